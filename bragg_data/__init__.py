@@ -1,0 +1,1 @@
+"""Crystallography, simulation and the versioned store of labelled Bragg profiles."""

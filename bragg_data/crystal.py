@@ -1,0 +1,465 @@
+"""Unit cells, crystal systems and the phases read from CIF files."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import periodictable
+from numpy.typing import ArrayLike, NDArray
+
+CELL_PARAMETERS = ("a", "b", "c", "alpha", "beta", "gamma")
+"""Names of the six cell parameters; a, b, c in ångström, alpha, beta, gamma in degrees."""
+
+EQUAL_LENGTHS = 1e-6
+"""Cell lengths closer than this (Å), and angles closer (degrees), count as equal."""
+
+# Elements whose scattering length varies with energy over the thermal range (a nuclear resonance,
+# tabulated with Breit-Wigner terms by GSAS-II and Lynn & Seeger, ADNDT 44 (1990) 191).
+_RESONANT = frozenset({"Cd", "Rh", "Sm", "Eu", "Gd", "Er", "Yb"})
+
+# An imaginary scattering length below this share of |b| changes |F|² by less than 1e-4.
+_NEGLIGIBLE_IMAGINARY = 0.01
+
+
+class CrystalSystem(IntEnum):
+    """The seven crystal systems, coded as everywhere in this project: the paper's three first."""
+
+    cubic = 0
+    tetragonal = 1
+    trigonal = 2
+    hexagonal = 3
+    orthorhombic = 4
+    monoclinic = 5
+    triclinic = 6
+
+
+class CrystalError(ValueError):
+    """A cell or a structure that cannot be what it claims to be."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The metric constraints of a space group in its setting.
+
+    Parameters
+    ----------
+    crystal_system
+        One of the seven.
+    free_parameters
+        The cell parameters that symmetry leaves free, in the order of :data:`CELL_PARAMETERS`.
+    tied
+        Maps each other parameter to the free one that it equals, or to a fixed angle in degrees.
+    """
+
+    crystal_system: CrystalSystem
+    free_parameters: tuple[str, ...]
+    tied: tuple[tuple[str, str | float], ...]
+
+    @property
+    def free_mask(self) -> NDArray[np.bool_]:
+        """Which of the six cell parameters are free, shape (6,)."""
+        return np.array([name in self.free_parameters for name in CELL_PARAMETERS])
+
+    def cells(self, free: ArrayLike) -> NDArray[np.float64]:
+        """Return full cells from the free parameters.
+
+        Parameters
+        ----------
+        free : shape (n, n_free)
+            Free parameters, in ångström and degrees, in the order of ``free_parameters``.
+
+        Returns
+        -------
+        shape (n, 6)
+            a, b, c in ångström; alpha, beta, gamma in degrees.
+        """
+        free = np.asarray(free, dtype=np.float64)
+        cells = np.empty((len(free), 6))
+        for column, name in enumerate(self.free_parameters):
+            cells[:, CELL_PARAMETERS.index(name)] = free[:, column]
+        for name, source in self.tied:
+            cells[:, CELL_PARAMETERS.index(name)] = (
+                cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
+            )
+        return cells
+
+    def check(self, cells: NDArray[np.float64]) -> None:
+        """Refuse cells that break the constraints of this lattice.
+
+        Parameters
+        ----------
+        cells : shape (n, 6)
+            Unit cells, in ångström and degrees.
+
+        Raises
+        ------
+        CrystalError
+            If a tied parameter has another value, if the cell encloses no volume, or if the
+            tetragonal (or trigonal) cell is metrically cubic, so that its label would be wrong.
+        """
+        for row, cell in enumerate(cells):
+            text = _cell_text(cell)
+            for name, source in self.tied:
+                value = cell[CELL_PARAMETERS.index(name)]
+                wanted = cell[CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
+                if not abs(value - wanted) <= EQUAL_LENGTHS:
+                    target = source if isinstance(source, str) else f"{source:g}°"
+                    raise CrystalError(
+                        f"Cell {text} (sample {row}) is not {self.crystal_system.name} in this "
+                        f"setting: {name} is {value:g} and must equal {target}."
+                    )
+        check_volume(cells)
+        special = self.metrically_cubic(cells)
+        if special.any():
+            row = int(np.flatnonzero(special)[0])
+            equal = "a = c" if self.crystal_system is CrystalSystem.tetragonal else "alpha = 90°"
+            raise CrystalError(
+                f"Cell {_cell_text(cells[row])} (sample {row}) is labelled "
+                f"{self.crystal_system.name} but has {equal}, which is cubic ({int(special.sum())} "
+                f"such cells): leave these cells out, or label them cubic."
+            )
+
+    def metrically_cubic(self, cells: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which tetragonal or rhombohedral cells are cubes, shape (n,).
+
+        Other systems are compared with their own higher-symmetry relatives by no experiment that
+        fixes the space group, so for them the answer is always no.
+        """
+        if self.crystal_system is CrystalSystem.tetragonal:
+            return np.asarray(np.abs(cells[:, 0] - cells[:, 2]) <= EQUAL_LENGTHS)
+        if self.free_parameters == ("a", "alpha"):
+            return np.asarray(np.abs(cells[:, 3] - 90.0) <= EQUAL_LENGTHS)
+        return np.zeros(len(cells), dtype=bool)
+
+
+def _cell_text(cell: NDArray[np.float64]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in cell) + ")"
+
+
+def lattice_of(group: gemmi.SpaceGroup) -> Lattice:
+    """Return the metric constraints of a space group in its setting.
+
+    International Tables for Crystallography, vol. A, table 2.1.2.1. A trigonal group on
+    rhombohedral axes is free in a and alpha, on hexagonal axes in a and c; a monoclinic one is
+    free in the angle at its unique axis.
+    """
+    system = CrystalSystem[group.crystal_system_str()]
+    right = (("alpha", 90.0), ("beta", 90.0), ("gamma", 90.0))
+    if system is CrystalSystem.cubic:
+        return Lattice(system, ("a",), (("b", "a"), ("c", "a"), *right))
+    if system is CrystalSystem.tetragonal:
+        return Lattice(system, ("a", "c"), (("b", "a"), *right))
+    if system is CrystalSystem.trigonal and group.ext == "R":
+        tied = (("b", "a"), ("c", "a"), ("beta", "alpha"), ("gamma", "alpha"))
+        return Lattice(system, ("a", "alpha"), tied)
+    if system in (CrystalSystem.trigonal, CrystalSystem.hexagonal):
+        tied_hexagonal = (("b", "a"), ("alpha", 90.0), ("beta", 90.0), ("gamma", 120.0))
+        return Lattice(system, ("a", "c"), tied_hexagonal)
+    if system is CrystalSystem.orthorhombic:
+        return Lattice(system, ("a", "b", "c"), right)
+    if system is CrystalSystem.monoclinic:
+        free = {"a": "alpha", "b": "beta", "c": "gamma"}[group.monoclinic_unique_axis()]
+        return Lattice(system, ("a", "b", "c", free), tuple(t for t in right if t[0] != free))
+    return Lattice(system, CELL_PARAMETERS, ())
+
+
+def check_volume(cells: NDArray[np.float64]) -> None:
+    """Refuse cells that enclose no volume.
+
+    Parameters
+    ----------
+    cells : shape (n, 6)
+        Unit cells, in ångström and degrees.
+
+    Raises
+    ------
+    CrystalError
+        Naming the first such cell, and for a rhombohedral one the limit of alpha.
+    """
+    with np.errstate(invalid="ignore"):
+        bad = ~((cells[:, :3] > 0).all(axis=1) & (_squared_volume_factor(cells) > 1e-9))
+    if not bad.any():
+        return
+    cell = cells[int(np.flatnonzero(bad)[0])]
+    if not (cell[:3] > 0).all():
+        remedy = "Cell lengths must be positive numbers in ångström."
+    elif cell[3] == cell[4] == cell[5]:
+        remedy = "A rhombohedral cell needs 0° < alpha < 120°."
+    else:
+        remedy = "Each angle must be smaller than the sum of the other two, and all below 360°."
+    raise CrystalError(f"Unit cell {_cell_text(cell)} encloses no volume. {remedy}")
+
+
+def _squared_volume_factor(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    ca, cb, cg = np.cos(np.radians(cells[:, 3:])).T
+    return np.asarray(1 - ca**2 - cb**2 - cg**2 + 2 * ca * cb * cg)
+
+
+def cell_volume(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the volume of each cell, shape (n,), in Å³, from cells of shape (n, 6)."""
+    volume: NDArray[np.float64] = cells[:, :3].prod(axis=1) * np.sqrt(_squared_volume_factor(cells))
+    return volume
+
+
+def reciprocal_metric(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    r"""Return the six independent terms of the reciprocal metric tensor of each cell.
+
+    With :math:`g` the metric tensor of the direct cell, :math:`G^{-1} = g^{-1}` and
+
+    .. math:: 1/d^2 = m_0 h^2 + m_1 k^2 + m_2 l^2 + m_3 hk + m_4 hl + m_5 kl .
+
+    International Tables for Crystallography, vol. B, section 1.1.
+
+    Parameters
+    ----------
+    cells : shape (n, 6)
+        Unit cells, in ångström and degrees.
+
+    Returns
+    -------
+    shape (n, 6)
+        :math:`m_0 \dots m_5` in Å⁻²; the mixed terms carry their factor of two.
+    """
+    a, b, c = cells[:, :3].T
+    ca, cb, cg = np.cos(np.radians(cells[:, 3:])).T
+    s = _squared_volume_factor(cells)
+    return np.stack(
+        [
+            (1 - ca**2) / (a**2 * s),
+            (1 - cb**2) / (b**2 * s),
+            (1 - cg**2) / (c**2 * s),
+            2 * (ca * cb - cg) / (a * b * s),
+            2 * (ca * cg - cb) / (a * c * s),
+            2 * (cb * cg - ca) / (b * c * s),
+        ],
+        axis=1,
+    )
+
+
+def d_spacing(hkl: NDArray[np.integer], cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    r"""Return the interplanar spacing of each reflection in each cell.
+
+    .. math:: d_{hkl} = (\mathbf h^\mathsf{T} G^{-1} \mathbf h)^{-1/2}
+
+    International Tables for Crystallography, vol. B, section 1.1.
+
+    Parameters
+    ----------
+    hkl : shape (n_reflections, 3)
+        Miller indices.
+    cells : shape (n, 6)
+        Unit cells, in ångström and degrees.
+
+    Returns
+    -------
+    shape (n, n_reflections)
+        d-spacing in ångström.
+    """
+    h, k, l = np.asarray(hkl, dtype=np.float64).T  # noqa: E741
+    products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
+    return np.asarray((reciprocal_metric(cells) @ products) ** -0.5)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One crystal structure: a space group and atoms at fixed fractional coordinates.
+
+    Attributes
+    ----------
+    name
+        The campaign's name for it.
+    space_group
+        Extended Hermann-Mauguin symbol, for example ``R 3 m:R``.
+    lattice
+        Crystal system and free cell parameters.
+    cell : shape (6,)
+        The cell of the CIF, in ångström and degrees.
+    symbols
+        Element of each atom in the cell.
+    positions : shape (n_atoms, 3)
+        Fractional coordinates of all atoms of the cell.
+    scattering_lengths : shape (n_atoms,), complex
+        Bound coherent scattering length times occupancy, in 1e-12 cm.
+    u_iso : shape (n_atoms,)
+        Isotropic displacement parameter, in Å².
+    cif
+        The text of the CIF.
+    """
+
+    name: str
+    space_group: str
+    lattice: Lattice
+    cell: NDArray[np.float64]
+    symbols: tuple[str, ...]
+    positions: NDArray[np.float64]
+    scattering_lengths: NDArray[np.complex128]
+    u_iso: NDArray[np.float64]
+    cif: str
+
+    @property
+    def crystal_system(self) -> CrystalSystem:
+        """The crystal system of the space group."""
+        return self.lattice.crystal_system
+
+    @property
+    def group_ops(self) -> gemmi.GroupOps:
+        """The symmetry operations of the space group, in its setting."""
+        group = gemmi.find_spacegroup_by_name(self.space_group)
+        assert group is not None  # the symbol was written by gemmi itself
+        return group.operations()
+
+    @property
+    def cif_sha256(self) -> str:
+        """SHA-256 of the CIF's text."""
+        return hashlib.sha256(self.cif.encode()).hexdigest()
+
+
+def scattering_length(element: str) -> complex:
+    """Return the bound coherent scattering length of an element in 1e-12 cm (10 fm).
+
+    The values are those of the periodictable package (Rauch & Waschkowski; Sears, Neutron News 3
+    (1992) 26). An imaginary part (absorption, for example boron) is kept where it matters.
+
+    Raises
+    ------
+    CrystalError
+        For an element without a tabulated value, or with a resonance in the thermal range.
+    """
+    try:
+        neutron = periodictable.elements.symbol(element).neutron
+        b = neutron.b_c
+    except (ValueError, AttributeError) as error:
+        raise CrystalError(
+            f"Element '{element}' has no neutron scattering length. Correct the atom types of the "
+            f"CIF."
+        ) from error
+    if b is None:
+        raise CrystalError(
+            f"Element '{element}' has no measured neutron scattering length, so no pattern of it "
+            f"can be simulated."
+        )
+    if element in _RESONANT or neutron.is_energy_dependent:
+        raise CrystalError(
+            f"Element '{element}' has a resonance in the thermal range: its scattering length "
+            f"varies with wavelength, which the kinematic simulator does not model. Use "
+            f"--simulator gsas2 for this structure."
+        )
+    complex_b = neutron.b_c_complex
+    imaginary = complex_b.imag if complex_b is not None else 0.0
+    if abs(imaginary) < _NEGLIGIBLE_IMAGINARY * abs(b):
+        imaginary = 0.0
+    return complex(b, imaginary) / 10.0
+
+
+def read_phase(cif: Path | str, name: str) -> Phase:
+    """Read a phase from a CIF file, or from the text of one.
+
+    Anisotropic displacement parameters become their equivalent isotropic ones, with a warning.
+
+    Parameters
+    ----------
+    cif
+        Path of the file, or its text.
+    name
+        What the campaign calls this phase.
+
+    Raises
+    ------
+    CrystalError
+        If the file is missing or unreadable, names no known space group or no atoms, or if its
+        cell contradicts its space group.
+    """
+    if isinstance(cif, Path):
+        where = str(cif)
+        try:
+            text = cif.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CrystalError(f"CIF file {cif} not found. Give the path of a CIF file.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CrystalError(f"CIF file {cif} cannot be read: {error}.") from error
+    else:
+        where, text = f"CIF of phase '{name}'", cif
+    structure = _structure(text, where)
+    group = structure.spacegroup
+    if group is None:
+        raise CrystalError(
+            f"{where} names no space group that is known: give its symmetry operations "
+            f"(_space_group_symop_operation_xyz) or its Hermann-Mauguin symbol."
+        )
+    lattice = lattice_of(group)
+    unit_cell = structure.cell
+    cell = np.array([getattr(unit_cell, p) for p in CELL_PARAMETERS])
+    try:
+        lattice.check(cell[None])
+    except CrystalError as error:
+        raise CrystalError(f"{where}: {error}") from error
+
+    anisotropic = False
+    sites = []
+    for site in structure.get_all_unit_cell_sites():
+        u_iso = site.u_iso
+        if site.aniso.nonzero():
+            anisotropic = True
+            u_iso = _u_equivalent(site.aniso, unit_cell)
+        if site.occ > 0:
+            symbol = "D" if site.type_symbol == "D" else site.element.name
+            sites.append((symbol, site.fract.tolist(), site.occ, u_iso))
+    if not sites:
+        raise CrystalError(f"{where} lists no atoms (_atom_site_fract_x …), so nothing scatters.")
+    if anisotropic:
+        warnings.warn(
+            f"{where} has anisotropic displacement parameters: their equivalent isotropic values "
+            f"are used.",
+            stacklevel=2,
+        )
+    return Phase(
+        name=name,
+        space_group=group.xhm(),
+        lattice=lattice,
+        cell=cell,
+        symbols=tuple(symbol for symbol, *_ in sites),
+        positions=np.array([position for _, position, *_ in sites]) % 1.0,
+        scattering_lengths=np.array([scattering_length(s) * occ for s, _, occ, _ in sites]),
+        u_iso=np.array([u for *_, u in sites]),
+        cif=text,
+    )
+
+
+def _structure(text: str, where: str) -> gemmi.SmallStructure:
+    try:
+        document = gemmi.cif.read_string(text)
+        blocks = [block for block in document if block.find_values("_atom_site_fract_x")]
+        if not blocks:
+            raise CrystalError(
+                f"{where} holds no atoms: a CIF with _cell_length_a … and _atom_site_fract_x … "
+                f"is needed."
+            )
+        structure = gemmi.make_small_structure_from_block(blocks[0])
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, CrystalError):
+            raise
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise CrystalError(f"{where} is not a readable CIF: {reason}.") from error
+    # Operations come first: the symbol alone does not always tell the setting.
+    structure.determine_and_set_spacegroup("S.H2")
+    return structure
+
+
+def _u_equivalent(u: gemmi.SMat33d, cell: gemmi.UnitCell) -> float:
+    r"""Return the equivalent isotropic displacement parameter in Å².
+
+    .. math:: U_\text{eq} = \frac13 \sum_{ij} U_{ij} a_i^* a_j^* \mathbf a_i\cdot\mathbf a_j
+
+    Fischer & Tillmanns, Acta Cryst. C44 (1988) 775.
+    """
+    direct = np.array(cell.orth.mat.tolist())
+    metric = direct.T @ direct
+    star = np.sqrt(np.diag(np.linalg.inv(metric)))
+    tensor = np.array([[u.u11, u.u12, u.u13], [u.u12, u.u22, u.u23], [u.u13, u.u23, u.u33]])
+    return float((tensor * np.outer(star, star) * metric).sum() / 3)

@@ -1,0 +1,251 @@
+"""A time-of-flight powder diffractometer, read from a GSAS-II ``.instprm`` file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Value = TypeVar("_Value", float, NDArray[np.float64])
+
+# Names in the file -> our attribute; those in _OPTIONAL may be absent and are then zero, as in
+# GSAS-II itself.
+_KEYS = {
+    "fltPath": "flight_path",
+    "2-theta": "two_theta",
+    "difC": "difc",
+    "difA": "difa",
+    "difB": "difb",
+    "Zero": "tzero",
+    "alpha": "alpha",
+    "beta-0": "beta_0",
+    "beta-1": "beta_1",
+    "beta-q": "beta_q",
+    "sig-0": "sig_0",
+    "sig-1": "sig_1",
+    "sig-2": "sig_2",
+    "sig-q": "sig_q",
+    "X": "x",
+    "Y": "y",
+    "Z": "z",
+}
+_OPTIONAL = {
+    "fltPath", "difA", "difB", "Zero", "beta-0", "beta-1", "beta-q", "sig-0", "sig-1", "sig-2",
+    "sig-q", "X", "Y", "Z",
+}  # fmt: skip
+
+
+class InstrumentError(ValueError):
+    """An instrument file that cannot be read, or a bank that is not in it."""
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """Calibration and peak shape of one bank of a time-of-flight diffractometer.
+
+    The names are GSAS-II's. d in ångström, T in µs:
+
+    * position  T = difc·d + difa·d² + difb/d + tzero;
+    * rise alpha/d, decay beta_0 + beta_1/d⁴ + beta_q/d², in 1/µs;
+    * Gaussian variance sig_0 + sig_1 d² + sig_2 d⁴ + sig_q d, in µs²;
+    * Lorentzian full width x·d + y·d² + z, in µs.
+    """
+
+    bank: int
+    two_theta: float
+    difc: float
+    difa: float = 0.0
+    difb: float = 0.0
+    tzero: float = 0.0
+    alpha: float = 1.0
+    beta_0: float = 0.0
+    beta_1: float = 0.0
+    beta_q: float = 0.0
+    sig_0: float = 0.0
+    sig_1: float = 0.0
+    sig_2: float = 0.0
+    sig_q: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    z: float = 0.0
+    flight_path: float = 0.0
+    text: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the text of the file."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def tof_from_d_spacing(self, d: _Value) -> _Value:
+        """Return the time of flight in µs of a d-spacing in ångström (any shape)."""
+        return self.difc * d + self.difa * d * d + self.difb / d + self.tzero
+
+    def d_spacing_from_tof(self, tof: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the d-spacing in ångström of a time of flight in µs (any shape).
+
+        Newton's method on :meth:`tof_from_d_spacing`; the calibration terms beside difc are small,
+        so it converges in a few steps.
+
+        Raises
+        ------
+        InstrumentError
+            Where T has no d, that is at or below tzero, or outside the range in which T grows
+            with d.
+        """
+        tof = np.asarray(tof, dtype=np.float64)
+        d = (tof - self.tzero) / self.difc
+        with np.errstate(all="ignore"):
+            for _ in range(60):
+                slope = self.difc + 2 * self.difa * d - self.difb / (d * d)
+                step = (self.tof_from_d_spacing(d) - tof) / slope
+                d = d - step
+            # Newton may have left for a root on the falling branch: check what it found.
+            slope = self.difc + 2 * self.difa * d - self.difb / (d * d)
+            good = (d > 0) & (slope > 0) & (np.abs(self.tof_from_d_spacing(d) - tof) < 1e-6 * tof)
+        if not np.all(good):
+            first = np.atleast_1d(tof)[~np.atleast_1d(good)][0]
+            raise InstrumentError(
+                f"Time of flight {first:g} µs corresponds to no d-spacing on bank {self.bank} "
+                f"(difC {self.difc:g}, difA {self.difa:g}, Zero {self.tzero:g})."
+            )
+        return np.asarray(d)
+
+    def moved(self, **changes: float) -> Instrument:
+        """Return a copy with other values for the named parameters."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class TofGrid:
+    """A logarithmic time-of-flight grid, T_i = start · exp(relative_step · i), in µs."""
+
+    start: float
+    relative_step: float
+    points: int
+
+    @property
+    def tof(self) -> NDArray[np.float64]:
+        """The points of the grid in µs, shape (points,)."""
+        return np.asarray(self.start * np.exp(self.relative_step * np.arange(self.points)))
+
+    @property
+    def stop(self) -> float:
+        """The last point in µs."""
+        return float(self.start * np.exp(self.relative_step * (self.points - 1)))
+
+
+def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
+    """Read one bank of a GSAS-II ``.instprm`` file, or of the text of one.
+
+    Parameters
+    ----------
+    instprm
+        Path of the file, or its text.
+    bank
+        The bank's number in the file; may be left out where the file holds one bank only.
+
+    Raises
+    ------
+    InstrumentError
+        If the file cannot be read, is no time-of-flight (PNT) file, lacks a needed value, or does
+        not hold the bank.
+    """
+    if isinstance(instprm, Path):
+        where = str(instprm)
+        try:
+            text = instprm.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise InstrumentError(
+                f"Instrument file {instprm} not found. Give the path of a GSAS-II .instprm file."
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
+    else:
+        where, text = "Instrument file", instprm
+    banks = {b.bank: b for b in _banks(text, where)}
+    if bank is None:
+        if len(banks) > 1:
+            known = ", ".join(str(b) for b in banks)
+            raise InstrumentError(f"{where} holds banks {known}: name one of them.")
+        return next(iter(banks.values()))
+    if bank not in banks:
+        known = ", ".join(str(b) for b in banks)
+        raise InstrumentError(f"{where} holds no bank {bank}. It holds: {known}.")
+    return banks[bank]
+
+
+def read_instruments(instprm: Path) -> dict[int, Instrument]:
+    """Read all banks of a GSAS-II ``.instprm`` file, by their numbers in it.
+
+    Raises
+    ------
+    InstrumentError
+        As :func:`read_instrument`.
+    """
+    try:
+        text = instprm.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
+    return {b.bank: b for b in _banks(text, str(instprm))}
+
+
+def _banks(text: str, where: str) -> list[Instrument]:
+    sections: list[dict[str, str]] = []
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            # "#Bank 4: GSAS-II instrument parameter file …" or "#GSAS-II instrument …"
+            if "instrument parameter" in stripped:
+                sections.append({})
+            continue
+        for entry in stripped.split(";"):
+            key, colon, value = entry.partition(":")
+            if not colon:
+                continue
+            if not sections:
+                sections.append({})
+            sections[-1][key.strip()] = value.strip()
+    sections = [section for section in sections if section]
+    if not sections:
+        raise InstrumentError(
+            f"{where} is no GSAS-II instrument parameter file: it has no 'key:value' lines."
+        )
+    return [_instrument(s, number, where) for number, s in enumerate(sections, start=1)]
+
+
+def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrument:
+    kind = section.get("Type", "PNT")
+    if not kind.startswith("PNT"):
+        raise InstrumentError(
+            f"{where} has an instrument of type {kind}; only PNT (neutron time of flight) is "
+            f"simulated."
+        )
+    values: dict[str, float] = {}
+    for key, attribute in _KEYS.items():
+        if key not in section:
+            if key in _OPTIONAL:
+                continue
+            raise InstrumentError(f"{where} lacks '{key}' (bank section {number}).")
+        try:
+            values[attribute] = float(section[key])
+        except ValueError as error:
+            raise InstrumentError(
+                f"{where} gives '{section[key]}' for '{key}' where a number is needed."
+            ) from error
+    try:
+        bank = round(float(section.get("Bank", number)))
+    except ValueError as error:
+        raise InstrumentError(f"{where} has a bank number '{section['Bank']}'.") from error
+    if not (np.isfinite(list(values.values())).all() and values["difc"] > 0):
+        raise InstrumentError(f"{where}, bank {bank}: difC must be positive and all values finite.")
+    if values["alpha"] <= 0:
+        raise InstrumentError(f"{where}, bank {bank}: alpha (the rise) must be positive.")
+    text = "#GSAS-II instrument parameter file; do not add/delete items!\n" + "".join(
+        f"{key}:{value}\n" for key, value in section.items()
+    )
+    return Instrument(bank=bank, text=text, **values)
