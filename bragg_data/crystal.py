@@ -103,26 +103,24 @@ class Lattice:
             If a tied parameter has another value, if the cell encloses no volume, or if the
             tetragonal (or trigonal) cell is metrically cubic, so that its label would be wrong.
         """
-        for row, cell in enumerate(cells):
-            text = _cell_text(cell)
-            for name, source in self.tied:
-                value = cell[CELL_PARAMETERS.index(name)]
-                wanted = cell[CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
-                if not abs(value - wanted) <= EQUAL_LENGTHS:
-                    target = source if isinstance(source, str) else f"{source:g}°"
-                    raise CrystalError(
-                        f"Cell {text} (sample {row}) is not {self.crystal_system.name} in this "
-                        f"setting: {name} is {value:g} and must equal {target}."
-                    )
+        for name, source in self.tied:
+            values = cells[:, CELL_PARAMETERS.index(name)]
+            wanted = cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
+            wrong = np.flatnonzero(~(np.abs(values - wanted) <= EQUAL_LENGTHS))
+            if len(wrong):
+                target = source if isinstance(source, str) else f"{source:g}°"
+                raise CrystalError(
+                    f"Cell {_cell_text(cells[wrong[0]])} is not {self.crystal_system.name} in "
+                    f"this setting: {name} is {values[wrong[0]]:g} and must equal {target}."
+                )
         check_volume(cells)
         special = self.metrically_cubic(cells)
         if special.any():
-            row = int(np.flatnonzero(special)[0])
+            first = _cell_text(cells[np.flatnonzero(special)[0]])
             equal = "a = c" if self.crystal_system is CrystalSystem.tetragonal else "alpha = 90°"
             raise CrystalError(
-                f"Cell {_cell_text(cells[row])} (sample {row}) is labelled "
-                f"{self.crystal_system.name} but has {equal}, which is cubic ({int(special.sum())} "
-                f"such cells): leave these cells out, or label them cubic."
+                f"Cell {first} is labelled {self.crystal_system.name} but has {equal}, which is "
+                f"cubic ({special.sum()} such cells): leave these cells out, or label them cubic."
             )
 
     def metrically_cubic(self, cells: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -1,0 +1,473 @@
+"""A campaign file (TOML): phases, instrument and grid, and the ordered list of samples."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from scipy.stats import qmc
+
+from bragg_data.crystal import (
+    CELL_PARAMETERS,
+    EQUAL_LENGTHS,
+    CrystalError,
+    CrystalSystem,
+    Phase,
+    check_volume,
+    read_phase,
+)
+from bragg_data.instrument import Instrument, InstrumentError, TofGrid, read_instrument
+
+BUILT_IN = Path(__file__).parent / "campaigns"
+"""Where the campaigns that ship with the project live."""
+
+
+class CampaignError(ValueError):
+    """A campaign file, or a list of cells, that cannot be simulated."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Range(_Table):
+    """A grid (first, last, step; both ends included) or a continuous interval (low, high)."""
+
+    first: Decimal | None = None
+    last: Decimal | None = None
+    step: Annotated[Decimal, Field(gt=0)] | None = None
+    low: Decimal | None = None
+    high: Decimal | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> _Range:
+        grid = (self.first, self.last, self.step)
+        interval = (self.low, self.high)
+        if all(v is not None for v in grid) and interval == (None, None):
+            assert self.first is not None
+            assert self.last is not None
+            assert self.step is not None
+            if self.last < self.first:
+                raise ValueError(f"a range ends ({self.last}) before it begins ({self.first})")
+            if (self.last - self.first) % self.step:
+                raise ValueError(
+                    f"{self.last} is not a whole number of steps of {self.step} from {self.first}"
+                )
+        elif all(v is not None for v in interval) and grid == (None, None, None):
+            assert self.low is not None
+            assert self.high is not None
+            if self.high < self.low:
+                raise ValueError(f"an interval ends ({self.high}) before it begins ({self.low})")
+        else:
+            raise ValueError("a range is either {first, last, step} or {low, high}")
+        return self
+
+    @property
+    def is_grid(self) -> bool:
+        return self.first is not None
+
+    def values(self) -> NDArray[np.float64]:
+        """All points of a grid: exact decimals, so that rounding never decides the end point."""
+        assert self.first is not None
+        assert self.last is not None
+        assert self.step is not None
+        count = int((self.last - self.first) / self.step) + 1
+        return np.array([float(self.first + self.step * i) for i in range(count)])
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping) else value
+
+
+class _Phase(_Table):
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")]
+    cif: str
+    cell: dict[str, Annotated[tuple[_Range, ...], BeforeValidator(_as_list), Field(min_length=1)]]
+    exclude: tuple[str, ...] = ()
+    samples: Annotated[int, Field(gt=0)] | None = None
+
+
+class _Instrument(_Table):
+    file: str
+    bank: int | None = None
+
+
+class _Tof(_Table):
+    start: Annotated[Decimal, Field(gt=0)]
+    relative_step: Annotated[Decimal, Field(gt=0)]
+    points: Annotated[int, Field(ge=64, le=100_000)]
+
+
+class _Broadening(_Table):
+    size: Annotated[Decimal, Field(gt=0)] = Decimal("1.0")
+    microstrain: Annotated[Decimal, Field(ge=0)] = Decimal("1000.0")
+
+
+class _RowsPerChunk(_Table):
+    kinematic: Annotated[int, Field(gt=0)] = 512
+    gsas2: Annotated[int, Field(gt=0)] = 16
+
+
+class _File(_Table):
+    """The schema of a campaign file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    description: str = ""
+    seed: int
+    sampling: Literal["grid", "sobol"] = "grid"
+    instrument: _Instrument
+    tof: _Tof
+    broadening: _Broadening = _Broadening()
+    rows_per_chunk: _RowsPerChunk = _RowsPerChunk()
+    phases: Annotated[tuple[_Phase, ...], Field(min_length=1, max_length=127)]
+
+    @model_validator(mode="after")
+    def _phases_fit_sampling(self) -> _File:
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError("two phases have the same name")
+        for phase in self.phases:
+            grid = all(r.is_grid for ranges in phase.cell.values() for r in ranges)
+            interval = all(not r.is_grid for ranges in phase.cell.values() for r in ranges)
+            if self.sampling == "grid" and not (grid and phase.samples is None):
+                raise ValueError(
+                    f"phase '{phase.name}': grid sampling takes ranges of first, last and step, "
+                    f"and no number of samples"
+                )
+            if self.sampling == "sobol" and not (interval and phase.samples is not None):
+                raise ValueError(
+                    f"phase '{phase.name}': sobol sampling takes intervals of low and high, "
+                    f"and the number of samples"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is to be simulated: the labels of each sample.
+
+    Attributes
+    ----------
+    phase : shape (n,), int8
+        Index of the campaign's phase.
+    crystal_system : shape (n,), int8
+        Code of :class:`~bragg_data.crystal.CrystalSystem`.
+    cells : shape (n, 6), float64
+        a, b, c in ångström; alpha, beta, gamma in degrees.
+    """
+
+    phase: NDArray[np.int8]
+    crystal_system: NDArray[np.int8]
+    cells: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.phase)
+
+    def __getitem__(self, rows: slice | NDArray[np.integer]) -> Samples:
+        return Samples(self.phase[rows], self.crystal_system[rows], self.cells[rows])
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A campaign, resolved: everything that a simulation needs and nothing of this machine.
+
+    Attributes
+    ----------
+    toml, cifs, instprm
+        The texts that it was read from: the campaign file, the CIF of each phase by the phase's
+        name, and the instrument file's bank.
+    """
+
+    toml: str
+    cifs: Mapping[str, str]
+    instprm: str
+
+    @cached_property
+    def _file(self) -> _File:
+        try:
+            # Decimals keep 0.001 what the file says, so that grids are built from integers.
+            return _File.model_validate(tomllib.loads(self.toml, parse_float=Decimal))
+        except tomllib.TOMLDecodeError as error:
+            raise CampaignError(f"The campaign file is not valid TOML: {error}.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the file"
+            reason = first["msg"].removeprefix("Value error, ")
+            raise CampaignError(f"The campaign file is wrong at {place}: {reason}.") from error
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self._file.name
+
+    @property
+    def description(self) -> str:
+        """One line on what it is."""
+        return self._file.description
+
+    @property
+    def size(self) -> float:
+        """Crystallite size in µm."""
+        return float(self._file.broadening.size)
+
+    @property
+    def microstrain(self) -> float:
+        """Microstrain in units of 1e-6."""
+        return float(self._file.broadening.microstrain)
+
+    def rows_per_chunk(self, simulator: str) -> int:
+        """Patterns per chunk, the unit of work, for a simulator ('kinematic' or 'gsas2')."""
+        return int(getattr(self._file.rows_per_chunk, simulator))
+
+    @cached_property
+    def instrument(self) -> Instrument:
+        """The instrument."""
+        return read_instrument(self.instprm)
+
+    @cached_property
+    def grid(self) -> TofGrid:
+        """The time-of-flight grid."""
+        tof = self._file.tof
+        return TofGrid(float(tof.start), float(tof.relative_step), tof.points)
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases, in the order of their codes."""
+        return tuple(read_phase(self.cifs[p.name], p.name) for p in self._file.phases)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """All samples, in the seeded, shuffled order in which they are stored.
+
+        Raises
+        ------
+        CampaignError
+            If a range contains cells that do not belong to the phase's crystal system, or that
+            enclose no volume.
+        """
+        cells: list[NDArray[np.float64]] = []
+        # One stream per phase: adding a phase leaves the others' samples as they were.
+        streams = np.random.SeedSequence(self._file.seed).spawn(len(self._file.phases) + 1)
+        for config, phase, stream in zip(self._file.phases, self.phases, streams[1:], strict=True):
+            free = _free_parameters(config, phase, np.random.default_rng(stream))
+            of_phase = phase.lattice.cells(free)
+            for rule in config.exclude:
+                of_phase = of_phase[~_matches(rule, of_phase, config.name)]
+            try:
+                phase.lattice.check(of_phase)
+            except CrystalError as error:
+                raise CampaignError(
+                    f"Phase '{config.name}' of campaign '{self.name}': {error}"
+                ) from error
+            if not len(of_phase):
+                raise CampaignError(f"Phase '{config.name}' of campaign '{self.name}' is empty.")
+            cells.append(of_phase)
+        counts = [len(c) for c in cells]
+        systems = [phase.crystal_system for phase in self.phases]
+        in_order = Samples(
+            phase=np.repeat(np.arange(len(cells)), counts).astype(np.int8),
+            crystal_system=np.repeat(systems, counts).astype(np.int8),
+            cells=np.concatenate(cells),
+        )
+        return in_order[np.random.default_rng(streams[0]).permutation(sum(counts))]
+
+    @cached_property
+    def definition(self) -> dict[str, Any]:
+        """All that makes this data set what it is, as plain JSON values (comments do not count)."""
+        resolved = self._file.model_dump(mode="json", exclude={"description", "rows_per_chunk"})
+        resolved["instrument"] = {"sha256": self.instrument.sha256}
+        for phase in resolved["phases"]:
+            phase["cif"] = {"sha256": hashlib.sha256(self.cifs[phase["name"]].encode()).hexdigest()}
+        return resolved
+
+    def identity(self, simulator: str, version: str, limit: int | None = None) -> str:
+        """Return the SHA-256 (hex) that names the data set.
+
+        Parameters
+        ----------
+        simulator, version
+            What computes the patterns: two simulators never make the same data set.
+        limit
+            Only the first samples are simulated.
+        """
+        rows = self.rows_per_chunk(simulator)
+        count = len(self.samples) if limit is None else min(limit, len(self.samples))
+        key = {
+            "campaign": self.definition,
+            "rows_per_chunk": rows,
+            "samples": count,
+            "simulator": simulator,
+            "simulator_version": version,
+        }
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _free_parameters(
+    config: _Phase, phase: Phase, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    wanted = phase.lattice.free_parameters
+    if set(config.cell) != set(wanted):
+        raise CampaignError(
+            f"Phase '{config.name}' is {phase.crystal_system.name} ({phase.space_group}), free in "
+            f"{', '.join(wanted)}; its ranges name {', '.join(config.cell) or 'nothing'}."
+        )
+    if config.samples is None:
+        axes = [np.concatenate([r.values() for r in config.cell[name]]) for name in wanted]
+        return np.array(list(itertools.product(*axes)), dtype=np.float64).reshape(-1, len(wanted))
+    # Sobol points fill a cube of 2^m points evenly; a prefix of a longer sequence still does well.
+    power = int(np.ceil(np.log2(max(config.samples, 2))))
+    unit = qmc.Sobol(len(wanted), rng=generator).random_base2(power)[: config.samples]
+    return np.stack(
+        [_stretch(unit[:, k], config.cell[name]) for k, name in enumerate(wanted)], axis=1
+    )
+
+
+def _stretch(unit: NDArray[np.float64], ranges: tuple[_Range, ...]) -> NDArray[np.float64]:
+    """Map [0, 1) onto the union of intervals, each in proportion to its length."""
+    low = np.array([float(r.low or 0) for r in ranges])
+    length = np.array([float(r.high or 0) for r in ranges]) - low
+    ends = np.cumsum(length)
+    position = unit * ends[-1]
+    index = np.minimum(np.searchsorted(ends, position, side="right"), len(ranges) - 1)
+    return np.asarray(low[index] + position - (ends - length)[index])
+
+
+def _matches(rule: str, cells: NDArray[np.float64], phase: str) -> NDArray[np.bool_]:
+    left, equals, right = (part.strip() for part in rule.partition("="))
+    try:
+        one = cells[:, CELL_PARAMETERS.index(left)]
+        other = cells[:, CELL_PARAMETERS.index(right)] if right in CELL_PARAMETERS else float(right)
+    except ValueError as error:
+        raise CampaignError(
+            f"Phase '{phase}' excludes '{rule}'{'' if equals else ' (without =)'}: a rule names a "
+            f"cell parameter, =, and another one or a number, as in 'a = c'."
+        ) from error
+    return np.asarray(np.abs(one - other) <= EQUAL_LENGTHS)
+
+
+def load_campaign(name_or_path: str | Path) -> Campaign:
+    """Load a campaign by the name of one that ships with the project, or by the path of its file.
+
+    Raises
+    ------
+    CampaignError
+        If the file, a CIF or the instrument file is missing or wrong.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = BUILT_IN / (str(name_or_path).replace("-", "_") + ".toml")
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem.replace("_", "-") for p in BUILT_IN.glob("*.toml")))
+            raise CampaignError(
+                f"Campaign '{name_or_path}' is not known. Give the path of a .toml file, or one "
+                f"of: {known}."
+            )
+    try:
+        toml = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise CampaignError(f"Campaign file {path} cannot be read: {reason}.") from error
+    return _load(toml, path)
+
+
+def _load(toml: str, path: Path) -> Campaign:
+    try:
+        file = Campaign(toml, {}, "")._file
+        cifs = {}
+        for phase in file.phases:
+            cif = path.parent / phase.cif
+            read_phase(cif, phase.name)  # refuses a bad file by its path
+            cifs[phase.name] = cif.read_text(encoding="utf-8")
+        instrument = read_instrument(path.parent / file.instrument.file, file.instrument.bank)
+    except (CampaignError, CrystalError, InstrumentError) as error:
+        raise CampaignError(f"Campaign {path}: {error}") from error
+    return Campaign(toml, cifs, instrument.text)
+
+
+def read_cells(path: Path, campaign: Campaign) -> Samples:
+    """Read a list of cells from a CSV file, to be simulated with the campaign's phases.
+
+    Parameters
+    ----------
+    path
+        Columns crystal_system, a, b, c (Å), alpha, beta, gamma (degrees) and optionally phase,
+        which is needed where several phases share a crystal system.
+    campaign
+        Its phases.
+
+    Raises
+    ------
+    CampaignError
+        If the file is unreadable, lacks a column, or holds a cell that no phase of the campaign
+        can have; the line of the file is named.
+    """
+    try:
+        table = pd.read_csv(path, skipinitialspace=True, comment="#")
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise CampaignError(f"Cells file {path} cannot be read as CSV: {error}.") from error
+    missing = [c for c in ("crystal_system", *CELL_PARAMETERS) if c not in table.columns]
+    if missing:
+        raise CampaignError(f"Cells file {path} lacks the column(s) {', '.join(missing)}.")
+    if table.empty:
+        raise CampaignError(f"Cells file {path} holds no cells.")
+    values = table[list(CELL_PARAMETERS)].apply(pd.to_numeric, errors="coerce")
+    cells = values.to_numpy(dtype=np.float64)
+    if not np.isfinite(cells).all():
+        line = int(np.flatnonzero(~np.isfinite(cells).all(axis=1))[0]) + 2
+        raise CampaignError(f"Cells file {path}, line {line}: a cell parameter is not a number.")
+    by_name = {phase.name: code for code, phase in enumerate(campaign.phases)}
+    names = table["phase"] if "phase" in table.columns else [None] * len(table)
+    codes = np.empty(len(table), dtype=np.int8)
+    for row, (system, name) in enumerate(zip(table["crystal_system"], names, strict=True)):
+        where = f"Cells file {path}, line {row + 2}"
+        codes[row] = _phase_code(str(system).strip(), name, by_name, campaign, where)
+    try:
+        check_volume(cells)
+        for code, phase in enumerate(campaign.phases):
+            phase.lattice.check(cells[codes == code])
+    except CrystalError as error:
+        raise CampaignError(f"Cells file {path}: {error}") from error
+    systems = np.array([p.crystal_system for p in campaign.phases], dtype=np.int8)
+    return Samples(codes, systems[codes], cells)
+
+
+def _phase_code(
+    system: str, name: object, by_name: Mapping[str, int], campaign: Campaign, where: str
+) -> int:
+    if isinstance(name, str) and name.strip():
+        if name.strip() not in by_name:
+            raise CampaignError(
+                f"{where}: phase '{name.strip()}' is none of the campaign's: {', '.join(by_name)}."
+            )
+        code = by_name[name.strip()]
+        if campaign.phases[code].crystal_system.name != system:
+            raise CampaignError(
+                f"{where}: phase '{name.strip()}' is "
+                f"{campaign.phases[code].crystal_system.name}, not {system}."
+            )
+        return code
+    if system not in CrystalSystem.__members__:
+        raise CampaignError(
+            f"{where}: '{system}' is no crystal system. Choose one of "
+            f"{', '.join(CrystalSystem.__members__)}."
+        )
+    matching = [c for c, p in enumerate(campaign.phases) if p.crystal_system.name == system]
+    if len(matching) != 1:
+        found = "no phase" if not matching else "several phases"
+        raise CampaignError(
+            f"{where}: the campaign has {found} of crystal system {system}. Its phases are "
+            f"{', '.join(by_name)}" + ("; name one in a column 'phase'." if matching else ".")
+        )
+    return matching[0]
