@@ -1,0 +1,510 @@
+"""Compiled loops of the fast simulator: reflections become amplitudes on the source grid.
+
+Everything here is plain loops over arrays, compiled by numba with one thread. Exponentials and
+logarithms come from tables with a short Taylor series, because those vectorise and libm's do not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from bragg_data.profile import BLEND, ERFCX_SWITCH, FWHM_PER_SIGMA
+
+TAPS = 6
+"""A quintic B-spline reaches over six nodes of the source grid."""
+
+REACH = 3.0
+"""Distance from the centre, in σ, at which the step of GSAS-II's erfcx is below 1e-5 of a peak."""
+
+ALIKE = 16
+"""Samples that share one selection of reflections."""
+
+_TILE = 1024  # reflections handled together: their buffers stay in the first-level cache
+
+
+class Tables(NamedTuple):
+    """Look-up tables.
+
+    ``debye_waller`` (n_groups, n_x): exp(−2π² U_g x) on a uniform grid of x with spacing ``dx``;
+    ``rates`` (n_groups,): 2π² U_g; ``log_tof`` and ``inverse_tof`` (n_t,): ln T and 1/T at the
+    middle of uniform cells of T that start at ``tof_0`` and are ``dt`` wide.
+    """
+
+    debye_waller: NDArray[np.float32]
+    rates: NDArray[np.float64]
+    dx: float
+    log_tof: NDArray[np.float64]
+    inverse_tof: NDArray[np.float64]
+    tof_0: float
+    dt: float
+
+
+def build_tables(
+    u_groups: NDArray[np.float64], x_max: float, tof_low: float, tof_high: float
+) -> Tables:
+    """Build the tables for 1/d² up to ``x_max`` (times the U scale) and a TOF range in µs."""
+    rates = 2 * np.pi**2 * u_groups
+    # A cell is so small that the third-order series is exact to 1e-10.
+    dx = 0.02 / max(float(rates.max()), 0.02)
+    x = (np.arange(math.ceil(x_max / dx) + 2) + 0.5) * dx
+    cells = math.ceil((tof_high / tof_low - 1) / 4e-3)
+    dt = (tof_high - tof_low) / cells
+    centres = tof_low + (np.arange(cells + 1) + 0.5) * dt
+    return Tables(
+        debye_waller=np.exp(-rates[:, None] * x).astype(np.float32),
+        rates=rates,
+        dx=dx,
+        log_tof=np.log(centres),
+        inverse_tof=1 / centres,
+        tof_0=tof_low,
+        dt=dt,
+    )
+
+
+class Target(NamedTuple):
+    """Where amplitudes are deposited.
+
+    The window in µs; the relative step of the pattern's grid and of the source grid, whose node j
+    stands at T = tof_low · exp(source_step · (j − pad)); the calibration terms common to all
+    samples; the d between which the step of GSAS-II's erfcx falls into the peak.
+    """
+
+    tof_low: float
+    tof_high: float
+    grid_step: float
+    source_step: float
+    pad: int
+    difa: float
+    difb: float
+    d_step_low: float
+    d_step_high: float
+
+
+class Selected(NamedTuple):
+    """The reflections that may lie inside the window for a group of similar cells.
+
+    ``products`` (6, n), ``coefficients`` (n_rows, n_groups, n), ``weights`` (n,), all float32.
+    """
+
+    products: NDArray[np.float32]
+    coefficients: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+
+@njit(nogil=True, cache=True)
+def room_for(reflections):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Return empty arrays as large as the whole list, for :func:`select`."""
+    return Selected(
+        np.empty_like(reflections.products),
+        np.empty_like(reflections.coefficients),
+        np.empty_like(reflections.weights),
+    )
+
+
+@njit(nogil=True, cache=True)
+def select(metrics, q_high, reflections, room):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Copy the reflections with 1/d² ≤ q_high for some metric between the given ones.
+
+    The bound takes the smallest and largest value of each term of the metric, after a common
+    scale is divided out, so it is sharp where the cells differ little but in size. Returns how
+    many there are.
+    """
+    low = np.full(6, np.inf)
+    high = np.full(6, -np.inf)
+    smallest = np.inf
+    for i in range(len(metrics)):
+        m = metrics[i]
+        size = m[0] + m[1] + m[2]
+        smallest = min(smallest, size)
+        for t in range(6):
+            low[t] = min(low[t], m[t] / size)
+            high[t] = max(high[t], m[t] / size)
+    limit = np.float32(q_high / smallest * (1.0 + 1e-5))
+    low32 = low.astype(np.float32)
+    high32 = high.astype(np.float32)
+    products = reflections.products
+    n_rows, n_groups, n_reflections = reflections.coefficients.shape
+    count = 0
+    for r in range(n_reflections):
+        bound = np.float32(0.0)
+        for t in range(6):
+            bound += min(low32[t] * products[t, r], high32[t] * products[t, r])
+        if bound <= limit:
+            for t in range(6):
+                room.products[t, count] = products[t, r]
+            for row in range(n_rows):
+                for group in range(n_groups):
+                    room.coefficients[row, group, count] = reflections.coefficients[row, group, r]
+            room.weights[count] = reflections.weights[r]
+            count += 1
+    return count
+
+
+class Buffers(NamedTuple):
+    """Per-reflection values of one tile; what stays after :func:`reflections_of_sample` first."""
+
+    d: NDArray[np.float64]
+    tof: NDArray[np.float64]
+    position: NDArray[np.float64]
+    amplitude: NDArray[np.float32]
+    q: NDArray[np.float64]
+    rough_d: NDArray[np.float32]
+    cell: NDArray[np.int32]
+    delta: NDArray[np.float32]
+    damping: NDArray[np.float32]
+    f: NDArray[np.float32]
+
+
+@njit(nogil=True, cache=True)
+def buffers_for(n_rows):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Return the buffers of one tile."""
+    return Buffers(
+        np.empty(_TILE),
+        np.empty(_TILE),
+        np.empty(_TILE),
+        np.empty(_TILE, np.float32),
+        np.empty(_TILE),
+        np.empty(_TILE, np.float32),
+        np.empty(_TILE, np.int32),
+        np.empty(_TILE, np.float32),
+        np.empty(_TILE, np.float32),
+        np.empty((n_rows, _TILE), np.float32),
+    )
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def reflections_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
+    metric, selected, u_scale, difc, tzero, target, tables, begin, count, buffers
+):
+    """Fill d (Å), T (µs), grid position and amplitude of ``count`` reflections of one sample.
+
+    A reflection counts only if T_low < T < T_high and d ≥ T_low / difC, as in GSAS-II; the others
+    get the amplitude zero. Each loop does one thing to all reflections, so that the compiler can
+    vectorise it.
+    """
+    d, tof, position, amplitude, q, rough_d, cell, delta, damping, f = buffers
+    products, coefficients, weights = selected
+    q_high = (difc / target.tof_low) ** 2
+    m0, m1, m2, m3, m4, m5 = metric[0], metric[1], metric[2], metric[3], metric[4], metric[5]
+    for k in range(count):
+        r = begin + k
+        q[k] = (
+            m0 * products[0, r]
+            + m1 * products[1, r]
+            + m2 * products[2, r]
+            + m3 * products[3, r]
+            + m4 * products[4, r]
+            + m5 * products[5, r]
+        )
+    for k in range(count):
+        rough_d[k] = np.float32(1.0) / math.sqrt(np.float32(q[k]))
+    for k in range(count):
+        # One Newton step takes the single-precision root to double precision.
+        root = np.float64(rough_d[k])
+        root = root * (1.5 - 0.5 * q[k] * root * root)
+        d[k] = root
+        t = root * (difc + target.difa * root + target.difb * q[k]) + tzero
+        counts = (t > target.tof_low) & (t < target.tof_high) & (q[k] <= q_high)
+        squared = root * root
+        amplitude[k] = np.float32(squared * squared) if counts else np.float32(0.0)
+        tof[k] = min(max(t, target.tof_low), target.tof_high)
+    offset = target.pad - math.log(target.tof_low) / target.source_step
+    inverse_step = 1.0 / target.source_step
+    inverse_dt = 1.0 / tables.dt
+    for k in range(count):
+        c = int((tof[k] - tables.tof_0) * inverse_dt)
+        z = tof[k] * tables.inverse_tof[c] - 1.0
+        log_tof = tables.log_tof[c] + z * (1.0 - z * (0.5 - z * (1.0 / 3.0 - 0.25 * z)))
+        position[k] = log_tof * inverse_step + offset
+    dx = np.float32(tables.dx)
+    inverse_dx = np.float32(1.0 / tables.dx)
+    last = np.float32(tables.debye_waller.shape[1] - 1)
+    scale = np.float32(u_scale)
+    for k in range(count):
+        x = min(scale * np.float32(q[k]) * inverse_dx, last)
+        c = np.int32(x)
+        cell[k] = c
+        delta[k] = (np.float32(c) + np.float32(0.5) - x) * dx
+    n_rows, n_groups, _ = coefficients.shape
+    f[:] = np.float32(0.0)
+    for group in range(n_groups):
+        rate = np.float32(tables.rates[group])
+        table = tables.debye_waller[group]
+        for k in range(count):
+            z = rate * delta[k]
+            third = np.float32(1.0 / 6.0)
+            damping[k] = table[cell[k]] * (
+                np.float32(1.0) + z * (np.float32(1.0) + z * (np.float32(0.5) + z * third))
+            )
+        for row in range(n_rows):
+            for k in range(count):
+                f[row, k] += coefficients[row, group, begin + k] * damping[k]
+    for row in range(1, n_rows):
+        for k in range(count):
+            f[0, k] = f[0, k] * f[0, k] if row == 1 else f[0, k]
+        for k in range(count):
+            f[0, k] += f[row, k] * f[row, k]
+    if n_rows == 1:
+        for k in range(count):
+            f[0, k] *= f[0, k]
+    for k in range(count):
+        amplitude[k] *= f[0, k] * weights[begin + k]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
+    out, step_out, metrics, reflections, u_scale, difc, tzero, scale, target, tables, shapes
+):
+    """Deposit the reflections of each sample on the source grid, all with the nominal widths.
+
+    Parameters
+    ----------
+    out : shape (n, n_source), float32, zeroed
+        Spline coefficients of the amplitude.
+    step_out : shape (n, points), float32, zeroed
+        What GSAS-II's step in erfcx adds to the finished pattern beside the blended operator.
+    metrics : shape (n, 6)
+        Reciprocal metric in Å⁻², so sorted that neighbours are alike.
+    reflections
+        All reflections that any of the samples may need, as :class:`Selected`.
+    u_scale, difc, tzero, scale : shape (n,)
+        Per sample; ``scale`` is S sin θ / V.
+    shapes : shape (4, n_source)
+        Full width W, Lorentzian share η, rise and decay at the nodes of the source grid.
+    """
+    selected = room_for(reflections)
+    buffers = buffers_for(reflections.coefficients.shape[0])
+    w = np.empty((TAPS, _TILE), np.float32)
+    node = np.empty(_TILE, np.int32)
+    for first in range(0, len(metrics), ALIKE):
+        alike = metrics[first : first + ALIKE]
+        q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
+        n_reflections = select(alike, q_high, reflections, selected)
+        for i in range(first, first + len(alike)):
+            row = out[i]
+            for begin in range(0, n_reflections, _TILE):
+                count = min(_TILE, n_reflections - begin)
+                reflections_of_sample(
+                    metrics[i], selected, u_scale[i], difc[i], tzero[i], target, tables, begin,
+                    count, buffers,
+                )  # fmt: skip
+                factor = np.float32(scale[i] / 120.0)
+                for k in range(count):
+                    j = np.int32(buffers.position[k])
+                    node[k] = j - 2
+                    x = np.float32(buffers.position[k] - j)
+                    y = np.float32(1.0) - x
+                    a = buffers.amplitude[k] * factor
+                    x2 = x * x
+                    y2 = y * y
+                    w[0, k] = a * y2 * y2 * y
+                    w[1, k] = a * _second(x)
+                    w[2, k] = a * _third(x2, x)
+                    w[3, k] = a * _third(y2, y)
+                    w[4, k] = a * _second(y)
+                    w[5, k] = a * x2 * x2 * x
+                for k in range(count):
+                    j = node[k]
+                    row[j] += w[0, k]
+                    row[j + 1] += w[1, k]
+                    row[j + 2] += w[2, k]
+                    row[j + 3] += w[3, k]
+                    row[j + 4] += w[4, k]
+                    row[j + 5] += w[5, k]
+                for k in range(count):
+                    if target.d_step_low < buffers.d[k] < target.d_step_high:
+                        j = int(buffers.position[k])
+                        x64 = buffers.position[k] - j
+                        add_step(
+                            step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
+                            _between(shapes[0], j, x64), _between(shapes[1], j, x64),
+                            _between(shapes[2], j, x64), _between(shapes[3], j, x64),
+                            target.tof_low, target.grid_step,
+                        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _second(x):  # type: ignore[no-untyped-def] # pragma: no cover
+    """120 times the quintic B-spline in its second of six pieces, x in [0, 1)."""
+    return np.float32(26) + x * (
+        np.float32(-50)
+        + x * (np.float32(20) + x * (np.float32(20) + x * (np.float32(-20) + np.float32(5) * x)))
+    )
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _third(x2, x):  # type: ignore[no-untyped-def] # pragma: no cover
+    """120 times the quintic B-spline in its third piece."""
+    return np.float32(66) + x2 * (np.float32(-60) + x2 * (np.float32(30) - np.float32(10) * x))
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _between(values, j, x):  # type: ignore[no-untyped-def] # pragma: no cover
+    return values[j] + x * (values[j + 1] - values[j])
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def add_step(  # type: ignore[no-untyped-def] # pragma: no cover
+    row, amplitude, centre, width, eta, rise, decay, tof_low, grid_step
+):
+    """Add what GSAS-II's erfcx differs from the blended one near its step, y = 6.
+
+    The operator holds a smooth blend, since a step cannot be interpolated; this puts the step back
+    where it belongs for one reflection: a few points, in closed form.
+    """
+    sigma = width / FWHM_PER_SIGMA
+    root = math.sqrt(2.0) * sigma
+    norm = amplitude * (1.0 - eta) * rise * decay / (2.0 * (rise + decay))
+    for side in range(2):
+        # side 0: y = (rise S + Δ)/√2S; side 1: y = (decay S − Δ)/√2S
+        rate = rise if side == 0 else decay
+        sign = 1.0 if side == 0 else -1.0
+        middle = sign * (ERFCX_SWITCH * root - rate * sigma * sigma)
+        reach = BLEND * root
+        low = max(middle - reach, -REACH * sigma)
+        high = min(middle + reach, REACH * sigma)
+        if low >= high or centre + high <= tof_low:
+            continue
+        first = max(math.ceil(math.log(max((centre + low) / tof_low, 1.0)) / grid_step), 0)
+        last = min(math.floor(math.log((centre + high) / tof_low) / grid_step), len(row) - 1)
+        t = tof_low * math.exp(grid_step * first)
+        ratio = math.exp(grid_step)
+        for i in range(first, last + 1):
+            delta = t - centre
+            y = (rate * sigma * sigma + sign * delta) / root
+            z = (y - ERFCX_SWITCH) / BLEND
+            if -1.0 < z < 1.0:
+                blend = 0.5 + z * (0.9375 + z * z * (-0.625 + 0.1875 * z * z))
+                sharp = 1.0 if y >= ERFCX_SWITCH else 0.0
+                row[i] += (
+                    norm
+                    * (sharp - blend)
+                    * math.exp(-0.5 * (delta / sigma) ** 2)
+                    * excess_of_bound(y)
+                )
+            t *= ratio
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def excess_of_bound(y):  # type: ignore[no-untyped-def] # pragma: no cover
+    """erfcx_bound(y) − erfcx(y) for y > 4.5, from the asymptotic series of erfcx in 1/y²."""
+    s = 1.0 / (y * y)
+    # erfcx: A&S 7.1.23; ten terms are exact to 1e-7 of erfcx at y = 4.8.
+    term = 1.0
+    total = 1.0
+    for n in range(1, 11):
+        term *= -(2 * n - 1) * 0.5 * s
+        total += term
+    erfcx = total / (y * math.sqrt(math.pi))
+    bound = 2.0 / math.sqrt(math.pi) / (y + math.sqrt(y * y + 4.0 / math.pi))
+    return bound - erfcx
+
+
+class Broadening(NamedTuple):
+    """Instrument constants of the peak widths, for samples that each have their own broadening."""
+
+    sig_0: float
+    sig_1: float
+    sig_2: float
+    sig_q: float
+    x: float
+    y: float
+    z: float
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
+    out, step_out, metrics, reflections, u_scale, difc, tzero, scale, size, microstrain,
+    width_scale, target, tables, shapes, broadening, nodes, barycentric,
+):  # fmt: skip
+    """Deposit reflections whose widths differ from sample to sample.
+
+    As :func:`deposit`, but the amplitude is shared among operators of the Gaussian and of the
+    Lorentzian part at several widths, by Lagrange interpolation in ln(W / W nominal).
+
+    Parameters
+    ----------
+    out : shape (2 * n_nodes, n, n_source), float32, zeroed
+        Gaussian parts first.
+    size, microstrain, width_scale : shape (n,)
+        Broadening per sample: µm, 1e-6, and a factor on all widths.
+    shapes : shape (4, n_source)
+        ln of the nominal full width, unused, rise and decay at the nodes of the source grid.
+    nodes, barycentric : shape (n_nodes,)
+        Nodes in ln(W / W nominal) and their barycentric weights.
+    """
+    n_nodes = len(nodes)
+    selected = room_for(reflections)
+    buffers = buffers_for(reflections.coefficients.shape[0])
+    share = np.empty(n_nodes, np.float32)
+    w = np.empty(TAPS, np.float32)
+    for first in range(0, len(metrics), ALIKE):
+        alike = metrics[first : first + ALIKE]
+        q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
+        n_reflections = select(alike, q_high, reflections, selected)
+        for i in range(first, first + len(alike)):
+            for begin in range(0, n_reflections, _TILE):
+                count = min(_TILE, n_reflections - begin)
+                reflections_of_sample(
+                    metrics[i], selected, u_scale[i], difc[i], tzero[i], target, tables, begin,
+                    count, buffers,
+                )  # fmt: skip
+                for k in range(count):
+                    if buffers.amplitude[k] == 0.0:
+                        continue
+                    j = int(buffers.position[k])
+                    x = buffers.position[k] - j
+                    log_width, eta = _width_and_mixing(
+                        buffers.d[k], difc[i], size[i], microstrain[i], broadening
+                    )
+                    log_width += math.log(width_scale[i])
+                    t = log_width - _between(shapes[0], j, x)
+                    total = np.float32(0.0)
+                    for m in range(n_nodes):
+                        gap = t - nodes[m]
+                        if abs(gap) < 1e-9:
+                            gap = 1e-9
+                        share[m] = barycentric[m] / gap
+                        total += share[m]
+                    x32 = np.float32(x)
+                    y32 = np.float32(1.0) - x32
+                    x2 = x32 * x32
+                    y2 = y32 * y32
+                    a = np.float32(buffers.amplitude[k] * scale[i] / 120.0)
+                    w[0] = a * y2 * y2 * y32
+                    w[1] = a * _second(x32)
+                    w[2] = a * _third(x2, x32)
+                    w[3] = a * _third(y2, y32)
+                    w[4] = a * _second(y32)
+                    w[5] = a * x2 * x2 * x32
+                    lorentzian = np.float32(eta) / total
+                    gaussian = np.float32(1.0 - eta) / total
+                    for m in range(n_nodes):
+                        for s in range(TAPS):
+                            out[m, i, j - 2 + s] += gaussian * share[m] * w[s]
+                            out[n_nodes + m, i, j - 2 + s] += lorentzian * share[m] * w[s]
+                    if target.d_step_high > 0.0:
+                        add_step(
+                            step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
+                            math.exp(log_width), eta, _between(shapes[2], j, x),
+                            _between(shapes[3], j, x), target.tof_low, target.grid_step,
+                        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _width_and_mixing(d, difc, size, microstrain, b):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Return ln W (µs) and η of one reflection: bragg_data.profile.peak_shape and mixing in one."""
+    d2 = d * d
+    variance = b.sig_0 + b.sig_1 * d2 + b.sig_2 * d2 * d2 + b.sig_q * d
+    gauss = FWHM_PER_SIGMA * math.sqrt(max(variance, 1e-10))
+    lorentz = b.x * d + b.y * d2 + b.z + difc * (1e-4 * d2 / size + 1e-6 * d * microstrain)
+    g = max(lorentz, 1e-5) / gauss
+    fifth = 1.0 + g * (2.69269 + g * (2.42843 + g * (4.47163 + g * (0.07842 + g))))
+    log_fifth = 0.2 * math.log(fifth)
+    r = g * math.exp(-log_fifth)
+    return math.log(gauss) + log_fifth, r * (1.36603 + r * (-0.47719 + 0.11116 * r))

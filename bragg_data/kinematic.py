@@ -1,0 +1,460 @@
+"""The fast simulator: GSAS-II's kinematic time-of-flight pattern as a linear operator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import BSpline
+
+from bragg_data.crystal import Phase, cell_volume, check_volume, d_spacing, reciprocal_metric
+from bragg_data.deposit import (
+    REACH,
+    Broadening,
+    Selected,
+    Tables,
+    Target,
+    build_tables,
+    deposit,
+    deposit_varied,
+)
+from bragg_data.instrument import Instrument, TofGrid
+from bragg_data.peak_operator import PAD, PeakOperator, build_operator
+from bragg_data.profile import (
+    BLEND,
+    ERFCX_SWITCH,
+    FWHM_PER_SIGMA,
+    Convention,
+    Shape,
+    erfcx,
+    erfcx_blended,
+    gaussian_part,
+    lorentzian_part,
+    mixing,
+    peak,
+    peak_shape,
+)
+from bragg_data.reflections import Reflections, unique_reflections
+
+VERSION = "1"
+"""Version of the mathematics, part of a data set's identity: it grows when patterns change."""
+
+HISTOGRAM_SCALE = 1e5
+"""GSAS-II's default histogram scale factor."""
+
+
+def exact_pattern(
+    phase: Phase,
+    cell: ArrayLike,
+    instrument: Instrument,
+    tof: NDArray[np.float64],
+    *,
+    size: float,
+    microstrain: float,
+    u_scale: float = 1.0,
+    convention: Convention = "gsas2",
+) -> NDArray[np.float64]:
+    r"""Return one pattern, evaluated peak by peak in double precision: slow, and the yardstick.
+
+    .. math:: y(T) = \sum_h A_h P(T - T_h), \quad
+              A_h = S\, m_h |F_h|^2 \sin\theta\, d_h^4 / V
+
+    Parameters
+    ----------
+    phase, cell : cell of shape (6,)
+        Structure, and the cell in ångström and degrees.
+    instrument, tof : tof of shape (points,)
+        Calibration and peak shape, and the ascending times of flight in µs. A reflection counts
+        only between the first and the last.
+    size, microstrain
+        Isotropic Lorentzian broadening in µm and 1e-6.
+    u_scale
+        Factor on all displacement parameters.
+    convention
+        See :data:`bragg_data.profile.Convention`.
+
+    Returns
+    -------
+    shape (points,)
+        Intensity per µs.
+    """
+    cells = np.asarray(cell, dtype=np.float64)[None]
+    check_volume(cells)
+    reflections = unique_reflections(phase, _limits(cells, tof[0] / instrument.difc))
+    d = d_spacing(reflections.hkl, cells)[0]
+    position = instrument.tof_from_d_spacing(d)
+    inside = (position > tof[0]) & (position < tof[-1]) & (d >= tof[0] / instrument.difc)
+    amplitude = (
+        HISTOGRAM_SCALE
+        * reflections.multiplicity
+        * reflections.f_squared(d, u_scale)
+        * np.sin(np.radians(instrument.two_theta / 2))
+        * d**4
+        / cell_volume(cells)[0]
+    )
+    shape = peak_shape(instrument, d, size=size, microstrain=microstrain)
+    pattern = np.zeros(len(tof))
+    for rows in np.array_split(np.flatnonzero(inside), inside.sum() // 256 + 1):
+        of_rows = Shape(*(np.asarray(value)[rows, None] for value in shape))
+        pattern += amplitude[rows] @ peak(tof - position[rows, None], of_rows, convention)
+    return pattern
+
+
+def _limits(cells: NDArray[np.float64], d_min: float) -> tuple[int, int, int]:
+    """Largest Miller indices with d ≥ d_min: |h| ≤ a/d_min, since h = g·a and |g| = 1/d."""
+    h, k, l = np.floor(cells[:, :3].max(axis=0) / d_min + 1e-9).astype(int)  # noqa: E741
+    return int(h), int(k), int(l)
+
+
+class _Varied(NamedTuple):
+    """Operators of the Gaussian, then the Lorentzian part, at nodes of ln(W / W nominal)."""
+
+    nodes: NDArray[np.float64]
+    barycentric: NDArray[np.float64]
+    operators: tuple[PeakOperator, ...]
+
+
+class Simulator:
+    """Patterns of a campaign's phases on one instrument, thousands per second.
+
+    Building it takes about a second. It holds no state that results depend on: the same rows in
+    one call give the same bits, whatever was simulated before.
+
+    Parameters
+    ----------
+    phases
+        The structures, by their code.
+    instrument, grid
+        Calibration and peak shape; the pattern's points.
+    size, microstrain
+        Nominal isotropic Lorentzian broadening in µm and 1e-6.
+    convention
+        See :data:`bragg_data.profile.Convention`.
+
+    Warns
+    -----
+    UserWarning
+        If peaks are so narrow on this grid that patterns are good to 1e-4 of a peak at best.
+    """
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        instrument: Instrument,
+        grid: TofGrid,
+        *,
+        size: float,
+        microstrain: float,
+        convention: Convention = "gsas2",
+    ) -> None:
+        self.phases = tuple(phases)
+        self.instrument = instrument
+        self.grid = grid
+        self.size = size
+        self.microstrain = microstrain
+        self.convention = convention
+        self._erfcx = erfcx_blended if convention == "gsas2" else erfcx
+        self._reflections = lru_cache(maxsize=4 * len(self.phases))(self._make_reflections)
+        self._varied = lru_cache(maxsize=2)(self._make_varied)
+        self._tof = grid.tof
+        self._oversampling, self._band = self._resolution()
+
+    def simulate(
+        self,
+        phase: NDArray[np.integer],
+        cells: NDArray[np.float64],
+        *,
+        u_scale: ArrayLike | None = None,
+        size: ArrayLike | None = None,
+        microstrain: ArrayLike | None = None,
+        tzero: ArrayLike | None = None,
+        difc: ArrayLike | None = None,
+        width_scale: ArrayLike | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the patterns of samples.
+
+        Parameters
+        ----------
+        phase : shape (n,)
+            Index of each sample's phase.
+        cells : shape (n, 6)
+            Unit cells, in ångström and degrees.
+        u_scale : shape (n,), optional
+            Factor on the displacement parameters of the phase.
+        size, microstrain : shape (n,), optional
+            Broadening of each sample in µm and 1e-6; the nominal one if left out.
+        tzero, difc : shape (n,), optional
+            Calibration of each sample's measurement, in µs and µs/Å; the instrument's if left out.
+        width_scale : shape (n,), optional
+            Factor on the widths of all peaks.
+
+        Returns
+        -------
+        shape (n, points), float32
+            Intensity per µs.
+
+        Raises
+        ------
+        CrystalError
+            If a cell encloses no volume.
+        """
+        phase = np.asarray(phase)
+        cells = np.asarray(cells, dtype=np.float64)
+        check_volume(cells)
+        own_widths = any(v is not None for v in (size, microstrain, tzero, difc, width_scale))
+        vectors = {
+            "u_scale": u_scale,
+            "difc": difc,
+            "tzero": tzero,
+            "size": size,
+            "microstrain": microstrain,
+            "width_scale": width_scale,
+        }
+        nominal = {
+            "u_scale": 1.0,
+            "difc": self.instrument.difc,
+            "tzero": self.instrument.tzero,
+            "size": self.size,
+            "microstrain": self.microstrain,
+            "width_scale": 1.0,
+        }
+        per_sample = {
+            name: np.broadcast_to(
+                np.asarray(nominal[name] if value is None else value, dtype=np.float64),
+                (len(cells),),
+            ).copy()
+            for name, value in vectors.items()
+        }
+        patterns = np.empty((len(cells), self.grid.points), dtype=np.float32)
+        varied = self._varied(*self._width_range(per_sample)) if own_widths else None
+        for code in np.unique(phase):
+            rows = np.flatnonzero(phase == code)
+            # Cells of a like shape side by side: they share a tight selection of reflections.
+            metric = reciprocal_metric(cells[rows])
+            relative = metric / metric[:, :3].sum(axis=1, keepdims=True)
+            rows = rows[np.argsort(relative[:, np.ptp(relative, axis=0).argmax()], kind="stable")]
+            # Small batches keep deposits in the cache while operators pass over them.
+            for batch in np.array_split(rows, -(-len(rows) // (32 if varied else 128))):
+                some = {name: value[batch] for name, value in per_sample.items()}
+                patterns[batch] = self._batch(int(code), cells[batch], some, varied)
+        return patterns
+
+    def _batch(
+        self,
+        code: int,
+        cells: NDArray[np.float64],
+        per_sample: dict[str, NDArray[np.float64]],
+        varied: _Varied | None,
+    ) -> NDArray[np.float32]:
+        n = len(cells)
+        reflections, tables = self._phase_reflections(code, cells, per_sample)
+        patterns = np.zeros((n, self.grid.points), dtype=np.float32)
+        scale = HISTOGRAM_SCALE * np.sin(np.radians(self.instrument.two_theta / 2))
+        common = (
+            reciprocal_metric(cells),
+            reflections,
+            per_sample["u_scale"],
+            per_sample["difc"],
+            per_sample["tzero"],
+            scale / cell_volume(cells),
+        )
+        if varied is None:
+            deposits = np.zeros((1, n, self._n_source), dtype=np.float32)
+            deposit(deposits[0], patterns, *common, self._target, tables, self._shapes)
+            operators: tuple[PeakOperator, ...] = (self._operator,)
+        else:
+            operators = varied.operators
+            deposits = np.zeros((len(operators), n, self._n_source), dtype=np.float32)
+            widths = (per_sample[k] for k in ("size", "microstrain", "width_scale"))
+            deposit_varied(
+                deposits, patterns, *common, *widths, self._target, tables, self._log_shapes,
+                self._broadening, varied.nodes, varied.barycentric,
+            )  # fmt: skip
+        for operator, part in zip(operators, deposits, strict=True):
+            operator.add(part, patterns)
+        return patterns
+
+    def _phase_reflections(
+        self, code: int, cells: NDArray[np.float64], per_sample: dict[str, NDArray[np.float64]]
+    ) -> tuple[Selected, Tables]:
+        difc = float(per_sample["difc"].max())
+        limits = _limits(cells, self.grid.start / difc)
+        # Rounded up, so that a few lists serve all cells; which one, the rows alone decide.
+        h, k, l = (4 * -(-limit // 4) for limit in limits)  # noqa: E741
+        x_max = (difc / self.grid.start) ** 2 * float(per_sample["u_scale"].max())
+        return self._reflections(code, (h, k, l), 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
+
+    def _make_reflections(
+        self, code: int, limits: tuple[int, int, int], x_max: float
+    ) -> tuple[Selected, Tables]:
+        r: Reflections = unique_reflections(self.phases[code], limits)
+        h, k, l = r.hkl.T  # noqa: E741
+        products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l]).astype(np.float32)
+        coefficients = np.ascontiguousarray(np.moveaxis(r.coefficients, 0, -1), dtype=np.float32)
+        reflections = Selected(products, coefficients, r.multiplicity.astype(np.float32))
+        return reflections, build_tables(r.u_groups, x_max, self.grid.start, self.grid.stop)
+
+    # -- the peak shape over the window ---------------------------------------------------------
+
+    def _d_at(self, position: NDArray[np.float64]) -> NDArray[np.float64]:
+        tof = self.grid.start * np.exp(self.grid.relative_step * position)
+        return self.instrument.d_spacing_from_tof(tof)
+
+    def _shape_at(self, position: NDArray[np.float64]) -> Shape:
+        return peak_shape(
+            self.instrument, self._d_at(position), size=self.size, microstrain=self.microstrain
+        )
+
+    def _kernel(self, part: str, width_factor: float = 1.0) -> Callable[..., NDArray[np.float64]]:
+        """Return the exact profile as :data:`~bragg_data.peak_operator.Kernel`."""
+
+        def kernel(position: NDArray[np.float64], points: slice) -> NDArray[np.float64]:
+            tof = self.grid.start * np.exp(self.grid.relative_step * position)
+            offset = self._tof[points] - tof[:, None]
+            shape = self._shape_at(position)
+            width, eta = (
+                v[:, None] * f
+                for v, f in zip(
+                    mixing(shape.variance, shape.fwhm), (width_factor, 1.0), strict=True
+                )
+            )
+            rise, decay = shape.rise[:, None], shape.decay[:, None]
+            value = np.zeros(offset.shape)
+            if part != "lorentzian":
+                share = 1 - eta if part == "both" else 1.0
+                value += share * gaussian_part(offset, rise, decay, width, self._erfcx)
+            if part != "gaussian":
+                share = eta if part == "both" else 1.0
+                value += share * lorentzian_part(offset, rise, decay, width, self.convention)
+            return value
+
+        return kernel
+
+    def _resolution(self) -> tuple[int, int]:
+        """Choose how fine the source grid is and how wide the near field."""
+        position = np.linspace(0, self.grid.points - 1, 257)
+        shape = self._shape_at(position)
+        step = (
+            self.grid.start * np.exp(self.grid.relative_step * position) * self.grid.relative_step
+        )
+        width = mixing(shape.variance, shape.fwhm)[0] / step
+        tail = 1 / np.minimum(shape.rise, np.abs(shape.decay)) / step
+        # A quintic spline with 1.9 nodes per σ is good to about 1e-5 of the peak.
+        oversampling = int(np.clip(np.ceil(1.9 * FWHM_PER_SIGMA / width.min()), 1, 8))
+        band = int(np.ceil(max(16 * np.max(width), 10 * min(np.max(tail), 50.0), 48.0)))
+        return oversampling, min(band, self.grid.points)
+
+    @property
+    def _n_source(self) -> int:
+        return (self.grid.points - 1) * self._oversampling + 1 + 2 * PAD
+
+    @cached_property
+    def _shapes(self) -> NDArray[np.float64]:
+        shape = self._shape_at((np.arange(self._n_source) - PAD) / self._oversampling)
+        return np.stack([*mixing(shape.variance, shape.fwhm), shape.rise, shape.decay])
+
+    @cached_property
+    def _log_shapes(self) -> NDArray[np.float64]:
+        return np.concatenate([np.log(self._shapes[:1]), self._shapes[1:]])
+
+    @cached_property
+    def _broadening(self) -> Broadening:
+        i = self.instrument
+        return Broadening(i.sig_0, i.sig_1, i.sig_2, i.sig_q, i.x, i.y, i.z)
+
+    @cached_property
+    def _target(self) -> Target:
+        low = high = 0.0
+        if self.convention == "gsas2":
+            width, _, rise, decay = self._shapes
+            sigma = width / FWHM_PER_SIGMA
+            d = self._d_at((np.arange(self._n_source) - PAD) / self._oversampling)
+            falls = np.zeros(len(d), dtype=bool)
+            for rate in (rise, decay):
+                middle = np.abs(ERFCX_SWITCH * np.sqrt(2) - rate * sigma)
+                falls |= middle - BLEND * np.sqrt(2) < REACH
+            if falls.any():
+                low, high = 0.99 * d[falls].min(), 1.01 * d[falls].max()
+        return Target(
+            tof_low=self.grid.start,
+            tof_high=self.grid.stop,
+            grid_step=self.grid.relative_step,
+            source_step=self.grid.relative_step / self._oversampling,
+            pad=PAD,
+            difa=self.instrument.difa,
+            difb=self.instrument.difb,
+            d_step_low=low,
+            d_step_high=high,
+        )
+
+    @cached_property
+    def _operator(self) -> PeakOperator:
+        operator = self._build("both")
+        error = self.interpolation_error(operator)
+        if error > 1e-4:
+            warnings.warn(
+                f"Peaks of this instrument are narrow on this grid: patterns of the fast simulator "
+                f"are within {error:.1e} of a peak's maximum, not 1e-4. A finer grid helps.",
+                stacklevel=4,
+            )
+        return operator
+
+    def _build(self, part: str, width_factor: float = 1.0) -> PeakOperator:
+        kernel = self._kernel(part, width_factor)
+        return build_operator(kernel, self.grid.points, self._oversampling, self._band)
+
+    def interpolation_error(self, operator: PeakOperator | None = None) -> float:
+        """Largest error of the operator for single peaks, relative to each peak's maximum."""
+        operator = operator or self._operator
+        position = np.random.default_rng(0).uniform(0, self.grid.points - 1, 40)
+        deposits = np.zeros((len(position), self._n_source), dtype=np.float32)
+        node = position * self._oversampling + PAD
+        for row, (x, j) in enumerate(zip(*np.modf(node), strict=True)):
+            weights = [_QUINTIC(x + 5 - k) for k in range(6)]
+            deposits[row, int(j) - 2 : int(j) + 4] = weights
+        patterns = np.zeros((len(position), self.grid.points), dtype=np.float32)
+        operator.add(deposits, patterns)
+        exact = self._kernel("both")(position, slice(0, self.grid.points))
+        return float((np.abs(patterns - exact).max(axis=1) / exact.max(axis=1)).max())
+
+    # -- widths that differ from sample to sample -----------------------------------------------
+
+    def _width_range(self, per_sample: dict[str, NDArray[np.float64]]) -> tuple[float, float]:
+        """Range of ln(W / W nominal) over samples and the window, rounded outwards."""
+        position = np.linspace(0, self.grid.points - 1, 65)
+        d = self._d_at(position)
+        nominal, _ = mixing(*self._shape_at(position)[2:])
+        low, high = np.inf, -np.inf
+        for relative in (per_sample["difc"].min(), per_sample["difc"].max()):
+            instrument = self.instrument.moved(difc=float(relative))
+            shape = peak_shape(
+                instrument,
+                d,
+                size=per_sample["size"][:, None],
+                microstrain=per_sample["microstrain"][:, None],
+            )
+            variance = np.broadcast_to(shape.variance, shape.fwhm.shape)
+            width, _ = mixing(variance, shape.fwhm)
+            ratio = np.log(width * per_sample["width_scale"][:, None] / nominal)
+            low, high = min(low, ratio.min()), max(high, ratio.max())
+        return float(np.floor((low - 0.01) * 10) / 10), float(np.ceil((high + 0.01) * 10) / 10)
+
+    def _make_varied(self, low: float, high: float) -> _Varied:
+        count = 4 + int(np.ceil(4 * (high - low)))
+        angle = (2 * np.arange(count) + 1) * np.pi / (2 * count)
+        nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle)
+        barycentric = (-1.0) ** np.arange(count) * np.sin(angle)
+        operators = tuple(
+            self._build(part, float(np.exp(node)))
+            for part in ("gaussian", "lorentzian")
+            for node in nodes
+        )
+        return _Varied(nodes, barycentric, operators)
+
+
+_QUINTIC = BSpline.basis_element(np.arange(7.0))
+"""The quintic B-spline on [0, 6]."""

@@ -1,0 +1,136 @@
+"""The peak shape as a linear operator: amplitudes on a source grid become a pattern.
+
+With one instrument and one broadening the profile of a reflection depends on its position alone.
+Between neighbouring positions it changes smoothly, so it is a quintic spline in the position, and
+the pattern is a fixed matrix applied to the spline coefficients that the reflections deposit. Near
+a peak the matrix is kept in tiles; its far tails are smooth, and go through a coarse grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from scipy.interpolate import BSpline
+from scipy.linalg import solve_banded
+
+Kernel = Callable[[NDArray[np.float64], slice], NDArray[np.float64]]
+"""From grid positions (in steps of the pattern's grid, shape (m,)) and a range of the pattern's
+points to the profile of a peak at each position, shape (m, number of points), in 1/µs."""
+
+PAD = 24
+"""Source nodes beyond either end of the window: the spline's ringing has died out over them."""
+
+_TILE = 128  # points of the pattern per tile
+_TAPS = 6
+
+
+@dataclass(frozen=True)
+class PeakOperator:
+    """A matrix (n_source, points), stored as near tiles and a far field.
+
+    Attributes
+    ----------
+    tiles
+        (first source node, first point, matrix of shape (nodes, points of the tile)).
+    coarse_first, coarse_weights : shapes (n_source,), (n_source, 6)
+        Lagrange weights that carry a source node to the coarse grid.
+    far : shape (n_coarse, points)
+        Far tails of peaks on the coarse grid.
+    """
+
+    tiles: tuple[tuple[int, int, NDArray[np.float32]], ...]
+    coarse_first: NDArray[np.int32]
+    coarse_weights: NDArray[np.float32]
+    far: NDArray[np.float32]
+
+    def add(self, deposits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Add the pattern of deposits, shape (n, n_source), to ``out``, shape (n, points)."""
+        coarse = np.zeros((len(deposits), len(self.far)), dtype=np.float32)
+        _coarsen(deposits, self.coarse_first, self.coarse_weights, coarse)
+        out += coarse @ self.far
+        for node, point, matrix in self.tiles:
+            nodes, points = matrix.shape
+            out[:, point : point + points] += deposits[:, node : node + nodes] @ matrix
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _coarsen(deposits, first, weights, coarse):  # type: ignore[no-untyped-def] # pragma: no cover
+    for i in range(len(deposits)):
+        for j in range(deposits.shape[1]):
+            amplitude = deposits[i, j]
+            if amplitude != 0.0:
+                c = first[j]
+                for k in range(_TAPS):
+                    coarse[i, c + k] += amplitude * weights[j, k]
+
+
+def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) -> PeakOperator:
+    """Build the operator of a peak shape.
+
+    Parameters
+    ----------
+    kernel
+        The exact profile.
+    points
+        Points of the pattern's grid.
+    oversampling
+        Source nodes per step of the pattern's grid.
+    band
+        Distance, in steps of the pattern's grid, beyond which a peak is smooth enough for the
+        coarse grid of a sixth of this spacing.
+    """
+    n_source = (points - 1) * oversampling + 1 + 2 * PAD
+    position = (np.arange(n_source) - PAD) / oversampling
+    spacing = max(band // 6, 1)
+    coarse = np.arange(-4 * spacing - math.ceil(PAD / oversampling), points + 4 * spacing, spacing)
+    first, weights = _lagrange(position, coarse[0], spacing)
+    far = np.empty((len(coarse), points), dtype=np.float32)
+    for begin in range(0, len(coarse), 64):
+        rows = slice(begin, begin + 64)
+        distance = np.abs(coarse[rows, None] - np.arange(points))
+        far[rows] = _outside(distance / band) * kernel(
+            coarse[rows].astype(np.float64), slice(0, points)
+        )
+    tiles = []
+    margin = band + math.ceil(PAD / oversampling)
+    for point in range(0, points, _TILE):
+        targets = slice(point, min(point + _TILE, points))
+        low = max((point - margin) * oversampling + PAD, 0)
+        high = min((targets.stop - 1 + margin) * oversampling + PAD + 1, n_source)
+        near = kernel(position[low:high], targets)
+        for k in range(_TAPS):
+            near -= weights[low:high, k, None] * far[first[low:high] + k, targets]
+        tiles.append((low, point, _spline_coefficients(near).astype(np.float32)))
+    return PeakOperator(tuple(tiles), first, weights, far)
+
+
+def _outside(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 up to x = 1/4, 1 from x = 1, smooth between: the share of a peak that is far field."""
+    z = np.clip((x - 0.25) / 0.75, 0.0, 1.0)
+    return np.asarray(z**4 * (35 + z * (-84 + z * (70 - 20 * z))))
+
+
+def _lagrange(
+    position: NDArray[np.float64], start: float, spacing: float
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    x = (position - start) / spacing
+    first = np.floor(x).astype(np.int32) - 2
+    t = x - first
+    nodes = np.arange(_TAPS)
+    weights = np.ones((len(position), _TAPS))
+    for k in nodes:
+        for m in nodes[nodes != k]:
+            weights[:, k] *= (t - m) / (k - m)
+    return first, weights.astype(np.float32)
+
+
+def _spline_coefficients(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quintic B-spline coefficients of values on consecutive nodes (zero beyond), along axis 0."""
+    centre, one, two = (float(BSpline.basis_element(np.arange(7.0))(3.0 + k)) for k in range(3))
+    bands = np.tile(np.array([two, one, centre, one, two])[:, None], (1, len(values)))
+    return np.asarray(solve_banded((2, 2), bands, values))

@@ -1,0 +1,116 @@
+"""The unique reflections of a phase, with multiplicities and structure factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.crystal import Phase, d_spacing
+
+_BASE = 4096  # Miller indices are coded in base 4096, offset by half of it
+
+
+@dataclass(frozen=True)
+class Reflections:
+    r"""Laue-unique reflections and what their structure factors need.
+
+    Atoms with the same displacement parameter form a group g, so that
+
+    .. math:: |F|^2 = \sum_r \Big(\sum_g c_{rg}\, e^{-2\pi^2 U_g/d^2}\Big)^2
+
+    with the rows r the real and imaginary parts that do not vanish.
+
+    Attributes
+    ----------
+    hkl : shape (n, 3)
+        Miller indices, in an order that depends on the phase alone.
+    multiplicity : shape (n,)
+        Number of symmetry-equivalent reflections, Friedel mates included.
+    coefficients : shape (n, n_rows, n_groups)
+        c in 1e-12 cm.
+    u_groups : shape (n_groups,)
+        Displacement parameters in Å².
+    """
+
+    hkl: NDArray[np.int64]
+    multiplicity: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    u_groups: NDArray[np.float64]
+
+    def f_squared(self, d: NDArray[np.float64], u_scale: float = 1.0) -> NDArray[np.float64]:
+        """Return |F|² in 1e-24 cm² at d-spacings of shape (n,), in Å."""
+        debye_waller = np.exp(-2 * np.pi**2 * u_scale * self.u_groups / d[:, None] ** 2)
+        amplitudes = np.einsum("nrg,ng->nr", self.coefficients, debye_waller)
+        return np.asarray((amplitudes**2).sum(axis=1))
+
+
+def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
+    """Return the Laue-unique, allowed reflections with indices up to the limits.
+
+    Parameters
+    ----------
+    phase
+        Its space group decides equivalence and absences, its atoms the structure factors.
+    limits
+        Largest |h|, |k|, |l|. Every reflection that has an equivalent inside this box is
+        returned, so a larger box only adds reflections; their order is that of d in the cell of
+        the CIF (then of the indices), whatever the box.
+    """
+    h, k, l = np.meshgrid(*(np.arange(-m, m + 1) for m in limits), indexing="ij")  # noqa: E741
+    hkl = np.stack([h.ravel(), k.ravel(), l.ravel()], axis=1)
+    hkl = hkl[np.any(hkl != 0, axis=1)]
+    operations = phase.group_ops
+    rotations = {tuple(map(tuple, op.rot)) for op in operations.sym_ops}
+    scale = operations.sym_ops[0].DEN
+    laue = [np.array(r) // scale for r in rotations]
+    laue += [-r for r in laue]
+
+    # The representative of an orbit is its member with the largest code.
+    best = _code(hkl)
+    for rotation in laue:
+        np.maximum(best, _code(hkl @ rotation), out=best)
+    hkl = _decode(np.unique(best))
+    hkl = hkl[~operations.systematic_absences(hkl.astype(np.int32))]
+
+    own = _code(hkl)
+    fixed = np.sum([_code(hkl @ rotation) == own for rotation in laue], axis=0)
+    multiplicity = len(laue) / fixed
+    coefficients, u_groups = _coefficients(phase, hkl)
+    order = np.lexsort((own, _metric_code(phase, hkl)))
+    return Reflections(hkl[order], multiplicity[order], coefficients[order], u_groups)
+
+
+def _code(hkl: NDArray[np.int64]) -> NDArray[np.int64]:
+    shifted = hkl + _BASE // 2
+    return np.asarray((shifted[:, 0] * _BASE + shifted[:, 1]) * _BASE + shifted[:, 2])
+
+
+def _decode(code: NDArray[np.int64]) -> NDArray[np.int64]:
+    h, rest = np.divmod(code, _BASE * _BASE)
+    k, l = np.divmod(rest, _BASE)  # noqa: E741
+    return np.stack([h, k, l], axis=1) - _BASE // 2
+
+
+def _metric_code(phase: Phase, hkl: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1/d² in the CIF's cell, rounded so that equivalent d tie whatever the arithmetic."""
+    return np.round(d_spacing(hkl, phase.cell[None])[0] ** -2, 6)
+
+
+def _coefficients(
+    phase: Phase, hkl: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    u_groups, member = np.unique(phase.u_iso, return_inverse=True)
+    waves = np.exp(2j * np.pi * (hkl @ phase.positions.T))
+    parts = []
+    for lengths in (phase.scattering_lengths.real, phase.scattering_lengths.imag):
+        # An imaginary length makes |F| of Friedel mates differ; their mean is the sum of both
+        # parts' squares, since the cross terms change sign between the mates.
+        sums = np.zeros((len(hkl), len(u_groups)), dtype=np.complex128)
+        for atom, group in enumerate(member):
+            sums[:, group] += lengths[atom] * waves[:, atom]
+        parts += [sums.real, sums.imag]
+    scale = max(np.abs(part).max() for part in parts)
+    rows = [part for part in parts if np.abs(part).max() > 1e-10 * scale]
+    return np.stack(rows, axis=1), u_groups
