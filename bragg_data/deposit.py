@@ -217,7 +217,7 @@ def reflections_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
     inverse_step = 1.0 / target.source_step
     inverse_dt = 1.0 / tables.dt
     for k in range(count):
-        c = int((tof[k] - tables.tof_0) * inverse_dt)
+        c = np.int32((tof[k] - tables.tof_0) * inverse_dt)
         z = tof[k] * tables.inverse_tof[c] - 1.0
         log_tof = tables.log_tof[c] + z * (1.0 - z * (0.5 - z * (1.0 / 3.0 - 0.25 * z)))
         position[k] = log_tof * inverse_step + offset
@@ -318,7 +318,7 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
                     row[j + 5] += w[5, k]
                 for k in range(count):
                     if target.d_step_low < buffers.d[k] < target.d_step_high:
-                        j = int(buffers.position[k])
+                        j = np.int32(buffers.position[k])
                         x64 = buffers.position[k] - j
                         add_step(
                             step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],

@@ -199,9 +199,9 @@ def _scaled_exp1_imag(z: NDArray[np.complex128]) -> Array:
     near = z[~far]
     result[~far] = (np.exp(near) * exp1(near)).imag
     inverse = 1.0 / z[far]
-    # 16 terms: the smallest term that |z| = 40 allows lies at n = 40; 16! / 40^16 = 5e-13.
+    # Ten terms: 10! / 40^10 = 3e-10.
     series = np.ones_like(inverse)
-    for n in range(16, 0, -1):
+    for n in range(10, 0, -1):
         series = 1.0 - n * inverse * series
     result[far] = (inverse * series).imag
     return result

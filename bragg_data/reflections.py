@@ -95,7 +95,7 @@ def _decode(code: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _metric_code(phase: Phase, hkl: NDArray[np.int64]) -> NDArray[np.float64]:
     """1/d² in the CIF's cell, rounded so that equivalent d tie whatever the arithmetic."""
-    return np.round(d_spacing(hkl, phase.cell[None])[0] ** -2, 6)
+    return np.asarray(np.round(d_spacing(hkl, phase.cell[None])[0] ** -2, 6))
 
 
 def _coefficients(
