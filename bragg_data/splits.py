@@ -1,0 +1,64 @@
+"""Seeded splits of a data set into training, validation and test samples."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Part(IntEnum):
+    """What a sample is for."""
+
+    training = 0
+    validation = 1
+    test = 2
+
+
+def random_split(
+    crystal_system: NDArray[np.integer],
+    *,
+    seed: int,
+    test: float = 0.2,
+    validation: float = 0.05,
+) -> NDArray[np.int8]:
+    """Split at random within each crystal system, as the paper does (section V-B).
+
+    On the paper's campaign the test samples are 200 cubic, 9,544 trigonal and 32,080 tetragonal
+    ones, and 800, 38,175 and 128,320 are left, from which the validation samples are taken: the
+    best weights are chosen on them, never on the test samples.
+
+    Parameters
+    ----------
+    crystal_system : shape (n,)
+        Code of each sample, in stored order.
+    seed
+        The split depends on it and on the labels alone. Each crystal system has a stream of its
+        own, so that another system beside them changes nothing.
+    test
+        Share of each crystal system that is kept for testing.
+    validation
+        Share of the rest that is kept for choosing the best weights.
+
+    Returns
+    -------
+    shape (n,)
+        A :class:`Part` for each sample. Two samples of a system or more give at least one to
+        train on; small shares of few samples may round to none.
+
+    Notes
+    -----
+    On a grid of 1e-3 Å a random split leaves near twins of most test samples among the training
+    samples, so its scores say little about cells between and beyond the grid's points.
+    """
+    part = np.full(len(crystal_system), Part.training, dtype=np.int8)
+    for system in np.unique(crystal_system).tolist():
+        rows = np.flatnonzero(crystal_system == system)
+        generator = np.random.default_rng(np.random.SeedSequence([seed, system]))
+        shuffled = generator.permutation(rows)
+        n_test = round(test * len(rows))
+        n_validation = round(validation * (len(rows) - n_test))
+        part[shuffled[:n_test]] = Part.test
+        part[shuffled[n_test : n_test + n_validation]] = Part.validation
+    return part

@@ -1,0 +1,1 @@
+"""The command lines, which alone wire data, models, catalog and compute together."""

@@ -1,0 +1,193 @@
+"""What the commands share: the console, errors in one sentence, progress, what to type next."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Iterable
+from types import TracebackType
+from typing import NoReturn, Self, TextIO
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as RichProgress
+from typer.exceptions import TyperException
+
+# Beyond a terminal nothing is wrapped at a terminal's width.
+_WIDTH = None if sys.stdout.isatty() else 120
+
+console = Console(width=_WIDTH, highlight=False, soft_wrap=False)
+"""Standard output: results."""
+errors = Console(stderr=True, highlight=False)
+"""Standard error: errors and warnings."""
+
+_OURS = {"bragg_data", "bragg_models", "catalog", "pipelines", "__main__"}
+_DEBUG = "BRAGG_DEBUG"
+_PLAIN_SECONDS = 5.0  # between lines of progress where there is no terminal
+_RATE_SECONDS = 30.0  # over which the rate is measured
+
+
+def say(text: str = "") -> None:
+    """Print a line of rich markup, however long, without wrapping it."""
+    console.print(text, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """Print an error as one line on standard error."""
+    errors.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run a command line and leave the process.
+
+    Errors that this project raises are one sentence on standard error and exit code 2; an
+    unexpected one is exit code 1. With BRAGG_DEBUG set in the environment, the traceback comes
+    first. Ctrl-C is exit code 130, SIGTERM 143; both let the command clean up.
+    """
+    warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        code = app(standalone_mode=False)
+    except TyperException as error:  # wrong usage
+        fail(f"{error.format_message().rstrip('.')}. See --help.")
+        sys.exit(2)
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            traceback.print_exc()
+        if type(error).__module__.partition(".")[0] in _OURS:
+            fail(str(error))
+            sys.exit(2)
+        fail(
+            f"{type(error).__name__}: {error}. This is not expected: set {_DEBUG}=1 to see where "
+            f"it comes from."
+        )
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    errors.print(f"[yellow]Warning:[/] {escape(str(message))}", soft_wrap=True)
+
+
+def next_commands(commands: Iterable[tuple[str, str]]) -> None:
+    """Print what to type next: commands, and what each one does."""
+    say("\n[bold]Next[/]")
+    commands = list(commands)
+    width = max(len(command) for command, _ in commands)
+    for command, what in commands:
+        say(f"  [cyan]{escape(command.ljust(width))}[/]  {escape(what)}")
+
+
+class Progress:
+    """Progress with rate and time left: a live bar on a terminal, elsewhere a line now and then.
+
+    Parameters
+    ----------
+    task
+        What is being done.
+    total
+        How much of it there is.
+    unit
+        What is counted, in the plural.
+    done
+        How much was there before; it does not count for the rate.
+    """
+
+    def __init__(self, task: str, total: int, unit: str, *, done: int = 0) -> None:
+        self.task, self.total, self.unit, self.done = task, total, unit, done
+        self.note = ""
+        self._began = time.monotonic()
+        self._first = done
+        self._history: deque[tuple[float, int]] = deque([(self._began, done)])
+        self._told, self._line = -_PLAIN_SECONDS, ""
+        self._bar: RichProgress | None = None
+        if console.is_terminal:
+            self._bar = RichProgress(
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"), console=console, expand=True,
+            )  # fmt: skip
+            self._id = self._bar.add_task(task, total=total, completed=done, text="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.tick(last=True)
+        if self._bar:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the beginning, in seconds."""
+        return time.monotonic() - self._began
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the beginning."""
+        return (self.done - self._first) / max(self.seconds, 1e-9)
+
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """Count some units as done; the note is what the line ends with from now on."""
+        self.done += count
+        now = time.monotonic()
+        self._history.append((now, self.done))
+        while len(self._history) > 2 and now - self._history[0][0] > _RATE_SECONDS:
+            self._history.popleft()
+        self.tick(note)
+
+    def tick(self, note: str | None = None, *, last: bool = False) -> None:
+        """Show the present state, where there is no terminal only every few seconds."""
+        self.note = self.note if note is None else note
+        if self._bar:
+            self._bar.update(self._id, completed=self.done, text=self._text())
+        elif last or time.monotonic() - self._told >= _PLAIN_SECONDS:
+            line = f"{self.task}: {self._text()}"
+            if line != self._line:
+                say(line)
+            self._told, self._line = time.monotonic(), line
+
+    def _text(self) -> str:
+        share = self.done / max(self.total, 1)
+        text = f"{self.done:,} of {self.total:,} {self.unit} ({share:.0%})"
+        (then, before), (now, after) = self._history[0], self._history[-1]
+        if after > before and now > then:
+            rate = (after - before) / (now - then)
+            text += f", {_three_digits(rate)}/s"
+            if self.done < self.total:
+                text += f", {duration((self.total - self.done) / rate)} left"
+        return f"{text}, {self.note}" if self.note else text
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as people do: 8.3 s, 2 min 5 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
