@@ -1,0 +1,255 @@
+"""Where tasks run: processes of this machine, SLURM jobs, or a running Dask scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dask
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.system import MEMORY_LIMIT
+from threadpoolctl import threadpool_limits
+
+ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+    ),
+    "1",
+)
+# A task whose worker has died this often is at fault itself. Dask's 3 is too few where jobs are
+# preempted or cancelled, since every death counts for all the tasks that the worker had in hand.
+ALLOWED_FAILURES = 5
+_WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is the driver's and the scheduler's
+_CONNECT_SECONDS = 8.0
+
+
+class ClusterError(RuntimeError):
+    """There is no such cluster, or it does not do as it is asked."""
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What to ask SLURM for; None stands for the value of Dask's configuration.
+
+    Dask reads its configuration, section ``jobqueue.slurm``, from ``~/.config/dask/*.yaml``;
+    ``deploy/slurm/jobqueue.yaml`` is a template with a comment on each entry.
+    """
+
+    jobs: tuple[int, int] = (1, 8)
+    """Least and greatest number of jobs at a time; between them as many as there are tasks."""
+    queue: str | None = None
+    account: str | None = None
+    walltime: str | None = None
+    """Time limit of one job, as SLURM writes it (``01:00:00``). A job that ends is replaced."""
+    cores: int | None = None
+    """Cores of one job; each gets a worker process with one thread."""
+    memory: str | None = None
+    """Memory of one job, as Dask writes it (``8 GB``), shared by its workers."""
+    directives: tuple[str, ...] = ()
+    """Further ``#SBATCH`` lines, after those of the configuration."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables set in the workers."""
+    interface: str | None = None
+    """Network interface by which this machine and the nodes see each other (``ib0``)."""
+    host: str | None = None
+    """Address of this machine that the nodes can reach, where the interface does not tell."""
+    python: str | None = None
+    """Python on the nodes; by default the one that runs here, by the same path."""
+    shared_directory: Path | None = None
+    """Directory that this machine and the nodes share, for credentials and logs; default home."""
+
+
+def parse_jobs(text: str) -> tuple[int, int]:
+    """Return the least and greatest number of jobs from ``MIN:MAX`` or one number.
+
+    Raises
+    ------
+    ClusterError
+        If the text has another form, or MAX is below MIN or 1.
+    """
+    least, _, most = text.partition(":")
+    try:
+        jobs = int(least), int(most or least)
+    except ValueError:
+        jobs = -1, -1
+    if not 0 <= jobs[0] <= jobs[1] or jobs[1] < 1:
+        raise ClusterError(
+            f"'{text}' is no number of jobs. Write MIN:MAX with 0 ≤ MIN ≤ MAX and 1 ≤ MAX, as in "
+            "2:8, or one number for both."
+        )
+    return jobs
+
+
+@contextlib.contextmanager
+def open_client(
+    cluster: str = "local", *, workers: int | None = None, slurm: SlurmOptions | None = None
+) -> Iterator[Client]:
+    """Open a Dask client and, at the end, leave nothing of its cluster behind.
+
+    On every kind of cluster a worker computes with one thread, so that sums of floating-point
+    numbers do not depend on the number of cores, and can import this project. A worker that dies
+    is replaced and its tasks run again elsewhere.
+
+    Parameters
+    ----------
+    cluster
+        ``local``: worker processes on this machine. ``slurm``: jobs of the SLURM whose programs
+        are on PATH. ``tcp://HOST:PORT`` or ``tls://HOST:PORT``: a scheduler that runs already and
+        goes on running (credentials from Dask's configuration, ``distributed.comm.tls``).
+    workers
+        Number of processes of ``local``; by default the number of cores available to this process.
+    slurm
+        Options of ``slurm``.
+
+    Yields
+    ------
+    Client
+        If SLURM stops giving workers for good, the client is closed: whatever waits for it ends
+        with one of Dask's errors, which leaves this context as a ClusterError.
+
+    Raises
+    ------
+    ClusterError
+        If `cluster` is none of the above, the scheduler cannot be reached, SLURM refuses the jobs,
+        or the workers cannot import this project.
+    """
+    if workers is not None and (cluster != "local" or workers < 1):
+        raise ClusterError(
+            f"{workers} workers on '{cluster}': a number of workers, at least 1, belongs to the "
+            "cluster 'local'. SLURM takes a number of jobs, a running scheduler has its workers."
+        )
+    opened: contextlib.AbstractContextManager[Client]
+    if cluster == "local":
+        opened = _open_local(workers or CPU_COUNT)
+    elif cluster == "slurm":
+        # Not before it is needed: see what its import does to Ctrl-C.
+        from pipelines.slurm import open_slurm
+
+        opened = open_slurm(slurm or SlurmOptions())
+    elif cluster.startswith(("tcp://", "tls://")):
+        opened = _open_running(cluster)
+    else:
+        raise ClusterError(
+            f"There is no cluster '{cluster}'. Choose local, slurm, or the address of a running "
+            "Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT."
+        )
+    with opened as client:
+        try:
+            client.register_plugin(_OneThread())
+        except Exception as error:  # the worker's, or a bare Exception with its text
+            raise ClusterError(
+                f"The workers of '{cluster}' cannot be prepared ({error}). They must be able to "
+                "import this project: install it in their Python."
+            ) from error
+        yield client
+
+
+class _OneThread(WorkerPlugin):  # type: ignore[misc]
+    """One thread per numerical library also where workers were started by someone else.
+
+    Being pickled by its name, it is the proof that a worker can import this project, too.
+    """
+
+    name = "one-thread"
+
+    def setup(self, worker: Any) -> None:  # noqa: ARG002
+        import numpy as np  # noqa: F401  (loads the library that is to be limited)
+
+        os.environ.update(ONE_THREAD)  # for libraries that are loaded later
+        self._limits = threadpool_limits(1)
+
+    def teardown(self, worker: Any) -> None:  # noqa: ARG002
+        self._limits.restore_original_limits()
+
+
+@contextlib.contextmanager
+def _open_local(workers: int) -> Iterator[Client]:
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="bragg-workers-", ignore_cleanup_errors=True)
+        )
+        stack.enter_context(_environment_kept())
+        with _environment_kept(), dask.config.set({"temporary-directory": scratch}):
+            # The libraries read these when they are loaded, which a spawned process may do before
+            # Dask's own code runs in it: they have to be in the environment that it inherits.
+            os.environ.update(ONE_THREAD)
+            with _interrupts_ignored():
+                cluster = stack.enter_context(
+                    LocalCluster(
+                        n_workers=workers,
+                        threads_per_worker=1,
+                        processes=True,
+                        memory_limit=int(_WORKERS_SHARE_OF_MEMORY * MEMORY_LIMIT / workers),
+                        dashboard_address="127.0.0.1:0",
+                        silence_logs=logging.ERROR,
+                        env=ONE_THREAD,
+                        scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES},
+                    )
+                )
+        yield stack.enter_context(Client(cluster))
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C for a while, here and for good in the processes that begin meanwhile.
+
+    A terminal sends it to the workers too, which would die loudly while the driver, which alone
+    has to obey it, cleans up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no handler can be changed here, nor is there a terminal behind
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Undo what is done, here and by Dask's nannies, to this process's environment for workers.
+
+    Otherwise whatever this process loads and starts later would have one thread as well.
+    """
+    names = (*ONE_THREAD, "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_", "__DASK_PARENT_PID")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _open_running(address: str) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ClusterError(
+            f"No Dask scheduler answers at {address} ({error}). Start one there with "
+            "'dask scheduler', or choose the cluster local or slurm."
+        ) from error
+    with client:
+        try:
+            yield client
+        finally:
+            with contextlib.suppress(Exception):  # the scheduler may be gone, the error is known
+                client.unregister_worker_plugin(_OneThread.name)
