@@ -1,0 +1,141 @@
+"""How wrong a model is: eq. (1) of the paper, errors in their own units, and accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem
+from bragg_models.targets import Targets
+
+_OF_EQUATION_1 = ("a", "c", "alpha")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Sums over samples, grouped by true phase: those of two chunks add up to those of both.
+
+    Attributes
+    ----------
+    confusion : shape (n_phases, n_phases), int
+        Number of samples of each true phase (row) by predicted phase (column).
+    squared : shape (n_phases, 6)
+        Sum of squared errors of the cell parameters, in Å² and rad².
+    absolute : shape (n_phases, 6)
+        Sum of absolute errors, in Å and degrees.
+    """
+
+    confusion: NDArray[np.int64]
+    squared: NDArray[np.float64]
+    absolute: NDArray[np.float64]
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(
+            self.confusion + other.confusion,
+            self.squared + other.squared,
+            self.absolute + other.absolute,
+        )
+
+
+def errors(
+    targets: Targets,
+    phase: NDArray[np.integer],
+    cells: NDArray[np.float64],
+    predicted_phase: NDArray[np.integer],
+    predicted_cells: NDArray[np.float64],
+) -> Errors:
+    """Return the errors of a set of predictions, as sums.
+
+    Parameters
+    ----------
+    targets
+        The campaign's phases.
+    phase, cells : shapes (n,), (n, 6)
+        The truth: phase codes; a, b, c in ångström, alpha, beta, gamma in degrees.
+    predicted_phase, predicted_cells : shapes (n,), (n, 6)
+        The answers. A sample whose phase is mistaken counts with the cell of the mistaken phase.
+    """
+    n_phases = len(targets.names)
+    difference = np.asarray(predicted_cells, dtype=np.float64) - cells
+    in_radians = difference.copy()
+    in_radians[:, 3:] = np.radians(difference[:, 3:])
+    confusion = np.zeros((n_phases, n_phases), dtype=np.int64)
+    np.add.at(confusion, (phase, predicted_phase), 1)
+    of_phase = [phase == code for code in range(n_phases)]
+    return Errors(
+        confusion,
+        np.array([(in_radians[rows] ** 2).sum(axis=0) for rows in of_phase]),
+        np.array([np.abs(difference[rows]).sum(axis=0) for rows in of_phase]),
+    )
+
+
+def summary(targets: Targets, total: Errors) -> dict[str, dict[str, float]]:
+    r"""Return the scores of all samples and of each crystal system.
+
+    Eq. (1) of the paper, with alpha in radians (in degrees its own numbers would contradict each
+    other):
+
+    .. math:: \text{mse\_paper} = \frac1n \sum_{i=1}^n
+        \big(\Delta a_i^2 + \Delta c_i^2 + \Delta\alpha_i^2\big)
+
+    Parameters
+    ----------
+    targets
+        The campaign's phases.
+    total : Errors
+        Sum over the samples.
+
+    Returns
+    -------
+    By ``"all"`` and the name of each crystal system that has samples:
+
+    ``n``
+        Number of samples.
+    ``accuracy``, ``accuracy_phase``
+        Share of samples whose crystal system, and whose phase, is right.
+    ``mse_paper``
+        Eq. (1) taken literally, in Å² and rad² added: c counts also where symmetry ties it to a,
+        so that the error of a cubic cell counts twice.
+    ``mse_paper_free``
+        The same with a tied length counted once: c only where it is free. For comparison with a
+        model that predicts a alone.
+    ``mae_a``, ``mae_c`` …
+        Mean absolute error, in Å or degrees, of each parameter over the samples in which it is
+        free.
+    """
+    systems = targets.crystal_systems
+    groups = {"all": np.ones(len(systems), dtype=bool)}
+    for code in sorted(set(systems.tolist())):
+        groups[CrystalSystem(code).name] = systems == code
+    count = total.confusion.sum(axis=1)
+    return {
+        name: _scores(targets, total, of_group)
+        for name, of_group in groups.items()
+        if count[of_group].sum()
+    }
+
+
+def _scores(targets: Targets, total: Errors, group: NDArray[np.bool_]) -> dict[str, float]:
+    systems = targets.crystal_systems
+    count = total.confusion.sum(axis=1)
+    n = int(count[group].sum())
+    same_system = systems[:, None] == systems[None, :]
+    columns = [CELL_PARAMETERS.index(name) for name in _OF_EQUATION_1]
+    literal = total.squared[group][:, columns].sum()
+    tied_c = np.array([("c", "a") in lattice.tied for lattice in targets.lattices])
+    twice = total.squared[group & tied_c, CELL_PARAMETERS.index("c")].sum()
+    scores = {
+        "n": float(n),
+        "accuracy": float((total.confusion * same_system)[group].sum() / n),
+        "accuracy_phase": float(np.diag(total.confusion)[group].sum() / n),
+        "mse_paper": float(literal / n),
+        "mse_paper_free": float((literal - twice) / n),
+    }
+    for index, name in enumerate(targets.parameters):
+        having = group & targets.free[:, index]
+        if count[having].sum():
+            absolute = total.absolute[having, CELL_PARAMETERS.index(name)].sum()
+            scores[f"mae_{name}"] = float(absolute / count[having].sum())
+    return scores

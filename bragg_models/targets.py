@@ -1,0 +1,200 @@
+"""Crystal structures as arrays that a model can learn, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem, Lattice, Phase
+
+
+class TargetsError(ValueError):
+    """A description of targets that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    r"""What a model of a campaign answers: one of its phases, and that phase's free parameters.
+
+    A model has one output per phase (a classifier) and one per parameter that is free in any of
+    them (a regressor). A parameter that is not free in a sample's phase is masked out of the loss,
+    and is set by symmetry when an answer is decoded. Each is scaled to [-1, 1] over the campaign:
+
+    .. math:: z = (p - p_\text{mid}) / p_\text{half}
+
+    Attributes
+    ----------
+    names
+        The phases, in the order of their codes.
+    lattices
+        Their crystal systems and metric constraints.
+    middle, half_range : shape (n_parameters,)
+        Middle and half width of each parameter's range in the campaign, in ångström or degrees.
+
+    Notes
+    -----
+    The paper (section IV-C) regresses a, c and alpha for every sample, also where symmetry fixes
+    them. With the mask the outputs are the same for BaTiO3, and the code serves all seven systems.
+    """
+
+    names: tuple[str, ...]
+    lattices: tuple[Lattice, ...]
+    middle: NDArray[np.float64]
+    half_range: NDArray[np.float64]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Cell parameters that are free in any phase, in the order of CELL_PARAMETERS."""
+        return _free_in_any(self.lattices)
+
+    @property
+    def crystal_systems(self) -> NDArray[np.int8]:
+        """Code of the crystal system of each phase, shape (n_phases,)."""
+        return np.array([lattice.crystal_system for lattice in self.lattices], dtype=np.int8)
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """Which parameters are free in which phase, shape (n_phases, n_parameters)."""
+        return np.array([[p in lattice.free_parameters for p in self.parameters]
+                         for lattice in self.lattices])  # fmt: skip
+
+    def encode(
+        self, phase: NDArray[np.integer], cells: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the scaled parameters of each sample, and which of them are free.
+
+        Parameters
+        ----------
+        phase : shape (n,)
+            Index of the campaign's phase.
+        cells : shape (n, 6)
+            a, b, c in ångström; alpha, beta, gamma in degrees.
+
+        Returns
+        -------
+        values : shape (n, n_parameters)
+            Scaled; zero where not free.
+        free : shape (n, n_parameters)
+        """
+        free = self.free[phase]
+        columns = [CELL_PARAMETERS.index(name) for name in self.parameters]
+        scaled = (cells[:, columns] - self.middle) / self.half_range
+        return np.where(free, scaled, 0.0).astype(np.float32), free
+
+    def decode(
+        self, values: NDArray[np.floating], phase: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
+        """Return full cells that obey the constraints of the given phases.
+
+        Parameters
+        ----------
+        values : shape (n, n_parameters)
+            Scaled parameters, as the regressor returns them.
+        phase : shape (n,)
+            Index of each sample's (predicted) phase.
+
+        Returns
+        -------
+        shape (n, 6)
+            a, b, c in ångström; alpha, beta, gamma in degrees.
+        """
+        physical = np.asarray(values, dtype=np.float64) * self.half_range + self.middle
+        cells = np.empty((len(values), 6))
+        for code, lattice in enumerate(self.lattices):
+            rows = np.flatnonzero(phase == code)
+            cells[rows] = lattice.cells(physical[rows][:, self.free[code]])
+        return cells
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plain JSON values from which :meth:`from_json` makes an equal object."""
+        return {
+            "phases": [
+                {
+                    "name": name,
+                    "crystal_system": lattice.crystal_system.name,
+                    "free_parameters": list(lattice.free_parameters),
+                    "tied": [list(pair) for pair in lattice.tied],
+                }
+                for name, lattice in zip(self.names, self.lattices, strict=True)
+            ],
+            "parameters": [
+                {"name": name, "unit": "Å" if name in "abc" else "degree",
+                 "middle": float(middle), "half_range": float(half)}
+                for name, middle, half in zip(
+                    self.parameters, self.middle, self.half_range, strict=True)
+            ],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Targets:
+        """Return the targets that :meth:`to_json` described.
+
+        Raises
+        ------
+        TargetsError
+            If an entry is missing or makes no sense.
+        """
+        try:
+            lattices = tuple(
+                Lattice(
+                    CrystalSystem[phase["crystal_system"]],
+                    tuple(phase["free_parameters"]),
+                    tuple((name, source) for name, source in phase["tied"]),
+                )
+                for phase in values["phases"]
+            )
+            names = tuple(phase["name"] for phase in values["phases"])
+            described = [entry["name"] for entry in values["parameters"]]
+            middle = np.array([entry["middle"] for entry in values["parameters"]], dtype=float)
+            half = np.array([entry["half_range"] for entry in values["parameters"]], dtype=float)
+        except (KeyError, TypeError, ValueError) as error:
+            raise TargetsError(
+                f"The model's description of its targets is incomplete or damaged ({error!r}): "
+                f"train the model again."
+            ) from error
+        if tuple(described) != _free_in_any(lattices):
+            raise TargetsError(
+                f"The model's description lists the parameters {', '.join(described)}, its phases "
+                f"are free in {', '.join(_free_in_any(lattices))}: train the model again."
+            )
+        return cls(names, lattices, middle, half)
+
+
+def targets_of(
+    phases: Sequence[Phase], phase: NDArray[np.integer], cells: NDArray[np.float64]
+) -> Targets:
+    """Return the targets of a campaign, scaled to the ranges of its samples.
+
+    Parameters
+    ----------
+    phases
+        The campaign's phases, in the order of their codes.
+    phase : shape (n,)
+        Phase of every sample of the campaign (test samples too: the ranges are the campaign's
+        definition, not something learnt).
+    cells : shape (n, 6)
+        Their cells, in ångström and degrees.
+    """
+    lattices = tuple(p.lattice for p in phases)
+    low, high = [], []
+    for name in _free_in_any(lattices):
+        where_free = np.array([name in lattice.free_parameters for lattice in lattices])[phase]
+        column = cells[where_free, CELL_PARAMETERS.index(name)]
+        low.append(column.min() if len(column) else 0.0)
+        high.append(column.max() if len(column) else 0.0)
+    half = (np.array(high) - np.array(low)) / 2
+    # A parameter with one value only (a tiny campaign) is left in its own unit.
+    half[half == 0] = 1.0
+    return Targets(
+        tuple(p.name for p in phases), lattices, (np.array(low) + np.array(high)) / 2, half
+    )
+
+
+def _free_in_any(lattices: Sequence[Lattice]) -> tuple[str, ...]:
+    return tuple(
+        name for name in CELL_PARAMETERS if any(name in lat.free_parameters for lat in lattices)
+    )

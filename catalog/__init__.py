@@ -1,0 +1,7 @@
+"""What exists and where it came from: runs, data sets and models in MLflow."""
+
+import os
+
+# Before mlflow is imported anywhere: it reads these then. A user's own settings win.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

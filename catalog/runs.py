@@ -1,0 +1,166 @@
+"""Runs in MLflow: parameters, metrics and the data that they used."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from catalog.datasets import dataset_input, source_of
+
+DEFAULT_URI = "sqlite:///data/mlflow.db"
+"""Where the commands keep their runs and models, relative to the working directory."""
+
+_SQLITE = "sqlite:///"
+_VERSIONS = ("torch", "numpy", "scikit-learn", "xarray", "icechunk", "mlflow", "gemmi")
+# Limits of MLflow's log_batch.
+_METRICS_PER_CALL, _PARAMETERS_PER_CALL, _PARAMETER_LENGTH = 1000, 100, 6000
+
+
+class TrackingError(RuntimeError):
+    """A tracking database or server that cannot be used."""
+
+
+class Tracking:
+    """A place where runs and models are kept.
+
+    Parameters
+    ----------
+    uri
+        An MLflow tracking URI. For a path (sqlite:///PATH) the database is made if it is missing,
+        and the artifacts go to ``mlartifacts`` beside it; a server knows its own place.
+
+    Raises
+    ------
+    TrackingError
+        If nothing answers there.
+    """
+
+    def __init__(self, uri: str = DEFAULT_URI) -> None:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._artifacts: Path | None = None
+        if uri.startswith(_SQLITE):
+            path = Path(uri.removeprefix(_SQLITE)).absolute()
+            self._artifacts = path.parent / "mlartifacts"
+            uri = f"{_SQLITE}{path}"
+        self.uri = uri
+        try:
+            if self._artifacts is None:
+                self.client = self._connected()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Several processes that make the database at once break it.
+                with FileLock(f"{path}.lock", fallback_to_soft=False):
+                    self.client = self._connected()
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise TrackingError(
+                f"MLflow at {uri} cannot be used: {reason}. Give another place with --tracking, "
+                f"for example {DEFAULT_URI}."
+            ) from error
+
+    def _connected(self) -> MlflowClient:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about details of its tables, as it makes them
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+        return client
+
+    def experiment(self, name: str) -> str:
+        """Return the id of an experiment, made if it is missing."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        place = None if self._artifacts is None else (self._artifacts / name).as_uri()
+        try:
+            return str(self.client.create_experiment(name, artifact_location=place))
+        except MlflowException:
+            # Another process was faster.
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    @contextmanager
+    def run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+        """Open a run; it ends as finished, failed or (by Ctrl-C) killed.
+
+        Parameters
+        ----------
+        experiment, name
+            Where the run is listed, and under which name.
+        tags
+            Short facts by which runs are found. The versions of the packages are added.
+        """
+        experiment_id = self.experiment(experiment)
+        versions = {f"version.{name}": metadata.version(name) for name in _VERSIONS}
+        entity = self.client.create_run(
+            experiment_id, run_name=name, tags={**versions, **tags, "mlflow.source.type": "LOCAL"}
+        )
+        run = Run(self, entity.info.run_id, experiment_id)
+        status = "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            status = "KILLED"
+            raise
+        finally:
+            self.client.set_terminated(run.id, status)
+
+
+class Run:
+    """An open run."""
+
+    def __init__(self, tracking: Tracking, run_id: str, experiment_id: str) -> None:
+        self.tracking = tracking
+        self.id = run_id
+        self.experiment_id = experiment_id
+
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Log what was set; nested mappings become dotted names."""
+        flat = [Param(k, str(v)[:_PARAMETER_LENGTH]) for k, v in _flattened(parameters, ".")]
+        for low in range(0, len(flat), _PARAMETERS_PER_CALL):
+            self.tracking.client.log_batch(self.id, params=flat[low : low + _PARAMETERS_PER_CALL])
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Log what was measured; nested mappings become names with slashes, groups in the UI."""
+        now = int(time.time() * 1000)
+        flat = [Metric(k, float(v), now, step) for k, v in _flattened(metrics, "/")]
+        for low in range(0, len(flat), _METRICS_PER_CALL):
+            self.tracking.client.log_batch(self.id, metrics=flat[low : low + _METRICS_PER_CALL])
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Log short facts by which runs are found."""
+        self.tracking.client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def log_dataset(self, dataset: xr.Dataset, context: str) -> None:
+        """Log an opened snapshot as this run's data; the context says for what ("training")."""
+        self.tracking.client.log_inputs(self.id, [dataset_input(source_of(dataset), context)])
+
+    def log_text(self, text: str, file: str) -> None:
+        """Log a text as an artifact, under a path relative to the run's."""
+        self.tracking.client.log_text(self.id, text, file)
+
+
+def _flattened(values: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            for inner, leaf in _flattened(value, separator):
+                yield f"{key}{separator}{inner}", leaf
+        else:
+            yield key, value

@@ -1,0 +1,170 @@
+"""Training from the command line: from a store to a registered model that answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from mlflow.entities import Run
+from typer.testing import CliRunner
+
+from bragg_data.schema import samples_of
+from bragg_data.splits import Part, random_split
+from bragg_data.store import Store, StoreError
+from bragg_models.metrics import errors, summary
+from bragg_models.predictors import Predictor, load_predictor
+from catalog import models
+from catalog.runs import Tracking
+from pipelines import train
+from pipelines.train import TrainError
+
+pytest_plugins = ("tests.small_store",)
+
+torch.set_num_threads(1)  # on small arrays more threads only wait for each other
+
+
+def command(store: Store, tracking: Tracking, *more: str) -> str:
+    arguments = ["--store", store.uri, "--tracking", tracking.uri, "--epochs", "2", *more]
+    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def tracking(
+    tmp_path_factory: pytest.TempPathFactory, tracking_in: Callable[[Path], Tracking]
+) -> Tracking:
+    return tracking_in(tmp_path_factory.mktemp("tracking"))
+
+
+@pytest.fixture(scope="module")
+def output(small_store: Store, tracking: Tracking) -> str:
+    return command(small_store, tracking)
+
+
+@pytest.fixture(scope="module")
+def predictor(output: str, tracking: Tracking) -> Predictor:
+    assert "champion" in output
+    champion = models.find(tracking, "models:/small@champion")
+    return load_predictor(models.fetch(tracking, champion, train._LOADER))
+
+
+def run_of(tracking: Tracking, version: int = 1) -> Run:
+    return tracking.client.get_run(models.find(tracking, f"models:/small/{version}").run_id)
+
+
+def test_the_loaded_champion_scores_as_the_run_says(
+    predictor: Predictor, tracking: Tracking, small_dataset: xr.Dataset
+) -> None:
+    samples = samples_of(small_dataset)
+    test = random_split(samples.crystal_system, seed=train.SPLIT_SEED) == Part.test
+    answer = predictor.predict(small_dataset.intensity.values[test])
+    scores = summary(
+        predictor.targets,
+        errors(predictor.targets, samples.phase[test], samples.cells[test], answer.phase,
+               answer.cells),
+    )  # fmt: skip
+    logged = run_of(tracking).data.metrics
+    for group, values in scores.items():
+        for name, value in values.items():
+            # A network's output varies in the last bits with the shape of the batch.
+            assert logged[f"test/{group}/{name}"] == pytest.approx(value, rel=1e-4), (group, name)
+
+
+def test_the_model_alone_tells_where_it_came_from(
+    predictor: Predictor, small_dataset: xr.Dataset
+) -> None:
+    attrs = small_dataset.attrs
+    assert predictor.provenance["data"]["snapshot_id"] == attrs["snapshot_id"]
+    assert predictor.provenance["data"]["content_hash"] == attrs["content_hash"]
+    assert predictor.provenance["split"]["seed"] == train.SPLIT_SEED
+    assert predictor.campaign.toml == attrs["campaign_toml"]
+    np.testing.assert_array_equal(predictor.campaign.grid.tof, small_dataset.tof.values)
+    assert predictor.phase_names == ("cubic", "tetragonal", "trigonal")
+
+
+def test_the_run_records_data_settings_and_losses(
+    output: str, tracking: Tracking, small_dataset: xr.Dataset
+) -> None:
+    run = run_of(tracking)
+    assert run.info.run_id in output
+    assert run.data.tags["snapshot_id"] == small_dataset.attrs["snapshot_id"]
+    assert run.data.tags["preset"] == "quick"
+    assert re.fullmatch(r"[0-9a-f]{40}|unknown", run.data.tags["code_commit"])
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["settings.epochs"] == "2"
+    (entry,) = run.inputs.dataset_inputs
+    assert entry.dataset.name == "small-v1"
+    losses = tracking.client.get_metric_history(run.info.run_id, "train/loss")
+    assert [m.step for m in losses] == [1, 2]
+    assert losses[1].value < losses[0].value
+
+
+def test_the_output_shows_the_scores_and_what_to_type_next(output: str) -> None:
+    assert "142" in output  # test samples: a fifth of 710
+    words = (
+        "cubic",
+        "tetragonal",
+        "trigonal",
+        "mse_paper",
+        "1.90e-05",
+        "always the mean cell",
+        "Registered: small version 1, champion",
+        "python -m pipelines.predict FILE",
+    )
+    for word in words:
+        assert word in output
+
+
+def test_the_same_seed_gives_the_same_metrics_and_the_champion_stays(
+    output: str, small_store: Store, tracking: Tracking
+) -> None:
+    assert "champion" in output
+    again = command(small_store, tracking)
+    assert "The champion stays: version 1 did better" in again
+    first, second = run_of(tracking, 1).data.metrics, run_of(tracking, 2).data.metrics
+    own = {name for name in first if not name.endswith("seconds")}
+    assert {n: first[n] for n in own} == {n: second[n] for n in own}
+    assert models.champion(tracking, "small").version == "1"
+    other = command(small_store, tracking, "--seed", "1", "--promote")
+    assert "version 3, champion" in other
+    assert models.champion(tracking, "small").version == "3"
+    assert run_of(tracking, 3).data.metrics["test/all/mse_paper"] != first["test/all/mse_paper"]
+
+
+def test_scores_on_other_samples_are_not_compared(
+    small_store: Store,
+    tmp_path: Path,
+    tracking_in: Callable[[Path], Tracking],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracking = tracking_in(tmp_path)
+    command(small_store, tracking)
+    monkeypatch.setattr(train, "SPLIT_SEED", 1)
+    assert "tested on other samples" in command(small_store, tracking)
+    assert models.champion(tracking, "small").version == "1"
+
+
+def test_what_cannot_be_trained_is_refused(
+    small_store: Store, tracking: Tracking, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match="Choose one of quick, paper"):
+        command(small_store, tracking, "--preset", "slow")
+    with pytest.raises(StoreError, match="Known tags: small-v1"):
+        command(small_store, tracking, "--data", "large-v1")
+    with pytest.raises(TrainError, match=r"pipelines\.simulate"):
+        command(Store(tmp_path / "empty", create=True), tracking)
+
+
+def test_presets_take_other_values() -> None:
+    assert train.preset_of("quick", epochs=7).settings.epochs == 7
+    assert train.preset_of("quick", max_seconds=0).max_seconds is None
+    assert train.preset_of("quick", max_seconds=5).max_seconds == 5
+    paper = train.preset_of("paper")
+    assert (paper.settings.epochs, paper.settings.batch_size) == (500, 512)
+    assert paper.preprocessing == "profile_minmax@1"
