@@ -1,0 +1,156 @@
+"""The main job, end to end: simulate, train, register, and predict the bundled examples."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.rule import Rule
+from rich.table import Table
+
+from bragg_data.campaign import BUILT_IN, load_campaign
+from bragg_data.schema import counts_per_system
+from bragg_data.store import DEFAULT_URI, Store
+from catalog import models, runs
+from pipelines.console import console, duration, next_commands, run, say
+from pipelines.predict import Answer, answer, library_of, load_model, measure
+from pipelines.simulate import simulate_campaign
+from pipelines.train import preset_of, train_model
+
+app = typer.Typer(add_completion=False)
+
+EXAMPLES = Path(__file__).parent / "examples"
+"""Profiles that ship with the project; ``examples.json`` holds what they are and their truth."""
+
+_SHOWN = ("a", "c", "alpha")
+
+
+@app.command()
+def main(
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first samples of the campaign.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    preset: Annotated[str, typer.Option(help="How the model is trained.")] = "quick",
+    store: Annotated[str, typer.Option(metavar="URI", help="Directory of the store.")] = (
+        DEFAULT_URI
+    ),
+    tracking: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
+    ] = runs.DEFAULT_URI,
+) -> None:
+    """Simulate the paper's campaign, train and register a first model, predict two examples.
+
+    What is there already is not made again; whatever interrupts it, the same command goes on.
+    """
+    began = time.monotonic()
+    chosen = preset_of(preset)
+    place = runs.Tracking(tracking)
+    repository = Store(store, create=True)
+
+    _head("1  Simulate the campaign")
+    tag = simulate_campaign(
+        load_campaign("batio3-nomad"), repository, "kinematic", limit=limit, workers=workers
+    )
+    dataset = repository.open(tag.name)
+    simulated = time.monotonic()
+
+    _head("2  Train and register a first model")
+    name = str(dataset.attrs["campaign"])
+    champion = models.champion(place, name)
+    if champion is not None and champion.tags.get("snapshot_id") == tag.snapshot_id:
+        say(
+            f"{champion.uri} was trained on this data set: it stays. "
+            f"python -m pipelines.train trains another."
+        )
+    else:
+        train_model(dataset, place, preset=chosen, preset_name=preset)
+    trained = time.monotonic()
+
+    _head("3  Predict the bundled examples")
+    answers = _predict_examples(place, name)
+    for found, example in answers:
+        _compare(found, example)
+    finished = time.monotonic()
+
+    _head("What exists now")
+    version = answers[0][0].model
+    counts = ", ".join(f"{n:,} {system}" for system, n in counts_per_system(dataset).items() if n)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_row("Data set", f"[bold]{tag.name}[/] ({counts}) in {repository.uri}")
+    table.add_row("Model", f"[bold]{version}[/], alias {models.CHAMPION}, in {place.uri}")
+    table.add_row(
+        "Time",
+        f"{duration(finished - began)}: simulation {duration(simulated - began)}, training "
+        f"{duration(trained - simulated)}, prediction {duration(finished - trained)}",
+    )
+    console.print(table)
+    next_commands(
+        [
+            ("make ui", "compare runs and models in a browser"),
+            (f"python -m pipelines.inspect {tag.name} --png patterns.png", "look into the data"),
+            ("python -m pipelines.predict FILE --instrument YOURS.instprm", "ask about your data"),
+            ("python -m pipelines", "list all commands"),
+        ]
+    )
+    say("(in the virtual environment: source .venv/bin/activate)")
+
+
+def _head(text: str) -> None:
+    console.print()
+    console.print(Rule(f"[bold]{text}[/]", align="left"))
+
+
+def _predict_examples(place: runs.Tracking, name: str) -> list[tuple[Answer, dict[str, Any]]]:
+    predictor, version = load_model(f"models:/{name}@{models.CHAMPION}", place)
+    examples = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
+    measurements = [
+        measure(
+            EXAMPLES / file,
+            predictor,
+            EXAMPLES / example["instrument"]
+            if example["instrument"]
+            else BUILT_IN / "nomad_bank4.instprm",
+        )[0]
+        for file, example in examples.items()
+    ]
+    answers = answer(measurements, predictor, version.uri, library_of(predictor), progress=True)
+    return list(zip(answers, examples.values(), strict=True))
+
+
+def _compare(found: Answer, example: dict[str, Any]) -> None:
+    """Print an answer beside the truth, with its errors."""
+    name = Path(found.measurement.profile.source).name
+    table = Table(title=f"{example['what']} ({name})", title_justify="left")
+    table.add_column("")
+    table.add_column("crystal system")
+    for parameter in _SHOWN:
+        table.add_column(f"{parameter} ({'°' if parameter == 'alpha' else 'Å'})", justify="right")
+        table.add_column("error", justify="right")
+    truth = [example[parameter] for parameter in _SHOWN]
+    cells = [f(v) for v in truth for f in (_value, lambda _: "")]
+    table.add_row("true", example["crystal_system"], *cells, style="bold")
+    rows = [("model", found.phase.crystal_system.name, [found.cell[k] for k in (0, 2, 3)])]
+    library = found.library()
+    if library:
+        cell = library["cell"]
+        rows.append(("library match", library["crystal_system"], [cell[p] for p in _SHOWN]))
+    for label, system, values in rows:
+        right = "green" if system == example["crystal_system"] else "red"
+        cells = []
+        for value, true in zip(values, truth, strict=True):
+            cells += [_value(value), f"{value - true:+.4f}" if np.isfinite(value) else ""]
+        table.add_row(label, f"[{right}]{system}[/]", *cells)
+    console.print(table)
+
+
+def _value(value: float) -> str:
+    return f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,66 @@
+"""Start the MLflow UI on this project's runs and models, on this machine only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from catalog import runs
+from pipelines.console import run, say
+
+app = typer.Typer(add_completion=False)
+
+
+class UiError(RuntimeError):
+    """A user interface that cannot be started."""
+
+
+@app.command()
+def main(
+    port: Annotated[int, typer.Option(min=1024, max=65535, help="Port on localhost.")] = 5000,
+    tracking: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
+    ] = runs.DEFAULT_URI,
+) -> None:
+    """Start the MLflow UI and print its address; Ctrl-C stops it."""
+    place = runs.Tracking(tracking)
+    if not place.uri.startswith("sqlite:///"):
+        say(f"The runs are on a server of their own: open {place.uri}")
+        return
+    address = f"http://127.0.0.1:{port}"
+    found = place.client.search_experiments()
+    page = (
+        f"/#/experiments/{found[0].experiment_id}/runs?workflowType=machine_learning"
+        if found
+        else ""
+    )
+    say(f"MLflow UI on {place.uri}")
+    say(f"Open [bold]{address}{page}[/]   (Ctrl-C stops it)")
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--backend-store-uri", place.uri,
+    ]  # fmt: skip
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_TRACKING_URI": place.uri,
+    }
+    server = subprocess.Popen(command, env=environment)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        server.wait()
+        return
+    if code:
+        raise UiError(
+            f"The MLflow server ended with code {code}. If the port is taken, name another: "
+            f"python -m pipelines.ui --port {port + 1}"
+        )
+
+
+if __name__ == "__main__":
+    run(app)

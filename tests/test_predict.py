@@ -1,0 +1,213 @@
+"""Predicting from the command line: from a file to an answer that scripts can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from typer.testing import CliRunner
+
+from bragg_data.campaign import BUILT_IN, Campaign
+from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.instrument import InstrumentError
+from bragg_data.kinematic import Simulator
+from bragg_data.profile_files import ProfileError
+from bragg_data.store import Store
+from catalog.models import ModelError
+from catalog.runs import Tracking
+from pipelines import predict, train
+from pipelines.predict import PredictError
+
+pytest_plugins = ("tests.small_store",)
+
+torch.set_num_threads(1)
+
+CALIBRATION = BUILT_IN / "nomad_bank4.instprm"
+TRUE = (2, [4.0437, 4.0437, 4.0437, 84.31, 84.31, 84.31])  # trigonal, off the grid
+
+
+@pytest.fixture(scope="module")
+def tracking(
+    small_store: Store,
+    tmp_path_factory: pytest.TempPathFactory,
+    tracking_in: Callable[[Path], Tracking],
+) -> Tracking:
+    place = tracking_in(tmp_path_factory.mktemp("predict"))
+    arguments = ["--store", small_store.uri, "--tracking", place.uri, "--epochs", "1"]
+    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return place
+
+
+@pytest.fixture(scope="module")
+def pattern(small_campaign: Campaign) -> np.ndarray:
+    c = small_campaign
+    simulator = Simulator(c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
+    return simulator.simulate(np.array([TRUE[0]]), np.array([TRUE[1]]))[0].astype(float)
+
+
+@pytest.fixture
+def noisy_file(small_campaign: Campaign, pattern: np.ndarray, tmp_path: Path) -> Path:
+    """Counts on a sloping background, measured on an axis with another calibration."""
+    rng = np.random.default_rng(3)
+    tof = small_campaign.grid.tof
+    own = small_campaign.instrument.moved(difc=9520.0, tzero=-6.0)
+    measured_at = own.tof_from_d_spacing(small_campaign.instrument.d_spacing_from_tof(tof))
+    expected = 5000 * pattern / pattern.max() + 400 + 0.03 * tof
+    counts = rng.poisson(expected)
+    path = tmp_path / "sample.xye"
+    np.savetxt(path, np.stack([measured_at, counts, np.sqrt(counts)], axis=1), header="tof y sigma")
+    text = CALIBRATION.read_text().replace("difC:9496.17", "difC:9520.0")
+    (tmp_path / "own.instprm").write_text(text.replace("Zero:4.84", "Zero:-6.0"))
+    return path
+
+
+def ask(tracking: Tracking, *arguments: str | Path) -> list[dict]:
+    # What is logged about the data goes to standard error, so that the output is JSON alone.
+    result = CliRunner().invoke(
+        predict.app,
+        [*map(str, arguments), "--tracking", tracking.uri, "--json"],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_json_is_the_contract(tracking: Tracking, noisy_file: Path) -> None:
+    (answer,) = ask(tracking, noisy_file, "--instrument", noisy_file.parent / "own.instprm")
+    assert {
+        "file", "bank", "crystal_system", "phase", "probabilities", "cell", "model", "warnings",
+        "intervals", "accepted", "reasons", "refined",
+    } <= set(answer)  # fmt: skip
+    assert answer["file"] == str(noisy_file)
+    assert answer["model"] == "models:/small/1"
+    assert set(answer["probabilities"]) == {"cubic", "tetragonal", "trigonal"}
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    assert answer["phase"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert tuple(answer["cell"]) == CELL_PARAMETERS
+    assert all(answer[k] is None for k in ("intervals", "accepted", "reasons", "refined"))
+    assert answer["warnings"] == []
+
+
+def test_library_match_finds_the_cell_through_noise_and_calibration(
+    tracking: Tracking, noisy_file: Path
+) -> None:
+    (answer,) = ask(tracking, noisy_file, "--instrument", noisy_file.parent / "own.instprm")
+    match = answer["library_match"]
+    assert match["crystal_system"] == "trigonal"
+    assert match["correlation"] > 0.9
+    assert match["cell"]["a"] == pytest.approx(TRUE[1][0], abs=0.011)  # a step of the grid
+    assert match["cell"]["alpha"] == pytest.approx(TRUE[1][3], abs=1.0)
+    assert match["candidates"][0]["phase"] == "trigonal"
+    assert len(match["candidates"]) == 3
+
+
+def test_without_calibration_it_warns_and_is_off_by_the_drift(
+    tracking: Tracking, noisy_file: Path
+) -> None:
+    (answer,) = ask(tracking, noisy_file)
+    assert any("Give the measurement's own .instprm" in w for w in answer["warnings"])
+
+
+def test_answers_do_not_depend_on_the_company(tracking: Tracking, noisy_file: Path) -> None:
+    other = noisy_file.with_name("again.xye")
+    other.write_text(noisy_file.read_text())
+    own = noisy_file.parent / "own.instprm"
+    one, two = ask(tracking, noisy_file, other, "--instrument", own)
+    (alone,) = ask(tracking, noisy_file, "--instrument", own)
+    assert one["cell"] == pytest.approx(two["cell"])
+    assert one["cell"] == pytest.approx(alone["cell"], rel=1e-5)
+    assert one["library_match"]["cell"] == alone["library_match"]["cell"]
+
+
+def test_table_shows_both_answers(tracking: Tracking, noisy_file: Path) -> None:
+    result = CliRunner().invoke(
+        predict.app, [str(noisy_file), "--tracking", tracking.uri], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert "library match" in result.output
+    assert "YOURS.instprm" in result.output
+
+
+def test_library_match_is_left_out_where_the_store_is_gone(
+    tracking: Tracking, noisy_file: Path, tmp_path: Path
+) -> None:
+    (answer,) = ask(tracking, noisy_file, "--store", tmp_path / "nowhere")
+    assert answer["library_match"] is None
+    assert answer["cell"]
+
+
+def gsas_file(path: Path, tof: np.ndarray, y: np.ndarray, banks: dict[int, float]) -> Path:
+    """A Mantid-like GSAS file with a copy of the profile in each bank."""
+    lines = ["Several banks"]
+    for bank, angle in banks.items():
+        lines += [f"# Total flight path 21.51m, tth {angle}deg, DIFC 9496.17"]
+        lines += [
+            f"BANK {bank} {len(tof)} {len(tof)} SLOG {tof[0]:.0f} {tof[-1]:.0f} 0.0012 0 FXYE"
+        ]
+        lines += [
+            f"{t:20.9f}{v:20.9f}{s:20.9f}" for t, v, s in zip(tof, y, np.sqrt(y), strict=True)
+        ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_of_several_banks_the_models_angle_is_taken(
+    tracking: Tracking, small_campaign: Campaign, pattern: np.ndarray, tmp_path: Path
+) -> None:
+    y = 5000 * pattern / pattern.max() + 100
+    tof = small_campaign.grid.tof
+    path = gsas_file(tmp_path / "run.gsa", tof, y, {1: 31.0, 4: 122.0, 5: 150.0})
+    (answer,) = ask(tracking, path, "--instrument", CALIBRATION)
+    assert answer["bank"] == 4
+    far = gsas_file(tmp_path / "far.gsa", tof, y, {1: 31.0, 2: 65.0})
+    with pytest.raises(ProfileError, match="Name one with --bank"):
+        ask(tracking, far)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "remedy"),
+    [
+        (lambda p: p.write_bytes(bytes(range(256)) * 20), ProfileError, "binary"),
+        (lambda p: p.write_text("1000 5\n1001 6\n"), ProfileError, "at least 20"),
+        (
+            lambda p: np.savetxt(p, np.stack([np.linspace(100, 900, 900), np.ones(900)], 1)),
+            ProfileError,
+            "outside the instrument's range",
+        ),
+        (lambda _: None, ProfileError, "not found"),
+    ],
+)
+def test_bad_profiles_are_refused(tracking, tmp_path, make, error, remedy) -> None:
+    path = tmp_path / "bad.xye"
+    make(path)
+    with pytest.raises(error, match=remedy) as caught:
+        ask(tracking, path)
+    assert "bad.xye" in str(caught.value)
+
+
+def test_bad_calibration_and_model_are_refused(
+    tracking: Tracking, noisy_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InstrumentError, match="cannot be read"):
+        ask(tracking, noisy_file, "--instrument", tmp_path / "no.instprm")
+    with pytest.raises(ModelError, match="Registered models: small"):
+        ask(tracking, noisy_file, "--model", "models:/large@champion")
+    with pytest.raises(ModelError, match="no address of a registered model"):
+        ask(tracking, noisy_file, "--model", "small")
+
+
+def test_without_any_model_it_says_how_to_get_one(
+    tmp_path: Path, noisy_file: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
+    with pytest.raises(PredictError, match=r"python -m pipelines\.train"):
+        ask(tracking_in(tmp_path), noisy_file)
+
+
+def test_small_store_is_what_the_model_names(small_dataset: xr.Dataset) -> None:
+    assert small_dataset.attrs["tag"] == "small-v1"
