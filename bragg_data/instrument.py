@@ -167,20 +167,22 @@ def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
             raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
     else:
         where, text = "Instrument file", instprm
-    banks = {b.bank: b for b in _banks(text, where)}
-    if bank is None:
-        if len(banks) > 1:
-            known = ", ".join(str(b) for b in banks)
-            raise InstrumentError(f"{where} holds banks {known}: name one of them.")
-        return next(iter(banks.values()))
-    if bank not in banks:
-        known = ", ".join(str(b) for b in banks)
+    banks = _banks(text, where)
+    known = ", ".join(f"{b.bank} (2θ {b.two_theta:g}°)" for b in banks)
+    chosen = [b for b in banks if bank in (None, b.bank)]
+    if not chosen:
         raise InstrumentError(f"{where} holds no bank {bank}. It holds: {known}.")
-    return banks[bank]
+    if len(chosen) > 1 and bank is None:
+        raise InstrumentError(f"{where} holds the banks {known}: name one of them.")
+    if len(chosen) > 1:
+        raise InstrumentError(
+            f"{where} holds several banks of the number {bank}: {known}. Renumber one of them."
+        )
+    return chosen[0]
 
 
-def read_instruments(instprm: Path) -> dict[int, Instrument]:
-    """Read all banks of a GSAS-II ``.instprm`` file, by their numbers in it.
+def read_instruments(instprm: Path) -> tuple[Instrument, ...]:
+    """Read all banks of a GSAS-II ``.instprm`` file, in its order; numbers may occur twice.
 
     Raises
     ------
@@ -191,7 +193,7 @@ def read_instruments(instprm: Path) -> dict[int, Instrument]:
         text = instprm.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
-    return {b.bank: b for b in _banks(text, str(instprm))}
+    return tuple(_banks(text, str(instprm)))
 
 
 def _banks(text: str, where: str) -> list[Instrument]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,47 +169,53 @@ def _resampled(
 
 
 def match_bank(
-    profile: Profile, instruments: dict[int, Instrument], bank: int | None = None
+    profile: Profile, instruments: Sequence[Instrument], two_theta: float | None = None
 ) -> Instrument:
     """Choose the bank of an instrument file that a profile was measured on.
 
-    A bank that is asked for is taken. Otherwise the header decides: the bank whose difC lies
-    within 3 % of the header's, or, if it names none, whose angle lies within 2° of the header's
-    2θ; of several the nearest. (Bank numbers of data and instrument files need not agree.) A
+    An angle that is given decides. Otherwise the header does: the bank whose difC lies within 3 %
+    of the header's, or, if it names none, whose angle lies within 2° of the header's 2θ; of several
+    the nearest. (Bank numbers of data and instrument files need not agree, nor be unique.) A
     header with neither leaves the number, and a file of one bank needs none.
+
+    Parameters
+    ----------
+    profile
+        As read.
+    instruments
+        The banks of the instrument file.
+    two_theta
+        Scattering angle in degrees, for files that do not say it.
 
     Raises
     ------
     ProfileError
-        If no bank fits, naming the known ones.
+        If no bank fits, or several do, naming the known ones.
     """
-    known = "; ".join(f"{n} (2θ {i.two_theta:g}°, difC {i.difc:g})" for n, i in instruments.items())
-    if bank is not None:
-        if bank not in instruments:
-            raise ProfileError(f"The instrument file has no bank {bank}. It holds: {known}.")
-        return instruments[bank]
-    if profile.difc is not None:
-        difc = profile.difc
-        said = f"difC {difc:g}"
-        distance = {n: abs(i.difc / difc - 1) / 0.03 for n, i in instruments.items()}
-    elif profile.two_theta is not None:
-        angle = profile.two_theta
+    known = "; ".join(f"{i.bank} (2θ {i.two_theta:g}°, difC {i.difc:g})" for i in instruments)
+    angle = profile.two_theta if two_theta is None else two_theta
+    if profile.difc is not None and two_theta is None:
+        said = f"difC {profile.difc:g}"
+        distance = [abs(i.difc / profile.difc - 1) / 0.03 for i in instruments]
+    elif angle is not None:
         said = f"2θ {angle:g}°"
-        distance = {n: abs(i.two_theta - angle) / 2.0 for n, i in instruments.items()}
+        distance = [abs(i.two_theta - angle) / 2.0 for i in instruments]
     elif len(instruments) == 1:
-        return next(iter(instruments.values()))
-    elif profile.bank in instruments:
-        return instruments[profile.bank]
+        return instruments[0]
     else:
+        same = [i for i in instruments if i.bank == profile.bank]
+        if len(same) == 1:
+            return same[0]
         raise ProfileError(
-            f"{profile.name} does not say at which angle it was measured. Name the bank of the "
-            f"instrument file; it holds: {known}."
+            f"{profile.name} does not say at which angle it was measured. Give the angle "
+            f"(--two-theta); the instrument file holds the banks {known}."
         )
-    nearest = min(distance, key=lambda n: distance[n])
+    nearest = int(np.argmin(distance))
     if distance[nearest] > 1:
         raise ProfileError(
             f"{profile.name} was measured at {said}, which no bank of the instrument file has. "
-            f"Give the file of this instrument, or name one of its banks: {known}."
+            f"Give the file of this instrument, or the angle (--two-theta) of one of its banks: "
+            f"{known}."
         )
     return instruments[nearest]
 
@@ -270,7 +277,7 @@ def warnings_of(
         warnings.append(
             f"The file does not say at which angle its bank {profile.bank} stands: it was taken to "
             f"be bank {own.bank} (2θ {own.two_theta:g}°) of the instrument file. Numbers in data "
-            f"and instrument files need not agree: check."
+            f"and instrument files need not agree: check, or give the angle (--two-theta)."
         )
     if own is not None and abs((profile.two_theta or own.two_theta) - own.two_theta) > 5:
         warnings.append(

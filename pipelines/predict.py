@@ -154,7 +154,11 @@ def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, mod
 
 
 def measure(
-    path: Path, model: Predictor, calibration: Path | None = None, bank: int | None = None
+    path: Path,
+    model: Predictor,
+    calibration: Path | None = None,
+    bank: int | None = None,
+    two_theta: float | None = None,
 ) -> list[Measurement]:
     """Read the profiles of a file and bring them to the model's grid.
 
@@ -169,6 +173,9 @@ def measure(
         times of flight as they are, with a warning.
     bank
         Only this bank of the file; by default those at the angle of the model's instrument.
+    two_theta
+        Scattering angle in degrees by which the calibration's bank is chosen, where the file does
+        not say it.
 
     Raises
     ------
@@ -186,7 +193,7 @@ def measure(
         own = (
             nominal_calibration(profile, campaign.instrument)
             if instruments is None
-            else match_bank(profile, instruments)
+            else match_bank(profile, instruments, two_theta)
         )
         gridded = on_grid(profile, campaign.grid, campaign.instrument, own)
         prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
@@ -317,6 +324,12 @@ def main(
         typer.Option(metavar="FILE.instprm", help="The measurement's own calibration. Do give it."),
     ] = None,
     bank: Annotated[int | None, typer.Option(help="Only this bank of the files.")] = None,
+    two_theta: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=180, help="Angle (°) of the bank in FILE.instprm, if FILE does not say it."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION."),
@@ -342,7 +355,9 @@ def main(
     guide as long as the model was trained on clean ones.
     """
     predictor, version = load_model(model, runs.Tracking(tracking))
-    measurements = [m for path in files for m in measure(path, predictor, instrument, bank)]
+    measurements = [
+        m for path in files for m in measure(path, predictor, instrument, bank, two_theta)
+    ]
     snapshot = library_of(predictor, store) if library else None
     answers = answer(measurements, predictor, version.uri, snapshot, progress=not as_json)
     if as_json:

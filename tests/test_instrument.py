@@ -61,8 +61,10 @@ def test_several_banks():
     path = MEASURED / "gem_srtio3" / "GEM.instprm"
     if not path.is_file():
         pytest.skip("the measured profiles (shared/measured) are not on this machine")
-    assert sorted(read_instruments(path)) == [1, 2, 3, 4, 6]
-    assert read_instrument(path, 6).two_theta == 154.46
+    assert [b.bank for b in read_instruments(path)] == [6, 1, 4, 2, 3, 6]
+    assert read_instrument(path, 3).two_theta == 91.37
+    with pytest.raises(InstrumentError, match="Renumber one of them"):
+        read_instrument(path, 6)
     with pytest.raises(InstrumentError, match="name one of them"):
         read_instrument(path)
     with pytest.raises(InstrumentError, match="It holds: "):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from bragg_data.instrument import Instrument, TofGrid, read_instruments
+from bragg_data.instrument import Instrument, TofGrid, read_instrument, read_instruments
 from bragg_data.measured import (
     Profile,
     ProfileError,
@@ -440,11 +440,13 @@ def test_a_calibration_that_turns_back_is_refused() -> None:
 
 # ---- banks and warnings ------------------------------------------------------------------------
 
-BANKS = {
-    1: Instrument(bank=1, two_theta=150.0, difc=1439.6),  # the angle is wrong, difC right
-    4: Instrument(bank=4, two_theta=120.4, difc=9068.6),
-    5: Instrument(bank=5, two_theta=150.1, difc=9912.1),
-}
+BANKS = (
+    Instrument(bank=6, two_theta=9.39, difc=747.0),
+    Instrument(bank=1, two_theta=150.0, difc=1439.6),  # the angle is wrong, difC right
+    Instrument(bank=4, two_theta=120.4, difc=9068.6),
+    Instrument(bank=5, two_theta=150.1, difc=9912.1),
+    Instrument(bank=6, two_theta=170.0, difc=9990.0),
+)
 
 
 def headed(bank: int | None, two_theta: float | None, difc: float | None) -> Profile:
@@ -453,40 +455,42 @@ def headed(bank: int | None, two_theta: float | None, difc: float | None) -> Pro
 
 
 @pytest.mark.parametrize(
-    ("profile", "asked", "wanted"),
+    ("profile", "angle", "wanted"),
     [
         (headed(1, 15.1, 1428.82), None, 1),
         (headed(1, 150.1, 9910.5), None, 5),
         (headed(1, 120.9, None), None, 4),
         (headed(4, None, None), None, 4),
-        (headed(4, 120.4, 9041.7), 5, 5),
+        (headed(4, 120.4, 9041.7), 151.0, 5),
+        (headed(4, None, None), 170.0, 6),
     ],
 )
 def test_the_bank_is_found_by_its_geometry(
-    profile: Profile, asked: int | None, wanted: int
+    profile: Profile, angle: float | None, wanted: int
 ) -> None:
-    assert match_bank(profile, BANKS, asked).bank == wanted
+    assert match_bank(profile, BANKS, angle).bank == wanted
 
 
 @pytest.mark.parametrize(
-    ("profile", "asked", "message"),
+    ("profile", "angle", "message"),
     [
         (headed(4, 90.0, None), None, "at 2θ 90°, which no bank of the instrument file has"),
         (headed(4, 90.0, 7500.0), None, "at difC 7500, which no bank"),
         (headed(7, None, None), None, r"does not say at which angle .* 4 \(2θ 120.4°"),
         (headed(None, None, None), None, "does not say at which angle"),
-        (headed(4, None, None), 3, "has no bank 3. It holds: 1"),
+        (headed(6, None, None), None, "does not say at which angle"),
+        (headed(4, None, None), 90.0, r"Give the file of this instrument, or the angle"),
     ],
 )
 def test_a_bank_that_cannot_be_found_is_refused(
-    profile: Profile, asked: int | None, message: str
+    profile: Profile, angle: float | None, message: str
 ) -> None:
     with pytest.raises(ProfileError, match=message):
-        match_bank(profile, BANKS, asked)
+        match_bank(profile, BANKS, angle)
 
 
 def test_a_file_of_one_bank_needs_no_number() -> None:
-    assert match_bank(headed(None, None, None), {9: BANKS[4]}).bank == 4
+    assert match_bank(headed(None, None, None), BANKS[2:3]).bank == 4
 
 
 def test_warnings() -> None:
@@ -499,7 +503,7 @@ def test_warnings() -> None:
     assert "-4.8 %" in far
     (number,) = warnings_of(headed(4, None, None), whole, NOMAD, NOMAD)
     assert "bank 4 stands" in number
-    other = warnings_of(headed(5, 150.1, 9910.0), whole, NOMAD.moved(difc=4000.0), BANKS[5])
+    other = warnings_of(headed(5, 150.1, 9910.0), whole, NOMAD.moved(difc=4000.0), BANKS[3])
     assert any("differ by more than 5 %" in text for text in other)
     assert any("stands at 122°" in text for text in other)
     half = on_grid(profile_of(GRID.tof[:1500], np.ones(1500)), GRID, NOMAD, None)
@@ -569,9 +573,9 @@ def test_srtio3_peaks_lie_where_the_published_cell_puts_them(h2: int) -> None:
 @needs_measured
 def test_silicon_peaks_move_to_the_campaigns_axis() -> None:
     folder = MEASURED / "nomad_si640e"
-    own = read_instruments(next(folder.glob("*.instprm")))[4]
+    own = read_instrument(next(folder.glob("*.instprm")), 4)
     (profile,) = read_profiles(folder / "bank4_pattern.csv", bank=4)
-    assert match_bank(profile, {4: own, 5: own}).bank == 4
+    assert match_bank(profile, read_instruments(next(folder.glob("*.instprm")))).bank == 4
     gridded = on_grid(profile, GRID, NOMAD, own)
     for d in (1.357795, 1.2459981, 1.108635, 0.91803698):
         measured = np.abs(profile.tof - own.tof_from_d_spacing(d)) < 60
