@@ -23,7 +23,7 @@ from bragg_data.deposit import (
     deposit,
     deposit_varied,
 )
-from bragg_data.instrument import Instrument, TofGrid
+from bragg_data.instrument import Instrument, InstrumentError, TofGrid
 from bragg_data.peak_operator import PAD, PeakOperator, build_operator
 from bragg_data.profile import (
     BLEND,
@@ -136,6 +136,11 @@ class Simulator:
         Nominal isotropic Lorentzian broadening in µm and 1e-6.
     convention
         See :data:`bragg_data.profile.Convention`.
+
+    Raises
+    ------
+    InstrumentError
+        If the instrument's constants give peaks no decay somewhere on the grid.
 
     Warns
     -----
@@ -307,9 +312,9 @@ class Simulator:
         return self.instrument.d_spacing_from_tof(tof)
 
     def _shape_at(self, position: NDArray[np.float64]) -> Shape:
-        return peak_shape(
-            self.instrument, self._d_at(position), size=self.size, microstrain=self.microstrain
-        )
+        # Beyond the window no peak ever stands: there the shape only has to be smooth.
+        d = self._d_at(np.clip(position, 0, self.grid.points - 1))
+        return peak_shape(self.instrument, d, size=self.size, microstrain=self.microstrain)
 
     def _kernel(self, part: str, width_factor: float = 1.0) -> Callable[..., NDArray[np.float64]]:
         """Return the exact profile as :data:`~bragg_data.peak_operator.Kernel`."""
@@ -337,14 +342,29 @@ class Simulator:
         return kernel
 
     def _resolution(self) -> tuple[int, int]:
-        """Choose how fine the source grid is and how wide the near field."""
+        """Choose how fine the source grid is and how wide the near field.
+
+        Raises
+        ------
+        InstrumentError
+            If the instrument's constants give no peak shape somewhere in the window.
+        """
         position = np.linspace(0, self.grid.points - 1, 257)
         shape = self._shape_at(position)
+        bad = ~((shape.rise > 0) & (shape.decay > 0))
+        if bad.any():
+            tof = self.grid.start * np.exp(self.grid.relative_step * position[bad])
+            raise InstrumentError(
+                f"Bank {self.instrument.bank} gives peaks no decay between {tof.min():.0f} and "
+                f"{tof.max():.0f} µs (d = {self._d_at(position[bad]).min():.3f} to "
+                f"{self._d_at(position[bad]).max():.3f} Å): beta-0 + beta-1/d⁴ + beta-q/d² is not "
+                f"positive there. Choose a grid without this range."
+            )
         step = (
             self.grid.start * np.exp(self.grid.relative_step * position) * self.grid.relative_step
         )
         width = mixing(shape.variance, shape.fwhm)[0] / step
-        tail = 1 / np.minimum(shape.rise, np.abs(shape.decay)) / step
+        tail = 1 / np.minimum(shape.rise, shape.decay) / step
         # A quintic spline with 1.9 nodes per σ is good to about 1e-5 of the peak.
         oversampling = int(np.clip(np.ceil(1.9 * FWHM_PER_SIGMA / width.min()), 1, 8))
         band = int(np.ceil(max(16 * np.max(width), 10 * min(np.max(tail), 50.0), 48.0)))

@@ -71,11 +71,14 @@ def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, An
             "options, or as 'cores' and 'memory' under jobqueue.slurm in ~/.config/dask/*.yaml."
         )
     environment = {**options.environment, **ONE_THREAD}
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
-    if not (options.python or _configured("python")):
+    prologue = [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
+    python = options.python or _configured("python")
+    if not python:
         # The same Python, which may know this project from the working directory alone.
         project = shlex.quote(str(Path(__file__).resolve().parents[1]))
-        exports.append(f"export PYTHONPATH={project}${{PYTHONPATH:+:$PYTHONPATH}}")
+        prologue.append(f"export PYTHONPATH={project}${{PYTHONPATH:+:$PYTHONPATH}}")
+    # Else workers would come and die, each with a task in hand, and the task would get the blame.
+    prologue.append(f"{python or sys.executable} -c 'import pipelines.cluster' || exit 1")
     scheduler = {
         "dashboard_address": "127.0.0.1:0",
         "allowed_failures": ALLOWED_FAILURES,
@@ -95,7 +98,7 @@ def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, An
         "interface": options.interface,
         "python": options.python,
         "job_extra_directives": [*(_configured("job-extra-directives") or ()), *options.directives],
-        "job_script_prologue": [*(_configured("job-script-prologue") or ()), *exports],
+        "job_script_prologue": [*(_configured("job-script-prologue") or ()), *prologue],
         "worker_extra_args": [*(_configured("worker-extra-args") or ()), "--no-dashboard"],
         "log_directory": _expanded(_configured("log-directory") or str(directory)),
         "scheduler_options": scheduler,
@@ -124,8 +127,9 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
     try:
         _queue(name)
     except (OSError, subprocess.SubprocessError) as error:
-        words = getattr(error, "stderr", None) or error
-        raise ClusterError(f"SLURM does not answer: {' '.join(str(words).split())}") from error
+        words = getattr(error, "stderr", None) or str(error)
+        words = words.decode() if isinstance(words, bytes) else words  # they are after a timeout
+        raise ClusterError(f"SLURM does not answer: {' '.join(words.split())}") from error
     shared = _expanded(options.shared_directory or _configured("shared-temp-directory") or "~")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals_obeyed_in_order())
@@ -322,8 +326,8 @@ class _Watch(threading.Thread):
             return (
                 f"{self._fruitless} SLURM jobs in a row ended before a worker in them reached the "
                 f"scheduler at {self._cluster.scheduler_address}. Can the nodes reach that address "
-                "(options interface and host), and does Python run there? The last job's log ends: "
-                f"{self._log_end()}"
+                "(options interface and host), and does Python find this project there? The last "
+                f"job's log ends: {self._log_end()}"
             )
         reasons = set(queue.values())
         if reasons and all(map(_NEVER.match, reasons)):

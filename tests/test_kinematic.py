@@ -14,7 +14,7 @@ from bragg_data.crystal import (
     lattice_of,
     read_phase,
 )
-from bragg_data.instrument import TofGrid
+from bragg_data.instrument import InstrumentError, TofGrid
 from bragg_data.kinematic import Simulator, exact_pattern
 from bragg_data.reflections import unique_reflections
 from tests.test_crystal import RUTILE
@@ -178,6 +178,12 @@ def test_peak_stands_where_bragg_says(simulator, campaign):
 def test_a_cell_without_volume_is_refused(simulator):
     with pytest.raises(CrystalError, match="alpha < 120"):
         simulator.simulate(np.array([2]), np.array([[4.0, 4.0, 4.0, 120, 120, 120]]))
+
+
+def test_constants_that_give_no_peak_are_refused(campaign):
+    instrument = campaign.instrument.moved(beta_1=-0.01)
+    with pytest.raises(InstrumentError, match="Choose a grid without this range"):
+        Simulator(campaign.phases, instrument, campaign.grid, size=1.0, microstrain=1e3)
 
 
 # -- other structures: the same code, no BaTiO3 in it ------------------------------------------
