@@ -62,6 +62,26 @@ class Lattice:
     tied: tuple[tuple[str, str | float], ...]
 
     @property
+    def metric_terms(self) -> tuple[tuple[int, ...], ...]:
+        """The terms of :func:`reciprocal_metric` that are always equal, grouped, without zero ones.
+
+        A cubic lattice has one group (0, 1, 2), a rhombohedral one (0, 1, 2) and (3, 4, 5), a
+        triclinic one six of one term each. Reflections whose products agree in every group have
+        the same d in every cell.
+        """
+        # Two cells without accidental equalities show which terms are tied.
+        generic = np.array([[4.1, 5.3, 6.7, 83.0, 97.0, 101.0], [7.3, 6.1, 4.7, 78.0, 95.0, 88.0]])
+        columns = [CELL_PARAMETERS.index(name) for name in self.free_parameters]
+        metric = reciprocal_metric(self.cells(generic[:, columns]))
+        groups: list[tuple[int, ...]] = []
+        for term in range(6):
+            if any(term in group for group in groups) or np.abs(metric[:, term]).max() < 1e-12:
+                continue
+            equal = np.isclose(metric, metric[:, [term]], rtol=1e-9, atol=0).all(axis=0)
+            groups.append(tuple(int(t) for t in np.flatnonzero(equal)))
+        return tuple(groups)
+
+    @property
     def free_mask(self) -> NDArray[np.bool_]:
         """Which of the six cell parameters are free, shape (6,)."""
         return np.array([name in self.free_parameters for name in CELL_PARAMETERS])
@@ -89,6 +109,30 @@ class Lattice:
             )
         return cells
 
+    def check_tied(self, cells: NDArray[np.float64]) -> None:
+        """Refuse cells in which a tied parameter has another value than its lattice gives it.
+
+        Parameters
+        ----------
+        cells : shape (n, 6)
+            Unit cells, in ångström and degrees.
+
+        Raises
+        ------
+        CrystalError
+            Naming the first such cell, what it has and what it must have.
+        """
+        for name, source in self.tied:
+            values = cells[:, CELL_PARAMETERS.index(name)]
+            wanted = cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
+            wrong = np.flatnonzero(~(np.abs(values - wanted) <= EQUAL_LENGTHS))
+            if len(wrong):
+                target = source if isinstance(source, str) else f"{source:g}°"
+                raise CrystalError(
+                    f"Cell {_cell_text(cells[wrong[0]])} is not {self.crystal_system.name} in "
+                    f"this setting: {name} is {values[wrong[0]]:g} and must equal {target}."
+                )
+
     def check(self, cells: NDArray[np.float64]) -> None:
         """Refuse cells that break the constraints of this lattice.
 
@@ -103,16 +147,7 @@ class Lattice:
             If a tied parameter has another value, if the cell encloses no volume, or if the
             tetragonal (or trigonal) cell is metrically cubic, so that its label would be wrong.
         """
-        for name, source in self.tied:
-            values = cells[:, CELL_PARAMETERS.index(name)]
-            wanted = cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
-            wrong = np.flatnonzero(~(np.abs(values - wanted) <= EQUAL_LENGTHS))
-            if len(wrong):
-                target = source if isinstance(source, str) else f"{source:g}°"
-                raise CrystalError(
-                    f"Cell {_cell_text(cells[wrong[0]])} is not {self.crystal_system.name} in "
-                    f"this setting: {name} is {values[wrong[0]]:g} and must equal {target}."
-                )
+        self.check_tied(cells)
         check_volume(cells)
         special = self.metrically_cubic(cells)
         if special.any():

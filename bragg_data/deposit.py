@@ -22,9 +22,9 @@ REACH = 3.0
 """Distance from the centre, in σ, at which the step of GSAS-II's erfcx is below 1e-5 of a peak."""
 
 ALIKE = 16
-"""Samples that share one selection of reflections."""
+"""Samples that share one selection of lines."""
 
-_TILE = 1024  # reflections handled together: their buffers stay in the first-level cache
+_TILE = 1024  # lines handled together: their buffers stay in the first-level cache
 
 
 class Tables(NamedTuple):
@@ -86,67 +86,55 @@ class Target(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """The reflections that may lie inside the window for a group of similar cells.
+    """Lines of a phase, as :class:`bragg_data.reflections.Lines` has them.
 
-    ``products`` (6, n), ``coefficients`` (n_rows, n_groups, n), ``weights`` (n,), all float32.
+    ``products`` (n_terms, n) and ``strengths`` (n_pairs, n), both float32.
     """
 
     products: NDArray[np.float32]
-    coefficients: NDArray[np.float32]
-    weights: NDArray[np.float32]
+    strengths: NDArray[np.float32]
 
 
 @njit(nogil=True, cache=True)
-def room_for(reflections):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Return empty arrays as large as the whole list, for :func:`select`."""
-    return Selected(
-        np.empty_like(reflections.products),
-        np.empty_like(reflections.coefficients),
-        np.empty_like(reflections.weights),
-    )
-
-
-@njit(nogil=True, cache=True)
-def select(metrics, q_high, reflections, room):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Copy the reflections with 1/d² ≤ q_high for some metric between the given ones.
+def select(metrics, q_high, lines, room):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Copy the lines with 1/d² ≤ q_high for some metric between the given ones.
 
     The bound takes the smallest and largest value of each term of the metric, after a common
     scale is divided out, so it is sharp where the cells differ little but in size. Returns how
     many there are.
     """
-    low = np.full(6, np.inf)
-    high = np.full(6, -np.inf)
+    n_terms, n_lines = lines.products.shape
+    n_pairs = len(lines.strengths)
+    low = np.full(n_terms, np.inf)
+    high = np.full(n_terms, -np.inf)
     smallest = np.inf
     for i in range(len(metrics)):
-        m = metrics[i]
-        size = m[0] + m[1] + m[2]
+        size = metrics[i, 0]  # of a diagonal element, so it is positive
         smallest = min(smallest, size)
-        for t in range(6):
-            low[t] = min(low[t], m[t] / size)
-            high[t] = max(high[t], m[t] / size)
+        for t in range(n_terms):
+            low[t] = min(low[t], metrics[i, t] / size)
+            high[t] = max(high[t], metrics[i, t] / size)
     limit = np.float32(q_high / smallest * (1.0 + 1e-5))
-    low32 = low.astype(np.float32)
-    high32 = high.astype(np.float32)
-    products = reflections.products
-    n_rows, n_groups, n_reflections = reflections.coefficients.shape
+    bound = np.zeros(n_lines, np.float32)
+    for t in range(n_terms):
+        low32 = np.float32(low[t])
+        high32 = np.float32(high[t])
+        for r in range(n_lines):
+            p = lines.products[t, r]
+            bound[r] += min(low32 * p, high32 * p)
     count = 0
-    for r in range(n_reflections):
-        bound = np.float32(0.0)
-        for t in range(6):
-            bound += min(low32[t] * products[t, r], high32[t] * products[t, r])
-        if bound <= limit:
-            for t in range(6):
-                room.products[t, count] = products[t, r]
-            for row in range(n_rows):
-                for group in range(n_groups):
-                    room.coefficients[row, group, count] = reflections.coefficients[row, group, r]
-            room.weights[count] = reflections.weights[r]
+    for r in range(n_lines):
+        if bound[r] <= limit:
+            for t in range(n_terms):
+                room.products[t, count] = lines.products[t, r]
+            for pair in range(n_pairs):
+                room.strengths[pair, count] = lines.strengths[pair, r]
             count += 1
     return count
 
 
 class Buffers(NamedTuple):
-    """Per-reflection values of one tile; what stays after :func:`reflections_of_sample` first."""
+    """Per-line values of one tile; what stays after :func:`lines_of_sample` comes first."""
 
     d: NDArray[np.float64]
     tof: NDArray[np.float64]
@@ -157,11 +145,11 @@ class Buffers(NamedTuple):
     cell: NDArray[np.int32]
     delta: NDArray[np.float32]
     damping: NDArray[np.float32]
-    f: NDArray[np.float32]
+    strength: NDArray[np.float32]
 
 
 @njit(nogil=True, cache=True)
-def buffers_for(n_rows):  # type: ignore[no-untyped-def] # pragma: no cover
+def buffers_for(n_groups):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return the buffers of one tile."""
     return Buffers(
         np.empty(_TILE),
@@ -172,35 +160,30 @@ def buffers_for(n_rows):  # type: ignore[no-untyped-def] # pragma: no cover
         np.empty(_TILE, np.float32),
         np.empty(_TILE, np.int32),
         np.empty(_TILE, np.float32),
+        np.empty((n_groups, _TILE), np.float32),
         np.empty(_TILE, np.float32),
-        np.empty((n_rows, _TILE), np.float32),
     )
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def reflections_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
-    metric, selected, u_scale, difc, tzero, target, tables, begin, count, buffers
+def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
+    metric, lines, u_scale, difc, tzero, target, tables, begin, count, buffers
 ):
-    """Fill d (Å), T (µs), grid position and amplitude of ``count`` reflections of one sample.
+    """Fill d (Å), T (µs), grid position and amplitude of ``count`` lines of one sample.
 
     A reflection counts only if T_low < T < T_high and d ≥ T_low / difC, as in GSAS-II; the others
-    get the amplitude zero. Each loop does one thing to all reflections, so that the compiler can
+    get the amplitude zero. Each loop does one thing to all lines, so that the compiler can
     vectorise it.
     """
-    d, tof, position, amplitude, q, rough_d, cell, delta, damping, f = buffers
-    products, coefficients, weights = selected
+    d, tof, position, amplitude, q, rough_d, cell, delta, damping, strength = buffers
+    products, strengths = lines
     q_high = (difc / target.tof_low) ** 2
-    m0, m1, m2, m3, m4, m5 = metric[0], metric[1], metric[2], metric[3], metric[4], metric[5]
     for k in range(count):
-        r = begin + k
-        q[k] = (
-            m0 * products[0, r]
-            + m1 * products[1, r]
-            + m2 * products[2, r]
-            + m3 * products[3, r]
-            + m4 * products[4, r]
-            + m5 * products[5, r]
-        )
+        q[k] = metric[0] * products[0, begin + k]
+    for t in range(1, len(metric)):
+        m = metric[t]
+        for k in range(count):
+            q[k] += m * products[t, begin + k]
     for k in range(count):
         rough_d[k] = np.float32(1.0) / math.sqrt(np.float32(q[k]))
     for k in range(count):
@@ -230,35 +213,30 @@ def reflections_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
         c = np.int32(x)
         cell[k] = c
         delta[k] = (np.float32(c) + np.float32(0.5) - x) * dx
-    n_rows, n_groups, _ = coefficients.shape
-    f[:] = np.float32(0.0)
+    n_groups = len(tables.rates)
+    third = np.float32(1.0 / 6.0)
     for group in range(n_groups):
         rate = np.float32(tables.rates[group])
         table = tables.debye_waller[group]
         for k in range(count):
             z = rate * delta[k]
-            third = np.float32(1.0 / 6.0)
-            damping[k] = table[cell[k]] * (
+            damping[group, k] = table[cell[k]] * (
                 np.float32(1.0) + z * (np.float32(1.0) + z * (np.float32(0.5) + z * third))
             )
-        for row in range(n_rows):
+    strength[:count] = np.float32(0.0)
+    pair = 0
+    for group in range(n_groups):
+        for other in range(group, n_groups):
             for k in range(count):
-                f[row, k] += coefficients[row, group, begin + k] * damping[k]
-    for row in range(1, n_rows):
-        for k in range(count):
-            f[0, k] = f[0, k] * f[0, k] if row == 1 else f[0, k]
-        for k in range(count):
-            f[0, k] += f[row, k] * f[row, k]
-    if n_rows == 1:
-        for k in range(count):
-            f[0, k] *= f[0, k]
+                strength[k] += strengths[pair, begin + k] * damping[group, k] * damping[other, k]
+            pair += 1
     for k in range(count):
-        amplitude[k] *= f[0, k] * weights[begin + k]
+        amplitude[k] *= strength[k]
 
 
 @njit(nogil=True, cache=True, fastmath=True)
 def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
-    out, step_out, metrics, reflections, u_scale, difc, tzero, scale, target, tables, shapes
+    out, step_out, metrics, lines, u_scale, difc, tzero, scale, target, tables, shapes
 ):
     """Deposit the reflections of each sample on the source grid, all with the nominal widths.
 
@@ -268,28 +246,28 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
         Spline coefficients of the amplitude.
     step_out : shape (n, points), float32, zeroed
         What GSAS-II's step in erfcx adds to the finished pattern beside the blended operator.
-    metrics : shape (n, 6)
-        Reciprocal metric in Å⁻², so sorted that neighbours are alike.
-    reflections
-        All reflections that any of the samples may need, as :class:`Selected`.
+    metrics : shape (n, n_terms)
+        Independent terms of the reciprocal metric in Å⁻², so sorted that neighbours are alike.
+    lines
+        All lines that any of the samples may need, as :class:`Selected`.
     u_scale, difc, tzero, scale : shape (n,)
         Per sample; ``scale`` is S sin θ / V.
     shapes : shape (4, n_source)
         Full width W, Lorentzian share η, rise and decay at the nodes of the source grid.
     """
-    selected = room_for(reflections)
-    buffers = buffers_for(reflections.coefficients.shape[0])
+    selected = Selected(np.empty_like(lines.products), np.empty_like(lines.strengths))
+    buffers = buffers_for(len(tables.rates))
     w = np.empty((TAPS, _TILE), np.float32)
     node = np.empty(_TILE, np.int32)
     for first in range(0, len(metrics), ALIKE):
         alike = metrics[first : first + ALIKE]
         q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
-        n_reflections = select(alike, q_high, reflections, selected)
+        n_lines = select(alike, q_high, lines, selected)
         for i in range(first, first + len(alike)):
             row = out[i]
-            for begin in range(0, n_reflections, _TILE):
-                count = min(_TILE, n_reflections - begin)
-                reflections_of_sample(
+            for begin in range(0, n_lines, _TILE):
+                count = min(_TILE, n_lines - begin)
+                lines_of_sample(
                     metrics[i], selected, u_scale[i], difc[i], tzero[i], target, tables, begin,
                     count, buffers,
                 )  # fmt: skip
@@ -419,7 +397,7 @@ class Broadening(NamedTuple):
 
 @njit(nogil=True, cache=True, fastmath=True)
 def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
-    out, step_out, metrics, reflections, u_scale, difc, tzero, scale, size, microstrain,
+    out, step_out, metrics, lines, u_scale, difc, tzero, scale, size, microstrain,
     width_scale, target, tables, shapes, broadening, nodes, barycentric,
 ):  # fmt: skip
     """Deposit reflections whose widths differ from sample to sample.
@@ -439,18 +417,18 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
         Nodes in ln(W / W nominal) and their barycentric weights.
     """
     n_nodes = len(nodes)
-    selected = room_for(reflections)
-    buffers = buffers_for(reflections.coefficients.shape[0])
+    selected = Selected(np.empty_like(lines.products), np.empty_like(lines.strengths))
+    buffers = buffers_for(len(tables.rates))
     share = np.empty(n_nodes, np.float32)
     w = np.empty(TAPS, np.float32)
     for first in range(0, len(metrics), ALIKE):
         alike = metrics[first : first + ALIKE]
         q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
-        n_reflections = select(alike, q_high, reflections, selected)
+        n_lines = select(alike, q_high, lines, selected)
         for i in range(first, first + len(alike)):
-            for begin in range(0, n_reflections, _TILE):
-                count = min(_TILE, n_reflections - begin)
-                reflections_of_sample(
+            for begin in range(0, n_lines, _TILE):
+                count = min(_TILE, n_lines - begin)
+                lines_of_sample(
                     metrics[i], selected, u_scale[i], difc[i], tzero[i], target, tables, begin,
                     count, buffers,
                 )  # fmt: skip

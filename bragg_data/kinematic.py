@@ -38,7 +38,7 @@ from bragg_data.profile import (
     peak,
     peak_shape,
 )
-from bragg_data.reflections import Reflections, unique_reflections
+from bragg_data.reflections import lines_of, unique_reflections
 
 VERSION = "1"
 """Version of the mathematics, part of a data set's identity: it grows when patterns change."""
@@ -165,7 +165,7 @@ class Simulator:
         self.microstrain = microstrain
         self.convention = convention
         self._erfcx = erfcx_blended if convention == "gsas2" else erfcx
-        self._reflections = lru_cache(maxsize=4 * len(self.phases))(self._make_reflections)
+        self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
         self._varied = lru_cache(maxsize=2)(self._make_varied)
         self._tof = grid.tof
         self._oversampling, self._band = self._resolution()
@@ -207,7 +207,7 @@ class Simulator:
         Raises
         ------
         CrystalError
-            If a cell encloses no volume.
+            If a cell encloses no volume, or is not of its phase's lattice.
         """
         phase = np.asarray(phase)
         cells = np.asarray(cells, dtype=np.float64)
@@ -240,9 +240,10 @@ class Simulator:
         varied = self._varied(*self._width_range(per_sample)) if own_widths else None
         for code in np.unique(phase):
             rows = np.flatnonzero(phase == code)
-            # Cells of a like shape side by side: they share a tight selection of reflections.
-            metric = reciprocal_metric(cells[rows])
-            relative = metric / metric[:, :3].sum(axis=1, keepdims=True)
+            # Cells of a like shape side by side: they share a tight selection of lines.
+            self.phases[code].lattice.check_tied(cells[rows])
+            metric = self._metric(code, cells[rows])
+            relative = metric / metric[:, :1]
             rows = rows[np.argsort(relative[:, np.ptp(relative, axis=0).argmax()], kind="stable")]
             # Small batches keep deposits in the cache while operators pass over them.
             for batch in np.array_split(rows, -(-len(rows) // (32 if varied else 128))):
@@ -258,12 +259,12 @@ class Simulator:
         varied: _Varied | None,
     ) -> NDArray[np.float32]:
         n = len(cells)
-        reflections, tables = self._phase_reflections(code, cells, per_sample)
+        lines, tables = self._phase_lines(code, cells, per_sample)
         patterns = np.zeros((n, self.grid.points), dtype=np.float32)
         scale = HISTOGRAM_SCALE * np.sin(np.radians(self.instrument.two_theta / 2))
         common = (
-            reciprocal_metric(cells),
-            reflections,
+            self._metric(code, cells),
+            lines,
             per_sample["u_scale"],
             per_sample["difc"],
             per_sample["tzero"],
@@ -285,7 +286,7 @@ class Simulator:
             operator.add(part, patterns)
         return patterns
 
-    def _phase_reflections(
+    def _phase_lines(
         self, code: int, cells: NDArray[np.float64], per_sample: dict[str, NDArray[np.float64]]
     ) -> tuple[Selected, Tables]:
         difc = float(per_sample["difc"].max())
@@ -293,17 +294,20 @@ class Simulator:
         # Rounded up, so that a few lists serve all cells; which one, the rows alone decide.
         h, k, l = (4 * -(-limit // 4) for limit in limits)  # noqa: E741
         x_max = (difc / self.grid.start) ** 2 * float(per_sample["u_scale"].max())
-        return self._reflections(code, (h, k, l), 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
+        return self._lines(code, (h, k, l), 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
 
-    def _make_reflections(
+    def _make_lines(
         self, code: int, limits: tuple[int, int, int], x_max: float
     ) -> tuple[Selected, Tables]:
-        r: Reflections = unique_reflections(self.phases[code], limits)
-        h, k, l = r.hkl.T  # noqa: E741
-        products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l]).astype(np.float32)
-        coefficients = np.ascontiguousarray(np.moveaxis(r.coefficients, 0, -1), dtype=np.float32)
-        reflections = Selected(products, coefficients, r.multiplicity.astype(np.float32))
-        return reflections, build_tables(r.u_groups, x_max, self.grid.start, self.grid.stop)
+        phase = self.phases[code]
+        lines = lines_of(phase, unique_reflections(phase, limits))
+        tables = build_tables(lines.u_groups, x_max, self.grid.start, self.grid.stop)
+        return Selected(lines.products, lines.strengths), tables
+
+    def _metric(self, code: int, cells: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Independent terms of the reciprocal metric, shape (n, n_terms)."""
+        first = [group[0] for group in self.phases[code].lattice.metric_terms]
+        return np.ascontiguousarray(reciprocal_metric(cells)[:, first])
 
     # -- the peak shape over the window ---------------------------------------------------------
 

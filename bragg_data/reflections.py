@@ -46,6 +46,52 @@ class Reflections:
         return np.asarray((amplitudes**2).sum(axis=1))
 
 
+@dataclass(frozen=True)
+class Lines:
+    r"""Reflections that lie at the same d in every cell of their lattice, taken together.
+
+    With :math:`M_j` the independent terms of the reciprocal metric (one of each of
+    :attr:`~bragg_data.crystal.Lattice.metric_terms`) and
+    :math:`e_g = e^{-2\pi^2 U_g/d^2}`,
+
+    .. math:: 1/d^2 = \sum_j M_j p_j, \quad
+              \sum m |F|^2 = \sum_{g \le g'} s_{gg'}\, e_g e_{g'} .
+
+    Attributes
+    ----------
+    products : shape (n_terms, n), float32
+        p, sums of products of Miller indices.
+    strengths : shape (n_pairs, n), float32
+        s in 1e-24 cm², pairs in the order (0, 0), (0, 1) … (1, 1) …
+    u_groups : shape (n_groups,)
+        Displacement parameters in Å².
+    """
+
+    products: NDArray[np.float32]
+    strengths: NDArray[np.float32]
+    u_groups: NDArray[np.float64]
+
+
+def lines_of(phase: Phase, reflections: Reflections) -> Lines:
+    """Gather a phase's reflections into lines, in the order in which the reflections come."""
+    h, k, l = reflections.hkl.T  # noqa: E741
+    products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
+    sums = np.stack([products[list(g)].sum(axis=0) for g in phase.lattice.metric_terms])
+    _, first, line = np.unique(sums, axis=1, return_index=True, return_inverse=True)
+    c, m = reflections.coefficients, reflections.multiplicity
+    strengths = []
+    for g in range(len(reflections.u_groups)):
+        for other in range(g, len(reflections.u_groups)):
+            share = m * (c[:, :, g] * c[:, :, other]).sum(axis=1) * (1 if g == other else 2)
+            strengths.append(np.bincount(line, weights=share))
+    order = np.argsort(first)
+    return Lines(
+        np.ascontiguousarray(sums[:, first[order]], dtype=np.float32),
+        np.ascontiguousarray(np.stack(strengths)[:, order], dtype=np.float32),
+        reflections.u_groups,
+    )
+
+
 def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
     """Return the Laue-unique, allowed reflections with indices up to the limits.
 

@@ -196,3 +196,19 @@ def test_scattering_lengths_are_those_of_the_reference():
     assert scattering_length("O") == pytest.approx(0.58037)
     assert scattering_length("B").imag == pytest.approx(-0.0213, abs=1e-4)
     assert scattering_length("D") == pytest.approx(0.66681)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "terms"),
+    [
+        ("P m -3 m", [(0, 1, 2)]),
+        ("P 4 m m", [(0, 1), (2,)]),
+        ("P 63/m m c", [(0, 1, 3), (2,)]),
+        ("R 3 m:R", [(0, 1, 2), (3, 4, 5)]),
+        ("A m m 2", [(0,), (1,), (2,)]),
+        ("P 1 21/c 1", [(0,), (1,), (2,), (4,)]),
+        ("P -1", [(0,), (1,), (2,), (3,), (4,), (5,)]),
+    ],
+)
+def test_independent_terms_of_the_metric(symbol, terms):
+    assert list(lattice_of(gemmi.find_spacegroup_by_name(symbol)).metric_terms) == terms

@@ -13,10 +13,11 @@ from bragg_data.crystal import (
     d_spacing,
     lattice_of,
     read_phase,
+    reciprocal_metric,
 )
 from bragg_data.instrument import InstrumentError, TofGrid
 from bragg_data.kinematic import Simulator, exact_pattern
-from bragg_data.reflections import unique_reflections
+from bragg_data.reflections import lines_of, unique_reflections
 from tests.test_crystal import RUTILE
 
 DATA = Path(__file__).parent / "data"
@@ -274,3 +275,38 @@ def test_other_structures_fast_against_exact(campaign, cif, free):
     maximum, l2 = errors(fast.simulate(np.zeros(1, int), cell)[0], exact)
     assert maximum < 1e-4
     assert l2 < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("symbol", "free"),
+    [
+        ("P m -3 m", (4.0,)),
+        ("R -3 c:H", (4.99, 17.06)),
+        ("P -1", (4.1, 5.2, 6.3, 83.0, 95.0, 102.0)),
+    ],
+)
+def test_lines_carry_the_intensity_of_their_reflections(symbol, free):
+    phase = read_phase(_cif(symbol, free), "any")
+    reflections = unique_reflections(phase, (7, 7, 7))
+    lines = lines_of(phase, reflections)
+    cell = phase.lattice.cells(np.array([free]))
+    d = d_spacing(reflections.hkl, cell)[0]
+    terms = [group[0] for group in phase.lattice.metric_terms]
+    q = reciprocal_metric(cell)[0, terms] @ lines.products
+    assert len(np.unique(np.round(q, 6))) <= len(q) <= len(d)
+    damping = np.exp(-2 * np.pi**2 * lines.u_groups[:, None] * q)
+    pairs = [(g, h) for g in range(len(damping)) for h in range(g, len(damping))]
+    strength = sum(
+        s * damping[g] * damping[h] for s, (g, h) in zip(lines.strengths, pairs, strict=True)
+    )
+    intensity = reflections.multiplicity * reflections.f_squared(d)
+    by_d = [
+        intensity[np.isclose(d**-2, value, rtol=1e-9)].sum() for value in np.unique(np.round(q, 9))
+    ]
+    ours = [strength[np.isclose(q, value, rtol=1e-9)].sum() for value in np.unique(np.round(q, 9))]
+    np.testing.assert_allclose(ours, by_d, rtol=1e-5, atol=1e-6 * intensity.max())
+
+
+def test_a_cell_of_another_lattice_is_refused(simulator):
+    with pytest.raises(CrystalError, match="must equal a"):
+        simulator.simulate(np.array([0]), np.array([[4.0, 4.0, 4.1, 90, 90, 90]]))
