@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from scipy.stats import qmc
 
 from bragg_data.crystal import (
     CELL_PARAMETERS,
@@ -326,6 +325,9 @@ def _free_parameters(
     if config.samples is None:
         axes = [np.concatenate([r.values() for r in config.cell[name]]) for name in wanted]
         return np.array(list(itertools.product(*axes)), dtype=np.float64).reshape(-1, len(wanted))
+    # Here alone, because it takes a second to import, in every worker.
+    from scipy.stats import qmc
+
     # Sobol points fill a cube of 2^m points evenly; a prefix of a longer sequence still does well.
     power = int(np.ceil(np.log2(max(config.samples, 2))))
     unit = qmc.Sobol(len(wanted), rng=generator).random_base2(power)[: config.samples]

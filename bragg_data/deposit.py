@@ -21,6 +21,8 @@ TAPS = 6
 REACH = 3.0
 """Distance from the centre, in σ, at which the step of GSAS-II's erfcx is below 1e-5 of a peak."""
 
+_STATIONS = 513  # of a table over the window: linear between them is good to 1e-5 of a width
+
 ALIKE = 16
 """Samples that share one selection of lines."""
 
@@ -417,15 +419,24 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
         Nodes in ln(W / W nominal) and their barycentric weights.
     """
     n_nodes = len(nodes)
+    n_source = out.shape[2]
     selected = Selected(np.empty_like(lines.products), np.empty_like(lines.strengths))
     buffers = buffers_for(len(tables.rates))
-    share = np.empty(n_nodes, np.float32)
     w = np.empty(TAPS, np.float32)
+    share = np.empty(2 * n_nodes, np.float32)
+    widths = np.empty(_STATIONS)
+    etas = np.empty(_STATIONS)
+    shares = np.empty((_STATIONS, 2 * n_nodes), np.float32)
+    to_station = (_STATIONS - 1) / (n_source - 1)
     for first in range(0, len(metrics), ALIKE):
         alike = metrics[first : first + ALIKE]
         q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
         n_lines = select(alike, q_high, lines, selected)
         for i in range(first, first + len(alike)):
+            _fill_stations(
+                widths, etas, shares, difc[i], tzero[i], size[i], microstrain[i], width_scale[i],
+                target, shapes, broadening, nodes, barycentric,
+            )  # fmt: skip
             for begin in range(0, n_lines, _TILE):
                 count = min(_TILE, n_lines - begin)
                 lines_of_sample(
@@ -437,18 +448,9 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
                         continue
                     j = int(buffers.position[k])
                     x = buffers.position[k] - j
-                    log_width, eta = _width_and_mixing(
-                        buffers.d[k], difc[i], size[i], microstrain[i], broadening
-                    )
-                    log_width += math.log(width_scale[i])
-                    t = log_width - _between(shapes[0], j, x)
-                    total = np.float32(0.0)
-                    for m in range(n_nodes):
-                        gap = t - nodes[m]
-                        if abs(gap) < 1e-9:
-                            gap = 1e-9
-                        share[m] = barycentric[m] / gap
-                        total += share[m]
+                    station = buffers.position[k] * to_station
+                    before = min(int(station), _STATIONS - 2)
+                    between = station - before
                     x32 = np.float32(x)
                     y32 = np.float32(1.0) - x32
                     x2 = x32 * x32
@@ -460,18 +462,57 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
                     w[3] = a * _third(y2, y32)
                     w[4] = a * _second(y32)
                     w[5] = a * x2 * x2 * x32
-                    lorentzian = np.float32(eta) / total
-                    gaussian = np.float32(1.0 - eta) / total
-                    for m in range(n_nodes):
+                    right = np.float32(between)
+                    left = np.float32(1.0) - right
+                    for m in range(2 * n_nodes):
+                        share[m] = left * shares[before, m] + right * shares[before + 1, m]
+                    for m in range(2 * n_nodes):
                         for s in range(TAPS):
-                            out[m, i, j - 2 + s] += gaussian * share[m] * w[s]
-                            out[n_nodes + m, i, j - 2 + s] += lorentzian * share[m] * w[s]
+                            out[m, i, j - 2 + s] += share[m] * w[s]
                     if target.d_step_high > 0.0:
                         add_step(
                             step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
-                            math.exp(log_width), eta, _between(shapes[2], j, x),
-                            _between(shapes[3], j, x), target.tof_low, target.grid_step,
+                            _between(widths, before, between), _between(etas, before, between),
+                            _between(shapes[2], j, x), _between(shapes[3], j, x),
+                            target.tof_low, target.grid_step,
                         )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _fill_stations(  # type: ignore[no-untyped-def] # pragma: no cover
+    widths, etas, shares, difc, tzero, size, microstrain, width_scale, target, shapes, broadening,
+    nodes, barycentric,
+):  # fmt: skip
+    """Fill W, η and the operators' shares of one sample at stations evenly spread over positions.
+
+    All of them vary smoothly with the position, so that lines take them from a table.
+    """
+    n_nodes = len(nodes)
+    n_source = shapes.shape[1]
+    for station in range(_STATIONS):
+        position = station * (n_source - 1) / (_STATIONS - 1)
+        j = min(int(position), n_source - 2)
+        tof = target.tof_low * math.exp((position - target.pad) * target.source_step)
+        d = (tof - tzero) / difc
+        for _ in range(3):
+            slope = difc + 2.0 * target.difa * d - target.difb / (d * d)
+            d -= (difc * d + target.difa * d * d + target.difb / d + tzero - tof) / slope
+        log_width, eta = _width_and_mixing(d, difc, size, microstrain, broadening)
+        log_width += math.log(width_scale)
+        widths[station] = math.exp(log_width)
+        etas[station] = eta
+        t = log_width - _between(shapes[0], j, position - j)
+        total = 0.0
+        for m in range(n_nodes):
+            gap = t - nodes[m]
+            if abs(gap) < 1e-9:
+                gap = 1e-9
+            shares[station, m] = barycentric[m] / gap
+            total += barycentric[m] / gap
+        for m in range(n_nodes):
+            weight = shares[station, m] / total
+            shares[station, m] = (1.0 - eta) * weight
+            shares[station, n_nodes + m] = eta * weight
 
 
 @njit(nogil=True, cache=True, fastmath=True)

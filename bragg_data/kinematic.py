@@ -45,6 +45,9 @@ VERSION = "1"
 
 _TOLERANCE = 3e-4  # of a single peak's maximum; sums of peaks come out several times better
 
+# Widths between which operators are interpolated: so many, and so many more per factor e.
+_NODES = (4, 4)
+
 HISTOGRAM_SCALE = 1e5
 """GSAS-II's default histogram scale factor."""
 
@@ -471,7 +474,7 @@ class Simulator:
         return float(np.floor((low - 0.01) * 10) / 10), float(np.ceil((high + 0.01) * 10) / 10)
 
     def _make_varied(self, low: float, high: float) -> _Varied:
-        count = 4 + int(np.ceil(4 * (high - low)))
+        count = _NODES[0] + int(np.ceil(_NODES[1] * (high - low)))
         angle = (2 * np.arange(count) + 1) * np.pi / (2 * count)
         nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle)
         barycentric = np.where(np.arange(count) % 2, -1.0, 1.0) * np.sin(angle)

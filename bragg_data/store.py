@@ -112,6 +112,7 @@ class Store:
         """Make the repository beside its place, then move it there: it is there whole or not."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex}")
+        new.mkdir()  # Icechunk would panic if it cannot be made
         icechunk.Repository.create(icechunk.local_filesystem_storage(str(new)))
         with suppress(FileExistsError):  # another process was faster: its store will do
             new.rename(self.path)

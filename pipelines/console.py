@@ -143,9 +143,14 @@ class Progress:
         return time.monotonic() - self._began
 
     @property
+    def count(self) -> int:
+        """Units done since the beginning."""
+        return self.done - self._first
+
+    @property
     def rate(self) -> float:
         """Units per second since the beginning."""
-        return (self.done - self._first) / max(self.seconds, 1e-9)
+        return self.count / max(self.seconds, 1e-9)
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count some units as done; the note is what the line ends with from now on."""

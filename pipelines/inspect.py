@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from rich import box
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from bragg_data import schema
@@ -247,17 +248,20 @@ def main(
         # Not by rich, which would break long lines.
         print(json.dumps(summaries, indent=2))
         return
-    say(f"Store {repository.uri}")
+    say(f"Store {escape(repository.uri)}")
     if tag is not None:
         _show_tag(summaries[0], repository.open(tag))
     else:
-        _show_tags(summaries)
+        if summaries:
+            _show_tags(summaries)
+        else:
+            say("No snapshots yet. Make one with: python -m pipelines.simulate")
         _show_unfinished(repository)
     if check:
         names = ", ".join(one.name for one in tags) or "no snapshot"
         say(f"Verified, byte for byte what was written: {names}")
     if png is not None:
-        say(f"Drawn: patterns of {tags[-1].name} in {png}")
+        say(f"Drawn: patterns of {tags[-1].name} in {escape(str(png))}")
     where = "" if store == DEFAULT_URI else f" --store {shlex.quote(store)}"
     if tags and tag is None:
         name = tags[-1].name

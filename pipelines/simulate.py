@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 import time
-import uuid
 from collections import Counter, deque
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -17,6 +16,7 @@ import numpy as np
 import typer
 from distributed import Client, Future
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from bragg_data import schema
@@ -41,7 +41,9 @@ ATTEMPTS = 3
 # A commit rewrites the list of all chunks, so not every block gets one of its own; but a kill
 # loses what is not committed, so many slow blocks do not wait for one another.
 _BLOCKS_PER_COMMIT = 16
-_SECONDS_PER_COMMIT = 30.0
+_SECONDS_PER_COMMIT = 5.0
+
+_NETCDF_OVERHEAD = 1 << 18  # bytes, for attributes and HDF5's own tables
 
 
 def simulate_campaign(
@@ -101,7 +103,7 @@ def simulate_campaign(
             f"{campaign.grid.points:,} points in {writer.n_blocks:,} blocks, simulator {simulator} "
             f"{recipe.version}"
         )
-        say(f"Store {store.uri}, branch {writer.branch}")
+        say(f"Store {escape(store.uri)}, branch {writer.branch}")
         if writer.n_done:
             say(f"Resuming: {writer.n_done:,} patterns are there, {missing:,} blocks are missing")
         if missing:
@@ -161,8 +163,7 @@ def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
                     attempts[block] += 1
                     future = client.submit(
                         simulate_block, recipe, writer.group, block,
-                        writer.samples[writer.rows(block)], writer.fork(),
-                        key=f"{writer.branch}-{block}-{uuid.uuid4().hex}", pure=False,
+                        writer.samples[writer.rows(block)], writer.fork(), pure=False,
                     )  # fmt: skip
                     flying[future] = block
                     future.add_done_callback(landed.put)
@@ -172,7 +173,7 @@ def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
                     workers = _threads(client)
                     progress.tick(_note(workers, writer, attempts))
                     continue
-                result = _result(future, flying.pop(future), writer)
+                result = _result(client, future, flying.pop(future), writer)
                 if result.fork is None and attempts[result.block] < ATTEMPTS:
                     todo.append(result.block)
                     continue
@@ -186,17 +187,33 @@ def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
                     progress.tick(_note(workers, writer, attempts))
         finally:
             writer.commit(waiting)
+    say(
+        f"Simulated {progress.count:,} patterns in {duration(progress.seconds)}, "
+        f"{progress.rate:,.0f} patterns/s"
+    )
 
 
 def _threads(client: Client) -> int:
-    """Return how many tasks can run at a time."""
-    if client.status not in ("running", "connecting"):
-        raise SimulationError("The cluster is gone. Run the same command again to resume.")
-    return sum(client.nthreads().values())
+    """Return how many tasks can run at a time.
+
+    Raises
+    ------
+    SimulationError
+        If there is no cluster any more: then no block is to blame.
+    """
+    try:
+        if client.status == "running":
+            return sum(client.nthreads().values())
+    except (OSError, TimeoutError):
+        pass
+    raise SimulationError(
+        "The cluster does not answer any more. What was committed stays: run the same command "
+        "again to resume."
+    )
 
 
 def _note(workers: int, writer: Writer, attempts: Counter[int]) -> str:
-    notes = ["waiting for workers" if not workers else f"{workers} workers"]
+    notes = [f"{workers} worker{'s' * (workers > 1)}" if workers else "waiting for workers"]
     if writer.failures:
         notes.append(f"{len(writer.failures)} blocks failed")
     if retried := sum(count > 1 for count in attempts.values()):
@@ -204,10 +221,11 @@ def _note(workers: int, writer: Writer, attempts: Counter[int]) -> str:
     return ", ".join(notes)
 
 
-def _result(future: Future, block: int, writer: Writer) -> BlockResult:
+def _result(client: Client, future: Future, block: int, writer: Writer) -> BlockResult:
     try:
         result = future.result()
     except Exception as error:  # the worker died, for example
+        _threads(client)
         return failed_block(block, len(writer.samples[writer.rows(block)]), error)
     if isinstance(result, Exception):
         raise result
@@ -246,13 +264,17 @@ def simulate_cells(cells: Path, out: Path, campaign: Campaign, simulator: str) -
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with errors_told(f"writing {out}"):
+            # HDF5 can crash where a disk fills: see first whether there is room.
+            with partial.open("wb") as file:
+                size = dataset.nbytes + 4 * n * campaign.grid.points + _NETCDF_OVERHEAD
+                os.posix_fallocate(file.fileno(), 0, size)
             dataset.to_netcdf(partial, engine="h5netcdf")
             # Block by block, so that memory does not grow with the list.
             with (
-                h5netcdf.File(partial, "r+") as file,
+                h5netcdf.File(partial, "r+") as netcdf,
                 Progress("Simulating", n, "patterns") as progress,
             ):
-                variable = file.create_variable("intensity", schema.INTENSITY.dims, "<f4")
+                variable = netcdf.create_variable("intensity", schema.INTENSITY.dims, "<f4")
                 variable.attrs.update(schema.INTENSITY.attrs)
                 for start in range(0, n, rows):
                     block = slice(start, min(start + rows, n))
@@ -289,7 +311,7 @@ def _report(store: Store, tag: Tag, seconds: float) -> None:
     table.add_row("Snapshot", tag.snapshot_id)
     for system, count in schema.counts_per_system(dataset).items():
         table.add_row(system.capitalize(), f"{count:,} patterns")
-    table.add_row("On disk", f"{decimal(store.size(tag.name))} in {store.uri}")
+    table.add_row("On disk", f"{decimal(store.size(tag.name))} in {escape(store.uri)}")
     table.add_row("Content hash", dataset.attrs["content_hash"])
     table.add_row("Time", duration(seconds))
     console.print(table)
@@ -410,7 +432,8 @@ def main(
     if cells and out:
         count = simulate_cells(cells, out, loaded, chosen)
         seconds = duration(time.monotonic() - began)
-        say(f"Written: {count:,} patterns in {out}, {decimal(out.stat().st_size)}, in {seconds}")
+        size = decimal(out.stat().st_size)
+        say(f"Written: {count:,} patterns in {escape(str(out))}, {size}, in {seconds}")
         return
     repository = Store(store, create=True)
     snapshot = simulate_campaign(

@@ -75,6 +75,8 @@ def test_json_of_one_tag_and_of_none(uri, command, tmp_path):
     assert [one["tag"] for one in json.loads(out)] == ["tiny-v2"]
     Store(tmp_path / "empty", create=True)
     assert command("--store", tmp_path / "empty", "--json") == (0, "[]\n", "")
+    _, out, _ = command("--store", tmp_path / "empty")
+    assert "No snapshots yet. Make one with: python -m pipelines.simulate" in out
 
 
 def test_table_of_all_tags(uri, command):

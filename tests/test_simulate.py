@@ -204,6 +204,40 @@ def test_ctrl_c_reaches_the_driver_alone(tmp_path):
     assert 16 <= done(store) < 162
 
 
+RUNNING = """
+import time
+from pipelines.cluster import open_client
+with open_client("local", workers=1) as client:
+    print(client.scheduler.address, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_lost_scheduler_is_one_sentence_and_blames_no_block(tmp_path, cluster, undisturbed):
+    options = {"rows": 1, "last": 4.1}
+    campaign = tiny_campaign(tmp_path, **options)
+    store = Store(tmp_path / "store", create=True)
+    running = subprocess.Popen(
+        [sys.executable, "-c", RUNNING],
+        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with running:
+        assert running.stdout
+        address = running.stdout.readline().strip()
+        process = start(
+            "--campaign", tmp_path / "tiny.toml", "--store", store.path, "--cluster", address
+        )
+        wait_until(lambda: done(store.path) >= 16, process)
+        running.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.splitlines()[-1].startswith("Error: The cluster does not answer any more.")
+    (unfinished,) = store.unfinished()
+    assert unfinished.failed_blocks == 0
+    tag = simulate_campaign(campaign, store, "kinematic", cluster=cluster)
+    assert verify(store.open(tag.name)) == undisturbed(**options)
+
+
 class Spoilt(Samples):
     """Samples of which, the first times that block 2 is asked for, one encloses no volume."""
 
@@ -430,6 +464,20 @@ def test_bad_cells_leave_the_old_file(tmp_path, command, cells, text, message):
     code, _, err = command("--cells", cells, "--out", out)
     assert code == 2
     assert re.fullmatch(rf"Error: .*{message}.*\n", err)
+    assert out.read_text() == "an older file"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.csv", "patterns.nc"]
+
+
+def test_full_disk_leaves_the_old_file(tmp_path, cells):
+    out = tmp_path / "patterns.nc"
+    out.write_text("an older file")
+    process = start(
+        "--cells", cells, "--out", out,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch(r"Error: The disk is full, .* Free some space .*\n", err)
     assert out.read_text() == "an older file"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.csv", "patterns.nc"]
 

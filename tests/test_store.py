@@ -340,6 +340,16 @@ def test_full_disk_leaves_the_store_sound(small_disk, tmp_path):
     assert len(hashes) == 1
 
 
+def test_read_only_place_is_one_sentence(small_disk, tmp_path):
+    campaign = tiny_campaign(tmp_path)
+    fill(small_disk / "store", campaign, limit=8)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for name in ("store", "new"):
+        with pytest.raises(StoreError, match=r"^Failed .*Read-only file system"):
+            fill(small_disk / name, campaign)
+    assert verify(open_snapshot("tiny-v1", small_disk / "store"))  # reading needs no lock
+
+
 def test_full_disk_when_the_data_set_is_created(small_disk, tmp_path):
     (small_disk / "ballast").write_bytes(bytes(1_000_000))
     campaign = tiny_campaign(tmp_path)
