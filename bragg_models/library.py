@@ -48,12 +48,6 @@ class Matches:
         return self.cells[np.arange(len(self.cells)), self.phase]
 
 
-def signed_sqrt(intensity: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return sign(y) sqrt|y|, any shape: noise about a zero background keeps its mean of zero."""
-    values = np.asarray(intensity, dtype=np.float64)
-    return np.sign(values) * np.sqrt(np.abs(values))
-
-
 def library_match(
     dataset: xr.Dataset,
     queries: NDArray[np.floating],
@@ -65,22 +59,22 @@ def library_match(
 ) -> Matches:
     r"""Find the stored patterns that correlate best with some profiles.
 
-    With s the square roots of a stored pattern's intensities and q those of a query, both about
-    their means over the points that the query covers,
+    With s the square roots of a stored pattern's intensities and q those of a query, over the
+    points that the query covers,
 
-    .. math:: r = \frac{\sum_i s_i q_i}{\sqrt{\sum_i s_i^2 \sum_i q_i^2}}
+    .. math:: r = \frac{\sum_i s_i q_i}{\sqrt{\sum_i s_i^2 \sum_i q_i^2}} .
 
     The square root lifts the weak peaks, of which there are many, and makes counting noise equal
-    everywhere. The scale of either side does not matter. Each chunk of the data set is read once,
-    whatever the number of queries, and a few chunks are in memory at a time.
+    everywhere. The scale of either side does not matter; negative values count as zero. (Taking
+    means off first makes nearly cubic cells harder to tell from cubic ones.) Each chunk of the data
+    set is read once, whatever the number of queries, and a few chunks are in memory at a time.
 
     Parameters
     ----------
     dataset
         An opened snapshot: ``intensity``, ``phase`` and the six cell parameters.
     queries : shape (q, points)
-        Profiles on the data set's grid without background, not yet square-rooted. Noise may make
-        them negative.
+        Profiles on the data set's grid without background, not yet square-rooted.
     covered : shape (q, points)
         Which points were measured; all if left out.
     wanted : shape (n,)
@@ -94,7 +88,7 @@ def library_match(
     ------
     LibraryError
         If a query has another number of points, is not finite where covered, covers fewer than
-        three points, or is constant.
+        three points, or is nowhere positive.
     """
     profiles = profiles_of(dataset, lambda values: values)
     query = _Query.of(queries, covered, int(profiles.intensity.sizes["tof"]))
@@ -134,9 +128,9 @@ def library_match(
 class _Query:
     """Queries, made ready so that one product with a chunk gives all sums that are needed.
 
-    ``profiles`` (points, q) are square-rooted, centred over the covered points, zero elsewhere and
-    of unit length; ``masks`` (points, m) are the different sets of covered points, ``mask_of``
-    (q,) tells which is whose.
+    ``profiles`` (points, q) are square-rooted, zero where not covered, and of unit length;
+    ``masks`` (points, m) are the different sets of covered points, ``mask_of`` (q,) tells which is
+    whose.
     """
 
     profiles: NDArray[np.float32]
@@ -155,17 +149,16 @@ class _Query:
         mask = np.ones(queries.shape, dtype=bool) if covered is None else covered
         if (mask.sum(axis=1) < 3).any():
             raise LibraryError("A profile covers fewer than three points of the library's grid.")
-        rooted = signed_sqrt(np.where(mask, queries, 0.0))
-        if not np.isfinite(rooted).all():
+        values = np.where(mask, queries, 0.0)
+        if not np.isfinite(values).all():
             raise LibraryError("A profile holds values that are not finite numbers.")
-        mean = rooted.sum(axis=1, keepdims=True) / mask.sum(axis=1, keepdims=True)
-        centred = np.where(mask, rooted - mean, 0.0)
-        length = np.linalg.norm(centred, axis=1, keepdims=True)
+        rooted = np.sqrt(np.maximum(values, 0.0))
+        length = np.linalg.norm(rooted, axis=1, keepdims=True)
         if not (length > 0).all():
-            raise LibraryError("A profile is constant over the library's grid: there is no peak.")
+            raise LibraryError("A profile is nowhere positive on the library's grid: no peak.")
         masks, mask_of = np.unique(mask, axis=0, return_inverse=True)
         return cls(
-            np.ascontiguousarray((centred / length).T, dtype=np.float32),
+            np.ascontiguousarray((rooted / length).T, dtype=np.float32),
             np.ascontiguousarray(masks.T, dtype=np.float32),
             mask_of,
         )
@@ -176,14 +169,10 @@ class _Query:
 
     def correlation(self, intensity: NDArray[np.float32]) -> NDArray[np.float64]:
         """Correlation of n stored patterns with the queries, shape (n, q)."""
-        rooted = np.sqrt(np.maximum(intensity, 0))
-        # A query's values sum to zero, so that the patterns need not be centred here.
-        products = (rooted @ self.profiles).astype(np.float64)
-        sums = (rooted @ self.masks).astype(np.float64)
-        squares = (np.maximum(intensity, 0) @ self.masks).astype(np.float64)
-        spread = squares - sums**2 / self.masks.sum(axis=0, dtype=np.float64)
-        length = np.sqrt(np.maximum(spread, np.finfo(np.float32).tiny))[:, self.mask_of]
-        return np.asarray(products / length)
+        positive = np.maximum(intensity, 0)
+        # The square of a square root is the intensity itself.
+        squares = np.maximum(positive @ self.masks, np.finfo(np.float32).tiny)
+        return np.asarray((np.sqrt(positive) @ self.profiles) / np.sqrt(squares)[:, self.mask_of])
 
 
 def _in_threads(

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bragg_models.batches import Batch, Profiles, in_order, shuffled
+from bragg_models.batches import Profiles, in_order, shuffled
 from bragg_models.metrics import Errors, errors, summary
 from bragg_models.targets import Targets
 
@@ -52,12 +52,17 @@ class FitSettings:
     schedule
         ``constant``, or ``one_cycle``: a linear rise over the first tenth of the steps, then a
         cosine down to zero.
-    shares
-        Composition of a batch by phase, or None for every sample once per epoch.
+    balance
+        Composition of a batch: the share of a phase goes as its number of training samples to
+        this power. 0 gives each phase the same share, values between 0 and 1 lift the rare ones;
+        None is every sample exactly once per epoch.
     buffer_chunks
         Chunks in the shuffle buffer.
     regression_weight
         Weight of the mean squared error of the scaled parameters beside the cross entropy.
+    mixed_precision
+        Compute the network (not the loss, not the weights) in bfloat16 where the processor or the
+        GPU has instructions for it. Answers are always computed in single precision.
     """
 
     epochs: int
@@ -65,9 +70,10 @@ class FitSettings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     schedule: Literal["constant", "one_cycle"] = "constant"
-    shares: tuple[float, ...] | None = None
+    balance: float | None = None
     buffer_chunks: int = 32
     regression_weight: float = 1.0
+    mixed_precision: bool = True
 
 
 @dataclass(frozen=True)
@@ -161,8 +167,7 @@ def fit(
     seed
         Of the order of the samples; each epoch has a stream of its own.
     device
-        Where to compute; the network is moved there. On a GPU the forward pass is in bfloat16
-        where the GPU has it.
+        Where to compute; the network is moved there.
     max_seconds
         Where to end even if epochs are left. The schedule of the learning rate then follows the
         clock where the clock is ahead of the steps, so that it still comes to its end; the result
@@ -180,7 +185,12 @@ def fit(
     optimizer = torch.optim.Adam(
         network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
+    half = settings.mixed_precision and computes_bfloat16(device)
     values, free = targets.encode(samples.phase, samples.cells)
+    shares = None
+    if settings.balance is not None:
+        counts = np.bincount(samples.phase[training], minlength=len(targets.names))
+        shares = np.where(counts > 0, counts.astype(float) ** settings.balance, 0.0).tolist()
     steps = max(1, math.ceil(int(training.sum()) / settings.batch_size))
     done = 0
     began = time.perf_counter()
@@ -198,7 +208,7 @@ def fit(
                 settings.batch_size,
                 np.random.default_rng(np.random.SeedSequence([seed, epoch])),
                 phase=samples.phase,
-                shares=settings.shares,
+                shares=shares,
                 buffer_chunks=settings.buffer_chunks,
             )
             step = 0
@@ -207,7 +217,9 @@ def fit(
                 rate = _learning_rate(settings, min(progress, 1.0))
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                losses = _losses(network, batch, samples.phase, values, free, device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                    logits, found = network(torch.from_numpy(batch.profiles).to(device))
+                losses = _losses(logits, found, batch.rows, samples.phase, values, free)
                 loss = losses[0] + settings.regression_weight * losses[1]
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -306,24 +318,31 @@ def outputs(
 
 
 def _losses(
-    network: nn.Module,
-    batch: Batch,
+    logits: Tensor,
+    found: Tensor,
+    rows: NDArray[np.intp],
     phase: NDArray[np.int8],
     values: NDArray[np.float32],
     free: NDArray[np.bool_],
-    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy, and mean squared error of the scaled parameters that are free."""
-    profiles = torch.from_numpy(batch.profiles).to(device, non_blocking=True)
-    wanted = torch.from_numpy(phase[batch.rows].astype(np.int64)).to(device)
-    target = torch.from_numpy(values[batch.rows]).to(device)
-    mask = torch.from_numpy(free[batch.rows].astype(np.float32)).to(device)
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        logits, found = network(profiles)
+    device = logits.device
+    wanted = torch.from_numpy(phase[rows].astype(np.int64)).to(device)
+    target = torch.from_numpy(values[rows]).to(device)
+    mask = torch.from_numpy(free[rows].astype(np.float32)).to(device)
     cross_entropy = nn.functional.cross_entropy(logits.float(), wanted)
     squared = ((found.float() - target) ** 2 * mask).sum() / mask.sum()
     return cross_entropy, squared
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for bfloat16, so that it is fast and not emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return False
 
 
 def _learning_rate(settings: FitSettings, progress: float) -> float:

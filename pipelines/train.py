@@ -80,16 +80,27 @@ class Preset:
 
 
 PRESETS = {
+    # Tried on one pass over patterns like the campaign's: drawn as they come, half of the rare
+    # cubic samples are mistaken and mse_paper is 2e-3. Balanced, with a faster learning rate that
+    # runs down to zero and more weight on the regression, it is about 2e-4. Square-rooted
+    # profiles were no better for this network.
     "quick": Preset(
-        "three minutes on two cores, square-rooted profiles",
-        FitSettings(epochs=2, batch_size=128, learning_rate=2e-3, schedule="one_cycle"),
+        "under three minutes on two cores",
+        FitSettings(
+            epochs=2,
+            batch_size=128,
+            learning_rate=4e-3,
+            schedule="one_cycle",
+            balance=1 / 3,
+            regression_weight=10.0,
+        ),
         "profile_minmax@1",
-        max_seconds=150.0,
+        max_seconds=130.0,  # reading, validation and testing come to it
     ),
     # Section V-B2; "balanced classes": batches of a third of each system, over all samples.
     "paper": Preset(
         "the paper's settings: 500 epochs, which need a GPU",
-        FitSettings(epochs=500, batch_size=512, learning_rate=1e-3, shares=(1.0, 1.0, 1.0)),
+        FitSettings(epochs=500, batch_size=512, learning_rate=1e-3, balance=0.0),
         "profile_minmax@1",
     ),
 }

@@ -112,7 +112,6 @@ def test_the_output_shows_the_scores_and_what_to_type_next(output: str) -> None:
         "tetragonal",
         "trigonal",
         "mse_paper",
-        "1.90e-05",
         "always the mean cell",
         "Registered: small version 1, champion",
         "python -m pipelines.predict FILE",

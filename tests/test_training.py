@@ -91,7 +91,7 @@ def test_same_seed_same_weights_to_the_last_bit(task: tuple) -> None:
         results = list(fit(one, targets, samples, training, validation, settings, seed=seed))
         return weights(one), [{**r.training, **r.validation["all"]} for r in results]
 
-    balanced = FitSettings(epochs=2, batch_size=32, shares=(1, 2), buffer_chunks=4)
+    balanced = FitSettings(epochs=2, batch_size=32, balance=0.0, buffer_chunks=4)
     for settings in (SETTINGS, balanced):
         first, metrics = train(1, settings)
         again, same_metrics = train(1, settings)
