@@ -168,15 +168,13 @@ def _resampled(
     )
 
 
-def match_bank(
-    profile: Profile, instruments: Sequence[Instrument], two_theta: float | None = None
-) -> Instrument:
+def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrument:
     """Choose the bank of an instrument file that a profile was measured on.
 
-    An angle that is given decides. Otherwise the header does: the bank whose difC lies within 3 %
-    of the header's, or, if it names none, whose angle lies within 2° of the header's 2θ; of several
-    the nearest. (Bank numbers of data and instrument files need not agree, nor be unique.) A
-    header with neither leaves the number, and a file of one bank needs none.
+    The header decides: the bank whose difC lies within 3 % of the header's, or, if it names none,
+    whose angle lies within 2° of the header's 2θ; of several the nearest. (Bank numbers of data and
+    instrument files need not agree, nor be unique.) A header with neither leaves the number, and a
+    file of one bank needs none.
 
     Parameters
     ----------
@@ -184,8 +182,6 @@ def match_bank(
         As read.
     instruments
         The banks of the instrument file.
-    two_theta
-        Scattering angle in degrees, for files that do not say it.
 
     Raises
     ------
@@ -193,8 +189,8 @@ def match_bank(
         If no bank fits, or several do, naming the known ones.
     """
     known = "; ".join(f"{i.bank} (2θ {i.two_theta:g}°, difC {i.difc:g})" for i in instruments)
-    angle = profile.two_theta if two_theta is None else two_theta
-    if profile.difc is not None and two_theta is None:
+    angle = profile.two_theta
+    if profile.difc is not None:
         said = f"difC {profile.difc:g}"
         distance = [abs(i.difc / profile.difc - 1) / 0.03 for i in instruments]
     elif angle is not None:

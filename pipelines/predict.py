@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,8 +174,7 @@ def measure(
     bank
         Only this bank of the file; by default those at the angle of the model's instrument.
     two_theta
-        Scattering angle in degrees by which the calibration's bank is chosen, where the file does
-        not say it.
+        Scattering angle in degrees, instead of what the file says or does not say.
 
     Raises
     ------
@@ -185,6 +184,8 @@ def measure(
     campaign = model.campaign
     instruments = None if calibration is None else read_instruments(calibration)
     profiles = read_profiles(path, bank)
+    if two_theta is not None:
+        profiles = [replace(profile, two_theta=two_theta, difc=None) for profile in profiles]
     if bank is None and len(profiles) > 1:
         profiles = _at_the_models_angle(profiles, campaign.instrument)
     measured = []
@@ -193,7 +194,7 @@ def measure(
         own = (
             nominal_calibration(profile, campaign.instrument)
             if instruments is None
-            else match_bank(profile, instruments, two_theta)
+            else match_bank(profile, instruments)
         )
         gridded = on_grid(profile, campaign.grid, campaign.instrument, own)
         prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
@@ -327,7 +328,7 @@ def main(
     two_theta: Annotated[
         float | None,
         typer.Option(
-            min=0, max=180, help="Angle (°) of the bank in FILE.instprm, if FILE does not say it."
+            min=0, max=180, help="Scattering angle (°) of the bank, if FILE does not say it."
         ),
     ] = None,
     model: Annotated[

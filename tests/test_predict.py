@@ -170,6 +170,19 @@ def test_of_several_banks_the_models_angle_is_taken(
         ask(tracking, far)
 
 
+def test_an_angle_that_is_given_chooses_the_bank_of_the_calibration(
+    tracking: Tracking, noisy_file: Path
+) -> None:
+    own = noisy_file.with_name("own.instprm")
+    other = CALIBRATION.read_text().replace("2-theta:122.0", "2-theta:31.0")
+    own.write_text(other + own.read_text())  # both are of bank 4
+    with pytest.raises(ProfileError, match="--two-theta"):
+        ask(tracking, noisy_file, "--instrument", own)
+    (answer,) = ask(tracking, noisy_file, "--instrument", own, "--two-theta", "122")
+    assert answer["library_match"]["cell"]["a"] == pytest.approx(TRUE[1][0], abs=0.011)
+    assert answer["warnings"] == []
+
+
 @pytest.mark.parametrize(
     ("make", "error", "remedy"),
     [

@@ -204,6 +204,28 @@ def test_ctrl_c_reaches_the_driver_alone(tmp_path):
     assert 16 <= done(store) < 162
 
 
+@pytest.mark.slurm
+def test_slurm_with_a_cancelled_job(slurm, tmp_path, undisturbed):
+    assert slurm.is_dir()
+    options = {"rows": 1, "last": 4.1}
+    toml = write_campaign(tmp_path, **options)
+    store, shared = tmp_path / "store", tmp_path / "shared"
+    shared.mkdir()
+    process = start(
+        "--campaign", toml, "--store", store, "--cluster", "slurm", "--jobs", "2:2", "--cores", 1,
+        "--memory", "500 MB", "--walltime", "00:30:00", "--host", "127.0.0.1",
+        "--shared-directory", shared,
+    )  # fmt: skip
+    wait_until(lambda: done(store) >= 16, process)
+    queue = ["squeue", "--noheader", "--states=running", "--format=%i"]
+    running = subprocess.run(queue, capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["scancel", running[0]], check=True)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert verify(open_snapshot("tiny-v1", store)) == undisturbed(**options), out
+    assert not subprocess.run(queue, capture_output=True, text=True, check=True).stdout
+
+
 RUNNING = """
 import time
 from pipelines.cluster import open_client

@@ -1,0 +1,130 @@
+"""Kill a campaign again and again and compare its content hash with an undisturbed run's.
+
+    python benchmarks/survive.py [--kills 5] [--limit N]     # SIGKILL of the driver
+    python benchmarks/survive.py --slurm [--limit N]         # a real SLURM, one scancel
+
+Drivers are killed at random moments, together with their workers or without them; then the same
+command runs to the end. With ``--slurm`` a two-node SLURM is started on this machine, and one job
+is cancelled when a third of the samples is done.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bragg_data.store import Store
+
+console = Console(width=100)
+TEST_CLUSTER = Path(__file__).parents[1] / "deploy" / "slurm" / "test_cluster"
+
+
+def command(store: Path, limit: int | None, *more: str) -> list[str]:
+    """Return the command line that makes the data set."""
+    only = [] if limit is None else ["--limit", str(limit)]
+    return [
+        sys.executable, "-m", "pipelines.simulate", "--simulator", "kinematic",
+        "--store", str(store), *only, *more,
+    ]  # fmt: skip
+
+
+def content_hash(store: Path) -> str:
+    """Return the content hash of the one tag."""
+    (tag,) = Store(store).tags()
+    return str(Store(store).open(tag.name).attrs["content_hash"])
+
+
+def done(store: Path) -> int:
+    """Return how many samples of the unfinished data set are committed."""
+    if not (store / "refs").is_dir():
+        return 0
+    return next((one.done for one in Store(store).unfinished()), 0)
+
+
+def undisturbed(directory: Path, limit: int | None) -> tuple[str, float]:
+    """Return the content hash of a run that nothing happens to, and its seconds."""
+    began = time.perf_counter()
+    subprocess.run(command(directory, limit), check=True, stdout=subprocess.DEVNULL)
+    return content_hash(directory), time.perf_counter() - began
+
+
+def killed(directory: Path, limit: int | None, kills: int, seconds: float) -> str:
+    """Return the content hash after some kills of the driver and a last run to the end."""
+    rng = random.Random(0)
+    for kill in range(kills):
+        process = subprocess.Popen(
+            command(directory, limit), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        wait = rng.uniform(0.15, 0.6) * seconds
+        try:
+            process.wait(wait)
+            console.print("it ended before it was killed")
+            break
+        except subprocess.TimeoutExpired:
+            if kill % 2:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            process.wait()
+        console.print(f"killed after {wait:.0f} s, {done(directory):,} samples are committed")
+    subprocess.run(command(directory, limit), check=True, stdout=subprocess.DEVNULL)
+    return content_hash(directory)
+
+
+def on_slurm(directory: Path, limit: int | None) -> str:
+    """Return the content hash of a run on SLURM in which a job is cancelled."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as cluster:
+        started = subprocess.run(
+            [TEST_CLUSTER, "start", cluster], check=True, capture_output=True, text=True
+        )
+        name, value = started.stdout.removeprefix("export ").strip().split("=")
+        os.environ[name] = value
+        try:
+            process = subprocess.Popen(
+                command(
+                    directory, limit, "--cluster", "slurm", "--jobs", "2:2", "--cores", "1",
+                    "--memory", "1500 MB", "--walltime", "01:00:00", "--host", "127.0.0.1",
+                    "--shared-directory", cluster,
+                )
+            )  # fmt: skip
+            third = (limit or 209_119) // 3
+            while process.poll() is None and done(directory) < third:
+                time.sleep(0.5)
+            queue = ["squeue", "--noheader", "--states=running", "--format=%i %N"]
+            jobs = subprocess.run(queue, capture_output=True, text=True, check=True).stdout
+            console.print(f"running jobs and nodes: {jobs.splitlines()}; the first is cancelled")
+            subprocess.run(["scancel", jobs.split()[0]], check=True)
+            if process.wait():
+                raise SystemExit(process.returncode)
+        finally:
+            subprocess.run([TEST_CLUSTER, "stop", cluster], check=True)
+    return content_hash(directory)
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=1)] = 5,
+    limit: Annotated[int | None, typer.Option(min=1)] = None,
+    slurm: Annotated[bool, typer.Option("--slurm")] = False,
+) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        wanted, seconds = undisturbed(Path(temporary) / "undisturbed", limit)
+        console.print(f"undisturbed: {wanted} in {seconds:.0f} s")
+        other = Path(temporary) / "disturbed"
+        found = on_slurm(other, limit) if slurm else killed(other, limit, kills, seconds)
+        console.print(f"disturbed:   {found}: {'equal' if found == wanted else 'DIFFERENT'}")
+        if found != wanted:
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
