@@ -65,17 +65,17 @@ def killed(directory: Path, limit: int | None, kills: int, seconds: float) -> st
         process = subprocess.Popen(
             command(directory, limit), stdout=subprocess.DEVNULL, start_new_session=True
         )
-        wait = rng.uniform(0.15, 0.6) * seconds
+        wait = rng.uniform(0.15, 0.45) * seconds
         try:
             process.wait(wait)
-            console.print("it ended before it was killed")
-            break
         except subprocess.TimeoutExpired:
             if kill % 2:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
             process.wait()
+        else:
+            raise SystemExit(f"It ended before kill {kill + 1}: nothing is shown. Run it again.")
         console.print(f"killed after {wait:.0f} s, {done(directory):,} samples are committed")
     subprocess.run(command(directory, limit), check=True, stdout=subprocess.DEVNULL)
     return content_hash(directory)
@@ -103,6 +103,8 @@ def on_slurm(directory: Path, limit: int | None) -> str:
             queue = ["squeue", "--noheader", "--states=running", "--format=%i %N"]
             jobs = subprocess.run(queue, capture_output=True, text=True, check=True).stdout
             console.print(f"running jobs and nodes: {jobs.splitlines()}; the first is cancelled")
+            if not jobs.split():
+                raise SystemExit("It ended before a job was cancelled: nothing is shown.")
             subprocess.run(["scancel", jobs.split()[0]], check=True)
             if process.wait():
                 raise SystemExit(process.returncode)

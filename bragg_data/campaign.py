@@ -24,7 +24,6 @@ from bragg_data.crystal import (
     CrystalError,
     CrystalSystem,
     Phase,
-    check_volume,
     read_phase,
 )
 from bragg_data.instrument import Instrument, InstrumentError, TofGrid, read_instrument
@@ -285,7 +284,9 @@ class Campaign:
     @cached_property
     def definition(self) -> dict[str, Any]:
         """All that makes this data set what it is, as plain JSON values (comments do not count)."""
-        resolved = self._file.model_dump(mode="json", exclude={"description", "rows_per_chunk"})
+        resolved: dict[str, Any] = _plain(
+            self._file.model_dump(exclude={"description", "rows_per_chunk"})
+        )
         resolved["instrument"] = {"sha256": self.instrument.sha256}
         for phase in resolved["phases"]:
             phase["cif"] = {"sha256": hashlib.sha256(self.cifs[phase["name"]].encode()).hexdigest()}
@@ -311,6 +312,17 @@ class Campaign:
             "simulator_version": version,
         }
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Make JSON values in which a number is written in one way (1.0 and 1.00 are the same)."""
+    if isinstance(value, Decimal):
+        return str(value.normalize())
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value
 
 
 def _free_parameters(
@@ -416,7 +428,13 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
         can have; the line of the file is named.
     """
     try:
-        table = pd.read_csv(path, skipinitialspace=True, comment="#")
+        # Blank lines are kept until the end, so that a row knows its line.
+        table = pd.read_csv(
+            path,
+            skipinitialspace=True,
+            skip_blank_lines=False,
+            dtype={"phase": str, "crystal_system": str},
+        ).dropna(how="all")
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise CampaignError(f"Cells file {path} cannot be read as CSV: {error}.") from error
     missing = [c for c in ("crystal_system", *CELL_PARAMETERS) if c not in table.columns]
@@ -427,20 +445,20 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
     values = table[list(CELL_PARAMETERS)].apply(pd.to_numeric, errors="coerce")
     cells = values.to_numpy(dtype=np.float64)
     if not np.isfinite(cells).all():
-        line = int(np.flatnonzero(~np.isfinite(cells).all(axis=1))[0]) + 2
+        line = table.index[~np.isfinite(cells).all(axis=1)][0] + 2
         raise CampaignError(f"Cells file {path}, line {line}: a cell parameter is not a number.")
     by_name = {phase.name: code for code, phase in enumerate(campaign.phases)}
     names = table["phase"] if "phase" in table.columns else [None] * len(table)
     codes = np.empty(len(table), dtype=np.int8)
     for row, (system, name) in enumerate(zip(table["crystal_system"], names, strict=True)):
-        where = f"Cells file {path}, line {row + 2}"
+        where = f"Cells file {path}, line {table.index[row] + 2}"
         codes[row] = _phase_code(str(system).strip(), name, by_name, campaign, where)
-    try:
-        check_volume(cells)
-        for code, phase in enumerate(campaign.phases):
-            phase.lattice.check(cells[codes == code])
-    except CrystalError as error:
-        raise CampaignError(f"Cells file {path}: {error}") from error
+    for row, code in enumerate(codes):
+        try:
+            campaign.phases[code].lattice.check(cells[row : row + 1])
+        except CrystalError as error:
+            line = table.index[row] + 2
+            raise CampaignError(f"Cells file {path}, line {line}: {error}") from error
     systems = np.array([p.crystal_system for p in campaign.phases], dtype=np.int8)
     return Samples(codes, systems[codes], cells)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,7 +204,8 @@ def _banks(text: str, where: str) -> list[Instrument]:
         if stripped.startswith("#"):
             # "#Bank 4: GSAS-II instrument parameter file …" or "#GSAS-II instrument …"
             if "instrument parameter" in stripped:
-                sections.append({})
+                header = re.match(r"#\s*Bank\s+(\d+)\s*:", stripped)
+                sections.append({"Bank": header[1]} if header else {})
             continue
         for entry in stripped.split(";"):
             key, colon, value = entry.partition(":")
@@ -212,7 +214,7 @@ def _banks(text: str, where: str) -> list[Instrument]:
             if not sections:
                 sections.append({})
             sections[-1][key.strip()] = value.strip()
-    sections = [section for section in sections if section]
+    sections = [section for section in sections if section.keys() - {"Bank"}]
     if not sections:
         raise InstrumentError(
             f"{where} is no GSAS-II instrument parameter file: it has no 'key:value' lines."

@@ -87,7 +87,9 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
     n_source = (points - 1) * oversampling + 1 + 2 * PAD
     position = (np.arange(n_source) - PAD) / oversampling
     spacing = max(band // 6, 1)
-    coarse = np.arange(-4 * spacing - math.ceil(PAD / oversampling), points + 4 * spacing, spacing)
+    # Six coarse nodes around every source node, those in the padding included.
+    beyond = math.ceil(PAD / oversampling) + 4 * spacing
+    coarse = np.arange(-beyond, points + beyond, spacing)
     first, weights = _lagrange(position, coarse[0], spacing)
     far = np.empty((len(coarse), points), dtype=np.float32)
     for begin in range(0, len(coarse), 64):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.crystal import Phase, d_spacing
+from bragg_data.crystal import CrystalError, Phase, d_spacing
+
+_MOST = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
 
 _BASE = 4096  # Miller indices are coded in base 4096, offset by half of it
 
@@ -103,7 +105,17 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
         Largest |h|, |k|, |l|. Every reflection that has an equivalent inside this box is
         returned, so a larger box only adds reflections; their order is that of d in the cell of
         the CIF (then of the indices), whatever the box.
+
+    Raises
+    ------
+    CrystalError
+        If the box holds no reflection, or more than memory does.
     """
+    if not 0 < max(limits) < _BASE // 4 or np.prod(np.array(limits) * 2.0 + 1) > _MOST:
+        raise CrystalError(
+            f"Phase '{phase.name}' asks for reflections up to the indices {limits}, which are none "
+            f"or too many: look at the cell (lengths are in ångström) and the range of times."
+        )
     h, k, l = np.meshgrid(*(np.arange(-m, m + 1) for m in limits), indexing="ij")  # noqa: E741
     hkl = np.stack([h.ravel(), k.ravel(), l.ravel()], axis=1)
     hkl = hkl[np.any(hkl != 0, axis=1)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -113,9 +114,15 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex}")
         new.mkdir()  # Icechunk would panic if it cannot be made
-        icechunk.Repository.create(icechunk.local_filesystem_storage(str(new)))
-        with suppress(FileExistsError):  # another process was faster: its store will do
+        try:
+            icechunk.Repository.create(icechunk.local_filesystem_storage(str(new)))
             new.rename(self.path)
+        except OSError as error:
+            # Another process was faster: its store will do.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     def tags(self) -> list[Tag]:
         """Return the tags, in the order of their names (v2 before v10)."""

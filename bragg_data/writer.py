@@ -259,13 +259,18 @@ class Writer:
         with errors_told(f"tagging in {self.store.uri}"), self.store.committing():
             session = repository.writable_session(self.branch)
             group = zarr.open_group(session.store, path=self.group, mode="r+")
+            known = group.attrs.get("content_hash")
             group.attrs["content_hash"] = schema.content_hash(self.identity, self._digests)
             schema.validate(open_dataset(session, self.group))
             name = tag or self.store.next_tag(self.campaign.name)
             self.store.check_new_tag(name)
-            snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
+            if known == group.attrs["content_hash"]:
+                # A run before this one died between its last commit and the tag.
+                snapshot = repository.lookup_branch(self.branch)
+            else:
+                snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
             repository.create_tag(name, snapshot)
-        return next(known for known in self.store.tags() if known.name == name)
+        return next(made for made in self.store.tags() if made.name == name)
 
 
 def write_block(

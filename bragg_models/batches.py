@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -204,7 +205,7 @@ def _balanced(
     phase: NDArray[np.integer],
     shares: NDArray[np.float64],
 ) -> Iterator[Batch]:
-    owed = 0.0
+    owed = 1.0  # so that even less than a batch of samples makes one
     for buffer in buffers:
         of_phase = [np.flatnonzero(phase[buffer.rows] == code) for code in range(len(shares))]
         here = np.where([len(rows) > 0 for rows in of_phase], shares, 0.0)
@@ -212,7 +213,8 @@ def _balanced(
             raise BatchError("No sample to train on belongs to a phase that has a share.")
         counts = _largest_remainder(here / here.sum(), batch_size)
         owed += len(buffer.rows) / batch_size
-        batches, owed = int(owed), owed - int(owed)
+        batches = max(math.ceil(owed) - 1, 0)
+        owed -= batches
         turns = [
             _in_turns(rows, batches * count, generator)
             for rows, count in zip(of_phase, counts, strict=True)

@@ -210,7 +210,11 @@ def champion(tracking: Tracking, name: str) -> ModelVersion | None:
     """Return the champion of a registered model, if there is one."""
     try:
         return find(tracking, f"models:/{name}@{CHAMPION}")
-    except ModelError:
+    except ModelError as error:
+        # A database that does not answer is not a registry without a champion.
+        code = getattr(error.__cause__, "error_code", None)
+        if code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         return None
 
 

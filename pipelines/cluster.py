@@ -94,6 +94,26 @@ def parse_jobs(text: str) -> tuple[int, int]:
     return jobs
 
 
+def check_cluster(cluster: str, workers: int | None = None) -> None:
+    """Refuse what :func:`open_client` would refuse for its words alone.
+
+    Raises
+    ------
+    ClusterError
+        If there is no such cluster, or it takes no number of workers.
+    """
+    if cluster not in ("local", "slurm") and not cluster.startswith(("tcp://", "tls://")):
+        raise ClusterError(
+            f"There is no cluster '{cluster}'. Choose local, slurm, or the address of a running "
+            "Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT."
+        )
+    if workers is not None and (cluster != "local" or workers < 1):
+        raise ClusterError(
+            f"{workers} workers on '{cluster}': a number of workers, at least 1, belongs to the "
+            "cluster 'local'. SLURM takes a number of jobs, a running scheduler has its workers."
+        )
+
+
 @contextlib.contextmanager
 def open_client(
     cluster: str = "local", *, workers: int | None = None, slurm: SlurmOptions | None = None
@@ -127,11 +147,7 @@ def open_client(
         If `cluster` is none of the above, the scheduler cannot be reached, SLURM refuses the jobs,
         or the workers cannot import this project.
     """
-    if workers is not None and (cluster != "local" or workers < 1):
-        raise ClusterError(
-            f"{workers} workers on '{cluster}': a number of workers, at least 1, belongs to the "
-            "cluster 'local'. SLURM takes a number of jobs, a running scheduler has its workers."
-        )
+    check_cluster(cluster, workers)
     opened: contextlib.AbstractContextManager[Client]
     if cluster == "local":
         opened = _open_local(workers or CPU_COUNT)
@@ -140,13 +156,8 @@ def open_client(
         from pipelines.slurm import open_slurm
 
         opened = open_slurm(slurm or SlurmOptions())
-    elif cluster.startswith(("tcp://", "tls://")):
-        opened = _open_running(cluster)
     else:
-        raise ClusterError(
-            f"There is no cluster '{cluster}'. Choose local, slurm, or the address of a running "
-            "Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT."
-        )
+        opened = _open_running(cluster)
     with opened as client:
         try:
             client.register_plugin(_OneThread())

@@ -13,6 +13,7 @@ import numpy as np
 import typer
 import xarray as xr
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from bragg_data.crystal import CELL_PARAMETERS, Phase
@@ -180,14 +181,23 @@ def measure(
     ------
     ProfileError, InstrumentError
         If the file cannot be read, or fits neither the grid nor the calibration.
+    PredictError
+        If an angle is given for more than one bank.
     """
     campaign = model.campaign
     instruments = None if calibration is None else read_instruments(calibration)
     profiles = read_profiles(path, bank)
-    if two_theta is not None:
-        profiles = [replace(profile, two_theta=two_theta, difc=None) for profile in profiles]
     if bank is None and len(profiles) > 1:
         profiles = _at_the_models_angle(profiles, campaign.instrument)
+    if two_theta is not None:
+        if len(profiles) > 1:
+            raise PredictError(
+                f"{path} has {len(profiles)} banks that could be meant, and --two-theta is the "
+                f"angle of one: name it with --bank."
+            )
+        # The header's nominal difC would decide otherwise, where it is of use for nothing else.
+        difc = profiles[0].difc if instruments is None else None
+        profiles = [replace(profiles[0], two_theta=two_theta, difc=difc)]
     measured = []
     for profile in profiles:
         nominal = instruments is None
@@ -270,10 +280,17 @@ def library_of(model: Predictor, store: str | None = None) -> xr.Dataset | None:
     """Open the snapshot that a model was trained on, or say why it cannot be and return None."""
     data = model.provenance["data"]
     try:
-        return open_snapshot(data["tag"], store or data["uri"])
+        dataset = open_snapshot(data["tag"], store or data["uri"])
     except StoreError as error:
-        errors.print(f"[yellow]Warning:[/] The library match is left out: {error}", soft_wrap=True)
-        return None
+        reason = str(error)
+    else:
+        if dataset.attrs["content_hash"] == data["content_hash"]:
+            return dataset
+        reason = f"{data['tag']} in {dataset.attrs['uri']} is not what the model was trained on."
+    errors.print(
+        f"[yellow]Warning:[/] The library match is left out: {escape(reason)}", soft_wrap=True
+    )
+    return None
 
 
 def show(answers: Sequence[Answer]) -> None:
@@ -281,7 +298,7 @@ def show(answers: Sequence[Answer]) -> None:
     for one in answers:
         bank = one.measurement.profile.bank
         title = one.measurement.profile.source + ("" if bank is None else f", bank {bank}")
-        table = Table(title=title, title_justify="left")
+        table = Table(title=escape(title), title_justify="left")
         table.add_column("")
         table.add_column("crystal system")
         for name in CELL_PARAMETERS:
@@ -303,7 +320,7 @@ def show(answers: Sequence[Answer]) -> None:
             )
         console.print(table)
         for warning in one.measurement.warnings:
-            say(f"[yellow]![/] {warning}")
+            say(f"[yellow]![/] {escape(warning)}")
 
 
 def _shown(cell: NDArray[np.float64]) -> list[str]:

@@ -62,13 +62,15 @@ def main(
     _head("2  Train and register a first model")
     name = str(dataset.attrs["campaign"])
     champion = models.champion(place, name)
-    if champion is not None and champion.tags.get("snapshot_id") == tag.snapshot_id:
+    # The contents decide: a store that was made again holds the same data under a new snapshot.
+    if champion is not None and champion.tags.get("content_hash") == dataset.attrs["content_hash"]:
         say(
             f"{champion.uri} was trained on this data set: it stays. "
             f"python -m pipelines.train trains another."
         )
     else:
-        train_model(dataset, place, preset=chosen, preset_name=preset)
+        # A champion of other data cannot be compared with this one, and is not what was asked for.
+        train_model(dataset, place, preset=chosen, preset_name=preset, promote=True)
     trained = time.monotonic()
 
     _head("3  Predict the bundled examples")

@@ -23,7 +23,7 @@ from bragg_data import schema
 from bragg_data.campaign import Campaign, load_campaign, read_cells
 from bragg_data.store import DEFAULT_URI, Store, Tag, errors_told
 from bragg_data.writer import BlockResult, Writer
-from pipelines.cluster import SlurmOptions, open_client, parse_jobs
+from pipelines.cluster import SlurmOptions, check_cluster, open_client, parse_jobs
 from pipelines.console import Progress, console, duration, next_commands, run, say
 from pipelines.simulators import (
     Recipe,
@@ -93,6 +93,7 @@ def simulate_campaign(
         return next(known for known in store.tags() if known.name == existing)
     if tag is not None:
         store.check_new_tag(tag)
+    check_cluster(cluster, workers)
     _try_out(recipe, campaign)
     with Writer(
         store, campaign, simulator, recipe.version, limit=limit, code_commit=code_commit()
@@ -171,6 +172,10 @@ def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
                     future = landed.get(timeout=1.0)
                 except Empty:
                     workers = _threads(client)
+                    if time.monotonic() - committed > _SECONDS_PER_COMMIT:
+                        writer.commit(waiting)
+                        waiting.clear()
+                        committed = time.monotonic()
                     progress.tick(_note(workers, writer, attempts))
                     continue
                 result = _result(client, future, flying.pop(future), writer)
@@ -420,6 +425,16 @@ def main(
                 f"--cells computes in this process and into --out alone: leave out "
                 f"{', '.join('--' + name.replace('_', '-') for name in sorted(odd))}."
             )
+    of_slurm = {
+        "jobs", "queue", "account", "walltime", "cores", "memory", "directive", "environment",
+        "interface", "host", "python", "shared_directory",
+    }  # fmt: skip
+    if cluster != "slurm" and (odd := given & of_slurm):
+        raise SimulationError(
+            f"{', '.join('--' + name.replace('_', '-') for name in sorted(odd))} belong to "
+            f"--cluster slurm, and this is --cluster {cluster}: name that cluster, or leave them "
+            f"out."
+        )
     slurm = SlurmOptions(
         jobs=parse_jobs(jobs) if jobs else SlurmOptions.jobs,
         queue=queue, account=account, walltime=walltime, cores=cores, memory=memory,

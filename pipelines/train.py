@@ -338,7 +338,9 @@ def _register(
 ) -> models.ModelVersion:
     score = provenance["test"]["all"]
     tags = _run_tags(provenance)
-    kept = ("model", "preset", "seed", "data", "snapshot_id", "test_set", "code_commit")
+    kept = (
+        "model", "preset", "seed", "data", "snapshot_id", "content_hash", "test_set", "code_commit",
+    )  # fmt: skip
     description = (
         f"{provenance['model']}, preset {provenance['preset']}, trained on "
         f"{provenance['data']['tag']}. Test samples (random split): mse_paper "

@@ -53,8 +53,10 @@ def main(
     try:
         code = server.wait()
     except KeyboardInterrupt:
+        code = 0
+    finally:
+        server.terminate()
         server.wait()
-        return
     if code:
         raise UiError(
             f"The MLflow server ended with code {code}. If the port is taken, name another: "

@@ -69,7 +69,7 @@ def test_balanced_batches_have_the_shares_and_use_each_phase_evenly(profiles: Pr
     )  # fmt: skip
     for batch in rows:
         assert np.bincount(phase[batch], minlength=3).tolist() == [10, 10, 10]
-    assert len(rows) == N // 30
+    assert len(rows) == -(-N // 30)
     used = np.bincount(np.concatenate(rows), minlength=N)
     # The rare phase repeats, the common one is not through; none is drawn much more than another.
     assert used[phase == 1].max() == 1
@@ -169,3 +169,14 @@ def test_a_real_snapshot_is_read_by_its_own_chunks(small_dataset: xr.Dataset) ->
     everything = np.ones(len(profiles), dtype=bool)
     read = np.concatenate([batch.profiles for batch in in_order(profiles, everything)])
     np.testing.assert_array_equal(read, small_dataset.intensity.values)
+
+
+def test_fewer_samples_than_a_batch_make_one(profiles: Profiles) -> None:
+    wanted = np.zeros(len(profiles), dtype=bool)
+    wanted[:20] = True
+    phase = np.zeros(len(profiles), dtype=np.int8)
+    batches = list(
+        shuffled(profiles, wanted, 64, np.random.default_rng(0), phase=phase, shares=(1,))
+    )
+    assert [len(batch.rows) for batch in batches] == [64]
+    assert set(batches[0].rows) == set(range(20))

@@ -72,6 +72,8 @@ def test_identity_is_what_makes_the_data(paper, editable):
     assert paper.identity("kinematic", "1", limit=10**9) == identity
     commented = load_campaign(editable(("# Grids are read", "# Ranges are read")))
     assert commented.identity("kinematic", "1") == identity
+    spelt = load_campaign(editable(("start = 1360.0", "start = 1360.00"), ("4.499", "4.4990")))
+    assert spelt.identity("kinematic", "1") == identity
     moved = load_campaign(editable(("size = 1.0", "size = 2.0")))
     assert moved.identity("kinematic", "1") != identity
 
@@ -123,6 +125,13 @@ def test_bad_campaigns_are_refused_with_the_remedy(editable, replacements, remed
 def test_unknown_campaign_names_the_known():
     with pytest.raises(CampaignError, match=r"one of: .*batio3-nomad"):
         load_campaign("batoi3")
+
+
+def test_cells_file_names_the_line_that_is_wrong(paper, tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_text(HEADER + "cubic,4,4,4,90,90,90\n\n\ncubic,4,4,5,90,90,90\n")
+    with pytest.raises(CampaignError, match="line 5: "):
+        read_cells(path, paper)
 
 
 def test_cells_file(paper, tmp_path):

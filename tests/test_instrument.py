@@ -71,6 +71,11 @@ def test_several_banks():
         read_instrument(path, 9)
 
 
+def test_the_bank_is_also_read_from_the_headline():
+    text = NOMAD.read_text().replace("Bank:4\n", "")
+    assert read_instrument(text).bank == 4
+
+
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [

@@ -181,6 +181,15 @@ def test_a_cell_without_volume_is_refused(simulator):
         simulator.simulate(np.array([2]), np.array([[4.0, 4.0, 4.0, 120, 120, 120]]))
 
 
+@pytest.mark.parametrize(
+    ("start", "points"), [(1360.0, 2321), (2000.0, 1909), (3000.0, 700), (1500.0, 2400)]
+)
+def test_any_window_will_do(campaign, start, points):
+    grid = TofGrid(start, campaign.grid.relative_step, points)
+    simulator = Simulator(campaign.phases, campaign.instrument, grid, size=1.0, microstrain=1000.0)
+    assert simulator.interpolation_error() < 2e-4
+
+
 def test_constants_that_give_no_peak_are_refused(campaign):
     instrument = campaign.instrument.moved(beta_1=-0.01)
     with pytest.raises(InstrumentError, match="Choose a grid without this range"):

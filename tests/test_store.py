@@ -79,7 +79,8 @@ def test_plain_xarray_opens_a_snapshot(tmp_path, campaign):
     fill(tmp_path / "store", campaign)
     storage = icechunk.local_filesystem_storage(str(tmp_path / "store"))
     session = icechunk.Repository.open(storage).readonly_session(tag="tiny-v1")
-    dataset = xr.open_zarr(session.store, group="tiny", consolidated=False)
+    # Not by way of a cluster that another test has closed.
+    dataset = xr.open_zarr(session.store, group="tiny", consolidated=False, chunks=None)
     cubic = dataset.intensity[np.flatnonzero(dataset.crystal_system == 0)]
     assert cubic.shape == (21, 256)
     assert np.isfinite(cubic.values).all()
@@ -146,6 +147,21 @@ def test_finish_refuses_what_is_incomplete(tmp_path, campaign):
     assert store.tags() == []
     (unfinished,) = store.unfinished()
     assert (unfinished.done, unfinished.total) == (64, 67)
+
+
+def test_a_death_between_the_last_commit_and_the_tag_is_mended(tmp_path, campaign):
+    wanted = fill(tmp_path / "other", campaign)
+    store = Store(tmp_path / "store", create=True)
+    with Writer(store, campaign, "kinematic", "0") as writer:
+        write(writer, writer.missing())
+        session = store.repository.writable_session(writer.branch)
+        hash_ = open_snapshot(wanted, tmp_path / "other").attrs["content_hash"]
+        zarr.open_group(session.store, path=writer.group, mode="r+").attrs["content_hash"] = hash_
+        session.commit("what finish does before it tags")
+    with Writer(store, campaign, "kinematic", "0") as writer:
+        assert writer.missing() == []
+        tag = writer.finish()
+    assert verify(store.open(tag.name)) == hash_
 
 
 def test_failures_are_recorded_and_forgotten_when_mended(tmp_path, campaign):
