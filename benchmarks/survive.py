@@ -65,7 +65,7 @@ def killed(directory: Path, limit: int | None, kills: int, seconds: float) -> st
         process = subprocess.Popen(
             command(directory, limit), stdout=subprocess.DEVNULL, start_new_session=True
         )
-        wait = rng.uniform(0.15, 0.45) * seconds
+        wait = rng.uniform(0.1, 0.3) * seconds
         try:
             process.wait(wait)
         except subprocess.TimeoutExpired:

@@ -13,16 +13,8 @@ from scipy.interpolate import BSpline
 from scipy.special import erfcx
 
 from bragg_data.crystal import Phase, cell_volume, check_volume, d_spacing, reciprocal_metric
-from bragg_data.deposit import (
-    REACH,
-    Broadening,
-    Selected,
-    Tables,
-    Target,
-    build_tables,
-    deposit,
-    deposit_varied,
-)
+from bragg_data.deposit import REACH, Selected, deposit, deposit_varied
+from bragg_data.deposit_tables import Broadening, Tables, Target, build_tables
 from bragg_data.instrument import Instrument, InstrumentError, TofGrid
 from bragg_data.peak_operator import PAD, PeakOperator, build_operator
 from bragg_data.profile import (
