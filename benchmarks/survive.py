@@ -94,7 +94,7 @@ def on_slurm(directory: Path, limit: int | None) -> str:
                 command(
                     directory, limit, "--cluster", "slurm", "--jobs", "2:2", "--cores", "1",
                     "--memory", "1500 MB", "--walltime", "01:00:00", "--host", "127.0.0.1",
-                    "--shared-directory", cluster,
+                    "--shared-directory", cluster, "--directive", "--exclusive",
                 )
             )  # fmt: skip
             third = (limit or 209_119) // 3
