@@ -23,7 +23,8 @@ from bragg_data import schema
 from bragg_data.campaign import Campaign, load_campaign, read_cells
 from bragg_data.store import DEFAULT_URI, Store, Tag, errors_told
 from bragg_data.writer import BlockResult, Writer
-from pipelines.cluster import SlurmOptions, check_cluster, open_client, parse_jobs
+from pipelines.cluster import check_cluster, open_client
+from pipelines.cluster_options import SlurmOptions, parse_jobs
 from pipelines.console import Progress, console, duration, next_commands, run, say
 from pipelines.simulators import (
     Recipe,

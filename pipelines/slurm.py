@@ -24,7 +24,7 @@ from dask.utils import parse_timedelta
 from distributed import Client, Security
 from distributed.core import Status
 
-from pipelines.cluster import ALLOWED_FAILURES, ONE_THREAD, ClusterError, SlurmOptions
+from pipelines.cluster_options import ALLOWED_FAILURES, ONE_THREAD, ClusterError, SlurmOptions
 
 # The import of dask_jobqueue lets Ctrl-C end the process with exit code 0, as if all were done.
 _on_interrupt = signal.getsignal(signal.SIGINT)
@@ -78,7 +78,9 @@ def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, An
         project = shlex.quote(str(Path(__file__).resolve().parents[1]))
         prologue.append(f"export PYTHONPATH={project}${{PYTHONPATH:+:$PYTHONPATH}}")
     # Else workers would come and die, each with a task in hand, and the task would get the blame.
-    prologue.append(f"{python or sys.executable} -c 'import pipelines.cluster' || exit 1")
+    prologue.append(
+        f"{shlex.quote(python or sys.executable)} -c 'import pipelines.cluster' || exit 1"
+    )
     scheduler = {
         "dashboard_address": "127.0.0.1:0",
         "allowed_failures": ALLOWED_FAILURES,

@@ -18,7 +18,8 @@ from distributed import Client, LocalCluster
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from pipelines import cluster
-from pipelines.cluster import ClusterError, SlurmOptions, open_client, parse_jobs
+from pipelines.cluster import open_client
+from pipelines.cluster_options import ClusterError, SlurmOptions, parse_jobs
 from tests.conftest import TEST_CLUSTER
 
 

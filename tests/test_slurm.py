@@ -15,7 +15,8 @@ import dask
 import psutil
 import pytest
 
-from pipelines.cluster import ClusterError, SlurmOptions, open_client
+from pipelines.cluster import open_client
+from pipelines.cluster_options import ClusterError, SlurmOptions
 from tests.conftest import TEST_CLUSTER
 
 pytestmark = pytest.mark.slurm
@@ -150,7 +151,8 @@ def test_killed_driver_leaves_no_job(
     program = f"""
 import time
 from pathlib import PosixPath
-from pipelines.cluster import SlurmOptions, open_client
+from pipelines.cluster import open_client
+from pipelines.cluster_options import SlurmOptions
 if __name__ == "__main__":
     with open_client("slurm", slurm={changed(options, jobs=(1, 1))}) as client:
         client.wait_for_workers(1)
