@@ -24,6 +24,7 @@ from bragg_data.crystal import (
     CrystalError,
     CrystalSystem,
     Phase,
+    check_volume,
     read_phase,
 )
 from bragg_data.instrument import Instrument, InstrumentError, TofGrid, read_instrument
@@ -455,6 +456,7 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
         codes[row] = _phase_code(str(system).strip(), name, by_name, campaign, where)
     for row, code in enumerate(codes):
         try:
+            check_volume(cells[row : row + 1])
             campaign.phases[code].lattice.check(cells[row : row + 1])
         except CrystalError as error:
             line = table.index[row] + 2

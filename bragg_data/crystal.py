@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass
 from enum import IntEnum
@@ -346,11 +345,6 @@ class Phase:
         group = gemmi.find_spacegroup_by_name(self.space_group)
         assert group is not None  # the symbol was written by gemmi itself
         return group.operations()
-
-    @property
-    def cif_sha256(self) -> str:
-        """SHA-256 of the CIF's text."""
-        return hashlib.sha256(self.cif.encode()).hexdigest()
 
 
 def scattering_length(element: str) -> complex:

@@ -426,6 +426,13 @@ def main(
                 f"--cells computes in this process and into --out alone: leave out "
                 f"{', '.join('--' + name.replace('_', '-') for name in sorted(odd))}."
             )
+    slurm = SlurmOptions(
+        jobs=parse_jobs(jobs) if jobs else SlurmOptions.jobs,
+        queue=queue, account=account, walltime=walltime, cores=cores, memory=memory,
+        directives=tuple(directive or ()),
+        environment=dict(_assignment(text) for text in environment or ()),
+        interface=interface, host=host, python=python, shared_directory=shared_directory,
+    )  # fmt: skip
     of_slurm = {
         "jobs", "queue", "account", "walltime", "cores", "memory", "directive", "environment",
         "interface", "host", "python", "shared_directory",
@@ -436,13 +443,6 @@ def main(
             f"--cluster slurm, and this is --cluster {cluster}: name that cluster, or leave them "
             f"out."
         )
-    slurm = SlurmOptions(
-        jobs=parse_jobs(jobs) if jobs else SlurmOptions.jobs,
-        queue=queue, account=account, walltime=walltime, cores=cores, memory=memory,
-        directives=tuple(directive or ()),
-        environment=dict(_assignment(text) for text in environment or ()),
-        interface=interface, host=host, python=python, shared_directory=shared_directory,
-    )  # fmt: skip
     if simulator == "auto":
         say(f"Simulator auto is {chosen} in this installation")
     if cells and out:

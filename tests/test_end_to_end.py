@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -97,22 +98,28 @@ def test_ui_serves_the_runs_on_this_machine_only(home: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.ui", "--port", str(port)],
-        cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    printed = home / "ui.log"
+    with printed.open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.ui", "--port", str(port)],
+            cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
     try:
-        assert server.stdout is not None
-        lines = []
-        for line in server.stdout:
-            lines.append(line)
-            if "Application startup complete" in line:
-                break
-        printed = "".join(lines)
-        assert re.search(rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs", printed), printed
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as answer:
-            assert answer.status == 200
+        assert answers(f"http://127.0.0.1:{port}/health", server), printed.read_text()
+        address = rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs"
+        assert re.search(address, printed.read_text()), printed.read_text()
     finally:
         os.killpg(server.pid, signal.SIGINT)
-        server.communicate(timeout=60)
+        server.wait(timeout=60)
+
+
+def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until a server answers; False if it ends before."""
+    deadline = time.monotonic() + 150
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            time.sleep(0.2)
+    return False
