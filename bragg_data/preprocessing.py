@@ -75,8 +75,9 @@ def sqrt_unit(profiles: Profiles) -> Profiles:
     """Clip at 0, take the square root, and scale to unit Euclidean norm.
 
     What the library match compares where a whole grid is covered: the product of two profiles is
-    their similarity, 1 for equal ones. The square root makes counting noise even and lowers the weight of what intensities are less sure of than
-    positions (displacement parameters, texture, incident spectrum).
+    their similarity, 1 for equal ones. The square root makes counting noise even and lowers the
+    weight of what intensities are less sure of than positions (displacement parameters, texture,
+    incident spectrum).
 
     Raises
     ------
