@@ -208,28 +208,17 @@ class Simulator:
         cells = np.asarray(cells, dtype=np.float64)
         check_volume(cells)
         own_widths = any(v is not None for v in (size, microstrain, tzero, difc, width_scale))
-        vectors = {
-            "u_scale": u_scale,
-            "difc": difc,
-            "tzero": tzero,
-            "size": size,
-            "microstrain": microstrain,
-            "width_scale": width_scale,
-        }
-        nominal = {
-            "u_scale": 1.0,
-            "difc": self.instrument.difc,
-            "tzero": self.instrument.tzero,
-            "size": self.size,
-            "microstrain": self.microstrain,
-            "width_scale": 1.0,
+        given_and_nominal = {
+            "u_scale": (u_scale, 1.0),
+            "difc": (difc, self.instrument.difc),
+            "tzero": (tzero, self.instrument.tzero),
+            "size": (size, self.size),
+            "microstrain": (microstrain, self.microstrain),
+            "width_scale": (width_scale, 1.0),
         }
         per_sample = {
-            name: np.broadcast_to(
-                np.asarray(nominal[name] if value is None else value, dtype=np.float64),
-                (len(cells),),
-            ).copy()
-            for name, value in vectors.items()
+            name: np.full(len(cells), nominal if given is None else given, dtype=np.float64)
+            for name, (given, nominal) in given_and_nominal.items()
         }
         patterns = np.empty((len(cells), self.grid.points), dtype=np.float32)
         varied = self._varied(*self._width_range(per_sample)) if own_widths else None

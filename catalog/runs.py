@@ -14,7 +14,7 @@ from typing import Any
 import xarray as xr
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -143,10 +143,6 @@ class Run:
         flat = [Metric(k, float(v), now, step) for k, v in _flattened(metrics, "/")]
         for low in range(0, len(flat), _METRICS_PER_CALL):
             self.tracking.client.log_batch(self.id, metrics=flat[low : low + _METRICS_PER_CALL])
-
-    def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Log short facts by which runs are found."""
-        self.tracking.client.log_batch(self.id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def log_dataset(self, dataset: xr.Dataset, context: str) -> None:
         """Log an opened snapshot as this run's data; the context says for what ("training")."""
