@@ -23,11 +23,10 @@ from bragg_data.crystal import (
     EQUAL_LENGTHS,
     CrystalError,
     CrystalSystem,
-    Phase,
     check_volume,
-    read_phase,
 )
 from bragg_data.instrument import Instrument, InstrumentError, TofGrid, read_instrument
+from bragg_data.structure import Phase, read_phase
 
 BUILT_IN = Path(__file__).parent / "campaigns"
 """Where the campaigns that ship with the project live."""

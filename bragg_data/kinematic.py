@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import BSpline
 from scipy.special import erfcx
 
-from bragg_data.crystal import Phase, cell_volume, check_volume, d_spacing, reciprocal_metric
+from bragg_data.crystal import cell_volume, check_volume, d_spacing, reciprocal_metric
 from bragg_data.deposit import REACH, Selected, deposit, deposit_varied
 from bragg_data.deposit_tables import Broadening, Tables, Target, build_tables
 from bragg_data.instrument import Instrument, InstrumentError, TofGrid
@@ -31,6 +31,7 @@ from bragg_data.profile import (
     peak_shape,
 )
 from bragg_data.reflections import lines_of, unique_reflections
+from bragg_data.structure import Phase
 
 VERSION = "1"
 """Version of the mathematics, part of a data set's identity: it grows when patterns change."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.crystal import CrystalError, Phase, d_spacing
+from bragg_data.crystal import CrystalError, d_spacing
+from bragg_data.structure import Phase
 
 _MOST = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
 
@@ -161,8 +162,9 @@ def _coefficients(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     u_groups, member = np.unique(phase.u_iso, return_inverse=True)
     waves = np.exp(2j * np.pi * (hkl @ phase.positions.T))
+    scattering = phase.scattering_lengths
     parts = []
-    for lengths in (phase.scattering_lengths.real, phase.scattering_lengths.imag):
+    for lengths in (scattering.real, scattering.imag):
         # An imaginary length makes |F| of Friedel mates differ; their mean is the sum of both
         # parts' squares, since the cross terms change sign between the mates.
         sums = np.zeros((len(hkl), len(u_groups)), dtype=np.complex128)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem, Lattice, Phase
+from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem, Lattice
+from bragg_data.structure import Phase
 
 
 class TargetsError(ValueError):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data.crystal import CELL_PARAMETERS, Phase
+from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.instrument import Instrument, read_instruments
 from bragg_data.measured import (
     GriddedProfile,
@@ -28,6 +28,7 @@ from bragg_data.measured import (
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.profile_files import Profile, ProfileError, read_profiles
 from bragg_data.store import StoreError, open_snapshot
+from bragg_data.structure import Phase
 from bragg_models.library import Matches, library_match
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import models, runs

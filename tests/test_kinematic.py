@@ -12,13 +12,13 @@ from bragg_data.crystal import (
     CrystalSystem,
     d_spacing,
     lattice_of,
-    read_phase,
     reciprocal_metric,
 )
 from bragg_data.instrument import InstrumentError, TofGrid
 from bragg_data.kinematic import Simulator, exact_pattern
 from bragg_data.reflections import lines_of, unique_reflections
-from tests.test_crystal import RUTILE
+from bragg_data.structure import read_phase
+from tests.test_structure import RUTILE
 
 DATA = Path(__file__).parent / "data"
 
