@@ -2,10 +2,11 @@
 
     python benchmarks/survive.py [--kills 5] [--limit N]     # SIGKILL of the driver
     python benchmarks/survive.py --slurm [--limit N]         # a real SLURM, one scancel
+    python benchmarks/survive.py --slurm --simulator gsas2 --limit 96 --victim worker
 
 Drivers are killed at random moments, together with their workers or without them; then the same
-command runs to the end. With ``--slurm`` a two-node SLURM is started on this machine, and one job
-is cancelled when a third of the samples is done.
+command runs to the end. With ``--slurm`` a two-node SLURM is started on this machine, and when a
+third of the samples is done one job is cancelled, or one worker process killed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import psutil
 import typer
 from rich.console import Console
 
@@ -29,13 +31,19 @@ console = Console(width=100)
 TEST_CLUSTER = Path(__file__).parents[1] / "deploy" / "slurm" / "test_cluster"
 
 
-def command(store: Path, limit: int | None, *more: str) -> list[str]:
-    """Return the command line that makes the data set."""
-    only = [] if limit is None else ["--limit", str(limit)]
-    return [
-        sys.executable, "-m", "pipelines.simulate", "--simulator", "kinematic",
-        "--store", str(store), *only, *more,
-    ]  # fmt: skip
+class Campaign(NamedTuple):
+    """What is simulated, and how."""
+
+    limit: int | None
+    simulator: str
+
+    def command(self, store: Path, *more: str) -> list[str]:
+        """Return the command line that makes the data set."""
+        only = [] if self.limit is None else ["--limit", str(self.limit)]
+        return [
+            sys.executable, "-m", "pipelines.simulate", "--simulator", self.simulator,
+            "--store", str(store), "--yes", *only, *more,
+        ]  # fmt: skip
 
 
 def content_hash(store: Path) -> str:
@@ -51,19 +59,19 @@ def done(store: Path) -> int:
     return next((one.done for one in Store(store).unfinished()), 0)
 
 
-def undisturbed(directory: Path, limit: int | None) -> tuple[str, float]:
+def undisturbed(directory: Path, campaign: Campaign, *more: str) -> tuple[str, float]:
     """Return the content hash of a run that nothing happens to, and its seconds."""
     began = time.perf_counter()
-    subprocess.run(command(directory, limit), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(campaign.command(directory, *more), check=True, stdout=subprocess.DEVNULL)
     return content_hash(directory), time.perf_counter() - began
 
 
-def killed(directory: Path, limit: int | None, kills: int, seconds: float) -> str:
+def killed(directory: Path, campaign: Campaign, kills: int, seconds: float) -> str:
     """Return the content hash after some kills of the driver and a last run to the end."""
     rng = random.Random(0)
     for kill in range(kills):
         process = subprocess.Popen(
-            command(directory, limit), stdout=subprocess.DEVNULL, start_new_session=True
+            campaign.command(directory), stdout=subprocess.DEVNULL, start_new_session=True
         )
         wait = rng.uniform(0.1, 0.3) * seconds
         try:
@@ -77,12 +85,12 @@ def killed(directory: Path, limit: int | None, kills: int, seconds: float) -> st
         else:
             raise SystemExit(f"It ended before kill {kill + 1}: nothing is shown. Run it again.")
         console.print(f"killed after {wait:.0f} s, {done(directory):,} samples are committed")
-    subprocess.run(command(directory, limit), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(campaign.command(directory), check=True, stdout=subprocess.DEVNULL)
     return content_hash(directory)
 
 
-def on_slurm(directory: Path, limit: int | None) -> str:
-    """Return the content hash of a run on SLURM in which a job is cancelled."""
+def on_slurm(directory: Path, campaign: Campaign, victim: str) -> str:
+    """Return the content hash of a run on SLURM that loses a job or a worker process."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as cluster:
         started = subprocess.run(
             [TEST_CLUSTER, "start", cluster], check=True, capture_output=True, text=True
@@ -91,21 +99,24 @@ def on_slurm(directory: Path, limit: int | None) -> str:
         os.environ[name] = value
         try:
             process = subprocess.Popen(
-                command(
-                    directory, limit, "--cluster", "slurm", "--jobs", "2:2", "--cores", "1",
+                campaign.command(
+                    directory, "--cluster", "slurm", "--jobs", "2:2", "--cores", "1",
                     "--memory", "1500 MB", "--walltime", "01:00:00", "--host", "127.0.0.1",
                     "--shared-directory", cluster, "--directive", "--exclusive",
                 )
             )  # fmt: skip
-            third = (limit or 209_119) // 3
+            third = (campaign.limit or 209_119) // 3
             while process.poll() is None and done(directory) < third:
                 time.sleep(0.5)
             queue = ["squeue", "--noheader", "--states=running", "--format=%i %N"]
             jobs = subprocess.run(queue, capture_output=True, text=True, check=True).stdout
-            console.print(f"running jobs and nodes: {jobs.splitlines()}; the first is cancelled")
+            console.print(f"running jobs and nodes: {jobs.splitlines()}; a {victim} is lost")
             if not jobs.split():
-                raise SystemExit("It ended before a job was cancelled: nothing is shown.")
-            subprocess.run(["scancel", jobs.split()[0]], check=True)
+                raise SystemExit("It ended before anything was lost: nothing is shown.")
+            if victim == "worker":
+                kill_a_worker()
+            else:
+                subprocess.run(["scancel", jobs.split()[0]], check=True)
             if process.wait():
                 raise SystemExit(process.returncode)
         finally:
@@ -113,16 +124,40 @@ def on_slurm(directory: Path, limit: int | None) -> str:
     return content_hash(directory)
 
 
+def kill_a_worker() -> None:
+    """Kill one process in which Dask runs tasks in a job: the child of its nanny."""
+    nannies = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "distributed.cli.dask_worker" in (process.info["cmdline"] or ())
+    ]
+    workers = [
+        child
+        for nanny in nannies
+        for child in nanny.children()
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+    console.print(f"SIGKILL for {workers[0].pid}, one of {len(workers)} worker processes")
+    workers[0].kill()
+
+
 def main(
     kills: Annotated[int, typer.Option(min=1)] = 5,
     limit: Annotated[int | None, typer.Option(min=1)] = None,
+    simulator: Annotated[str, typer.Option()] = "kinematic",
     slurm: Annotated[bool, typer.Option("--slurm")] = False,
+    victim: Annotated[str, typer.Option(help="job or worker")] = "job",
 ) -> None:
+    campaign = Campaign(limit, simulator)
+    serial = ("--workers", "1") if simulator == "gsas2" else ()
     with tempfile.TemporaryDirectory() as temporary:
-        wanted, seconds = undisturbed(Path(temporary) / "undisturbed", limit)
+        wanted, seconds = undisturbed(Path(temporary) / "undisturbed", campaign, *serial)
         console.print(f"undisturbed: {wanted} in {seconds:.0f} s")
         other = Path(temporary) / "disturbed"
-        found = on_slurm(other, limit) if slurm else killed(other, limit, kills, seconds)
+        if slurm:
+            found = on_slurm(other, campaign, victim)
+        else:
+            found = killed(other, campaign, kills, seconds)
         console.print(f"disturbed:   {found}: {'equal' if found == wanted else 'DIFFERENT'}")
         if found != wanted:
             raise SystemExit(1)

@@ -27,11 +27,12 @@ from icechunk.session import Session
 from zarr.errors import GroupNotFoundError
 
 from bragg_data import schema
+from bragg_data.campaign import Campaign
 from bragg_data.schema import campaign_of
 
 __all__ = [
-    "DEFAULT_URI", "DiskFullError", "Store", "StoreError", "Tag", "Unfinished", "campaign_of",
-    "errors_told", "list_tags", "open_dataset", "open_snapshot", "verify",
+    "DEFAULT_URI", "DataSet", "DiskFullError", "Store", "StoreError", "Tag", "Unfinished",
+    "campaign_of", "errors_told", "list_tags", "open_dataset", "open_snapshot", "verify",
 ]  # fmt: skip
 
 DEFAULT_URI = "data/store"
@@ -61,6 +62,17 @@ class Tag:
     name: str
     snapshot_id: str
     written_at: datetime
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of a campaign: who simulated it, how much of it is done, its tag if finished."""
+
+    simulator: str
+    version: str
+    done: int
+    total: int
+    tag: str | None
 
 
 @dataclass(frozen=True)
@@ -149,13 +161,27 @@ class Store:
         with errors_told(f"measuring snapshot '{tag}' of {self.uri}"):
             return sum(array.nbytes_stored() for _, array in self._group(tag).arrays())
 
-    def tag_of(self, identity: str) -> str | None:
-        """Return the name of the tag whose data set has an identity, if there is one."""
-        for tag in self.tags():
-            with errors_told(f"reading snapshot '{tag.name}' of {self.uri}"):
-                if self._group(tag.name).attrs.get("identity") == identity:
-                    return tag.name
-        return None
+    def data_sets_of(self, campaign: Campaign, limit: int | None = None) -> list[DataSet]:
+        """Return the data sets of a campaign (its first samples), by whichever simulator."""
+        found = []
+        with errors_told(f"reading the data sets of {self.uri}"):
+            tags = {tag.snapshot_id: tag.name for tag in self.tags()}
+            sessions = {
+                tag: self.repository.readonly_session(tag=tag) for tag in tags.values()
+            }  # a tag stays when its branch goes on
+            for branch in sorted(self.repository.list_branches() - {"main"}):
+                if self.repository.lookup_branch(branch) not in tags:
+                    sessions[branch] = self.repository.readonly_session(branch=branch)
+            for name, session in sessions.items():
+                for group in _groups(session):
+                    simulator = str(group.attrs["simulator"])
+                    version = str(group.attrs["simulator_version"])
+                    if campaign.identity(simulator, version, limit) == group.attrs["identity"]:
+                        status = open_dataset(session, group.basename).status.values
+                        done = int((status == schema.DONE).sum())
+                        tag = name if name in tags.values() else None
+                        found.append(DataSet(simulator, version, done, len(status), tag))
+        return found
 
     def unfinished(self) -> list[Unfinished]:
         """Return the data sets that have no tag yet."""

@@ -67,6 +67,8 @@ class Writer:
         What; see :meth:`bragg_data.campaign.Campaign.identity`.
     code_commit
         Commit of the code that runs. If it is not the first run's, both are recorded.
+    call_path
+        How GSAS-II is called, if it is; recorded in the same way.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class Writer:
         *,
         limit: int | None = None,
         code_commit: str = "unknown",
+        call_path: str = "",
     ) -> None:
         self.store = store
         self.campaign = campaign
@@ -93,6 +96,7 @@ class Writer:
         self.failures: dict[int, str] = {}
         self._session: Session | None = None  # a clean one, to fork from
         self._simulator, self._version, self._code_commit = simulator, version, code_commit
+        self._how = {"code_commit": code_commit} | ({"call_path": call_path} if call_path else {})
 
     def __enter__(self) -> Self:
         with errors_told(f"locking the data set in {self.store.uri}"):
@@ -178,8 +182,10 @@ class Writer:
         self._status = dataset.status.values
         self._digests = dataset.block_sha256.values
         self.failures = {int(b): reason for b, reason in attrs.get("failures", {}).items()}
-        commits = attrs["code_commit"].split()
-        self._commits = " ".join(dict.fromkeys([*commits, self._code_commit]))
+        self._how = {
+            name: " ".join(dict.fromkeys([*attrs.get(name, "").split(), now]))
+            for name, now in self._how.items()
+        }
 
     @property
     def n_blocks(self) -> int:
@@ -232,7 +238,7 @@ class Writer:
             group = zarr.open_group(session.store, path=self.group, mode="r+")
             _array(group, "status")[:] = self._status
             _array(group, "block_sha256")[:] = self._digests
-            attrs = dict(group.attrs) | {"code_commit": self._commits}
+            attrs = dict(group.attrs) | self._how
             attrs.pop("failures", None)
             if self.failures:
                 attrs["failures"] = {str(block): self.failures[block] for block in self.failures}

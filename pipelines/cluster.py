@@ -17,12 +17,8 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 from threadpoolctl import threadpool_limits
 
-from pipelines.cluster_options import (
-    ALLOWED_FAILURES,
-    ONE_THREAD,
-    ClusterError,
-    SlurmOptions,
-)
+from bragg_data.child import ONE_THREAD
+from pipelines.cluster_options import ALLOWED_FAILURES, ClusterError, SlurmOptions
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is the driver's and the scheduler's
 _CONNECT_SECONDS = 8.0

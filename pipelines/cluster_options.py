@@ -6,17 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ONE_THREAD = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
-    ),
-    "1",
-)
 # A task whose worker has died this often is at fault itself. Dask's 3 is too few where jobs are
 # preempted or cancelled, since every death counts for all the tasks that the worker had in hand.
 ALLOWED_FAILURES = 5

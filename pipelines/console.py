@@ -178,13 +178,14 @@ class Progress:
         (then, before), (now, after) = self._history[0], self._history[-1]
         if after > before and now > then:
             rate = (after - before) / (now - then)
-            text += f", {_three_digits(rate)}/s"
+            text += f", {three_digits(rate)}/s"
             if self.done < self.total:
                 text += f", {duration((self.total - self.done) / rate)} left"
         return f"{text}, {self.note}" if self.note else text
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """Write a number as people do: 12,345, 67.8, 0.208."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bragg_data import schema
 from bragg_data.campaign import Campaign
-from bragg_data.crystal import CELL_PARAMETERS, Phase
+from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.store import (
     DEFAULT_URI,
     Store,
@@ -28,6 +28,7 @@ from bragg_data.store import (
     errors_told,
     verify,
 )
+from bragg_data.structure import Phase
 from pipelines.console import console, next_commands, run, say
 
 COLORS = ("#1f5fa8", "#c8501e", "#2c8a4b", "#7a4fa3", "#b08a1e", "#a32f5b", "#4d7f86")
@@ -166,7 +167,7 @@ def draw_patterns(dataset: xr.Dataset, file: Path) -> None:
                 intensity,
                 color=color if main else "0.65",
                 linewidth=1.0 if main else 0.7,
-                label=_free_text(samples.cells[row], phase),
+                label=free_text(samples.cells[row], phase),
             )
             if main:
                 axis.fill_between(time_of_flight, intensity, color=color, alpha=0.12, linewidth=0)
@@ -198,7 +199,7 @@ def draw_patterns(dataset: xr.Dataset, file: Path) -> None:
     figure.savefig(file, format="png", dpi=150)
 
 
-def _free_text(cell: NDArray[np.float64], phase: Phase) -> str:
+def free_text(cell: NDArray[np.float64], phase: Phase) -> str:
     """Write the free parameters of a cell: a = 4 Å, α = 89.8°."""
     values = zip(CELL_PARAMETERS, cell, strict=True)
     return ", ".join(

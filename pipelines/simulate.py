@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
 import time
-from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Annotated, cast
+from typing import Annotated
 
 import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
 import typer
-from distributed import Client, Future
+from distributed import Client
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data import schema
+from bragg_data import kinematic, schema
 from bragg_data.campaign import Campaign, load_campaign, read_cells
+from bragg_data.gsas2 import PATTERN_SECONDS, PatternsError
 from bragg_data.store import DEFAULT_URI, Store, Tag, errors_told
-from bragg_data.writer import BlockResult, Writer
+from bragg_data.writer import Writer
+from pipelines.blocks import simulate_blocks
 from pipelines.cluster import check_cluster, open_client
 from pipelines.cluster_options import SlurmOptions, parse_jobs
 from pipelines.console import Progress, console, duration, next_commands, run, say
+from pipelines.selection import check_name, check_resume, choose, confirm, remembered
 from pipelines.simulators import (
+    Gsas2Options,
     Recipe,
     SimulationError,
-    choose_simulator,
-    failed_block,
     recipe_of,
-    simulate_block,
     simulate_samples,
 )
-
-ATTEMPTS = 3
-"""How often a block is tried in one run."""
-
-# A commit rewrites the list of all chunks, so not every block gets one of its own; but a kill
-# loses what is not committed, so many slow blocks do not wait for one another.
-_BLOCKS_PER_COMMIT = 16
-_SECONDS_PER_COMMIT = 5.0
 
 _NETCDF_OVERHEAD = 1 << 18  # bytes, for attributes and HDF5's own tables
 
@@ -57,6 +50,8 @@ def simulate_campaign(
     cluster: str = "local",
     workers: int | None = None,
     slurm: SlurmOptions | None = None,
+    gsas2: Gsas2Options | None = None,
+    yes: bool = False,
 ) -> Tag:
     """Bring a campaign's data set into the store and tag it, or find that it is there.
 
@@ -65,13 +60,17 @@ def simulate_campaign(
     Parameters
     ----------
     campaign, store, simulator
-        What, where, and by which simulator (not auto).
+        What, where, and by which simulator.
     tag
         Name of the tag; the next free NAME-vN by default.
     limit
         Simulate the first samples only.
     cluster, workers, slurm
         See :func:`pipelines.cluster.open_client`.
+    gsas2
+        How GSAS-II is found.
+    yes
+        Begin a long campaign without a question.
 
     Returns
     -------
@@ -80,36 +79,65 @@ def simulate_campaign(
     Raises
     ------
     SimulationError
-        If blocks failed; the others are in the store.
+        If there is no such simulator, or blocks failed; the others are in the store.
     StoreError, ClusterError
         If the store or the cluster do not do their part.
     """
-    recipe = recipe_of(campaign, simulator)
-    existing = store.tag_of(campaign.identity(simulator, recipe.version, limit))
-    if existing:
-        say(
-            f"This data set is in the store already, as [bold]{existing}[/] (same campaign, "
-            f"simulator and number of samples): nothing to do."
-        )
-        return next(known for known in store.tags() if known.name == existing)
+    check_name(simulator)
+    known = store.data_sets_of(campaign, limit)
+    chosen = remembered(known, simulator)
+    for one in known:
+        # Nobody simulates for days again because of a newer GSAS-II.
+        same = one.simulator == "gsas2" or one.version == kinematic.VERSION
+        if one.tag and one.simulator == chosen and same:
+            say(
+                f"This data set is in the store already, as [bold]{one.tag}[/] (same campaign, "
+                f"simulator and number of samples): nothing to do."
+            )
+            return next(tagged for tagged in store.tags() if tagged.name == one.tag)
     if tag is not None:
         store.check_new_tag(tag)
     check_cluster(cluster, workers)
-    _try_out(recipe, campaign)
-    with Writer(
-        store, campaign, simulator, recipe.version, limit=limit, code_commit=code_commit()
-    ) as writer:
+    with contextlib.ExitStack() as stack:
+        client: Client | None = None
+        if chosen == "kinematic":
+            recipe = recipe_of(campaign, chosen, kinematic.VERSION)
+        else:
+            client = stack.enter_context(_opened(cluster, workers, slurm))
+            samples = campaign.samples[slice(limit)]
+            choice = choose(chosen, campaign, samples, gsas2 or Gsas2Options(), client)
+            recipe = choice.recipe
+            check_resume(known, recipe)
+            left = 1 - sum(one.done / one.total for one in known if one.tag is None)
+            confirm(left * choice.core_hours, yes=yes)
+        if recipe.simulator == "kinematic":
+            _try_out(recipe, campaign)
+        call_path = recipe.gsas2.call_path if recipe.simulator == "gsas2" else ""
+        writer = stack.enter_context(
+            Writer(
+                store, campaign, recipe.simulator, recipe.version, limit=limit,
+                code_commit=code_commit(), call_path=call_path,
+            )
+        )  # fmt: skip
         missing = len(writer.missing())
         say(
             f"Campaign [bold]{campaign.name}[/]: {len(writer.samples):,} patterns of "
-            f"{campaign.grid.points:,} points in {writer.n_blocks:,} blocks, simulator {simulator} "
-            f"{recipe.version}"
+            f"{campaign.grid.points:,} points in {writer.n_blocks:,} blocks, simulator "
+            f"{recipe.simulator} {recipe.version}"
         )
         say(f"Store {escape(store.uri)}, branch {writer.branch}")
         if writer.n_done:
             say(f"Resuming: {writer.n_done:,} patterns are there, {missing:,} blocks are missing")
-        if missing:
-            _complete(writer, recipe, cluster, workers, slurm)
+        try:
+            if missing:
+                client = client or stack.enter_context(_opened(cluster, workers, slurm))
+                simulate_blocks(client, writer, recipe)
+        except (KeyboardInterrupt, SystemExit):
+            say(
+                f"Interrupted: {writer.n_done:,} of {len(writer.samples):,} patterns are in the "
+                f"store. Resume with the same command."
+            )
+            raise
         if writer.failures:
             block, reason = min(writer.failures.items())
             raise SimulationError(
@@ -118,6 +146,13 @@ def simulate_campaign(
                 f"the same command again to retry."
             )
         return writer.finish(tag)
+
+
+@contextlib.contextmanager
+def _opened(cluster: str, workers: int | None, slurm: SlurmOptions | None) -> Iterator[Client]:
+    with open_client(cluster, workers=workers, slurm=slurm) as client:
+        say(f"Cluster {cluster}, dashboard {client.dashboard_link}")
+        yield client
 
 
 def _try_out(recipe: Recipe, campaign: Campaign) -> None:
@@ -133,112 +168,15 @@ def _try_out(recipe: Recipe, campaign: Campaign) -> None:
         )
 
 
-def _complete(
-    writer: Writer, recipe: Recipe, cluster: str, workers: int | None, slurm: SlurmOptions | None
-) -> None:
-    try:
-        with open_client(cluster, workers=workers, slurm=slurm) as client:
-            say(f"Cluster {cluster}, dashboard {client.dashboard_link}")
-            _simulate_blocks(client, writer, recipe)
-    except (KeyboardInterrupt, SystemExit):
-        say(
-            f"Interrupted: {writer.n_done:,} of {len(writer.samples):,} patterns are in the store. "
-            f"Resume with the same command."
-        )
-        raise
-
-
-def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
-    """Simulate the missing blocks, some at a time, and commit them as they come."""
-    todo = deque(writer.missing())
-    attempts: Counter[int] = Counter()
-    flying: dict[Future, int] = {}
-    landed: SimpleQueue[Future] = SimpleQueue()
-    waiting: list[BlockResult] = []
-    workers, committed = _threads(client), time.monotonic()
-    with Progress("Simulating", len(writer.samples), "patterns", done=writer.n_done) as progress:
-        try:
-            while todo or flying:
-                # Few in flight keep memory flat, yet enough for a cluster to grow by.
-                while todo and len(flying) < max(8, 4 * workers):
-                    block = todo.popleft()
-                    attempts[block] += 1
-                    future = client.submit(
-                        simulate_block, recipe, writer.group, block,
-                        writer.samples[writer.rows(block)], writer.fork(), pure=False,
-                    )  # fmt: skip
-                    flying[future] = block
-                    future.add_done_callback(landed.put)
-                try:
-                    future = landed.get(timeout=1.0)
-                except Empty:
-                    workers = _threads(client)
-                    if time.monotonic() - committed > _SECONDS_PER_COMMIT:
-                        writer.commit(waiting)
-                        waiting.clear()
-                        committed = time.monotonic()
-                    progress.tick(_note(workers, writer, attempts))
-                    continue
-                result = _result(client, future, flying.pop(future), writer)
-                if result.fork is None and attempts[result.block] < ATTEMPTS:
-                    todo.append(result.block)
-                    continue
-                waiting.append(result)
-                progress.advance(int((result.status == schema.DONE).sum()))
-                age = time.monotonic() - committed
-                if len(waiting) >= _BLOCKS_PER_COMMIT or age > _SECONDS_PER_COMMIT:
-                    writer.commit(waiting)
-                    waiting.clear()
-                    workers, committed = _threads(client), time.monotonic()
-                    progress.tick(_note(workers, writer, attempts))
-        finally:
-            writer.commit(waiting)
-    say(
-        f"Simulated {progress.count:,} patterns in {duration(progress.seconds)}, "
-        f"{progress.rate:,.0f} patterns/s"
-    )
-
-
-def _threads(client: Client) -> int:
-    """Return how many tasks can run at a time.
-
-    Raises
-    ------
-    SimulationError
-        If there is no cluster any more: then no block is to blame.
-    """
-    try:
-        if client.status == "running":
-            return sum(client.nthreads().values())
-    except (OSError, TimeoutError):
-        pass
-    raise SimulationError(
-        "The cluster does not answer any more. What was committed stays: run the same command "
-        "again to resume."
-    )
-
-
-def _note(workers: int, writer: Writer, attempts: Counter[int]) -> str:
-    notes = [f"{workers} worker{'s' * (workers > 1)}" if workers else "waiting for workers"]
-    if writer.failures:
-        notes.append(f"{len(writer.failures)} blocks failed")
-    if retried := sum(count > 1 for count in attempts.values()):
-        notes.append(f"{retried} blocks retried")
-    return ", ".join(notes)
-
-
-def _result(client: Client, future: Future, block: int, writer: Writer) -> BlockResult:
-    try:
-        result = future.result()
-    except Exception as error:  # the worker died, for example
-        _threads(client)
-        return failed_block(block, len(writer.samples[writer.rows(block)]), error)
-    if isinstance(result, Exception):
-        raise result
-    return cast("BlockResult", result)
-
-
-def simulate_cells(cells: Path, out: Path, campaign: Campaign, simulator: str) -> int:
+def simulate_cells(
+    cells: Path,
+    out: Path,
+    campaign: Campaign,
+    simulator: str,
+    *,
+    gsas2: Gsas2Options | None = None,
+    yes: bool = False,
+) -> int:
     """Simulate a list of cells, in this process, into a NetCDF file that appears when complete.
 
     Parameters
@@ -250,7 +188,9 @@ def simulate_cells(cells: Path, out: Path, campaign: Campaign, simulator: str) -
     campaign
         Its phases, instrument and grid are used.
     simulator
-        By which simulator (not auto).
+        By which simulator.
+    gsas2, yes
+        See :func:`simulate_campaign`.
 
     Returns
     -------
@@ -264,9 +204,12 @@ def simulate_cells(cells: Path, out: Path, campaign: Campaign, simulator: str) -
     samples = read_cells(cells, campaign)
     if out.is_dir() or not out.parent.is_dir():
         raise SimulationError(f"{out} cannot be written: name a file in a directory that exists.")
-    recipe = recipe_of(campaign, simulator)
-    dataset = schema.labelled(campaign, samples, simulator, recipe.version, code_commit())
-    rows, n = campaign.rows_per_chunk(simulator), len(samples)
+    recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
+    if simulator != "kinematic":
+        recipe, core_hours = choose(simulator, campaign, samples, gsas2 or Gsas2Options())
+        confirm(core_hours, yes=yes)
+    dataset = schema.labelled(campaign, samples, recipe.simulator, recipe.version, code_commit())
+    rows, n = campaign.rows_per_chunk(recipe.simulator), len(samples)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with errors_told(f"writing {out}"):
@@ -284,7 +227,13 @@ def simulate_cells(cells: Path, out: Path, campaign: Campaign, simulator: str) -
                 variable.attrs.update(schema.INTENSITY.attrs)
                 for start in range(0, n, rows):
                     block = slice(start, min(start + rows, n))
-                    intensity = simulate_samples(recipe, samples[block])
+                    try:
+                        intensity = simulate_samples(recipe, samples[block])
+                    except PatternsError as error:
+                        row, reason = min(error.reasons.items())
+                        raise SimulationError(
+                            f"GSAS-II fails on cell {start + row + 1} of {cells}: {reason}."
+                        ) from error
                     if not np.isfinite(intensity).all():
                         raise SimulationError(
                             f"A pattern of cells {start + 1} to {block.stop} of {cells} is not "
@@ -325,7 +274,8 @@ def _report(store: Store, tag: Tag, seconds: float) -> None:
 
 app = typer.Typer(add_completion=False)
 
-_COMPUTE, _SLURM, _CELLS = "Where to compute", "SLURM", "Cells instead of a campaign"
+_COMPUTE, _SLURM = "Where to compute", "SLURM"
+_GSAS2, _CELLS = "GSAS-II", "Cells instead of a campaign"
 
 
 @app.command()
@@ -335,13 +285,34 @@ def main(
         str, typer.Option(metavar="NAME|FILE.toml", help="A built-in campaign, or a file.")
     ] = "batio3-nomad",
     simulator: Annotated[
-        str, typer.Option(help="auto, gsas2, or kinematic, the fast one.")
+        str,
+        typer.Option(
+            metavar="auto|gsas2|kinematic",
+            help="GSAS-II, the fast one, or GSAS-II where every worker has it.",
+        ),
     ] = "auto",
     store: Annotated[
         str, typer.Option(metavar="URI", help="Directory of the store.")
     ] = DEFAULT_URI,
     tag: Annotated[str | None, typer.Option(help="Snapshot's name; by default NAME-vN.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Begin without asking, however long it takes.")
+    ] = False,
+    gsas2_path: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="BRAGG_GSAS2_PATH",
+            rich_help_panel=_GSAS2,
+            help="Directory that holds the package GSASII, where Python does not find it.",
+        ),
+    ] = None,
+    pattern_limit: Annotated[
+        float,
+        typer.Option(
+            min=0.0, metavar="SECONDS", rich_help_panel=_GSAS2, help="Time limit of a pattern."
+        ),
+    ] = PATTERN_SECONDS,
     cells: Annotated[
         Path | None,
         typer.Option(
@@ -416,12 +387,14 @@ def main(
         for name in context.params
         if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
     }
-    chosen = choose_simulator(simulator)
+    check_name(simulator)
     loaded = load_campaign(campaign)
     if cells or out:
         if cells is None or out is None:
             raise SimulationError("--cells CELLS.csv and --out PATTERNS.nc belong together.")
-        if odd := given - {"cells", "out", "campaign", "simulator"}:
+        if odd := given - {
+            "cells", "out", "campaign", "simulator", "gsas2_path", "pattern_limit", "yes",
+        }:  # fmt: skip
             raise SimulationError(
                 f"--cells computes in this process and into --out alone: leave out "
                 f"{', '.join('--' + name.replace('_', '-') for name in sorted(odd))}."
@@ -443,18 +416,17 @@ def main(
             f"--cluster slurm, and this is --cluster {cluster}: name that cluster, or leave them "
             f"out."
         )
-    if simulator == "auto":
-        say(f"Simulator auto is {chosen} in this installation")
+    options = Gsas2Options(str(gsas2_path.absolute()) if gsas2_path else None, pattern_limit)
     if cells and out:
-        count = simulate_cells(cells, out, loaded, chosen)
+        count = simulate_cells(cells, out, loaded, simulator, gsas2=options, yes=yes)
         seconds = duration(time.monotonic() - began)
         size = decimal(out.stat().st_size)
         say(f"Written: {count:,} patterns in {escape(str(out))}, {size}, in {seconds}")
         return
     repository = Store(store, create=True)
     snapshot = simulate_campaign(
-        loaded, repository, chosen,
-        tag=tag, limit=limit, cluster=cluster, workers=workers, slurm=slurm,
+        loaded, repository, simulator,
+        tag=tag, limit=limit, cluster=cluster, workers=workers, slurm=slurm, gsas2=options, yes=yes,
     )  # fmt: skip
     _report(repository, snapshot, time.monotonic() - began)
     where = "" if store == DEFAULT_URI else f" --store {shlex.quote(store)}"

@@ -1,29 +1,26 @@
 """The simulators behind one signature, and what a worker does with them.
 
-A simulator is a module with a ``VERSION`` and a class ``Simulator``, made by
-``Simulator(phases, instrument, grid, size=…, microstrain=…)``, that has the method of
-:class:`Simulator` below. To add one, add its module to the table.
+``kinematic`` is the fast one, ``gsas2`` GSAS-II itself. Which one ``auto`` means is decided in
+:mod:`pipelines.selection`.
 """
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from functools import lru_cache
-from types import ModuleType
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from icechunk.session import ForkSession
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from bragg_data import schema
+from bragg_data import gsas2, kinematic, schema
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import DiskFullError
 from bragg_data.writer import BlockResult, write_block
 
-_MODULES = {"kinematic": "bragg_data.kinematic", "gsas2": "bragg_data.gsas2"}
+SIMULATORS = ("kinematic", "gsas2")
 
 
 class SimulationError(RuntimeError):
@@ -38,6 +35,14 @@ class Simulator(Protocol):
         ...
 
 
+class Gsas2Options(NamedTuple):
+    """How GSAS-II is found and called; see :class:`bragg_data.gsas2.Simulator`."""
+
+    location: str | None = None
+    pattern_seconds: float = gsas2.PATTERN_SECONDS
+    call_path: gsas2.CallPath = "memory"
+
+
 class Recipe(NamedTuple):
     """All that it takes to build a simulator somewhere else."""
 
@@ -46,39 +51,15 @@ class Recipe(NamedTuple):
     toml: str
     cifs: tuple[tuple[str, str], ...]
     instprm: str
+    gsas2: Gsas2Options = Gsas2Options()
 
 
-def choose_simulator(name: str) -> str:
-    """Return the simulator that a name means here: auto is kinematic.
-
-    Raises
-    ------
-    SimulationError
-        If there is no such simulator, or it is not installed.
-    """
-    chosen = "kinematic" if name == "auto" else name
-    _module(chosen)
-    return chosen
-
-
-def _module(name: str) -> ModuleType:
-    if name not in _MODULES:
-        raise SimulationError(
-            f"There is no simulator '{name}'. Choose auto, {' or '.join(_MODULES)}."
-        )
-    try:
-        return importlib.import_module(_MODULES[name])
-    except ModuleNotFoundError as error:
-        raise SimulationError(
-            f"The simulator {name} is not available in this installation. Use --simulator "
-            f"kinematic, the fast one, which is."
-        ) from error
-
-
-def recipe_of(campaign: Campaign, simulator: str) -> Recipe:
-    """Return the recipe of a campaign's simulator in the version that is installed here."""
+def recipe_of(
+    campaign: Campaign, simulator: str, version: str, options: Gsas2Options | None = None
+) -> Recipe:
+    """Return the recipe of a campaign's simulator in some version."""
     texts = campaign.toml, tuple(campaign.cifs.items()), campaign.instprm
-    return Recipe(simulator, _module(simulator).VERSION, *texts)
+    return Recipe(simulator, version, *texts, options or Gsas2Options())
 
 
 @lru_cache(maxsize=4)  # a running cluster may serve several campaigns
@@ -89,22 +70,36 @@ def build_simulator(recipe: Recipe) -> Simulator:
     ------
     SimulationError
         If this process has another version of it than the recipe wants.
+    Gsas2Error
+        If GSAS-II is wanted, and there is none that works.
     """
-    module = _module(recipe.simulator)
-    if recipe.version != module.VERSION:
+    campaign = Campaign(recipe.toml, dict(recipe.cifs), recipe.instprm)
+    simulator: kinematic.Simulator | gsas2.Simulator
+    if recipe.simulator == "gsas2":
+        simulator = gsas2.Simulator(
+            campaign.phases,
+            campaign.instrument,
+            campaign.grid,
+            size=campaign.size,
+            microstrain=campaign.microstrain,
+            **recipe.gsas2._asdict(),
+        )
+        version = simulator.version
+    else:
+        simulator = kinematic.Simulator(
+            campaign.phases,
+            campaign.instrument,
+            campaign.grid,
+            size=campaign.size,
+            microstrain=campaign.microstrain,
+        )
+        version = kinematic.VERSION
+    if recipe.version != version:
         raise SimulationError(
-            f"A worker has version {module.VERSION} of the simulator {recipe.simulator}, but this "
+            f"A worker has version {version} of the simulator {recipe.simulator}, but this "
             f"campaign runs with {recipe.version}. Give the workers the installation of the driver."
         )
-    campaign = Campaign(recipe.toml, dict(recipe.cifs), recipe.instprm)
-    simulator = module.Simulator(
-        campaign.phases,
-        campaign.instrument,
-        campaign.grid,
-        size=campaign.size,
-        microstrain=campaign.microstrain,
-    )
-    return cast("Simulator", simulator)
+    return simulator
 
 
 def simulate_samples(recipe: Recipe, samples: Samples) -> NDArray[np.float32]:
@@ -139,6 +134,10 @@ def simulate_block(
         return write_block(fork, group, block, samples, intensity)
     except (DiskFullError, SimulationError) as error:
         return error
+    except gsas2.Gsas2Error as error:
+        return SimulationError(str(error))
+    except gsas2.PatternsError as error:
+        return _failed_patterns(block, samples, error)
     except Exception as error:
         return failed_block(block, len(samples), error)
 
@@ -148,3 +147,14 @@ def failed_block(block: int, count: int, error: Exception) -> BlockResult:
     reason = next(iter(str(error).strip().splitlines()), "no reason given")
     status = np.full(count, schema.FAILED, np.int8)
     return BlockResult(block, status, reason=f"{type(error).__name__}: {reason}")
+
+
+def _failed_patterns(block: int, samples: Samples, error: gsas2.PatternsError) -> BlockResult:
+    """Return the result of a block of which GSAS-II did not simulate some patterns."""
+    status = np.full(len(samples), schema.PENDING, np.int8)
+    status[list(error.reasons)] = schema.FAILED
+    told = (
+        f"cell ({', '.join(f'{value:g}' for value in samples.cells[row])}): {reason}"
+        for row, reason in error.reasons.items()
+    )
+    return BlockResult(block, status, reason="; ".join(told))

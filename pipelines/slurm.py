@@ -24,7 +24,8 @@ from dask.utils import parse_timedelta
 from distributed import Client, Security
 from distributed.core import Status
 
-from pipelines.cluster_options import ALLOWED_FAILURES, ONE_THREAD, ClusterError, SlurmOptions
+from bragg_data.child import ONE_THREAD
+from pipelines.cluster_options import ALLOWED_FAILURES, ClusterError, SlurmOptions
 
 # The import of dask_jobqueue lets Ctrl-C end the process with exit code 0, as if all were done.
 _on_interrupt = signal.getsignal(signal.SIGINT)

@@ -17,6 +17,7 @@ from dask.system import cpu_count
 from distributed import Client, LocalCluster
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from bragg_data.child import ONE_THREAD
 from pipelines import cluster
 from pipelines.cluster import open_client
 from pipelines.cluster_options import ClusterError, SlurmOptions, parse_jobs
@@ -33,7 +34,7 @@ def set_two_threads() -> None:
 
 
 def process_and_threads() -> tuple[int, list[int], dict[str, str]]:
-    return os.getpid(), blas_threads(), {name: os.environ[name] for name in cluster.ONE_THREAD}
+    return os.getpid(), blas_threads(), {name: os.environ[name] for name in ONE_THREAD}
 
 
 def wait_and_square(number: int) -> int:

@@ -24,7 +24,7 @@ def uri(tmp_path_factory) -> str:
     """A store with two tags and an unfinished data set."""
     directory = tmp_path_factory.mktemp("inspect")
     campaign = tiny_campaign(directory)
-    recipe = recipe_of(campaign, "kinematic")
+    recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
     store = Store(directory / "store", create=True)
     for limit, blocks in ((None, 9), (40, 5), (30, 2)):
         with Writer(store, campaign, "kinematic", kinematic.VERSION, limit=limit) as writer:

@@ -20,7 +20,7 @@ from bragg_data import kinematic
 from bragg_data.campaign import Samples, load_campaign
 from bragg_data.store import DiskFullError, Store, StoreError, open_snapshot, verify
 from bragg_data.writer import Writer, write_block
-from pipelines import simulate
+from pipelines import blocks, simulate
 from pipelines.cluster import open_client
 from pipelines.console import run
 from pipelines.simulate import simulate_campaign
@@ -28,6 +28,7 @@ from pipelines.simulators import SimulationError, recipe_of, simulate_samples
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
 PROJECT = Path(__file__).parents[1]
+KINEMATIC = ("--simulator", "kinematic")
 CALM = pytest.mark.filterwarnings("ignore:Peaks of this instrument are narrow")
 pytestmark = CALM
 
@@ -50,7 +51,7 @@ def undisturbed(tmp_path_factory):
             directory = tmp_path_factory.mktemp("undisturbed")
             limit = options.pop("limit", None)
             campaign = tiny_campaign(directory, **options)
-            recipe = recipe_of(campaign, "kinematic")
+            recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
             store = Store(directory / "store", create=True)
             with Writer(store, campaign, "kinematic", kinematic.VERSION, limit=limit) as writer:
                 for block in writer.missing():
@@ -71,7 +72,7 @@ def command(monkeypatch, capsys):
     """Run the command line in this process: exit code, standard output, standard error."""
 
     def execute(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["simulate", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["simulate", *KINEMATIC, *map(str, arguments)])
         before = signal.getsignal(signal.SIGTERM)
         try:
             with pytest.raises(SystemExit) as exit_:
@@ -86,7 +87,7 @@ def command(monkeypatch, capsys):
 def start(*arguments: object, **options) -> subprocess.Popen[str]:
     """Start the command line as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.simulate", *map(str, arguments)],
+        [sys.executable, "-m", "pipelines.simulate", *KINEMATIC, *map(str, arguments)],
         cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
 
@@ -287,7 +288,7 @@ def test_failing_block_is_recorded_and_retried_by_the_next_run(tmp_path, cluster
     message = r"1 of 9 blocks failed.*Block 2 failed with CrystalError: Unit cell .* to retry"
     with pytest.raises(SimulationError, match=message):
         simulate_campaign(campaign, store, "kinematic", cluster=cluster)
-    assert samples.asked == simulate.ATTEMPTS
+    assert samples.asked == blocks.ATTEMPTS
     assert store.tags() == []
     (unfinished,) = store.unfinished()
     assert (unfinished.done, unfinished.failed_blocks) == (67 - 8, 1)
@@ -393,7 +394,6 @@ def test_what_is_there_already_is_not_made_again(tmp_path, cluster, command):
     [
         (("--limit", 0), "'--limit'.*greater than or equal to 1"),
         (("--workers", 0), "'--workers'.*greater than or equal to 1"),
-        (("--simulator", "gsas2"), "not available in this installation. Use --simulator kinematic"),
         (("--simulator", "magic"), "no simulator 'magic'. Choose auto, kinematic or gsas2"),
         (("--campaign", "moon"), "Campaign 'moon' is not known.*one of: batio3-nomad"),
         (("--campaign", "/nowhere/x.toml"), "cannot be read: No such file"),
@@ -463,7 +463,7 @@ def test_cells_become_a_netcdf_file(tmp_path, command, cells):
             dataset.crystal_system.values,
             np.stack([dataset[n].values for n in ("a", "b", "c", "alpha", "beta", "gamma")], 1),
         )
-        expected = simulate_samples(recipe_of(campaign, "kinematic"), samples)
+        expected = simulate_samples(recipe_of(campaign, "kinematic", kinematic.VERSION), samples)
         np.testing.assert_allclose(dataset.intensity.values, expected, rtol=1e-6)
         # Three different patterns with peaks in them.
         peaks = dataset.intensity.argmax("tof").values

@@ -15,6 +15,7 @@ import zarr
 from bragg_data import schema
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import (
+    DataSet,
     DiskFullError,
     Store,
     StoreError,
@@ -212,8 +213,9 @@ def test_two_data_sets_in_one_store(tmp_path, campaign):
     limited = store.open("tiny-v2")
     assert limited.sizes["sample"] == 10
     np.testing.assert_array_equal(limited.a.values, campaign.samples.cells[:10, 0])
-    assert store.tag_of(campaign.identity("kinematic", "0", 10)) == "tiny-v2"
-    assert store.tag_of(campaign.identity("kinematic", "1")) is None
+    assert store.data_sets_of(campaign) == [DataSet("kinematic", "0", 67, 67, "tiny-v1")]
+    assert store.data_sets_of(campaign, 10) == [DataSet("kinematic", "0", 10, 10, "tiny-v2")]
+    assert store.data_sets_of(campaign, 11) == []
     assert store.unfinished() == []
     assert 0 < store.size("tiny-v2") < store.size("tiny-v1")
 

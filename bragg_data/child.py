@@ -1,0 +1,247 @@
+"""An object in a process of its own: silent, in a scratch directory, under a time limit.
+
+For a library that prints, writes files, keeps state, crashes or never comes back. The process ends,
+and its directory goes, when its parent lets go of it or dies, however that happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+    ),
+    "1",
+)
+"""Environment in which numerical libraries compute with one thread."""
+
+START_SECONDS = 300.0
+"""Time for a process to start and build its object; a cold network file system is slow."""
+
+_LOG, _LOCK = "output.log", "lock"
+_STALE_SECONDS = 60.0
+_LAST_WORDS = 500  # characters of output that an error quotes
+
+
+class ChildError(RuntimeError):
+    """A process that ended, or was ended, before it answered."""
+
+
+class ChildTimeoutError(ChildError):
+    """A process that took too long."""
+
+
+class Child:
+    """An object that lives in a process of its own.
+
+    Parameters
+    ----------
+    target
+        ``module:callable``; called there with the arguments it makes the object.
+    arguments
+        Like all that is sent either way, of types that pickle knows.
+    name
+        Begins the name of the scratch directory, in the directory for temporary files.
+    seconds
+        Time limit for the start.
+
+    Raises
+    ------
+    ChildError
+        If the process dies or is late.
+    Exception
+        Whatever the target raised; a RuntimeError that tells it, if it is of a foreign package.
+    """
+
+    def __init__(
+        self, target: str, *arguments: Any, name: str, seconds: float = START_SECONDS
+    ) -> None:
+        _remove_stale(name)
+        ours, theirs = socket.socketpair()
+        self.scratch = Path(tempfile.mkdtemp(prefix=f"bragg-{name}-"))
+        lock = os.open(self.scratch / _LOCK, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held until both processes are gone
+        paths = [str(Path(path).absolute()) for path in sys.path]
+        with contextlib.ExitStack() as stack, theirs, (self.scratch / _LOG).open("ab") as log:
+            stack.callback(ours.close)
+            stack.callback(os.close, lock)
+            stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+            self.process = subprocess.Popen(
+                # -P: its own directory is full of foreign files and no place to import from.
+                [sys.executable, "-u", "-P", "-m", __spec__.name, str(theirs.fileno()), str(lock)],
+                env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)},
+                cwd=self.scratch,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(), lock),
+            )
+            stack.pop_all()
+        self._connection = Connection(ours.detach())
+        self.close = weakref.finalize(
+            self, _end, self.process, self._connection, self.scratch, lock
+        )
+        try:
+            self._ask((target, arguments, seconds), seconds, "start")
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still answers."""
+        return self.close.alive and self.process.poll() is None
+
+    def call(self, method: str, *arguments: Any, seconds: float) -> Any:
+        """Call a method of the object there.
+
+        Raises
+        ------
+        ChildTimeoutError
+            If it takes longer than the seconds given; the process is ended.
+        ChildError
+            If the process dies.
+        Exception
+            Whatever the method raised.
+        """
+        return self._ask((method, arguments, seconds), seconds, "answer")
+
+    def _ask(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
+        try:
+            self._connection.send(message)
+            answer = self._connection.recv() if self._connection.poll(seconds) else None
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+        except BaseException:  # its answer would be taken for the next one
+            self.close()
+            raise
+        if answer is None:
+            self.process.kill()
+            self.close()
+            raise ChildTimeoutError(f"it took longer than {seconds:g} s to {what}")
+        succeeded, value = answer
+        if not succeeded:
+            raise value
+        return value
+
+    def _death(self) -> ChildError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=10)
+        code = self.process.poll()
+        how = "does not answer" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        words = ""
+        with contextlib.suppress(OSError):
+            words = (self.scratch / _LOG).read_text(errors="replace")[-_LAST_WORDS:].strip()
+        self.close()
+        return ChildError(f"its process {how}" + (f"; its last words: {words}" if words else ""))
+
+
+def _end(
+    process: subprocess.Popen[bytes], connection: Connection, scratch: Path, lock: int
+) -> None:
+    connection.close()  # tells the process to go
+    try:
+        process.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.close(lock)
+
+
+def _remove_stale(name: str) -> None:
+    """Remove what is left of processes that were killed together with their parents."""
+    for scratch in Path(tempfile.gettempdir()).glob(f"bragg-{name}-*"):
+        with contextlib.suppress(OSError):  # of other users, just removed, or alive
+            if time.time() - scratch.stat().st_mtime > _STALE_SECONDS:
+                lock = os.open(scratch / _LOCK, os.O_CREAT | os.O_RDWR)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(scratch, ignore_errors=True)
+                finally:
+                    os.close(lock)
+
+
+# -- in the process itself ---------------------------------------------------------------------
+
+
+def _serve(connection: Connection) -> NoReturn:
+    scratch = Path.cwd()
+    for descriptor in map(int, sys.argv[1:]):
+        os.set_inheritable(descriptor, False)
+    # A terminal sends Ctrl-C here as well; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: _leave(scratch))
+    inbox: queue.SimpleQueue[tuple[str, tuple[Any, ...], float]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox, scratch), daemon=True).start()
+    served: Any = None
+    while True:
+        name, arguments, seconds = inbox.get()
+        # If the parent is gone and a library holds on to the interpreter, the kernel ends it.
+        signal.setitimer(signal.ITIMER_REAL, seconds + 60)
+        answer: tuple[bool, Any] = (True, None)
+        try:
+            if served is None:
+                module, _, factory = name.partition(":")
+                served = getattr(importlib.import_module(module), factory)(*arguments)
+            else:
+                answer = (True, getattr(served, name)(*arguments))
+        except (Exception, SystemExit) as error:
+            answer = (False, _portable(error))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(OSError):
+            os.truncate(scratch / _LOG, 0)
+        try:
+            connection.send(answer)
+        except OSError:
+            _leave(scratch)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return the error if the parent can be expected to know its class, or one that tells it."""
+    package = type(error).__module__.partition(".")[0]
+    if package in ("builtins", __package__) and isinstance(error, Exception):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _listen(connection: Connection, inbox: queue.SimpleQueue[Any], scratch: Path) -> NoReturn:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            inbox.put(connection.recv())
+    _leave(scratch)
+
+
+def _leave(scratch: Path) -> NoReturn:
+    deadline = time.monotonic() + 10
+    while scratch.exists() and time.monotonic() < deadline:  # another thread may still write
+        shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))
