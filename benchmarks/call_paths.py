@@ -1,0 +1,55 @@
+"""Measure the two ways to call GSAS-II: seconds per pattern, in turn, and their ratio.
+
+python benchmarks/call_paths.py [--cells 5]
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bragg_data.campaign import load_campaign
+from bragg_data.gsas2 import Simulator
+
+
+def main(cells: Annotated[int, typer.Option(min=1, help="Of each phase.")] = 5) -> None:
+    campaign = load_campaign("batio3-nomad")
+    simulator = Simulator(
+        campaign.phases,
+        campaign.instrument,
+        campaign.grid,
+        size=campaign.size,
+        microstrain=campaign.microstrain,
+    )
+    table = Table(title=simulator.version)
+    for column in ("phase", "in memory, s", "scripting, s", "ratio of medians", "of each: worst"):
+        table.add_column(column, justify="right")
+    for code, phase in enumerate(campaign.phases):
+        own = np.flatnonzero(campaign.samples.phase == code)
+        simulator.check(code, campaign.samples.cells[own[0]])  # starts it, makes both projects
+        seconds = []
+        for row in np.random.default_rng(0).choice(own, cells, replace=False):
+            sample = campaign.samples[np.array([row])]
+            pair = []
+            for simulator.call_path in ("memory", "scripting"):
+                began = time.perf_counter()
+                simulator.simulate(sample.phase, sample.cells)
+                pair.append(time.perf_counter() - began)
+            seconds.append(pair)
+        memory, scripting = np.median(seconds, axis=0)
+        worst = max(one / other for one, other in seconds)
+        table.add_row(
+            phase.name, f"{memory:.2f}", f"{scripting:.2f}", f"{memory / scripting:.0%}",
+            f"{worst:.0%}",
+        )  # fmt: skip
+    simulator.close()
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
