@@ -1,7 +1,8 @@
 """An object in a process of its own: silent, in a scratch directory, under a time limit.
 
 For a library that prints, writes files, keeps state, crashes or never comes back. The process ends,
-and its directory goes, when its parent lets go of it or dies, however that happens.
+and its directory goes, when its parent lets go of it or dies; if both are killed at once, the next
+start removes the directory.
 """
 
 from __future__ import annotations
@@ -78,10 +79,16 @@ class Child:
     def __init__(
         self, target: str, *arguments: Any, name: str, seconds: float = START_SECONDS
     ) -> None:
-        _remove_stale(name)
+        self._turn = threading.Lock()
+        try:
+            _remove_stale(name)
+            self.scratch = Path(tempfile.mkdtemp(prefix=f"bragg-{name}-"))
+            lock = os.open(self.scratch / _LOCK, os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise ChildError(
+                f"its scratch directory cannot be made, where TMPDIR or the system says ({error})"
+            ) from error
         ours, theirs = socket.socketpair()
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"bragg-{name}-"))
-        lock = os.open(self.scratch / _LOCK, os.O_CREAT | os.O_RDWR)
         fcntl.flock(lock, fcntl.LOCK_EX)  # held until both processes are gone
         paths = [str(Path(path).absolute()) for path in sys.path]
         with contextlib.ExitStack() as stack, theirs, (self.scratch / _LOG).open("ab") as log:
@@ -129,6 +136,10 @@ class Child:
         return self._ask((method, arguments, seconds), seconds, "answer")
 
     def _ask(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
+        with self._turn:  # else one thread would get another one's answer
+            return self._asked(message, seconds, what)
+
+    def _asked(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
         try:
             self._connection.send(message)
             answer = self._connection.recv() if self._connection.poll(seconds) else None

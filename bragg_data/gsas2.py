@@ -8,9 +8,9 @@ that a campaign says, and what it makes of it is compared before anything is com
 from __future__ import annotations
 
 import importlib
-import itertools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -18,17 +18,19 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import gemmi
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bragg_data.child import Child, ChildError, ChildTimeoutError
-from bragg_data.crystal import cell_volume, check_volume
+from bragg_data.crystal import check_volume
+from bragg_data.gsas2_project import Gsas2Error, Project
 from bragg_data.instrument import Instrument, TofGrid
 from bragg_data.structure import Phase
 
 VERSION = "1"
 """Version of what is done with GSAS-II, part of a data set's identity beside GSAS-II's own."""
+
+__all__ = ["Gsas2Error", "PathCheck", "PatternsError", "Simulator", "installed_version"]
 
 CallPath = Literal["memory", "scripting"]
 """The way to call it: its functions in memory, or its documented scripting interface."""
@@ -51,10 +53,6 @@ _TARGET = f"{__name__}:Served"
 _Answer = TypeVar("_Answer")
 
 
-class Gsas2Error(RuntimeError):
-    """There is no GSAS-II that works, or it does not understand a campaign."""
-
-
 class PatternsError(RuntimeError):
     """Patterns that GSAS-II failed on.
 
@@ -62,11 +60,14 @@ class PatternsError(RuntimeError):
     ----------
     reasons
         By the number of the sample, why.
+    final
+        Whether it would fail again: it did not die, but refused, or took too long.
     """
 
-    def __init__(self, reasons: Mapping[int, str]) -> None:
-        super().__init__(reasons)
+    def __init__(self, reasons: Mapping[int, str], final: bool = True) -> None:
+        super().__init__(reasons, final)
         self.reasons = dict(reasons)
+        self.final = final
 
     def __str__(self) -> str:
         number, reason = min(self.reasons.items())
@@ -137,10 +138,11 @@ class Simulator:
         self.phases = tuple(phases)
         self.size = size
         self.microstrain = microstrain
-        self.location = location
+        self.location = _absolute(location)
         self.call_path: CallPath = call_path
         self.pattern_seconds = pattern_seconds
         self._child: Child | None = None
+        self._turn = threading.RLock()  # GSAS-II is one process, whatever threads ask for patterns
 
     @property
     def version(self) -> str:
@@ -151,9 +153,26 @@ class Simulator:
         Gsas2Error
             If there is none, or it does not work.
         """
-        return str(
-            _answered(self.location, lambda: self._running().call("version", seconds=_SECONDS))
-        )
+        return str(_answered(self.location, lambda: self._call("version", seconds=_SECONDS)))
+
+    def prepare(self, phase: int) -> None:
+        """Start GSAS-II and make the project of a phase, which the first pattern does otherwise.
+
+        Raises
+        ------
+        Gsas2Error
+            If there is no GSAS-II that works, or it does not understand the phase.
+        """
+        try:
+            _answered(self.location, lambda: self._call("prepare", phase, seconds=_SECONDS))
+        except Gsas2Error:
+            raise
+        except Exception as error:
+            name = self.phases[phase].name
+            raise Gsas2Error(
+                f"GSAS-II does not take phase '{name}' ({_told(error)}). Look at its CIF and the "
+                f"instrument file, or use --simulator kinematic."
+            ) from error
 
     def simulate(
         self,
@@ -212,7 +231,7 @@ class Simulator:
             for name, (given, nominal) in given_and_nominal.items()
         }
         patterns = np.full((len(cells), self.grid.points), np.nan, dtype=np.float32)
-        reasons = {}
+        reasons, final = {}, True
         for row, (code, cell) in enumerate(zip(phase, cells, strict=True)):
             sample = {name: float(values[row]) for name, values in per_sample.items()}
             try:
@@ -220,9 +239,10 @@ class Simulator:
             except Gsas2Error:
                 raise
             except Exception as error:
-                reasons[row] = " ".join(str(error).split()) or type(error).__name__
+                reasons[row] = _told(error)
+                final &= isinstance(error, ChildTimeoutError) or not isinstance(error, ChildError)
         if reasons:
-            raise PatternsError(reasons)
+            raise PatternsError(reasons, final)
         return patterns
 
     def check(self, phase: int, cell: NDArray[np.float64]) -> PathCheck:
@@ -238,20 +258,24 @@ class Simulator:
             "u_scale": 1.0, "size": self.size, "microstrain": self.microstrain,
             "tzero": self.instrument.tzero, "difc": self.instrument.difc,
         }  # fmt: skip
-        _answered(self.location, lambda: self._running().call("prepare", phase, seconds=_SECONDS))
+        self.prepare(phase)
         began = time.monotonic()
         try:
             wanted = self._pattern("scripting", phase, cell, sample)
-        except RuntimeError as error:
+        except Exception as error:
             name = self.phases[phase].name
-            raise Gsas2Error(f"GSAS-II fails on a cell of phase '{name}': {error}.") from error
+            raise Gsas2Error(
+                f"GSAS-II fails on a cell of phase '{name}': {_told(error)}."
+            ) from error
         between = time.monotonic()
         problem, difference = "", np.inf
         try:
             found = self._pattern("memory", phase, cell, sample)
             difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
         except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
+            problem = _told(error)
+        if not np.isfinite(difference):
+            difference, problem = np.inf, problem or "values that are not finite"
         return PathCheck(difference, time.monotonic() - between, between - began, problem)
 
     def close(self) -> None:
@@ -265,7 +289,7 @@ class Simulator:
     ) -> NDArray[np.float64]:
         for last in (False, True):
             try:
-                pattern: NDArray[np.float64] = self._running().call(
+                pattern: NDArray[np.float64] = self._call(
                     call_path, code, [float(v) for v in cell], sample, seconds=self.pattern_seconds
                 )
             except ChildTimeoutError:
@@ -276,6 +300,10 @@ class Simulator:
             else:
                 return pattern
         raise AssertionError  # the second round returns or raises
+
+    def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
+        with self._turn:
+            return self._running().call(method, *arguments, seconds=seconds)
 
     def _running(self) -> Child:
         if self._child is None or not self._child.alive:
@@ -293,8 +321,21 @@ def installed_version(location: str | None = None) -> str:
     Gsas2Error
         If there is none, or it does not work.
     """
+    location = _absolute(location)
     with closing(_answered(location, lambda: Child(_TARGET, location, name="gsas2"))) as child:
         return str(_answered(location, lambda: child.call("version", seconds=_SECONDS)))
+
+
+def _absolute(location: str | None) -> str | None:
+    """Return a path that means the same in GSAS-II's process."""
+    return str(Path(location).expanduser().absolute()) if location else None
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    # A KeyError says nothing but the key.
+    told = isinstance(error, (ChildError, RuntimeError, ValueError)) and text
+    return text if told else f"{type(error).__name__}: {text}"
 
 
 def _answered(location: str | None, ask: Callable[[], _Answer]) -> _Answer:
@@ -323,7 +364,7 @@ class Served:
     ) -> None:
         self._g2 = _import(location)
         self._phases, self._instrument, self._tof = phases, instrument, tof
-        self._projects: dict[int, _Project] = {}
+        self._projects: dict[int, Project] = {}
 
     def version(self) -> str:
         """Return the version of GSAS-II and of what is done with it."""
@@ -349,184 +390,13 @@ class Served:
         """Return a pattern, shape (points,), by the documented scripting interface."""
         return self._project(code).scripting(cell, sample)
 
-    def _project(self, code: int) -> _Project:
+    def _project(self, code: int) -> Project:
         if code not in self._projects:
             assert self._instrument is not None
             assert self._tof is not None
             phase = self._phases[code]
-            self._projects[code] = _Project(self._g2, phase, self._instrument, self._tof, code)
+            self._projects[code] = Project(self._g2, phase, self._instrument, self._tof, code)
         return self._projects[code]
-
-
-class _Project:
-    """A project of one phase and one simulated histogram."""
-
-    def __init__(
-        self,
-        g2: SimpleNamespace,
-        phase: Phase,
-        instrument: Instrument,
-        tof: NDArray[np.float64],
-        code: int,
-    ) -> None:
-        self._g2, self._source = g2, phase
-        instprm = Path(f"instrument-{code}.instprm").absolute()
-        instprm.write_text(instrument.text, encoding="utf-8")
-        self._project = g2.sc.G2Project(newgpx=str(Path(f"phase-{code}.gpx").absolute()))
-        # Any times, given as it wants them, in ms: the grid's own come below.
-        self._histogram = self._project.add_simulated_powder_histogram(
-            "simulated", str(instprm), Tmin=1.0, Tmax=2.0, Npoints=len(tof)
-        )
-        symbol, shift = _setting(phase)
-        self._phase = self._project.add_phase(
-            phasename=phase.name,
-            spacegroup=symbol,
-            cell=[float(v) for v in phase.cell],
-            histograms=[self._histogram],
-        )
-        for number, site in enumerate(phase.sites):
-            self._phase.add_atom(
-                *(np.array(site.position) + shift), site.symbol, f"{site.symbol}{number}",
-                occ=site.occupancy, uiso=site.u_iso,
-            )  # fmt: skip
-        self._check(shift)
-        data = self._histogram.data
-        n = len(tof)
-        data["data"][1] = [tof.copy(), *(np.zeros(n) if k else np.ones(n) for k in (1, 0, 1, 1, 1))]
-        data["Limits"] = [(tof[0], tof[-1]), [tof[0], tof[-1]]]
-        data["Background"][0][:] = ["chebyschev-1", False, 1, 0.0]
-        self._in_memory: SimpleNamespace | None = None
-
-    def _check(self, shift: NDArray[np.float64]) -> None:
-        """Refuse a phase in which GSAS-II sees another symmetry, or other atoms, than we do."""
-        found = self._phase.data["General"]["SGData"]
-        wanted = self._source.group_ops
-        known = _operations_of(wanted, shift)
-        theirs = _operations_in(found)
-        name, symbol = self._source.name, self._source.space_group
-        if known != theirs:
-            raise Gsas2Error(
-                f"Phase '{name}' has the space group {symbol}, which GSAS-II reads as "
-                f"{found['SpGrp']} ({found['SGLaue']}) with other operations. Transform the CIF "
-                f"to the standard setting, or use --simulator kinematic."
-            )
-        multiplicity = [atom.mult for atom in self._phase.atoms()]
-        if sum(multiplicity) != len(self._source.symbols):
-            raise Gsas2Error(
-                f"Phase '{name}' has {len(self._source.symbols)} atoms in the cell, but GSAS-II "
-                f"counts {sum(multiplicity)}: give the coordinates of special positions with more "
-                f"digits (0.333333, not 0.333)."
-            )
-
-    def scripting(self, cell: list[float], sample: dict[str, float]) -> NDArray[np.float64]:
-        histogram, phase = self._histogram.data, self._phase.data
-        self._set(histogram, phase, cell, sample)
-        # A refinement that fails says so only to the screen: what it leaves is this.
-        untouched = -1.0
-        histogram["data"][1][3] = np.full_like(histogram["data"][1][0], untouched)
-        self._project.do_refinements([{}])
-        pattern = np.ma.getdata(self._histogram.getdata("ycalc")).astype(np.float64)
-        if (pattern == untouched).all():
-            raise RuntimeError("GSAS-II computes no pattern for this cell")
-        return pattern
-
-    def memory(self, cell: list[float], sample: dict[str, float]) -> NDArray[np.float64]:
-        io, math = self._g2.io, self._g2.math
-        if self._in_memory is None:
-            self._project.save()
-            histograms, phases = io.GetUsedHistogramsAndPhases(self._project.filename)
-            controls = io.GetControls(self._project.filename)
-            self._in_memory = SimpleNamespace(
-                histograms=histograms, phases=phases, controls=controls
-            )
-        known = self._in_memory
-        ((name, histogram),) = known.histograms.items()
-        (phase,) = known.phases.values()
-        self._set(histogram, phase, cell, sample)
-        rigid_bodies: dict[str, list[Any]] = {"Vector": [], "Residue": []}
-        names = (
-            "Natoms", "atomIndx", "", "", "", "FFtables", "EFtables", "ORBtables", "BLtables",
-            "MFtables", "maxSSwave",
-        )  # fmt: skip
-        found = io.GetPhaseData(known.phases, {}, rigid_bodies, Print=False)
-        _, _, _, of_phase, pawley, *_ = found
-        control = known.controls | {k: v for k, v in zip(names, found, strict=True) if k}
-        _, of_both, more = io.GetHistogramPhaseData(
-            known.phases, known.histograms, Controls=control, Print=False
-        )
-        control.update(more)
-        _, of_histogram, tables, more = io.GetHistogramData(known.histograms, Print=False)
-        control.update(more)
-        pattern, background = math.getPowderProfile(
-            of_phase | of_both | of_histogram, tables, histogram["Data"][0], [], histogram,
-            known.phases, control, pawley, name,
-        )  # fmt: skip
-        return np.ma.getdata(pattern + background).astype(np.float64)
-
-    def _set(
-        self,
-        histogram: dict[str, Any],
-        phase: dict[str, Any],
-        cell: list[float],
-        sample: dict[str, float],
-    ) -> None:
-        volume = float(cell_volume(np.array([cell]))[0])
-        phase["General"]["Cell"][1:8] = [*cell, volume]
-        u_iso = phase["General"]["AtomPtrs"][3] + 1
-        for atom, site in zip(phase["Atoms"], self._source.sites, strict=True):
-            atom[u_iso] = site.u_iso * sample["u_scale"]
-        ((_, broadening),) = phase["Histograms"].items()
-        broadening["Size"][1][0] = sample["size"]
-        broadening["Mustrain"][1][0] = sample["microstrain"]
-        instrument = histogram["Instrument Parameters"][0]
-        for key, name in (("difC", "difc"), ("Zero", "tzero")):
-            instrument[key][:2] = [sample[name], sample[name]]
-
-
-def _setting(phase: Phase) -> tuple[str, NDArray[np.float64]]:
-    """Return GSAS-II's symbol of a phase's space group, and the way to its origin.
-
-    GSAS-II knows rhombohedral axes by an R behind the symbol (a table number would mean hexagonal
-    ones, so none is given), and of two origins only the second, the centre of symmetry.
-    """
-    group = gemmi.find_spacegroup_by_name(phase.space_group)
-    assert group is not None  # the symbol was written by gemmi itself
-    symbol = f"{group.hm} R" if group.ext == "R" else group.hm
-    if group.ext != "1":
-        return symbol, np.zeros(3)
-    own = group.operations()
-    other = gemmi.find_spacegroup_by_name(f"{group.hm}:2")
-    assert other is not None
-    wanted = _operations_of(other.operations(), np.zeros(3))
-    inversions = [op for op in own if op.rot == (gemmi.Op("-x,-y,-z").rot)]
-    centres = [
-        (np.array(op.tran) / op.DEN + corner) / 2
-        for op in inversions
-        for corner in itertools.product((0, 1), repeat=3)
-    ]
-    return symbol, next((-c for c in centres if _operations_of(own, -c) == wanted), np.zeros(3))
-
-
-def _operations_of(operations: gemmi.GroupOps, shift: NDArray[np.float64]) -> set[tuple[int, ...]]:
-    """Return symmetry operations about an origin shifted so, with translations in 24ths."""
-    found = set()
-    for op in operations:
-        rotation = np.array(op.rot) // op.DEN
-        moved = np.array(op.tran) + np.rint((shift - rotation @ shift) * op.DEN).astype(int)
-        found.add((*rotation.ravel().tolist(), *(moved % op.DEN).tolist()))
-    return found
-
-
-def _operations_in(group: dict[str, Any]) -> set[tuple[int, ...]]:
-    """Return the symmetry operations of GSAS-II's space group, with translations in 24ths."""
-    found = set()
-    for rotation, translation in group["SGOps"]:
-        for sign in (1, -1) if group["SGInv"] else (1,):
-            for centring in group["SGCen"]:
-                moved = np.rint(24 * (sign * np.asarray(translation) + centring)).astype(int) % 24
-                turned = np.rint(sign * np.asarray(rotation)).astype(int)
-                found.add((*turned.ravel().tolist(), *moved.tolist()))
-    return found
 
 
 def _import(location: str | None) -> SimpleNamespace:
@@ -538,7 +408,7 @@ def _import(location: str | None) -> SimpleNamespace:
         If there is none, or it does not work.
     """
     if location:
-        given = Path(location).expanduser()
+        given = Path(location)
         holder = given.parent if (given / "GSASIIscriptable.py").is_file() else given
         if not (holder / "GSASII" / "GSASIIscriptable.py").is_file():
             raise Gsas2Error(f"There is no GSAS-II in {location}. {_HOW_TO_GET}")

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 _Value = TypeVar("_Value", float, NDArray[np.float64])
 
-# Names in the file -> our attribute; those in _OPTIONAL may be absent and are then zero, as in
-# GSAS-II itself.
+# Names in the file -> our attribute; those in _OPTIONAL may be absent and are then zero.
 _KEYS = {
     "fltPath": "flight_path",
     "2-theta": "two_theta",
@@ -39,6 +38,9 @@ _OPTIONAL = {
     "fltPath", "difA", "difB", "Zero", "beta-0", "beta-1", "beta-q", "sig-0", "sig-1", "sig-2",
     "sig-q", "X", "Y", "Z",
 }  # fmt: skip
+
+
+_HEADER = "#GSAS-II instrument parameter file; do not add/delete items!\n"
 
 
 class InstrumentError(ValueError):
@@ -115,6 +117,15 @@ class Instrument:
                 f"(difC {self.difc:g}, difA {self.difa:g}, Zero {self.tzero:g})."
             )
         return np.asarray(d)
+
+    @property
+    def instprm(self) -> str:
+        """A complete ``.instprm`` file: what the original says, with every value as it is here."""
+        lines = (line.partition(":") for line in self.text.splitlines() if not line.startswith("#"))
+        entries = {key.strip(): value.strip() for key, colon, value in lines if colon}
+        entries |= {"Type": "PNT", "Bank": f"{self.bank}"}
+        entries |= {key: repr(float(getattr(self, name))) for key, name in _KEYS.items()}
+        return _HEADER + "".join(f"{key}:{value}\n" for key, value in entries.items())
 
     def moved(self, **changes: float) -> Instrument:
         """Return a copy with other values for the named parameters."""
@@ -249,7 +260,5 @@ def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrume
         raise InstrumentError(f"{where}, bank {bank}: difC must be positive and all values finite.")
     if values["alpha"] <= 0:
         raise InstrumentError(f"{where}, bank {bank}: alpha (the rise) must be positive.")
-    text = "#GSAS-II instrument parameter file; do not add/delete items!\n" + "".join(
-        f"{key}:{value}\n" for key, value in section.items()
-    )
+    text = _HEADER + "".join(f"{key}:{value}\n" for key, value in section.items())
     return Instrument(bank=bank, text=text, **values)

@@ -44,6 +44,8 @@ class BlockResult:
         Digest of labels and intensities (:func:`bragg_data.schema.block_digest`).
     reason
         Why it failed.
+    final
+        Whether trying it again makes no sense.
     """
 
     block: int
@@ -51,6 +53,7 @@ class BlockResult:
     fork: ForkSession | None = None
     sha256: bytes = b""
     reason: str = ""
+    final: bool = False
 
 
 class Writer:

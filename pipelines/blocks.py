@@ -65,7 +65,7 @@ def simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
                     progress.tick(_note(workers, writer, attempts))
                     continue
                 result = _result(client, future, flying.pop(future), writer)
-                if result.fork is None and attempts[result.block] < ATTEMPTS:
+                if result.fork is None and not result.final and attempts[result.block] < ATTEMPTS:
                     todo.append(result.block)
                     continue
                 waiting.append(result)

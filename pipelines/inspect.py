@@ -59,6 +59,7 @@ def summary(store: Store, tag: Tag) -> dict[str, Any]:
         "ranges": _ranges(dataset, campaign_of(dataset)),
         "simulator": attrs["simulator"],
         "simulator_version": attrs["simulator_version"],
+        "call_path": attrs.get("call_path", ""),
         "code_commit": attrs["code_commit"],
         "schema_version": attrs["schema_version"],
         "identity": attrs["identity"],
@@ -130,7 +131,11 @@ def _show_tag(one: dict[str, Any], dataset: xr.Dataset) -> None:
             f"bank {instrument.bank}, 2θ {instrument.two_theta:g}°, difC {instrument.difc:g} µs/Å",
         ),
         ("broadening", f"size {campaign.size:g} µm, microstrain {campaign.microstrain:g}e-6"),
-        ("simulator", f"{one['simulator']}, version {one['simulator_version']}"),
+        (
+            "simulator",
+            f"{one['simulator']}, version {one['simulator_version']}"
+            + (f", call path {one['call_path']}" if one["call_path"] else ""),
+        ),
         ("code commit", one["code_commit"]),
         ("snapshot", f"{one['snapshot']}, written {one['written_at']}"),
         ("chunks", f"{one['rows_per_chunk']:,} patterns, {one['points']:,} points"),

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -84,9 +85,15 @@ def remembered(known: Sequence[DataSet], simulator: str) -> str:
         one = min(known, key=lambda one: (one.tag is not None, one.simulator))
         say(f"Simulator auto is {one.simulator}, with which this campaign was begun")
         return one.simulator
+    if any(one.tag and one.simulator == simulator for one in known):
+        return simulator  # it has its own
     for one in known:
         if one.tag is None and simulator not in ("auto", one.simulator):
-            raise _other(one, simulator)
+            raise SimulationError(
+                f"{_begun(one)}; {simulator} cannot go on with it, because two simulators never "
+                f"mix under one tag. Finish it with --simulator {one.simulator}, or name another "
+                f"--store."
+            )
     return simulator
 
 
@@ -99,17 +106,35 @@ def check_resume(known: Sequence[DataSet], recipe: Recipe) -> None:
         Naming both.
     """
     for one in known:
-        if one.tag is None and (one.simulator, one.version) != (recipe.simulator, recipe.version):
-            raise _other(one, f"{recipe.simulator} ({recipe.version})")
+        same = one.simulator == recipe.simulator != "kinematic"
+        if one.tag is None and same and one.version != recipe.version:
+            raise SimulationError(
+                f"{_begun(one)}; the workers have {recipe.version}, whose patterns would mix with "
+                f"those. Give the workers the version that began it, or name another --store."
+            )
 
 
-def _other(one: DataSet, wanted: str) -> SimulationError:
-    return SimulationError(
+def _begun(one: DataSet) -> str:
+    return (
         f"This campaign was begun with the simulator {one.simulator} ({one.version}), which has "
-        f"done {one.done:,} of {one.total:,} patterns; {wanted} cannot go on with it, because two "
-        f"simulators never mix under one tag. Finish it with --simulator {one.simulator}, or name "
-        f"another --store."
+        f"done {one.done:,} of {one.total:,} patterns"
     )
+
+
+def gsas2_options(path: Path | None, pattern_seconds: float) -> Gsas2Options:
+    """Return how GSAS-II is found and how long a pattern may take.
+
+    Raises
+    ------
+    SimulationError
+        If that is no time from a second to a day.
+    """
+    if not 1 <= pattern_seconds <= 86_400:
+        raise SimulationError(
+            f"--pattern-limit {pattern_seconds:g} is not between 1 and 86,400 seconds."
+        )
+    location = str(path.expanduser().absolute()) if path else None
+    return Gsas2Options(location, pattern_seconds)
 
 
 def choose(
@@ -186,6 +211,8 @@ def _choose_gsas2(
     checks: dict[int, gsas2.PathCheck] = {}
     with Progress("Checking GSAS-II on one cell of each phase", len(tasks), "phases") as progress:
         for code, check in _spread(client, check_call_paths, tasks):
+            if isinstance(check, Exception):
+                raise check
             checks[code] = check
             progress.advance()
     paths = {check.call_path for check in checks.values()}
@@ -249,11 +276,17 @@ def probe(location: str | None) -> Probe:
 
 def check_call_paths(
     recipe: Recipe, code: int, cell: np.ndarray[tuple[int], np.dtype[np.float64]]
-) -> tuple[int, gsas2.PathCheck]:
-    """Compare the two ways to call GSAS-II on one cell, shape (6,), of a phase."""
-    simulator = build_simulator(recipe)
-    assert isinstance(simulator, gsas2.Simulator)
-    return code, simulator.check(code, cell)
+) -> tuple[int, gsas2.PathCheck | Exception]:
+    """Compare the two ways to call GSAS-II on one cell, shape (6,), of a phase.
+
+    An error is returned, because Dask's workers write what is raised in them to the terminal.
+    """
+    try:
+        simulator = build_simulator(recipe)
+        assert isinstance(simulator, gsas2.Simulator)
+        return code, simulator.check(code, cell)
+    except (gsas2.Gsas2Error, SimulationError) as error:
+        return code, error
 
 
 def _everywhere(
@@ -264,11 +297,18 @@ def _everywhere(
         yield function(*arguments)
         return
     client.submit(function, *arguments, pure=False).result()
-    addresses = list(client.scheduler_info(n_workers=-1)["workers"])
-    futures = [
-        client.submit(function, *arguments, workers=[address], pure=False) for address in addresses
-    ]
-    yield from client.gather(futures)
+    waiting = {
+        address: client.submit(function, *arguments, workers=[address], pure=False)
+        for address in client.scheduler_info(n_workers=-1)["workers"]
+    }
+    while waiting:
+        there = client.scheduler_info(n_workers=-1)["workers"]
+        for address in list(waiting):
+            if waiting[address].done():
+                yield waiting.pop(address).result()
+            elif address not in there:  # its successor shows what it has with its first block
+                del waiting[address]
+        time.sleep(0.05)
 
 
 def _spread(

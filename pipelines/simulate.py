@@ -28,7 +28,7 @@ from pipelines.blocks import simulate_blocks
 from pipelines.cluster import check_cluster, open_client
 from pipelines.cluster_options import SlurmOptions, parse_jobs
 from pipelines.console import Progress, console, duration, next_commands, run, say
-from pipelines.selection import check_name, check_resume, choose, confirm, remembered
+from pipelines.selection import check_name, check_resume, choose, confirm, gsas2_options, remembered
 from pipelines.simulators import (
     Gsas2Options,
     Recipe,
@@ -140,10 +140,12 @@ def simulate_campaign(
             raise
         if writer.failures:
             block, reason = min(writer.failures.items())
+            remedy = ", with a longer --pattern-limit, or leave such cells out of the campaign"
+            remedy = remedy if recipe.simulator == "gsas2" else ""
             raise SimulationError(
                 f"{len(writer.failures)} of {writer.n_blocks} blocks failed, so nothing is tagged; "
                 f"the others are in the store. Block {block} failed with {reason.rstrip('.')}. Run "
-                f"the same command again to retry."
+                f"the same command again to retry{remedy}."
             )
         return writer.finish(tag)
 
@@ -209,6 +211,8 @@ def simulate_cells(
         recipe, core_hours = choose(simulator, campaign, samples, gsas2 or Gsas2Options())
         confirm(core_hours, yes=yes)
     dataset = schema.labelled(campaign, samples, recipe.simulator, recipe.version, code_commit())
+    if recipe.simulator == "gsas2":
+        dataset.attrs["call_path"] = recipe.gsas2.call_path
     rows, n = campaign.rows_per_chunk(recipe.simulator), len(samples)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -416,7 +420,7 @@ def main(
             f"--cluster slurm, and this is --cluster {cluster}: name that cluster, or leave them "
             f"out."
         )
-    options = Gsas2Options(str(gsas2_path.absolute()) if gsas2_path else None, pattern_limit)
+    options = gsas2_options(gsas2_path, pattern_limit)
     if cells and out:
         count = simulate_cells(cells, out, loaded, simulator, gsas2=options, yes=yes)
         seconds = duration(time.monotonic() - began)

@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 
 from bragg_data import gsas2, kinematic, schema
 from bragg_data.campaign import Campaign, Samples
+from bragg_data.child import ChildError
 from bragg_data.store import DiskFullError
 from bragg_data.writer import BlockResult, write_block
 
@@ -135,6 +136,8 @@ def simulate_block(
     except (DiskFullError, SimulationError) as error:
         return error
     except gsas2.Gsas2Error as error:
+        if isinstance(error.__cause__, ChildError):  # it died, which says nothing of other workers
+            return failed_block(block, len(samples), error)
         return SimulationError(str(error))
     except gsas2.PatternsError as error:
         return _failed_patterns(block, samples, error)
@@ -157,4 +160,4 @@ def _failed_patterns(block: int, samples: Samples, error: gsas2.PatternsError) -
         f"cell ({', '.join(f'{value:g}' for value in samples.cells[row])}): {reason}"
         for row, reason in error.reasons.items()
     )
-    return BlockResult(block, status, reason="; ".join(told))
+    return BlockResult(block, status, reason="; ".join(told), final=error.final)

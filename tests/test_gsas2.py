@@ -17,9 +17,11 @@ from bragg_data import gsas2, kinematic, schema
 from bragg_data.campaign import BUILT_IN, Samples, load_campaign
 from bragg_data.crystal import CrystalError, CrystalSystem
 from bragg_data.gsas2 import Gsas2Error, PatternsError, Simulator
+from bragg_data.gsas2_project import operations_of, setting
+from bragg_data.instrument import TofGrid, read_instrument
 from bragg_data.store import Store, verify
 from bragg_data.structure import ResonanceError, read_phase
-from bragg_data.writer import Writer, write_block
+from bragg_data.writer import BlockResult, Writer, write_block
 from pipelines.simulators import Gsas2Options, build_simulator, recipe_of, simulate_block
 from tests import stubborn
 from tests.tiny_campaign import tiny_campaign
@@ -128,6 +130,38 @@ def test_a_crash_costs_a_second_try(tmp_path):
 
 
 @occupied
+def test_threads_take_turns(tmp_path):
+    simulator = made(tiny_campaign(tmp_path))
+    lengths = np.round(3.5 + 0.001 * np.arange(80), 3)
+
+    def one(length: float) -> float:
+        samples = cubes(length)
+        return float(simulator.simulate(samples.phase, samples.cells)[0, 0])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, lengths)) == np.float32(lengths).tolist()
+    simulator.close()
+
+
+@occupied
+def test_a_death_at_the_start_costs_a_try_and_not_the_campaign(tmp_path, monkeypatch):
+    campaign = tiny_campaign(tmp_path)
+    store = Store(tmp_path / "store", create=True)
+    recipe = recipe_of(campaign, "gsas2", "1, nobody")
+    with Writer(store, campaign, "gsas2", "1, nobody") as writer:
+        samples = writer.samples[writer.rows(0)]
+        monkeypatch.setattr(gsas2, "_TARGET", "tests.stubborn:Dying")
+        result = simulate_block(recipe, writer.group, 0, samples, writer.fork())
+        assert isinstance(result, BlockResult)
+        assert (result.status == schema.FAILED).all()
+        assert "does not run: its process ended" in result.reason
+        assert not result.final
+        monkeypatch.setattr(gsas2, "_TARGET", "tests.stubborn:Stubborn")
+        result = simulate_block(recipe, writer.group, 0, samples, writer.fork())
+        assert (result.status == schema.DONE).all()
+
+
+@occupied
 def test_failed_patterns_are_recorded_in_the_store(tmp_path):
     """Then the block is still to be done, and doing it well makes the data set complete."""
     campaign = tiny_campaign(tmp_path)  # its cubic cells are at 3.95, 3.955 … 4.05
@@ -142,6 +176,7 @@ def test_failed_patterns_are_recorded_in_the_store(tmp_path):
     with Writer(store, campaign, "gsas2", "1, nobody", call_path="memory") as writer:
         result = simulate_block(recipe, writer.group, 0, writer.samples, writer.fork())
         assert result.status.tolist() == [schema.PENDING] * 3 + [schema.FAILED]
+        assert result.final  # it would refuse that cell again
         writer.commit([result])
     with Writer(store, campaign, "gsas2", "1, nobody", call_path="scripting") as writer:
         assert writer.missing() == [0]
@@ -225,10 +260,10 @@ def test_origin_choice_one_is_moved_to_the_centre():
     for group in groups:
         phase = read_phase(STRUCTURES / "silicon_origin1.cif", "silicon")
         object.__setattr__(phase, "space_group", group.xhm())
-        symbol, shift = gsas2._setting(phase)
+        symbol, shift = setting(phase)
         second = gemmi.find_spacegroup_by_name(f"{symbol}:2").operations()
-        moved = gsas2._operations_of(group.operations(), shift)
-        assert moved == gsas2._operations_of(second, np.zeros(3)), group.xhm()
+        moved = operations_of(group.operations(), shift)
+        assert moved == operations_of(second, np.zeros(3)), group.xhm()
 
 
 # -- with GSAS-II --------------------------------------------------------------------------------
@@ -310,7 +345,7 @@ class TestGsas2:
         campaign = load_campaign(STRUCTURES / "structures.toml")
         simulator = made(campaign)
         for code in range(len(campaign.phases)):
-            rows = np.flatnonzero(campaign.samples.phase == code)[:2]
+            rows = np.flatnonzero(campaign.samples.phase == code)
             one = campaign.samples[rows]
             patterns = simulator.simulate(one.phase, one.cells)
             wanted = fast(campaign).simulate(one.phase, one.cells)
@@ -338,12 +373,17 @@ class TestGsas2:
         np.testing.assert_allclose(patterns[0], patterns[1], rtol=1e-5)
         simulator.close()
 
-    def test_settings_that_it_does_not_know_are_refused(self):
+    @pytest.mark.parametrize(
+        ("symbol", "words"), [("P 21 n m", "reads as"), ("I 2 2 2a", "does not know")]
+    )
+    def test_settings_that_it_does_not_know_are_refused(self, symbol, words):
         campaign = load_campaign("batio3-nomad")
         phase = campaign.phases[0]
-        object.__setattr__(phase, "space_group", "P 21 n m")
+        object.__setattr__(phase, "space_group", symbol)
         simulator = Simulator([phase], campaign.instrument, campaign.grid, size=1, microstrain=1e3)
-        with pytest.raises(Gsas2Error, match=r"has the space group P 21 n m, which GSAS-II reads"):
+        with pytest.raises(
+            Gsas2Error, match=f"has the space group {symbol}, which GSAS-II {words}"
+        ):
             simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
 
@@ -358,6 +398,32 @@ class TestGsas2:
             simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
 
+    def test_an_instrument_file_may_leave_out_what_is_zero(self, tmp_path):
+        campaign = tiny_campaign(tmp_path)
+        kept = ("Type", "2-theta", "difC", "alpha", "beta-0", "sig-1")
+        lines = campaign.instprm.splitlines()
+        text = "\n".join(line for line in lines if line.startswith(("#", *kept)))
+        instrument = read_instrument(text)
+        assert instrument.tzero == 0
+        one = campaign.samples[:2]
+        broadening = {"size": 1.0, "microstrain": 1000.0}
+        what = campaign.phases, instrument.moved(sig_2=119.951), campaign.grid
+        simulator = Simulator(*what, **broadening)
+        patterns = simulator.simulate(one.phase, one.cells)
+        simulator.close()
+        wanted = kinematic.Simulator(*what, **broadening).simulate(one.phase, one.cells)
+        assert (np.abs(patterns - wanted).max(axis=1) / patterns.max(axis=1)).max() < 1e-3
+
+    def test_as_many_points_as_a_campaign_may_have(self, tmp_path):
+        campaign = tiny_campaign(tmp_path)
+        grid = TofGrid(11000.0, 1e-5, 30_000)
+        what = campaign.phases, campaign.instrument, grid
+        simulator = Simulator(*what, size=1.0, microstrain=1000.0)
+        one = campaign.samples[:1]
+        check = simulator.check(int(one.phase[0]), one.cells[0])
+        simulator.close()
+        assert check.difference == 0
+
     def test_a_resonance_is_no_obstacle(self, tmp_path):
         text = (STRUCTURES / "baddeleyite.cif").read_text().replace("Zr", "Gd")
         phase = read_phase(text, "phase")
@@ -367,6 +433,11 @@ class TestGsas2:
         pattern = simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
         assert pattern.max() > 0
+        unknown = campaign.instrument.moved(flight_path=0.0)
+        simulator = Simulator([phase], unknown, campaign.grid, size=1.0, microstrain=1000.0)
+        with pytest.raises(Gsas2Error, match="does not tell the flight path"):
+            simulator.simulate(np.array([0]), np.array([phase.cell]))
+        simulator.close()
         with pytest.raises(ResonanceError, match="--simulator gsas2"):
             kinematic.Simulator(*what, size=1.0, microstrain=1000.0).simulate(
                 np.array([0]), np.array([phase.cell])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bragg_data import gsas2, kinematic
-from bragg_data.store import Store, StoreError, verify
+from bragg_data.store import DataSet, Store, StoreError, verify
 from bragg_data.writer import Writer, write_block
 from pipelines.selection import (
     Probe,
@@ -19,6 +19,7 @@ from pipelines.selection import (
     check_resume,
     choose,
     confirm,
+    gsas2_options,
     remembered,
 )
 from pipelines.simulators import (
@@ -136,7 +137,7 @@ def test_the_fast_one_does_not_go_on_for_gsas2(tmp_path):
         remembered(known, "kinematic")
     assert remembered(known, "auto") == remembered(known, "gsas2") == "gsas2"
     check_resume(known, recipe_of(campaign, "gsas2", THEIRS))
-    with pytest.raises(SimulationError, match=r"gsas2 \(1, GSAS-II 8888\) cannot go on"):
+    with pytest.raises(SimulationError, match=r"the workers have 1, GSAS-II 8888, .*would mix"):
         check_resume(known, recipe_of(campaign, "gsas2", "1, GSAS-II 8888"))
     assert store.data_sets_of(campaign, 20) == []  # fewer samples are another data set
 
@@ -154,6 +155,9 @@ def test_each_simulator_has_a_tag_of_its_own(tmp_path):
     assert [tag.name for tag in store.tags()] == ["tiny-v1", "tiny-v2"]
     known = store.data_sets_of(campaign)
     assert {one.simulator: one.tag for one in known} == {"kinematic": "tiny-v1", "gsas2": "tiny-v2"}
+    # What is begun with one is no obstacle where the other has finished.
+    unfinished = DataSet("gsas2", THEIRS, 16, 67, None)
+    assert remembered([known[0], unfinished], "kinematic") == "kinematic"
     hashes = {store.open(tag).attrs["content_hash"] for tag in ("tiny-v1", "tiny-v2")}
     assert len(hashes) == 2
     with pytest.raises(StoreError, match="exists already"):
@@ -202,6 +206,19 @@ class TestCallPath:
         campaign = tiny_campaign(tmp_path)
         with pytest.raises(SimulationError, match="worker has version 1, nobody of the simulator"):
             build_simulator(recipe_of(campaign, "gsas2", THEIRS))
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, float("nan"), float("inf"), 1e7])
+def test_a_time_limit_that_is_none_is_refused(seconds):
+    with pytest.raises(SimulationError, match=r"--pattern-limit .* between 1 and 86,400 seconds"):
+        gsas2_options(None, seconds)
+
+
+def test_a_path_means_the_same_everywhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert gsas2_options(Path("~/GSAS-II"), 60).location == str(tmp_path / "GSAS-II")
+    assert gsas2_options(Path("GSAS-II"), 60).location == str(Path.cwd() / "GSAS-II")
+    assert gsas2_options(None, 60).location is None
 
 
 def test_long_campaigns_ask_first(monkeypatch):

@@ -159,9 +159,14 @@ if __name__ == "__main__":
         print("ready", flush=True)
         client.gather(client.map(time.sleep, [0.2] * 5000, pure=False))
 """
+
+    def obey() -> None:  # whatever runs these tests may ignore them, as nohup does
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=obey,
     ) as driver:  # fmt: skip
         assert driver.stdout
         assert driver.stdout.readline() == "ready\n"
