@@ -62,3 +62,57 @@ def random_split(
         part[shuffled[:n_test]] = Part.test
         part[shuffled[n_test : n_test + n_validation]] = Part.validation
     return part
+
+
+def blocked_split(
+    crystal_system: NDArray[np.integer],
+    cells: NDArray[np.float64],
+    *,
+    seed: int,
+    test: float = 0.2,
+    validation: float = 0.05,
+    length: float = 0.02,
+    angle: float = 2.5,
+) -> NDArray[np.int8]:
+    """Split by blocks of cells within each crystal system, so that test samples have no twins.
+
+    Space is cut into boxes of the given edges in every cell parameter; a box is for training,
+    validation or testing as a whole. So nearly all test samples are further from any training
+    sample than a step of the grid, and a model has to bridge the gap.
+
+    Parameters
+    ----------
+    crystal_system : shape (n,)
+        Code of each sample, in stored order.
+    cells : shape (n, 6)
+        In ångström and degrees.
+    seed
+        The split depends on it and on the labels alone, each crystal system by itself.
+    test
+        Share of each crystal system that is kept for testing, exceeded by less than one block.
+    validation
+        Share of the rest that is kept for choosing the best weights, in blocks as well.
+    length, angle
+        Edges of a box, in ångström and degrees.
+
+    Returns
+    -------
+    shape (n,)
+        A :class:`Part` for each sample.
+    """
+    edges = np.array([length] * 3 + [angle] * 3)
+    # Grid points lie on the boxes' sides: rounding must not scatter them.
+    boxes = np.floor(cells / edges + 1e-6).astype(np.int64)
+    part = np.full(len(crystal_system), Part.training, dtype=np.int8)
+    for system in np.unique(crystal_system).tolist():
+        rows = np.flatnonzero(crystal_system == system)
+        _, block, sizes = np.unique(boxes[rows], axis=0, return_inverse=True, return_counts=True)
+        generator = np.random.default_rng(np.random.SeedSequence([seed, system]))
+        order = generator.permutation(len(sizes))
+        before = np.cumsum(sizes[order]) - sizes[order]
+        wanted = test * len(rows)
+        of_block = np.full(len(sizes), Part.training, dtype=np.int8)
+        of_block[order[before < wanted + validation * (len(rows) - wanted)]] = Part.validation
+        of_block[order[before < wanted]] = Part.test
+        part[rows] = of_block[block]
+    return part

@@ -1,18 +1,23 @@
-"""The paper's random split."""
+"""The paper's random split, and the one by blocks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from bragg_data.campaign import load_campaign
+from bragg_data.campaign import Samples, load_campaign
 from bragg_data.crystal import CrystalSystem
-from bragg_data.splits import Part, random_split
+from bragg_data.splits import Part, blocked_split, random_split
 
 
 @pytest.fixture(scope="module")
-def labels() -> np.ndarray:
-    return load_campaign("batio3-nomad").samples.crystal_system
+def samples() -> Samples:
+    return load_campaign("batio3-nomad").samples
+
+
+@pytest.fixture(scope="module")
+def labels(samples: Samples) -> np.ndarray:
+    return samples.crystal_system
 
 
 def test_counts_are_those_of_the_paper(labels: np.ndarray) -> None:
@@ -52,3 +57,62 @@ def test_another_system_beside_changes_nothing() -> None:
 
 def test_a_single_sample_is_for_training() -> None:
     assert random_split(np.array([0, 1, 1]), seed=0).tolist() == [Part.training] * 3
+
+
+def test_blocks_hold_a_fifth_of_each_system(samples: Samples) -> None:
+    part = blocked_split(samples.crystal_system, samples.cells, seed=0)
+    for system in range(3):
+        of_system = part[samples.crystal_system == system]
+        assert (of_system == Part.test).mean() == pytest.approx(0.2, abs=0.021)
+        assert (of_system == Part.validation).mean() == pytest.approx(0.04, abs=0.021)
+
+
+@pytest.mark.parametrize(
+    ("system", "columns", "steps", "near"),
+    [
+        (CrystalSystem.cubic, [0], [0.001], 0.12),
+        (CrystalSystem.tetragonal, [0, 2], [0.001, 0.001], 0.25),
+        (CrystalSystem.trigonal, [0, 3], [0.001, 0.5], 0.55),
+    ],
+)
+def test_test_samples_in_blocks_have_no_twins(
+    samples: Samples, system: CrystalSystem, columns: list[int], steps: list[float], near: float
+) -> None:
+    """All but those at a block's side; in a random split nearly all have one."""
+    own = samples.crystal_system == system
+    points = np.rint(samples.cells[own][:, columns] / steps).astype(int)
+    for split, share in (
+        (blocked_split(samples.crystal_system, samples.cells, seed=0), near),
+        (random_split(samples.crystal_system, seed=0), None),
+    ):
+        part = split[own]
+        training = {tuple(point) for point in points[part == Part.training]}
+        moves = [m for m in np.ndindex(*[3] * len(columns)) if any(k != 1 for k in m)]
+        twins = [
+            any(tuple(point + np.array(move) - 1) in training for move in moves)
+            for point in points[part == Part.test][:3000]
+        ]
+        if share is None:
+            assert np.mean(twins) > 0.9
+        else:
+            assert 0 < np.mean(twins) < share
+
+
+def test_a_box_is_never_divided(samples: Samples) -> None:
+    part = blocked_split(samples.crystal_system, samples.cells, seed=3)
+    own = samples.crystal_system == CrystalSystem.tetragonal
+    boxes = np.rint(samples.cells[own][:, [0, 2]] * 1000).astype(int) // 20
+    for box in np.unique(boxes, axis=0):
+        assert len(set(part[own][(boxes == box).all(axis=1)])) == 1
+
+
+def test_seed_and_other_systems_mean_the_same_to_blocks(samples: Samples) -> None:
+    few = samples[:5000]
+    part = blocked_split(few.crystal_system, few.cells, seed=0)
+    np.testing.assert_array_equal(part, blocked_split(few.crystal_system, few.cells, seed=0))
+    assert (part != blocked_split(few.crystal_system, few.cells, seed=1)).any()
+    tetragonal = few.crystal_system == CrystalSystem.tetragonal
+    alone = blocked_split(few.crystal_system[tetragonal], few.cells[tetragonal], seed=0)
+    np.testing.assert_array_equal(part[tetragonal], alone)
+    other = blocked_split(few.crystal_system, few.cells, seed=0, validation=0.1)
+    np.testing.assert_array_equal(part == Part.test, other == Part.test)
