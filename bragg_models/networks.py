@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bragg_models.guided import Guided, read_config
 
 
 class NetworkError(ValueError):
@@ -97,8 +99,9 @@ class Multitask(nn.Module):
         return self.phase(hidden), self.cell(hidden)
 
 
-_KINDS: dict[str, tuple[type[Any], type[nn.Module]]] = {
+_KINDS: dict[str, tuple[Callable[..., Any], type[nn.Module]]] = {
     "multitask": (MultitaskConfig, Multitask),
+    "guided": (read_config, Guided),
 }
 
 
@@ -108,7 +111,7 @@ def build(kind: str, config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
     Parameters
     ----------
     kind
-        One of ``multitask``.
+        ``multitask`` or ``guided``.
     config
         Values of its dataclass, as plain JSON values.
     seed
@@ -121,10 +124,10 @@ def build(kind: str, config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
     """
     if kind not in _KINDS:
         raise NetworkError(f"There is no network '{kind}'. Choose one of {', '.join(_KINDS)}.")
-    config_type, network_type = _KINDS[kind]
+    read, network_type = _KINDS[kind]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     try:
-        described = config_type(**values)
+        described = read(**values)
     except TypeError as error:
         raise NetworkError(f"The description of a {kind} network does not fit: {error}.") from error
     with torch.random.fork_rng(devices=[]):

@@ -155,7 +155,8 @@ def fit(
     Parameters
     ----------
     network
-        Gives logits and scaled parameters, as :class:`~bragg_models.networks.Multitask`.
+        Gives logits and scaled parameters, as :class:`~bragg_models.networks.Multitask`. If it has
+        a loss of its own (as :meth:`~bragg_models.guided.Guided.own_loss`), that is added.
     targets
         What the outputs mean.
     samples
@@ -191,6 +192,7 @@ def fit(
     if settings.balance is not None:
         counts = np.bincount(samples.phase[training], minlength=len(targets.names))
         shares = np.where(counts > 0, counts.astype(float) ** settings.balance, 0.0).tolist()
+    own_loss = getattr(network, "own_loss", None)  # of parts that only answer after training
     steps = max(1, math.ceil(int(training.sum()) / settings.batch_size))
     done = 0
     began = time.perf_counter()
@@ -202,6 +204,8 @@ def fit(
             start = time.perf_counter()
             network.train()
             sums = np.zeros(3)
+            stream = np.random.SeedSequence([seed, epoch, 1]).generate_state(1, np.uint64)
+            draws = torch.Generator().manual_seed(int(stream[0] >> np.uint64(1)))
             batches = shuffled(
                 samples.profiles,
                 training,
@@ -221,6 +225,13 @@ def fit(
                     logits, found = network(torch.from_numpy(batch.profiles).to(device))
                 losses = _losses(logits, found, batch.rows, samples.phase, values, free)
                 loss = losses[0] + settings.regression_weight * losses[1]
+                if own_loss is not None:
+                    loss = loss + own_loss(
+                        torch.from_numpy(batch.profiles).to(device),
+                        torch.from_numpy(samples.phase[batch.rows].astype(np.int64)).to(device),
+                        torch.from_numpy(values[batch.rows]).to(device),
+                        draws,
+                    )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
