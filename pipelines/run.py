@@ -18,8 +18,9 @@ from bragg_data.store import DEFAULT_URI, Store
 from catalog import models, runs
 from pipelines.console import console, duration, next_commands, run, say
 from pipelines.predict import Answer, answer, library_of, load_model, measure
+from pipelines.presets import preset_of
 from pipelines.simulate import simulate_campaign
-from pipelines.train import preset_of, train_model
+from pipelines.train import train_model
 
 app = typer.Typer(add_completion=False)
 

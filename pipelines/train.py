@@ -8,7 +8,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -33,7 +33,6 @@ from bragg_models.predictors import Predictor, output_columns
 from bragg_models.targets import Targets, targets_of
 from bragg_models.training import (
     EpochResult,
-    FitSettings,
     Samples,
     Step,
     choose_device,
@@ -42,6 +41,7 @@ from bragg_models.training import (
 )
 from catalog import models, runs
 from pipelines.console import Progress, duration, next_commands, run, say
+from pipelines.presets import PRESETS, Preset, TrainError, preset_of
 from pipelines.scores import constant_scores, print_scores
 from pipelines.simulate import code_commit
 
@@ -52,88 +52,6 @@ SPLIT_SEED = 0
 
 _LOADER = "bragg_models.predictors"
 _REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "pydantic", "gemmi", "periodictable")
-
-
-class TrainError(ValueError):
-    """A training that cannot be started as asked."""
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How a model is trained, by name.
-
-    Attributes
-    ----------
-    description
-        One line.
-    settings
-        Of the fit loop.
-    preprocessing
-        Name and version of the function that prepares the profiles.
-    max_seconds
-        Where the fit stops even if it is not through, or None.
-    """
-
-    description: str
-    settings: FitSettings
-    preprocessing: str
-    max_seconds: float | None = None
-
-
-# Tried on one pass over patterns like the campaign's: drawn as they come, half of the rare cubic
-# samples are mistaken and mse_paper is 2e-3. Balanced, with a faster learning rate that runs down
-# to zero and more weight on the regression, it is about 2e-4. Square-rooted profiles were no
-# better for the multitask network.
-_QUICK = FitSettings(
-    epochs=2,
-    batch_size=128,
-    learning_rate=4e-3,
-    schedule="one_cycle",
-    balance=1 / 3,
-    regression_weight=10.0,
-)
-PRESETS = {
-    "multitask": {
-        "quick": Preset(
-            "under three minutes on two cores",
-            _QUICK,
-            "profile_minmax@1",
-            max_seconds=130.0,  # reading, validation and testing come to it
-        ),
-        # Section V-B2; "balanced classes": batches of a third of each system, over all samples.
-        "paper": Preset(
-            "the paper's settings: 500 epochs, which need a GPU",
-            FitSettings(epochs=500, batch_size=512, learning_rate=1e-3, balance=0.0),
-            "profile_minmax@1",
-        ),
-    },
-    "guided": {
-        "quick": Preset(
-            "a few minutes on two cores",
-            FitSettings(
-                epochs=3,
-                batch_size=256,
-                learning_rate=2e-3,
-                schedule="one_cycle",
-                balance=1 / 3,
-                regression_weight=10.0,
-            ),
-            "profile_sqrt_unit@1",
-        ),
-        "standard": Preset(
-            "good results on two cores",
-            FitSettings(
-                epochs=12,
-                batch_size=256,
-                learning_rate=2e-3,
-                schedule="one_cycle",
-                balance=1 / 3,
-                regression_weight=10.0,
-            ),
-            "profile_sqrt_unit@1",
-        ),
-    },
-}
 
 
 class Model(StrEnum):
@@ -488,33 +406,6 @@ def main(
             ("make ui", "look at runs and models in a browser"),
         ]
     )
-
-
-def preset_of(
-    name: str,
-    epochs: int | None = None,
-    max_seconds: float | None = None,
-    *,
-    model: str = "multitask",
-) -> Preset:
-    """Return a model's preset by name, with some of its values replaced.
-
-    Raises
-    ------
-    TrainError
-        If there is none of that name.
-    """
-    known = PRESETS[model]
-    if name not in known:
-        raise TrainError(
-            f"There is no preset '{name}' of {model}. Choose one of {', '.join(known)}."
-        )
-    preset = known[name]
-    if epochs is not None:
-        preset = replace(preset, settings=replace(preset.settings, epochs=epochs))
-    if max_seconds is not None:
-        preset = replace(preset, max_seconds=max_seconds or None)
-    return preset
 
 
 def newest_tag(store: Store) -> str:

@@ -20,8 +20,8 @@ from bragg_models.metrics import errors, summary
 from bragg_models.predictors import Predictor, load_predictor
 from catalog import models
 from catalog.runs import Tracking
-from pipelines import train
-from pipelines.train import TrainError
+from pipelines import presets, train
+from pipelines.presets import TrainError
 
 pytest_plugins = ("tests.small_store",)
 
@@ -161,9 +161,9 @@ def test_what_cannot_be_trained_is_refused(
 
 
 def test_presets_take_other_values() -> None:
-    assert train.preset_of("quick", epochs=7).settings.epochs == 7
-    assert train.preset_of("quick", max_seconds=0).max_seconds is None
-    assert train.preset_of("quick", max_seconds=5).max_seconds == 5
-    paper = train.preset_of("paper")
+    assert presets.preset_of("quick", epochs=7).settings.epochs == 7
+    assert presets.preset_of("quick", max_seconds=0).max_seconds is None
+    assert presets.preset_of("quick", max_seconds=5).max_seconds == 5
+    paper = presets.preset_of("paper")
     assert (paper.settings.epochs, paper.settings.batch_size) == (500, 512)
     assert paper.preprocessing == "profile_minmax@1"
