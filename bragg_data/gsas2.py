@@ -219,16 +219,15 @@ class Simulator:
         check_volume(cells)
         for code in np.unique(phase):
             self.phases[code].lattice.check_tied(cells[phase == code])
-        given_and_nominal = {
-            "u_scale": (u_scale, 1.0),
-            "size": (size, self.size),
-            "microstrain": (microstrain, self.microstrain),
-            "tzero": (tzero, self.instrument.tzero),
-            "difc": (difc, self.instrument.difc),
-        }
+        given = {
+            "u_scale": u_scale, "size": size, "microstrain": microstrain, "tzero": tzero,
+            "difc": difc,
+        }  # fmt: skip
         per_sample = {
-            name: np.full(len(cells), nominal if given is None else given, dtype=np.float64)
-            for name, (given, nominal) in given_and_nominal.items()
+            name: np.full(
+                len(cells), nominal if given[name] is None else given[name], dtype=np.float64
+            )
+            for name, nominal in self._nominal.items()
         }
         patterns = np.full((len(cells), self.grid.points), np.nan, dtype=np.float32)
         reasons, final = {}, True
@@ -254,10 +253,7 @@ class Simulator:
             If there is no GSAS-II that works, or it does not understand the phase, or the
             documented way fails.
         """
-        sample = {
-            "u_scale": 1.0, "size": self.size, "microstrain": self.microstrain,
-            "tzero": self.instrument.tzero, "difc": self.instrument.difc,
-        }  # fmt: skip
+        sample = self._nominal
         self.prepare(phase)
         began = time.monotonic()
         try:
@@ -283,6 +279,14 @@ class Simulator:
         if self._child:
             self._child.close()
         self._child = None
+
+    @property
+    def _nominal(self) -> dict[str, float]:
+        """What a sample has that is given nothing of its own."""
+        return {
+            "u_scale": 1.0, "size": self.size, "microstrain": self.microstrain,
+            "tzero": self.instrument.tzero, "difc": self.instrument.difc,
+        }  # fmt: skip
 
     def _pattern(
         self, call_path: CallPath, code: int, cell: NDArray[np.float64], sample: dict[str, float]

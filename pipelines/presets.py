@@ -45,6 +45,7 @@ _QUICK = FitSettings(
     balance=1 / 3,
     regression_weight=10.0,
 )
+_GUIDED = replace(_QUICK, epochs=3, batch_size=256, learning_rate=2e-3)
 PRESETS = {
     "multitask": {
         "quick": Preset(
@@ -63,26 +64,12 @@ PRESETS = {
     "guided": {
         "quick": Preset(
             "a few minutes on two cores",
-            FitSettings(
-                epochs=3,
-                batch_size=256,
-                learning_rate=2e-3,
-                schedule="one_cycle",
-                balance=1 / 3,
-                regression_weight=10.0,
-            ),
+            _GUIDED,
             "profile_sqrt_unit@1",
         ),
         "standard": Preset(
             "good results on two cores",
-            FitSettings(
-                epochs=12,
-                batch_size=256,
-                learning_rate=2e-3,
-                schedule="one_cycle",
-                balance=1 / 3,
-                regression_weight=10.0,
-            ),
+            replace(_GUIDED, epochs=12),
             "profile_sqrt_unit@1",
         ),
     },

@@ -152,7 +152,7 @@ def choose(
     Parameters
     ----------
     wanted
-        auto, kinematic or gsas2.
+        auto or gsas2; kinematic needs no choice.
     campaign, samples
         What is to be simulated.
     options
@@ -167,16 +167,15 @@ def choose(
     Gsas2Error
         If GSAS-II does not understand a phase.
     """
-    if wanted != "kinematic":
-        probes = list(_everywhere(client, probe, options.location))
-        lacking = [found for found in probes if found.reason]
-        if wanted == "gsas2" and lacking:
-            where = f"On worker {lacking[0].place}: " if client else ""
-            raise SimulationError(f"{where}{lacking[0].reason}")
-        if not lacking:
-            return _choose_gsas2(wanted, campaign, samples, options, client, probes)
-        what, place = lacking[0].reason.partition(". ")[0], lacking[0].place
-        say(f"Simulator auto is kinematic, the fast one, because on {place} {escape(what)}")
+    probes = list(_everywhere(client, probe, options.location))
+    lacking = [found for found in probes if found.reason]
+    if wanted == "gsas2" and lacking:
+        where = f"On worker {lacking[0].place}: " if client else ""
+        raise SimulationError(f"{where}{lacking[0].reason}")
+    if not lacking:
+        return _choose_gsas2(wanted, campaign, samples, options, client, probes)
+    what, place = lacking[0].reason.partition(". ")[0], lacking[0].place
+    say(f"Simulator auto is kinematic, the fast one, because on {place} {escape(what)}")
     recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
     few = samples[:_TIMED_SAMPLES]
     simulate_samples(recipe, few)  # compiles, and makes its tables

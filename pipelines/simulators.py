@@ -75,25 +75,16 @@ def build_simulator(recipe: Recipe) -> Simulator:
         If GSAS-II is wanted, and there is none that works.
     """
     campaign = Campaign(recipe.toml, dict(recipe.cifs), recipe.instprm)
+    what = campaign.phases, campaign.instrument, campaign.grid
+    size, microstrain = campaign.size, campaign.microstrain
     simulator: kinematic.Simulator | gsas2.Simulator
     if recipe.simulator == "gsas2":
         simulator = gsas2.Simulator(
-            campaign.phases,
-            campaign.instrument,
-            campaign.grid,
-            size=campaign.size,
-            microstrain=campaign.microstrain,
-            **recipe.gsas2._asdict(),
+            *what, size=size, microstrain=microstrain, **recipe.gsas2._asdict()
         )
         version = simulator.version
     else:
-        simulator = kinematic.Simulator(
-            campaign.phases,
-            campaign.instrument,
-            campaign.grid,
-            size=campaign.size,
-            microstrain=campaign.microstrain,
-        )
+        simulator = kinematic.Simulator(*what, size=size, microstrain=microstrain)
         version = kinematic.VERSION
     if recipe.version != version:
         raise SimulationError(
