@@ -100,9 +100,7 @@ def blocked_split(
     shape (n,)
         A :class:`Part` for each sample.
     """
-    edges = np.array([length] * 3 + [angle] * 3)
-    # Grid points lie on the boxes' sides: rounding must not scatter them.
-    boxes = np.floor(cells / edges + 1e-6).astype(np.int64)
+    boxes = _boxes(cells, length, angle)
     part = np.full(len(crystal_system), Part.training, dtype=np.int8)
     for system in np.unique(crystal_system).tolist():
         rows = np.flatnonzero(crystal_system == system)
@@ -116,3 +114,45 @@ def blocked_split(
         of_block[order[before < wanted]] = Part.test
         part[rows] = of_block[block]
     return part
+
+
+def beside_split(
+    crystal_system: NDArray[np.integer],
+    cells: NDArray[np.float64],
+    part: NDArray[np.int8],
+    beside_system: NDArray[np.integer],
+    beside_cells: NDArray[np.float64],
+    *,
+    length: float = 0.02,
+    angle: float = 2.5,
+) -> NDArray[np.int8]:
+    """Tell which samples of another data set may be learnt from beside a blocked split.
+
+    Parameters
+    ----------
+    crystal_system, cells, part : shapes (n,), (n, 6), (n,)
+        The data set that :func:`blocked_split` cut, with the same edges.
+    beside_system, beside_cells : shapes (m,), (m, 6)
+        The other one.
+    length, angle
+        Edges of a box, in ångström and degrees.
+
+    Returns
+    -------
+    shape (m,)
+        ``Part.training`` where no sample of the box is kept for validation or testing, elsewhere
+        ``Part.test``.
+    """
+    kept = part != Part.training
+    boxes = np.column_stack([crystal_system[kept], _boxes(cells[kept], length, angle)])
+    closed = {box.tobytes() for box in np.unique(boxes, axis=0)}
+    others = np.column_stack([beside_system, _boxes(beside_cells, length, angle)])
+    inside = np.array([box.tobytes() in closed for box in others], dtype=bool)
+    return np.where(inside, Part.test, Part.training).astype(np.int8)
+
+
+def _boxes(cells: NDArray[np.float64], length: float, angle: float) -> NDArray[np.int64]:
+    edges = np.array([length] * 3 + [angle] * 3)
+    # Grid points lie on the boxes' sides: rounding must not scatter them.
+    boxes: NDArray[np.int64] = np.floor(cells / edges + 1e-6).astype(np.int64)
+    return boxes

@@ -1,4 +1,8 @@
-"""Profiles of a snapshot as batches: whole chunks read in the background, shuffled, balanced."""
+"""Profiles of a snapshot as batches: whole chunks read in the background, shuffled, balanced.
+
+Reading and preparing costs a fast network a part of its processors, in every epoch again. A
+:func:`cached` copy of the prepared profiles is mapped into memory instead of read.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +36,31 @@ class Profiles:
         Reading anything but whole chunks decompresses the same chunk again and again.
     prepare
         What is done to the profiles of each chunk, shape (n, points) to (n, m).
+    prepared : shape (n, m)
+        All of them prepared, if they lie in memory or are mapped into it: read instead.
     """
 
     intensity: xr.DataArray
     rows_per_chunk: int
     prepare: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    prepared: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return int(self.intensity.sizes["sample"])
 
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-len(self) // self.rows_per_chunk)
+
     def chunks_with(self, wanted: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Return the numbers of the chunks that hold a wanted sample, in stored order."""
         return np.unique(np.flatnonzero(wanted) // self.rows_per_chunk)
+
+    def count(self, chunks: NDArray[np.intp], wanted: NDArray[np.bool_]) -> int:
+        """Return how many wanted samples some chunks hold."""
+        rows = self.rows_per_chunk
+        return sum(int(wanted[c * rows : (c + 1) * rows].sum()) for c in chunks)
 
     def read(
         self, chunk: int, wanted: NDArray[np.bool_]
@@ -51,11 +68,23 @@ class Profiles:
         """Return the prepared profiles of a chunk's wanted samples, and their row numbers."""
         low = chunk * self.rows_per_chunk
         rows = slice(low, low + self.rows_per_chunk)
-        values = self.intensity.isel(sample=rows).values
         inside = np.flatnonzero(wanted[rows])
+        if self.prepared is not None:
+            values = self.prepared[rows]
+            return values if len(inside) == len(values) else values[inside], inside + low
+        values = self.intensity.isel(sample=rows).values
         if len(inside) < len(values):
             values = values[inside]
         return np.ascontiguousarray(self.prepare(values), dtype=np.float32), inside + low
+
+    def mapped(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Profiles:
+        """Return the profiles with one more thing done to them."""
+        prepare = self.prepare
+        return Profiles(
+            self.intensity,
+            self.rows_per_chunk,
+            lambda values: np.asarray(function(prepare(values)), dtype=np.float32),
+        )
 
 
 def profiles_of(
@@ -66,6 +95,56 @@ def profiles_of(
     chunks = intensity.encoding.get("chunks") or intensity.encoding.get("preferred_chunks")
     rows = chunks[intensity.dims.index("sample")] if isinstance(chunks, tuple) else 512
     return Profiles(intensity, int(rows), prepare)
+
+
+@dataclass(frozen=True)
+class Joined(Profiles):
+    """The profiles of several data sets, one after the other; see :func:`joined`."""
+
+    parts: tuple[Profiles, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def chunks_with(self, wanted: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Return the numbers of the chunks that hold a wanted sample, in stored order."""
+        return np.concatenate(
+            [first + p.chunks_with(wanted[rows]) for p, first, rows in self._places()]
+        )
+
+    def count(self, chunks: NDArray[np.intp], wanted: NDArray[np.bool_]) -> int:
+        """Return how many wanted samples some chunks hold."""
+        return sum(
+            p.count(chunks[(chunks >= first) & (chunks < first + p.chunks)] - first, wanted[rows])
+            for p, first, rows in self._places()
+        )
+
+    def read(
+        self, chunk: int, wanted: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Return the prepared profiles of a chunk's wanted samples, and their row numbers."""
+        part, first, rows = next(p for p in self._places() if chunk < p[1] + p[0].chunks)
+        values, own = part.read(chunk - first, wanted[rows])
+        return values, own + rows.start
+
+    def mapped(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Profiles:
+        """Return the profiles with one more thing done to them."""
+        return joined([part.mapped(function) for part in self.parts])
+
+    def _places(self) -> Iterator[tuple[Profiles, int, slice]]:
+        """Yield each part with the number of its first chunk, and its rows."""
+        chunk = row = 0
+        for part in self.parts:
+            yield part, chunk, slice(row, row + len(part))
+            chunk, row = chunk + part.chunks, row + len(part)
+
+
+def joined(parts: Sequence[Profiles]) -> Profiles:
+    """Return the profiles of several data sets, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    return Joined(first.intensity, first.rows_per_chunk, first.prepare, None, tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -100,6 +179,7 @@ def shuffled(
     phase: NDArray[np.integer] | None = None,
     shares: Sequence[float] | None = None,
     buffer_chunks: int = 32,
+    samples: int | None = None,
 ) -> Generator[Batch]:
     """Yield one epoch of shuffled batches.
 
@@ -127,6 +207,10 @@ def shuffled(
         wanted sample comes exactly once.
     buffer_chunks
         Chunks per buffer.
+    samples
+        How many the epoch has, if not as many as are wanted; with ``shares`` rounded up to whole
+        batches. No more buffers are read than that takes; if the wanted samples are fewer, their
+        chunks come again in another order.
 
     Raises
     ------
@@ -136,41 +220,81 @@ def shuffled(
     chunks = generator.permutation(profiles.chunks_with(wanted))
     if not len(chunks):
         raise BatchError("There is no sample to train on. Choose a larger part of the data set.")
-    groups = [chunks[low : low + buffer_chunks] for low in range(0, len(chunks), buffer_chunks)]
+    present = int(wanted.sum())
+    left = present if samples is None else samples
+    turns = [chunks]
+    turns += [generator.permutation(chunks) for _ in range(-(-left // present) - 1)]
+    groups = [
+        turn[low : low + buffer_chunks]
+        for turn in turns
+        for low in range(0, len(turn), buffer_chunks)
+    ]
+    enough = np.cumsum([profiles.count(group, wanted) for group in groups]) >= left
+    groups = groups[: int(enough.argmax()) + 1]
     buffers = (_read_together(profiles, group, wanted) for group in groups)
     with prefetched(buffers, depth=1) as items:
         if shares is None:
-            yield from _complete(items, batch_size, generator)
+            batches = _complete(items, batch_size, generator)
         else:
             if phase is None:
                 raise BatchError("Balanced batches need the phase of each sample.")
-            yield from _balanced(items, batch_size, generator, phase, np.asarray(shares, float))
+            left = -(-left // batch_size) * batch_size
+            batches = _balanced(items, batch_size, generator, phase, np.asarray(shares, float))
+        for batch in batches:
+            yield (
+                batch
+                if len(batch.rows) <= left
+                else Batch(batch.profiles[:left], batch.rows[:left])
+            )
+            left -= len(batch.rows)
+            if left <= 0:
+                return
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """Samples to draw from: profiles, where in them each sample is, and its row number."""
+
+    profiles: NDArray[np.float32]
+    at: NDArray[np.intp] | None
+    rows: NDArray[np.intp]
+
+    def take(self, some: NDArray[np.intp]) -> Batch:
+        at = some if self.at is None else self.at[some]
+        return Batch(np.take(self.profiles, at, axis=0), self.rows[some])
 
 
 def _read_together(
     profiles: Profiles, chunks: NDArray[np.intp], wanted: NDArray[np.bool_]
-) -> Batch:
-    rows_of = [
-        slice(c * profiles.rows_per_chunk, (c + 1) * profiles.rows_per_chunk) for c in chunks
-    ]
-    counts = [int(wanted[rows].sum()) for rows in rows_of]
+) -> _Buffer:
+    per_chunk = profiles.rows_per_chunk
+    if profiles.prepared is not None:
+        # Nothing is copied, but here, in the background, every page is read if it is not yet.
+        parts = []
+        for chunk in chunks:
+            low = chunk * per_chunk
+            profiles.prepared[low : low + per_chunk].reshape(-1)[::1024].sum()
+            parts.append(np.flatnonzero(wanted[low : low + per_chunk]) + low)
+        rows = np.concatenate(parts)
+        return _Buffer(profiles.prepared, rows, rows)
+    count = profiles.count(chunks, wanted)
     together: NDArray[np.float32] | None = None
-    row_numbers = np.empty(sum(counts), dtype=np.intp)
+    row_numbers = np.empty(count, dtype=np.intp)
     filled = 0
-    for chunk, count in zip(chunks, counts, strict=True):
+    for chunk in chunks:
         values, rows = profiles.read(int(chunk), wanted)
         if together is None:
             # Filled in place: joining the parts afterwards would take twice the memory.
-            together = np.empty((sum(counts), values.shape[1]), dtype=np.float32)
-        together[filled : filled + count] = values
-        row_numbers[filled : filled + count] = rows
-        filled += count
+            together = np.empty((count, values.shape[1]), dtype=np.float32)
+        together[filled : filled + len(rows)] = values
+        row_numbers[filled : filled + len(rows)] = rows
+        filled += len(rows)
     assert together is not None  # there is at least one chunk
-    return Batch(together, row_numbers)
+    return _Buffer(together, None, row_numbers)
 
 
 def _complete(
-    buffers: Iterable[Batch], batch_size: int, generator: np.random.Generator
+    buffers: Iterable[_Buffer], batch_size: int, generator: np.random.Generator
 ) -> Iterator[Batch]:
     left: Batch | None = None
     for buffer in buffers:
@@ -178,19 +302,18 @@ def _complete(
         start = 0
         if left is not None:
             start = batch_size - len(left.rows)
-            first = order[:start]
+            first = buffer.take(order[:start])
             left = Batch(
-                np.concatenate([left.profiles, buffer.profiles[first]]),
-                np.concatenate([left.rows, buffer.rows[first]]),
+                np.concatenate([left.profiles, first.profiles]),
+                np.concatenate([left.rows, first.rows]),
             )
             if len(left.rows) < batch_size:
                 continue
             yield left
             left = None
         for low in range(start, len(order), batch_size):
-            some = order[low : low + batch_size]
-            batch = Batch(buffer.profiles[some], buffer.rows[some])
-            if len(some) < batch_size:
+            batch = buffer.take(order[low : low + batch_size])
+            if len(batch.rows) < batch_size:
                 left = batch
             else:
                 yield batch
@@ -199,7 +322,7 @@ def _complete(
 
 
 def _balanced(
-    buffers: Iterable[Batch],
+    buffers: Iterable[_Buffer],
     batch_size: int,
     generator: np.random.Generator,
     phase: NDArray[np.integer],
@@ -223,7 +346,7 @@ def _balanced(
             some = np.concatenate(
                 [t[number * n : (number + 1) * n] for t, n in zip(turns, counts, strict=True)]
             )
-            yield Batch(buffer.profiles[some], buffer.rows[some])
+            yield buffer.take(some)
 
 
 def _in_turns(

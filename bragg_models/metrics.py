@@ -1,4 +1,8 @@
-"""How wrong a model is: eq. (1) of the paper, errors in their own units, and accuracy."""
+"""How wrong a model is: eq. (1) of the paper, errors in their own units, and accuracy.
+
+Scores are sums over samples (:class:`Errors`), so that chunks add up; the error of every sample
+(:func:`squared_errors`) is for what sums cannot tell, such as :func:`bootstrap_intervals`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem
 from bragg_models.targets import Targets
 
 _OF_EQUATION_1 = ("a", "c", "alpha")
+_RESAMPLES = 50  # at a time: 16 MiB for 40,000 samples
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,113 @@ def errors(
     """
     n_phases = len(targets.names)
     difference = np.asarray(predicted_cells, dtype=np.float64) - cells
-    in_radians = difference.copy()
-    in_radians[:, 3:] = np.radians(difference[:, 3:])
+    squared = _squared(difference)
     confusion = np.zeros((n_phases, n_phases), dtype=np.int64)
     np.add.at(confusion, (phase, predicted_phase), 1)
     of_phase = [phase == code for code in range(n_phases)]
     return Errors(
         confusion,
-        np.array([(in_radians[rows] ** 2).sum(axis=0) for rows in of_phase]),
+        np.array([squared[rows].sum(axis=0) for rows in of_phase]),
         np.array([np.abs(difference[rows]).sum(axis=0) for rows in of_phase]),
     )
+
+
+def squared_errors(
+    targets: Targets,
+    phase: NDArray[np.integer],
+    cells: NDArray[np.float64],
+    predicted_cells: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what each sample adds to the sum in eq. (1), in both of its readings.
+
+    Parameters
+    ----------
+    targets
+        The campaign's phases.
+    phase, cells, predicted_cells : shapes (n,), (n, 6), (n, 6)
+        As in :func:`errors`.
+
+    Returns
+    -------
+    literal, free : shape (n,)
+        In Å² and rad² added. Their means over samples are ``mse_paper`` and ``mse_paper_free`` of
+        :func:`summary`.
+    """
+    squared = _squared(np.asarray(predicted_cells, dtype=np.float64) - cells)
+    literal, free = (
+        np.einsum("np,np->n", squared, counted[phase]) for counted in _counted(targets)
+    )
+    return literal, free
+
+
+def _squared(difference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return squared errors of cell parameters, (n, 6), in Å² and rad² from Å and degrees."""
+    in_radians = difference.copy()
+    in_radians[:, 3:] = np.radians(difference[:, 3:])
+    return in_radians**2
+
+
+def _counted(targets: Targets) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how often each phase's cell parameters count in eq. (1), (n_phases, 6) each.
+
+    First as the equation stands, then with a c that is tied to a left out.
+    """
+    literal = np.zeros((len(targets.names), len(CELL_PARAMETERS)))
+    literal[:, [CELL_PARAMETERS.index(name) for name in _OF_EQUATION_1]] = 1.0
+    free = literal.copy()
+    tied_c = [("c", "a") in lattice.tied for lattice in targets.lattices]
+    free[tied_c, CELL_PARAMETERS.index("c")] = 0.0
+    return literal, free
+
+
+def bootstrap_intervals(
+    values: NDArray[np.floating],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Return percentile bootstrap intervals of means over samples.
+
+    Every resample draws n of the n samples with replacement, the same ones for all columns, so that
+    columns may be compared. (What scipy.stats.bootstrap gives, but as products of counts and
+    values, a thousand times for fifty columns of 40,000 samples in seconds.)
+
+    Parameters
+    ----------
+    values : shape (n, columns)
+        Such as the squared error of each sample, one column for each model.
+    resamples
+        How many.
+    level
+        Share of the resampled means that lies between the bounds.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    shape (2, columns)
+        Lower and upper bounds.
+
+    Notes
+    -----
+    Few samples with very large errors, as of a mistaken phase, make the mean's distribution
+    skewed; the interval shows that, but cannot know of rarer errors that the n samples lack.
+    """
+    n, columns = values.shape
+    generator = np.random.default_rng(seed)
+    means = np.empty((resamples, columns))
+    exact = np.asarray(values, dtype=np.float64)
+    for low in range(0, resamples, _RESAMPLES):
+        drawn = np.stack(
+            [
+                np.bincount(generator.integers(n, size=n), minlength=n)
+                for _ in range(min(_RESAMPLES, resamples - low))
+            ]
+        )
+        means[low : low + len(drawn)] = drawn.astype(np.float64) @ exact / n
+    tail = (1 - level) / 2
+    return np.quantile(means, [tail, 1 - tail], axis=0)
 
 
 def summary(targets: Targets, total: Errors) -> dict[str, dict[str, float]]:
@@ -122,16 +224,13 @@ def _scores(targets: Targets, total: Errors, group: NDArray[np.bool_]) -> dict[s
     count = total.confusion.sum(axis=1)
     n = int(count[group].sum())
     same_system = systems[:, None] == systems[None, :]
-    columns = [CELL_PARAMETERS.index(name) for name in _OF_EQUATION_1]
-    literal = total.squared[group][:, columns].sum()
-    tied_c = np.array([("c", "a") in lattice.tied for lattice in targets.lattices])
-    twice = total.squared[group & tied_c, CELL_PARAMETERS.index("c")].sum()
+    literal, free = ((total.squared * counted)[group].sum() for counted in _counted(targets))
     scores = {
         "n": float(n),
         "accuracy": float((total.confusion * same_system)[group].sum() / n),
         "accuracy_phase": float(np.diag(total.confusion)[group].sum() / n),
         "mse_paper": float(literal / n),
-        "mse_paper_free": float((literal - twice) / n),
+        "mse_paper_free": float(free / n),
     }
     for index, name in enumerate(targets.parameters):
         having = group & targets.free[:, index]

@@ -1,4 +1,4 @@
-"""A trained model, ready to answer: its network, what its outputs mean, and its preprocessing."""
+"""A trained model, ready to answer: its numbers, what its outputs mean, and its preprocessing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, numpy, torch
 from torch import nn
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem
 from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
+from bragg_models.forest import ForestError, ForestModel
 from bragg_models.networks import NetworkError, build
 from bragg_models.targets import Targets, TargetsError
 from bragg_models.training import outputs
@@ -26,8 +26,8 @@ from bragg_models.training import outputs
 FORMAT = 1
 """Version of the layout of a saved model."""
 
-DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
-"""Files of a saved model: what it is, and its numbers."""
+DESCRIPTION, WEIGHTS, CLASSIFIER = "model.json", "weights.safetensors", "classifier"
+"""A saved model: what it is, its numbers, and the directory of its classifier if it has one."""
 
 
 class PredictorError(ValueError):
@@ -43,9 +43,10 @@ class Prediction:
     probabilities : shape (n, n_phases)
         Of each of the campaign's phases.
     phase : shape (n,)
-        Index of the most probable phase.
+        Index of the most probable phase, or of the one that was given.
     cells : shape (n, 6)
-        Cell of that phase: a, b, c in ångström; alpha, beta, gamma in degrees.
+        Cell of that phase: a, b, c in ångström; alpha, beta, gamma in degrees. NaN from a model
+        that classifies only.
     """
 
     probabilities: NDArray[np.float64]
@@ -60,9 +61,9 @@ class Predictor:
     Attributes
     ----------
     kind
-        Name of the network, as in :func:`~bragg_models.networks.build`.
-    network
-        Trained.
+        Name of the model; of a network as in :func:`~bragg_models.networks.build`.
+    model
+        A trained network, or forests.
     targets
         Phases, free parameters and their scaling.
     preprocessing
@@ -72,14 +73,17 @@ class Predictor:
     provenance
         Plain JSON values: the campaign's texts (``campaign_toml``, ``cifs``,
         ``instrument_instprm``), the snapshot, the split, the seeds, the code's commit …
+    classifier
+        Another model that tells the phases; class-conditional forests need one.
     """
 
     kind: str
-    network: nn.Module
+    model: nn.Module | ForestModel
     targets: Targets
     preprocessing: str
     points: int
     provenance: Mapping[str, Any]
+    classifier: Predictor | None = None
 
     @cached_property
     def campaign(self) -> Campaign:
@@ -96,7 +100,7 @@ class Predictor:
     def _prepare(self) -> Callable[[Profiles], Profiles]:
         return preprocessing(self.preprocessing).function
 
-    def predict(self, profiles: ArrayLike) -> Prediction:
+    def predict(self, profiles: ArrayLike, phase: ArrayLike | None = None) -> Prediction:
         """Answer for profiles on the campaign's grid.
 
         Parameters
@@ -104,11 +108,14 @@ class Predictor:
         profiles : shape (n, points)
             Intensities without background, in any scale; the model's own preprocessing is applied
             here.
+        phase : shape (n,)
+            Phases under which the cells are wanted; left out, the most probable ones.
 
         Raises
         ------
         PredictorError
-            If the profiles have another length, or hold values that are not finite.
+            If the profiles have another length, or hold values that are not finite, or a given
+            phase does not exist.
         bragg_data.preprocessing.PreprocessingError
             If a profile has no signal.
         """
@@ -120,30 +127,65 @@ class Predictor:
             )
         if not np.isfinite(values).all():
             raise PredictorError("A profile holds values that are not finite numbers.")
-        prepared = np.ascontiguousarray(self._prepare(values), np.float32)
-        device = next(self.network.parameters()).device
-        probabilities, scaled = outputs(self.network, prepared, device)
-        phase = probabilities.argmax(axis=1)
-        return Prediction(
-            probabilities.astype(np.float64), phase, self.targets.decode(scaled, phase)
-        )
+        given = None if phase is None else self._phases(phase, len(values))
+        if given is None and self.classifier is not None:
+            told = self.classifier.predict(values)
+            _, scaled = self._outputs(values, told.phase)
+            probabilities: NDArray[np.floating] = told.probabilities
+            decided = told.phase
+        else:
+            probabilities, scaled = self._outputs(values, given)
+            decided = probabilities.argmax(axis=1) if given is None else given
+        if scaled.shape[1]:
+            cells = self.targets.decode(scaled, decided)
+        else:
+            cells = np.full((len(values), len(CELL_PARAMETERS)), np.nan)
+        return Prediction(probabilities.astype(np.float64), decided, cells)
+
+    def _phases(self, phase: ArrayLike, count: int) -> NDArray[np.intp]:
+        codes = np.asarray(phase)
+        known = len(self.phase_names)
+        if codes.shape != (count,) or not np.isin(codes, np.arange(known)).all():
+            raise PredictorError(
+                f"A phase is wanted for each of the {count} profiles, as a code from 0 to "
+                f"{known - 1} ({', '.join(self.phase_names)})."
+            )
+        return codes.astype(np.intp)
+
+    def _outputs(
+        self, profiles: NDArray[np.float32], phase: NDArray[np.intp] | None
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        prepared = np.ascontiguousarray(self._prepare(profiles), np.float32)
+        if isinstance(self.model, ForestModel):
+            return self.model.outputs(prepared, self.targets, phase)
+        device = next(self.model.parameters()).device
+        if phase is None:
+            return outputs(self.model, prepared, device)
+        return outputs(self.model, prepared, device, phase=phase)
 
     def save(self, directory: Path) -> None:
         """Write the model into an empty directory, as JSON and safetensors."""
         directory.mkdir(parents=True, exist_ok=True)
-        described = {
+        described: dict[str, Any] = {
             "format": FORMAT,
             "kind": self.kind,
-            "network": asdict(self.network.config),  # type: ignore[call-overload]
             "targets": self.targets.to_json(),
             "preprocessing": self.preprocessing,
             "points": self.points,
             "provenance": dict(self.provenance),
         }
+        if isinstance(self.model, ForestModel):
+            described["forest"] = {"integrated": self.model.integrated}
+            numpy.save_file(self.model.arrays(), directory / WEIGHTS)
+        else:
+            described["network"] = asdict(self.model.config)  # type: ignore[call-overload]
+            state = self.model.state_dict().items()
+            weights = {name: value.detach().cpu().contiguous() for name, value in state}
+            torch.save_file(weights, directory / WEIGHTS)
         text = json.dumps(described, indent=1, ensure_ascii=False)
         (directory / DESCRIPTION).write_text(text, encoding="utf-8")
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
-        save_file(weights, directory / WEIGHTS)
+        if self.classifier is not None:
+            self.classifier.save(directory / CLASSIFIER)
 
 
 def load_predictor(directory: Path) -> Predictor:
@@ -156,22 +198,20 @@ def load_predictor(directory: Path) -> Predictor:
     """
     try:
         described = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-        weights = load_file(directory / WEIGHTS)
         if described["format"] != FORMAT:
             raise PredictorError(
                 f"The model in {directory} has format {described['format']}; this code reads "
                 f"{FORMAT}. Use the code that wrote it."
             )
-        network = build(described["kind"], described["network"])
-        network.load_state_dict(weights)
         prepared_by = described["preprocessing"]
         targets = Targets.from_json(described["targets"])
         provenance, points = described["provenance"], int(described["points"])
         kind = described["kind"]
+        model = _load_model(directory / WEIGHTS, described, targets)
     except (
         OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError,
     ) as error:  # fmt: skip
-        if isinstance(error, (PredictorError, TargetsError, NetworkError)):
+        if isinstance(error, (PredictorError, TargetsError, NetworkError, ForestError)):
             raise
         raise PredictorError(
             f"The model in {directory} is incomplete or damaged ({error}). Train it again, or name "
@@ -184,8 +224,33 @@ def load_predictor(directory: Path) -> Predictor:
             f"{error} Use the code that trained the model: "
             f"{provenance.get('code_commit', 'unknown')}."
         ) from error
-    network.eval()
-    return Predictor(kind, network, targets, prepared_by, points, provenance)
+    nested = directory / CLASSIFIER
+    classifier = load_predictor(nested) if nested.exists() else None
+    if classifier is not None and (classifier.phase_names, classifier.points) != (
+        targets.names, points,
+    ):  # fmt: skip
+        raise PredictorError(
+            f"The model in {directory} answers for {', '.join(targets.names)} on {points} points, "
+            f"its classifier for {', '.join(classifier.phase_names)} on {classifier.points}. Train "
+            f"it again."
+        )
+    if isinstance(model, ForestModel) and not model.integrated and classifier is None:
+        raise PredictorError(
+            f"The model in {directory} has a forest for each phase and no classifier that tells "
+            f"the phase. Train it again, or name another version."
+        )
+    return Predictor(kind, model, targets, prepared_by, points, provenance, classifier)
+
+
+def _load_model(
+    weights: Path, described: Mapping[str, Any], targets: Targets
+) -> nn.Module | ForestModel:
+    if "forest" in described:
+        integrated = bool(described["forest"]["integrated"])
+        return ForestModel.from_arrays(numpy.load_file(weights), targets, integrated=integrated)
+    network = build(described["kind"], described["network"])
+    network.load_state_dict(torch.load_file(weights))
+    return network.eval()
 
 
 class _Served:

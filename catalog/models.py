@@ -223,6 +223,13 @@ def names(tracking: Tracking) -> list[str]:
     return sorted(model.name for model in tracking.client.search_registered_models())
 
 
+def versions(tracking: Tracking, name: str) -> list[ModelVersion]:
+    """Return the versions of a registered model, the newest first; none if it does not exist."""
+    found = tracking.client.search_model_versions(f"name = '{name}'")
+    numbers = sorted((int(version.version) for version in found), reverse=True)
+    return [find(tracking, f"models:/{name}/{number}") for number in numbers]
+
+
 def fetch(tracking: Tracking, version: ModelVersion, loader_module: str) -> Path:
     """Return a directory with the files that were registered, checked before anything reads them.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import xarray as xr
 from filelock import FileLock
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -111,7 +112,30 @@ class Tracking:
         entity = self.client.create_run(
             experiment_id, run_name=name, tags={**versions, **tags, "mlflow.source.type": "LOCAL"}
         )
-        run = Run(self, entity.info.run_id, experiment_id)
+        with self._ended(Run(self, entity.info.run_id, experiment_id)) as run:
+            yield run
+
+    @contextmanager
+    def resumed(self, run_id: str) -> Iterator[Run]:
+        """Open a run again that did not finish.
+
+        Raises
+        ------
+        TrackingError
+            If there is no such run, or it finished.
+        """
+        try:
+            entity = self.client.get_run(run_id)
+        except MlflowException as error:
+            raise TrackingError(f"There is no run {run_id} in {self.uri}.") from error
+        if entity.info.status == "FINISHED":
+            raise TrackingError(f"Run {run_id} is finished: there is nothing to resume.")
+        self.client.update_run(run_id, status="RUNNING")
+        with self._ended(Run(self, run_id, entity.info.experiment_id)) as run:
+            yield run
+
+    @contextmanager
+    def _ended(self, run: Run) -> Iterator[Run]:
         status = "FAILED"
         try:
             yield run
@@ -151,6 +175,10 @@ class Run:
     def log_text(self, text: str, file: str) -> None:
         """Log a text as an artifact, under a path relative to the run's."""
         self.tracking.client.log_text(self.id, text, file)
+
+    def log_figure(self, figure: Figure, file: str) -> None:
+        """Log a figure as a PNG artifact, under a path relative to the run's."""
+        self.tracking.client.log_figure(self.id, figure, file, save_kwargs={"dpi": 130})
 
 
 def _flattened(values: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:

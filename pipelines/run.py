@@ -18,9 +18,9 @@ from bragg_data.store import DEFAULT_URI, Store
 from catalog import models, runs
 from pipelines.console import console, duration, next_commands, run, say
 from pipelines.predict import Answer, answer, library_of, load_model, measure
-from pipelines.presets import preset_of
+from pipelines.presets import check_preset
 from pipelines.simulate import simulate_campaign
-from pipelines.train import train_model
+from pipelines.training import Order, Place, train_model
 
 app = typer.Typer(add_completion=False)
 
@@ -49,7 +49,7 @@ def main(
     What is there already is not made again; whatever interrupts it, the same command goes on.
     """
     began = time.monotonic()
-    chosen = preset_of(preset)
+    check_preset(Order.model, preset)
     place = runs.Tracking(tracking)
     repository = Store(store, create=True)
 
@@ -71,7 +71,7 @@ def main(
         )
     else:
         # A champion of other data cannot be compared with this one, and is not what was asked for.
-        train_model(dataset, place, preset=chosen, preset_name=preset, promote=True)
+        train_model(dataset, Place(place), Order(preset=preset), promote=True)
     trained = time.monotonic()
 
     _head("3  Predict the bundled examples")

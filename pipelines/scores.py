@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from bragg_models.metrics import errors, summary
@@ -15,8 +19,22 @@ from bragg_models.training import Samples
 from pipelines.console import console, say
 
 PAPER_CAMPAIGN = "batio3-nomad"
-PAPER_MSE = {"multitask": 1.90e-5}
+"""The paper's numbers are for this campaign alone."""
+
+PAPER_BY_SYSTEM = {
+    "forest": {"cubic": 1.20e-6, "trigonal": 8.14e-4, "tetragonal": 5.84e-6},
+    "transfer": {"cubic": 4.71e-4, "trigonal": 1.01e-2, "tetragonal": 5.18e-4},
+    "deep": {"cubic": 1.00e-5, "trigonal": 1.40e-5, "tetragonal": 2.60e-5},
+}
+"""Table II of the paper: mse_paper of the class-conditional models on the synthetic test set."""
+
+PAPER_MSE = {"integrated-forest": 1.48e-4, "multitask": 1.90e-5, "caenn": 5.96e-6}
 """Table III of the paper: mse_paper of the integrated models on the synthetic test set."""
+
+EQUATION_1 = (
+    "mse_paper is eq. (1) of the paper: squared errors of a, c (Å²) and alpha (rad²) added. "
+    "MAE: over the samples in which the parameter is free."
+)
 
 
 def constant_scores(
@@ -31,14 +49,30 @@ def constant_scores(
     training, test : shape (n,)
         Where the mean is taken, and which samples are scored.
     """
-    phase, cells = samples.phase, samples.cells
-    commonest = np.bincount(phase[training]).argmax()
-    mean = cells[training & (phase == commonest)].mean(axis=0)
+    commonest, mean = constant_answer(samples.phase, samples.cells, training)
     count = int(test.sum())
     total = errors(
-        targets, phase[test], cells[test], np.full(count, commonest), np.tile(mean, (count, 1))
+        targets,
+        samples.phase[test],
+        samples.cells[test],
+        np.full(count, commonest),
+        np.tile(mean, (count, 1)),
     )
     return summary(targets, total)
+
+
+def constant_answer(
+    phase: NDArray[np.integer], cells: NDArray[np.float64], training: NDArray[np.bool_]
+) -> tuple[int, NDArray[np.float64]]:
+    """Return the commonest phase of the training samples, and its mean cell, shape (6,).
+
+    Parameters
+    ----------
+    phase, cells, training : shapes (n,), (n, 6), (n,)
+        Labels, and where the mean is taken.
+    """
+    commonest = int(np.bincount(phase[training]).argmax())
+    return commonest, cells[training & (phase == commonest)].mean(axis=0)
 
 
 def print_scores(
@@ -47,6 +81,7 @@ def print_scores(
     scores: Mapping[str, Mapping[str, float]],
     constant: Mapping[str, Mapping[str, float]],
     targets: Targets,
+    title: str = "Test samples, random split",
 ) -> None:
     """Print the scores on the test samples, the constant answer's and the paper's beside.
 
@@ -58,14 +93,15 @@ def print_scores(
         As :func:`bragg_models.metrics.summary` gives them.
     targets
         The parameters.
+    title
+        What was scored.
     """
-    table = Table(title="Test samples, random split", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for column in ("samples", "accuracy", "mse_paper", "… tied c once"):
         table.add_column(column, justify="right")
-    for parameter in targets.parameters:
-        unit = "Å" if parameter in "abc" else "°"
-        table.add_column(f"MAE {parameter} ({unit})", justify="right")
+    for heading in mae_headings(targets):
+        table.add_column(heading, justify="right")
 
     def row(label: str, values: Mapping[str, float], style: str | None = None) -> None:
         found = [f"{values[k]:.2e}" for k in ("mse_paper", "mse_paper_free")]
@@ -81,11 +117,221 @@ def print_scores(
     for label, values in scores.items():
         row(label, values, "bold" if label == "all" else None)
     row("always the mean cell", constant["all"], "dim")
-    if campaign == PAPER_CAMPAIGN and model in PAPER_MSE:
-        table.add_row("the paper's, 500 epochs", "41,824", "", f"{PAPER_MSE[model]:.2e}",
-                      style="dim")  # fmt: skip
+    if campaign == PAPER_CAMPAIGN:
+        for system, value in PAPER_BY_SYSTEM.get(model, {}).items():
+            table.add_row(f"the paper's, {system}", "", "", f"{value:.2e}", style="dim")
+        if model in PAPER_MSE:
+            table.add_row("the paper's", "41,824", "", f"{PAPER_MSE[model]:.2e}", style="dim")
     console.print(table)
-    say(
-        "mse_paper is eq. (1) of the paper: squared errors of a, c (Å²) and alpha (rad²) added. "
-        "MAE: over the samples in which the parameter is free."
-    )
+    say(EQUATION_1)
+
+
+def mae_headings(targets: Targets) -> list[str]:
+    """Return a heading with its unit for each parameter."""
+    return [f"MAE {p} ({'Å' if p in 'abc' else '°'})" for p in targets.parameters]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of texts, for a terminal and for Markdown.
+
+    Attributes
+    ----------
+    title
+        What it shows.
+    columns
+        Headings; the first column is the rows' names, the others are numbers.
+    rows
+        Texts, as many as columns or fewer, each row with a style: "bold", "dim" or "".
+    notes
+        Lines below it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Sequence[str], str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, *texts: str, style: str = "") -> None:
+        """Add a row."""
+        self.rows.append((texts, style))
+
+    def show(self) -> None:
+        """Print it with its notes."""
+        table = Table(
+            title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+            collapse_padding=True,
+            padding=(0, 0 if len(self.columns) > 8 else 1),  # to be no wider than 120 characters
+        )  # fmt: skip
+        for number, heading in enumerate(self.columns):
+            justify: Literal["left", "right"] = "right" if number else "left"
+            table.add_column(escape(heading), justify=justify, vertical="bottom", no_wrap=True)
+        for texts, style in self.rows:
+            table.add_row(*(escape(text) for text in texts), style=style or None)
+        console.print(table)
+        for note in self.notes:
+            say(escape(note))
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = [f"### {self.title}", "", _pipes(c.replace("\n", " ") for c in self.columns)]
+        lines.append(_pipes(["---", *["---:"] * (len(self.columns) - 1)]))
+        for texts, style in self.rows:
+            mark = "**" if style == "bold" else ""
+            padded = [*texts, *[""] * (len(self.columns) - len(texts))]
+            lines.append(_pipes(f"{mark}{text}{mark}" if text.strip() else "" for text in padded))
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+
+
+def _pipes(texts: Iterable[str]) -> str:
+    return "| " + " | ".join(text.strip().replace("|", "\\|") for text in texts) + " |"
+
+
+def number(value: float | None) -> str:
+    """Write a number in three digits: 4.36e-6, 0.0123, 1.5; nothing for None."""
+    if value is None:
+        return ""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def with_interval(values: Mapping[str, float], name: str) -> str:
+    """Write a score and its interval, which shares the power of ten: 4.36e-6 (3.90–4.91).
+
+    Parameters
+    ----------
+    values
+        Scores; the bounds are those under ``name_low`` and ``name_high``.
+    name
+        Which.
+    """
+    value = values.get(name)
+    if value is None:
+        return ""
+    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
+    if low is None or high is None or value <= 0 or not math.isfinite(value):
+        return number(value)
+    mantissa, exponent = f"{value:.2e}".split("e")
+    unit = 10.0 ** int(exponent)
+    return f"{mantissa}e{int(exponent)} ({low / unit:.2f}–{high / unit:.2f})"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's scores on one test set.
+
+    Attributes
+    ----------
+    model
+        Name, also of a baseline.
+    label
+        What is shown.
+    uri, preset
+        Of the registered version; empty for a baseline.
+    groups
+        By "all" and crystal system: the scores of :func:`bragg_models.metrics.summary`, the number
+        of ``wrong`` systems, and the bounds of intervals as ``mse_paper_low`` …; for a model that
+        answers no cell, what is known without.
+    true_system
+        The same with each sample's own crystal system given, of class-conditional models.
+    """
+
+    model: str
+    label: str
+    uri: str
+    preset: str
+    groups: Mapping[str, Mapping[str, float]]
+    true_system: Mapping[str, Mapping[str, float]] | None = None
+
+
+_SCORES = ("systems\nwrong", "mse_paper", "tied c once")
+
+
+def _narrow(targets: Targets) -> list[str]:
+    headings = zip(targets.parameters, mae_headings(targets), strict=True)
+    greek = {"alpha": "α", "beta": "β", "gamma": "γ"}
+    return [h.replace(p, greek.get(p, p)).replace(" (", "\n(") for p, h in headings]
+
+
+def _texts(values: Mapping[str, float], targets: Targets) -> tuple[list[str], list[str]]:
+    scores = [f"{values['wrong']:,.0f}"]
+    scores += [with_interval(values, name) for name in ("mse_paper", "mse_paper_free")]
+    return scores, [number(values.get(f"mae_{p}")) for p in targets.parameters]
+
+
+def class_conditional_sheet(
+    title: str,
+    scores: Sequence[Score],
+    targets: Targets,
+    *,
+    of_paper: bool,
+    not_trained: Sequence[str] = (),
+) -> Sheet:
+    """Return Table II of the paper: each crystal system by itself.
+
+    Parameters
+    ----------
+    title
+        Which test set.
+    scores
+        Baselines first; then in the paper's order.
+    targets
+        The parameters.
+    of_paper
+        Whether the paper's numbers belong beside them.
+    not_trained
+        Models whose rows stay empty.
+    """
+    columns = ("", *_SCORES, "true\nsystem", "paper", *_narrow(targets))
+    sheet = Sheet(f"Table II, class-conditional models: {title}", columns)
+    for system in _systems(scores):
+        count = next(s.groups[system]["n"] for s in scores if system in s.groups)
+        sheet.add(f"{system}, {count:,.0f} samples", style="bold")
+        for score in scores:
+            first, last = _texts(score.groups[system], targets)
+            given = "" if score.true_system is None else (
+                number(score.true_system[system]["mse_paper"])
+            )  # fmt: skip
+            paper = PAPER_BY_SYSTEM.get(score.model, {}).get(system) if of_paper else None
+            sheet.add(f"  {score.label}", *first, given, number(paper), *last)
+        for label in not_trained:
+            sheet.add(f"  {label}", "", "not trained", style="dim")
+    return sheet
+
+
+def integrated_sheet(
+    title: str,
+    scores: Sequence[Score],
+    targets: Targets,
+    *,
+    of_paper: bool,
+    not_trained: Sequence[str] = (),
+) -> Sheet:
+    """Return Table III of the paper: all crystal systems together, and each below.
+
+    Parameters
+    ----------
+    title, scores, targets, of_paper, not_trained
+        As for :func:`class_conditional_sheet`.
+    """
+    columns = ("", "samples", *_SCORES, "paper", *_narrow(targets))
+    sheet = Sheet(f"Table III, integrated models: {title}", columns)
+    for score in scores:
+        for group in ("all", *_systems([score])):
+            values = score.groups[group]
+            first, last = _texts(values, targets)
+            paper = PAPER_MSE.get(score.model) if of_paper and group == "all" else None
+            label = score.label if group == "all" else f"  {group}"
+            style = "bold" if group == "all" else "dim"
+            sheet.add(label, f"{values['n']:,.0f}", *first, number(paper), *last, style=style)
+    for label in not_trained:
+        sheet.add(label, "", "", "not trained", style="dim")
+    return sheet
+
+
+def _systems(scores: Sequence[Score]) -> list[str]:
+    return list(dict.fromkeys(g for score in scores for g in score.groups if g != "all"))

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from bragg_models.batches import BatchError, Profiles, in_order, prefetched, profiles_of, shuffled
+from bragg_models import cache as module
+from bragg_models.batches import (
+    BatchError,
+    Profiles,
+    in_order,
+    joined,
+    prefetched,
+    profiles_of,
+    shuffled,
+)
+from bragg_models.cache import CacheError, cached
 
 pytest_plugins = ("tests.small_store",)
 
@@ -57,6 +72,37 @@ def test_order_depends_on_the_seed_alone(profiles: Profiles, wanted: np.ndarray)
     assert (order(1) != order(2)).mean() > 0.9
     # Neighbours in the store are no neighbours in an epoch.
     assert (np.abs(np.diff(order(1))) == 1).mean() < 0.02
+
+
+@pytest.mark.parametrize("samples", [1, 100, 129, 800, 2000])
+def test_an_epoch_ends_after_so_many_samples(
+    profiles: Profiles, wanted: np.ndarray, samples: int
+) -> None:
+    generator = np.random.default_rng(1)
+    rows = rows_of(shuffled(profiles, wanted, 32, generator, buffer_chunks=2, samples=samples))
+    together = np.concatenate(rows)
+    assert len(together) == samples
+    assert {len(r) for r in rows[:-1]} <= {32}
+    # No sample comes again before all have come; the last buffers of a turn may be cut short.
+    used = np.bincount(together, minlength=N)
+    assert not used[~wanted].any()
+    assert used.max() - used[wanted].min() <= 1
+    phase = (np.arange(N) % 3).astype(np.int8)
+    balanced = shuffled(profiles, wanted, 30, np.random.default_rng(1), phase=phase,
+                        shares=(1, 1, 1), samples=samples)  # fmt: skip
+    assert [len(r) for r in rows_of(balanced)] == [30] * -(-samples // 30)
+
+
+def test_a_short_epoch_reads_only_what_it_needs(profiles: Profiles, wanted: np.ndarray) -> None:
+    seen: list[int] = []
+    counting = Profiles(profiles.intensity, ROWS, lambda x: seen.append(len(x)) or x * 2)
+    first = []
+    for seed in range(4):
+        batches = shuffled(counting, wanted, 20, np.random.default_rng(seed), buffer_chunks=2,
+                           samples=60)  # fmt: skip
+        first.append(np.concatenate(rows_of(batches)))
+    assert len(seen) == 4 * 2
+    assert len(np.unique(np.concatenate(first) // ROWS)) > 2  # other chunks in other epochs
 
 
 def test_balanced_batches_have_the_shares_and_use_each_phase_evenly(profiles: Profiles) -> None:
@@ -180,3 +226,163 @@ def test_fewer_samples_than_a_batch_make_one(profiles: Profiles) -> None:
     )
     assert [len(batch.rows) for batch in batches] == [64]
     assert set(batches[0].rows) == set(range(20))
+
+
+# ---- the cache ---------------------------------------------------------------------------------
+
+
+def the_file(directory: Path, suffix: str = ".npy") -> Path:
+    (path,) = directory.glob(f"*{suffix}")
+    return path
+
+
+def everything_of(profiles: Profiles) -> np.ndarray:
+    return np.concatenate(
+        [b.profiles for b in in_order(profiles, np.ones(len(profiles), dtype=bool))]
+    )
+
+
+def test_batches_of_a_cache_are_the_same(small_dataset: xr.Dataset, tmp_path: Path) -> None:
+    direct = profiles_of(small_dataset, np.sqrt)
+    written: list[int] = []
+    mapped = cached(direct, tmp_path / "new" / "cache", "sqrt@1", on_chunk=written.append)
+    assert sum(written) == len(mapped) == len(direct)
+    assert mapped.intensity.sizes == direct.intensity.sizes
+    wanted = np.random.default_rng(0).random(len(direct)) < 0.7
+    phase = small_dataset.phase.values
+    for options in ({}, {"phase": phase, "shares": (1, 2, 1)}, {"samples": 1500}):
+        for one, other in zip(
+            shuffled(direct, wanted, 48, np.random.default_rng(3), buffer_chunks=3, **options),
+            shuffled(mapped, wanted, 48, np.random.default_rng(3), buffer_chunks=3, **options),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one.rows, other.rows)
+            np.testing.assert_array_equal(one.profiles, other.profiles)
+    for one, other in zip(in_order(direct, wanted), in_order(mapped, wanted), strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.profiles, other.profiles)
+
+
+def test_a_cache_is_made_once(profiles: Profiles, tmp_path: Path) -> None:
+    cached(profiles, tmp_path, "doubled@1")
+
+    def never(_: np.ndarray) -> np.ndarray:
+        raise AssertionError("read again")
+
+    again = cached(Profiles(profiles.intensity, ROWS, never), tmp_path, "doubled@1", verify=True)
+    np.testing.assert_array_equal(everything_of(again), everything_of(profiles))
+    # Values of another key, here frozen features, are another file.
+    features = cached(
+        Profiles(profiles.intensity, ROWS, lambda x: x[:, :2] + 1), tmp_path, "features@1"
+    )
+    assert everything_of(features).shape == (N, 2)
+    shutil.rmtree(tmp_path)
+    cached(profiles, tmp_path, "doubled@1")
+
+
+@pytest.mark.parametrize("damage", ["bit", "end", "gone", "json", "key", "half"])
+def test_a_damaged_cache_is_made_anew(profiles: Profiles, tmp_path: Path, damage: str) -> None:
+    right = everything_of(profiles)
+    cached(profiles, tmp_path, "doubled@1")
+    values, about = the_file(tmp_path), the_file(tmp_path, ".json")
+    content = bytearray(values.read_bytes())
+    if damage == "bit":
+        content[-5] ^= 1
+        values.write_bytes(content)
+    elif damage == "end":
+        values.write_bytes(content[:-7])
+    elif damage == "gone":
+        values.unlink()
+    elif damage == "json":
+        about.write_text("{")
+    elif damage == "key":
+        about.write_text(json.dumps({**json.loads(about.read_text()), "key": "other"}))
+    else:  # ended while it was written
+        about.unlink()
+        values.with_suffix(".partial").write_bytes(content[:3000])
+    np.testing.assert_array_equal(everything_of(cached(profiles, tmp_path, "doubled@1")), right)
+    assert the_file(tmp_path).read_bytes()[-100:] == right.tobytes()[-100:]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_all_of_a_cache_is_checked_if_wanted(profiles: Profiles, tmp_path: Path) -> None:
+    cached(profiles, tmp_path, "doubled@1")
+    path = the_file(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) - (N - ROWS - 3) * 20] ^= 1  # in the second of sixteen chunks
+    path.write_bytes(content)
+    wrong = everything_of(cached(profiles, tmp_path, "doubled@1"))
+    assert (wrong != everything_of(profiles)).sum() == 1
+    whole = everything_of(cached(profiles, tmp_path, "doubled@1", verify=True))
+    np.testing.assert_array_equal(whole, everything_of(profiles))
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(
+    profiles: Profiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SPARE", 1 << 60)
+    with pytest.raises(CacheError, match=r"GB free\..*without a cache"):
+        cached(profiles, tmp_path, "doubled@1")
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="Choose another directory"):
+        cached(profiles, tmp_path / "file", "doubled@1")
+
+
+def test_an_error_of_the_reading_is_not_hidden(profiles: Profiles, tmp_path: Path) -> None:
+    def fail(values: np.ndarray) -> np.ndarray:
+        if values[0, 0] > N / 2:
+            raise ValueError("no signal")
+        return values
+
+    with pytest.raises(ValueError, match="no signal"):
+        cached(Profiles(profiles.intensity, ROWS, fail), tmp_path, "failing@1")
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
+
+
+def _make_cache(directory: Path) -> list[int]:
+    values = np.ones((20_000, 50), dtype=np.float32)
+    written: list[int] = []
+    profiles = Profiles(xr.DataArray(values, dims=("sample", "tof")), 50, np.sqrt)
+    cached(profiles, directory, "ones@1", on_chunk=written.append)
+    return written
+
+
+def test_of_two_processes_one_makes_it(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        written = sorted(len(w) for w in pool.map(_make_cache, [tmp_path, tmp_path]))
+    assert written == [0, 400]
+
+
+def test_a_cache_takes_no_anonymous_memory(tmp_path: Path) -> None:
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    if not Path("/proc/self/status").exists():
+        pytest.skip("only Linux tells how much memory is anonymous")
+    one = np.ones((1, 1000), dtype=np.float32)
+    values = xr.DataArray(np.broadcast_to(one, (40_000, 1000)), dims=("sample", "tof"))
+    before = anonymous()
+    mapped = cached(Profiles(values, 256, lambda x: x), tmp_path, "ones@1")  # 160 MB
+    wanted = np.ones(len(mapped), dtype=bool)
+    most = before
+    for _ in shuffled(mapped, wanted, 512, np.random.default_rng(0)):
+        most = max(most, anonymous())
+    assert most - before < 30_000  # kB
+
+
+def test_joined_profiles_are_cached_one_by_one(profiles: Profiles, tmp_path: Path) -> None:
+    parts = [profiles, Profiles(profiles.intensity[:100], 30, profiles.prepare)]
+    both = joined(parts)
+    again = cached(both, tmp_path, "both@1")
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    np.testing.assert_array_equal(everything_of(again), everything_of(both))
+    wanted = np.arange(len(both)) % 3 > 0
+    for one, other in zip(
+        shuffled(both, wanted, 32, np.random.default_rng(0), buffer_chunks=3),
+        shuffled(again, wanted, 32, np.random.default_rng(0), buffer_chunks=3),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.profiles, other.profiles)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
 
+from bragg_data.preprocessing import PreprocessingError
 from bragg_data.schema import samples_of
-from bragg_models.library import LibraryError, library_match
+from bragg_models import library as module
+from bragg_models.library import Library, LibraryError, library_match, mean_of_nearest
 
 pytest_plugins = ("tests.small_store",)
 
@@ -117,3 +121,106 @@ def test_too_little_coverage_is_refused(small_dataset: xr.Dataset, patterns: np.
     covered[0, :2] = True
     with pytest.raises(LibraryError, match="fewer than three"):
         library_match(small_dataset, patterns[:1], covered)
+
+
+@pytest.fixture(scope="module")
+def library(small_dataset: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    every = np.ones(small_dataset.sizes["sample"], dtype=bool)
+    return Library.build(small_dataset, every, tmp_path_factory.mktemp("library"), components=24)
+
+
+@pytest.fixture(scope="module")
+def kept_out() -> np.ndarray:
+    return np.random.default_rng(3).random(710) < 0.3
+
+
+def test_many_queries_find_what_an_exact_search_finds(
+    small_dataset: xr.Dataset, patterns: np.ndarray, library: Library, kept_out: np.ndarray
+) -> None:
+    generator = np.random.default_rng(4)
+    queries = patterns[kept_out] + generator.uniform(0, 20, patterns[kept_out].shape)
+    found = library.only(~kept_out).nearest(queries, 1)
+    exact = library_match(small_dataset, queries, wanted=~kept_out)
+    best = exact.correlation.max(axis=1)
+    np.testing.assert_allclose(found.correlation[:, 0], best, atol=2e-6)
+    wanted = exact.row[np.arange(len(queries)), exact.phase]
+    # Where two stored patterns are alike to rounding, either is right.
+    assert (found.row[:, 0] == wanted).mean() > 0.97
+    assert found.proven.mean() > 0.9
+    assert not kept_out[found.row].any()
+
+
+def test_the_k_nearest_are_those_of_all_products_in_double_precision(
+    patterns: np.ndarray, library: Library, kept_out: np.ndarray
+) -> None:
+    roots = np.sqrt(patterns)
+    unit = roots / np.linalg.norm(roots, axis=1, keepdims=True)
+    products = unit[kept_out] @ unit[~kept_out].T
+    order = np.argsort(-products, axis=1)[:, :5]
+    found = library.only(~kept_out).nearest(patterns[kept_out], 5)
+    np.testing.assert_allclose(
+        found.correlation, np.take_along_axis(products, order, axis=1), atol=2e-7
+    )
+    assert (np.diff(found.correlation, axis=1) <= 0).all()
+    wanted = np.flatnonzero(~kept_out)[order]
+    assert (found.row == wanted).mean() > 0.98
+    assert found.proven.mean() > 0.9
+
+
+def test_only_proven_answers_are_called_so(
+    patterns: np.ndarray, library: Library, kept_out: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With two components and no second look hardly anything can be proven, but what is, is right.
+    monkeypatch.setattr(module, "_MORE", 1)
+    part = library.only(~kept_out)
+    coarse = Library(
+        part.rows, part.basis[:, :2],
+        module._compressed(part.full[part.place], part.basis[:, :2]), part.full, part.place,
+    )  # fmt: skip
+    found = coarse.nearest(patterns[kept_out], 1, candidates=4)
+    exact = part.nearest(patterns[kept_out], 1, candidates=len(part.rows))
+    assert exact.proven.all()
+    right = found.correlation[:, 0] >= exact.correlation[:, 0] - 1e-6
+    assert not right.all()
+    assert 0 < found.proven.sum() < len(right)
+    assert right[found.proven].all()
+
+
+def test_a_library_is_the_same_for_any_number_of_workers_and_blocks(
+    patterns: np.ndarray, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = library.nearest(patterns[:100], 3, workers=1)
+    monkeypatch.setattr(module, "_QUERIES", 7)
+    monkeypatch.setattr(module, "_TILE", 50)
+    in_pieces = library.nearest(patterns[:100], 3, workers=3)
+    np.testing.assert_array_equal(at_once.row[:, 0], np.arange(100))
+    np.testing.assert_array_equal(at_once.row, in_pieces.row)
+    np.testing.assert_allclose(at_once.correlation, in_pieces.correlation, atol=1e-7)
+
+
+def test_the_mean_is_of_neighbours_of_the_nearest_phase() -> None:
+    phase = np.array([0, 1, 1, 1])
+    cells = np.arange(24, dtype=float).reshape(4, 6)
+    rows = np.array([[1, 0, 2, 3], [0, 1, 2, 3]])
+    neighbours = module.Neighbours(rows, np.ones((2, 4)), np.ones(2, dtype=bool))
+    found, mean = mean_of_nearest(neighbours, phase, cells, 2)
+    assert found.tolist() == [1, 0]
+    np.testing.assert_array_equal(mean, [(cells[1] + cells[2]) / 2, cells[0]])
+    _, nearest = mean_of_nearest(neighbours, phase, cells, 1)
+    np.testing.assert_array_equal(nearest, cells[[1, 0]])
+
+
+def test_what_a_library_cannot_do_is_refused(
+    small_dataset: xr.Dataset, library: Library, patterns: np.ndarray, tmp_path: Path
+) -> None:
+    nothing = np.zeros(710, dtype=bool)
+    with pytest.raises(LibraryError, match="Choose a larger part"):
+        Library.build(small_dataset, nothing, tmp_path)
+    with pytest.raises(LibraryError, match="Choose a larger part"):
+        library.only(nothing)
+    with pytest.raises(LibraryError, match="library's grid first"):
+        library.nearest(patterns[:2, :100])
+    with pytest.raises(LibraryError, match="710 patterns, fewer than the 800"):
+        library.nearest(patterns[:2], 800)
+    with pytest.raises(PreprocessingError, match="no"):
+        library.nearest(np.zeros((1, 800)))

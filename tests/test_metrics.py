@@ -7,9 +7,16 @@ import itertools
 import gemmi
 import numpy as np
 import pytest
+import scipy.stats
 
 from bragg_data.crystal import lattice_of
-from bragg_models.metrics import Errors, errors, summary
+from bragg_models.metrics import (
+    Errors,
+    bootstrap_intervals,
+    errors,
+    squared_errors,
+    summary,
+)
 from bragg_models.targets import Targets
 
 CUBIC, TETRAGONAL, TRIGONAL, DIAMOND = range(4)
@@ -112,3 +119,58 @@ def test_chunks_add_up_to_the_whole(targets: Targets) -> None:
     np.testing.assert_allclose(added.squared, at_once.squared, rtol=1e-13)
     np.testing.assert_allclose(added.absolute, at_once.absolute, rtol=1e-13)
     assert at_once.confusion.sum() == n
+
+
+def test_squared_errors_of_samples_have_the_scores_as_their_means(targets: Targets) -> None:
+    generator = np.random.default_rng(2)
+    n = 500
+    phase, predicted = generator.integers(4, size=(2, n))
+    cells, answers = generator.uniform(3, 5, (2, n, 6))
+    literal, free = squared_errors(targets, phase, cells, answers)
+    scores = summary(targets, errors(targets, phase, cells, predicted, answers))
+    assert literal.shape == free.shape == (n,)
+    assert literal.mean() == pytest.approx(scores["all"]["mse_paper"])
+    assert free.mean() == pytest.approx(scores["all"]["mse_paper_free"])
+    trigonal = phase == TRIGONAL
+    assert literal[trigonal].mean() == pytest.approx(scores["trigonal"]["mse_paper"])
+    assert free[trigonal].mean() == pytest.approx(scores["trigonal"]["mse_paper_free"])
+
+
+def test_squared_errors_by_hand(targets: Targets) -> None:
+    cells = np.array([[4.0, 4, 4, 90, 90, 90]] * 2)
+    answers = np.array([[4.1, 4.1, 4.1, 90, 90, 90], [4.1, 4.1, 4.2, 91, 90, 90]])
+    literal, free = squared_errors(targets, np.array([CUBIC, TETRAGONAL]), cells, answers)
+    with_alpha = 0.01 + 0.04 + (np.pi / 180) ** 2
+    np.testing.assert_allclose(literal, [0.02, with_alpha], rtol=1e-12)
+    np.testing.assert_allclose(free, [0.01, with_alpha], rtol=1e-12)
+
+
+def test_bootstrap_intervals_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(3)
+    values = np.stack([generator.normal(5, 1, 60), generator.lognormal(-12, 2, 60)], axis=1)
+    found = bootstrap_intervals(values, resamples=20_000, seed=4)
+    for column in range(2):
+        wanted = scipy.stats.bootstrap(
+            (values[:, column],), np.mean, method="percentile", n_resamples=20_000,
+            rng=np.random.default_rng(5),
+        ).confidence_interval  # fmt: skip
+        np.testing.assert_allclose(found[:, column], wanted, rtol=0.02)
+
+
+def test_bootstrap_intervals_cover_the_mean() -> None:
+    generator = np.random.default_rng(6)
+    many = generator.normal(2.0, 1.0, (100, 400))  # columns are repetitions
+    low, high = bootstrap_intervals(many, resamples=500, seed=7)
+    assert ((low < 2.0) & (high > 2.0)).mean() == pytest.approx(0.95, abs=0.04)
+    width = 2 * 1.96 / np.sqrt(100)
+    assert np.median(high - low) == pytest.approx(width, rel=0.1)
+
+
+def test_bootstrap_intervals_are_reproducible_and_the_same_resamples_for_all() -> None:
+    values = np.random.default_rng(8).exponential(size=(2000, 1))
+    first = bootstrap_intervals(values, resamples=77, seed=1)
+    both = bootstrap_intervals(np.hstack([values, 3 * values]), resamples=77, seed=1)
+    np.testing.assert_allclose(both, np.hstack([first, 3 * first]), rtol=1e-12)
+    assert (bootstrap_intervals(values, resamples=77, seed=2) != first).all()
+    narrow = bootstrap_intervals(values, resamples=77, level=0.5, seed=1)
+    assert first[0] < narrow[0] < narrow[1] < first[1]

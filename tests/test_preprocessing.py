@@ -18,6 +18,7 @@ from bragg_data.preprocessing import (
     minmax,
     prepare_measured,
     preprocessing,
+    smoothed,
     sqrt_unit,
 )
 
@@ -66,6 +67,35 @@ def test_cropped_leaves_the_papers_points() -> None:
     assert cut[0, -1] == (2806 - 55) / 2806
     with pytest.raises(PreprocessingError, match="Use profile_minmax@1"):
         cropped(ramp[:, :300])
+
+
+@settings(max_examples=50, deadline=None)
+@given(profiles)
+def test_smoothed_is_a_share_of_the_signal_whatever_its_scale(rows: np.ndarray) -> None:
+    rows = rows.copy()
+    rows[:, 100] = 1e6  # some signal
+    shares = smoothed(rows)
+    assert shares.shape == (len(rows), 140)
+    assert shares.min() > -1e-12
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(smoothed(4 * rows), shares, atol=1e-12)
+    np.testing.assert_array_equal(smoothed(rows[:1]), shares[:1])  # a row does not know its batch
+    assert smoothed(rows.astype(np.float32)).dtype == np.float32
+
+
+def test_smoothed_spreads_a_peak_by_its_width_and_moves_with_it() -> None:
+    rows = np.zeros((2, 2800))
+    rows[0, 1400:1410] = 1  # one whole bin, number 140
+    rows[1, 1407:1417] = 1  # 0.7 of a bin further
+    of_bin = np.arange(0, 280, 2) + 0.5
+    first, second = smoothed(rows)
+    np.testing.assert_allclose(second @ of_bin - first @ of_bin, 0.7, atol=1e-6)
+    spread = np.sqrt(first @ (of_bin - first @ of_bin) ** 2)
+    assert spread == pytest.approx(np.sqrt(3 * (8**2 - 1) / 12), rel=1e-3)
+    with pytest.raises(PreprocessingError, match="280 bins"):
+        smoothed(np.ones((1, 279)))
+    with pytest.raises(PreprocessingError, match="no signal"):
+        smoothed(np.zeros((1, 300)))
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,8 +20,10 @@ from bragg_models.metrics import errors, summary
 from bragg_models.predictors import Predictor, load_predictor
 from catalog import models
 from catalog.runs import Tracking
-from pipelines import presets, train
+from pipelines import presets, scoring, train
 from pipelines.presets import TrainError
+from pipelines.registration import LOADER
+from pipelines.scoring import SPLIT
 
 pytest_plugins = ("tests.small_store",)
 
@@ -29,7 +31,12 @@ torch.set_num_threads(1)  # on small arrays more threads only wait for each othe
 
 
 def command(store: Store, tracking: Tracking, *more: str) -> str:
-    arguments = ["--store", store.uri, "--tracking", tracking.uri, "--epochs", "2", *more]
+    state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
+    arguments = [
+        *more, "--store", store.uri, "--tracking", tracking.uri, "--state", str(state),
+    ]  # fmt: skip
+    if "--epochs" not in more:
+        arguments += ["--epochs", "2"]
     result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -51,7 +58,7 @@ def output(small_store: Store, tracking: Tracking) -> str:
 def predictor(output: str, tracking: Tracking) -> Predictor:
     assert "champion" in output
     champion = models.find(tracking, "models:/small@champion")
-    return load_predictor(models.fetch(tracking, champion, train._LOADER))
+    return load_predictor(models.fetch(tracking, champion, LOADER))
 
 
 def run_of(tracking: Tracking, version: int = 1) -> Run:
@@ -62,7 +69,7 @@ def test_the_loaded_champion_scores_as_the_run_says(
     predictor: Predictor, tracking: Tracking, small_dataset: xr.Dataset
 ) -> None:
     samples = samples_of(small_dataset)
-    test = random_split(samples.crystal_system, seed=train.SPLIT_SEED) == Part.test
+    test = random_split(samples.crystal_system, seed=SPLIT["seed"]) == Part.test
     answer = predictor.predict(small_dataset.intensity.values[test])
     scores = summary(
         predictor.targets,
@@ -82,7 +89,7 @@ def test_the_model_alone_tells_where_it_came_from(
     attrs = small_dataset.attrs
     assert predictor.provenance["data"]["snapshot_id"] == attrs["snapshot_id"]
     assert predictor.provenance["data"]["content_hash"] == attrs["content_hash"]
-    assert predictor.provenance["split"]["seed"] == train.SPLIT_SEED
+    assert predictor.provenance["split"]["seed"] == SPLIT["seed"]
     assert predictor.campaign.toml == attrs["campaign_toml"]
     np.testing.assert_array_equal(predictor.campaign.grid.tof, small_dataset.tof.values)
     assert predictor.phase_names == ("cubic", "tetragonal", "trigonal")
@@ -97,7 +104,7 @@ def test_the_run_records_data_settings_and_losses(
     assert run.data.tags["preset"] == "quick"
     assert re.fullmatch(r"[0-9a-f]{40}|unknown", run.data.tags["code_commit"])
     assert run.data.params["seed"] == "0"
-    assert run.data.params["settings.epochs"] == "2"
+    assert run.data.params["settings.stages.multitask.epochs"] == "2"
     (entry,) = run.inputs.dataset_inputs
     assert entry.dataset.name == "small-v1"
     losses = tracking.client.get_metric_history(run.info.run_id, "train/loss")
@@ -144,7 +151,7 @@ def test_scores_on_other_samples_are_not_compared(
 ) -> None:
     tracking = tracking_in(tmp_path)
     command(small_store, tracking)
-    monkeypatch.setattr(train, "SPLIT_SEED", 1)
+    monkeypatch.setitem(scoring.SPLIT, "seed", 1)
     assert "tested on other samples" in command(small_store, tracking)
     assert models.champion(tracking, "small").version == "1"
 
@@ -152,7 +159,7 @@ def test_scores_on_other_samples_are_not_compared(
 def test_what_cannot_be_trained_is_refused(
     small_store: Store, tracking: Tracking, tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainError, match="Choose one of quick, paper"):
+    with pytest.raises(TrainError, match="Choose one of quick, standard, paper"):
         command(small_store, tracking, "--preset", "slow")
     with pytest.raises(StoreError, match="Known tags: small-v1"):
         command(small_store, tracking, "--data", "large-v1")
@@ -161,9 +168,10 @@ def test_what_cannot_be_trained_is_refused(
 
 
 def test_presets_take_other_values() -> None:
-    assert presets.preset_of("quick", epochs=7).settings.epochs == 7
+    assert presets.preset_of("quick", epochs=7).stages["multitask"].epochs == 7
     assert presets.preset_of("quick", max_seconds=0).max_seconds is None
     assert presets.preset_of("quick", max_seconds=5).max_seconds == 5
     paper = presets.preset_of("paper")
-    assert (paper.settings.epochs, paper.settings.batch_size) == (500, 512)
+    settings = paper.stages["multitask"]
+    assert (settings.epochs, settings.batch_size) == (500, 512)
     assert paper.preprocessing == "profile_minmax@1"

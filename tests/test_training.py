@@ -17,11 +17,15 @@ from bragg_models.networks import build
 from bragg_models.targets import Targets, targets_of
 from bragg_models.training import (
     FitSettings,
+    Labelled,
     Samples,
+    Step,
     TrainingError,
     choose_device,
     evaluate,
     fit,
+    full_precision,
+    multitask_objective,
     outputs,
 )
 
@@ -155,6 +159,135 @@ def test_a_loss_that_is_no_number_ends_the_training(task: tuple) -> None:
     settings = FitSettings(epochs=5, batch_size=32, learning_rate=1e30)
     with pytest.raises(TrainingError, match="smaller learning rate"):
         list(fit(network(), targets, samples, training, validation, settings, seed=0))
+
+
+def test_objective_validation_and_score_can_be_ones_own(task: tuple) -> None:
+    """A regressor of the first parameter alone, with other scores that choose the best."""
+    targets, samples, training, validation = task
+    one = network()
+    seen: list[Labelled] = []
+
+    def objective(
+        network: nn.Module, batch: Labelled, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        assert isinstance(generator, torch.Generator)
+        seen.append(batch)
+        _, found = network(batch.profiles)
+        with full_precision(batch):
+            loss = (found.float() - batch.values)[:, 0].abs().mean()
+        return {"loss": loss, "twice": 2 * loss}
+
+    scores = iter([5.0, 3.0, 4.0])
+
+    def validate(validated: nn.Module) -> dict[str, dict[str, float]]:
+        assert validated is one
+        return {"a": {"error": next(scores)}}
+
+    results, after = [], []
+    for result in fit(one, targets, samples, training, validation,
+                      FitSettings(3, 100, buffer_chunks=4), seed=0, objective=objective,
+                      validate=validate, score=lambda scores: scores["a"]["error"]):  # fmt: skip
+        results.append(result)
+        after.append(weights(one))
+    assert [r.is_best for r in results] == [True, True, False]
+    np.testing.assert_array_equal(weights(one), after[1])
+    assert results[0].training.keys() == {"loss", "twice", "learning_rate"}
+    assert results[0].training["twice"] == pytest.approx(2 * results[0].training["loss"])
+    batch = seen[0]
+    assert (batch.profiles.dtype, batch.phase.dtype) == (torch.float32, torch.int64)
+    assert (batch.values.dtype, batch.free.dtype) == (torch.float32, torch.bool)
+    values, free = targets.encode(samples.phase, samples.cells)
+    np.testing.assert_array_equal(batch.values, values[batch.rows])
+    np.testing.assert_array_equal(batch.free, free[batch.rows])
+    np.testing.assert_array_equal(batch.phase, samples.phase[batch.rows])
+    np.testing.assert_array_equal(batch.profiles, samples.profiles.intensity.values[batch.rows])
+
+
+def test_frozen_weights_stay(task: tuple) -> None:
+    one = network()
+    one.features.requires_grad_(False)
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    settings = FitSettings(1, 64, weight_decay=0.1, buffer_chunks=4)
+    list(fit(one, *task, settings, seed=0))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("features.")
+    one.requires_grad_(False)
+    with pytest.raises(TrainingError, match="all are frozen"):
+        list(fit(one, *task, settings, seed=0))
+
+
+def test_sgd_with_momentum_learns_and_steps_down(task: tuple) -> None:
+    settings = FitSettings(
+        5, 32, 0.02, optimizer="sgd", momentum=0.9, weight_decay=1e-4, schedule="steps",
+        milestones=(2, 4), decay=0.1, buffer_chunks=4,
+    )  # fmt: skip
+    results = list(fit(network(), *task, settings, seed=0))
+    rates = [r.training["learning_rate"] for r in results]
+    assert rates == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.0002])
+    assert results[-1].training["loss"] < 0.8 * results[0].training["loss"]
+
+
+def test_an_epoch_of_the_paper_is_so_many_samples_of_each_phase(task: tuple) -> None:
+    targets, samples, training, validation = task
+    rows = []
+
+    def objective(
+        network: nn.Module, batch: Labelled, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        rows.append(batch.rows)
+        return multitask_objective(1.0)(network, batch, generator)
+
+    told: list[Step] = []
+    settings = FitSettings(2, 50, balance=0.0, samples_per_epoch=2 * 150, buffer_chunks=3)
+    list(fit(network(), targets, samples, training, validation, settings, seed=0,
+             objective=objective, on_step=told.append))  # fmt: skip
+    assert [(s.epoch, s.step, s.steps) for s in told] == [
+        (epoch, step, 6) for epoch in (1, 2) for step in range(1, 7)
+    ]
+    for epoch in (rows[:6], rows[6:]):
+        assert np.bincount(samples.phase[np.concatenate(epoch)]).tolist() == [150, 150]
+
+
+class Dropping(nn.Module):
+    """Draws from torch's own generator while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.network = nn.Dropout(0.2), network()
+
+    def forward(self, profiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, values = self.network(self.drop(profiles))
+        return logits, values
+
+
+def test_dropout_is_seeded_and_the_callers_generator_left_alone(task: tuple) -> None:
+    def train() -> np.ndarray:
+        one = Dropping()
+        list(fit(one, *task, FitSettings(1, 64, buffer_chunks=4), seed=0))
+        return weights(one)
+
+    torch.manual_seed(1)
+    first = train()
+    state = torch.random.get_rng_state()
+    np.testing.assert_array_equal(first, train())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class Told(nn.Module):
+    """Is told the phase, and gives it back."""
+
+    def forward(
+        self, profiles: torch.Tensor, phase: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return nn.functional.one_hot(phase, 3).float(), profiles[:, :1]
+
+
+def test_a_network_may_be_told_the_phase() -> None:
+    phase = np.random.default_rng(0).integers(3, size=300).astype(np.int8)
+    profiles = np.random.default_rng(0).random((300, POINTS)).astype(np.float32)
+    probabilities, values = outputs(Told(), profiles, phase=phase)
+    np.testing.assert_array_equal(probabilities.argmax(axis=1), phase)
+    np.testing.assert_array_equal(values, profiles[:, :1])
 
 
 def test_evaluation_by_chunks_equals_all_at_once(task: tuple) -> None:

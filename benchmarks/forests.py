@@ -1,0 +1,80 @@
+"""Measure the two ways to grow forests on a cluster: seconds per tree, in turn, and their ratio.
+
+python benchmarks/forests.py [--trees 8] [--samples 4000] [--times 3] [--workers 2] [--preset quick]
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, get_args
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bragg_data.schema import campaign_of, samples_of
+from bragg_data.splits import random_split
+from bragg_data.store import DEFAULT_URI, open_snapshot
+from bragg_models.targets import targets_of
+from pipelines.cluster import open_client
+from pipelines.forest_growth import Search
+from pipelines.forests import FOREST_PRESETS, How, grow
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Tag of the data set.")] = "batio3-nomad-v1",
+    store: Annotated[str, typer.Option(help="Path or file:// URI of the store.")] = DEFAULT_URI,
+    preset: Annotated[str, typer.Option(help=", ".join(FOREST_PRESETS) + ".")] = "quick",
+    trees: Annotated[int, typer.Option(min=1, help="Of each forest.")] = 8,
+    samples: Annotated[int, typer.Option(min=100, help="Of each forest, at most.")] = 4000,
+    times: Annotated[int, typer.Option(min=1, help="How often each way is measured.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+) -> None:
+    dataset = open_snapshot(data, store)
+    labels = samples_of(dataset)
+    targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
+    part = random_split(labels.crystal_system, seed=0)
+    chosen = FOREST_PRESETS[preset]
+    small = replace(
+        chosen,
+        by_system={
+            k: replace(v, trees=trees, samples=samples) for k, v in chosen.by_system.items()
+        },
+        other=replace(chosen.other, trees=trees, samples=samples),
+        # One candidate in two folds of one tree: the least that a search can do beside the forest.
+        search=Search(folds=2, trial_trees=1),
+    )
+    seconds: dict[str, list[float]] = {how: [] for how in get_args(How)}
+    ways = list(seconds)
+    with open_client("local", workers=workers) as client, tempfile.TemporaryDirectory() as place:
+
+        def measure(how: How) -> float:
+            _, facts = grow(
+                client, dataset, targets, part, small,
+                integrated=False, seed=0, directory=Path(place), how=how,
+            )  # fmt: skip
+            return float(facts["grow_seconds"]) / (trees * len(targets.names))
+
+        for how in ways:
+            measure(how)  # the workers import and compile what they need
+        for _ in range(times):
+            for how in ways:
+                seconds[how].append(measure(how))
+    table = Table(title=f"{trees} trees per phase, at most {samples:,} samples, {workers} workers")
+    for column in ("way", "s per tree, median", "least", "greatest", "ratio of medians"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    reference = np.median(seconds["joined"])
+    for how in ways:
+        of_way = np.array(seconds[how])
+        table.add_row(
+            how, f"{np.median(of_way):.3f}", f"{of_way.min():.3f}", f"{of_way.max():.3f}",
+            f"{np.median(of_way) / reference:.2f}",
+        )  # fmt: skip
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

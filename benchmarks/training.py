@@ -1,0 +1,253 @@
+"""Measure training on the store against the same loop fed from tensors in memory, and its memory.
+
+python benchmarks/training.py throughput [--samples 60000] [--rounds 5]
+python benchmarks/training.py memory [--samples 209119] [--directory /tmp]
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import icechunk
+import numpy as np
+import torch
+import typer
+import xarray as xr
+import zarr
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from bragg_data.preprocessing import preprocessing
+from bragg_data.schema import campaign_of, samples_of
+from bragg_data.store import DEFAULT_URI, open_snapshot
+from bragg_data.writer import _COMPRESSOR
+from bragg_models import training
+from bragg_models.batches import Batch, Profiles, in_order, profiles_of, shuffled
+from bragg_models.cache import cached
+from bragg_models.networks import build
+from bragg_models.targets import targets_of
+from bragg_models.training import FitSettings, Samples, Validation, fit
+
+app = typer.Typer(add_completion=False)
+
+DataTag = Annotated[str, typer.Option(help="Of the data set.")]
+PREPARED_BY = {"multitask": "profile_minmax@1", "perceptron": "profile_sqrt_unit@1"}
+
+
+class Perceptron(nn.Module):
+    """Three layers: about as fast as a network on profiles can be."""
+
+    def __init__(self, points: int, phases: int, parameters: int, width: int = 512) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Linear(points, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.phase, self.cell = nn.Linear(width, phases), nn.Linear(width, parameters)
+
+    def forward(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(profiles)
+        return self.phase(hidden), self.cell(hidden)
+
+
+class InMemory(Profiles):
+    """Profiles that lie in memory, drawn from without any of the reading's machinery."""
+
+
+def from_memory(
+    profiles: Profiles,
+    wanted: np.ndarray,
+    batch_size: int,
+    generator: np.random.Generator,
+    *,
+    samples: int | None = None,
+    **others: Any,
+) -> Generator[Batch]:
+    if not isinstance(profiles, InMemory):
+        yield from shuffled(profiles, wanted, batch_size, generator, samples=samples, **others)
+        return
+    order = generator.permutation(np.flatnonzero(wanted))[:samples]
+    for low in range(0, len(order), batch_size):
+        rows = order[low : low + batch_size]
+        # Three to ten times as fast as indexing a tensor.
+        yield Batch(np.take(profiles.prepared, rows, axis=0), rows)
+
+
+training.shuffled = from_memory
+
+
+def no_validation(network: nn.Module) -> Validation:  # noqa: ARG001
+    return {"all": {"mse_paper": 0.0}}
+
+
+@app.command()
+def throughput(
+    data: DataTag = "batio3-nomad-v1",
+    store: Annotated[str, typer.Option(help="Path of the store.")] = DEFAULT_URI,
+    samples: Annotated[int, typer.Option(min=1, help="The first ones of the data set.")] = 60_000,
+    multitask_samples: Annotated[int, typer.Option(help="In its epoch, as it is slow.")] = 10_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Epochs from each source, in turn.")] = 5,
+) -> None:
+    """Compare the store, its cache, and tensors in memory, with a fast and a slow network."""
+    dataset = open_snapshot(data, store).isel(sample=slice(0, samples))
+    labels = samples_of(dataset)
+    targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
+    wanted = np.random.default_rng(0).random(len(labels.phase)) < 0.8
+    shape = {"points": dataset.sizes["tof"], "phases": len(targets.names),
+             "parameters": len(targets.parameters)}  # fmt: skip
+    table = Table(title=f"Training, {torch.get_num_threads()} threads: medians of {rounds} epochs")
+    for column in (
+        "network", "batch", "from", "samples/s", "of memory", "worst", "best", "CPU µs/sample",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    with tempfile.TemporaryDirectory() as directory:
+        for model, batch_size, limit in (
+            ("perceptron", 256, None), ("multitask", 128, multitask_samples),
+        ):  # fmt: skip
+            profiles = profiles_of(dataset, preprocessing(PREPARED_BY[model]).function)
+            mapped = cached(profiles, Path(directory), PREPARED_BY[model])
+            everything = np.empty(mapped.prepared.shape, dtype=np.float32)
+            for batch in in_order(mapped, np.ones(len(mapped), dtype=bool)):
+                everything[batch.rows] = batch.profiles
+            memory = InMemory(mapped.intensity, mapped.rows_per_chunk, mapped.prepare, everything)
+            sources = {"memory": memory, "store": profiles, "cache": mapped}
+            settings = FitSettings(1, batch_size, samples_per_epoch=limit)
+            rates: dict[str, list[float]] = {name: [] for name in sources}
+            busy: dict[str, list[float]] = {name: [] for name in sources}
+            for turn in range(-1, rounds):
+                order = list(sources)
+                order = order[turn % 3 :] + order[: turn % 3]
+                for name in order:
+                    torch.manual_seed(0)
+                    network = Perceptron(**shape) if model == "perceptron" else build(model, shape)
+                    task = Samples(sources[name], labels.phase, labels.cells)
+                    began = time.process_time()
+                    (result,) = fit(
+                        network, targets, task, wanted, ~wanted, settings, seed=turn + 1,
+                        validate=no_validation,
+                    )  # fmt: skip
+                    if turn >= 0:  # the one before only warms up
+                        count = min(limit or len(wanted), int(wanted.sum()))
+                        rates[name].append(count / result.seconds)
+                        busy[name].append((time.process_time() - began) / count * 1e6)
+            for name, found in rates.items():
+                ratios = np.array(found) / np.array(rates["memory"])
+                table.add_row(
+                    model, str(batch_size), name, f"{np.median(found):,.0f}",
+                    f"{np.median(ratios):.1%}", f"{ratios.min():.1%}", f"{ratios.max():.1%}",
+                    f"{np.median(busy[name]):.0f}",
+                )  # fmt: skip
+            del everything, memory, sources
+    Console(width=100).print(table)
+
+
+def anonymous() -> int:
+    """Anonymous memory of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("This kernel does not tell a process's anonymous memory.")
+
+
+def train_once(
+    store: str, group: str, rows: int, source: str, directory: str, tag: str, uri: str
+) -> tuple[int, int, float]:
+    """Train for one epoch, and validate; return anonymous bytes before, at most, and seconds."""
+    origin = open_snapshot(tag, uri)
+    campaign, labels = campaign_of(origin), samples_of(origin)
+    repository = icechunk.Repository.open(icechunk.local_filesystem_storage(store))
+    opened = xr.open_zarr(
+        repository.readonly_session("main").store, group=group, consolidated=False, chunks=None
+    )
+    turns = np.arange(rows) % len(labels.phase)
+    phase, cells = labels.phase[turns], labels.cells[turns]
+    targets = targets_of(campaign.phases, phase, cells)
+    wanted = np.random.default_rng(0).random(rows) < 0.95
+    torch.manual_seed(0)
+    # A narrow one: the reading sets the pace.
+    network = Perceptron(opened.sizes["tof"], len(targets.names), len(targets.parameters), 32)
+    before = most = anonymous()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.02):
+            most = max(most, anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    try:
+        profiles = profiles_of(opened, preprocessing("profile_minmax@1").function)
+        if source == "cache":
+            profiles = cached(profiles, Path(directory), f"{group} {rows}")
+        task = Samples(profiles, phase, cells)
+        list(fit(network, targets, task, wanted, ~wanted, FitSettings(1, 512), seed=0))
+    finally:
+        done.set()
+        watcher.join()
+    return before, most, time.perf_counter() - began
+
+
+def write_copies(dataset: xr.Dataset, path: Path, group: str, rows: int) -> None:
+    """Write the profiles over and over until there are so many, chunked as the campaign's are."""
+    storage = icechunk.local_filesystem_storage(str(path))
+    repository = icechunk.Repository.open_or_create(storage)
+    session = repository.writable_session("main")
+    profiles = profiles_of(dataset, lambda values: values)
+    chunk, points = profiles.rows_per_chunk, dataset.sizes["tof"]
+    array = zarr.open_group(session.store, mode="a").create_array(
+        f"{group}/intensity", shape=(rows, points), chunks=(chunk, points), dtype="float32",
+        compressors=_COMPRESSOR, dimension_names=("sample", "tof"),
+    )  # fmt: skip
+    whole = len(profiles) // chunk * chunk  # chunks stay whole in every turn
+    wanted = np.arange(len(profiles)) < whole
+    low = 0
+    while low < rows:
+        with closing(in_order(profiles, wanted)) as batches:
+            for batch in batches:
+                some = batch.profiles[: rows - low]
+                array[low : low + len(some)] = some
+                low += len(some)
+                if low >= rows:
+                    break
+    session.commit(f"{rows} profiles")
+
+
+@app.command()
+def memory(
+    data: DataTag = "batio3-nomad-v1",
+    store: Annotated[str, typer.Option(help="Path of the store.")] = DEFAULT_URI,
+    samples: Annotated[int, typer.Option(min=1, help="Of the smaller data set.")] = 209_119,
+    source: Annotated[str, typer.Option(help="store or cache.")] = "store",
+    times: Annotated[int, typer.Option(min=1, help="How much larger the other is.")] = 5,
+    directory: Annotated[Path, typer.Option(help="For both, and their caches.")] = Path("/tmp"),
+) -> None:
+    """Train an epoch on a data set and on one several times as large: their anonymous memory."""
+    dataset = open_snapshot(data, store)
+    table = Table(title=f"Anonymous memory of training from the {source}, MiB")
+    for column in ("samples", "before", "at most", "for training", "seconds"):
+        table.add_column(column, justify="right")
+    with tempfile.TemporaryDirectory(dir=directory) as temporary:
+        copies = Path(temporary) / "store"
+        for rows in (samples, samples * times):
+            write_copies(dataset, copies, f"of-{rows}", rows)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                before, most, seconds = pool.submit(
+                    train_once, str(copies), f"of-{rows}", rows, source, temporary, data, store
+                ).result()
+            mib = [f"{value / 2**20:,.0f}" for value in (before, most, most - before)]
+            table.add_row(f"{rows:,}", *mib, f"{seconds:.0f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    app()

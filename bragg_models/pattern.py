@@ -1,0 +1,483 @@
+"""Patterns of a campaign's phases as a layer of a network: from cells to profiles and derivatives.
+
+The layer has nothing to learn. It holds what the campaign knows (the lines of each phase, their
+structure factors, the instrument's calibration and peak shape) and computes, for a batch of cells
+on any device, the pattern in the long part of the window and its derivatives by the cell. It is
+the fast simulator's physics once more, for a batch of cells at a time and with derivatives; it
+agrees with it to about 1e-4 of a pattern's maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystal import CELL_PARAMETERS, reciprocal_metric
+from bragg_data.profile import (
+    erfcx_blended,
+    gaussian_part,
+    lorentzian_part,
+    mixing,
+    peak_shape,
+)
+from bragg_data.reflections import lines_of, unique_reflections
+from bragg_data.structure import Phase
+from bragg_models.targets import Targets
+
+_Array = np.ndarray[Any, np.dtype[np.float64]]
+
+# Tables of a phase's lines, and their rows.
+_TABLES = ("products", "strengths", "rates")
+_SHORTEST = 0.42  # Å: at shorter spacings peaks of most structures overlap beyond use
+_MOST_LINES = 80  # of one cell: so many tell all there is to tell about it
+_FEWEST = 256  # points that are compared at least
+_LEAD = 64  # points before the compared ones on which lines may stand: their tails reach in
+_BESIDE = 4  # nodes over which a line's deposit may reach beyond the grid
+_STATIONS = 16  # points between the positions at which the peak shape is computed
+_NEXT = 1e-5  # step of the numerical derivative of positions, in Å or degrees
+
+
+@dataclass(frozen=True)
+class PatternPhase:
+    """What the layer has to know of a phase beside its tables of lines.
+
+    Attributes
+    ----------
+    free
+        Columns of the network's parameters that are free in it.
+    cell
+        For each of a, b, c, alpha, beta, gamma: the column of the network's parameters that it
+        equals, or a fixed angle in degrees as a negative number.
+    terms
+        Which terms of the reciprocal metric its lines' products belong to.
+    lines, pairs
+        Size of its tables: lines, and pairs of displacement parameters.
+    most
+        No cell of the campaign has more lines than that on the compared points.
+    """
+
+    free: tuple[int, ...]
+    cell: tuple[float, ...]
+    terms: tuple[int, ...]
+    lines: int
+    pairs: int
+    most: int
+
+
+@dataclass(frozen=True)
+class PatternConfig:
+    """The layer.
+
+    Attributes
+    ----------
+    points, relative_step, start
+        The time-of-flight grid: T_i = start · exp(relative_step · i), in µs.
+    calibration
+        difC, difA, difB and Zero of the instrument.
+    phases
+        One for each phase.
+    first, base
+        First point that is compared, and first point on which a line may stand.
+    reach
+        A peak is followed so many points to either side.
+    rank
+        Number of shapes of which the peaks along the window are made up.
+    """
+
+    points: int
+    relative_step: float
+    start: float
+    calibration: tuple[float, float, float, float]
+    phases: tuple[PatternPhase, ...]
+    first: int
+    base: int
+    reach: int = 384
+    rank: int = 6
+
+
+def read_pattern_config(*, phases: Sequence[Mapping[str, Any]], **values: Any) -> PatternConfig:
+    """Return the configuration that was written as plain JSON values.
+
+    Raises
+    ------
+    TypeError
+        If a value is missing, or unknown.
+    """
+    tables: list[dict[str, Any]] = [
+        {key: tuple(value) if isinstance(value, list) else value for key, value in phase.items()}
+        for phase in phases
+    ]
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return PatternConfig(phases=tuple(PatternPhase(**table) for table in tables), **plain)
+
+
+class Pattern(nn.Module):
+    """From cells to patterns and their derivatives; see the module."""
+
+    def __init__(self, config: PatternConfig) -> None:
+        super().__init__()
+        self.config = config
+        for code, phase in enumerate(config.phases):
+            shapes = {
+                "products": (len(phase.terms), phase.lines),
+                "strengths": (phase.pairs, phase.lines),
+                "rates": (phase.pairs,),
+            }
+            for name in _TABLES:
+                self.register_buffer(f"{name}_{code}", torch.ones(shapes[name]).double())
+        self.register_buffer("shapes", torch.ones(config.rank, 2 * config.reach + 1))
+        self.register_buffer("shares", torch.ones(self._nodes, config.rank))
+
+    @property
+    def _nodes(self) -> int:
+        return self.config.points - self.config.base + _BESIDE
+
+    @property
+    def _length(self) -> int:
+        """Length of the Fourier transforms: nothing wraps around onto a compared point."""
+        return _even_product(self._nodes + self.config.reach)
+
+    def place(self, code: int, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the lines of cells stand.
+
+        Parameters
+        ----------
+        code
+            The phase.
+        parameters : shape (n, n_parameters), double precision
+            Cell parameters in Å and degrees.
+
+        Returns
+        -------
+        position : shape (n, lines)
+            On the grid, in points.
+        inverse : shape (n, lines)
+            1/d² in Å⁻².
+        """
+        phase = self.config.phases[code]
+        columns = [
+            parameters[:, int(entry)] if entry >= 0 else torch.full_like(parameters[:, 0], -entry)
+            for entry in phase.cell
+        ]
+        metric = _reciprocal_metric(*columns)[:, list(phase.terms)]
+        inverse = (metric @ self._table("products", code)).clamp(min=1e-4)
+        d = inverse**-0.5
+        difc, difa, difb, zero = self.config.calibration
+        tof = (difc * d + difa * d * d + difb / d + zero).clamp(min=1.0)
+        return torch.log(tof / self.config.start) / self.config.relative_step, inverse
+
+    def sensitivity(self, code: int, parameters: Tensor) -> Tensor:
+        """Return the mean of ∂u/∂p · ∂u/∂q over the lines of cells, (n, n_free, n_free).
+
+        In points² per Å², Å·degree or degree²; lines outside the window do not count.
+        """
+        c = self.config
+        position, _ = self.place(code, parameters)
+        inside = ((position > c.base) & (position < c.points - 1)).double()
+        slopes = torch.stack(self._slopes(code, parameters, position), dim=2)
+        count = inside.sum(dim=1).clamp(min=1)[:, None, None]
+        return (slopes * inside[:, :, None]).transpose(1, 2) @ slopes / count
+
+    def _slopes(self, code: int, parameters: Tensor, position: Tensor) -> list[Tensor]:
+        slopes = []
+        for column in self.config.phases[code].free:
+            beside = parameters.clone()
+            beside[:, column] += _NEXT
+            slopes.append((self.place(code, beside)[0] - position) / _NEXT)
+        return slopes
+
+    def near_the_end(self, code: int, parameters: Tensor, points: float) -> Tensor:
+        """Tell for which cells a line stands within some points of the window's end, shape (n,).
+
+        A line beyond the end contributes nothing, not even its tail, as in GSAS-II: the pattern
+        jumps as a cell pushes a line over the end.
+        """
+        position, _ = self.place(code, parameters)
+        return ((position - (self.config.points - 1)).abs() < points).any(dim=1)
+
+    def blurred(self, patterns: Tensor, blur: float) -> Tensor:
+        """Return patterns (n, points - first) under a Gaussian of so many points, same shape."""
+        spectra = torch.fft.rfft(patterns, n=self._length) * self._gaussian(blur)
+        spread: Tensor = torch.fft.irfft(spectra, n=self._length)[:, : patterns.shape[1]]
+        return spread.clamp(min=1e-12)
+
+    def _gaussian(self, blur: float) -> Tensor:
+        frequency = torch.fft.rfftfreq(self._length, device=cast("Tensor", self.shapes).device)
+        return torch.exp(-2 * (torch.pi * blur * frequency) ** 2)
+
+    def forward(
+        self, code: int, parameters: Tensor, *, slopes: bool = True, blur: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        r"""Return patterns and their derivatives.
+
+        .. math:: I(i) = \sum_l m_l |F_l|^2 d_l^4 \, P_{u_l}(i - u_l), \quad
+            \frac{\partial I}{\partial p} = -\sum_l m_l |F_l|^2 d_l^4 \,
+            \frac{\partial u_l}{\partial p} P'_{u_l}(i - u_l)
+
+        with the position u of each line on the logarithmic grid. The derivative leaves out how
+        amplitudes and shapes change with the cell, which is less than a hundredth of it.
+
+        Parameters
+        ----------
+        code
+            The phase.
+        parameters : shape (n, n_parameters), double precision
+            Cell parameters in Å and degrees.
+        slopes
+            Whether the derivatives are wanted.
+        blur
+            Standard deviation of a Gaussian, in points, that the pattern is spread with.
+
+        Returns
+        -------
+        pattern : shape (n, points - first)
+            In any scale.
+        derivatives : shape (n, n_free, points - first)
+            By the phase's free parameters; none if they are not wanted.
+        """
+        c, phase = self.config, self.config.phases[code]
+        position, inverse = self.place(code, parameters)
+        chosen = inverse.topk(min(phase.most, phase.lines), dim=1, largest=False).indices
+        moved = self._slopes(code, parameters, position) if slopes else []
+        moved = [slope.gather(1, chosen) for slope in moved]
+        position, inverse = position.gather(1, chosen), inverse.gather(1, chosen)
+        strengths, rates = self._table("strengths", code), self._table("rates", code)
+        f_squared = torch.zeros_like(inverse)
+        for pair in range(phase.pairs):
+            f_squared = f_squared + strengths[pair][chosen] * torch.exp(-rates[pair] * inverse)
+        inside = (position > c.base + 1) & (position < c.points - 1)
+        amplitude = f_squared * inverse**-2 * inside
+        weights = [amplitude.float(), *((amplitude * slope).float() for slope in moved)]
+        spectra = torch.fft.rfft(self._deposited(position - c.base, torch.stack(weights, dim=1)))
+        shape, derivative = self._transfer()
+        pattern = (spectra[:, :1] * shape).sum(dim=2)
+        changes = (spectra[:, 1:] * derivative).sum(dim=2)
+        together = torch.cat([pattern, changes], dim=1)
+        if blur:
+            together = together * self._gaussian(blur)
+        spread = torch.fft.irfft(together, n=self._length)
+        compared = spread[:, :, c.first - c.base : c.points - c.base]
+        return compared[:, 0].clamp(min=1e-12), compared[:, 1:]
+
+    def _deposited(self, place: Tensor, weights: Tensor) -> Tensor:
+        """Return cubic B-splines of these weights at these places, for each shape.
+
+        Parameters
+        ----------
+        place : shape (n, k)
+            In points from the base.
+        weights : shape (n, m, k)
+
+        Returns
+        -------
+        shape (n, m, rank, length)
+        """
+        n, m, k = weights.shape
+        rank = self.config.rank
+        place = place.clamp(1, self._nodes - 3)
+        whole = place.floor()
+        t = (place - whole).float()
+        node = whole.long()
+        shares = cast("Tensor", self.shares)
+        share = shares[node] * (1 - t)[..., None] + shares[node + 1] * t[..., None]
+        source = weights[:, :, None] * share.permute(0, 2, 1)[:, None]
+        spline = (
+            (1 - t) ** 3 / 6,
+            (3 * t**3 - 6 * t**2 + 4) / 6,
+            (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
+            t**3 / 6,
+        )
+        deposit = torch.zeros(n, m, rank, self._length, device=place.device)
+        for offset, weight in enumerate(spline):
+            index = (node + offset - 1)[:, None, None].expand(n, m, rank, k)
+            deposit.scatter_add_(3, index, source * weight[:, None, None])
+        return deposit
+
+    def _transfer(self) -> tuple[Tensor, Tensor]:
+        """Return what the shapes, and minus their slopes, do in Fourier space, (rank, length)."""
+        shapes, reach = cast("Tensor", self.shapes), self.config.reach
+        kernel = torch.zeros(len(shapes), self._length, device=shapes.device)
+        kernel[:, : reach + 1] = shapes[:, reach:]
+        kernel[:, -reach:] = shapes[:, :reach]
+        frequency = torch.fft.rfftfreq(self._length, device=shapes.device)
+        # The B-spline of the deposit is taken back, as far as the grid's points see it.
+        spline = (4 + 2 * torch.cos(2 * torch.pi * frequency)) / 6
+        shape = torch.fft.rfft(kernel) / spline
+        return shape, -2j * torch.pi * frequency * shape
+
+    def _table(self, name: str, code: int) -> Tensor:
+        return cast("Tensor", getattr(self, f"{name}_{code}"))
+
+
+def _even_product(least: int) -> int:
+    """Return a length at which Fourier transforms are fast: 2^k or 3·2^k."""
+    power = 1 << (least - 1).bit_length()
+    return power * 3 // 4 if power * 3 // 4 >= least else power
+
+
+def _reciprocal_metric(
+    a: Tensor, b: Tensor, c: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor
+) -> Tensor:
+    """As :func:`bragg_data.crystal.reciprocal_metric`, shape (n, 6)."""
+    ca, cb, cg = (torch.cos(torch.deg2rad(angle)) for angle in (alpha, beta, gamma))
+    s = (1 - ca**2 - cb**2 - cg**2 + 2 * ca * cb * cg).clamp(min=1e-6)
+    return torch.stack(
+        [
+            (1 - ca**2) / (a**2 * s),
+            (1 - cb**2) / (b**2 * s),
+            (1 - cg**2) / (c**2 * s),
+            2 * (ca * cb - cg) / (a * b * s),
+            2 * (ca * cg - cb) / (a * c * s),
+            2 * (cb * cg - ca) / (b * c * s),
+        ],
+        dim=1,
+    )
+
+
+# ---- what a campaign says ----------------------------------------------------------------------
+
+
+def pattern_of(campaign: Campaign, targets: Targets) -> tuple[dict[str, Any], Mapping[str, _Array]]:
+    """Return the layer of a campaign: its description, as plain JSON values, and its tables.
+
+    The compared points begin where the cell with the most lines has :data:`_MOST_LINES` of them
+    on the rest of the window, or at 0.42 Å.
+
+    Parameters
+    ----------
+    campaign
+        Phases, instrument, grid and ranges of cells.
+    targets
+        The network's parameters.
+    """
+    instrument, grid, samples = campaign.instrument, campaign.grid, campaign.samples
+    cells_of = [_some(samples.cells[samples.phase == code]) for code in range(len(targets.names))]
+    shortest = max(
+        _shortest(phase, cells, float(instrument.d_spacing_from_tof(np.array([grid.stop]))[0]))
+        for phase, cells in zip(campaign.phases, cells_of, strict=True)
+    )
+    at = np.log(instrument.tof_from_d_spacing(shortest) / grid.start) / grid.relative_step
+    first = int(np.clip(at, 0, max(grid.points - _FEWEST, 0)))
+    base = max(first - _LEAD, 0)
+    d_min = float(_d_at(campaign, np.array([base]))[0])
+    names = targets.parameters
+    phases, tables = [], {}
+    for code, (phase, cells) in enumerate(zip(campaign.phases, cells_of, strict=True)):
+        found, most = _lines(phase, cells, d_min)
+        tied = dict(phase.lattice.tied)
+        sources = [tied.get(name, name) for name in CELL_PARAMETERS]
+        phases.append(
+            {
+                "free": [names.index(name) for name in phase.lattice.free_parameters],
+                "cell": [float(names.index(s)) if isinstance(s, str) else -float(s)
+                         for s in sources],
+                "terms": [group[0] for group in phase.lattice.metric_terms],
+                "lines": found["products"].shape[1],
+                "pairs": len(found["rates"]),
+                "most": most,
+            }
+        )  # fmt: skip
+        tables.update({f"{name}_{code}": found[name] for name in _TABLES})
+    described = {
+        "points": grid.points,
+        "relative_step": grid.relative_step,
+        "start": grid.start,
+        "calibration": [instrument.difc, instrument.difa, instrument.difb, instrument.tzero],
+        "phases": phases,
+        "first": first,
+        "base": base,
+        "reach": PatternConfig.reach,
+        "rank": PatternConfig.rank,
+    }
+    tables["shapes"], tables["shares"] = _shapes(campaign, base)
+    return described, tables
+
+
+def _d_at(campaign: Campaign, position: _Array) -> _Array:
+    grid = campaign.grid
+    tof = grid.start * np.exp(grid.relative_step * position)
+    return np.asarray(campaign.instrument.d_spacing_from_tof(tof))
+
+
+def _some(cells: _Array) -> _Array:
+    """Return cells all over the range: it is their extremes that count."""
+    chosen = [cells[:: max(len(cells) // 2000, 1)]]
+    chosen += [cells[[column.argmin(), column.argmax()]] for column in cells.T]
+    return np.concatenate(chosen)
+
+
+def _products_inside(phase: Phase, cells: _Array, d_min: float) -> tuple[Any, _Array]:
+    h, k, l = (int(np.floor(length / d_min)) for length in cells[:, :3].max(axis=0))  # noqa: E741
+    lines = lines_of(phase, unique_reflections(phase, (h, k, l)))
+    terms = [group[0] for group in phase.lattice.metric_terms]
+    inverse = reciprocal_metric(cells)[:, terms] @ np.asarray(lines.products, dtype=np.float64)
+    return lines, inverse
+
+
+def _shortest(phase: Phase, cells: _Array, longest: float) -> float:
+    """Return the spacing down to which no cell has more than the wanted number of lines.
+
+    ``longest`` is where the window ends: lines beyond it do not count.
+    """
+    volumes = np.prod(cells[:, :3], axis=1)
+    few = np.unique(np.concatenate([np.argsort(volumes)[-200:], np.arange(0, len(cells), 20)]))
+    enough = longest / 1.5
+    for shortest in np.geomspace(enough, _SHORTEST, 16):
+        _, inverse = _products_inside(phase, cells[few], shortest)
+        inside = (inverse < shortest**-2) & (inverse > longest**-2)
+        if inside.sum(axis=1).max() > _MOST_LINES:
+            break
+        enough = shortest
+    return float(enough)
+
+
+def _lines(phase: Phase, cells: _Array, d_min: float) -> tuple[dict[str, _Array], int]:
+    lines, inverse = _products_inside(phase, cells, d_min)
+    # A margin for cells a little outside the range.
+    inside = inverse < d_min**-2 * 1.02
+    ever = inside.any(axis=0)
+    u = lines.u_groups
+    pairs = [u[i] + u[j] for i in range(len(u)) for j in range(i, len(u))]
+    tables = {
+        "products": np.asarray(lines.products, dtype=np.float64)[:, ever],
+        "strengths": np.asarray(lines.strengths, dtype=np.float64)[:, ever],
+        "rates": 2 * np.pi**2 * np.array(pairs),
+    }
+    return tables, int(1.1 * inside.sum(axis=1).max()) + 4
+
+
+def _shapes(campaign: Campaign, base: int) -> tuple[_Array, _Array]:
+    """Return a few shapes (rank, 2·reach + 1) of which all peaks are made, and their shares.
+
+    The shares have shape (nodes, rank). Along the window the peak changes so slowly that six
+    shapes give it to a few 1e-5 of its maximum.
+    """
+    grid, reach, rank = campaign.grid, PatternConfig.reach, PatternConfig.rank
+    stop = grid.points + _BESIDE
+    stations = np.append(np.arange(base, stop - 1, _STATIONS), stop - 1).astype(np.float64)
+    offsets = np.arange(-reach, reach + 1)
+    tof = grid.start * np.exp(grid.relative_step * stations)[:, None]
+    offset = grid.start * np.exp(grid.relative_step * (stations[:, None] + offsets)) - tof
+    shape = peak_shape(
+        campaign.instrument,
+        _d_at(campaign, stations),
+        size=campaign.size,
+        microstrain=campaign.microstrain,
+    )
+    width, eta = (v[:, None] for v in mixing(shape.variance, shape.fwhm))
+    rise, decay = shape.rise[:, None], shape.decay[:, None]
+    peaks = (1 - eta) * gaussian_part(offset, rise, decay, width, erfcx_blended)
+    peaks += eta * lorentzian_part(offset, rise, decay, width, "gsas2")
+    height = peaks.max(axis=1, keepdims=True)
+    shapes = np.linalg.svd(peaks / height, full_matrices=False)[2][:rank]
+    at_stations = peaks @ shapes.T
+    nodes = np.arange(base, stop)
+    shares = np.stack([np.interp(nodes, stations, share) for share in at_stations.T], axis=1)
+    missing = rank - len(shapes)  # of a window so short that it has fewer stations
+    return np.pad(shapes, ((0, missing), (0, 0))), np.pad(shares, ((0, 0), (0, missing)))

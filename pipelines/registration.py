@@ -1,0 +1,162 @@
+"""From a trained model to a registered one: where it came from, its tags, and who answers."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.schema import campaign_of
+from bragg_models.predictors import Predictor, output_columns
+from catalog import models, runs
+from pipelines.console import say
+from pipelines.simulate import code_commit
+
+LOADER = "bragg_models.predictors"
+"""Module that reads the registered models."""
+
+_REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "pydantic", "gemmi", "periodictable",
+                 "numba")  # fmt: skip
+_KEPT = ("model", "preset", "seed", "data", "snapshot_id", "content_hash", "split", "test_set",
+         "code_commit")  # fmt: skip
+
+
+def registered_name(campaign: str, model: str) -> str:
+    """Return under which name a model is registered: one for each campaign and task."""
+    return f"{campaign}-classifier" if model == "classifier" else campaign
+
+
+def provenance_of(
+    dataset: xr.Dataset, order: Mapping[str, Any], split: Mapping[str, Any], settings: Any
+) -> dict[str, Any]:
+    """Return where a model comes from, as plain JSON values.
+
+    Parameters
+    ----------
+    dataset
+        An opened snapshot.
+    order
+        What was asked for: ``model``, ``preset``, ``seed``, ``device`` …
+    split
+        Name, seed and shares of the split.
+    settings
+        The preset's values.
+    """
+    campaign = campaign_of(dataset)
+    attrs = dataset.attrs
+    return {
+        "model": order["model"],
+        "campaign": campaign.name,
+        "campaign_toml": campaign.toml,
+        "cifs": dict(campaign.cifs),
+        "instrument_instprm": campaign.instprm,
+        "units": {p: "Å" if p in "abc" else "degree" for p in CELL_PARAMETERS},
+        "data": {
+            key: str(attrs[key])
+            for key in ("tag", "snapshot_id", "uri", "content_hash", "identity", "simulator",
+                        "simulator_version", "code_commit")
+        },
+        "split": dict(split),
+        # What the test scores of two models have in common if they may be compared.
+        "test_set": test_set(dataset, split),
+        "preset": order["preset"],
+        "preset_values": settings,
+        "order": dict(order),
+        "seed": order["seed"],
+        "device": order["device"],
+        "code_commit": code_commit(),
+        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def test_set(dataset: xr.Dataset, split: Mapping[str, Any]) -> str:
+    """Return a short name of the test samples of a split of a data set's contents."""
+    values = (dataset.attrs["content_hash"], dict(split), "test")
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def run_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return the short facts by which a run, and a version, are found and compared."""
+    commit, _, dirty = provenance["code_commit"].partition("-")
+    split = provenance["split"]
+    return {
+        "model": provenance["model"],
+        "preset": provenance["preset"],
+        "seed": str(provenance["seed"]),
+        "data": provenance["data"]["tag"],
+        "snapshot_id": provenance["data"]["snapshot_id"],
+        "content_hash": provenance["data"]["content_hash"],
+        "simulator": provenance["data"]["simulator"],
+        "split": f"{split['name']}, seed {split['seed']}",
+        "test_set": provenance["test_set"],
+        "code_commit": commit,
+        "code_dirty": str(bool(dirty)).lower(),
+        "mlflow.source.name": "pipelines.train",
+        "mlflow.source.git.commit": commit,
+    }
+
+
+def register(run_: runs.Run, predictor: Predictor) -> models.ModelVersion:
+    """Register a model that was trained and scored: its provenance has ``test`` and ``score``."""
+    provenance = predictor.provenance
+    tags = run_tags(provenance)
+    score = provenance["score"]
+    description = (
+        f"{provenance['model']}, preset {provenance['preset']}, trained on "
+        f"{provenance['data']['tag']}. Test samples ({provenance['split']['name']} split): "
+        f"{score['name']} {score['value']:.3e}, accuracy "
+        f"{provenance['test']['all']['accuracy']:.4%}. Input: profiles without "
+        f"background on the campaign's time-of-flight grid; {predictor.preprocessing} is applied "
+        f"inside. Output: a, b, c in Å, alpha, beta, gamma in degrees, a probability per phase."
+    )
+    facts = {**{key: tags[key] for key in _KEPT}, "score": repr(score["value"])}
+    if score["name"] == "mse_paper":
+        facts["mse_paper"] = repr(score["value"])
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "predictor"
+        predictor.save(directory)
+        return models.register(
+            run_, registered_name(provenance["campaign"], provenance["model"]), directory,
+            loader_module=LOADER,
+            points=predictor.points,
+            outputs=output_columns(predictor.targets),
+            requirements=_REQUIREMENTS,
+            description=description,
+            tags=facts,
+        )  # fmt: skip
+
+
+def crown(tracking: runs.Tracking, version: models.ModelVersion, promote: bool) -> tuple[bool, str]:
+    """Make a version the champion if there is none, if it is better, or if told to.
+
+    Returns
+    -------
+    is_champion
+        Whether it is.
+    uri
+        Address of the version that answers from now on.
+    """
+    present = models.champion(tracking, version.name)
+    own = float(version.tags["score"])
+    reason = None
+    if present is not None and not promote:
+        theirs = float(present.tags.get("score", present.tags.get("mse_paper", "nan")))
+        if present.tags.get("test_set") != version.tags["test_set"]:
+            reason = f"version {present.version} was tested on other samples"
+        elif not own < theirs:
+            reason = f"version {present.version} did better there ({theirs:.2e})"
+    if reason is None:
+        models.set_alias(tracking, version, models.CHAMPION)
+        return True, version.uri
+    assert present is not None
+    say(
+        f"The champion stays: {reason}. To have this one answer instead, train with --promote, or "
+        f"name it: --model {version.uri}"
+    )
+    return False, present.uri

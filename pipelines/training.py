@@ -1,0 +1,499 @@
+"""One training from a data set to a registered model: reading, fitting, testing, logging."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from distributed import Client
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Samples as Labels
+from bragg_data.preprocessing import CROP_SHORT_TOF, preprocessing
+from bragg_data.schema import campaign_of, samples_of
+from bragg_data.splits import Part, beside_split
+from bragg_data.store import Store
+from bragg_models.batches import in_order, joined, profiles_of
+from bragg_models.metrics import errors, squared_errors, summary
+from bragg_models.predictors import Predictor, load_predictor
+from bragg_models.targets import targets_of
+from bragg_models.training import EpochResult, Samples, choose_device
+from catalog import models, runs
+from pipelines import figures, recipes
+from pipelines.cluster import open_client
+from pipelines.cluster_options import SlurmOptions
+from pipelines.console import Progress, say
+from pipelines.forests import FOREST_PRESETS, How
+from pipelines.presets import FORESTS, TrainError, preset_of
+from pipelines.recipes import Made, Task
+from pipelines.registration import (
+    LOADER,
+    crown,
+    provenance_of,
+    register,
+    registered_name,
+    run_tags,
+    test_set,
+)
+from pipelines.scores import constant_scores, print_scores
+from pipelines.scoring import SPLIT, part_of
+
+_CONDITIONAL = ("forest", "transfer", "deep")
+STATE = Path("data/training")
+"""Where the commands keep checkpoints and cached profiles."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for, in plain values: what a resumed training begins from again.
+
+    Attributes
+    ----------
+    model, preset, seed, device
+        See the command's help.
+    split
+        ``random`` or ``blocked``.
+    beside
+        Tags of data sets whose samples are learnt from, too.
+    epochs, max_seconds
+        Instead of the preset's.
+    how
+        How forests are grown.
+    classifier
+        Address of the version that the class-conditional models build on.
+    """
+
+    model: str = "multitask"
+    preset: str = "quick"
+    seed: int = 0
+    device: str = "auto"
+    split: str = "random"
+    beside: tuple[str, ...] = ()
+    epochs: int | None = None
+    max_seconds: float | None = None
+    how: How = "search"
+    classifier: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training reads, keeps its state, and computes.
+
+    Attributes
+    ----------
+    tracking
+        Runs and models.
+    state
+        Directory of checkpoints and cached profiles; it can be deleted when nothing runs.
+    cache
+        Whether prepared profiles are kept there.
+    cluster, slurm, workers
+        Where forests are grown; see :func:`pipelines.cluster.open_client`.
+    """
+
+    tracking: runs.Tracking
+    state: Path = STATE
+    cache: bool = True
+    cluster: str = "local"
+    slurm: SlurmOptions | None = None
+    workers: int | None = None
+
+    def client(self) -> AbstractContextManager[Client]:
+        """Open a client of the cluster."""
+        return open_client(self.cluster, workers=self.workers, slurm=self.slurm)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that was trained, scored and registered.
+
+    Attributes
+    ----------
+    version
+        Its place in the registry.
+    run_id
+        Its run.
+    scores
+        Of the test samples, as :func:`bragg_models.metrics.summary` gives them.
+    is_champion
+        Whether it answers from now on.
+    champion
+        Address of the version that answers from now on.
+    fit_seconds
+        Time that the fit took, reading included.
+    """
+
+    version: models.ModelVersion
+    run_id: str
+    scores: Mapping[str, Mapping[str, float]]
+    is_champion: bool
+    champion: str
+    fit_seconds: float
+
+
+def train_model(
+    dataset: xr.Dataset,
+    place: Place,
+    order: Order,
+    *,
+    promote: bool = False,
+    resume: str | None = None,
+) -> Trained:
+    """Train, score on the test samples, log to MLflow and register.
+
+    Parameters
+    ----------
+    dataset
+        An opened snapshot.
+    place, order
+        Where, and what.
+    promote
+        Make it the champion even if the present one did better.
+    resume
+        The run to go on with.
+
+    Raises
+    ------
+    TrainError
+        If there are too few samples.
+    """
+    name = campaign_of(dataset).name
+    labels, split = samples_of(dataset), {"name": order.split, **SPLIT}
+    part = part_of(order.split, labels, split)
+    if not all((part == p).any() for p in Part):
+        raise TrainError(
+            f"Data set {dataset.attrs['tag']} has {len(part)} samples, too few to train, "
+            f"validate and test on. Simulate more: python -m pipelines.simulate --limit 2000"
+        )
+    if order.model in _CONDITIONAL and order.classifier is None:
+        order = replace(order, classifier=_classifier(dataset, place, order, split))
+    settings = _settings(order)
+    provenance = provenance_of(dataset, asdict(order), split, settings)
+    say(
+        f"Training [bold]{order.model}[/] (preset {order.preset}) on {dataset.attrs['tag']}, "
+        f"{order.split} split: {(part == Part.training).sum():,} samples to learn from, "
+        f"{(part == Part.validation).sum():,} to choose the best weights on, "
+        f"{(part == Part.test).sum():,} to test"
+    )
+    with _run(place, name, order, provenance, resume) as run_:
+        state = place.state / "runs" / run_.id
+        _keep(state, order, dataset)
+        task = _task(dataset, labels, part, place, order, run_, state)
+        run_.log_dataset(dataset, "training")
+        began = time.monotonic()
+        made = _made(task, order, place)
+        fit_seconds = time.monotonic() - began
+        provenance["facts"] = made.facts
+        predictor = Predictor(
+            made.kind, made.model, task.targets, made.preprocessing, dataset.sizes["tof"],
+            provenance, made.classifier,
+        )  # fmt: skip
+        scores = _tested(task, predictor, made, order, fit_seconds, labels, part)
+        version = register(run_, predictor)
+        if made.kind == "guided":
+            _register_glance(run_, task, predictor, labels, part)
+    shutil.rmtree(state, ignore_errors=True)
+    # What is trained to be compared on other samples is not to answer unasked.
+    if order.split != "random" and not promote:
+        return Trained(version, run_.id, scores, False, version.uri, fit_seconds)
+    is_champion, champion = crown(place.tracking, version, promote)
+    return Trained(version, run_.id, scores, is_champion, champion, fit_seconds)
+
+
+@contextlib.contextmanager
+def _run(
+    place: Place, name: str, order: Order, provenance: Mapping[str, Any], resume: str | None
+) -> Iterator[runs.Run]:
+    if resume is not None:
+        with place.tracking.resumed(resume) as run_:
+            yield run_
+        return
+    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    title = f"{order.model} {order.preset} seed {order.seed} {started}"
+    with place.tracking.run(name, title, run_tags(provenance)) as run_:
+        run_.log_parameters(
+            {**asdict(order), "settings": provenance["preset_values"],
+             "split": provenance["split"], "threads": torch.get_num_threads(),
+             "cores": os.cpu_count() or 0}
+        )  # fmt: skip
+        yield run_
+
+
+def _settings(order: Order) -> dict[str, Any]:
+    if order.model in FORESTS:
+        return asdict(FOREST_PRESETS[order.preset])
+    return asdict(preset_of(order.preset, order.epochs, order.max_seconds, model=order.model))
+
+
+def _keep(state: Path, order: Order, dataset: xr.Dataset) -> None:
+    """Write down what a resumed training has to know."""
+    state.mkdir(parents=True, exist_ok=True)
+    known = {"order": asdict(order), "store": dataset.attrs["uri"], "tag": dataset.attrs["tag"]}
+    (state / "order.json").write_text(json.dumps(known), encoding="utf-8")
+
+
+def _task(
+    dataset: xr.Dataset,
+    labels: Labels,
+    part: NDArray[np.int8],
+    place: Place,
+    order: Order,
+    run_: runs.Run,
+    state: Path,
+) -> Task:
+    targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
+    parts, phases, cells = [profiles_of(dataset, _as_they_are)], [labels.phase], [labels.cells]
+    contents = [str(dataset.attrs["content_hash"])]
+    of = [part]
+    for tag in order.beside:
+        other = Store(dataset.attrs["uri"]).open(tag)
+        own = samples_of(other)
+        if [p.name for p in campaign_of(other).phases] != list(targets.names) or not np.array_equal(
+            other.tof, dataset.tof
+        ):
+            raise TrainError(
+                f"{tag} has other phases or another time-of-flight grid than "
+                f"{dataset.attrs['tag']}: it cannot be learnt from beside it."
+            )
+        parts.append(profiles_of(other, _as_they_are))
+        phases.append(own.phase)
+        cells.append(own.cells)
+        contents.append(str(other.attrs["content_hash"]))
+        of.append(
+            beside_split(labels.crystal_system, labels.cells, part, own.crystal_system, own.cells)
+            if order.split == "blocked"
+            else np.full(len(own.phase), Part.training, dtype=np.int8)
+        )
+        run_.log_dataset(other, "training, beside")
+    samples = Samples(joined(parts), np.concatenate(phases), np.concatenate(cells))
+    return Task(
+        dataset, samples, targets, np.concatenate(of), order.seed, choose_device(order.device),
+        place.state / "cache" if place.cache else None, tuple(contents), state, run_,
+    )  # fmt: skip
+
+
+def _as_they_are(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values
+
+
+def _made(task: Task, order: Order, place: Place) -> Made:
+    classifier = None
+    if order.classifier is not None:
+        version = models.find(place.tracking, order.classifier)
+        classifier = load_predictor(models.fetch(place.tracking, version, LOADER))
+    if order.model in FORESTS:
+        directory = place.state / "forests"
+        directory.mkdir(parents=True, exist_ok=True)
+        return recipes.make_forests(
+            task, order.preset, classifier, place.client, order.how, directory.absolute()
+        )
+    preset = preset_of(order.preset, order.epochs, order.max_seconds, model=order.model)
+    if classifier is not None:
+        return recipes.make_conditional(task, preset, classifier, deep=order.model == "deep")
+    if order.model == "caenn":
+        return recipes.make_caenn(task, preset)
+    if order.model == "guided":
+        return recipes.make_guided(task, preset)
+    return recipes.make_multitask(task, preset, classifier=order.model == "classifier")
+
+
+def _classifier(dataset: xr.Dataset, place: Place, order: Order, split: Mapping[str, Any]) -> str:
+    """Return the newest classifier of the same split of the same data, trained if there is none."""
+    name = registered_name(campaign_of(dataset).name, "classifier")
+    wanted = test_set(dataset, split)
+    for version in models.versions(place.tracking, name):
+        if version.tags.get("test_set") == wanted:
+            say(f"The phases are told by the classifier {version.uri}")
+            return version.uri
+    say(f"{order.model} needs a classifier that tells the phases, and there is none yet.")
+    own = replace(order, model="classifier", beside=(), epochs=None, max_seconds=None)
+    return train_model(dataset, place, own).version.uri
+
+
+# ---- scores ------------------------------------------------------------------------------------
+
+
+def _tested(
+    task: Task,
+    predictor: Predictor,
+    made: Made,
+    order: Order,
+    fit_seconds: float,
+    labels: Labels,
+    part: NDArray[np.int8],
+) -> dict[str, dict[str, float]]:
+    """Score a model on the test samples: print, log with figures, write into its provenance."""
+    test = part == Part.test
+    answers = _answers(task.dataset, predictor, test)
+    total = errors(task.targets, labels.phase[test], labels.cells[test], *answers)
+    scores = summary(task.targets, total)
+    metrics: dict[str, Any] = {"test": scores, "fit_seconds": fit_seconds}
+    is_classifier = order.model == "classifier"
+    wrong = float((answers[0] != labels.phase[test]).sum())
+    scores["all"]["wrong"] = wrong
+    if is_classifier:
+        scores = {
+            group: {k: v for k, v in values.items() if np.isfinite(v)}
+            for group, values in scores.items()
+        }
+        metrics["test"] = scores
+    if order.model in _CONDITIONAL:
+        _, told = _answers(task.dataset, predictor, test, labels.phase)
+        metrics["test_true_system"] = summary(
+            task.targets,
+            errors(task.targets, labels.phase[test], labels.cells[test], labels.phase[test], told),
+        )
+    task.run.log_metrics(metrics)
+    provenance: Any = predictor.provenance
+    provenance["test"] = scores
+    provenance["score"] = (
+        {"name": "error_rate", "value": wrong / int(test.sum())}
+        if is_classifier
+        else {"name": "mse_paper", "value": scores["all"]["mse_paper"]}
+    )
+    say()
+    n = task.dataset.sizes["sample"]
+    if is_classifier:
+        say(f"Test samples, {order.split} split: {wrong:,.0f} of {test.sum():,} systems wrong")
+    else:
+        print_scores(
+            str(provenance["campaign"]), order.model, scores,
+            constant_scores(
+                task.targets,
+                Samples(task.samples.profiles, labels.phase, labels.cells),
+                part[:n] == Part.training,
+                test,
+            ),
+            task.targets, f"Test samples, {order.split} split",
+        )  # fmt: skip
+    _draw(task, made, labels, test, answers, total.confusion)
+    return scores
+
+
+def _answers(
+    dataset: xr.Dataset,
+    predictor: Predictor,
+    wanted: NDArray[np.bool_],
+    phase: NDArray[np.integer] | None = None,
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the phases and cells that a model finds for the wanted samples, in stored order."""
+    phases, cells = [], []
+    with Progress("Testing", int(wanted.sum()), "profiles") as progress:
+        for batch in in_order(profiles_of(dataset, _as_they_are), wanted):
+            told = None if phase is None else phase[batch.rows]
+            answer = predictor.predict(batch.profiles, told)
+            phases.append(answer.phase)
+            cells.append(answer.cells)
+            progress.advance(len(batch.rows))
+    return np.concatenate(phases), np.concatenate(cells)
+
+
+def _register_glance(
+    run_: runs.Run, task: Task, guided: Predictor, labels: Labels, part: NDArray[np.int8]
+) -> None:
+    """Register the guided network's glance as a model of its own: what a network alone can do."""
+    glance: Any = guided.model.glance  # type: ignore[union-attr]
+    provenance = {**guided.provenance, "model": "perceptron"}
+    predictor = Predictor(
+        "perceptron", glance, guided.targets, guided.preprocessing, guided.points, provenance
+    )
+    test = part == Part.test
+    answers = _answers(task.dataset, predictor, test)
+    scores = summary(
+        task.targets, errors(task.targets, labels.phase[test], labels.cells[test], *answers)
+    )
+    run_.log_metrics({"test_glance": scores})
+    say(f"Its glance alone, a perceptron: mse_paper {scores['all']['mse_paper']:.2e}")
+    provenance["test"] = scores
+    provenance["score"] = {"name": "mse_paper", "value": scores["all"]["mse_paper"]}
+    register(run_, predictor)
+
+
+def _draw(
+    task: Task,
+    made: Made,
+    labels: Labels,
+    test: NDArray[np.bool_],
+    answers: tuple[NDArray[np.intp], NDArray[np.float64]],
+    confusion: NDArray[np.int64],
+) -> None:
+    """Draw what the training came to, and log the figures."""
+    run_, systems = task.run, labels.crystal_system[test]
+    cells, names = labels.cells[test], task.targets.names
+    free = {
+        int(lattice.crystal_system): lattice.free_parameters for lattice in task.targets.lattices
+    }
+    if made.histories:
+        curves = {
+            name: [_point(result) for result in history] for name, history in made.histories.items()
+        }
+        run_.log_figure(figures.learning_curves(curves), "figures/learning_curves.png")
+    run_.log_figure(figures.confusion(confusion, names), "figures/confusion.png")
+    if np.isfinite(answers[1]).all():
+        run_.log_figure(figures.parity(cells, answers[1], systems, free), "figures/parity.png")
+        squared, _ = squared_errors(task.targets, labels.phase[test], cells, answers[1])
+        run_.log_figure(figures.error_map(cells, squared, systems, free), "figures/error_map.png")
+    if made.kind == "caenn":
+        rows = np.concatenate(
+            [np.flatnonzero(test & (labels.phase == code))[:2] for code in range(len(names))]
+        )
+        function = preprocessing(made.preprocessing).function
+        profiles = np.asarray(function(task.dataset.intensity[rows].values), dtype=np.float32)
+        again = recipes.reconstructions(made, profiles)
+        if again is not None:
+            tof = task.dataset.tof.values
+            first = CROP_SHORT_TOF if len(tof) > profiles.shape[1] else 0
+            figure = figures.reconstructions(
+                tof[first : first + profiles.shape[1]], profiles, again,
+                [names[code] for code in labels.phase[rows]], labels.crystal_system[rows],
+            )  # fmt: skip
+            run_.log_figure(figure, "figures/reconstructions.png")
+
+
+def _point(result: EpochResult) -> dict[str, float]:
+    scores = result.validation["all"]
+    point = {"epoch": float(result.epoch), "training_loss": result.training["loss"]}
+    for name in ("accuracy", "mse_paper"):
+        if name in scores:
+            point[name] = scores[name]
+    for name in ("cross_entropy", "mae"):
+        if name in scores:
+            point["validation_loss"] = scores[name]
+    return point
+
+
+def kept_order(place: Place, run_id: str) -> tuple[Order, xr.Dataset]:
+    """Return what an interrupted run was asked for, and its data set.
+
+    Raises
+    ------
+    TrainError
+        If nothing is known about it here.
+    """
+    path = place.state / "runs" / run_id / "order.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        order: dict[str, Any] = known["order"]
+        order["beside"] = tuple(order["beside"])
+        return Order(**order), Store(known["store"]).open(known["tag"])
+    except FileNotFoundError as error:
+        unfinished = sorted(p.name for p in (place.state / "runs").glob("*"))
+        which = f"Unfinished runs: {', '.join(unfinished)}." if unfinished else "There is none."
+        raise TrainError(
+            f"Run '{run_id}' has no checkpoint in {place.state}. {which} Where it was trained in "
+            f"another directory, name that with --state."
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainError(f"{path} is damaged ({error}): train the model anew.") from error
