@@ -169,6 +169,12 @@ class Conditional(nn.Module):
     def __init__(self, config: ConditionalConfig) -> None:
         super().__init__()
         self.config = config
+        phases, columns = config.classifier.phases, range(config.parameters)
+        if len(config.free) != phases or any(k not in columns for one in config.free for k in one):
+            raise NetworkError(
+                f"A class-conditional network of {phases} phases and {config.parameters} "
+                f"parameters cannot be free in the columns {config.free}. Name those of each phase."
+            )
         self.classifier = Multitask(config.classifier)
         self.heads = nn.ModuleList(
             _dense((config.classifier.hidden, *config.dense, len(free))) for free in config.free
@@ -249,6 +255,11 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: CaennConfig) -> None:
         super().__init__()
+        if any(kernel % 2 == 0 for kernel in config.kernels):
+            raise NetworkError(
+                f"Kernels of {config.kernels} points have no middle, so the auto-encoder's output "
+                f"would have another length than its input. Use odd ones."
+            )
         self.points, self.scale = config.points, config.scale
         self.padding = -config.points % 4
         (first, second), (wide, narrow) = config.filters, config.kernels
@@ -382,9 +393,11 @@ def build(kind: str, config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
         raise NetworkError(f"There is no network '{kind}'. Choose one of {', '.join(_KINDS)}.")
     read, network_type = _KINDS[kind]
     try:
-        described = read(**_tuples(config))
-    except TypeError as error:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return network_type(read(**_tuples(config)))
+    except NetworkError:
+        raise
+    # Whatever a wrong value leads to: plain JSON may be anything, at any depth.
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise NetworkError(f"The description of a {kind} network does not fit: {error}.") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return network_type(described)
