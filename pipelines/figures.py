@@ -70,6 +70,8 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
                 epochs, values = (np.array(part, dtype=float) for part in zip(*points, strict=True))
                 if key == "accuracy":
                     values = 100 * (1 - values)
+                else:  # a logarithmic axis has no place for zero
+                    values = np.where(values > 0, values, np.nan)
                 axis.plot(epochs, values, color=color, label=label, linewidth=1.5,
                           marker="o" if len(epochs) <= 30 else None, markersize=3.5)  # fmt: skip
             if title == "wrong systems":
@@ -78,7 +80,7 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
                 shown = [float(np.max(line.get_ydata())) for line in axis.lines]
                 axis.set_ylim(0, 2 * max([0.05, *shown]))
                 axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-            else:
+            elif any(np.isfinite(line.get_ydata()).any() for line in axis.lines):
                 _log_scale(axis)
             axis.set_ylabel(title)
             axis.set_xlabel("epoch")

@@ -228,6 +228,97 @@ def test_fewer_samples_than_a_batch_make_one(profiles: Profiles) -> None:
     assert set(batches[0].rows) == set(range(20))
 
 
+# ---- more things done, and several data sets ---------------------------------------------------
+
+
+def test_one_more_thing_is_done_to_profiles(profiles: Profiles, wanted: np.ndarray) -> None:
+    mapped = profiles.mapped(lambda x: (x[:, :2] + 1).astype(np.float64))
+    assert len(mapped) == N
+    for one, other in zip(in_order(mapped, wanted), in_order(profiles, wanted), strict=True):
+        assert one.profiles.dtype == np.float32
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.profiles, other.profiles[:, :2] + 1)
+    # Twice: in the order in which it was said.
+    twice = profiles.mapped(lambda x: x + 1).mapped(lambda x: x * 10)
+    np.testing.assert_array_equal(everything_of(twice), (everything_of(profiles) + 1) * 10)
+
+
+def test_one_more_thing_is_done_to_cached_profiles(profiles: Profiles, tmp_path: Path) -> None:
+    """As frozen features of prepared profiles that are cached."""
+    expected = everything_of(profiles) + 1
+    mapped = cached(profiles, tmp_path, "doubled@1").mapped(lambda x: x + 1)
+    np.testing.assert_array_equal(everything_of(mapped), expected)
+    # The copy on the disk stays what it was.
+    np.testing.assert_array_equal(
+        everything_of(cached(profiles, tmp_path, "doubled@1", verify=True)), expected - 1
+    )
+
+
+@pytest.fixture
+def parts() -> list[Profiles]:
+    """Three data sets of other lengths and chunks that together tell their own row numbers."""
+    values = np.arange(N, dtype=np.float32)[:, None] * np.ones(5, dtype=np.float32)
+    cuts, rows = (0, 130, 131, N), (50, 7, 64)
+    return [
+        Profiles(xr.DataArray(values[low:high], dims=("sample", "tof")), r, lambda x: x * 2)
+        for low, high, r in zip(cuts[:-1], cuts[1:], rows, strict=True)
+    ]
+
+
+def test_joined_profiles_are_one_after_the_other(parts: list[Profiles]) -> None:
+    both = joined(parts)
+    assert len(both) == N
+    everything = np.ones(N, dtype=bool)
+    rows = np.concatenate(rows_of(in_order(both, everything)))
+    np.testing.assert_array_equal(rows, np.arange(N))
+    chunks = both.chunks_with(everything)
+    assert chunks.tolist() == list(range(3 + 1 + 14))
+    assert both.count(chunks, everything) == N
+    assert both.count(chunks[[2, 3, 17]], everything) == 30 + 1 + 37
+    one = np.zeros(N, dtype=bool)
+    one[[129, 130, 131]] = True
+    assert both.chunks_with(one).tolist() == [2, 3, 4]
+    assert both.count(chunks, one) == 3
+    assert [r.tolist() for r in rows_of(in_order(both, one))] == [[129], [130], [131]]
+    assert joined(parts[:1]) is parts[0]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_joined_profiles_are_shuffled_together(
+    parts: list[Profiles], wanted: np.ndarray, tmp_path: Path, cache: bool
+) -> None:
+    both = cached(joined(parts), tmp_path, "doubled@1") if cache else joined(parts)
+    batches = rows_of(shuffled(both, wanted, 32, np.random.default_rng(1), buffer_chunks=4))
+    together = np.concatenate(batches)
+    np.testing.assert_array_equal(np.sort(together), np.flatnonzero(wanted))
+    # Samples of several data sets meet in a batch.
+    assert np.mean([len(set(np.searchsorted([130, 131], b, "right"))) > 1 for b in batches]) > 0.3
+    phase = (np.arange(N) % 3).astype(np.int8)
+    balanced = shuffled(both, wanted, 30, np.random.default_rng(1), phase=phase,
+                        shares=(1, 1, 1), samples=2000)  # fmt: skip
+    for batch in rows_of(balanced):
+        assert np.bincount(phase[batch]).tolist() == [10, 10, 10]
+
+
+def test_one_more_thing_is_done_to_joined_profiles(parts: list[Profiles]) -> None:
+    mapped = joined(parts).mapped(lambda x: x[:, :1] - 1)
+    expected = everything_of(joined(parts))[:, :1] - 1
+    np.testing.assert_array_equal(everything_of(mapped), expected)
+
+
+def test_of_joined_profiles_a_part_without_a_wanted_sample_is_not_read(
+    parts: list[Profiles],
+) -> None:
+    def never(_: np.ndarray) -> np.ndarray:
+        raise AssertionError("read")
+
+    closed = Profiles(parts[2].intensity, parts[2].rows_per_chunk, never)
+    both = joined([*parts[:2], closed])
+    wanted = np.arange(N) < 131
+    batches = shuffled(both, wanted, 16, np.random.default_rng(0))
+    assert np.concatenate(rows_of(batches)).max() == 130
+
+
 # ---- the cache ---------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from bragg_data.campaign import Samples, load_campaign
 from bragg_data.crystal import CrystalSystem
-from bragg_data.splits import Part, blocked_split, random_split
+from bragg_data.splits import Part, beside_split, blocked_split, random_split
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,53 @@ def test_seed_and_other_systems_mean_the_same_to_blocks(samples: Samples) -> Non
     np.testing.assert_array_equal(part[tetragonal], alone)
     other = blocked_split(few.crystal_system, few.cells, seed=0, validation=0.1)
     np.testing.assert_array_equal(part == Part.test, other == Part.test)
+
+
+def boxes_of(samples: Samples) -> np.ndarray:
+    """In whole numbers of 1e-9 Å or degrees, so that rounding scatters no grid point."""
+    edges = np.array([20_000_000] * 3 + [2_500_000_000] * 3)
+    numbers = np.rint(samples.cells * 1e9).astype(np.int64) // edges
+    return np.column_stack([samples.crystal_system, numbers])
+
+
+def test_beside_blocks_nothing_is_learnt_of_a_box_that_is_kept(samples: Samples) -> None:
+    part = blocked_split(samples.crystal_system, samples.cells, seed=0)
+    beside = load_campaign("batio3-offgrid").samples
+    other = beside_split(
+        samples.crystal_system, samples.cells, part, beside.crystal_system, beside.cells
+    )
+    assert other.dtype == np.int8
+    assert set(other.tolist()) == {Part.training, Part.test}
+    kept = {tuple(box) for box in boxes_of(samples)[part != Part.training]}
+    inside = np.array([tuple(box) in kept for box in boxes_of(beside)])
+    # Cells within rounding of a side are of either box.
+    assert ((other == Part.test) != inside).sum() <= 2
+    assert 0.15 < inside.mean() < 0.35
+    # Validation blocks are closed, too: the best weights are chosen on them.
+    validation = {tuple(box) for box in boxes_of(samples)[part == Part.validation]}
+    closed = np.array([tuple(box) in validation for box in boxes_of(beside)])
+    assert closed.any()
+    assert (other[closed] == Part.test).mean() > 0.99
+
+
+def test_beside_itself_a_data_set_gives_its_training_samples(samples: Samples) -> None:
+    part = blocked_split(samples.crystal_system, samples.cells, seed=4)
+    own = beside_split(
+        samples.crystal_system, samples.cells, part, samples.crystal_system, samples.cells
+    )
+    np.testing.assert_array_equal(own == Part.training, part == Part.training)
+
+
+def test_beside_a_box_belongs_to_one_crystal_system() -> None:
+    cell = np.array([[4.01, 4.01, 4.01, 90.0, 90.0, 90.0]])
+    cubic, tetragonal = np.array([0], np.int8), np.array([1], np.int8)
+    part = np.array([Part.test], np.int8)
+    assert beside_split(cubic, cell, part, cubic, cell).tolist() == [Part.test]
+    assert beside_split(cubic, cell, part, tetragonal, cell).tolist() == [Part.training]
+    far = cell + np.array([0.02, 0, 0, 0, 0, 0])
+    assert beside_split(cubic, cell, part, cubic, far).tolist() == [Part.training]
+    wider = beside_split(cubic, cell, part, cubic, far, length=0.5)
+    assert wider.tolist() == [Part.test]
+    none = np.array([Part.training], np.int8)
+    assert beside_split(cubic, cell, none, cubic, cell).tolist() == [Part.training]
+    assert beside_split(cubic, cell, part, cubic[:0], cell[:0]).shape == (0,)

@@ -175,3 +175,46 @@ def test_presets_take_other_values() -> None:
     settings = paper.stages["multitask"]
     assert (settings.epochs, settings.batch_size) == (500, 512)
     assert paper.preprocessing == "profile_minmax@1"
+
+
+def test_a_blocked_split_is_scored_but_does_not_answer(
+    small_store: Store, tracking: Tracking
+) -> None:
+    before = models.champion(tracking, "small")
+    output = command(small_store, tracking, "classifier", "transfer", "--split", "blocked")
+    after = models.champion(tracking, "small")
+    assert before is not None
+    assert after is not None
+    assert before.version == after.version
+    assert models.champion(tracking, "small-classifier") is None
+    newest = models.versions(tracking, "small")[0]
+    assert newest.tags["model"] == "transfer"
+    assert newest.tags["split"].startswith("blocked")
+    assert "blocked split" in output
+    run = tracking.client.get_run(newest.run_id)
+    assert {"regressor_cubic/train/loss", "test_true_system/all/mse_paper"} <= set(run.data.metrics)
+    drawn = {file.path for file in tracking.client.list_artifacts(newest.run_id, "figures")}
+    names = ("learning_curves", "confusion", "parity", "error_map")
+    assert drawn == {f"figures/{name}.png" for name in names}
+
+
+def test_a_classifier_is_trained_where_one_is_needed_and_samples_from_beside_are_learnt_from(
+    small_store: Store, tmp_path: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
+    tracking = tracking_in(tmp_path)
+    output = command(small_store, tracking, "deep", "--epochs", "1", "--beside", "small-v1")
+    assert "needs a classifier" in output
+    assert models.versions(tracking, "small-classifier")[0].tags["model"] == "classifier"
+    glance = command(small_store, tracking, "multitask", "--beside", "small-v1", "--epochs", "1")
+    assert "539 samples" in glance
+
+
+def test_unknown_models_and_runs_are_refused(small_store: Store, tracking: Tracking) -> None:
+    with pytest.raises(TrainError, match="There is no model 'transformer'"):
+        command(small_store, tracking, "transformer")
+    with pytest.raises(TrainError, match="Choose random or blocked"):
+        command(small_store, tracking, "--split", "odd")
+    with pytest.raises(TrainError, match="Choose search or joined"):
+        command(small_store, tracking, "--grow", "wild")
+    with pytest.raises(TrainError, match="no checkpoint"):
+        command(small_store, tracking, "--resume", "0123")
