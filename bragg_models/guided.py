@@ -4,19 +4,20 @@ The perceptron's glance at a profile says which phase it is and, to about a thou
 ångström, which cell. From there the layer that knows what a cell's pattern looks like
 (:mod:`bragg_models.pattern`) compares and corrects, a few times, until the profile is met. What the
 perceptron leaves open is settled by how well the profile is met: where it is not, the network tries
-again from cells as far off as the perceptron is known to be, and from its other phases.
+again under a blur, under which cells may be further off to be found, then from those of many
+cells all over the campaign's range that look most like the profile, and then in the other phases.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
 
 from bragg_data.campaign import Campaign
 from bragg_models.pattern import Pattern, PatternConfig, pattern_of, read_pattern_config
@@ -25,10 +26,9 @@ from bragg_models.targets import Targets
 _LIMIT = 1.2  # scaled parameters end here: a little beyond the campaign's range
 _THROUGH = 3e-6  # a step that is smaller, in scaled parameters, ends the search
 _END = 24.0, 48  # points from the window's end: a line there, and what is then not compared
-_ROWS = 128  # starts that are searched from together
-# Where the profile is not met, cells up to so many points away are tried, and compared under a blur
-# of so many points: first near, then far.
-_AFAR = ((80.0, 5.0), (400.0, 12.0))
+_ROWS = 32  # starts that are searched from together: their deposits stay in a processor's cache
+_BLURS = 5.0, 12.0  # points, first near, then far: peaks so far off still overlap
+_DRAWN = 16  # times as many cells are drawn as are kept, so that they lie evenly for the peaks
 _CLEARLY = 0.25  # another phase has to meet the profile so much better
 
 
@@ -98,8 +98,8 @@ class GuidedConfig:
     steps
         How often a cell is corrected at most.
     draws, starts
-        Where the profile is not met, so many other cells are compared with it from afar, and from
-        so many of them it tries again.
+        Where the profile is not met, it is compared with so many cells all over the range, and
+        from so many of them the network tries again.
     met
         A profile is met if the squared difference is below this share of its square. The layer
         itself is good to a few 1e-6.
@@ -108,8 +108,8 @@ class GuidedConfig:
     glance: PerceptronConfig
     pattern: PatternConfig
     steps: int = 12
-    draws: int = 2048
-    starts: int = 16
+    draws: int = 4096
+    starts: int = 8
     met: float = 2e-5
 
 
@@ -138,6 +138,7 @@ class Guided(nn.Module):
         parameters = config.glance.parameters
         for name in ("middle", "half_range"):
             self.register_buffer(name, torch.ones(parameters, dtype=torch.float64))
+        self._known: dict[tuple[int, float, torch.device], tuple[Tensor, Tensor]] = {}
 
     def forward(self, profiles: Tensor, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the logits of the phases, and the scaled cell parameters.
@@ -180,74 +181,102 @@ class Guided(nn.Module):
         return logits, values
 
     def _settled(self, code: int, profiles: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cells that meet some profiles best, and their misfit, shapes as ``start``."""
+        """Return the cells that meet some profiles best, and their misfit, shapes as ``start``.
+
+        Downhill from the start, then from where the start leads to under a blur, then from where
+        known cells lead to: each only for profiles that are not met yet.
+        """
         values, misfit = self._searched(code, profiles, start)
-        rows = torch.nonzero(misfit > self.config.met)[:, 0]
-        for row in rows.tolist():
-            for farthest, blur in _AFAR:
-                others = self._candidates(code, profiles[row], start[row], farthest, blur)
-                found, own = self._searched(code, profiles[row].expand(len(others), -1), others)
-                best = int(own.argmin())
-                if own[best] < misfit[row]:
-                    values[row], misfit[row] = found[best], own[best]
-                if misfit[row] <= self.config.met:
-                    break
+        for own, blur in product((True, False), _BLURS):
+            rows = torch.nonzero(misfit > self.config.met)[:, 0]
+            if not len(rows):
+                break
+            roots = self.pattern.blurred(profiles[rows] ** 2, blur).sqrt()
+            others = start[rows][:, None] if own else self._alike(code, roots, blur)
+            count = others.shape[1]
+            roots = roots.repeat_interleave(count, dim=0)
+            nearer, _ = self._in_parts(
+                code, roots, others.flatten(0, 1), torch.ones_like(roots), blur
+            )
+            found, left = self._searched(
+                code, profiles[rows].repeat_interleave(count, dim=0), nearer.clamp(-1, 1)
+            )
+            best = left.reshape(-1, count).argmin(dim=1)
+            best += count * torch.arange(len(rows), device=best.device)
+            better = left[best] < misfit[rows]
+            values[rows[better]], misfit[rows[better]] = found[best][better], left[best][better]
         return values, misfit
 
-    def _candidates(
-        self, code: int, profile: Tensor, start: Tensor, farthest: float, blur: float
-    ) -> Tensor:
-        """Return the likeliest of many cells around one, in scaled parameters, (starts, p).
+    def _alike(self, code: int, roots: Tensor, blur: float) -> Tensor:
+        """Return the known cells whose blurred patterns look most like blurred profiles.
 
-        Blurred patterns are compared, and met as well as they can be: cells may then be further
-        off to be found.
+        Parameters
+        ----------
+        code
+            The phase.
+        roots : shape (n, compared points)
+            Square roots of the blurred profiles.
+        blur
+            In points.
+
+        Returns
+        -------
+        shape (n, starts, n_parameters)
+            Scaled, the likeliest first.
         """
-        others = (start + self._offsets(code, start, farthest)).clamp(-1, 1)
-        root = self.pattern.blurred(profile[None] ** 2, blur)[0].sqrt()
-        alike = []
-        for some in torch.split(others, _ROWS):
-            patterns, _ = self.pattern(code, self._physical(some), slopes=False, blur=blur)
-            roots = patterns.sqrt()
-            alike.append((roots @ root) / roots.norm(dim=1))
-        best = others[torch.cat(alike).topk(self.config.starts).indices]
-        roots = root.expand(len(best), -1)
-        nearer, _ = self._descended(code, roots, best, torch.ones_like(roots), blur)
-        return nearer.clamp(-1, 1)
+        key = code, blur, roots.device
+        if key not in self._known:
+            cells = self._spread(code).to(roots.device)
+            patterns = [
+                self.pattern(code, self._physical(some), slopes=False, blur=blur)[0]
+                for some in torch.split(cells, _ROWS)
+            ]
+            known = nn.functional.normalize(torch.cat(patterns).sqrt(), dim=1)
+            self._known[key] = cells, known
+        cells, known = self._known[key]
+        return cells[(roots @ known.T).topk(min(self.config.starts, len(cells))).indices]
 
-    def _offsets(self, code: int, start: Tensor, farthest: float) -> Tensor:
-        """Return where else to begin, in scaled parameters, (draws, p), the same every time.
+    def _spread(self, code: int) -> Tensor:
+        """Return cells all over the range, in scaled parameters, (draws, p), the same every time.
 
-        Evenly in all directions as the peaks see it, from one point of the grid on, more of them
-        near than far. (Near its limit of 120° a rhombohedral angle moves peaks ten times as far as
-        elsewhere.)
+        They lie evenly as the peaks see it, not as the parameters do: near its limit of 120° a
+        rhombohedral angle moves peaks ten times as far as elsewhere.
         """
         free = list(self.config.pattern.phases[code].free)
-        count = self.config.draws
+        half = cast("Tensor", self.half_range)
+        engine = SobolEngine(len(free), scramble=True, seed=0)  # type: ignore[no-untyped-call]
+        drawn = engine.draw(_DRAWN * self.config.draws)
+        cells = torch.zeros(len(drawn), len(half), dtype=torch.float64, device=half.device)
+        cells[:, free] = 2 * drawn.to(cells) - 1
+        volume = []
+        for some in torch.split(cells, 32 * _ROWS):
+            sensitivity = self.pattern.sensitivity(code, self._physical(some))
+            scaled = sensitivity * half[free, None] * half[free]
+            volume.append(torch.linalg.det(scaled).clamp(min=1e-12).sqrt())
         generator = torch.Generator().manual_seed(0)
-        draws = torch.randn((count, len(free)), generator=generator, dtype=torch.float64)
-        draws = draws.to(start.device) / len(free) ** 0.5
-        radius = torch.logspace(0, math.log10(farthest), count, dtype=torch.float64)
-        sensitivity = self.pattern.sensitivity(code, self._physical(start[None]))[0]
-        half = cast("Tensor", self.half_range)[free]
-        values, vectors = torch.linalg.eigh(sensitivity * half[:, None] * half)
-        inverse_root = vectors / values.clamp(min=1e-6).sqrt() @ vectors.T
-        offsets = torch.zeros(count, len(start), dtype=torch.float64, device=start.device)
-        offsets[:, free] = radius[:, None].to(start.device) * (draws @ inverse_root)
-        return offsets
+        kept = torch.multinomial(torch.cat(volume).cpu(), self.config.draws, generator=generator)
+        return cells[kept.to(cells.device)]
 
     def _searched(self, code: int, profiles: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Search downhill from each start, first without the window's end where a line is near."""
         if not len(start):
             return start, start[:, 0]
-        parts = []
-        for v, begin in zip(torch.split(profiles, _ROWS), torch.split(start, _ROWS), strict=True):
-            values, misfit = self._descended(code, v, begin, self._weights(code, v, begin))
-            near = torch.nonzero(self._near_the_end(code, begin) | self._near_the_end(code, values))
-            rows = near[:, 0]
-            if len(rows):
-                again = self._descended(code, v[rows], values[rows], (v[rows] > 0).float())
-                values[rows], misfit[rows] = again
-            parts.append((values, misfit))
+        values, misfit = self._in_parts(code, profiles, start, self._weights(code, profiles, start))
+        near = self._near_the_end(code, start) | self._near_the_end(code, values)
+        rows = torch.nonzero(near)[:, 0]
+        if len(rows):
+            v = profiles[rows]
+            values[rows], misfit[rows] = self._in_parts(code, v, values[rows], (v > 0).float())
+        return values, misfit
+
+    def _in_parts(
+        self, code: int, profiles: Tensor, start: Tensor, weights: Tensor, blur: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`_descended`, a few rows at a time."""
+        split = (torch.split(values, _ROWS) for values in (profiles, start, weights))
+        parts = [
+            self._descended(code, v, begin, w, blur) for v, begin, w in zip(*split, strict=True)
+        ]
         return torch.cat([p for p, _ in parts]), torch.cat([m for _, m in parts])
 
     def _near_the_end(self, code: int, values: Tensor) -> Tensor:

@@ -140,6 +140,29 @@ def test_it_finds_the_cell_from_a_wrong_one(
     assert none.shape == (0, 3)
 
 
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_it_finds_cells_of_which_the_glance_knows_nothing(
+    code: int, paper: Campaign, network: tuple[Guided, Targets]
+) -> None:
+    """All over the range, where a hundredth of a degree moves peaks by their width, too."""
+    guided, targets = network
+    rows = np.flatnonzero(paper.samples.phase == code)
+    rows = np.random.default_rng(code).choice(rows, 24, replace=False)
+    if code == 2:
+        rows[0] = np.flatnonzero((paper.samples.phase == 2) & (paper.samples.cells[:, 3] > 119.4))[
+            0
+        ]
+    phase, cells = paper.samples.phase[rows], paper.samples.cells[rows]
+    answering(guided, code, np.full(len(targets.parameters), 0.9))
+    profiles = np.asarray(sqrt_unit(simulated(paper, phase, cells)), dtype=np.float32)
+    with torch.inference_mode():
+        logits, found = guided(torch.from_numpy(profiles))
+    assert (logits.argmax(dim=1) == code).all()
+    answer = targets.decode(found.numpy(), phase)
+    np.testing.assert_allclose(answer[:, :3], cells[:, :3], atol=1e-3)
+    np.testing.assert_allclose(answer[:, 3:], cells[:, 3:], atol=0.02)
+
+
 def test_it_finds_the_phase_that_the_glance_mistakes(
     paper: Campaign, network: tuple[Guided, Targets]
 ) -> None:
