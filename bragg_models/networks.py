@@ -35,6 +35,8 @@ class MultitaskConfig:
         Width of the dense layer that both heads share.
     integer
         The phase is one number, its code, to be regressed and rounded.
+    scale
+        Profiles are multiplied by it.
     """
 
     points: int
@@ -45,6 +47,7 @@ class MultitaskConfig:
     strides: tuple[int, int] = (1, 2)
     hidden: int = 256
     integer: bool = False
+    scale: float = 1.0
 
 
 class Features(nn.Module):
@@ -58,6 +61,7 @@ class Features(nn.Module):
 
     def __init__(self, config: MultitaskConfig) -> None:
         super().__init__()
+        self.scale = config.scale
         first, second = config.filters
         # Convolutions over the points as images of one line, stored with the channels last: on a
         # CPU this takes less than half the time of Conv1d and MaxPool1d.
@@ -82,7 +86,8 @@ class Features(nn.Module):
 
     def forward(self, profiles: Tensor) -> Tensor:
         """Return the features of profiles, shape (n, points), as shape (n, hidden)."""
-        images = profiles[:, None, None, :].contiguous(memory_format=torch.channels_last)
+        images = (profiles * self.scale)[:, None, None, :]
+        images = images.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.dense(self.maps(images).permute(0, 2, 3, 1).flatten(1))
         return features
 
