@@ -55,7 +55,9 @@ alpha = { first = 80.0, last = 88.0, step = 1.0 }
 """
 
 
-def write_campaign(directory: Path) -> Path:
+@pytest.fixture(scope="session")
+def campaign_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("campaign")
     for file in BUILT_IN.iterdir():
         if file.suffix in {".cif", ".instprm"}:
             shutil.copy(file, directory)
@@ -65,8 +67,8 @@ def write_campaign(directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    return load_campaign(write_campaign(tmp_path_factory.mktemp("campaign")))
+def small_campaign(campaign_file: Path) -> Campaign:
+    return load_campaign(campaign_file)
 
 
 @pytest.fixture(scope="session")

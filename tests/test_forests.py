@@ -21,6 +21,7 @@ from bragg_models.metrics import errors, summary
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets, targets_of
 from pipelines.cluster import open_client
+from pipelines.cluster_options import SlurmOptions
 from pipelines.forest_growth import Search
 from pipelines.forests import (
     FOREST_PRESETS,
@@ -114,6 +115,36 @@ def test_search_grows_the_same_forests_as_joined_and_both_grow_them_on_workers(
     assert -1 < table["mean_test_score"][0] < 0
     assert sum(grown) <= 3 * (10 + 2 * 2)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slurm
+def test_jobs_of_slurm_grow_the_same_forests(
+    slurm: Path,
+    small_dataset: xr.Dataset,
+    targets: Targets,
+    part: np.ndarray,
+    joined: tuple[tuple[Forest, ...], dict],
+    tmp_path: Path,
+) -> None:
+    assert slurm.is_dir()
+    options = SlurmOptions(
+        jobs=(2, 2), cores=1, memory="1 GB", walltime="00:30:00", host="127.0.0.1",
+        shared_directory=tmp_path / "shared",
+    )  # fmt: skip
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "forests").mkdir()
+    with open_client("slurm", slurm=options) as jobs:
+        jobs.wait_for_workers(2, timeout=60)
+        found, facts = grow(
+            jobs, small_dataset, targets, part, PRESET,
+            integrated=False, seed=3, directory=tmp_path / "forests",
+        )  # fmt: skip
+        numbers = jobs.run(lambda: os.environ["SLURM_JOB_ID"])
+        workers = set(jobs.run(os.getpid).values())
+    assert_equal(found, joined[0])
+    assert len(set(numbers.values())) == 2
+    assert processes(facts, targets.names) <= workers
+    assert not any((tmp_path / "forests").iterdir())
 
 
 def test_search_chooses_what_does_better_in_the_folds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -16,17 +17,13 @@ from bragg_data.kinematic import Simulator
 from bragg_data.reflections import unique_reflections
 from bragg_models.pattern import Pattern, pattern_of, read_pattern_config
 from bragg_models.targets import Targets, targets_of
-from tests.small_store import write_campaign
+
+pytest_plugins = ("tests.small_store",)
 
 torch.set_num_threads(1)
 
 STRUCTURES = Path(__file__).parent / "data" / "structures" / "structures.toml"
 CAMPAIGNS = ("small", "structures", "batio3-nomad")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_campaign(tmp_path_factory.mktemp("small"))
 
 
 @cache
@@ -43,8 +40,8 @@ def layer_of(name: str | Path) -> tuple[Campaign, Targets, Pattern]:
 
 
 @pytest.fixture(params=CAMPAIGNS)
-def made(request: pytest.FixtureRequest, small: Path) -> tuple[Campaign, Targets, Pattern]:
-    named: dict[str, str | Path] = {"small": small, "structures": STRUCTURES}
+def made(request: pytest.FixtureRequest, campaign_file: Path) -> tuple[Campaign, Targets, Pattern]:
+    named: dict[str, str | Path] = {"small": campaign_file, "structures": STRUCTURES}
     return layer_of(named.get(request.param, request.param))
 
 
@@ -215,8 +212,8 @@ def test_sensitivity_says_how_far_lines_move(made: tuple[Campaign, Targets, Patt
         np.testing.assert_allclose(told, wanted, rtol=0.02)
 
 
-def test_blur_is_a_gaussian_of_so_many_points(small: Path) -> None:
-    campaign, targets, layer = layer_of(small)
+def test_blur_is_a_gaussian_of_so_many_points(campaign_file: Path) -> None:
+    campaign, targets, layer = layer_of(campaign_file)
     length = campaign.grid.points - layer.config.first
     impulse = torch.full((2, length), 1e-12)
     impulse[0, 300] = impulse[1, 400] = 1.0
@@ -238,8 +235,8 @@ def test_blur_is_a_gaussian_of_so_many_points(small: Path) -> None:
     assert again[:, middle].amax() < pattern[:, middle].amax()
 
 
-def test_one_cell_is_answered_as_many(small: Path) -> None:
-    campaign, targets, layer = layer_of(small)
+def test_one_cell_is_answered_as_many(campaign_file: Path) -> None:
+    campaign, targets, layer = layer_of(campaign_file)
     cells = physical(targets, some_cells(campaign, 2, 7))
     together = layer(2, cells)
     for row in range(len(cells)):
@@ -249,14 +246,14 @@ def test_one_cell_is_answered_as_many(small: Path) -> None:
             )
 
 
-def test_there_is_nothing_to_learn_in_it(small: Path) -> None:
-    _, _, layer = layer_of(small)
+def test_there_is_nothing_to_learn_in_it(campaign_file: Path) -> None:
+    _, _, layer = layer_of(campaign_file)
     assert not list(layer.parameters())
 
 
-def test_a_window_that_is_short_still_has_a_layer(tmp_path: Path) -> None:
+def test_a_window_that_is_short_still_has_a_layer(campaign_file: Path, tmp_path: Path) -> None:
     """Shorter than what is compared at least, with fewer stations than shapes."""
-    path = write_campaign(tmp_path)
+    path = shutil.copytree(campaign_file.parent, tmp_path / "campaign") / campaign_file.name
     text = path.read_text(encoding="utf-8").replace("points = 800", "points = 70")
     path.write_text(text.replace("start = 6000.0", "start = 11000.0"), encoding="utf-8")
     campaign, targets, layer = layer_of(path)
