@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from bragg_data.block_writer import COMPRESSOR
 from bragg_data.preprocessing import preprocessing
 from bragg_data.schema import campaign_of, samples_of
 from bragg_data.store import DEFAULT_URI, open_snapshot
-from bragg_data.writer import _COMPRESSOR
 from bragg_models import training
 from bragg_models.batches import Batch, Profiles, in_order, profiles_of, shuffled
 from bragg_models.cache import cached
@@ -206,7 +206,7 @@ def write_copies(dataset: xr.Dataset, path: Path, group: str, rows: int) -> None
     chunk, points = profiles.rows_per_chunk, dataset.sizes["tof"]
     array = zarr.open_group(session.store, mode="a").create_array(
         f"{group}/intensity", shape=(rows, points), chunks=(chunk, points), dtype="float32",
-        compressors=_COMPRESSOR, dimension_names=("sample", "tof"),
+        compressors=COMPRESSOR, dimension_names=("sample", "tof"),
     )  # fmt: skip
     whole = len(profiles) // chunk * chunk  # chunks stay whole in every turn
     wanted = np.arange(len(profiles)) < whole

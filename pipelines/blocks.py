@@ -1,18 +1,19 @@
-"""The blocks of a campaign through a cluster: a few at a time, tried again, committed."""
+"""Blocks of the store through a cluster: a few at a time, tried again, committed."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import cast
 
 from distributed import Client, Future
+from icechunk.session import ForkSession
 
 from bragg_data import schema
-from bragg_data.writer import BlockResult, Writer
-from pipelines.console import Progress, duration, say, three_digits
-from pipelines.simulators import Recipe, SimulationError, failed_block, simulate_block
+from bragg_data.block_writer import BlockResult, BlockWriter, failed_block
+from pipelines.console import Progress
 
 ATTEMPTS = 3
 """How often a block is tried in one run."""
@@ -24,13 +25,41 @@ _BLOCKS_PER_COMMIT = 16
 _SECONDS_PER_COMMIT = 5.0
 
 
-def simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
-    """Simulate the missing blocks of a data set and commit them.
+class BlocksError(RuntimeError):
+    """Blocks that cannot be done."""
+
+
+def do_blocks(
+    client: Client,
+    writer: BlockWriter,
+    submit: Callable[[int, ForkSession], Future],
+    *,
+    doing: str,
+    unit: str,
+) -> Progress:
+    """Do the missing blocks of a group of the store on a cluster and commit them.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    writer
+        Of the group, entered.
+    submit
+        Sends a block with a fork to the cluster. What the task returns is a
+        :class:`~bragg_data.block_writer.BlockResult`, or the error that all other blocks would meet
+        as well; that is raised here.
+    doing, unit
+        What is shown: "Simulating", "patterns".
+
+    Returns
+    -------
+    How it went: how many samples, in which time.
 
     Raises
     ------
-    SimulationError
-        If no block can be simulated, or the cluster is gone.
+    BlocksError
+        If the cluster is gone.
     StoreError
         If the store takes them no more.
     """
@@ -41,17 +70,14 @@ def simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
     waiting: list[BlockResult] = []
     workers, committed = _threads(client), time.monotonic()
     landings, pause = 0, _SECONDS_PER_COMMIT
-    with Progress("Simulating", len(writer.samples), "patterns", done=writer.n_done) as progress:
+    with Progress(doing, writer.count, unit, done=writer.n_done) as progress:
         try:
             while todo or flying:
                 # Few in flight keep memory flat, yet enough for a cluster to grow by.
                 while todo and len(flying) < max(8, 4 * workers):
                     block = todo.popleft()
                     attempts[block] += 1
-                    future = client.submit(
-                        simulate_block, recipe, writer.group, block,
-                        writer.samples[writer.rows(block)], writer.fork(), pure=False,
-                    )  # fmt: skip
+                    future = submit(block, writer.fork())
                     flying[future] = block
                     future.add_done_callback(landed.put)
                 try:
@@ -80,10 +106,7 @@ def simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
                     progress.tick(_note(workers, writer, attempts))
         finally:
             writer.commit(waiting)
-    say(
-        f"Simulated {progress.count:,} patterns in {duration(progress.seconds)}, "
-        f"{three_digits(progress.rate)} patterns/s"
-    )
+    return progress
 
 
 def _threads(client: Client) -> int:
@@ -91,7 +114,7 @@ def _threads(client: Client) -> int:
 
     Raises
     ------
-    SimulationError
+    BlocksError
         If there is no cluster any more: then no block is to blame.
     """
     try:
@@ -99,13 +122,13 @@ def _threads(client: Client) -> int:
             return sum(client.nthreads().values())
     except (OSError, TimeoutError):
         pass
-    raise SimulationError(
+    raise BlocksError(
         "The cluster does not answer any more. What was committed stays: run the same command "
         "again to resume."
     )
 
 
-def _note(workers: int, writer: Writer, attempts: Counter[int]) -> str:
+def _note(workers: int, writer: BlockWriter, attempts: Counter[int]) -> str:
     notes = [f"{workers} worker{'s' * (workers > 1)}" if workers else "waiting for workers"]
     if writer.failures:
         notes.append(f"{len(writer.failures)} blocks failed")
@@ -114,12 +137,13 @@ def _note(workers: int, writer: Writer, attempts: Counter[int]) -> str:
     return ", ".join(notes)
 
 
-def _result(client: Client, future: Future, block: int, writer: Writer) -> BlockResult:
+def _result(client: Client, future: Future, block: int, writer: BlockWriter) -> BlockResult:
     try:
         result = future.result()
     except Exception as error:  # the worker died, for example
         _threads(client)
-        return failed_block(block, len(writer.samples[writer.rows(block)]), error)
+        rows = writer.rows(block)
+        return failed_block(block, rows.stop - rows.start, error)
     if isinstance(result, Exception):
         raise result
     return cast("BlockResult", result)

@@ -14,7 +14,8 @@ from typing import Annotated
 import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
 import typer
-from distributed import Client
+from distributed import Client, Future
+from icechunk.session import ForkSession
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
@@ -24,16 +25,25 @@ from bragg_data.campaign import Campaign, load_campaign, read_cells
 from bragg_data.gsas2 import PATTERN_SECONDS, PatternsError
 from bragg_data.store import DEFAULT_URI, Store, Tag, errors_told
 from bragg_data.writer import Writer
-from pipelines.blocks import simulate_blocks
+from pipelines.blocks import do_blocks
 from pipelines.cluster import check_cluster, open_client
 from pipelines.cluster_options import SlurmOptions, parse_jobs
-from pipelines.console import Progress, console, duration, next_commands, run, say
+from pipelines.console import (
+    Progress,
+    console,
+    duration,
+    next_commands,
+    run,
+    say,
+    three_digits,
+)
 from pipelines.selection import check_name, check_resume, choose, confirm, gsas2_options, remembered
 from pipelines.simulators import (
     Gsas2Options,
     Recipe,
     SimulationError,
     recipe_of,
+    simulate_block,
     simulate_samples,
 )
 
@@ -131,7 +141,7 @@ def simulate_campaign(
         try:
             if missing:
                 client = client or stack.enter_context(_opened(cluster, workers, slurm))
-                simulate_blocks(client, writer, recipe)
+                _simulate(client, writer, recipe)
         except (KeyboardInterrupt, SystemExit):
             say(
                 f"Interrupted: {writer.n_done:,} of {len(writer.samples):,} patterns are in the "
@@ -155,6 +165,18 @@ def _opened(cluster: str, workers: int | None, slurm: SlurmOptions | None) -> It
     with open_client(cluster, workers=workers, slurm=slurm) as client:
         say(f"Cluster {cluster}, dashboard {client.dashboard_link}")
         yield client
+
+
+def _simulate(client: Client, writer: Writer, recipe: Recipe) -> None:
+    def submit(block: int, fork: ForkSession) -> Future:
+        samples = writer.samples[writer.rows(block)]
+        return client.submit(simulate_block, recipe, writer.group, block, samples, fork, pure=False)
+
+    done = do_blocks(client, writer, submit, doing="Simulating", unit="patterns")
+    say(
+        f"Simulated {done.count:,} patterns in {duration(done.seconds)}, "
+        f"{three_digits(done.rate)} patterns/s"
+    )
 
 
 def _try_out(recipe: Recipe, campaign: Campaign) -> None:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from bragg_data import gsas2, kinematic, schema
+from bragg_data.block_writer import BlockResult, failed_block
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.child import ChildError
 from bragg_data.store import DiskFullError
-from bragg_data.writer import BlockResult, write_block
+from bragg_data.writer import write_block
 
 SIMULATORS = ("kinematic", "gsas2")
 
@@ -134,13 +135,6 @@ def simulate_block(
         return _failed_patterns(block, samples, error)
     except Exception as error:
         return failed_block(block, len(samples), error)
-
-
-def failed_block(block: int, count: int, error: Exception) -> BlockResult:
-    """Return the result of a block of some samples that an error stopped."""
-    reason = next(iter(str(error).strip().splitlines()), "no reason given")
-    status = np.full(count, schema.FAILED, np.int8)
-    return BlockResult(block, status, reason=f"{type(error).__name__}: {reason}")
 
 
 def _failed_patterns(block: int, samples: Samples, error: gsas2.PatternsError) -> BlockResult:
