@@ -31,12 +31,16 @@ from bragg_data.campaign import Campaign
 from bragg_data.schema import campaign_of
 
 __all__ = [
-    "DEFAULT_URI", "DataSet", "DiskFullError", "Store", "StoreError", "Tag", "Unfinished",
-    "campaign_of", "errors_told", "list_tags", "open_dataset", "open_snapshot", "verify",
+    "DEFAULT_URI", "FEATURES", "DataSet", "DiskFullError", "Store", "StoreError", "Tag",
+    "Unfinished", "branch_name", "campaign_of", "errors_told", "list_tags", "open_dataset",
+    "open_snapshot", "verify",
 ]  # fmt: skip
 
 DEFAULT_URI = "data/store"
 """Where the commands keep their store, relative to the working directory."""
+
+FEATURES = "features"
+"""Group beside a data set's own, on the same branch, for what is computed from it."""
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -169,9 +173,7 @@ class Store:
             sessions = {
                 tag: self.repository.readonly_session(tag=tag) for tag in tags.values()
             }  # a tag stays when its branch goes on
-            for branch in sorted(self.repository.list_branches() - {"main"}):
-                if self.repository.lookup_branch(branch) not in tags:
-                    sessions[branch] = self.repository.readonly_session(branch=branch)
+            sessions |= dict(self._open_branches())
             for name, session in sessions.items():
                 for group in _groups(session):
                     simulator = str(group.attrs["simulator"])
@@ -187,17 +189,26 @@ class Store:
         """Return the data sets that have no tag yet."""
         found = []
         with errors_told(f"reading the branches of {self.uri}"):
-            tagged = {tag.snapshot_id for tag in self.tags()}
-            for branch in sorted(self.repository.list_branches() - {"main"}):
-                if self.repository.lookup_branch(branch) in tagged:
-                    continue
-                session = self.repository.readonly_session(branch=branch)
+            for branch, session in self._open_branches():
                 for group in _groups(session):
                     status = open_dataset(session, group.basename).status.values
                     done = int((status == schema.DONE).sum())
                     failed = len(cast("dict[str, str]", group.attrs.get("failures", {})))
                     found.append(Unfinished(branch, done, len(status), failed))
         return found
+
+    def _open_branches(self) -> Iterator[tuple[str, Session]]:
+        """Yield the branches whose data set has no tag; after a tag, features may follow."""
+        tagged = {self._group(tag.name).attrs.get("content_hash") for tag in self.tags()}
+        for branch in sorted(self.repository.list_branches() - {"main"}):
+            session = self.repository.readonly_session(branch=branch)
+            groups = list(_groups(session))
+            if not any(group.attrs.get("content_hash", "") in tagged for group in groups):
+                yield branch, session
+
+    def branch_of(self, dataset: xr.Dataset) -> str:
+        """Return the branch of an opened data set."""
+        return branch_name(dataset.attrs["campaign"], dataset.attrs["identity"])
 
     def _group(self, tag: str) -> zarr.Group:
         """Return the one group of a tagged snapshot."""
@@ -239,6 +250,11 @@ class Store:
         Icechunk's commits side by side to a local file system lose each other's work.
         """
         return self.lock("commit")
+
+
+def branch_name(campaign: str, identity: str) -> str:
+    """Return the branch on which a data set of a campaign is written."""
+    return f"{campaign}-{identity[:12]}"
 
 
 def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
@@ -313,7 +329,8 @@ def open_dataset(session: Session, group: str) -> xr.Dataset:
 def _groups(session: Session) -> Iterator[zarr.Group]:
     # A branch has nothing at all on it between its creation and its first commit.
     with suppress(GroupNotFoundError):
-        yield from (group for _, group in zarr.open_group(session.store, mode="r").groups())
+        root = zarr.open_group(session.store, mode="r")
+        yield from (group for name, group in root.groups() if name != FEATURES)
 
 
 @contextmanager

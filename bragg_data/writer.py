@@ -17,7 +17,7 @@ from bragg_data.block_writer import (
     write_chunk,
 )
 from bragg_data.campaign import Campaign, Samples
-from bragg_data.store import Store, StoreError, Tag, errors_told, open_dataset
+from bragg_data.store import Store, StoreError, Tag, branch_name, errors_told, open_dataset
 
 __all__ = ["BlockResult", "Writer", "write_block"]
 
@@ -57,7 +57,7 @@ class Writer(BlockWriter):
         self.samples = campaign.samples[slice(limit)]
         self.identity = campaign.identity(simulator, version, limit)
         self._simulator, self._version, self._code_commit = simulator, version, code_commit
-        branch = f"{campaign.name}-{self.identity[:12]}"
+        branch = branch_name(campaign.name, self.identity)
         super().__init__(
             store, branch, campaign.name, len(self.samples), lock=branch,
             how={"code_commit": code_commit} | ({"call_path": call_path} if call_path else {}),

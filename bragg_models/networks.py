@@ -338,6 +338,35 @@ class IntegerRegressor(nn.Module):
         return found[:, :1], found[:, 1:]
 
 
+class Encoding(nn.Module):
+    """The encoder of an auto-encoder alone."""
+
+    def __init__(self, coder: Autoencoder) -> None:
+        super().__init__()
+        self.coder = coder
+
+    def forward(self, profiles: Tensor) -> Tensor:
+        """Return the latent representation of profiles (n, points), shape (n, latent)."""
+        return self.coder.encode(profiles)
+
+
+def feature_network(model: object) -> nn.Module | None:
+    """Return the part of a network that makes features of prepared profiles, if it has one.
+
+    Returns
+    -------
+    From profiles (n, points) to features (n, m): the dense layer's of a network with heads, the
+    latent representation of one with an auto-encoder.
+    """
+    if isinstance(model, Conditional):
+        model = model.classifier
+    if isinstance(model, Multitask):
+        return model.features
+    if isinstance(model, Caenn):
+        return Encoding(model.autoencoder)
+    return None
+
+
 def rounded(code: Tensor, phases: int) -> Tensor:
     """Return logits by which the likeliest phase is a regressed code, rounded.
 

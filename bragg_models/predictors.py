@@ -19,9 +19,9 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem
 from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
 from bragg_models.forest import ForestError, ForestModel
-from bragg_models.networks import NetworkError, build
+from bragg_models.networks import NetworkError, build, feature_network
 from bragg_models.targets import Targets, TargetsError
-from bragg_models.training import outputs
+from bragg_models.training import outputs, transformed
 
 FORMAT = 1
 """Version of the layout of a saved model."""
@@ -162,6 +162,31 @@ class Predictor:
         if phase is None:
             return outputs(self.model, prepared, device)
         return outputs(self.model, prepared, device, phase=phase)
+
+    def features(self, profiles: ArrayLike) -> NDArray[np.float32]:
+        """Return what the model makes of profiles on the way to its answer.
+
+        Parameters
+        ----------
+        profiles : shape (n, points)
+            As for :meth:`predict`.
+
+        Returns
+        -------
+        shape (n, n_features)
+            The activations of a classifier's dense layer, or an auto-encoder's latent
+            representation.
+
+        Raises
+        ------
+        PredictorError
+            If the model has none.
+        """
+        network = feature_network(self.model)
+        if network is None:
+            raise PredictorError(f"A model of kind '{self.kind}' makes no features.")
+        prepared = np.ascontiguousarray(self._prepare(np.asarray(profiles)), np.float32)
+        return transformed(network, prepared, next(network.parameters()).device)
 
     def save(self, directory: Path) -> None:
         """Write the model into an empty directory, as JSON and safetensors."""

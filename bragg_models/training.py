@@ -438,6 +438,31 @@ def evaluate(
     return total
 
 
+def transformed(
+    network: nn.Module, profiles: NDArray[np.float32], device: torch.device, batch_size: int = 128
+) -> NDArray[np.float32]:
+    """Return what a network makes of prepared profiles, shape (n, m).
+
+    Parameters
+    ----------
+    network
+        From profiles (n, points) to features (n, m).
+    profiles : shape (n, points)
+        Prepared.
+    device
+        Where the network is.
+    batch_size
+        Profiles at a time. Features are the same to the last bit for the same batches only.
+    """
+    network.eval()
+    parts = []
+    with torch.inference_mode():
+        for low in range(0, len(profiles), batch_size):
+            some = torch.from_numpy(np.ascontiguousarray(profiles[low : low + batch_size]))
+            parts.append(network(some.to(device)).cpu().numpy())
+    return np.concatenate(parts)
+
+
 def outputs(
     network: nn.Module,
     profiles: NDArray[np.float32],

@@ -24,7 +24,7 @@ from bragg_models.cache import CacheError, cached
 from bragg_models.forest import ForestModel
 from bragg_models.guided import fill_tables, guided_config
 from bragg_models.metrics import Errors, errors, summary
-from bragg_models.networks import Autoencoder, Caenn, Conditional, Multitask, build
+from bragg_models.networks import Caenn, Conditional, Encoding, Multitask, build
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from bragg_models.training import (
@@ -39,6 +39,7 @@ from bragg_models.training import (
     full_precision,
     outputs,
     paper_score,
+    transformed,
 )
 from catalog import runs
 from pipelines.console import Progress, duration, say
@@ -171,7 +172,7 @@ def make_caenn(task: Task, preset: Preset) -> Made:
         _reconstruct, among=among, validate=lambda n: _reconstruction_errors(task, n, samples),
         score=lambda scores: scores["all"]["mae"],
     )  # fmt: skip
-    latent = _transformed(task, samples, _Encoding(coder), f"latent {_digest_of(coder)}")
+    latent = _transformed(task, samples, Encoding(coder), f"latent {_digest_of(coder)}")
     settings = preset.stages["regressor"]
     _stage(
         task, made, "regressor", network.regressor, latent, preset, settings,
@@ -246,26 +247,11 @@ def _mapped(
 
 def _transformed(task: Task, samples: Samples, network: nn.Module, name: str) -> Samples:
     """Return the samples with a frozen network's features in place of their profiles."""
-    network.eval()
 
     def function(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        parts = []
-        with torch.inference_mode():
-            for low in range(0, len(values), 128):
-                some = torch.from_numpy(np.ascontiguousarray(values[low : low + 128]))
-                parts.append(network(some.to(task.device)).cpu().numpy())
-        return np.concatenate(parts)
+        return transformed(network, values, task.device)
 
     return _mapped(task, samples, function, name)
-
-
-class _Encoding(nn.Module):
-    def __init__(self, coder: Autoencoder) -> None:
-        super().__init__()
-        self.coder = coder
-
-    def forward(self, profiles: Tensor) -> Tensor:
-        return self.coder.encode(profiles)
 
 
 def _points(task: Task, preset: Preset) -> int:

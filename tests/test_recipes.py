@@ -1,8 +1,4 @@
-"""Every model from the command line on a small data set, and what an interruption may not change.
-
-The presets are shortened: an epoch is one turn through the samples, not forty, and our network's
-glance gets a few: what it leaves open is found by what the network knows.
-"""
+"""Every model from the command line on a small data set, and what interruptions may not change."""
 
 from __future__ import annotations
 
@@ -12,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from bragg_data import kinematic
 from bragg_data.campaign import load_campaign
@@ -29,99 +25,18 @@ from bragg_data.writer import Writer, write_block
 from bragg_models.forest import ForestModel
 from bragg_models.guided import Guided
 from bragg_models.networks import Caenn, Conditional, Multitask, build
-from bragg_models.predictors import Predictor, load_predictor
 from catalog import models
-from catalog.models import ModelVersion
 from catalog.runs import Tracking, TrackingError
-from pipelines import presets, train
+from pipelines import presets
 from pipelines.presets import ALL, MODELS, PRESETS, TrainError
-from pipelines.registration import LOADER
 
-pytest_plugins = ("tests.small_store",)
+if TYPE_CHECKING:
+    from tests.small_bench import Bench
 
-torch.set_num_threads(1)  # on small arrays more threads only wait for each other
+pytest_plugins = ("tests.small_store", "tests.small_bench")
 
 TESTED = 142
 GLANCE_EPOCHS = 3
-
-
-def shorten() -> None:
-    """Make the quick presets short; called by the processes that are killed, too."""
-    for name, known in PRESETS.items():
-        quick = known["quick"]
-        epochs = GLANCE_EPOCHS if name == "guided" else 1
-        stages = {stage: replace(s, epochs=epochs) for stage, s in quick.stages.items()}
-        network = {"draws": 256, "starts": 8} if name == "guided" else quick.network
-        known["quick"] = replace(
-            quick, stages=stages, turns=1, network=network, max_seconds=None
-        )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _short() -> Iterator[None]:
-    before = {name: known["quick"] for name, known in PRESETS.items()}
-    shorten()
-    yield
-    for name, known in PRESETS.items():
-        known["quick"] = before[name]
-
-
-@dataclass
-class Bench:
-    """A store, a tracking database, and a directory for the state."""
-
-    store: Store
-    tracking: Tracking
-    state: Path
-
-    @property
-    def places(self) -> list[str]:
-        return ["--tracking", self.tracking.uri, "--state", str(self.state)]
-
-    def __call__(self, *arguments: str) -> str:
-        where = [] if "--resume" in arguments else ["--store", self.store.uri, "--workers", "1"]
-        if "--data" not in arguments and where:
-            where += ["--data", "small-v1"]
-        result = CliRunner().invoke(
-            train.app, [*arguments, *where, *self.places], catch_exceptions=False
-        )
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    def versions(self, model: str) -> list[ModelVersion]:
-        """The newest first."""
-        name = "small-classifier" if model == "classifier" else "small"
-        found = models.versions(self.tracking, name)
-        return [version for version in found if version.tags["model"] == model]
-
-    def predictor(self, model: str) -> Predictor:
-        return load_predictor(models.fetch(self.tracking, self.versions(model)[0], LOADER))
-
-    def metrics(self, model: str, number: int = 0) -> dict[str, float]:
-        """What does not depend on the clock."""
-        run = self.tracking.client.get_run(self.versions(model)[number].run_id)
-        return {k: v for k, v in run.data.metrics.items() if not k.endswith("seconds")}
-
-    def figures(self, model: str) -> set[str]:
-        run = self.versions(model)[0].run_id
-        found = self.tracking.client.list_artifacts(run, "figures")
-        return {file.path.removeprefix("figures/") for file in found}
-
-
-@pytest.fixture(scope="module")
-def bench(
-    small_store: Store,
-    tmp_path_factory: pytest.TempPathFactory,
-    tracking_in: Callable[[Path], Tracking],
-) -> Bench:
-    directory = tmp_path_factory.mktemp("bench")
-    return Bench(small_store, tracking_in(directory), directory / "state")
-
-
-@pytest.fixture(scope="module")
-def everything(bench: Bench) -> str:
-    """What training all models says; it has trained them then."""
-    return bench("all", "multitask-integer")
 
 
 def test_all_models_are_trained_and_registered(everything: str, bench: Bench) -> None:
@@ -289,6 +204,7 @@ def simulated(store: Store, path: Path, tag: str) -> None:
 
 @pytest.fixture(scope="module")
 def several(
+    bench: Bench,
     small_store: Store,
     campaign_file: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -309,7 +225,7 @@ def several(
     for tag, text in others.items():
         path.write_text(text, encoding="utf-8")
         simulated(store, path, tag)
-    return Bench(store, tracking_in(directory), directory / "state")
+    return replace(bench, store=store, tracking=tracking_in(directory), state=directory / "state")
 
 
 def test_our_network_learns_from_samples_beside_a_blocked_split(several: Bench) -> None:
@@ -370,7 +286,7 @@ def test_a_finished_run_is_not_resumed(everything: str, bench: Bench) -> None:
 
 # ---- killed ------------------------------------------------------------------------------------
 
-CHILD = "import tests.test_recipes as t; t.shorten(); from pipelines.console import run; run({})"
+CHILD = "import tests.small_bench as t; t.shorten(); from pipelines.console import run; run({})"
 
 
 def killed(bench: Bench, stage: str, *arguments: str) -> str:
@@ -405,7 +321,7 @@ def test_killed_and_resumed_it_comes_to_the_same_scores(
     epochs: int,
 ) -> None:
     arguments = (model, "--seed", "3", "--epochs", str(epochs))
-    other = Bench(bench.store, tracking_in(tmp_path), tmp_path / "state")
+    other = replace(bench, tracking=tracking_in(tmp_path), state=tmp_path / "state")
     run = killed(other, stage, *arguments)
     client = other.tracking.client
     assert client.get_run(run).info.status == "RUNNING"

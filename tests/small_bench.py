@@ -1,0 +1,109 @@
+"""Models trained through the command line on the small data set: shared by test modules.
+
+The presets are shortened: an epoch is one turn through the samples, not forty, and our network's
+glance gets a few: what it leaves open is found by what the network knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bragg_data.store import Store
+from bragg_models.predictors import Predictor, load_predictor
+from catalog import models
+from catalog.models import ModelVersion
+from catalog.runs import Tracking
+from pipelines import train
+from pipelines.presets import PRESETS
+from pipelines.registration import LOADER
+
+torch.set_num_threads(1)  # on small arrays more threads only wait for each other
+
+GLANCE_EPOCHS = 3
+
+
+def shorten() -> None:
+    """Make the quick presets short; called by the processes that are killed, too."""
+    for name, known in PRESETS.items():
+        quick = known["quick"]
+        epochs = GLANCE_EPOCHS if name == "guided" else 1
+        stages = {stage: replace(s, epochs=epochs) for stage, s in quick.stages.items()}
+        network = {"draws": 256, "starts": 8} if name == "guided" else quick.network
+        known["quick"] = replace(
+            quick, stages=stages, turns=1, network=network, max_seconds=None
+        )  # fmt: skip
+
+
+@contextmanager
+def shortened() -> Iterator[None]:
+    before = {name: known["quick"] for name, known in PRESETS.items()}
+    shorten()
+    yield
+    for name, known in PRESETS.items():
+        known["quick"] = before[name]
+
+
+@dataclass
+class Bench:
+    """A store, a tracking database, and a directory for the state."""
+
+    store: Store
+    tracking: Tracking
+    state: Path
+
+    @property
+    def places(self) -> list[str]:
+        return ["--tracking", self.tracking.uri, "--state", str(self.state)]
+
+    def __call__(self, *arguments: str) -> str:
+        where = [] if "--resume" in arguments else ["--store", self.store.uri, "--workers", "1"]
+        if "--data" not in arguments and where:
+            where += ["--data", "small-v1"]
+        with shortened():
+            result = CliRunner().invoke(
+                train.app, [*arguments, *where, *self.places], catch_exceptions=False
+            )
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    def versions(self, model: str) -> list[ModelVersion]:
+        """The newest first."""
+        name = "small-classifier" if model == "classifier" else "small"
+        found = models.versions(self.tracking, name)
+        return [version for version in found if version.tags["model"] == model]
+
+    def predictor(self, model: str) -> Predictor:
+        return load_predictor(models.fetch(self.tracking, self.versions(model)[0], LOADER))
+
+    def metrics(self, model: str, number: int = 0) -> dict[str, float]:
+        """What does not depend on the clock."""
+        run = self.tracking.client.get_run(self.versions(model)[number].run_id)
+        return {k: v for k, v in run.data.metrics.items() if not k.endswith("seconds")}
+
+    def figures(self, model: str) -> set[str]:
+        run = self.versions(model)[0].run_id
+        found = self.tracking.client.list_artifacts(run, "figures")
+        return {file.path.removeprefix("figures/") for file in found}
+
+
+@pytest.fixture(scope="session")
+def bench(
+    small_store: Store,
+    tmp_path_factory: pytest.TempPathFactory,
+    tracking_in: Callable[[Path], Tracking],
+) -> Bench:
+    directory = tmp_path_factory.mktemp("bench")
+    return Bench(small_store, tracking_in(directory), directory / "state")
+
+
+@pytest.fixture(scope="session")
+def everything(bench: Bench) -> str:
+    """What training all models says; it has trained them then."""
+    return bench("all", "multitask-integer")
