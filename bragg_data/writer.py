@@ -128,7 +128,7 @@ class Writer(BlockWriter):
             group = zarr.open_group(session.store, path=self.group, mode="r+")
             known = group.attrs.get("content_hash")
             group.attrs["content_hash"] = schema.content_hash(self.identity, self._digests)
-            schema.validate(open_dataset(session, self.group))
+            self._checked(open_dataset(session, self.group))
             name = tag or self.store.next_tag(self.campaign.name)
             self.store.check_new_tag(name)
             if known == group.attrs["content_hash"]:
@@ -138,6 +138,15 @@ class Writer(BlockWriter):
                 snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
             repository.create_tag(name, snapshot)
         return next(made for made in self.store.tags() if made.name == name)
+
+    def _checked(self, dataset: xr.Dataset) -> None:
+        """Refuse a data set that fails a hard check; the intensities were looked at as written."""
+        # Workers write without ever checking, and start a second sooner without the library.
+        from bragg_data.checks import check
+
+        for finding in check(dataset, intensities=False):
+            if finding.hard and not finding.passed:
+                raise schema.SchemaError(finding.found)
 
 
 def write_block(

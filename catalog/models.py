@@ -32,6 +32,9 @@ _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+
 _ADDRESS = "models:/NAME@champion or models:/NAME/VERSION"
 
 
+_CLASSIFIER = "-classifier"
+
+
 class ModelError(LookupError):
     """A model that is not there, or that must not be loaded."""
 
@@ -65,6 +68,16 @@ class ModelVersion:
     def uri(self) -> str:
         """The address that always means this version."""
         return f"models:/{self.name}/{self.version}"
+
+
+def registered_name(campaign: str, model: str) -> str:
+    """Return under which name a model is registered: one for each campaign and task."""
+    return f"{campaign}{_CLASSIFIER}" if model == "classifier" else campaign
+
+
+def is_classifier(name: str) -> bool:
+    """Tell whether a registered model tells phases alone, by its name."""
+    return name.endswith(_CLASSIFIER)
 
 
 def register(

@@ -28,7 +28,7 @@ from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets, targets_of
 from catalog import models, runs
 from pipelines.console import Progress, duration, next_commands, run, say
-from pipelines.registration import LOADER, registered_name
+from pipelines.registration import LOADER
 from pipelines.results import (
     BATCH,
     CLASS_CONDITIONAL,
@@ -123,7 +123,7 @@ def candidates(
         If there is no such version.
     """
     campaign, content = dataset.attrs["campaign"], dataset.attrs["content_hash"]
-    names = dict.fromkeys(registered_name(campaign, model) for model in MODELS)
+    names = dict.fromkeys(models.registered_name(campaign, model) for model in MODELS)
     registered = [v for name in names for v in models.versions(tracking, name)]
     of_this = [Candidate(v) for v in registered if v.tags.get("content_hash") == content]
     newest: dict[tuple[str, str], Candidate] = {}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.instrument import Instrument, read_instruments
 from bragg_data.measured import (
@@ -139,7 +140,8 @@ def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, mod
         If there is no such model, or it must not be loaded.
     """
     if uri is None:
-        names = models.names(tracking)
+        # Classifiers tell no cell; their names stand beside those of models that do.
+        names = [n for n in models.names(tracking) if not models.is_classifier(n)]
         if not names:
             raise PredictError(
                 f"No model is registered in {tracking.uri} yet. Train one first: "
@@ -157,19 +159,19 @@ def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, mod
 
 def measure(
     path: Path,
-    model: Predictor,
+    campaign: Campaign,
     calibration: Path | None = None,
     bank: int | None = None,
     two_theta: float | None = None,
 ) -> list[Measurement]:
-    """Read the profiles of a file and bring them to the model's grid.
+    """Read the profiles of a file and bring them to a campaign's grid.
 
     Parameters
     ----------
     path
         The file.
-    model
-        Its campaign says on which grid and instrument.
+    campaign
+        Whose grid and instrument.
     calibration
         The measurement's own ``.instprm``. Without it the header's nominal difC is used, or the
         times of flight as they are, with a warning.
@@ -185,7 +187,6 @@ def measure(
     PredictError
         If an angle is given for more than one bank.
     """
-    campaign = model.campaign
     instruments = None if calibration is None else read_instruments(calibration)
     profiles = read_profiles(path, bank)
     if bank is None and len(profiles) > 1:
@@ -375,7 +376,7 @@ def main(
     """
     predictor, version = load_model(model, runs.Tracking(tracking))
     measurements = [
-        m for path in files for m in measure(path, predictor, instrument, bank, two_theta)
+        m for path in files for m in measure(path, predictor.campaign, instrument, bank, two_theta)
     ]
     snapshot = library_of(predictor, store) if library else None
     answers = answer(measurements, predictor, version.uri, snapshot, progress=not as_json)

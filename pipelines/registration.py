@@ -27,11 +27,6 @@ _KEPT = ("model", "preset", "seed", "data", "snapshot_id", "content_hash", "spli
          "code_commit")  # fmt: skip
 
 
-def registered_name(campaign: str, model: str) -> str:
-    """Return under which name a model is registered: one for each campaign and task."""
-    return f"{campaign}-classifier" if model == "classifier" else campaign
-
-
 def provenance_of(
     dataset: xr.Dataset, order: Mapping[str, Any], split: Mapping[str, Any], settings: Any
 ) -> dict[str, Any]:
@@ -122,7 +117,7 @@ def register(run_: runs.Run, predictor: Predictor) -> models.ModelVersion:
         directory = Path(temporary) / "predictor"
         predictor.save(directory)
         return models.register(
-            run_, registered_name(provenance["campaign"], provenance["model"]), directory,
+            run_, models.registered_name(provenance["campaign"], provenance["model"]), directory,
             loader_module=LOADER,
             points=predictor.points,
             outputs=output_columns(predictor.targets),

@@ -114,7 +114,7 @@ def _predict_examples(place: runs.Tracking, name: str) -> list[tuple[Answer, dic
     measurements = [
         measure(
             EXAMPLES / file,
-            predictor,
+            predictor.campaign,
             EXAMPLES / example["instrument"]
             if example["instrument"]
             else BUILT_IN / "nomad_bank4.instprm",

@@ -43,7 +43,6 @@ from pipelines.registration import (
     crown,
     provenance_of,
     register,
-    registered_name,
     run_tags,
     test_set,
 )
@@ -311,7 +310,7 @@ def _made(task: Task, order: Order, place: Place) -> Made:
 
 def _classifier(dataset: xr.Dataset, place: Place, order: Order, split: Mapping[str, Any]) -> str:
     """Return the newest classifier of the same split of the same data, trained if there is none."""
-    name = registered_name(campaign_of(dataset).name, "classifier")
+    name = models.registered_name(campaign_of(dataset).name, "classifier")
     wanted = test_set(dataset, split)
     for version in models.versions(place.tracking, name):
         if version.tags.get("test_set") == wanted:
