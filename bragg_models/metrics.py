@@ -123,6 +123,32 @@ def _counted(targets: Targets) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return literal, free
 
 
+def calibration_error(
+    probabilities: NDArray[np.floating], phase: NDArray[np.integer], bins: int = 15
+) -> float:
+    r"""Return the expected calibration error of the most probable phase's probability.
+
+    .. math:: \sum_b \frac{n_b}{n} \, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
+
+    over bins b of equal width in the confidence. Guo et al., Proc. Mach. Learn. Res. 70 (2017)
+    1321, section 2.
+
+    Parameters
+    ----------
+    probabilities : shape (n, n_phases)
+        Of each phase.
+    phase : shape (n,)
+        The true ones.
+    bins
+        How many.
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == phase
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, weights=right.astype(float) - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(phase))
+
+
 def bootstrap_intervals(
     values: NDArray[np.floating],
     *,

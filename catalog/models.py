@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import warnings
@@ -231,6 +232,29 @@ def champion(tracking: Tracking, name: str) -> ModelVersion | None:
         return None
 
 
+def champion_uri(tracking: Tracking) -> str:
+    """Return the address of the champion of the only registered model.
+
+    Raises
+    ------
+    ModelError
+        If there is not exactly one.
+    """
+    # Classifiers tell no cell; their names stand beside those of models that do.
+    known = [n for n in names(tracking) if not is_classifier(n)]
+    if not known:
+        raise ModelError(
+            f"No model is registered in {tracking.uri} yet. Train one first: "
+            f"python -m pipelines.train"
+        )
+    if len(known) > 1:
+        raise ModelError(
+            f"Several models are registered: {', '.join(known)}. Name one, as in "
+            f"--model models:/{known[0]}@champion"
+        )
+    return f"models:/{known[0]}@{CHAMPION}"
+
+
 def names(tracking: Tracking) -> list[str]:
     """Return the names of the registered models."""
     return sorted(model.name for model in tracking.client.search_registered_models())
@@ -260,30 +284,67 @@ def fetch(tracking: Tracking, version: ModelVersion, loader_module: str) -> Path
     ModelError
         If the files are gone, or are not those of a model of this project.
     """
+    package = _downloaded(tracking, version, "")
+    directory: Path = (package / _data_of(version, package / "MLmodel", loader_module)).resolve()
+    if package.resolve() not in directory.parents:
+        raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
+    _refuse_foreign(package, _OWN_FORMATS, _MLFLOW_FILES)
+    return directory
+
+
+def description_of(
+    tracking: Tracking, version: ModelVersion, loader_module: str, file: str
+) -> dict[str, Any]:
+    """Return a JSON file of a registered model, without fetching its weights.
+
+    Parameters
+    ----------
+    tracking, version, loader_module
+        As for :func:`fetch`.
+    file
+        Name of the file.
+
+    Raises
+    ------
+    ModelError
+        If it is gone, or not that of a model of this project.
+    """
+    data = _data_of(version, _downloaded(tracking, version, "MLmodel"), loader_module)
+    if ".." in Path(data).parts:
+        raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
+    path = _downloaded(tracking, version, f"{data}/{file}")
     try:
-        package = Path(download_artifacts(version.source, tracking_uri=tracking.uri))
-        described: Any = yaml.safe_load((package / "MLmodel").read_text(encoding="utf-8"))
-        flavour = described["flavors"]["python_function"]
-        data = flavour["data"]
-        loader = flavour["loader_module"]
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} of {version.uri} is damaged: {error}.") from error
+    return dict(described)
+
+
+def _downloaded(tracking: Tracking, version: ModelVersion, path: str) -> Path:
+    try:
+        uri = f"{version.source}/{path}" if path else version.source
+        return Path(download_artifacts(uri, tracking_uri=tracking.uri))
     except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(
             f"The files of {version.uri} cannot be read: {reason}. Train the model again, or name "
             f"another version."
         ) from error
-    except (KeyError, TypeError, yaml.YAMLError):
+
+
+def _data_of(version: ModelVersion, described: Path, loader_module: str) -> str:
+    """Return where a model's own files are, by its MLmodel file, if they are of this project."""
+    try:
+        flavour = yaml.safe_load(described.read_text(encoding="utf-8"))["flavors"]
+        data, loader = (flavour["python_function"][name] for name in ("data", "loader_module"))
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
         data, loader = None, None
     if loader != loader_module or data is None:
         raise ModelError(
             f"{version.uri} was not made by this project, so it is not loaded. Only models "
             f"registered by python -m pipelines.train are."
         )
-    directory: Path = (package / str(data)).resolve()
-    if package.resolve() not in directory.parents:
-        raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
-    _refuse_foreign(package, _OWN_FORMATS, _MLFLOW_FILES)
-    return directory
+    return str(data)
 
 
 def _refuse_foreign(directory: Path, suffixes: set[str], names: set[str]) -> None:

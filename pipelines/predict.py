@@ -139,21 +139,7 @@ def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, mod
     ModelError
         If there is no such model, or it must not be loaded.
     """
-    if uri is None:
-        # Classifiers tell no cell; their names stand beside those of models that do.
-        names = [n for n in models.names(tracking) if not models.is_classifier(n)]
-        if not names:
-            raise PredictError(
-                f"No model is registered in {tracking.uri} yet. Train one first: "
-                f"python -m pipelines.train"
-            )
-        if len(names) > 1:
-            raise PredictError(
-                f"Several models are registered: {', '.join(names)}. Name one, as in "
-                f"--model models:/{names[0]}@champion"
-            )
-        uri = f"models:/{names[0]}@{models.CHAMPION}"
-    version = models.find(tracking, uri)
+    version = models.find(tracking, uri or models.champion_uri(tracking))
     return load_predictor(models.fetch(tracking, version, _LOADER)), version
 
 

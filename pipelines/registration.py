@@ -14,7 +14,7 @@ import xarray as xr
 from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.schema import campaign_of
 from bragg_models.predictors import Predictor, output_columns
-from catalog import models, runs
+from catalog import models, promotion, runs
 from pipelines.console import say
 from pipelines.simulate import code_commit
 
@@ -128,7 +128,7 @@ def register(run_: runs.Run, predictor: Predictor) -> models.ModelVersion:
 
 
 def crown(tracking: runs.Tracking, version: models.ModelVersion, promote: bool) -> tuple[bool, str]:
-    """Make a version the champion if there is none, if it is better, or if told to.
+    """Make a version the candidate; the champion too if there is none, it is better, or told to.
 
     Returns
     -------
@@ -137,6 +137,7 @@ def crown(tracking: runs.Tracking, version: models.ModelVersion, promote: bool) 
     uri
         Address of the version that answers from now on.
     """
+    promotion.offer(tracking, version)
     present = models.champion(tracking, version.name)
     own = float(version.tags["score"])
     reason = None
@@ -147,11 +148,15 @@ def crown(tracking: runs.Tracking, version: models.ModelVersion, promote: bool) 
         elif not own < theirs:
             reason = f"version {present.version} did better there ({theirs:.2e})"
     if reason is None:
-        models.set_alias(tracking, version, models.CHAMPION)
+        why = "trained with --promote" if promote else "lower error on the same test samples"
+        promotion.promote(
+            tracking, version, reason=why if present else "the first one", forced=promote,
+            expected=present.version if present else None,
+        )  # fmt: skip
         return True, version.uri
     assert present is not None
     say(
-        f"The champion stays: {reason}. To have this one answer instead, train with --promote, or "
-        f"name it: --model {version.uri}"
+        f"The champion stays: {reason}. To compare them once more: python -m pipelines.promote "
+        f"{version.name} {version.version}. To ask this one: --model {version.uri}"
     )
     return False, present.uri

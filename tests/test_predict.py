@@ -221,7 +221,7 @@ def test_bad_calibration_and_model_are_refused(
 def test_without_any_model_it_says_how_to_get_one(
     tmp_path: Path, noisy_file: Path, tracking_in: Callable[[Path], Tracking]
 ) -> None:
-    with pytest.raises(PredictError, match=r"python -m pipelines\.train"):
+    with pytest.raises(ModelError, match=r"python -m pipelines\.train"):
         ask(tracking_in(tmp_path), noisy_file)
 
 

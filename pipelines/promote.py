@@ -1,0 +1,273 @@
+"""Promote a registered model if it passes the gate, or take the last promotion back."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import xarray as xr
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+
+from bragg_data.schema import samples_of
+from bragg_data.splits import Part
+from bragg_data.store import DEFAULT_URI, Store
+from bragg_models.batches import in_order, profiles_of
+from bragg_models.metrics import calibration_error, errors, summary
+from bragg_models.predictors import Predictor, load_predictor
+from catalog import models, promotion, runs
+from catalog.promotion import Gate, Judged, PromotionError
+from pipelines.console import Progress, console, next_commands, run, say
+from pipelines.registration import LOADER
+from pipelines.scoring import part_of
+
+app = typer.Typer(add_completion=False)
+
+_ANSWERS = 30  # timed ones
+
+
+def evaluation_rows(
+    dataset: xr.Dataset, predictors: Mapping[str, Predictor], count: int
+) -> NDArray[np.bool_]:
+    """Return the pinned samples that versions are compared on, shape (n,), the same every time.
+
+    Of a data set that a version was trained on they are test samples of its split; of another one
+    all may be among them.
+
+    Parameters
+    ----------
+    dataset
+        An opened snapshot.
+    predictors
+        The versions, by their addresses.
+    count
+        How many.
+
+    Raises
+    ------
+    PromotionError
+        If a version learnt from what is a test sample to another.
+    """
+    labels, content = samples_of(dataset), dataset.attrs["content_hash"]
+    allowed = np.ones(len(labels), dtype=bool)
+    for uri, predictor in predictors.items():
+        provenance = predictor.provenance
+        if provenance["data"]["content_hash"] == content:
+            split = provenance["split"]
+            allowed &= part_of(split["name"], labels, split) == Part.test
+        elif provenance["data"]["tag"] in (provenance["order"].get("beside") or ()):
+            raise PromotionError(f"{uri} learnt from {dataset.attrs['tag']}: name another --data.")
+    rows = np.flatnonzero(allowed)
+    if len(rows) < min(count, 100):
+        raise PromotionError(
+            f"Only {len(rows)} samples of {dataset.attrs['tag']} are test samples to all versions. "
+            f"Compare on a data set that none was trained on: --data TAG"
+        )
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[rows[:count]] = True  # the stored order is a shuffled one: any part is a fair sample
+    return chosen
+
+
+def judge(predictor: Predictor, dataset: xr.Dataset, rows: NDArray[np.bool_]) -> Judged:
+    """Score a version on the pinned samples, and time it."""
+    labels = samples_of(dataset)
+    phases, cells, probabilities, one = [], [], [], None
+    with Progress("Evaluating", int(rows.sum()), "profiles") as progress:
+        for batch in in_order(profiles_of(dataset, lambda values: values), rows):
+            answer = predictor.predict(batch.profiles)
+            phases.append(answer.phase)
+            cells.append(answer.cells)
+            probabilities.append(answer.probabilities)
+            one = batch.profiles[:1]
+            progress.advance(len(batch.rows))
+    phase, given = np.concatenate(phases), np.concatenate(cells)
+    truth, target = labels.phase[rows], labels.cells[rows]
+    tells_cells = bool(np.isfinite(given).all())
+    scores = summary(
+        predictor.targets,
+        errors(predictor.targets, truth, target, phase, given if tells_cells else target),
+    )
+    taken = []
+    assert one is not None
+    for _ in range(_ANSWERS):
+        began = time.perf_counter()
+        predictor.predict(one)
+        taken.append(time.perf_counter() - began)
+    return Judged(
+        scores["all"]["mse_paper"] if tells_cells else math.nan,
+        scores["all"]["accuracy"],
+        calibration_error(np.concatenate(probabilities), truth),
+        statistics.median(taken),
+        {k: v["mse_paper"] for k, v in scores.items() if k != "all"} if tells_cells else {},
+    )
+
+
+@app.command()
+def main(
+    name: Annotated[str, typer.Argument(help="Of the registered model, such as batio3-nomad.")],
+    version: Annotated[
+        str | None, typer.Argument(help="Number of the version; the candidate if left out.")
+    ] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Make the previous champion answer again.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Tag of the data set to compare on; by default the candidate's own."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many of its samples.")] = 2000,
+    error_ratio: Annotated[
+        float, typer.Option(min=0, help="Gate: mse_paper over the champion's, at most.")
+    ] = Gate.error_ratio,
+    accuracy_drop: Annotated[
+        float, typer.Option(min=0, help="Gate: accuracy lower by at most.")
+    ] = Gate.accuracy_drop,
+    calibration_rise: Annotated[
+        float, typer.Option(min=0, help="Gate: calibration error higher by at most.")
+    ] = Gate.calibration_rise,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Gate: time of one answer, unless the champion's is more.")
+    ] = Gate.seconds,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote whatever the gate says; needs --reason.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; recorded with the version.")] = "",
+    store: Annotated[str, typer.Option(help="Path or file:// URI of the store.")] = DEFAULT_URI,
+    tracking: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
+    ] = runs.DEFAULT_URI,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Compare a version with the champion on the same samples; promote it if it passes the gate.
+
+    The comparison is a run in MLflow; the version keeps when, how and why it was promoted. The
+    exit code is 1 if the gate was not passed. --rollback takes the last promotion back.
+    """
+    place = runs.Tracking(tracking)
+    given = "" if tracking == runs.DEFAULT_URI else f" --tracking {shlex.quote(tracking)}"
+    if rollback:
+        now, before = promotion.rollback(place, name, reason=reason or "rolled back")
+        say(f"[bold]{now.uri}[/] answers again; {before.uri} is the previous one.")
+        return
+    if force and not reason:
+        raise PromotionError("--force overrules the gate: say why with --reason TEXT.")
+    where = f"/{version}" if version else f"@{promotion.CANDIDATE}"
+    candidate = models.find(place, f"models:/{name}{where}")
+    champion = models.champion(place, name)
+    if champion is not None and champion.version == candidate.version:
+        say(f"{candidate.uri} is the champion already: nothing to do.")
+        return
+    versions = [candidate] + ([champion] if champion else [])
+    predictors = {v.uri: load_predictor(models.fetch(place, v, LOADER)) for v in versions}
+    own = predictors[candidate.uri].provenance["data"]
+    repository = Store(own["uri"] if data is None and store == DEFAULT_URI else store)
+    dataset = repository.open(data or own["tag"])
+    rows = evaluation_rows(dataset, predictors, samples)
+    judged = {uri: judge(predictor, dataset, rows) for uri, predictor in predictors.items()}
+    against = judged[champion.uri] if champion else None
+    gate = Gate(error_ratio, accuracy_drop, calibration_rise, seconds)
+    objections = gate.objections(judged[candidate.uri], against)
+    _log(place, dataset, candidate, champion, judged, gate, objections, int(rows.sum()))
+    passed = not objections
+    if passed or force:
+        promotion.promote(
+            place, candidate, reason=reason or "passed the gate", forced=not passed,
+            expected=champion.version if champion else None,
+        )  # fmt: skip
+    if as_json:
+        told = {
+            "candidate": candidate.uri, "champion": champion.uri if champion else None,
+            "passed": passed, "promoted": passed or force, "objections": objections,
+            "judged": {uri: asdict(j) for uri, j in judged.items()},
+        }  # fmt: skip
+        print(json.dumps(_plain(told), indent=2))
+    else:
+        _show(dataset, candidate, champion, judged, int(rows.sum()))
+        for objection in objections:
+            say(f"The gate objects to {candidate.uri}: {objection}.")
+        if passed or force:
+            say(f"[bold]{candidate.uri}[/] is the champion{'' if passed else ', by force'}.")
+            next_commands(
+                [
+                    (f"python -m pipelines.predict FILE{given}", "ask it"),
+                    (f"python -m pipelines.promote {name} --rollback{given}", "take it back"),
+                ]
+            )
+        else:
+            say("The champion stays.")
+    raise typer.Exit(0 if passed or force else 1)
+
+
+def _log(
+    place: runs.Tracking,
+    dataset: xr.Dataset,
+    candidate: models.ModelVersion,
+    champion: models.ModelVersion | None,
+    judged: Mapping[str, Judged],
+    gate: Gate,
+    objections: list[str],
+    count: int,
+) -> None:
+    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    title = f"promotion of version {candidate.version} {started}"
+    tags = {"mlflow.source.name": "pipelines.promote", "data": dataset.attrs["tag"],
+            "verdict": "; ".join(objections) or "passed"}  # fmt: skip
+    with place.run(candidate.name, title, tags) as run_:
+        run_.log_parameters(
+            {"candidate": candidate.uri, "champion": champion.uri if champion else "",
+             "samples": count, "gate": asdict(gate)}
+        )  # fmt: skip
+        run_.log_dataset(dataset, "evaluation")
+        for who, version in (("candidate", candidate), ("champion", champion)):
+            if version is not None:
+                run_.log_metrics({who: _finite(asdict(judged[version.uri]))})
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {k: _finite(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return {k: v for k, v in found.items() if isinstance(v, dict) or math.isfinite(v)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _show(
+    dataset: xr.Dataset,
+    candidate: models.ModelVersion,
+    champion: models.ModelVersion | None,
+    judged: Mapping[str, Judged],
+    count: int,
+) -> None:
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left",
+        title=f"{count:,} test samples of {dataset.attrs['tag']}",
+    )  # fmt: skip
+    systems = list(judged[candidate.uri].by_system)
+    for heading in ("", "model", "mse_paper", *systems, "accuracy", "calibration error", "ms"):
+        table.add_column(heading, justify="left" if heading in ("", "model") else "right")
+    for who, version in (("candidate", candidate), ("champion", champion)):
+        if version is not None:
+            j = judged[version.uri]
+            table.add_row(
+                f"{who}, version {version.version}", version.tags.get("model", ""),
+                f"{j.mse_paper:.3g}", *(f"{j.by_system.get(s, math.nan):.3g}" for s in systems),
+                f"{j.accuracy:.4%}", f"{j.calibration_error:.4f}", f"{1e3 * j.seconds:.1f}",
+            )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run(app)
