@@ -108,7 +108,7 @@ def reconstructions(
     tof : shape (points,)
         Times of flight in µs.
     profiles, reconstructed : shape (n, points)
-        Scaled to [0, 1]; two for each crystal system in the paper.
+        In any scale; two for each crystal system in the paper.
     titles : length n
         What each one is.
     systems : shape (n,)
@@ -126,20 +126,20 @@ def reconstructions(
         axis.plot(tof / 1000, reconstructed[n], color=color, linewidth=0.9, alpha=0.85,
                   label="reconstructed")  # fmt: skip
         residual = reconstructed[n] - profiles[n]
-        below = -0.12 - max(float(residual.max()), 0.0)
+        below = -0.12 * float(profiles[n].max()) - max(float(residual.max()), 0.0)
         axis.plot(tof / 1000, residual + below, color=color, linewidth=0.6, label="difference")
         axis.axhline(below, color="0.7", linewidth=0.5, zorder=0)
         axis.set_title(titles[n], loc="left", fontsize=9)
         error = float(np.mean(residual**2))
         axis.text(0.01, 0.95, f"mean squared error {error:.1e}", transform=axis.transAxes,
                   va="top", fontsize=8)  # fmt: skip
-        axis.set_yticks([0, 0.5, 1])
+        axis.yaxis.set_major_locator(MaxNLocator(3))
         axis.set_xlim(tof[0] / 1000, tof[-1] / 1000)
         axis.set_xlabel("time of flight / ms" if n >= count - 2 else "")
         _plain(axis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3,
                   frameon=False, fontsize=9)  # fmt: skip
-    figure.supylabel("intensity, scaled", fontsize=10)
+    figure.supylabel("prepared profile", fontsize=10)
     return figure
 
 
