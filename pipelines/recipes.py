@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from bragg_data.preprocessing import preprocessing
 from bragg_data.schema import campaign_of
 from bragg_data.splits import Part
-from bragg_models.batches import Joined, in_order, joined
+from bragg_data.store import Store
+from bragg_models.batches import Joined, Profiles, in_order, joined
 from bragg_models.cache import CacheError, cached
 from bragg_models.forest import ForestModel
 from bragg_models.guided import fill_tables, guided_config
@@ -41,7 +42,7 @@ from bragg_models.training import (
     paper_score,
     transformed,
 )
-from catalog import runs
+from catalog import features, runs
 from pipelines.console import Progress, duration, say
 from pipelines.forests import FOREST_PRESETS, How, grow
 from pipelines.presets import Preset
@@ -116,10 +117,14 @@ def make_multitask(task: Task, preset: Preset, *, classifier: bool = False) -> M
     return made
 
 
-def make_conditional(task: Task, preset: Preset, classifier: Predictor, *, deep: bool) -> Made:
+def make_conditional(
+    task: Task, preset: Preset, classifier: Predictor, uri: str, *, deep: bool
+) -> Made:
     """Train a regressor for each phase on a classifier's features (sections IV-B2, IV-B3).
 
-    The deep ones begin with the classifier's weights and learn all; otherwise the features stay.
+    The deep ones begin with the classifier's weights and learn all; otherwise the features stay:
+    those of the view ``classifier_256`` where it is materialised by this classifier, whose address
+    is given; elsewhere they are computed, which comes to the same to the last bit.
     """
     told = classifier.model
     if not isinstance(told, Multitask):
@@ -136,14 +141,15 @@ def make_conditional(task: Task, preset: Preset, classifier: Predictor, *, deep:
     if not isinstance(network, Conditional):
         raise TypeError("Not a class-conditional network.")
     network.classifier.load_state_dict(told.state_dict())
-    for features in network.features:
-        features.load_state_dict(told.features.state_dict())
+    for own_features in network.features:
+        own_features.load_state_dict(told.features.state_dict())
     made = Made("conditional", network, classifier.preprocessing)
     samples = prepared(task, classifier.preprocessing)
     ((_, settings),) = preset.stages.items()
     if not deep:
+        stored = _from_view(task, "classifier_256", uri)
         name = f"features {_digest_of(told.features)}"
-        samples = _transformed(task, samples, told.features, name)
+        samples = stored or _transformed(task, samples, told.features, name)
     for code, name in enumerate(task.targets.names):
         own = task.samples.phase == code
         count = int((own & (task.part == Part.training)).sum())
@@ -252,6 +258,20 @@ def _transformed(task: Task, samples: Samples, network: nn.Module, name: str) ->
         return transformed(network, values, task.device)
 
     return _mapped(task, samples, function, name)
+
+
+def _from_view(task: Task, name: str, uri: str) -> Samples | None:
+    """Return the samples with a view's features, if a registered model materialised it."""
+    attrs = task.dataset.attrs
+    view = features.view_of(name)
+    for one in features.materialised(Store(attrs["uri"]), attrs["tag"]):
+        if one.view == view.key and one.complete and one.lineage["model"] == uri:
+            values = features.load(view, attrs["tag"], attrs["uri"])[view.name]
+            say(f"Features from the view {view.key}, snapshot {one.snapshot_id}")
+            task.run.log_parameters({"view": view.key, "view_snapshot_id": one.snapshot_id})
+            profiles = Profiles(values, int(attrs["rows_per_chunk"]), np.asarray)
+            return replace(task.samples, profiles=profiles)
+    return None
 
 
 def _points(task: Task, preset: Preset) -> int:

@@ -300,7 +300,9 @@ def _made(task: Task, order: Order, place: Place) -> Made:
         )
     preset = preset_of(order.preset, order.epochs, order.max_seconds, model=order.model)
     if classifier is not None:
-        return recipes.make_conditional(task, preset, classifier, deep=order.model == "deep")
+        return recipes.make_conditional(
+            task, preset, classifier, version.uri, deep=order.model == "deep"
+        )
     if order.model == "caenn":
         return recipes.make_caenn(task, preset)
     if order.model == "guided":

@@ -106,14 +106,23 @@ def test_a_network_s_view_is_what_its_model_sees(
 def test_the_transfer_learner_is_trained_on_the_classifier_s_view(
     store: Store, client: Client, everything: str, bench: Bench
 ) -> None:
+    """With the view or without it, it becomes the same; and it sees the view when it answers."""
     assert everything
     dataset = store.open(TAG)
-    materialise(
-        client, store, dataset, view_of("classifier_256"), model=model_of(bench, "classifier")
-    )
-    features_seen = features.load("classifier_256", TAG, store.uri).classifier_256[:64].values
-    transfer = bench.predictor("transfer")
-    np.testing.assert_array_equal(transfer.features(dataset.intensity[:64].values), features_seen)
+    view = view_of("classifier_256")
+    done = materialise(client, store, dataset, view, model=model_of(bench, "classifier"))
+    database = store.path.parent / "other.db"
+    shutil.copy(bench.tracking.uri.removeprefix("sqlite:///"), database)
+    tracking = features.Tracking(f"sqlite:///{database}")
+    other = replace(bench, store=store, tracking=tracking, state=store.path.parent / "state")
+    told = other("transfer")
+    assert f"Features from the view classifier_256@1, snapshot {done.snapshot_id}" in told
+    run = tracking.client.get_run(other.versions("transfer")[0].run_id)
+    assert run.data.params["view_snapshot_id"] == done.snapshot_id
+    assert other.metrics("transfer") == bench.metrics("transfer")
+    stored = features.load(view, TAG, store.uri).classifier_256[:64].values
+    seen = other.predictor("transfer").features(dataset.intensity[:64].values)
+    np.testing.assert_array_equal(seen, stored)
 
 
 def test_what_is_there_is_kept_and_what_changed_is_made_again(
