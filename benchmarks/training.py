@@ -33,9 +33,10 @@ from bragg_data.store import DEFAULT_URI, open_snapshot
 from bragg_models import training
 from bragg_models.batches import Batch, Profiles, in_order, profiles_of, shuffled
 from bragg_models.cache import cached
+from bragg_models.inference import Samples
 from bragg_models.networks import build
 from bragg_models.targets import targets_of
-from bragg_models.training import FitSettings, Samples, Validation, fit
+from bragg_models.training import FitSettings, Validation, fit
 
 app = typer.Typer(add_completion=False)
 

@@ -205,6 +205,46 @@ class BlockWriter(ABC):
         self._session = None
 
 
+def create_group(
+    session: Session,
+    group: str,
+    dataset: xr.Dataset,
+    name: str,
+    shape: tuple[int, int],
+    dims: tuple[str, str],
+    attrs: dict[str, Any],
+) -> None:
+    """Write a group's small variables, and an array that is still empty.
+
+    Parameters
+    ----------
+    session
+        Writable.
+    group
+        Where.
+    dataset
+        Attributes (``rows_per_chunk`` among them) and variables: each becomes one chunk, so that a
+        query reads few and small files.
+    name, shape, dims, attrs
+        Of the array, in chunks of ``rows_per_chunk`` whole rows.
+    """
+    encoding = {
+        variable: {"chunks": values.shape, "compressors": (COMPRESSOR,), "_FillValue": None}
+        for variable, values in dataset.variables.items()
+    }
+    dataset.to_zarr(session.store, group=group, consolidated=False, encoding=encoding)
+    zarr.open_group(session.store, path=group).create_array(
+        name,
+        shape=shape,
+        chunks=(int(dataset.attrs["rows_per_chunk"]), shape[1]),
+        dtype="float32",
+        fill_value=np.nan,
+        compressors=COMPRESSOR,
+        dimension_names=dims,
+        attributes=attrs,
+    )
+
+
 def empty_bookkeeping(count: int, rows: int) -> dict[str, xr.Variable]:
     """Return ``status`` and ``block_sha256`` of a group of which nothing is written yet."""
     empty = {

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from bragg_data import schema
 from bragg_data.block_writer import (
-    COMPRESSOR,
     BlockResult,
     BlockWriter,
+    create_group,
     empty_bookkeeping,
     write_chunk,
 )
@@ -77,22 +77,10 @@ class Writer(BlockWriter):
             self.campaign, self.samples, self._simulator, self._version, self._code_commit
         ).assign_attrs(identity=self.identity, rows_per_chunk=rows)
         dataset = dataset.assign(empty_bookkeeping(n, rows))
-        # One chunk for each label, so that a query reads few and small files.
-        encoding = {
-            name: {"chunks": variable.shape, "compressors": (COMPRESSOR,), "_FillValue": None}
-            for name, variable in dataset.variables.items()
-        }
-        dataset.to_zarr(session.store, group=self.group, consolidated=False, encoding=encoding)
-        zarr.open_group(session.store, path=self.group).create_array(
-            "intensity",
-            shape=(n, points),
-            chunks=(rows, points),
-            dtype=schema.INTENSITY.dtype,
-            fill_value=np.nan,
-            compressors=COMPRESSOR,
-            dimension_names=schema.INTENSITY.dims,
-            attributes=dict(schema.INTENSITY.attrs),
-        )
+        create_group(
+            session, self.group, dataset, "intensity", (n, points), ("sample", "tof"),
+            dict(schema.INTENSITY.attrs),
+        )  # fmt: skip
         session.commit(f"create {self.group}: {n} samples, {self._simulator} {self._version}")
 
     def _check(self, dataset: xr.Dataset) -> None:

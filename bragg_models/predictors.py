@@ -19,9 +19,9 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem
 from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
 from bragg_models.forest import ForestError, ForestModel
+from bragg_models.inference import outputs, transformed
 from bragg_models.networks import NetworkError, build, feature_network
 from bragg_models.targets import Targets, TargetsError
-from bragg_models.training import outputs, transformed
 
 FORMAT = 1
 """Version of the layout of a saved model."""

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from bragg_data import schema
 from bragg_data.block_writer import (
-    COMPRESSOR,
     BlockResult,
     BlockWriter,
     array_of,
+    create_group,
     empty_bookkeeping,
     write_chunk,
 )
@@ -218,21 +218,10 @@ class FeatureWriter(BlockWriter):
             "rows_per_chunk": self._rows,
         }
         dataset = xr.Dataset(empty_bookkeeping(self.count, self._rows), attrs=attrs)
-        encoding = {
-            name: {"chunks": variable.shape, "compressors": (COMPRESSOR,), "_FillValue": None}
-            for name, variable in dataset.variables.items()
-        }
-        dataset.to_zarr(session.store, group=self.group, consolidated=False, encoding=encoding)
-        zarr.open_group(session.store, path=self.group).create_array(
-            "values",
-            shape=(self.count, self.size),
-            chunks=(self._rows, self.size),
-            dtype="float32",
-            fill_value=np.nan,
-            compressors=COMPRESSOR,
-            dimension_names=("sample", "feature"),
-            attributes={"long_name": self.view.description},
-        )
+        create_group(
+            session, self.group, dataset, "values", (self.count, self.size), ("sample", "feature"),
+            {"long_name": self.view.description},
+        )  # fmt: skip
         session.commit(f"create {self.group}: {self.count} samples, {self.size} features")
 
     def _check(self, dataset: xr.Dataset) -> None:

@@ -24,6 +24,7 @@ from bragg_models.batches import Joined, Profiles, in_order, joined
 from bragg_models.cache import CacheError, cached
 from bragg_models.forest import ForestModel
 from bragg_models.guided import fill_tables, guided_config
+from bragg_models.inference import Samples, outputs, transformed
 from bragg_models.metrics import Errors, errors, summary
 from bragg_models.networks import Caenn, Conditional, Encoding, Multitask, build
 from bragg_models.predictors import Predictor
@@ -33,14 +34,11 @@ from bragg_models.training import (
     FitSettings,
     Labelled,
     Objective,
-    Samples,
     Step,
     Validation,
     fit,
     full_precision,
-    outputs,
     paper_score,
-    transformed,
 )
 from catalog import features, runs
 from pipelines.console import Progress, duration, say

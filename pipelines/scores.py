@@ -13,9 +13,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from bragg_models.inference import Samples
 from bragg_models.metrics import errors, summary
 from bragg_models.targets import Targets
-from bragg_models.training import Samples
 from pipelines.console import console, say
 
 PAPER_CAMPAIGN = "batio3-nomad"

@@ -26,10 +26,11 @@ from bragg_data.schema import campaign_of, samples_of
 from bragg_data.splits import Part, beside_split
 from bragg_data.store import Store
 from bragg_models.batches import in_order, joined, profiles_of
+from bragg_models.inference import Samples
 from bragg_models.metrics import errors, squared_errors, summary
 from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import targets_of
-from bragg_models.training import EpochResult, Samples, choose_device
+from bragg_models.training import EpochResult, choose_device
 from catalog import models, runs
 from pipelines import figures, recipes
 from pipelines.cluster import open_client

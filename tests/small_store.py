@@ -72,18 +72,33 @@ def small_campaign(campaign_file: Path) -> Campaign:
 
 
 @pytest.fixture(scope="session")
-def small_store(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    c = small_campaign
-    simulator = Simulator(c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
+def simulate_into() -> Callable[[Store, Campaign, str], None]:
+    """Simulate a campaign into a store and tag it, in this process."""
+
+    def simulate(store: Store, c: Campaign, tag: str) -> None:
+        simulator = Simulator(
+            c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain
+        )
+        with Writer(store, c, "kinematic", kinematic.VERSION) as writer:
+            results = []
+            for block in writer.missing():
+                samples = writer.samples[writer.rows(block)]
+                intensity = simulator.simulate(samples.phase, samples.cells)
+                results.append(write_block(writer.fork(), writer.group, block, samples, intensity))
+            writer.commit(results)
+            writer.finish(tag)
+
+    return simulate
+
+
+@pytest.fixture(scope="session")
+def small_store(
+    small_campaign: Campaign,
+    simulate_into: Callable[[Store, Campaign, str], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Store:
     store = Store(tmp_path_factory.mktemp("small") / "store", create=True)
-    with Writer(store, c, "kinematic", kinematic.VERSION) as writer:
-        results = []
-        for block in writer.missing():
-            samples = writer.samples[writer.rows(block)]
-            intensity = simulator.simulate(samples.phase, samples.cells)
-            results.append(write_block(writer.fork(), writer.group, block, samples, intensity))
-        writer.commit(results)
-        writer.finish(TAG)
+    simulate_into(store, small_campaign, TAG)
     return store
 
 

@@ -17,11 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from bragg_data import kinematic
-from bragg_data.campaign import load_campaign
-from bragg_data.kinematic import Simulator
+from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.store import Store
-from bragg_data.writer import Writer, write_block
 from bragg_models.forest import ForestModel
 from bragg_models.guided import Guided
 from bragg_models.networks import Caenn, Conditional, Multitask, build
@@ -189,24 +186,12 @@ def test_the_same_seed_gives_the_same_metrics(everything: str, bench: Bench, mod
 # ---- beside ------------------------------------------------------------------------------------
 
 
-def simulated(store: Store, path: Path, tag: str) -> None:
-    c = load_campaign(path)
-    simulator = Simulator(c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
-    with Writer(store, c, "kinematic", kinematic.VERSION) as writer:
-        results = []
-        for block in writer.missing():
-            samples = writer.samples[writer.rows(block)]
-            intensity = simulator.simulate(samples.phase, samples.cells)
-            results.append(write_block(writer.fork(), writer.group, block, samples, intensity))
-        writer.commit(results)
-        writer.finish(tag)
-
-
 @pytest.fixture(scope="module")
 def several(
     bench: Bench,
     small_store: Store,
     campaign_file: Path,
+    simulate_into: Callable[[Store, Campaign, str], None],
     tmp_path_factory: pytest.TempPathFactory,
     tracking_in: Callable[[Path], Tracking],
 ) -> Bench:
@@ -224,7 +209,7 @@ def several(
     }
     for tag, text in others.items():
         path.write_text(text, encoding="utf-8")
-        simulated(store, path, tag)
+        simulate_into(store, load_campaign(path), tag)
     return replace(bench, store=store, tracking=tracking_in(directory), state=directory / "state")
 
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from bragg_data.crystal import lattice_of
 from bragg_models.batches import Profiles
 from bragg_models.checkpoints import CheckpointError
+from bragg_models.inference import Samples
 from bragg_models.networks import build
 from bragg_models.targets import Targets, targets_of
 from bragg_models.training import (
     EpochResult,
     FitSettings,
-    Samples,
     Step,
     fit,
     read_checkpoint,

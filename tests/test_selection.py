@@ -29,7 +29,7 @@ from pipelines.simulators import (
     recipe_of,
     simulate_samples,
 )
-from tests.tiny_campaign import tiny_campaign, write_campaign
+from tests.tiny_campaign import tiny_campaign, tiny_patterns, write_campaign
 
 PROJECT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:Peaks of this instrument are narrow")
@@ -149,7 +149,7 @@ def test_each_simulator_has_a_tag_of_its_own(tmp_path):
         with Writer(store, campaign, simulator, version) as writer:
             for block in writer.missing():
                 samples = writer.samples[writer.rows(block)]
-                intensity = np.ones((len(samples), 256), np.float32)
+                intensity = tiny_patterns(samples)
                 writer.commit([write_block(writer.fork(), "tiny", block, samples, intensity)])
             writer.finish()
     assert [tag.name for tag in store.tags()] == ["tiny-v1", "tiny-v2"]

@@ -12,21 +12,19 @@ from torch import nn
 from bragg_data.crystal import lattice_of
 from bragg_models import training as module
 from bragg_models.batches import Profiles
+from bragg_models.inference import Samples, evaluate, outputs
 from bragg_models.metrics import summary
 from bragg_models.networks import build
 from bragg_models.targets import Targets, targets_of
 from bragg_models.training import (
     FitSettings,
     Labelled,
-    Samples,
     Step,
     TrainingError,
     choose_device,
-    evaluate,
     fit,
     full_precision,
     multitask_objective,
-    outputs,
 )
 
 N, POINTS = 1200, 64

@@ -1,8 +1,13 @@
 """A campaign of a few dozen short patterns, for tests."""
 
+import tempfile
+from functools import cache
 from pathlib import Path
 
-from bragg_data.campaign import BUILT_IN, Campaign, load_campaign
+import numpy as np
+
+from bragg_data.campaign import BUILT_IN, Campaign, Samples, load_campaign
+from bragg_data.kinematic import Simulator
 
 TOML = """
 name = "tiny"
@@ -52,3 +57,18 @@ def write_campaign(directory: Path, *, rows: int = 8, last: float = 4.0, seed: i
 
 def tiny_campaign(directory: Path, *, rows: int = 8, last: float = 4.0, seed: int = 1) -> Campaign:
     return load_campaign(write_campaign(directory, rows=rows, last=last, seed=seed))
+
+
+@cache
+def _simulator() -> Simulator:
+    with tempfile.TemporaryDirectory() as directory:
+        c = tiny_campaign(Path(directory))
+        return Simulator(c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
+
+
+def tiny_patterns(samples: Samples) -> np.ndarray:
+    """The patterns of some cells, shape (n, 256): a tag is refused to any others."""
+    # One by one, so that the last bit does not depend on what is asked for beside it.
+    rows = range(len(samples))
+    simulate = _simulator().simulate
+    return np.concatenate([simulate(samples.phase[[r]], samples.cells[[r]]) for r in rows])
