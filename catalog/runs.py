@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
 from catalog.datasets import dataset_input, source_of
@@ -26,6 +27,7 @@ DEFAULT_URI = "sqlite:///data/mlflow.db"
 
 _SQLITE = "sqlite:///"
 _VERSIONS = ("torch", "numpy", "scikit-learn", "xarray", "icechunk", "mlflow", "gemmi")
+_WATCH_SECONDS = 10.0  # between two looks at the machine
 # Limits of MLflow's log_batch.
 _METRICS_PER_CALL, _PARAMETERS_PER_CALL, _PARAMETER_LENGTH = 1000, 100, 6000
 
@@ -97,7 +99,9 @@ class Tracking:
             return str(found.experiment_id)
 
     @contextmanager
-    def run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    def run(
+        self, experiment: str, name: str, tags: Mapping[str, str], *, watch: bool = False
+    ) -> Iterator[Run]:
         """Open a run; it ends as finished, failed or (by Ctrl-C) killed.
 
         Parameters
@@ -106,13 +110,15 @@ class Tracking:
             Where the run is listed, and under which name.
         tags
             Short facts by which runs are found. The versions of the packages are added.
+        watch
+            Log processor, memory, disk and GPU every few seconds: the metrics ``system/…``.
         """
         experiment_id = self.experiment(experiment)
         versions = {f"version.{name}": metadata.version(name) for name in _VERSIONS}
         entity = self.client.create_run(
             experiment_id, run_name=name, tags={**versions, **tags, "mlflow.source.type": "LOCAL"}
         )
-        with self._ended(Run(self, entity.info.run_id, experiment_id)) as run:
+        with self._ended(Run(self, entity.info.run_id, experiment_id), watch=watch) as run:
             yield run
 
     @contextmanager
@@ -131,12 +137,18 @@ class Tracking:
         if entity.info.status == "FINISHED":
             raise TrackingError(f"Run {run_id} is finished: there is nothing to resume.")
         self.client.update_run(run_id, status="RUNNING")
-        with self._ended(Run(self, run_id, entity.info.experiment_id)) as run:
+        run = Run(self, run_id, entity.info.experiment_id)
+        with self._ended(run, watch=True, again=True):
             yield run
 
     @contextmanager
-    def _ended(self, run: Run) -> Iterator[Run]:
+    def _ended(self, run: Run, *, watch: bool, again: bool = False) -> Iterator[Run]:
         status = "FAILED"
+        monitor = SystemMetricsMonitor(
+            run.id, sampling_interval=_WATCH_SECONDS, resume_logging=again, tracking_uri=self.uri
+        )
+        if watch:
+            monitor.start()
         try:
             yield run
             status = "FINISHED"
@@ -144,6 +156,7 @@ class Tracking:
             status = "KILLED"
             raise
         finally:
+            monitor.finish()
             self.client.set_terminated(run.id, status)
 
 

@@ -222,7 +222,7 @@ def _run(
         return
     started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     title = f"{order.model} {order.preset} seed {order.seed} {started}"
-    with place.tracking.run(name, title, run_tags(provenance)) as run_:
+    with place.tracking.run(name, title, run_tags(provenance), watch=True) as run_:
         run_.log_parameters(
             {**asdict(order), "settings": provenance["preset_values"],
              "split": provenance["split"], "threads": torch.get_num_threads(),

@@ -85,7 +85,8 @@ class Bench:
     def metrics(self, model: str, number: int = 0) -> dict[str, float]:
         """What does not depend on the clock."""
         run = self.tracking.client.get_run(self.versions(model)[number].run_id)
-        return {k: v for k, v in run.data.metrics.items() if not k.endswith("seconds")}
+        told = run.data.metrics.items()
+        return {k: v for k, v in told if not k.endswith("seconds") and not k.startswith("system/")}
 
     def figures(self, model: str) -> set[str]:
         run = self.versions(model)[0].run_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -282,3 +283,23 @@ def test_profiles_that_do_not_fit_are_refused(predictor: Predictor) -> None:
         predictor.predict(np.ones((2, 2807)))
     with pytest.raises(PredictorError, match="not finite"):
         predictor.predict(np.full((1, 800), np.nan))
+
+
+def test_a_watched_run_tells_about_the_machine(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = tracking_in(tmp_path)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    with tracking.run("small", "watched", {}, watch=True) as watched:
+        end = time.monotonic() + 20
+        while not any(n.startswith("system/") for n in metrics_of(tracking, watched.id)):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert metrics_of(tracking, watched.id)["system/system_memory_usage_megabytes"] > 0
+    with tracking.run("small", "alone", {}) as alone:
+        time.sleep(0.3)
+    assert metrics_of(tracking, alone.id) == {}
+
+
+def metrics_of(tracking: Tracking, run: str) -> dict[str, float]:
+    return dict(tracking.client.get_run(run).data.metrics)
