@@ -29,7 +29,7 @@ _END = 24.0, 48  # points from the window's end: a line there, and what is then 
 _ROWS = 32  # starts that are searched from together: their deposits stay in a processor's cache
 _BLURS = 5.0, 12.0  # points, first near, then far: peaks so far off still overlap
 _DRAWN = 16  # times as many cells are drawn as are kept, so that they lie evenly for the peaks
-_CLEARLY = 0.25  # another phase has to meet the profile so much better
+_CLEARLY = 0.5  # another phase has to meet the profile so much better
 
 
 @dataclass(frozen=True)
