@@ -19,7 +19,7 @@ from bragg_data.crystal import CrystalError, CrystalSystem
 from bragg_data.gsas2 import Gsas2Error, PatternsError, Simulator
 from bragg_data.gsas2_project import operations_of, setting
 from bragg_data.instrument import TofGrid, read_instrument
-from bragg_data.store import Store, verify
+from bragg_data.store import Store, open_dataset, verify
 from bragg_data.structure import ResonanceError, read_phase
 from bragg_data.writer import BlockResult, Writer, write_block
 from pipelines.simulators import Gsas2Options, build_simulator, recipe_of, simulate_block
@@ -188,8 +188,12 @@ def test_failed_patterns_are_recorded_in_the_store(tmp_path):
         assert (result.status == schema.DONE).all()
         writer.commit([result])
         assert writer.failures == {}
-        writer.finish()
-    dataset = store.open("tiny-v1")
+        # Nobody's patterns are none: that is seen before they get a tag.
+        with pytest.raises(schema.SchemaError, match="have peaks where their cell puts none"):
+            writer.finish()
+        session = store.repository.readonly_session(branch=writer.branch)
+    dataset = open_dataset(session, "tiny")
+    assert (dataset.status == schema.DONE).all()
     assert dataset.attrs["call_path"] == "memory scripting"
     assert dataset.attrs["simulator_version"] == "1, nobody"
 
