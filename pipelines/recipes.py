@@ -279,7 +279,7 @@ def _points(task: Task, preset: Preset) -> int:
 
 
 def _chosen(task: Task, count: int | None) -> NDArray[np.bool_] | None:
-    """Choose some training samples at random, the rare phases' whole."""
+    """Choose some training samples at random, the rare phases' whole, and all for validation."""
     if count is None:
         return None
     training = task.part == Part.training
@@ -291,7 +291,8 @@ def _chosen(task: Task, count: int | None) -> NDArray[np.bool_] | None:
     share = max(count - int(whole.sum()), 0)
     generator = np.random.default_rng(np.random.SeedSequence([task.seed, 2]))
     whole[generator.permutation(rest)[:share]] = True
-    return whole
+    # The best weights are chosen on all validation samples.
+    return whole | (task.part == Part.validation)
 
 
 def _digest_of(network: nn.Module) -> str:

@@ -347,3 +347,15 @@ def test_presets_build_networks() -> None:
     for model in ("multitask", "multitask-integer", "caenn"):
         for preset in presets.PRESETS[model].values():
             build("caenn" if model == "caenn" else "multitask", {**shape, **preset.network})
+
+
+def test_a_chosen_part_of_the_samples_leaves_all_for_validation(
+    everything: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert everything
+    quick = replace(PRESETS["caenn"]["quick"], training_samples=200)
+    monkeypatch.setitem(PRESETS["caenn"], "quick", quick)
+    bench("caenn", "--seed", "11")
+    metrics = bench.metrics("caenn")
+    assert metrics["regressor/validation/all/n"] > 20
+    assert metrics["autoencoder/validation/all/mae"] > 0
