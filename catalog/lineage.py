@@ -12,8 +12,8 @@ from catalog.features import VIEWS
 from catalog.models import ModelVersion
 from catalog.runs import Tracking
 
-LOADER, DESCRIPTION = "bragg_models.predictors", "model.json"
-"""Module that reads this project's models, and the file that tells where one comes from."""
+DESCRIPTION = "model.json"
+"""File of a model that tells where it comes from."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def trace(tracking: Tracking, uri: str) -> Trace:
         If there is no such model, or its files are gone or not of this project.
     """
     version = models.find(tracking, uri)
-    described = models.description_of(tracking, version, LOADER, DESCRIPTION)
+    described = models.description_of(tracking, version, models.LOADER, DESCRIPTION)
     try:
         provenance = described["provenance"]
         chain = _model(tracking, version, described, provenance)

@@ -20,6 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from catalog.runs import Run, Tracking
 
+LOADER = "bragg_models.predictors"
+"""Module that reads this project's models."""
+
 CHAMPION = "champion"
 """Alias of the version that answers unless another is named."""
 

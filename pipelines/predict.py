@@ -37,7 +37,6 @@ from pipelines.console import Progress, console, errors, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
-_LOADER = "bragg_models.predictors"
 _SAME_ANGLE = 5.0  # degrees between the angles of two banks that count as one
 
 
@@ -140,7 +139,7 @@ def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, mod
         If there is no such model, or it must not be loaded.
     """
     version = models.find(tracking, uri or models.champion_uri(tracking))
-    return load_predictor(models.fetch(tracking, version, _LOADER)), version
+    return load_predictor(models.fetch(tracking, version, models.LOADER)), version
 
 
 def measure(

@@ -292,7 +292,8 @@ def _chosen(task: Task, count: int | None) -> NDArray[np.bool_] | None:
     generator = np.random.default_rng(np.random.SeedSequence([task.seed, 2]))
     whole[generator.permutation(rest)[:share]] = True
     # The best weights are chosen on all validation samples.
-    return whole | (task.part == Part.validation)
+    whole |= task.part == Part.validation
+    return whole
 
 
 def _digest_of(network: nn.Module) -> str:

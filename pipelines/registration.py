@@ -18,7 +18,7 @@ from catalog import models, promotion, runs
 from pipelines.console import say
 from pipelines.simulate import code_commit
 
-LOADER = "bragg_models.predictors"
+LOADER = models.LOADER
 """Module that reads the registered models."""
 
 _REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "pydantic", "gemmi", "periodictable",
