@@ -76,7 +76,7 @@ def trace(tracking: Tracking, uri: str) -> Trace:
         If there is no such model, or its files are gone or not of this project.
     """
     version = models.find(tracking, uri)
-    described = models.description_of(tracking, version, models.LOADER, DESCRIPTION)
+    described = models.description_of(tracking.uri, version, DESCRIPTION)
     try:
         provenance = described["provenance"]
         chain = _model(tracking, version, described, provenance)

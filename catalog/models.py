@@ -6,8 +6,9 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class ModelVersion:
     version: str
     run_id: str
     aliases: tuple[str, ...]
-    tags: Mapping[str, str]
+    tags: Mapping[str, str] = field(hash=False)
     source: str
 
     @property
@@ -270,40 +271,51 @@ def versions(tracking: Tracking, name: str) -> list[ModelVersion]:
     return [find(tracking, f"models:/{name}/{number}") for number in numbers]
 
 
-def fetch(tracking: Tracking, version: ModelVersion, loader_module: str) -> Path:
-    """Return a directory with the files that were registered, checked before anything reads them.
+@contextmanager
+def fetched(
+    tracking_uri: str, version: ModelVersion, loader_module: str = LOADER
+) -> Iterator[Path]:
+    """Hold a copy of the files that were registered, checked before anything reads them.
+
+    Nothing but the files is asked for: a worker needs no database, and of a server HTTP alone.
 
     Parameters
     ----------
-    tracking
+    tracking_uri
         Where the version is registered.
     version
         Which.
     loader_module
         The module that is going to read them: a model made for another one is refused.
 
+    Yields
+    ------
+    Their directory, which is gone afterwards.
+
     Raises
     ------
     ModelError
         If the files are gone, or are not those of a model of this project.
     """
-    package = _downloaded(tracking, version, "")
-    directory: Path = (package / _data_of(version, package / "MLmodel", loader_module)).resolve()
-    if package.resolve() not in directory.parents:
-        raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
-    _refuse_foreign(package, _OWN_FORMATS, _MLFLOW_FILES)
-    return directory
+    with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
+        package = _downloaded(tracking_uri, version, "", temporary)
+        data = _data_of(version, package / "MLmodel", loader_module)
+        directory = (package / data).resolve()
+        if package.resolve() not in directory.parents:
+            raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
+        _refuse_foreign(package, _OWN_FORMATS, _MLFLOW_FILES)
+        yield directory
 
 
 def description_of(
-    tracking: Tracking, version: ModelVersion, loader_module: str, file: str
+    tracking_uri: str, version: ModelVersion, file: str, loader_module: str = LOADER
 ) -> dict[str, Any]:
     """Return a JSON file of a registered model, without fetching its weights.
 
     Parameters
     ----------
-    tracking, version, loader_module
-        As for :func:`fetch`.
+    tracking_uri, version, loader_module
+        As for :func:`fetched`.
     file
         Name of the file.
 
@@ -312,21 +324,22 @@ def description_of(
     ModelError
         If it is gone, or not that of a model of this project.
     """
-    data = _data_of(version, _downloaded(tracking, version, "MLmodel"), loader_module)
-    if ".." in Path(data).parts:
-        raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
-    path = _downloaded(tracking, version, f"{data}/{file}")
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} of {version.uri} is damaged: {error}.") from error
-    return dict(described)
+    with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
+        described = _downloaded(tracking_uri, version, "MLmodel", temporary)
+        data = _data_of(version, described, loader_module)
+        if ".." in Path(data).parts:
+            raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
+        path = _downloaded(tracking_uri, version, f"{data}/{file}", temporary)
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} of {version.uri} is damaged: {error}.") from error
 
 
-def _downloaded(tracking: Tracking, version: ModelVersion, path: str) -> Path:
+def _downloaded(tracking_uri: str, version: ModelVersion, path: str, into: str) -> Path:
     try:
         uri = f"{version.source}/{path}" if path else version.source
-        return Path(download_artifacts(uri, tracking_uri=tracking.uri))
+        return Path(download_artifacts(uri, dst_path=into, tracking_uri=tracking_uri))
     except (MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(

@@ -28,7 +28,6 @@ from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets, targets_of
 from catalog import models, runs
 from pipelines.console import Progress, duration, next_commands, run, say
-from pipelines.registration import LOADER
 from pipelines.results import (
     BATCH,
     CLASS_CONDITIONAL,
@@ -203,8 +202,9 @@ def load(
     ModelError, PredictorError
         If it cannot be read.
     """
-    directory = models.fetch(tracking, candidate.version, LOADER)
-    predictor = load_predictor(directory)
+    with models.fetched(tracking.uri, candidate.version) as directory:
+        predictor = load_predictor(directory)
+        size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     uri, split = candidate.version.uri, predictor.provenance["split"]
     if predictor.targets.names != targets.names:
         raise EvaluateError(
@@ -216,7 +216,6 @@ def load(
             f"{uri} was trained on a split ({split}) that does not keep these test samples from "
             f"it ({SPLIT}). Leave it out by naming others with --models."
         )
-    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     return Loaded(_answers(candidate, predictor), predictor, size)
 
 

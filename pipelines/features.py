@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-import xarray as xr
-from distributed import Client, Future
-from icechunk.session import ForkSession
-from numpy.typing import NDArray
 from rich.filesize import decimal
 from rich.table import Table
 
-from bragg_data.block_writer import BlockResult, failed_block
-from bragg_data.store import DEFAULT_URI, DiskFullError, Store, open_snapshot
-from bragg_models.predictors import Predictor, load_predictor
+from bragg_data.store import DEFAULT_URI, Store
 from catalog import features, models, runs
-from catalog.features import VIEWS, Computer, FeatureError, FeatureWriter, View
-from pipelines.blocks import do_blocks
+from catalog.features import VIEWS, FeatureError
 from pipelines.cluster import check_cluster, open_client
 from pipelines.cluster_options import SlurmOptions, parse_jobs
-from pipelines.console import console, duration, next_commands, run, say, three_digits
-from pipelines.registration import LOADER
-from pipelines.simulate import code_commit
+from pipelines.console import console, next_commands, run, say
+from pipelines.materialise import Registered, materialise
 from pipelines.train import default_tag
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -39,121 +28,6 @@ TrackingOption = Annotated[
 DataOption = Annotated[
     str | None, typer.Option(help="Tag of the data set; by default the largest, newest one.")
 ]
-
-
-def materialise(
-    client: Client,
-    store: Store,
-    dataset: xr.Dataset,
-    view: View,
-    *,
-    model: tuple[str, Path] | None = None,
-) -> features.Materialised:
-    """Compute a view for all samples of a data set, block by block, and commit it.
-
-    What is there of the same definition, model and data is kept.
-
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    store, dataset
-        The data set, opened by its tag, and where it is.
-    view
-        What.
-    model
-        Address and files of the registered model that computes it, for views that need one. The
-        workers have to see the files.
-
-    Raises
-    ------
-    FeatureError
-        If the view needs a model and there is none, or blocks failed.
-    BlocksError, StoreError
-        If the cluster or the store do not do their part.
-    """
-    if view.model and model is None:
-        raise FeatureError(f"{view.key} is computed by a registered {view.model}: name one.")
-    directory = None if model is None else model[1]
-    computer = Computer() if model is None else Computer(model[0], digest_of(model[1]))
-    size = features_of(view, directory, dataset.intensity[:1].values).shape[1]
-    with FeatureWriter(
-        store, dataset, view, size, computer=computer, code_commit=code_commit()
-    ) as writer:
-        source = str(dataset.attrs["tag"]), str(dataset.attrs["uri"])
-        say(
-            f"View [bold]{view.key}[/] of {source[0]}: {size:,} features of {writer.count:,} "
-            f"samples, {len(writer.missing()):,} of {writer.n_blocks:,} blocks to do"
-        )
-
-        def submit(block: int, fork: ForkSession) -> Future:
-            return client.submit(
-                _do_block, source, view.key, directory, writer.group, block,
-                writer.rows(block), fork, pure=False,
-            )  # fmt: skip
-
-        if writer.missing():
-            done = do_blocks(client, writer, submit, doing="Materialising", unit="samples")
-            say(
-                f"Materialised {done.count:,} samples in {duration(done.seconds)}, "
-                f"{three_digits(done.rate)} samples/s"
-            )
-        if writer.failures:
-            block, reason = min(writer.failures.items())
-            raise FeatureError(
-                f"{len(writer.failures)} of {writer.n_blocks} blocks failed; the others are in the "
-                f"store. Block {block} failed with {reason.rstrip('.')}. Run the same command "
-                f"again to retry."
-            )
-    return next(m for m in features.materialised(store, source[0]) if m.view == view.key)
-
-
-def features_of(
-    view: View, directory: Path | None, profiles: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return a view's features (n, m) of profiles (n, points), by its function or its model."""
-    if view.function is not None:
-        return np.asarray(view.function(profiles), dtype=np.float32)
-    assert directory is not None
-    return _loaded(directory, digest_of(directory)).features(profiles)
-
-
-def digest_of(directory: Path) -> str:
-    """Return the SHA-256 (16 hexadecimal digits) of a saved model's files."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        digest.update(str(path.relative_to(directory)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@lru_cache(maxsize=1)
-def _loaded(directory: Path, digest: str) -> Predictor:  # noqa: ARG001 - a new one is read again
-    return load_predictor(directory)
-
-
-_opened = lru_cache(maxsize=1)(open_snapshot)
-
-
-def _do_block(
-    source: tuple[str, str],
-    view: str,
-    directory: Path | None,
-    group: str,
-    block: int,
-    rows: slice,
-    fork: ForkSession,
-) -> BlockResult | DiskFullError:
-    """Compute and write one block: the task of a worker."""
-    try:
-        profiles = _opened(*source)["intensity"].isel(sample=rows).values
-        return features.write_features(
-            fork, group, block, features_of(VIEWS[view], directory, profiles)
-        )
-    except DiskFullError as error:
-        return error
-    except Exception as error:
-        return failed_block(block, rows.stop - rows.start, error)
 
 
 # ---- commands ----------------------------------------------------------------------------------
@@ -253,7 +127,7 @@ def materialise_(
     chosen = features.view_of(view)
     repository = Store(store)
     dataset = repository.open(data or default_tag(repository))
-    files = None
+    registered = None
     if chosen.model:
         place = runs.Tracking(tracking)
         version = (
@@ -267,10 +141,10 @@ def materialise_(
                 f"{chosen.key} is computed by a {chosen.model}."
             )
         say(f"Computed by {version.uri}")
-        files = version.uri, models.fetch(place, version, LOADER)
+        registered = Registered(place.uri, version)
     slurm = SlurmOptions(jobs=parse_jobs(jobs), queue=queue, walltime=walltime)
     with open_client(cluster, workers=workers, slurm=slurm) as client:
-        done = materialise(client, repository, dataset, chosen, model=files)
+        done = materialise(client, repository, dataset, chosen, registered)
     say(
         f"[bold]{done.view}[/] of {done.tag}: {done.total:,} samples, {decimal(done.bytes)}, "
         f"snapshot {done.snapshot_id}"

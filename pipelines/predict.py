@@ -31,9 +31,10 @@ from bragg_data.profile_files import Profile, ProfileError, read_profiles
 from bragg_data.store import StoreError, open_snapshot
 from bragg_data.structure import Phase
 from bragg_models.library import Matches, library_match
-from bragg_models.predictors import Prediction, Predictor, load_predictor
+from bragg_models.predictors import Prediction, Predictor
 from catalog import models, runs
 from pipelines.console import Progress, console, errors, next_commands, run, say
+from pipelines.registration import load_version
 
 app = typer.Typer(add_completion=False)
 
@@ -139,7 +140,7 @@ def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, mod
         If there is no such model, or it must not be loaded.
     """
     version = models.find(tracking, uri or models.champion_uri(tracking))
-    return load_predictor(models.fetch(tracking, version, models.LOADER)), version
+    return load_version(tracking.uri, version), version
 
 
 def measure(

@@ -24,11 +24,11 @@ from bragg_data.splits import Part
 from bragg_data.store import DEFAULT_URI, Store
 from bragg_models.batches import in_order, profiles_of
 from bragg_models.metrics import calibration_error, errors, summary
-from bragg_models.predictors import Predictor, load_predictor
+from bragg_models.predictors import Predictor
 from catalog import models, promotion, runs
 from catalog.promotion import Gate, Judged, PromotionError
 from pipelines.console import Progress, console, next_commands, run, say
-from pipelines.registration import LOADER
+from pipelines.registration import load_version
 from pipelines.scoring import part_of
 
 app = typer.Typer(add_completion=False)
@@ -168,7 +168,7 @@ def main(
         say(f"{candidate.uri} is the champion already: nothing to do.")
         return
     versions = [candidate] + ([champion] if champion else [])
-    predictors = {v.uri: load_predictor(models.fetch(place, v, LOADER)) for v in versions}
+    predictors = {v.uri: load_version(place.uri, v) for v in versions}
     own = predictors[candidate.uri].provenance["data"]
     repository = Store(own["uri"] if data is None and store == DEFAULT_URI else store)
     dataset = repository.open(data or own["tag"])

@@ -13,13 +13,10 @@ import xarray as xr
 
 from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.schema import campaign_of
-from bragg_models.predictors import Predictor, output_columns
+from bragg_models.predictors import Predictor, load_predictor, output_columns
 from catalog import models, promotion, runs
 from pipelines.console import say
 from pipelines.simulate import code_commit
-
-LOADER = models.LOADER
-"""Module that reads the registered models."""
 
 _REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "pydantic", "gemmi", "periodictable",
                  "numba")  # fmt: skip
@@ -118,13 +115,25 @@ def register(run_: runs.Run, predictor: Predictor) -> models.ModelVersion:
         predictor.save(directory)
         return models.register(
             run_, models.registered_name(provenance["campaign"], provenance["model"]), directory,
-            loader_module=LOADER,
+            loader_module=models.LOADER,
             points=predictor.points,
             outputs=output_columns(predictor.targets),
             requirements=_REQUIREMENTS,
             description=description,
             tags=facts,
         )  # fmt: skip
+
+
+def load_version(tracking_uri: str, version: models.ModelVersion) -> Predictor:
+    """Read a registered model back.
+
+    Raises
+    ------
+    ModelError, PredictorError
+        If its files are gone, damaged, or not those of a model of this project.
+    """
+    with models.fetched(tracking_uri, version) as directory:
+        return load_predictor(directory)
 
 
 def crown(tracking: runs.Tracking, version: models.ModelVersion, promote: bool) -> tuple[bool, str]:

@@ -28,7 +28,7 @@ from bragg_data.store import Store
 from bragg_models.batches import in_order, joined, profiles_of
 from bragg_models.inference import Samples
 from bragg_models.metrics import errors, squared_errors, summary
-from bragg_models.predictors import Predictor, load_predictor
+from bragg_models.predictors import Predictor
 from bragg_models.targets import targets_of
 from bragg_models.training import EpochResult, choose_device
 from catalog import models, runs
@@ -40,8 +40,8 @@ from pipelines.forests import FOREST_PRESETS, How
 from pipelines.presets import FORESTS, TrainError, preset_of
 from pipelines.recipes import Made, Task
 from pipelines.registration import (
-    LOADER,
     crown,
+    load_version,
     provenance_of,
     register,
     run_tags,
@@ -292,7 +292,7 @@ def _made(task: Task, order: Order, place: Place) -> Made:
     classifier = None
     if order.classifier is not None:
         version = models.find(place.tracking, order.classifier)
-        classifier = load_predictor(models.fetch(place.tracking, version, LOADER))
+        classifier = load_version(place.tracking.uri, version)
     if order.model in FORESTS:
         directory = place.state / "forests"
         directory.mkdir(parents=True, exist_ok=True)

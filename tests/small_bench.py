@@ -16,13 +16,13 @@ import torch
 from typer.testing import CliRunner
 
 from bragg_data.store import Store
-from bragg_models.predictors import Predictor, load_predictor
+from bragg_models.predictors import Predictor
 from catalog import models
 from catalog.models import ModelVersion
 from catalog.runs import Tracking
 from pipelines import train
 from pipelines.presets import PRESETS
-from pipelines.registration import LOADER
+from pipelines.registration import load_version
 
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other
 
@@ -80,7 +80,7 @@ class Bench:
         return [version for version in found if version.tags["model"] == model]
 
     def predictor(self, model: str) -> Predictor:
-        return load_predictor(models.fetch(self.tracking, self.versions(model)[0], LOADER))
+        return load_version(self.tracking.uri, self.versions(model)[0])
 
     def metrics(self, model: str, number: int = 0) -> dict[str, float]:
         """What does not depend on the clock."""

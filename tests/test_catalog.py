@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from catalog import models
 from catalog.datasets import SnapshotSource, source_of
 from catalog.models import ModelError, ModelVersion
 from catalog.runs import Run, Tracking, TrackingError
+from pipelines.registration import load_version
 
 pytest_plugins = ("tests.small_store",)
 
@@ -78,6 +80,10 @@ def registered(
         description="a test",
         tags={"mse_paper": "0.5", "test_set": "x"},
     )  # fmt: skip
+
+
+def directory_of(version: ModelVersion) -> Path:
+    return Path(unquote(urlsplit(version.source).path))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +151,7 @@ def test_a_model_comes_back_by_its_alias_and_predicts_as_before(
     assert found.uri == version.uri == "models:/small/1"
     assert found.aliases == ("champion",)
     assert models.champion(elsewhere, "small") == found
-    loaded = load_predictor(models.fetch(elsewhere, found, LOADER))
+    loaded = load_version(elsewhere.uri, found)
     before, after = predictor.predict(profiles), loaded.predict(profiles)
     np.testing.assert_array_equal(before.probabilities, after.probabilities)
     np.testing.assert_array_equal(before.phase, after.phase)
@@ -160,14 +166,13 @@ def test_a_model_comes_back_by_its_alias_and_predicts_as_before(
 
 
 def test_mlflow_s_own_tools_read_it_too(
-    tracking: Tracking, version: ModelVersion, predictor: Predictor, profiles: np.ndarray
+    version: ModelVersion, predictor: Predictor, profiles: np.ndarray
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns about itself
         from mlflow.pyfunc import load_model
 
-    package = Path(models.fetch(tracking, version, LOADER)).parents[1]
-    table = load_model(str(package)).predict(profiles)
+    table = load_model(version.source).predict(profiles)
     answer = predictor.predict(profiles)
     np.testing.assert_array_equal(table[["a", "b", "c", "alpha", "beta", "gamma"]], answer.cells)
     assert table["phase"].tolist() == [predictor.phase_names[k] for k in answer.phase]
@@ -184,10 +189,12 @@ def test_pickles_and_other_formats_are_refused(
             registered(run, predictor, tmp_path / "own")
         # Slipped in after it was registered.
         good = registered(run, predictor, tmp_path / "good", "slipped")
-    directory = models.fetch(tracking, good, LOADER)
-    (directory / "python_model.pkl").write_bytes(b"cos\nsystem\n")
-    with pytest.raises(ModelError, match=r"python_model\.pkl.*can run any code"):
-        models.fetch(tracking, good, LOADER)
+    (directory_of(good) / "python_model.pkl").write_bytes(b"cos\nsystem\n")
+    with (
+        pytest.raises(ModelError, match=r"python_model\.pkl.*can run any code"),
+        models.fetched(tracking.uri, good),
+    ):
+        pass
 
 
 def test_a_model_of_others_is_refused(
@@ -199,15 +206,18 @@ def test_a_model_of_others_is_refused(
             run, "foreign", tmp_path / "model", loader_module="json", points=5,
             outputs={"a": "double"}, requirements=(), description="", tags={},
         )  # fmt: skip
-    with pytest.raises(ModelError, match="not made by this project"):
-        models.fetch(tracking, foreign, LOADER)
-    good = registered_again = models.find(tracking, foreign.uri)
-    package = models.fetch(tracking, registered_again, "json").parents[1]
-    (package / "MLmodel").write_text(
-        (package / "MLmodel").read_text().replace("data: data/model", "data: ../..")
-    )
-    with pytest.raises(ModelError, match="outside its own files"):
-        models.fetch(tracking, good, "json")
+    with (
+        pytest.raises(ModelError, match="not made by this project"),
+        models.fetched(tracking.uri, foreign),
+    ):
+        pass
+    described = directory_of(foreign) / "MLmodel"
+    described.write_text(described.read_text().replace("data: data/model", "data: ../.."))
+    with (
+        pytest.raises(ModelError, match="outside its own files"),
+        models.fetched(tracking.uri, foreign, "json"),
+    ):
+        pass
 
 
 def test_what_is_not_there_is_told_with_what_is(tracking: Tracking, version: ModelVersion) -> None:

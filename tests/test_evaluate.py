@@ -18,13 +18,13 @@ from bragg_data.schema import campaign_of, samples_of
 from bragg_data.splits import Part, random_split
 from bragg_data.store import Store, StoreError
 from bragg_models.metrics import errors, summary
-from bragg_models.predictors import load_predictor
 from bragg_models.targets import Targets, targets_of
 from catalog import models
 from catalog.models import ModelError
 from catalog.runs import Tracking
 from pipelines import evaluate, train
 from pipelines.evaluate import EvaluateError
+from pipelines.registration import load_version
 from pipelines.results import Report
 from pipelines.scores import Score, class_conditional_sheet, number, with_interval
 from pipelines.scoring import Answers, ScoringError, held_out_sets, score_set
@@ -128,7 +128,7 @@ def test_the_newest_version_is_scored_as_by_hand(
     score = found["test_sets"]["random"]["models"]["multitask"]
     assert score["uri"] == "models:/small/2"
     version = models.find(tracking, score["uri"])
-    predictor = load_predictor(models.fetch(tracking, version, "bragg_models.predictors"))
+    predictor = load_version(tracking.uri, version)
     samples = samples_of(small_dataset)
     test = random_split(samples.crystal_system, seed=0) == Part.test
     answer = predictor.predict(small_dataset.intensity.values[test])
@@ -156,7 +156,7 @@ def test_speed_and_size_are_measured(found: dict[str, Any], tracking: Tracking) 
     speed = {one["model"]: one for one in found["speed"]}
     assert set(speed) == {"library", "classifier", "transfer", "multitask"}
     version = models.find(tracking, "models:/small/2")
-    network = load_predictor(models.fetch(tracking, version, "bragg_models.predictors")).model
+    network = load_version(tracking.uri, version).model
     assert isinstance(network, nn.Module)
     assert speed["multitask"]["weights"] == sum(p.numel() for p in network.parameters())
     assert speed["multitask"]["bytes"] > 4 * speed["multitask"]["weights"]

@@ -17,12 +17,12 @@ from bragg_data.schema import samples_of
 from bragg_data.splits import Part, random_split
 from bragg_data.store import Store, StoreError
 from bragg_models.metrics import errors, summary
-from bragg_models.predictors import Predictor, load_predictor
+from bragg_models.predictors import Predictor
 from catalog import models
 from catalog.runs import Tracking
 from pipelines import presets, scoring, train
 from pipelines.presets import TrainError
-from pipelines.registration import LOADER
+from pipelines.registration import load_version
 from pipelines.scoring import SPLIT
 
 pytest_plugins = ("tests.small_store",)
@@ -58,7 +58,7 @@ def output(small_store: Store, tracking: Tracking) -> str:
 def predictor(output: str, tracking: Tracking) -> Predictor:
     assert "champion" in output
     champion = models.find(tracking, "models:/small@champion")
-    return load_predictor(models.fetch(tracking, champion, LOADER))
+    return load_version(tracking.uri, champion)
 
 
 def run_of(tracking: Tracking, version: int = 1) -> Run:
