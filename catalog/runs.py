@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 from filelock import FileLock
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -21,6 +21,9 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
 from catalog.datasets import dataset_input, source_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT_URI = "sqlite:///data/mlflow.db"
 """Where the commands keep their runs and models, relative to the working directory."""
@@ -52,6 +55,7 @@ class Tracking:
     """
 
     def __init__(self, uri: str = DEFAULT_URI) -> None:
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self._artifacts: Path | None = None
