@@ -2,317 +2,40 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 import xarray as xr
-from numpy.typing import NDArray
 from rich.markup import escape
-from rich.table import Table
 
-from bragg_data.campaign import Campaign
-from bragg_data.crystal import CELL_PARAMETERS
-from bragg_data.instrument import Instrument, read_instruments
-from bragg_data.measured import (
-    GriddedProfile,
-    match_bank,
-    nominal_calibration,
-    on_grid,
-    warnings_of,
+from bragg_models.predictors import Predictor
+from catalog import runs
+from pipelines.answers import (
+    Answer,
+    PredictError,
+    answer,
+    library_of,
+    load_model,
+    measure,
+    show,
+    table_row,
 )
-from bragg_data.preprocessing import prepare_measured
-from bragg_data.profile_files import Profile, ProfileError, read_profiles
-from bragg_data.store import StoreError, open_snapshot
-from bragg_data.structure import Phase
-from bragg_models.library import Matches, library_match
-from bragg_models.predictors import Prediction, Predictor
-from catalog import models, runs
-from pipelines.console import Progress, console, errors, next_commands, run, say
-from pipelines.registration import load_version
+from pipelines.ask import REFUSED, Question, Told, ask_on_cluster, files_of
+from pipelines.cluster import check_cluster, open_client
+from pipelines.cluster_options import SlurmOptions, parse_jobs
+from pipelines.console import errors, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
-_SAME_ANGLE = 5.0  # degrees between the angles of two banks that count as one
-
-
-class PredictError(ValueError):
-    """A question that cannot be answered as asked."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A profile on the model's grid, ready to be asked about."""
-
-    profile: Profile
-    gridded: GriddedProfile
-    prepared: NDArray[np.float64]
-    warnings: list[str]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is said about one profile; :meth:`to_json` is the contract of ``--json``."""
-
-    measurement: Measurement
-    prediction: Prediction
-    row: int
-    phases: tuple[Phase, ...]
-    model: str
-    matches: Matches | None
-    snapshot: str
-
-    @property
-    def phase(self) -> Phase:
-        """The most probable phase."""
-        return self.phases[int(self.prediction.phase[self.row])]
-
-    @property
-    def cell(self) -> NDArray[np.float64]:
-        """The model's cell, shape (6,)."""
-        return np.asarray(self.prediction.cells[self.row])
-
-    def library(self) -> dict[str, Any] | None:
-        """Return the library match: the best stored pattern, and the best of each phase."""
-        if self.matches is None:
-            return None
-        candidates = [
-            {
-                "crystal_system": phase.crystal_system.name,
-                "phase": phase.name,
-                "correlation": float(self.matches.correlation[self.row, code]),
-                "cell": _cell(self.matches.cells[self.row, code]),
-            }
-            for code, phase in enumerate(self.phases)
-            if self.matches.row[self.row, code] >= 0
-        ]
-        candidates.sort(key=lambda c: -float(str(c["correlation"])))
-        return {**candidates[0], "snapshot": self.snapshot, "candidates": candidates}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        probabilities = self.prediction.probabilities[self.row]
-        return {
-            "file": self.measurement.profile.source,
-            "bank": self.measurement.profile.bank,
-            "crystal_system": self.phase.crystal_system.name,
-            "phase": self.phase.name,
-            "probabilities": {
-                p.name: float(v) for p, v in zip(self.phases, probabilities, strict=True)
-            },
-            "cell": _cell(self.cell),
-            "model": self.model,
-            "warnings": self.measurement.warnings,
-            "library_match": self.library(),
-            # Filled by calibrated models and by refinement; their places are kept.
-            "intervals": None,
-            "accepted": None,
-            "reasons": None,
-            "refined": None,
-        }
-
-
-def _cell(values: NDArray[np.float64]) -> dict[str, float]:
-    return {name: float(v) for name, v in zip(CELL_PARAMETERS, values, strict=True)}
-
-
-def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, models.ModelVersion]:
-    """Load a registered model.
-
-    Parameters
-    ----------
-    uri
-        ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; None for the champion of the only
-        registered model.
-    tracking
-        Where it is registered.
-
-    Raises
-    ------
-    PredictError
-        If no model is named and there is not exactly one.
-    ModelError
-        If there is no such model, or it must not be loaded.
-    """
-    version = models.find(tracking, uri or models.champion_uri(tracking))
-    return load_version(tracking.uri, version), version
-
-
-def measure(
-    path: Path,
-    campaign: Campaign,
-    calibration: Path | None = None,
-    bank: int | None = None,
-    two_theta: float | None = None,
-) -> list[Measurement]:
-    """Read the profiles of a file and bring them to a campaign's grid.
-
-    Parameters
-    ----------
-    path
-        The file.
-    campaign
-        Whose grid and instrument.
-    calibration
-        The measurement's own ``.instprm``. Without it the header's nominal difC is used, or the
-        times of flight as they are, with a warning.
-    bank
-        Only this bank of the file; by default those at the angle of the model's instrument.
-    two_theta
-        Scattering angle in degrees, instead of what the file says or does not say.
-
-    Raises
-    ------
-    ProfileError, InstrumentError
-        If the file cannot be read, or fits neither the grid nor the calibration.
-    PredictError
-        If an angle is given for more than one bank.
-    """
-    instruments = None if calibration is None else read_instruments(calibration)
-    profiles = read_profiles(path, bank)
-    if bank is None and len(profiles) > 1:
-        profiles = _at_the_models_angle(profiles, campaign.instrument)
-    if two_theta is not None:
-        if len(profiles) > 1:
-            raise PredictError(
-                f"{path} has {len(profiles)} banks that could be meant, and --two-theta is the "
-                f"angle of one: name it with --bank."
-            )
-        # The header's nominal difC would decide otherwise, where it is of use for nothing else.
-        difc = profiles[0].difc if instruments is None else None
-        profiles = [replace(profiles[0], two_theta=two_theta, difc=difc)]
-    measured = []
-    for profile in profiles:
-        nominal = instruments is None
-        own = (
-            nominal_calibration(profile, campaign.instrument)
-            if instruments is None
-            else match_bank(profile, instruments)
-        )
-        gridded = on_grid(profile, campaign.grid, campaign.instrument, own)
-        prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
-        said = warnings_of(profile, gridded, campaign.instrument, own, nominal=nominal)
-        measured.append(Measurement(profile, gridded, prepared, said))
-    return measured
-
-
-def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> list[Profile]:
-    known = ", ".join(
-        f"{p.bank}" + ("" if p.two_theta is None else f" ({p.two_theta:g}°)") for p in profiles
-    )
-    chosen = [
-        p
-        for p in profiles
-        if p.two_theta is not None and abs(p.two_theta - instrument.two_theta) < _SAME_ANGLE
-    ]
-    if not chosen and all(p.two_theta is None for p in profiles):
-        chosen = [p for p in profiles if p.bank == instrument.bank]
-    if not chosen:
-        raise ProfileError(
-            f"{profiles[0].source} holds banks {known}, none at the angle of the model's "
-            f"instrument ({instrument.two_theta:g}°). Name one with --bank, or take a model of "
-            f"that bank."
-        )
-    return chosen
-
-
-def answer(
-    measurements: Sequence[Measurement],
-    model: Predictor,
-    uri: str,
-    library: xr.Dataset | None = None,
-    *,
-    progress: bool = False,
-) -> list[Answer]:
-    """Ask a model, and the stored patterns, about measurements.
-
-    Parameters
-    ----------
-    measurements
-        On the model's grid.
-    model, uri
-        The model and its address.
-    library
-        The snapshot to look for matches in, or None for none.
-    progress
-        Show how far the library match is.
-    """
-    prepared = np.stack([m.prepared for m in measurements])
-    prediction = model.predict(prepared)
-    matches = None
-    if library is not None:
-        covered = np.stack([m.gridded.covered for m in measurements])
-        if progress:
-            with Progress("Matching", library.sizes["sample"], "patterns") as bar:
-                size = library.sizes["sample"]
-
-                def on_chunk(done: int, total: int) -> None:
-                    bar.advance(size * done // total - bar.done)
-
-                matches = library_match(library, prepared, covered, on_chunk=on_chunk)
-        else:
-            matches = library_match(library, prepared, covered)
-    snapshot = model.provenance["data"]["tag"]
-    return [
-        Answer(m, prediction, row, model.campaign.phases, uri, matches, snapshot)
-        for row, m in enumerate(measurements)
-    ]
-
-
-def library_of(model: Predictor, store: str | None = None) -> xr.Dataset | None:
-    """Open the snapshot that a model was trained on, or say why it cannot be and return None."""
-    data = model.provenance["data"]
-    try:
-        dataset = open_snapshot(data["tag"], store or data["uri"])
-    except StoreError as error:
-        reason = str(error)
-    else:
-        if dataset.attrs["content_hash"] == data["content_hash"]:
-            return dataset
-        reason = f"{data['tag']} in {dataset.attrs['uri']} is not what the model was trained on."
-    errors.print(
-        f"[yellow]Warning:[/] The library match is left out: {escape(reason)}", soft_wrap=True
-    )
-    return None
-
-
-def show(answers: Sequence[Answer]) -> None:
-    """Print the answers as tables: the model's, and the library's beside it."""
-    for one in answers:
-        bank = one.measurement.profile.bank
-        title = one.measurement.profile.source + ("" if bank is None else f", bank {bank}")
-        table = Table(title=escape(title), title_justify="left")
-        table.add_column("")
-        table.add_column("crystal system")
-        for name in CELL_PARAMETERS:
-            table.add_column(f"{name} ({'Å' if name in 'abc' else '°'})", justify="right")
-        table.add_column("how sure", justify="right")
-        probability = one.prediction.probabilities[one.row].max()
-        table.add_row(
-            "model", one.phase.crystal_system.name, *_shown(one.cell), f"p {probability:.3f}",
-            style="bold",
-        )  # fmt: skip
-        found = one.library()
-        for rank, candidate in enumerate(found["candidates"] if found else ()):
-            table.add_row(
-                "library match" if rank == 0 else "",
-                candidate["crystal_system"],
-                *_shown(np.array(list(candidate["cell"].values()))),
-                f"r {candidate['correlation']:.4f}",
-                style="bold" if rank == 0 else "dim",
-            )
-        console.print(table)
-        for warning in one.measurement.warnings:
-            say(f"[yellow]![/] {escape(warning)}")
-
-
-def _shown(cell: NDArray[np.float64]) -> list[str]:
-    return [f"{v:.4f}" for v in cell[:3]] + [f"{v:.3f}" for v in cell[3:]]
+_FEW = 100  # files that are answered in this process, and looked for in the library unasked
+_REASONS = 10  # that are told in full
+_MANY = "Many files"
 
 
 @app.command()
@@ -321,8 +44,8 @@ def main(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="Profiles: GSAS files (.gsa .gss .fxye) or columns of TOF in µs, intensity, "
-            "sigma (.xye .xy .dat).",
+            help="Profiles, and folders of them: GSAS files (.gsa .gss .fxye) or columns of TOF in "
+            "µs, intensity, sigma (.xye .xy .dat).",
         ),
     ],
     instrument: Annotated[
@@ -345,11 +68,39 @@ def main(
         typer.Option(metavar="URI", help="Store for the library match; by default the model's."),
     ] = None,
     library: Annotated[
-        bool, typer.Option(help="Look for the most similar stored patterns as well.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--library/--no-library",
+            help=f"Look for the most similar stored patterns as well; by default for up to {_FEW} "
+            f"files.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list, for scripts.")
     ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print a table with commas, for spreadsheets.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Draw the measurements with what the answers would look like."
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help=f"local, slurm, or the address of a Dask scheduler; by default local above {_FEW} "
+            f"files.",
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of local.", rich_help_panel=_MANY)
+    ] = None,
+    jobs: Annotated[
+        str, typer.Option(metavar="MIN:MAX", help="Jobs of slurm.", rich_help_panel=_MANY)
+    ] = "1:8",
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
     ] = runs.DEFAULT_URI,
@@ -358,20 +109,47 @@ def main(
 
     The registered champion answers. Beside it stands the library match: the stored pattern that
     correlates best with the profile, of each crystal system; on noisy profiles it is the better
-    guide as long as the model was trained on clean ones.
+    guide as long as the model was trained on clean ones. A file that cannot be read is told, and
+    keeps no other from its answer.
     """
-    predictor, version = load_model(model, runs.Tracking(tracking))
-    measurements = [
-        m for path in files for m in measure(path, predictor.campaign, instrument, bank, two_theta)
-    ]
-    snapshot = library_of(predictor, store) if library else None
-    answers = answer(measurements, predictor, version.uri, snapshot, progress=not as_json)
+    if as_json and as_csv:
+        raise PredictError("Give --json or --csv, not both.")
+    for_scripts = as_json or as_csv
+    meant = files_of(files)
+    if plot is not None and not plot.parent.is_dir():
+        raise PredictError(f"{plot} cannot be written: name a file in a directory that exists.")
+    check_cluster(cluster or "local", workers)
+    place = runs.Tracking(tracking)
+    predictor, version = load_model(model, place)
+    wanted = len(meant) <= _FEW if library is None else library
+    snapshot = library_of(predictor, store) if wanted else None
+    question = Question(place.uri, version, instrument, bank, two_theta)
+    drawn: list[Answer] = []
+    if cluster is None and len(meant) <= _FEW:
+        told, drawn = _ask_here(meant, question, predictor, snapshot, progress=not for_scripts)
+    else:
+        slurm = SlurmOptions(jobs=parse_jobs(jobs))
+        with open_client(cluster or "local", workers=workers, slurm=slurm) as client:
+            told = ask_on_cluster(
+                client, meant, question, predictor, snapshot, progress=not for_scripts
+            )
+        if plot is not None:
+            readable = [file for file in meant if file not in told.failures][:_FEW]
+            _, drawn = _ask_here(readable, question, predictor, None, progress=False)
     if as_json:
-        print(json.dumps([one.to_json() for one in answers], indent=2, ensure_ascii=False))
-        return
-    show(answers)
-    say(f"Model {version.uri}, trained on {predictor.provenance['data']['tag']}")
-    if instrument is None:
+        print(json.dumps(told.answers, indent=2, ensure_ascii=False))
+    elif as_csv:
+        _print_csv(told.answers)
+    elif told.answers:
+        show(told.answers)
+        say(f"Model {version.uri}, trained on {predictor.provenance['data']['tag']}")
+    if plot is not None and drawn:
+        from pipelines.overlay_figures import MOST_PANELS, answers_figure
+
+        answers_figure(drawn, predictor.campaign).savefig(plot, dpi=130)
+        some = f" (the first {MOST_PANELS})" if len(told.answers) > MOST_PANELS else ""
+        errors.print(f"Drawn in [bold]{escape(str(plot))}[/]{some}", soft_wrap=True)
+    if instrument is None and told.answers and not for_scripts:
         first = shlex.quote(str(files[0]))
         next_commands(
             [
@@ -381,6 +159,50 @@ def main(
                 )
             ]
         )
+    if told.failures:
+        raise PredictError(_failed(told, len(meant)))
+
+
+def _ask_here(
+    files: Sequence[Path],
+    question: Question,
+    predictor: Predictor,
+    library: xr.Dataset | None,
+    *,
+    progress: bool,
+) -> tuple[Told, list[Answer]]:
+    told, measured = Told(), []
+    for file in files:
+        try:
+            measured += measure(
+                file, predictor.campaign, question.calibration, question.bank, question.two_theta
+            )
+        except REFUSED as error:
+            if len(files) == 1:
+                raise
+            told.failures[file] = str(error)
+    if not measured:
+        return told, []
+    answers = answer(measured, predictor, question.version.uri, library, progress=progress)
+    told.answers = [one.to_json() for one in answers]
+    return told, answers
+
+
+def _failed(told: Told, count: int) -> str:
+    reasons = list(told.failures.values())
+    more = f" (and {len(reasons) - _REASONS:,} more)" if len(reasons) > _REASONS else ""
+    return (
+        f"{len(reasons):,} of {count:,} files have no answer; those of the others are complete. "
+        f"{' '.join(reasons[:_REASONS])}{more}"
+    )
+
+
+def _print_csv(answers: Sequence[dict[str, Any]]) -> None:
+    rows = [table_row(one) for one in answers]
+    names = max(rows, key=len, default={})
+    writer = csv.DictWriter(sys.stdout, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from bragg_data.campaign import BUILT_IN, load_campaign
 from bragg_data.schema import counts_per_system
 from bragg_data.store import DEFAULT_URI, Store
 from catalog import models, runs
+from pipelines.answers import Answer, answer, library_of, load_model, measure
 from pipelines.console import console, duration, next_commands, run, say
-from pipelines.predict import Answer, answer, library_of, load_model, measure
 from pipelines.presets import check_preset
 from pipelines.simulate import simulate_campaign
 from pipelines.training import Order, Place, train_model

@@ -23,7 +23,7 @@ from bragg_data.preprocessing import PreprocessingError
 from bragg_data.profile_files import ProfileError
 from bragg_models.predictors import Prediction, Predictor, PredictorError
 from catalog import models, runs
-from pipelines.predict import PredictError, load_model, measure
+from pipelines.answers import PredictError, load_model, measure
 
 MOST = 512
 """Profiles in one request, and in one question to the model."""

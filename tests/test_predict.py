@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -21,7 +24,7 @@ from bragg_data.store import Store
 from catalog.models import ModelError
 from catalog.runs import Tracking
 from pipelines import predict, train
-from pipelines.predict import PredictError
+from pipelines.answers import PredictError
 
 pytest_plugins = ("tests.small_store",)
 
@@ -227,3 +230,82 @@ def test_without_any_model_it_says_how_to_get_one(
 
 def test_small_store_is_what_the_model_names(small_dataset: xr.Dataset) -> None:
     assert small_dataset.attrs["tag"] == "small-v1"
+
+
+@pytest.fixture
+def folder(noisy_file: Path) -> Path:
+    """Five good files in a folder and one below it, and one that is bad."""
+    folder = noisy_file.parent / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("a.xye", "b.XYE", "c.xye", "d.xye", "deeper/e.xye"):
+        (folder / name).write_text(noisy_file.read_text())
+    (folder / "f.xye").write_text("1000 5\n1001 6\n")
+    (folder / "notes.txt").write_text("not a profile")
+    return folder
+
+
+def test_a_folder_is_answered_and_a_bad_file_keeps_no_other_from_it(
+    tracking: Tracking, folder: Path
+) -> None:
+    own = str(folder.parent / "own.instprm")
+    (alone,) = ask(tracking, folder / "a.xye", "--instrument", own)
+    told = {}
+    for options in ((), ("--cluster", "local", "--workers", "2", "--library")):
+        result = CliRunner().invoke(
+            predict.app,
+            [str(folder), "--instrument", own, "--json", "--tracking", tracking.uri, *options],
+        )
+        assert isinstance(result.exception, PredictError)
+        assert re.search(
+            r"1 of 6 files have no answer.*f\.xye .*at least 20", str(result.exception)
+        )
+        told[options] = json.loads(result.stdout)
+    here, there = told.values()
+    assert [Path(one["file"]).name for one in here] == [
+        "a.xye", "b.XYE", "c.xye", "d.xye", "e.xye",
+    ]  # fmt: skip
+    for one, other in zip(here, there, strict=True):
+        assert one["cell"] == pytest.approx(other["cell"], rel=1e-5)
+        assert one["cell"] == pytest.approx(alone["cell"], rel=1e-5)
+        for key in ("file", "phase", "model", "warnings", "units"):
+            assert one[key] == other[key]
+        assert one["library_match"] == other["library_match"]
+
+
+def test_a_table_for_spreadsheets_and_a_picture(
+    tracking: Tracking, noisy_file: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "answers.png"
+    result = CliRunner().invoke(
+        predict.app,
+        [str(noisy_file), "--csv", "--plot", str(picture), "--tracking", tracking.uri],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0
+    table = pd.read_csv(io.StringIO(result.stdout))
+    (answer,) = ask(tracking, noisy_file)
+    assert table["a (Å)"][0] == answer["cell"]["a"]
+    assert table["library alpha (°)"][0] == answer["library_match"]["cell"]["alpha"]
+    assert table["warnings"][0] == " ".join(answer["warnings"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for arguments, message in (
+        (["--csv", "--json"], "not both"),
+        (["--plot", str(tmp_path / "no" / "x.png")], "directory that exists"),
+    ):
+        with pytest.raises(PredictError, match=message):
+            CliRunner().invoke(
+                predict.app, [str(noisy_file), *arguments, "--tracking", tracking.uri],
+                catch_exceptions=False,
+            )  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PredictError, match="holds no profile"):
+        ask(tracking, tmp_path / "empty")
+
+
+def test_of_many_answers_each_gets_a_line(tracking: Tracking, noisy_file: Path) -> None:
+    result = CliRunner().invoke(
+        predict.app, [*[str(noisy_file)] * 13, "--no-library", "--tracking", tracking.uri],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert result.output.count("sample.xye") >= 13
+    assert "13 of 13: No calibration was given" in result.output

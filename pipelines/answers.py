@@ -1,0 +1,382 @@
+"""From measured files to answers: read, bring to the model's grid, ask, and tell as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.instrument import Instrument, read_instruments
+from bragg_data.measured import (
+    GriddedProfile,
+    match_bank,
+    nominal_calibration,
+    on_grid,
+    warnings_of,
+)
+from bragg_data.preprocessing import prepare_measured
+from bragg_data.profile_files import Profile, ProfileError, read_profiles
+from bragg_data.store import StoreError, open_snapshot
+from bragg_data.structure import Phase
+from bragg_models.library import Matches, library_match
+from bragg_models.predictors import Prediction, Predictor
+from catalog import models, runs
+from pipelines.console import Progress, console, errors, say
+from pipelines.registration import load_version
+
+_SAME_ANGLE = 5.0  # degrees between the angles of two banks that count as one
+_WHOLE_TABLES = 12  # answers that are shown with all candidates
+UNITS = {name: "Å" if name in "abc" else "°" for name in CELL_PARAMETERS}
+"""Units of the cell parameters."""
+
+
+class PredictError(ValueError):
+    """A question that cannot be answered as asked."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A profile on the model's grid, ready to be asked about."""
+
+    profile: Profile
+    gridded: GriddedProfile
+    prepared: NDArray[np.float64]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said about one profile; :meth:`to_json` is the contract of ``--json``."""
+
+    measurement: Measurement
+    prediction: Prediction
+    row: int
+    phases: tuple[Phase, ...]
+    model: str
+    matches: Matches | None
+    snapshot: str
+
+    @property
+    def phase(self) -> Phase:
+        """The most probable phase."""
+        return self.phases[int(self.prediction.phase[self.row])]
+
+    @property
+    def cell(self) -> NDArray[np.float64]:
+        """The model's cell, shape (6,)."""
+        return np.asarray(self.prediction.cells[self.row])
+
+    def library(self) -> dict[str, Any] | None:
+        """Return the library match: the best stored pattern, and the best of each phase."""
+        if self.matches is None:
+            return None
+        return library_json(self.matches, self.row, self.phases, self.snapshot)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        probabilities = self.prediction.probabilities[self.row]
+        return {
+            "file": self.measurement.profile.source,
+            "bank": self.measurement.profile.bank,
+            "crystal_system": self.phase.crystal_system.name,
+            "phase": self.phase.name,
+            "probabilities": {
+                p.name: float(v) for p, v in zip(self.phases, probabilities, strict=True)
+            },
+            "cell": _cell(self.cell),
+            "units": UNITS,
+            "model": self.model,
+            "warnings": self.measurement.warnings,
+            "library_match": self.library(),
+            # Filled by calibrated models and by refinement; their places are kept.
+            "intervals": None,
+            "accepted": None,
+            "reasons": None,
+            "refined": None,
+        }
+
+
+def library_json(
+    matches: Matches, row: int, phases: Sequence[Phase], snapshot: str
+) -> dict[str, Any]:
+    """Return the library match of one profile as plain JSON values."""
+    candidates = [
+        {
+            "crystal_system": phase.crystal_system.name,
+            "phase": phase.name,
+            "correlation": float(matches.correlation[row, code]),
+            "cell": _cell(matches.cells[row, code]),
+        }
+        for code, phase in enumerate(phases)
+        if matches.row[row, code] >= 0
+    ]
+    candidates.sort(key=lambda c: -float(str(c["correlation"])))
+    return {**candidates[0], "snapshot": snapshot, "candidates": candidates}
+
+
+def _cell(values: NDArray[np.float64]) -> dict[str, float]:
+    return {name: float(v) for name, v in zip(CELL_PARAMETERS, values, strict=True)}
+
+
+def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, models.ModelVersion]:
+    """Load a registered model.
+
+    Parameters
+    ----------
+    uri
+        ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; None for the champion of the only
+        registered model.
+    tracking
+        Where it is registered.
+
+    Raises
+    ------
+    PredictError
+        If no model is named and there is not exactly one.
+    ModelError
+        If there is no such model, or it must not be loaded.
+    """
+    version = models.find(tracking, uri or models.champion_uri(tracking))
+    return load_version(tracking.uri, version), version
+
+
+def measure(
+    path: Path,
+    campaign: Campaign,
+    calibration: Path | None = None,
+    bank: int | None = None,
+    two_theta: float | None = None,
+) -> list[Measurement]:
+    """Read the profiles of a file and bring them to a campaign's grid.
+
+    Parameters
+    ----------
+    path
+        The file.
+    campaign
+        Whose grid and instrument.
+    calibration
+        The measurement's own ``.instprm``. Without it the header's nominal difC is used, or the
+        times of flight as they are, with a warning.
+    bank
+        Only this bank of the file; by default those at the angle of the model's instrument.
+    two_theta
+        Scattering angle in degrees, instead of what the file says or does not say.
+
+    Raises
+    ------
+    ProfileError, InstrumentError
+        If the file cannot be read, or fits neither the grid nor the calibration.
+    PredictError
+        If an angle is given for more than one bank.
+    """
+    instruments = None if calibration is None else read_instruments(calibration)
+    profiles = read_profiles(path, bank)
+    if bank is None and len(profiles) > 1:
+        profiles = _at_the_models_angle(profiles, campaign.instrument)
+    if two_theta is not None:
+        if len(profiles) > 1:
+            raise PredictError(
+                f"{path} has {len(profiles)} banks that could be meant, and --two-theta is the "
+                f"angle of one: name it with --bank."
+            )
+        # The header's nominal difC would decide otherwise, where it is of use for nothing else.
+        difc = profiles[0].difc if instruments is None else None
+        profiles = [replace(profiles[0], two_theta=two_theta, difc=difc)]
+    measured = []
+    for profile in profiles:
+        nominal = instruments is None
+        own = (
+            nominal_calibration(profile, campaign.instrument)
+            if instruments is None
+            else match_bank(profile, instruments)
+        )
+        gridded = on_grid(profile, campaign.grid, campaign.instrument, own)
+        prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
+        said = warnings_of(profile, gridded, campaign.instrument, own, nominal=nominal)
+        measured.append(Measurement(profile, gridded, prepared, said))
+    return measured
+
+
+def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> list[Profile]:
+    known = ", ".join(
+        f"{p.bank}" + ("" if p.two_theta is None else f" ({p.two_theta:g}°)") for p in profiles
+    )
+    chosen = [
+        p
+        for p in profiles
+        if p.two_theta is not None and abs(p.two_theta - instrument.two_theta) < _SAME_ANGLE
+    ]
+    if not chosen and all(p.two_theta is None for p in profiles):
+        chosen = [p for p in profiles if p.bank == instrument.bank]
+    if not chosen:
+        raise ProfileError(
+            f"{profiles[0].source} holds banks {known}, none at the angle of the model's "
+            f"instrument ({instrument.two_theta:g}°). Name one with --bank, or take a model of "
+            f"that bank."
+        )
+    return chosen
+
+
+def answer(
+    measurements: Sequence[Measurement],
+    model: Predictor,
+    uri: str,
+    library: xr.Dataset | None = None,
+    *,
+    progress: bool = False,
+) -> list[Answer]:
+    """Ask a model, and the stored patterns, about measurements.
+
+    Parameters
+    ----------
+    measurements
+        On the model's grid.
+    model, uri
+        The model and its address.
+    library
+        The snapshot to look for matches in, or None for none.
+    progress
+        Show how far the library match is.
+    """
+    prepared = np.stack([m.prepared for m in measurements])
+    prediction = model.predict(prepared)
+    matches = None
+    if library is not None:
+        covered = np.stack([m.gridded.covered for m in measurements])
+        matches = match(library, prepared, covered, progress=progress)
+    snapshot = model.provenance["data"]["tag"]
+    return [
+        Answer(m, prediction, row, model.campaign.phases, uri, matches, snapshot)
+        for row, m in enumerate(measurements)
+    ]
+
+
+def match(
+    library: xr.Dataset,
+    prepared: NDArray[np.floating],
+    covered: NDArray[np.bool_],
+    *,
+    progress: bool = False,
+) -> Matches:
+    """Look for prepared profiles (n, points) in a snapshot, with a bar if wanted."""
+    if not progress:
+        return library_match(library, prepared, covered)
+    size = library.sizes["sample"]
+    with Progress("Matching", size, "patterns") as bar:
+
+        def on_chunk(done: int, total: int) -> None:
+            bar.advance(size * done // total - bar.done)
+
+        return library_match(library, prepared, covered, on_chunk=on_chunk)
+
+
+def library_of(model: Predictor, store: str | None = None) -> xr.Dataset | None:
+    """Open the snapshot that a model was trained on, or say why it cannot be and return None."""
+    data = model.provenance["data"]
+    try:
+        dataset = open_snapshot(data["tag"], store or data["uri"])
+    except StoreError as error:
+        reason = str(error)
+    else:
+        if dataset.attrs["content_hash"] == data["content_hash"]:
+            return dataset
+        reason = f"{data['tag']} in {dataset.attrs['uri']} is not what the model was trained on."
+    errors.print(
+        f"[yellow]Warning:[/] The library match is left out: {escape(reason)}", soft_wrap=True
+    )
+    return None
+
+
+def show(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Print answers (:meth:`Answer.to_json`) as tables: the model's, and the library's beside it.
+
+    Of many answers each gets a line.
+    """
+    if len(answers) > _WHOLE_TABLES:
+        _show_lines(answers)
+        return
+    for one in answers:
+        table = Table(title=escape(_name(one)), title_justify="left")
+        table.add_column("")
+        table.add_column("crystal system")
+        _cell_columns(table)
+        table.add_column("how sure", justify="right")
+        table.add_row(
+            "model", one["crystal_system"], *_shown(one["cell"]),
+            f"p {max(one['probabilities'].values()):.3f}", style="bold",
+        )  # fmt: skip
+        found = one["library_match"]
+        for rank, candidate in enumerate(found["candidates"] if found else ()):
+            table.add_row(
+                "library match" if rank == 0 else "",
+                candidate["crystal_system"],
+                *_shown(candidate["cell"]),
+                f"r {candidate['correlation']:.4f}",
+                style="bold" if rank == 0 else "dim",
+            )
+        console.print(table)
+        for warning in one["warnings"]:
+            say(f"[yellow]![/] {escape(warning)}")
+
+
+def _show_lines(answers: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(box=None)
+    table.add_column("file", overflow="fold")
+    table.add_column("crystal system")
+    _cell_columns(table)
+    table.add_column("p", justify="right")
+    warned: dict[str, int] = {}
+    for one in answers:
+        table.add_row(
+            escape(_name(one)), one["crystal_system"], *_shown(one["cell"]),
+            f"{max(one['probabilities'].values()):.3f}",
+        )  # fmt: skip
+        for warning in one["warnings"]:
+            warned[warning] = warned.get(warning, 0) + 1
+    console.print(table)
+    for warning, count in warned.items():
+        say(f"[yellow]![/] {count:,} of {len(answers):,}: {escape(warning)}")
+
+
+def _name(answer: Mapping[str, Any]) -> str:
+    bank = answer["bank"]
+    return f"{answer['file']}" + ("" if bank is None else f", bank {bank}")
+
+
+def _cell_columns(table: Table) -> None:
+    for name, unit in UNITS.items():
+        table.add_column(f"{name} ({unit})", justify="right")
+
+
+def table_row(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer (:meth:`Answer.to_json`) as a line of a table, units in the names."""
+    found = answer["library_match"]
+    row = {
+        "file": answer["file"],
+        "bank": answer["bank"],
+        "crystal system": answer["crystal_system"],
+        "phase": answer["phase"],
+        "probability": max(answer["probabilities"].values()),
+        **{f"{name} ({unit})": answer["cell"][name] for name, unit in UNITS.items()},
+    }
+    if found is not None:
+        row |= {
+            "library crystal system": found["crystal_system"],
+            "library correlation": found["correlation"],
+            **{f"library {n} ({unit})": found["cell"][n] for n, unit in UNITS.items()},
+        }
+    return row | {"model": answer["model"], "warnings": " ".join(answer["warnings"])}
+
+
+def _shown(cell: Mapping[str, float]) -> list[str]:
+    return [f"{v:.4f}" if name in "abc" else f"{v:.3f}" for name, v in cell.items()]
