@@ -93,7 +93,9 @@ def register(
     loader_module: str,
     points: int,
     outputs: Mapping[str, str],
+    units: Mapping[str, str],
     requirements: Sequence[str],
+    about: str,
     description: str,
     tags: Mapping[str, str],
 ) -> ModelVersion:
@@ -113,10 +115,15 @@ def register(
         Length of a profile.
     outputs
         Columns of the answer and their types in MLflow's words ("double", "string").
+    units
+        Units of the columns that have one; MLflow's signature has no place for them, the metadata
+        beside it has.
     requirements
         Packages that the loader needs; their installed versions are recorded.
+    about
+        What all versions of the name have in common, in Markdown.
     description
-        What the version is.
+        What the version is, in Markdown.
     tags
         Short facts by which versions are compared.
 
@@ -132,15 +139,16 @@ def register(
     )
     with tempfile.TemporaryDirectory() as temporary:
         package = Path(temporary) / "model"
-        _package(package, directory, loader_module, points, outputs, requirements)
+        _package(package, directory, loader_module, points, outputs, units, requirements)
         client.log_model_artifacts(logged.model_id, str(package))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, 0)])
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=about)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        client.update_registered_model(name, about)
     version = client.create_model_version(
         name,
         source=logged.artifact_location,
@@ -158,6 +166,7 @@ def _package(
     loader_module: str,
     points: int,
     outputs: Mapping[str, str],
+    units: Mapping[str, str],
     requirements: Sequence[str],
 ) -> None:
     """Wrap the files the way that MLflow's own tools expect."""
@@ -180,6 +189,7 @@ def _package(
             data_path=str(directory),
             pip_requirements=pinned,
             signature=signature,
+            metadata={"units": dict(units)},
         )
 
 

@@ -16,7 +16,11 @@ from bragg_data.schema import campaign_of
 from bragg_models.predictors import Predictor, load_predictor, output_columns
 from catalog import models, promotion, runs
 from pipelines.console import say
+from pipelines.model_card import model_card, signature_units
 from pipelines.simulate import code_commit
+
+CARD = "model_card.md"
+"""The model card, among a model's files and its run's."""
 
 _REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "pydantic", "gemmi", "periodictable",
                  "numba")  # fmt: skip
@@ -99,29 +103,42 @@ def register(run_: runs.Run, predictor: Predictor) -> models.ModelVersion:
     provenance = predictor.provenance
     tags = run_tags(provenance)
     score = provenance["score"]
-    description = (
-        f"{provenance['model']}, preset {provenance['preset']}, trained on "
-        f"{provenance['data']['tag']}. Test samples ({provenance['split']['name']} split): "
-        f"{score['name']} {score['value']:.3e}, accuracy "
-        f"{provenance['test']['all']['accuracy']:.4%}. Input: profiles without "
-        f"background on the campaign's time-of-flight grid; {predictor.preprocessing} is applied "
-        f"inside. Output: a, b, c in Å, alpha, beta, gamma in degrees, a probability per phase."
-    )
+    name = models.registered_name(provenance["campaign"], provenance["model"])
+    card = model_card(predictor, name)
+    run_.log_text(card, CARD)
     facts = {**{key: tags[key] for key in _KEPT}, "score": repr(score["value"])}
     if score["name"] == "mse_paper":
         facts["mse_paper"] = repr(score["value"])
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "predictor"
         predictor.save(directory)
+        (directory / CARD).write_text(card, encoding="utf-8")
         return models.register(
-            run_, models.registered_name(provenance["campaign"], provenance["model"]), directory,
+            run_, name, directory,
+            about=_about(provenance),
             loader_module=models.LOADER,
             points=predictor.points,
             outputs=output_columns(predictor.targets),
+            units={c: unit for c, (unit, _) in signature_units(predictor).items() if unit},
             requirements=_REQUIREMENTS,
-            description=description,
+            description=card,
             tags=facts,
         )  # fmt: skip
+
+
+def _about(provenance: Mapping[str, Any]) -> str:
+    """Return what all versions of a registered name have in common."""
+    what = (
+        "Crystal systems"
+        if models.is_classifier(models.registered_name("", provenance["model"]))
+        else "Crystal system and cell"
+    )
+    return (
+        f"{what} of neutron time-of-flight profiles, trained on the campaign "
+        f"{provenance['campaign']}. @{models.CHAMPION} answers unless another is named; "
+        f"@{promotion.CANDIDATE} is the newest; @{promotion.PREVIOUS} is what a rollback brings "
+        f"back. Compare and promote: python -m pipelines.promote NAME VERSION"
+    )
 
 
 def load_version(tracking_uri: str, version: models.ModelVersion) -> Predictor:

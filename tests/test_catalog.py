@@ -76,7 +76,9 @@ def registered(
         loader_module=LOADER,
         points=predictor.points,
         outputs=output_columns(predictor.targets),
+        units={"a": "Å"},
         requirements=("torch", "numpy"),
+        about="all of them",
         description="a test",
         tags={"mse_paper": "0.5", "test_set": "x"},
     )  # fmt: skip
@@ -204,7 +206,7 @@ def test_a_model_of_others_is_refused(
         predictor.save(tmp_path / "model")
         foreign = models.register(
             run, "foreign", tmp_path / "model", loader_module="json", points=5,
-            outputs={"a": "double"}, requirements=(), description="", tags={},
+            outputs={"a": "double"}, units={}, requirements=(), about="", description="", tags={},
         )  # fmt: skip
     with (
         pytest.raises(ModelError, match="not made by this project"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import yaml
 from mlflow.entities import Run
 from typer.testing import CliRunner
 
@@ -110,6 +111,30 @@ def test_the_run_records_data_settings_and_losses(
     losses = tracking.client.get_metric_history(run.info.run_id, "train/loss")
     assert [m.step for m in losses] == [1, 2]
     assert losses[1].value < losses[0].value
+
+
+def test_the_card_says_what_the_model_is_and_where_it_ends(
+    predictor: Predictor, tracking: Tracking
+) -> None:
+    version = models.find(tracking, "models:/small@champion")
+    entity = tracking.client.get_model_version("small", version.version)
+    card = entity.description
+    p = predictor.provenance
+    for words in (
+        "# multitask for small", "| `a` | Å | cell of the answered phase |",
+        "| `alpha` | ° |", f"snapshot `{p['data']['snapshot_id']}`", "## Where it ends",
+        "| trigonal | trigonal | R 3 m:R | a 3.9 to 4.1 by 0.01 Å, alpha 80 to 88 by 1 ° |",
+        f"| {p['test']['all']['mse_paper']:.3g} |",
+    ):  # fmt: skip
+        assert words in card, card
+    with models.fetched(tracking.uri, version) as directory:
+        assert (directory / "model_card.md").read_text() == card
+        described = yaml.safe_load((directory.parents[1] / "MLmodel").read_text())
+    assert described["metadata"]["units"]["alpha"] == "°"
+    assert described["metadata"]["units"]["p_cubic"] == "1"
+    run = run_of(tracking)
+    assert "model_card.md" in [f.path for f in tracking.client.list_artifacts(run.info.run_id)]
+    assert "@champion answers" in tracking.client.get_registered_model("small").description
 
 
 def test_the_output_shows_the_scores_and_what_to_type_next(output: str) -> None:
