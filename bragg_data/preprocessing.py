@@ -246,20 +246,24 @@ def prepare_measured(
 
     Parameters
     ----------
-    intensity, sigma : shape (points,)
+    intensity, sigma : shape (n, points) or (points,)
         On the campaign's grid (:func:`bragg_data.measured.on_grid`).
-    covered : shape (points,)
+    covered : same shape
         Where the measurement holds information.
 
     Returns
     -------
-    shape (points,)
+    Same shape.
 
     Raises
     ------
     PreprocessingError
         If nothing stands above the background.
     """
+    if intensity.ndim > 1:
+        return np.stack(
+            [prepare_measured(*row) for row in zip(intensity, sigma, covered, strict=True)]
+        )
     known = covered & (sigma > 0)
     signal = background_subtracted(intensity, np.where(known, sigma, 0.0))
     clear = known & (signal > 5 * sigma)

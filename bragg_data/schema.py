@@ -234,8 +234,11 @@ def samples_of(dataset: xr.Dataset, rows: slice = slice(None)) -> Samples:
 
 def counts_per_system(dataset: xr.Dataset) -> dict[str, int]:
     """Return how many samples there are of each crystal system that has any, by its name."""
-    counts = np.bincount(dataset.crystal_system.values, minlength=len(CrystalSystem))
-    return {system.name: int(counts[system]) for system in CrystalSystem if counts[system]}
+    codes = dataset.crystal_system.values
+    counts = np.bincount(codes[codes >= 0], minlength=len(CrystalSystem))
+    told = {system.name: int(counts[system]) for system in CrystalSystem if counts[system]}
+    unknown = int((codes < 0).sum())  # measured ones
+    return told | ({"unknown": unknown} if unknown else {})
 
 
 def validate(dataset: xr.Dataset) -> None:

@@ -31,7 +31,7 @@ from bragg_data.campaign import Campaign
 from bragg_data.schema import campaign_of
 
 __all__ = [
-    "DEFAULT_URI", "FEATURES", "DataSet", "DiskFullError", "Store", "StoreError", "Tag",
+    "DEFAULT_URI", "FEATURES", "NATIVE", "DataSet", "DiskFullError", "Store", "StoreError", "Tag",
     "Unfinished", "branch_name", "campaign_of", "errors_told", "list_tags", "open_dataset",
     "open_snapshot", "verify",
 ]  # fmt: skip
@@ -41,6 +41,11 @@ DEFAULT_URI = "data/store"
 
 FEATURES = "features"
 """Group beside a data set's own, on the same branch, for what is computed from it."""
+
+NATIVE = "native"
+"""Group beside a measured data set's own, for its profiles as they were read."""
+
+_BESIDE = (FEATURES, NATIVE)
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -330,7 +335,7 @@ def _groups(session: Session) -> Iterator[zarr.Group]:
     # A branch has nothing at all on it between its creation and its first commit.
     with suppress(GroupNotFoundError):
         root = zarr.open_group(session.store, mode="r")
-        yield from (group for name, group in root.groups() if name != FEATURES)
+        yield from (group for name, group in root.groups() if name not in _BESIDE)
 
 
 @contextmanager

@@ -30,16 +30,16 @@ from bragg_data.block_writer import (
     empty_bookkeeping,
     write_chunk,
 )
-from bragg_data.preprocessing import PREPROCESSING
+from bragg_data.preprocessing import PREPROCESSING, prepare_measured
 from bragg_data.store import DEFAULT_URI, FEATURES, Store, StoreError, errors_told, open_dataset
 from catalog import models
 from catalog.runs import Tracking
 
-Function = Callable[[NDArray[Any]], NDArray[Any]]
+Function = Callable[..., NDArray[Any]]
 
 # Values that agree in these are the same.
 _DECISIVE = ("view", "definition_hash", "content_hash", "model_digest")
-_NOT_LABELS = ("intensity", *schema.BOOKKEEPING)
+_NOT_LABELS = ("intensity", "sigma", "covered", *schema.BOOKKEEPING)
 
 
 class FeatureError(LookupError):
@@ -63,6 +63,8 @@ class View:
         profiles itself.
     size
         Number of features, where it does not depend on the grid.
+    inputs
+        Variables of the data set that the function takes, each of shape (n, points).
     """
 
     name: str
@@ -71,6 +73,7 @@ class View:
     function: Function | None = None
     model: str = ""
     size: int | None = None
+    inputs: tuple[str, ...] = ("intensity",)
 
     @property
     def key(self) -> str:
@@ -94,6 +97,10 @@ VIEWS: dict[str, View] = {
         key: View(entry.name, entry.version, entry.description, entry.function)
         for key, entry in PREPROCESSING.items()
     },
+    "measured_aligned@1": View(
+        "measured_aligned", 1, "A measured profile, background off, between 0 and 1.",
+        prepare_measured, inputs=("intensity", "sigma", "covered"),
+    ),
     "classifier_256@1": View(
         "classifier_256", 1, "Activations of the classifier's dense layer.", model="classifier",
         size=256,
@@ -249,7 +256,7 @@ def lineage_of(view: View, dataset: xr.Dataset, computer: Computer) -> dict[str,
         "content_hash": str(dataset.attrs["content_hash"]),
         "model": computer.uri,
         "model_digest": computer.digest,
-        "source": "intensity",
+        "source": ", ".join(view.inputs),
         "source_tag": str(dataset.attrs["tag"]),
         "source_snapshot_id": str(dataset.attrs["snapshot_id"]),
     }
@@ -368,7 +375,7 @@ def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
     chosen = view if isinstance(view, View) else view_of(view)
     store = Store(uri)
     source = store.open(dataset)
-    labels = source.drop_vars(_NOT_LABELS)
+    labels = source.drop_vars(_NOT_LABELS, errors="ignore")
     for one in _materialised(store, source):
         if one.view == chosen.key and one.complete:
             session = store.repository.readonly_session(snapshot_id=one.snapshot_id)
@@ -386,17 +393,35 @@ def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
 def _as_read(view: View, source: xr.Dataset) -> xr.DataArray:
     assert view.function is not None
     rows = int(source.attrs["rows_per_chunk"])
-    size = view.function(source.intensity[:1].values).shape[1]
+    size = view.function(*inputs_of(view, source, slice(1))).shape[1]
     values: xr.DataArray = xr.apply_ufunc(
         view.function,
-        source.intensity.drop_vars("tof").chunk(sample=rows),
-        input_core_dims=[["tof"]],
+        *(source[name].drop_vars("tof").chunk(sample=rows) for name in view.inputs),
+        input_core_dims=[["tof"]] * len(view.inputs),
         output_core_dims=[["feature"]],
         dask="parallelized",
         output_dtypes=[np.float32],
         dask_gufunc_kwargs={"output_sizes": {"feature": size}},
     )
     return values.assign_attrs(lineage_of(view, source, Computer()))
+
+
+def inputs_of(view: View, source: xr.Dataset, rows: slice) -> list[NDArray[Any]]:
+    """Return what a view's function takes of some samples, each of shape (n, points).
+
+    Raises
+    ------
+    FeatureError
+        If the data set does not have it.
+    """
+    missing = [name for name in view.inputs if name not in source]
+    if missing:
+        raise FeatureError(
+            f"{view.key} is made of {', '.join(view.inputs)}, and {source.attrs['tag']} has no "
+            f"{', '.join(missing)}: it is a view of measured data sets, which python -m "
+            f"pipelines.ingest writes."
+        )
+    return [source[name].isel(sample=rows).values for name in view.inputs]
 
 
 def materialise_command(view: str, tag: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
-from bragg_data.instrument import Instrument, read_instruments
-from bragg_data.measured import (
-    GriddedProfile,
-    match_bank,
-    nominal_calibration,
-    on_grid,
-    warnings_of,
-)
-from bragg_data.preprocessing import prepare_measured
-from bragg_data.profile_files import Profile, ProfileError, read_profiles
+from bragg_data.measurement import Measurement
 from bragg_data.store import StoreError, open_snapshot
 from bragg_data.structure import Phase
 from bragg_models.library import Matches, library_match
@@ -33,7 +22,6 @@ from catalog import models, runs
 from pipelines.console import Progress, console, errors, say
 from pipelines.registration import load_version
 
-_SAME_ANGLE = 5.0  # degrees between the angles of two banks that count as one
 _WHOLE_TABLES = 12  # answers that are shown with all candidates
 UNITS = {name: "Å" if name in "abc" else "°" for name in CELL_PARAMETERS}
 """Units of the cell parameters."""
@@ -41,16 +29,6 @@ UNITS = {name: "Å" if name in "abc" else "°" for name in CELL_PARAMETERS}
 
 class PredictError(ValueError):
     """A question that cannot be answered as asked."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A profile on the model's grid, ready to be asked about."""
-
-    profile: Profile
-    gridded: GriddedProfile
-    prepared: NDArray[np.float64]
-    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -147,84 +125,6 @@ def load_model(uri: str | None, tracking: runs.Tracking) -> tuple[Predictor, mod
     """
     version = models.find(tracking, uri or models.champion_uri(tracking))
     return load_version(tracking.uri, version), version
-
-
-def measure(
-    path: Path,
-    campaign: Campaign,
-    calibration: Path | None = None,
-    bank: int | None = None,
-    two_theta: float | None = None,
-) -> list[Measurement]:
-    """Read the profiles of a file and bring them to a campaign's grid.
-
-    Parameters
-    ----------
-    path
-        The file.
-    campaign
-        Whose grid and instrument.
-    calibration
-        The measurement's own ``.instprm``. Without it the header's nominal difC is used, or the
-        times of flight as they are, with a warning.
-    bank
-        Only this bank of the file; by default those at the angle of the model's instrument.
-    two_theta
-        Scattering angle in degrees, instead of what the file says or does not say.
-
-    Raises
-    ------
-    ProfileError, InstrumentError
-        If the file cannot be read, or fits neither the grid nor the calibration.
-    PredictError
-        If an angle is given for more than one bank.
-    """
-    instruments = None if calibration is None else read_instruments(calibration)
-    profiles = read_profiles(path, bank)
-    if bank is None and len(profiles) > 1:
-        profiles = _at_the_models_angle(profiles, campaign.instrument)
-    if two_theta is not None:
-        if len(profiles) > 1:
-            raise PredictError(
-                f"{path} has {len(profiles)} banks that could be meant, and --two-theta is the "
-                f"angle of one: name it with --bank."
-            )
-        # The header's nominal difC would decide otherwise, where it is of use for nothing else.
-        difc = profiles[0].difc if instruments is None else None
-        profiles = [replace(profiles[0], two_theta=two_theta, difc=difc)]
-    measured = []
-    for profile in profiles:
-        nominal = instruments is None
-        own = (
-            nominal_calibration(profile, campaign.instrument)
-            if instruments is None
-            else match_bank(profile, instruments)
-        )
-        gridded = on_grid(profile, campaign.grid, campaign.instrument, own)
-        prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
-        said = warnings_of(profile, gridded, campaign.instrument, own, nominal=nominal)
-        measured.append(Measurement(profile, gridded, prepared, said))
-    return measured
-
-
-def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> list[Profile]:
-    known = ", ".join(
-        f"{p.bank}" + ("" if p.two_theta is None else f" ({p.two_theta:g}°)") for p in profiles
-    )
-    chosen = [
-        p
-        for p in profiles
-        if p.two_theta is not None and abs(p.two_theta - instrument.two_theta) < _SAME_ANGLE
-    ]
-    if not chosen and all(p.two_theta is None for p in profiles):
-        chosen = [p for p in profiles if p.bank == instrument.bank]
-    if not chosen:
-        raise ProfileError(
-            f"{profiles[0].source} holds banks {known}, none at the angle of the model's "
-            f"instrument ({instrument.two_theta:g}°). Name one with --bank, or take a model of "
-            f"that bank."
-        )
-    return chosen
 
 
 def answer(

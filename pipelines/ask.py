@@ -14,11 +14,12 @@ from distributed import Client, as_completed
 from numpy.typing import NDArray
 
 from bragg_data.instrument import InstrumentError
+from bragg_data.measurement import Measurement, measure
 from bragg_data.preprocessing import PreprocessingError
 from bragg_data.profile_files import ProfileError
 from bragg_models.predictors import Predictor
 from catalog import models
-from pipelines.answers import Measurement, PredictError, answer, library_json, match, measure
+from pipelines.answers import PredictError, answer, library_json, match
 from pipelines.console import Progress
 from pipelines.registration import load_version
 

@@ -15,9 +15,9 @@ from rich import box
 from rich.table import Table
 
 from bragg_data.checks import Finding, check, drift
+from bragg_data.measurement import measure
 from bragg_data.schema import campaign_of
 from bragg_data.store import DEFAULT_URI, Store
-from pipelines.answers import measure
 from pipelines.console import Progress, console, next_commands, run, say
 from pipelines.train import default_tag
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -68,7 +69,7 @@ def materialise(
     if view.model and model is None:
         raise FeatureError(f"{view.key} is computed by a registered {view.model}: name one.")
     computer = Computer() if model is None else model.computer
-    size = features_of(view, model, dataset.intensity[:1].values).shape[1]
+    size = features_of(view, model, *features.inputs_of(view, dataset, slice(1))).shape[1]
     with FeatureWriter(
         store, dataset, view, size, computer=computer, code_commit=code_commit()
     ) as writer:
@@ -100,13 +101,12 @@ def materialise(
     return next(m for m in features.materialised(store, source[0]) if m.view == view.key)
 
 
-def features_of(
-    view: View, model: Registered | None, profiles: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return a view's features (n, m) of profiles (n, points), by its function or its model."""
+def features_of(view: View, model: Registered | None, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+    """Return a view's features (n, m) of its inputs (n, points), by its function or its model."""
     if view.function is not None:
-        return np.asarray(view.function(profiles), dtype=np.float32)
+        return np.asarray(view.function(*inputs), dtype=np.float32)
     assert model is not None
+    (profiles,) = inputs
     return _loaded(model.tracking_uri, model.version).features(profiles)
 
 
@@ -136,10 +136,8 @@ def _do_block(
 ) -> BlockResult | DiskFullError:
     """Compute and write one block: the task of a worker."""
     try:
-        profiles = _opened(*source)["intensity"].isel(sample=rows).values
-        return features.write_features(
-            fork, group, block, features_of(VIEWS[view], model, profiles)
-        )
+        inputs = features.inputs_of(VIEWS[view], _opened(*source), rows)
+        return features.write_features(fork, group, block, features_of(VIEWS[view], model, *inputs))
     except DiskFullError as error:
         return error
     except Exception as error:

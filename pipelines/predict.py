@@ -14,18 +14,10 @@ import typer
 import xarray as xr
 from rich.markup import escape
 
+from bragg_data.measurement import measure
 from bragg_models.predictors import Predictor
 from catalog import runs
-from pipelines.answers import (
-    Answer,
-    PredictError,
-    answer,
-    library_of,
-    load_model,
-    measure,
-    show,
-    table_row,
-)
+from pipelines.answers import Answer, PredictError, answer, library_of, load_model, show, table_row
 from pipelines.ask import REFUSED, Question, Told, ask_on_cluster, files_of
 from pipelines.cluster import check_cluster, open_client
 from pipelines.cluster_options import SlurmOptions, parse_jobs

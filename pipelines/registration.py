@@ -24,8 +24,8 @@ CARD = "model_card.md"
 
 _REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "pydantic", "gemmi", "periodictable",
                  "numba")  # fmt: skip
-_KEPT = ("model", "preset", "seed", "data", "snapshot_id", "content_hash", "split", "test_set",
-         "code_commit")  # fmt: skip
+# Of a version; its run and its card tell the rest.
+_KEPT = ("model", "preset", "data", "split", "content_hash", "test_set")
 
 
 def provenance_of(
@@ -106,9 +106,9 @@ def register(run_: runs.Run, predictor: Predictor) -> models.ModelVersion:
     name = models.registered_name(provenance["campaign"], provenance["model"])
     card = model_card(predictor, name)
     run_.log_text(card, CARD)
-    facts = {**{key: tags[key] for key in _KEPT}, "score": repr(score["value"])}
+    facts = {**{key: tags[key] for key in _KEPT}, "score": f"{score['value']:.6g}"}
     if score["name"] == "mse_paper":
-        facts["mse_paper"] = repr(score["value"])
+        facts["mse_paper"] = facts["score"]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "predictor"
         predictor.save(directory)

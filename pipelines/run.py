@@ -13,10 +13,11 @@ from rich.rule import Rule
 from rich.table import Table
 
 from bragg_data.campaign import BUILT_IN, load_campaign
+from bragg_data.measurement import measure
 from bragg_data.schema import counts_per_system
 from bragg_data.store import DEFAULT_URI, Store
 from catalog import models, runs
-from pipelines.answers import Answer, answer, library_of, load_model, measure
+from pipelines.answers import Answer, answer, library_of, load_model
 from pipelines.console import console, duration, next_commands, run, say
 from pipelines.presets import check_preset
 from pipelines.simulate import simulate_campaign

@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem
 from bragg_data.instrument import InstrumentError
+from bragg_data.measurement import measure
 from bragg_data.preprocessing import PreprocessingError
 from bragg_data.profile_files import ProfileError
 from bragg_models.predictors import Prediction, Predictor, PredictorError
 from catalog import models, runs
-from pipelines.answers import PredictError, load_model, measure
+from pipelines.answers import PredictError, load_model
 
 MOST = 512
 """Profiles in one request, and in one question to the model."""

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from bragg_data.measured_sets import SIMULATOR
 from bragg_data.store import DEFAULT_URI, Store
 from catalog import runs
 from pipelines.cluster import check_cluster
@@ -178,13 +179,14 @@ def default_tag(store: Store) -> str:
     TrainError
         If there is none.
     """
-    tags = store.tags()
+    tags = {tag: store.open(tag.name) for tag in store.tags()}
+    tags = {tag: one for tag, one in tags.items() if one.attrs["simulator"] != SIMULATOR}
     if not tags:
         raise TrainError(
             f"The store {store.uri} holds no finished data set yet. Make one with: "
             f"python -m pipelines.simulate"
         )
-    return max(tags, key=lambda tag: (store.open(tag.name).sizes["sample"], tag.written_at)).name
+    return max(tags, key=lambda tag: (tags[tag].sizes["sample"], tag.written_at)).name
 
 
 if __name__ == "__main__":

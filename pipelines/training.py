@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from bragg_models.predictors import Predictor
 from bragg_models.targets import targets_of
 from bragg_models.training import EpochResult, choose_device
 from catalog import models, runs
+from catalog.arrangement import arrange
 from pipelines import figures, recipes
 from pipelines.cluster import open_client
 from pipelines.cluster_options import SlurmOptions
@@ -220,9 +220,10 @@ def _run(
         with place.tracking.resumed(resume) as run_:
             yield run_
         return
-    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    title = f"{order.model} {order.preset} seed {order.seed} {started}"
+    split = "" if order.split == "random" else f" {order.split}"
+    title = f"{order.model} {order.preset}{split} s{order.seed}"  # short, or the UI cuts it
     with place.tracking.run(name, title, run_tags(provenance), watch=True) as run_:
+        arrange(place.tracking, run_.experiment_id)
         run_.log_parameters(
             {**asdict(order), "settings": provenance["preset_values"],
              "split": provenance["split"], "threads": torch.get_num_threads(),

@@ -10,9 +10,12 @@ from typing import Annotated
 import typer
 
 from catalog import runs
+from catalog.arrangement import arrange, page
 from pipelines.console import run, say
 
 app = typer.Typer(add_completion=False)
+
+_DEFAULT = "0"  # the experiment that MLflow makes by itself
 
 
 class UiError(RuntimeError):
@@ -28,18 +31,16 @@ def main(
 ) -> None:
     """Start the MLflow UI and print its address; Ctrl-C stops it."""
     place = runs.Tracking(tracking)
-    if not place.uri.startswith("sqlite:///"):
-        say(f"The runs are on a server of their own: open {place.uri}")
+    served = place.uri.startswith("sqlite:///")
+    address = f"http://127.0.0.1:{port}" if served else place.uri
+    found = [one for one in place.client.search_experiments() if one.experiment_id != _DEFAULT]
+    say(f"MLflow UI on {place.uri}" if served else f"The runs are on a server: {place.uri}")
+    for one in found:
+        arrange(place, one.experiment_id)
+        say(f"Models of {one.name}: [bold]{page(address, one.experiment_id)}[/]")
+    if not served:
         return
-    address = f"http://127.0.0.1:{port}"
-    found = place.client.search_experiments()
-    page = (
-        f"/#/experiments/{found[0].experiment_id}/runs?workflowType=machine_learning"
-        if found
-        else ""
-    )
-    say(f"MLflow UI on {place.uri}")
-    say(f"Open [bold]{address}{page}[/]   (Ctrl-C stops it)")
+    say(f"Open [bold]{address}[/] (Ctrl-C stops it)")
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
         "--backend-store-uri", place.uri,

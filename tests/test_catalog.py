@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import multiprocessing
 import subprocess
 import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -28,6 +31,7 @@ from bragg_models.predictors import (
 )
 from bragg_models.targets import targets_of
 from catalog import models
+from catalog.arrangement import arrange, page
 from catalog.datasets import SnapshotSource, source_of
 from catalog.models import ModelError, ModelVersion
 from catalog.runs import Run, Tracking, TrackingError
@@ -257,6 +261,20 @@ def test_processes_that_make_the_database_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert len(set(pool.map(_open, [uri] * 3))) == 1
+
+
+def test_the_ui_is_arranged_once(tracking: Tracking) -> None:
+    experiment = tracking.experiment("arranged")
+    arrange(tracking, experiment)
+    found = tracking.client.get_experiment(experiment).tags
+    kind, _, packed = found["mlflow.sharedViewState.models"].partition(";")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert kind == "deflate"
+    assert state["orderByKey"] in state["selectedColumns"]
+    assert "mse_paper" in found["mlflow.note.content"]
+    arrange(tracking, experiment)
+    assert tracking.client.get_experiment(experiment).tags == found
+    assert page("http://here", experiment).endswith("&viewStateShareKey=models")
 
 
 def test_nothing_is_said_on_the_terminal(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_of_several_banks_the_models_angle_is_taken(
     path = gsas_file(tmp_path / "run.gsa", tof, y, {1: 31.0, 4: 122.0, 5: 150.0})
     (answer,) = ask(tracking, path, "--instrument", CALIBRATION)
     assert answer["bank"] == 4
-    with pytest.raises(PredictError, match="name it with --bank"):
+    with pytest.raises(ProfileError, match="name it with --bank"):
         ask(tracking, gsas_file(tmp_path / "two.gsa", tof, y, {4: 121.0, 5: 123.0}),
             "--two-theta", "122")  # fmt: skip
     far = gsas_file(tmp_path / "far.gsa", tof, y, {1: 31.0, 2: 65.0})

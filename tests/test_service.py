@@ -261,3 +261,15 @@ def test_a_port_that_is_taken_is_one_sentence(bench_of_service: Bench) -> None:
         )
     assert found.returncode == 2
     assert "Name another with --port" in found.stderr
+
+
+def test_a_fuzzer_on_the_schema_finds_no_error_of_the_server(address: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("schemathesis"), "run", f"{address}/openapi.json",
+         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+         "response_schema_conformance",
+         "--max-examples", "40", "--seed", "1", "--no-color", "--generation-database", "none"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert requests.get(f"{address}/ready", timeout=5).ok

@@ -1,0 +1,153 @@
+"""Measure the prediction service: latency, throughput, a change of champions under load.
+
+    python benchmarks/service.py [--model URI] [--other URI] [--requests 2000]
+
+On a copy of the registry, so that nobody's champion changes. Medians and 95th percentiles; the
+machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import requests
+from rich.console import Console
+from rich.table import Table
+
+from bragg_data.store import open_snapshot
+from catalog import models, runs
+from pipelines.registration import load_version
+
+console = Console()
+
+
+@contextmanager
+def serving(tracking: runs.Tracking, model: str):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port), "--refresh", "0.5",
+               "--tracking", tracking.uri, "--model", model]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            while True:
+                assert server.poll() is None, "the service ended"
+                try:
+                    if requests.get(f"{address}/ready", timeout=5).ok:
+                        break
+                except requests.ConnectionError:
+                    time.sleep(0.2)
+            yield address
+        finally:
+            server.terminate()
+
+
+def timed(ask, times: int) -> np.ndarray:
+    seconds = []
+    for k in range(times):
+        began = time.perf_counter()
+        ask(k)
+        seconds.append(time.perf_counter() - began)
+    return np.array(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="default: the only champion")
+    parser.add_argument("--other", help="models:/NAME/VERSION to change to; default: the newest")
+    parser.add_argument("--requests", type=int, default=2000, help="while champions change")
+    options = parser.parse_args()
+    home = runs.Tracking()
+    with tempfile.TemporaryDirectory() as directory:
+        database = Path(directory) / "mlflow.db"
+        shutil.copy(home.uri.removeprefix("sqlite:///"), database)
+        tracking = runs.Tracking(f"sqlite:///{database}")
+        champion = models.find(tracking, options.model or models.champion_uri(tracking))
+        others = [v for v in models.versions(tracking, champion.name) if v.uri != champion.uri]
+        other = models.find(tracking, options.other) if options.other else others[0]
+        models.set_alias(tracking, champion, models.CHAMPION)
+        predictor = load_version(tracking.uri, champion)
+        data = predictor.provenance["data"]
+        profiles = open_snapshot(data["tag"], data["uri"]).intensity[:512].values
+        table = Table("what", "median", "95th percentile", "profiles/s", title=champion.uri)
+
+        def row(what: str, seconds: np.ndarray, count: int) -> None:
+            middle = np.median(seconds)
+            table.add_row(
+                what, f"{1e3 * middle:.1f} ms", f"{1e3 * np.percentile(seconds, 95):.1f} ms",
+                f"{count / middle:,.0f}",
+            )  # fmt: skip
+
+        predictor.predict(profiles)
+        row(
+            "in Python, one profile",
+            timed(lambda k: predictor.predict(profiles[k : k + 1]), 200),
+            1,
+        )
+        row("in Python, 512 profiles", timed(lambda _: predictor.predict(profiles), 8), 512)
+        with serving(tracking, f"models:/{champion.name}@{models.CHAMPION}") as address:
+            session = requests.Session()
+            bodies = [{"profiles": [profile.tolist()]} for profile in profiles[:300]]
+            session.post(f"{address}/predict", json=bodies[0]).raise_for_status()
+            one = timed(lambda k: session.post(f"{address}/predict", json=bodies[k]), 300)
+            row("service, one profile", one, 1)
+            many = {"profiles": profiles.tolist()}
+            session.post(f"{address}/predict", json=many).raise_for_status()
+            together = timed(lambda _: session.post(f"{address}/predict", json=many), 8)
+            row("service, 512 profiles", together, 512)
+            console.print(table)
+            swap(tracking, address, champion, other, bodies, options.requests)
+
+
+def swap(tracking, address, champion, other, bodies, count: int) -> None:
+    expected = {
+        v.uri: load_version(tracking.uri, v).predict([b["profiles"][0] for b in bodies]).cells
+        for v in (champion, other)
+    }
+    ended = threading.Event()
+
+    def ask(k: int) -> tuple[int, str, bool]:
+        row = k % len(bodies)
+        answer = requests.post(f"{address}/predict", json=bodies[row], timeout=60)
+        if answer.status_code != 200:
+            return answer.status_code, "", False
+        told = answer.json()
+        cell = told["answers"][0]["cell"]
+        wanted = expected[told["model"]["uri"]][row]
+        right = np.allclose([cell[n] for n in cell], wanted, rtol=1e-4)
+        return 200, told["model"]["uri"], bool(right)
+
+    def change() -> int:
+        changes = 0
+        while not ended.wait(3.0):
+            changes += 1
+            models.set_alias(tracking, (champion, other)[changes % 2], models.CHAMPION)
+        return changes
+
+    with ThreadPoolExecutor(5) as pool:
+        changing = pool.submit(change)
+        answers = list(pool.map(ask, range(count)))
+        ended.set()
+    failed = sum(code != 200 for code, _, _ in answers)
+    mixed = sum(not right for code, _, right in answers if code == 200)
+    by = {uri: sum(u == uri for _, u, _ in answers) for uri in expected}
+    console.print(
+        f"{count:,} requests by 4 clients, {changing.result()} changes of the champion: {failed} "
+        f"failed, {mixed} not the answer of the model they name; by model: {by}"
+    )
+
+
+if __name__ == "__main__":
+    main()
