@@ -1,9 +1,10 @@
 """The paper's preprocessing of measured profiles, to the letter (its section V-C1).
 
-What the program itself uses is :func:`bragg_data.preprocessing.prepare_measured`, which follows
-backgrounds that no parabola can, and knows the noise. This one is kept so that the paper can be
-repeated, and refuses a profile for which its condition has no answer: about half of them (Notes of
-:func:`paper_background`).
+Kept so that the paper can be repeated. It refuses a profile for which the paper's condition has no
+answer, which is every second one at hand (Notes of :func:`paper_background`). The program itself
+uses :func:`bragg_data.preprocessing.prepare_measured`, which follows backgrounds that no parabola
+can and knows the noise: on the pseudo-experiments it misses the background by 0.3 % of the highest
+peak (root mean square, median), the paper's by 1.5 %.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ LEAST_SHARE = 0.05
 
 At either end the condition is met for no reason: with nearly all points below the threshold least
 squares make the areas equal, peaks and all; and a parabola through the few lowest points can have
-any area (on the pseudo-experiments it is then further from the background than a constant).
+any area: on the pseudo-experiments it is then two to three times further from the background than
+the median of the profile is.
 """
 
 
@@ -154,12 +156,13 @@ def paper_background(tof: NDArray[np.float64], intensity: NDArray[np.float64]) -
     How we read what the paper leaves open. The fit is in T (what the interval is mapped to does
     not matter: it spans the same parabolas) and unweighted. The areas' difference is relative.
 
-    Existence: least squares leave no area between the points below t and p, so the condition says
-    that t equals the mean of p *over the points above t*. Above peaks p is lower than t; a root
-    needs a part of the background itself above t, carried by the fit to the rest. On a background
-    that is flat within its noise there is none. Where the difference passes zero it often does so
-    in a jump, as a point enters the fit: that is no root, unless 1e-4 is met beside it. Of the 45
-    pseudo-experiments and 12 measured banks at hand 27 have a root.
+    Existence: least squares leave no area between p and the points below t (but for the unequal
+    steps in T), so the condition says that t is the mean of p *over the points above t*. Under a
+    peak p is lower than t: a root needs a part of the background itself above t, where the fit to
+    the rest carries p there. On a background that is flat within its noise there is none. And where
+    the difference passes zero it may do so in a jump, as a point enters the fit: that is no root,
+    unless 1e-4 is met beside it. Of the 45 pseudo-experiments and 12 measured banks at hand 27 have
+    a root, in 20 the clipped profile's area is the larger at every t, and 10 only jump.
 
     Choice: the highest threshold of those that leave :data:`LEAST_SHARE` of the points on either
     side, as most points then speak for the background. All pieces between neighbouring data values
@@ -210,8 +213,9 @@ def _why_none(
         reason = f"that under the clipped profile is {side} at every threshold"
     return (
         f"No signal threshold makes the areas under the clipped profile and under the Chebyshev "
-        f"polynomial agree to {AREA_TOLERANCE:g}: {reason}. They come within {closest[best]:.1e} "
-        f"of each other, at {threshold[best]:.4g} with {below:.0%} of the points below. {remedy}"
+        f"polynomial agree to {AREA_TOLERANCE:g}: {reason}. At best they differ by "
+        f"{closest[best]:.1e}, at {threshold[best]:.4g} with {below:.0%} of the points below. "
+        f"{remedy}"
     )
 
 
@@ -298,13 +302,14 @@ def paper_preprocessed(
 
     Notes
     -----
-    To the letter, and so with its weak sides: the minimum is that of the noise, which lifts the
-    background above 0, where a simulation has it; a wild point sets the scale; and intensities are
-    taken as they are, not per µs of the campaign's axis (some percent over the window).
+    To the letter, and so with its weak sides: the minimum is that of the noise, or of where the
+    parabola overshoots, and lifts the background above the 0 that it has in a simulation (to 0.04,
+    median on the pseudo-experiments); a wild point sets the scale; and intensities are not turned
+    into densities per µs of the campaign's axis, which tilts them by a percent or two.
     """
     known = profile.sigma > 0
     # The same refusals and the same coverage as for the project's own preprocessing.
-    covered = on_grid(profile, grid, instrument, own).covered
+    gridded = on_grid(profile, grid, instrument, own)
     target = grid.tof
     if own is not None:
         target = own.tof_from_d_spacing(instrument.d_spacing_from_tof(target))
@@ -315,7 +320,7 @@ def paper_preprocessed(
     signal = np.zeros(len(profile.tof))
     signal[known] = profile.intensity[known] - found.background
     nearest = nearest_points(profile.tof, target)
-    covered &= known[nearest]
+    covered = gridded.covered & known[nearest]
     values = np.zeros(grid.points)
     values[covered] = np.clip(minmax(signal[nearest][covered]), 0.0, 1.0)
     return values, covered

@@ -15,8 +15,12 @@ from bragg_data.measured import GriddedProfile
 from bragg_data.reflections import unique_reflections
 from bragg_data.structure import Phase
 
-BACKGROUND_TERMS = 8
-"""Chebyshev polynomials of the background, over the logarithm of the time of flight."""
+BACKGROUND_TERMS = 14
+"""Chebyshev polynomials of the background, over the logarithm of the time of flight.
+
+With 14 the true patterns fit noisy pseudo-experiments to a reduced χ² of 1; with 8 to 1.0 to 3.3,
+with 20 no better.
+"""
 
 _VISIBLE = 1e-3  # of the strongest peak's height
 _FEWEST = 20  # points more than what is fitted, below which a χ² says nothing

@@ -216,7 +216,7 @@ def load(
             f"{uri} was trained on a split ({split}) that does not keep these test samples from "
             f"it ({SPLIT}). Leave it out by naming others with --models."
         )
-    return Loaded(_answers(candidate, predictor), predictor, size)
+    return Loaded(answers_of(candidate, predictor), predictor, size)
 
 
 def training_command(provenance: Mapping[str, Any]) -> str:
@@ -233,7 +233,9 @@ def training_command(provenance: Mapping[str, Any]) -> str:
     return " ".join([train_command(model, provenance["split"]["name"]), *written])
 
 
-def _answers(candidate: Candidate, predictor: Predictor) -> Answers:
+def answers_of(candidate: Candidate, predictor: Predictor) -> Answers:
+    """Return a registered version as one who answers."""
+
     def ask(profiles: NDArray[np.float32]) -> tuple[Phases, Cells | None]:
         prediction = predictor.predict(profiles)
         return prediction.phase, None if candidate.model == CLASSIFIER else prediction.cells

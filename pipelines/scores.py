@@ -31,6 +31,16 @@ PAPER_BY_SYSTEM = {
 PAPER_MSE = {"integrated-forest": 1.48e-4, "multitask": 1.90e-5, "caenn": 5.96e-6}
 """Table III of the paper: mse_paper of the integrated models on the synthetic test set."""
 
+PAPER_MEASURED_BY_SYSTEM = {
+    "forest": {"trigonal": 6.30e-2, "tetragonal": 1.08e-2},
+    "transfer": {"trigonal": 1.91e-1, "tetragonal": 3.08e-2},
+    "deep": {"trigonal": 6.75e-2, "tetragonal": 3.08e-4},
+}
+"""Table IV of the paper: the same on its 15 measured profiles."""
+
+PAPER_MEASURED = {"integrated-forest": 1.17e-1, "multitask": 1.23e-3, "caenn": 2.00e-3}
+"""Table V of the paper: the integrated models on its 15 measured profiles."""
+
 EQUATION_1 = (
     "mse_paper is eq. (1) of the paper: squared errors of a, c (Å²) and alpha (rad²) added. "
     "MAE: over the samples in which the parameter is free."
@@ -270,8 +280,9 @@ def class_conditional_sheet(
     *,
     of_paper: bool,
     not_trained: Sequence[str] = (),
+    measured: bool = False,
 ) -> Sheet:
-    """Return Table II of the paper: each crystal system by itself.
+    """Return Table II of the paper: each crystal system by itself; of measured profiles Table IV.
 
     Parameters
     ----------
@@ -285,9 +296,13 @@ def class_conditional_sheet(
         Whether the paper's numbers belong beside them.
     not_trained
         Models whose rows stay empty.
+    measured
+        Whether the samples are measured ones.
     """
-    columns = ("", *_SCORES, "true\nsystem", "paper", *_narrow(targets))
-    sheet = Sheet(f"Table II, class-conditional models: {title}", columns)
+    table, published = ("IV", PAPER_MEASURED_BY_SYSTEM) if measured else ("II", PAPER_BY_SYSTEM)
+    shown = _SCORES[:2] if measured else _SCORES
+    columns = ("", *shown, "true\nsystem", "paper", *_narrow(targets))
+    sheet = Sheet(f"Table {table}, class-conditional models: {title}", columns)
     for system in _systems(scores):
         count = next(s.groups[system]["n"] for s in scores if system in s.groups)
         sheet.add(f"{system}, {count:,.0f} samples", style="bold")
@@ -296,7 +311,8 @@ def class_conditional_sheet(
             given = "" if score.true_system is None else (
                 number(score.true_system[system]["mse_paper"])
             )  # fmt: skip
-            paper = PAPER_BY_SYSTEM.get(score.model, {}).get(system) if of_paper else None
+            paper = published.get(score.model, {}).get(system) if of_paper else None
+            first = first[: len(shown)]
             sheet.add(f"  {score.label}", *first, given, number(paper), *last)
         for label in not_trained:
             sheet.add(f"  {label}", "", "not trained", style="dim")
@@ -310,23 +326,27 @@ def integrated_sheet(
     *,
     of_paper: bool,
     not_trained: Sequence[str] = (),
+    measured: bool = False,
 ) -> Sheet:
-    """Return Table III of the paper: all crystal systems together, and each below.
+    """Return Table III of the paper (V, of measured ones): all systems together, and each below.
 
     Parameters
     ----------
-    title, scores, targets, of_paper, not_trained
+    title, scores, targets, of_paper, not_trained, measured
         As for :func:`class_conditional_sheet`.
     """
-    columns = ("", "samples", *_SCORES, "paper", *_narrow(targets))
-    sheet = Sheet(f"Table III, integrated models: {title}", columns)
+    shown = _SCORES[:2] if measured else _SCORES
+    columns = ("", "samples", *shown, "paper", *_narrow(targets))
+    table, published = ("V", PAPER_MEASURED) if measured else ("III", PAPER_MSE)
+    sheet = Sheet(f"Table {table}, integrated models: {title}", columns)
     for score in scores:
         for group in ("all", *_systems([score])):
             values = score.groups[group]
             first, last = _texts(values, targets)
-            paper = PAPER_MSE.get(score.model) if of_paper and group == "all" else None
+            paper = published.get(score.model) if of_paper and group == "all" else None
             label = score.label if group == "all" else f"  {group}"
             style = "bold" if group == "all" else "dim"
+            first = first[: len(shown)]
             sheet.add(label, f"{values['n']:,.0f}", *first, number(paper), *last, style=style)
     for label in not_trained:
         sheet.add(label, "", "", "not trained", style="dim")

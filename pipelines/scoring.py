@@ -279,7 +279,7 @@ def score_set(
                 if not quiet:
                     bar.advance(len(phase), one.label)
     systems = targets.crystal_systems[np.concatenate(phases)]
-    groups = _groups(tallies, systems, targets, resamples)
+    groups = scores_of(tallies, systems, targets, resamples)
     for key in phases_alone:
         groups[key] = {
             group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
@@ -310,7 +310,7 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def _groups(
+def scores_of(
     tallies: Mapping[str, Tally], systems: NDArray[np.integer], targets: Targets, resamples: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the scores with their intervals of everyone, by crystal system and of all."""

@@ -1,0 +1,248 @@
+"""Ask models about measured profiles whose cells are known: Tables IV and V, figures, a record."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import xarray as xr
+from matplotlib.figure import Figure
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.overlay import lay_over, peaks, simulator_of
+from bragg_data.schema import campaign_of, samples_of
+from bragg_data.store import DEFAULT_URI, Store
+from bragg_models.targets import targets_of
+from catalog import runs
+from pipelines.console import next_commands, run, say
+from pipelines.evaluate import answers_of, candidates
+from pipelines.figures import SYSTEM_COLORS
+from pipelines.overlay_figures import draw
+from pipelines.registration import load_version
+from pipelines.results import CLASS_CONDITIONAL, MODELS
+from pipelines.scores import EQUATION_1
+from pipelines.simulate import code_commit
+from pipelines.train import default_tag
+from pipelines.validation import (
+    Known,
+    Validation,
+    baselines,
+    known_from_dataset,
+    known_from_file,
+    validate,
+)
+
+app = typer.Typer(add_completion=False)
+
+_DRAWN = 3  # samples of a set, as in the paper's Fig. 6
+
+
+class ValidateError(ValueError):
+    """A validation that cannot be made as asked."""
+
+
+@app.command()
+def main(
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TAG|FILE.npz",
+            help="A measured data set with labels, or pseudo-experiments (their truth in a JSON "
+            "file beside); again for more. By default every measured data set with labels.",
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|URI", help=f"Of {', '.join(MODELS)}; by default all."),
+    ] = None,
+    trained_on: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Data set of the models and the library.")
+    ] = None,
+    library: Annotated[bool, typer.Option(help="The library match among the baselines.")] = True,
+    bootstrap: Annotated[int, typer.Option(min=10, help="Resamples of the intervals.")] = 1000,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the figures there, too.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables there.")
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.")
+    ] = None,
+    store: Annotated[str, typer.Option(metavar="URI", help="Directory of the store.")] = (
+        DEFAULT_URI
+    ),
+    tracking: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
+    ] = runs.DEFAULT_URI,
+) -> None:
+    """Compare models, constant answers and the library match on profiles that are known.
+
+    Prints the paper's Tables IV and V with ours beside, draws the patterns of the answers over the
+    measurements, and keeps everything as a run in MLflow.
+    """
+    for path in (markdown, as_json):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValidateError(
+                f"{path} cannot be written: name a file in a directory that exists."
+            )
+    place = runs.Tracking(tracking)
+    repository = Store(store)
+    dataset = repository.open(trained_on or default_tag(repository))
+    campaign, labels = campaign_of(dataset), samples_of(dataset)
+    targets = targets_of(campaign.phases, labels.phase, labels.cells)
+    sets = _sets(data, repository, campaign)
+    chosen = [c for c in candidates(place, dataset, models or ()) if models or c.split == "random"]
+    learnt = [answers_of(c, load_version(place.uri, c.version)) for c in chosen]
+    unlearnt = baselines(campaign, labels, dataset if library else None)
+    named = {one.key: one.label for one in learnt} | {k: v for k, (v, _) in unlearnt.items()}
+    found = [validate(known, targets, unlearnt, learnt, resamples=bootstrap) for known in sets]
+    text = _facts(dataset, bootstrap)
+    for one in found:
+        for sheet in one.sheets(targets, campaign.name):
+            sheet.show()
+            text += "\n" + sheet.markdown()
+        text += "\n" + one.samples_sheet(targets, named).markdown()
+    say(EQUATION_1)
+    drawn = {one.known.name: _figures(one, campaign, named) for one in found}
+    tags = {"data": dataset.attrs["tag"], "snapshot_id": dataset.attrs["snapshot_id"],
+            "code_commit": code_commit(), "mlflow.source.name": "pipelines.validate"}  # fmt: skip
+    with place.run(str(dataset.attrs["campaign"]), "validation", tags) as run_:
+        run_.log_dataset(dataset, "library")
+        run_.log_parameters(
+            {"sets": [k.name for k in sets], "models": [c.version.uri for c in chosen]}
+        )
+        run_.log_metrics({_slug(one.known.name): _metrics(one) for one in found})
+        run_.log_text(text, "validation.md")
+        for name, pages in drawn.items():
+            for label, figure in pages.items():
+                run_.log_figure(figure, f"figures/{_slug(name)}/{_slug(label)}.png")
+    if markdown is not None:
+        markdown.write_text(text, encoding="utf-8")
+    if as_json is not None:
+        told = json.dumps([one.to_json(targets) for one in found], indent=1, ensure_ascii=False)
+        as_json.write_text(told, encoding="utf-8")
+    if figures is not None:
+        for name, pages in drawn.items():
+            directory = figures / _slug(name)
+            directory.mkdir(parents=True, exist_ok=True)
+            for label, figure in pages.items():
+                figure.savefig(directory / f"{_slug(label)}.png", dpi=130)
+    written = [str(p) for p in (markdown, as_json, figures) if p is not None]
+    say(f"Run {run_.id} in {place.uri}" + (f"; written: {', '.join(written)}" if written else ""))
+    next_commands(
+        [
+            ("make ui", "the run's tables and figures in a browser"),
+            (f"python -m pipelines.predict FILE --plot answer.png --tracking "
+             f"{shlex.quote(tracking)}", "ask about one profile"),
+        ]
+    )  # fmt: skip
+
+
+def _sets(data: Sequence[str] | None, store: Store, campaign: Campaign) -> list[Known]:
+    sets: list[Known] = []
+    if data is None:
+        for tag in store.tags():
+            dataset = store.open(tag.name)
+            if "measurements" in dataset.attrs and (dataset.phase.values >= 0).any():
+                sets.append(_of_grid(dataset, campaign))
+        if not sets:
+            raise ValidateError(
+                f"{store.uri} holds no measured data set with labels. Make one with python -m "
+                f"pipelines.ingest FILE… --labels CSV --into NAME, or name one with --data."
+            )
+    for one in data or ():
+        if one.endswith(".npz"):
+            sets += known_from_file(Path(one), campaign)
+        else:
+            sets.append(_of_grid(store.open(one), campaign))
+    return sets
+
+
+def _of_grid(dataset: xr.Dataset, campaign: Campaign) -> Known:
+    other = campaign_of(dataset)
+    names = [[p.name for p in c.phases] for c in (other, campaign)]
+    if other.grid != campaign.grid or names[0] != names[1]:
+        raise ValidateError(
+            f"{dataset.attrs['tag']} is on the grid of campaign {other.name}, the models on that "
+            f"of {campaign.name}. Name the models' data set with --trained-on, or ingest the "
+            f"profiles with --campaign {campaign.name}."
+        )
+    return known_from_dataset(dataset)
+
+
+def _facts(dataset: xr.Dataset, bootstrap: int) -> str:
+    attrs = dataset.attrs
+    return (
+        f"# Measured profiles\n\n"
+        f"- date: {datetime.now(UTC).isoformat(timespec='seconds')}\n"
+        f"- commit: {code_commit()}\n"
+        f"- models and library: `{attrs['tag']}`, snapshot {attrs['snapshot_id']}\n"
+        f"- intervals: 95 %, bootstrap over samples, {bootstrap} resamples, in the power of ten of "
+        f"the number before them\n- {EQUATION_1}\n"
+    )
+
+
+def _metrics(one: Validation) -> dict[str, Any]:
+    return {
+        _slug(score.label): {
+            group: {k: v for k, v in values.items() if np.isfinite(v)}
+            for group, values in score.groups.items()
+        }
+        for score in one.scores
+    }
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def _figures(one: Validation, campaign: Campaign, named: dict[str, str]) -> dict[str, Figure]:
+    """Draw, for everyone with a cell, the first samples: the answer over the measurement."""
+    known = one.known
+    rows = _first_of_each(known)
+    simulator = simulator_of(campaign)
+    tof = campaign.grid.tof
+    drawn: dict[str, Figure] = {}
+    asked = {"truth": (known.phase, known.cells), **one.answers}
+    for key, (phase, cells) in asked.items():
+        # The class-conditional models are told apart by the tables.
+        if (
+            key in ("constant", "structure", *CLASS_CONDITIONAL)
+            or not np.isfinite(cells[rows]).all()
+        ):
+            continue
+        patterns = simulator.simulate(np.asarray(phase)[rows], cells[rows])
+        figure = Figure(figsize=(11, 0.4 + 3.4 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), 1, squeeze=False).ravel()
+        for axis, row, pattern in zip(axes, rows, patterns, strict=True):
+            of = campaign.phases[int(phase[row])]
+            values = ", ".join(
+                f"{p} {cells[row, CELL_PARAMETERS.index(p)]:.4f}"
+                for p in of.lattice.free_parameters
+            )
+            draw(axis, tof, known.gridded[row], lay_over(known.gridded[row], pattern),
+                 title=f"{known.name}, {known.samples[row]}: {named.get(key, key)} says {of.name}, "
+                 f"{values}", color=SYSTEM_COLORS[of.crystal_system],
+                 ticks=peaks(of, cells[row], campaign)[0])  # fmt: skip
+        axes[-1].set_xlabel("time of flight (µs)")
+        drawn[named.get(key, key)] = figure
+    return drawn
+
+
+def _first_of_each(known: Known) -> list[int]:
+    """Return rows: the first of each phase, then the first ones, as many as are drawn."""
+    firsts = [int(np.flatnonzero(known.phase == code)[0]) for code in np.unique(known.phase)]
+    others = [row for row in range(len(known.samples)) if row not in firsts]
+    return sorted([*firsts, *others][: max(_DRAWN, len(firsts))])
+
+
+if __name__ == "__main__":
+    run(app)

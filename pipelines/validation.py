@@ -1,0 +1,327 @@
+"""Models and baselines asked about measured profiles whose cells are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Campaign, Samples
+from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.measured import GriddedProfile
+from bragg_data.measured_sets import measurements_of
+from bragg_data.preprocessing import prepare_measured
+from bragg_data.pseudo import read_pseudo
+from bragg_data.schema import samples_of
+from bragg_data.store import StoreError
+from bragg_models.targets import Targets
+from pipelines.answers import match
+from pipelines.results import CLASS_CONDITIONAL, CLASSIFIER, INTEGER
+from pipelines.scores import (
+    PAPER_CAMPAIGN,
+    Score,
+    Sheet,
+    class_conditional_sheet,
+    constant_answer,
+    integrated_sheet,
+)
+from pipelines.scoring import Answers, Tally, scores_of
+
+Cells = NDArray[np.float64]
+Phases = NDArray[np.integer]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Measured profiles on a campaign's grid, whose phases and cells are known.
+
+    Attributes
+    ----------
+    name
+        What is shown.
+    samples
+        What each profile is called.
+    gridded
+        The profiles, with their background.
+    phase, cells : shapes (n,), (n, 6)
+        What they are.
+    """
+
+    name: str
+    samples: tuple[str, ...]
+    gridded: tuple[GriddedProfile, ...]
+    phase: Phases
+    cells: Cells
+
+    @cached_property
+    def prepared(self) -> NDArray[np.float64]:
+        """What models are asked about, shape (n, points)."""
+        g = self.gridded
+        return np.stack([prepare_measured(one.intensity, one.sigma, one.covered) for one in g])
+
+    @property
+    def covered(self) -> NDArray[np.bool_]:
+        """Where each profile holds information, shape (n, points)."""
+        return np.stack([one.covered for one in self.gridded])
+
+
+def known_from_file(path: Path, campaign: Campaign) -> list[Known]:
+    """Return pseudo-experiments twice: with the calibration given, and without.
+
+    Raises
+    ------
+    ProfileError
+        If the file holds none.
+    """
+    sets = []
+    for calibrated in (True, False):
+        found = read_pseudo(path, campaign, calibrated=calibrated)
+        sets.append(
+            Known(
+                f"{path.stem}, calibration {'given' if calibrated else 'not given'}",
+                tuple(f"{one.truth['index']}" for one in found),
+                tuple(one.measurement.gridded for one in found),
+                np.array([one.label.phase for one in found]),
+                np.array([one.label.cell for one in found]),
+            )
+        )
+    return sets
+
+
+def known_from_dataset(dataset: xr.Dataset) -> Known:
+    """Return the labelled profiles of a measured data set.
+
+    Raises
+    ------
+    StoreError
+        If it is a simulated one, or nothing in it is labelled.
+    """
+    told = measurements_of(dataset)
+    rows = np.flatnonzero(dataset.phase.values >= 0)
+    if not len(rows):
+        raise StoreError(
+            f"No sample of {dataset.attrs['tag']} is labelled, so nothing can be compared. Ingest "
+            f"it again with --labels."
+        )
+    some = dataset.isel(sample=rows)
+    labels = samples_of(some)
+    values = [some[name].values for name in ("intensity", "sigma", "covered")]
+    return Known(
+        dataset.attrs["tag"],
+        tuple(
+            told[row]["file"] + (f" bank {told[row]['bank']}" if told[row]["bank"] else "")
+            for row in rows
+        ),
+        tuple(
+            GriddedProfile(y.astype(np.float64), s.astype(np.float64), c)
+            for y, s, c in zip(*values, strict=True)
+        ),
+        labels.phase,
+        labels.cells,
+    )
+
+
+@dataclass
+class Validation:
+    """What was found on one set of profiles.
+
+    Attributes
+    ----------
+    known
+        The profiles.
+    scores
+        Of everyone, baselines first.
+    answers
+        By what everyone is listed under: phases (n,) and cells (n, 6), NaN from those without.
+    """
+
+    known: Known
+    scores: list[Score]
+    answers: dict[str, tuple[Phases, Cells]] = field(default_factory=dict)
+
+    def sheets(self, targets: Targets, campaign: str) -> list[Sheet]:
+        """Return Tables IV and V, and a table of every sample."""
+        title = f"{self.known.name}, {len(self.known.samples)} profiles"
+        first = [s for s in self.scores if not s.uri]
+        conditional = [s for s in self.scores if s.model in (CLASSIFIER, *CLASS_CONDITIONAL)]
+        others = [s for s in self.scores if s.uri and s not in conditional and s.model != INTEGER]
+        of_paper = campaign == PAPER_CAMPAIGN
+        return [
+            class_conditional_sheet(
+                title, [*first, *conditional], targets, of_paper=of_paper, measured=True
+            ),
+            integrated_sheet(title, [*first, *others], targets, of_paper=of_paper, measured=True),
+        ]
+
+    def samples_sheet(self, targets: Targets, labels: Mapping[str, str]) -> Sheet:
+        """Return every sample's truth and answers: system, then errors of what is free."""
+        names = list(self.answers)
+        sheet = Sheet(
+            f"Every sample: {self.known.name} (system if it is wrong; errors in 1e-4 Å and 0.01°)",
+            ("sample", "truth", *(labels.get(name, name) for name in names)),
+        )
+        for row, sample in enumerate(self.known.samples):
+            code = int(self.known.phase[row])
+            free = [k for k, used in enumerate(targets.free[code]) if used]
+            parameters = [targets.parameters[k] for k in free]
+            truth = ", ".join(
+                f"{p} {self.known.cells[row, CELL_PARAMETERS.index(p)]:.4f}" for p in parameters
+            )
+            texts = []
+            for name in names:
+                phase, cells = self.answers[name]
+                wrong = "" if phase[row] == code else f"{targets.names[phase[row]]} "
+                errors = [
+                    cells[row, CELL_PARAMETERS.index(p)]
+                    - self.known.cells[row, CELL_PARAMETERS.index(p)]
+                    for p in parameters
+                ]
+                told = " ".join(
+                    f"{e * (1e4 if p in 'abc' else 1e2):+.1f}"
+                    for e, p in zip(errors, parameters, strict=True) if np.isfinite(e)
+                )  # fmt: skip
+                texts.append(f"{wrong}{told}")
+            sheet.add(sample, f"{targets.names[code]} {truth}", *texts)
+        return sheet
+
+    def to_json(self, targets: Targets) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "name": self.known.name,
+            "models": {
+                s.label: {"uri": s.uri, "groups": {g: dict(v) for g, v in s.groups.items()}}
+                for s in self.scores
+            },
+            "samples": [
+                {
+                    "sample": sample,
+                    "truth": _told(targets, self.known.phase[row], self.known.cells[row]),
+                    "answers": {
+                        name: _told(targets, phase[row], cells[row])
+                        for name, (phase, cells) in self.answers.items()
+                    },
+                }
+                for row, sample in enumerate(self.known.samples)
+            ],
+        }
+
+
+def _told(targets: Targets, phase: int, cell: NDArray[np.float64]) -> dict[str, Any]:
+    values = {n: float(v) if np.isfinite(v) else None
+              for n, v in zip(CELL_PARAMETERS, cell, strict=True)}  # fmt: skip
+    return {"phase": targets.names[phase], "cell": values}
+
+
+Asked = Callable[[Known], tuple[Phases, Cells]]
+
+
+def baselines(
+    campaign: Campaign, training: Samples, library: xr.Dataset | None
+) -> dict[str, tuple[str, Asked]]:
+    """Return those who answer without having learnt: two constants, and the library match.
+
+    Parameters
+    ----------
+    campaign
+        Its phases; the commonest one's CIF has the cell at room temperature.
+    training
+        Labels of what models learnt from.
+    library
+        The snapshot to look for matches in, or None.
+
+    Returns
+    -------
+    By name: a label, and who answers.
+    """
+    every = np.ones(len(training.phase), dtype=bool)
+    commonest, mean = constant_answer(training.phase, training.cells, every)
+
+    def constant(cell: NDArray[np.float64]) -> Asked:
+        def ask(known: Known) -> tuple[Phases, Cells]:
+            count = len(known.samples)
+            return np.full(count, commonest), np.tile(cell, (count, 1))
+
+        return ask
+
+    phase = campaign.phases[commonest]
+    found: dict[str, tuple[str, Asked]] = {
+        "constant": ("always the mean cell", constant(mean)),
+        "structure": (f"CIF's cell ({phase.name})", constant(np.array(phase.cell))),
+    }
+    if library is not None:
+
+        def nearest(known: Known) -> tuple[Phases, Cells]:
+            matches = match(library, known.prepared, known.covered, progress=True)
+            best = matches.correlation.argmax(axis=1)
+            return best, matches.cells[np.arange(len(best)), best]
+
+        found["library"] = ("library, nearest", nearest)
+    return found
+
+
+def validate(
+    known: Known,
+    targets: Targets,
+    unlearnt: Mapping[str, tuple[str, Asked]],
+    learnt: Sequence[Answers],
+    *,
+    resamples: int = 1000,
+) -> Validation:
+    """Ask everyone about known profiles, and score the answers.
+
+    Parameters
+    ----------
+    known
+        The profiles.
+    targets
+        Phases and parameters.
+    unlearnt
+        From :func:`baselines`.
+    learnt
+        The models.
+    resamples
+        Of the bootstrap.
+    """
+    tallies: dict[str, Tally] = {}
+    answers: dict[str, tuple[Phases, Cells]] = {}
+    alone: set[str] = set()
+
+    def count(key: str, phase: Phases, cells: Cells) -> None:
+        tallies[key] = Tally(targets)
+        tallies[key].add(known.phase, known.cells, phase, cells)
+
+    for key, (_, ask) in unlearnt.items():
+        answers[key] = ask(known)
+        count(key, *answers[key])
+    profiles = known.prepared.astype(np.float32)
+    for one in learnt:
+        phase, cells = one.ask(profiles)
+        if cells is None:
+            alone.add(one.key)
+            answers[one.key] = phase, np.full((len(phase), 6), np.nan)
+            count(one.key, phase, known.cells)
+            continue
+        answers[one.key] = phase, cells
+        count(one.key, phase, cells)
+        if one.given is not None:
+            count(f"{one.key}/true", known.phase, one.given(profiles, known.phase))
+    systems = targets.crystal_systems[known.phase]
+    groups = scores_of(tallies, systems, targets, resamples)
+    for key in alone:
+        groups[key] = {
+            group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
+            for group, values in groups[key].items()
+        }
+    scores = [Score(key, label, "", "", groups[key]) for key, (label, _) in unlearnt.items()]
+    scores += [
+        Score(one.model, one.label, one.uri, one.preset, groups[one.key],
+              groups.get(f"{one.key}/true"))
+        for one in learnt
+    ]  # fmt: skip
+    return Validation(known, scores, answers)
