@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def read_pseudo(path: Path, campaign: Campaign, *, calibrated: bool) -> list[Pse
             _pseudo(f"{path}#{k}", tof, y, s, truth, campaign, calibrated)
             for k, (y, s, truth) in enumerate(zip(intensity, sigma, truths, strict=True))
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ProfileError):
             raise
         raise ProfileError(
