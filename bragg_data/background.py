@@ -31,8 +31,8 @@ LEAST_SHARE = 0.05
 
 At either end the condition is met for no reason: with nearly all points below the threshold least
 squares make the areas equal, peaks and all; and a parabola through the few lowest points can have
-any area: on the pseudo-experiments it is then two to three times further from the background than
-the median of the profile is.
+any area: on the pseudo-experiments it is then about twice as far from the background as the median
+of the profile is.
 """
 
 
@@ -131,10 +131,10 @@ def paper_background(tof: NDArray[np.float64], intensity: NDArray[np.float64]) -
     r"""Return the background by the paper: a parabola with the area of the clipped profile.
 
     .. math:: p_t = \arg\min_{p} \sum_{i:\, y_i < t} (y_i - p(T_i))^2, \quad
-              p = c_0 + c_1 T_1 + c_2 T_2, \qquad
+              p(T) = \sum_{k=0}^2 c_k T_k(x(T)), \qquad
               \Big|\int \min(y, t) - \int p_t\Big| < 10^{-4} \int \min(y, t)
 
-    with the second-order Chebyshev polynomial of the first kind over the window, and both areas
+    with Chebyshev polynomials of the first kind, the window mapped to x of −1 … 1, and both areas
     over the whole window by the trapezoidal rule (section V-C1).
 
     Parameters
