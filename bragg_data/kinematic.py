@@ -132,6 +132,9 @@ class Simulator:
         Nominal isotropic Lorentzian broadening in µm and 1e-6.
     convention
         See :data:`bragg_data.profile.Convention`.
+    width_range
+        Range of ln(W / W nominal) that is prepared for samples with widths of their own, so that
+        nothing is built anew for each question; left out, the samples of each call decide.
 
     Raises
     ------
@@ -153,6 +156,7 @@ class Simulator:
         size: float,
         microstrain: float,
         convention: Convention = "gsas2",
+        width_range: tuple[float, float] | None = None,
     ) -> None:
         self.phases = tuple(phases)
         self.instrument = instrument
@@ -160,6 +164,7 @@ class Simulator:
         self.size = size
         self.microstrain = microstrain
         self.convention = convention
+        self.width_range = width_range
         self._erfcx = erfcx_blended if convention == "gsas2" else erfcx
         self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
         self._varied = lru_cache(maxsize=2)(self._make_varied)
@@ -453,6 +458,8 @@ class Simulator:
             width, _ = mixing(variance, shape.fwhm)
             ratio = np.log(width * per_sample["width_scale"][:, None] / nominal)
             low, high = min(low, ratio.min()), max(high, ratio.max())
+        if self.width_range and self.width_range[0] <= low and high <= self.width_range[1]:
+            return self.width_range
         return float(np.floor((low - 0.01) * 10) / 10), float(np.ceil((high + 0.01) * 10) / 10)
 
     def _make_varied(self, low: float, high: float) -> _Varied:
