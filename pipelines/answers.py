@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.crystal import CELL_PARAMETERS, cell_volume
 from bragg_data.measurement import Measurement
+from bragg_data.refinement import Refined, RefinementError, Refiner
 from bragg_data.store import StoreError, open_snapshot
 from bragg_data.structure import Phase
 from bragg_models.library import Matches, library_match
@@ -42,6 +43,7 @@ class Answer:
     model: str
     matches: Matches | None
     snapshot: str
+    refined: tuple[Refined, ...] = ()
 
     @property
     def phase(self) -> Phase:
@@ -75,12 +77,90 @@ class Answer:
             "model": self.model,
             "warnings": self.measurement.warnings,
             "library_match": self.library(),
-            # Filled by calibrated models and by refinement; their places are kept.
+            # Filled by calibrated models; their places are kept.
             "intervals": None,
             "accepted": None,
             "reasons": None,
-            "refined": None,
+            "refined": refined_json(self.refined, self.phases),
         }
+
+
+def refined_json(refined: Sequence[Refined], phases: Sequence[Phase]) -> dict[str, Any] | None:
+    """Return a refinement, the most plausible phase first, as plain JSON values."""
+    told = [
+        {
+            "crystal_system": phases[one.phase].crystal_system.name,
+            "phase": phases[one.phase].name,
+            "cell": _cell(one.cell),
+            "su": _cell(one.su),
+            "free_parameters": list(phases[one.phase].lattice.free_parameters),
+            "rwp": one.overlay.rwp,
+            "reduced_chi2": one.overlay.reduced_chi2,
+            **dict(one.others),
+            "others_su": dict(one.others_su),
+            "converged": one.converged,
+        }
+        for one in refined
+    ]
+    return {**told[0], "candidates": told} if told else None
+
+
+def refine(
+    answers: Sequence[Answer], model: Predictor, refiner: Refiner, *, progress: bool = False
+) -> list[Answer]:
+    """Refine every answer: from the model's cell, and for each phase from the library's.
+
+    Parameters
+    ----------
+    answers, model
+        The answers, and who gave them.
+    refiner
+        Of the model's campaign.
+    progress
+        Show how far it is.
+
+    Returns
+    -------
+    The answers with their refinements; where none is possible a warning says why.
+    """
+    phases = model.campaign.phases
+    found = []
+    bar = Progress("Refining", len(answers), "profiles") if progress else None
+    for one in answers:
+        code = int(one.prediction.phase[one.row])
+        starts: list[tuple[int, NDArray[np.float64]]] = []
+        if np.isfinite(one.cell).all():
+            # Other phases begin where an atom has as much room.
+            starts = [
+                (other, one.cell if other == code else swollen(phase, phases[code], one.cell))
+                for other, phase in enumerate(phases)
+            ]
+        if one.matches is not None:
+            starts += [
+                (other, one.matches.cells[one.row, other]) for other in range(len(phases))
+                if one.matches.row[one.row, other] >= 0
+            ]  # fmt: skip
+        measurement = one.measurement
+        try:
+            fits = refiner.refine(
+                measurement.gridded, starts, tzero=measurement.calibration is None
+            )
+        except RefinementError as error:
+            told = replace(measurement, warnings=[*measurement.warnings, f"Not refined: {error}"])
+            found.append(replace(one, measurement=told))
+        else:
+            found.append(replace(one, refined=tuple(fits)))
+        if bar is not None:
+            bar.advance()
+    return found
+
+
+def swollen(phase: Phase, like: Phase, cell: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cell of a phase's CIF with as much volume for an atom as another phase's cell."""
+    room = cell_volume(cell[None])[0] / len(like.positions)
+    own = np.array(phase.cell, dtype=np.float64)
+    own[:3] *= (room * len(phase.positions) / cell_volume(own[None])[0]) ** (1 / 3)
+    return own
 
 
 def library_json(
@@ -225,8 +305,43 @@ def show(answers: Sequence[Mapping[str, Any]]) -> None:
                 style="bold" if rank == 0 else "dim",
             )
         console.print(table)
+        _show_refined(one)
         for warning in one["warnings"]:
             say(f"[yellow]![/] {escape(warning)}")
+
+
+def _show_refined(one: Mapping[str, Any]) -> None:
+    if one["refined"] is None:
+        return
+    table = Table()
+    for heading in ("refined", "crystal system", "cell"):
+        table.add_column(heading)
+    for heading in ("Rwp", "χ² reduced"):
+        table.add_column(heading, justify="right")
+    for rank, fit in enumerate(one["refined"]["candidates"]):
+        # What symmetry fixes or ties has no uncertainty of its own.
+        cell = ", ".join(
+            f"{name} {with_uncertainty(fit['cell'][name], fit['su'][name])} {UNITS[name]}"
+            for name in fit["free_parameters"]
+        )
+        table.add_row(
+            "" if rank else "best", fit["crystal_system"], cell, f"{100 * fit['rwp']:.2f} %",
+            f"{fit['reduced_chi2']:.2f}", style="dim" if rank else "bold",
+        )  # fmt: skip
+    console.print(table)
+
+
+def with_uncertainty(value: float, su: float) -> str:
+    """Write a value as crystallographers do, its uncertainty in units of the last digit.
+
+    The rule of 19: 3.98851(4), 4.0235(12); a value without uncertainty is exact: 90.
+    """
+    if not su > 0:
+        return f"{value:g}" if float(f"{value:g}") == value else f"{value:.5f}"
+    digits = max(0, -int(np.floor(np.log10(su))))
+    if round(su * 10**digits) == 1:
+        digits += 1  # two digits up to 19
+    return f"{value:.{digits}f}({round(su * 10**digits)})"
 
 
 def _show_lines(answers: Sequence[Mapping[str, Any]]) -> None:

@@ -17,9 +17,10 @@ from bragg_data.instrument import InstrumentError
 from bragg_data.measurement import Measurement, measure
 from bragg_data.preprocessing import PreprocessingError
 from bragg_data.profile_files import ProfileError
+from bragg_data.refinement import Refiner
 from bragg_models.predictors import Predictor
 from catalog import models
-from pipelines.answers import PredictError, answer, library_json, match
+from pipelines.answers import Answer, PredictError, answer, library_json, library_of, match, refine
 from pipelines.console import Progress
 from pipelines.registration import load_version
 
@@ -41,7 +42,11 @@ class Question:
     tracking_uri, version
         The model.
     calibration, bank, two_theta
-        As for :func:`pipelines.answers.measure`.
+        As for :func:`bragg_data.measurement.measure`.
+    refine
+        Whether the answers are refined; workers look for starts in the library themselves then.
+    store
+        Where the library is; None for the model's.
     """
 
     tracking_uri: str
@@ -49,6 +54,8 @@ class Question:
     calibration: Path | None = None
     bank: int | None = None
     two_theta: float | None = None
+    refine: bool = False
+    store: str | None = None
 
 
 @dataclass
@@ -144,7 +151,7 @@ def ask_on_cluster(
             profile.told["file"] = str(file)
             asked.append(profile)
     told.answers = [one.told for one in asked]
-    if library is not None and asked:
+    if library is not None and asked and not question.refine:
         matches = match(
             library, np.stack([one.prepared for one in asked]),
             np.stack([one.covered for one in asked]), progress=progress,
@@ -157,6 +164,11 @@ def ask_on_cluster(
 
 # A worker's files are all for one model.
 _loaded = lru_cache(maxsize=1)(load_version)
+
+
+@lru_cache(maxsize=1)
+def _refiner(tracking_uri: str, version: models.ModelVersion) -> Refiner:
+    return Refiner(_loaded(tracking_uri, version).campaign)
 
 
 def _ask(files: Sequence[Path], question: Question) -> list[list[_Asked] | str]:
@@ -174,7 +186,15 @@ def _ask(files: Sequence[Path], question: Question) -> list[list[_Asked] | str]:
         else:
             told.append(len(found))
             measured += found
-    answers = iter(answer(measured, predictor, question.version.uri) if measured else [])
+    uri = question.version.uri
+    all_answers: list[Answer] = []
+    if measured and question.refine:
+        library = library_of(predictor, question.store)
+        refiner = _refiner(question.tracking_uri, question.version)
+        all_answers = refine(answer(measured, predictor, uri, library), predictor, refiner)
+    elif measured:
+        all_answers = answer(measured, predictor, uri)
+    answers = iter(all_answers)
     return [
         one if isinstance(one, str) else [
             _Asked(a.to_json(), a.measurement.prepared.astype(np.float32),

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
+from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.measured import GriddedProfile
 from bragg_data.overlay import Overlay, lay_over, peaks, simulator_of
+from bragg_data.structure import Phase
 from pipelines.answers import UNITS, Answer
 from pipelines.figures import SYSTEM_COLORS
 
@@ -22,7 +24,10 @@ _MEASURED, _DIFFERENCE = "#4d4d4d", "#8a8a8a"
 
 
 def overlays(answers: Sequence[Answer], campaign: Campaign) -> list[Overlay | None]:
-    """Simulate each answer's cell and lay it over its measurement; None where there is no cell."""
+    """Simulate each answer's cell and lay it over its measurement; None where there is no cell.
+
+    Of a refined answer it is the refinement's.
+    """
     simulator = simulator_of(campaign)
     with_cell = [one for one in answers if np.isfinite(one.cell).all()]
     patterns = iter(
@@ -33,9 +38,13 @@ def overlays(answers: Sequence[Answer], campaign: Campaign) -> list[Overlay | No
         if with_cell
         else ()
     )
-    return [
+    plain = [
         lay_over(one.measurement.gridded, next(patterns)) if np.isfinite(one.cell).all() else None
         for one in answers
+    ]
+    return [
+        one.refined[0].overlay if one.refined else overlay
+        for one, overlay in zip(answers, plain, strict=True)
     ]
 
 
@@ -46,19 +55,30 @@ def answers_figure(answers: Sequence[Answer], campaign: Campaign) -> Figure:
     axes = figure.subplots(len(shown), 1, squeeze=False).ravel()
     for axis, one, overlay in zip(axes, shown, overlays(shown, campaign), strict=True):
         title = f"{one.measurement.profile.name}: {describe(one)}"
+        phase, cell = shown_cell(one)
         draw(axis, campaign.grid.tof, one.measurement.gridded, overlay, title=title,
-             color=SYSTEM_COLORS[one.phase.crystal_system],
-             ticks=peaks(one.phase, one.cell, campaign)[0] if overlay else np.empty(0))  # fmt: skip
+             color=SYSTEM_COLORS[phase.crystal_system],
+             ticks=peaks(phase, cell, campaign)[0] if overlay else np.empty(0))  # fmt: skip
     axes[-1].set_xlabel("time of flight (µs)")
     return figure
 
 
+def shown_cell(answer: Answer) -> tuple[Phase, NDArray[np.float64]]:
+    """Return the phase and cell that are drawn: the refined ones if there are any."""
+    if answer.refined:
+        return answer.phases[answer.refined[0].phase], answer.refined[0].cell
+    return answer.phase, answer.cell
+
+
 def describe(answer: Answer) -> str:
     """Return an answer in a few words: system, free parameters, probability."""
-    cell = answer.to_json()["cell"]
+    phase, cell = shown_cell(answer)
     values = ", ".join(
-        f"{name} {cell[name]:.4f} {UNITS[name]}" for name in answer.phase.lattice.free_parameters
+        f"{name} {cell[CELL_PARAMETERS.index(name)]:.4f} {UNITS[name]}"
+        for name in phase.lattice.free_parameters
     )
+    if answer.refined:
+        return f"{phase.crystal_system.name}, {values} (refined)"
     probability = float(answer.prediction.probabilities[answer.row].max())
     return f"{answer.phase.crystal_system.name}, {values} (p {probability:.3f})"
 

@@ -15,9 +15,19 @@ import xarray as xr
 from rich.markup import escape
 
 from bragg_data.measurement import measure
+from bragg_data.refinement import Refiner
 from bragg_models.predictors import Predictor
 from catalog import runs
-from pipelines.answers import Answer, PredictError, answer, library_of, load_model, show, table_row
+from pipelines.answers import (
+    Answer,
+    PredictError,
+    answer,
+    library_of,
+    load_model,
+    refine,
+    show,
+    table_row,
+)
 from pipelines.ask import REFUSED, Question, Told, ask_on_cluster, files_of
 from pipelines.cluster import check_cluster, open_client
 from pipelines.cluster_options import SlurmOptions, parse_jobs
@@ -26,6 +36,7 @@ from pipelines.console import errors, next_commands, run, say
 app = typer.Typer(add_completion=False)
 
 _FEW = 100  # files that are answered in this process, and looked for in the library unasked
+_DRAWN = 20  # files of which there is a picture or a part of a page, at most
 _REASONS = 10  # that are told in full
 _MANY = "Many files"
 
@@ -67,6 +78,14 @@ def main(
             f"files.",
         ),
     ] = None,
+    refined: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Refine cell, displacement factor and broadening of each plausible phase against "
+            "the whole pattern, from the model's and the library's cells.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list, for scripts.")
     ] = False,
@@ -77,6 +96,15 @@ def main(
         Path | None,
         typer.Option(
             metavar="PNG", help="Draw the measurements with what the answers would look like."
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="HTML",
+            help="Write a page that shows the answers, what speaks for them and what was done to "
+            "the data; of many answers the first 20.",
         ),
     ] = None,
     cluster: Annotated[
@@ -108,14 +136,17 @@ def main(
         raise PredictError("Give --json or --csv, not both.")
     for_scripts = as_json or as_csv
     meant = files_of(files)
-    if plot is not None and not plot.parent.is_dir():
-        raise PredictError(f"{plot} cannot be written: name a file in a directory that exists.")
+    for written in (plot, page):
+        if written is not None and (not written.parent.is_dir() or written.is_dir()):
+            raise PredictError(
+                f"{written} cannot be written: name a file in a directory that exists."
+            )
     check_cluster(cluster or "local", workers)
     place = runs.Tracking(tracking)
     predictor, version = load_model(model, place)
     wanted = len(meant) <= _FEW if library is None else library
     snapshot = library_of(predictor, store) if wanted else None
-    question = Question(place.uri, version, instrument, bank, two_theta)
+    question = Question(place.uri, version, instrument, bank, two_theta, refined, store)
     drawn: list[Answer] = []
     if cluster is None and len(meant) <= _FEW:
         told, drawn = _ask_here(meant, question, predictor, snapshot, progress=not for_scripts)
@@ -125,9 +156,10 @@ def main(
             told = ask_on_cluster(
                 client, meant, question, predictor, snapshot, progress=not for_scripts
             )
-        if plot is not None:
-            readable = [file for file in meant if file not in told.failures][:_FEW]
-            _, drawn = _ask_here(readable, question, predictor, None, progress=False)
+        if plot is not None or page is not None:
+            readable = [file for file in meant if file not in told.failures][:_DRAWN]
+            beside = None if page is None else snapshot
+            _, drawn = _ask_here(readable, question, predictor, beside, progress=False)
     if as_json:
         print(json.dumps(told.answers, indent=2, ensure_ascii=False))
     elif as_csv:
@@ -141,6 +173,14 @@ def main(
         answers_figure(drawn, predictor.campaign).savefig(plot, dpi=130)
         some = f" (the first {MOST_PANELS})" if len(told.answers) > MOST_PANELS else ""
         errors.print(f"Drawn in [bold]{escape(str(plot))}[/]{some}", soft_wrap=True)
+    if page is not None and drawn:
+        from pipelines.report import MOST_ANSWERS, report
+
+        total = len(told.answers)
+        text = report(drawn, predictor, version.uri, total=total)
+        page.write_text(text, encoding="utf-8")
+        some = f" (the first {MOST_ANSWERS})" if total > MOST_ANSWERS else ""
+        errors.print(f"Report in [bold]{escape(str(page))}[/]{some}", soft_wrap=True)
     if instrument is None and told.answers and not for_scripts:
         first = shlex.quote(str(files[0]))
         next_commands(
@@ -176,6 +216,8 @@ def _ask_here(
     if not measured:
         return told, []
     answers = answer(measured, predictor, question.version.uri, library, progress=progress)
+    if question.refine:
+        answers = refine(answers, predictor, Refiner(predictor.campaign), progress=progress)
     told.answers = [one.to_json() for one in answers]
     return told, answers
 

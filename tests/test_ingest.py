@@ -80,7 +80,7 @@ def test_the_view_is_what_a_model_is_asked_about_to_the_last_bit(store: Store) -
     dataset = store.open("mine-v1")
     view = VIEWS["measured_aligned@1"]
     assert view.function is prepare_measured  # the same object
-    as_read = features.load("measured_aligned", "mine-v1", store.uri)
+    as_read = features.load("measured_aligned", "mine-v1", store.uri).load()
     with open_client("local", workers=1) as client:
         assert materialise(client, store, dataset, view).complete
     stored = features.load("measured_aligned", "mine-v1", store.uri)

@@ -24,7 +24,7 @@ from bragg_data.store import Store
 from catalog.models import ModelError
 from catalog.runs import Tracking
 from pipelines import predict, train
-from pipelines.answers import PredictError
+from pipelines.answers import PredictError, with_uncertainty
 
 pytest_plugins = ("tests.small_store",)
 
@@ -309,3 +309,44 @@ def test_of_many_answers_each_gets_a_line(tracking: Tracking, noisy_file: Path) 
     )  # fmt: skip
     assert result.output.count("sample.xye") >= 13
     assert "13 of 13: No calibration was given" in result.output
+
+
+def test_a_refinement_finds_the_cell_with_its_uncertainty(
+    tracking: Tracking, noisy_file: Path
+) -> None:
+    own = ("--instrument", noisy_file.parent / "own.instprm", "--refine")
+    (answer,) = ask(tracking, noisy_file, *own)
+    refined = answer["refined"]
+    assert refined["phase"] == refined["crystal_system"] == "trigonal"
+    assert refined["converged"]
+    for name, value in zip(CELL_PARAMETERS, TRUE[1], strict=True):
+        assert abs(refined["cell"][name] - value) < max(5 * refined["su"][name], 1e-9)
+    assert 0 < refined["su"]["a"] < 1e-3
+    assert refined["reduced_chi2"] == pytest.approx(1, abs=0.2)
+    assert refined["candidates"][0]["cell"] == refined["cell"]
+    (there,) = ask(tracking, noisy_file, *own, "--cluster", "local", "--workers", "1")
+    assert there["refined"]["cell"]["a"] == pytest.approx(refined["cell"]["a"], abs=1e-4)
+    shown = CliRunner().invoke(
+        predict.app, [str(noisy_file), *map(str, own), "--tracking", tracking.uri],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert re.search(
+        r"best +│ trigonal +│ a 4\.04\d+\(\d+\) Å, alpha 84\.\d+\(\d+\) °", shown.output
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "su", "told"),
+    [
+        (3.98851234, 4.2e-5, "3.98851(4)"),
+        (4.0235123, 0.0012, "4.0235(12)"),
+        (4.0235, 0.00195, "4.024(2)"),
+        (89.887, 0.0026, "89.887(3)"),
+        (100.2, 14.0, "100(14)"),
+        (90.0, 0.0, "90"),
+    ],
+)
+def test_uncertainties_are_written_as_crystallographers_do(
+    value: float, su: float, told: str
+) -> None:
+    assert with_uncertainty(value, su) == told
