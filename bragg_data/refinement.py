@@ -6,8 +6,9 @@ The measured intensities y on a campaign's grid are fitted by
 
 with P the simulated pattern of a cell, displacement factor and broadening θ, and Chebyshev
 polynomials T of the background. Scale s and background b are linear: they are solved for exactly at
-every step (variable projection; Golub & Pereyra, SIAM Journal on Numerical Analysis 10 (1973) 413, with Kaufman's
-Jacobian, BIT 15 (1975) 49), so that only θ, at most a dozen numbers, is searched for.
+every step (variable projection; Golub & Pereyra, SIAM Journal on Numerical Analysis 10 (1973) 413,
+with Kaufman's Jacobian, BIT 15 (1975) 49), so that only θ, at most a dozen numbers, is searched
+for.
 
 Phases are compared by a penalised criterion that knows that more parameters fit better.
 """

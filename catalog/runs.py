@@ -179,12 +179,9 @@ class Run:
             self.tracking.client.log_batch(self.id, params=flat[low : low + _PARAMETERS_PER_CALL])
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Log what was measured; nested mappings become names with slashes, groups in the UI.
-
-        Values keep seven digits, which is what people can compare.
-        """
+        """Log what was measured; nested mappings become names with slashes, groups in the UI."""
         now = int(time.time() * 1000)
-        flat = [Metric(k, float(f"{v:.7g}"), now, step) for k, v in _flattened(metrics, "/")]
+        flat = [Metric(k, float(v), now, step) for k, v in _flattened(metrics, "/")]
         for low in range(0, len(flat), _METRICS_PER_CALL):
             self.tracking.client.log_batch(self.id, metrics=flat[low : low + _METRICS_PER_CALL])
 
