@@ -161,11 +161,19 @@ class Refiner:
             return None
 
 
-def ranked(found: Sequence[Refined]) -> list[Refined]:
-    r"""Order fits of one profile: the most plausible first.
+def _with_size(given: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Put the size, which the simulator wants, in the place of its inverse."""
+    if "inverse_size" in given:
+        given["size"] = 1 / np.maximum(given.pop("inverse_size"), 1e-3)
+    return given
 
-    By n ln χ² + k ln n (Schwarz, Ann. Stat. 6 (1978) 461), with as many points n as count where
-    neighbours in a peak share their misfit, so that a lower symmetry has to fit clearly better.
+
+def ranked(found: Sequence[Refined]) -> list[Refined]:
+    """Order fits of one profile: the most plausible first.
+
+    By χ²/s + k ln n (Schwarz, Annals of Statistics 6 (1978) 461) with k parameters, n points and
+    the noise s, which is the best fit's reduced χ² where that is above 1: a lower symmetry has to
+    fit clearly better.
     """
     best = min(one.chi2 / max(one.points - one.parameters, 1) for one in found)
 
@@ -208,9 +216,7 @@ class _Problem:
     ) -> NDArray[np.float64]:
         """Weighted patterns without background, shape (points, n), of n rows of parameters."""
         lattice = self._refiner.campaign.phases[phase].lattice
-        given = dict(zip(names, values.T, strict=True))
-        if "inverse_size" in given:
-            given["size"] = 1 / np.maximum(given.pop("inverse_size"), 1e-3)
+        given = _with_size(dict(zip(names, values.T, strict=True)))
         simulated = self._refiner.simulator.simulate(
             np.full(len(free), phase), lattice.cells(free), **given
         )
@@ -292,14 +298,11 @@ class _Problem:
         su = np.sqrt(np.maximum(np.diag(covariance), 0))
         cell = lattice.cells(state.free[None])[0]
         moved = lattice.cells((state.free + su[:count])[None])[0]
-        others = dict(zip(state.names, map(float, state.values), strict=True))
+        given = _with_size(dict(zip(state.names, state.values[:, None], strict=True)))
+        others = {name: float(value[0]) for name, value in given.items()}
         others_su = dict(zip(state.names, map(float, su[count:]), strict=True))
-        given = {n: np.array([v]) for n, v in others.items()}
-        if "inverse_size" in others:
-            inverse = max(others.pop("inverse_size"), 1e-3)
-            others["size"] = 1 / inverse
-            others_su["size"] = others_su.pop("inverse_size") / inverse**2
-            given["size"] = np.array([1 / max(float(given.pop("inverse_size")[0]), 1e-3)])
+        if "size" in others:
+            others_su["size"] = others_su.pop("inverse_size") * others["size"] ** 2
         pattern = self._refiner.simulator.simulate(np.array([state.phase]), cell[None], **given)[0]
         overlay = lay_over(self._gridded, pattern, terms=self._basis.shape[1])
         return Refined(

@@ -125,32 +125,33 @@ def refine(
     """
     phases = model.campaign.phases
     found = []
-    bar = Progress("Refining", len(answers), "profiles") if progress else None
-    for one in answers:
-        code = int(one.prediction.phase[one.row])
-        starts: list[tuple[int, NDArray[np.float64]]] = []
-        if np.isfinite(one.cell).all():
-            # Other phases begin where an atom has as much room.
-            starts = [
-                (other, one.cell if other == code else swollen(phase, phases[code], one.cell))
-                for other, phase in enumerate(phases)
-            ]
-        if one.matches is not None:
-            starts += [
-                (other, one.matches.cells[one.row, other]) for other in range(len(phases))
-                if one.matches.row[one.row, other] >= 0
-            ]  # fmt: skip
-        measurement = one.measurement
-        try:
-            fits = refiner.refine(
-                measurement.gridded, starts, tzero=measurement.calibration is None
-            )
-        except RefinementError as error:
-            told = replace(measurement, warnings=[*measurement.warnings, f"Not refined: {error}"])
-            found.append(replace(one, measurement=told))
-        else:
-            found.append(replace(one, refined=tuple(fits)))
-        if bar is not None:
+    with Progress("Refining", len(answers), "profiles", quiet=not progress) as bar:
+        for one in answers:
+            code = int(one.prediction.phase[one.row])
+            starts: list[tuple[int, NDArray[np.float64]]] = []
+            if np.isfinite(one.cell).all():
+                # Other phases begin where an atom has as much room.
+                starts = [
+                    (other, one.cell if other == code else swollen(phase, phases[code], one.cell))
+                    for other, phase in enumerate(phases)
+                ]
+            if one.matches is not None:
+                starts += [
+                    (other, one.matches.cells[one.row, other]) for other in range(len(phases))
+                    if one.matches.row[one.row, other] >= 0
+                ]  # fmt: skip
+            measurement = one.measurement
+            try:
+                fits = refiner.refine(
+                    measurement.gridded, starts, tzero=measurement.calibration is None
+                )
+            except RefinementError as error:
+                told = replace(
+                    measurement, warnings=[*measurement.warnings, f"Not refined: {error}"]
+                )
+                found.append(replace(one, measurement=told))
+            else:
+                found.append(replace(one, refined=tuple(fits)))
             bar.advance()
     return found
 
@@ -249,10 +250,8 @@ def match(
     progress: bool = False,
 ) -> Matches:
     """Look for prepared profiles (n, points) in a snapshot, with a bar if wanted."""
-    if not progress:
-        return library_match(library, prepared, covered)
     size = library.sizes["sample"]
-    with Progress("Matching", size, "patterns") as bar:
+    with Progress("Matching", size, "patterns", quiet=not progress) as bar:
 
         def on_chunk(done: int, total: int) -> None:
             bar.advance(size * done // total - bar.done)

@@ -137,7 +137,7 @@ def ask_on_cluster(
     futures = client.map(_ask, parts, question=question, pure=False)
     order = {future.key: number for number, future in enumerate(futures)}
     results: dict[int, list[list[_Asked] | str]] = {}
-    with Progress("Predicting", len(files), "files") if progress else _Quiet() as bar:
+    with Progress("Predicting", len(files), "files", quiet=not progress) as bar:
         for future, result in as_completed(futures, with_results=True):
             results[order[future.key]] = result
             bar.advance(len(result))
@@ -203,16 +203,3 @@ def _ask(files: Sequence[Path], question: Question) -> list[list[_Asked] | str]:
         ]
         for one in told
     ]  # fmt: skip
-
-
-class _Quiet:
-    """A bar that shows nothing."""
-
-    def __enter__(self) -> _Quiet:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def advance(self, count: int = 1) -> None:
-        """Do nothing."""

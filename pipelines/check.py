@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -51,9 +50,8 @@ def main(
     """
     repository = Store(store)
     dataset = repository.open(tag or default_tag(repository))
-    bar = Progress("Reading", dataset.sizes["sample"], "profiles")
-    with nullcontext() if as_json else bar:
-        findings = check(dataset, peaks=peaks, on_chunk=None if as_json else bar.advance)
+    with Progress("Reading", dataset.sizes["sample"], "profiles", quiet=as_json) as bar:
+        findings = check(dataset, peaks=peaks, on_chunk=bar.advance)
     if measured:
         campaign = campaign_of(dataset)
         profiles = [m.prepared for f in measured for m in measure(f, campaign, instrument, bank)]

@@ -105,17 +105,22 @@ class Progress:
         What is counted, in the plural.
     done
         How much was there before; it does not count for the rate.
+    quiet
+        Count, but show nothing.
     """
 
-    def __init__(self, task: str, total: int, unit: str, *, done: int = 0) -> None:
+    def __init__(
+        self, task: str, total: int, unit: str, *, done: int = 0, quiet: bool = False
+    ) -> None:
         self.task, self.total, self.unit, self.done = task, total, unit, done
+        self._quiet = quiet
         self.note = ""
         self._began = time.monotonic()
         self._first = done
         self._history: deque[tuple[float, int]] = deque([(self._began, done)])
         self._told, self._line = -_PLAIN_SECONDS, ""
         self._bar: RichProgress | None = None
-        if console.is_terminal:
+        if console.is_terminal and not quiet:
             self._bar = RichProgress(
                 SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
                 TextColumn("{task.fields[text]}"), console=console, expand=True,
@@ -166,7 +171,7 @@ class Progress:
         self.note = self.note if note is None else note
         if self._bar:
             self._bar.update(self._id, completed=self.done, text=self._text())
-        elif last or time.monotonic() - self._told >= _PLAIN_SECONDS:
+        elif not self._quiet and (last or time.monotonic() - self._told >= _PLAIN_SECONDS):
             line = f"{self.task}: {self._text()}"
             if line != self._line:
                 say(line)

@@ -8,7 +8,6 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -356,9 +355,8 @@ def _identity(dataset: xr.Dataset) -> dict[str, str]:
 
 def _library(dataset: xr.Dataset, directory: Path, *, quiet: bool) -> Library:
     every = np.ones(dataset.sizes["sample"], dtype=bool)
-    bar = Progress("Reading the library", len(every), "patterns")
-    with nullcontext() if quiet else bar:
-        return Library.build(dataset, every, directory, on_batch=None if quiet else bar.advance)
+    with Progress("Reading the library", len(every), "patterns", quiet=quiet) as bar:
+        return Library.build(dataset, every, directory, on_batch=bar.advance)
 
 
 def data_tag(store: Store, tracking: runs.Tracking) -> str:

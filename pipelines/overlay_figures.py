@@ -28,24 +28,18 @@ def overlays(answers: Sequence[Answer], campaign: Campaign) -> list[Overlay | No
 
     Of a refined answer it is the refinement's.
     """
-    simulator = simulator_of(campaign)
-    with_cell = [one for one in answers if np.isfinite(one.cell).all()]
-    patterns = iter(
-        simulator.simulate(
-            np.array([one.prediction.phase[one.row] for one in with_cell]),
-            np.stack([one.cell for one in with_cell]),
+    found = [one.refined[0].overlay if one.refined else None for one in answers]
+    rows = [
+        row for row, one in enumerate(answers) if not one.refined and np.isfinite(one.cell).all()
+    ]
+    if rows:
+        patterns = simulator_of(campaign).simulate(
+            np.array([answers[row].prediction.phase[answers[row].row] for row in rows]),
+            np.stack([answers[row].cell for row in rows]),
         )
-        if with_cell
-        else ()
-    )
-    plain = [
-        lay_over(one.measurement.gridded, next(patterns)) if np.isfinite(one.cell).all() else None
-        for one in answers
-    ]
-    return [
-        one.refined[0].overlay if one.refined else overlay
-        for one, overlay in zip(answers, plain, strict=True)
-    ]
+        for row, pattern in zip(rows, patterns, strict=True):
+            found[row] = lay_over(answers[row].measurement.gridded, pattern)
+    return found
 
 
 def answers_figure(answers: Sequence[Answer], campaign: Campaign) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -125,9 +124,10 @@ def held_out_sets(
 
 @dataclass
 class Tally:
-    """The errors of one model on one test set, as they come."""
+    """The errors of one model on one test set, as they come; of one that tells phases alone, so."""
 
     targets: Targets
+    phases_alone: bool = False
     total: Errors | None = None
     literal: list[NDArray[np.float32]] = field(default_factory=list)
     free: list[NDArray[np.float32]] = field(default_factory=list)
@@ -255,36 +255,69 @@ def score_set(
     labels = test.labels
     tallies: dict[str, Tally] = {}
     phases = []
-    phases_alone: set[str] = set()
     profiles = profiles_of(test.dataset, lambda values: values)
-    bar = Progress(f"Scoring, {test.name}", test.count * len(asked), "answers")
-    with nullcontext() if quiet else bar:
+    total = test.count * len(asked)
+    with Progress(f"Scoring, {test.name}", total, "answers", quiet=quiet) as bar:
         for batch in _together(in_order(profiles, test.wanted), _TOGETHER):
             phase, cells = labels.phase[batch.rows], labels.cells[batch.rows]
             phases.append(phase)
             for one in asked:
-                found, answer = one.ask(batch.profiles)
-                if answer is None:
-                    phases_alone.add(one.key)
-                tally = tallies.setdefault(one.key, Tally(targets))
-                # Who answers no cell is scored on phases alone.
-                tally.add(phase, cells, found, cells if answer is None else answer)
-                if one.given is not None and answer is not None:
-                    other = np.flatnonzero(found != phase)
-                    if len(other):
-                        answer = answer.copy()
-                        answer[other] = one.given(batch.profiles[other], phase[other])
-                    tally = tallies.setdefault(f"{one.key}/true", Tally(targets))
-                    tally.add(phase, cells, phase, answer)
-                if not quiet:
-                    bar.advance(len(phase), one.label)
-    systems = targets.crystal_systems[np.concatenate(phases)]
-    groups = scores_of(tallies, systems, targets, resamples)
-    for key in phases_alone:
-        groups[key] = {
-            group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
-            for group, values in groups[key].items()
-        }
+                ask_and_count(one, batch.profiles, phase, cells, tallies, targets)
+                bar.advance(len(phase), one.label)
+    return scored(asked, tallies, np.concatenate(phases), targets, resamples)
+
+
+def ask_and_count(
+    one: Answers,
+    profiles: NDArray[np.float32],
+    phase: Phases,
+    cells: Cells,
+    tallies: dict[str, Tally],
+    targets: Targets,
+) -> tuple[Phases, Cells | None]:
+    """Ask one about profiles whose phases and cells are known, count the errors; return the answer.
+
+    Counted under its key; with the true phases given, for who takes them, under ``KEY/true``.
+    """
+    found, answer = one.ask(profiles)
+    tally = tallies.setdefault(one.key, Tally(targets, phases_alone=answer is None))
+    # Who answers no cell is scored on phases alone.
+    tally.add(phase, cells, found, cells if answer is None else answer)
+    if one.given is not None and answer is not None:
+        given = answer
+        other = np.flatnonzero(found != phase)
+        if len(other):
+            given = answer.copy()
+            given[other] = one.given(profiles[other], phase[other])
+        tallies.setdefault(f"{one.key}/true", Tally(targets)).add(phase, cells, phase, given)
+    return found, answer
+
+
+def scored(
+    asked: Sequence[Answers],
+    tallies: Mapping[str, Tally],
+    phases: Phases,
+    targets: Targets,
+    resamples: int,
+) -> list[Score]:
+    """Return the scores of everyone that was asked, with their intervals.
+
+    Parameters
+    ----------
+    asked, tallies
+        Who, and what was counted for them.
+    phases : shape (n,)
+        The true ones, in the order in which they were counted.
+    targets, resamples
+        As for :func:`score_set`.
+    """
+    groups = _groups(tallies, targets.crystal_systems[phases], targets, resamples)
+    for key, tally in tallies.items():
+        if tally.phases_alone:
+            groups[key] = {
+                group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
+                for group, values in groups[key].items()
+            }
     return [
         Score(one.model, one.label, one.uri, one.preset, groups[one.key],
               groups.get(f"{one.key}/true"))
@@ -310,7 +343,7 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def scores_of(
+def _groups(
     tallies: Mapping[str, Tally], systems: NDArray[np.integer], targets: Targets, resamples: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the scores with their intervals of everyone, by crystal system and of all."""

@@ -28,14 +28,17 @@ from pipelines.overlay_figures import draw
 from pipelines.registration import load_version
 from pipelines.results import CLASS_CONDITIONAL, MODELS
 from pipelines.scores import EQUATION_1
+from pipelines.scoring import CONSTANT
 from pipelines.simulate import code_commit
 from pipelines.train import default_tag
 from pipelines.validation import (
+    STRUCTURE,
     Known,
     Validation,
     baselines,
     known_from_dataset,
     known_from_file,
+    nearest,
     validate,
 )
 
@@ -101,9 +104,13 @@ def main(
     sets = _sets(data, repository, campaign)
     chosen = [c for c in candidates(place, dataset, models or ()) if models or c.split == "random"]
     learnt = [answers_of(c, load_version(place.uri, c.version)) for c in chosen]
-    unlearnt = baselines(campaign, labels, dataset if library else None)
-    named = {one.key: one.label for one in learnt} | {k: v for k, (v, _) in unlearnt.items()}
-    found = [validate(known, targets, unlearnt, learnt, resamples=bootstrap) for known in sets]
+    stored = nearest(dataset, sets) if library else [None] * len(sets)
+    asked = [[*baselines(campaign, labels, one), *learnt] for one in stored]
+    named = {one.key: one.label for one in asked[0]}
+    found = [
+        validate(known, targets, own, resamples=bootstrap)
+        for known, own in zip(sets, asked, strict=True)
+    ]
     text = _facts(dataset, bootstrap)
     for one in found:
         for sheet in one.sheets(targets, campaign.name):
@@ -214,10 +221,7 @@ def _figures(one: Validation, campaign: Campaign, named: dict[str, str]) -> dict
     asked = {"truth": (known.phase, known.cells), **one.answers}
     for key, (phase, cells) in asked.items():
         # The class-conditional models are told apart by the tables.
-        if (
-            key in ("constant", "structure", *CLASS_CONDITIONAL)
-            or not np.isfinite(cells[rows]).all()
-        ):
+        if key in (CONSTANT, STRUCTURE, *CLASS_CONDITIONAL) or not np.isfinite(cells[rows]).all():
             continue
         patterns = simulator.simulate(np.asarray(phase)[rows], cells[rows])
         figure = Figure(figsize=(11, 0.4 + 3.4 * len(rows)), layout="constrained")

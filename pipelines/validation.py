@@ -31,10 +31,14 @@ from pipelines.scores import (
     constant_answer,
     integrated_sheet,
 )
-from pipelines.scoring import Answers, Tally, scores_of
+from pipelines.scoring import CONSTANT, NEAREST, Answers, Tally, ask_and_count, scored
 
 Cells = NDArray[np.float64]
 Phases = NDArray[np.integer]
+Ask = Callable[[NDArray[np.float32]], tuple[Phases, Cells | None]]
+
+STRUCTURE = "structure"
+"""Name of the baseline that answers the CIF's cell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,12 +222,23 @@ def _told(targets: Targets, phase: int, cell: NDArray[np.float64]) -> dict[str, 
     return {"phase": targets.names[phase], "cell": values}
 
 
-Asked = Callable[[Known], tuple[Phases, Cells]]
+def nearest(library: xr.Dataset, sets: Sequence[Known]) -> list[tuple[Phases, Cells]]:
+    """Return the nearest stored pattern's phase and cell for every profile, in one pass."""
+    matches = match(
+        library,
+        np.concatenate([one.prepared for one in sets]),
+        np.concatenate([one.covered for one in sets]),
+        progress=True,
+    )
+    best = matches.correlation.argmax(axis=1)
+    cells = matches.cells[np.arange(len(best)), best]
+    ends = np.cumsum([len(one.samples) for one in sets])[:-1]
+    return list(zip(np.split(best, ends), np.split(cells, ends), strict=True))
 
 
 def baselines(
-    campaign: Campaign, training: Samples, library: xr.Dataset | None
-) -> dict[str, tuple[str, Asked]]:
+    campaign: Campaign, training: Samples, found: tuple[Phases, Cells] | None
+) -> list[Answers]:
     """Return those who answer without having learnt: two constants, and the library match.
 
     Parameters
@@ -232,46 +247,29 @@ def baselines(
         Its phases; the commonest one's CIF has the cell at room temperature.
     training
         Labels of what models learnt from.
-    library
-        The snapshot to look for matches in, or None.
-
-    Returns
-    -------
-    By name: a label, and who answers.
+    found
+        What :func:`nearest` found for the profiles that are going to be asked about, or None.
     """
     every = np.ones(len(training.phase), dtype=bool)
     commonest, mean = constant_answer(training.phase, training.cells, every)
-
-    def constant(cell: NDArray[np.float64]) -> Asked:
-        def ask(known: Known) -> tuple[Phases, Cells]:
-            count = len(known.samples)
-            return np.full(count, commonest), np.tile(cell, (count, 1))
-
-        return ask
-
     phase = campaign.phases[commonest]
-    found: dict[str, tuple[str, Asked]] = {
-        "constant": ("always the mean cell", constant(mean)),
-        "structure": (f"CIF's cell ({phase.name})", constant(np.array(phase.cell))),
-    }
-    if library is not None:
 
-        def nearest(known: Known) -> tuple[Phases, Cells]:
-            matches = match(library, known.prepared, known.covered, progress=True)
-            best = matches.correlation.argmax(axis=1)
-            return best, matches.cells[np.arange(len(best)), best]
+    def constant(cell: NDArray[np.float64]) -> Ask:
+        return lambda profiles: (
+            np.full(len(profiles), commonest), np.tile(cell, (len(profiles), 1)),
+        )  # fmt: skip
 
-        found["library"] = ("library, nearest", nearest)
-    return found
+    told = [
+        Answers(CONSTANT, CONSTANT, "always the mean cell", constant(mean)),
+        Answers(STRUCTURE, STRUCTURE, f"CIF's cell ({phase.name})", constant(np.array(phase.cell))),
+    ]
+    if found is not None:
+        told.append(Answers(NEAREST, NEAREST, "library, nearest", lambda _: found))
+    return told
 
 
 def validate(
-    known: Known,
-    targets: Targets,
-    unlearnt: Mapping[str, tuple[str, Asked]],
-    learnt: Sequence[Answers],
-    *,
-    resamples: int = 1000,
+    known: Known, targets: Targets, asked: Sequence[Answers], *, resamples: int = 1000
 ) -> Validation:
     """Ask everyone about known profiles, and score the answers.
 
@@ -281,47 +279,16 @@ def validate(
         The profiles.
     targets
         Phases and parameters.
-    unlearnt
-        From :func:`baselines`.
-    learnt
-        The models.
+    asked
+        Baselines, then models.
     resamples
         Of the bootstrap.
     """
     tallies: dict[str, Tally] = {}
     answers: dict[str, tuple[Phases, Cells]] = {}
-    alone: set[str] = set()
-
-    def count(key: str, phase: Phases, cells: Cells) -> None:
-        tallies[key] = Tally(targets)
-        tallies[key].add(known.phase, known.cells, phase, cells)
-
-    for key, (_, ask) in unlearnt.items():
-        answers[key] = ask(known)
-        count(key, *answers[key])
     profiles = known.prepared.astype(np.float32)
-    for one in learnt:
-        phase, cells = one.ask(profiles)
-        if cells is None:
-            alone.add(one.key)
-            answers[one.key] = phase, np.full((len(phase), 6), np.nan)
-            count(one.key, phase, known.cells)
-            continue
-        answers[one.key] = phase, cells
-        count(one.key, phase, cells)
-        if one.given is not None:
-            count(f"{one.key}/true", known.phase, one.given(profiles, known.phase))
-    systems = targets.crystal_systems[known.phase]
-    groups = scores_of(tallies, systems, targets, resamples)
-    for key in alone:
-        groups[key] = {
-            group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
-            for group, values in groups[key].items()
-        }
-    scores = [Score(key, label, "", "", groups[key]) for key, (label, _) in unlearnt.items()]
-    scores += [
-        Score(one.model, one.label, one.uri, one.preset, groups[one.key],
-              groups.get(f"{one.key}/true"))
-        for one in learnt
-    ]  # fmt: skip
+    for one in asked:
+        phase, cells = ask_and_count(one, profiles, known.phase, known.cells, tallies, targets)
+        answers[one.key] = phase, np.full((len(phase), 6), np.nan) if cells is None else cells
+    scores = scored(asked, tallies, known.phase, targets, resamples)
     return Validation(known, scores, answers)
