@@ -12,8 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign, Samples
-from bragg_data.crystal import CELL_PARAMETERS
-from bragg_data.schema import campaign_of, samples_of
+from bragg_data.schema import campaign_of, free_ranges, samples_of
 
 SAME_CELL = 1e-9
 """Cells whose six parameters all differ by less than this, relatively, are the same sample."""
@@ -225,18 +224,10 @@ def _phase_change(
         both=both,
         only_old=len(old.rows) - both,
         only_new=len(new.rows) - both,
-        old_ranges=_ranges(old),
-        new_ranges=_ranges(new),
+        old_ranges=free_ranges(old.cells, old.free_parameters),
+        new_ranges=free_ranges(new.cells, new.free_parameters),
         intensities=None if differences is None else _comparison(both, differences),
     )
-
-
-def _ranges(part: _Part) -> dict[str, tuple[float, float]]:
-    if not len(part.rows):
-        return {}
-    lowest, highest = part.cells.min(axis=0), part.cells.max(axis=0)
-    columns = {name: CELL_PARAMETERS.index(name) for name in part.free_parameters}
-    return {name: (float(lowest[k]), float(highest[k])) for name, k in columns.items()}
 
 
 # ---- intensities -------------------------------------------------------------------------------

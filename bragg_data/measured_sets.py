@@ -199,7 +199,7 @@ def write_measured(
         root = zarr.open_group(session.store, mode="a")
         if name in root:  # a process died between commit and tag
             repository.create_tag(wanted, repository.lookup_branch(branch))
-            return next(made for made in store.tags() if made.name == wanted)
+            return store.tag(wanted)
         encoding = {
             variable: {
                 "chunks": (_ROWS, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape,
@@ -218,7 +218,7 @@ def write_measured(
                 group.create_array(key, data=values, chunks=values.shape, compressors=COMPRESSOR)
         snapshot = session.commit(f"ingest {name}: {len(measurements)} profiles")
         repository.create_tag(wanted, snapshot)
-    return next(made for made in store.tags() if made.name == wanted)
+    return store.tag(wanted)
 
 
 def measurements_of(dataset: xr.Dataset) -> list[dict[str, Any]]:

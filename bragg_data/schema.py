@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,6 +230,19 @@ def samples_of(dataset: xr.Dataset, rows: slice = slice(None)) -> Samples:
         crystal_system=part.crystal_system.values,
         cells=np.stack([part[name].values for name in CELL_PARAMETERS], axis=1),
     )
+
+
+def free_ranges(
+    cells: NDArray[np.float64], free_parameters: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Return the lowest and highest value of each free parameter of some cells, shape (n, 6).
+
+    In ångström and degrees; empty without cells.
+    """
+    if not len(cells):
+        return {}
+    columns = {name: cells[:, CELL_PARAMETERS.index(name)] for name in free_parameters}
+    return {name: (float(v.min()), float(v.max())) for name, v in columns.items()}
 
 
 def counts_per_system(dataset: xr.Dataset) -> dict[str, int]:

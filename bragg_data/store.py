@@ -154,16 +154,27 @@ class Store:
                 found.append(Tag(name, snapshot.id, snapshot.written_at))
         return found
 
+    def tag(self, name: str) -> Tag:
+        """Return a tag by its name.
+
+        Raises
+        ------
+        StoreError
+            If there is none; the known ones are told.
+        """
+        known = {tag.name: tag for tag in self.tags()}
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise StoreError(f"Snapshot '{name}' not found in {self.uri}. Known tags: {names}.")
+        return known[name]
+
     def open(self, tag: str) -> xr.Dataset:
         """Open a tagged data set; see :func:`open_snapshot`."""
-        known = {known.name: known.snapshot_id for known in self.tags()}
-        if tag not in known:
-            names = ", ".join(known) or "none"
-            raise StoreError(f"Snapshot '{tag}' not found in {self.uri}. Known tags: {names}.")
+        snapshot_id = self.tag(tag).snapshot_id
         with errors_told(f"opening snapshot '{tag}' of {self.uri}"):
             session = self.repository.readonly_session(tag=tag)
             dataset = open_dataset(session, self._group(tag).basename)
-        return dataset.assign_attrs(tag=tag, snapshot_id=known[tag], uri=self.uri)
+        return dataset.assign_attrs(tag=tag, snapshot_id=snapshot_id, uri=self.uri)
 
     def size(self, tag: str) -> int:
         """Return the bytes that a tagged data set takes on the disk."""

@@ -125,7 +125,7 @@ class Writer(BlockWriter):
             else:
                 snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
             repository.create_tag(name, snapshot)
-        return next(made for made in self.store.tags() if made.name == name)
+        return self.store.tag(name)
 
     def _checked(self, dataset: xr.Dataset) -> None:
         """Refuse a data set that fails a hard check; the intensities were looked at as written."""

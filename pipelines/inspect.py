@@ -69,16 +69,13 @@ def summary(store: Store, tag: Tag) -> dict[str, Any]:
 
 def _ranges(dataset: xr.Dataset, campaign: Campaign) -> dict[str, dict[str, tuple[float, float]]]:
     samples = schema.samples_of(dataset)
-    ranges: dict[str, dict[str, tuple[float, float]]] = {}
-    for code, phase in enumerate(campaign.phases):
-        cells = samples.cells[samples.phase == code]
-        if len(cells):
-            ranges[phase.name] = {
-                name: (float(values.min()), float(values.max()))
-                for name in phase.lattice.free_parameters
-                for values in (cells[:, CELL_PARAMETERS.index(name)],)
-            }
-    return ranges
+    ranges = {
+        phase.name: schema.free_ranges(
+            samples.cells[samples.phase == code], phase.lattice.free_parameters
+        )
+        for code, phase in enumerate(campaign.phases)
+    }
+    return {name: of_phase for name, of_phase in ranges.items() if of_phase}
 
 
 def _show_tags(summaries: list[dict[str, Any]]) -> None:

@@ -104,7 +104,7 @@ def simulate_campaign(
                 f"This data set is in the store already, as [bold]{one.tag}[/] (same campaign, "
                 f"simulator and number of samples): nothing to do."
             )
-            return next(tagged for tagged in store.tags() if tagged.name == one.tag)
+            return store.tag(one.tag)
     if tag is not None:
         store.check_new_tag(tag)
     check_cluster(cluster, workers)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from typer.testing import CliRunner
 
 from bragg_data import kinematic
 from bragg_data.campaign import BUILT_IN, Campaign, load_campaign
@@ -118,3 +119,19 @@ def tracking_in(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Tr
         return Tracking(f"sqlite:///{directory}/mlflow.db")
 
     return copied
+
+
+@pytest.fixture(scope="session")
+def trained(
+    small_store: Store,
+    tmp_path_factory: pytest.TempPathFactory,
+    tracking_in: Callable[[Path], Tracking],
+) -> Tracking:
+    """Where one model is registered that has learnt a little: a multitask network, one epoch."""
+    from pipelines import train  # takes seconds, and few need it
+
+    place = tracking_in(tmp_path_factory.mktemp("trained"))
+    arguments = ["--store", small_store.uri, "--tracking", place.uri, "--epochs", "1"]
+    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return place

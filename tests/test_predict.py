@@ -20,10 +20,9 @@ from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.instrument import InstrumentError
 from bragg_data.kinematic import Simulator
 from bragg_data.profile_files import ProfileError
-from bragg_data.store import Store
 from catalog.models import ModelError
 from catalog.runs import Tracking
-from pipelines import predict, train
+from pipelines import predict
 from pipelines.answers import PredictError, with_uncertainty
 
 pytest_plugins = ("tests.small_store",)
@@ -35,16 +34,8 @@ TRUE = (2, [4.0437, 4.0437, 4.0437, 84.31, 84.31, 84.31])  # trigonal, off the g
 
 
 @pytest.fixture(scope="module")
-def tracking(
-    small_store: Store,
-    tmp_path_factory: pytest.TempPathFactory,
-    tracking_in: Callable[[Path], Tracking],
-) -> Tracking:
-    place = tracking_in(tmp_path_factory.mktemp("predict"))
-    arguments = ["--store", small_store.uri, "--tracking", place.uri, "--epochs", "1"]
-    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return place
+def tracking(trained: Tracking) -> Tracking:
+    return trained
 
 
 @pytest.fixture(scope="module")

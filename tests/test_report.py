@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,25 +20,15 @@ from bragg_data.campaign import BUILT_IN, Campaign
 from bragg_data.measured import GriddedProfile
 from bragg_data.measurement import Measurement, measure
 from bragg_data.overlay import lay_over, peaks, simulator_of
-from bragg_data.store import Store
 from bragg_models.predictors import Prediction, Predictor
 from catalog.runs import Tracking
-from pipelines import predict, train
+from pipelines import predict
 from pipelines import report as report_module
 from pipelines.answers import Answer, PredictError, answer, library_of, load_model
 from pipelines.figures import SYSTEM_COLORS
-from pipelines.report import (
-    WELL,
-    Fit,
-    explained_share,
-    fixed,
-    miller,
-    misfits,
-    probability,
-    report,
-    runner_up,
-    space_group,
-)
+from pipelines.report import WELL, explained_share, report
+from pipelines.report_fits import Fit, fits_of, misfits, runner_up
+from pipelines.report_numbers import fixed, miller, probability, space_group
 
 pytest_plugins = ("tests.small_store",)
 
@@ -94,16 +83,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def tracking(
-    small_store: Store,
-    tmp_path_factory: pytest.TempPathFactory,
-    tracking_in: Callable[[Path], Tracking],
-) -> Tracking:
-    place = tracking_in(tmp_path_factory.mktemp("report"))
-    arguments = ["--store", small_store.uri, "--tracking", place.uri, "--epochs", "1"]
-    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return place
+def tracking(trained: Tracking) -> Tracking:
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +167,7 @@ def test_the_sections_and_numbers_are_there(page: Page, told: Answer, predictor:
 def test_the_correlations_are_those_of_the_library_match(
     told: Answer, predictor: Predictor
 ) -> None:
-    fits = report_module._fits([told], predictor.campaign)[0]
+    fits = fits_of([told], predictor.campaign)[0]
     assert [f.source for f in fits] == ["model", "library", "library", "library"]
     assert told.matches is not None
     for fit in fits[1:]:
@@ -228,7 +209,7 @@ def test_the_picture_is_there_without_scripts(page: Page, predictor: Predictor) 
 
 def test_a_foreign_peak_is_found(told: Answer, predictor: Predictor, page: Page) -> None:
     campaign = predictor.campaign
-    fit = report_module._fits([told], campaign)[0][0]
+    fit = fits_of([told], campaign)[0][0]
     gridded = told.measurement.gridded
     found = misfits(fit, gridded, campaign)
     assert found[0].tof == pytest.approx(PLACE, abs=40)
@@ -256,7 +237,7 @@ def test_noise_alone_has_no_misfits_and_a_moved_peak_is_displaced(
     told: Answer, predictor: Predictor
 ) -> None:
     campaign = predictor.campaign
-    fit = report_module._fits([told], campaign)[0][0]
+    fit = fits_of([told], campaign)[0][0]
     assert fit.overlay is not None
     gridded = told.measurement.gridded
     noise = np.random.default_rng(1).normal(size=campaign.grid.points) * gridded.sigma
@@ -273,14 +254,14 @@ def test_noise_alone_has_no_misfits_and_a_moved_peak_is_displaced(
 def test_the_runner_up_is_the_second_most_probable_system(
     told: Answer, predictor: Predictor
 ) -> None:
-    fits = report_module._fits([told], predictor.campaign)[0]
+    fits = fits_of([told], predictor.campaign)[0]
     second = runner_up(told, fits)
     assert second is not None
     assert second.phase.crystal_system.name == "cubic"  # 0.021 against 0.0078
     certain = replace(
         told, prediction=Prediction(np.array([[0.0, 1.0, 0.0]]), np.array([1]), CELL[None])
     )
-    second = runner_up(certain, report_module._fits([certain], predictor.campaign)[0])
+    second = runner_up(certain, fits_of([certain], predictor.campaign)[0])
     assert told.matches is not None
     assert second is not None
     assert second.code == max((0, 2), key=lambda code: told.matches.correlation[0, code])
@@ -382,7 +363,7 @@ def test_a_fit_has_its_reflections_and_a_good_one_explains_the_signal(
     told: Answer, predictor: Predictor
 ) -> None:
     campaign = predictor.campaign
-    fit: Fit = report_module._fits([told], campaign)[0][0]
+    fit: Fit = fits_of([told], campaign)[0][0]
     assert len(fit.tof) == len(fit.hkl) > 3
     assert (np.diff(fit.tof) >= 0).all()
     pattern = simulator_of(campaign).simulate(np.array([TETRAGONAL]), CELL[None])[0]

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,45 +21,12 @@ import requests
 
 from bragg_data.store import Store
 from catalog import models
-from catalog.runs import Tracking
+from tests.servers import ROOT, free_port, serving
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
 pytest_plugins = ("tests.small_store", "tests.small_bench")
-
-ROOT = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def serving(tracking: Tracking, *options: str) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port), "--tracking",
-               tracking.uri, "--threads", "1", *options]  # fmt: skip
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as server:
-        try:
-            yield wait_for(server, f"http://127.0.0.1:{port}")
-        finally:
-            server.terminate()
-
-
-def wait_for(server: subprocess.Popen[bytes], address: str) -> str:
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        assert server.poll() is None, "the service ended"
-        try:
-            if requests.get(f"{address}/ready", timeout=5).ok:
-                return address
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("The service does not become ready.")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +38,10 @@ def bench_of_service(bench: Bench, everything: str) -> Bench:
 
 @pytest.fixture(scope="module")
 def address(bench_of_service: Bench) -> Iterator[str]:
-    with serving(bench_of_service.tracking, "--refresh", "0.2", "--max-megabytes", "2") as found:
+    with serving(
+        "pipelines.serve", "--tracking", bench_of_service.tracking.uri, "--threads", "1",
+        "--refresh", "0.2", "--max-megabytes", "2", answers="ready",
+    ) as found:  # fmt: skip
         yield found
 
 

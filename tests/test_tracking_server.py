@@ -7,20 +7,16 @@ import multiprocessing
 import os
 import pwd
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import requests
 from typer.testing import CliRunner
 
 from bragg_data.store import Store
@@ -31,21 +27,15 @@ from pipelines.cluster import open_client
 from pipelines.materialise import Registered, materialise
 from pipelines.registration import load_version
 from pipelines.tracking_server import TrackingServerError, app
+from tests.servers import free_port, serving
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
 pytest_plugins = ("tests.small_store", "tests.small_bench")
 
-ROOT = Path(__file__).parents[1]
 WRITERS, RUNS, METRICS = 16, 3, 5
 NO_POSTGRESQL = "needs PostgreSQL's own programs (initdb, pg_ctl, pg_dump)"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -63,28 +53,12 @@ class Server:
 
 
 @contextmanager
-def serving(home: Path, backend: str | None = None) -> Iterator[Server]:
-    port = free_port()
-    server = Server(f"http://127.0.0.1:{port}", home, backend)
-    command = [sys.executable, "-m", "pipelines.tracking_server", "serve", "--port", str(port),
-               "--workers", "2", *server.options]  # fmt: skip
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) as process,
-    ):
-        try:
-            end = time.monotonic() + 90
-            while True:
-                assert process.poll() is None, "the server ended"
-                assert time.monotonic() < end, "the server does not answer"
-                try:
-                    if requests.get(f"{server.address}/health", timeout=5).ok:
-                        break
-                except requests.ConnectionError:
-                    time.sleep(0.2)
-            yield server
-        finally:
-            process.terminate()
+def running(home: Path, backend: str | None = None) -> Iterator[Server]:
+    server = Server("", home, backend)
+    with serving(
+        "pipelines.tracking_server", "serve", "--workers", "2", *server.options, answers="health"
+    ) as address:
+        yield replace(server, address=address)
 
 
 @contextmanager
@@ -143,8 +117,8 @@ def backends(request: pytest.FixtureRequest) -> Iterator[Iterator[str | None]]:
 def server(
     backends: Iterator[str | None], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("server") / "home", next(backends)) as running:
-        yield running
+    with running(tmp_path_factory.mktemp("server") / "home", next(backends)) as started:
+        yield started
 
 
 def write(address: str, writer: int) -> None:
@@ -220,7 +194,7 @@ def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
         app, ["restore", str(made), *again.options], catch_exceptions=False
     )
     assert restored.exit_code == 0, restored.output
-    with serving(again.home, again.backend) as other:
+    with running(again.home, again.backend) as other:
         elsewhere = Tracking(other.address)
         (back,) = models.versions(elsewhere, "small-classifier")
         answer = load_version(other.address, back).predict(profiles)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from bragg_data.pseudo import read_pseudo
 from bragg_data.store import Store
 from catalog import models
 from catalog.runs import Tracking
-from pipelines import ingest, train, validate
+from pipelines import ingest, validate
 from pipelines.registration import load_version
 from pipelines.validate import ValidateError
 
@@ -56,16 +55,8 @@ def pseudo(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def tracking(
-    small_store: Store,
-    tmp_path_factory: pytest.TempPathFactory,
-    tracking_in: Callable[[Path], Tracking],
-) -> Tracking:
-    place = tracking_in(tmp_path_factory.mktemp("validate"))
-    arguments = ["multitask", "--store", small_store.uri, "--tracking", place.uri, "--epochs", "1"]
-    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return place
+def tracking(trained: Tracking) -> Tracking:
+    return trained
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,50 @@
+"""Servers as processes of their own, for the tests that ask them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def serving(*arguments: str, answers: str) -> Iterator[str]:
+    """Run python -m MODULE … --port PORT until it answers at a path; yields its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", *arguments, "--port", str(port)]
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, cwd=ROOT, stdout=log) as server,
+    ):
+        try:
+            end = time.monotonic() + 90
+            while not answered(f"{address}/{answers}"):
+                assert server.poll() is None, "the server ended"
+                assert time.monotonic() < end, "the server does not answer"
+                time.sleep(0.1)
+            yield address
+        finally:
+            server.terminate()
+
+
+def answered(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.ConnectionError:
+        return False
