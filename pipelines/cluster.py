@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -13,7 +14,8 @@ from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, WorkerPlugin
+from distributed import Client, LocalCluster, Security, WorkerPlugin
+from distributed.comm import connect
 from distributed.system import MEMORY_LIMIT
 from threadpoolctl import threadpool_limits
 
@@ -179,9 +181,19 @@ def _environment_kept() -> Iterator[None]:
                 os.environ[name] = value
 
 
+async def _reach(address: str) -> None:
+    """Raise what keeps a client from connecting to an address."""
+    arguments = Security().get_connection_args("client")
+    comm = await connect(address, timeout=_CONNECT_SECONDS, **arguments)
+    await comm.close()
+
+
 @contextlib.contextmanager
 def _open_running(address: str) -> Iterator[Client]:
     try:
+        # Before there is a client: one that cannot connect stays Dask's default until it is
+        # collected, and may lock up the process then.
+        asyncio.run(_reach(address))
         client = Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ClusterError(

@@ -152,6 +152,8 @@ def test_malformed_address(address: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
     with pytest.raises(ClusterError, match="No Dask scheduler answers at"), open_client(address):
         pytest.fail("opened")
+    # The client that could not connect is not what everything else asks from now on.
+    assert dask.config.get("scheduler", None) is None
 
 
 @pytest.mark.parametrize("name", ["", "slrum", "127.0.0.1:8786", "http://127.0.0.1:8786"])
