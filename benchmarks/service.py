@@ -9,6 +9,7 @@ machine should have nothing else to do.
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import socket
 import subprocess
@@ -33,12 +34,12 @@ console = Console()
 
 
 @contextmanager
-def serving(tracking: runs.Tracking, model: str):
+def serving(tracking: runs.Tracking, model: str, *options: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port), "--refresh", "0.5",
-               "--tracking", tracking.uri, "--model", model]  # fmt: skip
+    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port),
+               "--tracking", tracking.uri, "--model", model, *options]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         address = f"http://127.0.0.1:{port}"
         try:
@@ -80,7 +81,9 @@ def main() -> None:
         models.set_alias(tracking, champion, models.CHAMPION)
         predictor = load_version(tracking.uri, champion)
         data = predictor.provenance["data"]
-        profiles = open_snapshot(data["tag"], data["uri"]).intensity[:512].values
+        dataset = open_snapshot(data["tag"], data["uri"])
+        some = np.random.default_rng(0).choice(dataset.sizes["sample"], 512, replace=False)
+        profiles = dataset.intensity[np.sort(some)].values
         table = Table("what", "median", "95th percentile", "profiles/s", title=champion.uri)
 
         def row(what: str, seconds: np.ndarray, count: int) -> None:
@@ -106,8 +109,22 @@ def main() -> None:
             many = {"profiles": profiles.tolist()}
             session.post(f"{address}/predict", json=many).raise_for_status()
             together = timed(lambda _: session.post(f"{address}/predict", json=many), 8)
-            row("service, 512 profiles", together, 512)
-            console.print(table)
+            row("service, 512 profiles, JSON", together, 512)
+            written = io.BytesIO()
+            np.save(written, profiles)
+            headers = {"Content-Type": "application/octet-stream"}
+
+            def ask_array(_: int) -> None:
+                session.post(
+                    f"{address}/predict/array", data=written.getvalue(), headers=headers
+                ).raise_for_status()
+
+            ask_array(0)
+            row("service, 512 profiles, NPY", timed(ask_array, 8), 512)
+        console.print(table)
+        with serving(
+            tracking, f"models:/{champion.name}@{models.CHAMPION}", "--refresh", "0.5"
+        ) as address:
             swap(tracking, address, champion, other, bodies, options.requests)
 
 

@@ -40,6 +40,7 @@ _OPTIONAL = {
 }  # fmt: skip
 
 
+_LARGEST = 1e12  # of any value: far beyond every unit in use, far below where powers overflow
 _HEADER = "#GSAS-II instrument parameter file; do not add/delete items!\n"
 
 
@@ -101,8 +102,8 @@ class Instrument:
             with d.
         """
         tof = np.asarray(tof, dtype=np.float64)
-        d = (tof - self.tzero) / self.difc
         with np.errstate(all="ignore"):
+            d = (tof - self.tzero) / self.difc
             for _ in range(60):
                 slope = self.difc + 2 * self.difa * d - self.difb / (d * d)
                 step = (self.tof_from_d_spacing(d) - tof) / slope
@@ -170,7 +171,7 @@ def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
     if isinstance(instprm, Path):
         where = str(instprm)
         try:
-            text = instprm.read_text(encoding="utf-8")
+            text = instprm.read_text(encoding="utf-8-sig")
         except FileNotFoundError as error:
             raise InstrumentError(
                 f"Instrument file {instprm} not found. Give the path of a GSAS-II .instprm file."
@@ -202,7 +203,7 @@ def read_instruments(instprm: Path) -> tuple[Instrument, ...]:
         As :func:`read_instrument`.
     """
     try:
-        text = instprm.read_text(encoding="utf-8")
+        text = instprm.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
     return tuple(_banks(text, str(instprm)))
@@ -237,8 +238,8 @@ def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrume
     kind = section.get("Type", "PNT")
     if not kind.startswith("PNT"):
         raise InstrumentError(
-            f"{where} has an instrument of type {kind}; only PNT (neutron time of flight) is "
-            f"simulated."
+            f"{where} has an instrument of type {kind[:20]!r}; only PNT (neutron time of flight) "
+            f"is simulated."
         )
     values: dict[str, float] = {}
     for key, attribute in _KEYS.items():
@@ -250,14 +251,17 @@ def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrume
             values[attribute] = float(section[key])
         except ValueError as error:
             raise InstrumentError(
-                f"{where} gives '{section[key]}' for '{key}' where a number is needed."
+                f"{where} gives {section[key][:40]!r} for '{key}' where a number is needed."
             ) from error
-    try:
-        bank = round(float(section.get("Bank", number)))
-    except ValueError as error:
-        raise InstrumentError(f"{where} has a bank number '{section['Bank']}'.") from error
-    if not (np.isfinite(list(values.values())).all() and values["difc"] > 0):
-        raise InstrumentError(f"{where}, bank {bank}: difC must be positive and all values finite.")
+    said = section.get("Bank", f"{number}")
+    if not re.fullmatch(r"\d{1,9}(\.0*)?", said):
+        raise InstrumentError(f"{where} numbers a bank {said[:20]!r}; a whole number is needed.")
+    bank = int(float(said))
+    if not (all(abs(value) < _LARGEST for value in values.values()) and values["difc"] > 0):
+        raise InstrumentError(
+            f"{where}, bank {bank}: difC must be positive and every value a number below "
+            f"{_LARGEST:g}."
+        )
     if values["alpha"] <= 0:
         raise InstrumentError(f"{where}, bank {bank}: alpha (the rise) must be positive.")
     text = _HEADER + "".join(f"{key}:{value}\n" for key, value in section.items())

@@ -27,6 +27,7 @@ MINIMUM_POINTS = 20
 
 _LARGEST = 1e30  # beyond this sums of squares overflow: no detector counts so much
 _LARGEST_TOF = 1e7  # µs; ten seconds
+_SMALLEST_STEP = 1e-6  # µs; no clock is finer, and a density over less overflows
 _COMMENT = "#!'\"/*"
 
 
@@ -133,6 +134,7 @@ def _text(path: Path) -> str:
             f"{path} is a binary file. Give a text file: GSAS (.gsa, .gss, .fxye) or columns "
             f"(.xye)."
         )
+    content = content.removeprefix(b"\xef\xbb\xbf")  # the mark some editors begin UTF-8 with
     if not content.strip():
         raise ProfileError(f"{path} is empty.")
     return content.decode("latin-1")
@@ -198,17 +200,17 @@ def _profile(
             f"{where} runs from {tof.min():g} to {tof.max():g}: time of flight in µs is wanted "
             f"(not ms, Å or degrees)."
         )
+    if tof.min() <= 0 or tof.max() > _LARGEST_TOF:
+        raise ProfileError(
+            f"{where} runs from {tof.min():g} to {tof.max():g} µs; times of flight lie between "
+            f"0 and {_LARGEST_TOF:g} µs."
+        )
     step = np.diff(tof)
-    if not (step > 0).all():
-        row = int(np.argmin(step > 0))
+    if not (step > _SMALLEST_STEP).all():
+        row = int(np.argmin(step > _SMALLEST_STEP))
         raise ProfileError(
             f"{where} has times of flight that do not ascend: {tof[row + 1]:g} µs follows "
             f"{tof[row]:g} µs at point {row + 2}."
-        )
-    if tof[0] <= 0 or tof[-1] > _LARGEST_TOF:
-        raise ProfileError(
-            f"{where} runs from {tof[0]:g} to {tof[-1]:g} µs; times of flight lie between 0 and "
-            f"{_LARGEST_TOF:g} µs."
         )
     missing = ~np.isfinite(intensity)
     if sigma is not None:
@@ -294,33 +296,42 @@ def _gsas_blocks(
     return blocks, maps
 
 
+def _integer(word: str) -> int:
+    if len(word) > 18:
+        raise ValueError(f"{word[:18]!r} is the beginning of too long a number")
+    return int(word)
+
+
 def _bank_record(line: str, path: Path, title: str, header: dict[str, str]) -> _Block:
     words = line.split()
     try:
-        bank, channels, binning = int(words[1]), int(words[2]), words[4]
+        bank, channels, binning = _integer(words[1]), _integer(words[2]), words[4]
         rest = words[5:]
         kind = next((word for word in rest if word in _KINDS), "STD")
         numbers = [word for word in rest if word not in _KINDS]
         coefficients = [float(word) for word in numbers]
     except (ValueError, IndexError) as error:
         raise ProfileError(
-            f"{path} has a bank record that cannot be read: '{line.strip()[:80]}'. Wanted: BANK, "
+            f"{path} has a bank record that cannot be read: {line.strip()[:80]!r}. Wanted: BANK, "
             f"its number, channels, records, binning (SLOG, RALF …), coefficients, data type."
         ) from error
     return _Block(bank, channels, binning, coefficients, kind, title, header)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # times that are not finite are refused later
 def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, NDArray[np.float64]]:
     """Read ``TIME_MAP number values records TIME_MAP clock/ns`` and its (channel, time, step)."""
     words = record[8:].split()
     try:
-        count, clock = int(words[1]), float(words[4]) / 1000
-        values = [int(word) for row in rows for word in row.split()][:count]
+        count, clock = _integer(words[1]), float(words[4]) / 1000
+        values = [_integer(word) for row in rows for word in row.split()][:count]
         starts, steps = values[1:-1:3], values[2::3]
         stops = [*starts[1:], values[-1]]
         lengths = [math.ceil((b - a) / s) for a, b, s in zip(starts, stops, steps, strict=True)]
     except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
-        raise ProfileError(f"{path} has a time map that cannot be read: {error}.") from error
+        raise ProfileError(
+            f"{path} has a time map that cannot be read: {str(error)[:80]}."
+        ) from error
     if min(lengths, default=-1) < 0 or sum(lengths) > 10**6 or min(steps) <= 0:
         raise ProfileError(f"{path} has a time map whose times do not ascend in steps.")
     parts = [a + s * np.arange(n) for a, s, n in zip(starts, steps, lengths, strict=True)]
@@ -370,7 +381,7 @@ def _free(lines: Sequence[str], need: int, where: str) -> NDArray[np.float64]:
     for line in lines:
         if len(line.split()) < need:
             raise ProfileError(
-                f"{where} has a line of fewer than {need} numbers: '{line.strip()[:60]}'."
+                f"{where} has a line of fewer than {need} numbers: {line.strip()[:60]!r}."
             )
     return np.array([[float(w) for w in s.split()[:need]] for s in lines]).reshape(-1, need)
 
@@ -389,6 +400,7 @@ def _fixed(lines: Sequence[str], widths: tuple[int, ...]) -> NDArray[np.float64]
     return np.array(rows).reshape(-1, len(widths))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # as above
 def _edges(
     block: _Block, time_maps: dict[str, NDArray[np.float64]], count: int, where: str
 ) -> NDArray[np.float64]:
@@ -406,8 +418,8 @@ def _edges(
     if block.binning == "SLOG" and len(c) >= 3 and 0 < c[2] < 0.1:
         return np.asarray(c[0] * (1 + c[2]) ** steps)
     raise ProfileError(
-        f"{where} gives {block.kind} data without times in binning {block.binning}, from which "
-        f"they cannot be known. Save it as FXYE."
+        f"{where} gives {block.kind} data without times in binning {block.binning[:20]!r}, from "
+        f"which they cannot be known. Save it as FXYE."
     )
 
 
@@ -432,10 +444,10 @@ def _fields(line: str) -> list[str]:
 def _named_columns(candidates: list[str], width: int, path: Path) -> dict[str, int] | None:
     """Take the line of column names, as many as columns, out of the header's lines."""
     for line in reversed(candidates):
-        bare = re.sub(r"\(.*?\)|\[.*?\]", "", line.strip().lstrip(_COMMENT))
+        bare = re.sub(r"\([^()]*\)|\[[^][]*\]", "", line.strip().lstrip(_COMMENT))
         names = [name.strip("\"'").lower() for name in _fields(bare)]
-        if len(names) != width:
-            continue
+        if len(names) != width or any(re.fullmatch(r"[=:\d.+-]+", name) for name in names):
+            continue  # such as "2theta = 122.0" before three columns
         found = {
             meaning: names.index(hits[0])
             for meaning, variants in _COLUMN_NAMES.items()
@@ -468,7 +480,7 @@ def _read_columns(lines: Sequence[str], path: Path, bank: int | None) -> Profile
                     continue
                 break
             raise ProfileError(
-                f"{path} cannot be read at line {number}: '{stripped[:60]}' is not numbers."
+                f"{path} cannot be read at line {number}: {stripped[:60]!r} is not numbers."
             ) from error
         if rows and len(row) != len(rows[0]):
             raise ProfileError(

@@ -130,6 +130,8 @@ def read_guided_config(
 class Guided(nn.Module):
     """Our integrated network; see the module. Only its glance is trained."""
 
+    at_once = 512  # profiles: it makes small batches of them itself, of those alike
+
     def __init__(self, config: GuidedConfig) -> None:
         super().__init__()
         self.config = config
@@ -195,7 +197,7 @@ class Guided(nn.Module):
             others = start[rows][:, None] if own else self._alike(code, roots, blur)
             count = others.shape[1]
             roots = roots.repeat_interleave(count, dim=0)
-            nearer, _ = self._in_parts(
+            nearer, _ = self._descended(
                 code, roots, others.flatten(0, 1), torch.ones_like(roots), blur
             )
             found, left = self._searched(
@@ -261,23 +263,15 @@ class Guided(nn.Module):
         """Search downhill from each start, first without the window's end where a line is near."""
         if not len(start):
             return start, start[:, 0]
-        values, misfit = self._in_parts(code, profiles, start, self._weights(code, profiles, start))
+        values, misfit = self._descended(
+            code, profiles, start, self._weights(code, profiles, start)
+        )
         near = self._near_the_end(code, start) | self._near_the_end(code, values)
         rows = torch.nonzero(near)[:, 0]
         if len(rows):
             v = profiles[rows]
-            values[rows], misfit[rows] = self._in_parts(code, v, values[rows], (v > 0).float())
+            values[rows], misfit[rows] = self._descended(code, v, values[rows], (v > 0).float())
         return values, misfit
-
-    def _in_parts(
-        self, code: int, profiles: Tensor, start: Tensor, weights: Tensor, blur: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`_descended`, a few rows at a time."""
-        split = (torch.split(values, _ROWS) for values in (profiles, start, weights))
-        parts = [
-            self._descended(code, v, begin, w, blur) for v, begin, w in zip(*split, strict=True)
-        ]
-        return torch.cat([p for p, _ in parts]), torch.cat([m for _, m in parts])
 
     def _near_the_end(self, code: int, values: Tensor) -> Tensor:
         return self.pattern.near_the_end(code, self._physical(values), _END[0])
@@ -298,7 +292,10 @@ class Guided(nn.Module):
     def _descended(
         self, code: int, profiles: Tensor, start: Tensor, weights: Tensor, blur: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Correct cells until nothing changes: Levenberg and Marquardt's method, row by row."""
+        """Correct cells until nothing changes: Levenberg and Marquardt's method, row by row.
+
+        Rows that have arrived make room for others, so that parts stay full.
+        """
         free = torch.tensor(self.config.pattern.phases[code].free, device=start.device)
         values = start.clone()
         damping = torch.full_like(values[:, 0], 1e-4)
@@ -330,6 +327,22 @@ class Guided(nn.Module):
         values: Tensor,
         damping: Tensor,
         blur: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`_step_of_few`, a few rows at a time."""
+        split = (torch.split(rows, _ROWS) for rows in (profiles, weights, values, damping))
+        parts = [
+            self._step_of_few(code, v, w, p, d, blur) for v, w, p, d in zip(*split, strict=True)
+        ]
+        return torch.cat([m for m, _ in parts]), torch.cat([s for _, s in parts])
+
+    def _step_of_few(
+        self,
+        code: int,
+        profiles: Tensor,
+        weights: Tensor,
+        values: Tensor,
+        damping: Tensor,
+        blur: float,
     ) -> tuple[Tensor, Tensor]:
         r"""Return how badly profiles are met, and the step that would meet them better.
 

@@ -98,7 +98,7 @@ def outputs(
     network: nn.Module,
     profiles: NDArray[np.float32],
     device: torch.device | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     phase: NDArray[np.integer] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the probabilities of the phases and the scaled parameters of prepared profiles.
@@ -112,7 +112,8 @@ def outputs(
     device
         Where the network is.
     batch_size
-        Profiles at a time: small batches stay in a processor's cache.
+        Profiles at a time; left out, as many as the network says (``at_once``), or 128: small
+        batches stay in a processor's cache.
     phase : shape (n,)
         For networks that are told the phase: their second argument.
 
@@ -122,6 +123,7 @@ def outputs(
     values : shape (n, n_parameters)
     """
     network.eval()
+    batch_size = batch_size or int(getattr(network, "at_once", 128))
     parts = []
     with torch.inference_mode():
         for low in range(0, len(profiles), batch_size):

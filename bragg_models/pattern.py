@@ -41,6 +41,7 @@ _LEAD = 64  # points before the compared ones on which lines may stand: their ta
 _BESIDE = 4  # nodes over which a line's deposit may reach beyond the grid
 _STATIONS = 16  # points between the positions at which the peak shape is computed
 _NEXT = 1e-5  # step of the numerical derivative of positions, in Å or degrees
+_SLOPE_RANK = 2  # of the shapes make up derivatives well enough to search by
 
 
 @dataclass(frozen=True)
@@ -178,19 +179,21 @@ class Pattern(nn.Module):
         In points² per Å², Å·degree or degree²; lines outside the window do not count.
         """
         c = self.config
-        position, _ = self.place(code, parameters)
+        position, _, slopes = self._place_and_slopes(code, parameters)
         inside = ((position > c.base) & (position < c.points - 1)).double()
-        slopes = torch.stack(self._slopes(code, parameters, position), dim=2)
         count = inside.sum(dim=1).clamp(min=1)[:, None, None]
-        return (slopes * inside[:, :, None]).transpose(1, 2) @ slopes / count
+        return (slopes * inside[:, None]) @ slopes.mT / count
 
-    def _slopes(self, code: int, parameters: Tensor, position: Tensor) -> list[Tensor]:
-        slopes = []
-        for column in self.config.phases[code].free:
-            beside = parameters.clone()
-            beside[:, column] += _NEXT
-            slopes.append((self.place(code, beside)[0] - position) / _NEXT)
-        return slopes
+    def _place_and_slopes(self, code: int, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`place`, and the derivatives of positions, shape (n, n_free, lines)."""
+        free = list(self.config.phases[code].free)
+        # All steps in one call: with many small operations it is their number that takes time.
+        cells = parameters.repeat(1 + len(free), 1, 1)
+        cells[torch.arange(1, 1 + len(free)), :, free] += _NEXT
+        position, inverse = (
+            v.reshape(*cells.shape[:2], -1) for v in self.place(code, cells.flatten(0, 1))
+        )
+        return position[0], inverse[0], (position[1:] - position[0]).transpose(0, 1) / _NEXT
 
     def near_the_end(self, code: int, parameters: Tensor, points: float) -> Tensor:
         """Tell for which cells a line stands within some points of the window's end, shape (n,).
@@ -242,10 +245,10 @@ class Pattern(nn.Module):
             By the phase's free parameters; none if they are not wanted.
         """
         c, phase = self.config, self.config.phases[code]
-        position, inverse = self.place(code, parameters)
+        position, inverse, *moved = (
+            self._place_and_slopes(code, parameters) if slopes else self.place(code, parameters)
+        )
         chosen = inverse.topk(min(phase.most, phase.lines), dim=1, largest=False).indices
-        moved = self._slopes(code, parameters, position) if slopes else []
-        moved = [slope.gather(1, chosen) for slope in moved]
         position, inverse = position.gather(1, chosen), inverse.gather(1, chosen)
         strengths, rates = self._table("strengths", code), self._table("rates", code)
         f_squared = torch.zeros_like(inverse)
@@ -253,54 +256,65 @@ class Pattern(nn.Module):
             f_squared = f_squared + strengths[pair][chosen] * torch.exp(-rates[pair] * inverse)
         inside = (position > c.base + 1) & (position < c.points - 1)
         amplitude = f_squared * inverse**-2 * inside
-        weights = [amplitude.float(), *((amplitude * slope).float() for slope in moved)]
-        spectra = torch.fft.rfft(self._deposited(position - c.base, torch.stack(weights, dim=1)))
-        shape, derivative = self._transfer()
-        pattern = (spectra[:, :1] * shape).sum(dim=2)
-        changes = (spectra[:, 1:] * derivative).sum(dim=2)
-        together = torch.cat([pattern, changes], dim=1)
+        changing = [slope.gather(1, chosen) for slope in moved[0].unbind(1)] if moved else []
+        weights = [amplitude.float(), *((amplitude * slope).float() for slope in changing)]
+        spectra = torch.fft.rfft(self._deposited(position - c.base, weights))
+        transfers = self._transfer()
+        together = torch.stack(
+            [(part * transfers[min(k, 1)]).sum(dim=1)
+             for k, part in enumerate(spectra.split(self._ranks(len(weights)), dim=1))], dim=1
+        )  # fmt: skip
         if blur:
             together = together * self._gaussian(blur)
         spread = torch.fft.irfft(together, n=self._length)
         compared = spread[:, :, c.first - c.base : c.points - c.base]
         return compared[:, 0].clamp(min=1e-12), compared[:, 1:]
 
-    def _deposited(self, place: Tensor, weights: Tensor) -> Tensor:
-        """Return cubic B-splines of these weights at these places, for each shape.
+    def _ranks(self, count: int) -> list[int]:
+        """Return of how many shapes a pattern, and each of its derivatives, is made up."""
+        return [self.config.rank, *[min(_SLOPE_RANK, self.config.rank)] * (count - 1)]
+
+    def _deposited(self, place: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Return cubic B-splines of some weights at these places, for each shape they are made of.
 
         Parameters
         ----------
         place : shape (n, k)
             In points from the base.
-        weights : shape (n, m, k)
+        weights : each of shape (n, k)
+            Of the pattern, then of each derivative.
 
         Returns
         -------
-        shape (n, m, rank, length)
+        shape (n, sum of :meth:`_ranks`, length)
         """
-        n, m, k = weights.shape
-        rank = self.config.rank
         place = place.clamp(1, self._nodes - 3)
         whole = place.floor()
         t = (place - whole).float()
         node = whole.long()
         shares = cast("Tensor", self.shares)
-        share = shares[node] * (1 - t)[..., None] + shares[node + 1] * t[..., None]
-        source = weights[:, :, None] * share.permute(0, 2, 1)[:, None]
+        share = (shares[node] * (1 - t)[..., None] + shares[node + 1] * t[..., None]).mT
+        ranks = self._ranks(len(weights))
+        source = torch.cat(
+            [w[:, None] * share[:, :r] for w, r in zip(weights, ranks, strict=True)], dim=1
+        )
         spline = (
             (1 - t) ** 3 / 6,
             (3 * t**3 - 6 * t**2 + 4) / 6,
             (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
             t**3 / 6,
         )
-        deposit = torch.zeros(n, m, rank, self._length, device=place.device)
+        deposit = torch.zeros(*source.shape[:2], self._length, device=place.device)
         for offset, weight in enumerate(spline):
-            index = (node + offset - 1)[:, None, None].expand(n, m, rank, k)
-            deposit.scatter_add_(3, index, source * weight[:, None, None])
+            index = (node + offset - 1)[:, None].expand(source.shape)
+            deposit.scatter_add_(2, index, source * weight[:, None])
         return deposit
 
     def _transfer(self) -> tuple[Tensor, Tensor]:
-        """Return what the shapes, and minus their slopes, do in Fourier space, (rank, length)."""
+        """Return what the shapes, and minus their slopes, do in Fourier space.
+
+        Shapes (rank, length) and (rank of derivatives, length).
+        """
         shapes, reach = cast("Tensor", self.shapes), self.config.reach
         kernel = torch.zeros(len(shapes), self._length, device=shapes.device)
         kernel[:, : reach + 1] = shapes[:, reach:]
@@ -309,7 +323,7 @@ class Pattern(nn.Module):
         # The B-spline of the deposit is taken back, as far as the grid's points see it.
         spline = (4 + 2 * torch.cos(2 * torch.pi * frequency)) / 6
         shape = torch.fft.rfft(kernel) / spline
-        return shape, -2j * torch.pi * frequency * shape
+        return shape, -2j * torch.pi * frequency * shape[:_SLOPE_RANK]
 
     def _table(self, name: str, code: int) -> Tensor:
         return cast("Tensor", getattr(self, f"{name}_{code}"))

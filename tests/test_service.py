@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -62,7 +63,49 @@ def test_it_tells_what_it_is(address: str, bench_of_service: Bench) -> None:
     assert about["phases"] == {n: n for n in ("cubic", "tetragonal", "trigonal")}
     assert about["units"]["a"] == "Å"
     paths = requests.get(f"{address}/openapi.json", timeout=5).json()["paths"]
-    assert set(paths) == {"/health", "/ready", "/model", "/predict", "/predict/file"}
+    asked = {"/predict", "/predict/array", "/predict/file"}
+    assert set(paths) == {"/health", "/ready", "/model", *asked}
+
+
+def ask_array(address: str, body: bytes) -> requests.Response:
+    headers = {"Content-Type": "application/octet-stream"}
+    return requests.post(f"{address}/predict/array", data=body, headers=headers, timeout=30)
+
+
+def npy(values: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, **options)
+    return file.getvalue()
+
+
+def test_an_array_is_answered_as_its_json_is(address: str, bench_of_service: Bench) -> None:
+    profiles = profiles_of(bench_of_service.store, 5)
+    wanted = ask(address, profiles.tolist()).json()
+    assert ask_array(address, npy(profiles)).json() == wanted
+    assert ask_array(address, npy(profiles.astype(np.float64))).json() == wanted
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "wrong at body"),
+        (b"\x93NUMPY\x01\x00\xff\xff{", "no NPY file"),
+        (npy(np.array([{}, 1], dtype=object), allow_pickle=True), "the file holds object"),
+        (pickle.dumps([1.0] * 800), "no NPY file"),
+        (npy(np.ones((2, 801))), "of shape \\(2, 801\\)"),
+        (npy(np.ones((0, 800))), "of shape \\(0, 800\\)"),
+        (npy(np.asfortranarray(np.ones((2, 800)))), "Fortran order"),
+        (npy(np.ones((2, 800), dtype=int)), "the file holds int64"),
+        (npy(np.full((2, 800), np.nan)), "not finite"),
+        (npy(np.full((2, 800), 1e300)), "not finite"),
+        (npy(np.ones((2, 800)))[:-1], "cut off"),
+        (npy(np.ones((2, 800))).replace(b"(2, 800)", b"(9, 800)"), "cut off"),
+    ],
+)
+def test_a_bad_array_is_refused(address: str, body: bytes, said: str) -> None:
+    answer = ask_array(address, body)
+    assert answer.status_code == 422
+    assert re.search(said, answer.json()["detail"])
 
 
 def test_it_answers_as_the_model_does(address: str, bench_of_service: Bench) -> None:
