@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ with 20 no better.
 
 _VISIBLE = 1e-3  # of the strongest peak's height
 _FEWEST = 20  # points more than what is fitted, below which a χ² says nothing
+
+_simulators: dict[str, Simulator] = {}  # building one takes longer than all that is asked of it
 
 
 class OverlayError(ValueError):
@@ -62,11 +65,15 @@ class Overlay:
 
 
 def simulator_of(campaign: Campaign) -> Simulator:
-    """Return the fast simulator of a campaign."""
-    return Simulator(
-        campaign.phases, campaign.instrument, campaign.grid,
-        size=campaign.size, microstrain=campaign.microstrain,
-    )  # fmt: skip
+    """Return the fast simulator of a campaign; that of the last campaign asked for is kept."""
+    identity = json.dumps(campaign.definition, sort_keys=True)
+    if identity not in _simulators:
+        _simulators.clear()
+        _simulators[identity] = Simulator(
+            campaign.phases, campaign.instrument, campaign.grid,
+            size=campaign.size, microstrain=campaign.microstrain,
+        )  # fmt: skip
+    return _simulators[identity]
 
 
 def lay_over(

@@ -12,6 +12,9 @@ from bragg_data.structure import Phase
 
 _MOST = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
 
+_MOST_KEPT = 32  # lists, the last ones made: the same few are wanted again and again
+_kept: dict[tuple[object, ...], Reflections] = {}
+
 _BASE = 4096  # Miller indices are coded in base 4096, offset by half of it
 
 
@@ -117,6 +120,18 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
             f"Phase '{phase.name}' asks for reflections up to the indices {limits}, which are none "
             f"or too many: look at the cell (lengths are in ångström) and the range of times."
         )
+    key = (
+        phase.space_group, phase.symbols, limits,
+        *(v.tobytes() for v in (phase.cell, phase.positions, phase.occupancies, phase.u_iso)),
+    )  # fmt: skip
+    if key not in _kept:
+        while len(_kept) >= _MOST_KEPT:
+            _kept.pop(next(iter(_kept)), None)
+        _kept[key] = _unique_reflections(phase, limits)
+    return _kept[key]
+
+
+def _unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
     h, k, l = np.meshgrid(*(np.arange(-m, m + 1) for m in limits), indexing="ij")  # noqa: E741
     hkl = np.stack([h.ravel(), k.ravel(), l.ravel()], axis=1)
     hkl = hkl[np.any(hkl != 0, axis=1)]

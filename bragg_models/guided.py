@@ -28,7 +28,7 @@ _THROUGH = 3e-6  # a step that is smaller, in scaled parameters, ends the search
 _END = 24.0, 48  # points from the window's end: a line there, and what is then not compared
 _ROWS = 32  # starts that are searched from together: their deposits stay in a processor's cache
 _BLURS = 5.0, 12.0  # points, first near, then far: peaks so far off still overlap
-_DRAWN = 16  # times as many cells are drawn as are kept, so that they lie evenly for the peaks
+_DRAWN = 8  # times as many cells are drawn as are kept, so that they lie evenly for the peaks
 _CLEARLY = 0.5  # another phase has to meet the profile so much better
 
 
@@ -226,15 +226,18 @@ class Guided(nn.Module):
         shape (n, starts, n_parameters)
             Scaled, the likeliest first.
         """
-        key = code, blur, roots.device
-        if key not in self._known:
+        sharp, key = (code, 0.0, roots.device), (code, blur, roots.device)
+        if sharp not in self._known:
             cells = self._spread(code).to(roots.device)
             patterns = [
-                self.pattern(code, self._physical(some), slopes=False, blur=blur)[0]
+                self.pattern(code, self._physical(some), slopes=False)[0]
                 for some in torch.split(cells, _ROWS)
             ]
-            known = nn.functional.normalize(torch.cat(patterns).sqrt(), dim=1)
-            self._known[key] = cells, known
+            self._known[sharp] = cells, torch.cat(patterns)
+        if key not in self._known:
+            cells, patterns_of = self._known[sharp]
+            blurred = self.pattern.blurred(patterns_of, blur)
+            self._known[key] = cells, nn.functional.normalize(blurred.sqrt(), dim=1)
         cells, known = self._known[key]
         return cells[(roots @ known.T).topk(min(self.config.starts, len(cells))).indices]
 

@@ -144,6 +144,36 @@ def library_match(
     return Matches(row, correlation, found_cells)
 
 
+def prepared_queries(
+    queries: NDArray[np.floating], covered: NDArray[np.bool_] | None, points: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return queries as square roots of unit length, zero where not covered, and what is covered.
+
+    Both have shape (q, points).
+
+    Raises
+    ------
+    LibraryError
+        As :func:`library_match`.
+    """
+    if queries.ndim != 2 or queries.shape[1] != points:
+        raise LibraryError(
+            f"The queries have shape {queries.shape}; the library's patterns have {points} "
+            f"points: bring the profiles to the library's grid first."
+        )
+    mask = np.ones(queries.shape, dtype=bool) if covered is None else covered
+    if (mask.sum(axis=1) < 3).any():
+        raise LibraryError("A profile covers fewer than three points of the library's grid.")
+    values = np.where(mask, queries, 0.0)
+    if not np.isfinite(values).all():
+        raise LibraryError("A profile holds values that are not finite numbers.")
+    rooted = np.sqrt(np.maximum(values, 0.0))
+    length = np.linalg.norm(rooted, axis=1, keepdims=True)
+    if not (length > 0).all():
+        raise LibraryError("A profile is nowhere positive on the library's grid: no peak.")
+    return np.asarray(rooted / length, dtype=np.float32), mask
+
+
 @dataclass(frozen=True)
 class _Query:
     """Queries, made ready so that one product with a chunk gives all sums that are needed.
@@ -161,26 +191,10 @@ class _Query:
     def of(
         cls, queries: NDArray[np.floating], covered: NDArray[np.bool_] | None, points: int
     ) -> _Query:
-        if queries.ndim != 2 or queries.shape[1] != points:
-            raise LibraryError(
-                f"The queries have shape {queries.shape}; the library's patterns have {points} "
-                f"points: bring the profiles to the library's grid first."
-            )
-        mask = np.ones(queries.shape, dtype=bool) if covered is None else covered
-        if (mask.sum(axis=1) < 3).any():
-            raise LibraryError("A profile covers fewer than three points of the library's grid.")
-        values = np.where(mask, queries, 0.0)
-        if not np.isfinite(values).all():
-            raise LibraryError("A profile holds values that are not finite numbers.")
-        rooted = np.sqrt(np.maximum(values, 0.0))
-        length = np.linalg.norm(rooted, axis=1, keepdims=True)
-        if not (length > 0).all():
-            raise LibraryError("A profile is nowhere positive on the library's grid: no peak.")
+        roots, mask = prepared_queries(queries, covered, points)
         masks, mask_of = np.unique(mask, axis=0, return_inverse=True)
         return cls(
-            np.ascontiguousarray((rooted / length).T, dtype=np.float32),
-            np.ascontiguousarray(masks.T, dtype=np.float32),
-            mask_of,
+            np.ascontiguousarray(roots.T), np.ascontiguousarray(masks.T, dtype=np.float32), mask_of
         )
 
     @property

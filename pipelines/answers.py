@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,30 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS, cell_volume
 from bragg_data.measurement import Measurement
+from bragg_data.overlay import simulator_of
 from bragg_data.refinement import Refined, RefinementError, Refiner
 from bragg_data.store import StoreError, open_snapshot
 from bragg_data.structure import Phase
 from bragg_models.library import Matches, library_match
+from bragg_models.library_index import (
+    IndexUnavailableError,
+    LibraryIndex,
+    build_index,
+    open_index,
+)
 from bragg_models.predictors import Prediction, Predictor
 from catalog import models, runs
 from pipelines.console import Progress, console, errors, say
 from pipelines.registration import load_version
 
+INDICES = Path("data/index")
+"""Where libraries' indices are kept: they can be deleted at any time."""
+
+_SMALL = 8192  # patterns, which are read faster than an index is opened
+_FEW = 256  # questions; many are answered faster by reading the whole store
 _WHOLE_TABLES = 12  # answers that are shown with all candidates
 UNITS = {name: "Å" if name in "abc" else "°" for name in CELL_PARAMETERS}
 """Units of the cell parameters."""
@@ -212,7 +226,7 @@ def answer(
     measurements: Sequence[Measurement],
     model: Predictor,
     uri: str,
-    library: xr.Dataset | None = None,
+    library: Library | None = None,
     *,
     progress: bool = False,
 ) -> list[Answer]:
@@ -225,7 +239,7 @@ def answer(
     model, uri
         The model and its address.
     library
-        The snapshot to look for matches in, or None for none.
+        Where to look for matches, or None for none.
     progress
         Show how far the library match is.
     """
@@ -242,25 +256,55 @@ def answer(
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class Library:
+    """Stored patterns to look for matches in.
+
+    Attributes
+    ----------
+    dataset
+        The snapshot.
+    index
+        Compressed, for a few questions; None to read the whole store for each.
+    """
+
+    dataset: xr.Dataset
+    index: LibraryIndex | None = None
+
+
 def match(
-    library: xr.Dataset,
+    library: Library,
     prepared: NDArray[np.floating],
     covered: NDArray[np.bool_],
     *,
     progress: bool = False,
 ) -> Matches:
-    """Look for prepared profiles (n, points) in a snapshot, with a bar if wanted."""
-    size = library.sizes["sample"]
+    """Look for prepared profiles (n, points) in a snapshot, with a bar if it takes time."""
+    if library.index is not None and len(prepared) <= _FEW:
+        return library.index.match(prepared, covered)
+    size = library.dataset.sizes["sample"]
     with Progress("Matching", size, "patterns", quiet=not progress) as bar:
 
         def on_chunk(done: int, total: int) -> None:
             bar.advance(size * done // total - bar.done)
 
-        return library_match(library, prepared, covered, on_chunk=on_chunk)
+        return library_match(library.dataset, prepared, covered, on_chunk=on_chunk)
 
 
-def library_of(model: Predictor, store: str | None = None) -> xr.Dataset | None:
-    """Open the snapshot that a model was trained on, or say why it cannot be and return None."""
+def library_of(
+    model: Predictor, store: str | None = None, *, progress: bool = False
+) -> Library | None:
+    """Open the snapshot that a model was trained on, or say why it cannot be and return None.
+
+    Parameters
+    ----------
+    model
+        The model.
+    store
+        Where the snapshot is, if not where the model was trained.
+    progress
+        Show how far an index is that has to be made.
+    """
     data = model.provenance["data"]
     try:
         dataset = open_snapshot(data["tag"], store or data["uri"])
@@ -268,12 +312,28 @@ def library_of(model: Predictor, store: str | None = None) -> xr.Dataset | None:
         reason = str(error)
     else:
         if dataset.attrs["content_hash"] == data["content_hash"]:
-            return dataset
+            return indexed_library(dataset, model.campaign, progress=progress)
         reason = f"{data['tag']} in {dataset.attrs['uri']} is not what the model was trained on."
     errors.print(
         f"[yellow]Warning:[/] The library match is left out: {escape(reason)}", soft_wrap=True
     )
     return None
+
+
+def indexed_library(dataset: xr.Dataset, campaign: Campaign, *, progress: bool = False) -> Library:
+    """Return a snapshot with its index, made if there is none; a small one needs none."""
+    size = dataset.sizes["sample"]
+    if size <= _SMALL:
+        return Library(dataset)
+    simulator = simulator_of(campaign)
+    index = open_index(dataset, simulator, INDICES)
+    if index is None:
+        try:
+            with Progress("Indexing the library", size, "patterns", quiet=not progress) as bar:
+                index = build_index(dataset, simulator, INDICES, on_batch=bar.advance)
+        except IndexUnavailableError as error:
+            errors.print(f"{escape(str(error))} Going on without an index.", soft_wrap=True)
+    return Library(dataset, index)
 
 
 def show(answers: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from distributed import Client, as_completed
 from numpy.typing import NDArray
 
@@ -20,7 +19,16 @@ from bragg_data.profile_files import ProfileError
 from bragg_data.refinement import Refiner
 from bragg_models.predictors import Predictor
 from catalog import models
-from pipelines.answers import Answer, PredictError, answer, library_json, library_of, match, refine
+from pipelines.answers import (
+    Answer,
+    Library,
+    PredictError,
+    answer,
+    library_json,
+    library_of,
+    match,
+    refine,
+)
 from pipelines.console import Progress
 from pipelines.registration import load_version
 
@@ -111,7 +119,7 @@ def ask_on_cluster(
     files: Sequence[Path],
     question: Question,
     predictor: Predictor,
-    library: xr.Dataset | None = None,
+    library: Library | None = None,
     *,
     progress: bool = True,
 ) -> Told:
@@ -128,7 +136,7 @@ def ask_on_cluster(
     predictor
         The model, as it is known here.
     library
-        The snapshot to look for matches in, or None for none.
+        Where to look for matches, or None for none.
     progress
         Show how far it is.
     """

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import xarray as xr
 from rich.markup import escape
 
 from bragg_data.measurement import measure
@@ -20,6 +19,7 @@ from bragg_models.predictors import Predictor
 from catalog import runs
 from pipelines.answers import (
     Answer,
+    Library,
     PredictError,
     answer,
     library_of,
@@ -145,7 +145,7 @@ def main(
     place = runs.Tracking(tracking)
     predictor, version = load_model(model, place)
     wanted = len(meant) <= _FEW if library is None else library
-    snapshot = library_of(predictor, store) if wanted else None
+    snapshot = library_of(predictor, store, progress=not for_scripts) if wanted else None
     question = Question(place.uri, version, instrument, bank, two_theta, refined, store)
     drawn: list[Answer] = []
     if cluster is None and len(meant) <= _FEW:
@@ -199,7 +199,7 @@ def _ask_here(
     files: Sequence[Path],
     question: Question,
     predictor: Predictor,
-    library: xr.Dataset | None,
+    library: Library | None,
     *,
     progress: bool,
 ) -> tuple[Told, list[Answer]]:

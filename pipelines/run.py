@@ -123,7 +123,9 @@ def _predict_examples(place: runs.Tracking, name: str) -> list[tuple[Answer, dic
         )[0]
         for file, example in examples.items()
     ]
-    answers = answer(measurements, predictor, version.uri, library_of(predictor), progress=True)
+    answers = answer(
+        measurements, predictor, version.uri, library_of(predictor, progress=True), progress=True
+    )
     return list(zip(answers, examples.values(), strict=True))
 
 

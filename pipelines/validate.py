@@ -21,6 +21,7 @@ from bragg_data.schema import campaign_of, samples_of
 from bragg_data.store import DEFAULT_URI, Store
 from bragg_models.targets import targets_of
 from catalog import runs
+from pipelines.answers import indexed_library
 from pipelines.console import next_commands, run, say
 from pipelines.evaluate import answers_of, candidates
 from pipelines.figures import SYSTEM_COLORS
@@ -104,7 +105,11 @@ def main(
     sets = _sets(data, repository, campaign)
     chosen = [c for c in candidates(place, dataset, models or ()) if models or c.split == "random"]
     learnt = [answers_of(c, load_version(place.uri, c.version)) for c in chosen]
-    stored = nearest(dataset, sets) if library else [None] * len(sets)
+    stored = (
+        nearest(indexed_library(dataset, campaign, progress=True), sets)
+        if library
+        else [None] * len(sets)
+    )
     asked = [[*baselines(campaign, labels, one), *learnt] for one in stored]
     named = {one.key: one.label for one in asked[0]}
     found = [

@@ -21,7 +21,7 @@ from bragg_data.pseudo import read_pseudo
 from bragg_data.schema import samples_of
 from bragg_data.store import StoreError
 from bragg_models.targets import Targets
-from pipelines.answers import match
+from pipelines.answers import Library, match
 from pipelines.results import CLASS_CONDITIONAL, CLASSIFIER, INTEGER
 from pipelines.scores import (
     PAPER_CAMPAIGN,
@@ -222,7 +222,7 @@ def _told(targets: Targets, phase: int, cell: NDArray[np.float64]) -> dict[str, 
     return {"phase": targets.names[phase], "cell": values}
 
 
-def nearest(library: xr.Dataset, sets: Sequence[Known]) -> list[tuple[Phases, Cells]]:
+def nearest(library: Library, sets: Sequence[Known]) -> list[tuple[Phases, Cells]]:
     """Return the nearest stored pattern's phase and cell for every profile, in one pass."""
     matches = match(
         library,
