@@ -333,33 +333,37 @@ def excess_of_bound(y):  # type: ignore[no-untyped-def] # pragma: no cover
 @njit(nogil=True, cache=True, fastmath=True)
 def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     out, step_out, metrics, lines, u_scale, difc, tzero, scale, size, microstrain,
-    width_scale, target, tables, shapes, broadening, nodes, barycentric,
+    width_scale, target, tables, shapes, broadening, nodes, barycentric, mixing,
 ):  # fmt: skip
     """Deposit reflections whose widths differ from sample to sample.
 
-    As :func:`deposit`, but the amplitude is shared among operators of the Gaussian and of the
-    Lorentzian part at several widths, by Lagrange interpolation in ln(W / W nominal).
+    As :func:`deposit`, but the amplitude is shared among operators: the Gaussian and the Lorentzian
+    part at several widths, by Lagrange interpolation in ln(W / W nominal), of which there are fewer
+    that are independent.
 
     Parameters
     ----------
-    out : shape (2 * n_nodes, n, n_source), float32, zeroed
-        Gaussian parts first.
+    out : shape (n_operators, n, n_source), float32, zeroed
     size, microstrain, width_scale : shape (n,)
         Broadening per sample: µm, 1e-6, and a factor on all widths.
     shapes : shape (4, n_source)
         ln of the nominal full width, unused, rise and decay at the nodes of the source grid.
     nodes, barycentric : shape (n_nodes,)
         Nodes in ln(W / W nominal) and their barycentric weights.
+    mixing : shape (2 * n_nodes, n_operators)
+        What the Gaussian parts, then the Lorentzian parts, at the nodes are made of.
     """
     n_nodes = len(nodes)
+    n_operators = out.shape[0]
     n_source = out.shape[2]
     selected = Selected(np.empty_like(lines.products), np.empty_like(lines.strengths))
     buffers = buffers_for(len(tables.rates))
     w = np.empty(TAPS, np.float32)
-    share = np.empty(2 * n_nodes, np.float32)
+    share = np.empty(n_operators, np.float32)
     widths = np.empty(_STATIONS)
     etas = np.empty(_STATIONS)
-    shares = np.empty((_STATIONS, 2 * n_nodes), np.float32)
+    at_nodes = np.empty(2 * n_nodes)
+    shares = np.empty((_STATIONS, n_operators), np.float32)
     to_station = (_STATIONS - 1) / (n_source - 1)
     for first in range(0, len(metrics), ALIKE):
         alike = metrics[first : first + ALIKE]
@@ -368,7 +372,7 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
         for i in range(first, first + len(alike)):
             _fill_stations(
                 widths, etas, shares, difc[i], tzero[i], size[i], microstrain[i], width_scale[i],
-                target, shapes, broadening, nodes, barycentric,
+                target, shapes, broadening, nodes, barycentric, mixing, at_nodes,
             )  # fmt: skip
             for begin in range(0, n_lines, _TILE):
                 count = min(_TILE, n_lines - begin)
@@ -397,9 +401,9 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
                     w[5] = a * x2 * x2 * x32
                     right = np.float32(between)
                     left = np.float32(1.0) - right
-                    for m in range(2 * n_nodes):
+                    for m in range(n_operators):
                         share[m] = left * shares[before, m] + right * shares[before + 1, m]
-                    for m in range(2 * n_nodes):
+                    for m in range(n_operators):
                         for s in range(TAPS):
                             out[m, i, j - 2 + s] += share[m] * w[s]
                     if target.d_step_high > 0.0:
@@ -414,7 +418,7 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
 @njit(nogil=True, cache=True, fastmath=True)
 def _fill_stations(  # type: ignore[no-untyped-def] # pragma: no cover
     widths, etas, shares, difc, tzero, size, microstrain, width_scale, target, shapes, broadening,
-    nodes, barycentric,
+    nodes, barycentric, mixing, at_nodes,
 ):  # fmt: skip
     """Fill W, η and the operators' shares of one sample at stations evenly spread over positions.
 
@@ -440,12 +444,17 @@ def _fill_stations(  # type: ignore[no-untyped-def] # pragma: no cover
             gap = t - nodes[m]
             if abs(gap) < 1e-9:
                 gap = 1e-9
-            shares[station, m] = barycentric[m] / gap
+            at_nodes[m] = barycentric[m] / gap
             total += barycentric[m] / gap
         for m in range(n_nodes):
-            weight = shares[station, m] / total
-            shares[station, m] = (1.0 - eta) * weight
-            shares[station, n_nodes + m] = eta * weight
+            weight = at_nodes[m] / total
+            at_nodes[m] = (1.0 - eta) * weight
+            at_nodes[n_nodes + m] = eta * weight
+        for k in range(shares.shape[1]):
+            share = 0.0
+            for m in range(2 * n_nodes):
+                share += at_nodes[m] * mixing[m, k]
+            shares[station, k] = share
 
 
 @njit(nogil=True, cache=True, fastmath=True)

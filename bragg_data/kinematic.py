@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import BSpline
 from scipy.special import erfcx
 
+from bragg_data.coordinates import displaced, free_coordinates
 from bragg_data.crystal import cell_volume, check_volume, d_spacing, reciprocal_metric
 from bragg_data.deposit import REACH, Selected, deposit, deposit_varied
 from bragg_data.deposit_tables import Broadening, Tables, Target, build_tables
 from bragg_data.instrument import Instrument, InstrumentError, TofGrid
-from bragg_data.peak_operator import PAD, PeakOperator, build_operator
+from bragg_data.peak_operator import PAD, PeakOperator, build_operator, independent
 from bragg_data.profile import (
     BLEND,
     ERFCX_SWITCH,
@@ -30,7 +33,7 @@ from bragg_data.profile import (
     peak,
     peak_shape,
 )
-from bragg_data.reflections import lines_of, unique_reflections
+from bragg_data.reflections import Lines, lines_of, unique_reflections
 from bragg_data.structure import Phase
 
 VERSION = "1"
@@ -40,6 +43,10 @@ _TOLERANCE = 3e-4  # of a single peak's maximum; sums of peaks come out several 
 
 # Widths between which operators are interpolated: so many, and so many more per factor e.
 _NODES = (4, 4)
+
+_INDEPENDENT = (
+    2e-4  # of a peak: operators that differ by less from a mixture of others are left out
+)
 
 HISTOGRAM_SCALE = 1e5
 """GSAS-II's default histogram scale factor."""
@@ -109,10 +116,14 @@ def _limits(cells: NDArray[np.float64], d_min: float) -> tuple[int, int, int]:
 
 
 class _Varied(NamedTuple):
-    """Operators of the Gaussian, then the Lorentzian part, at nodes of ln(W / W nominal)."""
+    """Operators of the Gaussian, then the Lorentzian part, at nodes of ln(W / W nominal).
+
+    They are alike: ``mixing`` (2 * n_nodes, n) tells how each is made of fewer ``operators``.
+    """
 
     nodes: NDArray[np.float64]
     barycentric: NDArray[np.float64]
+    mixing: NDArray[np.float64]
     operators: tuple[PeakOperator, ...]
 
 
@@ -168,6 +179,7 @@ class Simulator:
         self._erfcx = erfcx_blended if convention == "gsas2" else erfcx
         self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
         self._varied = lru_cache(maxsize=2)(self._make_varied)
+        self._modes: dict[int, NDArray[np.float64]] = {}
         self._tof = grid.tof
         self._oversampling, self._band = self._resolution()
 
@@ -182,6 +194,7 @@ class Simulator:
         tzero: ArrayLike | None = None,
         difc: ArrayLike | None = None,
         width_scale: ArrayLike | None = None,
+        shifts: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float32]:
         """Return the patterns of samples.
 
@@ -199,6 +212,10 @@ class Simulator:
             Calibration of each sample's measurement, in µs and µs/Å; the instrument's if left out.
         width_scale : shape (n,), optional
             Factor on the widths of all peaks.
+        shifts : shape (n, m), optional
+            Displacements along the free coordinates (:meth:`free_coordinates`) of the phase, in Å
+            of its CIF's cell: all samples are of one phase then. Each different row takes a few
+            milliseconds.
 
         Returns
         -------
@@ -234,12 +251,23 @@ class Simulator:
             self.phases[code].lattice.check_tied(cells[rows])
             metric = self._metric(code, cells[rows])
             relative = metric / metric[:, :1]
-            rows = rows[np.argsort(relative[:, np.ptp(relative, axis=0).argmax()], kind="stable")]
+            if shifts is None:
+                order = np.argsort(relative[:, np.ptp(relative, axis=0).argmax()], kind="stable")
+            else:
+                order = np.lexsort(shifts[rows].T) if shifts.shape[1] else np.arange(len(rows))
+            rows = rows[order]
             # Small batches keep deposits in the cache while operators pass over them.
             for batch in np.array_split(rows, -(-len(rows) // (32 if varied else 128))):
                 some = {name: value[batch] for name, value in per_sample.items()}
-                patterns[batch] = self._batch(int(code), cells[batch], some, varied)
+                moved = None if shifts is None else shifts[batch]
+                patterns[batch] = self._batch(int(code), cells[batch], some, varied, moved)
         return patterns
+
+    def free_coordinates(self, code: int) -> NDArray[np.float64]:
+        """Return :func:`bragg_data.coordinates.free_coordinates` of a phase."""
+        if code not in self._modes:
+            self._modes[code] = free_coordinates(self.phases[code])
+        return self._modes[code]
 
     def _batch(
         self,
@@ -247,38 +275,51 @@ class Simulator:
         cells: NDArray[np.float64],
         per_sample: dict[str, NDArray[np.float64]],
         varied: _Varied | None,
+        shifts: NDArray[np.float64] | None,
     ) -> NDArray[np.float32]:
         n = len(cells)
-        lines, tables = self._phase_lines(code, cells, per_sample)
+        whole, tables = self._phase_lines(code, cells, per_sample)
         patterns = np.zeros((n, self.grid.points), dtype=np.float32)
         scale = HISTOGRAM_SCALE * np.sin(np.radians(self.instrument.two_theta / 2))
-        common = (
-            self._metric(code, cells),
-            lines,
-            per_sample["u_scale"],
-            per_sample["difc"],
-            per_sample["tzero"],
-            scale / cell_volume(cells),
-        )
-        if varied is None:
-            deposits = np.zeros((1, n, self._n_source), dtype=np.float32)
-            deposit(deposits[0], patterns, *common, self._target, tables, self._shapes)
-            operators: tuple[PeakOperator, ...] = (self._operator,)
-        else:
-            operators = varied.operators
-            deposits = np.zeros((len(operators), n, self._n_source), dtype=np.float32)
-            widths = (per_sample[k] for k in ("size", "microstrain", "width_scale"))
-            deposit_varied(
-                deposits, patterns, *common, *widths, self._target, tables, self._log_shapes,
-                self._broadening, varied.nodes, varied.barycentric,
+        metric = self._metric(code, cells)
+        scale = scale / cell_volume(cells)
+        operators = (self._operator,) if varied is None else varied.operators
+        deposits = np.zeros((len(operators), n, self._n_source), dtype=np.float32)
+        for rows, lines in self._lines_of_rows(code, whole, shifts, n):
+            common = (
+                metric[rows], lines, per_sample["u_scale"][rows], per_sample["difc"][rows],
+                per_sample["tzero"][rows], scale[rows],
             )  # fmt: skip
+            if varied is None:
+                deposit(
+                    deposits[0, rows], patterns[rows], *common, self._target, tables, self._shapes
+                )
+            else:
+                widths = (per_sample[k][rows] for k in ("size", "microstrain", "width_scale"))
+                deposit_varied(
+                    deposits[:, rows], patterns[rows], *common, *widths, self._target, tables,
+                    self._log_shapes, self._broadening, varied.nodes, varied.barycentric,
+                    varied.mixing,
+                )  # fmt: skip
         for operator, part in zip(operators, deposits, strict=True):
             operator.add(part, patterns)
         return patterns
 
+    def _lines_of_rows(
+        self, code: int, lines: Lines, shifts: NDArray[np.float64] | None, n: int
+    ) -> Iterator[tuple[slice, Selected]]:
+        """Yield the lines of rows that have them in common."""
+        if shifts is None:
+            yield slice(0, n), Selected(lines.products, lines.strengths)
+            return
+        ends = np.flatnonzero(np.any(np.diff(shifts, axis=0), axis=1)) + 1
+        for low, high in pairwise([0, *ends.tolist(), n]):
+            moved = displaced(self.phases[code], self.free_coordinates(code), shifts[low])
+            yield slice(low, high), Selected(lines.products, lines.strengths_of(moved))
+
     def _phase_lines(
         self, code: int, cells: NDArray[np.float64], per_sample: dict[str, NDArray[np.float64]]
-    ) -> tuple[Selected, Tables]:
+    ) -> tuple[Lines, Tables]:
         difc = float(per_sample["difc"].max())
         limits = _limits(cells, self.grid.start / difc)
         # Rounded up, so that a few lists serve all cells; which one, the rows alone decide.
@@ -288,11 +329,11 @@ class Simulator:
 
     def _make_lines(
         self, code: int, limits: tuple[int, int, int], x_max: float
-    ) -> tuple[Selected, Tables]:
+    ) -> tuple[Lines, Tables]:
         phase = self.phases[code]
         lines = lines_of(phase, unique_reflections(phase, limits))
         tables = build_tables(lines.u_groups, x_max, self.grid.start, self.grid.stop)
-        return Selected(lines.products, lines.strengths), tables
+        return lines, tables
 
     def _metric(self, code: int, cells: NDArray[np.float64]) -> NDArray[np.float64]:
         """Independent terms of the reciprocal metric, shape (n, n_terms)."""
@@ -467,12 +508,11 @@ class Simulator:
         angle = (2 * np.arange(count) + 1) * np.pi / (2 * count)
         nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle)
         barycentric = np.where(np.arange(count) % 2, -1.0, 1.0) * np.sin(angle)
-        operators = tuple(
-            self._build(part, float(np.exp(node)))
-            for part in ("gaussian", "lorentzian")
-            for node in nodes
-        )
-        return _Varied(nodes, barycentric, operators)
+        kinds = [(part, float(np.exp(node))) for part in ("gaussian", "lorentzian")
+                 for node in nodes]  # fmt: skip
+        with ThreadPoolExecutor() as pool:
+            operators = list(pool.map(lambda kind: self._build(*kind), kinds))
+        return _Varied(nodes, barycentric, *independent(operators, _INDEPENDENT))
 
 
 _QUINTIC = BSpline.basis_element(np.arange(7.0))

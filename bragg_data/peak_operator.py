@@ -9,8 +9,9 @@ a peak the matrix is kept in tiles; its far tails are smooth, and go through a c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -109,6 +110,54 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
             near -= weights[low:high, k, None] * far[first[low:high] + k, targets]
         tiles.append((low, point, _spline_coefficients(near).astype(np.float32)))
     return PeakOperator(tuple(tiles), first, weights, far)
+
+
+def independent(
+    operators: Sequence[PeakOperator], tolerance: float
+) -> tuple[NDArray[np.float64], tuple[PeakOperator, ...]]:
+    """Return fewer operators of which the given ones are mixtures, and what each is made of.
+
+    The principal components of the near tiles, each source node scaled by its greatest value.
+
+    Parameters
+    ----------
+    operators
+        Built on one grid with one band.
+    tolerance
+        Singular values below this share of the greatest are left out.
+
+    Returns
+    -------
+    mixing : shape (len(operators), n)
+    operators
+        n of them.
+    """
+    gram = np.zeros((len(operators), len(operators)))
+    for tiles in zip(*(o.tiles for o in operators), strict=True):
+        values = np.stack([matrix for _, _, matrix in tiles])
+        values /= np.maximum(np.abs(values).max(axis=(0, 2), keepdims=True), 1e-30)
+        flat = values.reshape(len(operators), -1)
+        gram += flat @ flat.T
+    power, vectors = np.linalg.eigh(gram)
+    mixing = vectors[:, ::-1][:, np.sqrt(np.maximum(power[::-1] / power[-1], 0)) > tolerance]
+
+    def mixed(parts: Sequence[NDArray[np.float32]], weights: NDArray[np.float64]) -> NDArray[Any]:
+        return np.tensordot(weights.astype(np.float32), np.stack(parts), axes=1)
+
+    first = operators[0]
+    found = [
+        PeakOperator(
+            tuple(
+                (node, point, mixed([o.tiles[k][2] for o in operators], weights))
+                for k, (node, point, _) in enumerate(first.tiles)
+            ),
+            first.coarse_first,
+            first.coarse_weights,
+            mixed([o.far for o in operators], weights),
+        )
+        for weights in mixing.T
+    ]
+    return np.ascontiguousarray(mixing), tuple(found)
 
 
 def _outside(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,11 +4,12 @@ The measured intensities y on a campaign's grid are fitted by
 
 .. math:: c_i = s\,P_i(\theta) + \sum_k b_k T_k(x_i)
 
-with P the simulated pattern of a cell, displacement factor and broadening θ, and Chebyshev
-polynomials T of the background. Scale s and background b are linear: they are solved for exactly at
-every step (variable projection; Golub & Pereyra, SIAM Journal on Numerical Analysis 10 (1973) 413,
-with Kaufman's Jacobian, BIT 15 (1975) 49), so that only θ, at most a dozen numbers, is searched
-for.
+with P the simulated pattern of a cell, displacement factor, broadening and free atomic coordinates
+θ, and Chebyshev polynomials T of the background. Scale s and background b are linear: they are
+solved for exactly at every step (variable projection; Golub & Pereyra, SIAM Journal on Numerical
+Analysis 10 (1973) 413, with Kaufman's Jacobian, BIT 15 (1975) 49), so that only θ, a dozen numbers,
+is searched for: by Levenberg and Marquardt's method with a Jacobian that is kept as long as it
+foretells the steps well, since one costs as much as ten patterns.
 
 Phases are compared by a penalised criterion that knows that more parameters fit better.
 """
@@ -21,7 +22,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS, CrystalError
@@ -31,10 +31,14 @@ from bragg_data.overlay import BACKGROUND_TERMS, Overlay, OverlayError, lay_over
 
 _WIDTHS = (-0.3, 0.7)  # ln(W / W nominal) that broadening reaches in practice
 _FEWEST = 60  # covered points
-_HOPELESS = 4.0  # χ² of a phase over the best one's, above which its fit is not finished
+_HOPELESS = 1.5  # χ² over the best phase's, above which a rival's fit is not finished
 _FAR = 0.04  # relative change of a length, or of an angle in rad, beyond which a fit has run away
+_LOOSE = 0.05  # Å: coordinates are restrained to the CIF's with this standard uncertainty
+_MOST_COORDINATES = 12  # of a phase with more, a powder's profile does not tell them
 
-_EVALUATIONS = (10, 20)  # of a coarse search at most, and of one that has nearly arrived
+_STEPS_AT_MOST = 30
+_ARRIVED = 0.02  # χ² over the noise that a step still promises
+_TRUSTED = 0.5  # share of what was promised that came, below which the Jacobian is made anew
 
 # Of the parameters beside the cell: start, lowest, highest, step of the derivative.
 _OTHERS = {
@@ -43,7 +47,11 @@ _OTHERS = {
     "microstrain": (None, 0.0, 4000.0, 30.0),  # 1e-6
     "tzero": (None, -np.inf, np.inf, 0.3),  # µs
 }
+_SHIFT = (0.0, -0.3, 0.3, 0.003)  # the same of a free coordinate, in Å
 _STEPS = {name: 1e-4 if name in "abc" else 2e-3 for name in CELL_PARAMETERS}
+
+
+_Vector = NDArray[np.float64]
 
 
 class RefinementError(ValueError):
@@ -63,7 +71,8 @@ class Refined:
         scaled by the square root of the reduced χ², as is usual.
     others, others_su
         The other parameters: ``u_scale`` (factor on the displacement parameters), ``size`` (µm),
-        ``microstrain`` (1e-6), ``tzero`` (µs, if refined).
+        ``microstrain`` (1e-6), ``tzero`` (µs, if refined), and ``shift_1`` … along the phase's free
+        coordinates (Å; :func:`bragg_data.coordinates.free_coordinates`).
     overlay
         The fit: calculated pattern, background, difference, Rwp, reduced χ².
     chi2, points, parameters
@@ -133,38 +142,47 @@ class Refiner:
                 f"{known.sum()} points are covered, too few to refine anything on ({_FEWEST})."
             )
         problem = _Problem(self, gridded, known)
-        coarse = [c for c in (self._coarse(problem, *start) for start in starts) if c is not None]
+        coarse = [
+            state
+            for phase in dict.fromkeys(phase for phase, _ in starts)
+            if (state := self._coarse(problem, phase, [c for p, c in starts if p == phase]))
+        ]
         if not coarse:
             raise RefinementError(
                 "No start gives a fit: the cells have no peaks where it was measured."
             )
-        best_chi2 = min(c.chi2 for c in coarse)
-        by_phase: dict[int, _State] = {}
-        for state in sorted(coarse, key=lambda c: c.chi2):
-            by_phase.setdefault(state.phase, state)
         names = ("u_scale", "inverse_size", "microstrain", *(("tzero",) if tzero else ()))
-        found = []
-        for state in by_phase.values():
-            hopeless = state.chi2 > _HOPELESS * best_chi2
-            finished = None if hopeless else problem.search(state.phase, state.free, names, state)
-            found.append(problem.refined(finished or state))
-        return ranked(found)
+        found: list[_State] = []
+        for state in sorted(coarse, key=lambda c: c.chi2):
+            # Broadening is the sample's, whatever its phase.
+            known_of = found[0].others if found else state.others
+            limit = _HOPELESS * min((f.chi2 for f in found), default=np.inf)
+            found.append(problem.search(state.phase, state.free, names, known_of, limit=limit))
+        return ranked([problem.refined(state) for state in found])
 
-    def _coarse(self, problem: _Problem, phase: int, cell: NDArray[np.float64]) -> _State | None:
-        """Cell and displacement factor with nominal widths, which the simulator does fastest."""
+    def _coarse(
+        self, problem: _Problem, phase: int, cells: Sequence[NDArray[np.float64]]
+    ) -> _State | None:
+        """Refine cell and displacement factor with nominal widths, which are simulated fastest."""
         index = [
             CELL_PARAMETERS.index(p) for p in self.campaign.phases[phase].lattice.free_parameters
         ]
+        free = np.asarray(cells, dtype=np.float64)[:, index]
         try:
-            return problem.search(phase, np.asarray(cell, dtype=np.float64)[index], ("u_scale",))
+            if len(free) > 1:
+                free = free[[problem.chi2_of(phase, free).argmin()]]
+            return problem.search(phase, free[0], ("u_scale",), {}, coordinates=False)
         except (OverlayError, CrystalError):
             return None
 
 
-def _with_size(given: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    """Put the size, which the simulator wants, in the place of its inverse."""
+def _simulated(given: dict[str, _Vector]) -> dict[str, _Vector]:
+    """Return parameters as the simulator wants them: the size, and all shifts in one array."""
     if "inverse_size" in given:
         given["size"] = 1 / np.maximum(given.pop("inverse_size"), 1e-3)
+    shifts = [given.pop(name) for name in list(given) if name.startswith("shift_")]
+    if shifts:
+        given["shifts"] = np.stack(shifts, axis=1)
     return given
 
 
@@ -194,6 +212,10 @@ class _State:
     jacobian: NDArray[np.float64]
     converged: bool
 
+    @property
+    def others(self) -> dict[str, float]:
+        return dict(zip(self.names, map(float, self.values), strict=True))
+
 
 class _Problem:
     """One measurement: its weights, and its background projected out."""
@@ -216,71 +238,103 @@ class _Problem:
     ) -> NDArray[np.float64]:
         """Weighted patterns without background, shape (points, n), of n rows of parameters."""
         lattice = self._refiner.campaign.phases[phase].lattice
-        given = _with_size(dict(zip(names, values.T, strict=True)))
+        given = _simulated(dict(zip(names, values.T, strict=True)))
         simulated = self._refiner.simulator.simulate(
             np.full(len(free), phase), lattice.cells(free), **given
         )
         weighted = simulated[:, self._known].astype(np.float64).T * self._weight[:, None]
         return self._without_background(weighted)
 
+    def chi2_of(self, phase: int, free: NDArray[np.float64]) -> NDArray[np.float64]:
+        """χ² of some cells as they are, with nominal broadening, shape (n,)."""
+        patterns = self._patterns(phase, free, (), np.empty((len(free), 0)))
+        return np.array([((self._y - self._scale(p) * p) ** 2).sum() for p in patterns.T])
+
     def search(
         self,
         phase: int,
         free: NDArray[np.float64],
         names: tuple[str, ...],
-        begin: _State | None = None,
+        begin: Mapping[str, float],
+        *,
+        coordinates: bool = True,
+        limit: float = np.inf,
     ) -> _State:
-        """Search for the best cell and other parameters from a start."""
+        """Search for the best cell and other parameters from a start.
+
+        ``begin`` holds values of the others that are known better than the nominal ones; the search
+        ends early where χ² is not going to come below ``limit``.
+        """
         campaign = self._refiner.campaign
         of_cell = campaign.phases[phase].lattice.free_parameters
+        modes = len(self._refiner.simulator.free_coordinates(phase)) if coordinates else 0
+        shifts = tuple(f"shift_{k + 1}" for k in range(modes if modes <= _MOST_COORDINATES else 0))
+        names = (*names, *shifts)
         nominal = {"inverse_size": 1 / campaign.size, "microstrain": campaign.microstrain,
                    "tzero": campaign.instrument.tzero}  # fmt: skip
-        known = {} if begin is None else dict(zip(begin.names, begin.values, strict=True))
+        rules = [_SHIFT if n in shifts else _OTHERS[n] for n in names]
         others = np.array(
-            [known.get(n, nominal.get(n, _OTHERS[n][0])) for n in names], dtype=np.float64
-        )
+            [nominal.get(n, rule[0]) if n in shifts else begin.get(n, nominal.get(n, rule[0]))
+             for n, rule in zip(names, rules, strict=True)], dtype=np.float64
+        )  # fmt: skip
         count = len(of_cell)
-        steps = np.array([_STEPS[n] for n in of_cell] + [_OTHERS[n][3] for n in names])
-        start = np.concatenate([free, others])
+        steps = np.array([_STEPS[n] for n in of_cell] + [rule[3] for rule in rules])
         far = np.array([_FAR * v if n in "abc" else np.degrees(_FAR)
                         for n, v in zip(of_cell, free, strict=True)])  # fmt: skip
-        low = np.concatenate([free - far, [_OTHERS[n][1] for n in names]])
-        high = np.concatenate([free + far, [_OTHERS[n][2] for n in names]])
-        start = np.clip(start, low + 1e-9, high - 1e-9)
+        low = np.concatenate([free - far, [rule[1] for rule in rules]])
+        high = np.concatenate([free + far, [rule[2] for rule in rules]])
+        restraint = np.array([0.0] * (len(low) - len(shifts)) + [1 / _LOOSE] * len(shifts))
 
-        # The patterns of a point and of its neighbours at once: a batch takes hardly longer.
-        last: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None = None
+        def patterns(points: NDArray[np.float64]) -> NDArray[np.float64]:
+            return self._patterns(phase, points[:, :count], names, points[:, count:])
 
-        def around(
-            point: NDArray[np.float64],
-        ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-            nonlocal last
-            if last is None or not np.array_equal(last[0], point):
-                forward = np.where(point + steps < high, steps, -steps)
-                points = np.concatenate([point[None], point + np.diag(forward)])
-                patterns = self._patterns(phase, points[:, :count], names, points[:, count:])
-                pattern = patterns[:, 0]
-                last = point.copy(), pattern, (patterns[:, 1:] - pattern[:, None]) / forward
-            return last[1], last[2]
+        def residual(point: NDArray[np.float64], pattern: NDArray[np.float64]) -> _Vector:
+            return np.concatenate([self._y - self._scale(pattern) * pattern, restraint * point])
 
-        def residual(point: NDArray[np.float64]) -> NDArray[np.float64]:
-            pattern, _ = around(point)
-            return self._y - self._scale(pattern) * pattern
-
-        def jacobian(point: NDArray[np.float64]) -> NDArray[np.float64]:
-            pattern, change = around(point)
+        def jacobian(point: NDArray[np.float64], pattern: NDArray[np.float64]) -> _Vector:
+            forward = np.where(point + steps < high, steps, -steps)
+            change = (patterns(point + np.diag(forward)) - pattern[:, None]) / forward
             length = max(float(pattern @ pattern), 1e-300)
-            return -self._scale(pattern) * (change - np.outer(pattern, pattern @ change) / length)
+            of_pattern = change - np.outer(pattern, pattern @ change) / length
+            return np.concatenate([-self._scale(pattern) * of_pattern, np.diag(restraint)])
 
-        done = least_squares(
-            residual, start, jac=jacobian, bounds=(low, high), x_scale=10 * steps, method="trf",
-            xtol=1e-6, ftol=1e-5, gtol=None, max_nfev=_EVALUATIONS[begin is not None],
-        )  # fmt: skip
-        return _State(
-            phase, done.x[:count], names, done.x[count:], 2 * float(done.cost),
-            np.asarray(done.jac, dtype=np.float64),
-            bool(done.success and done.status > 0),
-        )  # fmt: skip
+        x = np.clip(np.concatenate([free, others]), low + 1e-9, high - 1e-9)
+        pattern = patterns(x[None])[:, 0]
+        r = residual(x, pattern)
+        j, fresh = jacobian(x, pattern), True
+        damping, converged = 1e-3, False
+        for _ in range(_STEPS_AT_MOST):
+            normal, right = j.T @ j, -(j.T @ r)
+            if not np.trace(normal) > 0:
+                break  # nothing of the pattern is in the measurement
+            diagonal = np.diag(normal) + 1e-12 * np.trace(normal)
+            step = np.linalg.solve(normal + damping * np.diag(diagonal), right)
+            step = np.clip(x + step, low, high) - x
+            promised = float(2 * right @ step - step @ normal @ step)
+            chi2 = float(r @ r)
+            noise = max(chi2 / len(self._y), 1.0)
+            if promised < _ARRIVED * noise:
+                converged = fresh
+                if fresh:
+                    break
+                j, fresh = jacobian(x, pattern), True
+                continue
+            if chi2 - promised > limit and chi2 > limit:
+                break
+            trial = patterns((x + step)[None])[:, 0]
+            found = residual(x + step, trial)
+            gained = chi2 - float(found @ found)
+            if gained > 0:
+                x, r, pattern = x + step, found, trial
+                damping = max(0.1 * damping, 1e-6)
+                fresh = False
+            if gained < _TRUSTED * promised:
+                if fresh:
+                    damping = min(10 * damping, 1e6)
+                else:
+                    j, fresh = jacobian(x, pattern), True
+        values = r[: len(self._y)]
+        return _State(phase, x[:count], names, x[count:], float(values @ values), j, converged)
 
     def _scale(self, pattern: NDArray[np.float64]) -> float:
         length = float(pattern @ pattern)
@@ -298,12 +352,16 @@ class _Problem:
         su = np.sqrt(np.maximum(np.diag(covariance), 0))
         cell = lattice.cells(state.free[None])[0]
         moved = lattice.cells((state.free + su[:count])[None])[0]
-        given = _with_size(dict(zip(state.names, state.values[:, None], strict=True)))
+        given = _simulated(dict(zip(state.names, state.values[:, None], strict=True)))
+        shifts = given.pop("shifts", None)
         others = {name: float(value[0]) for name, value in given.items()}
+        others |= {n: v for n, v in state.others.items() if n.startswith("shift_")}
         others_su = dict(zip(state.names, map(float, su[count:]), strict=True))
         if "size" in others:
             others_su["size"] = others_su.pop("inverse_size") * others["size"] ** 2
-        pattern = self._refiner.simulator.simulate(np.array([state.phase]), cell[None], **given)[0]
+        (pattern,) = self._refiner.simulator.simulate(
+            np.array([state.phase]), cell[None], **given, shifts=shifts
+        )
         overlay = lay_over(self._gridded, pattern, terms=self._basis.shape[1])
         return Refined(
             state.phase, cell, np.abs(moved - cell), others, others_su, overlay, state.chi2, points,

@@ -71,11 +71,22 @@ class Lines:
         s in 1e-24 cm², pairs in the order (0, 0), (0, 1) … (1, 1) …
     u_groups : shape (n_groups,)
         Displacement parameters in Å².
+    reflections
+        What was gathered.
+    member : shape (n_reflections,)
+        Line of each reflection.
     """
 
     products: NDArray[np.float32]
     strengths: NDArray[np.float32]
     u_groups: NDArray[np.float64]
+    reflections: Reflections
+    member: NDArray[np.intp]
+
+    def strengths_of(self, phase: Phase) -> NDArray[np.float32]:
+        """Return the strengths with the atoms of a phase that differs in its positions alone."""
+        coefficients, _ = _coefficients(phase, self.reflections.hkl)
+        return _strengths(self.reflections.multiplicity, coefficients, self.member)
 
 
 def lines_of(phase: Phase, reflections: Reflections) -> Lines:
@@ -84,18 +95,27 @@ def lines_of(phase: Phase, reflections: Reflections) -> Lines:
     products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
     sums = np.stack([products[list(g)].sum(axis=0) for g in phase.lattice.metric_terms])
     _, first, line = np.unique(sums, axis=1, return_index=True, return_inverse=True)
-    c, m = reflections.coefficients, reflections.multiplicity
-    strengths = []
-    for g in range(len(reflections.u_groups)):
-        for other in range(g, len(reflections.u_groups)):
-            share = m * (c[:, :, g] * c[:, :, other]).sum(axis=1) * (1 if g == other else 2)
-            strengths.append(np.bincount(line, weights=share))
     order = np.argsort(first)
+    member = np.argsort(order)[line.ravel()]
     return Lines(
         np.ascontiguousarray(sums[:, first[order]], dtype=np.float32),
-        np.ascontiguousarray(np.stack(strengths)[:, order], dtype=np.float32),
+        _strengths(reflections.multiplicity, reflections.coefficients, member),
         reflections.u_groups,
+        reflections,
+        member,
     )
+
+
+def _strengths(
+    multiplicity: NDArray[np.float64], c: NDArray[np.float64], member: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    strengths = []
+    for g in range(c.shape[2]):
+        for other in range(g, c.shape[2]):
+            share = multiplicity * (c[:, :, g] * c[:, :, other]).sum(axis=1)
+            share *= 1 if g == other else 2
+            strengths.append(np.bincount(member, weights=share))
+    return np.ascontiguousarray(np.stack(strengths), dtype=np.float32)
 
 
 def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
