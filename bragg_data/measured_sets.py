@@ -24,6 +24,7 @@ import zarr
 from bragg_data import schema
 from bragg_data.block_writer import COMPRESSOR
 from bragg_data.campaign import Campaign, Samples
+from bragg_data.crystal import check_volume
 from bragg_data.instrument import Instrument
 from bragg_data.measurement import Measurement
 from bragg_data.profile_files import Profile
@@ -267,27 +268,39 @@ def labels_from(
     Raises
     ------
     StoreError
-        If a line names no measurement or no phase, or lacks a free parameter.
+        If a line names no measurement or no phase, or its cell is none of that phase.
     """
     found: list[Label | None] = [None] * len(measurements)
     for line, row in enumerate(rows, start=2):
         own = [
             number for number, one in enumerate(measurements)
             if Path(one.profile.source).name == Path(str(row["file"])).name
-            and row.get("bank") in (None, "", one.profile.bank)
+            and _same_bank(row.get("bank"), one.profile.bank)
         ]  # fmt: skip
         if not own:
-            raise StoreError(f"Line {line} of the labels: no profile {row['file']} is among these.")
+            named = f"{row['file']}, bank {row['bank']}," if row.get("bank") else row["file"]
+            raise StoreError(f"Line {line} of the labels: no profile {named} is among these.")
         phase = _phase_of(row, campaign, line)
         lattice = campaign.phases[phase].lattice
         missing = [n for n in lattice.free_parameters if row.get(n) in (None, "")]
         if missing:
             raise StoreError(f"Line {line} of the labels lacks {', '.join(missing)}.")
-        free = np.array([[float(row[n]) for n in lattice.free_parameters]])
-        label = Label(phase, tuple(float(v) for v in lattice.cells(free)[0]))
+        try:
+            free = np.array([[float(row[n]) for n in lattice.free_parameters]])
+            cells = lattice.cells(free)
+            check_volume(cells)
+            lattice.check(cells)
+        except ValueError as error:  # CrystalError is one
+            raise StoreError(f"Line {line} of the labels: {error}".rstrip(".") + ".") from error
+        label = Label(phase, tuple(float(v) for v in cells[0]))
         for number in own:
             found[number] = label
     return found
+
+
+def _same_bank(said: Any, bank: int | None) -> bool:
+    """Tell whether a label's bank, a number or its text, is a profile's; what is not said fits."""
+    return said in (None, "") or bank is None or str(said).strip() == str(bank)
 
 
 def _phase_of(row: Mapping[str, Any], campaign: Campaign, line: int) -> int:

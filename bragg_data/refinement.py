@@ -202,6 +202,28 @@ def ranked(found: Sequence[Refined]) -> list[Refined]:
     return sorted(found, key=criterion)
 
 
+def _bounded_step(
+    normal: _Vector, right: _Vector, damping: float, low: _Vector, high: _Vector
+) -> _Vector:
+    """Return Levenberg and Marquardt's step within bounds: what meets one stays, the others go on.
+
+    Cut off at its bounds the step of all together may well lead uphill.
+    """
+    diagonal = np.diag(normal) + 1e-12 * np.trace(normal)
+    system = normal + damping * np.diag(diagonal)
+    step = np.zeros(len(right))
+    going = np.ones(len(right), dtype=bool)
+    while going.any():
+        rest = right[going] - normal[np.ix_(going, ~going)] @ step[~going]
+        step[going] = np.linalg.solve(system[np.ix_(going, going)], rest)
+        beyond = going & ((step < low) | (step > high))
+        if not beyond.any():
+            break
+        step = np.clip(step, low, high)
+        going &= ~beyond
+    return step
+
+
 @dataclass(frozen=True, eq=False)
 class _State:
     phase: int
@@ -307,13 +329,11 @@ class _Problem:
             normal, right = j.T @ j, -(j.T @ r)
             if not np.trace(normal) > 0:
                 break  # nothing of the pattern is in the measurement
-            diagonal = np.diag(normal) + 1e-12 * np.trace(normal)
-            step = np.linalg.solve(normal + damping * np.diag(diagonal), right)
-            step = np.clip(x + step, low, high) - x
+            step = _bounded_step(normal, right, damping, low - x, high - x)
             promised = float(2 * right @ step - step @ normal @ step)
             chi2 = float(r @ r)
             noise = max(chi2 / len(self._y), 1.0)
-            if promised < _ARRIVED * noise:
+            if promised < _ARRIVED * noise:  # in a bound's corner, hardly below zero
                 converged = fresh
                 if fresh:
                     break

@@ -29,6 +29,8 @@ _END = 24.0, 48  # points from the window's end: a line there, and what is then 
 _ROWS = 32  # starts that are searched from together: their deposits stay in a processor's cache
 _BLURS = 5.0, 12.0  # points, first near, then far: peaks so far off still overlap
 _DRAWN = 8  # times as many cells are drawn as are kept, so that they lie evenly for the peaks
+_SCALES = 0.5, 4.0  # of the sample's own parameters: ln of a factor, and points²
+_NUISANCE = (-2.0, 2.0), (-0.5, 15.0)  # where they end, in these scales
 _CLEARLY = 0.5  # another phase has to meet the profile so much better
 
 
@@ -103,6 +105,8 @@ class GuidedConfig:
     met
         A profile is met if the squared difference is below this share of its square. The layer
         itself is good to a few 1e-6.
+    nuisance
+        Whether displacement parameters and peak widths are the sample's own, and searched for, too.
     """
 
     glance: PerceptronConfig
@@ -111,6 +115,7 @@ class GuidedConfig:
     draws: int = 4096
     starts: int = 8
     met: float = 2e-5
+    nuisance: bool = False
 
 
 def read_guided_config(
@@ -300,7 +305,14 @@ class Guided(nn.Module):
         Rows that have arrived make room for others, so that parts stay full.
         """
         free = torch.tensor(self.config.pattern.phases[code].free, device=start.device)
-        values = start.clone()
+        # The sample's own parameters stand after the cell's.
+        own_parameters = len(_NUISANCE) if self.config.nuisance else 0
+        values = torch.cat([start, start.new_zeros(len(start), own_parameters)], dim=1)
+        searched = torch.cat([free, start.shape[1] + torch.arange(own_parameters)])
+        limits = torch.full((2, len(searched)), _LIMIT, dtype=values.dtype, device=start.device)
+        limits[0] *= -1
+        if own_parameters:
+            limits[:, len(free) :] = torch.tensor(_NUISANCE, dtype=values.dtype).T
         damping = torch.full_like(values[:, 0], 1e-4)
         misfit, step = self._step(code, profiles, weights, values, damping, blur)
         active = torch.arange(len(values), device=values.device)
@@ -309,7 +321,7 @@ class Guided(nn.Module):
             if not len(active):
                 break
             trial = values[active].clone()
-            trial[:, free] = (trial[:, free] + step[active]).clamp(-_LIMIT, _LIMIT)
+            trial[:, searched] = (trial[:, searched] + step[active]).clamp(limits[0], limits[1])
             own, next_step = self._step(
                 code, profiles[active], weights[active], trial, damping[active], blur
             )
@@ -320,7 +332,7 @@ class Guided(nn.Module):
             damping[taken] *= 0.2
             damping[refused] *= 10
             step[refused] *= 0.3
-        return values, misfit
+        return values[:, : start.shape[1]], misfit
 
     def _step(
         self,
@@ -347,7 +359,18 @@ class Guided(nn.Module):
         damping: Tensor,
         blur: float,
     ) -> tuple[Tensor, Tensor]:
-        r"""Return how badly profiles are met, and the step that would meet them better.
+        return self._normal(code, profiles, weights, values, damping, blur)[:2]
+
+    def _normal(
+        self,
+        code: int,
+        profiles: Tensor,
+        weights: Tensor,
+        values: Tensor,
+        damping: Tensor,
+        blur: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return how badly profiles are met, the step that would meet them better, JᵀJ.
 
         With v the profile and e the square root of the pattern,
 
@@ -355,9 +378,15 @@ class Guided(nn.Module):
             \frac{\partial e_i}{\partial p} \delta_p\Big)^2
         """
         free = torch.tensor(self.config.pattern.phases[code].free, device=values.device)
-        pattern, slopes = self.pattern(code, self._physical(values), blur=blur)
+        parameters = self.config.glance.parameters
+        cell, own = values[:, :parameters], values[:, parameters:]
+        nuisance = own * own.new_tensor(_SCALES) if own.shape[1] else None
+        pattern, slopes = self.pattern(code, self._physical(cell), blur=blur, nuisance=nuisance)
         root = pattern.sqrt()
-        slopes = slopes * cast("Tensor", self.half_range)[free].float()[:, None]
+        scales = cast("Tensor", self.half_range)[free].float()
+        if nuisance is not None:
+            scales = torch.cat([scales, scales.new_tensor(_SCALES)])
+        slopes = slopes * scales[:, None]
         slopes = slopes / (2 * root[:, None]) * weights[:, None]
         v, e = profiles * weights, root * weights
         scale = ((v * e).sum(dim=1) / (e * e).sum(dim=1).clamp(min=1e-30))[:, None]
@@ -369,7 +398,7 @@ class Guided(nn.Module):
         tiny = 1e-12 * torch.eye(normal.shape[1], dtype=torch.float64, device=normal.device)
         solved = torch.linalg.solve(normal + damping[:, None, None] * diagonal + tiny, right)
         misfit = (rest**2).sum(dim=1) / (v * v).sum(dim=1).clamp(min=1e-30)
-        return misfit.double(), solved[:, :-1, 0].clamp(-0.2, 0.2)
+        return misfit.double(), solved[:, :-1, 0].clamp(-0.2, 0.2), normal
 
     def _physical(self, values: Tensor) -> Tensor:
         return values * cast("Tensor", self.half_range) + cast("Tensor", self.middle)

@@ -211,11 +211,22 @@ class Pattern(nn.Module):
         return spread.clamp(min=1e-12)
 
     def _gaussian(self, blur: float) -> Tensor:
+        return torch.exp(self._curvature() * blur**2)
+
+    def _curvature(self) -> Tensor:
+        """Return what a Gaussian's variance is multiplied by in the logarithm of its transform."""
         frequency = torch.fft.rfftfreq(self._length, device=cast("Tensor", self.shapes).device)
-        return torch.exp(-2 * (torch.pi * blur * frequency) ** 2)
+        curvature: Tensor = -2 * (torch.pi * frequency) ** 2
+        return curvature
 
     def forward(
-        self, code: int, parameters: Tensor, *, slopes: bool = True, blur: float = 0.0
+        self,
+        code: int,
+        parameters: Tensor,
+        *,
+        slopes: bool = True,
+        blur: float = 0.0,
+        nuisance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         r"""Return patterns and their derivatives.
 
@@ -236,13 +247,17 @@ class Pattern(nn.Module):
             Whether the derivatives are wanted.
         blur
             Standard deviation of a Gaussian, in points, that the pattern is spread with.
+        nuisance : shape (n, 2)
+            Of the sample: ln of the factor on displacement parameters, and the variance of a
+            Gaussian that peaks are wider by, in points² (negative where they are narrower).
 
         Returns
         -------
         pattern : shape (n, points - first)
             In any scale.
         derivatives : shape (n, n_free, points - first)
-            By the phase's free parameters; none if they are not wanted.
+            By the phase's free parameters, then by the nuisance parameters if they are given; none
+            if they are not wanted.
         """
         c, phase = self.config, self.config.phases[code]
         position, inverse, *moved = (
@@ -251,19 +266,30 @@ class Pattern(nn.Module):
         chosen = inverse.topk(min(phase.most, phase.lines), dim=1, largest=False).indices
         position, inverse = position.gather(1, chosen), inverse.gather(1, chosen)
         strengths, rates = self._table("strengths", code), self._table("rates", code)
-        f_squared = torch.zeros_like(inverse)
+        damped = inverse if nuisance is None else inverse * nuisance[:, :1].double().exp()
+        f_squared, lost = torch.zeros_like(inverse), torch.zeros_like(inverse)
         for pair in range(phase.pairs):
-            f_squared = f_squared + strengths[pair][chosen] * torch.exp(-rates[pair] * inverse)
+            part = strengths[pair][chosen] * torch.exp(-rates[pair] * damped)
+            f_squared = f_squared + part
+            lost = lost - rates[pair] * part
         inside = (position > c.base + 1) & (position < c.points - 1)
         amplitude = f_squared * inverse**-2 * inside
         changing = [slope.gather(1, chosen) for slope in moved[0].unbind(1)] if moved else []
         weights = [amplitude.float(), *((amplitude * slope).float() for slope in changing)]
+        if nuisance is not None and slopes:
+            weights.append((lost * damped * inverse**-2 * inside).float())
         spectra = torch.fft.rfft(self._deposited(position - c.base, weights))
-        transfers = self._transfer()
-        together = torch.stack(
-            [(part * transfers[min(k, 1)]).sum(dim=1)
-             for k, part in enumerate(spectra.split(self._ranks(len(weights)), dim=1))], dim=1
-        )  # fmt: skip
+        shape, derivative = self._transfer()
+        parts = [
+            (part * (derivative if 0 < k <= len(changing) else shape[: part.shape[1]])).sum(dim=1)
+            for k, part in enumerate(spectra.split(self._ranks(len(weights)), dim=1))
+        ]
+        together = torch.stack(parts, dim=1)
+        if nuisance is not None:
+            curvature = self._curvature()
+            together = together * torch.exp(curvature * nuisance[:, 1:, None].float())
+            if slopes:
+                together = torch.cat([together, curvature * together[:, :1]], dim=1)
         if blur:
             together = together * self._gaussian(blur)
         spread = torch.fft.irfft(together, n=self._length)

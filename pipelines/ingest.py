@@ -105,6 +105,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise IngestError(f"The labels {path} cannot be read: {error}.") from error
     if "file" not in table:
         raise IngestError(f"The labels {path} have no column 'file'; it has {list(table)}.")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too many for row names
+        raise IngestError(
+            f"The labels {path} have more values in a line than columns; is it a decimal comma?"
+        )
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 

@@ -305,7 +305,7 @@ def class_conditional_sheet(
     sheet = Sheet(f"Table {table}, class-conditional models: {title}", columns)
     for system in _systems(scores):
         count = next(s.groups[system]["n"] for s in scores if system in s.groups)
-        sheet.add(f"{system}, {count:,.0f} samples", style="bold")
+        sheet.add(f"{system}, {count:,.0f} sample{'s' * (count != 1)}", style="bold")
         for score in scores:
             first, last = _texts(score.groups[system], targets)
             given = "" if score.true_system is None else (

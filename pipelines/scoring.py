@@ -358,9 +358,13 @@ def _groups(
     groups = {"all": np.ones(len(systems), dtype=bool)}
     groups |= {CrystalSystem(int(code)).name: systems == code for code in np.unique(systems)}
     for group, rows in groups.items():
+        for key in tallies:
+            values = found[key][group]
+            values["wrong"] = float(round((1 - values["accuracy"]) * values["n"]))
+        if rows.sum() < 2:
+            continue  # one sample says nothing about others
         low, high = bootstrap_intervals(columns[rows], resamples=resamples)
         for (key, name), bottom, top in zip(names, low, high, strict=True):
             values = found[key][group]
             values[f"{name}_low"], values[f"{name}_high"] = float(bottom), float(top)
-            values["wrong"] = float(round((1 - values["accuracy"]) * values["n"]))
     return found

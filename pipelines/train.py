@@ -144,10 +144,11 @@ def main(
         )
     say(f"After {duration(time.monotonic() - began)}")
     given = "" if tracking == runs.DEFAULT_URI else f" --tracking {shlex.quote(tracking)}"
+    where = "" if store == DEFAULT_URI else f" --store {shlex.quote(store)}"
     next_commands(
         [
             (f"python -m pipelines.predict FILE{given}", "ask the champion about a profile"),
-            (f"python -m pipelines.evaluate{given}", "compare all models, and the paper's"),
+            (f"python -m pipelines.evaluate{where}{given}", "compare all models, and the paper's"),
             ("make ui", "look at runs and models in a browser"),
         ]
     )

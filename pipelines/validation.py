@@ -151,7 +151,8 @@ class Validation:
 
     def sheets(self, targets: Targets, campaign: str) -> list[Sheet]:
         """Return Tables IV and V, and a table of every sample."""
-        title = f"{self.known.name}, {len(self.known.samples)} profiles"
+        count = len(self.known.samples)
+        title = f"{self.known.name}, {count} profile{'s' * (count != 1)}"
         first = [s for s in self.scores if not s.uri]
         conditional = [s for s in self.scores if s.model in (CLASSIFIER, *CLASS_CONDITIONAL)]
         others = [s for s in self.scores if s.uri and s not in conditional and s.model != INTEGER]

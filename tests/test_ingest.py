@@ -119,6 +119,10 @@ def test_what_is_wrong_is_told(small_store: Store, tmp_path: Path) -> None:
         ("file,phase\nother.xye,cubic\n", StoreError, "Line 2 .* no profile other.xye"),
         ("file,phase\npseudo_experiment.xye,cube\n", StoreError, "'cube' is none of"),
         ("file,phase,a\npseudo_experiment.xye,tetragonal,4\n", StoreError, "lacks c"),
+        ("file,phase,a\npseudo_experiment.xye,cubic,x\n", StoreError, "Line 2 .*'x'"),
+        ("file,phase,a\npseudo_experiment.xye,cubic,-4\n", StoreError, "Line 2 .* positive"),
+        ("file,phase,a\npseudo_experiment.xye,cubic,nan\n", StoreError, "Line 2 .* positive"),
+        ("file,phase,a\npseudo_experiment.xye,cubic,4,01\n", IngestError, "decimal comma"),
     ):
         table.write_text(text)
         with pytest.raises(error, match=message):
@@ -130,6 +134,17 @@ def test_what_is_wrong_is_told(small_store: Store, tmp_path: Path) -> None:
         features.load("measured_aligned", "small-v1", small_store.uri)
     with pytest.raises(StoreError, match="a measured one is wanted"):
         measurements_of(small_store.open("small-v1"))
+
+
+def test_a_label_may_name_the_bank(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    told = (NOISY, "--bank", "4", "--labels", table, "--store", tmp_path / "store")
+    table.write_text("file,bank,phase,a\npseudo_experiment.xye,4,cubic,4\n")
+    run(*told, "--into", "right")
+    assert Store(tmp_path / "store").open("right-v1").a.values.tolist() == [4.0]
+    table.write_text("file,bank,phase,a\npseudo_experiment.xye,3,cubic,4\n")
+    with pytest.raises(StoreError, match=r"no profile pseudo_experiment.xye, bank 3, is"):
+        run(*told, "--into", "wrong")
 
 
 @pytest.mark.skipif(not MEASURED.exists(), reason="needs the measured profiles beside the project")

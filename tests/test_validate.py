@@ -166,7 +166,7 @@ def test_a_measured_data_set_with_labels_is_taken_by_itself(
     take_in("mine", campaign_file)
     result = CliRunner().invoke(validate.app, store, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "mine-v1, 1 profiles" in result.output
+    assert "mine-v1, 1 profile" in result.output
     take_in("other", "batio3-nomad")
     with pytest.raises(ValidateError, match="on the grid of campaign batio3-nomad"):
         CliRunner().invoke(validate.app, store, catch_exceptions=False)
