@@ -45,7 +45,7 @@ class Nuisance:
     size, microstrain
         In µm and 1e-6, logarithmically even: from sintered ceramics to powders that were milled.
     counts
-        At the highest peak, logarithmically even: the noise of the profiles measured.
+        At the highest peak, logarithmically even: from a minute's run to hardly any noise.
     background
         Mean background in units of the highest peak, logarithmically even; half of it varies
         smoothly over the window.
@@ -71,8 +71,8 @@ class Nuisance:
     shift: float = 0.02
     size: tuple[float, float] = (0.3, 3.0)
     microstrain: tuple[float, float] = (250.0, 3000.0)
-    counts: tuple[float, float] = (1500.0, 60_000.0)
-    background: tuple[float, float] = (0.02, 0.5)
+    counts: tuple[float, float] = (1500.0, 200_000.0)
+    background: tuple[float, float] = (0.01, 0.5)
     spectrum: float = 8.0
     spectrum_error: float = 0.1
     end: tuple[float, float] = (17_200.0, 19_500.0)
@@ -153,7 +153,11 @@ def draw_cells(campaign: Campaign, code: int, count: int, generator: np.random.G
     near = (generator.random(count) < _NEARLY_CUBIC) & possible
     # At most 0.03 Å or 0.6 degrees off.
     reach = np.where(is_length, 0.03, 0.6) * generator.uniform(-1, 1, (count, len(index)))
-    free = np.where(near[:, None], np.clip(cubic + reach / 2, low, high), free)
+    near_by = cubic + reach / 2
+    # Beyond an end they are mirrored: cut off, lengths would come out equal.
+    near_by = np.where(near_by > high, 2 * high - near_by, near_by)
+    near_by = np.where(near_by < low, 2 * low - near_by, near_by)
+    free = np.where(near[:, None], near_by, free)
     return np.asarray(lattice.cells(free))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bragg_models.guided import Guided, Perceptron, PerceptronConfig, read_guided_config
+from bragg_models.robust import Robust
 
 _ROUNDED = 100.0  # sharpness of the probabilities of a class that was regressed as an integer
 
@@ -403,6 +404,7 @@ _KINDS: dict[str, tuple[Callable[..., Any], type[nn.Module]]] = {
     "caenn": (CaennConfig, Caenn),
     "perceptron": (PerceptronConfig, Perceptron),
     "guided": (read_guided_config, Guided),
+    "robust": (read_guided_config, Robust),
 }
 
 
@@ -412,7 +414,8 @@ def build(kind: str, config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
     Parameters
     ----------
     kind
-        ``multitask``, ``conditional``, ``caenn``, ``perceptron`` or ``guided``.
+        ``multitask``, ``conditional``, ``caenn``, ``perceptron``, ``guided`` or
+        ``robust``.
     config
         Values of its dataclass, as plain JSON values.
     seed

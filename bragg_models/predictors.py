@@ -21,6 +21,7 @@ from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
 from bragg_models.forest import ForestError, ForestModel
 from bragg_models.inference import outputs, transformed
 from bragg_models.networks import NetworkError, build, feature_network
+from bragg_models.robust import Robust
 from bragg_models.targets import Targets, TargetsError
 
 FORMAT = 1
@@ -47,11 +48,33 @@ class Prediction:
     cells : shape (n, 6)
         Cell of that phase: a, b, c in ångström; alpha, beta, gamma in degrees. NaN from a model
         that classifies only.
+    intervals : shape (n, 6, 2), optional
+        Ends of the 90 % intervals of the free cell parameters, NaN where one is not free; from
+        models that know them.
+    accepted : shape (n,), optional
+        Whether the profile can be of one of the phases at all; from models that can tell.
+    unexplained : shape (n,), optional
+        Share of the profile's square that the answer leaves.
+    limit
+        Share above which a profile is not accepted.
     """
 
     probabilities: NDArray[np.float64]
     phase: NDArray[np.intp]
     cells: NDArray[np.float64]
+    intervals: NDArray[np.float64] | None = None
+    accepted: NDArray[np.bool_] | None = None
+    unexplained: NDArray[np.float64] | None = None
+    limit: float | None = None
+
+    def __getitem__(self, rows: slice) -> Prediction:
+        """Return the answers for some of the profiles."""
+        return Prediction(
+            self.probabilities[rows], self.phase[rows], self.cells[rows],
+            None if self.intervals is None else self.intervals[rows],
+            None if self.accepted is None else self.accepted[rows],
+            None if self.unexplained is None else self.unexplained[rows], self.limit,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,12 @@ class Predictor:
     def _prepare(self) -> Callable[[Profiles], Profiles]:
         return preprocessing(self.preprocessing).function
 
-    def predict(self, profiles: ArrayLike, phase: ArrayLike | None = None) -> Prediction:
+    def predict(
+        self,
+        profiles: ArrayLike,
+        phase: ArrayLike | None = None,
+        calibrated: ArrayLike | None = None,
+    ) -> Prediction:
         """Answer for profiles on the campaign's grid.
 
         Parameters
@@ -110,6 +138,9 @@ class Predictor:
             here.
         phase : shape (n,)
             Phases under which the cells are wanted; left out, the most probable ones.
+        calibrated : shape (n,)
+            Whether a measurement's own calibration was used; left out, they all have it. Intervals
+            depend on it.
 
         Raises
         ------
@@ -128,6 +159,9 @@ class Predictor:
         if not np.isfinite(values).all():
             raise PredictorError("A profile holds values that are not finite numbers.")
         given = None if phase is None else self._phases(phase, len(values))
+        if given is None and isinstance(self.model, Robust):
+            known = np.ones(len(values), dtype=bool) if calibrated is None else calibrated
+            return self._assessed(self.model, values, np.asarray(known, dtype=bool))
         if given is None and self.classifier is not None:
             told = self.classifier.predict(values)
             _, scaled = self._outputs(values, told.phase)
@@ -141,6 +175,25 @@ class Predictor:
         else:
             cells = np.full((len(values), len(CELL_PARAMETERS)), np.nan)
         return Prediction(probabilities.astype(np.float64), decided, cells)
+
+    def _assessed(
+        self, model: Robust, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_]
+    ) -> Prediction:
+        prepared = np.ascontiguousarray(self._prepare(profiles), np.float32)
+        found = model.eval().assessed(prepared, calibrated)
+        decided = found.probabilities.argmax(axis=1)
+        cells = self.targets.decode(found.values, decided)
+        intervals = np.full((len(cells), len(CELL_PARAMETERS), 2), np.nan)
+        free = self.targets.free[decided]
+        for column, name in enumerate(self.targets.parameters):
+            own = free[:, column]
+            half = found.half_widths[own, column] * self.targets.half_range[column]
+            place = CELL_PARAMETERS.index(name)
+            intervals[own, place] = cells[own, place, None] + np.stack([-half, half], axis=1)
+        accepted = found.unexplained <= found.limit
+        return Prediction(
+            found.probabilities, decided, cells, intervals, accepted, found.unexplained, found.limit
+        )
 
     def _phases(self, phase: ArrayLike, count: int) -> NDArray[np.intp]:
         codes = np.asarray(phase)

@@ -17,8 +17,9 @@ in units of the standard uncertainty that the misfit leaves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ ACCEPTED = 0.985
 _LOOKED_AT = 7  # known cells of each phase that the search may begin from
 _BLUR = 5.0  # points
 _HOPELESS = 10.0  # misfit of a start over the best one's of all phases, above which none is sought
+_BEST = 3e-3  # misfit of a measured profile with the best statistics
 _DRIFT = 3e-4  # relative, of an instrument that was not calibrated
 
 
@@ -61,6 +63,28 @@ class Assessment:
     spread: Tensor
     misfit: Tensor
     glance: Tensor
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What is said about n profiles.
+
+    Attributes
+    ----------
+    probabilities : shape (n, n_phases)
+    values, half_widths : shape (n, n_parameters)
+        Scaled parameters, and half the widths of their 90 % intervals.
+    unexplained : shape (n,)
+        Share of the profile's square that the best phase leaves.
+    limit
+        A profile of which more is left is none of the phases'.
+    """
+
+    probabilities: NDArray[np.float64]
+    values: NDArray[np.float64]
+    half_widths: NDArray[np.float64]
+    unexplained: NDArray[np.float64]
+    limit: float
 
 
 class Robust(Guided):
@@ -162,7 +186,8 @@ class Robust(Guided):
         """Return the logits of the phases; see the module."""
         head = cast("Tensor", self.head)
         least = misfit.amin(dim=1, keepdim=True).clamp(min=1e-9)
-        kappa = torch.exp((head[0] + head[1] * least.log()).clamp(-2, 7))
+        # What is met better than measured profiles ever are says at least as much.
+        kappa = torch.exp((head[0] + head[1] * least.clamp(min=_BEST).log()).clamp(-2, 7))
         # A phase that was not searched leaves everything.
         ratio = (misfit.clamp(max=1.0).clamp(min=1e-9) / least).log()
         return -kappa * ratio + head[2] * glance + head[3:]
@@ -182,10 +207,33 @@ class Robust(Guided):
         spread[:, free] = (variance[:, : len(free)].clamp(min=0) * noise[:, None]).sqrt()
         return spread
 
-    def intervals(
-        self, found: Assessment, phase: Tensor, calibrated: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the lower and upper ends of the 90 % intervals, each (n, n_parameters), scaled.
+    def assessed(self, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_]) -> Assessed:
+        """Return what is said about prepared profiles.
+
+        Parameters
+        ----------
+        profiles : shape (n, points)
+            As for :meth:`assess`.
+        calibrated : shape (n,)
+            Whether the measurement's own calibration was used.
+        """
+        device = cast("Tensor", self.head).device
+        right = torch.from_numpy(calibrated).to(device)
+        parts = []
+        with torch.inference_mode():
+            for low in range(0, len(profiles), self.at_once):
+                rows = slice(low, low + self.at_once)
+                found = self.assess(torch.from_numpy(profiles[rows]).to(device))
+                half = self.half_widths(found, found.logits.argmax(dim=1), right[rows])
+                least = found.misfit.amin(dim=1)
+                parts.append((found.logits.softmax(dim=1), found.values, half, least))
+        joined = [torch.cat(some).cpu().numpy() for some in zip(*parts, strict=True)]
+        return Assessed(
+            joined[0], joined[1], joined[2], joined[3], float(cast("Tensor", self.limit))
+        )
+
+    def half_widths(self, found: Assessment, phase: Tensor, calibrated: Tensor) -> Tensor:
+        """Return half the widths of the 90 % intervals, (n, n_parameters), scaled.
 
         Parameters
         ----------
@@ -197,8 +245,7 @@ class Robust(Guided):
             Whether the measurement's own calibration was used.
         """
         stretch = cast("Tensor", self.stretch)[(~calibrated).long(), phase]
-        half = stretch * self.scores_in(found, calibrated)
-        return found.values - half, found.values + half
+        return stretch * self.scores_in(found, calibrated)
 
     def scores_in(self, found: Assessment, calibrated: Tensor) -> Tensor:
         """Return the unit of the errors of n profiles' scaled parameters, (n, n_parameters)."""
@@ -210,6 +257,14 @@ class Robust(Guided):
         return (found.spread**2 + drift**2).sqrt().clamp(min=1e-9)
 
 
+def joined_assessments(parts: Sequence[Assessment]) -> Assessment:
+    """Return what was found for several batches as one."""
+    # Out of inference mode, so that the head can be fitted to it.
+    return Assessment(
+        *(torch.cat([getattr(p, f.name) for p in parts]).cpu().clone() for f in fields(Assessment))
+    )
+
+
 def calibrate(
     network: Robust,
     found: Assessment,
@@ -217,7 +272,7 @@ def calibrate(
     values: NDArray[np.floating],
     free: NDArray[np.bool_],
     calibrated: NDArray[np.bool_],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Fit head, intervals and limit to what a network finds for held-out draws.
 
     Parameters

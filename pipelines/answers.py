@@ -91,12 +91,30 @@ class Answer:
             "model": self.model,
             "warnings": self.measurement.warnings,
             "library_match": self.library(),
-            # Filled by calibrated models; their places are kept.
-            "intervals": None,
-            "accepted": None,
-            "reasons": None,
+            **verdict_json(self.prediction, self.row),
             "refined": refined_json(self.refined, self.phases),
         }
+
+
+def verdict_json(prediction: Prediction, row: int) -> dict[str, Any]:
+    """Return intervals and verdict of one answer as plain JSON values; None without them."""
+    intervals = accepted = reasons = None
+    if prediction.intervals is not None:
+        intervals = {
+            name: [float(low), float(high)]
+            for name, (low, high) in zip(CELL_PARAMETERS, prediction.intervals[row], strict=True)
+            if np.isfinite(low)
+        }
+    if prediction.accepted is not None and prediction.unexplained is not None:
+        accepted, reasons = bool(prediction.accepted[row]), []
+        if not accepted:
+            reasons.append(
+                f"No cell of the model's phases explains the profile: "
+                f"{100 * prediction.unexplained[row]:.0f} % of it is left, of samples that it "
+                f"knows at most {100 * (prediction.limit or 0):.0f} %. The sample, the bank or the "
+                f"calibration is another than those it was trained for, or there are no peaks."
+            )
+    return {"intervals": intervals, "accepted": accepted, "reasons": reasons}
 
 
 def refined_json(refined: Sequence[Refined], phases: Sequence[Phase]) -> dict[str, Any] | None:
@@ -244,7 +262,8 @@ def answer(
         Show how far the library match is.
     """
     prepared = np.stack([m.prepared for m in measurements])
-    prediction = model.predict(prepared)
+    calibrated = [m.calibration is not None and not m.nominal for m in measurements]
+    prediction = model.predict(prepared, calibrated=calibrated)
     matches = None
     if library is not None:
         covered = np.stack([m.gridded.covered for m in measurements])
@@ -354,6 +373,11 @@ def show(answers: Sequence[Mapping[str, Any]]) -> None:
             "model", one["crystal_system"], *_shown(one["cell"]),
             f"p {max(one['probabilities'].values()):.3f}", style="bold",
         )  # fmt: skip
+        if one["intervals"]:
+            ends = {
+                name: f"±{(high - low) / 2:.4f}" for name, (low, high) in one["intervals"].items()
+            }
+            table.add_row("90 % interval", "", *(ends.get(name, "") for name in UNITS), "")
         found = one["library_match"]
         for rank, candidate in enumerate(found["candidates"] if found else ()):
             table.add_row(
@@ -365,6 +389,8 @@ def show(answers: Sequence[Mapping[str, Any]]) -> None:
             )
         console.print(table)
         _show_refined(one)
+        for reason in one["reasons"] or ():
+            say(f"[bold red]Not accepted:[/] {escape(reason)}")
         for warning in one["warnings"]:
             say(f"[yellow]![/] {escape(warning)}")
 
@@ -449,6 +475,10 @@ def table_row(answer: Mapping[str, Any]) -> dict[str, Any]:
             "library correlation": found["correlation"],
             **{f"library {n} ({unit})": found["cell"][n] for n, unit in UNITS.items()},
         }
+    for name, (low, high) in (answer["intervals"] or {}).items():
+        row |= {f"{name} low ({UNITS[name]})": low, f"{name} high ({UNITS[name]})": high}
+    if answer["accepted"] is not None:
+        row["accepted"] = answer["accepted"]
     return row | {"model": answer["model"], "warnings": " ".join(answer["warnings"])}
 
 

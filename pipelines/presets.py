@@ -34,6 +34,8 @@ class Preset:
         In one epoch of a fixed length a sample comes about so often at most.
     max_seconds
         Where the fit stops even if it is not through, or None.
+    draws
+        Measured-looking profiles of each phase to learn from, and to calibrate on.
     """
 
     description: str
@@ -43,6 +45,7 @@ class Preset:
     training_samples: int | None = None
     turns: int = 40
     max_seconds: float | None = None
+    draws: tuple[int, int] = (0, 0)
 
 
 # Tried on one pass over patterns like the campaign's: drawn as they come, half of the rare cubic
@@ -175,6 +178,16 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "good results on two cores", {"glance": replace(_GLANCE, epochs=12)}, _ROOT
         ),
     },
+    "robust": {
+        "quick": Preset(
+            "two minutes on two cores", {"glance": replace(_GLANCE, epochs=12)}, _ROOT,
+            draws=(3000, 300),
+        ),
+        "standard": Preset(
+            "good results: half an hour on two cores", {"glance": replace(_GLANCE, epochs=24)},
+            _ROOT, draws=(25_000, 3000),
+        ),
+    },
 }  # fmt: skip
 """Of the networks; those of the forests stand in :mod:`pipelines.forests`."""
 
@@ -185,7 +198,10 @@ ALL = ("classifier", "forest", "transfer", "deep", "multitask", "integrated-fore
 """What ``train all`` trains, in this order: the class-conditional ones need a classifier."""
 
 MODELS = (*ALL, "multitask-integer")
-"""All that can be trained. The last one is the paper's ablation: the class as an integer."""
+"""All that learn from a data set. The last is the paper's ablation: the class as an integer."""
+
+TRAINABLE = (*MODELS, "robust")
+"""All that can be trained; the last one learns from draws of measured-looking profiles."""
 
 
 def check_preset(model: str, name: str) -> None:

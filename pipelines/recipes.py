@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from distributed import Client
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bragg_data.nuisance import Nuisance
 from bragg_data.preprocessing import preprocessing
 from bragg_data.schema import campaign_of
 from bragg_data.splits import Part
@@ -28,6 +29,7 @@ from bragg_models.inference import Samples, outputs, transformed
 from bragg_models.metrics import Errors, errors, summary
 from bragg_models.networks import Caenn, Conditional, Encoding, Multitask, build
 from bragg_models.predictors import Predictor
+from bragg_models.robust import Robust, calibrate, joined_assessments
 from bragg_models.targets import Targets
 from bragg_models.training import (
     EpochResult,
@@ -42,6 +44,7 @@ from bragg_models.training import (
 )
 from catalog import features, runs
 from pipelines.console import Progress, duration, say
+from pipelines.drawing import Drawn, drawn
 from pipelines.forests import FOREST_PRESETS, How, grow
 from pipelines.presets import Preset
 
@@ -196,6 +199,73 @@ def make_guided(task: Task, preset: Preset) -> Made:
     glance: nn.Module = network.glance  # type: ignore[assignment]
     _stage(task, made, name, glance, prepared(task, preset.preprocessing), preset, settings)
     return made
+
+
+def make_robust(
+    task: Task, preset: Preset, cluster: Callable[[], AbstractContextManager[Client]]
+) -> Made:
+    """Train our network for measured profiles on draws of them, and calibrate it on others."""
+    campaign = campaign_of(task.dataset)
+    config = guided_config(campaign, task.targets, nuisance=True, **preset.network)
+    network = build("robust", config, seed=task.seed)
+    if not isinstance(network, Robust):
+        raise TypeError("Not a robust network.")
+    fill_tables(network, campaign, task.targets)
+    made = Made("robust", network.to(task.device), preset.preprocessing)
+    learnt_from, calibrated_on = preset.draws
+    with cluster() as client:
+        training = drawn(client, campaign, learnt_from, task.seed)
+        right = drawn(client, campaign, calibrated_on, task.seed + 1)
+        drifted = drawn(client, campaign, max(calibrated_on // 3, 1), task.seed + 1,
+                        calibrated=False)  # fmt: skip
+    function = preprocessing(preset.preprocessing).function
+    samples, part = _in_memory([training, right], function)
+    ((name, settings),) = preset.stages.items()
+    own = replace(task, samples=samples, part=part)
+    glance: nn.Module = network.glance
+    _stage(own, made, name, glance, samples, preset, settings)
+    network.eval()
+    found = []
+    size = len(right.profiles) + len(drifted.profiles)
+    with Progress("Calibrating", size, "profiles") as progress, torch.inference_mode():
+        for one in (right, drifted):
+            ready = np.asarray(function(one.profiles), dtype=np.float32)
+            for low in range(0, len(ready), network.at_once):
+                some = torch.from_numpy(ready[low : low + network.at_once]).to(task.device)
+                found.append(network.assess(some))
+                progress.advance(len(some))
+    phase = np.concatenate([right.phase, drifted.phase])
+    values, free = task.targets.encode(phase, np.concatenate([right.cells, drifted.cells]))
+    calibrated = np.arange(size) < len(right.profiles)
+    made.facts = calibrate(network, joined_assessments(found), phase, values, free, calibrated)
+    made.facts |= {"draws": list(preset.draws), "nuisance": Nuisance().to_json()}
+    say(
+        f"Calibrated: {made.facts['accuracy']:.2%} of the systems right on held-out draws, cross "
+        f"entropy {made.facts['cross_entropy']:.3f}"
+    )
+    return made
+
+
+def _in_memory(
+    parts: Sequence[Drawn], function: Callable[[Any], NDArray[np.floating]]
+) -> tuple[Samples, NDArray[np.int8]]:
+    """Return draws to learn from and draws to validate on as prepared samples."""
+    ready = np.concatenate([function(part.profiles) for part in parts]).astype(np.float32)
+    kinds = [Part.training, Part.validation]
+    part = np.concatenate(
+        [
+            np.full(len(one.phase), kind, dtype=np.int8)
+            for one, kind in zip(parts, kinds, strict=True)
+        ]
+    )
+    # Shuffled, as training takes whole chunks: the phases come one after the other.
+    order = np.random.default_rng(0).permutation(len(ready))
+    ready = ready[order]
+    phase = np.concatenate([one.phase for one in parts])[order]
+    cells = np.concatenate([one.cells for one in parts])[order]
+    intensity = xr.DataArray(ready, dims=("sample", "tof"))
+    profiles = Profiles(intensity, 512, lambda values: values, ready)
+    return Samples(profiles, phase.astype(np.int8), cells), part[order]
 
 
 def make_forests(

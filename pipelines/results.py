@@ -41,6 +41,7 @@ LABELS = {
     "caenn": "CAENN",
     "guided": "guided (ours)",
     "perceptron": "its glance alone",
+    "robust": "robust (ours)",
     INTEGER: "multitask, class as integer",
 }
 BATCH = 512

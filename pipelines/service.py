@@ -26,7 +26,7 @@ from bragg_data.preprocessing import PreprocessingError
 from bragg_data.profile_files import ProfileError
 from bragg_models.predictors import Prediction, Predictor, PredictorError, load_predictor
 from catalog import models, runs
-from pipelines.answers import PredictError
+from pipelines.answers import PredictError, verdict_json
 
 MOST = 512
 """Profiles in one request, and in one question to the model."""
@@ -81,6 +81,14 @@ class One(BaseModel):
     phase: str
     probabilities: dict[str, float]
     cell: Annotated[dict[str, float | None], Field(description="a, b, c in Å; angles in degrees.")]
+    intervals: Annotated[
+        dict[str, tuple[float, float]] | None,
+        Field(description="90 % intervals of the free parameters, from models that know them."),
+    ] = None
+    accepted: Annotated[
+        bool | None, Field(description="Whether the sample can be one of the phases at all.")
+    ] = None
+    reasons: list[str] | None = None
     bank: int | None = None
     warnings: list[str] = []
 
@@ -162,6 +170,7 @@ def _ready(directory: Path) -> Predictor:
 @dataclass(frozen=True)
 class _Question:
     profiles: NDArray[np.float32]
+    calibrated: NDArray[np.bool_]
     answered: asyncio.Future[tuple[Prediction, Loaded]]
 
 
@@ -172,12 +181,19 @@ class Batcher:
         self._holder = holder
         self._waiting: asyncio.Queue[_Question] = asyncio.Queue()
 
-    async def ask(self, profiles: NDArray[np.float32]) -> tuple[Prediction, Loaded]:
-        """Return the answers for profiles (n, points), and the version that gave all of them."""
+    async def ask(
+        self, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_] | None = None
+    ) -> tuple[Prediction, Loaded]:
+        """Return the answers for profiles (n, points), and the version that gave all of them.
+
+        ``calibrated`` (n,) tells which come from a calibrated instrument; all if it is left out.
+        """
+        if calibrated is None:
+            calibrated = np.ones(len(profiles), dtype=bool)
         answered: asyncio.Future[tuple[Prediction, Loaded]] = (
             asyncio.get_running_loop().create_future()
         )
-        await self._waiting.put(_Question(profiles, answered))
+        await self._waiting.put(_Question(profiles, calibrated, answered))
         return await answered
 
     async def run(self) -> None:
@@ -211,7 +227,10 @@ class Batcher:
 
 def _answered(loaded: Loaded, together: list[_Question]) -> list[Prediction | Exception]:
     try:
-        answers = loaded.predictor.predict(np.concatenate([q.profiles for q in together]))
+        answers = loaded.predictor.predict(
+            np.concatenate([q.profiles for q in together]),
+            calibrated=np.concatenate([q.calibrated for q in together]),
+        )
     except Exception as error:
         if len(together) == 1:
             return [error]
@@ -221,9 +240,7 @@ def _answered(loaded: Loaded, together: list[_Question]) -> list[Prediction | Ex
     low = 0
     for question in together:
         rows = slice(low, low + len(question.profiles))
-        parts.append(
-            Prediction(answers.probabilities[rows], answers.phase[rows], answers.cells[rows])
-        )
+        parts.append(answers[rows])
         low = rows.stop
     return parts
 
@@ -382,7 +399,8 @@ def create_app(
         campaign = loaded().predictor.campaign
         measured = await asyncio.to_thread(_measured, request, campaign)
         prepared = np.stack([m.prepared for m in measured]).astype(np.float32)
-        answers = _told(*await batcher[0].ask(prepared))
+        calibrated = np.array([m.calibration is not None and not m.nominal for m in measured])
+        answers = _told(*await batcher[0].ask(prepared, calibrated))
         for one, m in zip(answers.answers, measured, strict=True):
             one.bank, one.warnings = m.profile.bank, list(m.warnings)
         return answers
@@ -459,6 +477,7 @@ def _told(prediction: Prediction, by: Loaded) -> Answers:
                     name: float(v) if np.isfinite(v) else None
                     for name, v in zip(CELL_PARAMETERS, cell, strict=True)
                 },
+                **verdict_json(prediction, row),
             )
         )  # fmt: skip
     return Answers(model=by.about, answers=answers)

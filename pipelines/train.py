@@ -16,7 +16,7 @@ from catalog import runs
 from pipelines.cluster import check_cluster
 from pipelines.cluster_options import SlurmOptions, parse_jobs
 from pipelines.console import duration, next_commands, run, say
-from pipelines.presets import ALL, MODELS, TrainError, check_preset
+from pipelines.presets import ALL, TRAINABLE, TrainError, check_preset
 from pipelines.training import STATE, Order, Place, kept_order, train_model
 
 app = typer.Typer(add_completion=False)
@@ -30,7 +30,7 @@ def main(
         list[str] | None,
         typer.Argument(
             metavar="MODEL…",
-            help=f"What to train: {', '.join(MODELS)}, or all of them: all.",
+            help=f"What to train: {', '.join(TRAINABLE)}, or all of them: all.",
             show_default="multitask",
         ),
     ] = None,
@@ -106,7 +106,8 @@ def main(
     """Train models on a snapshot of the store, score them, and register them in MLflow.
 
     The paper's: classifier; on top of it, a regressor for each crystal system: forest, transfer,
-    deep; all at once: multitask, integrated-forest, caenn. Ours: guided. The first model of a
+    deep; all at once: multitask, integrated-forest, caenn. Ours: guided,
+    and robust for measured profiles. The first model of a
     campaign becomes its champion, the one that predict asks; a later one does if it has a lower
     error on the same test samples, or with --promote. An interrupted training goes on at its last
     epoch with --resume RUN.
@@ -164,9 +165,9 @@ def _asked(names: Sequence[str]) -> list[str]:
     """
     asked: list[str] = []
     for name in names:
-        if name != "all" and name not in MODELS:
+        if name != "all" and name not in TRAINABLE:
             raise TrainError(
-                f"There is no model '{name}'. Choose among {', '.join(MODELS)}, or all."
+                f"There is no model '{name}'. Choose among {', '.join(TRAINABLE)}, or all."
             )
         asked += ALL if name == "all" else (name,)
     return list(dict.fromkeys(asked))

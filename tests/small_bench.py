@@ -33,11 +33,13 @@ def shorten() -> None:
     """Make the quick presets short; called by the processes that are killed, too."""
     for name, known in PRESETS.items():
         quick = known["quick"]
-        epochs = GLANCE_EPOCHS if name == "guided" else 1
+        epochs = {"guided": GLANCE_EPOCHS, "robust": 20}.get(name, 1)
         stages = {stage: replace(s, epochs=epochs) for stage, s in quick.stages.items()}
-        network = {"draws": 256, "starts": 8} if name == "guided" else quick.network
+        ours = name in ("guided", "robust")
+        network = {"draws": 256, "starts": 8} if ours else quick.network
+        draws = (200, 100) if name == "robust" else quick.draws
         known["quick"] = replace(
-            quick, stages=stages, turns=1, network=network, max_seconds=None
+            quick, stages=stages, turns=1, network=network, max_seconds=None, draws=draws
         )  # fmt: skip
 
 

@@ -1,0 +1,115 @@
+"""Draws of measured-looking profiles, some at a time by the workers of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from distributed import Client, as_completed
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from bragg_data.campaign import Campaign
+from bragg_data.kinematic import Simulator
+from bragg_data.nuisance import Nuisance, draw, draw_cells, simulator_for
+from pipelines.console import Progress
+
+_PER_TASK = 100  # draws of each phase
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Prepared profiles and their truth.
+
+    Attributes
+    ----------
+    profiles : shape (n, points), float32
+        Background off, between 0 and 1; those with no signal are left out.
+    phase, cells : shapes (n,), (n, 6)
+    """
+
+    profiles: NDArray[np.float32]
+    phase: NDArray[np.intp]
+    cells: NDArray[np.float64]
+
+
+def drawn(
+    client: Client,
+    campaign: Campaign,
+    per_phase: int,
+    seed: int,
+    *,
+    calibrated: bool = True,
+    nuisance: Nuisance | None = None,
+) -> Drawn:
+    """Draw so many profiles of each phase on a cluster, the same for the same seed.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    campaign
+        Phases, ranges, instrument, grid.
+    per_phase
+        How many.
+    seed
+        Of everything that is drawn.
+    calibrated
+        Whether the instrument was calibrated anew.
+    nuisance
+        Ranges; the default ones if left out.
+    """
+    counts = [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
+    seeds = np.random.SeedSequence([seed, int(calibrated)]).spawn(len(counts))
+    futures = client.map(
+        _draw, seeds, counts, toml=campaign.toml, cifs=dict(campaign.cifs),
+        instprm=campaign.instprm, nuisance=nuisance, calibrated=calibrated, pure=False,
+    )  # fmt: skip
+    order = {future.key: number for number, future in enumerate(futures)}
+    parts: dict[int, Drawn] = {}
+    with Progress("Drawing", per_phase * len(campaign.phases), "profiles") as progress:
+        for future, part in as_completed(futures, with_results=True):
+            parts[order[future.key]] = part
+            progress.advance(counts[order[future.key]] * len(campaign.phases))
+    in_order = [parts[number] for number in range(len(counts))]
+    return Drawn(
+        np.concatenate([p.profiles for p in in_order]).astype(np.float32),
+        np.concatenate([p.phase for p in in_order]),
+        np.concatenate([p.cells for p in in_order]),
+    )
+
+
+@lru_cache(maxsize=1)
+def _ready(
+    toml: str, cifs: tuple[tuple[str, str], ...], instprm: str
+) -> tuple[Campaign, Simulator]:
+    campaign = Campaign(toml, dict(cifs), instprm)
+    return campaign, simulator_for(campaign)
+
+
+def _draw(
+    seed: np.random.SeedSequence,
+    per_phase: int,
+    *,
+    toml: str,
+    cifs: Mapping[str, str],
+    instprm: str,
+    nuisance: Nuisance | None,
+    calibrated: bool,
+) -> Drawn:
+    """Draw some profiles: the task of a worker."""
+    campaign, simulator = _ready(toml, tuple(cifs.items()), instprm)
+    generator = np.random.default_rng(seed)
+    phase = np.repeat(np.arange(len(campaign.phases)), per_phase)
+    cells = [draw_cells(campaign, code, per_phase, generator) for code in range(phase[-1] + 1)]
+    # More threads of linear algebra than this one would wait for each other.
+    with threadpool_limits(limits=1, user_api="blas"):
+        draws = draw(
+            simulator, phase, np.concatenate(cells), generator, nuisance, calibrated=calibrated
+        )
+        prepared = draws.prepared()
+    kept = prepared.max(axis=1) > 0
+    # Half precision is finer than the noise.
+    return Drawn(prepared[kept].astype(np.float16), phase[kept], draws.cells[kept])
