@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.overlay import lay_over, peaks, simulator_of
+from bragg_data.refinement import Refiner
 from bragg_data.schema import campaign_of, samples_of
 from bragg_data.store import DEFAULT_URI, Store
 from bragg_models.targets import targets_of
@@ -39,7 +40,9 @@ from pipelines.validation import (
     baselines,
     known_from_dataset,
     known_from_file,
-    nearest,
+    library_matches,
+    refined,
+    sureness_sheet,
     validate,
 )
 
@@ -70,6 +73,9 @@ def main(
         str | None, typer.Option(metavar="TAG", help="Data set of the models and the library.")
     ] = None,
     library: Annotated[bool, typer.Option(help="The library match among the baselines.")] = True,
+    refine: Annotated[
+        bool, typer.Option(help="Refinement from the library match among the baselines.")
+    ] = True,
     bootstrap: Annotated[int, typer.Option(min=10, help="Resamples of the intervals.")] = 1000,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the figures there, too.")
@@ -104,13 +110,19 @@ def main(
     targets = targets_of(campaign.phases, labels.phase, labels.cells)
     sets = _sets(data, repository, campaign)
     chosen = [c for c in candidates(place, dataset, models or ()) if models or c.split == "random"]
-    learnt = [answers_of(c, load_version(place.uri, c.version)) for c in chosen]
-    stored = (
-        nearest(indexed_library(dataset, campaign, progress=True), sets)
-        if library
-        else [None] * len(sets)
-    )
-    asked = [[*baselines(campaign, labels, one), *learnt] for one in stored]
+    loaded = {c.label: load_version(place.uri, c.version) for c in chosen}
+    learnt = [answers_of(c, loaded[c.label]) for c in chosen]
+    matches: list[Any] = [None] * len(sets)
+    fits: list[Any] = [None] * len(sets)
+    if library:
+        matches = library_matches(indexed_library(dataset, campaign, progress=True), sets)
+    if library and refine:
+        refiner = Refiner(campaign)
+        fits = [refined(known, m, refiner) for known, m in zip(sets, matches, strict=True)]
+    asked = [
+        [*baselines(campaign, labels, m, fit), *learnt]
+        for m, fit in zip(matches, fits, strict=True)
+    ]
     named = {one.key: one.label for one in asked[0]}
     found = [
         validate(known, targets, own, resamples=bootstrap)
@@ -121,6 +133,10 @@ def main(
         for sheet in one.sheets(targets, campaign.name):
             sheet.show()
             text += "\n" + sheet.markdown()
+        sure = sureness_sheet(one.known, targets, loaded)
+        if sure is not None:
+            sure.show()
+            text += "\n" + sure.markdown()
         text += "\n" + one.samples_sheet(targets, named).markdown()
     say(EQUATION_1)
     drawn = {one.known.name: _figures(one, campaign, named) for one in found}

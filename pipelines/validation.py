@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,14 @@ from bragg_data.measured import GriddedProfile
 from bragg_data.measured_sets import measurements_of
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.pseudo import read_pseudo
+from bragg_data.refinement import RefinementError, Refiner
 from bragg_data.schema import samples_of
 from bragg_data.store import StoreError
+from bragg_models.library import Matches
+from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.answers import Library, match
+from pipelines.console import Progress
 from pipelines.results import CLASS_CONDITIONAL, CLASSIFIER, INTEGER
 from pipelines.scores import (
     PAPER_CAMPAIGN,
@@ -40,6 +45,9 @@ Ask = Callable[[NDArray[np.float32]], tuple[Phases, Cells | None]]
 STRUCTURE = "structure"
 """Name of the baseline that answers the CIF's cell."""
 
+REFINED = "refined"
+"""Name of whole-pattern refinement among those who answer."""
+
 
 @dataclass(frozen=True, eq=False)
 class Known:
@@ -55,6 +63,8 @@ class Known:
         The profiles, with their background.
     phase, cells : shapes (n,), (n, 6)
         What they are.
+    calibrated
+        Whether the measurements' own calibrations were used.
     """
 
     name: str
@@ -62,6 +72,7 @@ class Known:
     gridded: tuple[GriddedProfile, ...]
     phase: Phases
     cells: Cells
+    calibrated: bool = True
 
     @cached_property
     def prepared(self) -> NDArray[np.float64]:
@@ -93,6 +104,7 @@ def known_from_file(path: Path, campaign: Campaign) -> list[Known]:
                 tuple(one.measurement.gridded for one in found),
                 np.array([one.label.phase for one in found]),
                 np.array([one.label.cell for one in found]),
+                calibrated,
             )
         )
     return sets
@@ -128,6 +140,7 @@ def known_from_dataset(dataset: xr.Dataset) -> Known:
         ),
         labels.phase,
         labels.cells,
+        not any(told[row]["nominal"] for row in rows),
     )
 
 
@@ -223,24 +236,86 @@ def _told(targets: Targets, phase: int, cell: NDArray[np.float64]) -> dict[str, 
     return {"phase": targets.names[phase], "cell": values}
 
 
-def nearest(library: Library, sets: Sequence[Known]) -> list[tuple[Phases, Cells]]:
-    """Return the nearest stored pattern's phase and cell for every profile, in one pass."""
-    matches = match(
+def library_matches(library: Library, sets: Sequence[Known]) -> list[Matches]:
+    """Return the library matches of the profiles of each set, found in one go."""
+    found = match(
         library,
         np.concatenate([one.prepared for one in sets]),
         np.concatenate([one.covered for one in sets]),
         progress=True,
     )
-    best = matches.correlation.argmax(axis=1)
-    cells = matches.cells[np.arange(len(best)), best]
     ends = np.cumsum([len(one.samples) for one in sets])[:-1]
-    return list(zip(np.split(best, ends), np.split(cells, ends), strict=True))
+    parts = (np.split(v, ends) for v in (found.row, found.correlation, found.cells))
+    return [Matches(*part) for part in zip(*parts, strict=True)]
+
+
+def refined(known: Known, matches: Matches, refiner: Refiner) -> tuple[Phases, Cells]:
+    """Refine every profile of a set from its library matches, and return the best phase and cell.
+
+    What cannot be refined keeps its library match.
+    """
+    phase, cells = np.array(matches.phase), np.array(matches.best_cells)
+    with Progress("Refining", len(phase), "profiles") as progress:
+        for row, gridded in enumerate(known.gridded):
+            starts = [
+                (code, cell) for code, cell in enumerate(matches.cells[row])
+                if matches.row[row, code] >= 0
+            ]  # fmt: skip
+            with suppress(RefinementError):
+                best = refiner.refine(gridded, starts, tzero=not known.calibrated)[0]
+                phase[row], cells[row] = best.phase, best.cell
+            progress.advance()
+    return phase, cells
+
+
+def sureness_sheet(known: Known, targets: Targets, asked: Mapping[str, Predictor]) -> Sheet | None:
+    """Return how right models are in how sure they are, for those that tell; None if none does.
+
+    Parameters
+    ----------
+    known
+        Profiles.
+    targets
+        Phases and parameters.
+    asked
+        Models by what they are called.
+    """
+    sheet = Sheet(
+        f"Intervals and verdicts: {known.name}, {len(known.samples)} profiles",
+        ("model", "truth in the 90 % set", "size of the set", "accepted",
+         *(f"{name} inside its interval" for name in targets.parameters)),
+    )  # fmt: skip
+    calibrated = np.full(len(known.samples), known.calibrated)
+    for label, predictor in asked.items():
+        told = predictor.predict(known.prepared, calibrated=calibrated)
+        if told.intervals is None or told.accepted is None:
+            continue
+        order = np.argsort(-told.probabilities, axis=1)
+        total = np.cumsum(np.take_along_axis(told.probabilities, order, axis=1), axis=1)
+        size = (total < 0.9).sum(axis=1) + 1
+        place = (order == known.phase[:, None]).argmax(axis=1)
+        right = told.phase == known.phase
+        inside = (known.cells >= told.intervals[..., 0]) & (known.cells <= told.intervals[..., 1])
+        texts = []
+        for column, name in enumerate(targets.parameters):
+            own = right & targets.free[known.phase, column]
+            texts.append(f"{inside[own, CELL_PARAMETERS.index(name)].sum()} of {own.sum()}")
+        sheet.add(
+            label, f"{(place < size).sum()} of {len(place)}", f"{size.mean():.2f}",
+            f"{told.accepted.sum()} of {len(place)}", *texts,
+        )  # fmt: skip
+    return sheet if sheet.rows else None
 
 
 def baselines(
-    campaign: Campaign, training: Samples, found: tuple[Phases, Cells] | None
+    campaign: Campaign,
+    training: Samples,
+    matches: Matches | None,
+    refinement: tuple[Phases, Cells] | None = None,
 ) -> list[Answers]:
-    """Return those who answer without having learnt: two constants, and the library match.
+    """Return those who answer without having learnt.
+
+    Two constants, the library match, and the refinement from it.
 
     Parameters
     ----------
@@ -248,8 +323,10 @@ def baselines(
         Its phases; the commonest one's CIF has the cell at room temperature.
     training
         Labels of what models learnt from.
-    found
-        What :func:`nearest` found for the profiles that are going to be asked about, or None.
+    matches
+        The library's, of the profiles that are going to be asked about, or None.
+    refinement
+        What :func:`refined` found for them, or None.
     """
     every = np.ones(len(training.phase), dtype=bool)
     commonest, mean = constant_answer(training.phase, training.cells, every)
@@ -264,8 +341,11 @@ def baselines(
         Answers(CONSTANT, CONSTANT, "always the mean cell", constant(mean)),
         Answers(STRUCTURE, STRUCTURE, f"CIF's cell ({phase.name})", constant(np.array(phase.cell))),
     ]
-    if found is not None:
-        told.append(Answers(NEAREST, NEAREST, "library, nearest", lambda _: found))
+    if matches is not None:
+        nearest = np.array(matches.phase), np.array(matches.best_cells)
+        told.append(Answers(NEAREST, NEAREST, "library, nearest", lambda _: nearest))
+    if refinement is not None:
+        told.append(Answers(REFINED, REFINED, "refined from the library", lambda _: refinement))
     return told
 
 
