@@ -21,7 +21,7 @@ from bragg_data.crystal import CELL_PARAMETERS, cell_volume
 from bragg_data.overlay import Overlay
 from bragg_data.structure import Phase
 from bragg_models.predictors import Predictor
-from pipelines.answers import UNITS, Answer
+from pipelines.answers import UNITS, Answer, with_uncertainty
 from pipelines.figures import SYSTEM_COLORS
 from pipelines.report_fits import Fit, Misfit, fits_of, misfits, runner_up
 from pipelines.report_numbers import fixed, grouped, miller, probability, significant, space_group
@@ -113,7 +113,7 @@ def _section(
     number: int, answer: Answer, fits: Sequence[Fit], predictor: Predictor
 ) -> dict[str, Any]:
     campaign = predictor.campaign
-    own = fits[0] if fits and fits[0].source == "model" else None
+    own = next((f for f in fits if f.source == "model"), None)
     shown = next((f for f in fits if f.overlay is not None), None)
     places = misfits(shown, answer.measurement.gridded, campaign) if shown else []
     # A peak that the cell has not says more than a strong one of its own.
@@ -126,6 +126,7 @@ def _section(
         "told": answer.to_json(),
         "lattice": _lattice(answer.phase, answer.cell),
         "space_group": space_group(answer.phase.space_group),
+        "refined": _refined(answer),
         "volume": float(cell_volume(answer.cell[None])[0]) if own else None,
         "axial_ratio": float(answer.cell[2] / answer.cell[0])
         if own and {"a", "c"} <= set(answer.phase.lattice.free_parameters) else None,
@@ -138,7 +139,9 @@ def _section(
             for f in fits
         ],
         "second": second,
-        "evidence": _evidence(answer, fits, places if shown is own else [], campaign),
+        "evidence": _evidence(
+            answer, fits, places if shown and shown.source != "library" else [], campaign
+        ),
         "places": [(place, float(axis.of_file(place.tof))) for place in listed],
         "more_places": len(places) - len(listed),
         "chart": draw_chart(answer.measurement, shown, listed, axis),
@@ -147,6 +150,22 @@ def _section(
         "measurement": answer.measurement,
         "sha256": _sha256(Path(answer.measurement.profile.source)),
     }  # fmt: skip
+
+
+def _refined(answer: Answer) -> dict[str, Any] | None:
+    """Return the best refinement for the template: its free parameters with uncertainties."""
+    if not answer.refined:
+        return None
+    best = answer.refined[0]
+    phase = answer.phases[best.phase]
+    index = {name: CELL_PARAMETERS.index(name) for name in phase.lattice.free_parameters}
+    return {
+        "phase": phase,
+        "cell": {n: with_uncertainty(best.cell[k], best.su[k]) for n, k in index.items()},
+        "rwp": best.overlay.rwp,
+        "reduced_chi2": best.overlay.reduced_chi2,
+        "agrees": phase == answer.phase,
+    }
 
 
 def _lattice(phase: Phase, cell: NDArray[np.float64]) -> list[dict[str, Any]]:
@@ -182,11 +201,13 @@ def _evidence(
     answer: Answer, fits: Sequence[Fit], places: Sequence[Misfit], campaign: Campaign
 ) -> dict[str, Any]:
     """Return what speaks for and against an answer, for the template to put in words."""
-    own = fits[0] if fits and fits[0].source == "model" else None
+    own = next((f for f in fits if f.source == "model"), None)
+    # A refinement shows what the answer comes to, where there is one.
+    judged = next((f for f in fits if f.source != "library" and f.overlay), own)
     library = [f for f in fits if f.source == "library"]
     rivals = [(f.overlay.rwp, f) for f in library if f.overlay and f.phase != answer.phase]
     rwp, rival = min(rivals, key=lambda pair: pair[0], default=(np.inf, None))
-    overlay = own.overlay if own else None
+    overlay = judged.overlay if judged else None
     explained = explained_share(overlay) if overlay else None
     ranges = _training_ranges(answer, campaign) if own else []
     return {

@@ -31,7 +31,7 @@ class Fit:
     Attributes
     ----------
     source
-        ``model`` or ``library``.
+        ``refined``, ``model`` or ``library``.
     code, phase, cell : cell of shape (6,)
         Code and structure of the phase; cell in ångström and degrees.
     probability
@@ -88,7 +88,10 @@ class Misfit:
 
 
 def fits_of(answers: Sequence[Answer], campaign: Campaign) -> list[list[Fit]]:
-    """Lay the cells of answers and of their library matches over the measurements."""
+    """Lay the cells of answers and of their library matches over the measurements.
+
+    What was refined comes first, as it was fitted.
+    """
     wanted: list[tuple[int, str, int, NDArray[np.float64]]] = []
     for number, answer in enumerate(answers):
         wanted.append((number, "model", int(answer.prediction.phase[answer.row]), answer.cell))
@@ -109,7 +112,7 @@ def fits_of(answers: Sequence[Answer], campaign: Campaign) -> list[list[Fit]]:
         else ()
     )
     pattern_of = {id(one[3]): p for one, p in zip(possible, patterns, strict=True)}
-    fits: list[list[Fit]] = [[] for _ in answers]
+    fits = [_refined(answer, campaign) for answer in answers]
     for number, source, code, cell in wanted:
         fits[number].append(
             _fit(answers[number], source, code, cell, pattern_of.get(id(cell)), campaign)
@@ -143,6 +146,17 @@ def _fit(
         source, code, campaign.phases[code], cell,
         float(answer.prediction.probabilities[answer.row, code]), correlation, overlay, tof, hkl,
     )  # fmt: skip
+
+
+def _refined(answer: Answer, campaign: Campaign) -> list[Fit]:
+    """Return the best refinement of an answer, if there is one, as the first of its fits."""
+    if not answer.refined:
+        return []
+    best = answer.refined[0]
+    phase = campaign.phases[best.phase]
+    probability = float(answer.prediction.probabilities[answer.row, best.phase])
+    tof, hkl = peaks(phase, best.cell, campaign)
+    return [Fit("refined", best.phase, phase, best.cell, probability, None, best.overlay, tof, hkl)]
 
 
 def _encloses_volume(cell: NDArray[np.float64]) -> bool:
