@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +22,14 @@ from bragg_data.crystal import cell_volume, check_volume, d_spacing, reciprocal_
 from bragg_data.deposit import REACH, Selected, deposit, deposit_varied
 from bragg_data.deposit_tables import Broadening, Tables, Target, build_tables
 from bragg_data.instrument import Instrument, InstrumentError, TofGrid
-from bragg_data.peak_operator import PAD, PeakOperator, build_operator, independent
+from bragg_data.peak_operator import (
+    PAD,
+    PeakOperator,
+    build_operator,
+    independent,
+    load_operators,
+    save_operators,
+)
 from bragg_data.profile import (
     BLEND,
     ERFCX_SWITCH,
@@ -146,6 +156,9 @@ class Simulator:
     width_range
         Range of ln(W / W nominal) that is prepared for samples with widths of their own, so that
         nothing is built anew for each question; left out, the samples of each call decide.
+    cache
+        Directory where what such samples need is kept, which takes seconds to build; None for none.
+        What is there can be deleted at any time.
 
     Raises
     ------
@@ -168,6 +181,7 @@ class Simulator:
         microstrain: float,
         convention: Convention = "gsas2",
         width_range: tuple[float, float] | None = None,
+        cache: Path | None = None,
     ) -> None:
         self.phases = tuple(phases)
         self.instrument = instrument
@@ -176,6 +190,7 @@ class Simulator:
         self.microstrain = microstrain
         self.convention = convention
         self.width_range = width_range
+        self._cache = cache
         self._erfcx = erfcx_blended if convention == "gsas2" else erfcx
         self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
         self._varied = lru_cache(maxsize=2)(self._make_varied)
@@ -508,11 +523,28 @@ class Simulator:
         angle = (2 * np.arange(count) + 1) * np.pi / (2 * count)
         nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle)
         barycentric = np.where(np.arange(count) % 2, -1.0, 1.0) * np.sin(angle)
+        kept = None if self._cache is None else self._cache / f"{self._key(low, high)}.npz"
+        known = None if kept is None else load_operators(kept)
+        if known is not None:
+            return _Varied(nodes, barycentric, *known)
         kinds = [(part, float(np.exp(node))) for part in ("gaussian", "lorentzian")
                  for node in nodes]  # fmt: skip
         with ThreadPoolExecutor() as pool:
             operators = list(pool.map(lambda kind: self._build(*kind), kinds))
-        return _Varied(nodes, barycentric, *independent(operators, _INDEPENDENT))
+        found = independent(operators, _INDEPENDENT)
+        if kept is not None:
+            with suppress(OSError):  # it is built again the next time
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                save_operators(kept, *found)
+        return _Varied(nodes, barycentric, *found)
+
+    def _key(self, low: float, high: float) -> str:
+        """Return a name for the operators of a range of widths, and all that they depend on."""
+        told = (
+            VERSION, self.instrument, self.grid, self.size, self.microstrain, self.convention, low,
+            high, _NODES, _INDEPENDENT,
+        )  # fmt: skip
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 _QUINTIC = BSpline.basis_element(np.arange(7.0))

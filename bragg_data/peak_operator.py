@@ -9,9 +9,12 @@ a peak the matrix is kept in tiles; its far tails are smooth, and go through a c
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numba import njit
@@ -158,6 +161,55 @@ def independent(
         for weights in mixing.T
     ]
     return np.ascontiguousarray(mixing), tuple(found)
+
+
+def save_operators(
+    path: Path, mixing: NDArray[np.float64], operators: Sequence[PeakOperator]
+) -> None:
+    """Write what :func:`independent` returned, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    first = operators[0]
+    places = np.array([(node, point) for node, point, _ in first.tiles])
+    arrays = {"mixing": mixing, "places": places, "coarse_first": first.coarse_first,
+              "coarse_weights": first.coarse_weights}  # fmt: skip
+    for k, operator in enumerate(operators):
+        arrays[f"far_{k}"] = operator.far
+        for t, (_, _, matrix) in enumerate(operator.tiles):
+            arrays[f"tile_{k}_{t}"] = matrix
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_operators(path: Path) -> tuple[NDArray[np.float64], tuple[PeakOperator, ...]] | None:
+    """Read what :func:`save_operators` wrote; None if it is not there or not whole."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            mixing, places = file["mixing"], file["places"]
+            found = tuple(
+                PeakOperator(
+                    tuple(
+                        (int(node), int(point), file[f"tile_{k}_{t}"])
+                        for t, (node, point) in enumerate(places)
+                    ),
+                    file["coarse_first"],
+                    file["coarse_weights"],
+                    file[f"far_{k}"],
+                )
+                for k in range(mixing.shape[1])
+            )
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
+        return None
+    return mixing, found
 
 
 def _outside(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -102,13 +103,17 @@ class Refiner:
         Phases, instrument, grid, nominal broadening.
     terms
         Of the background.
+    cache
+        Directory where the simulator keeps what takes seconds to build; None for none.
     """
 
-    def __init__(self, campaign: Campaign, *, terms: int = BACKGROUND_TERMS) -> None:
+    def __init__(
+        self, campaign: Campaign, *, terms: int = BACKGROUND_TERMS, cache: Path | None = None
+    ) -> None:
         self.campaign = campaign
         self.simulator = Simulator(
             campaign.phases, campaign.instrument, campaign.grid, size=campaign.size,
-            microstrain=campaign.microstrain, width_range=_WIDTHS,
+            microstrain=campaign.microstrain, width_range=_WIDTHS, cache=cache,
         )  # fmt: skip
         x = np.linspace(-1, 1, campaign.grid.points)
         self._polynomials = np.asarray(chebyshev.chebvander(x, terms - 1), dtype=np.float64)

@@ -20,6 +20,7 @@ from bragg_data.refinement import Refiner
 from bragg_models.predictors import Predictor
 from catalog import models
 from pipelines.answers import (
+    INDICES,
     Answer,
     Library,
     PredictError,
@@ -176,7 +177,7 @@ _loaded = lru_cache(maxsize=1)(load_version)
 
 @lru_cache(maxsize=1)
 def _refiner(tracking_uri: str, version: models.ModelVersion) -> Refiner:
-    return Refiner(_loaded(tracking_uri, version).campaign)
+    return Refiner(_loaded(tracking_uri, version).campaign, cache=INDICES)
 
 
 def _ask(files: Sequence[Path], question: Question) -> list[list[_Asked] | str]:

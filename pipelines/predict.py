@@ -18,6 +18,7 @@ from bragg_data.refinement import Refiner
 from bragg_models.predictors import Predictor
 from catalog import runs
 from pipelines.answers import (
+    INDICES,
     Answer,
     Library,
     PredictError,
@@ -217,7 +218,9 @@ def _ask_here(
         return told, []
     answers = answer(measured, predictor, question.version.uri, library, progress=progress)
     if question.refine:
-        answers = refine(answers, predictor, Refiner(predictor.campaign), progress=progress)
+        answers = refine(
+            answers, predictor, Refiner(predictor.campaign, cache=INDICES), progress=progress
+        )
     told.answers = [one.to_json() for one in answers]
     return told, answers
 

@@ -22,7 +22,7 @@ from bragg_data.schema import campaign_of, samples_of
 from bragg_data.store import DEFAULT_URI, Store
 from bragg_models.targets import targets_of
 from catalog import runs
-from pipelines.answers import indexed_library
+from pipelines.answers import INDICES, indexed_library
 from pipelines.console import next_commands, run, say
 from pipelines.evaluate import answers_of, candidates
 from pipelines.figures import SYSTEM_COLORS
@@ -117,7 +117,7 @@ def main(
     if library:
         matches = library_matches(indexed_library(dataset, campaign, progress=True), sets)
     if library and refine:
-        refiner = Refiner(campaign)
+        refiner = Refiner(campaign, cache=INDICES)
         fits = [refined(known, m, refiner) for known, m in zip(sets, matches, strict=True)]
     asked = [
         [*baselines(campaign, labels, m, fit), *learnt]

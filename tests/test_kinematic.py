@@ -319,3 +319,26 @@ def test_lines_carry_the_intensity_of_their_reflections(symbol, free):
 def test_a_cell_of_another_lattice_is_refused(simulator):
     with pytest.raises(CrystalError, match="must equal a"):
         simulator.simulate(np.array([0]), np.array([[4.0, 4.0, 4.1, 90, 90, 90]]))
+
+
+def test_what_varied_widths_need_is_kept_and_made_again(campaign, tmp_path):
+    grid = TofGrid(start=9000.0, relative_step=campaign.grid.relative_step, points=500)
+
+    def pattern(cache, microstrain=1e3):
+        simulator = Simulator(
+            campaign.phases, campaign.instrument, grid, size=1.0, microstrain=microstrain,
+            width_range=(-0.2, 0.2), cache=cache,
+        )  # fmt: skip
+        cells = np.array([[4.01, 4.01, 4.01, 90, 90, 90]])
+        return simulator.simulate(np.array([0]), cells, size=1.1)
+
+    wanted = pattern(None)
+    np.testing.assert_array_equal(pattern(tmp_path / "kept"), wanted)
+    (file,) = (tmp_path / "kept").iterdir()
+    np.testing.assert_array_equal(pattern(tmp_path / "kept"), wanted)
+    file.write_bytes(file.read_bytes()[:1000])
+    np.testing.assert_array_equal(pattern(tmp_path / "kept"), wanted)
+    assert pattern(tmp_path / "kept", 1100.0).shape == wanted.shape
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    (tmp_path / "file").write_text("")
+    np.testing.assert_array_equal(pattern(tmp_path / "file"), wanted)
