@@ -23,7 +23,6 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
-from bragg_data.instrument import read_instruments
 from bragg_data.kinematic import Simulator
 from bragg_data.measured import GriddedProfile
 from bragg_data.nuisance import Draws, Nuisance, draw, draw_cells, simulator_for
@@ -129,7 +128,7 @@ def sureness(pool, uri: str | None, count: int) -> None:
     console.print(table)
 
 
-def refusal(uri: str | None, count: int, other_bank: str | None) -> None:
+def refusal(uri: str | None, count: int) -> None:
     predictor, campaign, simulator = known(uri)
     generator = np.random.default_rng([SEED, 1])
     table = Table("offered", "n", "refused", title="What is foreign")
@@ -146,11 +145,8 @@ def refusal(uri: str | None, count: int, other_bank: str | None) -> None:
     quiet = Nuisance(counts=(1500.0, 60_000.0), background=(1e4, 1e6))
     rows = np.arange(len(own.phase))[:count]
     kinds["background"] = draw(simulator, own.phase[rows], own.cells[rows], generator, quiet)
-    instrument = campaign.instrument
-    if other_bank:
-        (instrument,) = (i for i in read_instruments(other_bank) if i.bank != instrument.bank)[:1]
-    else:  # at another angle the same d-spacings come at other times
-        instrument = instrument.moved(difc=0.72 * instrument.difc)
+    # At another angle the same spacings come at other times: as of 90° beside 122°.
+    instrument = campaign.instrument.moved(difc=0.81 * campaign.instrument.difc)
     bank = Simulator(campaign.phases, instrument, campaign.grid, size=campaign.size,
                      microstrain=campaign.microstrain, width_range=(-0.4, 1.0))  # fmt: skip
     kinds["another bank"] = draw(bank, own.phase[rows], own.cells[rows], generator)
@@ -236,7 +232,7 @@ def main() -> None:
         if options.draws:
             sureness(pool, options.model, options.draws)
         if options.foreign:
-            refusal(options.model, options.foreign, None)
+            refusal(options.model, options.foreign)
         if options.refined:
             convergence(pool, options.model, options.refined)
 

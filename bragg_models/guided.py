@@ -26,6 +26,7 @@ from bragg_models.targets import Targets
 _LIMIT = 1.2  # scaled parameters end here: a little beyond the campaign's range
 _THROUGH = 3e-6  # a step that is smaller, in scaled parameters, ends the search
 _END = 24.0, 48  # points from the window's end: a line there, and what is then not compared
+_NOISY = 1e-4, 8  # the same of noisy profiles, and the most steps: errors are larger than that
 _ROWS = 32  # starts that are searched from together: their deposits stay in a processor's cache
 _BLURS = 5.0, 12.0  # points, first near, then far: peaks so far off still overlap
 _DRAWN = 8  # times as many cells are drawn as are kept, so that they lie evenly for the peaks
@@ -316,8 +317,11 @@ class Guided(nn.Module):
         damping = torch.full_like(values[:, 0], 1e-4)
         misfit, step = self._step(code, profiles, weights, values, damping, blur)
         active = torch.arange(len(values), device=values.device)
-        for _ in range(self.config.steps):
-            active = active[step[active].abs().amax(dim=1) > _THROUGH]
+        through, steps = _THROUGH, self.config.steps
+        if self.config.nuisance:
+            through, steps = _NOISY[0], min(steps, _NOISY[1])
+        for _ in range(steps):
+            active = active[step[active].abs().amax(dim=1) > through]
             if not len(active):
                 break
             trial = values[active].clone()

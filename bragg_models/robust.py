@@ -131,7 +131,7 @@ class Robust(Guided):
             )
         open_ = torch.nonzero(misfit.amin(dim=1) > self.config.met)[:, 0]
         if len(open_):
-            self._try_all(open_, compared, proposed, values, misfit, phase)
+            self._try_all(open_, compared, values, misfit, phase)
         told = self.decided(glance, misfit)
         best = told.argmax(dim=1) if phase is None else phase
         chosen = values[torch.arange(count), best]
@@ -146,7 +146,6 @@ class Robust(Guided):
         self,
         rows: Tensor,
         compared: Tensor,
-        proposed: Tensor,
         values: Tensor,
         misfit: Tensor,
         phase: Tensor | None,
@@ -154,21 +153,23 @@ class Robust(Guided):
         """Search in every phase from the likeliest start, for some rows, in place."""
         phases = misfit.shape[1]
         roots = self.pattern.blurred(compared[rows] ** 2, _BLUR).sqrt()
-        starts, begins = [], []
+        starts, begins, done = [], [], []
         for code in range(phases):
             known = self._alike(code, roots, _BLUR)[:, :_LOOKED_AT]
-            candidates = torch.cat([proposed[rows][:, None], known], dim=1)
+            candidates = torch.cat([values[rows, code][:, None], known], dim=1)
             n, m = candidates.shape[:2]
             profiles = compared[rows].repeat_interleave(m, dim=0)
             own = self._misfits(code, profiles, candidates.flatten(0, 1)).reshape(n, m)
             best = own.argmin(dim=1)
+            # Where a search has been already, it would lead to again.
+            done.append((best == 0) & torch.isfinite(misfit[rows, code]))
             starts.append(candidates[torch.arange(n), best])
             begins.append(own[torch.arange(n), best])
         begun = torch.stack(begins, dim=1)
         hopeful = begun < _HOPELESS * begun.amin(dim=1, keepdim=True)
         for code in range(phases):
             wanted = hopeful[:, code] if phase is None else phase[rows] == code
-            some = torch.nonzero(wanted)[:, 0]
+            some = torch.nonzero(wanted & ~done[code])[:, 0]
             if not len(some):
                 continue
             found, left = self._searched(code, compared[rows[some]], starts[code][some])
