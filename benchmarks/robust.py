@@ -1,6 +1,7 @@
 """Measure answers on draws of measured-looking profiles: sureness, refusal, convergence.
 
     python benchmarks/robust.py [--model URI] [--draws 5000] [--foreign 200] [--refined 500]
+                                [--other FILE.instprm]
 
 Draws are fresh: their seeds are none that a model learns from. The first table says how right and
 how sure the model is, the second what it refuses, the third from which starts the refinement finds
@@ -10,11 +11,13 @@ the right minimum, and how long that takes.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import repeat
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -23,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.instrument import read_instruments
 from bragg_data.kinematic import Simulator
 from bragg_data.measured import GriddedProfile
 from bragg_data.nuisance import Draws, Nuisance, draw, draw_cells, simulator_for
@@ -34,7 +38,7 @@ from catalog import models, runs
 from pipelines.answers import library_of
 from pipelines.registration import load_version
 
-console = Console(highlight=False)
+console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
 SEED = 77_000
 STARTS = ("model", "library", "centre", "random")
 
@@ -128,25 +132,30 @@ def sureness(pool, uri: str | None, count: int) -> None:
     console.print(table)
 
 
-def refusal(uri: str | None, count: int) -> None:
+def refusal(uri: str | None, count: int, other: Path | None) -> None:
     predictor, campaign, simulator = known(uri)
     generator = np.random.default_rng([SEED, 1])
     table = Table("offered", "n", "refused", title="What is foreign")
     kinds: dict[str, Draws | np.ndarray] = {}
     for name, (group, a, c, atoms) in FOREIGN.items():
         phase = read_phase(CIF.format(a=a, c=c, group=group, atoms=atoms), name)
-        other = Simulator([phase], campaign.instrument, campaign.grid, size=campaign.size,
+        foreign = Simulator([phase], campaign.instrument, campaign.grid, size=campaign.size,
                           microstrain=campaign.microstrain, width_range=(-0.4, 1.0))  # fmt: skip
         cells = phase.cell * np.where(np.arange(6) < 3, generator.normal(1, 1e-3, (count, 1)), 1)
-        kinds[name] = draw(other, np.zeros(count, dtype=int), cells, generator)
+        kinds[name] = draw(foreign, np.zeros(count, dtype=int), cells, generator)
     own = fresh(uri, 10**6, -(-count // len(campaign.phases)))
     prepared = own.prepared()
     kinds["shuffled"] = generator.permuted(prepared, axis=1)
     quiet = Nuisance(counts=(1500.0, 60_000.0), background=(1e4, 1e6))
     rows = np.arange(len(own.phase))[:count]
     kinds["background"] = draw(simulator, own.phase[rows], own.cells[rows], generator, quiet)
-    # At another angle the same spacings come at other times: as of 90° beside 122°.
+    # At another angle the same spacings come at other times, and peaks are wider.
     instrument = campaign.instrument.moved(difc=0.81 * campaign.instrument.difc)
+    if other is not None:
+        banks = [i for i in read_instruments(other) if i.bank != campaign.instrument.bank]
+        instrument = max(
+            (i for i in banks if i.difc < campaign.instrument.difc), key=lambda i: i.difc
+        )
     bank = Simulator(campaign.phases, instrument, campaign.grid, size=campaign.size,
                      microstrain=campaign.microstrain, width_range=(-0.4, 1.0))  # fmt: skip
     kinds["another bank"] = draw(bank, own.phase[rows], own.cells[rows], generator)
@@ -225,6 +234,7 @@ def main() -> None:
     parser.add_argument("--model", help="default: the only champion")
     parser.add_argument("--draws", type=int, default=5000, help="of each phase")
     parser.add_argument("--foreign", type=int, default=200, help="of each kind")
+    parser.add_argument("--other", type=Path, help=".instprm with another bank to offer")
     parser.add_argument("--refined", type=int, default=500, help="of each phase")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
@@ -232,7 +242,7 @@ def main() -> None:
         if options.draws:
             sureness(pool, options.model, options.draws)
         if options.foreign:
-            refusal(options.model, options.foreign)
+            refusal(options.model, options.foreign, options.other)
         if options.refined:
             convergence(pool, options.model, options.refined)
 
