@@ -29,7 +29,7 @@ from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.instrument import read_instruments
 from bragg_data.kinematic import Simulator
 from bragg_data.measured import GriddedProfile
-from bragg_data.nuisance import Draws, Nuisance, draw, draw_cells, simulator_for
+from bragg_data.nuisance import Draws, Nuisance, draw, draw_cells, nuisance_of, simulator_for
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.refinement import RefinementError, Refiner
 from bragg_data.structure import read_phase
@@ -40,7 +40,7 @@ from pipelines.registration import load_version
 
 console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
 SEED = 77_000
-STARTS = ("model", "library", "centre", "random")
+STARTS = ("both", "model", "library", "centre", "random")
 
 CIF = """data_x
 _cell_length_a {a}
@@ -80,7 +80,10 @@ def fresh(uri: str | None, seed: int, per_phase: int, calibrated: bool = True) -
     generator = np.random.default_rng([SEED, seed, calibrated])
     phase = np.repeat(np.arange(len(campaign.phases)), per_phase)
     cells = [draw_cells(campaign, code, per_phase, generator) for code in range(phase[-1] + 1)]
-    return draw(simulator, phase, np.concatenate(cells), generator, calibrated=calibrated)
+    return draw(
+        simulator, phase, np.concatenate(cells), generator, nuisance_of(campaign),
+        calibrated=calibrated,
+    )  # fmt: skip
 
 
 def asked(uri: str | None, seed: int, per_phase: int, calibrated: bool):
@@ -184,9 +187,12 @@ def refined(uri: str | None, seed: int, per_phase: int):
             matches = library.index.match(prepared[None], gridded.covered[None])
             samples = campaign.samples
             of = [samples.cells[samples.phase == code] for code in codes]
+            own = [(int(answer.phase[0]), answer.cells[0])]
+            stored = [(c, matches.cells[0, c]) for c in codes]
             starts = {
-                "model": [(int(answer.phase[0]), answer.cells[0])],
-                "library": [(c, matches.cells[0, c]) for c in codes],
+                "both": own + stored,
+                "model": own,
+                "library": stored,
                 "centre": [(c, np.median(of[c], axis=0)) for c in codes],
                 "random": [(c, of[c][generator.integers(len(of[c]))]) for c in codes],
             }

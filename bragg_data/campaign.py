@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from bragg_data.crystal import (
     CELL_PARAMETERS,
@@ -118,6 +126,38 @@ class _RowsPerChunk(_Table):
     gsas2: Annotated[int, Field(gt=0)] = 16
 
 
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Spread = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Ends = Annotated[
+    tuple[_Positive, _Positive],
+    AfterValidator(lambda ends: ends if ends[0] <= ends[1] else _refuse("low is above high")),
+]
+
+
+def _refuse(reason: str) -> Any:
+    raise ValueError(reason)
+
+
+class _Nuisance(_Table):
+    """What differs in measured profiles: see :class:`bragg_data.nuisance.Nuisance`."""
+
+    u_scale: _Ends | None = None
+    shift: _Spread | None = None
+    size: _Ends | None = None
+    microstrain: _Ends | None = None
+    counts: _Ends | None = None
+    background: _Ends | None = None
+    spectrum: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    spectrum_error: _Spread | None = None
+    end: _Ends | None = None
+    begin: _Share | None = None
+    impurity: _Share | None = None
+    impure: _Share | None = None
+    difc: _Spread | None = None
+    tzero: _Spread | None = None
+
+
 class _File(_Table):
     """The schema of a campaign file."""
 
@@ -129,6 +169,7 @@ class _File(_Table):
     tof: _Tof
     broadening: _Broadening = _Broadening()
     rows_per_chunk: _RowsPerChunk = _RowsPerChunk()
+    nuisance: _Nuisance = _Nuisance()
     phases: Annotated[tuple[_Phase, ...], Field(min_length=1, max_length=127)]
 
     @model_validator(mode="after")
@@ -225,6 +266,11 @@ class Campaign:
         """Microstrain in units of 1e-6."""
         return float(self._file.broadening.microstrain)
 
+    @property
+    def nuisance(self) -> dict[str, Any]:
+        """What the file says of measured profiles; no part of what is simulated."""
+        return self._file.nuisance.model_dump(exclude_none=True)
+
     def rows_per_chunk(self, simulator: str) -> int:
         """Patterns per chunk, the unit of work, for a simulator ('kinematic' or 'gsas2')."""
         return int(getattr(self._file.rows_per_chunk, simulator))
@@ -285,7 +331,7 @@ class Campaign:
     def definition(self) -> dict[str, Any]:
         """All that makes this data set what it is, as plain JSON values (comments do not count)."""
         resolved: dict[str, Any] = _plain(
-            self._file.model_dump(exclude={"description", "rows_per_chunk"})
+            self._file.model_dump(exclude={"description", "rows_per_chunk", "nuisance"})
         )
         resolved["instrument"] = {"sha256": self.instrument.sha256}
         for phase in resolved["phases"]:

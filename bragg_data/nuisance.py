@@ -34,6 +34,8 @@ _NEARLY_CUBIC = 0.3  # share of the cells
 class Nuisance:
     """Ranges of what differs; pairs are the ends of a range.
 
+    A campaign file may name others in its section ``[nuisance]``.
+
     Attributes
     ----------
     u_scale
@@ -88,6 +90,11 @@ class Nuisance:
             f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
             for f in fields(self)
         }
+
+
+def nuisance_of(campaign: Campaign) -> Nuisance:
+    """Return the ranges of a campaign: its file's, and the default ones where it names none."""
+    return Nuisance(**campaign.nuisance)
 
 
 @dataclass(frozen=True, eq=False)

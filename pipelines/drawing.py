@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
 from bragg_data.kinematic import Simulator
-from bragg_data.nuisance import Nuisance, draw, draw_cells, simulator_for
+from bragg_data.nuisance import draw, draw_cells, nuisance_of, simulator_for
 from pipelines.console import Progress
 
 _PER_TASK = 100  # draws of each phase
@@ -42,7 +42,6 @@ def drawn(
     seed: int,
     *,
     calibrated: bool = True,
-    nuisance: Nuisance | None = None,
 ) -> Drawn:
     """Draw so many profiles of each phase on a cluster, the same for the same seed.
 
@@ -51,21 +50,19 @@ def drawn(
     client
         Of the cluster.
     campaign
-        Phases, ranges, instrument, grid.
+        Phases, ranges, instrument, grid, and what differs in measured profiles.
     per_phase
         How many.
     seed
         Of everything that is drawn.
     calibrated
         Whether the instrument was calibrated anew.
-    nuisance
-        Ranges; the default ones if left out.
     """
     counts = [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
     seeds = np.random.SeedSequence([seed, int(calibrated)]).spawn(len(counts))
     futures = client.map(
         _draw, seeds, counts, toml=campaign.toml, cifs=dict(campaign.cifs),
-        instprm=campaign.instprm, nuisance=nuisance, calibrated=calibrated, pure=False,
+        instprm=campaign.instprm, calibrated=calibrated, pure=False,
     )  # fmt: skip
     order = {future.key: number for number, future in enumerate(futures)}
     parts: dict[int, Drawn] = {}
@@ -96,7 +93,6 @@ def _draw(
     toml: str,
     cifs: Mapping[str, str],
     instprm: str,
-    nuisance: Nuisance | None,
     calibrated: bool,
 ) -> Drawn:
     """Draw some profiles: the task of a worker."""
@@ -107,8 +103,9 @@ def _draw(
     # More threads of linear algebra than this one would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"):
         draws = draw(
-            simulator, phase, np.concatenate(cells), generator, nuisance, calibrated=calibrated
-        )
+            simulator, phase, np.concatenate(cells), generator, nuisance_of(campaign),
+            calibrated=calibrated,
+        )  # fmt: skip
         prepared = draws.prepared()
     kept = prepared.max(axis=1) > 0
     # Half precision is finer than the noise.

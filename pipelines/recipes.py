@@ -16,7 +16,7 @@ from distributed import Client
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bragg_data.nuisance import Nuisance
+from bragg_data.nuisance import nuisance_of
 from bragg_data.preprocessing import preprocessing
 from bragg_data.schema import campaign_of
 from bragg_data.splits import Part
@@ -238,7 +238,7 @@ def make_robust(
     values, free = task.targets.encode(phase, np.concatenate([right.cells, drifted.cells]))
     calibrated = np.arange(size) < len(right.profiles)
     made.facts = calibrate(network, joined_assessments(found), phase, values, free, calibrated)
-    made.facts |= {"draws": list(preset.draws), "nuisance": Nuisance().to_json()}
+    made.facts |= {"draws": list(preset.draws), "nuisance": nuisance_of(campaign).to_json()}
     say(
         f"Calibrated: {made.facts['accuracy']:.2%} of the systems right on held-out draws, cross "
         f"entropy {made.facts['cross_entropy']:.3f}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bragg_data.campaign import Campaign, load_campaign
+from bragg_data.campaign import Campaign, CampaignError, load_campaign
 from bragg_data.kinematic import Simulator
-from bragg_data.nuisance import Draws, Nuisance, draw, draw_cells, simulator_for
+from bragg_data.nuisance import Draws, Nuisance, draw, draw_cells, nuisance_of, simulator_for
 from bragg_data.overlay import simulator_of
 
 QUIET = Nuisance(
@@ -110,3 +110,28 @@ def test_a_profile_without_signal_is_zero(draws: Draws) -> None:
     prepared = flat.prepared()
     assert prepared.shape == flat.intensity.shape
     assert np.isfinite(prepared).all()
+
+
+def test_a_campaign_names_ranges_of_its_own(campaign: Campaign) -> None:
+    assert nuisance_of(campaign) == Nuisance()
+    toml = campaign.toml + "\n[nuisance]\ncounts = [500, 800]\nimpure = 0.0\n"
+    own = Campaign(toml, campaign.cifs, campaign.instprm)
+    assert nuisance_of(own) == Nuisance(counts=(500.0, 800.0), impure=0.0)
+    # What is simulated is the same.
+    assert own.identity("kinematic", "1") == campaign.identity("kinematic", "1")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("counts = [800, 500]", "wrong at nuisance.counts: low is above high"),
+        ("counts = 500", "wrong at nuisance.counts"),
+        ("impure = 1.5", "wrong at nuisance.impure"),
+        ("noise = 1.0", "wrong at nuisance.noise"),
+        ("difc = -1e-4", "wrong at nuisance.difc"),
+    ],
+)
+def test_bad_ranges_are_refused(campaign: Campaign, line: str, said: str) -> None:
+    bad = Campaign(f"{campaign.toml}\n[nuisance]\n{line}\n", campaign.cifs, campaign.instprm)
+    with pytest.raises(CampaignError, match=said):
+        nuisance_of(bad)
