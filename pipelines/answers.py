@@ -352,6 +352,9 @@ def indexed_library(dataset: xr.Dataset, campaign: Campaign, *, progress: bool =
                 index = build_index(dataset, simulator, INDICES, on_batch=bar.advance)
         except IndexUnavailableError as error:
             errors.print(f"{escape(str(error))} Going on without an index.", soft_wrap=True)
+    # What the simulator builds on its first patterns belongs to opening the library.
+    cells = np.array([phase.cell for phase in campaign.phases])
+    simulator.simulate(np.arange(len(cells)), cells)
     return Library(dataset, index)
 
 
