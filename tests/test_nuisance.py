@@ -112,13 +112,20 @@ def test_a_profile_without_signal_is_zero(draws: Draws) -> None:
     assert np.isfinite(prepared).all()
 
 
-def test_a_campaign_names_ranges_of_its_own(campaign: Campaign) -> None:
+@pytest.fixture(scope="module")
+def bare() -> Campaign:
+    """A campaign that says nothing of measurements."""
+    return load_campaign("batio3-continuous")
+
+
+def test_a_campaign_names_ranges_of_its_own(campaign: Campaign, bare: Campaign) -> None:
     assert nuisance_of(campaign) == Nuisance()
-    toml = campaign.toml + "\n[nuisance]\ncounts = [500, 800]\nimpure = 0.0\n"
-    own = Campaign(toml, campaign.cifs, campaign.instprm)
+    assert nuisance_of(bare) == Nuisance()
+    toml = bare.toml + "\n[nuisance]\ncounts = [500, 800]\nimpure = 0.0\n"
+    own = Campaign(toml, bare.cifs, bare.instprm)
     assert nuisance_of(own) == Nuisance(counts=(500.0, 800.0), impure=0.0)
     # What is simulated is the same.
-    assert own.identity("kinematic", "1") == campaign.identity("kinematic", "1")
+    assert own.identity("kinematic", "1") == bare.identity("kinematic", "1")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_a_campaign_names_ranges_of_its_own(campaign: Campaign) -> None:
         ("difc = -1e-4", "wrong at nuisance.difc"),
     ],
 )
-def test_bad_ranges_are_refused(campaign: Campaign, line: str, said: str) -> None:
-    bad = Campaign(f"{campaign.toml}\n[nuisance]\n{line}\n", campaign.cifs, campaign.instprm)
+def test_bad_ranges_are_refused(bare: Campaign, line: str, said: str) -> None:
+    bad = Campaign(f"{bare.toml}\n[nuisance]\n{line}\n", bare.cifs, bare.instprm)
     with pytest.raises(CampaignError, match=said):
         nuisance_of(bad)
