@@ -29,7 +29,7 @@ from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.instrument import read_instruments
 from bragg_data.kinematic import Simulator
 from bragg_data.measured import GriddedProfile
-from bragg_data.nuisance import Draws, Nuisance, draw, draw_cells, nuisance_of, simulator_for
+from bragg_data.nuisance import Draws, Nuisance, draw, draw_labels, nuisance_of, simulator_for
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.refinement import RefinementError, Refiner
 from bragg_data.structure import read_phase
@@ -78,10 +78,9 @@ def known(uri: str | None) -> tuple[Predictor, Campaign, Simulator]:
 def fresh(uri: str | None, seed: int, per_phase: int, calibrated: bool = True) -> Draws:
     _, campaign, simulator = known(uri)
     generator = np.random.default_rng([SEED, seed, calibrated])
-    phase = np.repeat(np.arange(len(campaign.phases)), per_phase)
-    cells = [draw_cells(campaign, code, per_phase, generator) for code in range(phase[-1] + 1)]
+    phase, cells = draw_labels(campaign, per_phase, generator)
     return draw(
-        simulator, phase, np.concatenate(cells), generator, nuisance_of(campaign),
+        simulator, phase, cells, generator, nuisance_of(campaign),
         calibrated=calibrated,
     )  # fmt: skip
 

@@ -54,9 +54,8 @@ _TOLERANCE = 3e-4  # of a single peak's maximum; sums of peaks come out several 
 # Widths between which operators are interpolated: so many, and so many more per factor e.
 _NODES = (4, 4)
 
-_INDEPENDENT = (
-    2e-4  # of a peak: operators that differ by less from a mixture of others are left out
-)
+# Of a peak: operators that differ by less from a mixture of others are left out.
+_INDEPENDENT = 2e-4
 
 HISTOGRAM_SCALE = 1e5
 """GSAS-II's default histogram scale factor."""

@@ -168,6 +168,15 @@ def draw_cells(campaign: Campaign, code: int, count: int, generator: np.random.G
     return np.asarray(lattice.cells(free))
 
 
+def draw_labels(
+    campaign: Campaign, per_phase: int, generator: np.random.Generator
+) -> tuple[NDArray[np.intp], _Array]:
+    """Draw so many cells of each phase: phase codes (n,), and cells (n, 6)."""
+    codes = range(len(campaign.phases))
+    cells = [draw_cells(campaign, code, per_phase, generator) for code in codes]
+    return np.repeat(np.arange(len(codes)), per_phase), np.concatenate(cells)
+
+
 def draw(
     simulator: Simulator,
     phase: NDArray[np.integer],

@@ -347,23 +347,10 @@ class Guided(nn.Module):
         damping: Tensor,
         blur: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`_step_of_few`, a few rows at a time."""
+        """As :meth:`_normal` without JᵀJ, a few rows at a time."""
         split = (torch.split(rows, _ROWS) for rows in (profiles, weights, values, damping))
-        parts = [
-            self._step_of_few(code, v, w, p, d, blur) for v, w, p, d in zip(*split, strict=True)
-        ]
-        return torch.cat([m for m, _ in parts]), torch.cat([s for _, s in parts])
-
-    def _step_of_few(
-        self,
-        code: int,
-        profiles: Tensor,
-        weights: Tensor,
-        values: Tensor,
-        damping: Tensor,
-        blur: float,
-    ) -> tuple[Tensor, Tensor]:
-        return self._normal(code, profiles, weights, values, damping, blur)[:2]
+        parts = [self._normal(code, v, w, p, d, blur) for v, w, p, d in zip(*split, strict=True)]
+        return torch.cat([m for m, _, _ in parts]), torch.cat([s for _, s, _ in parts])
 
     def _normal(
         self,

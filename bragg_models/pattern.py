@@ -267,16 +267,21 @@ class Pattern(nn.Module):
         position, inverse = position.gather(1, chosen), inverse.gather(1, chosen)
         strengths, rates = self._table("strengths", code), self._table("rates", code)
         damped = inverse if nuisance is None else inverse * nuisance[:, :1].double().exp()
-        f_squared, lost = torch.zeros_like(inverse), torch.zeros_like(inverse)
-        for pair in range(phase.pairs):
-            part = strengths[pair][chosen] * torch.exp(-rates[pair] * damped)
+        pairs = [
+            strengths[pair][chosen] * torch.exp(-rates[pair] * damped)
+            for pair in range(phase.pairs)
+        ]
+        f_squared = torch.zeros_like(inverse)
+        for part in pairs:
             f_squared = f_squared + part
-            lost = lost - rates[pair] * part
         inside = (position > c.base + 1) & (position < c.points - 1)
         amplitude = f_squared * inverse**-2 * inside
         changing = [slope.gather(1, chosen) for slope in moved[0].unbind(1)] if moved else []
         weights = [amplitude.float(), *((amplitude * slope).float() for slope in changing)]
         if nuisance is not None and slopes:
+            lost = torch.zeros_like(inverse)
+            for rate, part in zip(rates, pairs, strict=True):
+                lost = lost - rate * part
             weights.append((lost * damped * inverse**-2 * inside).float())
         spectra = torch.fft.rfft(self._deposited(position - c.base, weights))
         shape, derivative = self._transfer()

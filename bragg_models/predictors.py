@@ -115,6 +115,11 @@ class Predictor:
         return Campaign(p["campaign_toml"], p["cifs"], p["instrument_instprm"])
 
     @property
+    def tells_intervals(self) -> bool:
+        """Whether its answers have intervals and a verdict."""
+        return isinstance(self.model, Robust)
+
+    @property
     def phase_names(self) -> tuple[str, ...]:
         """The phases, in the order of the probabilities."""
         return self.targets.names

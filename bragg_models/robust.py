@@ -199,8 +199,7 @@ class Robust(Guided):
         damping = torch.full_like(values[:, 0], 1e-9)
         padded = torch.cat([values, values.new_zeros(len(values), 2)], dim=1)
         weights = (profiles > 0).float()
-        misfit, step, normal = self._normal(code, profiles, weights, padded, damping)
-        del step
+        misfit, _, normal = self._normal(code, profiles, weights, padded, damping)
         noise = misfit * (profiles**2).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         tiny = 1e-9 * torch.diag_embed(torch.diagonal(normal, dim1=1, dim2=2))
         variance = torch.diagonal(torch.linalg.inv(normal + tiny), dim1=1, dim2=2)
@@ -284,8 +283,10 @@ def calibrate(
         Its assessment of n draws.
     phase : shape (n,)
         True phases.
-    values, free : shape (n, n_parameters)
-        True scaled parameters, and which are free.
+    values : shape (n, n_parameters)
+        True scaled parameters.
+    free : shape (n_phases, n_parameters)
+        Which parameters are free in which phase.
     calibrated : shape (n,)
         Which draws have a right calibration; the head is fitted to these.
 
@@ -306,7 +307,7 @@ def calibrate(
             if len(own):
                 level = min(COVERAGE * (1 + 1 / len(own)), 1.0)
                 stretch[kind, code] = torch.quantile(own, level, dim=0)
-    network.stretch = stretch * torch.from_numpy(free_of(free, phase, stretch.shape[1]))
+    network.stretch = stretch * torch.from_numpy(free)
     least = found.misfit.amin(dim=1)[right]
     network.limit = torch.quantile(least, ACCEPTED)[None]
     loss = nn.functional.cross_entropy(decided[right], truth[right])
@@ -315,15 +316,6 @@ def calibrate(
         "accuracy": float((decided[right].argmax(dim=1) == truth[right]).double().mean()),
         "limit": float(network.limit),
     }
-
-
-def free_of(
-    free: NDArray[np.bool_], phase: NDArray[np.integer], phases: int
-) -> NDArray[np.float64]:
-    """Return which parameters are free in which phase, (n_phases, n_parameters)."""
-    return np.array(
-        [free[np.asarray(phase) == code].any(axis=0) for code in range(phases)], dtype=np.float64
-    )
 
 
 def _fitted_head(network: Robust, found: Assessment, truth: Tensor, right: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
 from bragg_data.kinematic import Simulator
-from bragg_data.nuisance import draw, draw_cells, nuisance_of, simulator_for
+from bragg_data.nuisance import draw, draw_labels, nuisance_of, simulator_for
 from pipelines.console import Progress
 
 _PER_TASK = 100  # draws of each phase
@@ -98,12 +98,11 @@ def _draw(
     """Draw some profiles: the task of a worker."""
     campaign, simulator = _ready(toml, tuple(cifs.items()), instprm)
     generator = np.random.default_rng(seed)
-    phase = np.repeat(np.arange(len(campaign.phases)), per_phase)
-    cells = [draw_cells(campaign, code, per_phase, generator) for code in range(phase[-1] + 1)]
+    phase, cells = draw_labels(campaign, per_phase, generator)
     # More threads of linear algebra than this one would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"):
         draws = draw(
-            simulator, phase, np.concatenate(cells), generator, nuisance_of(campaign),
+            simulator, phase, cells, generator, nuisance_of(campaign),
             calibrated=calibrated,
         )  # fmt: skip
         prepared = draws.prepared()

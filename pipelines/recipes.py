@@ -235,9 +235,11 @@ def make_robust(
                 found.append(network.assess(some))
                 progress.advance(len(some))
     phase = np.concatenate([right.phase, drifted.phase])
-    values, free = task.targets.encode(phase, np.concatenate([right.cells, drifted.cells]))
+    values, _ = task.targets.encode(phase, np.concatenate([right.cells, drifted.cells]))
     calibrated = np.arange(size) < len(right.profiles)
-    made.facts = calibrate(network, joined_assessments(found), phase, values, free, calibrated)
+    made.facts = calibrate(
+        network, joined_assessments(found), phase, values, task.targets.free, calibrated
+    )
     made.facts |= {"draws": list(preset.draws), "nuisance": nuisance_of(campaign).to_json()}
     say(
         f"Calibrated: {made.facts['accuracy']:.2%} of the systems right on held-out draws, cross "

@@ -287,9 +287,11 @@ def sureness_sheet(known: Known, targets: Targets, asked: Mapping[str, Predictor
     )  # fmt: skip
     calibrated = np.full(len(known.samples), known.calibrated)
     for label, predictor in asked.items():
-        told = predictor.predict(known.prepared, calibrated=calibrated)
-        if told.intervals is None or told.accepted is None:
+        if not predictor.tells_intervals:
             continue
+        told = predictor.predict(known.prepared, calibrated=calibrated)
+        assert told.intervals is not None
+        assert told.accepted is not None
         order = np.argsort(-told.probabilities, axis=1)
         total = np.cumsum(np.take_along_axis(told.probabilities, order, axis=1), axis=1)
         size = (total < 0.9).sum(axis=1) + 1
