@@ -144,20 +144,20 @@ def test_error_in_the_block_passes_and_leaves_no_job(options: SlurmOptions) -> N
     assert not queue()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
-def test_killed_driver_leaves_no_job(
-    options: SlurmOptions, number: signal.Signals, tmp_path: Path
-) -> None:
+@contextlib.contextmanager
+def driver(options: SlurmOptions, work: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a driver of one job, which does the work with its `client`; it does not outlive this."""
     program = f"""
-import time
+import faulthandler, signal, time
 from pathlib import PosixPath
 from pipelines.cluster import open_client
 from pipelines.cluster_options import SlurmOptions
 if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1)
     with open_client("slurm", slurm={changed(options, jobs=(1, 1))}) as client:
-        client.wait_for_workers(1)
+        client.wait_for_workers(1, timeout=60)
         print("ready", flush=True)
-        client.gather(client.map(time.sleep, [0.2] * 5000, pure=False))
+        {work}
 """
 
     def obey() -> None:  # whatever runs these tests may ignore them, as nohup does
@@ -167,21 +167,64 @@ if __name__ == "__main__":
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=obey,
-    ) as driver:  # fmt: skip
-        assert driver.stdout
-        assert driver.stdout.readline() == "ready\n"
-        assert len(queue()) == 1
-        driver.send_signal(number)
-        _, errors = driver.communicate(timeout=60)
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+            assert len(queue()) == 1
+            yield process
+        finally:
+            process.kill()  # a test that fails here does not wait for it, nor does the next one
+
+
+def errors_of(process: subprocess.Popen[str], seconds: float = 60) -> str:
+    """Return what a process says until it ends, which has to be soon."""
+    try:
+        return process.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)  # to say where it is
+        time.sleep(1)
+        process.kill()
+        subprocess.run(["scancel", *queue()], check=True)
+        pytest.fail(f"It does not end. {process.communicate()[1]}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_killed_driver_leaves_no_job(
+    options: SlurmOptions, number: signal.Signals, tmp_path: Path
+) -> None:
+    work = "client.gather(client.map(time.sleep, [0.2] * 5000, pure=False))"
+    with driver(options, work) as process:
+        process.send_signal(number)
+        errors = errors_of(process)
     if number == signal.SIGKILL:
         wait_until(lambda: not queue())  # the workers end by themselves
         for left in tmp_path.iterdir():
             for file in left.iterdir():
                 file.unlink()
             left.rmdir()
-    assert driver.returncode in (-number, 128 + number)
+    assert process.returncode in (-number, 128 + number)
     assert not queue()
     assert "ERROR" not in errors  # as Dask's log has it
+
+
+def test_signal_that_comes_in_a_finaliser_is_obeyed(options: SlurmOptions) -> None:
+    work = """
+        class Last:
+            def __del__(self):
+                print("finaliser", flush=True)
+                time.sleep(3)
+        Last()
+        time.sleep(600)
+"""
+    with driver(options, work) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "finaliser\n"
+        process.send_signal(signal.SIGTERM)
+        errors = errors_of(process)
+    assert "Exception ignored" in errors
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not queue()
 
 
 def test_stop_leaves_no_process(slurm: Path) -> None:
