@@ -299,7 +299,9 @@ class Simulator:
         scale = scale / cell_volume(cells)
         operators = (self._operator,) if varied is None else varied.operators
         deposits = np.zeros((len(operators), n, self._n_source), dtype=np.float32)
-        for rows, lines in self._lines_of_rows(code, whole, shifts, n):
+        # A little more than the deposit takes.
+        q_high = 1.01 * float((per_sample["difc"].max() / self.grid.start) ** 2)
+        for rows, lines in self._lines_of_rows(code, whole, shifts, metric, q_high):
             common = (
                 metric[rows], lines, per_sample["u_scale"][rows], per_sample["difc"][rows],
                 per_sample["tzero"][rows], scale[rows],
@@ -320,16 +322,23 @@ class Simulator:
         return patterns
 
     def _lines_of_rows(
-        self, code: int, lines: Lines, shifts: NDArray[np.float64] | None, n: int
+        self,
+        code: int,
+        lines: Lines,
+        shifts: NDArray[np.float64] | None,
+        metric: NDArray[np.float64],
+        q_high: float,
     ) -> Iterator[tuple[slice, Selected]]:
-        """Yield the lines of rows that have them in common."""
+        """Yield the lines of rows that have them in common, up to this 1/d² if they are moved."""
+        n = len(metric)
         if shifts is None:
             yield slice(0, n), Selected(lines.products, lines.strengths)
             return
+        wanted = (metric @ lines.products).min(axis=0) <= q_high
         ends = np.flatnonzero(np.any(np.diff(shifts, axis=0), axis=1)) + 1
         for low, high in pairwise([0, *ends.tolist(), n]):
             moved = displaced(self.phases[code], self.free_coordinates(code), shifts[low])
-            yield slice(low, high), Selected(lines.products, lines.strengths_of(moved))
+            yield slice(low, high), Selected(lines.products, lines.strengths_of(moved, wanted))
 
     def _phase_lines(
         self, code: int, cells: NDArray[np.float64], per_sample: dict[str, NDArray[np.float64]]
@@ -497,9 +506,7 @@ class Simulator:
 
     def _width_range(self, per_sample: dict[str, NDArray[np.float64]]) -> tuple[float, float]:
         """Range of ln(W / W nominal) over samples and the window, rounded outwards."""
-        position = np.linspace(0, self.grid.points - 1, 65)
-        d = self._d_at(position)
-        nominal, _ = mixing(*self._shape_at(position)[2:])
+        d, nominal = self._stations
         low, high = np.inf, -np.inf
         for relative in (per_sample["difc"].min(), per_sample["difc"].max()):
             instrument = self.instrument.moved(difc=float(relative))
@@ -516,6 +523,12 @@ class Simulator:
         if self.width_range and self.width_range[0] <= low and high <= self.width_range[1]:
             return self.width_range
         return float(np.floor((low - 0.01) * 10) / 10), float(np.ceil((high + 0.01) * 10) / 10)
+
+    @cached_property
+    def _stations(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return d-spacings all over the window and the nominal widths there, in µs."""
+        position = np.linspace(0, self.grid.points - 1, 65)
+        return self._d_at(position), mixing(*self._shape_at(position)[2:])[0]
 
     def _make_varied(self, low: float, high: float) -> _Varied:
         count = _NODES[0] + int(np.ceil(_NODES[1] * (high - low)))

@@ -16,13 +16,16 @@ Phases are compared by a penalised criterion that knows that more parameters fit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS, CrystalError
@@ -37,8 +40,15 @@ _FAR = 0.04  # relative change of a length, or of an angle in rad, beyond which 
 _LOOSE = 0.05  # Å: coordinates are restrained to the CIF's with this standard uncertainty
 _MOST_COORDINATES = 12  # of a phase with more, a powder's profile does not tell them
 
-_STEPS_AT_MOST = 30
+_NEARLY_CUBIC = 0.012  # relative distortion, up to which the opposite one is tried, too
+_STEPS_AT_MOST = 60
+# Mean square of sums over runs of one sign over that of single values, of independent normal ones:
+# runs have a mean length of 2 with variance 2, absolute values a mean of √(2/π).
+_INDEPENDENT = 1 + 4 / np.pi
 _ARRIVED = 0.02  # χ² over the noise that a step still promises
+_ROUGHLY = 3.0  # the same where widths are still the nominal ones
+_NEARLY = 0.5  # the same for what has a rival already
+_DARING = 3.0  # times what a step promises the search may still gain, so that it is worth while
 _TRUSTED = 0.5  # share of what was promised that came, below which the Jacobian is made anew
 
 # Of the parameters beside the cell: start, lowest, highest, step of the derivative.
@@ -69,7 +79,7 @@ class Refined:
         Code of the phase.
     cell, su : shape (6,)
         a, b, c in ångström, angles in degrees, and their standard uncertainties (0 where fixed),
-        scaled by the square root of the reduced χ², as is usual.
+        scaled by the square root of the reduced χ², as is usual, and of the correlation.
     others, others_su
         The other parameters: ``u_scale`` (factor on the displacement parameters), ``size`` (µm),
         ``microstrain`` (1e-6), ``tzero`` (µs, if refined), and ``shift_1`` … along the phase's free
@@ -78,6 +88,9 @@ class Refined:
         The fit: calculated pattern, background, difference, Rwp, reduced χ².
     chi2, points, parameters
         Weighted sum of squares, over how many points, with how many parameters.
+    correlation
+        Factor, at least 1, on variances because neighbouring residuals are alike, which is so
+        where a fit is systematically wrong (:func:`serial_correlation`).
     converged
         Whether the search ended by itself.
     """
@@ -91,6 +104,7 @@ class Refined:
     chi2: float
     points: int
     parameters: int
+    correlation: float
     converged: bool
 
 
@@ -115,6 +129,7 @@ class Refiner:
             campaign.phases, campaign.instrument, campaign.grid, size=campaign.size,
             microstrain=campaign.microstrain, width_range=_WIDTHS, cache=cache,
         )  # fmt: skip
+        self._libraries = ThreadpoolController().select(user_api="blas")
         x = np.linspace(-1, 1, campaign.grid.points)
         self._polynomials = np.asarray(chebyshev.chebvander(x, terms - 1), dtype=np.float64)
 
@@ -157,28 +172,73 @@ class Refiner:
                 "No start gives a fit: the cells have no peaks where it was measured."
             )
         names = ("u_scale", "inverse_size", "microstrain", *(("tzero",) if tzero else ()))
-        found: list[_State] = []
-        for state in sorted(coarse, key=lambda c: c.chi2):
-            # Broadening is the sample's, whatever its phase.
-            known_of = found[0].others if found else state.others
-            limit = _HOPELESS * min((f.chi2 for f in found), default=np.inf)
-            found.append(problem.search(state.phase, state.free, names, known_of, limit=limit))
+        first, *others = sorted(coarse, key=_chi2_of)
+        best = problem.search(first.phase, first.free, names, first.others)
+
+        def rival(state: _State) -> _State:
+            # Broadening is the sample's, whatever its phase, and so is the lattice, nearly.
+            start = self._nearer(problem, state, best)
+            return problem.search(state.phase, start, names, best.others, rival=best)
+
+        # Threads of linear algebra would wait for each other.
+        with self._libraries.limit(limits=1), ThreadPoolExecutor(_threads()) as pool:
+            found = [best, *pool.map(rival, others)]
+            best = min(found, key=_chi2_of)
+            found = list(pool.map(lambda fit: self._with_twin(problem, fit, names, best), found))
         return ranked([problem.refined(state) for state in found])
 
     def _coarse(
         self, problem: _Problem, phase: int, cells: Sequence[NDArray[np.float64]]
     ) -> _State | None:
         """Refine cell and displacement factor with nominal widths, which are simulated fastest."""
-        index = [
-            CELL_PARAMETERS.index(p) for p in self.campaign.phases[phase].lattice.free_parameters
-        ]
-        free = np.asarray(cells, dtype=np.float64)[:, index]
+        free = np.asarray(cells, dtype=np.float64)[:, self._columns(phase)]
         try:
             if len(free) > 1:
                 free = free[[problem.chi2_of(phase, free).argmin()]]
-            return problem.search(phase, free[0], ("u_scale",), {}, coordinates=False)
+            return problem.search(
+                phase, free[0], ("u_scale",), {}, coordinates=False, arrived=_ROUGHLY
+            )
         except (OverlayError, CrystalError):
             return None
+
+    def _nearer(self, problem: _Problem, state: _State, best: _State) -> _Vector:
+        """Return a phase's start, or the best fit's cell in its lattice if that is nearer."""
+        lattice = self.campaign.phases[state.phase].lattice
+        cell = self.campaign.phases[best.phase].lattice.cells(best.free[None])[0]
+        tied = dict(lattice.tied)
+        # Parameters that are equal in it take the mean.
+        other = [
+            cell[[p for p, n in enumerate(CELL_PARAMETERS) if tied.get(n, n) == name]].mean()
+            for name in lattice.free_parameters
+        ]
+        both = np.stack([state.free, np.array(other)])
+        try:
+            nearest = int(problem.chi2_of(state.phase, both, best.others).argmin())
+        except CrystalError:
+            return state.free
+        return np.asarray(both[nearest])
+
+    def _with_twin(
+        self, problem: _Problem, fit: _State, names: tuple[str, ...], best: _State
+    ) -> _State:
+        """Return a fit, or the one from the cell that is distorted the other way if it is better.
+
+        Of a lattice that is nearly cubic. Lines that split by less than their widths may be split
+        either way: both fit well, and a search does not get from one to the other.
+        """
+        lattice = self.campaign.phases[fit.phase].lattice
+        cell = lattice.cells(fit.free[None])[0]
+        cubic = np.where(np.arange(6) < 3, cell[:3].mean(), 90.0)
+        distortion = float(np.abs(cell / cubic - 1).max())
+        if not 0 < distortion < _NEARLY_CUBIC or fit.chi2 > _HOPELESS * best.chi2:
+            return fit
+        twin = (2 * cubic - cell)[self._columns(fit.phase)]
+        other = problem.search(fit.phase, twin, names, fit.others, rival=best)
+        return min(fit, other, key=_chi2_of)
+
+    def _columns(self, phase: int) -> list[int]:
+        names = self.campaign.phases[phase].lattice.free_parameters
+        return [CELL_PARAMETERS.index(name) for name in names]
 
 
 def _simulated(given: dict[str, _Vector]) -> dict[str, _Vector]:
@@ -191,18 +251,42 @@ def _simulated(given: dict[str, _Vector]) -> dict[str, _Vector]:
     return given
 
 
+def serial_correlation(residual: NDArray[np.float64]) -> float:
+    """Return by what factor correlated residuals make variances larger, at least 1.
+
+    From sums over runs of residuals of the same sign, compared with what they are where residuals
+    are independent (after Bérar & Lelann, J. Appl. Cryst. 24 (1991) 1).
+
+    Parameters
+    ----------
+    residual : shape (n,)
+        Differences over their standard deviations.
+    """
+    square = float(residual @ residual)
+    if not square > 0:
+        return 1.0
+    begins = np.flatnonzero(np.diff(np.signbit(residual), prepend=not np.signbit(residual[0])))
+    sums = np.add.reduceat(residual, begins)
+    return max(float(sums @ sums) / square / _INDEPENDENT, 1.0)
+
+
 def ranked(found: Sequence[Refined]) -> list[Refined]:
     """Order fits of one profile: the most plausible first.
 
     By χ²/s + k ln n (Schwarz, Annals of Statistics 6 (1978) 461) with k parameters, n points and
-    the noise s, which is the best fit's reduced χ² where that is above 1: a lower symmetry has to
-    fit clearly better.
+    the noise s, which is the best fit's reduced χ² where that is above 1, times its correlation: a
+    lower symmetry has to fit clearly better.
     """
-    best = min(one.chi2 / max(one.points - one.parameters, 1) for one in found)
+
+    def reduced(one: Refined) -> float:
+        return one.chi2 / max(one.points - one.parameters, 1)
+
+    best = min(found, key=reduced)
+    # What is wrong with all of them does not count.
+    noise = max(reduced(best), 1.0) * best.correlation
 
     def criterion(one: Refined) -> float:
-        # The best fit's reduced χ² is the noise: what is wrong with all of them does not count.
-        return one.chi2 / max(best, 1.0) + one.parameters * float(np.log(one.points))
+        return one.chi2 / noise + one.parameters * float(np.log(one.points))
 
     return sorted(found, key=criterion)
 
@@ -235,13 +319,26 @@ class _State:
     free: NDArray[np.float64]
     names: tuple[str, ...]
     values: NDArray[np.float64]
-    chi2: float
+    residual: NDArray[np.float64]
     jacobian: NDArray[np.float64]
     converged: bool
 
     @property
+    def chi2(self) -> float:
+        return float(self.residual @ self.residual)
+
+    @property
     def others(self) -> dict[str, float]:
         return dict(zip(self.names, map(float, self.values), strict=True))
+
+
+def _threads() -> int:
+    # A pattern is a few large matrices that pass through one core.
+    return min(len(os.sched_getaffinity(0)), 4)
+
+
+def _chi2_of(state: _State) -> float:
+    return state.chi2
 
 
 class _Problem:
@@ -272,9 +369,13 @@ class _Problem:
         weighted = simulated[:, self._known].astype(np.float64).T * self._weight[:, None]
         return self._without_background(weighted)
 
-    def chi2_of(self, phase: int, free: NDArray[np.float64]) -> NDArray[np.float64]:
-        """χ² of some cells as they are, with nominal broadening, shape (n,)."""
-        patterns = self._patterns(phase, free, (), np.empty((len(free), 0)))
+    def chi2_of(
+        self, phase: int, free: NDArray[np.float64], others: Mapping[str, float] | None = None
+    ) -> NDArray[np.float64]:
+        """χ² of some cells as they are, with nominal or with other broadening, shape (n,)."""
+        given = {n: v for n, v in (others or {}).items() if n in _OTHERS}
+        values = np.tile(list(given.values()), (len(free), 1))
+        patterns = self._patterns(phase, free, tuple(given), values)
         return np.array([((self._y - self._scale(p) * p) ** 2).sum() for p in patterns.T])
 
     def search(
@@ -285,12 +386,14 @@ class _Problem:
         begin: Mapping[str, float],
         *,
         coordinates: bool = True,
-        limit: float = np.inf,
+        rival: _State | None = None,
+        arrived: float | None = None,
     ) -> _State:
         """Search for the best cell and other parameters from a start.
 
-        ``begin`` holds values of the others that are known better than the nominal ones; the search
-        ends early where χ² is not going to come below ``limit``.
+        ``begin`` holds values of the others that are known better than the nominal ones. The search
+        ends early where it is not going to beat a ``rival``, and ends where a step promises less
+        than ``arrived`` times the noise.
         """
         campaign = self._refiner.campaign
         of_cell = campaign.phases[phase].lattice.free_parameters
@@ -329,7 +432,11 @@ class _Problem:
         pattern = patterns(x[None])[:, 0]
         r = residual(x, pattern)
         j, fresh = jacobian(x, pattern), True
-        damping, converged = 1e-3, False
+        # No more is wanted of a rival than that it is one.
+        end = arrived or (_ARRIVED if rival is None else _NEARLY)
+        to_beat = np.inf if rival is None else self._to_beat(rival, count + len(names))
+        # Where one step after the other leads uphill, damping rises faster and faster.
+        damping, rise, converged = 1e-3, 10.0, False
         for _ in range(_STEPS_AT_MOST):
             normal, right = j.T @ j, -(j.T @ r)
             if not np.trace(normal) > 0:
@@ -338,28 +445,38 @@ class _Problem:
             promised = float(2 * right @ step - step @ normal @ step)
             chi2 = float(r @ r)
             noise = max(chi2 / len(self._y), 1.0)
-            if promised < _ARRIVED * noise:  # in a bound's corner, hardly below zero
+            if promised < end * noise:  # in a bound's corner, hardly below zero
                 converged = fresh
                 if fresh:
                     break
                 j, fresh = jacobian(x, pattern), True
                 continue
-            if chi2 - promised > limit and chi2 > limit:
-                break
+            if rival is not None:
+                hopeless = _HOPELESS * rival.chi2
+                if chi2 > hopeless and chi2 - promised > hopeless:
+                    break
+                if fresh and chi2 <= hopeless and chi2 - _DARING * promised > to_beat:
+                    break
             trial = patterns((x + step)[None])[:, 0]
             found = residual(x + step, trial)
             gained = chi2 - float(found @ found)
             if gained > 0:
                 x, r, pattern = x + step, found, trial
-                damping = max(0.1 * damping, 1e-6)
+                damping, rise = max(0.1 * damping, 1e-5), 10.0
                 fresh = False
             if gained < _TRUSTED * promised:
                 if fresh:
-                    damping = min(10 * damping, 1e6)
+                    damping, rise = min(rise * damping, 1e6), 10 * rise
                 else:
                     j, fresh = jacobian(x, pattern), True
-        values = r[: len(self._y)]
-        return _State(phase, x[:count], names, x[count:], float(values @ values), j, converged)
+        return _State(phase, x[:count], names, x[count:], r[: len(self._y)], j, converged)
+
+    def _to_beat(self, rival: _State, parameters: int) -> float:
+        """Return the χ² below which a fit with so many parameters is the more plausible one."""
+        points = len(self._y)
+        noise = max(rival.chi2 / points, 1.0) * serial_correlation(rival.residual)
+        more = parameters - len(rival.free) - len(rival.names)
+        return rival.chi2 - noise * more * float(np.log(points))
 
     def _scale(self, pattern: NDArray[np.float64]) -> float:
         length = float(pattern @ pattern)
@@ -373,7 +490,8 @@ class _Problem:
         points = int(self._known.sum())
         parameters = len(state.free) + len(state.names) + 1 + self._basis.shape[1]
         reduced = state.chi2 / max(points - parameters, 1)
-        covariance = np.linalg.pinv(state.jacobian.T @ state.jacobian) * reduced
+        correlation = serial_correlation(state.residual)
+        covariance = np.linalg.pinv(state.jacobian.T @ state.jacobian) * reduced * correlation
         su = np.sqrt(np.maximum(np.diag(covariance), 0))
         cell = lattice.cells(state.free[None])[0]
         moved = lattice.cells((state.free + su[:count])[None])[0]
@@ -390,5 +508,5 @@ class _Problem:
         overlay = lay_over(self._gridded, pattern, terms=self._basis.shape[1])
         return Refined(
             state.phase, cell, np.abs(moved - cell), others, others_su, overlay, state.chi2, points,
-            parameters, state.converged,
+            parameters, correlation, state.converged,
         )  # fmt: skip

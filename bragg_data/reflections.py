@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from bragg_data.crystal import CrystalError, d_spacing
@@ -83,10 +85,46 @@ class Lines:
     reflections: Reflections
     member: NDArray[np.intp]
 
-    def strengths_of(self, phase: Phase) -> NDArray[np.float32]:
-        """Return the strengths with the atoms of a phase that differs in its positions alone."""
-        coefficients, _ = _coefficients(phase, self.reflections.hkl)
-        return _strengths(self.reflections.multiplicity, coefficients, self.member)
+    def strengths_of(self, phase: Phase, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the strengths with the atoms of a phase that differs in its positions alone.
+
+        Of lines that are not wanted, shape (n,), they are 0.
+        """
+        _, group = np.unique(phase.u_iso, return_inverse=True)
+        scattering = phase.scattering_lengths
+        parts = [scattering.real, scattering.imag] if scattering.imag.any() else [scattering.real]
+        strengths = np.zeros(self.strengths.shape)
+        _add_strengths(
+            strengths, wanted, self.reflections.hkl, self.reflections.multiplicity, self.member,
+            2 * np.pi * phase.positions, np.stack(parts), group, len(self.u_groups),
+        )  # fmt: skip
+        return strengths.astype(np.float32)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
+    strengths, wanted, hkl, multiplicity, member, positions, parts, group, groups
+):
+    """As :func:`_strengths` of :func:`_coefficients`, without arrays of all atoms' waves."""
+    cosines, sines = np.empty(groups), np.empty(groups)
+    for r in range(len(hkl)):
+        if not wanted[member[r]]:
+            continue
+        for lengths in parts:
+            cosines[:] = 0.0
+            sines[:] = 0.0
+            for atom in range(len(positions)):
+                x = positions[atom]
+                angle = hkl[r, 0] * x[0] + hkl[r, 1] * x[1] + hkl[r, 2] * x[2]
+                cosines[group[atom]] += lengths[atom] * math.cos(angle)
+                sines[group[atom]] += lengths[atom] * math.sin(angle)
+            pair = 0
+            for g in range(groups):
+                for other in range(g, groups):
+                    share = cosines[g] * cosines[other] + sines[g] * sines[other]
+                    share *= 1 if g == other else 2
+                    strengths[pair, member[r]] += multiplicity[r] * share
+                    pair += 1
 
 
 def lines_of(phase: Phase, reflections: Reflections) -> Lines:

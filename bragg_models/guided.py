@@ -26,7 +26,7 @@ from bragg_models.targets import Targets
 _LIMIT = 1.2  # scaled parameters end here: a little beyond the campaign's range
 _THROUGH = 3e-6  # a step that is smaller, in scaled parameters, ends the search
 _END = 24.0, 48  # points from the window's end: a line there, and what is then not compared
-_NOISY = 1e-4, 8  # the same of noisy profiles, and the most steps: errors are larger than that
+_NOISY = 1e-4, 3e-4  # the same of noisy profiles, and the share of the misfit that a step gains
 _ROWS = 32  # starts that are searched from together: their deposits stay in a processor's cache
 _BLURS = 5.0, 12.0  # points, first near, then far: peaks so far off still overlap
 _DRAWN = 8  # times as many cells are drawn as are kept, so that they lie evenly for the peaks
@@ -242,10 +242,11 @@ class Guided(nn.Module):
             self._known[sharp] = cells, torch.cat(patterns)
         if key not in self._known:
             cells, patterns_of = self._known[sharp]
-            blurred = self.pattern.blurred(patterns_of, blur)
-            self._known[key] = cells, nn.functional.normalize(blurred.sqrt(), dim=1)
+            blurred = self.pattern.blurred(patterns_of, blur)[:, :: _some_points(blur)].sqrt()
+            self._known[key] = cells, nn.functional.normalize(blurred, dim=1)
         cells, known = self._known[key]
-        return cells[(roots @ known.T).topk(min(self.config.starts, len(cells))).indices]
+        likeness = roots[:, :: _some_points(blur)] @ known.T
+        return cells[likeness.topk(min(self.config.starts, len(cells))).indices]
 
     def _spread(self, code: int) -> Tensor:
         """Return cells all over the range, in scaled parameters, (draws, p), the same every time.
@@ -268,24 +269,32 @@ class Guided(nn.Module):
         kept = torch.multinomial(torch.cat(volume).cpu(), self.config.draws, generator=generator)
         return cells[kept.to(cells.device)]
 
-    def _searched(self, code: int, profiles: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Search downhill from each start, first without the window's end where a line is near."""
+    def _searched(
+        self, code: int | Tensor, profiles: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Search downhill from each start, first without the window's end where a line is near.
+
+        ``code`` is the phase of all rows, or that of each.
+        """
         if not len(start):
             return start, start[:, 0]
         values, misfit = self._descended(
             code, profiles, start, self._weights(code, profiles, start)
         )
         near = self._near_the_end(code, start) | self._near_the_end(code, values)
-        rows = torch.nonzero(near)[:, 0]
+        # Where nothing was measured there, nothing was left out.
+        rows = torch.nonzero(near & (profiles[:, -_END[1] :] > 0).any(dim=1))[:, 0]
         if len(rows):
             v = profiles[rows]
-            values[rows], misfit[rows] = self._descended(code, v, values[rows], (v > 0).float())
+            values[rows], misfit[rows] = self._descended(
+                _of_rows(code, rows), v, values[rows], (v > 0).float()
+            )
         return values, misfit
 
-    def _near_the_end(self, code: int, values: Tensor) -> Tensor:
+    def _near_the_end(self, code: int | Tensor, values: Tensor) -> Tensor:
         return self.pattern.near_the_end(code, self._physical(values), _END[0])
 
-    def _weights(self, code: int, profiles: Tensor, values: Tensor) -> Tensor:
+    def _weights(self, code: int | Tensor, profiles: Tensor, values: Tensor) -> Tensor:
         """Return 1 where a point is compared, otherwise 0.
 
         A line that a proposed cell puts on the wrong side of the window's end would pull at all
@@ -299,40 +308,48 @@ class Guided(nn.Module):
         return weights
 
     def _descended(
-        self, code: int, profiles: Tensor, start: Tensor, weights: Tensor, blur: float = 0.0
+        self,
+        code: int | Tensor,
+        profiles: Tensor,
+        start: Tensor,
+        weights: Tensor,
+        blur: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Correct cells until nothing changes: Levenberg and Marquardt's method, row by row.
 
         Rows that have arrived make room for others, so that parts stay full.
         """
-        free = torch.tensor(self.config.pattern.phases[code].free, device=start.device)
+        free = self.pattern.free(code)
         # The sample's own parameters stand after the cell's.
         own_parameters = len(_NUISANCE) if self.config.nuisance else 0
         values = torch.cat([start, start.new_zeros(len(start), own_parameters)], dim=1)
-        searched = torch.cat([free, start.shape[1] + torch.arange(own_parameters)])
-        limits = torch.full((2, len(searched)), _LIMIT, dtype=values.dtype, device=start.device)
+        own_columns = start.shape[1] + torch.arange(own_parameters, device=free.device)
+        searched = torch.cat([free, own_columns.expand(len(free), -1)], dim=1)
+        searched = searched.expand(len(values), -1)
+        limits = torch.full((2, searched.shape[1]), _LIMIT, dtype=values.dtype, device=start.device)
         limits[0] *= -1
         if own_parameters:
-            limits[:, len(free) :] = torch.tensor(_NUISANCE, dtype=values.dtype).T
+            limits[:, free.shape[1] :] = torch.tensor(_NUISANCE, dtype=values.dtype).T
         damping = torch.full_like(values[:, 0], 1e-4)
-        misfit, step = self._step(code, profiles, weights, values, damping, blur)
+        misfit, step, gain = self._step(code, profiles, weights, values, damping, blur)
         active = torch.arange(len(values), device=values.device)
-        through, steps = _THROUGH, self.config.steps
-        if self.config.nuisance:
-            through, steps = _NOISY[0], min(steps, _NOISY[1])
-        for _ in range(steps):
-            active = active[step[active].abs().amax(dim=1) > through]
+        through, least = _NOISY if self.config.nuisance else (_THROUGH, 0.0)
+        for _ in range(self.config.steps):
+            far = step[active].abs().amax(dim=1) > through
+            active = active[far & (gain[active] > least * misfit[active])]
             if not len(active):
                 break
-            trial = values[active].clone()
-            trial[:, searched] = (trial[:, searched] + step[active]).clamp(limits[0], limits[1])
-            own, next_step = self._step(
-                code, profiles[active], weights[active], trial, damping[active], blur
-            )
+            trial, columns = values[active].clone(), searched[active]
+            moved = (trial.gather(1, columns) + step[active]).clamp(limits[0], limits[1])
+            trial.scatter_(1, columns, moved)
+            own, next_step, next_gain = self._step(
+                _of_rows(code, active), profiles[active], weights[active], trial, damping[active],
+                blur,
+            )  # fmt: skip
             better = own < misfit[active]
             taken, refused = active[better], active[~better]
             values[taken], misfit[taken] = trial[better], own[better]
-            step[taken] = next_step[better]
+            step[taken], gain[taken] = next_step[better], next_gain[better]
             damping[taken] *= 0.2
             damping[refused] *= 10
             step[refused] *= 0.3
@@ -340,35 +357,39 @@ class Guided(nn.Module):
 
     def _step(
         self,
-        code: int,
-        profiles: Tensor,
-        weights: Tensor,
-        values: Tensor,
-        damping: Tensor,
-        blur: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`_normal` without JᵀJ, a few rows at a time."""
-        split = (torch.split(rows, _ROWS) for rows in (profiles, weights, values, damping))
-        parts = [self._normal(code, v, w, p, d, blur) for v, w, p, d in zip(*split, strict=True)]
-        return torch.cat([m for m, _, _ in parts]), torch.cat([s for _, s, _ in parts])
-
-    def _normal(
-        self,
-        code: int,
+        code: int | Tensor,
         profiles: Tensor,
         weights: Tensor,
         values: Tensor,
         damping: Tensor,
         blur: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Return how badly profiles are met, the step that would meet them better, JᵀJ.
+        """As :meth:`_normal` without JᵀJ, a few rows at a time."""
+        some = [slice(low, low + _ROWS) for low in range(0, len(values), _ROWS)]
+        parts = [
+            self._normal(_of_rows(code, r), profiles[r], weights[r], values[r], damping[r], blur)
+            for r in some
+        ]
+        misfit, step, gain = (torch.cat(found) for found in list(zip(*parts, strict=True))[:3])
+        return misfit, step, gain
+
+    def _normal(
+        self,
+        code: int | Tensor,
+        profiles: Tensor,
+        weights: Tensor,
+        values: Tensor,
+        damping: Tensor,
+        blur: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        r"""Return how badly profiles are met, a step to meet them better, how much better, JᵀJ.
 
         With v the profile and e the square root of the pattern,
 
         .. math:: \min_{s,\delta} \sum_i w_i \Big(v_i - s e_i - s \sum_p
             \frac{\partial e_i}{\partial p} \delta_p\Big)^2
         """
-        free = torch.tensor(self.config.pattern.phases[code].free, device=values.device)
+        free = self.pattern.free(code)
         parameters = self.config.glance.parameters
         cell, own = values[:, :parameters], values[:, parameters:]
         nuisance = own * own.new_tensor(_SCALES) if own.shape[1] else None
@@ -376,8 +397,8 @@ class Guided(nn.Module):
         root = pattern.sqrt()
         scales = cast("Tensor", self.half_range)[free].float()
         if nuisance is not None:
-            scales = torch.cat([scales, scales.new_tensor(_SCALES)])
-        slopes = slopes * scales[:, None]
+            scales = torch.cat([scales, scales.new_tensor(_SCALES).expand(len(free), -1)], dim=1)
+        slopes = slopes * scales[..., None]
         slopes = slopes / (2 * root[:, None]) * weights[:, None]
         v, e = profiles * weights, root * weights
         scale = ((v * e).sum(dim=1) / (e * e).sum(dim=1).clamp(min=1e-30))[:, None]
@@ -388,11 +409,22 @@ class Guided(nn.Module):
         diagonal = torch.diag_embed(torch.diagonal(normal, dim1=1, dim2=2))
         tiny = 1e-12 * torch.eye(normal.shape[1], dtype=torch.float64, device=normal.device)
         solved = torch.linalg.solve(normal + damping[:, None, None] * diagonal + tiny, right)
-        misfit = (rest**2).sum(dim=1) / (v * v).sum(dim=1).clamp(min=1e-30)
-        return misfit.double(), solved[:, :-1, 0].clamp(-0.2, 0.2), normal
+        square = (v * v).sum(dim=1).clamp(min=1e-30).double()
+        misfit = (rest**2).sum(dim=1) / square
+        gain = (solved * (2 * right - normal @ solved)).sum(dim=(1, 2)) / square
+        return misfit, solved[:, :-1, 0].clamp(-0.2, 0.2), gain, normal
 
     def _physical(self, values: Tensor) -> Tensor:
         return values * cast("Tensor", self.half_range) + cast("Tensor", self.middle)
+
+
+def _of_rows(code: int | Tensor, rows: Tensor | slice) -> int | Tensor:
+    return code if isinstance(code, int) else code[rows]
+
+
+def _some_points(blur: float) -> int:
+    """Return the stride at which a pattern under a blur is known as well as at every point."""
+    return max(int(blur / 1.25), 1)
 
 
 def guided_config(campaign: Campaign, targets: Targets, **changes: Any) -> dict[str, Any]:

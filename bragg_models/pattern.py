@@ -9,7 +9,7 @@ agrees with it to about 1e-4 of a pattern's maximum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -41,6 +41,7 @@ _LEAD = 64  # points before the compared ones on which lines may stand: their ta
 _BESIDE = 4  # nodes over which a line's deposit may reach beyond the grid
 _STATIONS = 16  # points between the positions at which the peak shape is computed
 _NEXT = 1e-5  # step of the numerical derivative of positions, in Å or degrees
+_NOWHERE = 1e6  # product of a line that fills a table up: far below every window
 _SLOPE_RANK = 2  # of the shapes make up derivatives well enough to search by
 
 
@@ -134,6 +135,9 @@ class Pattern(nn.Module):
                 self.register_buffer(f"{name}_{code}", torch.ones(shapes[name]).double())
         self.register_buffer("shapes", torch.ones(config.rank, 2 * config.reach + 1))
         self.register_buffer("shares", torch.ones(self._nodes, config.rank))
+        # What follows from the tables is made once for each device.
+        self._made: dict[tuple[str, int | None, torch.device], Any] = {}
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     @property
     def _nodes(self) -> int:
@@ -144,13 +148,20 @@ class Pattern(nn.Module):
         """Length of the Fourier transforms: nothing wraps around onto a compared point."""
         return _even_product(self._nodes + self.config.reach)
 
-    def place(self, code: int, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def free(self, code: int | Tensor) -> Tensor:
+        """Return the columns of the free parameters of a phase, (1, n_free), or of each row's.
+
+        Rows of a phase with fewer than others have columns more that nothing depends on.
+        """
+        return self._lines(code).free
+
+    def place(self, code: int | Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return where the lines of cells stand.
 
         Parameters
         ----------
         code
-            The phase.
+            The phase, or that of each row, shape (n,).
         parameters : shape (n, n_parameters), double precision
             Cell parameters in Å and degrees.
 
@@ -161,19 +172,19 @@ class Pattern(nn.Module):
         inverse : shape (n, lines)
             1/d² in Å⁻².
         """
-        phase = self.config.phases[code]
-        columns = [
-            parameters[:, int(entry)] if entry >= 0 else torch.full_like(parameters[:, 0], -entry)
-            for entry in phase.cell
-        ]
-        metric = _reciprocal_metric(*columns)[:, list(phase.terms)]
-        inverse = (metric @ self._table("products", code)).clamp(min=1e-4)
-        d = inverse**-0.5
+        lines = self._lines(code)
+        metric = _reciprocal_metric(lines.cell_of(parameters))
+        inverse = (metric[:, None] @ lines.products)[:, 0].clamp(min=1e-4)
+        return self._position(inverse)[0], inverse
+
+    def _position(self, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where lines of these 1/d² stand, in points, and their times of flight."""
+        d = inverse.rsqrt()
         difc, difa, difb, zero = self.config.calibration
         tof = (difc * d + difa * d * d + difb / d + zero).clamp(min=1.0)
-        return torch.log(tof / self.config.start) / self.config.relative_step, inverse
+        return torch.log(tof / self.config.start) / self.config.relative_step, tof
 
-    def sensitivity(self, code: int, parameters: Tensor) -> Tensor:
+    def sensitivity(self, code: int | Tensor, parameters: Tensor) -> Tensor:
         """Return the mean of ∂u/∂p · ∂u/∂q over the lines of cells, (n, n_free, n_free).
 
         In points² per Å², Å·degree or degree²; lines outside the window do not count.
@@ -184,18 +195,28 @@ class Pattern(nn.Module):
         count = inside.sum(dim=1).clamp(min=1)[:, None, None]
         return (slopes * inside[:, None]) @ slopes.mT / count
 
-    def _place_and_slopes(self, code: int, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _place_and_slopes(
+        self, code: int | Tensor, parameters: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`place`, and the derivatives of positions, shape (n, n_free, lines)."""
-        free = list(self.config.phases[code].free)
+        lines = self._lines(code)
+        n, count = len(parameters), lines.free.shape[1]
         # All steps in one call: with many small operations it is their number that takes time.
-        cells = parameters.repeat(1 + len(free), 1, 1)
-        cells[torch.arange(1, 1 + len(free)), :, free] += _NEXT
-        position, inverse = (
-            v.reshape(*cells.shape[:2], -1) for v in self.place(code, cells.flatten(0, 1))
-        )
-        return position[0], inverse[0], (position[1:] - position[0]).transpose(0, 1) / _NEXT
+        cells = parameters[:, None].repeat(1, 1 + count, 1)
+        where = lines.free.expand(n, count)[..., None]
+        cells[:, 1:].scatter_add_(2, where, torch.full_like(cells[:, 1:, :1], _NEXT))
+        metric = _reciprocal_metric(lines.cell_of(cells))
+        metric[:, 1:] = (metric[:, 1:] - metric[:, :1]) / _NEXT
+        both = metric @ lines.products
+        inverse = both[:, 0].clamp(min=1e-4)
+        position, tof = self._position(inverse)
+        difc, difa, difb, _ = self.config.calibration
+        d = inverse.rsqrt()
+        by_d = difc + 2 * difa * d - difb / (d * d)
+        by_inverse = -0.5 * by_d * d / inverse / tof / self.config.relative_step
+        return position, inverse, both[:, 1:] * by_inverse[:, None]
 
-    def near_the_end(self, code: int, parameters: Tensor, points: float) -> Tensor:
+    def near_the_end(self, code: int | Tensor, parameters: Tensor, points: float) -> Tensor:
         """Tell for which cells a line stands within some points of the window's end, shape (n,).
 
         A line beyond the end contributes nothing, not even its tail, as in GSAS-II: the pattern
@@ -206,22 +227,14 @@ class Pattern(nn.Module):
 
     def blurred(self, patterns: Tensor, blur: float) -> Tensor:
         """Return patterns (n, points - first) under a Gaussian of so many points, same shape."""
-        spectra = torch.fft.rfft(patterns, n=self._length) * self._gaussian(blur)
+        curvature = self._transfer()[2]
+        spectra = torch.fft.rfft(patterns, n=self._length) * torch.exp(curvature * blur**2)
         spread: Tensor = torch.fft.irfft(spectra, n=self._length)[:, : patterns.shape[1]]
         return spread.clamp(min=1e-12)
 
-    def _gaussian(self, blur: float) -> Tensor:
-        return torch.exp(self._curvature() * blur**2)
-
-    def _curvature(self) -> Tensor:
-        """Return what a Gaussian's variance is multiplied by in the logarithm of its transform."""
-        frequency = torch.fft.rfftfreq(self._length, device=cast("Tensor", self.shapes).device)
-        curvature: Tensor = -2 * (torch.pi * frequency) ** 2
-        return curvature
-
     def forward(
         self,
-        code: int,
+        code: int | Tensor,
         parameters: Tensor,
         *,
         slopes: bool = True,
@@ -240,7 +253,7 @@ class Pattern(nn.Module):
         Parameters
         ----------
         code
-            The phase.
+            The phase, or that of each row, shape (n,).
         parameters : shape (n, n_parameters), double precision
             Cell parameters in Å and degrees.
         slopes
@@ -256,68 +269,68 @@ class Pattern(nn.Module):
         pattern : shape (n, points - first)
             In any scale.
         derivatives : shape (n, n_free, points - first)
-            By the phase's free parameters, then by the nuisance parameters if they are given; none
+            By the columns of :meth:`free`, then by the nuisance parameters if they are given; none
             if they are not wanted.
         """
-        c, phase = self.config, self.config.phases[code]
+        c, lines = self.config, self._lines(code)
         position, inverse, *moved = (
             self._place_and_slopes(code, parameters) if slopes else self.place(code, parameters)
         )
-        chosen = inverse.topk(min(phase.most, phase.lines), dim=1, largest=False).indices
+        chosen = inverse.topk(lines.most, dim=1, largest=False).indices
         position, inverse = position.gather(1, chosen), inverse.gather(1, chosen)
-        strengths, rates = self._table("strengths", code), self._table("rates", code)
+        n, pairs = len(chosen), lines.strengths.shape[1]
         damped = inverse if nuisance is None else inverse * nuisance[:, :1].double().exp()
-        pairs = [
-            strengths[pair][chosen] * torch.exp(-rates[pair] * damped)
-            for pair in range(phase.pairs)
-        ]
-        f_squared = torch.zeros_like(inverse)
-        for part in pairs:
-            f_squared = f_squared + part
+        strengths = lines.strengths.expand(n, -1, -1).gather(
+            2, chosen[:, None].expand(n, pairs, -1)
+        )
+        parts = strengths * torch.exp(-lines.rates[..., None] * damped[:, None])
         inside = (position > c.base + 1) & (position < c.points - 1)
-        amplitude = f_squared * inverse**-2 * inside
-        changing = [slope.gather(1, chosen) for slope in moved[0].unbind(1)] if moved else []
-        weights = [amplitude.float(), *((amplitude * slope).float() for slope in changing)]
-        if nuisance is not None and slopes:
-            lost = torch.zeros_like(inverse)
-            for rate, part in zip(rates, pairs, strict=True):
-                lost = lost - rate * part
-            weights.append((lost * damped * inverse**-2 * inside).float())
-        spectra = torch.fft.rfft(self._deposited(position - c.base, weights))
-        shape, derivative = self._transfer()
-        parts = [
-            (part * (derivative if 0 < k <= len(changing) else shape[: part.shape[1]])).sum(dim=1)
-            for k, part in enumerate(spectra.split(self._ranks(len(weights)), dim=1))
-        ]
-        together = torch.stack(parts, dim=1)
+        common = inside / (inverse * inverse)
+        amplitude = parts.sum(dim=1) * common
+        weights = [amplitude[:, None]]
+        if slopes:
+            changing = moved[0].gather(2, chosen[:, None].expand(n, moved[0].shape[1], -1))
+            weights.append(amplitude[:, None] * changing)
+            if nuisance is not None:
+                lost = (-lines.rates[..., None] * parts).sum(dim=1)
+                weights.append((lost * damped * common)[:, None])
+        together_weights = torch.cat(weights, dim=1).float()
+        spectra = torch.fft.rfft(self._deposited(position - c.base, together_weights))
+        shape, derivative, curvature = self._transfer()
+        rank, kept = len(shape), len(derivative)
+        of_slopes = spectra[:, rank:].unflatten(1, (-1, kept)) if slopes else spectra[:, :0, None]
+        moving = of_slopes.shape[1] - (slopes and nuisance is not None)
+        together = torch.cat(
+            [
+                (spectra[:, :rank] * shape).sum(dim=1, keepdim=True),
+                (of_slopes[:, :moving] * derivative).sum(dim=2),
+                (of_slopes[:, moving:] * shape[:kept]).sum(dim=2),
+            ],
+            dim=1,
+        )
         if nuisance is not None:
-            curvature = self._curvature()
             together = together * torch.exp(curvature * nuisance[:, 1:, None].float())
             if slopes:
                 together = torch.cat([together, curvature * together[:, :1]], dim=1)
         if blur:
-            together = together * self._gaussian(blur)
+            together = together * torch.exp(curvature * blur**2)
         spread = torch.fft.irfft(together, n=self._length)
         compared = spread[:, :, c.first - c.base : c.points - c.base]
         return compared[:, 0].clamp(min=1e-12), compared[:, 1:]
 
-    def _ranks(self, count: int) -> list[int]:
-        """Return of how many shapes a pattern, and each of its derivatives, is made up."""
-        return [self.config.rank, *[min(_SLOPE_RANK, self.config.rank)] * (count - 1)]
-
-    def _deposited(self, place: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    def _deposited(self, place: Tensor, weights: Tensor) -> Tensor:
         """Return cubic B-splines of some weights at these places, for each shape they are made of.
 
         Parameters
         ----------
         place : shape (n, k)
             In points from the base.
-        weights : each of shape (n, k)
+        weights : shape (n, m, k)
             Of the pattern, then of each derivative.
 
         Returns
         -------
-        shape (n, sum of :meth:`_ranks`, length)
+        shape (n, rank + (m - 1) · rank of derivatives, length)
         """
         place = place.clamp(1, self._nodes - 3)
         whole = place.floor()
@@ -325,15 +338,14 @@ class Pattern(nn.Module):
         node = whole.long()
         shares = cast("Tensor", self.shares)
         share = (shares[node] * (1 - t)[..., None] + shares[node + 1] * t[..., None]).mT
-        ranks = self._ranks(len(weights))
-        source = torch.cat(
-            [w[:, None] * share[:, :r] for w, r in zip(weights, ranks, strict=True)], dim=1
-        )
+        fewer = weights[:, 1:, None] * share[:, None, : self._slope_rank]
+        source = torch.cat([weights[:, :1] * share, fewer.flatten(1, 2)], dim=1)
+        square, rest = t * t, 1 - t
         spline = (
-            (1 - t) ** 3 / 6,
-            (3 * t**3 - 6 * t**2 + 4) / 6,
-            (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
-            t**3 / 6,
+            rest * rest * rest / 6,
+            (3 * t * square - 6 * square + 4) / 6,
+            (-3 * t * square + 3 * square + 3 * t + 1) / 6,
+            t * square / 6,
         )
         deposit = torch.zeros(*source.shape[:2], self._length, device=place.device)
         for offset, weight in enumerate(spline):
@@ -341,23 +353,102 @@ class Pattern(nn.Module):
             deposit.scatter_add_(2, index, source * weight[:, None])
         return deposit
 
-    def _transfer(self) -> tuple[Tensor, Tensor]:
-        """Return what the shapes, and minus their slopes, do in Fourier space.
+    @property
+    def _slope_rank(self) -> int:
+        return min(_SLOPE_RANK, self.config.rank)
 
-        Shapes (rank, length) and (rank of derivatives, length).
+    def _transfer(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the shapes, minus their slopes, and a Gaussian do in Fourier space.
+
+        Shapes (rank, length) and (rank of derivatives, length); and, (length,), what a Gaussian's
+        variance is multiplied by in the logarithm of its transform.
         """
         shapes, reach = cast("Tensor", self.shapes), self.config.reach
-        kernel = torch.zeros(len(shapes), self._length, device=shapes.device)
-        kernel[:, : reach + 1] = shapes[:, reach:]
-        kernel[:, -reach:] = shapes[:, :reach]
-        frequency = torch.fft.rfftfreq(self._length, device=shapes.device)
-        # The B-spline of the deposit is taken back, as far as the grid's points see it.
-        spline = (4 + 2 * torch.cos(2 * torch.pi * frequency)) / 6
-        shape = torch.fft.rfft(kernel) / spline
-        return shape, -2j * torch.pi * frequency * shape[:_SLOPE_RANK]
 
-    def _table(self, name: str, code: int) -> Tensor:
-        return cast("Tensor", getattr(self, f"{name}_{code}"))
+        def make() -> tuple[Tensor, Tensor, Tensor]:
+            kernel = torch.zeros(len(shapes), self._length, device=shapes.device)
+            kernel[:, : reach + 1] = shapes[:, reach:]
+            kernel[:, -reach:] = shapes[:, :reach]
+            frequency = torch.fft.rfftfreq(self._length, device=shapes.device)
+            # The B-spline of the deposit is taken back, as far as the grid's points see it.
+            spline = (4 + 2 * torch.cos(2 * torch.pi * frequency)) / 6
+            shape = torch.fft.rfft(kernel) / spline
+            slope = -2j * torch.pi * frequency * shape[: self._slope_rank]
+            return shape, slope, -2 * (torch.pi * frequency) ** 2
+
+        return cast("tuple[Tensor, Tensor, Tensor]", self._once("transfer", None, make))
+
+    def _once(self, name: str, code: int | None, make: Callable[[], Any]) -> Any:
+        key = name, code, cast("Tensor", self.shapes).device
+        if key not in self._made:
+            # Also of use where gradients are wanted later.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._made[key] = make()
+        return self._made[key]
+
+    def _lines(self, code: int | Tensor) -> _Lines:
+        """Return what is known of the lines of a phase, or of each row's phase."""
+        if isinstance(code, int):
+            one = [code]
+            return cast("_Lines", self._once("lines", code, lambda: self._joined(one)))
+        every = range(len(self.config.phases))
+        together: _Lines = self._once("lines", None, lambda: self._joined(every))
+        return together.of(code)
+
+    def _joined(self, codes: Sequence[int]) -> _Lines:
+        """Return the tables of some phases, filled up to the same size."""
+        phases = [self.config.phases[code] for code in codes]
+        device = cast("Tensor", self.shapes).device
+        lines, pairs = max(p.lines for p in phases), max(p.pairs for p in phases)
+        count = max(len(p.free) for p in phases)
+        shape = len(phases), 6, lines
+        products = torch.zeros(shape, dtype=torch.float64, device=device)
+        products[:, 0] = _NOWHERE
+        strengths = products.new_zeros(len(phases), pairs, lines)
+        rates = products.new_zeros(len(phases), pairs)
+        columns = sorted({column for p in phases for column in p.free})
+        free = []
+        for row, (code, p) in enumerate(zip(codes, phases, strict=True)):
+            own = [cast("Tensor", getattr(self, f"{name}_{code}")) for name in _TABLES]
+            products[row, :, : p.lines] = 0
+            products[row, list(p.terms), : p.lines] = own[0]
+            strengths[row, : p.pairs, : p.lines], rates[row, : p.pairs] = own[1:]
+            others = [column for column in columns if column not in p.cell]
+            free.append([*p.free, *others[: count - len(p.free)]])
+        entries = torch.tensor([p.cell for p in phases], dtype=torch.float64, device=device)
+        most = min(max(p.most for p in phases), lines)
+        return _Lines(products, strengths, rates, entries, torch.tensor(free, device=device), most)
+
+
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """Tables of phases, or of the phase of each row, along the first axis."""
+
+    products: Tensor
+    strengths: Tensor
+    rates: Tensor
+    entries: Tensor
+    free: Tensor
+    most: int
+
+    def of(self, codes: Tensor) -> _Lines:
+        return _Lines(
+            self.products[codes], self.strengths[codes], self.rates[codes], self.entries[codes],
+            self.free[codes], self.most,
+        )  # fmt: skip
+
+    def cell_of(self, parameters: Tensor) -> Tensor:
+        """Return a, b, c, alpha, beta, gamma, (..., 6), of rows of the network's parameters."""
+        entries = self.entries
+        while entries.ndim < parameters.ndim:
+            entries = entries[:, None]
+        entries = entries.expand(*parameters.shape[:-1], 6)
+        own = parameters.gather(-1, entries.clamp(min=0).long())
+        return torch.where(entries < 0, -entries, own)
+
+
+def _forget(pattern: Pattern, _: object) -> None:
+    pattern._made.clear()
 
 
 def _even_product(least: int) -> int:
@@ -366,23 +457,17 @@ def _even_product(least: int) -> int:
     return power * 3 // 4 if power * 3 // 4 >= least else power
 
 
-def _reciprocal_metric(
-    a: Tensor, b: Tensor, c: Tensor, alpha: Tensor, beta: Tensor, gamma: Tensor
-) -> Tensor:
-    """As :func:`bragg_data.crystal.reciprocal_metric`, shape (n, 6)."""
-    ca, cb, cg = (torch.cos(torch.deg2rad(angle)) for angle in (alpha, beta, gamma))
-    s = (1 - ca**2 - cb**2 - cg**2 + 2 * ca * cb * cg).clamp(min=1e-6)
-    return torch.stack(
-        [
-            (1 - ca**2) / (a**2 * s),
-            (1 - cb**2) / (b**2 * s),
-            (1 - cg**2) / (c**2 * s),
-            2 * (ca * cb - cg) / (a * b * s),
-            2 * (ca * cg - cb) / (a * c * s),
-            2 * (cb * cg - ca) / (b * c * s),
-        ],
-        dim=1,
-    )
+def _reciprocal_metric(cell: Tensor) -> Tensor:
+    """As :func:`bragg_data.crystal.reciprocal_metric`, shape (..., 6), of cells (..., 6)."""
+    length, cosine = cell[..., :3], torch.cos(torch.deg2rad(cell[..., 3:]))
+    # Those of the two other angles, once for each.
+    first, second = cosine[..., [1, 0, 0]], cosine[..., [2, 2, 1]]
+    s = 1 - (cosine * cosine).sum(dim=-1, keepdim=True) + 2 * cosine.prod(dim=-1, keepdim=True)
+    s = s.clamp(min=1e-6)
+    own = (1 - cosine * cosine) / (length * length * s)
+    # (a*·b*, a*·c*, b*·c*) belong to gamma, beta, alpha.
+    mixed = 2 * (first * second - cosine) / s / (length[..., [1, 0, 0]] * length[..., [2, 2, 1]])
+    return torch.cat([own, mixed.flip(-1)], dim=-1)
 
 
 # ---- what a campaign says ----------------------------------------------------------------------

@@ -185,7 +185,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "standard": Preset(
             "good results: half an hour on two cores", {"glance": replace(_GLANCE, epochs=24)},
-            _ROOT, draws=(25_000, 3000),
+            _ROOT, draws=(25_000, 5000),
         ),
     },
 }  # fmt: skip

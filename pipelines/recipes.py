@@ -216,8 +216,7 @@ def make_robust(
     with cluster() as client:
         training = drawn(client, campaign, learnt_from, task.seed)
         right = drawn(client, campaign, calibrated_on, task.seed + 1)
-        drifted = drawn(client, campaign, max(calibrated_on // 3, 1), task.seed + 1,
-                        calibrated=False)  # fmt: skip
+        drifted = drawn(client, campaign, calibrated_on, task.seed + 1, calibrated=False)
     function = preprocessing(preset.preprocessing).function
     samples, part = _in_memory([training, right], function)
     ((name, settings),) = preset.stages.items()

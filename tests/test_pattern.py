@@ -120,6 +120,30 @@ def test_patterns_are_those_of_the_simulator(made: tuple[Campaign, Targets, Patt
         assert difference.max() < MOST.get(phase.name, 1e-3), phase.name
 
 
+def test_rows_of_different_phases_are_as_each_alone(
+    made: tuple[Campaign, Targets, Pattern],
+) -> None:
+    campaign, targets, layer = made
+    codes = range(len(campaign.phases))
+    cells = {code: physical(targets, some_cells(campaign, code, 3)) for code in codes}
+    own = torch.tensor([[-0.2, 1.0], [0.3, 4.0], [0.0, -0.2]]).double()
+    rows = torch.tensor([code for k in range(3) for code in codes if k < len(cells[code])])
+    place = [k for k in range(3) for code in codes if k < len(cells[code])]
+    mixed = torch.stack([cells[int(c)][k] for c, k in zip(rows, place, strict=True)])
+    pattern, slopes = layer(rows, mixed, nuisance=own[place])
+    free = layer.free(rows)
+    for row, (code, k) in enumerate(zip(rows.tolist(), place, strict=True)):
+        one, changes = layer(code, cells[code][k : k + 1], nuisance=own[k : k + 1])
+        count = len(layer.config.phases[code].free)
+        assert free[row, :count].tolist() == list(layer.config.phases[code].free)
+        torch.testing.assert_close(pattern[row], one[0], rtol=1e-4, atol=1e-6 * float(one.max()))
+        both = torch.cat([slopes[row, :count], slopes[row, -2:]])
+        torch.testing.assert_close(
+            both, changes[0], rtol=1e-3, atol=1e-5 * float(changes.abs().max())
+        )
+        assert not slopes[row, count:-2].any()  # parameters of other phases alone
+
+
 def steady_cells(layer: Pattern, code: int, parameters: torch.Tensor) -> torch.Tensor:
     """Those of which no line comes near either end, so that patterns change smoothly."""
     position, _ = layer.place(code, parameters)

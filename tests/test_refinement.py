@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,13 @@ import pytest
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.measured import GriddedProfile
 from bragg_data.pseudo import read_pseudo
-from bragg_data.refinement import Refined, RefinementError, Refiner, ranked
+from bragg_data.refinement import (
+    Refined,
+    RefinementError,
+    Refiner,
+    ranked,
+    serial_correlation,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "reference"
 
@@ -61,7 +68,7 @@ def starts(cell: list[float]) -> list[tuple[int, np.ndarray]]:
 def one(chi2: float, parameters: int, phase: int, fit: Refined, points: int = 2700) -> Refined:
     return Refined(
         phase, fit.cell, fit.su, fit.others, fit.others_su, fit.overlay, chi2, points, parameters,
-        True,
+        1.0, True,
     )  # fmt: skip
 
 
@@ -99,8 +106,49 @@ def test_a_lower_symmetry_has_to_fit_clearly_better(fits: list[list[Refined]]) -
     fit = fits[0][0]
     assert ranked([one(2700, 19, 1, fit), one(2704, 18, 0, fit)])[0].phase == 0
     assert ranked([one(2700, 19, 1, fit), one(2760, 18, 0, fit)])[0].phase == 1
-    # What is wrong with every fit counts as noise.
+    # What is wrong with every fit counts as noise, all the more where neighbours are wrong alike.
     assert ranked([one(27000, 19, 1, fit), one(27060, 18, 0, fit)])[0].phase == 0
+    alike = replace(one(2700, 19, 1, fit), correlation=8.0)
+    assert ranked([alike, one(2760, 18, 0, fit)])[0].phase == 0
+
+
+def test_residuals_that_are_alike_count_less() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=(50, 2700))
+    of_noise = [serial_correlation(one) for one in noise]
+    assert np.mean(of_noise) == pytest.approx(1, abs=0.03)
+    assert serial_correlation(np.repeat(noise[0, :450], 6)) == pytest.approx(6, rel=0.2)
+    assert serial_correlation(np.zeros(9)) == 1
+
+
+@pytest.mark.parametrize(
+    ("phase", "cell", "opposite"),
+    [
+        (1, [3.994, 3.994, 4.004, 90, 90, 90.0], [4.0007, 4.0007, 3.9907, 90, 90, 90.0]),
+        (2, [4.0] * 3 + [90.08] * 3, [4.0] * 3 + [89.92] * 3),
+    ],
+)
+def test_a_cell_that_is_distorted_the_other_way_is_found(
+    refiner: Refiner, phase: int, cell: list[float], opposite: list[float]
+) -> None:
+    """From the wrong side of the cubic cell, with peaks wider than they are split."""
+    truth = phase, cell, 1.0, 0.5, 2000.0
+    gridded = measured(refiner, truth, 5, counts=8000)
+    best = refiner.refine(gridded, [(phase, np.array(opposite))])[0]
+    assert np.abs(best.cell - cell).max() < 5 * best.su.max()
+
+
+def test_a_phase_begins_where_another_one_ended(refiner: Refiner) -> None:
+    """A start of its own that is far off does not keep the right phase from winning."""
+    _, cell, *_ = TRUTH[1]
+    gridded = measured(refiner, TRUTH[1], 3)
+    starts_ = [
+        (2, np.array([4.004] * 3 + [89.97] * 3)),
+        (1, np.array([4.05, 4.05, 3.9, 90, 90, 90])),
+    ]
+    best = refiner.refine(gridded, starts_)[0]
+    assert best.phase == 1
+    assert np.abs(best.cell - cell).max() < 1e-3
 
 
 def test_what_cannot_be_refined_is_told(refiner: Refiner, campaign: Campaign) -> None:
