@@ -127,6 +127,17 @@ def lay_over(
     )
 
 
+def explained_share(overlay: Overlay) -> float:
+    """Return the share of the weighted signal above the background that a pattern explains.
+
+    Noise, which adds 1 to every weighted square, is left out of the signal and of what remains: a
+    perfect pattern explains all, however noisy the measurement.
+    """
+    remains = max(overlay.reduced_chi2 - 1, 0.0)
+    signal = overlay.reduced_chi2 / max(overlay.rwp_background**2, 1e-12) - 1
+    return float(np.clip(1 - remains / max(signal, 1e-12), 0.0, 1.0))
+
+
 def _solved(
     columns: NDArray[np.float64], y: NDArray[np.float64], sigma: NDArray[np.float64]
 ) -> NDArray[np.float64]:

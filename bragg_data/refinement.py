@@ -93,6 +93,9 @@ class Refined:
         where a fit is systematically wrong (:func:`serial_correlation`).
     converged
         Whether the search ended by itself.
+    intensities
+        ``structure``: the atoms make them; ``free``: every line has its own
+        (:mod:`bragg_data.lebail`).
     """
 
     phase: int
@@ -106,6 +109,7 @@ class Refined:
     parameters: int
     correlation: float
     converged: bool
+    intensities: str = "structure"
 
 
 class Refiner:

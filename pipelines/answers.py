@@ -15,8 +15,9 @@ from rich.table import Table
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS, cell_volume
+from bragg_data.lebail import refine_positions
 from bragg_data.measurement import Measurement
-from bragg_data.overlay import simulator_of
+from bragg_data.overlay import explained_share, simulator_of
 from bragg_data.refinement import Refined, RefinementError, Refiner
 from bragg_data.store import StoreError, open_snapshot
 from bragg_data.structure import Phase
@@ -31,6 +32,7 @@ from bragg_models.predictors import Prediction, Predictor
 from catalog import models, runs
 from pipelines.console import Progress, console, errors, say
 from pipelines.registration import load_version
+from pipelines.verdicts import explains, verdict_json
 
 INDICES = Path("data/index")
 """Where libraries' indices are kept: they can be deleted at any time."""
@@ -91,30 +93,9 @@ class Answer:
             "model": self.model,
             "warnings": self.measurement.warnings,
             "library_match": self.library(),
-            **verdict_json(self.prediction, self.row),
+            **verdict_json(self.prediction, self.row, self.refined),
             "refined": refined_json(self.refined, self.phases),
         }
-
-
-def verdict_json(prediction: Prediction, row: int) -> dict[str, Any]:
-    """Return intervals and verdict of one answer as plain JSON values; None without them."""
-    intervals = accepted = reasons = None
-    if prediction.intervals is not None:
-        intervals = {
-            name: [float(low), float(high)]
-            for name, (low, high) in zip(CELL_PARAMETERS, prediction.intervals[row], strict=True)
-            if np.isfinite(low)
-        }
-    if prediction.accepted is not None and prediction.unexplained is not None:
-        accepted, reasons = bool(prediction.accepted[row]), []
-        if not accepted:
-            reasons.append(
-                f"No cell of the model's phases explains the profile: "
-                f"{100 * prediction.unexplained[row]:.0f} % of it is left, of samples that it "
-                f"knows at most {100 * (prediction.limit or 0):.0f} %. The sample, the bank or the "
-                f"calibration is another than those it was trained for, or there are no peaks."
-            )
-    return {"intervals": intervals, "accepted": accepted, "reasons": reasons}
 
 
 def refined_json(refined: Sequence[Refined], phases: Sequence[Phase]) -> dict[str, Any] | None:
@@ -130,6 +111,8 @@ def refined_json(refined: Sequence[Refined], phases: Sequence[Phase]) -> dict[st
             "reduced_chi2": one.overlay.reduced_chi2,
             **dict(one.others),
             "others_su": dict(one.others_su),
+            "explained": explained_share(one.overlay),
+            "intensities": one.intensities,
             "converged": one.converged,
         }
         for one in refined
@@ -141,6 +124,9 @@ def refine(
     answers: Sequence[Answer], model: Predictor, refiner: Refiner, *, progress: bool = False
 ) -> list[Answer]:
     """Refine every answer: from the model's cell, and for each phase from the library's.
+
+    Where no structure of the model explains the peaks, lattices are refined with free intensities,
+    and are the answer if one of them does.
 
     Parameters
     ----------
@@ -177,6 +163,10 @@ def refine(
                 fits = refiner.refine(
                     measurement.gridded, starts, tzero=measurement.calibration is None
                 )
+                if not explains(fits[0]):
+                    cells = [(fit.phase, fit.cell) for fit in fits]
+                    lattices = refine_positions(model.campaign, measurement.gridded, cells)
+                    fits = lattices if explains(lattices[0]) else fits
             except RefinementError as error:
                 told = replace(
                     measurement, warnings=[*measurement.warnings, f"Not refined: {error}"]
@@ -413,7 +403,8 @@ def _show_refined(one: Mapping[str, Any]) -> None:
             for name in fit["free_parameters"]
         )
         table.add_row(
-            "" if rank else "best", fit["crystal_system"], cell, f"{100 * fit['rwp']:.2f} %",
+            "" if rank else "best" if fit["intensities"] == "structure" else "positions alone",
+            fit["crystal_system"], cell, f"{100 * fit['rwp']:.2f} %",
             f"{fit['reduced_chi2']:.2f}", style="dim" if rank else "bold",
         )  # fmt: skip
     console.print(table)

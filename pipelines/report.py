@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS, cell_volume
-from bragg_data.overlay import Overlay
+from bragg_data.overlay import explained_share
 from bragg_data.structure import Phase
 from bragg_models.predictors import Predictor
 from pipelines.answers import UNITS, Answer, with_uncertainty
@@ -165,6 +165,7 @@ def _refined(answer: Answer) -> dict[str, Any] | None:
         "rwp": best.overlay.rwp,
         "reduced_chi2": best.overlay.reduced_chi2,
         "agrees": phase == answer.phase,
+        "intensities": best.intensities,
     }
 
 
@@ -184,17 +185,6 @@ def _lattice(phase: Phase, cell: NDArray[np.float64]) -> list[dict[str, Any]]:
 def _probabilities(answer: Answer) -> list[tuple[Phase, float]]:
     values = answer.prediction.probabilities[answer.row]
     return [(answer.phases[k], float(values[k])) for k in np.argsort(-values, kind="stable")]
-
-
-def explained_share(overlay: Overlay) -> float:
-    """Return the share of the weighted signal above the background that a pattern explains.
-
-    Noise, which adds 1 to every weighted square, is left out of the signal and of what remains: a
-    perfect pattern explains all, however noisy the measurement.
-    """
-    remains = max(overlay.reduced_chi2 - 1, 0.0)
-    signal = overlay.reduced_chi2 / max(overlay.rwp_background**2, 1e-12) - 1
-    return float(np.clip(1 - remains / max(signal, 1e-12), 0.0, 1.0))
 
 
 def _evidence(

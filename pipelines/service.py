@@ -26,7 +26,8 @@ from bragg_data.preprocessing import PreprocessingError
 from bragg_data.profile_files import ProfileError
 from bragg_models.predictors import Prediction, Predictor, PredictorError, load_predictor
 from catalog import models, runs
-from pipelines.answers import PredictError, verdict_json
+from pipelines.answers import PredictError
+from pipelines.verdicts import verdict_json
 
 MOST = 512
 """Profiles in one request, and in one question to the model."""

@@ -16,16 +16,20 @@ from matplotlib.figure import Figure
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.instrument import Instrument, read_instruments
 from bragg_data.overlay import lay_over, peaks, simulator_of
 from bragg_data.refinement import Refiner
 from bragg_data.schema import campaign_of, samples_of
 from bragg_data.store import DEFAULT_URI, Store
 from bragg_models.targets import targets_of
 from catalog import runs
+from pipelines import trials
 from pipelines.answers import INDICES, indexed_library
+from pipelines.cluster import check_cluster, open_client
 from pipelines.console import next_commands, run, say
 from pipelines.evaluate import answers_of, candidates
 from pipelines.figures import SYSTEM_COLORS
+from pipelines.materialise import Registered
 from pipelines.overlay_figures import draw
 from pipelines.registration import load_version
 from pipelines.results import CLASS_CONDITIONAL, MODELS
@@ -34,14 +38,17 @@ from pipelines.scoring import CONSTANT
 from pipelines.simulate import code_commit
 from pipelines.train import default_tag
 from pipelines.validation import (
+    FROM_LIBRARY,
     STRUCTURE,
     Known,
+    Refinement,
     Validation,
     baselines,
     known_from_dataset,
     known_from_file,
     library_matches,
     refined,
+    refinement_sheet,
     sureness_sheet,
     validate,
 )
@@ -76,6 +83,41 @@ def main(
     refine: Annotated[
         bool, typer.Option(help="Refinement from the library match among the baselines.")
     ] = True,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Fresh draws of each phase: how sure, how "
+            "right are the models that tell intervals? 5000 take 5 minutes.",
+        ),
+    ] = 0,
+    foreign: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Foreign profiles of each kind: are they refused? 200 take 10 minutes.",
+        ),
+    ] = 0,
+    refined_draws: Annotated[
+        int,
+        typer.Option(
+            "--refined-draws",
+            min=0,
+            metavar="N",
+            help="Draws of each phase to refine from several starts. 500 take an hour.",
+        ),
+    ] = 0,
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Instrument file with another bank to offer with --foreign."
+        ),
+    ] = None,
+    cluster: Annotated[
+        str, typer.Option(metavar="local|slurm|ADDRESS", help="Where draws are made and asked.")
+    ] = "local",
     bootstrap: Annotated[int, typer.Option(min=10, help="Resamples of the intervals.")] = 1000,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the figures there, too.")
@@ -97,6 +139,10 @@ def main(
 
     Prints the paper's Tables IV and V with ours beside, draws the patterns of the answers over the
     measurements, and keeps everything as a run in MLflow.
+
+    With --draws, --foreign or --refined-draws, models that tell intervals are tried on fresh draws
+    of measured-looking profiles: how right and how sure they are, what they refuse, and from where
+    the refinement finds the right minimum. Without --data it is these alone.
     """
     for path in (markdown, as_json):
         if path is not None and not path.absolute().parent.is_dir():
@@ -104,42 +150,70 @@ def main(
                 f"{path} cannot be written: name a file in a directory that exists."
             )
     place = runs.Tracking(tracking)
+    check_cluster(cluster)
     repository = Store(store)
     dataset = repository.open(trained_on or default_tag(repository))
     campaign, labels = campaign_of(dataset), samples_of(dataset)
     targets = targets_of(campaign.phases, labels.phase, labels.cells)
-    sets = _sets(data, repository, campaign)
+    bank = _other_bank(other, campaign.instrument) if other is not None else None
+    tried = draws or foreign or refined_draws
+    sets = _sets(data, repository, campaign) if data is not None or not tried else []
     chosen = [c for c in candidates(place, dataset, models or ()) if models or c.split == "random"]
     loaded = {c.label: load_version(place.uri, c.version) for c in chosen}
     learnt = [answers_of(c, loaded[c.label]) for c in chosen]
     matches: list[Any] = [None] * len(sets)
-    fits: list[Any] = [None] * len(sets)
-    if library:
+    fits: list[dict[str, Refinement]] = [{} for _ in sets]
+    if library and sets:
         matches = library_matches(indexed_library(dataset, campaign, progress=True), sets)
-    if library and refine:
+    if library and refine and sets:
         refiner = Refiner(campaign, cache=INDICES)
-        fits = [refined(known, m, refiner) for known, m in zip(sets, matches, strict=True)]
+        begin = {FROM_LIBRARY: None} | {
+            f"{label} and {FROM_LIBRARY}": one for label, one in loaded.items()
+            if one.tells_intervals
+        }  # fmt: skip
+        fits = [
+            {label: refined(known, m, refiner, one) for label, one in begin.items()}
+            for known, m in zip(sets, matches, strict=True)
+        ]
     asked = [
         [*baselines(campaign, labels, m, fit), *learnt]
         for m, fit in zip(matches, fits, strict=True)
     ]
-    named = {one.key: one.label for one in asked[0]}
+    named = {one.key: one.label for own in asked for one in own}
     found = [
         validate(known, targets, own, resamples=bootstrap)
         for known, own in zip(sets, asked, strict=True)
     ]
     text = _facts(dataset, bootstrap)
-    for one in found:
+    for one, fit in zip(found, fits, strict=True):
         for sheet in one.sheets(targets, campaign.name):
             sheet.show()
             text += "\n" + sheet.markdown()
-        sure = sureness_sheet(one.known, targets, loaded)
-        if sure is not None:
-            sure.show()
-            text += "\n" + sure.markdown()
+        more = [sureness_sheet(one.known, targets, loaded)]
+        if fit:
+            more.append(refinement_sheet(one.known, targets, fit))
+        for extra in more:
+            if extra is not None:
+                extra.show()
+                text += "\n" + extra.markdown()
         text += "\n" + one.samples_sheet(targets, named).markdown()
     say(EQUATION_1)
     drawn = {one.known.name: _figures(one, campaign, named) for one in found}
+    if tried:
+        those = {c.label: Registered(place.uri, c.version) for c in chosen
+                 if loaded[c.label].tells_intervals}  # fmt: skip
+        if not those:
+            raise ValidateError(
+                "None of these models tells intervals, so there is nothing to try on draws. Train "
+                "one with python -m pipelines.train robust, or name it with --models."
+            )
+        amount = trials.Amount(draws, foreign, refined_draws, bank)
+        with open_client(cluster) as client:
+            for label, registered in those.items():
+                sheets, figure = trials.tried(client, registered, campaign.phases, label, amount)
+                text += "".join("\n" + sheet.markdown() for sheet in sheets)
+                if figure is not None:
+                    drawn.setdefault("fresh draws", {})[label] = figure
     tags = {"data": dataset.attrs["tag"], "snapshot_id": dataset.attrs["snapshot_id"],
             "code_commit": code_commit(), "mlflow.source.name": "pipelines.validate"}  # fmt: skip
     with place.run(str(dataset.attrs["campaign"]), "validation", tags) as run_:
@@ -172,6 +246,14 @@ def main(
              f"{shlex.quote(tracking)}", "ask about one profile"),
         ]
     )  # fmt: skip
+
+
+def _other_bank(path: Path, instrument: Instrument) -> Instrument:
+    """Return the bank of a file that is most like the campaign's, but another one."""
+    banks = [one for one in read_instruments(path) if abs(one.difc / instrument.difc - 1) > 0.01]
+    if not banks:
+        raise ValidateError(f"{path} has no bank but the campaign's: name another instrument file.")
+    return min(banks, key=lambda one: abs(np.log(one.difc / instrument.difc)))
 
 
 def _sets(data: Sequence[str] | None, store: Store, campaign: Campaign) -> list[Known]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ STRUCTURE = "structure"
 
 REFINED = "refined"
 """Name of whole-pattern refinement among those who answer."""
+
+FROM_LIBRARY = "the library"
+"""From where a refinement begins if no model says more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,23 +252,84 @@ def library_matches(library: Library, sets: Sequence[Known]) -> list[Matches]:
     return [Matches(*part) for part in zip(*parts, strict=True)]
 
 
-def refined(known: Known, matches: Matches, refiner: Refiner) -> tuple[Phases, Cells]:
-    """Refine every profile of a set from its library matches, and return the best phase and cell.
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """What refinements of a set of profiles come to.
+
+    Attributes
+    ----------
+    phase, cells, su : shapes (n,), (n, 6), (n, 6)
+        The most plausible phase, its cell, and standard uncertainties (NaN where nothing could be
+        refined, 0 where not free).
+    """
+
+    phase: Phases
+    cells: Cells
+    su: Cells
+
+
+def refined(
+    known: Known, matches: Matches, refiner: Refiner, model: Predictor | None = None
+) -> Refinement:
+    """Refine every profile of a set from its library matches, and from a model's cell if given.
 
     What cannot be refined keeps its library match.
     """
-    phase, cells = np.array(matches.phase), np.array(matches.best_cells)
-    with Progress("Refining", len(phase), "profiles") as progress:
+    nothing = np.full((len(known.phase), 6), np.nan)
+    found = Refinement(np.array(matches.phase), np.array(matches.best_cells), nothing)
+    calibrated = np.full(len(known.phase), known.calibrated)
+    told = None if model is None else model.predict(known.prepared, calibrated=calibrated)
+    with Progress("Refining", len(known.phase), "profiles") as progress:
         for row, gridded in enumerate(known.gridded):
             starts = [
                 (code, cell) for code, cell in enumerate(matches.cells[row])
                 if matches.row[row, code] >= 0
             ]  # fmt: skip
+            if told is not None:
+                starts.append((int(told.phase[row]), told.cells[row]))
             with suppress(RefinementError):
                 best = refiner.refine(gridded, starts, tzero=not known.calibrated)[0]
-                phase[row], cells[row] = best.phase, best.cell
+                found.phase[row], found.cells[row] = best.phase, best.cell
+                found.su[row] = best.su
             progress.advance()
-    return phase, cells
+    return found
+
+
+def refinement_sheet(known: Known, targets: Targets, fits: Mapping[str, Refinement]) -> Sheet:
+    """Return errors of refinements, and how they compare with the uncertainties that they state.
+
+    Parameters
+    ----------
+    known
+        Profiles.
+    targets
+        Phases and parameters.
+    fits
+        By from where they began.
+    """
+    sheet = Sheet(
+        f"Refined: {known.name}, {len(known.samples)} profiles (mean errors of those whose system "
+        f"is right)",
+        ("from", "systems right", *(f"{n} ({'Å' if n in 'abc' else '°'})"
+                                    for n in targets.parameters),
+         "errors / su,\nspread", "within 2 su"),
+    )  # fmt: skip
+    for label, fit in fits.items():
+        right = fit.phase == known.phase
+        errors = np.abs(fit.cells - known.cells)
+        texts, ratios = [], []
+        for column, name in enumerate(targets.parameters):
+            own = right & targets.free[known.phase, column]
+            place = CELL_PARAMETERS.index(name)
+            texts.append(f"{errors[own, place].mean():.1e}" if own.any() else "")
+            some = own & (fit.su[:, place] > 0)
+            ratios.append(errors[some, place] / fit.su[some, place])
+        ratio = np.concatenate(ratios)
+        spread = [f"{np.sqrt(np.mean(ratio**2)):.2f}", f"{np.mean(ratio < 2):.0%}"]
+        sheet.add(
+            label, f"{right.sum()} of {len(right)}", *texts, *(spread if len(ratio) else ("", ""))
+        )
+    return sheet
 
 
 def sureness_sheet(known: Known, targets: Targets, asked: Mapping[str, Predictor]) -> Sheet | None:
@@ -313,7 +377,7 @@ def baselines(
     campaign: Campaign,
     training: Samples,
     matches: Matches | None,
-    refinement: tuple[Phases, Cells] | None = None,
+    refinements: Mapping[str, Refinement] | None = None,
 ) -> list[Answers]:
     """Return those who answer without having learnt.
 
@@ -327,8 +391,8 @@ def baselines(
         Labels of what models learnt from.
     matches
         The library's, of the profiles that are going to be asked about, or None.
-    refinement
-        What :func:`refined` found for them, or None.
+    refinements
+        What :func:`refined` found for them, by from where it began.
     """
     every = np.ones(len(training.phase), dtype=bool)
     commonest, mean = constant_answer(training.phase, training.cells, every)
@@ -344,11 +408,18 @@ def baselines(
         Answers(STRUCTURE, STRUCTURE, f"CIF's cell ({phase.name})", constant(np.array(phase.cell))),
     ]
     if matches is not None:
-        nearest = np.array(matches.phase), np.array(matches.best_cells)
-        told.append(Answers(NEAREST, NEAREST, "library, nearest", lambda _: nearest))
-    if refinement is not None:
-        told.append(Answers(REFINED, REFINED, "refined from the library", lambda _: refinement))
+        nearest = partial(_answered, np.array(matches.phase), np.array(matches.best_cells))
+        told.append(Answers(NEAREST, NEAREST, "library, nearest", nearest))
+    for label, fit in (refinements or {}).items():
+        key = REFINED if label == FROM_LIBRARY else f"{REFINED} from {label}"
+        always = partial(_answered, fit.phase, fit.cells)
+        told.append(Answers(key, REFINED, f"refined from {label}", always))
     return told
+
+
+def _answered(phase: Phases, cells: Cells, _: NDArray[np.float32]) -> tuple[Phases, Cells | None]:
+    """Return answers that are known beforehand."""
+    return phase, cells
 
 
 def validate(

@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 from bragg_data.campaign import BUILT_IN, Campaign
 from bragg_data.measured import GriddedProfile
 from bragg_data.measurement import Measurement, measure
-from bragg_data.overlay import lay_over, peaks, simulator_of
+from bragg_data.overlay import explained_share, lay_over, peaks, simulator_of
 from bragg_models.predictors import Prediction, Predictor
 from catalog.runs import Tracking
 from pipelines import predict
 from pipelines import report as report_module
 from pipelines.answers import Answer, PredictError, answer, library_of, load_model
 from pipelines.figures import SYSTEM_COLORS
-from pipelines.report import WELL, explained_share, report
+from pipelines.report import WELL, report
 from pipelines.report_fits import Fit, fits_of, misfits, runner_up
 from pipelines.report_numbers import fixed, miller, probability, space_group
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from bragg_data.nuisance import Nuisance, draw, draw_cells, simulator_for
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from bragg_models.robust import Robust
 from catalog.runs import Tracking
-from pipelines.answers import verdict_json
+from pipelines import validate
+from pipelines.verdicts import verdict_json
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
@@ -159,3 +161,40 @@ def test_a_known_phase_is_kept(predictor: Predictor, draws: tuple[np.ndarray, ..
 def test_ranges_are_plain_values() -> None:
     assert Nuisance().to_json()["counts"] == [1500.0, 200_000.0]
     assert issubclass(Robust, torch.nn.Module)
+
+
+def test_it_is_tried_on_fresh_draws(own_bench: Bench, predictor: Predictor, tmp_path: Path) -> None:
+    """Through the command line: how sure it is, what it refuses, where refinements end."""
+    (version,) = own_bench.versions("robust")
+    assert predictor.tells_intervals
+    written = tmp_path / "trials.md"
+    result = CliRunner().invoke(
+        validate.app,
+        ["--models", version.uri, "--draws", "12", "--foreign", "2", "--refined-draws", "1",
+         "--store", own_bench.store.uri, "--tracking", own_bench.tracking.uri, "--trained-on",
+         "small-v1", "--markdown", str(written), "--figures", str(tmp_path / "figures")],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    text = written.read_text()
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
+    for kind in ("silicon", "diamond", "rutile", "shuffled points"):
+        assert rows[kind].count("100.0%") == 2, rows[kind]
+    assert "0.0%" in rows["**genuine**"]
+    assert {"calibrated", "drifted", "the middle of the campaign's ranges"} <= set(rows)
+    best = rows["**the model's cell and the library's**"]
+    assert best.count("100.0%") >= 2, best
+    (figure,) = (tmp_path / "figures").rglob("*.png")
+    assert figure.stat().st_size > 20_000
+
+
+def test_models_that_tell_no_intervals_cannot_be_tried(everything: str, bench: Bench) -> None:
+    assert everything
+    (version, *_) = bench.versions("guided")
+    with pytest.raises(validate.ValidateError, match="None of these models tells intervals"):
+        CliRunner().invoke(
+            validate.app,
+            ["--models", version.uri, "--draws", "1", "--store", bench.store.uri, "--tracking",
+             bench.tracking.uri, "--trained-on", "small-v1"],
+            catch_exceptions=False,
+        )  # fmt: skip

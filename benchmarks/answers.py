@@ -1,0 +1,102 @@
+"""Time answers about measured-looking profiles: the network, the library, the refinement, all.
+
+    python benchmarks/answers.py [--model URI] [--draws 20]
+
+One profile after the other, in one process with all cores; medians and 95th percentiles over so
+many draws of each phase.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bragg_data.measured import GriddedProfile
+from bragg_data.nuisance import draw, draw_labels, nuisance_of, simulator_for
+from bragg_data.preprocessing import prepare_measured
+from bragg_data.refinement import Refiner
+from catalog import models, runs
+from pipelines.answers import INDICES, library_of
+from pipelines.registration import load_version
+
+console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="default: the only champion")
+    parser.add_argument("--draws", type=int, default=20, help="of each phase")
+    options = parser.parse_args()
+    tracking = runs.Tracking()
+    version = models.find(tracking, options.model or models.champion_uri(tracking))
+    predictor = load_version(tracking.uri, version)
+    campaign = predictor.campaign
+    library = library_of(predictor)
+    if library is None:
+        sys.exit("The library of this model is not here: run make run first.")
+    refiner = Refiner(campaign, cache=INDICES)
+    generator = np.random.default_rng(4)
+    phase, cells = draw_labels(campaign, options.draws, generator)
+    draws = draw(simulator_for(campaign), phase, cells, generator, nuisance_of(campaign))
+    order = generator.permutation(len(phase))
+    prepared = draws.prepared()
+    seconds: dict[str, list[float]] = {}
+    batch = np.repeat(prepared[order], -(-512 // len(order)), axis=0)[:512]
+    predictor.predict(batch)
+    began = time.perf_counter()
+    predictor.predict(batch)
+    together = (time.perf_counter() - began) / len(batch)
+    gridded = [GriddedProfile(*values) for values in zip(
+        draws.intensity[order], draws.sigma[order], draws.covered[order], strict=True
+    )]  # fmt: skip
+
+    def prepare(row: int):
+        one = gridded[row]
+        return prepare_measured(one.intensity, one.sigma, one.covered)[None]
+
+    profiles = [prepare(row) for row in range(len(order))]
+
+    def ask(row: int):
+        return predictor.predict(profiles[row])
+
+    def match(row: int):
+        found = library.index.match(profiles[row], gridded[row].covered[None])
+        return [(c, cell) for c, cell in enumerate(found.cells[0]) if found.row[0, c] >= 0]
+
+    answers = [ask(row) for row in range(len(order))]
+    starts = [
+        [(int(told.phase[0]), told.cells[0]), *match(row)] for row, told in enumerate(answers)
+    ]
+
+    def refine(row: int):
+        return refiner.refine(gridded[row], starts[row])
+
+    def everything(row: int):
+        return prepare(row), ask(row), match(row), refine(row)
+
+    # Each by itself: an idle processor, and another's data in its caches, cost more than the work.
+    for name, do in {
+        "background off": prepare, "network with intervals": ask, "library match": match,
+        "refinement": refine, "everything": everything,
+    }.items():  # fmt: skip
+        for row in [0, *range(len(order))]:
+            began = time.perf_counter()
+            do(row)
+            seconds.setdefault(name, []).append(time.perf_counter() - began)
+        seconds[name].pop(0)
+    table = Table("", "median ms", "95 % ms", title=f"{version.uri}, {len(order)} draws")
+    for name, spent in seconds.items():
+        table.add_row(
+            name, f"{1e3 * np.median(spent):.0f}", f"{1e3 * np.percentile(spent, 95):.0f}"
+        )
+    table.add_row("network, per profile of 512", f"{1e3 * together:.1f}", "")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
