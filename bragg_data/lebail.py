@@ -1,10 +1,10 @@
 r"""Cells from the positions of peaks alone, for a sample whose structure factors are another's.
 
-After Le Bail, Duroy & Fourquet, Mater. Res. Bull. 23 (1988) 447: every line that the lattice and
-the space group allow has an intensity of its own. Here the intensities are the non-negative least
-squares solution (Lawson & Hanson, *Solving Least Squares Problems*, 1974) and not iterated, so that
-only cell and broadening are searched for. It says nothing of the atoms: what it finds is a lattice
-in which the peaks have a place.
+After Le Bail, Duroy & Fourquet, Materials Research Bulletin 23 (1988) 447: every line that the
+lattice and the space group allow has an intensity of its own. Here the intensities are the
+non-negative least squares solution (Lawson & Hanson, *Solving Least Squares Problems*, 1974), not
+iterated, so that only cell and broadening are searched for. It says nothing of the atoms: what it
+finds is a lattice in which the peaks have a place.
 """
 
 from __future__ import annotations

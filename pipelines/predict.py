@@ -130,8 +130,10 @@ def main(
 
     The registered champion answers. Beside it stands the library match: the stored pattern that
     correlates best with the profile, of each crystal system; on noisy profiles it is the better
-    guide as long as the model was trained on clean ones. A file that cannot be read is told, and
-    keeps no other from its answer.
+    guide as long as the model was trained on clean ones. With --refine every phase is fitted to the
+    whole pattern; where no structure of the model explains the peaks, lattices are fitted to their
+    positions alone, and the answer is not accepted. A file that cannot be read is told, and keeps
+    no other from its answer.
     """
     if as_json and as_csv:
         raise PredictError("Give --json or --csv, not both.")

@@ -288,6 +288,7 @@ def refusal(
     sheet = Sheet(
         f"What is foreign, {count} profiles of each kind",
         ("offered", "refused by the model", "refused after refinement"),
+        notes=[f"One in {_REFINED_PER_TASK} was refined, too."],
     )
     for kind in kinds:
         found = [one for task, part in zip(tasks, parts, strict=True) if task[1] == kind
@@ -467,12 +468,15 @@ def _offered(
 ) -> list[Offered]:
     refiner, _ = _refiner(model)
     found = []
-    for _, gridded, prepared in _profiles(_foreign(model, kind, seed, count, other)):
+    for row, gridded, prepared in _profiles(_foreign(model, kind, seed, count, other)):
         if prepared is None:  # nothing stands above the background: the question is refused
             found.append(Offered(True, True))
             continue
         told, own, stored = _starts(model, gridded, prepared)
         by_model = told.accepted is not None and not told.accepted[0]
+        if row:  # one for each task
+            found.append(Offered(by_model, None))
+            continue
         try:
             fits = refiner.refine(gridded, own + stored)
         except RefinementError:
