@@ -152,6 +152,47 @@ def scattering_length(element: str) -> complex:
     return complex(b, imaginary) / 10.0
 
 
+_RECTANGULAR = """data_x
+_cell_length_a {0}
+_cell_length_b {1}
+_cell_length_c {2}
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_space_group_name_H-M_alt '{group}'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_U_iso_or_equiv
+{atoms}
+"""
+
+
+def rectangular_phase(
+    name: str, space_group: str, lengths: tuple[float, float, float], atoms: str
+) -> Phase:
+    """Return a phase whose cell has right angles, from what a paper's table says.
+
+    Parameters
+    ----------
+    name, space_group
+        Its name, and the Hermann-Mauguin symbol.
+    lengths
+        a, b, c in Å.
+    atoms
+        A line for each: label, element, x, y, z, U in Å².
+
+    Raises
+    ------
+    CrystalError
+        As :func:`read_phase`.
+    """
+    return read_phase(_RECTANGULAR.format(*lengths, group=space_group, atoms=atoms), name)
+
+
 def read_phase(cif: Path | str, name: str) -> Phase:
     """Read a phase from a CIF file, or from the text of one.
 

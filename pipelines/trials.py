@@ -24,7 +24,7 @@ from bragg_data.measured import GriddedProfile
 from bragg_data.nuisance import Draws, Nuisance, draw, draw_labels, nuisance_of, simulator_for
 from bragg_data.preprocessing import PreprocessingError, prepare_measured
 from bragg_data.refinement import RefinementError, Refiner
-from bragg_data.structure import Phase, read_phase
+from bragg_data.structure import Phase, rectangular_phase
 from bragg_models.predictors import Predictor
 from bragg_models.robust import COVERAGE
 from pipelines.answers import INDICES, library_of
@@ -54,27 +54,10 @@ STARTS = {
 }
 """From where refinements begin."""
 
-_CIF = """data_x
-_cell_length_a {a}
-_cell_length_b {a}
-_cell_length_c {c}
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_space_group_name_H-M_alt '{group}'
-loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-_atom_site_U_iso_or_equiv
-{atoms}
-"""
 _FOREIGN = {
-    "silicon": ("F d -3 m:2", 5.4311, 5.4311, "Si1 Si 0.125 0.125 0.125 0.006"),
-    "diamond": ("F d -3 m:2", 3.5671, 3.5671, "C1 C 0.125 0.125 0.125 0.002"),
-    "rutile": ("P 42/m n m", 4.5937, 2.9587,
+    "silicon": ("F d -3 m:2", (5.4311, 5.4311, 5.4311), "Si1 Si 0.125 0.125 0.125 0.006"),
+    "diamond": ("F d -3 m:2", (3.5671, 3.5671, 3.5671), "C1 C 0.125 0.125 0.125 0.002"),
+    "rutile": ("P 42/m n m", (4.5937, 4.5937, 2.9587),
                "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005"),
 }  # fmt: skip
 _OTHERS = ("genuine", "background alone", "shuffled points", "difC 19 % too small")
@@ -434,8 +417,7 @@ def _foreign(
                          microstrain=campaign.microstrain, width_range=_WIDTHS)  # fmt: skip
 
     if kind in _FOREIGN:
-        group, a, c, atoms = _FOREIGN[kind]
-        phase = read_phase(_CIF.format(group=group, a=a, c=c, atoms=atoms), kind)
+        phase = rectangular_phase(kind, *_FOREIGN[kind])
         lengths = generator.normal(1, 1e-3, (count, 1))
         cells = phase.cell * np.where(np.arange(6) < 3, lengths, 1)
         own = simulator_of([phase], campaign.instrument)

@@ -8,35 +8,12 @@ import pytest
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.coordinates import displaced, free_coordinates
 from bragg_data.kinematic import Simulator, exact_pattern
-from bragg_data.structure import Phase, read_phase
-
-CIF = """data_x
-_cell_length_a {a}
-_cell_length_b {b}
-_cell_length_c {c}
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_space_group_name_H-M_alt '{group}'
-loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
-_atom_site_U_iso_or_equiv
-{atoms}
-"""
+from bragg_data.structure import rectangular_phase
 
 
 @pytest.fixture(scope="module")
 def campaign() -> Campaign:
     return load_campaign("batio3-nomad")
-
-
-def phase_of(group: str, cell: tuple[float, float, float], atoms: str) -> Phase:
-    text = CIF.format(a=cell[0], b=cell[1], c=cell[2], group=group, atoms=atoms)
-    return read_phase(text, "phase")
 
 
 # Published structures, and how many coordinates the literature refines in them.
@@ -57,7 +34,7 @@ def phase_of(group: str, cell: tuple[float, float, float], atoms: str) -> Phase:
 def test_as_many_are_free_as_the_literature_refines(
     group: str, cell: tuple[float, float, float], atoms: str, count: int
 ) -> None:
-    phase = phase_of(group, cell, atoms)
+    phase = rectangular_phase("phase", group, cell, atoms)
     modes = free_coordinates(phase)
     assert modes.shape == (count, len(phase.positions), 3)
 

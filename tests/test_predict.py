@@ -20,6 +20,7 @@ from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.instrument import InstrumentError
 from bragg_data.kinematic import Simulator
 from bragg_data.profile_files import ProfileError
+from bragg_data.structure import read_phase
 from catalog.models import ModelError
 from catalog.runs import Tracking
 from pipelines import predict
@@ -300,6 +301,35 @@ def test_of_many_answers_each_gets_a_line(tracking: Tracking, noisy_file: Path) 
     )  # fmt: skip
     assert result.output.count("sample.xye") >= 13
     assert "13 of 13: No calibration was given" in result.output
+
+
+def test_another_compound_is_not_accepted_and_its_lattice_told(
+    tracking: Tracking, small_campaign: Campaign, tmp_path: Path
+) -> None:
+    """Barium zirconate: neutrons see Zr with the other sign than Ti."""
+    c = small_campaign
+    other = read_phase(c.cifs["cubic"].replace("Ti", "Zr"), "zirconate")
+    simulator = Simulator([other], c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
+    cell = np.array([[4.037] * 3 + [90.0] * 3])
+    pattern = simulator.simulate(np.zeros(1, dtype=int), cell)[0].astype(float)
+    counts = np.random.default_rng(3).poisson(5000 * pattern / pattern.max() + 400)
+    path = tmp_path / "zirconate.xye"
+    np.savetxt(path, np.stack([c.grid.tof, counts, np.sqrt(counts)], axis=1))
+    own = path, "--instrument", CALIBRATION, "--refine"
+    (answer,) = ask(tracking, *own)
+    assert answer["accepted"] is False
+    assert "another compound with such a lattice" in answer["reasons"][0]
+    refined = answer["refined"]
+    assert refined["intensities"] == "free"
+    assert refined["phase"] == "cubic"
+    assert refined["cell"]["a"] == pytest.approx(4.037, abs=5e-4)
+    page = tmp_path / "page.html"
+    shown = CliRunner().invoke(
+        predict.app, [*map(str, own), "--tracking", tracking.uri, "--report", str(page)],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert "positions alone" in shown.output
+    assert "A lattice explains where peaks stand, no structure how high" in page.read_text()
 
 
 def test_a_refinement_finds_the_cell_with_its_uncertainty(
