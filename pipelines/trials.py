@@ -37,8 +37,9 @@ from pipelines.verdicts import explains, verdict_json
 
 _SEED = 77_000
 _PER_TASK = 50  # draws of each phase that a model is asked about
+_OFFERED_PER_TASK = 25  # foreign profiles
 _REFINED_PER_TASK = 4  # draws that are refined
-_SOME = 5  # one draw in so many is also refined from the starts that nobody would begin from
+_SOME = 5  # one in so many is refined from unlikely starts, or although it is foreign
 _FEWEST = 5  # draws of which a share is drawn
 _GROUPS = 8  # of intervals, by width
 _BINS = 15  # of the calibration error
@@ -60,7 +61,8 @@ _FOREIGN = {
     "rutile": ("P 42/m n m", (4.5937, 4.5937, 2.9587),
                "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005"),
 }  # fmt: skip
-_OTHERS = ("genuine", "background alone", "shuffled points", "difC 19 % too small")
+_WRONG_DIFC = "difC 19 % too small"
+_OTHERS = ("genuine", "background alone", "shuffled points", _WRONG_DIFC)
 _OTHER_BANK = "another bank"
 
 
@@ -192,7 +194,7 @@ def sureness_figure(found: dict[str, Sureness], phases: Sequence[Phase]) -> Figu
             if number:
                 continue
             width = np.diff(one.intervals[own, column])[:, 0]
-            order = np.array_split(np.argsort(width), _GROUPS)
+            order = np.array_split(np.argsort(width), min(_GROUPS, len(width) // _FEWEST))
             unit = "Å" if parameter in "abc" else "°"
             wide.plot([np.median(width[g]) / 2 for g in order], [held[g].mean() for g in order],
                       marker="o", markersize=4, color=color, linestyle="-" if parameter == "a"
@@ -263,7 +265,7 @@ def refusal(
         A bank that is not the campaign's.
     """
     kinds = [*_FOREIGN, *_OTHERS, *([_OTHER_BANK] if other else [])]
-    sizes = [min(_REFINED_PER_TASK, count - low) for low in range(0, count, _REFINED_PER_TASK)]
+    sizes = [min(_OFFERED_PER_TASK, count - low) for low in range(0, count, _OFFERED_PER_TASK)]
     tasks = [
         (model, kind, seed, n, other) for kind in kinds for seed, n in enumerate(sizes)
     ]  # fmt: skip
@@ -271,7 +273,7 @@ def refusal(
     sheet = Sheet(
         f"What is foreign, {count} profiles of each kind",
         ("offered", "refused by the model", "refused after refinement"),
-        notes=[f"One in {_REFINED_PER_TASK} was refined, too."],
+        notes=[f"One in {_SOME} was refined, too."],
     )
     for kind in kinds:
         found = [one for task, part in zip(tasks, parts, strict=True) if task[1] == kind
@@ -404,24 +406,36 @@ def _starts(
     return told, own, stored
 
 
+@lru_cache(maxsize=2)
+def _simulator_of(model: Registered, kind: str, other: Instrument | None) -> Simulator:
+    """Return the simulator of a kind of foreign profiles; building one takes seconds."""
+    predictor, own = _known(model)
+    campaign = predictor.campaign
+    phases, instrument = campaign.phases, campaign.instrument
+    if kind in _FOREIGN:
+        phases = (rectangular_phase(kind, *_FOREIGN[kind]),)
+    elif kind == _WRONG_DIFC:
+        instrument = instrument.moved(difc=0.81 * instrument.difc)
+    elif kind == _OTHER_BANK and other is not None:
+        instrument = other
+    else:
+        return own
+    return Simulator(phases, instrument, campaign.grid, size=campaign.size,
+                     microstrain=campaign.microstrain, width_range=_WIDTHS)  # fmt: skip
+
+
 def _foreign(
     model: Registered, kind: str, seed: int, count: int, other: Instrument | None
 ) -> Draws:
     """Draw what is foreign, as noisy as what is not."""
-    predictor, simulator = _known(model)
-    campaign = predictor.campaign
+    campaign = _known(model)[0].campaign
+    simulator = _simulator_of(model, kind, other)
     generator = np.random.default_rng([_SEED, 1, seed])
-
-    def simulator_of(phases: Sequence[Phase], instrument: Instrument) -> Simulator:
-        return Simulator(phases, instrument, campaign.grid, size=campaign.size,
-                         microstrain=campaign.microstrain, width_range=_WIDTHS)  # fmt: skip
-
     if kind in _FOREIGN:
-        phase = rectangular_phase(kind, *_FOREIGN[kind])
+        (phase,) = simulator.phases
         lengths = generator.normal(1, 1e-3, (count, 1))
         cells = phase.cell * np.where(np.arange(6) < 3, lengths, 1)
-        own = simulator_of([phase], campaign.instrument)
-        return draw(own, np.zeros(count, dtype=int), cells, generator)
+        return draw(simulator, np.zeros(count, dtype=int), cells, generator)
     phases = len(campaign.phases)
     code, cells = draw_labels(campaign, -(-count // phases), generator)
     some = generator.permutation(len(code))[:count]
@@ -430,11 +444,6 @@ def _foreign(
         # So much of it that no peak is seen.
         quiet = Nuisance(counts=(1500.0, 60_000.0), background=(1e4, 1e6))
         return draw(simulator, code, cells, generator, quiet)
-    if kind == "difC 19 % too small":
-        moved = campaign.instrument.moved(difc=0.81 * campaign.instrument.difc)
-        return draw(simulator_of(campaign.phases, moved), code, cells, generator)
-    if kind == _OTHER_BANK and other is not None:
-        return draw(simulator_of(campaign.phases, other), code, cells, generator)
     draws = draw(simulator, code, cells, generator, nuisance_of(campaign))
     if kind == "shuffled points":
         for values in zip(draws.intensity, draws.sigma, draws.covered, strict=True):
@@ -456,7 +465,7 @@ def _offered(
             continue
         told, own, stored = _starts(model, gridded, prepared)
         by_model = told.accepted is not None and not told.accepted[0]
-        if row:  # one for each task
+        if row % _SOME:
             found.append(Offered(by_model, None))
             continue
         try:
