@@ -27,7 +27,7 @@ from bragg_data.refinement import RefinementError, Refiner
 from bragg_data.structure import Phase, rectangular_phase
 from bragg_models.predictors import Predictor
 from bragg_models.robust import COVERAGE
-from pipelines.answers import INDICES, library_of
+from pipelines.answers import INDICES, Library, library_of, match
 from pipelines.console import Progress
 from pipelines.figures import SYSTEM_COLORS
 from pipelines.materialise import Registered
@@ -355,7 +355,7 @@ def _known(model: Registered) -> tuple[Predictor, Simulator]:
 
 
 @lru_cache(maxsize=1)
-def _refiner(model: Registered) -> tuple[Refiner, Any]:
+def _refiner(model: Registered) -> tuple[Refiner, Library | None]:
     predictor, _ = _known(model)
     return Refiner(predictor.campaign, cache=INDICES), library_of(predictor)
 
@@ -400,7 +400,7 @@ def _starts(
     own = [(int(told.phase[0]), told.cells[0])]
     stored = []
     if library is not None:
-        matches = library.index.match(prepared[None], gridded.covered[None])
+        matches = match(library, prepared[None], gridded.covered[None])
         stored = [(code, cell) for code, cell in enumerate(matches.cells[0])
                   if matches.row[0, code] >= 0]  # fmt: skip
     return told, own, stored
