@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,8 @@ from matplotlib.figure import Figure
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
-from bragg_data.instrument import Instrument, read_instruments
+from bragg_data.instrument import Instrument, InstrumentError, read_instruments
+from bragg_data.kinematic import Simulator
 from bragg_data.overlay import lay_over, peaks, simulator_of
 from bragg_data.refinement import Refiner
 from bragg_data.schema import campaign_of, samples_of
@@ -155,7 +157,7 @@ def main(
     dataset = repository.open(trained_on or default_tag(repository))
     campaign, labels = campaign_of(dataset), samples_of(dataset)
     targets = targets_of(campaign.phases, labels.phase, labels.cells)
-    bank = _other_bank(other, campaign.instrument) if other is not None else None
+    bank = _other_bank(other, campaign) if other is not None else None
     tried = draws or foreign or refined_draws
     sets = _sets(data, repository, campaign) if data is not None or not tried else []
     chosen = [c for c in candidates(place, dataset, models or ()) if models or c.split == "random"]
@@ -248,12 +250,18 @@ def main(
     )  # fmt: skip
 
 
-def _other_bank(path: Path, instrument: Instrument) -> Instrument:
+def _other_bank(path: Path, campaign: Campaign) -> Instrument:
     """Return the bank of a file that is most like the campaign's, but another one."""
-    banks = [one for one in read_instruments(path) if abs(one.difc / instrument.difc - 1) > 0.01]
-    if not banks:
-        raise ValidateError(f"{path} has no bank but the campaign's: name another instrument file.")
-    return min(banks, key=lambda one: abs(np.log(one.difc / instrument.difc)))
+    difc = campaign.instrument.difc
+    banks = [one for one in read_instruments(path) if abs(one.difc / difc - 1) > 0.01]
+    for bank in sorted(banks, key=lambda one: abs(np.log(one.difc / difc))):
+        with suppress(InstrumentError):  # no peak shape in a part of the window
+            Simulator(campaign.phases, bank, campaign.grid, size=1.0, microstrain=1000.0)
+            return bank
+    raise ValidateError(
+        f"{path} has no bank but the campaign's that gives peaks at its times of flight: name "
+        f"another instrument file."
+    )
 
 
 def _sets(data: Sequence[str] | None, store: Store, campaign: Campaign) -> list[Known]:
