@@ -413,7 +413,7 @@ def baselines(
     for label, fit in (refinements or {}).items():
         key = REFINED if label == FROM_LIBRARY else f"{REFINED} from {label}"
         always = partial(_answered, fit.phase, fit.cells)
-        told.append(Answers(key, REFINED, f"refined from {label}", always))
+        told.append(Answers(REFINED, key, f"refined from {label}", always))
     return told
 
 

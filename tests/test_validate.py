@@ -15,11 +15,14 @@ from bragg_data.overlay import lay_over, simulator_of
 from bragg_data.profile_files import ProfileError
 from bragg_data.pseudo import read_pseudo
 from bragg_data.store import Store
+from bragg_models.targets import targets_of
 from catalog import models
 from catalog.runs import Tracking
 from pipelines import ingest, validate
 from pipelines.registration import load_version
 from pipelines.validate import ValidateError
+from pipelines.validation import Refinement, baselines, known_from_file, refinement_sheet
+from pipelines.validation import validate as score_known
 
 pytest_plugins = ("tests.small_store",)
 
@@ -183,3 +186,21 @@ def test_files_of_another_kind_are_refused(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ProfileError, match="holds no pseudo-experiments"):
         read_pseudo(tmp_path / name, small_campaign, calibrated=True)
+
+
+def test_refinements_from_several_starts_are_scored_each_by_itself(
+    pseudo: Path, small_campaign: Campaign
+) -> None:
+    known = known_from_file(pseudo, small_campaign)[0]
+    samples = small_campaign.samples
+    targets = targets_of(small_campaign.phases, samples.phase, samples.cells)
+    perfect = Refinement(known.phase, known.cells, np.full(known.cells.shape, 1e-4))
+    wrong = Refinement(known.phase, known.cells + 0.01, np.full(known.cells.shape, 1e-4))
+    fits = {"the library": perfect, "a model and the library": wrong}
+    asked = baselines(small_campaign, samples, None, fits)
+    scores = {s.label: s for s in score_known(known, targets, asked, resamples=20).scores}
+    assert scores["refined from the library"].groups["all"]["mse_paper"] == 0
+    assert scores["refined from a model and the library"].groups["all"]["mse_paper"] > 1e-4
+    text = refinement_sheet(known, targets, fits).markdown()
+    assert "4 of 4" in text
+    assert "100%" in text
