@@ -65,8 +65,7 @@ def main() -> None:
         return predictor.predict(profiles[row])
 
     def match(row: int):
-        found = library.index.match(profiles[row], gridded[row].covered[None])
-        return [(c, cell) for c, cell in enumerate(found.cells[0]) if found.row[0, c] >= 0]
+        return library.index.match(profiles[row], gridded[row].covered[None]).starts(0)
 
     answers = [ask(row) for row in range(len(order))]
     starts = [

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystal import CELL_PARAMETERS, cell_volume, reciprocal_metric
+from bragg_data.crystal import CELL_PARAMETERS, reciprocal_metric
 from bragg_data.measured import GriddedProfile
 from bragg_data.overlay import Overlay
 from bragg_data.profile import mixing, peak, peak_shape
 from bragg_data.refinement import Refined, RefinementError, ranked, serial_correlation
 from bragg_data.reflections import lines_of, unique_reflections
-from bragg_data.structure import Phase
+from bragg_data.structure import Phase, swollen
 
 _Array = NDArray[np.float64]
 
@@ -73,7 +73,7 @@ def refine_positions(
         if not found:  # the one with the fewest parameters finds the size
             cells += one.sizes()
         # A lattice of the same size in another system is a start, too.
-        cells += [one.near(fit.cell) for fit in found]
+        cells += [swollen(one.phase, campaign.phases[fit.phase], fit.cell) for fit in found]
         found.append(one.refined(one.likeliest(cells)))
     return ranked(found)
 
@@ -188,12 +188,6 @@ class _Lattice:
         steps = int(np.log(sizes.max() / sizes.min()) / _SCAN) + 1
         scales = np.geomspace(sizes.min(), sizes.max(), steps) / np.cbrt(np.prod(shape[:3]))
         return [np.concatenate([scale * shape[:3], shape[3:]]) for scale in scales]
-
-    def near(self, cell: _Array) -> _Array:
-        """Return the CIF's cell with the volume for an atom that another phase's cell has not."""
-        own = np.array(self.phase.cell, dtype=np.float64)
-        own[:3] *= (cell_volume(cell[None])[0] / cell_volume(own[None])[0]) ** (1 / 3)
-        return own
 
     def likeliest(self, cells: Sequence[_Array]) -> _Array:
         """Return the likeliest of some cells, few lines being likelier than many."""

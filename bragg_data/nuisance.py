@@ -13,6 +13,7 @@ calibration that has drifted, if it was not calibrated anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.instrument import Instrument
 from bragg_data.kinematic import Simulator
 from bragg_data.preprocessing import PreprocessingError, prepare_measured
+from bragg_data.structure import Phase
 
 _Array = NDArray[np.float64]
 _ALIKE = 8  # samples with the same displaced coordinates: new structure factors take milliseconds
@@ -131,10 +134,18 @@ class Draws:
         return found
 
 
-def simulator_for(campaign: Campaign) -> Simulator:
-    """Return a simulator of a campaign that is ready for the widths that are drawn."""
+def simulator_for(
+    campaign: Campaign,
+    phases: Sequence[Phase] | None = None,
+    instrument: Instrument | None = None,
+) -> Simulator:
+    """Return a simulator of a campaign that is ready for the widths that are drawn.
+
+    Other phases and another instrument than the campaign's make what is foreign to it.
+    """
     return Simulator(
-        campaign.phases, campaign.instrument, campaign.grid, size=campaign.size,
+        phases or campaign.phases, instrument or campaign.instrument, campaign.grid,
+        size=campaign.size,
         microstrain=campaign.microstrain, width_range=(-0.4, 1.0),
     )  # fmt: skip
 

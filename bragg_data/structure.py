@@ -13,7 +13,14 @@ import numpy as np
 import periodictable
 from numpy.typing import NDArray
 
-from bragg_data.crystal import CELL_PARAMETERS, CrystalError, CrystalSystem, Lattice, lattice_of
+from bragg_data.crystal import (
+    CELL_PARAMETERS,
+    CrystalError,
+    CrystalSystem,
+    Lattice,
+    cell_volume,
+    lattice_of,
+)
 
 # Elements whose scattering length varies with energy over the thermal range (a nuclear resonance,
 # tabulated with Breit-Wigner terms by GSAS-II and Lynn & Seeger, ADNDT 44 (1990) 191).
@@ -150,6 +157,14 @@ def scattering_length(element: str) -> complex:
     if abs(imaginary) < _NEGLIGIBLE_IMAGINARY * abs(b):
         imaginary = 0.0
     return complex(b, imaginary) / 10.0
+
+
+def swollen(phase: Phase, like: Phase, cell: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cell of a phase's CIF with as much volume for an atom as another phase's cell."""
+    room = cell_volume(cell[None])[0] / len(like.positions)
+    own = np.array(phase.cell, dtype=np.float64)
+    own[:3] *= (room * len(phase.positions) / cell_volume(own[None])[0]) ** (1 / 3)
+    return own
 
 
 _RECTANGULAR = """data_x

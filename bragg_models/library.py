@@ -67,6 +67,11 @@ class Matches:
         """The cell of each query's best match of all, shape (q, 6)."""
         return self.cells[np.arange(len(self.cells)), self.phase]
 
+    def starts(self, query: int) -> list[tuple[int, NDArray[np.float64]]]:
+        """Return phase codes and cells (6,) of a query's matches, of the phases that have one."""
+        found = zip(self.row[query], self.cells[query], strict=True)
+        return [(code, cell) for code, (row, cell) in enumerate(found) if row >= 0]
+
 
 def library_match(
     dataset: xr.Dataset,

@@ -18,6 +18,29 @@ _OF_EQUATION_1 = ("a", "c", "alpha")
 _RESAMPLES = 50  # at a time: 16 MiB for 40,000 samples
 
 
+def smallest_sets(
+    probabilities: NDArray[np.floating], phase: NDArray[np.integer], share: float = 0.9
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Return sizes of the smallest sets of phases with this probability, and who is inside.
+
+    Parameters
+    ----------
+    probabilities : shape (n, n_phases)
+    phase : shape (n,)
+        The true ones.
+    share
+        Of the probability.
+
+    Returns
+    -------
+    size, inside : shape (n,)
+    """
+    order = np.argsort(-probabilities, axis=1)
+    total = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1)
+    size = (total < share).sum(axis=1) + 1
+    return size, np.asarray((order == phase[:, None]).argmax(axis=1) < size)
+
+
 @dataclass(frozen=True)
 class Errors:
     """Sums over samples, grouped by true phase: those of two chunks add up to those of both.

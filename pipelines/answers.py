@@ -14,13 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystal import CELL_PARAMETERS, cell_volume
+from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.lebail import refine_positions
 from bragg_data.measurement import Measurement
 from bragg_data.overlay import explained_share, simulator_of
 from bragg_data.refinement import Refined, RefinementError, Refiner
 from bragg_data.store import StoreError, open_snapshot
-from bragg_data.structure import Phase
+from bragg_data.structure import Phase, swollen
 from bragg_models.library import Matches, library_match
 from bragg_models.library_index import (
     IndexUnavailableError,
@@ -154,10 +154,7 @@ def refine(
                     for other, phase in enumerate(phases)
                 ]
             if one.matches is not None:
-                starts += [
-                    (other, one.matches.cells[one.row, other]) for other in range(len(phases))
-                    if one.matches.row[one.row, other] >= 0
-                ]  # fmt: skip
+                starts += one.matches.starts(one.row)
             measurement = one.measurement
             try:
                 fits = refiner.refine(
@@ -176,14 +173,6 @@ def refine(
                 found.append(replace(one, refined=tuple(fits)))
             bar.advance()
     return found
-
-
-def swollen(phase: Phase, like: Phase, cell: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cell of a phase's CIF with as much volume for an atom as another phase's cell."""
-    room = cell_volume(cell[None])[0] / len(like.positions)
-    own = np.array(phase.cell, dtype=np.float64)
-    own[:3] *= (room * len(phase.positions) / cell_volume(own[None])[0]) ** (1 / 3)
-    return own
 
 
 def library_json(

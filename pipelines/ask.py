@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distributed import Client, as_completed
+from distributed import Client
 from numpy.typing import NDArray
 
 from bragg_data.instrument import InstrumentError
@@ -30,7 +30,7 @@ from pipelines.answers import (
     match,
     refine,
 )
-from pipelines.console import Progress
+from pipelines.cluster import gathered
 from pipelines.registration import load_version
 
 PROFILE_SUFFIXES = (".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat")
@@ -144,14 +144,11 @@ def ask_on_cluster(
     absolute = [path.absolute() for path in files]
     parts = [absolute[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
     futures = client.map(_ask, parts, question=question, pure=False)
-    order = {future.key: number for number, future in enumerate(futures)}
-    results: dict[int, list[list[_Asked] | str]] = {}
-    with Progress("Predicting", len(files), "files", quiet=not progress) as bar:
-        for future, result in as_completed(futures, with_results=True):
-            results[order[future.key]] = result
-            bar.advance(len(result))
+    results: list[list[list[_Asked] | str]] = gathered(
+        futures, [len(part) for part in parts], "Predicting", "files", quiet=not progress
+    )
     told, asked = Told(), []
-    flat = [one for number in range(len(parts)) for one in results[number]]
+    flat = [one for result in results for one in result]
     for file, one in zip(files, flat, strict=True):
         if isinstance(one, str):
             told.failures[file] = one

@@ -9,18 +9,19 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, Security, WorkerPlugin
+from distributed import Client, Future, LocalCluster, Security, WorkerPlugin, as_completed
 from distributed.comm import connect
 from distributed.system import MEMORY_LIMIT
 from threadpoolctl import threadpool_limits
 
 from bragg_data.child import ONE_THREAD
 from pipelines.cluster_options import ALLOWED_FAILURES, ClusterError, SlurmOptions
+from pipelines.console import Progress
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is the driver's and the scheduler's
 _CONNECT_SECONDS = 8.0
@@ -99,6 +100,28 @@ def open_client(
                 "import this project: install it in their Python."
             ) from error
         yield client
+
+
+def gathered(
+    futures: Sequence[Future], sizes: Sequence[int], doing: str, unit: str, *, quiet: bool = False
+) -> list[Any]:
+    """Wait for tasks with a progress bar, and return their results in their order.
+
+    Parameters
+    ----------
+    futures, sizes
+        The tasks, and how much each of them does.
+    doing, unit, quiet
+        As for :class:`~pipelines.console.Progress`.
+    """
+    order = {future.key: number for number, future in enumerate(futures)}
+    results: dict[int, Any] = {}
+    with Progress(doing, sum(sizes), unit, quiet=quiet) as progress:
+        for future, result in as_completed(futures, with_results=True):
+            number = order[future.key]
+            results[number] = result
+            progress.advance(sizes[number])
+    return [results[number] for number in range(len(futures))]
 
 
 class _OneThread(WorkerPlugin):  # type: ignore[misc]

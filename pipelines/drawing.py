@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from distributed import Client, as_completed
+from distributed import Client
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
 from bragg_data.kinematic import Simulator
 from bragg_data.nuisance import draw, draw_labels, nuisance_of, simulator_for
-from pipelines.console import Progress
+from pipelines.cluster import gathered
 
 _PER_TASK = 100  # draws of each phase
 
@@ -64,13 +64,8 @@ def drawn(
         _draw, seeds, counts, toml=campaign.toml, cifs=dict(campaign.cifs),
         instprm=campaign.instprm, calibrated=calibrated, pure=False,
     )  # fmt: skip
-    order = {future.key: number for number, future in enumerate(futures)}
-    parts: dict[int, Drawn] = {}
-    with Progress("Drawing", per_phase * len(campaign.phases), "profiles") as progress:
-        for future, part in as_completed(futures, with_results=True):
-            parts[order[future.key]] = part
-            progress.advance(counts[order[future.key]] * len(campaign.phases))
-    in_order = [parts[number] for number in range(len(counts))]
+    sizes = [count * len(campaign.phases) for count in counts]
+    in_order: list[Drawn] = gathered(futures, sizes, "Drawing", "profiles")
     return Drawn(
         np.concatenate([p.profiles for p in in_order]).astype(np.float32),
         np.concatenate([p.phase for p in in_order]),

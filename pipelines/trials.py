@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from distributed import Client, as_completed
+from distributed import Client
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -25,25 +25,25 @@ from bragg_data.nuisance import Draws, Nuisance, draw, draw_labels, nuisance_of,
 from bragg_data.preprocessing import PreprocessingError, prepare_measured
 from bragg_data.refinement import RefinementError, Refiner
 from bragg_data.structure import Phase, rectangular_phase
+from bragg_models.metrics import smallest_sets
 from bragg_models.predictors import Predictor
 from bragg_models.robust import COVERAGE
 from pipelines.answers import INDICES, Library, library_of, match
-from pipelines.console import Progress
+from pipelines.cluster import gathered
 from pipelines.figures import SYSTEM_COLORS
 from pipelines.materialise import Registered
 from pipelines.registration import load_version
 from pipelines.scores import Sheet
-from pipelines.verdicts import explains, verdict_json
+from pipelines.verdicts import verdict_json
 
 _SEED = 77_000
 _PER_TASK = 50  # draws of each phase that a model is asked about
 _OFFERED_PER_TASK = 25  # foreign profiles
 _REFINED_PER_TASK = 4  # draws that are refined
-_SOME = 5  # one in so many is refined from unlikely starts, or although it is foreign
+_SOME = 5  # one in so many foreign profiles is refined
 _FEWEST = 5  # draws of which a share is drawn
 _GROUPS = 8  # of intervals, by width
 _BINS = 15  # of the calibration error
-_WIDTHS = (-0.4, 1.0)  # ln of the factor on peak widths that draws reach
 _AS_GOOD = 1.001, 1.0  # factor and addend on χ² of the fit from the truth: the same minimum
 
 STARTS = {
@@ -109,13 +109,6 @@ class Sureness:
         told, true = np.array(means).T
         return told, true, np.array([(bins == b).sum() for b in used], dtype=np.float64)
 
-    def sets(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Return size of the smallest set with 90 % probability, and whether the truth is in it."""
-        order = np.argsort(-self.probabilities, axis=1)
-        total = np.cumsum(np.take_along_axis(self.probabilities, order, axis=1), axis=1)
-        size = (total < 0.9).sum(axis=1) + 1
-        return size, (order == self.phase[:, None]).argmax(axis=1) < size
-
 
 def sureness(client: Client, model: Registered, count: int) -> dict[str, Sureness]:
     """Ask a model about so many draws of each phase, of calibrated and of drifted instruments."""
@@ -145,7 +138,7 @@ def sureness_sheets(found: dict[str, Sureness], phases: Sequence[Phase]) -> list
     )
     for name, one in found.items():
         told, true, number = one.reliability()
-        size, kept = one.sets()
+        size, kept = smallest_sets(one.probabilities, one.phase)
         sure.add(
             name, f"{one.right.mean():.1%}", f"{(number * abs(told - true)).sum() / count:.4f}",
             f"{size.mean():.2f}", f"{kept.mean():.1%}", f"{one.accepted.mean():.1%}",
@@ -307,7 +300,7 @@ def convergence(client: Client, model: Registered, count: int, phases: Sequence[
         ("from", *(p.name for p in phases), "all", "right phase\nfirst", "median s", "95 % s"),
         notes=[
             f"The right minimum fits as well as the one that the truth itself leads to. From other "
-            f"starts than the first, one draw in {_SOME}."
+            f"starts than the first, one draw in {_REFINED_PER_TASK}."
         ],
     )
     for start, told in STARTS.items():
@@ -334,15 +327,9 @@ def _done(
     unit: str,
 ) -> list[Any]:
     """Return what tasks return, in their order."""
-    futures = [client.submit(task, *one, pure=False) for one in arguments]
-    order = {future.key: number for number, future in enumerate(futures)}
-    results: dict[int, Any] = {}
-    with Progress(doing, sum(sizes), unit) as progress:
-        for future, result in as_completed(futures, with_results=True):
-            number = order[future.key]
-            results[number] = result
-            progress.advance(sizes[number])
-    return [results[number] for number in range(len(arguments))]
+    return gathered(
+        [client.submit(task, *one, pure=False) for one in arguments], sizes, doing, unit
+    )  # fmt: skip
 
 
 # ---- tasks of a worker -------------------------------------------------------------------------
@@ -398,12 +385,9 @@ def _starts(
     _, library = _refiner(model)
     told = predictor.predict(prepared[None])
     own = [(int(told.phase[0]), told.cells[0])]
-    stored = []
-    if library is not None:
-        matches = match(library, prepared[None], gridded.covered[None])
-        stored = [(code, cell) for code, cell in enumerate(matches.cells[0])
-                  if matches.row[0, code] >= 0]  # fmt: skip
-    return told, own, stored
+    if library is None:
+        return told, own, []
+    return told, own, match(library, prepared[None], gridded.covered[None]).starts(0)
 
 
 @lru_cache(maxsize=2)
@@ -411,17 +395,12 @@ def _simulator_of(model: Registered, kind: str, other: Instrument | None) -> Sim
     """Return the simulator of a kind of foreign profiles; building one takes seconds."""
     predictor, own = _known(model)
     campaign = predictor.campaign
-    phases, instrument = campaign.phases, campaign.instrument
     if kind in _FOREIGN:
-        phases = (rectangular_phase(kind, *_FOREIGN[kind]),)
-    elif kind == _WRONG_DIFC:
-        instrument = instrument.moved(difc=0.81 * instrument.difc)
-    elif kind == _OTHER_BANK and other is not None:
-        instrument = other
-    else:
-        return own
-    return Simulator(phases, instrument, campaign.grid, size=campaign.size,
-                     microstrain=campaign.microstrain, width_range=_WIDTHS)  # fmt: skip
+        return simulator_for(campaign, [rectangular_phase(kind, *_FOREIGN[kind])])
+    if kind == _WRONG_DIFC:
+        difc = 0.81 * campaign.instrument.difc
+        return simulator_for(campaign, instrument=campaign.instrument.moved(difc=difc))
+    return simulator_for(campaign, instrument=other) if kind == _OTHER_BANK else own
 
 
 def _foreign(
@@ -474,8 +453,7 @@ def _offered(
             found.append(Offered(by_model, None))
             continue
         # With free intensities it would be refused as well, for another reason.
-        verdict = verdict_json(told, 0, fits)
-        found.append(Offered(by_model, not verdict["accepted"] or not explains(fits[0])))
+        found.append(Offered(by_model, not verdict_json(told, 0, fits)["accepted"]))
     return found
 
 
@@ -502,7 +480,7 @@ def _refined(model: Registered, seed: int, count: int) -> list[Ended]:
         }
         truth = refiner.refine(gridded, [(phase, cell)])[0]
         for name, begin in starts.items():
-            if begin and (name == "both" or row % _SOME == 0):
+            if begin and (name == "both" or row % count == 0):  # one of each phase in a task
                 found.append(_ended(refiner, gridded, name, begin, phase, truth.chi2))
     return found
 

@@ -23,6 +23,7 @@ from bragg_data.refinement import RefinementError, Refiner
 from bragg_data.schema import samples_of
 from bragg_data.store import StoreError
 from bragg_models.library import Matches
+from bragg_models.metrics import smallest_sets
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.answers import Library, match
@@ -281,10 +282,7 @@ def refined(
     told = None if model is None else model.predict(known.prepared, calibrated=calibrated)
     with Progress("Refining", len(known.phase), "profiles") as progress:
         for row, gridded in enumerate(known.gridded):
-            starts = [
-                (code, cell) for code, cell in enumerate(matches.cells[row])
-                if matches.row[row, code] >= 0
-            ]  # fmt: skip
+            starts = matches.starts(row)
             if told is not None:
                 starts.append((int(told.phase[row]), told.cells[row]))
             with suppress(RefinementError):
@@ -356,10 +354,7 @@ def sureness_sheet(known: Known, targets: Targets, asked: Mapping[str, Predictor
         told = predictor.predict(known.prepared, calibrated=calibrated)
         assert told.intervals is not None
         assert told.accepted is not None
-        order = np.argsort(-told.probabilities, axis=1)
-        total = np.cumsum(np.take_along_axis(told.probabilities, order, axis=1), axis=1)
-        size = (total < 0.9).sum(axis=1) + 1
-        place = (order == known.phase[:, None]).argmax(axis=1)
+        size, kept = smallest_sets(told.probabilities, known.phase)
         right = told.phase == known.phase
         inside = (known.cells >= told.intervals[..., 0]) & (known.cells <= told.intervals[..., 1])
         texts = []
@@ -367,8 +362,8 @@ def sureness_sheet(known: Known, targets: Targets, asked: Mapping[str, Predictor
             own = right & targets.free[known.phase, column]
             texts.append(f"{inside[own, CELL_PARAMETERS.index(name)].sum()} of {own.sum()}")
         sheet.add(
-            label, f"{(place < size).sum()} of {len(place)}", f"{size.mean():.2f}",
-            f"{told.accepted.sum()} of {len(place)}", *texts,
+            label, f"{kept.sum()} of {len(kept)}", f"{size.mean():.2f}",
+            f"{told.accepted.sum()} of {len(kept)}", *texts,
         )  # fmt: skip
     return sheet if sheet.rows else None
 
