@@ -2,8 +2,8 @@ r"""Our network for measured profiles: it knows what differs, how sure it is, an
 
 As :class:`~bragg_models.guided.Guided` it proposes at a glance and settles by Bragg's law, with two
 differences. The displacement parameters and peak widths are the sample's own and searched for
-beside the cell; and every phase is tried, from the glance and from known cells that look alike,
-unless the first one meets the profile as only a clean pattern is met.
+beside the cell; and every phase is tried, from the glance or from a known cell that looks alike,
+all in one batch, and where none meets the profile well, from more of them.
 
 What the phases leave unexplained, the misfits m, and the glance's probabilities p decide together:
 
