@@ -520,9 +520,13 @@ class Simulator:
             width, _ = mixing(variance, shape.fwhm)
             ratio = np.log(width * per_sample["width_scale"][:, None] / nominal)
             low, high = min(low, ratio.min()), max(high, ratio.max())
-        if self.width_range and self.width_range[0] <= low and high <= self.width_range[1]:
-            return self.width_range
-        return float(np.floor((low - 0.01) * 10) / 10), float(np.ceil((high + 0.01) * 10) / 10)
+        parts = 10
+        if self.width_range:
+            if self.width_range[0] <= low and high <= self.width_range[1]:
+                return self.width_range
+            parts = 2  # coarser, so that what is built for these samples serves the next ones
+        low, high = np.floor((low - 0.01) * parts), np.ceil((high + 0.01) * parts)
+        return float(low / parts), float(high / parts)
 
     @cached_property
     def _stations(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

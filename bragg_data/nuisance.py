@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -138,6 +139,7 @@ def simulator_for(
     campaign: Campaign,
     phases: Sequence[Phase] | None = None,
     instrument: Instrument | None = None,
+    cache: Path | None = None,
 ) -> Simulator:
     """Return a simulator of a campaign that is ready for the widths that are drawn.
 
@@ -145,8 +147,7 @@ def simulator_for(
     """
     return Simulator(
         phases or campaign.phases, instrument or campaign.instrument, campaign.grid,
-        size=campaign.size,
-        microstrain=campaign.microstrain, width_range=(-0.4, 1.0),
+        size=campaign.size, microstrain=campaign.microstrain, width_range=(-0.4, 1.0), cache=cache,
     )  # fmt: skip
 
 

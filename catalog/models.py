@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
@@ -37,7 +38,8 @@ _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+
 _ADDRESS = "models:/NAME@champion or models:/NAME/VERSION"
 
 
-_CLASSIFIER = "-classifier"
+_CLASSIFIER, _MEASURED = "-classifier", "-measured"
+_TASKS = {"classifier": _CLASSIFIER, "robust": _MEASURED}  # other than to tell phase and cell
 
 
 class ModelError(LookupError):
@@ -77,12 +79,17 @@ class ModelVersion:
 
 def registered_name(campaign: str, model: str) -> str:
     """Return under which name a model is registered: one for each campaign and task."""
-    return f"{campaign}{_CLASSIFIER}" if model == "classifier" else campaign
+    return campaign + _TASKS.get(model, "")
 
 
 def is_classifier(name: str) -> bool:
     """Tell whether a registered model tells phases alone, by its name."""
     return name.endswith(_CLASSIFIER)
+
+
+def is_measured(name: str) -> bool:
+    """Tell whether a registered model is for measured profiles, by its name."""
+    return name.endswith(_MEASURED)
 
 
 def register(
@@ -157,7 +164,7 @@ def register(
         tags=dict(tags),
         description=description,
     )
-    return _version(version)
+    return _version(client, version)
 
 
 def _package(
@@ -220,8 +227,8 @@ def find(tracking: Tracking, uri: str) -> ModelVersion:
     client = tracking.client
     try:
         if alias is not None:
-            return _version(client.get_model_version_by_alias(name, alias))
-        return _version(client.get_model_version(name, version))
+            return _version(client, client.get_model_version_by_alias(name, alias))
+        return _version(client, client.get_model_version(name, version))
     except MlflowException as error:
         known = [model.name for model in client.search_registered_models()]
         if not known:
@@ -247,15 +254,23 @@ def champion(tracking: Tracking, name: str) -> ModelVersion | None:
 
 
 def champion_uri(tracking: Tracking) -> str:
-    """Return the address of the champion of the only registered model.
+    """Return the address of the champion that answers unless another model is named.
+
+    It is the one for measured profiles if the campaign has one.
 
     Raises
     ------
     ModelError
-        If there is not exactly one.
+        If there is no model, or models of more campaigns than one.
     """
     # Classifiers tell no cell; their names stand beside those of models that do.
     known = [n for n in names(tracking) if not is_classifier(n)]
+    for name in filter(is_measured, tuple(known)):
+        campaign = name.removesuffix(_MEASURED)
+        if champion(tracking, name) is None:
+            known.remove(name)
+        elif campaign in known:
+            known.remove(campaign)
     if not known:
         raise ModelError(
             f"No model is registered in {tracking.uri} yet. Train one first: "
@@ -383,12 +398,16 @@ def _refuse_foreign(directory: Path, suffixes: set[str], names: set[str]) -> Non
             )
 
 
-def _version(entity: Any) -> ModelVersion:
+def _version(client: MlflowClient, entity: Any) -> ModelVersion:
+    source = entity.source
+    # A version that was copied in MLflow has no files of its own: it names the other version.
+    while (copied := _URI.fullmatch(source)) is not None:
+        source = client.get_model_version(copied["name"], copied["version"]).source
     return ModelVersion(
         entity.name,
         str(entity.version),
         entity.run_id or "",
         tuple(entity.aliases or ()),
         dict(entity.tags or {}),
-        entity.source,
+        source,
     )

@@ -1,8 +1,8 @@
-"""Draws of measured-looking profiles, some at a time by the workers of a cluster."""
+"""Draws of measured-looking profiles: to learn from on a cluster, and the pinned test draws."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,8 +15,13 @@ from bragg_data.campaign import Campaign
 from bragg_data.kinematic import Simulator
 from bragg_data.nuisance import draw, draw_labels, nuisance_of, simulator_for
 from pipelines.cluster import gathered
+from pipelines.console import Progress
 
 _PER_TASK = 100  # draws of each phase
+_TEST_SEED = 55_000
+
+TEST_DRAWS = 1000
+"""How many draws of each phase models for measured profiles are tested on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +70,34 @@ def drawn(
         instprm=campaign.instprm, calibrated=calibrated, pure=False,
     )  # fmt: skip
     sizes = [count * len(campaign.phases) for count in counts]
-    in_order: list[Drawn] = gathered(futures, sizes, "Drawing", "profiles")
+    return _joined(gathered(futures, sizes, "Drawing", "profiles"))
+
+
+def pinned_draws(campaign: Campaign, per_phase: int, *, quiet: bool = False) -> Drawn:
+    """Draw the profiles that models for measured ones are tested on, here; always the same.
+
+    The instrument is calibrated. Fewer are a part of more, but for the last hundred.
+    """
+    counts = [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
+    seeds = np.random.SeedSequence(_TEST_SEED).spawn(len(counts))
+    parts = []
+    size = per_phase * len(campaign.phases)
+    with Progress("Drawing", size, "profiles", quiet=quiet) as progress:
+        for seed, count in zip(seeds, counts, strict=True):
+            one = _draw(
+                seed, count, toml=campaign.toml, cifs=dict(campaign.cifs),
+                instprm=campaign.instprm, calibrated=True,
+            )  # fmt: skip
+            parts.append(one)
+            progress.advance(count * len(campaign.phases))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Drawn]) -> Drawn:
     return Drawn(
-        np.concatenate([p.profiles for p in in_order]).astype(np.float32),
-        np.concatenate([p.phase for p in in_order]),
-        np.concatenate([p.cells for p in in_order]),
+        np.concatenate([p.profiles for p in parts]).astype(np.float32),
+        np.concatenate([p.phase for p in parts]),
+        np.concatenate([p.cells for p in parts]),
     )
 
 

@@ -34,6 +34,7 @@ from pipelines.results import (
     INTEGER,
     LABELS,
     MODELS,
+    ROBUST,
     Report,
     numbers_in,
     speed_of,
@@ -121,7 +122,7 @@ def candidates(
         If there is no such version.
     """
     campaign, content = dataset.attrs["campaign"], dataset.attrs["content_hash"]
-    names = dict.fromkeys(models.registered_name(campaign, model) for model in MODELS)
+    names = dict.fromkeys(models.registered_name(campaign, model) for model in (*MODELS, ROBUST))
     registered = [v for name in names for v in models.versions(tracking, name)]
     of_this = [Candidate(v) for v in registered if v.tags.get("content_hash") == content]
     newest: dict[tuple[str, str], Candidate] = {}

@@ -59,16 +59,12 @@ def model_card(predictor: Predictor, name: str) -> str:
         f"{data['simulator_version']}; {split['name']} split, seed {split['seed']}. Preset "
         f"{p['preset']}, seed {p['seed']}, code `{p['code_commit']}`, {p['trained_at']}.",
         "## How good it is",
-        f"On the test samples of that split, which it never saw ({p['score']['name']} is what "
-        f"versions are compared by):",
+        f"On {_tested_on(split)}, which it never saw ({p['score']['name']} is what versions are "
+        f"compared by):",
         _scores(p["test"]),
         "## Where it ends",
-        "- It answers with one of these phases whatever it is given; a foreign sample is not "
-        "among them.\n"
-        "- Cells outside the ranges above are extrapolated.\n"
-        "- The scores are those of simulated profiles: noise, a wrong background, other "
-        "displacement parameters or widths, and above all a wrong calibration (0.1 % of difC is "
-        "0.1 % of every length) cost more than these errors.\n"
+        f"{_LIMITS[predictor.tells_intervals]}"
+        f"- Cells outside the ranges above are extrapolated.\n"
         f"- Another bank or instrument than 2θ {instrument.two_theta:g}° has other peak widths.",
         "## How to ask it",
         f"```\npython -m pipelines.predict FILE --instrument YOURS.instprm --model "
@@ -76,6 +72,25 @@ def model_card(predictor: Predictor, name: str) -> str:
         "Its files are JSON and safetensors; nothing in them is executed.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+_LIMITS = {
+    False: "- It answers with one of these phases whatever it is given; a foreign sample is not "
+    "among them.\n"
+    "- The scores are those of simulated profiles: noise, a wrong background, other displacement "
+    "parameters or widths, and above all a wrong calibration (0.1 % of difC is 0.1 % of every "
+    "length) cost more than these errors.\n",
+    True: "- It answers with one of these phases, with 90 % intervals, and says when none of them "
+    "explains a profile. A calibration that is wrong by more than the draws' still tells another "
+    "cell: 0.1 % of difC is 0.1 % of every length.\n",
+}  # by whether intervals are told
+
+
+def _tested_on(split: Mapping[str, Any]) -> str:
+    count = split.get("test_draws")
+    if count:
+        return f"{count:,} draws of measured-looking profiles of each phase"
+    return "the test samples of that split"
 
 
 def signature_units(predictor: Predictor) -> dict[str, tuple[str, str]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
-from bragg_data.schema import samples_of
+from bragg_data.schema import campaign_of, samples_of
 from bragg_data.splits import Part
 from bragg_data.store import DEFAULT_URI, Store
 from bragg_models.batches import in_order, profiles_of
@@ -28,12 +28,14 @@ from bragg_models.predictors import Predictor
 from catalog import models, promotion, runs
 from catalog.promotion import Gate, Judged, PromotionError
 from pipelines.console import Progress, console, next_commands, run, say
+from pipelines.drawing import Drawn, pinned_draws
 from pipelines.registration import load_version
 from pipelines.scoring import part_of
 
 app = typer.Typer(add_completion=False)
 
 _ANSWERS = 30  # timed ones
+_AT_ONCE = 512
 
 
 def evaluation_rows(
@@ -78,30 +80,55 @@ def evaluation_rows(
     return chosen
 
 
-def judge(predictor: Predictor, dataset: xr.Dataset, rows: NDArray[np.bool_]) -> Judged:
-    """Score a version on the pinned samples, and time it."""
+def evaluation_set(
+    dataset: xr.Dataset,
+    name: str,
+    predictors: Mapping[str, Predictor],
+    count: int,
+    *,
+    quiet: bool = False,
+) -> Drawn:
+    """Return the pinned profiles that versions of a registered model are compared on.
+
+    Versions for measured profiles are compared on draws of them, for the data set's campaign;
+    others on :func:`evaluation_rows`.
+
+    Raises
+    ------
+    PromotionError
+        If a version learnt from what is a test sample to another.
+    """
+    if models.is_measured(name):
+        campaign = campaign_of(dataset)
+        return pinned_draws(campaign, -(-count // len(campaign.phases)), quiet=quiet)
+    rows = evaluation_rows(dataset, predictors, count)
+    batches = in_order(profiles_of(dataset, lambda values: values), rows)
     labels = samples_of(dataset)
-    phases, cells, probabilities, one = [], [], [], None
-    with Progress("Evaluating", int(rows.sum()), "profiles") as progress:
-        for batch in in_order(profiles_of(dataset, lambda values: values), rows):
-            answer = predictor.predict(batch.profiles)
+    profiles = np.concatenate([batch.profiles for batch in batches])
+    return Drawn(profiles, labels.phase[rows].astype(np.intp), labels.cells[rows])
+
+
+def judge(predictor: Predictor, pinned: Drawn, *, quiet: bool = False) -> Judged:
+    """Score a version on the pinned profiles, and time it."""
+    phases, cells, probabilities = [], [], []
+    with Progress("Evaluating", len(pinned.phase), "profiles", quiet=quiet) as progress:
+        for low in range(0, len(pinned.phase), _AT_ONCE):
+            answer = predictor.predict(pinned.profiles[low : low + _AT_ONCE])
             phases.append(answer.phase)
             cells.append(answer.cells)
             probabilities.append(answer.probabilities)
-            one = batch.profiles[:1]
-            progress.advance(len(batch.rows))
+            progress.advance(len(answer.phase))
     phase, given = np.concatenate(phases), np.concatenate(cells)
-    truth, target = labels.phase[rows], labels.cells[rows]
+    truth, target = pinned.phase, pinned.cells
     tells_cells = bool(np.isfinite(given).all())
     scores = summary(
         predictor.targets,
         errors(predictor.targets, truth, target, phase, given if tells_cells else target),
     )
     taken = []
-    assert one is not None
     for _ in range(_ANSWERS):
         began = time.perf_counter()
-        predictor.predict(one)
+        predictor.predict(pinned.profiles[:1])
         taken.append(time.perf_counter() - began)
     return Judged(
         scores["all"]["mse_paper"] if tells_cells else math.nan,
@@ -150,8 +177,9 @@ def main(
 ) -> None:
     """Compare a version with the champion on the same samples; promote it if it passes the gate.
 
-    The comparison is a run in MLflow; the version keeps when, how and why it was promoted. The
-    exit code is 1 if the gate was not passed. --rollback takes the last promotion back.
+    Versions for measured profiles are compared on draws of them. The comparison is a run in
+    MLflow; the version keeps when, how and why it was promoted. The exit code is 1 if the gate was
+    not passed. --rollback takes the last promotion back.
     """
     place = runs.Tracking(tracking)
     given = "" if tracking == runs.DEFAULT_URI else f" --tracking {shlex.quote(tracking)}"
@@ -172,12 +200,12 @@ def main(
     own = predictors[candidate.uri].provenance["data"]
     repository = Store(own["uri"] if data is None and store == DEFAULT_URI else store)
     dataset = repository.open(data or own["tag"])
-    rows = evaluation_rows(dataset, predictors, samples)
-    judged = {uri: judge(predictor, dataset, rows) for uri, predictor in predictors.items()}
+    pinned = evaluation_set(dataset, name, predictors, samples, quiet=as_json)
+    judged = {uri: judge(one, pinned, quiet=as_json) for uri, one in predictors.items()}
     against = judged[champion.uri] if champion else None
     gate = Gate(error_ratio, accuracy_drop, calibration_rise, seconds)
     objections = gate.objections(judged[candidate.uri], against)
-    _log(place, dataset, candidate, champion, judged, gate, objections, int(rows.sum()))
+    _log(place, dataset, candidate, champion, judged, gate, objections, len(pinned.phase))
     passed = not objections
     if passed or force:
         promotion.promote(
@@ -192,7 +220,7 @@ def main(
         }  # fmt: skip
         print(json.dumps(_plain(told), indent=2))
     else:
-        _show(dataset, candidate, champion, judged, int(rows.sum()))
+        _show(dataset, candidate, champion, judged, len(pinned.phase))
         for objection in objections:
             say(f"The gate objects to {candidate.uri}: {objection}.")
         if passed or force:
@@ -253,7 +281,10 @@ def _show(
 ) -> None:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left",
-        title=f"{count:,} test samples of {dataset.attrs['tag']}",
+        title=f"{count:,} "
+        + ("draws of measured-looking profiles for the campaign of "
+           if models.is_measured(candidate.name) else "test samples of ")
+        + str(dataset.attrs["tag"]),
     )  # fmt: skip
     systems = list(judged[candidate.uri].by_system)
     for heading in ("", "model", "mse_paper", *systems, "accuracy", "calibration error", "ms"):

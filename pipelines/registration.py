@@ -128,13 +128,11 @@ def register(run_: runs.Run, predictor: Predictor) -> models.ModelVersion:
 
 def _about(provenance: Mapping[str, Any]) -> str:
     """Return what all versions of a registered name have in common."""
-    what = (
-        "Crystal systems"
-        if models.is_classifier(models.registered_name("", provenance["model"]))
-        else "Crystal system and cell"
-    )
+    name = models.registered_name("", provenance["model"])
+    what = "Crystal systems" if models.is_classifier(name) else "Crystal system and cell"
+    kind = "measured" if models.is_measured(name) else "neutron time-of-flight"
     return (
-        f"{what} of neutron time-of-flight profiles, trained on the campaign "
+        f"{what} of {kind} profiles, trained on the campaign "
         f"{provenance['campaign']}. @{models.CHAMPION} answers unless another is named; "
         f"@{promotion.CANDIDATE} is the newest; @{promotion.PREVIOUS} is what a rollback brings "
         f"back. Compare and promote: python -m pipelines.promote NAME VERSION"

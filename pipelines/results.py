@@ -29,7 +29,7 @@ from pipelines.scoring import NEAREST, NEAREST_MEAN, Answers
 
 CLASS_CONDITIONAL = ("forest", "transfer", "deep")
 INTEGRATED = ("integrated-forest", "multitask", "caenn", "guided")
-OURS, CLASSIFIER, INTEGER = "guided", "classifier", "multitask-integer"
+OURS, CLASSIFIER, INTEGER, ROBUST = "guided", "classifier", "multitask-integer", "robust"
 MODELS = (CLASSIFIER, *CLASS_CONDITIONAL, *INTEGRATED, INTEGER)
 """Every model that is trained here, in the order of the tables."""
 
@@ -41,7 +41,7 @@ LABELS = {
     "caenn": "CAENN",
     "guided": "guided (ours)",
     "perceptron": "its glance alone",
-    "robust": "robust (ours)",
+    ROBUST: "robust (ours)",
     INTEGER: "multitask, class as integer",
 }
 BATCH = 512

@@ -99,6 +99,10 @@ def main(
             ("make ui", "compare runs and models in a browser"),
             (f"python -m pipelines.inspect {tag.name} --png patterns.png", "look into the data"),
             ("python -m pipelines.predict FILE --instrument YOURS.instprm", "ask about your data"),
+            (
+                "python -m pipelines.train robust --preset standard",
+                "the network for measured profiles",
+            ),
             ("python -m pipelines", "list all commands"),
         ]
     )

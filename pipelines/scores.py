@@ -13,8 +13,6 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_models.inference import Samples
-from bragg_models.metrics import errors, summary
 from bragg_models.targets import Targets
 from pipelines.console import console, say
 
@@ -45,30 +43,6 @@ EQUATION_1 = (
     "mse_paper is eq. (1) of the paper: squared errors of a, c (Å²) and alpha (rad²) added. "
     "MAE: over the samples in which the parameter is free."
 )
-
-
-def constant_scores(
-    targets: Targets, samples: Samples, training: NDArray[np.bool_], test: NDArray[np.bool_]
-) -> dict[str, dict[str, float]]:
-    """Score the answer that a model without eyes would give: the commonest phase's mean cell.
-
-    Parameters
-    ----------
-    targets, samples
-        The campaign's phases, and the n samples.
-    training, test : shape (n,)
-        Where the mean is taken, and which samples are scored.
-    """
-    commonest, mean = constant_answer(samples.phase, samples.cells, training)
-    count = int(test.sum())
-    total = errors(
-        targets,
-        samples.phase[test],
-        samples.cells[test],
-        np.full(count, commonest),
-        np.tile(mean, (count, 1)),
-    )
-    return summary(targets, total)
 
 
 def constant_answer(

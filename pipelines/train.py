@@ -106,9 +106,9 @@ def main(
     """Train models on a snapshot of the store, score them, and register them in MLflow.
 
     The paper's: classifier; on top of it, a regressor for each crystal system: forest, transfer,
-    deep; all at once: multitask, integrated-forest, caenn. Ours: guided,
-    and robust for measured profiles. The first model of a
-    campaign becomes its champion, the one that predict asks; a later one does if it has a lower
+    deep; all at once: multitask, integrated-forest, caenn. Ours: guided, and robust for measured
+    profiles, which is registered as CAMPAIGN-measured: where there is one, predict asks its
+    champion. The first model of a name becomes its champion; a later one does if it has a lower
     error on the same test samples, or with --promote. An interrupted training goes on at its last
     epoch with --resume RUN.
     """

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from pipelines import figures, recipes
 from pipelines.cluster import open_client
 from pipelines.cluster_options import SlurmOptions
 from pipelines.console import Progress, say
+from pipelines.drawing import TEST_DRAWS, pinned_draws
 from pipelines.forests import FOREST_PRESETS, How
 from pipelines.presets import FORESTS, TrainError, preset_of
 from pipelines.recipes import Made, Task
@@ -47,12 +48,11 @@ from pipelines.registration import (
     run_tags,
     test_set,
 )
-from pipelines.scores import constant_scores, print_scores
+from pipelines.scores import constant_answer, print_scores
 from pipelines.scoring import SPLIT, part_of
 
 _CONDITIONAL = ("forest", "transfer", "deep")
-_TESTED = 4096  # samples, of a model that takes its time
-_UNUSED = -1  # for nothing
+_AT_ONCE = 512  # draws
 
 STATE = Path("data/training")
 """Where the commands keep checkpoints and cached profiles."""
@@ -180,21 +180,23 @@ def train_model(
             f"Data set {dataset.attrs['tag']} has {len(part)} samples, too few to train, "
             f"validate and test on. Simulate more: python -m pipelines.simulate --limit 2000"
         )
-    if order.model == "robust":
-        # It looks closely at what no glance of its own explains. The name of its test set is its
-        # own then, and nobody's who was tested on all.
-        test = np.flatnonzero(part == Part.test)
-        split["tested"] = min(_TESTED, len(test))
-        part[np.setdiff1d(test, test[np.linspace(0, len(test) - 1, _TESTED).astype(int)])] = _UNUSED
+    on_draws = order.model == "robust"
+    if on_draws:
+        split["test_draws"] = TEST_DRAWS  # so its test set has a name of its own
     if order.model in _CONDITIONAL and order.classifier is None:
         order = replace(order, classifier=_classifier(dataset, place, order, split))
     settings = _settings(order)
     provenance = provenance_of(dataset, asdict(order), split, settings)
     say(
-        f"Training [bold]{order.model}[/] (preset {order.preset}) on {dataset.attrs['tag']}, "
-        f"{order.split} split: {(part == Part.training).sum():,} samples to learn from, "
-        f"{(part == Part.validation).sum():,} to choose the best weights on, "
-        f"{(part == Part.test).sum():,} to test"
+        f"Training [bold]{order.model}[/] (preset {order.preset}) on "
+        + (
+            f"draws of measured-looking profiles of the campaign of {dataset.attrs['tag']}"
+            if on_draws
+            else f"{dataset.attrs['tag']}, "
+            f"{order.split} split: {(part == Part.training).sum():,} samples to learn from, "
+            f"{(part == Part.validation).sum():,} to choose the best weights on, "
+            f"{(part == Part.test).sum():,} to test"
+        )
     )
     with _run(place, name, order, provenance, resume) as run_:
         state = place.state / "runs" / run_.id
@@ -209,10 +211,11 @@ def train_model(
             made.kind, made.model, task.targets, made.preprocessing, dataset.sizes["tof"],
             provenance, made.classifier,
         )  # fmt: skip
-        scores = _tested(task, predictor, made, order, fit_seconds, labels, part)
+        test = _drawn(task) if on_draws else _stored(task, labels, part, order.split)
+        scores = _tested(task, predictor, made, order, fit_seconds, test)
         version = register(run_, predictor)
         if made.kind == "guided":
-            _register_glance(run_, task, predictor, labels, part)
+            _register_glance(run_, predictor, test)
     shutil.rmtree(state, ignore_errors=True)
     # What is trained to be compared on other samples is not to answer unasked.
     if order.split != "random" and not promote:
@@ -339,23 +342,56 @@ def _classifier(dataset: xr.Dataset, place: Place, order: Order, split: Mapping[
 # ---- scores ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Test:
+    """What a model is tested on: batches of profiles, and the truth of all of them in order."""
+
+    title: str
+    batches: Callable[[], Iterator[NDArray[np.float32]]]
+    phase: NDArray[np.integer]
+    cells: NDArray[np.float64]
+    constant: tuple[int, NDArray[np.float64]]
+
+
+def _stored(task: Task, labels: Labels, part: NDArray[np.int8], split: str) -> _Test:
+    """Return the test samples of a split, in stored order."""
+    wanted = part == Part.test
+
+    def batches() -> Iterator[NDArray[np.float32]]:
+        for batch in in_order(profiles_of(task.dataset, _as_they_are), wanted):
+            yield batch.profiles
+
+    return _Test(
+        f"Test samples, {split} split", batches, labels.phase[wanted], labels.cells[wanted],
+        constant_answer(labels.phase, labels.cells, part == Part.training),
+    )  # fmt: skip
+
+
+def _drawn(task: Task) -> _Test:
+    """Return the pinned draws of measured-looking profiles."""
+    draws = pinned_draws(campaign_of(task.dataset), TEST_DRAWS)
+
+    def batches() -> Iterator[NDArray[np.float32]]:
+        for low in range(0, len(draws.profiles), _AT_ONCE):
+            yield draws.profiles[low : low + _AT_ONCE]
+
+    everywhere = np.ones(len(draws.phase), dtype=bool)
+    return _Test(
+        "Draws of measured-looking profiles", batches, draws.phase, draws.cells,
+        constant_answer(draws.phase, draws.cells, everywhere),
+    )  # fmt: skip
+
+
 def _tested(
-    task: Task,
-    predictor: Predictor,
-    made: Made,
-    order: Order,
-    fit_seconds: float,
-    labels: Labels,
-    part: NDArray[np.int8],
+    task: Task, predictor: Predictor, made: Made, order: Order, fit_seconds: float, test: _Test
 ) -> dict[str, dict[str, float]]:
-    """Score a model on the test samples: print, log with figures, write into its provenance."""
-    test = part == Part.test
-    answers = _answers(task.dataset, predictor, test)
-    total = errors(task.targets, labels.phase[test], labels.cells[test], *answers)
+    """Score a model: print, log with figures, write into its provenance."""
+    answers = _answers(predictor, test)
+    total = errors(task.targets, test.phase, test.cells, *answers)
     scores = summary(task.targets, total)
     metrics: dict[str, Any] = {"test": scores, "fit_seconds": fit_seconds}
     is_classifier = order.model == "classifier"
-    wrong = float((answers[0] != labels.phase[test]).sum())
+    wrong = float((answers[0] != test.phase).sum())
     scores["all"]["wrong"] = wrong
     if is_classifier:
         scores = {
@@ -364,70 +400,60 @@ def _tested(
         }
         metrics["test"] = scores
     if order.model in _CONDITIONAL:
-        _, told = _answers(task.dataset, predictor, test, labels.phase)
+        _, told = _answers(predictor, test, test.phase)
         metrics["test_true_system"] = summary(
-            task.targets,
-            errors(task.targets, labels.phase[test], labels.cells[test], labels.phase[test], told),
+            task.targets, errors(task.targets, test.phase, test.cells, test.phase, told)
         )
     task.run.log_metrics(metrics)
     provenance: Any = predictor.provenance
     provenance["test"] = scores
     provenance["score"] = (
-        {"name": "error_rate", "value": wrong / int(test.sum())}
+        {"name": "error_rate", "value": wrong / len(test.phase)}
         if is_classifier
         else {"name": "mse_paper", "value": scores["all"]["mse_paper"]}
     )
     say()
-    n = task.dataset.sizes["sample"]
     if is_classifier:
-        say(f"Test samples, {order.split} split: {wrong:,.0f} of {test.sum():,} systems wrong")
+        say(f"{test.title}: {wrong:,.0f} of {len(test.phase):,} systems wrong")
     else:
+        phase, cell = test.constant
+        n = len(test.phase)
+        constant = errors(
+            task.targets, test.phase, test.cells, np.full(n, phase), np.tile(cell, (n, 1))
+        )
         print_scores(
-            str(provenance["campaign"]), order.model, scores,
-            constant_scores(
-                task.targets,
-                Samples(task.samples.profiles, labels.phase, labels.cells),
-                part[:n] == Part.training,
-                test,
-            ),
-            task.targets, f"Test samples, {order.split} split",
+            str(provenance["campaign"]), order.model, scores, summary(task.targets, constant),
+            task.targets, test.title,
         )  # fmt: skip
-    _draw(task, made, labels, test, answers, total.confusion)
+    _draw(task, made, test, answers, total.confusion)
     return scores
 
 
 def _answers(
-    dataset: xr.Dataset,
-    predictor: Predictor,
-    wanted: NDArray[np.bool_],
-    phase: NDArray[np.integer] | None = None,
+    predictor: Predictor, test: _Test, phase: NDArray[np.integer] | None = None
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return the phases and cells that a model finds for the wanted samples, in stored order."""
-    phases, cells = [], []
-    with Progress("Testing", int(wanted.sum()), "profiles") as progress:
-        for batch in in_order(profiles_of(dataset, _as_they_are), wanted):
-            told = None if phase is None else phase[batch.rows]
-            answer = predictor.predict(batch.profiles, told)
+    """Return the phases and cells that a model finds, in order; cells of told phases, if any."""
+    phases, cells, done = [], [], 0
+    with Progress("Testing", len(test.phase), "profiles") as progress:
+        for profiles in test.batches():
+            told = None if phase is None else phase[done : done + len(profiles)]
+            answer = predictor.predict(profiles, told)
             phases.append(answer.phase)
             cells.append(answer.cells)
-            progress.advance(len(batch.rows))
+            done += len(profiles)
+            progress.advance(len(profiles))
     return np.concatenate(phases), np.concatenate(cells)
 
 
-def _register_glance(
-    run_: runs.Run, task: Task, guided: Predictor, labels: Labels, part: NDArray[np.int8]
-) -> None:
+def _register_glance(run_: runs.Run, guided: Predictor, test: _Test) -> None:
     """Register the guided network's glance as a model of its own: what a network alone can do."""
     glance: Any = guided.model.glance  # type: ignore[union-attr]
     provenance = {**guided.provenance, "model": "perceptron"}
     predictor = Predictor(
         "perceptron", glance, guided.targets, guided.preprocessing, guided.points, provenance
     )
-    test = part == Part.test
-    answers = _answers(task.dataset, predictor, test)
-    scores = summary(
-        task.targets, errors(task.targets, labels.phase[test], labels.cells[test], *answers)
-    )
+    found = errors(predictor.targets, test.phase, test.cells, *_answers(predictor, test))
+    scores = summary(predictor.targets, found)
     run_.log_metrics({"test_glance": scores})
     say(f"Its glance alone, a perceptron: mse_paper {scores['all']['mse_paper']:.2e}")
     provenance["test"] = scores
@@ -438,14 +464,14 @@ def _register_glance(
 def _draw(
     task: Task,
     made: Made,
-    labels: Labels,
-    test: NDArray[np.bool_],
+    test: _Test,
     answers: tuple[NDArray[np.intp], NDArray[np.float64]],
     confusion: NDArray[np.int64],
 ) -> None:
     """Draw what the training came to, and log the figures."""
-    run_, systems = task.run, labels.crystal_system[test]
-    cells, names = labels.cells[test], task.targets.names
+    run_, cells, names = task.run, test.cells, task.targets.names
+    system_of = np.array([int(one.crystal_system) for one in task.targets.lattices])
+    systems = system_of[test.phase]
     free = {
         int(lattice.crystal_system): lattice.free_parameters for lattice in task.targets.lattices
     }
@@ -457,23 +483,33 @@ def _draw(
     run_.log_figure(figures.confusion(confusion, names), "figures/confusion.png")
     if np.isfinite(answers[1]).all():
         run_.log_figure(figures.parity(cells, answers[1], systems, free), "figures/parity.png")
-        squared, _ = squared_errors(task.targets, labels.phase[test], cells, answers[1])
+        squared, _ = squared_errors(task.targets, test.phase, cells, answers[1])
         run_.log_figure(figures.error_map(cells, squared, systems, free), "figures/error_map.png")
     if made.kind == "caenn":
-        rows = np.concatenate(
-            [np.flatnonzero(test & (labels.phase == code))[:2] for code in range(len(names))]
-        )
+        rows = np.concatenate([np.flatnonzero(test.phase == c)[:2] for c in range(len(names))])
         function = preprocessing(made.preprocessing).function
-        profiles = np.asarray(function(task.dataset.intensity[rows].values), dtype=np.float32)
+        profiles = np.asarray(function(_some(test, rows)), dtype=np.float32)
         again = recipes.reconstructions(made, profiles)
         if again is not None:
             tof = task.dataset.tof.values
             first = CROP_SHORT_TOF if len(tof) > profiles.shape[1] else 0
             figure = figures.reconstructions(
                 tof[first : first + profiles.shape[1]], profiles, again,
-                [names[code] for code in labels.phase[rows]], labels.crystal_system[rows],
+                [names[code] for code in test.phase[rows]], systems[rows],
             )  # fmt: skip
             run_.log_figure(figure, "figures/reconstructions.png")
+
+
+def _some(test: _Test, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Return the profiles of a few rows."""
+    found, done = {}, 0
+    for profiles in test.batches():
+        here = rows[(rows >= done) & (rows < done + len(profiles))]
+        found.update({int(row): profiles[row - done] for row in here})
+        done += len(profiles)
+        if len(found) == len(rows):
+            break
+    return np.stack([found[int(row)] for row in rows])
 
 
 def _point(result: EpochResult) -> dict[str, float]:

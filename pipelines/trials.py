@@ -338,7 +338,7 @@ def _done(
 @lru_cache(maxsize=1)
 def _known(model: Registered) -> tuple[Predictor, Simulator]:
     predictor = load_version(model.tracking_uri, model.version)
-    return predictor, simulator_for(predictor.campaign)
+    return predictor, simulator_for(predictor.campaign, cache=INDICES)
 
 
 @lru_cache(maxsize=1)
@@ -396,11 +396,14 @@ def _simulator_of(model: Registered, kind: str, other: Instrument | None) -> Sim
     predictor, own = _known(model)
     campaign = predictor.campaign
     if kind in _FOREIGN:
-        return simulator_for(campaign, [rectangular_phase(kind, *_FOREIGN[kind])])
+        phases = [rectangular_phase(kind, *_FOREIGN[kind])]
+        return simulator_for(campaign, phases, cache=INDICES)
     if kind == _WRONG_DIFC:
         difc = 0.81 * campaign.instrument.difc
-        return simulator_for(campaign, instrument=campaign.instrument.moved(difc=difc))
-    return simulator_for(campaign, instrument=other) if kind == _OTHER_BANK else own
+        other = campaign.instrument.moved(difc=difc)
+    elif kind != _OTHER_BANK:
+        return own
+    return simulator_for(campaign, instrument=other, cache=INDICES)
 
 
 def _foreign(

@@ -20,7 +20,7 @@ from bragg_models.predictors import Predictor
 from catalog import models
 from catalog.models import ModelVersion
 from catalog.runs import Tracking
-from pipelines import train
+from pipelines import train, training
 from pipelines.presets import PRESETS
 from pipelines.registration import load_version
 
@@ -31,13 +31,14 @@ GLANCE_EPOCHS = 3
 
 def shorten() -> None:
     """Make the quick presets short; called by the processes that are killed, too."""
+    training.TEST_DRAWS = 20
     for name, known in PRESETS.items():
         quick = known["quick"]
         epochs = {"guided": GLANCE_EPOCHS, "robust": 20}.get(name, 1)
         stages = {stage: replace(s, epochs=epochs) for stage, s in quick.stages.items()}
         ours = name in ("guided", "robust")
         network = {"draws": 256, "starts": 8} if ours else quick.network
-        draws = (200, 100) if name == "robust" else quick.draws
+        draws = (200, 50) if name == "robust" else quick.draws
         known["quick"] = replace(
             quick, stages=stages, turns=1, network=network, max_seconds=None, draws=draws
         )  # fmt: skip
@@ -46,8 +47,10 @@ def shorten() -> None:
 @contextmanager
 def shortened() -> Iterator[None]:
     before = {name: known["quick"] for name, known in PRESETS.items()}
+    test_draws = training.TEST_DRAWS
     shorten()
     yield
+    training.TEST_DRAWS = test_draws
     for name, known in PRESETS.items():
         known["quick"] = before[name]
 
@@ -77,8 +80,7 @@ class Bench:
 
     def versions(self, model: str) -> list[ModelVersion]:
         """The newest first."""
-        name = "small-classifier" if model == "classifier" else "small"
-        found = models.versions(self.tracking, name)
+        found = models.versions(self.tracking, models.registered_name("small", model))
         return [version for version in found if version.tags["model"] == model]
 
     def predictor(self, model: str) -> Predictor:

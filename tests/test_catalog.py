@@ -171,6 +171,43 @@ def test_a_model_comes_back_by_its_alias_and_predicts_as_before(
     np.testing.assert_allclose(scaled.probabilities, after.probabilities, atol=1e-5)
 
 
+def test_a_version_that_was_copied_in_mlflow_answers_too(
+    tmp_path: Path,
+    tracking_in: Callable[[Path], Tracking],
+    predictor: Predictor,
+    profiles: np.ndarray,
+) -> None:
+    place = tracking_in(tmp_path)
+    with place.run("small", "a run", {}) as run:
+        version = registered(run, predictor, tmp_path / "predictor")
+    again = [("small-measured", version.uri), ("twice", "models:/small-measured/1")]
+    for name, source in again:
+        place.client.copy_model_version(source, name)
+        found = models.find(place, f"models:/{name}/1")
+        assert found.source == version.source
+        told = load_version(place.uri, found).predict(profiles)
+        np.testing.assert_array_equal(told.cells, predictor.predict(profiles).cells)
+
+
+def test_the_champion_for_measured_profiles_answers_unless_another_is_named(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking], predictor: Predictor
+) -> None:
+    place = tracking_in(tmp_path)
+    with place.run("small", "a run", {}) as run:
+        version = registered(run, predictor, tmp_path / "predictor")
+    models.set_alias(place, version, models.CHAMPION)
+    name = models.registered_name("small", "robust")
+    place.client.copy_model_version(version.uri, name)
+    place.client.copy_model_version(version.uri, models.registered_name("small", "classifier"))
+    # Nobody has made it the champion yet.
+    assert models.champion_uri(place) == "models:/small@champion"
+    models.set_alias(place, models.find(place, f"models:/{name}/1"), models.CHAMPION)
+    assert models.champion_uri(place) == "models:/small-measured@champion"
+    place.client.copy_model_version(version.uri, "large")
+    with pytest.raises(ModelError, match="registered: large, small-measured"):
+        models.champion_uri(place)
+
+
 def test_mlflow_s_own_tools_read_it_too(
     version: ModelVersion, predictor: Predictor, profiles: np.ndarray
 ) -> None:

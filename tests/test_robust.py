@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from typer.testing import CliRunner
 from bragg_data.nuisance import Nuisance, draw, draw_cells, simulator_for
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from bragg_models.robust import Robust
+from catalog import models
 from catalog.runs import Tracking
-from pipelines import validate
+from pipelines import promote, validate
 from pipelines.verdicts import verdict_json
 
 if TYPE_CHECKING:
@@ -44,7 +46,10 @@ def predictor(own_bench: Bench) -> Predictor:
     told = own_bench("robust")
     assert "Calibrated: " in told
     (version,) = own_bench.versions("robust")
+    assert version.uri == "models:/small-measured/1"
     assert version.tags["model"] == "robust"
+    assert "Draws of measured-looking profiles" in told
+    assert "models:/small-measured" in models.champion_uri(own_bench.tracking)
     return own_bench.predictor("robust")
 
 
@@ -161,6 +166,30 @@ def test_a_known_phase_is_kept(predictor: Predictor, draws: tuple[np.ndarray, ..
 def test_ranges_are_plain_values() -> None:
     assert Nuisance().to_json()["counts"] == [1500.0, 200_000.0]
     assert issubclass(Robust, torch.nn.Module)
+
+
+def test_versions_for_measured_profiles_are_compared_on_pinned_draws(
+    own_bench: Bench, predictor: Predictor
+) -> None:
+    (version,) = own_bench.versions("robust")
+    copied = own_bench.tracking.client.copy_model_version(version.uri, version.name)
+    result = CliRunner().invoke(
+        promote.app,
+        [version.name, str(copied.version), "--samples", "30", "--json", "--seconds", "10",
+         "--store", own_bench.store.uri, "--tracking", own_bench.tracking.uri],
+        catch_exceptions=False,
+    )  # fmt: skip
+    told = json.loads(result.stdout)
+    assert (told["champion"], told["passed"]) == (version.uri, True), told["objections"]
+    first, second = told["judged"].values()
+    assert {k: v for k, v in first.items() if k != "seconds"} == {
+        k: v for k, v in second.items() if k != "seconds"
+    }
+    # The noise is in it: on clean patterns the error would be a hundredth.
+    assert first["mse_paper"] > 1e-8
+    assert predictor.provenance["split"]["test_draws"] > 0
+    promote.promotion.rollback(own_bench.tracking, version.name, reason="only a copy")
+    own_bench.tracking.client.delete_model_version(version.name, str(copied.version))
 
 
 def test_it_is_tried_on_fresh_draws(own_bench: Bench, predictor: Predictor, tmp_path: Path) -> None:
