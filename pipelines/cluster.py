@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from pipelines.console import Progress
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is the driver's and the scheduler's
 _CONNECT_SECONDS = 8.0
+_AGAIN_SECONDS = 0.2  # after which a signal is given again: not at once in the same finaliser
 
 
 def check_cluster(cluster: str, workers: int | None = None) -> None:
@@ -91,7 +93,7 @@ def open_client(
         opened = open_slurm(slurm or SlurmOptions())
     else:
         opened = _open_running(cluster)
-    with opened as client:
+    with _no_signal_lost(), opened as client:
         try:
             client.register_plugin(_OneThread())
         except Exception as error:  # the worker's, or a bare Exception with its text
@@ -167,6 +169,37 @@ def _open_local(workers: int) -> Iterator[Client]:
                     )
                 )
         yield stack.enter_context(Client(cluster))
+
+
+@contextlib.contextmanager
+def _no_signal_lost() -> Iterator[None]:
+    """Give a signal to end again, if it came where Python drops what its handler raises.
+
+    That is in a finaliser or in a callback of the garbage collector, both of which Dask has.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        yield  # no signal is handled here
+        return
+    before = sys.unraisablehook
+
+    def told(dropped: sys.UnraisableHookArgs) -> None:
+        before(dropped)
+        number = 0
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            number = signal.SIGINT
+        elif isinstance(dropped.exc_value, SystemExit) and isinstance(dropped.exc_value.code, int):
+            number = dropped.exc_value.code - 128
+        if number > 0 and threading.current_thread() is main:
+            again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main.ident, number))
+            again.daemon = True
+            again.start()
+
+    sys.unraisablehook = told
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

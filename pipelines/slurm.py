@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _SECONDS = 30.0  # for one answer of a busy controller, and for cancelled jobs to go
 _RETRY_SECONDS = 60.0  # between submissions of a job that SLURM refuses while others run
-_OBEY_SECONDS = 5.0  # after which a signal to end is given again if nobody has begun to
 _FRUITLESS_JOBS = 3  # as many jobs that brought no worker, and we give up
 # Reasons for which SLURM accepts a job and then never starts it (squeue(1), JOB REASON CODES;
 # where an account or QOS is not let in, a sentence of slurmctld). `sbatch --test-only` does not
@@ -136,7 +135,7 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
         raise ClusterError(f"SLURM does not answer: {' '.join(words.split())}") from error
     shared = _expanded(options.shared_directory or _configured("shared-temp-directory") or "~")
     with contextlib.ExitStack() as stack:
-        leaving = stack.enter_context(_signals_obeyed_in_order())
+        stack.enter_context(_signals_obeyed_in_order())
         try:
             directory = stack.enter_context(
                 tempfile.TemporaryDirectory(
@@ -157,7 +156,6 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
         cluster.submit(options.jobs)
         client = stack.enter_context(Client(cluster))
         watch = stack.enter_context(_Watch(cluster, client, name))
-        stack.callback(leaving.set)
         try:
             yield client
         except Exception as error:
@@ -167,36 +165,20 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def _signals_obeyed_in_order() -> Iterator[threading.Event]:
-    """Let a signal to end (from timeout, a service, a closed terminal) cancel the jobs first.
-
-    Yields
-    ------
-    threading.Event
-        To be set by whoever begins to end, which a signal that comes late then leaves in peace.
-    """
-    leaving = threading.Event()
-    main = threading.main_thread()
+def _signals_obeyed_in_order() -> Iterator[None]:
+    """Let a signal to end (from timeout, a service, a closed terminal) cancel the jobs first."""
 
     def obey(number: int, _: object) -> None:
-        def repeat() -> None:
-            if not leaving.wait(_OBEY_SECONDS):
-                signal.pthread_kill(main.ident or 0, number)
-
-        # Python drops an exception that comes up in a finaliser or in a callback of its garbage
-        # collector, both of which Dask has.
-        threading.Thread(target=repeat, daemon=True).start()
         sys.exit(128 + number)
 
     changed = {}
-    if threading.current_thread() is main:
+    if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # an ignored one, as by nohup, stays so
                 changed[number] = signal.signal(number, obey)
     try:
-        yield leaving
+        yield
     finally:
-        leaving.set()
         for number, handler in changed.items():
             signal.signal(number, handler)
 

@@ -208,22 +208,38 @@ def test_killed_driver_leaves_no_job(
     assert "ERROR" not in errors  # as Dask's log has it
 
 
-def test_signal_that_comes_in_a_finaliser_is_obeyed(options: SlurmOptions) -> None:
-    work = """
+_FINALISER = """
         class Last:
             def __del__(self):
-                print("finaliser", flush=True)
+                print("there", flush=True)
                 time.sleep(3)
         Last()
         time.sleep(600)
 """
+_COLLECTION = """
+        import gc
+        def told(phase, info):
+            print("there", flush=True)
+            gc.callbacks.remove(told)
+            time.sleep(3)
+        gc.callbacks.append(told)
+        gc.collect()
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("work", [_FINALISER, _COLLECTION], ids=["finaliser", "collection"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_where_python_drops_exceptions_is_obeyed(
+    options: SlurmOptions, number: signal.Signals, work: str
+) -> None:
     with driver(options, work) as process:
         assert process.stdout
-        assert process.stdout.readline() == "finaliser\n"
-        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "there\n"
+        process.send_signal(number)
         errors = errors_of(process)
     assert "Exception ignored" in errors
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode in (-number, 128 + number)
     assert not queue()
 
 
