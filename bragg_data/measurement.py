@@ -21,7 +21,8 @@ from bragg_data.measured import (
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.profile_files import Profile, ProfileError, read_profiles
 
-_SAME_ANGLE = 5.0  # degrees between the angles of two banks that count as one
+SAME_ANGLE = 5.0
+"""Degrees between the angles of two banks that count as one."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> lis
     chosen = [
         p
         for p in profiles
-        if p.two_theta is not None and abs(p.two_theta - instrument.two_theta) < _SAME_ANGLE
+        if p.two_theta is not None and abs(p.two_theta - instrument.two_theta) < SAME_ANGLE
     ]
     if not chosen and all(p.two_theta is None for p in profiles):
         chosen = [p for p in profiles if p.bank == instrument.bank]

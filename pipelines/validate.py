@@ -19,6 +19,7 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystal import CELL_PARAMETERS
 from bragg_data.instrument import Instrument, InstrumentError, read_instruments
 from bragg_data.kinematic import Simulator
+from bragg_data.measurement import SAME_ANGLE
 from bragg_data.overlay import lay_over, peaks, simulator_of
 from bragg_data.refinement import Refiner
 from bragg_data.schema import campaign_of, samples_of
@@ -157,7 +158,7 @@ def main(
     dataset = repository.open(trained_on or default_tag(repository))
     campaign, labels = campaign_of(dataset), samples_of(dataset)
     targets = targets_of(campaign.phases, labels.phase, labels.cells)
-    bank = _other_bank(other, campaign) if other is not None else None
+    bank = other_bank(other, campaign) if other is not None else None
     tried = draws or foreign or refined_draws
     sets = _sets(data, repository, campaign) if data is not None or not tried else []
     chosen = [c for c in candidates(place, dataset, models or ()) if models or c.split == "random"]
@@ -250,17 +251,18 @@ def main(
     )  # fmt: skip
 
 
-def _other_bank(path: Path, campaign: Campaign) -> Instrument:
-    """Return the bank of a file that is most like the campaign's, but another one."""
-    difc = campaign.instrument.difc
-    banks = [one for one in read_instruments(path) if abs(one.difc / difc - 1) > 0.01]
+def other_bank(path: Path, campaign: Campaign) -> Instrument:
+    """Return the bank of a file that is most like the campaign's, but at another angle."""
+    difc, angle = campaign.instrument.difc, campaign.instrument.two_theta
+    # The same bank with another calibration is no other bank.
+    banks = [one for one in read_instruments(path) if abs(one.two_theta - angle) > SAME_ANGLE]
     for bank in sorted(banks, key=lambda one: abs(np.log(one.difc / difc))):
         with suppress(InstrumentError):  # no peak shape in a part of the window
             Simulator(campaign.phases, bank, campaign.grid, size=1.0, microstrain=1000.0)
             return bank
     raise ValidateError(
-        f"{path} has no bank but the campaign's that gives peaks at its times of flight: name "
-        f"another instrument file."
+        f"{path} has no bank at another angle than {angle:g}° that gives peaks at the campaign's "
+        f"times of flight: name another instrument file."
     )
 
 

@@ -204,3 +204,21 @@ def test_refinements_from_several_starts_are_scored_each_by_itself(
     text = refinement_sheet(known, targets, fits).markdown()
     assert "4 of 4" in text
     assert "100%" in text
+
+
+def test_another_bank_stands_at_another_angle(small_campaign: Campaign, tmp_path: Path) -> None:
+    own = small_campaign.instrument
+    texts = [
+        own.text.replace("2-theta:122.0", f"2-theta:{angle}")
+        .replace(f"difC:{own.difc}", f"difC:{difc}")
+        .replace("#GSAS-II", f"#Bank {number}: GSAS-II")
+        .replace("Bank:4", f"Bank:{number}")
+        for number, angle, difc in ((2, 31.0, 2851.1), (3, 65.0, 5612.4), (4, 120.4, 9068.6))
+    ]
+    file = tmp_path / "banks.instprm"
+    file.write_text("".join(texts))
+    # The same bank with another calibration is the most alike, and no other.
+    assert validate.other_bank(file, small_campaign).bank == 3
+    file.write_text(texts[2])
+    with pytest.raises(ValidateError, match="no bank at another angle than 122°"):
+        validate.other_bank(file, small_campaign)
