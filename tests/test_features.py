@@ -119,7 +119,8 @@ def test_the_transfer_learner_is_trained_on_the_classifier_s_view(
     assert f"Features from the view classifier_256@1, snapshot {done.snapshot_id}" in told
     run = tracking.client.get_run(other.versions("transfer")[0].run_id)
     assert run.data.params["view_snapshot_id"] == done.snapshot_id
-    assert other.metrics("transfer") == bench.metrics("transfer")
+    # The first of those there: tests of other modules may have trained it again.
+    assert other.metrics("transfer") == bench.metrics("transfer", -1)
     stored = features.load(view, TAG, store.uri).classifier_256[:64].values
     seen = other.predictor("transfer").features(dataset.intensity[:64].values)
     np.testing.assert_array_equal(seen, stored)
