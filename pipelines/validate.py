@@ -109,7 +109,7 @@ def main(
             "--refined-draws",
             min=0,
             metavar="N",
-            help="Draws of each phase to refine from several starts. 500 take an hour.",
+            help="Draws of each phase to refine from several starts. 500 take 20 minutes.",
         ),
     ] = 0,
     other: Annotated[
