@@ -27,15 +27,14 @@ from bragg_models.metrics import calibration_error, errors, summary
 from bragg_models.predictors import Predictor
 from catalog import models, promotion, runs
 from catalog.promotion import Gate, Judged, PromotionError
-from pipelines.console import Progress, console, next_commands, run, say
+from pipelines.console import console, next_commands, run, say
 from pipelines.drawing import Drawn, pinned_draws
 from pipelines.registration import load_version
-from pipelines.scoring import part_of
+from pipelines.scoring import answered, in_batches, part_of
 
 app = typer.Typer(add_completion=False)
 
 _ANSWERS = 30  # timed ones
-_AT_ONCE = 512
 
 
 def evaluation_rows(
@@ -110,15 +109,9 @@ def evaluation_set(
 
 def judge(predictor: Predictor, pinned: Drawn, *, quiet: bool = False) -> Judged:
     """Score a version on the pinned profiles, and time it."""
-    phases, cells, probabilities = [], [], []
-    with Progress("Evaluating", len(pinned.phase), "profiles", quiet=quiet) as progress:
-        for low in range(0, len(pinned.phase), _AT_ONCE):
-            answer = predictor.predict(pinned.profiles[low : low + _AT_ONCE])
-            phases.append(answer.phase)
-            cells.append(answer.cells)
-            probabilities.append(answer.probabilities)
-            progress.advance(len(answer.phase))
-    phase, given = np.concatenate(phases), np.concatenate(cells)
+    phase, given, probabilities = answered(
+        predictor, in_batches(pinned.profiles), len(pinned.phase), doing="Evaluating", quiet=quiet
+    )
     truth, target = pinned.phase, pinned.cells
     tells_cells = bool(np.isfinite(given).all())
     scores = summary(
@@ -133,7 +126,7 @@ def judge(predictor: Predictor, pinned: Drawn, *, quiet: bool = False) -> Judged
     return Judged(
         scores["all"]["mse_paper"] if tells_cells else math.nan,
         scores["all"]["accuracy"],
-        calibration_error(np.concatenate(probabilities), truth),
+        calibration_error(probabilities, truth),
         statistics.median(taken),
         {k: v["mse_paper"] for k, v in scores.items() if k != "all"} if tells_cells else {},
     )

@@ -18,6 +18,7 @@ from bragg_data.splits import Part, blocked_split, random_split
 from bragg_models.batches import Batch, in_order, profiles_of
 from bragg_models.library import Library, Neighbours, mean_of_nearest
 from bragg_models.metrics import Errors, bootstrap_intervals, errors, squared_errors, summary
+from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.console import Progress
 from pipelines.scores import Score, constant_answer
@@ -33,6 +34,7 @@ NEAREST_OF = 4
 
 _SPLITS = {"random": "random split", "blocked": "blocked split"}
 _TOGETHER = 1024  # profiles asked about at a time
+_AT_ONCE = 512  # the same of profiles in memory
 
 Cells = NDArray[np.float64]
 Phases = NDArray[np.integer]
@@ -83,6 +85,49 @@ class HeldOut:
         """What is shown."""
         what = _SPLITS.get(self.name, "off the grid")
         return f"{what}, {self.count:,} samples of {self.dataset.attrs['tag']}"
+
+
+def in_batches(profiles: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Yield profiles (n, points) some at a time."""
+    for low in range(0, len(profiles), _AT_ONCE):
+        yield profiles[low : low + _AT_ONCE]
+
+
+def answered(
+    predictor: Predictor,
+    batches: Iterable[NDArray[np.float32]],
+    count: int,
+    phase: NDArray[np.integer] | None = None,
+    *,
+    doing: str,
+    quiet: bool = False,
+) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """Ask a model about batches of profiles, with a progress bar.
+
+    Parameters
+    ----------
+    predictor, batches, count
+        Whom, about which profiles, and how many they are.
+    phase : shape (count,)
+        Known phases, if the model is not to find them.
+    doing, quiet
+        For the progress bar.
+
+    Returns
+    -------
+    phase, cells, probabilities : shapes (count,), (count, 6), (count, n_phases)
+    """
+    phases, cells, probabilities, done = [], [], [], 0
+    with Progress(doing, count, "profiles", quiet=quiet) as progress:
+        for profiles in batches:
+            told = None if phase is None else phase[done : done + len(profiles)]
+            answer = predictor.predict(profiles, told)
+            phases.append(answer.phase)
+            cells.append(answer.cells)
+            probabilities.append(answer.probabilities)
+            done += len(profiles)
+            progress.advance(len(profiles))
+    return np.concatenate(phases), np.concatenate(cells), np.concatenate(probabilities)
 
 
 def part_of(name: str, labels: Samples, values: Mapping[str, Any]) -> NDArray[np.int8]:

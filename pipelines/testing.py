@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,15 @@ from bragg_models.predictors import Predictor
 from bragg_models.training import EpochResult
 from catalog import runs
 from pipelines import figures, recipes
-from pipelines.console import Progress, say
+from pipelines.console import say
 from pipelines.drawing import pinned_draws
 from pipelines.recipes import Made, Task
 from pipelines.registration import register
 from pipelines.scores import constant_answer, print_scores
+from pipelines.scoring import answered, in_batches
 
 CONDITIONAL = ("forest", "transfer", "deep")
 """Models with a regressor for each phase, which a classifier tells."""
-
-_AT_ONCE = 512  # draws
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,10 @@ def drawn_test(task: Task, per_phase: int) -> Test:
     """Return the pinned draws of measured-looking profiles."""
     draws = pinned_draws(campaign_of(task.dataset), per_phase)
 
-    def batches() -> Iterator[NDArray[np.float32]]:
-        for low in range(0, len(draws.profiles), _AT_ONCE):
-            yield draws.profiles[low : low + _AT_ONCE]
-
     everywhere = np.ones(len(draws.phase), dtype=bool)
     return Test(
-        "Draws of measured-looking profiles", batches, draws.phase, draws.cells,
-        constant_answer(draws.phase, draws.cells, everywhere),
+        "Draws of measured-looking profiles", partial(in_batches, draws.profiles),
+        draws.phase, draws.cells, constant_answer(draws.phase, draws.cells, everywhere),
     )  # fmt: skip
 
 
@@ -94,7 +90,7 @@ def tested(
     """
     provenance: Any = predictor.provenance
     model = str(provenance["model"])
-    answers = _answered(predictor, test)
+    answers = answered(predictor, test.batches(), len(test.phase), doing="Testing")[:2]
     total = errors(task.targets, test.phase, test.cells, *answers)
     scores = summary(task.targets, total)
     metrics: dict[str, Any] = {"test": scores, "fit_seconds": fit_seconds}
@@ -108,7 +104,7 @@ def tested(
         }
         metrics["test"] = scores
     if model in CONDITIONAL:
-        _, told = _answered(predictor, test, test.phase)
+        told = answered(predictor, test.batches(), len(test.phase), test.phase, doing="Testing")[1]
         metrics["test_true_system"] = summary(
             task.targets, errors(task.targets, test.phase, test.cells, test.phase, told)
         )
@@ -136,22 +132,6 @@ def tested(
     return scores
 
 
-def _answered(
-    predictor: Predictor, test: Test, phase: NDArray[np.integer] | None = None
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return the phases and cells that a model finds, in order; cells of told phases, if any."""
-    phases, cells, done = [], [], 0
-    with Progress("Testing", len(test.phase), "profiles") as progress:
-        for profiles in test.batches():
-            told = None if phase is None else phase[done : done + len(profiles)]
-            answer = predictor.predict(profiles, told)
-            phases.append(answer.phase)
-            cells.append(answer.cells)
-            done += len(profiles)
-            progress.advance(len(profiles))
-    return np.concatenate(phases), np.concatenate(cells)
-
-
 def register_glance(run_: runs.Run, guided: Predictor, test: Test) -> None:
     """Register the guided network's glance as a model of its own: what a network alone can do."""
     glance: Any = guided.model.glance  # type: ignore[union-attr]
@@ -159,7 +139,8 @@ def register_glance(run_: runs.Run, guided: Predictor, test: Test) -> None:
     predictor = Predictor(
         "perceptron", glance, guided.targets, guided.preprocessing, guided.points, provenance
     )
-    found = errors(predictor.targets, test.phase, test.cells, *_answered(predictor, test))
+    answers = answered(predictor, test.batches(), len(test.phase), doing="Testing")[:2]
+    found = errors(predictor.targets, test.phase, test.cells, *answers)
     scores = summary(predictor.targets, found)
     run_.log_metrics({"test_glance": scores})
     say(f"Its glance alone, a perceptron: mse_paper {scores['all']['mse_paper']:.2e}")

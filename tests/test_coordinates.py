@@ -78,7 +78,7 @@ def test_the_simulator_displaces_atoms(campaign: Campaign) -> None:
     phase = np.full(4, 1)
     found = simulator.simulate(phase, cells, shifts=shifts)
     modes = simulator.free_coordinates(1)
-    for row, shift in zip(found[2:], shifts[2:], strict=True):  # the others take as long again
+    for row, shift in zip(found[1:], shifts[1:], strict=True):  # the first equals the third
         exact = exact_pattern(
             displaced(c.phases[1], modes, shift), cells[0], c.instrument, c.grid.tof, size=c.size,
             microstrain=c.microstrain,
