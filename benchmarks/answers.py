@@ -16,13 +16,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bragg_data.measured import GriddedProfile
-from bragg_data.nuisance import draw, draw_labels, nuisance_of, simulator_for
+from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import prepare_measured
-from bragg_data.refinement import Refiner
-from catalog import models, runs
-from pipelines.answers import INDICES, library_of
-from pipelines.registration import load_version
+from bragg_data.refinement.rietveld import Refiner
+from bragg_data.simulation.measurement_effects import draw, draw_labels, nuisance_of, simulator_for
+from catalog import registry
+from catalog.tracking import Tracking
+from pipelines.prediction.predict import INDICES, library_of
+from pipelines.registry.registration import load_version
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
@@ -32,8 +33,8 @@ def main() -> None:
     parser.add_argument("--model", help="default: the only champion")
     parser.add_argument("--draws", type=int, default=20, help="of each phase")
     options = parser.parse_args()
-    tracking = runs.Tracking()
-    version = models.find(tracking, options.model or models.champion_uri(tracking))
+    tracking = Tracking()
+    version = registry.find(tracking, options.model or registry.champion_uri(tracking))
     predictor = load_version(tracking.uri, version)
     campaign = predictor.campaign
     library = library_of(predictor)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bragg_data.campaign import load_campaign
-from bragg_data.gsas2 import Simulator
+from bragg_data.simulation.gsas2 import Simulator
 
 
 def main(cells: Annotated[int, typer.Option(min=1, help="Of each phase.")] = 5) -> None:

@@ -15,13 +15,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bragg_data.schema import campaign_of, samples_of
 from bragg_data.splits import random_split
-from bragg_data.store import DEFAULT_URI, open_snapshot
+from bragg_data.store.repository import DEFAULT_URI, open_snapshot
+from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.targets import targets_of
-from pipelines.cluster import open_client
-from pipelines.forest_growth import Search
-from pipelines.forests import FOREST_PRESETS, How, grow
+from pipelines.cluster.client import open_client
+from pipelines.training.dask_forests import Search
+from pipelines.training.forests import FOREST_PRESETS, How, grow
 
 
 def main(

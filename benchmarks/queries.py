@@ -15,7 +15,7 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from bragg_data.store import DEFAULT_URI, open_snapshot
+from bragg_data.store.repository import DEFAULT_URI, open_snapshot
 
 
 def by_system(ds: xr.Dataset) -> str:

@@ -30,13 +30,13 @@ from rich.table import Table
 from scipy.optimize import least_squares
 
 from bragg_data.campaign import Campaign, load_campaign
-from bragg_data.crystal import CELL_PARAMETERS
-from bragg_data.instrument import Instrument, read_instruments
-from bragg_data.measurement import Measurement, measure
-from bragg_data.overlay import peaks
-from bragg_data.profile import mixing, peak, peak_shape
-from bragg_data.refinement import Refined, Refiner
-from pipelines.answers import with_uncertainty
+from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.instrument.instprm import Instrument, read_instruments
+from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
+from bragg_data.measurement.load import Measurement, measure
+from bragg_data.refinement.linear_fit import peaks
+from bragg_data.refinement.rietveld import Refined, Refiner
+from pipelines.prediction.predict import with_uncertainty
 
 console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
 

@@ -26,15 +26,16 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from bragg_data.store import open_snapshot
-from catalog import models, runs
-from pipelines.registration import load_version
+from bragg_data.store.repository import open_snapshot
+from catalog import registry
+from catalog.tracking import Tracking
+from pipelines.registry.registration import load_version
 
 console = Console()
 
 
 @contextmanager
-def serving(tracking: runs.Tracking, model: str, *options: str):
+def serving(tracking: Tracking, model: str, *options: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,15 +71,15 @@ def main() -> None:
     parser.add_argument("--other", help="models:/NAME/VERSION to change to; default: the newest")
     parser.add_argument("--requests", type=int, default=2000, help="while champions change")
     options = parser.parse_args()
-    home = runs.Tracking()
+    home = Tracking()
     with tempfile.TemporaryDirectory() as directory:
         database = Path(directory) / "mlflow.db"
         shutil.copy(home.uri.removeprefix("sqlite:///"), database)
-        tracking = runs.Tracking(f"sqlite:///{database}")
-        champion = models.find(tracking, options.model or models.champion_uri(tracking))
-        others = [v for v in models.versions(tracking, champion.name) if v.uri != champion.uri]
-        other = models.find(tracking, options.other) if options.other else others[0]
-        models.set_alias(tracking, champion, models.CHAMPION)
+        tracking = Tracking(f"sqlite:///{database}")
+        champion = registry.find(tracking, options.model or registry.champion_uri(tracking))
+        others = [v for v in registry.versions(tracking, champion.name) if v.uri != champion.uri]
+        other = registry.find(tracking, options.other) if options.other else others[0]
+        registry.set_alias(tracking, champion, registry.CHAMPION)
         predictor = load_version(tracking.uri, champion)
         data = predictor.provenance["data"]
         dataset = open_snapshot(data["tag"], data["uri"])
@@ -100,7 +101,7 @@ def main() -> None:
             1,
         )
         row("in Python, 512 profiles", timed(lambda _: predictor.predict(profiles), 8), 512)
-        with serving(tracking, f"models:/{champion.name}@{models.CHAMPION}") as address:
+        with serving(tracking, f"models:/{champion.name}@{registry.CHAMPION}") as address:
             session = requests.Session()
             bodies = [{"profiles": [profile.tolist()]} for profile in profiles[:300]]
             session.post(f"{address}/predict", json=bodies[0]).raise_for_status()
@@ -123,7 +124,7 @@ def main() -> None:
             row("service, 512 profiles, NPY", timed(ask_array, 8), 512)
         console.print(table)
         with serving(
-            tracking, f"models:/{champion.name}@{models.CHAMPION}", "--refresh", "0.5"
+            tracking, f"models:/{champion.name}@{registry.CHAMPION}", "--refresh", "0.5"
         ) as address:
             swap(tracking, address, champion, other, bodies, options.requests)
 
@@ -150,7 +151,7 @@ def swap(tracking, address, champion, other, bodies, count: int) -> None:
         changes = 0
         while not ended.wait(3.0):
             changes += 1
-            models.set_alias(tracking, (champion, other)[changes % 2], models.CHAMPION)
+            registry.set_alias(tracking, (champion, other)[changes % 2], registry.CHAMPION)
         return changes
 
     with ThreadPoolExecutor(5) as pool:

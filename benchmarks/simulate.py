@@ -23,8 +23,8 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import load_campaign
-from bragg_data.crystal import CrystalSystem
-from bragg_data.kinematic import Simulator
+from bragg_data.crystallography.cell import CrystalSystem
+from bragg_data.simulation.kinematic import Simulator
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "data" / "gsas2_reference_nomad_bank4.npz"
 ROWS = 512

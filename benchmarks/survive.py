@@ -25,7 +25,7 @@ import psutil
 import typer
 from rich.console import Console
 
-from bragg_data.store import Store
+from bragg_data.store.repository import Store
 
 console = Console(width=100)
 TEST_CLUSTER = Path(__file__).parents[1] / "deploy" / "slurm" / "test_cluster"

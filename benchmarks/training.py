@@ -26,17 +26,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from bragg_data.block_writer import COMPRESSOR
 from bragg_data.preprocessing import preprocessing
-from bragg_data.schema import campaign_of, samples_of
-from bragg_data.store import DEFAULT_URI, open_snapshot
-from bragg_models import training
-from bragg_models.batches import Batch, Profiles, in_order, profiles_of, shuffled
-from bragg_models.cache import cached
-from bragg_models.inference import Samples
-from bragg_models.networks import build
+from bragg_data.store.block_writer import COMPRESSOR
+from bragg_data.store.repository import DEFAULT_URI, open_snapshot
+from bragg_data.store.schema import campaign_of, samples_of
+from bragg_models.data.batches import Batch, Profiles, in_order, profiles_of, shuffled
+from bragg_models.data.cache import cached
+from bragg_models.networks.paper import build
 from bragg_models.targets import targets_of
-from bragg_models.training import FitSettings, Validation, fit
+from bragg_models.training import fit as training
+from bragg_models.training.fit import FitSettings, Validation, fit
+from bragg_models.training.inference import Samples
 
 app = typer.Typer(add_completion=False)
 

@@ -26,15 +26,15 @@ from pydantic import (
     model_validator,
 )
 
-from bragg_data.crystal import (
+from bragg_data.crystallography.cell import (
     CELL_PARAMETERS,
     EQUAL_LENGTHS,
     CrystalError,
     CrystalSystem,
     check_volume,
 )
-from bragg_data.instrument import Instrument, InstrumentError, TofGrid, read_instrument
-from bragg_data.structure import Phase, read_phase
+from bragg_data.crystallography.structure import Phase, read_phase
+from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid, read_instrument
 
 BUILT_IN = Path(__file__).parent / "campaigns"
 """Where the campaigns that ship with the project live."""
@@ -140,7 +140,7 @@ def _refuse(reason: str) -> Any:
 
 
 class _Nuisance(_Table):
-    """What differs in measured profiles: see :class:`bragg_data.nuisance.Nuisance`."""
+    """Measurement effects: see :class:`~bragg_data.simulation.measurement_effects.Nuisance`."""
 
     u_scale: _Ends | None = None
     shift: _Spread | None = None
@@ -202,7 +202,7 @@ class Samples:
     phase : shape (n,), int8
         Index of the campaign's phase.
     crystal_system : shape (n,), int8
-        Code of :class:`~bragg_data.crystal.CrystalSystem`.
+        Code of :class:`~bragg_data.crystallography.cell.CrystalSystem`.
     cells : shape (n, 6), float64
         a, b, c in ångström; alpha, beta, gamma in degrees.
     """

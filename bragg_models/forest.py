@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_models.targets import Targets
 
 LEAF = np.uint16(2**16 - 1)

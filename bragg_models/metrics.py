@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem
+from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_models.targets import Targets
 
 _OF_EQUATION_1 = ("a", "c", "alpha")

@@ -16,13 +16,13 @@ from safetensors import SafetensorError, numpy, torch
 from torch import nn
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem
+from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
 from bragg_models.forest import ForestError, ForestModel
-from bragg_models.inference import outputs, transformed
-from bragg_models.networks import NetworkError, build, feature_network
-from bragg_models.robust import Robust
+from bragg_models.networks.paper import NetworkError, build, feature_network
+from bragg_models.networks.robust import Robust
 from bragg_models.targets import Targets, TargetsError
+from bragg_models.training.inference import outputs, transformed
 
 FORMAT = 1
 """Version of the layout of a saved model."""
@@ -84,7 +84,7 @@ class Predictor:
     Attributes
     ----------
     kind
-        Name of the model; of a network as in :func:`~bragg_models.networks.build`.
+        Name of the model; of a network as in :func:`~bragg_models.networks.paper.build`.
     model
         A trained network, or forests.
     targets

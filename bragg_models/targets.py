@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.crystal import CELL_PARAMETERS, CrystalSystem, Lattice
-from bragg_data.structure import Phase
+from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem, Lattice
+from bragg_data.crystallography.structure import Phase
 
 
 class TargetsError(ValueError):

@@ -10,7 +10,7 @@ from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from bragg_data.store import open_snapshot
+from bragg_data.store.repository import open_snapshot
 
 # MLflow shows this much of the digest in its tables and takes no more than 36 characters.
 _DIGEST_LENGTH = 36
@@ -40,7 +40,7 @@ class SnapshotSource(DatasetSource):  # type: ignore[misc]
         return "icechunk"
 
     def load(self, **_: Any) -> xr.Dataset:
-        """Open the snapshot; see :func:`bragg_data.store.open_snapshot`."""
+        """Open the snapshot; see :func:`bragg_data.store.repository.open_snapshot`."""
         return open_snapshot(self.tag, self.uri)
 
     @staticmethod

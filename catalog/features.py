@@ -21,8 +21,9 @@ import zarr
 from icechunk.session import ForkSession
 from numpy.typing import NDArray
 
-from bragg_data import schema
-from bragg_data.block_writer import (
+from bragg_data.preprocessing import PREPROCESSING, prepare_measured
+from bragg_data.store import schema
+from bragg_data.store.block_writer import (
     BlockResult,
     BlockWriter,
     array_of,
@@ -30,10 +31,16 @@ from bragg_data.block_writer import (
     empty_bookkeeping,
     write_chunk,
 )
-from bragg_data.preprocessing import PREPROCESSING, prepare_measured
-from bragg_data.store import DEFAULT_URI, FEATURES, Store, StoreError, errors_told, open_dataset
-from catalog import models
-from catalog.runs import Tracking
+from bragg_data.store.repository import (
+    DEFAULT_URI,
+    FEATURES,
+    Store,
+    StoreError,
+    errors_told,
+    open_dataset,
+)
+from catalog import registry
+from catalog.tracking import Tracking
 
 Function = Callable[..., NDArray[Any]]
 
@@ -144,7 +151,7 @@ class Computer:
     digest: str = ""
 
 
-def computer_of(tracking: Tracking, view: View, dataset: xr.Dataset) -> models.ModelVersion:
+def computer_of(tracking: Tracking, view: View, dataset: xr.Dataset) -> registry.ModelVersion:
     """Return the newest registered model that computes a view of a data set.
 
     Raises
@@ -155,8 +162,8 @@ def computer_of(tracking: Tracking, view: View, dataset: xr.Dataset) -> models.M
     content = dataset.attrs["content_hash"]
     found = [
         version
-        for name in models.names(tracking)
-        for version in models.versions(tracking, name)
+        for name in registry.names(tracking)
+        for version in registry.versions(tracking, name)
         if version.tags.get("model") == view.model and version.tags.get("content_hash") == content
     ]
     if not found:
@@ -270,7 +277,7 @@ def write_features(
     Raises
     ------
     DiskFullError, StoreError
-        See :func:`bragg_data.block_writer.write_chunk`.
+        See :func:`bragg_data.store.block_writer.write_chunk`.
     """
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
@@ -360,7 +367,7 @@ def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
 
     Returns
     -------
-    The labels of :mod:`bragg_data.schema`, and a variable with the view's name over (sample,
+    The labels of :mod:`bragg_data.store.schema`, and a variable with the view's name over (sample,
     feature). Where the values are materialised it reads them, its attributes hold their lineage;
     elsewhere a pure view is computed as it is read, by Dask, a chunk at a time.
 

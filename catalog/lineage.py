@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from catalog import models
+from catalog import registry
 from catalog.features import VIEWS
-from catalog.models import ModelVersion
-from catalog.runs import Tracking
+from catalog.registry import ModelVersion
+from catalog.tracking import Tracking
 
 DESCRIPTION = "model.json"
 """File of a model that tells where it comes from."""
@@ -75,13 +75,13 @@ def trace(tracking: Tracking, uri: str) -> Trace:
     ModelError
         If there is no such model, or its files are gone or not of this project.
     """
-    version = models.find(tracking, uri)
-    described = models.description_of(tracking.uri, version, DESCRIPTION)
+    version = registry.find(tracking, uri)
+    described = registry.description_of(tracking.uri, version, DESCRIPTION)
     try:
         provenance = described["provenance"]
         chain = _model(tracking, version, described, provenance)
     except (KeyError, TypeError) as error:
-        raise models.ModelError(
+        raise registry.ModelError(
             f"{version.uri} does not tell where it comes from ({error} is missing). Train it again."
         ) from error
     return Trace(version, provenance, chain)

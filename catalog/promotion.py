@@ -12,9 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from catalog import models
-from catalog.models import CHAMPION, ModelError, ModelVersion
-from catalog.runs import Tracking
+from catalog import registry
+from catalog.registry import CHAMPION, ModelError, ModelVersion
+from catalog.tracking import Tracking
 
 CANDIDATE, PREVIOUS = "candidate", "previous"
 """Aliases of the newest version that may become the champion, and of the champion before."""
@@ -100,7 +100,7 @@ class Gate:
 
 def offer(tracking: Tracking, version: ModelVersion) -> None:
     """Make a version the candidate of its name."""
-    models.set_alias(tracking, version, CANDIDATE)
+    registry.set_alias(tracking, version, CANDIDATE)
 
 
 def promote(
@@ -134,7 +134,7 @@ def promote(
         If another one is the champion by now than the decision was made against.
     """
     with _deciding(tracking, version.name):
-        present = models.champion(tracking, version.name)
+        present = registry.champion(tracking, version.name)
         if (present.version if present else None) != expected:
             now = "gone" if present is None else f"version {present.version}"
             raise PromotionError(
@@ -163,9 +163,9 @@ def rollback(tracking: Tracking, name: str, *, reason: str) -> tuple[ModelVersio
         If there is no previous champion.
     """
     with _deciding(tracking, name):
-        present = models.champion(tracking, name)
+        present = registry.champion(tracking, name)
         try:
-            before = models.find(tracking, f"models:/{name}@{PREVIOUS}")
+            before = registry.find(tracking, f"models:/{name}@{PREVIOUS}")
         except ModelError as error:
             raise PromotionError(
                 f"{name} has no previous champion to go back to. Promote a version by its number: "
@@ -181,8 +181,8 @@ def rollback(tracking: Tracking, name: str, *, reason: str) -> tuple[ModelVersio
 def _move(tracking: Tracking, champion: ModelVersion, previous: ModelVersion | None) -> None:
     # In this order: whatever dies in between, the champion is one that was, and previous exists.
     if previous is not None:
-        models.set_alias(tracking, previous, PREVIOUS)
-    models.set_alias(tracking, champion, CHAMPION)
+        registry.set_alias(tracking, previous, PREVIOUS)
+    registry.set_alias(tracking, champion, CHAMPION)
 
 
 def _record(tracking: Tracking, version: ModelVersion, how: str, reason: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipelines.console import console, fail, say
+from pipelines.cli.console import console, fail, say
 
 
 def commands() -> dict[str, str]:

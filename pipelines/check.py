@@ -13,11 +13,11 @@ import typer
 from rich import box
 from rich.table import Table
 
-from bragg_data.checks import Finding, check, drift
-from bragg_data.measurement import measure
-from bragg_data.schema import campaign_of
-from bragg_data.store import DEFAULT_URI, Store
-from pipelines.console import Progress, console, next_commands, run, say
+from bragg_data.measurement.load import measure
+from bragg_data.store.checks import Finding, check, drift
+from bragg_data.store.repository import DEFAULT_URI, Store
+from bragg_data.store.schema import campaign_of
+from pipelines.cli.console import Progress, console, next_commands, run, say
 from pipelines.train import default_tag
 
 app = typer.Typer(add_completion=False)

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data import gsas2, kinematic
 from bragg_data.campaign import Campaign, Samples, load_campaign
-from bragg_data.store import errors_told
-from pipelines.cluster import open_client
-from pipelines.console import Progress, console, next_commands, run, say
-from pipelines.inspect import COLORS, free_text
-from pipelines.selection import choose, confirm, gsas2_options
-from pipelines.simulators import (
+from bragg_data.simulation import gsas2, kinematic
+from bragg_data.store.repository import errors_told
+from pipelines.cli.console import Progress, console, next_commands, run, say
+from pipelines.cli.style import SYSTEM_COLORS
+from pipelines.cluster.client import open_client
+from pipelines.inspect import free_text
+from pipelines.simulation.simulator_choice import choose, confirm, gsas2_options
+from pipelines.simulation.worker import (
     Gsas2Options,
     Recipe,
     SimulationError,
@@ -182,7 +183,7 @@ def _draw(
     tof = campaign.grid.tof / 1000
     reference, fast = found.reference[row], found.fast[row]
     top = float(reference.max())
-    color = COLORS[campaign.phases[found.samples.phase[row]].crystal_system]
+    color = SYSTEM_COLORS[campaign.phases[found.samples.phase[row]].crystal_system]
     above, below = axes
     above.plot(tof, reference / top, color="0.15", linewidth=1.6, label="GSAS-II")
     above.plot(tof, fast / top, color=color, linewidth=0.8, label="fast simulator")

@@ -14,9 +14,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data.changes import SAME_INTENSITY, Changes, changes
-from bragg_data.store import DEFAULT_URI, Store, errors_told
-from pipelines.console import console, next_commands, run, say
+from bragg_data.store.diff import SAME_INTENSITY, Changes, changes
+from bragg_data.store.repository import DEFAULT_URI, Store, errors_told
+from pipelines.cli.console import console, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 

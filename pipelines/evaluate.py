@@ -19,15 +19,29 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Samples
-from bragg_data.schema import campaign_of, samples_of
+from bragg_data.provenance import code_commit
 from bragg_data.splits import Part
-from bragg_data.store import DEFAULT_URI, Store
-from bragg_models.library import Library
+from bragg_data.store.repository import DEFAULT_URI, Store
+from bragg_data.store.schema import campaign_of, samples_of
+from bragg_models.library.search import Library
 from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets, targets_of
-from catalog import models, runs
-from pipelines.console import Progress, duration, next_commands, run, say
-from pipelines.results import (
+from catalog import registry
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import Progress, duration, next_commands, run, say
+from pipelines.evaluation.scoring import (
+    NEAREST,
+    SPLIT,
+    Answers,
+    Cells,
+    LibraryMatch,
+    Phases,
+    baselines,
+    held_out_sets,
+    part_of,
+    score_set,
+)
+from pipelines.evaluation.summary import (
     BATCH,
     CLASS_CONDITIONAL,
     CLASSIFIER,
@@ -40,20 +54,7 @@ from pipelines.results import (
     speed_of,
     train_command,
 )
-from pipelines.scores import EQUATION_1, PAPER_CAMPAIGN
-from pipelines.scoring import (
-    NEAREST,
-    SPLIT,
-    Answers,
-    Cells,
-    LibraryMatch,
-    Phases,
-    baselines,
-    held_out_sets,
-    part_of,
-    score_set,
-)
-from pipelines.simulate import code_commit
+from pipelines.evaluation.tables import EQUATION_1, PAPER_CAMPAIGN
 
 app = typer.Typer(add_completion=False)
 
@@ -69,7 +70,7 @@ class EvaluateError(ValueError):
 class Candidate:
     """A registered version that is to be scored."""
 
-    version: models.ModelVersion
+    version: registry.ModelVersion
     several: bool = False
 
     @property
@@ -100,7 +101,7 @@ class Candidate:
 
 
 def candidates(
-    tracking: runs.Tracking, dataset: xr.Dataset, asked: Sequence[str] = ()
+    tracking: Tracking, dataset: xr.Dataset, asked: Sequence[str] = ()
 ) -> list[Candidate]:
     """Choose the versions to score: of each model and split the newest one on this data set.
 
@@ -122,8 +123,8 @@ def candidates(
         If there is no such version.
     """
     campaign, content = dataset.attrs["campaign"], dataset.attrs["content_hash"]
-    names = dict.fromkeys(models.registered_name(campaign, model) for model in (*MODELS, ROBUST))
-    registered = [v for name in names for v in models.versions(tracking, name)]
+    names = dict.fromkeys(registry.registered_name(campaign, model) for model in (*MODELS, ROBUST))
+    registered = [v for name in names for v in registry.versions(tracking, name)]
     of_this = [Candidate(v) for v in registered if v.tags.get("content_hash") == content]
     newest: dict[tuple[str, str], Candidate] = {}
     for one in of_this:
@@ -134,7 +135,7 @@ def candidates(
         chosen = []
         for name in asked:
             if name.startswith("models:"):
-                version = models.find(tracking, name)
+                version = registry.find(tracking, name)
                 if version.tags.get("content_hash") != content:
                     raise EvaluateError(
                         f"{name} was trained on {version.tags.get('data', 'unknown data')}, whose "
@@ -179,7 +180,7 @@ class Loaded:
 
 def load(
     candidate: Candidate,
-    tracking: runs.Tracking,
+    tracking: Tracking,
     targets: Targets,
     labels: Samples,
     training: NDArray[np.bool_],
@@ -202,7 +203,7 @@ def load(
     ModelError, PredictorError
         If it cannot be read.
     """
-    with models.fetched(tracking.uri, candidate.version) as directory:
+    with registry.fetched(tracking.uri, candidate.version) as directory:
         predictor = load_predictor(directory)
         size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     uri, split = candidate.version.uri, predictor.provenance["split"]
@@ -253,7 +254,7 @@ def answers_of(candidate: Candidate, predictor: Predictor) -> Answers:
 def evaluate(
     dataset: xr.Dataset,
     offgrid: xr.Dataset | None,
-    tracking: runs.Tracking,
+    tracking: Tracking,
     chosen: Sequence[Candidate],
     *,
     wanted: Sequence[str] = MODELS,
@@ -360,7 +361,7 @@ def _library(dataset: xr.Dataset, directory: Path, *, quiet: bool) -> Library:
         return Library.build(dataset, every, directory, on_batch=bar.advance)
 
 
-def data_tag(store: Store, tracking: runs.Tracking) -> str:
+def data_tag(store: Store, tracking: Tracking) -> str:
     """Return the newest tag of a store that a registered model was trained on.
 
     Raises
@@ -369,8 +370,8 @@ def data_tag(store: Store, tracking: runs.Tracking) -> str:
         If there is none.
     """
     trained = {
-        version.tags.get("data") for name in models.names(tracking)
-        for version in models.versions(tracking, name)
+        version.tags.get("data") for name in registry.names(tracking)
+        for version in registry.versions(tracking, name)
     }  # fmt: skip
     tags = [tag for tag in store.tags() if tag.name in trained]
     if not tags:
@@ -403,7 +404,7 @@ def main(
     store: Annotated[str, typer.Option(help="Path or file:// URI of the store.")] = DEFAULT_URI,
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else, for scripts.")
     ] = False,
@@ -426,7 +427,7 @@ def main(
     grid's points. Of each model the newest version of each split is scored.
     """
     began = time.monotonic()
-    repository, place = Store(store), runs.Tracking(tracking)
+    repository, place = Store(store), Tracking(tracking)
     dataset = repository.open(data or data_tag(repository, place))
     if offgrid is None and OFF_GRID in {tag.name for tag in repository.tags()}:
         offgrid = OFF_GRID if dataset.attrs["campaign"] == PAPER_CAMPAIGN else None

@@ -10,13 +10,14 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
-from bragg_data.store import DEFAULT_URI, Store
-from catalog import features, models, runs
+from bragg_data.store.repository import DEFAULT_URI, Store
+from catalog import features, registry
 from catalog.features import VIEWS, FeatureError
-from pipelines.cluster import check_cluster, open_client
-from pipelines.cluster_options import SlurmOptions, parse_jobs
-from pipelines.console import console, next_commands, run, say
-from pipelines.materialise import Registered, materialise
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import console, next_commands, run, say
+from pipelines.cluster.client import check_cluster, open_client
+from pipelines.cluster.options import SlurmOptions, parse_jobs
+from pipelines.registry.feature_views import Registered, materialise
 from pipelines.train import default_tag
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -110,7 +111,7 @@ def materialise_(
         ),
     ] = None,
     store: StoreOption = DEFAULT_URI,
-    tracking: TrackingOption = runs.DEFAULT_URI,
+    tracking: TrackingOption = DEFAULT_TRACKING_URI,
     cluster: Annotated[
         str, typer.Option(help="local, slurm, or the address of a Dask scheduler.")
     ] = "local",
@@ -129,11 +130,11 @@ def materialise_(
     dataset = repository.open(data or default_tag(repository))
     registered = None
     if chosen.model:
-        place = runs.Tracking(tracking)
+        place = Tracking(tracking)
         version = (
             features.computer_of(place, chosen, dataset)
             if model is None
-            else models.find(place, model)
+            else registry.find(place, model)
         )
         if version.tags.get("model") != chosen.model:
             raise FeatureError(
@@ -159,9 +160,11 @@ def materialise_(
 
 
 @app.command()
-def stale(store: StoreOption = DEFAULT_URI, tracking: TrackingOption = runs.DEFAULT_URI) -> None:
+def stale(
+    store: StoreOption = DEFAULT_URI, tracking: TrackingOption = DEFAULT_TRACKING_URI
+) -> None:
     """Tell what a newer tag, definition or model has made out of date, and what mends it."""
-    found = features.stale(Store(store), runs.Tracking(tracking))
+    found = features.stale(Store(store), Tracking(tracking))
     if not found:
         say("Nothing is out of date.")
         return

@@ -12,13 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from bragg_data.campaign import load_campaign
-from bragg_data.measured_sets import labels_from, measured_dataset, measurements_of, write_measured
-from bragg_data.measurement import Measurement, measure
+from bragg_data.measurement.load import Measurement, measure
 from bragg_data.preprocessing import PreprocessingError
-from bragg_data.store import DEFAULT_URI, Store
-from pipelines.ask import files_of
-from pipelines.console import Progress, console, next_commands, run, say
-from pipelines.simulate import code_commit
+from bragg_data.provenance import code_commit
+from bragg_data.store.measured import labels_from, measured_dataset, measurements_of, write_measured
+from bragg_data.store.repository import DEFAULT_URI, Store
+from pipelines.cli.console import Progress, console, next_commands, run, say
+from pipelines.prediction.distributed import files_of
 
 app = typer.Typer(add_completion=False)
 

@@ -16,10 +16,11 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data import schema
 from bragg_data.campaign import Campaign
-from bragg_data.crystal import CELL_PARAMETERS
-from bragg_data.store import (
+from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.crystallography.structure import Phase
+from bragg_data.store import schema
+from bragg_data.store.repository import (
     DEFAULT_URI,
     Store,
     StoreError,
@@ -28,11 +29,8 @@ from bragg_data.store import (
     errors_told,
     verify,
 )
-from bragg_data.structure import Phase
-from pipelines.console import console, next_commands, run, say
-
-COLORS = ("#1f5fa8", "#c8501e", "#2c8a4b", "#7a4fa3", "#b08a1e", "#a32f5b", "#4d7f86")
-_SYMBOLS = dict(zip(CELL_PARAMETERS, ("a", "b", "c", "α", "β", "γ"), strict=True))
+from pipelines.cli.console import console, next_commands, run, say
+from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
 
 
 def summary(store: Store, tag: Tag) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def _show_tag(one: dict[str, Any], dataset: xr.Dataset) -> None:
             phase.space_group,
             f"{int((dataset.phase == code).sum()):,}",
             ", ".join(
-                f"{_SYMBOLS[name]} {low:g} to {high:g} {'Å' if name in 'abc' else '°'}"
+                f"{SYMBOLS[name]} {low:g} to {high:g} {UNITS[name]}"
                 for name, (low, high) in free.items()
             ),
         )
@@ -160,7 +158,7 @@ def draw_patterns(dataset: xr.Dataset, file: Path) -> None:
         phase = campaign.phases[code]
         rows = np.flatnonzero(samples.phase == code)
         nearest = rows[np.argmin(np.linalg.norm(samples.cells[rows] - phase.cell, axis=1))]
-        color = COLORS[phase.crystal_system]
+        color = SYSTEM_COLORS[phase.crystal_system]
         for row in dict.fromkeys((rows[0], nearest)):
             intensity = dataset.intensity[int(row)].values
             main = row == nearest
@@ -205,7 +203,7 @@ def free_text(cell: NDArray[np.float64], phase: Phase) -> str:
     """Write the free parameters of a cell: a = 4 Å, α = 89.8°."""
     values = zip(CELL_PARAMETERS, cell, strict=True)
     return ", ".join(
-        f"{_SYMBOLS[name]} = {value:g}{' Å' if name in 'abc' else '°'}"
+        f"{SYMBOLS[name]} = {value:g}{' Å' if name in 'abc' else '°'}"
         for name, value in values
         if name in phase.lattice.free_parameters
     )

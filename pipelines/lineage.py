@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from catalog import models, runs
+from catalog import registry
 from catalog.lineage import Node, dot, trace
-from pipelines.console import console, next_commands, run, say
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import console, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
@@ -28,7 +29,7 @@ def main(
     ] = None,
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
     as_dot: Annotated[
         bool, typer.Option("--dot", help="Print a graph for Graphviz: … --dot | dot -Tsvg > x.svg")
     ] = False,
@@ -42,8 +43,8 @@ def main(
     Nothing but the registry is asked: the model carries the campaign file, the CIFs and the
     instrument with it.
     """
-    place = runs.Tracking(tracking)
-    found = trace(place, model or models.champion_uri(place))
+    place = Tracking(tracking)
+    found = trace(place, model or registry.champion_uri(place))
     if campaign:
         print(found.provenance["campaign_toml"])
     elif as_dot:
@@ -54,7 +55,7 @@ def main(
         print(json.dumps({**found.chain.to_json(), **texts}, indent=2, ensure_ascii=False))
     else:
         console.print(_tree(found.chain))
-        given = "" if tracking == runs.DEFAULT_URI else f" --tracking {shlex.quote(tracking)}"
+        given = "" if tracking == DEFAULT_TRACKING_URI else f" --tracking {shlex.quote(tracking)}"
         again = f"python -m pipelines.lineage {found.version.uri}{given}"
         next_commands(
             [

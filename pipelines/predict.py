@@ -13,11 +13,15 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from bragg_data.measurement import measure
-from bragg_data.refinement import Refiner
+from bragg_data.measurement.load import measure
+from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Predictor
-from catalog import runs
-from pipelines.answers import (
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import errors, next_commands, run, say
+from pipelines.cluster.client import check_cluster, open_client
+from pipelines.cluster.options import SlurmOptions, parse_jobs
+from pipelines.prediction.distributed import REFUSED, Question, Told, ask_on_cluster, files_of
+from pipelines.prediction.predict import (
     INDICES,
     Answer,
     Library,
@@ -29,10 +33,6 @@ from pipelines.answers import (
     show,
     table_row,
 )
-from pipelines.ask import REFUSED, Question, Told, ask_on_cluster, files_of
-from pipelines.cluster import check_cluster, open_client
-from pipelines.cluster_options import SlurmOptions, parse_jobs
-from pipelines.console import errors, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
@@ -124,7 +124,7 @@ def main(
     ] = "1:8",
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
 ) -> None:
     """Predict crystal system and cell parameters of measured profiles.
 
@@ -145,7 +145,7 @@ def main(
                 f"{written} cannot be written: name a file in a directory that exists."
             )
     check_cluster(cluster or "local", workers)
-    place = runs.Tracking(tracking)
+    place = Tracking(tracking)
     predictor, version = load_model(model, place)
     wanted = len(meant) <= _FEW if library is None else library
     snapshot = library_of(predictor, store, progress=not for_scripts) if wanted else None
@@ -171,13 +171,13 @@ def main(
         show(told.answers)
         say(f"Model {version.uri}, trained on {predictor.provenance['data']['tag']}")
     if plot is not None and drawn:
-        from pipelines.overlay_figures import MOST_PANELS, answers_figure
+        from pipelines.report.figures import MOST_PANELS, answers_figure
 
         answers_figure(drawn, predictor.campaign).savefig(plot, dpi=130)
         some = f" (the first {MOST_PANELS})" if len(told.answers) > MOST_PANELS else ""
         errors.print(f"Drawn in [bold]{escape(str(plot))}[/]{some}", soft_wrap=True)
     if page is not None and drawn:
-        from pipelines.report import MOST_ANSWERS, report
+        from pipelines.report.page import MOST_ANSWERS, report
 
         total = len(told.answers)
         text = report(drawn, predictor, version.uri, total=total)

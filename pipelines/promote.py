@@ -19,18 +19,19 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
-from bragg_data.schema import campaign_of, samples_of
 from bragg_data.splits import Part
-from bragg_data.store import DEFAULT_URI, Store
-from bragg_models.batches import in_order, profiles_of
+from bragg_data.store.repository import DEFAULT_URI, Store
+from bragg_data.store.schema import campaign_of, samples_of
+from bragg_models.data.batches import in_order, profiles_of
 from bragg_models.metrics import calibration_error, errors, summary
 from bragg_models.predictors import Predictor
-from catalog import models, promotion, runs
+from catalog import promotion, registry
 from catalog.promotion import Gate, Judged, PromotionError
-from pipelines.console import console, next_commands, run, say
-from pipelines.drawing import Drawn, pinned_draws
-from pipelines.registration import load_version
-from pipelines.scoring import answered, in_batches, part_of
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import console, next_commands, run, say
+from pipelines.evaluation.scoring import answered, in_batches, part_of
+from pipelines.registry.registration import load_version
+from pipelines.simulation.draws import Drawn, pinned_draws
 
 app = typer.Typer(add_completion=False)
 
@@ -97,7 +98,7 @@ def evaluation_set(
     PromotionError
         If a version learnt from what is a test sample to another.
     """
-    if models.is_measured(name):
+    if registry.is_measured(name):
         campaign = campaign_of(dataset)
         return pinned_draws(campaign, -(-count // len(campaign.phases)), quiet=quiet)
     rows = evaluation_rows(dataset, predictors, count)
@@ -165,7 +166,7 @@ def main(
     store: Annotated[str, typer.Option(help="Path or file:// URI of the store.")] = DEFAULT_URI,
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Compare a version with the champion on the same samples; promote it if it passes the gate.
@@ -174,8 +175,8 @@ def main(
     MLflow; the version keeps when, how and why it was promoted. The exit code is 1 if the gate was
     not passed. --rollback takes the last promotion back.
     """
-    place = runs.Tracking(tracking)
-    given = "" if tracking == runs.DEFAULT_URI else f" --tracking {shlex.quote(tracking)}"
+    place = Tracking(tracking)
+    given = "" if tracking == DEFAULT_TRACKING_URI else f" --tracking {shlex.quote(tracking)}"
     if rollback:
         now, before = promotion.rollback(place, name, reason=reason or "rolled back")
         say(f"[bold]{now.uri}[/] answers again; {before.uri} is the previous one.")
@@ -183,8 +184,8 @@ def main(
     if force and not reason:
         raise PromotionError("--force overrules the gate: say why with --reason TEXT.")
     where = f"/{version}" if version else f"@{promotion.CANDIDATE}"
-    candidate = models.find(place, f"models:/{name}{where}")
-    champion = models.champion(place, name)
+    candidate = registry.find(place, f"models:/{name}{where}")
+    champion = registry.champion(place, name)
     if champion is not None and champion.version == candidate.version:
         say(f"{candidate.uri} is the champion already: nothing to do.")
         return
@@ -230,10 +231,10 @@ def main(
 
 
 def _log(
-    place: runs.Tracking,
+    place: Tracking,
     dataset: xr.Dataset,
-    candidate: models.ModelVersion,
-    champion: models.ModelVersion | None,
+    candidate: registry.ModelVersion,
+    champion: registry.ModelVersion | None,
     judged: Mapping[str, Judged],
     gate: Gate,
     objections: list[str],
@@ -267,8 +268,8 @@ def _plain(value: Any) -> Any:
 
 def _show(
     dataset: xr.Dataset,
-    candidate: models.ModelVersion,
-    champion: models.ModelVersion | None,
+    candidate: registry.ModelVersion,
+    champion: registry.ModelVersion | None,
     judged: Mapping[str, Judged],
     count: int,
 ) -> None:
@@ -276,7 +277,7 @@ def _show(
         box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left",
         title=f"{count:,} "
         + ("draws of measured-looking profiles for the campaign of "
-           if models.is_measured(candidate.name) else "test samples of ")
+           if registry.is_measured(candidate.name) else "test samples of ")
         + str(dataset.attrs["tag"]),
     )  # fmt: skip
     systems = list(judged[candidate.uri].by_system)

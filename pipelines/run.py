@@ -13,15 +13,16 @@ from rich.rule import Rule
 from rich.table import Table
 
 from bragg_data.campaign import BUILT_IN, load_campaign
-from bragg_data.measurement import measure
-from bragg_data.schema import counts_per_system
-from bragg_data.store import DEFAULT_URI, Store
-from catalog import models, runs
-from pipelines.answers import Answer, answer, library_of, load_model
-from pipelines.console import console, duration, next_commands, run, say
-from pipelines.presets import check_preset
+from bragg_data.measurement.load import measure
+from bragg_data.store.repository import DEFAULT_URI, Store
+from bragg_data.store.schema import counts_per_system
+from catalog import registry
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import console, duration, next_commands, run, say
+from pipelines.prediction.predict import Answer, answer, library_of, load_model
 from pipelines.simulate import simulate_campaign
-from pipelines.training import Order, Place, train_model
+from pipelines.training.presets import check_preset
+from pipelines.training.run import Order, Place, train_model
 
 app = typer.Typer(add_completion=False)
 
@@ -44,7 +45,7 @@ def main(
     ),
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
 ) -> None:
     """Simulate the paper's campaign, train and register a first model, predict two examples.
 
@@ -52,7 +53,7 @@ def main(
     """
     began = time.monotonic()
     check_preset(_FIRST, preset)
-    place = runs.Tracking(tracking)
+    place = Tracking(tracking)
     repository = Store(store, create=True)
 
     _head("1  Simulate the campaign")
@@ -64,7 +65,7 @@ def main(
 
     _head("2  Train and register a first model")
     name = str(dataset.attrs["campaign"])
-    champion = models.champion(place, name)
+    champion = registry.champion(place, name)
     # The contents decide: a store that was made again holds the same data under a new snapshot.
     if champion is not None and champion.tags.get("content_hash") == dataset.attrs["content_hash"]:
         say(
@@ -87,7 +88,7 @@ def main(
     counts = ", ".join(f"{n:,} {system}" for system, n in counts_per_system(dataset).items() if n)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_row("Data set", f"[bold]{tag.name}[/] ({counts}) in {repository.uri}")
-    table.add_row("Model", f"[bold]{version}[/], alias {models.CHAMPION}, in {place.uri}")
+    table.add_row("Model", f"[bold]{version}[/], alias {registry.CHAMPION}, in {place.uri}")
     table.add_row(
         "Time",
         f"{duration(finished - began)}: simulation {duration(simulated - began)}, training "
@@ -114,8 +115,8 @@ def _head(text: str) -> None:
     console.print(Rule(f"[bold]{text}[/]", align="left"))
 
 
-def _predict_examples(place: runs.Tracking, name: str) -> list[tuple[Answer, dict[str, Any]]]:
-    predictor, version = load_model(f"models:/{name}@{models.CHAMPION}", place)
+def _predict_examples(place: Tracking, name: str) -> list[tuple[Answer, dict[str, Any]]]:
+    predictor, version = load_model(f"models:/{name}@{registry.CHAMPION}", place)
     examples = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
     measurements = [
         measure(

@@ -8,9 +8,10 @@ import torch
 import typer
 import uvicorn
 
-from catalog import models, runs
-from pipelines.console import next_commands, run, say
-from pipelines.service import create_app
+from catalog import registry
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import next_commands, run, say
+from pipelines.prediction.service import create_app
 
 app = typer.Typer(add_completion=False)
 
@@ -38,7 +39,7 @@ def main(
     ] = None,
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
 ) -> None:
     """Serve a registered model over HTTP; Ctrl-C stops it.
 
@@ -46,8 +47,8 @@ def main(
     file; GET /model tells grid, phases and units, /health and /ready how it is, /openapi.json and
     /docs what can be asked. Every answer names the model version that gave it.
     """
-    place = runs.Tracking(tracking)
-    found = models.find(place, model or models.champion_uri(place))
+    place = Tracking(tracking)
+    found = registry.find(place, model or registry.champion_uri(place))
     if threads is not None:
         torch.set_num_threads(threads)
     say(f"Serving {found.uri} ({found.tags.get('model', 'model')}) on http://{host}:{port}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,25 +19,26 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data import kinematic, schema
 from bragg_data.campaign import Campaign, load_campaign, read_cells
-from bragg_data.gsas2 import PATTERN_SECONDS, PatternsError
-from bragg_data.store import DEFAULT_URI, Store, Tag, errors_told
-from bragg_data.writer import Writer
-from pipelines.blocks import do_blocks
-from pipelines.cluster import check_cluster, open_client
-from pipelines.cluster_options import SlurmOptions, parse_jobs
-from pipelines.console import (
-    Progress,
-    console,
-    duration,
-    next_commands,
-    run,
-    say,
-    three_digits,
+from bragg_data.provenance import code_commit
+from bragg_data.simulation import kinematic
+from bragg_data.simulation.gsas2 import PATTERN_SECONDS, PatternsError
+from bragg_data.store import schema
+from bragg_data.store.repository import DEFAULT_URI, Store, Tag, errors_told
+from bragg_data.store.simulated import Writer
+from pipelines.cli.console import Progress, console, duration, next_commands, run, say, three_digits
+from pipelines.cluster.blocks import do_blocks
+from pipelines.cluster.client import check_cluster, open_client
+from pipelines.cluster.options import SlurmOptions, parse_jobs
+from pipelines.simulation.simulator_choice import (
+    check_name,
+    check_resume,
+    choose,
+    confirm,
+    gsas2_options,
+    remembered,
 )
-from pipelines.selection import check_name, check_resume, choose, confirm, gsas2_options, remembered
-from pipelines.simulators import (
+from pipelines.simulation.worker import (
     Gsas2Options,
     Recipe,
     SimulationError,
@@ -76,7 +76,7 @@ def simulate_campaign(
     limit
         Simulate the first samples only.
     cluster, workers, slurm
-        See :func:`pipelines.cluster.open_client`.
+        See :func:`pipelines.cluster.client.open_client`.
     gsas2
         How GSAS-II is found.
     yes
@@ -271,18 +271,6 @@ def simulate_cells(
     finally:
         partial.unlink(missing_ok=True)
     return n
-
-
-def code_commit() -> str:
-    """Return the commit of this project's code, with -dirty if it was changed since."""
-    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def _report(store: Store, tag: Tag, seconds: float) -> None:

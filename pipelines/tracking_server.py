@@ -22,8 +22,8 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from catalog import runs
-from pipelines.console import Progress, next_commands, run, say
+from catalog.tracking import Tracking
+from pipelines.cli.console import Progress, next_commands, run, say
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -83,7 +83,7 @@ def _backend(home: Path, backend: str | None) -> str:
 
 
 def _prepare_sqlite(uri: str) -> None:
-    runs.Tracking(uri)  # makes the tables, one process at a time
+    Tracking(uri)  # makes the tables, one process at a time
     with closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as database:
         # Readers and a writer side by side; the setting stays with the file.
         database.execute("PRAGMA journal_mode=WAL")

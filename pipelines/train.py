@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from bragg_data.measured_sets import SIMULATOR
-from bragg_data.store import DEFAULT_URI, Store
-from catalog import runs
-from pipelines.cluster import check_cluster
-from pipelines.cluster_options import SlurmOptions, parse_jobs
-from pipelines.console import duration, next_commands, run, say
-from pipelines.presets import ALL, TRAINABLE, TrainError, check_preset
-from pipelines.training import STATE, Order, Place, kept_order, train_model
+from bragg_data.store.measured import SIMULATOR
+from bragg_data.store.repository import DEFAULT_URI, Store
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import duration, next_commands, run, say
+from pipelines.cluster.client import check_cluster
+from pipelines.cluster.options import SlurmOptions, parse_jobs
+from pipelines.training.presets import ALL, TRAINABLE, TrainError, check_preset
+from pipelines.training.run import STATE, Order, Place, kept_order, train_model
 
 app = typer.Typer(add_completion=False)
 
@@ -61,7 +61,7 @@ def main(
     ] = None,
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
     max_seconds: Annotated[
         float | None,
         typer.Option(min=0, help="End a fit after this time; 0 for no limit."),
@@ -115,7 +115,7 @@ def main(
     began = time.monotonic()
     check_cluster(cluster, workers)
     slurm = SlurmOptions(jobs=parse_jobs(jobs), queue=queue, walltime=walltime)
-    place = Place(runs.Tracking(tracking), state, cache, cluster, slurm, workers)
+    place = Place(Tracking(tracking), state, cache, cluster, slurm, workers)
     if resume is not None:
         order, dataset = kept_order(place, resume)
         trained = [train_model(dataset, place, order, promote=promote, resume=resume)]
@@ -144,7 +144,7 @@ def main(
             f"({done.version.tags['model']}), run {done.run_id} in {place.tracking.uri}"
         )
     say(f"After {duration(time.monotonic() - began)}")
-    given = "" if tracking == runs.DEFAULT_URI else f" --tracking {shlex.quote(tracking)}"
+    given = "" if tracking == DEFAULT_TRACKING_URI else f" --tracking {shlex.quote(tracking)}"
     where = "" if store == DEFAULT_URI else f" --store {shlex.quote(store)}"
     next_commands(
         [

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from catalog import runs
-from catalog.arrangement import arrange, page
-from pipelines.console import run, say
+from catalog.experiment_view import arrange, page
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import run, say
 
 app = typer.Typer(add_completion=False)
 
@@ -27,10 +27,10 @@ def main(
     port: Annotated[int, typer.Option(min=1024, max=65535, help="Port on localhost.")] = 5000,
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
 ) -> None:
     """Start the MLflow UI and print its address; Ctrl-C stops it."""
-    place = runs.Tracking(tracking)
+    place = Tracking(tracking)
     served = place.uri.startswith("sqlite:///")
     address = f"http://127.0.0.1:{port}" if served else place.uri
     found = [one for one in place.client.search_experiments() if one.experiment_id != _DEFAULT]

@@ -16,31 +16,23 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystal import CELL_PARAMETERS
-from bragg_data.instrument import Instrument, InstrumentError, read_instruments
-from bragg_data.kinematic import Simulator
-from bragg_data.measurement import SAME_ANGLE
-from bragg_data.overlay import lay_over, peaks, simulator_of
-from bragg_data.refinement import Refiner
-from bragg_data.schema import campaign_of, samples_of
-from bragg_data.store import DEFAULT_URI, Store
+from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
+from bragg_data.measurement.load import SAME_ANGLE
+from bragg_data.provenance import code_commit
+from bragg_data.refinement.linear_fit import lay_over, peaks, simulator_of
+from bragg_data.refinement.rietveld import Refiner
+from bragg_data.simulation.kinematic import Simulator
+from bragg_data.store.repository import DEFAULT_URI, Store
+from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.targets import targets_of
-from catalog import runs
-from pipelines import trials
-from pipelines.answers import INDICES, indexed_library
-from pipelines.cluster import check_cluster, open_client
-from pipelines.console import next_commands, run, say
+from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from pipelines.cli.console import next_commands, run, say
+from pipelines.cli.style import SYSTEM_COLORS
+from pipelines.cluster.client import check_cluster, open_client
 from pipelines.evaluate import answers_of, candidates
-from pipelines.figures import SYSTEM_COLORS
-from pipelines.materialise import Registered
-from pipelines.overlay_figures import draw
-from pipelines.registration import load_version
-from pipelines.results import CLASS_CONDITIONAL, MODELS
-from pipelines.scores import EQUATION_1
-from pipelines.scoring import CONSTANT
-from pipelines.simulate import code_commit
-from pipelines.train import default_tag
-from pipelines.validation import (
+from pipelines.evaluation import draws as trials
+from pipelines.evaluation.measured import (
     FROM_LIBRARY,
     STRUCTURE,
     Known,
@@ -55,6 +47,14 @@ from pipelines.validation import (
     sureness_sheet,
     validate,
 )
+from pipelines.evaluation.scoring import CONSTANT
+from pipelines.evaluation.summary import CLASS_CONDITIONAL, MODELS
+from pipelines.evaluation.tables import EQUATION_1
+from pipelines.prediction.predict import INDICES, indexed_library
+from pipelines.registry.feature_views import Registered
+from pipelines.registry.registration import load_version
+from pipelines.report.figures import draw
+from pipelines.train import default_tag
 
 app = typer.Typer(add_completion=False)
 
@@ -136,7 +136,7 @@ def main(
     ),
     tracking: Annotated[
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = runs.DEFAULT_URI,
+    ] = DEFAULT_TRACKING_URI,
 ) -> None:
     """Compare models, constant answers and the library match on profiles that are known.
 
@@ -152,7 +152,7 @@ def main(
             raise ValidateError(
                 f"{path} cannot be written: name a file in a directory that exists."
             )
-    place = runs.Tracking(tracking)
+    place = Tracking(tracking)
     check_cluster(cluster)
     repository = Store(store)
     dataset = repository.open(trained_on or default_tag(repository))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
-from bragg_data.child import ONE_THREAD, Child
+from bragg_data.simulation.isolated_process import ONE_THREAD, Child
 
 TARGET = f"{__package__}.children:Served"
 BUSY = "busy"

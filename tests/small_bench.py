@@ -15,14 +15,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bragg_data.store import Store
+from bragg_data.store.repository import Store
 from bragg_models.predictors import Predictor
-from catalog import models
-from catalog.models import ModelVersion
-from catalog.runs import Tracking
-from pipelines import train, training
-from pipelines.presets import PRESETS
-from pipelines.registration import load_version
+from catalog import registry
+from catalog.registry import ModelVersion
+from catalog.tracking import Tracking
+from pipelines import train
+from pipelines.registry.registration import load_version
+from pipelines.training import run as training
+from pipelines.training.presets import PRESETS
 
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other
 
@@ -80,7 +81,7 @@ class Bench:
 
     def versions(self, model: str) -> list[ModelVersion]:
         """The newest first."""
-        found = models.versions(self.tracking, models.registered_name("small", model))
+        found = registry.versions(self.tracking, registry.registered_name("small", model))
         return [version for version in found if version.tags["model"] == model]
 
     def predictor(self, model: str) -> Predictor:

@@ -10,12 +10,12 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from bragg_data import kinematic
 from bragg_data.campaign import BUILT_IN, Campaign, load_campaign
-from bragg_data.kinematic import Simulator
-from bragg_data.store import Store
-from bragg_data.writer import Writer, write_block
-from catalog.runs import Tracking
+from bragg_data.simulation import kinematic
+from bragg_data.simulation.kinematic import Simulator
+from bragg_data.store.repository import Store
+from bragg_data.store.simulated import Writer, write_block
+from catalog.tracking import Tracking
 
 TAG = "small-v1"
 

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from bragg_data.crystal import CELL_PARAMETERS
+from bragg_data.crystallography.cell import CELL_PARAMETERS
 
 lengths = st.floats(2.0, 20.0)
 angles = st.floats(65.0, 115.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bragg_data.campaign import BUILT_IN, Campaign, Samples, load_campaign
-from bragg_data.kinematic import Simulator
+from bragg_data.simulation.kinematic import Simulator
 
 TOML = """
 name = "tiny"

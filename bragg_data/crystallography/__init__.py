@@ -1,0 +1,1 @@
+"""Unit cells, symmetry, structures from CIF files, and their reflections."""

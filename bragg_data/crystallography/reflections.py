@@ -1,0 +1,249 @@
+"""The unique reflections of a phase, with multiplicities and structure factors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from bragg_data.crystallography.cell import CrystalError, d_spacing
+from bragg_data.crystallography.structure import Phase
+
+_MOST = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
+
+_MOST_KEPT = 32  # lists, the last ones made: the same few are wanted again and again
+_kept: dict[tuple[object, ...], Reflections] = {}
+
+_BASE = 4096  # Miller indices are coded in base 4096, offset by half of it
+
+
+@dataclass(frozen=True)
+class Reflections:
+    r"""Laue-unique reflections and what their structure factors need.
+
+    Atoms with the same displacement parameter form a group g, so that
+
+    .. math:: |F|^2 = \sum_r \Big(\sum_g c_{rg}\, e^{-2\pi^2 U_g/d^2}\Big)^2
+
+    with the rows r the real and imaginary parts that do not vanish.
+
+    Attributes
+    ----------
+    hkl : shape (n, 3)
+        Miller indices, in an order that depends on the phase alone.
+    multiplicity : shape (n,)
+        Number of symmetry-equivalent reflections, Friedel mates included.
+    coefficients : shape (n, n_rows, n_groups)
+        c in 1e-12 cm.
+    u_groups : shape (n_groups,)
+        Displacement parameters in Å².
+    """
+
+    hkl: NDArray[np.int64]
+    multiplicity: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    u_groups: NDArray[np.float64]
+
+    def f_squared(self, d: NDArray[np.float64], u_scale: float = 1.0) -> NDArray[np.float64]:
+        """Return |F|² in 1e-24 cm² at d-spacings of shape (n,), in Å."""
+        debye_waller = np.exp(-2 * np.pi**2 * u_scale * self.u_groups / d[:, None] ** 2)
+        amplitudes = np.einsum("nrg,ng->nr", self.coefficients, debye_waller)
+        return np.asarray((amplitudes**2).sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Lines:
+    r"""Reflections that lie at the same d in every cell of their lattice, taken together.
+
+    With :math:`M_j` the independent terms of the reciprocal metric (one of each of
+    :attr:`~bragg_data.crystallography.cell.Lattice.metric_terms`) and
+    :math:`e_g = e^{-2\pi^2 U_g/d^2}`,
+
+    .. math:: 1/d^2 = \sum_j M_j p_j, \quad
+              \sum m |F|^2 = \sum_{g \le g'} s_{gg'}\, e_g e_{g'} .
+
+    Attributes
+    ----------
+    products : shape (n_terms, n), float32
+        p, sums of products of Miller indices.
+    strengths : shape (n_pairs, n), float32
+        s in 1e-24 cm², pairs in the order (0, 0), (0, 1) … (1, 1) …
+    u_groups : shape (n_groups,)
+        Displacement parameters in Å².
+    reflections
+        What was gathered.
+    member : shape (n_reflections,)
+        Line of each reflection.
+    """
+
+    products: NDArray[np.float32]
+    strengths: NDArray[np.float32]
+    u_groups: NDArray[np.float64]
+    reflections: Reflections
+    member: NDArray[np.intp]
+
+    def strengths_of(self, phase: Phase, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the strengths with the atoms of a phase that differs in its positions alone.
+
+        Of lines that are not wanted, shape (n,), they are 0.
+        """
+        _, group = np.unique(phase.u_iso, return_inverse=True)
+        scattering = phase.scattering_lengths
+        parts = [scattering.real, scattering.imag] if scattering.imag.any() else [scattering.real]
+        strengths = np.zeros(self.strengths.shape)
+        _add_strengths(
+            strengths, wanted, self.reflections.hkl, self.reflections.multiplicity, self.member,
+            2 * np.pi * phase.positions, np.stack(parts), group, len(self.u_groups),
+        )  # fmt: skip
+        return strengths.astype(np.float32)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
+    strengths, wanted, hkl, multiplicity, member, positions, parts, group, groups
+):
+    """As :func:`_strengths` of :func:`_coefficients`, without arrays of all atoms' waves."""
+    cosines, sines = np.empty(groups), np.empty(groups)
+    for r in range(len(hkl)):
+        if not wanted[member[r]]:
+            continue
+        for lengths in parts:
+            cosines[:] = 0.0
+            sines[:] = 0.0
+            for atom in range(len(positions)):
+                x = positions[atom]
+                angle = hkl[r, 0] * x[0] + hkl[r, 1] * x[1] + hkl[r, 2] * x[2]
+                cosines[group[atom]] += lengths[atom] * math.cos(angle)
+                sines[group[atom]] += lengths[atom] * math.sin(angle)
+            pair = 0
+            for g in range(groups):
+                for other in range(g, groups):
+                    share = cosines[g] * cosines[other] + sines[g] * sines[other]
+                    share *= 1 if g == other else 2
+                    strengths[pair, member[r]] += multiplicity[r] * share
+                    pair += 1
+
+
+def lines_of(phase: Phase, reflections: Reflections) -> Lines:
+    """Gather a phase's reflections into lines, in the order in which the reflections come."""
+    h, k, l = reflections.hkl.T  # noqa: E741
+    products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
+    sums = np.stack([products[list(g)].sum(axis=0) for g in phase.lattice.metric_terms])
+    _, first, line = np.unique(sums, axis=1, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    member = np.argsort(order)[line.ravel()]
+    return Lines(
+        np.ascontiguousarray(sums[:, first[order]], dtype=np.float32),
+        _strengths(reflections.multiplicity, reflections.coefficients, member),
+        reflections.u_groups,
+        reflections,
+        member,
+    )
+
+
+def _strengths(
+    multiplicity: NDArray[np.float64], c: NDArray[np.float64], member: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    strengths = []
+    for g in range(c.shape[2]):
+        for other in range(g, c.shape[2]):
+            share = multiplicity * (c[:, :, g] * c[:, :, other]).sum(axis=1)
+            share *= 1 if g == other else 2
+            strengths.append(np.bincount(member, weights=share))
+    return np.ascontiguousarray(np.stack(strengths), dtype=np.float32)
+
+
+def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
+    """Return the Laue-unique, allowed reflections with indices up to the limits.
+
+    Parameters
+    ----------
+    phase
+        Its space group decides equivalence and absences, its atoms the structure factors.
+    limits
+        Largest |h|, |k|, |l|. Every reflection that has an equivalent inside this box is
+        returned, so a larger box only adds reflections; their order is that of d in the cell of
+        the CIF (then of the indices), whatever the box.
+
+    Raises
+    ------
+    CrystalError
+        If the box holds no reflection, or more than memory does.
+    """
+    if not 0 < max(limits) < _BASE // 4 or np.prod(np.array(limits) * 2.0 + 1) > _MOST:
+        raise CrystalError(
+            f"Phase '{phase.name}' asks for reflections up to the indices {limits}, which are none "
+            f"or too many: look at the cell (lengths are in ångström) and the range of times."
+        )
+    key = (
+        phase.space_group, phase.symbols, limits,
+        *(v.tobytes() for v in (phase.cell, phase.positions, phase.occupancies, phase.u_iso)),
+    )  # fmt: skip
+    if key not in _kept:
+        while len(_kept) >= _MOST_KEPT:
+            _kept.pop(next(iter(_kept)), None)
+        _kept[key] = _unique_reflections(phase, limits)
+    return _kept[key]
+
+
+def _unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
+    h, k, l = np.meshgrid(*(np.arange(-m, m + 1) for m in limits), indexing="ij")  # noqa: E741
+    hkl = np.stack([h.ravel(), k.ravel(), l.ravel()], axis=1)
+    hkl = hkl[np.any(hkl != 0, axis=1)]
+    operations = phase.group_ops
+    rotations = {tuple(map(tuple, op.rot)) for op in operations.sym_ops}
+    scale = operations.sym_ops[0].DEN
+    laue = [np.array(r) // scale for r in rotations]
+    laue += [-r for r in laue]
+
+    # The representative of an orbit is its member with the largest code.
+    best = _code(hkl)
+    for rotation in laue:
+        np.maximum(best, _code(hkl @ rotation), out=best)
+    hkl = _decode(np.unique(best))
+    hkl = hkl[~operations.systematic_absences(hkl.astype(np.int32))]
+
+    own = _code(hkl)
+    fixed = np.sum([_code(hkl @ rotation) == own for rotation in laue], axis=0)
+    multiplicity = len(laue) / fixed
+    coefficients, u_groups = _coefficients(phase, hkl)
+    order = np.lexsort((own, _metric_code(phase, hkl)))
+    return Reflections(hkl[order], multiplicity[order], coefficients[order], u_groups)
+
+
+def _code(hkl: NDArray[np.int64]) -> NDArray[np.int64]:
+    shifted = hkl + _BASE // 2
+    return np.asarray((shifted[:, 0] * _BASE + shifted[:, 1]) * _BASE + shifted[:, 2])
+
+
+def _decode(code: NDArray[np.int64]) -> NDArray[np.int64]:
+    h, rest = np.divmod(code, _BASE * _BASE)
+    k, l = np.divmod(rest, _BASE)  # noqa: E741
+    return np.stack([h, k, l], axis=1) - _BASE // 2
+
+
+def _metric_code(phase: Phase, hkl: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1/d² in the CIF's cell, rounded so that equivalent d tie whatever the arithmetic."""
+    return np.asarray(np.round(d_spacing(hkl, phase.cell[None])[0] ** -2, 6))
+
+
+def _coefficients(
+    phase: Phase, hkl: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    u_groups, member = np.unique(phase.u_iso, return_inverse=True)
+    waves = np.exp(2j * np.pi * (hkl @ phase.positions.T))
+    scattering = phase.scattering_lengths
+    parts = []
+    for lengths in (scattering.real, scattering.imag):
+        # An imaginary length makes |F| of Friedel mates differ; their mean is the sum of both
+        # parts' squares, since the cross terms change sign between the mates.
+        sums = np.zeros((len(hkl), len(u_groups)), dtype=np.complex128)
+        for atom, group in enumerate(member):
+            sums[:, group] += lengths[atom] * waves[:, atom]
+        parts += [sums.real, sums.imag]
+    scale = max(np.abs(part).max() for part in parts)
+    rows = [part for part in parts if np.abs(part).max() > 1e-10 * scale]
+    return np.stack(rows, axis=1), u_groups

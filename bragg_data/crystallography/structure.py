@@ -1,0 +1,326 @@
+"""Crystal structures: phases read from CIF files, and what their atoms scatter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import periodictable
+from numpy.typing import NDArray
+
+from bragg_data.crystallography.cell import (
+    CELL_PARAMETERS,
+    CrystalError,
+    CrystalSystem,
+    Lattice,
+    cell_volume,
+    lattice_of,
+)
+
+# Elements whose scattering length varies with energy over the thermal range (a nuclear resonance,
+# tabulated with Breit-Wigner terms by GSAS-II and Lynn & Seeger, ADNDT 44 (1990) 191).
+_RESONANT = frozenset({"Cd", "Rh", "Sm", "Eu", "Gd", "Er", "Yb"})
+
+# An imaginary scattering length below this share of |b| changes |F|² by less than 1e-4.
+_NEGLIGIBLE_IMAGINARY = 0.01
+
+
+class ResonanceError(CrystalError):
+    """An element whose scattering length is no single number."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """An atom of the asymmetric unit.
+
+    Attributes
+    ----------
+    symbol
+        Element (or D).
+    position
+        Fractional coordinates.
+    occupancy
+        Between 0 and 1.
+    u_iso
+        Isotropic displacement parameter, in Å².
+    """
+
+    symbol: str
+    position: tuple[float, float, float]
+    occupancy: float
+    u_iso: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One crystal structure: a space group and atoms at fixed fractional coordinates.
+
+    Attributes
+    ----------
+    name
+        The campaign's name for it.
+    space_group
+        Extended Hermann-Mauguin symbol, for example ``R 3 m:R``.
+    lattice
+        Crystal system and free cell parameters.
+    cell : shape (6,)
+        The cell of the CIF, in ångström and degrees.
+    symbols
+        Element of each atom in the cell.
+    positions : shape (n_atoms, 3)
+        Fractional coordinates of all atoms of the cell.
+    occupancies : shape (n_atoms,)
+        Between 0 and 1.
+    u_iso : shape (n_atoms,)
+        Isotropic displacement parameter, in Å².
+    sites
+        The asymmetric unit, from which symmetry makes all atoms of the cell.
+    cif
+        The text of the CIF.
+    """
+
+    name: str
+    space_group: str
+    lattice: Lattice
+    cell: NDArray[np.float64]
+    symbols: tuple[str, ...]
+    positions: NDArray[np.float64]
+    occupancies: NDArray[np.float64]
+    u_iso: NDArray[np.float64]
+    sites: tuple[Site, ...]
+    cif: str
+
+    @property
+    def crystal_system(self) -> CrystalSystem:
+        """The crystal system of the space group."""
+        return self.lattice.crystal_system
+
+    @property
+    def scattering_lengths(self) -> NDArray[np.complex128]:
+        """Bound coherent scattering length of each atom times occupancy, in 1e-12 cm.
+
+        Raises
+        ------
+        ResonanceError
+            If one of them varies with the wavelength.
+        """
+        lengths = [scattering_length(symbol) for symbol in self.symbols]
+        return np.array(lengths, dtype=np.complex128) * self.occupancies
+
+    @property
+    def group_ops(self) -> gemmi.GroupOps:
+        """The symmetry operations of the space group, in its setting."""
+        group = gemmi.find_spacegroup_by_name(self.space_group)
+        assert group is not None  # the symbol was written by gemmi itself
+        return group.operations()
+
+
+def scattering_length(element: str) -> complex:
+    """Return the bound coherent scattering length of an element in 1e-12 cm (10 fm).
+
+    The values are those of the periodictable package (Rauch & Waschkowski; Sears, Neutron News 3
+    (1992) 26). An imaginary part (absorption, for example boron) is kept where it matters.
+
+    Raises
+    ------
+    CrystalError
+        For an element without a tabulated value.
+    ResonanceError
+        For one with a resonance in the thermal range.
+    """
+    try:
+        neutron = periodictable.elements.symbol(element).neutron
+        b = neutron.b_c
+    except (ValueError, AttributeError) as error:
+        raise CrystalError(
+            f"Element '{element}' has no neutron scattering length. Correct the atom types of the "
+            f"CIF."
+        ) from error
+    if b is None:
+        raise CrystalError(
+            f"Element '{element}' has no measured neutron scattering length, so no pattern of it "
+            f"can be simulated."
+        )
+    if element in _RESONANT or neutron.is_energy_dependent:
+        raise ResonanceError(
+            f"Element '{element}' has a resonance in the thermal range: its scattering length "
+            f"varies with wavelength, which the kinematic simulator does not model. Use "
+            f"--simulator gsas2 for this structure."
+        )
+    complex_b = neutron.b_c_complex
+    imaginary = complex_b.imag if complex_b is not None else 0.0
+    if abs(imaginary) < _NEGLIGIBLE_IMAGINARY * abs(b):
+        imaginary = 0.0
+    return complex(b, imaginary) / 10.0
+
+
+def swollen(phase: Phase, like: Phase, cell: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cell of a phase's CIF with as much volume for an atom as another phase's cell."""
+    room = cell_volume(cell[None])[0] / len(like.positions)
+    own = np.array(phase.cell, dtype=np.float64)
+    own[:3] *= (room * len(phase.positions) / cell_volume(own[None])[0]) ** (1 / 3)
+    return own
+
+
+_RECTANGULAR = """data_x
+_cell_length_a {0}
+_cell_length_b {1}
+_cell_length_c {2}
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_space_group_name_H-M_alt '{group}'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_U_iso_or_equiv
+{atoms}
+"""
+
+
+def rectangular_phase(
+    name: str, space_group: str, lengths: tuple[float, float, float], atoms: str
+) -> Phase:
+    """Return a phase whose cell has right angles, from what a paper's table says.
+
+    Parameters
+    ----------
+    name, space_group
+        Its name, and the Hermann-Mauguin symbol.
+    lengths
+        a, b, c in Å.
+    atoms
+        A line for each: label, element, x, y, z, U in Å².
+
+    Raises
+    ------
+    CrystalError
+        As :func:`read_phase`.
+    """
+    return read_phase(_RECTANGULAR.format(*lengths, group=space_group, atoms=atoms), name)
+
+
+def read_phase(cif: Path | str, name: str) -> Phase:
+    """Read a phase from a CIF file, or from the text of one.
+
+    Anisotropic displacement parameters become their equivalent isotropic ones, with a warning.
+
+    Parameters
+    ----------
+    cif
+        Path of the file, or its text.
+    name
+        What the campaign calls this phase.
+
+    Raises
+    ------
+    CrystalError
+        If the file is missing or unreadable, names no known space group or no atoms, or if its
+        cell contradicts its space group.
+    """
+    if isinstance(cif, Path):
+        where = str(cif)
+        try:
+            text = cif.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CrystalError(f"CIF file {cif} not found. Give the path of a CIF file.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CrystalError(f"CIF file {cif} cannot be read: {error}.") from error
+    else:
+        where, text = f"CIF of phase '{name}'", cif
+    structure = _structure(text, where)
+    group = structure.spacegroup
+    if group is None:
+        raise CrystalError(
+            f"{where} names no space group that is known: give its symmetry operations "
+            f"(_space_group_symop_operation_xyz) or its Hermann-Mauguin symbol."
+        )
+    lattice = lattice_of(group)
+    unit_cell = structure.cell
+    cell = np.array([getattr(unit_cell, p) for p in CELL_PARAMETERS])
+    try:
+        lattice.check(cell[None])
+    except CrystalError as error:
+        raise CrystalError(f"{where}: {error}") from error
+
+    sites = _sites(structure.sites, unit_cell)
+    atoms = _sites(structure.get_all_unit_cell_sites(), unit_cell)
+    if not atoms:
+        raise CrystalError(f"{where} lists no atoms (_atom_site_fract_x …), so nothing scatters.")
+    for symbol in sorted({site.symbol for site in sites}):
+        # A resonance is the affair of the simulator that cannot do it.
+        with suppress(ResonanceError):
+            scattering_length(symbol)
+    if any(site.aniso.nonzero() for site in structure.sites):
+        warnings.warn(
+            f"{where} has anisotropic displacement parameters: their equivalent isotropic values "
+            f"are used.",
+            stacklevel=2,
+        )
+    return Phase(
+        name=name,
+        space_group=group.xhm(),
+        lattice=lattice,
+        cell=cell,
+        symbols=tuple(atom.symbol for atom in atoms),
+        positions=np.array([atom.position for atom in atoms]) % 1.0,
+        occupancies=np.array([atom.occupancy for atom in atoms]),
+        u_iso=np.array([atom.u_iso for atom in atoms]),
+        sites=sites,
+        cif=text,
+    )
+
+
+def _sites(sites: Iterable[gemmi.SmallStructure.Site], cell: gemmi.UnitCell) -> tuple[Site, ...]:
+    return tuple(
+        Site(
+            symbol="D" if site.type_symbol == "D" else site.element.name,
+            position=(site.fract.x, site.fract.y, site.fract.z),
+            occupancy=site.occ,
+            u_iso=_u_equivalent(site.aniso, cell) if site.aniso.nonzero() else site.u_iso,
+        )
+        for site in sites
+        if site.occ > 0
+    )
+
+
+def _structure(text: str, where: str) -> gemmi.SmallStructure:
+    try:
+        document = gemmi.cif.read_string(text)
+        blocks = [block for block in document if block.find_values("_atom_site_fract_x")]
+        if not blocks:
+            raise CrystalError(
+                f"{where} holds no atoms: a CIF with _cell_length_a … and _atom_site_fract_x … "
+                f"is needed."
+            )
+        structure = gemmi.make_small_structure_from_block(blocks[0])
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, CrystalError):
+            raise
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise CrystalError(f"{where} is not a readable CIF: {reason}.") from error
+    # Operations come first: the symbol alone does not always tell the setting.
+    structure.determine_and_set_spacegroup("S.H2")
+    return structure
+
+
+def _u_equivalent(u: gemmi.SMat33d, cell: gemmi.UnitCell) -> float:
+    r"""Return the equivalent isotropic displacement parameter in Å².
+
+    .. math:: U_\text{eq} = \frac13 \sum_{ij} U_{ij} a_i^* a_j^* \mathbf a_i\cdot\mathbf a_j
+
+    Fischer & Tillmanns, Acta Cryst. C44 (1988) 775.
+    """
+    direct = np.array(cell.orth.mat.tolist())
+    metric = direct.T @ direct
+    star = np.sqrt(np.diag(np.linalg.inv(metric)))
+    tensor = np.array([[u.u11, u.u12, u.u13], [u.u12, u.u22, u.u23], [u.u13, u.u23, u.u33]])
+    return float((tensor * np.outer(star, star) * metric).sum() / 3)

@@ -1,0 +1,1 @@
+"""Time-of-flight diffractometers: calibration, resolution and peak shape."""

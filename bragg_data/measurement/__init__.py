@@ -1,0 +1,1 @@
+"""Measured profiles: files, calibration, and the way to a campaign's grid."""

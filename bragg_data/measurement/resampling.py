@@ -1,0 +1,299 @@
+"""Measured profiles on the way to a model: the right bank, its calibration, a campaign's grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
+from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
+
+__all__ = [
+    "GriddedProfile",
+    "Profile",
+    "ProfileError",
+    "match_bank",
+    "nominal_calibration",
+    "on_grid",
+    "read_profiles",
+    "warnings_of",
+]
+
+MINIMUM_COVERAGE = 0.2
+"""Share of the campaign's grid (and at least 200 points of it) that a profile has to cover."""
+
+COARSEST_STEP = 8.0
+"""Where measured points lie more than this many grid steps apart, peaks fall between them."""
+
+
+@dataclass(frozen=True, eq=False)
+class GriddedProfile:
+    """A measured profile on a campaign's grid.
+
+    Attributes
+    ----------
+    intensity : shape (points,)
+        Density per µs of the campaign's instrument; 0 where not covered.
+    sigma : shape (points,)
+        Standard deviation; 0 where not covered.
+    covered : shape (points,)
+        Where the measurement holds information.
+    """
+
+    intensity: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    covered: NDArray[np.bool_]
+
+
+def on_grid(
+    profile: Profile, grid: TofGrid, instrument: Instrument, own: Instrument | None
+) -> GriddedProfile:
+    """Bring a measured profile to the grid of a campaign.
+
+    Each point T of the grid is a d-spacing of the campaign's instrument, which the measurement's
+    own calibration puts at T' on the measured axis. Where the measured points are finer than the
+    grid, those within a step are averaged by their share of it; elsewhere a cubic through four
+    points is taken. Points without information (``sigma`` 0) take no part.
+
+    Parameters
+    ----------
+    profile
+        The measured profile.
+    grid
+        The campaign's grid.
+    instrument
+        The campaign's instrument.
+    own
+        The measurement's own calibration; None takes its times as those of ``instrument``.
+
+    Raises
+    ------
+    ProfileError
+        If the profile covers too little of the grid, or the calibration does not grow with d.
+    """
+    target = grid.tof
+    if own is not None:
+        try:
+            target = own.tof_from_d_spacing(instrument.d_spacing_from_tof(grid.tof))
+        except InstrumentError as error:
+            raise ProfileError(f"{profile.name} cannot be brought to the grid: {error}") from error
+        if not (np.diff(target) > 0).all():
+            raise ProfileError(
+                f"{profile.name}: the calibration given (difC {own.difc:g}, difA {own.difa:g}, "
+                f"difB {own.difb:g}) does not grow with d over the grid. Check the instrument file."
+            )
+    values, variance, covered = _resampled(profile, target)
+    needed = min(grid.points, max(200, math.ceil(MINIMUM_COVERAGE * grid.points)))
+    if covered.sum() < needed:
+        calibration = own or instrument
+        raise ProfileError(
+            f"{profile.name} is outside the instrument's range: it has points over "
+            f"{_range(profile.tof, calibration)}, the model wants {_range(target, calibration)}; "
+            f"{covered.sum()} of {grid.points} grid points are covered and {needed} are needed. "
+            f"Give another bank, or a model of this bank."
+        )
+    # A density per µs of the measured axis becomes one per µs of the campaign's.
+    stretch = np.gradient(target) / np.gradient(grid.tof)
+    return GriddedProfile(
+        intensity=np.where(covered, values * stretch, 0.0),
+        sigma=np.where(covered, np.sqrt(variance) * stretch, 0.0),
+        covered=covered,
+    )
+
+
+def _range(tof: NDArray[np.float64], calibration: Instrument) -> str:
+    ends = tof[[0, -1]]
+    text = f"{ends[0]:.0f}–{ends[1]:.0f} µs"
+    try:
+        d = calibration.d_spacing_from_tof(ends)
+    except InstrumentError:
+        return text
+    return f"{text} ({d[0]:.3f}–{d[1]:.3f} Å)"
+
+
+def _midpoints(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    inner = (x[1:] + x[:-1]) / 2
+    return np.concatenate([[2 * x[0] - inner[0]], inner, [2 * x[-1] - inner[-1]]])
+
+
+def _resampled(
+    profile: Profile, target: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return value, variance and coverage of the profile at ascending times."""
+    tof, good = profile.tof, profile.sigma > 0
+    y, variance = np.where(good, profile.intensity, 0.0), profile.sigma**2
+    # Average over each target bin, by running sums at the edges of the measured bins.
+    edges, bins = _midpoints(tof), _midpoints(target)
+    width = np.diff(edges)
+
+    def within(density: NDArray[np.float64]) -> NDArray[np.float64]:
+        total = np.concatenate([[0.0], np.cumsum(density * width)])
+        return np.diff(np.interp(bins, edges, total))
+
+    share = within(good.astype(np.float64))
+    step = np.diff(bins)
+    enough = share > 0.5 * step
+    safe = np.where(enough, share, 1.0)
+    mean, mean_variance = within(y) / safe, within(variance * width) / safe**2
+    # Cubic through four neighbours, or a line where one of the outer two is missing.
+    left = np.clip(np.searchsorted(tof, target, side="right") - 1, 0, len(tof) - 2)
+    inside = (target >= tof[0]) & (target <= tof[-1]) & good[left] & good[left + 1]
+    fraction = np.clip((target - tof[left]) / (tof[left + 1] - tof[left]), 0.0, 1.0)
+    nodes = np.clip(left[:, None] + np.arange(-1, 3), 0, len(tof) - 1)
+    x = tof[nodes]
+    whole = (np.diff(nodes, axis=1) == 1).all(axis=1) & good[nodes].all(axis=1)
+    # Very unequal spacings make a cubic swing.
+    gaps = np.diff(x, axis=1)
+    whole &= gaps.max(axis=1) < 2 * np.maximum(gaps.min(axis=1), 1e-300)
+    weights = np.zeros_like(x)
+    weights[:, 1], weights[:, 2] = 1 - fraction, fraction
+    for k in range(4):
+        others = [i for i in range(4) if i != k]
+        top = np.prod(target[:, None] - x[:, others], axis=1)
+        bottom = np.prod(x[:, [k]] - x[:, others], axis=1)
+        weights[whole, k] = top[whole] / bottom[whole]
+    value = (weights * y[nodes]).sum(axis=1)
+    value_variance = (weights**2 * variance[nodes]).sum(axis=1)
+    spacing = tof[left + 1] - tof[left]
+    fine = spacing < 0.75 * step
+    covered = np.where(fine, enough, inside & (spacing < COARSEST_STEP * step))
+    return (
+        np.where(fine, mean, value),
+        np.where(fine, mean_variance, value_variance),
+        covered,
+    )
+
+
+def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrument:
+    """Choose the bank of an instrument file that a profile was measured on.
+
+    The header decides: the bank whose difC lies within 3 % of the header's, or, if it names none,
+    whose angle lies within 2° of the header's 2θ; of several the nearest. (Bank numbers of data and
+    instrument files need not agree, nor be unique.) A header with neither leaves the number, and a
+    file of one bank needs none.
+
+    Parameters
+    ----------
+    profile
+        As read.
+    instruments
+        The banks of the instrument file.
+
+    Raises
+    ------
+    ProfileError
+        If no bank fits, or several do, naming the known ones.
+    """
+    known = "; ".join(f"{i.bank} (2θ {i.two_theta:g}°, difC {i.difc:g})" for i in instruments)
+    angle = profile.two_theta
+    if profile.difc is not None:
+        said = f"difC {profile.difc:g}"
+        distance = [abs(i.difc / profile.difc - 1) / 0.03 for i in instruments]
+    elif angle is not None:
+        said = f"2θ {angle:g}°"
+        distance = [abs(i.two_theta - angle) / 2.0 for i in instruments]
+    elif len(instruments) == 1:
+        return instruments[0]
+    else:
+        same = [i for i in instruments if i.bank == profile.bank]
+        if len(same) == 1:
+            return same[0]
+        raise ProfileError(
+            f"{profile.name} does not say at which angle it was measured. Give the angle "
+            f"(--two-theta); the instrument file holds the banks {known}."
+        )
+    nearest = int(np.argmin(distance))
+    if distance[nearest] > 1:
+        raise ProfileError(
+            f"{profile.name} was measured at {said}, which no bank of the instrument file has. "
+            f"Give the file of this instrument, or the angle (--two-theta) of one of its banks: "
+            f"{known}."
+        )
+    return instruments[nearest]
+
+
+def nominal_calibration(profile: Profile, instrument: Instrument) -> Instrument | None:
+    """Return the calibration that the header alone gives: its difC, without difA, difB and Zero.
+
+    For a measurement without a calibration of its own. Better than taking its times as those of
+    another instrument, and off by 0.1 to 0.4 % in every length. None if the header has no difC.
+    """
+    if profile.difc is None:
+        return None
+    changes = {"difc": profile.difc, "difa": 0.0, "difb": 0.0, "tzero": 0.0}
+    return instrument.moved(two_theta=profile.two_theta or instrument.two_theta, **changes)
+
+
+def warnings_of(
+    profile: Profile,
+    gridded: GriddedProfile,
+    instrument: Instrument,
+    own: Instrument | None,
+    *,
+    nominal: bool = False,
+) -> list[str]:
+    """Return what a user has to know before trusting an answer for this profile, in sentences.
+
+    Parameters
+    ----------
+    profile, gridded
+        The profile as read, and on the campaign's grid.
+    instrument
+        The campaign's instrument.
+    own
+        The calibration that was used, if any.
+    nominal
+        Whether that is the header's (:func:`nominal_calibration`).
+    """
+    warnings = []
+    if own is None:
+        warnings.append(
+            f"No calibration was given: times of flight were taken as those of the model's "
+            f"instrument (difC {instrument.difc:g}). An error of difC is the same relative error "
+            f"of every length; between the calibrations of one bank 0.1 to 0.4 % is usual, that is "
+            f"0.004 to 0.016 Å in 4 Å. Give the measurement's own .instprm file."
+        )
+        if profile.difc is not None and abs(profile.difc / instrument.difc - 1) > 0.005:
+            warnings.append(
+                f"The header's nominal difC {profile.difc:g} differs from the model's "
+                f"{instrument.difc:g} by {100 * (profile.difc / instrument.difc - 1):+.1f} %, and "
+                f"so will every length."
+            )
+    elif nominal:
+        warnings.append(
+            f"No calibration was given: the header's nominal difC {own.difc:g} was used, which is "
+            f"0.1 to 0.4 % from a refined one, and so is every length (0.004 to 0.016 Å in 4 Å). "
+            f"Give the measurement's own .instprm file."
+        )
+    elif profile.two_theta is None and profile.difc is None and profile.bank is not None:
+        warnings.append(
+            f"The file does not say at which angle its bank {profile.bank} stands: it was taken to "
+            f"be bank {own.bank} (2θ {own.two_theta:g}°) of the instrument file. Numbers in data "
+            f"and instrument files need not agree: check, or give the angle (--two-theta)."
+        )
+    if own is not None and abs((profile.two_theta or own.two_theta) - own.two_theta) > 5:
+        warnings.append(
+            f"The file's header says 2θ {profile.two_theta:g}° and the calibration is of a bank at "
+            f"{own.two_theta:g}°: check that it is of this instrument."
+        )
+    if own is not None and abs(own.difc / instrument.difc - 1) > 0.05:
+        warnings.append(
+            f"The measurement's difC {own.difc:g} and the model's {instrument.difc:g} differ by "
+            f"more than 5 %: this is another bank or instrument, with other peak widths."
+        )
+    angle = profile.two_theta if own is None else own.two_theta
+    if angle is not None and abs(angle - instrument.two_theta) > 5:
+        warnings.append(
+            f"The profile was measured at 2θ {angle:g}° and the model's instrument stands at "
+            f"{instrument.two_theta:g}°."
+        )
+    coverage = float(gridded.covered.mean())
+    if coverage < 0.99:
+        warnings.append(
+            f"The measurement covers {100 * coverage:.0f} % of the model's times of flight."
+        )
+    return warnings

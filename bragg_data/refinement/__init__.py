@@ -1,0 +1,1 @@
+"""Refinement of cells against a measured profile."""

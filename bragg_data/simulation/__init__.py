@@ -1,0 +1,1 @@
+"""Simulators of powder patterns, and the effects that a measurement adds."""

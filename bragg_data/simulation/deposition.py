@@ -1,0 +1,471 @@
+"""Compiled loops of the fast simulator: reflections become amplitudes on the source grid.
+
+Everything here is plain loops over arrays, compiled by numba with one thread. Exponentials and
+logarithms come from tables with a short Taylor series, because those vectorise and libm's do not.
+
+Numba keeps the compiled code by the date of this file alone: functions that are called here have to
+stand here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from bragg_data.instrument.peak_shape import BLEND, ERFCX_SWITCH, FWHM_PER_SIGMA
+
+TAPS = 6
+"""A quintic B-spline reaches over six nodes of the source grid."""
+
+REACH = 3.0
+"""Distance from the centre, in σ, at which the step of GSAS-II's erfcx is below 1e-5 of a peak."""
+
+_STATIONS = 513  # of a table over the window: linear between them is good to 1e-5 of a width
+
+ALIKE = 16
+"""Samples that share one selection of lines."""
+
+_TILE = 1024  # lines handled together: their buffers stay in the first-level cache
+
+
+class Selected(NamedTuple):
+    """Lines of a phase, as :class:`bragg_data.crystallography.reflections.Lines` has them.
+
+    ``products`` (n_terms, n) and ``strengths`` (n_pairs, n), both float32.
+    """
+
+    products: NDArray[np.float32]
+    strengths: NDArray[np.float32]
+
+
+@njit(nogil=True, cache=True)
+def select(metrics, q_high, lines, room):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Copy the lines with 1/d² ≤ q_high for some metric between the given ones.
+
+    The bound takes the smallest and largest value of each term of the metric, after a common
+    scale is divided out, so it is sharp where the cells differ little but in size. Returns how
+    many there are.
+    """
+    n_terms, n_lines = lines.products.shape
+    n_pairs = len(lines.strengths)
+    low = np.full(n_terms, np.inf)
+    high = np.full(n_terms, -np.inf)
+    smallest = np.inf
+    for i in range(len(metrics)):
+        size = metrics[i, 0]  # of a diagonal element, so it is positive
+        smallest = min(smallest, size)
+        for t in range(n_terms):
+            low[t] = min(low[t], metrics[i, t] / size)
+            high[t] = max(high[t], metrics[i, t] / size)
+    limit = np.float32(q_high / smallest * (1.0 + 1e-5))
+    bound = np.zeros(n_lines, np.float32)
+    for t in range(n_terms):
+        low32 = np.float32(low[t])
+        high32 = np.float32(high[t])
+        for r in range(n_lines):
+            p = lines.products[t, r]
+            bound[r] += min(low32 * p, high32 * p)
+    count = 0
+    for r in range(n_lines):
+        if bound[r] <= limit:
+            for t in range(n_terms):
+                room.products[t, count] = lines.products[t, r]
+            for pair in range(n_pairs):
+                room.strengths[pair, count] = lines.strengths[pair, r]
+            count += 1
+    return count
+
+
+class Buffers(NamedTuple):
+    """Per-line values of one tile; what stays after :func:`lines_of_sample` comes first."""
+
+    d: NDArray[np.float64]
+    tof: NDArray[np.float64]
+    position: NDArray[np.float64]
+    amplitude: NDArray[np.float32]
+    q: NDArray[np.float64]
+    rough_d: NDArray[np.float32]
+    cell: NDArray[np.int32]
+    delta: NDArray[np.float32]
+    damping: NDArray[np.float32]
+    strength: NDArray[np.float32]
+
+
+@njit(nogil=True, cache=True)
+def buffers_for(n_groups):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Return the buffers of one tile."""
+    return Buffers(
+        np.empty(_TILE),
+        np.empty(_TILE),
+        np.empty(_TILE),
+        np.empty(_TILE, np.float32),
+        np.empty(_TILE),
+        np.empty(_TILE, np.float32),
+        np.empty(_TILE, np.int32),
+        np.empty(_TILE, np.float32),
+        np.empty((n_groups, _TILE), np.float32),
+        np.empty(_TILE, np.float32),
+    )
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
+    metric, lines, u_scale, difc, tzero, target, tables, begin, count, buffers
+):
+    """Fill d (Å), T (µs), grid position and amplitude of ``count`` lines of one sample.
+
+    A reflection counts only if T_low < T < T_high and d ≥ T_low / difC, as in GSAS-II; the others
+    get the amplitude zero. Each loop does one thing to all lines, so that the compiler can
+    vectorise it.
+    """
+    d, tof, position, amplitude, q, rough_d, cell, delta, damping, strength = buffers
+    products, strengths = lines
+    q_high = (difc / target.tof_low) ** 2
+    for k in range(count):
+        q[k] = metric[0] * products[0, begin + k]
+    for t in range(1, len(metric)):
+        m = metric[t]
+        for k in range(count):
+            q[k] += m * products[t, begin + k]
+    for k in range(count):
+        rough_d[k] = np.float32(1.0) / math.sqrt(np.float32(q[k]))
+    for k in range(count):
+        # One Newton step takes the single-precision root to double precision.
+        root = np.float64(rough_d[k])
+        root = root * (1.5 - 0.5 * q[k] * root * root)
+        d[k] = root
+        t = root * (difc + target.difa * root + target.difb * q[k]) + tzero
+        counts = (t > target.tof_low) & (t < target.tof_high) & (q[k] <= q_high)
+        squared = root * root
+        amplitude[k] = np.float32(squared * squared) if counts else np.float32(0.0)
+        tof[k] = min(max(t, target.tof_low), target.tof_high)
+    offset = target.pad - math.log(target.tof_low) / target.source_step
+    inverse_step = 1.0 / target.source_step
+    inverse_dt = 1.0 / tables.dt
+    for k in range(count):
+        c = np.int32((tof[k] - tables.tof_0) * inverse_dt)
+        z = tof[k] * tables.inverse_tof[c] - 1.0
+        log_tof = tables.log_tof[c] + z * (1.0 - z * (0.5 - z * (1.0 / 3.0 - 0.25 * z)))
+        position[k] = log_tof * inverse_step + offset
+    dx = np.float32(tables.dx)
+    inverse_dx = np.float32(1.0 / tables.dx)
+    last = np.float32(tables.debye_waller.shape[1] - 1)
+    scale = np.float32(u_scale)
+    for k in range(count):
+        x = min(scale * np.float32(q[k]) * inverse_dx, last)
+        c = np.int32(x)
+        cell[k] = c
+        delta[k] = (np.float32(c) + np.float32(0.5) - x) * dx
+    n_groups = len(tables.rates)
+    third = np.float32(1.0 / 6.0)
+    for group in range(n_groups):
+        rate = np.float32(tables.rates[group])
+        table = tables.debye_waller[group]
+        for k in range(count):
+            z = rate * delta[k]
+            damping[group, k] = table[cell[k]] * (
+                np.float32(1.0) + z * (np.float32(1.0) + z * (np.float32(0.5) + z * third))
+            )
+    strength[:count] = np.float32(0.0)
+    pair = 0
+    for group in range(n_groups):
+        for other in range(group, n_groups):
+            for k in range(count):
+                strength[k] += strengths[pair, begin + k] * damping[group, k] * damping[other, k]
+            pair += 1
+    for k in range(count):
+        amplitude[k] *= strength[k]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
+    out, step_out, metrics, lines, u_scale, difc, tzero, scale, target, tables, shapes
+):
+    """Deposit the reflections of each sample on the source grid, all with the nominal widths.
+
+    Parameters
+    ----------
+    out : shape (n, n_source), float32, zeroed
+        Spline coefficients of the amplitude.
+    step_out : shape (n, points), float32, zeroed
+        What GSAS-II's step in erfcx adds to the finished pattern beside the blended operator.
+    metrics : shape (n, n_terms)
+        Independent terms of the reciprocal metric in Å⁻², so sorted that neighbours are alike.
+    lines
+        All lines that any of the samples may need, as :class:`Selected`.
+    u_scale, difc, tzero, scale : shape (n,)
+        Per sample; ``scale`` is S sin θ / V.
+    shapes : shape (4, n_source)
+        Full width W, Lorentzian share η, rise and decay at the nodes of the source grid.
+    """
+    selected = Selected(np.empty_like(lines.products), np.empty_like(lines.strengths))
+    buffers = buffers_for(len(tables.rates))
+    w = np.empty((TAPS, _TILE), np.float32)
+    node = np.empty(_TILE, np.int32)
+    for first in range(0, len(metrics), ALIKE):
+        alike = metrics[first : first + ALIKE]
+        q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
+        n_lines = select(alike, q_high, lines, selected)
+        for i in range(first, first + len(alike)):
+            row = out[i]
+            for begin in range(0, n_lines, _TILE):
+                count = min(_TILE, n_lines - begin)
+                lines_of_sample(
+                    metrics[i], selected, u_scale[i], difc[i], tzero[i], target, tables, begin,
+                    count, buffers,
+                )  # fmt: skip
+                factor = np.float32(scale[i] / 120.0)
+                for k in range(count):
+                    j = np.int32(buffers.position[k])
+                    node[k] = j - 2
+                    x = np.float32(buffers.position[k] - j)
+                    y = np.float32(1.0) - x
+                    a = buffers.amplitude[k] * factor
+                    x2 = x * x
+                    y2 = y * y
+                    w[0, k] = a * y2 * y2 * y
+                    w[1, k] = a * _second(x)
+                    w[2, k] = a * _third(x2, x)
+                    w[3, k] = a * _third(y2, y)
+                    w[4, k] = a * _second(y)
+                    w[5, k] = a * x2 * x2 * x
+                for k in range(count):
+                    j = node[k]
+                    row[j] += w[0, k]
+                    row[j + 1] += w[1, k]
+                    row[j + 2] += w[2, k]
+                    row[j + 3] += w[3, k]
+                    row[j + 4] += w[4, k]
+                    row[j + 5] += w[5, k]
+                for k in range(count):
+                    if target.d_step_low < buffers.d[k] < target.d_step_high:
+                        j = np.int32(buffers.position[k])
+                        x64 = buffers.position[k] - j
+                        add_step(
+                            step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
+                            _between(shapes[0], j, x64), _between(shapes[1], j, x64),
+                            _between(shapes[2], j, x64), _between(shapes[3], j, x64),
+                            target.tof_low, target.grid_step,
+                        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _second(x):  # type: ignore[no-untyped-def] # pragma: no cover
+    """120 times the quintic B-spline in its second of six pieces, x in [0, 1)."""
+    return np.float32(26) + x * (
+        np.float32(-50)
+        + x * (np.float32(20) + x * (np.float32(20) + x * (np.float32(-20) + np.float32(5) * x)))
+    )
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _third(x2, x):  # type: ignore[no-untyped-def] # pragma: no cover
+    """120 times the quintic B-spline in its third piece."""
+    return np.float32(66) + x2 * (np.float32(-60) + x2 * (np.float32(30) - np.float32(10) * x))
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _between(values, j, x):  # type: ignore[no-untyped-def] # pragma: no cover
+    return values[j] + x * (values[j + 1] - values[j])
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def add_step(  # type: ignore[no-untyped-def] # pragma: no cover
+    row, amplitude, centre, width, eta, rise, decay, tof_low, grid_step
+):
+    """Add what GSAS-II's erfcx differs from the blended one near its step, y = 6.
+
+    The operator holds a smooth blend, since a step cannot be interpolated; this puts the step back
+    where it belongs for one reflection: a few points, in closed form.
+    """
+    sigma = width / FWHM_PER_SIGMA
+    root = math.sqrt(2.0) * sigma
+    norm = amplitude * (1.0 - eta) * rise * decay / (2.0 * (rise + decay))
+    for side in range(2):
+        # side 0: y = (rise S + Δ)/√2S; side 1: y = (decay S − Δ)/√2S
+        rate = rise if side == 0 else decay
+        sign = 1.0 if side == 0 else -1.0
+        middle = sign * (ERFCX_SWITCH * root - rate * sigma * sigma)
+        reach = BLEND * root
+        low = max(middle - reach, -REACH * sigma)
+        high = min(middle + reach, REACH * sigma)
+        if low >= high or centre + high <= tof_low:
+            continue
+        first = max(math.ceil(math.log(max((centre + low) / tof_low, 1.0)) / grid_step), 0)
+        last = min(math.floor(math.log((centre + high) / tof_low) / grid_step), len(row) - 1)
+        t = tof_low * math.exp(grid_step * first)
+        ratio = math.exp(grid_step)
+        for i in range(first, last + 1):
+            delta = t - centre
+            y = (rate * sigma * sigma + sign * delta) / root
+            z = (y - ERFCX_SWITCH) / BLEND
+            if -1.0 < z < 1.0:
+                blend = 0.5 + z * (0.9375 + z * z * (-0.625 + 0.1875 * z * z))
+                sharp = 1.0 if y >= ERFCX_SWITCH else 0.0
+                row[i] += (
+                    norm
+                    * (sharp - blend)
+                    * math.exp(-0.5 * (delta / sigma) ** 2)
+                    * excess_of_bound(y)
+                )
+            t *= ratio
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def excess_of_bound(y):  # type: ignore[no-untyped-def] # pragma: no cover
+    """erfcx_bound(y) − erfcx(y) for y > 4.5, from the asymptotic series of erfcx in 1/y²."""
+    s = 1.0 / (y * y)
+    # erfcx: A&S 7.1.23; ten terms are exact to 1e-7 of erfcx at y = 4.8.
+    term = 1.0
+    total = 1.0
+    for n in range(1, 11):
+        term *= -(2 * n - 1) * 0.5 * s
+        total += term
+    erfcx = total / (y * math.sqrt(math.pi))
+    bound = 2.0 / math.sqrt(math.pi) / (y + math.sqrt(y * y + 4.0 / math.pi))
+    return bound - erfcx
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
+    out, step_out, metrics, lines, u_scale, difc, tzero, scale, size, microstrain,
+    width_scale, target, tables, shapes, broadening, nodes, barycentric, mixing,
+):  # fmt: skip
+    """Deposit reflections whose widths differ from sample to sample.
+
+    As :func:`deposit`, but the amplitude is shared among operators: the Gaussian and the Lorentzian
+    part at several widths, by Lagrange interpolation in ln(W / W nominal), of which there are fewer
+    that are independent.
+
+    Parameters
+    ----------
+    out : shape (n_operators, n, n_source), float32, zeroed
+    size, microstrain, width_scale : shape (n,)
+        Broadening per sample: µm, 1e-6, and a factor on all widths.
+    shapes : shape (4, n_source)
+        ln of the nominal full width, unused, rise and decay at the nodes of the source grid.
+    nodes, barycentric : shape (n_nodes,)
+        Nodes in ln(W / W nominal) and their barycentric weights.
+    mixing : shape (2 * n_nodes, n_operators)
+        What the Gaussian parts, then the Lorentzian parts, at the nodes are made of.
+    """
+    n_nodes = len(nodes)
+    n_operators = out.shape[0]
+    n_source = out.shape[2]
+    selected = Selected(np.empty_like(lines.products), np.empty_like(lines.strengths))
+    buffers = buffers_for(len(tables.rates))
+    w = np.empty(TAPS, np.float32)
+    share = np.empty(n_operators, np.float32)
+    widths = np.empty(_STATIONS)
+    etas = np.empty(_STATIONS)
+    at_nodes = np.empty(2 * n_nodes)
+    shares = np.empty((_STATIONS, n_operators), np.float32)
+    to_station = (_STATIONS - 1) / (n_source - 1)
+    for first in range(0, len(metrics), ALIKE):
+        alike = metrics[first : first + ALIKE]
+        q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
+        n_lines = select(alike, q_high, lines, selected)
+        for i in range(first, first + len(alike)):
+            _fill_stations(
+                widths, etas, shares, difc[i], tzero[i], size[i], microstrain[i], width_scale[i],
+                target, shapes, broadening, nodes, barycentric, mixing, at_nodes,
+            )  # fmt: skip
+            for begin in range(0, n_lines, _TILE):
+                count = min(_TILE, n_lines - begin)
+                lines_of_sample(
+                    metrics[i], selected, u_scale[i], difc[i], tzero[i], target, tables, begin,
+                    count, buffers,
+                )  # fmt: skip
+                for k in range(count):
+                    if buffers.amplitude[k] == 0.0:
+                        continue
+                    j = int(buffers.position[k])
+                    x = buffers.position[k] - j
+                    station = buffers.position[k] * to_station
+                    before = min(int(station), _STATIONS - 2)
+                    between = station - before
+                    x32 = np.float32(x)
+                    y32 = np.float32(1.0) - x32
+                    x2 = x32 * x32
+                    y2 = y32 * y32
+                    a = np.float32(buffers.amplitude[k] * scale[i] / 120.0)
+                    w[0] = a * y2 * y2 * y32
+                    w[1] = a * _second(x32)
+                    w[2] = a * _third(x2, x32)
+                    w[3] = a * _third(y2, y32)
+                    w[4] = a * _second(y32)
+                    w[5] = a * x2 * x2 * x32
+                    right = np.float32(between)
+                    left = np.float32(1.0) - right
+                    for m in range(n_operators):
+                        share[m] = left * shares[before, m] + right * shares[before + 1, m]
+                    for m in range(n_operators):
+                        for s in range(TAPS):
+                            out[m, i, j - 2 + s] += share[m] * w[s]
+                    if target.d_step_high > 0.0:
+                        add_step(
+                            step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
+                            _between(widths, before, between), _between(etas, before, between),
+                            _between(shapes[2], j, x), _between(shapes[3], j, x),
+                            target.tof_low, target.grid_step,
+                        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _fill_stations(  # type: ignore[no-untyped-def] # pragma: no cover
+    widths, etas, shares, difc, tzero, size, microstrain, width_scale, target, shapes, broadening,
+    nodes, barycentric, mixing, at_nodes,
+):  # fmt: skip
+    """Fill W, η and the operators' shares of one sample at stations evenly spread over positions.
+
+    All of them vary smoothly with the position, so that lines take them from a table.
+    """
+    n_nodes = len(nodes)
+    n_source = shapes.shape[1]
+    for station in range(_STATIONS):
+        position = station * (n_source - 1) / (_STATIONS - 1)
+        j = min(int(position), n_source - 2)
+        tof = target.tof_low * math.exp((position - target.pad) * target.source_step)
+        d = (tof - tzero) / difc
+        for _ in range(3):
+            slope = difc + 2.0 * target.difa * d - target.difb / (d * d)
+            d -= (difc * d + target.difa * d * d + target.difb / d + tzero - tof) / slope
+        log_width, eta = _width_and_mixing(d, difc, size, microstrain, broadening)
+        log_width += math.log(width_scale)
+        widths[station] = math.exp(log_width)
+        etas[station] = eta
+        t = log_width - _between(shapes[0], j, position - j)
+        total = 0.0
+        for m in range(n_nodes):
+            gap = t - nodes[m]
+            if abs(gap) < 1e-9:
+                gap = 1e-9
+            at_nodes[m] = barycentric[m] / gap
+            total += barycentric[m] / gap
+        for m in range(n_nodes):
+            weight = at_nodes[m] / total
+            at_nodes[m] = (1.0 - eta) * weight
+            at_nodes[n_nodes + m] = eta * weight
+        for k in range(shares.shape[1]):
+            share = 0.0
+            for m in range(2 * n_nodes):
+                share += at_nodes[m] * mixing[m, k]
+            shares[station, k] = share
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _width_and_mixing(d, difc, size, microstrain, b):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Return ln W (µs) and η of one reflection: peak_shape and mixing of the peak shape in one."""
+    d2 = d * d
+    variance = b.sig_0 + b.sig_1 * d2 + b.sig_2 * d2 * d2 + b.sig_q * d
+    gauss = FWHM_PER_SIGMA * math.sqrt(max(variance, 1e-10))
+    lorentz = b.x * d + b.y * d2 + b.z + difc * (1e-4 * d2 / size + 1e-6 * d * microstrain)
+    g = max(lorentz, 1e-5) / gauss
+    fifth = 1.0 + g * (2.69269 + g * (2.42843 + g * (4.47163 + g * (0.07842 + g))))
+    log_fifth = 0.2 * math.log(fifth)
+    r = g * math.exp(-log_fifth)
+    return math.log(gauss) + log_fifth, r * (1.36603 + r * (-0.47719 + 0.11116 * r))

@@ -1,0 +1,286 @@
+r"""What differs between a simulated pattern and a measured one, drawn at random.
+
+A measured profile counts neutrons: with I the pattern of the sample, scaled to a maximum of 1,
+
+.. math:: n_i \sim \text{Poisson}\big(N\, \phi_i\, (\epsilon_i I_i + q_i J_i + b_i)\big), \quad
+          y_i = n_i / \phi_i
+
+with N the counts at the highest peak, φ the incident spectrum, by which profiles are divided, ε
+what is wrong with it, b a smooth background, and J the pattern of an impurity. The sample has
+displacement parameters, coordinates, size and microstrain of its own, and the instrument a
+calibration that has drifted, if it was not calibrated anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.crystallography.structure import Phase
+from bragg_data.instrument.instprm import Instrument
+from bragg_data.preprocessing import PreprocessingError, prepare_measured
+from bragg_data.simulation.kinematic import Simulator
+
+_Array = NDArray[np.float64]
+_ALIKE = 8  # samples with the same displaced coordinates: new structure factors take milliseconds
+_BACKGROUND_TERMS = 6
+_NEARLY_CUBIC = 0.3  # share of the cells
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """Ranges of what differs; pairs are the ends of a range.
+
+    A campaign file may name others in its section ``[nuisance]``.
+
+    Attributes
+    ----------
+    u_scale
+        Factor on all displacement parameters, logarithmically even: published isotropic parameters
+        of BaTiO3 differ by half (Kwei et al., J. Phys. Chem. 97 (1993) 2368, and later ones).
+    shift
+        Standard deviation of free coordinates about the CIF's, in Å: a quarter of the titanium's
+        displacement of 0.09 Å.
+    size, microstrain
+        In µm and 1e-6, logarithmically even: from sintered ceramics to powders that were milled.
+    counts
+        At the highest peak, logarithmically even: from a minute's run to hardly any noise.
+    background
+        Mean background in units of the highest peak, logarithmically even; half of it varies
+        smoothly over the window.
+    spectrum
+        Ratio of the incident spectrum between its maximum and the window's ends, up to this.
+    spectrum_error
+        Standard deviation of ln ε, smooth over the window.
+    end
+        Where the signal dies, in µs; beyond the grid's end is no loss. NOMAD's bank 4 dies near
+        17,500 µs.
+    begin
+        Share of the window that may be missing at short times.
+    impurity
+        Highest peak of an impurity, in units of the highest of all.
+    impure
+        Share of the samples with one.
+    difc, tzero
+        Standard deviations of a calibration that has drifted: relative, and in µs. Diamond and Si
+        on NOMAD, of other cycles than their calibration, are off by 3e-4 to 1e-3.
+    """
+
+    u_scale: tuple[float, float] = (0.6, 1.7)
+    shift: float = 0.02
+    size: tuple[float, float] = (0.3, 3.0)
+    microstrain: tuple[float, float] = (250.0, 3000.0)
+    counts: tuple[float, float] = (1500.0, 200_000.0)
+    background: tuple[float, float] = (0.01, 0.5)
+    spectrum: float = 8.0
+    spectrum_error: float = 0.1
+    end: tuple[float, float] = (17_200.0, 19_500.0)
+    begin: float = 0.1
+    impurity: float = 0.05
+    impure: float = 0.2
+    difc: float = 3e-4
+    tzero: float = 1.5
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
+            for f in fields(self)
+        }
+
+
+def nuisance_of(campaign: Campaign) -> Nuisance:
+    """Return the ranges of a campaign: its file's, and the default ones where it names none."""
+    return Nuisance(**campaign.nuisance)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Profiles as if they had been measured.
+
+    Attributes
+    ----------
+    intensity, sigma : shape (n, points)
+        On the campaign's grid, with background.
+    covered : shape (n, points)
+        Where a profile holds information.
+    phase, cells : shapes (n,), (n, 6)
+        The truth.
+    """
+
+    intensity: _Array
+    sigma: _Array
+    covered: NDArray[np.bool_]
+    phase: NDArray[np.intp]
+    cells: _Array
+
+    def prepared(self) -> NDArray[np.float32]:
+        """Return what models are asked about: background off, between 0 and 1, (n, points).
+
+        Profiles with nothing above their background are 0.
+        """
+        found = np.zeros(self.intensity.shape, dtype=np.float32)
+        for row, values in enumerate(zip(self.intensity, self.sigma, self.covered, strict=True)):
+            try:
+                found[row] = prepare_measured(*values)
+            except PreprocessingError:
+                continue
+        return found
+
+
+def simulator_for(
+    campaign: Campaign,
+    phases: Sequence[Phase] | None = None,
+    instrument: Instrument | None = None,
+    cache: Path | None = None,
+) -> Simulator:
+    """Return a simulator of a campaign that is ready for the widths that are drawn.
+
+    Other phases and another instrument than the campaign's make what is foreign to it.
+    """
+    return Simulator(
+        phases or campaign.phases, instrument or campaign.instrument, campaign.grid,
+        size=campaign.size, microstrain=campaign.microstrain, width_range=(-0.4, 1.0), cache=cache,
+    )  # fmt: skip
+
+
+def draw_cells(campaign: Campaign, code: int, count: int, generator: np.random.Generator) -> _Array:
+    """Draw cells of a phase, evenly over the campaign's range and often nearly cubic.
+
+    A part of them is drawn towards the cell with equal lengths and right angles, where the phases
+    are hardest to tell apart: as near as you like, if the range goes there.
+
+    Returns
+    -------
+    shape (count, 6)
+    """
+    lattice = campaign.phases[code].lattice
+    index = [CELL_PARAMETERS.index(name) for name in lattice.free_parameters]
+    known = campaign.samples.cells[campaign.samples.phase == code][:, index]
+    low, high = known.min(axis=0), known.max(axis=0)
+    free = generator.uniform(low, high, (count, len(index)))
+    is_length = np.array([k < 3 for k in index])
+    cubic = np.where(is_length, free[:, is_length].mean(axis=1, keepdims=True), 90.0)
+    possible = ((cubic >= low) & (cubic <= high)).all(axis=1)
+    near = (generator.random(count) < _NEARLY_CUBIC) & possible
+    # At most 0.03 Å or 0.6 degrees off.
+    reach = np.where(is_length, 0.03, 0.6) * generator.uniform(-1, 1, (count, len(index)))
+    near_by = cubic + reach / 2
+    # Beyond an end they are mirrored: cut off, lengths would come out equal.
+    near_by = np.where(near_by > high, 2 * high - near_by, near_by)
+    near_by = np.where(near_by < low, 2 * low - near_by, near_by)
+    free = np.where(near[:, None], near_by, free)
+    return np.asarray(lattice.cells(free))
+
+
+def draw_labels(
+    campaign: Campaign, per_phase: int, generator: np.random.Generator
+) -> tuple[NDArray[np.intp], _Array]:
+    """Draw so many cells of each phase: phase codes (n,), and cells (n, 6)."""
+    codes = range(len(campaign.phases))
+    cells = [draw_cells(campaign, code, per_phase, generator) for code in codes]
+    return np.repeat(np.arange(len(codes)), per_phase), np.concatenate(cells)
+
+
+def draw(
+    simulator: Simulator,
+    phase: NDArray[np.integer],
+    cells: _Array,
+    generator: np.random.Generator,
+    nuisance: Nuisance | None = None,
+    *,
+    calibrated: bool = True,
+) -> Draws:
+    """Draw a measured profile of each cell.
+
+    Parameters
+    ----------
+    simulator
+        Of :func:`simulator_for`.
+    phase, cells : shapes (n,), (n, 6)
+        What the samples are.
+    generator
+        Of everything that is drawn.
+    nuisance
+        Ranges; the default ones if left out.
+    calibrated
+        Whether the instrument was calibrated anew, so that difC and Zero are right.
+    """
+    given = nuisance or Nuisance()
+    count = len(phase)
+
+    def even(ends: tuple[float, float]) -> _Array:
+        return np.exp(generator.uniform(np.log(ends[0]), np.log(ends[1]), count))
+
+    samples = {name: even(getattr(given, name)) for name in ("u_scale", "size", "microstrain")}
+    drift = generator.normal(0, 0.0 if calibrated else 1.0, (2, count))
+    instrument = simulator.instrument
+    samples["difc"] = instrument.difc * (1 + given.difc * drift[0])
+    samples["tzero"] = instrument.tzero + given.tzero * drift[1]
+    patterns = _patterns(simulator, phase, cells, samples, given.shift, generator)
+    patterns /= np.maximum(patterns.max(axis=1, keepdims=True), 1e-30)
+    tof = simulator.grid.tof
+    # What else is in the can is as sharp as the sample, somewhere else.
+    impurity = np.where(generator.random(count) < given.impure, given.impurity, 0.0)
+    impurity *= generator.random(count)
+    patterns *= np.exp(_smooth(generator, count, tof, given.spectrum_error))
+    patterns += impurity[:, None] * np.roll(patterns, 1, axis=0)
+    background = even(given.background)[:, None]
+    background = background * np.exp(_smooth(generator, count, tof, 0.5))
+    spectrum = np.exp(-_hump(generator, count, tof) * np.log(given.spectrum))
+    counts = even(given.counts)[:, None]
+    observed = generator.poisson(counts * spectrum * (patterns + background)).astype(np.float64)
+    end = generator.uniform(*given.end, count)
+    begin = tof[0] * (tof[-1] / tof[0]) ** (given.begin * generator.random(count) ** 2)
+    covered = (tof < end[:, None]) & (tof >= begin[:, None])
+    sigma = np.sqrt(np.maximum(observed, 1.0)) / spectrum
+    return Draws(
+        np.where(covered, observed / spectrum, 0.0), np.where(covered, sigma, 0.0), covered,
+        np.asarray(phase, dtype=np.intp), np.asarray(cells, dtype=np.float64),
+    )  # fmt: skip
+
+
+def _patterns(
+    simulator: Simulator,
+    phase: NDArray[np.integer],
+    cells: _Array,
+    samples: dict[str, _Array],
+    shift: float,
+    generator: np.random.Generator,
+) -> _Array:
+    patterns = np.empty((len(phase), simulator.grid.points))
+    for code in np.unique(phase):
+        rows = np.flatnonzero(phase == code)
+        modes = len(simulator.free_coordinates(int(code)))
+        groups = -(-len(rows) // _ALIKE)
+        shifts = generator.normal(0, shift, (groups, modes)).repeat(_ALIKE, axis=0)[: len(rows)]
+        own = {name: values[rows] for name, values in samples.items()}
+        patterns[rows] = simulator.simulate(
+            phase[rows], cells[rows], **own, shifts=shifts if modes else None
+        )
+    return patterns
+
+
+def _smooth(generator: np.random.Generator, count: int, tof: _Array, deviation: float) -> _Array:
+    """Return smooth functions over the window, (count, points), of about this deviation."""
+    x = np.log(tof / tof[0]) / np.log(tof[-1] / tof[0]) * 2 - 1
+    terms = np.asarray(chebyshev.chebvander(x, _BACKGROUND_TERMS - 1))[:, 1:]
+    fading = 1 / np.arange(1, _BACKGROUND_TERMS)
+    weights = generator.normal(0, deviation, (count, len(fading))) * fading
+    return np.asarray(weights @ terms.T)
+
+
+def _hump(generator: np.random.Generator, count: int, tof: _Array) -> _Array:
+    """Return functions that are 0 at the spectrum's maximum, up to 1 at the ends."""
+    x = np.log(tof / tof[0]) / np.log(tof[-1] / tof[0])
+    summit = generator.uniform(0.3, 0.8, count)[:, None]
+    depth = generator.random(count)[:, None]
+    distance = (x - summit) / np.maximum(summit, 1 - summit)
+    return np.asarray(depth * distance**2)

@@ -1,0 +1,302 @@
+"""Writing an array into the store block by block: by many workers, commits by one.
+
+The unit of work is a block: the samples of one chunk. Workers write their block's chunk through a
+fork of the session, and nothing else. One committer, under a lock, merges the forks and writes what
+became of their samples in the same commit. Whatever dies, the store says exactly what is in it, and
+the rest is still to be done.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+import xarray as xr
+import zarr
+from filelock import Timeout
+from icechunk.session import ForkSession, Session
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from bragg_data.store import schema
+from bragg_data.store.repository import Store, StoreError, errors_told, open_dataset
+
+# The low bits of a pattern are noise to any compressor: zstd takes twice the time for 3 % less.
+COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+"""Of every array in the store."""
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What became of one block.
+
+    Attributes
+    ----------
+    block
+        Its number.
+    status : shape (n,), int8
+        Of each sample: done, failed, or pending (it was well, but another one failed).
+    fork
+        Holds the written chunk; None unless all samples are done.
+    sha256
+        Digest of what was written.
+    reason
+        Why it failed.
+    final
+        Whether trying it again makes no sense.
+    """
+
+    block: int
+    status: NDArray[np.int8]
+    fork: ForkSession | None = None
+    sha256: bytes = b""
+    reason: str = ""
+    final: bool = False
+
+
+class BlockWriter(ABC):
+    """A group of the store that is being written: the one committer, holding the group's lock.
+
+    A context manager. On the first run it creates the group; on the next ones it takes up what is
+    there. The group has ``status`` (sample) and ``block_sha256`` (block, digest_byte) beside what
+    is written.
+
+    Parameters
+    ----------
+    store, branch, group
+        Where.
+    count
+        Number of samples.
+    lock
+        Name of the lock.
+    how
+        Attributes of those who write, such as the code's commit. If they are not the first run's,
+        all are recorded.
+
+    Raises
+    ------
+    StoreError
+        On entering, if another process is writing the same group.
+    """
+
+    def __init__(
+        self, store: Store, branch: str, group: str, count: int, *, lock: str, how: dict[str, str]
+    ) -> None:
+        self.store = store
+        self.branch = branch
+        self.group = group
+        self.count = count
+        self.failures: dict[int, str] = {}
+        self._session: Session | None = None  # a clean one, to fork from
+        self._how, self._lock_name = how, lock
+
+    def __enter__(self) -> Self:
+        with errors_told(f"locking {self.group} in {self.store.uri}"):
+            self._lock = self.store.lock(self._lock_name)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise StoreError(
+                    f"Another process is writing this data set ({self.group} on branch "
+                    f"{self.branch} of {self.store.uri}). Wait until it ends, then run the same "
+                    f"command again."
+                ) from error
+        try:
+            with errors_told(f"creating {self.group} in {self.store.uri}"):
+                with self.store.committing():
+                    self._create()
+                self._resume()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    @abstractmethod
+    def _create(self) -> None:
+        """Make the branch and the group, if they are not there; called under the commit lock."""
+
+    @abstractmethod
+    def _check(self, dataset: xr.Dataset) -> None:
+        """Refuse a group that is there if it is not the one that is to be written."""
+
+    def _resume(self) -> None:
+        session = self.store.repository.readonly_session(branch=self.branch)
+        dataset = open_dataset(session, self.group)
+        self._check(dataset)
+        attrs = dataset.attrs
+        self.rows_per_chunk = int(attrs["rows_per_chunk"])
+        self._status = dataset.status.values
+        self._digests = dataset.block_sha256.values
+        self.failures = {int(b): reason for b, reason in attrs.get("failures", {}).items()}
+        self._how = {
+            name: " ".join(dict.fromkeys([*attrs.get(name, "").split(), now]))
+            for name, now in self._how.items()
+        }
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks of the group."""
+        return len(self._digests)
+
+    @property
+    def n_done(self) -> int:
+        """Number of samples that are committed."""
+        return int((self._status == schema.DONE).sum())
+
+    def rows(self, block: int) -> slice:
+        """Return the samples of a block."""
+        start = block * self.rows_per_chunk
+        return slice(start, min(start + self.rows_per_chunk, self.count))
+
+    def missing(self) -> list[int]:
+        """Return the blocks that are still to be done, those that failed before at the end."""
+        starts = np.arange(self.n_blocks) * self.rows_per_chunk
+        undone = np.logical_or.reduceat(self._status != schema.DONE, starts)
+        return sorted((int(b) for b in np.flatnonzero(undone)), key=self.failures.__contains__)
+
+    def fork(self) -> ForkSession:
+        """Return a fork for a worker. It may outlive commits of other blocks."""
+        with errors_told(f"opening {self.group} in {self.store.uri}"):
+            if self._session is None:
+                self._session = self.store.repository.writable_session(self.branch)
+            return self._session.fork()
+
+    def commit(self, results: Sequence[BlockResult]) -> None:
+        """Commit the results of some blocks: chunks, status, digests and reasons together.
+
+        Raises
+        ------
+        StoreError, DiskFullError
+            If that fails; the store is then as it was before.
+        """
+        if not results:
+            return
+        for result in results:
+            self._status[self.rows(result.block)] = result.status
+            if result.fork is None:
+                self.failures[result.block] = result.reason
+            else:
+                self._digests[result.block] = np.frombuffer(result.sha256, np.uint8)
+                self.failures.pop(result.block, None)
+        with errors_told(f"committing to {self.store.uri}"), self.store.committing():
+            session = self.store.repository.writable_session(self.branch)
+            session.merge(*(result.fork for result in results if result.fork is not None))
+            group = zarr.open_group(session.store, path=self.group, mode="r+")
+            array_of(group, "status")[:] = self._status
+            array_of(group, "block_sha256")[:] = self._digests
+            attrs = dict(group.attrs) | self._how
+            attrs.pop("failures", None)
+            if self.failures:
+                attrs["failures"] = {str(block): self.failures[block] for block in self.failures}
+            group.attrs.put(attrs)
+            session.commit(f"{self.n_done} of {self.count} samples of {self.group}")
+        self._session = None
+
+
+def create_group(
+    session: Session,
+    group: str,
+    dataset: xr.Dataset,
+    name: str,
+    shape: tuple[int, int],
+    dims: tuple[str, str],
+    attrs: dict[str, Any],
+) -> None:
+    """Write a group's small variables, and an array that is still empty.
+
+    Parameters
+    ----------
+    session
+        Writable.
+    group
+        Where.
+    dataset
+        Attributes (``rows_per_chunk`` among them) and variables: each becomes one chunk, so that a
+        query reads few and small files.
+    name, shape, dims, attrs
+        Of the array, in chunks of ``rows_per_chunk`` whole rows.
+    """
+    encoding = {
+        variable: {"chunks": values.shape, "compressors": (COMPRESSOR,), "_FillValue": None}
+        for variable, values in dataset.variables.items()
+    }
+    dataset.to_zarr(session.store, group=group, consolidated=False, encoding=encoding)
+    zarr.open_group(session.store, path=group).create_array(
+        name,
+        shape=shape,
+        chunks=(int(dataset.attrs["rows_per_chunk"]), shape[1]),
+        dtype="float32",
+        fill_value=np.nan,
+        compressors=COMPRESSOR,
+        dimension_names=dims,
+        attributes=attrs,
+    )
+
+
+def empty_bookkeeping(count: int, rows: int) -> dict[str, xr.Variable]:
+    """Return ``status`` and ``block_sha256`` of a group of which nothing is written yet."""
+    empty = {
+        "status": np.full(count, schema.PENDING, np.int8),
+        "block_sha256": np.zeros((-(-count // rows), schema.DIGEST_BYTES), np.uint8),
+    }
+    specs = schema.BOOKKEEPING
+    return {n: xr.Variable(specs[n].dims, v, dict(specs[n].attrs)) for n, v in empty.items()}
+
+
+def write_chunk(fork: ForkSession, group: str, name: str, block: int, values: NDArray[Any]) -> None:
+    """Write one chunk of an array through a fork.
+
+    Parameters
+    ----------
+    fork
+        From :meth:`BlockWriter.fork`; it is returned in the result, to be committed there.
+    group, name
+        Of the array.
+    block
+        Number of the chunk.
+    values : shape (n, m)
+        All that is in it.
+
+    Raises
+    ------
+    DiskFullError
+        If there is no room: the other blocks would find none either.
+    StoreError
+        If the chunk cannot be written for another reason, or has another shape.
+    """
+    with errors_told(f"writing block {block}"):
+        array = array_of(zarr.open_group(fork.store, path=group, mode="r+"), name)
+        rows = array.chunks[0]
+        start = block * rows
+        stop = min(start + rows, array.shape[0])
+        # Two forks that write parts of one chunk would silently lose rows.
+        if values.shape != (stop - start, array.shape[1]):
+            raise StoreError(
+                f"Block {block} has shape {values.shape}; a block is one chunk, here of shape "
+                f"{(stop - start, array.shape[1])}."
+            )
+        array[start:stop] = values
+
+
+def failed_block(block: int, count: int, error: Exception) -> BlockResult:
+    """Return the result of a block of some samples that an error stopped."""
+    reason = next(iter(str(error).strip().splitlines()), "no reason given")
+    status = np.full(count, schema.FAILED, np.int8)
+    return BlockResult(block, status, reason=f"{type(error).__name__}: {reason}")
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """Return an array of a group."""
+    return cast("zarr.Array[Any]", group[name])

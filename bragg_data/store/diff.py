@@ -1,0 +1,335 @@
+"""What changed from one data set to another: definition, cells, ranges, intensities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Campaign, Samples
+from bragg_data.store.schema import campaign_of, free_ranges, samples_of
+
+SAME_CELL = 1e-9
+"""Cells whose six parameters all differ by less than this, relatively, are the same sample."""
+
+SAME_INTENSITY = 1e-6
+"""Patterns that differ by no more than this share of their maximum are the same: float32 rounds."""
+
+MOST_COMPARED = 512
+"""Patterns that are read of each data set: no more chunks than these, however large it is."""
+
+_SHORT = 12  # characters of a SHA-256 that are shown
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that the two definitions say differently; None where one does not say it."""
+
+    what: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The intensities of samples that are in both data sets, on the same grid.
+
+    Attributes
+    ----------
+    common
+        How many samples are in both.
+    compared
+        How many of them were compared, chosen evenly.
+    differing
+        How many of those differ by more than :data:`SAME_INTENSITY`.
+    largest
+        The largest difference at a point, over the maximum of the pattern (of the two, the higher).
+    """
+
+    common: int
+    compared: int
+    differing: int
+    largest: float
+
+
+@dataclass(frozen=True)
+class PhaseChange:
+    """The samples of one phase, which is known by its name.
+
+    Attributes
+    ----------
+    phase, crystal_system
+        Names; if the crystal system changed, both.
+    both, only_old, only_new
+        Numbers of cells; see :data:`SAME_CELL`.
+    old_ranges, new_ranges
+        Lowest and highest value of each free parameter, in ångström and degrees; empty without
+        samples.
+    intensities
+        Of the samples in both, if they were compared.
+    """
+
+    phase: str
+    crystal_system: str
+    both: int
+    only_old: int
+    only_new: int
+    old_ranges: dict[str, tuple[float, float]]
+    new_ranges: dict[str, tuple[float, float]]
+    intensities: Comparison | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changed between two data sets.
+
+    Attributes
+    ----------
+    identical
+        Their content hashes are the same, and with them all labels and intensities.
+    definition
+        What their definitions and provenance say differently.
+    phases
+        The phases of both, in the order of their codes, the new ones last.
+    same_grid
+        Whether the time-of-flight grids are the same.
+    blocks, same_blocks
+        Blocks of the new data set, and how many of them are in the old one byte for byte.
+    intensities
+        Of the samples in both. None if there are none, the grids differ, or all is identical.
+    """
+
+    identical: bool
+    definition: tuple[Difference, ...]
+    phases: tuple[PhaseChange, ...]
+    same_grid: bool
+    blocks: int
+    same_blocks: int
+    intensities: Comparison | None
+
+
+def changes(old: xr.Dataset, new: xr.Dataset) -> Changes:
+    """Return what changed from one data set to another, of the same campaign or not.
+
+    All labels are compared, and the intensities of at most :data:`MOST_COMPARED` common samples:
+    an equal part of each phase, so that a rare one is looked at too.
+
+    Parameters
+    ----------
+    old, new
+        Opened snapshots.
+
+    Raises
+    ------
+    SchemaError, CampaignError, CrystalError, InstrumentError
+        If the campaign of one of them cannot be rebuilt.
+    """
+    identical = old.attrs["content_hash"] == new.attrs["content_hash"]
+    same_grid = np.array_equal(old.tof.values, new.tof.values)
+    sides = [(samples_of(one), campaign_of(one)) for one in (old, new)]
+    names = dict.fromkeys(phase.name for _, campaign in sides for phase in campaign.phases)
+    parts = {name: (_part(*sides[0], name), _part(*sides[1], name)) for name in names}
+    pairs = {name: _same_cells(one, other) for name, (one, other) in parts.items()}
+    differences = {}
+    if same_grid and not identical:
+        differences = {
+            name: _largest_differences(old, new, pairs[name][chosen])
+            for name, chosen in _chosen({name: len(pairs[name]) for name in names}).items()
+        }
+    together = np.concatenate([np.empty(0), *differences.values()])
+    facts = [_facts(one, campaign) for one, (_, campaign) in zip((old, new), sides, strict=True)]
+    digests = [{row.tobytes() for row in one.block_sha256.values} for one in (old, new)]
+    return Changes(
+        identical=identical,
+        definition=tuple(
+            Difference(what, facts[0].get(what), facts[1].get(what))
+            for what in facts[0] | facts[1]
+            if facts[0].get(what) != facts[1].get(what)
+        ),
+        phases=tuple(
+            _phase_change(name, *parts[name], len(pairs[name]), differences.get(name))
+            for name in names
+        ),
+        same_grid=same_grid,
+        blocks=len(digests[1]),
+        same_blocks=len(digests[0] & digests[1]),
+        intensities=_comparison(sum(map(len, pairs.values())), together) if differences else None,
+    )
+
+
+# ---- samples -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The samples of one phase in one data set: n rows, their cells (n, 6) in Å and degrees."""
+
+    rows: NDArray[np.intp]
+    cells: NDArray[np.float64]
+    crystal_system: str | None
+    free_parameters: tuple[str, ...]
+
+
+def _part(samples: Samples, campaign: Campaign, name: str) -> _Part:
+    # By name: in another campaign the same phase may have another code.
+    for code, phase in enumerate(campaign.phases):
+        if phase.name == name:
+            rows = np.flatnonzero(samples.phase == code)
+            lattice = phase.lattice
+            return _Part(
+                rows, samples.cells[rows], lattice.crystal_system.name, lattice.free_parameters
+            )
+    return _Part(np.empty(0, np.intp), np.empty((0, 6)), None, ())
+
+
+def _same_cells(old: _Part, new: _Part) -> NDArray[np.intp]:
+    """Pair the samples whose cells are the same, one to one.
+
+    Rounding would be simpler, but it parts neighbours on either side of a rounding boundary; the
+    logarithms of two values differ by their relative difference, wherever they are.
+
+    Returns
+    -------
+    shape (n_pairs, 2)
+        Their rows in the old and in the new data set; the old ones ascend.
+    """
+    if not len(old.rows) or not len(new.rows):
+        return np.empty((0, 2), np.intp)
+    # Here alone, because it takes a while to import.
+    from scipy.spatial import KDTree
+
+    distance, partner = KDTree(np.log(new.cells)).query(
+        np.log(old.cells), p=np.inf, distance_upper_bound=SAME_CELL
+    )
+    distance, partner = np.asarray(distance), np.asarray(partner)
+    found = np.flatnonzero(np.isfinite(distance))
+    # A tag has no cell twice, but two that are almost the same may find the same partner.
+    _, first = np.unique(partner[found], return_index=True)
+    found = found[np.sort(first)]
+    return np.column_stack([old.rows[found], new.rows[partner[found]]])
+
+
+def _phase_change(
+    name: str, old: _Part, new: _Part, both: int, differences: NDArray[np.float64] | None
+) -> PhaseChange:
+    systems = dict.fromkeys(part.crystal_system for part in (old, new) if part.crystal_system)
+    return PhaseChange(
+        phase=name,
+        crystal_system=" or ".join(systems),
+        both=both,
+        only_old=len(old.rows) - both,
+        only_new=len(new.rows) - both,
+        old_ranges=free_ranges(old.cells, old.free_parameters),
+        new_ranges=free_ranges(new.cells, new.free_parameters),
+        intensities=None if differences is None else _comparison(both, differences),
+    )
+
+
+# ---- intensities -------------------------------------------------------------------------------
+
+
+def _chosen(common: Mapping[str, int]) -> dict[str, NDArray[np.intp]]:
+    """Choose which of the common samples of each phase to compare, evenly over their order.
+
+    Each phase that has some gets an equal part; what one cannot fill is left to the larger ones.
+    """
+    chosen = {}
+    left = MOST_COMPARED
+    counts = sorted((count, name) for name, count in common.items() if count)
+    for position, (count, name) in enumerate(counts):
+        part = min(count, left // (len(counts) - position))
+        chosen[name] = np.linspace(0, count - 1, part).astype(np.intp)
+        left -= part
+    return chosen
+
+
+def _largest_differences(
+    old: xr.Dataset, new: xr.Dataset, pairs: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Return the largest difference of each pair of patterns, over their maximum.
+
+    Parameters
+    ----------
+    old, new
+        Opened snapshots on the same grid.
+    pairs : shape (n, 2)
+        Rows in the one and in the other.
+
+    Returns
+    -------
+    shape (n,)
+        0 where the patterns are the same.
+    """
+    one = old.intensity[pairs[:, 0]].values.astype(np.float64)
+    other = new.intensity[pairs[:, 1]].values.astype(np.float64)
+    largest = np.maximum(np.abs(one).max(axis=1), np.abs(other).max(axis=1))
+    difference = np.abs(other - one).max(axis=1)
+    # Two patterns of nothing but zeros do not differ.
+    return np.asarray(difference / np.where(largest > 0, largest, 1.0))
+
+
+def _comparison(common: int, differences: NDArray[np.float64]) -> Comparison:
+    differing = int((differences > SAME_INTENSITY).sum())
+    return Comparison(common, len(differences), differing, float(differences.max()))
+
+
+# ---- definition --------------------------------------------------------------------------------
+
+
+def _facts(dataset: xr.Dataset, campaign: Campaign) -> dict[str, str]:
+    """Return what defines a data set and where it comes from, as short texts by what they tell.
+
+    They are made of exact decimals: what differs, looks different.
+    """
+    attrs, definition = dataset.attrs, campaign.definition
+    tof, broadening = definition["tof"], definition["broadening"]
+    facts = {
+        "campaign": campaign.name,
+        "campaign file": attrs["campaign_sha256"][:_SHORT],
+        "samples": f"{dataset.sizes['sample']:,}",
+        "sampling": definition["sampling"],
+        "seed": str(definition["seed"]),
+        "instrument": f"bank {campaign.instrument.bank}, {campaign.instrument.sha256[:_SHORT]}",
+        "grid": f"{tof['points']:,} points from {_number(tof['start'])} µs, "
+        f"ΔT/T = {_number(tof['relative_step'])}",
+        "broadening": f"size {_number(broadening['size'])} µm, "
+        f"microstrain {_number(broadening['microstrain'])}e-6",
+        "phases": ", ".join(phase.name for phase in campaign.phases),
+    }
+    for phase, config in zip(campaign.phases, definition["phases"], strict=True):
+        facts |= {f"{phase.name}: {what}": fact for what, fact in {
+            "crystal system": phase.crystal_system.name,
+            "space group": phase.space_group,
+            "CIF": config["cif"]["sha256"][:_SHORT],
+            **{
+                f"{name} / {'Å' if name in 'abc' else '°'}": " and ".join(map(_range, ranges))
+                for name, ranges in config["cell"].items()
+            },
+            "excluded": ", ".join(config["exclude"]) or "nothing",
+            "cells drawn": "all of the grid" if config["samples"] is None
+            else f"{config['samples']:,}",
+        }.items()}  # fmt: skip
+    facts |= {"simulator": attrs["simulator"], "simulator version": attrs["simulator_version"]}
+    if "call_path" in attrs:
+        facts["call path"] = attrs["call_path"]
+    return facts | {
+        "code commit": attrs["code_commit"],
+        "rows per chunk": f"{attrs['rows_per_chunk']:,}",
+        "schema version": str(attrs["schema_version"]),
+    }
+
+
+def _number(text: str) -> str:
+    """Write a number of a campaign's definition without an exponent: 1000, not 1E+3."""
+    return f"{Decimal(text):f}"
+
+
+def _range(one: Mapping[str, Any]) -> str:
+    if one["first"] is None:
+        return f"{_number(one['low'])} to {_number(one['high'])}"
+    return f"{_number(one['first'])} to {_number(one['last'])} by {_number(one['step'])}"

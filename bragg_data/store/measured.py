@@ -1,0 +1,302 @@
+"""Measured data sets: profiles of a campaign's instrument in the store, native and on its grid.
+
+A measured data set looks like a simulated one, so that whatever reads these reads it: samples on
+the campaign's grid with labels where they are known (a phase code of -1 and NaN elsewhere), and
+``sigma`` and ``covered`` beside ``intensity``, which still has its background; the feature view
+``measured_aligned`` takes it off. On the same branch, the group ``native`` holds each profile as it
+was read, under SAMPLE-RUN-BANK.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from bragg_data.campaign import Campaign, Samples
+from bragg_data.crystallography.cell import check_volume
+from bragg_data.instrument.instprm import Instrument
+from bragg_data.measurement.label import Label
+from bragg_data.measurement.load import Measurement
+from bragg_data.measurement.readers import Profile
+from bragg_data.store import schema
+from bragg_data.store.block_writer import COMPRESSOR
+from bragg_data.store.repository import NATIVE, Store, StoreError, Tag, branch_name, errors_told
+
+SIMULATOR = "measured"
+"""What stands where a simulated data set names its simulator."""
+
+_ROWS = 64
+_UNKNOWN = -1
+_VERSION = "1"
+# In titles and comments, as Mantid and ISIS write them.
+_RUN = re.compile(r"\brun\s*(?:number)?\s*:?\s*(\d+)", re.IGNORECASE)
+_TEMPERATURE = re.compile(r"(?:temperature[ :=]*|\()(\d+(?:\.\d+)?) ?(K|°?C)\b", re.IGNORECASE)
+
+
+def measured_dataset(
+    name: str,
+    campaign: Campaign,
+    measurements: Sequence[Measurement],
+    labels: Sequence[Label | None],
+    code_commit: str,
+) -> xr.Dataset:
+    """Return measurements on a campaign's grid as a data set.
+
+    Parameters
+    ----------
+    name
+        Of the data set.
+    campaign
+        Whose grid, instrument and phases.
+    measurements, labels
+        One for each sample; a label is None where nothing is known.
+    code_commit
+        Commit of the code that runs.
+
+    Returns
+    -------
+    The data set of :mod:`bragg_data.store.schema`, with ``sigma`` and ``covered`` over (sample,
+    tof), and the attribute ``measurements``: JSON, one object for each sample with its file,
+    SHA-256, bank, run, temperature, header, calibration and warnings.
+    """
+    count = len(measurements)
+    samples = Samples(
+        phase=np.array([_UNKNOWN if one is None else one.phase for one in labels], np.int8),
+        crystal_system=np.array(
+            [_UNKNOWN if one is None else campaign.phases[one.phase].crystal_system
+             for one in labels], np.int8,
+        ),
+        cells=np.array([[np.nan] * 6 if one is None else one.cell for one in labels], np.float64),
+    )  # fmt: skip
+    dataset = schema.labelled(campaign, samples, SIMULATOR, _VERSION, code_commit)
+    known = samples.phase >= 0
+    dataset["free_parameter"] = dataset.free_parameter & xr.DataArray(known, dims="sample")
+    gridded = [one.gridded for one in measurements]
+    intensity = np.stack([g.intensity for g in gridded]).astype(np.float32)
+    told = [provenance(one) for one in measurements]
+    for number, one in enumerate(told):
+        one["native"] = f"{NATIVE}/{number:05d}-{one['run'] or 'run'}-{one['bank'] or 'bank'}"
+    text = json.dumps(told, ensure_ascii=False)
+    identity = hashlib.sha256(
+        json.dumps([name, campaign.definition, text], default=str).encode()
+    ).hexdigest()
+    digests = np.stack(
+        [
+            np.frombuffer(
+                schema.block_digest(samples[low : low + _ROWS], intensity[low : low + _ROWS]),
+                np.uint8,
+            )
+            for low in range(0, count, _ROWS)
+        ]
+    )
+    on_grid = ("sample", "tof")
+    deviation = {**schema.INTENSITY.attrs, "long_name": "standard deviation of intensity"}
+    information = {"long_name": "where the measurement holds information"}
+    spec = schema.BOOKKEEPING
+    status = np.full(count, schema.DONE, np.int8)
+    return dataset.assign(
+        intensity=(on_grid, intensity, dict(schema.INTENSITY.attrs)),
+        sigma=(on_grid, np.stack([g.sigma for g in gridded]).astype(np.float32), deviation),
+        covered=(on_grid, np.stack([g.covered for g in gridded]), information),
+        status=(spec["status"].dims, status, dict(spec["status"].attrs)),
+        block_sha256=(spec["block_sha256"].dims, digests, dict(spec["block_sha256"].attrs)),
+    ).assign_attrs(
+        campaign=name,
+        grid_campaign=campaign.name,
+        identity=identity,
+        rows_per_chunk=_ROWS,
+        content_hash=schema.content_hash(identity, digests),
+        measurements=text,
+    )
+
+
+def provenance(measurement: Measurement) -> dict[str, Any]:
+    """Return where a measured profile comes from, as plain JSON values."""
+    profile, own = measurement.profile, measurement.calibration
+    header = dict(profile.header)
+    said = "; ".join([profile.title, *(f"{key}: {value}" for key, value in header.items())])
+    run = _RUN.search(said)
+    temperature = _TEMPERATURE.search(said)
+    return {
+        "file": Path(profile.source).name,
+        "sha256": hashlib.sha256(Path(profile.source).read_bytes()).hexdigest(),
+        "bank": profile.bank,
+        "title": profile.title,
+        "run": run[1] if run else "",
+        "temperature": f"{temperature[1]} {temperature[2]}" if temperature else "",
+        "two_theta": profile.two_theta,
+        "header_difc": profile.difc,
+        "header": header,
+        "calibration": None if own is None else _constants(own),
+        "nominal": measurement.nominal,
+        "warnings": list(measurement.warnings),
+    }
+
+
+def _constants(own: Instrument) -> dict[str, Any]:
+    names = ("bank", "two_theta", "difc", "difa", "difb", "tzero")
+    return {name: getattr(own, name) for name in names}
+
+
+def write_measured(
+    store: Store, dataset: xr.Dataset, measurements: Sequence[Measurement], tag: str | None = None
+) -> Tag:
+    """Write a measured data set, with the profiles as they were read, and tag it.
+
+    The same measurements under the same name are found again instead of written twice.
+
+    Parameters
+    ----------
+    store
+        Where.
+    dataset
+        From :func:`measured_dataset`.
+    measurements
+        Its profiles.
+    tag
+        Name of the tag; the next free NAME-vN by default.
+
+    Raises
+    ------
+    StoreError
+        If the tag exists with other contents.
+    """
+    name = str(dataset.attrs["campaign"])
+    for known in store.tags():
+        if store.open(known.name).attrs["content_hash"] == dataset.attrs["content_hash"]:
+            return known
+    wanted = tag or store.next_tag(name)
+    store.check_new_tag(wanted)
+    repository = store.repository
+    branch = branch_name(name, dataset.attrs["identity"])
+    with errors_told(f"writing {wanted} in {store.uri}"), store.committing():
+        if branch not in repository.list_branches():
+            repository.create_branch(branch, repository.lookup_branch("main"))
+        session = repository.writable_session(branch)
+        root = zarr.open_group(session.store, mode="a")
+        if name in root:  # a process died between commit and tag
+            repository.create_tag(wanted, repository.lookup_branch(branch))
+            return store.tag(wanted)
+        encoding = {
+            variable: {
+                "chunks": (_ROWS, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape,
+                "compressors": (COMPRESSOR,),
+                "_FillValue": None,
+            }
+            for variable, v in dataset.variables.items()
+        }
+        dataset.to_zarr(session.store, group=name, consolidated=False, encoding=encoding)
+        told = json.loads(dataset.attrs["measurements"])
+        for one, where in zip(measurements, told, strict=True):
+            group = root.create_group(where["native"])
+            group.attrs.update(where)
+            for key in ("tof", "intensity", "sigma"):
+                values = getattr(one.profile, key)
+                group.create_array(key, data=values, chunks=values.shape, compressors=COMPRESSOR)
+        snapshot = session.commit(f"ingest {name}: {len(measurements)} profiles")
+        repository.create_tag(wanted, snapshot)
+    return store.tag(wanted)
+
+
+def measurements_of(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """Return the provenance of each sample of a measured data set.
+
+    Raises
+    ------
+    StoreError
+        If the data set is a simulated one.
+    """
+    text = dataset.attrs.get("measurements")
+    if text is None:
+        raise StoreError(
+            f"{dataset.attrs.get('tag', 'The data set')} is simulated; a measured one is wanted, "
+            f"as python -m pipelines.ingest writes it."
+        )
+    told: list[dict[str, Any]] = json.loads(text)
+    return told
+
+
+def native_profile(store: Store, tag: str, where: Mapping[str, Any]) -> Profile:
+    """Return a profile as it was read, from its entry in :func:`measurements_of`."""
+    session = store.repository.readonly_session(tag=tag)
+    with errors_told(f"reading {where['native']} of {tag}"):
+        group = zarr.open_group(session.store, path=where["native"], mode="r")
+        arrays = {key: np.asarray(group[key][:]) for key in ("tof", "intensity", "sigma")}  # type: ignore[index]
+    return Profile(
+        **arrays, bank=where["bank"], title=where["title"], two_theta=where["two_theta"],
+        difc=where["header_difc"], header=dict(where["header"]), source=where["file"],
+    )  # fmt: skip
+
+
+def labels_from(
+    rows: Sequence[Mapping[str, Any]], measurements: Sequence[Measurement], campaign: Campaign
+) -> list[Label | None]:
+    """Match lines of a table of labels to measurements.
+
+    Parameters
+    ----------
+    rows
+        With ``file`` (its name), optionally ``bank``; ``phase`` or ``crystal_system``; and the free
+        parameters of the phase in ångström and degrees.
+    measurements, campaign
+        The samples, and the phases that they may have.
+
+    Raises
+    ------
+    StoreError
+        If a line names no measurement or no phase, or its cell is none of that phase.
+    """
+    found: list[Label | None] = [None] * len(measurements)
+    for line, row in enumerate(rows, start=2):
+        own = [
+            number for number, one in enumerate(measurements)
+            if Path(one.profile.source).name == Path(str(row["file"])).name
+            and _same_bank(row.get("bank"), one.profile.bank)
+        ]  # fmt: skip
+        if not own:
+            named = f"{row['file']}, bank {row['bank']}," if row.get("bank") else row["file"]
+            raise StoreError(f"Line {line} of the labels: no profile {named} is among these.")
+        phase = _phase_of(row, campaign, line)
+        lattice = campaign.phases[phase].lattice
+        missing = [n for n in lattice.free_parameters if row.get(n) in (None, "")]
+        if missing:
+            raise StoreError(f"Line {line} of the labels lacks {', '.join(missing)}.")
+        try:
+            free = np.array([[float(row[n]) for n in lattice.free_parameters]])
+            cells = lattice.cells(free)
+            check_volume(cells)
+            lattice.check(cells)
+        except ValueError as error:  # CrystalError is one
+            raise StoreError(f"Line {line} of the labels: {error}".rstrip(".") + ".") from error
+        label = Label(phase, tuple(float(v) for v in cells[0]))
+        for number in own:
+            found[number] = label
+    return found
+
+
+def _same_bank(said: Any, bank: int | None) -> bool:
+    """Tell whether a label's bank, a number or its text, is a profile's; what is not said fits."""
+    return said in (None, "") or bank is None or str(said).strip() == str(bank)
+
+
+def _phase_of(row: Mapping[str, Any], campaign: Campaign, line: int) -> int:
+    named = str(row.get("phase") or row.get("crystal_system") or "")
+    codes = [
+        code for code, phase in enumerate(campaign.phases)
+        if named in (phase.name, phase.crystal_system.name)
+    ]  # fmt: skip
+    if len(codes) != 1:
+        known = ", ".join(p.name for p in campaign.phases)
+        raise StoreError(
+            f"Line {line} of the labels: '{named}' is none of the campaign's phases, or several. "
+            f"Known: {known}."
+        )
+    return codes[0]

@@ -1,0 +1,391 @@
+"""The versioned store of labelled patterns: make one, list and open its snapshots, verify them.
+
+An Icechunk repository in a directory. Each data set has a branch and a group of its own; a tag
+names a finished one for good. How one is written: :mod:`bragg_data.store.simulated`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+from urllib.parse import unquote, urlsplit
+
+import icechunk
+import xarray as xr
+import zarr
+from filelock import FileLock
+from icechunk.session import Session
+from zarr.errors import GroupNotFoundError
+
+from bragg_data.campaign import Campaign
+from bragg_data.store import schema
+from bragg_data.store.schema import campaign_of
+
+__all__ = [
+    "DEFAULT_URI", "FEATURES", "NATIVE", "DataSet", "DiskFullError", "Store", "StoreError", "Tag",
+    "Unfinished", "branch_name", "campaign_of", "errors_told", "list_tags", "open_dataset",
+    "open_snapshot", "verify",
+]  # fmt: skip
+
+DEFAULT_URI = "data/store"
+"""Where the commands keep their store, relative to the working directory."""
+
+FEATURES = "features"
+"""Group beside a data set's own, on the same branch, for what is computed from it."""
+
+NATIVE = "native"
+"""Group beside a measured data set's own, for its profiles as they were read."""
+
+_BESIDE = (FEATURES, NATIVE)
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+# A full disk, an exhausted quota and a limit on file sizes, and how Icechunk spells them.
+_FULL = {code: f"(os error {code})" for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+
+# Icechunk warns that commits side by side to a local directory are unsafe; ours are under a lock.
+icechunk.set_logs_filter("error")
+
+
+class StoreError(RuntimeError):
+    """A store that cannot do what is asked of it."""
+
+
+class DiskFullError(StoreError):
+    """The disk (or a quota, or a limit on file sizes) takes no more."""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A finished data set: its name, its snapshot, and when that was written."""
+
+    name: str
+    snapshot_id: str
+    written_at: datetime
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of a campaign: who simulated it, how much of it is done, its tag if finished."""
+
+    simulator: str
+    version: str
+    done: int
+    total: int
+    tag: str | None
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A data set that is being written, or was: how many of its samples are done."""
+
+    branch: str
+    done: int
+    total: int
+    failed_blocks: int
+
+
+class Store:
+    """An Icechunk repository in a directory.
+
+    Parameters
+    ----------
+    uri
+        Path or file:// URI of the directory.
+    create
+        Make the repository if there is none.
+
+    Raises
+    ------
+    StoreError
+        If the URI is of another kind, nothing is there, or the directory holds something else.
+    """
+
+    def __init__(self, uri: str | Path = DEFAULT_URI, *, create: bool = False) -> None:
+        self.path = _path(uri)
+        self.uri = self.path.as_uri()
+        with errors_told(f"opening the store {self.uri}"):
+            if create and not self.path.exists():
+                self._create()
+            if not self.path.exists():
+                raise StoreError(
+                    f"There is no store at {self.uri}. Make one with: python -m pipelines.simulate"
+                )
+            storage = icechunk.local_filesystem_storage(str(self.path))
+            if create and self.path.is_dir() and not any(self.path.iterdir()):
+                icechunk.Repository.create(storage)
+            if not (self.path.is_dir() and icechunk.Repository.exists(storage)):
+                raise StoreError(
+                    f"{self.uri} is there, but it is no store. Name the directory of a store or, "
+                    f"for a new one, a directory that is empty or not there yet."
+                )
+            self.repository = icechunk.Repository.open(storage)
+
+    def _create(self) -> None:
+        """Make the repository beside its place, then move it there: it is there whole or not."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex}")
+        new.mkdir()  # Icechunk would panic if it cannot be made
+        try:
+            icechunk.Repository.create(icechunk.local_filesystem_storage(str(new)))
+            new.rename(self.path)
+        except OSError as error:
+            # Another process was faster: its store will do.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def tags(self) -> list[Tag]:
+        """Return the tags, in the order of their names (v2 before v10)."""
+        found = []
+        with errors_told(f"reading the tags of {self.uri}"):
+            for name in sorted(self.repository.list_tags(), key=_natural):
+                snapshot = self.repository.lookup_snapshot(self.repository.lookup_tag(name))
+                found.append(Tag(name, snapshot.id, snapshot.written_at))
+        return found
+
+    def tag(self, name: str) -> Tag:
+        """Return a tag by its name.
+
+        Raises
+        ------
+        StoreError
+            If there is none; the known ones are told.
+        """
+        known = {tag.name: tag for tag in self.tags()}
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise StoreError(f"Snapshot '{name}' not found in {self.uri}. Known tags: {names}.")
+        return known[name]
+
+    def open(self, tag: str) -> xr.Dataset:
+        """Open a tagged data set; see :func:`open_snapshot`."""
+        snapshot_id = self.tag(tag).snapshot_id
+        with errors_told(f"opening snapshot '{tag}' of {self.uri}"):
+            session = self.repository.readonly_session(tag=tag)
+            dataset = open_dataset(session, self._group(tag).basename)
+        return dataset.assign_attrs(tag=tag, snapshot_id=snapshot_id, uri=self.uri)
+
+    def size(self, tag: str) -> int:
+        """Return the bytes that a tagged data set takes on the disk."""
+        with errors_told(f"measuring snapshot '{tag}' of {self.uri}"):
+            return sum(array.nbytes_stored() for _, array in self._group(tag).arrays())
+
+    def data_sets_of(self, campaign: Campaign, limit: int | None = None) -> list[DataSet]:
+        """Return the data sets of a campaign (its first samples), by whichever simulator."""
+        found = []
+        with errors_told(f"reading the data sets of {self.uri}"):
+            tags = {tag.snapshot_id: tag.name for tag in self.tags()}
+            sessions = {
+                tag: self.repository.readonly_session(tag=tag) for tag in tags.values()
+            }  # a tag stays when its branch goes on
+            sessions |= dict(self._open_branches())
+            for name, session in sessions.items():
+                for group in _groups(session):
+                    simulator = str(group.attrs["simulator"])
+                    version = str(group.attrs["simulator_version"])
+                    if campaign.identity(simulator, version, limit) == group.attrs["identity"]:
+                        status = open_dataset(session, group.basename).status.values
+                        done = int((status == schema.DONE).sum())
+                        tag = name if name in tags.values() else None
+                        found.append(DataSet(simulator, version, done, len(status), tag))
+        return found
+
+    def unfinished(self) -> list[Unfinished]:
+        """Return the data sets that have no tag yet."""
+        found = []
+        with errors_told(f"reading the branches of {self.uri}"):
+            for branch, session in self._open_branches():
+                for group in _groups(session):
+                    status = open_dataset(session, group.basename).status.values
+                    done = int((status == schema.DONE).sum())
+                    failed = len(cast("dict[str, str]", group.attrs.get("failures", {})))
+                    found.append(Unfinished(branch, done, len(status), failed))
+        return found
+
+    def _open_branches(self) -> Iterator[tuple[str, Session]]:
+        """Yield the branches whose data set has no tag; after a tag, features may follow."""
+        tagged = {self._group(tag.name).attrs.get("content_hash") for tag in self.tags()}
+        for branch in sorted(self.repository.list_branches() - {"main"}):
+            session = self.repository.readonly_session(branch=branch)
+            groups = list(_groups(session))
+            if not any(group.attrs.get("content_hash", "") in tagged for group in groups):
+                yield branch, session
+
+    def branch_of(self, dataset: xr.Dataset) -> str:
+        """Return the branch of an opened data set."""
+        return branch_name(dataset.attrs["campaign"], dataset.attrs["identity"])
+
+    def _group(self, tag: str) -> zarr.Group:
+        """Return the one group of a tagged snapshot."""
+        return next(_groups(self.repository.readonly_session(tag=tag)))
+
+    def next_tag(self, name: str) -> str:
+        """Return the next free tag NAME-vN."""
+        matches = (re.fullmatch(re.escape(name) + r"-v(\d+)", tag.name) for tag in self.tags())
+        return f"{name}-v{max((int(match[1]) for match in matches if match), default=0) + 1}"
+
+    def check_new_tag(self, tag: str) -> None:
+        """Refuse a name that a tag has already, or that cannot be one.
+
+        Raises
+        ------
+        StoreError
+            Telling the known tags.
+        """
+        if not _TAG.fullmatch(tag):
+            raise StoreError(
+                f"'{tag}' cannot be a tag: use letters, digits, dots, dashes and underscores."
+            )
+        known = [known.name for known in self.tags()]
+        if tag in known:
+            raise StoreError(
+                f"Tag '{tag}' exists already in {self.uri} with other contents, and a tag never "
+                f"changes. Choose another name with --tag. Known tags: {', '.join(known)}."
+            )
+
+    def lock(self, name: str) -> FileLock:
+        """Return a lock among all processes that share the file system; a kill releases it."""
+        directory = self.path / "locks"
+        directory.mkdir(exist_ok=True)
+        return FileLock(directory / f"{name}.lock", fallback_to_soft=False)
+
+    def committing(self) -> FileLock:
+        """Return the lock under which all is committed, branched and tagged.
+
+        Icechunk's commits side by side to a local file system lose each other's work.
+        """
+        return self.lock("commit")
+
+
+def branch_name(campaign: str, identity: str) -> str:
+    """Return the branch on which a data set of a campaign is written."""
+    return f"{campaign}-{identity[:12]}"
+
+
+def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
+    """Open a tagged data set as an ordinary lazy xarray data set.
+
+    Parameters
+    ----------
+    tag
+        Its name, for example ``batio3-nomad-v1``.
+    uri
+        Path or file:// URI of the store.
+
+    Returns
+    -------
+    The data set that :mod:`bragg_data.store.schema` describes, with the attributes ``tag``,
+    ``snapshot_id`` and ``uri`` beside its own.
+
+    Raises
+    ------
+    StoreError
+        If there is no such store or tag; the known tags are told.
+    """
+    return Store(uri).open(tag)
+
+
+def list_tags(uri: str | Path = DEFAULT_URI) -> list[Tag]:
+    """Return the tags of a store."""
+    return Store(uri).tags()
+
+
+def verify(dataset: xr.Dataset) -> str:
+    """Recompute the content hash of a data set from its labels and intensities, block by block.
+
+    Returns
+    -------
+    The content hash, equal to the stored one.
+
+    Raises
+    ------
+    StoreError
+        If the contents of a block, or of the whole, are not those that were written.
+    """
+    rows, n = int(dataset.attrs["rows_per_chunk"]), dataset.sizes["sample"]
+    samples = schema.samples_of(dataset)
+    stored = dataset.block_sha256.values
+    for block, start in enumerate(range(0, n, rows)):
+        part = slice(start, start + rows)
+        with errors_told(f"reading block {block}"):
+            digest = schema.block_digest(samples[part], dataset.intensity[part].values)
+        if digest != stored[block].tobytes():
+            raise StoreError(
+                f"Block {block} (samples {start} to {min(start + rows, n) - 1}) is not what was "
+                f"written: its SHA-256 differs from the stored one. Restore the store from a copy, "
+                f"or simulate the campaign into a new one."
+            )
+    found = schema.content_hash(dataset.attrs["identity"], stored)
+    if found != dataset.attrs["content_hash"]:
+        raise StoreError(
+            f"The contents hash to {found}, but the data set says "
+            f"{dataset.attrs['content_hash']}. Restore the store from a copy."
+        )
+    return found
+
+
+def open_dataset(session: Session, group: str) -> xr.Dataset:
+    """Open a group of a session, lazily."""
+    # Without chunks xarray reads lazily by itself, and nobody needs dask.
+    dataset: xr.Dataset = xr.open_zarr(session.store, group=group, consolidated=False, chunks=None)
+    return dataset
+
+
+def _groups(session: Session) -> Iterator[zarr.Group]:
+    # A branch has nothing at all on it between its creation and its first commit.
+    with suppress(GroupNotFoundError):
+        root = zarr.open_group(session.store, mode="r")
+        yield from (group for name, group in root.groups() if name not in _BESIDE)
+
+
+@contextmanager
+def errors_told(doing: str) -> Iterator[None]:
+    """Put an error of Icechunk or of the file system into one sentence.
+
+    Raises
+    ------
+    StoreError, DiskFullError
+        In its place.
+    """
+    try:
+        yield
+    except (icechunk.IcechunkError, OSError) as error:
+        # Icechunk's own sentence, behind a cross and broken into lines; a call stack follows.
+        lines = [line.strip(" ×x|") for line in str(error).strip().splitlines()]
+        reason = " ".join(itertools.takewhile(bool, lines)).rstrip(".")
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if full or any(spelling in " ".join(lines) for spelling in _FULL.values()):
+            raise DiskFullError(
+                f"The disk is full, or a quota or a limit on file sizes is reached ({doing}). Free "
+                f"some space and run the same command again: what is committed stays."
+            ) from error
+        raise StoreError(f"Failed {doing}: {reason or type(error).__name__}.") from error
+
+
+def _path(uri: str | Path) -> Path:
+    """Return the directory of a store, absolute because forks travel to other processes."""
+    if isinstance(uri, Path) or "://" not in uri:
+        return Path(uri).absolute()
+    parts = urlsplit(uri)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise StoreError(
+            f"Store '{uri}' is not on a file system of this machine. Give a path, or a URI that "
+            f"begins with file:///."
+        )
+    return Path(unquote(parts.path))
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Sort key that puts v2 before v10."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]

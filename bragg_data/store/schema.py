@@ -1,0 +1,353 @@
+"""What a data set looks like: dimensions, dtypes, units, chunks and attributes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Campaign, CampaignError, Samples
+from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, CrystalSystem
+
+SCHEMA_VERSION = 1
+"""Changes whenever a reader of the old layout would misread the new one."""
+
+PENDING, DONE, FAILED = 0, 1, -1
+"""Values of ``status``."""
+
+DIGEST_BYTES = 32
+"""Length of a SHA-256 digest."""
+
+
+class SchemaError(ValueError):
+    """A data set that breaks the schema."""
+
+
+@dataclass(frozen=True)
+class _Variable:
+    dims: tuple[str, ...]
+    dtype: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _flags(values: Iterable[int], meanings: Iterable[str]) -> dict[str, Any]:
+    """Name integer codes the way of the CF conventions (section 3.5)."""
+    return {"flag_values": [int(v) for v in values], "flag_meanings": " ".join(meanings)}
+
+
+_LENGTH = {"units": "angstrom"}
+_ANGLE = {"units": "degree"}
+
+COORDINATES = {
+    "tof": _Variable(("tof",), "float64", {"units": "us", "long_name": "time of flight"}),
+    "parameter": _Variable(
+        ("parameter",),
+        "int8",
+        {"long_name": "cell parameter", **_flags(range(6), CELL_PARAMETERS)},
+    ),
+}
+LABELS = {
+    **{
+        name: _Variable(("sample",), "float64", {**_LENGTH, "long_name": f"cell length {name}"})
+        for name in CELL_PARAMETERS[:3]
+    },
+    **{
+        name: _Variable(("sample",), "float64", {**_ANGLE, "long_name": f"cell angle {name}"})
+        for name in CELL_PARAMETERS[3:]
+    },
+    "crystal_system": _Variable(
+        ("sample",),
+        "int8",
+        {
+            "long_name": "crystal system",
+            **_flags(CrystalSystem, CrystalSystem.__members__),
+        },
+    ),
+    # The meanings of its codes are the campaign's phases.
+    "phase": _Variable(("sample",), "int8", {"long_name": "phase of the campaign"}),
+    "free_parameter": _Variable(
+        ("sample", "parameter"),
+        "bool",
+        {"long_name": "cell parameters that the space group leaves free"},
+    ),
+}
+INTENSITY = _Variable(
+    ("sample", "tof"),
+    "float32",
+    {"units": "us-1", "long_name": "neutron counts per time of flight, in an arbitrary scale"},
+)
+BOOKKEEPING = {
+    "status": _Variable(
+        ("sample",),
+        "int8",
+        {
+            "long_name": "state of the simulation",
+            **_flags((FAILED, PENDING, DONE), ("failed", "pending", "done")),
+        },
+    ),
+    "block_sha256": _Variable(
+        ("block", "digest_byte"),
+        "uint8",
+        {"long_name": "SHA-256 of each block's labels and intensities"},
+    ),
+}
+_TEXTS = ("campaign", "campaign_toml", "cifs", "instrument_instprm")
+_HASHES = ("campaign_sha256", "cif_sha256", "instrument_sha256")
+ATTRIBUTES = ("schema_version", *_TEXTS, *_HASHES, "simulator", "simulator_version", "code_commit")
+"""Attributes of every data set; one in a store has those of :data:`STORED_ATTRIBUTES` too."""
+STORED_ATTRIBUTES = ("identity", "rows_per_chunk", "content_hash")
+
+
+def labelled(
+    campaign: Campaign, samples: Samples, simulator: str, version: str, code_commit: str
+) -> xr.Dataset:
+    """Return a data set that has everything but its intensities.
+
+    Parameters
+    ----------
+    campaign
+        Its texts, their hashes and its grid go into the data set.
+    samples
+        The n samples, in stored order.
+    simulator, version
+        What computes the intensities.
+    code_commit
+        Commit of the code that runs.
+
+    Returns
+    -------
+    Coordinates and labels over the dimensions sample (n), tof and parameter (6).
+    """
+    masks = np.array([phase.lattice.free_mask for phase in campaign.phases])
+    values: dict[str, NDArray[Any]] = {
+        **dict(zip(CELL_PARAMETERS, samples.cells.T, strict=True)),
+        "crystal_system": samples.crystal_system,
+        "phase": samples.phase,
+        "free_parameter": masks[samples.phase],
+    }
+    variables = {
+        name: (spec.dims, np.ascontiguousarray(values[name], dtype=spec.dtype), dict(spec.attrs))
+        for name, spec in LABELS.items()
+    }
+    variables["phase"][2].update(_phase_flags(campaign))
+    coordinates = {"tof": campaign.grid.tof, "parameter": np.arange(6, dtype=np.int8)}
+    return xr.Dataset(
+        variables,
+        coords={
+            name: (spec.dims, coordinates[name], dict(spec.attrs))
+            for name, spec in COORDINATES.items()
+        },
+        attrs={
+            "schema_version": SCHEMA_VERSION,
+            "campaign": campaign.name,
+            "simulator": simulator,
+            "simulator_version": version,
+            "code_commit": code_commit,
+            **_hashes(campaign),
+            "campaign_toml": campaign.toml,
+            # JSON in a string: an attribute of NetCDF cannot be a mapping.
+            "cifs": json.dumps(dict(campaign.cifs)),
+            "instrument_instprm": campaign.instprm,
+        },
+    )
+
+
+def _phase_flags(campaign: Campaign) -> dict[str, Any]:
+    names = [phase.name for phase in campaign.phases]
+    return _flags(range(len(names)), names)
+
+
+def _hashes(campaign: Campaign) -> dict[str, str]:
+    cifs = {name: _sha256(text.encode()) for name, text in campaign.cifs.items()}
+    return {
+        "campaign_sha256": _sha256(campaign.toml.encode()),
+        "cif_sha256": json.dumps(cifs),
+        "instrument_sha256": _sha256(campaign.instprm.encode()),
+    }
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def campaign_of(dataset: xr.Dataset) -> Campaign:
+    """Return the campaign that a data set was made from, rebuilt from its attributes.
+
+    Raises
+    ------
+    SchemaError
+        If an attribute that it needs is missing.
+    """
+    try:
+        texts = [dataset.attrs[name] for name in _TEXTS[1:]]
+    except KeyError as error:
+        raise SchemaError(
+            f"The data set lacks the attribute {error}, so its campaign is not known. Use one that "
+            f"pipelines.simulate wrote."
+        ) from error
+    return Campaign(texts[0], json.loads(texts[1]), texts[2])
+
+
+def block_digest(samples: Samples, intensity: NDArray[np.float32]) -> bytes:
+    """Return the SHA-256 of one block of n samples.
+
+    The bytes, all little-endian, arrays in C order: cells (n, 6) as float64 in the order a, b, c,
+    alpha, beta, gamma; crystal_system (n) as int8; phase (n) as int8; intensity (n, points) as
+    float32.
+    """
+    digest = hashlib.sha256()
+    digest.update(np.ascontiguousarray(samples.cells, dtype="<f8").data)
+    digest.update(np.ascontiguousarray(samples.crystal_system, dtype="i1").data)
+    digest.update(np.ascontiguousarray(samples.phase, dtype="i1").data)
+    digest.update(np.ascontiguousarray(intensity, dtype="<f4").data)
+    return digest.digest()
+
+
+def content_hash(identity: str, digests: NDArray[np.uint8]) -> str:
+    """Return the SHA-256 (hex) of a whole data set.
+
+    Parameters
+    ----------
+    identity
+        The campaign's identity, hashed as its 64 hexadecimal characters.
+    digests : shape (n_blocks, 32)
+        The :func:`block_digest` of each block, in sample order.
+    """
+    return _sha256(identity.encode("ascii") + np.ascontiguousarray(digests, np.uint8).tobytes())
+
+
+def samples_of(dataset: xr.Dataset, rows: slice = slice(None)) -> Samples:
+    """Return the labels of some rows of a data set as samples."""
+    part = dataset[[*CELL_PARAMETERS, "phase", "crystal_system"]].isel(sample=rows)
+    return Samples(
+        phase=part.phase.values,
+        crystal_system=part.crystal_system.values,
+        cells=np.stack([part[name].values for name in CELL_PARAMETERS], axis=1),
+    )
+
+
+def free_ranges(
+    cells: NDArray[np.float64], free_parameters: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Return the lowest and highest value of each free parameter of some cells, shape (n, 6).
+
+    In ångström and degrees; empty without cells.
+    """
+    if not len(cells):
+        return {}
+    columns = {name: cells[:, CELL_PARAMETERS.index(name)] for name in free_parameters}
+    return {name: (float(v.min()), float(v.max())) for name, v in columns.items()}
+
+
+def counts_per_system(dataset: xr.Dataset) -> dict[str, int]:
+    """Return how many samples there are of each crystal system that has any, by its name."""
+    codes = dataset.crystal_system.values
+    counts = np.bincount(codes[codes >= 0], minlength=len(CrystalSystem))
+    told = {system.name: int(counts[system]) for system in CrystalSystem if counts[system]}
+    unknown = int((codes < 0).sum())  # measured ones
+    return told | ({"unknown": unknown} if unknown else {})
+
+
+def validate(dataset: xr.Dataset) -> None:
+    """Refuse a data set that is not what a tag promises; intensities are not read.
+
+    Raises
+    ------
+    SchemaError
+        Naming the first thing that is wrong.
+    """
+    attrs = dataset.attrs
+    missing = [name for name in (*ATTRIBUTES, *STORED_ATTRIBUTES) if name not in attrs]
+    if missing:
+        raise SchemaError(f"The data set lacks the attribute(s) {', '.join(missing)}.")
+    if attrs["schema_version"] != SCHEMA_VERSION:
+        raise SchemaError(
+            f"The data set has schema version {attrs['schema_version']}; this code knows "
+            f"{SCHEMA_VERSION}. Use the code that wrote it: {attrs['code_commit']}."
+        )
+    try:
+        campaign = campaign_of(dataset)
+        _check_layout(dataset, campaign)
+        _check_provenance(dataset, campaign)
+        _check_values(dataset, campaign)
+    except (CampaignError, CrystalError, json.JSONDecodeError) as error:
+        raise SchemaError(f"The data set contradicts its campaign: {error}") from error
+
+
+def _check_layout(dataset: xr.Dataset, campaign: Campaign) -> None:
+    expected = {**COORDINATES, **LABELS, **BOOKKEEPING, "intensity": INTENSITY}
+    if set(dataset.variables) != set(expected):
+        odd = ", ".join(sorted(set(map(str, dataset.variables)) ^ set(expected)))
+        raise SchemaError(f"The data set's variables differ from the schema's: {odd}.")
+    for name, spec in expected.items():
+        variable = dataset.variables[name]
+        attrs = dict(spec.attrs) | (_phase_flags(campaign) if name == "phase" else {})
+        for what, found, wanted in (
+            ("dimensions", variable.dims, spec.dims),
+            ("dtype", str(variable.dtype), spec.dtype),
+            ("attributes", dict(variable.attrs), attrs),
+        ):
+            if found != wanted:
+                raise SchemaError(f"'{name}' has {what} {found}; the schema says {wanted}.")
+    rows, n = int(dataset.attrs["rows_per_chunk"]), dataset.sizes["sample"]
+    sizes = {
+        "sample": n,
+        "tof": campaign.grid.points,
+        "parameter": 6,
+        "block": -(-n // rows),
+        "digest_byte": DIGEST_BYTES,
+    }
+    if dict(dataset.sizes) != sizes or n == 0:
+        raise SchemaError(f"The data set has sizes {dict(dataset.sizes)}; {sizes} are wanted.")
+    chunks = dataset.variables["intensity"].encoding.get("chunks")
+    if chunks != (rows, campaign.grid.points):
+        raise SchemaError(
+            f"'intensity' is stored in chunks {chunks}; {(rows, campaign.grid.points)} is wanted, "
+            f"because a chunk is the unit of work."
+        )
+
+
+def _check_provenance(dataset: xr.Dataset, campaign: Campaign) -> None:
+    attrs, n = dataset.attrs, dataset.sizes["sample"]
+    wanted = {
+        "campaign": campaign.name,
+        **_hashes(campaign),
+        "identity": campaign.identity(attrs["simulator"], attrs["simulator_version"], n),
+        "content_hash": content_hash(attrs["identity"], dataset.block_sha256.values),
+    }
+    for name, value in wanted.items():
+        if attrs[name] != value:
+            raise SchemaError(
+                f"Attribute {name} is {attrs[name]}, but the data set's own contents give {value}."
+            )
+
+
+def _check_values(dataset: xr.Dataset, campaign: Campaign) -> None:
+    unfinished = int((dataset.status != DONE).sum())
+    if unfinished:
+        raise SchemaError(
+            f"{unfinished} of {dataset.sizes['sample']} samples are pending or failed. Run the "
+            f"same command again to complete them."
+        )
+    if not np.array_equal(dataset.tof.values, campaign.grid.tof):
+        raise SchemaError("The time-of-flight grid is not the campaign's.")
+    if not np.array_equal(dataset.parameter.values, np.arange(6)):
+        raise SchemaError("The codes of the cell parameters are not 0 to 5.")
+    samples = samples_of(dataset)
+    if not np.isfinite(samples.cells).all():
+        raise SchemaError("A cell parameter is not a finite number.")
+    if samples.phase.min() < 0 or samples.phase.max() >= len(campaign.phases):
+        raise SchemaError(f"A phase code is outside 0 to {len(campaign.phases) - 1}.")
+    for code, phase in enumerate(campaign.phases):
+        own = samples.phase == code
+        phase.lattice.check(samples.cells[own])
+        if (samples.crystal_system[own] != phase.crystal_system).any():
+            raise SchemaError(f"A sample of phase '{phase.name}' has another crystal system.")
+        if (dataset.free_parameter.values[own] != phase.lattice.free_mask).any():
+            raise SchemaError(f"A sample of phase '{phase.name}' has other free parameters.")

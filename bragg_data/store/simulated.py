@@ -1,0 +1,181 @@
+"""Writing a data set into the store: its labels at once, its patterns block by block."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+import zarr
+from icechunk.session import ForkSession
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Campaign, Samples
+from bragg_data.store import schema
+from bragg_data.store.block_writer import (
+    BlockResult,
+    BlockWriter,
+    create_group,
+    empty_bookkeeping,
+    write_chunk,
+)
+from bragg_data.store.repository import (
+    Store,
+    StoreError,
+    Tag,
+    branch_name,
+    errors_told,
+    open_dataset,
+)
+
+__all__ = ["BlockResult", "Writer", "write_block"]
+
+
+class Writer(BlockWriter):
+    """A data set that is being written; see :class:`~bragg_data.store.block_writer.BlockWriter`.
+
+    Parameters
+    ----------
+    store
+        Where.
+    campaign, simulator, version, limit
+        What; see :meth:`bragg_data.campaign.Campaign.identity`.
+    code_commit
+        Commit of the code that runs. If it is not the first run's, both are recorded.
+    call_path
+        How GSAS-II is called, if it is; recorded in the same way.
+
+    Raises
+    ------
+    StoreError
+        On entering, if another process is writing the same data set.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        campaign: Campaign,
+        simulator: str,
+        version: str,
+        *,
+        limit: int | None = None,
+        code_commit: str = "unknown",
+        call_path: str = "",
+    ) -> None:
+        self.campaign = campaign
+        self.samples = campaign.samples[slice(limit)]
+        self.identity = campaign.identity(simulator, version, limit)
+        self._simulator, self._version, self._code_commit = simulator, version, code_commit
+        branch = branch_name(campaign.name, self.identity)
+        super().__init__(
+            store, branch, campaign.name, len(self.samples), lock=branch,
+            how={"code_commit": code_commit} | ({"call_path": call_path} if call_path else {}),
+        )  # fmt: skip
+
+    def _create(self) -> None:
+        repository = self.store.repository
+        if self.branch not in repository.list_branches():
+            # main is never committed to, so that each branch begins empty.
+            repository.create_branch(self.branch, repository.lookup_branch("main"))
+        session = repository.writable_session(self.branch)
+        if self.group in zarr.open_group(session.store, mode="a"):
+            return
+        rows = self.campaign.rows_per_chunk(self._simulator)
+        n, points = len(self.samples), self.campaign.grid.points
+        dataset = schema.labelled(
+            self.campaign, self.samples, self._simulator, self._version, self._code_commit
+        ).assign_attrs(identity=self.identity, rows_per_chunk=rows)
+        dataset = dataset.assign(empty_bookkeeping(n, rows))
+        create_group(
+            session, self.group, dataset, "intensity", (n, points), ("sample", "tof"),
+            dict(schema.INTENSITY.attrs),
+        )  # fmt: skip
+        session.commit(f"create {self.group}: {n} samples, {self._simulator} {self._version}")
+
+    def _check(self, dataset: xr.Dataset) -> None:
+        stored = schema.samples_of(dataset)
+        if dataset.attrs["identity"] != self.identity or not (
+            np.array_equal(stored.cells, self.samples.cells)
+            and np.array_equal(stored.phase, self.samples.phase)
+        ):
+            raise StoreError(
+                f"The cells on branch {self.branch} of {self.store.uri} are not those that this "
+                f"installation draws for the same campaign. Use the package versions that began "
+                f"it, or another store."
+            )
+
+    def finish(self, tag: str | None = None) -> Tag:
+        """Validate the complete data set and tag it.
+
+        Parameters
+        ----------
+        tag
+            Name of the tag; the next free NAME-vN by default.
+
+        Raises
+        ------
+        bragg_data.store.schema.SchemaError
+            If something is missing or wrong; then nothing is tagged.
+        StoreError
+            If the tag exists.
+        """
+        repository = self.store.repository
+        with errors_told(f"tagging in {self.store.uri}"), self.store.committing():
+            session = repository.writable_session(self.branch)
+            group = zarr.open_group(session.store, path=self.group, mode="r+")
+            known = group.attrs.get("content_hash")
+            group.attrs["content_hash"] = schema.content_hash(self.identity, self._digests)
+            self._checked(open_dataset(session, self.group))
+            name = tag or self.store.next_tag(self.campaign.name)
+            self.store.check_new_tag(name)
+            if known == group.attrs["content_hash"]:
+                # A run before this one died between its last commit and the tag.
+                snapshot = repository.lookup_branch(self.branch)
+            else:
+                snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
+            repository.create_tag(name, snapshot)
+        return self.store.tag(name)
+
+    def _checked(self, dataset: xr.Dataset) -> None:
+        """Refuse a data set that fails a hard check; the intensities were looked at as written."""
+        # Workers write without ever checking, and start a second sooner without the library.
+        from bragg_data.store.checks import check
+
+        for finding in check(dataset, intensities=False):
+            if finding.hard and not finding.passed:
+                raise schema.SchemaError(finding.found)
+
+
+def write_block(
+    fork: ForkSession, group: str, block: int, samples: Samples, intensity: NDArray[np.float32]
+) -> BlockResult:
+    """Write one block through a fork; this is what workers do.
+
+    Parameters
+    ----------
+    fork
+        From :meth:`~bragg_data.store.block_writer.BlockWriter.fork`; it is returned in the result,
+        to be committed there.
+    group
+        The data set's group.
+    block
+        Its number.
+    samples
+        Its n samples.
+    intensity : shape (n, points), float32
+        Their patterns. If a pattern is not finite its sample has failed, and nothing is written.
+
+    Raises
+    ------
+    DiskFullError
+        If there is no room: the other blocks would find none either.
+    StoreError
+        If the chunk cannot be written for another reason.
+    """
+    bad = ~np.isfinite(intensity).all(axis=1)
+    if bad.any():
+        status = np.where(bad, schema.FAILED, schema.PENDING).astype(np.int8)
+        cell = ", ".join(f"{value:g}" for value in samples.cells[int(np.flatnonzero(bad)[0])])
+        reason = f"{bad.sum()} patterns are not finite, the first one that of cell ({cell})."
+        return BlockResult(block, status, reason=reason)
+    write_chunk(fork, group, "intensity", block, intensity)
+    status = np.full(len(samples), schema.DONE, np.int8)
+    return BlockResult(block, status, fork, schema.block_digest(samples, intensity))

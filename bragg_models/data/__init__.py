@@ -1,0 +1,1 @@
+"""Profiles of a snapshot as training batches."""

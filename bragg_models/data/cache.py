@@ -1,0 +1,170 @@
+"""A copy of prepared profiles that is mapped into memory: a cache, made again when it is gone.
+
+Reading and preparing costs a fast network a part of its processors, in every epoch again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from bragg_models.data.batches import Joined, Profiles, in_order, joined
+
+_SPARE = 1 << 30  # bytes of the disk that a cache leaves free
+_SAMPLED = 8  # blocks of a cache that are checked whenever it is opened
+
+
+class CacheError(OSError):
+    """A cache that cannot be made here; the profiles themselves can still be read."""
+
+
+def cached(
+    profiles: Profiles,
+    directory: Path,
+    key: str,
+    *,
+    on_chunk: Callable[[int], None] | None = None,
+    verify: bool = False,
+) -> Profiles:
+    """Return the same prepared profiles, from a file that is mapped into memory.
+
+    The file is made if there is none of this key, or if what is there is incomplete or damaged,
+    by one process at a time, with a few chunks in memory. It can be deleted at any time. Batches
+    of it are those of the profiles themselves to the last bit.
+
+    Parameters
+    ----------
+    profiles
+        What is copied.
+    directory
+        Where the file is kept, made if it is missing: ``<hash of the key>.npy``, and beside it a
+        JSON file with the key and the SHA-256 of each chunk.
+    key
+        Names the content: that of the data set, and what prepares it. Other content needs another
+        key.
+    on_chunk
+        Called with the number of profiles of every chunk that is written.
+    verify
+        Compare all chunks with their SHA-256, not a few.
+
+    Raises
+    ------
+    CacheError
+        If the disk is nearly full, or the file cannot be written. Read the profiles themselves.
+    """
+    if isinstance(profiles, Joined):
+        return joined(
+            [
+                cached(part, directory, f"{key}, part {i}", on_chunk=on_chunk, verify=verify)
+                for i, part in enumerate(profiles.parts)
+            ]
+        )
+    path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            values = _opened(path, key, profiles, verify)
+            if values is None:
+                try:
+                    _build(path, key, profiles, on_chunk)
+                finally:
+                    path.with_suffix(".partial").unlink(missing_ok=True)
+                values = _opened(path, key, profiles, verify)
+    except CacheError:
+        raise
+    except OSError as error:
+        raise CacheError(
+            f"Profiles cannot be cached in {directory}: {error.strerror or error}. Choose another "
+            f"directory, or train without a cache."
+        ) from error
+    if values is None:
+        raise CacheError(
+            f"The cache {path} was written, but reads otherwise: its disk cannot be trusted. "
+            f"Choose another directory, or train without a cache."
+        )
+    intensity = xr.DataArray(values, dims=profiles.intensity.dims)
+    return Profiles(intensity, profiles.rows_per_chunk, lambda ready: ready, values)
+
+
+def _opened(path: Path, key: str, profiles: Profiles, verify: bool) -> NDArray[np.float32] | None:
+    """Map a cache that is complete, of this key, and undamaged as far as is checked."""
+    per_chunk = profiles.rows_per_chunk
+    try:
+        about = json.loads(path.with_suffix(".json").read_text())
+        # Copied on write, which never happens: torch warns of arrays that cannot be written.
+        values = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
+        hashes = about["sha256"]
+        if (
+            about["key"] != key
+            or about["rows_per_chunk"] != per_chunk
+            or values.dtype != np.float32
+            or list(values.shape) != about["shape"]
+            or len(values) != len(profiles)
+            or len(hashes) != -(-len(values) // per_chunk)
+        ):
+            return None
+    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    checked = np.arange(len(hashes))
+    if not verify:
+        checked = np.unique(np.linspace(0, len(hashes) - 1, _SAMPLED).astype(int))
+    for chunk in checked:
+        some = values[chunk * per_chunk : (chunk + 1) * per_chunk]
+        if hashlib.sha256(some.data).hexdigest() != hashes[chunk]:
+            return None
+    return values
+
+
+def _build(
+    path: Path, key: str, profiles: Profiles, on_chunk: Callable[[int], None] | None
+) -> None:
+    about, partial = path.with_suffix(".json"), path.with_suffix(".partial")
+    for old in (about, path):  # its space is needed
+        old.unlink(missing_ok=True)
+    hashes: list[str] = []
+    shape: tuple[int, ...] = ()
+    everything = np.ones(len(profiles), dtype=bool)
+    # Written, not mapped: a full disk is an error then, and not the end of the process.
+    with partial.open("wb") as file:
+        for batch in in_order(profiles, everything):
+            if not shape:
+                shape = (len(profiles), *batch.profiles.shape[1:])
+                _refuse_full_disk(path.parent, 4 * math.prod(shape))
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            hashes.append(hashlib.sha256(batch.profiles.data).hexdigest())
+            file.write(batch.profiles.data)
+            if on_chunk is not None:
+                on_chunk(len(batch.rows))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    content = {
+        "key": key,
+        "shape": shape,
+        "dtype": "float32",
+        "rows_per_chunk": profiles.rows_per_chunk,
+        "sha256": hashes,
+    }
+    # Last, and at once: without it the cache is not complete.
+    partial.write_text(json.dumps(content))
+    partial.replace(about)
+
+
+def _refuse_full_disk(directory: Path, size: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < size + _SPARE:
+        raise CacheError(
+            f"A cache of {size / 1e9:.1f} GB does not fit on the disk of {directory}, which has "
+            f"{free / 1e9:.1f} GB free. Choose another directory, or train without a cache."
+        )

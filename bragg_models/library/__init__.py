@@ -1,0 +1,1 @@
+"""Library match: the stored patterns most similar to a profile."""

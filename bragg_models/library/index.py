@@ -1,0 +1,285 @@
+r"""A snapshot's patterns, compressed once, so that a library match takes milliseconds.
+
+The square roots of all patterns are kept as a few principal components, in a file that is made
+when it is first needed. A question is compared with those; of each phase the likeliest candidates
+are simulated again, and the correlation with these patterns is the answer, as
+:func:`bragg_models.library.search.library_match` would find it in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from filelock import FileLock
+from numpy.typing import NDArray
+from sklearn.utils.extmath import randomized_svd
+
+from bragg_data.preprocessing import sqrt_unit
+from bragg_data.simulation.kinematic import Simulator
+from bragg_data.store.schema import samples_of
+from bragg_models.data.batches import Profiles, in_order, profiles_of
+from bragg_models.library.search import Matches, prepared_queries
+
+COMPONENTS = 128
+"""Principal components that are kept of each pattern."""
+
+CANDIDATES = 48
+"""Patterns of each phase that are compared in full.
+
+On noisy, miscalibrated pseudo-experiments the best pattern of the right phase was among the first
+33 of 209,119.
+"""
+
+_VERSION = 1  # of the files
+_SAMPLED = 24, 6000  # chunks, and patterns of them, that the components are found from
+_BINS = 32  # of the sums of squares, for profiles that cover a part of the window
+_ALIKE = 1e-3  # of a stored pattern's maximum: simulated again, it has to agree as well
+_CHECKED = 16
+_TOGETHER = 64  # questions
+
+
+class IndexUnavailableError(OSError):
+    """An index that cannot be made or used here; the store itself can still be searched."""
+
+
+@dataclass(frozen=True, eq=False)
+class LibraryIndex:
+    """See the module; :func:`open_index` and :func:`build_index` make one.
+
+    Attributes
+    ----------
+    simulator
+        Makes the data set's patterns.
+    phase, cells : shapes (n,), (n, 6)
+        Labels of the data set.
+    phases
+        Number of phases.
+    basis : shape (points, components)
+    components : shape (n, components)
+        Of the patterns' square roots, which are of unit norm.
+    squares : shape (n, bins)
+        Sums of their squares over equal parts of the window.
+    """
+
+    simulator: Simulator
+    phase: NDArray[np.integer]
+    cells: NDArray[np.float64]
+    phases: int
+    basis: NDArray[np.float32]
+    components: NDArray[np.float32]
+    squares: NDArray[np.float32]
+
+    def match(
+        self, queries: NDArray[np.floating], covered: NDArray[np.bool_] | None = None
+    ) -> Matches:
+        """Find the stored patterns that correlate best with some profiles.
+
+        Parameters
+        ----------
+        queries : shape (q, points)
+            Profiles on the data set's grid without background, not yet square-rooted.
+        covered : shape (q, points)
+            Which points were measured; all if left out.
+
+        Raises
+        ------
+        LibraryError
+            As :func:`bragg_models.library.search.library_match`.
+        """
+        roots, masks = prepared_queries(queries, covered, len(self.basis))
+        row = np.full((len(roots), self.phases), -1, dtype=np.intp)
+        correlation = np.full((len(roots), self.phases), -1.0)
+        rows_of = [np.flatnonzero(self.phase == code) for code in range(self.phases)]
+        for low in range(0, len(roots), _TOGETHER):
+            some = slice(low, low + _TOGETHER)
+            likely = self.components @ (roots[some] @ self.basis).T
+            # Points that were not measured do not count in a pattern's length either.
+            length = self.squares @ _binned(masks[some].astype(np.float32)).T
+            likely /= np.sqrt(np.maximum(length, np.finfo(np.float32).tiny))
+            for query, (root, mask) in enumerate(zip(roots[some], masks[some], strict=True), low):
+                for code, rows in enumerate(rows_of):
+                    if not len(rows):
+                        continue
+                    own = likely[rows, query - low]
+                    count = min(CANDIDATES, len(rows))
+                    chosen = rows[np.argpartition(own, len(own) - count)[-count:]]
+                    patterns = self._patterns(chosen) * mask
+                    found = patterns @ root / np.linalg.norm(patterns, axis=1)
+                    best = int(found.argmax())
+                    row[query, code], correlation[query, code] = chosen[best], found[best]
+        cells = np.where((row >= 0)[..., None], self.cells[row], np.nan)
+        return Matches(row, correlation, cells)
+
+    def _patterns(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        simulated = self.simulator.simulate(self.phase[rows], self.cells[rows])
+        return np.sqrt(np.maximum(simulated, 0))
+
+
+def open_index(dataset: xr.Dataset, simulator: Simulator, directory: Path) -> LibraryIndex | None:
+    """Open the index of a snapshot; None if :func:`build_index` has not made it there yet.
+
+    Parameters
+    ----------
+    dataset
+        An opened snapshot.
+    simulator
+        Of its campaign. What GSAS-II simulated, the fast simulator reproduces as well.
+    directory
+        Where indices are kept, each under the hash of what it was made from. They can be deleted at
+        any time.
+    """
+    labels = samples_of(dataset)
+    place, key = _place(dataset, directory)
+    arrays = _opened(place, key, len(labels.phase))
+    if arrays is None:
+        return None
+    return LibraryIndex(simulator, labels.phase, labels.cells, len(simulator.phases), *arrays)
+
+
+def build_index(
+    dataset: xr.Dataset,
+    simulator: Simulator,
+    directory: Path,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> LibraryIndex:
+    """Make the index of a snapshot, which reads all patterns once, and open it.
+
+    Parameters
+    ----------
+    dataset, simulator, directory
+        As for :func:`open_index`.
+    on_batch
+        Called with the number of patterns of every chunk that is done.
+
+    Raises
+    ------
+    IndexUnavailableError
+        If it cannot be written there, or the simulator makes other patterns than the stored ones.
+    """
+    place, key = _place(dataset, directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_suffix(".lock")):
+            index = open_index(dataset, simulator, directory)  # another process may have made it
+            if index is None:
+                _check(dataset, simulator)
+                _build(place, key, profiles_of(dataset, sqrt_unit), on_batch)
+                index = open_index(dataset, simulator, directory)
+    except OSError as error:
+        if isinstance(error, IndexUnavailableError):
+            raise
+        raise IndexUnavailableError(
+            f"The library's index cannot be kept in {directory}: {error.strerror or error}."
+        ) from error
+    if index is None:
+        raise IndexUnavailableError(
+            f"The library's index {place} was written, but reads otherwise."
+        )
+    return index
+
+
+def _place(dataset: xr.Dataset, directory: Path) -> tuple[Path, str]:
+    key = f"{dataset.attrs['content_hash']} {_VERSION} {COMPONENTS} {_BINS}"
+    return directory / hashlib.sha256(key.encode()).hexdigest()[:16], key
+
+
+_Arrays = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+_FILES = ("basis", "components", "squares")
+
+
+def _opened(place: Path, key: str, count: int) -> _Arrays | None:
+    """Map an index that is complete and of this key."""
+    try:
+        if json.loads((place / "index.json").read_text(encoding="utf-8"))["key"] != key:
+            return None
+        basis, components, squares = (
+            np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    expected = ((count, basis.shape[1]), (count, _BINS))
+    return (basis, components, squares) if (components.shape, squares.shape) == expected else None
+
+
+def _check(dataset: xr.Dataset, simulator: Simulator) -> None:
+    """Simulate some stored patterns again: the answers depend on it."""
+    labels = samples_of(dataset)
+    rows = np.unique(np.linspace(0, len(labels.phase) - 1, _CHECKED).astype(int))
+    # Whole chunks are read for single rows: the first and the last of a few.
+    stored = np.stack([dataset["intensity"][row].values for row in rows])
+    own = simulator.simulate(labels.phase[rows], labels.cells[rows])
+    difference = np.abs(own - stored).max(axis=1) / stored.max(axis=1)
+    if not difference.max() < _ALIKE:
+        raise IndexUnavailableError(
+            f"The fast simulator does not make the stored patterns: they differ by "
+            f"{difference.max():.1e} of their maximum."
+        )
+
+
+def _build(
+    place: Path, key: str, profiles: Profiles, on_batch: Callable[[int], None] | None
+) -> None:
+    partial = place.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        every = np.ones(len(profiles), dtype=bool)
+        basis = _basis(profiles)
+        components = np.empty((len(profiles), basis.shape[1]), dtype=np.float32)
+        squares = np.empty((len(profiles), _BINS), dtype=np.float32)
+        for batch in in_order(profiles, every):
+            components[batch.rows] = batch.profiles @ basis
+            squares[batch.rows] = _sums(np.square(batch.profiles))
+            if on_batch is not None:
+                on_batch(len(batch.rows))
+        for name, values in zip(_FILES, (basis, components, squares), strict=True):
+            # Written, not mapped: a full disk is an error then, and not the end of the process.
+            with (partial / f"{name}.npy").open("wb") as file:
+                np.save(file, values)
+                file.flush()
+                os.fsync(file.fileno())
+        about = json.dumps({"key": key, "patterns": len(profiles)})
+        (partial / "index.json").write_text(about, encoding="utf-8")
+        shutil.rmtree(place, ignore_errors=True)
+        partial.replace(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _basis(profiles: Profiles) -> NDArray[np.float32]:
+    """Return the principal components, of which some evenly spread chunks tell, (points, m)."""
+    chunks = np.unique(np.linspace(0, profiles.chunks - 1, _SAMPLED[0]).astype(int))
+    every = np.ones(len(profiles), dtype=bool)
+    sample = np.concatenate([profiles.read(int(chunk), every)[0] for chunk in chunks])
+    generator = np.random.default_rng(0)
+    some = generator.choice(len(sample), min(_SAMPLED[1], len(sample)), replace=False)
+    sample = sample[np.sort(some)]
+    count = min(COMPONENTS, *sample.shape)
+    _, _, directions = randomized_svd(sample, count, n_iter=2, random_state=0)
+    return np.ascontiguousarray(directions.T, dtype=np.float32)
+
+
+def _edges(points: int) -> NDArray[np.intp]:
+    return np.linspace(0, points, _BINS + 1).astype(np.intp)
+
+
+def _sums(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return sums over equal parts of the window, (n, points) to (n, bins)."""
+    total = np.cumsum(values, axis=1, dtype=np.float64)
+    total = np.concatenate([np.zeros((len(values), 1)), total], axis=1)
+    return np.diff(total[:, _edges(values.shape[1])], axis=1).astype(np.float32)
+
+
+def _binned(masks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return which share of each part of the window is covered, (n, points) to (n, bins)."""
+    widths = np.maximum(np.diff(_edges(masks.shape[1])), 1)
+    return np.asarray(_sums(masks) / widths, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""The fit loop, its checkpoints, and inference in batches."""

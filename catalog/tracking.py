@@ -1,0 +1,207 @@
+"""Runs in MLflow: parameters, metrics and the data that they used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from sqlalchemy.exc import SQLAlchemyError
+
+from catalog.datasets import dataset_input, source_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DEFAULT_TRACKING_URI = "sqlite:///data/mlflow.db"
+"""Where the commands keep their runs and models, relative to the working directory."""
+
+_SQLITE = "sqlite:///"
+_VERSIONS = ("torch", "numpy", "scikit-learn", "xarray", "icechunk", "mlflow", "gemmi")
+_WATCH_SECONDS = 10.0  # between two looks at the machine
+# Limits of MLflow's log_batch.
+_METRICS_PER_CALL, _PARAMETERS_PER_CALL, _PARAMETER_LENGTH = 1000, 100, 6000
+
+
+class TrackingError(RuntimeError):
+    """A tracking database or server that cannot be used."""
+
+
+class Tracking:
+    """A place where runs and models are kept.
+
+    Parameters
+    ----------
+    uri
+        An MLflow tracking URI. For a path (sqlite:///PATH) the database is made if it is missing,
+        and the artifacts go to ``mlartifacts`` beside it; a server knows its own place.
+
+    Raises
+    ------
+    TrackingError
+        If nothing answers there.
+    """
+
+    def __init__(self, uri: str = DEFAULT_TRACKING_URI) -> None:
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._artifacts: Path | None = None
+        if uri.startswith(_SQLITE):
+            path = Path(uri.removeprefix(_SQLITE)).absolute()
+            self._artifacts = path.parent / "mlartifacts"
+            uri = f"{_SQLITE}{path}"
+        self.uri = uri
+        try:
+            if self._artifacts is None:
+                self.client = self._connected()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Several processes that make the database at once break it.
+                with FileLock(f"{path}.lock", fallback_to_soft=False):
+                    self.client = self._connected()
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise TrackingError(
+                f"MLflow at {uri} cannot be used: {reason}. Give another place with --tracking, "
+                f"for example {DEFAULT_TRACKING_URI}."
+            ) from error
+
+    def _connected(self) -> MlflowClient:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about details of its tables, as it makes them
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+        return client
+
+    def experiment(self, name: str) -> str:
+        """Return the id of an experiment, made if it is missing."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        place = None if self._artifacts is None else (self._artifacts / name).as_uri()
+        try:
+            return str(self.client.create_experiment(name, artifact_location=place))
+        except MlflowException:
+            # Another process was faster.
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    @contextmanager
+    def run(
+        self, experiment: str, name: str, tags: Mapping[str, str], *, watch: bool = False
+    ) -> Iterator[Run]:
+        """Open a run; it ends as finished, failed or (by Ctrl-C) killed.
+
+        Parameters
+        ----------
+        experiment, name
+            Where the run is listed, and under which name.
+        tags
+            Short facts by which runs are found. The versions of the packages are added.
+        watch
+            Log processor, memory, disk and GPU every few seconds: the metrics ``system/…``.
+        """
+        experiment_id = self.experiment(experiment)
+        versions = {f"version.{name}": metadata.version(name) for name in _VERSIONS}
+        entity = self.client.create_run(
+            experiment_id, run_name=name, tags={**versions, **tags, "mlflow.source.type": "LOCAL"}
+        )
+        with self._ended(Run(self, entity.info.run_id, experiment_id), watch=watch) as run:
+            yield run
+
+    @contextmanager
+    def resumed(self, run_id: str) -> Iterator[Run]:
+        """Open a run again that did not finish.
+
+        Raises
+        ------
+        TrackingError
+            If there is no such run, or it finished.
+        """
+        try:
+            entity = self.client.get_run(run_id)
+        except MlflowException as error:
+            raise TrackingError(f"There is no run {run_id} in {self.uri}.") from error
+        if entity.info.status == "FINISHED":
+            raise TrackingError(f"Run {run_id} is finished: there is nothing to resume.")
+        self.client.update_run(run_id, status="RUNNING")
+        run = Run(self, run_id, entity.info.experiment_id)
+        with self._ended(run, watch=True, again=True):
+            yield run
+
+    @contextmanager
+    def _ended(self, run: Run, *, watch: bool, again: bool = False) -> Iterator[Run]:
+        status = "FAILED"
+        monitor = SystemMetricsMonitor(
+            run.id, sampling_interval=_WATCH_SECONDS, resume_logging=again, tracking_uri=self.uri
+        )
+        if watch:
+            monitor.start()
+        try:
+            yield run
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            status = "KILLED"
+            raise
+        finally:
+            monitor.finish()
+            self.client.set_terminated(run.id, status)
+
+
+class Run:
+    """An open run."""
+
+    def __init__(self, tracking: Tracking, run_id: str, experiment_id: str) -> None:
+        self.tracking = tracking
+        self.id = run_id
+        self.experiment_id = experiment_id
+
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Log what was set; nested mappings become dotted names."""
+        flat = [Param(k, str(v)[:_PARAMETER_LENGTH]) for k, v in _flattened(parameters, ".")]
+        for low in range(0, len(flat), _PARAMETERS_PER_CALL):
+            self.tracking.client.log_batch(self.id, params=flat[low : low + _PARAMETERS_PER_CALL])
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Log what was measured; nested mappings become names with slashes, groups in the UI."""
+        now = int(time.time() * 1000)
+        flat = [Metric(k, float(v), now, step) for k, v in _flattened(metrics, "/")]
+        for low in range(0, len(flat), _METRICS_PER_CALL):
+            self.tracking.client.log_batch(self.id, metrics=flat[low : low + _METRICS_PER_CALL])
+
+    def log_dataset(self, dataset: xr.Dataset, context: str) -> None:
+        """Log an opened snapshot as this run's data; the context says for what ("training")."""
+        self.tracking.client.log_inputs(self.id, [dataset_input(source_of(dataset), context)])
+
+    def log_text(self, text: str, file: str) -> None:
+        """Log a text as an artifact, under a path relative to the run's."""
+        self.tracking.client.log_text(self.id, text, file)
+
+    def log_figure(self, figure: Figure, file: str) -> None:
+        """Log a figure as a PNG artifact, under a path relative to the run's."""
+        self.tracking.client.log_figure(self.id, figure, file, save_kwargs={"dpi": 130})
+
+
+def _flattened(values: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            for inner, leaf in _flattened(value, separator):
+                yield f"{key}{separator}{inner}", leaf
+        else:
+            yield key, value

@@ -1,0 +1,1 @@
+"""Where tasks run: local processes, SLURM jobs, or a running Dask scheduler."""

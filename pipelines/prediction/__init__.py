@@ -1,0 +1,1 @@
+"""Predictions about measured profiles, on the command line and over HTTP."""

@@ -1,0 +1,134 @@
+"""The model card: what a model is, what it was trained on, how good it is, and where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_models.predictors import Predictor, output_columns
+
+_SCORES = {
+    "n": ("samples", ",.0f"), "accuracy": ("right", ".4%"), "mse_paper": ("mse_paper", ".3g"),
+    "mae_a": ("MAE a (Å)", ".3g"), "mae_b": ("MAE b (Å)", ".3g"), "mae_c": ("MAE c (Å)", ".3g"),
+    "mae_alpha": ("MAE α (°)", ".3g"), "mae_beta": ("MAE β (°)", ".3g"),
+    "mae_gamma": ("MAE γ (°)", ".3g"),
+}  # fmt: skip
+
+
+def model_card(predictor: Predictor, name: str) -> str:
+    """Return the card of a trained and scored model, in Markdown.
+
+    Parameters
+    ----------
+    predictor
+        The model; its provenance has ``test`` and ``score``.
+    name
+        Under which it is registered.
+    """
+    p = predictor.provenance
+    campaign = predictor.campaign
+    instrument, grid = campaign.instrument, campaign.grid
+    split, data = p["split"], p["data"]
+    parts = [
+        f"# {p['model']} for {p['campaign']}",
+        f"From a neutron time-of-flight profile to crystal system and cell: among "
+        f"{', '.join(f'{x.name} ({x.space_group})' for x in campaign.phases)}.",
+        "## What it answers",
+        f"Input: profiles of {predictor.points:,} points on T = {grid.start:g} µs · "
+        f"exp({grid.relative_step:g} i), without background, in any scale (float32, shape "
+        f"(n, {predictor.points})). `{predictor.preprocessing}` is applied inside. Profiles on "
+        f"another axis or with a calibration of their own are brought there by `python -m "
+        f"pipelines.predict` with the instrument that is part of the model (bank "
+        f"{instrument.bank}, 2θ {instrument.two_theta:g}°, difC {instrument.difc:g} µs/Å).",
+        _table(
+            ("column", "unit", "meaning"),
+            [(f"`{c}`", u, m) for c, (u, m) in signature_units(predictor).items()],
+        ),
+        "Parameters that the lattice ties are equal, or fixed, in every answer.",
+        "## What it was trained on",
+        _table(
+            ("phase", "crystal system", "space group", "free parameters"),
+            [
+                (x.name, x.crystal_system.name, x.space_group, ", ".join(_ranges(of)))
+                for x, of in zip(campaign.phases, campaign.definition["phases"], strict=True)
+            ],
+        ),
+        f"Data set `{data['tag']}`, snapshot `{data['snapshot_id']}`, content "
+        f"`{data['content_hash'][:16]}`, simulated by {data['simulator']} "
+        f"{data['simulator_version']}; {split['name']} split, seed {split['seed']}. Preset "
+        f"{p['preset']}, seed {p['seed']}, code `{p['code_commit']}`, {p['trained_at']}.",
+        "## How good it is",
+        f"On {_tested_on(split)}, which it never saw ({p['score']['name']} is what versions are "
+        f"compared by):",
+        _scores(p["test"]),
+        "## Where it ends",
+        f"{_LIMITS[predictor.tells_intervals]}"
+        f"- Cells outside the ranges above are extrapolated.\n"
+        f"- Another bank or instrument than 2θ {instrument.two_theta:g}° has other peak widths.",
+        "## How to ask it",
+        f"```\npython -m pipelines.predict FILE --instrument YOURS.instprm --model "
+        f"models:/{name}/VERSION\n```",
+        "Its files are JSON and safetensors; nothing in them is executed.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_LIMITS = {
+    False: "- It answers with one of these phases whatever it is given; a foreign sample is not "
+    "among them.\n"
+    "- The scores are those of simulated profiles: noise, a wrong background, other displacement "
+    "parameters or widths, and above all a wrong calibration (0.1 % of difC is 0.1 % of every "
+    "length) cost more than these errors.\n",
+    True: "- It answers with one of these phases, with 90 % intervals, and says when none of them "
+    "explains a profile. A calibration that is wrong by more than the draws' still tells another "
+    "cell: 0.1 % of difC is 0.1 % of every length.\n",
+}  # by whether intervals are told
+
+
+def _tested_on(split: Mapping[str, Any]) -> str:
+    count = split.get("test_draws")
+    if count:
+        return f"{count:,} draws of measured-looking profiles of each phase"
+    return "the test samples of that split"
+
+
+def signature_units(predictor: Predictor) -> dict[str, tuple[str, str]]:
+    """Return unit and meaning of each column of the answer that MLflow's tools get."""
+    told = {}
+    for column in output_columns(predictor.targets):
+        if column in CELL_PARAMETERS:
+            told[column] = ("Å" if column in "abc" else "°", "cell of the answered phase")
+        elif column.startswith("p_"):
+            told[column] = ("1", f"probability of phase {column.removeprefix('p_')}")
+        else:
+            told[column] = ("", f"most probable {column.replace('_', ' ')}")
+    return told
+
+
+def _ranges(phase: Mapping[str, Any]) -> Iterable[str]:
+    for name, ranges in phase["cell"].items():
+        unit = "Å" if name in "abc" else "°"
+        spans = (
+            f"{float(one['first']):g} to {float(one['last']):g} by {float(one['step']):g}"
+            if one["first"] is not None
+            else f"{float(one['low']):g} to {float(one['high']):g}"
+            for one in ranges
+        )
+        yield f"{name} {' and '.join(spans)} {unit}"
+
+
+def _scores(test: Mapping[str, Mapping[str, float]]) -> str:
+    used = [key for key in _SCORES if any(key in values for values in test.values())]
+    return _table(
+        ("", *(_SCORES[key][0] for key in used)),
+        [
+            (group, *(format(v[key], _SCORES[key][1]) if key in v else "" for key in used))
+            for group, v in test.items()
+        ],
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

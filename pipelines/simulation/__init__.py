@@ -1,0 +1,1 @@
+"""Simulators on workers, and draws of measured-looking profiles."""

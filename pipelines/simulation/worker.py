@@ -1,0 +1,149 @@
+"""The simulators behind one signature, and what a worker does with them.
+
+``kinematic`` is the fast one, ``gsas2`` GSAS-II itself. Which one ``auto`` means is decided in
+:mod:`pipelines.simulation.simulator_choice`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from icechunk.session import ForkSession
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from bragg_data.campaign import Campaign, Samples
+from bragg_data.simulation import gsas2, kinematic
+from bragg_data.simulation.isolated_process import ChildError
+from bragg_data.store import schema
+from bragg_data.store.block_writer import BlockResult, failed_block
+from bragg_data.store.repository import DiskFullError
+from bragg_data.store.simulated import write_block
+
+SIMULATORS = ("kinematic", "gsas2")
+
+
+class SimulationError(RuntimeError):
+    """A simulation that cannot run, or that did not complete."""
+
+
+class Simulator(Protocol):
+    """What computes patterns."""
+
+    def simulate(self, phase: NDArray[np.int8], cells: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the patterns, shape (n, points), of phases (n,) in cells (n, 6)."""
+        ...
+
+
+class Gsas2Options(NamedTuple):
+    """How GSAS-II is found and called; see :class:`bragg_data.simulation.gsas2.Simulator`."""
+
+    location: str | None = None
+    pattern_seconds: float = gsas2.PATTERN_SECONDS
+    call_path: gsas2.CallPath = "memory"
+
+
+class Recipe(NamedTuple):
+    """All that it takes to build a simulator somewhere else."""
+
+    simulator: str
+    version: str
+    toml: str
+    cifs: tuple[tuple[str, str], ...]
+    instprm: str
+    gsas2: Gsas2Options = Gsas2Options()
+
+
+def recipe_of(
+    campaign: Campaign, simulator: str, version: str, options: Gsas2Options | None = None
+) -> Recipe:
+    """Return the recipe of a campaign's simulator in some version."""
+    texts = campaign.toml, tuple(campaign.cifs.items()), campaign.instprm
+    return Recipe(simulator, version, *texts, options or Gsas2Options())
+
+
+@lru_cache(maxsize=4)  # a running cluster may serve several campaigns
+def build_simulator(recipe: Recipe) -> Simulator:
+    """Build a simulator, once per process.
+
+    Raises
+    ------
+    SimulationError
+        If this process has another version of it than the recipe wants.
+    Gsas2Error
+        If GSAS-II is wanted, and there is none that works.
+    """
+    campaign = Campaign(recipe.toml, dict(recipe.cifs), recipe.instprm)
+    what = campaign.phases, campaign.instrument, campaign.grid
+    size, microstrain = campaign.size, campaign.microstrain
+    simulator: kinematic.Simulator | gsas2.Simulator
+    if recipe.simulator == "gsas2":
+        simulator = gsas2.Simulator(
+            *what, size=size, microstrain=microstrain, **recipe.gsas2._asdict()
+        )
+        version = simulator.version
+    else:
+        simulator = kinematic.Simulator(*what, size=size, microstrain=microstrain)
+        version = kinematic.VERSION
+    if recipe.version != version:
+        raise SimulationError(
+            f"A worker has version {version} of the simulator {recipe.simulator}, but this "
+            f"campaign runs with {recipe.version}. Give the workers the installation of the driver."
+        )
+    return simulator
+
+
+def simulate_samples(recipe: Recipe, samples: Samples) -> NDArray[np.float32]:
+    """Return the patterns of samples, shape (n, points).
+
+    One thread, wherever it runs: the order of the sums, and so the last bit, is always the same.
+    """
+    simulator = build_simulator(recipe)
+    with _threads().limit(limits=1):
+        return simulator.simulate(samples.phase, samples.cells)
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()  # looking for the libraries takes as long as 30 patterns
+
+
+def simulate_block(
+    recipe: Recipe, group: str, block: int, samples: Samples, fork: ForkSession
+) -> BlockResult | DiskFullError | SimulationError:
+    """Simulate one block and write it: the task of a worker.
+
+    Returns
+    -------
+    What became of the block; or the error, if all other blocks would meet it as well. It is not
+    raised, because Dask's workers write what is raised in them to the terminal.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the driver has shown them
+            intensity = simulate_samples(recipe, samples)
+        return write_block(fork, group, block, samples, intensity)
+    except (DiskFullError, SimulationError) as error:
+        return error
+    except gsas2.Gsas2Error as error:
+        if isinstance(error.__cause__, ChildError):  # it died, which says nothing of other workers
+            return failed_block(block, len(samples), error)
+        return SimulationError(str(error))
+    except gsas2.PatternsError as error:
+        return _failed_patterns(block, samples, error)
+    except Exception as error:
+        return failed_block(block, len(samples), error)
+
+
+def _failed_patterns(block: int, samples: Samples, error: gsas2.PatternsError) -> BlockResult:
+    """Return the result of a block of which GSAS-II did not simulate some patterns."""
+    status = np.full(len(samples), schema.PENDING, np.int8)
+    status[list(error.reasons)] = schema.FAILED
+    told = (
+        f"cell ({', '.join(f'{value:g}' for value in samples.cells[row])}): {reason}"
+        for row, reason in error.reasons.items()
+    )
+    return BlockResult(block, status, reason="; ".join(told), final=error.final)

@@ -1,0 +1,122 @@
+"""Lattices from peak positions alone, and what is said of them: other atoms, other lattices."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bragg_data.campaign import Campaign, load_campaign
+from bragg_data.crystallography.structure import rectangular_phase
+from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.refinement.free_intensities import refine_positions
+from bragg_data.refinement.linear_fit import explained_share
+from bragg_data.refinement.rietveld import Refined, RefinementError, Refiner
+from bragg_data.simulation.kinematic import Simulator
+from bragg_models.predictors import Prediction
+from pipelines.prediction.acceptance import explains, verdict_json
+
+# Neutrons see Zr with the other sign than Ti.
+ZIRCONATE = ("P 4 m m", (4.02, 4.02, 4.08), "A Pb 0 0 0 0.01\nB Zr 0.5 0.5 0.54 0.006\n"
+             "C O 0.5 0.5 0 0.01\nD O 0.5 0 0.5 0.01")  # fmt: skip
+CHLORIDE = "P m -3 m", (4.12, 4.12, 4.12), "A Cs 0 0 0 0.02\nB Cl 0.5 0.5 0.5 0.02"
+SILICON = "F d -3 m:2", (5.4311, 5.4311, 5.4311), "Si1 Si 0.125 0.125 0.125 0.006"
+
+
+Structure = tuple[str, tuple[float, float, float], str]
+
+
+@cache
+def nomad() -> tuple[Campaign, Refiner]:
+    campaign = load_campaign("batio3-nomad")
+    return campaign, Refiner(campaign)
+
+
+def measured(structure: Structure | None, counts: float = 4000) -> Any:
+    campaign, _ = nomad()
+    tof = campaign.grid.tof
+    pattern = np.zeros(len(tof))
+    if structure is not None:
+        phase = rectangular_phase("x", *structure)
+        simulator = Simulator([phase], campaign.instrument, campaign.grid, size=1, microstrain=900)
+        (pattern,) = simulator.simulate(np.zeros(1, dtype=int), phase.cell[None]).astype(float)
+        pattern /= pattern.max()
+    y = np.random.default_rng(1).poisson(counts * (pattern + 0.1)).astype(float)
+    covered = tof < 17_600
+    sigma = np.where(covered, np.sqrt(np.maximum(y, 1)), 0.0)
+    return GriddedProfile(np.where(covered, y, 0.0), sigma, covered)
+
+
+def starts() -> list[tuple[int, np.ndarray]]:
+    return [
+        (0, np.array([4.0] * 3 + [90.0] * 3)),
+        (1, np.array([4.0, 4.0, 4.05, 90, 90, 90])),
+        (2, np.array([4.0] * 3 + [89.8] * 3)),
+    ]
+
+
+def verdict(fits: list[Refined]) -> dict[str, Any]:
+    nothing = np.zeros((1, 3))
+    return verdict_json(Prediction(nothing, np.zeros((1, 6)), ("a", "b", "c")), 0, fits)
+
+
+def structure_and_lattice(gridded: GriddedProfile) -> tuple[list[Refined], list[Refined]]:
+    campaign, refiner = nomad()
+    fits = refiner.refine(gridded, starts())
+    return fits, refine_positions(campaign, gridded, [(fit.phase, fit.cell) for fit in fits])
+
+
+@pytest.mark.parametrize(("structure", "phase"), [(ZIRCONATE, 1), (CHLORIDE, 0)])
+def test_a_lattice_is_found_whatever_atoms_are_in_it(structure: Structure, phase: int) -> None:
+    fits, lattices = structure_and_lattice(measured(structure))
+    assert not explains(fits[0])
+    assert "explains" in verdict(fits)["reasons"][0]
+    best = lattices[0]
+    assert best.phase == phase
+    assert best.intensities == "free"
+    assert best.cell[:3] == pytest.approx(structure[1], abs=5e-4)
+    assert np.abs(best.cell[:3] - structure[1]).max() < 5 * best.su.max()
+    assert best.overlay.reduced_chi2 == pytest.approx(1, abs=0.2)
+    assert explained_share(best.overlay) > 0.99
+    # Where nothing was fitted nothing is claimed.
+    assert np.isnan(best.overlay.calculated[0])
+    assert np.isfinite(best.overlay.calculated).sum() == best.points
+    told = verdict(lattices)
+    assert told["accepted"] is False
+    assert "another compound with such a lattice" in told["reasons"][0]
+
+
+def test_another_lattice_is_none_of_these() -> None:
+    fits, lattices = structure_and_lattice(measured(SILICON))
+    assert not explains(fits[0])
+    assert not explains(lattices[0])
+    assert verdict(fits)["accepted"] is False
+
+
+def test_what_has_no_peaks_is_told() -> None:
+    _, refiner = nomad()
+    fits = refiner.refine(measured(None), starts())
+    assert verdict(fits)["reasons"] == [
+        "No peaks stand above the background: there is nothing to refine on."
+    ]
+
+
+def test_a_genuine_sample_is_accepted() -> None:
+    campaign, refiner = nomad()
+    truth = np.array([[4.0, 4.0, 4.03, 90, 90, 90]])
+    (pattern,) = refiner.simulator.simulate(np.ones(1, dtype=int), truth).astype(float)
+    y = np.random.default_rng(0).poisson(4000 * (pattern / pattern.max() + 0.1)).astype(float)
+    known = campaign.grid.tof < 17_600
+    gridded = GriddedProfile(y * known, np.sqrt(np.maximum(y, 1)) * known, known)
+    fits = refiner.refine(gridded, starts())
+    assert verdict(fits) == {"intervals": None, "accepted": True, "reasons": []}
+
+
+def test_too_few_points_are_told() -> None:
+    campaign, _ = nomad()
+    gridded = measured(CHLORIDE)
+    few = GriddedProfile(gridded.intensity, gridded.sigma, campaign.grid.tof < 1380)
+    with pytest.raises(RefinementError, match="too few"):
+        refine_positions(campaign, few, starts())

@@ -1,0 +1,173 @@
+"""Whole-pattern refinement: what was put in comes out, with honest uncertainties."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bragg_data.campaign import Campaign, load_campaign
+from bragg_data.measurement.pseudo_experiments import read_pseudo
+from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.refinement.rietveld import (
+    Refined,
+    RefinementError,
+    Refiner,
+    ranked,
+    serial_correlation,
+)
+
+SHARED = Path(__file__).parents[4] / "shared" / "reference"
+
+# system code, cell, u_scale, size, microstrain
+TRUTH = [
+    (0, [4.012] * 3 + [90.0] * 3, 1.2, 0.8, 1400.0),
+    (1, [3.991, 3.991, 4.031, 90.0, 90.0, 90.0], 0.8, 1.5, 700.0),
+    (1, [4.002, 4.002, 4.012, 90.0, 90.0, 90.0], 1.1, 0.7, 1900.0),
+    (2, [4.004] * 3 + [89.85] * 3, 1.0, 1.0, 1000.0),
+]
+
+
+@pytest.fixture(scope="module")
+def campaign() -> Campaign:
+    return load_campaign("batio3-nomad")
+
+
+@pytest.fixture(scope="module")
+def refiner(campaign: Campaign) -> Refiner:
+    return Refiner(campaign)
+
+
+def measured(refiner: Refiner, truth: tuple, seed: int, counts: float = 4000) -> GriddedProfile:
+    phase, cell, u_scale, size, microstrain = truth
+    (pattern,) = refiner.simulator.simulate(
+        np.array([phase]), np.array([cell]), u_scale=u_scale, size=size, microstrain=microstrain
+    ).astype(float)
+    tof = refiner.campaign.grid.tof
+    covered = tof < 17_600
+    x = np.linspace(-1, 1, len(tof))
+    expected = counts * pattern / pattern.max() + 0.08 * counts * (1 + 0.3 * x - 0.2 * x**2)
+    y = np.random.default_rng(seed).poisson(expected).astype(float)
+    sigma = np.where(covered, np.sqrt(np.maximum(y, 1)), 0.0)
+    return GriddedProfile(np.where(covered, y, 0.0), sigma, covered)
+
+
+def starts(cell: list[float]) -> list[tuple[int, np.ndarray]]:
+    """A start for each phase, a grid step or so off."""
+    a, c, alpha = cell[0], cell[2], cell[3]
+    mean = (a * a * c) ** (1 / 3)
+    return [
+        (0, np.array([mean] * 3 + [90.0] * 3)),
+        (1, np.array([a + 0.001, a + 0.001, c - 0.001, 90, 90, 90.0])),
+        (2, np.array([mean - 0.001] * 3 + [alpha - 0.1] * 3)),
+    ]
+
+
+def one(chi2: float, parameters: int, phase: int, fit: Refined, points: int = 2700) -> Refined:
+    return Refined(
+        phase, fit.cell, fit.su, fit.others, fit.others_su, fit.overlay, chi2, points, parameters,
+        1.0, True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fits(refiner: Refiner) -> list[list[Refined]]:
+    return [
+        refiner.refine(measured(refiner, truth, seed), starts(truth[1]))
+        for seed, truth in enumerate(TRUTH)
+    ]
+
+
+def test_phase_cell_and_widths_come_back(fits: list[list[Refined]]) -> None:
+    for found, (phase, cell, u_scale, _, microstrain) in zip(fits, TRUTH, strict=True):
+        best = found[0]
+        assert best.phase == phase
+        assert best.converged
+        assert best.overlay.reduced_chi2 == pytest.approx(1, abs=0.12)
+        assert (np.abs(best.cell - cell) <= 5 * best.su + 1e-9).all()
+        assert np.abs(best.cell - cell)[:3].max() < 1e-3
+        assert best.su[0] > 0
+        assert best.others["u_scale"] == pytest.approx(u_scale, abs=0.15)
+        assert best.others["microstrain"] == pytest.approx(microstrain, abs=500)
+
+
+def test_uncertainties_are_those_of_the_noise(refiner: Refiner) -> None:
+    truth = TRUTH[1]
+    errors = []
+    for seed in range(100, 112):
+        best = refiner.refine(measured(refiner, truth, seed), starts(truth[1])[1:2])[0]
+        errors += [(best.cell[k] - truth[1][k]) / best.su[k] for k in (0, 2)]
+    assert 0.6 < np.std(errors) < 1.5
+
+
+def test_a_lower_symmetry_has_to_fit_clearly_better(fits: list[list[Refined]]) -> None:
+    fit = fits[0][0]
+    assert ranked([one(2700, 19, 1, fit), one(2704, 18, 0, fit)])[0].phase == 0
+    assert ranked([one(2700, 19, 1, fit), one(2760, 18, 0, fit)])[0].phase == 1
+    # What is wrong with every fit counts as noise, all the more where neighbours are wrong alike.
+    assert ranked([one(27000, 19, 1, fit), one(27060, 18, 0, fit)])[0].phase == 0
+    alike = replace(one(2700, 19, 1, fit), correlation=8.0)
+    assert ranked([alike, one(2760, 18, 0, fit)])[0].phase == 0
+
+
+def test_residuals_that_are_alike_count_less() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=(50, 2700))
+    of_noise = [serial_correlation(one) for one in noise]
+    assert np.mean(of_noise) == pytest.approx(1, abs=0.03)
+    assert serial_correlation(np.repeat(noise[0, :450], 6)) == pytest.approx(6, rel=0.2)
+    assert serial_correlation(np.zeros(9)) == 1
+
+
+@pytest.mark.parametrize(
+    ("phase", "cell", "opposite"),
+    [
+        (1, [3.994, 3.994, 4.004, 90, 90, 90.0], [4.0007, 4.0007, 3.9907, 90, 90, 90.0]),
+        (2, [4.0] * 3 + [90.08] * 3, [4.0] * 3 + [89.92] * 3),
+    ],
+)
+def test_a_cell_that_is_distorted_the_other_way_is_found(
+    refiner: Refiner, phase: int, cell: list[float], opposite: list[float]
+) -> None:
+    """From the wrong side of the cubic cell, with peaks wider than they are split."""
+    truth = phase, cell, 1.0, 0.5, 2000.0
+    gridded = measured(refiner, truth, 5, counts=8000)
+    best = refiner.refine(gridded, [(phase, np.array(opposite))])[0]
+    assert np.abs(best.cell - cell).max() < 5 * best.su.max()
+
+
+def test_a_phase_begins_where_another_one_ended(refiner: Refiner) -> None:
+    """A start of its own that is far off does not keep the right phase from winning."""
+    _, cell, *_ = TRUTH[1]
+    gridded = measured(refiner, TRUTH[1], 3)
+    starts_ = [
+        (2, np.array([4.004] * 3 + [89.97] * 3)),
+        (1, np.array([4.05, 4.05, 3.9, 90, 90, 90])),
+    ]
+    best = refiner.refine(gridded, starts_)[0]
+    assert best.phase == 1
+    assert np.abs(best.cell - cell).max() < 1e-3
+
+
+def test_what_cannot_be_refined_is_told(refiner: Refiner, campaign: Campaign) -> None:
+    gridded = measured(refiner, TRUTH[0], 0)
+    few = GriddedProfile(gridded.intensity, gridded.sigma, campaign.grid.tof < 1400)
+    with pytest.raises(RefinementError, match="too few"):
+        refiner.refine(few, starts(TRUTH[0][1]))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the pseudo-experiments beside the project")
+def test_pseudo_experiments(refiner: Refiner, campaign: Campaign) -> None:
+    """From cells a grid step off; what else differs (displacements, spectrum) is not modelled."""
+    found = read_pseudo(SHARED / "pseudo_experiment_dev.npz", campaign, calibrated=True)[:6]
+    errors = []
+    for one_ in found:
+        best = refiner.refine(one_.measurement.gridded, starts(list(one_.label.cell)))[0]
+        assert best.phase == one_.label.phase
+        errors.append(np.abs(best.cell - one_.label.cell))
+    mean = np.mean(errors, axis=0)
+    assert mean[0] < 2e-4
+    assert mean[2] < 2e-4
+    assert mean[3] < 0.01

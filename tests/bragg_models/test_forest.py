@@ -1,0 +1,250 @@
+"""Compact forests against scikit-learn's own, and what a saved model makes of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+
+from bragg_data.campaign import Campaign
+from bragg_models.forest import (
+    LEAF,
+    Forest,
+    ForestError,
+    ForestModel,
+    ForestSettings,
+    forest_from_trees,
+    forest_values,
+    groups_of,
+    grow_group,
+    join,
+)
+from bragg_models.networks.paper import build
+from bragg_models.predictors import Predictor, PredictorError, load_predictor
+from bragg_models.targets import Targets, targets_of
+
+pytest_plugins = ("tests.small_store",)
+
+torch.set_num_threads(1)
+
+RNG = np.random.default_rng(0)
+# Few distinct values: thresholds lie just between two of them, or on one.
+X = np.round(RNG.normal(size=(600, 12)), 2).astype(np.float32)
+Y = np.column_stack([X[:, 0] * 2 + X[:, 1] ** 2, np.sin(X[:, 2] * 3) + X[:, 3]])
+NEW = np.round(RNG.normal(size=(400, 12)), 2).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [RandomForestRegressor, ExtraTreesRegressor])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_answers_are_scikit_learns(kind: type, outputs: int) -> None:
+    grown = kind(15, random_state=0).fit(X, Y[:, 0] if outputs == 1 else Y)
+    forest = forest_from_trees(grown.estimators_)
+    assert (forest.trees, forest.outputs) == (15, outputs)
+    expected = grown.predict(NEW).reshape(len(NEW), -1)
+    np.testing.assert_allclose(forest.predict(NEW), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(forest.predict(NEW[:1]), forest.predict(NEW)[:1])
+    # The same leaf in every tree, for samples on the thresholds too.
+    for rows in (NEW, X):
+        nodes = grown.apply(rows)
+        first = 0
+        for number, tree in enumerate(grown.estimators_):
+            of_node = np.cumsum(tree.tree_.children_left == -1) - 1 + first
+            np.testing.assert_array_equal(forest.leaves(rows)[:, number], of_node[nodes[:, number]])
+            first += tree.tree_.n_leaves
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-1e6, 1e6), st.integers(-3, 3))
+def test_thresholds_in_single_precision_decide_alike(threshold: float, steps: int) -> None:
+    grown = RandomForestRegressor(1, bootstrap=False).fit(
+        np.array([[0.0], [1.0]], np.float32), [0.0, 1.0]
+    )
+    tree = grown.estimators_[0].tree_
+    tree.threshold[0] = threshold
+    forest = forest_from_trees(grown.estimators_)
+    x = np.float32(threshold)
+    for _ in range(abs(steps)):
+        x = np.nextafter(x, np.float32(np.inf * np.sign(steps)))
+    rows = np.array([[x]], np.float32)
+    assert forest.predict(rows)[0, 0] == grown.predict(rows)[0]
+
+
+def test_votes_are_shares_of_trees_by_rounded_code() -> None:
+    code = (X[:, 0] > 0).astype(float) + (X[:, 1] > 0.5)
+    grown = RandomForestRegressor(9, random_state=0, min_samples_leaf=3).fit(X, code)
+    votes = forest_from_trees(grown.estimators_).votes(NEW, 0, 3)
+    answers = np.array([np.rint(tree.predict(NEW)) for tree in grown.estimators_])
+    expected = np.stack([(answers == c).mean(axis=0) for c in range(3)], axis=1)
+    np.testing.assert_allclose(votes, expected, atol=1e-12)
+
+
+def test_groups_grown_apart_and_joined_are_the_forest() -> None:
+    how = ForestSettings(trees=10, max_features=0.5, extra=True)
+    groups = [grow_group(X, Y.astype(np.float32), how, group, seed=1) for group in groups_of(how)]
+    assert [group.trees for group in groups] == [4, 4, 2]
+    forest = join(groups)
+    mean = sum(group.predict(NEW) * group.trees for group in groups) / 10
+    np.testing.assert_allclose(forest.predict(NEW), mean, atol=1e-12)
+    again = grow_group(X, Y.astype(np.float32), how, 2, seed=1)
+    np.testing.assert_array_equal(again.threshold, groups[2].threshold)
+    assert not np.array_equal(groups[0].threshold[:5], groups[1].threshold[:5])
+    with pytest.raises(ForestError, match="same outputs"):
+        join([forest, grow_group(X, Y[:, :1].astype(np.float32), how, 0, seed=1)])
+    with pytest.raises(ForestError, match="at least one"):
+        join([])
+
+
+def test_arrays_that_lead_nowhere_are_refused() -> None:
+    how = ForestSettings(trees=2)
+    good = grow_group(X, Y.astype(np.float32), how, 0, seed=1)
+    assert np.array_equal(Forest.from_arrays(good.arrays()).predict(NEW), good.predict(NEW))
+    leaf, inner = (int(np.flatnonzero((good.feature == LEAF) == end)[0]) for end in (True, False))
+    for name, index, value in (
+        ("right", inner, inner), ("right", inner, len(good.right)), ("right", inner, -1),
+        ("right", leaf, len(good.value)), ("root", 0, len(good.right)), ("root", 0, -1),
+        ("feature", len(good.feature) - 1, 0),
+    ):  # fmt: skip
+        damaged = {key: array.copy() for key, array in good.arrays().items()}
+        damaged[name][index] = value
+        with pytest.raises(ForestError, match="contradict"):
+            Forest.from_arrays(damaged)
+    for arrays in (
+        {**good.arrays(), "right": good.right.astype(np.int64)},
+        {**good.arrays(), "threshold": good.threshold[:-1]},
+    ):
+        with pytest.raises(ForestError, match="contradict"):
+            Forest.from_arrays(arrays)
+    with pytest.raises(ForestError, match="no array 'value'"):
+        Forest.from_arrays({k: v for k, v in good.arrays().items() if k != "value"})
+    with pytest.raises(ForestError, match="features"):
+        good.predict(NEW[:, :3])
+
+
+# ---- as a model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def targets(small_campaign: Campaign) -> Targets:
+    samples = small_campaign.samples
+    return targets_of(small_campaign.phases, samples.phase, samples.cells)
+
+
+def patterns(targets: Targets, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Noise whose first points tell the phase, a, c and alpha."""
+    rng = np.random.default_rng(1)
+    phase = rng.integers(0, 3, count)
+    scaled = rng.uniform(-1, 1, (count, 3))
+    cells = targets.decode(scaled, phase)
+    profiles = rng.uniform(0, 0.1, (count, 800)).astype(np.float32)
+    for block, column in enumerate((phase / 2, cells[:, 0] - 3.9, cells[:, 2] - 3.9)):
+        profiles[:, 200 * block : 200 * block + 200] += column[:, None].astype(np.float32) * 5
+    return profiles, phase, cells
+
+
+@pytest.fixture(scope="module")
+def models(targets: Targets) -> tuple[Predictor, Predictor]:
+    """A class-conditional one with a network that classifies, and an integrated one."""
+    from bragg_data.preprocessing import smoothed
+
+    profiles, phase, cells = patterns(targets, 400)
+    prepared = smoothed(profiles)
+    how = ForestSettings(trees=4, extra=True, bootstrap=False)
+    conditional = []
+    for code in range(3):
+        own = phase == code
+        values = forest_values(targets, phase[own], cells[own], integrated=False)
+        conditional.append(grow_group(prepared[own], values, how, 0, seed=code))
+    values = forest_values(targets, phase, cells, integrated=True)
+    whole = grow_group(prepared, values, how, 0, seed=4)
+    config = {"points": 800, "phases": 3, "parameters": 3}
+    classifier = Predictor(
+        "multitask", build("multitask", config), targets, "profile_minmax@1", 800, {"own": 1}
+    )
+    return (
+        Predictor("forest", ForestModel(tuple(conditional), integrated=False), targets,
+                  "profile_smoothed@1", 800, {"a": "b"}, classifier),
+        Predictor("integrated_forest", ForestModel((whole,), integrated=True), targets,
+                  "profile_smoothed@1", 800, {}),
+    )  # fmt: skip
+
+
+def test_what_forests_learn_is_what_the_paper_says(targets: Targets) -> None:
+    _, phase, cells = patterns(targets, 50)
+    values = forest_values(targets, phase, cells, integrated=True)
+    np.testing.assert_array_equal(values[:, 0], phase)
+    physical = values[:, 1:] * targets.half_range + targets.middle
+    np.testing.assert_allclose(physical, cells[:, [0, 2, 3]], atol=1e-4)  # c = a, alpha = 90 too
+    own = phase == 1
+    of_one = forest_values(targets, phase[own], cells[own], integrated=False)
+    np.testing.assert_array_equal(of_one, values[own][:, [1, 2]])
+
+
+def test_a_saved_model_answers_as_before_in_a_moment(
+    models: tuple[Predictor, Predictor], targets: Targets, tmp_path: Path
+) -> None:
+    profiles, phase, _ = patterns(targets, 60)
+    for number, model in enumerate(models):
+        directory = tmp_path / str(number)
+        model.save(directory)
+        assert {path.suffix for path in directory.rglob("*") if path.is_file()} == {
+            ".json", ".safetensors"
+        }  # fmt: skip
+        began = time.perf_counter()
+        loaded = load_predictor(directory)
+        assert time.perf_counter() - began < 1
+        for told in (None, phase):
+            before, after = model.predict(profiles, told), loaded.predict(profiles, told)
+            np.testing.assert_array_equal(before.probabilities, after.probabilities)
+            np.testing.assert_array_equal(before.phase, after.phase)
+            np.testing.assert_array_equal(before.cells, after.cells)
+    assert (loaded.kind, loaded.classifier) == ("integrated_forest", None)
+
+
+def test_conditional_forests_ask_their_classifier_unless_they_are_told(
+    models: tuple[Predictor, Predictor], targets: Targets
+) -> None:
+    conditional, integrated = models
+    profiles, phase, cells = patterns(targets, 60)
+    assert conditional.classifier is not None
+    asked = conditional.predict(profiles)
+    opinion = conditional.classifier.predict(profiles)
+    np.testing.assert_array_equal(asked.phase, opinion.phase)
+    np.testing.assert_array_equal(asked.probabilities, opinion.probabilities)
+    told = conditional.predict(profiles, phase)
+    np.testing.assert_array_equal(told.phase, phase)
+    np.testing.assert_array_equal(told.probabilities, np.eye(3)[phase])
+    assert np.abs(told.cells[:, 0] - cells[:, 0]).mean() < 0.03
+    np.testing.assert_array_equal(told.cells[phase == 0][:, 3:], 90)
+    found = integrated.predict(profiles)
+    assert (found.phase == phase).mean() > 0.9
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1)
+    other = integrated.predict(profiles, np.full(60, 2))
+    np.testing.assert_array_equal(other.cells[:, 0], other.cells[:, 2])  # under another phase
+    with pytest.raises(PredictorError, match="from 0 to 2"):
+        conditional.predict(profiles, np.full(60, 3))
+    with pytest.raises(PredictorError, match="each of the 60"):
+        conditional.predict(profiles, 1)
+
+
+def test_a_damaged_saved_model_is_refused(
+    models: tuple[Predictor, Predictor], tmp_path: Path
+) -> None:
+    conditional, integrated = models
+    conditional.save(tmp_path / "one")
+    (tmp_path / "one" / "classifier").rename(tmp_path / "elsewhere")
+    with pytest.raises(PredictorError, match="no classifier"):
+        load_predictor(tmp_path / "one")
+    integrated.save(tmp_path / "two")
+    weights = "weights.safetensors"
+    (tmp_path / "one" / weights).replace(tmp_path / "two" / weights)
+    with pytest.raises(ForestError, match="outputs"):
+        load_predictor(tmp_path / "two")
+    (tmp_path / "two" / weights).write_bytes(b"short")
+    with pytest.raises(PredictorError, match="incomplete or damaged"):
+        load_predictor(tmp_path / "two")

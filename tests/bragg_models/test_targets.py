@@ -1,0 +1,131 @@
+"""Structures to arrays and back, for all seven crystal systems in one campaign."""
+
+from __future__ import annotations
+
+import json
+
+import gemmi
+import numpy as np
+import pytest
+
+from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem, lattice_of
+from bragg_models.targets import Targets, TargetsError, targets_of
+
+# Every system, trigonal in both settings, monoclinic with two unique axes, two cubic phases.
+GROUPS = (
+    "P m -3 m", "F d -3 m", "P 4 m m", "R 3 m:R", "R 3 m:H", "P 63/m m c", "P n m a", "P 1 21/c 1",
+    "P 1 1 21/b", "P -1",
+)  # fmt: skip
+
+
+class _Phase:
+    def __init__(self, symbol: str) -> None:
+        self.name = symbol.replace(" ", "")
+        self.lattice = lattice_of(gemmi.find_spacegroup_by_name(symbol))
+
+
+PHASES = [_Phase(symbol) for symbol in GROUPS]
+
+
+def random_samples(n: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(3)
+    phase = generator.integers(len(PHASES), size=n)
+    cells = np.empty((n, 6))
+    for code, one in enumerate(PHASES):
+        rows = np.flatnonzero(phase == code)
+        free = [
+            generator.uniform(3.0, 12.0, len(rows))
+            if name in "abc"
+            else generator.uniform(70.0, 88.0, len(rows))
+            for name in one.lattice.free_parameters
+        ]
+        cells[rows] = one.lattice.cells(np.stack(free, axis=1))
+    return phase, cells
+
+
+@pytest.fixture(scope="module")
+def targets() -> Targets:
+    return targets_of(PHASES, *random_samples(2000))
+
+
+def test_all_seven_systems_are_there(targets: Targets) -> None:
+    assert set(targets.crystal_systems.tolist()) == set(CrystalSystem)
+    assert targets.parameters == CELL_PARAMETERS
+
+
+def test_decode_undoes_encode(targets: Targets) -> None:
+    phase, cells = random_samples(500)
+    values, _ = targets.encode(phase, cells)
+    # The scaled values are single precision: 1e-7 of half a range of 9 Å or 18°.
+    np.testing.assert_allclose(targets.decode(values, phase), cells, rtol=0, atol=3e-6)
+
+
+def test_any_output_of_a_network_obeys_the_constraints_of_the_phase(targets: Targets) -> None:
+    generator = np.random.default_rng(0)
+    phase = generator.integers(len(PHASES), size=300)
+    cells = targets.decode(generator.normal(0, 0.3, (300, 6)), phase)
+    for code, one in enumerate(PHASES):
+        one.lattice.check(cells[phase == code])
+    cubic = cells[phase == 0]
+    assert (cubic[:, 0] == cubic[:, 1]).all()
+    assert (cubic[:, 0] == cubic[:, 2]).all()
+    assert (cubic[:, 3:] == 90.0).all()
+
+
+def test_mask_follows_the_space_group(targets: Targets) -> None:
+    free = dict(zip(GROUPS, targets.free, strict=True))
+    assert free["P m -3 m"].tolist() == [True, False, False, False, False, False]
+    assert free["R 3 m:R"].tolist() == [True, False, False, True, False, False]
+    assert free["R 3 m:H"].tolist() == [True, False, True, False, False, False]
+    assert free["P 1 1 21/b"].tolist() == [True, True, True, False, False, True]
+    phase, cells = random_samples(50)
+    values, mask = targets.encode(phase, cells)
+    assert (mask == targets.free[phase]).all()
+    assert (values[~mask] == 0).all()
+
+
+def test_each_parameter_spans_minus_one_to_one(targets: Targets) -> None:
+    phase, cells = random_samples(2000)
+    values, mask = targets.encode(phase, cells)
+    for column in range(6):
+        own = values[mask[:, column], column]
+        assert own.min() == pytest.approx(-1, abs=1e-6)
+        assert own.max() == pytest.approx(1, abs=1e-6)
+
+
+def test_only_the_parameters_of_the_campaign_are_outputs() -> None:
+    phase, cells = random_samples(2000)
+    three = [PHASES[0], PHASES[2], PHASES[3]]  # the paper's
+    keep = np.isin(phase, [0, 2, 3])
+    code = np.searchsorted([0, 2, 3], phase[keep])
+    targets = targets_of(three, code, cells[keep])
+    assert targets.parameters == ("a", "c", "alpha")
+    values, _ = targets.encode(code, cells[keep])
+    assert values.shape == (keep.sum(), 3)
+    np.testing.assert_allclose(targets.decode(values, code), cells[keep], atol=3e-6)
+
+
+def test_one_sample_only() -> None:
+    phase, cells = np.array([0]), np.array([[4.0, 4.0, 4.0, 90.0, 90.0, 90.0]])
+    targets = targets_of(PHASES[:1], phase, cells)
+    values, _ = targets.encode(phase, cells)
+    np.testing.assert_array_equal(targets.decode(values, phase), cells)
+
+
+def test_description_survives_json(targets: Targets) -> None:
+    copy = Targets.from_json(json.loads(json.dumps(targets.to_json())))
+    assert copy.names == targets.names
+    assert copy.lattices == targets.lattices
+    np.testing.assert_array_equal(copy.middle, targets.middle)
+    np.testing.assert_array_equal(copy.half_range, targets.half_range)
+
+
+def test_damaged_description_is_refused(targets: Targets) -> None:
+    lacking = targets.to_json()
+    del lacking["parameters"][0]["middle"]
+    with pytest.raises(TargetsError, match="train the model again"):
+        Targets.from_json(lacking)
+    swapped = targets.to_json()
+    swapped["parameters"].reverse()
+    with pytest.raises(TargetsError, match="gamma, beta, alpha"):
+        Targets.from_json(swapped)

@@ -1,0 +1,372 @@
+"""Runs, data sets and models in a real MLflow on sqlite."""
+
+from __future__ import annotations
+
+import base64
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from bragg_data.store.repository import Store
+from bragg_data.store.schema import campaign_of, samples_of
+from bragg_models.networks.paper import build
+from bragg_models.predictors import (
+    DESCRIPTION,
+    WEIGHTS,
+    Predictor,
+    PredictorError,
+    load_predictor,
+    output_columns,
+)
+from bragg_models.targets import targets_of
+from catalog import registry
+from catalog.datasets import SnapshotSource, source_of
+from catalog.experiment_view import arrange, page
+from catalog.registry import ModelError, ModelVersion
+from catalog.tracking import Run, Tracking, TrackingError
+from pipelines.registry.registration import load_version
+
+pytest_plugins = ("tests.small_store",)
+
+LOADER = "bragg_models.predictors"
+
+
+@pytest.fixture(scope="module")
+def tracking(
+    tmp_path_factory: pytest.TempPathFactory, tracking_in: Callable[[Path], Tracking]
+) -> Tracking:
+    return tracking_in(tmp_path_factory.mktemp("tracking"))
+
+
+@pytest.fixture(scope="module")
+def predictor(small_dataset: xr.Dataset) -> Predictor:
+    attrs = small_dataset.attrs
+    campaign, samples = campaign_of(small_dataset), samples_of(small_dataset)
+    points = small_dataset.sizes["tof"]
+    network = build("multitask", {"points": points, "phases": 3, "parameters": 3}, seed=1)
+    provenance = {
+        "campaign_toml": campaign.toml,
+        "cifs": dict(campaign.cifs),
+        "instrument_instprm": campaign.instprm,
+        "data": {"tag": attrs["tag"], "snapshot_id": attrs["snapshot_id"]},
+        "code_commit": "unknown",
+    }
+    targets = targets_of(campaign.phases, samples.phase, samples.cells)
+    return Predictor("multitask", network, targets, "profile_minmax@1", points, provenance)
+
+
+@pytest.fixture(scope="module")
+def profiles(small_dataset: xr.Dataset) -> np.ndarray:
+    return small_dataset.intensity[:20].values
+
+
+def registered(
+    run: Run, predictor: Predictor, directory: Path, name: str = "small"
+) -> ModelVersion:
+    predictor.save(directory)
+    return registry.register(
+        run, name, directory,
+        loader_module=LOADER,
+        points=predictor.points,
+        outputs=output_columns(predictor.targets),
+        units={"a": "Å"},
+        requirements=("torch", "numpy"),
+        about="all of them",
+        description="a test",
+        tags={"mse_paper": "0.5", "test_set": "x"},
+    )  # fmt: skip
+
+
+def directory_of(version: ModelVersion) -> Path:
+    return Path(unquote(urlsplit(version.source).path))
+
+
+@pytest.fixture(scope="module")
+def version(
+    tracking: Tracking, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory
+) -> ModelVersion:
+    with tracking.run("small", "a run", {}) as run:
+        return registered(run, predictor, tmp_path_factory.mktemp("model") / "predictor")
+
+
+def test_a_run_keeps_what_was_logged(tracking: Tracking, small_dataset: xr.Dataset) -> None:
+    with tracking.run("small", "logging", {"preset": "quick"}) as run:
+        run.log_parameters(
+            {"seed": 3, "network": {"hidden": 256}, **{f"p{k}": k for k in range(150)}}
+        )
+        for step in (1, 2):
+            run.log_metrics({"validation": {"all": {"accuracy": 0.1 * step}}}, step=step)
+        run.log_dataset(small_dataset, "training")
+        run.log_text("hello", "notes/one.txt")
+    found = tracking.client.get_run(run.id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["seed"] == "3"
+    assert found.data.params["network.hidden"] == "256"
+    assert found.data.params["p149"] == "149"
+    assert found.data.tags["preset"] == "quick"
+    assert found.data.tags["version.torch"]
+    history = tracking.client.get_metric_history(run.id, "validation/all/accuracy")
+    assert [(m.step, m.value) for m in history] == [(1, 0.1), (2, 0.2)]
+    assert [a.path for a in tracking.client.list_artifacts(run.id, "notes")] == ["notes/one.txt"]
+
+
+def test_the_snapshot_of_a_run_opens_again(
+    tracking: Tracking, small_dataset: xr.Dataset, small_store: Store
+) -> None:
+    with tracking.run("small", "data", {}) as run:
+        run.log_dataset(small_dataset, "training")
+    (entry,) = tracking.client.get_run(run.id).inputs.dataset_inputs
+    assert entry.dataset.name == "small-v1"
+    assert entry.dataset.digest == small_dataset.attrs["snapshot_id"]
+    assert {t.key: t.value for t in entry.tags} == {"mlflow.data.context": "training"}
+    source = SnapshotSource.from_json(entry.dataset.source)
+    assert source.uri == small_store.uri
+    assert source.to_dict() == source_of(small_dataset).to_dict()
+    again = source.load()
+    assert again.attrs["content_hash"] == small_dataset.attrs["content_hash"]
+    np.testing.assert_array_equal(again.a.values, small_dataset.a.values)
+
+
+def test_a_run_that_breaks_is_marked_so(tracking: Tracking) -> None:
+    with pytest.raises(ZeroDivisionError), tracking.run("small", "broken", {}) as run:
+        raise ZeroDivisionError
+    assert tracking.client.get_run(run.id).info.status == "FAILED"
+    with pytest.raises(KeyboardInterrupt), tracking.run("small", "stopped", {}) as run:
+        raise KeyboardInterrupt
+    assert tracking.client.get_run(run.id).info.status == "KILLED"
+
+
+def test_a_model_comes_back_by_its_alias_and_predicts_as_before(
+    tracking: Tracking, version: ModelVersion, predictor: Predictor, profiles: np.ndarray
+) -> None:
+    registry.set_alias(tracking, version, registry.CHAMPION)
+    # As another process would find it.
+    elsewhere = Tracking(tracking.uri)
+    found = registry.find(elsewhere, "models:/small@champion")
+    assert found.uri == version.uri == "models:/small/1"
+    assert found.aliases == ("champion",)
+    assert registry.champion(elsewhere, "small") == found
+    loaded = load_version(elsewhere.uri, found)
+    before, after = predictor.predict(profiles), loaded.predict(profiles)
+    np.testing.assert_array_equal(before.probabilities, after.probabilities)
+    np.testing.assert_array_equal(before.phase, after.phase)
+    np.testing.assert_array_equal(before.cells, after.cells)
+    assert loaded.phase_names == ("cubic", "tetragonal", "trigonal")
+    assert loaded.campaign.grid == predictor.campaign.grid
+    assert loaded.campaign.instrument == predictor.campaign.instrument
+    assert loaded.provenance == predictor.provenance
+    # Whatever the scale of the intensities.
+    scaled = loaded.predict(profiles * 1024)
+    np.testing.assert_allclose(scaled.probabilities, after.probabilities, atol=1e-5)
+
+
+def test_a_version_that_was_copied_in_mlflow_answers_too(
+    tmp_path: Path,
+    tracking_in: Callable[[Path], Tracking],
+    predictor: Predictor,
+    profiles: np.ndarray,
+) -> None:
+    place = tracking_in(tmp_path)
+    with place.run("small", "a run", {}) as run:
+        version = registered(run, predictor, tmp_path / "predictor")
+    again = [("small-measured", version.uri), ("twice", "models:/small-measured/1")]
+    for name, source in again:
+        place.client.copy_model_version(source, name)
+        found = registry.find(place, f"models:/{name}/1")
+        assert found.source == version.source
+        told = load_version(place.uri, found).predict(profiles)
+        np.testing.assert_array_equal(told.cells, predictor.predict(profiles).cells)
+
+
+def test_the_champion_for_measured_profiles_answers_unless_another_is_named(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking], predictor: Predictor
+) -> None:
+    place = tracking_in(tmp_path)
+    with place.run("small", "a run", {}) as run:
+        version = registered(run, predictor, tmp_path / "predictor")
+    registry.set_alias(place, version, registry.CHAMPION)
+    name = registry.registered_name("small", "robust")
+    place.client.copy_model_version(version.uri, name)
+    place.client.copy_model_version(version.uri, registry.registered_name("small", "classifier"))
+    # Nobody has made it the champion yet.
+    assert registry.champion_uri(place) == "models:/small@champion"
+    registry.set_alias(place, registry.find(place, f"models:/{name}/1"), registry.CHAMPION)
+    assert registry.champion_uri(place) == "models:/small-measured@champion"
+    place.client.copy_model_version(version.uri, "large")
+    with pytest.raises(ModelError, match="registered: large, small-measured"):
+        registry.champion_uri(place)
+
+
+def test_mlflow_s_own_tools_read_it_too(
+    version: ModelVersion, predictor: Predictor, profiles: np.ndarray
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns about itself
+        from mlflow.pyfunc import load_model
+
+    table = load_model(version.source).predict(profiles)
+    answer = predictor.predict(profiles)
+    np.testing.assert_array_equal(table[["a", "b", "c", "alpha", "beta", "gamma"]], answer.cells)
+    assert table["phase"].tolist() == [predictor.phase_names[k] for k in answer.phase]
+    assert list(table.columns) == list(output_columns(predictor.targets))
+
+
+def test_pickles_and_other_formats_are_refused(
+    tracking: Tracking, predictor: Predictor, tmp_path: Path
+) -> None:
+    with tracking.run("small", "bad", {}) as run:
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / "network.pt2").write_bytes(b"")
+        with pytest.raises(ModelError, match=r"network\.pt2.*can run any code"):
+            registered(run, predictor, tmp_path / "own")
+        # Slipped in after it was registered.
+        good = registered(run, predictor, tmp_path / "good", "slipped")
+    (directory_of(good) / "python_model.pkl").write_bytes(b"cos\nsystem\n")
+    with (
+        pytest.raises(ModelError, match=r"python_model\.pkl.*can run any code"),
+        registry.fetched(tracking.uri, good),
+    ):
+        pass
+
+
+def test_a_model_of_others_is_refused(
+    tracking: Tracking, predictor: Predictor, tmp_path: Path
+) -> None:
+    with tracking.run("small", "foreign", {}) as run:
+        predictor.save(tmp_path / "model")
+        foreign = registry.register(
+            run, "foreign", tmp_path / "model", loader_module="json", points=5,
+            outputs={"a": "double"}, units={}, requirements=(), about="", description="", tags={},
+        )  # fmt: skip
+    with (
+        pytest.raises(ModelError, match="not made by this project"),
+        registry.fetched(tracking.uri, foreign),
+    ):
+        pass
+    described = directory_of(foreign) / "MLmodel"
+    described.write_text(described.read_text().replace("data: data/model", "data: ../.."))
+    with (
+        pytest.raises(ModelError, match="outside its own files"),
+        registry.fetched(tracking.uri, foreign, "json"),
+    ):
+        pass
+
+
+def test_what_is_not_there_is_told_with_what_is(tracking: Tracking, version: ModelVersion) -> None:
+    with pytest.raises(ModelError, match=r"Registered models:.* small"):
+        registry.find(tracking, "models:/large@champion")
+    with pytest.raises(ModelError, match="It has the versions 1"):
+        registry.find(tracking, "models:/small/99")
+    with pytest.raises(ModelError, match="models:/NAME@champion"):
+        registry.find(tracking, "small")
+    assert registry.champion(tracking, "large") is None
+    assert version.name in registry.names(tracking)
+
+
+def test_an_empty_registry_says_how_to_fill_it(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
+    with pytest.raises(ModelError, match=r"pipelines\.train"):
+        registry.find(tracking_in(tmp_path), "models:/small@champion")
+
+
+def test_a_tracking_uri_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(TrackingError, match="--tracking"):
+        Tracking(f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(TrackingError, match="--tracking"):
+        Tracking("nonsense://somewhere")
+
+
+def _open(uri: str) -> str:
+    return Tracking(uri).experiment("same")
+
+
+@pytest.mark.slow
+def test_processes_that_make_the_database_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        assert len(set(pool.map(_open, [uri] * 3))) == 1
+
+
+def test_the_ui_is_arranged_once(tracking: Tracking) -> None:
+    experiment = tracking.experiment("arranged")
+    arrange(tracking, experiment)
+    found = tracking.client.get_experiment(experiment).tags
+    kind, _, packed = found["mlflow.sharedViewState.models"].partition(";")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert kind == "deflate"
+    assert state["orderByKey"] in state["selectedColumns"]
+    assert "mse_paper" in found["mlflow.note.content"]
+    arrange(tracking, experiment)
+    assert tracking.client.get_experiment(experiment).tags == found
+    assert page("http://here", experiment).endswith("&viewStateShareKey=models")
+
+
+def test_nothing_is_said_on_the_terminal(tmp_path: Path) -> None:
+    code = (
+        "from catalog.tracking import Tracking\n"
+        f"tracking = Tracking('sqlite:///{tmp_path}/deep/mlflow.db')\n"
+        "with tracking.run('quiet', 'one', {}) as run: run.log_metrics({'a': 1.0})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert done.stderr == ""
+
+
+def test_a_damaged_model_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    predictor.save(tmp_path)
+    weights = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(PredictorError, match="incomplete or damaged"):
+        load_predictor(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(weights)
+    load_predictor(tmp_path)
+    described = (tmp_path / DESCRIPTION).read_text()
+    (tmp_path / DESCRIPTION).write_text(described.replace('"format": 1', '"format": 2'))
+    with pytest.raises(PredictorError, match="Use the code that wrote it"):
+        load_predictor(tmp_path)
+    (tmp_path / DESCRIPTION).write_text(described.replace("profile_minmax@1", "profile_magic@7"))
+    with pytest.raises(PredictorError, match="profile_magic@7"):
+        load_predictor(tmp_path)
+    (tmp_path / DESCRIPTION).unlink()
+    with pytest.raises(PredictorError, match="incomplete or damaged"):
+        load_predictor(tmp_path)
+
+
+def test_profiles_that_do_not_fit_are_refused(predictor: Predictor) -> None:
+    with pytest.raises(PredictorError, match="800 points"):
+        predictor.predict(np.ones((2, 2807)))
+    with pytest.raises(PredictorError, match="not finite"):
+        predictor.predict(np.full((1, 800), np.nan))
+
+
+def test_a_watched_run_tells_about_the_machine(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = tracking_in(tmp_path)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    with tracking.run("small", "watched", {}, watch=True) as watched:
+        end = time.monotonic() + 20
+        while not any(n.startswith("system/") for n in metrics_of(tracking, watched.id)):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert metrics_of(tracking, watched.id)["system/system_memory_usage_megabytes"] > 0
+    with tracking.run("small", "alone", {}) as alone:
+        time.sleep(0.3)
+    assert metrics_of(tracking, alone.id) == {}
+
+
+def metrics_of(tracking: Tracking, run: str) -> dict[str, float]:
+    return dict(tracking.client.get_run(run).data.metrics)

@@ -1,0 +1,224 @@
+"""Validation on profiles that are known: tables as by hand, figures, a run in MLflow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bragg_data.campaign import Campaign
+from bragg_data.measurement.pseudo_experiments import read_pseudo
+from bragg_data.measurement.readers import ProfileError
+from bragg_data.refinement.linear_fit import lay_over, simulator_of
+from bragg_data.store.repository import Store
+from bragg_models.targets import targets_of
+from catalog import registry
+from catalog.tracking import Tracking
+from pipelines import ingest, validate
+from pipelines.evaluation.measured import Refinement, baselines, known_from_file, refinement_sheet
+from pipelines.evaluation.measured import validate as score_known
+from pipelines.registry.registration import load_version
+from pipelines.validate import ValidateError
+
+pytest_plugins = ("tests.small_store",)
+
+TRUTH = [
+    ("cubic", 4.013, 4.013, 90.0),
+    ("tetragonal", 3.984, 4.031, 90.0),
+    ("tetragonal", 3.951, 4.067, 90.0),
+    ("trigonal", 4.021, 4.021, 84.4),
+]
+
+
+@pytest.fixture(scope="module")
+def pseudo(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four noisy profiles, each with a calibration of its own."""
+    path = tmp_path_factory.mktemp("pseudo") / "experiment.npz"
+    rng = np.random.default_rng(5)
+    c = small_campaign
+    codes = {p.name: k for k, p in enumerate(c.phases)}
+    phase = np.array([codes[name] for name, *_ in TRUTH])
+    cells = np.array([[a, a, cc, al, al, al] for _, a, cc, al in TRUTH])
+    difc = c.instrument.difc * np.array([1.0003, 0.9996, 1.0005, 0.9998])
+    patterns = simulator_of(c).simulate(phase, cells, difc=difc).astype(float)
+    expected = 4000 * patterns / patterns.max(axis=1, keepdims=True) + 200
+    y = rng.poisson(expected).astype(float)
+    np.savez(path, tof=c.grid.tof, y=y, sigma=np.sqrt(y))
+    told = [
+        {"index": k, "crystal_system": s, "a": a, "c": cc, "alpha": al, "difC": float(d),
+         "Zero": c.instrument.tzero}
+        for k, ((s, a, cc, al), d) in enumerate(zip(TRUTH, difc, strict=True))
+    ]  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(told))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tracking(trained: Tracking) -> Tracking:
+    return trained
+
+
+@pytest.fixture(scope="module")
+def found(
+    pseudo: Path, small_store: Store, tracking: Tracking, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("out")
+    result = CliRunner().invoke(
+        validate.app,
+        ["--data", str(pseudo), "--store", small_store.uri, "--tracking", tracking.uri,
+         "--figures", str(out / "figures"), "--markdown", str(out / "validation.md"),
+         "--json", str(out / "validation.json"), "--bootstrap", "50"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_everyone_is_scored_as_by_hand(
+    found: tuple[Path, str], pseudo: Path, small_campaign: Campaign, tracking: Tracking
+) -> None:
+    out, told = found
+    sets = json.loads((out / "validation.json").read_text())
+    assert [one["name"] for one in sets] == [
+        "experiment, calibration given", "experiment, calibration not given",
+    ]  # fmt: skip
+    predictor = load_version(tracking.uri, registry.find(tracking, "models:/small@champion"))
+    for calibrated, one in zip((True, False), sets, strict=True):
+        asked = read_pseudo(pseudo, small_campaign, calibrated=calibrated)
+        prepared = np.stack([p.measurement.prepared for p in asked])
+        answer = predictor.predict(prepared)
+        truth = np.array([p.label.cell for p in asked])
+        wanted = np.mean(
+            (answer.cells[:, 0] - truth[:, 0]) ** 2 + (answer.cells[:, 2] - truth[:, 2]) ** 2
+            + np.radians(answer.cells[:, 3] - truth[:, 3]) ** 2
+        )  # fmt: skip
+        scored = one["models"]["multitask"]["groups"]["all"]
+        assert scored["mse_paper"] == pytest.approx(wanted, rel=1e-4)
+        assert scored["mse_paper_low"] <= scored["mse_paper"] <= scored["mse_paper_high"]
+        names = [p.name for p in small_campaign.phases]
+        for row, sample in enumerate(one["samples"]):
+            assert sample["truth"]["phase"] == TRUTH[row][0]
+            assert sample["answers"]["multitask"]["phase"] == names[answer.phase[row]]
+        # The library finds the nearest cell of the grid; a constant does not.
+        assert one["models"]["library, nearest"]["groups"]["all"]["mse_paper"] < 3e-4
+        assert one["models"]["always the mean cell"]["groups"]["all"]["mse_paper"] > 1e-3
+    assert "Table IV, class-conditional models: experiment, calibration given" in told
+    assert "Table V, integrated models" in (out / "validation.md").read_text()
+
+
+def test_only_with_its_calibration_the_true_pattern_fits(
+    pseudo: Path, small_campaign: Campaign
+) -> None:
+    simulator = simulator_of(small_campaign)
+    given, not_given = (
+        read_pseudo(pseudo, small_campaign, calibrated=calibrated) for calibrated in (True, False)
+    )
+    for one, other in zip(given, not_given, strict=True):
+        pattern = simulator.simulate(np.array([one.label.phase]), np.array([one.label.cell]))[0]
+        right, wrong = (lay_over(p.measurement.gridded, pattern) for p in (one, other))
+        assert right.reduced_chi2 == pytest.approx(1, abs=0.15)
+        assert wrong.reduced_chi2 > 1.2 * right.reduced_chi2
+        assert any("No calibration was given" in w for w in other.measurement.warnings)
+
+
+def test_figures_and_the_record_are_kept(found: tuple[Path, str], tracking: Tracking) -> None:
+    out, told = found
+    directory = out / "figures" / "experiment-calibration-given"
+    assert {"truth.png", "multitask.png", "library-nearest.png"} <= {
+        p.name for p in directory.iterdir()
+    }
+    run_id = told.split("Run ")[1].split()[0]
+    run = tracking.client.get_run(run_id)
+    assert run.info.run_name == "validation"
+    assert run.data.metrics["experiment-calibration-given/multitask/all/n"] == 4
+    files = {f.path for f in tracking.client.list_artifacts(run_id, "figures")}
+    assert "figures/experiment-calibration-given" in files
+
+
+def test_a_measured_data_set_with_labels_is_taken_by_itself(
+    small_store: Store,
+    small_campaign: Campaign,
+    campaign_file: Path,
+    tracking: Tracking,
+    tmp_path: Path,
+    pseudo: Path,
+) -> None:
+    shutil.copytree(small_store.path, tmp_path / "store")
+    store = ["--store", str(tmp_path / "store"), "--tracking", tracking.uri, "--no-library"]
+    with pytest.raises(ValidateError, match="no measured data set with labels"):
+        CliRunner().invoke(validate.app, store, catch_exceptions=False)
+    one = read_pseudo(pseudo, small_campaign, calibrated=True)[1].measurement.profile
+    file = tmp_path / "run.xye"
+    np.savetxt(file, np.stack([one.tof, one.intensity, one.sigma], axis=1))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,phase,a,c\nrun.xye,tetragonal,3.984,4.031\n")
+
+    def take_in(name: str, campaign: str | Path) -> None:
+        result = CliRunner().invoke(
+            ingest.app,
+            [str(file), "--labels", str(labels), "--into", name, "--campaign", str(campaign),
+             "--store", str(tmp_path / "store")],
+            catch_exceptions=False,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+
+    take_in("mine", campaign_file)
+    result = CliRunner().invoke(validate.app, store, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "mine-v1, 1 profile" in result.output
+    take_in("other", "batio3-nomad")
+    with pytest.raises(ValidateError, match="on the grid of campaign batio3-nomad"):
+        CliRunner().invoke(validate.app, store, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("none.npz", None), ("text.npz", b"no archive"), ("empty.npz", b"")],
+)
+def test_files_of_another_kind_are_refused(
+    name: str, content: bytes | None, small_campaign: Campaign, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ProfileError, match="holds no pseudo-experiments"):
+        read_pseudo(tmp_path / name, small_campaign, calibrated=True)
+
+
+def test_refinements_from_several_starts_are_scored_each_by_itself(
+    pseudo: Path, small_campaign: Campaign
+) -> None:
+    known = known_from_file(pseudo, small_campaign)[0]
+    samples = small_campaign.samples
+    targets = targets_of(small_campaign.phases, samples.phase, samples.cells)
+    perfect = Refinement(known.phase, known.cells, np.full(known.cells.shape, 1e-4))
+    wrong = Refinement(known.phase, known.cells + 0.01, np.full(known.cells.shape, 1e-4))
+    fits = {"the library": perfect, "a model and the library": wrong}
+    asked = baselines(small_campaign, samples, None, fits)
+    scores = {s.label: s for s in score_known(known, targets, asked, resamples=20).scores}
+    assert scores["refined from the library"].groups["all"]["mse_paper"] == 0
+    assert scores["refined from a model and the library"].groups["all"]["mse_paper"] > 1e-4
+    text = refinement_sheet(known, targets, fits).markdown()
+    assert "4 of 4" in text
+    assert "100%" in text
+
+
+def test_another_bank_stands_at_another_angle(small_campaign: Campaign, tmp_path: Path) -> None:
+    own = small_campaign.instrument
+    texts = [
+        own.text.replace("2-theta:122.0", f"2-theta:{angle}")
+        .replace(f"difC:{own.difc}", f"difC:{difc}")
+        .replace("#GSAS-II", f"#Bank {number}: GSAS-II")
+        .replace("Bank:4", f"Bank:{number}")
+        for number, angle, difc in ((2, 31.0, 2851.1), (3, 65.0, 5612.4), (4, 120.4, 9068.6))
+    ]
+    file = tmp_path / "banks.instprm"
+    file.write_text("".join(texts))
+    # The same bank with another calibration is the most alike, and no other.
+    assert validate.other_bank(file, small_campaign).bank == 3
+    file.write_text(texts[2])
+    with pytest.raises(ValidateError, match="no bank at another angle than 122°"):
+        validate.other_bank(file, small_campaign)

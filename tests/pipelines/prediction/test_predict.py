@@ -1,0 +1,373 @@
+"""Predicting from the command line: from a file to an answer that scripts can read."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from typer.testing import CliRunner
+
+from bragg_data.campaign import BUILT_IN, Campaign
+from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.crystallography.structure import read_phase
+from bragg_data.instrument.instprm import InstrumentError
+from bragg_data.measurement.readers import ProfileError
+from bragg_data.simulation.kinematic import Simulator
+from catalog.registry import ModelError
+from catalog.tracking import Tracking
+from pipelines import predict
+from pipelines.prediction.predict import PredictError, with_uncertainty
+
+pytest_plugins = ("tests.small_store",)
+
+torch.set_num_threads(1)
+
+CALIBRATION = BUILT_IN / "nomad_bank4.instprm"
+TRUE = (2, [4.0437, 4.0437, 4.0437, 84.31, 84.31, 84.31])  # trigonal, off the grid
+
+
+@pytest.fixture(scope="module")
+def tracking(trained: Tracking) -> Tracking:
+    return trained
+
+
+@pytest.fixture(scope="module")
+def pattern(small_campaign: Campaign) -> np.ndarray:
+    c = small_campaign
+    simulator = Simulator(c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
+    return simulator.simulate(np.array([TRUE[0]]), np.array([TRUE[1]]))[0].astype(float)
+
+
+@pytest.fixture
+def noisy_file(small_campaign: Campaign, pattern: np.ndarray, tmp_path: Path) -> Path:
+    """Counts on a sloping background, measured on an axis with another calibration."""
+    rng = np.random.default_rng(3)
+    tof = small_campaign.grid.tof
+    own = small_campaign.instrument.moved(difc=9520.0, tzero=-6.0)
+    measured_at = own.tof_from_d_spacing(small_campaign.instrument.d_spacing_from_tof(tof))
+    expected = 5000 * pattern / pattern.max() + 400 + 0.03 * tof
+    counts = rng.poisson(expected)
+    path = tmp_path / "sample.xye"
+    np.savetxt(path, np.stack([measured_at, counts, np.sqrt(counts)], axis=1), header="tof y sigma")
+    text = CALIBRATION.read_text().replace("difC:9496.17", "difC:9520.0")
+    (tmp_path / "own.instprm").write_text(text.replace("Zero:4.84", "Zero:-6.0"))
+    return path
+
+
+def ask(tracking: Tracking, *arguments: str | Path) -> list[dict]:
+    # What is logged about the data goes to standard error, so that the output is JSON alone.
+    result = CliRunner().invoke(
+        predict.app,
+        [*map(str, arguments), "--tracking", tracking.uri, "--json"],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_json_is_the_contract(tracking: Tracking, noisy_file: Path) -> None:
+    (answer,) = ask(tracking, noisy_file, "--instrument", noisy_file.parent / "own.instprm")
+    assert {
+        "file", "bank", "crystal_system", "phase", "probabilities", "cell", "model", "warnings",
+        "intervals", "accepted", "reasons", "refined",
+    } <= set(answer)  # fmt: skip
+    assert answer["file"] == str(noisy_file)
+    assert answer["model"] == "models:/small/1"
+    assert set(answer["probabilities"]) == {"cubic", "tetragonal", "trigonal"}
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    assert answer["phase"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert tuple(answer["cell"]) == CELL_PARAMETERS
+    assert all(answer[k] is None for k in ("intervals", "accepted", "reasons", "refined"))
+    assert answer["warnings"] == []
+
+
+def test_library_match_finds_the_cell_through_noise_and_calibration(
+    tracking: Tracking, noisy_file: Path
+) -> None:
+    (answer,) = ask(tracking, noisy_file, "--instrument", noisy_file.parent / "own.instprm")
+    match = answer["library_match"]
+    assert match["crystal_system"] == "trigonal"
+    assert match["correlation"] > 0.9
+    assert match["cell"]["a"] == pytest.approx(TRUE[1][0], abs=0.011)  # a step of the grid
+    assert match["cell"]["alpha"] == pytest.approx(TRUE[1][3], abs=1.0)
+    assert match["candidates"][0]["phase"] == "trigonal"
+    assert len(match["candidates"]) == 3
+
+
+def test_without_calibration_it_warns_and_is_off_by_the_drift(
+    tracking: Tracking, noisy_file: Path
+) -> None:
+    (answer,) = ask(tracking, noisy_file)
+    assert any("Give the measurement's own .instprm" in w for w in answer["warnings"])
+
+
+def test_answers_do_not_depend_on_the_company(tracking: Tracking, noisy_file: Path) -> None:
+    other = noisy_file.with_name("again.xye")
+    other.write_text(noisy_file.read_text())
+    own = noisy_file.parent / "own.instprm"
+    one, two = ask(tracking, noisy_file, other, "--instrument", own)
+    (alone,) = ask(tracking, noisy_file, "--instrument", own)
+    assert one["cell"] == pytest.approx(two["cell"])
+    assert one["cell"] == pytest.approx(alone["cell"], rel=1e-5)
+    assert one["library_match"]["cell"] == alone["library_match"]["cell"]
+
+
+def test_table_shows_both_answers(tracking: Tracking, noisy_file: Path) -> None:
+    result = CliRunner().invoke(
+        predict.app, [str(noisy_file), "--tracking", tracking.uri], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert "library match" in result.output
+    assert "YOURS.instprm" in result.output
+
+
+def test_library_match_is_left_out_where_the_store_is_gone(
+    tracking: Tracking, noisy_file: Path, tmp_path: Path
+) -> None:
+    (answer,) = ask(tracking, noisy_file, "--store", tmp_path / "nowhere")
+    assert answer["library_match"] is None
+    assert answer["cell"]
+
+
+def gsas_file(path: Path, tof: np.ndarray, y: np.ndarray, banks: dict[int, float]) -> Path:
+    """A Mantid-like GSAS file with a copy of the profile in each bank."""
+    lines = ["Several banks"]
+    for bank, angle in banks.items():
+        lines += [f"# Total flight path 21.51m, tth {angle}deg, DIFC 9496.17"]
+        lines += [
+            f"BANK {bank} {len(tof)} {len(tof)} SLOG {tof[0]:.0f} {tof[-1]:.0f} 0.0012 0 FXYE"
+        ]
+        lines += [
+            f"{t:20.9f}{v:20.9f}{s:20.9f}" for t, v, s in zip(tof, y, np.sqrt(y), strict=True)
+        ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_of_several_banks_the_models_angle_is_taken(
+    tracking: Tracking, small_campaign: Campaign, pattern: np.ndarray, tmp_path: Path
+) -> None:
+    y = 5000 * pattern / pattern.max() + 100
+    tof = small_campaign.grid.tof
+    path = gsas_file(tmp_path / "run.gsa", tof, y, {1: 31.0, 4: 122.0, 5: 150.0})
+    (answer,) = ask(tracking, path, "--instrument", CALIBRATION)
+    assert answer["bank"] == 4
+    with pytest.raises(ProfileError, match="name it with --bank"):
+        ask(tracking, gsas_file(tmp_path / "two.gsa", tof, y, {4: 121.0, 5: 123.0}),
+            "--two-theta", "122")  # fmt: skip
+    far = gsas_file(tmp_path / "far.gsa", tof, y, {1: 31.0, 2: 65.0})
+    with pytest.raises(ProfileError, match="Name one with --bank"):
+        ask(tracking, far)
+
+
+def test_an_angle_that_is_given_chooses_the_bank_of_the_calibration(
+    tracking: Tracking, noisy_file: Path
+) -> None:
+    own = noisy_file.with_name("own.instprm")
+    other = CALIBRATION.read_text().replace("2-theta:122.0", "2-theta:31.0")
+    own.write_text(other + own.read_text())  # both are of bank 4
+    with pytest.raises(ProfileError, match="--two-theta"):
+        ask(tracking, noisy_file, "--instrument", own)
+    (answer,) = ask(tracking, noisy_file, "--instrument", own, "--two-theta", "122")
+    assert answer["library_match"]["cell"]["a"] == pytest.approx(TRUE[1][0], abs=0.011)
+    assert answer["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "remedy"),
+    [
+        (lambda p: p.write_bytes(bytes(range(256)) * 20), ProfileError, "binary"),
+        (lambda p: p.write_text("1000 5\n1001 6\n"), ProfileError, "at least 20"),
+        (
+            lambda p: np.savetxt(p, np.stack([np.linspace(100, 900, 900), np.ones(900)], 1)),
+            ProfileError,
+            "outside the instrument's range",
+        ),
+        (lambda _: None, ProfileError, "not found"),
+    ],
+)
+def test_bad_profiles_are_refused(tracking, tmp_path, make, error, remedy) -> None:
+    path = tmp_path / "bad.xye"
+    make(path)
+    with pytest.raises(error, match=remedy) as caught:
+        ask(tracking, path)
+    assert "bad.xye" in str(caught.value)
+
+
+def test_bad_calibration_and_model_are_refused(
+    tracking: Tracking, noisy_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InstrumentError, match="cannot be read"):
+        ask(tracking, noisy_file, "--instrument", tmp_path / "no.instprm")
+    with pytest.raises(ModelError, match="Registered models: small"):
+        ask(tracking, noisy_file, "--model", "models:/large@champion")
+    with pytest.raises(ModelError, match="no address of a registered model"):
+        ask(tracking, noisy_file, "--model", "small")
+
+
+def test_without_any_model_it_says_how_to_get_one(
+    tmp_path: Path, noisy_file: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
+    with pytest.raises(ModelError, match=r"python -m pipelines\.train"):
+        ask(tracking_in(tmp_path), noisy_file)
+
+
+def test_small_store_is_what_the_model_names(small_dataset: xr.Dataset) -> None:
+    assert small_dataset.attrs["tag"] == "small-v1"
+
+
+@pytest.fixture
+def folder(noisy_file: Path) -> Path:
+    """Five good files in a folder and one below it, and one that is bad."""
+    folder = noisy_file.parent / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("a.xye", "b.XYE", "c.xye", "d.xye", "deeper/e.xye"):
+        (folder / name).write_text(noisy_file.read_text())
+    (folder / "f.xye").write_text("1000 5\n1001 6\n")
+    (folder / "notes.txt").write_text("not a profile")
+    return folder
+
+
+def test_a_folder_is_answered_and_a_bad_file_keeps_no_other_from_it(
+    tracking: Tracking, folder: Path
+) -> None:
+    own = str(folder.parent / "own.instprm")
+    (alone,) = ask(tracking, folder / "a.xye", "--instrument", own)
+    told = {}
+    for options in ((), ("--cluster", "local", "--workers", "2", "--library")):
+        result = CliRunner().invoke(
+            predict.app,
+            [str(folder), "--instrument", own, "--json", "--tracking", tracking.uri, *options],
+        )
+        assert isinstance(result.exception, PredictError)
+        assert re.search(
+            r"1 of 6 files have no answer.*f\.xye .*at least 20", str(result.exception)
+        )
+        told[options] = json.loads(result.stdout)
+    here, there = told.values()
+    assert [Path(one["file"]).name for one in here] == [
+        "a.xye", "b.XYE", "c.xye", "d.xye", "e.xye",
+    ]  # fmt: skip
+    for one, other in zip(here, there, strict=True):
+        assert one["cell"] == pytest.approx(other["cell"], rel=1e-5)
+        assert one["cell"] == pytest.approx(alone["cell"], rel=1e-5)
+        for key in ("file", "phase", "model", "warnings", "units"):
+            assert one[key] == other[key]
+        assert one["library_match"] == other["library_match"]
+
+
+def test_a_table_for_spreadsheets_and_a_picture(
+    tracking: Tracking, noisy_file: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "answers.png"
+    result = CliRunner().invoke(
+        predict.app,
+        [str(noisy_file), "--csv", "--plot", str(picture), "--tracking", tracking.uri],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0
+    table = pd.read_csv(io.StringIO(result.stdout))
+    (answer,) = ask(tracking, noisy_file)
+    assert table["a (Å)"][0] == answer["cell"]["a"]
+    assert table["library alpha (°)"][0] == answer["library_match"]["cell"]["alpha"]
+    assert table["warnings"][0] == " ".join(answer["warnings"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for arguments, message in (
+        (["--csv", "--json"], "not both"),
+        (["--plot", str(tmp_path / "no" / "x.png")], "directory that exists"),
+    ):
+        with pytest.raises(PredictError, match=message):
+            CliRunner().invoke(
+                predict.app, [str(noisy_file), *arguments, "--tracking", tracking.uri],
+                catch_exceptions=False,
+            )  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PredictError, match="holds no profile"):
+        ask(tracking, tmp_path / "empty")
+
+
+def test_of_many_answers_each_gets_a_line(tracking: Tracking, noisy_file: Path) -> None:
+    result = CliRunner().invoke(
+        predict.app, [*[str(noisy_file)] * 13, "--no-library", "--tracking", tracking.uri],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert result.output.count("sample.xye") >= 13
+    assert "13 of 13: No calibration was given" in result.output
+
+
+def test_another_compound_is_not_accepted_and_its_lattice_told(
+    tracking: Tracking, small_campaign: Campaign, tmp_path: Path
+) -> None:
+    """Barium zirconate: neutrons see Zr with the other sign than Ti."""
+    c = small_campaign
+    other = read_phase(c.cifs["cubic"].replace("Ti", "Zr"), "zirconate")
+    simulator = Simulator([other], c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
+    cell = np.array([[4.037] * 3 + [90.0] * 3])
+    pattern = simulator.simulate(np.zeros(1, dtype=int), cell)[0].astype(float)
+    counts = np.random.default_rng(3).poisson(5000 * pattern / pattern.max() + 400)
+    path = tmp_path / "zirconate.xye"
+    np.savetxt(path, np.stack([c.grid.tof, counts, np.sqrt(counts)], axis=1))
+    own = path, "--instrument", CALIBRATION, "--refine"
+    (answer,) = ask(tracking, *own)
+    assert answer["accepted"] is False
+    assert "another compound with such a lattice" in answer["reasons"][0]
+    refined = answer["refined"]
+    assert refined["intensities"] == "free"
+    assert refined["phase"] == "cubic"
+    assert refined["cell"]["a"] == pytest.approx(4.037, abs=5e-4)
+    page = tmp_path / "page.html"
+    shown = CliRunner().invoke(
+        predict.app, [*map(str, own), "--tracking", tracking.uri, "--report", str(page)],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert "positions alone" in shown.output
+    assert "A lattice explains where peaks stand, no structure how high" in page.read_text()
+
+
+def test_a_refinement_finds_the_cell_with_its_uncertainty(
+    tracking: Tracking, noisy_file: Path
+) -> None:
+    own = ("--instrument", noisy_file.parent / "own.instprm", "--refine")
+    (answer,) = ask(tracking, noisy_file, *own)
+    refined = answer["refined"]
+    assert refined["phase"] == refined["crystal_system"] == "trigonal"
+    assert refined["converged"]
+    for name, value in zip(CELL_PARAMETERS, TRUE[1], strict=True):
+        assert abs(refined["cell"][name] - value) < max(5 * refined["su"][name], 1e-9)
+    assert 0 < refined["su"]["a"] < 1e-3
+    assert refined["reduced_chi2"] == pytest.approx(1, abs=0.2)
+    assert refined["candidates"][0]["cell"] == refined["cell"]
+    (there,) = ask(tracking, noisy_file, *own, "--cluster", "local", "--workers", "1")
+    assert there["refined"]["cell"]["a"] == pytest.approx(refined["cell"]["a"], abs=1e-4)
+    shown = CliRunner().invoke(
+        predict.app, [str(noisy_file), *map(str, own), "--tracking", tracking.uri],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert re.search(
+        r"best +│ trigonal +│ a 4\.04\d+\(\d+\) Å, alpha 84\.\d+\(\d+\) °", shown.output
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "su", "told"),
+    [
+        (3.98851234, 4.2e-5, "3.98851(4)"),
+        (4.0235123, 0.0012, "4.0235(12)"),
+        (4.0235, 0.00195, "4.024(2)"),
+        (89.887, 0.0026, "89.887(3)"),
+        (100.2, 14.0, "100(14)"),
+        (90.0, 0.0, "90"),
+    ],
+)
+def test_uncertainties_are_written_as_crystallographers_do(
+    value: float, su: float, told: str
+) -> None:
+    assert with_uncertainty(value, su) == told

@@ -1,0 +1,485 @@
+"""The report: a page of HTML that says what the answer says, and works in a browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bragg_data.campaign import BUILT_IN, Campaign
+from bragg_data.measurement.load import Measurement, measure
+from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.refinement.linear_fit import explained_share, lay_over, peaks, simulator_of
+from bragg_models.predictors import Prediction, Predictor
+from catalog.tracking import Tracking
+from pipelines import predict
+from pipelines.cli.style import SYSTEM_COLORS
+from pipelines.prediction.predict import Answer, PredictError, answer, library_of, load_model
+from pipelines.report import page as report_module
+from pipelines.report.fits import Fit, fits_of, misfits, runner_up
+from pipelines.report.numbers import fixed, miller, probability, space_group
+from pipelines.report.page import WELL, report
+
+pytest_plugins = ("tests.small_store",)
+
+torch.set_num_threads(1)
+
+CALIBRATION = BUILT_IN / "nomad_bank4.instprm"
+URI = "models:/small/1"
+CELL = np.array([3.9531, 3.9531, 4.0612, 90.0, 90.0, 90.0])  # tetragonal, off the grid
+TETRAGONAL = 1
+TITLE = "Ba <script>document.title='stolen'</script> & \"titanate\" </title>"
+VOID = {"meta", "input", "br", "link", "img"}
+SECTIONS = (
+    "What speaks for it, and against", "Measured and calculated", "What does not fit",
+    "The answer and its neighbours in the training set", "What was done to the data", "The file",
+    "The model and its data",
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What is on a page: elements with their attributes, texts by element; refuses bad nesting."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def of(self, tag: str, **attributes: str) -> list[dict[str, str]]:
+        return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
+
+    def text(self, *tags: str) -> str:
+        """What is in some elements, by default what a reader sees."""
+        kept = (d for t, d in self.texts if (t in tags if tags else t not in ("script", "style")))
+        return " ".join("".join(kept).split())
+
+
+@pytest.fixture(scope="module")
+def tracking(trained: Tracking) -> Tracking:
+    return trained
+
+
+@pytest.fixture(scope="module")
+def predictor(tracking: Tracking) -> Predictor:
+    return load_model(None, tracking)[0]
+
+
+@pytest.fixture(scope="module")
+def file(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Counts of a tetragonal cell with a peak that it has not, in a file with a nasty title."""
+    path = tmp_path_factory.mktemp("measured") / "a & <b>bold sample.xye"
+    tof = small_campaign.grid.tof
+    pattern = simulator_of(small_campaign).simulate(np.array([TETRAGONAL]), CELL[None])[0]
+    expected = 4000 * pattern / pattern.max() + 400 + foreign_peak(tof)
+    counts = np.random.default_rng(5).poisson(expected)
+    np.savetxt(
+        path, np.stack([tof, counts, np.sqrt(counts)], axis=1),
+        header=f"title: {TITLE}\noperator: A. <i>Person</i>\ntof y sigma", encoding="utf-8",
+    )  # fmt: skip
+    return path
+
+
+PLACE = 14600.0
+"""µs; between the last two reflections of the tetragonal cell on the small grid."""
+
+
+def foreign_peak(tof: np.ndarray, height: float = 800.0) -> np.ndarray:
+    return height * np.exp(-(((tof - PLACE) / 60.0) ** 2) / 2)
+
+
+@pytest.fixture(scope="module")
+def measurement(file: Path, predictor: Predictor) -> Measurement:
+    (one,) = measure(file, predictor.campaign, CALIBRATION)
+    return one
+
+
+@pytest.fixture(scope="module")
+def told(measurement: Measurement, predictor: Predictor) -> Answer:
+    """An answer as a good model would give it, beside the real library's."""
+    (real,) = answer([measurement], predictor, URI, library_of(predictor))
+    said = Prediction(np.array([[0.021, 0.9712, 0.0078]]), np.array([TETRAGONAL]), CELL[None])
+    return replace(real, prediction=said)
+
+
+@pytest.fixture(scope="module")
+def text(told: Answer, predictor: Predictor) -> str:
+    return report([told], predictor, URI)
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_the_sections_and_numbers_are_there(page: Page, told: Answer, predictor: Predictor) -> None:
+    assert [h.strip() for t, h in page.texts if t == "h2"] == list(SECTIONS)
+    seen = page.text()
+    assert page.text("h1") == "tetragonal"
+    for number in ("3.9531\u202fÅ", "4.0612\u202fÅ", "0.971", "0.021", "0.008", "63.464\u202fÅ³"):
+        assert number.replace("\u202f", " ") in seen, number
+    overlay = lay_over(
+        told.measurement.gridded,
+        simulator_of(predictor.campaign).simulate(np.array([TETRAGONAL]), CELL[None])[0],
+    )
+    assert f"{100 * overlay.rwp:.1f} %" in seen
+    library = told.library()
+    assert library is not None
+    for candidate in library["candidates"]:
+        assert f"{candidate['cell']['a']:.4f} Å" in seen
+        assert f"{candidate['correlation']:.4f}" in seen
+    data = predictor.provenance["data"]
+    for fact in (URI, data["tag"], data["snapshot_id"], predictor.provenance["code_commit"],
+                 predictor.provenance["trained_at"], "difC 9 496.17"):  # fmt: skip
+        assert fact in seen, fact
+    assert "A. <i>Person</i>" in seen
+    for warning in told.measurement.warnings:
+        assert warning in seen
+
+
+def test_the_correlations_are_those_of_the_library_match(
+    told: Answer, predictor: Predictor
+) -> None:
+    fits = fits_of([told], predictor.campaign)[0]
+    assert [f.source for f in fits] == ["model", "library", "library", "library"]
+    assert told.matches is not None
+    for fit in fits[1:]:
+        assert fit.correlation == pytest.approx(told.matches.correlation[0, fit.code], abs=1e-4)
+
+
+def test_nothing_is_loaded_from_anywhere(page: Page, text: str) -> None:
+    addresses = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "background"}
+    for tag, attributes in page.elements:
+        for key in addresses & attributes.keys():
+            assert attributes[key].startswith("#"), (tag, attributes)
+    assert not re.search(r"url\(|@import", page.text("style"))
+    assert not re.search(r"https?:|fetch|XMLHttp|import\b", page.text("script"))
+    assert not page.of("link") + page.of("img") + page.of("iframe")
+    (policy,) = page.of("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy["content"].startswith("default-src 'none';")
+    assert len(text) < 600_000
+
+
+def test_what_comes_from_a_file_is_text(page: Page, text: str) -> None:
+    assert TITLE in page.text()
+    assert "a & <b>bold sample.xye" in page.text()
+    assert len(page.of("script")) == 2  # the numbers of the picture, and the page's own
+    assert text.count("</title>") == 1
+    (numbers,) = (d for t, d in page.texts if t == "script" and d.lstrip().startswith("{"))
+    assert json.loads(numbers)["fits"]
+
+
+def test_the_picture_is_there_without_scripts(page: Page, predictor: Predictor) -> None:
+    paths = {a.get("class", ""): a["d"] for a in page.of("path")}
+    points = predictor.campaign.grid.points
+    assert paths["measured"].count("M") == points
+    assert paths["calculated"].count("L") == points - 1
+    for name in ("background", "difference", "reflections", "baseline", "profile", "clipped"):
+        assert re.match(r"M[\d.]+ ", paths[name]), name
+    assert not re.search("nan|inf", " ".join(paths.values()))
+    assert len(page.of("svg")) == 4
+
+
+def test_a_foreign_peak_is_found(told: Answer, predictor: Predictor, page: Page) -> None:
+    campaign = predictor.campaign
+    fit = fits_of([told], campaign)[0][0]
+    gridded = told.measurement.gridded
+    found = misfits(fit, gridded, campaign)
+    assert found[0].tof == pytest.approx(PLACE, abs=40)
+    assert found[0].d == pytest.approx(
+        float(campaign.instrument.d_spacing_from_tof(np.array(found[0].tof))), rel=1e-9
+    )
+    assert (found[0].kind, found[0].hkl) == ("excess", ())
+    assert found[0].sigmas > 20
+    assert "none" in page.text("b")
+    # Where an intensity is twice what was calculated, the cell has a reflection.
+    at, hkl = peaks(fit.phase, fit.cell, campaign)
+    place = at[-2]
+    assert fit.overlay is not None
+    bump = foreign_peak(campaign.grid.tof + PLACE - place)
+    changed = replace(fit.overlay, difference=fit.overlay.difference + bump)
+    others = misfits(replace(fit, overlay=changed), gridded, campaign)
+    near = min(others, key=lambda other: abs(other.tof - place))
+    assert tuple(hkl[-2]) in near.hkl
+    assert near.kind == "excess"
+    assert near.share is not None
+    assert near.share > 0
+
+
+def test_noise_alone_has_no_misfits_and_a_moved_peak_is_displaced(
+    told: Answer, predictor: Predictor
+) -> None:
+    campaign = predictor.campaign
+    fit = fits_of([told], campaign)[0][0]
+    assert fit.overlay is not None
+    gridded = told.measurement.gridded
+    noise = np.random.default_rng(1).normal(size=campaign.grid.points) * gridded.sigma
+    drift = 300 * np.linspace(-1, 1, campaign.grid.points)
+    quiet = replace(fit.overlay, difference=noise + drift)
+    assert misfits(replace(fit, overlay=quiet), gridded, campaign) == []
+    moved = foreign_peak(campaign.grid.tof) - foreign_peak(campaign.grid.tof + 150)
+    found = misfits(
+        replace(fit, overlay=replace(quiet, difference=noise + moved)), gridded, campaign
+    )
+    assert [place.kind for place in found] == ["displaced"]
+
+
+def test_the_runner_up_is_the_second_most_probable_system(
+    told: Answer, predictor: Predictor
+) -> None:
+    fits = fits_of([told], predictor.campaign)[0]
+    second = runner_up(told, fits)
+    assert second is not None
+    assert second.phase.crystal_system.name == "cubic"  # 0.021 against 0.0078
+    certain = replace(
+        told, prediction=Prediction(np.array([[0.0, 1.0, 0.0]]), np.array([1]), CELL[None])
+    )
+    second = runner_up(certain, fits_of([certain], predictor.campaign)[0])
+    assert told.matches is not None
+    assert second is not None
+    assert second.code == max((0, 2), key=lambda code: told.matches.correlation[0, code])
+    assert runner_up(told, fits[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"matches": None}, "The stored patterns were not looked through."),
+        ({"cell": [np.nan] * 6}, "This model tells the crystal system and no cell."),
+        ({"cell": [4.0, 4.0, 4.0, 120.0, 120.0, 120.0]}, "cannot be laid over the measurement"),
+        ({"cell": [0.3, 0.3, 0.3, 90.0, 90.0, 90.0]}, "cannot be laid over the measurement"),
+        ({"cell": [5.0, 5.0, 5.1, 90.0, 90.0, 90.0]}, "Outside the training ranges"),
+        ({"cell": [np.nan] * 6, "matches": None}, "No pattern could be calculated"),
+        ({"calibration": None}, "the file's times were taken as those of the model's instrument"),
+        ({"nominal": True}, "header's nominal calibration"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(
+    told: Answer, predictor: Predictor, changes: dict, says: str
+) -> None:
+    m, said = told.measurement, told.prediction
+    if "cell" in changes:
+        said = replace(said, cells=np.array([changes["cell"]]))
+    of_measurement = {k: v for k, v in changes.items() if k in ("calibration", "nominal")}
+    changed = replace(
+        told, prediction=said, measurement=replace(m, **of_measurement),
+        matches=None if "matches" in changes else told.matches,
+    )  # fmt: skip
+    page = Page(report([changed], predictor, URI))
+    assert says in page.text()
+    assert not re.search(r"\bnan\b", page.text())
+
+
+def test_points_that_were_not_measured_are_gaps(told: Answer, predictor: Predictor) -> None:
+    gridded = told.measurement.gridded
+    covered = gridded.covered.copy()
+    covered[100:180] = covered[-60:] = False
+    cut = replace(
+        gridded, covered=covered, intensity=np.where(covered, gridded.intensity, 0.0),
+        sigma=np.where(covered, gridded.sigma, 0.0),
+    )  # fmt: skip
+    measurement = replace(told.measurement, gridded=cut)
+    page = Page(report([replace(told, measurement=measurement)], predictor, URI))
+    assert len(page.of("rect", **{"class": "gap"})) == 2
+    assert "140 that were not measured are 0" in page.text()
+
+
+def test_many_answers_are_twenty_on_a_page(told: Answer, predictor: Predictor) -> None:
+    alone = replace(told, matches=None)
+    page = Page(report([alone] * 21, predictor, URI))
+    assert [a["id"] for a in page.of("article")] == [f"answer-{k}" for k in range(1, 21)]
+    assert "This page shows the first 20 of 21 answers." in page.text()
+    assert {a["href"] for a in page.of("a")} == {f"#answer-{k}" for k in range(1, 21)}
+    assert "the first 1 of 300 answers" in Page(report([alone], predictor, URI, total=300)).text()
+
+
+def test_predict_writes_it(tracking: Tracking, file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.html"
+    arguments = [str(file), "--report", str(target), "--json", "--tracking", tracking.uri]
+    result = CliRunner().invoke(predict.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    (said,) = json.loads(result.stdout)
+    page = Page(target.read_text(encoding="utf-8"))
+    assert page.text("h1") == said["crystal_system"]
+    assert said["warnings"][0] in page.text()
+    arguments[2] = str(tmp_path / "no" / "out.html")
+    with pytest.raises(PredictError, match="directory that exists"):
+        CliRunner().invoke(predict.app, arguments, catch_exceptions=False)
+
+
+def test_numbers_are_written_as_in_print() -> None:
+    assert fixed(-12345.678, 1) == "−12\u202f345.7"
+    assert fixed(0.5, 2, sign=True) == "+0.50"
+    assert [probability(p) for p in (1.0, 0.9712, 1e-9)] == [
+        ">\u202f0.999", "0.971", "<\u202f0.001",
+    ]  # fmt: skip
+    assert miller((1, -2, 0)) == "1\u20092\u0305\u20090"
+    assert miller((-11, 1, 0)) == "1\u03051\u0305\u20091\u20090"
+    assert space_group("P m -3 m") == '<i>P</i><i>m</i><span class="bar">3</span><i>m</i>'
+    assert space_group("R 3 m:R") == "<i>R</i>3<i>m</i>"
+    assert space_group("P 42/m n m") == "<i>P</i>4<sub>2</sub>/<i>m</i><i>n</i><i>m</i>"
+
+
+def test_dark_colors_stand_out() -> None:
+    def luminance(color: str) -> float:
+        part = np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+        linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    paper = luminance("#121519")
+    for color in SYSTEM_COLORS.values():
+        light = luminance(report_module._lightened(color))
+        assert (light + 0.05) / (paper + 0.05) > 4.5  # WCAG's bar for text
+
+
+def test_a_fit_has_its_reflections_and_a_good_one_explains_the_signal(
+    told: Answer, predictor: Predictor
+) -> None:
+    campaign = predictor.campaign
+    fit: Fit = fits_of([told], campaign)[0][0]
+    assert len(fit.tof) == len(fit.hkl) > 3
+    assert (np.diff(fit.tof) >= 0).all()
+    pattern = simulator_of(campaign).simulate(np.array([TETRAGONAL]), CELL[None])[0]
+    points = campaign.grid.points
+    rng = np.random.default_rng(2)
+    for height in (60.0, 20000.0):  # not much above the noise, and far above it
+        sigma = np.full(points, 10.0)
+        y = height * pattern / pattern.max() + 50 + sigma * rng.normal(size=points)
+        gridded = GriddedProfile(y, sigma, np.ones(points, dtype=bool))
+        assert explained_share(lay_over(gridded, pattern)) > WELL
+        assert explained_share(lay_over(gridded, pattern[::-1])) < 0.3
+
+
+# ---- in a browser ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+    if found is None:
+        pytest.skip("Chromium is not installed: the report's script is not tested.")
+    return found
+
+
+def dumped(browser: str, path: Path, directory: Path) -> Page:
+    """The page as it is when its scripts have run, which must not complain."""
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         f"--user-data-dir={directory}", "--hide-scrollbars",
+         "--window-size=1280,900", "--virtual-time-budget=3000",
+         "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return Page(done.stdout)
+
+
+def test_the_page_runs_as_a_file(browser: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(text, encoding="utf-8")
+    page = dumped(browser, path, tmp_path / "profile")
+    (root,) = page.of("html")
+    assert root["data-ready"] == "1"
+    assert "data-error" not in root
+    assert root["data-scroll-width"] == root["data-width"]
+    assert "hidden" not in page.of("div", **{"class": "tools"})[0]
+    # The nasty title ran nothing.
+    assert page.text("title").startswith("a & <b>bold")
+
+
+STEPS = """
+const of = (name) => document.getElementById(name).contentDocument;
+const all = () => {
+  const said = {};
+  for (const name of ["phone", "laptop"]) {
+    const page = of(name), root = page.documentElement, tick = () =>
+      page.querySelector("svg.plot").textContent;
+    const press = (act) => page.querySelector(`[data-act=${act}]`).click();
+    const whole = tick();
+    press("in"); const nearer = tick();
+    press("left"); press("right"); press("out"); press("all");
+    const back = tick() === whole;
+    press("root"); const bent = tick();
+    press("root");
+    page.querySelector(".go").click();
+    const place = page.querySelectorAll("svg.plot .place").length;
+    press("all");
+    const svg = page.querySelector("svg.plot"), box = svg.getBoundingClientRect();
+    const at = (kind, share) => svg.dispatchEvent(new PointerEvent(kind,
+      {clientX: box.left + share * box.width, clientY: box.top + box.height / 2, pointerId: 1}));
+    at("pointermove", 0.5);
+    const values = page.querySelector(".readout").textContent;
+    svg.setPointerCapture = () => {};
+    at("pointerdown", 0.4); at("pointermove", 0.5);
+    const selection = page.querySelectorAll(".selection").length;
+    at("pointerup", 0.5);
+    const dragged = tick() !== whole;
+    svg.dispatchEvent(new MouseEvent("dblclick"));
+    const restored = tick() === whole;
+    const calculated = () => page.querySelector(".calculated[d]").getAttribute("d");
+    const before = calculated();
+    page.querySelectorAll("input[type=radio]")[2].click();
+    const wide = [...page.querySelectorAll("body *")].filter((e) =>
+      e.getBoundingClientRect().right > root.clientWidth + 1 && !e.closest("svg")).length;
+    said[name] = {width: root.clientWidth, scroll: root.scrollWidth, error: root.dataset.error,
+      ready: root.dataset.ready, zoomed: nearer !== whole, back, bent: bent !== whole, place,
+      values, selection, dragged, restored, other: calculated() !== before, wide,
+      system: svg.getAttribute("class")};
+  }
+  document.body.dataset.said = JSON.stringify(said);
+};
+window.addEventListener("load", all);
+"""
+
+
+def test_the_picture_can_be_zoomed_and_nothing_sticks_out(
+    browser: str, text: str, tmp_path: Path
+) -> None:
+    frames = "".join(
+        f'<iframe id="{name}" style="width: {width}px; height: 900px; border: 0" '
+        f'srcdoc="{html.escape(text)}"></iframe>'
+        for name, width in (("phone", 390), ("laptop", 1280))
+    )
+    path = tmp_path / "frames.html"
+    path.write_text(f"<!DOCTYPE html><body>{frames}<script>{STEPS}</script></body>", "utf-8")
+    (body,) = dumped(browser, path, tmp_path / "profile").of("body")
+    said = json.loads(body["data-said"])
+    for name, width in (("phone", 390), ("laptop", 1280)):
+        one = said[name]
+        assert one["ready"] == "1"
+        assert "error" not in one
+        assert one["width"] == one["scroll"] == width
+        assert one["wide"] == 0
+        for done in ("zoomed", "back", "bent", "dragged", "restored", "other"):
+            assert one[done] is True, done
+        assert one["place"] >= 1
+        assert one["selection"] == 1
+        assert re.match(r"[\d\u202f.]+\u202fµs  ·  d \d\.\d{4}\u202fÅ  ·  measured ", one["values"])
+        assert "of-" in one["system"]

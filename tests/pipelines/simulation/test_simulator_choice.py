@@ -1,0 +1,248 @@
+"""Which simulator a campaign gets, tried without GSAS-II, whether it is installed or not."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bragg_data.simulation import gsas2, kinematic
+from bragg_data.store.repository import DataSet, Store, StoreError, verify
+from bragg_data.store.simulated import Writer, write_block
+from pipelines.simulation.simulator_choice import (
+    Probe,
+    check_call_paths,
+    check_resume,
+    choose,
+    confirm,
+    gsas2_options,
+    remembered,
+)
+from pipelines.simulation.worker import (
+    Gsas2Options,
+    SimulationError,
+    build_simulator,
+    recipe_of,
+    simulate_samples,
+)
+from tests.tiny_campaign import tiny_campaign, tiny_patterns, write_campaign
+
+PROJECT = Path(__file__).parents[3]
+pytestmark = pytest.mark.filterwarnings("ignore:Peaks of this instrument are narrow")
+THEIRS = "1, GSAS-II 9999 v9.9.9 0123abcd"
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """A directory without GSAS-II."""
+    directory = tmp_path / "nowhere"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A package that has GSAS-II's name and cannot be imported."""
+    package = tmp_path / "broken" / "GSASII"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "GSASIIscriptable.py").touch()
+    (package / "GSASIIpath.py").write_text("from . import pypowder\n")
+    return package.parent
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.simulate", *map(str, arguments)],
+        cwd=PROJECT, capture_output=True, text=True, check=False, timeout=200,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def begin(store: Store, campaign, simulator: str, version: str) -> None:
+    """Write the first block of a data set and stop."""
+    with Writer(store, campaign, simulator, version) as writer:
+        samples = writer.samples[writer.rows(0)]
+        recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
+        intensity = simulate_samples(recipe, samples)
+        writer.commit([write_block(writer.fork(), writer.group, 0, samples, intensity)])
+
+
+def test_auto_is_the_fast_one_where_a_worker_has_no_gsas2(tmp_path, nowhere):
+    toml, store = write_campaign(tmp_path), tmp_path / "store"
+    done = command("--campaign", toml, "--store", store, "--workers", 2, "--gsas2-path", nowhere)
+    assert (done.returncode, done.stderr) == (0, "")
+    because = rf"Simulator auto is kinematic, .* because on \S+ There is no GSAS-II in {nowhere}\n"
+    assert re.search(because, done.stdout)
+    assert re.search(r"Estimate: \S+ core-hours for 67 patterns", done.stdout)
+    assert Store(store).open("tiny-v1").attrs["simulator"] == "kinematic"
+    again = command("--campaign", toml, "--store", store)
+    assert "auto is kinematic, with which this campaign was begun" in again.stdout
+    assert "in the store already, as tiny-v1" in again.stdout
+
+
+def test_gsas2_that_is_not_there_is_one_sentence(tmp_path, nowhere):
+    toml, store = write_campaign(tmp_path), tmp_path / "store"
+    done = command(
+        "--campaign", toml, "--store", store, "--simulator", "gsas2", "--gsas2-path", nowhere,
+        "--workers", 1,
+    )  # fmt: skip
+    assert done.returncode == 2
+    message = (
+        rf"Error: On worker \S+: There is no GSAS-II in {nowhere}\. .*--simulator kinematic.*\n"
+    )
+    assert re.fullmatch(message, done.stderr)
+    assert Store(store).unfinished() == []
+
+
+def test_gsas2_that_is_broken_is_one_sentence(tmp_path, broken):
+    campaign = tiny_campaign(tmp_path)
+    options = Gsas2Options(str(broken))
+    with pytest.raises(SimulationError, match=r"^The GSAS-II at .* is broken .*pypowder"):
+        choose("gsas2", campaign, campaign.samples, options)
+    assert choose("auto", campaign, campaign.samples, options).recipe.simulator == "kinematic"
+
+
+def test_resume_with_the_other_one_is_refused(tmp_path):
+    toml, campaign = write_campaign(tmp_path), tiny_campaign(tmp_path)
+    store = Store(tmp_path / "store", create=True)
+    begin(store, campaign, "kinematic", kinematic.VERSION)
+    done = command("--campaign", toml, "--store", store.path, "--simulator", "gsas2")
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"Error: This campaign was begun with the simulator kinematic \(1\), which has done 8 of "
+        r"67 patterns; gsas2 cannot go on with it.*Finish it with --simulator kinematic, or name "
+        r"another --store\.\n",
+        done.stderr,
+    )
+    goes_on = command("--campaign", toml, "--store", store.path, "--workers", 1)
+    assert (goes_on.returncode, goes_on.stderr) == (0, "")
+    assert "Simulator auto is kinematic, with which this campaign was begun" in goes_on.stdout
+    assert "Resuming: 8 patterns are there, 8 blocks are missing" in goes_on.stdout
+    verify(store.open("tiny-v1"))
+
+
+def test_the_fast_one_does_not_go_on_for_gsas2(tmp_path):
+    campaign = tiny_campaign(tmp_path)
+    store = Store(tmp_path / "store", create=True)
+    begin(store, campaign, "gsas2", THEIRS)
+    known = store.data_sets_of(campaign)
+    assert [(one.simulator, one.version, one.tag) for one in known] == [("gsas2", THEIRS, None)]
+    assert (known[0].done, known[0].total) == (16, 67)
+    with pytest.raises(SimulationError, match=r"begun with the simulator gsas2 .*16 of 67"):
+        remembered(known, "kinematic")
+    assert remembered(known, "auto") == remembered(known, "gsas2") == "gsas2"
+    check_resume(known, recipe_of(campaign, "gsas2", THEIRS))
+    with pytest.raises(SimulationError, match=r"the workers have 1, GSAS-II 8888, .*would mix"):
+        check_resume(known, recipe_of(campaign, "gsas2", "1, GSAS-II 8888"))
+    assert store.data_sets_of(campaign, 20) == []  # fewer samples are another data set
+
+
+def test_each_simulator_has_a_tag_of_its_own(tmp_path):
+    campaign = tiny_campaign(tmp_path)
+    store = Store(tmp_path / "store", create=True)
+    for simulator, version in (("kinematic", "1"), ("gsas2", THEIRS)):
+        with Writer(store, campaign, simulator, version) as writer:
+            for block in writer.missing():
+                samples = writer.samples[writer.rows(block)]
+                intensity = tiny_patterns(samples)
+                writer.commit([write_block(writer.fork(), "tiny", block, samples, intensity)])
+            writer.finish()
+    assert [tag.name for tag in store.tags()] == ["tiny-v1", "tiny-v2"]
+    known = store.data_sets_of(campaign)
+    assert {one.simulator: one.tag for one in known} == {"kinematic": "tiny-v1", "gsas2": "tiny-v2"}
+    # What is begun with one is no obstacle where the other has finished.
+    unfinished = DataSet("gsas2", THEIRS, 16, 67, None)
+    assert remembered([known[0], unfinished], "kinematic") == "kinematic"
+    hashes = {store.open(tag).attrs["content_hash"] for tag in ("tiny-v1", "tiny-v2")}
+    assert len(hashes) == 2
+    with pytest.raises(StoreError, match="exists already"):
+        store.check_new_tag("tiny-v2")
+
+
+def test_workers_with_different_versions_are_refused(tmp_path, monkeypatch):
+    """What the workers answer is given here; how they are asked is not part of this."""
+    campaign = tiny_campaign(tmp_path)
+    answers = [Probe("one", "1, GSAS-II 5837", ""), Probe("two", "1, GSAS-II 5838", "")]
+    monkeypatch.setattr(
+        "pipelines.simulation.simulator_choice._everywhere", lambda *_: iter(answers)
+    )
+    with pytest.raises(SimulationError, match=r"different versions .*5837; 1, GSAS-II 5838"):
+        choose("auto", campaign, campaign.samples, Gsas2Options())
+
+
+class TestCallPath:
+    """With another object in GSAS-II's process, whose two ways differ by 1e-3."""
+
+    @pytest.fixture(autouse=True)
+    def occupant(self, monkeypatch):
+        monkeypatch.setattr(gsas2, "_TARGET", "tests.stubborn:Stubborn")
+        yield
+        build_simulator.cache_clear()
+
+    def test_the_documented_one_is_taken_where_they_differ(self, tmp_path, capsys):
+        campaign = tiny_campaign(tmp_path)
+        few = campaign.samples[:10]
+        with pytest.warns(UserWarning, match=r"\(differs by 1.0e-03 .*scripting interface is used"):
+            choice = choose("auto", campaign, few, Gsas2Options(pattern_seconds=60.0))
+        assert choice.recipe.simulator == "gsas2"
+        assert choice.recipe.version == "1, nobody"
+        assert choice.recipe.gsas2.call_path == "scripting"
+        assert choice.core_hours > 0
+        assert "Simulator auto is gsas2: this Python can import GSAS-II" in capsys.readouterr().out
+        patterns = simulate_samples(choice.recipe, few)
+        np.testing.assert_allclose(patterns[:, 0], 1.001 * few.cells[:, 0], rtol=1e-6)
+
+    def test_one_phase_is_compared_at_a_time(self, tmp_path):
+        campaign = tiny_campaign(tmp_path)
+        recipe = recipe_of(campaign, "gsas2", "1, nobody")
+        code, check = check_call_paths(recipe, 2, campaign.phases[2].cell)
+        assert code == 2
+        assert check.problem == ""
+
+    def test_another_version_than_the_driver_s_is_refused(self, tmp_path):
+        campaign = tiny_campaign(tmp_path)
+        with pytest.raises(SimulationError, match="worker has version 1, nobody of the simulator"):
+            build_simulator(recipe_of(campaign, "gsas2", THEIRS))
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, float("nan"), float("inf"), 1e7])
+def test_a_time_limit_that_is_none_is_refused(seconds):
+    with pytest.raises(SimulationError, match=r"--pattern-limit .* between 1 and 86,400 seconds"):
+        gsas2_options(None, seconds)
+
+
+def test_a_path_means_the_same_everywhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert gsas2_options(Path("~/GSAS-II"), 60).location == str(tmp_path / "GSAS-II")
+    assert gsas2_options(Path("GSAS-II"), 60).location == str(Path.cwd() / "GSAS-II")
+    assert gsas2_options(None, 60).location is None
+
+
+def test_long_campaigns_ask_first(monkeypatch):
+    confirm(0.99, yes=False)
+    confirm(300.0, yes=True)
+    with Path(os.devnull).open() as nobody:
+        monkeypatch.setattr(sys, "stdin", nobody)
+        with pytest.raises(SimulationError, match=r"more than 1 core-hour.*--yes.*--limit N"):
+            confirm(1.5, yes=False)
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1)])
+def test_the_question_at_a_terminal(answer, code):
+    script = "from pipelines.simulation.simulator_choice import confirm; confirm(170.2, yes=False)"
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdin=theirs, capture_output=True, text=True, check=False,
+        cwd=PROJECT,
+    )  # fmt: skip
+    os.close(ours)
+    os.close(theirs)
+    assert "Spend about 170 core-hours? [y/N]" in done.stdout
+    assert done.returncode == code
+    assert ("Not begun" in done.stderr) is (code == 1)

@@ -1,0 +1,129 @@
+"""The main job as a user starts it, on a small part of the campaign, and the page that shows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from bragg_data.store.repository import open_snapshot
+
+EXAMPLES = Path(__file__).parents[2] / "pipelines" / "examples"
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def first(home: Path) -> subprocess.CompletedProcess[str]:
+    done = command("pipelines.run", "--limit", "1024", "--workers", "2", cwd=home)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_run_simulates_trains_and_predicts(
+    first: subprocess.CompletedProcess[str], home: Path
+) -> None:
+    output = first.stdout
+    assert "models:/batio3-nomad/1" in output
+    assert "noisy pseudo-experiment" in output
+    assert "make ui" in output
+    dataset = open_snapshot("batio3-nomad-v1", home / "data" / "store")
+    assert dataset.intensity.sizes == {"sample": 1024, "tof": 2807}
+
+
+@pytest.mark.usefixtures("first")
+def test_again_makes_nothing_twice(home: Path) -> None:
+    again = command("pipelines.run", "--limit", "1024", "--workers", "2", cwd=home)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    assert "it stays" in again.stdout
+    assert "models:/batio3-nomad/2" not in again.stdout
+
+
+@pytest.mark.usefixtures("first")
+def test_predict_answers_afterwards(home: Path) -> None:
+    done = command(
+        "pipelines.predict", str(EXAMPLES / "pseudo_experiment.xye"),
+        "--instrument", str(EXAMPLES / "pseudo_experiment.instprm"), "--json", cwd=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)
+    truth = json.loads((EXAMPLES / "examples.json").read_text())["pseudo_experiment.xye"]
+    # However few it has learnt from, our network finds the cell of a noisy profile.
+    assert answer["phase"] == "tetragonal"
+    assert answer["cell"]["a"] == pytest.approx(truth["a"], abs=0.003)
+    assert answer["cell"]["c"] == pytest.approx(truth["c"], abs=0.003)
+    tetragonal = [c for c in answer["library_match"]["candidates"] if c["phase"] == "tetragonal"]
+    # some 790 of 160,400 tetragonal cells are there: neighbours stand about 0.015 Å apart
+    assert tetragonal[0]["cell"]["a"] == pytest.approx(truth["a"], abs=0.03)
+    assert tetragonal[0]["cell"]["c"] == pytest.approx(truth["c"], abs=0.03)
+
+
+@pytest.mark.usefixtures("first")
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (("pipelines.predict", "missing.xye"), "missing.xye"),
+        (("pipelines.train", "--data", "batio3-nomad-v9"), "Known tags: batio3-nomad-v1"),
+        (("pipelines.inspect", "batio3-nomad-v9"), "Known tags: batio3-nomad-v1"),
+        (("pipelines.simulate", "--campaign", "nowhere.toml"), "nowhere.toml"),
+        (("pipelines.simulate", "--cluster", "cloud"), "local"),
+        (("pipelines.simulate", "--limit", "0"), "limit"),
+    ],
+)
+def test_mistakes_get_one_sentence(home: Path, arguments: tuple[str, ...], remedy: str) -> None:
+    done = command(*arguments, cwd=home)
+    assert done.returncode == 2
+    assert remedy in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("first")
+def test_ui_serves_the_runs_on_this_machine_only(home: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    printed = home / "ui.log"
+    with printed.open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.ui", "--port", str(port)],
+            cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        assert answers(f"http://127.0.0.1:{port}/health", server), printed.read_text()
+        address = rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs"
+        assert re.search(address, printed.read_text()), printed.read_text()
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait(timeout=60)
+
+
+def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until a server answers; False if it ends before."""
+    deadline = time.monotonic() + 150
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            time.sleep(0.2)
+    return False

@@ -1,0 +1,149 @@
+"""Inspecting a store: the JSON contract, tables, pictures, verification; the list of commands."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from bragg_data.simulation import kinematic
+from bragg_data.store.repository import Store, open_snapshot
+from bragg_data.store.simulated import Writer, write_block
+from pipelines import inspect
+from pipelines.cli.console import run
+from pipelines.cli.style import SYSTEM_COLORS
+from pipelines.simulation.worker import recipe_of, simulate_samples
+from tests.tiny_campaign import tiny_campaign
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    """A store with two tags and an unfinished data set."""
+    directory = tmp_path_factory.mktemp("inspect")
+    campaign = tiny_campaign(directory)
+    recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
+    store = Store(directory / "store", create=True)
+    for limit, blocks in ((None, 9), (40, 5), (30, 2)):
+        with Writer(store, campaign, "kinematic", kinematic.VERSION, limit=limit) as writer:
+            for block in writer.missing()[:blocks]:
+                samples = writer.samples[writer.rows(block)]
+                intensity = simulate_samples(recipe, samples)
+                writer.commit([write_block(writer.fork(), writer.group, block, samples, intensity)])
+            if not writer.missing():
+                writer.finish()
+    return store.uri
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def execute(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            run(inspect.app)
+        return (int(exit_.value.code or 0), *capsys.readouterr())
+
+    return execute
+
+
+def test_json_contract(uri, command):
+    code, out, err = command("--store", uri, "--json")
+    assert (code, err) == (0, "")
+    first, second = json.loads(out)
+    dataset = open_snapshot("tiny-v1", uri)
+    assert first["tag"] == "tiny-v1"
+    assert first["snapshot"] == dataset.attrs["snapshot_id"]
+    assert first["samples"] == {"cubic": 21, "tetragonal": 25, "trigonal": 21}
+    assert first["simulator"] == "kinematic"
+    assert first["content_hash"] == dataset.attrs["content_hash"]
+    assert first["ranges"]["trigonal"] == {"a": [4.0, 4.01], "alpha": [89.0, 89.6]}
+    assert first["bytes_stored"] > 67 * 256 * 2
+    assert second["tag"] == "tiny-v2"
+    systems = open_snapshot("tiny-v2", uri).crystal_system.values
+    assert second["samples"] == dict(
+        zip(("cubic", "tetragonal", "trigonal"), np.bincount(systems).tolist(), strict=True)
+    )
+    assert second["content_hash"] != first["content_hash"]
+
+
+def test_json_of_one_tag_and_of_none(uri, command, tmp_path):
+    _, out, _ = command("tiny-v2", "--store", uri, "--json")
+    assert [one["tag"] for one in json.loads(out)] == ["tiny-v2"]
+    Store(tmp_path / "empty", create=True)
+    assert command("--store", tmp_path / "empty", "--json") == (0, "[]\n", "")
+    _, out, _ = command("--store", tmp_path / "empty")
+    assert "No snapshots yet. Make one with: python -m pipelines.simulate" in out
+
+
+def test_table_of_all_tags(uri, command):
+    code, out, _ = command("--store", uri)
+    assert code == 0
+    for wanted in (
+        "tiny-v1", "tiny-v2", "21 cubic", "kinematic", "16 of 30 patterns",
+        "python -m pipelines.inspect tiny-v2 --store",
+    ):  # fmt: skip
+        assert wanted in " ".join(out.split())
+
+
+def test_one_tag_with_provenance_and_check(uri, command):
+    code, out, _ = command("tiny-v1", "--store", uri, "--verify")
+    assert code == 0
+    attrs = open_snapshot("tiny-v1", uri).attrs
+    for wanted in (
+        "R 3 m:R", "α 89 to 89.6 °", "256 points, 11 to 13.973 ms", "difC 9496.17",
+        attrs["content_hash"], attrs["snapshot_id"], attrs["code_commit"],
+        "Verified, byte for byte what was written: tiny-v1",
+    ):  # fmt: skip
+        assert wanted in out
+
+
+def test_picture(uri, command, tmp_path):
+    picture = tmp_path / "patterns.png"
+    code, out, err = command("--store", uri, "--png", picture)
+    assert (code, err) == (0, "")
+    assert "patterns of tiny-v2" in out
+    pixels = imread(picture)[..., :3]
+    assert pixels.shape[0] > 600
+    assert pixels.shape[1] == 1500
+    for color in [*SYSTEM_COLORS.values()][:3]:
+        rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        assert (np.abs(pixels - rgb).max(axis=-1) < 0.02).sum() > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny-v9",), "Snapshot 'tiny-v9' not found in file:///.* Known tags: tiny-v1, tiny-v2."),
+        (("--png", "/nowhere/x.png"), "Failed writing /nowhere/x.png: .*No such file"),
+    ],
+)
+def test_bad_usage_is_one_sentence(uri, command, arguments, message):
+    code, out, err = command("--store", uri, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err)
+
+
+def test_no_store(command, tmp_path):
+    code, _, err = command("--store", tmp_path / "nothing")
+    assert code == 2
+    assert "Make one with: python -m pipelines.simulate" in err
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_bare_package_lists_the_commands():
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    for name in ("simulate", "inspect"):
+        (line,) = [line for line in lines if f"python -m pipelines.{name} " in line]
+        assert len(line.split(maxsplit=3)[3]) > 20
+    assert "pipelines.cli.console" not in done.stdout

@@ -1,0 +1,229 @@
+"""The team's MLflow server: many writers at once, files through the server, backup and restore."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bragg_data.store.repository import Store
+from catalog import features, registry
+from catalog.tracking import Tracking
+from pipelines import train
+from pipelines.cluster.client import open_client
+from pipelines.registry.feature_views import Registered, materialise
+from pipelines.registry.registration import load_version
+from pipelines.tracking_server import TrackingServerError, app
+from tests.servers import free_port, serving
+
+if TYPE_CHECKING:
+    from tests.small_bench import Bench
+
+pytest_plugins = ("tests.small_store", "tests.small_bench")
+
+WRITERS, RUNS, METRICS = 16, 3, 5
+NO_POSTGRESQL = "needs PostgreSQL's own programs (initdb, pg_ctl, pg_dump)"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, and what it was started with."""
+
+    address: str
+    home: Path
+    backend: str | None
+
+    @property
+    def options(self) -> list[str]:
+        backend = [] if self.backend is None else ["--backend", self.backend]
+        return ["--home", str(self.home), *backend]
+
+
+@contextmanager
+def running(home: Path, backend: str | None = None) -> Iterator[Server]:
+    server = Server("", home, backend)
+    with serving(
+        "pipelines.tracking_server", "serve", "--workers", "2", *server.options, answers="health"
+    ) as address:
+        yield replace(server, address=address)
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """A PostgreSQL server of its own; yields the URI of its administrator's database."""
+    found = shutil.which("pg_ctl") or max(
+        map(str, Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")), default=None
+    )
+    if found is None:
+        if os.environ.get("BRAGG_REQUIRE_POSTGRESQL") == "1":
+            pytest.fail(NO_POSTGRESQL)
+        pytest.skip(NO_POSTGRESQL)
+    programs = Path(found).resolve().parent
+    # It refuses to run as root; and it cannot enter pytest's own directories as somebody else.
+    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as directory:
+        shutil.chown(directory, user)
+        port = free_port()
+
+        def call(program: str, *arguments: str) -> None:
+            subprocess.run(
+                [programs / program, "-D", f"{directory}/data", *arguments], check=True,
+                user=user if os.getuid() == 0 else None, cwd=directory, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+
+        call("initdb", "--auth=trust", "--username=team", "--no-sync")
+        options = f"-p {port} -k {directory} -c listen_addresses=127.0.0.1 -c fsync=off"
+        call("pg_ctl", "start", "-w", "-l", f"{directory}/log", "-o", options)
+        try:
+            yield f"postgresql://team@127.0.0.1:{port}"
+        finally:
+            call("pg_ctl", "stop", "-w", "-m", "fast")
+
+
+def database(server: str, name: str) -> str:
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def backends(request: pytest.FixtureRequest) -> Iterator[Iterator[str | None]]:
+    """One new, empty backend after the other."""
+    with ExitStack() as stack:
+        server = stack.enter_context(postgresql()) if request.param == "postgresql" else None
+
+        def new() -> Iterator[str | None]:
+            for number in range(3):
+                yield None if server is None else database(server, f"bragg{number}")
+
+        yield new()
+
+
+@pytest.fixture(scope="module")
+def server(
+    backends: Iterator[str | None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("server") / "home", next(backends)) as started:
+        yield started
+
+
+def write(address: str, writer: int) -> None:
+    """What a training logs, as fast as it goes."""
+    tracking = Tracking(address)
+    for number in range(RUNS):
+        with tracking.run("crowd", f"{writer}-{number}", {"writer": str(writer)}) as run:
+            run.log_parameters({"number": number})
+            for step in range(METRICS):
+                run.log_metrics({"loss": writer + step / 10}, step)
+            run.log_text(f"{writer} {number}", "said.txt")
+
+
+def test_of_many_writers_at_once_none_is_lost(server: Server) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports take longer than the rest
+    children = [context.Process(target=write, args=(server.address, k)) for k in range(WRITERS)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0] * WRITERS
+    client = Tracking(server.address).client
+    experiment = client.get_experiment_by_name("crowd")
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = sorted(run.info.run_name for run in found)
+    assert names == sorted(f"{k}-{n}" for k in range(WRITERS) for n in range(RUNS))
+    for run in found:
+        assert run.info.status == "FINISHED"
+        writer, number = run.info.run_name.split("-")
+        history = client.get_metric_history(run.info.run_id, "loss")
+        assert [m.value for m in history] == [int(writer) + s / 10 for s in range(METRICS)]
+        assert run.data.params == {"number": number}
+        said = client.list_artifacts(run.info.run_id)
+        assert [file.path for file in said] == ["said.txt"]
+
+
+def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
+    server: Server,
+    backends: Iterator[str | None],
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Train, materialise on workers, predict; then everything again from a backup."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    shutil.copytree(bench.store.path, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    trained = CliRunner().invoke(
+        train.app, ["classifier", "--store", store.uri], catch_exceptions=False
+    )
+    assert trained.exit_code == 0, trained.output
+    assert not list(tmp_path.rglob("*.db"))  # no database of its own
+    tracking = Tracking(server.address)
+    (version,) = registry.versions(tracking, "small-classifier")
+    assert version.source.startswith("mlflow-artifacts:/")
+    dataset = store.open("small-v1")
+    with open_client("local", workers=1) as client:
+        materialise(client, store, dataset, features.view_of("classifier_256"),
+                    Registered(server.address, version))  # fmt: skip
+    stored = features.load("classifier_256", "small-v1", store.uri)
+    profiles = dataset.intensity[:64].values
+    predictor = load_version(server.address, version)
+    np.testing.assert_array_equal(stored.classifier_256[:64], predictor.features(profiles))
+
+    told = CliRunner().invoke(app, ["backup", str(tmp_path / "backups"), *server.options],
+                              catch_exceptions=False)  # fmt: skip
+    assert told.exit_code == 0, told.output
+    (made,) = (tmp_path / "backups").iterdir()
+    again = Server("", tmp_path / "again", next(backends))
+    restored = CliRunner().invoke(
+        app, ["restore", str(made), *again.options], catch_exceptions=False
+    )
+    assert restored.exit_code == 0, restored.output
+    with running(again.home, again.backend) as other:
+        elsewhere = Tracking(other.address)
+        (back,) = registry.versions(elsewhere, "small-classifier")
+        answer = load_version(other.address, back).predict(profiles)
+        wanted = predictor.predict(profiles)
+        np.testing.assert_array_equal(answer.probabilities, wanted.probabilities)
+        run = elsewhere.client.get_run(back.run_id)
+        before = tracking.client.get_run(back.run_id)
+        assert run.data.to_dictionary() == before.data.to_dictionary()
+        files = {file.path for file in elsewhere.client.list_artifacts(run.info.run_id)}
+        assert files == {file.path for file in tracking.client.list_artifacts(run.info.run_id)}
+        # What is there is not written over.
+        with pytest.raises(TrackingServerError, match="not empty"):
+            CliRunner().invoke(app, ["restore", str(made), *again.options], catch_exceptions=False)
+
+
+def test_what_cannot_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    for arguments, message in (
+        (["restore", str(tmp_path / "half")], "no complete backup"),
+        (["backup", str(tmp_path / "b"), "--home", str(tmp_path / "none")], "no database"),
+        (["serve", "--backend", "mysql://me:secret@there/db"], "'mysql:' is no database"),
+    ):
+        with pytest.raises(TrackingServerError, match=message) as raised:
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert "secret" not in str(raised.value)
+    held = {"made_at": "", "database": "database.dump", "artifacts": 0, "bytes": 0}
+    (tmp_path / "half" / "backup.json").write_text(json.dumps(held))
+    with pytest.raises(TrackingServerError, match="kind of backend"):
+        CliRunner().invoke(
+            app, ["restore", str(tmp_path / "half"), "--home", str(tmp_path / "new")],
+            catch_exceptions=False,
+        )  # fmt: skip

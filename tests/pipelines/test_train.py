@@ -1,0 +1,248 @@
+"""Training from the command line: from a store to a registered model that answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+from mlflow.entities import Run
+from typer.testing import CliRunner
+
+from bragg_data.splits import Part, random_split
+from bragg_data.store.repository import Store, StoreError
+from bragg_data.store.schema import samples_of
+from bragg_models.metrics import errors, summary
+from bragg_models.predictors import Predictor
+from catalog import registry
+from catalog.tracking import Tracking
+from pipelines import train
+from pipelines.evaluation import scoring
+from pipelines.evaluation.scoring import SPLIT
+from pipelines.registry.registration import load_version
+from pipelines.training import presets
+from pipelines.training.presets import TrainError
+
+pytest_plugins = ("tests.small_store",)
+
+torch.set_num_threads(1)  # on small arrays more threads only wait for each other
+
+
+def command(store: Store, tracking: Tracking, *more: str) -> str:
+    state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
+    arguments = [
+        *more, "--store", store.uri, "--tracking", tracking.uri, "--state", str(state),
+    ]  # fmt: skip
+    if "--epochs" not in more:
+        arguments += ["--epochs", "2"]
+    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def tracking(
+    tmp_path_factory: pytest.TempPathFactory, tracking_in: Callable[[Path], Tracking]
+) -> Tracking:
+    return tracking_in(tmp_path_factory.mktemp("tracking"))
+
+
+@pytest.fixture(scope="module")
+def output(small_store: Store, tracking: Tracking) -> str:
+    return command(small_store, tracking)
+
+
+@pytest.fixture(scope="module")
+def predictor(output: str, tracking: Tracking) -> Predictor:
+    assert "champion" in output
+    champion = registry.find(tracking, "models:/small@champion")
+    return load_version(tracking.uri, champion)
+
+
+def run_of(tracking: Tracking, version: int = 1) -> Run:
+    return tracking.client.get_run(registry.find(tracking, f"models:/small/{version}").run_id)
+
+
+def test_the_loaded_champion_scores_as_the_run_says(
+    predictor: Predictor, tracking: Tracking, small_dataset: xr.Dataset
+) -> None:
+    samples = samples_of(small_dataset)
+    test = random_split(samples.crystal_system, seed=SPLIT["seed"]) == Part.test
+    answer = predictor.predict(small_dataset.intensity.values[test])
+    scores = summary(
+        predictor.targets,
+        errors(predictor.targets, samples.phase[test], samples.cells[test], answer.phase,
+               answer.cells),
+    )  # fmt: skip
+    logged = run_of(tracking).data.metrics
+    for group, values in scores.items():
+        for name, value in values.items():
+            # A network's output varies in the last bits with the shape of the batch.
+            assert logged[f"test/{group}/{name}"] == pytest.approx(value, rel=1e-4), (group, name)
+
+
+def test_the_model_alone_tells_where_it_came_from(
+    predictor: Predictor, small_dataset: xr.Dataset
+) -> None:
+    attrs = small_dataset.attrs
+    assert predictor.provenance["data"]["snapshot_id"] == attrs["snapshot_id"]
+    assert predictor.provenance["data"]["content_hash"] == attrs["content_hash"]
+    assert predictor.provenance["split"]["seed"] == SPLIT["seed"]
+    assert predictor.campaign.toml == attrs["campaign_toml"]
+    np.testing.assert_array_equal(predictor.campaign.grid.tof, small_dataset.tof.values)
+    assert predictor.phase_names == ("cubic", "tetragonal", "trigonal")
+
+
+def test_the_run_records_data_settings_and_losses(
+    output: str, tracking: Tracking, small_dataset: xr.Dataset
+) -> None:
+    run = run_of(tracking)
+    assert run.info.run_id in output
+    assert run.data.tags["snapshot_id"] == small_dataset.attrs["snapshot_id"]
+    assert run.data.tags["preset"] == "quick"
+    assert re.fullmatch(r"[0-9a-f]{40}|unknown", run.data.tags["code_commit"])
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["settings.stages.multitask.epochs"] == "2"
+    (entry,) = run.inputs.dataset_inputs
+    assert entry.dataset.name == "small-v1"
+    losses = tracking.client.get_metric_history(run.info.run_id, "train/loss")
+    assert [m.step for m in losses] == [1, 2]
+    assert losses[1].value < losses[0].value
+
+
+def test_the_card_says_what_the_model_is_and_where_it_ends(
+    predictor: Predictor, tracking: Tracking
+) -> None:
+    version = registry.find(tracking, "models:/small@champion")
+    entity = tracking.client.get_model_version("small", version.version)
+    card = entity.description
+    p = predictor.provenance
+    for words in (
+        "# multitask for small", "| `a` | Å | cell of the answered phase |",
+        "| `alpha` | ° |", f"snapshot `{p['data']['snapshot_id']}`", "## Where it ends",
+        "| trigonal | trigonal | R 3 m:R | a 3.9 to 4.1 by 0.01 Å, alpha 80 to 88 by 1 ° |",
+        f"| {p['test']['all']['mse_paper']:.3g} |",
+    ):  # fmt: skip
+        assert words in card, card
+    with registry.fetched(tracking.uri, version) as directory:
+        assert (directory / "model_card.md").read_text() == card
+        described = yaml.safe_load((directory.parents[1] / "MLmodel").read_text())
+    assert described["metadata"]["units"]["alpha"] == "°"
+    assert described["metadata"]["units"]["p_cubic"] == "1"
+    run = run_of(tracking)
+    assert "model_card.md" in [f.path for f in tracking.client.list_artifacts(run.info.run_id)]
+    assert "@champion answers" in tracking.client.get_registered_model("small").description
+
+
+def test_the_output_shows_the_scores_and_what_to_type_next(output: str) -> None:
+    assert "142" in output  # test samples: a fifth of 710
+    words = (
+        "cubic",
+        "tetragonal",
+        "trigonal",
+        "mse_paper",
+        "always the mean cell",
+        "Registered: small version 1, champion",
+        "python -m pipelines.predict FILE",
+    )
+    for word in words:
+        assert word in output
+
+
+def test_the_same_seed_gives_the_same_metrics_and_the_champion_stays(
+    output: str, small_store: Store, tracking: Tracking
+) -> None:
+    assert "champion" in output
+    again = command(small_store, tracking)
+    assert "The champion stays: version 1 did better" in again
+    first, second = run_of(tracking, 1).data.metrics, run_of(tracking, 2).data.metrics
+    # How long it took and how busy the machine was is nothing a seed decides.
+    own = {n for n in first if not n.endswith("seconds") and not n.startswith("system/")}
+    assert {n: first[n] for n in own} == {n: second[n] for n in own}
+    assert registry.champion(tracking, "small").version == "1"
+    other = command(small_store, tracking, "--seed", "1", "--promote")
+    assert "version 3, champion" in other
+    assert registry.champion(tracking, "small").version == "3"
+    assert run_of(tracking, 3).data.metrics["test/all/mse_paper"] != first["test/all/mse_paper"]
+
+
+def test_scores_on_other_samples_are_not_compared(
+    small_store: Store,
+    tmp_path: Path,
+    tracking_in: Callable[[Path], Tracking],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracking = tracking_in(tmp_path)
+    command(small_store, tracking)
+    monkeypatch.setitem(scoring.SPLIT, "seed", 1)
+    assert "tested on other samples" in command(small_store, tracking)
+    assert registry.champion(tracking, "small").version == "1"
+
+
+def test_what_cannot_be_trained_is_refused(
+    small_store: Store, tracking: Tracking, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainError, match="Choose one of quick, standard, paper"):
+        command(small_store, tracking, "--preset", "slow")
+    with pytest.raises(StoreError, match="Known tags: small-v1"):
+        command(small_store, tracking, "--data", "large-v1")
+    with pytest.raises(TrainError, match=r"pipelines\.simulate"):
+        command(Store(tmp_path / "empty", create=True), tracking)
+
+
+def test_presets_take_other_values() -> None:
+    assert presets.preset_of("quick", epochs=7).stages["multitask"].epochs == 7
+    assert presets.preset_of("quick", max_seconds=0).max_seconds is None
+    assert presets.preset_of("quick", max_seconds=5).max_seconds == 5
+    paper = presets.preset_of("paper")
+    settings = paper.stages["multitask"]
+    assert (settings.epochs, settings.batch_size) == (500, 512)
+    assert paper.preprocessing == "profile_minmax@1"
+
+
+def test_a_blocked_split_is_scored_but_does_not_answer(
+    small_store: Store, tracking: Tracking
+) -> None:
+    before = registry.champion(tracking, "small")
+    output = command(small_store, tracking, "classifier", "transfer", "--split", "blocked")
+    after = registry.champion(tracking, "small")
+    assert before is not None
+    assert after is not None
+    assert before.version == after.version
+    assert registry.champion(tracking, "small-classifier") is None
+    newest = registry.versions(tracking, "small")[0]
+    assert newest.tags["model"] == "transfer"
+    assert newest.tags["split"].startswith("blocked")
+    assert "blocked split" in output
+    run = tracking.client.get_run(newest.run_id)
+    assert {"regressor_cubic/train/loss", "test_true_system/all/mse_paper"} <= set(run.data.metrics)
+    drawn = {file.path for file in tracking.client.list_artifacts(newest.run_id, "figures")}
+    names = ("learning_curves", "confusion", "parity", "error_map")
+    assert drawn == {f"figures/{name}.png" for name in names}
+
+
+def test_a_classifier_is_trained_where_one_is_needed_and_samples_from_beside_are_learnt_from(
+    small_store: Store, tmp_path: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
+    tracking = tracking_in(tmp_path)
+    output = command(small_store, tracking, "deep", "--epochs", "1", "--beside", "small-v1")
+    assert "needs a classifier" in output
+    assert registry.versions(tracking, "small-classifier")[0].tags["model"] == "classifier"
+    glance = command(small_store, tracking, "multitask", "--beside", "small-v1", "--epochs", "1")
+    assert "539 samples" in glance
+
+
+def test_unknown_models_and_runs_are_refused(small_store: Store, tracking: Tracking) -> None:
+    with pytest.raises(TrainError, match="There is no model 'transformer'"):
+        command(small_store, tracking, "transformer")
+    with pytest.raises(TrainError, match="Choose random or blocked"):
+        command(small_store, tracking, "--split", "odd")
+    with pytest.raises(TrainError, match="Choose search or joined"):
+        command(small_store, tracking, "--grow", "wild")
+    with pytest.raises(TrainError, match="no checkpoint"):
+        command(small_store, tracking, "--resume", "0123")

@@ -1,0 +1,259 @@
+"""Forests on a cluster: grown on the workers, the same by every way, and the answers of a model."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from distributed import Client
+
+from bragg_data.splits import Part, random_split
+from bragg_data.store.schema import campaign_of, samples_of
+from bragg_models.forest import Forest, ForestModel, ForestSettings
+from bragg_models.metrics import errors, summary
+from bragg_models.predictors import Predictor
+from bragg_models.targets import Targets, targets_of
+from pipelines.cluster.client import open_client
+from pipelines.cluster.options import SlurmOptions
+from pipelines.training.dask_forests import Search
+from pipelines.training.forests import (
+    FOREST_PRESETS,
+    ForestPreset,
+    ForestsError,
+    grow,
+    plans_of,
+    predict_chunks,
+)
+
+pytest_plugins = ("tests.small_store",)
+
+torch.set_num_threads(1)
+
+TREES = ForestSettings(trees=10, extra=True, bootstrap=False)
+PRESET = ForestPreset(
+    "tiny",
+    "profile_smoothed@1",
+    {"cubic": replace(TREES, samples=60)},
+    TREES,
+    replace(TREES, samples=300),
+    Search(),
+)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with open_client("local", workers=2) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def targets(small_dataset: xr.Dataset) -> Targets:
+    labels = samples_of(small_dataset)
+    return targets_of(campaign_of(small_dataset).phases, labels.phase, labels.cells)
+
+
+@pytest.fixture(scope="module")
+def part(small_dataset: xr.Dataset) -> np.ndarray:
+    return random_split(samples_of(small_dataset).crystal_system, seed=0)
+
+
+@pytest.fixture(scope="module")
+def joined(
+    client: Client,
+    small_dataset: xr.Dataset,
+    targets: Targets,
+    part: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[tuple[Forest, ...], dict]:
+    return grow(
+        client, small_dataset, targets, part, PRESET,
+        integrated=False, seed=3, directory=tmp_path_factory.mktemp("joined"), how="joined",
+    )  # fmt: skip
+
+
+def assert_equal(left: tuple[Forest, ...], right: tuple[Forest, ...]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        for name, array in one.arrays().items():
+            np.testing.assert_array_equal(array, other.arrays()[name], err_msg=name)
+
+
+def processes(facts: dict, names: tuple[str, ...]) -> set[int]:
+    told = {worker for name in names for worker in facts[name]["trees_by_worker"]}
+    return {int(worker.rpartition("process ")[2].rstrip(")")) for worker in told}
+
+
+def test_search_grows_the_same_forests_as_joined_and_both_grow_them_on_workers(
+    client: Client,
+    small_dataset: xr.Dataset,
+    targets: Targets,
+    part: np.ndarray,
+    joined: tuple[tuple[Forest, ...], dict],
+    tmp_path: Path,
+) -> None:
+    grown: list[int] = []
+    found, facts = grow(
+        client, small_dataset, targets, part, PRESET,
+        integrated=False, seed=3, directory=tmp_path, on_progress=grown.append,
+    )  # fmt: skip
+    assert_equal(found, joined[0])
+    workers = set(client.run(os.getpid).values())
+    assert os.getpid() not in workers
+    for told in (facts, joined[1]):
+        assert processes(told, targets.names) <= workers
+        assert all(sum(told[n]["trees_by_worker"].values()) == 10 for n in targets.names)
+    assert processes(joined[1], targets.names) == workers  # one forest by more than one
+    table = facts["cubic"]["search"]
+    assert table["params"] == [{"max_features": 1.0}]
+    assert -1 < table["mean_test_score"][0] < 0
+    assert sum(grown) <= 3 * (10 + 2 * 2)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slurm
+def test_jobs_of_slurm_grow_the_same_forests(
+    slurm: Path,
+    small_dataset: xr.Dataset,
+    targets: Targets,
+    part: np.ndarray,
+    joined: tuple[tuple[Forest, ...], dict],
+    tmp_path: Path,
+) -> None:
+    assert slurm.is_dir()
+    options = SlurmOptions(
+        jobs=(2, 2), cores=1, memory="1 GB", walltime="00:30:00", host="127.0.0.1",
+        shared_directory=tmp_path / "shared",
+    )  # fmt: skip
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "forests").mkdir()
+    with open_client("slurm", slurm=options) as jobs:
+        jobs.wait_for_workers(2, timeout=60)
+        found, facts = grow(
+            jobs, small_dataset, targets, part, PRESET,
+            integrated=False, seed=3, directory=tmp_path / "forests",
+        )  # fmt: skip
+        numbers = jobs.run(lambda: os.environ["SLURM_JOB_ID"])
+        workers = set(jobs.run(os.getpid).values())
+    assert_equal(found, joined[0])
+    assert len(set(numbers.values())) == 2
+    assert processes(facts, targets.names) <= workers
+    assert not any((tmp_path / "forests").iterdir())
+
+
+def test_search_chooses_what_does_better_in_the_folds(
+    client: Client, small_dataset: xr.Dataset, targets: Targets, part: np.ndarray, tmp_path: Path
+) -> None:
+    preset = replace(PRESET, search=Search({"min_samples_leaf": (100, 1)}))
+    (forest,), facts = grow(
+        client, small_dataset, targets, part, preset, integrated=True, seed=3, directory=tmp_path
+    )
+    told = facts["integrated"]
+    assert told["settings"]["min_samples_leaf"] == 1
+    assert told["search"]["rank_test_score"] == [2, 1]
+    assert (told["samples"], told["trees"], told["bytes"]) == (300, 10, forest.nbytes)
+
+
+def test_number_of_workers_makes_no_difference(
+    small_dataset: xr.Dataset,
+    targets: Targets,
+    part: np.ndarray,
+    joined: tuple[tuple[Forest, ...], dict],
+    tmp_path: Path,
+) -> None:
+    with open_client("local", workers=1) as client:
+        found, _ = grow(
+            client, small_dataset, targets, part, PRESET,
+            integrated=False, seed=3, directory=tmp_path, how="joined",
+        )  # fmt: skip
+    assert_equal(found, joined[0])
+
+
+def test_worker_killed_meanwhile_does_not_matter(
+    small_dataset: xr.Dataset,
+    targets: Targets,
+    part: np.ndarray,
+    joined: tuple[tuple[Forest, ...], dict],
+    tmp_path: Path,
+) -> None:
+    killed: list[int] = []
+    with open_client("local", workers=2) as client:
+
+        def kill_once(_: int) -> None:
+            if not killed:
+                killed.append(min(client.run(os.getpid).values()))
+                os.kill(killed[0], signal.SIGKILL)
+
+        found, _ = grow(
+            client, small_dataset, targets, part, PRESET, integrated=False, seed=3,
+            directory=tmp_path, how="joined", on_progress=kill_once,
+        )  # fmt: skip
+    assert killed
+    assert_equal(found, joined[0])
+
+
+def test_test_samples_are_not_touched_and_the_choice_is_seeded(
+    small_dataset: xr.Dataset, targets: Targets, part: np.ndarray
+) -> None:
+    plans = plans_of(small_dataset, targets, part, PRESET, integrated=False, seed=3)
+    phase = samples_of(small_dataset).phase
+    for code, plan in enumerate(plans):
+        assert (part[plan.rows] != Part.test).all()
+        assert (phase[plan.rows] == code).all()
+        assert len(np.unique(plan.rows)) == len(plan.rows)
+    assert len(plans[0].rows) == 60
+    again, other = (
+        plans_of(small_dataset, targets, part, PRESET, integrated=False, seed=seed)[0]
+        for seed in (3, 4)
+    )
+    np.testing.assert_array_equal(again.rows, plans[0].rows)
+    assert not np.array_equal(other.rows, plans[0].rows)
+    nothing = np.full_like(part, Part.test)
+    with pytest.raises(ForestsError, match="Simulate more"):
+        plans_of(small_dataset, targets, nothing, PRESET, integrated=False, seed=3)
+
+
+def test_answers_of_the_workers_are_those_of_the_model_and_better_than_a_constant(
+    client: Client,
+    small_dataset: xr.Dataset,
+    targets: Targets,
+    part: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    (forest,), _ = grow(
+        client, small_dataset, targets, part, PRESET,
+        integrated=True, seed=0, directory=tmp_path, how="joined",
+    )  # fmt: skip
+    model = ForestModel((forest,), integrated=True)
+    predictor = Predictor("forest", model, targets, PRESET.preprocessing, 800, {})
+    predictor.save(tmp_path / "model")
+    rows, answer = predict_chunks(client, small_dataset, tmp_path / "model", part == Part.test)
+    profiles = small_dataset["intensity"].values[rows]
+    here = predictor.predict(profiles)
+    np.testing.assert_array_equal(answer.probabilities, here.probabilities)
+    np.testing.assert_array_equal(answer.phase, here.phase)
+    np.testing.assert_array_equal(answer.cells, here.cells)
+    labels = samples_of(small_dataset)
+    total = errors(targets, labels.phase[rows], labels.cells[rows], answer.phase, answer.cells)
+    scores = summary(targets, total)["all"]
+    assert scores["accuracy"] > 0.75
+    assert scores["mse_paper"] < 4e-3  # a constant: 1e-2
+
+
+def test_presets_are_the_papers_and_ours() -> None:
+    paper = FOREST_PRESETS["paper"]
+    sizes = {name: (s.trees, s.samples) for name, s in paper.by_system.items()}
+    assert sizes == {
+        "cubic": (150, 792), "trigonal": (200, 6500), "tetragonal": (200, 20500)
+    }  # fmt: skip
+    assert (paper.integrated.trees, paper.integrated.samples) == (250, 27800)
+    settings = (*paper.by_system.values(), paper.integrated)
+    assert all((s.max_depth, s.max_features, s.extra) == (50, 1.0, False) for s in settings)
+    assert paper.preprocessing == "profile_cropped@1"
+    assert {"quick", "standard"} < set(FOREST_PRESETS)

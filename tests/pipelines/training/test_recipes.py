@@ -1,0 +1,364 @@
+"""Every model from the command line on a small data set, and what interruptions may not change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from bragg_data.campaign import Campaign, load_campaign
+from bragg_data.store.repository import Store
+from bragg_models.forest import ForestModel
+from bragg_models.networks.guided import Guided
+from bragg_models.networks.paper import Caenn, Conditional, Multitask, build
+from catalog import registry
+from catalog.tracking import Tracking, TrackingError
+from pipelines.training import presets
+from pipelines.training.presets import ALL, MODELS, PRESETS, TrainError
+
+if TYPE_CHECKING:
+    from tests.small_bench import Bench
+
+pytest_plugins = ("tests.small_store", "tests.small_bench")
+
+TESTED = 142
+GLANCE_EPOCHS = 3
+
+
+def test_all_models_are_trained_and_registered(everything: str, bench: Bench) -> None:
+    for model in MODELS:
+        (version,) = bench.versions(model)
+        assert version.tags["data"] == "small-v1"
+        assert f"({model}), run {version.run_id}" in everything
+        run = bench.tracking.client.get_run(version.run_id)
+        assert run.data.tags["code_commit"]
+        assert run.info.run_name == f"{model} quick s0"
+    # In their order, the classifier once, and the glance as a model of its own.
+    order = [v.tags["model"] for v in reversed(registry.versions(bench.tracking, "small"))]
+    networks = [name for name in ALL if name != "classifier"]
+    assert order == [*networks, "perceptron", "multitask-integer"]
+    assert everything.count("Training classifier (preset quick)") == 1
+    assert not list((bench.state / "runs").iterdir())
+    champion = registry.champion(bench.tracking, "small")
+    assert champion is not None
+    assert champion.tags["model"] == "guided"
+
+
+def test_each_model_is_scored_on_the_test_samples(everything: str, bench: Bench) -> None:
+    assert everything
+    for model in MODELS:
+        metrics = bench.metrics(model)
+        assert metrics["test/all/n"] == TESTED, model
+        accuracy = metrics["test/all/accuracy"]
+        assert metrics["test/all/wrong"] == pytest.approx(TESTED * (1 - accuracy))
+        if model == "classifier":
+            assert "test/all/mse_paper" not in metrics
+            score = metrics["test/all/wrong"] / TESTED
+        else:
+            score = metrics["test/all/mse_paper"]
+        told = float(bench.versions(model)[0].tags["score"])
+        assert told == pytest.approx(score, rel=1e-5)  # six digits, for people
+    for model in ("forest", "transfer", "deep"):
+        metrics = bench.metrics(model)
+        assert metrics["test_true_system/all/accuracy"] == 1
+        assert metrics["test_true_system/all/mse_paper"] >= 0
+        # The phases are the classifier's.
+        told = bench.metrics("classifier")["test/all/accuracy"]
+        assert metrics["test/all/accuracy"] == told
+    # Nothing that was learnt here is much, but for what knows Bragg's law.
+    metrics = bench.metrics("guided")
+    assert metrics["test/all/wrong"] == 0
+    assert metrics["test/all/mse_paper"] < 1e-8
+    assert metrics["test_glance/all/mse_paper"] == pytest.approx(
+        float(bench.versions("perceptron")[0].tags["score"]), rel=1e-5
+    )
+    assert 1e-5 < metrics["test_glance/all/mse_paper"] < 0.1
+
+
+def test_epochs_are_logged_by_stage(everything: str, bench: Bench) -> None:
+    assert everything
+    regressors = [f"regressor_{name}/" for name in ("cubic", "tetragonal", "trigonal")]
+    prefixes = {
+        "classifier": [""], "multitask": [""], "multitask-integer": [""], "guided": [""],
+        "transfer": regressors, "deep": regressors, "caenn": ["autoencoder/", "regressor/"],
+    }  # fmt: skip
+    for model, stages in prefixes.items():
+        run = bench.versions(model)[0].run_id
+        logged = bench.metrics(model)
+        for stage in stages:
+            for name in ("train/loss", "train/learning_rate"):
+                history = bench.tracking.client.get_metric_history(run, f"{stage}{name}")
+                wanted = GLANCE_EPOCHS if model == "guided" else 1
+                assert [m.step for m in history] == list(range(1, wanted + 1)), (model, stage)
+            assert any(n.startswith(f"{stage}validation/all/") for n in logged), (model, stage)
+        others = {name for name in logged if "/train/" in f"/{name}"}
+        assert others == {n for n in others if any(n == f"{s}train/{n.split('/')[-1]}"
+                                                   for s in stages)}  # fmt: skip
+
+
+def test_figures_are_drawn(everything: str, bench: Bench) -> None:
+    assert everything
+    always = {"confusion.png"}
+    cells = {"parity.png", "error_map.png"}
+    curves = {"learning_curves.png"}
+    assert bench.figures("classifier") == always | curves
+    for model in ("multitask", "multitask-integer", "transfer", "deep", "guided"):
+        assert bench.figures(model) == always | cells | curves, model
+    assert bench.figures("caenn") == always | cells | curves | {"reconstructions.png"}
+    for model in ("forest", "integrated-forest"):
+        assert bench.figures(model) == always | cells, model
+
+
+def test_what_is_registered_answers(everything: str, bench: Bench) -> None:
+    assert everything
+    profiles = bench.store.open("small-v1").intensity[:5].values
+    kinds = {
+        "multitask": Multitask, "multitask-integer": Multitask, "transfer": Conditional,
+        "deep": Conditional, "caenn": Caenn, "guided": Guided, "forest": ForestModel,
+        "integrated-forest": ForestModel,
+    }  # fmt: skip
+    for model, kind in kinds.items():
+        predictor = bench.predictor(model)
+        assert isinstance(predictor.model, kind), model
+        assert predictor.provenance["model"] == model
+        assert predictor.provenance["order"]["preset"] == "quick"
+        answer = predictor.predict(profiles)
+        np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, rtol=1e-5)
+        for code in range(3):
+            own = answer.cells[answer.phase == code]
+            predictor.targets.lattices[code].check_tied(own)
+    assert np.isnan(bench.predictor("classifier").predict(profiles).cells).all()
+
+
+def test_frozen_features_stay_the_classifier_s(everything: str, bench: Bench) -> None:
+    assert everything
+    told = bench.predictor("classifier")
+    assert isinstance(told.model, Multitask)
+    for model in ("transfer", "deep"):
+        own = bench.predictor(model)
+        assert isinstance(own.model, Conditional)
+        assert own.preprocessing == told.preprocessing
+        for name, value in own.model.classifier.state_dict().items():
+            assert torch.equal(value, told.model.state_dict()[name]), (model, name)
+    uri = bench.versions("classifier")[0].uri
+    assert own.provenance["order"]["classifier"] == uri
+    features = own.model.features[1].state_dict()
+    assert not torch.equal(features["dense.0.weight"], told.model.features.dense[0].weight)
+
+
+def test_the_deep_regressors_begin_with_the_classifier_s_weights(
+    everything: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert everything
+    quick = PRESETS["deep"]["quick"]
+    still = {stage: replace(s, learning_rate=1e-9) for stage, s in quick.stages.items()}
+    monkeypatch.setitem(PRESETS["deep"], "quick", replace(quick, stages=still))
+    output = bench("deep", "--seed", "5")
+    assert f"told by the classifier {bench.versions('classifier')[0].uri}" in output
+    own, told = bench.predictor("deep").model, bench.predictor("classifier").model
+    assert isinstance(own, Conditional)
+    assert isinstance(told, Multitask)
+    for features in own.features:
+        for name, value in features.state_dict().items():
+            wanted = told.features.state_dict()[name]
+            assert (value - wanted).abs().max() < 1e-6, name
+
+
+@pytest.mark.parametrize("model", ["caenn", "transfer", "classifier"])
+def test_the_same_seed_gives_the_same_metrics(everything: str, bench: Bench, model: str) -> None:
+    assert everything
+    shutil.rmtree(bench.state / "cache")
+    bench(model)
+    assert bench.metrics(model, 0) == bench.metrics(model, 1)
+    bench(model, "--seed", "9")
+    first, other = bench.metrics(model, 0), bench.metrics(model, 1)
+    assert {k for k in first if first[k] != other[k]}
+
+
+# ---- beside ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(
+    bench: Bench,
+    small_store: Store,
+    campaign_file: Path,
+    simulate_into: Callable[[Store, Campaign, str], None],
+    tmp_path_factory: pytest.TempPathFactory,
+    tracking_in: Callable[[Path], Tracking],
+) -> Bench:
+    """A store with cells between those of the small data set, and with other data sets."""
+    directory = tmp_path_factory.mktemp("several")
+    shutil.copytree(small_store.uri.removeprefix("file://"), directory / "store")
+    store = Store(directory / "store")
+    path = shutil.copytree(campaign_file.parent, directory / "campaign") / campaign_file.name
+    own = path.read_text(encoding="utf-8")
+    between = own.replace("3.90,", "3.905,").replace("4.10,", "4.095,").replace("0.002", "0.01")
+    others = {
+        "between-v1": between.replace('"small"', '"between"'),
+        "two-v1": own[: own.rindex("[[phases]]")].replace('"small"', '"two"'),
+        "coarse-v1": own.replace("0.0012", "0.00121").replace('"small"', '"coarse"'),
+    }
+    for tag, text in others.items():
+        path.write_text(text, encoding="utf-8")
+        simulate_into(store, load_campaign(path), tag)
+    return replace(bench, store=store, tracking=tracking_in(directory), state=directory / "state")
+
+
+def test_our_network_learns_from_samples_beside_a_blocked_split(several: Bench) -> None:
+    output = several("guided", "--beside", "between-v1", "--split", "blocked")
+    assert ", champion" not in output
+    assert registry.champion(several.tracking, "small") is None
+    (version,) = several.versions("guided")
+    assert version.tags["split"].startswith("blocked")
+    run = several.tracking.client.get_run(version.run_id)
+    used = {
+        entry.dataset.name: entry.tags[0].value for entry in run.inputs.dataset_inputs
+    }  # fmt: skip
+    assert used == {"small-v1": "training", "between-v1": "training, beside"}
+    assert several.predictor("guided").provenance["order"]["beside"] == ["between-v1"]
+    assert several.metrics("guided")["test/all/mse_paper"] < 1e-8
+
+
+@pytest.mark.parametrize("tag", ["two-v1", "coarse-v1"])
+def test_what_does_not_fit_is_not_learnt_from_beside(several: Bench, tag: str) -> None:
+    with pytest.raises(TrainError, match=f"{tag} has other phases or another time-of-flight grid"):
+        several("guided", "--beside", tag)
+
+
+# ---- refused -----------------------------------------------------------------------------------
+
+
+def test_what_is_asked_wrongly_is_refused_before_anything_is_done(bench: Bench) -> None:
+    wrong = {
+        ("multitask", "guidde"): "There is no model 'guidde'",
+        ("multitask", "guided", "--preset", "paper"): "There is no preset 'paper' of guided",
+        ("caenn", "--preset", "fast"): "There is no preset 'fast' of caenn",
+        ("forest", "--preset", "fast"): "There is no preset 'fast' of forest",
+        ("multitask", "--split", "halves"): "There is no split 'halves'. Choose random or blocked",
+        ("forest", "--grow", "slowly"): "Forests are not grown by 'slowly'. Choose search or",
+        ("--resume", "0" * 32): "has no checkpoint in",
+    }
+    before = len(bench.tracking.client.search_runs(["1"]))
+    for arguments, message in wrong.items():
+        with pytest.raises(TrainError) as refused:
+            bench(*arguments)
+        told = str(refused.value)
+        assert message in told
+        assert "\n" not in told
+    assert len(bench.tracking.client.search_runs(["1"])) == before
+
+
+def test_a_finished_run_is_not_resumed(everything: str, bench: Bench) -> None:
+    assert everything
+    run = bench.versions("multitask")[0].run_id
+    with pytest.raises(TrainError, match=rf"'{run}' has no checkpoint.*There is none"):
+        bench("--resume", run)
+    with (
+        pytest.raises(TrackingError, match="is finished"),
+        bench.tracking.resumed(run),
+    ):
+        pass
+
+
+# ---- killed ------------------------------------------------------------------------------------
+
+CHILD = "import tests.small_bench as t; t.shorten(); from pipelines.cli.console import run; run({})"
+
+
+def killed(bench: Bench, stage: str, *arguments: str) -> str:
+    """Start a training in a process of its own, kill it after the first epoch of a stage."""
+    code = CHILD.format("t.train.app")
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--store", bench.store.uri, "--data", "small-v1",
+         *bench.places],
+        stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    with child:
+        end = time.monotonic() + 120
+        while not (found := list(bench.state.glob(f"runs/*/{stage}.safetensors"))):
+            assert child.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    return found[0].parent.name
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "epochs"), [("multitask", "multitask", 12), ("caenn", "regressor", 12)]
+)
+def test_killed_and_resumed_it_comes_to_the_same_scores(
+    bench: Bench,
+    tmp_path: Path,
+    tracking_in: Callable[[Path], Tracking],
+    model: str,
+    stage: str,
+    epochs: int,
+) -> None:
+    arguments = (model, "--seed", "3", "--epochs", str(epochs))
+    other = replace(bench, tracking=tracking_in(tmp_path), state=tmp_path / "state")
+    run = killed(other, stage, *arguments)
+    client = other.tracking.client
+    assert client.get_run(run).info.status == "RUNNING"
+    assert not registry.versions(other.tracking, "small")
+    prefix = f"{stage}/" if model == "caenn" else ""
+    told = client.get_metric_history(run, f"{prefix}train/loss")
+    assert len(told) < epochs
+    with pytest.raises(TrainError, match=rf"Unfinished runs: {run}\."):
+        other("--resume", "0" * 32)
+    output = other("--resume", run)
+    assert "from the checkpoint" in output
+    assert client.get_run(run).info.status == "FINISHED"
+    assert not list((other.state / "runs").iterdir())
+    (version,) = other.versions(model)
+    assert version.run_id == run
+    history = client.get_metric_history(run, f"{prefix}train/loss")
+    bench(*arguments)
+    undisturbed = bench.metrics(model)
+    resumed = other.metrics(model)
+    final = {name for name in undisturbed if name.startswith("test/")}
+    assert len(final) > 10
+    assert {n: resumed[n] for n in final} == {n: undisturbed[n] for n in final}
+    assert resumed == undisturbed
+    whole = bench.tracking.client.get_metric_history(
+        bench.versions(model)[0].run_id, f"{prefix}train/loss"
+    )
+    assert {m.step: m.value for m in history}.items() <= {m.step: m.value for m in whole}.items()
+    one, same = bench.predictor(model).model, other.predictor(model).model
+    assert isinstance(one, torch.nn.Module)
+    assert isinstance(same, torch.nn.Module)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name])
+
+
+def test_presets_build_networks() -> None:
+    """Whatever a preset says of its network has to fit the description."""
+    shape = {"points": 2807, "phases": 3, "parameters": 3}
+    for model in ("multitask", "multitask-integer", "caenn"):
+        for preset in presets.PRESETS[model].values():
+            build("caenn" if model == "caenn" else "multitask", {**shape, **preset.network})
+
+
+def test_a_chosen_part_of_the_samples_leaves_all_for_validation(
+    everything: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert everything
+    quick = replace(PRESETS["caenn"]["quick"], training_samples=200)
+    monkeypatch.setitem(PRESETS["caenn"], "quick", quick)
+    bench("caenn", "--seed", "11")
+    metrics = bench.metrics("caenn")
+    assert metrics["regressor/validation/all/n"] > 20
+    assert metrics["autoencoder/validation/all/mae"] > 0
