@@ -20,6 +20,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
+from bragg_data.errors import first_line
 from catalog.tracking import Run, Tracking
 
 LOADER = "bragg_models.predictors"
@@ -366,7 +367,7 @@ def _downloaded(tracking_uri: str, version: ModelVersion, path: str, into: str) 
         uri = f"{version.source}/{path}" if path else version.source
         return Path(download_artifacts(uri, dst_path=into, tracking_uri=tracking_uri))
     except (MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise ModelError(
             f"The files of {version.uri} cannot be read: {reason}. Train the model again, or name "
             f"another version."

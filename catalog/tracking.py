@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
+from bragg_data.errors import first_line
 from catalog.datasets import dataset_input, source_of
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Tracking:
                 with FileLock(f"{path}.lock", fallback_to_soft=False):
                     self.client = self._connected()
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = first_line(error)
             raise TrackingError(
                 f"MLflow at {uri} cannot be used: {reason}. Give another place with --tracking, "
                 f"for example {DEFAULT_TRACKING_URI}."

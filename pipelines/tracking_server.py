@@ -22,6 +22,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from bragg_data.errors import first_line
 from catalog.tracking import Tracking
 from pipelines.cli.console import Progress, next_commands, run, say
 
@@ -242,7 +243,7 @@ def _load(file: Path, uri: str) -> None:
     try:
         tables = inspect(engine).get_table_names()
     except SQLAlchemyError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise TrackingServerError(f"{make_url(uri)!r} cannot be used: {reason}") from error
     finally:
         engine.dispose()

@@ -21,6 +21,7 @@ from bragg_data.crystallography.cell import (
     cell_volume,
     lattice_of,
 )
+from bragg_data.errors import first_line
 
 # Elements whose scattering length varies with energy over the thermal range (a nuclear resonance,
 # tabulated with Breit-Wigner terms by GSAS-II and Lynn & Seeger, ADNDT 44 (1990) 191).
@@ -305,7 +306,7 @@ def _structure(text: str, where: str) -> gemmi.SmallStructure:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, CrystalError):
             raise
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise CrystalError(f"{where} is not a readable CIF: {reason}.") from error
     # Operations come first: the symbol alone does not always tell the setting.
     structure.determine_and_set_spacegroup("S.H2")

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bragg_data.errors import first_line
 from bragg_models.data.batches import shuffled
 from bragg_models.metrics import summary
 from bragg_models.targets import Targets
@@ -175,7 +176,7 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise TrainingError(f"Device '{name}' cannot be used: {reason}. Use cpu.") from error
     return device
 

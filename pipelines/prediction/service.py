@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
+from bragg_data.errors import first_line
 from bragg_data.instrument.instprm import InstrumentError
 from bragg_data.measurement.load import measure
 from bragg_data.measurement.readers import ProfileError
@@ -157,7 +158,7 @@ class Holder:
                 self.current = Loaded(found, predictor)
             self.problem = ""
         except Exception as error:  # whoever answered goes on answering
-            self.problem = str(error).strip().splitlines()[0]
+            self.problem = f"{first_line(error)}."
 
 
 def _ready(directory: Path) -> Predictor:
