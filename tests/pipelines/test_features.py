@@ -146,7 +146,7 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(
 
 KILLED = """
 import sys, time
-from bragg_data.store import Store
+from bragg_data.store.repository import Store
 from catalog.features import FeatureWriter, view_of, write_features
 store = Store(sys.argv[1])
 dataset, view = store.open("small-v1"), view_of("profile_minmax")

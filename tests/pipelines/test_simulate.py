@@ -230,7 +230,7 @@ def test_slurm_with_a_cancelled_job(slurm, tmp_path, undisturbed):
 
 RUNNING = """
 import time
-from pipelines.cluster import open_client
+from pipelines.cluster.client import open_client
 with open_client("local", workers=1) as client:
     print(client.scheduler.address, flush=True)
     time.sleep(600)

@@ -18,7 +18,7 @@ from bragg_data.crystallography.reflections import lines_of, unique_reflections
 from bragg_data.crystallography.structure import read_phase
 from bragg_data.instrument.instprm import InstrumentError, TofGrid
 from bragg_data.simulation.kinematic import Simulator, exact_pattern
-from tests.test_structure import RUTILE
+from tests.bragg_data.crystallography.test_structure import RUTILE
 
 DATA = Path(__file__).parents[2] / "data"
 

@@ -183,7 +183,9 @@ def test_wrong_number_of_jobs(text: str) -> None:
 
 
 def test_slurm_leaves_ctrl_c_to_the_program() -> None:
-    script = "import signal, pipelines.slurm; print(signal.getsignal(signal.SIGINT).__name__)"
+    script = (
+        "import signal, pipelines.cluster.slurm; print(signal.getsignal(signal.SIGINT).__name__)"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

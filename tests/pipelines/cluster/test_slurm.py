@@ -150,8 +150,8 @@ def driver(options: SlurmOptions, work: str) -> Iterator[subprocess.Popen[str]]:
     program = f"""
 import faulthandler, signal, time
 from pathlib import PosixPath
-from pipelines.cluster import open_client
-from pipelines.cluster_options import SlurmOptions
+from pipelines.cluster.client import open_client
+from pipelines.cluster.options import SlurmOptions
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1)
     with open_client("slurm", slurm={changed(options, jobs=(1, 1))}) as client:

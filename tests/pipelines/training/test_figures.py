@@ -121,7 +121,7 @@ def test_every_system_has_a_colour_of_its_own() -> None:
 
 
 def test_no_display_is_looked_for() -> None:
-    code = "import sys, pipelines.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, pipelines.training.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0
 
 
