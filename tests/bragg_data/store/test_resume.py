@@ -108,7 +108,8 @@ def test_killed_in_the_middle_of_an_epoch_it_comes_to_the_same_end(tmp_path: Pat
     assert not undisturbed[1][-1].is_best  # or the best weights would not be put to the test
     path = tmp_path / "fit.safetensors"
     child = subprocess.Popen(
-        [sys.executable, "-m", "tests.bragg_data.store.test_resume", path], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "tests.bragg_data.store.test_resume", path],
+        stdout=subprocess.PIPE, text=True,
         cwd=Path(__file__).parents[3], env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     with child:
