@@ -33,9 +33,9 @@ from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.instrument.instprm import Instrument, read_instruments
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
-from bragg_data.measurement.load import Measurement, measure
-from bragg_data.refinement.linear_fit import peaks
-from bragg_data.refinement.rietveld import Refined, Refiner
+from bragg_data.measurement.load import Measurement, load_measurements
+from bragg_data.refinement.linear_fit import reflection_positions
+from bragg_data.refinement.rietveld import RefinementResult, Refiner
 from pipelines.prediction.predict import with_uncertainty
 
 console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
@@ -280,7 +280,7 @@ def turned(instrument: Instrument, ikeda: tuple[float, ...]) -> Instrument:
 
 
 def single_lines(
-    refiner: Refiner, measured: Measurement, fit: Refined, known: float
+    refiner: Refiner, measured: Measurement, fit: RefinementResult, known: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return known spacings and measured times of a cubic phase's lines that stand alone.
 
@@ -288,11 +288,11 @@ def single_lines(
     straight background: y = s P - s δ P' + b + c ln T.
     """
     campaign, log_tof = refiner.campaign, np.log(refiner.campaign.grid.tof)
-    others = {name: np.array([fit.others[name]]) for name in ("u_scale", "size", "microstrain")}
+    others = {name: np.array([fit.parameters[name]]) for name in ("u_scale", "size", "microstrain")}
     phase, y = np.array([fit.phase]), measured.gridded
     pattern = refiner.simulator.simulate(phase, fit.cell[None], **others)[0].astype(float)
     columns = np.stack([pattern, np.gradient(pattern, log_tof), log_tof**0, log_tof], axis=1)
-    tof, _ = peaks(campaign.phases[fit.phase], fit.cell, campaign, visible=0.01)
+    tof, _ = reflection_positions(campaign.phases[fit.phase], fit.cell, campaign, visible=0.01)
     tof = tof[np.append(True, np.diff(np.log(tof)) > 1e-6)]  # 333 and 511 are one
     found = []
     for place in np.log(tof):
@@ -316,7 +316,7 @@ def explain(case: Case, measured: Path, directory: Path, table: Table, axis: Axe
     names = ("given", "own", "turned") if case.difc_difa_zero else ("given", "header")
     for name in names[: 1 if case.name == "silicon" else None]:
         path = None if name == "header" else directory / f"{name}.instprm"
-        (one,) = measure(measured / case.file, campaign, path, case.bank, angle)
+        (one,) = load_measurements(measured / case.file, campaign, path, case.bank, angle)
         assert one.calibration is not None
         for zero in (False, True) if name == "given" else (False,):
             (fit,) = refiner.refine(one.gridded, [(0, cells[0])], tzero=zero)
@@ -325,7 +325,7 @@ def explain(case: Case, measured: Path, directory: Path, table: Table, axis: Axe
             table.add_row(
                 case.name, name + ", Zero refined" * zero, f"{one.calibration.difc:.2f}",
                 *(f"{value:+.2f}" for value in (found[0], found[2], found.mean())),
-                f"{100 * fit.overlay.rwp:.2f} %",
+                f"{100 * fit.pattern_fit.rwp:.2f} %",
             )  # fmt: skip
         (fit,) = refiner.refine(one.gridded, [(cubic, cells[cubic])])
         d, tof = single_lines(refiner, one, fit, case.phases[cubic].a)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.measurement.readers import MINIMUM_POINTS, Profile
-from bragg_data.measurement.resampling import on_grid
+from bragg_data.measurement.resampling import resample_to_grid
 from bragg_data.preprocessing import minmax
 
 DEGREE = 2
@@ -282,7 +282,7 @@ def paper_preprocessed(
         The campaign's points and instrument.
     own
         The measurement's own calibration: T of the grid → d → T of the measurement, as in
-        :func:`bragg_data.measurement.resampling.on_grid`. None takes its times as those of
+        :func:`bragg_data.measurement.resampling.resample_to_grid`. None takes its times as those of
         ``instrument``.
 
     Returns
@@ -310,7 +310,7 @@ def paper_preprocessed(
     """
     known = profile.sigma > 0
     # The same refusals and the same coverage as for the project's own preprocessing.
-    gridded = on_grid(profile, grid, instrument, own)
+    gridded = resample_to_grid(profile, grid, instrument, own)
     target = grid.tof
     if own is not None:
         target = own.tof_from_d_spacing(instrument.d_spacing_from_tof(target))

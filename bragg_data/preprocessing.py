@@ -247,7 +247,7 @@ def prepare_measured(
     Parameters
     ----------
     intensity, sigma : shape (n, points) or (points,)
-        On the campaign's grid (:func:`bragg_data.measurement.resampling.on_grid`).
+        On the campaign's grid (:func:`bragg_data.measurement.resampling.resample_to_grid`).
     covered : same shape
         Where the measurement holds information.
 

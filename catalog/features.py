@@ -36,8 +36,8 @@ from bragg_data.store.repository import (
     FEATURES,
     Store,
     StoreError,
-    errors_told,
     open_dataset,
+    storage_errors,
 )
 from catalog import registry
 from catalog.tracking import Tracking
@@ -336,7 +336,7 @@ def materialised(store: Store, tag: str | None = None) -> list[Materialised]:
 
 def _materialised(store: Store, dataset: xr.Dataset) -> Iterator[Materialised]:
     branch = store.branch_of(dataset)
-    with errors_told(f"reading the features of {dataset.attrs['tag']} in {store.uri}"):
+    with storage_errors(f"reading the features of {dataset.attrs['tag']} in {store.uri}"):
         session = store.repository.readonly_session(branch=branch)
         root = zarr.open_group(session.store, mode="r")
         if FEATURES not in root:

@@ -13,7 +13,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from bragg_data.measurement.load import measure
+from bragg_data.measurement.load import load_measurements
 from bragg_data.store.checks import Finding, check, drift
 from bragg_data.store.repository import DEFAULT_URI, Store
 from bragg_data.store.schema import campaign_of
@@ -54,11 +54,15 @@ def main(
         findings = check(dataset, peaks=peaks, on_chunk=bar.advance)
     if measured:
         campaign = campaign_of(dataset)
-        profiles = [m.prepared for f in measured for m in measure(f, campaign, instrument, bank)]
+        profiles = [
+            m.prepared for f in measured for m in load_measurements(f, campaign, instrument, bank)
+        ]
         findings.append(drift(dataset, np.stack(profiles)))
     failed = [one for one in findings if one.hard and not one.passed]
     if as_json:
-        print(json.dumps([asdict(one) for one in findings], indent=2, ensure_ascii=False))
+        # "found" is the deprecated name of "message".
+        results = [asdict(one) | {"found": one.message} for one in findings]  # deprecated
+        print(json.dumps(results, indent=2, ensure_ascii=False))
     else:
         name = dataset.attrs["tag"]
         _show(name, findings)
@@ -83,7 +87,7 @@ def _show(tag: str, findings: list[Finding]) -> None:
         verdict = "[green]passed[/]" if one.passed else (
             "[bold red]failed[/]" if one.hard else "[yellow]warning[/]"
         )  # fmt: skip
-        table.add_row(one.name, verdict, one.found)
+        table.add_row(one.name, verdict, one.message)
     console.print(table)
     hard = sum(one.hard and not one.passed for one in findings)
     say(f"{hard} hard checks failed." if hard else "All hard checks passed.")

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bragg_data.campaign import Campaign, Samples, load_campaign
 from bragg_data.simulation import gsas2, kinematic
-from bragg_data.store.repository import errors_told
+from bragg_data.store.repository import storage_errors
 from pipelines.cli.console import Progress, console, next_commands, run, say
 from pipelines.cli.style import SYSTEM_COLORS
 from pipelines.cluster.client import open_client
@@ -173,7 +173,7 @@ def draw_extremes(campaign: Campaign, found: Comparison, file: Path) -> None:
         _draw(campaign, found, row, title, axes)
     panels[-1].set_xlabel("time of flight / ms")
     figure.suptitle(f"{campaign.name}: fast simulator and {found.gsas2}")
-    with errors_told(f"writing {file}"):
+    with storage_errors(f"writing {file}"):
         figure.savefig(file, format="png", dpi=150)
 
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bragg_data.store.diff import SAME_INTENSITY, Changes, changes
-from bragg_data.store.repository import DEFAULT_URI, Store, errors_told
+from bragg_data.store.repository import DEFAULT_URI, Store, storage_errors
 from pipelines.cli.console import console, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
@@ -39,7 +39,7 @@ def main(
     """
     repository = Store(store)
     first, second = repository.open(old), repository.open(new)
-    with errors_told(f"comparing '{old}' with '{new}'"):
+    with storage_errors(f"comparing '{old}' with '{new}'"):
         found = changes(first, second)
     if as_json:
         sides = {"old": _side(first), "new": _side(second)}

@@ -12,10 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from bragg_data.campaign import load_campaign
-from bragg_data.measurement.load import Measurement, measure
+from bragg_data.measurement.load import Measurement, load_measurements
 from bragg_data.preprocessing import PreprocessingError
 from bragg_data.provenance import code_commit
-from bragg_data.store.measured import labels_from, measured_dataset, measurements_of, write_measured
+from bragg_data.store.measured import (
+    labels_from,
+    measured_dataset,
+    measurement_records,
+    write_measured,
+)
 from bragg_data.store.repository import DEFAULT_URI, Store
 from pipelines.cli.console import Progress, console, next_commands, run, say
 from pipelines.prediction.distributed import files_of
@@ -71,7 +76,7 @@ def main(
     measurements: list[Measurement] = []
     with Progress("Reading", len(meant), "files") as bar:
         for file in meant:
-            found = measure(file, chosen, instrument, bank, two_theta)
+            found = load_measurements(file, chosen, instrument, bank, two_theta)
             for one in found:
                 try:
                     _ = one.prepared
@@ -85,7 +90,7 @@ def main(
     )
     repository = Store(store, create=True)
     made = write_measured(repository, dataset, measurements, tag)
-    _show(measurements_of(dataset), measurements)
+    _show(measurement_records(dataset), measurements)
     say(f"Tag [bold]{made.name}[/], snapshot {made.snapshot_id}, in {escape(repository.uri)}")
     given = "" if store == DEFAULT_URI else f" --store {shlex.quote(store)}"
     next_commands(

@@ -26,7 +26,7 @@ from bragg_data.store.repository import (
     StoreError,
     Tag,
     campaign_of,
-    errors_told,
+    storage_errors,
     verify,
 )
 from pipelines.cli.console import console, next_commands, run, say
@@ -239,7 +239,7 @@ def main(
     if png is not None:
         if not tags:
             raise StoreError(f"{repository.uri} has no tags yet, so there is nothing to draw.")
-        with errors_told(f"writing {png}"):
+        with storage_errors(f"writing {png}"):
             draw_patterns(repository.open(tags[-1].name), png)
     summaries = [summary(repository, one) for one in tags]
     if check:

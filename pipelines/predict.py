@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from bragg_data.measurement.load import measure
+from bragg_data.measurement.load import load_measurements
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Predictor
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
@@ -209,7 +209,7 @@ def _ask_here(
     told, measured = Told(), []
     for file in files:
         try:
-            measured += measure(
+            measured += load_measurements(
                 file, predictor.campaign, question.calibration, question.bank, question.two_theta
             )
         except REFUSED as error:

@@ -13,7 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 
 from bragg_data.campaign import BUILT_IN, load_campaign
-from bragg_data.measurement.load import measure
+from bragg_data.measurement.load import load_measurements
 from bragg_data.store.repository import DEFAULT_URI, Store
 from bragg_data.store.schema import counts_per_system
 from catalog import registry
@@ -119,7 +119,7 @@ def _predict_examples(place: Tracking, name: str) -> list[tuple[Answer, dict[str
     predictor, version = load_model(f"models:/{name}@{registry.CHAMPION}", place)
     examples = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
     measurements = [
-        measure(
+        load_measurements(
             EXAMPLES / file,
             predictor.campaign,
             EXAMPLES / example["instrument"]

@@ -24,7 +24,7 @@ from bragg_data.provenance import code_commit
 from bragg_data.simulation import kinematic
 from bragg_data.simulation.gsas2 import PATTERN_SECONDS, PatternsError
 from bragg_data.store import schema
-from bragg_data.store.repository import DEFAULT_URI, Store, Tag, errors_told
+from bragg_data.store.repository import DEFAULT_URI, Store, Tag, storage_errors
 from bragg_data.store.simulated import Writer
 from pipelines.cli.console import Progress, console, duration, next_commands, run, say, three_digits
 from pipelines.cluster.blocks import do_blocks
@@ -238,7 +238,7 @@ def simulate_cells(
     rows, n = campaign.rows_per_chunk(recipe.simulator), len(samples)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        with errors_told(f"writing {out}"):
+        with storage_errors(f"writing {out}"):
             # HDF5 can crash where a disk fills: see first whether there is room.
             with partial.open("wb") as file:
                 size = dataset.nbytes + 4 * n * campaign.grid.points + _NETCDF_OVERHEAD

@@ -18,9 +18,13 @@ from matplotlib.figure import Figure
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
-from bragg_data.measurement.load import SAME_ANGLE
+from bragg_data.measurement.load import ANGLE_TOLERANCE
 from bragg_data.provenance import code_commit
-from bragg_data.refinement.linear_fit import lay_over, peaks, simulator_of
+from bragg_data.refinement.linear_fit import (
+    fit_scale_and_background,
+    reflection_positions,
+    simulator_of,
+)
 from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.store.repository import DEFAULT_URI, Store
@@ -255,7 +259,7 @@ def other_bank(path: Path, campaign: Campaign) -> Instrument:
     """Return the bank of a file that is most like the campaign's, but at another angle."""
     difc, angle = campaign.instrument.difc, campaign.instrument.two_theta
     # The same bank with another calibration is no other bank.
-    banks = [one for one in read_instruments(path) if abs(one.two_theta - angle) > SAME_ANGLE]
+    banks = [one for one in read_instruments(path) if abs(one.two_theta - angle) > ANGLE_TOLERANCE]
     for bank in sorted(banks, key=lambda one: abs(np.log(one.difc / difc))):
         with suppress(InstrumentError):  # no peak shape in a part of the window
             Simulator(campaign.phases, bank, campaign.grid, size=1.0, microstrain=1000.0)
@@ -345,10 +349,11 @@ def _figures(one: Validation, campaign: Campaign, named: dict[str, str]) -> dict
                 f"{p} {cells[row, CELL_PARAMETERS.index(p)]:.4f}"
                 for p in of.lattice.free_parameters
             )
-            draw(axis, tof, known.gridded[row], lay_over(known.gridded[row], pattern),
+            draw(axis, tof, known.gridded[row],
+                 fit_scale_and_background(known.gridded[row], pattern),
                  title=f"{known.name}, {known.samples[row]}: {named.get(key, key)} says {of.name}, "
                  f"{values}", color=SYSTEM_COLORS[of.crystal_system],
-                 ticks=peaks(of, cells[row], campaign)[0])  # fmt: skip
+                 ticks=reflection_positions(of, cells[row], campaign)[0])  # fmt: skip
         axes[-1].set_xlabel("time of flight (µs)")
         drawn[named.get(key, key)] = figure
     return drawn

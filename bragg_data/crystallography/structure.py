@@ -160,7 +160,9 @@ def scattering_length(element: str) -> complex:
     return complex(b, imaginary) / 10.0
 
 
-def swollen(phase: Phase, like: Phase, cell: NDArray[np.float64]) -> NDArray[np.float64]:
+def scaled_to_volume_per_atom(
+    phase: Phase, like: Phase, cell: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return the cell of a phase's CIF with as much volume for an atom as another phase's cell."""
     room = cell_volume(cell[None])[0] / len(like.positions)
     own = np.array(phase.cell, dtype=np.float64)

@@ -15,13 +15,13 @@ from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
 from bragg_data.measurement.resampling import (
     GriddedProfile,
     match_bank,
+    measurement_warnings,
     nominal_calibration,
-    on_grid,
-    warnings_of,
+    resample_to_grid,
 )
 from bragg_data.preprocessing import prepare_measured
 
-SAME_ANGLE = 5.0
+ANGLE_TOLERANCE = 5.0
 """Degrees between the angles of two banks that count as one."""
 
 
@@ -56,7 +56,7 @@ class Measurement:
         return prepare_measured(g.intensity, g.sigma, g.covered)
 
 
-def measure(
+def load_measurements(
     path: Path,
     campaign: Campaign,
     calibration: Path | None = None,
@@ -108,8 +108,8 @@ def measure(
             if instruments is None
             else match_bank(profile, instruments)
         )
-        gridded = on_grid(profile, campaign.grid, campaign.instrument, own)
-        said = warnings_of(profile, gridded, campaign.instrument, own, nominal=nominal)
+        gridded = resample_to_grid(profile, campaign.grid, campaign.instrument, own)
+        said = measurement_warnings(profile, gridded, campaign.instrument, own, nominal=nominal)
         measured.append(Measurement(profile, gridded, own, nominal, said))
     return measured
 
@@ -121,7 +121,7 @@ def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> lis
     chosen = [
         p
         for p in profiles
-        if p.two_theta is not None and abs(p.two_theta - instrument.two_theta) < SAME_ANGLE
+        if p.two_theta is not None and abs(p.two_theta - instrument.two_theta) < ANGLE_TOLERANCE
     ]
     if not chosen and all(p.two_theta is None for p in profiles):
         chosen = [p for p in profiles if p.bank == instrument.bank]

@@ -14,11 +14,11 @@ from bragg_data.campaign import Campaign
 from bragg_data.measurement.label import Label
 from bragg_data.measurement.load import Measurement
 from bragg_data.measurement.readers import Profile, ProfileError
-from bragg_data.measurement.resampling import on_grid, warnings_of
+from bragg_data.measurement.resampling import measurement_warnings, resample_to_grid
 
 
 @dataclass(frozen=True, eq=False)
-class Pseudo:
+class PseudoExperiment:
     """One pseudo-experiment.
 
     Attributes
@@ -36,7 +36,9 @@ class Pseudo:
     truth: dict[str, Any]
 
 
-def read_pseudo(path: Path, campaign: Campaign, *, calibrated: bool) -> list[Pseudo]:
+def read_pseudo_experiments(
+    path: Path, campaign: Campaign, *, calibrated: bool
+) -> list[PseudoExperiment]:
     """Read pseudo-experiments: an NPZ file with ``tof``, ``y``, ``sigma``, and a JSON file beside.
 
     Parameters
@@ -81,22 +83,22 @@ def _pseudo(
     truth: dict[str, Any],
     campaign: Campaign,
     calibrated: bool,
-) -> Pseudo:
+) -> PseudoExperiment:
     profile = Profile(
         tof, intensity, sigma, bank=None, title=f"pseudo-experiment {truth['index']}",
         two_theta=None, difc=None, header={}, source=name,
     )  # fmt: skip
     instrument = campaign.instrument
     own = instrument.moved(difc=truth["difC"], tzero=truth["Zero"]) if calibrated else None
-    gridded = on_grid(profile, campaign.grid, instrument, own)
-    said = warnings_of(profile, gridded, instrument, own)
+    gridded = resample_to_grid(profile, campaign.grid, instrument, own)
+    said = measurement_warnings(profile, gridded, instrument, own)
     (phase,) = (
         code for code, one in enumerate(campaign.phases)
         if one.crystal_system.name == truth["crystal_system"]
     )  # fmt: skip
     lattice = campaign.phases[phase].lattice
     free = np.array([[truth[parameter] for parameter in lattice.free_parameters]])
-    return Pseudo(
+    return PseudoExperiment(
         Measurement(profile, gridded, own, own is None, said),
         Label(phase, tuple(float(v) for v in lattice.cells(free)[0])),
         truth,

@@ -17,10 +17,10 @@ __all__ = [
     "Profile",
     "ProfileError",
     "match_bank",
+    "measurement_warnings",
     "nominal_calibration",
-    "on_grid",
     "read_profiles",
-    "warnings_of",
+    "resample_to_grid",
 ]
 
 MINIMUM_COVERAGE = 0.2
@@ -49,7 +49,7 @@ class GriddedProfile:
     covered: NDArray[np.bool_]
 
 
-def on_grid(
+def resample_to_grid(
     profile: Profile, grid: TofGrid, instrument: Instrument, own: Instrument | None
 ) -> GriddedProfile:
     """Bring a measured profile to the grid of a campaign.
@@ -228,7 +228,7 @@ def nominal_calibration(profile: Profile, instrument: Instrument) -> Instrument 
     return instrument.moved(two_theta=profile.two_theta or instrument.two_theta, **changes)
 
 
-def warnings_of(
+def measurement_warnings(
     profile: Profile,
     gridded: GriddedProfile,
     instrument: Instrument,

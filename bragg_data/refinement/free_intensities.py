@@ -19,11 +19,16 @@ from scipy.optimize import least_squares, nnls
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, reciprocal_metric
 from bragg_data.crystallography.reflections import lines_of, unique_reflections
-from bragg_data.crystallography.structure import Phase, swollen
+from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.linear_fit import Overlay
-from bragg_data.refinement.rietveld import Refined, RefinementError, ranked, serial_correlation
+from bragg_data.refinement.linear_fit import PatternFit
+from bragg_data.refinement.rietveld import (
+    RefinementError,
+    RefinementResult,
+    rank_fits,
+    serial_correlation,
+)
 
 _Array = NDArray[np.float64]
 
@@ -37,11 +42,11 @@ _BROADENING = (("inverse_size", 0.0, 6.0, 0.05), ("microstrain", 0.0, 6000.0, 50
 _FAR = 0.02  # relative change of the cell, or of an angle in rad, beyond which it has run away
 
 
-def refine_positions(
+def refine_lattices(
     campaign: Campaign,
     gridded: GriddedProfile,
     starts: Sequence[tuple[int, NDArray[np.float64]]],
-) -> list[Refined]:
+) -> list[RefinementResult]:
     """Refine the lattice of each phase with free intensities; the most plausible one first.
 
     Parameters
@@ -67,15 +72,18 @@ def refine_positions(
     shortest = max(_shortest(campaign, gridded, code) for code in codes)
     lattices = [_Lattice(campaign, gridded, code, shortest) for code in codes]
     lattices.sort(key=lambda one: len(one.columns))
-    found: list[Refined] = []
+    found: list[RefinementResult] = []
     for one in lattices:
         cells = [cell for phase, cell in starts if phase == one.code]
         if not found:  # the one with the fewest parameters finds the size
             cells += one.sizes()
         # A lattice of the same size in another system is a start, too.
-        cells += [swollen(one.phase, campaign.phases[fit.phase], fit.cell) for fit in found]
+        cells += [
+            scaled_to_volume_per_atom(one.phase, campaign.phases[fit.phase], fit.cell)
+            for fit in found
+        ]
         found.append(one.refined(one.likeliest(cells)))
-    return ranked(found)
+    return rank_fits(found)
 
 
 def _covered(gridded: GriddedProfile) -> NDArray[np.bool_]:
@@ -200,7 +208,7 @@ class _Lattice:
 
         return min(cells, key=score)
 
-    def refined(self, cell: _Array) -> Refined:
+    def refined(self, cell: _Array) -> RefinementResult:
         """Refine cell and broadening from a start."""
         names = self.phase.lattice.free_parameters
         free = cell[self.columns]
@@ -229,7 +237,7 @@ class _Lattice:
         point = fit.x * scale
         return self._told(point, np.asarray(fit.jac) / scale, bool(fit.success))
 
-    def _told(self, point: _Array, jacobian: _Array, converged: bool) -> Refined:
+    def _told(self, point: _Array, jacobian: _Array, converged: bool) -> RefinementResult:
         count = len(self.columns)
         cell, broadening = self._cell(point[:count]), point[count:]
         residual, peaks, intensities = self.solved(cell, broadening.tolist())
@@ -243,12 +251,12 @@ class _Lattice:
         others = {"size": 1 / max(broadening[0], 1e-3), "microstrain": float(broadening[1])}
         others_su = {"size": float(su[count] * others["size"] ** 2), "microstrain": float(su[-1])}
         overlay = self._overlay(peaks @ intensities * self.sigma, chi2, reduced)
-        return Refined(
+        return RefinementResult(
             self.code, cell, np.abs(moved - cell), others, others_su, overlay, chi2, points,
             parameters, correlation, converged, intensities="free",
         )  # fmt: skip
 
-    def _overlay(self, pattern: _Array, chi2: float, reduced: float) -> Overlay:
+    def _overlay(self, pattern: _Array, chi2: float, reduced: float) -> PatternFit:
         y = self.gridded.intensity[self.known]
         rest = (y - pattern) / self.sigma
         weights, *_ = np.linalg.lstsq(self.polynomials, rest, rcond=None)
@@ -259,7 +267,7 @@ class _Lattice:
             values[name] = np.full(len(self.tof), np.nan)
             values[name][self.known] = own
         above = float((((y - background) / self.sigma) ** 2).sum())
-        return Overlay(
+        return PatternFit(
             **values, scale=1.0, rwp=float(np.sqrt(chi2 / ((y / self.sigma) ** 2).sum())),
             rwp_background=float(np.sqrt(chi2 / max(above, 1e-300))), reduced_chi2=reduced,
         )  # fmt: skip

@@ -29,12 +29,12 @@ _FEWEST = 20  # points more than what is fitted, below which a χ² says nothing
 _simulators: dict[str, Simulator] = {}  # building one takes longer than all that is asked of it
 
 
-class OverlayError(ValueError):
+class PatternFitError(ValueError):
     """A pattern that cannot be laid over a measurement."""
 
 
 @dataclass(frozen=True, eq=False)
-class Overlay:
+class PatternFit:
     """A simulated pattern laid over a measurement, on the campaign's grid.
 
     Attributes
@@ -76,9 +76,9 @@ def simulator_of(campaign: Campaign) -> Simulator:
     return _simulators[identity]
 
 
-def lay_over(
+def fit_scale_and_background(
     gridded: GriddedProfile, pattern: ArrayLike, *, terms: int = BACKGROUND_TERMS
-) -> Overlay:
+) -> PatternFit:
     """Fit scale and background of a pattern to a measurement, by weighted linear least squares.
 
     Parameters
@@ -93,14 +93,14 @@ def lay_over(
 
     Raises
     ------
-    OverlayError
+    PatternFitError
         If too few points are covered, or the pattern vanishes there.
     """
     simulated = np.asarray(pattern, dtype=np.float64)
     known = gridded.covered & (gridded.sigma > 0)
     free = int(known.sum()) - terms - 1
     if free < _FEWEST or not simulated[known].any():
-        raise OverlayError(
+        raise PatternFitError(
             f"The pattern cannot be laid over the measurement: {known.sum()} points are covered, "
             f"and it has its peaks elsewhere or there are too few of them."
         )
@@ -116,7 +116,7 @@ def lay_over(
     weighted = np.square(residual).sum()
     above = np.square((y - background[known]) / sigma).sum()
     nowhere = np.where(known, 0.0, np.nan)
-    return Overlay(
+    return PatternFit(
         calculated=calculated + nowhere,
         background=background + nowhere,
         difference=gridded.intensity - calculated + nowhere,
@@ -127,7 +127,7 @@ def lay_over(
     )
 
 
-def explained_share(overlay: Overlay) -> float:
+def explained_fraction(overlay: PatternFit) -> float:
     """Return the share of the weighted signal above the background that a pattern explains.
 
     Noise, which adds 1 to every weighted square, is left out of the signal and of what remains: a
@@ -145,7 +145,7 @@ def _solved(
     return np.asarray(solution)
 
 
-def peaks(
+def reflection_positions(
     phase: Phase, cell: ArrayLike, campaign: Campaign, *, visible: float = _VISIBLE
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return where a cell has its reflections, the weak ones left out.

@@ -30,7 +30,12 @@ from threadpoolctl import ThreadpoolController
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.linear_fit import BACKGROUND_TERMS, Overlay, OverlayError, lay_over
+from bragg_data.refinement.linear_fit import (
+    BACKGROUND_TERMS,
+    PatternFit,
+    PatternFitError,
+    fit_scale_and_background,
+)
 from bragg_data.simulation.kinematic import Simulator
 
 _WIDTHS = (-0.3, 0.7)  # ln(W / W nominal) that broadening reaches in practice
@@ -70,7 +75,7 @@ class RefinementError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Refined:
+class RefinementResult:
     """The refined structure of one phase.
 
     Attributes
@@ -80,14 +85,15 @@ class Refined:
     cell, su : shape (6,)
         a, b, c in ångström, angles in degrees, and their standard uncertainties (0 where fixed),
         scaled by the square root of the reduced χ², as is usual, and of the correlation.
-    others, others_su
-        The other parameters: ``u_scale`` (factor on the displacement parameters), ``size`` (µm),
-        ``microstrain`` (1e-6), ``tzero`` (µs, if refined), and ``shift_1`` … along the phase's free
-        coordinates (Å; :func:`bragg_data.crystallography.displacement_modes.free_coordinates`).
-    overlay
-        The fit: calculated pattern, background, difference, Rwp, reduced χ².
-    chi2, points, parameters
-        Weighted sum of squares, over how many points, with how many parameters.
+    parameters, parameters_su
+        The other refined parameters and their standard uncertainties: ``u_scale`` (factor on the
+        displacement parameters), ``size`` (µm), ``microstrain`` (1e-6), ``tzero`` (µs, if refined),
+        and ``shift_1`` … along the phase's free coordinates (Å;
+        :func:`bragg_data.crystallography.displacement_modes.free_coordinates`).
+    pattern_fit
+        Calculated pattern, background, difference, R_wp, reduced χ².
+    chi2, n_points, n_parameters
+        Weighted sum of squares, the number of points and of fitted parameters.
     correlation
         Factor, at least 1, on variances because neighbouring residuals are alike, which is so
         where a fit is systematically wrong (:func:`serial_correlation`).
@@ -101,12 +107,12 @@ class Refined:
     phase: int
     cell: NDArray[np.float64]
     su: NDArray[np.float64]
-    others: Mapping[str, float]
-    others_su: Mapping[str, float]
-    overlay: Overlay
+    parameters: Mapping[str, float]
+    parameters_su: Mapping[str, float]
+    pattern_fit: PatternFit
     chi2: float
-    points: int
-    parameters: int
+    n_points: int
+    n_parameters: int
     correlation: float
     converged: bool
     intensities: str = "structure"
@@ -143,7 +149,7 @@ class Refiner:
         starts: Sequence[tuple[int, NDArray[np.float64]]],
         *,
         tzero: bool = False,
-    ) -> list[Refined]:
+    ) -> list[RefinementResult]:
         """Refine a profile from several starts; one answer for each phase, the best first.
 
         Parameters
@@ -189,7 +195,7 @@ class Refiner:
             found = [best, *pool.map(rival, others)]
             best = min(found, key=_chi2_of)
             found = list(pool.map(lambda fit: self._with_twin(problem, fit, names, best), found))
-        return ranked([problem.refined(state) for state in found])
+        return rank_fits([problem.refined(state) for state in found])
 
     def _coarse(
         self, problem: _Problem, phase: int, cells: Sequence[NDArray[np.float64]]
@@ -202,7 +208,7 @@ class Refiner:
             return problem.search(
                 phase, free[0], ("u_scale",), {}, coordinates=False, arrived=_ROUGHLY
             )
-        except (OverlayError, CrystalError):
+        except (PatternFitError, CrystalError):
             return None
 
     def _nearer(self, problem: _Problem, state: _State, best: _State) -> _Vector:
@@ -274,7 +280,7 @@ def serial_correlation(residual: NDArray[np.float64]) -> float:
     return max(float(sums @ sums) / square / _INDEPENDENT, 1.0)
 
 
-def ranked(found: Sequence[Refined]) -> list[Refined]:
+def rank_fits(found: Sequence[RefinementResult]) -> list[RefinementResult]:
     """Order fits of one profile: the most plausible first.
 
     By χ²/s + k ln n (Schwarz, Annals of Statistics 6 (1978) 461) with k parameters, n points and
@@ -282,15 +288,15 @@ def ranked(found: Sequence[Refined]) -> list[Refined]:
     lower symmetry has to fit clearly better.
     """
 
-    def reduced(one: Refined) -> float:
-        return one.chi2 / max(one.points - one.parameters, 1)
+    def reduced(one: RefinementResult) -> float:
+        return one.chi2 / max(one.n_points - one.n_parameters, 1)
 
     best = min(found, key=reduced)
     # What is wrong with all of them does not count.
     noise = max(reduced(best), 1.0) * best.correlation
 
-    def criterion(one: Refined) -> float:
-        return one.chi2 / noise + one.parameters * float(np.log(one.points))
+    def criterion(one: RefinementResult) -> float:
+        return one.chi2 / noise + one.n_parameters * float(np.log(one.n_points))
 
     return sorted(found, key=criterion)
 
@@ -486,7 +492,7 @@ class _Problem:
         length = float(pattern @ pattern)
         return max(float(pattern @ self._y) / length, 0.0) if length > 0 else 0.0
 
-    def refined(self, state: _State) -> Refined:
+    def refined(self, state: _State) -> RefinementResult:
         """Return a state with uncertainties and its overlay."""
         campaign = self._refiner.campaign
         lattice = campaign.phases[state.phase].lattice
@@ -509,8 +515,8 @@ class _Problem:
         (pattern,) = self._refiner.simulator.simulate(
             np.array([state.phase]), cell[None], **given, shifts=shifts
         )
-        overlay = lay_over(self._gridded, pattern, terms=self._basis.shape[1])
-        return Refined(
+        overlay = fit_scale_and_background(self._gridded, pattern, terms=self._basis.shape[1])
+        return RefinementResult(
             state.phase, cell, np.abs(moved - cell), others, others_su, overlay, state.chi2, points,
             parameters, correlation, state.converged,
         )  # fmt: skip

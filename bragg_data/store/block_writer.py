@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from bragg_data.store import schema
-from bragg_data.store.repository import Store, StoreError, errors_told, open_dataset
+from bragg_data.store.repository import Store, StoreError, open_dataset, storage_errors
 
 # The low bits of a pattern are noise to any compressor: zstd takes twice the time for 3 % less.
 COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
@@ -95,7 +95,7 @@ class BlockWriter(ABC):
         self._how, self._lock_name = how, lock
 
     def __enter__(self) -> Self:
-        with errors_told(f"locking {self.group} in {self.store.uri}"):
+        with storage_errors(f"locking {self.group} in {self.store.uri}"):
             self._lock = self.store.lock(self._lock_name)
             try:
                 self._lock.acquire(timeout=0)
@@ -106,7 +106,7 @@ class BlockWriter(ABC):
                     f"command again."
                 ) from error
         try:
-            with errors_told(f"creating {self.group} in {self.store.uri}"):
+            with storage_errors(f"creating {self.group} in {self.store.uri}"):
                 with self.store.committing():
                     self._create()
                 self._resume()
@@ -168,7 +168,7 @@ class BlockWriter(ABC):
 
     def fork(self) -> ForkSession:
         """Return a fork for a worker. It may outlive commits of other blocks."""
-        with errors_told(f"opening {self.group} in {self.store.uri}"):
+        with storage_errors(f"opening {self.group} in {self.store.uri}"):
             if self._session is None:
                 self._session = self.store.repository.writable_session(self.branch)
             return self._session.fork()
@@ -190,7 +190,7 @@ class BlockWriter(ABC):
             else:
                 self._digests[result.block] = np.frombuffer(result.sha256, np.uint8)
                 self.failures.pop(result.block, None)
-        with errors_told(f"committing to {self.store.uri}"), self.store.committing():
+        with storage_errors(f"committing to {self.store.uri}"), self.store.committing():
             session = self.store.repository.writable_session(self.branch)
             session.merge(*(result.fork for result in results if result.fork is not None))
             group = zarr.open_group(session.store, path=self.group, mode="r+")
@@ -276,7 +276,7 @@ def write_chunk(fork: ForkSession, group: str, name: str, block: int, values: ND
     StoreError
         If the chunk cannot be written for another reason, or has another shape.
     """
-    with errors_told(f"writing block {block}"):
+    with storage_errors(f"writing block {block}"):
         array = array_of(zarr.open_group(fork.store, path=group, mode="r+"), name)
         rows = array.chunks[0]
         start = block * rows

@@ -39,14 +39,14 @@ class Finding:
         Whether a data set that fails it must not be tagged.
     passed
         Whether all is well.
-    found
+    message
         One sentence.
     """
 
     name: str
     hard: bool
     passed: bool
-    found: str
+    message: str
 
 
 def label_schema(dataset: xr.Dataset, campaign: Campaign) -> pa.DatasetSchema:

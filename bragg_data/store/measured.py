@@ -28,7 +28,7 @@ from bragg_data.measurement.load import Measurement
 from bragg_data.measurement.readers import Profile
 from bragg_data.store import schema
 from bragg_data.store.block_writer import COMPRESSOR
-from bragg_data.store.repository import NATIVE, Store, StoreError, Tag, branch_name, errors_told
+from bragg_data.store.repository import NATIVE, Store, StoreError, Tag, branch_name, storage_errors
 
 SIMULATOR = "measured"
 """What stands where a simulated data set names its simulator."""
@@ -177,7 +177,7 @@ def write_measured(
     store.check_new_tag(wanted)
     repository = store.repository
     branch = branch_name(name, dataset.attrs["identity"])
-    with errors_told(f"writing {wanted} in {store.uri}"), store.committing():
+    with storage_errors(f"writing {wanted} in {store.uri}"), store.committing():
         if branch not in repository.list_branches():
             repository.create_branch(branch, repository.lookup_branch("main"))
         session = repository.writable_session(branch)
@@ -206,7 +206,7 @@ def write_measured(
     return store.tag(wanted)
 
 
-def measurements_of(dataset: xr.Dataset) -> list[dict[str, Any]]:
+def measurement_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
     """Return the provenance of each sample of a measured data set.
 
     Raises
@@ -225,9 +225,9 @@ def measurements_of(dataset: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def native_profile(store: Store, tag: str, where: Mapping[str, Any]) -> Profile:
-    """Return a profile as it was read, from its entry in :func:`measurements_of`."""
+    """Return a profile as it was read, from its entry in :func:`measurement_records`."""
     session = store.repository.readonly_session(tag=tag)
-    with errors_told(f"reading {where['native']} of {tag}"):
+    with storage_errors(f"reading {where['native']} of {tag}"):
         group = zarr.open_group(session.store, path=where["native"], mode="r")
         arrays = {key: np.asarray(group[key][:]) for key in ("tof", "intensity", "sigma")}  # type: ignore[index]
     return Profile(

@@ -31,9 +31,22 @@ from bragg_data.store import schema
 from bragg_data.store.schema import campaign_of
 
 __all__ = [
-    "DEFAULT_URI", "FEATURES", "NATIVE", "DataSet", "DiskFullError", "Store", "StoreError", "Tag",
-    "Unfinished", "branch_name", "campaign_of", "errors_told", "list_tags", "open_dataset",
-    "open_snapshot", "verify",
+    "DEFAULT_URI",
+    "FEATURES",
+    "NATIVE",
+    "DataSet",
+    "DiskFullError",
+    "Store",
+    "StoreError",
+    "Tag",
+    "Unfinished",
+    "branch_name",
+    "campaign_of",
+    "list_tags",
+    "open_dataset",
+    "open_snapshot",
+    "storage_errors",
+    "verify",
 ]  # fmt: skip
 
 DEFAULT_URI = "data/store"
@@ -113,7 +126,7 @@ class Store:
     def __init__(self, uri: str | Path = DEFAULT_URI, *, create: bool = False) -> None:
         self.path = _path(uri)
         self.uri = self.path.as_uri()
-        with errors_told(f"opening the store {self.uri}"):
+        with storage_errors(f"opening the store {self.uri}"):
             if create and not self.path.exists():
                 self._create()
             if not self.path.exists():
@@ -148,7 +161,7 @@ class Store:
     def tags(self) -> list[Tag]:
         """Return the tags, in the order of their names (v2 before v10)."""
         found = []
-        with errors_told(f"reading the tags of {self.uri}"):
+        with storage_errors(f"reading the tags of {self.uri}"):
             for name in sorted(self.repository.list_tags(), key=_natural):
                 snapshot = self.repository.lookup_snapshot(self.repository.lookup_tag(name))
                 found.append(Tag(name, snapshot.id, snapshot.written_at))
@@ -171,20 +184,20 @@ class Store:
     def open(self, tag: str) -> xr.Dataset:
         """Open a tagged data set; see :func:`open_snapshot`."""
         snapshot_id = self.tag(tag).snapshot_id
-        with errors_told(f"opening snapshot '{tag}' of {self.uri}"):
+        with storage_errors(f"opening snapshot '{tag}' of {self.uri}"):
             session = self.repository.readonly_session(tag=tag)
             dataset = open_dataset(session, self._group(tag).basename)
         return dataset.assign_attrs(tag=tag, snapshot_id=snapshot_id, uri=self.uri)
 
     def size(self, tag: str) -> int:
         """Return the bytes that a tagged data set takes on the disk."""
-        with errors_told(f"measuring snapshot '{tag}' of {self.uri}"):
+        with storage_errors(f"measuring snapshot '{tag}' of {self.uri}"):
             return sum(array.nbytes_stored() for _, array in self._group(tag).arrays())
 
     def data_sets_of(self, campaign: Campaign, limit: int | None = None) -> list[DataSet]:
         """Return the data sets of a campaign (its first samples), by whichever simulator."""
         found = []
-        with errors_told(f"reading the data sets of {self.uri}"):
+        with storage_errors(f"reading the data sets of {self.uri}"):
             tags = {tag.snapshot_id: tag.name for tag in self.tags()}
             sessions = {
                 tag: self.repository.readonly_session(tag=tag) for tag in tags.values()
@@ -204,7 +217,7 @@ class Store:
     def unfinished(self) -> list[Unfinished]:
         """Return the data sets that have no tag yet."""
         found = []
-        with errors_told(f"reading the branches of {self.uri}"):
+        with storage_errors(f"reading the branches of {self.uri}"):
             for branch, session in self._open_branches():
                 for group in _groups(session):
                     status = open_dataset(session, group.basename).status.values
@@ -318,7 +331,7 @@ def verify(dataset: xr.Dataset) -> str:
     stored = dataset.block_sha256.values
     for block, start in enumerate(range(0, n, rows)):
         part = slice(start, start + rows)
-        with errors_told(f"reading block {block}"):
+        with storage_errors(f"reading block {block}"):
             digest = schema.block_digest(samples[part], dataset.intensity[part].values)
         if digest != stored[block].tobytes():
             raise StoreError(
@@ -350,7 +363,7 @@ def _groups(session: Session) -> Iterator[zarr.Group]:
 
 
 @contextmanager
-def errors_told(doing: str) -> Iterator[None]:
+def storage_errors(doing: str) -> Iterator[None]:
     """Put an error of Icechunk or of the file system into one sentence.
 
     Raises

@@ -22,8 +22,8 @@ from bragg_data.store.repository import (
     StoreError,
     Tag,
     branch_name,
-    errors_told,
     open_dataset,
+    storage_errors,
 )
 
 __all__ = ["BlockResult", "Writer", "write_block"]
@@ -118,7 +118,7 @@ class Writer(BlockWriter):
             If the tag exists.
         """
         repository = self.store.repository
-        with errors_told(f"tagging in {self.store.uri}"), self.store.committing():
+        with storage_errors(f"tagging in {self.store.uri}"), self.store.committing():
             session = repository.writable_session(self.branch)
             group = zarr.open_group(session.store, path=self.group, mode="r+")
             known = group.attrs.get("content_hash")
@@ -141,7 +141,7 @@ class Writer(BlockWriter):
 
         for finding in check(dataset, intensities=False):
             if finding.hard and not finding.passed:
-                raise schema.SchemaError(finding.found)
+                raise schema.SchemaError(finding.message)
 
 
 def write_block(

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.measurement.pseudo_experiments import read_pseudo
+from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.refinement.rietveld import RefinementError, Refiner
-from bragg_data.store.measured import measurements_of
+from bragg_data.store.measured import measurement_records
 from bragg_data.store.repository import StoreError
 from bragg_data.store.schema import samples_of
 from bragg_models.library.search import Matches
@@ -100,7 +100,7 @@ def known_from_file(path: Path, campaign: Campaign) -> list[Known]:
     """
     sets = []
     for calibrated in (True, False):
-        found = read_pseudo(path, campaign, calibrated=calibrated)
+        found = read_pseudo_experiments(path, campaign, calibrated=calibrated)
         sets.append(
             Known(
                 f"{path.stem}, calibration {'given' if calibrated else 'not given'}",
@@ -122,7 +122,7 @@ def known_from_dataset(dataset: xr.Dataset) -> Known:
     StoreError
         If it is a simulated one, or nothing in it is labelled.
     """
-    told = measurements_of(dataset)
+    told = measurement_records(dataset)
     rows = np.flatnonzero(dataset.phase.values >= 0)
     if not len(rows):
         raise StoreError(

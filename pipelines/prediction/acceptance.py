@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.refinement.linear_fit import explained_share
-from bragg_data.refinement.rietveld import Refined
+from bragg_data.refinement.linear_fit import explained_fraction
+from bragg_data.refinement.rietveld import RefinementResult
 from bragg_models.predictors import Prediction
 
 EXPLAINED = 0.85
@@ -25,19 +25,19 @@ _DOUBTED = 0.95  # the same where the model has refused the profile
 _SIGNAL = 5.0  # standard deviations, above which peaks stand out of the noise
 
 
-def explains(fit: Refined, share: float = EXPLAINED) -> bool:
+def explains(fit: RefinementResult, share: float = EXPLAINED) -> bool:
     """Tell whether a refinement explains the signal, if there is one."""
-    return _signal(fit) >= _SIGNAL and explained_share(fit.overlay) >= share
+    return _signal(fit) >= _SIGNAL and explained_fraction(fit.pattern_fit) >= share
 
 
-def _signal(fit: Refined) -> float:
+def _signal(fit: RefinementResult) -> float:
     """Return the weighted square above the background, in standard deviations of the noise's."""
-    above = fit.chi2 / max(fit.overlay.rwp_background**2, 1e-12)
-    return float((above - fit.points) / np.sqrt(2 * fit.points))
+    above = fit.chi2 / max(fit.pattern_fit.rwp_background**2, 1e-12)
+    return float((above - fit.n_points) / np.sqrt(2 * fit.n_points))
 
 
 def verdict_json(
-    prediction: Prediction, row: int, refined: Sequence[Refined] = ()
+    prediction: Prediction, row: int, refined: Sequence[RefinementResult] = ()
 ) -> dict[str, Any]:
     """Return intervals and verdict of one answer as plain JSON values; None without them.
 
@@ -73,11 +73,11 @@ def verdict_json(
     return {"intervals": intervals, "accepted": accepted, "reasons": reasons}
 
 
-def _reasons(fit: Refined, share: float) -> list[str]:
+def _reasons(fit: RefinementResult, share: float) -> list[str]:
     """Return what speaks against a refinement."""
     if _signal(fit) < _SIGNAL:
         return ["No peaks stand above the background: there is nothing to refine on."]
-    explained = explained_share(fit.overlay)
+    explained = explained_fraction(fit.pattern_fit)
     if fit.intensities == "free":
         return [
             f"The peaks stand where a lattice of the model has lines ({100 * explained:.0f} % of "

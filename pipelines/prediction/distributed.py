@@ -13,7 +13,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from bragg_data.instrument.instprm import InstrumentError
-from bragg_data.measurement.load import Measurement, measure
+from bragg_data.measurement.load import Measurement, load_measurements
 from bragg_data.measurement.readers import ProfileError
 from bragg_data.preprocessing import PreprocessingError
 from bragg_data.refinement.rietveld import Refiner
@@ -51,7 +51,7 @@ class Question:
     tracking_uri, version
         The model.
     calibration, bank, two_theta
-        As for :func:`bragg_data.measurement.load.measure`.
+        As for :func:`bragg_data.measurement.load.load_measurements`.
     refine
         Whether the answers are refined; workers look for starts in the library themselves then.
     store
@@ -184,7 +184,7 @@ def _ask(files: Sequence[Path], question: Question) -> list[list[_Asked] | str]:
     told: list[str | int] = []
     for file in files:
         try:
-            found = measure(
+            found = load_measurements(
                 file, predictor.campaign, question.calibration, question.bank, question.two_theta
             )
         except REFUSED as error:

@@ -15,11 +15,11 @@ from rich.table import Table
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.crystallography.structure import Phase, swollen
+from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
 from bragg_data.measurement.load import Measurement
-from bragg_data.refinement.free_intensities import refine_positions
-from bragg_data.refinement.linear_fit import explained_share, simulator_of
-from bragg_data.refinement.rietveld import Refined, RefinementError, Refiner
+from bragg_data.refinement.free_intensities import refine_lattices
+from bragg_data.refinement.linear_fit import explained_fraction, simulator_of
+from bragg_data.refinement.rietveld import RefinementError, RefinementResult, Refiner
 from bragg_data.store.repository import StoreError, open_snapshot
 from bragg_models.library.index import IndexUnavailableError, LibraryIndex, build_index, open_index
 from bragg_models.library.search import Matches, library_match
@@ -54,7 +54,7 @@ class Answer:
     model: str
     matches: Matches | None
     snapshot: str
-    refined: tuple[Refined, ...] = ()
+    refined: tuple[RefinementResult, ...] = ()
 
     @property
     def phase(self) -> Phase:
@@ -93,7 +93,9 @@ class Answer:
         }
 
 
-def refined_json(refined: Sequence[Refined], phases: Sequence[Phase]) -> dict[str, Any] | None:
+def refined_json(
+    refined: Sequence[RefinementResult], phases: Sequence[Phase]
+) -> dict[str, Any] | None:
     """Return a refinement, the most plausible phase first, as plain JSON values."""
     told = [
         {
@@ -102,11 +104,11 @@ def refined_json(refined: Sequence[Refined], phases: Sequence[Phase]) -> dict[st
             "cell": _cell(one.cell),
             "su": _cell(one.su),
             "free_parameters": list(phases[one.phase].lattice.free_parameters),
-            "rwp": one.overlay.rwp,
-            "reduced_chi2": one.overlay.reduced_chi2,
-            **dict(one.others),
-            "others_su": dict(one.others_su),
-            "explained": explained_share(one.overlay),
+            "rwp": one.pattern_fit.rwp,
+            "reduced_chi2": one.pattern_fit.reduced_chi2,
+            **dict(one.parameters),
+            "others_su": dict(one.parameters_su),
+            "explained": explained_fraction(one.pattern_fit),
             "intensities": one.intensities,
             "converged": one.converged,
         }
@@ -145,7 +147,12 @@ def refine(
             if np.isfinite(one.cell).all():
                 # Other phases begin where an atom has as much room.
                 starts = [
-                    (other, one.cell if other == code else swollen(phase, phases[code], one.cell))
+                    (
+                        other,
+                        one.cell
+                        if other == code
+                        else scaled_to_volume_per_atom(phase, phases[code], one.cell),
+                    )
                     for other, phase in enumerate(phases)
                 ]
             if one.matches is not None:
@@ -157,7 +164,7 @@ def refine(
                 )
                 if not explains(fits[0]):
                     cells = [(fit.phase, fit.cell) for fit in fits]
-                    lattices = refine_positions(model.campaign, measurement.gridded, cells)
+                    lattices = refine_lattices(model.campaign, measurement.gridded, cells)
                     fits = lattices if explains(lattices[0]) else fits
             except RefinementError as error:
                 told = replace(

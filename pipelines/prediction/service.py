@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.errors import first_line
 from bragg_data.instrument.instprm import InstrumentError
-from bragg_data.measurement.load import measure
+from bragg_data.measurement.load import load_measurements
 from bragg_data.measurement.readers import ProfileError
 from bragg_data.preprocessing import PreprocessingError
 from bragg_models.predictors import Prediction, Predictor, PredictorError, load_predictor
@@ -454,7 +454,7 @@ def _measured(request: FileRequest, campaign: Any) -> list[Any]:
             if request.instrument is not None:
                 calibration = path.with_name("calibration.instprm")
                 calibration.write_text(request.instrument, encoding="utf-8")
-            return measure(path, campaign, calibration, request.bank, request.two_theta)
+            return load_measurements(path, campaign, calibration, request.bank, request.two_theta)
         except UnicodeEncodeError as error:
             raise PredictError(f"{name} is not a text: {error.reason}.") from error
         except _REFUSED as error:

@@ -13,7 +13,12 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.linear_fit import Overlay, lay_over, peaks, simulator_of
+from bragg_data.refinement.linear_fit import (
+    PatternFit,
+    fit_scale_and_background,
+    reflection_positions,
+    simulator_of,
+)
 from pipelines.cli.style import SYSTEM_COLORS, UNITS
 from pipelines.prediction.predict import Answer
 
@@ -23,12 +28,12 @@ MOST_PANELS = 12
 _MEASURED, _DIFFERENCE = "#4d4d4d", "#8a8a8a"
 
 
-def overlays(answers: Sequence[Answer], campaign: Campaign) -> list[Overlay | None]:
+def overlays(answers: Sequence[Answer], campaign: Campaign) -> list[PatternFit | None]:
     """Simulate each answer's cell and lay it over its measurement; None where there is no cell.
 
     Of a refined answer it is the refinement's.
     """
-    found = [one.refined[0].overlay if one.refined else None for one in answers]
+    found = [one.refined[0].pattern_fit if one.refined else None for one in answers]
     rows = [
         row for row, one in enumerate(answers) if not one.refined and np.isfinite(one.cell).all()
     ]
@@ -38,7 +43,7 @@ def overlays(answers: Sequence[Answer], campaign: Campaign) -> list[Overlay | No
             np.stack([answers[row].cell for row in rows]),
         )
         for row, pattern in zip(rows, patterns, strict=True):
-            found[row] = lay_over(answers[row].measurement.gridded, pattern)
+            found[row] = fit_scale_and_background(answers[row].measurement.gridded, pattern)
     return found
 
 
@@ -52,7 +57,8 @@ def answers_figure(answers: Sequence[Answer], campaign: Campaign) -> Figure:
         phase, cell = shown_cell(one)
         draw(axis, campaign.grid.tof, one.measurement.gridded, overlay, title=title,
              color=SYSTEM_COLORS[phase.crystal_system],
-             ticks=peaks(phase, cell, campaign)[0] if overlay else np.empty(0))  # fmt: skip
+             ticks=reflection_positions(phase, cell, campaign)[0] if overlay
+             else np.empty(0))  # fmt: skip
     axes[-1].set_xlabel("time of flight (µs)")
     return figure
 
@@ -81,7 +87,7 @@ def draw(
     axis: Axes,
     tof: NDArray[np.float64],
     gridded: GriddedProfile,
-    overlay: Overlay | None,
+    overlay: PatternFit | None,
     *,
     title: str,
     color: str,

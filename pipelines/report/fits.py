@@ -14,7 +14,13 @@ from bragg_data.crystallography.cell import CrystalError, check_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.peak_shape import mixing, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.linear_fit import Overlay, OverlayError, lay_over, peaks, simulator_of
+from bragg_data.refinement.linear_fit import (
+    PatternFit,
+    PatternFitError,
+    fit_scale_and_background,
+    reflection_positions,
+    simulator_of,
+)
 from pipelines.prediction.predict import Answer
 
 SIGNIFICANT = 5.0
@@ -52,7 +58,7 @@ class Fit:
     cell: NDArray[np.float64]
     probability: float
     correlation: float | None
-    overlay: Overlay | None
+    overlay: PatternFit | None
     tof: NDArray[np.float64]
     hkl: NDArray[np.int64]
 
@@ -133,9 +139,9 @@ def _fit(
     if pattern is not None:
         gridded = answer.measurement.gridded
         try:
-            tof, hkl = peaks(campaign.phases[code], cell, campaign)
-            overlay = lay_over(gridded, pattern)
-        except (CrystalError, OverlayError):
+            tof, hkl = reflection_positions(campaign.phases[code], cell, campaign)
+            overlay = fit_scale_and_background(gridded, pattern)
+        except (CrystalError, PatternFitError):
             pass  # a cell far off everything: the page says so
         else:
             one = np.sqrt(np.maximum(pattern, 0) * gridded.covered, dtype=np.float64)
@@ -155,8 +161,10 @@ def _refined(answer: Answer, campaign: Campaign) -> list[Fit]:
     best = answer.refined[0]
     phase = campaign.phases[best.phase]
     probability = float(answer.prediction.probabilities[answer.row, best.phase])
-    tof, hkl = peaks(phase, best.cell, campaign)
-    return [Fit("refined", best.phase, phase, best.cell, probability, None, best.overlay, tof, hkl)]
+    tof, hkl = reflection_positions(phase, best.cell, campaign)
+    return [
+        Fit("refined", best.phase, phase, best.cell, probability, None, best.pattern_fit, tof, hkl)
+    ]
 
 
 def _encloses_volume(cell: NDArray[np.float64]) -> bool:
@@ -219,7 +227,7 @@ def misfits(fit: Fit, gridded: GriddedProfile, campaign: Campaign) -> list[Misfi
     excess = within(difference)
     sigmas = np.divide(excess, noise, out=np.zeros_like(excess), where=known & (noise > 0))
     peak = within(np.where(known, overlay.calculated - overlay.background, 0.0))
-    at, hkl = peaks(fit.phase, fit.cell, campaign, visible=_FAINT)
+    at, hkl = reflection_positions(fit.phase, fit.cell, campaign, visible=_FAINT)
     found: list[Misfit] = []
     # The flank of a peak is no place of its own.
     around = 2 * int(np.median(width / spacing)) + 1

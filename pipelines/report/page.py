@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, cell_volume
 from bragg_data.crystallography.structure import Phase
-from bragg_data.refinement.linear_fit import explained_share
+from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_models.predictors import Predictor
 from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
 from pipelines.prediction.predict import Answer, with_uncertainty
@@ -161,8 +161,8 @@ def _refined(answer: Answer) -> dict[str, Any] | None:
     return {
         "phase": phase,
         "cell": {n: with_uncertainty(best.cell[k], best.su[k]) for n, k in index.items()},
-        "rwp": best.overlay.rwp,
-        "reduced_chi2": best.overlay.reduced_chi2,
+        "rwp": best.pattern_fit.rwp,
+        "reduced_chi2": best.pattern_fit.reduced_chi2,
         "agrees": phase == answer.phase,
         "intensities": best.intensities,
     }
@@ -197,7 +197,7 @@ def _evidence(
     rivals = [(f.overlay.rwp, f) for f in library if f.overlay and f.phase != answer.phase]
     rwp, rival = min(rivals, key=lambda pair: pair[0], default=(np.inf, None))
     overlay = judged.overlay if judged else None
-    explained = explained_share(overlay) if overlay else None
+    explained = explained_fraction(overlay) if overlay else None
     ranges = _training_ranges(answer, campaign) if own else []
     return {
         "sure": float(answer.prediction.probabilities[answer.row].max()) >= SURE,

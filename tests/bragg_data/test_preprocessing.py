@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bragg_data.campaign import load_campaign
-from bragg_data.measurement.resampling import on_grid, read_profiles
+from bragg_data.measurement.resampling import read_profiles, resample_to_grid
 from bragg_data.preprocessing import (
     PREPROCESSING,
     PreprocessingError,
@@ -275,7 +275,7 @@ def test_the_library_match_finds_the_cells_of_noisy_experiments(tmp_path: Path) 
         np.savetxt(path, np.stack([data["tof"], data["y"][i], data["sigma"][i]], axis=1))
         (profile,) = read_profiles(path)
         own = campaign.instrument.moved(difc=label["difC"], tzero=label["Zero"])
-        gridded = on_grid(profile, campaign.grid, campaign.instrument, own)
+        gridded = resample_to_grid(profile, campaign.grid, campaign.instrument, own)
         prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
         code = codes[label["crystal_system"]]
         scale = [1, 25] if label["crystal_system"] == "trigonal" else [1, 1]

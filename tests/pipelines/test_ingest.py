@@ -10,10 +10,10 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from bragg_data.measurement.load import measure
+from bragg_data.measurement.load import load_measurements
 from bragg_data.measurement.readers import ProfileError, read_profiles
 from bragg_data.preprocessing import prepare_measured
-from bragg_data.store.measured import measurements_of, native_profile
+from bragg_data.store.measured import measurement_records, native_profile
 from bragg_data.store.repository import Store, StoreError, verify
 from bragg_data.store.schema import campaign_of
 from catalog import features
@@ -62,11 +62,11 @@ def test_it_looks_like_a_simulated_one_and_keeps_what_was_read(store: Store) -> 
     assert dataset.free_parameter.values.tolist() == [[True, False, True, False, False, False],
                                                       [False] * 6]  # fmt: skip
     assert np.isnan(dataset.a.values[1])
-    wanted = measure(NOISY, campaign, CALIBRATION)[0].gridded
+    wanted = load_measurements(NOISY, campaign, CALIBRATION)[0].gridded
     np.testing.assert_allclose(dataset.intensity[0], wanted.intensity, rtol=1e-6)
     np.testing.assert_allclose(dataset.sigma[0], wanted.sigma, rtol=1e-6)
     np.testing.assert_array_equal(dataset.covered[0], wanted.covered)
-    for told, file in zip(measurements_of(dataset), (NOISY, CLEAN), strict=True):
+    for told, file in zip(measurement_records(dataset), (NOISY, CLEAN), strict=True):
         assert told["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
         assert told["calibration"]["difc"] == pytest.approx(9497.88, abs=0.01)
         (read,) = read_profiles(file)
@@ -90,7 +90,7 @@ def test_the_view_is_what_a_model_is_asked_about_to_the_last_bit(store: Store) -
     )
     campaign = campaign_of(dataset)
     for row, file in enumerate((NOISY, CLEAN)):
-        asked = measure(file, campaign, CALIBRATION)[0].prepared.astype(np.float32)
+        asked = load_measurements(file, campaign, CALIBRATION)[0].prepared.astype(np.float32)
         # The store holds single precision; what is asked about begins in double.
         np.testing.assert_allclose(stored.measured_aligned.values[row], asked, atol=2e-6)
         one = view.function(*features.inputs_of(view, dataset, slice(row, row + 1)))
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_told(small_store: Store, tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match="view of measured data sets"):
         features.load("measured_aligned", "small-v1", small_store.uri)
     with pytest.raises(StoreError, match="a measured one is wanted"):
-        measurements_of(small_store.open("small-v1"))
+        measurement_records(small_store.open("small-v1"))
 
 
 def test_a_label_may_name_the_bank(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_label_may_name_the_bank(tmp_path: Path) -> None:
 def test_real_headers_are_kept(tmp_path: Path) -> None:
     run(MEASURED / "nomad_diamond" / "NOM_127827.gsa", "--into", "diamond",
         "--store", tmp_path / "store")  # fmt: skip
-    (told,) = measurements_of(Store(tmp_path / "store").open("diamond-v1"))
+    (told,) = measurement_records(Store(tmp_path / "store").open("diamond-v1"))
     assert (told["run"], told["temperature"], told["bank"]) == ("127827", "1375.0 C", 4)
     assert told["nominal"]
     assert told["calibration"]["difc"] == 9041.7

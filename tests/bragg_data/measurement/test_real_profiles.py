@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.real_profiles import CASES, Case, errors_of, write_campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.measurement.load import measure
+from bragg_data.measurement.load import load_measurements
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.rietveld import Refiner
 
@@ -28,7 +28,7 @@ def prepared(name: str, calibration: str, directory: Path) -> tuple[Case, Refine
     (case,) = (one for one in CASES if one.name == name)
     campaign = write_campaign(case, MEASURED, directory)
     path = directory / f"{calibration}.instprm"
-    (one,) = measure(MEASURED / case.file, campaign, path, case.bank, case.two_theta)
+    (one,) = load_measurements(MEASURED / case.file, campaign, path, case.bank, case.two_theta)
     return case, Refiner(campaign), one.gridded
 
 

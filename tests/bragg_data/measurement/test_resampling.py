@@ -12,10 +12,10 @@ from bragg_data.measurement.resampling import (
     Profile,
     ProfileError,
     match_bank,
+    measurement_warnings,
     nominal_calibration,
-    on_grid,
     read_profiles,
-    warnings_of,
+    resample_to_grid,
 )
 
 SHARED = Path(__file__).parents[4] / "shared"
@@ -340,7 +340,7 @@ def test_a_damaged_file_is_read_or_refused(folder: Path, content: bytes) -> None
         assert np.isfinite([profile.tof, profile.intensity, profile.sigma]).all()
         assert (profile.sigma >= 0).all()
         try:
-            gridded = on_grid(profile, grid, NOMAD, OTHER)
+            gridded = resample_to_grid(profile, grid, NOMAD, OTHER)
         except ProfileError:
             continue
         assert np.isfinite([gridded.intensity, gridded.sigma]).all()
@@ -365,7 +365,7 @@ def test_a_profile_on_the_campaigns_own_grid_stays_as_it_is() -> None:
     rng = np.random.default_rng(3)
     y, sigma = rng.normal(5, 1, GRID.points), rng.uniform(1, 2, GRID.points)
     for own in (None, NOMAD):
-        gridded = on_grid(profile_of(GRID.tof, y, sigma), GRID, NOMAD, own)
+        gridded = resample_to_grid(profile_of(GRID.tof, y, sigma), GRID, NOMAD, own)
         inner = slice(1, -1)
         assert gridded.covered[inner].all()
         np.testing.assert_allclose(gridded.intensity[inner], y[inner], atol=1e-6)
@@ -383,7 +383,7 @@ def test_a_profile_on_the_campaigns_own_grid_stays_as_it_is() -> None:
 )
 def test_peaks_move_to_where_their_d_spacing_belongs(step: float, tolerance: float) -> None:
     measured = 1100 * np.exp(step * np.arange(int(np.log(18000 / 1100) / step)))
-    gridded = on_grid(profile_of(measured, peaks(measured, OTHER)), GRID, NOMAD, OTHER)
+    gridded = resample_to_grid(profile_of(measured, peaks(measured, OTHER)), GRID, NOMAD, OTHER)
     # The same peaks as the campaign's instrument sees them, area conserved.
     wanted = peaks(GRID.tof, NOMAD)
     np.testing.assert_allclose(gridded.intensity, wanted, atol=tolerance * wanted.max())
@@ -400,7 +400,9 @@ def test_averaging_lowers_the_noise_and_says_so() -> None:
     rng = np.random.default_rng(8)
     measured = 1300 * np.exp(0.0001 * np.arange(27000))
     noise = rng.normal(0, 3, len(measured))
-    gridded = on_grid(profile_of(measured, 100 + noise, np.full(27000, 3.0)), GRID, NOMAD, None)
+    gridded = resample_to_grid(
+        profile_of(measured, 100 + noise, np.full(27000, 3.0)), GRID, NOMAD, None
+    )
     inner = gridded.covered
     assert gridded.sigma[inner].mean() == pytest.approx(3 / np.sqrt(9.381), rel=0.02)
     pull = (gridded.intensity[inner] - 100) / gridded.sigma[inner]
@@ -411,7 +413,7 @@ def test_averaging_lowers_the_noise_and_says_so() -> None:
 def test_a_dead_range_is_not_covered_and_does_not_leak(step: float) -> None:
     measured = 1300 * np.exp(step * np.arange(int(2.7 / step)))
     alive = (measured < 17500) & ~((measured > 5000) & (measured < 5500))
-    gridded = on_grid(
+    gridded = resample_to_grid(
         profile_of(measured, np.where(alive, 7.0, 1e6), alive.astype(float)), GRID, NOMAD, None
     )
     gap = ((GRID.tof > 5015) & (GRID.tof < 5485)) | (GRID.tof > 17530)
@@ -426,16 +428,16 @@ def test_a_profile_elsewhere_is_refused_with_both_ranges() -> None:
     with pytest.raises(
         ProfileError, match=r"500–2000 µs .* the model wants 1360–18912 µs \(0.143–1.983 Å\)"
     ):
-        on_grid(profile_of(tof, np.ones(4000)), GRID, NOMAD, None)
+        resample_to_grid(profile_of(tof, np.ones(4000)), GRID, NOMAD, None)
     coarse = np.linspace(1300, 19000, 60)
     with pytest.raises(ProfileError, match=r"grid points are covered and 562 are needed"):
-        on_grid(profile_of(coarse, np.ones(60)), GRID, NOMAD, None)
+        resample_to_grid(profile_of(coarse, np.ones(60)), GRID, NOMAD, None)
 
 
 def test_a_calibration_that_turns_back_is_refused() -> None:
     own = NOMAD.moved(difa=-4000.0)
     with pytest.raises(ProfileError, match="does not grow with d"):
-        on_grid(profile_of(GRID.tof, np.ones(GRID.points)), GRID, NOMAD, own)
+        resample_to_grid(profile_of(GRID.tof, np.ones(GRID.points)), GRID, NOMAD, own)
 
 
 # ---- banks and warnings ------------------------------------------------------------------------
@@ -489,20 +491,22 @@ def test_a_file_of_one_bank_needs_no_number() -> None:
 
 def test_warnings() -> None:
     profile = headed(4, 122.0, 9496.0)
-    whole = on_grid(profile, GRID, NOMAD, NOMAD)
-    assert warnings_of(profile, whole, NOMAD, NOMAD) == []
-    (uncalibrated,) = warnings_of(profile, whole, NOMAD, None)
+    whole = resample_to_grid(profile, GRID, NOMAD, NOMAD)
+    assert measurement_warnings(profile, whole, NOMAD, NOMAD) == []
+    (uncalibrated,) = measurement_warnings(profile, whole, NOMAD, None)
     assert "0.004 to 0.016 Å in 4 Å" in uncalibrated
-    _, far = warnings_of(headed(4, 122.0, 9041.7), whole, NOMAD, None)
+    _, far = measurement_warnings(headed(4, 122.0, 9041.7), whole, NOMAD, None)
     assert "-4.8 %" in far
-    (number,) = warnings_of(headed(4, None, None), whole, NOMAD, NOMAD)
+    (number,) = measurement_warnings(headed(4, None, None), whole, NOMAD, NOMAD)
     assert "bank 4 stands" in number
-    other = warnings_of(headed(5, 150.1, 9910.0), whole, NOMAD.moved(difc=4000.0), BANKS[3])
+    other = measurement_warnings(
+        headed(5, 150.1, 9910.0), whole, NOMAD.moved(difc=4000.0), BANKS[3]
+    )
     assert any("differ by more than 5 %" in text for text in other)
     assert any("stands at 122°" in text for text in other)
-    half = on_grid(profile_of(GRID.tof[:1500], np.ones(1500)), GRID, NOMAD, None)
-    assert "covers 53 %" in warnings_of(profile, half, NOMAD, NOMAD)[-1]
-    (mixed,) = warnings_of(headed(4, 154.5, 9500.0), whole, NOMAD, NOMAD)
+    half = resample_to_grid(profile_of(GRID.tof[:1500], np.ones(1500)), GRID, NOMAD, None)
+    assert "covers 53 %" in measurement_warnings(profile, half, NOMAD, NOMAD)[-1]
+    (mixed,) = measurement_warnings(headed(4, 154.5, 9500.0), whole, NOMAD, NOMAD)
     assert "header says 2θ 154.5°" in mixed
 
 
@@ -511,8 +515,8 @@ def test_the_headers_nominal_calibration() -> None:
     own = nominal_calibration(profile, NOMAD)
     assert own is not None
     assert own.tof_from_d_spacing(1.5) == pytest.approx(1.5 * 9041.7)
-    gridded = on_grid(profile, GRID, NOMAD, own)
-    warning = warnings_of(profile, gridded, NOMAD, own, nominal=True)[0]
+    gridded = resample_to_grid(profile, GRID, NOMAD, own)
+    warning = measurement_warnings(profile, gridded, NOMAD, own, nominal=True)[0]
     assert "nominal difC 9041.7 was used" in warning
     assert nominal_calibration(headed(4, None, None), NOMAD) is None
 
@@ -570,7 +574,7 @@ def test_silicon_peaks_move_to_the_campaigns_axis() -> None:
     own = read_instrument(next(folder.glob("*.instprm")), 4)
     (profile,) = read_profiles(folder / "bank4_pattern.csv", bank=4)
     assert match_bank(profile, read_instruments(next(folder.glob("*.instprm")))).bank == 4
-    gridded = on_grid(profile, GRID, NOMAD, own)
+    gridded = resample_to_grid(profile, GRID, NOMAD, own)
     for d in (1.357795, 1.2459981, 1.108635, 0.91803698):
         measured = np.abs(profile.tof - own.tof_from_d_spacing(d)) < 60
         top = profile.tof[measured][np.argmax(profile.intensity[measured])]

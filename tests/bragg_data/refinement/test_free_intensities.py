@@ -11,9 +11,9 @@ import pytest
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.structure import rectangular_phase
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.free_intensities import refine_positions
-from bragg_data.refinement.linear_fit import explained_share
-from bragg_data.refinement.rietveld import Refined, RefinementError, Refiner
+from bragg_data.refinement.free_intensities import refine_lattices
+from bragg_data.refinement.linear_fit import explained_fraction
+from bragg_data.refinement.rietveld import RefinementError, RefinementResult, Refiner
 from bragg_data.simulation.kinematic import Simulator
 from bragg_models.predictors import Prediction
 from pipelines.prediction.acceptance import explains, verdict_json
@@ -57,15 +57,17 @@ def starts() -> list[tuple[int, np.ndarray]]:
     ]
 
 
-def verdict(fits: list[Refined]) -> dict[str, Any]:
+def verdict(fits: list[RefinementResult]) -> dict[str, Any]:
     nothing = np.zeros((1, 3))
     return verdict_json(Prediction(nothing, np.zeros((1, 6)), ("a", "b", "c")), 0, fits)
 
 
-def structure_and_lattice(gridded: GriddedProfile) -> tuple[list[Refined], list[Refined]]:
+def structure_and_lattice(
+    gridded: GriddedProfile,
+) -> tuple[list[RefinementResult], list[RefinementResult]]:
     campaign, refiner = nomad()
     fits = refiner.refine(gridded, starts())
-    return fits, refine_positions(campaign, gridded, [(fit.phase, fit.cell) for fit in fits])
+    return fits, refine_lattices(campaign, gridded, [(fit.phase, fit.cell) for fit in fits])
 
 
 @pytest.mark.parametrize(("structure", "phase"), [(ZIRCONATE, 1), (CHLORIDE, 0)])
@@ -78,11 +80,11 @@ def test_a_lattice_is_found_whatever_atoms_are_in_it(structure: Structure, phase
     assert best.intensities == "free"
     assert best.cell[:3] == pytest.approx(structure[1], abs=5e-4)
     assert np.abs(best.cell[:3] - structure[1]).max() < 5 * best.su.max()
-    assert best.overlay.reduced_chi2 == pytest.approx(1, abs=0.2)
-    assert explained_share(best.overlay) > 0.99
+    assert best.pattern_fit.reduced_chi2 == pytest.approx(1, abs=0.2)
+    assert explained_fraction(best.pattern_fit) > 0.99
     # Where nothing was fitted nothing is claimed.
-    assert np.isnan(best.overlay.calculated[0])
-    assert np.isfinite(best.overlay.calculated).sum() == best.points
+    assert np.isnan(best.pattern_fit.calculated[0])
+    assert np.isfinite(best.pattern_fit.calculated).sum() == best.n_points
     told = verdict(lattices)
     assert told["accepted"] is False
     assert "another compound with such a lattice" in told["reasons"][0]
@@ -119,4 +121,4 @@ def test_too_few_points_are_told() -> None:
     gridded = measured(CHLORIDE)
     few = GriddedProfile(gridded.intensity, gridded.sigma, campaign.grid.tof < 1380)
     with pytest.raises(RefinementError, match="too few"):
-        refine_positions(campaign, few, starts())
+        refine_lattices(campaign, few, starts())

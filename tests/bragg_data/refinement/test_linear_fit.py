@@ -8,7 +8,12 @@ from scipy.signal import find_peaks
 
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.linear_fit import OverlayError, lay_over, peaks, simulator_of
+from bragg_data.refinement.linear_fit import (
+    PatternFitError,
+    fit_scale_and_background,
+    reflection_positions,
+    simulator_of,
+)
 
 CELL = np.array([3.99, 3.99, 4.03, 90, 90, 90.0])
 
@@ -36,7 +41,7 @@ def test_scale_and_background_come_back(campaign: Campaign, pattern: np.ndarray)
     chi2 = []
     for seed in range(5):
         gridded = measured(campaign, pattern, seed)
-        fit = lay_over(gridded, pattern)
+        fit = fit_scale_and_background(gridded, pattern)
         assert fit.scale == pytest.approx(4000 / pattern.max(), rel=0.02)
         known = gridded.covered
         np.testing.assert_array_equal(np.isfinite(fit.calculated), known)
@@ -54,17 +59,20 @@ def test_a_wrong_cell_fits_worse_and_peaks_that_point_down_are_none(
 ) -> None:
     gridded = measured(campaign, pattern, 0)
     other = simulator_of(campaign).simulate(np.array([1]), CELL[None] + [[0.01, 0.01, 0, 0, 0, 0]])
-    assert lay_over(gridded, other[0]).reduced_chi2 > 5 * lay_over(gridded, pattern).reduced_chi2
+    assert (
+        fit_scale_and_background(gridded, other[0]).reduced_chi2
+        > 5 * fit_scale_and_background(gridded, pattern).reduced_chi2
+    )
     upside = GriddedProfile(
         np.where(gridded.covered, 5000 - gridded.intensity, 0), gridded.sigma, gridded.covered
     )
-    assert lay_over(upside, pattern).scale == 0
-    with pytest.raises(OverlayError, match="cannot be laid"):
-        lay_over(gridded, np.zeros(len(pattern)))
+    assert fit_scale_and_background(upside, pattern).scale == 0
+    with pytest.raises(PatternFitError, match="cannot be laid"):
+        fit_scale_and_background(gridded, np.zeros(len(pattern)))
 
 
 def test_ticks_stand_where_peaks_are(campaign: Campaign, pattern: np.ndarray) -> None:
-    tof, hkl = peaks(campaign.phases[1], CELL, campaign, visible=0.05)
+    tof, hkl = reflection_positions(campaign.phases[1], CELL, campaign, visible=0.05)
     assert (np.diff(tof) >= 0).all()
     (found, _) = find_peaks(pattern, prominence=0.1 * pattern.max())
     assert len(found) > 5

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign, load_campaign
-from bragg_data.measurement.pseudo_experiments import read_pseudo
+from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.rietveld import (
-    Refined,
     RefinementError,
+    RefinementResult,
     Refiner,
-    ranked,
+    rank_fits,
     serial_correlation,
 )
 
@@ -65,32 +65,43 @@ def starts(cell: list[float]) -> list[tuple[int, np.ndarray]]:
     ]
 
 
-def one(chi2: float, parameters: int, phase: int, fit: Refined, points: int = 2700) -> Refined:
-    return Refined(
-        phase, fit.cell, fit.su, fit.others, fit.others_su, fit.overlay, chi2, points, parameters,
-        1.0, True,
-    )  # fmt: skip
+def one(
+    chi2: float, parameters: int, phase: int, fit: RefinementResult, points: int = 2700
+) -> RefinementResult:
+    return RefinementResult(
+        phase,
+        fit.cell,
+        fit.su,
+        fit.parameters,
+        fit.parameters_su,
+        fit.pattern_fit,
+        chi2,
+        points,
+        parameters,
+        1.0,
+        True,
+    )
 
 
 @pytest.fixture(scope="module")
-def fits(refiner: Refiner) -> list[list[Refined]]:
+def fits(refiner: Refiner) -> list[list[RefinementResult]]:
     return [
         refiner.refine(measured(refiner, truth, seed), starts(truth[1]))
         for seed, truth in enumerate(TRUTH)
     ]
 
 
-def test_phase_cell_and_widths_come_back(fits: list[list[Refined]]) -> None:
+def test_phase_cell_and_widths_come_back(fits: list[list[RefinementResult]]) -> None:
     for found, (phase, cell, u_scale, _, microstrain) in zip(fits, TRUTH, strict=True):
         best = found[0]
         assert best.phase == phase
         assert best.converged
-        assert best.overlay.reduced_chi2 == pytest.approx(1, abs=0.12)
+        assert best.pattern_fit.reduced_chi2 == pytest.approx(1, abs=0.12)
         assert (np.abs(best.cell - cell) <= 5 * best.su + 1e-9).all()
         assert np.abs(best.cell - cell)[:3].max() < 1e-3
         assert best.su[0] > 0
-        assert best.others["u_scale"] == pytest.approx(u_scale, abs=0.15)
-        assert best.others["microstrain"] == pytest.approx(microstrain, abs=500)
+        assert best.parameters["u_scale"] == pytest.approx(u_scale, abs=0.15)
+        assert best.parameters["microstrain"] == pytest.approx(microstrain, abs=500)
 
 
 def test_uncertainties_are_those_of_the_noise(refiner: Refiner) -> None:
@@ -102,14 +113,14 @@ def test_uncertainties_are_those_of_the_noise(refiner: Refiner) -> None:
     assert 0.6 < np.std(errors) < 1.5
 
 
-def test_a_lower_symmetry_has_to_fit_clearly_better(fits: list[list[Refined]]) -> None:
+def test_a_lower_symmetry_has_to_fit_clearly_better(fits: list[list[RefinementResult]]) -> None:
     fit = fits[0][0]
-    assert ranked([one(2700, 19, 1, fit), one(2704, 18, 0, fit)])[0].phase == 0
-    assert ranked([one(2700, 19, 1, fit), one(2760, 18, 0, fit)])[0].phase == 1
+    assert rank_fits([one(2700, 19, 1, fit), one(2704, 18, 0, fit)])[0].phase == 0
+    assert rank_fits([one(2700, 19, 1, fit), one(2760, 18, 0, fit)])[0].phase == 1
     # What is wrong with every fit counts as noise, all the more where neighbours are wrong alike.
-    assert ranked([one(27000, 19, 1, fit), one(27060, 18, 0, fit)])[0].phase == 0
+    assert rank_fits([one(27000, 19, 1, fit), one(27060, 18, 0, fit)])[0].phase == 0
     alike = replace(one(2700, 19, 1, fit), correlation=8.0)
-    assert ranked([alike, one(2760, 18, 0, fit)])[0].phase == 0
+    assert rank_fits([alike, one(2760, 18, 0, fit)])[0].phase == 0
 
 
 def test_residuals_that_are_alike_count_less() -> None:
@@ -161,7 +172,9 @@ def test_what_cannot_be_refined_is_told(refiner: Refiner, campaign: Campaign) ->
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the pseudo-experiments beside the project")
 def test_pseudo_experiments(refiner: Refiner, campaign: Campaign) -> None:
     """From cells a grid step off; what else differs (displacements, spectrum) is not modelled."""
-    found = read_pseudo(SHARED / "pseudo_experiment_dev.npz", campaign, calibrated=True)[:6]
+    found = read_pseudo_experiments(
+        SHARED / "pseudo_experiment_dev.npz", campaign, calibrated=True
+    )[:6]
     errors = []
     for one_ in found:
         best = refiner.refine(one_.measurement.gridded, starts(list(one_.label.cell)))[0]

@@ -54,7 +54,7 @@ def test_labels_of_other_profiles_are_found(loaded: xr.Dataset) -> None:
     loaded.intensity.encoding = {"chunks": (64, 800)}
     found = failed(loaded)
     assert set(found) == {"peaks"}
-    assert "have peaks where their cell puts none" in found["peaks"].found
+    assert "have peaks where their cell puts none" in found["peaks"].message
 
 
 def _not_finite(values: np.ndarray) -> None:
@@ -77,7 +77,7 @@ def test_bad_intensities_are_found(
     loaded: xr.Dataset, damage: Callable[[np.ndarray], None], told: str
 ) -> None:
     damage(loaded.intensity.values)
-    assert told in failed(loaded)["intensities"].found
+    assert told in failed(loaded)["intensities"].message
 
 
 def test_a_cell_that_comes_twice_is_found_and_so_is_its_leak(loaded: xr.Dataset) -> None:
@@ -85,8 +85,8 @@ def test_a_cell_that_comes_twice_is_found_and_so_is_its_leak(loaded: xr.Dataset)
     for name in ("a", "b", "c"):
         loaded[name].values[tetragonal[1:]] = loaded[name].values[tetragonal[0]]
     found = failed(loaded)
-    assert "cells come twice" in found["duplicates"].found
-    assert "test cells are learnt from" in found["leakage, random split"].found
+    assert "cells come twice" in found["duplicates"].message
+    assert "test cells are learnt from" in found["leakage, random split"].message
     # All of them are in one block.
     assert "leakage, blocked split" not in found
 
@@ -95,11 +95,11 @@ def test_cells_out_of_range_and_missing_ones_are_found(loaded: xr.Dataset) -> No
     cubic = np.flatnonzero(loaded.phase.values == 0)
     for name in ("a", "b", "c"):
         loaded[name].values[cubic[0]] = 4.2
-    assert "Cells of cubic leave its ranges" in failed(loaded)["ranges"].found
+    assert "Cells of cubic leave its ranges" in failed(loaded)["ranges"].message
     for name in ("a", "b", "c"):
         loaded[name].values[cubic[0]] = 4e4
-    assert "less_than_or_equal_to" in failed(loaded)["labels"].found or "in_range" in (
-        failed(loaded)["labels"].found
+    assert "less_than_or_equal_to" in failed(loaded)["labels"].message or "in_range" in (
+        failed(loaded)["labels"].message
     )
 
 
@@ -107,7 +107,7 @@ def test_a_broken_schema_ends_the_checks(loaded: xr.Dataset) -> None:
     del loaded.attrs["content_hash"]
     (found,) = check(loaded)
     assert (found.name, found.passed) == ("schema", False)
-    assert "content_hash" in found.found
+    assert "content_hash" in found.message
 
 
 def test_peaks_of_every_crystal_system_stand_where_bragg_s_law_puts_them() -> None:

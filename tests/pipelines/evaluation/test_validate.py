@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bragg_data.campaign import Campaign
-from bragg_data.measurement.pseudo_experiments import read_pseudo
+from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
 from bragg_data.measurement.readers import ProfileError
-from bragg_data.refinement.linear_fit import lay_over, simulator_of
+from bragg_data.refinement.linear_fit import fit_scale_and_background, simulator_of
 from bragg_data.store.repository import Store
 from bragg_models.targets import targets_of
 from catalog import registry
@@ -88,7 +88,7 @@ def test_everyone_is_scored_as_by_hand(
     ]  # fmt: skip
     predictor = load_version(tracking.uri, registry.find(tracking, "models:/small@champion"))
     for calibrated, one in zip((True, False), sets, strict=True):
-        asked = read_pseudo(pseudo, small_campaign, calibrated=calibrated)
+        asked = read_pseudo_experiments(pseudo, small_campaign, calibrated=calibrated)
         prepared = np.stack([p.measurement.prepared for p in asked])
         answer = predictor.predict(prepared)
         truth = np.array([p.label.cell for p in asked])
@@ -115,11 +115,14 @@ def test_only_with_its_calibration_the_true_pattern_fits(
 ) -> None:
     simulator = simulator_of(small_campaign)
     given, not_given = (
-        read_pseudo(pseudo, small_campaign, calibrated=calibrated) for calibrated in (True, False)
+        read_pseudo_experiments(pseudo, small_campaign, calibrated=calibrated)
+        for calibrated in (True, False)
     )
     for one, other in zip(given, not_given, strict=True):
         pattern = simulator.simulate(np.array([one.label.phase]), np.array([one.label.cell]))[0]
-        right, wrong = (lay_over(p.measurement.gridded, pattern) for p in (one, other))
+        right, wrong = (
+            fit_scale_and_background(p.measurement.gridded, pattern) for p in (one, other)
+        )
         assert right.reduced_chi2 == pytest.approx(1, abs=0.15)
         assert wrong.reduced_chi2 > 1.2 * right.reduced_chi2
         assert any("No calibration was given" in w for w in other.measurement.warnings)
@@ -151,7 +154,7 @@ def test_a_measured_data_set_with_labels_is_taken_by_itself(
     store = ["--store", str(tmp_path / "store"), "--tracking", tracking.uri, "--no-library"]
     with pytest.raises(ValidateError, match="no measured data set with labels"):
         CliRunner().invoke(validate.app, store, catch_exceptions=False)
-    one = read_pseudo(pseudo, small_campaign, calibrated=True)[1].measurement.profile
+    one = read_pseudo_experiments(pseudo, small_campaign, calibrated=True)[1].measurement.profile
     file = tmp_path / "run.xye"
     np.savetxt(file, np.stack([one.tof, one.intensity, one.sigma], axis=1))
     labels = tmp_path / "labels.csv"
@@ -185,7 +188,7 @@ def test_files_of_another_kind_are_refused(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ProfileError, match="holds no pseudo-experiments"):
-        read_pseudo(tmp_path / name, small_campaign, calibrated=True)
+        read_pseudo_experiments(tmp_path / name, small_campaign, calibrated=True)
 
 
 def test_refinements_from_several_starts_are_scored_each_by_itself(

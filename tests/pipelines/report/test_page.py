@@ -17,9 +17,14 @@ import torch
 from typer.testing import CliRunner
 
 from bragg_data.campaign import BUILT_IN, Campaign
-from bragg_data.measurement.load import Measurement, measure
+from bragg_data.measurement.load import Measurement, load_measurements
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.linear_fit import explained_share, lay_over, peaks, simulator_of
+from bragg_data.refinement.linear_fit import (
+    explained_fraction,
+    fit_scale_and_background,
+    reflection_positions,
+    simulator_of,
+)
 from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
 from pipelines import predict
@@ -117,7 +122,7 @@ def foreign_peak(tof: np.ndarray, height: float = 800.0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def measurement(file: Path, predictor: Predictor) -> Measurement:
-    (one,) = measure(file, predictor.campaign, CALIBRATION)
+    (one,) = load_measurements(file, predictor.campaign, CALIBRATION)
     return one
 
 
@@ -145,7 +150,7 @@ def test_the_sections_and_numbers_are_there(page: Page, told: Answer, predictor:
     assert page.text("h1") == "tetragonal"
     for number in ("3.9531\u202fÅ", "4.0612\u202fÅ", "0.971", "0.021", "0.008", "63.464\u202fÅ³"):
         assert number.replace("\u202f", " ") in seen, number
-    overlay = lay_over(
+    overlay = fit_scale_and_background(
         told.measurement.gridded,
         simulator_of(predictor.campaign).simulate(np.array([TETRAGONAL]), CELL[None])[0],
     )
@@ -220,7 +225,7 @@ def test_a_foreign_peak_is_found(told: Answer, predictor: Predictor, page: Page)
     assert found[0].sigmas > 20
     assert "none" in page.text("b")
     # Where an intensity is twice what was calculated, the cell has a reflection.
-    at, hkl = peaks(fit.phase, fit.cell, campaign)
+    at, hkl = reflection_positions(fit.phase, fit.cell, campaign)
     place = at[-2]
     assert fit.overlay is not None
     bump = foreign_peak(campaign.grid.tof + PLACE - place)
@@ -373,8 +378,8 @@ def test_a_fit_has_its_reflections_and_a_good_one_explains_the_signal(
         sigma = np.full(points, 10.0)
         y = height * pattern / pattern.max() + 50 + sigma * rng.normal(size=points)
         gridded = GriddedProfile(y, sigma, np.ones(points, dtype=bool))
-        assert explained_share(lay_over(gridded, pattern)) > WELL
-        assert explained_share(lay_over(gridded, pattern[::-1])) < 0.3
+        assert explained_fraction(fit_scale_and_background(gridded, pattern)) > WELL
+        assert explained_fraction(fit_scale_and_background(gridded, pattern[::-1])) < 0.3
 
 
 # ---- in a browser ------------------------------------------------------------------------------
