@@ -235,7 +235,7 @@ def _serve(connection: Connection) -> NoReturn:
 def _portable(error: BaseException) -> BaseException:
     """Return the error if the parent can be expected to know its class, or one that tells it."""
     package = type(error).__module__.partition(".")[0]
-    if package in ("builtins", __name__.partition(".")[0]) and isinstance(error, Exception):
+    if package in ("builtins", str(__package__).partition(".")[0]) and isinstance(error, Exception):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
 
