@@ -1,16 +1,179 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share.
+
+What is expensive (stores, trainings) is built once per test run, also where pytest-xdist runs
+several processes; tests that write get a copy. Imports that take seconds stand in the fixtures
+that need them.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
-TEST_CLUSTER = Path(__file__).parents[1] / "deploy" / "slurm" / "test_cluster"
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from bragg_data.campaign import Campaign
+    from bragg_data.store.repository import Store
+    from catalog.tracking import Tracking
+    from tests.small_bench import Bench
+
+ROOT = Path(__file__).parents[1]
+TEST_CLUSTER = ROOT / "deploy" / "slurm" / "test_cluster"
+
+BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> BuildOnce:
+    """Build a directory once per test run: the others wait for it and read it.
+
+    The way of pytest-xdist's documentation, "Making session-scoped fixtures execute only once".
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def built(name: str, build: Callable[[Path], object]) -> Path:
+        directory, complete = shared / name, shared / f"{name}.complete"
+        with FileLock(shared / f"{name}.lock"):
+            if not complete.exists():
+                shutil.rmtree(directory, ignore_errors=True)  # of a build that failed
+                directory.mkdir()
+                build(directory)
+                complete.touch()
+        return directory
+
+    return built
+
+
+# ---- the small data set ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def campaign_file(build_once: BuildOnce) -> Path:
+    from tests.small_store import write_campaign
+
+    return build_once("campaign", write_campaign) / "small.toml"
+
+
+@pytest.fixture(scope="session")
+def small_campaign(campaign_file: Path) -> Campaign:
+    from bragg_data.campaign import load_campaign
+
+    return load_campaign(campaign_file)
+
+
+@pytest.fixture(scope="session")
+def simulate_into() -> Callable[[Store, Campaign, str], None]:
+    """Simulate a campaign into a store and tag it, in this process."""
+    from tests.small_store import simulate
+
+    return simulate
+
+
+@pytest.fixture(scope="session")
+def small_store(small_campaign: Campaign, build_once: BuildOnce) -> Store:
+    """To be read only."""
+    from bragg_data.store.repository import Store
+    from tests.small_store import TAG, simulate
+
+    def build(directory: Path) -> None:
+        simulate(Store(directory / "store", create=True), small_campaign, TAG)
+
+    return Store(build_once("small", build) / "store")
+
+
+@pytest.fixture(scope="session")
+def small_dataset(small_store: Store) -> xr.Dataset:
+    from tests.small_store import TAG
+
+    return small_store.open(TAG)
+
+
+# ---- models trained on it ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tracking_in(build_once: BuildOnce) -> Callable[[Path], Tracking]:
+    """Make an MLflow database in a directory, as a copy: making a new one takes seconds."""
+    from catalog.tracking import Tracking
+
+    empty = build_once("database", lambda place: Tracking(f"sqlite:///{place}/mlflow.db"))
+
+    def copied(directory: Path) -> Tracking:
+        shutil.copy(empty / "mlflow.db", directory)
+        return Tracking(f"sqlite:///{directory}/mlflow.db")
+
+    return copied
+
+
+@pytest.fixture(scope="module")
+def trained(
+    small_store: Store,
+    build_once: BuildOnce,
+    tracking_in: Callable[[Path], Tracking],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Tracking:
+    """One registered model, trained a little: a multitask network, one epoch. A copy per module."""
+    from catalog.tracking import Tracking
+    from tests.small_bench import train_one
+
+    built = build_once("trained", lambda place: train_one(small_store, tracking_in(place)))
+    directory = tmp_path_factory.mktemp("trained")
+    shutil.copy(built / "mlflow.db", directory)
+    return Tracking(f"sqlite:///{directory}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def bench(
+    small_store: Store,
+    build_once: BuildOnce,
+    tracking_in: Callable[[Path], Tracking],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bench:
+    """All models, trained with short presets and registered. A copy per module."""
+    from catalog.tracking import Tracking
+    from tests.small_bench import Bench, train_all
+
+    built = build_once("bench", lambda place: train_all(small_store, tracking_in(place), place))
+    directory = shutil.copytree(
+        built, tmp_path_factory.mktemp("bench"), dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("mlartifacts"),  # the database names them by absolute paths
+    )  # fmt: skip
+    return Bench(small_store, Tracking(f"sqlite:///{directory}/mlflow.db"), directory / "state")
+
+
+@pytest.fixture(scope="module")
+def everything(bench: Bench) -> str:
+    """What the training of all models printed."""
+    from tests.small_bench import PRINTED
+
+    return (bench.state.parent / PRINTED).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def empty_bench(
+    small_store: Store,
+    tmp_path_factory: pytest.TempPathFactory,
+    tracking_in: Callable[[Path], Tracking],
+) -> Bench:
+    """A registry without models, for modules that train some of their own."""
+    from tests.small_bench import Bench
+
+    directory = tmp_path_factory.mktemp("bench")
+    return Bench(small_store, tracking_in(directory), directory / "state")
+
+
+# ---- services ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

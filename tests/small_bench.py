@@ -6,12 +6,11 @@ glance gets a few: what it leaves open is found by what the network knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -28,6 +27,7 @@ from pipelines.training.presets import PRESETS
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other
 
 GLANCE_EPOCHS = 3
+PRINTED = "output.txt"
 
 
 def shorten() -> None:
@@ -99,17 +99,17 @@ class Bench:
         return {file.path.removeprefix("figures/") for file in found}
 
 
-@pytest.fixture(scope="session")
-def bench(
-    small_store: Store,
-    tmp_path_factory: pytest.TempPathFactory,
-    tracking_in: Callable[[Path], Tracking],
-) -> Bench:
-    directory = tmp_path_factory.mktemp("bench")
-    return Bench(small_store, tracking_in(directory), directory / "state")
+def train_one(store: Store, tracking: Tracking) -> None:
+    """Train and register a multitask network, one epoch."""
+    arguments = ["--store", store.uri, "--tracking", tracking.uri, "--epochs", "1"]
+    state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
+    result = CliRunner().invoke(
+        train.app, [*arguments, "--state", str(state)], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
 
 
-@pytest.fixture(scope="session")
-def everything(bench: Bench) -> str:
-    """What training all models says; it has trained them then."""
-    return bench("all", "multitask-integer")
+def train_all(store: Store, tracking: Tracking, directory: Path) -> None:
+    """Train and register all models, and write what was printed."""
+    output = Bench(store, tracking, directory / "state")("all", "multitask-integer")
+    (directory / PRINTED).write_text(output, encoding="utf-8")

@@ -29,8 +29,6 @@ from bragg_models.networks.paper import build
 from bragg_models.predictors import Predictor, PredictorError, load_predictor
 from bragg_models.targets import Targets, targets_of
 
-pytest_plugins = ("tests.small_store",)
-
 torch.set_num_threads(1)
 
 RNG = np.random.default_rng(0)

@@ -37,8 +37,6 @@ from catalog.registry import ModelError, ModelVersion
 from catalog.tracking import Run, Tracking, TrackingError
 from pipelines.registry.registration import load_version
 
-pytest_plugins = ("tests.small_store",)
-
 LOADER = "bragg_models.predictors"
 
 

@@ -24,8 +24,6 @@ from bragg_data.store.simulated import Writer, write_block
 from pipelines.cli.console import run
 from pipelines.diff import app
 
-pytest_plugins = ("tests.small_store",)
-
 TAG = "small-v1"
 
 # 101 cubic cells, 21 times 21 tetragonal ones but for a = c, 21 times 9 trigonal ones.

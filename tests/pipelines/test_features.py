@@ -30,8 +30,6 @@ from pipelines.registry.feature_views import Registered, features_of, materialis
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
-pytest_plugins = ("tests.small_store", "tests.small_bench")
-
 # Those of measured data sets are tested with these.
 PURE = [key for key, view in VIEWS.items() if view.virtual and view.inputs == ("intensity",)]
 NETWORKS = [key for key, view in VIEWS.items() if view.model]

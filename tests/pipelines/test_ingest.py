@@ -24,8 +24,6 @@ from pipelines.ingest import IngestError
 from pipelines.registry.feature_views import materialise
 from pipelines.train import TrainError, default_tag
 
-pytest_plugins = ("tests.small_store",)
-
 EXAMPLES = Path(ingest.__file__).parent / "examples"
 NOISY, CALIBRATION = EXAMPLES / "pseudo_experiment.xye", EXAMPLES / "pseudo_experiment.instprm"
 CLEAN = EXAMPLES / "gsas2_tetragonal.xy"

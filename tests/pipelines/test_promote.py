@@ -26,8 +26,6 @@ from pipelines import lineage, promote
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
-pytest_plugins = ("tests.small_store", "tests.small_bench")
-
 GOOD = Judged(1e-6, 1.0, 0.01, 0.01, {"cubic": 1e-7})
 
 

@@ -32,8 +32,6 @@ from tests.servers import free_port, serving
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
-pytest_plugins = ("tests.small_store", "tests.small_bench")
-
 WRITERS, RUNS, METRICS = 16, 3, 5
 NO_POSTGRESQL = "needs PostgreSQL's own programs (initdb, pg_ctl, pg_dump)"
 

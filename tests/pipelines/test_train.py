@@ -28,8 +28,6 @@ from pipelines.registry.registration import load_version
 from pipelines.training import presets
 from pipelines.training.presets import TrainError
 
-pytest_plugins = ("tests.small_store",)
-
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other
 
 

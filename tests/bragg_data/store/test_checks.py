@@ -20,8 +20,6 @@ from bragg_data.store.schema import SchemaError, campaign_of, samples_of
 from bragg_data.store.simulated import Writer, write_block
 from pipelines.check import app
 
-pytest_plugins = ("tests.small_store",)
-
 STRUCTURES = Path(__file__).parents[2] / "data" / "structures" / "structures.toml"
 
 

@@ -26,8 +26,6 @@ from bragg_models.data.batches import (
 )
 from bragg_models.data.cache import CacheError, cached
 
-pytest_plugins = ("tests.small_store",)
-
 N, ROWS = 1000, 64
 
 

@@ -15,8 +15,6 @@ from bragg_models.library import index as library_index
 from bragg_models.library.index import IndexUnavailableError, LibraryIndex, build_index, open_index
 from bragg_models.library.search import LibraryError, library_match
 
-pytest_plugins = ("tests.small_store",)
-
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:

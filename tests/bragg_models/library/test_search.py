@@ -13,8 +13,6 @@ from bragg_data.store.schema import samples_of
 from bragg_models.library import search as module
 from bragg_models.library.search import Library, LibraryError, library_match, mean_of_nearest
 
-pytest_plugins = ("tests.small_store",)
-
 ROWS = [0, 17, 63, 64, 300, 709]
 
 

@@ -20,8 +20,6 @@ from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets, targets_of
 
 torch.set_num_threads(1)
-
-pytest_plugins = ("tests.small_store",)
 STRUCTURES = Path(__file__).parents[2] / "data" / "structures" / "structures.toml"
 
 

@@ -18,8 +18,6 @@ from bragg_data.simulation.kinematic import Simulator
 from bragg_models.networks.pattern_layer import Pattern, pattern_of, read_pattern_config
 from bragg_models.targets import Targets, targets_of
 
-pytest_plugins = ("tests.small_store",)
-
 torch.set_num_threads(1)
 
 STRUCTURES = Path(__file__).parents[2] / "data" / "structures" / "structures.toml"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,28 +15,19 @@ from bragg_data.simulation.measurement_effects import Nuisance, draw, draw_cells
 from bragg_models.networks.robust import Robust
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import registry
-from catalog.tracking import Tracking
 from pipelines import promote, validate
 from pipelines.prediction.acceptance import verdict_json
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
-pytest_plugins = ("tests.small_store", "tests.small_bench")
-
 # Trained in seconds, on few draws: these are not the bars of the real one.
 COUNT = 40
 
 
 @pytest.fixture(scope="module")
-def own_bench(
-    bench: Bench,
-    tmp_path_factory: pytest.TempPathFactory,
-    tracking_in: Callable[[Path], Tracking],
-) -> Bench:
-    """A registry of its own: other tests count what is in the shared one."""
-    directory = tmp_path_factory.mktemp("robust")
-    return replace(bench, tracking=tracking_in(directory), state=directory / "state")
+def own_bench(empty_bench: Bench) -> Bench:
+    return empty_bench
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +135,9 @@ def test_rows_do_not_depend_on_each_other(
 
 
 def test_clean_patterns_are_met_as_by_the_guided_network(
-    predictor: Predictor, bench: Bench
+    predictor: Predictor, own_bench: Bench
 ) -> None:
-    dataset = bench.store.open("small-v1")
+    dataset = own_bench.store.open("small-v1")
     rows = np.arange(0, dataset.sizes["sample"], 23)
     found = predictor.predict(dataset.intensity[rows].values)
     assert (found.phase == dataset.phase.values[rows]).mean() > 0.95

@@ -24,8 +24,6 @@ from pipelines.evaluation.measured import validate as score_known
 from pipelines.registry.registration import load_version
 from pipelines.validate import ValidateError
 
-pytest_plugins = ("tests.small_store",)
-
 TRUTH = [
     ("cubic", 4.013, 4.013, 90.0),
     ("tetragonal", 3.984, 4.031, 90.0),

@@ -26,8 +26,6 @@ from catalog.tracking import Tracking
 from pipelines import predict
 from pipelines.prediction.predict import PredictError, with_uncertainty
 
-pytest_plugins = ("tests.small_store",)
-
 torch.set_num_threads(1)
 
 CALIBRATION = BUILT_IN / "nomad_bank4.instprm"

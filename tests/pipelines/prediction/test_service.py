@@ -27,8 +27,6 @@ from tests.servers import ROOT, free_port, serving
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
-pytest_plugins = ("tests.small_store", "tests.small_bench")
-
 
 @pytest.fixture(scope="module")
 def bench_of_service(bench: Bench, everything: str) -> Bench:

@@ -18,8 +18,6 @@ from catalog.tracking import Tracking
 from pipelines.prediction.predict import Answer, load_model, refine
 from pipelines.report.page import report
 
-pytest_plugins = ("tests.small_store", "tests.small_bench")
-
 CELL = np.array([3.99, 3.99, 4.03, 90, 90, 90])
 URI = "models:/small/1"
 

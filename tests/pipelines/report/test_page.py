@@ -35,8 +35,6 @@ from pipelines.report.fits import Fit, fits_of, misfits, runner_up
 from pipelines.report.numbers import fixed, miller, probability, space_group
 from pipelines.report.page import WELL, report
 
-pytest_plugins = ("tests.small_store",)
-
 torch.set_num_threads(1)
 
 CALIBRATION = BUILT_IN / "nomad_bank4.instprm"

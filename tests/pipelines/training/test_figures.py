@@ -17,8 +17,6 @@ from catalog.tracking import Tracking
 from pipelines.cli.style import SYSTEM_COLORS
 from pipelines.training import figures
 
-pytest_plugins = ("tests.small_store",)
-
 FREE = {0: ("a",), 1: ("a", "c"), 2: ("a", "alpha")}
 
 

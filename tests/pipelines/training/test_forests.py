@@ -32,8 +32,6 @@ from pipelines.training.forests import (
     predict_chunks,
 )
 
-pytest_plugins = ("tests.small_store",)
-
 torch.set_num_threads(1)
 
 TREES = ForestSettings(trees=10, extra=True, bootstrap=False)

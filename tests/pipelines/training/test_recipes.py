@@ -30,8 +30,6 @@ from pipelines.training.presets import ALL, MODELS, PRESETS, TrainError
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
-pytest_plugins = ("tests.small_store", "tests.small_bench")
-
 TESTED = 142
 GLANCE_EPOCHS = 3
 
