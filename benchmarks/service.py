@@ -81,8 +81,8 @@ def main() -> None:
         other = registry.find(tracking, options.other) if options.other else others[0]
         registry.set_alias(tracking, champion, registry.CHAMPION)
         predictor = load_version(tracking.uri, champion)
-        data = predictor.provenance["data"]
-        dataset = open_snapshot(data["tag"], data["uri"])
+        data = predictor.provenance.data
+        dataset = open_snapshot(data.tag, data.uri)
         some = np.random.default_rng(0).choice(dataset.sizes["sample"], 512, replace=False)
         profiles = dataset.intensity[np.sort(some)].values
         table = Table("what", "median", "95th percentile", "profiles/s", title=champion.uri)

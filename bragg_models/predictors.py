@@ -17,6 +17,7 @@ from torch import nn
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
+from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
 from bragg_models.forest import ForestError, ForestModel
 from bragg_models.networks.paper import NetworkError, build, feature_network
@@ -94,8 +95,7 @@ class Predictor:
     points
         Length of a profile.
     provenance
-        Plain JSON values: the campaign's texts (``campaign_toml``, ``cifs``,
-        ``instrument_instprm``), the snapshot, the split, the seeds, the code's commit …
+        The campaign's texts, the snapshot, the split, the seeds, the commit of the code …
     classifier
         Another model that tells the phases; class-conditional forests need one.
     """
@@ -105,14 +105,14 @@ class Predictor:
     targets: Targets
     preprocessing: str
     points: int
-    provenance: Mapping[str, Any]
+    provenance: ModelProvenance
     classifier: Predictor | None = None
 
     @cached_property
     def campaign(self) -> Campaign:
         """The campaign that it was trained on: phases, instrument and grid."""
         p = self.provenance
-        return Campaign(p["campaign_toml"], p["cifs"], p["instrument_instprm"])
+        return Campaign(p.campaign_toml, p.cifs, p.instrument_instprm)
 
     @property
     def tells_intervals(self) -> bool:
@@ -255,7 +255,7 @@ class Predictor:
             "targets": self.targets.to_json(),
             "preprocessing": self.preprocessing,
             "points": self.points,
-            "provenance": dict(self.provenance),
+            "provenance": self.provenance.to_json(),
         }
         if isinstance(self.model, ForestModel):
             described["forest"] = {"integrated": self.model.integrated}
@@ -288,7 +288,8 @@ def load_predictor(directory: Path) -> Predictor:
             )
         prepared_by = described["preprocessing"]
         targets = Targets.from_json(described["targets"])
-        provenance, points = described["provenance"], int(described["points"])
+        provenance = ModelProvenance.from_json(described["provenance"])
+        points = int(described["points"])
         kind = described["kind"]
         model = _load_model(directory / WEIGHTS, described, targets)
     except (
@@ -304,8 +305,7 @@ def load_predictor(directory: Path) -> Predictor:
         preprocessing(prepared_by)
     except PreprocessingError as error:
         raise PredictorError(
-            f"{error} Use the code that trained the model: "
-            f"{provenance.get('code_commit', 'unknown')}."
+            f"{error} Use the code that trained the model: {provenance.code_commit}."
         ) from error
     nested = directory / CLASSIFIER
     classifier = load_predictor(nested) if nested.exists() else None

@@ -33,7 +33,7 @@ Compare and promote versions: `python -m pipelines.promote NAME VERSION`.
 """  # noqa: E501
 
 
-def arrange(tracking: Tracking, experiment_id: str) -> None:
+def configure_experiment(tracking: Tracking, experiment_id: str) -> None:
     """Give an experiment a shared view that compares models, and a note that explains the numbers.
 
     The view is MLflow's own (Runs, Views, Share): everybody may change what they see, and this
@@ -55,7 +55,7 @@ def arrange(tracking: Tracking, experiment_id: str) -> None:
             tracking.client.set_experiment_tag(experiment_id, key, value)
 
 
-def page(address: str, experiment_id: str) -> str:
+def experiment_url(address: str, experiment_id: str) -> str:
     """Return the page of MLflow at an address (http://HOST:PORT) that shows this view."""
     return (
         f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"

@@ -136,7 +136,7 @@ def view_of(name: str) -> View:
 
 
 @dataclass(frozen=True)
-class Computer:
+class ViewModel:
     """The registered model that computes a view: its address and what it consists of.
 
     Attributes
@@ -151,7 +151,7 @@ class Computer:
     digest: str = ""
 
 
-def computer_of(tracking: Tracking, view: View, dataset: xr.Dataset) -> registry.ModelVersion:
+def model_of_view(tracking: Tracking, view: View, dataset: xr.Dataset) -> registry.ModelVersion:
     """Return the newest registered model that computes a view of a data set.
 
     Raises
@@ -205,13 +205,13 @@ class FeatureWriter(BlockWriter):
         view: View,
         size: int,
         *,
-        computer: Computer | None = None,
+        computer: ViewModel | None = None,
         code_commit: str = "unknown",
     ) -> None:
         self.view, self.size = view, size
         self._rows = int(dataset.attrs["rows_per_chunk"])
         branch = store.branch_of(dataset)
-        self.lineage = lineage_of(view, dataset, computer or Computer())
+        self.lineage = lineage_of(view, dataset, computer or ViewModel())
         super().__init__(
             store, branch, group_of(view), dataset.sizes["sample"],
             lock=f"{branch}-{view.key}", how={"code_commit": code_commit},
@@ -255,7 +255,7 @@ def group_of(view: View) -> str:
     return f"{FEATURES}/{view.name}/{view.version}"
 
 
-def lineage_of(view: View, dataset: xr.Dataset, computer: Computer) -> dict[str, str]:
+def lineage_of(view: View, dataset: xr.Dataset, computer: ViewModel) -> dict[str, str]:
     """Return where the values of a view come from."""
     return {
         "view": view.key,
@@ -410,7 +410,7 @@ def _as_read(view: View, source: xr.Dataset) -> xr.DataArray:
         output_dtypes=[np.float32],
         dask_gufunc_kwargs={"output_sizes": {"feature": size}},
     )
-    return values.assign_attrs(lineage_of(view, source, Computer()))
+    return values.assign_attrs(lineage_of(view, source, ViewModel()))
 
 
 def inputs_of(view: View, source: xr.Dataset, rows: slice) -> list[NDArray[Any]]:
@@ -474,7 +474,7 @@ def stale(store: Store, tracking: Tracking) -> list[Stale]:
             found.append(Stale(one.view, one.tag, f"{newer[-1].key} is newer", command))
         if view.model:
             try:
-                model = computer_of(tracking, view, tags[one.tag]).uri
+                model = model_of_view(tracking, view, tags[one.tag]).uri
             except FeatureError:
                 model = ""
             if model not in ("", one.lineage["model"]):

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bragg_data.errors import first_line
+from bragg_data.model_provenance import ModelProvenance
 from catalog import registry
 from catalog.features import VIEWS
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 
 DESCRIPTION = "model.json"
-"""File of a model that tells where it comes from."""
+"""File of a model that holds its provenance."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ class Trace:
     version
         The model.
     provenance
-        What it says of itself: the campaign's texts, snapshot, split, preset, commit …
+        The campaign's texts, snapshot, split, preset, commit … as the model holds them.
     chain
         The same as links: model, run, views, snapshots, campaign, structures, instrument.
     """
 
     version: ModelVersion
-    provenance: Mapping[str, Any]
+    provenance: ModelProvenance
     chain: Node
 
 
@@ -76,88 +78,95 @@ def trace(tracking: Tracking, uri: str) -> Trace:
         If there is no such model, or its files are gone or not of this project.
     """
     version = registry.find(tracking, uri)
-    described = registry.description_of(tracking.uri, version, DESCRIPTION)
+    described = registry.read_model_json(tracking.uri, version, DESCRIPTION)
     try:
-        provenance = described["provenance"]
-        chain = _model(tracking, version, described, provenance)
-    except (KeyError, TypeError) as error:
+        provenance = ModelProvenance.from_json(described["provenance"])
+        preprocessing = str(described["preprocessing"])
+    except (KeyError, TypeError, AttributeError) as error:
         raise registry.ModelError(
-            f"{version.uri} does not tell where it comes from ({error} is missing). Train it again."
+            f"The description of {version.uri} is damaged: {first_line(error)}. Train it again."
         ) from error
+    if not provenance.campaign_toml:
+        raise registry.ModelError(
+            f"{version.uri} does not hold the campaign that it was trained on. Train it again."
+        )
+    chain = _model(tracking, version, preprocessing, provenance)
     return Trace(version, provenance, chain)
 
 
 def _model(
-    tracking: Tracking, version: ModelVersion, described: Mapping[str, Any], p: Mapping[str, Any]
+    tracking: Tracking, version: ModelVersion, preprocessing: str, provenance: ModelProvenance
 ) -> Node:
-    score = p["score"]
+    score = provenance.score
     facts = {
         "aliases": ", ".join(version.aliases),
-        "model": p["model"],
-        "score": f"{score['name']} {score['value']:.3g}",
-        "trained at": p["trained_at"],
+        "model": provenance.model,
+        "score": "" if score is None else f"{score.name} {score.value:.3g}",
+        "trained at": provenance.trained_at,
     }
-    behind = [_run(tracking, version, described, p)]
-    classifier = p["order"].get("classifier")
-    if classifier:
-        behind.append(trace(tracking, classifier).chain)
-    return Node("model", version.uri, _told(facts), tuple(behind))
+    made_from = [_run(tracking, version, preprocessing, provenance)]
+    if provenance.classifier_uri:
+        made_from.append(trace(tracking, provenance.classifier_uri).chain)
+    return Node("model", version.uri, _non_empty(facts), tuple(made_from))
 
 
 def _run(
-    tracking: Tracking, version: ModelVersion, described: Mapping[str, Any], p: Mapping[str, Any]
+    tracking: Tracking, version: ModelVersion, preprocessing: str, provenance: ModelProvenance
 ) -> Node:
     run = tracking.client.get_run(version.run_id)
-    tags = run.data.tags
+    split = provenance.split.to_json()
+    versions = {
+        key.removeprefix("version."): value
+        for key, value in sorted(run.data.tags.items())
+        if key.startswith("version.")
+    }
     facts = {
         "id": version.run_id,
-        "preset": p["preset"],
-        "seed": str(p["seed"]),
-        "split": ", ".join(f"{key} {value}" for key, value in p["split"].items()),
-        "commit": p["code_commit"],
-        "packages": ", ".join(
-            f"{key.removeprefix('version.')} {value}"
-            for key, value in sorted(tags.items()) if key.startswith("version.")
-        ),
-    }  # fmt: skip
-    beside = tuple(
+        "preset": provenance.preset,
+        "seed": str(provenance.seed),
+        "split": ", ".join(f"{key} {value}" for key, value in split.items()),
+        "commit": provenance.code_commit,
+        "packages": ", ".join(f"{name} {number}" for name, number in versions.items()),
+    }
+    additional = tuple(
         Node("snapshot", entry.dataset.name, {"id": entry.dataset.digest, "context": tag.value})
         for entry in run.inputs.dataset_inputs
         for tag in entry.tags
         if tag.value != "training"
     )
-    return Node("run", run.info.run_name, _told(facts), (_view(described, p), *beside))
+    view = _view(preprocessing, provenance)
+    return Node("run", run.info.run_name, _non_empty(facts), (view, *additional))
 
 
-def _view(described: Mapping[str, Any], p: Mapping[str, Any]) -> Node:
-    view = VIEWS.get(described["preprocessing"])
+def _view(preprocessing: str, provenance: ModelProvenance) -> Node:
+    view = VIEWS.get(preprocessing)
     facts = {"what": view.description, "definition": view.definition_hash} if view else {}
-    return Node("view", described["preprocessing"], facts, (_snapshot(p),))
+    return Node("view", preprocessing, facts, (_snapshot(provenance),))
 
 
-def _snapshot(p: Mapping[str, Any]) -> Node:
-    data = p["data"]
+def _snapshot(provenance: ModelProvenance) -> Node:
+    data = provenance.data
     facts = {
-        "id": data["snapshot_id"],
-        "content": data["content_hash"],
-        "store": data["uri"],
-        "simulator": f"{data['simulator']} {data['simulator_version']}",
-        "commit": data["code_commit"],
+        "id": data.snapshot_id,
+        "content": data.content_hash,
+        "store": data.uri,
+        "simulator": f"{data.simulator} {data.simulator_version}",
+        "commit": data.code_commit,
     }
-    return Node("snapshot", data["tag"], facts, (_campaign(p),))
+    return Node("snapshot", data.tag, facts, (_campaign(provenance),))
 
 
-def _campaign(p: Mapping[str, Any]) -> Node:
-    parts = [Node("structure", name, _sha256(text)) for name, text in p["cifs"].items()]
-    parts.append(Node("instrument", "instprm", _sha256(p["instrument_instprm"])))
-    return Node("campaign", p["campaign"], _sha256(p["campaign_toml"]), tuple(parts))
+def _campaign(provenance: ModelProvenance) -> Node:
+    parts = [Node("structure", name, _sha256(text)) for name, text in provenance.cifs.items()]
+    parts.append(Node("instrument", "instprm", _sha256(provenance.instrument_instprm)))
+    return Node("campaign", provenance.campaign, _sha256(provenance.campaign_toml), tuple(parts))
 
 
 def _sha256(text: str) -> dict[str, str]:
     return {"sha256": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
-def _told(facts: Mapping[str, str]) -> dict[str, str]:
+def _non_empty(facts: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 

@@ -25,7 +25,7 @@ class PromotionError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Judged:
+class VersionScores:
     """What a version comes to on the pinned evaluation set.
 
     Attributes
@@ -70,7 +70,7 @@ class Gate:
     calibration_rise: float = 0.01
     seconds: float = 0.05
 
-    def objections(self, candidate: Judged, champion: Judged | None) -> list[str]:
+    def objections(self, candidate: VersionScores, champion: VersionScores | None) -> list[str]:
         """Return why a candidate must not replace a champion; none if it may."""
         found = []
         if candidate.seconds > max(self.seconds, champion.seconds if champion else 0.0):
@@ -98,7 +98,7 @@ class Gate:
         return found
 
 
-def offer(tracking: Tracking, version: ModelVersion) -> None:
+def set_candidate(tracking: Tracking, version: ModelVersion) -> None:
     """Make a version the candidate of its name."""
     registry.set_alias(tracking, version, CANDIDATE)
 

@@ -298,7 +298,7 @@ def versions(tracking: Tracking, name: str) -> list[ModelVersion]:
 
 
 @contextmanager
-def fetched(
+def downloaded_model(
     tracking_uri: str, version: ModelVersion, loader_module: str = LOADER
 ) -> Iterator[Path]:
     """Hold a copy of the files that were registered, checked before anything reads them.
@@ -333,7 +333,7 @@ def fetched(
         yield directory
 
 
-def description_of(
+def read_model_json(
     tracking_uri: str, version: ModelVersion, file: str, loader_module: str = LOADER
 ) -> dict[str, Any]:
     """Return a JSON file of a registered model, without fetching its weights.
@@ -341,7 +341,7 @@ def description_of(
     Parameters
     ----------
     tracking_uri, version, loader_module
-        As for :func:`fetched`.
+        As for :func:`downloaded_model`.
     file
         Name of the file.
 

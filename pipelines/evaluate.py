@@ -7,11 +7,11 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Samples
+from bragg_data.model_provenance import ModelProvenance
 from bragg_data.provenance import code_commit
 from bragg_data.splits import Part
 from bragg_data.store.repository import DEFAULT_URI, Store
@@ -203,35 +204,35 @@ def load(
     ModelError, PredictorError
         If it cannot be read.
     """
-    with registry.fetched(tracking.uri, candidate.version) as directory:
+    with registry.downloaded_model(tracking.uri, candidate.version) as directory:
         predictor = load_predictor(directory)
         size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-    uri, split = candidate.version.uri, predictor.provenance["split"]
+    uri, split = candidate.version.uri, predictor.provenance.split
     if predictor.targets.names != targets.names:
         raise EvaluateError(
             f"{uri} knows the phases {', '.join(predictor.targets.names)}; the data set has "
             f"{', '.join(targets.names)}. Leave it out by naming others with --models."
         )
-    if (part_of(candidate.split, labels, split) != Part.test)[~training].any():
+    if (part_of(candidate.split, labels, split.to_json()) != Part.test)[~training].any():
         raise EvaluateError(
-            f"{uri} was trained on a split ({split}) that does not keep these test samples from "
-            f"it ({SPLIT}). Leave it out by naming others with --models."
+            f"{uri} was trained on a split ({split.to_json()}) that does not keep these test "
+            f"samples from it ({SPLIT}). Leave it out by naming others with --models."
         )
     return Loaded(answers_of(candidate, predictor), predictor, size)
 
 
-def training_command(provenance: Mapping[str, Any]) -> str:
+def training_command(provenance: ModelProvenance) -> str:
     """Return the command that trains such a model again."""
-    order = provenance.get("order", {})
-    options = [("--data", provenance["data"]["tag"]), ("--preset", provenance["preset"]),
-               ("--seed", provenance["seed"])]  # fmt: skip
-    options += [("--beside", tag) for tag in order.get("beside") or ()]
+    order = provenance.order
+    options = [("--data", provenance.data.tag), ("--preset", provenance.preset),
+               ("--seed", provenance.seed)]  # fmt: skip
+    options += [("--beside", tag) for tag in provenance.extra_data]
     options += [(f"--{name.replace('_', '-')}", order[name])
                 for name in ("epochs", "max_seconds") if order.get(name) is not None]  # fmt: skip
     # A part of the guided network is registered beside it under a name of its own.
-    model = order.get("model", provenance["model"])
+    model = order.get("model", provenance.model)
     written = [f"{option} {shlex.quote(str(value))}" for option, value in options]
-    return " ".join([train_command(model, provenance["split"]["name"]), *written])
+    return " ".join([train_command(model, provenance.split.name), *written])
 
 
 def answers_of(candidate: Candidate, predictor: Predictor) -> Answers:

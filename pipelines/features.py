@@ -17,7 +17,7 @@ from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import console, next_commands, run, say
 from pipelines.cluster.client import check_cluster, open_client
 from pipelines.cluster.options import SlurmOptions, parse_jobs
-from pipelines.registry.feature_views import Registered, materialise
+from pipelines.registry.feature_views import RegisteredModel, materialise
 from pipelines.train import default_tag
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -132,7 +132,7 @@ def materialise_(
     if chosen.model:
         place = Tracking(tracking)
         version = (
-            features.computer_of(place, chosen, dataset)
+            features.model_of_view(place, chosen, dataset)
             if model is None
             else registry.find(place, model)
         )
@@ -142,7 +142,7 @@ def materialise_(
                 f"{chosen.key} is computed by a {chosen.model}."
             )
         say(f"Computed by {version.uri}")
-        registered = Registered(place.uri, version)
+        registered = RegisteredModel(place.uri, version)
     slurm = SlurmOptions(jobs=parse_jobs(jobs), queue=queue, walltime=walltime)
     with open_client(cluster, workers=workers, slurm=slurm) as client:
         done = materialise(client, repository, dataset, chosen, registered)

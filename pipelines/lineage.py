@@ -46,12 +46,16 @@ def main(
     place = Tracking(tracking)
     found = trace(place, model or registry.champion_uri(place))
     if campaign:
-        print(found.provenance["campaign_toml"])
+        print(found.provenance.campaign_toml)
     elif as_dot:
         print(dot(found.chain))
     elif as_json:
-        texts = {key: found.provenance[key] for key in ("campaign_toml", "cifs",
-                                                         "instrument_instprm")}  # fmt: skip
+        provenance = found.provenance
+        texts = {
+            "campaign_toml": provenance.campaign_toml,
+            "cifs": provenance.cifs,
+            "instrument_instprm": provenance.instrument_instprm,
+        }
         print(json.dumps({**found.chain.to_json(), **texts}, indent=2, ensure_ascii=False))
     else:
         console.print(_tree(found.chain))

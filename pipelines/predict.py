@@ -169,7 +169,7 @@ def main(
         _print_csv(told.answers)
     elif told.answers:
         show(told.answers)
-        say(f"Model {version.uri}, trained on {predictor.provenance['data']['tag']}")
+        say(f"Model {version.uri}, trained on {predictor.provenance.data.tag}")
     if plot is not None and drawn:
         from pipelines.report.figures import MOST_PANELS, answers_figure
 

@@ -26,7 +26,7 @@ from bragg_models.data.batches import in_order, profiles_of
 from bragg_models.metrics import calibration_error, errors, summary
 from bragg_models.predictors import Predictor
 from catalog import promotion, registry
-from catalog.promotion import Gate, Judged, PromotionError
+from catalog.promotion import Gate, PromotionError, VersionScores
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import console, next_commands, run, say
 from pipelines.evaluation.scoring import answered, in_batches, part_of
@@ -64,11 +64,13 @@ def evaluation_rows(
     allowed = np.ones(len(labels), dtype=bool)
     for uri, predictor in predictors.items():
         provenance = predictor.provenance
-        if provenance["data"]["content_hash"] == content:
-            split = provenance["split"]
-            allowed &= part_of(split["name"], labels, split) == Part.test
-        elif provenance["data"]["tag"] in (provenance["order"].get("beside") or ()):
-            raise PromotionError(f"{uri} learnt from {dataset.attrs['tag']}: name another --data.")
+        if provenance.data.content_hash == content:
+            split = provenance.split
+            allowed &= part_of(split.name, labels, split.to_json()) == Part.test
+        elif dataset.attrs["tag"] in provenance.extra_data:
+            raise PromotionError(
+                f"{uri} was trained on {dataset.attrs['tag']}: name another --data."
+            )
     rows = np.flatnonzero(allowed)
     if len(rows) < min(count, 100):
         raise PromotionError(
@@ -108,7 +110,7 @@ def evaluation_set(
     return Drawn(profiles, labels.phase[rows].astype(np.intp), labels.cells[rows])
 
 
-def judge(predictor: Predictor, pinned: Drawn, *, quiet: bool = False) -> Judged:
+def judge(predictor: Predictor, pinned: Drawn, *, quiet: bool = False) -> VersionScores:
     """Score a version on the pinned profiles, and time it."""
     phase, given, probabilities = answered(
         predictor, in_batches(pinned.profiles), len(pinned.phase), doing="Evaluating", quiet=quiet
@@ -124,7 +126,7 @@ def judge(predictor: Predictor, pinned: Drawn, *, quiet: bool = False) -> Judged
         began = time.perf_counter()
         predictor.predict(pinned.profiles[:1])
         taken.append(time.perf_counter() - began)
-    return Judged(
+    return VersionScores(
         scores["all"]["mse_paper"] if tells_cells else math.nan,
         scores["all"]["accuracy"],
         calibration_error(probabilities, truth),
@@ -191,9 +193,9 @@ def main(
         return
     versions = [candidate] + ([champion] if champion else [])
     predictors = {v.uri: load_version(place.uri, v) for v in versions}
-    own = predictors[candidate.uri].provenance["data"]
-    repository = Store(own["uri"] if data is None and store == DEFAULT_URI else store)
-    dataset = repository.open(data or own["tag"])
+    own = predictors[candidate.uri].provenance.data
+    repository = Store(own.uri if data is None and store == DEFAULT_URI else store)
+    dataset = repository.open(data or own.tag)
     pinned = evaluation_set(dataset, name, predictors, samples, quiet=as_json)
     judged = {uri: judge(one, pinned, quiet=as_json) for uri, one in predictors.items()}
     against = judged[champion.uri] if champion else None
@@ -235,7 +237,7 @@ def _log(
     dataset: xr.Dataset,
     candidate: registry.ModelVersion,
     champion: registry.ModelVersion | None,
-    judged: Mapping[str, Judged],
+    judged: Mapping[str, VersionScores],
     gate: Gate,
     objections: list[str],
     count: int,
@@ -270,7 +272,7 @@ def _show(
     dataset: xr.Dataset,
     candidate: registry.ModelVersion,
     champion: registry.ModelVersion | None,
-    judged: Mapping[str, Judged],
+    judged: Mapping[str, VersionScores],
     count: int,
 ) -> None:
     table = Table(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from catalog.experiment_view import arrange, page
+from catalog.experiment_view import configure_experiment, experiment_url
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import run, say
 
@@ -36,8 +36,8 @@ def main(
     found = [one for one in place.client.search_experiments() if one.experiment_id != _DEFAULT]
     say(f"MLflow UI on {place.uri}" if served else f"The runs are on a server: {place.uri}")
     for one in found:
-        arrange(place, one.experiment_id)
-        say(f"Models of {one.name}: [bold]{page(address, one.experiment_id)}[/]")
+        configure_experiment(place, one.experiment_id)
+        say(f"Models of {one.name}: [bold]{experiment_url(address, one.experiment_id)}[/]")
     if not served:
         return
     say(f"Open [bold]{address}[/] (Ctrl-C stops it)")

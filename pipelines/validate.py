@@ -55,7 +55,7 @@ from pipelines.evaluation.scoring import CONSTANT
 from pipelines.evaluation.summary import CLASS_CONDITIONAL, MODELS
 from pipelines.evaluation.tables import EQUATION_1
 from pipelines.prediction.predict import INDICES, indexed_library
-from pipelines.registry.feature_views import Registered
+from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
 from pipelines.report.figures import draw
 from pipelines.train import default_tag
@@ -207,7 +207,7 @@ def main(
     say(EQUATION_1)
     drawn = {one.known.name: _figures(one, campaign, named) for one in found}
     if tried:
-        those = {c.label: Registered(place.uri, c.version) for c in chosen
+        those = {c.label: RegisteredModel(place.uri, c.version) for c in chosen
                  if loaded[c.label].tells_intervals}  # fmt: skip
         if not those:
             raise ValidateError(

@@ -40,7 +40,7 @@ from pipelines.cluster.client import gathered
 from pipelines.evaluation.tables import Sheet
 from pipelines.prediction.acceptance import verdict_json
 from pipelines.prediction.predict import INDICES, Library, library_of, match
-from pipelines.registry.feature_views import Registered
+from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
 
 _SEED = 77_000
@@ -117,7 +117,7 @@ class Sureness:
         return told, true, np.array([(bins == b).sum() for b in used], dtype=np.float64)
 
 
-def sureness(client: Client, model: Registered, count: int) -> dict[str, Sureness]:
+def sureness(client: Client, model: RegisteredModel, count: int) -> dict[str, Sureness]:
     """Ask a model about so many draws of each phase, of calibrated and of drifted instruments."""
     found = {}
     for calibrated in (True, False):
@@ -221,7 +221,7 @@ class Amount(NamedTuple):
 
 
 def tried(
-    client: Client, model: Registered, phases: Sequence[Phase], label: str, amount: Amount
+    client: Client, model: RegisteredModel, phases: Sequence[Phase], label: str, amount: Amount
 ) -> tuple[list[Sheet], Figure | None]:
     """Try a model on fresh draws, show what is found, and return it."""
     sheets: list[Sheet] = []
@@ -251,7 +251,7 @@ class Offered(NamedTuple):
 
 
 def refusal(
-    client: Client, model: Registered, count: int, *, other: Instrument | None = None
+    client: Client, model: RegisteredModel, count: int, *, other: Instrument | None = None
 ) -> Sheet:
     """Offer foreign profiles to a model, so many of each kind, and refine them.
 
@@ -296,7 +296,9 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def convergence(client: Client, model: Registered, count: int, phases: Sequence[Phase]) -> Sheet:
+def convergence(
+    client: Client, model: RegisteredModel, count: int, phases: Sequence[Phase]
+) -> Sheet:
     """Return where refinements of so many draws of each phase end, from which start, how fast."""
     sizes = [min(_REFINED_PER_TASK, count - low) for low in range(0, count, _REFINED_PER_TASK)]
     tasks = [(model, seed, n) for seed, n in enumerate(sizes)]
@@ -343,18 +345,20 @@ def _done(
 
 
 @lru_cache(maxsize=1)
-def _known(model: Registered) -> tuple[Predictor, Simulator]:
+def _known(model: RegisteredModel) -> tuple[Predictor, Simulator]:
     predictor = load_version(model.tracking_uri, model.version)
     return predictor, simulator_for(predictor.campaign, cache=INDICES)
 
 
 @lru_cache(maxsize=1)
-def _refiner(model: Registered) -> tuple[Refiner, Library | None]:
+def _refiner(model: RegisteredModel) -> tuple[Refiner, Library | None]:
     predictor, _ = _known(model)
     return Refiner(predictor.campaign, cache=INDICES), library_of(predictor)
 
 
-def _fresh(model: Registered, seed: Sequence[int], count: int, calibrated: bool = True) -> Draws:
+def _fresh(
+    model: RegisteredModel, seed: Sequence[int], count: int, calibrated: bool = True
+) -> Draws:
     predictor, simulator = _known(model)
     campaign = predictor.campaign
     generator = np.random.default_rng([_SEED, *seed])
@@ -364,7 +368,7 @@ def _fresh(model: Registered, seed: Sequence[int], count: int, calibrated: bool 
     )  # fmt: skip
 
 
-def _asked(model: Registered, seed: int, count: int, calibrated: bool) -> tuple[Any, ...]:
+def _asked(model: RegisteredModel, seed: int, count: int, calibrated: bool) -> tuple[Any, ...]:
     draws = _fresh(model, [seed, int(calibrated)], count, calibrated)
     prepared = draws.prepared()
     kept = prepared.max(axis=1) > 0
@@ -385,7 +389,7 @@ def _profiles(
 
 
 def _starts(
-    model: Registered, gridded: GriddedProfile, prepared: NDArray[np.float64]
+    model: RegisteredModel, gridded: GriddedProfile, prepared: NDArray[np.float64]
 ) -> tuple[Any, list[tuple[int, NDArray[np.float64]]], list[tuple[int, NDArray[np.float64]]]]:
     """Return the model's answer, and starts from it and from the library."""
     predictor, _ = _known(model)
@@ -398,7 +402,7 @@ def _starts(
 
 
 @lru_cache(maxsize=2)
-def _simulator_of(model: Registered, kind: str, other: Instrument | None) -> Simulator:
+def _simulator_of(model: RegisteredModel, kind: str, other: Instrument | None) -> Simulator:
     """Return the simulator of a kind of foreign profiles; building one takes seconds."""
     predictor, own = _known(model)
     campaign = predictor.campaign
@@ -414,7 +418,7 @@ def _simulator_of(model: Registered, kind: str, other: Instrument | None) -> Sim
 
 
 def _foreign(
-    model: Registered, kind: str, seed: int, count: int, other: Instrument | None
+    model: RegisteredModel, kind: str, seed: int, count: int, other: Instrument | None
 ) -> Draws:
     """Draw what is foreign, as noisy as what is not."""
     campaign = _known(model)[0].campaign
@@ -444,7 +448,7 @@ def _foreign(
 
 
 def _offered(
-    model: Registered, kind: str, seed: int, count: int, other: Instrument | None
+    model: RegisteredModel, kind: str, seed: int, count: int, other: Instrument | None
 ) -> list[Offered]:
     refiner, _ = _refiner(model)
     found = []
@@ -467,7 +471,7 @@ def _offered(
     return found
 
 
-def _refined(model: Registered, seed: int, count: int) -> list[Ended]:
+def _refined(model: RegisteredModel, seed: int, count: int) -> list[Ended]:
     refiner, _ = _refiner(model)
     draws = _fresh(model, [seed, 2], count)
     campaign = _known(model)[0].campaign

@@ -162,7 +162,7 @@ def ask_on_cluster(
             library, np.stack([one.prepared for one in asked]),
             np.stack([one.covered for one in asked]), progress=progress,
         )  # fmt: skip
-        tag = predictor.provenance["data"]["tag"]
+        tag = predictor.provenance.data.tag
         for row, answered in enumerate(told.answers):
             answered["library_match"] = library_json(matches, row, predictor.campaign.phases, tag)
     return told

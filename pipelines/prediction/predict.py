@@ -249,7 +249,7 @@ def answer(
     if library is not None:
         covered = np.stack([m.gridded.covered for m in measurements])
         matches = match(library, prepared, covered, progress=progress)
-    snapshot = model.provenance["data"]["tag"]
+    snapshot = model.provenance.data.tag
     return [
         Answer(m, prediction, row, model.campaign.phases, uri, matches, snapshot)
         for row, m in enumerate(measurements)
@@ -305,15 +305,15 @@ def library_of(
     progress
         Show how far an index is that has to be made.
     """
-    data = model.provenance["data"]
+    data = model.provenance.data
     try:
-        dataset = open_snapshot(data["tag"], store or data["uri"])
+        dataset = open_snapshot(data.tag, store or data.uri)
     except StoreError as error:
         reason = str(error)
     else:
-        if dataset.attrs["content_hash"] == data["content_hash"]:
+        if dataset.attrs["content_hash"] == data.content_hash:
             return indexed_library(dataset, model.campaign, progress=progress)
-        reason = f"{data['tag']} in {dataset.attrs['uri']} is not what the model was trained on."
+        reason = f"{data.tag} in {dataset.attrs['uri']} is not what the model was trained on."
     errors.print(
         f"[yellow]Warning:[/] The library match is left out: {escape(reason)}", soft_wrap=True
     )

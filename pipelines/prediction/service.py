@@ -132,7 +132,7 @@ class Loaded:
         p = self.predictor.provenance
         return Model(
             uri=self.version.uri, name=self.version.name, version=self.version.version,
-            kind=p["model"], data=p["data"]["tag"], trained_at=p["trained_at"],
+            kind=p.model, data=p.data.tag, trained_at=p.trained_at,
         )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ class Holder:
             uri = self._uri or registry.champion_uri(self._tracking)
             found = registry.find(self._tracking, uri)
             if self.current is None or self.current.version.uri != found.uri:
-                with registry.fetched(self._tracking.uri, found) as directory:
+                with registry.downloaded_model(self._tracking.uri, found) as directory:
                     predictor = self.asking.submit(_ready, directory).result()
                 self.current = Loaded(found, predictor)
             self.problem = ""

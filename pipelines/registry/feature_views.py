@@ -17,14 +17,14 @@ from bragg_data.provenance import code_commit
 from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DiskFullError, Store, open_snapshot
 from catalog import features, registry
-from catalog.features import VIEWS, Computer, FeatureError, FeatureWriter, View
+from catalog.features import VIEWS, FeatureError, FeatureWriter, View, ViewModel
 from pipelines.cli.console import duration, say, three_digits
 from pipelines.cluster.blocks import do_blocks
 from pipelines.registry.registration import load_version
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredModel:
     """A registered model that computes a view: the version, and the tracking URI of its files.
 
     Workers fetch the files by themselves; of a server they need HTTP alone.
@@ -34,13 +34,17 @@ class Registered:
     version: registry.ModelVersion
 
     @property
-    def computer(self) -> Computer:
+    def computer(self) -> ViewModel:
         """What the lineage keeps of it."""
-        return Computer(self.version.uri, digest_of(self))
+        return ViewModel(self.version.uri, digest_of(self))
 
 
 def materialise(
-    client: Client, store: Store, dataset: xr.Dataset, view: View, model: Registered | None = None
+    client: Client,
+    store: Store,
+    dataset: xr.Dataset,
+    view: View,
+    model: RegisteredModel | None = None,
 ) -> features.Materialised:
     """Compute a view for all samples of a data set, block by block, and commit it.
 
@@ -68,7 +72,7 @@ def materialise(
     """
     if view.model and model is None:
         raise FeatureError(f"{view.key} is computed by a registered {view.model}: name one.")
-    computer = Computer() if model is None else model.computer
+    computer = ViewModel() if model is None else model.computer
     size = features_of(view, model, *features.inputs_of(view, dataset, slice(1))).shape[1]
     with FeatureWriter(
         store, dataset, view, size, computer=computer, code_commit=code_commit()
@@ -101,7 +105,9 @@ def materialise(
     return next(m for m in features.materialised(store, source[0]) if m.view == view.key)
 
 
-def features_of(view: View, model: Registered | None, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+def features_of(
+    view: View, model: RegisteredModel | None, *inputs: NDArray[Any]
+) -> NDArray[np.float32]:
     """Return a view's features (n, m) of its inputs (n, points), by its function or its model."""
     if view.function is not None:
         return np.asarray(view.function(*inputs), dtype=np.float32)
@@ -110,10 +116,10 @@ def features_of(view: View, model: Registered | None, *inputs: NDArray[Any]) -> 
     return _loaded(model.tracking_uri, model.version).features(profiles)
 
 
-def digest_of(model: Registered) -> str:
+def digest_of(model: RegisteredModel) -> str:
     """Return the SHA-256 (16 hexadecimal digits) of a registered model's files."""
     digest = hashlib.sha256()
-    with registry.fetched(model.tracking_uri, model.version) as directory:
+    with registry.downloaded_model(model.tracking_uri, model.version) as directory:
         for path in sorted(p for p in directory.rglob("*") if p.is_file()):
             digest.update(str(path.relative_to(directory)).encode())
             digest.update(path.read_bytes())
@@ -128,7 +134,7 @@ _loaded = lru_cache(maxsize=1)(load_version)
 def _do_block(
     source: tuple[str, str],
     view: str,
-    model: Registered | None,
+    model: RegisteredModel | None,
     group: str,
     block: int,
     rows: slice,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.model_provenance import Scores, SplitSettings
 from bragg_models.predictors import Predictor, output_columns
 
 _SCORES = {
@@ -27,11 +28,13 @@ def model_card(predictor: Predictor, name: str) -> str:
         Under which it is registered.
     """
     p = predictor.provenance
+    if p.score is None or p.test is None:
+        raise ValueError("A model card is written after the test: the provenance has no score.")
     campaign = predictor.campaign
     instrument, grid = campaign.instrument, campaign.grid
-    split, data = p["split"], p["data"]
+    split, data = p.split, p.data
     parts = [
-        f"# {p['model']} for {p['campaign']}",
+        f"# {p.model} for {p.campaign}",
         f"From a neutron time-of-flight profile to crystal system and cell: among "
         f"{', '.join(f'{x.name} ({x.space_group})' for x in campaign.phases)}.",
         "## What it answers",
@@ -54,14 +57,14 @@ def model_card(predictor: Predictor, name: str) -> str:
                 for x, of in zip(campaign.phases, campaign.definition["phases"], strict=True)
             ],
         ),
-        f"Data set `{data['tag']}`, snapshot `{data['snapshot_id']}`, content "
-        f"`{data['content_hash'][:16]}`, simulated by {data['simulator']} "
-        f"{data['simulator_version']}; {split['name']} split, seed {split['seed']}. Preset "
-        f"{p['preset']}, seed {p['seed']}, code `{p['code_commit']}`, {p['trained_at']}.",
+        f"Data set `{data.tag}`, snapshot `{data.snapshot_id}`, content "
+        f"`{data.content_hash[:16]}`, simulated by {data.simulator} "
+        f"{data.simulator_version}; {split.name} split, seed {split.seed}. Preset "
+        f"{p.preset}, seed {p.seed}, code `{p.code_commit}`, {p.trained_at}.",
         "## How good it is",
-        f"On {_tested_on(split)}, which it never saw ({p['score']['name']} is what versions are "
+        f"On {_tested_on(split)}, which it never saw ({p.score.name} is what versions are "
         f"compared by):",
-        _scores(p["test"]),
+        _scores(p.test),
         "## Where it ends",
         f"{_LIMITS[predictor.tells_intervals]}"
         f"- Cells outside the ranges above are extrapolated.\n"
@@ -86,8 +89,8 @@ _LIMITS = {
 }  # by whether intervals are told
 
 
-def _tested_on(split: Mapping[str, Any]) -> str:
-    count = split.get("test_draws")
+def _tested_on(split: SplitSettings) -> str:
+    count = split.test_draws
     if count:
         return f"{count:,} draws of measured-looking profiles of each phase"
     return "the test samples of that split"
@@ -118,7 +121,7 @@ def _ranges(phase: Mapping[str, Any]) -> Iterable[str]:
         yield f"{name} {' and '.join(spans)} {unit}"
 
 
-def _scores(test: Mapping[str, Mapping[str, float]]) -> str:
+def _scores(test: Scores) -> str:
     used = [key for key in _SCORES if any(key in values for values in test.values())]
     return _table(
         ("", *(_SCORES[key][0] for key in used)),

@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.model_provenance import ModelProvenance, SnapshotReference, SplitSettings
 from bragg_data.provenance import code_commit
 from bragg_data.store.schema import campaign_of
 from bragg_models.predictors import Predictor, load_predictor, output_columns
@@ -30,9 +31,12 @@ _KEPT = ("model", "preset", "data", "split", "content_hash", "test_set")
 
 
 def provenance_of(
-    dataset: xr.Dataset, order: Mapping[str, Any], split: Mapping[str, Any], settings: Any
-) -> dict[str, Any]:
-    """Return where a model comes from, as plain JSON values.
+    dataset: xr.Dataset,
+    order: Mapping[str, Any],
+    split: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> ModelProvenance:
+    """Return where a model comes from.
 
     Parameters
     ----------
@@ -46,30 +50,24 @@ def provenance_of(
         The preset's values.
     """
     campaign = campaign_of(dataset)
-    attrs = dataset.attrs
-    return {
-        "model": order["model"],
-        "campaign": campaign.name,
-        "campaign_toml": campaign.toml,
-        "cifs": dict(campaign.cifs),
-        "instrument_instprm": campaign.instprm,
-        "units": {p: "Å" if p in "abc" else "degree" for p in CELL_PARAMETERS},
-        "data": {
-            key: str(attrs[key])
-            for key in ("tag", "snapshot_id", "uri", "content_hash", "identity", "simulator",
-                        "simulator_version", "code_commit")
-        },
-        "split": dict(split),
-        # What the test scores of two models have in common if they may be compared.
-        "test_set": test_set(dataset, split),
-        "preset": order["preset"],
-        "preset_values": settings,
-        "order": dict(order),
-        "seed": order["seed"],
-        "device": order["device"],
-        "code_commit": code_commit(),
-        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    return ModelProvenance(
+        model=order["model"],
+        campaign=campaign.name,
+        campaign_toml=campaign.toml,
+        cifs=dict(campaign.cifs),
+        instrument_instprm=campaign.instprm,
+        units={p: "Å" if p in "abc" else "degree" for p in CELL_PARAMETERS},
+        data=SnapshotReference.from_attrs(dataset.attrs),
+        split=SplitSettings.from_json(split),
+        test_set=test_set(dataset, split),
+        preset=order["preset"],
+        preset_values=settings,
+        order=dict(order),
+        seed=order["seed"],
+        device=order["device"],
+        code_commit=code_commit(),
+        trained_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def test_set(dataset: xr.Dataset, split: Mapping[str, Any]) -> str:
@@ -78,20 +76,20 @@ def test_set(dataset: xr.Dataset, split: Mapping[str, Any]) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
-def run_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Return the short facts by which a run, and a version, are found and compared."""
-    commit, _, dirty = provenance["code_commit"].partition("-")
-    split = provenance["split"]
+def run_tags(provenance: ModelProvenance) -> dict[str, str]:
+    """Return the tags by which a run, and a version, are searched and compared."""
+    commit, _, dirty = provenance.code_commit.partition("-")
+    data, split = provenance.data, provenance.split
     return {
-        "model": provenance["model"],
-        "preset": provenance["preset"],
-        "seed": str(provenance["seed"]),
-        "data": provenance["data"]["tag"],
-        "snapshot_id": provenance["data"]["snapshot_id"],
-        "content_hash": provenance["data"]["content_hash"],
-        "simulator": provenance["data"]["simulator"],
-        "split": f"{split['name']}, seed {split['seed']}",
-        "test_set": provenance["test_set"],
+        "model": provenance.model,
+        "preset": provenance.preset,
+        "seed": str(provenance.seed),
+        "data": data.tag,
+        "snapshot_id": data.snapshot_id,
+        "content_hash": data.content_hash,
+        "simulator": data.simulator,
+        "split": f"{split.name}, seed {split.seed}",
+        "test_set": provenance.test_set,
         "code_commit": commit,
         "code_dirty": str(bool(dirty)).lower(),
         "mlflow.source.name": "pipelines.train",
@@ -100,15 +98,23 @@ def run_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def register(run_: Run, predictor: Predictor) -> registry.ModelVersion:
-    """Register a model that was trained and scored: its provenance has ``test`` and ``score``."""
+    """Register a trained model as a new version.
+
+    Raises
+    ------
+    ValueError
+        If the model was not scored: its provenance has no ``score``.
+    """
     provenance = predictor.provenance
+    score = provenance.score
+    if score is None:
+        raise ValueError("A model is registered after its test: its provenance has no score.")
     tags = run_tags(provenance)
-    score = provenance["score"]
-    name = registry.registered_name(provenance["campaign"], provenance["model"])
+    name = registry.registered_name(provenance.campaign, provenance.model)
     card = model_card(predictor, name)
     run_.log_text(card, CARD)
-    facts = {**{key: tags[key] for key in _KEPT}, "score": f"{score['value']:.6g}"}
-    if score["name"] == "mse_paper":
+    facts = {**{key: tags[key] for key in _KEPT}, "score": f"{score.value:.6g}"}
+    if score.name == "mse_paper":
         facts["mse_paper"] = facts["score"]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "predictor"
@@ -127,14 +133,14 @@ def register(run_: Run, predictor: Predictor) -> registry.ModelVersion:
         )  # fmt: skip
 
 
-def _about(provenance: Mapping[str, Any]) -> str:
+def _about(provenance: ModelProvenance) -> str:
     """Return what all versions of a registered name have in common."""
-    name = registry.registered_name("", provenance["model"])
+    name = registry.registered_name("", provenance.model)
     what = "Crystal systems" if registry.is_classifier(name) else "Crystal system and cell"
     kind = "measured" if registry.is_measured(name) else "neutron time-of-flight"
     return (
         f"{what} of {kind} profiles, trained on the campaign "
-        f"{provenance['campaign']}. @{registry.CHAMPION} answers unless another is named; "
+        f"{provenance.campaign}. @{registry.CHAMPION} answers unless another is named; "
         f"@{promotion.CANDIDATE} is the newest; @{promotion.PREVIOUS} is what a rollback brings "
         f"back. Compare and promote: python -m pipelines.promote NAME VERSION"
     )
@@ -148,11 +154,13 @@ def load_version(tracking_uri: str, version: registry.ModelVersion) -> Predictor
     ModelError, PredictorError
         If its files are gone, damaged, or not those of a model of this project.
     """
-    with registry.fetched(tracking_uri, version) as directory:
+    with registry.downloaded_model(tracking_uri, version) as directory:
         return load_predictor(directory)
 
 
-def crown(tracking: Tracking, version: registry.ModelVersion, promote: bool) -> tuple[bool, str]:
+def promote_if_better(
+    tracking: Tracking, version: registry.ModelVersion, promote: bool
+) -> tuple[bool, str]:
     """Make a version the candidate; the champion too if there is none, it is better, or told to.
 
     Returns
@@ -162,7 +170,7 @@ def crown(tracking: Tracking, version: registry.ModelVersion, promote: bool) -> 
     uri
         Address of the version that answers from now on.
     """
-    promotion.offer(tracking, version)
+    promotion.set_candidate(tracking, version)
     present = registry.champion(tracking, version.name)
     own = float(version.tags["score"])
     reason = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Samples as Labels
+from bragg_data.model_provenance import ModelScore
 from bragg_data.preprocessing import CROP_SHORT_TOF, preprocessing
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of
@@ -81,15 +82,16 @@ def drawn_test(task: Task, per_phase: int) -> Test:
 
 def tested(
     task: Task, predictor: Predictor, made: Made, test: Test, fit_seconds: float
-) -> dict[str, dict[str, float]]:
-    """Score a model: print, log with figures, write ``test`` and ``score`` into its provenance.
+) -> Predictor:
+    """Score a model; print the scores and log them with figures.
 
     Returns
     -------
-    Scores of all and of each crystal system, as :func:`bragg_models.metrics.summary` gives them.
+    The model with ``test`` (see :func:`bragg_models.metrics.summary`) and ``score`` in its
+    provenance.
     """
-    provenance: Any = predictor.provenance
-    model = str(provenance["model"])
+    provenance = predictor.provenance
+    model = provenance.model
     answers = answered(predictor, test.batches(), len(test.phase), doing="Testing")[:2]
     total = errors(task.targets, test.phase, test.cells, *answers)
     scores = summary(task.targets, total)
@@ -109,11 +111,10 @@ def tested(
             task.targets, errors(task.targets, test.phase, test.cells, test.phase, told)
         )
     task.run.log_metrics(metrics)
-    provenance["test"] = scores
-    provenance["score"] = (
-        {"name": "error_rate", "value": wrong / len(test.phase)}
+    score = (
+        ModelScore("error_rate", wrong / len(test.phase))
         if is_classifier
-        else {"name": "mse_paper", "value": scores["all"]["mse_paper"]}
+        else ModelScore("mse_paper", scores["all"]["mse_paper"])
     )
     say()
     if is_classifier:
@@ -125,17 +126,17 @@ def tested(
             task.targets, test.phase, test.cells, np.full(n, phase), np.tile(cell, (n, 1))
         )
         print_scores(
-            str(provenance["campaign"]), model, scores, summary(task.targets, constant),
+            provenance.campaign, model, scores, summary(task.targets, constant),
             task.targets, test.title,
         )  # fmt: skip
     _draw(task, made, test, answers, total.confusion)
-    return scores
+    return replace(predictor, provenance=replace(provenance, test=scores, score=score))
 
 
 def register_glance(run_: Run, guided: Predictor, test: Test) -> None:
     """Register the guided network's glance as a model of its own: what a network alone can do."""
     glance: Any = guided.model.glance  # type: ignore[union-attr]
-    provenance = {**guided.provenance, "model": "perceptron"}
+    provenance = replace(guided.provenance, model="perceptron")
     predictor = Predictor(
         "perceptron", glance, guided.targets, guided.preprocessing, guided.points, provenance
     )
@@ -144,9 +145,8 @@ def register_glance(run_: Run, guided: Predictor, test: Test) -> None:
     scores = summary(predictor.targets, found)
     run_.log_metrics({"test_glance": scores})
     say(f"Its glance alone, a perceptron: mse_paper {scores['all']['mse_paper']:.2e}")
-    provenance["test"] = scores
-    provenance["score"] = {"name": "mse_paper", "value": scores["all"]["mse_paper"]}
-    register(run_, predictor)
+    score = ModelScore("mse_paper", scores["all"]["mse_paper"])
+    register(run_, replace(predictor, provenance=replace(provenance, test=scores, score=score)))
 
 
 def _draw(

@@ -20,6 +20,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Samples as Labels
+from bragg_data.model_provenance import ModelProvenance
 from bragg_data.splits import Part, beside_split
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
@@ -29,15 +30,15 @@ from bragg_models.targets import targets_of
 from bragg_models.training.fit import choose_device
 from bragg_models.training.inference import Samples
 from catalog import registry
-from catalog.experiment_view import arrange
+from catalog.experiment_view import configure_experiment
 from catalog.tracking import Run, Tracking
 from pipelines.cli.console import say
 from pipelines.cluster.client import open_client
 from pipelines.cluster.options import SlurmOptions
 from pipelines.evaluation.scoring import SPLIT, part_of
 from pipelines.registry.registration import (
-    crown,
     load_version,
+    promote_if_better,
     provenance_of,
     register,
     run_tags,
@@ -208,31 +209,31 @@ def train_model(
         began = time.monotonic()
         made = _made(task, order, place)
         fit_seconds = time.monotonic() - began
-        provenance["facts"] = made.facts
         predictor = Predictor(
             made.kind, made.model, task.targets, made.preprocessing, dataset.sizes["tof"],
-            provenance, made.classifier,
+            replace(provenance, facts=made.facts), made.classifier,
         )  # fmt: skip
         test = (
             drawn_test(task, TEST_DRAWS)
             if on_draws
             else stored_test(task, labels, part, order.split)
         )
-        scores = tested(task, predictor, made, test, fit_seconds)
+        predictor = tested(task, predictor, made, test, fit_seconds)
         version = register(run_, predictor)
         if made.kind == "guided":
             register_glance(run_, predictor, test)
     shutil.rmtree(state, ignore_errors=True)
+    scores = predictor.provenance.test or {}
     # What is trained to be compared on other samples is not to answer unasked.
     if order.split != "random" and not promote:
         return Trained(version, run_.id, scores, False, version.uri, fit_seconds)
-    is_champion, champion = crown(place.tracking, version, promote)
+    is_champion, champion = promote_if_better(place.tracking, version, promote)
     return Trained(version, run_.id, scores, is_champion, champion, fit_seconds)
 
 
 @contextlib.contextmanager
 def _run(
-    place: Place, name: str, order: Order, provenance: Mapping[str, Any], resume: str | None
+    place: Place, name: str, order: Order, provenance: ModelProvenance, resume: str | None
 ) -> Iterator[Run]:
     if resume is not None:
         with place.tracking.resumed(resume) as run_:
@@ -241,10 +242,10 @@ def _run(
     split = "" if order.split == "random" else f" {order.split}"
     title = f"{order.model} {order.preset}{split} s{order.seed}"  # short, or the UI cuts it
     with place.tracking.run(name, title, run_tags(provenance), watch=True) as run_:
-        arrange(place.tracking, run_.experiment_id)
+        configure_experiment(place.tracking, run_.experiment_id)
         run_.log_parameters(
-            {**asdict(order), "settings": provenance["preset_values"],
-             "split": provenance["split"], "threads": torch.get_num_threads(),
+            {**asdict(order), "settings": provenance.preset_values,
+             "split": provenance.split.to_json(), "threads": torch.get_num_threads(),
              "cores": os.cpu_count() or 0}
         )  # fmt: skip
         yield run_

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
 from bragg_data.campaign import Campaign
+from bragg_data.model_provenance import ModelProvenance
 from bragg_models.forest import (
     LEAF,
     Forest,
@@ -162,13 +163,18 @@ def models(targets: Targets) -> tuple[Predictor, Predictor]:
     whole = grow_group(prepared, values, how, 0, seed=4)
     config = {"points": 800, "phases": 3, "parameters": 3}
     classifier = Predictor(
-        "multitask", build("multitask", config), targets, "profile_minmax@1", 800, {"own": 1}
+        "multitask",
+        build("multitask", config),
+        targets,
+        "profile_minmax@1",
+        800,
+        ModelProvenance(preset="classifier"),
     )
     return (
         Predictor("forest", ForestModel(tuple(conditional), integrated=False), targets,
-                  "profile_smoothed@1", 800, {"a": "b"}, classifier),
+                  "profile_smoothed@1", 800, ModelProvenance(preset="forest"), classifier),
         Predictor("integrated_forest", ForestModel((whole,), integrated=True), targets,
-                  "profile_smoothed@1", 800, {}),
+                  "profile_smoothed@1", 800, ModelProvenance()),
     )  # fmt: skip
 
 

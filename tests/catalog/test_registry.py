@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from bragg_data.model_provenance import ModelProvenance, SnapshotReference
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.networks.paper import build
@@ -32,7 +33,7 @@ from bragg_models.predictors import (
 from bragg_models.targets import targets_of
 from catalog import registry
 from catalog.datasets import SnapshotSource, source_of
-from catalog.experiment_view import arrange, page
+from catalog.experiment_view import configure_experiment, experiment_url
 from catalog.registry import ModelError, ModelVersion
 from catalog.tracking import Run, Tracking, TrackingError
 from pipelines.registry.registration import load_version
@@ -53,13 +54,12 @@ def predictor(small_dataset: xr.Dataset) -> Predictor:
     campaign, samples = campaign_of(small_dataset), samples_of(small_dataset)
     points = small_dataset.sizes["tof"]
     network = build("multitask", {"points": points, "phases": 3, "parameters": 3}, seed=1)
-    provenance = {
-        "campaign_toml": campaign.toml,
-        "cifs": dict(campaign.cifs),
-        "instrument_instprm": campaign.instprm,
-        "data": {"tag": attrs["tag"], "snapshot_id": attrs["snapshot_id"]},
-        "code_commit": "unknown",
-    }
+    provenance = ModelProvenance(
+        campaign_toml=campaign.toml,
+        cifs=dict(campaign.cifs),
+        instrument_instprm=campaign.instprm,
+        data=SnapshotReference.from_attrs(attrs),
+    )
     targets = targets_of(campaign.phases, samples.phase, samples.cells)
     return Predictor("multitask", network, targets, "profile_minmax@1", points, provenance)
 
@@ -233,7 +233,7 @@ def test_pickles_and_other_formats_are_refused(
     (directory_of(good) / "python_model.pkl").write_bytes(b"cos\nsystem\n")
     with (
         pytest.raises(ModelError, match=r"python_model\.pkl.*can run any code"),
-        registry.fetched(tracking.uri, good),
+        registry.downloaded_model(tracking.uri, good),
     ):
         pass
 
@@ -249,14 +249,14 @@ def test_a_model_of_others_is_refused(
         )  # fmt: skip
     with (
         pytest.raises(ModelError, match="not made by this project"),
-        registry.fetched(tracking.uri, foreign),
+        registry.downloaded_model(tracking.uri, foreign),
     ):
         pass
     described = directory_of(foreign) / "MLmodel"
     described.write_text(described.read_text().replace("data: data/model", "data: ../.."))
     with (
         pytest.raises(ModelError, match="outside its own files"),
-        registry.fetched(tracking.uri, foreign, "json"),
+        registry.downloaded_model(tracking.uri, foreign, "json"),
     ):
         pass
 
@@ -300,16 +300,16 @@ def test_processes_that_make_the_database_at_once(tmp_path: Path) -> None:
 
 def test_the_ui_is_arranged_once(tracking: Tracking) -> None:
     experiment = tracking.experiment("arranged")
-    arrange(tracking, experiment)
+    configure_experiment(tracking, experiment)
     found = tracking.client.get_experiment(experiment).tags
     kind, _, packed = found["mlflow.sharedViewState.models"].partition(";")
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
     assert kind == "deflate"
     assert state["orderByKey"] in state["selectedColumns"]
     assert "mse_paper" in found["mlflow.note.content"]
-    arrange(tracking, experiment)
+    configure_experiment(tracking, experiment)
     assert tracking.client.get_experiment(experiment).tags == found
-    assert page("http://here", experiment).endswith("&viewStateShareKey=models")
+    assert experiment_url("http://here", experiment).endswith("&viewStateShareKey=models")
 
 
 def test_nothing_is_said_on_the_terminal(tmp_path: Path) -> None:

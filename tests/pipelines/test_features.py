@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 from bragg_data.preprocessing import preprocessing
 from bragg_data.store.repository import Store, StoreError
 from catalog import features
-from catalog.features import VIEWS, Computer, FeatureError, FeatureWriter, view_of
+from catalog.features import VIEWS, FeatureError, FeatureWriter, ViewModel, view_of
 from pipelines.cluster.client import open_client
 from pipelines.features import app
-from pipelines.registry.feature_views import Registered, features_of, materialise
+from pipelines.registry.feature_views import RegisteredModel, features_of, materialise
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
@@ -49,8 +49,8 @@ def client() -> Iterator[Client]:
         yield opened
 
 
-def model_of(bench: Bench, kind: str) -> Registered:
-    return Registered(bench.tracking.uri, bench.versions(kind)[0])
+def model_of(bench: Bench, kind: str) -> RegisteredModel:
+    return RegisteredModel(bench.tracking.uri, bench.versions(kind)[0])
 
 
 def command(*arguments: str) -> str:
@@ -132,7 +132,7 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(
     again = materialise(client, store, dataset, view)
     assert again == first  # not even a commit
     assert "0 of 12 blocks to do" in capsys.readouterr().out
-    with FeatureWriter(store, dataset, view, 489, computer=Computer("models:/x/1", "ab")) as other:
+    with FeatureWriter(store, dataset, view, 489, computer=ViewModel("models:/x/1", "ab")) as other:
         assert len(other.missing()) == 12
     assert not features.materialised(store)[0].complete
     # The data set itself is as it was.
@@ -257,6 +257,6 @@ def test_commands(store: Store, everything: str, bench: Bench) -> None:
 def test_without_its_model_a_view_is_refused(store: Store, client: Client) -> None:
     dataset = store.open(TAG)
     with pytest.raises(FeatureError, match="computed by a registered caenn, and none was trained"):
-        features.computer_of(_none(store), VIEWS["cae_latent@1"], dataset)
+        features.model_of_view(_none(store), VIEWS["cae_latent@1"], dataset)
     with pytest.raises(FeatureError, match="name one"):
         materialise(client, store, dataset, VIEWS["cae_latent@1"])

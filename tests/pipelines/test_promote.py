@@ -19,14 +19,14 @@ from typer.testing import CliRunner
 from bragg_models.metrics import calibration_error
 from catalog import promotion, registry
 from catalog.lineage import dot, trace
-from catalog.promotion import Gate, Judged, PromotionError
+from catalog.promotion import Gate, PromotionError, VersionScores
 from catalog.registry import ModelError
 from pipelines import lineage, promote
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
-GOOD = Judged(1e-6, 1.0, 0.01, 0.01, {"cubic": 1e-7})
+GOOD = VersionScores(1e-6, 1.0, 0.01, 0.01, {"cubic": 1e-7})
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
@@ -52,7 +52,7 @@ def test_the_gate_objects_to_what_is_worse(changes: dict[str, float], objection:
     assert gate.objections(GOOD, GOOD) == []
     (found,) = gate.objections(replace(GOOD, **changes), GOOD)  # type: ignore[arg-type]
     assert objection in found
-    better = Judged(1e-7, 1.0, 0.0, 0.02, {})
+    better = VersionScores(1e-7, 1.0, 0.0, 0.02, {})
     assert gate.objections(better, GOOD) == []
     assert gate.objections(GOOD, None) == []
     # Slow is let through where the champion is slower still; a classifier has no cell to compare.
@@ -84,7 +84,7 @@ def champion(bench: Bench) -> str:
     return found.tags["model"]
 
 
-def test_training_offers_and_crowns_what_is_better(restored: Bench) -> None:
+def test_training_promotes_a_model_with_a_lower_error(restored: Bench) -> None:
     candidate = registry.find(restored.tracking, "models:/small@candidate")
     assert candidate.tags["model"] == "multitask-integer"  # the last one
     ours = restored.versions("guided")[0]
@@ -196,7 +196,8 @@ def test_test_samples_of_one_are_not_asked_where_another_learnt_from_them(
     other = restored.predictor("multitask")
     rows = promote.evaluation_rows(dataset, {"a": one, "b": other}, 100)
     assert rows.sum() == 100
-    other.provenance["split"]["seed"] = 1  # type: ignore[index]
+    split = replace(other.provenance.split, seed=1)
+    other = replace(other, provenance=replace(other.provenance, split=split))
     with pytest.raises(PromotionError, match="are test samples to all versions"):
         promote.evaluation_rows(dataset, {"a": one, "b": other}, 142)
 
@@ -208,8 +209,8 @@ def test_everything_is_recovered_from_the_alias_alone(restored: Bench) -> None:
     dataset = restored.store.open("small-v1")
     found = trace(restored.tracking, "models:/small@champion")
     assert found.version.tags["model"] == "guided"
-    assert found.provenance["campaign_toml"] == dataset.attrs["campaign_toml"]
-    assert found.provenance["data"]["snapshot_id"] == dataset.attrs["snapshot_id"]
+    assert found.provenance.campaign_toml == dataset.attrs["campaign_toml"]
+    assert found.provenance.data.snapshot_id == dataset.attrs["snapshot_id"]
     kinds = [node.kind for node in found.chain.walk()]
     assert kinds == ["model", "run", "view", "snapshot", "campaign", "structure", "structure",
                      "structure", "instrument"]  # fmt: skip

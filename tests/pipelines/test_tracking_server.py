@@ -24,7 +24,7 @@ from catalog import features, registry
 from catalog.tracking import Tracking
 from pipelines import train
 from pipelines.cluster.client import open_client
-from pipelines.registry.feature_views import Registered, materialise
+from pipelines.registry.feature_views import RegisteredModel, materialise
 from pipelines.registry.registration import load_version
 from pipelines.tracking_server import TrackingServerError, app
 from tests.servers import free_port, serving
@@ -177,7 +177,7 @@ def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
     dataset = store.open("small-v1")
     with open_client("local", workers=1) as client:
         materialise(client, store, dataset, features.view_of("classifier_256"),
-                    Registered(server.address, version))  # fmt: skip
+                    RegisteredModel(server.address, version))  # fmt: skip
     stored = features.load("classifier_256", "small-v1", store.uri)
     profiles = dataset.intensity[:64].values
     predictor = load_version(server.address, version)

@@ -88,9 +88,9 @@ def test_the_model_alone_tells_where_it_came_from(
     predictor: Predictor, small_dataset: xr.Dataset
 ) -> None:
     attrs = small_dataset.attrs
-    assert predictor.provenance["data"]["snapshot_id"] == attrs["snapshot_id"]
-    assert predictor.provenance["data"]["content_hash"] == attrs["content_hash"]
-    assert predictor.provenance["split"]["seed"] == SPLIT["seed"]
+    assert predictor.provenance.data.snapshot_id == attrs["snapshot_id"]
+    assert predictor.provenance.data.content_hash == attrs["content_hash"]
+    assert predictor.provenance.split.seed == SPLIT["seed"]
     assert predictor.campaign.toml == attrs["campaign_toml"]
     np.testing.assert_array_equal(predictor.campaign.grid.tof, small_dataset.tof.values)
     assert predictor.phase_names == ("cubic", "tetragonal", "trigonal")
@@ -122,12 +122,12 @@ def test_the_card_says_what_the_model_is_and_where_it_ends(
     p = predictor.provenance
     for words in (
         "# multitask for small", "| `a` | Å | cell of the answered phase |",
-        "| `alpha` | ° |", f"snapshot `{p['data']['snapshot_id']}`", "## Where it ends",
+        "| `alpha` | ° |", f"snapshot `{p.data.snapshot_id}`", "## Where it ends",
         "| trigonal | trigonal | R 3 m:R | a 3.9 to 4.1 by 0.01 Å, alpha 80 to 88 by 1 ° |",
-        f"| {p['test']['all']['mse_paper']:.3g} |",
+        f"| {p.test['all']['mse_paper']:.3g} |",
     ):  # fmt: skip
         assert words in card, card
-    with registry.fetched(tracking.uri, version) as directory:
+    with registry.downloaded_model(tracking.uri, version) as directory:
         assert (directory / "model_card.md").read_text() == card
         described = yaml.safe_load((directory.parents[1] / "MLmodel").read_text())
     assert described["metadata"]["units"]["alpha"] == "°"

@@ -12,6 +12,7 @@ import torch
 
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.cell import d_spacing
+from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import sqrt_unit
 from bragg_data.simulation.kinematic import Simulator
 from bragg_models.networks.guided import Guided, fill_tables, guided_config
@@ -203,7 +204,9 @@ def test_a_saved_one_answers_as_before(
     values, _ = targets.encode(np.array([1]), cell)
     answering(guided, 1, values[0])
     intensity = simulated(paper, np.array([1]), cell)
-    predictor = Predictor("guided", guided, targets, "profile_sqrt_unit@1", paper.grid.points, {})
+    predictor = Predictor(
+        "guided", guided, targets, "profile_sqrt_unit@1", paper.grid.points, ModelProvenance()
+    )
     predictor.save(tmp_path / "saved")
     again = load_predictor(tmp_path / "saved")
     one, other = predictor.predict(intensity), again.predict(intensity)

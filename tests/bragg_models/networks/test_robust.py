@@ -176,7 +176,7 @@ def test_versions_for_measured_profiles_are_compared_on_pinned_draws(
     }
     # The noise is in it: on clean patterns the error would be a hundredth.
     assert first["mse_paper"] > 1e-8
-    assert predictor.provenance["split"]["test_draws"] > 0
+    assert predictor.provenance.split.test_draws > 0
     promote.promotion.rollback(own_bench.tracking, version.name, reason="only a copy")
     own_bench.tracking.client.delete_model_version(version.name, str(copied.version))
 

@@ -158,9 +158,9 @@ def test_the_sections_and_numbers_are_there(page: Page, told: Answer, predictor:
     for candidate in library["candidates"]:
         assert f"{candidate['cell']['a']:.4f} Å" in seen
         assert f"{candidate['correlation']:.4f}" in seen
-    data = predictor.provenance["data"]
-    for fact in (URI, data["tag"], data["snapshot_id"], predictor.provenance["code_commit"],
-                 predictor.provenance["trained_at"], "difC 9 496.17"):  # fmt: skip
+    data = predictor.provenance.data
+    for fact in (URI, data.tag, data.snapshot_id, predictor.provenance.code_commit,
+                 predictor.provenance.trained_at, "difC 9 496.17"):  # fmt: skip
         assert fact in seen, fact
     assert "A. <i>Person</i>" in seen
     for warning in told.measurement.warnings:

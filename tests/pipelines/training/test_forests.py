@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from distributed import Client
 
+from bragg_data.model_provenance import ModelProvenance
 from bragg_data.splits import Part, random_split
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.forest import Forest, ForestModel, ForestSettings
@@ -229,7 +230,7 @@ def test_answers_of_the_workers_are_those_of_the_model_and_better_than_a_constan
         integrated=True, seed=0, directory=tmp_path, how="joined",
     )  # fmt: skip
     model = ForestModel((forest,), integrated=True)
-    predictor = Predictor("forest", model, targets, PRESET.preprocessing, 800, {})
+    predictor = Predictor("forest", model, targets, PRESET.preprocessing, 800, ModelProvenance())
     predictor.save(tmp_path / "model")
     rows, answer = predict_chunks(client, small_dataset, tmp_path / "model", part == Part.test)
     profiles = small_dataset["intensity"].values[rows]

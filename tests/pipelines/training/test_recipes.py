@@ -129,8 +129,8 @@ def test_what_is_registered_answers(everything: str, bench: Bench) -> None:
     for model, kind in kinds.items():
         predictor = bench.predictor(model)
         assert isinstance(predictor.model, kind), model
-        assert predictor.provenance["model"] == model
-        assert predictor.provenance["order"]["preset"] == "quick"
+        assert predictor.provenance.model == model
+        assert predictor.provenance.preset == "quick"
         answer = predictor.predict(profiles)
         np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, rtol=1e-5)
         for code in range(3):
@@ -150,7 +150,7 @@ def test_frozen_features_stay_the_classifier_s(everything: str, bench: Bench) ->
         for name, value in own.model.classifier.state_dict().items():
             assert torch.equal(value, told.model.state_dict()[name]), (model, name)
     uri = bench.versions("classifier")[0].uri
-    assert own.provenance["order"]["classifier"] == uri
+    assert own.provenance.classifier_uri == uri
     features = own.model.features[1].state_dict()
     assert not torch.equal(features["dense.0.weight"], told.model.features.dense[0].weight)
 
@@ -225,7 +225,7 @@ def test_our_network_learns_from_samples_beside_a_blocked_split(several: Bench) 
         entry.dataset.name: entry.tags[0].value for entry in run.inputs.dataset_inputs
     }  # fmt: skip
     assert used == {"small-v1": "training", "between-v1": "training, beside"}
-    assert several.predictor("guided").provenance["order"]["beside"] == ["between-v1"]
+    assert several.predictor("guided").provenance.extra_data == ("between-v1",)
     assert several.metrics("guided")["test/all/mse_paper"] < 1e-8
 
 
