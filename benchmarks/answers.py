@@ -19,7 +19,12 @@ from rich.table import Table
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.refinement.rietveld import Refiner
-from bragg_data.simulation.measurement_effects import draw, draw_labels, nuisance_of, simulator_for
+from bragg_data.simulation.measurement_effects import (
+    draw_labels,
+    draw_profiles,
+    effects_from_campaign,
+    simulator_for,
+)
 from catalog import registry
 from catalog.tracking import Tracking
 from pipelines.prediction.predict import INDICES, library_of
@@ -43,7 +48,9 @@ def main() -> None:
     refiner = Refiner(campaign, cache=INDICES)
     generator = np.random.default_rng(4)
     phase, cells = draw_labels(campaign, options.draws, generator)
-    draws = draw(simulator_for(campaign), phase, cells, generator, nuisance_of(campaign))
+    draws = draw_profiles(
+        simulator_for(campaign), phase, cells, generator, effects_from_campaign(campaign)
+    )
     order = generator.permutation(len(phase))
     prepared = draws.prepared()
     seconds: dict[str, list[float]] = {}

@@ -117,9 +117,11 @@ def write_campaign(case: Case, measured: Path, directory: Path) -> Campaign:
     directory.mkdir(parents=True, exist_ok=True)
     banks = read_instruments(measured / case.instrument)
     (bank,) = (b for b in banks if abs(b.two_theta - case.two_theta) < 0.1)
-    given = own = bank.moved(bank=case.bank)
+    given = own = bank.with_parameters(bank=case.bank)
     if case.difc_difa_zero is not None:
-        given = own.moved(**dict(zip(("difc", "difa", "tzero"), case.difc_difa_zero, strict=True)))
+        given = own.with_parameters(
+            **dict(zip(("difc", "difa", "tzero"), case.difc_difa_zero, strict=True))
+        )
         (directory / "own.instprm").write_text(own.instprm)
         (directory / "turned.instprm").write_text(turned(given, case.ikeda).instprm)
     (directory / "given.instprm").write_text(given.instprm)
@@ -249,7 +251,7 @@ def fitted(instrument: Instrument, d: np.ndarray, tof: np.ndarray) -> Instrument
     """Return the instrument with difC, difA and Zero that put these spacings at these times."""
     columns = np.stack([d, d * d, np.ones_like(d)], axis=1) / tof[:, None]
     difc, difa, zero = np.linalg.lstsq(columns, np.ones_like(d), rcond=None)[0].tolist()
-    return instrument.moved(difc=difc, difa=difa, tzero=zero)
+    return instrument.with_parameters(difc=difc, difa=difa, tzero=zero)
 
 
 def turned(instrument: Instrument, ikeda: tuple[float, ...]) -> Instrument:

@@ -5,27 +5,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
 
+from bragg_data.campaign_file import (
+    CampaignError,
+    CampaignFile,
+    PhaseTable,
+    Range,
+    parse_campaign_file,
+)
 from bragg_data.crystallography.cell import (
     CELL_PARAMETERS,
     EQUAL_LENGTHS,
@@ -36,161 +33,17 @@ from bragg_data.crystallography.cell import (
 from bragg_data.crystallography.structure import Phase, read_phase
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid, read_instrument
 
-BUILT_IN = Path(__file__).parent / "campaigns"
-"""Where the campaigns that ship with the project live."""
-
-
-class CampaignError(ValueError):
-    """A campaign file, or a list of cells, that cannot be simulated."""
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Range(_Table):
-    """A grid (first, last, step; both ends included) or a continuous interval (low, high)."""
-
-    first: Decimal | None = None
-    last: Decimal | None = None
-    step: Annotated[Decimal, Field(gt=0)] | None = None
-    low: Decimal | None = None
-    high: Decimal | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> _Range:
-        grid = (self.first, self.last, self.step)
-        interval = (self.low, self.high)
-        if all(v is not None for v in grid) and interval == (None, None):
-            assert self.first is not None
-            assert self.last is not None
-            assert self.step is not None
-            if self.last < self.first:
-                raise ValueError(f"a range ends ({self.last}) before it begins ({self.first})")
-            if (self.last - self.first) % self.step:
-                raise ValueError(
-                    f"{self.last} is not a whole number of steps of {self.step} from {self.first}"
-                )
-        elif all(v is not None for v in interval) and grid == (None, None, None):
-            assert self.low is not None
-            assert self.high is not None
-            if self.high < self.low:
-                raise ValueError(f"an interval ends ({self.high}) before it begins ({self.low})")
-        else:
-            raise ValueError("a range is either {first, last, step} or {low, high}")
-        return self
-
-    @property
-    def is_grid(self) -> bool:
-        return self.first is not None
-
-    def values(self) -> NDArray[np.float64]:
-        """All points of a grid: exact decimals, so that rounding never decides the end point."""
-        assert self.first is not None
-        assert self.last is not None
-        assert self.step is not None
-        count = int((self.last - self.first) / self.step) + 1
-        return np.array([float(self.first + self.step * i) for i in range(count)])
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, Mapping) else value
-
-
-class _Phase(_Table):
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")]
-    cif: str
-    cell: dict[str, Annotated[tuple[_Range, ...], BeforeValidator(_as_list), Field(min_length=1)]]
-    exclude: tuple[str, ...] = ()
-    samples: Annotated[int, Field(gt=0)] | None = None
-
-
-class _Instrument(_Table):
-    file: str
-    bank: int | None = None
-
-
-class _Tof(_Table):
-    start: Annotated[Decimal, Field(gt=0)]
-    relative_step: Annotated[Decimal, Field(gt=0)]
-    points: Annotated[int, Field(ge=64, le=100_000)]
-
-
-class _Broadening(_Table):
-    size: Annotated[Decimal, Field(gt=0)] = Decimal("1.0")
-    microstrain: Annotated[Decimal, Field(ge=0)] = Decimal("1000.0")
-
-
-class _RowsPerChunk(_Table):
-    kinematic: Annotated[int, Field(gt=0)] = 512
-    gsas2: Annotated[int, Field(gt=0)] = 16
-
-
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Spread = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Ends = Annotated[
-    tuple[_Positive, _Positive],
-    AfterValidator(lambda ends: ends if ends[0] <= ends[1] else _refuse("low is above high")),
+__all__ = [
+    "BUILT_IN",
+    "Campaign",
+    "CampaignError",
+    "Samples",
+    "load_campaign",
+    "read_cells",
 ]
 
-
-def _refuse(reason: str) -> Any:
-    raise ValueError(reason)
-
-
-class _Nuisance(_Table):
-    """Measurement effects: see :class:`~bragg_data.simulation.measurement_effects.Nuisance`."""
-
-    u_scale: _Ends | None = None
-    shift: _Spread | None = None
-    size: _Ends | None = None
-    microstrain: _Ends | None = None
-    counts: _Ends | None = None
-    background: _Ends | None = None
-    spectrum: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    spectrum_error: _Spread | None = None
-    end: _Ends | None = None
-    begin: _Share | None = None
-    impurity: _Share | None = None
-    impure: _Share | None = None
-    difc: _Spread | None = None
-    tzero: _Spread | None = None
-
-
-class _File(_Table):
-    """The schema of a campaign file."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    description: str = ""
-    seed: int
-    sampling: Literal["grid", "sobol"] = "grid"
-    instrument: _Instrument
-    tof: _Tof
-    broadening: _Broadening = _Broadening()
-    rows_per_chunk: _RowsPerChunk = _RowsPerChunk()
-    nuisance: _Nuisance = _Nuisance()
-    phases: Annotated[tuple[_Phase, ...], Field(min_length=1, max_length=127)]
-
-    @model_validator(mode="after")
-    def _phases_fit_sampling(self) -> _File:
-        names = [phase.name for phase in self.phases]
-        if len(set(names)) < len(names):
-            raise ValueError("two phases have the same name")
-        for phase in self.phases:
-            grid = all(r.is_grid for ranges in phase.cell.values() for r in ranges)
-            interval = all(not r.is_grid for ranges in phase.cell.values() for r in ranges)
-            if self.sampling == "grid" and not (grid and phase.samples is None):
-                raise ValueError(
-                    f"phase '{phase.name}': grid sampling takes ranges of first, last and step, "
-                    f"and no number of samples"
-                )
-            if self.sampling == "sobol" and not (interval and phase.samples is not None):
-                raise ValueError(
-                    f"phase '{phase.name}': sobol sampling takes intervals of low and high, "
-                    f"and the number of samples"
-                )
-        return self
+BUILT_IN = Path(__file__).parent / "campaigns"
+"""Directory of the campaigns that ship with the project."""
 
 
 @dataclass(frozen=True)
@@ -234,17 +87,8 @@ class Campaign:
     instprm: str
 
     @cached_property
-    def _file(self) -> _File:
-        try:
-            # Decimals keep 0.001 what the file says, so that grids are built from integers.
-            return _File.model_validate(tomllib.loads(self.toml, parse_float=Decimal))
-        except tomllib.TOMLDecodeError as error:
-            raise CampaignError(f"The campaign file is not valid TOML: {error}.") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the file"
-            reason = first["msg"].removeprefix("Value error, ")
-            raise CampaignError(f"The campaign file is wrong at {place}: {reason}.") from error
+    def _file(self) -> CampaignFile:
+        return parse_campaign_file(self.toml)
 
     @property
     def name(self) -> str:
@@ -253,7 +97,7 @@ class Campaign:
 
     @property
     def description(self) -> str:
-        """One line on what it is."""
+        """One line about the data set."""
         return self._file.description
 
     @property
@@ -267,9 +111,14 @@ class Campaign:
         return float(self._file.broadening.microstrain)
 
     @property
-    def nuisance(self) -> dict[str, Any]:
-        """What the file says of measured profiles; no part of what is simulated."""
-        return self._file.nuisance.model_dump(exclude_none=True)
+    def measurement_effects(self) -> dict[str, Any]:
+        """Ranges that the file sets for measurement effects; they do not change the simulation."""
+        ranges = self._file.measurement_effects.model_dump(exclude_none=True)
+        if "end" in ranges:  # deprecated: in µs
+            start, stop = self.grid.start, self.grid.stop
+            low, high = np.log(np.array(ranges.pop("end")) / start) / np.log(stop / start)
+            ranges["signal_end"] = (float(low), float(high))
+        return ranges
 
     def rows_per_chunk(self, simulator: str) -> int:
         """Patterns per chunk, the unit of work, for a simulator ('kinematic' or 'gsas2')."""
@@ -331,7 +180,7 @@ class Campaign:
     def definition(self) -> dict[str, Any]:
         """All that makes this data set what it is, as plain JSON values (comments do not count)."""
         resolved: dict[str, Any] = _plain(
-            self._file.model_dump(exclude={"description", "rows_per_chunk", "nuisance"})
+            self._file.model_dump(exclude={"description", "rows_per_chunk", "measurement_effects"})
         )
         resolved["instrument"] = {"sha256": self.instrument.sha256}
         for phase in resolved["phases"]:
@@ -372,7 +221,7 @@ def _plain(value: Any) -> Any:
 
 
 def _free_parameters(
-    config: _Phase, phase: Phase, generator: np.random.Generator
+    config: PhaseTable, phase: Phase, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     wanted = phase.lattice.free_parameters
     if set(config.cell) != set(wanted):
@@ -394,10 +243,10 @@ def _free_parameters(
     )
 
 
-def _stretch(unit: NDArray[np.float64], ranges: tuple[_Range, ...]) -> NDArray[np.float64]:
+def _stretch(unit: NDArray[np.float64], ranges: tuple[Range, ...]) -> NDArray[np.float64]:
     """Map [0, 1) onto the union of intervals, each in proportion to its length."""
-    low = np.array([float(r.low or 0) for r in ranges])
-    length = np.array([float(r.high or 0) for r in ranges]) - low
+    low, high = np.array([r.interval for r in ranges], dtype=np.float64).T
+    length = high - low
     ends = np.cumsum(length)
     position = unit * ends[-1]
     index = np.minimum(np.searchsorted(ends, position, side="right"), len(ranges) - 1)

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Box:
+    """Boxes into which a blocked split cuts the space of the cell parameters.
+
+    Attributes
+    ----------
+    length
+        Edge along a, b and c, in ångström.
+    angle
+        Edge along alpha, beta and gamma, in degrees.
+    """
+
+    length: float = 0.02
+    angle: float = 2.5
+
+    def numbers(self, cells: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the numbers of the box of each cell, shape (n, 6), from cells of shape (n, 6)."""
+        edges = np.array([self.length] * 3 + [self.angle] * 3)
+        # Grid points lie on the boxes' sides: rounding must not scatter them.
+        numbers: NDArray[np.int64] = np.floor(cells / edges + 1e-6).astype(np.int64)
+        return numbers
 
 
 class Part(IntEnum):
@@ -34,8 +58,8 @@ def random_split(
     crystal_system : shape (n,)
         Code of each sample, in stored order.
     seed
-        The split depends on it and on the labels alone. Each crystal system has a stream of its
-        own, so that another system beside them changes nothing.
+        The split depends on it and on the labels alone. Each crystal system has a random stream
+        of its own, so that adding another system changes nothing.
     test
         Share of each crystal system that is kept for testing.
     validation
@@ -71,8 +95,7 @@ def blocked_split(
     seed: int,
     test: float = 0.2,
     validation: float = 0.05,
-    length: float = 0.02,
-    angle: float = 2.5,
+    box: Box = Box(),
 ) -> NDArray[np.int8]:
     """Split by blocks of cells within each crystal system, so that test samples have no twins.
 
@@ -92,15 +115,15 @@ def blocked_split(
         Share of each crystal system that is kept for testing, exceeded by less than one block.
     validation
         Share of the rest that is kept for choosing the best weights, in blocks as well.
-    length, angle
-        Edges of a box, in ångström and degrees.
+    box
+        Size of the boxes.
 
     Returns
     -------
     shape (n,)
         A :class:`Part` for each sample.
     """
-    boxes = _boxes(cells, length, angle)
+    boxes = box.numbers(cells)
     part = np.full(len(crystal_system), Part.training, dtype=np.int8)
     for system in np.unique(crystal_system).tolist():
         rows = np.flatnonzero(crystal_system == system)
@@ -108,51 +131,43 @@ def blocked_split(
         generator = np.random.default_rng(np.random.SeedSequence([seed, system]))
         order = generator.permutation(len(sizes))
         before = np.cumsum(sizes[order]) - sizes[order]
-        wanted = test * len(rows)
+        n_test = test * len(rows)
         of_block = np.full(len(sizes), Part.training, dtype=np.int8)
-        of_block[order[before < wanted + validation * (len(rows) - wanted)]] = Part.validation
-        of_block[order[before < wanted]] = Part.test
+        of_block[order[before < n_test + validation * (len(rows) - n_test)]] = Part.validation
+        of_block[order[before < n_test]] = Part.test
         part[rows] = of_block[block]
     return part
 
 
-def beside_split(
+def extra_data_split(
     crystal_system: NDArray[np.integer],
     cells: NDArray[np.float64],
     part: NDArray[np.int8],
-    beside_system: NDArray[np.integer],
-    beside_cells: NDArray[np.float64],
+    extra_crystal_system: NDArray[np.integer],
+    extra_cells: NDArray[np.float64],
     *,
-    length: float = 0.02,
-    angle: float = 2.5,
+    box: Box = Box(),
 ) -> NDArray[np.int8]:
-    """Tell which samples of another data set may be learnt from beside a blocked split.
+    """Return which samples of an additional data set may join the training of a blocked split.
 
     Parameters
     ----------
     crystal_system, cells, part : shapes (n,), (n, 6), (n,)
         The data set that :func:`blocked_split` cut, with the same edges.
-    beside_system, beside_cells : shapes (m,), (m, 6)
-        The other one.
-    length, angle
-        Edges of a box, in ångström and degrees.
+    extra_crystal_system, extra_cells : shapes (m,), (m, 6)
+        The additional data set.
+    box
+        The boxes of :func:`blocked_split`.
 
     Returns
     -------
     shape (m,)
-        ``Part.training`` where no sample of the box is kept for validation or testing, elsewhere
+        ``Part.training`` where no sample of the box is for validation or testing, elsewhere
         ``Part.test``.
     """
-    kept = part != Part.training
-    boxes = np.column_stack([crystal_system[kept], _boxes(cells[kept], length, angle)])
-    closed = {box.tobytes() for box in np.unique(boxes, axis=0)}
-    others = np.column_stack([beside_system, _boxes(beside_cells, length, angle)])
-    inside = np.array([box.tobytes() in closed for box in others], dtype=bool)
+    held_out = part != Part.training
+    boxes = np.column_stack([crystal_system[held_out], box.numbers(cells[held_out])])
+    closed = {row.tobytes() for row in np.unique(boxes, axis=0)}
+    extra = np.column_stack([extra_crystal_system, box.numbers(extra_cells)])
+    inside = np.array([row.tobytes() in closed for row in extra], dtype=bool)
     return np.where(inside, Part.test, Part.training).astype(np.int8)
-
-
-def _boxes(cells: NDArray[np.float64], length: float, angle: float) -> NDArray[np.int64]:
-    edges = np.array([length] * 3 + [angle] * 3)
-    # Grid points lie on the boxes' sides: rounding must not scatter them.
-    boxes: NDArray[np.int64] = np.floor(cells / edges + 1e-6).astype(np.int64)
-    return boxes

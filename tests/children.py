@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
-from bragg_data.simulation.isolated_process import ONE_THREAD, Child
+from bragg_data.simulation.isolated_process import SINGLE_THREAD, IsolatedProcess
 
 TARGET = f"{__package__}.children:Served"
 BUSY = "busy"
@@ -43,7 +43,7 @@ class Served:
         return os.getcwd()  # noqa: PTH109
 
     def environment(self) -> dict[str, str]:
-        return {name: os.environ[name] for name in ONE_THREAD}
+        return {name: os.environ[name] for name in SINGLE_THREAD}
 
     def threads(self) -> list[int]:
         np.ones((64, 64)) @ np.ones((64, 64))
@@ -107,7 +107,7 @@ class Served:
 
 
 def main(methods: list[str]) -> None:
-    child = Child(TARGET, name="test")
+    child = IsolatedProcess(TARGET, name="test")
     print(child.process.pid, child.scratch, flush=True)
     for method in methods:
         child.call(method, seconds=60)

@@ -16,6 +16,12 @@ EQUAL_LENGTHS = 1e-6
 """Cell lengths closer than this (Å), and angles closer (degrees), count as equal."""
 
 
+_FLAT = 1e-9  # square of V/(abc) below which a cell counts as flat
+_LENGTHS = (1.0, 1000.0)  # Å, of cells that are moved to enclose volume
+_ANGLE_MARGIN = 0.5  # degrees
+_ANGLE_LIMITS = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 1]], dtype=np.float64)
+
+
 class CrystalSystem(IntEnum):
     """The seven crystal systems, coded as everywhere in this project: the paper's three first."""
 
@@ -147,6 +153,30 @@ class Lattice:
                 f"cubic ({special.sum()} such cells): leave these cells out, or label them cubic."
             )
 
+    def clip_to_domain(self, free: ArrayLike) -> NDArray[np.float64]:
+        """Move free parameters whose cell encloses no volume to ones whose cell does.
+
+        Cells that enclose volume stay as they are, bit by bit. Lengths are clipped to between 1 and
+        1,000 Å; angles move along a straight line towards right angles, until every angle is half a
+        degree from the limits that the other two set. A rhombohedral cell of alpha = 125° gets
+        alpha = 119.83°. NaN stays NaN.
+
+        Parameters
+        ----------
+        free : shape (n, n_free)
+            Free parameters, in ångström and degrees, in the order of ``free_parameters``.
+
+        Returns
+        -------
+        shape (n, n_free)
+        """
+        clipped = np.array(free, dtype=np.float64)
+        cells = self.cells(clipped)
+        outside = ~encloses_volume(cells)
+        columns = [CELL_PARAMETERS.index(name) for name in self.free_parameters]
+        clipped[outside] = _clipped_to_volume(cells[outside])[:, columns]
+        return clipped
+
     def metrically_cubic(self, cells: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Tell which tetragonal or rhombohedral cells are cubes, shape (n,).
 
@@ -164,7 +194,7 @@ def _cell_text(cell: NDArray[np.float64]) -> str:
     return "(" + ", ".join(f"{value:g}" for value in cell) + ")"
 
 
-def lattice_of(group: gemmi.SpaceGroup) -> Lattice:
+def lattice_from_space_group(group: gemmi.SpaceGroup) -> Lattice:
     """Return the metric constraints of a space group in its setting.
 
     International Tables for Crystallography, vol. A, table 2.1.2.1. A trigonal group on
@@ -191,6 +221,32 @@ def lattice_of(group: gemmi.SpaceGroup) -> Lattice:
     return Lattice(system, CELL_PARAMETERS, ())
 
 
+def encloses_volume(cells: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which cells enclose a volume, shape (n,).
+
+    Parameters
+    ----------
+    cells : shape (n, 6)
+        Unit cells, in ångström and degrees; NaN and infinity enclose none.
+    """
+    with np.errstate(invalid="ignore"):
+        lengths = (cells[:, :3] > 0) & np.isfinite(cells[:, :3])
+        angles = (cells[:, 3:] > 0) & (cells[:, 3:] < 180)
+        inside = (lengths & angles).all(axis=1)
+        return np.asarray(inside & (_squared_volume_factor(cells) > _FLAT))
+
+
+def _clipped_to_volume(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cells, shape (n, 6), moved to where they enclose volume."""
+    from_right = np.clip(cells[:, 3:], 0.0, 180.0) - 90.0
+    # Three angles close a corner if each is less than the sum of the others, and all below 360°:
+    # four planes, the faces of a tetrahedron about (90°, 90°, 90°).
+    distance = (from_right @ _ANGLE_LIMITS.T).max(axis=1)
+    share = np.minimum(1.0, (90.0 - _ANGLE_MARGIN) / np.maximum(distance, 1.0))
+    angles = 90.0 + share[:, None] * from_right
+    return np.concatenate([np.clip(cells[:, :3], *_LENGTHS), angles], axis=1)
+
+
 def check_volume(cells: NDArray[np.float64]) -> None:
     """Refuse cells that enclose no volume.
 
@@ -204,12 +260,11 @@ def check_volume(cells: NDArray[np.float64]) -> None:
     CrystalError
         Naming the first such cell, and for a rhombohedral one the limit of alpha.
     """
-    with np.errstate(invalid="ignore"):
-        bad = ~((cells[:, :3] > 0).all(axis=1) & (_squared_volume_factor(cells) > 1e-9))
+    bad = ~encloses_volume(cells)
     if not bad.any():
         return
     cell = cells[int(np.flatnonzero(bad)[0])]
-    if not (cell[:3] > 0).all():
+    if not ((cell[:3] > 0) & np.isfinite(cell[:3])).all():
         remedy = "Cell lengths must be positive numbers in ångström."
     elif cell[3] == cell[4] == cell[5]:
         remedy = "A rhombohedral cell needs 0° < alpha < 120°."

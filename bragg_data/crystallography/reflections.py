@@ -127,7 +127,7 @@ def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
                     pair += 1
 
 
-def lines_of(phase: Phase, reflections: Reflections) -> Lines:
+def lines_from_reflections(phase: Phase, reflections: Reflections) -> Lines:
     """Gather a phase's reflections into lines, in the order in which the reflections come."""
     h, k, l = reflections.hkl.T  # noqa: E741
     products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l])

@@ -19,7 +19,7 @@ from bragg_data.crystallography.cell import (
     CrystalSystem,
     Lattice,
     cell_volume,
-    lattice_of,
+    lattice_from_space_group,
 )
 from bragg_data.errors import first_line
 
@@ -161,13 +161,26 @@ def scattering_length(element: str) -> complex:
 
 
 def scaled_to_volume_per_atom(
-    phase: Phase, like: Phase, cell: NDArray[np.float64]
+    phase: Phase, reference: Phase, reference_cell: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the cell of a phase's CIF with as much volume for an atom as another phase's cell."""
-    room = cell_volume(cell[None])[0] / len(like.positions)
-    own = np.array(phase.cell, dtype=np.float64)
-    own[:3] *= (room * len(phase.positions) / cell_volume(own[None])[0]) ** (1 / 3)
-    return own
+    """Return the cell of a phase's CIF, scaled to the volume per atom of another phase.
+
+    Parameters
+    ----------
+    phase
+        The phase whose cell is scaled; its axial ratios and angles stay those of the CIF.
+    reference, reference_cell : reference_cell of shape (6,)
+        The other phase and its cell, in ångström and degrees.
+
+    Returns
+    -------
+    shape (6,)
+        a, b, c in ångström; alpha, beta, gamma in degrees.
+    """
+    volume_per_atom = cell_volume(reference_cell[None])[0] / len(reference.positions)
+    cell = np.array(phase.cell, dtype=np.float64)
+    cell[:3] *= (volume_per_atom * len(phase.positions) / cell_volume(cell[None])[0]) ** (1 / 3)
+    return cell
 
 
 _RECTANGULAR = """data_x
@@ -189,7 +202,7 @@ _atom_site_U_iso_or_equiv
 """
 
 
-def rectangular_phase(
+def phase_on_orthogonal_axes(
     name: str, space_group: str, lengths: tuple[float, float, float], atoms: str
 ) -> Phase:
     """Return a phase whose cell has right angles, from what a paper's table says.
@@ -246,7 +259,7 @@ def read_phase(cif: Path | str, name: str) -> Phase:
             f"{where} names no space group that is known: give its symmetry operations "
             f"(_space_group_symop_operation_xyz) or its Hermann-Mauguin symbol."
         )
-    lattice = lattice_of(group)
+    lattice = lattice_from_space_group(group)
     unit_cell = structure.cell
     cell = np.array([getattr(unit_cell, p) for p in CELL_PARAMETERS])
     try:

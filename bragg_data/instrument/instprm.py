@@ -128,7 +128,7 @@ class Instrument:
         entries |= {key: repr(float(getattr(self, name))) for key, name in _KEYS.items()}
         return _HEADER + "".join(f"{key}:{value}\n" for key, value in entries.items())
 
-    def moved(self, **changes: float) -> Instrument:
+    def with_parameters(self, **changes: float) -> Instrument:
         """Return a copy with other values for the named parameters."""
         return replace(self, **changes)  # type: ignore[arg-type]
 

@@ -31,8 +31,8 @@ _SMALLEST_WIDTH = 1e-5  # µs; GSAS-II clamps both widths here
 _ASYMPTOTIC = 40.0  # |z| from which the asymptotic series of E1 is good to 3e-10
 
 
-class Shape(NamedTuple):
-    """Shape parameters of a peak, each an array over peaks.
+class PeakShape(NamedTuple):
+    """PeakShape parameters of a peak, each an array over peaks.
 
     ``rise`` and ``decay`` in 1/µs, ``variance`` (Gaussian) in µs², ``fwhm`` (Lorentzian) in µs.
     """
@@ -45,7 +45,7 @@ class Shape(NamedTuple):
 
 def peak_shape(
     instrument: Instrument, d: Array, *, size: Array | float, microstrain: Array | float
-) -> Shape:
+) -> PeakShape:
     r"""Return the shape parameters of reflections at given d-spacings.
 
     .. math::
@@ -70,7 +70,7 @@ def peak_shape(
     d2 = d * d
     d4 = d2 * d2
     i = instrument
-    return Shape(
+    return PeakShape(
         rise=i.alpha / d,
         decay=i.beta_0 + i.beta_1 / d4 + i.beta_q / d2,
         variance=i.sig_0 + i.sig_1 * d2 + i.sig_2 * d4 + i.sig_q * d,
@@ -207,7 +207,7 @@ def _scaled_exp1_imag(z: NDArray[np.complex128]) -> Array:
     return result
 
 
-def peak(offset: Array, shape: Shape, convention: Convention = "gsas2") -> Array:
+def peak(offset: Array, shape: PeakShape, convention: Convention = "gsas2") -> Array:
     r"""Return the whole peak of unit area, :math:`\eta T_L + (1-\eta) T_G`, in 1/µs.
 
     Parameters

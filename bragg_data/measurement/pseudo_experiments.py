@@ -89,7 +89,9 @@ def _pseudo(
         two_theta=None, difc=None, header={}, source=name,
     )  # fmt: skip
     instrument = campaign.instrument
-    own = instrument.moved(difc=truth["difC"], tzero=truth["Zero"]) if calibrated else None
+    own = (
+        instrument.with_parameters(difc=truth["difC"], tzero=truth["Zero"]) if calibrated else None
+    )
     gridded = resample_to_grid(profile, campaign.grid, instrument, own)
     said = measurement_warnings(profile, gridded, instrument, own)
     (phase,) = (

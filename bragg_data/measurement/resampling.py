@@ -225,7 +225,9 @@ def nominal_calibration(profile: Profile, instrument: Instrument) -> Instrument 
     if profile.difc is None:
         return None
     changes = {"difc": profile.difc, "difa": 0.0, "difb": 0.0, "tzero": 0.0}
-    return instrument.moved(two_theta=profile.two_theta or instrument.two_theta, **changes)
+    return instrument.with_parameters(
+        two_theta=profile.two_theta or instrument.two_theta, **changes
+    )
 
 
 def measurement_warnings(

@@ -18,7 +18,7 @@ from scipy.optimize import least_squares, nnls
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, reciprocal_metric
-from bragg_data.crystallography.reflections import lines_of, unique_reflections
+from bragg_data.crystallography.reflections import lines_from_reflections, unique_reflections
 from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
@@ -102,7 +102,9 @@ def _spacings(phase: Phase, products: _Array, cell: _Array) -> _Array:
 
 def _products(phase: Phase, cell: _Array, shortest: float) -> _Array:
     h, k, l = (int(np.ceil(1.2 * x / shortest)) for x in cell[:3])  # noqa: E741
-    return np.asarray(lines_of(phase, unique_reflections(phase, (h, k, l))).products, dtype=float)
+    return np.asarray(
+        lines_from_reflections(phase, unique_reflections(phase, (h, k, l))).products, dtype=float
+    )
 
 
 def _largest(campaign: Campaign, code: int) -> _Array:

@@ -26,7 +26,11 @@ from bragg_data.crystallography.cell import check_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.simulation.gsas2_project import Gsas2Error, Project
-from bragg_data.simulation.isolated_process import Child, ChildError, ChildTimeoutError
+from bragg_data.simulation.isolated_process import (
+    IsolatedProcess,
+    IsolatedProcessError,
+    IsolatedProcessTimeoutError,
+)
 
 VERSION = "1"
 """Version of what is done with GSAS-II, part of a data set's identity beside GSAS-II's own."""
@@ -142,7 +146,7 @@ class Simulator:
         self.location = _absolute(location)
         self.call_path: CallPath = call_path
         self.pattern_seconds = pattern_seconds
-        self._child: Child | None = None
+        self._child: IsolatedProcess | None = None
         self._turn = threading.RLock()  # GSAS-II is one process, whatever threads ask for patterns
 
     @property
@@ -240,7 +244,9 @@ class Simulator:
                 raise
             except Exception as error:
                 reasons[row] = _told(error)
-                final &= isinstance(error, ChildTimeoutError) or not isinstance(error, ChildError)
+                final &= isinstance(error, IsolatedProcessTimeoutError) or not isinstance(
+                    error, IsolatedProcessError
+                )
         if reasons:
             raise PatternsError(reasons, final)
         return patterns
@@ -297,9 +303,9 @@ class Simulator:
                 pattern: NDArray[np.float64] = self._call(
                     call_path, code, [float(v) for v in cell], sample, seconds=self.pattern_seconds
                 )
-            except ChildTimeoutError:
+            except IsolatedProcessTimeoutError:
                 raise
-            except ChildError:
+            except IsolatedProcessError:
                 if last:
                     raise
             else:
@@ -310,9 +316,9 @@ class Simulator:
         with self._turn:
             return self._running().call(method, *arguments, seconds=seconds)
 
-    def _running(self) -> Child:
+    def _running(self) -> IsolatedProcess:
         if self._child is None or not self._child.alive:
-            self._child = Child(
+            self._child = IsolatedProcess(
                 _TARGET, self.location, self.phases, self.instrument, self.grid.tof, name="gsas2"
             )
         return self._child
@@ -327,7 +333,9 @@ def installed_version(location: str | None = None) -> str:
         If there is none, or it does not work.
     """
     location = _absolute(location)
-    with closing(_answered(location, lambda: Child(_TARGET, location, name="gsas2"))) as child:
+    with closing(
+        _answered(location, lambda: IsolatedProcess(_TARGET, location, name="gsas2"))
+    ) as child:
         return str(_answered(location, lambda: child.call("version", seconds=_SECONDS)))
 
 
@@ -339,14 +347,14 @@ def _absolute(location: str | None) -> str | None:
 def _told(error: Exception) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     # A KeyError says nothing but the key.
-    told = isinstance(error, (ChildError, RuntimeError, ValueError)) and text
+    told = isinstance(error, (IsolatedProcessError, RuntimeError, ValueError)) and text
     return text if told else f"{type(error).__name__}: {text}"
 
 
 def _answered(location: str | None, ask: Callable[[], _Answer]) -> _Answer:
     try:
         return ask()
-    except ChildError as error:
+    except IsolatedProcessError as error:
         where = location or sys.executable
         raise Gsas2Error(f"GSAS-II of {where} does not run: {error}. {_HOW_TO_GET}") from error
 

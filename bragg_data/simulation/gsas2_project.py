@@ -65,7 +65,7 @@ class Project:
                     f"file does not tell the flight path, by which wavelengths are known: give it "
                     f"there in m, as fltPath."
                 ) from error
-            instrument = instrument.moved(flight_path=20.0)
+            instrument = instrument.with_parameters(flight_path=20.0)
         # Complete, since GSAS-II does not do without keys that mean zero.
         instprm.write_text(instrument.instprm, encoding="utf-8")
         self._project = g2.sc.G2Project(newgpx=str(Path(f"phase-{code}.gpx").absolute()))

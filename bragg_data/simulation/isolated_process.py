@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-ONE_THREAD = dict.fromkeys(
+SINGLE_THREAD = dict.fromkeys(
     (
         "OMP_NUM_THREADS",
         "OPENBLAS_NUM_THREADS",
@@ -46,15 +46,15 @@ _STALE_SECONDS = 60.0
 _LAST_WORDS = 500  # characters of output that an error quotes
 
 
-class ChildError(RuntimeError):
+class IsolatedProcessError(RuntimeError):
     """A process that ended, or was ended, before it answered."""
 
 
-class ChildTimeoutError(ChildError):
+class IsolatedProcessTimeoutError(IsolatedProcessError):
     """A process that took too long."""
 
 
-class Child:
+class IsolatedProcess:
     """An object that lives in a process of its own.
 
     Parameters
@@ -70,7 +70,7 @@ class Child:
 
     Raises
     ------
-    ChildError
+    IsolatedProcessError
         If the process dies or is late.
     Exception
         Whatever the target raised; a RuntimeError that tells it, if it is of a foreign package.
@@ -85,7 +85,7 @@ class Child:
             self.scratch = Path(tempfile.mkdtemp(prefix=f"bragg-{name}-"))
             lock = os.open(self.scratch / _LOCK, os.O_CREAT | os.O_RDWR)
         except OSError as error:
-            raise ChildError(
+            raise IsolatedProcessError(
                 f"its scratch directory cannot be made, where TMPDIR or the system says ({error})"
             ) from error
         ours, theirs = socket.socketpair()
@@ -98,7 +98,7 @@ class Child:
             self.process = subprocess.Popen(
                 # -P: its own directory is full of foreign files and no place to import from.
                 [sys.executable, "-u", "-P", "-m", __spec__.name, str(theirs.fileno()), str(lock)],
-                env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, **SINGLE_THREAD, "PYTHONPATH": os.pathsep.join(paths)},
                 cwd=self.scratch,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -126,9 +126,9 @@ class Child:
 
         Raises
         ------
-        ChildTimeoutError
+        IsolatedProcessTimeoutError
             If it takes longer than the seconds given; the process is ended.
-        ChildError
+        IsolatedProcessError
             If the process dies.
         Exception
             Whatever the method raised.
@@ -151,13 +151,13 @@ class Child:
         if answer is None:
             self.process.kill()
             self.close()
-            raise ChildTimeoutError(f"it took longer than {seconds:g} s to {what}")
+            raise IsolatedProcessTimeoutError(f"it took longer than {seconds:g} s to {what}")
         succeeded, value = answer
         if not succeeded:
             raise value
         return value
 
-    def _death(self) -> ChildError:
+    def _death(self) -> IsolatedProcessError:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=10)
         code = self.process.poll()
@@ -168,7 +168,9 @@ class Child:
         with contextlib.suppress(OSError):
             words = (self.scratch / _LOG).read_text(errors="replace")[-_LAST_WORDS:].strip()
         self.close()
-        return ChildError(f"its process {how}" + (f"; its last words: {words}" if words else ""))
+        return IsolatedProcessError(
+            f"its process {how}" + (f"; its last words: {words}" if words else "")
+        )
 
 
 def _end(

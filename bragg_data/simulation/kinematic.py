@@ -19,7 +19,7 @@ from scipy.special import erfcx
 
 from bragg_data.crystallography.cell import cell_volume, check_volume, d_spacing, reciprocal_metric
 from bragg_data.crystallography.displacement_modes import displaced, free_coordinates
-from bragg_data.crystallography.reflections import Lines, lines_of, unique_reflections
+from bragg_data.crystallography.reflections import Lines, lines_from_reflections, unique_reflections
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
 from bragg_data.instrument.peak_shape import (
@@ -27,7 +27,7 @@ from bragg_data.instrument.peak_shape import (
     ERFCX_SWITCH,
     FWHM_PER_SIGMA,
     Convention,
-    Shape,
+    PeakShape,
     erfcx_blended,
     gaussian_part,
     lorentzian_part,
@@ -113,7 +113,7 @@ def exact_pattern(
     shape = peak_shape(instrument, d, size=size, microstrain=microstrain)
     pattern = np.zeros(len(tof))
     for rows in np.array_split(np.flatnonzero(inside), inside.sum() // 256 + 1):
-        of_rows = Shape(*(np.asarray(value)[rows, None] for value in shape))
+        of_rows = PeakShape(*(np.asarray(value)[rows, None] for value in shape))
         pattern += amplitude[rows] @ peak(tof - position[rows, None], of_rows, convention)
     return pattern
 
@@ -354,7 +354,7 @@ class Simulator:
         self, code: int, limits: tuple[int, int, int], x_max: float
     ) -> tuple[Lines, Tables]:
         phase = self.phases[code]
-        lines = lines_of(phase, unique_reflections(phase, limits))
+        lines = lines_from_reflections(phase, unique_reflections(phase, limits))
         tables = build_tables(lines.u_groups, x_max, self.grid.start, self.grid.stop)
         return lines, tables
 
@@ -369,7 +369,7 @@ class Simulator:
         tof = self.grid.start * np.exp(self.grid.relative_step * position)
         return self.instrument.d_spacing_from_tof(tof)
 
-    def _shape_at(self, position: NDArray[np.float64]) -> Shape:
+    def _shape_at(self, position: NDArray[np.float64]) -> PeakShape:
         # Beyond the window no peak ever stands: there the shape only has to be smooth.
         d = self._d_at(np.clip(position, 0, self.grid.points - 1))
         return peak_shape(self.instrument, d, size=self.size, microstrain=self.microstrain)
@@ -509,7 +509,7 @@ class Simulator:
         d, nominal = self._stations
         low, high = np.inf, -np.inf
         for relative in (per_sample["difc"].min(), per_sample["difc"].max()):
-            instrument = self.instrument.moved(difc=float(relative))
+            instrument = self.instrument.with_parameters(difc=float(relative))
             shape = peak_shape(
                 instrument,
                 d,

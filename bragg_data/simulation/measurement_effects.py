@@ -35,10 +35,10 @@ _NEARLY_CUBIC = 0.3  # share of the cells
 
 
 @dataclass(frozen=True)
-class Nuisance:
-    """Ranges of what differs; pairs are the ends of a range.
+class MeasurementEffects:
+    """Ranges of the measurement effects; pairs are the ends of a range.
 
-    A campaign file may name others in its section ``[nuisance]``.
+    A campaign file may set other ones in its table ``[measurement_effects]``.
 
     Attributes
     ----------
@@ -59,15 +59,16 @@ class Nuisance:
         Ratio of the incident spectrum between its maximum and the window's ends, up to this.
     spectrum_error
         Standard deviation of ln ε, smooth over the window.
-    end
-        Where the signal dies, in µs; beyond the grid's end is no loss. NOMAD's bank 4 dies near
-        17,500 µs.
-    begin
-        Share of the window that may be missing at short times.
+    signal_end
+        Where the signal ends, as a share of the window in ln T: 1 is the last point of the grid,
+        beyond it nothing is lost. On the grid of NOMAD's bank 4, whose signal ends near 17,500 µs,
+        the default is 17,200 to 19,500 µs.
+    signal_start
+        Share of the window, in ln T, that may be missing at short times.
     impurity
         Highest peak of an impurity, in units of the highest of all.
-    impure
-        Share of the samples with one.
+    impurity_probability
+        Share of the samples with an impurity.
     difc, tzero
         Standard deviations of a calibration that has drifted: relative, and in µs. Diamond and Si
         on NOMAD, of other cycles than their calibration, are off by 3e-4 to 1e-3.
@@ -81,10 +82,10 @@ class Nuisance:
     background: tuple[float, float] = (0.01, 0.5)
     spectrum: float = 8.0
     spectrum_error: float = 0.1
-    end: tuple[float, float] = (17_200.0, 19_500.0)
-    begin: float = 0.1
+    signal_end: tuple[float, float] = (0.964, 1.012)
+    signal_start: float = 0.1
     impurity: float = 0.05
-    impure: float = 0.2
+    impurity_probability: float = 0.2
     difc: float = 3e-4
     tzero: float = 1.5
 
@@ -96,9 +97,9 @@ class Nuisance:
         }
 
 
-def nuisance_of(campaign: Campaign) -> Nuisance:
-    """Return the ranges of a campaign: its file's, and the default ones where it names none."""
-    return Nuisance(**campaign.nuisance)
+def effects_from_campaign(campaign: Campaign) -> MeasurementEffects:
+    """Return the ranges of a campaign: those of its file, and the default of every other one."""
+    return MeasurementEffects(**campaign.measurement_effects)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,12 +190,12 @@ def draw_labels(
     return np.repeat(np.arange(len(codes)), per_phase), np.concatenate(cells)
 
 
-def draw(
+def draw_profiles(
     simulator: Simulator,
     phase: NDArray[np.integer],
     cells: _Array,
     generator: np.random.Generator,
-    nuisance: Nuisance | None = None,
+    effects: MeasurementEffects | None = None,
     *,
     calibrated: bool = True,
 ) -> Draws:
@@ -208,37 +209,40 @@ def draw(
         What the samples are.
     generator
         Of everything that is drawn.
-    nuisance
+    effects
         Ranges; the default ones if left out.
     calibrated
         Whether the instrument was calibrated anew, so that difC and Zero are right.
     """
-    given = nuisance or Nuisance()
+    effects = effects or MeasurementEffects()
     count = len(phase)
 
     def even(ends: tuple[float, float]) -> _Array:
         return np.exp(generator.uniform(np.log(ends[0]), np.log(ends[1]), count))
 
-    samples = {name: even(getattr(given, name)) for name in ("u_scale", "size", "microstrain")}
+    samples = {name: even(getattr(effects, name)) for name in ("u_scale", "size", "microstrain")}
     drift = generator.normal(0, 0.0 if calibrated else 1.0, (2, count))
     instrument = simulator.instrument
-    samples["difc"] = instrument.difc * (1 + given.difc * drift[0])
-    samples["tzero"] = instrument.tzero + given.tzero * drift[1]
-    patterns = _patterns(simulator, phase, cells, samples, given.shift, generator)
+    samples["difc"] = instrument.difc * (1 + effects.difc * drift[0])
+    samples["tzero"] = instrument.tzero + effects.tzero * drift[1]
+    patterns = _patterns(simulator, phase, cells, samples, effects.shift, generator)
     patterns /= np.maximum(patterns.max(axis=1, keepdims=True), 1e-30)
     tof = simulator.grid.tof
     # What else is in the can is as sharp as the sample, somewhere else.
-    impurity = np.where(generator.random(count) < given.impure, given.impurity, 0.0)
+    impurity = np.where(
+        generator.random(count) < effects.impurity_probability, effects.impurity, 0.0
+    )
     impurity *= generator.random(count)
-    patterns *= np.exp(_smooth(generator, count, tof, given.spectrum_error))
+    patterns *= np.exp(_smooth(generator, count, tof, effects.spectrum_error))
     patterns += impurity[:, None] * np.roll(patterns, 1, axis=0)
-    background = even(given.background)[:, None]
+    background = even(effects.background)[:, None]
     background = background * np.exp(_smooth(generator, count, tof, 0.5))
-    spectrum = np.exp(-_hump(generator, count, tof) * np.log(given.spectrum))
-    counts = even(given.counts)[:, None]
+    spectrum = np.exp(-_hump(generator, count, tof) * np.log(effects.spectrum))
+    counts = even(effects.counts)[:, None]
     observed = generator.poisson(counts * spectrum * (patterns + background)).astype(np.float64)
-    end = generator.uniform(*given.end, count)
-    begin = tof[0] * (tof[-1] / tof[0]) ** (given.begin * generator.random(count) ** 2)
+    first, last = (tof[0] * (tof[-1] / tof[0]) ** share for share in effects.signal_end)
+    end = generator.uniform(first, last, count)
+    begin = tof[0] * (tof[-1] / tof[0]) ** (effects.signal_start * generator.random(count) ** 2)
     covered = (tof < end[:, None]) & (tof >= begin[:, None])
     sigma = np.sqrt(np.maximum(observed, 1.0)) / spectrum
     return Draws(

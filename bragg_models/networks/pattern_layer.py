@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, reciprocal_metric
-from bragg_data.crystallography.reflections import lines_of, unique_reflections
+from bragg_data.crystallography.reflections import lines_from_reflections, unique_reflections
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.peak_shape import (
     erfcx_blended,
@@ -544,7 +544,7 @@ def _some(cells: _Array) -> _Array:
 
 def _products_inside(phase: Phase, cells: _Array, d_min: float) -> tuple[Any, _Array]:
     h, k, l = (int(np.floor(length / d_min)) for length in cells[:, :3].max(axis=0))  # noqa: E741
-    lines = lines_of(phase, unique_reflections(phase, (h, k, l)))
+    lines = lines_from_reflections(phase, unique_reflections(phase, (h, k, l)))
     terms = [group[0] for group in phase.lattice.metric_terms]
     inverse = reciprocal_metric(cells)[:, terms] @ np.asarray(lines.products, dtype=np.float64)
     return lines, inverse

@@ -20,7 +20,7 @@ from distributed.comm import connect
 from distributed.system import MEMORY_LIMIT
 from threadpoolctl import threadpool_limits
 
-from bragg_data.simulation.isolated_process import ONE_THREAD
+from bragg_data.simulation.isolated_process import SINGLE_THREAD
 from pipelines.cli.console import Progress
 from pipelines.cluster.options import ALLOWED_FAILURES, ClusterError, SlurmOptions
 
@@ -137,7 +137,7 @@ class _OneThread(WorkerPlugin):  # type: ignore[misc]
     def setup(self, worker: Any) -> None:  # noqa: ARG002
         import numpy as np  # noqa: F401  (loads the library that is to be limited)
 
-        os.environ.update(ONE_THREAD)  # for libraries that are loaded later
+        os.environ.update(SINGLE_THREAD)  # for libraries that are loaded later
         self._limits = threadpool_limits(1)
 
     def teardown(self, worker: Any) -> None:  # noqa: ARG002
@@ -154,7 +154,7 @@ def _open_local(workers: int) -> Iterator[Client]:
         with _environment_kept(), dask.config.set({"temporary-directory": scratch}):
             # The libraries read these when they are loaded, which a spawned process may do before
             # Dask's own code runs in it: they have to be in the environment that it inherits.
-            os.environ.update(ONE_THREAD)
+            os.environ.update(SINGLE_THREAD)
             with _interrupts_ignored():
                 cluster = stack.enter_context(
                     LocalCluster(
@@ -164,7 +164,7 @@ def _open_local(workers: int) -> Iterator[Client]:
                         memory_limit=int(_WORKERS_SHARE_OF_MEMORY * MEMORY_LIMIT / workers),
                         dashboard_address="127.0.0.1:0",
                         silence_logs=logging.ERROR,
-                        env=ONE_THREAD,
+                        env=SINGLE_THREAD,
                         scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES},
                     )
                 )
@@ -225,7 +225,7 @@ def _environment_kept() -> Iterator[None]:
 
     Otherwise whatever this process loads and starts later would have one thread as well.
     """
-    names = (*ONE_THREAD, "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_", "__DASK_PARENT_PID")
+    names = (*SINGLE_THREAD, "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_", "__DASK_PARENT_PID")
     before = {name: os.environ.get(name) for name in names}
     try:
         yield

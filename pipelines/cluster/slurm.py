@@ -24,7 +24,7 @@ from dask.utils import parse_timedelta
 from distributed import Client, Security
 from distributed.core import Status
 
-from bragg_data.simulation.isolated_process import ONE_THREAD
+from bragg_data.simulation.isolated_process import SINGLE_THREAD
 from pipelines.cluster.options import ALLOWED_FAILURES, ClusterError, SlurmOptions
 
 # The import of dask_jobqueue lets Ctrl-C end the process with exit code 0, as if all were done.
@@ -71,7 +71,7 @@ def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, An
             "SLURM has to be told how many cores and how much memory a job needs: give both as "
             "options, or as 'cores' and 'memory' under jobqueue.slurm in ~/.config/dask/*.yaml."
         )
-    environment = {**options.environment, **ONE_THREAD}
+    environment = {**options.environment, **SINGLE_THREAD}
     prologue = [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
     python = options.python or _configured("python")
     if not python:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.crystallography.structure import Phase, rectangular_phase
+from bragg_data.crystallography.structure import Phase, phase_on_orthogonal_axes
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import PreprocessingError, prepare_measured
@@ -26,10 +26,10 @@ from bragg_data.refinement.rietveld import RefinementError, Refiner
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import (
     Draws,
-    Nuisance,
-    draw,
+    MeasurementEffects,
     draw_labels,
-    nuisance_of,
+    draw_profiles,
+    effects_from_campaign,
     simulator_for,
 )
 from bragg_models.metrics import smallest_sets
@@ -363,8 +363,8 @@ def _fresh(
     campaign = predictor.campaign
     generator = np.random.default_rng([_SEED, *seed])
     phase, cells = draw_labels(campaign, count, generator)
-    return draw(
-        simulator, phase, cells, generator, nuisance_of(campaign), calibrated=calibrated
+    return draw_profiles(
+        simulator, phase, cells, generator, effects_from_campaign(campaign), calibrated=calibrated
     )  # fmt: skip
 
 
@@ -407,11 +407,11 @@ def _simulator_of(model: RegisteredModel, kind: str, other: Instrument | None) -
     predictor, own = _known(model)
     campaign = predictor.campaign
     if kind in _FOREIGN:
-        phases = [rectangular_phase(kind, *_FOREIGN[kind])]
+        phases = [phase_on_orthogonal_axes(kind, *_FOREIGN[kind])]
         return simulator_for(campaign, phases, cache=INDICES)
     if kind == _WRONG_DIFC:
         difc = 0.81 * campaign.instrument.difc
-        other = campaign.instrument.moved(difc=difc)
+        other = campaign.instrument.with_parameters(difc=difc)
     elif kind != _OTHER_BANK:
         return own
     return simulator_for(campaign, instrument=other, cache=INDICES)
@@ -428,16 +428,16 @@ def _foreign(
         (phase,) = simulator.phases
         lengths = generator.normal(1, 1e-3, (count, 1))
         cells = phase.cell * np.where(np.arange(6) < 3, lengths, 1)
-        return draw(simulator, np.zeros(count, dtype=int), cells, generator)
+        return draw_profiles(simulator, np.zeros(count, dtype=int), cells, generator)
     phases = len(campaign.phases)
     code, cells = draw_labels(campaign, -(-count // phases), generator)
     some = generator.permutation(len(code))[:count]
     code, cells = code[some], cells[some]
     if kind == "background alone":
         # So much of it that no peak is seen.
-        quiet = Nuisance(counts=(1500.0, 60_000.0), background=(1e4, 1e6))
-        return draw(simulator, code, cells, generator, quiet)
-    draws = draw(simulator, code, cells, generator, nuisance_of(campaign))
+        quiet = MeasurementEffects(counts=(1500.0, 60_000.0), background=(1e4, 1e6))
+        return draw_profiles(simulator, code, cells, generator, quiet)
+    draws = draw_profiles(simulator, code, cells, generator, effects_from_campaign(campaign))
     if kind == "shuffled points":
         for values in zip(draws.intensity, draws.sigma, draws.covered, strict=True):
             where = np.flatnonzero(values[2])

@@ -13,7 +13,12 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
 from bragg_data.simulation.kinematic import Simulator
-from bragg_data.simulation.measurement_effects import draw, draw_labels, nuisance_of, simulator_for
+from bragg_data.simulation.measurement_effects import (
+    draw_labels,
+    draw_profiles,
+    effects_from_campaign,
+    simulator_for,
+)
 from pipelines.cli.console import Progress
 from pipelines.cluster.client import gathered
 
@@ -124,8 +129,8 @@ def _draw(
     phase, cells = draw_labels(campaign, per_phase, generator)
     # More threads of linear algebra than this one would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"):
-        draws = draw(
-            simulator, phase, cells, generator, nuisance_of(campaign),
+        draws = draw_profiles(
+            simulator, phase, cells, generator, effects_from_campaign(campaign),
             calibrated=calibrated,
         )  # fmt: skip
         prepared = draws.prepared()

@@ -17,7 +17,7 @@ from threadpoolctl import ThreadpoolController
 
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.simulation import gsas2, kinematic
-from bragg_data.simulation.isolated_process import ChildError
+from bragg_data.simulation.isolated_process import IsolatedProcessError
 from bragg_data.store import schema
 from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DiskFullError
@@ -129,7 +129,9 @@ def simulate_block(
     except (DiskFullError, SimulationError) as error:
         return error
     except gsas2.Gsas2Error as error:
-        if isinstance(error.__cause__, ChildError):  # it died, which says nothing of other workers
+        if isinstance(
+            error.__cause__, IsolatedProcessError
+        ):  # it died, which says nothing of other workers
             return failed_block(block, len(samples), error)
         return SimulationError(str(error))
     except gsas2.PatternsError as error:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bragg_data.preprocessing import preprocessing
-from bragg_data.simulation.measurement_effects import nuisance_of
+from bragg_data.simulation.measurement_effects import effects_from_campaign
 from bragg_data.splits import Part
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of
@@ -240,7 +240,10 @@ def make_robust(
     made.facts = calibrate(
         network, joined_assessments(found), phase, values, task.targets.free, calibrated
     )
-    made.facts |= {"draws": list(preset.draws), "nuisance": nuisance_of(campaign).to_json()}
+    made.facts |= {
+        "draws": list(preset.draws),
+        "measurement_effects": effects_from_campaign(campaign).to_json(),
+    }
     say(
         f"Calibrated: {made.facts['accuracy']:.2%} of the systems right on held-out draws, cross "
         f"entropy {made.facts['cross_entropy']:.3f}"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bragg_data.campaign import Samples as Labels
 from bragg_data.model_provenance import ModelProvenance
-from bragg_data.splits import Part, beside_split
+from bragg_data.splits import Part, extra_data_split
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import joined, profiles_of
@@ -292,7 +292,9 @@ def _task(
         cells.append(own.cells)
         contents.append(str(other.attrs["content_hash"]))
         of.append(
-            beside_split(labels.crystal_system, labels.cells, part, own.crystal_system, own.cells)
+            extra_data_split(
+                labels.crystal_system, labels.cells, part, own.crystal_system, own.cells
+            )
             if order.split == "blocked"
             else np.full(len(own.phase), Part.training, dtype=np.int8)
         )

@@ -274,7 +274,7 @@ def test_the_library_match_finds_the_cells_of_noisy_experiments(tmp_path: Path) 
         path = tmp_path / f"{i}.xye"
         np.savetxt(path, np.stack([data["tof"], data["y"][i], data["sigma"][i]], axis=1))
         (profile,) = read_profiles(path)
-        own = campaign.instrument.moved(difc=label["difC"], tzero=label["Zero"])
+        own = campaign.instrument.with_parameters(difc=label["difC"], tzero=label["Zero"])
         gridded = resample_to_grid(profile, campaign.grid, campaign.instrument, own)
         prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
         code = codes[label["crystal_system"]]

@@ -7,7 +7,7 @@ import pytest
 
 from bragg_data.campaign import Samples, load_campaign
 from bragg_data.crystallography.cell import CrystalSystem
-from bragg_data.splits import Part, beside_split, blocked_split, random_split
+from bragg_data.splits import Box, Part, blocked_split, extra_data_split, random_split
 
 
 @pytest.fixture(scope="module")
@@ -125,44 +125,44 @@ def boxes_of(samples: Samples) -> np.ndarray:
     return np.column_stack([samples.crystal_system, numbers])
 
 
-def test_beside_blocks_nothing_is_learnt_of_a_box_that_is_kept(samples: Samples) -> None:
+def test_extra_data_joins_training_outside_the_boxes_that_are_held_out(samples: Samples) -> None:
     part = blocked_split(samples.crystal_system, samples.cells, seed=0)
-    beside = load_campaign("batio3-offgrid").samples
-    other = beside_split(
-        samples.crystal_system, samples.cells, part, beside.crystal_system, beside.cells
+    extra = load_campaign("batio3-offgrid").samples
+    split = extra_data_split(
+        samples.crystal_system, samples.cells, part, extra.crystal_system, extra.cells
     )
-    assert other.dtype == np.int8
-    assert set(other.tolist()) == {Part.training, Part.test}
-    kept = {tuple(box) for box in boxes_of(samples)[part != Part.training]}
-    inside = np.array([tuple(box) in kept for box in boxes_of(beside)])
+    assert split.dtype == np.int8
+    assert set(split.tolist()) == {Part.training, Part.test}
+    held_out = {tuple(box) for box in boxes_of(samples)[part != Part.training]}
+    inside = np.array([tuple(box) in held_out for box in boxes_of(extra)])
     # Cells within rounding of a side are of either box.
-    assert ((other == Part.test) != inside).sum() <= 2
+    assert ((split == Part.test) != inside).sum() <= 2
     assert 0.15 < inside.mean() < 0.35
     # Validation blocks are closed, too: the best weights are chosen on them.
     validation = {tuple(box) for box in boxes_of(samples)[part == Part.validation]}
-    closed = np.array([tuple(box) in validation for box in boxes_of(beside)])
+    closed = np.array([tuple(box) in validation for box in boxes_of(extra)])
     assert closed.any()
-    assert (other[closed] == Part.test).mean() > 0.99
+    assert (split[closed] == Part.test).mean() > 0.99
 
 
-def test_beside_itself_a_data_set_gives_its_training_samples(samples: Samples) -> None:
+def test_extra_data_equal_to_the_data_set_give_its_training_samples(samples: Samples) -> None:
     part = blocked_split(samples.crystal_system, samples.cells, seed=4)
-    own = beside_split(
+    split = extra_data_split(
         samples.crystal_system, samples.cells, part, samples.crystal_system, samples.cells
     )
-    np.testing.assert_array_equal(own == Part.training, part == Part.training)
+    np.testing.assert_array_equal(split == Part.training, part == Part.training)
 
 
-def test_beside_a_box_belongs_to_one_crystal_system() -> None:
+def test_a_box_of_extra_data_belongs_to_one_crystal_system() -> None:
     cell = np.array([[4.01, 4.01, 4.01, 90.0, 90.0, 90.0]])
     cubic, tetragonal = np.array([0], np.int8), np.array([1], np.int8)
     part = np.array([Part.test], np.int8)
-    assert beside_split(cubic, cell, part, cubic, cell).tolist() == [Part.test]
-    assert beside_split(cubic, cell, part, tetragonal, cell).tolist() == [Part.training]
+    assert extra_data_split(cubic, cell, part, cubic, cell).tolist() == [Part.test]
+    assert extra_data_split(cubic, cell, part, tetragonal, cell).tolist() == [Part.training]
     far = cell + np.array([0.02, 0, 0, 0, 0, 0])
-    assert beside_split(cubic, cell, part, cubic, far).tolist() == [Part.training]
-    wider = beside_split(cubic, cell, part, cubic, far, length=0.5)
+    assert extra_data_split(cubic, cell, part, cubic, far).tolist() == [Part.training]
+    wider = extra_data_split(cubic, cell, part, cubic, far, box=Box(length=0.5))
     assert wider.tolist() == [Part.test]
     none = np.array([Part.training], np.int8)
-    assert beside_split(cubic, cell, none, cubic, cell).tolist() == [Part.training]
-    assert beside_split(cubic, cell, part, cubic[:0], cell[:0]).shape == (0,)
+    assert extra_data_split(cubic, cell, none, cubic, cell).tolist() == [Part.training]
+    assert extra_data_split(cubic, cell, part, cubic[:0], cell[:0]).shape == (0,)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from bragg_data.crystallography.cell import lattice_of
+from bragg_data.crystallography.cell import lattice_from_space_group
 from bragg_models.metrics import (
     Errors,
     bootstrap_intervals,
@@ -25,7 +25,9 @@ GROUPS = ("P m -3 m", "P 4 m m", "R 3 m:R", "F d -3 m")
 
 @pytest.fixture
 def targets() -> Targets:
-    lattices = tuple(lattice_of(gemmi.find_spacegroup_by_name(symbol)) for symbol in GROUPS)
+    lattices = tuple(
+        lattice_from_space_group(gemmi.find_spacegroup_by_name(symbol)) for symbol in GROUPS
+    )
     return Targets(
         ("cubic", "tetragonal", "trigonal", "diamond"), lattices, np.zeros(3), np.ones(3)
     )

@@ -8,7 +8,7 @@ import gemmi
 import numpy as np
 import pytest
 
-from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem, lattice_of
+from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem, lattice_from_space_group
 from bragg_models.targets import Targets, TargetsError, targets_of
 
 # Every system, trigonal in both settings, monoclinic with two unique axes, two cubic phases.
@@ -21,7 +21,7 @@ GROUPS = (
 class _Phase:
     def __init__(self, symbol: str) -> None:
         self.name = symbol.replace(" ", "")
-        self.lattice = lattice_of(gemmi.find_spacegroup_by_name(symbol))
+        self.lattice = lattice_from_space_group(gemmi.find_spacegroup_by_name(symbol))
 
 
 PHASES = [_Phase(symbol) for symbol in GROUPS]

@@ -12,7 +12,8 @@ from bragg_data.crystallography.cell import (
     cell_volume,
     check_volume,
     d_spacing,
-    lattice_of,
+    encloses_volume,
+    lattice_from_space_group,
     reciprocal_metric,
 )
 from tests.strategies import cells
@@ -73,7 +74,7 @@ def test_textbook_d_spacings():
     ],
 )
 def test_free_parameters_follow_the_setting(symbol, system, free):
-    lattice = lattice_of(gemmi.find_spacegroup_by_name(symbol))
+    lattice = lattice_from_space_group(gemmi.find_spacegroup_by_name(symbol))
     assert lattice.crystal_system is CrystalSystem[system]
     assert lattice.free_parameters == free
     values = {"a": 4.0, "b": 5.0, "c": 6.0, "alpha": 80.0, "beta": 100.0, "gamma": 110.0}
@@ -104,10 +105,10 @@ def test_cells_without_volume_are_refused(cell, remedy):
 
 
 def test_metrically_cubic_cells_are_refused():
-    tetragonal = lattice_of(gemmi.find_spacegroup_by_name("P 4 m m"))
+    tetragonal = lattice_from_space_group(gemmi.find_spacegroup_by_name("P 4 m m"))
     with pytest.raises(CrystalError, match="a = c, which is cubic"):
         tetragonal.check(np.array([[4.0, 4.0, 4.0, 90, 90, 90]]))
-    rhombohedral = lattice_of(gemmi.find_spacegroup_by_name("R 3 m:R"))
+    rhombohedral = lattice_from_space_group(gemmi.find_spacegroup_by_name("R 3 m:R"))
     with pytest.raises(CrystalError, match="alpha = 90°, which is cubic"):
         rhombohedral.check(np.array([[4.0, 4.0, 4.0, 90, 90, 90]]))
 
@@ -125,4 +126,54 @@ def test_metrically_cubic_cells_are_refused():
     ],
 )
 def test_independent_terms_of_the_metric(symbol, terms):
-    assert list(lattice_of(gemmi.find_spacegroup_by_name(symbol)).metric_terms) == terms
+    assert (
+        list(lattice_from_space_group(gemmi.find_spacegroup_by_name(symbol)).metric_terms) == terms
+    )
+
+
+def test_cells_that_enclose_volume():
+    cells = np.array(
+        [
+            [4, 4, 4, 90, 90, 90],
+            [4, 4, 4, 119.9, 119.9, 119.9],
+            [4, 4, 4, 120, 120, 120],
+            [4, 4, 4, 125, 125, 125],
+            [4, 4, 4, 60, 60, 150],
+            [4, 4, 4, 250, 250, 250],  # its cosines are those of 110°
+            [0, 4, 4, 90, 90, 90],
+            [4, np.inf, 4, 90, 90, 90],
+            [4, np.nan, 4, 90, 90, 90],
+            [4, 4, 4, 90, np.nan, 90],
+        ]
+    )
+    assert encloses_volume(cells).tolist() == [True, True] + [False] * 8
+    assert encloses_volume(cells[:0]).shape == (0,)
+
+
+def test_clipped_parameters_enclose_volume():
+    rhombohedral = lattice_from_space_group(gemmi.find_spacegroup_by_name("R 3 m:R"))
+    free = np.array([[4.0, 119.9], [4.0, 125.0], [-1.0, 89.0], [4.0, -3.0], [np.inf, 90.0]])
+    clipped = rhombohedral.clip_to_domain(free)
+    np.testing.assert_allclose(clipped[1], [4.0, 90 + 89.5 / 3])
+    np.testing.assert_array_equal(clipped[0], free[0])
+    np.testing.assert_array_equal(clipped[2], [1.0, 89.0])
+    assert encloses_volume(rhombohedral.cells(clipped)).all()
+    np.testing.assert_array_equal(rhombohedral.clip_to_domain(clipped), clipped)
+    assert np.isnan(rhombohedral.clip_to_domain([[np.nan, 90.0]])[0, 0])
+
+
+@pytest.mark.parametrize("symbol", ["P m -3 m", "P 63/m m c", "R 3 m:R", "P 1 21/c 1", "P -1"])
+def test_clipping_keeps_good_cells_and_mends_all_others(symbol):
+    lattice = lattice_from_space_group(gemmi.find_spacegroup_by_name(symbol))
+    generator = np.random.default_rng(0)
+    low = [-1.0 if name in "abc" else -50.0 for name in lattice.free_parameters]
+    high = [9.0 if name in "abc" else 250.0 for name in lattice.free_parameters]
+    free = generator.uniform(low, high, (500, len(low)))
+    good = encloses_volume(lattice.cells(free))
+    assert 0 < good.sum() < 500
+    clipped = lattice.clip_to_domain(free)
+    np.testing.assert_array_equal(clipped[good], free[good])
+    cells = lattice.cells(clipped)
+    check_volume(cells)
+    lattice.check_tied(cells)
+    assert (cell_volume(cells[~good]) > 1e-5).all()

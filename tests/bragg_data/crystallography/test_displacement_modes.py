@@ -7,7 +7,7 @@ import pytest
 
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.displacement_modes import displaced, free_coordinates
-from bragg_data.crystallography.structure import rectangular_phase
+from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.simulation.kinematic import Simulator, exact_pattern
 
 
@@ -34,7 +34,7 @@ def campaign() -> Campaign:
 def test_as_many_are_free_as_the_literature_refines(
     group: str, cell: tuple[float, float, float], atoms: str, count: int
 ) -> None:
-    phase = rectangular_phase("phase", group, cell, atoms)
+    phase = phase_on_orthogonal_axes("phase", group, cell, atoms)
     modes = free_coordinates(phase)
     assert modes.shape == (count, len(phase.positions), 3)
 

@@ -9,7 +9,7 @@ from scipy.special import erfcx
 from bragg_data.instrument.instprm import read_instrument
 from bragg_data.instrument.peak_shape import (
     FWHM_PER_SIGMA,
-    Shape,
+    PeakShape,
     erfcx_blended,
     erfcx_gsas2,
     gaussian_part,
@@ -58,7 +58,7 @@ def test_scaled_exponential_integral_far_out():
 @pytest.mark.parametrize("convention", ["gsas2", "textbook"])
 def test_unit_area(convention):
     offset = np.linspace(-60_000, 60_000, 1_200_001)
-    shape = Shape(*(np.array([v]) for v in (0.08, 0.27, 1200.0, 25.0)))
+    shape = PeakShape(*(np.array([v]) for v in (0.08, 0.27, 1200.0, 25.0)))
     area = peak(offset, shape, convention).sum() * (offset[1] - offset[0])
     assert area == pytest.approx(1.0, abs=1e-3)
 
@@ -108,7 +108,7 @@ def test_profile_sum_of_a_real_refinement(silicon):
         :, [5, 6, 7, 9, 11, 12, 13]
     ].T
     tof, calculated, background = pattern[:, 0], pattern[:, 3], pattern[:, 4]
-    shape = Shape(*(v[:, None] for v in (rise, decay, variance, fwhm)))
+    shape = PeakShape(*(v[:, None] for v in (rise, decay, variance, fwhm)))
     ours = (intensity * f_squared) @ peak(tof - position[:, None], shape)
     refined = calculated != 0
     difference = (ours - (calculated - background))[refined]

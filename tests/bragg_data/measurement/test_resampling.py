@@ -435,7 +435,7 @@ def test_a_profile_elsewhere_is_refused_with_both_ranges() -> None:
 
 
 def test_a_calibration_that_turns_back_is_refused() -> None:
-    own = NOMAD.moved(difa=-4000.0)
+    own = NOMAD.with_parameters(difa=-4000.0)
     with pytest.raises(ProfileError, match="does not grow with d"):
         resample_to_grid(profile_of(GRID.tof, np.ones(GRID.points)), GRID, NOMAD, own)
 
@@ -500,7 +500,7 @@ def test_warnings() -> None:
     (number,) = measurement_warnings(headed(4, None, None), whole, NOMAD, NOMAD)
     assert "bank 4 stands" in number
     other = measurement_warnings(
-        headed(5, 150.1, 9910.0), whole, NOMAD.moved(difc=4000.0), BANKS[3]
+        headed(5, 150.1, 9910.0), whole, NOMAD.with_parameters(difc=4000.0), BANKS[3]
     )
     assert any("differ by more than 5 %" in text for text in other)
     assert any("stands at 122°" in text for text in other)

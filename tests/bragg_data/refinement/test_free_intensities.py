@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign, load_campaign
-from bragg_data.crystallography.structure import rectangular_phase
+from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.free_intensities import refine_lattices
 from bragg_data.refinement.linear_fit import explained_fraction
@@ -39,7 +39,7 @@ def measured(structure: Structure | None, counts: float = 4000) -> Any:
     tof = campaign.grid.tof
     pattern = np.zeros(len(tof))
     if structure is not None:
-        phase = rectangular_phase("x", *structure)
+        phase = phase_on_orthogonal_axes("x", *structure)
         simulator = Simulator([phase], campaign.instrument, campaign.grid, size=1, microstrain=900)
         (pattern,) = simulator.simulate(np.zeros(1, dtype=int), phase.cell[None]).astype(float)
         pattern /= pattern.max()

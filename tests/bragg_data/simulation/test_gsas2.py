@@ -412,7 +412,7 @@ class TestGsas2:
         assert instrument.tzero == 0
         one = campaign.samples[:2]
         broadening = {"size": 1.0, "microstrain": 1000.0}
-        what = campaign.phases, instrument.moved(sig_2=119.951), campaign.grid
+        what = campaign.phases, instrument.with_parameters(sig_2=119.951), campaign.grid
         simulator = Simulator(*what, **broadening)
         patterns = simulator.simulate(one.phase, one.cells)
         simulator.close()
@@ -438,7 +438,7 @@ class TestGsas2:
         pattern = simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
         assert pattern.max() > 0
-        unknown = campaign.instrument.moved(flight_path=0.0)
+        unknown = campaign.instrument.with_parameters(flight_path=0.0)
         simulator = Simulator([phase], unknown, campaign.grid, size=1.0, microstrain=1000.0)
         with pytest.raises(Gsas2Error, match="does not tell the flight path"):
             simulator.simulate(np.array([0]), np.array([phase.cell]))

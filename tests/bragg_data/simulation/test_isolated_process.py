@@ -17,7 +17,12 @@ import numpy as np
 import psutil
 import pytest
 
-from bragg_data.simulation.isolated_process import ONE_THREAD, Child, ChildError, ChildTimeoutError
+from bragg_data.simulation.isolated_process import (
+    SINGLE_THREAD,
+    IsolatedProcess,
+    IsolatedProcessError,
+    IsolatedProcessTimeoutError,
+)
 from tests.children import BUSY, TARGET
 
 ROOT = Path(__file__).parents[3]
@@ -35,8 +40,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def child(temporary: Path) -> Iterator[Child]:
-    with closing(Child(TARGET, name="test")) as started:
+def child(temporary: Path) -> Iterator[IsolatedProcess]:
+    with closing(IsolatedProcess(TARGET, name="test")) as started:
         assert started.scratch.parent == temporary
         yield started
 
@@ -81,7 +86,7 @@ def parent_of_one(*methods: str) -> Iterator[tuple[subprocess.Popen[str], psutil
 # -- calls -------------------------------------------------------------------------------------
 
 
-def test_call_returns_what_the_method_returns(child: Child) -> None:
+def test_call_returns_what_the_method_returns(child: IsolatedProcess) -> None:
     values = np.random.default_rng(1).normal(size=(300, 500))
     answer = child.call("scale", values, 2.5, seconds=SECONDS)
     assert list(answer) == ["scaled"]
@@ -89,13 +94,13 @@ def test_call_returns_what_the_method_returns(child: Child) -> None:
 
 
 def test_object_is_made_once_and_keeps_its_state() -> None:
-    with closing(Child(TARGET, 100, name="test")) as child:
+    with closing(IsolatedProcess(TARGET, 100, name="test")) as child:
         answers = [child.call("add", number, seconds=SECONDS) for number in (1, 2, 3)]
     assert answers == [101, 103, 106]
 
 
-def test_two_children_have_nothing_in_common(child: Child) -> None:
-    with closing(Child(TARGET, 10, name="test")) as other:
+def test_two_children_have_nothing_in_common(child: IsolatedProcess) -> None:
+    with closing(IsolatedProcess(TARGET, 10, name="test")) as other:
         assert other.scratch != child.scratch
         assert other.call("add", 1, seconds=SECONDS) == 11
         assert child.call("add", 1, seconds=SECONDS) == 1
@@ -104,12 +109,12 @@ def test_two_children_have_nothing_in_common(child: Child) -> None:
 
 def test_it_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     os.write(1, b"of the parent\n")
-    with closing(Child(TARGET, name="test")) as child:
+    with closing(IsolatedProcess(TARGET, name="test")) as child:
         child.call("make_noise", 2000, seconds=SECONDS)
     assert capfd.readouterr() == ("of the parent\n", "")
 
 
-def test_noise_of_earlier_calls_does_not_pile_up(child: Child) -> None:
+def test_noise_of_earlier_calls_does_not_pile_up(child: IsolatedProcess) -> None:
     for _ in range(3):
         child.call("make_noise", 2000, seconds=SECONDS)
     # What Python itself still holds back is far less than what one call printed.
@@ -119,9 +124,9 @@ def test_noise_of_earlier_calls_does_not_pile_up(child: Child) -> None:
 def test_one_thread_per_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     before = dict(os.environ)
-    with closing(Child(TARGET, name="test")) as child:
-        assert child.call("environment", seconds=SECONDS) == ONE_THREAD
-        assert set(ONE_THREAD.values()) == {"1"}
+    with closing(IsolatedProcess(TARGET, name="test")) as child:
+        assert child.call("environment", seconds=SECONDS) == SINGLE_THREAD
+        assert set(SINGLE_THREAD.values()) == {"1"}
         assert set(child.call("threads", seconds=SECONDS)) == {1}
     assert dict(os.environ) == before
 
@@ -135,7 +140,7 @@ def test_files_go_to_a_directory_that_goes(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    with closing(Child(TARGET, name="test")) as child:
+    with closing(IsolatedProcess(TARGET, name="test")) as child:
         assert Path(child.call("directory", seconds=SECONDS)) == child.scratch
         assert child.scratch.name.startswith("bragg-test-")
         child.call("write", "results.txt", "some", seconds=SECONDS)
@@ -152,11 +157,11 @@ def test_modules_are_found_from_a_foreign_directory(
     (tmp_path / "only_here.py").write_text("from collections import Counter\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    with closing(Child("only_here:Counter", "abca", name="test")) as child:
+    with closing(IsolatedProcess("only_here:Counter", "abca", name="test")) as child:
         assert child.call("most_common", 1, seconds=SECONDS) == [("a", 2)]
 
 
-def test_nothing_is_imported_from_the_scratch_directory(child: Child) -> None:
+def test_nothing_is_imported_from_the_scratch_directory(child: IsolatedProcess) -> None:
     child.call("write", "colorsys.py", "raise ImportError", seconds=SECONDS)
     child.call("write", "only_in_scratch.py", seconds=SECONDS)
     known = Path(child.call("origin", "colorsys", seconds=SECONDS))
@@ -165,7 +170,9 @@ def test_nothing_is_imported_from_the_scratch_directory(child: Child) -> None:
         child.call("origin", "only_in_scratch", seconds=SECONDS)
 
 
-def test_object_that_moves_elsewhere_takes_nothing_along(child: Child, tmp_path: Path) -> None:
+def test_object_that_moves_elsewhere_takes_nothing_along(
+    child: IsolatedProcess, tmp_path: Path
+) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "years_of_work.txt").touch()
@@ -175,7 +182,7 @@ def test_object_that_moves_elsewhere_takes_nothing_along(child: Child, tmp_path:
     assert [file.name for file in precious.iterdir()] == ["years_of_work.txt"]
 
 
-def test_object_may_replace_standard_output(child: Child) -> None:
+def test_object_may_replace_standard_output(child: IsolatedProcess) -> None:
     child.call("redirect", seconds=SECONDS)
     child.call("make_noise", 1, seconds=SECONDS)
     assert child.call("add", 1, seconds=SECONDS) == 1
@@ -193,7 +200,7 @@ def test_object_may_replace_standard_output(child: Child) -> None:
     ],
 )
 def test_exception_of_a_method_comes_back(
-    child: Child, kind: str, error: type[Exception], message: str
+    child: IsolatedProcess, kind: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as raised:
         child.call("fail", kind, seconds=SECONDS)
@@ -202,13 +209,13 @@ def test_exception_of_a_method_comes_back(
     assert child.call("add", 1, seconds=SECONDS) == 1
 
 
-def test_method_that_does_not_exist(child: Child) -> None:
+def test_method_that_does_not_exist(child: IsolatedProcess) -> None:
     with pytest.raises(AttributeError, match="'Served' object has no attribute 'subtract'"):
         child.call("subtract", 1, seconds=SECONDS)
     assert child.call("add", 1, seconds=SECONDS) == 1
 
 
-def test_argument_that_pickle_does_not_know(child: Child) -> None:
+def test_argument_that_pickle_does_not_know(child: IsolatedProcess) -> None:
     with pytest.raises(TypeError, match="pickle"):
         child.call("add", (number for number in range(3)), seconds=SECONDS)
 
@@ -228,7 +235,7 @@ def test_exception_of_the_constructor_comes_back_and_nothing_stays(
 ) -> None:
     before = psutil.Process().children()
     with pytest.raises(error, match=message) as raised:
-        Child(target, argument, name="test")
+        IsolatedProcess(target, argument, name="test")
     assert raised.type is error
     assert not any(temporary.iterdir())
     assert set(psutil.Process().children()) <= set(before)
@@ -238,20 +245,20 @@ def test_exception_of_the_constructor_comes_back_and_nothing_stays(
 
 
 @pytest.mark.parametrize("method", ["sleep", "compute", "hold_on"])
-def test_time_limit_of_a_call(child: Child, method: str) -> None:
-    with pytest.raises(ChildTimeoutError, match=r"longer than 0\.3 s to answer"):
+def test_time_limit_of_a_call(child: IsolatedProcess, method: str) -> None:
+    with pytest.raises(IsolatedProcessTimeoutError, match=r"longer than 0\.3 s to answer"):
         child.call(method, seconds=0.3)
     assert child.process.returncode == -signal.SIGKILL
     assert not child.scratch.exists()
     assert not child.alive
-    with pytest.raises(ChildError, match="SIGKILL"):
+    with pytest.raises(IsolatedProcessError, match="SIGKILL"):
         child.call("add", 1, seconds=SECONDS)
 
 
 def test_time_limit_of_the_start(temporary: Path) -> None:
     before = psutil.Process().children()
-    with pytest.raises(ChildTimeoutError, match=r"longer than 0\.5 s to start"):
-        Child("time:sleep", 600, name="test", seconds=0.5)
+    with pytest.raises(IsolatedProcessTimeoutError, match=r"longer than 0\.5 s to start"):
+        IsolatedProcess("time:sleep", 600, name="test", seconds=0.5)
     assert not any(temporary.iterdir())
     assert set(psutil.Process().children()) <= set(before)
 
@@ -261,9 +268,11 @@ def test_crash_tells_how_and_the_last_words(
     how: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONUNBUFFERED", "")  # what is printed to a file may be held back
-    with closing(Child(TARGET, name="test")) as child:
+    with closing(IsolatedProcess(TARGET, name="test")) as child:
         child.call("make_noise", 1, seconds=SECONDS)
-        with pytest.raises(ChildError, match=f"{told}; its last words: something went wrong$"):
+        with pytest.raises(
+            IsolatedProcessError, match=f"{told}; its last words: something went wrong$"
+        ):
             child.call("crash", how, seconds=SECONDS)
         assert not child.alive
         assert not child.scratch.exists()
@@ -276,60 +285,60 @@ def test_crash_tells_how_and_the_last_words(
 def test_process_that_dies_at_start(
     temporary: Path, target: str, arguments: list[int], told: str
 ) -> None:
-    with pytest.raises(ChildError, match=told):
-        Child(target, *arguments, name="test")
+    with pytest.raises(IsolatedProcessError, match=told):
+        IsolatedProcess(target, *arguments, name="test")
     assert not any(temporary.iterdir())
 
 
 def test_process_that_is_no_python(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(ChildError, match="ended with exit code 1"):
-        Child(TARGET, name="test")
+    with pytest.raises(IsolatedProcessError, match="ended with exit code 1"):
+        IsolatedProcess(TARGET, name="test")
     assert not any(temporary.iterdir())
 
 
 def test_no_process_can_be_started(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(temporary / "no_such_program"))
     with pytest.raises(FileNotFoundError):
-        Child(TARGET, name="test")
+        IsolatedProcess(TARGET, name="test")
     gc.collect()
     assert not any(temporary.iterdir())
 
 
-def test_killed_between_calls(child: Child) -> None:
+def test_killed_between_calls(child: IsolatedProcess) -> None:
     assert child.alive
     child.process.kill()
     wait_for(lambda: not child.alive, "the child is alive")
-    with pytest.raises(ChildError, match="was ended by SIGKILL"):
+    with pytest.raises(IsolatedProcessError, match="was ended by SIGKILL"):
         child.call("add", 1, seconds=SECONDS)
     assert not child.scratch.exists()
 
 
-def test_crash_is_noticed_though_a_program_that_it_started_lives(child: Child) -> None:
+def test_crash_is_noticed_though_a_program_that_it_started_lives(child: IsolatedProcess) -> None:
     program = psutil.Process(child.call("start_program", seconds=SECONDS))
     try:
-        with pytest.raises(ChildError, match="exit code 3"):
+        with pytest.raises(IsolatedProcessError, match="exit code 3"):
             child.call("crash", "exit", seconds=5)
     finally:
         program.kill()
 
 
 def test_close_ends_it_and_may_be_repeated(temporary: Path) -> None:
-    child = Child(TARGET, name="test")
+    child = IsolatedProcess(TARGET, name="test")
     assert child.alive
     child.close()
     assert not child.alive
     assert child.process.returncode is not None
     assert not any(temporary.iterdir())
     child.close()
-    with pytest.raises(ChildError, match="ended"):
+    with pytest.raises(IsolatedProcessError, match="ended"):
         child.call("add", 1, seconds=SECONDS)
 
 
 def test_child_without_close_ends_with_its_last_reference(
     temporary: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    child = Child(TARGET, name="test")
+    child = IsolatedProcess(TARGET, name="test")
     process = psutil.Process(child.process.pid)
     assert process.is_running()
     del child
@@ -339,7 +348,7 @@ def test_child_without_close_ends_with_its_last_reference(
     assert not recwarn.list
 
 
-def test_ctrl_c_is_none_of_its_business(child: Child) -> None:
+def test_ctrl_c_is_none_of_its_business(child: IsolatedProcess) -> None:
     child.call("add", 1, seconds=SECONDS)
     child.process.send_signal(signal.SIGINT)
     assert child.call("add", 1, seconds=SECONDS) == 2
@@ -354,7 +363,7 @@ class AlarmError(Exception):
     [KeyboardInterrupt, AlarmError],
 )
 def test_answer_to_an_interrupted_call_is_not_taken_for_the_next(
-    child: Child, kind: type[BaseException]
+    child: IsolatedProcess, kind: type[BaseException]
 ) -> None:
     def interrupt(*_: object) -> NoReturn:
         raise kind
@@ -365,7 +374,7 @@ def test_answer_to_an_interrupted_call_is_not_taken_for_the_next(
             child.call("signal_parent", seconds=SECONDS)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    with pytest.raises(ChildError):
+    with pytest.raises(IsolatedProcessError):
         child.call("add", 1, seconds=SECONDS)
     assert not child.scratch.exists()
 
@@ -424,21 +433,21 @@ def make_old(scratch: Path) -> None:
 
 def test_next_start_of_the_same_name_removes_what_is_old(left: Path, temporary: Path) -> None:
     make_old(left)
-    Child(TARGET, name="other").close()
+    IsolatedProcess(TARGET, name="other").close()
     assert left.exists()
-    Child(TARGET, name="test").close()
+    IsolatedProcess(TARGET, name="test").close()
     assert not any(temporary.iterdir())
 
 
 def test_next_start_leaves_what_is_young(left: Path) -> None:
-    Child(TARGET, name="test").close()
+    IsolatedProcess(TARGET, name="test").close()
     assert left.exists()
 
 
-def test_next_start_leaves_what_is_alive(child: Child) -> None:
+def test_next_start_leaves_what_is_alive(child: IsolatedProcess) -> None:
     child.call("write", "results.txt", seconds=SECONDS)
     make_old(child.scratch)
-    Child(TARGET, name="test").close()
+    IsolatedProcess(TARGET, name="test").close()
     assert (child.scratch / "results.txt").exists()
     assert child.call("add", 1, seconds=SECONDS) == 1
 
@@ -446,5 +455,5 @@ def test_next_start_leaves_what_is_alive(child: Child) -> None:
 def test_next_start_removes_what_is_half_removed(left: Path) -> None:
     (left / "lock").unlink()
     make_old(left)
-    Child(TARGET, name="test").close()
+    IsolatedProcess(TARGET, name="test").close()
     assert not left.exists()

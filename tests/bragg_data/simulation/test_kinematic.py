@@ -11,10 +11,10 @@ from bragg_data.crystallography.cell import (
     CrystalError,
     CrystalSystem,
     d_spacing,
-    lattice_of,
+    lattice_from_space_group,
     reciprocal_metric,
 )
-from bragg_data.crystallography.reflections import lines_of, unique_reflections
+from bragg_data.crystallography.reflections import lines_from_reflections, unique_reflections
 from bragg_data.crystallography.structure import read_phase
 from bragg_data.instrument.instprm import InstrumentError, TofGrid
 from bragg_data.simulation.kinematic import Simulator, exact_pattern
@@ -128,7 +128,7 @@ def test_every_vector_against_the_exact_evaluator(campaign, reference):
     for i, row in enumerate(rows):
         v = {name: float(values[i]) for name, values in vectors.items()}
         w = v["width_scale"]
-        instrument = campaign.instrument.moved(
+        instrument = campaign.instrument.with_parameters(
             difc=v["difc"],
             tzero=v["tzero"],
             sig_1=campaign.instrument.sig_1 * w**2,
@@ -191,7 +191,7 @@ def test_any_window_will_do(campaign, start, points):
 
 
 def test_constants_that_give_no_peak_are_refused(campaign):
-    instrument = campaign.instrument.moved(beta_1=-0.01)
+    instrument = campaign.instrument.with_parameters(beta_1=-0.01)
     with pytest.raises(InstrumentError, match="Choose a grid without this range"):
         Simulator(campaign.phases, instrument, campaign.grid, size=1.0, microstrain=1e3)
 
@@ -236,7 +236,7 @@ def test_multiplicities_add_up_to_all_allowed_reflections(symbol, free):
 
 def _cif(symbol, free):
     group = gemmi.find_spacegroup_by_name(symbol)
-    cell = lattice_of(group).cells(np.array([free]))[0]
+    cell = lattice_from_space_group(group).cells(np.array([free]))[0]
     names = ["length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"]
     assert len(names) == len(CELL_PARAMETERS)
     lines = ["data_any", *(f"_cell_{n} {v}" for n, v in zip(names, cell, strict=True))]
@@ -297,7 +297,7 @@ def test_other_structures_fast_against_exact(campaign, cif, free):
 def test_lines_carry_the_intensity_of_their_reflections(symbol, free):
     phase = read_phase(_cif(symbol, free), "any")
     reflections = unique_reflections(phase, (7, 7, 7))
-    lines = lines_of(phase, reflections)
+    lines = lines_from_reflections(phase, reflections)
     cell = phase.lattice.cells(np.array([free]))
     d = d_spacing(reflections.hkl, cell)[0]
     terms = [group[0] for group in phase.lattice.metric_terms]

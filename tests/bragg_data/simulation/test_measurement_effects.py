@@ -1,4 +1,4 @@
-"""Draws of what differs between simulated and measured profiles: reproducible, in range, like."""
+"""Draws of measurement effects: reproducible, in range, and like measured profiles."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign, CampaignError, load_campaign
+from bragg_data.instrument.instprm import TofGrid
 from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import (
     Draws,
-    Nuisance,
-    draw,
+    MeasurementEffects,
     draw_cells,
-    nuisance_of,
+    draw_profiles,
+    effects_from_campaign,
     simulator_for,
 )
 
-QUIET = Nuisance(
+QUIET = MeasurementEffects(
     u_scale=(1.0, 1.0), shift=0.0, size=(1.0, 1.0), microstrain=(1000.0, 1000.0),
     counts=(1e9, 1e9), background=(0.1, 0.1), spectrum=1.0, spectrum_error=0.0,
-    end=(19_000.0, 19_000.0), begin=0.0, impure=0.0,
+    signal_end=(1.01, 1.01), signal_start=0.0, impurity_probability=0.0,
 )  # fmt: skip
 
 
@@ -43,16 +44,16 @@ def some(campaign: Campaign, count: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 @pytest.fixture(scope="module")
 def draws(campaign: Campaign, simulator: Simulator) -> Draws:
-    return draw(simulator, *some(campaign, 12, 0), np.random.default_rng(1))
+    return draw_profiles(simulator, *some(campaign, 12, 0), np.random.default_rng(1))
 
 
 def test_the_same_generator_gives_the_same_draws(
     campaign: Campaign, simulator: Simulator, draws: Draws
 ) -> None:
-    again = draw(simulator, *some(campaign, 12, 0), np.random.default_rng(1))
+    again = draw_profiles(simulator, *some(campaign, 12, 0), np.random.default_rng(1))
     np.testing.assert_array_equal(again.intensity, draws.intensity)
     np.testing.assert_array_equal(again.covered, draws.covered)
-    other = draw(simulator, *some(campaign, 12, 0), np.random.default_rng(2))
+    other = draw_profiles(simulator, *some(campaign, 12, 0), np.random.default_rng(2))
     assert (other.intensity != draws.intensity).any(axis=1).all()
 
 
@@ -73,12 +74,12 @@ def test_cells_cover_the_range_and_come_near_to_cubic(campaign: Campaign) -> Non
 
 def test_nothing_differs_where_nothing_is_drawn(campaign: Campaign, simulator: Simulator) -> None:
     phase, cells = some(campaign, 2, 4)
-    found = draw(simulator, phase, cells, np.random.default_rng(0), QUIET)
+    draws = draw_profiles(simulator, phase, cells, np.random.default_rng(0), QUIET)
     pattern = simulator_of(campaign).simulate(phase, cells).astype(float)
     pattern /= pattern.max(axis=1, keepdims=True)
-    for row, wanted in zip(found.intensity, pattern, strict=True):
+    for row, expected in zip(draws.intensity, pattern, strict=True):
         # What remains is a smooth background.
-        rest = row / 1e9 - wanted
+        rest = row / 1e9 - expected
         x = np.linspace(-1, 1, len(rest))
         rest -= np.polynomial.chebyshev.chebval(x, np.polynomial.chebyshev.chebfit(x, rest, 12))
         assert np.abs(rest).max() < 1e-3
@@ -86,15 +87,17 @@ def test_nothing_differs_where_nothing_is_drawn(campaign: Campaign, simulator: S
 
 def test_a_drifted_calibration_moves_all_peaks(campaign: Campaign, simulator: Simulator) -> None:
     phase, cells = some(campaign, 1, 5)
-    drifted = Nuisance(**{**QUIET.to_json(), "difc": 2e-3, "tzero": 0.0})  # type: ignore[arg-type]
-    one = draw(simulator, phase, cells, np.random.default_rng(0), drifted, calibrated=False)
-    other = draw(simulator, phase, cells, np.random.default_rng(0), drifted)
-    assert (one.intensity.argmax(axis=1) != other.intensity.argmax(axis=1)).any()
+    drifted = MeasurementEffects(**{**QUIET.to_json(), "difc": 2e-3, "tzero": 0.0})  # type: ignore[arg-type]
+    moved = draw_profiles(
+        simulator, phase, cells, np.random.default_rng(0), drifted, calibrated=False
+    )
+    true = draw_profiles(simulator, phase, cells, np.random.default_rng(0), drifted)
+    assert (moved.intensity.argmax(axis=1) != true.intensity.argmax(axis=1)).any()
 
 
 def test_they_look_like_measurements(campaign: Campaign, draws: Draws) -> None:
     tof = campaign.grid.tof
-    assert not draws.covered[:, tof > 19_500].any()
+    assert not draws.covered[:, tof > 19_520].any()
     assert (draws.intensity[~draws.covered] == 0).all()
     assert (draws.sigma[draws.covered] > 0).all()
     prepared = draws.prepared()
@@ -121,31 +124,82 @@ def test_a_profile_without_signal_is_zero(draws: Draws) -> None:
 
 @pytest.fixture(scope="module")
 def bare() -> Campaign:
-    """A campaign that says nothing of measurements."""
+    """A campaign without a table of measurement effects."""
     return load_campaign("batio3-continuous")
 
 
-def test_a_campaign_names_ranges_of_its_own(campaign: Campaign, bare: Campaign) -> None:
-    assert nuisance_of(campaign) == Nuisance()
-    assert nuisance_of(bare) == Nuisance()
-    toml = bare.toml + "\n[nuisance]\ncounts = [500, 800]\nimpure = 0.0\n"
-    own = Campaign(toml, bare.cifs, bare.instprm)
-    assert nuisance_of(own) == Nuisance(counts=(500.0, 800.0), impure=0.0)
+def with_effects(campaign: Campaign, table: str) -> Campaign:
+    return Campaign(f"{campaign.toml}\n{table}\n", campaign.cifs, campaign.instprm)
+
+
+def test_a_campaign_sets_its_own_ranges(campaign: Campaign, bare: Campaign) -> None:
+    assert effects_from_campaign(campaign) == MeasurementEffects()
+    assert effects_from_campaign(bare) == MeasurementEffects()
+    table = "[measurement_effects]\ncounts = [500, 800]\nimpurity_probability = 0.0"
+    own = with_effects(bare, table)
+    assert effects_from_campaign(own) == MeasurementEffects(
+        counts=(500.0, 800.0), impurity_probability=0.0
+    )
     # What is simulated is the same.
     assert own.identity("kinematic", "1") == bare.identity("kinematic", "1")
 
 
+def test_deprecated_keys_of_a_campaign_mean_the_same(bare: Campaign) -> None:
+    old = with_effects(
+        bare,
+        "[nuisance]\nend = [1360.0, 18_912.0]\n"  # deprecated
+        "begin = 0.2\nimpure = 0.5\ncounts = [500, 800]",
+    )
+    effects = effects_from_campaign(old)
+    # The grid ends at 1360 µs · exp(0.0009381 · 2806) = 18,912.2 µs.
+    assert effects.signal_end == pytest.approx((0.0, 1.0), abs=1e-5)
+    assert (effects.signal_start, effects.impurity_probability) == (0.2, 0.5)
+    assert effects.counts == (500.0, 800.0)
+
+
+def test_end_of_the_signal_is_a_share_of_any_window(campaign: Campaign) -> None:
+    """By default nearly the whole window is covered, wherever the grid is."""
+    shifted = Simulator(
+        campaign.phases[:1], campaign.instrument, TofGrid(20_000.0, 2e-3, 200),
+        size=1.0, microstrain=1000.0,
+    )  # fmt: skip
+    phase = np.zeros(40, dtype=int)
+    cells = draw_cells(campaign, 0, 40, np.random.default_rng(0)) * ([3] * 3 + [1] * 3)
+    draws = draw_profiles(shifted, phase, cells, np.random.default_rng(1))
+    assert draws.covered.mean() > 0.9
+    assert draws.covered.mean(axis=1).min() > 0.8
+    half = MeasurementEffects(signal_end=(0.5, 0.5), signal_start=0.0)
+    draws = draw_profiles(shifted, phase, cells, np.random.default_rng(1), half)
+    assert draws.covered.sum(axis=1).tolist() == [100] * 40
+
+
+def test_default_end_on_the_nomad_grid_is_near_17_500_microseconds(campaign: Campaign) -> None:
+    start, stop = campaign.grid.start, campaign.grid.stop
+    ends = start * (stop / start) ** np.array(MeasurementEffects().signal_end)
+    np.testing.assert_allclose(ends, [17_200.0, 19_500.0], rtol=1e-3)
+
+
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "place"),
     [
-        ("counts = [800, 500]", "wrong at nuisance.counts: low is above high"),
-        ("counts = 500", "wrong at nuisance.counts"),
-        ("impure = 1.5", "wrong at nuisance.impure"),
-        ("noise = 1.0", "wrong at nuisance.noise"),
-        ("difc = -1e-4", "wrong at nuisance.difc"),
+        ("counts = [800, 500]", "counts: low is above high"),
+        ("counts = 500", "counts"),
+        ("impurity_probability = 1.5", "impurity_probability"),
+        ("noise = 1.0", "noise"),
+        ("difc = -1e-4", "difc"),
+        ("signal_end = [0, 1]", "signal_end"),
     ],
 )
-def test_bad_ranges_are_refused(bare: Campaign, line: str, said: str) -> None:
-    bad = Campaign(f"{bare.toml}\n[nuisance]\n{line}\n", bare.cifs, bare.instprm)
-    with pytest.raises(CampaignError, match=said):
-        nuisance_of(bad)
+def test_bad_ranges_are_refused(bare: Campaign, line: str, place: str) -> None:
+    bad = with_effects(bare, f"[measurement_effects]\n{line}")
+    with pytest.raises(CampaignError, match=f"wrong at measurement_effects.{place}"):
+        effects_from_campaign(bad)
+
+
+def test_both_names_of_the_table_at_once_are_refused(bare: Campaign) -> None:
+    table = "[measurement_effects]\nshift = 0.0\n[nuisance]\nshift = 0.1"  # deprecated
+    with pytest.raises(CampaignError, match="nuisance"):  # deprecated
+        effects_from_campaign(with_effects(bare, table))
+    table = "[measurement_effects]\nsignal_end = [1, 1]\nend = [1000, 2000]"
+    with pytest.raises(CampaignError, match="not both"):
+        effects_from_campaign(with_effects(bare, table))

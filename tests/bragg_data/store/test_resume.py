@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from bragg_data.crystallography.cell import lattice_of
+from bragg_data.crystallography.cell import lattice_from_space_group
 from bragg_models.data.batches import Profiles
 from bragg_models.networks.paper import build
 from bragg_models.targets import Targets, targets_of
@@ -42,7 +42,7 @@ SGD = FitSettings(
 class _Phase:
     def __init__(self, symbol: str) -> None:
         self.name = symbol.replace(" ", "")
-        self.lattice = lattice_of(gemmi.find_spacegroup_by_name(symbol))
+        self.lattice = lattice_from_space_group(gemmi.find_spacegroup_by_name(symbol))
 
 
 class Dropping(nn.Module):

@@ -11,7 +11,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bragg_data.simulation.measurement_effects import Nuisance, draw, draw_cells, simulator_for
+from bragg_data.simulation.measurement_effects import (
+    MeasurementEffects,
+    draw_cells,
+    draw_profiles,
+    simulator_for,
+)
 from bragg_models.networks.robust import Robust
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import registry
@@ -48,7 +53,7 @@ def draws(predictor: Predictor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(99)
     phase = np.repeat(np.arange(3), COUNT)
     cells = np.concatenate([draw_cells(campaign, code, COUNT, generator) for code in range(3)])
-    found = draw(simulator_for(campaign), phase, cells, generator)
+    found = draw_profiles(simulator_for(campaign), phase, cells, generator)
     return found.prepared(), phase, cells
 
 
@@ -153,7 +158,7 @@ def test_a_known_phase_is_kept(predictor: Predictor, draws: tuple[np.ndarray, ..
 
 
 def test_ranges_are_plain_values() -> None:
-    assert Nuisance().to_json()["counts"] == [1500.0, 200_000.0]
+    assert MeasurementEffects().to_json()["counts"] == [1500.0, 200_000.0]
     assert issubclass(Robust, torch.nn.Module)
 
 

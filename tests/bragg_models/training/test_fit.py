@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from bragg_data.crystallography.cell import lattice_of
+from bragg_data.crystallography.cell import lattice_from_space_group
 from bragg_models.data.batches import Profiles
 from bragg_models.metrics import summary
 from bragg_models.networks.paper import build
@@ -38,7 +38,7 @@ SETTINGS = FitSettings(epochs=6, batch_size=32, learning_rate=3e-3, schedule="on
 class _Phase:
     def __init__(self, symbol: str) -> None:
         self.name = symbol.replace(" ", "")
-        self.lattice = lattice_of(gemmi.find_spacegroup_by_name(symbol))
+        self.lattice = lattice_from_space_group(gemmi.find_spacegroup_by_name(symbol))
 
 
 @pytest.fixture(scope="module")

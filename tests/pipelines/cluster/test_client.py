@@ -17,7 +17,7 @@ from dask.system import cpu_count
 from distributed import Client, LocalCluster
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from bragg_data.simulation.isolated_process import ONE_THREAD
+from bragg_data.simulation.isolated_process import SINGLE_THREAD
 from pipelines.cluster import client as cluster
 from pipelines.cluster.client import open_client
 from pipelines.cluster.options import ClusterError, SlurmOptions, parse_jobs
@@ -34,7 +34,7 @@ def set_two_threads() -> None:
 
 
 def process_and_threads() -> tuple[int, list[int], dict[str, str]]:
-    return os.getpid(), blas_threads(), {name: os.environ[name] for name in ONE_THREAD}
+    return os.getpid(), blas_threads(), {name: os.environ[name] for name in SINGLE_THREAD}
 
 
 def wait_and_square(number: int) -> int:

@@ -49,7 +49,7 @@ def noisy_file(small_campaign: Campaign, pattern: np.ndarray, tmp_path: Path) ->
     """Counts on a sloping background, measured on an axis with another calibration."""
     rng = np.random.default_rng(3)
     tof = small_campaign.grid.tof
-    own = small_campaign.instrument.moved(difc=9520.0, tzero=-6.0)
+    own = small_campaign.instrument.with_parameters(difc=9520.0, tzero=-6.0)
     measured_at = own.tof_from_d_spacing(small_campaign.instrument.d_spacing_from_tof(tof))
     expected = 5000 * pattern / pattern.max() + 400 + 0.03 * tof
     counts = rng.poisson(expected)
