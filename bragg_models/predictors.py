@@ -1,4 +1,7 @@
-"""A trained model, ready to answer: its numbers, what its outputs mean, and its preprocessing."""
+"""A trained model ready for prediction: its weights, targets, and preprocessing.
+
+Registered models record the name of this module: MLflow calls :func:`_load_pyfunc` by it.
+"""
 
 from __future__ import annotations
 
@@ -20,44 +23,47 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
 from bragg_models.forest import ForestError, ForestModel
-from bragg_models.networks.paper import NetworkError, build, feature_network
+from bragg_models.networks.build import build
+from bragg_models.networks.paper import NetworkError, feature_network
 from bragg_models.networks.robust import Robust
 from bragg_models.targets import Targets, TargetsError
 from bragg_models.training.inference import outputs, transformed
 
-FORMAT = 1
-"""Version of the layout of a saved model."""
+FORMAT = 2
+"""Version of the layout of a saved model. 1 has other names of some values and weights."""
+
+_READABLE = (1, 2)
 
 DESCRIPTION, WEIGHTS, CLASSIFIER = "model.json", "weights.safetensors", "classifier"
-"""A saved model: what it is, its numbers, and the directory of its classifier if it has one."""
+"""Files of a saved model: description, weights, and the directory of its classifier, if any."""
 
 
 class PredictorError(ValueError):
-    """A saved model that cannot be read, or profiles that it cannot answer for."""
+    """A saved model that cannot be read, or profiles that it cannot be applied to."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answers for n profiles.
+    """Predictions for n profiles.
 
     Attributes
     ----------
     probabilities : shape (n, n_phases)
         Of each of the campaign's phases.
     phase : shape (n,)
-        Index of the most probable phase, or of the one that was given.
+        Index of the most probable phase, or of the known one.
     cells : shape (n, 6)
-        Cell of that phase: a, b, c in ångström; alpha, beta, gamma in degrees. NaN from a model
-        that classifies only.
+        Cell of that phase: a, b, c in ångström; alpha, beta, gamma in degrees. It always encloses
+        a volume; NaN from a model that only classifies.
     intervals : shape (n, 6, 2), optional
         Ends of the 90 % intervals of the free cell parameters, NaN where one is not free; from
-        models that know them.
+        models that estimate them.
     accepted : shape (n,), optional
-        Whether the profile can be of one of the phases at all; from models that can tell.
+        Whether the profile may belong to one of the phases; from models that can reject.
     unexplained : shape (n,), optional
-        Share of the profile's square that the answer leaves.
+        Share of the profile's square that ``phase`` and its cell leave unexplained.
     limit
-        Share above which a profile is not accepted.
+        Unexplained share above which a profile is rejected.
     """
 
     probabilities: NDArray[np.float64]
@@ -69,25 +75,28 @@ class Prediction:
     limit: float | None = None
 
     def __getitem__(self, rows: slice) -> Prediction:
-        """Return the answers for some of the profiles."""
+        """Return the predictions for some of the profiles."""
         return Prediction(
-            self.probabilities[rows], self.phase[rows], self.cells[rows],
+            self.probabilities[rows],
+            self.phase[rows],
+            self.cells[rows],
             None if self.intervals is None else self.intervals[rows],
             None if self.accepted is None else self.accepted[rows],
-            None if self.unexplained is None else self.unexplained[rows], self.limit,
-        )  # fmt: skip
+            None if self.unexplained is None else self.unexplained[rows],
+            self.limit,
+        )
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model with all that its answers need.
+    """A trained model with everything that a prediction needs.
 
     Attributes
     ----------
     kind
-        Name of the model; of a network as in :func:`~bragg_models.networks.paper.build`.
+        Name of the model; of a network as in :func:`~bragg_models.networks.build.build`.
     model
-        A trained network, or forests.
+        A trained network, or random forests.
     targets
         Phases, free parameters and their scaling.
     preprocessing
@@ -97,7 +106,7 @@ class Predictor:
     provenance
         The campaign's texts, the snapshot, the split, the seeds, the commit of the code …
     classifier
-        Another model that tells the phases; class-conditional forests need one.
+        Another model that predicts the phases; class-conditional forests need one.
     """
 
     kind: str
@@ -115,8 +124,8 @@ class Predictor:
         return Campaign(p.campaign_toml, p.cifs, p.instrument_instprm)
 
     @property
-    def tells_intervals(self) -> bool:
-        """Whether its answers have intervals and a verdict."""
+    def has_intervals(self) -> bool:
+        """Whether its predictions have intervals and acceptance."""
         return isinstance(self.model, Robust)
 
     @property
@@ -134,70 +143,74 @@ class Predictor:
         phase: ArrayLike | None = None,
         calibrated: ArrayLike | None = None,
     ) -> Prediction:
-        """Answer for profiles on the campaign's grid.
+        """Predict phase and cell of profiles on the campaign's grid.
 
         Parameters
         ----------
         profiles : shape (n, points)
-            Intensities without background, in any scale; the model's own preprocessing is applied
+            Intensities without background, on any scale; the model's own preprocessing is applied
             here.
         phase : shape (n,)
-            Phases under which the cells are wanted; left out, the most probable ones.
+            Known phases, under which the cells are predicted; by default the most probable ones.
         calibrated : shape (n,)
-            Whether a measurement's own calibration was used; left out, they all have it. Intervals
-            depend on it.
+            Whether a measurement's own calibration was used, which the intervals depend on; by
+            default true for all.
 
         Raises
         ------
         PredictorError
-            If the profiles have another length, or hold values that are not finite, or a given
-            phase does not exist.
+            If the profiles have another length or values that are not finite, or a known phase
+            does not exist.
         bragg_data.preprocessing.PreprocessingError
             If a profile has no signal.
         """
         values = np.asarray(profiles, dtype=np.float32)
         if values.ndim != 2 or values.shape[1] != self.points:
             raise PredictorError(
-                f"The model answers for profiles of {self.points} points, given as an array of "
-                f"shape (n, {self.points}); got shape {values.shape}."
+                f"The model expects profiles of {self.points} points, as an array of shape "
+                f"(n, {self.points}); got shape {values.shape}."
             )
         if not np.isfinite(values).all():
-            raise PredictorError("A profile holds values that are not finite numbers.")
-        given = None if phase is None else self._phases(phase, len(values))
-        if given is None and isinstance(self.model, Robust):
-            known = np.ones(len(values), dtype=bool) if calibrated is None else calibrated
-            return self._assessed(self.model, values, np.asarray(known, dtype=bool))
-        if given is None and self.classifier is not None:
-            told = self.classifier.predict(values)
-            _, scaled = self._outputs(values, told.phase)
-            probabilities: NDArray[np.floating] = told.probabilities
-            decided = told.phase
+            raise PredictorError("A profile contains values that are not finite numbers.")
+        known = None if phase is None else self._phases(phase, len(values))
+        if known is None and isinstance(self.model, Robust):
+            is_calibrated = np.ones(len(values)) if calibrated is None else np.asarray(calibrated)
+            return self._predict_robust(self.model, values, is_calibrated.astype(bool))
+        probabilities: NDArray[np.floating]
+        if known is None and self.classifier is not None:
+            classified = self.classifier.predict(values)
+            probabilities, predicted = classified.probabilities, classified.phase
+            _, scaled = self._outputs(values, predicted)
         else:
-            probabilities, scaled = self._outputs(values, given)
-            decided = probabilities.argmax(axis=1) if given is None else given
+            probabilities, scaled = self._outputs(values, known)
+            predicted = probabilities.argmax(axis=1) if known is None else known
         if scaled.shape[1]:
-            cells = self.targets.decode(scaled, decided)
+            cells = self.targets.decode(scaled, predicted)
         else:
             cells = np.full((len(values), len(CELL_PARAMETERS)), np.nan)
-        return Prediction(probabilities.astype(np.float64), decided, cells)
+        return Prediction(probabilities.astype(np.float64), predicted, cells)
 
-    def _assessed(
+    def _predict_robust(
         self, model: Robust, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_]
     ) -> Prediction:
         prepared = np.ascontiguousarray(self._prepare(profiles), np.float32)
-        found = model.eval().assessed(prepared, calibrated)
-        decided = found.probabilities.argmax(axis=1)
-        cells = self.targets.decode(found.values, decided)
+        prediction = model.eval().predict(prepared, calibrated)
+        phase = prediction.probabilities.argmax(axis=1)
+        cells = self.targets.decode(prediction.values, phase)
         intervals = np.full((len(cells), len(CELL_PARAMETERS), 2), np.nan)
-        free = self.targets.free[decided]
         for column, name in enumerate(self.targets.parameters):
-            own = free[:, column]
-            half = found.half_widths[own, column] * self.targets.half_range[column]
-            place = CELL_PARAMETERS.index(name)
-            intervals[own, place] = cells[own, place, None] + np.stack([-half, half], axis=1)
-        accepted = found.unexplained <= found.limit
+            rows = self.targets.free[phase, column]
+            half = prediction.half_widths[rows, column] * self.targets.half_range[column]
+            entry = CELL_PARAMETERS.index(name)
+            intervals[rows, entry] = cells[rows, entry, None] + np.stack([-half, half], axis=1)
         return Prediction(
-            found.probabilities, decided, cells, intervals, accepted, found.unexplained, found.limit
+            prediction.probabilities,
+            phase,
+            cells,
+            intervals,
+            prediction.unexplained <= prediction.limit,
+            prediction.unexplained,
+            prediction.limit,
         )
 
     def _phases(self, phase: ArrayLike, count: int) -> NDArray[np.intp]:
@@ -205,7 +218,7 @@ class Predictor:
         known = len(self.phase_names)
         if codes.shape != (count,) or not np.isin(codes, np.arange(known)).all():
             raise PredictorError(
-                f"A phase is wanted for each of the {count} profiles, as a code from 0 to "
+                f"Expected a known phase for each of the {count} profiles, as a code from 0 to "
                 f"{known - 1} ({', '.join(self.phase_names)})."
             )
         return codes.astype(np.intp)
@@ -222,7 +235,7 @@ class Predictor:
         return outputs(self.model, prepared, device, phase=phase)
 
     def features(self, profiles: ArrayLike) -> NDArray[np.float32]:
-        """Return what the model makes of profiles on the way to its answer.
+        """Return the features that the model computes from profiles.
 
         Parameters
         ----------
@@ -242,14 +255,14 @@ class Predictor:
         """
         network = feature_network(self.model)
         if network is None:
-            raise PredictorError(f"A model of kind '{self.kind}' makes no features.")
+            raise PredictorError(f"A model of kind '{self.kind}' has no features.")
         prepared = np.ascontiguousarray(self._prepare(np.asarray(profiles)), np.float32)
         return transformed(network, prepared, next(network.parameters()).device)
 
     def save(self, directory: Path) -> None:
-        """Write the model into an empty directory, as JSON and safetensors."""
+        """Write the model into an empty directory, as JSON and safetensors files."""
         directory.mkdir(parents=True, exist_ok=True)
-        described: dict[str, Any] = {
+        described: dict[str, object] = {
             "format": FORMAT,
             "kind": self.kind,
             "targets": self.targets.to_json(),
@@ -272,7 +285,7 @@ class Predictor:
 
 
 def load_predictor(directory: Path) -> Predictor:
-    """Read a model that :meth:`Predictor.save` wrote. Nothing in it is executed.
+    """Read a model that :meth:`Predictor.save` wrote. No code from the files is executed.
 
     Raises
     ------
@@ -281,10 +294,10 @@ def load_predictor(directory: Path) -> Predictor:
     """
     try:
         described = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-        if described["format"] != FORMAT:
+        if described["format"] not in _READABLE:
             raise PredictorError(
                 f"The model in {directory} has format {described['format']}; this code reads "
-                f"{FORMAT}. Use the code that wrote it."
+                f"{' and '.join(map(str, _READABLE))}. Use the code that wrote it."
             )
         prepared_by = described["preprocessing"]
         targets = Targets.from_json(described["targets"])
@@ -292,9 +305,7 @@ def load_predictor(directory: Path) -> Predictor:
         points = int(described["points"])
         kind = described["kind"]
         model = _load_model(directory / WEIGHTS, described, targets)
-    except (
-        OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError,
-    ) as error:  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, (PredictorError, TargetsError, NetworkError, ForestError)):
             raise
         raise PredictorError(
@@ -309,17 +320,16 @@ def load_predictor(directory: Path) -> Predictor:
         ) from error
     nested = directory / CLASSIFIER
     classifier = load_predictor(nested) if nested.exists() else None
-    if classifier is not None and (classifier.phase_names, classifier.points) != (
-        targets.names, points,
-    ):  # fmt: skip
+    expected = targets.names, points
+    if classifier is not None and (classifier.phase_names, classifier.points) != expected:
         raise PredictorError(
-            f"The model in {directory} answers for {', '.join(targets.names)} on {points} points, "
+            f"The model in {directory} is for {', '.join(targets.names)} on {points} points, "
             f"its classifier for {', '.join(classifier.phase_names)} on {classifier.points}. Train "
             f"it again."
         )
     if isinstance(model, ForestModel) and not model.integrated and classifier is None:
         raise PredictorError(
-            f"The model in {directory} has a forest for each phase and no classifier that tells "
+            f"The model in {directory} has a forest for each phase and no classifier that predicts "
             f"the phase. Train it again, or name another version."
         )
     return Predictor(kind, model, targets, prepared_by, points, provenance, classifier)
@@ -337,27 +347,27 @@ def _load_model(
 
 
 class _Served:
-    """A predictor as MLflow's own tools want it."""
+    """A predictor with the interface of MLflow's Python models."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
     def predict(self, profiles: ArrayLike, params: object = None) -> pd.DataFrame:  # noqa: ARG002
-        answer = self._predictor.predict(np.atleast_2d(np.asarray(profiles, dtype=np.float32)))
+        prediction = self._predictor.predict(np.atleast_2d(np.asarray(profiles, dtype=np.float32)))
         names = self._predictor.phase_names
-        systems = self._predictor.targets.crystal_systems[answer.phase]
+        systems = self._predictor.targets.crystal_systems[prediction.phase]
         return pd.DataFrame(
             {
-                "phase": [names[code] for code in answer.phase],
+                "phase": [names[code] for code in prediction.phase],
                 "crystal_system": [CrystalSystem(code).name for code in systems],
-                **dict(zip(CELL_PARAMETERS, answer.cells.T, strict=True)),
-                **{f"p_{n}": answer.probabilities[:, k] for k, n in enumerate(names)},
+                **dict(zip(CELL_PARAMETERS, prediction.cells.T, strict=True)),
+                **{f"p_{n}": prediction.probabilities[:, k] for k, n in enumerate(names)},
             }
         )
 
 
 def output_columns(targets: Targets) -> dict[str, str]:
-    """Return the columns of the answer that MLflow's tools get, and their types."""
+    """Return the columns, with their types, of the table that MLflow's tools get."""
     return {
         "phase": "string",
         "crystal_system": "string",

@@ -176,7 +176,7 @@ def main(
         refiner = Refiner(campaign, cache=INDICES)
         begin = {FROM_LIBRARY: None} | {
             f"{label} and {FROM_LIBRARY}": one for label, one in loaded.items()
-            if one.tells_intervals
+            if one.has_intervals
         }  # fmt: skip
         fits = [
             {label: refined(known, m, refiner, one) for label, one in begin.items()}
@@ -208,7 +208,7 @@ def main(
     drawn = {one.known.name: _figures(one, campaign, named) for one in found}
     if tried:
         those = {c.label: RegisteredModel(place.uri, c.version) for c in chosen
-                 if loaded[c.label].tells_intervals}  # fmt: skip
+                 if loaded[c.label].has_intervals}  # fmt: skip
         if not those:
             raise ValidateError(
                 "None of these models tells intervals, so there is nothing to try on draws. Train "

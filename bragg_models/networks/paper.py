@@ -1,23 +1,21 @@
-"""The paper's networks, each described by one dataclass of plain values, and how to build one."""
+"""The paper's networks, each with a configuration of plain values.
+
+:func:`bragg_models.networks.build.build` makes them by name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bragg_models.networks.guided import Guided, Perceptron, PerceptronConfig, read_guided_config
-from bragg_models.networks.robust import Robust
-
-_ROUNDED = 100.0  # sharpness of the probabilities of a class that was regressed as an integer
+_SHARPNESS = 100.0  # of the probabilities of a phase that is regressed as an integer
 
 
 class NetworkError(ValueError):
-    """A description of a network that cannot be built."""
+    """A configuration from which no network can be built."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class MultitaskConfig:
     hidden
         Width of the dense layer that both heads share.
     integer
-        The phase is one number, its code, to be regressed and rounded.
+        Whether the phase is regressed as one number, its code, and rounded.
     scale
-        Profiles are multiplied by it.
+        Factor by which profiles are multiplied.
     """
 
     points: int
@@ -56,8 +54,8 @@ class Features(nn.Module):
 
     Notes
     -----
-    The paper's text names no activation after the convolutions, the authors' later code has one;
-    here a ReLU follows each (after the pooling, which is the same and cheaper).
+    The paper's text names no activation after the convolutions, the authors' later code has one.
+    Here a ReLU follows each (after the pooling, which gives the same result and is cheaper).
     """
 
     def __init__(self, config: MultitaskConfig) -> None:
@@ -94,7 +92,7 @@ class Features(nn.Module):
 
 
 class Multitask(nn.Module):
-    """The paper's integrated multitask network, and with the cell's head left out its classifier.
+    """The paper's integrated multitask network, or, without the regression head, its classifier.
 
     Notes
     -----
@@ -110,7 +108,7 @@ class Multitask(nn.Module):
         self.cell = nn.Linear(config.hidden, config.parameters) if config.parameters else None
 
     def forward(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the phases, and the scaled cell parameters.
+        """Return the logits of the phases and the scaled cell parameters.
 
         Parameters
         ----------
@@ -124,10 +122,10 @@ class Multitask(nn.Module):
         values : shape (n, n_parameters)
             Scaled as by :class:`~bragg_models.targets.Targets`.
         """
-        phase, values = self.answers(profiles)
+        phase, values = self.raw_outputs(profiles)
         return (rounded(phase, self.config.phases) if self.config.integer else phase), values
 
-    def answers(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_outputs(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
         """As forward, but with the regressed code, shape (n, 1), if the phase is an integer."""
         hidden = self.features(profiles)
         if self.cell is None:
@@ -149,8 +147,8 @@ class ConditionalConfig:
         Number of parameters that are free in any phase.
     dense
         Widths of the regressors' hidden layers, on top of the features.
-    own_features
-        Whether each regressor learns features of its own (the paper's deep regressor) or all use
+    separate_features
+        Whether each regressor has its own feature learner (the paper's deep regressor) or all use
         the classifier's, frozen (its transfer learner).
     """
 
@@ -158,51 +156,44 @@ class ConditionalConfig:
     free: tuple[tuple[int, ...], ...]
     parameters: int
     dense: tuple[int, ...] = ()
-    own_features: bool = False
-
-
-def _read_conditional(
-    *, classifier: Mapping[str, Any], free: list[list[int]], **values: Any
-) -> ConditionalConfig:
-    return ConditionalConfig(
-        MultitaskConfig(**_tuples(classifier)), tuple(tuple(one) for one in free), **values
-    )
+    separate_features: bool = False
 
 
 class Conditional(nn.Module):
-    """The paper's class-conditional networks: the phase first, then its own regressor."""
+    """The paper's class-conditional networks: a classifier, then the regressor of its phase."""
 
     def __init__(self, config: ConditionalConfig) -> None:
         super().__init__()
         self.config = config
         phases, columns = config.classifier.phases, range(config.parameters)
-        if len(config.free) != phases or any(k not in columns for one in config.free for k in one):
+        unknown = [k for free in config.free for k in free if k not in columns]
+        if len(config.free) != phases or unknown:
             raise NetworkError(
-                f"A class-conditional network of {phases} phases and {config.parameters} "
-                f"parameters cannot be free in the columns {config.free}. Name those of each phase."
+                f"The free columns {config.free} do not fit {phases} phases and "
+                f"{config.parameters} parameters. Name the free columns of each phase."
             )
         self.classifier = Multitask(config.classifier)
         self.heads = nn.ModuleList(
             _dense((config.classifier.hidden, *config.dense, len(free))) for free in config.free
         )
         self.features = nn.ModuleList(
-            Features(config.classifier) for _ in config.free if config.own_features
+            Features(config.classifier) for _ in config.free if config.separate_features
         )
 
     def regressor(self, code: int) -> nn.Module:
-        """Return what is trained for a phase: from profiles, or from frozen features, to values."""
+        """Return the trained part of a phase: from profiles, or from frozen features, to values."""
         head = self.heads[code]
-        return nn.Sequential(self.features[code], head) if self.config.own_features else head
+        return nn.Sequential(self.features[code], head) if self.config.separate_features else head
 
     def forward(self, profiles: Tensor, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the logits of the phases, and the scaled cell parameters of the likeliest one.
+        """Return the logits of the phases and the scaled cell parameters of the most probable one.
 
         Parameters
         ----------
         profiles : shape (n, points)
             Prepared profiles.
         phase : shape (n,)
-            Known phases: then the parameters are those of these.
+            Known phases, whose parameters are returned instead.
 
         Returns
         -------
@@ -217,9 +208,9 @@ class Conditional(nn.Module):
         for code, free in enumerate(self.config.free):
             rows = torch.nonzero(chosen == code)[:, 0]
             if len(rows) and free:
-                own = profiles[rows] if self.config.own_features else hidden[rows]
+                inputs = profiles[rows] if self.config.separate_features else hidden[rows]
                 columns = torch.tensor(free, device=values.device)
-                values[rows[:, None], columns] = self.regressor(code)(own).float()
+                values[rows[:, None], columns] = self.regressor(code)(inputs).float()
         return logits, values
 
 
@@ -232,13 +223,13 @@ class CaennConfig:
     points
         Points of a profile.
     phases, parameters
-        How many there are.
+        Number of phases, and of cell parameters that are free in any of them.
     filters, kernels
-        Of the encoder's two convolutions; the decoder mirrors them, with weights of its own.
+        Of the encoder's two convolutions; the decoder mirrors them, with separate weights.
     dense
         Widths of the regressor's hidden layers.
     scale
-        Profiles are multiplied by it.
+        Factor by which profiles are multiplied.
     """
 
     points: int
@@ -255,16 +246,16 @@ class Autoencoder(nn.Module):
 
     Notes
     -----
-    Profiles are padded so that the decoder's output has their length; the paper does not say how.
-    Its decoder mirrors the encoder: each pooling becomes a repetition of points.
+    Profiles are padded so that the decoder's output has their length; the paper does not specify
+    how. Its decoder mirrors the encoder: each pooling becomes a repetition of points.
     """
 
     def __init__(self, config: CaennConfig) -> None:
         super().__init__()
         if any(kernel % 2 == 0 for kernel in config.kernels):
             raise NetworkError(
-                f"Kernels of {config.kernels} points have no middle, so the auto-encoder's output "
-                f"would have another length than its input. Use odd ones."
+                f"Kernels of {config.kernels} points would change the length of the profile. Use "
+                f"odd numbers of points."
             )
         self.points, self.scale = config.points, config.scale
         self.padding = -config.points % 4
@@ -275,13 +266,20 @@ class Autoencoder(nn.Module):
             return nn.Conv2d(inputs, outputs, (1, kernel), padding=(0, kernel // 2))
 
         self.encoder = nn.Sequential(
-            convolution(1, first, wide), nn.MaxPool2d((1, 2)), nn.ReLU(),
-            convolution(first, second, narrow), nn.MaxPool2d((1, 2)), nn.ReLU(),
-        )  # fmt: skip
+            convolution(1, first, wide),
+            nn.MaxPool2d((1, 2)),
+            nn.ReLU(),
+            convolution(first, second, narrow),
+            nn.MaxPool2d((1, 2)),
+            nn.ReLU(),
+        )
         self.decoder = nn.Sequential(
-            nn.Upsample(scale_factor=(1, 2)), convolution(second, first, narrow), nn.ReLU(),
-            nn.Upsample(scale_factor=(1, 2)), convolution(first, 1, wide),
-        )  # fmt: skip
+            nn.Upsample(scale_factor=(1, 2)),
+            convolution(second, first, narrow),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=(1, 2)),
+            convolution(first, 1, wide),
+        )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, profiles: Tensor) -> Tensor:
@@ -292,7 +290,7 @@ class Autoencoder(nn.Module):
         return latent
 
     def forward(self, profiles: Tensor) -> Tensor:
-        """Return profiles (n, points) after they went through the bottleneck, same shape."""
+        """Return profiles (n, points) reconstructed from the latent representation, same shape."""
         latent = self.encode(profiles)
         second = self.latent * 4 // (self.points + self.padding)
         maps = latent.reshape(len(profiles), second, 1, -1)
@@ -305,7 +303,7 @@ class Caenn(nn.Module):
 
     Notes
     -----
-    The scaled parameters are learnt where they are free; the paper regresses all for every sample.
+    The loss counts parameters where they are free; the paper regresses all for every sample.
     """
 
     def __init__(self, config: CaennConfig) -> None:
@@ -321,7 +319,7 @@ class Caenn(nn.Module):
 
 
 class IntegerRegressor(nn.Module):
-    """Dense layers from features to a phase's code and the scaled parameters."""
+    """Dense layers from features to the code of the phase and the scaled parameters."""
 
     def __init__(self, inputs: int, config: CaennConfig) -> None:
         super().__init__()
@@ -329,14 +327,14 @@ class IntegerRegressor(nn.Module):
         self.layers = _dense((inputs, *config.dense, 1 + config.parameters))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the phases, and the scaled parameters."""
-        code, values = self.answers(features)
+        """Return the logits of the phases and the scaled parameters."""
+        code, values = self.raw_outputs(features)
         return rounded(code, self.phases), values
 
-    def answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def raw_outputs(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the regressed code, shape (n, 1), and the scaled parameters."""
-        found = self.layers(features)
-        return found[:, :1], found[:, 1:]
+        outputs = self.layers(features)
+        return outputs[:, :1], outputs[:, 1:]
 
 
 class Encoding(nn.Module):
@@ -352,7 +350,7 @@ class Encoding(nn.Module):
 
 
 def feature_network(model: object) -> nn.Module | None:
-    """Return the part of a network that makes features of prepared profiles, if it has one.
+    """Return the feature learner of a network, from prepared profiles, or None.
 
     Returns
     -------
@@ -369,22 +367,23 @@ def feature_network(model: object) -> nn.Module | None:
 
 
 def rounded(code: Tensor, phases: int) -> Tensor:
-    """Return logits by which the likeliest phase is a regressed code, rounded.
+    """Return logits whose maximum is the regressed code, rounded.
 
-    Nothing that deserves the name of a probability comes out of a regressed integer; the softmax
-    of these is close to 1 for the nearest code.
+    A regressed integer has no probabilities; the softmax of these logits is close to 1 for the
+    nearest code.
 
     Parameters
     ----------
     code : shape (n, 1)
+        Regressed codes.
     phases
-        How many there are.
+        Number of phases.
 
     Returns
     -------
     shape (n, phases)
     """
-    return -_ROUNDED * (code.float() - torch.arange(phases, device=code.device)) ** 2
+    return -_SHARPNESS * (code.float() - torch.arange(phases, device=code.device)) ** 2
 
 
 def _dense(widths: tuple[int, ...]) -> nn.Sequential:
@@ -392,49 +391,3 @@ def _dense(widths: tuple[int, ...]) -> nn.Sequential:
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-_KINDS: dict[str, tuple[Callable[..., Any], type[nn.Module]]] = {
-    "multitask": (MultitaskConfig, Multitask),
-    "conditional": (_read_conditional, Conditional),
-    "caenn": (CaennConfig, Caenn),
-    "perceptron": (PerceptronConfig, Perceptron),
-    "guided": (read_guided_config, Guided),
-    "robust": (read_guided_config, Robust),
-}
-
-
-def build(kind: str, config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
-    """Return a network with seeded initial weights.
-
-    Parameters
-    ----------
-    kind
-        ``multitask``, ``conditional``, ``caenn``, ``perceptron``, ``guided`` or
-        ``robust``.
-    config
-        Values of its dataclass, as plain JSON values.
-    seed
-        Of the initial weights. The global generator of torch is left as it was.
-
-    Raises
-    ------
-    NetworkError
-        If the kind is not known or the values do not fit it.
-    """
-    if kind not in _KINDS:
-        raise NetworkError(f"There is no network '{kind}'. Choose one of {', '.join(_KINDS)}.")
-    read, network_type = _KINDS[kind]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return network_type(read(**_tuples(config)))
-    except NetworkError:
-        raise
-    # Whatever a wrong value leads to: plain JSON may be anything, at any depth.
-    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
-        raise NetworkError(f"The description of a {kind} network does not fit: {error}.") from error

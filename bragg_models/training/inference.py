@@ -112,7 +112,7 @@ def outputs(
     device
         Where the network is.
     batch_size
-        Profiles at a time; left out, as many as the network says (``at_once``), or 128: small
+        Profiles at a time; left out, the ``batch_size`` of the network, or 128: small
         batches stay in a processor's cache.
     phase : shape (n,)
         For networks that are told the phase: their second argument.
@@ -123,7 +123,7 @@ def outputs(
     values : shape (n, n_parameters)
     """
     network.eval()
-    batch_size = batch_size or int(getattr(network, "at_once", 128))
+    batch_size = batch_size or int(getattr(network, "batch_size", 128))
     parts = []
     with torch.inference_mode():
         for low in range(0, len(profiles), batch_size):

@@ -349,7 +349,7 @@ def sureness_sheet(known: Known, targets: Targets, asked: Mapping[str, Predictor
     )  # fmt: skip
     calibrated = np.full(len(known.samples), known.calibrated)
     for label, predictor in asked.items():
-        if not predictor.tells_intervals:
+        if not predictor.has_intervals:
             continue
         told = predictor.predict(known.prepared, calibrated=calibrated)
         assert told.intervals is not None

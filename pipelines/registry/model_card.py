@@ -66,7 +66,7 @@ def model_card(predictor: Predictor, name: str) -> str:
         f"compared by):",
         _scores(p.test),
         "## Where it ends",
-        f"{_LIMITS[predictor.tells_intervals]}"
+        f"{_LIMITS[predictor.has_intervals]}"
         f"- Cells outside the ranges above are extrapolated.\n"
         f"- Another bank or instrument than 2θ {instrument.two_theta:g}° has other peak widths.",
         "## How to ask it",

@@ -135,7 +135,7 @@ def tested(
 
 def register_glance(run_: Run, guided: Predictor, test: Test) -> None:
     """Register the guided network's glance as a model of its own: what a network alone can do."""
-    glance: Any = guided.model.glance  # type: ignore[union-attr]
+    glance: Any = guided.model.proposal  # type: ignore[union-attr]
     provenance = replace(guided.provenance, model="perceptron")
     predictor = Predictor(
         "perceptron", glance, guided.targets, guided.preprocessing, guided.points, provenance

@@ -25,9 +25,10 @@ from bragg_models.data.batches import Joined, Profiles, in_order, joined
 from bragg_models.data.cache import CacheError, cached
 from bragg_models.forest import ForestModel
 from bragg_models.metrics import Errors, errors, summary
-from bragg_models.networks.guided import fill_tables, guided_config
-from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask, build
-from bragg_models.networks.robust import Robust, calibrate, joined_assessments
+from bragg_models.networks.build import build
+from bragg_models.networks.guided import fill_physics_tables, guided_config
+from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
+from bragg_models.networks.robust import Robust, calibrate, concatenate_fits
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from bragg_models.training.fit import (
@@ -136,7 +137,7 @@ def make_conditional(
         "classifier": asdict(told.config),
         "free": free,
         "parameters": len(task.targets.parameters),
-        "own_features": deep,
+        "separate_features": deep,
         **preset.network,
     }
     network = build("conditional", config, seed=task.seed)
@@ -194,10 +195,10 @@ def make_guided(task: Task, preset: Preset) -> Made:
     campaign = campaign_of(task.dataset)
     network = build("guided", guided_config(campaign, task.targets, **preset.network),
                     seed=task.seed)  # fmt: skip
-    fill_tables(network, campaign, task.targets)
+    fill_physics_tables(network, campaign, task.targets)
     made = Made("guided", network.to(task.device), preset.preprocessing)
     ((name, settings),) = preset.stages.items()
-    glance: nn.Module = network.glance  # type: ignore[assignment]
+    glance: nn.Module = network.proposal  # type: ignore[assignment]
     _stage(task, made, name, glance, prepared(task, preset.preprocessing), preset, settings)
     return made
 
@@ -207,11 +208,11 @@ def make_robust(
 ) -> Made:
     """Train our network for measured profiles on draws of them, and calibrate it on others."""
     campaign = campaign_of(task.dataset)
-    config = guided_config(campaign, task.targets, nuisance=True, **preset.network)
+    config = guided_config(campaign, task.targets, sample_parameters=True, **preset.network)
     network = build("robust", config, seed=task.seed)
     if not isinstance(network, Robust):
         raise TypeError("Not a robust network.")
-    fill_tables(network, campaign, task.targets)
+    fill_physics_tables(network, campaign, task.targets)
     made = Made("robust", network.to(task.device), preset.preprocessing)
     learnt_from, calibrated_on = preset.draws
     with cluster() as client:
@@ -222,7 +223,7 @@ def make_robust(
     samples, part = _in_memory([training, right], function)
     ((name, settings),) = preset.stages.items()
     own = replace(task, samples=samples, part=part)
-    glance: nn.Module = network.glance
+    glance: nn.Module = network.proposal
     _stage(own, made, name, glance, samples, preset, settings)
     network.eval()
     found = []
@@ -230,15 +231,15 @@ def make_robust(
     with Progress("Calibrating", size, "profiles") as progress, torch.inference_mode():
         for one in (right, drifted):
             ready = np.asarray(function(one.profiles), dtype=np.float32)
-            for low in range(0, len(ready), network.at_once):
-                some = torch.from_numpy(ready[low : low + network.at_once]).to(task.device)
-                found.append(network.assess(some))
+            for low in range(0, len(ready), network.batch_size):
+                some = torch.from_numpy(ready[low : low + network.batch_size]).to(task.device)
+                found.append(network.fit_phases(some))
                 progress.advance(len(some))
     phase = np.concatenate([right.phase, drifted.phase])
     values, _ = task.targets.encode(phase, np.concatenate([right.cells, drifted.cells]))
     calibrated = np.arange(size) < len(right.profiles)
-    made.facts = calibrate(
-        network, joined_assessments(found), phase, values, task.targets.free, calibrated
+    made.facts |= calibrate(
+        network, concatenate_fits(found), phase, values, task.targets.free, calibrated
     )
     made.facts |= {
         "draws": list(preset.draws),
@@ -496,7 +497,7 @@ def _integer_objective(regression_weight: float) -> Objective:
     """Return the paper's other way: the class as an integer, by the squared error as well."""
 
     def objective(network: nn.Module, batch: Labelled, _: torch.Generator) -> dict[str, Tensor]:
-        code, found = network.answers(batch.profiles)  # type: ignore[operator]
+        code, found = network.raw_outputs(batch.profiles)  # type: ignore[operator]
         with full_precision(batch):
             mask = batch.free.float()
             integer = ((code[:, 0].float() - batch.phase) ** 2).mean()

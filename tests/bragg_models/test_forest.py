@@ -26,7 +26,7 @@ from bragg_models.forest import (
     grow_group,
     join,
 )
-from bragg_models.networks.paper import build
+from bragg_models.networks.build import build
 from bragg_models.predictors import Predictor, PredictorError, load_predictor
 from bragg_models.targets import Targets, targets_of
 

@@ -21,9 +21,10 @@ import xarray as xr
 from bragg_data.model_provenance import ModelProvenance, SnapshotReference
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.networks.paper import build
+from bragg_models.networks.build import build
 from bragg_models.predictors import (
     DESCRIPTION,
+    FORMAT,
     WEIGHTS,
     Predictor,
     PredictorError,
@@ -332,7 +333,7 @@ def test_a_damaged_model_is_refused(predictor: Predictor, tmp_path: Path) -> Non
     (tmp_path / WEIGHTS).write_bytes(weights)
     load_predictor(tmp_path)
     described = (tmp_path / DESCRIPTION).read_text()
-    (tmp_path / DESCRIPTION).write_text(described.replace('"format": 1', '"format": 2'))
+    (tmp_path / DESCRIPTION).write_text(described.replace(f'"format": {FORMAT}', '"format": 99'))
     with pytest.raises(PredictorError, match="Use the code that wrote it"):
         load_predictor(tmp_path)
     (tmp_path / DESCRIPTION).write_text(described.replace("profile_minmax@1", "profile_magic@7"))

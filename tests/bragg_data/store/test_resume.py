@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bragg_data.crystallography.cell import lattice_from_space_group
 from bragg_models.data.batches import Profiles
-from bragg_models.networks.paper import build
+from bragg_models.networks.build import build
 from bragg_models.targets import Targets, targets_of
 from bragg_models.training.checkpoints import CheckpointError
 from bragg_models.training.fit import EpochResult, FitSettings, Step, fit, read_checkpoint

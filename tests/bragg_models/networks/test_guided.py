@@ -15,8 +15,9 @@ from bragg_data.crystallography.cell import d_spacing
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import sqrt_unit
 from bragg_data.simulation.kinematic import Simulator
-from bragg_models.networks.guided import Guided, fill_tables, guided_config
-from bragg_models.networks.paper import NetworkError, build
+from bragg_models.networks.build import build
+from bragg_models.networks.guided import Guided, fill_physics_tables, guided_config
+from bragg_models.networks.paper import NetworkError
 from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets, targets_of
 
@@ -24,11 +25,11 @@ torch.set_num_threads(1)
 STRUCTURES = Path(__file__).parents[2] / "data" / "structures" / "structures.toml"
 
 
-def made(campaign: Campaign) -> tuple[Guided, Targets]:
+def guided_network(campaign: Campaign) -> tuple[Guided, Targets]:
     samples = campaign.samples
     targets = targets_of(campaign.phases, samples.phase, samples.cells)
     network = build("guided", guided_config(campaign, targets), seed=0)
-    fill_tables(network, campaign, targets)
+    fill_physics_tables(network, campaign, targets)
     assert isinstance(network, Guided)
     return network.eval(), targets
 
@@ -39,15 +40,15 @@ def simulated(campaign: Campaign, phase: np.ndarray, cells: np.ndarray) -> np.nd
     return simulator.simulate(phase, cells)
 
 
-def answering(network: Guided, code: int, values: np.ndarray) -> None:
-    """Make the glance answer the same for every profile."""
-    glance = network.glance
+def propose(network: Guided, code: int, values: np.ndarray) -> None:
+    """Make the proposal answer the same for every profile."""
+    proposal = network.proposal
     with torch.no_grad():
-        for head in (glance.phase, glance.cell):
+        for head in (proposal.phase, proposal.cell):
             head.weight.zero_()
             head.bias.zero_()
-        glance.phase.bias[code] = 3.0
-        glance.cell.bias.copy_(torch.from_numpy(values))
+        proposal.phase.bias[code] = 3.0
+        proposal.cell.bias.copy_(torch.from_numpy(values))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def structures() -> Campaign:
 
 @pytest.fixture(scope="module")
 def known(structures: Campaign) -> tuple[Guided, Targets]:
-    return made(structures)
+    return guided_network(structures)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def paper() -> Campaign:
 
 @pytest.fixture(scope="module")
 def network(paper: Campaign) -> tuple[Guided, Targets]:
-    return made(paper)
+    return guided_network(paper)
 
 
 def test_peaks_stand_where_bragg_s_law_puts_them(
@@ -77,8 +78,8 @@ def test_peaks_stand_where_bragg_s_law_puts_them(
     for code, phase in enumerate(structures.phases):
         sample = structures.samples[np.flatnonzero(structures.samples.phase == code)[:1]]
         values, _ = targets.encode(sample.phase, sample.cells)
-        physical = guided._physical(torch.from_numpy(values).double())
-        position, _ = guided.pattern.place(code, physical)
+        physical = guided.physical(torch.from_numpy(values).double())
+        position, _ = guided.pattern.line_positions(code, physical)
         hkl = np.array(
             [[1, 1, 1], [2, 0, 0], [3, 1, 2], [0, 1, 3], [2, 2, 0], [4, 0, 0], [1, 0, 2]]
         )
@@ -126,7 +127,7 @@ def test_it_finds_the_cell_from_a_wrong_one(
     cell = np.array([[truth[0], truth[0], truth[1], *[truth[2]] * 3]])
     values, _ = targets.encode(np.array([code]), cell)
     wrong = {0: (0.006, 0, 0), 1: (0.004, -0.004, 0), 2: (0.003, 0, 0.2)}[code]
-    answering(guided, code, values[0] + np.array(wrong) / targets.half_range)
+    propose(guided, code, values[0] + np.array(wrong) / targets.half_range)
     profile = np.asarray(sqrt_unit(simulated(paper, np.array([code]), cell)), dtype=np.float32)
     with torch.inference_mode():
         logits, found = guided(torch.from_numpy(profile))
@@ -140,7 +141,7 @@ def test_it_finds_the_cell_from_a_wrong_one(
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-def test_it_finds_cells_of_which_the_glance_knows_nothing(
+def test_cells_far_from_the_proposed_one_are_refined(
     code: int, paper: Campaign, network: tuple[Guided, Targets]
 ) -> None:
     """All over the range, where a hundredth of a degree moves peaks by their width, too."""
@@ -152,7 +153,7 @@ def test_it_finds_cells_of_which_the_glance_knows_nothing(
             0
         ]
     phase, cells = paper.samples.phase[rows], paper.samples.cells[rows]
-    answering(guided, code, np.full(len(targets.parameters), 0.9))
+    propose(guided, code, np.full(len(targets.parameters), 0.9))
     profiles = np.asarray(sqrt_unit(simulated(paper, phase, cells)), dtype=np.float32)
     with torch.inference_mode():
         logits, found = guided(torch.from_numpy(profiles))
@@ -162,19 +163,19 @@ def test_it_finds_cells_of_which_the_glance_knows_nothing(
     np.testing.assert_allclose(answer[:, 3:], cells[:, 3:], atol=0.02)
 
 
-def test_it_finds_the_phase_that_the_glance_mistakes(
+def test_a_wrongly_proposed_phase_is_corrected(
     paper: Campaign, network: tuple[Guided, Targets]
 ) -> None:
     guided, targets = network
     cell = np.array([[3.93, 3.93, 4.05, 90.0, 90.0, 90.0]])
     values, _ = targets.encode(np.array([1]), cell)
-    answering(guided, 0, values[0])  # cubic, it says
+    propose(guided, 0, values[0])  # cubic, it says
     profile = np.asarray(sqrt_unit(simulated(paper, np.array([1]), cell)), dtype=np.float32)
     with torch.inference_mode():
         logits, found = guided(torch.from_numpy(profile))
         _, told = guided(torch.from_numpy(profile), torch.tensor([1]))
     assert logits.argmax() == 1
-    # The probabilities stay those of the glance; two of them have changed places.
+    # The probabilities stay those of the proposal; two of them have changed places.
     assert sorted(logits[0].tolist()) == [0.0, 0.0, 3.0]
     np.testing.assert_allclose(targets.decode(found.numpy(), np.array([1])), cell, atol=1e-4)
     np.testing.assert_allclose(targets.decode(told.numpy(), np.array([1])), cell, atol=1e-4)
@@ -186,7 +187,7 @@ def test_every_crystal_system_is_met(structures: Campaign, known: tuple[Guided, 
     for code, phase in enumerate(structures.phases):
         sample = structures.samples[np.flatnonzero(structures.samples.phase == code)[:1]]
         values, free = targets.encode(sample.phase, sample.cells)
-        answering(guided, code, values[0] + 0.02 * free[0])
+        propose(guided, code, values[0] + 0.02 * free[0])
         intensity = simulated(structures, sample.phase, sample.cells)
         profile = np.asarray(sqrt_unit(intensity), dtype=np.float32)
         with torch.inference_mode():
@@ -202,7 +203,7 @@ def test_a_saved_one_answers_as_before(
     guided, targets = network
     cell = np.array([[3.93, 3.93, 4.05, 90.0, 90.0, 90.0]])
     values, _ = targets.encode(np.array([1]), cell)
-    answering(guided, 1, values[0])
+    propose(guided, 1, values[0])
     intensity = simulated(paper, np.array([1]), cell)
     predictor = Predictor(
         "guided", guided, targets, "profile_sqrt_unit@1", paper.grid.points, ModelProvenance()
@@ -217,5 +218,5 @@ def test_a_saved_one_answers_as_before(
 def test_a_damaged_description_is_refused(network: tuple[Guided, Targets]) -> None:
     described = json.loads(json.dumps(asdict(network[0].config)))
     del described["pattern"]["phases"][0]["terms"]
-    with pytest.raises(NetworkError, match="does not fit"):
+    with pytest.raises(NetworkError, match="is invalid"):
         build("guided", described)

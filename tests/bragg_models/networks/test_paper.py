@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from bragg_models.networks.paper import Caenn, Conditional, NetworkError, build, rounded
+from bragg_models.networks.build import build
+from bragg_models.networks.paper import Caenn, Conditional, NetworkError, rounded
 
 torch.set_num_threads(1)
 
@@ -91,7 +92,7 @@ def test_weights_of_class_conditional_networks() -> None:
     described = {"classifier": CLASSIFIER, "free": FREE, "parameters": 3}
     classifier, heads = FEATURES + 256 * 3 + 3, 5 * 256 + 5
     assert count(build("conditional", described)) == classifier + heads
-    deep = build("conditional", {**described, "own_features": True})
+    deep = build("conditional", {**described, "separate_features": True})
     assert count(deep) == classifier + 3 * FEATURES + heads
     dense = build("conditional", {**described, "dense": [40, 20]})
     each = 256 * 40 + 40 + 40 * 20 + 20
@@ -111,9 +112,9 @@ def test_weights_of_the_auto_encoder_and_its_regressor() -> None:
     assert count(network) == encoder + decoder + regressor
 
 
-@pytest.mark.parametrize("own_features", [False, True])
-def test_each_phase_has_its_own_regressor(own_features: bool) -> None:
-    network = conditional(own_features=own_features, dense=[8]).eval()
+@pytest.mark.parametrize("separate_features", [False, True])
+def test_each_phase_has_its_own_regressor(separate_features: bool) -> None:
+    network = conditional(separate_features=separate_features, dense=[8]).eval()
     profiles = profiles_of(301)
     phase = torch.tensor([0, 1, 2, 2, 1, 0])
     with torch.no_grad():
@@ -122,7 +123,7 @@ def test_each_phase_has_its_own_regressor(own_features: bool) -> None:
         assert torch.equal(logits, told)  # the phases are told all the same
         for row, code in enumerate(phase.tolist()):
             one = profiles[row : row + 1]
-            given = one if own_features else network.classifier.features(one)
+            given = one if separate_features else network.classifier.features(one)
             expected = network.regressor(code)(given)[0]
             np.testing.assert_allclose(values[row, FREE[code]], expected, atol=1e-6)
             tied = [column for column in range(3) if column not in FREE[code]]
@@ -144,8 +145,8 @@ def test_without_phases_it_takes_the_likeliest() -> None:
 
 
 def test_a_regressor_trains_nothing_but_its_own() -> None:
-    for own_features in (False, True):
-        network = conditional(own_features=own_features)
+    for separate_features in (False, True):
+        network = conditional(separate_features=separate_features)
         own = {id(p) for p in network.regressor(1).parameters()}
         others = [*network.classifier.parameters(), *network.heads[0].parameters()]
         others += [p for f in network.features[:1] for p in f.parameters()]
@@ -167,7 +168,7 @@ def test_an_integer_is_rounded_to_the_nearest_phase() -> None:
             given = profiles_of(301)
             if kind == "caenn":
                 given = network.autoencoder.encode(given)
-            code, same = answers.answers(given)
+            code, same = answers.raw_outputs(given)
         assert code.shape == (6, 1)
         assert torch.equal(logits, rounded(code, 3))
         assert torch.equal(values, same)
@@ -207,15 +208,15 @@ def test_the_auto_encoder_learns_what_it_is_shown() -> None:
 def test_bad_descriptions_are_refused() -> None:
     with pytest.raises(NetworkError, match="Choose one of multitask"):
         build("transformer", PAPER)
-    with pytest.raises(NetworkError, match="does not fit"):
+    with pytest.raises(NetworkError, match="is invalid"):
         build("multitask", {**PAPER, "layers": 3})
     with pytest.raises(NetworkError, match="finer grid"):
         build("multitask", {**PAPER, "points": 9})
-    with pytest.raises(NetworkError, match="Name those of each phase"):
+    with pytest.raises(NetworkError, match="Name the free columns of each phase"):
         build("conditional", {**CONDITIONAL, "free": FREE[:2]})
-    with pytest.raises(NetworkError, match="Name those of each phase"):
+    with pytest.raises(NetworkError, match="Name the free columns of each phase"):
         build("conditional", {**CONDITIONAL, "free": [[0], [0, 1], [0, 3]]})
-    with pytest.raises(NetworkError, match="Use odd ones"):
+    with pytest.raises(NetworkError, match="Use odd numbers"):
         build("caenn", {**SHORT, "kernels": [14, 7]})
 
 
@@ -236,17 +237,17 @@ def test_bad_descriptions_are_refused() -> None:
         ("conditional", {**CONDITIONAL, "classifier": None}),
         ("conditional", {**CONDITIONAL, "free": [0, 1, 2]}),
         ("guided", {}),
-        ("guided", {"glance": None, "pattern": {}}),
-        ("guided", {"glance": PAPER, "pattern": {"points": 2807}}),
-        ("guided", {"glance": PAPER, "pattern": {"points": 2807, "phases": [3]}}),
-        ("guided", {"glance": PAPER, "pattern": {"points": 2807, "phases": [{"free": [0]}]}}),
+        ("guided", {"proposal": None, "pattern": {}}),
+        ("guided", {"proposal": PAPER, "pattern": {"points": 2807}}),
+        ("guided", {"proposal": PAPER, "pattern": {"points": 2807, "phases": [3]}}),
+        ("guided", {"proposal": PAPER, "pattern": {"points": 2807, "phases": [{"free": [0]}]}}),
     ],
 )
 def test_whatever_is_wrong_in_a_description_is_told_in_one_sentence(
     kind: str, described: Any
 ) -> None:
     state = torch.random.get_rng_state()
-    with pytest.raises(NetworkError, match=rf"^The description of a {kind} network does not fit"):
+    with pytest.raises(NetworkError, match=rf"^The configuration of a {kind} network is invalid"):
         build(kind, described)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -275,14 +276,16 @@ def test_a_regressed_code_is_rounded() -> None:
     assert logits.argmax(dim=1).tolist() == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("own_features", [False, True])
-def test_a_class_conditional_network_asks_the_regressor_of_the_phase(own_features: bool) -> None:
+@pytest.mark.parametrize("separate_features", [False, True])
+def test_a_class_conditional_network_asks_the_regressor_of_the_phase(
+    separate_features: bool,
+) -> None:
     config = {
         "classifier": {**PAPER, "points": 301, "parameters": 0},
         "free": [[0], [0, 1], [0, 2]],
         "parameters": 3,
         "dense": [8],
-        "own_features": own_features,
+        "separate_features": separate_features,
     }
     network = build("conditional", config, seed=1)
     profiles = torch.rand(6, 301, generator=torch.Generator().manual_seed(0))
@@ -290,12 +293,12 @@ def test_a_class_conditional_network_asks_the_regressor_of_the_phase(own_feature
     with torch.no_grad():
         logits, values = network(profiles, told)
         again, own = network(profiles)
-        features = profiles if own_features else network.classifier.features(profiles)
+        features = profiles if separate_features else network.classifier.features(profiles)
         trigonal = network.regressor(2)(features[2:3])
         _, found = network(profiles, logits.argmax(dim=1))
     assert ((values != 0) == torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]] * 2).bool()).all()
     torch.testing.assert_close(values[2:3, [0, 2]], trigonal)
     torch.testing.assert_close(own, found)
     torch.testing.assert_close(again, logits)
-    with pytest.raises(NetworkError, match="cannot be free"):
+    with pytest.raises(NetworkError, match="Name the free columns"):
         build("conditional", {**config, "free": [[0], [7]]})

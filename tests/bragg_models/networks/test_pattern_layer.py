@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,8 @@ from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, d_spacing
 from bragg_data.crystallography.reflections import unique_reflections
 from bragg_data.simulation.kinematic import Simulator
-from bragg_models.networks.pattern_layer import Pattern, pattern_of, read_pattern_config
+from bragg_models.networks.pattern_layer import Pattern
+from bragg_models.networks.pattern_tables import pattern_tables
 from bragg_models.targets import Targets, targets_of
 
 torch.set_num_threads(1)
@@ -29,11 +29,11 @@ def layer_of(name: str | Path) -> tuple[Campaign, Targets, Pattern]:
     campaign = load_campaign(name)
     samples = campaign.samples
     targets = targets_of(campaign.phases, samples.phase, samples.cells)
-    described, tables = pattern_of(campaign, targets)
-    layer = Pattern(read_pattern_config(**json.loads(json.dumps(described))))
-    own = layer.state_dict()
-    assert set(own) == set(tables)
-    layer.load_state_dict({k: torch.as_tensor(v, dtype=own[k].dtype) for k, v in tables.items()})
+    config, tables = pattern_tables(campaign, targets)
+    layer = Pattern(config)
+    state = layer.state_dict()
+    assert set(state) == set(tables)
+    layer.load_state_dict({k: torch.as_tensor(v, dtype=state[k].dtype) for k, v in tables.items()})
     return campaign, targets, layer
 
 
@@ -65,7 +65,7 @@ def test_lines_stand_where_bragg_s_law_puts_them(made: tuple[Campaign, Targets, 
     assert tuple(phase.name for phase in campaign.phases) == targets.names
     for code, phase in enumerate(campaign.phases):
         cells = some_cells(campaign, code, 3)
-        position, inverse = layer.place(code, physical(targets, cells))
+        position, inverse = layer.line_positions(code, physical(targets, cells))
         tof = grid.start * np.exp(grid.relative_step * (layer.config.base + 1))
         shortest = float(instrument.d_spacing_from_tof(np.array([tof]))[0])
         limits = [int(length / shortest) + 1 for length in cells[:, :3].max(axis=0)]
@@ -90,7 +90,7 @@ def test_no_cell_has_more_lines_than_it_may(made: tuple[Campaign, Targets, Patte
         own = campaign.samples.cells[campaign.samples.phase == code]
         corners = np.concatenate([own[[c.argmin(), c.argmax()]] for c in own.T])
         cells = np.concatenate([some_cells(campaign, code, 200), corners])
-        position, _ = layer.place(code, physical(targets, cells))
+        position, _ = layer.line_positions(code, physical(targets, cells))
         assert (position > layer.config.base + 1).sum(dim=1).max() <= phase.most
 
 
@@ -128,10 +128,10 @@ def test_rows_of_different_phases_are_as_each_alone(
     rows = torch.tensor([code for k in range(3) for code in codes if k < len(cells[code])])
     place = [k for k in range(3) for code in codes if k < len(cells[code])]
     mixed = torch.stack([cells[int(c)][k] for c, k in zip(rows, place, strict=True)])
-    pattern, slopes = layer(rows, mixed, nuisance=own[place])
+    pattern, slopes = layer(rows, mixed, sample_parameters=own[place])
     free = layer.free(rows)
     for row, (code, k) in enumerate(zip(rows.tolist(), place, strict=True)):
-        one, changes = layer(code, cells[code][k : k + 1], nuisance=own[k : k + 1])
+        one, changes = layer(code, cells[code][k : k + 1], sample_parameters=own[k : k + 1])
         count = len(layer.config.phases[code].free)
         assert free[row, :count].tolist() == list(layer.config.phases[code].free)
         torch.testing.assert_close(pattern[row], one[0], rtol=1e-4, atol=1e-6 * float(one.max()))
@@ -144,7 +144,7 @@ def test_rows_of_different_phases_are_as_each_alone(
 
 def steady_cells(layer: Pattern, code: int, parameters: torch.Tensor) -> torch.Tensor:
     """Those of which no line comes near either end, so that patterns change smoothly."""
-    position, _ = layer.place(code, parameters)
+    position, _ = layer.line_positions(code, parameters)
     ends = torch.tensor([layer.config.base + 1.0, layer.config.points - 1.0])
     distance = (position[:, :, None] - ends).abs().amin(dim=(1, 2))
     return parameters[distance.argsort(descending=True)]
@@ -190,13 +190,13 @@ def test_a_line_over_the_window_s_end_is_gone(made: tuple[Campaign, Targets, Pat
     cell = some_cells(c, 0, 1)
     wide = physical(targets, cell)
     # The last line inside is pushed to the end: a cubic cell's lines go as its edge.
-    position, _ = layer.place(0, wide)
+    position, _ = layer.line_positions(0, wide)
     inside = position[position < end].max()
     for offset in (-0.5, 0.5):
         edge = float(wide[0, 0] * torch.exp((end + offset - inside) * c.grid.relative_step))
         for _ in range(5):  # difA, difB and Zero bend the scale a little
             wide[0, 0] = edge
-            nearest = layer.place(0, wide)[0]
+            nearest = layer.line_positions(0, wide)[0]
             nearest = nearest[0, (nearest[0] - end - offset).abs().argmin()]
             edge *= float(torch.exp((end + offset - nearest) * c.grid.relative_step))
         cell[0, :3] = edge
@@ -226,9 +226,9 @@ def test_sensitivity_says_how_far_lines_move(made: tuple[Campaign, Targets, Patt
         step[:, free] = 1e-4 * torch.randn(
             len(cells), len(free), generator=torch.Generator().manual_seed(0), dtype=torch.float64
         )
-        position = layer.place(code, cells)[0]
+        position = layer.line_positions(code, cells)[0]
         inside = (position > layer.config.base) & (position < layer.config.points - 1)
-        moved = layer.place(code, cells + step)[0] - position
+        moved = layer.line_positions(code, cells + step)[0] - position
         wanted = (moved**2 * inside).sum(dim=1) / inside.sum(dim=1)
         told = torch.einsum("np,npq,nq->n", step[:, free], found, step[:, free])
         np.testing.assert_allclose(told, wanted, rtol=0.02)

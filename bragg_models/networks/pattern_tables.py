@@ -1,0 +1,203 @@
+"""Tables of reflections and peak shapes of a campaign, for the pattern layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystallography.cell import CELL_PARAMETERS, reciprocal_metric
+from bragg_data.crystallography.reflections import Lines, lines_from_reflections, unique_reflections
+from bragg_data.crystallography.structure import Phase
+from bragg_data.instrument.peak_shape import (
+    erfcx_blended,
+    gaussian_part,
+    lorentzian_part,
+    mixing,
+    peak_shape,
+)
+from bragg_models.networks.guided_config import PatternConfig, PatternPhase
+from bragg_models.targets import Targets
+
+PHASE_TABLES = ("products", "strengths", "rates")
+"""Tables of each phase; see :class:`PhaseTables`."""
+
+MARGIN = 4
+"""Grid nodes beyond the window over which the B-spline of a reflection may extend."""
+
+_Array = NDArray[np.float64]
+
+_SHORTEST = 0.42  # Å: at shorter spacings peaks of most structures overlap beyond use
+_MOST_LINES = 80  # reflections of one cell; more would not determine it any better
+_FEWEST = 256  # least number of points that are compared
+_LEAD = 64  # points before the compared ones on which reflections may lie: their tails reach in
+_STATION_SPACING = 16  # points between the positions at which the peak shape is computed
+
+
+@dataclass(frozen=True)
+class PhaseTables:
+    """Reflections of one phase.
+
+    Attributes
+    ----------
+    products : shape (n_terms, n_lines)
+        Products of Miller indices that multiply the terms of the reciprocal metric.
+    strengths : shape (n_pairs, n_lines)
+        Multiplicity times the part of the squared structure factor that each pair of displacement
+        parameters damps.
+    rates : shape (n_pairs,)
+        2π² times the sum of the pair's displacement parameters, in Å².
+    most
+        Upper bound of the number of reflections of any cell on the compared points.
+    """
+
+    products: _Array
+    strengths: _Array
+    rates: _Array
+    most: int
+
+
+def pattern_tables(
+    campaign: Campaign, targets: Targets
+) -> tuple[PatternConfig, Mapping[str, _Array]]:
+    """Return the configuration of a campaign's pattern layer, and its tables by name.
+
+    The compared points begin where the cell with the most reflections has 80 of them in the rest
+    of the window, or at 0.42 Å.
+
+    Parameters
+    ----------
+    campaign
+        Phases, instrument, grid and ranges of cells.
+    targets
+        The network's parameters.
+    """
+    instrument, grid, samples = campaign.instrument, campaign.grid, campaign.samples
+    cells_of = [_extremes(samples.cells[samples.phase == k]) for k in range(len(targets.names))]
+    longest = float(instrument.d_spacing_from_tof(np.array([grid.stop]))[0])
+    shortest = max(
+        _shortest_spacing(phase, cells, longest)
+        for phase, cells in zip(campaign.phases, cells_of, strict=True)
+    )
+    position = np.log(instrument.tof_from_d_spacing(shortest) / grid.start) / grid.relative_step
+    first = int(np.clip(position, 0, max(grid.points - _FEWEST, 0)))
+    base = max(first - _LEAD, 0)
+    d_min = float(_d_spacing_at(campaign, np.array([base]))[0])
+    phases: list[PatternPhase] = []
+    tables: dict[str, _Array] = {}
+    for code, (phase, cells) in enumerate(zip(campaign.phases, cells_of, strict=True)):
+        phase_tables = _phase_tables(phase, cells, d_min)
+        phases.append(_pattern_phase(phase, phase_tables, targets))
+        tables |= {f"{name}_{code}": getattr(phase_tables, name) for name in PHASE_TABLES}
+    tables["shapes"], tables["shares"] = _basis_shapes(campaign, base)
+    config = PatternConfig(
+        points=grid.points,
+        relative_step=grid.relative_step,
+        start=grid.start,
+        calibration=(instrument.difc, instrument.difa, instrument.difb, instrument.tzero),
+        phases=tuple(phases),
+        first=first,
+        base=base,
+    )
+    return config, tables
+
+
+def _pattern_phase(phase: Phase, tables: PhaseTables, targets: Targets) -> PatternPhase:
+    names, tied = targets.parameters, dict(phase.lattice.tied)
+    sources = [tied.get(name, name) for name in CELL_PARAMETERS]
+    return PatternPhase(
+        free=tuple(names.index(name) for name in phase.lattice.free_parameters),
+        cell=tuple(float(names.index(s)) if isinstance(s, str) else -float(s) for s in sources),
+        terms=tuple(group[0] for group in phase.lattice.metric_terms),
+        lines=tables.products.shape[1],
+        pairs=len(tables.rates),
+        most=tables.most,
+    )
+
+
+def _d_spacing_at(campaign: Campaign, position: _Array) -> _Array:
+    grid = campaign.grid
+    tof = grid.start * np.exp(grid.relative_step * position)
+    return np.asarray(campaign.instrument.d_spacing_from_tof(tof))
+
+
+def _extremes(cells: _Array) -> _Array:
+    """Return a part of some cells that covers their range."""
+    chosen = [cells[:: max(len(cells) // 2000, 1)]]
+    chosen += [cells[[column.argmin(), column.argmax()]] for column in cells.T]
+    return np.concatenate(chosen)
+
+
+def _lines_above(phase: Phase, cells: _Array, d_min: float) -> tuple[Lines, _Array]:
+    """Return reflections that some cells have above a d-spacing, and 1/d² of each in each cell."""
+    h, k, l = (int(np.floor(length / d_min)) for length in cells[:, :3].max(axis=0))  # noqa: E741
+    lines = lines_from_reflections(phase, unique_reflections(phase, (h, k, l)))
+    terms = [group[0] for group in phase.lattice.metric_terms]
+    inverse = reciprocal_metric(cells)[:, terms] @ np.asarray(lines.products, dtype=np.float64)
+    return lines, inverse
+
+
+def _shortest_spacing(phase: Phase, cells: _Array, longest: float) -> float:
+    """Return the spacing, in Å, above which no cell has more than the largest number of lines.
+
+    ``longest`` is the spacing at the window's end.
+    """
+    volumes = np.prod(cells[:, :3], axis=1)
+    few = np.unique(np.concatenate([np.argsort(volumes)[-200:], np.arange(0, len(cells), 20)]))
+    sufficient = longest / 1.5
+    for shortest in np.geomspace(sufficient, _SHORTEST, 16):
+        _, inverse = _lines_above(phase, cells[few], shortest)
+        inside = (inverse < shortest**-2) & (inverse > longest**-2)
+        if inside.sum(axis=1).max() > _MOST_LINES:
+            break
+        sufficient = shortest
+    return float(sufficient)
+
+
+def _phase_tables(phase: Phase, cells: _Array, d_min: float) -> PhaseTables:
+    lines, inverse = _lines_above(phase, cells, d_min)
+    # A margin for cells a little outside the range.
+    inside = inverse < d_min**-2 * 1.02
+    ever = inside.any(axis=0)
+    u = lines.u_groups
+    pairs = [u[i] + u[j] for i in range(len(u)) for j in range(i, len(u))]
+    return PhaseTables(
+        products=np.asarray(lines.products, dtype=np.float64)[:, ever],
+        strengths=np.asarray(lines.strengths, dtype=np.float64)[:, ever],
+        rates=2 * np.pi**2 * np.array(pairs),
+        most=int(1.1 * inside.sum(axis=1).max()) + 4,
+    )
+
+
+def _basis_shapes(campaign: Campaign, base: int) -> tuple[_Array, _Array]:
+    """Return basis shapes (rank, 2·reach + 1) of all peaks, and their shares, (nodes, rank).
+
+    Along the window the peak shape changes so slowly that six basis shapes reproduce it to a few
+    1e-5 of its maximum.
+    """
+    grid, reach, rank = campaign.grid, PatternConfig.reach, PatternConfig.rank
+    stop = grid.points + MARGIN
+    stations = np.append(np.arange(base, stop - 1, _STATION_SPACING), stop - 1).astype(np.float64)
+    offsets = np.arange(-reach, reach + 1)
+    tof = grid.start * np.exp(grid.relative_step * stations)[:, None]
+    offset = grid.start * np.exp(grid.relative_step * (stations[:, None] + offsets)) - tof
+    shape = peak_shape(
+        campaign.instrument,
+        _d_spacing_at(campaign, stations),
+        size=campaign.size,
+        microstrain=campaign.microstrain,
+    )
+    width, eta = (v[:, None] for v in mixing(shape.variance, shape.fwhm))
+    rise, decay = shape.rise[:, None], shape.decay[:, None]
+    peaks = (1 - eta) * gaussian_part(offset, rise, decay, width, erfcx_blended)
+    peaks += eta * lorentzian_part(offset, rise, decay, width, "gsas2")
+    height = peaks.max(axis=1, keepdims=True)
+    shapes = np.linalg.svd(peaks / height, full_matrices=False)[2][:rank]
+    at_stations = peaks @ shapes.T
+    nodes = np.arange(base, stop)
+    shares = np.stack([np.interp(nodes, stations, share) for share in at_stations.T], axis=1)
+    missing = rank - len(shapes)  # of a window so short that it has fewer stations
+    return np.pad(shapes, ((0, missing), (0, 0))), np.pad(shares, ((0, 0), (0, missing)))
