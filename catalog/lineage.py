@@ -11,6 +11,7 @@ from bragg_data.errors import first_line
 from bragg_data.model_provenance import ModelProvenance
 from catalog import registry
 from catalog.features import VIEWS
+from catalog.model_files import read_model_json
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 
@@ -78,7 +79,7 @@ def trace(tracking: Tracking, uri: str) -> Trace:
         If there is no such model, or its files are gone or not of this project.
     """
     version = registry.find(tracking, uri)
-    described = registry.read_model_json(tracking.uri, version, DESCRIPTION)
+    described = read_model_json(tracking.uri, version, DESCRIPTION)
     try:
         provenance = ModelProvenance.from_json(described["provenance"])
         preprocessing = str(described["preprocessing"])

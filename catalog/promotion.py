@@ -1,4 +1,4 @@
-"""Promotion: who answers from now on, decided by a gate, recorded, and undone by one step back."""
+"""Promotion of model versions: gates that decide, aliases that move, and the way back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from bragg_data.model_provenance import ModelProvenance
 from catalog import registry
 from catalog.registry import CHAMPION, ModelError, ModelVersion
 from catalog.tracking import Tracking
 
 CANDIDATE, PREVIOUS = "candidate", "previous"
-"""Aliases of the newest version that may become the champion, and of the champion before."""
+"""Aliases of the newest version that may become the champion, and of the previous champion."""
 
 
 class PromotionError(RuntimeError):
@@ -26,18 +27,18 @@ class PromotionError(RuntimeError):
 
 @dataclass(frozen=True)
 class VersionScores:
-    """What a version comes to on the pinned evaluation set.
+    """Scores of a version on the pinned evaluation set.
 
     Attributes
     ----------
     mse_paper
-        Eq. (1) of the paper; NaN for models that tell phases alone.
+        Eq. (1) of the paper; NaN for classifiers, which predict no cell.
     accuracy
-        Share of phases that are right.
+        Share of profiles with the right phase.
     calibration_error
-        Expected calibration error of the probability of the answered phase.
+        Expected calibration error of the probability of the predicted phase.
     seconds
-        Median time of an answer for one profile.
+        Median time of a prediction for one profile.
     by_system
         ``mse_paper`` by the name of the crystal system.
     """
@@ -51,7 +52,7 @@ class VersionScores:
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate must not exceed.
+    """Limits that a candidate must not exceed.
 
     Attributes
     ----------
@@ -62,7 +63,7 @@ class Gate:
     calibration_rise
         How much higher its calibration error may be.
     seconds
-        Time of an answer; slower ones are let through if the champion is slower still.
+        Time of a prediction; a slower candidate passes if the champion is slower still.
     """
 
     error_ratio: float = 1.0
@@ -72,30 +73,74 @@ class Gate:
 
     def objections(self, candidate: VersionScores, champion: VersionScores | None) -> list[str]:
         """Return why a candidate must not replace a champion; none if it may."""
-        found = []
+        objections = []
         if candidate.seconds > max(self.seconds, champion.seconds if champion else 0.0):
-            found.append(
-                f"it takes {1e3 * candidate.seconds:.1f} ms for an answer, and "
+            objections.append(
+                f"it takes {1e3 * candidate.seconds:.1f} ms for a prediction, and "
                 f"{1e3 * self.seconds:.1f} ms are allowed"
             )
         if champion is None:
-            return found
+            return objections
         # A comparison with NaN is false: models without a cell are compared by the rest.
         if candidate.mse_paper > self.error_ratio * champion.mse_paper:
-            found.append(
+            objections.append(
                 f"its mse_paper is {candidate.mse_paper:.3g}, the champion's "
                 f"{champion.mse_paper:.3g} (ratio allowed: {self.error_ratio:g})"
             )
         if candidate.accuracy < champion.accuracy - self.accuracy_drop:
-            found.append(
+            objections.append(
                 f"its accuracy is {candidate.accuracy:.4%}, the champion's {champion.accuracy:.4%}"
             )
         if candidate.calibration_error > champion.calibration_error + self.calibration_rise:
-            found.append(
+            objections.append(
                 f"its calibration error is {candidate.calibration_error:.4f}, the champion's "
                 f"{champion.calibration_error:.4f} (rise allowed: {self.calibration_rise:g})"
             )
-        return found
+        return objections
+
+
+@dataclass(frozen=True)
+class BaselineComparison:
+    """Errors of a model and of baselines on the same held-out samples; lower is better.
+
+    A model has to be better than all baselines to become the champion by itself: worse than a
+    constant, its predictions and intervals say nothing about a profile.
+
+    Attributes
+    ----------
+    metric
+        ``mse_paper`` (equation (1) of the paper) or ``error_rate``.
+    n_samples
+        Number of held-out samples.
+    model
+        Error of the model.
+    baselines
+        Errors of the baselines, by their names: ``constant``, ``library match``.
+    """
+
+    metric: str
+    n_samples: int
+    model: float
+    baselines: Mapping[str, float]
+
+    @classmethod
+    def from_provenance(cls, provenance: ModelProvenance) -> BaselineComparison | None:
+        """Return the comparison that a model's training recorded; None if it recorded none."""
+        score, test, baselines = provenance.score, provenance.test, provenance.baselines
+        if score is None or test is None or not baselines:
+            return None
+        return cls(score.name, int(test["all"]["n"]), score.value, baselines)
+
+    @property
+    def not_beaten(self) -> tuple[str, ...]:
+        """The baselines that the model is not better than; all of them if its error is NaN."""
+        return tuple(name for name, error in self.baselines.items() if not self.model < error)
+
+    def __str__(self) -> str:
+        """Return the comparison in one sentence."""
+        errors = ", ".join(f"{name} {error:.3g}" for name, error in self.baselines.items())
+        samples = f"{self.n_samples:,} held-out samples"
+        return f"{self.metric} on {samples}: model {self.model:.3g}, {errors}"
 
 
 def set_candidate(tracking: Tracking, version: ModelVersion) -> None:
@@ -116,7 +161,7 @@ def promote(
     Parameters
     ----------
     tracking, version
-        Which, and where it is.
+        The version, and where it is registered.
     reason
         Recorded with the version.
     expected
@@ -131,16 +176,16 @@ def promote(
     Raises
     ------
     PromotionError
-        If another one is the champion by now than the decision was made against.
+        If the champion is not the one that the decision was made against.
     """
     with _deciding(tracking, version.name):
         present = registry.champion(tracking, version.name)
         if (present.version if present else None) != expected:
             now = "gone" if present is None else f"version {present.version}"
             raise PromotionError(
-                f"The champion of {version.name} was version {expected} when this was decided, and "
-                f"it is {now} by now: somebody else promoted meanwhile. Run the same command "
-                f"again to compare with that one."
+                f"The champion of {version.name} was version {expected} at the time of the "
+                f"decision, and it is {now} now: somebody else promoted meanwhile. Run the same "
+                f"command again to compare with the present champion."
             )
         if present is not None and present.version == version.version:
             return present
@@ -179,7 +224,7 @@ def rollback(tracking: Tracking, name: str, *, reason: str) -> tuple[ModelVersio
 
 
 def _move(tracking: Tracking, champion: ModelVersion, previous: ModelVersion | None) -> None:
-    # In this order: whatever dies in between, the champion is one that was, and previous exists.
+    # In this order: if the process dies in between, the champion is unchanged and both exist.
     if previous is not None:
         registry.set_alias(tracking, previous, PREVIOUS)
     registry.set_alias(tracking, champion, CHAMPION)

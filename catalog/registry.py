@@ -1,50 +1,81 @@
-"""The model registry: register, set an alias, fetch by name and alias. No pickles, ever."""
+"""The model registry: names, versions, aliases and tags of this project's registered models.
+
+An MLflow server may be shared with other projects. A registered model of this project carries the
+tags :data:`KIND_TAG` and :data:`CAMPAIGN_TAG`; models without them are left alone, unless an
+earlier version of this project registered them.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
+from enum import StrEnum
 from typing import Any
 
-import numpy as np
-import yaml
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
-from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
-from bragg_data.errors import first_line
-from catalog.tracking import Run, Tracking
-
-LOADER = "bragg_models.predictors"
-"""Module that reads this project's models."""
+from catalog.tracking import Tracking
 
 CHAMPION = "champion"
-"""Alias of the version that answers unless another is named."""
+"""Alias of the version that predicts unless another is named."""
 
-# What a model may consist of. torch.export archives (.pt2) are not among it: torch 2.13 unpickles
-# what it cannot read otherwise in them.
-_OWN_FORMATS = {".json", ".safetensors", ".skops", ".md"}
-_MLFLOW_FILES = {
-    "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "registered_model_meta",
-}  # fmt: skip
+KIND_TAG, CAMPAIGN_TAG = "bragg.kind", "bragg.campaign"
+"""Tags of registered models: what a model predicts from what, and the campaign of its data."""
+
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _ADDRESS = "models:/NAME@champion or models:/NAME/VERSION"
 
+# deprecated: models that were registered without tags are known by a tag of their versions, and
+# their kind by the end of their name.
+_UNTAGGED = "tags.`test_set` LIKE '%'"
 
-_CLASSIFIER, _MEASURED = "-classifier", "-measured"
-_TASKS = {"classifier": _CLASSIFIER, "robust": _MEASURED}  # other than to tell phase and cell
+
+class ModelKind(StrEnum):
+    """What a registered model predicts, and for which profiles."""
+
+    CELL = "cell"
+    """Phase and cell of profiles without noise and background."""
+    CLASSIFIER = "classifier"
+    """Phase alone."""
+    MEASURED = "measured"
+    """Phase and cell of measured profiles."""
+
+
+_SUFFIXES = {ModelKind.CLASSIFIER: "-classifier", ModelKind.MEASURED: "-measured"}
+_KINDS = {"classifier": ModelKind.CLASSIFIER, "robust": ModelKind.MEASURED}
 
 
 class ModelError(LookupError):
-    """A model that is not there, or that must not be loaded."""
+    """A registered model that does not exist, or that must not be loaded."""
+
+
+@dataclass(frozen=True)
+class RegistryEntry:
+    """A registered model: what its versions have in common.
+
+    Attributes
+    ----------
+    name
+        Of the registered model.
+    kind
+        What it predicts.
+    campaign
+        Name of the campaign of its data.
+    description
+        In Markdown.
+    """
+
+    name: str
+    kind: ModelKind
+    campaign: str
+    description: str = ""
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """The tags by which it is recognised."""
+        return {KIND_TAG: str(self.kind), CAMPAIGN_TAG: self.campaign}
 
 
 @dataclass(frozen=True)
@@ -56,11 +87,11 @@ class ModelVersion:
     name, version
         Together its identity.
     run_id
-        The run that made it.
+        The run that trained it.
     aliases
-        Names that point at it now.
+        Aliases that point at it now.
     tags
-        Short facts, such as its score and the test set of that score.
+        Values by which versions are compared, such as its score and the test set of that score.
     source
         Where its files are.
     """
@@ -77,132 +108,31 @@ class ModelVersion:
         """The address that always means this version."""
         return f"models:/{self.name}/{self.version}"
 
+    @property
+    def kind(self) -> ModelKind:
+        """What the model predicts."""
+        tag = self.tags.get(KIND_TAG)
+        return _kind_of_name(self.name) if tag is None else ModelKind(tag)
+
+
+def kind_of(model: str) -> ModelKind:
+    """Return what a model predicts, by the name of the model, such as ``guided``."""
+    return _KINDS.get(model, ModelKind.CELL)
+
 
 def registered_name(campaign: str, model: str) -> str:
-    """Return under which name a model is registered: one for each campaign and task."""
-    return campaign + _TASKS.get(model, "")
+    """Return the name that a model is registered under: one per campaign and kind."""
+    return campaign + _SUFFIXES.get(kind_of(model), "")
 
 
-def is_classifier(name: str) -> bool:
-    """Tell whether a registered model tells phases alone, by its name."""
-    return name.endswith(_CLASSIFIER)
-
-
-def is_measured(name: str) -> bool:
-    """Tell whether a registered model is for measured profiles, by its name."""
-    return name.endswith(_MEASURED)
-
-
-def register(
-    run: Run,
-    name: str,
-    directory: Path,
-    *,
-    loader_module: str,
-    points: int,
-    outputs: Mapping[str, str],
-    units: Mapping[str, str],
-    requirements: Sequence[str],
-    about: str,
-    description: str,
-    tags: Mapping[str, str],
-) -> ModelVersion:
-    """Register a model's files as a new version, without an alias.
-
-    Parameters
-    ----------
-    run
-        The run that made the model.
-    name
-        Of the registered model; made if it is missing.
-    directory
-        The files: JSON, safetensors, skops or Markdown only.
-    loader_module
-        Module whose ``_load_pyfunc(path)`` reads them, for MLflow's own tools.
-    points
-        Length of a profile.
-    outputs
-        Columns of the answer and their types in MLflow's words ("double", "string").
-    units
-        Units of the columns that have one; MLflow's signature has no place for them, the metadata
-        beside it has.
-    requirements
-        Packages that the loader needs; their installed versions are recorded.
-    about
-        What all versions of the name have in common, in Markdown.
-    description
-        What the version is, in Markdown.
-    tags
-        Short facts by which versions are compared.
-
-    Raises
-    ------
-    ModelError
-        If the directory holds anything else.
-    """
-    _refuse_foreign(directory, _OWN_FORMATS, set())
-    client = run.tracking.client
-    logged = client.create_logged_model(
-        run.experiment_id, name=name, source_run_id=run.id, tags=dict(tags)
-    )
-    with tempfile.TemporaryDirectory() as temporary:
-        package = Path(temporary) / "model"
-        _package(package, directory, loader_module, points, outputs, units, requirements)
-        client.log_model_artifacts(logged.model_id, str(package))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, 0)])
-    try:
-        client.create_registered_model(name, description=about)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        client.update_registered_model(name, about)
-    version = client.create_model_version(
-        name,
-        source=logged.artifact_location,
-        run_id=run.id,
-        model_id=logged.model_id,
-        tags=dict(tags),
-        description=description,
-    )
-    return _version(client, version)
-
-
-def _package(
-    package: Path,
-    directory: Path,
-    loader_module: str,
-    points: int,
-    outputs: Mapping[str, str],
-    units: Mapping[str, str],
-    requirements: Sequence[str],
-) -> None:
-    """Wrap the files the way that MLflow's own tools expect."""
-    with warnings.catch_warnings():
-        # It warns about itself as it is imported, and about a missing input example.
-        warnings.simplefilter("ignore")
-        from mlflow.models import ModelSignature
-        from mlflow.pyfunc import save_model
-        from mlflow.types.schema import ColSpec, Schema, TensorSpec
-
-        signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, points))]),
-            outputs=Schema([ColSpec(kind, column) for column, kind in outputs.items()]),
-        )
-        # MLflow would guess the requirements, slowly.
-        pinned = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in requirements]
-        save_model(
-            str(package),
-            loader_module=loader_module,
-            data_path=str(directory),
-            pip_requirements=pinned,
-            signature=signature,
-            metadata={"units": dict(units)},
-        )
+def _kind_of_name(name: str) -> ModelKind:
+    """Return the kind by a name's suffix; deprecated, for models that have no tags."""
+    kinds = (kind for kind, suffix in _SUFFIXES.items() if name.endswith(suffix))
+    return next(kinds, ModelKind.CELL)
 
 
 def set_alias(tracking: Tracking, version: ModelVersion, alias: str) -> None:
-    """Point an alias at a version; it leaves the version where it was."""
+    """Point an alias at a version; the alias is taken from the version that had it."""
     tracking.client.set_registered_model_alias(version.name, alias, version.version)
 
 
@@ -219,7 +149,7 @@ def find(tracking: Tracking, uri: str) -> ModelVersion:
     Raises
     ------
     ModelError
-        If the address is of another kind, or nothing is there.
+        If the address is malformed, or there is no such version.
     """
     match = _URI.fullmatch(uri)
     if match is None:
@@ -228,17 +158,17 @@ def find(tracking: Tracking, uri: str) -> ModelVersion:
     client = tracking.client
     try:
         if alias is not None:
-            return _version(client, client.get_model_version_by_alias(name, alias))
-        return _version(client, client.get_model_version(name, version))
+            return version_of(client, client.get_model_version_by_alias(name, alias))
+        return version_of(client, client.get_model_version(name, version))
     except MlflowException as error:
-        known = [model.name for model in client.search_registered_models()]
-        if not known:
-            remedy = "No model is registered there yet: train one with python -m pipelines.train."
-        elif name not in known:
-            remedy = f"Registered models: {', '.join(sorted(known))}."
+        registered = names(tracking)
+        numbers = [str(number) for number in _numbers(tracking, name)]
+        if numbers:
+            remedy = f"It has the versions {', '.join(reversed(numbers))}."
+        elif registered:
+            remedy = f"Registered models: {', '.join(registered)}."
         else:
-            versions = client.search_model_versions(f"name = '{name}'")
-            remedy = f"It has the versions {', '.join(sorted(str(v.version) for v in versions))}."
+            remedy = "No model is registered there yet: train one with python -m pipelines.train."
         raise ModelError(f"Model {uri} is not in {tracking.uri}. {remedy}") from error
 
 
@@ -255,153 +185,99 @@ def champion(tracking: Tracking, name: str) -> ModelVersion | None:
 
 
 def champion_uri(tracking: Tracking) -> str:
-    """Return the address of the champion that answers unless another model is named.
+    """Return the address of the champion that predicts unless another model is named.
 
-    It is the one for measured profiles if the campaign has one.
+    Of a campaign with a champion for measured profiles, this one.
 
     Raises
     ------
     ModelError
-        If there is no model, or models of more campaigns than one.
+        If there is no model, or there are models of several campaigns.
     """
-    # Classifiers tell no cell; their names stand beside those of models that do.
-    known = [n for n in names(tracking) if not is_classifier(n)]
-    for name in filter(is_measured, tuple(known)):
-        campaign = name.removesuffix(_MEASURED)
-        if champion(tracking, name) is None:
-            known.remove(name)
-        elif campaign in known:
-            known.remove(campaign)
-    if not known:
+    entries = {e.name: e for e in entries_of(tracking) if e.kind is not ModelKind.CLASSIFIER}
+    for entry in tuple(entries.values()):
+        if entry.kind is not ModelKind.MEASURED:
+            continue
+        if champion(tracking, entry.name) is None:
+            del entries[entry.name]
+        else:
+            entries = {
+                name: other
+                for name, other in entries.items()
+                if name == entry.name or other.campaign != entry.campaign
+            }
+    if not entries:
         raise ModelError(
             f"No model is registered in {tracking.uri} yet. Train one first: "
             f"python -m pipelines.train"
         )
-    if len(known) > 1:
+    if len(entries) > 1:
         raise ModelError(
-            f"Several models are registered: {', '.join(known)}. Name one, as in "
-            f"--model models:/{known[0]}@champion"
+            f"Several models are registered: {', '.join(sorted(entries))}. Name one, as in "
+            f"--model models:/{min(entries)}@champion"
         )
-    return f"models:/{known[0]}@{CHAMPION}"
+    return f"models:/{min(entries)}@{CHAMPION}"
+
+
+def entries_of(tracking: Tracking) -> list[RegistryEntry]:
+    """Return the registered models of this project, by name.
+
+    Models of other projects on the same server are not among them.
+    """
+    entries, untagged = [], []
+    for model in pages(tracking.client.search_registered_models, max_results=1000):
+        kind = (model.tags or {}).get(KIND_TAG)
+        if kind in set(ModelKind):
+            campaign = model.tags.get(CAMPAIGN_TAG, model.name)
+            entries.append(
+                RegistryEntry(model.name, ModelKind(kind), campaign, model.description or "")
+            )
+        else:
+            untagged.append(model)
+    if untagged:  # deprecated: registered by an earlier version of this project
+        versions_of_project = pages(
+            tracking.client.search_model_versions, filter_string=_UNTAGGED, max_results=1000
+        )
+        earlier = {version.name for version in versions_of_project}
+        for model in untagged:
+            if model.name in earlier:
+                kind = _kind_of_name(model.name)
+                campaign = model.name.removesuffix(_SUFFIXES.get(kind, ""))
+                entries.append(RegistryEntry(model.name, kind, campaign, model.description or ""))
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def names(tracking: Tracking) -> list[str]:
-    """Return the names of the registered models."""
-    return sorted(model.name for model in tracking.client.search_registered_models())
+    """Return the names of this project's registered models."""
+    return [entry.name for entry in entries_of(tracking)]
 
 
 def versions(tracking: Tracking, name: str) -> list[ModelVersion]:
     """Return the versions of a registered model, the newest first; none if it does not exist."""
-    found = tracking.client.search_model_versions(f"name = '{name}'")
-    numbers = sorted((int(version.version) for version in found), reverse=True)
-    return [find(tracking, f"models:/{name}/{number}") for number in numbers]
+    return [find(tracking, f"models:/{name}/{number}") for number in _numbers(tracking, name)]
 
 
-@contextmanager
-def downloaded_model(
-    tracking_uri: str, version: ModelVersion, loader_module: str = LOADER
-) -> Iterator[Path]:
-    """Hold a copy of the files that were registered, checked before anything reads them.
-
-    Nothing but the files is asked for: a worker needs no database, and of a server HTTP alone.
-
-    Parameters
-    ----------
-    tracking_uri
-        Where the version is registered.
-    version
-        Which.
-    loader_module
-        The module that is going to read them: a model made for another one is refused.
-
-    Yields
-    ------
-    Their directory, which is gone afterwards.
-
-    Raises
-    ------
-    ModelError
-        If the files are gone, or are not those of a model of this project.
-    """
-    with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
-        package = _downloaded(tracking_uri, version, "", temporary)
-        data = _data_of(version, package / "MLmodel", loader_module)
-        directory = (package / data).resolve()
-        if package.resolve() not in directory.parents:
-            raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
-        _refuse_foreign(package, _OWN_FORMATS, _MLFLOW_FILES)
-        yield directory
+def _numbers(tracking: Tracking, name: str) -> list[int]:
+    """Return the numbers of a registered model's versions, the newest first."""
+    entities = pages(tracking.client.search_model_versions, filter_string=f"name = '{name}'")
+    return sorted((int(entity.version) for entity in entities), reverse=True)
 
 
-def read_model_json(
-    tracking_uri: str, version: ModelVersion, file: str, loader_module: str = LOADER
-) -> dict[str, Any]:
-    """Return a JSON file of a registered model, without fetching its weights.
-
-    Parameters
-    ----------
-    tracking_uri, version, loader_module
-        As for :func:`downloaded_model`.
-    file
-        Name of the file.
-
-    Raises
-    ------
-    ModelError
-        If it is gone, or not that of a model of this project.
-    """
-    with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
-        described = _downloaded(tracking_uri, version, "MLmodel", temporary)
-        data = _data_of(version, described, loader_module)
-        if ".." in Path(data).parts:
-            raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
-        path = _downloaded(tracking_uri, version, f"{data}/{file}", temporary)
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{file} of {version.uri} is damaged: {error}.") from error
+def pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
+    """Yield all results of one of the client's searches, which return a page at a time."""
+    token = None
+    while True:
+        page = search(page_token=token, **arguments)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
-def _downloaded(tracking_uri: str, version: ModelVersion, path: str, into: str) -> Path:
-    try:
-        uri = f"{version.source}/{path}" if path else version.source
-        return Path(download_artifacts(uri, dst_path=into, tracking_uri=tracking_uri))
-    except (MlflowException, OSError) as error:
-        reason = first_line(error)
-        raise ModelError(
-            f"The files of {version.uri} cannot be read: {reason}. Train the model again, or name "
-            f"another version."
-        ) from error
-
-
-def _data_of(version: ModelVersion, described: Path, loader_module: str) -> str:
-    """Return where a model's own files are, by its MLmodel file, if they are of this project."""
-    try:
-        flavour = yaml.safe_load(described.read_text(encoding="utf-8"))["flavors"]
-        data, loader = (flavour["python_function"][name] for name in ("data", "loader_module"))
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        data, loader = None, None
-    if loader != loader_module or data is None:
-        raise ModelError(
-            f"{version.uri} was not made by this project, so it is not loaded. Only models "
-            f"registered by python -m pipelines.train are."
-        )
-    return str(data)
-
-
-def _refuse_foreign(directory: Path, suffixes: set[str], names: set[str]) -> None:
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.suffix not in suffixes and path.name not in names:
-            raise ModelError(
-                f"The model contains {path.name}, and a model may consist of "
-                f"{', '.join(sorted(suffixes))} files only: other formats can run any code when "
-                f"they are read."
-            )
-
-
-def _version(client: MlflowClient, entity: Any) -> ModelVersion:
+def version_of(client: MlflowClient, entity: Any) -> ModelVersion:
+    """Return a version as this project describes it, from an entity of MLflow."""
     source = entity.source
-    # A version that was copied in MLflow has no files of its own: it names the other version.
+    # A version that was copied in MLflow has no files: its source names the other version.
     while (copied := _URI.fullmatch(source)) is not None:
         source = client.get_model_version(copied["name"], copied["version"]).source
     return ModelVersion(

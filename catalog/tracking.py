@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 DEFAULT_TRACKING_URI = "sqlite:///data/mlflow.db"
 """Where the commands keep their runs and models, relative to the working directory."""
 
+TEST_METRICS, DRAWS_METRICS, MEASURED_METRICS = "test", "draws", "measured"
+"""First part of the names of metrics: on simulated test samples, on held-out draws of
+measured-looking profiles, and on measured profiles. Numbers of different parts are not comparable.
+"""
+
 _SQLITE = "sqlite:///"
 _VERSIONS = ("torch", "numpy", "scikit-learn", "xarray", "icechunk", "mlflow", "gemmi")
 _WATCH_SECONDS = 10.0  # between two looks at the machine

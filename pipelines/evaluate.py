@@ -28,6 +28,7 @@ from bragg_models.library.search import Library
 from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets, targets_of
 from catalog import registry
+from catalog.model_files import downloaded_model
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import Progress, duration, next_commands, run, say
 from pipelines.evaluation.scoring import (
@@ -204,7 +205,7 @@ def load(
     ModelError, PredictorError
         If it cannot be read.
     """
-    with registry.downloaded_model(tracking.uri, candidate.version) as directory:
+    with downloaded_model(tracking.uri, candidate.version) as directory:
         predictor = load_predictor(directory)
         size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     uri, split = candidate.version.uri, predictor.provenance.split

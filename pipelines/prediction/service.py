@@ -27,6 +27,7 @@ from bragg_data.measurement.readers import ProfileError
 from bragg_data.preprocessing import PreprocessingError
 from bragg_models.predictors import Prediction, Predictor, PredictorError, load_predictor
 from catalog import registry
+from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from pipelines.prediction.acceptance import verdict_json
 from pipelines.prediction.predict import PredictError
@@ -153,7 +154,7 @@ class Holder:
             uri = self._uri or registry.champion_uri(self._tracking)
             found = registry.find(self._tracking, uri)
             if self.current is None or self.current.version.uri != found.uri:
-                with registry.downloaded_model(self._tracking.uri, found) as directory:
+                with downloaded_model(self._tracking.uri, found) as directory:
                     predictor = self.asking.submit(_ready, directory).result()
                 self.current = Loaded(found, predictor)
             self.problem = ""

@@ -18,6 +18,7 @@ from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DiskFullError, Store, open_snapshot
 from catalog import features, registry
 from catalog.features import VIEWS, FeatureError, FeatureWriter, View, ViewModel
+from catalog.model_files import downloaded_model
 from pipelines.cli.console import duration, say, three_digits
 from pipelines.cluster.blocks import do_blocks
 from pipelines.registry.registration import load_version
@@ -119,7 +120,7 @@ def features_of(
 def digest_of(model: RegisteredModel) -> str:
     """Return the SHA-256 (16 hexadecimal digits) of a registered model's files."""
     digest = hashlib.sha256()
-    with registry.downloaded_model(model.tracking_uri, model.version) as directory:
+    with downloaded_model(model.tracking_uri, model.version) as directory:
         for path in sorted(p for p in directory.rglob("*") if p.is_file()):
             digest.update(str(path.relative_to(directory)).encode())
             digest.update(path.read_bytes())

@@ -1,10 +1,11 @@
-"""From a trained model to a registered one: where it came from, its tags, and who answers."""
+"""Registering a trained model: its provenance and tags, and whether it becomes the champion."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from bragg_data.model_provenance import ModelProvenance, SnapshotReference, Spli
 from bragg_data.provenance import code_commit
 from bragg_data.store.schema import campaign_of
 from bragg_models.predictors import Predictor, load_predictor, output_columns
-from catalog import promotion, registry
+from catalog import model_files, promotion, registry
+from catalog.model_files import ModelPackage
+from catalog.promotion import BaselineComparison
+from catalog.registry import ModelKind
 from catalog.tracking import Run, Tracking
 from pipelines.cli.console import say
 from pipelines.registry.model_card import model_card, signature_units
@@ -24,10 +28,18 @@ from pipelines.registry.model_card import model_card, signature_units
 CARD = "model_card.md"
 """The model card, among a model's files and its run's."""
 
-_REQUIREMENTS = ("torch", "numpy", "pandas", "safetensors", "pydantic", "gemmi", "periodictable",
-                 "numba")  # fmt: skip
-# Of a version; its run and its card tell the rest.
-_KEPT = ("model", "preset", "data", "split", "content_hash", "test_set")
+_REQUIREMENTS = (
+    "torch",
+    "numpy",
+    "pandas",
+    "safetensors",
+    "pydantic",
+    "gemmi",
+    "periodictable",
+    "numba",
+)
+# Tags of a version that are among the tags of its run.
+_VERSION_TAGS = ("model", "preset", "data", "split", "content_hash", "test_set")
 
 
 def provenance_of(
@@ -113,37 +125,36 @@ def register(run_: Run, predictor: Predictor) -> registry.ModelVersion:
     name = registry.registered_name(provenance.campaign, provenance.model)
     card = model_card(predictor, name)
     run_.log_text(card, CARD)
-    facts = {**{key: tags[key] for key in _KEPT}, "score": f"{score.value:.6g}"}
+    facts = {**{key: tags[key] for key in _VERSION_TAGS}, "score": f"{score.value:.6g}"}
     if score.name == "mse_paper":
         facts["mse_paper"] = facts["score"]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "predictor"
         predictor.save(directory)
         (directory / CARD).write_text(card, encoding="utf-8")
-        return registry.register(
-            run_, name, directory,
-            about=_about(provenance),
-            loader_module=registry.LOADER,
-            points=predictor.points,
+        package = ModelPackage(
+            directory,
+            predictor.points,
             outputs=output_columns(predictor.targets),
             units={c: unit for c, (unit, _) in signature_units(predictor).items() if unit},
             requirements=_REQUIREMENTS,
-            description=card,
-            tags=facts,
-        )  # fmt: skip
+        )
+        entry = _entry(name, provenance)
+        return model_files.register(run_, entry, package, description=card, tags=facts)
 
 
-def _about(provenance: ModelProvenance) -> str:
-    """Return what all versions of a registered name have in common."""
-    name = registry.registered_name("", provenance.model)
-    what = "Crystal systems" if registry.is_classifier(name) else "Crystal system and cell"
-    kind = "measured" if registry.is_measured(name) else "neutron time-of-flight"
-    return (
-        f"{what} of {kind} profiles, trained on the campaign "
-        f"{provenance.campaign}. @{registry.CHAMPION} answers unless another is named; "
-        f"@{promotion.CANDIDATE} is the newest; @{promotion.PREVIOUS} is what a rollback brings "
-        f"back. Compare and promote: python -m pipelines.promote NAME VERSION"
+def _entry(name: str, provenance: ModelProvenance) -> registry.RegistryEntry:
+    """Return the registered model that a version belongs to."""
+    kind = registry.kind_of(provenance.model)
+    predicted = "Crystal systems" if kind is ModelKind.CLASSIFIER else "Crystal system and cell"
+    profiles = "measured" if kind is ModelKind.MEASURED else "neutron time-of-flight"
+    description = (
+        f"{predicted} of {profiles} profiles, trained on the campaign {provenance.campaign}. "
+        f"@{registry.CHAMPION} predicts unless another version is named; @{promotion.CANDIDATE} is "
+        f"the newest; @{promotion.PREVIOUS} is the champion that a rollback restores. Compare and "
+        f"promote: python -m pipelines.promote NAME VERSION"
     )
+    return registry.RegistryEntry(name, kind, provenance.campaign, description)
 
 
 def load_version(tracking_uri: str, version: registry.ModelVersion) -> Predictor:
@@ -154,42 +165,88 @@ def load_version(tracking_uri: str, version: registry.ModelVersion) -> Predictor
     ModelError, PredictorError
         If its files are gone, damaged, or not those of a model of this project.
     """
-    with registry.downloaded_model(tracking_uri, version) as directory:
+    with model_files.downloaded_model(tracking_uri, version) as directory:
         return load_predictor(directory)
 
 
-def promote_if_better(
-    tracking: Tracking, version: registry.ModelVersion, promote: bool
-) -> tuple[bool, str]:
-    """Make a version the candidate; the champion too if there is none, it is better, or told to.
+@dataclass(frozen=True)
+class PromotionDecision:
+    """What became of a version after its training.
 
-    Returns
-    -------
-    is_champion
-        Whether it is.
-    uri
-        Address of the version that answers from now on.
+    Attributes
+    ----------
+    promoted
+        Whether it is the champion now.
+    champion_uri
+        Address of the champion; None if there is none.
+    reason
+        Why it was promoted, or why not.
+    """
+
+    promoted: bool
+    champion_uri: str | None
+    reason: str
+
+
+def promote_if_better(
+    tracking: Tracking,
+    version: registry.ModelVersion,
+    comparison: BaselineComparison | None = None,
+    *,
+    forced: bool = False,
+) -> PromotionDecision:
+    """Make a version the candidate, and the champion if it is better than what there is.
+
+    It has to be better than the baselines on its held-out samples, and than the present champion
+    on the same test samples if there is a champion. The decision is printed if it is negative.
+
+    Parameters
+    ----------
+    tracking, version
+        The version, and where it is registered.
+    comparison
+        Errors of the model and of the baselines; None if no baseline was computed.
+    forced
+        Promote it whatever the comparisons say.
     """
     promotion.set_candidate(tracking, version)
     present = registry.champion(tracking, version.name)
-    own = float(version.tags["score"])
-    reason = None
-    if present is not None and not promote:
-        theirs = float(present.tags.get("score", present.tags.get("mse_paper", "nan")))
-        if present.tags.get("test_set") != version.tags["test_set"]:
-            reason = f"version {present.version} was tested on other samples"
-        elif not own < theirs:
-            reason = f"version {present.version} did better there ({theirs:.2e})"
-    if reason is None:
-        why = "trained with --promote" if promote else "lower error on the same test samples"
-        promotion.promote(
-            tracking, version, reason=why if present else "the first one", forced=promote,
-            expected=present.version if present else None,
-        )  # fmt: skip
-        return True, version.uri
-    assert present is not None
+    objection = None if forced else _objection(version, present, comparison)
+    if objection is None:
+        reason = "the first version" if present is None else "lower error on the same test samples"
+        if forced:
+            reason = "trained with --promote"
+        expected = present.version if present else None
+        promotion.promote(tracking, version, reason=reason, forced=forced, expected=expected)
+        return PromotionDecision(True, version.uri, reason)
+    stays = "There is no champion yet" if present is None else f"{present.uri} stays the champion"
     say(
-        f"The champion stays: {reason}. To compare them once more: python -m pipelines.promote "
-        f"{version.name} {version.version}. To ask this one: --model {version.uri}"
+        f"{version.uri} stays a candidate: {objection}. {stays}. To compare them again: python -m "
+        f"pipelines.promote {version.name} {version.version}. To use this version: --model "
+        f"{version.uri}"
     )
-    return False, present.uri
+    return PromotionDecision(False, present.uri if present else None, objection)
+
+
+def _objection(
+    version: registry.ModelVersion,
+    champion: registry.ModelVersion | None,
+    comparison: BaselineComparison | None,
+) -> str | None:
+    """Return why a version must not become the champion by itself; None if it may."""
+    if comparison is not None and comparison.not_beaten:
+        return (
+            f"it is not better than {' and '.join(comparison.not_beaten)} ({comparison}). Train it "
+            f"longer (--preset standard), or promote it nevertheless with python -m "
+            f"pipelines.promote {version.name} {version.version} --force --reason TEXT"
+        )
+    if champion is None:
+        return None
+    if champion.tags.get("test_set") != version.tags["test_set"]:
+        return f"version {champion.version} was tested on other samples"
+    error = float(version.tags["score"])
+    # deprecated: versions of classifiers aside, the first ones have no tag "score"
+    error_of_champion = float(champion.tags.get("score", champion.tags.get("mse_paper", "nan")))
+    if not error < error_of_champion:
+        return f"version {champion.version} has a lower error there ({error_of_champion:.2e})"
+    return None

@@ -31,6 +31,7 @@ from bragg_models.training.fit import choose_device
 from bragg_models.training.inference import Samples
 from catalog import registry
 from catalog.experiment_view import configure_experiment
+from catalog.promotion import BaselineComparison
 from catalog.tracking import Run, Tracking
 from pipelines.cli.console import say
 from pipelines.cluster.client import open_client
@@ -136,7 +137,7 @@ class Trained:
     is_champion
         Whether it answers from now on.
     champion
-        Address of the version that answers from now on.
+        Address of the champion, None if there is none.
     fit_seconds
         Time that the fit took, reading included.
     """
@@ -145,7 +146,7 @@ class Trained:
     run_id: str
     scores: Mapping[str, Mapping[str, float]]
     is_champion: bool
-    champion: str
+    champion: str | None
     fit_seconds: float
 
 
@@ -227,8 +228,9 @@ def train_model(
     # What is trained to be compared on other samples is not to answer unasked.
     if order.split != "random" and not promote:
         return Trained(version, run_.id, scores, False, version.uri, fit_seconds)
-    is_champion, champion = promote_if_better(place.tracking, version, promote)
-    return Trained(version, run_.id, scores, is_champion, champion, fit_seconds)
+    comparison = BaselineComparison.from_provenance(predictor.provenance)
+    decision = promote_if_better(place.tracking, version, comparison, forced=promote)
+    return Trained(version, run_.id, scores, decision.promoted, decision.champion_uri, fit_seconds)
 
 
 @contextlib.contextmanager

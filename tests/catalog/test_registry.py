@@ -11,6 +11,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -32,14 +33,15 @@ from bragg_models.predictors import (
     output_columns,
 )
 from bragg_models.targets import targets_of
-from catalog import registry
+from catalog import model_files, registry
 from catalog.datasets import SnapshotSource, source_of
 from catalog.experiment_view import configure_experiment, experiment_url
-from catalog.registry import ModelError, ModelVersion
+from catalog.model_files import ModelPackage
+from catalog.registry import ModelError, ModelKind, ModelVersion, RegistryEntry
 from catalog.tracking import Run, Tracking, TrackingError
 from pipelines.registry.registration import load_version
 
-LOADER = "bragg_models.predictors"
+SMALL = RegistryEntry("small", ModelKind.CELL, "small", "all of them")
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +73,19 @@ def profiles(small_dataset: xr.Dataset) -> np.ndarray:
 
 
 def registered(
-    run: Run, predictor: Predictor, directory: Path, name: str = "small"
+    run: Run, predictor: Predictor, directory: Path, entry: RegistryEntry = SMALL
 ) -> ModelVersion:
     predictor.save(directory)
-    return registry.register(
-        run, name, directory,
-        loader_module=LOADER,
-        points=predictor.points,
+    package = ModelPackage(
+        directory,
+        predictor.points,
         outputs=output_columns(predictor.targets),
         units={"a": "Å"},
         requirements=("torch", "numpy"),
-        about="all of them",
-        description="a test",
-        tags={"mse_paper": "0.5", "test_set": "x"},
-    )  # fmt: skip
+    )
+    return model_files.register(
+        run, entry, package, description="a test", tags={"mse_paper": "0.5", "test_set": "x"}
+    )
 
 
 def directory_of(version: ModelVersion) -> Path:
@@ -230,11 +231,11 @@ def test_pickles_and_other_formats_are_refused(
         with pytest.raises(ModelError, match=r"network\.pt2.*can run any code"):
             registered(run, predictor, tmp_path / "own")
         # Slipped in after it was registered.
-        good = registered(run, predictor, tmp_path / "good", "slipped")
+        good = registered(run, predictor, tmp_path / "good", replace(SMALL, name="slipped"))
     (directory_of(good) / "python_model.pkl").write_bytes(b"cos\nsystem\n")
     with (
         pytest.raises(ModelError, match=r"python_model\.pkl.*can run any code"),
-        registry.downloaded_model(tracking.uri, good),
+        model_files.downloaded_model(tracking.uri, good),
     ):
         pass
 
@@ -244,20 +245,19 @@ def test_a_model_of_others_is_refused(
 ) -> None:
     with tracking.run("small", "foreign", {}) as run:
         predictor.save(tmp_path / "model")
-        foreign = registry.register(
-            run, "foreign", tmp_path / "model", loader_module="json", points=5,
-            outputs={"a": "double"}, units={}, requirements=(), about="", description="", tags={},
-        )  # fmt: skip
+        package = ModelPackage(tmp_path / "model", 5, {"a": "double"}, {}, (), "json")
+        entry = replace(SMALL, name="foreign")
+        foreign = model_files.register(run, entry, package, description="", tags={})
     with (
-        pytest.raises(ModelError, match="not made by this project"),
-        registry.downloaded_model(tracking.uri, foreign),
+        pytest.raises(ModelError, match="not a model of this project"),
+        model_files.downloaded_model(tracking.uri, foreign),
     ):
         pass
     described = directory_of(foreign) / "MLmodel"
     described.write_text(described.read_text().replace("data: data/model", "data: ../.."))
     with (
         pytest.raises(ModelError, match="outside its own files"),
-        registry.downloaded_model(tracking.uri, foreign, "json"),
+        model_files.downloaded_model(tracking.uri, foreign, "json"),
     ):
         pass
 
@@ -369,3 +369,31 @@ def test_a_watched_run_tells_about_the_machine(
 
 def metrics_of(tracking: Tracking, run: str) -> dict[str, float]:
     return dict(tracking.client.get_run(run).data.metrics)
+
+
+def test_a_description_edited_by_a_person_stays(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking], predictor: Predictor
+) -> None:
+    place = tracking_in(tmp_path)
+    with place.run("small", "a run", {}) as run:
+        registered(run, predictor, tmp_path / "first")
+        assert place.client.get_registered_model("small").description == SMALL.description
+        place.client.update_registered_model("small", "Edited by a person.")
+        newer = replace(SMALL, description="written again")
+        version = registered(run, predictor, tmp_path / "second", newer)
+    assert version.version == "2"
+    model = place.client.get_registered_model("small")
+    assert model.description == "Edited by a person."
+    assert model.tags == {"bragg.kind": "cell", "bragg.campaign": "small"}
+
+
+def test_a_model_of_an_earlier_version_gets_its_tags(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking], predictor: Predictor
+) -> None:
+    place = tracking_in(tmp_path)
+    place.client.create_registered_model("small")
+    with place.run("small", "a run", {}) as run:
+        registered(run, predictor, tmp_path / "first")
+    model = place.client.get_registered_model("small")
+    assert model.tags == {"bragg.kind": "cell", "bragg.campaign": "small"}
+    assert model.description == SMALL.description

@@ -22,6 +22,7 @@ from catalog.lineage import dot, trace
 from catalog.promotion import Gate, PromotionError, VersionScores
 from catalog.registry import ModelError
 from pipelines import lineage, promote
+from pipelines.evaluation.version_comparison import evaluation_rows
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
@@ -44,7 +45,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
         ({"mse_paper": 1.1e-6}, "mse_paper is 1.1e-06, the champion's 1e-06"),
         ({"accuracy": 0.99}, "accuracy is 99"),
         ({"calibration_error": 0.03}, "calibration error is 0.0300"),
-        ({"seconds": 0.06}, "60.0 ms for an answer, and 50.0 ms are allowed"),
+        ({"seconds": 0.06}, "60.0 ms for a prediction, and 50.0 ms are allowed"),
     ],
 )
 def test_the_gate_objects_to_what_is_worse(changes: dict[str, float], objection: str) -> None:
@@ -103,8 +104,8 @@ def test_what_does_worse_is_not_promoted(restored: Bench) -> None:
         [restored.tracking.experiment("small")], "tags.`mlflow.source.name` = 'pipelines.promote'"
     )
     assert runs[0].data.params["candidate"] == worse.uri
-    assert runs[0].data.metrics["candidate/accuracy"] <= 1
-    assert "mse_paper is" in runs[0].data.tags["verdict"]
+    assert runs[0].data.metrics["test/candidate/accuracy"] <= 1
+    assert "mse_paper is" in runs[0].data.tags["gate"]
 
 
 def test_by_force_with_a_reason_and_back(restored: Bench) -> None:
@@ -125,9 +126,16 @@ def test_by_force_with_a_reason_and_back(restored: Bench) -> None:
     assert registry.find(restored.tracking, "models:/small@previous").tags["model"] == "guided"
     code, told = ask(promote.app, restored, "small", "--rollback")
     assert code == 0
-    assert "answers again" in told
+    assert "is the champion again" in told
     assert champion(restored) == "guided"
     assert registry.find(restored.tracking, "models:/small@previous").uri == worse.uri
+
+
+def test_rollback_takes_no_version(restored: Bench) -> None:
+    ours = restored.versions("guided")[0]
+    with pytest.raises(PromotionError, match=rf"takes no VERSION.*promote small {ours.version}"):
+        ask(promote.app, restored, "small", ours.version, "--rollback")
+    assert champion(restored) == "guided"  # nothing was rolled back
 
 
 def test_what_passes_is_promoted(restored: Bench) -> None:
@@ -194,12 +202,12 @@ def test_test_samples_of_one_are_not_asked_where_another_learnt_from_them(
     dataset = restored.store.open("small-v1")
     one = restored.predictor("caenn")
     other = restored.predictor("multitask")
-    rows = promote.evaluation_rows(dataset, {"a": one, "b": other}, 100)
+    rows = evaluation_rows(dataset, {"a": one, "b": other}, 100)
     assert rows.sum() == 100
     split = replace(other.provenance.split, seed=1)
     other = replace(other, provenance=replace(other.provenance, split=split))
     with pytest.raises(PromotionError, match="are test samples to all versions"):
-        promote.evaluation_rows(dataset, {"a": one, "b": other}, 142)
+        evaluation_rows(dataset, {"a": one, "b": other}, 142)
 
 
 # ---- lineage -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from bragg_data.store.schema import samples_of
 from bragg_models.metrics import errors, summary
 from bragg_models.predictors import Predictor
 from catalog import registry
+from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from pipelines import train
 from pipelines.evaluation import scoring
@@ -127,7 +128,7 @@ def test_the_card_says_what_the_model_is_and_where_it_ends(
         f"| {p.test['all']['mse_paper']:.3g} |",
     ):  # fmt: skip
         assert words in card, card
-    with registry.downloaded_model(tracking.uri, version) as directory:
+    with downloaded_model(tracking.uri, version) as directory:
         assert (directory / "model_card.md").read_text() == card
         described = yaml.safe_load((directory.parents[1] / "MLmodel").read_text())
     assert described["metadata"]["units"]["alpha"] == "°"

@@ -1,0 +1,270 @@
+"""Files of registered models: packing and registering them, fetching and checking them.
+
+A model consists of JSON, safetensors, skops and Markdown files. Nothing else is registered or read,
+because other formats (pickles, ``torch.export`` archives) can execute code when they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+
+from bragg_data.errors import first_line
+from catalog import registry
+from catalog.registry import ModelError, ModelVersion, RegistryEntry
+from catalog.tracking import Run
+
+LOADER = "bragg_models.predictors"
+"""Module that reads this project's models."""
+
+# torch.export archives (.pt2) are left out: torch 2.13 unpickles what it cannot read otherwise.
+_MODEL_FORMATS = {".json", ".safetensors", ".skops", ".md"}
+_MLFLOW_FILES = {
+    "MLmodel",
+    "conda.yaml",
+    "python_env.yaml",
+    "requirements.txt",
+    "registered_model_meta",
+}
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A model's files, and what MLflow's tools have to know to run the model.
+
+    Attributes
+    ----------
+    directory
+        The files: JSON, safetensors, skops or Markdown only.
+    points
+        Number of points of a profile.
+    outputs
+        Columns of a prediction and their MLflow types ("double", "string").
+    units
+        Units of the columns that have one; MLflow's signature has no place for them, the metadata
+        next to it has.
+    requirements
+        Packages that the loader needs; their installed versions are recorded.
+    loader_module
+        Module whose ``_load_pyfunc(path)`` reads the files, for MLflow's tools.
+    """
+
+    directory: Path
+    points: int
+    outputs: Mapping[str, str]
+    units: Mapping[str, str]
+    requirements: Sequence[str]
+    loader_module: str = LOADER
+
+
+def register(
+    run: Run,
+    entry: RegistryEntry,
+    package: ModelPackage,
+    *,
+    description: str,
+    tags: Mapping[str, str],
+) -> ModelVersion:
+    """Register a model's files as a new version, without an alias.
+
+    Parameters
+    ----------
+    run
+        The run that trained the model.
+    entry
+        The registered model, which is created if it does not exist. Its description is written
+        once: what a person made of it afterwards stays.
+    package
+        The files.
+    description
+        Of the version, in Markdown.
+    tags
+        Values by which versions are compared.
+
+    Raises
+    ------
+    ModelError
+        If the directory holds files of another format.
+    """
+    _check_formats(package.directory, _MODEL_FORMATS, set())
+    client = run.tracking.client
+    tags = {**tags, registry.KIND_TAG: str(entry.kind)}
+    logged = client.create_logged_model(
+        run.experiment_id, name=entry.name, source_run_id=run.id, tags=dict(tags)
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "model"
+        _save(path, package)
+        client.log_model_artifacts(logged.model_id, str(path))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run.id, [LoggedModelOutput(logged.model_id, 0)])
+    _create(run, entry)
+    version = client.create_model_version(
+        entry.name,
+        source=logged.artifact_location,
+        run_id=run.id,
+        model_id=logged.model_id,
+        tags=dict(tags),
+        description=description,
+    )
+    return registry.version_of(client, version)
+
+
+def _create(run: Run, entry: RegistryEntry) -> None:
+    """Create a registered model, or add the tags that an existing one does not have."""
+    client = run.tracking.client
+    try:
+        client.create_registered_model(
+            entry.name, tags=dict(entry.tags), description=entry.description
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        present = client.get_registered_model(entry.name)
+        if not present.description:
+            client.update_registered_model(entry.name, entry.description)
+        for key, value in entry.tags.items():
+            if (present.tags or {}).get(key) != value:
+                client.set_registered_model_tag(entry.name, key, value)
+
+
+def _save(path: Path, package: ModelPackage) -> None:
+    """Write a package in the layout that MLflow's tools expect."""
+    with warnings.catch_warnings():
+        # It warns about itself as it is imported, and about a missing input example.
+        warnings.simplefilter("ignore")
+        from mlflow.models import ModelSignature
+        from mlflow.pyfunc import save_model
+        from mlflow.types.schema import ColSpec, Schema, TensorSpec
+
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, package.points))]),
+            outputs=Schema([ColSpec(kind, column) for column, kind in package.outputs.items()]),
+        )
+        # MLflow would infer the requirements, slowly.
+        pinned = [
+            f"{name}=={metadata.version(name).partition('+')[0]}" for name in package.requirements
+        ]
+        save_model(
+            str(path),
+            loader_module=package.loader_module,
+            data_path=str(package.directory),
+            pip_requirements=pinned,
+            signature=signature,
+            metadata={"units": dict(package.units)},
+        )
+
+
+@contextmanager
+def downloaded_model(
+    tracking_uri: str, version: ModelVersion, loader_module: str = LOADER
+) -> Iterator[Path]:
+    """Download the files of a registered model and check them before anything reads them.
+
+    Only the files are requested: a worker needs no database, and of a server HTTP alone.
+
+    Parameters
+    ----------
+    tracking_uri
+        Where the version is registered.
+    version
+        The version.
+    loader_module
+        The module that is going to read the files: a model for another one is refused.
+
+    Yields
+    ------
+    Their directory, which is deleted afterwards.
+
+    Raises
+    ------
+    ModelError
+        If the files are gone, or are not those of a model of this project.
+    """
+    with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
+        package = _downloaded(tracking_uri, version, "", temporary)
+        data = _data_path(version, package / "MLmodel", loader_module)
+        directory = (package / data).resolve()
+        if package.resolve() not in directory.parents:
+            raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
+        _check_formats(package, _MODEL_FORMATS, _MLFLOW_FILES)
+        yield directory
+
+
+def read_model_json(
+    tracking_uri: str, version: ModelVersion, file: str, loader_module: str = LOADER
+) -> Mapping[str, Any]:
+    """Return a JSON file of a registered model, without downloading its weights.
+
+    Parameters
+    ----------
+    tracking_uri, version, loader_module
+        As for :func:`downloaded_model`.
+    file
+        Name of the file.
+
+    Raises
+    ------
+    ModelError
+        If the file is gone or damaged, or not that of a model of this project.
+    """
+    with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
+        mlmodel = _downloaded(tracking_uri, version, "MLmodel", temporary)
+        data = _data_path(version, mlmodel, loader_module)
+        if ".." in Path(data).parts:
+            raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
+        path = _downloaded(tracking_uri, version, f"{data}/{file}", temporary)
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} of {version.uri} is damaged: {error}.") from error
+
+
+def _downloaded(tracking_uri: str, version: ModelVersion, path: str, into: str) -> Path:
+    try:
+        uri = f"{version.source}/{path}" if path else version.source
+        return Path(download_artifacts(uri, dst_path=into, tracking_uri=tracking_uri))
+    except (MlflowException, OSError) as error:
+        reason = first_line(error).rstrip(".")
+        raise ModelError(
+            f"The files of {version.uri} cannot be read: {reason}. Train the model again, or name "
+            f"another version."
+        ) from error
+
+
+def _data_path(version: ModelVersion, mlmodel: Path, loader_module: str) -> str:
+    """Return the path of a model's data, from its MLmodel file, if it is of this project."""
+    try:
+        flavour = yaml.safe_load(mlmodel.read_text(encoding="utf-8"))["flavors"]
+        data, loader = (flavour["python_function"][name] for name in ("data", "loader_module"))
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        data, loader = None, None
+    if loader != loader_module or data is None:
+        raise ModelError(
+            f"{version.uri} is not a model of this project, so it is not loaded. Only models "
+            f"registered by python -m pipelines.train are."
+        )
+    return str(data)
+
+
+def _check_formats(directory: Path, suffixes: set[str], file_names: set[str]) -> None:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.suffix not in suffixes and path.name not in file_names:
+            raise ModelError(
+                f"The model contains {path.name}, and a model may consist of "
+                f"{', '.join(sorted(suffixes))} files only: other formats can run any code when "
+                f"they are read."
+            )

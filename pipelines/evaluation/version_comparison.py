@@ -1,0 +1,307 @@
+"""Comparison of a registered version with the champion, on the same pinned profiles."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+
+from bragg_data.splits import Part
+from bragg_data.store.repository import DEFAULT_URI, Store
+from bragg_data.store.schema import campaign_of, samples_of
+from bragg_models.data.batches import in_order, profiles_of
+from bragg_models.metrics import calibration_error, errors, summary
+from bragg_models.predictors import Predictor
+from catalog.promotion import BaselineComparison, Gate, PromotionError, VersionScores
+from catalog.registry import ModelKind, ModelVersion
+from catalog.tracking import DRAWS_METRICS, TEST_METRICS, Tracking
+from pipelines.evaluation.scoring import answered, in_batches, part_of
+from pipelines.registry.registration import load_version
+from pipelines.simulation.draws import Drawn, pinned_draws
+
+_TIMED_PREDICTIONS = 30
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """The profiles that versions are compared on.
+
+    Attributes
+    ----------
+    store
+        Path or ``file://`` URI; by default the one that the candidate was trained from.
+    tag
+        Tag of the data set; None for the candidate's.
+    n_samples
+        Number of profiles.
+    """
+
+    store: str = DEFAULT_URI
+    tag: str | None = None
+    n_samples: int = 2000
+
+
+@dataclass(frozen=True)
+class VersionComparison:
+    """A candidate and the champion on the same profiles.
+
+    Attributes
+    ----------
+    candidate, champion
+        The versions; there may be no champion.
+    scores
+        By the addresses of the versions.
+    objections
+        Why the gate does not let the candidate pass; empty if it does.
+    dataset
+        The snapshot that the profiles, or the campaign of the draws, are from.
+    n_samples
+        Number of profiles.
+    """
+
+    candidate: ModelVersion
+    champion: ModelVersion | None
+    scores: Mapping[str, VersionScores]
+    objections: list[str]
+    dataset: xr.Dataset
+    n_samples: int
+
+    @property
+    def on_draws(self) -> bool:
+        """Whether the profiles are draws of measured ones, not simulated test samples."""
+        return self.candidate.kind is ModelKind.MEASURED
+
+    @property
+    def versions(self) -> Mapping[str, ModelVersion]:
+        """The versions by their parts."""
+        versions = {"candidate": self.candidate}
+        return versions if self.champion is None else {**versions, "champion": self.champion}
+
+    def to_json(self, *, promoted: bool) -> Mapping[str, Any]:
+        """Return plain JSON values; numbers that are not finite are null."""
+        scores = _finite_or_null({uri: asdict(one) for uri, one in self.scores.items()})
+        return {
+            "candidate": self.candidate.uri,
+            "champion": self.champion.uri if self.champion else None,
+            "passed": not self.objections,
+            "promoted": promoted,
+            "objections": self.objections,
+            "scores": scores,
+            "judged": scores,  # deprecated name of "scores"
+        }
+
+
+def compare_versions(
+    tracking: Tracking,
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
+    gate: Gate,
+    data: EvaluationData,
+    *,
+    quiet: bool = False,
+) -> VersionComparison:
+    """Score a candidate and the champion on the same pinned profiles, and ask the gate.
+
+    Raises
+    ------
+    PromotionError
+        If there are too few profiles that no version was trained on.
+    ModelError, PredictorError, StoreError
+        If a model or the data set cannot be read.
+    """
+    versions = [candidate] if champion is None else [candidate, champion]
+    predictors = {version.uri: load_version(tracking.uri, version) for version in versions}
+    provenance = predictors[candidate.uri].provenance
+    # Another store given without a tag holds the data set under the same tag.
+    in_store = data.tag is None and data.store == DEFAULT_URI
+    dataset = Store(provenance.data.uri if in_store else data.store).open(
+        data.tag or provenance.data.tag
+    )
+    pinned = evaluation_set(dataset, candidate.kind, predictors, data.n_samples, quiet=quiet)
+    scores = {uri: score_version(one, pinned, quiet=quiet) for uri, one in predictors.items()}
+    objections = gate.objections(scores[candidate.uri], scores[champion.uri] if champion else None)
+    baselines = BaselineComparison.from_provenance(provenance)
+    if baselines is not None and baselines.not_beaten:
+        objections.append(
+            f"it is not better than {' and '.join(baselines.not_beaten)} ({baselines})"
+        )
+    return VersionComparison(candidate, champion, scores, objections, dataset, len(pinned.phase))
+
+
+def evaluation_set(
+    dataset: xr.Dataset,
+    kind: ModelKind,
+    predictors: Mapping[str, Predictor],
+    count: int,
+    *,
+    quiet: bool = False,
+) -> Drawn:
+    """Return the pinned profiles that versions of a registered model are compared on.
+
+    Versions for measured profiles are compared on draws of them, for the data set's campaign;
+    others on :func:`evaluation_rows`.
+
+    Raises
+    ------
+    PromotionError
+        If too few samples are test samples to all versions.
+    """
+    if kind is ModelKind.MEASURED:
+        campaign = campaign_of(dataset)
+        return pinned_draws(campaign, -(-count // len(campaign.phases)), quiet=quiet)
+    rows = evaluation_rows(dataset, predictors, count)
+    batches = in_order(profiles_of(dataset, lambda values: values), rows)
+    labels = samples_of(dataset)
+    profiles = np.concatenate([batch.profiles for batch in batches])
+    return Drawn(profiles, labels.phase[rows].astype(np.intp), labels.cells[rows])
+
+
+def evaluation_rows(
+    dataset: xr.Dataset, predictors: Mapping[str, Predictor], count: int
+) -> NDArray[np.bool_]:
+    """Return the pinned samples that versions are compared on, shape (n,), the same every time.
+
+    Of a data set that a version was trained on they are test samples of its split; of another one
+    all may be among them.
+
+    Parameters
+    ----------
+    dataset
+        An opened snapshot.
+    predictors
+        The versions, by their addresses.
+    count
+        Number of samples.
+
+    Raises
+    ------
+    PromotionError
+        If too few samples are test samples to all versions, or a version was trained on the data
+        set in addition to its own.
+    """
+    labels, content = samples_of(dataset), dataset.attrs["content_hash"]
+    allowed = np.ones(len(labels), dtype=bool)
+    for uri, predictor in predictors.items():
+        provenance = predictor.provenance
+        if provenance.data.content_hash == content:
+            split = provenance.split
+            allowed &= part_of(split.name, labels, split.to_json()) == Part.test
+        elif dataset.attrs["tag"] in provenance.extra_data:
+            raise PromotionError(
+                f"{uri} was trained on {dataset.attrs['tag']}: name another --data."
+            )
+    rows = np.flatnonzero(allowed)
+    if len(rows) < min(count, 100):
+        raise PromotionError(
+            f"Only {len(rows)} samples of {dataset.attrs['tag']} are test samples to all versions. "
+            f"Compare on a data set that none was trained on: --data TAG"
+        )
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[rows[:count]] = True  # the stored order is a shuffled one: any part is a fair sample
+    return chosen
+
+
+def score_version(predictor: Predictor, pinned: Drawn, *, quiet: bool = False) -> VersionScores:
+    """Score a version on the pinned profiles, and time it."""
+    phase, cells, probabilities = answered(
+        predictor, in_batches(pinned.profiles), len(pinned.phase), doing="Evaluating", quiet=quiet
+    )
+    has_cells = bool(np.isfinite(cells).all())
+    scores = summary(
+        predictor.targets,
+        errors(
+            predictor.targets, pinned.phase, pinned.cells, phase,
+            cells if has_cells else pinned.cells,
+        ),
+    )  # fmt: skip
+    seconds = []
+    for _ in range(_TIMED_PREDICTIONS):
+        began = time.perf_counter()
+        predictor.predict(pinned.profiles[:1])
+        seconds.append(time.perf_counter() - began)
+    return VersionScores(
+        scores["all"]["mse_paper"] if has_cells else math.nan,
+        scores["all"]["accuracy"],
+        calibration_error(probabilities, pinned.phase),
+        statistics.median(seconds),
+        {k: v["mse_paper"] for k, v in scores.items() if k != "all"} if has_cells else {},
+    )
+
+
+def log_comparison(tracking: Tracking, comparison: VersionComparison, gate: Gate) -> None:
+    """Log a comparison as a run of the registered model's experiment.
+
+    Metrics are ``test/candidate/…`` and ``test/champion/…``, or ``draws/…`` of versions for
+    measured profiles.
+    """
+    candidate, champion = comparison.candidate, comparison.champion
+    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    tags = {
+        "mlflow.source.name": "pipelines.promote",
+        "data": str(comparison.dataset.attrs["tag"]),
+        "gate": "; ".join(comparison.objections) or "passed",
+    }
+    title = f"promotion of version {candidate.version} {started}"
+    namespace = DRAWS_METRICS if comparison.on_draws else TEST_METRICS
+    with tracking.run(candidate.name, title, tags) as run:
+        run.log_parameters(
+            {
+                "candidate": candidate.uri,
+                "champion": champion.uri if champion else "",
+                "samples": comparison.n_samples,
+                "gate": asdict(gate),
+            }
+        )
+        run.log_dataset(comparison.dataset, "evaluation")
+        for part, version in comparison.versions.items():
+            scores = _finite(asdict(comparison.scores[version.uri]))
+            run.log_metrics({namespace: {part: scores}})
+
+
+def comparison_table(comparison: VersionComparison) -> Table:
+    """Return a comparison as a table for the terminal."""
+    count, tag = comparison.n_samples, comparison.dataset.attrs["tag"]
+    profiles = (
+        f"{count:,} draws of measured-looking profiles for the campaign of {tag}"
+        if comparison.on_draws
+        else f"{count:,} test samples of {tag}"
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title=profiles)
+    systems = list(comparison.scores[comparison.candidate.uri].by_system)
+    for heading in ("", "model", "mse_paper", *systems, "accuracy", "calibration error", "ms"):
+        table.add_column(heading, justify="left" if heading in ("", "model") else "right")
+    for part, version in comparison.versions.items():
+        scores = comparison.scores[version.uri]
+        by_system = (f"{scores.by_system.get(system, math.nan):.3g}" for system in systems)
+        table.add_row(
+            f"{part}, version {version.version}",
+            version.tags.get("model", ""),
+            f"{scores.mse_paper:.3g}",
+            *by_system,
+            f"{scores.accuracy:.4%}",
+            f"{scores.calibration_error:.4f}",
+            f"{1e3 * scores.seconds:.1f}",
+        )
+    return table
+
+
+def _finite(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the numbers that are finite, nested as they are."""
+    nested = {k: _finite(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return {k: v for k, v in nested.items() if isinstance(v, Mapping) or math.isfinite(v)}
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_null(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
