@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check ui clean
+.PHONY: help setup run test check docs ui clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ check: $(STAMP)  ## format, lint, types, arrows and spelling
 	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+docs: $(STAMP)  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo 'Documentation: build/site/index.html'
 
 ui: $(STAMP)  ## start the MLflow UI on this project's runs and print its address
 	$(BIN)/python -m pipelines.ui

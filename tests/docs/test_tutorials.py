@@ -1,0 +1,104 @@
+"""Every code block of the tutorials is executed, in the order of the page."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TUTORIALS = ROOT / "docs" / "tutorials"
+BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BACKGROUND = "in a second terminal"
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the title that names a file, and its text."""
+
+    language: str
+    title: str
+    text: str
+
+
+def blocks_of(page: Path) -> list[Block]:
+    return [Block(*match) for match in BLOCK.findall(page.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """An empty working directory with the bundled examples, and ``bragg`` on the path."""
+    shutil.copytree(ROOT / "pipelines" / "examples", tmp_path / "pipelines" / "examples")
+    programs = tmp_path / ".bin"
+    programs.mkdir()
+    bragg = programs / "bragg"
+    bragg.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from pipelines.__main__ import main\nsys.exit(main())\n"
+    )
+    bragg.chmod(0o755)
+    (programs / "python").symlink_to(sys.executable)
+    path = f"{programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(url, timeout=5)
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"{url} did not answer")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", sorted(TUTORIALS.glob("*.md")), ids=lambda page: page.stem)
+def test_every_block_runs(page, tmp_path, environment):
+    for block in blocks_of(page):
+        if block.language in ("text", "toml"):
+            (tmp_path / block.title).write_text(block.text, encoding="utf-8")
+            continue
+        command = (
+            ["bash", "-euc", block.text] if block.language == "bash"
+            else [sys.executable, "-c", block.text]
+        )  # fmt: skip
+        if block.title == BACKGROUND:
+            (port,) = re.findall(r"--port (\d+)", block.text)
+            server = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, start_new_session=True
+            )
+            try:
+                wait_until_it_answers(f"http://127.0.0.1:{port}", server)
+            finally:
+                os.killpg(server.pid, signal.SIGTERM)
+                server.wait(60)
+            continue
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_notebook_runs(tmp_path, environment, monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    for name in ("PATH", "PYTHONPATH"):
+        monkeypatch.setenv(name, environment[name])
+    notebook = nbformat.read(TUTORIALS / "query-the-store.ipynb", as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    assert outputs[-1][0]["data"]["text/plain"].startswith("{'tag': 'batio3-nomad-v1'")
