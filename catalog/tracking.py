@@ -22,12 +22,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bragg_data.errors import first_line
 from catalog.datasets import dataset_input, source_of
+from catalog.defaults import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-DEFAULT_TRACKING_URI = "sqlite:///data/mlflow.db"
-"""Where the commands keep their runs and models, relative to the working directory."""
 
 TEST_METRICS, DRAWS_METRICS, MEASURED_METRICS = "test", "draws", "measured"
 """First part of the names of metrics: on simulated test samples, on held-out draws of

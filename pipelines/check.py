@@ -3,94 +3,79 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from rich import box
-from rich.table import Table
 
-from bragg_data.measurement.load import load_measurements
-from bragg_data.store.checks import Finding, check, drift
-from bragg_data.store.repository import DEFAULT_URI, Store
-from bragg_data.store.schema import campaign_of
-from pipelines.cli.console import Progress, console, next_commands, run, say
-from pipelines.train import default_tag
+from pipelines.cli.console import Progress, next_commands, run
+from pipelines.cli.options import (
+    DEFAULT_URI,
+    JsonOption,
+    ProfileOptions,
+    StoreOption,
+    command_line,
+    expand_options,
+)
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@expand_options
 def main(
+    profile: ProfileOptions,
     tag: Annotated[
         str | None, typer.Argument(help="Of the data set; by default the largest, newest one.")
     ] = None,
     measured: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="A measured profile to compare with; again for more."),
+        typer.Option(metavar="FILE", help="A measured profile to compare with (repeatable)."),
     ] = None,
-    instrument: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Calibration of the measured profiles.")
-    ] = None,
-    bank: Annotated[int | None, typer.Option(help="Bank of the measured profiles.")] = None,
     peaks: Annotated[
         int, typer.Option(min=1, help="Profiles that are compared with their labels.")
     ] = 256,
-    store: Annotated[str, typer.Option(help="Path or file:// URI of the store.")] = DEFAULT_URI,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON and nothing else, for scripts.")
-    ] = False,
+    store: StoreOption = DEFAULT_URI,
+    as_json: JsonOption = False,
 ) -> None:
-    """Check a data set, and print what was found. The exit code is 1 if a hard check failed.
+    """Check a data set, and print the findings. The exit code is 1 if a hard check failed.
 
-    The same checks stand before every tag: what fails a hard one is not tagged.
+    The same checks run before every tag: a data set that fails a hard check is not tagged.
     """
+    import numpy as np
+
+    from bragg_data.measurement.load import load_measurements
+    from bragg_data.store.checks import check, drift
+    from bragg_data.store.repository import Store
+    from bragg_data.store.schema import campaign_of
+    from pipelines.snapshots.findings import print_findings
+    from pipelines.train import default_tag
+
     repository = Store(store)
     dataset = repository.open(tag or default_tag(repository))
     with Progress("Reading", dataset.sizes["sample"], "profiles", quiet=as_json) as bar:
         findings = check(dataset, peaks=peaks, on_chunk=bar.advance)
     if measured:
         campaign = campaign_of(dataset)
-        profiles = [
-            m.prepared for f in measured for m in load_measurements(f, campaign, instrument, bank)
-        ]
-        findings.append(drift(dataset, np.stack(profiles)))
-    failed = [one for one in findings if one.hard and not one.passed]
+        options = profile.instrument, profile.bank, profile.two_theta
+        measurements = [m for file in measured for m in load_measurements(file, campaign, *options)]
+        findings.append(drift(dataset, np.stack([m.prepared for m in measurements])))
     if as_json:
         # "found" is the deprecated name of "message".
-        results = [asdict(one) | {"found": one.message} for one in findings]  # deprecated
-        print(json.dumps(results, indent=2, ensure_ascii=False))
+        content = [asdict(f) | {"found": f.message} for f in findings]  # deprecated
+        print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         name = dataset.attrs["tag"]
-        _show(name, findings)
-        given = "" if store == DEFAULT_URI else f" --store {shlex.quote(store)}"
+        print_findings(name, findings)
         next_commands(
             [
-                (f"python -m pipelines.inspect {dataset.attrs['tag']}{given}", "see what is in it"),
-                (
-                    f"python -m pipelines.train --data {dataset.attrs['tag']}{given}",
-                    "learn from it",
-                ),
+                (command_line("inspect", name, store=store), "see what is in it"),
+                (command_line("train", "--data", name, store=store), "train a model on it"),
             ]
         )
+    failed = any(finding.hard and not finding.passed for finding in findings)
     raise typer.Exit(1 if failed else 0)
-
-
-def _show(tag: str, findings: list[Finding]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=tag, title_justify="left")
-    for heading in ("check", "", "found"):
-        table.add_column(heading)
-    for one in findings:
-        verdict = "[green]passed[/]" if one.passed else (
-            "[bold red]failed[/]" if one.hard else "[yellow]warning[/]"
-        )  # fmt: skip
-        table.add_row(one.name, verdict, one.message)
-    console.print(table)
-    hard = sum(one.hard and not one.passed for one in findings)
-    say(f"{hard} hard checks failed." if hard else "All hard checks passed.")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from catalog import features, registry
 from catalog.features import VIEWS, FeatureError
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import console, next_commands, run, say
-from pipelines.cluster.client import check_cluster, open_client
-from pipelines.cluster.options import SlurmOptions, parse_jobs
+from pipelines.cluster.client import open_client
+from pipelines.cluster.options import SlurmOptions, check_cluster
 from pipelines.registry.feature_views import RegisteredModel, materialise
 from pipelines.train import default_tag
 
@@ -143,7 +143,7 @@ def materialise_(
             )
         say(f"Computed by {version.uri}")
         registered = RegisteredModel(place.uri, version)
-    slurm = SlurmOptions(jobs=parse_jobs(jobs), queue=queue, walltime=walltime)
+    slurm = SlurmOptions(jobs=jobs, queue=queue, walltime=walltime)
     with open_client(cluster, workers=workers, slurm=slurm) as client:
         done = materialise(client, repository, dataset, chosen, registered)
     say(

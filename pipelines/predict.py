@@ -18,8 +18,8 @@ from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Predictor
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import errors, next_commands, run, say
-from pipelines.cluster.client import check_cluster, open_client
-from pipelines.cluster.options import SlurmOptions, parse_jobs
+from pipelines.cluster.client import open_client
+from pipelines.cluster.options import SlurmOptions, check_cluster
 from pipelines.prediction.distributed import REFUSED, Question, Told, ask_on_cluster, files_of
 from pipelines.prediction.predict import (
     INDICES,
@@ -154,7 +154,7 @@ def main(
     if cluster is None and len(meant) <= _FEW:
         told, drawn = _ask_here(meant, question, predictor, snapshot, progress=not for_scripts)
     else:
-        slurm = SlurmOptions(jobs=parse_jobs(jobs))
+        slurm = SlurmOptions(jobs=jobs)
         with open_client(cluster or "local", workers=workers, slurm=slurm) as client:
             told = ask_on_cluster(
                 client, meant, question, predictor, snapshot, progress=not for_scripts

@@ -19,8 +19,9 @@ from bragg_data.store.schema import counts_per_system
 from catalog import registry
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import console, duration, next_commands, run, say
+from pipelines.cluster.options import ClusterOptions
 from pipelines.prediction.predict import Answer, answer, library_of, load_model
-from pipelines.simulate import simulate_campaign
+from pipelines.simulation.campaign import SimulationJob, simulate_campaign
 from pipelines.training.presets import check_preset
 from pipelines.training.run import Order, Place, train_model
 
@@ -57,9 +58,13 @@ def main(
     repository = Store(store, create=True)
 
     _head("1  Simulate the campaign")
-    tag = simulate_campaign(
-        load_campaign("batio3-nomad"), repository, "kinematic", limit=limit, workers=workers
+    job = SimulationJob(
+        load_campaign("batio3-nomad"),
+        "kinematic",
+        limit=limit,
+        cluster=ClusterOptions(workers=workers),
     )
+    tag = simulate_campaign(job, repository)
     dataset = repository.open(tag.name)
     simulated = time.monotonic()
 

@@ -14,8 +14,7 @@ from bragg_data.store.measured import SIMULATOR
 from bragg_data.store.repository import DEFAULT_URI, Store
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import duration, next_commands, run, say
-from pipelines.cluster.client import check_cluster
-from pipelines.cluster.options import SlurmOptions, parse_jobs
+from pipelines.cluster.options import SlurmOptions, check_cluster
 from pipelines.training.presets import ALL, TRAINABLE, TrainError, check_preset
 from pipelines.training.run import STATE, Order, Place, kept_order, train_model
 
@@ -114,7 +113,7 @@ def main(
     """
     began = time.monotonic()
     check_cluster(cluster, workers)
-    slurm = SlurmOptions(jobs=parse_jobs(jobs), queue=queue, walltime=walltime)
+    slurm = SlurmOptions(jobs=jobs, queue=queue, walltime=walltime)
     place = Place(Tracking(tracking), state, cache, cluster, slurm, workers)
     if resume is not None:
         order, dataset = kept_order(place, resume)

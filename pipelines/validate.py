@@ -33,7 +33,8 @@ from bragg_models.targets import targets_of
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import next_commands, run, say
 from pipelines.cli.style import SYSTEM_COLORS
-from pipelines.cluster.client import check_cluster, open_client
+from pipelines.cluster.client import open_client
+from pipelines.cluster.options import check_cluster
 from pipelines.evaluate import answers_of, candidates
 from pipelines.evaluation import draws as trials
 from pipelines.evaluation.measured import (

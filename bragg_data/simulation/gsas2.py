@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bragg_data.crystallography.cell import check_volume
 from bragg_data.crystallography.structure import Phase
+from bragg_data.defaults import PATTERN_SECONDS
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.simulation.gsas2_project import Gsas2Error, Project
 from bragg_data.simulation.isolated_process import (
@@ -39,9 +40,6 @@ __all__ = ["Gsas2Error", "PathCheck", "PatternsError", "Simulator", "installed_v
 
 CallPath = Literal["memory", "scripting"]
 """The way to call it: its functions in memory, or its documented scripting interface."""
-
-PATTERN_SECONDS = 600.0
-"""Default time limit for one pattern."""
 
 AGREEMENT = 1e-5
 """How far, relative to a pattern's maximum, the two ways may be apart."""

@@ -27,6 +27,7 @@ from icechunk.session import Session
 from zarr.errors import GroupNotFoundError
 
 from bragg_data.campaign import Campaign
+from bragg_data.defaults import DEFAULT_URI
 from bragg_data.store import schema
 from bragg_data.store.schema import campaign_of
 
@@ -48,9 +49,6 @@ __all__ = [
     "storage_errors",
     "verify",
 ]  # fmt: skip
-
-DEFAULT_URI = "data/store"
-"""Where the commands keep their store, relative to the working directory."""
 
 FEATURES = "features"
 """Group beside a data set's own, on the same branch, for what is computed from it."""

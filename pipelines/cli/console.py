@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import NoReturn, Self, TextIO
 
@@ -44,9 +44,20 @@ def fail(message: str) -> None:
     errors.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
 
 
-def run(app: typer.Typer) -> NoReturn:
+def run(
+    app: typer.Typer, arguments: Sequence[str] | None = None, name: str | None = None
+) -> NoReturn:
     """Run a command line and leave the process.
 
+    Parameters
+    ----------
+    app
+        The command.
+    arguments, name
+        Its arguments and its name in help texts; by default those of this process.
+
+    Notes
+    -----
     Errors that this project raises are one sentence on standard error and exit code 2; an
     unexpected one is exit code 1. With BRAGG_DEBUG set in the environment, the traceback comes
     first. Ctrl-C is exit code 130, SIGTERM 143; both let the command clean up.
@@ -54,7 +65,7 @@ def run(app: typer.Typer) -> NoReturn:
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, prog_name=name, standalone_mode=False)
     except TyperException as error:  # wrong usage
         fail(f"{error.format_message().rstrip('.')}. See --help.")
         sys.exit(2)

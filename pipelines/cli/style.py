@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
+from bragg_data.crystallography.structure import Phase
 
 SYSTEM_COLORS = dict(
     zip(
@@ -11,10 +15,20 @@ SYSTEM_COLORS = dict(
         strict=True,
     )
 )
-"""Okabe and Ito's colours, which people with colour blindness tell apart, one for each system."""
+"""Colours of the crystal systems: Okabe and Ito's, distinguishable with colour blindness."""
 
 SYMBOLS = dict(zip(CELL_PARAMETERS, "abcαβγ", strict=True))
 """Symbols of the cell parameters."""
 
 UNITS = {name: "Å" if name in "abc" else "°" for name in CELL_PARAMETERS}
 """Units of the cell parameters."""
+
+
+def free_parameters_text(cell: NDArray[np.float64], phase: Phase) -> str:
+    """Return the free parameters of a cell, shape (6,), as text: ``a = 4 Å, α = 89.8°``."""
+    values = zip(CELL_PARAMETERS, cell, strict=True)
+    return ", ".join(
+        f"{SYMBOLS[name]} = {value:g}{' Å' if name in 'abc' else '°'}"
+        for name, value in values
+        if name in phase.lattice.free_parameters
+    )

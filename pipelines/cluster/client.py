@@ -22,31 +22,11 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.simulation.isolated_process import SINGLE_THREAD
 from pipelines.cli.console import Progress
-from pipelines.cluster.options import ALLOWED_FAILURES, ClusterError, SlurmOptions
+from pipelines.cluster.options import ALLOWED_FAILURES, ClusterError, SlurmOptions, check_cluster
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is the driver's and the scheduler's
 _CONNECT_SECONDS = 8.0
 _AGAIN_SECONDS = 0.2  # after which a signal is given again: not at once in the same finaliser
-
-
-def check_cluster(cluster: str, workers: int | None = None) -> None:
-    """Refuse what :func:`open_client` would refuse for its words alone.
-
-    Raises
-    ------
-    ClusterError
-        If there is no such cluster, or it takes no number of workers.
-    """
-    if cluster not in ("local", "slurm") and not cluster.startswith(("tcp://", "tls://")):
-        raise ClusterError(
-            f"There is no cluster '{cluster}'. Choose local, slurm, or the address of a running "
-            "Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT."
-        )
-    if workers is not None and (cluster != "local" or workers < 1):
-        raise ClusterError(
-            f"{workers} workers on '{cluster}': a number of workers, at least 1, belongs to the "
-            "cluster 'local'. SLURM takes a number of jobs, a running scheduler has its workers."
-        )
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, An
             "SLURM has to be told how many cores and how much memory a job needs: give both as "
             "options, or as 'cores' and 'memory' under jobqueue.slurm in ~/.config/dask/*.yaml."
         )
-    environment = {**options.environment, **SINGLE_THREAD}
+    environment = {**options.variables, **SINGLE_THREAD}
     prologue = [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
     python = options.python or _configured("python")
     if not python:
@@ -153,7 +153,7 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
         except (OSError, ValueError, RuntimeError) as error:
             raise ClusterError(f"The scheduler for SLURM's jobs does not start: {error}") from error
         stack.callback(_close, cluster, name)
-        cluster.submit(options.jobs)
+        cluster.submit(options.job_limits)
         client = stack.enter_context(Client(cluster))
         watch = stack.enter_context(_Watch(cluster, client, name))
         try:

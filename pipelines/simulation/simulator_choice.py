@@ -1,4 +1,4 @@
-"""Which simulator a campaign gets: by name, by what the workers have, by what began it."""
+"""Choose the simulator of a campaign: by name, by what the workers can import, or to resume."""
 
 from __future__ import annotations
 
@@ -38,27 +38,37 @@ _Result = TypeVar("_Result")
 
 
 class Probe(NamedTuple):
-    """What one Python says of its GSAS-II: where, which version or, without one, why."""
+    """GSAS-II as one Python can import it.
 
-    place: str
+    Attributes
+    ----------
+    host
+        Name of the machine.
+    version
+        Empty without GSAS-II.
+    reason
+        Why there is none; empty with GSAS-II.
+    """
+
+    host: str
     version: str
     reason: str
 
 
 class Choice(NamedTuple):
-    """A simulator, and what the whole campaign will take on one core."""
+    """A simulator, and the time that the samples will take on one core, in hours."""
 
     recipe: Recipe
     core_hours: float
 
 
 def check_name(simulator: str) -> None:
-    """Refuse a name that no simulator has.
+    """Refuse the name of an unknown simulator.
 
     Raises
     ------
     SimulationError
-        Telling those that there are.
+        Naming the choices.
     """
     if simulator not in ("auto", *SIMULATORS):
         raise SimulationError(
@@ -66,68 +76,68 @@ def check_name(simulator: str) -> None:
         )
 
 
-def remembered(known: Sequence[DataSet], simulator: str) -> str:
-    """Return what auto means for data sets that are there, and any other name as it is.
+def simulator_of_data_sets(existing: Sequence[DataSet], simulator: str) -> str:
+    """Return the simulator that ``auto`` means for existing data sets, or the named one.
 
     Parameters
     ----------
-    known
-        The data sets of the campaign, finished or not, by whichever simulator.
+    existing
+        The data sets of the campaign, finished or not, by any simulator.
     simulator
-        auto, or a name.
+        ``auto`` or a name.
 
     Raises
     ------
     SimulationError
-        If another simulator has begun and not finished: two never mix.
+        If an unfinished data set is by another simulator: two never mix.
     """
-    if simulator == "auto" and known:
-        one = min(known, key=lambda one: (one.tag is not None, one.simulator))
-        say(f"Simulator auto is {one.simulator}, with which this campaign was begun")
-        return one.simulator
-    if any(one.tag and one.simulator == simulator for one in known):
-        return simulator  # it has its own
-    for one in known:
-        if one.tag is None and simulator not in ("auto", one.simulator):
+    if simulator == "auto" and existing:
+        begun = min(existing, key=lambda s: (s.tag is not None, s.simulator)).simulator
+        say(f"Simulator auto is {begun}, with which this campaign was begun")
+        return begun
+    if any(s.tag and s.simulator == simulator for s in existing):
+        return simulator  # its data set is finished
+    for data_set in existing:
+        if data_set.tag is None and simulator not in ("auto", data_set.simulator):
             raise SimulationError(
-                f"{_begun(one)}; {simulator} cannot go on with it, because two simulators never "
-                f"mix under one tag. Finish it with --simulator {one.simulator}, or name another "
-                f"--store."
+                f"{_begun(data_set)}; {simulator} cannot resume it, because two simulators never "
+                f"mix under one tag. Finish it with --simulator {data_set.simulator}, or name "
+                f"another --store."
             )
     return simulator
 
 
-def check_resume(known: Sequence[DataSet], recipe: Recipe) -> None:
-    """Refuse to go on with an unfinished data set by another GSAS-II.
+def check_resume(existing: Sequence[DataSet], recipe: Recipe) -> None:
+    """Refuse to resume an unfinished data set with another version of GSAS-II.
 
     Raises
     ------
     SimulationError
         Naming both.
     """
-    for one in known:
-        same = one.simulator == recipe.simulator != "kinematic"
-        if one.tag is None and same and one.version != recipe.version:
+    for data_set in existing:
+        same = data_set.simulator == recipe.simulator != "kinematic"
+        if data_set.tag is None and same and data_set.version != recipe.version:
             raise SimulationError(
-                f"{_begun(one)}; the workers have {recipe.version}, whose patterns would mix with "
-                f"those. Give the workers the version that began it, or name another --store."
+                f"{_begun(data_set)}; the workers have {recipe.version}, whose patterns would mix "
+                f"with those. Give the workers the version that began it, or name another --store."
             )
 
 
-def _begun(one: DataSet) -> str:
+def _begun(data_set: DataSet) -> str:
     return (
-        f"This campaign was begun with the simulator {one.simulator} ({one.version}), which has "
-        f"done {one.done:,} of {one.total:,} patterns"
+        f"This campaign was begun with the simulator {data_set.simulator} ({data_set.version}), "
+        f"which has done {data_set.done:,} of {data_set.total:,} patterns"
     )
 
 
 def gsas2_options(path: Path | None, pattern_seconds: float) -> Gsas2Options:
-    """Return how GSAS-II is found and how long a pattern may take.
+    """Return where GSAS-II is and how many seconds a pattern may take.
 
     Raises
     ------
     SimulationError
-        If that is no time from a second to a day.
+        If the time is not between a second and a day.
     """
     if not 1 <= pattern_seconds <= 86_400:
         raise SimulationError(
@@ -138,78 +148,72 @@ def gsas2_options(path: Path | None, pattern_seconds: float) -> Gsas2Options:
 
 
 def choose(
-    wanted: str,
+    simulator: str,
     campaign: Campaign,
     samples: Samples,
     options: Gsas2Options,
     client: Client | None = None,
 ) -> Choice:
-    """Settle which simulator computes some samples, how it is called, and what that takes.
+    """Choose the simulator of some samples and the way to call it, and estimate the time.
 
-    GSAS-II is chosen where every worker can import it. Then one cell of each phase is simulated
-    in both ways to call it: the faster one is taken if they agree.
+    GSAS-II is chosen if every worker can import it. Then one cell of each phase is simulated
+    in both ways to call it: the faster way is used if they agree.
 
     Parameters
     ----------
-    wanted
-        auto or gsas2; kinematic needs no choice.
+    simulator
+        ``auto`` or ``gsas2``; ``kinematic`` needs no choice.
     campaign, samples
         What is to be simulated.
     options
-        How GSAS-II is found.
+        Where GSAS-II is.
     client
-        Of the workers; without one, this process is meant.
+        Of the workers; without one, this process simulates.
 
     Raises
     ------
     SimulationError
-        If gsas2 is wanted and a worker has none, or they have different ones.
+        For ``gsas2``, if a worker has no GSAS-II, or the workers have different versions.
     Gsas2Error
         If GSAS-II does not understand a phase.
     """
-    probes = list(_everywhere(client, probe, options.location))
-    lacking = [found for found in probes if found.reason]
-    if wanted == "gsas2" and lacking:
-        where = f"On worker {lacking[0].place}: " if client else ""
+    probes = list(_on_every_worker(client, probe, options.location))
+    lacking = [answer for answer in probes if answer.reason]
+    if simulator == "gsas2" and lacking:
+        where = f"On worker {lacking[0].host}: " if client else ""
         raise SimulationError(f"{where}{lacking[0].reason}")
     if not lacking:
-        return _choose_gsas2(wanted, campaign, samples, options, client, probes)
-    what, place = lacking[0].reason.partition(". ")[0], lacking[0].place
-    say(f"Simulator auto is kinematic, the fast one, because on {place} {escape(what)}")
+        if simulator == "auto":
+            count = f"every worker ({len(probes)})" if client else "this Python"
+            say(f"Simulator auto is gsas2: {count} can import GSAS-II")
+        version = common_version(probes)
+        return _choose_call_path(campaign, samples, version, options, client)
+    reason, host = lacking[0].reason.partition(". ")[0], lacking[0].host
+    say(f"Simulator auto is kinematic, the fast one, because on {host} {escape(reason)}")
     recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
     few = samples[:_TIMED_SAMPLES]
-    simulate_samples(recipe, few)  # compiles, and makes its tables
+    simulate_samples(recipe, few)  # compiles, and computes its tables
     began = time.monotonic()
     simulate_samples(recipe, few)
     each = (time.monotonic() - began) / len(few)
-    return _told(Choice(recipe, each * len(samples) / 3600), len(samples))
+    return _with_estimate(Choice(recipe, each * len(samples) / 3600), len(samples))
 
 
-def _choose_gsas2(
-    wanted: str,
+def _choose_call_path(
     campaign: Campaign,
     samples: Samples,
+    version: str,
     options: Gsas2Options,
     client: Client | None,
-    probes: Sequence[Probe],
 ) -> Choice:
-    versions = sorted({found.version for found in probes})
-    if len(versions) > 1:
-        raise SimulationError(
-            f"The workers have different versions of GSAS-II, whose patterns would mix: "
-            f"{'; '.join(versions)}. Give all of them the same."
-        )
-    if wanted == "auto":
-        count = f"every worker ({len(probes)})" if client else "this Python"
-        say(f"Simulator auto is gsas2: {count} can import GSAS-II")
-    recipe = recipe_of(campaign, "gsas2", versions[0], options)
+    recipe = recipe_of(campaign, "gsas2", version, options)
     codes, first, counts = np.unique(samples.phase, return_index=True, return_counts=True)
     tasks = [
         (recipe, int(code), samples.cells[row]) for code, row in zip(codes, first, strict=True)
     ]
     checks: dict[int, gsas2.PathCheck] = {}
     with Progress("Checking GSAS-II on one cell of each phase", len(tasks), "phases") as progress:
-        for code, check in _spread(client, check_call_paths, tasks):
+        for code, check in _on_any_worker(client, check_call_paths, tasks):
             if isinstance(check, Exception):
                 raise check
             checks[code] = check
@@ -231,11 +235,12 @@ def _choose_gsas2(
         int(count) * getattr(checks[int(code)], f"{call_path}_seconds")
         for code, count in zip(codes, counts, strict=True)
     )
-    settled = recipe._replace(gsas2=options._replace(call_path=call_path))
-    return _told(Choice(settled, seconds / 3600), len(samples))
+    recipe = recipe._replace(gsas2=options._replace(call_path=call_path))
+    return _with_estimate(Choice(recipe, seconds / 3600), len(samples))
 
 
-def _told(choice: Choice, count: int) -> Choice:
+def _with_estimate(choice: Choice, count: int) -> Choice:
+    """Print how long `count` patterns will take."""
     seconds = 3600 * choice.core_hours
     hours = f"{choice.core_hours:,.1f}" if choice.core_hours >= 0.1 else f"{choice.core_hours:.1g}"
     say(
@@ -251,26 +256,44 @@ def confirm(core_hours: float, *, yes: bool) -> None:
     Raises
     ------
     SimulationError
-        If the answer is no, or there is nobody to ask.
+        If the user says no, or standard input is not a terminal.
     """
     if yes or core_hours <= ASK_ABOVE_CORE_HOURS:
         return
     if not sys.stdin.isatty():
         raise SimulationError(
-            f"This takes more than {ASK_ABOVE_CORE_HOURS:g} core-hour, and nobody is there to be "
-            f"asked: add --yes to begin, --limit N for fewer patterns, or --simulator kinematic."
+            f"This takes more than {ASK_ABOVE_CORE_HOURS:g} core-hour, and without a terminal "
+            f"nobody can confirm that: add --yes to begin, --limit N for fewer patterns, or "
+            f"--simulator kinematic."
         )
     if not typer.confirm(f"Spend about {core_hours:,.0f} core-hours?"):
         raise SimulationError("Not begun. --limit N simulates fewer patterns.")
 
 
+def common_version(probes: Sequence[Probe]) -> str:
+    """Return the version of GSAS-II that all workers have.
+
+    Raises
+    ------
+    SimulationError
+        Naming the versions, if they differ.
+    """
+    versions = sorted({answer.version for answer in probes})
+    if len(versions) > 1:
+        raise SimulationError(
+            f"The workers have different versions of GSAS-II, whose patterns would mix: "
+            f"{'; '.join(versions)}. Give all of them the same."
+        )
+    return versions[0]
+
+
 def probe(location: str | None) -> Probe:
-    """Tell of the GSAS-II that this Python finds."""
-    place = socket.gethostname()
+    """Return the version of GSAS-II that this Python can import, or why it cannot."""
+    host = socket.gethostname()
     try:
-        return Probe(place, gsas2.installed_version(location), "")
+        return Probe(host, gsas2.installed_version(location), "")
     except gsas2.Gsas2Error as error:
-        return Probe(place, "", str(error))
+        return Probe(host, "", str(error))
 
 
 def check_call_paths(
@@ -278,20 +301,21 @@ def check_call_paths(
 ) -> tuple[int, gsas2.PathCheck | Exception]:
     """Compare the two ways to call GSAS-II on one cell, shape (6,), of a phase.
 
-    An error is returned, because Dask's workers write what is raised in them to the terminal.
+    An error is returned, because Dask's workers print exceptions to the terminal.
     """
     try:
         simulator = build_simulator(recipe)
-        assert isinstance(simulator, gsas2.Simulator)
+        if not isinstance(simulator, gsas2.Simulator):
+            raise TypeError(f"{recipe.simulator} has one way to call it; only gsas2 has two.")
         return code, simulator.check(code, cell)
     except (gsas2.Gsas2Error, SimulationError) as error:
         return code, error
 
 
-def _everywhere(
+def _on_every_worker(
     client: Client | None, function: Callable[..., _Result], *arguments: object
 ) -> Iterator[_Result]:
-    """Call a function on every worker there is, having waited for the first."""
+    """Call a function on every worker, after waiting for the first."""
     if client is None:
         yield function(*arguments)
         return
@@ -301,16 +325,16 @@ def _everywhere(
         for address in client.scheduler_info(n_workers=-1)["workers"]
     }
     while waiting:
-        there = client.scheduler_info(n_workers=-1)["workers"]
+        alive = client.scheduler_info(n_workers=-1)["workers"]
         for address in list(waiting):
             if waiting[address].done():
                 yield waiting.pop(address).result()
-            elif address not in there:  # its successor shows what it has with its first block
+            elif address not in alive:  # its successor is checked with its first block
                 del waiting[address]
         time.sleep(0.05)
 
 
-def _spread(
+def _on_any_worker(
     client: Client | None, function: Callable[..., _Result], tasks: Sequence[tuple[object, ...]]
 ) -> Iterator[_Result]:
     """Call a function once for each task, on any worker."""

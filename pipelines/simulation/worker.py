@@ -1,6 +1,6 @@
-"""The simulators behind one signature, and what a worker does with them.
+"""The simulators behind one signature, and the task of a worker that runs them.
 
-``kinematic`` is the fast one, ``gsas2`` GSAS-II itself. Which one ``auto`` means is decided in
+``kinematic`` is the fast simulator, ``gsas2`` GSAS-II itself. ``auto`` is resolved in
 :mod:`pipelines.simulation.simulator_choice`.
 """
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from bragg_data.campaign import Campaign, Samples
+from bragg_data.defaults import PATTERN_SECONDS
 from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.isolated_process import IsolatedProcessError
 from bragg_data.store import schema
@@ -31,7 +32,7 @@ class SimulationError(RuntimeError):
 
 
 class Simulator(Protocol):
-    """What computes patterns."""
+    """Computes patterns."""
 
     def simulate(self, phase: NDArray[np.int8], cells: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the patterns, shape (n, points), of phases (n,) in cells (n, 6)."""
@@ -39,15 +40,15 @@ class Simulator(Protocol):
 
 
 class Gsas2Options(NamedTuple):
-    """How GSAS-II is found and called; see :class:`bragg_data.simulation.gsas2.Simulator`."""
+    """Where GSAS-II is and how it is called; see :class:`bragg_data.simulation.gsas2.Simulator`."""
 
     location: str | None = None
-    pattern_seconds: float = gsas2.PATTERN_SECONDS
+    pattern_seconds: float = PATTERN_SECONDS
     call_path: gsas2.CallPath = "memory"
 
 
 class Recipe(NamedTuple):
-    """All that it takes to build a simulator somewhere else."""
+    """Everything needed to build a simulator in another process."""
 
     simulator: str
     version: str
@@ -60,7 +61,7 @@ class Recipe(NamedTuple):
 def recipe_of(
     campaign: Campaign, simulator: str, version: str, options: Gsas2Options | None = None
 ) -> Recipe:
-    """Return the recipe of a campaign's simulator in some version."""
+    """Return the recipe of a campaign's simulator."""
     texts = campaign.toml, tuple(campaign.cifs.items()), campaign.instprm
     return Recipe(simulator, version, *texts, options or Gsas2Options())
 
@@ -72,21 +73,21 @@ def build_simulator(recipe: Recipe) -> Simulator:
     Raises
     ------
     SimulationError
-        If this process has another version of it than the recipe wants.
+        If this process has another version of it than the recipe's.
     Gsas2Error
-        If GSAS-II is wanted, and there is none that works.
+        If the recipe's simulator is GSAS-II, and there is none that works.
     """
     campaign = Campaign(recipe.toml, dict(recipe.cifs), recipe.instprm)
-    what = campaign.phases, campaign.instrument, campaign.grid
+    setup = campaign.phases, campaign.instrument, campaign.grid
     size, microstrain = campaign.size, campaign.microstrain
     simulator: kinematic.Simulator | gsas2.Simulator
     if recipe.simulator == "gsas2":
         simulator = gsas2.Simulator(
-            *what, size=size, microstrain=microstrain, **recipe.gsas2._asdict()
+            *setup, size=size, microstrain=microstrain, **recipe.gsas2._asdict()
         )
         version = simulator.version
     else:
-        simulator = kinematic.Simulator(*what, size=size, microstrain=microstrain)
+        simulator = kinematic.Simulator(*setup, size=size, microstrain=microstrain)
         version = kinematic.VERSION
     if recipe.version != version:
         raise SimulationError(
@@ -118,8 +119,8 @@ def simulate_block(
 
     Returns
     -------
-    What became of the block; or the error, if all other blocks would meet it as well. It is not
-    raised, because Dask's workers write what is raised in them to the terminal.
+    The block's result; or the error, if every other block would fail with it as well. It is not
+    raised, because Dask's workers print exceptions to the terminal.
     """
     try:
         with warnings.catch_warnings():
@@ -129,9 +130,7 @@ def simulate_block(
     except (DiskFullError, SimulationError) as error:
         return error
     except gsas2.Gsas2Error as error:
-        if isinstance(
-            error.__cause__, IsolatedProcessError
-        ):  # it died, which says nothing of other workers
+        if isinstance(error.__cause__, IsolatedProcessError):  # it died; other workers need not
             return failed_block(block, len(samples), error)
         return SimulationError(str(error))
     except gsas2.PatternsError as error:
@@ -141,11 +140,11 @@ def simulate_block(
 
 
 def _failed_patterns(block: int, samples: Samples, error: gsas2.PatternsError) -> BlockResult:
-    """Return the result of a block of which GSAS-II did not simulate some patterns."""
+    """Return the result of a block in which GSAS-II failed on some patterns."""
     status = np.full(len(samples), schema.PENDING, np.int8)
     status[list(error.reasons)] = schema.FAILED
-    told = (
+    reasons = (
         f"cell ({', '.join(f'{value:g}' for value in samples.cells[row])}): {reason}"
         for row, reason in error.reasons.items()
     )
-    return BlockResult(block, status, reason="; ".join(told), final=error.final)
+    return BlockResult(block, status, reason="; ".join(reasons), final=error.final)

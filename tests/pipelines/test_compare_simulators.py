@@ -12,7 +12,7 @@ from bragg_data.campaign import load_campaign
 from bragg_data.simulation.gsas2 import Gsas2Error, installed_version
 from pipelines import compare_simulators
 from pipelines.cli.console import run
-from pipelines.compare_simulators import Comparison, draw_cells, draw_extremes
+from pipelines.simulation.comparison import Comparison, draw_cells, draw_extremes
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
 CALM = pytest.mark.filterwarnings("ignore:Peaks of this instrument are narrow")

@@ -20,8 +20,8 @@ from catalog import features
 from catalog.features import VIEWS, FeatureError
 from pipelines import ingest, inspect
 from pipelines.cluster.client import open_client
-from pipelines.ingest import IngestError
 from pipelines.registry.feature_views import materialise
+from pipelines.snapshots.measured import IngestError
 from pipelines.train import TrainError, default_tag
 
 EXAMPLES = Path(ingest.__file__).parent / "examples"

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import xarray as xr
 
-from bragg_data.campaign import Samples, load_campaign
+from bragg_data.campaign import Campaign, Samples, load_campaign
 from bragg_data.simulation import kinematic
 from bragg_data.store.repository import DiskFullError, Store, StoreError, open_snapshot, verify
 from bragg_data.store.simulated import Writer, write_block
@@ -24,7 +24,8 @@ from pipelines import simulate
 from pipelines.cli.console import run
 from pipelines.cluster import blocks
 from pipelines.cluster.client import open_client
-from pipelines.simulate import simulate_campaign
+from pipelines.cluster.options import ClusterOptions
+from pipelines.simulation.campaign import SimulationJob, simulate_campaign
 from pipelines.simulation.worker import SimulationError, recipe_of, simulate_samples
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
@@ -85,6 +86,10 @@ def command(monkeypatch, capsys):
     return execute
 
 
+def kinematic_job(campaign: Campaign, cluster: str) -> SimulationJob:
+    return SimulationJob(campaign, "kinematic", cluster=ClusterOptions(cluster))
+
+
 def start(*arguments: object, **options) -> subprocess.Popen[str]:
     """Start the command line as a process of its own."""
     return subprocess.Popen(
@@ -102,16 +107,16 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
 
 
 def done(uri: Path) -> int:
-    """How many samples of the one unfinished data set are committed; -1 if it is not there."""
+    """Number of committed samples of the unfinished data set; -1 if there is none."""
     if not (uri / "refs").is_dir():
         return -1
-    return next((one.done for one in Store(uri).unfinished()), -1)
+    return next((data_set.done for data_set in Store(uri).unfinished()), -1)
 
 
 def test_distributed_equals_serial(tmp_path, cluster, undisturbed):
     campaign = tiny_campaign(tmp_path)
     store = Store(tmp_path / "store", create=True)
-    tag = simulate_campaign(campaign, store, "kinematic", cluster=cluster)
+    tag = simulate_campaign(kinematic_job(campaign, cluster), store)
     dataset = open_snapshot(tag.name, store.uri)
     assert dataset.sizes["block"] == 9
     assert dataset.attrs["content_hash"] == undisturbed()
@@ -120,7 +125,7 @@ def test_distributed_equals_serial(tmp_path, cluster, undisturbed):
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", dataset.attrs["code_commit"])
 
 
-def test_command_line_on_a_cluster_of_its_own(tmp_path, undisturbed):
+def test_command_line_on_a_local_cluster(tmp_path, undisturbed):
     toml = write_campaign(tmp_path)
     store = tmp_path / "store"
     first = start("--campaign", toml, "--store", store, "--workers", 1, "--limit", 20)
@@ -128,15 +133,15 @@ def test_command_line_on_a_cluster_of_its_own(tmp_path, undisturbed):
     assert (first.returncode, err) == (0, "")
     assert "Simulating: 20 of 20 patterns (100%)" in out
     assert "dashboard http://127.0.0.1:" in out
-    for wanted in ("tiny-v1", "Cubic", "patterns", "python -m pipelines.inspect tiny-v1 --store"):
-        assert wanted in out
+    for expected in ("tiny-v1", "Cubic", "patterns", "python -m pipelines.inspect tiny-v1 --store"):
+        assert expected in out
     assert "\x1b" not in out  # no control characters where there is no terminal
     assert open_snapshot("tiny-v1", store).attrs["content_hash"] == undisturbed(limit=20)
 
 
 @pytest.mark.parametrize("blocks", [0, 48, 112])
 def test_killed_driver_resumes_exactly(tmp_path, cluster, undisturbed, blocks):
-    """SIGKILL when so many blocks are committed; in the meantime a second driver is refused."""
+    """SIGKILL when some blocks are committed; in the meantime a second driver is refused."""
     options = {"rows": 1, "last": 4.1}
     toml = write_campaign(tmp_path, **options)
     store = tmp_path / "store"
@@ -145,7 +150,7 @@ def test_killed_driver_resumes_exactly(tmp_path, cluster, undisturbed, blocks):
     wait_until(lambda: done(store) >= blocks, process)
     campaign = load_campaign(toml)
     with pytest.raises(StoreError, match=r"Another process.*Wait until it ends"):
-        simulate_campaign(campaign, Store(store), "kinematic", cluster=cluster)
+        simulate_campaign(kinematic_job(campaign, cluster), Store(store))
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -153,7 +158,7 @@ def test_killed_driver_resumes_exactly(tmp_path, cluster, undisturbed, blocks):
     assert blocks <= committed < len(campaign.samples)
     with Writer(Store(store), campaign, "kinematic", kinematic.VERSION) as writer:
         assert len(writer.missing()) == len(campaign.samples) - committed
-    tag = simulate_campaign(campaign, Store(store), "kinematic", cluster=cluster)
+    tag = simulate_campaign(kinematic_job(campaign, cluster), Store(store))
     dataset = open_snapshot(tag.name, store)
     assert verify(dataset) == undisturbed(**options)
 
@@ -174,8 +179,8 @@ def test_killed_worker_is_replaced(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_driver_commits_and_says_so(tmp_path, cluster, undisturbed, number, code):
-    options = {"rows": 1, "last": 4.4}  # so many that the signal comes in time
+def test_interrupted_driver_commits_and_reports_it(tmp_path, cluster, undisturbed, number, code):
+    options = {"rows": 1, "last": 4.4}  # enough cells for the signal to come in time
     toml = write_campaign(tmp_path, **options)
     store = tmp_path / "store"
     process = start("--campaign", toml, "--store", store, "--cluster", cluster)
@@ -187,13 +192,13 @@ def test_interrupted_driver_commits_and_says_so(tmp_path, cluster, undisturbed, 
     assert message
     assert "Resume with the same command" in out
     assert int(message[1]) == done(store)
-    simulate_campaign(load_campaign(toml), Store(store), "kinematic", cluster=cluster)
+    simulate_campaign(kinematic_job(load_campaign(toml), cluster), Store(store))
     assert open_snapshot("tiny-v1", store).attrs["content_hash"] == undisturbed(**options)
 
 
 def test_ctrl_c_reaches_the_driver_alone(tmp_path):
     """A terminal sends it to the workers as well."""
-    options = {"rows": 1, "last": 4.4}  # so many that the signal comes in time
+    options = {"rows": 1, "last": 4.4}  # enough cells for the signal to come in time
     toml = write_campaign(tmp_path, **options)
     store = tmp_path / "store"
     arguments = ("--campaign", toml, "--store", store, "--workers", 1)
@@ -237,7 +242,7 @@ with open_client("local", workers=1) as client:
 """
 
 
-def test_lost_scheduler_is_one_sentence_and_blames_no_block(tmp_path, cluster, undisturbed):
+def test_lost_scheduler_is_a_single_sentence_and_blames_no_block(tmp_path, cluster, undisturbed):
     options = {"rows": 1, "last": 4.1}
     campaign = tiny_campaign(tmp_path, **options)
     store = Store(tmp_path / "store", create=True)
@@ -258,25 +263,25 @@ def test_lost_scheduler_is_one_sentence_and_blames_no_block(tmp_path, cluster, u
     assert err.splitlines()[-1].startswith("Error: The cluster does not answer any more.")
     (unfinished,) = store.unfinished()
     assert unfinished.failed_blocks == 0
-    tag = simulate_campaign(campaign, store, "kinematic", cluster=cluster)
+    tag = simulate_campaign(kinematic_job(campaign, cluster), store)
     assert verify(store.open(tag.name)) == undisturbed(**options)
 
 
 class Spoilt(Samples):
-    """Samples of which, the first times that block 2 is asked for, one encloses no volume."""
+    """Samples of which a cell encloses no volume, the first times that block 2 is read."""
 
     def __init__(self, samples: Samples, times: int) -> None:
         super().__init__(samples.phase, samples.crystal_system, samples.cells)
         object.__setattr__(self, "times", times)
-        object.__setattr__(self, "asked", 0)
+        object.__setattr__(self, "reads", 0)
 
     def __getitem__(self, rows):
         if isinstance(rows, slice) and rows == slice(None):
             return self
         part = super().__getitem__(rows)
         if isinstance(rows, slice) and rows == slice(16, 24):
-            object.__setattr__(self, "asked", self.asked + 1)
-            if self.asked <= self.times:
+            object.__setattr__(self, "reads", self.reads + 1)
+            if self.reads <= self.times:
                 part = Samples(part.phase, part.crystal_system, part.cells.copy())
                 part.cells[3, 3:] = 120.0
         return part
@@ -288,8 +293,8 @@ def test_failing_block_is_recorded_and_retried_by_the_next_run(tmp_path, cluster
     store = Store(tmp_path / "store", create=True)
     message = r"1 of 9 blocks failed.*Block 2 failed with CrystalError: Unit cell .* to retry"
     with pytest.raises(SimulationError, match=message):
-        simulate_campaign(campaign, store, "kinematic", cluster=cluster)
-    assert samples.asked == blocks.ATTEMPTS
+        simulate_campaign(kinematic_job(campaign, cluster), store)
+    assert samples.reads == blocks.ATTEMPTS
     assert store.tags() == []
     (unfinished,) = store.unfinished()
     assert (unfinished.done, unfinished.failed_blocks) == (67 - 8, 1)
@@ -297,7 +302,7 @@ def test_failing_block_is_recorded_and_retried_by_the_next_run(tmp_path, cluster
     with Writer(store, healthy, "kinematic", kinematic.VERSION) as writer:
         assert writer.missing() == [2]
         assert "encloses no volume" in writer.failures[2]
-    tag = simulate_campaign(healthy, store, "kinematic", cluster=cluster)
+    tag = simulate_campaign(kinematic_job(healthy, cluster), store)
     assert verify(store.open(tag.name)) == undisturbed()
 
 
@@ -305,12 +310,12 @@ def test_block_that_fails_once_is_retried_in_the_same_run(tmp_path, cluster, und
     campaign = tiny_campaign(tmp_path)
     campaign.__dict__["samples"] = samples = Spoilt(campaign.samples, times=1)
     store = Store(tmp_path / "store", create=True)
-    tag = simulate_campaign(campaign, store, "kinematic", cluster=cluster)
-    assert samples.asked == 2
+    tag = simulate_campaign(kinematic_job(campaign, cluster), store)
+    assert samples.reads == 2
     assert verify(store.open(tag.name)) == undisturbed()
 
 
-def test_two_campaigns_at_once_in_one_store(tmp_path, cluster, undisturbed):
+def test_two_campaigns_at_once_in_a_store(tmp_path, cluster, undisturbed):
     """No commit of one is lost to the other's."""
     store = tmp_path / "store"
     Store(store, create=True)
@@ -319,7 +324,7 @@ def test_two_campaigns_at_once_in_one_store(tmp_path, cluster, undisturbed):
         directory = tmp_path / str(seed)
         directory.mkdir()
         campaign = tiny_campaign(directory, rows=1, seed=seed)
-        simulate_campaign(campaign, Store(store), "kinematic", cluster=cluster)
+        simulate_campaign(kinematic_job(campaign, cluster), Store(store))
 
     threads = [threading.Thread(target=simulated, args=(seed,)) for seed in (1, 2)]
     for thread in threads:
@@ -330,7 +335,7 @@ def test_two_campaigns_at_once_in_one_store(tmp_path, cluster, undisturbed):
     assert hashes == {undisturbed(rows=1, seed=1), undisturbed(rows=1, seed=2)}
 
 
-def test_file_size_limit_is_one_sentence_and_can_be_resumed(tmp_path, cluster, undisturbed):
+def test_file_size_limit_is_a_single_sentence_and_can_be_resumed(tmp_path, cluster, undisturbed):
     options = {"rows": 64, "last": 4.1}
     campaign = tiny_campaign(tmp_path, **options)
     undisturbed(**options)  # compiles what would not fit under the limit
@@ -347,7 +352,7 @@ def test_file_size_limit_is_one_sentence_and_can_be_resumed(tmp_path, cluster, u
     assert process.returncode == 2
     assert re.fullmatch(r"Error: The disk is full, .* run the same command again.*\n", err)
     assert done(store) == 0
-    tag = simulate_campaign(campaign, Store(store), "kinematic", cluster=cluster)
+    tag = simulate_campaign(kinematic_job(campaign, cluster), Store(store))
     assert verify(open_snapshot(tag.name, store)) == undisturbed(**options)
 
 
@@ -362,20 +367,20 @@ def test_full_disk_of_the_workers(tmp_path, cluster, undisturbed):
     try:
         store = Store(disk / "store", create=True)
         with pytest.raises(DiskFullError, match="Free some space and run the same command again"):
-            simulate_campaign(campaign, store, "kinematic", cluster=cluster)
+            simulate_campaign(kinematic_job(campaign, cluster), store)
         assert store.tags() == []
         subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
-        tag = simulate_campaign(campaign, Store(disk / "store"), "kinematic", cluster=cluster)
+        tag = simulate_campaign(kinematic_job(campaign, cluster), Store(disk / "store"))
         assert verify(store.open(tag.name)) == undisturbed(**options)
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_what_is_there_already_is_not_made_again(tmp_path, cluster, command):
+def test_a_finished_data_set_is_not_simulated_again(tmp_path, cluster, command):
     toml = write_campaign(tmp_path)
     store = ("--campaign", toml, "--store", tmp_path / "store")
-    # Nothing is computed by the commands below: there is no such cluster.
-    nowhere = ("--cluster", "nowhere")
+    # The commands below compute nothing: no scheduler listens there.
+    nowhere = ("--cluster", "tcp://127.0.0.1:9")
     code, out, err = command(*store, "--tag", "mine", "--cluster", cluster)
     assert (code, err) == (0, "")
     before = Store(tmp_path / "store").tags()
@@ -403,11 +408,12 @@ def test_what_is_there_already_is_not_made_again(tmp_path, cluster, command):
         (("--cells", "cells.csv"), "--cells .* and --out .* belong together"),
         (("--cells", "x.csv", "--out", "x.nc", "--tag", "t", "--workers", 2), "--tag, --workers"),
         (("--environment", "X"), "NAME=VALUE, not 'X'"),
-        (("--jobs", "3:2"), "'3:2' is no number of jobs"),
+        (("--jobs", "2:3", "--queue", "x"), "--jobs, --queue: only for --cluster slurm"),
+        (("--jobs", "3:2"), "'3:2' is not a number of jobs"),
         (("--frob",), "No such option.*--help"),
     ],
 )
-def test_bad_usage_is_one_sentence_and_leaves_no_data(tmp_path, command, arguments, message):
+def test_bad_usage_is_a_single_sentence_and_leaves_no_data(tmp_path, command, arguments, message):
     store = () if "--store" in arguments else ("--store", tmp_path / "store")
     if "--cells" in arguments:
         store = ()
@@ -418,7 +424,7 @@ def test_bad_usage_is_one_sentence_and_leaves_no_data(tmp_path, command, argumen
         assert Store(tmp_path / "store").unfinished() == []
 
 
-def test_unknown_cluster_is_one_sentence(tmp_path, command):
+def test_unknown_cluster_is_a_single_sentence(tmp_path, command):
     toml = write_campaign(tmp_path)
     code, _, err = command("--campaign", toml, "--store", tmp_path / "store", "--cluster", "cloud")
     assert code == 2

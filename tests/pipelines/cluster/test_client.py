@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from bragg_data.simulation.isolated_process import SINGLE_THREAD
 from pipelines.cluster import client as cluster
 from pipelines.cluster.client import open_client
-from pipelines.cluster.options import ClusterError, SlurmOptions, parse_jobs
+from pipelines.cluster.options import ClusterError, SlurmOptions
 from tests.conftest import TEST_CLUSTER
 
 
@@ -173,13 +173,13 @@ def test_number_of_workers_belongs_to_local(name: str, workers: int) -> None:
 
 @pytest.mark.parametrize(("text", "jobs"), [("2:8", (2, 8)), ("4", (4, 4)), ("0:1", (0, 1))])
 def test_jobs_are_parsed(text: str, jobs: tuple[int, int]) -> None:
-    assert parse_jobs(text) == jobs
+    assert SlurmOptions(jobs=text).job_limits == jobs
 
 
 @pytest.mark.parametrize("text", ["", "0", "8:2", "-1:2", "a:b", "1:2:3", "2,5", "0:0", "1.5"])
 def test_wrong_number_of_jobs(text: str) -> None:
-    with pytest.raises(ClusterError, match=f"'{text}' is no number of jobs. Write MIN:MAX"):
-        parse_jobs(text)
+    with pytest.raises(ClusterError, match=f"'{text}' is not a number of jobs. Write MIN:MAX"):
+        SlurmOptions(jobs=text)
 
 
 def test_slurm_leaves_ctrl_c_to_the_program() -> None:
@@ -211,7 +211,7 @@ def test_template_of_the_slurm_configuration() -> None:
         script = job_script(SlurmOptions()).split("\n")
         options = SlurmOptions(
             queue="long", account="other", walltime="2-00:00", cores=4, memory="8 GiB",
-            directives=("--exclude=n7",), environment={"A": "b c"}, interface="eth1",
+            directives=["--exclude=n7"], environment=["A=b c"], interface="eth1",
             python="/opt/python",
         )  # fmt: skip
         other = job_script(options).split("\n")

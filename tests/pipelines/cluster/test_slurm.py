@@ -28,7 +28,7 @@ def options(slurm: Path, tmp_path: Path) -> Iterator[SlurmOptions]:
     assert slurm.is_dir()
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 s"}):
         yield SlurmOptions(
-            jobs=(2, 2), cores=1, memory="500 MB", walltime="00:30:00", host="127.0.0.1",
+            jobs="2:2", cores=1, memory="500 MB", walltime="00:30:00", host="127.0.0.1",
             shared_directory=tmp_path,
         )  # fmt: skip
     assert not queue()
@@ -71,7 +71,7 @@ def changed(options: SlurmOptions, **changes: object) -> SlurmOptions:
 
 def test_tasks_run_in_jobs_on_both_nodes(options: SlurmOptions) -> None:
     special = changed(
-        options, cores=2, directives=("--exclusive",), environment={"BRAGG_TEST": "it's set"}
+        options, cores=2, directives=["--exclusive"], environment=["BRAGG_TEST=it's set"]
     )
     with open_client("slurm", slurm=special) as client:
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
@@ -91,7 +91,7 @@ def test_tasks_run_in_jobs_on_both_nodes(options: SlurmOptions) -> None:
 def test_cancelled_job_is_replaced_and_its_tasks_run_again(options: SlurmOptions) -> None:
     # One job at a time, so that nobody else can do its work; two workers in it, the case in which
     # Dask itself replaces nothing.
-    with open_client("slurm", slurm=changed(options, jobs=(1, 1), cores=2)) as client:
+    with open_client("slurm", slurm=changed(options, jobs="1:1", cores=2)) as client:
         futures = client.map(place, range(100))
         first = futures[0].result(timeout=60).job
         subprocess.run(["scancel", first], check=True)
@@ -101,7 +101,7 @@ def test_cancelled_job_is_replaced_and_its_tasks_run_again(options: SlurmOptions
 
 
 def test_jobs_come_with_the_work(options: SlurmOptions) -> None:
-    with open_client("slurm", slurm=changed(options, jobs=(1, 3))) as client:
+    with open_client("slurm", slurm=changed(options, jobs="1:3")) as client:
         futures = client.map(place, range(1000))
         client.wait_for_workers(3, timeout=60)
         assert len(queue()) == 3
@@ -154,7 +154,7 @@ from pipelines.cluster.client import open_client
 from pipelines.cluster.options import SlurmOptions
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1)
-    with open_client("slurm", slurm={changed(options, jobs=(1, 1))}) as client:
+    with open_client("slurm", slurm={changed(options, jobs="1:1")}) as client:
         client.wait_for_workers(1, timeout=60)
         print("ready", flush=True)
         {work}

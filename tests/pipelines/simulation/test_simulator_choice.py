@@ -1,4 +1,4 @@
-"""Which simulator a campaign gets, tried without GSAS-II, whether it is installed or not."""
+"""The choice of a simulator, without GSAS-II, whether it is installed or not."""
 
 import os
 import pty
@@ -18,9 +18,10 @@ from pipelines.simulation.simulator_choice import (
     check_call_paths,
     check_resume,
     choose,
+    common_version,
     confirm,
     gsas2_options,
-    remembered,
+    simulator_of_data_sets,
 )
 from pipelines.simulation.worker import (
     Gsas2Options,
@@ -72,7 +73,7 @@ def begin(store: Store, campaign, simulator: str, version: str) -> None:
         writer.commit([write_block(writer.fork(), writer.group, 0, samples, intensity)])
 
 
-def test_auto_is_the_fast_one_where_a_worker_has_no_gsas2(tmp_path, nowhere):
+def test_auto_is_kinematic_if_a_worker_has_no_gsas2(tmp_path, nowhere):
     toml, store = write_campaign(tmp_path), tmp_path / "store"
     done = command("--campaign", toml, "--store", store, "--workers", 2, "--gsas2-path", nowhere)
     assert (done.returncode, done.stderr) == (0, "")
@@ -85,7 +86,7 @@ def test_auto_is_the_fast_one_where_a_worker_has_no_gsas2(tmp_path, nowhere):
     assert "in the store already, as tiny-v1" in again.stdout
 
 
-def test_gsas2_that_is_not_there_is_one_sentence(tmp_path, nowhere):
+def test_missing_gsas2_is_a_single_sentence(tmp_path, nowhere):
     toml, store = write_campaign(tmp_path), tmp_path / "store"
     done = command(
         "--campaign", toml, "--store", store, "--simulator", "gsas2", "--gsas2-path", nowhere,
@@ -99,7 +100,7 @@ def test_gsas2_that_is_not_there_is_one_sentence(tmp_path, nowhere):
     assert Store(store).unfinished() == []
 
 
-def test_gsas2_that_is_broken_is_one_sentence(tmp_path, broken):
+def test_broken_gsas2_is_a_single_sentence(tmp_path, broken):
     campaign = tiny_campaign(tmp_path)
     options = Gsas2Options(str(broken))
     with pytest.raises(SimulationError, match=r"^The GSAS-II at .* is broken .*pypowder"):
@@ -107,7 +108,7 @@ def test_gsas2_that_is_broken_is_one_sentence(tmp_path, broken):
     assert choose("auto", campaign, campaign.samples, options).recipe.simulator == "kinematic"
 
 
-def test_resume_with_the_other_one_is_refused(tmp_path):
+def test_resume_with_another_simulator_is_refused(tmp_path):
     toml, campaign = write_campaign(tmp_path), tiny_campaign(tmp_path)
     store = Store(tmp_path / "store", create=True)
     begin(store, campaign, "kinematic", kinematic.VERSION)
@@ -115,7 +116,7 @@ def test_resume_with_the_other_one_is_refused(tmp_path):
     assert done.returncode == 2
     assert re.fullmatch(
         r"Error: This campaign was begun with the simulator kinematic \(1\), which has done 8 of "
-        r"67 patterns; gsas2 cannot go on with it.*Finish it with --simulator kinematic, or name "
+        r"67 patterns; gsas2 cannot resume it.*Finish it with --simulator kinematic, or name "
         r"another --store\.\n",
         done.stderr,
     )
@@ -126,23 +127,24 @@ def test_resume_with_the_other_one_is_refused(tmp_path):
     verify(store.open("tiny-v1"))
 
 
-def test_the_fast_one_does_not_go_on_for_gsas2(tmp_path):
+def test_kinematic_does_not_resume_gsas2(tmp_path):
     campaign = tiny_campaign(tmp_path)
     store = Store(tmp_path / "store", create=True)
     begin(store, campaign, "gsas2", THEIRS)
     known = store.data_sets_of(campaign)
-    assert [(one.simulator, one.version, one.tag) for one in known] == [("gsas2", THEIRS, None)]
+    assert [(s.simulator, s.version, s.tag) for s in known] == [("gsas2", THEIRS, None)]
     assert (known[0].done, known[0].total) == (16, 67)
     with pytest.raises(SimulationError, match=r"begun with the simulator gsas2 .*16 of 67"):
-        remembered(known, "kinematic")
-    assert remembered(known, "auto") == remembered(known, "gsas2") == "gsas2"
+        simulator_of_data_sets(known, "kinematic")
+    for requested in ("auto", "gsas2"):
+        assert simulator_of_data_sets(known, requested) == "gsas2"
     check_resume(known, recipe_of(campaign, "gsas2", THEIRS))
     with pytest.raises(SimulationError, match=r"the workers have 1, GSAS-II 8888, .*would mix"):
         check_resume(known, recipe_of(campaign, "gsas2", "1, GSAS-II 8888"))
     assert store.data_sets_of(campaign, 20) == []  # fewer samples are another data set
 
 
-def test_each_simulator_has_a_tag_of_its_own(tmp_path):
+def test_each_simulator_has_its_tag(tmp_path):
     campaign = tiny_campaign(tmp_path)
     store = Store(tmp_path / "store", create=True)
     for simulator, version in (("kinematic", "1"), ("gsas2", THEIRS)):
@@ -154,25 +156,21 @@ def test_each_simulator_has_a_tag_of_its_own(tmp_path):
             writer.finish()
     assert [tag.name for tag in store.tags()] == ["tiny-v1", "tiny-v2"]
     known = store.data_sets_of(campaign)
-    assert {one.simulator: one.tag for one in known} == {"kinematic": "tiny-v1", "gsas2": "tiny-v2"}
-    # What is begun with one is no obstacle where the other has finished.
+    assert {s.simulator: s.tag for s in known} == {"kinematic": "tiny-v1", "gsas2": "tiny-v2"}
+    # An unfinished data set is no obstacle where the other simulator has finished.
     unfinished = DataSet("gsas2", THEIRS, 16, 67, None)
-    assert remembered([known[0], unfinished], "kinematic") == "kinematic"
+    assert simulator_of_data_sets([known[0], unfinished], "kinematic") == "kinematic"
     hashes = {store.open(tag).attrs["content_hash"] for tag in ("tiny-v1", "tiny-v2")}
     assert len(hashes) == 2
     with pytest.raises(StoreError, match="exists already"):
         store.check_new_tag("tiny-v2")
 
 
-def test_workers_with_different_versions_are_refused(tmp_path, monkeypatch):
-    """What the workers answer is given here; how they are asked is not part of this."""
-    campaign = tiny_campaign(tmp_path)
-    answers = [Probe("one", "1, GSAS-II 5837", ""), Probe("two", "1, GSAS-II 5838", "")]
-    monkeypatch.setattr(
-        "pipelines.simulation.simulator_choice._everywhere", lambda *_: iter(answers)
-    )
+def test_workers_with_different_versions_are_refused():
+    older, newer = Probe("node1", "1, GSAS-II 5837", ""), Probe("node2", "1, GSAS-II 5838", "")
+    assert common_version([older, older]) == "1, GSAS-II 5837"
     with pytest.raises(SimulationError, match=r"different versions .*5837; 1, GSAS-II 5838"):
-        choose("auto", campaign, campaign.samples, Gsas2Options())
+        common_version([older, newer])
 
 
 class TestCallPath:
@@ -184,7 +182,7 @@ class TestCallPath:
         yield
         build_simulator.cache_clear()
 
-    def test_the_documented_one_is_taken_where_they_differ(self, tmp_path, capsys):
+    def test_the_scripting_interface_is_used_where_they_differ(self, tmp_path, capsys):
         campaign = tiny_campaign(tmp_path)
         few = campaign.samples[:10]
         with pytest.warns(UserWarning, match=r"\(differs by 1.0e-03 .*scripting interface is used"):
@@ -197,7 +195,7 @@ class TestCallPath:
         patterns = simulate_samples(choice.recipe, few)
         np.testing.assert_allclose(patterns[:, 0], 1.001 * few.cells[:, 0], rtol=1e-6)
 
-    def test_one_phase_is_compared_at_a_time(self, tmp_path):
+    def test_call_paths_are_compared_phase_by_phase(self, tmp_path):
         campaign = tiny_campaign(tmp_path)
         recipe = recipe_of(campaign, "gsas2", "1, nobody")
         code, check = check_call_paths(recipe, 2, campaign.phases[2].cell)

@@ -127,7 +127,7 @@ def test_jobs_of_slurm_grow_the_same_forests(
 ) -> None:
     assert slurm.is_dir()
     options = SlurmOptions(
-        jobs=(2, 2), cores=1, memory="1 GB", walltime="00:30:00", host="127.0.0.1",
+        jobs="2:2", cores=1, memory="1 GB", walltime="00:30:00", host="127.0.0.1",
         shared_directory=tmp_path / "shared",
     )  # fmt: skip
     (tmp_path / "shared").mkdir()

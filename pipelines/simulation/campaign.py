@@ -1,0 +1,224 @@
+"""Simulate a campaign into the versioned store on a cluster, or resume an interrupted one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from distributed import Client, Future
+from icechunk.session import ForkSession
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from bragg_data.campaign import Campaign
+from bragg_data.provenance import code_commit
+from bragg_data.simulation import kinematic
+from bragg_data.store import schema
+from bragg_data.store.repository import DataSet, Store, Tag
+from bragg_data.store.simulated import Writer
+from pipelines.cli.console import console, duration, say, three_digits
+from pipelines.cluster.blocks import do_blocks
+from pipelines.cluster.options import ClusterOptions
+from pipelines.simulation.simulator_choice import (
+    check_name,
+    check_resume,
+    choose,
+    confirm,
+    simulator_of_data_sets,
+)
+from pipelines.simulation.worker import (
+    Gsas2Options,
+    Recipe,
+    SimulationError,
+    recipe_of,
+    simulate_block,
+    simulate_samples,
+)
+
+
+@dataclass(frozen=True)
+class SimulationJob:
+    """What to simulate, and where.
+
+    Attributes
+    ----------
+    campaign
+        Phases, cells, instrument and grid.
+    simulator
+        ``auto``, ``gsas2`` or ``kinematic``.
+    tag
+        Name of the tag; the next free NAME-vN by default.
+    limit
+        Simulate the first samples only.
+    gsas2
+        How GSAS-II is found.
+    cluster
+        Where the blocks are simulated.
+    confirmed
+        Begin a long campaign without a question.
+    """
+
+    campaign: Campaign
+    simulator: str = "auto"
+    tag: str | None = None
+    limit: int | None = None
+    gsas2: Gsas2Options = field(default_factory=Gsas2Options)
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    confirmed: bool = False
+
+
+def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
+    """Simulate a campaign into the store and tag it, unless the store has it already.
+
+    Blocks in the store from an interrupted run are kept; only the missing ones are simulated.
+
+    Returns
+    -------
+    The data set's tag.
+
+    Raises
+    ------
+    SimulationError
+        If there is no such simulator, or blocks failed; the others are in the store.
+    StoreError, ClusterError
+        If the store or the cluster fails.
+    """
+    check_name(job.simulator)
+    existing = store.data_sets_of(job.campaign, job.limit)
+    simulator = simulator_of_data_sets(existing, job.simulator)
+    if tag := _finished_tag(existing, simulator):
+        say(
+            f"This data set is in the store already, as [bold]{tag}[/] (same campaign, "
+            f"simulator and number of samples): nothing to do."
+        )
+        return store.tag(tag)
+    if job.tag is not None:
+        store.check_new_tag(job.tag)
+    with contextlib.ExitStack() as stack:
+        client: Client | None = None
+        if simulator == "kinematic":
+            recipe = recipe_of(job.campaign, simulator, kinematic.VERSION)
+        else:
+            client = stack.enter_context(_open(job.cluster))
+            recipe = _chosen_recipe(job, simulator, existing, client)
+        if recipe.simulator == "kinematic":
+            _check_first_patterns(recipe, job.campaign)
+        writer = stack.enter_context(
+            Writer(
+                store,
+                job.campaign,
+                recipe.simulator,
+                recipe.version,
+                limit=job.limit,
+                code_commit=code_commit(),
+                call_path=recipe.gsas2.call_path if recipe.simulator == "gsas2" else "",
+            )
+        )
+        missing = len(writer.missing())
+        _print_plan(job.campaign, recipe, store, writer, missing)
+        try:
+            if missing:
+                client = client or stack.enter_context(_open(job.cluster))
+                _simulate_blocks(client, writer, recipe)
+        except (KeyboardInterrupt, SystemExit):
+            say(
+                f"Interrupted: {writer.n_done:,} of {len(writer.samples):,} patterns are in the "
+                f"store. Resume with the same command."
+            )
+            raise
+        if writer.failures:
+            raise _failure(writer, recipe)
+        return writer.finish(job.tag)
+
+
+def _finished_tag(existing: Sequence[DataSet], simulator: str) -> str | None:
+    for data_set in existing:
+        # Nobody simulates for days again because of a newer GSAS-II.
+        current = data_set.simulator == "gsas2" or data_set.version == kinematic.VERSION
+        if data_set.tag and data_set.simulator == simulator and current:
+            return data_set.tag
+    return None
+
+
+@contextlib.contextmanager
+def _open(options: ClusterOptions) -> Iterator[Client]:
+    with options.open() as client:
+        say(f"Cluster {options.name}, dashboard {client.dashboard_link}")
+        yield client
+
+
+def _chosen_recipe(
+    job: SimulationJob, simulator: str, existing: Sequence[DataSet], client: Client
+) -> Recipe:
+    samples = job.campaign.samples[slice(job.limit)]
+    choice = choose(simulator, job.campaign, samples, job.gsas2, client)
+    check_resume(existing, choice.recipe)
+    finished = sum(s.done / s.total for s in existing if s.tag is None)
+    confirm((1 - finished) * choice.core_hours, yes=job.confirmed)
+    return choice.recipe
+
+
+def _check_first_patterns(recipe: Recipe, campaign: Campaign) -> None:
+    """Simulate one sample of each phase in this process, to fail before anything is begun.
+
+    The simulator's warnings appear here too, once, and its compiled code is cached for the workers.
+    """
+    _, first = np.unique(campaign.samples.phase, return_index=True)
+    if not np.isfinite(simulate_samples(recipe, campaign.samples[first])).all():
+        raise SimulationError(
+            f"The simulator {recipe.simulator} gives a pattern of campaign '{campaign.name}' that "
+            f"is not finite. Look for odd values in its instrument file or its broadening."
+        )
+
+
+def _print_plan(
+    campaign: Campaign, recipe: Recipe, store: Store, writer: Writer, missing: int
+) -> None:
+    say(
+        f"Campaign [bold]{campaign.name}[/]: {len(writer.samples):,} patterns of "
+        f"{campaign.grid.points:,} points in {writer.n_blocks:,} blocks, simulator "
+        f"{recipe.simulator} {recipe.version}"
+    )
+    say(f"Store {escape(store.uri)}, branch {writer.branch}")
+    if writer.n_done:
+        say(f"Resuming: {writer.n_done:,} patterns are there, {missing:,} blocks are missing")
+
+
+def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
+    def submit(block: int, fork: ForkSession) -> Future:
+        samples = writer.samples[writer.rows(block)]
+        return client.submit(simulate_block, recipe, writer.group, block, samples, fork, pure=False)
+
+    progress = do_blocks(client, writer, submit, doing="Simulating", unit="patterns")
+    say(
+        f"Simulated {progress.count:,} patterns in {duration(progress.seconds)}, "
+        f"{three_digits(progress.rate)} patterns/s"
+    )
+
+
+def _failure(writer: Writer, recipe: Recipe) -> SimulationError:
+    block, reason = min(writer.failures.items())
+    remedy = ", with a longer --pattern-limit, or leave such cells out of the campaign"
+    remedy = remedy if recipe.simulator == "gsas2" else ""
+    return SimulationError(
+        f"{len(writer.failures)} of {writer.n_blocks} blocks failed, so nothing is tagged; "
+        f"the others are in the store. Block {block} failed with {reason.rstrip('.')}. Run "
+        f"the same command again to retry{remedy}."
+    )
+
+
+def print_data_set(store: Store, tag: Tag, seconds: float) -> None:
+    """Print tag, contents and size of a data set, and the seconds that the command took."""
+    dataset = store.open(tag.name)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_row("Tag", f"[bold]{tag.name}[/]")
+    table.add_row("Snapshot", tag.snapshot_id)
+    for system, count in schema.counts_per_system(dataset).items():
+        table.add_row(system.capitalize(), f"{count:,} patterns")
+    table.add_row("On disk", f"{decimal(store.size(tag.name))} in {escape(store.uri)}")
+    table.add_row("Content hash", dataset.attrs["content_hash"])
+    table.add_row("Time", duration(seconds))
+    console.print(table)

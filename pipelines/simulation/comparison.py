@@ -1,0 +1,228 @@
+"""Compare the fast simulator with GSAS-II: patterns, differences, times, and a figure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from distributed import as_completed
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.table import Table
+
+from bragg_data.campaign import Campaign, Samples
+from bragg_data.simulation import gsas2, kinematic
+from bragg_data.store.repository import storage_errors
+from pipelines.cli.console import Progress, console
+from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
+from pipelines.cluster.client import open_client
+from pipelines.simulation.simulator_choice import choose, confirm
+from pipelines.simulation.worker import (
+    Gsas2Options,
+    Recipe,
+    SimulationError,
+    build_simulator,
+    recipe_of,
+    simulate_samples,
+)
+
+_REPEATS = 32  # of the fast simulator: a handful of patterns is too few to time it
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Patterns by both simulators.
+
+    Attributes
+    ----------
+    samples
+        The n cells.
+    fast, reference : shape (n, points)
+        Patterns by the fast simulator and by GSAS-II.
+    fast_seconds, reference_seconds : shape (n,)
+        Time of one core for each of them.
+    version
+        Of GSAS-II and of its interface to this project, as ``1, GSAS-II 5838``.
+    """
+
+    samples: Samples
+    fast: NDArray[np.float32]
+    reference: NDArray[np.float32]
+    fast_seconds: NDArray[np.float64]
+    reference_seconds: NDArray[np.float64]
+    version: str
+
+    @property
+    def gsas2(self) -> str:
+        """GSAS-II with its version."""
+        return self.version.partition(", ")[2]
+
+    @property
+    def maximum(self) -> NDArray[np.float64]:
+        """Largest difference over the maximum of GSAS-II's pattern, shape (n,)."""
+        difference = np.abs(self.fast - self.reference.astype(np.float64))
+        return np.asarray(difference.max(axis=1) / self.reference.max(axis=1))
+
+    @property
+    def l2(self) -> NDArray[np.float64]:
+        """L2 norm of the difference over that of GSAS-II's pattern, shape (n,)."""
+        reference = self.reference.astype(np.float64)
+        return np.asarray(
+            np.linalg.norm(self.fast - reference, axis=1) / np.linalg.norm(reference, axis=1)
+        )
+
+
+def draw_cells(campaign: Campaign, count: int, generator: np.random.Generator) -> Samples:
+    """Draw `count` cells of each phase from a campaign's samples, without replacement."""
+    samples = campaign.samples
+    rows = []
+    for code in range(len(campaign.phases)):
+        of_phase = np.flatnonzero(samples.phase == code)
+        rows.append(generator.choice(of_phase, min(count, len(of_phase)), replace=False))
+    return samples[np.concatenate(rows)]
+
+
+def compare(
+    campaign: Campaign,
+    samples: Samples,
+    options: Gsas2Options,
+    *,
+    workers: int | None = None,
+    yes: bool = False,
+) -> Comparison:
+    """Simulate samples with both simulators, GSAS-II on the cores of this machine.
+
+    Raises
+    ------
+    SimulationError
+        If there is no GSAS-II, or it fails on a pattern.
+    """
+    fast, fast_seconds = _fast(campaign, samples)
+    reference = np.empty_like(fast)
+    seconds = np.empty(len(samples))
+    with open_client("local", workers=workers) as client:
+        recipe, core_hours = choose("gsas2", campaign, samples, options, client)
+        confirm(core_hours, yes=yes)
+        futures = {
+            client.submit(_timed, recipe, samples[np.array([row])], pure=False): row
+            for row in range(len(samples))
+        }
+        with Progress("Simulating with GSAS-II", len(samples), "patterns") as progress:
+            for future in as_completed(futures):
+                row = futures[future]
+                pattern = future.result()
+                if isinstance(pattern, gsas2.PatternsError):
+                    cell = cell_text(campaign, samples, row)
+                    raise SimulationError(f"GSAS-II fails on {cell}: {pattern.reasons[0]}.")
+                reference[row], seconds[row] = pattern
+                progress.advance()
+    return Comparison(samples, fast, reference, fast_seconds, seconds, recipe.version)
+
+
+def _timed(
+    recipe: Recipe, sample: Samples
+) -> tuple[NDArray[np.float32], float] | gsas2.PatternsError:
+    simulator = build_simulator(recipe)
+    if isinstance(simulator, gsas2.Simulator):
+        simulator.prepare(int(sample.phase[0]))  # once per campaign: not part of the time
+    began = time.perf_counter()
+    try:
+        pattern = simulate_samples(recipe, sample)
+    except gsas2.PatternsError as error:
+        return error  # Dask's workers print exceptions to the terminal
+    return pattern[0], time.perf_counter() - began
+
+
+def _fast(campaign: Campaign, samples: Samples) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
+    patterns = simulate_samples(recipe, samples)
+    seconds = np.empty(len(samples))
+    for code in np.unique(samples.phase):
+        rows = np.flatnonzero(samples.phase == code)
+        many = samples[np.resize(rows, _REPEATS * len(rows))]
+        began = time.perf_counter()
+        simulate_samples(recipe, many)
+        seconds[rows] = (time.perf_counter() - began) / len(many)
+    return patterns, seconds
+
+
+def cell_text(campaign: Campaign, samples: Samples, row: int) -> str:
+    """Return phase and free cell parameters of a sample: ``cubic, a = 4 Å``."""
+    phase = campaign.phases[samples.phase[row]]
+    return f"{phase.name}, {free_parameters_text(samples.cells[row], phase)}"
+
+
+def draw_extremes(campaign: Campaign, comparison: Comparison, file: Path) -> None:
+    """Draw the samples with the smallest and the largest difference to a PNG file."""
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    ordered = np.argsort(comparison.maximum)
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1, 3, 1))
+    for title, row, axes in (
+        ("Best", int(ordered[0]), panels[:2]),
+        ("Worst", int(ordered[-1]), panels[2:]),
+    ):
+        _draw(campaign, comparison, row, title, axes)
+    panels[-1].set_xlabel("time of flight / ms")
+    figure.suptitle(f"{campaign.name}: fast simulator and {comparison.gsas2}")
+    with storage_errors(f"writing {file}"):
+        figure.savefig(file, format="png", dpi=150)
+
+
+def _draw(
+    campaign: Campaign, comparison: Comparison, row: int, title: str, axes: Sequence[Axes]
+) -> None:
+    tof = campaign.grid.tof / 1000
+    reference, fast = comparison.reference[row], comparison.fast[row]
+    top = float(reference.max())
+    color = SYSTEM_COLORS[campaign.phases[comparison.samples.phase[row]].crystal_system]
+    above, below = axes
+    above.plot(tof, reference / top, color="0.15", linewidth=1.6, label="GSAS-II")
+    above.plot(tof, fast / top, color=color, linewidth=0.8, label="fast simulator")
+    above.set_title(
+        f"{title}: {cell_text(campaign, comparison.samples, row)}", loc="left", fontsize=10
+    )
+    above.set_ylabel("intensity / max")
+    above.legend(loc="upper left", frameon=False, fontsize=9)
+    scale = 10 ** np.floor(np.log10(max(float(comparison.maximum[row]), 1e-12)))
+    below.plot(tof, (fast.astype(np.float64) - reference) / top / scale, color=color, linewidth=0.8)
+    below.axhline(0, color="0.7", linewidth=0.6, zorder=0)
+    below.set_ylabel(f"difference\n/ {scale:.0e} max")
+    below.set_xlim(tof[0], tof[-1])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+
+
+def print_table(campaign: Campaign, comparison: Comparison) -> None:
+    """Print differences and times for each phase."""
+    table = Table(title=f"Fast simulator {kinematic.VERSION} and {comparison.gsas2}")
+    for heading in ("phase", "crystal system"):
+        table.add_column(heading, no_wrap=True)
+    differences = "max |Δ| / max\nmedian", "\nworst", "relative L2\nworst"
+    times = "GSAS-II\ns/pattern", "fast\nms/pattern", "times\nfaster"
+    for heading in ("cells", *differences, *times):
+        table.add_column(heading, justify="right")
+    for code, phase in enumerate(campaign.phases):
+        rows = comparison.samples.phase == code
+        if not rows.any():
+            continue
+        slow, quick = (
+            float(np.median(seconds[rows]))
+            for seconds in (comparison.reference_seconds, comparison.fast_seconds)
+        )
+        table.add_row(
+            phase.name,
+            phase.crystal_system.name,
+            str(int(rows.sum())),
+            f"{np.median(comparison.maximum[rows]):.1e}",
+            f"{comparison.maximum[rows].max():.1e}",
+            f"{comparison.l2[rows].max():.1e}",
+            f"{slow:.2f}",
+            f"{1000 * quick:.2f}",
+            f"{slow / quick:,.0f}",
+        )
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Views of the store: summaries of its snapshots, pictures of patterns, differences."""

@@ -1,0 +1,93 @@
+"""Measured profiles on their way into the store: read files and labels, print what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from bragg_data.campaign import Campaign
+from bragg_data.measurement.load import Measurement, load_measurements
+from bragg_data.preprocessing import PreprocessingError
+from pipelines.cli.console import Progress, console, say
+from pipelines.cli.options import ProfileOptions
+
+
+class IngestError(ValueError):
+    """Measured profiles that cannot be stored."""
+
+
+def read_measurements(
+    files: Sequence[Path], campaign: Campaign, options: ProfileOptions
+) -> list[Measurement]:
+    """Read profiles and resample them on a campaign's grid.
+
+    Raises
+    ------
+    IngestError
+        If a profile cannot be prepared for a model.
+    ProfileError
+        If a file cannot be read.
+    """
+    measurements: list[Measurement] = []
+    with Progress("Reading", len(files), "files") as bar:
+        for file in files:
+            profiles = load_measurements(file, campaign, options.instrument, options.bank, options.two_theta)
+            for measurement in profiles:
+                try:
+                    _ = measurement.prepared
+                except PreprocessingError as error:
+                    raise IngestError(f"{measurement.profile.name}: {error}") from error
+            measurements += profiles
+            bar.advance()
+    return measurements
+
+
+def read_labels(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file with labels of measured profiles.
+
+    Raises
+    ------
+    IngestError
+        If the file cannot be read, or is not such a table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise IngestError(f"The labels {path} cannot be read: {error}.") from error
+    if "file" not in table:
+        raise IngestError(f"The labels {path} have no column 'file'; it has {list(table)}.")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas makes row names of additional values
+        raise IngestError(
+            f"The labels {path} have more values in a line than columns; is it a decimal comma?"
+        )
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def print_measurements(
+    records: Sequence[dict[str, object]], measurements: Sequence[Measurement]
+) -> None:
+    """Print a line for each stored profile, and the warnings."""
+    table = Table(box=None)
+    for heading in ("sample", "file", "bank", "run", "points", "covered", "calibration"):
+        table.add_column(heading)
+    for number, (record, measured) in enumerate(zip(records, measurements, strict=True)):
+        calibration = "none"
+        if measured.calibration is not None:
+            nominal = " (nominal)" * measured.nominal
+            calibration = f"difC {measured.calibration.difc:g}{nominal}"
+        table.add_row(
+            str(number),
+            escape(str(record["file"])),
+            str(record["bank"] or ""),
+            str(record["run"]),
+            f"{len(measured.profile.tof):,}",
+            f"{measured.gridded.covered.mean():.0%}",
+            calibration,
+        )
+    console.print(table)
+    for warning in dict.fromkeys(w for measured in measurements for w in measured.warnings):
+        say(f"[yellow]![/] {escape(warning)}")
