@@ -143,9 +143,8 @@ def _options(parameter: Parameter) -> Iterator[Parameter]:
     if not is_dataclass(parameter.annotation):
         yield parameter.replace(kind=Parameter.KEYWORD_ONLY)
         return
-    default = parameter.default
-    if default is Parameter.empty:
-        default = parameter.annotation()
+    group: Any = parameter.annotation
+    default = group() if parameter.default is Parameter.empty else parameter.default
     for option in _fields(parameter):
         yield from _options(option.replace(default=getattr(default, option.name)))
 
@@ -159,8 +158,8 @@ def _fields(parameter: Parameter) -> Iterator[Parameter]:
 def _collected(parameter: Parameter, values: dict[str, object]) -> object:
     if not is_dataclass(parameter.annotation):
         return values[parameter.name]
-    entries = {entry.name: _collected(entry, values) for entry in _fields(parameter)}
-    return parameter.annotation(**entries)  # type: ignore[operator]
+    group: Any = parameter.annotation
+    return group(**{entry.name: _collected(entry, values) for entry in _fields(parameter)})
 
 
 def command_line(

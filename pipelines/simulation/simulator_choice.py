@@ -319,7 +319,8 @@ def _on_every_worker(
     if client is None:
         yield function(*arguments)
         return
-    client.submit(function, *arguments, pure=False).result()
+    first = client.submit(function, *arguments, pure=False).result()
+    answered = False
     waiting = {
         address: client.submit(function, *arguments, workers=[address], pure=False)
         for address in client.scheduler_info(n_workers=-1)["workers"]
@@ -329,9 +330,12 @@ def _on_every_worker(
         for address in list(waiting):
             if waiting[address].done():
                 yield waiting.pop(address).result()
+                answered = True
             elif address not in alive:  # its successor is checked with its first block
                 del waiting[address]
         time.sleep(0.05)
+    if not answered:  # all of them were replaced meanwhile
+        yield first
 
 
 def _on_any_worker(

@@ -35,7 +35,9 @@ def read_measurements(
     measurements: list[Measurement] = []
     with Progress("Reading", len(files), "files") as bar:
         for file in files:
-            profiles = load_measurements(file, campaign, options.instrument, options.bank, options.two_theta)
+            profiles = load_measurements(
+                file, campaign, options.instrument, options.bank, options.two_theta
+            )
             for measurement in profiles:
                 try:
                     _ = measurement.prepared

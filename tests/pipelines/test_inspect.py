@@ -2,9 +2,7 @@
 
 import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,15 +133,3 @@ def test_no_store(command, tmp_path):
     assert code == 2
     assert "Make one with: python -m pipelines.simulate" in err
     assert not (tmp_path / "nothing").exists()
-
-
-def test_bare_package_lists_the_commands():
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    lines = done.stdout.splitlines()
-    for name in ("simulate", "inspect"):
-        (line,) = [line for line in lines if f"python -m pipelines.{name} " in line]
-        assert len(line.split(maxsplit=3)[3]) > 20
-    assert "pipelines.cli.console" not in done.stdout
