@@ -133,7 +133,12 @@ def test_command_line_on_a_local_cluster(tmp_path, undisturbed):
     assert (first.returncode, err) == (0, "")
     assert "Simulating: 20 of 20 patterns (100%)" in out
     assert "dashboard http://127.0.0.1:" in out
-    for expected in ("tiny-v1", "Cubic", "patterns", "pipelines.inspect tiny-v1 --png patterns.png --store"):
+    for expected in (
+        "tiny-v1",
+        "Cubic",
+        "patterns",
+        "pipelines.inspect tiny-v1 --png patterns.png --store",
+    ):
         assert expected in out
     assert "\x1b" not in out  # no control characters where there is no terminal
     assert open_snapshot("tiny-v1", store).attrs["content_hash"] == undisturbed(limit=20)
