@@ -44,7 +44,7 @@ def test_pages_load_nothing_from_other_machines(site):
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         sources = r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"?(https?:[^\" >]*)"
-        elsewhere = [s for s in re.findall(sources, text)]
+        elsewhere = re.findall(sources, text)
         assert not elsewhere, page
 
 
