@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import icechunk
 import numpy as np
@@ -30,13 +30,23 @@ from bragg_data.preprocessing import preprocessing
 from bragg_data.store.block_writer import COMPRESSOR
 from bragg_data.store.repository import DEFAULT_URI, open_snapshot
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.data.batches import Batch, Profiles, in_order, profiles_of, shuffled
+from bragg_models.data.batches import (
+    Balance,
+    Batch,
+    BatchSettings,
+    Profiles,
+    in_order,
+    profiles_of,
+    shuffled,
+)
 from bragg_models.data.cache import cached
 from bragg_models.networks.build import build
 from bragg_models.targets import targets_of
 from bragg_models.training import fit as training
-from bragg_models.training.fit import FitSettings, Validation, fit
+from bragg_models.training.fit import fit
 from bragg_models.training.inference import Samples
+from bragg_models.training.objectives import Validation
+from bragg_models.training.settings import Criteria, FitSettings, TrainingData
 
 app = typer.Typer(add_completion=False)
 
@@ -65,19 +75,17 @@ class InMemory(Profiles):
 
 def from_memory(
     profiles: Profiles,
-    wanted: np.ndarray,
-    batch_size: int,
+    selected: np.ndarray,
+    settings: BatchSettings,
     generator: np.random.Generator,
-    *,
-    samples: int | None = None,
-    **others: Any,
+    balance: Balance | None = None,
 ) -> Generator[Batch]:
     if not isinstance(profiles, InMemory):
-        yield from shuffled(profiles, wanted, batch_size, generator, samples=samples, **others)
+        yield from shuffled(profiles, selected, settings, generator, balance)
         return
-    order = generator.permutation(np.flatnonzero(wanted))[:samples]
-    for low in range(0, len(order), batch_size):
-        rows = order[low : low + batch_size]
+    order = generator.permutation(np.flatnonzero(selected))[: settings.samples]
+    for low in range(0, len(order), settings.batch_size):
+        rows = order[low : low + settings.batch_size]
         # Three to ten times as fast as indexing a tensor.
         yield Batch(np.take(profiles.prepared, rows, axis=0), rows)
 
@@ -131,10 +139,9 @@ def throughput(
                     network = Perceptron(**shape) if model == "perceptron" else build(model, shape)
                     task = Samples(sources[name], labels.phase, labels.cells)
                     began = time.process_time()
-                    (result,) = fit(
-                        network, targets, task, wanted, ~wanted, settings, seed=turn + 1,
-                        validate=no_validation,
-                    )  # fmt: skip
+                    data = TrainingData(targets, task, wanted, ~wanted)
+                    criteria = Criteria(validate=no_validation)
+                    (result,) = fit(network, data, settings, seed=turn + 1, criteria=criteria)
                     if turn >= 0:  # the one before only warms up
                         count = min(limit or len(wanted), int(wanted.sum()))
                         rates[name].append(count / result.seconds)
@@ -191,7 +198,8 @@ def train_once(
         if source == "cache":
             profiles = cached(profiles, Path(directory), f"{group} {rows}")
         task = Samples(profiles, phase, cells)
-        list(fit(network, targets, task, wanted, ~wanted, FitSettings(1, 512), seed=0))
+        data = TrainingData(targets, task, wanted, ~wanted)
+        list(fit(network, data, FitSettings(1, 512), seed=0))
     finally:
         done.set()
         watcher.join()

@@ -1,23 +1,20 @@
 """Profiles of a snapshot as batches: whole chunks read in the background, shuffled, balanced.
 
-Reading and preparing costs a fast network a part of its processors, in every epoch again. A
-:func:`cached` copy of the prepared profiles is mapped into memory instead of read.
+Reading and preparing takes processor time from a fast network in every epoch. A copy of the
+prepared profiles (:func:`bragg_models.data.cache.cached`) is mapped into memory instead.
 """
 
 from __future__ import annotations
 
 import math
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-Item = TypeVar("Item")
+from bragg_models.data.prefetch import prefetched
 
 
 class BatchError(ValueError):
@@ -33,11 +30,11 @@ class Profiles:
     intensity : dims (sample, tof)
         Lazy.
     rows_per_chunk
-        Reading anything but whole chunks decompresses the same chunk again and again.
+        Rows per stored chunk; whole chunks are read, each decompressed once.
     prepare
-        What is done to the profiles of each chunk, shape (n, points) to (n, m).
+        Preparation of the profiles of each chunk, from shape (n, points) to (n, m).
     prepared : shape (n, m)
-        All of them prepared, if they lie in memory or are mapped into it: read instead.
+        All prepared profiles, if they are in memory or mapped into it; read instead.
     """
 
     intensity: xr.DataArray
@@ -53,22 +50,22 @@ class Profiles:
         """Number of chunks."""
         return -(-len(self) // self.rows_per_chunk)
 
-    def chunks_with(self, wanted: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Return the numbers of the chunks that hold a wanted sample, in stored order."""
-        return np.unique(np.flatnonzero(wanted) // self.rows_per_chunk)
+    def chunks_with(self, selected: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Return the numbers of the chunks that hold a selected sample, in stored order."""
+        return np.unique(np.flatnonzero(selected) // self.rows_per_chunk)
 
-    def count(self, chunks: NDArray[np.intp], wanted: NDArray[np.bool_]) -> int:
-        """Return how many wanted samples some chunks hold."""
+    def count(self, chunks: NDArray[np.intp], selected: NDArray[np.bool_]) -> int:
+        """Return how many selected samples some chunks hold."""
         rows = self.rows_per_chunk
-        return sum(int(wanted[c * rows : (c + 1) * rows].sum()) for c in chunks)
+        return sum(int(selected[c * rows : (c + 1) * rows].sum()) for c in chunks)
 
     def read(
-        self, chunk: int, wanted: NDArray[np.bool_]
+        self, chunk: int, selected: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Return the prepared profiles of a chunk's wanted samples, and their row numbers."""
+        """Return the prepared profiles of a chunk's selected samples, and their row numbers."""
         low = chunk * self.rows_per_chunk
         rows = slice(low, low + self.rows_per_chunk)
-        inside = np.flatnonzero(wanted[rows])
+        inside = np.flatnonzero(selected[rows])
         if self.prepared is not None:
             values = self.prepared[rows]
             return values if len(inside) == len(values) else values[inside], inside + low
@@ -78,7 +75,7 @@ class Profiles:
         return np.ascontiguousarray(self.prepare(values), dtype=np.float32), inside + low
 
     def mapped(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Profiles:
-        """Return the profiles with one more thing done to them."""
+        """Return the profiles with a further function applied to them."""
         prepare = self.prepare
         return Profiles(
             self.intensity,
@@ -99,36 +96,36 @@ def profiles_of(
 
 @dataclass(frozen=True)
 class Joined(Profiles):
-    """The profiles of several data sets, one after the other; see :func:`joined`."""
+    """The profiles of several data sets, in sequence; see :func:`joined`."""
 
     parts: tuple[Profiles, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
-    def chunks_with(self, wanted: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Return the numbers of the chunks that hold a wanted sample, in stored order."""
+    def chunks_with(self, selected: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Return the numbers of the chunks that hold a selected sample, in stored order."""
         return np.concatenate(
-            [first + p.chunks_with(wanted[rows]) for p, first, rows in self._places()]
+            [first + p.chunks_with(selected[rows]) for p, first, rows in self._places()]
         )
 
-    def count(self, chunks: NDArray[np.intp], wanted: NDArray[np.bool_]) -> int:
-        """Return how many wanted samples some chunks hold."""
+    def count(self, chunks: NDArray[np.intp], selected: NDArray[np.bool_]) -> int:
+        """Return how many selected samples some chunks hold."""
         return sum(
-            p.count(chunks[(chunks >= first) & (chunks < first + p.chunks)] - first, wanted[rows])
+            p.count(chunks[(chunks >= first) & (chunks < first + p.chunks)] - first, selected[rows])
             for p, first, rows in self._places()
         )
 
     def read(
-        self, chunk: int, wanted: NDArray[np.bool_]
+        self, chunk: int, selected: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Return the prepared profiles of a chunk's wanted samples, and their row numbers."""
+        """Return the prepared profiles of a chunk's selected samples, and their row numbers."""
         part, first, rows = next(p for p in self._places() if chunk < p[1] + p[0].chunks)
-        values, own = part.read(chunk - first, wanted[rows])
-        return values, own + rows.start
+        values, numbers = part.read(chunk - first, selected[rows])
+        return values, numbers + rows.start
 
     def mapped(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Profiles:
-        """Return the profiles with one more thing done to them."""
+        """Return the profiles with a further function applied to them."""
         return joined([part.mapped(function) for part in self.parts])
 
     def _places(self) -> Iterator[tuple[Profiles, int, slice]]:
@@ -140,7 +137,7 @@ class Joined(Profiles):
 
 
 def joined(parts: Sequence[Profiles]) -> Profiles:
-    """Return the profiles of several data sets, one after the other."""
+    """Return the profiles of several data sets, in sequence."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
@@ -149,207 +146,228 @@ def joined(parts: Sequence[Profiles]) -> Profiles:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples: prepared profiles of shape (n, points), and row numbers of shape (n,)."""
+    """Samples: prepared profiles of shape (n, points), and row numbers of shape (n,)."""
 
     profiles: NDArray[np.float32]
     rows: NDArray[np.intp]
 
 
-def in_order(profiles: Profiles, wanted: NDArray[np.bool_]) -> Iterator[Batch]:
-    """Yield the wanted samples chunk by chunk, in stored order.
+def in_order(profiles: Profiles, selected: NDArray[np.bool_]) -> Iterator[Batch]:
+    """Yield the selected samples chunk by chunk, in stored order.
 
     Parameters
     ----------
     profiles
         What is read.
-    wanted : shape (n,)
+    selected : shape (n,)
         Which samples; chunks without any are not read.
     """
-    chunks = profiles.chunks_with(wanted)
-    with prefetched((Batch(*profiles.read(int(c), wanted)) for c in chunks), depth=2) as items:
+    chunks = profiles.chunks_with(selected)
+    with prefetched((Batch(*profiles.read(int(c), selected)) for c in chunks), depth=2) as items:
         yield from items
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """Size of batches and epochs.
+
+    Attributes
+    ----------
+    batch_size
+        Samples per batch. In an epoch without balance the last batch may be smaller.
+    buffer_chunks
+        Chunks in the shuffle buffer.
+    samples
+        Samples per epoch, by default the number of selected ones; with balance rounded up to whole
+        batches. No more buffers are read than needed; if fewer are selected, their chunks are
+        repeated in another order.
+    """
+
+    batch_size: int
+    buffer_chunks: int = 32
+    samples: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Balance:
+    """Composition of each batch by phase.
+
+    Within a buffer the samples of a phase are drawn without replacement until all were used, then
+    again: samples of a rare phase are repeated, some of a common one left out. The number of
+    batches of an epoch does not change.
+
+    Attributes
+    ----------
+    phase : shape (n,)
+        Phase of each sample.
+    shares : length n_phases
+        Share of each phase in a batch, on any scale.
+    """
+
+    phase: NDArray[np.integer]
+    shares: Sequence[float]
 
 
 def shuffled(
     profiles: Profiles,
-    wanted: NDArray[np.bool_],
-    batch_size: int,
+    selected: NDArray[np.bool_],
+    settings: BatchSettings,
     generator: np.random.Generator,
-    *,
-    phase: NDArray[np.integer] | None = None,
-    shares: Sequence[float] | None = None,
-    buffer_chunks: int = 32,
-    samples: int | None = None,
+    balance: Balance | None = None,
 ) -> Generator[Batch]:
     """Yield one epoch of shuffled batches.
 
-    Chunks are read in random order, some at a time into a buffer, while the buffer before is in
-    use; batches are drawn from all samples of the buffer. At most two buffers are in memory,
-    whatever the size of the data set. All draws are made in the caller's thread, so that they do
-    not depend on timing.
+    Chunks are read in random order, several at a time into a buffer, while the previous buffer is
+    in use; batches are drawn from all samples of a buffer. At most two buffers are in memory,
+    whatever the size of the data set. All random numbers are drawn in the caller's thread, so that
+    they do not depend on timing.
 
     Parameters
     ----------
     profiles
-        What is read.
-    wanted : shape (n,)
+        Profiles to read.
+    selected : shape (n,)
         Which samples to train on.
-    batch_size
-        Samples per batch. Without ``shares`` the last batch may be smaller.
+    settings
+        Size of batches and epochs.
     generator
-        Source of all random draws.
-    phase : shape (n,)
-        Phase of each sample; needed with ``shares``.
-    shares : length n_phases
-        Composition of each batch by phase. Within a buffer the samples of a phase are drawn
-        without replacement until all had their turn, then again: a rare phase repeats, of a common
-        one some are left out, and the epoch has as many batches as without. Without shares every
-        wanted sample comes exactly once.
-    buffer_chunks
-        Chunks per buffer.
-    samples
-        How many the epoch has, if not as many as are wanted; with ``shares`` rounded up to whole
-        batches. No more buffers are read than that takes; if the wanted samples are fewer, their
-        chunks come again in another order.
+        Source of all random numbers.
+    balance
+        Composition of the batches; by default every selected sample comes exactly once.
 
     Raises
     ------
     BatchError
-        If nothing is wanted, or no phase with a share has samples.
+        If nothing is selected, or no phase with a share has samples.
     """
-    chunks = generator.permutation(profiles.chunks_with(wanted))
+    chunks = generator.permutation(profiles.chunks_with(selected))
     if not len(chunks):
         raise BatchError("There is no sample to train on. Choose a larger part of the data set.")
-    present = int(wanted.sum())
-    left = present if samples is None else samples
-    turns = [chunks]
-    turns += [generator.permutation(chunks) for _ in range(-(-left // present) - 1)]
+    present = int(selected.sum())
+    remaining = present if settings.samples is None else settings.samples
+    rounds = [chunks]
+    rounds += [generator.permutation(chunks) for _ in range(-(-remaining // present) - 1)]
     groups = [
-        turn[low : low + buffer_chunks]
-        for turn in turns
-        for low in range(0, len(turn), buffer_chunks)
+        chunks_of_round[low : low + settings.buffer_chunks]
+        for chunks_of_round in rounds
+        for low in range(0, len(chunks_of_round), settings.buffer_chunks)
     ]
-    enough = np.cumsum([profiles.count(group, wanted) for group in groups]) >= left
+    enough = np.cumsum([profiles.count(group, selected) for group in groups]) >= remaining
     groups = groups[: int(enough.argmax()) + 1]
-    buffers = (_read_together(profiles, group, wanted) for group in groups)
+    buffers = (_read_together(profiles, group, selected) for group in groups)
+    size = settings.batch_size
     with prefetched(buffers, depth=1) as items:
-        if shares is None:
-            batches = _complete(items, batch_size, generator)
+        if balance is None:
+            batches = _complete(items, size, generator)
         else:
-            if phase is None:
-                raise BatchError("Balanced batches need the phase of each sample.")
-            left = -(-left // batch_size) * batch_size
-            batches = _balanced(items, batch_size, generator, phase, np.asarray(shares, float))
+            remaining = -(-remaining // size) * size
+            batches = _balanced(items, size, generator, balance)
         for batch in batches:
-            yield (
-                batch
-                if len(batch.rows) <= left
-                else Batch(batch.profiles[:left], batch.rows[:left])
-            )
-            left -= len(batch.rows)
-            if left <= 0:
+            if len(batch.rows) <= remaining:
+                yield batch
+            else:
+                yield Batch(batch.profiles[:remaining], batch.rows[:remaining])
+            remaining -= len(batch.rows)
+            if remaining <= 0:
                 return
 
 
 @dataclass(frozen=True)
 class _Buffer:
-    """Samples to draw from: profiles, where in them each sample is, and its row number."""
+    """Samples to draw from: profiles, the index of each sample in them, and its row number."""
 
     profiles: NDArray[np.float32]
-    at: NDArray[np.intp] | None
+    index: NDArray[np.intp] | None
     rows: NDArray[np.intp]
 
-    def take(self, some: NDArray[np.intp]) -> Batch:
-        at = some if self.at is None else self.at[some]
-        return Batch(np.take(self.profiles, at, axis=0), self.rows[some])
+    def take(self, chosen: NDArray[np.intp]) -> Batch:
+        index = chosen if self.index is None else self.index[chosen]
+        return Batch(np.take(self.profiles, index, axis=0), self.rows[chosen])
 
 
 def _read_together(
-    profiles: Profiles, chunks: NDArray[np.intp], wanted: NDArray[np.bool_]
+    profiles: Profiles, chunks: NDArray[np.intp], selected: NDArray[np.bool_]
 ) -> _Buffer:
     per_chunk = profiles.rows_per_chunk
     if profiles.prepared is not None:
-        # Nothing is copied, but here, in the background, every page is read if it is not yet.
+        # Nothing is copied, but every page is read here, in the background, if it is not yet.
         parts = []
         for chunk in chunks:
             low = chunk * per_chunk
             profiles.prepared[low : low + per_chunk].reshape(-1)[::1024].sum()
-            parts.append(np.flatnonzero(wanted[low : low + per_chunk]) + low)
+            parts.append(np.flatnonzero(selected[low : low + per_chunk]) + low)
         rows = np.concatenate(parts)
         return _Buffer(profiles.prepared, rows, rows)
-    count = profiles.count(chunks, wanted)
-    together: NDArray[np.float32] | None = None
+    count = profiles.count(chunks, selected)
+    values, rows = profiles.read(int(chunks[0]), selected)
+    # Filled in place: concatenating the parts afterwards would take twice the memory.
+    together = np.empty((count, values.shape[1]), dtype=np.float32)
     row_numbers = np.empty(count, dtype=np.intp)
     filled = 0
-    for chunk in chunks:
-        values, rows = profiles.read(int(chunk), wanted)
-        if together is None:
-            # Filled in place: joining the parts afterwards would take twice the memory.
-            together = np.empty((count, values.shape[1]), dtype=np.float32)
+    for number, chunk in enumerate(chunks):
+        if number:
+            values, rows = profiles.read(int(chunk), selected)
         together[filled : filled + len(rows)] = values
         row_numbers[filled : filled + len(rows)] = rows
         filled += len(rows)
-    assert together is not None  # there is at least one chunk
     return _Buffer(together, None, row_numbers)
 
 
 def _complete(
     buffers: Iterable[_Buffer], batch_size: int, generator: np.random.Generator
 ) -> Iterator[Batch]:
-    left: Batch | None = None
+    rest: Batch | None = None
     for buffer in buffers:
         order = generator.permutation(len(buffer.rows))
         start = 0
-        if left is not None:
-            start = batch_size - len(left.rows)
+        if rest is not None:
+            start = batch_size - len(rest.rows)
             first = buffer.take(order[:start])
-            left = Batch(
-                np.concatenate([left.profiles, first.profiles]),
-                np.concatenate([left.rows, first.rows]),
+            rest = Batch(
+                np.concatenate([rest.profiles, first.profiles]),
+                np.concatenate([rest.rows, first.rows]),
             )
-            if len(left.rows) < batch_size:
+            if len(rest.rows) < batch_size:
                 continue
-            yield left
-            left = None
+            yield rest
+            rest = None
         for low in range(start, len(order), batch_size):
             batch = buffer.take(order[low : low + batch_size])
             if len(batch.rows) < batch_size:
-                left = batch
+                rest = batch
             else:
                 yield batch
-    if left is not None:
-        yield left
+    if rest is not None:
+        yield rest
 
 
 def _balanced(
-    buffers: Iterable[_Buffer],
-    batch_size: int,
-    generator: np.random.Generator,
-    phase: NDArray[np.integer],
-    shares: NDArray[np.float64],
+    buffers: Iterable[_Buffer], batch_size: int, generator: np.random.Generator, balance: Balance
 ) -> Iterator[Batch]:
-    owed = 1.0  # so that even less than a batch of samples makes one
+    shares = np.asarray(balance.shares, dtype=np.float64)
+    due = 1.0  # batches; from one on, so that even less than a batch of samples makes one
     for buffer in buffers:
-        of_phase = [np.flatnonzero(phase[buffer.rows] == code) for code in range(len(shares))]
-        here = np.where([len(rows) > 0 for rows in of_phase], shares, 0.0)
-        if not here.sum():
+        phase = balance.phase[buffer.rows]
+        rows_by_phase = [np.flatnonzero(phase == code) for code in range(len(shares))]
+        present = np.where([len(rows) > 0 for rows in rows_by_phase], shares, 0.0)
+        if not present.sum():
             raise BatchError("No sample to train on belongs to a phase that has a share.")
-        counts = _largest_remainder(here / here.sum(), batch_size)
-        owed += len(buffer.rows) / batch_size
-        batches = max(math.ceil(owed) - 1, 0)
-        owed -= batches
-        turns = [
-            _in_turns(rows, batches * count, generator)
-            for rows, count in zip(of_phase, counts, strict=True)
+        counts = _largest_remainder(present / present.sum(), batch_size)
+        due += len(buffer.rows) / batch_size
+        batches = max(math.ceil(due) - 1, 0)
+        due -= batches
+        orders = [
+            _repeated_permutations(rows, batches * count, generator)
+            for rows, count in zip(rows_by_phase, counts, strict=True)
         ]
         for number in range(batches):
-            some = np.concatenate(
-                [t[number * n : (number + 1) * n] for t, n in zip(turns, counts, strict=True)]
+            chosen = np.concatenate(
+                [o[number * n : (number + 1) * n] for o, n in zip(orders, counts, strict=True)]
             )
-            yield buffer.take(some)
+            yield buffer.take(chosen)
 
 
-def _in_turns(
+def _repeated_permutations(
     rows: NDArray[np.intp], count: int, generator: np.random.Generator
 ) -> NDArray[np.intp]:
     if count == 0:
@@ -360,58 +378,6 @@ def _in_turns(
 def _largest_remainder(shares: NDArray[np.float64], total: int) -> list[int]:
     exact = shares * total
     counts = np.floor(exact).astype(int)
-    most_owed = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
-    counts[most_owed] += 1
+    largest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
+    counts[largest] += 1
     return [int(count) for count in counts]
-
-
-class prefetched(Generic[Item]):  # noqa: N801 - used like a function
-    """Compute the items of an iterable in a background thread, a few ahead.
-
-    A context manager that gives an iterator. No more than ``depth`` items are computed, or being
-    computed, before they are asked for. An exception of the iterable is raised where its item
-    would have been. Leaving the context ends the thread.
-    """
-
-    def __init__(self, iterable: Iterable[Item], depth: int) -> None:
-        self._iterable = iterable
-        self._ready: queue.SimpleQueue[tuple[bool, Item | BaseException | None]]
-        self._ready = queue.SimpleQueue()
-        self._permits = threading.Semaphore(depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._produce, daemon=True)
-
-    def __enter__(self) -> Iterator[Item]:
-        self._thread.start()
-        return self._consume()
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._permits.release()
-        self._thread.join()
-
-    def _produce(self) -> None:
-        try:
-            iterator = iter(self._iterable)
-            while True:
-                self._permits.acquire()
-                if self._stopped.is_set():
-                    return
-                item = next(iterator)
-                self._ready.put((True, item))
-                del item  # the queue alone keeps it, so that it is freed once used
-        except StopIteration:
-            self._ready.put((False, None))
-        except BaseException as error:  # raised again in the caller's thread
-            self._ready.put((False, error))
-
-    def _consume(self) -> Iterator[Item]:
-        while True:
-            is_item, value = self._ready.get()
-            if not is_item:
-                if value is not None:
-                    raise value  # type: ignore[misc]
-                return
-            self._permits.release()
-            yield value  # type: ignore[misc]
-            del value

@@ -1,6 +1,6 @@
-"""A copy of prepared profiles that is mapped into memory: a cache, made again when it is gone.
+"""A cache of prepared profiles that is mapped into memory, and rebuilt when it is missing.
 
-Reading and preparing costs a fast network a part of its processors, in every epoch again.
+Reading and preparing takes processor time from a fast network in every epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SAMPLED = 8  # blocks of a cache that are checked whenever it is opened
 
 
 class CacheError(OSError):
-    """A cache that cannot be made here; the profiles themselves can still be read."""
+    """A cache that cannot be built here; the profiles themselves can still be read."""
 
 
 def cached(
@@ -38,24 +38,23 @@ def cached(
 ) -> Profiles:
     """Return the same prepared profiles, from a file that is mapped into memory.
 
-    The file is made if there is none of this key, or if what is there is incomplete or damaged,
-    by one process at a time, with a few chunks in memory. It can be deleted at any time. Batches
-    of it are those of the profiles themselves to the last bit.
+    The file is built if there is none of this key, or if it is incomplete or damaged, by one
+    process at a time, with a few chunks in memory. It can be deleted at any time. Its batches are
+    those of the profiles themselves to the last bit.
 
     Parameters
     ----------
     profiles
-        What is copied.
+        Profiles to copy.
     directory
-        Where the file is kept, made if it is missing: ``<hash of the key>.npy``, and beside it a
-        JSON file with the key and the SHA-256 of each chunk.
+        Directory of the file, created if it is missing: ``<hash of the key>.npy``, with a JSON file
+        of the key and the SHA-256 of each chunk.
     key
-        Names the content: that of the data set, and what prepares it. Other content needs another
-        key.
+        Identifies the content: the data set and its preparation. Other content needs another key.
     on_chunk
         Called with the number of profiles of every chunk that is written.
     verify
-        Compare all chunks with their SHA-256, not a few.
+        Compare all chunks with their SHA-256, not only a few.
 
     Raises
     ------
@@ -97,7 +96,7 @@ def cached(
 
 
 def _opened(path: Path, key: str, profiles: Profiles, verify: bool) -> NDArray[np.float32] | None:
-    """Map a cache that is complete, of this key, and undamaged as far as is checked."""
+    """Map a cache that is complete, of this key, and undamaged as far as it is checked."""
     per_chunk = profiles.rows_per_chunk
     try:
         about = json.loads(path.with_suffix(".json").read_text())
@@ -113,7 +112,7 @@ def _opened(path: Path, key: str, profiles: Profiles, verify: bool) -> NDArray[n
             or len(hashes) != -(-len(values) // per_chunk)
         ):
             return None
-    except (FileNotFoundError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
     checked = np.arange(len(hashes))
     if not verify:

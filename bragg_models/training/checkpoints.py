@@ -1,10 +1,10 @@
-"""The state of a training on disk: weights, the best ones, the optimizer, and what it came to."""
+"""The state of a training on disk: weights, the best weights, optimizer state, and metadata."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+_METADATA = "about"  # its name in the files
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is damaged, or of another training."""
@@ -21,12 +23,22 @@ class CheckpointError(RuntimeError):
 
 def save(
     path: Path,
-    about: dict[str, Any],
+    metadata: Mapping[str, object],
     network: nn.Module,
-    best: dict[str, Tensor],
+    best: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write a checkpoint so that the file is the old one or the new one, whatever happens."""
+    """Write a checkpoint atomically: the file is always the old or the new one.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    metadata
+        Plain JSON values; ``of`` identifies the training.
+    network, best, optimizer
+        The present weights, the best weights, and the optimizer's state.
+    """
     tensors = {f"now/{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best.items()}
     for name, parameter in network.named_parameters():
@@ -37,7 +49,7 @@ def save(
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
         partial,
-        {"about": json.dumps(about, default=float)},
+        {_METADATA: json.dumps(metadata, default=float)},
     )
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
@@ -45,20 +57,25 @@ def save(
 
 
 def restore(
-    path: Path, own: dict[str, str], network: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Set weights and optimizer; return the best weights, and what was written about them.
+    path: Path,
+    identity: Mapping[str, str],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Set the weights and the optimizer's state; return the best weights and the metadata.
 
     Raises
     ------
     CheckpointError
-        If the file is damaged, or what it says it is of (``about["of"]``) differs from ``own``.
+        If the file is damaged, or the training in its metadata differs from ``identity``.
     """
-    with _checkpoint(path) as (about, file):
-        if other := [name for name in own if about["of"].get(name) != own[name]]:
+    with _checkpoint(path) as (metadata, file):
+        differing = [name for name in identity if metadata["of"].get(name) != identity[name]]
+        if differing:
             raise CheckpointError(
                 f"The checkpoint {path} is of another training, which differs in "
-                f"{' and '.join(other)}. Continue it as it was started, or delete it to start anew."
+                f"{' and '.join(differing)}. Continue it as it was started, or delete it to start "
+                f"again."
             )
         state = network.state_dict()
         best = {name: file.get_tensor(f"best/{name}") for name in state}
@@ -68,31 +85,31 @@ def restore(
             key, _, name = entry.partition("/")
             if key not in ("now", "best"):
                 value, parameter = file.get_tensor(entry), parameters[name]
-                # In the memory layout of the weights, which the optimizer takes for granted.
+                # In the memory layout of the weights, which the optimizer expects.
                 like = parameter if value.shape == parameter.shape else value
                 empty = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
                 optimizer.state[parameter][key] = empty.detach().copy_(value)
-        return best, about
+        return best, metadata
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """Return what was written about a checkpoint.
+def read_metadata(path: Path) -> Mapping[str, Any]:
+    """Return the metadata of a checkpoint.
 
     Raises
     ------
     CheckpointError
         If it is damaged.
     """
-    with _checkpoint(path) as (about, _):
-        return about
+    with _checkpoint(path) as (metadata, _):
+        return metadata
 
 
 @contextmanager
-def _checkpoint(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+def _checkpoint(path: Path) -> Iterator[tuple[Mapping[str, Any], Any]]:
     try:
         with safe_open(path, "pt") as file:
-            yield json.loads(file.metadata()["about"]), file
+            yield json.loads(file.metadata()[_METADATA]), file
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"The checkpoint {path} cannot be read ({error}). Delete it to start anew."
+            f"The checkpoint {path} cannot be read ({error}). Delete it to start again."
         ) from error

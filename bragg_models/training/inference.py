@@ -1,4 +1,4 @@
-"""Answers of networks, batch by batch, and how wrong they are on the samples of a data set."""
+"""Outputs of networks, batch by batch, and their errors on the samples of a data set."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bragg_models.targets import Targets
 
 
 class InferenceError(ValueError):
-    """Samples that nothing can be asked about."""
+    """Samples on which no network can be evaluated."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A data set as training sees it: lazy profiles and their labels.
+    """A data set for training: lazy profiles and their labels.
 
     Attributes
     ----------
@@ -42,26 +42,21 @@ def evaluate(
     network: nn.Module,
     targets: Targets,
     samples: Samples,
-    wanted: NDArray[np.bool_],
+    selected: NDArray[np.bool_],
     device: torch.device | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Errors:
-    """Return the errors of a network on the wanted samples, shape (n,), as sums.
+    """Return the errors of a network on the selected samples, shape (n,), as sums.
 
     ``on_batch`` is called with the number of samples of every chunk that is done.
     """
     total: Errors | None = None
-    for batch in in_order(samples.profiles, wanted):
+    for batch in in_order(samples.profiles, selected):
         probabilities, values = outputs(network, batch.profiles, device)
         phase = probabilities.argmax(axis=1)
-        some = errors(
-            targets,
-            samples.phase[batch.rows],
-            samples.cells[batch.rows],
-            phase,
-            targets.decode(values, phase),
-        )
-        total = some if total is None else total + some
+        cells = targets.decode(values, phase)
+        part = errors(targets, samples.phase[batch.rows], samples.cells[batch.rows], phase, cells)
+        total = part if total is None else total + part
         if on_batch is not None:
             on_batch(len(batch.rows))
     if total is None:
@@ -72,7 +67,7 @@ def evaluate(
 def transformed(
     network: nn.Module, profiles: NDArray[np.float32], device: torch.device, batch_size: int = 128
 ) -> NDArray[np.float32]:
-    """Return what a network makes of prepared profiles, shape (n, m).
+    """Return the features of prepared profiles, shape (n, m).
 
     Parameters
     ----------
@@ -89,8 +84,8 @@ def transformed(
     parts = []
     with torch.inference_mode():
         for low in range(0, len(profiles), batch_size):
-            some = torch.from_numpy(np.ascontiguousarray(profiles[low : low + batch_size]))
-            parts.append(network(some.to(device)).cpu().numpy())
+            batch = torch.from_numpy(np.ascontiguousarray(profiles[low : low + batch_size]))
+            parts.append(network(batch.to(device)).cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -106,16 +101,16 @@ def outputs(
     Parameters
     ----------
     network
-        Gives logits and scaled parameters.
+        With logits and scaled parameters as outputs.
     profiles : shape (n, points)
         Prepared.
     device
         Where the network is.
     batch_size
-        Profiles at a time; left out, the ``batch_size`` of the network, or 128: small
-        batches stay in a processor's cache.
+        Profiles at a time; by default the ``batch_size`` of the network, or 128: small batches
+        stay in a processor's cache.
     phase : shape (n,)
-        For networks that are told the phase: their second argument.
+        Known phases: the second argument of the network.
 
     Returns
     -------
@@ -127,11 +122,11 @@ def outputs(
     parts = []
     with torch.inference_mode():
         for low in range(0, len(profiles), batch_size):
-            some = torch.from_numpy(profiles[low : low + batch_size]).to(device)
+            batch = torch.from_numpy(profiles[low : low + batch_size]).to(device)
             if phase is None:
-                logits, values = network(some)
+                logits, values = network(batch)
             else:
-                told = np.asarray(phase[low : low + batch_size], dtype=np.int64)
-                logits, values = network(some, torch.from_numpy(told).to(device))
+                known = np.asarray(phase[low : low + batch_size], dtype=np.int64)
+                logits, values = network(batch, torch.from_numpy(known).to(device))
             parts.append((logits.softmax(dim=1).cpu().numpy(), values.cpu().numpy()))
     return np.concatenate([p for p, _ in parts]), np.concatenate([v for _, v in parts])

@@ -18,7 +18,7 @@ from bragg_data.store.schema import campaign_of
 from bragg_models.data.batches import in_order, profiles_of
 from bragg_models.metrics import errors, squared_errors, summary
 from bragg_models.predictors import Predictor
-from bragg_models.training.fit import EpochResult
+from bragg_models.training.settings import EpochResult
 from catalog.tracking import Run
 from pipelines.cli.console import say
 from pipelines.evaluation.scoring import answered, in_batches

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bragg_models.training.fit import FitSettings
+from bragg_models.training.settings import FitSettings
 from pipelines.training.forests import FOREST_PRESETS
 
 

@@ -31,18 +31,23 @@ from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
 from bragg_models.networks.robust import Robust, calibrate, concatenate_fits
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
-from bragg_models.training.fit import (
-    EpochResult,
-    FitSettings,
-    Labelled,
+from bragg_models.training.fit import fit
+from bragg_models.training.inference import Samples, outputs, transformed
+from bragg_models.training.objectives import (
+    LabelledBatch,
     Objective,
-    Step,
     Validation,
-    fit,
     full_precision,
     paper_score,
 )
-from bragg_models.training.inference import Samples, outputs, transformed
+from bragg_models.training.settings import (
+    Criteria,
+    EpochResult,
+    Execution,
+    FitSettings,
+    Step,
+    TrainingData,
+)
 from catalog import features
 from catalog.tracking import Run
 from pipelines.cli.console import Progress, duration, say
@@ -429,12 +434,17 @@ def _stage(
                 step.samples, f"epoch {step.epoch} of {settings.epochs}, loss {step.loss:.2g}"
             )
 
-        for result in fit(
-            network, task.targets, samples, training, validation, settings, seed=task.seed,
-            device=task.device, max_seconds=preset.max_seconds, on_step=on_step,
-            objective=objective, validate=validate, score=score,
+        data = TrainingData(task.targets, samples, training, validation)
+        execution = Execution(
+            device=task.device,
+            max_seconds=preset.max_seconds,
             checkpoint=task.checkpoints / f"{name}.safetensors",
-        ):  # fmt: skip
+            on_step=on_step,
+        )
+        criteria = Criteria(objective, validate, score)
+        for result in fit(
+            network, data, settings, seed=task.seed, criteria=criteria, execution=execution
+        ):
             history.append(result)
             if not result.restored:
                 task.run.log_metrics(
@@ -469,7 +479,7 @@ def _told(name: str, result: EpochResult) -> str:
 # ---- objectives and scores ---------------------------------------------------------------------
 
 
-def _classify(network: nn.Module, batch: Labelled, _: torch.Generator) -> dict[str, Tensor]:
+def _classify(network: nn.Module, batch: LabelledBatch, _: torch.Generator) -> dict[str, Tensor]:
     logits, _values = network(batch.profiles)
     with full_precision(batch):
         loss = nn.functional.cross_entropy(logits.float(), batch.phase)
@@ -477,7 +487,9 @@ def _classify(network: nn.Module, batch: Labelled, _: torch.Generator) -> dict[s
 
 
 def _regress(columns: Tensor) -> Objective:
-    def objective(network: nn.Module, batch: Labelled, _: torch.Generator) -> dict[str, Tensor]:
+    def objective(
+        network: nn.Module, batch: LabelledBatch, _: torch.Generator
+    ) -> dict[str, Tensor]:
         found = network(batch.profiles)
         with full_precision(batch):
             loss = ((found.float() - batch.values[:, columns]) ** 2).mean()
@@ -486,7 +498,7 @@ def _regress(columns: Tensor) -> Objective:
     return objective
 
 
-def _reconstruct(network: nn.Module, batch: Labelled, _: torch.Generator) -> dict[str, Tensor]:
+def _reconstruct(network: nn.Module, batch: LabelledBatch, _: torch.Generator) -> dict[str, Tensor]:
     found = network(batch.profiles)
     with full_precision(batch):
         loss = (found.float() - batch.profiles).abs().mean()
@@ -496,7 +508,9 @@ def _reconstruct(network: nn.Module, batch: Labelled, _: torch.Generator) -> dic
 def _integer_objective(regression_weight: float) -> Objective:
     """Return the paper's other way: the class as an integer, by the squared error as well."""
 
-    def objective(network: nn.Module, batch: Labelled, _: torch.Generator) -> dict[str, Tensor]:
+    def objective(
+        network: nn.Module, batch: LabelledBatch, _: torch.Generator
+    ) -> dict[str, Tensor]:
         code, found = network.raw_outputs(batch.profiles)  # type: ignore[operator]
         with full_precision(batch):
             mask = batch.free.float()

@@ -27,7 +27,7 @@ from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import joined, profiles_of
 from bragg_models.predictors import Predictor
 from bragg_models.targets import targets_of
-from bragg_models.training.fit import choose_device
+from bragg_models.training.devices import choose_device
 from bragg_models.training.inference import Samples
 from catalog import registry
 from catalog.experiment_view import configure_experiment
