@@ -1,1 +1,19 @@
 """Crystallography, simulation and the versioned store of labelled Bragg profiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bragg_data.store.repository import open_snapshot
+
+__all__ = ["open_snapshot"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the store with the first use of it: workers, which do without, start faster."""
+    if name == "open_snapshot":
+        from bragg_data.store.repository import open_snapshot
+
+        return open_snapshot
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

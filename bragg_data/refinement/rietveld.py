@@ -16,7 +16,6 @@ Phases are compared by a penalised criterion that knows that more parameters fit
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from threadpoolctl import ThreadpoolController
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError
 from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.operating_system import available_cores
 from bragg_data.refinement.linear_fit import (
     BACKGROUND_TERMS,
     PatternFit,
@@ -344,7 +344,7 @@ class _State:
 
 def _threads() -> int:
     # A pattern is a few large matrices that pass through one core.
-    return min(len(os.sched_getaffinity(0)), 4)
+    return min(available_cores(), 4)
 
 
 def _chi2_of(state: _State) -> float:

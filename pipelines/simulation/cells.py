@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 
 from bragg_data.campaign import Samples, read_cells
+from bragg_data.operating_system import reserve_space
 from bragg_data.provenance import code_commit
 from bragg_data.simulation import kinematic
 from bragg_data.simulation.gsas2 import PatternsError
@@ -65,7 +66,7 @@ def simulate_cells(cells: Path, out: Path, job: SimulationJob) -> int:
         with storage_errors(f"writing {out}"):
             # HDF5 can crash where a disk fills: see first whether there is room.
             with partial.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                reserve_space(file, size)
             dataset.to_netcdf(partial, engine="h5netcdf")
             with (
                 h5netcdf.File(partial, "r+") as netcdf,

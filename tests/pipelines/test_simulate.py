@@ -483,6 +483,15 @@ def test_cells_become_a_netcdf_file(tmp_path, command, cells):
         assert (dataset.intensity.max("tof") > 100 * dataset.intensity.min("tof")).all()
 
 
+def test_cells_become_a_netcdf_file_on_macos(tmp_path, command, cells, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    toml = write_campaign(tmp_path, rows=2)
+    code, _, err = command("--campaign", toml, "--cells", cells, "--out", tmp_path / "patterns.nc")
+    assert (code, err) == (0, "")
+    with xr.open_dataset(tmp_path / "patterns.nc", engine="h5netcdf") as dataset:
+        assert np.isfinite(dataset.intensity.values).all()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
