@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+N ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check docs ui clean
+.PHONY: help setup run quick test check docs ui clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -24,8 +25,11 @@ setup: $(STAMP)  ## make the virtual environment and install the pinned dependen
 run: $(STAMP)  ## simulate the whole campaign, train and register a first model, predict the examples
 	$(BIN)/python -m pipelines.run
 
-test: $(STAMP) check  ## check the code and pass the tests
-	$(BIN)/python -m pytest
+quick: $(STAMP) check  ## check the code and pass the fast tests: a minute
+	$(BIN)/python -m pytest -n $(N) -q -m "not (slow or training or cluster or slurm or postgresql or gsas2)"
+
+test: $(STAMP) check  ## check the code and pass all tests, in two processes (make test N=8: in eight)
+	$(BIN)/python -m pytest -n $(N) $(PYTEST_OPTIONS)
 
 check: $(STAMP)  ## format, lint, types, arrows and spelling
 	$(BIN)/ruff format --check .

@@ -7,10 +7,12 @@ that need them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,33 @@ ROOT = Path(__file__).parents[1]
 TEST_CLUSTER = ROOT / "deploy" / "slurm" / "test_cluster"
 
 BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+
+MARKER_OF_FIXTURE = {"slurm": "slurm", "bench": "training", "empty_bench": "training"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures that they use, and share them out among processes.
+
+    A module stays in one process, which has its fixtures; all that use SLURM share one cluster.
+    The modules with most slow tests begin, so that no process ends long after the others.
+    """
+    slow: Counter[Path] = Counter()
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARKER_OF_FIXTURE:
+                item.add_marker(MARKER_OF_FIXTURE[fixture])
+        together = "slurm" if item.get_closest_marker("slurm") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(together))
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty working directory: the commands' defaults, data/…, stay out of the project's."""
+    with contextlib.chdir(tmp_path_factory.mktemp("working")):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,7 @@ def test_the_picture_shows_best_and_worst(tmp_path):
     assert imread(tmp_path / "found.png").shape == (1200, 1500, 4)
 
 
+@pytest.mark.cluster
 def test_without_gsas2_it_is_one_sentence(tmp_path, monkeypatch, capsys):
     toml, png = write_campaign(tmp_path), tmp_path / "found.png"
     nowhere = tmp_path / "nowhere"

@@ -17,6 +17,8 @@ import pytest
 
 from bragg_data.store.repository import open_snapshot
 
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
 EXAMPLES = Path(__file__).parents[2] / "pipelines" / "examples"
 
 

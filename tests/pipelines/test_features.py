@@ -30,6 +30,8 @@ from pipelines.registry.feature_views import RegisteredModel, features_of, mater
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
+pytestmark = pytest.mark.cluster
+
 # Those of measured data sets are tested with these.
 PURE = [key for key, view in VIEWS.items() if view.virtual and view.inputs == ("intensity",)]
 NETWORKS = [key for key, view in VIEWS.items() if view.model]

@@ -74,6 +74,7 @@ def test_it_looks_like_a_simulated_one_and_keeps_what_was_read(store: Store) -> 
         assert (kept.bank, kept.title, kept.header) == (read.bank, read.title, read.header)
 
 
+@pytest.mark.cluster
 def test_the_view_is_what_a_model_is_asked_about_to_the_last_bit(store: Store) -> None:
     dataset = store.open("mine-v1")
     view = VIEWS["measured_aligned@1"]

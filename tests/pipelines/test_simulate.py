@@ -32,7 +32,7 @@ from tests.tiny_campaign import tiny_campaign, write_campaign
 PROJECT = Path(__file__).parents[2]
 KINEMATIC = ("--simulator", "kinematic")
 CALM = pytest.mark.filterwarnings("ignore:Peaks of this instrument are narrow")
-pytestmark = CALM
+pytestmark = [CALM, pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")

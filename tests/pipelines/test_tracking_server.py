@@ -32,6 +32,8 @@ from tests.servers import free_port, serving
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
+pytestmark = pytest.mark.slow
+
 WRITERS, RUNS, METRICS = 16, 3, 5
 NO_POSTGRESQL = "needs PostgreSQL's own programs (initdb, pg_ctl, pg_dump)"
 
@@ -98,7 +100,9 @@ def database(server: str, name: str) -> str:
     return f"{server}/{name}"
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(
+    scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+)
 def backends(request: pytest.FixtureRequest) -> Iterator[Iterator[str | None]]:
     """One new, empty backend after the other."""
     with ExitStack() as stack:

@@ -29,6 +29,8 @@ from pipelines.registry.registration import load_version
 from pipelines.training import presets
 from pipelines.training.presets import TrainError
 
+pytestmark = pytest.mark.training
+
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other
 
 

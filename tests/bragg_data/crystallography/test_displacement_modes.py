@@ -67,6 +67,7 @@ def test_displaced_atoms_keep_the_space_group(campaign: Campaign) -> None:
                 assert apart.min() < 1e-9
 
 
+@pytest.mark.slow
 def test_the_simulator_displaces_atoms(campaign: Campaign) -> None:
     c = campaign
     simulator = Simulator(

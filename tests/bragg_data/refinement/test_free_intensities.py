@@ -70,6 +70,7 @@ def structure_and_lattice(
     return fits, refine_lattices(campaign, gridded, [(fit.phase, fit.cell) for fit in fits])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("structure", "phase"), [(ZIRCONATE, 1), (CHLORIDE, 0)])
 def test_a_lattice_is_found_whatever_atoms_are_in_it(structure: Structure, phase: int) -> None:
     fits, lattices = structure_and_lattice(measured(structure))
@@ -90,6 +91,7 @@ def test_a_lattice_is_found_whatever_atoms_are_in_it(structure: Structure, phase
     assert "another compound with such a lattice" in told["reasons"][0]
 
 
+@pytest.mark.slow
 def test_another_lattice_is_none_of_these() -> None:
     fits, lattices = structure_and_lattice(measured(SILICON))
     assert not explains(fits[0])

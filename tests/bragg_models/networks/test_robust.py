@@ -186,6 +186,7 @@ def test_versions_for_measured_profiles_are_compared_on_pinned_draws(
     own_bench.tracking.client.delete_model_version(version.name, str(copied.version))
 
 
+@pytest.mark.slow
 def test_it_is_tried_on_fresh_draws(own_bench: Bench, predictor: Predictor, tmp_path: Path) -> None:
     """Through the command line: how sure it is, what it refuses, where refinements end."""
     (version,) = own_bench.versions("robust")

@@ -24,6 +24,8 @@ from pipelines.cluster.client import open_client
 from pipelines.cluster.options import ClusterError, SlurmOptions
 from tests.conftest import TEST_CLUSTER
 
+pytestmark = pytest.mark.cluster
+
 
 def blas_threads() -> list[int]:
     np.ones((64, 64)) @ np.ones((64, 64))

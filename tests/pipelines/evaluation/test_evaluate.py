@@ -29,6 +29,8 @@ from pipelines.evaluation.summary import Report
 from pipelines.evaluation.tables import Score, class_conditional_sheet, number, with_interval
 from pipelines.registry.registration import load_version
 
+pytestmark = pytest.mark.training
+
 TAG = "small-v1"
 
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other

@@ -234,6 +234,7 @@ def folder(noisy_file: Path) -> Path:
     return folder
 
 
+@pytest.mark.cluster
 def test_a_folder_is_answered_and_a_bad_file_keeps_no_other_from_it(
     tracking: Tracking, folder: Path
 ) -> None:
@@ -292,15 +293,19 @@ def test_a_table_for_spreadsheets_and_a_picture(
         ask(tracking, tmp_path / "empty")
 
 
-def test_of_many_answers_each_gets_a_line(tracking: Tracking, noisy_file: Path) -> None:
+def test_of_many_answers_each_gets_a_line(
+    tracking: Tracking, noisy_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(noisy_file.parent)  # a long path would be wrapped
     result = CliRunner().invoke(
-        predict.app, [*[str(noisy_file)] * 13, "--no-library", "--tracking", tracking.uri],
+        predict.app, [*[noisy_file.name] * 13, "--no-library", "--tracking", tracking.uri],
         catch_exceptions=False,
     )  # fmt: skip
     assert result.output.count("sample.xye") >= 13
     assert "13 of 13: No calibration was given" in result.output
 
 
+@pytest.mark.slow
 def test_another_compound_is_not_accepted_and_its_lattice_told(
     tracking: Tracking, small_campaign: Campaign, tmp_path: Path
 ) -> None:
@@ -330,6 +335,7 @@ def test_another_compound_is_not_accepted_and_its_lattice_told(
     assert "A lattice explains where peaks stand, no structure how high" in page.read_text()
 
 
+@pytest.mark.cluster
 def test_a_refinement_finds_the_cell_with_its_uncertainty(
     tracking: Tracking, noisy_file: Path
 ) -> None:

@@ -73,6 +73,7 @@ def begin(store: Store, campaign, simulator: str, version: str) -> None:
         writer.commit([write_block(writer.fork(), writer.group, 0, samples, intensity)])
 
 
+@pytest.mark.cluster
 def test_auto_is_kinematic_if_a_worker_has_no_gsas2(tmp_path, nowhere):
     toml, store = write_campaign(tmp_path), tmp_path / "store"
     done = command("--campaign", toml, "--store", store, "--workers", 2, "--gsas2-path", nowhere)
@@ -86,6 +87,7 @@ def test_auto_is_kinematic_if_a_worker_has_no_gsas2(tmp_path, nowhere):
     assert "in the store already, as tiny-v1" in again.stdout
 
 
+@pytest.mark.cluster
 def test_missing_gsas2_is_a_single_sentence(tmp_path, nowhere):
     toml, store = write_campaign(tmp_path), tmp_path / "store"
     done = command(
@@ -108,6 +110,7 @@ def test_broken_gsas2_is_a_single_sentence(tmp_path, broken):
     assert choose("auto", campaign, campaign.samples, options).recipe.simulator == "kinematic"
 
 
+@pytest.mark.cluster
 def test_resume_with_another_simulator_is_refused(tmp_path):
     toml, campaign = write_campaign(tmp_path), tiny_campaign(tmp_path)
     store = Store(tmp_path / "store", create=True)

@@ -33,6 +33,8 @@ from pipelines.training.forests import (
     predict_chunks,
 )
 
+pytestmark = pytest.mark.cluster
+
 torch.set_num_threads(1)
 
 TREES = ForestSettings(trees=10, extra=True, bootstrap=False)
