@@ -107,7 +107,8 @@ class Targets:
         cells = np.empty((len(values), 6))
         for code, lattice in enumerate(self.lattices):
             rows = np.flatnonzero(phase == code)
-            cells[rows] = lattice.cells(physical[rows][:, self.free[code]])
+            free = lattice.clip_to_domain(physical[rows][:, self.free[code]])
+            cells[rows] = lattice.cells(free)
         return cells
 
     def to_json(self) -> dict[str, Any]:

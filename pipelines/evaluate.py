@@ -24,7 +24,7 @@ from bragg_data.provenance import code_commit
 from bragg_data.splits import Part
 from bragg_data.store.repository import DEFAULT_URI, Store
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.library.search import Library
+from bragg_models.library.compressed import CompressedLibrary
 from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets, targets_of
 from catalog import registry
@@ -357,10 +357,10 @@ def _identity(dataset: xr.Dataset) -> dict[str, str]:
     return {key: str(dataset.attrs[key]) for key in ("tag", "snapshot_id", "content_hash")}
 
 
-def _library(dataset: xr.Dataset, directory: Path, *, quiet: bool) -> Library:
+def _library(dataset: xr.Dataset, directory: Path, *, quiet: bool) -> CompressedLibrary:
     every = np.ones(dataset.sizes["sample"], dtype=bool)
     with Progress("Reading the library", len(every), "patterns", quiet=quiet) as bar:
-        return Library.build(dataset, every, directory, on_batch=bar.advance)
+        return CompressedLibrary.build(dataset, every, directory, on_batch=bar.advance)
 
 
 def data_tag(store: Store, tracking: Tracking) -> str:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from bragg_models.data.batches import Joined, Profiles, in_order, joined
 
-_SPARE = 1 << 30  # bytes of the disk that a cache leaves free
 _SAMPLED = 8  # blocks of a cache that are checked whenever it is opened
 
 
@@ -35,6 +34,7 @@ def cached(
     *,
     on_chunk: Callable[[int], None] | None = None,
     verify: bool = False,
+    spare: int = 1 << 30,
 ) -> Profiles:
     """Return the same prepared profiles, from a file that is mapped into memory.
 
@@ -55,6 +55,8 @@ def cached(
         Called with the number of profiles of every chunk that is written.
     verify
         Compare all chunks with their SHA-256, not only a few.
+    spare
+        Bytes of the disk that the cache leaves free.
 
     Raises
     ------
@@ -64,7 +66,14 @@ def cached(
     if isinstance(profiles, Joined):
         return joined(
             [
-                cached(part, directory, f"{key}, part {i}", on_chunk=on_chunk, verify=verify)
+                cached(
+                    part,
+                    directory,
+                    f"{key}, part {i}",
+                    on_chunk=on_chunk,
+                    verify=verify,
+                    spare=spare,
+                )
                 for i, part in enumerate(profiles.parts)
             ]
         )
@@ -75,7 +84,7 @@ def cached(
             values = _opened(path, key, profiles, verify)
             if values is None:
                 try:
-                    _build(path, key, profiles, on_chunk)
+                    _build(path, key, profiles, on_chunk, spare)
                 finally:
                     path.with_suffix(".partial").unlink(missing_ok=True)
                 values = _opened(path, key, profiles, verify)
@@ -125,7 +134,11 @@ def _opened(path: Path, key: str, profiles: Profiles, verify: bool) -> NDArray[n
 
 
 def _build(
-    path: Path, key: str, profiles: Profiles, on_chunk: Callable[[int], None] | None
+    path: Path,
+    key: str,
+    profiles: Profiles,
+    on_chunk: Callable[[int], None] | None,
+    spare: int,
 ) -> None:
     about, partial = path.with_suffix(".json"), path.with_suffix(".partial")
     for old in (about, path):  # its space is needed
@@ -138,7 +151,7 @@ def _build(
         for batch in in_order(profiles, everything):
             if not shape:
                 shape = (len(profiles), *batch.profiles.shape[1:])
-                _refuse_full_disk(path.parent, 4 * math.prod(shape))
+                _refuse_full_disk(path.parent, 4 * math.prod(shape), spare)
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
             hashes.append(hashlib.sha256(batch.profiles.data).hexdigest())
@@ -160,9 +173,9 @@ def _build(
     partial.replace(about)
 
 
-def _refuse_full_disk(directory: Path, size: int) -> None:
+def _refuse_full_disk(directory: Path, size: int, spare: int) -> None:
     free = shutil.disk_usage(directory).free
-    if free < size + _SPARE:
+    if free < size + spare:
         raise CacheError(
             f"A cache of {size / 1e9:.1f} GB does not fit on the disk of {directory}, which has "
             f"{free / 1e9:.1f} GB free. Choose another directory, or train without a cache."

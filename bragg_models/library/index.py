@@ -1,9 +1,9 @@
 r"""A snapshot's patterns, compressed once, so that a library match takes milliseconds.
 
-The square roots of all patterns are kept as a few principal components, in a file that is made
-when it is first needed. A question is compared with those; of each phase the likeliest candidates
-are simulated again, and the correlation with these patterns is the answer, as
-:func:`bragg_models.library.search.library_match` would find it in the store.
+The square roots of all patterns are stored as a few principal components, in files that are built
+when they are first needed. A query is compared with these; the best candidates of each phase are
+simulated again, and the correlation with these patterns is the result, which equals that of
+:func:`bragg_models.library.search.library_match` on the store.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bragg_models.data.batches import Profiles, in_order, profiles_of
 from bragg_models.library.search import Matches, prepared_queries
 
 COMPONENTS = 128
-"""Principal components that are kept of each pattern."""
+"""Principal components that are stored of each pattern."""
 
 CANDIDATES = 48
 """Patterns of each phase that are compared in full.
@@ -39,25 +39,25 @@ On noisy, miscalibrated pseudo-experiments the best pattern of the right phase w
 """
 
 _VERSION = 1  # of the files
-_SAMPLED = 24, 6000  # chunks, and patterns of them, that the components are found from
+_SAMPLED = 24, 6000  # chunks, and patterns of them, from which the components are computed
 _BINS = 32  # of the sums of squares, for profiles that cover a part of the window
-_ALIKE = 1e-3  # of a stored pattern's maximum: simulated again, it has to agree as well
-_CHECKED = 16
-_TOGETHER = 64  # questions
+_TOLERANCE = 1e-3  # between a stored pattern and its simulation, of the pattern's maximum
+_CHECKED = 16  # patterns that are compared with their simulation
+_BLOCK = 64  # queries that are compared at a time
 
 
 class IndexUnavailableError(OSError):
-    """An index that cannot be made or used here; the store itself can still be searched."""
+    """An index that cannot be built or used here; the store itself can still be searched."""
 
 
 @dataclass(frozen=True, eq=False)
 class LibraryIndex:
-    """See the module; :func:`open_index` and :func:`build_index` make one.
+    """See the module; from :func:`open_index` and :func:`build_index`.
 
     Attributes
     ----------
     simulator
-        Makes the data set's patterns.
+        Computes the data set's patterns.
     phase, cells : shapes (n,), (n, 6)
         Labels of the data set.
     phases
@@ -67,6 +67,8 @@ class LibraryIndex:
         Of the patterns' square roots, which are of unit norm.
     squares : shape (n, bins)
         Sums of their squares over equal parts of the window.
+    candidates
+        Patterns of each phase that are compared in full.
     """
 
     simulator: Simulator
@@ -76,18 +78,19 @@ class LibraryIndex:
     basis: NDArray[np.float32]
     components: NDArray[np.float32]
     squares: NDArray[np.float32]
+    candidates: int = CANDIDATES
 
     def match(
         self, queries: NDArray[np.floating], covered: NDArray[np.bool_] | None = None
     ) -> Matches:
-        """Find the stored patterns that correlate best with some profiles.
+        """Return the stored patterns that correlate best with some profiles.
 
         Parameters
         ----------
         queries : shape (q, points)
             Profiles on the data set's grid without background, not yet square-rooted.
         covered : shape (q, points)
-            Which points were measured; all if left out.
+            Which points were measured; by default all.
 
         Raises
         ------
@@ -98,23 +101,24 @@ class LibraryIndex:
         row = np.full((len(roots), self.phases), -1, dtype=np.intp)
         correlation = np.full((len(roots), self.phases), -1.0)
         rows_of = [np.flatnonzero(self.phase == code) for code in range(self.phases)]
-        for low in range(0, len(roots), _TOGETHER):
-            some = slice(low, low + _TOGETHER)
-            likely = self.components @ (roots[some] @ self.basis).T
-            # Points that were not measured do not count in a pattern's length either.
-            length = self.squares @ _binned(masks[some].astype(np.float32)).T
-            likely /= np.sqrt(np.maximum(length, np.finfo(np.float32).tiny))
-            for query, (root, mask) in enumerate(zip(roots[some], masks[some], strict=True), low):
+        for low in range(0, len(roots), _BLOCK):
+            block = slice(low, low + _BLOCK)
+            approximate = self.components @ (roots[block] @ self.basis).T
+            # Points that were not measured do not count in a pattern's norm either.
+            squared_norm = self.squares @ _binned(masks[block].astype(np.float32)).T
+            approximate /= np.sqrt(np.maximum(squared_norm, np.finfo(np.float32).tiny))
+            queries_of_block = zip(roots[block], masks[block], strict=True)
+            for query, (root, mask) in enumerate(queries_of_block, low):
                 for code, rows in enumerate(rows_of):
                     if not len(rows):
                         continue
-                    own = likely[rows, query - low]
-                    count = min(CANDIDATES, len(rows))
-                    chosen = rows[np.argpartition(own, len(own) - count)[-count:]]
+                    estimates = approximate[rows, query - low]
+                    count = min(self.candidates, len(rows))
+                    chosen = rows[np.argpartition(estimates, len(rows) - count)[-count:]]
                     patterns = self._patterns(chosen) * mask
-                    found = patterns @ root / np.linalg.norm(patterns, axis=1)
-                    best = int(found.argmax())
-                    row[query, code], correlation[query, code] = chosen[best], found[best]
+                    exact = patterns @ root / np.linalg.norm(patterns, axis=1)
+                    best = int(exact.argmax())
+                    row[query, code], correlation[query, code] = chosen[best], exact[best]
         cells = np.where((row >= 0)[..., None], self.cells[row], np.nan)
         return Matches(row, correlation, cells)
 
@@ -124,17 +128,17 @@ class LibraryIndex:
 
 
 def open_index(dataset: xr.Dataset, simulator: Simulator, directory: Path) -> LibraryIndex | None:
-    """Open the index of a snapshot; None if :func:`build_index` has not made it there yet.
+    """Open the index of a snapshot; None if :func:`build_index` has not built it there yet.
 
     Parameters
     ----------
     dataset
         An opened snapshot.
     simulator
-        Of its campaign. What GSAS-II simulated, the fast simulator reproduces as well.
+        Of its campaign. The fast simulator reproduces patterns of GSAS-II as well.
     directory
-        Where indices are kept, each under the hash of what it was made from. They can be deleted at
-        any time.
+        Directory of all indices, each named by the hash of its contents. They can be deleted at any
+        time.
     """
     labels = samples_of(dataset)
     place, key = _place(dataset, directory)
@@ -151,7 +155,7 @@ def build_index(
     *,
     on_batch: Callable[[int], None] | None = None,
 ) -> LibraryIndex:
-    """Make the index of a snapshot, which reads all patterns once, and open it.
+    """Build the index of a snapshot, which reads all patterns once, and open it.
 
     Parameters
     ----------
@@ -163,13 +167,13 @@ def build_index(
     Raises
     ------
     IndexUnavailableError
-        If it cannot be written there, or the simulator makes other patterns than the stored ones.
+        If it cannot be written there, or the simulator does not reproduce the stored patterns.
     """
     place, key = _place(dataset, directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_suffix(".lock")):
-            index = open_index(dataset, simulator, directory)  # another process may have made it
+            index = open_index(dataset, simulator, directory)  # another process may have built it
             if index is None:
                 _check(dataset, simulator)
                 _build(place, key, profiles_of(dataset, sqrt_unit), on_batch)
@@ -211,16 +215,16 @@ def _opened(place: Path, key: str, count: int) -> _Arrays | None:
 
 
 def _check(dataset: xr.Dataset, simulator: Simulator) -> None:
-    """Simulate some stored patterns again: the answers depend on it."""
+    """Simulate some stored patterns again: the results of the index rely on it."""
     labels = samples_of(dataset)
     rows = np.unique(np.linspace(0, len(labels.phase) - 1, _CHECKED).astype(int))
     # Whole chunks are read for single rows: the first and the last of a few.
     stored = np.stack([dataset["intensity"][row].values for row in rows])
-    own = simulator.simulate(labels.phase[rows], labels.cells[rows])
-    difference = np.abs(own - stored).max(axis=1) / stored.max(axis=1)
-    if not difference.max() < _ALIKE:
+    simulated = simulator.simulate(labels.phase[rows], labels.cells[rows])
+    difference = np.abs(simulated - stored).max(axis=1) / stored.max(axis=1)
+    if not difference.max() < _TOLERANCE:
         raise IndexUnavailableError(
-            f"The fast simulator does not make the stored patterns: they differ by "
+            f"The fast simulator does not reproduce the stored patterns: they differ by "
             f"{difference.max():.1e} of their maximum."
         )
 
@@ -256,13 +260,13 @@ def _build(
 
 
 def _basis(profiles: Profiles) -> NDArray[np.float32]:
-    """Return the principal components, of which some evenly spread chunks tell, (points, m)."""
+    """Return the principal components of patterns from evenly spaced chunks, (points, m)."""
     chunks = np.unique(np.linspace(0, profiles.chunks - 1, _SAMPLED[0]).astype(int))
     every = np.ones(len(profiles), dtype=bool)
     sample = np.concatenate([profiles.read(int(chunk), every)[0] for chunk in chunks])
     generator = np.random.default_rng(0)
-    some = generator.choice(len(sample), min(_SAMPLED[1], len(sample)), replace=False)
-    sample = sample[np.sort(some)]
+    chosen = generator.choice(len(sample), min(_SAMPLED[1], len(sample)), replace=False)
+    sample = sample[np.sort(chosen)]
     count = min(COMPONENTS, *sample.shape)
     _, _, directions = randomized_svd(sample, count, n_iter=2, random_state=0)
     return np.ascontiguousarray(directions.T, dtype=np.float32)

@@ -16,7 +16,7 @@ from bragg_data.crystallography.cell import CrystalSystem
 from bragg_data.splits import Part, blocked_split, random_split
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import Batch, in_order, profiles_of
-from bragg_models.library.search import Library, Neighbours, mean_of_nearest
+from bragg_models.library.compressed import CompressedLibrary, Neighbours, mean_of_nearest
 from bragg_models.metrics import Errors, bootstrap_intervals, errors, squared_errors, summary
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
@@ -225,7 +225,7 @@ class LibraryMatch:
         Of the whole data set.
     """
 
-    def __init__(self, library: Library, labels: Samples) -> None:
+    def __init__(self, library: CompressedLibrary, labels: Samples) -> None:
         self.library, self.labels = library, labels
         self.asked = self.proven = 0
         self._last: tuple[NDArray[np.float32], Neighbours] | None = None

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from bragg_models.data import cache as module
 from bragg_models.data.batches import (
     Balance,
     Batch,
@@ -124,12 +123,9 @@ def test_all_of_a_cache_is_verified_on_request(profiles: Profiles, tmp_path: Pat
     np.testing.assert_array_equal(whole, everything_of(profiles))
 
 
-def test_a_full_disk_is_reported_and_nothing_is_left(
-    profiles: Profiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_SPARE", 1 << 60)
+def test_a_full_disk_is_reported_and_nothing_is_left(profiles: Profiles, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"GB free\..*without a cache"):
-        cached(profiles, tmp_path, "doubled@1")
+        cached(profiles, tmp_path, "doubled@1", spare=1 << 60)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
     (tmp_path / "file").touch()
     with pytest.raises(CacheError, match="Choose another directory"):

@@ -1,7 +1,8 @@
-"""The library's index: it finds what reading the whole store finds, and is made again when gone."""
+"""The library's index: the same matches as from the whole store, and rebuilt when damaged."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import xarray as xr
 from bragg_data.campaign import Campaign
 from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.simulation.kinematic import Simulator
-from bragg_models.library import index as library_index
 from bragg_models.library.index import IndexUnavailableError, LibraryIndex, build_index, open_index
 from bragg_models.library.search import LibraryError, library_match
 
@@ -40,20 +40,20 @@ def noisy(dataset: xr.Dataset, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cut", [0, 150])
-def test_it_finds_what_the_store_holds(
+def test_matches_are_those_of_the_store(
     index: LibraryIndex, small_dataset: xr.Dataset, cut: int
 ) -> None:
     queries = noisy(small_dataset, 40)
     covered = np.ones(queries.shape, dtype=bool)
     covered[::2, :cut] = False
     covered[1::2, queries.shape[1] - cut :] = False
-    found, exact = index.match(queries, covered), library_match(small_dataset, queries, covered)
-    np.testing.assert_array_equal(found.row, exact.row)
-    np.testing.assert_allclose(found.correlation, exact.correlation, atol=2e-6)
-    np.testing.assert_array_equal(found.cells, exact.cells)
+    matches, exact = index.match(queries, covered), library_match(small_dataset, queries, covered)
+    np.testing.assert_array_equal(matches.row, exact.row)
+    np.testing.assert_allclose(matches.correlation, exact.correlation, atol=2e-6)
+    np.testing.assert_array_equal(matches.cells, exact.cells)
 
 
-def test_what_cannot_be_compared_is_refused(index: LibraryIndex) -> None:
+def test_unusable_queries_are_refused(index: LibraryIndex) -> None:
     points = len(index.basis)
     with pytest.raises(LibraryError, match="bring the profiles to the library's grid"):
         index.match(np.ones((1, points + 1)))
@@ -62,7 +62,7 @@ def test_what_cannot_be_compared_is_refused(index: LibraryIndex) -> None:
 
 
 @pytest.mark.parametrize("name", ["index.json", "basis.npy", "components.npy", "squares.npy"])
-def test_what_is_damaged_is_made_again(
+def test_a_damaged_index_is_rebuilt(
     index: LibraryIndex, small_dataset: xr.Dataset, directory: Path, name: str
 ) -> None:
     (place,) = (path for path in directory.iterdir() if path.is_dir())
@@ -73,7 +73,7 @@ def test_what_is_damaged_is_made_again(
     np.testing.assert_array_equal(again.components, index.components)
 
 
-def test_a_place_that_cannot_be_written_is_told(
+def test_a_directory_that_cannot_be_written_is_refused(
     index: LibraryIndex, small_dataset: xr.Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -81,20 +81,17 @@ def test_a_place_that_cannot_be_written_is_told(
         build_index(small_dataset, index.simulator, tmp_path / "file")
 
 
-def test_other_patterns_than_the_simulator_s_have_no_index(
+def test_patterns_of_another_simulation_have_no_index(
     small_dataset: xr.Dataset, small_campaign: Campaign, tmp_path: Path
 ) -> None:
     c = small_campaign
     other = Simulator(c.phases, c.instrument, c.grid, size=0.2, microstrain=c.microstrain)
-    with pytest.raises(IndexUnavailableError, match="does not make the stored patterns"):
+    with pytest.raises(IndexUnavailableError, match="does not reproduce the stored patterns"):
         build_index(small_dataset, other, tmp_path)
     assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
-def test_few_candidates_are_enough(
-    index: LibraryIndex, small_dataset: xr.Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_candidates_are_enough(index: LibraryIndex, small_dataset: xr.Dataset) -> None:
     queries = noisy(small_dataset, 40)
     exact = library_match(small_dataset, queries)
-    monkeypatch.setattr(library_index, "CANDIDATES", 8)
-    assert (index.match(queries).phase == exact.phase).all()
+    assert (replace(index, candidates=8).match(queries).phase == exact.phase).all()

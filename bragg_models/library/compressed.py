@@ -1,0 +1,318 @@
+"""Exact nearest stored patterns of tens of thousands of profiles, by compressed vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from numba import njit
+from numpy.typing import NDArray
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
+
+from bragg_data.preprocessing import sqrt_unit
+from bragg_models.data.batches import in_order, profiles_of
+from bragg_models.library.search import LibraryError
+
+COMPONENTS = 256
+"""Principal components of the compressed vectors."""
+
+_SUBSAMPLE = 6000  # patterns from which the components are computed
+_BLOCK = 8192  # patterns that are compressed at a time
+_SLACK = 2e-6  # rounding of the bounds, in single precision
+
+
+class Neighbours(NamedTuple):
+    """The k nearest stored patterns of each of q queries, the nearest first.
+
+    Attributes
+    ----------
+    row : shape (q, k)
+        Row in the data set.
+    correlation : shape (q, k)
+        At most 1.
+    proven : shape (q,)
+        Whether no other pattern can be nearer than the last of the k.
+    """
+
+    row: NDArray[np.intp]
+    correlation: NDArray[np.float64]
+    proven: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class NearestSettings:
+    """How a library is searched.
+
+    Attributes
+    ----------
+    candidates
+        Patterns per query whose correlation is computed in full, at first. With fewer, fewer
+        results are proven at once; more take longer.
+    widening
+        Factor on the candidates for queries whose result is not proven by the first ones.
+    queries, tile
+        Size of a block of products: 512 by 8192 are 16 MiB.
+    workers
+        Threads.
+    """
+
+    candidates: int = 24
+    widening: int = 8
+    queries: int = 512
+    tile: int = 8192
+    workers: int = 2
+
+
+# faiss would need all full vectors in memory (1.9 GB for 170,000 patterns), or, compressed, could
+# not prove that a result is exact; here they stay in a file, and the bound below proves it.
+@dataclass(frozen=True)
+class CompressedLibrary:
+    r"""Stored patterns, prepared for comparison with very many profiles.
+
+    The measure is that of :func:`~bragg_models.library.search.library_match` where everything is
+    covered: with patterns as unit vectors of square roots, r = s · q. All products of 40,000
+    queries with 170,000 patterns are 40 Tflop. So each vector is split into its part z in the span
+    of some principal components and the length ρ of the rest; by the Cauchy-Schwarz inequality
+
+    .. math:: r = s \cdot q \le z_s \cdot z_q + \rho_s \rho_q .
+
+    The patterns with the largest bounds are candidates, and their r is computed in full, as
+    1 - abs(s - q)² / 2, which distinguishes near twins in single precision. Where the k-th r is not
+    below the smallest bound among the candidates, the result is proven to be exact; elsewhere more
+    candidates are compared. Apart from a block of products, only the compressed vectors (about
+    1 KiB for each pattern) are in memory; the full ones are in a file.
+
+    Attributes
+    ----------
+    rows : shape (n,)
+        Rows in the data set, in ascending order.
+    basis : shape (points, components)
+    compressed : shape (n, components + 1)
+        z and ρ of each pattern.
+    full : shape (stored, points)
+        Mapped from the file.
+    position : shape (n,)
+        Index of each row in ``full``.
+    """
+
+    rows: NDArray[np.intp]
+    basis: NDArray[np.float32]
+    compressed: NDArray[np.float32]
+    full: NDArray[np.float32]
+    position: NDArray[np.intp]
+
+    @classmethod
+    def build(
+        cls,
+        dataset: xr.Dataset,
+        selected: NDArray[np.bool_],
+        directory: Path,
+        *,
+        components: int = COMPONENTS,
+        seed: int = 0,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> CompressedLibrary:
+        """Read the selected patterns once, and compress them.
+
+        Parameters
+        ----------
+        dataset
+            An opened snapshot.
+        selected : shape (n,)
+            Which of its rows.
+        directory
+            Directory of the file of full vectors, 4 bytes per point, to be deleted when the library
+            is no longer used.
+        components
+            Number of principal components; fewer if there are fewer patterns or points.
+        seed
+            Of the sample of patterns from which the components are computed, and of the algorithm.
+            It affects slightly which candidates are chosen, and nothing else.
+        on_batch
+            Called with the number of patterns of every chunk that is done.
+
+        Raises
+        ------
+        LibraryError
+            If no pattern is selected.
+        """
+        rows = np.flatnonzero(selected)
+        if not len(rows):
+            raise LibraryError("A library needs at least one pattern. Choose a larger part.")
+        profiles = profiles_of(dataset, sqrt_unit)
+        points = int(profiles.intensity.sizes["tof"])
+        file = directory / "library.npy"
+        full = np.lib.format.open_memmap(file, "w+", np.float32, (len(rows), points))
+        filled = 0
+        for batch in in_order(profiles, selected):
+            full[filled : filled + len(batch.rows)] = batch.profiles
+            filled += len(batch.rows)
+            if on_batch is not None:
+                on_batch(len(batch.rows))
+        generator = np.random.default_rng(seed)
+        chosen = generator.choice(len(rows), min(_SUBSAMPLE, len(rows)), replace=False)
+        sample = full[np.sort(chosen)]
+        _, _, directions = randomized_svd(
+            sample, min(components, *sample.shape), n_iter=2, random_state=seed
+        )
+        basis = np.ascontiguousarray(directions.T, dtype=np.float32)
+        compressed = np.empty((len(rows), basis.shape[1] + 1), dtype=np.float32)
+        for low in range(0, len(rows), _BLOCK):
+            compressed[low : low + _BLOCK] = compress(full[low : low + _BLOCK], basis)
+        return cls(rows, basis, compressed, full, np.arange(len(rows)))
+
+    def only(self, selected: NDArray[np.bool_]) -> CompressedLibrary:
+        """Return the part of the library with these rows of the data set, shape (n,)."""
+        part = np.flatnonzero(selected[self.rows])
+        if not len(part):
+            raise LibraryError("A library needs at least one pattern. Choose a larger part.")
+        return replace(
+            self,
+            rows=self.rows[part],
+            compressed=self.compressed[part],
+            position=self.position[part],
+        )
+
+    def nearest(
+        self,
+        profiles: NDArray[np.floating],
+        k: int = 1,
+        settings: NearestSettings = NearestSettings(),
+    ) -> Neighbours:
+        """Return the patterns that correlate best with some profiles.
+
+        Parameters
+        ----------
+        profiles : shape (q, points)
+            On the library's grid, without background, not yet square-rooted.
+        k
+            Number of patterns for each profile.
+        settings
+            Number of candidates, and sizes of blocks.
+
+        Raises
+        ------
+        LibraryError
+            If the profiles have another length, or the library has fewer than k patterns.
+        bragg_data.preprocessing.PreprocessingError
+            If a profile has no positive value.
+        """
+        points = self.full.shape[1]
+        if profiles.ndim != 2 or profiles.shape[1] != points:
+            raise LibraryError(
+                f"The queries have shape {profiles.shape}; the library's patterns have {points} "
+                f"points: bring the profiles to the library's grid first."
+            )
+        if k > len(self.rows):
+            raise LibraryError(
+                f"The library has {len(self.rows)} patterns, fewer than the {k} asked for."
+            )
+        queries = np.ascontiguousarray(sqrt_unit(profiles), dtype=np.float32)
+        size = settings.queries
+        blocks = [queries[low : low + size] for low in range(0, len(queries), size)]
+        # One thread of linear algebra per worker: more would only wait for each other.
+        with (
+            threadpool_limits(limits=1, user_api="blas"),
+            ThreadPoolExecutor(settings.workers) as pool,
+        ):
+            parts = list(pool.map(lambda block: self._proven(block, k, settings), blocks))
+        return Neighbours(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def _proven(
+        self, queries: NDArray[np.float32], k: int, settings: NearestSettings
+    ) -> Neighbours:
+        count = min(max(settings.candidates, k), len(self.rows))
+        neighbours = self._nearest(queries, k, count, settings.tile)
+        doubtful = np.flatnonzero(~neighbours.proven)
+        if len(doubtful):
+            more = min(settings.widening * count, len(self.rows))
+            improved = self._nearest(queries[doubtful], k, more, settings.tile)
+            for values, new_values in zip(neighbours, improved, strict=True):
+                values[doubtful] = new_values
+        return neighbours
+
+    def _nearest(self, queries: NDArray[np.float32], k: int, count: int, tile: int) -> Neighbours:
+        bounds = np.full((len(queries), count), -np.inf, dtype=np.float32)
+        chosen = np.zeros((len(queries), count), dtype=np.int64)
+        compressed = compress(queries, self.basis)
+        for low in range(0, len(self.rows), tile):
+            _keep_largest(compressed @ self.compressed[low : low + tile].T, low, bounds, chosen)
+        squared = _squared_distances(queries, self.full, self.position[chosen])
+        order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+        best = 1.0 - np.take_along_axis(squared, order, axis=1).astype(np.float64) / 2
+        proven = best[:, -1] >= bounds.min(axis=1) + _SLACK
+        if count == len(self.rows):
+            proven[:] = True
+        return Neighbours(self.rows[np.take_along_axis(chosen, order, axis=1)], best, proven)
+
+
+def mean_of_nearest(
+    neighbours: Neighbours, phase: NDArray[np.integer], cells: NDArray[np.float64], k: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the phase of the nearest pattern, and the mean cell of the k nearest of that phase.
+
+    Parameters
+    ----------
+    neighbours
+        Of q queries; fewer than k of them may be of the nearest pattern's phase.
+    phase, cells : shapes (n,), (n, 6)
+        Labels of the data set.
+    k
+        Number of patterns; 1 for the cell of the nearest pattern.
+
+    Returns
+    -------
+    shapes (q,), (q, 6)
+    """
+    phases = phase[neighbours.row]
+    counted = phases == phases[:, :1]
+    counted &= counted.cumsum(axis=1) <= k
+    total = (cells[neighbours.row] * counted[..., None]).sum(axis=1)
+    return phases[:, 0].astype(np.intp), total / counted.sum(axis=1)[:, None]
+
+
+def compress(vectors: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the components of n unit vectors and the length of the rest, (n, components + 1)."""
+    inside = vectors @ basis
+    # Computed as a difference of vectors: 1 - |z|² would lose half of the digits.
+    rest = np.linalg.norm(vectors - inside @ basis.T, axis=1, keepdims=True)
+    return np.concatenate([inside, rest], axis=1)
+
+
+@njit(nogil=True, cache=True)
+def _keep_largest(values, first, best, chosen):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Merge a tile of values, whose first column is number ``first``, into the largest so far.
+
+    ``best`` and ``chosen`` (both n, count) hold the largest values of each row and their column
+    numbers, unsorted. In shuffled patterns a new value is rarely among them.
+    """
+    for i in range(values.shape[0]):
+        lowest = np.argmin(best[i])
+        bar = best[i, lowest]
+        for j in range(values.shape[1]):
+            if values[i, j] > bar:
+                best[i, lowest] = values[i, j]
+                chosen[i, lowest] = first + j
+                lowest = np.argmin(best[i])
+                bar = best[i, lowest]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _squared_distances(queries, full, positions):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Return the squared distances of each query (n, points) from some rows of ``full``, (n, m)."""
+    distances = np.empty(positions.shape, dtype=np.float32)
+    for i in range(positions.shape[0]):
+        for j in range(positions.shape[1]):
+            row = positions[i, j]
+            total = np.float32(0.0)
+            for point in range(queries.shape[1]):
+                difference = queries[i, point] - full[row, point]
+                total += difference * difference
+            distances[i, j] = total
+    return distances
