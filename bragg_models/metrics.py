@@ -1,7 +1,7 @@
-"""How wrong a model is: eq. (1) of the paper, errors in their own units, and accuracy.
+"""Metrics of models: eq. (1) of the paper, errors of each parameter in its unit, and accuracy.
 
-Scores are sums over samples (:class:`Errors`), so that chunks add up; the error of every sample
-(:func:`squared_errors`) is for what sums cannot tell, such as :func:`bootstrap_intervals`.
+Metrics follow from sums over samples (:class:`Errors`), so that those of chunks can be added; the
+squared error of every sample (:func:`squared_errors`) is for :func:`bootstrap_intervals`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ _OF_EQUATION_1 = ("a", "c", "alpha")
 _RESAMPLES = 50  # at a time: 16 MiB for 40,000 samples
 
 
-def smallest_sets(
+def prediction_sets(
     probabilities: NDArray[np.floating], phase: NDArray[np.integer], share: float = 0.9
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Return sizes of the smallest sets of phases with this probability, and who is inside.
+    """Return the size of each smallest set of phases with a probability, and whether it is right.
 
     Parameters
     ----------
     probabilities : shape (n, n_phases)
     phase : shape (n,)
-        The true ones.
+        True phases.
     share
-        Of the probability.
+        Probability of each set.
 
     Returns
     -------
     size, inside : shape (n,)
+        Number of phases in each set, and whether the true one is among them.
     """
     order = np.argsort(-probabilities, axis=1)
     total = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1)
@@ -83,7 +84,7 @@ def errors(
     phase, cells : shapes (n,), (n, 6)
         The truth: phase codes; a, b, c in ångström, alpha, beta, gamma in degrees.
     predicted_phase, predicted_cells : shapes (n,), (n, 6)
-        The answers. A sample whose phase is mistaken counts with the cell of the mistaken phase.
+        The predictions. A sample with a wrong phase counts with the cell of that phase.
     """
     n_phases = len(targets.names)
     difference = np.asarray(predicted_cells, dtype=np.float64) - cells
@@ -104,7 +105,7 @@ def squared_errors(
     cells: NDArray[np.float64],
     predicted_cells: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what each sample adds to the sum in eq. (1), in both of its readings.
+    """Return the contribution of each sample to eq. (1), in both of its readings.
 
     Parameters
     ----------
@@ -116,7 +117,7 @@ def squared_errors(
     Returns
     -------
     literal, free : shape (n,)
-        In Å² and rad² added. Their means over samples are ``mse_paper`` and ``mse_paper_free`` of
+        In Å² and rad², added. Their means over samples are ``mse_paper`` and ``mse_paper_free`` of
         :func:`summary`.
     """
     squared = _squared(np.asarray(predicted_cells, dtype=np.float64) - cells)
@@ -136,7 +137,7 @@ def _squared(difference: NDArray[np.float64]) -> NDArray[np.float64]:
 def _counted(targets: Targets) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how often each phase's cell parameters count in eq. (1), (n_phases, 6) each.
 
-    First as the equation stands, then with a c that is tied to a left out.
+    First as the equation is written, then without a c that is tied to a.
     """
     literal = np.zeros((len(targets.names), len(CELL_PARAMETERS)))
     literal[:, [CELL_PARAMETERS.index(name) for name in _OF_EQUATION_1]] = 1.0
@@ -161,14 +162,14 @@ def calibration_error(
     probabilities : shape (n, n_phases)
         Of each phase.
     phase : shape (n,)
-        The true ones.
+        True phases.
     bins
-        How many.
+        Number of bins.
     """
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == phase
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, weights=right.astype(float) - confidence, minlength=bins)
+    correct = probabilities.argmax(axis=1) == phase
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(index, weights=correct.astype(float) - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(phase))
 
 
@@ -182,19 +183,19 @@ def bootstrap_intervals(
     """Return percentile bootstrap intervals of means over samples.
 
     Every resample draws n of the n samples with replacement, the same ones for all columns, so that
-    columns may be compared. (What scipy.stats.bootstrap gives, but as products of counts and
-    values, a thousand times for fifty columns of 40,000 samples in seconds.)
+    columns can be compared. (The result is that of scipy.stats.bootstrap, which would take minutes:
+    products of counts and values need seconds for fifty columns of 40,000 samples.)
 
     Parameters
     ----------
     values : shape (n, columns)
         Such as the squared error of each sample, one column for each model.
     resamples
-        How many.
+        Number of resamples.
     level
         Share of the resampled means that lies between the bounds.
     seed
-        Of the draws.
+        Of the resamples.
 
     Returns
     -------
@@ -203,8 +204,8 @@ def bootstrap_intervals(
 
     Notes
     -----
-    Few samples with very large errors, as of a mistaken phase, make the mean's distribution
-    skewed; the interval shows that, but cannot know of rarer errors that the n samples lack.
+    Few samples with very large errors, such as a wrong phase, make the distribution of the mean
+    skewed; the interval shows that, but not the effect of rarer errors that the n samples lack.
     """
     n, columns = values.shape
     generator = np.random.default_rng(seed)
@@ -223,10 +224,10 @@ def bootstrap_intervals(
 
 
 def summary(targets: Targets, total: Errors) -> dict[str, dict[str, float]]:
-    r"""Return the scores of all samples and of each crystal system.
+    r"""Return the metrics of all samples and of each crystal system.
 
-    Eq. (1) of the paper, with alpha in radians (in degrees its own numbers would contradict each
-    other):
+    Eq. (1) of the paper, with alpha in radians (in degrees the paper's numbers would be
+    inconsistent):
 
     .. math:: \text{mse\_paper} = \frac1n \sum_{i=1}^n
         \big(\Delta a_i^2 + \Delta c_i^2 + \Delta\alpha_i^2\big)
@@ -245,9 +246,9 @@ def summary(targets: Targets, total: Errors) -> dict[str, dict[str, float]]:
     ``n``
         Number of samples.
     ``accuracy``, ``accuracy_phase``
-        Share of samples whose crystal system, and whose phase, is right.
+        Share of samples with the correct crystal system, and with the correct phase.
     ``mse_paper``
-        Eq. (1) taken literally, in Å² and rad² added: c counts also where symmetry ties it to a,
+        Eq. (1) taken literally, in Å² and rad², added: c counts also where symmetry ties it to a,
         so that the error of a cubic cell counts twice.
     ``mse_paper_free``
         The same with a tied length counted once: c only where it is free. For comparison with a

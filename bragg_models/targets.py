@@ -1,4 +1,4 @@
-"""Crystal structures as arrays that a model can learn, and back."""
+"""Targets of models: crystal structures as scaled arrays, and back."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class TargetsError(ValueError):
 
 @dataclass(frozen=True)
 class Targets:
-    r"""What a model of a campaign answers: one of its phases, and that phase's free parameters.
+    r"""What a model of a campaign predicts: one of its phases, and that phase's free parameters.
 
     A model has one output per phase (a classifier) and one per parameter that is free in any of
-    them (a regressor). A parameter that is not free in a sample's phase is masked out of the loss,
-    and is set by symmetry when an answer is decoded. Each is scaled to [-1, 1] over the campaign:
+    them (a regressor). A parameter that is not free in a sample's phase is masked in the loss, and
+    set by symmetry when a prediction is decoded. Each is scaled to [-1, 1] over the campaign:
 
     .. math:: z = (p - p_\text{mid}) / p_\text{half}
 
@@ -60,8 +60,9 @@ class Targets:
     @property
     def free(self) -> NDArray[np.bool_]:
         """Which parameters are free in which phase, shape (n_phases, n_parameters)."""
-        return np.array([[p in lattice.free_parameters for p in self.parameters]
-                         for lattice in self.lattices])  # fmt: skip
+        parameters = self.parameters
+        rows = [[p in lattice.free_parameters for p in parameters] for lattice in self.lattices]
+        return np.array(rows)
 
     def encode(
         self, phase: NDArray[np.integer], cells: NDArray[np.float64]
@@ -89,12 +90,15 @@ class Targets:
     def decode(
         self, values: NDArray[np.floating], phase: NDArray[np.integer]
     ) -> NDArray[np.float64]:
-        """Return full cells that obey the constraints of the given phases.
+        """Return full cells that obey the constraints of the given phases and enclose a volume.
+
+        Parameters outside the domain of their lattice are clipped
+        (:meth:`~bragg_data.crystallography.cell.Lattice.clip_to_domain`).
 
         Parameters
         ----------
         values : shape (n, n_parameters)
-            Scaled parameters, as the regressor returns them.
+            Scaled parameters, as predicted by a regressor.
         phase : shape (n,)
             Index of each sample's (predicted) phase.
 
@@ -111,8 +115,8 @@ class Targets:
             cells[rows] = lattice.cells(free)
         return cells
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the plain JSON values from which :meth:`from_json` makes an equal object."""
+    def to_json(self) -> dict[str, list[dict[str, Any]]]:
+        """Return plain JSON values, as :meth:`from_json` reads them."""
         return {
             "phases": [
                 {
@@ -124,21 +128,26 @@ class Targets:
                 for name, lattice in zip(self.names, self.lattices, strict=True)
             ],
             "parameters": [
-                {"name": name, "unit": "Å" if name in "abc" else "degree",
-                 "middle": float(middle), "half_range": float(half)}
+                {
+                    "name": name,
+                    "unit": "Å" if name in "abc" else "degree",
+                    "middle": float(middle),
+                    "half_range": float(half),
+                }
                 for name, middle, half in zip(
-                    self.parameters, self.middle, self.half_range, strict=True)
+                    self.parameters, self.middle, self.half_range, strict=True
+                )
             ],
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Targets:
-        """Return the targets that :meth:`to_json` described.
+        """Return the targets from the values of :meth:`to_json`.
 
         Raises
         ------
         TargetsError
-            If an entry is missing or makes no sense.
+            If an entry is missing or invalid.
         """
         try:
             lattices = tuple(
@@ -155,13 +164,13 @@ class Targets:
             half = np.array([entry["half_range"] for entry in values["parameters"]], dtype=float)
         except (KeyError, TypeError, ValueError) as error:
             raise TargetsError(
-                f"The model's description of its targets is incomplete or damaged ({error!r}): "
-                f"train the model again."
+                f"The model's description of its targets is incomplete or damaged ({error!r}). "
+                f"Train the model again."
             ) from error
         if tuple(described) != _free_in_any(lattices):
             raise TargetsError(
-                f"The model's description lists the parameters {', '.join(described)}, its phases "
-                f"are free in {', '.join(_free_in_any(lattices))}: train the model again."
+                f"The model's description lists the parameters {', '.join(described)}, but those "
+                f"free in its phases are {', '.join(_free_in_any(lattices))}. Train it again."
             )
         return cls(names, lattices, middle, half)
 
@@ -176,8 +185,8 @@ def targets_of(
     phases
         The campaign's phases, in the order of their codes.
     phase : shape (n,)
-        Phase of every sample of the campaign (test samples too: the ranges are the campaign's
-        definition, not something learnt).
+        Phase of every sample of the campaign (test samples too: the ranges define the campaign,
+        they are not fitted).
     cells : shape (n, 6)
         Their cells, in ångström and degrees.
     """
@@ -189,7 +198,7 @@ def targets_of(
         low.append(column.min() if len(column) else 0.0)
         high.append(column.max() if len(column) else 0.0)
     half = (np.array(high) - np.array(low)) / 2
-    # A parameter with one value only (a tiny campaign) is left in its own unit.
+    # A parameter with a single value (of a tiny campaign) is not scaled.
     half[half == 0] = 1.0
     return Targets(
         tuple(p.name for p in phases), lattices, (np.array(low) + np.array(high)) / 2, half

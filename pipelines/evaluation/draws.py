@@ -32,7 +32,7 @@ from bragg_data.simulation.measurement_effects import (
     effects_from_campaign,
     simulator_for,
 )
-from bragg_models.metrics import smallest_sets
+from bragg_models.metrics import prediction_sets
 from bragg_models.networks.robust import COVERAGE
 from bragg_models.predictors import Predictor
 from pipelines.cli.style import SYSTEM_COLORS
@@ -145,7 +145,7 @@ def sureness_sheets(found: dict[str, Sureness], phases: Sequence[Phase]) -> list
     )
     for name, one in found.items():
         told, true, number = one.reliability()
-        size, kept = smallest_sets(one.probabilities, one.phase)
+        size, kept = prediction_sets(one.probabilities, one.phase)
         sure.add(
             name, f"{one.right.mean():.1%}", f"{(number * abs(told - true)).sum() / count:.4f}",
             f"{size.mean():.2f}", f"{kept.mean():.1%}", f"{one.accepted.mean():.1%}",

@@ -23,7 +23,7 @@ from bragg_data.store.measured import measurement_records
 from bragg_data.store.repository import StoreError
 from bragg_data.store.schema import samples_of
 from bragg_models.library.search import Matches
-from bragg_models.metrics import smallest_sets
+from bragg_models.metrics import prediction_sets
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
@@ -354,7 +354,7 @@ def sureness_sheet(known: Known, targets: Targets, asked: Mapping[str, Predictor
         told = predictor.predict(known.prepared, calibrated=calibrated)
         assert told.intervals is not None
         assert told.accepted is not None
-        size, kept = smallest_sets(told.probabilities, known.phase)
+        size, kept = prediction_sets(told.probabilities, known.phase)
         right = told.phase == known.phase
         inside = (known.cells >= told.intervals[..., 0]) & (known.cells <= told.intervals[..., 1])
         texts = []

@@ -28,7 +28,8 @@ from sklearn.model_selection import KFold
 from bragg_data.preprocessing import preprocessing
 from bragg_data.store.repository import open_snapshot
 from bragg_models.data.batches import Profiles, profiles_of
-from bragg_models.forest import Forest, ForestSettings, groups_of, grow_group, join
+from bragg_models.forest import Forest, join
+from bragg_models.forest_training import ForestSettings, groups_of, grow_group
 from pipelines.cli.console import Progress, duration
 
 _CHUNKS_PER_TASK = 8

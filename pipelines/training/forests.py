@@ -19,7 +19,8 @@ from bragg_data.splits import Part
 from bragg_data.store.repository import open_snapshot
 from bragg_data.store.schema import samples_of
 from bragg_models.data.batches import profiles_of
-from bragg_models.forest import Forest, ForestSettings, forest_values
+from bragg_models.forest import Forest
+from bragg_models.forest_training import ForestSettings, forest_values
 from bragg_models.predictors import DESCRIPTION, Prediction, Predictor, load_predictor
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress

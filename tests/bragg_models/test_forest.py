@@ -1,4 +1,4 @@
-"""Compact forests against scikit-learn's own, and what a saved model makes of them."""
+"""Compact forests against those of scikit-learn, and saved models of them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
 from bragg_data.campaign import Campaign
 from bragg_data.model_provenance import ModelProvenance
-from bragg_models.forest import (
-    LEAF,
-    Forest,
-    ForestError,
-    ForestModel,
+from bragg_models.forest import LEAF, Forest, ForestError, ForestModel, join
+from bragg_models.forest_training import (
     ForestSettings,
     forest_from_trees,
     forest_values,
     groups_of,
     grow_group,
-    join,
 )
 from bragg_models.networks.build import build
 from bragg_models.predictors import Predictor, PredictorError, load_predictor
@@ -41,7 +37,7 @@ NEW = np.round(RNG.normal(size=(400, 12)), 2).astype(np.float32)
 
 @pytest.mark.parametrize("kind", [RandomForestRegressor, ExtraTreesRegressor])
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_answers_are_scikit_learns(kind: type, outputs: int) -> None:
+def test_predictions_are_those_of_scikit_learn(kind: type, outputs: int) -> None:
     grown = kind(15, random_state=0).fit(X, Y[:, 0] if outputs == 1 else Y)
     forest = forest_from_trees(grown.estimators_)
     assert (forest.trees, forest.outputs) == (15, outputs)
@@ -60,7 +56,7 @@ def test_answers_are_scikit_learns(kind: type, outputs: int) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-1e6, 1e6), st.integers(-3, 3))
-def test_thresholds_in_single_precision_decide_alike(threshold: float, steps: int) -> None:
+def test_thresholds_in_single_precision_give_the_same_leaves(threshold: float, steps: int) -> None:
     grown = RandomForestRegressor(1, bootstrap=False).fit(
         np.array([[0.0], [1.0]], np.float32), [0.0, 1.0]
     )
@@ -78,12 +74,12 @@ def test_votes_are_shares_of_trees_by_rounded_code() -> None:
     code = (X[:, 0] > 0).astype(float) + (X[:, 1] > 0.5)
     grown = RandomForestRegressor(9, random_state=0, min_samples_leaf=3).fit(X, code)
     votes = forest_from_trees(grown.estimators_).votes(NEW, 0, 3)
-    answers = np.array([np.rint(tree.predict(NEW)) for tree in grown.estimators_])
-    expected = np.stack([(answers == c).mean(axis=0) for c in range(3)], axis=1)
+    codes = np.array([np.rint(tree.predict(NEW)) for tree in grown.estimators_])
+    expected = np.stack([(codes == c).mean(axis=0) for c in range(3)], axis=1)
     np.testing.assert_allclose(votes, expected, atol=1e-12)
 
 
-def test_groups_grown_apart_and_joined_are_the_forest() -> None:
+def test_groups_grown_separately_and_joined_are_the_forest() -> None:
     how = ForestSettings(trees=10, max_features=0.5, extra=True)
     groups = [grow_group(X, Y.astype(np.float32), how, group, seed=1) for group in groups_of(how)]
     assert [group.trees for group in groups] == [4, 4, 2]
@@ -99,25 +95,29 @@ def test_groups_grown_apart_and_joined_are_the_forest() -> None:
         join([])
 
 
-def test_arrays_that_lead_nowhere_are_refused() -> None:
+def test_inconsistent_arrays_are_refused() -> None:
     how = ForestSettings(trees=2)
     good = grow_group(X, Y.astype(np.float32), how, 0, seed=1)
     assert np.array_equal(Forest.from_arrays(good.arrays()).predict(NEW), good.predict(NEW))
     leaf, inner = (int(np.flatnonzero((good.feature == LEAF) == end)[0]) for end in (True, False))
     for name, index, value in (
-        ("right", inner, inner), ("right", inner, len(good.right)), ("right", inner, -1),
-        ("right", leaf, len(good.value)), ("root", 0, len(good.right)), ("root", 0, -1),
+        ("right", inner, inner),
+        ("right", inner, len(good.right)),
+        ("right", inner, -1),
+        ("right", leaf, len(good.value)),
+        ("root", 0, len(good.right)),
+        ("root", 0, -1),
         ("feature", len(good.feature) - 1, 0),
-    ):  # fmt: skip
+    ):
         damaged = {key: array.copy() for key, array in good.arrays().items()}
         damaged[name][index] = value
-        with pytest.raises(ForestError, match="contradict"):
+        with pytest.raises(ForestError, match="inconsistent"):
             Forest.from_arrays(damaged)
     for arrays in (
         {**good.arrays(), "right": good.right.astype(np.int64)},
         {**good.arrays(), "threshold": good.threshold[:-1]},
     ):
-        with pytest.raises(ForestError, match="contradict"):
+        with pytest.raises(ForestError, match="inconsistent"):
             Forest.from_arrays(arrays)
     with pytest.raises(ForestError, match="no array 'value'"):
         Forest.from_arrays({k: v for k, v in good.arrays().items() if k != "value"})
@@ -135,7 +135,7 @@ def targets(small_campaign: Campaign) -> Targets:
 
 
 def patterns(targets: Targets, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noise whose first points tell the phase, a, c and alpha."""
+    """Noise with offsets that depend on the phase, a and c."""
     rng = np.random.default_rng(1)
     phase = rng.integers(0, 3, count)
     scaled = rng.uniform(-1, 1, (count, 3))
@@ -148,7 +148,7 @@ def patterns(targets: Targets, count: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 @pytest.fixture(scope="module")
 def models(targets: Targets) -> tuple[Predictor, Predictor]:
-    """A class-conditional one with a network that classifies, and an integrated one."""
+    """A class-conditional model with a network as its classifier, and an integrated one."""
     from bragg_data.preprocessing import smoothed
 
     profiles, phase, cells = patterns(targets, 400)
@@ -156,9 +156,9 @@ def models(targets: Targets) -> tuple[Predictor, Predictor]:
     how = ForestSettings(trees=4, extra=True, bootstrap=False)
     conditional = []
     for code in range(3):
-        own = phase == code
-        values = forest_values(targets, phase[own], cells[own], integrated=False)
-        conditional.append(grow_group(prepared[own], values, how, 0, seed=code))
+        rows = phase == code
+        values = forest_values(targets, phase[rows], cells[rows], integrated=False)
+        conditional.append(grow_group(prepared[rows], values, how, 0, seed=code))
     values = forest_values(targets, phase, cells, integrated=True)
     whole = grow_group(prepared, values, how, 0, seed=4)
     config = {"points": 800, "phases": 3, "parameters": 3}
@@ -170,64 +170,71 @@ def models(targets: Targets) -> tuple[Predictor, Predictor]:
         800,
         ModelProvenance(preset="classifier"),
     )
+    conditional_model = ForestModel(tuple(conditional), integrated=False)
+    provenance = ModelProvenance(preset="forest")
+    prepared_by = "profile_smoothed@1"
     return (
-        Predictor("forest", ForestModel(tuple(conditional), integrated=False), targets,
-                  "profile_smoothed@1", 800, ModelProvenance(preset="forest"), classifier),
-        Predictor("integrated_forest", ForestModel((whole,), integrated=True), targets,
-                  "profile_smoothed@1", 800, ModelProvenance()),
-    )  # fmt: skip
+        Predictor("forest", conditional_model, targets, prepared_by, 800, provenance, classifier),
+        Predictor(
+            "integrated_forest",
+            ForestModel((whole,), integrated=True),
+            targets,
+            prepared_by,
+            800,
+            ModelProvenance(),
+        ),
+    )
 
 
-def test_what_forests_learn_is_what_the_paper_says(targets: Targets) -> None:
+def test_training_values_are_those_of_the_paper(targets: Targets) -> None:
     _, phase, cells = patterns(targets, 50)
     values = forest_values(targets, phase, cells, integrated=True)
     np.testing.assert_array_equal(values[:, 0], phase)
     physical = values[:, 1:] * targets.half_range + targets.middle
     np.testing.assert_allclose(physical, cells[:, [0, 2, 3]], atol=1e-4)  # c = a, alpha = 90 too
-    own = phase == 1
-    of_one = forest_values(targets, phase[own], cells[own], integrated=False)
-    np.testing.assert_array_equal(of_one, values[own][:, [1, 2]])
+    tetragonal = phase == 1
+    conditional = forest_values(targets, phase[tetragonal], cells[tetragonal], integrated=False)
+    np.testing.assert_array_equal(conditional, values[tetragonal][:, [1, 2]])
 
 
-def test_a_saved_model_answers_as_before_in_a_moment(
+def test_a_saved_model_predicts_as_before_and_loads_quickly(
     models: tuple[Predictor, Predictor], targets: Targets, tmp_path: Path
 ) -> None:
     profiles, phase, _ = patterns(targets, 60)
     for number, model in enumerate(models):
         directory = tmp_path / str(number)
         model.save(directory)
-        assert {path.suffix for path in directory.rglob("*") if path.is_file()} == {
-            ".json", ".safetensors"
-        }  # fmt: skip
+        suffixes = {path.suffix for path in directory.rglob("*") if path.is_file()}
+        assert suffixes == {".json", ".safetensors"}
         began = time.perf_counter()
         loaded = load_predictor(directory)
         assert time.perf_counter() - began < 1
-        for told in (None, phase):
-            before, after = model.predict(profiles, told), loaded.predict(profiles, told)
+        for known in (None, phase):
+            before, after = model.predict(profiles, known), loaded.predict(profiles, known)
             np.testing.assert_array_equal(before.probabilities, after.probabilities)
             np.testing.assert_array_equal(before.phase, after.phase)
             np.testing.assert_array_equal(before.cells, after.cells)
     assert (loaded.kind, loaded.classifier) == ("integrated_forest", None)
 
 
-def test_conditional_forests_ask_their_classifier_unless_they_are_told(
+def test_conditional_forests_use_their_classifier_unless_the_phase_is_known(
     models: tuple[Predictor, Predictor], targets: Targets
 ) -> None:
     conditional, integrated = models
     profiles, phase, cells = patterns(targets, 60)
     assert conditional.classifier is not None
-    asked = conditional.predict(profiles)
-    opinion = conditional.classifier.predict(profiles)
-    np.testing.assert_array_equal(asked.phase, opinion.phase)
-    np.testing.assert_array_equal(asked.probabilities, opinion.probabilities)
-    told = conditional.predict(profiles, phase)
-    np.testing.assert_array_equal(told.phase, phase)
-    np.testing.assert_array_equal(told.probabilities, np.eye(3)[phase])
-    assert np.abs(told.cells[:, 0] - cells[:, 0]).mean() < 0.03
-    np.testing.assert_array_equal(told.cells[phase == 0][:, 3:], 90)
-    found = integrated.predict(profiles)
-    assert (found.phase == phase).mean() > 0.9
-    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1)
+    predicted = conditional.predict(profiles)
+    classified = conditional.classifier.predict(profiles)
+    np.testing.assert_array_equal(predicted.phase, classified.phase)
+    np.testing.assert_array_equal(predicted.probabilities, classified.probabilities)
+    known = conditional.predict(profiles, phase)
+    np.testing.assert_array_equal(known.phase, phase)
+    np.testing.assert_array_equal(known.probabilities, np.eye(3)[phase])
+    assert np.abs(known.cells[:, 0] - cells[:, 0]).mean() < 0.03
+    np.testing.assert_array_equal(known.cells[phase == 0][:, 3:], 90)
+    votes = integrated.predict(profiles)
+    assert (votes.phase == phase).mean() > 0.9
+    np.testing.assert_allclose(votes.probabilities.sum(axis=1), 1)
     other = integrated.predict(profiles, np.full(60, 2))
     np.testing.assert_array_equal(other.cells[:, 0], other.cells[:, 2])  # under another phase
     with pytest.raises(PredictorError, match="from 0 to 2"):

@@ -7,15 +7,25 @@ import json
 import gemmi
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem, lattice_from_space_group
 from bragg_models.targets import Targets, TargetsError, targets_of
 
 # Every system, trigonal in both settings, monoclinic with two unique axes, two cubic phases.
 GROUPS = (
-    "P m -3 m", "F d -3 m", "P 4 m m", "R 3 m:R", "R 3 m:H", "P 63/m m c", "P n m a", "P 1 21/c 1",
-    "P 1 1 21/b", "P -1",
-)  # fmt: skip
+    "P m -3 m",
+    "F d -3 m",
+    "P 4 m m",
+    "R 3 m:R",
+    "R 3 m:H",
+    "P 63/m m c",
+    "P n m a",
+    "P 1 21/c 1",
+    "P 1 1 21/b",
+    "P -1",
+)
 
 
 class _Phase:
@@ -31,15 +41,15 @@ def random_samples(n: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(3)
     phase = generator.integers(len(PHASES), size=n)
     cells = np.empty((n, 6))
-    for code, one in enumerate(PHASES):
+    for code, model_phase in enumerate(PHASES):
         rows = np.flatnonzero(phase == code)
         free = [
             generator.uniform(3.0, 12.0, len(rows))
             if name in "abc"
             else generator.uniform(70.0, 88.0, len(rows))
-            for name in one.lattice.free_parameters
+            for name in model_phase.lattice.free_parameters
         ]
-        cells[rows] = one.lattice.cells(np.stack(free, axis=1))
+        cells[rows] = model_phase.lattice.cells(np.stack(free, axis=1))
     return phase, cells
 
 
@@ -48,7 +58,7 @@ def targets() -> Targets:
     return targets_of(PHASES, *random_samples(2000))
 
 
-def test_all_seven_systems_are_there(targets: Targets) -> None:
+def test_all_seven_systems_are_covered(targets: Targets) -> None:
     assert set(targets.crystal_systems.tolist()) == set(CrystalSystem)
     assert targets.parameters == CELL_PARAMETERS
 
@@ -64,12 +74,37 @@ def test_any_output_of_a_network_obeys_the_constraints_of_the_phase(targets: Tar
     generator = np.random.default_rng(0)
     phase = generator.integers(len(PHASES), size=300)
     cells = targets.decode(generator.normal(0, 0.3, (300, 6)), phase)
-    for code, one in enumerate(PHASES):
-        one.lattice.check(cells[phase == code])
+    for code, model_phase in enumerate(PHASES):
+        model_phase.lattice.check(cells[phase == code])
     cubic = cells[phase == 0]
     assert (cubic[:, 0] == cubic[:, 1]).all()
     assert (cubic[:, 0] == cubic[:, 2]).all()
     assert (cubic[:, 3:] == 90.0).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    code=st.integers(0, len(GROUPS) - 1),
+    values=st.lists(st.floats(-1e9, 1e9), min_size=6, max_size=6),
+)
+def test_every_decoded_cell_encloses_a_volume(code: int, values: list[float]) -> None:
+    targets = targets_of(PHASES, *random_samples(200))
+    cells = targets.decode(np.array([values]), np.array([code]))
+    assert (cells[:, :3] > 0).all()
+    assert ((cells[:, 3:] > 0) & (cells[:, 3:] < 180)).all()
+    assert np.isfinite(cells).all()
+    cosine = np.cos(np.radians(cells[0, 3:]))
+    assert 1 - (cosine**2).sum() + 2 * cosine.prod() > 0
+
+
+def test_a_rhombohedral_angle_beyond_its_limit_is_clipped() -> None:
+    """The limit is 120°, at which the three axes lie in a plane."""
+    phase, cells = np.array([0, 0]), np.array([[4.0] * 3 + [80.0] * 3, [4.0] * 3 + [118.0] * 3])
+    targets = targets_of([PHASES[GROUPS.index("R 3 m:R")]], phase, cells)
+    decoded = targets.decode(np.array([[0.0, 0.9], [0.0, 1.2]]), phase)
+    assert decoded[0, 3] == 99.0 + 0.9 * 19.0
+    assert 119.0 < decoded[1, 3] < 120.0
+    np.testing.assert_array_equal(decoded[:, :3], 4.0)
 
 
 def test_mask_follows_the_space_group(targets: Targets) -> None:
@@ -84,13 +119,13 @@ def test_mask_follows_the_space_group(targets: Targets) -> None:
     assert (values[~mask] == 0).all()
 
 
-def test_each_parameter_spans_minus_one_to_one(targets: Targets) -> None:
+def test_each_parameter_is_scaled_to_unit_range(targets: Targets) -> None:
     phase, cells = random_samples(2000)
     values, mask = targets.encode(phase, cells)
     for column in range(6):
-        own = values[mask[:, column], column]
-        assert own.min() == pytest.approx(-1, abs=1e-6)
-        assert own.max() == pytest.approx(1, abs=1e-6)
+        free = values[mask[:, column], column]
+        assert free.min() == pytest.approx(-1, abs=1e-6)
+        assert free.max() == pytest.approx(1, abs=1e-6)
 
 
 def test_only_the_parameters_of_the_campaign_are_outputs() -> None:
@@ -105,14 +140,14 @@ def test_only_the_parameters_of_the_campaign_are_outputs() -> None:
     np.testing.assert_allclose(targets.decode(values, code), cells[keep], atol=3e-6)
 
 
-def test_one_sample_only() -> None:
+def test_a_single_sample() -> None:
     phase, cells = np.array([0]), np.array([[4.0, 4.0, 4.0, 90.0, 90.0, 90.0]])
     targets = targets_of(PHASES[:1], phase, cells)
     values, _ = targets.encode(phase, cells)
     np.testing.assert_array_equal(targets.decode(values, phase), cells)
 
 
-def test_description_survives_json(targets: Targets) -> None:
+def test_json_round_trip(targets: Targets) -> None:
     copy = Targets.from_json(json.loads(json.dumps(targets.to_json())))
     assert copy.names == targets.names
     assert copy.lattices == targets.lattices
@@ -123,7 +158,7 @@ def test_description_survives_json(targets: Targets) -> None:
 def test_damaged_description_is_refused(targets: Targets) -> None:
     lacking = targets.to_json()
     del lacking["parameters"][0]["middle"]
-    with pytest.raises(TargetsError, match="train the model again"):
+    with pytest.raises(TargetsError, match="Train the model again"):
         Targets.from_json(lacking)
     swapped = targets.to_json()
     swapped["parameters"].reverse()
