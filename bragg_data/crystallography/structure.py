@@ -19,6 +19,7 @@ from bragg_data.crystallography.cell import (
     CrystalSystem,
     Lattice,
     cell_volume,
+    check_volume,
     lattice_from_space_group,
 )
 from bragg_data.errors import first_line
@@ -176,7 +177,13 @@ def scaled_to_volume_per_atom(
     -------
     shape (6,)
         a, b, c in ångström; alpha, beta, gamma in degrees.
+
+    Raises
+    ------
+    CrystalError
+        If the other phase's cell encloses no volume.
     """
+    check_volume(reference_cell[None])
     volume_per_atom = cell_volume(reference_cell[None])[0] / len(reference.positions)
     cell = np.array(phase.cell, dtype=np.float64)
     cell[:3] *= (volume_per_atom * len(phase.positions) / cell_volume(cell[None])[0]) ** (1 / 3)

@@ -48,6 +48,11 @@ class GriddedProfile:
     sigma: NDArray[np.float64]
     covered: NDArray[np.bool_]
 
+    @property
+    def informative(self) -> NDArray[np.bool_]:
+        """Points that a fit can use, shape (points,): covered, with a standard deviation."""
+        return self.covered & (self.sigma > 0)
+
 
 def resample_to_grid(
     profile: Profile, grid: TofGrid, instrument: Instrument, own: Instrument | None

@@ -1,19 +1,20 @@
-"""A cell's pattern over a measurement: simulated, scale and background fitted, how well it fits."""
+"""The pattern of a cell against a measurement: scale and background by linear least squares."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystallography.cell import d_spacing
+from bragg_data.crystallography.cell import CrystalError, check_volume, d_spacing
 from bragg_data.crystallography.reflections import unique_reflections
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.refinement.result import PatternFit, RefinementError
 from bragg_data.simulation.kinematic import Simulator
 
 BACKGROUND_TERMS = 14
@@ -24,56 +25,58 @@ with 20 no better.
 """
 
 _VISIBLE = 1e-3  # of the strongest peak's height
-_FEWEST = 20  # points more than what is fitted, below which a χ² says nothing
+_FEWEST = 20  # points more than parameters, below which a χ² means nothing
 
-_simulators: dict[str, Simulator] = {}  # building one takes longer than all that is asked of it
-
-
-class PatternFitError(ValueError):
-    """A pattern that cannot be laid over a measurement."""
-
-
-@dataclass(frozen=True, eq=False)
-class PatternFit:
-    """A simulated pattern laid over a measurement, on the campaign's grid.
-
-    Attributes
-    ----------
-    calculated : shape (points,)
-        Pattern and background, in the measurement's units; NaN where not covered.
-    background : shape (points,)
-        The fitted background; NaN where not covered.
-    difference : shape (points,)
-        Measured less calculated; NaN where not covered.
-    scale
-        Factor on the simulated intensity; 0 where the best one is negative.
-    rwp
-        Weighted profile R factor: sqrt(sum w (y - c)² / sum w y²), w = 1/sigma².
-    rwp_background
-        The same with the background taken off y in the denominator.
-    reduced_chi2
-        Weighted squared differences over the points less the parameters.
-    """
-
-    calculated: NDArray[np.float64]
-    background: NDArray[np.float64]
-    difference: NDArray[np.float64]
-    scale: float
-    rwp: float
-    rwp_background: float
-    reduced_chi2: float
+_simulators: dict[str, Simulator] = {}  # building one takes longer than simulating a few patterns
 
 
 def simulator_of(campaign: Campaign) -> Simulator:
-    """Return the fast simulator of a campaign; that of the last campaign asked for is kept."""
+    """Return the fast simulator of a campaign; the last campaign's is cached."""
     identity = json.dumps(campaign.definition, sort_keys=True)
     if identity not in _simulators:
         _simulators.clear()
         _simulators[identity] = Simulator(
-            campaign.phases, campaign.instrument, campaign.grid,
-            size=campaign.size, microstrain=campaign.microstrain,
-        )  # fmt: skip
+            campaign.phases,
+            campaign.instrument,
+            campaign.grid,
+            size=campaign.size,
+            microstrain=campaign.microstrain,
+        )
     return _simulators[identity]
+
+
+def fit_cells(
+    campaign: Campaign,
+    phases: Sequence[int] | NDArray[np.integer],
+    cells: NDArray[np.float64],
+    profiles: Sequence[GriddedProfile],
+) -> list[PatternFit | None]:
+    """Simulate a cell for each measurement, and fit scale and background of its pattern.
+
+    Parameters
+    ----------
+    campaign
+        Phases, instrument, grid, nominal broadening.
+    phases : shape (n,)
+        Phase codes.
+    cells : shape (n, 6)
+        Unit cells, in ångström and degrees.
+    profiles
+        The n measurements on the campaign's grid, with their background.
+
+    Returns
+    -------
+    A fit for each measurement; None where the cell cannot be simulated (it encloses no volume, is
+    not finite) or has no peak in the covered part of the grid.
+    """
+    fits: list[PatternFit | None] = []
+    for phase, cell, profile in zip(phases, cells, profiles, strict=True):
+        try:
+            (pattern,) = simulator_of(campaign).simulate(np.array([phase]), cell[None])
+            fits.append(fit_scale_and_background(profile, pattern))
+        except (CrystalError, RefinementError):
+            fits.append(None)
+    return fits
 
 
 def fit_scale_and_background(
@@ -88,57 +91,62 @@ def fit_scale_and_background(
     pattern : shape (points,)
         Simulated intensity on that grid.
     terms
-        Of the background: Chebyshev polynomials of the first kind over the grid's points, which is
-        over the logarithm of the time of flight.
+        Number of Chebyshev polynomials of the first kind in the background, over the grid's points,
+        which is over the logarithm of the time of flight.
 
     Raises
     ------
-    PatternFitError
+    RefinementError
         If too few points are covered, or the pattern vanishes there.
     """
     simulated = np.asarray(pattern, dtype=np.float64)
-    known = gridded.covered & (gridded.sigma > 0)
-    free = int(known.sum()) - terms - 1
-    if free < _FEWEST or not simulated[known].any():
-        raise PatternFitError(
-            f"The pattern cannot be laid over the measurement: {known.sum()} points are covered, "
-            f"and it has its peaks elsewhere or there are too few of them."
+    fitted = gridded.informative
+    degrees_of_freedom = int(fitted.sum()) - terms - 1
+    if degrees_of_freedom < _FEWEST:
+        raise RefinementError(
+            f"{fitted.sum()} points are covered, too few to fit a scale and a background of "
+            f"{terms} terms: at least {_FEWEST + terms + 1} are needed."
+        )
+    if not simulated[fitted].any():
+        raise RefinementError(
+            f"The simulated pattern has no peak in the covered part of the grid "
+            f"({fitted.sum()} points), so its scale cannot be fitted. Check the cell."
         )
     x = np.linspace(-1, 1, len(simulated))
     polynomials = np.asarray(chebyshev.chebvander(x, terms - 1), dtype=np.float64)
     columns = np.column_stack([simulated / np.abs(simulated).max(), polynomials])
-    y, sigma = gridded.intensity[known], gridded.sigma[known]
-    fitted = _solved(columns[known], y, sigma)
-    if fitted[0] < 0:  # peaks that point down explain nothing
-        fitted = np.concatenate([[0.0], _solved(polynomials[known], y, sigma)])
-    calculated, background = columns @ fitted, polynomials @ fitted[1:]
-    residual = (y - calculated[known]) / sigma
+    y, sigma = gridded.intensity[fitted], gridded.sigma[fitted]
+    weights = _least_squares(columns[fitted], y, sigma)
+    if weights[0] < 0:  # peaks that point down explain nothing
+        weights = np.concatenate([[0.0], _least_squares(polynomials[fitted], y, sigma)])
+    calculated, background = columns @ weights, polynomials @ weights[1:]
+    residual = (y - calculated[fitted]) / sigma
     weighted = np.square(residual).sum()
-    above = np.square((y - background[known]) / sigma).sum()
-    nowhere = np.where(known, 0.0, np.nan)
+    above = np.square((y - background[fitted]) / sigma).sum()
+    nowhere = np.where(fitted, 0.0, np.nan)
     return PatternFit(
         calculated=calculated + nowhere,
         background=background + nowhere,
         difference=gridded.intensity - calculated + nowhere,
-        scale=float(fitted[0] / np.abs(simulated).max()),
+        scale=float(weights[0] / np.abs(simulated).max()),
         rwp=float(np.sqrt(weighted / np.square(y / sigma).sum())),
         rwp_background=float(np.sqrt(weighted / max(above, 1e-300))),
-        reduced_chi2=float(weighted / free),
+        reduced_chi2=float(weighted / degrees_of_freedom),
     )
 
 
-def explained_fraction(overlay: PatternFit) -> float:
-    """Return the share of the weighted signal above the background that a pattern explains.
+def explained_fraction(fit: PatternFit) -> float:
+    """Return the fraction of the weighted signal above the background that a pattern explains.
 
     Noise, which adds 1 to every weighted square, is left out of the signal and of what remains: a
     perfect pattern explains all, however noisy the measurement.
     """
-    remains = max(overlay.reduced_chi2 - 1, 0.0)
-    signal = overlay.reduced_chi2 / max(overlay.rwp_background**2, 1e-12) - 1
+    remains = max(fit.reduced_chi2 - 1, 0.0)
+    signal = fit.reduced_chi2 / max(fit.rwp_background**2, 1e-12) - 1
     return float(np.clip(1 - remains / max(signal, 1e-12), 0.0, 1.0))
 
 
-def _solved(
+def _least_squares(
     columns: NDArray[np.float64], y: NDArray[np.float64], sigma: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     solution, *_ = np.linalg.lstsq(columns / sigma[:, None], y / sigma, rcond=None)
@@ -148,34 +156,39 @@ def _solved(
 def reflection_positions(
     phase: Phase, cell: ArrayLike, campaign: Campaign, *, visible: float = _VISIBLE
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return where a cell has its reflections, the weak ones left out.
+    """Return the times of flight of a cell's reflections, without the weak ones.
 
     Parameters
     ----------
     phase, cell : cell of shape (6,)
         Structure, and its cell in ångström and degrees.
     campaign
-        Whose instrument and window.
+        Instrument and window.
     visible
-        Share of the greatest intensity per width (T · m |F|² d⁴ over T) that counts.
+        Fraction of the greatest intensity per width (T · m |F|² d⁴ over T) below which a reflection
+        is left out.
 
     Returns
     -------
     tof : shape (n,)
-        In µs, ascending.
+        In µs, ascending; empty for a cell that cannot be simulated.
     hkl : shape (n, 3)
         Miller indices.
     """
     cells = np.asarray(cell, dtype=np.float64)[None]
     tof = campaign.grid.tof
     shortest = tof[0] / campaign.instrument.difc
-    h, k, l = np.floor(cells[0, :3] / shortest + 1e-9).astype(int)  # noqa: E741
-    reflections = unique_reflections(phase, (int(h), int(k), int(l)))
+    try:
+        check_volume(cells)
+        h, k, l = np.floor(cells[0, :3] / shortest + 1e-9).astype(int)  # noqa: E741
+        reflections = unique_reflections(phase, (int(h), int(k), int(l)))
+    except CrystalError:
+        return np.empty(0), np.empty((0, 3), dtype=np.int64)
     d = d_spacing(reflections.hkl, cells)[0]
     inside = d >= shortest
     position = np.where(inside, campaign.instrument.tof_from_d_spacing(d), 0.0)
     inside &= (position > tof[0]) & (position < tof[-1])
     height = np.where(inside, reflections.multiplicity * reflections.f_squared(d) * d**3, 0.0)
-    kept = height > visible * height.max(initial=0.0)
-    order = np.argsort(position[kept])
-    return position[kept][order], reflections.hkl[kept][order]
+    visible_rows = np.flatnonzero(height > visible * height.max(initial=0.0))
+    order = visible_rows[np.argsort(position[visible_rows])]
+    return position[order], reflections.hkl[order]

@@ -22,7 +22,8 @@ from bragg_data.crystallography.structure import Phase, phase_on_orthogonal_axes
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import PreprocessingError, prepare_measured
-from bragg_data.refinement.rietveld import RefinementError, Refiner
+from bragg_data.refinement.result import RefinementError
+from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import (
     Draws,

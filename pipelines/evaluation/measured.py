@@ -18,7 +18,8 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import prepare_measured
-from bragg_data.refinement.rietveld import RefinementError, Refiner
+from bragg_data.refinement.result import RefinementError
+from bragg_data.refinement.rietveld import Refiner
 from bragg_data.store.measured import measurement_records
 from bragg_data.store.repository import StoreError
 from bragg_data.store.schema import samples_of

@@ -15,7 +15,7 @@ import numpy as np
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.refinement.linear_fit import explained_fraction
-from bragg_data.refinement.rietveld import RefinementResult
+from bragg_data.refinement.result import RefinementResult
 from bragg_models.predictors import Prediction
 
 EXPLAINED = 0.85

@@ -19,7 +19,8 @@ from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_ato
 from bragg_data.measurement.load import Measurement
 from bragg_data.refinement.free_intensities import refine_lattices
 from bragg_data.refinement.linear_fit import explained_fraction, simulator_of
-from bragg_data.refinement.rietveld import RefinementError, RefinementResult, Refiner
+from bragg_data.refinement.result import RefinementError, RefinementResult
+from bragg_data.refinement.rietveld import Refiner
 from bragg_data.store.repository import StoreError, open_snapshot
 from bragg_models.library.index import IndexUnavailableError, LibraryIndex, build_index, open_index
 from bragg_models.library.search import Matches, library_match

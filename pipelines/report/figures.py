@@ -14,11 +14,11 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.linear_fit import (
-    PatternFit,
     fit_scale_and_background,
     reflection_positions,
     simulator_of,
 )
+from bragg_data.refinement.result import PatternFit
 from pipelines.cli.style import SYSTEM_COLORS, UNITS
 from pipelines.prediction.predict import Answer
 

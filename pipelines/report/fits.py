@@ -15,12 +15,11 @@ from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.peak_shape import mixing, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.linear_fit import (
-    PatternFit,
-    PatternFitError,
     fit_scale_and_background,
     reflection_positions,
     simulator_of,
 )
+from bragg_data.refinement.result import PatternFit, RefinementError
 from pipelines.prediction.predict import Answer
 
 SIGNIFICANT = 5.0
@@ -141,7 +140,7 @@ def _fit(
         try:
             tof, hkl = reflection_positions(campaign.phases[code], cell, campaign)
             overlay = fit_scale_and_background(gridded, pattern)
-        except (CrystalError, PatternFitError):
+        except (CrystalError, RefinementError):
             pass  # a cell far off everything: the page says so
         else:
             one = np.sqrt(np.maximum(pattern, 0) * gridded.covered, dtype=np.float64)

@@ -8,7 +8,12 @@ import pytest
 
 from bragg_data.campaign import BUILT_IN
 from bragg_data.crystallography.cell import CrystalError
-from bragg_data.crystallography.structure import ResonanceError, read_phase, scattering_length
+from bragg_data.crystallography.structure import (
+    ResonanceError,
+    read_phase,
+    scaled_to_volume_per_atom,
+    scattering_length,
+)
 
 RUTILE = """data_rutile
 _cell_length_a 4.5937
@@ -95,3 +100,13 @@ def test_scattering_lengths_are_those_of_the_reference():
     assert scattering_length("O") == pytest.approx(0.58037)
     assert scattering_length("B").imag == pytest.approx(-0.0213, abs=1e-4)
     assert scattering_length("D") == pytest.approx(0.66681)
+
+
+def test_a_cell_is_scaled_to_the_volume_per_atom_of_another() -> None:
+    cubic, rutile = read_phase(BUILT_IN / "batio3_cubic.cif", "cubic"), read_phase(RUTILE, "rutile")
+    cell = scaled_to_volume_per_atom(rutile, cubic, np.array([4.0] * 3 + [90.0] * 3))
+    assert cell[0] ** 2 * cell[2] / 6 == pytest.approx(4.0**3 / 5)
+    assert cell[2] / cell[0] == pytest.approx(2.9587 / 4.5937)
+    # Without volume there is no scale, and no NaN.
+    with pytest.raises(CrystalError, match="encloses no volume"):
+        scaled_to_volume_per_atom(rutile, cubic, np.array([4.0] * 3 + [125.0] * 3))

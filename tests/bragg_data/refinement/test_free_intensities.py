@@ -1,4 +1,4 @@
-"""Lattices from peak positions alone, and what is said of them: other atoms, other lattices."""
+"""Lattices from peak positions alone: of other compounds, and of lattices that do not fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.free_intensities import refine_lattices
 from bragg_data.refinement.linear_fit import explained_fraction
-from bragg_data.refinement.rietveld import RefinementError, RefinementResult, Refiner
+from bragg_data.refinement.result import RefinementError, RefinementResult
+from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation.kinematic import Simulator
 from bragg_models.predictors import Prediction
 from pipelines.prediction.acceptance import explains, verdict_json
@@ -72,7 +73,7 @@ def structure_and_lattice(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("structure", "phase"), [(ZIRCONATE, 1), (CHLORIDE, 0)])
-def test_a_lattice_is_found_whatever_atoms_are_in_it(structure: Structure, phase: int) -> None:
+def test_a_lattice_is_refined_whatever_its_atoms_are(structure: Structure, phase: int) -> None:
     fits, lattices = structure_and_lattice(measured(structure))
     assert not explains(fits[0])
     assert "explains" in verdict(fits)["reasons"][0]
@@ -86,9 +87,8 @@ def test_a_lattice_is_found_whatever_atoms_are_in_it(structure: Structure, phase
     # Where nothing was fitted nothing is claimed.
     assert np.isnan(best.pattern_fit.calculated[0])
     assert np.isfinite(best.pattern_fit.calculated).sum() == best.n_points
-    told = verdict(lattices)
-    assert told["accepted"] is False
-    assert "another compound with such a lattice" in told["reasons"][0]
+    assert verdict(lattices)["accepted"] is False
+    assert "another compound with such a lattice" in verdict(lattices)["reasons"][0]
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_another_lattice_is_none_of_these() -> None:
     assert verdict(fits)["accepted"] is False
 
 
-def test_what_has_no_peaks_is_told() -> None:
+def test_a_profile_without_peaks_is_not_accepted() -> None:
     _, refiner = nomad()
     fits = refiner.refine(measured(None), starts())
     assert verdict(fits)["reasons"] == [
@@ -118,9 +118,20 @@ def test_a_genuine_sample_is_accepted() -> None:
     assert verdict(fits) == {"intervals": None, "accepted": True, "reasons": []}
 
 
-def test_too_few_points_are_told() -> None:
+def test_too_few_points_are_refused() -> None:
     campaign, _ = nomad()
     gridded = measured(CHLORIDE)
     few = GriddedProfile(gridded.intensity, gridded.sigma, campaign.grid.tof < 1380)
     with pytest.raises(RefinementError, match="too few"):
         refine_lattices(campaign, few, starts())
+
+
+def test_a_start_without_volume_is_left_out() -> None:
+    campaign, _ = nomad()
+    gridded = measured(CHLORIDE)
+    flat = (2, np.array([4.0] * 3 + [125.0] * 3))
+    (cubic,) = refine_lattices(campaign, gridded, [flat, starts()[0]])
+    assert cubic.phase == 0
+    assert cubic.cell[:3] == pytest.approx(CHLORIDE[1], abs=5e-4)
+    with pytest.raises(RefinementError, match="encloses a volume"):
+        refine_lattices(campaign, gridded, [flat])

@@ -11,13 +11,13 @@ import pytest
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.rietveld import (
+from bragg_data.refinement.result import (
     RefinementError,
     RefinementResult,
-    Refiner,
     rank_fits,
     serial_correlation,
 )
+from bragg_data.refinement.rietveld import Refiner
 
 SHARED = Path(__file__).parents[4] / "shared" / "reference"
 
@@ -65,21 +65,11 @@ def starts(cell: list[float]) -> list[tuple[int, np.ndarray]]:
     ]
 
 
-def one(
-    chi2: float, parameters: int, phase: int, fit: RefinementResult, points: int = 2700
+def with_chi2(
+    fit: RefinementResult, chi2: float, n_parameters: int, phase: int
 ) -> RefinementResult:
-    return RefinementResult(
-        phase,
-        fit.cell,
-        fit.su,
-        fit.parameters,
-        fit.parameters_su,
-        fit.pattern_fit,
-        chi2,
-        points,
-        parameters,
-        1.0,
-        True,
+    return replace(
+        fit, chi2=chi2, n_points=2700, n_parameters=n_parameters, phase=phase, correlation=1.0
     )
 
 
@@ -92,8 +82,7 @@ def fits(refiner: Refiner) -> list[list[RefinementResult]]:
 
 
 def test_phase_cell_and_widths_come_back(fits: list[list[RefinementResult]]) -> None:
-    for found, (phase, cell, u_scale, _, microstrain) in zip(fits, TRUTH, strict=True):
-        best = found[0]
+    for (best, *_), (phase, cell, u_scale, _, microstrain) in zip(fits, TRUTH, strict=True):
         assert best.phase == phase
         assert best.converged
         assert best.pattern_fit.reduced_chi2 == pytest.approx(1, abs=0.12)
@@ -115,19 +104,21 @@ def test_uncertainties_are_those_of_the_noise(refiner: Refiner) -> None:
 
 def test_a_lower_symmetry_has_to_fit_clearly_better(fits: list[list[RefinementResult]]) -> None:
     fit = fits[0][0]
-    assert rank_fits([one(2700, 19, 1, fit), one(2704, 18, 0, fit)])[0].phase == 0
-    assert rank_fits([one(2700, 19, 1, fit), one(2760, 18, 0, fit)])[0].phase == 1
+
+    def better(tetragonal: RefinementResult, cubic_chi2: float) -> int:
+        return rank_fits([tetragonal, with_chi2(fit, cubic_chi2, 18, 0)])[0].phase
+
+    assert better(with_chi2(fit, 2700, 19, 1), 2704) == 0
+    assert better(with_chi2(fit, 2700, 19, 1), 2760) == 1
     # What is wrong with every fit counts as noise, all the more where neighbours are wrong alike.
-    assert rank_fits([one(27000, 19, 1, fit), one(27060, 18, 0, fit)])[0].phase == 0
-    alike = replace(one(2700, 19, 1, fit), correlation=8.0)
-    assert rank_fits([alike, one(2760, 18, 0, fit)])[0].phase == 0
+    assert better(with_chi2(fit, 27000, 19, 1), 27060) == 0
+    assert better(replace(with_chi2(fit, 2700, 19, 1), correlation=8.0), 2760) == 0
 
 
 def test_residuals_that_are_alike_count_less() -> None:
     generator = np.random.default_rng(0)
     noise = generator.normal(size=(50, 2700))
-    of_noise = [serial_correlation(one) for one in noise]
-    assert np.mean(of_noise) == pytest.approx(1, abs=0.03)
+    assert np.mean([serial_correlation(row) for row in noise]) == pytest.approx(1, abs=0.03)
     assert serial_correlation(np.repeat(noise[0, :450], 6)) == pytest.approx(6, rel=0.2)
     assert serial_correlation(np.zeros(9)) == 1
 
@@ -139,7 +130,7 @@ def test_residuals_that_are_alike_count_less() -> None:
         (2, [4.0] * 3 + [90.08] * 3, [4.0] * 3 + [89.92] * 3),
     ],
 )
-def test_a_cell_that_is_distorted_the_other_way_is_found(
+def test_from_a_cell_that_is_distorted_the_other_way(
     refiner: Refiner, phase: int, cell: list[float], opposite: list[float]
 ) -> None:
     """From the wrong side of the cubic cell, with peaks wider than they are split."""
@@ -149,7 +140,7 @@ def test_a_cell_that_is_distorted_the_other_way_is_found(
     assert np.abs(best.cell - cell).max() < 5 * best.su.max()
 
 
-def test_a_phase_begins_where_another_one_ended(refiner: Refiner) -> None:
+def test_a_phase_starts_from_the_best_fit_of_another(refiner: Refiner) -> None:
     """A start of its own that is far off does not keep the right phase from winning."""
     _, cell, *_ = TRUTH[1]
     gridded = measured(refiner, TRUTH[1], 3)
@@ -162,24 +153,64 @@ def test_a_phase_begins_where_another_one_ended(refiner: Refiner) -> None:
     assert np.abs(best.cell - cell).max() < 1e-3
 
 
-def test_what_cannot_be_refined_is_told(refiner: Refiner, campaign: Campaign) -> None:
+def test_a_start_without_volume_does_not_cost_its_phase_the_good_one(refiner: Refiner) -> None:
+    gridded = measured(refiner, TRUTH[3], 4)
+    good = starts(TRUTH[3][1])
+    flat = (2, np.array([4.0] * 3 + [125.0] * 3))  # a rhombohedral cell needs alpha < 120°
+    unknown = (1, np.full(6, np.nan))
+    results = refiner.refine(gridded, [flat, unknown, *good])
+    expected = refiner.refine(gridded, good)
+    assert [r.phase for r in results] == [r.phase for r in expected]
+    assert results[0].phase == 2
+    np.testing.assert_array_equal([r.cell for r in results], [r.cell for r in expected])
+
+
+def test_a_search_may_begin_at_the_limit_of_the_lattice(refiner: Refiner) -> None:
+    """Steps and derivatives beyond alpha = 120° are rejected, and other phases are not lost."""
+    gridded = measured(refiner, TRUTH[0], 0)
+    limit = (2, np.array([4.0] * 3 + [119.999] * 3))
+    results = refiner.refine(gridded, [limit, *starts(TRUTH[0][1])[:2]])
+    assert sorted(r.phase for r in results) == [0, 1, 2]
+    assert results[0].phase == 0
+    assert all(np.isfinite([*r.cell, *r.su, r.chi2]).all() for r in results)
+
+
+def test_starts_without_volume_alone_are_refused(refiner: Refiner) -> None:
+    flat = np.array([4.0] * 3 + [125.0] * 3)
+    gridded = measured(refiner, TRUTH[0], 0)
+    with pytest.raises(RefinementError, match=r"None of the 2 start cells encloses a volume.*125"):
+        refiner.refine(gridded, [(2, flat), (2, flat)])
+    with pytest.raises(RefinementError, match="No start cell is known"):
+        refiner.refine(gridded, [])
+
+
+def test_a_cell_without_reflections_is_left_out(refiner: Refiner) -> None:
+    gridded = measured(refiner, TRUTH[0], 0)
+    tiny = (0, np.array([0.1] * 3 + [90.0] * 3))
+    good = starts(TRUTH[0][1])[:1]
+    (result,) = refiner.refine(gridded, [tiny, *good])
+    np.testing.assert_array_equal(result.cell, refiner.refine(gridded, good)[0].cell)
+    with pytest.raises(RefinementError, match=r"cubic cannot be refined: .* look at the cell"):
+        refiner.refine(gridded, [tiny])
+
+
+def test_too_few_points_are_refused(refiner: Refiner, campaign: Campaign) -> None:
     gridded = measured(refiner, TRUTH[0], 0)
     few = GriddedProfile(gridded.intensity, gridded.sigma, campaign.grid.tof < 1400)
     with pytest.raises(RefinementError, match="too few"):
         refiner.refine(few, starts(TRUTH[0][1]))
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the pseudo-experiments beside the project")
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the reference pseudo-experiments")
 def test_pseudo_experiments(refiner: Refiner, campaign: Campaign) -> None:
-    """From cells a grid step off; what else differs (displacements, spectrum) is not modelled."""
-    found = read_pseudo_experiments(
-        SHARED / "pseudo_experiment_dev.npz", campaign, calibrated=True
-    )[:6]
+    """From cells a grid step off; displacements and spectrum, which differ, are not modelled."""
+    path = SHARED / "pseudo_experiment_dev.npz"
     errors = []
-    for one_ in found:
-        best = refiner.refine(one_.measurement.gridded, starts(list(one_.label.cell)))[0]
-        assert best.phase == one_.label.phase
-        errors.append(np.abs(best.cell - one_.label.cell))
+    for experiment in read_pseudo_experiments(path, campaign, calibrated=True)[:6]:
+        cell = experiment.label.cell
+        best = refiner.refine(experiment.measurement.gridded, starts(list(cell)))[0]
+        assert best.phase == experiment.label.phase
+        errors.append(np.abs(best.cell - cell))
     mean = np.mean(errors, axis=0)
     assert mean[0] < 2e-4
     assert mean[2] < 2e-4

@@ -1,0 +1,151 @@
+"""Levenberg–Marquardt minimisation within bounds, for models of which each pattern is expensive.
+
+Levenberg, Quarterly of Applied Mathematics 2 (1944) 164; Marquardt, SIAM Journal on Applied
+Mathematics 11 (1963) 431. Not scipy's ``least_squares`` nor lmfit: a Jacobian costs as much as ten
+patterns and is reused here as long as it predicts the steps well, a fit that cannot win is given up
+on the way, and a step to a point that has no pattern is rejected instead of ending the fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Vector = NDArray[np.float64]
+
+_MOST_STEPS = 60
+_RELIABLE = 0.5  # fraction of the predicted decrease below which the Jacobian is calculated again
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A model at one point.
+
+    Attributes
+    ----------
+    residual : shape (n,)
+        Weighted differences; the minimised χ² is the sum of their squares.
+    pattern : shape (points,)
+        Weighted pattern, from which the model derives the Jacobian.
+    """
+
+    residual: _Vector
+    pattern: _Vector
+
+
+class Model(Protocol):
+    """A weighted least squares problem."""
+
+    def evaluate(self, point: _Vector) -> Evaluation | None:
+        """Return the model at a point, shape (k,); None if it is not defined there."""
+        ...
+
+    def jacobian(self, point: _Vector, evaluation: Evaluation) -> _Vector:
+        """Return the derivatives of the residuals at an evaluated point, shape (n, k)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Minimum:
+    """Where a minimisation ended.
+
+    Attributes
+    ----------
+    point : shape (k,)
+        Parameters.
+    residual, jacobian : shapes (n,), (n, k)
+        Weighted differences and their derivatives, calculated there or a few steps before.
+    converged
+        Whether no step promised more than the tolerance.
+    """
+
+    point: _Vector
+    residual: _Vector
+    jacobian: _Vector
+    converged: bool
+
+
+def minimise(
+    model: Model,
+    start: _Vector,
+    first: Evaluation,
+    bounds: tuple[_Vector, _Vector],
+    tolerance: Callable[[float], float],
+    give_up: Callable[[float, float, bool], bool],
+) -> Minimum:
+    """Minimise the sum of squared residuals from a start.
+
+    Parameters
+    ----------
+    model
+        Residuals and their derivatives.
+    start : shape (k,)
+        Within the bounds.
+    first
+        The model at the start.
+    bounds : shapes (k,), (k,)
+        Lowest and highest values.
+    tolerance
+        Maps χ² to the predicted decrease of χ² below which a step is not worth while.
+    give_up
+        Called before each step with χ², its predicted decrease, and whether the Jacobian was
+        calculated at this point; ends the minimisation where it returns True.
+    """
+    low, high = bounds
+    x, here = start, first
+    jacobian, fresh = model.jacobian(x, here), True
+    # Where one step after the other leads uphill, damping rises faster and faster.
+    damping, rise, converged = 1e-3, 10.0, False
+    for _ in range(_MOST_STEPS):
+        normal, right = jacobian.T @ jacobian, -(jacobian.T @ here.residual)
+        if not np.trace(normal) > 0:
+            break  # nothing of the pattern is in the measurement
+        step = _bounded_step(normal, right, damping, low - x, high - x)
+        predicted = float(2 * right @ step - step @ normal @ step)
+        chi2 = float(here.residual @ here.residual)
+        if predicted < tolerance(chi2):  # in a bound's corner, hardly below zero
+            converged = fresh
+            if fresh:
+                break
+            jacobian, fresh = model.jacobian(x, here), True
+            continue
+        if give_up(chi2, predicted, fresh):
+            break
+        trial = model.evaluate(x + step)
+        decrease = -np.inf if trial is None else chi2 - float(trial.residual @ trial.residual)
+        if trial is not None and decrease > 0:
+            x, here = x + step, trial
+            damping, rise = max(0.1 * damping, 1e-5), 10.0
+            fresh = False
+        if not decrease >= _RELIABLE * predicted:
+            if fresh:
+                damping, rise = min(rise * damping, 1e6), 10 * rise
+            else:
+                jacobian, fresh = model.jacobian(x, here), True
+    return Minimum(x, here.residual, jacobian, converged)
+
+
+def _bounded_step(
+    normal: _Vector, right: _Vector, damping: float, low: _Vector, high: _Vector
+) -> _Vector:
+    """Return a damped step within bounds: parameters that meet one stay, the others are solved for.
+
+    A step of all parameters that is clipped to the bounds may well lead uphill.
+    """
+    diagonal = np.diag(normal) + 1e-12 * np.trace(normal)
+    system = normal + damping * np.diag(diagonal)
+    step = np.zeros(len(right))
+    free = np.ones(len(right), dtype=bool)
+    while free.any():
+        rest = right[free] - normal[np.ix_(free, ~free)] @ step[~free]
+        step[free] = np.linalg.solve(system[np.ix_(free, free)], rest)
+        beyond = free & ((step < low) | (step > high))
+        if not beyond.any():
+            break
+        step = np.clip(step, low, high)
+        free &= ~beyond
+    return step

@@ -1,0 +1,383 @@
+"""The fit of one phase to one measurement: parameters, bounds, residuals and their derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, encloses_volume
+from bragg_data.crystallography.structure import Phase
+from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.refinement.levenberg_marquardt import Evaluation, minimise
+from bragg_data.refinement.linear_fit import fit_scale_and_background
+from bragg_data.refinement.result import RefinementError, RefinementResult, serial_correlation
+from bragg_data.simulation.kinematic import Simulator
+
+HOPELESS = 1.5
+"""Ratio of χ² to the best phase's, above which another phase's fit is not finished."""
+
+ROUGHLY = 3.0
+"""Decrease of χ² over the noise, below which a fit with nominal widths is precise enough."""
+
+_CONVERGED = 0.02  # decrease of χ² over the noise that a step still has to promise
+_RIVAL = 0.5  # the same for a phase that is only compared with the best one
+_DARING = 3.0  # times what a step promises a fit may still gain, so that it is worth while
+_FAR = 0.04  # relative change of a length, or of an angle in rad, beyond which a fit has run away
+_LOOSE = 0.05  # Å: coordinates are restrained to the CIF's with this standard uncertainty
+_MOST_COORDINATES = 12  # of a phase with more, a powder's profile does not determine them
+
+
+class _Range(NamedTuple):
+    """Start (None: the campaign's value), lowest and highest value, step of the derivative."""
+
+    start: float | None
+    low: float
+    high: float
+    step: float
+
+
+_RANGES = {
+    "u_scale": _Range(1.0, 0.1, 5.0, 0.01),
+    "inverse_size": _Range(None, 0.0, 6.0, 0.05),  # 1/µm: the width is proportional to it
+    "microstrain": _Range(None, 0.0, 4000.0, 30.0),  # 1e-6
+    "tzero": _Range(None, -np.inf, np.inf, 0.3),  # µs
+}
+_SHIFT = _Range(0.0, -0.3, 0.3, 0.003)  # of a free coordinate, in Å
+_CELL_STEPS = {name: 1e-4 if name in "abc" else 2e-3 for name in CELL_PARAMETERS}
+
+_Array = NDArray[np.float64]
+
+
+def free_columns(phase: Phase) -> list[int]:
+    """Return the positions of a phase's free parameters among the six of a cell."""
+    return [CELL_PARAMETERS.index(name) for name in phase.lattice.free_parameters]
+
+
+def runaway_bounds(
+    free_parameters: Sequence[str], free: _Array, far: float
+) -> tuple[_Array, _Array]:
+    """Return the lowest and highest free cell parameters that a fit from a start may reach.
+
+    Parameters
+    ----------
+    free_parameters, free : free of shape (n_free,)
+        Names and start values, in ångström and degrees.
+    far
+        Relative change of a length, or change of an angle in rad.
+    """
+    change = np.array(
+        [
+            far * value if name in "abc" else np.degrees(far)
+            for name, value in zip(free_parameters, free, strict=True)
+        ]
+    )
+    return free - change, free + change
+
+
+@dataclass(frozen=True, eq=False)
+class PhaseFit:
+    """Where the search of one phase ended.
+
+    Attributes
+    ----------
+    phase
+        Code of the phase.
+    free : shape (n_free,)
+        Free cell parameters.
+    names, values : values of shape (n,)
+        The other parameters.
+    residual, jacobian : shapes (points,), (points and restraints, n_free + n)
+        Weighted differences and derivatives.
+    converged
+        Whether the search ended by itself.
+    """
+
+    phase: int
+    free: _Array
+    names: tuple[str, ...]
+    values: _Array
+    residual: _Array
+    jacobian: _Array
+    converged: bool
+
+    @property
+    def chi2(self) -> float:
+        """Weighted sum of squared differences."""
+        return float(self.residual @ self.residual)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The other parameters by their names."""
+        return dict(zip(self.names, map(float, self.values), strict=True))
+
+
+class WeightedProfile:
+    """One measurement, weighted and with its background projected out.
+
+    Parameters
+    ----------
+    campaign, simulator
+        Phases, nominal broadening, patterns.
+    gridded
+        The measurement on the campaign's grid, with its background.
+    polynomials : shape (points, n_terms)
+        Of the background.
+    """
+
+    def __init__(
+        self, campaign: Campaign, simulator: Simulator, gridded: GriddedProfile, polynomials: _Array
+    ) -> None:
+        self.campaign, self.simulator = campaign, simulator
+        self._gridded, self._fitted = gridded, gridded.informative
+        self._weight = 1 / gridded.sigma[self._fitted]
+        self._basis, _ = np.linalg.qr(polynomials[self._fitted] * self._weight[:, None])
+        self.y = self._without_background(gridded.intensity[self._fitted] * self._weight)
+
+    def _without_background(self, values: _Array) -> _Array:
+        return values - self._basis @ (self._basis.T @ values)
+
+    def patterns(self, phase: int, free: _Array, names: Sequence[str], values: _Array) -> _Array:
+        """Return the weighted patterns without background of n rows of parameters.
+
+        Returns
+        -------
+        shape (points, n)
+        """
+        lattice = self.campaign.phases[phase].lattice
+        arguments = _simulator_arguments(dict(zip(names, values.T, strict=True)))
+        simulated = self.simulator.simulate(
+            np.full(len(free), phase), lattice.cells(free), **arguments
+        )
+        weighted = simulated[:, self._fitted].astype(np.float64).T * self._weight[:, None]
+        return self._without_background(weighted)
+
+    def scale(self, pattern: _Array) -> float:
+        """Return the factor on a pattern with which it fits best, at least 0."""
+        length = float(pattern @ pattern)
+        return max(float(pattern @ self.y) / length, 0.0) if length > 0 else 0.0
+
+    def chi2(
+        self, phase: int, free: _Array, parameters: Mapping[str, float] | None = None
+    ) -> _Array:
+        """Return χ² of n cells as they are, with nominal or with other broadening, shape (n,).
+
+        Infinite for a cell that cannot be simulated, because it encloses no volume, or has too many
+        reflections in the window or none.
+        """
+        used = {n: v for n, v in (parameters or {}).items() if n in _RANGES}
+        values = np.tile(list(used.values()), (len(free), 1))
+        try:
+            patterns = self.patterns(phase, free, tuple(used), values)
+        except CrystalError:
+            if len(free) == 1:
+                return np.array([np.inf])
+            return np.concatenate([self.chi2(phase, row[None], parameters) for row in free])
+        return np.array([((self.y - self.scale(p) * p) ** 2).sum() for p in patterns.T])
+
+    def search(
+        self,
+        start: tuple[int, _Array],
+        names: tuple[str, ...],
+        initial: Mapping[str, float],
+        *,
+        coordinates: bool = True,
+        rival: PhaseFit | None = None,
+        tolerance: float | None = None,
+    ) -> PhaseFit:
+        """Search for the best cell and other parameters from a start.
+
+        Parameters
+        ----------
+        start
+            Phase code, and free cell parameters, shape (n_free,).
+        names
+            Parameters other than those of the cell.
+        initial
+            Values of some of them that are known better than the nominal ones.
+        coordinates
+            Whether free atomic coordinates are refined as well.
+        rival
+            The best fit of another phase: the search ends early where it is not going to beat it.
+        tolerance
+            The search ends where a step promises less than this times the noise.
+
+        Raises
+        ------
+        RefinementError
+            If the start cannot be simulated.
+        """
+        phase, free = start
+        modes = len(self.simulator.free_coordinates(phase)) if coordinates else 0
+        shifts = tuple(f"shift_{k + 1}" for k in range(modes if modes <= _MOST_COORDINATES else 0))
+        model = _Model(self, phase, free, (*names, *shifts), initial)
+        # A rival only has to be compared.
+        promise = tolerance or (_CONVERGED if rival is None else _RIVAL)
+        to_beat = np.inf if rival is None else self._to_beat(rival, len(model.start))
+
+        def give_up(chi2: float, predicted: float, fresh: bool) -> bool:
+            if rival is None:
+                return False
+            hopeless = HOPELESS * rival.chi2
+            if chi2 > hopeless:
+                return chi2 - predicted > hopeless
+            return fresh and chi2 - _DARING * predicted > to_beat
+
+        def tolerance_at(chi2: float) -> float:
+            return promise * max(chi2 / len(self.y), 1.0)
+
+        try:
+            first = model.calculate(model.start)
+            minimum = minimise(model, model.start, first, model.bounds, tolerance_at, give_up)
+        except CrystalError as error:
+            raise RefinementError(
+                f"Phase {self.campaign.phases[phase].name} cannot be refined: {error}"
+            ) from error
+        return PhaseFit(
+            phase,
+            minimum.point[: len(free)],
+            model.names,
+            minimum.point[len(free) :],
+            minimum.residual[: len(self.y)],
+            minimum.jacobian,
+            minimum.converged,
+        )
+
+    def _to_beat(self, rival: PhaseFit, n_parameters: int) -> float:
+        """Return the χ² below which a fit with some parameters is more plausible than its rival."""
+        points = len(self.y)
+        noise = max(rival.chi2 / points, 1.0) * serial_correlation(rival.residual)
+        more = n_parameters - len(rival.free) - len(rival.names)
+        return rival.chi2 - noise * more * float(np.log(points))
+
+    def result(self, fit: PhaseFit) -> RefinementResult:
+        """Return a fit with uncertainties and its pattern.
+
+        Raises
+        ------
+        RefinementError
+            If the pattern has no peak in the fitted points.
+        """
+        lattice = self.campaign.phases[fit.phase].lattice
+        count, points = len(fit.free), len(self.y)
+        n_parameters = len(fit.free) + len(fit.names) + 1 + self._basis.shape[1]
+        reduced = fit.chi2 / max(points - n_parameters, 1)
+        correlation = serial_correlation(fit.residual)
+        covariance = np.linalg.pinv(fit.jacobian.T @ fit.jacobian) * reduced * correlation
+        su = np.sqrt(np.maximum(np.diag(covariance), 0))
+        cell = lattice.cells(fit.free[None])[0]
+        moved = lattice.cells((fit.free + su[:count])[None])[0]
+        arguments = _simulator_arguments(dict(zip(fit.names, fit.values[:, None], strict=True)))
+        (pattern,) = self.simulator.simulate(np.array([fit.phase]), cell[None], **arguments)
+        parameters = {n: float(v[0]) for n, v in arguments.items() if n != "shifts"}
+        parameters |= {n: v for n, v in fit.parameters.items() if n.startswith("shift_")}
+        parameters_su = dict(zip(fit.names, map(float, su[count:]), strict=True))
+        if "size" in parameters:
+            parameters_su["size"] = parameters_su.pop("inverse_size") * parameters["size"] ** 2
+        return RefinementResult(
+            phase=fit.phase,
+            cell=cell,
+            su=np.abs(moved - cell),
+            parameters=parameters,
+            parameters_su=parameters_su,
+            pattern_fit=fit_scale_and_background(
+                self._gridded, pattern, terms=self._basis.shape[1]
+            ),
+            chi2=fit.chi2,
+            n_points=points,
+            n_parameters=n_parameters,
+            correlation=correlation,
+            converged=fit.converged,
+        )
+
+
+class _Model:
+    """Residuals of one phase as :func:`minimise` takes them: free cell parameters, then others."""
+
+    def __init__(
+        self,
+        profile: WeightedProfile,
+        phase: int,
+        free: _Array,
+        names: tuple[str, ...],
+        initial: Mapping[str, float],
+    ) -> None:
+        campaign = profile.campaign
+        self._profile, self._phase, self._lattice = profile, phase, campaign.phases[phase].lattice
+        self.names, self._count = names, len(free)
+        nominal = {
+            "inverse_size": 1 / campaign.size,
+            "microstrain": campaign.microstrain,
+            "tzero": campaign.instrument.tzero,
+        }
+        ranges = [_RANGES.get(name, _SHIFT) for name in names]
+        values = [
+            initial.get(name, nominal.get(name, limits.start)) if name in _RANGES else limits.start
+            for name, limits in zip(names, ranges, strict=True)
+        ]
+        of_cell = self._lattice.free_parameters
+        self._steps = np.array([_CELL_STEPS[n] for n in of_cell] + [r.step for r in ranges])
+        low, high = runaway_bounds(of_cell, free, _FAR)
+        self.bounds = (
+            np.concatenate([low, [r.low for r in ranges]]),
+            np.concatenate([high, [r.high for r in ranges]]),
+        )
+        start = np.concatenate([free, np.array(values, dtype=np.float64)])
+        self.start = np.clip(start, self.bounds[0] + 1e-9, self.bounds[1] - 1e-9)
+        restrained = [0.0 if name in _RANGES else 1 / _LOOSE for name in names]
+        self._restraint = np.array([0.0] * len(free) + restrained)
+
+    def _usable(self, points: _Array) -> NDArray[np.bool_]:
+        return encloses_volume(self._lattice.cells(points[:, : self._count]))
+
+    def _patterns(self, points: _Array) -> _Array:
+        free, values = points[:, : self._count], points[:, self._count :]
+        return self._profile.patterns(self._phase, free, self.names, values)
+
+    def calculate(self, point: _Array) -> Evaluation:
+        """Return the residuals at a point, restraints last.
+
+        Raises
+        ------
+        CrystalError
+            If the cell cannot be simulated.
+        """
+        pattern = self._patterns(point[None])[:, 0]
+        difference = self._profile.y - self._profile.scale(pattern) * pattern
+        return Evaluation(np.concatenate([difference, self._restraint * point]), pattern)
+
+    def evaluate(self, point: _Array) -> Evaluation | None:
+        """Return the residuals at a point; None where the cell cannot be simulated."""
+        try:
+            return self.calculate(point)
+        except CrystalError:
+            return None
+
+    def jacobian(self, point: _Array, evaluation: Evaluation) -> _Array:
+        """Return the derivatives of the residuals at the best scale (Kaufman)."""
+        pattern = evaluation.pattern
+        step = np.where(point + self._steps < self.bounds[1], self._steps, -self._steps)
+        # Where a step leads to a cell without volume it goes the other way, or nowhere.
+        for instead in (-step, np.zeros_like(step)):
+            step = np.where(self._usable(point + np.diag(step)), step, instead)
+        change = self._patterns(point + np.diag(step)) - pattern[:, None]
+        change /= np.where(step == 0, 1.0, step)
+        length = max(float(pattern @ pattern), 1e-300)
+        of_pattern = change - np.outer(pattern, pattern @ change) / length
+        return np.concatenate(
+            [-self._profile.scale(pattern) * of_pattern, np.diag(self._restraint)]
+        )
+
+
+def _simulator_arguments(values: dict[str, _Array]) -> dict[str, _Array]:
+    """Return parameters as the simulator takes them: the size, and all shifts in one array."""
+    if "inverse_size" in values:
+        values["size"] = 1 / np.maximum(values.pop("inverse_size"), 1e-3)
+    shifts = [values.pop(name) for name in list(values) if name.startswith("shift_")]
+    if shifts:
+        values["shifts"] = np.stack(shifts, axis=1)
+    return values

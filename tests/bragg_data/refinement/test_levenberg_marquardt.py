@@ -1,0 +1,74 @@
+"""The minimiser: minima within bounds, at the edge of a model's domain, and fits given up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+
+from bragg_data.refinement.levenberg_marquardt import Evaluation, Minimum, minimise
+
+X = np.linspace(0, 3, 40)
+TRUTH = np.array([2.0, 1.3])
+NOISE = np.random.default_rng(0).normal(0, 0.1, len(X))
+
+
+class Decay:
+    """a · exp(-b x) against noisy values, in units of the noise; undefined above a limit of b."""
+
+    def __init__(self, limit: float = np.inf) -> None:
+        self.limit = limit
+        self.y = TRUTH[0] * np.exp(-TRUTH[1] * X) + NOISE
+
+    def residual(self, point: np.ndarray) -> np.ndarray:
+        return (self.y - point[0] * np.exp(-point[1] * X)) / 0.1
+
+    def evaluate(self, point: np.ndarray) -> Evaluation | None:
+        if not point[1] < self.limit:
+            return None
+        return Evaluation(self.residual(point), np.exp(-point[1] * X))
+
+    def jacobian(self, point: np.ndarray, evaluation: Evaluation) -> np.ndarray:
+        return np.stack([-evaluation.pattern, point[0] * X * evaluation.pattern], axis=1) / 0.1
+
+
+def minimum(
+    model: Decay, start: np.ndarray, high: float = np.inf, hopeless: float = np.inf
+) -> Minimum:
+    first = model.evaluate(start)
+    assert first is not None
+    bounds = np.array([-np.inf, -np.inf]), np.array([np.inf, high])
+    return minimise(model, start, first, bounds, lambda _: 1e-9, lambda chi2, *_: chi2 > hopeless)
+
+
+def test_the_minimum_is_that_of_scipy() -> None:
+    model, start = Decay(), np.array([0.5, 0.2])
+    found = minimum(model, start)
+    assert found.converged
+    np.testing.assert_allclose(found.point, least_squares(model.residual, start).x, rtol=1e-5)
+    np.testing.assert_array_equal(found.residual, model.residual(found.point))
+
+
+def test_a_bound_holds_and_the_others_go_on() -> None:
+    model = Decay()
+    found = minimum(model, np.array([0.5, 0.2]), high=1.0)
+    expected = least_squares(lambda a: model.residual(np.array([a[0], 1.0])), [0.5]).x[0]
+    assert found.point[1] == 1.0
+    assert found.point[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_points_without_a_pattern_are_rejected() -> None:
+    """The minimum lies outside of the model's domain: the search ends within it."""
+    model = Decay(limit=1.0)
+    found = minimum(model, np.array([0.5, 0.2]))
+    assert 0.9 < found.point[1] < 1.0
+    assert np.isfinite(found.residual).all()
+    start = model.residual(np.array([0.5, 0.2]))
+    assert found.residual @ found.residual < 0.1 * (start @ start)
+
+
+def test_a_hopeless_fit_is_given_up_at_its_start() -> None:
+    start = np.array([0.5, 0.2])
+    found = minimum(Decay(), start, hopeless=1)
+    np.testing.assert_array_equal(found.point, start)
+    assert not found.converged
