@@ -3,20 +3,19 @@
 Everything here is plain loops over arrays, compiled by numba with one thread. Exponentials and
 logarithms come from tables with a short Taylor series, because those vectorise and libm's do not.
 
-Numba keeps the compiled code by the date of this file alone: functions that are called here have to
-stand here.
+Numba caches the compiled code by the date of this file alone, so compiled functions that are called
+here are defined here.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from bragg_data.instrument.peak_shape import BLEND, ERFCX_SWITCH, FWHM_PER_SIGMA
+from bragg_data.simulation.deposition_tables import Buffers
 
 TAPS = 6
 """A quintic B-spline reaches over six nodes of the source grid."""
@@ -26,73 +25,7 @@ REACH = 3.0
 
 _STATIONS = 513  # of a table over the window: linear between them is good to 1e-5 of a width
 
-ALIKE = 16
-"""Samples that share one selection of lines."""
-
 _TILE = 1024  # lines handled together: their buffers stay in the first-level cache
-
-
-class Selected(NamedTuple):
-    """Lines of a phase, as :class:`bragg_data.crystallography.reflections.Lines` has them.
-
-    ``products`` (n_terms, n) and ``strengths`` (n_pairs, n), both float32.
-    """
-
-    products: NDArray[np.float32]
-    strengths: NDArray[np.float32]
-
-
-@njit(nogil=True, cache=True)
-def select(metrics, q_high, lines, room):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Copy the lines with 1/d² ≤ q_high for some metric between the given ones.
-
-    The bound takes the smallest and largest value of each term of the metric, after a common
-    scale is divided out, so it is sharp where the cells differ little but in size. Returns how
-    many there are.
-    """
-    n_terms, n_lines = lines.products.shape
-    n_pairs = len(lines.strengths)
-    low = np.full(n_terms, np.inf)
-    high = np.full(n_terms, -np.inf)
-    smallest = np.inf
-    for i in range(len(metrics)):
-        size = metrics[i, 0]  # of a diagonal element, so it is positive
-        smallest = min(smallest, size)
-        for t in range(n_terms):
-            low[t] = min(low[t], metrics[i, t] / size)
-            high[t] = max(high[t], metrics[i, t] / size)
-    limit = np.float32(q_high / smallest * (1.0 + 1e-5))
-    bound = np.zeros(n_lines, np.float32)
-    for t in range(n_terms):
-        low32 = np.float32(low[t])
-        high32 = np.float32(high[t])
-        for r in range(n_lines):
-            p = lines.products[t, r]
-            bound[r] += min(low32 * p, high32 * p)
-    count = 0
-    for r in range(n_lines):
-        if bound[r] <= limit:
-            for t in range(n_terms):
-                room.products[t, count] = lines.products[t, r]
-            for pair in range(n_pairs):
-                room.strengths[pair, count] = lines.strengths[pair, r]
-            count += 1
-    return count
-
-
-class Buffers(NamedTuple):
-    """Per-line values of one tile; what stays after :func:`lines_of_sample` comes first."""
-
-    d: NDArray[np.float64]
-    tof: NDArray[np.float64]
-    position: NDArray[np.float64]
-    amplitude: NDArray[np.float32]
-    q: NDArray[np.float64]
-    rough_d: NDArray[np.float32]
-    cell: NDArray[np.int32]
-    delta: NDArray[np.float32]
-    damping: NDArray[np.float32]
-    strength: NDArray[np.float32]
 
 
 @njit(nogil=True, cache=True)
@@ -183,7 +116,7 @@ def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
 
 @njit(nogil=True, cache=True, fastmath=True)
 def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
-    out, step_out, metrics, lines, u_scale, difc, tzero, scale, target, tables, shapes
+    out, step_out, metrics, lines, n_lines, u_scale, difc, tzero, scale, target, tables, shapes
 ):
     """Deposit the reflections of each sample on the source grid, all with the nominal widths.
 
@@ -192,65 +125,61 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
     out : shape (n, n_source), float32, zeroed
         Spline coefficients of the amplitude.
     step_out : shape (n, points), float32, zeroed
-        What GSAS-II's step in erfcx adds to the finished pattern beside the blended operator.
+        The difference that GSAS-II's step in erfcx makes to the pattern of the blended operator.
     metrics : shape (n, n_terms)
-        Independent terms of the reciprocal metric in Å⁻², so sorted that neighbours are alike.
-    lines
-        All lines that any of the samples may need, as :class:`Selected`.
+        Independent terms of the reciprocal metric in Å⁻².
+    lines, n_lines
+        All lines that any of the samples may need, as
+        :class:`~bragg_data.simulation.line_selection.SelectedLines`, and how many there are.
     u_scale, difc, tzero, scale : shape (n,)
         Per sample; ``scale`` is S sin θ / V.
     shapes : shape (4, n_source)
         Full width W, Lorentzian share η, rise and decay at the nodes of the source grid.
     """
-    selected = Selected(np.empty_like(lines.products), np.empty_like(lines.strengths))
     buffers = buffers_for(len(tables.rates))
     w = np.empty((TAPS, _TILE), np.float32)
     node = np.empty(_TILE, np.int32)
-    for first in range(0, len(metrics), ALIKE):
-        alike = metrics[first : first + ALIKE]
-        q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
-        n_lines = select(alike, q_high, lines, selected)
-        for i in range(first, first + len(alike)):
-            row = out[i]
-            for begin in range(0, n_lines, _TILE):
-                count = min(_TILE, n_lines - begin)
-                lines_of_sample(
-                    metrics[i], selected, u_scale[i], difc[i], tzero[i], target, tables, begin,
-                    count, buffers,
-                )  # fmt: skip
-                factor = np.float32(scale[i] / 120.0)
-                for k in range(count):
+    for i in range(len(metrics)):
+        row = out[i]
+        for begin in range(0, n_lines, _TILE):
+            count = min(_TILE, n_lines - begin)
+            lines_of_sample(
+                metrics[i], lines, u_scale[i], difc[i], tzero[i], target, tables, begin,
+                count, buffers,
+            )  # fmt: skip
+            factor = np.float32(scale[i] / 120.0)
+            for k in range(count):
+                j = np.int32(buffers.position[k])
+                node[k] = j - 2
+                x = np.float32(buffers.position[k] - j)
+                y = np.float32(1.0) - x
+                a = buffers.amplitude[k] * factor
+                x2 = x * x
+                y2 = y * y
+                w[0, k] = a * y2 * y2 * y
+                w[1, k] = a * _second(x)
+                w[2, k] = a * _third(x2, x)
+                w[3, k] = a * _third(y2, y)
+                w[4, k] = a * _second(y)
+                w[5, k] = a * x2 * x2 * x
+            for k in range(count):
+                j = node[k]
+                row[j] += w[0, k]
+                row[j + 1] += w[1, k]
+                row[j + 2] += w[2, k]
+                row[j + 3] += w[3, k]
+                row[j + 4] += w[4, k]
+                row[j + 5] += w[5, k]
+            for k in range(count):
+                if target.d_step_low < buffers.d[k] < target.d_step_high:
                     j = np.int32(buffers.position[k])
-                    node[k] = j - 2
-                    x = np.float32(buffers.position[k] - j)
-                    y = np.float32(1.0) - x
-                    a = buffers.amplitude[k] * factor
-                    x2 = x * x
-                    y2 = y * y
-                    w[0, k] = a * y2 * y2 * y
-                    w[1, k] = a * _second(x)
-                    w[2, k] = a * _third(x2, x)
-                    w[3, k] = a * _third(y2, y)
-                    w[4, k] = a * _second(y)
-                    w[5, k] = a * x2 * x2 * x
-                for k in range(count):
-                    j = node[k]
-                    row[j] += w[0, k]
-                    row[j + 1] += w[1, k]
-                    row[j + 2] += w[2, k]
-                    row[j + 3] += w[3, k]
-                    row[j + 4] += w[4, k]
-                    row[j + 5] += w[5, k]
-                for k in range(count):
-                    if target.d_step_low < buffers.d[k] < target.d_step_high:
-                        j = np.int32(buffers.position[k])
-                        x64 = buffers.position[k] - j
-                        add_step(
-                            step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
-                            _between(shapes[0], j, x64), _between(shapes[1], j, x64),
-                            _between(shapes[2], j, x64), _between(shapes[3], j, x64),
-                            target.tof_low, target.grid_step,
-                        )  # fmt: skip
+                    x64 = buffers.position[k] - j
+                    add_step(
+                        step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
+                        _between(shapes[0], j, x64), _between(shapes[1], j, x64),
+                        _between(shapes[2], j, x64), _between(shapes[3], j, x64),
+                        target.tof_low, target.grid_step,
+                    )  # fmt: skip
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -332,7 +261,7 @@ def excess_of_bound(y):  # type: ignore[no-untyped-def] # pragma: no cover
 
 @njit(nogil=True, cache=True, fastmath=True)
 def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
-    out, step_out, metrics, lines, u_scale, difc, tzero, scale, size, microstrain,
+    out, step_out, metrics, lines, n_lines, u_scale, difc, tzero, scale, size, microstrain,
     width_scale, target, tables, shapes, broadening, nodes, barycentric, mixing,
 ):  # fmt: skip
     """Deposit reflections whose widths differ from sample to sample.
@@ -356,7 +285,6 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     n_nodes = len(nodes)
     n_operators = out.shape[0]
     n_source = out.shape[2]
-    selected = Selected(np.empty_like(lines.products), np.empty_like(lines.strengths))
     buffers = buffers_for(len(tables.rates))
     w = np.empty(TAPS, np.float32)
     share = np.empty(n_operators, np.float32)
@@ -365,54 +293,50 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     at_nodes = np.empty(2 * n_nodes)
     shares = np.empty((_STATIONS, n_operators), np.float32)
     to_station = (_STATIONS - 1) / (n_source - 1)
-    for first in range(0, len(metrics), ALIKE):
-        alike = metrics[first : first + ALIKE]
-        q_high = (difc[first : first + ALIKE].max() / target.tof_low) ** 2
-        n_lines = select(alike, q_high, lines, selected)
-        for i in range(first, first + len(alike)):
-            _fill_stations(
-                widths, etas, shares, difc[i], tzero[i], size[i], microstrain[i], width_scale[i],
-                target, shapes, broadening, nodes, barycentric, mixing, at_nodes,
+    for i in range(len(metrics)):
+        _fill_stations(
+            widths, etas, shares, difc[i], tzero[i], size[i], microstrain[i], width_scale[i],
+            target, shapes, broadening, nodes, barycentric, mixing, at_nodes,
+        )  # fmt: skip
+        for begin in range(0, n_lines, _TILE):
+            count = min(_TILE, n_lines - begin)
+            lines_of_sample(
+                metrics[i], lines, u_scale[i], difc[i], tzero[i], target, tables, begin,
+                count, buffers,
             )  # fmt: skip
-            for begin in range(0, n_lines, _TILE):
-                count = min(_TILE, n_lines - begin)
-                lines_of_sample(
-                    metrics[i], selected, u_scale[i], difc[i], tzero[i], target, tables, begin,
-                    count, buffers,
-                )  # fmt: skip
-                for k in range(count):
-                    if buffers.amplitude[k] == 0.0:
-                        continue
-                    j = int(buffers.position[k])
-                    x = buffers.position[k] - j
-                    station = buffers.position[k] * to_station
-                    before = min(int(station), _STATIONS - 2)
-                    between = station - before
-                    x32 = np.float32(x)
-                    y32 = np.float32(1.0) - x32
-                    x2 = x32 * x32
-                    y2 = y32 * y32
-                    a = np.float32(buffers.amplitude[k] * scale[i] / 120.0)
-                    w[0] = a * y2 * y2 * y32
-                    w[1] = a * _second(x32)
-                    w[2] = a * _third(x2, x32)
-                    w[3] = a * _third(y2, y32)
-                    w[4] = a * _second(y32)
-                    w[5] = a * x2 * x2 * x32
-                    right = np.float32(between)
-                    left = np.float32(1.0) - right
-                    for m in range(n_operators):
-                        share[m] = left * shares[before, m] + right * shares[before + 1, m]
-                    for m in range(n_operators):
-                        for s in range(TAPS):
-                            out[m, i, j - 2 + s] += share[m] * w[s]
-                    if target.d_step_high > 0.0:
-                        add_step(
-                            step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
-                            _between(widths, before, between), _between(etas, before, between),
-                            _between(shapes[2], j, x), _between(shapes[3], j, x),
-                            target.tof_low, target.grid_step,
-                        )  # fmt: skip
+            for k in range(count):
+                if buffers.amplitude[k] == 0.0:
+                    continue
+                j = int(buffers.position[k])
+                x = buffers.position[k] - j
+                station = buffers.position[k] * to_station
+                before = min(int(station), _STATIONS - 2)
+                between = station - before
+                x32 = np.float32(x)
+                y32 = np.float32(1.0) - x32
+                x2 = x32 * x32
+                y2 = y32 * y32
+                a = np.float32(buffers.amplitude[k] * scale[i] / 120.0)
+                w[0] = a * y2 * y2 * y32
+                w[1] = a * _second(x32)
+                w[2] = a * _third(x2, x32)
+                w[3] = a * _third(y2, y32)
+                w[4] = a * _second(y32)
+                w[5] = a * x2 * x2 * x32
+                right = np.float32(between)
+                left = np.float32(1.0) - right
+                for m in range(n_operators):
+                    share[m] = left * shares[before, m] + right * shares[before + 1, m]
+                for m in range(n_operators):
+                    for s in range(TAPS):
+                        out[m, i, j - 2 + s] += share[m] * w[s]
+                if target.d_step_high > 0.0:
+                    add_step(
+                        step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
+                        _between(widths, before, between), _between(etas, before, between),
+                        _between(shapes[2], j, x), _between(shapes[3], j, x),
+                        target.tof_low, target.grid_step,
+                    )  # fmt: skip
 
 
 @njit(nogil=True, cache=True, fastmath=True)

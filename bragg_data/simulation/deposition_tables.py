@@ -1,4 +1,4 @@
-"""What the compiled loops of the fast simulator are given: tables, the window, widths."""
+"""Arguments of the compiled loops of the fast simulator: tables, the window, widths, buffers."""
 
 from __future__ import annotations
 
@@ -77,3 +77,18 @@ class Broadening(NamedTuple):
     x: float
     y: float
     z: float
+
+
+class Buffers(NamedTuple):
+    """Per-line values of one tile: d (Å), T (µs), position, amplitude, then work space."""
+
+    d: NDArray[np.float64]
+    tof: NDArray[np.float64]
+    position: NDArray[np.float64]
+    amplitude: NDArray[np.float32]
+    q: NDArray[np.float64]
+    rough_d: NDArray[np.float32]
+    cell: NDArray[np.int32]
+    delta: NDArray[np.float32]
+    damping: NDArray[np.float32]
+    strength: NDArray[np.float32]

@@ -8,7 +8,8 @@ import pytest
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.displacement_modes import displaced, free_coordinates
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
-from bragg_data.simulation.kinematic import Simulator, exact_pattern
+from bragg_data.simulation.kinematic import Simulator
+from bragg_data.simulation.reference import exact_pattern
 
 
 @pytest.fixture(scope="module")

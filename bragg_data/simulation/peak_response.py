@@ -1,0 +1,233 @@
+"""The peak shape of an instrument over a time-of-flight grid, as an operator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import BSpline
+from scipy.special import erfcx
+
+from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
+from bragg_data.instrument.peak_shape import (
+    BLEND,
+    ERFCX_SWITCH,
+    FWHM_PER_SIGMA,
+    Convention,
+    PeakShape,
+    erfcx_blended,
+    gaussian_part,
+    lorentzian_part,
+    mixing,
+    peak_shape,
+)
+from bragg_data.simulation.deposition import REACH
+from bragg_data.simulation.deposition_tables import Broadening, Target
+from bragg_data.simulation.peak_operator import PAD, PeakOperator, build_operator
+
+VERSION = "1"
+"""Version of the mathematics, part of a data set's identity: it grows when patterns change."""
+
+_TOLERANCE = 3e-4  # of a single peak's maximum; sums of peaks come out several times better
+
+_QUINTIC = BSpline.basis_element(np.arange(7.0))  # the quintic B-spline on [0, 6]
+
+
+class PeakResponse:
+    """How peaks of nominal width look all over a grid, and the operator that draws them.
+
+    Parameters
+    ----------
+    instrument, grid
+        Calibration and peak shape; the pattern's points.
+    size, microstrain
+        Nominal isotropic Lorentzian broadening in µm and 1e-6.
+    convention
+        See :data:`bragg_data.instrument.peak_shape.Convention`.
+
+    Raises
+    ------
+    InstrumentError
+        If the instrument's constants give peaks no decay somewhere on the grid.
+    """
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        grid: TofGrid,
+        *,
+        size: float,
+        microstrain: float,
+        convention: Convention = "gsas2",
+    ) -> None:
+        self.instrument = instrument
+        self.grid = grid
+        self.size = size
+        self.microstrain = microstrain
+        self.convention = convention
+        self._erfcx = erfcx_blended if convention == "gsas2" else erfcx
+        self._tof = grid.tof
+        self._oversampling, self._band = self._resolution()
+
+    def d_spacing_at(self, position: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the d-spacing in ångström at positions, in steps of the grid (any shape)."""
+        tof = self.grid.start * np.exp(self.grid.relative_step * position)
+        return self.instrument.d_spacing_from_tof(tof)
+
+    def shape_at(self, position: NDArray[np.float64]) -> PeakShape:
+        """Return the nominal peak shape at positions, in steps of the grid (any shape)."""
+        # Beyond the window no peak ever stands: there the shape only has to be smooth.
+        d = self.d_spacing_at(np.clip(position, 0, self.grid.points - 1))
+        return peak_shape(self.instrument, d, size=self.size, microstrain=self.microstrain)
+
+    def _kernel(self, part: str, width_factor: float = 1.0) -> Callable[..., NDArray[np.float64]]:
+        """Return the exact profile as :data:`~bragg_data.simulation.peak_operator.Kernel`."""
+
+        def kernel(position: NDArray[np.float64], points: slice) -> NDArray[np.float64]:
+            tof = self.grid.start * np.exp(self.grid.relative_step * position)
+            offset = self._tof[points] - tof[:, None]
+            shape = self.shape_at(position)
+            width, eta = (
+                v[:, None] * f
+                for v, f in zip(
+                    mixing(shape.variance, shape.fwhm), (width_factor, 1.0), strict=True
+                )
+            )
+            rise, decay = shape.rise[:, None], shape.decay[:, None]
+            value = np.zeros(offset.shape)
+            if part != "lorentzian":
+                share = 1 - eta if part == "both" else 1.0
+                value += share * gaussian_part(offset, rise, decay, width, self._erfcx)
+            if part != "gaussian":
+                share = eta if part == "both" else 1.0
+                value += share * lorentzian_part(offset, rise, decay, width, self.convention)
+            return value
+
+        return kernel
+
+    def _resolution(self) -> tuple[int, int]:
+        """Choose how fine the source grid is and how wide the near field.
+
+        Raises
+        ------
+        InstrumentError
+            If the instrument's constants give no peak shape somewhere in the window.
+        """
+        position = np.linspace(0, self.grid.points - 1, 257)
+        shape = self.shape_at(position)
+        bad = ~((shape.rise > 0) & (shape.decay > 0))
+        if bad.any():
+            tof = self.grid.start * np.exp(self.grid.relative_step * position[bad])
+            raise InstrumentError(
+                f"Bank {self.instrument.bank} gives peaks no decay between {tof.min():.0f} and "
+                f"{tof.max():.0f} µs (d = {self.d_spacing_at(position[bad]).min():.3f} to "
+                f"{self.d_spacing_at(position[bad]).max():.3f} Å): beta-0 + beta-1/d⁴ + "
+                f"beta-q/d² is not positive there. Choose a grid without this range."
+            )
+        step = (
+            self.grid.start * np.exp(self.grid.relative_step * position) * self.grid.relative_step
+        )
+        width = mixing(shape.variance, shape.fwhm)[0] / step
+        tail = 1 / np.minimum(shape.rise, shape.decay) / step
+        # A quintic spline with 1.9 nodes per σ is good to about 1e-5 of the peak.
+        oversampling = int(np.clip(np.ceil(1.9 * FWHM_PER_SIGMA / width.min()), 1, 8))
+        band = int(np.ceil(max(16 * np.max(width), 10 * min(np.max(tail), 50.0), 48.0)))
+        return oversampling, min(band, self.grid.points)
+
+    @property
+    def n_source(self) -> int:
+        """Nodes of the source grid."""
+        return (self.grid.points - 1) * self._oversampling + 1 + 2 * PAD
+
+    @cached_property
+    def shapes(self) -> NDArray[np.float64]:
+        """Full width W (µs), Lorentzian share η, rise and decay (1/µs) at the source nodes."""
+        shape = self.shape_at((np.arange(self.n_source) - PAD) / self._oversampling)
+        return np.stack([*mixing(shape.variance, shape.fwhm), shape.rise, shape.decay])
+
+    @cached_property
+    def log_shapes(self) -> NDArray[np.float64]:
+        """As :attr:`shapes`, with ln W in place of W."""
+        return np.concatenate([np.log(self.shapes[:1]), self.shapes[1:]])
+
+    @cached_property
+    def broadening(self) -> Broadening:
+        """Constants of the peak widths, for the compiled loops."""
+        i = self.instrument
+        return Broadening(i.sig_0, i.sig_1, i.sig_2, i.sig_q, i.x, i.y, i.z)
+
+    @cached_property
+    def target(self) -> Target:
+        """Where the compiled loops deposit amplitudes."""
+        low = high = 0.0
+        if self.convention == "gsas2":
+            width, _, rise, decay = self.shapes
+            sigma = width / FWHM_PER_SIGMA
+            d = self.d_spacing_at((np.arange(self.n_source) - PAD) / self._oversampling)
+            falls = np.zeros(len(d), dtype=bool)
+            for rate in (rise, decay):
+                middle = np.abs(ERFCX_SWITCH * np.sqrt(2) - rate * sigma)
+                falls |= middle - BLEND * np.sqrt(2) < REACH
+            if falls.any():
+                low, high = 0.99 * d[falls].min(), 1.01 * d[falls].max()
+        return Target(
+            tof_low=self.grid.start,
+            tof_high=self.grid.stop,
+            grid_step=self.grid.relative_step,
+            source_step=self.grid.relative_step / self._oversampling,
+            pad=PAD,
+            difa=self.instrument.difa,
+            difb=self.instrument.difb,
+            d_step_low=low,
+            d_step_high=high,
+        )
+
+    @cached_property
+    def operator(self) -> PeakOperator:
+        """The operator of the nominal peak.
+
+        Warns
+        -----
+        UserWarning
+            If peaks are so narrow on this grid that it is good to worse than 3e-4 of a peak.
+        """
+        operator = self.build("both")
+        error = self.interpolation_error(operator)
+        if error > _TOLERANCE:
+            warnings.warn(
+                f"Peaks of this instrument are narrow on this grid: patterns of the fast simulator "
+                f"are within {error:.1e} of a peak's maximum, not {_TOLERANCE:g}. "
+                f"A finer grid helps.",
+                stacklevel=4,
+            )
+        return operator
+
+    def build(self, part: str, width_factor: float = 1.0) -> PeakOperator:
+        """Build an operator: of the ``gaussian`` part, the ``lorentzian`` part or ``both``.
+
+        Parameters
+        ----------
+        part
+            A part is not weighted with its share of the peak.
+        width_factor
+            Factor on the nominal full width.
+        """
+        kernel = self._kernel(part, width_factor)
+        return build_operator(kernel, self.grid.points, self._oversampling, self._band)
+
+    def interpolation_error(self, operator: PeakOperator | None = None) -> float:
+        """Largest error of the operator for single peaks, relative to each peak's maximum."""
+        operator = operator or self.operator
+        position = np.random.default_rng(0).uniform(0, self.grid.points - 1, 40)
+        deposits = np.zeros((len(position), self.n_source), dtype=np.float32)
+        node = position * self._oversampling + PAD
+        for row, (x, j) in enumerate(zip(*np.modf(node), strict=True)):
+            weights = [_QUINTIC(x + 5 - k) for k in range(6)]
+            deposits[row, int(j) - 2 : int(j) + 4] = weights
+        patterns = np.zeros((len(position), self.grid.points), dtype=np.float32)
+        operator.add(deposits, patterns)
+        exact = self._kernel("both")(position, slice(0, self.grid.points))
+        return float((np.abs(patterns - exact).max(axis=1) / exact.max(axis=1)).max())
