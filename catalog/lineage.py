@@ -10,10 +10,10 @@ from typing import Any
 from bragg_data.errors import first_line
 from bragg_data.model_provenance import ModelProvenance
 from catalog import registry
-from catalog.features import VIEWS
 from catalog.model_files import read_model_json
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
+from catalog.views import VIEWS
 
 DESCRIPTION = "model.json"
 """File of a model that holds its provenance."""

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from bragg_data.store.repository import DEFAULT_URI, Store
 from catalog import features, registry
-from catalog.features import VIEWS, FeatureError
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from catalog.views import VIEWS, FeatureError, view_of
 from pipelines.cli.console import console, next_commands, run, say
 from pipelines.cluster.client import open_client
 from pipelines.cluster.options import SlurmOptions, check_cluster
@@ -69,7 +69,7 @@ def show(
     store: StoreOption = DEFAULT_URI,
 ) -> None:
     """Show the definition of a view, and the lineage of its values."""
-    chosen = features.view_of(view)
+    chosen = view_of(view)
     rows = {
         "view": chosen.key,
         "what it is": chosen.description,
@@ -125,7 +125,7 @@ def materialise_(
     Interrupted, the same command goes on; done, it does nothing.
     """
     check_cluster(cluster, workers)
-    chosen = features.view_of(view)
+    chosen = view_of(view)
     repository = Store(store)
     dataset = repository.open(data or default_tag(repository))
     registered = None

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from bragg_data.provenance import code_commit
 from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DiskFullError, Store, open_snapshot
-from catalog import features, registry
-from catalog.features import VIEWS, FeatureError, FeatureWriter, View, ViewModel
+from catalog import features, registry, views
+from catalog.feature_writer import FeatureWriter, ViewModel, write_features
 from catalog.model_files import downloaded_model
+from catalog.views import VIEWS, FeatureError, View
 from pipelines.cli.console import duration, say, three_digits
 from pipelines.cluster.blocks import do_blocks
 from pipelines.registry.registration import load_version
@@ -35,8 +36,8 @@ class RegisteredModel:
     version: registry.ModelVersion
 
     @property
-    def computer(self) -> ViewModel:
-        """What the lineage keeps of it."""
+    def view_model(self) -> ViewModel:
+        """Its address and the digest of its files, for the lineage of a view."""
         return ViewModel(self.version.uri, digest_of(self))
 
 
@@ -49,34 +50,38 @@ def materialise(
 ) -> features.Materialised:
     """Compute a view for all samples of a data set, block by block, and commit it.
 
-    What is there of the same definition, model and data is kept.
+    Stored blocks of the same definition, model and data are not computed again.
 
     Parameters
     ----------
     client
         Of the cluster.
     store, dataset
-        The data set, opened by its tag, and where it is.
+        The data set, opened by its tag, and the store that it is in.
     view
-        What.
+        The view.
     model
         The registered model that computes it, for views that need one.
 
     Raises
     ------
     FeatureError
-        If the view needs a model and there is none, or blocks failed.
+        If the view needs a model and none is given, or blocks failed.
     ModelError, PredictorError
         If the model cannot be read.
     BlocksError, StoreError
-        If the cluster or the store do not do their part.
+        If the cluster or the store fails.
     """
     if view.model and model is None:
         raise FeatureError(f"{view.key} is computed by a registered {view.model}: name one.")
-    computer = ViewModel() if model is None else model.computer
-    size = features_of(view, model, *features.inputs_of(view, dataset, slice(1))).shape[1]
+    size = features_of(view, model, *views.inputs_of(view, dataset, slice(1))).shape[1]
     with FeatureWriter(
-        store, dataset, view, size, computer=computer, code_commit=code_commit()
+        store,
+        dataset,
+        view,
+        size,
+        model=None if model is None else model.view_model,
+        code_commit=code_commit(),
     ) as writer:
         source = str(dataset.attrs["tag"]), str(dataset.attrs["uri"])
         say(
@@ -85,10 +90,8 @@ def materialise(
         )
 
         def submit(block: int, fork: ForkSession) -> Future:
-            return client.submit(
-                _do_block, source, view.key, model, writer.group, block, writer.rows(block), fork,
-                pure=False,
-            )  # fmt: skip
+            task = _Block(source, view.key, model, writer.group, block, writer.rows(block))
+            return client.submit(_write_block, task, fork, pure=False)
 
         if writer.missing():
             done = do_blocks(client, writer, submit, doing="Materialising", unit="samples")
@@ -103,7 +106,8 @@ def materialise(
                 f"store. Block {block} failed with {reason.rstrip('.')}. Run the same command "
                 f"again to retry."
             )
-    return next(m for m in features.materialised(store, source[0]) if m.view == view.key)
+    stored = features.materialised(store, source[0])
+    return next(values for values in stored if values.view == view.key)
 
 
 def features_of(
@@ -112,7 +116,8 @@ def features_of(
     """Return a view's features (n, m) of its inputs (n, points), by its function or its model."""
     if view.function is not None:
         return np.asarray(view.function(*inputs), dtype=np.float32)
-    assert model is not None
+    if model is None:
+        raise FeatureError(f"{view.key} is computed by a registered {view.model}: name one.")
     (profiles,) = inputs
     return _loaded(model.tracking_uri, model.version).features(profiles)
 
@@ -127,25 +132,45 @@ def digest_of(model: RegisteredModel) -> str:
     return digest.hexdigest()[:16]
 
 
-# The blocks of a process all ask for the same ones.
+# All blocks of a process need the same data set and model.
 _opened = lru_cache(maxsize=1)(open_snapshot)
 _loaded = lru_cache(maxsize=1)(load_version)
 
 
-def _do_block(
-    source: tuple[str, str],
-    view: str,
-    model: RegisteredModel | None,
-    group: str,
-    block: int,
-    rows: slice,
-    fork: ForkSession,
-) -> BlockResult | DiskFullError:
-    """Compute and write one block: the task of a worker."""
+@dataclass(frozen=True)
+class _Block:
+    """The task of a worker: one block of a view.
+
+    Attributes
+    ----------
+    source
+        Tag of the data set and URI of its store.
+    view
+        Key of the view.
+    model
+        The registered model that computes it, if one does.
+    group
+        Path of the values on the data set's branch.
+    number, rows
+        The block, and its samples.
+    """
+
+    source: tuple[str, str]
+    view: str
+    model: RegisteredModel | None
+    group: str
+    number: int
+    rows: slice
+
+
+def _write_block(block: _Block, fork: ForkSession) -> BlockResult | DiskFullError:
+    """Compute and write one block."""
+    view = VIEWS[block.view]
     try:
-        inputs = features.inputs_of(VIEWS[view], _opened(*source), rows)
-        return features.write_features(fork, group, block, features_of(VIEWS[view], model, *inputs))
+        inputs = views.inputs_of(view, _opened(*block.source), block.rows)
+        values = features_of(view, block.model, *inputs)
+        return write_features(fork, block.group, block.number, values)
     except DiskFullError as error:
         return error
     except Exception as error:
-        return failed_block(block, rows.stop - rows.start, error)
+        return failed_block(block.number, block.rows.stop - block.rows.start, error)

@@ -50,6 +50,7 @@ from bragg_models.training.settings import (
 )
 from catalog import features
 from catalog.tracking import Run
+from catalog.views import view_of
 from pipelines.cli.console import Progress, duration, say
 from pipelines.simulation.draws import Drawn, drawn
 from pipelines.training.forests import FOREST_PRESETS, How, grow
@@ -342,7 +343,7 @@ def _transformed(task: Task, samples: Samples, network: nn.Module, name: str) ->
 def _from_view(task: Task, name: str, uri: str) -> Samples | None:
     """Return the samples with a view's features, if a registered model materialised it."""
     attrs = task.dataset.attrs
-    view = features.view_of(name)
+    view = view_of(name)
     for one in features.materialised(Store(attrs["uri"]), attrs["tag"]):
         if one.view == view.key and one.complete and one.lineage["model"] == uri:
             values = features.load(view, attrs["tag"], attrs["uri"])[view.name]

@@ -21,8 +21,11 @@ from typer.testing import CliRunner
 
 from bragg_data.preprocessing import preprocessing
 from bragg_data.store.repository import Store, StoreError
+from bragg_data.store.schema import campaign_of
 from catalog import features
-from catalog.features import VIEWS, FeatureError, FeatureWriter, ViewModel, view_of
+from catalog.feature_writer import FeatureWriter, ViewModel
+from catalog.tracking import Tracking
+from catalog.views import VIEWS, FeatureError, view_of
 from pipelines.cluster.client import open_client
 from pipelines.features import app
 from pipelines.registry.feature_views import RegisteredModel, features_of, materialise
@@ -113,7 +116,7 @@ def test_the_transfer_learner_is_trained_on_the_classifier_s_view(
     done = materialise(client, store, dataset, view, model_of(bench, "classifier"))
     database = store.path.parent / "other.db"
     shutil.copy(bench.tracking.uri.removeprefix("sqlite:///"), database)
-    tracking = features.Tracking(f"sqlite:///{database}")
+    tracking = Tracking(f"sqlite:///{database}")
     other = replace(bench, store=store, tracking=tracking, state=store.path.parent / "state")
     told = other("transfer")
     assert f"Features from the view classifier_256@1, snapshot {done.snapshot_id}" in told
@@ -134,20 +137,21 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(
     again = materialise(client, store, dataset, view)
     assert again == first  # not even a commit
     assert "0 of 12 blocks to do" in capsys.readouterr().out
-    with FeatureWriter(store, dataset, view, 489, computer=ViewModel("models:/x/1", "ab")) as other:
+    with FeatureWriter(store, dataset, view, 489, model=ViewModel("models:/x/1", "ab")) as other:
         assert len(other.missing()) == 12
     assert not features.materialised(store)[0].complete
     # The data set itself is as it was.
     assert store.open(TAG).attrs["snapshot_id"] == dataset.attrs["snapshot_id"]
     assert store.unfinished() == []
-    (known,) = store.data_sets_of(features.schema.campaign_of(dataset))
+    (known,) = store.data_sets_of(campaign_of(dataset))
     assert known.tag == TAG
 
 
 KILLED = """
 import sys, time
 from bragg_data.store.repository import Store
-from catalog.features import FeatureWriter, view_of, write_features
+from catalog.feature_writer import FeatureWriter, write_features
+from catalog.views import view_of
 store = Store(sys.argv[1])
 dataset, view = store.open("small-v1"), view_of("profile_minmax")
 with FeatureWriter(store, dataset, view, 800) as writer:
@@ -182,8 +186,8 @@ def test_killed_it_goes_on_where_it_was(store: Store, client: Client) -> None:
     np.testing.assert_array_equal(found.values, wanted)
 
 
-def _none(store: Store) -> features.Tracking:
-    return features.Tracking(f"sqlite:///{store.path.parent}/mlflow.db")
+def _none(store: Store) -> Tracking:
+    return Tracking(f"sqlite:///{store.path.parent}/mlflow.db")
 
 
 def test_two_at_once_are_refused(store: Store) -> None:

@@ -17,7 +17,7 @@ from bragg_data.store.measured import measurement_records, native_profile
 from bragg_data.store.repository import Store, StoreError, verify
 from bragg_data.store.schema import campaign_of
 from catalog import features
-from catalog.features import VIEWS, FeatureError
+from catalog.views import VIEWS, FeatureError, inputs_of
 from pipelines import ingest, inspect
 from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import materialise
@@ -92,7 +92,7 @@ def test_the_view_is_what_a_model_is_asked_about_to_the_last_bit(store: Store) -
         asked = load_measurements(file, campaign, CALIBRATION)[0].prepared.astype(np.float32)
         # The store holds single precision; what is asked about begins in double.
         np.testing.assert_allclose(stored.measured_aligned.values[row], asked, atol=2e-6)
-        one = view.function(*features.inputs_of(view, dataset, slice(row, row + 1)))
+        one = view.function(*inputs_of(view, dataset, slice(row, row + 1)))
         np.testing.assert_array_equal(stored.measured_aligned.values[row], one[0])
     assert stored.measured_aligned.attrs["source"] == "intensity, sigma, covered"
 

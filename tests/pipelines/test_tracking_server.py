@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from bragg_data.store.repository import Store
 from catalog import features, registry
 from catalog.tracking import Tracking
+from catalog.views import view_of
 from pipelines import train
 from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import RegisteredModel, materialise
@@ -180,7 +181,7 @@ def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
     assert version.source.startswith("mlflow-artifacts:/")
     dataset = store.open("small-v1")
     with open_client("local", workers=1) as client:
-        materialise(client, store, dataset, features.view_of("classifier_256"),
+        materialise(client, store, dataset, view_of("classifier_256"),
                     RegisteredModel(server.address, version))  # fmt: skip
     stored = features.load("classifier_256", "small-v1", store.uri)
     profiles = dataset.intensity[:64].values
