@@ -1,1 +1,1 @@
-"""What the commands share on the terminal."""
+"""Shared by the commands: console, options, colours and units."""

@@ -1,4 +1,4 @@
-"""What the commands share: the console, errors in one sentence, progress, what to type next."""
+"""The console of the commands: results, errors in one sentence, progress, next commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from typer.exceptions import TyperException
 
-# Beyond a terminal nothing is wrapped at a terminal's width.
+# In a file or pipe, tables may be wider than a terminal.
 _WIDTH = None if sys.stdout.isatty() else 120
 
 console = Console(width=_WIDTH, highlight=False, soft_wrap=False)
@@ -95,7 +95,7 @@ def _show_warning(
 
 
 def next_commands(commands: Iterable[tuple[str, str]]) -> None:
-    """Print what to type next: commands, and what each one does."""
+    """Print what to type next: pairs of a command and what it does."""
     say("\n[bold]Next[/]")
     commands = list(commands)
     width = max(len(command) for command, _ in commands)
@@ -104,20 +104,20 @@ def next_commands(commands: Iterable[tuple[str, str]]) -> None:
 
 
 class Progress:
-    """Progress with rate and time left: a live bar on a terminal, elsewhere a line now and then.
+    """Progress with rate and time left: a live bar on a terminal, else a line every few seconds.
 
     Parameters
     ----------
     task
-        What is being done.
+        What is running, such as "Simulating".
     total
-        How much of it there is.
+        Number of units.
     unit
-        What is counted, in the plural.
+        Name of the units, in the plural.
     done
-        How much was there before; it does not count for the rate.
+        Units done before; they do not count for the rate.
     quiet
-        Count, but show nothing.
+        Count, but print nothing.
     """
 
     def __init__(
@@ -129,13 +129,12 @@ class Progress:
         self._began = time.monotonic()
         self._first = done
         self._history: deque[tuple[float, int]] = deque([(self._began, done)])
-        self._told, self._line = -_PLAIN_SECONDS, ""
+        self._printed_at, self._line = -_PLAIN_SECONDS, ""
         self._bar: RichProgress | None = None
         if console.is_terminal and not quiet:
-            self._bar = RichProgress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None),
-                TextColumn("{task.fields[text]}"), console=console, expand=True,
-            )  # fmt: skip
+            columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=None)
+            text = TextColumn("{task.fields[text]}")
+            self._bar = RichProgress(*columns, text, console=console, expand=True)
             self._id = self._bar.add_task(task, total=total, completed=done, text="")
 
     def __enter__(self) -> Self:
@@ -169,7 +168,7 @@ class Progress:
         return self.count / max(self.seconds, 1e-9)
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Count some units as done; the note is what the line ends with from now on."""
+        """Count some units as done; the note is the end of the line from now on."""
         self.done += count
         now = time.monotonic()
         self._history.append((now, self.done))
@@ -178,15 +177,15 @@ class Progress:
         self.tick(note)
 
     def tick(self, note: str | None = None, *, last: bool = False) -> None:
-        """Show the present state, where there is no terminal only every few seconds."""
+        """Show the present state; without a terminal only every few seconds."""
         self.note = self.note if note is None else note
         if self._bar:
             self._bar.update(self._id, completed=self.done, text=self._text())
-        elif not self._quiet and (last or time.monotonic() - self._told >= _PLAIN_SECONDS):
+        elif not self._quiet and (last or time.monotonic() - self._printed_at >= _PLAIN_SECONDS):
             line = f"{self.task}: {self._text()}"
             if line != self._line:
                 say(line)
-            self._told, self._line = time.monotonic(), line
+            self._printed_at, self._line = time.monotonic(), line
 
     def _text(self) -> str:
         share = self.done / max(self.total, 1)
@@ -201,12 +200,12 @@ class Progress:
 
 
 def three_digits(value: float) -> str:
-    """Write a number as people do: 12,345, 67.8, 0.208."""
+    """Return a number with three significant digits: 12,345, 67.8, 0.208."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """Write a duration as people do: 8.3 s, 2 min 5 s, 3 h 20 min."""
+    """Return a duration as text: 8.3 s, 2 min 5 s, 3 h 20 min."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

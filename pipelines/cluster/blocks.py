@@ -1,4 +1,4 @@
-"""Blocks of the store through a cluster: a few at a time, tried again, committed."""
+"""Compute the missing blocks of the store on a cluster: retried, and committed in batches."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bragg_data.store.block_writer import BlockResult, BlockWriter, failed_block
 from pipelines.cli.console import Progress
 
 ATTEMPTS = 3
-"""How often a block is tried in one run."""
+"""Number of attempts at a block in a run."""
 
-# A commit rewrites the list of all chunks, so not every block gets one of its own. A kill loses
-# what is not committed; it loses the blocks in hand anyway, so to wait as long as a block takes
-# costs no more than that again.
+# A commit rewrites the list of all chunks, so blocks are committed in batches. A kill loses the
+# blocks being computed and those not committed: waiting as long as a block takes loses at most
+# twice as many.
 _BLOCKS_PER_COMMIT = 16
 _SECONDS_PER_COMMIT = 5.0
 
 
 class BlocksError(RuntimeError):
-    """Blocks that cannot be done."""
+    """Blocks that cannot be computed."""
 
 
 def do_blocks(
@@ -37,7 +37,7 @@ def do_blocks(
     doing: str,
     unit: str,
 ) -> Progress:
-    """Do the missing blocks of a group of the store on a cluster and commit them.
+    """Compute the missing blocks of a group of the store on a cluster and commit them.
 
     Parameters
     ----------
@@ -46,42 +46,42 @@ def do_blocks(
     writer
         Of the group, entered.
     submit
-        Sends a block with a fork to the cluster. What the task returns is a
-        :class:`~bragg_data.store.block_writer.BlockResult`, or the error that all other blocks
-        would meet as well; that is raised here.
+        Sends a block with a fork to the cluster. The task returns a
+        :class:`~bragg_data.store.block_writer.BlockResult`, or an error that every other block
+        would meet as well, which is raised here.
     doing, unit
-        What is shown: "Simulating", "patterns".
+        For the progress bar: "Simulating", "patterns".
 
     Returns
     -------
-    How it went: how many samples, in which time.
+    Progress, with the number of samples and the time.
 
     Raises
     ------
     BlocksError
         If the cluster is gone.
     StoreError
-        If the store takes them no more.
+        If the store cannot be written to.
     """
     todo = deque(writer.missing())
     attempts: Counter[int] = Counter()
-    flying: dict[Future, int] = {}
-    landed: SimpleQueue[Future] = SimpleQueue()
+    running: dict[Future, int] = {}
+    finished: SimpleQueue[Future] = SimpleQueue()
     waiting: list[BlockResult] = []
     workers, committed = _threads(client), time.monotonic()
-    landings, pause = 0, _SECONDS_PER_COMMIT
+    n_finished, pause = 0, _SECONDS_PER_COMMIT
     with Progress(doing, writer.count, unit, done=writer.n_done) as progress:
         try:
-            while todo or flying:
-                # Few in flight keep memory flat, yet enough for a cluster to grow by.
-                while todo and len(flying) < max(8, 4 * workers):
+            while todo or running:
+                # Few blocks at a time keep memory flat; enough for a cluster to start more workers.
+                while todo and len(running) < max(8, 4 * workers):
                     block = todo.popleft()
                     attempts[block] += 1
                     future = submit(block, writer.fork())
-                    flying[future] = block
-                    future.add_done_callback(landed.put)
+                    running[future] = block
+                    future.add_done_callback(finished.put)
                 try:
-                    future = landed.get(timeout=1.0)
+                    future = finished.get(timeout=1.0)
                 except Empty:
                     workers = _threads(client)
                     if time.monotonic() - committed > pause:
@@ -90,14 +90,14 @@ def do_blocks(
                         committed = time.monotonic()
                     progress.tick(_note(workers, writer, attempts))
                     continue
-                result = _result(client, future, flying.pop(future), writer)
+                result = _result(client, future, running.pop(future), writer)
                 if result.fork is None and not result.final and attempts[result.block] < ATTEMPTS:
                     todo.append(result.block)
                     continue
                 waiting.append(result)
-                landings += 1
+                n_finished += 1
                 progress.advance(int((result.status == schema.DONE).sum()))
-                pause = max(_SECONDS_PER_COMMIT, workers * progress.seconds / landings)
+                pause = max(_SECONDS_PER_COMMIT, workers * progress.seconds / n_finished)
                 age = time.monotonic() - committed
                 if len(waiting) >= _BLOCKS_PER_COMMIT or age > pause:
                     writer.commit(waiting)
@@ -110,12 +110,12 @@ def do_blocks(
 
 
 def _threads(client: Client) -> int:
-    """Return how many tasks can run at a time.
+    """Return the number of tasks that can run at a time.
 
     Raises
     ------
     BlocksError
-        If there is no cluster any more: then no block is to blame.
+        If the cluster is gone, which is no block's failure.
     """
     try:
         if client.status == "running":

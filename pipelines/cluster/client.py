@@ -24,9 +24,9 @@ from bragg_data.simulation.isolated_process import SINGLE_THREAD
 from pipelines.cli.console import Progress
 from pipelines.cluster.options import ALLOWED_FAILURES, ClusterError, SlurmOptions, check_cluster
 
-_WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is the driver's and the scheduler's
+_WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is for the driver and the scheduler
 _CONNECT_SECONDS = 8.0
-_AGAIN_SECONDS = 0.2  # after which a signal is given again: not at once in the same finaliser
+_REPEAT_SECONDS = 0.2  # before a signal is sent again: not at once in the same finaliser
 
 
 @contextlib.contextmanager
@@ -37,7 +37,7 @@ def open_client(
 
     On every kind of cluster a worker computes with one thread, so that sums of floating-point
     numbers do not depend on the number of cores, and can import this project. A worker that dies
-    is replaced and its tasks run again elsewhere.
+    is replaced and its tasks run again on another.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def open_client(
     Yields
     ------
     Client
-        If SLURM stops giving workers for good, the client is closed: whatever waits for it ends
-        with one of Dask's errors, which leaves this context as a ClusterError.
+        If SLURM brings no more workers, the client is closed: whatever waits for it ends with one
+        of Dask's errors, which leaves this context as a ClusterError.
 
     Raises
     ------
@@ -67,15 +67,15 @@ def open_client(
     if cluster == "local":
         opened = _open_local(workers or CPU_COUNT)
     elif cluster == "slurm":
-        # Not before it is needed: see what its import does to Ctrl-C.
+        # Only here, since its import changes the handling of Ctrl-C.
         from pipelines.cluster.slurm import open_slurm
 
         opened = open_slurm(slurm or SlurmOptions())
     else:
         opened = _open_running(cluster)
-    with _no_signal_lost(), opened as client:
+    with _repeat_lost_signals(), opened as client:
         try:
-            client.register_plugin(_OneThread())
+            client.register_plugin(_SingleThread())
         except Exception as error:  # the worker's, or a bare Exception with its text
             raise ClusterError(
                 f"The workers of '{cluster}' cannot be prepared ({error}). They must be able to "
@@ -84,15 +84,15 @@ def open_client(
         yield client
 
 
-def gathered(
+def gather_with_progress(
     futures: Sequence[Future], sizes: Sequence[int], doing: str, unit: str, *, quiet: bool = False
 ) -> list[Any]:
-    """Wait for tasks with a progress bar, and return their results in their order.
+    """Wait for tasks with a progress bar, and return their results in the same order.
 
     Parameters
     ----------
     futures, sizes
-        The tasks, and how much each of them does.
+        The tasks, and the number of units that each of them does.
     doing, unit, quiet
         As for :class:`~pipelines.cli.console.Progress`.
     """
@@ -106,16 +106,19 @@ def gathered(
     return [results[number] for number in range(len(futures))]
 
 
-class _OneThread(WorkerPlugin):  # type: ignore[misc]
-    """One thread per numerical library also where workers were started by someone else.
+gathered = gather_with_progress  # deprecated
 
-    Being pickled by its name, it is the proof that a worker can import this project, too.
+
+class _SingleThread(WorkerPlugin):  # type: ignore[misc]
+    """Limits numerical libraries to one thread, also in workers of a running scheduler.
+
+    It is pickled by its name: its registration fails where a worker cannot import this project.
     """
 
-    name = "one-thread"
+    name = "single-thread"
 
     def setup(self, worker: Any) -> None:  # noqa: ARG002
-        import numpy as np  # noqa: F401  (loads the library that is to be limited)
+        import numpy as np  # noqa: F401  (loads the library to limit)
 
         os.environ.update(SINGLE_THREAD)  # for libraries that are loaded later
         self._limits = threadpool_limits(1)
@@ -130,8 +133,8 @@ def _open_local(workers: int) -> Iterator[Client]:
         scratch = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="bragg-workers-", ignore_cleanup_errors=True)
         )
-        stack.enter_context(_environment_kept())
-        with _environment_kept(), dask.config.set({"temporary-directory": scratch}):
+        stack.enter_context(_environment_restored())
+        with _environment_restored(), dask.config.set({"temporary-directory": scratch}):
             # The libraries read these when they are loaded, which a spawned process may do before
             # Dask's own code runs in it: they have to be in the environment that it inherits.
             os.environ.update(SINGLE_THREAD)
@@ -152,18 +155,18 @@ def _open_local(workers: int) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def _no_signal_lost() -> Iterator[None]:
-    """Give a signal to end again, if it came where Python drops what its handler raises.
+def _repeat_lost_signals() -> Iterator[None]:
+    """Send SIGINT or SIGTERM again if Python drops the exception of its handler.
 
-    That is in a finaliser or in a callback of the garbage collector, both of which Dask has.
+    Python drops exceptions in finalisers and in callbacks of the garbage collector; Dask has both.
     """
     main = threading.main_thread()
     if threading.current_thread() is not main:
-        yield  # no signal is handled here
+        yield  # only the main thread handles signals
         return
     before = sys.unraisablehook
 
-    def told(dropped: sys.UnraisableHookArgs) -> None:
+    def repeat(dropped: sys.UnraisableHookArgs) -> None:
         before(dropped)
         number = 0
         if isinstance(dropped.exc_value, KeyboardInterrupt):
@@ -171,11 +174,11 @@ def _no_signal_lost() -> Iterator[None]:
         elif isinstance(dropped.exc_value, SystemExit) and isinstance(dropped.exc_value.code, int):
             number = dropped.exc_value.code - 128
         if number > 0 and threading.current_thread() is main:
-            again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main.ident, number))
-            again.daemon = True
-            again.start()
+            timer = threading.Timer(_REPEAT_SECONDS, signal.pthread_kill, (main.ident, number))
+            timer.daemon = True
+            timer.start()
 
-    sys.unraisablehook = told
+    sys.unraisablehook = repeat
     try:
         yield
     finally:
@@ -184,13 +187,13 @@ def _no_signal_lost() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C for a while, here and for good in the processes that begin meanwhile.
+    """Ignore Ctrl-C in this context, and for good in the processes that it starts.
 
-    A terminal sends it to the workers too, which would die loudly while the driver, which alone
-    has to obey it, cleans up.
+    A terminal sends it to the workers too, which would die with tracebacks while the driver cleans
+    up.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # no handler can be changed here, nor is there a terminal behind
+        yield  # handlers can be changed in the main thread only
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -200,10 +203,10 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment_kept() -> Iterator[None]:
-    """Undo what is done, here and by Dask's nannies, to this process's environment for workers.
+def _environment_restored() -> Iterator[None]:
+    """Restore the environment variables that this module and Dask's nannies set for workers.
 
-    Otherwise whatever this process loads and starts later would have one thread as well.
+    Otherwise libraries that this process loads later would be limited to one thread as well.
     """
     names = (*SINGLE_THREAD, "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_", "__DASK_PARENT_PID")
     before = {name: os.environ.get(name) for name in names}
@@ -218,7 +221,7 @@ def _environment_kept() -> Iterator[None]:
 
 
 async def _reach(address: str) -> None:
-    """Raise what keeps a client from connecting to an address."""
+    """Connect to an address and disconnect, to raise the error that a client would meet."""
     arguments = Security().get_connection_args("client")
     comm = await connect(address, timeout=_CONNECT_SECONDS, **arguments)
     await comm.close()
@@ -227,8 +230,8 @@ async def _reach(address: str) -> None:
 @contextlib.contextmanager
 def _open_running(address: str) -> Iterator[Client]:
     try:
-        # Before there is a client: one that cannot connect stays Dask's default until it is
-        # collected, and may lock up the process then.
+        # A client that cannot connect stays Dask's default until it is collected, and may lock up
+        # the process then.
         asyncio.run(_reach(address))
         client = Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
@@ -241,4 +244,4 @@ def _open_running(address: str) -> Iterator[Client]:
             yield client
         finally:
             with contextlib.suppress(Exception):  # the scheduler may be gone, the error is known
-                client.unregister_worker_plugin(_OneThread.name)
+                client.unregister_worker_plugin(_SingleThread.name)

@@ -36,12 +36,12 @@ signal.signal(signal.SIGINT, _on_interrupt)
 logger = logging.getLogger(__name__)
 
 _PROGRAMS = ("sbatch", "squeue", "scancel")
-_SECONDS = 30.0  # for one answer of a busy controller, and for cancelled jobs to go
+_SECONDS = 30.0  # for a reply of a busy controller, and for cancelled jobs to end
 _RETRY_SECONDS = 60.0  # between submissions of a job that SLURM refuses while others run
-_FRUITLESS_JOBS = 3  # as many jobs that brought no worker, and we give up
+_FRUITLESS_JOBS = 3  # jobs in a row without a worker after which the run ends
 # Reasons for which SLURM accepts a job and then never starts it (squeue(1), JOB REASON CODES;
-# where an account or QOS is not let in, a sentence of slurmctld). `sbatch --test-only` does not
-# find these, and refuses what would only have to wait for drained nodes.
+# for an account or QOS without access, a sentence of slurmctld). `sbatch --test-only` does not
+# report these, and refuses jobs that would only have to wait for drained nodes.
 _NEVER = re.compile(
     r"PartitionTimeLimit|BadConstraints|Invalid(Account|QOS)|(Assoc|QOS)Max\w+PerJob|"
     r"Job's (account|QOS) "
@@ -49,12 +49,12 @@ _NEVER = re.compile(
 
 
 def job_script(options: SlurmOptions) -> str:
-    """Return the script that SLURM would get for one job, without the credentials' options.
+    """Return the script that SLURM would get for a job, without the options of the credentials.
 
     Raises
     ------
     ClusterError
-        If neither the options nor Dask's configuration tell the cores and memory of a job.
+        If neither the options nor Dask's configuration state the cores and memory of a job.
     """
     settings = _settings(options, "bragg", Path())
     for name in ("scheduler_options", "silence_logs", "name"):
@@ -63,12 +63,12 @@ def job_script(options: SlurmOptions) -> str:
     return script
 
 
-def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, Any]:
-    """Return the arguments of SLURMCluster; None among them stands for the configuration's."""
+def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, object]:
+    """Return the arguments of SLURMCluster; None stands for the value of the configuration."""
     cores = options.cores or _configured("cores")
     if not cores or not (options.memory or _configured("memory")):
         raise ClusterError(
-            "SLURM has to be told how many cores and how much memory a job needs: give both as "
+            "SLURM needs to know how many cores and how much memory a job takes: give both as "
             "options, or as 'cores' and 'memory' under jobqueue.slurm in ~/.config/dask/*.yaml."
         )
     environment = {**options.variables, **SINGLE_THREAD}
@@ -78,7 +78,7 @@ def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, An
         # The same Python, which may know this project from the working directory alone.
         project = shlex.quote(str(Path(__file__).resolve().parents[2]))
         prologue.append(f"export PYTHONPATH={project}${{PYTHONPATH:+:$PYTHONPATH}}")
-    # Else workers would come and die, each with a task in hand, and the task would get the blame.
+    # Otherwise workers would start and die, each with a task, which would count as its failure.
     prologue.append(
         f"{shlex.quote(python or sys.executable)} -c 'import pipelines.cluster.client' || exit 1"
     )
@@ -130,12 +130,12 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
     try:
         _queue(name)
     except (OSError, subprocess.SubprocessError) as error:
-        words = getattr(error, "stderr", None) or str(error)
-        words = words.decode() if isinstance(words, bytes) else words  # they are after a timeout
-        raise ClusterError(f"SLURM does not answer: {' '.join(words.split())}") from error
+        reason = getattr(error, "stderr", None) or str(error)
+        reason = reason.decode() if isinstance(reason, bytes) else reason  # bytes after a timeout
+        raise ClusterError(f"SLURM does not answer: {' '.join(reason.split())}") from error
     shared = _expanded(options.shared_directory or _configured("shared-temp-directory") or "~")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_signals_obeyed_in_order())
+        stack.enter_context(_cleanup_on_signals())
         try:
             directory = stack.enter_context(
                 tempfile.TemporaryDirectory(
@@ -165,17 +165,17 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def _signals_obeyed_in_order() -> Iterator[None]:
-    """Let a signal to end (from timeout, a service, a closed terminal) cancel the jobs first."""
+def _cleanup_on_signals() -> Iterator[None]:
+    """Exit on SIGTERM and SIGHUP (from timeout, a service, a closed terminal), so that jobs end."""
 
-    def obey(number: int, _: object) -> None:
+    def leave(number: int, _: object) -> None:
         sys.exit(128 + number)
 
     changed = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # an ignored one, as by nohup, stays so
-                changed[number] = signal.signal(number, obey)
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+                changed[number] = signal.signal(number, leave)
     try:
         yield
     finally:
@@ -184,13 +184,13 @@ def _signals_obeyed_in_order() -> Iterator[None]:
 
 
 def _credentials(directory: Path) -> Security:
-    """Make TLS credentials for this run, as files that the nodes can read and nobody else."""
-    made = Security.temporary().get_tls_config_for_role("worker")
+    """Make TLS credentials for this run, as files that only this user can read."""
+    credentials = Security.temporary().get_tls_config_for_role("worker")
     files = {}
     for key in ("ca_file", "cert", "key"):
         files[key] = directory / key
         files[key].touch(mode=0o600)
-        files[key].write_text(made[key])
+        files[key].write_text(credentials[key])
     pairs = {
         f"tls_{role}_{key}": str(files[key])
         for role in ("scheduler", "worker", "client")
@@ -200,7 +200,7 @@ def _credentials(directory: Path) -> Security:
 
 
 class _Job(SLURMJob):  # type: ignore[misc]
-    """A job that remembers SLURM's refusal; the base class leaves it to the log."""
+    """A job that stores SLURM's refusal, which the base class only logs."""
 
     refusal = ""
     refused_at = 0.0
@@ -209,10 +209,10 @@ class _Job(SLURMJob):  # type: ignore[misc]
         try:
             await super().start()
         except (OSError, RuntimeError, ValueError) as error:
-            words = str(error).rpartition("stderr:\n")[2].replace("sbatch: error: ", "")
-            self.refusal = "; ".join(words.split("\n")).strip("; ")
+            reason = str(error).rpartition("stderr:\n")[2].replace("sbatch: error: ", "")
+            self.refusal = "; ".join(reason.split("\n")).strip("; ")
             self.refused_at = time.monotonic()
-            self.status = Status.running  # so that close() is in order
+            self.status = Status.running  # close() expects it
 
     async def close(self) -> None:
         await super().close()
@@ -220,20 +220,19 @@ class _Job(SLURMJob):  # type: ignore[misc]
 
 
 class _Cluster(SLURMCluster):  # type: ignore[misc]
-    """Jobs that are replaced when they are lost."""
+    """A cluster that replaces lost jobs."""
 
     job_cls = _Job
     adaptive: Any = None
 
-    def new_worker_spec(self) -> dict[str, Any]:
-        # A new name for every job: the base class closes, some time after a loss, whatever then
-        # bears the lost job's name.
+    def new_worker_spec(self) -> Any:
+        # A new name for every job: some time after a loss the base class closes the job of that
+        # name, which would be the new one.
         self._i += 1
-        spec: dict[str, Any] = super().new_worker_spec()
-        return spec
+        return super().new_worker_spec()
 
     def submit(self, jobs: tuple[int, int]) -> None:
-        """Submit one job, to see whether SLURM takes it, and let Dask ask for the others."""
+        """Submit a job, to see whether SLURM accepts it, and let Dask submit the rest."""
 
         async def submitted() -> None:
             await self
@@ -246,16 +245,16 @@ class _Cluster(SLURMCluster):  # type: ignore[misc]
         self.adaptive = self.adapt(
             minimum_jobs=jobs[0],
             maximum_jobs=jobs[1],
-            # Workers of one job come and go together. A short target makes as many workers of the
-            # tasks in hand as are allowed: jobs should not wait for a driver that is careful. They
-            # go after 30 checks, a second each, without tasks: new ones may wait in the queue long.
+            # Workers of a job start and end together. With a short target duration the tasks in
+            # hand ask for all jobs allowed. Jobs end after 30 checks, a second each, without tasks:
+            # new jobs may wait in the queue for long.
             worker_key=_job_of_worker,
             target_duration="100 ms",
             wait_count=30,
         )
 
     def drop_lost(self, jobs: dict[str, _Job], queue: Mapping[str, str]) -> int:
-        """Forget those of `jobs` that are not in the queue, which makes room for new ones."""
+        """Drop those of `jobs` that are not in the queue, so that Dask submits new ones."""
         lost = [
             name
             for name, job in jobs.items()
@@ -275,15 +274,15 @@ class _Cluster(SLURMCluster):  # type: ignore[misc]
 
 
 def _job_of_worker(worker: Any) -> str:
-    """Return the job's name, bragg-RUN-NUMBER, from the worker's, which may have a -NUMBER more."""
+    """Return a job's name, bragg-RUN-NUMBER, from that of a worker, which may end in -NUMBER."""
     return "-".join(str(worker.name).split("-")[:3])
 
 
 class _Watch(threading.Thread):
-    """Compare the jobs that Dask believes in with SLURM's queue, as long as the client is open.
+    """Compares Dask's list of jobs with SLURM's queue while the client is open.
 
-    Dask alone does not see a job that ends before its workers come, nor, with several workers in a
-    job, one that ends later: it would wait for them without end.
+    Dask alone does not notice a job that ends before its workers connect, nor, with several workers
+    in a job, one that ends later: it would wait for them for ever.
     """
 
     def __init__(self, cluster: _Cluster, client: Client, name: str) -> None:
@@ -293,7 +292,7 @@ class _Watch(threading.Thread):
         self._fruitless = 0
         self._last_job = ""
         self._reasons: set[str] = set()
-        self._stop_asked = threading.Event()
+        self._stop_requested = threading.Event()
         lost_worker_timeout = dask.config.get("distributed.deploy.lost-worker-timeout")
         self._interval: float = parse_timedelta(lost_worker_timeout) / 3
 
@@ -302,23 +301,24 @@ class _Watch(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop_asked.set()
+        self._stop_requested.set()
         self.join()
 
     def run(self) -> None:
-        """Look at the queue every few seconds until the failure or the end."""
-        while not self._stop_asked.wait(self._interval):
-            jobs = dict(self._cluster.workers)  # before the queue, which then knows all of them
+        """Read the queue every few seconds until a failure or the end."""
+        while not self._stop_requested.wait(self._interval):
+            jobs = dict(self._cluster.workers)  # before the queue, which then holds all of them
             try:
                 queue = _queue(self._run_name)
             except (OSError, subprocess.SubprocessError):
-                continue  # a controller too busy to answer is no news about jobs
-            self.failure = self._cluster.sync(self._judge, jobs, queue)
+                continue  # the controller is too busy to answer
+            self.failure = self._cluster.sync(self._failure_of, jobs, queue)
             if self.failure:
                 self._client.close()
                 return
 
-    async def _judge(self, jobs: dict[str, _Job], queue: dict[str, str]) -> str:
+    async def _failure_of(self, jobs: dict[str, _Job], queue: dict[str, str]) -> str:
+        """Return why the run cannot go on, or an empty text."""
         lost = self._cluster.drop_lost(jobs, queue)
         if self._cluster.scheduler.workers:
             self._fruitless = 0
@@ -355,27 +355,25 @@ class _Watch(threading.Thread):
 
 
 def _queue(name: str) -> dict[str, str]:
-    """Return the reason why it waits, or ``None``, for each job of this name in SLURM's queue."""
-    answer = subprocess.run(
-        ["squeue", "--noheader", "--name", name, "--format", "%i|%r"],
-        capture_output=True, text=True, check=True, timeout=_SECONDS,
-    )  # fmt: skip
-    return dict(line.split("|", 1) for line in answer.stdout.split("\n") if line)
+    """Return the jobs of this name in SLURM's queue: id and reason to wait, or ``None``."""
+    command = ["squeue", "--noheader", "--name", name, "--format", "%i|%r"]
+    queue = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+    return dict(line.split("|", 1) for line in queue.stdout.split("\n") if line)
 
 
 def _close(cluster: _Cluster, name: str) -> None:
-    """End the cluster and all jobs of this name, whether Dask knows of them or not."""
+    """End the cluster and all jobs of this name, including those that Dask lost track of."""
     if cluster.adaptive:
         cluster.adaptive.stop()  # no new jobs from here on
-    # Jobs first: a worker that just starts should still find the scheduler listening.
+    # Jobs first: a worker that just starts should still reach the scheduler.
     _cancel(name)
     try:
         cluster.close()
     except Exception:
-        # Whatever it is, it must not take the place of the error that brought us here.
+        # It must not replace the error that ended the run.
         logger.exception("Dask's cluster did not close in order.")
     finally:
-        _cancel(name)  # one that was being submitted
+        _cancel(name)  # a job that was being submitted
 
 
 def _cancel(name: str) -> None:

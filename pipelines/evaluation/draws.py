@@ -37,7 +37,7 @@ from bragg_models.metrics import prediction_sets
 from bragg_models.networks.robust import COVERAGE
 from bragg_models.predictors import Predictor
 from pipelines.cli.style import SYSTEM_COLORS
-from pipelines.cluster.client import gathered
+from pipelines.cluster.client import gather_with_progress
 from pipelines.evaluation.tables import Sheet
 from pipelines.prediction.acceptance import verdict_json
 from pipelines.prediction.predict import INDICES, Library, library_of, match
@@ -337,7 +337,7 @@ def _done(
     unit: str,
 ) -> list[Any]:
     """Return what tasks return, in their order."""
-    return gathered(
+    return gather_with_progress(
         [client.submit(task, *one, pure=False) for one in arguments], sizes, doing, unit
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from bragg_data.preprocessing import PreprocessingError
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Predictor
 from catalog import registry
-from pipelines.cluster.client import gathered
+from pipelines.cluster.client import gather_with_progress
 from pipelines.prediction.predict import (
     INDICES,
     Answer,
@@ -144,7 +144,7 @@ def ask_on_cluster(
     absolute = [path.absolute() for path in files]
     parts = [absolute[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
     futures = client.map(_ask, parts, question=question, pure=False)
-    results: list[list[list[_Asked] | str]] = gathered(
+    results: list[list[list[_Asked] | str]] = gather_with_progress(
         futures, [len(part) for part in parts], "Predicting", "files", quiet=not progress
     )
     told, asked = Told(), []

@@ -20,7 +20,7 @@ from bragg_data.simulation.measurement_effects import (
     simulator_for,
 )
 from pipelines.cli.console import Progress
-from pipelines.cluster.client import gathered
+from pipelines.cluster.client import gather_with_progress
 
 _PER_TASK = 100  # draws of each phase
 _TEST_SEED = 55_000
@@ -75,7 +75,7 @@ def drawn(
         instprm=campaign.instprm, calibrated=calibrated, pure=False,
     )  # fmt: skip
     sizes = [count * len(campaign.phases) for count in counts]
-    return _joined(gathered(futures, sizes, "Drawing", "profiles"))
+    return _joined(gather_with_progress(futures, sizes, "Drawing", "profiles"))
 
 
 def pinned_draws(campaign: Campaign, per_phase: int, *, quiet: bool = False) -> Drawn:

@@ -1,4 +1,4 @@
-"""The comparison of simulators: its numbers, its picture, and what it says without GSAS-II."""
+"""The comparison of simulators: its numbers, its picture, and its message without GSAS-II."""
 
 import re
 import sys
@@ -44,10 +44,10 @@ def test_differences_are_relative_to_the_reference(tmp_path):
     samples = campaign.samples[:2]
     reference = np.tile(np.float32([0, 4, 3]), (2, 1))
     fast = reference + np.float32([[0, 0, 0], [0.5, 0, 0]])
-    found = Comparison(samples, fast, reference, np.ones(2), np.ones(2), "1, GSAS-II 1")
-    np.testing.assert_allclose(found.maximum, [0, 0.125])
-    np.testing.assert_allclose(found.l2, [0, 0.1])
-    assert found.gsas2 == "GSAS-II 1"
+    comparison = Comparison(samples, fast, reference, np.ones(2), np.ones(2), "1, GSAS-II 1")
+    np.testing.assert_allclose(comparison.maximum, [0, 0.125])
+    np.testing.assert_allclose(comparison.l2, [0, 0.1])
+    assert comparison.gsas2 == "GSAS-II 1"
 
 
 def test_the_picture_shows_best_and_worst(tmp_path):
@@ -55,25 +55,25 @@ def test_the_picture_shows_best_and_worst(tmp_path):
     samples = campaign.samples[:3]
     reference = np.random.default_rng(0).random((3, 256), dtype=np.float32)
     fast = reference * np.float32([[1.0], [1.01], [1.1]])
-    found = Comparison(samples, fast, reference, np.ones(3), np.ones(3), "1, GSAS-II 1")
-    draw_extremes(campaign, found, tmp_path / "found.png")
-    assert imread(tmp_path / "found.png").shape == (1200, 1500, 4)
+    comparison = Comparison(samples, fast, reference, np.ones(3), np.ones(3), "1, GSAS-II 1")
+    draw_extremes(campaign, comparison, tmp_path / "comparison.png")
+    assert imread(tmp_path / "comparison.png").shape == (1200, 1500, 4)
 
 
 @pytest.mark.cluster
-def test_without_gsas2_it_is_one_sentence(tmp_path, monkeypatch, capsys):
-    toml, png = write_campaign(tmp_path), tmp_path / "found.png"
+def test_missing_gsas2_is_a_single_sentence(tmp_path, monkeypatch, capsys):
+    toml, png = write_campaign(tmp_path), tmp_path / "comparison.png"
     nowhere = tmp_path / "nowhere"
     code, _, err = command(
         monkeypatch, capsys, "--campaign", toml, "--cells", 1, "--workers", 1, "--png", png,
         "--gsas2-path", nowhere,
-    )  # fmt: skip
+    )
     assert code == 2
     assert re.search(rf"Error: On worker \S+: There is no GSAS-II in {nowhere}\. .*\n$", err)
     assert not png.exists()
 
 
-def test_a_bad_place_for_the_picture_is_told_first(tmp_path, monkeypatch, capsys):
+def test_a_directory_that_does_not_exist_is_refused_first(tmp_path, monkeypatch, capsys):
     code, _, err = command(monkeypatch, capsys, "--png", tmp_path / "missing" / "x.png")
     assert code == 2
     assert "in a directory that exists" in err
@@ -86,7 +86,7 @@ def test_table_and_picture(tmp_path, monkeypatch, capsys):
     except Gsas2Error:
         pytest.skip("GSAS-II (conda package gsas2pkg) is not installed")
     structures = Path(__file__).parents[1] / "data" / "structures" / "structures.toml"
-    png = tmp_path / "found.png"
+    png = tmp_path / "comparison.png"
     code, out, _ = command(
         monkeypatch, capsys, "--campaign", structures, "--cells", 1, "--png", png
     )

@@ -86,27 +86,27 @@ def store(
     write: Callable[..., None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Store:
-    """A copy of the small store with more tags, one for each kind of change."""
+    """A copy of the small store with more tags, for each kind of change."""
     directory = tmp_path_factory.mktemp("diff") / "store"
     shutil.copytree(small_store.path, directory)
-    made, c = Store(directory), small_campaign
-    write(made, edited(c, ("seed = 7", "seed = 8")), "reseeded")
+    copy, c = Store(directory), small_campaign
+    write(copy, edited(c, ("seed = 7", "seed = 8")), "reseeded")
     longer = SECOND.replace("4.10", "4.13")
-    write(made, edited(c, (SECOND, longer), ('name = "small"', 'name = "longer"')), "longer")
-    write(made, c, "first-hundred", limit=100)
-    write(made, c, "brighter", change=_brighter_trigonal, version="brighter")
-    write(made, c, "first-block", limit=64)
-    write(made, edited(c, ("points = 800", "points = 700")), "shorter", limit=20)
-    # Without the first phase the others have other codes; one has no counterpart by its name.
+    write(copy, edited(c, (SECOND, longer), ('name = "small"', 'name = "longer"')), "longer")
+    write(copy, c, "first-hundred", limit=100)
+    write(copy, c, "brighter", change=_brighter_trigonal, version="brighter")
+    write(copy, c, "first-block", limit=64)
+    write(copy, edited(c, ("points = 800", "points = 700")), "shorter", limit=20)
+    # Without the first phase the others have other codes; and rhombic has no counterpart.
     tetragonal, trigonal = (f'[[phases]]\nname = "{name}"' for name in ("tetragonal", "trigonal"))
     start = c.toml.index("[[phases]]")
     fewer = c.toml[:start] + c.toml[c.toml.index(tetragonal) :]
     fewer = fewer.replace(trigonal, trigonal.replace("trigonal", "rhombic"))
     cifs = {"tetragonal": c.cifs["tetragonal"] + "\n# again\n", "rhombic": c.cifs["trigonal"]}
-    write(made, Campaign(fewer, cifs, c.instprm), "fewer")
+    write(copy, Campaign(fewer, cifs, c.instprm), "fewer")
     cubic = Campaign(c.toml[: c.toml.index(tetragonal)], {"cubic": c.cifs["cubic"]}, c.instprm)
-    write(made, cubic, "cubic-only", limit=20)
-    return made
+    write(copy, cubic, "cubic-only", limit=20)
+    return copy
 
 
 @pytest.fixture
@@ -114,27 +114,29 @@ def compare(store: Store) -> Callable[[str], Changes]:
     return lambda tag: changes(store.open(TAG), store.open(tag))
 
 
-def counts(found: Changes) -> dict[str, tuple[int, int, int]]:
-    return {one.phase: (one.both, one.only_old, one.only_new) for one in found.phases}
+def counts(difference: Changes) -> dict[str, tuple[int, int, int]]:
+    return {p.phase: (p.both, p.only_old, p.only_new) for p in difference.phases}
 
 
-def definition(found: Changes) -> dict[str, tuple[str | None, str | None]]:
-    return {one.what: (one.old, one.new) for one in found.definition}
+def definition(difference: Changes) -> dict[str, tuple[str | None, str | None]]:
+    return {row.what: (row.old, row.new) for row in difference.definition}
 
 
 def test_another_order_of_the_same_samples(compare: Callable[[str], Changes]) -> None:
-    found = compare("reseeded")
-    assert counts(found) == {
-        "cubic": (CUBIC, 0, 0), "tetragonal": (TETRAGONAL, 0, 0), "trigonal": (TRIGONAL, 0, 0)
-    }  # fmt: skip
-    told = definition(found)
-    assert set(told) == {"seed", "campaign file"}
-    assert told["seed"] == ("7", "8")
-    assert not found.identical
-    assert (found.blocks, found.same_blocks) == (BLOCKS, 0)
-    parts = [one.intensities for one in found.phases]
+    difference = compare("reseeded")
+    assert counts(difference) == {
+        "cubic": (CUBIC, 0, 0),
+        "tetragonal": (TETRAGONAL, 0, 0),
+        "trigonal": (TRIGONAL, 0, 0),
+    }
+    rows = definition(difference)
+    assert set(rows) == {"seed", "campaign file"}
+    assert rows["seed"] == ("7", "8")
+    assert not difference.identical
+    assert (difference.blocks, difference.same_blocks) == (BLOCKS, 0)
+    parts = [phase.intensities for phase in difference.phases]
     assert [part.compared for part in parts if part] == [CUBIC, TETRAGONAL_COMPARED, TRIGONAL]
-    total = found.intensities
+    total = difference.intensities
     assert total is not None
     assert (total.common, total.compared, total.differing) == (ALL, 512, 0)
     assert total.largest <= 1e-6
@@ -142,103 +144,105 @@ def test_another_order_of_the_same_samples(compare: Callable[[str], Changes]) ->
 
 def test_samples_are_paired_by_cell_and_not_by_row(store: Store) -> None:
     old, new = store.open(TAG), store.open("reseeded")
-    pairs = module._same_cells(*(
-        module._part(module.samples_of(one), module.campaign_of(one), "tetragonal")
-        for one in (old, new)
-    ))  # fmt: skip
+    pairs = module._same_cells(
+        *(
+            module._part(module.samples_of(side), module.campaign_of(side), "tetragonal")
+            for side in (old, new)
+        )
+    )
     assert (pairs[:, 0] != pairs[:, 1]).mean() > 0.9
     for name in ("a", "c", "phase"):
         assert np.array_equal(old[name].values[pairs[:, 0]], new[name].values[pairs[:, 1]])
 
 
 def test_a_longer_range(compare: Callable[[str], Changes]) -> None:
-    found = compare("longer")
+    difference = compare("longer")
     # Three more values of c, each with 21 of a, and none of these is equal to c.
-    assert counts(found)["tetragonal"] == (TETRAGONAL, 0, 3 * 21)
-    assert counts(found)["cubic"] == (CUBIC, 0, 0)
-    told = definition(found)
-    assert told["tetragonal: c / Å"] == ("3.9 to 4.1 by 0.01", "3.9 to 4.13 by 0.01")
-    assert told["campaign"] == ("small", "longer")
-    assert told["samples"] == (f"{ALL}", f"{ALL + 63}")
-    assert set(told) == {"campaign", "campaign file", "samples", "tetragonal: c / Å"}
-    (tetragonal,) = (one for one in found.phases if one.phase == "tetragonal")
+    assert counts(difference)["tetragonal"] == (TETRAGONAL, 0, 3 * 21)
+    assert counts(difference)["cubic"] == (CUBIC, 0, 0)
+    rows = definition(difference)
+    assert rows["tetragonal: c / Å"] == ("3.9 to 4.1 by 0.01", "3.9 to 4.13 by 0.01")
+    assert rows["campaign"] == ("small", "longer")
+    assert rows["samples"] == (f"{ALL}", f"{ALL + 63}")
+    assert set(rows) == {"campaign", "campaign file", "samples", "tetragonal: c / Å"}
+    (tetragonal,) = (p for p in difference.phases if p.phase == "tetragonal")
     assert tetragonal.old_ranges == {"a": (3.9, 4.1), "c": (3.9, 4.1)}
     assert tetragonal.new_ranges == {"a": (3.9, 4.1), "c": (3.9, 4.13)}
-    assert found.intensities is not None
-    assert found.intensities.differing == 0
+    assert difference.intensities is not None
+    assert difference.intensities.differing == 0
 
 
 def test_the_first_samples_only(store: Store, compare: Callable[[str], Changes]) -> None:
-    found = compare("first-hundred")
+    difference = compare("first-hundred")
     first = np.bincount(store.open(TAG).phase.values[:100], minlength=3)
-    assert list(counts(found).values()) == [
+    assert list(counts(difference).values()) == [
         (int(n), total - int(n), 0)
         for n, total in zip(first, (CUBIC, TETRAGONAL, TRIGONAL), strict=True)
     ]
-    # 64 of the 100 samples fill the first block as before; the second one ends earlier.
-    assert (found.blocks, found.same_blocks) == (2, 1)
-    assert found.definition == (Difference("samples", f"{ALL}", "100"),)
-    assert found.intensities is not None
-    assert (found.intensities.common, found.intensities.compared) == (100, 100)
+    # 64 of the 100 samples fill the first block as before; the second block ends earlier.
+    assert (difference.blocks, difference.same_blocks) == (2, 1)
+    assert difference.definition == (Difference("samples", f"{ALL}", "100"),)
+    assert difference.intensities is not None
+    assert (difference.intensities.common, difference.intensities.compared) == (100, 100)
 
 
 def test_the_same_cells_with_other_intensities(compare: Callable[[str], Changes]) -> None:
-    found = compare("brighter")
-    assert found.definition == (
+    difference = compare("brighter")
+    assert difference.definition == (
         Difference("simulator version", str(kinematic.VERSION), "brighter"),
     )
-    assert all(one.only_old == one.only_new == 0 for one in found.phases)
-    cubic, tetragonal, trigonal = (one.intensities for one in found.phases)
+    assert all(p.only_old == p.only_new == 0 for p in difference.phases)
+    cubic, tetragonal, trigonal = (phase.intensities for phase in difference.phases)
     assert cubic == Comparison(CUBIC, CUBIC, 0, 0.0)
     assert tetragonal == Comparison(TETRAGONAL, TETRAGONAL_COMPARED, 0, 0.0)
     assert trigonal is not None
     assert (trigonal.compared, trigonal.differing) == (TRIGONAL, TRIGONAL)
     # Over the higher of the two maxima.
     assert trigonal.largest == pytest.approx(0.01 / 1.01, rel=1e-3)
-    assert found.intensities == Comparison(ALL, 512, TRIGONAL, trigonal.largest)
+    assert difference.intensities == Comparison(ALL, 512, TRIGONAL, trigonal.largest)
 
 
-def test_one_pattern_that_differs_is_counted_once_above_the_limit(store: Store) -> None:
+def test_a_single_different_pattern_is_counted_above_the_limit(store: Store) -> None:
     old = store.open("first-hundred").load()
     for change, differing in ((5e-7, 0), (1e-5, 1), (-1e-5, 1)):
         new = old.copy(deep=True).assign_attrs(content_hash="another")
         row = new.intensity[17].values
         row[row.argmax()] *= 1 + change
-        found = changes(old, new).intensities
-        assert found is not None
-        assert (found.compared, found.differing) == (100, differing)
-        assert found.largest == pytest.approx(abs(change), rel=0.2)
+        difference = changes(old, new).intensities
+        assert difference is not None
+        assert (difference.compared, difference.differing) == (100, differing)
+        assert difference.largest == pytest.approx(abs(change), rel=0.2)
 
 
 def test_phases_come_and_go_and_change_their_codes(compare: Callable[[str], Changes]) -> None:
-    found = compare("fewer")
-    assert counts(found) == {
+    difference = compare("fewer")
+    assert counts(difference) == {
         "cubic": (0, CUBIC, 0),
         "tetragonal": (TETRAGONAL, 0, 0),
         "trigonal": (0, TRIGONAL, 0),
         "rhombic": (0, 0, TRIGONAL),
     }
-    told = definition(found)
-    assert told["phases"] == ("cubic, tetragonal, trigonal", "tetragonal, rhombic")
-    assert told["cubic: space group"] == ("P m -3 m", None)
-    assert told["rhombic: space group"] == (None, "R 3 m:R")
-    before, after = told["tetragonal: CIF"]
+    rows = definition(difference)
+    assert rows["phases"] == ("cubic, tetragonal, trigonal", "tetragonal, rhombic")
+    assert rows["cubic: space group"] == ("P m -3 m", None)
+    assert rows["rhombic: space group"] == (None, "R 3 m:R")
+    before, after = rows["tetragonal: CIF"]
     assert before != after
     assert before is not None
     assert re.fullmatch("[0-9a-f]{12}", before)
-    assert "tetragonal: a / Å" not in told
-    by_name = {one.phase: one for one in found.phases}
+    assert "tetragonal: a / Å" not in rows
+    by_name = {phase.phase: phase for phase in difference.phases}
     assert by_name["rhombic"].crystal_system == "trigonal"
     assert by_name["cubic"].new_ranges == {}
     assert by_name["rhombic"].new_ranges == {"a": (3.9, 4.1), "alpha": (80.0, 88.0)}
-    assert found.intensities is not None
-    assert found.intensities.compared == found.intensities.common == TETRAGONAL
+    assert difference.intensities is not None
+    assert difference.intensities.compared == difference.intensities.common == TETRAGONAL
 
 
 def test_another_grid_is_not_compared(compare: Callable[[str], Changes]) -> None:
-    found = compare("shorter")
-    assert (found.same_grid, found.intensities) == (False, None)
-    before, after = definition(found)["grid"]
+    difference = compare("shorter")
+    assert (difference.same_grid, difference.intensities) == (False, None)
+    before, after = definition(difference)["grid"]
     assert before == "800 points from 6000 µs, ΔT/T = 0.0012"
     assert after == "700 points from 6000 µs, ΔT/T = 0.0012"
 
@@ -249,12 +253,12 @@ def test_the_same_contents_from_other_code(
     other = Store(tmp_path / "store", create=True)
     commented = replace(small_campaign, toml=small_campaign.toml + "# a remark\n")
     write(other, commented, "again", code_commit="c0ffee")
-    found = changes(store.open(TAG), other.open("again"))
-    assert found.identical
-    assert found.same_blocks == BLOCKS
-    assert found.intensities is None
-    assert definition(found)["code commit"] == ("unknown", "c0ffee")
-    assert set(definition(found)) == {"code commit", "campaign file"}
+    difference = changes(store.open(TAG), other.open("again"))
+    assert difference.identical
+    assert difference.same_blocks == BLOCKS
+    assert difference.intensities is None
+    assert definition(difference)["code commit"] == ("unknown", "c0ffee")
+    assert set(definition(difference)) == {"code commit", "campaign file"}
 
 
 def _moved(old: xr.Dataset, relative: float) -> xr.Dataset:
@@ -267,13 +271,13 @@ def _moved(old: xr.Dataset, relative: float) -> xr.Dataset:
 def test_cells_are_the_same_within_their_rounding(store: Store, relative: float, both: int) -> None:
     """Wherever they are: a rounding boundary would part some of a hundred."""
     old = store.open("first-hundred").load()
-    found = changes(old, _moved(old, relative))
-    assert sum(one.both for one in found.phases) == both
-    assert sum(one.only_old for one in found.phases) == 100 - both
-    assert sum(one.only_new for one in found.phases) == 100 - both
+    difference = changes(old, _moved(old, relative))
+    assert sum(phase.both for phase in difference.phases) == both
+    assert sum(phase.only_old for phase in difference.phases) == 100 - both
+    assert sum(phase.only_new for phase in difference.phases) == 100 - both
 
 
-def test_a_cell_has_one_partner_only(store: Store) -> None:
+def test_a_cell_has_a_single_partner(store: Store) -> None:
     new = store.open("first-hundred").load()
     old = _moved(new, 0.0)
     first, second = np.flatnonzero(old.phase.values == 1)[:2]
@@ -282,17 +286,18 @@ def test_a_cell_has_one_partner_only(store: Store) -> None:
     assert counts(changes(old, new))["tetragonal"][1:] == (1, 1)
 
 
-def test_no_more_is_read_than_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_read_than_documented(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part for each phase, spread from the first common sample to the last."""
     monkeypatch.setattr(module, "MOST_COMPARED", 10)
-    found = changes(store.open(TAG), store.open("brighter"))
-    assert [one.intensities and one.intensities.compared for one in found.phases] == [3, 4, 3]
-    assert found.intensities is not None
-    assert (found.intensities.compared, found.intensities.differing) == (10, 3)
+    difference = changes(store.open(TAG), store.open("brighter"))
+    assert [p.intensities and p.intensities.compared for p in difference.phases] == [3, 4, 3]
+    assert difference.intensities is not None
+    assert (difference.intensities.compared, difference.intensities.differing) == (10, 3)
     chosen = module._chosen({"few": 2, "none": 0, "many": 1001})
     assert {name: rows.tolist() for name, rows in chosen.items()} == {
-        "few": [0, 1], "many": [0, 142, 285, 428, 571, 714, 857, 1000]
-    }  # fmt: skip
+        "few": [0, 1],
+        "many": [0, 142, 285, 428, 571, 714, 857, 1000],
+    }
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -305,30 +310,32 @@ def command(store: Store, *arguments: str) -> str:
 
 
 def test_json(store: Store) -> None:
-    told = json.loads(command(store, TAG, "longer", "--json"))
+    content = json.loads(command(store, TAG, "longer", "--json"))
     new = store.open("longer")
-    assert told["new"] == {
+    assert content["new"] == {
         "tag": "longer",
         "snapshot_id": new.attrs["snapshot_id"],
         "content_hash": new.attrs["content_hash"],
         "samples": ALL + 63,
     }
-    assert told["old"]["tag"] == TAG
-    assert told["identical"] is False
-    assert {"what": "campaign", "old": "small", "new": "longer"} in told["definition"]
-    tetragonal = told["phases"][1]
+    assert content["old"]["tag"] == TAG
+    assert content["identical"] is False
+    assert {"what": "campaign", "old": "small", "new": "longer"} in content["definition"]
+    tetragonal = content["phases"][1]
     assert (tetragonal["phase"], tetragonal["both"], tetragonal["only_new"]) == (
-        "tetragonal", TETRAGONAL, 63
-    )  # fmt: skip
+        "tetragonal",
+        TETRAGONAL,
+        63,
+    )
     assert tetragonal["new_ranges"] == {"a": [3.9, 4.1], "c": [3.9, 4.13]}
-    assert told["intensities"]["common"] == ALL
-    assert told["intensities"]["differing"] == 0
+    assert content["intensities"]["common"] == ALL
+    assert content["intensities"]["differing"] == 0
 
 
 def test_text(store: Store) -> None:
     out = command(store, TAG, "longer")
     words = " ".join(out.split())
-    for wanted in (
+    for expected in (
         "The contents differ",
         "tetragonal: c / Å 3.9 to 4.1 by 0.01 3.9 to 4.13 by 0.01",
         f"tetragonal tetragonal {TETRAGONAL} 0 63",
@@ -338,11 +345,11 @@ def test_text(store: Store) -> None:
         f"python -m pipelines.inspect longer --store {store.uri}",
         f"python -m pipelines.features stale --store {store.uri}",
     ):
-        assert wanted in words
+        assert expected in words
     lines = out.splitlines()
     assert f"-{SECOND}" in lines
     assert f"+{SECOND.replace('4.10', '4.13')}" in lines
-    assert " [phases.cell]" in lines  # no markup to rich
+    assert " [phases.cell]" in lines  # rich reads no markup in it
 
 
 def test_text_of_other_intensities_and_of_none(store: Store) -> None:
@@ -364,7 +371,7 @@ def test_text_of_identical_contents(store: Store) -> None:
     assert "Their definitions and provenance are the same." in out
 
 
-def test_an_unknown_tag_is_one_sentence(
+def test_an_unknown_tag_is_a_single_sentence(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["diff", TAG, "small-v9", "--store", store.uri])
@@ -373,4 +380,6 @@ def test_an_unknown_tag_is_one_sentence(
     out, err = capsys.readouterr()
     assert (exit_.value.code, out) == (2, "")
     assert err.count("\n") == 1
-    assert re.search(r"Snapshot 'small-v9' not found in file:///.* Known tags: .*small-v1", err)
+    assert re.search(
+        r"Snapshot 'small-v9' not difference in file:///.* Known tags: .*small-v1", err
+    )

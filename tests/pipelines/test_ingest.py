@@ -43,39 +43,39 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     labels.write_text(
         "file,crystal_system,a,c,alpha\npseudo_experiment.xye,tetragonal,3.9885,4.0235,\n"
     )
-    told = run(NOISY, CLEAN, "--instrument", CALIBRATION, "--labels", labels, "--into", "mine",
-               "--store", directory / "store")  # fmt: skip
-    assert "Tag mine-v1" in told
+    output = run(NOISY, CLEAN, "--instrument", CALIBRATION, "--labels", labels, "--into", "mine",
+               "--store", directory / "store")
+    assert "Tag mine-v1" in output
     return Store(directory / "store")
 
 
-def test_it_looks_like_a_simulated_one_and_keeps_what_was_read(store: Store) -> None:
+def test_layout_is_that_of_simulated_data_and_the_files_are_stored_as_read(store: Store) -> None:
     dataset = store.open("mine-v1")
     assert verify(dataset) == dataset.attrs["content_hash"]
     campaign = campaign_of(dataset)
     assert dataset.sizes == {"sample": 2, "tof": 2807, "parameter": 6, "block": 1,
-                             "digest_byte": 32}  # fmt: skip
+                             "digest_byte": 32}
     assert dataset.a.values[0] == dataset.b.values[0] == 3.9885
     assert dataset.phase.values.tolist() == [1, -1]
     assert dataset.free_parameter.values.tolist() == [[True, False, True, False, False, False],
-                                                      [False] * 6]  # fmt: skip
+                                                      [False] * 6]
     assert np.isnan(dataset.a.values[1])
-    wanted = load_measurements(NOISY, campaign, CALIBRATION)[0].gridded
-    np.testing.assert_allclose(dataset.intensity[0], wanted.intensity, rtol=1e-6)
-    np.testing.assert_allclose(dataset.sigma[0], wanted.sigma, rtol=1e-6)
-    np.testing.assert_array_equal(dataset.covered[0], wanted.covered)
-    for told, file in zip(measurement_records(dataset), (NOISY, CLEAN), strict=True):
-        assert told["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert told["calibration"]["difc"] == pytest.approx(9497.88, abs=0.01)
+    expected = load_measurements(NOISY, campaign, CALIBRATION)[0].gridded
+    np.testing.assert_allclose(dataset.intensity[0], expected.intensity, rtol=1e-6)
+    np.testing.assert_allclose(dataset.sigma[0], expected.sigma, rtol=1e-6)
+    np.testing.assert_array_equal(dataset.covered[0], expected.covered)
+    for record, file in zip(measurement_records(dataset), (NOISY, CLEAN), strict=True):
+        assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert record["calibration"]["difc"] == pytest.approx(9497.88, abs=0.01)
         (read,) = read_profiles(file)
-        kept = native_profile(store, "mine-v1", told)
+        profile = native_profile(store, "mine-v1", record)
         for name in ("tof", "intensity", "sigma"):
-            np.testing.assert_array_equal(getattr(kept, name), getattr(read, name))
-        assert (kept.bank, kept.title, kept.header) == (read.bank, read.title, read.header)
+            np.testing.assert_array_equal(getattr(profile, name), getattr(read, name))
+        assert (profile.bank, profile.title, profile.header) == (read.bank, read.title, read.header)
 
 
 @pytest.mark.cluster
-def test_the_view_is_what_a_model_is_asked_about_to_the_last_bit(store: Store) -> None:
+def test_the_view_is_the_input_of_a_model_to_the_last_bit(store: Store) -> None:
     dataset = store.open("mine-v1")
     view = VIEWS["measured_aligned@1"]
     assert view.function is prepare_measured  # the same object
@@ -89,15 +89,15 @@ def test_the_view_is_what_a_model_is_asked_about_to_the_last_bit(store: Store) -
     )
     campaign = campaign_of(dataset)
     for row, file in enumerate((NOISY, CLEAN)):
-        asked = load_measurements(file, campaign, CALIBRATION)[0].prepared.astype(np.float32)
-        # The store holds single precision; what is asked about begins in double.
-        np.testing.assert_allclose(stored.measured_aligned.values[row], asked, atol=2e-6)
-        one = view.function(*inputs_of(view, dataset, slice(row, row + 1)))
-        np.testing.assert_array_equal(stored.measured_aligned.values[row], one[0])
+        prepared = load_measurements(file, campaign, CALIBRATION)[0].prepared.astype(np.float32)
+        # The store holds single precision; the input of a model is computed in double.
+        np.testing.assert_allclose(stored.measured_aligned.values[row], prepared, atol=2e-6)
+        row_values = view.function(*inputs_of(view, dataset, slice(row, row + 1)))
+        np.testing.assert_array_equal(stored.measured_aligned.values[row], row_values[0])
     assert stored.measured_aligned.attrs["source"] == "intensity, sigma, covered"
 
 
-def test_the_same_again_is_found_and_more_is_another_tag(store: Store) -> None:
+def test_the_same_profiles_keep_their_tag_and_more_get_another(store: Store) -> None:
     again = ("--instrument", CALIBRATION, "--into", "more", "--store", store.uri)
     assert "Tag more-v1" in run(NOISY, *again)
     assert "Tag more-v1" in run(NOISY, *again)
@@ -107,10 +107,10 @@ def test_the_same_again_is_found_and_more_is_another_tag(store: Store) -> None:
     shown = CliRunner().invoke(inspect.app, ["--store", store.uri], catch_exceptions=False)
     assert "unknown" in shown.output
     with pytest.raises(TrainError, match="no finished data set"):
-        default_tag(store)  # nobody trains on these unasked
+        default_tag(store)  # nothing is trained on these by default
 
 
-def test_what_is_wrong_is_told(small_store: Store, tmp_path: Path) -> None:
+def test_invalid_input_is_refused(small_store: Store, tmp_path: Path) -> None:
     into = ("--into", "bad", "--store", str(tmp_path / "store"))
     table = tmp_path / "labels.csv"
     for text, error, message in (
@@ -137,20 +137,20 @@ def test_what_is_wrong_is_told(small_store: Store, tmp_path: Path) -> None:
 
 def test_a_label_may_name_the_bank(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
-    told = (NOISY, "--bank", "4", "--labels", table, "--store", tmp_path / "store")
+    arguments = (NOISY, "--bank", "4", "--labels", table, "--store", tmp_path / "store")
     table.write_text("file,bank,phase,a\npseudo_experiment.xye,4,cubic,4\n")
-    run(*told, "--into", "right")
+    run(*arguments, "--into", "right")
     assert Store(tmp_path / "store").open("right-v1").a.values.tolist() == [4.0]
     table.write_text("file,bank,phase,a\npseudo_experiment.xye,3,cubic,4\n")
     with pytest.raises(StoreError, match=r"no profile pseudo_experiment.xye, bank 3, is"):
-        run(*told, "--into", "wrong")
+        run(*arguments, "--into", "wrong")
 
 
-@pytest.mark.skipif(not MEASURED.exists(), reason="needs the measured profiles beside the project")
-def test_real_headers_are_kept(tmp_path: Path) -> None:
+@pytest.mark.skipif(not MEASURED.exists(), reason="needs the measured profiles in shared/")
+def test_real_headers_are_stored(tmp_path: Path) -> None:
     run(MEASURED / "nomad_diamond" / "NOM_127827.gsa", "--into", "diamond",
-        "--store", tmp_path / "store")  # fmt: skip
-    (told,) = measurement_records(Store(tmp_path / "store").open("diamond-v1"))
-    assert (told["run"], told["temperature"], told["bank"]) == ("127827", "1375.0 C", 4)
-    assert told["nominal"]
-    assert told["calibration"]["difc"] == 9041.7
+        "--store", tmp_path / "store")
+    (record,) = measurement_records(Store(tmp_path / "store").open("diamond-v1"))
+    assert (record["run"], record["temperature"], record["bank"]) == ("127827", "1375.0 C", 4)
+    assert record["nominal"]
+    assert record["calibration"]["difc"] == 9041.7

@@ -69,35 +69,44 @@ def test_json_contract(uri, command):
     assert second["content_hash"] != first["content_hash"]
 
 
-def test_json_of_one_tag_and_of_none(uri, command, tmp_path):
+def test_json_of_a_tag_and_of_all(uri, command, tmp_path):
     _, out, _ = command("tiny-v2", "--store", uri, "--json")
-    assert [one["tag"] for one in json.loads(out)] == ["tiny-v2"]
+    assert [single["tag"] for single in json.loads(out)] == ["tiny-v2"]
     Store(tmp_path / "empty", create=True)
     assert command("--store", tmp_path / "empty", "--json") == (0, "[]\n", "")
     _, out, _ = command("--store", tmp_path / "empty")
-    assert "No snapshots yet. Make one with: python -m pipelines.simulate" in out
+    assert "No snapshots yet. Make single with: python -m pipelines.simulate" in out
 
 
 def test_table_of_all_tags(uri, command):
     code, out, _ = command("--store", uri)
     assert code == 0
-    for wanted in (
-        "tiny-v1", "tiny-v2", "21 cubic", "kinematic", "16 of 30 patterns",
+    for expected in (
+        "tiny-v1",
+        "tiny-v2",
+        "21 cubic",
+        "kinematic",
+        "16 of 30 patterns",
         "python -m pipelines.inspect tiny-v2 --store",
-    ):  # fmt: skip
-        assert wanted in " ".join(out.split())
+    ):
+        assert expected in " ".join(out.split())
 
 
-def test_one_tag_with_provenance_and_check(uri, command):
+def test_a_tag_with_provenance_and_check(uri, command):
     code, out, _ = command("tiny-v1", "--store", uri, "--verify")
     assert code == 0
     attrs = open_snapshot("tiny-v1", uri).attrs
-    for wanted in (
-        "R 3 m:R", "α 89 to 89.6 °", "256 points, 11 to 13.973 ms", "difC 9496.17",
-        attrs["content_hash"], attrs["snapshot_id"], attrs["code_commit"],
+    for expected in (
+        "R 3 m:R",
+        "α 89 to 89.6 °",
+        "256 points, 11 to 13.973 ms",
+        "difC 9496.17",
+        attrs["content_hash"],
+        attrs["snapshot_id"],
+        attrs["code_commit"],
         "Verified, byte for byte what was written: tiny-v1",
-    ):  # fmt: skip
-        assert wanted in out
+    ):
+        assert expected in out
 
 
 def test_picture(uri, command, tmp_path):
@@ -120,7 +129,7 @@ def test_picture(uri, command, tmp_path):
         (("--png", "/nowhere/x.png"), "Failed writing /nowhere/x.png: .*No such file"),
     ],
 )
-def test_bad_usage_is_one_sentence(uri, command, arguments, message):
+def test_bad_usage_is_a_single_sentence(uri, command, arguments, message):
     code, out, err = command("--store", uri, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("Error: ")

@@ -94,8 +94,12 @@ def start(*arguments: object, **options) -> subprocess.Popen[str]:
     """Start the command line as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.simulate", *KINEMATIC, *map(str, arguments)],
-        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
-    )  # fmt: skip
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -224,10 +228,25 @@ def test_slurm_with_a_cancelled_job(slurm, tmp_path, undisturbed):
     store, shared = tmp_path / "store", tmp_path / "shared"
     shared.mkdir()
     process = start(
-        "--campaign", toml, "--store", store, "--cluster", "slurm", "--jobs", "2:2", "--cores", 1,
-        "--memory", "500 MB", "--walltime", "00:30:00", "--host", "127.0.0.1",
-        "--shared-directory", shared,
-    )  # fmt: skip
+        "--campaign",
+        toml,
+        "--store",
+        store,
+        "--cluster",
+        "slurm",
+        "--jobs",
+        "2:2",
+        "--cores",
+        1,
+        "--memory",
+        "500 MB",
+        "--walltime",
+        "00:30:00",
+        "--host",
+        "127.0.0.1",
+        "--shared-directory",
+        shared,
+    )
     wait_until(lambda: done(store) >= 16, process)
     queue = ["squeue", "--noheader", "--states=running", "--format=%i"]
     running = subprocess.run(queue, capture_output=True, text=True, check=True).stdout.split()
@@ -253,8 +272,11 @@ def test_lost_scheduler_is_a_single_sentence_and_blames_no_block(tmp_path, clust
     store = Store(tmp_path / "store", create=True)
     running = subprocess.Popen(
         [sys.executable, "-c", RUNNING],
-        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     with running:
         assert running.stdout
         address = running.stdout.readline().strip()
@@ -515,9 +537,12 @@ def test_full_disk_leaves_the_old_file(tmp_path, cells):
     out = tmp_path / "patterns.nc"
     out.write_text("an older file")
     process = start(
-        "--cells", cells, "--out", out,
+        "--cells",
+        cells,
+        "--out",
+        out,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )  # fmt: skip
+    )
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert re.fullmatch(r"Error: The disk is full, .* Free some space .*\n", err)

@@ -23,9 +23,18 @@ from pipelines.cluster.options import ClusterError, ClusterOptions, SlurmOptions
 
 PROJECT = Path(__file__).parents[3]
 HEAVY = {
-    "dask", "distributed", "icechunk", "matplotlib", "mlflow", "numba", "pandas", "sklearn",
-    "torch", "xarray", "zarr",
-}  # fmt: skip
+    "dask",
+    "distributed",
+    "icechunk",
+    "matplotlib",
+    "mlflow",
+    "numba",
+    "pandas",
+    "sklearn",
+    "torch",
+    "xarray",
+    "zarr",
+}
 
 HELP = """
 import sys
@@ -41,8 +50,11 @@ finally:
 def bragg(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines", *arguments],
-        cwd=PROJECT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_every_command_is_listed_with_a_sentence() -> None:
@@ -82,8 +94,11 @@ LIGHT = ["check", "compare_simulators", "diff", "ingest", "inspect", "simulate"]
 def test_help_imports_no_heavy_library(name: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", HELP, name.replace("_", "-"), "--help"],
-        cwd=PROJECT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     text, _, modules = shown.stdout.rpartition("modules ")
     assert f"Usage: bragg {name.replace('_', '-')}" in text
     assert not HEAVY & set(modules.split())

@@ -45,7 +45,7 @@ def wait_and_square(number: int) -> int:
     return number**2
 
 
-def test_local_workers_are_processes_of_one_thread_and_leave_nothing(
+def test_local_workers_are_single_threaded_processes_and_leave_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
@@ -89,7 +89,7 @@ def test_killed_local_worker_is_replaced_and_its_tasks_run_again(
     assert capfd.readouterr() == ("", "")
 
 
-def test_task_that_kills_its_workers_is_given_up() -> None:
+def test_task_that_kills_its_workers_fails() -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -105,7 +105,7 @@ def test_exception_in_the_block_passes_through() -> None:
         _ = 1 / 0
 
 
-def test_running_scheduler_is_used_with_one_thread_and_left_running() -> None:
+def test_running_scheduler_is_used_with_a_single_thread_and_left_running() -> None:
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as running,
         Client(running, set_as_default=False) as other,
@@ -155,7 +155,7 @@ def test_malformed_address(address: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
     with pytest.raises(ClusterError, match="No Dask scheduler answers at"), open_client(address):
         pytest.fail("opened")
-    # The client that could not connect is not what everything else asks from now on.
+    # The client that could not connect is not Dask's default.
     assert dask.config.get("scheduler", None) is None
 
 
@@ -190,9 +190,12 @@ def test_slurm_leaves_ctrl_c_to_the_program() -> None:
         "import signal, pipelines.cluster.slurm; print(signal.getsignal(signal.SIGINT).__name__)"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     assert answer.stdout.strip() == "default_int_handler"
 
 
@@ -213,10 +216,16 @@ def test_template_of_the_slurm_configuration() -> None:
     with dask.config.set(dask.config.merge(dask.config.config, template)):
         script = job_script(SlurmOptions()).split("\n")
         options = SlurmOptions(
-            queue="long", account="other", walltime="2-00:00", cores=4, memory="8 GiB",
-            directives=["--exclude=n7"], environment=["A=b c"], interface="eth1",
+            queue="long",
+            account="other",
+            walltime="2-00:00",
+            cores=4,
+            memory="8 GiB",
+            directives=["--exclude=n7"],
+            environment=["A=b c"],
+            interface="eth1",
             python="/opt/python",
-        )  # fmt: skip
+        )
         other = job_script(options).split("\n")
     directives = {line.removeprefix("#SBATCH ") for line in script if line.startswith("#SBATCH ")}
     assert {"-p compute", "-A my-project", "-t 01:00:00", "--cpus-per-task=16"} <= directives

@@ -28,9 +28,13 @@ def options(slurm: Path, tmp_path: Path) -> Iterator[SlurmOptions]:
     assert slurm.is_dir()
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 s"}):
         yield SlurmOptions(
-            jobs="2:2", cores=1, memory="500 MB", walltime="00:30:00", host="127.0.0.1",
+            jobs="2:2",
+            cores=1,
+            memory="500 MB",
+            walltime="00:30:00",
+            host="127.0.0.1",
             shared_directory=tmp_path,
-        )  # fmt: skip
+        )
     assert not queue()
     assert not any(tmp_path.iterdir())
 
@@ -120,7 +124,7 @@ def test_jobs_come_with_the_work(options: SlurmOptions) -> None:
         ({"interface": "eth99", "host": None}, "'eth99' is not a valid network interface"),
     ],
 )
-def test_refusal_is_one_error_with_the_words_of_slurm(
+def test_refusal_is_a_single_error_with_the_message_of_slurm(
     options: SlurmOptions, changes: dict[str, object], words: str
 ) -> None:
     with (
@@ -165,9 +169,12 @@ if __name__ == "__main__":
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=obey,
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             assert process.stdout
             assert process.stdout.readline() == "ready\n", process.communicate()[1]
@@ -218,11 +225,11 @@ _FINALISER = """
 """
 _COLLECTION = """
         import gc
-        def told(phase, info):
+        def callback(phase, info):
             print("there", flush=True)
-            gc.callbacks.remove(told)
+            gc.callbacks.remove(callback)
             time.sleep(3)
-        gc.callbacks.append(told)
+        gc.callbacks.append(callback)
         gc.collect()
         time.sleep(600)
 """
@@ -263,8 +270,9 @@ def test_stop_leaves_no_process(slurm: Path) -> None:
         job = "sleep 1000 & sleep 1000 & setsid sleep 1000 & jobs -p > pids; wait"
         subprocess.run(
             ["sbatch", f"--chdir={directory}", "--wrap", job],
-            env={**os.environ, "SLURM_CONF": f"{directory}/slurm.conf"}, check=True,
-        )  # fmt: skip
+            env={**os.environ, "SLURM_CONF": f"{directory}/slurm.conf"},
+            check=True,
+        )
         pids = directory / "pids"
         wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
         running = [psutil.Process(int(line)) for line in pids.read_text().split()]
@@ -284,11 +292,11 @@ def alive(process: psutil.Process) -> bool:
 
 def daemons(directory: Path) -> list[psutil.Process]:
     """Return SLURM's processes that were started with a file in the directory or have one open."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.name() in {"munged", "slurmctld", "slurmd", "slurmstepd"}:
                 files = [file.path for file in process.open_files()]
                 if f"{directory}/" in " ".join([*process.cmdline(), *files]) and alive(process):
-                    found.append(process)
-    return found
+                    processes.append(process)
+    return processes

@@ -59,9 +59,13 @@ def broken(tmp_path):
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines.simulate", *map(str, arguments)],
-        cwd=PROJECT, capture_output=True, text=True, check=False, timeout=200,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 def begin(store: Store, campaign, simulator: str, version: str) -> None:
@@ -91,9 +95,17 @@ def test_auto_is_kinematic_if_a_worker_has_no_gsas2(tmp_path, nowhere):
 def test_missing_gsas2_is_a_single_sentence(tmp_path, nowhere):
     toml, store = write_campaign(tmp_path), tmp_path / "store"
     done = command(
-        "--campaign", toml, "--store", store, "--simulator", "gsas2", "--gsas2-path", nowhere,
-        "--workers", 1,
-    )  # fmt: skip
+        "--campaign",
+        toml,
+        "--store",
+        store,
+        "--simulator",
+        "gsas2",
+        "--gsas2-path",
+        nowhere,
+        "--workers",
+        1,
+    )
     assert done.returncode == 2
     message = (
         rf"Error: On worker \S+: There is no GSAS-II in {nowhere}\. .*--simulator kinematic.*\n"
@@ -239,9 +251,13 @@ def test_the_question_at_a_terminal(answer, code):
     ours, theirs = pty.openpty()
     os.write(ours, f"{answer}\n".encode())
     done = subprocess.run(
-        [sys.executable, "-c", script], stdin=theirs, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script],
+        stdin=theirs,
+        capture_output=True,
+        text=True,
+        check=False,
         cwd=PROJECT,
-    )  # fmt: skip
+    )
     os.close(ours)
     os.close(theirs)
     assert "Spend about 170 core-hours? [y/N]" in done.stdout
