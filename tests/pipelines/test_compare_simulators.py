@@ -65,8 +65,18 @@ def test_missing_gsas2_is_a_single_sentence(tmp_path, monkeypatch, capsys):
     toml, png = write_campaign(tmp_path), tmp_path / "comparison.png"
     nowhere = tmp_path / "nowhere"
     code, _, err = command(
-        monkeypatch, capsys, "--campaign", toml, "--cells", 1, "--workers", 1, "--png", png,
-        "--gsas2-path", nowhere,
+        monkeypatch,
+        capsys,
+        "--campaign",
+        toml,
+        "--cells",
+        1,
+        "--workers",
+        1,
+        "--png",
+        png,
+        "--gsas2-path",
+        nowhere,
     )
     assert code == 2
     assert re.search(rf"Error: On worker \S+: There is no GSAS-II in {nowhere}\. .*\n$", err)

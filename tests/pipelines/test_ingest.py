@@ -43,8 +43,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     labels.write_text(
         "file,crystal_system,a,c,alpha\npseudo_experiment.xye,tetragonal,3.9885,4.0235,\n"
     )
-    output = run(NOISY, CLEAN, "--instrument", CALIBRATION, "--labels", labels, "--into", "mine",
-               "--store", directory / "store")
+    output = run(
+        NOISY,
+        CLEAN,
+        "--instrument",
+        CALIBRATION,
+        "--labels",
+        labels,
+        "--into",
+        "mine",
+        "--store",
+        directory / "store",
+    )
     assert "Tag mine-v1" in output
     return Store(directory / "store")
 
@@ -53,12 +63,19 @@ def test_layout_is_that_of_simulated_data_and_the_files_are_stored_as_read(store
     dataset = store.open("mine-v1")
     assert verify(dataset) == dataset.attrs["content_hash"]
     campaign = campaign_of(dataset)
-    assert dataset.sizes == {"sample": 2, "tof": 2807, "parameter": 6, "block": 1,
-                             "digest_byte": 32}
+    assert dataset.sizes == {
+        "sample": 2,
+        "tof": 2807,
+        "parameter": 6,
+        "block": 1,
+        "digest_byte": 32,
+    }
     assert dataset.a.values[0] == dataset.b.values[0] == 3.9885
     assert dataset.phase.values.tolist() == [1, -1]
-    assert dataset.free_parameter.values.tolist() == [[True, False, True, False, False, False],
-                                                      [False] * 6]
+    assert dataset.free_parameter.values.tolist() == [
+        [True, False, True, False, False, False],
+        [False] * 6,
+    ]
     assert np.isnan(dataset.a.values[1])
     expected = load_measurements(NOISY, campaign, CALIBRATION)[0].gridded
     np.testing.assert_allclose(dataset.intensity[0], expected.intensity, rtol=1e-6)
@@ -148,8 +165,13 @@ def test_a_label_may_name_the_bank(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not MEASURED.exists(), reason="needs the measured profiles in shared/")
 def test_real_headers_are_stored(tmp_path: Path) -> None:
-    run(MEASURED / "nomad_diamond" / "NOM_127827.gsa", "--into", "diamond",
-        "--store", tmp_path / "store")
+    run(
+        MEASURED / "nomad_diamond" / "NOM_127827.gsa",
+        "--into",
+        "diamond",
+        "--store",
+        tmp_path / "store",
+    )
     (record,) = measurement_records(Store(tmp_path / "store").open("diamond-v1"))
     assert (record["run"], record["temperature"], record["bank"]) == ("127827", "1375.0 C", 4)
     assert record["nominal"]
