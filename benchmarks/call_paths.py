@@ -30,10 +30,10 @@ def main(cells: Annotated[int, typer.Option(min=1, help="Of each phase.")] = 5) 
     for column in ("phase", "in memory, s", "scripting, s", "ratio of medians", "of each: worst"):
         table.add_column(column, justify="right")
     for code, phase in enumerate(campaign.phases):
-        own = np.flatnonzero(campaign.samples.phase == code)
-        simulator.check(code, campaign.samples.cells[own[0]])  # starts it, makes both projects
+        rows = np.flatnonzero(campaign.samples.phase == code)
+        simulator.check(code, campaign.samples.cells[rows[0]])  # starts it, prepares both projects
         seconds = []
-        for row in np.random.default_rng(0).choice(own, cells, replace=False):
+        for row in np.random.default_rng(0).choice(rows, cells, replace=False):
             sample = campaign.samples[np.array([row])]
             pair = []
             for simulator.call_path in ("memory", "scripting"):
@@ -41,12 +41,15 @@ def main(cells: Annotated[int, typer.Option(min=1, help="Of each phase.")] = 5) 
                 simulator.simulate(sample.phase, sample.cells)
                 pair.append(time.perf_counter() - began)
             seconds.append(pair)
+        worst = max(memory / scripting for memory, scripting in seconds)
         memory, scripting = np.median(seconds, axis=0)
-        worst = max(one / other for one, other in seconds)
         table.add_row(
-            phase.name, f"{memory:.2f}", f"{scripting:.2f}", f"{memory / scripting:.0%}",
+            phase.name,
+            f"{memory:.2f}",
+            f"{scripting:.2f}",
+            f"{memory / scripting:.0%}",
             f"{worst:.0%}",
-        )  # fmt: skip
+        )
     simulator.close()
     Console(width=100).print(table)
 

@@ -85,10 +85,18 @@ def main(
             campaign = campaign_file(factor, directory)
             count = len(load_campaign(campaign).samples)
             command = [
-                sys.executable, "-m", "pipelines.simulate", "--simulator", "kinematic",
-                "--campaign", str(campaign), "--store", str(directory / "store"),
-                "--workers", str(workers),
-            ]  # fmt: skip
+                sys.executable,
+                "-m",
+                "pipelines.simulate",
+                "--simulator",
+                "kinematic",
+                "--campaign",
+                str(campaign),
+                "--store",
+                str(directory / "store"),
+                "--workers",
+                str(workers),
+            ]
             began = time.perf_counter()
             process = subprocess.Popen(command)
             driver, worker = watch(process)
@@ -97,9 +105,12 @@ def main(
             if code:
                 raise SystemExit(code)
             table.add_row(
-                f"{count:,}", f"{seconds:.0f}", f"{count / seconds:,.0f}",
-                f"{driver / 2**20:.0f}", f"{worker / 2**20:.0f}",
-            )  # fmt: skip
+                f"{count:,}",
+                f"{seconds:.0f}",
+                f"{count / seconds:,.0f}",
+                f"{driver / 2**20:.0f}",
+                f"{worker / 2**20:.0f}",
+            )
     Console(width=100).print(table)
 
 

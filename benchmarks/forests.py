@@ -1,4 +1,4 @@
-"""Measure the two ways to grow forests on a cluster: seconds per tree, in turn, and their ratio.
+"""Measure both ways to grow forests on a cluster: seconds per tree, in turn, and their ratio.
 
 python benchmarks/forests.py [--trees 8] [--samples 4000] [--times 3] [--workers 2] [--preset quick]
 """
@@ -30,7 +30,7 @@ def main(
     preset: Annotated[str, typer.Option(help=", ".join(FOREST_PRESETS) + ".")] = "quick",
     trees: Annotated[int, typer.Option(min=1, help="Of each forest.")] = 8,
     samples: Annotated[int, typer.Option(min=100, help="Of each forest, at most.")] = 4000,
-    times: Annotated[int, typer.Option(min=1, help="How often each way is measured.")] = 3,
+    times: Annotated[int, typer.Option(min=1, help="Repeats of each way.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
     dataset = open_snapshot(data, store)
@@ -44,7 +44,7 @@ def main(
             k: replace(v, trees=trees, samples=samples) for k, v in chosen.by_system.items()
         },
         other=replace(chosen.other, trees=trees, samples=samples),
-        # One candidate in two folds of one tree: the least that a search can do beside the forest.
+        # One candidate in two folds of one tree: the least that a search can add to the forest.
         search=Search(folds=2, trial_trees=1),
     )
     seconds: dict[str, list[float]] = {how: [] for how in get_args(How)}
@@ -53,9 +53,16 @@ def main(
 
         def measure(how: How) -> float:
             _, facts = grow(
-                client, dataset, targets, part, small,
-                integrated=False, seed=0, directory=Path(place), how=how,
-            )  # fmt: skip
+                client,
+                dataset,
+                targets,
+                part,
+                small,
+                integrated=False,
+                seed=0,
+                directory=Path(place),
+                how=how,
+            )
             return float(facts["grow_seconds"]) / (trees * len(targets.names))
 
         for how in ways:
@@ -70,9 +77,12 @@ def main(
     for how in ways:
         of_way = np.array(seconds[how])
         table.add_row(
-            how, f"{np.median(of_way):.3f}", f"{of_way.min():.3f}", f"{of_way.max():.3f}",
+            how,
+            f"{np.median(of_way):.3f}",
+            f"{of_way.min():.3f}",
+            f"{of_way.max():.3f}",
             f"{np.median(of_way) / reference:.2f}",
-        )  # fmt: skip
+        )
     Console(width=100).print(table)
 
 

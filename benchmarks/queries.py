@@ -42,8 +42,8 @@ def nearest(ds: xr.Dataset) -> str:
 
 def counts(ds: xr.Dataset) -> str:
     names = ds.crystal_system.attrs["flag_meanings"].split()
-    found = np.bincount(ds.crystal_system, minlength=len(names))
-    return ", ".join(f"{n} {c:,}" for n, c in zip(names, found, strict=True) if c)
+    numbers = np.bincount(ds.crystal_system, minlength=len(names))
+    return ", ".join(f"{n} {c:,}" for n, c in zip(names, numbers, strict=True) if c)
 
 
 QUERIES: dict[str, Callable[[xr.Dataset], str]] = {

@@ -1,13 +1,14 @@
-"""Measure answers on real profiles: campaigns of silicon, diamond and SrTiO3, from TOML to cell.
+"""Measure predictions for real profiles: silicon, diamond and SrTiO3, from TOML to cell.
 
     python benchmarks/real_profiles.py MEASURED_FOLDER [--work DIR] [--json FILE] [--figures DIR]
 
-MEASURED_FOLDER holds nomad_si640e, nomad_diamond and gem_srtio3. For each profile a campaign of its
-own is written and simulated, a model trained, the profile ingested, validated and asked about, by
-the commands that a user types. What is left of an error is looked for in the calibration, by single
-lines and by refining under others: ``given`` is the campaign's, ``header`` the file's nominal difC,
-``own`` of GEM the instrument file's positions instead of the .EXP's, and ``turned`` the .EXP's
-turned from the profile function that they were refined with into this one.
+MEASURED_FOLDER holds nomad_si640e, nomad_diamond and gem_srtio3. For each profile a campaign is
+written and simulated, a model trained, the profile ingested, validated and predicted, by the
+commands that a user types. The remaining error is traced to the calibration by single lines and by
+refining with several calibrations: ``campaign`` is the campaign's, ``header`` the file's nominal
+difC, ``file`` (GEM) the positions of the instrument file instead of those of the .EXP file, and
+``converted`` those of the .EXP file, converted from the profile function that they were refined
+with to that of this project.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
 
 @dataclass(frozen=True)
 class Structure:
-    """A phase of a campaign. Its cell is the truth, or what a rival would have to say."""
+    """A phase of a campaign. Its cell is the truth, or that of a rival structure."""
 
     name: str
     group: str
@@ -79,19 +80,34 @@ def _diamond_like(element: str, a: float, u: float) -> tuple[Structure, Structur
     atom = f"{element}1 {element}"
     return (
         Structure("cubic", "F d -3 m:2", a, a, f"{atom} 0.125 0.125 0.125 {u}"),
-        Structure("hexagonal", "P 63/m m c", a / 2**0.5, a * 2 / 3**0.5,
-                  f"{atom} 0.333333 0.666667 0.0625 {u}"),
-    )  # fmt: skip
+        Structure(
+            "hexagonal",
+            "P 63/m m c",
+            a / 2**0.5,
+            a * 2 / 3**0.5,
+            f"{atom} 0.333333 0.666667 0.0625 {u}",
+        ),
+    )
 
 
 _A, _C = 5.511663, 7.804635
 _SRTIO3 = (
-    Structure("tetragonal", "I 4/m c m", _A, _C,
-              "Sr1 Sr 0 0.5 0.25 0.0021\nTi1 Ti 0 0 0 0.0021\nO1 O 0 0 0.25 0.0040\n"
-              "O2 O 0.244 0.744 0 0.0030"),
-    Structure("cubic", "P m -3 m", (_A * _A * _C / 4) ** (1 / 3), (_A * _A * _C / 4) ** (1 / 3),
-              "Sr1 Sr 0 0 0 0.0021\nTi1 Ti 0.5 0.5 0.5 0.0021\nO1 O 0.5 0.5 0 0.0040"),
-)  # fmt: skip
+    Structure(
+        "tetragonal",
+        "I 4/m c m",
+        _A,
+        _C,
+        "Sr1 Sr 0 0.5 0.25 0.0021\nTi1 Ti 0 0 0 0.0021\nO1 O 0 0 0.25 0.0040\n"
+        "O2 O 0.244 0.744 0 0.0030",
+    ),
+    Structure(
+        "cubic",
+        "P m -3 m",
+        (_A * _A * _C / 4) ** (1 / 3),
+        (_A * _A * _C / 4) ** (1 / 3),
+        "Sr1 Sr 0 0 0 0.0021\nTi1 Ti 0.5 0.5 0.5 0.0021\nO1 O 0.5 0.5 0 0.0040",
+    ),
+)
 _NOMAD = "nomad_si640e/NOMAD_2023A_five_banks_Shifter_Si_640e_instrument_file.instprm"
 # The paper's steps from 2,000 to 16,000 µs, where GSAS-II refined this instrument file: below, it
 # has no Gaussian width; above, the profiles end in a cut line.
@@ -99,15 +115,51 @@ _PAPER_GRID = (2000.0, 0.0009381, 2217)
 _GSS, _GEM = "gem_srtio3/gem05984.gss", "gem_srtio3/GEM.instprm"
 
 CASES = (
-    Case("silicon", "nomad_si640e/bank4_pattern.csv", _NOMAD, 4, 120.4, _PAPER_GRID, 1000.0,
-         _diamond_like("Si", 5.43118, 0.0059)),
-    Case("diamond", "nomad_diamond/NOM_127827.gsa", _NOMAD, 4, 120.4, _PAPER_GRID, 1000.0,
-         _diamond_like("C", 3.56713, 0.0020)),
-    Case("srtio3-bank3", _GSS, _GEM, 3, 91.37, (2260.0, 0.001, 2160), 500.0, _SRTIO3,
-         (6644.63, -3.99, -3.79), (2.614, 33.74, 49.57, 133.107)),
-    Case("srtio3-bank4", _GSS, _GEM, 4, 154.46, (2040.0, 0.0008, 2710), 500.0, _SRTIO3,
-         (9050.17, -7.56, -3.40), (2.008, 32.13, 56.73, 60.325)),
-)  # fmt: skip
+    Case(
+        "silicon",
+        "nomad_si640e/bank4_pattern.csv",
+        _NOMAD,
+        4,
+        120.4,
+        _PAPER_GRID,
+        1000.0,
+        _diamond_like("Si", 5.43118, 0.0059),
+    ),
+    Case(
+        "diamond",
+        "nomad_diamond/NOM_127827.gsa",
+        _NOMAD,
+        4,
+        120.4,
+        _PAPER_GRID,
+        1000.0,
+        _diamond_like("C", 3.56713, 0.0020),
+    ),
+    Case(
+        "srtio3-bank3",
+        _GSS,
+        _GEM,
+        3,
+        91.37,
+        (2260.0, 0.001, 2160),
+        500.0,
+        _SRTIO3,
+        (6644.63, -3.99, -3.79),
+        (2.614, 33.74, 49.57, 133.107),
+    ),
+    Case(
+        "srtio3-bank4",
+        _GSS,
+        _GEM,
+        4,
+        154.46,
+        (2040.0, 0.0008, 2710),
+        500.0,
+        _SRTIO3,
+        (9050.17, -7.56, -3.40),
+        (2.008, 32.13, 56.73, 60.325),
+    ),
+)
 
 
 # ---- a campaign for each, and what a user types ------------------------------------------------
@@ -118,37 +170,38 @@ def write_campaign(case: Case, measured: Path, directory: Path) -> Campaign:
     directory.mkdir(parents=True, exist_ok=True)
     banks = read_instruments(measured / case.instrument)
     (bank,) = (b for b in banks if abs(b.two_theta - case.two_theta) < 0.1)
-    given = own = bank.with_parameters(bank=case.bank)
+    calibration = of_file = bank.with_parameters(bank=case.bank)
     if case.difc_difa_zero is not None:
-        given = own.with_parameters(
+        calibration = of_file.with_parameters(
             **dict(zip(("difc", "difa", "tzero"), case.difc_difa_zero, strict=True))
         )
-        (directory / "own.instprm").write_text(own.instprm)
-        (directory / "turned.instprm").write_text(turned(given, case.ikeda).instprm)
-    (directory / "given.instprm").write_text(given.instprm)
+        (directory / "file.instprm").write_text(of_file.instprm)
+        (directory / "converted.instprm").write_text(converted(calibration, case.ikeda).instprm)
+    (directory / "campaign.instprm").write_text(calibration.instprm)
     start, step, points = case.grid
     toml = (
         f'name = "{case.name}"\nseed = 1\nsampling = "sobol"\n'
-        f'[instrument]\nfile = "given.instprm"\n'
+        f'[instrument]\nfile = "campaign.instprm"\n'
         f"[tof]\nstart = {start}\nrelative_step = {step}\npoints = {points}\n"
         f"[broadening]\nmicrostrain = {case.microstrain}\n"
     )
-    for one in case.phases:
+    for phase in case.phases:
         cell = "".join(
             f"{name} = {{ low = {0.97 * value:.5f}, high = {1.03 * value:.5f} }}\n"
-            for name, value in one.known.items()
+            for name, value in phase.known.items()
         )
         toml += (
-            f'[[phases]]\nname = "{one.name}"\ncif = "{one.name}.cif"\n'
-            f"samples = {1000 if len(one.known) == 1 else 3000}\n[phases.cell]\n{cell}"
+            f'[[phases]]\nname = "{phase.name}"\ncif = "{phase.name}.cif"\n'
+            f"samples = {1000 if len(phase.known) == 1 else 3000}\n[phases.cell]\n{cell}"
         )
-        gamma = 120 if one.name == "hexagonal" else 90
-        (directory / f"{one.name}.cif").write_text(
-            f"data_{one.name}\n_symmetry_space_group_name_H-M '{one.group}'\n"
-            f"_cell_length_a {one.a:.6f}\n_cell_length_b {one.a:.6f}\n_cell_length_c {one.c:.6f}\n"
+        gamma = 120 if phase.name == "hexagonal" else 90
+        (directory / f"{phase.name}.cif").write_text(
+            f"data_{phase.name}\n_symmetry_space_group_name_H-M '{phase.group}'\n"
+            f"_cell_length_a {phase.a:.6f}\n_cell_length_b {phase.a:.6f}\n"
+            f"_cell_length_c {phase.c:.6f}\n"
             f"_cell_angle_alpha 90\n_cell_angle_beta 90\n_cell_angle_gamma {gamma}\nloop_\n"
             f"_atom_site_label\n_atom_site_type_symbol\n_atom_site_fract_x\n_atom_site_fract_y\n"
-            f"_atom_site_fract_z\n_atom_site_U_iso_or_equiv\n{one.atoms}\n"
+            f"_atom_site_fract_z\n_atom_site_U_iso_or_equiv\n{phase.atoms}\n"
         )
     (directory / "campaign.toml").write_text(toml)
     campaign = load_campaign(directory / "campaign.toml")
@@ -159,14 +212,14 @@ def write_campaign(case: Case, measured: Path, directory: Path) -> Campaign:
 def points_per_width(campaign: Campaign) -> float:
     """Return the least number of the grid's points over a peak's full width at half maximum."""
     tof, instrument = campaign.grid.tof, campaign.instrument
-    d, own = instrument.d_spacing_from_tof(tof), (campaign.size, campaign.microstrain)
-    shape = peak_shape(instrument, d, size=own[0], microstrain=own[1])
+    d = instrument.d_spacing_from_tof(tof)
+    shape = peak_shape(instrument, d, size=campaign.size, microstrain=campaign.microstrain)
     width, _ = mixing(shape.variance, shape.fwhm)
     return float((width / (tof * campaign.grid.relative_step)).min())
 
 
-def ask(case: Case, measured: Path, directory: Path, figures: Path) -> list[dict[str, Any]]:
-    """Go from a campaign file to refined cells, one for each calibration worth a row."""
+def predict(case: Case, measured: Path, directory: Path, figures: Path) -> list[dict[str, Any]]:
+    """Go from a campaign file to refined cells, for each calibration of the table."""
     began, seconds, warned = time.perf_counter(), dict[str, float](), list[str]()
 
     def command(name: str, *arguments: object) -> str:
@@ -184,29 +237,66 @@ def ask(case: Case, measured: Path, directory: Path, figures: Path) -> list[dict
     store = ("--store", directory / "store")
     tracking = ("--tracking", f"sqlite:///{directory.absolute() / 'mlflow.db'}")
     bank = ("--bank", case.bank)
-    if file.suffix != ".gsa":  # which says the angle
+    if file.suffix != ".gsa":  # whose header states the angle
         bank = (*bank, "--two-theta", case.two_theta)
     (directory / "labels.csv").write_text(
         f"file,bank,phase,{','.join(right.known)}\n"
         f"{file.name},{case.bank},{right.name},{','.join(map(str, right.known.values()))}\n"
     )
     command("simulate", "--campaign", directory / "campaign.toml", "--yes", *store)
-    command("train", "guided", "--preset", "quick", "--state", directory / "training",
-            *store, *tracking)  # fmt: skip
-    command("ingest", file, "--instrument", directory / "given.instprm", *bank, "--labels",
-            directory / "labels.csv", "--into", "measured", "--campaign",
-            directory / "campaign.toml", *store)  # fmt: skip
-    command("validate", "--data", "measured-v1", "--json", directory / "validation.json",
-            "--figures", figures / case.name, *store, *tracking)  # fmt: skip
+    command(
+        "train", "guided", "--preset", "quick", "--state", directory / "training", *store, *tracking
+    )
+    command(
+        "ingest",
+        file,
+        "--instrument",
+        directory / "campaign.instprm",
+        *bank,
+        "--labels",
+        directory / "labels.csv",
+        "--into",
+        "measured",
+        "--campaign",
+        directory / "campaign.toml",
+        *store,
+    )
+    command(
+        "validate",
+        "--data",
+        "measured-v1",
+        "--json",
+        directory / "validation.json",
+        "--figures",
+        figures / case.name,
+        *store,
+        *tracking,
+    )
     (validated,) = json.loads((directory / "validation.json").read_text())[0]["samples"]
     rows = []
-    for name in ("given", "turned") if case.difc_difa_zero else ("given",):
-        answer = command("predict", file, "--instrument", directory / f"{name}.instprm", *bank,
-                         "--refine", "--json", "--plot", figures / f"{case.name}-{name}.png",
-                         *tracking)  # fmt: skip
-        rows.append({"case": case.name, "calibration": name, "answer": json.loads(answer)[0],
-                     "warned": warned, "seconds": seconds,
-                     "all_seconds": time.perf_counter() - began})  # fmt: skip
+    for name in ("campaign", "converted") if case.difc_difa_zero else ("campaign",):
+        answer = command(
+            "predict",
+            file,
+            "--instrument",
+            directory / f"{name}.instprm",
+            *bank,
+            "--refine",
+            "--json",
+            "--plot",
+            figures / f"{case.name}-{name}.png",
+            *tracking,
+        )
+        rows.append(
+            {
+                "case": case.name,
+                "calibration": name,
+                "answer": json.loads(answer)[0],
+                "warned": warned,
+                "seconds": seconds,
+                "all_seconds": time.perf_counter() - began,
+            }
+        )
     same = validated["answers"]["guided"], rows[0]["answer"]
     assert abs(same[0]["cell"]["a"] / same[1]["cell"]["a"] - 1) < 1e-5, "validate, predict differ"
     return rows
@@ -214,34 +304,50 @@ def ask(case: Case, measured: Path, directory: Path, figures: Path) -> list[dict
 
 def errors_of(case: Case, phase: str, cell: dict[str, float]) -> np.ndarray:
     """Return the relative errors of a, b and c in 1e-4."""
-    known = next(one.known for one in case.phases if one.name == phase)
+    known = next(p.known for p in case.phases if p.name == phase)
     return np.array([1e4 * (cell[name] / known.get(name, known["a"]) - 1) for name in "abc"])
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(title="Relative errors in 1e-4, of the length that is furthest off")
-    for name in ("profile", "is", "model", "library", "refined", "error", "mean", "Rwp", "χ² red.",
-                 "system right", "s"):  # fmt: skip
+    for name in (
+        "profile",
+        "is",
+        "model",
+        "library",
+        "refined",
+        "error",
+        "mean",
+        "Rwp",
+        "χ² red.",
+        "system right",
+        "s",
+    ):
         left = name in ("profile", "is", "refined")
         table.add_column(name, justify="left" if left else "right", no_wrap=left)
     cases = {case.name: case for case in CASES}
     for row in rows:
         case, answer = cases[row["case"]], row["answer"]
         three = answer, answer["library_match"], answer["refined"]
-        found = [errors_of(case, one["phase"], one["cell"]) for one in three]
-        worst = [f"{max(errors, key=abs):+.2f}" for errors in found]
+        all_errors = [errors_of(case, cell["phase"], cell["cell"]) for cell in three]
+        worst = [f"{max(errors, key=abs):+.2f}" for errors in all_errors]
         fit, right = answer["refined"], case.phases[0].name
         cell = " ".join(
             f"{p} {with_uncertainty(fit['cell'][p], fit['su'][p])}" for p in fit["free_parameters"]
         )
         table.add_row(
-            case.name + (f", {row['calibration']}" if case.difc_difa_zero else ""), right,
-            f"{answer['phase']} {worst[0]}", f"{three[1]['phase']} {worst[1]}",
-            f"{fit['phase']} {cell} Å", worst[2], f"{found[2].mean():+.2f}",
-            f"{100 * fit['rwp']:.2f} %", f"{fit['reduced_chi2']:.1f}",
-            ", ".join("yes" if one["phase"] == right else "no" for one in three),
+            case.name + (f", {row['calibration']}" if case.difc_difa_zero else ""),
+            right,
+            f"{answer['phase']} {worst[0]}",
+            f"{three[1]['phase']} {worst[1]}",
+            f"{fit['phase']} {cell} Å",
+            worst[2],
+            f"{all_errors[2].mean():+.2f}",
+            f"{100 * fit['rwp']:.2f} %",
+            f"{fit['reduced_chi2']:.1f}",
+            ", ".join("yes" if cell["phase"] == right else "no" for cell in three),
             f"{row['all_seconds']:.0f}",
-        )  # fmt: skip
+        )
     console.print(table)
 
 
@@ -255,16 +361,19 @@ def fitted(instrument: Instrument, d: np.ndarray, tof: np.ndarray) -> Instrument
     return instrument.with_parameters(difc=difc, difa=difa, tzero=zero)
 
 
-def turned(instrument: Instrument, ikeda: tuple[float, ...]) -> Instrument:
-    """Turn positions of GSAS's profile function 2 (Ikeda & Carpenter) into those of this peak.
+def converted(instrument: Instrument, ikeda: tuple[float, ...]) -> Instrument:
+    """Convert positions of GSAS's profile function 2 (Ikeda & Carpenter) to this peak shape.
 
-    There a peak begins at its position, here it has its maximum near it. This peak is fitted to
-    that one, with the constants of both and nothing of the cell.
+    There a peak begins at its position, here its maximum is near it. This peak is fitted to that
+    one, with the constants of both and independent of the cell.
     """
     d, (rise, slow, kappa, variance) = np.geomspace(0.3, 2.0, 20), ikeda
     moved = []
-    for one in d:
-        sigma, wave = one * variance**0.5, 2 * one * np.sin(np.radians(instrument.two_theta / 2))
+    for spacing in d:
+        sigma, wave = (
+            spacing * variance**0.5,
+            2 * spacing * np.sin(np.radians(instrument.two_theta / 2)),
+        )
         x = np.arange(-8 * sigma - 50, 8 * sigma + 500, min(sigma / 8, 0.5))
         t, a, b = np.maximum(x, 0), 1 / (rise * wave), 1 / slow
         share = np.exp(-81.799 / (kappa * wave**2))  # of neutrons that were moderated
@@ -273,7 +382,7 @@ def turned(instrument: Instrument, ikeda: tuple[float, ...]) -> Instrument:
         theirs = a / 2 * ((1 - share) * sharp + 2 * share * a**2 * b / (a - b) ** 3 * tail)
         gauss = np.exp(-((x[np.abs(x) < 6 * sigma] / sigma) ** 2) / 2)
         theirs = np.convolve(theirs, gauss / gauss.sum(), mode="same")
-        shape = peak_shape(instrument, np.array([one]), size=1.0, microstrain=500.0)
+        shape = peak_shape(instrument, np.array([spacing]), size=1.0, microstrain=500.0)
 
         def difference(p, x=x, shape=shape, theirs=theirs):
             return p[1] * peak(x - p[0], shape) - theirs
@@ -291,53 +400,57 @@ def single_lines(
     straight background: y = s P - s δ P' + b + c ln T.
     """
     campaign, log_tof = refiner.campaign, np.log(refiner.campaign.grid.tof)
-    others = {name: np.array([fit.parameters[name]]) for name in ("u_scale", "size", "microstrain")}
+    parameters = {
+        name: np.array([fit.parameters[name]]) for name in ("u_scale", "size", "microstrain")
+    }
     phase, y = np.array([fit.phase]), measured.gridded
-    pattern = refiner.simulator.simulate(phase, fit.cell[None], **others)[0].astype(float)
+    pattern = refiner.simulator.simulate(phase, fit.cell[None], **parameters)[0].astype(float)
     columns = np.stack([pattern, np.gradient(pattern, log_tof), log_tof**0, log_tof], axis=1)
     tof, _ = reflection_positions(campaign.phases[fit.phase], fit.cell, campaign, visible=0.01)
-    tof = tof[np.append(True, np.diff(np.log(tof)) > 1e-6)]  # 333 and 511 are one
-    found = []
+    tof = tof[np.append(True, np.diff(np.log(tof)) > 1e-6)]  # 333 and 511 coincide
+    lines = []
     for place in np.log(tof):
         near = np.abs(log_tof - place) < 0.008
         if (np.abs(np.log(tof) - place) < 0.012).sum() == 1 and y.covered[near].all():
             weighted = np.column_stack([columns, y.intensity])[near] / y.sigma[near, None]
             scale, slope = np.linalg.lstsq(weighted[:, :4], weighted[:, 4], rcond=None)[0][:2]
-            found.append((np.exp(place), -slope / scale))
-    tof, moved = np.array(found).T
+            lines.append((np.exp(place), -slope / scale))
+    tof, moved = np.array(lines).T
     return campaign.instrument.d_spacing_from_tof(tof) * known / fit.cell[0], tof * (1 + moved)
 
 
 def explain(case: Case, measured: Path, directory: Path, table: Table, axis: Axes) -> str:
-    """Refine under several calibrations, see where single lines stand, and say so."""
+    """Refine with several calibrations; return a sentence on the positions of single lines."""
     refiner, sentence = Refiner(load_campaign(directory / "campaign.toml")), ""
     campaign, instrument = refiner.campaign, refiner.campaign.instrument
-    # Not from the known cells, which a fit may be content with.
+    # Not from the known cells, where a fit may stop at once.
     cells = [phase.cell * np.repeat([1.001, 1.0], 3) for phase in campaign.phases]
-    cubic = [one.a == one.c for one in case.phases].index(True)
+    cubic = [phase.a == phase.c for phase in case.phases].index(True)
     angle = None if case.file.endswith(".gsa") else case.two_theta
-    names = ("given", "own", "turned") if case.difc_difa_zero else ("given", "header")
+    names = ("campaign", "file", "converted") if case.difc_difa_zero else ("campaign", "header")
     for name in names[: 1 if case.name == "silicon" else None]:
         path = None if name == "header" else directory / f"{name}.instprm"
-        (one,) = load_measurements(measured / case.file, campaign, path, case.bank, angle)
-        assert one.calibration is not None
-        for zero in (False, True) if name == "given" else (False,):
-            (fit,) = refiner.refine(one.gridded, [(0, cells[0])], tzero=zero)
+        (profile,) = load_measurements(measured / case.file, campaign, path, case.bank, angle)
+        assert profile.calibration is not None
+        for zero in (False, True) if name == "campaign" else (False,):
+            (fit,) = refiner.refine(profile.gridded, [(0, cells[0])], tzero=zero)
             cell = dict(zip(CELL_PARAMETERS, fit.cell.tolist(), strict=True))
-            found = errors_of(case, case.phases[0].name, cell)
+            errors = errors_of(case, case.phases[0].name, cell)
             table.add_row(
-                case.name, name + ", Zero refined" * zero, f"{one.calibration.difc:.2f}",
-                *(f"{value:+.2f}" for value in (found[0], found[2], found.mean())),
+                case.name,
+                name + ", Zero refined" * zero,
+                f"{profile.calibration.difc:.2f}",
+                *(f"{value:+.2f}" for value in (errors[0], errors[2], errors.mean())),
                 f"{100 * fit.pattern_fit.rwp:.2f} %",
-            )  # fmt: skip
-        (fit,) = refiner.refine(one.gridded, [(cubic, cells[cubic])])
-        d, tof = single_lines(refiner, one, fit, case.phases[cubic].a)
+            )
+        (fit,) = refiner.refine(profile.gridded, [(cubic, cells[cubic])])
+        d, tof = single_lines(refiner, profile, fit, case.phases[cubic].a)
         off = 1e4 * (instrument.d_spacing_from_tof(tof) / d - 1)
-        axis.plot(d, off, ".-", linewidth=0.5, label=f"{name}, difC {one.calibration.difc:g}")
-        if name == "given":
-            own = fitted(instrument, d, tof)
-            left, rms = (1e4 * (own.d_spacing_from_tof(tof) / d - 1)).std(), (off**2).mean() ** 0.5
-            constants = [f"{i.difc:.2f}, {i.difa:.2f}, {i.tzero:.2f}" for i in (own, instrument)]
+        axis.plot(d, off, ".-", linewidth=0.5, label=f"{name}, difC {profile.calibration.difc:g}")
+        if name == "campaign":
+            best = fitted(instrument, d, tof)
+            left, rms = (1e4 * (best.d_spacing_from_tof(tof) / d - 1)).std(), (off**2).mean() ** 0.5
+            constants = [f"{i.difc:.2f}, {i.difa:.2f}, {i.tzero:.2f}" for i in (best, instrument)]
             sentence = (
                 f"{case.name}: {len(d)} single lines stand {off.min():+.1f} to {off.max():+.1f} "
                 f"(mean {off.mean():+.1f}, rms {rms:.1f}) 1e-4 from where the known cell has them; "
@@ -363,13 +476,21 @@ def main() -> None:
         figures.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
         for case in CASES:
-            rows += ask(case, options.measured, work / case.name, figures)
+            rows += predict(case, options.measured, work / case.name, figures)
             console.print(f"{case.name}: seconds {rows[-1]['seconds']}", soft_wrap=True)
         show(rows)
         for warning in dict.fromkeys(text for row in rows for text in row["warned"]):
             console.print(warning, soft_wrap=True)
-        table = Table("profile", "calibration", "difC", "a", "c", "mean", "Rwp",
-                      title="From the known cell, under other calibrations")  # fmt: skip
+        table = Table(
+            "profile",
+            "calibration",
+            "difC",
+            "a",
+            "c",
+            "mean",
+            "Rwp",
+            title="From the known cell, under other calibrations",
+        )
         figure = Figure(figsize=(12, 8), layout="constrained")
         places = zip(CASES, figure.subplots(2, 2).ravel(), strict=True)
         causes = [explain(c, options.measured, work / c.name, table, axis) for c, axis in places]
@@ -378,8 +499,8 @@ def main() -> None:
             console.print(cause, soft_wrap=True)
         figure.savefig(figures / "single_lines.png", dpi=130)
     if options.json is not None:
-        told = {"rows": rows, "causes": causes}
-        options.json.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+        content = {"rows": rows, "causes": causes}
+        options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

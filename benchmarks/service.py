@@ -2,8 +2,8 @@
 
     python benchmarks/service.py [--model URI] [--other URI] [--requests 2000]
 
-On a copy of the registry, so that nobody's champion changes. Medians and 95th percentiles; the
-machine should have nothing else to do.
+On a copy of the registry, whose champion changes instead of yours. Medians and 95th percentiles;
+the machine should be idle.
 """
 
 from __future__ import annotations
@@ -39,8 +39,18 @@ def serving(tracking: Tracking, model: str, *options: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port),
-               "--tracking", tracking.uri, "--model", model, *options]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.serve",
+        "--port",
+        str(port),
+        "--tracking",
+        tracking.uri,
+        "--model",
+        model,
+        *options,
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         address = f"http://127.0.0.1:{port}"
         try:
@@ -56,11 +66,11 @@ def serving(tracking: Tracking, model: str, *options: str):
             server.terminate()
 
 
-def timed(ask, times: int) -> np.ndarray:
+def timed(function, times: int) -> np.ndarray:
     seconds = []
     for k in range(times):
         began = time.perf_counter()
-        ask(k)
+        function(k)
         seconds.append(time.perf_counter() - began)
     return np.array(seconds)
 
@@ -77,8 +87,8 @@ def main() -> None:
         shutil.copy(home.uri.removeprefix("sqlite:///"), database)
         tracking = Tracking(f"sqlite:///{database}")
         champion = registry.find(tracking, options.model or registry.champion_uri(tracking))
-        others = [v for v in registry.versions(tracking, champion.name) if v.uri != champion.uri]
-        other = registry.find(tracking, options.other) if options.other else others[0]
+        versions = [v for v in registry.versions(tracking, champion.name) if v.uri != champion.uri]
+        other = registry.find(tracking, options.other) if options.other else versions[0]
         registry.set_alias(tracking, champion, registry.CHAMPION)
         predictor = load_version(tracking.uri, champion)
         data = predictor.provenance.data
@@ -90,9 +100,11 @@ def main() -> None:
         def row(what: str, seconds: np.ndarray, count: int) -> None:
             middle = np.median(seconds)
             table.add_row(
-                what, f"{1e3 * middle:.1f} ms", f"{1e3 * np.percentile(seconds, 95):.1f} ms",
+                what,
+                f"{1e3 * middle:.1f} ms",
+                f"{1e3 * np.percentile(seconds, 95):.1f} ms",
                 f"{count / middle:,.0f}",
-            )  # fmt: skip
+            )
 
         predictor.predict(profiles)
         row(
@@ -105,8 +117,8 @@ def main() -> None:
             session = requests.Session()
             bodies = [{"profiles": [profile.tolist()]} for profile in profiles[:300]]
             session.post(f"{address}/predict", json=bodies[0]).raise_for_status()
-            one = timed(lambda k: session.post(f"{address}/predict", json=bodies[k]), 300)
-            row("service, one profile", one, 1)
+            single = timed(lambda k: session.post(f"{address}/predict", json=bodies[k]), 300)
+            row("service, one profile", single, 1)
             many = {"profiles": profiles.tolist()}
             session.post(f"{address}/predict", json=many).raise_for_status()
             together = timed(lambda _: session.post(f"{address}/predict", json=many), 8)
@@ -115,13 +127,13 @@ def main() -> None:
             np.save(written, profiles)
             headers = {"Content-Type": "application/octet-stream"}
 
-            def ask_array(_: int) -> None:
+            def post_array(_: int) -> None:
                 session.post(
                     f"{address}/predict/array", data=written.getvalue(), headers=headers
                 ).raise_for_status()
 
-            ask_array(0)
-            row("service, 512 profiles, NPY", timed(ask_array, 8), 512)
+            post_array(0)
+            row("service, 512 profiles, NPY", timed(post_array, 8), 512)
         console.print(table)
         with serving(
             tracking, f"models:/{champion.name}@{registry.CHAMPION}", "--refresh", "0.5"
@@ -136,16 +148,15 @@ def swap(tracking, address, champion, other, bodies, count: int) -> None:
     }
     ended = threading.Event()
 
-    def ask(k: int) -> tuple[int, str, bool]:
+    def request(k: int) -> tuple[int, str, bool]:
         row = k % len(bodies)
         answer = requests.post(f"{address}/predict", json=bodies[row], timeout=60)
         if answer.status_code != 200:
             return answer.status_code, "", False
-        told = answer.json()
-        cell = told["answers"][0]["cell"]
-        wanted = expected[told["model"]["uri"]][row]
-        right = np.allclose([cell[n] for n in cell], wanted, rtol=1e-4)
-        return 200, told["model"]["uri"], bool(right)
+        content = answer.json()
+        cell, uri = content["answers"][0]["cell"], content["model"]["uri"]
+        right = np.allclose([cell[n] for n in cell], expected[uri][row], rtol=1e-4)
+        return 200, uri, bool(right)
 
     def change() -> int:
         changes = 0
@@ -156,14 +167,14 @@ def swap(tracking, address, champion, other, bodies, count: int) -> None:
 
     with ThreadPoolExecutor(5) as pool:
         changing = pool.submit(change)
-        answers = list(pool.map(ask, range(count)))
+        answers = list(pool.map(request, range(count)))
         ended.set()
     failed = sum(code != 200 for code, _, _ in answers)
     mixed = sum(not right for code, _, right in answers if code == 200)
     by = {uri: sum(u == uri for _, u, _ in answers) for uri in expected}
     console.print(
         f"{count:,} requests by 4 clients, {changing.result()} changes of the champion: {failed} "
-        f"failed, {mixed} not the answer of the model they name; by model: {by}"
+        f"failed, {mixed} differ from the model that they name; by model: {by}"
     )
 
 

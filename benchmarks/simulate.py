@@ -4,7 +4,7 @@
 
 Patterns per second are medians over the repeats, for each crystal system, with the nominal widths
 and with every per-sample vector in use. Fidelity is against the 36 GSAS-II patterns in tests/data,
-and the seconds that GSAS-II took for each of them are those recorded beside them.
+and the seconds that GSAS-II took for each of them are stored with them.
 """
 
 from __future__ import annotations
@@ -80,9 +80,15 @@ def main(
 
     table = Table(title=f"Fast simulator, {threads} threads, median of {repeats}")
     for column in (
-        "phase", "patterns/s", "every vector", "GSAS-II s/pattern", "times faster",
-        "max |Δ| / max", "relative L2", "scale",
-    ):  # fmt: skip
+        "phase",
+        "patterns/s",
+        "every vector",
+        "GSAS-II s/pattern",
+        "times faster",
+        "max |Δ| / max",
+        "relative L2",
+        "scale",
+    ):
         table.add_column(column, justify="right")
     with threadpool_limits(limits=1):
         ours = simulator.simulate(phase, cells)

@@ -1,4 +1,4 @@
-"""Kill a campaign again and again and compare its content hash with an undisturbed run's.
+"""Kill a campaign several times and compare its content hash with that of an undisturbed run.
 
     python benchmarks/survive.py [--kills 5] [--limit N]     # SIGKILL of the driver
     python benchmarks/survive.py --slurm [--limit N]         # a real SLURM, one scancel
@@ -41,9 +41,17 @@ class Campaign(NamedTuple):
         """Return the command line that makes the data set."""
         only = [] if self.limit is None else ["--limit", str(self.limit)]
         return [
-            sys.executable, "-m", "pipelines.simulate", "--simulator", self.simulator,
-            "--store", str(store), "--yes", *only, *more,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pipelines.simulate",
+            "--simulator",
+            self.simulator,
+            "--store",
+            str(store),
+            "--yes",
+            *only,
+            *more,
+        ]
 
 
 def content_hash(store: Path) -> str:
@@ -56,7 +64,7 @@ def done(store: Path) -> int:
     """Return how many samples of the unfinished data set are committed."""
     if not (store / "refs").is_dir():
         return 0
-    return next((one.done for one in Store(store).unfinished()), 0)
+    return next((data_set.done for data_set in Store(store).unfinished()), 0)
 
 
 def undisturbed(directory: Path, campaign: Campaign, *more: str) -> tuple[str, float]:
@@ -83,7 +91,7 @@ def killed(directory: Path, campaign: Campaign, kills: int, seconds: float) -> s
                 process.kill()
             process.wait()
         else:
-            raise SystemExit(f"It ended before kill {kill + 1}: nothing is shown. Run it again.")
+            raise SystemExit(f"It ended before kill {kill + 1}: no result. Run it again.")
         console.print(f"killed after {wait:.0f} s, {done(directory):,} samples are committed")
     subprocess.run(campaign.command(directory), check=True, stdout=subprocess.DEVNULL)
     return content_hash(directory)
@@ -100,11 +108,25 @@ def on_slurm(directory: Path, campaign: Campaign, victim: str) -> str:
         try:
             process = subprocess.Popen(
                 campaign.command(
-                    directory, "--cluster", "slurm", "--jobs", "2:2", "--cores", "1",
-                    "--memory", "1500 MB", "--walltime", "01:00:00", "--host", "127.0.0.1",
-                    "--shared-directory", cluster, "--directive", "--exclusive",
+                    directory,
+                    "--cluster",
+                    "slurm",
+                    "--jobs",
+                    "2:2",
+                    "--cores",
+                    "1",
+                    "--memory",
+                    "1500 MB",
+                    "--walltime",
+                    "01:00:00",
+                    "--host",
+                    "127.0.0.1",
+                    "--shared-directory",
+                    cluster,
+                    "--directive",
+                    "--exclusive",
                 )
-            )  # fmt: skip
+            )
             third = (campaign.limit or 209_119) // 3
             while process.poll() is None and done(directory) < third:
                 time.sleep(0.5)
@@ -112,7 +134,7 @@ def on_slurm(directory: Path, campaign: Campaign, victim: str) -> str:
             jobs = subprocess.run(queue, capture_output=True, text=True, check=True).stdout
             console.print(f"running jobs and nodes: {jobs.splitlines()}; a {victim} is lost")
             if not jobs.split():
-                raise SystemExit("It ended before anything was lost: nothing is shown.")
+                raise SystemExit("It ended before anything was lost: no result.")
             if victim == "worker":
                 kill_a_worker()
             else:
@@ -151,15 +173,15 @@ def main(
     campaign = Campaign(limit, simulator)
     serial = ("--workers", "1") if simulator == "gsas2" else ()
     with tempfile.TemporaryDirectory() as temporary:
-        wanted, seconds = undisturbed(Path(temporary) / "undisturbed", campaign, *serial)
-        console.print(f"undisturbed: {wanted} in {seconds:.0f} s")
+        expected, seconds = undisturbed(Path(temporary) / "undisturbed", campaign, *serial)
+        console.print(f"undisturbed: {expected} in {seconds:.0f} s")
         other = Path(temporary) / "disturbed"
         if slurm:
-            found = on_slurm(other, campaign, victim)
+            result = on_slurm(other, campaign, victim)
         else:
-            found = killed(other, campaign, kills, seconds)
-        console.print(f"disturbed:   {found}: {'equal' if found == wanted else 'DIFFERENT'}")
-        if found != wanted:
+            result = killed(other, campaign, kills, seconds)
+        console.print(f"disturbed:   {result}: {'equal' if result == expected else 'DIFFERENT'}")
+        if result != expected:
             raise SystemExit(1)
 
 

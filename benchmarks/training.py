@@ -70,7 +70,7 @@ class Perceptron(nn.Module):
 
 
 class InMemory(Profiles):
-    """Profiles that lie in memory, drawn from without any of the reading's machinery."""
+    """Profiles that lie in memory, drawn without reading a store."""
 
 
 def from_memory(
@@ -109,18 +109,29 @@ def throughput(
     dataset = open_snapshot(data, store).isel(sample=slice(0, samples))
     labels = samples_of(dataset)
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
-    wanted = np.random.default_rng(0).random(len(labels.phase)) < 0.8
-    shape = {"points": dataset.sizes["tof"], "phases": len(targets.names),
-             "parameters": len(targets.parameters)}  # fmt: skip
+    chosen = np.random.default_rng(0).random(len(labels.phase)) < 0.8
+    shape = {
+        "points": dataset.sizes["tof"],
+        "phases": len(targets.names),
+        "parameters": len(targets.parameters),
+    }
     table = Table(title=f"Training, {torch.get_num_threads()} threads: medians of {rounds} epochs")
     for column in (
-        "network", "batch", "from", "samples/s", "of memory", "worst", "best", "CPU µs/sample",
-    ):  # fmt: skip
+        "network",
+        "batch",
+        "from",
+        "samples/s",
+        "of memory",
+        "worst",
+        "best",
+        "CPU µs/sample",
+    ):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as directory:
         for model, batch_size, limit in (
-            ("perceptron", 256, None), ("multitask", 128, multitask_samples),
-        ):  # fmt: skip
+            ("perceptron", 256, None),
+            ("multitask", 128, multitask_samples),
+        ):
             profiles = profiles_of(dataset, preprocessing(PREPARED_BY[model]).function)
             mapped = cached(profiles, Path(directory), PREPARED_BY[model])
             everything = np.empty(mapped.prepared.shape, dtype=np.float32)
@@ -139,20 +150,25 @@ def throughput(
                     network = Perceptron(**shape) if model == "perceptron" else build(model, shape)
                     task = Samples(sources[name], labels.phase, labels.cells)
                     began = time.process_time()
-                    data = TrainingData(targets, task, wanted, ~wanted)
+                    data = TrainingData(targets, task, chosen, ~chosen)
                     criteria = Criteria(validate=no_validation)
                     (result,) = fit(network, data, settings, seed=turn + 1, criteria=criteria)
-                    if turn >= 0:  # the one before only warms up
-                        count = min(limit or len(wanted), int(wanted.sum()))
+                    if turn >= 0:  # the first turn warms up
+                        count = min(limit or len(chosen), int(chosen.sum()))
                         rates[name].append(count / result.seconds)
                         busy[name].append((time.process_time() - began) / count * 1e6)
-            for name, found in rates.items():
-                ratios = np.array(found) / np.array(rates["memory"])
+            for name, measured in rates.items():
+                ratios = np.array(measured) / np.array(rates["memory"])
                 table.add_row(
-                    model, str(batch_size), name, f"{np.median(found):,.0f}",
-                    f"{np.median(ratios):.1%}", f"{ratios.min():.1%}", f"{ratios.max():.1%}",
+                    model,
+                    str(batch_size),
+                    name,
+                    f"{np.median(measured):,.0f}",
+                    f"{np.median(ratios):.1%}",
+                    f"{ratios.min():.1%}",
+                    f"{ratios.max():.1%}",
                     f"{np.median(busy[name]):.0f}",
-                )  # fmt: skip
+                )
             del everything, memory, sources
     Console(width=100).print(table)
 
@@ -162,7 +178,7 @@ def anonymous() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise OSError("This kernel does not tell a process's anonymous memory.")
+    raise OSError("This kernel does not report the anonymous memory of a process.")
 
 
 def train_once(
@@ -178,7 +194,7 @@ def train_once(
     turns = np.arange(rows) % len(labels.phase)
     phase, cells = labels.phase[turns], labels.cells[turns]
     targets = targets_of(campaign.phases, phase, cells)
-    wanted = np.random.default_rng(0).random(rows) < 0.95
+    chosen = np.random.default_rng(0).random(rows) < 0.95
     torch.manual_seed(0)
     # A narrow one: the reading sets the pace.
     network = Perceptron(opened.sizes["tof"], len(targets.names), len(targets.parameters), 32)
@@ -198,7 +214,7 @@ def train_once(
         if source == "cache":
             profiles = cached(profiles, Path(directory), f"{group} {rows}")
         task = Samples(profiles, phase, cells)
-        data = TrainingData(targets, task, wanted, ~wanted)
+        data = TrainingData(targets, task, chosen, ~chosen)
         list(fit(network, data, FitSettings(1, 512), seed=0))
     finally:
         done.set()
@@ -207,21 +223,25 @@ def train_once(
 
 
 def write_copies(dataset: xr.Dataset, path: Path, group: str, rows: int) -> None:
-    """Write the profiles over and over until there are so many, chunked as the campaign's are."""
+    """Write the profiles repeatedly, until there are `rows`, in the campaign's chunks."""
     storage = icechunk.local_filesystem_storage(str(path))
     repository = icechunk.Repository.open_or_create(storage)
     session = repository.writable_session("main")
     profiles = profiles_of(dataset, lambda values: values)
     chunk, points = profiles.rows_per_chunk, dataset.sizes["tof"]
     array = zarr.open_group(session.store, mode="a").create_array(
-        f"{group}/intensity", shape=(rows, points), chunks=(chunk, points), dtype="float32",
-        compressors=COMPRESSOR, dimension_names=("sample", "tof"),
-    )  # fmt: skip
+        f"{group}/intensity",
+        shape=(rows, points),
+        chunks=(chunk, points),
+        dtype="float32",
+        compressors=COMPRESSOR,
+        dimension_names=("sample", "tof"),
+    )
     whole = len(profiles) // chunk * chunk  # chunks stay whole in every turn
-    wanted = np.arange(len(profiles)) < whole
+    chosen = np.arange(len(profiles)) < whole
     low = 0
     while low < rows:
-        with closing(in_order(profiles, wanted)) as batches:
+        with closing(in_order(profiles, chosen)) as batches:
             for batch in batches:
                 some = batch.profiles[: rows - low]
                 array[low : low + len(some)] = some

@@ -1,9 +1,9 @@
-"""Time answers about measured-looking profiles: the network, the library, the refinement, all.
+"""Time predictions for measured-looking profiles: network, library match, refinement, all.
 
-    python benchmarks/answers.py [--model URI] [--draws 20]
+    python benchmarks/prediction.py [--model URI] [--draws 20]
 
-One profile after the other, in one process with all cores; medians and 95th percentiles over so
-many draws of each phase.
+One profile after the other, in a process with all cores; medians and 95th percentiles over the
+draws of all phases.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     campaign = predictor.campaign
     library = library_of(predictor)
     if library is None:
-        sys.exit("The library of this model is not here: run make run first.")
+        sys.exit("This model's library is missing: run make run first.")
     refiner = Refiner(campaign, cache=INDICES)
     generator = np.random.default_rng(4)
     phase, cells = draw_labels(campaign, options.draws, generator)
@@ -59,38 +59,42 @@ def main() -> None:
     began = time.perf_counter()
     predictor.predict(batch)
     together = (time.perf_counter() - began) / len(batch)
-    gridded = [GriddedProfile(*values) for values in zip(
-        draws.intensity[order], draws.sigma[order], draws.covered[order], strict=True
-    )]  # fmt: skip
+    gridded = [
+        GriddedProfile(*values)
+        for values in zip(
+            draws.intensity[order], draws.sigma[order], draws.covered[order], strict=True
+        )
+    ]
 
     def prepare(row: int):
-        one = gridded[row]
-        return prepare_measured(one.intensity, one.sigma, one.covered)[None]
+        profile = gridded[row]
+        return prepare_measured(profile.intensity, profile.sigma, profile.covered)[None]
 
     profiles = [prepare(row) for row in range(len(order))]
 
-    def ask(row: int):
+    def predict(row: int):
         return predictor.predict(profiles[row])
 
     def match(row: int):
         return library.index.match(profiles[row], gridded[row].covered[None]).starts(0)
 
-    answers = [ask(row) for row in range(len(order))]
-    starts = [
-        [(int(told.phase[0]), told.cells[0]), *match(row)] for row, told in enumerate(answers)
-    ]
+    predictions = [predict(row) for row in range(len(order))]
+    starts = [[(int(p.phase[0]), p.cells[0]), *match(row)] for row, p in enumerate(predictions)]
 
     def refine(row: int):
         return refiner.refine(gridded[row], starts[row])
 
     def everything(row: int):
-        return prepare(row), ask(row), match(row), refine(row)
+        return prepare(row), predict(row), match(row), refine(row)
 
-    # Each by itself: an idle processor, and another's data in its caches, cost more than the work.
+    # Each separately: alternating steps would find the processor idle and its caches cold.
     for name, do in {
-        "background off": prepare, "network with intervals": ask, "library match": match,
-        "refinement": refine, "everything": everything,
-    }.items():  # fmt: skip
+        "background off": prepare,
+        "network with intervals": predict,
+        "library match": match,
+        "refinement": refine,
+        "everything": everything,
+    }.items():
         for row in [0, *range(len(order))]:
             began = time.perf_counter()
             do(row)
