@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from catalog import registry
-from catalog.lineage import Node, dot, trace
-from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import console, next_commands, run, say
+from pipelines.cli.options import DEFAULT_TRACKING_URI, TrackingOption, command_line
+
+if TYPE_CHECKING:
+    from catalog.lineage import Node
 
 app = typer.Typer(add_completion=False)
 
@@ -27,9 +27,7 @@ def main(
             help="models:/NAME@ALIAS or models:/NAME/VERSION; the only champion if left out.",
         ),
     ] = None,
-    tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = DEFAULT_TRACKING_URI,
+    tracking: TrackingOption = DEFAULT_TRACKING_URI,
     as_dot: Annotated[
         bool, typer.Option("--dot", help="Print a graph for Graphviz: … --dot | dot -Tsvg > x.svg")
     ] = False,
@@ -40,31 +38,39 @@ def main(
 ) -> None:
     """Print the whole chain behind a registered model, from its address alone.
 
-    Nothing but the registry is asked: the model carries the campaign file, the CIFs and the
-    instrument with it.
+    Only the registry is read: the model stores the campaign file, the CIFs and the instrument.
     """
+    from catalog import registry
+    from catalog.lineage import dot, trace
+    from catalog.tracking import Tracking
+
     place = Tracking(tracking)
-    found = trace(place, model or registry.champion_uri(place))
+    lineage = trace(place, model or registry.champion_uri(place))
     if campaign:
-        print(found.provenance.campaign_toml)
+        print(lineage.provenance.campaign_toml)
     elif as_dot:
-        print(dot(found.chain))
+        print(dot(lineage.chain))
     elif as_json:
-        provenance = found.provenance
+        provenance = lineage.provenance
         texts = {
             "campaign_toml": provenance.campaign_toml,
             "cifs": provenance.cifs,
             "instrument_instprm": provenance.instrument_instprm,
         }
-        print(json.dumps({**found.chain.to_json(), **texts}, indent=2, ensure_ascii=False))
+        print(json.dumps({**lineage.chain.to_json(), **texts}, indent=2, ensure_ascii=False))
     else:
-        console.print(_tree(found.chain))
-        given = "" if tracking == DEFAULT_TRACKING_URI else f" --tracking {shlex.quote(tracking)}"
-        again = f"python -m pipelines.lineage {found.version.uri}{given}"
+        console.print(_tree(lineage.chain))
+        uri = lineage.version.uri
         next_commands(
             [
-                (f"{again} --campaign", "the campaign file that made its data"),
-                (f"{again} --dot", "the chain as a picture"),
+                (
+                    command_line("lineage", uri, "--campaign", tracking=tracking),
+                    "the campaign file of its data",
+                ),
+                (
+                    command_line("lineage", uri, "--dot", tracking=tracking),
+                    "the chain as a picture",
+                ),
             ]
         )
         say()
@@ -72,12 +78,12 @@ def main(
 
 def _tree(node: Node, tree: Tree | None = None) -> Tree:
     label = f"[bold]{node.kind}[/] [cyan]{escape(node.name)}[/]"
-    own = Tree(label) if tree is None else tree.add(label)
+    branch = Tree(label) if tree is None else tree.add(label)
     for name, value in node.facts.items():
-        own.add(f"[dim]{name}[/] {escape(value)}")
+        branch.add(f"[dim]{name}[/] {escape(value)}")
     for behind in node.made_from:
-        _tree(behind, own)
-    return own
+        _tree(behind, branch)
+    return branch
 
 
 if __name__ == "__main__":

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Annotated
 
 import typer
 
-from bragg_data.store.repository import DEFAULT_URI
-from catalog import promotion, registry
-from catalog.promotion import Gate, PromotionError
-from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
+from catalog.gate import Gate
 from pipelines.cli.console import console, next_commands, run, say
-from pipelines.evaluation.version_comparison import (
-    EvaluationData,
-    compare_versions,
-    comparison_table,
-    log_comparison,
+from pipelines.cli.options import (
+    DEFAULT_TRACKING_URI,
+    DEFAULT_URI,
+    JsonOption,
+    StoreOption,
+    TrackingOption,
+    command_line,
 )
 
 app = typer.Typer(add_completion=False)
@@ -53,11 +51,9 @@ def main(
         bool, typer.Option("--force", help="Promote whatever the gate says; needs --reason.")
     ] = False,
     reason: Annotated[str, typer.Option(help="Why; recorded with the version.")] = "",
-    store: Annotated[str, typer.Option(help="Path or file:// URI of the store.")] = DEFAULT_URI,
-    tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = DEFAULT_TRACKING_URI,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    store: StoreOption = DEFAULT_URI,
+    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare a version with the champion on the same samples; promote it if it passes the gate.
 
@@ -65,8 +61,12 @@ def main(
     MLflow; the version records when, how and why it was promoted. The exit code is 1 if the gate
     was not passed. --rollback takes the last promotion back.
     """
+    from catalog import promotion, registry
+    from catalog.promotion import PromotionError
+    from catalog.tracking import Tracking
+    from pipelines.evaluation import version_comparison as versions
+
     place = Tracking(tracking)
-    options = "" if tracking == DEFAULT_TRACKING_URI else f" --tracking {shlex.quote(tracking)}"
     if rollback:
         if version is not None:
             raise PromotionError(
@@ -85,10 +85,11 @@ def main(
         say(f"{candidate.uri} is the champion already: nothing to do.")
         return
     gate = Gate(error_ratio, accuracy_drop, calibration_rise, seconds)
-    comparison = compare_versions(
-        place, candidate, present, gate, EvaluationData(store, data, samples), quiet=as_json
+    evaluation = versions.EvaluationData(store, data, samples)
+    comparison = versions.compare_versions(
+        place, candidate, present, gate, evaluation, quiet=as_json
     )
-    log_comparison(place, comparison, gate)
+    versions.log_comparison(place, comparison, gate)
     passed = not comparison.objections
     promoted = passed or force
     if promoted:
@@ -102,15 +103,18 @@ def main(
     if as_json:
         print(json.dumps(comparison.to_json(promoted=promoted), indent=2))
     else:
-        console.print(comparison_table(comparison))
+        console.print(versions.comparison_table(comparison))
         for objection in comparison.objections:
             say(f"The gate objects to {candidate.uri}: {objection}.")
         if promoted:
             say(f"[bold]{candidate.uri}[/] is the champion{'' if passed else ', by force'}.")
             next_commands(
                 [
-                    (f"python -m pipelines.predict FILE{options}", "predict with it"),
-                    (f"python -m pipelines.promote {name} --rollback{options}", "take it back"),
+                    (command_line("predict", "FILE", tracking=tracking), "predict with it"),
+                    (
+                        command_line("promote", name, "--rollback", tracking=tracking),
+                        "take it back",
+                    ),
                 ]
             )
         else:

@@ -23,7 +23,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from bragg_data.errors import first_line
-from catalog.tracking import Tracking
 from pipelines.cli.console import Progress, next_commands, run, say
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -84,6 +83,8 @@ def _backend(home: Path, backend: str | None) -> str:
 
 
 def _prepare_sqlite(uri: str) -> None:
+    from catalog.tracking import Tracking
+
     Tracking(uri)  # makes the tables, one process at a time
     with closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as database:
         # Readers and a writer side by side; the setting stays with the file.

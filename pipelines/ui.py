@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from catalog.experiment_view import configure_experiment, experiment_url
-from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import run, say
+from pipelines.cli.options import DEFAULT_TRACKING_URI, TrackingOption
 
 app = typer.Typer(add_completion=False)
 
@@ -25,11 +24,12 @@ class UiError(RuntimeError):
 @app.command()
 def main(
     port: Annotated[int, typer.Option(min=1024, max=65535, help="Port on localhost.")] = 5000,
-    tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = DEFAULT_TRACKING_URI,
+    tracking: TrackingOption = DEFAULT_TRACKING_URI,
 ) -> None:
     """Start the MLflow UI and print its address; Ctrl-C stops it."""
+    from catalog.experiment_view import configure_experiment, experiment_url
+    from catalog.tracking import Tracking
+
     place = Tracking(tracking)
     served = place.uri.startswith("sqlite:///")
     address = f"http://127.0.0.1:{port}" if served else place.uri

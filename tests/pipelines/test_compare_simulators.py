@@ -1,7 +1,6 @@
 """The comparison of simulators: its numbers, its picture, and its message without GSAS-II."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,9 @@ CALM = pytest.mark.filterwarnings("ignore:Peaks of this instrument are narrow")
 pytestmark = CALM
 
 
-def command(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["compare_simulators", *map(str, arguments)])
+def command(capsys, *arguments: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as exit_:
-        run(compare_simulators.app)
+        run(compare_simulators.app, [*map(str, arguments)])
     return (int(exit_.value.code or 0), *capsys.readouterr())
 
 
@@ -61,11 +59,10 @@ def test_the_picture_shows_best_and_worst(tmp_path):
 
 
 @pytest.mark.cluster
-def test_missing_gsas2_is_a_single_sentence(tmp_path, monkeypatch, capsys):
+def test_missing_gsas2_is_a_single_sentence(tmp_path, capsys):
     toml, png = write_campaign(tmp_path), tmp_path / "comparison.png"
     nowhere = tmp_path / "nowhere"
     code, _, err = command(
-        monkeypatch,
         capsys,
         "--campaign",
         toml,
@@ -83,23 +80,21 @@ def test_missing_gsas2_is_a_single_sentence(tmp_path, monkeypatch, capsys):
     assert not png.exists()
 
 
-def test_a_directory_that_does_not_exist_is_refused_first(tmp_path, monkeypatch, capsys):
-    code, _, err = command(monkeypatch, capsys, "--png", tmp_path / "missing" / "x.png")
+def test_a_directory_that_does_not_exist_is_refused_first(tmp_path, capsys):
+    code, _, err = command(capsys, "--png", tmp_path / "missing" / "x.png")
     assert code == 2
     assert "in a directory that exists" in err
 
 
 @pytest.mark.gsas2
-def test_table_and_picture(tmp_path, monkeypatch, capsys):
+def test_table_and_picture(tmp_path, capsys):
     try:
         version = installed_version()
     except Gsas2Error:
         pytest.skip("GSAS-II (conda package gsas2pkg) is not installed")
     structures = Path(__file__).parents[1] / "data" / "structures" / "structures.toml"
     png = tmp_path / "comparison.png"
-    code, out, _ = command(
-        monkeypatch, capsys, "--campaign", structures, "--cells", 1, "--png", png
-    )
+    code, out, _ = command(capsys, "--campaign", structures, "--cells", 1, "--png", png)
     assert code == 0
     assert version.partition(", ")[2] in out
     for phase in load_campaign(structures).phases:

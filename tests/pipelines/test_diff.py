@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -372,14 +371,11 @@ def test_text_of_identical_contents(store: Store) -> None:
 
 
 def test_an_unknown_tag_is_a_single_sentence(
-    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["diff", TAG, "small-v9", "--store", store.uri])
     with pytest.raises(SystemExit) as exit_:
-        run(app)
+        run(app, [TAG, "small-v9", "--store", store.uri])
     out, err = capsys.readouterr()
     assert (exit_.value.code, out) == (2, "")
     assert err.count("\n") == 1
-    assert re.search(
-        r"Snapshot 'small-v9' not difference in file:///.* Known tags: .*small-v1", err
-    )
+    assert re.search(r"Snapshot 'small-v9' not found in file:///.* Known tags: .*small-v1", err)

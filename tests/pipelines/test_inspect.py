@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -37,13 +36,12 @@ def uri(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """Run the command line in this process: exit code, standard output, standard error."""
 
     def execute(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
-            run(inspect.app)
+            run(inspect.app, [*map(str, arguments)])
         return (int(exit_.value.code or 0), *capsys.readouterr())
 
     return execute

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from bragg_models.metrics import calibration_error
 from catalog import promotion, registry
+from catalog.gate import Gate, VersionScores
 from catalog.lineage import dot, trace
-from catalog.promotion import Gate, PromotionError, VersionScores
+from catalog.promotion import PromotionError
 from catalog.registry import ModelError
 from pipelines import lineage, promote
 from pipelines.evaluation.version_comparison import evaluation_rows

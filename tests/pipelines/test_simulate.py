@@ -70,15 +70,14 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """Run the command line in this process: exit code, standard output, standard error."""
 
     def execute(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["simulate", *KINEMATIC, *map(str, arguments)])
         before = signal.getsignal(signal.SIGTERM)
         try:
             with pytest.raises(SystemExit) as exit_:
-                run(simulate.app)
+                run(simulate.app, [*KINEMATIC, *map(str, arguments)])
         finally:
             signal.signal(signal.SIGTERM, before)
         return (int(exit_.value.code or 0), *capsys.readouterr())

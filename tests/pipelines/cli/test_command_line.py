@@ -87,7 +87,18 @@ def test_command_gets_its_arguments_and_returns_its_exit_code(tmp_path: Path) ->
 
 
 # To come: the other commands.
-LIGHT = ["check", "compare_simulators", "diff", "ingest", "inspect", "simulate"]
+LIGHT = [
+    "check",
+    "compare_simulators",
+    "diff",
+    "ingest",
+    "inspect",
+    "lineage",
+    "promote",
+    "simulate",
+    "tracking_server",
+    "ui",
+]
 
 
 @pytest.mark.parametrize("name", LIGHT)
