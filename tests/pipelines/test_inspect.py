@@ -69,11 +69,11 @@ def test_json_contract(uri, command):
 
 def test_json_of_a_tag_and_of_all(uri, command, tmp_path):
     _, out, _ = command("tiny-v2", "--store", uri, "--json")
-    assert [single["tag"] for single in json.loads(out)] == ["tiny-v2"]
+    assert [snapshot["tag"] for snapshot in json.loads(out)] == ["tiny-v2"]
     Store(tmp_path / "empty", create=True)
     assert command("--store", tmp_path / "empty", "--json") == (0, "[]\n", "")
     _, out, _ = command("--store", tmp_path / "empty")
-    assert "No snapshots yet. Make single with: python -m pipelines.simulate" in out
+    assert "No snapshots yet. Make one with: python -m pipelines.simulate" in out
 
 
 def test_table_of_all_tags(uri, command):
