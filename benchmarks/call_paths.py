@@ -36,7 +36,8 @@ def main(cells: Annotated[int, typer.Option(min=1, help="Of each phase.")] = 5) 
         for row in np.random.default_rng(0).choice(rows, cells, replace=False):
             sample = campaign.samples[np.array([row])]
             pair = []
-            for simulator.call_path in ("memory", "scripting"):
+            for call_path in ("memory", "scripting"):
+                simulator.options = simulator.options._replace(call_path=call_path)
                 began = time.perf_counter()
                 simulator.simulate(sample.phase, sample.cells)
                 pair.append(time.perf_counter() - began)

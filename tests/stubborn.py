@@ -13,7 +13,7 @@ raise an error; all others give a flat pattern of height a."""
 
 
 class Stubborn:
-    """The face of bragg_data.simulation.gsas2.Served."""
+    """The methods of bragg_data.simulation.gsas2_process.Gsas2Worker."""
 
     def __init__(self, location, _phases=(), _instrument=None, tof=None):
         self.marker = Path(location or ".") / "crashed"

@@ -16,6 +16,7 @@ from rich.table import Table
 from bragg_data.campaign import Campaign
 from bragg_data.provenance import code_commit
 from bragg_data.simulation import kinematic
+from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, Store, Tag
 from bragg_data.store.simulated import Writer
@@ -30,7 +31,6 @@ from pipelines.simulation.simulator_choice import (
     simulator_of_data_sets,
 )
 from pipelines.simulation.worker import (
-    Gsas2Options,
     Recipe,
     SimulationError,
     recipe_of,

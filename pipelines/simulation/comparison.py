@@ -16,13 +16,13 @@ from rich.table import Table
 
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.simulation import gsas2, kinematic
+from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import storage_errors
 from pipelines.cli.console import Progress, console
 from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
 from pipelines.cluster.client import open_client
 from pipelines.simulation.simulator_choice import choose, confirm
 from pipelines.simulation.worker import (
-    Gsas2Options,
     Recipe,
     SimulationError,
     build_simulator,

@@ -17,11 +17,11 @@ from rich.markup import escape
 
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.simulation import gsas2, kinematic
+from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import DataSet
 from pipelines.cli.console import Progress, duration, say
 from pipelines.simulation.worker import (
     SIMULATORS,
-    Gsas2Options,
     Recipe,
     SimulationError,
     build_simulator,

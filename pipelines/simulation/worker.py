@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from bragg_data.campaign import Campaign, Samples
-from bragg_data.defaults import PATTERN_SECONDS
 from bragg_data.simulation import gsas2, kinematic
+from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.simulation.isolated_process import IsolatedProcessError
 from bragg_data.store import schema
 from bragg_data.store.block_writer import BlockResult, failed_block
@@ -37,14 +37,6 @@ class Simulator(Protocol):
     def simulate(self, phase: NDArray[np.int8], cells: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the patterns, shape (n, points), of phases (n,) in cells (n, 6)."""
         ...
-
-
-class Gsas2Options(NamedTuple):
-    """Where GSAS-II is and how it is called; see :class:`bragg_data.simulation.gsas2.Simulator`."""
-
-    location: str | None = None
-    pattern_seconds: float = PATTERN_SECONDS
-    call_path: gsas2.CallPath = "memory"
 
 
 class Recipe(NamedTuple):
@@ -83,7 +75,7 @@ def build_simulator(recipe: Recipe) -> Simulator:
     simulator: kinematic.Simulator | gsas2.Simulator
     if recipe.simulator == "gsas2":
         simulator = gsas2.Simulator(
-            *setup, size=size, microstrain=microstrain, **recipe.gsas2._asdict()
+            *setup, size=size, microstrain=microstrain, options=recipe.gsas2
         )
         version = simulator.version
     else:

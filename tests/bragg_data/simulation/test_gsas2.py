@@ -18,12 +18,13 @@ from bragg_data.crystallography.cell import CrystalError, CrystalSystem
 from bragg_data.crystallography.structure import ResonanceError, read_phase
 from bragg_data.instrument.instprm import TofGrid, read_instrument
 from bragg_data.simulation import gsas2, kinematic
-from bragg_data.simulation.gsas2 import Gsas2Error, PatternsError, Simulator
+from bragg_data.simulation.gsas2 import Gsas2Error, Gsas2Options, PatternsError, Simulator
+from bragg_data.simulation.gsas2_process import commit_of_repository
 from bragg_data.simulation.gsas2_project import operations_of, setting
 from bragg_data.store import schema
 from bragg_data.store.repository import Store, open_dataset, verify
 from bragg_data.store.simulated import BlockResult, Writer, write_block
-from pipelines.simulation.worker import Gsas2Options, build_simulator, recipe_of, simulate_block
+from pipelines.simulation.worker import build_simulator, recipe_of, simulate_block
 from tests import stubborn
 from tests.tiny_campaign import tiny_campaign
 
@@ -61,18 +62,15 @@ def scratch(tmp_path, monkeypatch):
     assert list(working.iterdir()) == []
 
 
-def made(campaign, **options) -> Simulator:
-    return Simulator(
-        campaign.phases, campaign.instrument, campaign.grid,
-        size=campaign.size, microstrain=campaign.microstrain, **options,
-    )  # fmt: skip
+def simulator_of(campaign, **options) -> Simulator:
+    setup = campaign.phases, campaign.instrument, campaign.grid
+    broadening = {"size": campaign.size, "microstrain": campaign.microstrain}
+    return Simulator(*setup, **broadening, options=Gsas2Options(**options))
 
 
 def fast(campaign) -> kinematic.Simulator:
-    return kinematic.Simulator(
-        campaign.phases, campaign.instrument, campaign.grid,
-        size=campaign.size, microstrain=campaign.microstrain,
-    )  # fmt: skip
+    setup = campaign.phases, campaign.instrument, campaign.grid
+    return kinematic.Simulator(*setup, size=campaign.size, microstrain=campaign.microstrain)
 
 
 # -- without GSAS-II -----------------------------------------------------------------------------
@@ -95,7 +93,7 @@ def cubes(*lengths: float) -> Samples:
 
 @occupied
 def test_patterns_come_back_in_order_and_quietly(tmp_path, scratch, capfd):
-    simulator = made(tiny_campaign(tmp_path))
+    simulator = simulator_of(tiny_campaign(tmp_path))
     samples = cubes(3.96, 3.95)
     patterns = simulator.simulate(samples.phase, samples.cells)
     assert patterns.dtype == np.float32
@@ -110,7 +108,7 @@ def test_patterns_come_back_in_order_and_quietly(tmp_path, scratch, capfd):
 @occupied
 def test_failures_are_told_pattern_by_pattern(tmp_path):
     samples = cubes(3.95, stubborn.SLOW, stubborn.FAILING, stubborn.CRASHING, 3.96)
-    simulator = made(tiny_campaign(tmp_path), pattern_seconds=2.0)
+    simulator = simulator_of(tiny_campaign(tmp_path), pattern_seconds=2.0)
     with pytest.raises(PatternsError, match=r"^3 patterns failed; the first, number 1: ") as caught:
         simulator.simulate(samples.phase, samples.cells)
     simulator.close()
@@ -122,7 +120,7 @@ def test_failures_are_told_pattern_by_pattern(tmp_path):
 
 @occupied
 def test_a_crash_costs_a_second_try(tmp_path):
-    simulator = made(tiny_campaign(tmp_path), location=str(tmp_path))
+    simulator = simulator_of(tiny_campaign(tmp_path), location=str(tmp_path))
     samples = cubes(3.95, stubborn.CRASHING_ONCE)
     patterns = simulator.simulate(samples.phase, samples.cells)
     assert (tmp_path / "crashed").exists()
@@ -132,7 +130,7 @@ def test_a_crash_costs_a_second_try(tmp_path):
 
 @occupied
 def test_threads_take_turns(tmp_path):
-    simulator = made(tiny_campaign(tmp_path))
+    simulator = simulator_of(tiny_campaign(tmp_path))
     lengths = np.round(3.5 + 0.001 * np.arange(80), 3)
 
     def one(length: float) -> float:
@@ -201,7 +199,7 @@ def test_failed_patterns_are_recorded_in_the_store(tmp_path):
 
 @occupied
 def test_wrong_cells_are_refused_before_anything_starts(tmp_path, scratch):
-    simulator = made(tiny_campaign(tmp_path))
+    simulator = simulator_of(tiny_campaign(tmp_path))
     with pytest.raises(CrystalError, match="b is 5 and must equal a"):
         simulator.simulate(np.array([0]), np.array([[4.0, 5, 4, 90, 90, 90]]))
     assert list(scratch.iterdir()) == []
@@ -209,7 +207,7 @@ def test_wrong_cells_are_refused_before_anything_starts(tmp_path, scratch):
 
 @occupied
 def test_check_tells_the_difference_of_the_two_ways(tmp_path):
-    simulator = made(tiny_campaign(tmp_path), pattern_seconds=2.0)
+    simulator = simulator_of(tiny_campaign(tmp_path), pattern_seconds=2.0)
     check = simulator.check(0, cubes(4.0).cells[0])
     assert check.difference == pytest.approx(1e-3, rel=0.01)
     assert check.call_path == "scripting"
@@ -249,13 +247,13 @@ def test_broken_gsas2_is_one_message(tmp_path, text, reason):
 
 def test_commit_of_a_checkout_is_read_without_git(tmp_path):
     git = ["git", "-C", tmp_path, "-c", "user.name=x", "-c", "user.email=x"]
-    assert gsas2._head(tmp_path / ".git") == ""
+    assert commit_of_repository(tmp_path / ".git") == ""
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], check=True)
     wanted = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
     for command in (["status"], ["pack-refs", "--all"], ["checkout", "-q", "--detach"]):
         subprocess.run([*git, *command], check=True, capture_output=True)
-        assert gsas2._head(tmp_path / ".git") == wanted.stdout.strip()
+        assert commit_of_repository(tmp_path / ".git") == wanted.stdout.strip()
 
 
 def test_origin_choice_one_is_moved_to_the_centre():
@@ -279,7 +277,7 @@ class TestGsas2:
 
     @pytest.fixture
     def simulator(self):
-        simulator = made(load_campaign("batio3-nomad"))
+        simulator = simulator_of(load_campaign("batio3-nomad"))
         yield simulator
         simulator.close()
 
@@ -303,7 +301,7 @@ class TestGsas2:
             cells[rows] = of_campaign.lattice.cells(
                 np.stack([reference[name][rows] for name in free], axis=1)
             )
-        simulators = [made(campaign, call_path=call_path) for _ in range(2)]
+        simulators = [simulator_of(campaign, call_path=call_path) for _ in range(2)]
         parts = [np.arange(36)[k::2] for k in range(2)]
         with ThreadPoolExecutor(2) as pool:
             found = pool.map(
@@ -333,7 +331,7 @@ class TestGsas2:
             "tzero": np.linspace(0.0, 9.0, 6),
             "difc": 9496.17 * np.linspace(0.999, 1.001, 6),
         }
-        simulator = made(campaign)
+        simulator = simulator_of(campaign)
         nominal = simulator.simulate(samples.phase, samples.cells)
         for names in ([name] for name in vectors):
             chosen = {name: vectors[name] for name in names}
@@ -348,7 +346,7 @@ class TestGsas2:
 
     def test_all_crystal_systems(self):
         campaign = load_campaign(STRUCTURES / "structures.toml")
-        simulator = made(campaign)
+        simulator = simulator_of(campaign)
         for code in range(len(campaign.phases)):
             rows = np.flatnonzero(campaign.samples.phase == code)
             one = campaign.samples[rows]
@@ -450,11 +448,11 @@ class TestGsas2:
 
     def test_time_limit(self):
         campaign = load_campaign("batio3-nomad")
-        simulator = made(campaign, pattern_seconds=0.2)
+        simulator = simulator_of(campaign, pattern_seconds=0.2)
         one = campaign.samples[:1]
         with pytest.raises(PatternsError, match=r"took longer than 0.2 s"):
             simulator.simulate(one.phase, one.cells)
-        simulator.pattern_seconds = 300.0
+        simulator.options = Gsas2Options(pattern_seconds=300.0)
         assert np.isfinite(simulator.simulate(one.phase, one.cells)).all()
         simulator.close()
 
@@ -468,7 +466,7 @@ class TestGsas2:
         monkeypatch.setenv("HOME", str(home))
         campaign = tiny_campaign(tmp_path)
         one = campaign.samples[:1]
-        simulator = made(campaign)
+        simulator = simulator_of(campaign)
         patterns = simulator.simulate(one.phase, one.cells)
         simulator.close()
         monkeypatch.undo()
@@ -488,7 +486,7 @@ class TestGsas2:
         campaign = load_campaign(toml)
 
         serial = Store(tmp_path / "serial", create=True)
-        simulator = made(campaign)
+        simulator = simulator_of(campaign)
         with Writer(serial, campaign, "gsas2", simulator.version) as writer:
             for block in writer.missing():
                 samples = writer.samples[writer.rows(block)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bragg_data.simulation import gsas2, kinematic
+from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import DataSet, Store, StoreError, verify
 from bragg_data.store.simulated import Writer, write_block
 from pipelines.simulation.simulator_choice import (
@@ -24,7 +25,6 @@ from pipelines.simulation.simulator_choice import (
     simulator_of_data_sets,
 )
 from pipelines.simulation.worker import (
-    Gsas2Options,
     SimulationError,
     build_simulator,
     recipe_of,
