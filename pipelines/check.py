@@ -50,7 +50,7 @@ def main(
     from bragg_data.store.repository import Store
     from bragg_data.store.schema import campaign_of
     from pipelines.snapshots.findings import print_findings
-    from pipelines.train import default_tag
+    from pipelines.training.task import default_tag
 
     repository = Store(store)
     dataset = repository.open(tag or default_tag(repository))

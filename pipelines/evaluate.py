@@ -227,7 +227,7 @@ def training_command(provenance: ModelProvenance) -> str:
     order = provenance.order
     options = [("--data", provenance.data.tag), ("--preset", provenance.preset),
                ("--seed", provenance.seed)]  # fmt: skip
-    options += [("--beside", tag) for tag in provenance.extra_data]
+    options += [("--extra-data", tag) for tag in provenance.extra_data]
     options += [(f"--{name.replace('_', '-')}", order[name])
                 for name in ("epochs", "max_seconds") if order.get(name) is not None]  # fmt: skip
     # A part of the guided network is registered beside it under a name of its own.

@@ -22,8 +22,9 @@ from pipelines.cli.console import console, duration, next_commands, run, say
 from pipelines.cluster.options import ClusterOptions
 from pipelines.prediction.predict import Answer, answer, library_of, load_model
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
-from pipelines.training.presets import check_preset
-from pipelines.training.run import Order, Place, train_model
+from pipelines.training.presets import DEFAULT_PRESETS
+from pipelines.training.run import train_model
+from pipelines.training.task import TrainingEnvironment, TrainingTask
 
 app = typer.Typer(add_completion=False)
 
@@ -53,7 +54,7 @@ def main(
     What is there already is not made again; whatever interrupts it, the same command goes on.
     """
     began = time.monotonic()
-    check_preset(_FIRST, preset)
+    DEFAULT_PRESETS.check(_FIRST, preset)
     place = Tracking(tracking)
     repository = Store(store, create=True)
 
@@ -79,7 +80,7 @@ def main(
         )
     else:
         # A champion of other data cannot be compared with this one, and is not what was asked for.
-        train_model(dataset, Place(place), Order(_FIRST, preset), promote=True)
+        train_model(dataset, TrainingEnvironment(place), TrainingTask(_FIRST, preset), promote=True)
     trained = time.monotonic()
 
     _head("3  Predict the bundled examples")

@@ -59,7 +59,7 @@ from pipelines.prediction.predict import INDICES, indexed_library
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
 from pipelines.report.figures import draw
-from pipelines.train import default_tag
+from pipelines.training.task import default_tag
 
 app = typer.Typer(add_completion=False)
 

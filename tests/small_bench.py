@@ -1,14 +1,12 @@
 """Models trained through the command line on the small data set: shared by test modules.
 
 The presets are shortened: an epoch is one turn through the samples, not forty, and our network's
-glance gets a few: what it leaves open is found by what the network knows.
+proposal network gets a few: the physics of the network does the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,39 +19,28 @@ from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 from pipelines import train
 from pipelines.registry.registration import load_version
-from pipelines.training import run as training
-from pipelines.training.presets import PRESETS
+from pipelines.training.presets import PRESETS, Preset, Presets
 
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other
 
-GLANCE_EPOCHS = 3
+PROPOSAL_EPOCHS = 3
 PRINTED = "output.txt"
 
 
-def shorten() -> None:
-    """Make the quick presets short; called by the processes that are killed, too."""
-    training.TEST_DRAWS = 20
-    for name, known in PRESETS.items():
-        quick = known["quick"]
-        epochs = {"guided": GLANCE_EPOCHS, "robust": 20}.get(name, 1)
+def short_presets(**changes: Preset) -> Presets:
+    """Return short presets named quick; changes replace those of some models."""
+    networks = {}
+    for name, presets in PRESETS.items():
+        quick = presets["quick"]
+        epochs = {"guided": PROPOSAL_EPOCHS, "robust": 20}.get(name, 1)
         stages = {stage: replace(s, epochs=epochs) for stage, s in quick.stages.items()}
         ours = name in ("guided", "robust")
         network = {"draws": 256, "starts": 8} if ours else quick.network
-        draws = (200, 50) if name == "robust" else quick.draws
-        known["quick"] = replace(
-            quick, stages=stages, turns=1, network=network, max_seconds=None, draws=draws
-        )  # fmt: skip
-
-
-@contextmanager
-def shortened() -> Iterator[None]:
-    before = {name: known["quick"] for name, known in PRESETS.items()}
-    test_draws = training.TEST_DRAWS
-    shorten()
-    yield
-    training.TEST_DRAWS = test_draws
-    for name, known in PRESETS.items():
-        known["quick"] = before[name]
+        quick = replace(quick, stages=stages, max_passes=1, network=network, max_seconds=None)
+        if name == "robust":
+            quick = replace(quick, training_draws=200, calibration_draws=50)
+        networks[name] = {**presets, "quick": changes.get(name, quick)}
+    return Presets(networks, test_draws=20, comparison_draws=20)
 
 
 @dataclass
@@ -63,6 +50,7 @@ class Bench:
     store: Store
     tracking: Tracking
     state: Path
+    presets: Presets = field(default_factory=short_presets)
 
     @property
     def places(self) -> list[str]:
@@ -72,10 +60,9 @@ class Bench:
         where = [] if "--resume" in arguments else ["--store", self.store.uri, "--workers", "1"]
         if "--data" not in arguments and where:
             where += ["--data", "small-v1"]
-        with shortened():
-            result = CliRunner().invoke(
-                train.app, [*arguments, *where, *self.places], catch_exceptions=False
-            )
+        result = CliRunner().invoke(
+            train.app, [*arguments, *where, *self.places], obj=self.presets, catch_exceptions=False
+        )
         assert result.exit_code == 0, result.output
         return result.output
 
@@ -104,7 +91,10 @@ def train_one(store: Store, tracking: Tracking) -> None:
     arguments = ["--store", store.uri, "--tracking", tracking.uri, "--epochs", "1"]
     state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
     result = CliRunner().invoke(
-        train.app, [*arguments, "--state", str(state)], catch_exceptions=False
+        train.app,
+        [*arguments, "--state", str(state)],
+        obj=Presets(comparison_draws=20),
+        catch_exceptions=False,
     )
     assert result.exit_code == 0, result.output
 

@@ -28,6 +28,7 @@ from bragg_models.metrics import prediction_sets
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
+from pipelines.evaluation.baselines import constant_answer
 from pipelines.evaluation.scoring import CONSTANT, NEAREST, Answers, Tally, ask_and_count, scored
 from pipelines.evaluation.summary import CLASS_CONDITIONAL, CLASSIFIER, INTEGER
 from pipelines.evaluation.tables import (
@@ -35,7 +36,6 @@ from pipelines.evaluation.tables import (
     Score,
     Sheet,
     class_conditional_sheet,
-    constant_answer,
     integrated_sheet,
 )
 from pipelines.prediction.predict import Library, match
@@ -390,8 +390,7 @@ def baselines(
     refinements
         What :func:`refined` found for them, by from where it began.
     """
-    every = np.ones(len(training.phase), dtype=bool)
-    commonest, mean = constant_answer(training.phase, training.cells, every)
+    commonest, mean = constant_answer(training.phase, training.cells)
     phase = campaign.phases[commonest]
 
     def constant(cell: NDArray[np.float64]) -> Ask:

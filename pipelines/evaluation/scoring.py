@@ -21,7 +21,8 @@ from bragg_models.metrics import Errors, bootstrap_intervals, errors, squared_er
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
-from pipelines.evaluation.tables import Score, constant_answer
+from pipelines.evaluation.baselines import constant_answer
+from pipelines.evaluation.tables import Score
 
 SPLIT = {"seed": 0, "test": 0.2, "validation": 0.05}
 """The splits that everything is scored on, so that all scores are of the same samples."""
@@ -93,38 +94,38 @@ def in_batches(profiles: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
         yield profiles[low : low + _AT_ONCE]
 
 
-def answered(
+def predict_batches(
     predictor: Predictor,
     batches: Iterable[NDArray[np.float32]],
     count: int,
     phase: NDArray[np.integer] | None = None,
     *,
-    doing: str,
+    description: str,
     quiet: bool = False,
 ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-    """Ask a model about batches of profiles, with a progress bar.
+    """Predict batches of profiles with a model, with a progress bar.
 
     Parameters
     ----------
     predictor, batches, count
-        Whom, about which profiles, and how many they are.
+        The model, the profiles, and their number.
     phase : shape (count,)
-        Known phases, if the model is not to find them.
-    doing, quiet
-        For the progress bar.
+        Known phases, if the model is not to decide them.
+    description, quiet
+        Of the progress bar.
 
     Returns
     -------
     phase, cells, probabilities : shapes (count,), (count, 6), (count, n_phases)
     """
     phases, cells, probabilities, done = [], [], [], 0
-    with Progress(doing, count, "profiles", quiet=quiet) as progress:
+    with Progress(description, count, "profiles", quiet=quiet) as progress:
         for profiles in batches:
-            told = None if phase is None else phase[done : done + len(profiles)]
-            answer = predictor.predict(profiles, told)
-            phases.append(answer.phase)
-            cells.append(answer.cells)
-            probabilities.append(answer.probabilities)
+            known = None if phase is None else phase[done : done + len(profiles)]
+            prediction = predictor.predict(profiles, known)
+            phases.append(prediction.phase)
+            cells.append(prediction.cells)
+            probabilities.append(prediction.probabilities)
             done += len(profiles)
             progress.advance(len(profiles))
     return np.concatenate(phases), np.concatenate(cells), np.concatenate(probabilities)
@@ -257,7 +258,7 @@ def baselines(labels: Samples, match: LibraryMatch | None, test: HeldOut) -> lis
     test
         The test set.
     """
-    commonest, mean = constant_answer(labels.phase, labels.cells, test.training)
+    commonest, mean = constant_answer(labels.phase[test.training], labels.cells[test.training])
 
     def constant(profiles: NDArray[np.float32]) -> tuple[Phases, Cells]:
         return np.full(len(profiles), commonest), np.tile(mean, (len(profiles), 1))

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -43,20 +41,6 @@ EQUATION_1 = (
     "mse_paper is eq. (1) of the paper: squared errors of a, c (Å²) and alpha (rad²) added. "
     "MAE: over the samples in which the parameter is free."
 )
-
-
-def constant_answer(
-    phase: NDArray[np.integer], cells: NDArray[np.float64], training: NDArray[np.bool_]
-) -> tuple[int, NDArray[np.float64]]:
-    """Return the commonest phase of the training samples, and its mean cell, shape (6,).
-
-    Parameters
-    ----------
-    phase, cells, training : shapes (n,), (n, 6), (n,)
-        Labels, and where the mean is taken.
-    """
-    commonest = int(np.bincount(phase[training]).argmax())
-    return commonest, cells[training & (phase == commonest)].mean(axis=0)
 
 
 def print_scores(

@@ -26,9 +26,9 @@ from catalog.gate import Gate, VersionScores
 from catalog.promotion import BaselineComparison, PromotionError
 from catalog.registry import ModelKind, ModelVersion
 from catalog.tracking import DRAWS_METRICS, TEST_METRICS, Tracking
-from pipelines.evaluation.scoring import answered, in_batches, part_of
+from pipelines.evaluation.scoring import in_batches, part_of, predict_batches
 from pipelines.registry.registration import load_version
-from pipelines.simulation.draws import Drawn, pinned_draws
+from pipelines.simulation.draws import SimulatedMeasurements, held_out_draws
 
 _TIMED_PREDICTIONS = 30
 
@@ -146,7 +146,7 @@ def evaluation_set(
     count: int,
     *,
     quiet: bool = False,
-) -> Drawn:
+) -> SimulatedMeasurements:
     """Return the pinned profiles that versions of a registered model are compared on.
 
     Versions for measured profiles are compared on draws of them, for the data set's campaign;
@@ -159,12 +159,17 @@ def evaluation_set(
     """
     if kind is ModelKind.MEASURED:
         campaign = campaign_of(dataset)
-        return pinned_draws(campaign, -(-count // len(campaign.phases)), quiet=quiet)
+        return held_out_draws(campaign, -(-count // len(campaign.phases)), quiet=quiet)
     rows = evaluation_rows(dataset, predictors, count)
     batches = in_order(profiles_of(dataset, lambda values: values), rows)
     labels = samples_of(dataset)
     profiles = np.concatenate([batch.profiles for batch in batches])
-    return Drawn(profiles, labels.phase[rows].astype(np.intp), labels.cells[rows])
+    return SimulatedMeasurements(
+        profiles,
+        labels.phase[rows].astype(np.intp),
+        labels.cells[rows],
+        np.tile([0, profiles.shape[1]], (len(profiles), 1)),
+    )
 
 
 def evaluation_rows(
@@ -212,10 +217,16 @@ def evaluation_rows(
     return chosen
 
 
-def score_version(predictor: Predictor, pinned: Drawn, *, quiet: bool = False) -> VersionScores:
+def score_version(
+    predictor: Predictor, pinned: SimulatedMeasurements, *, quiet: bool = False
+) -> VersionScores:
     """Score a version on the pinned profiles, and time it."""
-    phase, cells, probabilities = answered(
-        predictor, in_batches(pinned.profiles), len(pinned.phase), doing="Evaluating", quiet=quiet
+    phase, cells, probabilities = predict_batches(
+        predictor,
+        in_batches(pinned.profiles),
+        len(pinned.phase),
+        description="Evaluating",
+        quiet=quiet,
     )
     has_cells = bool(np.isfinite(cells).all())
     scores = summary(

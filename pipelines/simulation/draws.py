@@ -1,10 +1,19 @@
-"""Draws of measured-looking profiles: to learn from on a cluster, and the pinned test draws."""
+"""Simulated measurements: drawn on a cluster for training, and the held-out ones for tests.
+
+Every purpose has streams of random numbers of its own (:func:`random_stream`), so that nothing is
+tested or calibrated on what it was trained on.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from distributed import Client
@@ -12,6 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
+from bragg_data.simulation import kinematic
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import (
     draw_labels,
@@ -23,91 +33,222 @@ from pipelines.cli.console import Progress
 from pipelines.cluster.client import gather_with_progress
 
 _PER_TASK = 100  # draws of each phase
-_TEST_SEED = 55_000
+_VERSION = 1  # of the drawing; names the cached files
 
-TEST_DRAWS = 1000
-"""How many draws of each phase models for measured profiles are tested on."""
+_ENTROPY = 77_000
+# The held-out draws keep the seed of the first version: scores of older models stay comparable.
+_HELD_OUT_ENTROPY = 55_000
+
+
+class Purpose(IntEnum):
+    """What random numbers are used for. A purpose keeps its number for ever."""
+
+    TRAINING = 1
+    CALIBRATION = 2
+    DRIFTED_CALIBRATION = 3
+    EVALUATION = 4
+    DRIFTED_EVALUATION = 5
+    FOREIGN_PROFILES = 6
+    REFINEMENT = 7
+    REFINEMENT_STARTS = 8
+
+
+_DRIFTED = (Purpose.DRIFTED_CALIBRATION, Purpose.DRIFTED_EVALUATION)
+
+
+def random_stream(purpose: Purpose, *key: int) -> np.random.SeedSequence:
+    """Return the seed of a stream of random numbers that nothing else uses.
+
+    Purpose and key are the spawn key of a `SeedSequence`, two words of 32 bits for each number of
+    the key. In its entropy they would collide: ``SeedSequence([s, 0])`` and ``SeedSequence(s)`` are
+    equal; so would the keys ``(2**32,)`` and ``(0, 1)``, without a fixed number of words.
+
+    Parameters
+    ----------
+    purpose
+        What it is for.
+    key
+        Non-negative numbers below 2**64: a user's seed, the number of a task …
+    """
+    words = [word for number in key for word in (number % 2**32, number >> 32)]
+    return np.random.SeedSequence(_ENTROPY, spawn_key=(int(purpose), *words))
+
+
+def held_out_stream(task: int) -> np.random.SeedSequence:
+    """Return the seed of a task of the held-out draws."""
+    return np.random.SeedSequence(_HELD_OUT_ENTROPY, spawn_key=(task,))
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """Prepared profiles and their truth.
+class SimulatedMeasurements:
+    """Prepared profiles as if they had been measured, and their truth.
 
     Attributes
     ----------
     profiles : shape (n, points), float32
-        Background off, between 0 and 1; those with no signal are left out.
+        Background subtracted, between 0 and 1; profiles without signal are left out.
     phase, cells : shapes (n,), (n, 6)
+        Phase codes; cells in ångström and degrees.
+    span : shape (n, 2)
+        First point with information, and one past the last.
     """
 
     profiles: NDArray[np.float32]
     phase: NDArray[np.intp]
     cells: NDArray[np.float64]
+    span: NDArray[np.intp]
+
+    @property
+    def covered(self) -> NDArray[np.bool_]:
+        """Where the profiles hold information, shape (n, points)."""
+        point = np.arange(self.profiles.shape[1])
+        return np.asarray((point >= self.span[:, :1]) & (point < self.span[:, 1:]))
 
 
-def drawn(
-    client: Client,
-    campaign: Campaign,
-    per_phase: int,
-    seed: int,
-    *,
-    calibrated: bool = True,
-) -> Drawn:
-    """Draw so many profiles of each phase on a cluster, the same for the same seed.
+def draw_on_cluster(
+    client: Client, campaign: Campaign, per_phase: int, purpose: Purpose, seed: int
+) -> SimulatedMeasurements:
+    """Draw profiles of each phase on a cluster; the same purpose and seed give the same profiles.
 
     Parameters
     ----------
     client
-        Of the cluster.
+        Client of the cluster.
     campaign
-        Phases, ranges, instrument, grid, and what differs in measured profiles.
+        Phases, ranges, instrument, grid, and the measurement effects.
     per_phase
-        How many.
-    seed
-        Of everything that is drawn.
-    calibrated
-        Whether the instrument was calibrated anew.
+        Number of profiles of each phase.
+    purpose, seed
+        Together they determine the random numbers; the purpose also whether the instruments'
+        calibrations have drifted.
     """
     counts = [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
-    seeds = np.random.SeedSequence([seed, int(calibrated)]).spawn(len(counts))
+    seeds = [random_stream(purpose, seed, task) for task in range(len(counts))]
     futures = client.map(
-        _draw, seeds, counts, toml=campaign.toml, cifs=dict(campaign.cifs),
-        instprm=campaign.instprm, calibrated=calibrated, pure=False,
-    )  # fmt: skip
+        _draw,
+        seeds,
+        counts,
+        toml=campaign.toml,
+        cifs=dict(campaign.cifs),
+        instprm=campaign.instprm,
+        calibrated=purpose not in _DRIFTED,
+        pure=False,
+    )
     sizes = [count * len(campaign.phases) for count in counts]
-    return _joined(gather_with_progress(futures, sizes, "Drawing", "profiles"))
+    return _concatenated(gather_with_progress(futures, sizes, "Drawing", "profiles"))
 
 
-def pinned_draws(campaign: Campaign, per_phase: int, *, quiet: bool = False) -> Drawn:
-    """Draw the profiles that models for measured ones are tested on, here; always the same.
+def held_out_draws(
+    campaign: Campaign, per_phase: int, *, cache: Path | None = None, quiet: bool = False
+) -> SimulatedMeasurements:
+    """Return the simulated measurements that models are tested on; always the same.
 
-    The instrument is calibrated. Fewer are a part of more, but for the last hundred.
+    The instruments are calibrated. A smaller number is the beginning of a larger one in steps of
+    100 of each phase.
+
+    Parameters
+    ----------
+    campaign
+        Phases, ranges, instrument, grid, and the measurement effects.
+    per_phase
+        Number of profiles of each phase, before those without signal are left out.
+    cache
+        Directory where they are stored, by their content, and read again.
+    quiet
+        Show no progress.
     """
+    path = None if cache is None else cache / f"draws-{held_out_key(campaign, per_phase)}.npz"
+    stored = None if path is None else _load(path)
+    if stored is not None:
+        return stored
     counts = [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
-    seeds = np.random.SeedSequence(_TEST_SEED).spawn(len(counts))
     parts = []
     size = per_phase * len(campaign.phases)
-    with Progress("Drawing", size, "profiles", quiet=quiet) as progress:
-        for seed, count in zip(seeds, counts, strict=True):
-            one = _draw(
-                seed, count, toml=campaign.toml, cifs=dict(campaign.cifs),
-                instprm=campaign.instprm, calibrated=True,
-            )  # fmt: skip
-            parts.append(one)
+    with Progress("Drawing held-out profiles", size, "profiles", quiet=quiet) as progress:
+        for task, count in enumerate(counts):
+            parts.append(
+                _draw(
+                    held_out_stream(task),
+                    count,
+                    toml=campaign.toml,
+                    cifs=dict(campaign.cifs),
+                    instprm=campaign.instprm,
+                    calibrated=True,
+                )
+            )
             progress.advance(count * len(campaign.phases))
-    return _joined(parts)
+    draws = _concatenated(parts)
+    if path is not None:
+        save_arrays(
+            path,
+            profiles=draws.profiles.astype(np.float16),
+            phase=draws.phase,
+            cells=draws.cells,
+            span=draws.span,
+        )
+    return draws
 
 
-def _joined(parts: Sequence[Drawn]) -> Drawn:
-    return Drawn(
+def held_out_key(campaign: Campaign, per_phase: int) -> str:
+    """Return a digest of all that determines the held-out draws of a campaign."""
+    content = (
+        _VERSION,
+        kinematic.VERSION,
+        _HELD_OUT_ENTROPY,
+        per_phase,
+        campaign.toml,
+        sorted(campaign.cifs.items()),
+        campaign.instprm,
+        repr(effects_from_campaign(campaign)),
+    )
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def save_arrays(path: Path, **arrays: NDArray[np.generic]) -> None:
+    """Write arrays to an NPZ file that is complete as soon as it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.npz")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_arrays(path: Path, *names: str) -> list[NDArray[np.generic]] | None:
+    """Return arrays of an NPZ file; None if it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [np.asarray(file[name]) for name in names]
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError):
+        return None
+
+
+def _load(path: Path) -> SimulatedMeasurements | None:
+    arrays = load_arrays(path, "profiles", "phase", "cells", "span")
+    if arrays is None:
+        return None
+    profiles, phase, cells, span = arrays
+    return SimulatedMeasurements(
+        profiles.astype(np.float32),
+        phase.astype(np.intp),
+        cells.astype(np.float64),
+        span.astype(np.intp),
+    )
+
+
+def _concatenated(parts: Sequence[SimulatedMeasurements]) -> SimulatedMeasurements:
+    return SimulatedMeasurements(
         np.concatenate([p.profiles for p in parts]).astype(np.float32),
         np.concatenate([p.phase for p in parts]),
         np.concatenate([p.cells for p in parts]),
+        np.concatenate([p.span for p in parts]),
     )
 
 
 @lru_cache(maxsize=1)
-def _ready(
+def _campaign_and_simulator(
     toml: str, cifs: tuple[tuple[str, str], ...], instprm: str
 ) -> tuple[Campaign, Simulator]:
     campaign = Campaign(toml, dict(cifs), instprm)
@@ -122,18 +263,30 @@ def _draw(
     cifs: Mapping[str, str],
     instprm: str,
     calibrated: bool,
-) -> Drawn:
-    """Draw some profiles: the task of a worker."""
-    campaign, simulator = _ready(toml, tuple(cifs.items()), instprm)
+) -> SimulatedMeasurements:
+    """Draw profiles: the task of a worker."""
+    campaign, simulator = _campaign_and_simulator(toml, tuple(cifs.items()), instprm)
     generator = np.random.default_rng(seed)
     phase, cells = draw_labels(campaign, per_phase, generator)
     # More threads of linear algebra than this one would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"):
         draws = draw_profiles(
-            simulator, phase, cells, generator, effects_from_campaign(campaign),
+            simulator,
+            phase,
+            cells,
+            generator,
+            effects_from_campaign(campaign),
             calibrated=calibrated,
-        )  # fmt: skip
+        )
         prepared = draws.prepared()
-    kept = prepared.max(axis=1) > 0
+    with_signal = prepared.max(axis=1) > 0
+    covered = draws.covered[with_signal]
+    points = covered.shape[1]
+    span = np.stack([covered.argmax(axis=1), points - covered[:, ::-1].argmax(axis=1)], axis=1)
     # Half precision is finer than the noise.
-    return Drawn(prepared[kept].astype(np.float16), phase[kept], draws.cells[kept])
+    return SimulatedMeasurements(
+        prepared[with_signal].astype(np.float16),
+        phase[with_signal],
+        draws.cells[with_signal],
+        span.astype(np.intp),
+    )

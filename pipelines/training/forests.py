@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -33,7 +33,8 @@ from pipelines.training.dask_forests import (
     prepared_matrix,
 )
 
-How = Literal["search", "joined"]
+FOREST_METHODS = ("search", "joined")
+"""Cross-validated search, a forest a task; or a few trees a task, joined."""
 
 
 class ForestsError(RuntimeError):
@@ -118,7 +119,7 @@ def grow(
     integrated: bool,
     seed: int,
     directory: Path,
-    how: How = "search",
+    method: str = "search",
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[tuple[Forest, ...], dict[str, Any]]:
     """Grow the forests of a campaign on the workers of a cluster.
@@ -148,7 +149,7 @@ def grow(
     directory
         Which this machine and the workers see, for the prepared profiles; the files are removed at
         the end. Workers map them into memory, so that they exist once per machine.
-    how
+    method
         ``search``: Dask-ML's GridSearchCV chooses among the preset's candidates by
         cross-validation and grows the best on all samples; a forest is one task then, all forests
         are grown side by side. ``joined``: a few trees per task, joined in a fixed order, by the
@@ -175,13 +176,13 @@ def grow(
     grown: dict[str, Grown]
     with prepared_matrix(client, dataset, plans, preset.preprocessing, directory) as (path, rows):
         prepared = time.monotonic()
-        if how == "search":
+        if method == "search":
             grown = grow_by_search(client, plans, preset.search, path, rows, seed, on_progress)
         else:
             grown = grow_joined(client, plans, path, rows, on_progress)
         size = path.stat().st_size
     facts: dict[str, Any] = {
-        "how": how,
+        "how": method,
         "matrix_bytes": size,
         "prepare_seconds": prepared - began,
         "grow_seconds": time.monotonic() - prepared,

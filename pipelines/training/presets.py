@@ -7,35 +7,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bragg_models.training.settings import FitSettings
-from pipelines.training.forests import FOREST_PRESETS
-
-
-class TrainError(ValueError):
-    """A training that cannot be started as asked."""
+from pipelines.training.forests import FOREST_PRESETS, ForestPreset
+from pipelines.training.names import FORESTS, TrainError
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How a network is trained.
+    """Settings of the training of a network.
 
     Attributes
     ----------
     description
         One line.
     stages
-        Settings of the fit loop for each stage of the training, by name.
+        Settings of the fit for each stage of the training, by name.
     preprocessing
         Name and version of the function that prepares the profiles.
     network
-        Values of the network's description other than the defaults.
+        Values of the network's configuration other than the defaults.
     training_samples
-        Train on so many samples, chosen at random; rare phases are taken whole. None is all.
-    turns
-        In one epoch of a fixed length a sample comes about so often at most.
+        Number of training samples, chosen at random; rare phases are taken whole. None is all.
+    max_passes
+        Where the length of an epoch is fixed: how often, at most, a sample occurs in it on average.
     max_seconds
-        Where the fit stops even if it is not through, or None.
-    draws
-        Measured-looking profiles of each phase to learn from, and to calibrate on.
+        Where the fit stops even if it is not finished, or None.
+    training_draws, calibration_draws
+        Simulated measurements of each phase to train and to calibrate on.
     """
 
     description: str
@@ -43,9 +40,10 @@ class Preset:
     preprocessing: str
     network: Mapping[str, Any] = field(default_factory=dict)
     training_samples: int | None = None
-    turns: int = 40
+    max_passes: int = 40
     max_seconds: float | None = None
-    draws: tuple[int, int] = (0, 0)
+    training_draws: int = 0
+    calibration_draws: int = 0
 
 
 # Tried on one pass over patterns like the campaign's: drawn as they come, half of the rare cubic
@@ -61,10 +59,10 @@ _QUICK = FitSettings(
     regression_weight=10.0,
 )
 _STANDARD = replace(_QUICK, epochs=6)
-_GLANCE = replace(_QUICK, epochs=4, batch_size=256, learning_rate=2e-3)
+_PROPOSAL = replace(_QUICK, epochs=4, batch_size=256, learning_rate=2e-3)
 # Of the trigonal deep regressor on validation samples: 2.2e-6, on profiles scaled to [0, 1] 5.0e-6.
 _REGRESSOR = replace(_QUICK, epochs=8, balance=None, samples_per_epoch=60_000)
-_HEAD = replace(_GLANCE, epochs=40, balance=None, samples_per_epoch=40_000)
+_HEAD = replace(_PROPOSAL, epochs=40, balance=None, samples_per_epoch=40_000)
 # Section V-B2: 500 epochs of 800 of each system, the cubic ones with replacement.
 _PAPER = FitSettings(
     epochs=500, batch_size=512, learning_rate=1e-3, balance=0.0, samples_per_epoch=2400
@@ -86,7 +84,7 @@ _MULTITASK = {
 _WIDE = {"dense": [512, 256]}
 _DEEP = {"dense": [256]}
 
-PRESETS: dict[str, dict[str, Preset]] = {
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "classifier": {
         "quick": Preset(
             "a minute on two cores",
@@ -143,8 +141,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "quick": Preset(
             "two minutes on two cores",
             {
-                "autoencoder": replace(_GLANCE, epochs=1, samples_per_epoch=20_000),
-                "regressor": replace(_GLANCE, epochs=4),
+                "autoencoder": replace(_PROPOSAL, epochs=1, samples_per_epoch=20_000),
+                "regressor": replace(_PROPOSAL, epochs=4),
             },
             _ROOT,
             {**_WIDE, **_SCALE},
@@ -152,8 +150,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "standard": Preset(
             "good results on two cores",
             {
-                "autoencoder": replace(_GLANCE, epochs=3, samples_per_epoch=40_000),
-                "regressor": replace(_GLANCE, epochs=20),
+                "autoencoder": replace(_PROPOSAL, epochs=3, samples_per_epoch=40_000),
+                "regressor": replace(_PROPOSAL, epochs=20),
             },
             _ROOT,
             {**_WIDE, **_SCALE},
@@ -173,82 +171,95 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
     "guided": {
-        "quick": Preset("a minute on two cores", {"glance": _GLANCE}, _ROOT),
+        "quick": Preset("a minute on two cores", {"proposal": _PROPOSAL}, _ROOT),
         "standard": Preset(
-            "good results on two cores", {"glance": replace(_GLANCE, epochs=12)}, _ROOT
+            "good results on two cores", {"proposal": replace(_PROPOSAL, epochs=12)}, _ROOT
         ),
     },
     "robust": {
         "quick": Preset(
-            "two minutes on two cores", {"glance": replace(_GLANCE, epochs=12)}, _ROOT,
-            draws=(3000, 300),
+            "two minutes on two cores", {"proposal": replace(_PROPOSAL, epochs=12)}, _ROOT,
+            training_draws=3000, calibration_draws=300,
         ),
         "standard": Preset(
-            "good results: half an hour on two cores", {"glance": replace(_GLANCE, epochs=24)},
-            _ROOT, draws=(25_000, 5000),
+            "good results: half an hour on two cores", {"proposal": replace(_PROPOSAL, epochs=24)},
+            _ROOT, training_draws=25_000, calibration_draws=5000,
         ),
     },
 }  # fmt: skip
-"""Of the networks; those of the forests stand in :mod:`pipelines.training.forests`."""
+"""Settings of the networks, by model and preset."""
 
-FORESTS = ("forest", "integrated-forest")
+TEST_DRAWS = 1000
+"""Simulated measurements of each phase that models for measured profiles are tested on."""
 
-ALL = ("classifier", "forest", "transfer", "deep", "multitask", "integrated-forest", "caenn",
-       "guided")  # fmt: skip
-"""What ``train all`` trains, in this order: the class-conditional ones need a classifier."""
-
-MODELS = (*ALL, "multitask-integer")
-"""All that learn from a data set. The last is the paper's ablation: the class as an integer."""
-
-TRAINABLE = (*MODELS, "robust")
-"""All that can be trained; the last one learns from draws of measured-looking profiles."""
+COMPARISON_DRAWS = 200
+"""Simulated measurements of each phase that every model is scored on."""
 
 
-def check_preset(model: str, name: str) -> None:
-    """Refuse a preset that a model does not have.
+@dataclass(frozen=True)
+class Presets:
+    """The presets that can be chosen, and the sizes of the tests on simulated measurements.
 
-    Raises
-    ------
-    TrainError
-        Naming those that it has.
-    """
-    known = FOREST_PRESETS if model in FORESTS else PRESETS[model]
-    if name not in known:
-        raise TrainError(
-            f"There is no preset '{name}' of {model}. Choose one of {', '.join(known)}."
-        )
-
-
-def preset_of(
-    name: str,
-    epochs: int | None = None,
-    max_seconds: float | None = None,
-    *,
-    model: str = "multitask",
-) -> Preset:
-    """Return a network's preset by name, with some of its values replaced.
-
-    Parameters
+    Attributes
     ----------
-    name
-        Of the preset.
-    epochs
-        Instead of the preset's, in each of its stages.
-    max_seconds
-        Instead of the preset's; 0 for no limit.
-    model
-        Name of the network.
-
-    Raises
-    ------
-    TrainError
-        If there is none of that name.
+    networks
+        By the name of the model and of the preset.
+    forests
+        By the name of the preset.
+    test_draws, comparison_draws
+        See :data:`TEST_DRAWS` and :data:`COMPARISON_DRAWS`.
     """
-    check_preset(model, name)
-    preset = PRESETS[model][name]
-    if epochs is not None:
-        stages = {stage: replace(s, epochs=epochs) for stage, s in preset.stages.items()}
-        preset = replace(preset, stages=stages)
-    if max_seconds is not None:
-        preset = replace(preset, max_seconds=max_seconds or None)
-    return preset
+
+    networks: Mapping[str, Mapping[str, Preset]] = field(default_factory=lambda: PRESETS)
+    forests: Mapping[str, ForestPreset] = field(default_factory=lambda: FOREST_PRESETS)
+    test_draws: int = TEST_DRAWS
+    comparison_draws: int = COMPARISON_DRAWS
+
+    def check(self, model: str, preset: str) -> None:
+        """Refuse a preset that a model does not have.
+
+        Raises
+        ------
+        TrainError
+            Naming those that it has.
+        """
+        known = self.forests if model in FORESTS else self.networks[model]
+        if preset not in known:
+            raise TrainError(
+                f"There is no preset '{preset}' of {model}. Choose one of {', '.join(known)}."
+            )
+
+    def network(
+        self,
+        model: str,
+        preset: str,
+        epochs: int | None = None,
+        max_seconds: float | None = None,
+    ) -> Preset:
+        """Return a preset of a network, with some of its values replaced.
+
+        Parameters
+        ----------
+        model, preset
+            Names.
+        epochs
+            Replaces the preset's number, in each of its stages.
+        max_seconds
+            Replaces the preset's limit; 0 for no limit.
+
+        Raises
+        ------
+        TrainError
+            If there is none of that name.
+        """
+        self.check(model, preset)
+        chosen = self.networks[model][preset]
+        if epochs is not None:
+            stages = {stage: replace(s, epochs=epochs) for stage, s in chosen.stages.items()}
+            chosen = replace(chosen, stages=stages)
+        if max_seconds is not None:
+            chosen = replace(chosen, max_seconds=max_seconds or None)
+        return chosen
+
+
+DEFAULT_PRESETS = Presets()

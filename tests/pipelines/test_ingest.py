@@ -22,7 +22,8 @@ from pipelines import ingest, inspect
 from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import materialise
 from pipelines.snapshots.measured import IngestError
-from pipelines.train import TrainError, default_tag
+from pipelines.training.names import TrainError
+from pipelines.training.task import default_tag
 
 EXAMPLES = Path(ingest.__file__).parent / "examples"
 NOISY, CALIBRATION = EXAMPLES / "pseudo_experiment.xye", EXAMPLES / "pseudo_experiment.instprm"

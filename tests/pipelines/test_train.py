@@ -26,8 +26,8 @@ from pipelines import train
 from pipelines.evaluation import scoring
 from pipelines.evaluation.scoring import SPLIT
 from pipelines.registry.registration import load_version
-from pipelines.training import presets
-from pipelines.training.presets import TrainError
+from pipelines.training.names import TrainError
+from pipelines.training.presets import DEFAULT_PRESETS, Preset, Presets
 
 pytestmark = pytest.mark.training
 
@@ -41,7 +41,9 @@ def command(store: Store, tracking: Tracking, *more: str) -> str:
     ]  # fmt: skip
     if "--epochs" not in more:
         arguments += ["--epochs", "2"]
-    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(
+        train.app, arguments, obj=Presets(comparison_draws=20), catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -137,7 +139,7 @@ def test_the_card_says_what_the_model_is_and_where_it_ends(
     assert described["metadata"]["units"]["p_cubic"] == "1"
     run = run_of(tracking)
     assert "model_card.md" in [f.path for f in tracking.client.list_artifacts(run.info.run_id)]
-    assert "@champion answers" in tracking.client.get_registered_model("small").description
+    assert "@champion predicts" in tracking.client.get_registered_model("small").description
 
 
 def test_the_output_shows_the_scores_and_what_to_type_next(output: str) -> None:
@@ -160,7 +162,7 @@ def test_the_same_seed_gives_the_same_metrics_and_the_champion_stays(
 ) -> None:
     assert "champion" in output
     again = command(small_store, tracking)
-    assert "The champion stays: version 1 did better" in again
+    assert "version 1 has a lower error there" in again
     first, second = run_of(tracking, 1).data.metrics, run_of(tracking, 2).data.metrics
     # How long it took and how busy the machine was is nothing a seed decides.
     own = {n for n in first if not n.endswith("seconds") and not n.startswith("system/")}
@@ -197,10 +199,13 @@ def test_what_cannot_be_trained_is_refused(
 
 
 def test_presets_take_other_values() -> None:
-    assert presets.preset_of("quick", epochs=7).stages["multitask"].epochs == 7
-    assert presets.preset_of("quick", max_seconds=0).max_seconds is None
-    assert presets.preset_of("quick", max_seconds=5).max_seconds == 5
-    paper = presets.preset_of("paper")
+    def preset(name: str, epochs: int | None = None, max_seconds: float | None = None) -> Preset:
+        return DEFAULT_PRESETS.network("multitask", name, epochs, max_seconds)
+
+    assert preset("quick", epochs=7).stages["multitask"].epochs == 7
+    assert preset("quick", max_seconds=0).max_seconds is None
+    assert preset("quick", max_seconds=5).max_seconds == 5
+    paper = preset("paper")
     settings = paper.stages["multitask"]
     assert (settings.epochs, settings.batch_size) == (500, 512)
     assert paper.preprocessing == "profile_minmax@1"
@@ -227,15 +232,21 @@ def test_a_blocked_split_is_scored_but_does_not_answer(
     assert drawn == {f"figures/{name}.png" for name in names}
 
 
-def test_a_classifier_is_trained_where_one_is_needed_and_samples_from_beside_are_learnt_from(
+def test_a_missing_classifier_is_trained_and_networks_use_extra_data(
     small_store: Store, tmp_path: Path, tracking_in: Callable[[Path], Tracking]
 ) -> None:
     tracking = tracking_in(tmp_path)
-    output = command(small_store, tracking, "deep", "--epochs", "1", "--beside", "small-v1")
+    extra = ("--epochs", "1", "--extra-data", "small-v1")
+    output = command(small_store, tracking, "deep", *extra)
     assert "needs a classifier" in output
     assert registry.versions(tracking, "small-classifier")[0].tags["model"] == "classifier"
-    glance = command(small_store, tracking, "multitask", "--beside", "small-v1", "--epochs", "1")
-    assert "539 samples" in glance
+    # The old name of the option still works.
+    command(small_store, tracking, "multitask", "--epochs", "1", "--beside", "small-v1")
+    for version in registry.versions(tracking, "small"):
+        assert load_version(tracking.uri, version).provenance.extra_data == ("small-v1",)
+        inputs = tracking.client.get_run(version.run_id).inputs.dataset_inputs
+        contexts = {i.tags[0].value for i in inputs}
+        assert "training, extra data" in contexts, version
 
 
 def test_unknown_models_and_runs_are_refused(small_store: Store, tracking: Tracking) -> None:

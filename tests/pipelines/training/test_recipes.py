@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -26,13 +25,10 @@ from bragg_models.networks.paper import Caenn, Conditional, Multitask
 from catalog import registry
 from catalog.tracking import Tracking, TrackingError
 from pipelines.training import presets
-from pipelines.training.presets import ALL, MODELS, PRESETS, TrainError
-
-if TYPE_CHECKING:
-    from tests.small_bench import Bench
+from pipelines.training.names import ALL, MODELS, TrainError
+from tests.small_bench import PROPOSAL_EPOCHS, Bench, short_presets
 
 TESTED = 142
-GLANCE_EPOCHS = 3
 
 
 def test_all_models_are_trained_and_registered(everything: str, bench: Bench) -> None:
@@ -43,7 +39,7 @@ def test_all_models_are_trained_and_registered(everything: str, bench: Bench) ->
         run = bench.tracking.client.get_run(version.run_id)
         assert run.data.tags["code_commit"]
         assert run.info.run_name == f"{model} quick s0"
-    # In their order, the classifier once, and the glance as a model of its own.
+    # In their order, the classifier once, and the proposal network as a model of its own.
     order = [v.tags["model"] for v in reversed(registry.versions(bench.tracking, "small"))]
     networks = [name for name in ALL if name != "classifier"]
     assert order == [*networks, "perceptron", "multitask-integer"]
@@ -79,10 +75,10 @@ def test_each_model_is_scored_on_the_test_samples(everything: str, bench: Bench)
     metrics = bench.metrics("guided")
     assert metrics["test/all/wrong"] == 0
     assert metrics["test/all/mse_paper"] < 1e-8
-    assert metrics["test_glance/all/mse_paper"] == pytest.approx(
+    assert metrics["test_proposal/all/mse_paper"] == pytest.approx(
         float(bench.versions("perceptron")[0].tags["score"]), rel=1e-5
     )
-    assert 1e-5 < metrics["test_glance/all/mse_paper"] < 0.1
+    assert 1e-5 < metrics["test_proposal/all/mse_paper"] < 0.1
 
 
 def test_epochs_are_logged_by_stage(everything: str, bench: Bench) -> None:
@@ -98,7 +94,7 @@ def test_epochs_are_logged_by_stage(everything: str, bench: Bench) -> None:
         for stage in stages:
             for name in ("train/loss", "train/learning_rate"):
                 history = bench.tracking.client.get_metric_history(run, f"{stage}{name}")
-                wanted = GLANCE_EPOCHS if model == "guided" else 1
+                wanted = PROPOSAL_EPOCHS if model == "guided" else 1
                 assert [m.step for m in history] == list(range(1, wanted + 1)), (model, stage)
             assert any(n.startswith(f"{stage}validation/all/") for n in logged), (model, stage)
         others = {name for name in logged if "/train/" in f"/{name}"}
@@ -157,14 +153,14 @@ def test_frozen_features_stay_the_classifier_s(everything: str, bench: Bench) ->
 
 
 def test_the_deep_regressors_begin_with_the_classifier_s_weights(
-    everything: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    everything: str, bench: Bench
 ) -> None:
     assert everything
-    quick = PRESETS["deep"]["quick"]
+    quick = bench.presets.networks["deep"]["quick"]
     still = {stage: replace(s, learning_rate=1e-9) for stage, s in quick.stages.items()}
-    monkeypatch.setitem(PRESETS["deep"], "quick", replace(quick, stages=still))
-    output = bench("deep", "--seed", "5")
-    assert f"told by the classifier {bench.versions('classifier')[0].uri}" in output
+    presets = short_presets(deep=replace(quick, stages=still))
+    output = replace(bench, presets=presets)("deep", "--seed", "5")
+    assert f"The classifier {bench.versions('classifier')[0].uri} decides the phase" in output
     own, told = bench.predictor("deep").model, bench.predictor("classifier").model
     assert isinstance(own, Conditional)
     assert isinstance(told, Multitask)
@@ -185,7 +181,7 @@ def test_the_same_seed_gives_the_same_metrics(everything: str, bench: Bench, mod
     assert {k for k in first if first[k] != other[k]}
 
 
-# ---- beside ------------------------------------------------------------------------------------
+# ---- extra data --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +212,7 @@ def several(
 
 
 def test_our_network_learns_from_samples_beside_a_blocked_split(several: Bench) -> None:
-    output = several("guided", "--beside", "between-v1", "--split", "blocked")
+    output = several("guided", "--extra-data", "between-v1", "--split", "blocked")
     assert ", champion" not in output
     assert registry.champion(several.tracking, "small") is None
     (version,) = several.versions("guided")
@@ -225,7 +221,7 @@ def test_our_network_learns_from_samples_beside_a_blocked_split(several: Bench) 
     used = {
         entry.dataset.name: entry.tags[0].value for entry in run.inputs.dataset_inputs
     }  # fmt: skip
-    assert used == {"small-v1": "training", "between-v1": "training, beside"}
+    assert used == {"small-v1": "training", "between-v1": "training, extra data"}
     assert several.predictor("guided").provenance.extra_data == ("between-v1",)
     assert several.metrics("guided")["test/all/mse_paper"] < 1e-8
 
@@ -233,7 +229,7 @@ def test_our_network_learns_from_samples_beside_a_blocked_split(several: Bench) 
 @pytest.mark.parametrize("tag", ["two-v1", "coarse-v1"])
 def test_what_does_not_fit_is_not_learnt_from_beside(several: Bench, tag: str) -> None:
     with pytest.raises(TrainError, match=f"{tag} has other phases or another time-of-flight grid"):
-        several("guided", "--beside", tag)
+        several("guided", "--extra-data", tag)
 
 
 # ---- refused -----------------------------------------------------------------------------------
@@ -246,7 +242,14 @@ def test_what_is_asked_wrongly_is_refused_before_anything_is_done(bench: Bench) 
         ("caenn", "--preset", "fast"): "There is no preset 'fast' of caenn",
         ("forest", "--preset", "fast"): "There is no preset 'fast' of forest",
         ("multitask", "--split", "halves"): "There is no split 'halves'. Choose random or blocked",
-        ("forest", "--grow", "slowly"): "Forests are not grown by 'slowly'. Choose search or",
+        (
+            "forest",
+            "--grow",
+            "slowly",
+        ): "There is no method 'slowly' to grow forests. Choose search or",
+        ("forest", "--extra-data", "small-v1"): "forest cannot be trained on further data sets",
+        ("all", "--extra-data", "small-v1"): "forest cannot be trained on further data sets",
+        ("robust", "--beside", "small-v1"): "robust cannot be trained on further data sets",
         ("--resume", "0" * 32): "has no checkpoint in",
     }
     before = len(bench.tracking.client.search_runs(["1"]))
@@ -273,14 +276,13 @@ def test_a_finished_run_is_not_resumed(everything: str, bench: Bench) -> None:
 
 # ---- killed ------------------------------------------------------------------------------------
 
-CHILD = "import tests.small_bench as t; t.shorten(); from pipelines.cli.console import run; run({})"
+CHILD = "from tests.small_bench import short_presets, train; train.app(obj=short_presets())"
 
 
 def killed(bench: Bench, stage: str, *arguments: str) -> str:
     """Start a training in a process of its own, kill it after the first epoch of a stage."""
-    code = CHILD.format("t.train.app")
     child = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--store", bench.store.uri, "--data", "small-v1",
+        [sys.executable, "-c", CHILD, *arguments, "--store", bench.store.uri, "--data", "small-v1",
          *bench.places],
         stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -352,12 +354,11 @@ def test_presets_build_networks() -> None:
 
 
 def test_a_chosen_part_of_the_samples_leaves_all_for_validation(
-    everything: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    everything: str, bench: Bench
 ) -> None:
     assert everything
-    quick = replace(PRESETS["caenn"]["quick"], training_samples=200)
-    monkeypatch.setitem(PRESETS["caenn"], "quick", quick)
-    bench("caenn", "--seed", "11")
+    quick = replace(bench.presets.networks["caenn"]["quick"], training_samples=200)
+    replace(bench, presets=short_presets(caenn=quick))("caenn", "--seed", "11")
     metrics = bench.metrics("caenn")
     assert metrics["regressor/validation/all/n"] > 20
     assert metrics["autoencoder/validation/all/mae"] > 0

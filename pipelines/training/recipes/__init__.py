@@ -1,0 +1,1 @@
+"""The training of each model: its stages, in their order."""

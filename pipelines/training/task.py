@@ -1,0 +1,207 @@
+"""What to train and where: plain values that are saved, so that a training can be resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from bragg_data.store.measured import SIMULATOR
+from bragg_data.store.repository import Store
+from catalog.tracking import Tracking
+from pipelines.cluster.options import ClusterOptions
+from pipelines.training.names import (
+    ALL,
+    DEFAULT_STATE,
+    EXTRA_DATA_MODELS,
+    TRAINABLE,
+    TrainError,
+)
+from pipelines.training.presets import Presets
+
+_FILE = "task.json"
+_OLD_FILE = "order.json"  # deprecated: the name of the file in the version before
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What to train, in plain values; a resumed training starts from these again.
+
+    Attributes
+    ----------
+    model, preset, seed, device
+        As for ``python -m pipelines.train``.
+    split
+        ``random`` or ``blocked``.
+    extra_data
+        Tags of further data sets whose samples are used for training.
+    epochs, max_seconds
+        Replace the preset's values.
+    forest_method
+        ``search`` or ``joined``: how the work of growing forests is divided.
+    classifier
+        Address of the registered classifier that a class-conditional model builds on.
+    """
+
+    model: str = "multitask"
+    preset: str = "quick"
+    seed: int = 0
+    device: str = "auto"
+    split: str = "random"
+    extra_data: tuple[str, ...] = ()
+    epochs: int | None = None
+    max_seconds: float | None = None
+    forest_method: str = "search"
+    classifier: str | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises
+        ------
+        TrainError
+            If the split or the method is unknown, or the model cannot use further data sets.
+        """
+        if self.split not in ("random", "blocked"):
+            raise TrainError(f"There is no split '{self.split}'. Choose random or blocked.")
+        if self.forest_method not in ("search", "joined"):
+            raise TrainError(
+                f"There is no method '{self.forest_method}' to grow forests. Choose search or "
+                f"joined."
+            )
+        if self.extra_data and self.model not in EXTRA_DATA_MODELS:
+            raise TrainError(
+                f"{self.model} cannot be trained on further data sets (--extra-data "
+                f"{' '.join(self.extra_data)}). These models can: {', '.join(EXTRA_DATA_MODELS)}."
+            )
+
+
+@dataclass(frozen=True)
+class TrainingEnvironment:
+    """Where a training logs, stores its state, and computes.
+
+    Attributes
+    ----------
+    tracking
+        Runs and registered models.
+    state
+        Directory of checkpoints and cached profiles; it can be deleted when no training runs.
+    cache
+        Whether prepared profiles are cached there.
+    cluster
+        Where forests are grown and simulated measurements are drawn.
+    """
+
+    tracking: Tracking
+    state: Path = DEFAULT_STATE
+    cache: bool = True
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+
+    def run_state(self, run_id: str) -> Path:
+        """Return the directory of an unfinished run."""
+        return self.state / "runs" / run_id
+
+
+def tasks_for(models: Sequence[str], common: TrainingTask, presets: Presets) -> list[TrainingTask]:
+    """Return a task for each model, all of them checked.
+
+    Parameters
+    ----------
+    models
+        Names; ``all`` stands for the paper's models and the guided network.
+    common
+        The other values of the tasks.
+    presets
+        The presets that can be chosen.
+
+    Raises
+    ------
+    TrainError
+        If one of them cannot be trained.
+    """
+    tasks = [replace(common, model=name) for name in expand_models(models)]
+    for task in tasks:
+        task.check()
+        presets.check(task.model, task.preset)
+    return tasks
+
+
+def expand_models(names: Sequence[str]) -> list[str]:
+    """Return the models to train, each once, ``all`` replaced by what it stands for.
+
+    Raises
+    ------
+    TrainError
+        If a model is unknown.
+    """
+    models: list[str] = []
+    for name in names:
+        if name != "all" and name not in TRAINABLE:
+            raise TrainError(
+                f"There is no model '{name}'. Choose among {', '.join(TRAINABLE)}, or all."
+            )
+        models += ALL if name == "all" else (name,)
+    return list(dict.fromkeys(models))
+
+
+def default_tag(store: Store) -> str:
+    """Return the tag of the largest simulated data set of a store; of several the newest.
+
+    Raises
+    ------
+    TrainError
+        If the store holds none.
+    """
+    datasets = {tag: store.open(tag.name) for tag in store.tags()}
+    simulated = {t: d for t, d in datasets.items() if d.attrs["simulator"] != SIMULATOR}
+    if not simulated:
+        raise TrainError(
+            f"The store {store.uri} holds no finished data set yet. Make one with: "
+            f"python -m pipelines.simulate"
+        )
+    return max(simulated, key=lambda tag: (simulated[tag].sizes["sample"], tag.written_at)).name
+
+
+def save_task(directory: Path, task: TrainingTask, dataset: xr.Dataset) -> None:
+    """Write what a resumed training needs into the directory of its run."""
+    directory.mkdir(parents=True, exist_ok=True)
+    values = {"task": asdict(task), "store": dataset.attrs["uri"], "tag": dataset.attrs["tag"]}
+    (directory / _FILE).write_text(json.dumps(values), encoding="utf-8")
+
+
+def load_task(environment: TrainingEnvironment, run_id: str) -> tuple[TrainingTask, xr.Dataset]:
+    """Return the task of an interrupted run, and its data set.
+
+    Raises
+    ------
+    TrainError
+        If there is no saved task here, or the file is damaged.
+    """
+    directory = environment.run_state(run_id)
+    path = directory / _FILE
+    if not path.exists() and (directory / _OLD_FILE).exists():
+        path = directory / _OLD_FILE
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        values = _current_names(saved["order"]) if path.name == _OLD_FILE else saved["task"]
+        task = TrainingTask(**{**values, "extra_data": tuple(values["extra_data"])})
+        return task, Store(saved["store"]).open(saved["tag"])
+    except FileNotFoundError as error:
+        unfinished = sorted(p.name for p in (environment.state / "runs").glob("*"))
+        which = f"Unfinished runs: {', '.join(unfinished)}." if unfinished else "There is none."
+        raise TrainError(
+            f"Run '{run_id}' has no checkpoint in {environment.state}. {which} If it was trained "
+            f"with another directory, name that with --state."
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainError(f"{path} is damaged ({error}): train the model again.") from error
+
+
+def _current_names(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values of a task of the version before under today's names."""
+    names = {"beside": "extra_data", "how": "forest_method"}  # deprecated
+    return {names.get(name, name): value for name, value in values.items()}
