@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,31 @@ from bragg_data.crystallography.structure import Phase
 
 class TargetsError(ValueError):
     """A description of targets that cannot be read."""
+
+
+class PhaseJson(TypedDict):
+    """A phase of :class:`Targets` as JSON."""
+
+    name: str
+    crystal_system: str
+    free_parameters: list[str]
+    tied: list[list[str | float]]
+
+
+class ParameterJson(TypedDict):
+    """A parameter of :class:`Targets` as JSON; numbers in ``unit``."""
+
+    name: str
+    unit: str
+    middle: float
+    half_range: float
+
+
+class TargetsJson(TypedDict):
+    """The JSON values of :class:`Targets`."""
+
+    phases: list[PhaseJson]
+    parameters: list[ParameterJson]
 
 
 @dataclass(frozen=True)
@@ -115,7 +140,7 @@ class Targets:
             cells[rows] = lattice.cells(free)
         return cells
 
-    def to_json(self) -> dict[str, list[dict[str, Any]]]:
+    def to_json(self) -> TargetsJson:
         """Return plain JSON values, as :meth:`from_json` reads them."""
         return {
             "phases": [

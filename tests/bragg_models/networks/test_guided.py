@@ -1,4 +1,4 @@
-"""Our network: what it knows of diffraction, by the project's own functions, and that it finds."""
+"""Our network: its physics against the simulator, and the cells that it refines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.cell import d_spacing
@@ -18,7 +19,7 @@ from bragg_data.simulation.kinematic import Simulator
 from bragg_models.networks.build import build
 from bragg_models.networks.guided import Guided, fill_physics_tables, guided_config
 from bragg_models.networks.paper import NetworkError
-from bragg_models.predictors import Predictor, load_predictor
+from bragg_models.predictors import DESCRIPTION, FORMAT, WEIGHTS, Predictor, load_predictor
 from bragg_models.targets import Targets, targets_of
 
 torch.set_num_threads(1)
@@ -41,7 +42,7 @@ def simulated(campaign: Campaign, phase: np.ndarray, cells: np.ndarray) -> np.nd
 
 
 def propose(network: Guided, code: int, values: np.ndarray) -> None:
-    """Make the proposal answer the same for every profile."""
+    """Make the proposal the same for every profile."""
     proposal = network.proposal
     with torch.no_grad():
         for head in (proposal.phase, proposal.cell):
@@ -71,7 +72,7 @@ def network(paper: Campaign) -> tuple[Guided, Targets]:
     return guided_network(paper)
 
 
-def test_peaks_stand_where_bragg_s_law_puts_them(
+def test_peaks_are_at_the_positions_of_bragg_s_law(
     structures: Campaign, known: tuple[Guided, Targets]
 ) -> None:
     guided, targets = known
@@ -84,9 +85,9 @@ def test_peaks_stand_where_bragg_s_law_puts_them(
             [[1, 1, 1], [2, 0, 0], [3, 1, 2], [0, 1, 3], [2, 2, 0], [4, 0, 0], [1, 0, 2]]
         )
         tof = structures.instrument.tof_from_d_spacing(d_spacing(hkl, sample.cells)[0])
-        wanted = np.log(tof / structures.grid.start) / structures.grid.relative_step
-        wanted = wanted[wanted > guided.config.pattern.first]
-        distance = np.abs(position.numpy()[0][:, None] - wanted).min(axis=0)
+        expected = np.log(tof / structures.grid.start) / structures.grid.relative_step
+        expected = expected[expected > guided.config.pattern.first]
+        distance = np.abs(position.numpy()[0][:, None] - expected).min(axis=0)
         # Some of these reflections are absent by symmetry; float32 carries the scaled cell.
         assert (distance < 1e-3).any(), phase.name
 
@@ -102,24 +103,24 @@ def test_patterns_are_the_simulator_s(
     columns = [("a", "b", "c", "alpha", "beta", "gamma").index(p) for p in targets.parameters]
     pattern, slopes = guided.pattern(code, torch.from_numpy(cells[:, columns]))
     exact = simulated(paper, phase, cells)[:, guided.config.pattern.first :]
-    found = pattern.numpy()
-    scale = (found * exact).sum(axis=1) / (found * found).sum(axis=1)
-    difference = np.abs(found * scale[:, None] - exact).max(axis=1) / exact.max(axis=1)
+    computed = pattern.numpy()
+    scale = (computed * exact).sum(axis=1) / (computed * computed).sum(axis=1)
+    difference = np.abs(computed * scale[:, None] - exact).max(axis=1) / exact.max(axis=1)
     assert difference.max() < 1e-3
-    # The derivatives are those of the pattern, but for how amplitudes change.
+    # The derivatives are those of the pattern, apart from changes of amplitudes.
     for column, parameter in enumerate(guided.config.pattern.phases[code].free):
         step = torch.zeros(len(rows), len(targets.parameters), dtype=torch.float64)
         step[:, parameter] = 1e-5
-        there = torch.from_numpy(cells[:, columns])
-        above, _ = guided.pattern(code, there + step)
-        below, _ = guided.pattern(code, there - step)
+        parameters = torch.from_numpy(cells[:, columns])
+        above, _ = guided.pattern(code, parameters + step)
+        below, _ = guided.pattern(code, parameters - step)
         numeric = (above - below) / 2e-5
-        alike = torch.cosine_similarity(numeric, slopes[:, column], dim=1)
-        assert alike.min() > 0.98
+        similarity = torch.cosine_similarity(numeric, slopes[:, column], dim=1)
+        assert similarity.min() > 0.98
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-def test_it_finds_the_cell_from_a_wrong_one(
+def test_a_wrong_cell_is_refined(
     code: int, paper: Campaign, network: tuple[Guided, Targets]
 ) -> None:
     guided, targets = network
@@ -130,14 +131,14 @@ def test_it_finds_the_cell_from_a_wrong_one(
     propose(guided, code, values[0] + np.array(wrong) / targets.half_range)
     profile = np.asarray(sqrt_unit(simulated(paper, np.array([code]), cell)), dtype=np.float32)
     with torch.inference_mode():
-        logits, found = guided(torch.from_numpy(profile))
-        empty, none = guided(torch.from_numpy(profile[:0]))
+        logits, scaled = guided(torch.from_numpy(profile))
+        no_logits, no_values = guided(torch.from_numpy(profile[:0]))
     assert logits.argmax() == code
     np.testing.assert_allclose(
-        targets.decode(found.numpy(), np.array([code])), cell, atol=1e-4 if code < 2 else 1e-3
+        targets.decode(scaled.numpy(), np.array([code])), cell, atol=1e-4 if code < 2 else 1e-3
     )
-    assert empty.shape == (0, 3)
-    assert none.shape == (0, 3)
+    assert no_logits.shape == (0, 3)
+    assert no_values.shape == (0, 3)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
@@ -156,11 +157,11 @@ def test_cells_far_from_the_proposed_one_are_refined(
     propose(guided, code, np.full(len(targets.parameters), 0.9))
     profiles = np.asarray(sqrt_unit(simulated(paper, phase, cells)), dtype=np.float32)
     with torch.inference_mode():
-        logits, found = guided(torch.from_numpy(profiles))
+        logits, scaled = guided(torch.from_numpy(profiles))
     assert (logits.argmax(dim=1) == code).all()
-    answer = targets.decode(found.numpy(), phase)
-    np.testing.assert_allclose(answer[:, :3], cells[:, :3], atol=1e-3)
-    np.testing.assert_allclose(answer[:, 3:], cells[:, 3:], atol=0.02)
+    refined = targets.decode(scaled.numpy(), phase)
+    np.testing.assert_allclose(refined[:, :3], cells[:, :3], atol=1e-3)
+    np.testing.assert_allclose(refined[:, 3:], cells[:, 3:], atol=0.02)
 
 
 def test_a_wrongly_proposed_phase_is_corrected(
@@ -169,20 +170,20 @@ def test_a_wrongly_proposed_phase_is_corrected(
     guided, targets = network
     cell = np.array([[3.93, 3.93, 4.05, 90.0, 90.0, 90.0]])
     values, _ = targets.encode(np.array([1]), cell)
-    propose(guided, 0, values[0])  # cubic, it says
+    propose(guided, 0, values[0])  # cubic
     profile = np.asarray(sqrt_unit(simulated(paper, np.array([1]), cell)), dtype=np.float32)
     with torch.inference_mode():
-        logits, found = guided(torch.from_numpy(profile))
-        _, told = guided(torch.from_numpy(profile), torch.tensor([1]))
+        logits, scaled = guided(torch.from_numpy(profile))
+        _, known = guided(torch.from_numpy(profile), torch.tensor([1]))
     assert logits.argmax() == 1
-    # The probabilities stay those of the proposal; two of them have changed places.
+    # The logits stay those of the proposal; two of them are swapped.
     assert sorted(logits[0].tolist()) == [0.0, 0.0, 3.0]
-    np.testing.assert_allclose(targets.decode(found.numpy(), np.array([1])), cell, atol=1e-4)
-    np.testing.assert_allclose(targets.decode(told.numpy(), np.array([1])), cell, atol=1e-4)
+    np.testing.assert_allclose(targets.decode(scaled.numpy(), np.array([1])), cell, atol=1e-4)
+    np.testing.assert_allclose(targets.decode(known.numpy(), np.array([1])), cell, atol=1e-4)
 
 
-def test_every_crystal_system_is_met(structures: Campaign, known: tuple[Guided, Targets]) -> None:
-    """From cells a little wrong, up to the six parameters of a triclinic one."""
+def test_cells_of_every_crystal_system_are_refined(structures: Campaign, known: tuple[Guided, Targets]) -> None:
+    """From slightly wrong cells, up to the six parameters of a triclinic one."""
     guided, targets = known
     for code, phase in enumerate(structures.phases):
         sample = structures.samples[np.flatnonzero(structures.samples.phase == code)[:1]]
@@ -191,13 +192,13 @@ def test_every_crystal_system_is_met(structures: Campaign, known: tuple[Guided, 
         intensity = simulated(structures, sample.phase, sample.cells)
         profile = np.asarray(sqrt_unit(intensity), dtype=np.float32)
         with torch.inference_mode():
-            _, found = guided(torch.from_numpy(profile), torch.tensor([code]))
-        cells = targets.decode(found.numpy(), np.array([code]))
+            _, scaled = guided(torch.from_numpy(profile), torch.tensor([code]))
+        cells = targets.decode(scaled.numpy(), np.array([code]))
         np.testing.assert_allclose(cells[:, :3], sample.cells[:, :3], atol=2e-3, err_msg=phase.name)
         np.testing.assert_allclose(cells[:, 3:], sample.cells[:, 3:], atol=0.05, err_msg=phase.name)
 
 
-def test_a_saved_one_answers_as_before(
+def test_a_saved_model_predicts_as_before(
     paper: Campaign, network: tuple[Guided, Targets], tmp_path: Path
 ) -> None:
     guided, targets = network
@@ -210,12 +211,44 @@ def test_a_saved_one_answers_as_before(
     )
     predictor.save(tmp_path / "saved")
     again = load_predictor(tmp_path / "saved")
-    one, other = predictor.predict(intensity), again.predict(intensity)
-    np.testing.assert_array_equal(one.cells, other.cells)
-    np.testing.assert_allclose(one.cells, cell, atol=1e-4)
+    before, after = predictor.predict(intensity), again.predict(intensity)
+    np.testing.assert_array_equal(before.cells, after.cells)
+    np.testing.assert_allclose(before.cells, cell, atol=1e-4)
 
 
-def test_a_damaged_description_is_refused(network: tuple[Guided, Targets]) -> None:
+def test_a_model_saved_by_the_previous_version_predicts_the_same(
+    paper: Campaign, network: tuple[Guided, Targets], tmp_path: Path
+) -> None:
+    guided, targets = network
+    cell = np.array([[3.93, 3.93, 4.05, 90.0, 90.0, 90.0]])
+    values, _ = targets.encode(np.array([1]), cell)
+    propose(guided, 1, values[0])
+    predictor = Predictor(
+        "guided", guided, targets, "profile_sqrt_unit@1", paper.grid.points, ModelProvenance()
+    )
+    predictor.save(tmp_path)
+    description = json.loads((tmp_path / DESCRIPTION).read_text(encoding="utf-8"))
+    assert (description["format"], FORMAT) == (2, 2)
+    description["format"] = 1
+    config = description["network"]
+    config["glance"] = config.pop("proposal")  # deprecated key
+    config["nuisance"] = config.pop("sample_parameters")  # deprecated key
+    (tmp_path / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+    weights = {
+        name.replace("proposal.", "glance."): value  # deprecated name
+        for name, value in load_file(tmp_path / WEIGHTS).items()
+    }
+    assert sum(name.startswith("glance.") for name in weights) == 8  # deprecated name
+    save_file(weights, tmp_path / WEIGHTS)
+    again = load_predictor(tmp_path)
+    assert asdict(again.model.config) == asdict(guided.config)
+    intensity = simulated(paper, np.array([1]), cell)
+    before, after = predictor.predict(intensity), again.predict(intensity)
+    np.testing.assert_array_equal(before.cells, after.cells)
+    np.testing.assert_array_equal(before.probabilities, after.probabilities)
+
+
+def test_a_damaged_configuration_is_refused(network: tuple[Guided, Targets]) -> None:
     described = json.loads(json.dumps(asdict(network[0].config)))
     del described["pattern"]["phases"][0]["terms"]
     with pytest.raises(NetworkError, match="is invalid"):

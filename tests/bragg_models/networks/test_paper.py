@@ -25,37 +25,37 @@ def test_weights_are_those_of_the_paper_s_layers() -> None:
     assert sum(p.numel() for p in network.parameters()) == first + second + dense + heads
 
 
-def test_it_computes_what_one_dimensional_layers_would() -> None:
+def test_outputs_equal_those_of_one_dimensional_layers() -> None:
     network = build("multitask", {**PAPER, "points": 301}, seed=4)
     weights = network.state_dict()
-    one = nn.Conv1d(1, 16, 3)
-    two = nn.Conv1d(16, 32, 4, stride=2)
+    first = nn.Conv1d(1, 16, 3)
+    second = nn.Conv1d(16, 32, 4, stride=2)
     with torch.no_grad():
-        for layer, name in ((one, "maps.0"), (two, "maps.3")):
+        for layer, name in ((first, "maps.0"), (second, "maps.3")):
             layer.weight.copy_(weights[f"features.{name}.weight"][:, :, 0])
             layer.bias.copy_(weights[f"features.{name}.bias"])
         x = torch.rand(5, 301, generator=torch.Generator().manual_seed(0))
         # ReLU straight after each convolution, as in the authors' code.
-        maps = nn.functional.max_pool1d(torch.relu(one(x[:, None])), 2)
-        maps = nn.functional.max_pool1d(torch.relu(two(maps)), 2)
+        maps = nn.functional.max_pool1d(torch.relu(first(x[:, None])), 2)
+        maps = nn.functional.max_pool1d(torch.relu(second(maps)), 2)
         flat = maps.transpose(1, 2).flatten(1)
         dense = weights["features.dense.0.weight"], weights["features.dense.0.bias"]
         hidden = torch.relu(flat @ dense[0].T + dense[1])
-        wanted = hidden @ weights["phase.weight"].T + weights["phase.bias"]
+        expected = hidden @ weights["phase.weight"].T + weights["phase.bias"]
         logits, values = network(x)
-    np.testing.assert_allclose(logits, wanted, atol=1e-5)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
     assert values.shape == (5, 3)
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
-    one = build("multitask", PAPER, seed=3).state_dict()
+    first = build("multitask", PAPER, seed=3).state_dict()
     state = torch.random.get_rng_state()
     torch.manual_seed(2)
     same = build("multitask", PAPER, seed=3).state_dict()
     other = build("multitask", PAPER, seed=4).state_dict()
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["phase.weight"], other["phase.weight"])
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["phase.weight"], other["phase.weight"])
     torch.manual_seed(1)
     assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is untouched
 
@@ -113,44 +113,44 @@ def test_weights_of_the_auto_encoder_and_its_regressor() -> None:
 
 
 @pytest.mark.parametrize("separate_features", [False, True])
-def test_each_phase_has_its_own_regressor(separate_features: bool) -> None:
+def test_each_phase_has_a_separate_regressor(separate_features: bool) -> None:
     network = conditional(separate_features=separate_features, dense=[8]).eval()
     profiles = profiles_of(301)
     phase = torch.tensor([0, 1, 2, 2, 1, 0])
     with torch.no_grad():
         logits, values = network(profiles, phase)
-        told, _ = network(profiles)
-        assert torch.equal(logits, told)  # the phases are told all the same
+        unconditional, _ = network(profiles)
+        assert torch.equal(logits, unconditional)  # known phases do not change the classifier
         for row, code in enumerate(phase.tolist()):
-            one = profiles[row : row + 1]
-            given = one if separate_features else network.classifier.features(one)
-            expected = network.regressor(code)(given)[0]
+            profile = profiles[row : row + 1]
+            features = profile if separate_features else network.classifier.features(profile)
+            expected = network.regressor(code)(features)[0]
             np.testing.assert_allclose(values[row, FREE[code]], expected, atol=1e-6)
             tied = [column for column in range(3) if column not in FREE[code]]
             assert values[row, tied].abs().sum() == 0
 
 
-def test_without_phases_it_takes_the_likeliest() -> None:
+def test_without_phases_the_most_probable_one_is_used() -> None:
     network = conditional().eval()
     profiles = profiles_of(301, 40)
     with torch.no_grad():
-        network.classifier.phase.weight *= 30  # or an untrained one calls all the same
+        network.classifier.phase.weight *= 30  # or an untrained one predicts the same for all
         network.classifier.phase.bias -= network(profiles)[0].mean(dim=0)
         logits, values = network(profiles)
-        likeliest = logits.argmax(dim=1)
-        assert len(likeliest.unique()) > 1
-        assert torch.equal(network(profiles, likeliest)[1], values)
+        predicted = logits.argmax(dim=1)
+        assert len(predicted.unique()) > 1
+        assert torch.equal(network(profiles, predicted)[1], values)
         logits, values = network(profiles[:0])
     assert (logits.shape, values.shape) == ((0, 3), (0, 3))
 
 
-def test_a_regressor_trains_nothing_but_its_own() -> None:
+def test_a_regressor_shares_no_weights_with_the_other_parts() -> None:
     for separate_features in (False, True):
         network = conditional(separate_features=separate_features)
-        own = {id(p) for p in network.regressor(1).parameters()}
-        others = [*network.classifier.parameters(), *network.heads[0].parameters()]
-        others += [p for f in network.features[:1] for p in f.parameters()]
-        assert not own & {id(p) for p in others}
+        trained = {id(p) for p in network.regressor(1).parameters()}
+        other_parts = [*network.classifier.parameters(), *network.heads[0].parameters()]
+        other_parts += [p for f in network.features[:1] for p in f.parameters()]
+        assert not trained & {id(p) for p in other_parts}
 
 
 def test_an_integer_is_rounded_to_the_nearest_phase() -> None:
@@ -164,11 +164,11 @@ def test_an_integer_is_rounded_to_the_nearest_phase() -> None:
         network = build(kind, {**SHORT, **({"integer": True} if kind == "multitask" else {})})
         with torch.no_grad():
             logits, values = network(profiles_of(301))
-            answers = network if kind == "multitask" else network.regressor
-            given = profiles_of(301)
+            regressor = network if kind == "multitask" else network.regressor
+            inputs = profiles_of(301)
             if kind == "caenn":
-                given = network.autoencoder.encode(given)
-            code, same = answers.raw_outputs(given)
+                inputs = network.autoencoder.encode(inputs)
+            code, same = regressor.raw_outputs(inputs)
         assert code.shape == (6, 1)
         assert torch.equal(logits, rounded(code, 3))
         assert torch.equal(values, same)
@@ -176,7 +176,7 @@ def test_an_integer_is_rounded_to_the_nearest_phase() -> None:
 
 @pytest.mark.parametrize("points", [296, 297, 298, 299, 7])
 @pytest.mark.parametrize("scale", [1.0, 50.0])
-def test_the_auto_encoder_gives_as_many_points_as_it_gets(points: int, scale: float) -> None:
+def test_the_auto_encoder_returns_the_number_of_points_of_its_input(points: int, scale: float) -> None:
     network = build("caenn", {**SHORT, "points": points, "scale": scale})
     assert isinstance(network, Caenn)
     coder = network.autoencoder
@@ -187,13 +187,13 @@ def test_the_auto_encoder_gives_as_many_points_as_it_gets(points: int, scale: fl
         assert torch.equal(network(profiles_of(points))[1], network.regressor(latent)[1])
 
 
-def test_the_auto_encoder_learns_what_it_is_shown() -> None:
+def test_the_auto_encoder_can_be_trained() -> None:
     """Its decoder sees the latent maps in the order in which the encoder wrote them."""
     network = build("caenn", {**SHORT, "points": 90})
     assert isinstance(network, Caenn)
-    place = torch.arange(90.0)
+    position = torch.arange(90.0)
     centres = 10 + 70 * torch.rand(64, 1, generator=torch.Generator().manual_seed(0))
-    profiles = torch.exp(-0.5 * ((place - centres) / 6) ** 2)
+    profiles = torch.exp(-0.5 * ((position - centres) / 6) ** 2)
     optimizer = torch.optim.Adam(network.autoencoder.parameters(), 1e-2)
     losses = []
     for _ in range(150):
@@ -205,7 +205,7 @@ def test_the_auto_encoder_learns_what_it_is_shown() -> None:
     assert losses[-1] < 0.25 * losses[0]
 
 
-def test_bad_descriptions_are_refused() -> None:
+def test_invalid_configurations_are_refused() -> None:
     with pytest.raises(NetworkError, match="Choose one of multitask"):
         build("transformer", PAPER)
     with pytest.raises(NetworkError, match="is invalid"):
@@ -243,7 +243,7 @@ def test_bad_descriptions_are_refused() -> None:
         ("guided", {"proposal": PAPER, "pattern": {"points": 2807, "phases": [{"free": [0]}]}}),
     ],
 )
-def test_whatever_is_wrong_in_a_description_is_told_in_one_sentence(
+def test_any_invalid_value_is_reported_in_one_sentence(
     kind: str, described: Any
 ) -> None:
     state = torch.random.get_rng_state()
@@ -277,7 +277,7 @@ def test_a_regressed_code_is_rounded() -> None:
 
 
 @pytest.mark.parametrize("separate_features", [False, True])
-def test_a_class_conditional_network_asks_the_regressor_of_the_phase(
+def test_a_class_conditional_network_uses_the_regressor_of_the_phase(
     separate_features: bool,
 ) -> None:
     config = {
@@ -289,16 +289,20 @@ def test_a_class_conditional_network_asks_the_regressor_of_the_phase(
     }
     network = build("conditional", config, seed=1)
     profiles = torch.rand(6, 301, generator=torch.Generator().manual_seed(0))
-    told = torch.tensor([0, 1, 2, 0, 1, 2])
+    known = torch.tensor([0, 1, 2, 0, 1, 2])
     with torch.no_grad():
-        logits, values = network(profiles, told)
-        again, own = network(profiles)
+        logits, values = network(profiles, known)
+        again, predicted = network(profiles)
         features = profiles if separate_features else network.classifier.features(profiles)
         trigonal = network.regressor(2)(features[2:3])
-        _, found = network(profiles, logits.argmax(dim=1))
+        _, expected = network(profiles, logits.argmax(dim=1))
     assert ((values != 0) == torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]] * 2).bool()).all()
     torch.testing.assert_close(values[2:3, [0, 2]], trigonal)
-    torch.testing.assert_close(own, found)
+    torch.testing.assert_close(predicted, expected)
     torch.testing.assert_close(again, logits)
     with pytest.raises(NetworkError, match="Name the free columns"):
         build("conditional", {**config, "free": [[0], [7]]})
+    # As saved by the previous version.
+    old = {**config, "own_features": config["separate_features"]}  # deprecated key
+    del old["separate_features"]
+    assert build("conditional", old).config == network.config

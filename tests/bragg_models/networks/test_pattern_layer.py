@@ -38,7 +38,7 @@ def layer_of(name: str | Path) -> tuple[Campaign, Targets, Pattern]:
 
 
 @pytest.fixture(params=CAMPAIGNS)
-def made(request: pytest.FixtureRequest, campaign_file: Path) -> tuple[Campaign, Targets, Pattern]:
+def model(request: pytest.FixtureRequest, campaign_file: Path) -> tuple[Campaign, Targets, Pattern]:
     named: dict[str, str | Path] = {"small": campaign_file, "structures": STRUCTURES}
     return layer_of(named.get(request.param, request.param))
 
@@ -54,13 +54,13 @@ def some_cells(campaign: Campaign, code: int, count: int) -> np.ndarray:
     return cells[:: max(len(cells) // count, 1)][:count]
 
 
-def alike(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return torch.cosine_similarity(one.double(), other.double(), dim=-1)
+def similarity(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.cosine_similarity(first.double(), second.double(), dim=-1)
 
 
-def test_lines_stand_where_bragg_s_law_puts_them(made: tuple[Campaign, Targets, Pattern]) -> None:
+def test_lines_are_at_the_positions_of_bragg_s_law(model: tuple[Campaign, Targets, Pattern]) -> None:
     """Every reflection on the compared points and no other, to a millionth of a point."""
-    campaign, targets, layer = made
+    campaign, targets, layer = model
     grid, instrument = campaign.grid, campaign.instrument
     assert tuple(phase.name for phase in campaign.phases) == targets.names
     for code, phase in enumerate(campaign.phases):
@@ -71,24 +71,26 @@ def test_lines_stand_where_bragg_s_law_puts_them(made: tuple[Campaign, Targets, 
         limits = [int(length / shortest) + 1 for length in cells[:, :3].max(axis=0)]
         reflections = unique_reflections(phase, (limits[0], limits[1], limits[2]))
         spacings = d_spacing(reflections.hkl, cells)
-        for found, own, d in zip(position.numpy(), inverse.numpy(), spacings, strict=True):
+        for points, inverse_squares, d in zip(
+            position.numpy(), inverse.numpy(), spacings, strict=True
+        ):
             inside = (d > shortest) & (instrument.tof_from_d_spacing(d) < grid.stop)
-            at = np.log(instrument.tof_from_d_spacing(d[inside]) / grid.start) / grid.relative_step
+            expected = np.log(instrument.tof_from_d_spacing(d[inside]) / grid.start) / grid.relative_step
             # (Several reflections may share a line.)
-            distance = np.abs(found[:, None] - at)
+            distance = np.abs(points[:, None] - expected)
             assert distance.min(axis=0).max() < 1e-6, phase.name
-            there = (found > layer.config.base + 1) & (found < grid.points - 1)
-            assert distance.min(axis=1)[there].max() < 1e-6, phase.name
-            square = np.abs(own[:, None] * d[inside] ** 2 - 1)
+            on_grid = (points > layer.config.base + 1) & (points < grid.points - 1)
+            assert distance.min(axis=1)[on_grid].max() < 1e-6, phase.name
+            square = np.abs(inverse_squares[:, None] * d[inside] ** 2 - 1)
             assert square.min(axis=0).max() < 1e-9, phase.name
 
 
-def test_no_cell_has_more_lines_than_it_may(made: tuple[Campaign, Targets, Pattern]) -> None:
-    """The layer takes so many of a cell's lines, those of the largest d."""
-    campaign, targets, layer = made
+def test_no_cell_has_more_lines_than_it_may(model: tuple[Campaign, Targets, Pattern]) -> None:
+    """The layer takes the ``most`` lines of a cell with the largest d."""
+    campaign, targets, layer = model
     for code, phase in enumerate(layer.config.phases):
-        own = campaign.samples.cells[campaign.samples.phase == code]
-        corners = np.concatenate([own[[c.argmin(), c.argmax()]] for c in own.T])
+        known = campaign.samples.cells[campaign.samples.phase == code]
+        corners = np.concatenate([known[[c.argmin(), c.argmax()]] for c in known.T])
         cells = np.concatenate([some_cells(campaign, code, 200), corners])
         position, _ = layer.line_positions(code, physical(targets, cells))
         assert (position > layer.config.base + 1).sum(dim=1).max() <= phase.most
@@ -99,8 +101,8 @@ def test_no_cell_has_more_lines_than_it_may(made: tuple[Campaign, Targets, Patte
 MOST = {"rutile": 3e-3, "batio3_amm2": 1.5e-3}
 
 
-def test_patterns_are_those_of_the_simulator(made: tuple[Campaign, Targets, Pattern]) -> None:
-    campaign, targets, layer = made
+def test_patterns_are_those_of_the_simulator(model: tuple[Campaign, Targets, Pattern]) -> None:
+    campaign, targets, layer = model
     c = campaign
     simulator = Simulator(c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
     for code, phase in enumerate(c.phases):
@@ -108,33 +110,37 @@ def test_patterns_are_those_of_the_simulator(made: tuple[Campaign, Targets, Patt
         true = simulator.simulate(np.full(len(cells), code, np.int8), cells)
         true = true[:, layer.config.first :].astype(float)
         with torch.no_grad():
-            pattern, none = layer(code, physical(targets, cells), slopes=False)
-        assert none.shape[1] == 0
-        own = pattern.double().numpy()
-        assert own.shape == true.shape
-        assert alike(pattern, torch.from_numpy(true)).min() > 1 - 5e-6, phase.name
-        scale = (own * true).sum(axis=1) / (own * own).sum(axis=1)
-        difference = np.abs(scale[:, None] * own - true).max(axis=1) / true.max(axis=1)
+            pattern, slopes = layer(code, physical(targets, cells), slopes=False)
+        assert slopes.shape[1] == 0
+        values = pattern.double().numpy()
+        assert values.shape == true.shape
+        assert similarity(pattern, torch.from_numpy(true)).min() > 1 - 5e-6, phase.name
+        scale = (values * true).sum(axis=1) / (values * values).sum(axis=1)
+        difference = np.abs(scale[:, None] * values - true).max(axis=1) / true.max(axis=1)
         assert difference.max() < MOST.get(phase.name, 1e-3), phase.name
 
 
-def test_rows_of_different_phases_are_as_each_alone(
-    made: tuple[Campaign, Targets, Pattern],
+def test_rows_of_different_phases_equal_each_alone(
+    model: tuple[Campaign, Targets, Pattern],
 ) -> None:
-    campaign, targets, layer = made
+    campaign, targets, layer = model
     codes = range(len(campaign.phases))
     cells = {code: physical(targets, some_cells(campaign, code, 3)) for code in codes}
-    own = torch.tensor([[-0.2, 1.0], [0.3, 4.0], [0.0, -0.2]]).double()
+    sample = torch.tensor([[-0.2, 1.0], [0.3, 4.0], [0.0, -0.2]]).double()
     rows = torch.tensor([code for k in range(3) for code in codes if k < len(cells[code])])
-    place = [k for k in range(3) for code in codes if k < len(cells[code])]
-    mixed = torch.stack([cells[int(c)][k] for c, k in zip(rows, place, strict=True)])
-    pattern, slopes = layer(rows, mixed, sample_parameters=own[place])
+    number = [k for k in range(3) for code in codes if k < len(cells[code])]
+    mixed = torch.stack([cells[int(c)][k] for c, k in zip(rows, number, strict=True)])
+    pattern, slopes = layer(rows, mixed, sample_parameters=sample[number])
     free = layer.free(rows)
-    for row, (code, k) in enumerate(zip(rows.tolist(), place, strict=True)):
-        one, changes = layer(code, cells[code][k : k + 1], sample_parameters=own[k : k + 1])
+    for row, (code, k) in enumerate(zip(rows.tolist(), number, strict=True)):
+        single, changes = layer(
+            code, cells[code][k : k + 1], sample_parameters=sample[k : k + 1]
+        )
         count = len(layer.config.phases[code].free)
         assert free[row, :count].tolist() == list(layer.config.phases[code].free)
-        torch.testing.assert_close(pattern[row], one[0], rtol=1e-4, atol=1e-6 * float(one.max()))
+        torch.testing.assert_close(
+            pattern[row], single[0], rtol=1e-4, atol=1e-6 * float(single.max())
+        )
         both = torch.cat([slopes[row, :count], slopes[row, -2:]])
         torch.testing.assert_close(
             both, changes[0], rtol=1e-3, atol=1e-5 * float(changes.abs().max())
@@ -143,47 +149,47 @@ def test_rows_of_different_phases_are_as_each_alone(
 
 
 def steady_cells(layer: Pattern, code: int, parameters: torch.Tensor) -> torch.Tensor:
-    """Those of which no line comes near either end, so that patterns change smoothly."""
+    """Return cells sorted by the distance of their lines from the ends of the window."""
     position, _ = layer.line_positions(code, parameters)
     ends = torch.tensor([layer.config.base + 1.0, layer.config.points - 1.0])
     distance = (position[:, :, None] - ends).abs().amin(dim=(1, 2))
     return parameters[distance.argsort(descending=True)]
 
 
-def test_derivatives_are_those_of_its_own_patterns(made: tuple[Campaign, Targets, Pattern]) -> None:
-    campaign, targets, layer = made
+def test_derivatives_are_those_of_the_patterns(model: tuple[Campaign, Targets, Pattern]) -> None:
+    campaign, targets, layer = model
     for code, phase in enumerate(layer.config.phases):
         cells = steady_cells(layer, code, physical(targets, some_cells(campaign, code, 30)))[:2]
         _, slopes = layer(code, cells)
         assert slopes.shape[1] == len(phase.free)
         for number, column in enumerate(phase.free):
             step = 2e-4 if targets.parameters[column] in "abc" else 2e-3
-            beside = []
+            shifted = []
             for sign in (1, -1):
                 moved = cells.clone()
                 moved[:, column] += sign * step
-                beside.append(layer(code, moved, slopes=False)[0].double())
-            wanted = (beside[0] - beside[1]) / (2 * step)
+                shifted.append(layer(code, moved, slopes=False)[0].double())
+            expected = (shifted[0] - shifted[1]) / (2 * step)
             name = targets.names[code], targets.parameters[column]
-            assert alike(slopes[:, number], wanted).min() > 0.99, name
-            ratio = slopes[:, number].double().norm(dim=1) / wanted.norm(dim=1)
+            assert similarity(slopes[:, number], expected).min() > 0.99, name
+            ratio = slopes[:, number].double().norm(dim=1) / expected.norm(dim=1)
             assert (ratio - 1).abs().max() < 0.05, name
 
 
-def test_what_is_not_free_changes_nothing(made: tuple[Campaign, Targets, Pattern]) -> None:
-    campaign, targets, layer = made
+def test_tied_parameters_have_no_effect(model: tuple[Campaign, Targets, Pattern]) -> None:
+    campaign, targets, layer = model
     for code, phase in enumerate(layer.config.phases):
         cells = physical(targets, some_cells(campaign, code, 2))
         moved = cells.clone()
         tied = [k for k in range(len(targets.parameters)) if k not in phase.free]
         moved[:, tied] += 3.0
-        for one, other in zip(layer(code, cells), layer(code, moved), strict=True):
-            assert torch.equal(one, other)
+        for before, after in zip(layer(code, cells), layer(code, moved), strict=True):
+            assert torch.equal(before, after)
 
 
-def test_a_line_over_the_window_s_end_is_gone(made: tuple[Campaign, Targets, Pattern]) -> None:
+def test_a_line_beyond_the_end_of_the_window_is_gone(model: tuple[Campaign, Targets, Pattern]) -> None:
     """With its tail, as in the simulator, which follows GSAS-II."""
-    campaign, targets, layer = made
+    campaign, targets, layer = model
     c = campaign
     simulator = Simulator(c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain)
     end = c.grid.points - 1
@@ -203,25 +209,25 @@ def test_a_line_over_the_window_s_end_is_gone(made: tuple[Campaign, Targets, Pat
         wide[0, 0] = edge
         true = simulator.simulate(np.zeros(1, np.int8), cell)[0, layer.config.first :]
         pattern = layer(0, wide, slopes=False)[0][0].double().numpy()
-        own, true = (p[-100:] / p[:-100].max() for p in (pattern, true.astype(float)))
+        values, true = (p[-100:] / p[:-100].max() for p in (pattern, true.astype(float)))
         assert layer.near_the_end(0, wide, 1.0).tolist() == [True]
         assert layer.near_the_end(0, wide, 0.4).tolist() == [False]
-        np.testing.assert_allclose(own, true, atol=3e-3)
+        np.testing.assert_allclose(values, true, atol=3e-3)
         if offset < 0:
-            before = own
-    assert before[-3:].min() > 20 * own[-3:].max()
+            before = values
+    assert before[-3:].min() > 20 * values[-3:].max()
 
 
-def test_sensitivity_says_how_far_lines_move(made: tuple[Campaign, Targets, Pattern]) -> None:
-    campaign, targets, layer = made
+def test_sensitivity_is_the_mean_square_shift_of_lines(model: tuple[Campaign, Targets, Pattern]) -> None:
+    campaign, targets, layer = model
     for code, phase in enumerate(layer.config.phases):
         cells = physical(targets, some_cells(campaign, code, 5))
-        found = layer.sensitivity(code, cells)
+        sensitivity = layer.sensitivity(code, cells)
         free = list(phase.free)
-        assert found.shape == (len(cells), len(free), len(free))
-        assert torch.allclose(found, found.transpose(1, 2), rtol=1e-9)
-        assert torch.linalg.eigvalsh(found).min() > 0, targets.names[code]
-        # A small step moves the lines inside by so much, in the mean of squares.
+        assert sensitivity.shape == (len(cells), len(free), len(free))
+        assert torch.allclose(sensitivity, sensitivity.transpose(1, 2), rtol=1e-9)
+        assert torch.linalg.eigvalsh(sensitivity).min() > 0, targets.names[code]
+        # A small step shifts the lines inside by this, in the mean of squares.
         step = torch.zeros_like(cells)
         step[:, free] = 1e-4 * torch.randn(
             len(cells), len(free), generator=torch.Generator().manual_seed(0), dtype=torch.float64
@@ -229,12 +235,12 @@ def test_sensitivity_says_how_far_lines_move(made: tuple[Campaign, Targets, Patt
         position = layer.line_positions(code, cells)[0]
         inside = (position > layer.config.base) & (position < layer.config.points - 1)
         moved = layer.line_positions(code, cells + step)[0] - position
-        wanted = (moved**2 * inside).sum(dim=1) / inside.sum(dim=1)
-        told = torch.einsum("np,npq,nq->n", step[:, free], found, step[:, free])
-        np.testing.assert_allclose(told, wanted, rtol=0.02)
+        expected = (moved**2 * inside).sum(dim=1) / inside.sum(dim=1)
+        predicted = torch.einsum("np,npq,nq->n", step[:, free], sensitivity, step[:, free])
+        np.testing.assert_allclose(predicted, expected, rtol=0.02)
 
 
-def test_blur_is_a_gaussian_of_so_many_points(campaign_file: Path) -> None:
+def test_blur_is_a_gaussian_of_the_given_width(campaign_file: Path) -> None:
     campaign, targets, layer = layer_of(campaign_file)
     length = campaign.grid.points - layer.config.first
     impulse = torch.full((2, length), 1e-12)
@@ -242,11 +248,11 @@ def test_blur_is_a_gaussian_of_so_many_points(campaign_file: Path) -> None:
     spread = layer.blurred(impulse, 5.0)
     assert spread.shape == impulse.shape
     offsets = np.arange(length)
-    for row, at in zip(spread, (300, 400), strict=True):
-        wanted = np.exp(-0.5 * ((offsets - at) / 5.0) ** 2) / (5 * np.sqrt(2 * np.pi))
-        np.testing.assert_allclose(row, wanted, atol=1e-6)
-    # A pattern that was blurred is the pattern of blurred lines, away from the ends: there one
-    # sees what the window cuts off.
+    for row, centre in zip(spread, (300, 400), strict=True):
+        expected = np.exp(-0.5 * ((offsets - centre) / 5.0) ** 2) / (5 * np.sqrt(2 * np.pi))
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+    # A blurred pattern equals the pattern of blurred lines, apart from the ends, where lines are
+    # cut off by the window.
     cells = physical(targets, some_cells(campaign, 1, 3))
     pattern, _ = layer(1, cells, slopes=False)
     again, _ = layer(1, cells, slopes=False, blur=5.0)
@@ -257,24 +263,24 @@ def test_blur_is_a_gaussian_of_so_many_points(campaign_file: Path) -> None:
     assert again[:, middle].amax() < pattern[:, middle].amax()
 
 
-def test_one_cell_is_answered_as_many(campaign_file: Path) -> None:
+def test_a_single_cell_gives_the_same_as_a_batch(campaign_file: Path) -> None:
     campaign, targets, layer = layer_of(campaign_file)
     cells = physical(targets, some_cells(campaign, 2, 7))
     together = layer(2, cells)
     for row in range(len(cells)):
-        for one, all_ in zip(layer(2, cells[row : row + 1]), together, strict=True):
+        for single, batch in zip(layer(2, cells[row : row + 1]), together, strict=True):
             np.testing.assert_allclose(
-                one[0], all_[row], rtol=1e-4, atol=1e-5 * float(all_[row].abs().max())
+                single[0], batch[row], rtol=1e-4, atol=1e-5 * float(batch[row].abs().max())
             )
 
 
-def test_there_is_nothing_to_learn_in_it(campaign_file: Path) -> None:
+def test_the_layer_has_no_trained_parameters(campaign_file: Path) -> None:
     _, _, layer = layer_of(campaign_file)
     assert not list(layer.parameters())
 
 
-def test_a_window_that_is_short_still_has_a_layer(campaign_file: Path, tmp_path: Path) -> None:
-    """Shorter than what is compared at least, with fewer stations than shapes."""
+def test_a_short_window_has_a_layer(campaign_file: Path, tmp_path: Path) -> None:
+    """Shorter than the least number of compared points, with fewer stations than shapes."""
     path = shutil.copytree(campaign_file.parent, tmp_path / "campaign") / campaign_file.name
     text = path.read_text(encoding="utf-8").replace("points = 800", "points = 70")
     path.write_text(text.replace("start = 6000.0", "start = 11000.0"), encoding="utf-8")
