@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bragg_data.campaign import Campaign
+from bragg_data.campaign import Campaign, Samples
+from bragg_models.library.compressed import CompressedLibrary, Neighbours, mean_of_nearest
 from bragg_models.library.search import library_match
 from bragg_models.metrics import errors, summary
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
+from pipelines.evaluation.model_names import CONSTANT, NEAREST, NEAREST_MEAN
+from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, Profiles
+from pipelines.evaluation.test_sets import HeldOutSet
 from pipelines.simulation.draws import (
     SimulatedMeasurements,
     load_arrays,
@@ -22,6 +27,9 @@ from pipelines.simulation.draws import (
 
 MEAN_CELL = "constant (mean cell)"
 LIBRARY_MATCH = "library match"
+
+NEIGHBOURS = 4
+"""Nearest patterns whose cells are averaged, of those with the phase of the nearest."""
 
 Prediction = tuple[NDArray[np.integer], NDArray[np.float64]]
 """Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees."""
@@ -112,3 +120,64 @@ def library_match_on_draws(
     if path is not None:
         save_arrays(path, phase=phase, cells=cells)
     return phase, cells
+
+
+class LibraryMatch:
+    """The stored patterns as a baseline.
+
+    Parameters
+    ----------
+    library
+        The patterns that the models of a test set may be trained on.
+    labels
+        Of the whole data set.
+    """
+
+    def __init__(self, library: CompressedLibrary, labels: Samples) -> None:
+        self.library, self.labels = library, labels
+        self.n_queries = self.n_proven = 0
+        self._last: tuple[Profiles, Neighbours] | None = None
+
+    def mean_of_nearest(self, count: int) -> Callable[[Profiles], tuple[Phases, Cells]]:
+        """Return a function that predicts the mean cell of the nearest patterns of one phase."""
+
+        def predict(profiles: Profiles) -> tuple[Phases, Cells]:
+            # Different counts are evaluated on the same profiles in turn.
+            if self._last is None or self._last[0] is not profiles:
+                nearest = self.library.nearest(profiles, min(NEIGHBOURS, len(self.library.rows)))
+                self._last = profiles, nearest
+                self.n_queries += len(profiles)
+                self.n_proven += int(nearest.proven.sum())
+            return mean_of_nearest(self._last[1], self.labels.phase, self.labels.cells, count)
+
+        return predict
+
+
+def baseline_models(
+    labels: Samples, match: LibraryMatch | None, test: HeldOutSet
+) -> list[EvaluatedModel]:
+    """Return the baselines: a constant, and the nearest stored patterns.
+
+    Parameters
+    ----------
+    labels
+        Of the main data set, which holds the training part of the test set.
+    match
+        The library match; None for the constant alone.
+    test
+        The test set.
+    """
+    commonest, mean = constant_answer(labels.phase[test.training], labels.cells[test.training])
+
+    def constant(profiles: Profiles) -> tuple[Phases, Cells]:
+        return np.full(len(profiles), commonest), np.tile(mean, (len(profiles), 1))
+
+    baselines = [EvaluatedModel(CONSTANT, CONSTANT, "always the mean cell", constant)]
+    if match is not None:
+        names = {NEAREST: ("library, nearest", 1),
+                 NEAREST_MEAN: (f"library, mean of {NEIGHBOURS}", NEIGHBOURS)}  # fmt: skip
+        baselines += [
+            EvaluatedModel(name, name, label, match.mean_of_nearest(count))
+            for name, (label, count) in names.items()
+        ]
+    return baselines

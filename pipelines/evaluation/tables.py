@@ -1,4 +1,4 @@
-"""Scores of models as tables, the paper's numbers and a constant answer's beside them."""
+"""Scores of models as tables, with the paper's results and those of the baselines."""
 
 from __future__ import annotations
 
@@ -13,94 +13,26 @@ from rich.table import Table
 
 from bragg_models.targets import Targets
 from pipelines.cli.console import console, say
-
-PAPER_CAMPAIGN = "batio3-nomad"
-"""The paper's numbers are for this campaign alone."""
-
-PAPER_BY_SYSTEM = {
-    "forest": {"cubic": 1.20e-6, "trigonal": 8.14e-4, "tetragonal": 5.84e-6},
-    "transfer": {"cubic": 4.71e-4, "trigonal": 1.01e-2, "tetragonal": 5.18e-4},
-    "deep": {"cubic": 1.00e-5, "trigonal": 1.40e-5, "tetragonal": 2.60e-5},
-}
-"""Table II of the paper: mse_paper of the class-conditional models on the synthetic test set."""
-
-PAPER_MSE = {"integrated-forest": 1.48e-4, "multitask": 1.90e-5, "caenn": 5.96e-6}
-"""Table III of the paper: mse_paper of the integrated models on the synthetic test set."""
-
-PAPER_MEASURED_BY_SYSTEM = {
-    "forest": {"trigonal": 6.30e-2, "tetragonal": 1.08e-2},
-    "transfer": {"trigonal": 1.91e-1, "tetragonal": 3.08e-2},
-    "deep": {"trigonal": 6.75e-2, "tetragonal": 3.08e-4},
-}
-"""Table IV of the paper: the same on its 15 measured profiles."""
-
-PAPER_MEASURED = {"integrated-forest": 1.17e-1, "multitask": 1.23e-3, "caenn": 2.00e-3}
-"""Table V of the paper: the integrated models on its 15 measured profiles."""
-
-EQUATION_1 = (
-    "mse_paper is eq. (1) of the paper: squared errors of a, c (Å²) and alpha (rad²) added. "
-    "MAE: over the samples in which the parameter is free."
+from pipelines.evaluation.paper_numbers import (
+    EQUATION_1,
+    PAPER_CAMPAIGN,
+    TABLE_II,
+    TABLE_III,
+    TABLE_IV,
+    TABLE_V,
+    TEST_SAMPLES,
 )
 
+Scores = Mapping[str, Mapping[str, float]]
+"""By ``all`` and crystal system: scores by their names."""
 
-def print_scores(
-    campaign: str,
-    model: str,
-    scores: Mapping[str, Mapping[str, float]],
-    constant: Mapping[str, Mapping[str, float]],
-    targets: Targets,
-    title: str = "Test samples, random split",
-) -> None:
-    """Print the scores on the test samples, the constant answer's and the paper's beside.
-
-    Parameters
-    ----------
-    campaign, model
-        Names; the paper's number is for its own campaign alone.
-    scores, constant
-        As :func:`bragg_models.metrics.summary` gives them.
-    targets
-        The parameters.
-    title
-        What was scored.
-    """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for column in ("samples", "accuracy", "mse_paper", "… tied c once"):
-        table.add_column(column, justify="right")
-    for heading in mae_headings(targets):
-        table.add_column(heading, justify="right")
-
-    def row(label: str, values: Mapping[str, float], style: str | None = None) -> None:
-        found = [f"{values[k]:.2e}" for k in ("mse_paper", "mse_paper_free")]
-        for parameter in targets.parameters:
-            mean = values.get(f"mae_{parameter}")
-            found.append(
-                "" if mean is None else f"{mean:.4f}" if parameter in "abc" else f"{mean:.3f}"
-            )
-        table.add_row(
-            label, f"{values['n']:,.0f}", f"{values['accuracy']:.2%}", *found, style=style
-        )
-
-    for label, values in scores.items():
-        row(label, values, "bold" if label == "all" else None)
-    row("always the mean cell", constant["all"], "dim")
-    if campaign == PAPER_CAMPAIGN:
-        for system, value in PAPER_BY_SYSTEM.get(model, {}).items():
-            table.add_row(f"the paper's, {system}", "", "", f"{value:.2e}", style="dim")
-        if model in PAPER_MSE:
-            table.add_row("the paper's", "41,824", "", f"{PAPER_MSE[model]:.2e}", style="dim")
-    console.print(table)
-    say(EQUATION_1)
-
-
-def mae_headings(targets: Targets) -> list[str]:
-    """Return a heading with its unit for each parameter."""
-    return [f"MAE {p} ({'Å' if p in 'abc' else '°'})" for p in targets.parameters]
+_WIDE = 8  # columns, beyond which there is no space for padding in 120 characters
+_SCORES = ("systems\nwrong", "mse_paper", "tied c once")
+_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ResultTable:
     """A table of texts, for a terminal and for Markdown.
 
     Attributes
@@ -127,12 +59,15 @@ class Sheet:
     def show(self) -> None:
         """Print it with its notes."""
         table = Table(
-            title=escape(self.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+            title=escape(self.title),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
             collapse_padding=True,
-            padding=(0, 0 if len(self.columns) > 8 else 1),  # to be no wider than 120 characters
-        )  # fmt: skip
-        for number, heading in enumerate(self.columns):
-            justify: Literal["left", "right"] = "right" if number else "left"
+            padding=(0, 0 if len(self.columns) > _WIDE else 1),
+        )
+        for index, heading in enumerate(self.columns):
+            justify: Literal["left", "right"] = "right" if index else "left"
             table.add_column(escape(heading), justify=justify, vertical="bottom", no_wrap=True)
         for texts, style in self.rows:
             table.add_row(*(escape(text) for text in texts), style=style or None)
@@ -175,7 +110,7 @@ def with_interval(values: Mapping[str, float], name: str) -> str:
     values
         Scores; the bounds are those under ``name_low`` and ``name_high``.
     name
-        Which.
+        Name of the score.
     """
     value = values.get(name)
     if value is None:
@@ -188,41 +123,182 @@ def with_interval(values: Mapping[str, float], name: str) -> str:
     return f"{mantissa}e{int(exponent)} ({low / unit:.2f}–{high / unit:.2f})"
 
 
+def mae_headings(targets: Targets) -> list[str]:
+    """Return a heading with its unit for each parameter."""
+    return [f"MAE {p} ({'Å' if p in 'abc' else '°'})" for p in targets.parameters]
+
+
+def print_scores(
+    campaign: str,
+    model: str,
+    scores: Scores,
+    constant: Scores,
+    targets: Targets,
+    title: str = "Test samples, random split",
+) -> None:
+    """Print scores on held-out samples, with those of a constant answer and the paper's.
+
+    Parameters
+    ----------
+    campaign, model
+        Names; the paper's results are for its own campaign alone.
+    scores, constant
+        See :func:`bragg_models.metrics.summary`.
+    targets
+        The parameters.
+    title
+        The samples.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for column in ("samples", "accuracy", "mse_paper", "… tied c once"):
+        table.add_column(column, justify="right")
+    for heading in mae_headings(targets):
+        table.add_column(heading, justify="right")
+
+    def add(label: str, values: Mapping[str, float], style: str | None = None) -> None:
+        texts = [f"{values[k]:.2e}" for k in ("mse_paper", "mse_paper_free")]
+        for parameter in targets.parameters:
+            mean, digits = values.get(f"mae_{parameter}"), 4 if parameter in "abc" else 3
+            texts.append("" if mean is None else f"{mean:.{digits}f}")
+        table.add_row(
+            label, f"{values['n']:,.0f}", f"{values['accuracy']:.2%}", *texts, style=style
+        )
+
+    for label, values in scores.items():
+        add(label, values, "bold" if label == "all" else None)
+    add("always the mean cell", constant["all"], "dim")
+    if campaign == PAPER_CAMPAIGN:
+        for system, value in TABLE_II.get(model, {}).items():
+            table.add_row(f"the paper's, {system}", "", "", f"{value:.2e}", style="dim")
+        if model in TABLE_III:
+            samples, value = f"{TEST_SAMPLES:,}", TABLE_III[model]
+            table.add_row("the paper's", samples, "", f"{value:.2e}", style="dim")
+    console.print(table)
+    say(EQUATION_1)
+
+
 @dataclass(frozen=True)
-class Score:
-    """A model's scores on one test set.
+class ModelScores:
+    """The scores of a model on one test set.
 
     Attributes
     ----------
     model
         Name, also of a baseline.
     label
-        What is shown.
+        Name for a reader.
     uri, preset
         Of the registered version; empty for a baseline.
     groups
         By "all" and crystal system: the scores of :func:`bragg_models.metrics.summary`, the number
-        of ``wrong`` systems, and the bounds of intervals as ``mse_paper_low`` …; for a model that
-        answers no cell, what is known without.
+        of misclassified samples (``wrong``), and the bounds of intervals as ``mse_paper_low`` …; of
+        a classifier the scores that need no cell.
     true_system
-        The same with each sample's own crystal system given, of class-conditional models.
+        The same with each sample's true crystal system as input, of class-conditional models.
     """
 
     model: str
     label: str
     uri: str
     preset: str
-    groups: Mapping[str, Mapping[str, float]]
-    true_system: Mapping[str, Mapping[str, float]] | None = None
+    groups: Scores
+    true_system: Scores | None = None
 
 
-_SCORES = ("systems\nwrong", "mse_paper", "tied c once")
+@dataclass(frozen=True)
+class TableOptions:
+    """Variants of the paper's tables.
+
+    Attributes
+    ----------
+    with_paper
+        Add the paper's results.
+    measured
+        The samples are measured ones: Tables IV and V instead of II and III.
+    not_trained
+        Labels of models whose rows stay empty.
+    """
+
+    with_paper: bool = False
+    measured: bool = False
+    not_trained: Sequence[str] = ()
 
 
-def _narrow(targets: Targets) -> list[str]:
+def class_conditional_table(
+    title: str, scores: Sequence[ModelScores], targets: Targets, options: TableOptions
+) -> ResultTable:
+    """Return Table II of the paper, each crystal system by itself; of measured profiles Table IV.
+
+    Parameters
+    ----------
+    title
+        The test set.
+    scores
+        Baselines first; then in the paper's order.
+    targets
+        The parameters.
+    options
+        Which of the tables.
+    """
+    name, published = ("IV", TABLE_IV) if options.measured else ("II", TABLE_II)
+    shown = _SCORES[:2] if options.measured else _SCORES
+    columns = ("", *shown, "true\nsystem", "paper", *_narrow_headings(targets))
+    table = ResultTable(f"Table {name}, class-conditional models: {title}", columns)
+    for system in _systems(scores):
+        count = next(s.groups[system]["n"] for s in scores if system in s.groups)
+        table.add(f"{system}, {count:,.0f} sample{'s' * (count != 1)}", style="bold")
+        for score in scores:
+            first, last = _texts(score.groups[system], targets)
+            true_system = None if score.true_system is None else score.true_system[system]
+            paper = published.get(score.model, {}).get(system) if options.with_paper else None
+            table.add(
+                f"  {score.label}",
+                *first[: len(shown)],
+                number(true_system["mse_paper"] if true_system else None),
+                number(paper),
+                *last,
+            )
+        for label in options.not_trained:
+            table.add(f"  {label}", "", "not trained", style="dim")
+    return table
+
+
+def integrated_table(
+    title: str, scores: Sequence[ModelScores], targets: Targets, options: TableOptions
+) -> ResultTable:
+    """Return Table III of the paper (V, of measured ones): all systems together, and each below.
+
+    Parameters
+    ----------
+    title, scores, targets, options
+        As for :func:`class_conditional_table`.
+    """
+    name, published = ("V", TABLE_V) if options.measured else ("III", TABLE_III)
+    shown = _SCORES[:2] if options.measured else _SCORES
+    columns = ("", "samples", *shown, "paper", *_narrow_headings(targets))
+    table = ResultTable(f"Table {name}, integrated models: {title}", columns)
+    for score in scores:
+        for group in ("all", *_systems([score])):
+            values = score.groups[group]
+            first, last = _texts(values, targets)
+            with_paper = options.with_paper and group == "all"
+            table.add(
+                score.label if group == "all" else f"  {group}",
+                f"{values['n']:,.0f}",
+                *first[: len(shown)],
+                number(published.get(score.model) if with_paper else None),
+                *last,
+                style="bold" if group == "all" else "dim",
+            )
+    for label in options.not_trained:
+        table.add(label, "", "", "not trained", style="dim")
+    return table
+
+
+def _narrow_headings(targets: Targets) -> list[str]:
     headings = zip(targets.parameters, mae_headings(targets), strict=True)
-    greek = {"alpha": "α", "beta": "β", "gamma": "γ"}
-    return [h.replace(p, greek.get(p, p)).replace(" (", "\n(") for p, h in headings]
+    return [h.replace(p, _GREEK.get(p, p)).replace(" (", "\n(") for p, h in headings]
 
 
 def _texts(values: Mapping[str, float], targets: Targets) -> tuple[list[str], list[str]]:
@@ -231,85 +307,5 @@ def _texts(values: Mapping[str, float], targets: Targets) -> tuple[list[str], li
     return scores, [number(values.get(f"mae_{p}")) for p in targets.parameters]
 
 
-def class_conditional_sheet(
-    title: str,
-    scores: Sequence[Score],
-    targets: Targets,
-    *,
-    of_paper: bool,
-    not_trained: Sequence[str] = (),
-    measured: bool = False,
-) -> Sheet:
-    """Return Table II of the paper: each crystal system by itself; of measured profiles Table IV.
-
-    Parameters
-    ----------
-    title
-        Which test set.
-    scores
-        Baselines first; then in the paper's order.
-    targets
-        The parameters.
-    of_paper
-        Whether the paper's numbers belong beside them.
-    not_trained
-        Models whose rows stay empty.
-    measured
-        Whether the samples are measured ones.
-    """
-    table, published = ("IV", PAPER_MEASURED_BY_SYSTEM) if measured else ("II", PAPER_BY_SYSTEM)
-    shown = _SCORES[:2] if measured else _SCORES
-    columns = ("", *shown, "true\nsystem", "paper", *_narrow(targets))
-    sheet = Sheet(f"Table {table}, class-conditional models: {title}", columns)
-    for system in _systems(scores):
-        count = next(s.groups[system]["n"] for s in scores if system in s.groups)
-        sheet.add(f"{system}, {count:,.0f} sample{'s' * (count != 1)}", style="bold")
-        for score in scores:
-            first, last = _texts(score.groups[system], targets)
-            given = "" if score.true_system is None else (
-                number(score.true_system[system]["mse_paper"])
-            )  # fmt: skip
-            paper = published.get(score.model, {}).get(system) if of_paper else None
-            first = first[: len(shown)]
-            sheet.add(f"  {score.label}", *first, given, number(paper), *last)
-        for label in not_trained:
-            sheet.add(f"  {label}", "", "not trained", style="dim")
-    return sheet
-
-
-def integrated_sheet(
-    title: str,
-    scores: Sequence[Score],
-    targets: Targets,
-    *,
-    of_paper: bool,
-    not_trained: Sequence[str] = (),
-    measured: bool = False,
-) -> Sheet:
-    """Return Table III of the paper (V, of measured ones): all systems together, and each below.
-
-    Parameters
-    ----------
-    title, scores, targets, of_paper, not_trained, measured
-        As for :func:`class_conditional_sheet`.
-    """
-    shown = _SCORES[:2] if measured else _SCORES
-    columns = ("", "samples", *shown, "paper", *_narrow(targets))
-    table, published = ("V", PAPER_MEASURED) if measured else ("III", PAPER_MSE)
-    sheet = Sheet(f"Table {table}, integrated models: {title}", columns)
-    for score in scores:
-        for group in ("all", *_systems([score])):
-            values = score.groups[group]
-            first, last = _texts(values, targets)
-            paper = published.get(score.model) if of_paper and group == "all" else None
-            label = score.label if group == "all" else f"  {group}"
-            style = "bold" if group == "all" else "dim"
-            first = first[: len(shown)]
-            sheet.add(label, f"{values['n']:,.0f}", *first, number(paper), *last, style=style)
-    for label in not_trained:
-        sheet.add(label, "", "", "not trained", style="dim")
-    return sheet
-
-
-def _systems(scores: Sequence[Score]) -> list[str]:
+def _systems(scores: Sequence[ModelScores]) -> list[str]:
     return list(dict.fromkeys(g for score in scores for g in score.groups if g != "all"))

@@ -26,7 +26,8 @@ from catalog.gate import Gate, VersionScores
 from catalog.promotion import BaselineComparison, PromotionError
 from catalog.registry import ModelKind, ModelVersion
 from catalog.tracking import DRAWS_METRICS, TEST_METRICS, Tracking
-from pipelines.evaluation.scoring import in_batches, part_of, predict_batches
+from pipelines.evaluation.scoring import in_batches, predict_batches
+from pipelines.evaluation.test_sets import part_of
 from pipelines.registry.registration import load_version
 from pipelines.simulation.draws import SimulatedMeasurements, held_out_draws
 

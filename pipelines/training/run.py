@@ -31,7 +31,7 @@ from catalog.experiment_view import configure_experiment
 from catalog.promotion import BaselineComparison
 from catalog.tracking import Run
 from pipelines.cli.console import say
-from pipelines.evaluation.scoring import SPLIT, part_of
+from pipelines.evaluation.test_sets import SPLIT, part_of
 from pipelines.registry.registration import (
     load_version,
     promote_if_better,

@@ -1,0 +1,221 @@
+"""Calibration of a model: are its probabilities and intervals as reliable as they state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.crystallography.structure import Phase
+from bragg_models.metrics import prediction_sets
+from bragg_models.networks.robust import COVERAGE
+from pipelines.cli.style import SYSTEM_COLORS
+from pipelines.evaluation.tables import ResultTable
+
+_FEWEST = 5  # predictions of which a share is drawn
+_GROUPS = 8  # of intervals, by width
+_BINS = 15  # of the expected calibration error
+
+
+@dataclass(frozen=True, eq=False)
+class DrawPredictions:
+    """Predictions of a model for n simulated measurements, and the truth.
+
+    Attributes
+    ----------
+    probabilities : shape (n, n_phases)
+        Of the phases.
+    phase, cells : shapes (n,), (n, 6)
+        The truth.
+    intervals : shape (n, 6, 2)
+        In ångström and degrees; NaN where not free.
+    accepted : shape (n,)
+        Whether the model accepts the profile.
+    """
+
+    probabilities: NDArray[np.float64]
+    phase: NDArray[np.intp]
+    cells: NDArray[np.float64]
+    intervals: NDArray[np.float64]
+    accepted: NDArray[np.bool_]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the most probable phase is the truth, shape (n,)."""
+        return np.asarray(self.probabilities.argmax(axis=1) == self.phase)
+
+    @property
+    def covered(self) -> NDArray[np.bool_]:
+        """Whether parameters are inside their intervals, shape (n, 6)."""
+        low, high = np.moveaxis(self.intervals, -1, 0)
+        return np.asarray((self.cells >= low) & (self.cells <= high))
+
+    def reliability(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return the mean probability, the accuracy, and the number in each bin that is not empty.
+
+        Fifteen bins of the probability of the predicted phase.
+        """
+        confidence = self.probabilities.max(axis=1)
+        bins = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
+        used = np.unique(bins)
+        means = [(confidence[bins == b].mean(), self.correct[bins == b].mean()) for b in used]
+        probability, accuracy = np.array(means).T
+        return probability, accuracy, np.array([(bins == b).sum() for b in used], dtype=np.float64)
+
+
+def calibration_tables(
+    predictions: Mapping[str, DrawPredictions], phases: Sequence[Phase]
+) -> list[ResultTable]:
+    """Return accuracy and calibration of a model, and the coverage of its intervals.
+
+    Parameters
+    ----------
+    predictions
+        By the kind of instrument.
+    phases
+        Of the campaign.
+    """
+    count = len(next(iter(predictions.values())).phase)
+    calibration = ResultTable(
+        f"Simulated measurements, {count:,} for each kind of instrument",
+        ("instrument", "accuracy", "expected\ncalibration error", "mean 90 %\nset size",
+         "truth in it", "accepted"),
+    )  # fmt: skip
+    free = _free_parameters(phases)
+    coverage = ResultTable(
+        "Inside their 90 % intervals, of draws whose system is correct",
+        ("instrument", *(f"{phase.name} {name}" for _, phase, name in free)),
+    )
+    for name, p in predictions.items():
+        probability, accuracy, number = p.reliability()
+        size, included = prediction_sets(p.probabilities, p.phase)
+        error = (number * abs(probability - accuracy)).sum() / count
+        calibration.add(
+            name,
+            f"{p.correct.mean():.1%}",
+            f"{error:.4f}",
+            f"{size.mean():.2f}",
+            f"{included.mean():.1%}",
+            f"{p.accepted.mean():.1%}",
+        )
+        shares = []
+        for code, _, parameter in free:
+            rows = p.correct & (p.phase == code)
+            column = p.covered[rows, CELL_PARAMETERS.index(parameter)]
+            shares.append(f"{column.mean():.1%}" if len(column) else "")
+        coverage.add(name, *shares)
+    return [calibration, coverage]
+
+
+def calibration_figure(
+    predictions: Mapping[str, DrawPredictions], phases: Sequence[Phase]
+) -> Figure:
+    """Draw how reliable probabilities and intervals are.
+
+    Three panels: the accuracy over the probability of the predicted phase; the share of parameters
+    inside their 90 % intervals; and the same over the width of the interval, as wide ones should
+    hold the truth no more often than narrow ones.
+
+    Parameters
+    ----------
+    predictions
+        By the kind of instrument; the third panel shows the first kind.
+    phases
+        Of the campaign.
+    """
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    reliable, inside, wide = figure.subplots(1, 3, width_ratios=(1, 1.3, 1.3))
+    reliable.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for axis in (inside, wide):
+        axis.axhspan(0.88, 0.92, color="0.92")
+        axis.axhline(COVERAGE, color="0.6", linewidth=1)
+        axis.set_ylim(0.7, 1.0)
+        axis.set_ylabel("share inside the 90 % interval")
+    for index, (name, p) in enumerate(predictions.items()):
+        _draw_reliability(reliable, p, name, index)
+        _draw_coverage(inside, p, phases, index)
+        if index == 0:
+            _draw_coverage_by_width(wide, p, phases)
+    reliable.set_xlabel("probability of the predicted phase")
+    reliable.set_ylabel("accuracy")
+    reliable.legend(frameon=False)
+    free = _free_parameters(phases)
+    inside.set_xticks(range(len(free)), [f"{phase.name}\n{name}" for _, phase, name in free])
+    wide.set_xscale("log")
+    wide.set_xlabel("half width of the interval")
+    wide.legend(frameon=False, fontsize=8, loc="lower right")
+    for axis in (reliable, inside, wide):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_reliability(axis: Axes, predictions: DrawPredictions, name: str, index: int) -> None:
+    probability, accuracy, number = predictions.reliability()
+    spread = np.sqrt(accuracy * (1 - accuracy) / number)
+    axis.errorbar(
+        probability,
+        accuracy,
+        spread,
+        fmt="os"[index % 2],
+        fillstyle="full" if index == 0 else "none",
+        color="#0072B2",
+        label=name,
+        markersize=5,
+    )
+
+
+def _draw_coverage(
+    axis: Axes, predictions: DrawPredictions, phases: Sequence[Phase], index: int
+) -> None:
+    for position, (code, phase, parameter) in enumerate(_free_parameters(phases)):
+        rows = predictions.correct & (predictions.phase == code)
+        covered = predictions.covered[rows, CELL_PARAMETERS.index(parameter)]
+        if len(covered) < _FEWEST:
+            continue
+        share = covered.mean()
+        axis.errorbar(
+            position + 0.2 * index - 0.1,
+            share,
+            np.sqrt(share * (1 - share) / len(covered)),
+            fmt="os"[index % 2],
+            fillstyle="full" if index == 0 else "none",
+            color=SYSTEM_COLORS[phase.crystal_system],
+            markersize=6,
+        )
+
+
+def _draw_coverage_by_width(
+    axis: Axes, predictions: DrawPredictions, phases: Sequence[Phase]
+) -> None:
+    for code, phase, parameter in _free_parameters(phases):
+        rows = predictions.correct & (predictions.phase == code)
+        column = CELL_PARAMETERS.index(parameter)
+        covered = predictions.covered[rows, column]
+        if len(covered) < _FEWEST:
+            continue
+        width = np.diff(predictions.intervals[rows, column])[:, 0]
+        groups = np.array_split(np.argsort(width), min(_GROUPS, len(width) // _FEWEST))
+        unit = "Å" if parameter in "abc" else "°"
+        axis.plot(
+            [np.median(width[group]) / 2 for group in groups],
+            [covered[group].mean() for group in groups],
+            marker="o",
+            markersize=4,
+            color=SYSTEM_COLORS[phase.crystal_system],
+            linestyle="-" if parameter == "a" else "--",
+            label=f"{phase.name} {parameter} ({unit})",
+        )
+
+
+def _free_parameters(phases: Sequence[Phase]) -> list[tuple[int, Phase, str]]:
+    """Return the free parameters of all phases: code, phase and name of each."""
+    return [
+        (code, phase, name)
+        for code, phase in enumerate(phases)
+        for name in phase.lattice.free_parameters
+    ]

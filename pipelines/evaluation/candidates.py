@@ -1,0 +1,268 @@
+"""Registered versions that are evaluated: chosen, loaded, and trained again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from bragg_data.campaign import Samples
+from bragg_data.model_provenance import ModelProvenance
+from bragg_data.splits import Part
+from bragg_data.store.repository import Store
+from bragg_models.predictors import Predictor, load_predictor
+from bragg_models.targets import Targets
+from catalog import registry
+from catalog.model_files import downloaded_model
+from catalog.tracking import Tracking
+from pipelines.evaluation.model_names import (
+    CLASS_CONDITIONAL,
+    CLASSIFIER,
+    LABELS,
+    MODELS,
+    ROBUST,
+    train_command,
+)
+from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, Profiles
+from pipelines.evaluation.test_sets import SPLIT, part_of
+
+
+class EvaluateError(ValueError):
+    """An evaluation that is not possible as requested."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A registered version to evaluate.
+
+    Attributes
+    ----------
+    version
+        The version.
+    numbered
+        Show the version's number, as other versions of the same model and split are evaluated too.
+    """
+
+    version: registry.ModelVersion
+    numbered: bool = False
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.version.tags.get("model", self.version.name)
+
+    @property
+    def split(self) -> str:
+        """Name of the split that it was trained on."""
+        return self.version.tags.get("split", "random").partition(",")[0]
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset."""
+        return self.version.tags.get("preset", "")
+
+    @property
+    def key(self) -> str:
+        """Name of its scores in JSON and MLflow."""
+        return f"{self.model}-v{self.version.version}" if self.numbered else self.model
+
+    @property
+    def label(self) -> str:
+        """Name for a reader."""
+        label = LABELS.get(self.model, self.model)
+        return f"{label} v{self.version.version}" if self.numbered else label
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A registered version, ready to predict, and its size on disk in bytes."""
+
+    evaluated: EvaluatedModel
+    predictor: Predictor
+    size: int
+
+
+def candidates(
+    tracking: Tracking, dataset: xr.Dataset, names: Sequence[str] = ()
+) -> list[Candidate]:
+    """Choose the versions to evaluate: of each model and split the newest one on this data set.
+
+    Parameters
+    ----------
+    tracking
+        Where they are registered.
+    dataset
+        Its content has to be what they were trained on: otherwise its test samples may be among
+        their training samples.
+    names
+        Names of models, or addresses of versions; all models if empty.
+
+    Raises
+    ------
+    EvaluateError
+        If a name is not known, a version was trained on other data, or there is nothing to
+        evaluate.
+    ModelError
+        If there is no such version.
+    """
+    campaign, content = dataset.attrs["campaign"], dataset.attrs["content_hash"]
+    registered = [
+        version
+        for name in dict.fromkeys(
+            registry.registered_name(campaign, model) for model in (*MODELS, ROBUST)
+        )
+        for version in registry.versions(tracking, name)
+    ]
+    on_data = [Candidate(v) for v in registered if v.tags.get("content_hash") == content]
+    newest: dict[tuple[str, str], Candidate] = {}
+    for candidate in on_data:
+        newest.setdefault((candidate.model, candidate.split), candidate)
+    if not names:
+        chosen = sorted(newest.values(), key=lambda c: _rank(c.model))
+    else:
+        chosen = []
+        for name in names:
+            if name.startswith("models:"):
+                chosen.append(Candidate(_version_on(tracking, name, dataset)))
+            elif name in MODELS or any(name == c.model for c in on_data):
+                chosen += [c for c in newest.values() if c.model == name]
+            else:
+                raise EvaluateError(
+                    f"There is no model '{name}'. Choose of {', '.join(MODELS)}, or give an "
+                    f"address such as models:/{campaign}/1."
+                )
+    if not chosen:
+        missing = " or ".join(names) if names else "model"
+        raise EvaluateError(
+            f"No {missing} trained on {dataset.attrs['tag']} is registered in {tracking.uri}. "
+            f"Train one first: {train_command(names[0] if names else 'all', 'random')} --data "
+            f"{dataset.attrs['tag']}"
+        )
+    chosen = list({c.version.uri: c for c in chosen}.values())
+    kinds = [(c.model, c.split) for c in chosen]
+    return [
+        Candidate(c.version, kinds.count(kind) > 1) for c, kind in zip(chosen, kinds, strict=True)
+    ]
+
+
+def _rank(model: str) -> int:
+    return MODELS.index(model) if model in MODELS else len(MODELS)
+
+
+def _version_on(tracking: Tracking, uri: str, dataset: xr.Dataset) -> registry.ModelVersion:
+    version = registry.find(tracking, uri)
+    if version.tags.get("content_hash") != dataset.attrs["content_hash"]:
+        raise EvaluateError(
+            f"{uri} was trained on {version.tags.get('data', 'unknown data')}, whose content is "
+            f"not that of {dataset.attrs['tag']}. Name its own data set with --data."
+        )
+    return version
+
+
+def load_candidate(
+    candidate: Candidate,
+    tracking: Tracking,
+    targets: Targets,
+    labels: Samples,
+    training: NDArray[np.bool_],
+) -> LoadedModel:
+    """Load a registered version, and check that it was not trained on the test samples.
+
+    Parameters
+    ----------
+    candidate, tracking
+        The version, and where it is registered.
+    targets, labels
+        Of the data set, with n samples.
+    training : shape (n,)
+        The samples that it may be trained on.
+
+    Raises
+    ------
+    EvaluateError
+        If it has other phases, or may be trained on test samples.
+    ModelError, PredictorError
+        If it cannot be read.
+    """
+    with downloaded_model(tracking.uri, candidate.version) as directory:
+        predictor = load_predictor(directory)
+        size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    uri, split = candidate.version.uri, predictor.provenance.split.to_json()
+    if predictor.targets.names != targets.names:
+        raise EvaluateError(
+            f"{uri} has the phases {', '.join(predictor.targets.names)}; the data set has "
+            f"{', '.join(targets.names)}. Leave it out by naming others with --models."
+        )
+    if (part_of(candidate.split, labels, split) != Part.test)[~training].any():
+        raise EvaluateError(
+            f"{uri} was trained on a split ({split}) that does not keep these test samples from "
+            f"it ({SPLIT}). Leave it out by naming others with --models."
+        )
+    return LoadedModel(evaluated_model(candidate, predictor), predictor, size)
+
+
+def evaluated_model(candidate: Candidate, predictor: Predictor) -> EvaluatedModel:
+    """Return a registered version as a model to evaluate."""
+
+    def predict(profiles: Profiles) -> tuple[Phases, Cells | None]:
+        prediction = predictor.predict(profiles)
+        return prediction.phase, None if candidate.model == CLASSIFIER else prediction.cells
+
+    def predict_cells(profiles: Profiles, phase: Phases) -> Cells:
+        return predictor.predict(profiles, phase=phase).cells
+
+    return EvaluatedModel(
+        candidate.model,
+        candidate.key,
+        candidate.label,
+        predict,
+        predict_cells if candidate.model in CLASS_CONDITIONAL else None,
+        candidate.version.uri,
+        candidate.preset,
+    )
+
+
+def training_command(provenance: ModelProvenance) -> str:
+    """Return the command that trains such a model again."""
+    task = provenance.order
+    options = [
+        ("--data", provenance.data.tag),
+        ("--preset", provenance.preset),
+        ("--seed", provenance.seed),
+        *(("--extra-data", tag) for tag in provenance.extra_data),
+        *(
+            (f"--{name.replace('_', '-')}", task[name])
+            for name in ("epochs", "max_seconds")
+            if task.get(name) is not None
+        ),
+    ]
+    # A part of the guided network is registered under a name of its own.
+    model = task.get("model", provenance.model)
+    texts = [f"{option} {shlex.quote(str(value))}" for option, value in options]
+    return " ".join([train_command(model, provenance.split.name), *texts])
+
+
+def newest_trained_tag(store: Store, tracking: Tracking) -> str:
+    """Return the newest tag of a store that a registered model was trained on.
+
+    Raises
+    ------
+    EvaluateError
+        If there is none.
+    """
+    trained = {
+        version.tags.get("data")
+        for name in registry.names(tracking)
+        for version in registry.versions(tracking, name)
+    }
+    tags = [tag for tag in store.tags() if tag.name in trained]
+    if not tags:
+        raise EvaluateError(
+            f"No model in {tracking.uri} was trained on a data set of {store.uri}. Train one "
+            f"first: python -m pipelines.train"
+        )
+    return max(tags, key=lambda tag: tag.written_at).name

@@ -1,0 +1,217 @@
+"""Rejection of foreign profiles by a model, and by a refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from distributed import Client
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystallography.structure import phase_on_orthogonal_axes
+from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
+from bragg_data.measurement.load import ANGLE_TOLERANCE
+from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.refinement.rietveld import Refiner
+from bragg_data.simulation.kinematic import Simulator
+from bragg_data.simulation.measurement_effects import (
+    Draws,
+    MeasurementEffects,
+    draw_labels,
+    draw_profiles,
+    effects_from_campaign,
+    simulator_for,
+)
+from bragg_models.predictors import Prediction
+from pipelines.evaluation.draw_tasks import (
+    Start,
+    predictor_and_simulator,
+    prepared_profiles,
+    refine_or_none,
+    refiner_and_library,
+    run_tasks,
+    starts_of,
+    task_sizes,
+)
+from pipelines.evaluation.tables import ResultTable
+from pipelines.prediction.acceptance import verdict_json
+from pipelines.prediction.predict import INDICES
+from pipelines.registry.feature_views import RegisteredModel
+from pipelines.simulation.draws import Purpose, random_stream
+
+_PER_TASK = 25  # profiles
+_REFINED_SHARE = 5  # one of this number of profiles is refined
+
+_FOREIGN_PHASES = {
+    "silicon": ("F d -3 m:2", (5.4311, 5.4311, 5.4311), "Si1 Si 0.125 0.125 0.125 0.006"),
+    "diamond": ("F d -3 m:2", (3.5671, 3.5671, 3.5671), "C1 C 0.125 0.125 0.125 0.002"),
+    "rutile": ("P 42/m n m", (4.5937, 4.5937, 2.9587),
+               "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005"),
+}  # fmt: skip
+_GENUINE, _BACKGROUND, _SHUFFLED = "genuine", "background alone", "shuffled points"
+_WRONG_DIFC, _OTHER_BANK = "difC 19 % too small", "another bank"
+KINDS = (*_FOREIGN_PHASES, _GENUINE, _BACKGROUND, _SHUFFLED, _WRONG_DIFC, _OTHER_BANK)
+"""Kinds of profiles whose rejection is evaluated; only the genuine ones are to be accepted."""
+
+
+class OtherBankError(ValueError):
+    """An instrument file without a bank whose profiles are foreign to a campaign."""
+
+
+class ForeignOutcome(NamedTuple):
+    """Whether a profile was rejected by the model, and after a refinement (None: not refined)."""
+
+    by_model: bool
+    refined: bool | None
+
+
+def rejection_table(
+    client: Client, model: RegisteredModel, count: int, *, other_bank: Instrument | None = None
+) -> ResultTable:
+    """Return the share of foreign profiles that a model rejects, and that a refinement rejects.
+
+    Parameters
+    ----------
+    client, model
+        The cluster, and the model.
+    count
+        Profiles of each kind.
+    other_bank
+        A bank that is not the campaign's.
+    """
+    kinds = [kind for kind in KINDS if other_bank is not None or kind != _OTHER_BANK]
+    sizes = task_sizes(count, _PER_TASK)
+    tasks = [
+        (model, kind, task, size, other_bank) for kind in kinds for task, size in enumerate(sizes)
+    ]
+    parts = run_tasks(client, foreign_task, tasks, "Predicting", sizes * len(kinds), "profiles")
+    table = ResultTable(
+        f"Foreign profiles, {count} of each kind",
+        ("kind", "rejected by the model", "rejected after refinement"),
+        notes=[f"One profile in {_REFINED_SHARE} was refined, too."],
+    )
+    for kind in kinds:
+        outcomes = [
+            outcome
+            for task, part in zip(tasks, parts, strict=True)
+            if task[1] == kind
+            for outcome in part
+        ]
+        refined = [outcome.refined for outcome in outcomes if outcome.refined is not None]
+        table.add(
+            kind,
+            f"{np.mean([outcome.by_model for outcome in outcomes]):.1%}",
+            f"{np.mean(refined):.1%}" if refined else "",
+            style="bold" if kind == _GENUINE else "",
+        )
+    return table
+
+
+def find_other_bank(path: Path, campaign: Campaign) -> Instrument:
+    """Return the bank of a file that is most similar to the campaign's, but at another angle.
+
+    Raises
+    ------
+    OtherBankError
+        If there is none.
+    """
+    difc, angle = campaign.instrument.difc, campaign.instrument.two_theta
+    # The same bank with another calibration is not another bank.
+    banks = [b for b in read_instruments(path) if abs(b.two_theta - angle) > ANGLE_TOLERANCE]
+    for bank in sorted(banks, key=lambda b: abs(np.log(b.difc / difc))):
+        with suppress(InstrumentError):  # no peak shape in a part of the window
+            Simulator(campaign.phases, bank, campaign.grid, size=1.0, microstrain=1000.0)
+            return bank
+    raise OtherBankError(
+        f"{path} has no bank at another angle than {angle:g}° that gives peaks at the campaign's "
+        f"times of flight: name another instrument file."
+    )
+
+
+# ---- tasks of a worker -------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def _foreign_simulator(
+    model: RegisteredModel, kind: str, other_bank: Instrument | None
+) -> Simulator:
+    """Return the simulator of a kind of foreign profiles; building one takes seconds."""
+    predictor, simulator = predictor_and_simulator(model)
+    campaign = predictor.campaign
+    if kind in _FOREIGN_PHASES:
+        phases = [phase_on_orthogonal_axes(kind, *_FOREIGN_PHASES[kind])]
+        return simulator_for(campaign, phases, cache=INDICES)
+    if kind == _WRONG_DIFC:
+        other_bank = campaign.instrument.with_parameters(difc=0.81 * campaign.instrument.difc)
+    elif kind != _OTHER_BANK:
+        return simulator
+    return simulator_for(campaign, instrument=other_bank, cache=INDICES)
+
+
+def _foreign_profiles(
+    model: RegisteredModel, kind: str, task: int, count: int, other_bank: Instrument | None
+) -> Draws:
+    """Draw foreign profiles, as noisy as genuine ones."""
+    campaign = predictor_and_simulator(model)[0].campaign
+    simulator = _foreign_simulator(model, kind, other_bank)
+    stream = random_stream(Purpose.FOREIGN_PROFILES, KINDS.index(kind), task)
+    generator = np.random.default_rng(stream)
+    if kind in _FOREIGN_PHASES:
+        (phase,) = simulator.phases
+        lengths = generator.normal(1, 1e-3, (count, 1))
+        cells = phase.cell * np.where(np.arange(6) < 3, lengths, 1)
+        return draw_profiles(simulator, np.zeros(count, dtype=int), cells, generator)
+    n_phases = len(campaign.phases)
+    code, cells = draw_labels(campaign, -(-count // n_phases), generator)
+    chosen = generator.permutation(len(code))[:count]
+    code, cells = code[chosen], cells[chosen]
+    if kind == _BACKGROUND:
+        # A background so high that no peak is visible.
+        effects = MeasurementEffects(counts=(1500.0, 60_000.0), background=(1e4, 1e6))
+        return draw_profiles(simulator, code, cells, generator, effects)
+    draws = draw_profiles(simulator, code, cells, generator, effects_from_campaign(campaign))
+    if kind == _SHUFFLED:
+        for intensity, sigma, covered in zip(
+            draws.intensity, draws.sigma, draws.covered, strict=True
+        ):
+            points = np.flatnonzero(covered)
+            order = generator.permutation(points)
+            intensity[points], sigma[points] = intensity[order], sigma[order]
+    return draws
+
+
+def foreign_task(
+    model: RegisteredModel, kind: str, task: int, count: int, other_bank: Instrument | None
+) -> list[ForeignOutcome]:
+    """Predict and refine foreign profiles, one in :data:`_REFINED_SHARE` of each kind.
+
+    A profile without signal is rejected before a model sees it, and one that cannot be refined is
+    rejected by the refinement. Which profiles count as refined depends on their number alone.
+    """
+    refiner, _ = refiner_and_library(model)
+    draws = _foreign_profiles(model, kind, task, count, other_bank)
+    outcomes = []
+    for row, gridded, prepared in prepared_profiles(draws):
+        is_refined = row % _REFINED_SHARE == 0
+        if prepared is None:
+            outcomes.append(ForeignOutcome(True, True if is_refined else None))
+            continue
+        prediction, from_model, from_library = starts_of(model, gridded, prepared)
+        by_model = prediction.accepted is not None and not prediction.accepted[0]
+        refined = None
+        if is_refined:
+            refined = _rejected(prediction, refiner, gridded, from_model + from_library)
+        outcomes.append(ForeignOutcome(by_model, refined))
+    return outcomes
+
+
+def _rejected(
+    prediction: Prediction, refiner: Refiner, gridded: GriddedProfile, starts: Sequence[Start]
+) -> bool:
+    fits = refine_or_none(refiner, gridded, starts)
+    # With free intensities it would be rejected as well, for another reason.
+    return not fits or not verdict_json(prediction, 0, fits)["accepted"]
