@@ -73,7 +73,21 @@ def convergence_table(
     tasks = [(model, task, size) for task, size in enumerate(sizes)]
     n_draws = [size * len(phases) for size in sizes]
     parts = run_tasks(client, refinement_task, tasks, "Refining", n_draws, "draws")
-    rows = [row for part in parts for row in part]
+    return summarise([row for part in parts for row in part], count, phases)
+
+
+def summarise(rows: Sequence[Convergence], count: int, phases: Sequence[Phase]) -> ResultTable:
+    """Return a table of refinements.
+
+    Parameters
+    ----------
+    rows
+        The refinements.
+    count
+        Number of draws of each phase.
+    phases
+        Of the campaign.
+    """
     without_fit = sum(not row.start for row in rows)
     table = ResultTable(
         f"Correct minimum reached by the refinement, {count} draws of each phase",

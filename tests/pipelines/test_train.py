@@ -23,8 +23,7 @@ from catalog import registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from pipelines import train
-from pipelines.evaluation import scoring
-from pipelines.evaluation.scoring import SPLIT
+from pipelines.evaluation.test_sets import SPLIT
 from pipelines.registry.registration import load_version
 from pipelines.training.names import TrainError
 from pipelines.training.presets import DEFAULT_PRESETS, Preset, Presets
@@ -175,14 +174,12 @@ def test_the_same_seed_gives_the_same_metrics_and_the_champion_stays(
 
 
 def test_scores_on_other_samples_are_not_compared(
-    small_store: Store,
-    tmp_path: Path,
-    tracking_in: Callable[[Path], Tracking],
-    monkeypatch: pytest.MonkeyPatch,
+    small_store: Store, tmp_path: Path, tracking_in: Callable[[Path], Tracking]
 ) -> None:
     tracking = tracking_in(tmp_path)
     command(small_store, tracking)
-    monkeypatch.setitem(scoring.SPLIT, "seed", 1)
+    # As if the champion had been tested on another split.
+    tracking.client.set_model_version_tag("small", "1", "test_set", "another")
     assert "tested on other samples" in command(small_store, tracking)
     assert registry.champion(tracking, "small").version == "1"
 

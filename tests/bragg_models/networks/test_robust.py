@@ -21,6 +21,9 @@ from bragg_models.networks.robust import Robust
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import registry
 from pipelines import promote, validate
+from pipelines.evaluation.rejection import foreign_task
+from pipelines.evaluation.validation import ValidateError
+from pipelines.registry.feature_views import RegisteredModel
 from pipelines.prediction.acceptance import verdict_json
 
 if TYPE_CHECKING:
@@ -186,6 +189,33 @@ def test_versions_for_measured_profiles_are_compared_on_pinned_draws(
     own_bench.tracking.client.delete_model_version(version.name, str(copied.version))
 
 
+def test_it_is_compared_with_constants_and_the_library_match(
+    own_bench: Bench, predictor: Predictor
+) -> None:
+    provenance = predictor.provenance
+    assert provenance.baselines is not None
+    assert set(provenance.baselines) == {
+        "constant (mean cell)", "constant (CIF's cell)", "library match",
+    }  # fmt: skip
+    assert provenance.draws is not None
+    metrics = own_bench.metrics("robust")
+    # Numbers on draws are not among those on clean test samples.
+    assert metrics["draws/all/mse_paper"] == pytest.approx(provenance.draws["all"]["mse_paper"])
+    assert not [name for name in metrics if name.startswith("test/")]
+
+
+def test_rejected_profiles_are_counted_alike_whatever_becomes_of_them(
+    own_bench: Bench, predictor: Predictor
+) -> None:
+    (version,) = own_bench.versions("robust")
+    assert predictor.has_intervals
+    model = RegisteredModel(own_bench.tracking.uri, version)
+    for kind in ("background alone", "genuine"):
+        outcomes = foreign_task(model, kind, 0, 7, None)
+        refined = [row for row, outcome in enumerate(outcomes) if outcome.refined is not None]
+        assert refined == [0, 5], kind
+
+
 @pytest.mark.slow
 def test_it_is_tried_on_fresh_draws(own_bench: Bench, predictor: Predictor, tmp_path: Path) -> None:
     """Through the command line: how sure it is, what it refuses, where refinements end."""
@@ -216,7 +246,7 @@ def test_it_is_tried_on_fresh_draws(own_bench: Bench, predictor: Predictor, tmp_
 def test_models_that_tell_no_intervals_cannot_be_tried(everything: str, bench: Bench) -> None:
     assert everything
     (version, *_) = bench.versions("guided")
-    with pytest.raises(validate.ValidateError, match="None of these models tells intervals"):
+    with pytest.raises(ValidateError, match="None of these models has intervals"):
         CliRunner().invoke(
             validate.app,
             ["--models", version.uri, "--draws", "1", "--store", bench.store.uri, "--tracking",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from bragg_data.baseline import paper_preprocessed
 from bragg_data.campaign import Campaign
 from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
 from bragg_data.measurement.readers import ProfileError
@@ -19,10 +20,16 @@ from bragg_models.targets import targets_of
 from catalog import registry
 from catalog.tracking import Tracking
 from pipelines import ingest, validate
-from pipelines.evaluation.measured import Refinement, baselines, known_from_file, refinement_sheet
-from pipelines.evaluation.measured import validate as score_known
+from pipelines.evaluation.measured import (
+    RefinedProfiles,
+    measured_baselines,
+    profiles_from_file,
+)
+from pipelines.evaluation.measured import validate as score_profiles
+from pipelines.evaluation.measured_tables import refinement_table
+from pipelines.evaluation.rejection import OtherBankError, find_other_bank
+from pipelines.evaluation.validation import ValidateError
 from pipelines.registry.registration import load_version
-from pipelines.validate import ValidateError
 
 TRUTH = [
     ("cubic", 4.013, 4.013, 90.0),
@@ -100,7 +107,7 @@ def test_everyone_is_scored_as_by_hand(
         names = [p.name for p in small_campaign.phases]
         for row, sample in enumerate(one["samples"]):
             assert sample["truth"]["phase"] == TRUTH[row][0]
-            assert sample["answers"]["multitask"]["phase"] == names[answer.phase[row]]
+            assert sample["predictions"]["multitask"]["phase"] == names[answer.phase[row]]
         # The library finds the nearest cell of the grid; a constant does not.
         assert one["models"]["library, nearest"]["groups"]["all"]["mse_paper"] < 3e-4
         assert one["models"]["always the mean cell"]["groups"]["all"]["mse_paper"] > 1e-3
@@ -135,7 +142,7 @@ def test_figures_and_the_record_are_kept(found: tuple[Path, str], tracking: Trac
     run_id = told.split("Run ")[1].split()[0]
     run = tracking.client.get_run(run_id)
     assert run.info.run_name == "validation"
-    assert run.data.metrics["experiment-calibration-given/multitask/all/n"] == 4
+    assert run.data.metrics["measured/experiment-calibration-given/multitask/all/n"] == 4
     files = {f.path for f in tracking.client.list_artifacts(run_id, "figures")}
     assert "figures/experiment-calibration-given" in files
 
@@ -192,19 +199,69 @@ def test_files_of_another_kind_are_refused(
 def test_refinements_from_several_starts_are_scored_each_by_itself(
     pseudo: Path, small_campaign: Campaign
 ) -> None:
-    known = known_from_file(pseudo, small_campaign)[0]
+    known = profiles_from_file(pseudo, small_campaign)[0]
     samples = small_campaign.samples
     targets = targets_of(small_campaign.phases, samples.phase, samples.cells)
-    perfect = Refinement(known.phase, known.cells, np.full(known.cells.shape, 1e-4))
-    wrong = Refinement(known.phase, known.cells + 0.01, np.full(known.cells.shape, 1e-4))
+    perfect = RefinedProfiles(known.phase, known.cells, np.full(known.cells.shape, 1e-4))
+    wrong = RefinedProfiles(known.phase, known.cells + 0.01, np.full(known.cells.shape, 1e-4))
     fits = {"the library": perfect, "a model and the library": wrong}
-    asked = baselines(small_campaign, samples, None, fits)
-    scores = {s.label: s for s in score_known(known, targets, asked, resamples=20).scores}
+    asked = measured_baselines(small_campaign, samples, None, fits)
+    scores = {s.label: s for s in score_profiles(known, targets, asked, resamples=20).scores}
     assert scores["refined from the library"].groups["all"]["mse_paper"] == 0
     assert scores["refined from a model and the library"].groups["all"]["mse_paper"] > 1e-4
-    text = refinement_sheet(known, targets, fits).markdown()
+    text = refinement_table(known, targets, fits).markdown()
     assert "4 of 4" in text
     assert "100%" in text
+
+
+def test_the_papers_preprocessing_is_applied_to_the_profiles_as_measured(
+    pseudo: Path, small_campaign: Campaign
+) -> None:
+    for labelled in profiles_from_file(pseudo, small_campaign):
+        selected = with_paper_preprocessing(labelled, small_campaign)
+        assert selected is not None
+        profiles, rows = selected
+        assert [labelled.samples[row] for row in rows] == list(profiles.samples)
+        np.testing.assert_array_equal(profiles.cells, labelled.cells[rows])
+        native = labelled.native()
+        for row, prepared in zip(rows, profiles.prepared, strict=True):
+            profile, calibration = native[row]
+            assert (calibration is not None) == labelled.calibrated
+            expected, _ = paper_preprocessed(
+                profile, small_campaign.grid, small_campaign.instrument, calibration
+            )
+            np.testing.assert_array_equal(prepared, expected)
+        assert not np.allclose(profiles.prepared, labelled.select(rows).prepared, atol=1e-3)
+
+
+def test_tables_iv_and_v_are_made_after_the_papers_preprocessing_too(
+    pseudo: Path, small_store: Store, tracking: Tracking, tmp_path: Path, small_campaign: Campaign
+) -> None:
+    written, tables = tmp_path / "paper.json", tmp_path / "paper.md"
+    result = CliRunner().invoke(
+        validate.app,
+        ["--data", str(pseudo), "--store", small_store.uri, "--tracking", tracking.uri,
+         "--preprocessing", "paper", "--no-refine", "--json", str(written), "--markdown",
+         str(tables), "--bootstrap", "20"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    results = {r["name"]: r for r in json.loads(written.read_text())}
+    labelled = profiles_from_file(pseudo, small_campaign)[0]
+    selected = with_paper_preprocessing(labelled, small_campaign)
+    assert selected is not None
+    ours = results["experiment, calibration given"]
+    paper = results["experiment, calibration given, paper's preprocessing"]
+    assert [s["sample"] for s in paper["samples"]] == list(selected[0].samples)
+    predictor = load_version(tracking.uri, registry.find(tracking, "models:/small@champion"))
+    prediction = predictor.predict(selected[0].prepared)
+    for sample, cell in zip(paper["samples"], prediction.cells, strict=True):
+        assert sample["predictions"]["multitask"]["cell"]["a"] == pytest.approx(cell[0], rel=1e-5)
+    assert ours["models"]["multitask"]["groups"] != paper["models"]["multitask"]["groups"]
+    count = len(selected[1])
+    assert f"calibration given, {count} of 4 profiles" in tables.read_text()
+    with pytest.raises(ValidateError, match="Choose ours or paper"):
+        CliRunner().invoke(validate.app, ["--preprocessing", "none"], catch_exceptions=False)
 
 
 def test_another_bank_stands_at_another_angle(small_campaign: Campaign, tmp_path: Path) -> None:
@@ -219,7 +276,7 @@ def test_another_bank_stands_at_another_angle(small_campaign: Campaign, tmp_path
     file = tmp_path / "banks.instprm"
     file.write_text("".join(texts))
     # The same bank with another calibration is the most alike, and no other.
-    assert validate.other_bank(file, small_campaign).bank == 3
+    assert find_other_bank(file, small_campaign).bank == 3
     file.write_text(texts[2])
-    with pytest.raises(ValidateError, match="no bank at another angle than 122°"):
-        validate.other_bank(file, small_campaign)
+    with pytest.raises(OtherBankError, match="no bank at another angle than 122°"):
+        find_other_bank(file, small_campaign)

@@ -71,7 +71,7 @@ def test_each_model_is_scored_on_the_test_samples(everything: str, bench: Bench)
         # The phases are the classifier's.
         told = bench.metrics("classifier")["test/all/accuracy"]
         assert metrics["test/all/accuracy"] == told
-    # Nothing that was learnt here is much, but for what knows Bragg's law.
+    # Little can be trained here; the guided network has the physics.
     metrics = bench.metrics("guided")
     assert metrics["test/all/wrong"] == 0
     assert metrics["test/all/mse_paper"] < 1e-8
@@ -79,6 +79,53 @@ def test_each_model_is_scored_on_the_test_samples(everything: str, bench: Bench)
         float(bench.versions("perceptron")[0].tags["score"]), rel=1e-5
     )
     assert 1e-5 < metrics["test_proposal/all/mse_paper"] < 0.1
+
+
+def test_all_models_are_scored_on_the_same_simulated_measurements(
+    everything: str, bench: Bench
+) -> None:
+    assert everything
+    numbers = {}
+    for model in MODELS:
+        metrics = bench.metrics(model)
+        draws = bench.predictor(model).provenance.draws
+        assert draws is not None
+        for group, scores in draws.items():
+            for name, value in scores.items():
+                assert metrics[f"draws/{group}/{name}"] == pytest.approx(value), (model, name)
+        groups = ("all", "cubic", "tetragonal", "trigonal")
+        numbers[model] = tuple(metrics[f"draws/{group}/n"] for group in groups)
+        assert 0 <= metrics["draws/all/accuracy"] <= 1
+    # Twenty of each phase, but for those without signal.
+    (number,) = set(numbers.values())
+    assert 50 < number[0] <= 60
+    # The noise makes the guided network worse than on clean test samples.
+    metrics = bench.metrics("guided")
+    assert metrics["draws/all/mse_paper"] > 10 * metrics["test/all/mse_paper"]
+    assert "draws_proposal/all/mse_paper" in metrics
+
+
+def test_a_model_that_does_not_beat_the_constants_stays_a_candidate(
+    bench: Bench, tmp_path: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
+    quick = bench.presets.networks["multitask"]["quick"]
+    untrained = {n: replace(s, learning_rate=1e-12) for n, s in quick.stages.items()}
+    presets = short_presets(multitask=replace(quick, stages=untrained))
+    other = replace(bench, presets=presets, tracking=tracking_in(tmp_path))
+    output = other("multitask", "--epochs", "1")
+    (version,) = other.versions("multitask")
+    assert registry.champion(other.tracking, "small") is None
+    assert registry.find(other.tracking, "models:/small@candidate").version == version.version
+    provenance = other.predictor("multitask").provenance
+    assert provenance.score is not None
+    assert provenance.baselines is not None
+    assert set(provenance.baselines) == {"constant (mean cell)", "constant (CIF's cell)"}
+    assert provenance.score.value > min(provenance.baselines.values())
+    assert "--force --reason" in output
+    other("multitask", "--epochs", "1", "--seed", "1", "--promote")
+    champion = registry.champion(other.tracking, "small")
+    assert champion is not None
+    assert champion.version == "2"
 
 
 def test_epochs_are_logged_by_stage(everything: str, bench: Bench) -> None:
