@@ -24,6 +24,7 @@ from pipelines.evaluation.measured import (
     RefinedProfiles,
     measured_baselines,
     profiles_from_file,
+    with_paper_preprocessing,
 )
 from pipelines.evaluation.measured import validate as score_profiles
 from pipelines.evaluation.measured_tables import refinement_table
