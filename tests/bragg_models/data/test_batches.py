@@ -81,7 +81,7 @@ def test_order_depends_on_the_seed_alone(profiles: Profiles, selected: np.ndarra
 
 
 @pytest.mark.parametrize("samples", [1, 100, 129, 800, 2000])
-def test_an_epoch_ends_after_the_given_number_of_samples(
+def test_an_epoch_has_the_requested_number_of_samples(
     profiles: Profiles, selected: np.ndarray, samples: int
 ) -> None:
     generator = np.random.default_rng(1)
@@ -216,7 +216,7 @@ def test_two_buffers_are_in_memory_and_no_more(selected: np.ndarray) -> None:
     assert len(read) == chunks
 
 
-def test_a_real_snapshot_is_read_by_its_own_chunks(small_dataset: xr.Dataset) -> None:
+def test_a_snapshot_is_read_by_its_stored_chunks(small_dataset: xr.Dataset) -> None:
     profiles = profiles_of(small_dataset, lambda x: x)
     assert profiles.rows_per_chunk == 64
     everything = np.ones(len(profiles), dtype=bool)
@@ -224,7 +224,7 @@ def test_a_real_snapshot_is_read_by_its_own_chunks(small_dataset: xr.Dataset) ->
     np.testing.assert_array_equal(read, small_dataset.intensity.values)
 
 
-def test_fewer_samples_than_a_batch_make_one(profiles: Profiles) -> None:
+def test_fewer_samples_than_a_batch_fill_a_batch(profiles: Profiles) -> None:
     selected = np.zeros(len(profiles), dtype=bool)
     selected[:20] = True
     phase = np.zeros(len(profiles), dtype=np.int8)
@@ -272,7 +272,7 @@ def parts() -> list[Profiles]:
     ]
 
 
-def test_joined_profiles_are_one_after_the_other(parts: list[Profiles]) -> None:
+def test_joined_profiles_are_in_sequence(parts: list[Profiles]) -> None:
     both = joined(parts)
     assert len(both) == N
     everything = np.ones(N, dtype=bool)

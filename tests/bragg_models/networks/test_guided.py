@@ -142,7 +142,7 @@ def test_a_wrong_cell_is_refined(
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-def test_cells_far_from_the_proposed_one_are_refined(
+def test_cells_far_from_the_proposal_are_refined(
     code: int, paper: Campaign, network: tuple[Guided, Targets]
 ) -> None:
     """All over the range, where a hundredth of a degree moves peaks by their width, too."""
@@ -182,7 +182,9 @@ def test_a_wrongly_proposed_phase_is_corrected(
     np.testing.assert_allclose(targets.decode(known.numpy(), np.array([1])), cell, atol=1e-4)
 
 
-def test_cells_of_every_crystal_system_are_refined(structures: Campaign, known: tuple[Guided, Targets]) -> None:
+def test_cells_of_every_crystal_system_are_refined(
+    structures: Campaign, known: tuple[Guided, Targets]
+) -> None:
     """From slightly wrong cells, up to the six parameters of a triclinic one."""
     guided, targets = known
     for code, phase in enumerate(structures.phases):

@@ -25,7 +25,7 @@ def test_weights_are_those_of_the_paper_s_layers() -> None:
     assert sum(p.numel() for p in network.parameters()) == first + second + dense + heads
 
 
-def test_outputs_equal_those_of_one_dimensional_layers() -> None:
+def test_outputs_equal_those_of_conv1d_layers() -> None:
     network = build("multitask", {**PAPER, "points": 301}, seed=4)
     weights = network.state_dict()
     first = nn.Conv1d(1, 16, 3)
@@ -130,7 +130,7 @@ def test_each_phase_has_a_separate_regressor(separate_features: bool) -> None:
             assert values[row, tied].abs().sum() == 0
 
 
-def test_without_phases_the_most_probable_one_is_used() -> None:
+def test_without_phases_the_most_probable_is_used() -> None:
     network = conditional().eval()
     profiles = profiles_of(301, 40)
     with torch.no_grad():
@@ -176,7 +176,9 @@ def test_an_integer_is_rounded_to_the_nearest_phase() -> None:
 
 @pytest.mark.parametrize("points", [296, 297, 298, 299, 7])
 @pytest.mark.parametrize("scale", [1.0, 50.0])
-def test_the_auto_encoder_returns_the_number_of_points_of_its_input(points: int, scale: float) -> None:
+def test_the_auto_encoder_returns_the_number_of_points_of_its_input(
+    points: int, scale: float
+) -> None:
     network = build("caenn", {**SHORT, "points": points, "scale": scale})
     assert isinstance(network, Caenn)
     coder = network.autoencoder
@@ -243,9 +245,7 @@ def test_invalid_configurations_are_refused() -> None:
         ("guided", {"proposal": PAPER, "pattern": {"points": 2807, "phases": [{"free": [0]}]}}),
     ],
 )
-def test_any_invalid_value_is_reported_in_one_sentence(
-    kind: str, described: Any
-) -> None:
+def test_any_invalid_value_is_reported_in_a_sentence(kind: str, described: Any) -> None:
     state = torch.random.get_rng_state()
     with pytest.raises(NetworkError, match=rf"^The configuration of a {kind} network is invalid"):
         build(kind, described)

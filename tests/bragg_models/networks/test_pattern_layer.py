@@ -58,7 +58,9 @@ def similarity(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.cosine_similarity(first.double(), second.double(), dim=-1)
 
 
-def test_lines_are_at_the_positions_of_bragg_s_law(model: tuple[Campaign, Targets, Pattern]) -> None:
+def test_lines_are_at_the_positions_of_bragg_s_law(
+    model: tuple[Campaign, Targets, Pattern],
+) -> None:
     """Every reflection on the compared points and no other, to a millionth of a point."""
     campaign, targets, layer = model
     grid, instrument = campaign.grid, campaign.instrument
@@ -75,7 +77,9 @@ def test_lines_are_at_the_positions_of_bragg_s_law(model: tuple[Campaign, Target
             position.numpy(), inverse.numpy(), spacings, strict=True
         ):
             inside = (d > shortest) & (instrument.tof_from_d_spacing(d) < grid.stop)
-            expected = np.log(instrument.tof_from_d_spacing(d[inside]) / grid.start) / grid.relative_step
+            expected = (
+                np.log(instrument.tof_from_d_spacing(d[inside]) / grid.start) / grid.relative_step
+            )
             # (Several reflections may share a line.)
             distance = np.abs(points[:, None] - expected)
             assert distance.min(axis=0).max() < 1e-6, phase.name
@@ -133,9 +137,7 @@ def test_rows_of_different_phases_equal_each_alone(
     pattern, slopes = layer(rows, mixed, sample_parameters=sample[number])
     free = layer.free(rows)
     for row, (code, k) in enumerate(zip(rows.tolist(), number, strict=True)):
-        single, changes = layer(
-            code, cells[code][k : k + 1], sample_parameters=sample[k : k + 1]
-        )
+        single, changes = layer(code, cells[code][k : k + 1], sample_parameters=sample[k : k + 1])
         count = len(layer.config.phases[code].free)
         assert free[row, :count].tolist() == list(layer.config.phases[code].free)
         torch.testing.assert_close(
@@ -187,7 +189,9 @@ def test_tied_parameters_have_no_effect(model: tuple[Campaign, Targets, Pattern]
             assert torch.equal(before, after)
 
 
-def test_a_line_beyond_the_end_of_the_window_is_gone(model: tuple[Campaign, Targets, Pattern]) -> None:
+def test_a_line_beyond_the_end_of_the_window_is_gone(
+    model: tuple[Campaign, Targets, Pattern],
+) -> None:
     """With its tail, as in the simulator, which follows GSAS-II."""
     campaign, targets, layer = model
     c = campaign
@@ -218,7 +222,9 @@ def test_a_line_beyond_the_end_of_the_window_is_gone(model: tuple[Campaign, Targ
     assert before[-3:].min() > 20 * values[-3:].max()
 
 
-def test_sensitivity_is_the_mean_square_shift_of_lines(model: tuple[Campaign, Targets, Pattern]) -> None:
+def test_sensitivity_is_the_mean_square_shift_of_lines(
+    model: tuple[Campaign, Targets, Pattern],
+) -> None:
     campaign, targets, layer = model
     for code, phase in enumerate(layer.config.phases):
         cells = physical(targets, some_cells(campaign, code, 5))
@@ -240,7 +246,7 @@ def test_sensitivity_is_the_mean_square_shift_of_lines(model: tuple[Campaign, Ta
         np.testing.assert_allclose(predicted, expected, rtol=0.02)
 
 
-def test_blur_is_a_gaussian_of_the_given_width(campaign_file: Path) -> None:
+def test_blur_is_a_gaussian(campaign_file: Path) -> None:
     campaign, targets, layer = layer_of(campaign_file)
     length = campaign.grid.points - layer.config.first
     impulse = torch.full((2, length), 1e-12)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bragg_data.campaign import Campaign
+from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.simulation.kinematic import Simulator
 from bragg_models.networks.build import build
@@ -48,9 +49,7 @@ def robust_network(campaign: Campaign, targets: Targets) -> Robust:
 @pytest.fixture
 def predictor(campaign: Campaign, targets: Targets) -> Predictor:
     network, points = robust_network(campaign, targets), campaign.grid.points
-    return Predictor(
-        "robust", network, targets, "profile_sqrt_unit@1", points, ModelProvenance()
-    )
+    return Predictor("robust", network, targets, "profile_sqrt_unit@1", points, ModelProvenance())
 
 
 def propose(network: Robust, code: int, values: np.ndarray) -> None:
@@ -81,8 +80,7 @@ def assert_finite(predictor: Predictor, profiles: np.ndarray) -> None:
     np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, atol=1e-9)
     assert np.isfinite(prediction.cells).all()
     assert np.isfinite(prediction.unexplained).all()
-    columns = [("a", "b", "c", "alpha", "beta", "gamma").index(p)
-               for p in predictor.targets.parameters]  # fmt: skip
+    columns = [CELL_PARAMETERS.index(name) for name in predictor.targets.parameters]
     free = predictor.targets.free[prediction.phase]
     assert np.isfinite(prediction.intervals[:, columns][free]).all()
 
@@ -175,9 +173,7 @@ def test_a_profile_without_signal_on_the_compared_points_is_rejected(
     assert not predictor.predict(profiles).accepted.any()
 
 
-def test_unexplained_is_that_of_the_predicted_phase(
-    predictor: Predictor, targets: Targets
-) -> None:
+def test_unexplained_is_that_of_the_predicted_phase(predictor: Predictor) -> None:
     network = predictor.model
     values = np.array([0.3, -0.4, 0.0])
     propose(network, 1, values)

@@ -1,4 +1,4 @@
-"""Our network for measured profiles: right on draws, as sure as it says, and able to refuse."""
+"""Our network for meaconfidentd profiles: accurate on draws, calibrated, and able to reject."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
-
-from bragg_data.simulation.measurement_effects import (
-    MeasurementEffects,
+from bragg_data.simulation.meaconfidentment_effects import (
+    MeaconfidentmentEffects,
     draw_cells,
     draw_profiles,
     simulator_for,
 )
+from typer.testing import CliRunner
+
 from bragg_models.networks.robust import Robust
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import registry
@@ -29,25 +29,25 @@ from pipelines.prediction.acceptance import verdict_json
 if TYPE_CHECKING:
     from tests.small_bench import Bench
 
-# Trained in seconds, on few draws: these are not the bars of the real one.
+# Trained in seconds, on few draws: the bounds are wider than those of the real model.
 COUNT = 40
 
 
 @pytest.fixture(scope="module")
-def own_bench(empty_bench: Bench) -> Bench:
+def robust_bench(empty_bench: Bench) -> Bench:
     return empty_bench
 
 
 @pytest.fixture(scope="module")
-def predictor(own_bench: Bench) -> Predictor:
-    told = own_bench("robust")
-    assert "Calibrated: " in told
-    (version,) = own_bench.versions("robust")
-    assert version.uri == "models:/small-measured/1"
+def predictor(robust_bench: Bench) -> Predictor:
+    output = robust_bench("robust")
+    assert "Calibrated: " in output
+    (version,) = robust_bench.versions("robust")
+    assert version.uri == "models:/small-meaconfidentd/1"
     assert version.tags["model"] == "robust"
-    assert "Draws of measured-looking profiles" in told
-    assert "models:/small-measured" in registry.champion_uri(own_bench.tracking)
-    return own_bench.predictor("robust")
+    assert "Draws of meaconfidentd-looking profiles" in output
+    assert "models:/small-meaconfidentd" in registry.champion_uri(robust_bench.tracking)
+    return robust_bench.predictor("robust")
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def draws(predictor: Predictor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(99)
     phase = np.repeat(np.arange(3), COUNT)
     cells = np.concatenate([draw_cells(campaign, code, COUNT, generator) for code in range(3)])
-    found = draw_profiles(simulator_for(campaign), phase, cells, generator)
-    return found.prepared(), phase, cells
+    profiles = draw_profiles(simulator_for(campaign), phase, cells, generator)
+    return profiles.prepared(), phase, cells
 
 
 @pytest.fixture(scope="module")
@@ -65,22 +65,20 @@ def prediction(predictor: Predictor, draws: tuple[np.ndarray, ...]) -> Predictio
     return predictor.predict(draws[0])
 
 
-def test_it_is_right_on_noisy_draws(prediction: Prediction, draws: tuple[np.ndarray, ...]) -> None:
+def test_predictions_of_noisy_draws(prediction: Prediction, draws: tuple[np.ndarray, ...]) -> None:
     _, phase, cells = draws
     right = prediction.phase == phase
     assert right.mean() > 0.7
-    # Where it is sure, it has reason to be.
-    sure = prediction.probabilities.max(axis=1) > 0.95
-    assert sure.sum() > COUNT
-    assert right[sure].mean() > 0.95
+    # Confident predictions are correct.
+    confident = prediction.probabilities.max(axis=1) > 0.95
+    assert confident.sum() > COUNT
+    assert right[confident].mean() > 0.95
     error = np.abs(prediction.cells - cells)[right]
     assert np.median(error[:, [0, 2]]) < 2e-3
     np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_intervals_are_about_as_wide_as_the_errors(
-    prediction: Prediction, draws: tuple[np.ndarray, ...]
-) -> None:
+def test_intervals_cover_the_errors(prediction: Prediction, draws: tuple[np.ndarray, ...]) -> None:
     _, phase, cells = draws
     assert prediction.intervals is not None
     right = prediction.phase == phase
@@ -91,19 +89,18 @@ def test_intervals_are_about_as_wide_as_the_errors(
     assert 0.75 < inside[free].mean() < 0.99
 
 
-def test_an_instrument_that_has_drifted_has_wider_intervals(
+def test_intervals_of_an_uncalibrated_instrument_are_wider(
     predictor: Predictor, draws: tuple[np.ndarray, ...], prediction: Prediction
 ) -> None:
     drifted = predictor.predict(draws[0], calibrated=np.zeros(len(draws[0]), dtype=bool))
     np.testing.assert_array_equal(drifted.cells, prediction.cells)
     assert drifted.intervals is not None
     assert prediction.intervals is not None
-    widths = [np.median(np.diff(p.intervals[:, 0])) for p in (drifted, prediction) if
-              p.intervals is not None]  # fmt: skip
+    widths = [np.median(np.diff(i[:, 0])) for i in (drifted.intervals, prediction.intervals)]
     assert widths[0] > 1.2 * widths[1]
 
 
-def test_what_is_none_of_its_phases_is_refused(
+def test_profiles_of_none_of_the_phases_are_rejected(
     predictor: Predictor, draws: tuple[np.ndarray, ...], prediction: Prediction
 ) -> None:
     assert prediction.accepted is not None
@@ -113,17 +110,17 @@ def test_what_is_none_of_its_phases_is_refused(
     foreign = predictor.predict(shuffled)
     assert foreign.accepted is not None
     assert not foreign.accepted.any()
-    told = verdict_json(foreign, 0)
-    assert told["accepted"] is False
-    assert "No cell of the model's phases explains the profile" in told["reasons"][0]
-    own = verdict_json(prediction, int(np.flatnonzero(prediction.accepted)[0]))
-    assert own["accepted"] is True
-    assert own["reasons"] == []
-    assert set(own["intervals"]) <= {"a", "c", "alpha"}
-    assert all(low < high for low, high in own["intervals"].values())
+    rejected = verdict_json(foreign, 0)
+    assert rejected["accepted"] is False
+    assert "No cell of the model's phases explains the profile" in rejected["reasons"][0]
+    accepted = verdict_json(prediction, int(np.flatnonzero(prediction.accepted)[0]))
+    assert accepted["accepted"] is True
+    assert accepted["reasons"] == []
+    assert set(accepted["intervals"]) <= {"a", "c", "alpha"}
+    assert all(low < high for low, high in accepted["intervals"].values())
 
 
-def test_it_is_the_same_when_it_is_read_back(
+def test_a_saved_model_predicts_the_same(
     predictor: Predictor, draws: tuple[np.ndarray, ...], prediction: Prediction, tmp_path: Path
 ) -> None:
     predictor.save(tmp_path / "model")
@@ -142,51 +139,60 @@ def test_rows_do_not_depend_on_each_other(
     np.testing.assert_allclose(some.probabilities, part.probabilities, atol=1e-3)
 
 
-def test_clean_patterns_are_met_as_by_the_guided_network(
-    predictor: Predictor, own_bench: Bench
-) -> None:
-    dataset = own_bench.store.open("small-v1")
+def test_clean_patterns_are_explained(predictor: Predictor, robust_bench: Bench) -> None:
+    dataset = robust_bench.store.open("small-v1")
     rows = np.arange(0, dataset.sizes["sample"], 23)
-    found = predictor.predict(dataset.intensity[rows].values)
-    assert (found.phase == dataset.phase.values[rows]).mean() > 0.95
+    clean = predictor.predict(dataset.intensity[rows].values)
+    assert (clean.phase == dataset.phase.values[rows]).mean() > 0.95
     truth = np.stack([dataset[n].values[rows] for n in ("a", "b", "c")], axis=1)
-    assert np.median(np.abs(found.cells[:, :3] - truth)) < 1e-4
+    assert np.median(np.abs(clean.cells[:, :3] - truth)) < 1e-4
 
 
-def test_a_known_phase_is_kept(predictor: Predictor, draws: tuple[np.ndarray, ...]) -> None:
-    wanted = np.full(6, 1)
-    found = predictor.predict(draws[0][:6], phase=wanted)
-    np.testing.assert_array_equal(found.phase, wanted)
-    assert found.intervals is None
+def test_a_known_phase_is_used(predictor: Predictor, draws: tuple[np.ndarray, ...]) -> None:
+    known = np.full(6, 1)
+    with_phase = predictor.predict(draws[0][:6], phase=known)
+    np.testing.assert_array_equal(with_phase.phase, known)
+    assert with_phase.intervals is None
 
 
 def test_ranges_are_plain_values() -> None:
-    assert MeasurementEffects().to_json()["counts"] == [1500.0, 200_000.0]
+    assert MeaconfidentmentEffects().to_json()["counts"] == [1500.0, 200_000.0]
     assert issubclass(Robust, torch.nn.Module)
 
 
-def test_versions_for_measured_profiles_are_compared_on_pinned_draws(
-    own_bench: Bench, predictor: Predictor
+def test_versions_for_meaconfidentd_profiles_are_compared_on_pinned_draws(
+    robust_bench: Bench, predictor: Predictor
 ) -> None:
-    (version,) = own_bench.versions("robust")
-    copied = own_bench.tracking.client.copy_model_version(version.uri, version.name)
+    (version,) = robust_bench.versions("robust")
+    copied = robust_bench.tracking.client.copy_model_version(version.uri, version.name)
     result = CliRunner().invoke(
         promote.app,
-        [version.name, str(copied.version), "--samples", "30", "--json", "--seconds", "10",
-         "--store", own_bench.store.uri, "--tracking", own_bench.tracking.uri],
+        [
+            version.name,
+            str(copied.version),
+            "--samples",
+            "30",
+            "--json",
+            "--seconds",
+            "10",
+            "--store",
+            robust_bench.store.uri,
+            "--tracking",
+            robust_bench.tracking.uri,
+        ],
         catch_exceptions=False,
-    )  # fmt: skip
-    told = json.loads(result.stdout)
-    assert (told["champion"], told["passed"]) == (version.uri, True), told["objections"]
-    first, second = told["judged"].values()
+    )
+    report = json.loads(result.stdout)
+    assert (report["champion"], report["passed"]) == (version.uri, True), report["objections"]
+    first, second = report["judged"].values()
     assert {k: v for k, v in first.items() if k != "seconds"} == {
         k: v for k, v in second.items() if k != "seconds"
     }
     # The noise is in it: on clean patterns the error would be a hundredth.
     assert first["mse_paper"] > 1e-8
     assert predictor.provenance.split.test_draws > 0
-    promote.promotion.rollback(own_bench.tracking, version.name, reason="only a copy")
-    own_bench.tracking.client.delete_model_version(version.name, str(copied.version))
+    promote.promotion.rollback(robust_bench.tracking, version.name, reason="only a copy")
+    robust_bench.tracking.client.delete_model_version(version.name, str(copied.version))
 
 
 def test_it_is_compared_with_constants_and_the_library_match(
@@ -217,23 +223,40 @@ def test_rejected_profiles_are_counted_alike_whatever_becomes_of_them(
 
 
 @pytest.mark.slow
-def test_it_is_tried_on_fresh_draws(own_bench: Bench, predictor: Predictor, tmp_path: Path) -> None:
-    """Through the command line: how sure it is, what it refuses, where refinements end."""
-    (version,) = own_bench.versions("robust")
+def test_evaluation_on_new_draws(robust_bench: Bench, predictor: Predictor, tmp_path: Path) -> None:
+    """Through the command line: how confident it is, what it refuses, where refinements end."""
+    (version,) = robust_bench.versions("robust")
     assert predictor.has_intervals
-    written = tmp_path / "trials.md"
+    written = tmp_path / "draws.md"
     result = CliRunner().invoke(
         validate.app,
-        ["--models", version.uri, "--draws", "12", "--foreign", "2", "--refined-draws", "1",
-         "--store", own_bench.store.uri, "--tracking", own_bench.tracking.uri, "--trained-on",
-         "small-v1", "--markdown", str(written), "--figures", str(tmp_path / "figures")],
+        [
+            "--models",
+            version.uri,
+            "--draws",
+            "12",
+            "--foreign",
+            "2",
+            "--refined-draws",
+            "1",
+            "--store",
+            robust_bench.store.uri,
+            "--tracking",
+            robust_bench.tracking.uri,
+            "--trained-on",
+            "small-v1",
+            "--markdown",
+            str(written),
+            "--figures",
+            str(tmp_path / "figures"),
+        ],
         catch_exceptions=False,
-    )  # fmt: skip
+    )
     assert result.exit_code == 0, result.output
     text = written.read_text()
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
     for kind in ("silicon", "diamond", "rutile", "shuffled points"):
-        # The model has learnt for seconds; what the refinement sees it does not have to learn.
+        # The model was trained for seconds; the refinement does not depend on that.
         assert rows[kind].rstrip("| ").endswith("100.0%"), rows[kind]
     assert "0.0%" in rows["**genuine**"]
     assert {"calibrated", "drifted", "the middle of the campaign's ranges"} <= set(rows)
@@ -243,13 +266,25 @@ def test_it_is_tried_on_fresh_draws(own_bench: Bench, predictor: Predictor, tmp_
     assert figure.stat().st_size > 20_000
 
 
-def test_models_that_tell_no_intervals_cannot_be_tried(everything: str, bench: Bench) -> None:
+def test_models_without_intervals_cannot_be_evaluated_on_draws(
+    everything: str, bench: Bench
+) -> None:
     assert everything
     (version, *_) = bench.versions("guided")
     with pytest.raises(ValidateError, match="None of these models has intervals"):
         CliRunner().invoke(
             validate.app,
-            ["--models", version.uri, "--draws", "1", "--store", bench.store.uri, "--tracking",
-             bench.tracking.uri, "--trained-on", "small-v1"],
+            [
+                "--models",
+                version.uri,
+                "--draws",
+                "1",
+                "--store",
+                bench.store.uri,
+                "--tracking",
+                bench.tracking.uri,
+                "--trained-on",
+                "small-v1",
+            ],
             catch_exceptions=False,
-        )  # fmt: skip
+        )
