@@ -25,7 +25,7 @@ from bragg_data.store import schema
 from bragg_data.store.repository import Store, open_dataset, verify
 from bragg_data.store.simulated import BlockResult, Writer, write_block
 from pipelines.simulation.worker import build_simulator, recipe_of, simulate_block
-from tests import stubborn
+from tests import fake_gsas2
 from tests.tiny_campaign import tiny_campaign
 
 DATA = Path(__file__).parents[2] / "data"
@@ -79,7 +79,7 @@ def fast(campaign) -> kinematic.Simulator:
 @pytest.fixture
 def occupant(monkeypatch):
     """Let another object live in the process in place of GSAS-II."""
-    monkeypatch.setattr(gsas2, "_TARGET", "tests.stubborn:Stubborn")
+    monkeypatch.setattr(gsas2, "_TARGET", "tests.fake_gsas2:FakeGsas2")
 
 
 occupied = pytest.mark.usefixtures("occupant")
@@ -107,7 +107,7 @@ def test_patterns_come_back_in_order_and_quietly(tmp_path, scratch, capfd):
 
 @occupied
 def test_failures_are_told_pattern_by_pattern(tmp_path):
-    samples = cubes(3.95, stubborn.SLOW, stubborn.FAILING, stubborn.CRASHING, 3.96)
+    samples = cubes(3.95, fake_gsas2.SLOW, fake_gsas2.FAILING, fake_gsas2.CRASHING, 3.96)
     simulator = simulator_of(tiny_campaign(tmp_path), pattern_seconds=2.0)
     with pytest.raises(PatternsError, match=r"^3 patterns failed; the first, number 1: ") as caught:
         simulator.simulate(samples.phase, samples.cells)
@@ -121,10 +121,10 @@ def test_failures_are_told_pattern_by_pattern(tmp_path):
 @occupied
 def test_a_crash_costs_a_second_try(tmp_path):
     simulator = simulator_of(tiny_campaign(tmp_path), location=str(tmp_path))
-    samples = cubes(3.95, stubborn.CRASHING_ONCE)
+    samples = cubes(3.95, fake_gsas2.CRASHING_ONCE)
     patterns = simulator.simulate(samples.phase, samples.cells)
     assert (tmp_path / "crashed").exists()
-    np.testing.assert_array_equal(patterns[:, 0], np.float32([3.95, stubborn.CRASHING_ONCE]))
+    np.testing.assert_array_equal(patterns[:, 0], np.float32([3.95, fake_gsas2.CRASHING_ONCE]))
     simulator.close()
 
 
@@ -146,16 +146,16 @@ def test_threads_take_turns(tmp_path):
 def test_a_death_at_the_start_costs_a_try_and_not_the_campaign(tmp_path, monkeypatch):
     campaign = tiny_campaign(tmp_path)
     store = Store(tmp_path / "store", create=True)
-    recipe = recipe_of(campaign, "gsas2", "1, nobody")
-    with Writer(store, campaign, "gsas2", "1, nobody") as writer:
+    recipe = recipe_of(campaign, "gsas2", "1, fake")
+    with Writer(store, campaign, "gsas2", "1, fake") as writer:
         samples = writer.samples[writer.rows(0)]
-        monkeypatch.setattr(gsas2, "_TARGET", "tests.stubborn:Dying")
+        monkeypatch.setattr(gsas2, "_TARGET", "tests.fake_gsas2:DyingGsas2")
         result = simulate_block(recipe, writer.group, 0, samples, writer.fork())
         assert isinstance(result, BlockResult)
         assert (result.status == schema.FAILED).all()
         assert "does not run: its process ended" in result.reason
         assert not result.final
-        monkeypatch.setattr(gsas2, "_TARGET", "tests.stubborn:Stubborn")
+        monkeypatch.setattr(gsas2, "_TARGET", "tests.fake_gsas2:FakeGsas2")
         result = simulate_block(recipe, writer.group, 0, samples, writer.fork())
         assert (result.status == schema.DONE).all()
 
@@ -165,19 +165,19 @@ def test_failed_patterns_are_recorded_in_the_store(tmp_path):
     """Then the block is still to be done, and doing it well makes the data set complete."""
     campaign = tiny_campaign(tmp_path)  # its cubic cells are at 3.95, 3.955 … 4.05
     options = Gsas2Options(pattern_seconds=2.0)
-    recipe = recipe_of(campaign, "gsas2", "1, nobody", options)
+    recipe = recipe_of(campaign, "gsas2", "1, fake", options)
     store = Store(tmp_path / "store", create=True)
     good = np.setdiff1d(np.arange(67), np.flatnonzero(campaign.samples.cells[:, 0] > 4.007))
     samples = campaign.samples[np.concatenate([good[:3], [0]])]
-    samples.cells[3] = [stubborn.FAILING] * 3 + [90] * 3
+    samples.cells[3] = [fake_gsas2.FAILING] * 3 + [90] * 3
     samples.phase[3] = samples.crystal_system[3] = 0
     campaign.__dict__["samples"] = samples
-    with Writer(store, campaign, "gsas2", "1, nobody", call_path="memory") as writer:
+    with Writer(store, campaign, "gsas2", "1, fake", call_path="memory") as writer:
         result = simulate_block(recipe, writer.group, 0, writer.samples, writer.fork())
         assert result.status.tolist() == [schema.PENDING] * 3 + [schema.FAILED]
         assert result.final  # it would refuse that cell again
         writer.commit([result])
-    with Writer(store, campaign, "gsas2", "1, nobody", call_path="scripting") as writer:
+    with Writer(store, campaign, "gsas2", "1, fake", call_path="scripting") as writer:
         assert writer.missing() == [0]
         assert writer.failures == {
             0: "cell (4.04, 4.04, 4.04, 90, 90, 90): no reflections in range"
@@ -194,7 +194,7 @@ def test_failed_patterns_are_recorded_in_the_store(tmp_path):
     dataset = open_dataset(session, "tiny")
     assert (dataset.status == schema.DONE).all()
     assert dataset.attrs["call_path"] == "memory scripting"
-    assert dataset.attrs["simulator_version"] == "1, nobody"
+    assert dataset.attrs["simulator_version"] == "1, fake"
 
 
 @occupied
@@ -213,7 +213,7 @@ def test_check_tells_the_difference_of_the_two_ways(tmp_path):
     assert check.call_path == "scripting"
     assert min(check.memory_seconds, check.scripting_seconds) > 0
     with pytest.raises(Gsas2Error, match="fails on a cell of phase 'cubic': it took longer than"):
-        simulator.check(0, cubes(stubborn.SLOW).cells[0])
+        simulator.check(0, cubes(fake_gsas2.SLOW).cells[0])
     simulator.close()
 
 

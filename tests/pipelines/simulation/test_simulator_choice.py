@@ -189,11 +189,11 @@ def test_workers_with_different_versions_are_refused():
 
 
 class TestCallPath:
-    """With another object in GSAS-II's process, whose two ways differ by 1e-3."""
+    """With a replacement of GSAS-II, whose two ways to be called differ by 1e-3."""
 
     @pytest.fixture(autouse=True)
-    def occupant(self, monkeypatch):
-        monkeypatch.setattr(gsas2, "_TARGET", "tests.stubborn:Stubborn")
+    def fake_gsas2(self, monkeypatch):
+        monkeypatch.setattr(gsas2, "_TARGET", "tests.fake_gsas2:FakeGsas2")
         yield
         build_simulator.cache_clear()
 
@@ -203,7 +203,7 @@ class TestCallPath:
         with pytest.warns(UserWarning, match=r"\(differs by 1.0e-03 .*scripting interface is used"):
             choice = choose("auto", campaign, few, Gsas2Options(pattern_seconds=60.0))
         assert choice.recipe.simulator == "gsas2"
-        assert choice.recipe.version == "1, nobody"
+        assert choice.recipe.version == "1, fake"
         assert choice.recipe.gsas2.call_path == "scripting"
         assert choice.core_hours > 0
         assert "Simulator auto is gsas2: this Python can import GSAS-II" in capsys.readouterr().out
@@ -212,14 +212,14 @@ class TestCallPath:
 
     def test_call_paths_are_compared_phase_by_phase(self, tmp_path):
         campaign = tiny_campaign(tmp_path)
-        recipe = recipe_of(campaign, "gsas2", "1, nobody")
+        recipe = recipe_of(campaign, "gsas2", "1, fake")
         code, check = check_call_paths(recipe, 2, campaign.phases[2].cell)
         assert code == 2
         assert check.problem == ""
 
     def test_another_version_than_the_driver_s_is_refused(self, tmp_path):
         campaign = tiny_campaign(tmp_path)
-        with pytest.raises(SimulationError, match="worker has version 1, nobody of the simulator"):
+        with pytest.raises(SimulationError, match="worker has version 1, fake of the simulator"):
             build_simulator(recipe_of(campaign, "gsas2", THEIRS))
 
 
@@ -239,8 +239,8 @@ def test_a_path_means_the_same_everywhere(monkeypatch, tmp_path):
 def test_long_campaigns_ask_first(monkeypatch):
     confirm(0.99, yes=False)
     confirm(300.0, yes=True)
-    with Path(os.devnull).open() as nobody:
-        monkeypatch.setattr(sys, "stdin", nobody)
+    with Path(os.devnull).open() as null:
+        monkeypatch.setattr(sys, "stdin", null)
         with pytest.raises(SimulationError, match=r"more than 1 core-hour.*--yes.*--limit N"):
             confirm(1.5, yes=False)
 

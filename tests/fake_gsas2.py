@@ -1,4 +1,4 @@
-"""What stands in GSAS-II's process for tests of everything around it: it fails on certain cells."""
+"""Replacements of GSAS-II in its process, for tests without it; they fail on certain cells."""
 
 import os
 import time
@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLOW, CRASHING, CRASHING_ONCE, FAILING = 4.01, 4.02, 4.03, 4.04
-"""The a, in ångström, of cells that take for ever, end the process (each time, or the first), or
-raise an error; all others give a flat pattern of height a."""
+"""Lattice parameter a, in ångström, of cells that take for ever, end the process (always, or the
+first time), or raise an error; the pattern of any other cell is flat, of height a."""
 
 
-class Stubborn:
-    """The methods of bragg_data.simulation.gsas2_process.Gsas2Worker."""
+class FakeGsas2:
+    """The interface of bragg_data.simulation.gsas2_process.Gsas2Worker."""
 
     def __init__(self, location, _phases=(), _instrument=None, tof=None):
         self.marker = Path(location or ".") / "crashed"
         self.tof = tof
 
     def version(self) -> str:
-        return "1, nobody"
+        return "1, fake"
 
     def prepare(self, code: int) -> None:
         pass
@@ -41,8 +41,8 @@ class Stubborn:
         return 1.001 * self.memory(code, cell, sample)
 
 
-class Dying:
-    """What ends before it is ready, as a process that gets no memory does."""
+class DyingGsas2:
+    """Ends its process before it is ready, as without enough memory."""
 
     def __init__(self, *_: object) -> None:
         os._exit(9)
