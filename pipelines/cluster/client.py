@@ -106,9 +106,6 @@ def gather_with_progress(
     return [results[number] for number in range(len(futures))]
 
 
-gathered = gather_with_progress  # deprecated
-
-
 class _SingleThread(WorkerPlugin):  # type: ignore[misc]
     """Limits numerical libraries to one thread, also in workers of a running scheduler.
 
