@@ -27,7 +27,7 @@ from bragg_data.simulation.measurement_effects import (
 )
 from catalog import registry
 from catalog.tracking import Tracking
-from pipelines.prediction.predict import INDICES, library_of
+from pipelines.prediction.library import INDEX_DIRECTORY, open_library
 from pipelines.registry.registration import load_version
 
 console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -42,10 +42,10 @@ def main() -> None:
     version = registry.find(tracking, options.model or registry.champion_uri(tracking))
     predictor = load_version(tracking.uri, version)
     campaign = predictor.campaign
-    library = library_of(predictor)
+    library = open_library(predictor)
     if library is None:
         sys.exit("This model's library is missing: run make run first.")
-    refiner = Refiner(campaign, cache=INDICES)
+    refiner = Refiner(campaign, cache=INDEX_DIRECTORY)
     generator = np.random.default_rng(4)
     phase, cells = draw_labels(campaign, options.draws, generator)
     draws = draw_profiles(

@@ -55,11 +55,11 @@ def main(
     from bragg_data.provenance import code_commit
     from bragg_data.store import measured
     from bragg_data.store.repository import Store
-    from pipelines.prediction.distributed import files_of
+    from pipelines.prediction.workflow import find_profiles
     from pipelines.snapshots.measured import print_measurements, read_labels, read_measurements
 
     loaded = load_campaign(campaign)
-    measurements = read_measurements(files_of(files), loaded, profile)
+    measurements = read_measurements(find_profiles(files), loaded, profile)
     rows = [] if labels is None else read_labels(labels)
     known = measured.labels_from(rows, measurements, loaded)
     dataset = measured.measured_dataset(into, loaded, measurements, known, code_commit())

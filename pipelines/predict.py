@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from bragg_data.measurement.load import load_measurements
-from bragg_data.refinement.rietveld import Refiner
-from bragg_models.predictors import Predictor
-from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
-from pipelines.cli.console import errors, next_commands, run, say
-from pipelines.cluster.client import open_client
-from pipelines.cluster.options import SlurmOptions, check_cluster
-from pipelines.prediction.distributed import REFUSED, Question, Told, ask_on_cluster, files_of
-from pipelines.prediction.predict import (
-    INDICES,
-    Answer,
-    Library,
-    PredictError,
-    answer,
-    library_of,
-    load_model,
-    refine,
-    show,
-    table_row,
+from pipelines.cli.console import next_commands, run, say
+from pipelines.cli.options import (
+    DEFAULT_TRACKING_URI,
+    ClusterOptions,
+    ModelOption,
+    ProfileOptions,
+    TrackingOption,
+    command_line,
+    expand_options,
 )
 
 app = typer.Typer(add_completion=False)
 
-_FEW = 100  # files that are answered in this process, and looked for in the library unasked
-_DRAWN = 20  # files of which there is a picture or a part of a page, at most
-_REASONS = 10  # that are told in full
-_MANY = "Many files"
+_CLUSTER = ClusterOptions(cluster=None)  # this process for few files
 
 
 @app.command()
+@expand_options
 def main(
     files: Annotated[
         list[Path],
@@ -52,21 +36,8 @@ def main(
             "µs, intensity, sigma (.xye .xy .dat).",
         ),
     ],
-    instrument: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.instprm", help="The measurement's own calibration. Do give it."),
-    ] = None,
-    bank: Annotated[int | None, typer.Option(help="Only this bank of the files.")] = None,
-    two_theta: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=180, help="Scattering angle (°) of the bank, if FILE does not say it."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION."),
-    ] = None,
+    profile: ProfileOptions,
+    model: ModelOption = None,
     store: Annotated[
         str | None,
         typer.Option(metavar="URI", help="Store for the library match; by default the model's."),
@@ -75,11 +46,10 @@ def main(
         bool | None,
         typer.Option(
             "--library/--no-library",
-            help=f"Look for the most similar stored patterns as well; by default for up to {_FEW} "
-            f"files.",
+            help="Find the most similar stored patterns as well; by default for up to 100 files.",
         ),
     ] = None,
-    refined: Annotated[
+    refine: Annotated[
         bool,
         typer.Option(
             "--refine",
@@ -91,157 +61,73 @@ def main(
         bool, typer.Option("--json", help="Print a JSON list, for scripts.")
     ] = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print a table with commas, for spreadsheets.")
+        bool, typer.Option("--csv", help="Print comma-separated values, for spreadsheets.")
     ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PNG", help="Draw the measurements with what the answers would look like."
-        ),
+        typer.Option(metavar="PNG", help="Draw the measurements with the calculated patterns."),
     ] = None,
     page: Annotated[
         Path | None,
         typer.Option(
             "--report",
             metavar="HTML",
-            help="Write a page that shows the answers, what speaks for them and what was done to "
-            "the data; of many answers the first 20.",
+            help="Write a page that shows the predictions, the evidence for them and how the data "
+            "were prepared; of many predictions the first 20.",
         ),
     ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help=f"local, slurm, or the address of a Dask scheduler; by default local above {_FEW} "
-            f"files.",
-            rich_help_panel=_MANY,
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of local.", rich_help_panel=_MANY)
-    ] = None,
-    jobs: Annotated[
-        str, typer.Option(metavar="MIN:MAX", help="Jobs of slurm.", rich_help_panel=_MANY)
-    ] = "1:8",
-    tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = DEFAULT_TRACKING_URI,
+    cluster: ClusterOptions = _CLUSTER,
+    tracking: TrackingOption = DEFAULT_TRACKING_URI,
 ) -> None:
     """Predict crystal system and cell parameters of measured profiles.
 
-    The registered champion answers. Beside it stands the library match: the stored pattern that
-    correlates best with the profile, of each crystal system; on noisy profiles it is the better
-    guide as long as the model was trained on clean ones. With --refine every phase is fitted to the
-    whole pattern; where no structure of the model explains the peaks, lattices are fitted to their
-    positions alone, and the answer is not accepted. A file that cannot be read is told, and keeps
-    no other from its answer.
+    The registered champion predicts; the library match is the stored pattern that correlates best
+    with the profile, of each crystal system, and on noisy profiles the better guide as long as the
+    model was trained on clean ones. With --refine every phase is fitted to the whole pattern; where
+    no structure of the model explains the peaks, lattices are fitted to their positions alone, and
+    the prediction is not accepted. More than 100 files are predicted by the workers of a cluster,
+    by default of this machine. A file that cannot be read is named at the end; the results of all
+    others are complete.
     """
+    from catalog.tracking import Tracking
+    from pipelines.prediction.distributed import (
+        MAX_LOCAL_FILES,
+        PredictionTask,
+        predict_anywhere,
+        raise_failures,
+    )
+    from pipelines.prediction.library import open_library
+    from pipelines.prediction.render import print_results
+    from pipelines.prediction.result import to_json, write_csv
+    from pipelines.prediction.workflow import PredictError, find_profiles, load_model
+    from pipelines.report.output import check_output, write_figures
+
     if as_json and as_csv:
         raise PredictError("Give --json or --csv, not both.")
-    for_scripts = as_json or as_csv
-    meant = files_of(files)
-    for written in (plot, page):
-        if written is not None and (not written.parent.is_dir() or written.is_dir()):
-            raise PredictError(
-                f"{written} cannot be written: name a file in a directory that exists."
-            )
-    check_cluster(cluster or "local", workers)
-    place = Tracking(tracking)
-    predictor, version = load_model(model, place)
-    wanted = len(meant) <= _FEW if library is None else library
-    snapshot = library_of(predictor, store, progress=not for_scripts) if wanted else None
-    question = Question(place.uri, version, instrument, bank, two_theta, refined, store)
-    drawn: list[Answer] = []
-    if cluster is None and len(meant) <= _FEW:
-        told, drawn = _ask_here(meant, question, predictor, snapshot, progress=not for_scripts)
-    else:
-        slurm = SlurmOptions(jobs=jobs)
-        with open_client(cluster or "local", workers=workers, slurm=slurm) as client:
-            told = ask_on_cluster(
-                client, meant, question, predictor, snapshot, progress=not for_scripts
-            )
-        if plot is not None or page is not None:
-            readable = [file for file in meant if file not in told.failures][:_DRAWN]
-            beside = None if page is None else snapshot
-            _, drawn = _ask_here(readable, question, predictor, beside, progress=False)
+    progress = not (as_json or as_csv)
+    paths = find_profiles(files)
+    for output in (plot, page):
+        check_output(output)
+    database = Tracking(tracking)
+    predictor, version = load_model(model, database)
+    use_library = len(paths) <= MAX_LOCAL_FILES if library is None else library
+    patterns = open_library(predictor, store, progress=progress) if use_library else None
+    task = PredictionTask(database.uri, version, profile, refine, store, draw=bool(plot or page))
+    predictions = predict_anywhere(paths, task, predictor, patterns, cluster, progress=progress)
+    results = predictions.results
     if as_json:
-        print(json.dumps(told.answers, indent=2, ensure_ascii=False))
+        print(json.dumps([to_json(result) for result in results], indent=2, ensure_ascii=False))
     elif as_csv:
-        _print_csv(told.answers)
-    elif told.answers:
-        show(told.answers)
+        write_csv(results, sys.stdout)
+    elif results:
+        print_results(results)
         say(f"Model {version.uri}, trained on {predictor.provenance.data.tag}")
-    if plot is not None and drawn:
-        from pipelines.report.figures import MOST_PANELS, answers_figure
-
-        answers_figure(drawn, predictor.campaign).savefig(plot, dpi=130)
-        some = f" (the first {MOST_PANELS})" if len(told.answers) > MOST_PANELS else ""
-        errors.print(f"Drawn in [bold]{escape(str(plot))}[/]{some}", soft_wrap=True)
-    if page is not None and drawn:
-        from pipelines.report.page import MOST_ANSWERS, report
-
-        total = len(told.answers)
-        text = report(drawn, predictor, version.uri, total=total)
-        page.write_text(text, encoding="utf-8")
-        some = f" (the first {MOST_ANSWERS})" if total > MOST_ANSWERS else ""
-        errors.print(f"Report in [bold]{escape(str(page))}[/]{some}", soft_wrap=True)
-    if instrument is None and told.answers and not for_scripts:
-        first = shlex.quote(str(files[0]))
-        next_commands(
-            [
-                (
-                    f"python -m pipelines.predict {first} --instrument YOURS.instprm",
-                    "answer with the measurement's own calibration",
-                )
-            ]
-        )
-    if told.failures:
-        raise PredictError(_failed(told, len(meant)))
-
-
-def _ask_here(
-    files: Sequence[Path],
-    question: Question,
-    predictor: Predictor,
-    library: Library | None,
-    *,
-    progress: bool,
-) -> tuple[Told, list[Answer]]:
-    told, measured = Told(), []
-    for file in files:
-        try:
-            measured += load_measurements(
-                file, predictor.campaign, question.calibration, question.bank, question.two_theta
-            )
-        except REFUSED as error:
-            if len(files) == 1:
-                raise
-            told.failures[file] = str(error)
-    if not measured:
-        return told, []
-    answers = answer(measured, predictor, question.version.uri, library, progress=progress)
-    if question.refine:
-        answers = refine(
-            answers, predictor, Refiner(predictor.campaign, cache=INDICES), progress=progress
-        )
-    told.answers = [one.to_json() for one in answers]
-    return told, answers
-
-
-def _failed(told: Told, count: int) -> str:
-    reasons = list(told.failures.values())
-    more = f" (and {len(reasons) - _REASONS:,} more)" if len(reasons) > _REASONS else ""
-    return (
-        f"{len(reasons):,} of {count:,} files have no answer; those of the others are complete. "
-        f"{' '.join(reasons[:_REASONS])}{more}"
-    )
-
-
-def _print_csv(answers: Sequence[dict[str, Any]]) -> None:
-    rows = [table_row(one) for one in answers]
-    names = max(rows, key=len, default={})
-    writer = csv.DictWriter(sys.stdout, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    if predictions.profiles:
+        write_figures(predictions.profiles, predictor, plot, page, total=len(results))
+    if profile.instrument is None and results and progress:
+        again = command_line("predict", files[0], "--instrument", "YOURS.instprm")
+        next_commands([(again, "predict with the measurement's own calibration")])
+    raise_failures(predictions.failures, len(paths))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from catalog import registry
 from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import console, duration, next_commands, run, say
 from pipelines.cluster.options import ClusterOptions
-from pipelines.prediction.predict import Answer, answer, library_of, load_model
+from pipelines.prediction.library import open_library
+from pipelines.prediction.workflow import PredictedProfile, load_model, predict_measurements
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
 from pipelines.training.presets import DEFAULT_PRESETS
 from pipelines.training.run import train_model
@@ -121,7 +122,7 @@ def _head(text: str) -> None:
     console.print(Rule(f"[bold]{text}[/]", align="left"))
 
 
-def _predict_examples(place: Tracking, name: str) -> list[tuple[Answer, dict[str, Any]]]:
+def _predict_examples(place: Tracking, name: str) -> list[tuple[PredictedProfile, dict[str, Any]]]:
     predictor, version = load_model(f"models:/{name}@{registry.CHAMPION}", place)
     examples = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
     measurements = [
@@ -134,13 +135,13 @@ def _predict_examples(place: Tracking, name: str) -> list[tuple[Answer, dict[str
         )[0]
         for file, example in examples.items()
     ]
-    answers = answer(
-        measurements, predictor, version.uri, library_of(predictor, progress=True), progress=True
+    answers = predict_measurements(
+        measurements, predictor, version.uri, open_library(predictor, progress=True), progress=True
     )
     return list(zip(answers, examples.values(), strict=True))
 
 
-def _compare(found: Answer, example: dict[str, Any]) -> None:
+def _compare(found: PredictedProfile, example: dict[str, Any]) -> None:
     """Print an answer beside the truth, with its errors."""
     name = Path(found.measurement.profile.source).name
     table = Table(title=f"{example['what']} ({name})", title_justify="left")
@@ -153,10 +154,11 @@ def _compare(found: Answer, example: dict[str, Any]) -> None:
     cells = [f(v) for v in truth for f in (_value, lambda _: "")]
     table.add_row("true", example["crystal_system"], *cells, style="bold")
     rows = [("model", found.phase.crystal_system.name, [found.cell[k] for k in (0, 2, 3)])]
-    library = found.library()
+    library = found.result().library_match
     if library:
-        cell = library["cell"]
-        rows.append(("library match", library["crystal_system"], [cell[p] for p in _SHOWN]))
+        best = library.candidates[0]
+        cell = best.cell.to_array()
+        rows.append(("library match", best.crystal_system, [cell[k] for k in (0, 2, 3)]))
     for label, system, values in rows:
         right = "green" if system == example["crystal_system"] else "red"
         cells = []

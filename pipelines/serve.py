@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import typer
-import uvicorn
 
-from catalog import registry
-from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import next_commands, run, say
-from pipelines.prediction.service import create_app
+from pipelines.cli.options import DEFAULT_TRACKING_URI, ModelOption, TrackingOption
 
 app = typer.Typer(add_completion=False)
 
@@ -22,49 +18,59 @@ class ServeError(RuntimeError):
 
 @app.command()
 def main(
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="URI", help="models:/NAME@ALIAS; the only champion if left out."),
-    ] = None,
+    model: ModelOption = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's are open to all.")
+        str,
+        typer.Option(
+            help="Address to listen on; all but this machine's are open to the whole network."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     refresh: Annotated[
-        float, typer.Option(min=0.1, help="Seconds until a new champion is looked for.")
+        float,
+        typer.Option(min=0.1, help="Interval in seconds at which a new champion is looked up."),
     ] = 5.0,
-    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Longest request.")] = 32.0,
+    max_megabytes: Annotated[
+        float, typer.Option(min=0.001, help="Size of the longest request.")
+    ] = 32.0,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of the model; by default one per core.")
+        int | None, typer.Option(min=1, help="Threads of the model; by default one per core.")
     ] = None,
-    tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = DEFAULT_TRACKING_URI,
+    tracking: TrackingOption = DEFAULT_TRACKING_URI,
 ) -> None:
     """Serve a registered model over HTTP; Ctrl-C stops it.
 
     POST /predict takes profiles on the model's grid, POST /predict/file the text of a measured
-    file; GET /model tells grid, phases and units, /health and /ready how it is, /openapi.json and
-    /docs what can be asked. Every answer names the model version that gave it.
+    file. GET /model describes grid, phases and units, /health and /ready the state of the service,
+    /openapi.json and /docs its interface. Every response names its model version.
     """
-    place = Tracking(tracking)
-    found = registry.find(place, model or registry.champion_uri(place))
+    import torch
+    import uvicorn
+
+    from catalog import registry
+    from catalog.tracking import Tracking
+    from pipelines.prediction.service import create_app
+
+    database = Tracking(tracking)
+    version = registry.find(database, model or registry.champion_uri(database))
     if threads is not None:
         torch.set_num_threads(threads)
-    say(f"Serving {found.uri} ({found.tags.get('model', 'model')}) on http://{host}:{port}")
+    say(f"Serving {version.uri} ({version.tags.get('model', 'model')}) on http://{host}:{port}")
     next_commands(
         [
-            (f"curl http://{host}:{port}/ready", "who answers"),
-            (f"curl http://{host}:{port}/openapi.json", "what can be asked"),
+            (f"curl http://{host}:{port}/ready", "the model version"),
+            (f"curl http://{host}:{port}/openapi.json", "the interface"),
         ]
     )
-    service = create_app(place, model, refresh_seconds=refresh, max_bytes=int(1e6 * max_megabytes))
+    service = create_app(
+        database, model, refresh_seconds=refresh, max_bytes=int(1e6 * max_megabytes)
+    )
     server = uvicorn.Server(
         uvicorn.Config(service, host=host, port=port, log_level="warning", access_log=False)
     )
     try:
         server.run()
-    except SystemExit as error:  # how uvicorn says that it cannot listen
+    except SystemExit as error:  # what uvicorn raises when it cannot listen
         if server.started:
             raise
         raise ServeError(

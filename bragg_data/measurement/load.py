@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -100,18 +101,40 @@ def load_measurements(
         # The header's nominal difC would decide otherwise, where it is of use for nothing else.
         difc = profiles[0].difc if instruments is None else None
         profiles = [replace(profiles[0], two_theta=two_theta, difc=difc)]
-    measured = []
-    for profile in profiles:
-        nominal = instruments is None
-        own = (
-            nominal_calibration(profile, campaign.instrument)
-            if instruments is None
-            else match_bank(profile, instruments)
-        )
-        gridded = resample_to_grid(profile, campaign.grid, campaign.instrument, own)
-        said = measurement_warnings(profile, gridded, campaign.instrument, own, nominal=nominal)
-        measured.append(Measurement(profile, gridded, own, nominal, said))
-    return measured
+    return [measurement_from_profile(profile, campaign, instruments) for profile in profiles]
+
+
+def measurement_from_profile(
+    profile: Profile, campaign: Campaign, instruments: Sequence[Instrument] | None = None
+) -> Measurement:
+    """Bring a profile to a campaign's grid.
+
+    Parameters
+    ----------
+    profile
+        The measured profile.
+    campaign
+        Campaign of the grid and the instrument.
+    instruments
+        Calibrations of the measurement, one of which is the bank's. None for the nominal difC of
+        the profile's header, or its times of flight as they are, with a warning.
+
+    Raises
+    ------
+    ProfileError, InstrumentError
+        If the profile fits neither the grid nor a calibration.
+    """
+    nominal = instruments is None
+    calibration = (
+        nominal_calibration(profile, campaign.instrument)
+        if instruments is None
+        else match_bank(profile, instruments)
+    )
+    gridded = resample_to_grid(profile, campaign.grid, campaign.instrument, calibration)
+    warnings = measurement_warnings(
+        profile, gridded, campaign.instrument, calibration, nominal=nominal
+    )
+    return Measurement(profile, gridded, calibration, nominal, warnings)
 
 
 def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> list[Profile]:

@@ -248,6 +248,39 @@ def _profile(
     )
 
 
+def profile_from_arrays(
+    tof: NDArray[np.float64],
+    intensity: NDArray[np.float64],
+    sigma: NDArray[np.float64] | None = None,
+    *,
+    bank: int | None = None,
+    two_theta: float | None = None,
+) -> Profile:
+    """Return a profile from arrays, checked and completed as the columns of a file.
+
+    Parameters
+    ----------
+    tof, intensity, sigma : shape (n,)
+        Times of flight in µs, ascending; density per µs; its standard deviation, estimated from
+        counting statistics if left out.
+    bank, two_theta
+        Number and scattering angle (degrees) of the bank.
+
+    Raises
+    ------
+    ProfileError
+        If the arrays differ in length, or are no profile.
+    """
+    columns = (tof, intensity) if sigma is None else (tof, intensity, sigma)
+    if {column.shape for column in columns} != {(len(tof),)}:
+        shapes = ", ".join(str(column.shape) for column in columns)
+        raise ProfileError(
+            f"A profile needs one-dimensional arrays of one length; their shapes are {shapes}."
+        )
+    header = {} if two_theta is None else {"two_theta": repr(two_theta)}
+    return _profile(Path("arrays"), bank, "", header, (tof, intensity, sigma), edges=False)
+
+
 # ---- GSAS files --------------------------------------------------------------------------------
 
 

@@ -24,7 +24,12 @@ from bragg_data.simulation.measurement_effects import (
 )
 from bragg_models.predictors import Prediction, Predictor
 from pipelines.cluster.client import gather_with_progress
-from pipelines.prediction.predict import INDICES, Library, library_of, match
+from pipelines.prediction.library import (
+    INDEX_DIRECTORY,
+    PatternLibrary,
+    match_library,
+    open_library,
+)
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
 from pipelines.simulation.draws import Purpose, random_stream
@@ -55,14 +60,14 @@ def run_tasks(
 def predictor_and_simulator(model: RegisteredModel) -> tuple[Predictor, Simulator]:
     """Return a registered model, and the simulator of its campaign; the last one is cached."""
     predictor = load_version(model.tracking_uri, model.version)
-    return predictor, simulator_for(predictor.campaign, cache=INDICES)
+    return predictor, simulator_for(predictor.campaign, cache=INDEX_DIRECTORY)
 
 
 @lru_cache(maxsize=1)
-def refiner_and_library(model: RegisteredModel) -> tuple[Refiner, Library | None]:
+def refiner_and_library(model: RegisteredModel) -> tuple[Refiner, PatternLibrary | None]:
     """Return the refiner of a model's campaign, and its library; the last ones are cached."""
     predictor, _ = predictor_and_simulator(model)
-    return Refiner(predictor.campaign, cache=INDICES), library_of(predictor)
+    return Refiner(predictor.campaign, cache=INDEX_DIRECTORY), open_library(predictor)
 
 
 def draws_of_phases(model: RegisteredModel, purpose: Purpose, task: int, count: int) -> Draws:
@@ -98,7 +103,7 @@ def starts_of(
     from_model = [(int(prediction.phase[0]), prediction.cells[0])]
     if library is None:
         return prediction, from_model, []
-    matches = match(library, prepared[None], gridded.covered[None])
+    matches = match_library(library, prepared[None], gridded.covered[None])
     return prediction, from_model, matches.starts(0)
 
 

@@ -40,7 +40,7 @@ from pipelines.evaluation.scoring import (
     scores_of,
 )
 from pipelines.evaluation.tables import ModelScores
-from pipelines.prediction.predict import Library, match
+from pipelines.prediction.library import PatternLibrary, match_library
 
 FROM_LIBRARY = "the library"
 """Start of a refinement that no model's cell is added to."""
@@ -287,9 +287,9 @@ def validate(
     return Validation(labelled, scores, predictions)
 
 
-def library_matches(library: Library, sets: Sequence[LabelledProfiles]) -> list[Matches]:
+def library_matches(library: PatternLibrary, sets: Sequence[LabelledProfiles]) -> list[Matches]:
     """Return the library matches of the profiles of each set, searched together."""
-    matches = match(
+    matches = match_library(
         library,
         np.concatenate([labelled.prepared for labelled in sets]),
         np.concatenate([labelled.covered for labelled in sets]),

@@ -35,7 +35,7 @@ from pipelines.evaluation.tables import (
     number,
     with_interval,
 )
-from pipelines.report.figures import draw
+from pipelines.report.figures import Panel, draw
 
 _DRAWN = 3  # samples of a set, as in the paper's Fig. 6
 
@@ -318,10 +318,12 @@ def validation_figures(
                 campaign.grid.tof,
                 labelled.gridded[row],
                 fit,
-                title=f"{labelled.name}, {labelled.samples[row]}: {label}, {structure.name}, "
-                f"{values}",
-                color=SYSTEM_COLORS[structure.crystal_system],
-                ticks=ticks,
+                Panel(
+                    f"{labelled.name}, {labelled.samples[row]}: {label}, {structure.name}, "
+                    f"{values}",
+                    SYSTEM_COLORS[structure.crystal_system],
+                    ticks,
+                ),
             )
         axes[-1].set_xlabel("time of flight (µs)")
         figures[label] = figure

@@ -38,8 +38,8 @@ from pipelines.evaluation.draw_tasks import (
     task_sizes,
 )
 from pipelines.evaluation.tables import ResultTable
-from pipelines.prediction.acceptance import verdict_json
-from pipelines.prediction.predict import INDICES
+from pipelines.prediction.acceptance import assess_acceptance
+from pipelines.prediction.library import INDEX_DIRECTORY
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.simulation.draws import Purpose, random_stream
 
@@ -144,12 +144,12 @@ def _foreign_simulator(
     campaign = predictor.campaign
     if kind in _FOREIGN_PHASES:
         phases = [phase_on_orthogonal_axes(kind, *_FOREIGN_PHASES[kind])]
-        return simulator_for(campaign, phases, cache=INDICES)
+        return simulator_for(campaign, phases, cache=INDEX_DIRECTORY)
     if kind == _WRONG_DIFC:
         other_bank = campaign.instrument.with_parameters(difc=0.81 * campaign.instrument.difc)
     elif kind != _OTHER_BANK:
         return simulator
-    return simulator_for(campaign, instrument=other_bank, cache=INDICES)
+    return simulator_for(campaign, instrument=other_bank, cache=INDEX_DIRECTORY)
 
 
 def _foreign_profiles(
@@ -214,4 +214,4 @@ def _rejected(
 ) -> bool:
     fits = refine_or_none(refiner, gridded, starts)
     # With free intensities it would be rejected as well, for another reason.
-    return not fits or not verdict_json(prediction, 0, fits)["accepted"]
+    return not fits or not assess_acceptance(prediction, 0, fits).accepted

@@ -52,7 +52,7 @@ from pipelines.evaluation.paper_numbers import EQUATION_1
 from pipelines.evaluation.rejection import find_other_bank
 from pipelines.evaluation.scoring import EvaluatedModel
 from pipelines.evaluation.tables import ResultTable
-from pipelines.prediction.predict import INDICES, Library, indexed_library
+from pipelines.prediction.library import INDEX_DIRECTORY, PatternLibrary, index_library
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
 from pipelines.training.task import default_tag
@@ -209,11 +209,11 @@ def _validate_sets(
     campaign = models.campaign
     library = None
     if settings.library:
-        library = indexed_library(models.dataset, campaign, progress=True)
+        library = index_library(models.dataset, campaign, progress=True)
     matches = [None] * len(sets) if library is None else library_matches(library, sets)
     fits: list[dict[str, RefinedProfiles]] = [{} for _ in sets]
     if library is not None and settings.refine:
-        refiner = Refiner(campaign, cache=INDICES)
+        refiner = Refiner(campaign, cache=INDEX_DIRECTORY)
         starts: dict[str, Predictor | None] = {FROM_LIBRARY: None}
         starts |= {f"{label} and {FROM_LIBRARY}": p for label, p in models.with_intervals.items()}
         fits = [
@@ -242,7 +242,7 @@ def _add_paper_preprocessing(
     report: ValidationReport,
     labelled: LabelledProfiles,
     models: _Models,
-    library: Library | None,
+    library: PatternLibrary | None,
     settings: ValidationSettings,
 ) -> None:
     """Add Tables IV and V after the paper's preprocessing, and a comparison with the project's."""

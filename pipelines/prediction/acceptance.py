@@ -1,92 +1,151 @@
-"""What is said of an answer beside it: intervals, whether it is accepted, and why not.
+"""Whether a predicted phase is accepted, and which of its cell parameters are determined.
 
-A model that knows how sure it is refuses a profile of which its best cell leaves too much. A
-refinement knows more: displacements, widths and coordinates are the sample's own there. Of 150
-draws of genuine samples refinements explain at least 98.9 % of the signal, of silicon, diamond,
+A model that knows its confidence rejects a profile of which its best cell leaves too much. A
+refinement knows more: displacement parameters, widths and coordinates are the sample's there. Of
+150 draws of genuine samples refinements explain at least 98.9 % of the signal, of silicon, diamond,
 rutile and shuffled points at most 74 %.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_data.refinement.result import RefinementResult
 from bragg_models.predictors import Prediction
+from pipelines.cli.style import UNITS
+from pipelines.prediction.result import Acceptance, Interval, Intervals
 
 EXPLAINED = 0.85
-"""Share of the signal that a refinement of a genuine sample explains at least."""
+"""Fraction of the signal that a refinement of a genuine sample explains at least."""
 
-_DOUBTED = 0.95  # the same where the model has refused the profile
-_SIGNAL = 5.0  # standard deviations, above which peaks stand out of the noise
-
-
-def explains(fit: RefinementResult, share: float = EXPLAINED) -> bool:
-    """Tell whether a refinement explains the signal, if there is one."""
-    return _signal(fit) >= _SIGNAL and explained_fraction(fit.pattern_fit) >= share
+_EXPLAINED_IF_REJECTED = 0.95  # the same where the model has rejected the profile
+_SIGNIFICANCE = 5.0  # standard deviations by which the signal has to exceed the noise
 
 
-def _signal(fit: RefinementResult) -> float:
+def explains(fit: RefinementResult, fraction: float = EXPLAINED) -> bool:
+    """Return whether there is a signal, and a refinement explains this fraction of it."""
+    return _significance(fit) >= _SIGNIFICANCE and explained_fraction(fit.pattern_fit) >= fraction
+
+
+def _significance(fit: RefinementResult) -> float:
     """Return the weighted square above the background, in standard deviations of the noise's."""
     above = fit.chi2 / max(fit.pattern_fit.rwp_background**2, 1e-12)
     return float((above - fit.n_points) / np.sqrt(2 * fit.n_points))
 
 
-def verdict_json(
+def assess_acceptance(
     prediction: Prediction, row: int, refined: Sequence[RefinementResult] = ()
-) -> dict[str, Any]:
-    """Return intervals and verdict of one answer as plain JSON values; None without them.
+) -> Acceptance:
+    """Return whether a profile is accepted as one of the phases, and why not.
 
     Parameters
     ----------
     prediction, row
-        The model's answers, and which of them.
+        Predictions of a model, and the row of the profile.
     refined
-        Refinements of the profile, the most plausible one first.
+        Refinements of the profile, the most plausible phase first.
     """
-    intervals = accepted = reasons = None
-    if prediction.intervals is not None:
-        intervals = {
-            name: [float(low), float(high)]
-            for name, (low, high) in zip(CELL_PARAMETERS, prediction.intervals[row], strict=True)
-            if np.isfinite(low)
-        }
+    accepted: bool | None = None
+    reasons: list[str] | None = None
+    unexplained = limit = None
     if prediction.accepted is not None and prediction.unexplained is not None:
         accepted, reasons = bool(prediction.accepted[row]), []
+        unexplained, limit = float(prediction.unexplained[row]), prediction.limit
         if not accepted:
             reasons.append(
-                f"No cell of the model's phases explains the profile: "
-                f"{100 * prediction.unexplained[row]:.0f} % of it is left, of samples that it "
-                f"knows at most {100 * (prediction.limit or 0):.0f} %. The sample, the bank or the "
-                f"calibration is another than those it was trained for, or there are no peaks."
+                f"No cell of the model's phases explains the profile: the predicted phase leaves "
+                f"{100 * unexplained:.0f} % of it, genuine samples leave at most "
+                f"{100 * (limit or 0):.0f} %. The sample, the bank or the calibration differs from "
+                f"those the model was trained for, or there are no peaks."
             )
     if refined:
-        doubted = accepted is False
-        of_fit = _reasons(refined[0], _DOUBTED if doubted else EXPLAINED)
-        # What the model alone could not explain a refinement may.
-        reasons = [*(reasons or []), *of_fit] if of_fit else []
+        # A refinement may explain what the model alone could not.
+        fraction = _EXPLAINED_IF_REJECTED if accepted is False else EXPLAINED
+        objections = _objections(refined[0], fraction)
+        reasons = [*(reasons or []), *objections] if objections else []
         accepted = not reasons
-    return {"intervals": intervals, "accepted": accepted, "reasons": reasons}
+    return Acceptance(accepted, None if reasons is None else tuple(reasons), unexplained, limit)
 
 
-def _reasons(fit: RefinementResult, share: float) -> list[str]:
+def _objections(fit: RefinementResult, fraction: float) -> list[str]:
     """Return what speaks against a refinement."""
-    if _signal(fit) < _SIGNAL:
+    if _significance(fit) < _SIGNIFICANCE:
         return ["No peaks stand above the background: there is nothing to refine on."]
     explained = explained_fraction(fit.pattern_fit)
     if fit.intensities == "free":
         return [
-            f"The peaks stand where a lattice of the model has lines ({100 * explained:.0f} % of "
-            f"the signal), but are not as high as its structures make them: another compound with "
-            f"such a lattice. The refined cell is from the positions alone."
+            f"The peaks are where a lattice of the model has reflections ({100 * explained:.0f} % "
+            f"of the signal), but their intensities are not those of its structures: another "
+            f"compound with such a lattice. The refined cell is from the peak positions alone."
         ]
-    if explained < share:
+    if explained < fraction:
         return [
             f"The best refinement explains {100 * explained:.0f} % of the signal above the "
-            f"background, of samples that the model knows at least {100 * share:.0f} %."
+            f"background; of genuine samples it explains at least {100 * fraction:.0f} %."
         ]
     return []
+
+
+def parameter_ranges(campaign: Campaign, phase: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the ranges of a phase's free cell parameters in a campaign.
+
+    Parameters
+    ----------
+    campaign
+        The campaign that a model was trained on.
+    phase
+        Code of the phase.
+
+    Returns
+    -------
+    Lowest and highest values of each range, in ångström or degrees, by parameter.
+    """
+    ranges = campaign.definition["phases"][phase]["cell"]
+    return {
+        name: [(float(r["low"] or r["first"]), float(r["high"] or r["last"])) for r in of_name]
+        for name, of_name in ranges.items()
+    }
+
+
+def estimate_intervals(prediction: Prediction, row: int, campaign: Campaign) -> Intervals | None:
+    """Return the 90 % intervals of the free cell parameters, or None from a model without them.
+
+    An interval that is as wide as all of the campaign's range carries no information: the
+    parameter is not determined.
+
+    Parameters
+    ----------
+    prediction, row
+        Predictions of a model, and the row of the profile.
+    campaign
+        The campaign that the model was trained on.
+    """
+    if prediction.intervals is None:
+        return None
+    code = int(prediction.phase[row])
+    ends: dict[str, Interval | None] = {}
+    not_determined = {}
+    ranges = parameter_ranges(campaign, code)
+    for name in campaign.phases[code].lattice.free_parameters:
+        low, high = map(float, prediction.intervals[row, CELL_PARAMETERS.index(name)])
+        lowest = min((low_end for low_end, _ in ranges.get(name, ())), default=-np.inf)
+        highest = max((high_end for _, high_end in ranges.get(name, ())), default=np.inf)
+        unit = UNITS[name]
+        if not np.isfinite([low, high]).all():
+            ends[name] = None
+            not_determined[name] = "The model gives no finite interval."
+        elif highest > lowest and high - low >= highest - lowest:
+            ends[name] = None
+            not_determined[name] = (
+                f"The 90 % interval (± {(high - low) / 2:,.4g} {unit}) is as wide as the range of "
+                f"the training data ({lowest:g} to {highest:g} {unit}). Use a model that was "
+                f"trained for longer, or refine."
+            )
+        else:
+            ends[name] = Interval(low, high)
+    return Intervals(ends, not_determined)

@@ -1,211 +1,248 @@
-"""Questions about many files, answered some at a time by the workers of a cluster."""
+"""Predictions of many files, a part of them at a time on each worker of a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from bragg_data.instrument.instprm import InstrumentError
-from bragg_data.measurement.load import Measurement, load_measurements
-from bragg_data.measurement.readers import ProfileError
-from bragg_data.preprocessing import PreprocessingError
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Predictor
 from catalog import registry
+from pipelines.cli.options import ProfileOptions
 from pipelines.cluster.client import gather_with_progress
-from pipelines.prediction.predict import (
-    INDICES,
-    Answer,
-    Library,
+from pipelines.cluster.options import ClusterOptions
+from pipelines.prediction.library import (
+    INDEX_DIRECTORY,
+    PatternLibrary,
+    match_library,
+    match_result,
+    open_library,
+)
+from pipelines.prediction.refinement import refine_predictions
+from pipelines.prediction.result import PredictionResult
+from pipelines.prediction.workflow import (
+    PredictedProfile,
     PredictError,
-    answer,
-    library_json,
-    library_of,
-    match,
-    refine,
+    predict_files,
 )
 from pipelines.registry.registration import load_version
 
-PROFILE_SUFFIXES = (".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat")
-"""What counts as a profile in a folder; a file that is named may have any."""
-
-REFUSED = (ProfileError, InstrumentError, PreprocessingError, PredictError)
-"""What is wrong with one file, and with no other."""
+MAX_LOCAL_FILES = 100
+"""Files that are predicted in this process, with a library match by default."""
 
 _FILES_PER_TASK = 32
+_MAX_REASONS = 10  # failures that are listed in full
+_MAX_DRAWN = 20  # files that are predicted again for figures
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked about each file.
+class PredictionTask:
+    """What a worker computes for each file.
 
     Attributes
     ----------
     tracking_uri, version
         The model.
-    calibration, bank, two_theta
-        As for :func:`bragg_data.measurement.load.load_measurements`.
+    options
+        How files are read.
     refine
-        Whether the answers are refined; workers look for starts in the library themselves then.
+        Whether predictions are refined; workers then open the library for the starts themselves.
     store
-        Where the library is; None for the model's.
+        Address of the library; None for where the model was trained.
+    draw
+        Whether profiles are needed as arrays afterwards, for figures.
     """
 
     tracking_uri: str
     version: registry.ModelVersion
-    calibration: Path | None = None
-    bank: int | None = None
-    two_theta: float | None = None
+    options: ProfileOptions
     refine: bool = False
     store: str | None = None
-
-
-@dataclass
-class Told:
-    """Answers (:meth:`~pipelines.prediction.predict.Answer.to_json`), and what went wrong.
-
-    Attributes
-    ----------
-    answers
-        In the order of the files.
-    failures
-        Reasons by file.
-    """
-
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    failures: dict[Path, str] = field(default_factory=dict)
+    draw: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    told: dict[str, Any]
-    prepared: NDArray[np.float32]
-    covered: NDArray[np.bool_]
+class WorkerPredictions:
+    """Predictions of a worker's files.
+
+    Attributes
+    ----------
+    results
+        One per profile, in the order of the files.
+    prepared, covered : shape (n, points)
+        The profiles as the library match needs them.
+    failures
+        Errors by file.
+    """
+
+    results: list[PredictionResult] = field(default_factory=list)
+    prepared: list[NDArray[np.float32]] = field(default_factory=list)
+    covered: list[NDArray[np.bool_]] = field(default_factory=list)
+    failures: dict[Path, Exception] = field(default_factory=dict)
 
 
-def files_of(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that are meant: those named, and the profiles in the folders named.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of files.
+
+    Attributes
+    ----------
+    results
+        One per profile, in the order of the files.
+    failures
+        Errors by file; each message names it.
+    profiles
+        The results as arrays, or the first of them, for figures; empty if they are not needed.
+    """
+
+    results: list[PredictionResult]
+    failures: dict[Path, Exception]
+    profiles: list[PredictedProfile] = field(default_factory=list)
+
+
+def predict_anywhere(
+    files: Sequence[Path],
+    task: PredictionTask,
+    model: Predictor,
+    library: PatternLibrary | None,
+    cluster: ClusterOptions,
+    *,
+    progress: bool = True,
+) -> Predictions:
+    """Predict files in this process, or many of them and on request on a cluster.
+
+    Parameters
+    ----------
+    files, task
+        Files, and what is computed for each.
+    model
+        The model, loaded in this process.
+    library
+        Stored patterns to compare the profiles with, or None to leave that out.
+    cluster
+        The cluster; without a name this process predicts up to :data:`MAX_LOCAL_FILES` files.
+    progress
+        Show a progress bar.
+    """
+    if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
+        return predict_here(files, task, model, library, progress=progress)
+    with cluster.open() as client:
+        predictions = predict_on_cluster(client, files, task, model, library, progress=progress)
+    if not task.draw:
+        return predictions
+    readable = [file for file in files if file not in predictions.failures][:_MAX_DRAWN]
+    profiles = predict_here(readable, task, model, library, progress=False).profiles
+    return replace(predictions, profiles=profiles)
+
+
+def predict_here(
+    files: Sequence[Path],
+    task: PredictionTask,
+    model: Predictor,
+    library: PatternLibrary | None = None,
+    *,
+    progress: bool = True,
+) -> Predictions:
+    """Predict files in this process; parameters as for :func:`predict_anywhere`."""
+    predictions = predict_files(
+        files, task.options, model, task.version.uri, library, progress=progress
+    )
+    profiles = predictions.profiles
+    if task.refine and profiles:
+        refiner = Refiner(model.campaign, cache=INDEX_DIRECTORY)
+        profiles = refine_predictions(profiles, refiner, progress=progress)
+    results = [profile.result() for profile in profiles]
+    return Predictions(results, predictions.failures, profiles)
+
+
+def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:
+    """Raise one error for the files without a prediction, out of ``n_files``.
 
     Raises
     ------
     PredictError
-        If a folder holds none.
+        Naming the files and reasons; of a single file its own error.
     """
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(
-            file for file in path.rglob("*")
-            if file.suffix.lower() in PROFILE_SUFFIXES and file.is_file()
-        )  # fmt: skip
-        if not inside:
-            raise PredictError(
-                f"The folder {path} holds no profile ({', '.join(PROFILE_SUFFIXES)}). Name files."
-            )
-        found += inside
-    return found
+    if len(failures) == n_files == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        reasons = [str(error) for error in failures.values()]
+        rest = len(reasons) - _MAX_REASONS
+        more = f" (and {rest:,} more)" if rest > 0 else ""
+        raise PredictError(
+            f"{len(reasons):,} of {n_files:,} files have no prediction; those of the others are "
+            f"complete. {' '.join(reasons[:_MAX_REASONS])}{more}"
+        )
 
 
-def ask_on_cluster(
+def predict_on_cluster(
     client: Client,
     files: Sequence[Path],
-    question: Question,
-    predictor: Predictor,
-    library: Library | None = None,
+    task: PredictionTask,
+    model: Predictor,
+    library: PatternLibrary | None = None,
     *,
     progress: bool = True,
-) -> Told:
-    """Ask a model about files, on a cluster; the library match is one pass over the store, here.
+) -> Predictions:
+    """Predict files on a cluster; the library match is one pass over the store, in this process.
 
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    files
-        Which; the workers have to see them.
-    question
-        What.
-    predictor
-        The model, as it is known here.
-    library
-        Where to look for matches, or None for none.
-    progress
-        Show how far it is.
+    Parameters as for :func:`predict_anywhere`; the workers have to be able to read the files.
     """
-    absolute = [path.absolute() for path in files]
-    parts = [absolute[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
-    futures = client.map(_ask, parts, question=question, pure=False)
-    results: list[list[list[_Asked] | str]] = gather_with_progress(
+    absolute = {path.absolute(): path for path in files}
+    paths = [path.absolute() for path in files]
+    parts = [paths[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
+    futures = client.map(predict_on_worker, parts, task=task, pure=False)
+    per_task: list[WorkerPredictions] = gather_with_progress(
         futures, [len(part) for part in parts], "Predicting", "files", quiet=not progress
     )
-    told, asked = Told(), []
-    flat = [one for result in results for one in result]
-    for file, one in zip(files, flat, strict=True):
-        if isinstance(one, str):
-            told.failures[file] = one
-            continue
-        for profile in one:
-            profile.told["file"] = str(file)
-            asked.append(profile)
-    told.answers = [one.told for one in asked]
-    if library is not None and asked and not question.refine:
-        matches = match(
-            library, np.stack([one.prepared for one in asked]),
-            np.stack([one.covered for one in asked]), progress=progress,
-        )  # fmt: skip
-        tag = predictor.provenance.data.tag
-        for row, answered in enumerate(told.answers):
-            answered["library_match"] = library_json(matches, row, predictor.campaign.phases, tag)
-    return told
+    results = [
+        replace(result, file=str(absolute[Path(str(result.file))]))
+        for predictions in per_task
+        for result in predictions.results
+    ]
+    failures = {
+        absolute[path]: error
+        for predictions in per_task
+        for path, error in predictions.failures.items()
+    }
+    if library is not None and results and not task.refine:
+        prepared = [profile for predictions in per_task for profile in predictions.prepared]
+        covered = [mask for predictions in per_task for mask in predictions.covered]
+        matches = match_library(library, np.stack(prepared), np.stack(covered), progress=progress)
+        tag, phases = model.provenance.data.tag, tuple(model.campaign.phases)
+        results = [
+            replace(result, library_match=match_result(matches, row, phases, tag))
+            for row, result in enumerate(results)
+        ]
+    return Predictions(results, failures)
 
 
-# A worker's files are all for one model.
+# A worker's files all belong to one model.
 _loaded = lru_cache(maxsize=1)(load_version)
 
 
 @lru_cache(maxsize=1)
 def _refiner(tracking_uri: str, version: registry.ModelVersion) -> Refiner:
-    return Refiner(_loaded(tracking_uri, version).campaign, cache=INDICES)
+    return Refiner(_loaded(tracking_uri, version).campaign, cache=INDEX_DIRECTORY)
 
 
-def _ask(files: Sequence[Path], question: Question) -> list[list[_Asked] | str]:
-    """Answer for some files: the task of a worker."""
-    predictor = _loaded(question.tracking_uri, question.version)
-    measured: list[Measurement] = []
-    told: list[str | int] = []
-    for file in files:
-        try:
-            found = load_measurements(
-                file, predictor.campaign, question.calibration, question.bank, question.two_theta
-            )
-        except REFUSED as error:
-            told.append(str(error))
-        else:
-            told.append(len(found))
-            measured += found
-    uri = question.version.uri
-    all_answers: list[Answer] = []
-    if measured and question.refine:
-        library = library_of(predictor, question.store)
-        refiner = _refiner(question.tracking_uri, question.version)
-        all_answers = refine(answer(measured, predictor, uri, library), predictor, refiner)
-    elif measured:
-        all_answers = answer(measured, predictor, uri)
-    answers = iter(all_answers)
-    return [
-        one if isinstance(one, str) else [
-            _Asked(a.to_json(), a.measurement.prepared.astype(np.float32),
-                   a.measurement.gridded.covered)
-            for a in (next(answers) for _ in range(one))
-        ]
-        for one in told
-    ]  # fmt: skip
+def predict_on_worker(files: Sequence[Path], task: PredictionTask) -> WorkerPredictions:
+    """Predict some files: the task of a worker."""
+    model = _loaded(task.tracking_uri, task.version)
+    library = open_library(model, task.store) if task.refine else None
+    predictions = predict_files(files, task.options, model, task.version.uri, library)
+    profiles = predictions.profiles
+    if task.refine:
+        profiles = refine_predictions(profiles, _refiner(task.tracking_uri, task.version))
+    return WorkerPredictions(
+        [profile.result() for profile in profiles],
+        [profile.measurement.prepared.astype(np.float32) for profile in profiles],
+        [profile.measurement.gridded.covered for profile in profiles],
+        predictions.failures,
+    )

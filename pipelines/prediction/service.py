@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,270 +14,140 @@ from fastapi import Body, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
-from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
-from bragg_data.errors import first_line
-from bragg_data.instrument.instprm import InstrumentError
-from bragg_data.measurement.load import load_measurements
-from bragg_data.measurement.readers import ProfileError
-from bragg_data.preprocessing import PreprocessingError
-from bragg_models.predictors import Prediction, Predictor, PredictorError, load_predictor
-from catalog import registry
-from catalog.model_files import downloaded_model
+from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_models.predictors import Prediction, PredictorError
 from catalog.tracking import Tracking
-from pipelines.prediction.acceptance import verdict_json
-from pipelines.prediction.predict import PredictError
-
-MOST = 512
-"""Profiles in one request, and in one question to the model."""
+from pipelines.prediction.batching import (
+    MAX_WAITING_FILES,
+    MAX_WAITING_PROFILES,
+    Batcher,
+    BoundedExecutor,
+    ModelHolder,
+    OverloadedError,
+    ServedModel,
+    supervise,
+)
+from pipelines.prediction.result import PredictionResult, to_json
+from pipelines.prediction.service_input import array_from_npy, measurements_from_request
+from pipelines.prediction.service_schemas import (
+    FileRequest,
+    ModelDescription,
+    ModelInfo,
+    PredictionsResponse,
+    Problem,
+    ProfilesRequest,
+    ReadyInfo,
+)
+from pipelines.prediction.workflow import (
+    FILE_ERRORS,
+    result_from_prediction,
+)
 
 _NPY = (
     "What numpy.save writes of real numbers, shape (n, points). No parsing of text: the fast way."
 )
-
-_REFUSED = (PredictorError, PredictError, ProfileError, InstrumentError, PreprocessingError)
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+_RETRY_SECONDS = 1
+_FILE_THREADS = 2
 
 
-class ProfilesRequest(_Request):
-    """Profiles on the model's grid, without background, in any scale."""
-
-    profiles: Annotated[
-        list[Annotated[list[FiniteFloat], Field(min_length=1, max_length=100_000)]],
-        Field(min_length=1, max_length=MOST),
-    ]
+class NotReadyError(RuntimeError):
+    """No model is loaded yet."""
 
 
-class FileRequest(_Request):
-    """The text of a measured profile's file, and of its calibration."""
+class BodyLimit:
+    """Refuses bodies that are too long, before they are in memory."""
 
-    text: Annotated[str, Field(min_length=1, description="GSAS file or columns, as a text.")]
-    name: Annotated[str, Field(max_length=200, description="What errors call it.")] = "profile"
-    instrument: Annotated[
-        str | None, Field(description="The measurement's own GSAS-II .instprm, as a text.")
-    ] = None
-    bank: Annotated[int | None, Field(ge=0, le=10_000)] = None
-    two_theta: Annotated[FiniteFloat | None, Field(gt=0, lt=180, description="Degrees.")] = None
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
 
-
-class Model(BaseModel):
-    """Who answered."""
-
-    uri: str
-    name: str
-    version: str
-    kind: str
-    data: str
-    trained_at: str
-
-
-class One(BaseModel):
-    """The answer for one profile."""
-
-    crystal_system: str
-    phase: str
-    probabilities: dict[str, float]
-    cell: Annotated[dict[str, float | None], Field(description="a, b, c in Å; angles in degrees.")]
-    intervals: Annotated[
-        dict[str, tuple[float, float]] | None,
-        Field(description="90 % intervals of the free parameters, from models that know them."),
-    ] = None
-    accepted: Annotated[
-        bool | None, Field(description="Whether the sample can be one of the phases at all.")
-    ] = None
-    reasons: list[str] | None = None
-    bank: int | None = None
-    warnings: list[str] = []
-
-
-class Answers(BaseModel):
-    """The answers, and who gave them: all of one request are by the same model version."""
-
-    model: Model
-    answers: list[One]
-
-
-class About(BaseModel):
-    """What the model wants and tells."""
-
-    model: Model
-    points: int
-    tof: Annotated[dict[str, float], Field(description="T_i = start · exp(relative_step · i), µs.")]
-    phases: dict[str, str]
-    units: dict[str, str]
-
-
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model version, ready to answer. It is replaced as a whole, never changed."""
-
-    version: registry.ModelVersion
-    predictor: Predictor
-
-    @property
-    def about(self) -> Model:
-        """What every answer says of it."""
-        p = self.predictor.provenance
-        return Model(
-            uri=self.version.uri, name=self.version.name, version=self.version.version,
-            kind=p.model, data=p.data.tag, trained_at=p.trained_at,
-        )  # fmt: skip
-
-
-class Holder:
-    """The model that answers now, looked up again and again: a new champion needs no restart."""
-
-    def __init__(self, tracking: Tracking, uri: str | None) -> None:
-        self._tracking, self._uri = tracking, uri
-        # Models are read and asked in one thread alone: OpenMP keeps a team of threads for each
-        # thread that ever computed, and with two of them on all cores each waits at half the speed.
-        self.asking = ThreadPoolExecutor(1, "asking")
-        self.current: Loaded | None = None
-        self.problem = ""
-
-    def refresh(self) -> None:
-        """Load the version that the address means now, if it is another one."""
-        try:
-            uri = self._uri or registry.champion_uri(self._tracking)
-            found = registry.find(self._tracking, uri)
-            if self.current is None or self.current.version.uri != found.uri:
-                with downloaded_model(self._tracking.uri, found) as directory:
-                    predictor = self.asking.submit(_ready, directory).result()
-                self.current = Loaded(found, predictor)
-            self.problem = ""
-        except Exception as error:  # whoever answered goes on answering
-            self.problem = f"{first_line(error)}."
-
-
-def _ready(directory: Path) -> Predictor:
-    """Read a model and ask it once: something may have to be compiled or filled."""
-    predictor = load_predictor(directory)
-    profile = np.ones((1, predictor.points), dtype=np.float32)
-    profile[:, predictor.points // 2] = 100
-    predictor.predict(profile)
-    return predictor
-
-
-@dataclass(frozen=True)
-class _Question:
-    profiles: NDArray[np.float32]
-    calibrated: NDArray[np.bool_]
-    answered: asyncio.Future[tuple[Prediction, Loaded]]
-
-
-class Batcher:
-    """Asks the model about what waits together, beside the loop: many small questions at once."""
-
-    def __init__(self, holder: Holder) -> None:
-        self._holder = holder
-        self._waiting: asyncio.Queue[_Question] = asyncio.Queue()
-
-    async def ask(
-        self, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_] | None = None
-    ) -> tuple[Prediction, Loaded]:
-        """Return the answers for profiles (n, points), and the version that gave all of them.
-
-        ``calibrated`` (n,) tells which come from a calibrated instrument; all if it is left out.
-        """
-        if calibrated is None:
-            calibrated = np.ones(len(profiles), dtype=bool)
-        answered: asyncio.Future[tuple[Prediction, Loaded]] = (
-            asyncio.get_running_loop().create_future()
-        )
-        await self._waiting.put(_Question(profiles, calibrated, answered))
-        return await answered
-
-    async def run(self) -> None:
-        """Answer until cancelled."""
-        left: _Question | None = None
-        while True:
-            first = left or await self._waiting.get()
-            together, count, left = [first], len(first.profiles), None
-            while not self._waiting.empty():
-                one = self._waiting.get_nowait()
-                if count + len(one.profiles) > MOST or (
-                    one.profiles.shape[1] != first.profiles.shape[1]
-                ):
-                    left = one
-                    break
-                together.append(one)
-                count += len(one.profiles)
-            loaded = self._holder.current
-            assert loaded is not None  # nothing is asked before the service is ready
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._holder.asking, _answered, loaded, together
-            )
-            for answers, one in zip(found, together, strict=True):
-                if one.answered.done():
-                    continue  # who asked has gone
-                if isinstance(answers, Exception):
-                    one.answered.set_exception(answers)
-                else:
-                    one.answered.set_result((answers, loaded))
-
-
-def _answered(loaded: Loaded, together: list[_Question]) -> list[Prediction | Exception]:
-    try:
-        answers = loaded.predictor.predict(
-            np.concatenate([q.profiles for q in together]),
-            calibrated=np.concatenate([q.calibrated for q in together]),
-        )
-    except Exception as error:
-        if len(together) == 1:
-            return [error]
-        # One of them is to blame: the others get their answers.
-        return [_answered(loaded, [question])[0] for question in together]
-    parts: list[Prediction | Exception] = []
-    low = 0
-    for question in together:
-        rows = slice(low, low + len(question.profiles))
-        parts.append(answers[rows])
-        low = rows.stop
-    return parts
-
-
-class _BodyLimit:
-    """Refuse bodies that are too long, before they are in memory."""
-
-    def __init__(self, app: Any, most: int) -> None:
-        self._app, self._most = app, most
-
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and count the bytes of its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        told = dict(scope["headers"]).get(b"content-length", b"")
-        # What is announced is what comes: the server sees to that.
-        announced = int(told) if told.isdigit() else 0
-        seen = 0
+        header = dict(scope["headers"]).get(b"content-length", b"")
+        # The server makes sure that no more comes than is announced.
+        announced = int(header) if header.isdigit() else 0
+        received = 0
 
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal seen
-            if announced <= self._most:
+        async def counted() -> Message:
+            nonlocal received
+            if announced <= self._max_bytes:
                 message = await receive()
-                seen += len(message.get("body", b""))
-                if seen <= self._most:
+                received += len(message.get("body", b""))
+                if received <= self._max_bytes:
                     return message
             raise HTTPException(
-                413, f"The body is larger than {self._most / 1e6:g} MB. Send fewer profiles."
+                413, f"The body is larger than {self._max_bytes / 1e6:g} MB. Send fewer profiles."
             )
 
         await self._app(scope, counted, send)
+
+
+class Service:
+    """The state of the service: the model, its batches, and the threads that read files."""
+
+    def __init__(self, holder: ModelHolder, refresh_seconds: float, max_waiting: int) -> None:
+        self.holder = holder
+        self._refresh_seconds = refresh_seconds
+        self._batcher = Batcher(holder.executor, max_waiting=max_waiting)
+        self._files = BoundedExecutor(_FILE_THREADS, MAX_WAITING_FILES)
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that predicts now."""
+        return loaded_model(self.holder)
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Refresh the model and predict batches as long as the service runs."""
+
+        def on_error(reason: str) -> None:
+            self.holder.error = f"{reason}."
+
+        tasks = [
+            asyncio.create_task(supervise(task, on_error))
+            for task in (self._refresh, self._batcher.run)
+        ]
+        yield
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._files.shutdown()
+        self.holder.executor.shutdown(cancel_futures=True)
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.to_thread(self.holder.refresh)
+            await asyncio.sleep(self._refresh_seconds)
+
+    async def predict(self, model: ServedModel, profiles: NDArray[np.float32]) -> JSONResponse:
+        """Return the response for profiles on the grid of a model, shape (n, points)."""
+        prediction = await self._batcher.predict(model, profiles)
+        return _response(model, _results(model, prediction))
+
+    async def predict_file(self, request: FileRequest) -> JSONResponse:
+        """Return the response for a measured file."""
+        model = self.model
+        read = partial(measurements_from_request, request, model.predictor.campaign)
+        measurements = await self._files.run(read)
+        prepared = np.stack([m.prepared for m in measurements]).astype(np.float32)
+        calibrated = np.array([m.calibration is not None and not m.nominal for m in measurements])
+        prediction = await self._batcher.predict(model, prepared, calibrated)
+        results = [
+            replace(
+                result,
+                file=request.name,
+                bank=measurement.profile.bank,
+                warnings=tuple(measurement.warnings),
+            )
+            for result, measurement in zip(_results(model, prediction), measurements, strict=True)
+        ]
+        return _response(model, results)
 
 
 def create_app(
@@ -289,199 +156,174 @@ def create_app(
     *,
     refresh_seconds: float = 5.0,
     max_bytes: int = 32_000_000,
+    max_waiting: int = MAX_WAITING_PROFILES,
 ) -> FastAPI:
     """Return the service.
 
     Parameters
     ----------
     tracking
-        Where the model is registered.
+        The MLflow database or server where the model is registered.
     uri
         ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; None for the only champion.
     refresh_seconds
-        How often it is looked up which version the address means.
+        Interval at which the version that the address means is looked up.
     max_bytes
-        Longest body.
+        Size of the longest body.
+    max_waiting
+        Profiles that may wait for the model; further requests get 503 and Retry-After.
     """
-    holder = Holder(tracking, uri)
-    batcher: list[Batcher] = []
-
-    async def refreshed() -> None:
-        while True:
-            await asyncio.to_thread(holder.refresh)
-            await asyncio.sleep(refresh_seconds)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        batcher.append(Batcher(holder))
-        tasks = [asyncio.create_task(refreshed()), asyncio.create_task(batcher[0].run())]
-        yield
-        for task in tasks:
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks)
-        holder.asking.shutdown(cancel_futures=True)
-
+    service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting)
     app = FastAPI(
         title="Bragg",
         summary="From a measured Bragg profile to crystal system and cell.",
         version="1",
-        lifespan=lifespan,
+        lifespan=service.lifespan,
     )
-    app.add_middleware(_BodyLimit, most=max_bytes)
+    app.add_middleware(BodyLimit, max_bytes=max_bytes)
+    _add_error_handlers(app)
+    _add_routes(app, service)
+    return app
 
-    async def refused(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=422)
 
-    for kind in _REFUSED:
-        app.add_exception_handler(kind, refused)
+def _add_error_handlers(app: FastAPI) -> None:
+    def handler(status: int, **headers: str) -> ExceptionHandler:
+        async def handle(_: Request, error: Exception) -> JSONResponse:
+            return JSONResponse({"detail": str(error)}, status_code=status, headers=headers)
+
+        return handle
 
     async def malformed(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
+        if not isinstance(error, RequestValidationError):
+            raise error
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        # What was sent is not sent back: it may be long, or no text at all.
+        # The input is not sent back: it may be long, or no text at all.
         detail = f"The request is wrong at {place}: {first['msg']}.".encode(errors="replace")
         return JSONResponse({"detail": detail.decode()}, status_code=422)
 
+    for kind in FILE_ERRORS:
+        app.add_exception_handler(kind, handler(422))
     app.add_exception_handler(RequestValidationError, malformed)
+    app.add_exception_handler(NotReadyError, handler(503))
+    overloaded = handler(503, **{"Retry-After": str(_RETRY_SECONDS)})
+    app.add_exception_handler(OverloadedError, overloaded)
 
-    def loaded() -> Loaded:
-        if holder.current is None:
-            raise _NotReadyError(holder.problem or "The model is being loaded.")
-        return holder.current
 
-    async def not_ready(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=503)
-
-    app.add_exception_handler(_NotReadyError, not_ready)
+def _add_routes(app: FastAPI, service: Service) -> None:
     problems: dict[int | str, dict[str, Any]] = {
         code: {"model": Problem} for code in (400, 413, 422, 503)
     }
 
-    @app.get("/health", summary="The process lives.")
+    @app.get("/health", summary="The process is alive.")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="A model answers.", responses={503: {"model": Problem}})
-    async def ready() -> Model:
-        return loaded().about
+    @app.get("/ready", summary="A model is loaded.", responses={503: problems[503]})
+    async def ready() -> ReadyInfo:
+        return ready_info(service.holder)
 
-    @app.get("/model", summary="Grid, phases, units.", responses={503: {"model": Problem}})
-    async def model() -> About:
-        one = loaded()
-        campaign = one.predictor.campaign
-        grid = campaign.grid
-        return About(
-            model=one.about,
-            points=one.predictor.points,
+    @app.get("/model", summary="Grid, phases, units.", responses={503: problems[503]})
+    async def model() -> ModelDescription:
+        predictor = service.model.predictor
+        grid = predictor.campaign.grid
+        return ModelDescription(
+            model=model_info(service.model),
+            points=predictor.points,
             tof={"start": grid.start, "relative_step": grid.relative_step},
-            phases={p.name: p.crystal_system.name for p in campaign.phases},
-            units={p: "Å" if p in "abc" else "degree" for p in CELL_PARAMETERS},
+            phases={phase.name: phase.crystal_system.name for phase in predictor.campaign.phases},
+            units={name: "Å" if name in "abc" else "degree" for name in CELL_PARAMETERS},
         )
 
-    @app.post("/predict", summary="Answer for profiles on the grid.", responses=problems)
-    async def predict(request: ProfilesRequest) -> Answers:
-        points = loaded().predictor.points
+    @app.post(
+        "/predict",
+        summary="Predict profiles on the grid.",
+        responses=problems,
+        response_model=PredictionsResponse,
+    )
+    async def predict(request: ProfilesRequest) -> JSONResponse:
+        model = service.model
+        points = model.predictor.points
         lengths = {len(profile) for profile in request.profiles}
         if lengths != {points}:
             raise PredictorError(
-                f"The model answers for profiles of {points} points; got {sorted(lengths)}. GET "
-                f"/model tells the grid; POST /predict/file takes a file with a grid of its own."
+                f"The model predicts profiles of {points} points; got {sorted(lengths)}. GET "
+                f"/model describes the grid; POST /predict/file takes a file with any grid."
             )
-        prediction, by = await batcher[0].ask(np.array(request.profiles, dtype=np.float32))
-        return _told(prediction, by)
+        return await service.predict(model, np.array(request.profiles, dtype=np.float32))
 
-    @app.post("/predict/array", summary="Answer for profiles in an NPY file.", responses=problems)
+    @app.post(
+        "/predict/array",
+        summary="Predict profiles in an NPY file.",
+        responses=problems,
+        response_model=PredictionsResponse,
+    )
     async def predict_array(
         file: Annotated[bytes, Body(media_type="application/octet-stream", description=_NPY)],
-    ) -> Answers:
-        return _told(*await batcher[0].ask(_array(file, loaded().predictor.points)))
+    ) -> JSONResponse:
+        model = service.model
+        return await service.predict(model, array_from_npy(file, model.predictor.points))
 
-    @app.post("/predict/file", summary="Answer for a measured file.", responses=problems)
-    async def predict_file(request: FileRequest) -> Answers:
-        campaign = loaded().predictor.campaign
-        measured = await asyncio.to_thread(_measured, request, campaign)
-        prepared = np.stack([m.prepared for m in measured]).astype(np.float32)
-        calibrated = np.array([m.calibration is not None and not m.nominal for m in measured])
-        answers = _told(*await batcher[0].ask(prepared, calibrated))
-        for one, m in zip(answers.answers, measured, strict=True):
-            one.bank, one.warnings = m.profile.bank, list(m.warnings)
-        return answers
-
-    return app
+    @app.post(
+        "/predict/file",
+        summary="Predict a measured file.",
+        responses=problems,
+        response_model=PredictionsResponse,
+    )
+    async def predict_file(request: FileRequest) -> JSONResponse:
+        return await service.predict_file(request)
 
 
-class _NotReadyError(RuntimeError):
-    """There is no model yet."""
+def loaded_model(holder: ModelHolder) -> ServedModel:
+    """Return the model that predicts now.
+
+    Raises
+    ------
+    NotReadyError
+        If none is loaded yet, or the first one cannot be loaded.
+    """
+    if holder.current is None:
+        raise NotReadyError(holder.error or "The model is being loaded.")
+    return holder.current
 
 
-def _array(file: bytes, points: int) -> NDArray[np.float32]:
-    """Read profiles (n, points) from an NPY file; nothing in it is executed or believed."""
-    stream = io.BytesIO(file)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    try:
-        shape, by_column, dtype = read_header[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, KeyError, EOFError) as error:
-        raise PredictError(
-            "The body is no NPY file. Send what numpy.save writes, or JSON to POST /predict."
-        ) from error
-    rows = shape[0] if len(shape) == 2 else 0
-    if dtype.kind != "f" or by_column or not 1 <= rows <= MOST or shape[1] != points:
-        raise PredictError(
-            f"Wanted are real numbers of shape (n, {points}), in C order, n at most {MOST}; the "
-            f"file holds {dtype} of shape {shape}{', in Fortran order' if by_column else ''}."
-        )
-    values = stream.read()
-    if len(values) != rows * points * dtype.itemsize:
-        raise PredictError(
-            f"The NPY file is cut off or too long: {len(values)} bytes follow its header, "
-            f"{rows * points * dtype.itemsize} were to."
-        )
-    with np.errstate(over="ignore"):  # what is too large is told as not finite
-        return np.frombuffer(values, dtype).reshape(rows, points).astype(np.float32)
+def ready_info(holder: ModelHolder) -> ReadyInfo:
+    """Return the model version that predicts now, and why the registry cannot be read if so."""
+    info, refreshed_at = model_info(loaded_model(holder)), holder.refreshed_at
+    return ReadyInfo(
+        **info.model_dump(),
+        refreshed_at=None if refreshed_at is None else refreshed_at.isoformat("T", "seconds"),
+        refresh_error=holder.error or None,
+    )
 
 
-def _measured(request: FileRequest, campaign: Any) -> list[Any]:
-    name = Path(request.name).name or "profile"
-    with tempfile.TemporaryDirectory(prefix="bragg-service-") as directory:
-        path = Path(directory) / "".join(c if c.isalnum() or c in "._- " else "_" for c in name)
-        calibration = None
-        try:
-            path.write_text(request.text, encoding="utf-8")
-            if request.instrument is not None:
-                calibration = path.with_name("calibration.instprm")
-                calibration.write_text(request.instrument, encoding="utf-8")
-            return load_measurements(path, campaign, calibration, request.bank, request.two_theta)
-        except UnicodeEncodeError as error:
-            raise PredictError(f"{name} is not a text: {error.reason}.") from error
-        except _REFUSED as error:
-            # Whose directory this is matters to nobody.
-            raise PredictError(str(error).replace(f"{directory}/", "")) from error
+def model_info(model: ServedModel) -> ModelInfo:
+    """Return the facts about a model that every response states."""
+    provenance = model.predictor.provenance
+    return ModelInfo(
+        uri=model.version.uri,
+        name=model.version.name,
+        version=model.version.version,
+        kind=provenance.model,
+        data=provenance.data.tag,
+        trained_at=provenance.trained_at,
+    )
 
 
-def _told(prediction: Prediction, by: Loaded) -> Answers:
-    names = by.predictor.phase_names
-    systems = by.predictor.targets.crystal_systems
-    answers = []
-    for row, code in enumerate(prediction.phase):
-        cell = prediction.cells[row]
-        answers.append(
-            One(
-                crystal_system=CrystalSystem(int(systems[code])).name,
-                phase=names[code],
-                probabilities={
-                    name: float(p) for name, p in zip(names, prediction.probabilities[row],
-                                                      strict=True)
-                },
-                cell={
-                    name: float(v) if np.isfinite(v) else None
-                    for name, v in zip(CELL_PARAMETERS, cell, strict=True)
-                },
-                **verdict_json(prediction, row),
-            )
-        )  # fmt: skip
-    return Answers(model=by.about, answers=answers)
+def _results(model: ServedModel, prediction: Prediction) -> list[PredictionResult]:
+    campaign = model.predictor.campaign
+    return [
+        result_from_prediction(prediction, row, campaign, model.version.uri)
+        for row in range(len(prediction.phase))
+    ]
+
+
+def _response(model: ServedModel, results: Sequence[PredictionResult]) -> JSONResponse:
+    predictions = [to_json(result) for result in results]
+    return JSONResponse(
+        {
+            "model": model_info(model).model_dump(),
+            "predictions": predictions,
+            "answers": predictions,  # deprecated
+        }
+    )

@@ -1,4 +1,4 @@
-"""What answers and neighbours would look like over a measurement, and where that does not fit."""
+"""Calculated patterns of predictions and their neighbours, and where they misfit the data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, maximum_filter, median_filter
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystallography.cell import CrystalError, check_volume
+from bragg_data.crystallography.cell import CrystalError, encloses_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.peak_shape import mixing, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
@@ -20,18 +20,18 @@ from bragg_data.refinement.linear_fit import (
     simulator_of,
 )
 from bragg_data.refinement.result import PatternFit, RefinementError
-from pipelines.prediction.predict import Answer
+from pipelines.prediction.workflow import PredictedProfile
 
-SIGNIFICANT = 5.0
+SIGNIFICANCE = 5.0
 """Standard deviations over a peak's width from which a difference is listed."""
 
-_DRIFT = 20  # peak widths over which the difference's median is taken off as background
+_DRIFT_WIDTHS = 20  # peak widths over which the difference's median is subtracted as background
 _FAINT = 1e-6  # of the strongest reflection: a weaker one explains nothing
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
-    """A cell, what it would look like over the measurement, and where it has reflections.
+class Candidate:
+    """A phase and a cell that may explain a profile.
 
     Attributes
     ----------
@@ -40,15 +40,7 @@ class Fit:
     code, phase, cell : cell of shape (6,)
         Code and structure of the phase; cell in ångström and degrees.
     probability
-        The model's, of this phase.
-    correlation
-        Of the calculated pattern with the prepared profile, as the library match has it; None where
-        nothing could be calculated.
-    overlay
-        None where nothing could be calculated, or it cannot be laid over the measurement.
-    tof : shape (n,)
-        Of the visible reflections, in µs of the campaign's instrument.
-    hkl : shape (n, 3)
+        The model's probability of this phase.
     """
 
     source: str
@@ -56,10 +48,47 @@ class Fit:
     phase: Phase
     cell: NDArray[np.float64]
     probability: float
-    correlation: float | None
-    overlay: PatternFit | None
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateFit:
+    """The calculated pattern of a candidate, fitted to the measurement, and its reflections.
+
+    Attributes
+    ----------
+    candidate
+        Phase and cell.
+    tof : shape (n,)
+        Positions of the visible reflections, in µs of the campaign's instrument.
+    hkl : shape (n, 3)
+        Their Miller indices.
+    pattern_fit
+        None where no pattern could be calculated, or it cannot be fitted to the measurement.
+    correlation
+        Of the calculated pattern with the prepared profile, as in the library match; None where
+        no pattern could be calculated.
+    """
+
+    candidate: Candidate
     tof: NDArray[np.float64]
     hkl: NDArray[np.int64]
+    pattern_fit: PatternFit | None = None
+    correlation: float | None = None
+
+    @property
+    def source(self) -> str:
+        """``refined``, ``model`` or ``library``."""
+        return self.candidate.source
+
+    @property
+    def phase(self) -> Phase:
+        """The phase."""
+        return self.candidate.phase
+
+    @property
+    def cell(self) -> NDArray[np.float64]:
+        """The cell, shape (6,)."""
+        return self.candidate.cell
 
 
 @dataclass(frozen=True)
@@ -73,9 +102,9 @@ class Misfit:
     width
         Full width of a peak there, in µs.
     sigmas
-        Measured less calculated over that width, in its standard deviations.
+        Measured minus calculated over that width, in its standard deviations.
     kind
-        ``excess``, ``deficit``, or ``displaced`` where one stands beside the other.
+        ``excess``, ``deficit``, or ``displaced`` where an excess is next to a deficit.
     share
         The difference in units of the calculated peak intensity there; None where that is hardly
         more than nothing.
@@ -92,127 +121,121 @@ class Misfit:
     hkl: tuple[tuple[int, ...], ...]
 
 
-def fits_of(answers: Sequence[Answer], campaign: Campaign) -> list[list[Fit]]:
-    """Lay the cells of answers and of their library matches over the measurements.
+def candidate_fits(
+    profiles: Sequence[PredictedProfile], campaign: Campaign
+) -> list[list[CandidateFit]]:
+    """Fit the patterns of predicted cells and of library matches to the measurements.
 
-    What was refined comes first, as it was fitted.
+    The best refinement of a profile comes first, as it was refined, then the model's cell, then
+    the library's by their correlations.
     """
-    wanted: list[tuple[int, str, int, NDArray[np.float64]]] = []
-    for number, answer in enumerate(answers):
-        wanted.append((number, "model", int(answer.prediction.phase[answer.row]), answer.cell))
-        if answer.matches is not None:
-            order = np.argsort(-answer.matches.correlation[answer.row])
-            wanted += [
-                (number, "library", int(code), answer.matches.cells[answer.row, code])
-                for code in order
-                if answer.matches.row[answer.row, code] >= 0
-            ]
-    wanted = [one for one in wanted if np.isfinite(one[3]).all()]
-    possible = [one for one in wanted if _encloses_volume(one[3])]
-    patterns = (
-        simulator_of(campaign).simulate(
-            np.array([code for _, _, code, _ in possible]), np.stack([one[3] for one in possible])
-        )
-        if possible
-        else ()
-    )
-    pattern_of = {id(one[3]): p for one, p in zip(possible, patterns, strict=True)}
-    fits = [_refined(answer, campaign) for answer in answers]
-    for number, source, code, cell in wanted:
-        fits[number].append(
-            _fit(answers[number], source, code, cell, pattern_of.get(id(cell)), campaign)
-        )
+    fits = [_refined(profile) for profile in profiles]
+    candidates = [(row, c) for row, profile in enumerate(profiles) for c in _candidates(profile)]
+    # Without a volume there is no pattern, and it must not cost the others theirs.
+    possible = [
+        number for number, (_, c) in enumerate(candidates) if encloses_volume(c.cell[None])[0]
+    ]
+    patterns: dict[int, NDArray[np.float32]] = {}
+    if possible:
+        codes = np.array([candidates[number][1].code for number in possible])
+        cells = np.stack([candidates[number][1].cell for number in possible])
+        simulated = simulator_of(campaign).simulate(codes, cells)
+        patterns = dict(zip(possible, simulated, strict=True))
+    for number, (row, candidate) in enumerate(candidates):
+        fits[row].append(_fit(profiles[row], candidate, patterns.get(number)))
     return fits
 
 
-def _fit(
-    answer: Answer,
-    source: str,
-    code: int,
-    cell: NDArray[np.float64],
-    pattern: NDArray[np.float32] | None,
-    campaign: Campaign,
-) -> Fit:
-    overlay = correlation = None
-    tof, hkl = np.empty(0), np.empty((0, 3), dtype=np.int64)
-    if pattern is not None:
-        gridded = answer.measurement.gridded
-        try:
-            tof, hkl = reflection_positions(campaign.phases[code], cell, campaign)
-            overlay = fit_scale_and_background(gridded, pattern)
-        except (CrystalError, RefinementError):
-            pass  # a cell far off everything: the page says so
-        else:
-            one = np.sqrt(np.maximum(pattern, 0) * gridded.covered, dtype=np.float64)
-            other = np.sqrt(answer.measurement.prepared * gridded.covered)
-            norm = float(np.linalg.norm(one) * np.linalg.norm(other))
-            correlation = float(one @ other) / norm if norm else None
-    return Fit(
-        source, code, campaign.phases[code], cell,
-        float(answer.prediction.probabilities[answer.row, code]), correlation, overlay, tof, hkl,
-    )  # fmt: skip
-
-
-def _refined(answer: Answer, campaign: Campaign) -> list[Fit]:
-    """Return the best refinement of an answer, if there is one, as the first of its fits."""
-    if not answer.refined:
-        return []
-    best = answer.refined[0]
-    phase = campaign.phases[best.phase]
-    probability = float(answer.prediction.probabilities[answer.row, best.phase])
-    tof, hkl = reflection_positions(phase, best.cell, campaign)
+def _candidates(profile: PredictedProfile) -> list[Candidate]:
+    """Return the predicted cell, and the library's by their correlations."""
+    row, matches = profile.row, profile.matches
+    probabilities = profile.prediction.probabilities[row]
+    cells = [("model", int(profile.prediction.phase[row]), profile.cell)]
+    if matches is not None:
+        cells += [
+            ("library", int(code), matches.cells[row, code])
+            for code in np.argsort(-matches.correlation[row])
+            if matches.row[row, code] >= 0
+        ]
     return [
-        Fit("refined", best.phase, phase, best.cell, probability, None, best.pattern_fit, tof, hkl)
+        Candidate(source, code, profile.phases[code], cell, float(probabilities[code]))
+        for source, code, cell in cells
+        if np.isfinite(cell).all()
     ]
 
 
-def _encloses_volume(cell: NDArray[np.float64]) -> bool:
+def _fit(
+    profile: PredictedProfile, candidate: Candidate, pattern: NDArray[np.float32] | None
+) -> CandidateFit:
+    tof, hkl = np.empty(0), np.empty((0, 3), dtype=np.int64)
+    if pattern is None:
+        return CandidateFit(candidate, tof, hkl)
+    measurement = profile.measurement
+    gridded = measurement.gridded
     try:
-        check_volume(cell[None])
-    except CrystalError:
-        return False
-    return True
+        tof, hkl = reflection_positions(candidate.phase, candidate.cell, profile.campaign)
+        pattern_fit = fit_scale_and_background(gridded, pattern)
+    except (CrystalError, RefinementError):
+        return CandidateFit(candidate, tof, hkl)  # a cell far off everything: the page says so
+    calculated = np.sqrt(np.maximum(pattern, 0) * gridded.covered, dtype=np.float64)
+    measured = np.sqrt(measurement.prepared * gridded.covered)
+    norm = float(np.linalg.norm(calculated) * np.linalg.norm(measured))
+    correlation = float(calculated @ measured) / norm if norm else None
+    return CandidateFit(candidate, tof, hkl, pattern_fit, correlation)
 
 
-def runner_up(answer: Answer, fits: Sequence[Fit]) -> Fit | None:
-    """Return the fit of the crystal system that comes second, where the library has a cell of it.
+def _refined(profile: PredictedProfile) -> list[CandidateFit]:
+    """Return the best refinement of a profile, if there is one, as the first of its fits."""
+    if not profile.refined:
+        return []
+    best = profile.refined[0]
+    phase = profile.phases[best.phase]
+    probability = float(profile.prediction.probabilities[profile.row, best.phase])
+    tof, hkl = reflection_positions(phase, best.cell, profile.campaign)
+    candidate = Candidate("refined", best.phase, phase, best.cell, probability)
+    return [CandidateFit(candidate, tof, hkl, best.pattern_fit)]
 
-    That is the most probable one beside the answer's; among those with a probability of nothing,
+
+def runner_up(profile: PredictedProfile, fits: Sequence[CandidateFit]) -> CandidateFit | None:
+    """Return the fit of the second crystal system, where the library has a cell of it.
+
+    That is the most probable one apart from the predicted one; among those of probability zero,
     the one that correlates best.
     """
-    others = [
-        f for f in fits
-        if f.source == "library" and f.phase.crystal_system != answer.phase.crystal_system
-    ]  # fmt: skip
-    key = [(round(f.probability, 3), f.correlation or 0.0) for f in others]
-    return others[max(range(len(others)), key=key.__getitem__)] if others else None
+    rivals = [
+        fit
+        for fit in fits
+        if fit.source == "library" and fit.phase.crystal_system != profile.phase.crystal_system
+    ]
+    key = [(round(fit.candidate.probability, 3), fit.correlation or 0.0) for fit in rivals]
+    return rivals[max(range(len(rivals)), key=key.__getitem__)] if rivals else None
 
 
-def misfits(fit: Fit, gridded: GriddedProfile, campaign: Campaign) -> list[Misfit]:
-    """Return the places where the difference stands out over a peak's width, the worst first.
+def find_misfits(fit: CandidateFit, gridded: GriddedProfile, campaign: Campaign) -> list[Misfit]:
+    """Return the places where the difference is significant over a peak's width, the worst first.
 
-    The difference is summed over the full width that a peak has there. Slow drifts, which are the
-    background's affair, are taken off before. What lies within a width and a half of a worse place
-    belongs to that one.
+    The difference is summed over the full width of a peak at that place, after subtraction of slow
+    drifts, which are due to the background. What lies within one and a half widths of a worse place
+    is part of that one.
 
     Parameters
     ----------
     fit
-        With an overlay.
+        Fit of a calculated pattern.
     gridded
-        What it was laid over.
+        The measurement that it was fitted to.
     campaign
-        Whose grid.
+        Campaign of the grid and the instrument.
     """
-    overlay = fit.overlay
-    if overlay is None:
+    pattern_fit = fit.pattern_fit
+    if pattern_fit is None:
         return []
     tof, spacing = campaign.grid.tof, np.gradient(campaign.grid.tof)
     d = campaign.instrument.d_spacing_from_tof(tof)
     width = _full_width(d, campaign)
-    known = np.isfinite(overlay.difference)
-    difference = np.where(known, overlay.difference, 0.0)
-    points = int(np.median(width / spacing) * _DRIFT) | 1
+    known = np.isfinite(pattern_fit.difference)
+    difference = np.where(known, pattern_fit.difference, 0.0)
+    points = int(np.median(width / spacing) * _DRIFT_WIDTHS) | 1
     difference = np.where(known, difference - median_filter(difference, points), 0.0)
     half = np.maximum(np.rint(width / spacing / 2), 1).astype(int)
     index = np.arange(len(tof))
@@ -225,35 +248,38 @@ def misfits(fit: Fit, gridded: GriddedProfile, campaign: Campaign) -> list[Misfi
     noise = np.sqrt(within(np.where(known, gridded.sigma, 0.0) ** 2))
     excess = within(difference)
     sigmas = np.divide(excess, noise, out=np.zeros_like(excess), where=known & (noise > 0))
-    peak = within(np.where(known, overlay.calculated - overlay.background, 0.0))
+    peak = within(np.where(known, pattern_fit.calculated - pattern_fit.background, 0.0))
     at, hkl = reflection_positions(fit.phase, fit.cell, campaign, visible=_FAINT)
-    found: list[Misfit] = []
-    # The flank of a peak is no place of its own.
-    around = 2 * int(np.median(width / spacing)) + 1
-    summit = np.abs(sigmas) == maximum_filter(np.abs(sigmas), around)
-    # At the ends of what was measured neither a peak nor the drift is whole.
-    summit &= binary_erosion(known, np.ones(2 * around + 1, dtype=bool))
+    places: list[Misfit] = []
+    # The flank of a peak is part of its place.
+    reach = 2 * int(np.median(width / spacing)) + 1
+    summit = np.abs(sigmas) == maximum_filter(np.abs(sigmas), reach)
+    # At the ends of the measured range neither a peak nor the drift is complete.
+    summit &= binary_erosion(known, np.ones(2 * reach + 1, dtype=bool))
     for i in np.argsort(-np.abs(sigmas)):
-        if abs(sigmas[i]) < SIGNIFICANT:
+        if abs(sigmas[i]) < SIGNIFICANCE:
             break
         if not summit[i]:
             continue
-        if any(abs(tof[i] - other.tof) < 1.5 * width[i] for other in found):
+        if any(abs(tof[i] - worse.tof) < 1.5 * width[i] for worse in places):
             continue
-        beside = sigmas[np.abs(tof - tof[i]) < 1.5 * width[i]] * np.sign(sigmas[i])
-        # As strong a difference of the other sign: what is there stands elsewhere.
-        displaced = -beside.min() > max(SIGNIFICANT, abs(sigmas[i]) / 2)
+        nearby = sigmas[np.abs(tof - tof[i]) < 1.5 * width[i]] * np.sign(sigmas[i])
+        # An equally strong difference of the opposite sign: the peak is displaced.
+        displaced = -nearby.min() > max(SIGNIFICANCE, abs(sigmas[i]) / 2)
         near = np.flatnonzero(np.abs(at - tof[i]) < width[i])
         near = near[np.argsort(np.abs(at[near] - tof[i]))]
-        found.append(
+        places.append(
             Misfit(
-                float(tof[i]), float(d[i]), float(width[i]), float(sigmas[i]),
-                "displaced" if displaced else "excess" if sigmas[i] > 0 else "deficit",
-                float(excess[i] / peak[i]) if peak[i] > noise[i] else None,
-                tuple(tuple(map(int, hkl[k])) for k in near),
+                tof=float(tof[i]),
+                d=float(d[i]),
+                width=float(width[i]),
+                sigmas=float(sigmas[i]),
+                kind="displaced" if displaced else "excess" if sigmas[i] > 0 else "deficit",
+                share=float(excess[i] / peak[i]) if peak[i] > noise[i] else None,
+                hkl=tuple(tuple(map(int, hkl[k])) for k in near),
             )
-        )  # fmt: skip
-    return found
+        )
+    return places
 
 
 def _full_width(d: NDArray[np.float64], campaign: Campaign) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Numbers, Miller indices and space groups in HTML, as people in the field write them."""
+"""Numbers, Miller indices and space groups in HTML, as crystallographers write them."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ _THIN = "\u202f"  # between a number and its unit, and between thousands
 
 
 def fixed(value: float, digits: int, *, sign: bool = False) -> str:
-    """Write a number with so many decimals, a proper minus sign and spaces between thousands."""
+    """Format a number with ``digits`` decimals, a minus sign and spaces between thousands."""
     text = f"{value:{'+' if sign else ''},.{digits}f}".replace(",", _THIN)
     return text.replace("-", "−")
 
 
 def grouped(value: float) -> str:
-    """Write a whole number."""
+    """Format a number without decimals."""
     return fixed(value, 0)
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Write a number with so many significant digits, in full."""
+    """Format a number with ``digits`` significant digits, without an exponent."""
     if value == 0 or not np.isfinite(value):
         return f"{value:g}"
     return fixed(value, max(digits - 1 - int(np.floor(np.log10(abs(value)))), 0))
 
 
 def probability(value: float) -> str:
-    """Write a probability; none is 0 or 1."""
+    """Format a probability; none is shown as 0 or 1."""
     if value > 0.9995:
         return f">{_THIN}0.999"
     return f"<{_THIN}0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def miller(hkl: Iterable[int]) -> str:
-    """Write Miller indices, negative ones with a bar above."""
+    """Format Miller indices, negative ones with a bar above."""
     return "\u2009".join("".join(f"{c}\u0305" for c in str(-n)) if n < 0 else str(n) for n in hkl)
 
 
 def space_group(symbol: str) -> Markup:
-    """Write a Hermann-Mauguin symbol: letters in italics, bars above, screw axes' indices below."""
+    """Format a Hermann-Mauguin symbol: italic letters, bars above, screw axes' indices below."""
     written = ""
     for part in re.findall(r"-\d|[2346][1-5](?=/|\s|:|$)|[A-Za-z]|\d|/", symbol.split(":")[0]):
         if part[0] == "-":

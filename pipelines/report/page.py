@@ -1,101 +1,111 @@
-"""The report: answers as one self-contained page that a beamline scientist can read."""
+"""The report: predictions as a self-contained HTML page that a beamline scientist can read."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from bragg_data.campaign import Campaign
-from bragg_data.crystallography.cell import CELL_PARAMETERS, cell_volume
+from bragg_data.crystallography.cell import CELL_PARAMETERS, cell_volume, encloses_volume
 from bragg_data.crystallography.structure import Phase
-from bragg_data.refinement.linear_fit import explained_fraction
+from bragg_data.measurement.load import Measurement
 from bragg_models.predictors import Predictor
 from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
-from pipelines.prediction.predict import Answer, with_uncertainty
-from pipelines.report.charts import TofAxis, chart_data, draw_chart, small_pictures, tick_label
-from pipelines.report.fits import Fit, Misfit, fits_of, misfits, runner_up
+from pipelines.prediction.render import NOT_DETERMINED, with_uncertainty
+from pipelines.prediction.result import PredictionResult
+from pipelines.prediction.workflow import PredictedProfile
+from pipelines.report.charts import Chart, ChartData, TofAxis, chart_data, draw_chart, tick_label
+from pipelines.report.evidence import Evidence, collect_evidence
+from pipelines.report.fits import CandidateFit, Misfit, candidate_fits, find_misfits, runner_up
 from pipelines.report.numbers import fixed, grouped, miller, probability, significant, space_group
+from pipelines.report.preparation import Preparation, draw_preparation
 
-MOST_ANSWERS = 20
-"""Answers on one page."""
+MAX_SECTIONS = 20
+"""Predictions on one page."""
 
-SURE = 0.95
-"""Probability from which a model counts as sure."""
-
-WELL, PARTLY = 0.9, 0.5
-"""Shares of the weighted signal above the background, from which a pattern explains the peaks."""
-
-_LISTED, _FOREIGN = 12, 4  # places on the page, and of those without a reflection so many more
-_HERE = Path(__file__).parent
+# Misfits on the page, and how many more of those without a reflection nearby.
+_MAX_PLACES, _MAX_FOREIGN = 12, 4
+_DIRECTORY = Path(__file__).parent
 
 
-def report(
-    answers: Sequence[Answer], predictor: Predictor, version_uri: str, *, total: int | None = None
+def render_report(
+    profiles: Sequence[PredictedProfile], predictor: Predictor, *, total: int | None = None
 ) -> str:
-    """Return answers as a page of HTML that needs nothing beside itself.
+    """Return predictions as a page of HTML that loads nothing from anywhere.
 
     Parameters
     ----------
-    answers
-        At least one; of more than :data:`MOST_ANSWERS` the first ones are shown, which the page
-        says.
-    predictor, version_uri
-        The model that gave them, and its address.
+    profiles
+        At least one; of more than :data:`MAX_SECTIONS` the first ones are shown, which the page
+        states.
+    predictor
+        The model of the predictions.
     total
-        How many answers there are, if these are only the first of them.
+        Number of predictions, if these are only the first of them.
     """
-    shown = answers[:MOST_ANSWERS]
+    shown = profiles[:MAX_SECTIONS]
     sections = [
-        _section(number, answer, fits, predictor)
-        for number, (answer, fits) in enumerate(
-            zip(shown, fits_of(shown, predictor.campaign), strict=True), start=1
+        _section(number, profile, fits)
+        for number, (profile, fits) in enumerate(
+            zip(shown, candidate_fits(shown, predictor.campaign), strict=True), start=1
         )
     ]
-    script = (_HERE / "report.js").read_text(encoding="utf-8")
-    return _environment().get_template("report.html").render(
-        sections=sections,
-        total=total or len(answers),
-        predictor=predictor,
-        uri=version_uri,
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        # Only this script may run: whatever a file's header says, it is no program.
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        colors={s.name: (c, _lightened(c)) for s, c in SYSTEM_COLORS.items()},
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        bragg=metadata.version("bragg"),
-        units=UNITS,
-    )  # fmt: skip
+    script = (_DIRECTORY / "report.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            sections=sections,
+            total=total or len(profiles),
+            predictor=predictor,
+            uri=profiles[0].model,
+            style=Markup((_DIRECTORY / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            # Only this script may run, whatever the header of a file contains.
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            colors={s.name: (c, _lightened(c)) for s, c in SYSTEM_COLORS.items()},
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            bragg=metadata.version("bragg"),
+            units=UNITS,
+            not_determined=NOT_DETERMINED,
+        )
+    )
 
 
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(_DIRECTORY),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {
-        "fixed": fixed, "grouped": grouped, "probability": probability, "significant": significant,
+        "fixed": fixed,
+        "grouped": grouped,
+        "probability": probability,
+        "significant": significant,
         "symbol": lambda name: Markup(f'<i class="symbol">{SYMBOLS[name]}</i>'),
-        "miller": miller, "tick": tick_label,
-    }  # fmt: skip
+        "miller": miller,
+        "tick": tick_label,
+    }
     return environment
 
 
 def _lightened(color: str) -> str:
-    """Return a colour with as much white as a dark page needs."""
+    """Return a colour, mixed with white until it is bright enough on a dark page."""
     rgb = np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)]) / 255
     for white in np.linspace(0, 1, 21):
         mixed = rgb + (1 - rgb) * white
@@ -108,136 +118,153 @@ def _lightened(color: str) -> str:
 # ---- a section of the page ---------------------------------------------------------------------
 
 
-def _section(
-    number: int, answer: Answer, fits: Sequence[Fit], predictor: Predictor
-) -> dict[str, Any]:
-    campaign = predictor.campaign
-    own = next((f for f in fits if f.source == "model"), None)
-    shown = next((f for f in fits if f.overlay is not None), None)
-    places = misfits(shown, answer.measurement.gridded, campaign) if shown else []
-    # A peak that the cell has not says more than a strong one of its own.
-    listed = places[:_LISTED] + [p for p in places[_LISTED:] if not p.hkl][:_FOREIGN]
-    second = runner_up(answer, fits)
-    axis = TofAxis.of(answer.measurement, campaign)
-    return {
-        "id": f"answer-{number}",
-        "name": Path(answer.measurement.profile.source).name,
-        "told": answer.to_json(),
-        "lattice": _lattice(answer.phase, answer.cell),
-        "space_group": space_group(answer.phase.space_group),
-        "refined": _refined(answer),
-        "volume": float(cell_volume(answer.cell[None])[0]) if own else None,
-        "axial_ratio": float(answer.cell[2] / answer.cell[0])
-        if own and {"a", "c"} <= set(answer.phase.lattice.free_parameters) else None,
-        "probabilities": _probabilities(answer),
-        "own": own,
-        "shown": shown,
-        "fits": [
-            {"fit": f, "lattice": _lattice(f.phase, f.cell), "second": f is second,
-             "space_group": space_group(f.phase.space_group)}
-            for f in fits
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Cell parameters that symmetry makes equal, and whether their value is free."""
+
+    names: tuple[str, ...]
+    value: float
+    free: bool
+
+
+@dataclass(frozen=True)
+class RefinedSummary:
+    """The best refinement: its free parameters with uncertainties."""
+
+    phase: Phase
+    cell: dict[str, str]
+    rwp: float
+    reduced_chi2: float
+    agrees: bool
+    intensities: str
+
+
+@dataclass(frozen=True, eq=False)
+class FitRow:
+    """A row of the table of fits."""
+
+    fit: CandidateFit
+    lattice: list[ParameterGroup]
+    is_runner_up: bool
+    space_group: Markup
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """What the template shows of one prediction.
+
+    ``model_fit`` is the fit of the predicted cell, ``shown`` the one in the large chart, ``rows``
+    are all of them; ``places`` are misfits with their times in the file, in µs.
+    """
+
+    id: str
+    name: str
+    result: PredictionResult
+    lattice: list[ParameterGroup]
+    space_group: Markup
+    refined: RefinedSummary | None
+    volume: float | None
+    axial_ratio: float | None
+    probabilities: list[tuple[Phase, float]]
+    model_fit: CandidateFit | None
+    shown: CandidateFit | None
+    rows: list[FitRow]
+    runner_up: CandidateFit | None
+    evidence: Evidence
+    places: list[tuple[Misfit, float]]
+    n_more_places: int
+    chart: Chart
+    data: ChartData
+    preparation: Preparation
+    measurement: Measurement
+    sha256: str | None
+
+
+def _section(number: int, profile: PredictedProfile, fits: Sequence[CandidateFit]) -> Section:
+    campaign, measurement = profile.campaign, profile.measurement
+    model_fit = next((fit for fit in fits if fit.source == "model"), None)
+    shown = next((fit for fit in fits if fit.pattern_fit is not None), None)
+    places = find_misfits(shown, measurement.gridded, campaign) if shown else []
+    # A peak without a reflection of the cell is worth more attention than a strong one with it.
+    listed = places[:_MAX_PLACES]
+    listed += [place for place in places[_MAX_PLACES:] if not place.hkl][:_MAX_FOREIGN]
+    second = runner_up(profile, fits)
+    axis = TofAxis.from_measurement(measurement, campaign)
+    has_volume = bool(encloses_volume(profile.cell[None])[0])
+    probabilities = profile.prediction.probabilities[profile.row]
+    free = set(profile.phase.lattice.free_parameters)
+    result = profile.result()
+    return Section(
+        id=f"prediction-{number}",
+        name=Path(measurement.profile.source).name,
+        result=result,
+        lattice=_parameter_groups(profile.phase, profile.cell),
+        space_group=space_group(profile.phase.space_group),
+        refined=_refined_summary(profile),
+        volume=float(cell_volume(profile.cell[None])[0]) if has_volume else None,
+        axial_ratio=float(profile.cell[2] / profile.cell[0])
+        if has_volume and {"a", "c"} <= free
+        else None,
+        probabilities=[
+            (profile.phases[code], float(probabilities[code]))
+            for code in np.argsort(-probabilities, kind="stable")
         ],
-        "second": second,
-        "evidence": _evidence(
-            answer, fits, places if shown and shown.source != "library" else [], campaign
+        model_fit=model_fit,
+        shown=shown,
+        rows=[
+            FitRow(
+                fit,
+                _parameter_groups(fit.phase, fit.cell),
+                fit is second,
+                space_group(fit.phase.space_group),
+            )
+            for fit in fits
+        ],
+        runner_up=second,
+        evidence=collect_evidence(
+            profile, result, fits, places if shown and shown.source != "library" else []
         ),
-        "places": [(place, float(axis.of_file(place.tof))) for place in listed],
-        "more_places": len(places) - len(listed),
-        "chart": draw_chart(answer.measurement, shown, listed, axis),
-        "data": chart_data(answer.measurement, fits, listed, axis),
-        **small_pictures(answer.measurement, axis),
-        "measurement": answer.measurement,
-        "sha256": _sha256(Path(answer.measurement.profile.source)),
-    }  # fmt: skip
+        places=[(place, float(axis.tof_in_file(place.tof))) for place in listed],
+        n_more_places=len(places) - len(listed),
+        chart=draw_chart(measurement, shown, listed, axis),
+        data=chart_data(measurement, fits, listed, axis),
+        preparation=draw_preparation(measurement, axis),
+        measurement=measurement,
+        sha256=_sha256(Path(measurement.profile.source)),
+    )
 
 
-def _refined(answer: Answer) -> dict[str, Any] | None:
-    """Return the best refinement for the template: its free parameters with uncertainties."""
-    if not answer.refined:
+def _refined_summary(profile: PredictedProfile) -> RefinedSummary | None:
+    if not profile.refined:
         return None
-    best = answer.refined[0]
-    phase = answer.phases[best.phase]
-    index = {name: CELL_PARAMETERS.index(name) for name in phase.lattice.free_parameters}
-    return {
-        "phase": phase,
-        "cell": {n: with_uncertainty(best.cell[k], best.su[k]) for n, k in index.items()},
-        "rwp": best.pattern_fit.rwp,
-        "reduced_chi2": best.pattern_fit.reduced_chi2,
-        "agrees": phase == answer.phase,
-        "intensities": best.intensities,
-    }
+    best = profile.refined[0]
+    phase = profile.phases[best.phase]
+    columns = {name: CELL_PARAMETERS.index(name) for name in phase.lattice.free_parameters}
+    return RefinedSummary(
+        phase=phase,
+        cell={n: with_uncertainty(best.cell[k], best.su[k]) for n, k in columns.items()},
+        rwp=best.pattern_fit.rwp,
+        reduced_chi2=best.pattern_fit.reduced_chi2,
+        agrees=phase == profile.phase,
+        intensities=best.intensities,
+    )
 
 
-def _lattice(phase: Phase, cell: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Return groups of equal parameters: their names, value, and whether symmetry fixes it."""
-    groups: dict[str | float, dict[str, Any]] = {
-        name: {"names": [name], "value": float(cell[CELL_PARAMETERS.index(name)]), "free": True}
-        for name in phase.lattice.free_parameters
-    }
+def _parameter_groups(phase: Phase, cell: NDArray[np.float64]) -> list[ParameterGroup]:
+    """Return groups of equal parameters: the free ones first, then those that symmetry fixes."""
+    names: dict[str | float, list[str]] = {name: [name] for name in phase.lattice.free_parameters}
     for name, source in phase.lattice.tied:
-        value = float(cell[CELL_PARAMETERS.index(name)])
-        group = groups.setdefault(source, {"names": [], "value": value, "free": False})
-        group["names"].append(name)
-    return list(groups.values())
-
-
-def _probabilities(answer: Answer) -> list[tuple[Phase, float]]:
-    values = answer.prediction.probabilities[answer.row]
-    return [(answer.phases[k], float(values[k])) for k in np.argsort(-values, kind="stable")]
-
-
-def _evidence(
-    answer: Answer, fits: Sequence[Fit], places: Sequence[Misfit], campaign: Campaign
-) -> dict[str, Any]:
-    """Return what speaks for and against an answer, for the template to put in words."""
-    own = next((f for f in fits if f.source == "model"), None)
-    # A refinement shows what the answer comes to, where there is one.
-    judged = next((f for f in fits if f.source != "library" and f.overlay), own)
-    library = [f for f in fits if f.source == "library"]
-    rivals = [(f.overlay.rwp, f) for f in library if f.overlay and f.phase != answer.phase]
-    rwp, rival = min(rivals, key=lambda pair: pair[0], default=(np.inf, None))
-    overlay = judged.overlay if judged else None
-    explained = explained_fraction(overlay) if overlay else None
-    ranges = _training_ranges(answer, campaign) if own else []
-    return {
-        "sure": float(answer.prediction.probabilities[answer.row].max()) >= SURE,
-        "best": library[0] if library else None,
-        "apart": {
-            name: float(library[0].cell[k] - answer.cell[k])
-            for k, name in enumerate(CELL_PARAMETERS)
-            if own and library and name in answer.phase.lattice.free_parameters
-        },
-        "explained": explained,
-        "explains": "good" if explained is not None and explained >= WELL
-        else "care" if explained is not None and explained >= PARTLY else "against",
-        "rival": rival,
-        "better": overlay is not None and overlay.rwp <= rwp,
-        "places": len(places),
-        "foreign": sum(not place.hkl for place in places),
-        "ranges": ranges,
-        "inside": all(
-            any(low <= value <= high for low, high in spans) for _, value, spans in ranges
-        ),
-    }  # fmt: skip
-
-
-def _training_ranges(
-    answer: Answer, campaign: Campaign
-) -> list[tuple[str, float, list[tuple[float, float]]]]:
-    """Return name, answered value and ranges of training of each free parameter."""
-    phase = campaign.definition["phases"][int(answer.prediction.phase[answer.row])]
+        names.setdefault(source, []).append(name)
     return [
-        (
-            name,
-            float(answer.cell[CELL_PARAMETERS.index(name)]),
-            [(float(r["low"] or r["first"]), float(r["high"] or r["last"])) for r in ranges],
+        ParameterGroup(
+            tuple(group), float(cell[CELL_PARAMETERS.index(group[0])]), isinstance(source, str)
         )
-        for name, ranges in phase["cell"].items()
+        for source, group in names.items()
     ]
 
 
 def _sha256(path: Path) -> str | None:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:  # moved since it was read
+    except OSError:  # moved since it was read, or no file at all
         return None

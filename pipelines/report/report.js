@@ -1,5 +1,5 @@
-// Makes the report's large pictures alive: zoom, another cell's pattern, values under the pointer.
-// Without it the page shows the same pictures still.
+// Makes the report's large charts interactive: zoom, choice of the fit, values under the pointer.
+// Without it the page shows the same charts, static.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -16,30 +16,30 @@
     return (value < 0 ? "−" : sign ? "+" : "") + text;
   }
 
-  // Round values in a range, about so many, and how they are written.
+  // About `count` round values in a range, and their labels.
   function ticks(low, high, count) {
     const rough = (high - low) / Math.max(count, 1);
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((m) => m * power >= rough * 0.999);
     const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-    const found = [];
+    const list = [];
     for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) {
-      found.push([k * step, written(k * step, digits)]);
+      list.push([k * step, written(k * step, digits)]);
     }
-    return found;
+    return list;
   }
 
-  // The first index whose value is not below the one sought.
-  function position(values, sought) {
+  // The first index whose value is not below the target.
+  function position(values, target) {
     let low = 0, high = values.length;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (values[middle] < sought) low = middle + 1; else high = middle;
+      if (values[middle] < target) low = middle + 1; else high = middle;
     }
     return low;
   }
 
-  class Picture {
+  class Chart {
     constructor(figure, number) {
       this.figure = figure;
       this.svg = figure.querySelector("svg.plot");
@@ -62,8 +62,8 @@
       const { measured, every } = this.data;
       const thinned = fit.background;
       fit.background = measured.map((_, i) => {
-        const k = Math.floor(i / every), one = thinned[k], other = thinned[k + 1] ?? one;
-        return one === null || other === null ? null : one + (other - one) * (i / every - k);
+        const k = Math.floor(i / every), left = thinned[k], right = thinned[k + 1] ?? left;
+        return left === null || right === null ? null : left + (right - left) * (i / every - k);
       });
       fit.difference = measured.map((y, i) =>
         y === null || fit.calculated[i] === null ? null : y - fit.calculated[i]);
@@ -71,10 +71,10 @@
 
     hint() {
       this.readout.textContent =
-        "Drag over the picture to zoom; double-click, or “whole range”, to go back.";
+        "Drag over the chart to zoom; double-click, or “whole range”, to go back.";
     }
 
-    // d-spacing of a time of flight, by Newton's method; the way back is exact.
+    // d-spacing of a time of flight, by Newton's method; the inverse is exact.
     tofOf(d) {
       const [difc, difa, difb, zero] = this.data.calibration;
       return difc * d + difa * d * d + difb / d + zero;
@@ -118,9 +118,9 @@
       for (const choice of figure.querySelectorAll("input[type=radio]")) {
         choice.addEventListener("change", () => {
           this.fit = Number(choice.value);
-          for (const one of [svg, figure]) {
-            one.classList.forEach((c) => c.startsWith("of-") && one.classList.remove(c));
-            one.classList.add("of-" + choice.dataset.system);
+          for (const element of [svg, figure]) {
+            element.classList.forEach((c) => c.startsWith("of-") && element.classList.remove(c));
+            element.classList.add("of-" + choice.dataset.system);
           }
           this.draw();
         });
@@ -149,7 +149,7 @@
       svg.addEventListener("pointercancel", () => { this.start = undefined; this.draw(); });
       svg.addEventListener("pointerleave", () => {
         if (this.start !== undefined) return;
-        this.overlay("");
+        this.showMarks("");
         this.hint();
       });
       svg.addEventListener("dblclick", () => this.act("all"));
@@ -163,8 +163,8 @@
       return low + Math.min(Math.max(share, 0), 1) * (high - low);
     }
 
-    overlay(marks) {
-      const layer = this.svg.querySelector(".over");
+    showMarks(marks) {
+      const layer = this.svg.querySelector(".marks");
       if (layer) layer.innerHTML = marks;
     }
 
@@ -177,22 +177,22 @@
         marks = `<rect class="selection" x="${Math.min(at, from)}" y="${top}" width="${width}"` +
           ` height="${bottom - top}"/>`;
       }
-      this.overlay(marks);
+      this.showMarks(marks);
       const { tof, measured, sigma } = this.data, fit = this.data.fits[this.fit];
       let i = Math.min(position(tof, time), this.last);
       if (i && time - tof[i - 1] < tof[i] - time) i--;
-      const told = [`${written(tof[i], 1)}${THIN}µs`, `d ${written(this.spacingOf(tof[i]), 4)}${THIN}Å`];
-      if (measured[i] === null) told.push("not measured");
+      const parts = [`${written(tof[i], 1)}${THIN}µs`, `d ${written(this.spacingOf(tof[i]), 4)}${THIN}Å`];
+      if (measured[i] === null) parts.push("not measured");
       else {
-        told.push(`measured ${this.value(measured[i])}`);
+        parts.push(`measured ${this.value(measured[i])}`);
         if (fit && fit.difference[i] !== null) {
-          told.push(`calculated ${this.value(fit.calculated[i])}`);
-          if (sigma[i]) told.push(`difference ${written(fit.difference[i] / sigma[i], 1, true)}${THIN}σ`);
+          parts.push(`calculated ${this.value(fit.calculated[i])}`);
+          if (sigma[i]) parts.push(`difference ${written(fit.difference[i] / sigma[i], 1, true)}${THIN}σ`);
         }
       }
       const near = fit ? this.reflections(fit, time) : "";
-      if (near) told.push(`reflection ${near}`);
-      this.readout.textContent = told.join("  ·  ");
+      if (near) parts.push(`reflection ${near}`);
+      this.readout.textContent = parts.join("  ·  ");
     }
 
     value(number) {
@@ -253,13 +253,13 @@
         if (stop > begin) art += `<rect class="gap" x="${begin}" y="${top}" width="${stop - begin}" height="${bottom - top}"/>`;
       }
       let marks = ticks(unbend(from), unbend(to), narrow ? 4 : 5);
-      if (this.root) { // small values have the more room
+      if (this.root) { // small values have more room
         const finer = ticks(unbend(from), unbend(to), 25), last = finer.at(-1);
         marks = [...marks, ...finer.filter(([v]) => v > 0 && v < last[0] / 4)];
       }
       const taken = [];
       for (const [v, words] of marks) {
-        if (taken.some((other) => Math.abs(other - y(v)) < 20)) continue;
+        if (taken.some((place) => Math.abs(place - y(v)) < 20)) continue;
         taken.push(y(v));
         art += `<path class="grid" d="M${left} ${y(v).toFixed(1)}H${right}"/>` + text(left - 7, y(v) + 4, words, "end");
       }
@@ -300,7 +300,7 @@
       }
       art += `<path class="axis" d="M${left} ${top}H${right}V${main}H${left}Z"/>`;
       svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-      svg.innerHTML = art + `<g clip-path="url(#${this.clip})">${lines}</g><g class="over"></g>`;
+      svg.innerHTML = art + `<g clip-path="url(#${this.clip})">${lines}</g><g class="marks"></g>`;
     }
 
     // A line for each reflection; its indices where there is room.
@@ -320,14 +320,14 @@
       return `<path class="reflections" d="${path}"/>` + words;
     }
 
-    // The worst places that do not fit, by their numbers in the table; the worse ones first.
+    // The worst misfits, by their numbers in the table; the worse ones first.
     placesAt(height, text) {
       const taken = [];
       let marks = "";
       this.data.places.forEach((time, k) => {
         const at = this.x(time);
         if (time < this.range[0] || time > this.range[1]) return;
-        if (taken.some((other) => Math.abs(other - at) < 18)) return;
+        if (taken.some((place) => Math.abs(place - at) < 18)) return;
         taken.push(at);
         marks += `<g class="place"><circle cx="${at.toFixed(1)}" cy="${height}" r="8.5"/>` +
           text(at, height + 4, k + 1) + "</g>";
@@ -336,15 +336,15 @@
     }
   }
 
-  const pictures = [...document.querySelectorAll("figure.overlay")].map((f, k) => new Picture(f, k));
+  const charts = [...document.querySelectorAll("figure.chart")].map((f, k) => new Chart(f, k));
   const drawAll = () => {
-    for (const picture of pictures) picture.draw();
-    // For whoever checks the page: it is ready, and nothing sticks out of it.
+    for (const chart of charts) chart.draw();
+    // For tests of the page: it is ready, and nothing is wider than the window.
     root.dataset.width = root.clientWidth;
     root.dataset.scrollWidth = root.scrollWidth;
   };
   drawAll();
-  root.dataset.ready = pictures.length;
+  root.dataset.ready = charts.length;
   let waiting = 0;
   window.addEventListener("resize", () => {
     cancelAnimationFrame(waiting);

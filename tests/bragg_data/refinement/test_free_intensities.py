@@ -17,7 +17,8 @@ from bragg_data.refinement.result import RefinementError, RefinementResult
 from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation.kinematic import Simulator
 from bragg_models.predictors import Prediction
-from pipelines.prediction.acceptance import explains, verdict_json
+from pipelines.prediction.acceptance import assess_acceptance, explains
+from pipelines.prediction.result import Acceptance
 
 # Neutrons see Zr with the other sign than Ti.
 ZIRCONATE = ("P 4 m m", (4.02, 4.02, 4.08), "A Pb 0 0 0 0.01\nB Zr 0.5 0.5 0.54 0.006\n"
@@ -58,9 +59,9 @@ def starts() -> list[tuple[int, np.ndarray]]:
     ]
 
 
-def verdict(fits: list[RefinementResult]) -> dict[str, Any]:
+def acceptance_of(fits: list[RefinementResult]) -> Acceptance:
     nothing = np.zeros((1, 3))
-    return verdict_json(Prediction(nothing, np.zeros((1, 6)), ("a", "b", "c")), 0, fits)
+    return assess_acceptance(Prediction(nothing, np.zeros((1, 6)), ("a", "b", "c")), 0, fits)
 
 
 def structure_and_lattice(
@@ -76,7 +77,7 @@ def structure_and_lattice(
 def test_a_lattice_is_refined_whatever_its_atoms_are(structure: Structure, phase: int) -> None:
     fits, lattices = structure_and_lattice(measured(structure))
     assert not explains(fits[0])
-    assert "explains" in verdict(fits)["reasons"][0]
+    assert "explains" in acceptance_of(fits).reasons[0]
     best = lattices[0]
     assert best.phase == phase
     assert best.intensities == "free"
@@ -87,8 +88,10 @@ def test_a_lattice_is_refined_whatever_its_atoms_are(structure: Structure, phase
     # Where nothing was fitted nothing is claimed.
     assert np.isnan(best.pattern_fit.calculated[0])
     assert np.isfinite(best.pattern_fit.calculated).sum() == best.n_points
-    assert verdict(lattices)["accepted"] is False
-    assert "another compound with such a lattice" in verdict(lattices)["reasons"][0]
+    acceptance = acceptance_of(lattices)
+    assert acceptance.accepted is False
+    assert acceptance.reasons is not None
+    assert "another compound with such a lattice" in acceptance.reasons[0]
 
 
 @pytest.mark.slow
@@ -96,15 +99,15 @@ def test_another_lattice_is_none_of_these() -> None:
     fits, lattices = structure_and_lattice(measured(SILICON))
     assert not explains(fits[0])
     assert not explains(lattices[0])
-    assert verdict(fits)["accepted"] is False
+    assert acceptance_of(fits).accepted is False
 
 
 def test_a_profile_without_peaks_is_not_accepted() -> None:
     _, refiner = nomad()
     fits = refiner.refine(measured(None), starts())
-    assert verdict(fits)["reasons"] == [
-        "No peaks stand above the background: there is nothing to refine on."
-    ]
+    assert acceptance_of(fits).reasons == (
+        "No peaks stand above the background: there is nothing to refine on.",
+    )
 
 
 def test_a_genuine_sample_is_accepted() -> None:
@@ -115,7 +118,7 @@ def test_a_genuine_sample_is_accepted() -> None:
     known = campaign.grid.tof < 17_600
     gridded = GriddedProfile(y * known, np.sqrt(np.maximum(y, 1)) * known, known)
     fits = refiner.refine(gridded, starts())
-    assert verdict(fits) == {"intervals": None, "accepted": True, "reasons": []}
+    assert acceptance_of(fits) == Acceptance(accepted=True, reasons=())
 
 
 def test_too_few_points_are_refused() -> None:

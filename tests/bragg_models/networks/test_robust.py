@@ -24,7 +24,7 @@ from pipelines import promote, validate
 from pipelines.evaluation.rejection import foreign_task
 from pipelines.evaluation.validation import ValidateError
 from pipelines.registry.feature_views import RegisteredModel
-from pipelines.prediction.acceptance import verdict_json
+from pipelines.prediction.acceptance import assess_acceptance, estimate_intervals
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
@@ -110,14 +110,18 @@ def test_profiles_of_none_of_the_phases_are_rejected(
     foreign = predictor.predict(shuffled)
     assert foreign.accepted is not None
     assert not foreign.accepted.any()
-    rejected = verdict_json(foreign, 0)
-    assert rejected["accepted"] is False
-    assert "No cell of the model's phases explains the profile" in rejected["reasons"][0]
-    accepted = verdict_json(prediction, int(np.flatnonzero(prediction.accepted)[0]))
-    assert accepted["accepted"] is True
-    assert accepted["reasons"] == []
-    assert set(accepted["intervals"]) <= {"a", "c", "alpha"}
-    assert all(low < high for low, high in accepted["intervals"].values())
+    rejected = assess_acceptance(foreign, 0)
+    assert rejected.accepted is False
+    assert rejected.reasons is not None
+    assert "No cell of the model's phases explains the profile" in rejected.reasons[0]
+    row = int(np.flatnonzero(prediction.accepted)[0])
+    accepted = assess_acceptance(prediction, row)
+    assert accepted.accepted is True
+    assert accepted.reasons == ()
+    intervals = estimate_intervals(prediction, row, predictor.campaign)
+    assert intervals is not None
+    assert set(intervals.ends) <= {"a", "c", "alpha"}
+    assert all(ends is None or ends.low < ends.high for ends in intervals.ends.values())
 
 
 def test_a_saved_model_predicts_the_same(

@@ -1,7 +1,8 @@
-"""The HTTP service, as a process of its own: what it answers, refuses, how it changes models."""
+"""The HTTP service, as a process: predictions, refusals, and a change of the champion."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -20,8 +21,13 @@ import numpy as np
 import pytest
 import requests
 
+from bragg_data.campaign import BUILT_IN
 from bragg_data.store.repository import Store
 from catalog import registry
+from catalog.tracking import Tracking
+from pipelines.prediction.batching import ModelHolder
+from pipelines.prediction.service import create_app, ready_info
+from tests.pipelines.prediction.test_batching import BrokenTracking
 from tests.servers import ROOT, free_port, serving
 
 if TYPE_CHECKING:
@@ -37,35 +43,36 @@ def bench_of_service(bench: Bench, everything: str) -> Bench:
 
 @pytest.fixture(scope="module")
 def address(bench_of_service: Bench) -> Iterator[str]:
-    with serving(
-        "pipelines.serve", "--tracking", bench_of_service.tracking.uri, "--threads", "1",
-        "--refresh", "0.2", "--max-megabytes", "2", answers="ready",
-    ) as found:  # fmt: skip
-        yield found
+    options = ("--threads", "1", "--refresh", "0.2", "--max-megabytes", "2")
+    tracking = ("--tracking", bench_of_service.tracking.uri)
+    with serving("pipelines.serve", *tracking, *options, answers="ready") as url:
+        yield url
 
 
 def profiles_of(store: Store, count: int) -> np.ndarray:
     return np.asarray(store.open("small-v1").intensity[:count].values)
 
 
-def ask(address: str, profiles: Any, path: str = "predict") -> requests.Response:
+def post(address: str, profiles: Any, path: str = "predict") -> requests.Response:
     return requests.post(f"{address}/{path}", json={"profiles": profiles}, timeout=30)
 
 
-def test_it_tells_what_it_is(address: str, bench_of_service: Bench) -> None:
+def test_it_describes_itself(address: str, bench_of_service: Bench) -> None:
     assert requests.get(f"{address}/health", timeout=5).json() == {"status": "alive"}
-    who = requests.get(f"{address}/ready", timeout=5).json()
-    assert who["uri"] == bench_of_service.versions("multitask")[0].uri
+    ready = requests.get(f"{address}/ready", timeout=5).json()
+    assert ready["uri"] == bench_of_service.versions("multitask")[0].uri
+    assert ready["refresh_error"] is None
+    assert ready["refreshed_at"].startswith("20")
     about = requests.get(f"{address}/model", timeout=5).json()
     assert (about["points"], about["tof"]["start"]) == (800, 6000.0)
     assert about["phases"] == {n: n for n in ("cubic", "tetragonal", "trigonal")}
     assert about["units"]["a"] == "Å"
     paths = requests.get(f"{address}/openapi.json", timeout=5).json()["paths"]
-    asked = {"/predict", "/predict/array", "/predict/file"}
-    assert set(paths) == {"/health", "/ready", "/model", *asked}
+    predictions = {"/predict", "/predict/array", "/predict/file"}
+    assert set(paths) == {"/health", "/ready", "/model", *predictions}
 
 
-def ask_array(address: str, body: bytes) -> requests.Response:
+def post_array(address: str, body: bytes) -> requests.Response:
     headers = {"Content-Type": "application/octet-stream"}
     return requests.post(f"{address}/predict/array", data=body, headers=headers, timeout=30)
 
@@ -76,15 +83,15 @@ def npy(values: Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def test_an_array_is_answered_as_its_json_is(address: str, bench_of_service: Bench) -> None:
+def test_an_array_is_predicted_as_its_json_is(address: str, bench_of_service: Bench) -> None:
     profiles = profiles_of(bench_of_service.store, 5)
-    wanted = ask(address, profiles.tolist()).json()
-    assert ask_array(address, npy(profiles)).json() == wanted
-    assert ask_array(address, npy(profiles.astype(np.float64))).json() == wanted
+    expected = post(address, profiles.tolist()).json()
+    assert post_array(address, npy(profiles)).json() == expected
+    assert post_array(address, npy(profiles.astype(np.float64))).json() == expected
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"", "wrong at body"),
         (b"\x93NUMPY\x01\x00\xff\xff{", "no NPY file"),
@@ -100,48 +107,68 @@ def test_an_array_is_answered_as_its_json_is(address: str, bench_of_service: Ben
         (npy(np.ones((2, 800))).replace(b"(2, 800)", b"(9, 800)"), "cut off"),
     ],
 )
-def test_a_bad_array_is_refused(address: str, body: bytes, said: str) -> None:
-    answer = ask_array(address, body)
+def test_a_bad_array_is_refused(address: str, body: bytes, message: str) -> None:
+    answer = post_array(address, body)
     assert answer.status_code == 422
-    assert re.search(said, answer.json()["detail"])
+    assert re.search(message, answer.json()["detail"])
 
 
-def test_it_answers_as_the_model_does(address: str, bench_of_service: Bench) -> None:
+def test_it_predicts_as_the_model_does(address: str, bench_of_service: Bench) -> None:
     profiles = profiles_of(bench_of_service.store, 5)
-    wanted = bench_of_service.predictor("multitask").predict(profiles)
-    found = ask(address, profiles.tolist()).json()
-    assert found["model"]["kind"] == "multitask"
-    assert len(found["answers"]) == 5
-    for row, one in enumerate(found["answers"]):
-        cell = [one["cell"][n] for n in ("a", "b", "c", "alpha", "beta", "gamma")]
-        np.testing.assert_allclose(cell, wanted.cells[row], rtol=1e-5)
-        assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-        assert one["phase"] == ("cubic", "tetragonal", "trigonal")[wanted.phase[row]]
+    expected = bench_of_service.predictor("multitask").predict(profiles)
+    response = post(address, profiles.tolist()).json()
+    assert response["model"]["kind"] == "multitask"
+    assert len(response["predictions"]) == 5
+    for row, prediction in enumerate(response["predictions"]):
+        cell = [prediction["cell"][n] for n in ("a", "b", "c", "alpha", "beta", "gamma")]
+        np.testing.assert_allclose(cell, expected.cells[row], rtol=1e-5)
+        assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert prediction["phase"] == ("cubic", "tetragonal", "trigonal")[expected.phase[row]]
 
 
-def test_many_small_questions_at_once_get_their_own_answers(
+def test_many_small_requests_at_once_get_their_predictions(
     address: str, bench_of_service: Bench
 ) -> None:
     profiles = profiles_of(bench_of_service.store, 40)
-    wanted = bench_of_service.predictor("multitask").predict(profiles)
+    expected = bench_of_service.predictor("multitask").predict(profiles)
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda row: ask(address, [profiles[row].tolist()]), range(40)))
-    for row, answer in enumerate(found):
-        assert answer.status_code == 200
-        a = answer.json()["answers"][0]["cell"]["a"]
-        assert a == pytest.approx(wanted.cells[row, 0], rel=1e-5)
+        responses = list(pool.map(lambda row: post(address, [profiles[row].tolist()]), range(40)))
+    for row, response in enumerate(responses):
+        assert response.status_code == 200
+        a = response.json()["predictions"][0]["cell"]["a"]
+        assert a == pytest.approx(expected.cells[row, 0], rel=1e-5)
 
 
-def test_a_file_with_a_grid_of_its_own(address: str, bench_of_service: Bench) -> None:
+def test_a_file_on_another_grid(address: str, bench_of_service: Bench) -> None:
     dataset = bench_of_service.store.open("small-v1")
     columns = np.column_stack([dataset.tof.values, dataset.intensity[0].values])
     text = "\n".join(f"{t:.4f} {y:.6e}" for t, y in columns)
     body = {"text": text, "name": "sample.xy"}
-    found = requests.post(f"{address}/predict/file", json=body, timeout=30)
-    assert found.status_code == 200, found.text
-    (one,) = found.json()["answers"]
-    assert one["cell"]["a"] > 0
-    assert any("calibration" in warning for warning in one["warnings"])
+    response = requests.post(f"{address}/predict/file", json=body, timeout=30)
+    assert response.status_code == 200, response.text
+    (prediction,) = response.json()["predictions"]
+    assert prediction["cell"]["a"] > 0
+    assert prediction["file"] == "sample.xy"
+    assert any("calibration" in warning for warning in prediction["warnings"])
+
+
+@pytest.mark.parametrize("name", ["..", ".", "/", "漢" * 85, "calibration.instprm", "a/b"])
+def test_any_name_of_a_file_is_only_a_name(
+    address: str, bench_of_service: Bench, name: str
+) -> None:
+    dataset = bench_of_service.store.open("small-v1")
+    columns = np.column_stack([dataset.tof.values, dataset.intensity[0].values])
+    body = {
+        "text": "\n".join(f"{t:.4f} {y:.6e}" for t, y in columns),
+        "instrument": (BUILT_IN / "nomad_bank4.instprm").read_text(),
+    }
+    response = requests.post(f"{address}/predict/file", json=body | {"name": name}, timeout=30)
+    assert response.status_code == 200, response.text
+    (prediction,) = response.json()["predictions"]
+    assert prediction["file"] == name
+    default = requests.post(f"{address}/predict/file", json=body, timeout=30)
+    assert prediction["cell"] == default.json()["predictions"][0]["cell"]
+    assert prediction["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -173,7 +200,7 @@ def test_bad_profiles_are_refused(address: str, body: dict[str, Any], message: s
         ({"text": "1 2", "instrument": "rubbish"}, "."),
     ],
 )
-def test_bad_files_are_refused_in_one_sentence(
+def test_bad_files_are_refused_with_a_sentence(
     address: str, body: dict[str, Any], message: str
 ) -> None:
     answer = requests.post(
@@ -184,7 +211,7 @@ def test_bad_files_are_refused_in_one_sentence(
     assert "bragg-service" not in answer.text
 
 
-def test_what_is_no_json_or_too_long_is_refused(address: str) -> None:
+def test_invalid_json_and_long_bodies_are_refused(address: str) -> None:
     nan = '{"profiles": [[' + ",".join(["NaN"] * 800) + "]]}"
     for body, code in (
         (nan.encode(), 422),
@@ -193,9 +220,11 @@ def test_what_is_no_json_or_too_long_is_refused(address: str) -> None:
         (json.dumps({"profiles": [[0.123456789] * 400_000]}).encode(), 413),
     ):
         answer = requests.post(
-            f"{address}/predict", data=body, headers={"Content-Type": "application/json"},
+            f"{address}/predict",
+            data=body,
+            headers={"Content-Type": "application/json"},
             timeout=30,
-        )  # fmt: skip
+        )
         assert answer.status_code == code, answer.text
 
     def endless() -> Iterator[bytes]:
@@ -205,18 +234,18 @@ def test_what_is_no_json_or_too_long_is_refused(address: str) -> None:
     try:
         answer = requests.post(f"{address}/predict", data=endless(), timeout=30)
     except requests.ConnectionError:
-        pass  # it may hang up before it is told everything
+        pass  # it may hang up before all is sent
     else:
         assert answer.status_code == 413
     assert requests.get(f"{address}/health", timeout=5).ok
 
 
-def test_a_new_champion_answers_without_restart_and_nothing_fails(
+def test_a_new_champion_predicts_without_restart_and_nothing_fails(
     address: str, bench_of_service: Bench
 ) -> None:
     profile = profiles_of(bench_of_service.store, 1).tolist()
     before, after = (bench_of_service.versions(name)[0] for name in ("multitask", "caenn"))
-    wanted = {
+    expected = {
         v.uri: bench_of_service.predictor(v.tags["model"]).predict(profile).cells[0, 0]
         for v in (before, after)
     }
@@ -225,61 +254,147 @@ def test_a_new_champion_answers_without_restart_and_nothing_fails(
     def load(_: int) -> list[tuple[int, str, float]]:
         seen = []
         while time.monotonic() < end and len(seen) < 400:
-            answer = ask(address, profile)
-            told = answer.json()
-            seen.append((answer.status_code, told["model"]["uri"], told["answers"][0]["cell"]["a"]))
-            if len(seen) > 50 and told["model"]["uri"] == after.uri:
+            answer = post(address, profile)
+            response = answer.json()
+            a = response["predictions"][0]["cell"]["a"]
+            seen.append((answer.status_code, response["model"]["uri"], a))
+            if len(seen) > 50 and response["model"]["uri"] == after.uri:
                 break
         return seen
 
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(load, k) for k in range(4)]
+        futures = [pool.submit(load, k) for k in range(4)]
         time.sleep(1)
         registry.set_alias(bench_of_service.tracking, after, registry.CHAMPION)
-        answers = [future.result() for future in asked]
+        answers = [future.result() for future in futures]
     try:
         for seen in answers:
             assert {code for code, _, _ in seen} == {200}
-            # First the one, then the other, and every answer is its own model's.
+            # First one version, then the next, and every response is its model's.
             uris = [uri for _, uri, _ in seen]
             assert uris == sorted(uris, key=[before.uri, after.uri].index)
             assert uris[-1] == after.uri
             for _, uri, a in seen:
-                assert a == pytest.approx(wanted[uri], rel=1e-5)
+                assert a == pytest.approx(expected[uri], rel=1e-5)
     finally:
         registry.set_alias(bench_of_service.tracking, before, registry.CHAMPION)
 
 
 def test_without_a_model_it_is_not_ready(bench_of_service: Bench) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port), "--tracking",
-               bench_of_service.tracking.uri, "--model", "models:/nobody@champion"]  # fmt: skip
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert found.returncode == 2
-    assert "Registered models: small" in found.stderr
+    tracking = ["--tracking", bench_of_service.tracking.uri]
+    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port), *tracking]
+    command += ["--model", "models:/nobody@champion"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Registered models: small" in done.stderr
 
 
-def test_a_port_that_is_taken_is_one_sentence(bench_of_service: Bench) -> None:
+def test_a_port_in_use_is_refused_with_a_sentence(bench_of_service: Bench) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = str(listener.getsockname()[1])
-        command = [sys.executable, "-m", "pipelines.serve", "--port", port, "--tracking",
-                   bench_of_service.tracking.uri]  # fmt: skip
-        found = subprocess.run(
+        tracking = ["--tracking", bench_of_service.tracking.uri]
+        command = [sys.executable, "-m", "pipelines.serve", "--port", port, *tracking]
+        done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ)
         )
-    assert found.returncode == 2
-    assert "Name another with --port" in found.stderr
+    assert done.returncode == 2
+    assert "Name another with --port" in done.stderr
+
+
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,"
+    "response_schema_conformance"
+)
 
 
 def test_a_fuzzer_on_the_schema_finds_no_error_of_the_server(address: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [Path(sys.executable).with_name("schemathesis"), "run", f"{address}/openapi.json",
-         "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
-         "response_schema_conformance",
-         "--max-examples", "40", "--seed", "1", "--no-color", "--generation-database", "none"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        [
+            *(Path(sys.executable).with_name("schemathesis"), "run", f"{address}/openapi.json"),
+            *("--checks", CHECKS, "--max-examples", "40", "--seed", "1", "--no-color"),
+            *("--generation-database", "none"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert requests.get(f"{address}/ready", timeout=5).ok
+
+
+async def asgi_post(app: Any, path: str, document: dict) -> tuple[int, dict[str, str], dict]:
+    """Status, headers and JSON of a POST request in this process."""
+    body = json.dumps(document).encode()
+    messages: list[dict[str, Any]] = []
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        messages.append(message)
+
+    await app(scope, receive, send)
+    start, *rest = messages
+    sent = {key.decode().lower(): value.decode() for key, value in start["headers"]}
+    return start["status"], sent, json.loads(b"".join(part["body"] for part in rest))
+
+
+def test_more_than_can_wait_is_refused_with_a_time_to_retry(trained: Tracking) -> None:
+    async def main() -> None:
+        app = create_app(trained, max_waiting=1)
+        async with app.router.lifespan_context(app):
+            profile = np.ones(800)
+            profile[400] = 100.0
+            document = {"profiles": [profile.tolist()]}
+            end = time.monotonic() + 60
+            while (await asgi_post(app, "/predict", document))[0] == 503:
+                assert time.monotonic() < end, "no model is loaded"
+                await asyncio.sleep(0.1)
+            posts = [asgi_post(app, "/predict", document) for _ in range(8)]
+            responses = await asyncio.gather(*posts)
+        statuses = [status for status, _, _ in responses]
+        assert set(statuses) == {200, 503}
+        for status, headers, response in responses:
+            if status == 503:
+                assert headers["retry-after"] == "1"
+                assert "waiting already" in response["detail"]
+            else:
+                assert len(response["predictions"]) == 1
+
+    asyncio.run(main())
+
+
+def test_ready_reports_a_refresh_that_fails(trained: Tracking) -> None:
+    """The registry breaks after the model was loaded: the model stays, the reason is shown."""
+    holder = ModelHolder(trained, None)
+    holder.refresh()
+    assert holder.error == ""
+    before, loaded = holder.refreshed_at, holder.current
+    holder.tracking = BrokenTracking()
+    holder.refresh()
+    assert holder.current is loaded
+    info = ready_info(holder)
+    assert info.refresh_error == "RuntimeError."
+    assert before is not None
+    assert info.refreshed_at == before.isoformat("T", "seconds")
+    assert info.uri == "models:/small/1"

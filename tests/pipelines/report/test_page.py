@@ -1,4 +1,4 @@
-"""The report: a page of HTML that says what the answer says, and works in a browser."""
+"""The report: an HTML page that states the prediction's values, and works in a browser."""
 
 from __future__ import annotations
 
@@ -29,11 +29,18 @@ from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
 from pipelines import predict
 from pipelines.cli.style import SYSTEM_COLORS
-from pipelines.prediction.predict import Answer, PredictError, answer, library_of, load_model
-from pipelines.report import page as report_module
-from pipelines.report.fits import Fit, fits_of, misfits, runner_up
+from pipelines.prediction.library import open_library
+from pipelines.prediction.workflow import (
+    PredictedProfile,
+    PredictError,
+    load_model,
+    predict_measurements,
+)
+from pipelines.report import page as report_page
+from pipelines.report.evidence import WELL, Evidence, collect_evidence
+from pipelines.report.fits import candidate_fits, find_misfits, runner_up
 from pipelines.report.numbers import fixed, miller, probability, space_group
-from pipelines.report.page import WELL, report
+from pipelines.report.page import render_report
 
 torch.set_num_threads(1)
 
@@ -44,14 +51,18 @@ TETRAGONAL = 1
 TITLE = "Ba <script>document.title='stolen'</script> & \"titanate\" </title>"
 VOID = {"meta", "input", "br", "link", "img"}
 SECTIONS = (
-    "What speaks for it, and against", "Measured and calculated", "What does not fit",
-    "The answer and its neighbours in the training set", "What was done to the data", "The file",
+    "Evidence for and against",
+    "Measured and calculated",
+    "Misfits",
+    "The prediction and the library",
+    "How the data were prepared",
+    "The file",
     "The model and its data",
-)  # fmt: skip
+)
 
 
 class Page(HTMLParser):
-    """What is on a page: elements with their attributes, texts by element; refuses bad nesting."""
+    """Elements of a page with their attributes, texts by element; refuses bad nesting."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -80,9 +91,9 @@ class Page(HTMLParser):
         return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
 
     def text(self, *tags: str) -> str:
-        """What is in some elements, by default what a reader sees."""
-        kept = (d for t, d in self.texts if (t in tags if tags else t not in ("script", "style")))
-        return " ".join("".join(kept).split())
+        """The text of some elements, by default all that is visible."""
+        texts = (d for t, d in self.texts if (t in tags if tags else t not in ("script", "style")))
+        return " ".join("".join(texts).split())
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +108,18 @@ def predictor(tracking: Tracking) -> Predictor:
 
 @pytest.fixture(scope="module")
 def file(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Counts of a tetragonal cell with a peak that it has not, in a file with a nasty title."""
+    """Counts of a tetragonal cell and a foreign peak, in a file with a malicious title."""
     path = tmp_path_factory.mktemp("measured") / "a & <b>bold sample.xye"
     tof = small_campaign.grid.tof
     pattern = simulator_of(small_campaign).simulate(np.array([TETRAGONAL]), CELL[None])[0]
     expected = 4000 * pattern / pattern.max() + 400 + foreign_peak(tof)
     counts = np.random.default_rng(5).poisson(expected)
     np.savetxt(
-        path, np.stack([tof, counts, np.sqrt(counts)], axis=1),
-        header=f"title: {TITLE}\noperator: A. <i>Person</i>\ntof y sigma", encoding="utf-8",
-    )  # fmt: skip
+        path,
+        np.stack([tof, counts, np.sqrt(counts)], axis=1),
+        header=f"title: {TITLE}\noperator: A. <i>Person</i>\ntof y sigma",
+        encoding="utf-8",
+    )
     return path
 
 
@@ -120,21 +133,22 @@ def foreign_peak(tof: np.ndarray, height: float = 800.0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def measurement(file: Path, predictor: Predictor) -> Measurement:
-    (one,) = load_measurements(file, predictor.campaign, CALIBRATION)
-    return one
+    (measurement,) = load_measurements(file, predictor.campaign, CALIBRATION)
+    return measurement
 
 
 @pytest.fixture(scope="module")
-def told(measurement: Measurement, predictor: Predictor) -> Answer:
-    """An answer as a good model would give it, beside the real library's."""
-    (real,) = answer([measurement], predictor, URI, library_of(predictor))
-    said = Prediction(np.array([[0.021, 0.9712, 0.0078]]), np.array([TETRAGONAL]), CELL[None])
-    return replace(real, prediction=said)
+def profile(measurement: Measurement, predictor: Predictor) -> PredictedProfile:
+    """A prediction of a good model, with matches of the real library."""
+    library = open_library(predictor)
+    (predicted,) = predict_measurements([measurement], predictor, URI, library)
+    good = Prediction(np.array([[0.021, 0.9712, 0.0078]]), np.array([TETRAGONAL]), CELL[None])
+    return replace(predicted, prediction=good)
 
 
 @pytest.fixture(scope="module")
-def text(told: Answer, predictor: Predictor) -> str:
-    return report([told], predictor, URI)
+def text(profile: PredictedProfile, predictor: Predictor) -> str:
+    return render_report([profile], predictor)
 
 
 @pytest.fixture(scope="module")
@@ -142,39 +156,44 @@ def page(text: str) -> Page:
     return Page(text)
 
 
-def test_the_sections_and_numbers_are_there(page: Page, told: Answer, predictor: Predictor) -> None:
+def test_the_sections_and_numbers_are_there(
+    page: Page, profile: PredictedProfile, predictor: Predictor
+) -> None:
     assert [h.strip() for t, h in page.texts if t == "h2"] == list(SECTIONS)
     seen = page.text()
     assert page.text("h1") == "tetragonal"
     for number in ("3.9531\u202fÅ", "4.0612\u202fÅ", "0.971", "0.021", "0.008", "63.464\u202fÅ³"):
         assert number.replace("\u202f", " ") in seen, number
-    overlay = fit_scale_and_background(
-        told.measurement.gridded,
+    fit = fit_scale_and_background(
+        profile.measurement.gridded,
         simulator_of(predictor.campaign).simulate(np.array([TETRAGONAL]), CELL[None])[0],
     )
-    assert f"{100 * overlay.rwp:.1f} %" in seen
-    library = told.library()
+    assert f"{100 * fit.rwp:.1f} %" in seen
+    library = profile.result().library_match
     assert library is not None
-    for candidate in library["candidates"]:
-        assert f"{candidate['cell']['a']:.4f} Å" in seen
-        assert f"{candidate['correlation']:.4f}" in seen
+    for candidate in library.candidates:
+        assert f"{candidate.cell.a:.4f} Å" in seen
+        assert f"{candidate.correlation:.4f}" in seen
     data = predictor.provenance.data
-    for fact in (URI, data.tag, data.snapshot_id, predictor.provenance.code_commit,
-                 predictor.provenance.trained_at, "difC 9 496.17"):  # fmt: skip
+    provenance = predictor.provenance
+    facts = (URI, data.tag, data.snapshot_id, provenance.code_commit, provenance.trained_at)
+    for fact in (*facts, "difC 9 496.17"):
         assert fact in seen, fact
     assert "A. <i>Person</i>" in seen
-    for warning in told.measurement.warnings:
+    for warning in profile.measurement.warnings:
         assert warning in seen
 
 
 def test_the_correlations_are_those_of_the_library_match(
-    told: Answer, predictor: Predictor
+    profile: PredictedProfile, predictor: Predictor
 ) -> None:
-    fits = fits_of([told], predictor.campaign)[0]
+    fits = candidate_fits([profile], predictor.campaign)[0]
     assert [f.source for f in fits] == ["model", "library", "library", "library"]
-    assert told.matches is not None
+    assert profile.matches is not None
     for fit in fits[1:]:
-        assert fit.correlation == pytest.approx(told.matches.correlation[0, fit.code], abs=1e-4)
+        assert fit.correlation == pytest.approx(
+            profile.matches.correlation[0, fit.candidate.code], abs=1e-4
+        )
 
 
 def test_nothing_is_loaded_from_anywhere(page: Page, text: str) -> None:
@@ -193,13 +212,13 @@ def test_nothing_is_loaded_from_anywhere(page: Page, text: str) -> None:
 def test_what_comes_from_a_file_is_text(page: Page, text: str) -> None:
     assert TITLE in page.text()
     assert "a & <b>bold sample.xye" in page.text()
-    assert len(page.of("script")) == 2  # the numbers of the picture, and the page's own
+    assert len(page.of("script")) == 2  # the data of the chart, and the page's script
     assert text.count("</title>") == 1
     (numbers,) = (d for t, d in page.texts if t == "script" and d.lstrip().startswith("{"))
     assert json.loads(numbers)["fits"]
 
 
-def test_the_picture_is_there_without_scripts(page: Page, predictor: Predictor) -> None:
+def test_the_chart_works_without_scripts(page: Page, predictor: Predictor) -> None:
     paths = {a.get("class", ""): a["d"] for a in page.of("path")}
     points = predictor.campaign.grid.points
     assert paths["measured"].count("M") == points
@@ -210,26 +229,28 @@ def test_the_picture_is_there_without_scripts(page: Page, predictor: Predictor) 
     assert len(page.of("svg")) == 4
 
 
-def test_a_foreign_peak_is_found(told: Answer, predictor: Predictor, page: Page) -> None:
+def test_a_foreign_peak_is_a_misfit(
+    profile: PredictedProfile, predictor: Predictor, page: Page
+) -> None:
     campaign = predictor.campaign
-    fit = fits_of([told], campaign)[0][0]
-    gridded = told.measurement.gridded
-    found = misfits(fit, gridded, campaign)
-    assert found[0].tof == pytest.approx(PLACE, abs=40)
-    assert found[0].d == pytest.approx(
-        float(campaign.instrument.d_spacing_from_tof(np.array(found[0].tof))), rel=1e-9
+    fit = candidate_fits([profile], campaign)[0][0]
+    gridded = profile.measurement.gridded
+    places = find_misfits(fit, gridded, campaign)
+    assert places[0].tof == pytest.approx(PLACE, abs=40)
+    assert places[0].d == pytest.approx(
+        float(campaign.instrument.d_spacing_from_tof(np.array(places[0].tof))), rel=1e-9
     )
-    assert (found[0].kind, found[0].hkl) == ("excess", ())
-    assert found[0].sigmas > 20
+    assert (places[0].kind, places[0].hkl) == ("excess", ())
+    assert places[0].sigmas > 20
     assert "none" in page.text("b")
     # Where an intensity is twice what was calculated, the cell has a reflection.
     at, hkl = reflection_positions(fit.phase, fit.cell, campaign)
     place = at[-2]
-    assert fit.overlay is not None
+    assert fit.pattern_fit is not None
     bump = foreign_peak(campaign.grid.tof + PLACE - place)
-    changed = replace(fit.overlay, difference=fit.overlay.difference + bump)
-    others = misfits(replace(fit, overlay=changed), gridded, campaign)
-    near = min(others, key=lambda other: abs(other.tof - place))
+    changed = replace(fit.pattern_fit, difference=fit.pattern_fit.difference + bump)
+    changed_places = find_misfits(replace(fit, pattern_fit=changed), gridded, campaign)
+    near = min(changed_places, key=lambda misfit: abs(misfit.tof - place))
     assert tuple(hkl[-2]) in near.hkl
     assert near.kind == "excess"
     assert near.share is not None
@@ -237,90 +258,130 @@ def test_a_foreign_peak_is_found(told: Answer, predictor: Predictor, page: Page)
 
 
 def test_noise_alone_has_no_misfits_and_a_moved_peak_is_displaced(
-    told: Answer, predictor: Predictor
+    profile: PredictedProfile, predictor: Predictor
 ) -> None:
     campaign = predictor.campaign
-    fit = fits_of([told], campaign)[0][0]
-    assert fit.overlay is not None
-    gridded = told.measurement.gridded
+    fit = candidate_fits([profile], campaign)[0][0]
+    assert fit.pattern_fit is not None
+    gridded = profile.measurement.gridded
     noise = np.random.default_rng(1).normal(size=campaign.grid.points) * gridded.sigma
     drift = 300 * np.linspace(-1, 1, campaign.grid.points)
-    quiet = replace(fit.overlay, difference=noise + drift)
-    assert misfits(replace(fit, overlay=quiet), gridded, campaign) == []
+    quiet = replace(fit.pattern_fit, difference=noise + drift)
+    assert find_misfits(replace(fit, pattern_fit=quiet), gridded, campaign) == []
     moved = foreign_peak(campaign.grid.tof) - foreign_peak(campaign.grid.tof + 150)
-    found = misfits(
-        replace(fit, overlay=replace(quiet, difference=noise + moved)), gridded, campaign
+    places = find_misfits(
+        replace(fit, pattern_fit=replace(quiet, difference=noise + moved)), gridded, campaign
     )
-    assert [place.kind for place in found] == ["displaced"]
+    assert [place.kind for place in places] == ["displaced"]
 
 
 def test_the_runner_up_is_the_second_most_probable_system(
-    told: Answer, predictor: Predictor
+    profile: PredictedProfile, predictor: Predictor
 ) -> None:
-    fits = fits_of([told], predictor.campaign)[0]
-    second = runner_up(told, fits)
+    fits = candidate_fits([profile], predictor.campaign)[0]
+    second = runner_up(profile, fits)
     assert second is not None
     assert second.phase.crystal_system.name == "cubic"  # 0.021 against 0.0078
     certain = replace(
-        told, prediction=Prediction(np.array([[0.0, 1.0, 0.0]]), np.array([1]), CELL[None])
+        profile, prediction=Prediction(np.array([[0.0, 1.0, 0.0]]), np.array([1]), CELL[None])
     )
-    second = runner_up(certain, fits_of([certain], predictor.campaign)[0])
-    assert told.matches is not None
+    second = runner_up(certain, candidate_fits([certain], predictor.campaign)[0])
+    assert profile.matches is not None
     assert second is not None
-    assert second.code == max((0, 2), key=lambda code: told.matches.correlation[0, code])
-    assert runner_up(told, fits[:1]) is None
+    assert second.candidate.code == max(
+        (0, 2), key=lambda code: profile.matches.correlation[0, code]
+    )
+    assert runner_up(profile, fits[:1]) is None
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "statement"),
     [
-        ({"matches": None}, "The stored patterns were not looked through."),
-        ({"cell": [np.nan] * 6}, "This model tells the crystal system and no cell."),
-        ({"cell": [4.0, 4.0, 4.0, 120.0, 120.0, 120.0]}, "cannot be laid over the measurement"),
-        ({"cell": [0.3, 0.3, 0.3, 90.0, 90.0, 90.0]}, "cannot be laid over the measurement"),
+        ({"matches": None}, "The library of stored patterns was not searched."),
+        ({"cell": [np.nan] * 6}, "This model predicts the crystal system and no cell."),
+        ({"cell": [4.0, 4.0, 4.0, 120.0, 120.0, 120.0]}, "cannot be fitted to the measurement"),
+        ({"cell": [0.3, 0.3, 0.3, 90.0, 90.0, 90.0]}, "cannot be fitted to the measurement"),
         ({"cell": [5.0, 5.0, 5.1, 90.0, 90.0, 90.0]}, "Outside the training ranges"),
         ({"cell": [np.nan] * 6, "matches": None}, "No pattern could be calculated"),
         ({"calibration": None}, "the file's times were taken as those of the model's instrument"),
         ({"nominal": True}, "header's nominal calibration"),
     ],
 )
-def test_what_cannot_be_shown_is_said(
-    told: Answer, predictor: Predictor, changes: dict, says: str
+def test_what_cannot_be_shown_is_stated(
+    profile: PredictedProfile, predictor: Predictor, changes: dict, statement: str
 ) -> None:
-    m, said = told.measurement, told.prediction
+    measurement, prediction = profile.measurement, profile.prediction
     if "cell" in changes:
-        said = replace(said, cells=np.array([changes["cell"]]))
+        prediction = replace(prediction, cells=np.array([changes["cell"]]))
     of_measurement = {k: v for k, v in changes.items() if k in ("calibration", "nominal")}
     changed = replace(
-        told, prediction=said, measurement=replace(m, **of_measurement),
-        matches=None if "matches" in changes else told.matches,
-    )  # fmt: skip
-    page = Page(report([changed], predictor, URI))
-    assert says in page.text()
+        profile,
+        prediction=prediction,
+        measurement=replace(measurement, **of_measurement),
+        matches=None if "matches" in changes else profile.matches,
+    )
+    page = Page(render_report([changed], predictor))
+    assert statement in page.text()
     assert not re.search(r"\bnan\b", page.text())
 
 
-def test_points_that_were_not_measured_are_gaps(told: Answer, predictor: Predictor) -> None:
-    gridded = told.measurement.gridded
+def test_a_model_is_not_confident_of_what_it_does_not_determine(
+    profile: PredictedProfile, predictor: Predictor
+) -> None:
+    def evidence_of(half_width: float) -> tuple[PredictedProfile, Evidence]:
+        intervals = np.full((1, 6, 2), np.nan)
+        for column in (0, 2):
+            intervals[0, column] = CELL[column] + np.array([-half_width, half_width])
+        prediction = replace(
+            profile.prediction,
+            intervals=intervals,
+            accepted=np.array([True]),
+            unexplained=np.array([0.01]),
+            limit=0.15,
+        )
+        changed = replace(profile, prediction=prediction)
+        fits = candidate_fits([changed], predictor.campaign)[0]
+        return changed, collect_evidence(changed, changed.result(), fits, [])
+
+    assert evidence_of(0.001)[1].confident
+    changed, evidence = evidence_of(90_013.0)
+    assert not evidence.confident
+    assert changed.result().intervals == {"a": None, "c": None}
+    page = Page(render_report([changed], predictor))
+    assert "90 % intervals: a not determined, c not determined" in page.text()
+    assert "The model is confident" not in page.text()
+
+
+def test_points_that_were_not_measured_are_gaps(
+    profile: PredictedProfile, predictor: Predictor
+) -> None:
+    gridded = profile.measurement.gridded
     covered = gridded.covered.copy()
     covered[100:180] = covered[-60:] = False
     cut = replace(
-        gridded, covered=covered, intensity=np.where(covered, gridded.intensity, 0.0),
+        gridded,
+        covered=covered,
+        intensity=np.where(covered, gridded.intensity, 0.0),
         sigma=np.where(covered, gridded.sigma, 0.0),
-    )  # fmt: skip
-    measurement = replace(told.measurement, gridded=cut)
-    page = Page(report([replace(told, measurement=measurement)], predictor, URI))
+    )
+    measurement = replace(profile.measurement, gridded=cut)
+    page = Page(render_report([replace(profile, measurement=measurement)], predictor))
     assert len(page.of("rect", **{"class": "gap"})) == 2
     assert "140 that were not measured are 0" in page.text()
 
 
-def test_many_answers_are_twenty_on_a_page(told: Answer, predictor: Predictor) -> None:
-    alone = replace(told, matches=None)
-    page = Page(report([alone] * 21, predictor, URI))
-    assert [a["id"] for a in page.of("article")] == [f"answer-{k}" for k in range(1, 21)]
-    assert "This page shows the first 20 of 21 answers." in page.text()
-    assert {a["href"] for a in page.of("a")} == {f"#answer-{k}" for k in range(1, 21)}
-    assert "the first 1 of 300 answers" in Page(report([alone], predictor, URI, total=300)).text()
+def test_of_many_predictions_twenty_are_on_a_page(
+    profile: PredictedProfile, predictor: Predictor
+) -> None:
+    alone = replace(profile, matches=None)
+    page = Page(render_report([alone] * 21, predictor))
+    assert [a["id"] for a in page.of("article")] == [f"prediction-{k}" for k in range(1, 21)]
+    assert "This page shows the first 20 of 21 predictions." in page.text()
+    assert {a["href"] for a in page.of("a")} == {f"#prediction-{k}" for k in range(1, 21)}
+    assert (
+        "the first 1 of 300 predictions"
+        in Page(render_report([alone], predictor, total=300)).text()
+    )
 
 
 def test_predict_writes_it(tracking: Tracking, file: Path, tmp_path: Path) -> None:
@@ -328,10 +389,10 @@ def test_predict_writes_it(tracking: Tracking, file: Path, tmp_path: Path) -> No
     arguments = [str(file), "--report", str(target), "--json", "--tracking", tracking.uri]
     result = CliRunner().invoke(predict.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    (said,) = json.loads(result.stdout)
+    (values,) = json.loads(result.stdout)
     page = Page(target.read_text(encoding="utf-8"))
-    assert page.text("h1") == said["crystal_system"]
-    assert said["warnings"][0] in page.text()
+    assert page.text("h1") == values["crystal_system"]
+    assert values["warnings"][0] in page.text()
     arguments[2] = str(tmp_path / "no" / "out.html")
     with pytest.raises(PredictError, match="directory that exists"):
         CliRunner().invoke(predict.app, arguments, catch_exceptions=False)
@@ -340,9 +401,8 @@ def test_predict_writes_it(tracking: Tracking, file: Path, tmp_path: Path) -> No
 def test_numbers_are_written_as_in_print() -> None:
     assert fixed(-12345.678, 1) == "−12\u202f345.7"
     assert fixed(0.5, 2, sign=True) == "+0.50"
-    assert [probability(p) for p in (1.0, 0.9712, 1e-9)] == [
-        ">\u202f0.999", "0.971", "<\u202f0.001",
-    ]  # fmt: skip
+    written = [probability(p) for p in (1.0, 0.9712, 1e-9)]
+    assert written == [">\u202f0.999", "0.971", "<\u202f0.001"]
     assert miller((1, -2, 0)) == "1\u20092\u0305\u20090"
     assert miller((-11, 1, 0)) == "1\u03051\u0305\u20091\u20090"
     assert space_group("P m -3 m") == '<i>P</i><i>m</i><span class="bar">3</span><i>m</i>'
@@ -358,15 +418,15 @@ def test_dark_colors_stand_out() -> None:
 
     paper = luminance("#121519")
     for color in SYSTEM_COLORS.values():
-        light = luminance(report_module._lightened(color))
+        light = luminance(report_page._lightened(color))
         assert (light + 0.05) / (paper + 0.05) > 4.5  # WCAG's bar for text
 
 
-def test_a_fit_has_its_reflections_and_a_good_one_explains_the_signal(
-    told: Answer, predictor: Predictor
+def test_a_good_fit_has_reflections_and_explains_the_signal(
+    profile: PredictedProfile, predictor: Predictor
 ) -> None:
     campaign = predictor.campaign
-    fit: Fit = fits_of([told], campaign)[0][0]
+    fit = candidate_fits([profile], campaign)[0][0]
     assert len(fit.tof) == len(fit.hkl) > 3
     assert (np.diff(fit.tof) >= 0).all()
     pattern = simulator_of(campaign).simulate(np.array([TETRAGONAL]), CELL[None])[0]
@@ -385,21 +445,33 @@ def test_a_fit_has_its_reflections_and_a_good_one_explains_the_signal(
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-    if found is None:
+    programs = map(shutil.which, ("chromium", "chromium-browser", "chrome"))
+    program = next(filter(None, programs), None)
+    if program is None:
         pytest.skip("Chromium is not installed: the report's script is not tested.")
-    return found
+    return program
+
+
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--enable-logging=stderr",
+    "--hide-scrollbars",
+    "--window-size=1280,900",
+    "--virtual-time-budget=3000",
+)
 
 
 def dumped(browser: str, path: Path, directory: Path) -> Page:
     """The page as it is when its scripts have run, which must not complain."""
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         f"--user-data-dir={directory}", "--hide-scrollbars",
-         "--window-size=1280,900", "--virtual-time-budget=3000",
-         "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+        [browser, *OPTIONS, f"--user-data-dir={directory}", "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert "CONSOLE" not in done.stderr, done.stderr
     return Page(done.stdout)
 
@@ -413,14 +485,14 @@ def test_the_page_runs_as_a_file(browser: str, text: str, tmp_path: Path) -> Non
     assert "data-error" not in root
     assert root["data-scroll-width"] == root["data-width"]
     assert "hidden" not in page.of("div", **{"class": "tools"})[0]
-    # The nasty title ran nothing.
+    # The malicious title ran nothing.
     assert page.text("title").startswith("a & <b>bold")
 
 
 STEPS = """
 const of = (name) => document.getElementById(name).contentDocument;
 const all = () => {
-  const said = {};
+  const results = {};
   for (const name of ["phone", "laptop"]) {
     const page = of(name), root = page.documentElement, tick = () =>
       page.querySelector("svg.plot").textContent;
@@ -451,18 +523,18 @@ const all = () => {
     page.querySelectorAll("input[type=radio]")[2].click();
     const wide = [...page.querySelectorAll("body *")].filter((e) =>
       e.getBoundingClientRect().right > root.clientWidth + 1 && !e.closest("svg")).length;
-    said[name] = {width: root.clientWidth, scroll: root.scrollWidth, error: root.dataset.error,
+    results[name] = {width: root.clientWidth, scroll: root.scrollWidth, error: root.dataset.error,
       ready: root.dataset.ready, zoomed: nearer !== whole, back, bent: bent !== whole, place,
-      values, selection, dragged, restored, other: calculated() !== before, wide,
+      values, selection, dragged, restored, switched: calculated() !== before, wide,
       system: svg.getAttribute("class")};
   }
-  document.body.dataset.said = JSON.stringify(said);
+  document.body.dataset.results = JSON.stringify(results);
 };
 window.addEventListener("load", all);
 """
 
 
-def test_the_picture_can_be_zoomed_and_nothing_sticks_out(
+def test_the_chart_can_be_zoomed_and_nothing_is_too_wide(
     browser: str, text: str, tmp_path: Path
 ) -> None:
     frames = "".join(
@@ -473,16 +545,18 @@ def test_the_picture_can_be_zoomed_and_nothing_sticks_out(
     path = tmp_path / "frames.html"
     path.write_text(f"<!DOCTYPE html><body>{frames}<script>{STEPS}</script></body>", "utf-8")
     (body,) = dumped(browser, path, tmp_path / "profile").of("body")
-    said = json.loads(body["data-said"])
+    results = json.loads(body["data-results"])
     for name, width in (("phone", 390), ("laptop", 1280)):
-        one = said[name]
-        assert one["ready"] == "1"
-        assert "error" not in one
-        assert one["width"] == one["scroll"] == width
-        assert one["wide"] == 0
-        for done in ("zoomed", "back", "bent", "dragged", "restored", "other"):
-            assert one[done] is True, done
-        assert one["place"] >= 1
-        assert one["selection"] == 1
-        assert re.match(r"[\d\u202f.]+\u202fµs  ·  d \d\.\d{4}\u202fÅ  ·  measured ", one["values"])
-        assert "of-" in one["system"]
+        result = results[name]
+        assert result["ready"] == "1"
+        assert "error" not in result
+        assert result["width"] == result["scroll"] == width
+        assert result["wide"] == 0
+        for done in ("zoomed", "back", "bent", "dragged", "restored", "switched"):
+            assert result[done] is True, done
+        assert result["place"] >= 1
+        assert result["selection"] == 1
+        assert re.match(
+            r"[\d\u202f.]+\u202fµs  ·  d \d\.\d{4}\u202fÅ  ·  measured ", result["values"]
+        )
+        assert "of-" in result["system"]

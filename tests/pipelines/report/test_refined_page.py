@@ -1,4 +1,4 @@
-"""The report of a refined answer with intervals, and of one that is not accepted."""
+"""The report of a refined prediction with intervals, and of one that is not accepted."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
-from pipelines.prediction.predict import Answer, load_model, refine
-from pipelines.report.page import report
+from pipelines.prediction.refinement import refine_predictions
+from pipelines.prediction.workflow import PredictedProfile, load_model
+from pipelines.report.page import render_report
 
 CELL = np.array([3.99, 3.99, 4.03, 90, 90, 90])
 URI = "models:/small/1"
@@ -28,41 +29,48 @@ def predictor(trained: Tracking) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def told(predictor: Predictor, small_campaign: Campaign) -> Answer:
+def profile(small_campaign: Campaign) -> PredictedProfile:
     tof = small_campaign.grid.tof
     pattern = simulator_of(small_campaign).simulate(np.array([1]), CELL[None])[0].astype(float)
     counts = np.random.default_rng(3).poisson(4000 * pattern / pattern.max() + 300).astype(float)
     sigma, covered = np.sqrt(counts), np.ones(len(tof), dtype=bool)
-    profile = Profile(tof, counts, sigma, None, "", None, None, {}, "mine.xye")
+    measured = Profile(tof, counts, sigma, None, "", None, None, {}, "mine.xye")
     measurement = Measurement(
-        profile, GriddedProfile(counts, sigma, covered), small_campaign.instrument, False, []
+        measured, GriddedProfile(counts, sigma, covered), small_campaign.instrument, False, []
     )
     intervals = np.full((1, 6, 2), np.nan)
     intervals[0, 0], intervals[0, 2] = (3.9893, 3.9911), (4.0288, 4.0304)
-    said = Prediction(
-        np.array([[0.02, 0.97, 0.01]]), np.array([1]), CELL[None] + 1e-3 * (np.arange(6) < 3),
-        intervals, np.array([True]), np.array([0.02]), 0.15,
-    )  # fmt: skip
-    one = Answer(measurement, said, 0, small_campaign.phases, URI, None, "small-v1")
-    return refine([one], predictor, Refiner(small_campaign))[0]
+    prediction = Prediction(
+        np.array([[0.02, 0.97, 0.01]]),
+        np.array([1]),
+        CELL[None] + 1e-3 * (np.arange(6) < 3),
+        intervals,
+        np.array([True]),
+        np.array([0.02]),
+        0.15,
+    )
+    predicted = PredictedProfile(measurement, prediction, 0, small_campaign, URI, "small-v1")
+    return refine_predictions([predicted], Refiner(small_campaign))[0]
 
 
-def test_refined_cell_and_intervals_are_told(told: Answer, predictor: Predictor) -> None:
-    page = report([told], predictor, URI)
+def test_refined_cell_and_intervals_are_shown(
+    profile: PredictedProfile, predictor: Predictor
+) -> None:
+    page = render_report([profile], predictor)
     assert "90 % intervals:" in page
     assert "3.9893–3.9911" in page
     assert '<span class="label">Refined</span>' in page
-    best = told.refined[0]
+    best = profile.refined[0]
     assert best.phase == 1
     assert np.abs(best.cell - CELL)[:3].max() < 3e-3
-    assert "The pattern as it was refined" in page
+    assert "The refined pattern" in page
     assert "refined, tetragonal" in page
     assert "Not accepted" not in page
 
 
-def test_what_is_not_accepted_says_so_first(told: Answer, predictor: Predictor) -> None:
-    said = replace(told.prediction, accepted=np.array([False]), unexplained=np.array([0.6]))
-    page = report([replace(told, prediction=said, refined=())], predictor, URI)
+def test_rejection_is_stated_first(profile: PredictedProfile, predictor: Predictor) -> None:
+    rejected = replace(profile.prediction, accepted=np.array([False]), unexplained=np.array([0.6]))
+    page = render_report([replace(profile, prediction=rejected, refined=())], predictor)
     assert "<b>Not accepted.</b> No cell of the model&#39;s phases explains the profile" in page
-    assert "60 % of it is left" in page
-    assert page.index("Not accepted") < page.index("What speaks for it")
+    assert "the predicted phase leaves 60 % of it" in page
+    assert page.index("Not accepted") < page.index("Evidence for and against")

@@ -1,0 +1,258 @@
+"""The served model and its batches: many small requests become one call of the model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.errors import first_line
+from bragg_models.predictors import Prediction, Predictor, load_predictor
+from catalog import registry
+from catalog.model_files import downloaded_model
+from catalog.tracking import Tracking
+from pipelines.prediction.service_schemas import MAX_PROFILES
+
+MAX_WAITING_PROFILES = 8 * MAX_PROFILES
+"""Profiles that wait for the model; of 2,807 points they take 46 MB."""
+
+MAX_WAITING_FILES = 32
+"""Files that are being read or wait for it."""
+
+_RESTART_SECONDS = 1.0
+
+_T = TypeVar("_T")
+
+
+class OverloadedError(RuntimeError):
+    """More requests than the service can hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model version, ready to predict. It is replaced as a whole, never changed."""
+
+    version: registry.ModelVersion
+    predictor: Predictor
+
+
+class ModelHolder:
+    """The model that predicts now, looked up periodically: a new champion needs no restart.
+
+    Attributes
+    ----------
+    tracking
+        Where the model is registered.
+    executor
+        The one thread in which models are loaded and called. OpenMP keeps a team of threads for
+        each thread that ever computed, and with two of them on all cores each waits at half speed.
+    current
+        The model, or None before the first one is loaded.
+    error
+        Why the last refresh failed; empty if it did not.
+    refreshed_at
+        Time of the last refresh that did not fail.
+    """
+
+    def __init__(self, tracking: Tracking, uri: str | None) -> None:
+        self.tracking, self._uri = tracking, uri
+        self.executor = ThreadPoolExecutor(1, "model")
+        self.current: ServedModel | None = None
+        self.error = ""
+        self.refreshed_at: datetime | None = None
+
+    def refresh(self) -> None:
+        """Load the version that the address means now, if it has changed; keep the old one if not.
+
+        A failure is recorded in ``error``, and the loaded version stays.
+        """
+        try:
+            uri = self._uri or registry.champion_uri(self.tracking)
+            version = registry.find(self.tracking, uri)
+            if self.current is None or self.current.version.uri != version.uri:
+                with downloaded_model(self.tracking.uri, version) as directory:
+                    predictor = self.executor.submit(_load_and_warm_up, directory).result()
+                self.current = ServedModel(version, predictor)
+        except Exception as error:
+            self.error = f"{first_line(error)}."
+        else:
+            self.error, self.refreshed_at = "", datetime.now(UTC)
+
+
+def _load_and_warm_up(directory: Path) -> Predictor:
+    """Load a model and call it once: something may have to be compiled or tabulated."""
+    predictor = load_predictor(directory)
+    profile = np.ones((1, predictor.points), dtype=np.float32)
+    profile[:, predictor.points // 2] = 100
+    predictor.predict(profile)
+    return predictor
+
+
+async def supervise(task: Callable[[], Awaitable[None]], on_error: Callable[[str], None]) -> None:
+    """Run a task until cancelled; when it fails, report why and start it again.
+
+    Parameters
+    ----------
+    task
+        The task, which would run for ever.
+    on_error
+        Called with the first line of the error.
+    """
+    while True:
+        try:
+            await task()
+        except Exception as error:
+            on_error(first_line(error))
+        await asyncio.sleep(_RESTART_SECONDS)
+
+
+class BoundedExecutor:
+    """Threads for blocking work, with a limit on how much may wait.
+
+    Parameters
+    ----------
+    threads
+        Number of threads.
+    max_waiting
+        Calls that run or wait at the same time.
+    """
+
+    def __init__(self, threads: int, max_waiting: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, "files")
+        self._max_waiting, self._waiting = max_waiting, 0
+
+    async def run(self, function: Callable[[], _T]) -> _T:
+        """Return the result of a function that runs in one of the threads.
+
+        Raises
+        ------
+        OverloadedError
+            If too many calls wait already.
+        """
+        if self._waiting >= self._max_waiting:
+            raise OverloadedError(f"{self._waiting} files are waiting already. Try again later.")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+        finally:
+            self._waiting -= 1
+
+    def shutdown(self) -> None:
+        """Drop what waits."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """Profiles for a certain model: on its grid, and predicted by no later one."""
+
+    model: ServedModel
+    profiles: NDArray[np.float32]
+    calibrated: NDArray[np.bool_]
+    prediction: asyncio.Future[Prediction]
+
+
+class Batcher:
+    """Calls the model with all profiles that wait, outside the event loop.
+
+    Parameters
+    ----------
+    executor
+        Thread of the model.
+    max_waiting
+        Profiles that may wait.
+    """
+
+    def __init__(self, executor: Executor, *, max_waiting: int = MAX_WAITING_PROFILES) -> None:
+        self._executor = executor
+        self._max_waiting, self._waiting = max_waiting, 0
+        self._queue: asyncio.Queue[_Call] = asyncio.Queue()
+
+    async def predict(
+        self,
+        model: ServedModel,
+        profiles: NDArray[np.float32],
+        calibrated: NDArray[np.bool_] | None = None,
+    ) -> Prediction:
+        """Return the predictions of a model.
+
+        Parameters
+        ----------
+        model
+            The model for whose grid the profiles were prepared: it predicts, even if another one
+            becomes the champion while they wait.
+        profiles : shape (n, points)
+            Intensities without background.
+        calibrated : shape (n,)
+            Whether each profile comes from a calibrated instrument; left out, all do.
+
+        Raises
+        ------
+        OverloadedError
+            If too many profiles wait already.
+        """
+        if self._waiting and self._waiting + len(profiles) > self._max_waiting:
+            raise OverloadedError(
+                f"{self._waiting} profiles are waiting already. Try again later, or send fewer."
+            )
+        if calibrated is None:
+            calibrated = np.ones(len(profiles), dtype=bool)
+        prediction: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        self._waiting += len(profiles)
+        self._queue.put_nowait(_Call(model, profiles, calibrated, prediction))
+        return await prediction
+
+    async def run(self) -> None:
+        """Predict until cancelled."""
+        left: _Call | None = None
+        while True:
+            first = left or await self._queue.get()
+            batch, count, left = [first], len(first.profiles), None
+            while not self._queue.empty():
+                call = self._queue.get_nowait()
+                if count + len(call.profiles) > MAX_PROFILES or call.model is not first.model:
+                    left = call
+                    break
+                batch.append(call)
+                count += len(call.profiles)
+            predictions = await self._predict_batch(batch)
+            self._waiting -= count
+            for prediction, call in zip(predictions, batch, strict=True):
+                if call.prediction.done():
+                    continue  # the client is gone
+                if isinstance(prediction, Exception):
+                    call.prediction.set_exception(prediction)
+                else:
+                    call.prediction.set_result(prediction)
+
+    async def _predict_batch(self, batch: list[_Call]) -> list[Prediction | Exception]:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, _predict, batch)
+        except Exception as error:
+            return [error] * len(batch)
+
+
+def _predict(batch: list[_Call]) -> list[Prediction | Exception]:
+    try:
+        prediction = batch[0].model.predictor.predict(
+            np.concatenate([call.profiles for call in batch]),
+            calibrated=np.concatenate([call.calibrated for call in batch]),
+        )
+    except Exception as error:
+        if len(batch) == 1:
+            return [error]
+        # One of the calls is at fault: the others get their predictions.
+        return [_predict([call])[0] for call in batch]
+    ends = np.cumsum([len(call.profiles) for call in batch])
+    return [
+        prediction[slice(int(end) - len(call.profiles), int(end))]
+        for call, end in zip(batch, ends, strict=True)
+    ]

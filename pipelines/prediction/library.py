@@ -1,0 +1,151 @@
+"""The snapshot that a model was trained on, as a library of patterns to compare profiles with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from rich.markup import escape
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystallography.structure import Phase
+from bragg_data.refinement.linear_fit import simulator_of
+from bragg_data.store.repository import StoreError, open_snapshot
+from bragg_models.library.index import IndexUnavailableError, LibraryIndex, build_index, open_index
+from bragg_models.library.search import Matches, library_match
+from bragg_models.predictors import Predictor
+from pipelines.cli.console import Progress, errors
+from pipelines.prediction.result import Cell, LibraryCandidate, LibraryMatch
+
+INDEX_DIRECTORY = Path("data/index")
+"""Indices of libraries, relative to the working directory: they can be deleted at any time."""
+
+_MAX_UNINDEXED = 8192  # patterns, which are read faster than an index is opened
+_MAX_INDEX_QUERIES = 256  # profiles; more are answered faster by reading the whole store
+
+
+@dataclass(frozen=True, eq=False)
+class PatternLibrary:
+    """Stored patterns to compare profiles with.
+
+    Attributes
+    ----------
+    dataset
+        The snapshot.
+    index
+        Compressed patterns, for a few profiles; None to read the whole store.
+    """
+
+    dataset: xr.Dataset
+    index: LibraryIndex | None = None
+
+
+def match_library(
+    library: PatternLibrary,
+    prepared: NDArray[np.floating],
+    covered: NDArray[np.bool_],
+    *,
+    progress: bool = False,
+) -> Matches:
+    """Find the stored patterns that are most similar to some profiles.
+
+    Parameters
+    ----------
+    library
+        The stored patterns.
+    prepared, covered : shape (n, points)
+        Profiles without background on the library's grid, and the points that were measured.
+    progress
+        Show a progress bar.
+    """
+    if library.index is not None and len(prepared) <= _MAX_INDEX_QUERIES:
+        return library.index.match(prepared, covered)
+    size = library.dataset.sizes["sample"]
+    with Progress("Matching", size, "patterns", quiet=not progress) as bar:
+
+        def on_chunk(done: int, total: int) -> None:
+            bar.advance(size * done // total - bar.done)
+
+        return library_match(library.dataset, prepared, covered, on_chunk=on_chunk)
+
+
+def match_result(
+    matches: Matches, row: int, phases: tuple[Phase, ...], snapshot: str
+) -> LibraryMatch | None:
+    """Return the library match of one profile; None where the library has no pattern of any phase.
+
+    Parameters
+    ----------
+    matches, row
+        Matches of several profiles, and the row of the profile.
+    phases, snapshot
+        The library's phases, and its tag.
+    """
+    candidates = [
+        LibraryCandidate(
+            phase.crystal_system.name,
+            phase.name,
+            float(matches.correlation[row, code]),
+            Cell.from_array(matches.cells[row, code]),
+        )
+        for code, phase in enumerate(phases)
+        if matches.row[row, code] >= 0
+    ]
+    candidates.sort(key=lambda candidate: -candidate.correlation)
+    return LibraryMatch(snapshot, tuple(candidates)) if candidates else None
+
+
+def open_library(
+    model: Predictor, store: str | None = None, *, progress: bool = False
+) -> PatternLibrary | None:
+    """Open the snapshot that a model was trained on; warn and return None if that is impossible.
+
+    Parameters
+    ----------
+    model
+        The model.
+    store
+        Address of the store, if it is not where the model was trained.
+    progress
+        Show a progress bar while an index is built.
+    """
+    data = model.provenance.data
+    try:
+        dataset = open_snapshot(data.tag, store or data.uri)
+    except StoreError as error:
+        reason = str(error)
+    else:
+        if dataset.attrs["content_hash"] == data.content_hash:
+            return index_library(dataset, model.campaign, progress=progress)
+        reason = (
+            f"{data.tag} in {dataset.attrs['uri']} is not the snapshot that the model was "
+            f"trained on."
+        )
+    errors.print(
+        f"[yellow]Warning:[/] The library match is left out: {escape(reason)}", soft_wrap=True
+    )
+    return None
+
+
+def index_library(
+    dataset: xr.Dataset, campaign: Campaign, *, progress: bool = False
+) -> PatternLibrary:
+    """Return a snapshot with its index, which is built if there is none; a small one needs none."""
+    size = dataset.sizes["sample"]
+    if size <= _MAX_UNINDEXED:
+        return PatternLibrary(dataset)
+    simulator = simulator_of(campaign)
+    index = open_index(dataset, simulator, INDEX_DIRECTORY)
+    if index is None:
+        try:
+            with Progress("Indexing the library", size, "patterns", quiet=not progress) as bar:
+                index = build_index(dataset, simulator, INDEX_DIRECTORY, on_batch=bar.advance)
+        except IndexUnavailableError as error:
+            errors.print(f"{escape(str(error))} Continuing without an index.", soft_wrap=True)
+    # The tables that the simulator builds on first use count as opening the library.
+    cells = np.array([phase.cell for phase in campaign.phases])
+    simulator.simulate(np.arange(len(cells)), cells)
+    return PatternLibrary(dataset, index)

@@ -1,0 +1,87 @@
+"""Requests and responses of the HTTP service; predictions are those of every other interface."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from pipelines.prediction.result import PredictionResult
+
+MAX_PROFILES = 512
+"""Profiles in one request, and in one batch for the model."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProfilesRequest(_Request):
+    """Profiles on the model's grid, without background, in any scale."""
+
+    profiles: Annotated[
+        list[Annotated[list[FiniteFloat], Field(min_length=1, max_length=100_000)]],
+        Field(min_length=1, max_length=MAX_PROFILES),
+    ]
+
+
+class FileRequest(_Request):
+    """The text of a measured profile's file, and of its calibration."""
+
+    text: Annotated[str, Field(min_length=1, description="GSAS file or columns, as text.")]
+    name: Annotated[
+        str, Field(max_length=200, description="Name of the file, for results and errors.")
+    ] = "profile"
+    instrument: Annotated[
+        str | None, Field(description="The measurement's own GSAS-II .instprm, as text.")
+    ] = None
+    bank: Annotated[int | None, Field(ge=0, le=10_000)] = None
+    two_theta: Annotated[FiniteFloat | None, Field(gt=0, lt=180, description="Degrees.")] = None
+
+
+class ModelInfo(BaseModel):
+    """The model version of a prediction."""
+
+    uri: str
+    name: str
+    version: str
+    kind: str
+    data: str
+    trained_at: str
+
+
+class ReadyInfo(ModelInfo):
+    """The model version that predicts now, and whether newer ones can be found."""
+
+    refreshed_at: Annotated[
+        str | None, Field(description="When the registry last named the version, ISO 8601.")
+    ]
+    refresh_error: Annotated[
+        str | None, Field(description="Why the last look at the registry failed; null if not.")
+    ]
+
+
+class PredictionsResponse(BaseModel):
+    """Predictions of a request, all by the same model version."""
+
+    model: ModelInfo
+    predictions: list[PredictionResult]
+    answers: Annotated[
+        list[PredictionResult], Field(deprecated=True, description="Use predictions.")
+    ]
+
+
+class ModelDescription(BaseModel):
+    """Grid, phases and units of the model."""
+
+    model: ModelInfo
+    points: int
+    tof: Annotated[dict[str, float], Field(description="T_i = start · exp(relative_step · i), µs.")]
+    phases: dict[str, str]
+    units: dict[str, str]
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str

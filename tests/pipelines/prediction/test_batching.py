@@ -1,0 +1,184 @@
+"""Batches and the supervised tasks of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from bragg_models.predictors import Prediction
+from catalog.tracking import Tracking
+from pipelines.prediction.batching import (
+    Batcher,
+    BoundedExecutor,
+    ModelHolder,
+    OverloadedError,
+    ServedModel,
+    supervise,
+)
+
+
+@dataclass
+class Waiting:
+    """A model that predicts when it is released: a probability of its own, a as it came."""
+
+    probability: float
+    released: threading.Event = field(default_factory=threading.Event)
+    batches: list[int] = field(default_factory=list)
+
+    def predict(self, profiles: np.ndarray, calibrated: np.ndarray) -> Prediction:
+        assert len(calibrated) == len(profiles)
+        assert self.released.wait(20)
+        self.batches.append(len(profiles))
+        if (profiles < 0).any():
+            raise ValueError("negative")
+        n = len(profiles)
+        return Prediction(
+            np.full((n, 1), self.probability),
+            np.zeros(n, dtype=np.intp),
+            np.repeat(profiles[:, :1], 6, 1),
+        )
+
+
+def served(model: Waiting) -> ServedModel:
+    return ServedModel(version=None, predictor=model)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def profiles(value: float, count: int = 1, points: int = 4) -> np.ndarray:
+    return np.full((count, points), value, dtype=np.float32)
+
+
+def test_a_waiting_profile_is_predicted_by_the_model_of_its_grid(
+    executor: ThreadPoolExecutor,
+) -> None:
+    """The champion changes while profiles that were resampled for the old one wait."""
+
+    async def main() -> None:
+        batcher = Batcher(executor)
+        task = asyncio.create_task(batcher.run())
+        old, new = Waiting(1.0), Waiting(2.0)
+        champion, successor = served(old), served(new)
+        calls = [
+            asyncio.create_task(batcher.predict(champion, profiles(7.0))),
+            asyncio.create_task(batcher.predict(successor, profiles(8.0))),
+            asyncio.create_task(batcher.predict(champion, profiles(9.0))),
+        ]
+        await asyncio.sleep(0.05)
+        old.released.set()
+        new.released.set()
+        predictions = await asyncio.gather(*calls)
+        assert [float(p.probabilities[0, 0]) for p in predictions] == [1.0, 2.0, 1.0]
+        assert [float(p.cells[0, 0]) for p in predictions] == [7.0, 8.0, 9.0]
+        task.cancel()
+
+    run(main)
+
+
+def test_waiting_profiles_are_a_batch_and_a_bad_profile_fails_alone(
+    executor: ThreadPoolExecutor,
+) -> None:
+    async def main() -> None:
+        batcher = Batcher(executor)
+        task = asyncio.create_task(batcher.run())
+        model = Waiting(1.0)
+        shared = served(model)
+        values = [1.0, 2.0, -1.0, 3.0]
+        calls = [asyncio.create_task(batcher.predict(shared, profiles(v))) for v in values]
+        await asyncio.sleep(0.05)
+        model.released.set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(result, ValueError) for result in results] == [v < 0 for v in values]
+        assert [float(r.cells[0, 0]) for r in results if isinstance(r, Prediction)] == [1, 2, 3]
+        task.cancel()
+
+    run(main)
+
+
+def test_too_many_waiting_profiles_are_refused_and_the_rest_predicted(
+    executor: ThreadPoolExecutor,
+) -> None:
+    async def main() -> None:
+        batcher = Batcher(executor, max_waiting=10)
+        task = asyncio.create_task(batcher.run())
+        model = Waiting(1.0)
+        shared = served(model)
+        calls = [asyncio.create_task(batcher.predict(shared, profiles(1.0, 5))) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        model.released.set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(result, OverloadedError) for result in results] == [False, False, True]
+        # When they are done there is room again.
+        assert len((await batcher.predict(shared, profiles(1.0, 10))).phase) == 10
+        task.cancel()
+
+    run(main)
+
+
+def test_files_that_wait_are_bounded() -> None:
+    async def main() -> None:
+        released = threading.Event()
+        files = BoundedExecutor(1, 2)
+        calls = [asyncio.create_task(files.run(lambda: released.wait(20))) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        released.set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(result, OverloadedError) for result in results] == [False, False, True]
+        assert await files.run(lambda: 5) == 5
+        files.shutdown()
+
+    run(main)
+
+
+class BrokenTracking(Tracking):
+    """A registry whose errors have no message."""
+
+    def __init__(self) -> None:
+        self.uri = "sqlite:///nowhere.db"
+
+    @property
+    def client(self) -> None:  # type: ignore[override]
+        raise RuntimeError
+
+
+def test_a_refresh_that_fails_without_a_message_is_recorded() -> None:
+    holder = ModelHolder(BrokenTracking(), "models:/small@champion")
+    holder.refresh()
+    assert holder.error == "RuntimeError."
+    assert holder.current is None
+    assert holder.refreshed_at is None
+
+
+def test_a_task_that_fails_is_reported_and_runs_again() -> None:
+    async def main() -> None:
+        runs, reasons = [], []
+        restarted = asyncio.Event()
+
+        async def task() -> None:
+            runs.append(len(runs))
+            if len(runs) == 1:
+                raise RuntimeError
+            restarted.set()
+            await asyncio.sleep(60)
+
+        supervised = asyncio.create_task(supervise(task, reasons.append))
+        await restarted.wait()
+        assert reasons == ["RuntimeError"]
+        assert len(runs) == 2
+        supervised.cancel()
+
+    run(main)

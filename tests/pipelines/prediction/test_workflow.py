@@ -1,0 +1,139 @@
+"""From files to predictions: bad files and bad cells leave all others their results."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bragg_data.campaign import Campaign
+from bragg_data.crystallography.cell import encloses_volume
+from bragg_data.preprocessing import PreprocessingError
+from bragg_data.refinement.rietveld import Refiner
+from bragg_models.predictors import Prediction, Predictor
+from catalog.tracking import Tracking
+from pipelines.cli.options import ProfileOptions
+from pipelines.prediction.library import open_library
+from pipelines.prediction.refinement import refine_predictions, refinement_starts
+from pipelines.prediction.result import to_json
+from pipelines.prediction.workflow import (
+    PredictedProfile,
+    load_model,
+    load_prepared,
+    predict_files,
+    predict_measurements,
+)
+from pipelines.report.figures import fit_predictions, prediction_figure
+from tests.pipelines.prediction.samples import (
+    TRIGONAL,
+    TRUE_CELL,
+    clean_pattern,
+    write_counts,
+    write_noisy_file,
+)
+
+NO_VOLUME = np.array([4.04, 4.04, 4.04, 125.0, 125.0, 125.0])
+
+
+@pytest.fixture(scope="module")
+def predictor(trained: Tracking) -> Predictor:
+    return load_model(None, trained)[0]
+
+
+@pytest.fixture(scope="module")
+def file(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("measured")
+    return write_noisy_file(directory, small_campaign, clean_pattern(small_campaign))
+
+
+def predicted(predictor: Predictor, file: Path, cell: np.ndarray) -> PredictedProfile:
+    """A prediction of the trigonal phase with a certain cell, and the real library's matches."""
+    options = ProfileOptions(file.with_name("own.instprm"))
+    measurements = load_prepared(file, predictor.campaign, options)
+    (profile,) = predict_measurements(
+        measurements, predictor, "models:/small/1", open_library(predictor)
+    )
+    prediction = Prediction(np.array([[0.1, 0.1, 0.8]]), np.array([TRIGONAL]), cell[None])
+    return replace(profile, prediction=prediction)
+
+
+def test_a_cell_without_volume_costs_no_phase_its_start(predictor: Predictor, file: Path) -> None:
+    profile = predicted(predictor, file, NO_VOLUME)
+    starts = refinement_starts(profile)
+    assert sorted(code for code, _ in starts) == [0, 1, 2]  # the library's
+    cells = np.array([cell for _, cell in starts])
+    assert np.isfinite(cells).all()
+    assert encloses_volume(cells).all()
+    (refined,) = refine_predictions([profile], Refiner(predictor.campaign))
+    assert refined.measurement.warnings == []
+    best = refined.refined[0]
+    assert best.phase == TRIGONAL
+    np.testing.assert_allclose(best.cell, TRUE_CELL, rtol=1e-3)
+    assert {fit.phase for fit in refined.refined} == {0, 1, 2}
+    result = refined.result()
+    assert result.cell.alpha == 125.0  # as predicted
+    assert result.refined is not None
+    assert result.refined.best.phase == "trigonal"
+
+
+@pytest.mark.parametrize("cell", [NO_VOLUME, np.full(6, np.nan)])
+def test_without_any_start_the_reason_is_a_warning(
+    predictor: Predictor, file: Path, cell: np.ndarray
+) -> None:
+    profile = replace(predicted(predictor, file, cell), matches=None)
+    good = predicted(predictor, file, np.array(TRUE_CELL))
+    first, second = refine_predictions([profile, good], Refiner(predictor.campaign))
+    assert first.refined == ()
+    assert "no cell that encloses a volume" in first.measurement.warnings[-1]
+    assert to_json(first.result())["refined"] is None
+    assert second.refined[0].phase == TRIGONAL
+
+
+def test_a_figure_needs_no_volume(predictor: Predictor, file: Path) -> None:
+    bad = predicted(predictor, file, NO_VOLUME)
+    far = predicted(predictor, file, np.array([0.3, 0.3, 0.3, 90.0, 90.0, 90.0]))
+    good = predicted(predictor, file, np.array(TRUE_CELL))
+    fits = fit_predictions([bad, far, good], predictor.campaign)
+    assert fits[:2] == [None, None]
+    assert fits[2] is not None
+    assert fits[2].rwp < 0.05
+    assert len(prediction_figure([bad, far, good], predictor.campaign).axes) == 3
+
+
+def test_a_file_without_peaks_is_named_and_leaves_the_results_of_the_rest(
+    predictor: Predictor, small_campaign: Campaign, file: Path
+) -> None:
+    tof = small_campaign.grid.tof
+    folder = file.parent
+    rng = np.random.default_rng(0)
+    bad = [
+        write_counts(folder / "constant.xye", tof, np.full(len(tof), 100.0)),
+        write_counts(folder / "empty.xye", tof, np.zeros(len(tof))),
+        write_counts(folder / "flat.xye", tof, rng.normal(100, 10, len(tof))),
+        folder / "missing.xye",
+    ]
+    files = [bad[0], file, *bad[1:], file]
+    predictions = predict_files(files, ProfileOptions(), predictor, "models:/small/1")
+    assert [p.measurement.profile.source for p in predictions.profiles] == [str(file)] * 2
+    assert list(predictions.failures) == bad
+    for path, error in predictions.failures.items():
+        assert path.name in str(error)
+
+
+def test_a_profile_that_fails_in_a_batch_leaves_the_rest(predictor: Predictor, file: Path) -> None:
+    """A model whose own preprocessing refuses a profile of the batch."""
+
+    class Unbatched(Predictor):
+        def predict(self, profiles, phase=None, calibrated=None):
+            if len(profiles) > 1:
+                raise PreprocessingError("Profile 1 of 2 has no signal.")
+            return super().predict(profiles, phase, calibrated)
+
+    values = {entry.name: getattr(predictor, entry.name) for entry in fields(predictor)}
+    predictions = predict_files(
+        [file, file], ProfileOptions(), Unbatched(**values), "models:/small/1"
+    )
+    assert len(predictions.profiles) == 2
+    assert predictions.failures == {}
