@@ -107,11 +107,9 @@ def test_a_file_without_peaks_is_named_and_leaves_the_results_of_the_rest(
 ) -> None:
     tof = small_campaign.grid.tof
     folder = file.parent
-    rng = np.random.default_rng(0)
     bad = [
-        write_counts(folder / "constant.xye", tof, np.full(len(tof), 100.0)),
         write_counts(folder / "empty.xye", tof, np.zeros(len(tof))),
-        write_counts(folder / "flat.xye", tof, rng.normal(100, 10, len(tof))),
+        write_counts(folder / "line.xye", tof, 4000.0 - 0.2 * tof),
         folder / "missing.xye",
     ]
     files = [bad[0], file, *bad[1:], file]
