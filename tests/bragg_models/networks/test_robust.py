@@ -23,8 +23,8 @@ from catalog import registry
 from pipelines import promote, validate
 from pipelines.evaluation.rejection import foreign_task
 from pipelines.evaluation.validation import ValidateError
-from pipelines.registry.feature_views import RegisteredModel
 from pipelines.prediction.acceptance import assess_acceptance, estimate_intervals
+from pipelines.registry.feature_views import RegisteredModel
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
