@@ -21,7 +21,7 @@ from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.targets import targets_of
 from pipelines.cluster.client import open_client
 from pipelines.training.dask_forests import Search
-from pipelines.training.forests import FOREST_METHODS, FOREST_PRESETS, grow
+from pipelines.training.forests import FOREST_METHODS, FOREST_PRESETS, ForestTask, grow
 
 
 def main(
@@ -47,22 +47,13 @@ def main(
         # One candidate in two folds of one tree: the least that a search can add to the forest.
         search=Search(folds=2, trial_trees=1),
     )
+    task = ForestTask(dataset, targets, part, small, False, 0)
     seconds: dict[str, list[float]] = {how: [] for how in FOREST_METHODS}
     ways = list(seconds)
     with open_client("local", workers=workers) as client, tempfile.TemporaryDirectory() as place:
 
         def measure(how: str) -> float:
-            _, facts = grow(
-                client,
-                dataset,
-                targets,
-                part,
-                small,
-                integrated=False,
-                seed=0,
-                directory=Path(place),
-                method=how,
-            )
+            _, facts = grow(client, task, Path(place), method=how)
             return float(facts["grow_seconds"]) / (trees * len(targets.names))
 
         for how in ways:

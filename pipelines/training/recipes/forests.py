@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor
-from pipelines.training.forests import ForestPreset, grow
+from pipelines.training.forests import ForestPreset, ForestTask, grow
 from pipelines.training.stage import FittedModel, TrainingContext
 from pipelines.training.task import TrainingEnvironment
 
@@ -33,18 +33,11 @@ def train_forests(
     directory: Path = environment.state / "forests"
     directory.mkdir(parents=True, exist_ok=True)
     integrated = classifier is None
+    task = ForestTask(
+        context.dataset, context.targets, context.part[:n], preset, integrated, context.seed
+    )
     with environment.cluster.open() as client:
-        forests, facts = grow(
-            client,
-            context.dataset,
-            context.targets,
-            context.part[:n],
-            preset,
-            integrated=integrated,
-            seed=context.seed,
-            directory=directory.absolute(),
-            method=method,
-        )
+        forests, facts = grow(client, task, directory.absolute(), method=method)
     kind = "integrated-forest" if integrated else "forest"
     model = ForestModel(forests, integrated)
-    return FittedModel(kind, model, preset.preprocessing, classifier, facts=facts)
+    return FittedModel(kind, model, preset.preprocessing, classifier, facts=dict(facts))

@@ -1,4 +1,4 @@
-"""Our network for meaconfidentd profiles: accurate on draws, calibrated, and able to reject."""
+"""Our network for measured profiles: accurate on draws, calibrated, and able to reject."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def predictor(robust_bench: Bench) -> Predictor:
     output = robust_bench("robust")
     assert "Calibrated: " in output
     (version,) = robust_bench.versions("robust")
-    assert version.uri == "models:/small-meaconfidentd/1"
+    assert version.uri == "models:/small-measured/1"
     assert version.tags["model"] == "robust"
-    assert "Draws of meaconfidentd-looking profiles" in output
-    assert "models:/small-meaconfidentd" in registry.champion_uri(robust_bench.tracking)
+    assert "Simulated measurements" in output
+    assert "models:/small-measured" in registry.champion_uri(robust_bench.tracking)
     return robust_bench.predictor("robust")
 
 
@@ -164,7 +164,7 @@ def test_ranges_are_plain_values() -> None:
     assert issubclass(Robust, torch.nn.Module)
 
 
-def test_versions_for_meaconfidentd_profiles_are_compared_on_pinned_draws(
+def test_versions_for_measured_profiles_are_compared_on_pinned_draws(
     robust_bench: Bench, predictor: Predictor
 ) -> None:
     (version,) = robust_bench.versions("robust")
@@ -200,7 +200,7 @@ def test_versions_for_meaconfidentd_profiles_are_compared_on_pinned_draws(
 
 
 def test_it_is_compared_with_constants_and_the_library_match(
-    own_bench: Bench, predictor: Predictor
+    robust_bench: Bench, predictor: Predictor
 ) -> None:
     provenance = predictor.provenance
     assert provenance.baselines is not None
@@ -208,18 +208,18 @@ def test_it_is_compared_with_constants_and_the_library_match(
         "constant (mean cell)", "constant (CIF's cell)", "library match",
     }  # fmt: skip
     assert provenance.draws is not None
-    metrics = own_bench.metrics("robust")
+    metrics = robust_bench.metrics("robust")
     # Numbers on draws are not among those on clean test samples.
     assert metrics["draws/all/mse_paper"] == pytest.approx(provenance.draws["all"]["mse_paper"])
     assert not [name for name in metrics if name.startswith("test/")]
 
 
 def test_rejected_profiles_are_counted_alike_whatever_becomes_of_them(
-    own_bench: Bench, predictor: Predictor
+    robust_bench: Bench, predictor: Predictor
 ) -> None:
-    (version,) = own_bench.versions("robust")
+    (version,) = robust_bench.versions("robust")
     assert predictor.has_intervals
-    model = RegisteredModel(own_bench.tracking.uri, version)
+    model = RegisteredModel(robust_bench.tracking.uri, version)
     for kind in ("background alone", "genuine"):
         outcomes = foreign_task(model, kind, 0, 7, None)
         refined = [row for row, outcome in enumerate(outcomes) if outcome.refined is not None]

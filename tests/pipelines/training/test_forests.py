@@ -1,4 +1,4 @@
-"""Forests on a cluster: grown on the workers, the same by every way, and the answers of a model."""
+"""Forests on a cluster: grown on the workers, the same by every way."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from pipelines.training.forests import (
     FOREST_PRESETS,
     ForestPreset,
     ForestsError,
+    ForestTask,
     grow,
     plans_of,
-    predict_chunks,
 )
 
 pytestmark = pytest.mark.cluster
@@ -75,21 +75,23 @@ def joined(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[tuple[Forest, ...], dict]:
     return grow(
-        client, small_dataset, targets, part, PRESET,
-        integrated=False, seed=3, directory=tmp_path_factory.mktemp("joined"), how="joined",
-    )  # fmt: skip
+        client,
+        ForestTask(small_dataset, targets, part, PRESET, False, 3),
+        tmp_path_factory.mktemp("joined"),
+        method="joined",
+    )
 
 
 def assert_equal(left: tuple[Forest, ...], right: tuple[Forest, ...]) -> None:
     assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        for name, array in one.arrays().items():
-            np.testing.assert_array_equal(array, other.arrays()[name], err_msg=name)
+    for forest, expected in zip(left, right, strict=True):
+        for name, array in forest.arrays().items():
+            np.testing.assert_array_equal(array, expected.arrays()[name], err_msg=name)
 
 
 def processes(facts: dict, names: tuple[str, ...]) -> set[int]:
-    told = {worker for name in names for worker in facts[name]["trees_by_worker"]}
-    return {int(worker.rpartition("process ")[2].rstrip(")")) for worker in told}
+    workers = {worker for name in names for worker in facts[name]["trees_by_worker"]}
+    return {int(worker.rpartition("process ")[2].rstrip(")")) for worker in workers}
 
 
 def test_search_grows_the_same_forests_as_joined_and_both_grow_them_on_workers(
@@ -101,16 +103,18 @@ def test_search_grows_the_same_forests_as_joined_and_both_grow_them_on_workers(
     tmp_path: Path,
 ) -> None:
     grown: list[int] = []
-    found, facts = grow(
-        client, small_dataset, targets, part, PRESET,
-        integrated=False, seed=3, directory=tmp_path, on_progress=grown.append,
-    )  # fmt: skip
-    assert_equal(found, joined[0])
+    forests, facts = grow(
+        client,
+        ForestTask(small_dataset, targets, part, PRESET, False, 3),
+        tmp_path,
+        on_progress=grown.append,
+    )
+    assert_equal(forests, joined[0])
     workers = set(client.run(os.getpid).values())
     assert os.getpid() not in workers
-    for told in (facts, joined[1]):
-        assert processes(told, targets.names) <= workers
-        assert all(sum(told[n]["trees_by_worker"].values()) == 10 for n in targets.names)
+    for facts_ in (facts, joined[1]):
+        assert processes(facts_, targets.names) <= workers
+        assert all(sum(facts_[n]["trees_by_worker"].values()) == 10 for n in targets.names)
     assert processes(joined[1], targets.names) == workers  # one forest by more than one
     table = facts["cubic"]["search"]
     assert table["params"] == [{"max_features": 1.0}]
@@ -137,13 +141,14 @@ def test_jobs_of_slurm_grow_the_same_forests(
     (tmp_path / "forests").mkdir()
     with open_client("slurm", slurm=options) as jobs:
         jobs.wait_for_workers(2, timeout=60)
-        found, facts = grow(
-            jobs, small_dataset, targets, part, PRESET,
-            integrated=False, seed=3, directory=tmp_path / "forests",
-        )  # fmt: skip
+        forests, facts = grow(
+            jobs,
+            ForestTask(small_dataset, targets, part, PRESET, False, 3),
+            tmp_path / "forests",
+        )
         numbers = jobs.run(lambda: os.environ["SLURM_JOB_ID"])
         workers = set(jobs.run(os.getpid).values())
-    assert_equal(found, joined[0])
+    assert_equal(forests, joined[0])
     assert len(set(numbers.values())) == 2
     assert processes(facts, targets.names) <= workers
     assert not any((tmp_path / "forests").iterdir())
@@ -154,12 +159,16 @@ def test_search_chooses_what_does_better_in_the_folds(
 ) -> None:
     preset = replace(PRESET, search=Search({"min_samples_leaf": (100, 1)}))
     (forest,), facts = grow(
-        client, small_dataset, targets, part, preset, integrated=True, seed=3, directory=tmp_path
+        client, ForestTask(small_dataset, targets, part, preset, True, 3), tmp_path
     )
-    told = facts["integrated"]
-    assert told["settings"]["min_samples_leaf"] == 1
-    assert told["search"]["rank_test_score"] == [2, 1]
-    assert (told["samples"], told["trees"], told["bytes"]) == (300, 10, forest.nbytes)
+    integrated = facts["integrated"]
+    assert integrated["settings"]["min_samples_leaf"] == 1
+    assert integrated["search"]["rank_test_score"] == [2, 1]
+    assert (integrated["samples"], integrated["trees"], integrated["bytes"]) == (
+        300,
+        10,
+        forest.nbytes,
+    )
 
 
 def test_number_of_workers_makes_no_difference(
@@ -170,11 +179,13 @@ def test_number_of_workers_makes_no_difference(
     tmp_path: Path,
 ) -> None:
     with open_client("local", workers=1) as client:
-        found, _ = grow(
-            client, small_dataset, targets, part, PRESET,
-            integrated=False, seed=3, directory=tmp_path, how="joined",
-        )  # fmt: skip
-    assert_equal(found, joined[0])
+        forests, _ = grow(
+            client,
+            ForestTask(small_dataset, targets, part, PRESET, False, 3),
+            tmp_path,
+            method="joined",
+        )
+    assert_equal(forests, joined[0])
 
 
 def test_worker_killed_meanwhile_does_not_matter(
@@ -192,58 +203,54 @@ def test_worker_killed_meanwhile_does_not_matter(
                 killed.append(min(client.run(os.getpid).values()))
                 os.kill(killed[0], signal.SIGKILL)
 
-        found, _ = grow(
-            client, small_dataset, targets, part, PRESET, integrated=False, seed=3,
-            directory=tmp_path, how="joined", on_progress=kill_once,
-        )  # fmt: skip
+        forests, _ = grow(
+            client,
+            ForestTask(small_dataset, targets, part, PRESET, False, 3),
+            tmp_path,
+            method="joined",
+            on_progress=kill_once,
+        )
     assert killed
-    assert_equal(found, joined[0])
+    assert_equal(forests, joined[0])
 
 
 def test_test_samples_are_not_touched_and_the_choice_is_seeded(
     small_dataset: xr.Dataset, targets: Targets, part: np.ndarray
 ) -> None:
-    plans = plans_of(small_dataset, targets, part, PRESET, integrated=False, seed=3)
+    plans = plans_of(ForestTask(small_dataset, targets, part, PRESET, False, 3))
     phase = samples_of(small_dataset).phase
     for code, plan in enumerate(plans):
         assert (part[plan.rows] != Part.test).all()
         assert (phase[plan.rows] == code).all()
         assert len(np.unique(plan.rows)) == len(plan.rows)
     assert len(plans[0].rows) == 60
-    again, other = (
-        plans_of(small_dataset, targets, part, PRESET, integrated=False, seed=seed)[0]
+    again, another = (
+        plans_of(ForestTask(small_dataset, targets, part, PRESET, False, seed))[0]
         for seed in (3, 4)
     )
     np.testing.assert_array_equal(again.rows, plans[0].rows)
-    assert not np.array_equal(other.rows, plans[0].rows)
+    assert not np.array_equal(another.rows, plans[0].rows)
     nothing = np.full_like(part, Part.test)
     with pytest.raises(ForestsError, match="Simulate more"):
-        plans_of(small_dataset, targets, nothing, PRESET, integrated=False, seed=3)
+        plans_of(ForestTask(small_dataset, targets, nothing, PRESET, False, 3))
 
 
-def test_answers_of_the_workers_are_those_of_the_model_and_better_than_a_constant(
+def test_an_integrated_forest_is_better_than_a_constant(
     client: Client,
     small_dataset: xr.Dataset,
     targets: Targets,
     part: np.ndarray,
     tmp_path: Path,
 ) -> None:
-    (forest,), _ = grow(
-        client, small_dataset, targets, part, PRESET,
-        integrated=True, seed=0, directory=tmp_path, how="joined",
-    )  # fmt: skip
+    task = ForestTask(small_dataset, targets, part, PRESET, True, 0)
+    (forest,), _ = grow(client, task, tmp_path, method="joined")
     model = ForestModel((forest,), integrated=True)
     predictor = Predictor("forest", model, targets, PRESET.preprocessing, 800, ModelProvenance())
-    predictor.save(tmp_path / "model")
-    rows, answer = predict_chunks(client, small_dataset, tmp_path / "model", part == Part.test)
-    profiles = small_dataset["intensity"].values[rows]
-    here = predictor.predict(profiles)
-    np.testing.assert_array_equal(answer.probabilities, here.probabilities)
-    np.testing.assert_array_equal(answer.phase, here.phase)
-    np.testing.assert_array_equal(answer.cells, here.cells)
+    rows = np.flatnonzero(part == Part.test)
+    prediction = predictor.predict(small_dataset["intensity"].values[rows])
     labels = samples_of(small_dataset)
-    total = errors(targets, labels.phase[rows], labels.cells[rows], answer.phase, answer.cells)
-    scores = summary(targets, total)["all"]
+    truth = labels.phase[rows], labels.cells[rows]
+    scores = summary(targets, errors(targets, *truth, prediction.phase, prediction.cells))["all"]
     assert scores["accuracy"] > 0.75
     assert scores["mse_paper"] < 4e-3  # a constant: 1e-2
 
