@@ -93,9 +93,15 @@ def main(
         raise ValidateError(f"There is no preprocessing '{preprocessing}'. Choose ours or paper.")
     check_cluster(on_draws.cluster)
     settings = ValidationSettings(
-        None if data is None else tuple(data), tuple(models or ()), trained_on, library, refine,
-        preprocessing == "paper", bootstrap, on_draws,
-    )  # fmt: skip
+        None if data is None else tuple(data),
+        tuple(models or ()),
+        trained_on,
+        library,
+        refine,
+        preprocessing == "paper",
+        bootstrap,
+        on_draws,
+    )
     report = run_validation(Store(store), Tracking(tracking), settings)
     if markdown is not None:
         markdown.write_text(report.text, encoding="utf-8")

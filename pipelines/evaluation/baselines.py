@@ -174,8 +174,10 @@ def baseline_models(
 
     baselines = [EvaluatedModel(CONSTANT, CONSTANT, "always the mean cell", constant)]
     if match is not None:
-        names = {NEAREST: ("library, nearest", 1),
-                 NEAREST_MEAN: (f"library, mean of {NEIGHBOURS}", NEIGHBOURS)}  # fmt: skip
+        names = {
+            NEAREST: ("library, nearest", 1),
+            NEAREST_MEAN: (f"library, mean of {NEIGHBOURS}", NEIGHBOURS),
+        }
         baselines += [
             EvaluatedModel(name, name, label, match.mean_of_nearest(count))
             for name, (label, count) in names.items()

@@ -83,9 +83,15 @@ def calibration_tables(
     count = len(next(iter(predictions.values())).phase)
     calibration = ResultTable(
         f"Simulated measurements, {count:,} for each kind of instrument",
-        ("instrument", "accuracy", "expected\ncalibration error", "mean 90 %\nset size",
-         "truth in it", "accepted"),
-    )  # fmt: skip
+        (
+            "instrument",
+            "accuracy",
+            "expected\ncalibration error",
+            "mean 90 %\nset size",
+            "truth in it",
+            "accepted",
+        ),
+    )
     free = _free_parameters(phases)
     coverage = ResultTable(
         "Inside their 90 % intervals, of draws whose system is correct",

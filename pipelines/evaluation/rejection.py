@@ -49,9 +49,12 @@ _REFINED_SHARE = 5  # one of this number of profiles is refined
 _FOREIGN_PHASES = {
     "silicon": ("F d -3 m:2", (5.4311, 5.4311, 5.4311), "Si1 Si 0.125 0.125 0.125 0.006"),
     "diamond": ("F d -3 m:2", (3.5671, 3.5671, 3.5671), "C1 C 0.125 0.125 0.125 0.002"),
-    "rutile": ("P 42/m n m", (4.5937, 4.5937, 2.9587),
-               "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005"),
-}  # fmt: skip
+    "rutile": (
+        "P 42/m n m",
+        (4.5937, 4.5937, 2.9587),
+        "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005",
+    ),
+}
 _GENUINE, _BACKGROUND, _SHUFFLED = "genuine", "background alone", "shuffled points"
 _WRONG_DIFC, _OTHER_BANK = "difC 19 % too small", "another bank"
 KINDS = (*_FOREIGN_PHASES, _GENUINE, _BACKGROUND, _SHUFFLED, _WRONG_DIFC, _OTHER_BANK)

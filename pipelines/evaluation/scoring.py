@@ -232,11 +232,15 @@ def scores_of(
             }
     return [
         ModelScores(
-            model.model, model.label, model.uri, model.preset, groups[model.key],
+            model.model,
+            model.label,
+            model.uri,
+            model.preset,
+            groups[model.key],
             groups.get(f"{model.key}/true"),
         )
         for model in models
-    ]  # fmt: skip
+    ]
 
 
 def _large_batches(batches: Iterable[Batch], size: int) -> Iterator[Batch]:

@@ -49,7 +49,7 @@ class Speed:
 
     model: str
     label: str
-    one: float
+    single: float
     batch: float
     bytes: int
     weights: int
@@ -227,7 +227,7 @@ class EvaluationReport:
         for s in self.speed:
             table.add(
                 s.label,
-                number(1e3 * s.one),
+                number(1e3 * s.single),
                 number(1e3 * s.batch),
                 number(1e3 * s.batch / BATCH),
                 decimal(s.bytes),
@@ -250,7 +250,8 @@ class EvaluationReport:
             "test_sets": test_sets,
             "not_trained": [missing._asdict() for missing in self.missing],
             "library_proven": self.proven,
-            "speed": [asdict(speed) for speed in self.speed],
+            # deprecated: "one" was the name of "single"
+            "speed": [{**asdict(speed), "one": speed.single} for speed in self.speed],
             "commands": self.commands,
         }
         return dict(finite_or_null(values))
@@ -265,7 +266,7 @@ class EvaluationReport:
                 tests[test][key] = {**score.groups, **with_truth}
         for speed in self.speed:
             tests.setdefault("speed", {})[speed.model] = {
-                "seconds_1": speed.one,
+                "seconds_1": speed.single,
                 f"seconds_{BATCH}": speed.batch,
                 "bytes": speed.bytes,
                 "weights": speed.weights,

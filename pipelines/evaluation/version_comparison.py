@@ -91,7 +91,7 @@ class VersionComparison:
 
     def to_json(self, *, promoted: bool) -> Mapping[str, Any]:
         """Return plain JSON values; numbers that are not finite are null."""
-        scores = _finite_or_null({uri: asdict(one) for uri, one in self.scores.items()})
+        scores = _finite_or_null({uri: asdict(scores) for uri, scores in self.scores.items()})
         return {
             "candidate": self.candidate.uri,
             "champion": self.champion.uri if self.champion else None,
@@ -130,7 +130,7 @@ def compare_versions(
         data.tag or provenance.data.tag
     )
     pinned = evaluation_set(dataset, candidate.kind, predictors, data.n_samples, quiet=quiet)
-    scores = {uri: score_version(one, pinned, quiet=quiet) for uri, one in predictors.items()}
+    scores = {uri: score_version(p, pinned, quiet=quiet) for uri, p in predictors.items()}
     objections = gate.objections(scores[candidate.uri], scores[champion.uri] if champion else None)
     baselines = BaselineComparison.from_provenance(provenance)
     if baselines is not None and baselines.not_beaten:
@@ -233,10 +233,13 @@ def score_version(
     scores = summary(
         predictor.targets,
         errors(
-            predictor.targets, pinned.phase, pinned.cells, phase,
+            predictor.targets,
+            pinned.phase,
+            pinned.cells,
+            phase,
             cells if has_cells else pinned.cells,
         ),
-    )  # fmt: skip
+    )
     seconds = []
     for _ in range(_TIMED_PREDICTIONS):
         began = time.perf_counter()

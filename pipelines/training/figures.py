@@ -1,4 +1,4 @@
-"""Figures of a training: what was learnt, how fast, and where it goes wrong."""
+"""Figures of a training: learning curves, and the errors of its predictions."""
 
 from __future__ import annotations
 
@@ -35,15 +35,18 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
     One row for each stage.
     """
     panels = {
-        "loss": (("training_loss", "training", "#0072B2"),
-                 ("validation_loss", "validation", "#D55E00")),
+        "loss": (
+            ("training_loss", "training", "#0072B2"),
+            ("validation_loss", "validation", "#D55E00"),
+        ),
         "wrong systems": (("accuracy", "validation", "#D55E00"),),
         "mse_paper / Å² + rad²": (("mse_paper", "validation", "#D55E00"),),
-    }  # fmt: skip
+    }
     used = {
-        title: lines for title, lines in panels.items()
+        title: lines
+        for title, lines in panels.items()
         if any(key in entry for stage in history.values() for entry in stage for key, *_ in lines)
-    } or {"loss": panels["loss"]}  # fmt: skip
+    } or {"loss": panels["loss"]}
     figure = Figure(
         figsize=(0.6 + 3.7 * len(used), 0.6 + 2.8 * max(len(history), 1)), layout="constrained"
     )
@@ -53,8 +56,9 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
             for key, label, color in lines:
                 points = [
                     (entry.get("epoch", number), entry[key])
-                    for number, entry in enumerate(entries, start=1) if key in entry
-                ]  # fmt: skip
+                    for number, entry in enumerate(entries, start=1)
+                    if key in entry
+                ]
                 if not points:
                     continue
                 epochs, values = (np.array(part, dtype=float) for part in zip(*points, strict=True))
@@ -62,8 +66,15 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
                     values = 100 * (1 - values)
                 else:  # a logarithmic axis has no place for zero
                     values = np.where(values > 0, values, np.nan)
-                axis.plot(epochs, values, color=color, label=label, linewidth=1.5,
-                          marker="o" if len(epochs) <= 30 else None, markersize=3.5)  # fmt: skip
+                axis.plot(
+                    epochs,
+                    values,
+                    color=color,
+                    label=label,
+                    linewidth=1.5,
+                    marker="o" if len(epochs) <= 30 else None,
+                    markersize=3.5,
+                )
             if title == "wrong systems":
                 # No error at all is what is hoped for, and has to have a place.
                 axis.set_yscale("symlog", linthresh=0.01)
@@ -113,22 +124,39 @@ def reconstructions(
     for n, axis in enumerate(axes[:count]):
         color = SYSTEM_COLORS[CrystalSystem(0 if systems is None else int(systems[n]))]
         axis.plot(tof / 1000, profiles[n], color="0.35", linewidth=0.9, label="profile")
-        axis.plot(tof / 1000, reconstructed[n], color=color, linewidth=0.9, alpha=0.85,
-                  label="reconstructed")  # fmt: skip
+        axis.plot(
+            tof / 1000,
+            reconstructed[n],
+            color=color,
+            linewidth=0.9,
+            alpha=0.85,
+            label="reconstructed",
+        )
         residual = reconstructed[n] - profiles[n]
         below = -0.12 * float(profiles[n].max()) - max(float(residual.max()), 0.0)
         axis.plot(tof / 1000, residual + below, color=color, linewidth=0.6, label="difference")
         axis.axhline(below, color="0.7", linewidth=0.5, zorder=0)
         axis.set_title(titles[n], loc="left", fontsize=9)
         error = float(np.mean(residual**2))
-        axis.text(0.01, 0.95, f"mean squared error {error:.1e}", transform=axis.transAxes,
-                  va="top", fontsize=8)  # fmt: skip
+        axis.text(
+            0.01,
+            0.95,
+            f"mean squared error {error:.1e}",
+            transform=axis.transAxes,
+            va="top",
+            fontsize=8,
+        )
         axis.yaxis.set_major_locator(MaxNLocator(3))
         axis.set_xlim(tof[0] / 1000, tof[-1] / 1000)
         axis.set_xlabel("time of flight / ms" if n >= count - 2 else "")
         _plain(axis)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3,
-                  frameon=False, fontsize=9)  # fmt: skip
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
     figure.supylabel("prepared profile", fontsize=10)
     return figure
 
@@ -153,8 +181,9 @@ def parity(
     present = [code for code in np.unique(systems).tolist() if free.get(code)]
     parameters = [p for p in CELL_PARAMETERS if any(p in free[code] for code in present)]
     figure = Figure(figsize=(0.8 + 3.6 * len(parameters), 5.6), layout="constrained")
-    grid = figure.subplots(2, len(parameters), squeeze=False, sharex="col",
-                           gridspec_kw={"height_ratios": (2, 1)})  # fmt: skip
+    grid = figure.subplots(
+        2, len(parameters), squeeze=False, sharex="col", gridspec_kw={"height_ratios": (2, 1)}
+    )
     for column, name in enumerate(parameters):
         above, below = grid[:, column]
         index = CELL_PARAMETERS.index(name)
@@ -162,11 +191,16 @@ def parity(
         having = [code for code in present if name in free[code]]
         for code in sorted(having, key=lambda code: -int((systems == code).sum())):
             rows = _some(np.flatnonzero(systems == code))
-            true, found = cells[rows, index], predicted[rows, index]
-            style = {"color": SYSTEM_COLORS[CrystalSystem(code)], "linestyle": "none",
-                     "marker": ".", "markersize": 2.5, "rasterized": True}  # fmt: skip
-            above.plot(true, found, label=CrystalSystem(code).name, **style)
-            below.plot(true, np.maximum(np.abs(found - true), _FLOOR), **style)
+            true, values = cells[rows, index], predicted[rows, index]
+            style = {
+                "color": SYSTEM_COLORS[CrystalSystem(code)],
+                "linestyle": "none",
+                "marker": ".",
+                "markersize": 2.5,
+                "rasterized": True,
+            }
+            above.plot(true, values, label=CrystalSystem(code).name, **style)
+            below.plot(true, np.maximum(np.abs(values - true), _FLOOR), **style)
         ends = [f(cells[np.isin(systems, having), index]) for f in (np.min, np.max)]
         above.plot(ends, ends, color="0.2", linewidth=0.7, zorder=0)
         _log_scale(below)
@@ -197,11 +231,18 @@ def confusion(matrix: NDArray[np.integer], names: Sequence[str]) -> Figure:
     for row in range(count):
         for column in range(count):
             value = int(matrix[row, column])
-            axis.text(column, row, f"{value:,}\n{share[row, column]:.2%}" if value else "0",
-                      ha="center", va="center", fontsize=9,
-                      color="white" if share[row, column] > 0.5 else "black")  # fmt: skip
-    axis.set_xticks(range(count), names, rotation=30 if count > 3 else 0,
-                    ha="right" if count > 3 else "center")  # fmt: skip
+            axis.text(
+                column,
+                row,
+                f"{value:,}\n{share[row, column]:.2%}" if value else "0",
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if share[row, column] > 0.5 else "black",
+            )
+    axis.set_xticks(
+        range(count), names, rotation=30 if count > 3 else 0, ha="right" if count > 3 else "center"
+    )
     axis.set_yticks(range(count), names)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
@@ -242,20 +283,41 @@ def error_map(
         axis.set_xlabel(f"{SYMBOLS[names[0]]} / {UNITS[names[0]]}")
         if names[0] == names[1]:
             color = SYSTEM_COLORS[CrystalSystem(code)]
-            axis.plot(x, error[rows], linestyle="none", marker=".", markersize=3, color=color,
-                      alpha=0.35, rasterized=True, label="sample")  # fmt: skip
+            axis.plot(
+                x,
+                error[rows],
+                linestyle="none",
+                marker=".",
+                markersize=3,
+                color=color,
+                alpha=0.35,
+                rasterized=True,
+                label="sample",
+            )
             bins = min(30, max(len(rows) // 8, 1))
             order = np.array_split(np.argsort(x), bins)
-            axis.plot([x[part].mean() for part in order],
-                      [np.median(error[rows][part]) for part in order],
-                      color="black", linewidth=1.2, label="median")  # fmt: skip
+            axis.plot(
+                [x[part].mean() for part in order],
+                [np.median(error[rows][part]) for part in order],
+                color="black",
+                linewidth=1.2,
+                label="median",
+            )
             _log_scale(axis)
             axis.set_ylabel("squared error / Å² + rad²")
             axis.legend(frameon=False, fontsize=8)
         else:
             size = int(np.clip(np.sqrt(len(rows) / 8), 8, 40))
-            image = axis.hexbin(x, y, C=error[rows], reduce_C_function=np.median, gridsize=size,
-                                norm=norm, cmap="viridis", linewidths=0.1)  # fmt: skip
+            image = axis.hexbin(
+                x,
+                y,
+                C=error[rows],
+                reduce_C_function=np.median,
+                gridsize=size,
+                norm=norm,
+                cmap="viridis",
+                linewidths=0.1,
+            )
             axis.set_ylabel(f"{SYMBOLS[names[1]]} / {UNITS[names[1]]}")
         axis.set_title(
             f"{CrystalSystem(code).name}, {len(rows):,} samples", loc="left", fontsize=10

@@ -67,7 +67,7 @@ _HEAD = replace(_PROPOSAL, epochs=40, balance=None, samples_per_epoch=40_000)
 _PAPER = FitSettings(
     epochs=500, batch_size=512, learning_rate=1e-3, balance=0.0, samples_per_epoch=2400
 )
-_PAPER_ONE = replace(_PAPER, balance=None, samples_per_epoch=None)
+_PAPER_SINGLE = replace(_PAPER, balance=None, samples_per_epoch=None)
 _MINMAX, _CROPPED, _ROOT = "profile_minmax@1", "profile_cropped@1", "profile_sqrt_unit@1"
 _SCALE = {"scale": 50.0}  # of unit norm a value is about 1/√points
 _MULTITASK = {
@@ -103,8 +103,13 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             "the paper's settings, for 100 epochs",
             {
                 "classifier": FitSettings(
-                    epochs=100, batch_size=90, learning_rate=1e-3, weight_decay=5e-3,
-                    optimizer="sgd", momentum=0.9, balance=0.0,
+                    epochs=100,
+                    batch_size=90,
+                    learning_rate=1e-3,
+                    weight_decay=5e-3,
+                    optimizer="sgd",
+                    momentum=0.9,
+                    balance=0.0,
                 )
             },
             _MINMAX,
@@ -118,9 +123,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             _WIDE,
         ),
         "standard": Preset("good results on two cores", {"regressor": _HEAD}, _ROOT, _WIDE),
-        "paper": Preset(
-            "the paper's settings: 500 epochs", {"regressor": _PAPER_ONE}, _MINMAX
-        ),
+        "paper": Preset("the paper's settings: 500 epochs", {"regressor": _PAPER_SINGLE}, _MINMAX),
     },
     "deep": {
         "quick": Preset(
@@ -130,7 +133,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             _DEEP,
         ),
         "standard": Preset("good results on two cores", {"regressor": _REGRESSOR}, _ROOT, _DEEP),
-        "paper": Preset("the paper's settings: 500 epochs", {"regressor": _PAPER_ONE}, _MINMAX),
+        "paper": Preset("the paper's settings: 500 epochs", {"regressor": _PAPER_SINGLE}, _MINMAX),
     },
     "multitask": _MULTITASK,
     "multitask-integer": {
@@ -162,8 +165,12 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
             {
                 "autoencoder": FitSettings(epochs=250, batch_size=20, learning_rate=1e-3),
                 "regressor": FitSettings(
-                    epochs=500, batch_size=20, learning_rate=1e-3, weight_decay=1e-4,
-                    schedule="steps", milestones=(100, 250, 400),
+                    epochs=500,
+                    batch_size=20,
+                    learning_rate=1e-3,
+                    weight_decay=1e-4,
+                    schedule="steps",
+                    milestones=(100, 250, 400),
                 ),
             },
             _CROPPED,
@@ -178,15 +185,21 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
     "robust": {
         "quick": Preset(
-            "two minutes on two cores", {"proposal": replace(_PROPOSAL, epochs=12)}, _ROOT,
-            training_draws=3000, calibration_draws=300,
+            "two minutes on two cores",
+            {"proposal": replace(_PROPOSAL, epochs=12)},
+            _ROOT,
+            training_draws=3000,
+            calibration_draws=300,
         ),
         "standard": Preset(
-            "good results: half an hour on two cores", {"proposal": replace(_PROPOSAL, epochs=24)},
-            _ROOT, training_draws=25_000, calibration_draws=5000,
+            "good results: half an hour on two cores",
+            {"proposal": replace(_PROPOSAL, epochs=24)},
+            _ROOT,
+            training_draws=25_000,
+            calibration_draws=5000,
         ),
     },
-}  # fmt: skip
+}
 """Settings of the networks, by model and preset."""
 
 TEST_DRAWS = 1000

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,7 +124,6 @@ def train_model(
     with _open_run(environment, name, task, provenance, resume) as run_:
         state = environment.run_state(run_.id)
         save_task(state, task, dataset)
-        _rename_old_checkpoint(state)
         context = _context(dataset, labels, part, environment, task, run_)
         run_.log_dataset(dataset, "training")
         began = time.monotonic()
@@ -202,12 +200,6 @@ def _settings(task: TrainingTask, presets: Presets) -> Mapping[str, Any]:
     if task.model in FORESTS:
         return asdict(presets.forests[task.preset])
     return asdict(presets.network(task.model, task.preset, task.epochs, task.max_seconds))
-
-
-def _rename_old_checkpoint(state: Path) -> None:
-    old = state / "glance.safetensors"  # deprecated: the stage's name in the version before
-    if old.exists():
-        old.rename(state / "proposal.safetensors")
 
 
 def _context(

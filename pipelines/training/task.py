@@ -24,7 +24,8 @@ from pipelines.training.names import (
 from pipelines.training.presets import Presets
 
 _FILE = "task.json"
-_OLD_FILE = "order.json"  # deprecated: the name of the file in the version before
+_OLD_FILE = "order.json"  # deprecated: name of the file in the version before
+_OLD_CHECKPOINT = "glance.safetensors"  # deprecated: name of the proposal network's checkpoint
 
 
 @dataclass(frozen=True)
@@ -185,18 +186,21 @@ def load_task(environment: TrainingEnvironment, run_id: str) -> tuple[TrainingTa
     path = directory / _FILE
     if not path.exists() and (directory / _OLD_FILE).exists():
         path = directory / _OLD_FILE
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        values = _current_names(saved["order"]) if path.name == _OLD_FILE else saved["task"]
-        task = TrainingTask(**{**values, "extra_data": tuple(values["extra_data"])})
-        return task, Store(saved["store"]).open(saved["tag"])
-    except FileNotFoundError as error:
+        checkpoint = directory / _OLD_CHECKPOINT
+        if checkpoint.exists():
+            checkpoint.rename(directory / "proposal.safetensors")
+    if not path.exists():
         unfinished = sorted(p.name for p in (environment.state / "runs").glob("*"))
         which = f"Unfinished runs: {', '.join(unfinished)}." if unfinished else "There is none."
         raise TrainError(
             f"Run '{run_id}' has no checkpoint in {environment.state}. {which} If it was trained "
             f"with another directory, name that with --state."
-        ) from error
+        )
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        values = _current_names(saved["order"]) if path.name == _OLD_FILE else saved["task"]
+        task = TrainingTask(**{**values, "extra_data": tuple(values["extra_data"])})
+        return task, Store(saved["store"]).open(saved["tag"])
     except (KeyError, TypeError, ValueError) as error:
         raise TrainError(f"{path} is damaged ({error}): train the model again.") from error
 

@@ -63,13 +63,17 @@ def test_again_makes_nothing_twice(home: Path) -> None:
 @pytest.mark.usefixtures("first")
 def test_predict_answers_afterwards(home: Path) -> None:
     done = command(
-        "pipelines.predict", str(EXAMPLES / "pseudo_experiment.xye"),
-        "--instrument", str(EXAMPLES / "pseudo_experiment.instprm"), "--json", cwd=home,
-    )  # fmt: skip
+        "pipelines.predict",
+        str(EXAMPLES / "pseudo_experiment.xye"),
+        "--instrument",
+        str(EXAMPLES / "pseudo_experiment.instprm"),
+        "--json",
+        cwd=home,
+    )
     assert done.returncode == 0, done.stderr
     (answer,) = json.loads(done.stdout)
     truth = json.loads((EXAMPLES / "examples.json").read_text())["pseudo_experiment.xye"]
-    # However few it has learnt from, our network finds the cell of a noisy profile.
+    # However few its training samples, our network finds the cell of a noisy profile.
     assert answer["phase"] == "tetragonal"
     assert answer["cell"]["a"] == pytest.approx(truth["a"], abs=0.003)
     assert answer["cell"]["c"] == pytest.approx(truth["c"], abs=0.003)
@@ -91,7 +95,7 @@ def test_predict_answers_afterwards(home: Path) -> None:
         (("pipelines.simulate", "--limit", "0"), "limit"),
     ],
 )
-def test_mistakes_get_one_sentence(home: Path, arguments: tuple[str, ...], remedy: str) -> None:
+def test_mistakes_get_a_sentence(home: Path, arguments: tuple[str, ...], remedy: str) -> None:
     done = command(*arguments, cwd=home)
     assert done.returncode == 2
     assert remedy in done.stderr
@@ -108,8 +112,11 @@ def test_ui_serves_the_runs_on_this_machine_only(home: Path) -> None:
     with printed.open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "pipelines.ui", "--port", str(port)],
-            cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            cwd=home,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         assert answers(f"http://127.0.0.1:{port}/health", server), printed.read_text()
         address = rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs"

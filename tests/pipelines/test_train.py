@@ -36,8 +36,14 @@ torch.set_num_threads(1)  # on small arrays more threads only wait for each othe
 def command(store: Store, tracking: Tracking, *more: str) -> str:
     state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
     arguments = [
-        *more, "--store", store.uri, "--tracking", tracking.uri, "--state", str(state),
-    ]  # fmt: skip
+        *more,
+        "--store",
+        store.uri,
+        "--tracking",
+        tracking.uri,
+        "--state",
+        str(state),
+    ]
     if "--epochs" not in more:
         arguments += ["--epochs", "2"]
     result = CliRunner().invoke(
@@ -70,7 +76,7 @@ def run_of(tracking: Tracking, version: int = 1) -> Run:
     return tracking.client.get_run(registry.find(tracking, f"models:/small/{version}").run_id)
 
 
-def test_the_loaded_champion_scores_as_the_run_says(
+def test_the_loaded_champion_has_the_scores_of_the_run(
     predictor: Predictor, tracking: Tracking, small_dataset: xr.Dataset
 ) -> None:
     samples = samples_of(small_dataset)
@@ -78,9 +84,10 @@ def test_the_loaded_champion_scores_as_the_run_says(
     answer = predictor.predict(small_dataset.intensity.values[test])
     scores = summary(
         predictor.targets,
-        errors(predictor.targets, samples.phase[test], samples.cells[test], answer.phase,
-               answer.cells),
-    )  # fmt: skip
+        errors(
+            predictor.targets, samples.phase[test], samples.cells[test], answer.phase, answer.cells
+        ),
+    )
     logged = run_of(tracking).data.metrics
     for group, values in scores.items():
         for name, value in values.items():
@@ -88,9 +95,7 @@ def test_the_loaded_champion_scores_as_the_run_says(
             assert logged[f"test/{group}/{name}"] == pytest.approx(value, rel=1e-4), (group, name)
 
 
-def test_the_model_alone_tells_where_it_came_from(
-    predictor: Predictor, small_dataset: xr.Dataset
-) -> None:
+def test_the_model_alone_names_its_origin(predictor: Predictor, small_dataset: xr.Dataset) -> None:
     attrs = small_dataset.attrs
     assert predictor.provenance.data.snapshot_id == attrs["snapshot_id"]
     assert predictor.provenance.data.content_hash == attrs["content_hash"]
@@ -117,7 +122,7 @@ def test_the_run_records_data_settings_and_losses(
     assert losses[1].value < losses[0].value
 
 
-def test_the_card_says_what_the_model_is_and_where_it_ends(
+def test_the_card_describes_the_model_and_its_limits(
     predictor: Predictor, tracking: Tracking
 ) -> None:
     version = registry.find(tracking, "models:/small@champion")
@@ -125,11 +130,14 @@ def test_the_card_says_what_the_model_is_and_where_it_ends(
     card = entity.description
     p = predictor.provenance
     for words in (
-        "# multitask for small", "| `a` | Å | cell of the answered phase |",
-        "| `alpha` | ° |", f"snapshot `{p.data.snapshot_id}`", "## Where it ends",
+        "# multitask for small",
+        "| `a` | Å | cell of the answered phase |",
+        "| `alpha` | ° |",
+        f"snapshot `{p.data.snapshot_id}`",
+        "## Where it ends",
         "| trigonal | trigonal | R 3 m:R | a 3.9 to 4.1 by 0.01 Å, alpha 80 to 88 by 1 ° |",
         f"| {p.test['all']['mse_paper']:.3g} |",
-    ):  # fmt: skip
+    ):
         assert words in card, card
     with downloaded_model(tracking.uri, version) as directory:
         assert (directory / "model_card.md").read_text() == card
@@ -164,8 +172,8 @@ def test_the_same_seed_gives_the_same_metrics_and_the_champion_stays(
     assert "version 1 has a lower error there" in again
     first, second = run_of(tracking, 1).data.metrics, run_of(tracking, 2).data.metrics
     # How long it took and how busy the machine was is nothing a seed decides.
-    own = {n for n in first if not n.endswith("seconds") and not n.startswith("system/")}
-    assert {n: first[n] for n in own} == {n: second[n] for n in own}
+    names = {n for n in first if not n.endswith("seconds") and not n.startswith("system/")}
+    assert {n: first[n] for n in names} == {n: second[n] for n in names}
     assert registry.champion(tracking, "small").version == "1"
     other = command(small_store, tracking, "--seed", "1", "--promote")
     assert "version 3, champion" in other
@@ -238,7 +246,9 @@ def test_a_missing_classifier_is_trained_and_networks_use_extra_data(
     assert "needs a classifier" in output
     assert registry.versions(tracking, "small-classifier")[0].tags["model"] == "classifier"
     # The old name of the option still works.
-    command(small_store, tracking, "multitask", "--epochs", "1", "--beside", "small-v1")
+    command(
+        small_store, tracking, "multitask", "--epochs", "1", "--beside", "small-v1"
+    )  # deprecated
     for version in registry.versions(tracking, "small"):
         assert load_version(tracking.uri, version).provenance.extra_data == ("small-v1",)
         inputs = tracking.client.get_run(version.run_id).inputs.dataset_inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -151,7 +152,7 @@ def reconstructed_profiles(
         return np.asarray(autoencoder(torch.from_numpy(profiles).to(device)).cpu().numpy())
 
 
-def _config(context: TrainingContext, preset: Preset, **values: int) -> dict[str, Any]:
+def _config(context: TrainingContext, preset: Preset, **values: int) -> Mapping[str, Any]:
     """Return the configuration of a network: sizes of the data, the preset's and further values."""
     return {
         "points": context.dataset.sizes["tof"],

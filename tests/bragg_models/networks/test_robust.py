@@ -205,8 +205,10 @@ def test_it_is_compared_with_constants_and_the_library_match(
     provenance = predictor.provenance
     assert provenance.baselines is not None
     assert set(provenance.baselines) == {
-        "constant (mean cell)", "constant (CIF's cell)", "library match",
-    }  # fmt: skip
+        "constant (mean cell)",
+        "constant (CIF's cell)",
+        "library match",
+    }
     assert provenance.draws is not None
     metrics = robust_bench.metrics("robust")
     # Numbers on draws are not among those on clean test samples.

@@ -75,37 +75,44 @@ def markdown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(small_store: Store, tracking: Tracking, markdown: Path) -> dict[str, Any]:
+def report(small_store: Store, tracking: Tracking, markdown: Path) -> dict[str, Any]:
     more = ("--json", "--offgrid", TAG, "--markdown", str(markdown))
     values: dict[str, Any] = json.loads(run(small_store, tracking, *more))
     return values
 
 
-def test_json_holds_every_test_set_and_model(found: dict[str, Any]) -> None:
-    assert found["data"]["tag"] == TAG
-    assert list(found["test_sets"]) == ["random", "blocked", "off-grid"]
-    random = found["test_sets"]["random"]["models"]
+def test_json_holds_every_test_set_and_model(report: dict[str, Any]) -> None:
+    assert report["data"]["tag"] == TAG
+    assert list(report["test_sets"]) == ["random", "blocked", "off-grid"]
+    random = report["test_sets"]["random"]["models"]
     assert list(random) == [
-        "constant", "library", "library-mean", "classifier", "transfer", "multitask",
-    ]  # fmt: skip
-    assert list(found["test_sets"]["blocked"]["models"]) == ["constant", "library", "library-mean"]
+        "constant",
+        "library",
+        "library-mean",
+        "classifier",
+        "transfer",
+        "multitask",
+    ]
+    assert list(report["test_sets"]["blocked"]["models"]) == ["constant", "library", "library-mean"]
     scores = random["multitask"]["groups"]
     assert set(scores) == {"all", "cubic", "tetragonal", "trigonal"}
     for values in scores.values():
         assert values["mse_paper_low"] <= values["mse_paper"] <= values["mse_paper_high"]
         assert values["wrong"] == pytest.approx((1 - values["accuracy"]) * values["n"])
     assert random["constant"]["groups"]["cubic"]["accuracy"] == 0.0
-    missing = {(one["model"], one["split"]): one["command"] for one in found["not_trained"]}
+    missing = {
+        (model["model"], model["split"]): model["command"] for model in report["not_trained"]
+    }
     assert missing["guided", "blocked"] == "python -m pipelines.train guided --split blocked"
     assert ("multitask", "random") not in missing
     # Results are what was measured; what was aimed at is none of them.
-    assert "bars" not in found
+    assert "bars" not in report
 
 
 def test_a_class_conditional_model_is_scored_end_to_end_and_with_the_true_system(
-    found: dict[str, Any], tracking: Tracking
+    report: dict[str, Any], tracking: Tracking
 ) -> None:
-    random = found["test_sets"]["random"]["models"]
+    random = report["test_sets"]["random"]["models"]
     groups, given = random["transfer"]["groups"], random["transfer"]["true_system"]
     assert random["multitask"]["true_system"] is None
     assert set(random["classifier"]["groups"]["all"]) == {
@@ -128,37 +135,38 @@ def test_a_class_conditional_model_is_scored_end_to_end_and_with_the_true_system
 
 
 def test_the_newest_version_is_scored_as_by_hand(
-    found: dict[str, Any], tracking: Tracking, small_dataset: xr.Dataset
+    report: dict[str, Any], tracking: Tracking, small_dataset: xr.Dataset
 ) -> None:
-    score = found["test_sets"]["random"]["models"]["multitask"]
+    score = report["test_sets"]["random"]["models"]["multitask"]
     assert score["uri"] == "models:/small/2"
     version = registry.find(tracking, score["uri"])
     predictor = load_version(tracking.uri, version)
     samples = samples_of(small_dataset)
     test = random_split(samples.crystal_system, seed=0) == Part.test
     answer = predictor.predict(small_dataset.intensity.values[test])
-    wanted = summary(
+    expected = summary(
         predictor.targets,
-        errors(predictor.targets, samples.phase[test], samples.cells[test], answer.phase,
-               answer.cells),
-    )  # fmt: skip
-    for group, values in wanted.items():
+        errors(
+            predictor.targets, samples.phase[test], samples.cells[test], answer.phase, answer.cells
+        ),
+    )
+    for group, values in expected.items():
         for name, value in values.items():
             assert score["groups"][group][name] == pytest.approx(value, rel=1e-4), (group, name)
 
 
-def test_a_library_that_holds_the_samples_finds_them(found: dict[str, Any]) -> None:
+def test_a_library_that_holds_the_samples_finds_them(report: dict[str, Any]) -> None:
     # What stands for the off-grid set here is the data set itself: only what was kept out of the
     # library has an error.
-    all_of_it = found["test_sets"]["off-grid"]["models"]["library"]["groups"]["all"]
-    kept_out = found["test_sets"]["random"]["models"]["library"]["groups"]["all"]
+    all_of_it = report["test_sets"]["off-grid"]["models"]["library"]["groups"]["all"]
+    held_out = report["test_sets"]["random"]["models"]["library"]["groups"]["all"]
     assert all_of_it["n"] == 710
-    total = kept_out["mse_paper"] * kept_out["n"]
+    total = held_out["mse_paper"] * held_out["n"]
     assert all_of_it["mse_paper"] * 710 == pytest.approx(total, rel=1e-4)
 
 
-def test_speed_and_size_are_measured(found: dict[str, Any], tracking: Tracking) -> None:
-    speed = {one["model"]: one for one in found["speed"]}
+def test_speed_and_size_are_measured(report: dict[str, Any], tracking: Tracking) -> None:
+    speed = {model["model"]: model for model in report["speed"]}
     assert set(speed) == {"library", "classifier", "transfer", "multitask"}
     version = registry.find(tracking, "models:/small/2")
     network = load_version(tracking.uri, version).model
@@ -168,30 +176,33 @@ def test_speed_and_size_are_measured(found: dict[str, Any], tracking: Tracking) 
     assert 0 < speed["multitask"]["one"] < speed["multitask"]["batch"]
 
 
-def test_the_run_has_it_too(found: dict[str, Any], tracking: Tracking) -> None:
+def test_the_run_has_it_too(report: dict[str, Any], tracking: Tracking) -> None:
     (run_,) = tracking.client.search_runs(
         [tracking.experiment("small")], "metrics.`evaluate/blocked/constant/all/n` > 0"
     )
-    score = found["test_sets"]["random"]["models"]["multitask"]["groups"]["all"]
+    score = report["test_sets"]["random"]["models"]["multitask"]["groups"]["all"]
     metrics = run_.data.metrics
     assert metrics["evaluate/random/multitask/all/mse_paper"] == score["mse_paper"]
     assert metrics["evaluate/blocked/library/cubic/mse_paper_low"] > 0
-    assert run_.data.tags["content_hash"] == found["data"]["content_hash"]
+    assert run_.data.tags["content_hash"] == report["data"]["content_hash"]
     assert {i.dataset.name for i in run_.inputs.dataset_inputs} == {TAG}
 
 
-def test_markdown_is_enough_to_make_it_again(found: dict[str, Any], markdown: Path) -> None:
+def test_markdown_is_enough_to_make_it_again(report: dict[str, Any], markdown: Path) -> None:
     text = markdown.read_text(encoding="utf-8")
-    for wanted in (
-        found["date"], found["commit"], TAG, found["data"]["snapshot_id"],
+    for expected in (
+        report["date"],
+        report["commit"],
+        TAG,
+        report["data"]["snapshot_id"],
         f"python -m pipelines.train multitask --data {TAG} --preset quick --seed 1 --epochs 1",
         f"python -m pipelines.evaluate --data {TAG} --offgrid {TAG} --bootstrap 50",
         "Not trained: python -m pipelines.train integrated-forest caenn guided\n",
         "pipelines.train integrated-forest multitask caenn guided --split blocked",
         "### Table II, class-conditional models: random split, 142 samples",
         "### Table III, integrated models: off the grid, 710 samples",
-    ):  # fmt: skip
-        assert wanted in text, wanted
+    ):
+        assert expected in text, expected
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert not any("1.90e-5" in row for row in rows)  # the paper's numbers are for its campaign
     headings = [line.count("|") for line in rows]
@@ -239,9 +250,12 @@ def test_a_model_that_may_be_trained_on_the_test_samples_is_refused(
     with pytest.raises(EvaluateError, match="does not keep these test samples from it"):
         load_candidate(Candidate(version), tracking, targets, labels, part != Part.test)
     loaded = load_candidate(
-        Candidate(version), tracking, targets, labels,
+        Candidate(version),
+        tracking,
+        targets,
+        labels,
         random_split(labels.crystal_system, seed=0) != Part.test,
-    )  # fmt: skip
+    )
     assert loaded.evaluated.uri == version.uri
 
 
@@ -251,25 +265,25 @@ def test_another_grid_off_the_grid_is_refused(small_dataset: xr.Dataset) -> None
         held_out_sets(small_dataset, shorter)
 
 
-def test_the_true_system_is_given_where_another_was_predicted(small_dataset: xr.Dataset) -> None:
+def test_the_true_system_replaces_a_wrong_system(small_dataset: xr.Dataset) -> None:
     test = held_out_sets(small_dataset, None, limit=60)[0]
     labels = samples_of(small_dataset)
     rows = np.flatnonzero(test.selected)
-    asked: list[int] = []
+    calls: list[int] = []
 
     def ask(profiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # The truth, but for a cubic cell everywhere.
         return np.zeros(len(profiles), dtype=int), labels.cells[rows]
 
     def given(profiles: np.ndarray, _: np.ndarray) -> np.ndarray:
-        asked.append(len(profiles))
+        calls.append(len(profiles))
         return labels.cells[rows[labels.phase[rows] != 0]] + [0.1, 0, 0, 0, 0, 0]
 
     targets = targets_of_all(small_dataset)
-    one = EvaluatedModel("forest", "forest", "forest", ask, given)
-    (score,) = score_set(test, [one], targets, resamples=20, quiet=True)
+    model = EvaluatedModel("forest", "forest", "forest", ask, given)
+    (score,) = score_set(test, [model], targets, resamples=20, quiet=True)
     other = int((labels.phase[rows] != 0).sum())
-    assert asked == [other]
+    assert calls == [other]
     assert score.groups["all"]["wrong"] == other
     assert score.groups["all"]["mse_paper"] == 0
     assert score.true_system is not None
@@ -281,9 +295,13 @@ def test_the_true_system_is_given_where_another_was_predicted(small_dataset: xr.
 def test_a_classifier_is_scored_on_systems_alone(small_dataset: xr.Dataset) -> None:
     test = held_out_sets(small_dataset, None, limit=60)[0]
     targets = targets_of_all(small_dataset)
-    one = EvaluatedModel("classifier", "classifier", "classifier",
-                  lambda profiles: (np.zeros(len(profiles), dtype=int), None))  # fmt: skip
-    (score,) = score_set(test, [one], targets, resamples=20, quiet=True)
+    model = EvaluatedModel(
+        "classifier",
+        "classifier",
+        "classifier",
+        lambda profiles: (np.zeros(len(profiles), dtype=int), None),
+    )
+    (score,) = score_set(test, [model], targets, resamples=20, quiet=True)
     assert set(score.groups["all"]) == {"n", "accuracy", "accuracy_phase", "wrong"}
     assert score.groups["cubic"]["wrong"] == 0
     assert score.groups["trigonal"]["wrong"] == score.groups["trigonal"]["n"]

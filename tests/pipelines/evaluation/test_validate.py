@@ -43,7 +43,7 @@ TRUTH = [
 def write_pseudo_experiments(
     path: Path, campaign: Campaign, background: np.ndarray | float
 ) -> Path:
-    """Write four noisy profiles, each with a calibration of its own."""
+    """Write four noisy profiles, each with a calibration of its instrument."""
     rng = np.random.default_rng(5)
     codes = {p.name: k for k, p in enumerate(campaign.phases)}
     phase = np.array([codes[name] for name, *_ in TRUTH])
@@ -94,50 +94,65 @@ def tracking(trained: Tracking) -> Tracking:
 
 
 @pytest.fixture(scope="module")
-def found(
+def written(
     pseudo: Path, small_store: Store, tracking: Tracking, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("out")
     result = CliRunner().invoke(
         validate.app,
-        ["--data", str(pseudo), "--store", small_store.uri, "--tracking", tracking.uri,
-         "--figures", str(out / "figures"), "--markdown", str(out / "validation.md"),
-         "--json", str(out / "validation.json"), "--bootstrap", "50"],
+        [
+            "--data",
+            str(pseudo),
+            "--store",
+            small_store.uri,
+            "--tracking",
+            tracking.uri,
+            "--figures",
+            str(out / "figures"),
+            "--markdown",
+            str(out / "validation.md"),
+            "--json",
+            str(out / "validation.json"),
+            "--bootstrap",
+            "50",
+        ],
         catch_exceptions=False,
-    )  # fmt: skip
+    )
     assert result.exit_code == 0, result.output
     return out, result.output
 
 
 def test_everyone_is_scored_as_by_hand(
-    found: tuple[Path, str], pseudo: Path, small_campaign: Campaign, tracking: Tracking
+    written: tuple[Path, str], pseudo: Path, small_campaign: Campaign, tracking: Tracking
 ) -> None:
-    out, told = found
+    out, output = written
     sets = json.loads((out / "validation.json").read_text())
-    assert [one["name"] for one in sets] == [
-        "experiment, calibration given", "experiment, calibration not given",
-    ]  # fmt: skip
+    assert [result["name"] for result in sets] == [
+        "experiment, calibration given",
+        "experiment, calibration not given",
+    ]
     predictor = load_version(tracking.uri, registry.find(tracking, "models:/small@champion"))
-    for calibrated, one in zip((True, False), sets, strict=True):
-        asked = read_pseudo_experiments(pseudo, small_campaign, calibrated=calibrated)
-        prepared = np.stack([p.measurement.prepared for p in asked])
+    for calibrated, result in zip((True, False), sets, strict=True):
+        inputs = read_pseudo_experiments(pseudo, small_campaign, calibrated=calibrated)
+        prepared = np.stack([p.measurement.prepared for p in inputs])
         answer = predictor.predict(prepared)
-        truth = np.array([p.label.cell for p in asked])
-        wanted = np.mean(
-            (answer.cells[:, 0] - truth[:, 0]) ** 2 + (answer.cells[:, 2] - truth[:, 2]) ** 2
+        truth = np.array([p.label.cell for p in inputs])
+        expected = np.mean(
+            (answer.cells[:, 0] - truth[:, 0]) ** 2
+            + (answer.cells[:, 2] - truth[:, 2]) ** 2
             + np.radians(answer.cells[:, 3] - truth[:, 3]) ** 2
-        )  # fmt: skip
-        scored = one["models"]["multitask"]["groups"]["all"]
-        assert scored["mse_paper"] == pytest.approx(wanted, rel=1e-4)
+        )
+        scored = result["models"]["multitask"]["groups"]["all"]
+        assert scored["mse_paper"] == pytest.approx(expected, rel=1e-4)
         assert scored["mse_paper_low"] <= scored["mse_paper"] <= scored["mse_paper_high"]
         names = [p.name for p in small_campaign.phases]
-        for row, sample in enumerate(one["samples"]):
+        for row, sample in enumerate(result["samples"]):
             assert sample["truth"]["phase"] == TRUTH[row][0]
             assert sample["predictions"]["multitask"]["phase"] == names[answer.phase[row]]
         # The library finds the nearest cell of the grid; a constant does not.
-        assert one["models"]["library, nearest"]["groups"]["all"]["mse_paper"] < 3e-4
-        assert one["models"]["always the mean cell"]["groups"]["all"]["mse_paper"] > 1e-3
-    assert "Table IV, class-conditional models: experiment, calibration given" in told
+        assert result["models"]["library, nearest"]["groups"]["all"]["mse_paper"] < 3e-4
+        assert result["models"]["always the mean cell"]["groups"]["all"]["mse_paper"] > 1e-3
+    assert "Table IV, class-conditional models: experiment, calibration given" in output
     assert "Table V, integrated models" in (out / "validation.md").read_text()
 
 
@@ -145,27 +160,29 @@ def test_only_with_its_calibration_the_true_pattern_fits(
     pseudo: Path, small_campaign: Campaign
 ) -> None:
     simulator = simulator_of(small_campaign)
-    given, not_given = (
+    given, without = (
         read_pseudo_experiments(pseudo, small_campaign, calibrated=calibrated)
         for calibrated in (True, False)
     )
-    for one, other in zip(given, not_given, strict=True):
-        pattern = simulator.simulate(np.array([one.label.phase]), np.array([one.label.cell]))[0]
+    for result, other in zip(given, without, strict=True):
+        pattern = simulator.simulate(np.array([result.label.phase]), np.array([result.label.cell]))[
+            0
+        ]
         right, wrong = (
-            fit_scale_and_background(p.measurement.gridded, pattern) for p in (one, other)
+            fit_scale_and_background(p.measurement.gridded, pattern) for p in (result, other)
         )
         assert right.reduced_chi2 == pytest.approx(1, abs=0.15)
         assert wrong.reduced_chi2 > 1.2 * right.reduced_chi2
         assert any("No calibration was given" in w for w in other.measurement.warnings)
 
 
-def test_figures_and_the_record_are_kept(found: tuple[Path, str], tracking: Tracking) -> None:
-    out, told = found
+def test_figures_and_results_are_logged(written: tuple[Path, str], tracking: Tracking) -> None:
+    out, output = written
     directory = out / "figures" / "experiment-calibration-given"
     assert {"truth.png", "multitask.png", "library-nearest.png"} <= {
         p.name for p in directory.iterdir()
     }
-    run_id = told.split("Run ")[1].split()[0]
+    run_id = output.split("Run ")[1].split()[0]
     run = tracking.client.get_run(run_id)
     assert run.info.run_name == "validation"
     assert run.data.metrics["measured/experiment-calibration-given/multitask/all/n"] == 4
@@ -185,19 +202,28 @@ def test_a_measured_data_set_with_labels_is_taken_by_itself(
     store = ["--store", str(tmp_path / "store"), "--tracking", tracking.uri, "--no-library"]
     with pytest.raises(ValidateError, match="no measured data set with labels"):
         CliRunner().invoke(validate.app, store, catch_exceptions=False)
-    one = read_pseudo_experiments(pseudo, small_campaign, calibrated=True)[1].measurement.profile
+    result = read_pseudo_experiments(pseudo, small_campaign, calibrated=True)[1].measurement.profile
     file = tmp_path / "run.xye"
-    np.savetxt(file, np.stack([one.tof, one.intensity, one.sigma], axis=1))
+    np.savetxt(file, np.stack([result.tof, result.intensity, result.sigma], axis=1))
     labels = tmp_path / "labels.csv"
     labels.write_text("file,phase,a,c\nrun.xye,tetragonal,3.984,4.031\n")
 
     def take_in(name: str, campaign: str | Path) -> None:
         result = CliRunner().invoke(
             ingest.app,
-            [str(file), "--labels", str(labels), "--into", name, "--campaign", str(campaign),
-             "--store", str(tmp_path / "store")],
+            [
+                str(file),
+                "--labels",
+                str(labels),
+                "--into",
+                name,
+                "--campaign",
+                str(campaign),
+                "--store",
+                str(tmp_path / "store"),
+            ],
             catch_exceptions=False,
-        )  # fmt: skip
+        )
         assert result.exit_code == 0, result.output
 
     take_in("mine", campaign_file)
@@ -231,8 +257,8 @@ def test_refinements_from_several_starts_are_scored_each_by_itself(
     perfect = RefinedProfiles(known.phase, known.cells, np.full(known.cells.shape, 1e-4))
     wrong = RefinedProfiles(known.phase, known.cells + 0.01, np.full(known.cells.shape, 1e-4))
     fits = {"the library": perfect, "a model and the library": wrong}
-    asked = measured_baselines(small_campaign, samples, None, fits)
-    scores = {s.label: s for s in score_profiles(known, targets, asked, resamples=20).scores}
+    inputs = measured_baselines(small_campaign, samples, None, fits)
+    scores = {s.label: s for s in score_profiles(known, targets, inputs, resamples=20).scores}
     assert scores["refined from the library"].groups["all"]["mse_paper"] == 0
     assert scores["refined from a model and the library"].groups["all"]["mse_paper"] > 1e-4
     text = refinement_table(known, targets, fits).markdown()
@@ -261,7 +287,7 @@ def test_the_papers_preprocessing_is_applied_to_the_profiles_as_measured(
         assert not np.allclose(profiles.prepared, labelled.select(rows).prepared, atol=1e-3)
 
 
-def test_tables_iv_and_v_are_made_after_the_papers_preprocessing_too(
+def test_tables_iv_and_v_follow_the_papers_preprocessing_too(
     paper_pseudo: Path,
     small_store: Store,
     tracking: Tracking,
@@ -271,11 +297,25 @@ def test_tables_iv_and_v_are_made_after_the_papers_preprocessing_too(
     written, tables = tmp_path / "paper.json", tmp_path / "paper.md"
     result = CliRunner().invoke(
         validate.app,
-        ["--data", str(paper_pseudo), "--store", small_store.uri, "--tracking", tracking.uri,
-         "--preprocessing", "paper", "--no-refine", "--json", str(written), "--markdown",
-         str(tables), "--bootstrap", "20"],
+        [
+            "--data",
+            str(paper_pseudo),
+            "--store",
+            small_store.uri,
+            "--tracking",
+            tracking.uri,
+            "--preprocessing",
+            "paper",
+            "--no-refine",
+            "--json",
+            str(written),
+            "--markdown",
+            str(tables),
+            "--bootstrap",
+            "20",
+        ],
         catch_exceptions=False,
-    )  # fmt: skip
+    )
     assert result.exit_code == 0, result.output
     results = {r["name"]: r for r in json.loads(written.read_text())}
     labelled = profiles_from_file(paper_pseudo, small_campaign)[0]
@@ -295,10 +335,10 @@ def test_tables_iv_and_v_are_made_after_the_papers_preprocessing_too(
 
 
 def test_another_bank_stands_at_another_angle(small_campaign: Campaign, tmp_path: Path) -> None:
-    own = small_campaign.instrument
+    instrument = small_campaign.instrument
     texts = [
-        own.text.replace("2-theta:122.0", f"2-theta:{angle}")
-        .replace(f"difC:{own.difc}", f"difC:{difc}")
+        instrument.text.replace("2-theta:122.0", f"2-theta:{angle}")
+        .replace(f"difC:{instrument.difc}", f"difC:{difc}")
         .replace("#GSAS-II", f"#Bank {number}: GSAS-II")
         .replace("Bank:4", f"Bank:{number}")
         for number, angle, difc in ((2, 31.0, 2851.1), (3, 65.0, 5612.4), (4, 120.4, 9068.6))

@@ -41,11 +41,16 @@ def test_learning_curves_of_two_stages() -> None:
     history = {
         "auto-encoder": [{"training_loss": 0.5, "validation_loss": 0.6}] * 3,
         "regressor": [
-            {"epoch": e, "training_loss": 1 / e, "validation_loss": 2 / e,
-             "accuracy": min(1.0, 0.9 + 0.05 * e), "mse_paper": 10.0**-e}
+            {
+                "epoch": e,
+                "training_loss": 1 / e,
+                "validation_loss": 2 / e,
+                "accuracy": min(1.0, 0.9 + 0.05 * e),
+                "mse_paper": 10.0**-e,
+            }
             for e in range(1, 5)
         ],
-    }  # fmt: skip
+    }
     figure = figures.learning_curves(history)
     assert drawn(figure)
     grid = np.array(figure.axes).reshape(2, 3)
@@ -82,8 +87,10 @@ def test_parity_shows_free_parameters_only(cells: np.ndarray, systems: np.ndarra
     assert drawn(figure)
     grid = np.array(figure.axes).reshape(2, 3)
     assert [axis.get_ylabel() for axis in grid[0]] == [
-        "predicted a / Å", "predicted c / Å", "predicted α / °",
-    ]  # fmt: skip
+        "predicted a / Å",
+        "predicted c / Å",
+        "predicted α / °",
+    ]
     named = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in grid[0]]
     assert sorted(named[0]) == ["cubic", "tetragonal", "trigonal"]
     assert named[1:] == [["tetragonal"], ["trigonal"]]
@@ -95,8 +102,11 @@ def test_confusion_counts() -> None:
     assert drawn(figure)
     (axis,) = figure.axes
     assert [text.get_text() for text in axis.texts] == [
-        "98\n98.00%", "2\n2.00%", "0", "400\n100.00%",
-    ]  # fmt: skip
+        "98\n98.00%",
+        "2\n2.00%",
+        "0",
+        "400\n100.00%",
+    ]
     assert axis.get_title().startswith("2 of 500 wrong")
 
 
@@ -114,7 +124,7 @@ def test_error_map(cells: np.ndarray, systems: np.ndarray) -> None:
     assert len(alone.axes) == 1
 
 
-def test_every_system_has_a_colour_of_its_own() -> None:
+def test_every_system_has_its_colour() -> None:
     assert len(set(SYSTEM_COLORS.values())) == len(CrystalSystem)
 
 

@@ -134,9 +134,13 @@ def test_jobs_of_slurm_grow_the_same_forests(
 ) -> None:
     assert slurm.is_dir()
     options = SlurmOptions(
-        jobs="2:2", cores=1, memory="1 GB", walltime="00:30:00", host="127.0.0.1",
+        jobs="2:2",
+        cores=1,
+        memory="1 GB",
+        walltime="00:30:00",
+        host="127.0.0.1",
         shared_directory=tmp_path / "shared",
-    )  # fmt: skip
+    )
     (tmp_path / "shared").mkdir()
     (tmp_path / "forests").mkdir()
     with open_client("slurm", slurm=options) as jobs:
@@ -258,9 +262,7 @@ def test_an_integrated_forest_is_better_than_a_constant(
 def test_presets_are_the_papers_and_ours() -> None:
     paper = FOREST_PRESETS["paper"]
     sizes = {name: (s.trees, s.samples) for name, s in paper.by_system.items()}
-    assert sizes == {
-        "cubic": (150, 792), "trigonal": (200, 6500), "tetragonal": (200, 20500)
-    }  # fmt: skip
+    assert sizes == {"cubic": (150, 792), "trigonal": (200, 6500), "tetragonal": (200, 20500)}
     assert (paper.integrated.trees, paper.integrated.samples) == (250, 27800)
     settings = (*paper.by_system.values(), paper.integrated)
     assert all((s.max_depth, s.max_features, s.extra) == (50, 1.0, False) for s in settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -62,15 +63,15 @@ def test_each_model_is_scored_on_the_test_samples(everything: str, bench: Bench)
             score = metrics["test/all/wrong"] / TESTED
         else:
             score = metrics["test/all/mse_paper"]
-        told = float(bench.versions(model)[0].tags["score"])
-        assert told == pytest.approx(score, rel=1e-5)  # six digits, for people
+        tag = float(bench.versions(model)[0].tags["score"])
+        assert tag == pytest.approx(score, rel=1e-5)  # six digits, for people
     for model in ("forest", "transfer", "deep"):
         metrics = bench.metrics(model)
         assert metrics["test_true_system/all/accuracy"] == 1
         assert metrics["test_true_system/all/mse_paper"] >= 0
         # The phases are the classifier's.
-        told = bench.metrics("classifier")["test/all/accuracy"]
-        assert metrics["test/all/accuracy"] == told
+        accuracy = bench.metrics("classifier")["test/all/accuracy"]
+        assert metrics["test/all/accuracy"] == accuracy
     # Little can be trained here; the guided network has the physics.
     metrics = bench.metrics("guided")
     assert metrics["test/all/wrong"] == 0
@@ -132,21 +133,27 @@ def test_epochs_are_logged_by_stage(everything: str, bench: Bench) -> None:
     assert everything
     regressors = [f"regressor_{name}/" for name in ("cubic", "tetragonal", "trigonal")]
     prefixes = {
-        "classifier": [""], "multitask": [""], "multitask-integer": [""], "guided": [""],
-        "transfer": regressors, "deep": regressors, "caenn": ["autoencoder/", "regressor/"],
-    }  # fmt: skip
+        "classifier": [""],
+        "multitask": [""],
+        "multitask-integer": [""],
+        "guided": [""],
+        "transfer": regressors,
+        "deep": regressors,
+        "caenn": ["autoencoder/", "regressor/"],
+    }
     for model, stages in prefixes.items():
         run = bench.versions(model)[0].run_id
         logged = bench.metrics(model)
         for stage in stages:
             for name in ("train/loss", "train/learning_rate"):
                 history = bench.tracking.client.get_metric_history(run, f"{stage}{name}")
-                wanted = PROPOSAL_EPOCHS if model == "guided" else 1
-                assert [m.step for m in history] == list(range(1, wanted + 1)), (model, stage)
+                expected = PROPOSAL_EPOCHS if model == "guided" else 1
+                assert [m.step for m in history] == list(range(1, expected + 1)), (model, stage)
             assert any(n.startswith(f"{stage}validation/all/") for n in logged), (model, stage)
-        others = {name for name in logged if "/train/" in f"/{name}"}
-        assert others == {n for n in others if any(n == f"{s}train/{n.split('/')[-1]}"
-                                                   for s in stages)}  # fmt: skip
+        logged_names = {name for name in logged if "/train/" in f"/{name}"}
+        assert logged_names == {
+            n for n in logged_names if any(n == f"{s}train/{n.split('/')[-1]}" for s in stages)
+        }
 
 
 def test_figures_are_drawn(everything: str, bench: Bench) -> None:
@@ -162,41 +169,46 @@ def test_figures_are_drawn(everything: str, bench: Bench) -> None:
         assert bench.figures(model) == always | cells, model
 
 
-def test_what_is_registered_answers(everything: str, bench: Bench) -> None:
+def test_what_is_registered_predicts(everything: str, bench: Bench) -> None:
     assert everything
     profiles = bench.store.open("small-v1").intensity[:5].values
     kinds = {
-        "multitask": Multitask, "multitask-integer": Multitask, "transfer": Conditional,
-        "deep": Conditional, "caenn": Caenn, "guided": Guided, "forest": ForestModel,
+        "multitask": Multitask,
+        "multitask-integer": Multitask,
+        "transfer": Conditional,
+        "deep": Conditional,
+        "caenn": Caenn,
+        "guided": Guided,
+        "forest": ForestModel,
         "integrated-forest": ForestModel,
-    }  # fmt: skip
+    }
     for model, kind in kinds.items():
         predictor = bench.predictor(model)
         assert isinstance(predictor.model, kind), model
         assert predictor.provenance.model == model
         assert predictor.provenance.preset == "quick"
-        answer = predictor.predict(profiles)
-        np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, rtol=1e-5)
+        prediction = predictor.predict(profiles)
+        np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, rtol=1e-5)
         for code in range(3):
-            own = answer.cells[answer.phase == code]
-            predictor.targets.lattices[code].check_tied(own)
+            cells = prediction.cells[prediction.phase == code]
+            predictor.targets.lattices[code].check_tied(cells)
     assert np.isnan(bench.predictor("classifier").predict(profiles).cells).all()
 
 
 def test_frozen_features_stay_the_classifier_s(everything: str, bench: Bench) -> None:
     assert everything
-    told = bench.predictor("classifier")
-    assert isinstance(told.model, Multitask)
+    classifier = bench.predictor("classifier")
+    assert isinstance(classifier.model, Multitask)
     for model in ("transfer", "deep"):
-        own = bench.predictor(model)
-        assert isinstance(own.model, Conditional)
-        assert own.preprocessing == told.preprocessing
-        for name, value in own.model.classifier.state_dict().items():
-            assert torch.equal(value, told.model.state_dict()[name]), (model, name)
+        predictor = bench.predictor(model)
+        assert isinstance(predictor.model, Conditional)
+        assert predictor.preprocessing == classifier.preprocessing
+        for name, value in predictor.model.classifier.state_dict().items():
+            assert torch.equal(value, classifier.model.state_dict()[name]), (model, name)
     uri = bench.versions("classifier")[0].uri
-    assert own.provenance.classifier_uri == uri
-    features = own.model.features[1].state_dict()
-    assert not torch.equal(features["dense.0.weight"], told.model.features.dense[0].weight)
+    assert predictor.provenance.classifier_uri == uri
+    features = predictor.model.features[1].state_dict()
+    assert not torch.equal(features["dense.0.weight"], classifier.model.features.dense[0].weight)
 
 
 def test_the_deep_regressors_begin_with_the_classifier_s_weights(
@@ -208,13 +220,13 @@ def test_the_deep_regressors_begin_with_the_classifier_s_weights(
     presets = short_presets(deep=replace(quick, stages=still))
     output = replace(bench, presets=presets)("deep", "--seed", "5")
     assert f"The classifier {bench.versions('classifier')[0].uri} decides the phase" in output
-    own, told = bench.predictor("deep").model, bench.predictor("classifier").model
-    assert isinstance(own, Conditional)
-    assert isinstance(told, Multitask)
-    for features in own.features:
+    network, classifier = bench.predictor("deep").model, bench.predictor("classifier").model
+    assert isinstance(network, Conditional)
+    assert isinstance(classifier, Multitask)
+    for features in network.features:
         for name, value in features.state_dict().items():
-            wanted = told.features.state_dict()[name]
-            assert (value - wanted).abs().max() < 1e-6, name
+            expected = classifier.features.state_dict()[name]
+            assert (value - expected).abs().max() < 1e-6, name
 
 
 @pytest.mark.parametrize("model", ["caenn", "transfer", "classifier"])
@@ -245,36 +257,34 @@ def several(
     shutil.copytree(small_store.uri.removeprefix("file://"), directory / "store")
     store = Store(directory / "store")
     path = shutil.copytree(campaign_file.parent, directory / "campaign") / campaign_file.name
-    own = path.read_text(encoding="utf-8")
-    between = own.replace("3.90,", "3.905,").replace("4.10,", "4.095,").replace("0.002", "0.01")
-    others = {
+    text = path.read_text(encoding="utf-8")
+    between = text.replace("3.90,", "3.905,").replace("4.10,", "4.095,").replace("0.002", "0.01")
+    campaigns = {
         "between-v1": between.replace('"small"', '"between"'),
-        "two-v1": own[: own.rindex("[[phases]]")].replace('"small"', '"two"'),
-        "coarse-v1": own.replace("0.0012", "0.00121").replace('"small"', '"coarse"'),
+        "two-v1": text[: text.rindex("[[phases]]")].replace('"small"', '"two"'),
+        "coarse-v1": text.replace("0.0012", "0.00121").replace('"small"', '"coarse"'),
     }
-    for tag, text in others.items():
-        path.write_text(text, encoding="utf-8")
+    for tag, changed in campaigns.items():
+        path.write_text(changed, encoding="utf-8")
         simulate_into(store, load_campaign(path), tag)
     return replace(bench, store=store, tracking=tracking_in(directory), state=directory / "state")
 
 
-def test_our_network_learns_from_samples_beside_a_blocked_split(several: Bench) -> None:
+def test_our_network_uses_extra_data_with_a_blocked_split(several: Bench) -> None:
     output = several("guided", "--extra-data", "between-v1", "--split", "blocked")
     assert ", champion" not in output
     assert registry.champion(several.tracking, "small") is None
     (version,) = several.versions("guided")
     assert version.tags["split"].startswith("blocked")
     run = several.tracking.client.get_run(version.run_id)
-    used = {
-        entry.dataset.name: entry.tags[0].value for entry in run.inputs.dataset_inputs
-    }  # fmt: skip
+    used = {entry.dataset.name: entry.tags[0].value for entry in run.inputs.dataset_inputs}
     assert used == {"small-v1": "training", "between-v1": "training, extra data"}
     assert several.predictor("guided").provenance.extra_data == ("between-v1",)
     assert several.metrics("guided")["test/all/mse_paper"] < 1e-8
 
 
 @pytest.mark.parametrize("tag", ["two-v1", "coarse-v1"])
-def test_what_does_not_fit_is_not_learnt_from_beside(several: Bench, tag: str) -> None:
+def test_extra_data_of_another_campaign_is_refused(several: Bench, tag: str) -> None:
     with pytest.raises(TrainError, match=f"{tag} has other phases or another time-of-flight grid"):
         several("guided", "--extra-data", tag)
 
@@ -282,7 +292,7 @@ def test_what_does_not_fit_is_not_learnt_from_beside(several: Bench, tag: str) -
 # ---- refused -----------------------------------------------------------------------------------
 
 
-def test_what_is_asked_wrongly_is_refused_before_anything_is_done(bench: Bench) -> None:
+def test_impossible_requests_are_refused_before_anything_is_done(bench: Bench) -> None:
     wrong = {
         ("multitask", "guidde"): "There is no model 'guidde'",
         ("multitask", "guided", "--preset", "paper"): "There is no preset 'paper' of guided",
@@ -303,9 +313,9 @@ def test_what_is_asked_wrongly_is_refused_before_anything_is_done(bench: Bench) 
     for arguments, message in wrong.items():
         with pytest.raises(TrainError) as refused:
             bench(*arguments)
-        told = str(refused.value)
-        assert message in told
-        assert "\n" not in told
+        text = str(refused.value)
+        assert message in text
+        assert "\n" not in text
     assert len(bench.tracking.client.search_runs(["1"])) == before
 
 
@@ -329,20 +339,39 @@ CHILD = "from tests.small_bench import short_presets, train; train.app(obj=short
 def killed(bench: Bench, stage: str, *arguments: str) -> str:
     """Start a training in a process of its own, kill it after the first epoch of a stage."""
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments, "--store", bench.store.uri, "--data", "small-v1",
-         *bench.places],
-        stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[3],
+        [
+            sys.executable,
+            "-c",
+            CHILD,
+            *arguments,
+            "--store",
+            bench.store.uri,
+            "--data",
+            "small-v1",
+            *bench.places,
+        ],
+        stdout=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     with child:
         end = time.monotonic() + 120
-        while not (found := list(bench.state.glob(f"runs/*/{stage}.safetensors"))):
+        while not (checkpoints := list(bench.state.glob(f"runs/*/{stage}.safetensors"))):
             assert child.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < end
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
-    return found[0].parent.name
+    return checkpoints[0].parent.name
+
+
+def as_the_version_before_saved_it(directory: Path) -> None:
+    saved = json.loads((directory / "task.json").read_text())
+    task = saved.pop("task")
+    names = {"extra_data": "beside", "forest_method": "how"}  # deprecated
+    saved["order"] = {names.get(name, name): value for name, value in task.items()}
+    (directory / "order.json").write_text(json.dumps(saved))
+    (directory / "task.json").unlink()
 
 
 @pytest.mark.parametrize(
@@ -363,10 +392,12 @@ def test_killed_and_resumed_it_comes_to_the_same_scores(
     assert client.get_run(run).info.status == "RUNNING"
     assert not registry.versions(other.tracking, "small")
     prefix = f"{stage}/" if model == "caenn" else ""
-    told = client.get_metric_history(run, f"{prefix}train/loss")
-    assert len(told) < epochs
+    history_before = client.get_metric_history(run, f"{prefix}train/loss")
+    assert len(history_before) < epochs
     with pytest.raises(TrainError, match=rf"Unfinished runs: {run}\."):
         other("--resume", "0" * 32)
+    if model == "multitask":
+        as_the_version_before_saved_it(other.state / "runs" / run)
     output = other("--resume", run)
     assert "from the checkpoint" in output
     assert client.get_run(run).info.status == "FINISHED"
@@ -385,11 +416,11 @@ def test_killed_and_resumed_it_comes_to_the_same_scores(
         bench.versions(model)[0].run_id, f"{prefix}train/loss"
     )
     assert {m.step: m.value for m in history}.items() <= {m.step: m.value for m in whole}.items()
-    one, same = bench.predictor(model).model, other.predictor(model).model
-    assert isinstance(one, torch.nn.Module)
-    assert isinstance(same, torch.nn.Module)
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, same.state_dict()[name])
+    network, resumed_network = bench.predictor(model).model, other.predictor(model).model
+    assert isinstance(network, torch.nn.Module)
+    assert isinstance(resumed_network, torch.nn.Module)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, resumed_network.state_dict()[name])
 
 
 def test_presets_build_networks() -> None:

@@ -43,17 +43,26 @@ def test_a_task_that_the_version_before_saved_is_read(
 ) -> None:
     saved = {
         "order": {
-            "model": "guided", "preset": "standard", "seed": 3, "device": "cpu",
-            "split": "blocked", "beside": ["small-v1"], "epochs": 4, "max_seconds": 2.5,
-            "how": "joined", "classifier": "models:/x/1",
+            "model": "guided",
+            "preset": "standard",
+            "seed": 3,
+            "device": "cpu",
+            "split": "blocked",
+            "beside": ["small-v1"],  # deprecated
+            "epochs": 4,
+            "max_seconds": 2.5,
+            "how": "joined",
+            "classifier": "models:/x/1",
         },
         "store": small_dataset.attrs["uri"],
         "tag": small_dataset.attrs["tag"],
-    }  # fmt: skip
+    }
     directory = environment.run_state("r")
     directory.mkdir(parents=True)
     (directory / "order.json").write_text(json.dumps(saved), encoding="utf-8")
+    (directory / "glance.safetensors").write_bytes(b"weights")  # deprecated name
     assert load_task(environment, "r")[0] == TASK
+    assert (directory / "proposal.safetensors").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"task": {"model": "guided"}}', '{"task": 1}'])
