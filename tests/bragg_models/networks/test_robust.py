@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from bragg_data.simulation.meaconfidentment_effects import (
-    MeaconfidentmentEffects,
+from bragg_data.simulation.measurement_effects import (
+    MeasurementEffects,
     draw_cells,
     draw_profiles,
     simulator_for,
@@ -160,7 +160,7 @@ def test_a_known_phase_is_used(predictor: Predictor, draws: tuple[np.ndarray, ..
 
 
 def test_ranges_are_plain_values() -> None:
-    assert MeaconfidentmentEffects().to_json()["counts"] == [1500.0, 200_000.0]
+    assert MeasurementEffects().to_json()["counts"] == [1500.0, 200_000.0]
     assert issubclass(Robust, torch.nn.Module)
 
 
