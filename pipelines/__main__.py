@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,9 @@ def main() -> NoReturn:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         _list_commands()
+        sys.exit(0)
+    if name == "--version":
+        say(f"bragg {metadata.version('bragg')}")
         sys.exit(0)
     known, module = commands(), name.replace("-", "_")
     if module not in known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,10 @@ def test_every_command_is_listed_with_a_sentence() -> None:
         lines = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines()[2:-2])
         assert {name.replace("-", "_"): text.strip() for name, text in lines.items()} == commands()
     assert all(len(line) > 20 and line.endswith(".") for line in commands().values())
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert bragg("--version").stdout == f"bragg {version('bragg')}\n"
 
 
 @pytest.mark.parametrize(
