@@ -113,16 +113,18 @@ class Changes:
     intensities: Comparison | None
 
 
-def changes(old: xr.Dataset, new: xr.Dataset) -> Changes:
+def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPARED) -> Changes:
     """Return what changed from one data set to another, of the same campaign or not.
 
-    All labels are compared, and the intensities of at most :data:`MOST_COMPARED` common samples:
+    All labels are compared, and the intensities of at most `max_compared` common samples:
     an equal part of each phase, so that a rare one is looked at too.
 
     Parameters
     ----------
     old, new
         Opened snapshots.
+    max_compared
+        Number of patterns that are read of each data set, at most.
 
     Raises
     ------
@@ -137,9 +139,10 @@ def changes(old: xr.Dataset, new: xr.Dataset) -> Changes:
     pairs = {name: _same_cells(one, other) for name, (one, other) in parts.items()}
     differences = {}
     if same_grid and not identical:
+        counts = {name: len(pairs[name]) for name in names}
         differences = {
             name: _largest_differences(old, new, pairs[name][chosen])
-            for name, chosen in _chosen({name: len(pairs[name]) for name in names}).items()
+            for name, chosen in _chosen(counts, max_compared).items()
         }
     together = np.concatenate([np.empty(0), *differences.values()])
     facts = [_facts(one, campaign) for one, (_, campaign) in zip((old, new), sides, strict=True)]
@@ -233,13 +236,13 @@ def _phase_change(
 # ---- intensities -------------------------------------------------------------------------------
 
 
-def _chosen(common: Mapping[str, int]) -> dict[str, NDArray[np.intp]]:
+def _chosen(common: Mapping[str, int], max_compared: int) -> dict[str, NDArray[np.intp]]:
     """Choose which of the common samples of each phase to compare, evenly over their order.
 
     Each phase that has some gets an equal part; what one cannot fill is left to the larger ones.
     """
     chosen = {}
-    left = MOST_COMPARED
+    left = max_compared
     counts = sorted((count, name) for name, count in common.items() if count)
     for position, (count, name) in enumerate(counts):
         part = min(count, left // (len(counts) - position))

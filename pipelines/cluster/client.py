@@ -25,13 +25,16 @@ from pipelines.cli.console import Progress
 from pipelines.cluster.options import ALLOWED_FAILURES, ClusterError, SlurmOptions, check_cluster
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is for the driver and the scheduler
-_CONNECT_SECONDS = 8.0
 _REPEAT_SECONDS = 0.2  # before a signal is sent again: not at once in the same finaliser
 
 
 @contextlib.contextmanager
 def open_client(
-    cluster: str = "local", *, workers: int | None = None, slurm: SlurmOptions | None = None
+    cluster: str = "local",
+    *,
+    workers: int | None = None,
+    slurm: SlurmOptions | None = None,
+    connect_seconds: float = 8.0,
 ) -> Iterator[Client]:
     """Open a Dask client and, at the end, leave nothing of its cluster behind.
 
@@ -49,6 +52,8 @@ def open_client(
         Number of processes of ``local``; by default the number of cores available to this process.
     slurm
         Options of ``slurm``.
+    connect_seconds
+        Time limit for the connection to a running scheduler.
 
     Yields
     ------
@@ -72,7 +77,7 @@ def open_client(
 
         opened = open_slurm(slurm or SlurmOptions())
     else:
-        opened = _open_running(cluster)
+        opened = _open_running(cluster, connect_seconds)
     with _repeat_lost_signals(), opened as client:
         try:
             client.register_plugin(_SingleThread())
@@ -217,20 +222,20 @@ def _environment_restored() -> Iterator[None]:
                 os.environ[name] = value
 
 
-async def _reach(address: str) -> None:
+async def _reach(address: str, seconds: float) -> None:
     """Connect to an address and disconnect, to raise the error that a client would meet."""
     arguments = Security().get_connection_args("client")
-    comm = await connect(address, timeout=_CONNECT_SECONDS, **arguments)
+    comm = await connect(address, timeout=seconds, **arguments)
     await comm.close()
 
 
 @contextlib.contextmanager
-def _open_running(address: str) -> Iterator[Client]:
+def _open_running(address: str, connect_seconds: float) -> Iterator[Client]:
     try:
         # A client that cannot connect stays Dask's default until it is collected, and may lock up
         # the process then.
-        asyncio.run(_reach(address))
-        client = Client(address, timeout=_CONNECT_SECONDS)
+        asyncio.run(_reach(address, connect_seconds))
+        client = Client(address, timeout=connect_seconds)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ClusterError(
             f"No Dask scheduler answers at {address} ({error}). Start one there with "

@@ -285,14 +285,13 @@ def test_a_cell_has_a_single_partner(store: Store) -> None:
     assert counts(changes(old, new))["tetragonal"][1:] == (1, 1)
 
 
-def test_no_more_is_read_than_documented(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_read_than_documented(store: Store) -> None:
     """A part for each phase, spread from the first common sample to the last."""
-    monkeypatch.setattr(module, "MOST_COMPARED", 10)
-    difference = changes(store.open(TAG), store.open("brighter"))
+    difference = changes(store.open(TAG), store.open("brighter"), max_compared=10)
     assert [p.intensities and p.intensities.compared for p in difference.phases] == [3, 4, 3]
     assert difference.intensities is not None
     assert (difference.intensities.compared, difference.intensities.differing) == (10, 3)
-    chosen = module._chosen({"few": 2, "none": 0, "many": 1001})
+    chosen = module._chosen({"few": 2, "none": 0, "many": 1001}, 10)
     assert {name: rows.tolist() for name, rows in chosen.items()} == {
         "few": [0, 1],
         "many": [0, 142, 285, 428, 571, 714, 857, 1000],

@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from bragg_data.operating_system import available_cores
 from bragg_data.simulation.isolated_process import SINGLE_THREAD
-from pipelines.cluster import client as cluster
 from pipelines.cluster.client import open_client
 from pipelines.cluster.options import ClusterError, SlurmOptions
 from tests.conftest import TEST_CLUSTER
@@ -138,22 +137,23 @@ def test_workers_that_cannot_import_the_project_are_refused() -> None:
             pytest.fail("opened")
 
 
-def test_unreachable_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
+def test_unreachable_scheduler() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
         with (
             pytest.raises(ClusterError, match=rf"No Dask scheduler answers at {address} .*Start"),
-            open_client(address),
+            open_client(address, connect_seconds=0.5),
         ):
             pytest.fail("opened")
 
 
 @pytest.mark.parametrize("address", ["tcp://", "tcp://nowhere", "tcp://127.0.0.1:port", "tls://::"])
-def test_malformed_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
-    with pytest.raises(ClusterError, match="No Dask scheduler answers at"), open_client(address):
+def test_malformed_address(address: str) -> None:
+    with (
+        pytest.raises(ClusterError, match="No Dask scheduler answers at"),
+        open_client(address, connect_seconds=0.5),
+    ):
         pytest.fail("opened")
     # The client that could not connect is not Dask's default.
     assert dask.config.get("scheduler", None) is None
