@@ -24,7 +24,8 @@ from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
 from bragg_models.forest import ForestError, ForestModel
 from bragg_models.networks.build import build
-from bragg_models.networks.paper import NetworkError, feature_network
+from bragg_models.networks.guided import Perceptron
+from bragg_models.networks.paper import Caenn, Multitask, NetworkError, feature_network
 from bragg_models.networks.robust import Robust
 from bragg_models.targets import Targets, TargetsError
 from bragg_models.training.inference import outputs, transformed
@@ -230,7 +231,8 @@ class Predictor:
         if isinstance(self.model, ForestModel):
             return self.model.outputs(prepared, self.targets, phase)
         device = next(self.model.parameters()).device
-        if phase is None:
+        # The regression head of a multitask network is the same for every phase.
+        if phase is None or isinstance(self.model, Multitask | Caenn | Perceptron):
             return outputs(self.model, prepared, device)
         return outputs(self.model, prepared, device, phase=phase)
 

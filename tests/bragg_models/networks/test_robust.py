@@ -15,8 +15,6 @@ from bragg_data.simulation.measurement_effects import (
     draw_profiles,
     simulator_for,
 )
-from typer.testing import CliRunner
-
 from bragg_models.networks.robust import Robust
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import registry
@@ -230,7 +228,7 @@ def test_rejected_profiles_are_counted_alike_whatever_becomes_of_them(
 
 @pytest.mark.slow
 def test_evaluation_on_new_draws(robust_bench: Bench, predictor: Predictor, tmp_path: Path) -> None:
-    """Through the command line: how confident it is, what it refuses, where refinements end."""
+    """By the command: calibration, rejection, and results of refinements."""
     (version,) = robust_bench.versions("robust")
     assert predictor.has_intervals
     written = tmp_path / "draws.md"
