@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from bragg_data.simulation.measurement_effects import (
     MeasurementEffects,
     draw_cells,
