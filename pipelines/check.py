@@ -49,8 +49,8 @@ def main(
     from bragg_data.store.checks import check, drift
     from bragg_data.store.repository import Store
     from bragg_data.store.schema import campaign_of
+    from pipelines.simulation.datasets import default_tag
     from pipelines.snapshots.findings import print_findings
-    from pipelines.training.task import default_tag
 
     repository = Store(store)
     dataset = repository.open(tag or default_tag(repository))

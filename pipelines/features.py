@@ -18,7 +18,7 @@ from pipelines.cli.console import console, next_commands, run, say
 from pipelines.cluster.client import open_client
 from pipelines.cluster.options import SlurmOptions, check_cluster
 from pipelines.registry.feature_views import RegisteredModel, materialise
-from pipelines.training.task import default_tag
+from pipelines.simulation.datasets import default_tag
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 

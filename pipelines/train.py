@@ -92,12 +92,12 @@ def main(
     """
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
+    from pipelines.simulation.datasets import default_tag
     from pipelines.training.presets import DEFAULT_PRESETS, Presets
     from pipelines.training.run import train_model
     from pipelines.training.task import (
         TrainingEnvironment,
         TrainingTask,
-        default_tag,
         load_task,
         tasks_for,
     )

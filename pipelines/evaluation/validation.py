@@ -55,7 +55,7 @@ from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.library import INDEX_DIRECTORY, PatternLibrary, index_library
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
-from pipelines.training.task import default_tag
+from pipelines.simulation.datasets import default_tag
 
 DRAWS = "fresh draws"
 """Name of the figures of simulated measurements."""

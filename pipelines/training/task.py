@@ -10,7 +10,6 @@ from typing import Any
 
 import xarray as xr
 
-from bragg_data.store.measured import SIMULATOR
 from bragg_data.store.repository import Store
 from catalog.tracking import Tracking
 from pipelines.cluster.options import ClusterOptions
@@ -147,24 +146,6 @@ def expand_models(names: Sequence[str]) -> list[str]:
             )
         models += ALL if name == "all" else (name,)
     return list(dict.fromkeys(models))
-
-
-def default_tag(store: Store) -> str:
-    """Return the tag of the largest simulated data set of a store; of several the newest.
-
-    Raises
-    ------
-    TrainError
-        If the store holds none.
-    """
-    datasets = {tag: store.open(tag.name) for tag in store.tags()}
-    simulated = {t: d for t, d in datasets.items() if d.attrs["simulator"] != SIMULATOR}
-    if not simulated:
-        raise TrainError(
-            f"The store {store.uri} holds no finished data set yet. Make one with: "
-            f"python -m pipelines.simulate"
-        )
-    return max(simulated, key=lambda tag: (simulated[tag].sizes["sample"], tag.written_at)).name
 
 
 def save_task(directory: Path, task: TrainingTask, dataset: xr.Dataset) -> None:

@@ -21,9 +21,8 @@ from catalog.views import VIEWS, FeatureError, inputs_of
 from pipelines import ingest, inspect
 from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import materialise
+from pipelines.simulation.datasets import default_tag
 from pipelines.snapshots.measured import IngestError
-from pipelines.training.names import TrainError
-from pipelines.training.task import default_tag
 
 EXAMPLES = Path(ingest.__file__).parent / "examples"
 NOISY, CALIBRATION = EXAMPLES / "pseudo_experiment.xye", EXAMPLES / "pseudo_experiment.instprm"
@@ -124,7 +123,7 @@ def test_the_same_profiles_keep_their_tag_and_more_get_another(store: Store) -> 
     assert store.open("more-v2").sizes["sample"] == 2
     shown = CliRunner().invoke(inspect.app, ["--store", store.uri], catch_exceptions=False)
     assert "unknown" in shown.output
-    with pytest.raises(TrainError, match="no finished data set"):
+    with pytest.raises(StoreError, match="no finished data set"):
         default_tag(store)  # nothing is trained on these by default
 
 

@@ -199,7 +199,7 @@ def test_what_cannot_be_trained_is_refused(
         command(small_store, tracking, "--preset", "slow")
     with pytest.raises(StoreError, match="Known tags: small-v1"):
         command(small_store, tracking, "--data", "large-v1")
-    with pytest.raises(TrainError, match=r"pipelines\.simulate"):
+    with pytest.raises(StoreError, match=r"pipelines\.simulate"):
         command(Store(tmp_path / "empty", create=True), tracking)
 
 
