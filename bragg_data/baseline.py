@@ -161,7 +161,7 @@ def paper_background(tof: NDArray[np.float64], intensity: NDArray[np.float64]) -
     peak p is lower than t: a root needs a part of the background itself above t, where the fit to
     the rest carries p there. On a background that is flat within its noise there is none. And where
     the difference passes zero it may do so in a jump, as a point enters the fit: that is no root,
-    unless 1e-4 is met beside it. Of the 45 pseudo-experiments and 12 measured banks at hand 27 have
+    unless 1e-4 is met nearby. Of the 45 pseudo-experiments and 12 measured banks at hand 27 have
     a root, in 20 the clipped profile's area is the larger at every t, and 10 only jump.
 
     Choice: the highest threshold of those that leave :data:`LEAST_SHARE` of the points on either
@@ -232,7 +232,7 @@ def _refuse(tof: NDArray[np.float64], y: NDArray[np.float64]) -> None:
         )
     if y.min() == y.max():
         raise BackgroundError(
-            f"The profile is constant ({y[0]:g}), so no threshold tells signal from background. "
+            f"The profile is constant ({y[0]:g}), so no threshold parts signal and background. "
             f"Check the file and its bank."
         )
 
@@ -251,7 +251,7 @@ def nearest_points(tof: NDArray[np.float64], grid_tof: NDArray[np.float64]) -> N
     -------
     shape (points,)
         Indices into ``tof``; of two that are equally near, the earlier. Beyond the ends the last
-        point is nearest, however far: that is for the caller to judge.
+        point is nearest, however far: the caller checks the distance.
 
     Notes
     -----
@@ -265,7 +265,7 @@ def nearest_points(tof: NDArray[np.float64], grid_tof: NDArray[np.float64]) -> N
 
 
 def paper_preprocessed(
-    profile: Profile, grid: TofGrid, instrument: Instrument, own: Instrument | None
+    profile: Profile, grid: TofGrid, instrument: Instrument, calibration: Instrument | None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return a measured profile as the paper gives it to its models.
 
@@ -280,8 +280,8 @@ def paper_preprocessed(
         areas is the span of the others.
     grid, instrument
         The campaign's points and instrument.
-    own
-        The measurement's own calibration: T of the grid → d → T of the measurement, as in
+    calibration
+        Calibration of the measurement: T of the grid → d → T of the measurement, as in
         :func:`bragg_data.measurement.resampling.resample_to_grid`. None takes its times as those of
         ``instrument``.
 
@@ -310,16 +310,16 @@ def paper_preprocessed(
     """
     known = profile.sigma > 0
     # The same refusals and the same coverage as for the project's own preprocessing.
-    gridded = resample_to_grid(profile, grid, instrument, own)
+    gridded = resample_to_grid(profile, grid, instrument, calibration)
     target = grid.tof
-    if own is not None:
-        target = own.tof_from_d_spacing(instrument.d_spacing_from_tof(target))
+    if calibration is not None:
+        target = calibration.tof_from_d_spacing(instrument.d_spacing_from_tof(target))
     try:
-        found = paper_background(profile.tof[known], profile.intensity[known])
+        result = paper_background(profile.tof[known], profile.intensity[known])
     except BackgroundError as error:
         raise BackgroundError(f"{profile.name}: {error}") from error
     signal = np.zeros(len(profile.tof))
-    signal[known] = profile.intensity[known] - found.background
+    signal[known] = profile.intensity[known] - result.background
     nearest = nearest_points(profile.tof, target)
     covered = gridded.covered & known[nearest]
     values = np.zeros(grid.points)

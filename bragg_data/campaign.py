@@ -48,7 +48,7 @@ BUILT_IN = Path(__file__).parent / "campaigns"
 
 @dataclass(frozen=True)
 class Samples:
-    """What is to be simulated: the labels of each sample.
+    """The labels of the samples of a campaign.
 
     Attributes
     ----------
@@ -73,13 +73,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign, resolved: everything that a simulation needs and nothing of this machine.
+    """A campaign with all its files: everything that a simulation needs.
 
     Attributes
     ----------
     toml, cifs, instprm
-        The texts that it was read from: the campaign file, the CIF of each phase by the phase's
-        name, and the instrument file's bank.
+        Texts of the campaign file, of the CIF of each phase by the phase's name, and of the bank
+        in the instrument file.
     """
 
     toml: str
@@ -111,7 +111,7 @@ class Campaign:
         return float(self._file.broadening.microstrain)
 
     @property
-    def measurement_effects(self) -> dict[str, Any]:
+    def measurement_effects(self) -> Mapping[str, Any]:
         """Ranges that the file sets for measurement effects; they do not change the simulation."""
         ranges = self._file.measurement_effects.model_dump(exclude_none=True)
         if "end" in ranges:  # deprecated: in µs
@@ -178,7 +178,7 @@ class Campaign:
 
     @cached_property
     def definition(self) -> dict[str, Any]:
-        """All that makes this data set what it is, as plain JSON values (comments do not count)."""
+        """Everything that identifies the data set, as plain JSON values; comments do not count."""
         resolved: dict[str, Any] = _plain(
             self._file.model_dump(exclude={"description", "rows_per_chunk", "measurement_effects"})
         )
@@ -188,12 +188,12 @@ class Campaign:
         return resolved
 
     def identity(self, simulator: str, version: str, limit: int | None = None) -> str:
-        """Return the SHA-256 (hex) that names the data set.
+        """Return the SHA-256 (hex) that identifies the data set.
 
         Parameters
         ----------
         simulator, version
-            What computes the patterns: two simulators never make the same data set.
+            Name and version of the simulator: each makes a data set of its own.
         limit
             Only the first samples are simulated.
         """
@@ -210,7 +210,7 @@ class Campaign:
 
 
 def _plain(value: Any) -> Any:
-    """Make JSON values in which a number is written in one way (1.0 and 1.00 are the same)."""
+    """Return JSON values in which equal numbers are equal texts (1.0 and 1.00)."""
     if isinstance(value, Decimal):
         return str(value.normalize())
     if isinstance(value, Mapping):
@@ -223,23 +223,23 @@ def _plain(value: Any) -> Any:
 def _free_parameters(
     config: PhaseTable, phase: Phase, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    wanted = phase.lattice.free_parameters
-    if set(config.cell) != set(wanted):
+    names = phase.lattice.free_parameters
+    if set(config.cell) != set(names):
         raise CampaignError(
             f"Phase '{config.name}' is {phase.crystal_system.name} ({phase.space_group}), free in "
-            f"{', '.join(wanted)}; its ranges name {', '.join(config.cell) or 'nothing'}."
+            f"{', '.join(names)}; its ranges name {', '.join(config.cell) or 'nothing'}."
         )
     if config.samples is None:
-        axes = [np.concatenate([r.values() for r in config.cell[name]]) for name in wanted]
-        return np.array(list(itertools.product(*axes)), dtype=np.float64).reshape(-1, len(wanted))
+        axes = [np.concatenate([r.values() for r in config.cell[name]]) for name in names]
+        return np.array(list(itertools.product(*axes)), dtype=np.float64).reshape(-1, len(names))
     # Here alone, because it takes a second to import, in every worker.
     from scipy.stats import qmc
 
     # Sobol points fill a cube of 2^m points evenly; a prefix of a longer sequence still does well.
     power = int(np.ceil(np.log2(max(config.samples, 2))))
-    unit = qmc.Sobol(len(wanted), rng=generator).random_base2(power)[: config.samples]
+    unit = qmc.Sobol(len(names), rng=generator).random_base2(power)[: config.samples]
     return np.stack(
-        [_stretch(unit[:, k], config.cell[name]) for k, name in enumerate(wanted)], axis=1
+        [_stretch(unit[:, k], config.cell[name]) for k, name in enumerate(names)], axis=1
     )
 
 
@@ -256,14 +256,16 @@ def _stretch(unit: NDArray[np.float64], ranges: tuple[Range, ...]) -> NDArray[np
 def _matches(rule: str, cells: NDArray[np.float64], phase: str) -> NDArray[np.bool_]:
     left, equals, right = (part.strip() for part in rule.partition("="))
     try:
-        one = cells[:, CELL_PARAMETERS.index(left)]
-        other = cells[:, CELL_PARAMETERS.index(right)] if right in CELL_PARAMETERS else float(right)
+        values = cells[:, CELL_PARAMETERS.index(left)]
+        excluded = (
+            cells[:, CELL_PARAMETERS.index(right)] if right in CELL_PARAMETERS else float(right)
+        )
     except ValueError as error:
         raise CampaignError(
             f"Phase '{phase}' excludes '{rule}'{'' if equals else ' (without =)'}: a rule names a "
-            f"cell parameter, =, and another one or a number, as in 'a = c'."
+            f"cell parameter, =, and another cell parameter or a number, as in 'a = c'."
         ) from error
-    return np.asarray(np.abs(one - other) <= EQUAL_LENGTHS)
+    return np.asarray(np.abs(values - excluded) <= EQUAL_LENGTHS)
 
 
 def load_campaign(name_or_path: str | Path) -> Campaign:
@@ -306,7 +308,7 @@ def _load(toml: str, path: Path) -> Campaign:
 
 
 def read_cells(path: Path, campaign: Campaign) -> Samples:
-    """Read a list of cells from a CSV file, to be simulated with the campaign's phases.
+    """Read a list of cells, for the campaign's phases, from a CSV file.
 
     Parameters
     ----------
@@ -381,9 +383,9 @@ def _phase_code(
         )
     matching = [c for c, p in enumerate(campaign.phases) if p.crystal_system.name == system]
     if len(matching) != 1:
-        found = "no phase" if not matching else "several phases"
+        number = "no phase" if not matching else "several phases"
         raise CampaignError(
-            f"{where}: the campaign has {found} of crystal system {system}. Its phases are "
+            f"{where}: the campaign has {number} of crystal system {system}. Its phases are "
             f"{', '.join(by_name)}" + ("; name one in a column 'phase'." if matching else ".")
         )
     return matching[0]

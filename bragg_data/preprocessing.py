@@ -2,7 +2,7 @@
 
 Each takes profiles on the last axis, shape (n, points), and returns shape (n, points) (another
 number of points where it crops). A model records the ``name@version`` of what it was trained on; a
-change of a function's numbers is a new version beside the old one.
+change of a function's numbers is a new version; the old one stays.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def cropped(profiles: Profiles) -> Profiles:
 def sqrt_unit(profiles: Profiles) -> Profiles:
     """Clip at 0, take the square root, and scale to unit Euclidean norm.
 
-    What the library match compares where a whole grid is covered: the product of two profiles is
-    their similarity, 1 for equal ones. The square root makes counting noise even and lowers the
-    weight of what intensities are less sure of than positions (displacement parameters, texture,
-    incident spectrum).
+    The library match compares profiles in this form where a whole grid is covered: the product of
+    two profiles is their similarity, 1 for equal ones. The square root makes counting noise even
+    and lowers the weight of effects on intensities (displacement parameters, texture, incident
+    spectrum).
 
     Raises
     ------
@@ -97,12 +97,12 @@ def sqrt_unit(profiles: Profiles) -> Profiles:
 
 
 def smoothed(profiles: Profiles) -> Profiles:
-    """Clip at 0 and smooth so widely that peaks are felt from afar; scale to unit sum.
+    """Clip at 0, smooth over 4 % of the grid, and scale to unit sum.
 
     The grid is cut into 280 bins of equal width. Their contents are smoothed by a running mean over
     8 bins, three times over (nearly a Gaussian of 4 bins' standard deviation, 4 % in time of flight
     on the campaign's grid), and every second one is kept: 140 numbers that change smoothly with the
-    cell, while a peak a few points wide says nothing where it is not.
+    cell, while a narrow peak gives no information away from its few points.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ def smoothed(profiles: Profiles) -> Profiles:
         mirrored = np.pad(bins, [*sides, (before, after - 1)], mode="symmetric")
         sums = np.pad(np.cumsum(mirrored, axis=-1), [*sides, (1, 0)])
         bins = sums[..., SMOOTHING:] - sums[..., :-SMOOTHING]
-    kept = np.ascontiguousarray(bins[..., ::2])
-    return np.asarray(kept / kept.sum(axis=-1, keepdims=True), dtype=profiles.dtype)
+    features = np.ascontiguousarray(bins[..., ::2])
+    return np.asarray(features / features.sum(axis=-1, keepdims=True), dtype=profiles.dtype)
 
 
 def background_subtracted(profiles: Profiles, sigma: Profiles | None = None) -> Profiles:
@@ -147,9 +147,9 @@ def background_subtracted(profiles: Profiles, sigma: Profiles | None = None) -> 
 
     The baseline minimises weighted squared residuals plus :data:`STIFFNESS` times its squared
     second differences; points above it by more than the scatter of those below lose their weight,
-    until that settles: asymmetrically reweighted penalised least squares (Baek, Park, Ahn & Choo,
-    Analyst 140 (2015) 250), with residuals here in units of each point's standard deviation, as
-    noise is many times larger at short times of flight than at long ones.
+    until the weights converge: asymmetrically reweighted penalised least squares (Baek, Park, Ahn &
+    Choo, Analyst 140 (2015) 250), with residuals here in units of each point's standard deviation,
+    as noise is many times larger at short times of flight than at long ones.
 
     Parameters
     ----------

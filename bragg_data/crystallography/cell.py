@@ -35,7 +35,7 @@ class CrystalSystem(IntEnum):
 
 
 class CrystalError(ValueError):
-    """A cell or a structure that cannot be what it claims to be."""
+    """A cell or a structure that contradicts itself or its space group."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,10 @@ class Lattice:
         """
         for name, source in self.tied:
             values = cells[:, CELL_PARAMETERS.index(name)]
-            wanted = cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
-            wrong = np.flatnonzero(~(np.abs(values - wanted) <= EQUAL_LENGTHS))
+            expected = (
+                cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
+            )
+            wrong = np.flatnonzero(~(np.abs(values - expected) <= EQUAL_LENGTHS))
             if len(wrong):
                 target = source if isinstance(source, str) else f"{source:g}°"
                 raise CrystalError(
@@ -178,10 +180,10 @@ class Lattice:
         return clipped
 
     def metrically_cubic(self, cells: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Tell which tetragonal or rhombohedral cells are cubes, shape (n,).
+        """Return which tetragonal or rhombohedral cells are cubic in their metric, shape (n,).
 
-        Other systems are compared with their own higher-symmetry relatives by no experiment that
-        fixes the space group, so for them the answer is always no.
+        Cells of other systems are never compared with lattices of higher symmetry, so for them the
+        result is always False.
         """
         if self.crystal_system is CrystalSystem.tetragonal:
             return np.asarray(np.abs(cells[:, 0] - cells[:, 2]) <= EQUAL_LENGTHS)

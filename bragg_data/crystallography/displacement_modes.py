@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bragg_data.crystallography.structure import Phase
 
-_SAME = 1e-3  # fractional: positions that close are one
+_SAME = 1e-3  # fractional: closer positions are the same
 
 _Array = NDArray[np.float64]
 
@@ -18,7 +18,7 @@ _Array = NDArray[np.float64]
 def free_coordinates(phase: Phase) -> _Array:
     r"""Return the independent displacements of the atoms that keep the space group.
 
-    The positions that a site's stabiliser S leaves alone are the range of the projector
+    The displacements that a site's stabiliser S leaves invariant are the range of the projector
     :math:`\frac{1}{|S|} \sum_{R \in S} R`; the other operations carry a displacement to the site's
     equivalents. Where the space group fixes no origin along some direction, a shift of all atoms
     together changes nothing: the first sites lose that freedom.
@@ -35,27 +35,30 @@ def free_coordinates(phase: Phase) -> _Array:
     for site in phase.sites:
         position = np.array(site.position)
         images = [rotation @ position + shift for rotation, shift in operations]
-        fixed = [r for (r, _), image in zip(operations, images, strict=True)
-                 if _apart(image, position) < _SAME]  # fmt: skip
+        fixed = [
+            rotation
+            for (rotation, _), image in zip(operations, images, strict=True)
+            if _distance(image, position) < _SAME
+        ]
         directions = _range_of(np.mean(fixed, axis=0))
-        found: dict[int, _Array] = {}
+        rotation_to: dict[int, _Array] = {}
         for (rotation, _), image in zip(operations, images, strict=True):
             for atom, other in enumerate(phase.positions):
-                if phase.symbols[atom] == site.symbol and _apart(image, other) < _SAME:
-                    found.setdefault(atom, rotation)
+                if phase.symbols[atom] == site.symbol and _distance(image, other) < _SAME:
+                    rotation_to.setdefault(atom, rotation)
         for direction in directions.T:
             mode = np.zeros((len(phase.positions), 3))
-            for atom, rotation in found.items():
+            for atom, rotation in rotation_to.items():
                 mode[atom] = rotation @ direction
             modes.append(mode / np.linalg.norm(metric @ direction))
     floating = _range_of(np.mean([rotation for rotation, _ in operations], axis=0))
-    known = [np.tile(direction, len(phase.positions)) for direction in floating.T]
-    kept: list[_Array] = []
+    dependent = [np.tile(direction, len(phase.positions)) for direction in floating.T]
+    independent: list[_Array] = []
     for mode in reversed(modes):
-        if np.linalg.matrix_rank(np.array([*known, mode.ravel()]), tol=1e-6) > len(known):
-            known.append(mode.ravel())
-            kept.append(mode)
-    return np.array(kept[::-1]).reshape(-1, len(phase.positions), 3)
+        if np.linalg.matrix_rank(np.array([*dependent, mode.ravel()]), tol=1e-6) > len(dependent):
+            dependent.append(mode.ravel())
+            independent.append(mode)
+    return np.array(independent[::-1]).reshape(-1, len(phase.positions), 3)
 
 
 def displaced(phase: Phase, modes: _Array, shifts: _Array) -> Phase:
@@ -75,8 +78,9 @@ def _affine(op: gemmi.Op) -> tuple[_Array, _Array]:
     return np.array(op.rot) / op.DEN, np.array(op.tran) / op.DEN
 
 
-def _apart(one: _Array, other: _Array) -> float:
-    difference = one - other
+def _distance(a: _Array, b: _Array) -> float:
+    """Return the largest difference of fractional coordinates, whole cells apart."""
+    difference = a - b
     return float(np.abs(difference - np.round(difference)).max())
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from bragg_data.crystallography.cell import CrystalError, d_spacing
 from bragg_data.crystallography.structure import Phase
 
-_MOST = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
+_MAX_INDICES = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
 
-_MOST_KEPT = 32  # lists, the last ones made: the same few are wanted again and again
-_kept: dict[tuple[object, ...], Reflections] = {}
+_CACHE_SIZE = 32  # lists of reflections: the same few are needed again and again
+_cache: dict[tuple[object, ...], Reflections] = {}
 
 _BASE = 4096  # Miller indices are coded in base 4096, offset by half of it
 
@@ -74,7 +74,7 @@ class Lines:
     u_groups : shape (n_groups,)
         Displacement parameters in Å².
     reflections
-        What was gathered.
+        The reflections of the lines.
     member : shape (n_reflections,)
         Line of each reflection.
     """
@@ -85,30 +85,39 @@ class Lines:
     reflections: Reflections
     member: NDArray[np.intp]
 
-    def strengths_of(self, phase: Phase, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def strengths_of(self, phase: Phase, selected: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the strengths with the atoms of a phase that differs in its positions alone.
 
-        Of lines that are not wanted, shape (n,), they are 0.
+        Parameters
+        ----------
+        phase
+            The phase with its atoms elsewhere.
+        selected : shape (n,)
+            Lines to compute; the strengths of all others are 0.
+
+        Returns
+        -------
+        shape (n_pairs, n)
+            As :attr:`strengths`, in 1e-24 cm².
         """
         _, group = np.unique(phase.u_iso, return_inverse=True)
         scattering = phase.scattering_lengths
         parts = [scattering.real, scattering.imag] if scattering.imag.any() else [scattering.real]
         strengths = np.zeros(self.strengths.shape)
-        _add_strengths(
-            strengths, wanted, self.reflections.hkl, self.reflections.multiplicity, self.member,
-            2 * np.pi * phase.positions, np.stack(parts), group, len(self.u_groups),
-        )  # fmt: skip
+        lines = (self.reflections.hkl, self.reflections.multiplicity, self.member)
+        atoms = (2 * np.pi * phase.positions, np.stack(parts), group, len(self.u_groups))
+        _add_strengths(strengths, selected, *lines, *atoms)
         return strengths.astype(np.float32)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
 def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
-    strengths, wanted, hkl, multiplicity, member, positions, parts, group, groups
+    strengths, selected, hkl, multiplicity, member, positions, parts, group, groups
 ):
     """As :func:`_strengths` of :func:`_coefficients`, without arrays of all atoms' waves."""
     cosines, sines = np.empty(groups), np.empty(groups)
     for r in range(len(hkl)):
-        if not wanted[member[r]]:
+        if not selected[member[r]]:
             continue
         for lengths in parts:
             cosines[:] = 0.0
@@ -128,7 +137,7 @@ def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
 
 
 def lines_from_reflections(phase: Phase, reflections: Reflections) -> Lines:
-    """Gather a phase's reflections into lines, in the order in which the reflections come."""
+    """Group a phase's reflections into lines, in the order of the reflections."""
     h, k, l = reflections.hkl.T  # noqa: E741
     products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
     sums = np.stack([products[list(g)].sum(axis=0) for g in phase.lattice.metric_terms])
@@ -173,20 +182,18 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
     CrystalError
         If the box holds no reflection, or more than memory does.
     """
-    if not 0 < max(limits) < _BASE // 4 or np.prod(np.array(limits) * 2.0 + 1) > _MOST:
+    if not 0 < max(limits) < _BASE // 4 or np.prod(np.array(limits) * 2.0 + 1) > _MAX_INDICES:
         raise CrystalError(
-            f"Phase '{phase.name}' asks for reflections up to the indices {limits}, which are none "
-            f"or too many: look at the cell (lengths are in ångström) and the range of times."
+            f"Phase '{phase.name}' has no reflection or too many up to the indices {limits}. "
+            f"Check the cell (lengths in ångström) and the range of times of flight."
         )
-    key = (
-        phase.space_group, phase.symbols, limits,
-        *(v.tobytes() for v in (phase.cell, phase.positions, phase.occupancies, phase.u_iso)),
-    )  # fmt: skip
-    if key not in _kept:
-        while len(_kept) >= _MOST_KEPT:
-            _kept.pop(next(iter(_kept)), None)
-        _kept[key] = _unique_reflections(phase, limits)
-    return _kept[key]
+    arrays = (phase.cell, phase.positions, phase.occupancies, phase.u_iso)
+    key = (phase.space_group, phase.symbols, limits, *(array.tobytes() for array in arrays))
+    if key not in _cache:
+        while len(_cache) >= _CACHE_SIZE:
+            _cache.pop(next(iter(_cache)), None)
+        _cache[key] = _unique_reflections(phase, limits)
+    return _cache[key]
 
 
 def _unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
@@ -206,11 +213,11 @@ def _unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflectio
     hkl = _decode(np.unique(best))
     hkl = hkl[~operations.systematic_absences(hkl.astype(np.int32))]
 
-    own = _code(hkl)
-    fixed = np.sum([_code(hkl @ rotation) == own for rotation in laue], axis=0)
+    code = _code(hkl)
+    fixed = np.sum([_code(hkl @ rotation) == code for rotation in laue], axis=0)
     multiplicity = len(laue) / fixed
     coefficients, u_groups = _coefficients(phase, hkl)
-    order = np.lexsort((own, _metric_code(phase, hkl)))
+    order = np.lexsort((code, _metric_code(phase, hkl)))
     return Reflections(hkl[order], multiplicity[order], coefficients[order], u_groups)
 
 

@@ -1,4 +1,4 @@
-"""Crystal structures: phases read from CIF files, and what their atoms scatter."""
+"""Crystal structures: phases read from CIF files, and the scattering lengths of their atoms."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NEGLIGIBLE_IMAGINARY = 0.01
 
 
 class ResonanceError(CrystalError):
-    """An element whose scattering length is no single number."""
+    """An element whose scattering length depends on the wavelength."""
 
 
 @dataclass(frozen=True)
@@ -212,12 +212,12 @@ _atom_site_U_iso_or_equiv
 def phase_on_orthogonal_axes(
     name: str, space_group: str, lengths: tuple[float, float, float], atoms: str
 ) -> Phase:
-    """Return a phase whose cell has right angles, from what a paper's table says.
+    """Return a phase whose cell has right angles, from the values of a published table.
 
     Parameters
     ----------
     name, space_group
-        Its name, and the Hermann-Mauguin symbol.
+        Name of the phase and Hermann-Mauguin symbol of its space group.
     lengths
         a, b, c in Å.
     atoms
@@ -241,7 +241,7 @@ def read_phase(cif: Path | str, name: str) -> Phase:
     cif
         Path of the file, or its text.
     name
-        What the campaign calls this phase.
+        The campaign's name for this phase.
 
     Raises
     ------
@@ -263,7 +263,7 @@ def read_phase(cif: Path | str, name: str) -> Phase:
     group = structure.spacegroup
     if group is None:
         raise CrystalError(
-            f"{where} names no space group that is known: give its symmetry operations "
+            f"{where} names no known space group: give its symmetry operations "
             f"(_space_group_symop_operation_xyz) or its Hermann-Mauguin symbol."
         )
     lattice = lattice_from_space_group(group)
@@ -279,7 +279,7 @@ def read_phase(cif: Path | str, name: str) -> Phase:
     if not atoms:
         raise CrystalError(f"{where} lists no atoms (_atom_site_fract_x …), so nothing scatters.")
     for symbol in sorted({site.symbol for site in sites}):
-        # A resonance is the affair of the simulator that cannot do it.
+        # A resonance is refused by the simulator that cannot model it.
         with suppress(ResonanceError):
             scattering_length(symbol)
     if any(site.aniso.nonzero() for site in structure.sites):

@@ -34,10 +34,7 @@ _KEYS = {
     "Y": "y",
     "Z": "z",
 }
-_OPTIONAL = {
-    "fltPath", "difA", "difB", "Zero", "beta-0", "beta-1", "beta-q", "sig-0", "sig-1", "sig-2",
-    "sig-q", "X", "Y", "Z",
-}  # fmt: skip
+_OPTIONAL = _KEYS.keys() - {"2-theta", "difC", "alpha"}
 
 
 _LARGEST = 1e12  # of any value: far beyond every unit in use, far below where powers overflow
@@ -92,8 +89,8 @@ class Instrument:
     def d_spacing_from_tof(self, tof: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the d-spacing in ångström of a time of flight in µs (any shape).
 
-        Newton's method on :meth:`tof_from_d_spacing`; the calibration terms beside difc are small,
-        so it converges in a few steps.
+        Newton's method on :meth:`tof_from_d_spacing`; the terms other than difc are small, so it
+        converges in a few steps.
 
         Raises
         ------
@@ -108,7 +105,7 @@ class Instrument:
                 slope = self.difc + 2 * self.difa * d - self.difb / (d * d)
                 step = (self.tof_from_d_spacing(d) - tof) / slope
                 d = d - step
-            # Newton may have left for a root on the falling branch: check what it found.
+            # Newton may have left for a root on the falling branch: check the result.
             slope = self.difc + 2 * self.difa * d - self.difb / (d * d)
             good = (d > 0) & (slope > 0) & (np.abs(self.tof_from_d_spacing(d) - tof) < 1e-6 * tof)
         if not np.all(good):
@@ -121,7 +118,7 @@ class Instrument:
 
     @property
     def instprm(self) -> str:
-        """A complete ``.instprm`` file: what the original says, with every value as it is here."""
+        """A complete ``.instprm`` file: the original entries, with the values of this object."""
         lines = (line.partition(":") for line in self.text.splitlines() if not line.startswith("#"))
         entries = {key.strip(): value.strip() for key, colon, value in lines if colon}
         entries |= {"Type": "PNT", "Bank": f"{self.bank}"}
@@ -253,10 +250,12 @@ def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrume
             raise InstrumentError(
                 f"{where} gives {section[key][:40]!r} for '{key}' where a number is needed."
             ) from error
-    said = section.get("Bank", f"{number}")
-    if not re.fullmatch(r"\d{1,9}(\.0*)?", said):
-        raise InstrumentError(f"{where} numbers a bank {said[:20]!r}; a whole number is needed.")
-    bank = int(float(said))
+    bank_text = section.get("Bank", f"{number}")
+    if not re.fullmatch(r"\d{1,9}(\.0*)?", bank_text):
+        raise InstrumentError(
+            f"{where} numbers a bank {bank_text[:20]!r}; a whole number is needed."
+        )
+    bank = int(float(bank_text))
     if not (all(abs(value) < _LARGEST for value in values.values()) and values["difc"] > 0):
         raise InstrumentError(
             f"{where}, bank {bank}: difC must be positive and every value a number below "

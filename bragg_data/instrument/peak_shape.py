@@ -191,7 +191,7 @@ def lorentzian_part(
 def _scaled_exp1_imag(z: NDArray[np.complex128]) -> Array:
     """Im[e^z E1(z)], without overflow: directly near zero, by the asymptotic series far out.
 
-    Abramowitz & Stegun 5.1.51. Beside the negative axis the series misses a Stokes term of the
+    Abramowitz & Stegun 5.1.51. Near the negative axis the series misses a Stokes term of the
     order e^(-|z|), which at the switch is below double precision.
     """
     far = np.abs(z) >= _ASYMPTOTIC

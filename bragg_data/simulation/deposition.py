@@ -143,10 +143,8 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
         row = out[i]
         for begin in range(0, n_lines, _TILE):
             count = min(_TILE, n_lines - begin)
-            lines_of_sample(
-                metrics[i], lines, u_scale[i], difc[i], tzero[i], target, tables, begin,
-                count, buffers,
-            )  # fmt: skip
+            sample = (u_scale[i], difc[i], tzero[i])
+            lines_of_sample(metrics[i], lines, *sample, target, tables, begin, count, buffers)
             factor = np.float32(scale[i] / 120.0)
             for k in range(count):
                 j = np.int32(buffers.position[k])
@@ -174,12 +172,11 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
                 if target.d_step_low < buffers.d[k] < target.d_step_high:
                     j = np.int32(buffers.position[k])
                     x64 = buffers.position[k] - j
-                    add_step(
-                        step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
-                        _between(shapes[0], j, x64), _between(shapes[1], j, x64),
-                        _between(shapes[2], j, x64), _between(shapes[3], j, x64),
-                        target.tof_low, target.grid_step,
-                    )  # fmt: skip
+                    amplitude, tof = buffers.amplitude[k] * scale[i], buffers.tof[k]
+                    width, eta = _between(shapes[0], j, x64), _between(shapes[1], j, x64)
+                    rates = _between(shapes[2], j, x64), _between(shapes[3], j, x64)
+                    window = (target.tof_low, target.grid_step)
+                    add_step(step_out[i], amplitude, tof, width, eta, *rates, *window)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -206,10 +203,10 @@ def _between(values, j, x):  # type: ignore[no-untyped-def] # pragma: no cover
 def add_step(  # type: ignore[no-untyped-def] # pragma: no cover
     row, amplitude, centre, width, eta, rise, decay, tof_low, grid_step
 ):
-    """Add what GSAS-II's erfcx differs from the blended one near its step, y = 6.
+    """Add the difference of GSAS-II's erfcx and the blended one near the step at y = 6.
 
-    The operator holds a smooth blend, since a step cannot be interpolated; this puts the step back
-    where it belongs for one reflection: a few points, in closed form.
+    The operator holds a smooth blend, since a step cannot be interpolated; this restores the step
+    of one reflection: a few points, in closed form.
     """
     sigma = width / FWHM_PER_SIGMA
     root = math.sqrt(2.0) * sigma
@@ -267,8 +264,8 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     """Deposit reflections whose widths differ from sample to sample.
 
     As :func:`deposit`, but the amplitude is shared among operators: the Gaussian and the Lorentzian
-    part at several widths, by Lagrange interpolation in ln(W / W nominal), of which there are fewer
-    that are independent.
+    part at several widths, by Lagrange interpolation in ln(W / W nominal). Fewer operators are
+    independent.
 
     Parameters
     ----------
@@ -280,7 +277,7 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     nodes, barycentric : shape (n_nodes,)
         Nodes in ln(W / W nominal) and their barycentric weights.
     mixing : shape (2 * n_nodes, n_operators)
-        What the Gaussian parts, then the Lorentzian parts, at the nodes are made of.
+        Coefficients of the operators in the Gaussian, then the Lorentzian parts at the nodes.
     """
     n_nodes = len(nodes)
     n_operators = out.shape[0]
@@ -294,16 +291,13 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     shares = np.empty((_STATIONS, n_operators), np.float32)
     to_station = (_STATIONS - 1) / (n_source - 1)
     for i in range(len(metrics)):
-        _fill_stations(
-            widths, etas, shares, difc[i], tzero[i], size[i], microstrain[i], width_scale[i],
-            target, shapes, broadening, nodes, barycentric, mixing, at_nodes,
-        )  # fmt: skip
+        broadened = (difc[i], tzero[i], size[i], microstrain[i], width_scale[i])
+        interpolation = (nodes, barycentric, mixing, at_nodes)
+        _fill_stations(widths, etas, shares, *broadened, target, shapes, broadening, *interpolation)
         for begin in range(0, n_lines, _TILE):
             count = min(_TILE, n_lines - begin)
-            lines_of_sample(
-                metrics[i], lines, u_scale[i], difc[i], tzero[i], target, tables, begin,
-                count, buffers,
-            )  # fmt: skip
+            sample = (u_scale[i], difc[i], tzero[i])
+            lines_of_sample(metrics[i], lines, *sample, target, tables, begin, count, buffers)
             for k in range(count):
                 if buffers.amplitude[k] == 0.0:
                     continue
@@ -331,12 +325,12 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
                     for s in range(TAPS):
                         out[m, i, j - 2 + s] += share[m] * w[s]
                 if target.d_step_high > 0.0:
-                    add_step(
-                        step_out[i], buffers.amplitude[k] * scale[i], buffers.tof[k],
-                        _between(widths, before, between), _between(etas, before, between),
-                        _between(shapes[2], j, x), _between(shapes[3], j, x),
-                        target.tof_low, target.grid_step,
-                    )  # fmt: skip
+                    amplitude, tof = buffers.amplitude[k] * scale[i], buffers.tof[k]
+                    width = _between(widths, before, between)
+                    eta = _between(etas, before, between)
+                    rates = _between(shapes[2], j, x), _between(shapes[3], j, x)
+                    window = (target.tof_low, target.grid_step)
+                    add_step(step_out[i], amplitude, tof, width, eta, *rates, *window)
 
 
 @njit(nogil=True, cache=True, fastmath=True)

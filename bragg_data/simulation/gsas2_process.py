@@ -105,11 +105,14 @@ def _import(location: str | None) -> SimpleNamespace:
         If there is none, or it does not work.
     """
     if location:
+        # The package itself may be named, too. Where pip installs it, modules of an older layout
+        # lie next to it.
         path = Path(location)
-        holder = path.parent if (path / "GSASIIscriptable.py").is_file() else path
-        if not (holder / "GSASII" / "GSASIIscriptable.py").is_file():
+        directories = [path, path.parent] if path.name == "GSASII" else [path]
+        holders = [d for d in directories if (d / "GSASII" / "GSASIIscriptable.py").is_file()]
+        if not holders:
             raise Gsas2Error(f"There is no GSAS-II in {location}. {HOW_TO_INSTALL}")
-        sys.path.insert(0, str(holder))
+        sys.path.insert(0, str(holders[0]))
     else:
         # gsas2pkg installs it next to the packages of its environment, not among them.
         prefixes = (sys.prefix, os.environ.get("CONDA_PREFIX", ""))

@@ -1,11 +1,12 @@
-"""A GSAS-II project of one phase and one simulated histogram, and both ways to compute it.
+"""A GSAS-II project of one phase and one simulated histogram, and both call paths.
 
-What GSAS-II makes of a phase is compared with what the campaign says, before anything is computed.
+GSAS-II's symmetry and atoms of a phase are compared with the campaign's before the first pattern.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,17 @@ from bragg_data.crystallography.cell import cell_volume
 from bragg_data.crystallography.structure import Phase, ResonanceError
 from bragg_data.instrument.instprm import Instrument
 
+# What GetPhaseData returns; the parts without a name are no controls.
+_PHASE_DATA = (
+    *("Natoms", "atomIndx", "", "", "", "FFtables", "EFtables", "ORBtables", "BLtables"),
+    *("MFtables", "maxSSwave"),
+)
+
 _TRANSFORM = "Transform the CIF to the standard setting, or use --simulator kinematic."
 
 
 class Gsas2Error(RuntimeError):
-    """There is no GSAS-II that works, or it does not understand a campaign."""
+    """There is no GSAS-II that works, or it reads a campaign in another way."""
 
 
 class Project:
@@ -42,7 +49,7 @@ class Project:
     Raises
     ------
     Gsas2Error
-        If GSAS-II sees something else in the phase than the campaign says.
+        If GSAS-II reads the phase in another way than the campaign.
     """
 
     def __init__(
@@ -62,14 +69,14 @@ class Project:
             except ResonanceError as error:
                 raise Gsas2Error(
                     f"Phase '{phase.name}' holds an element with a resonance, and the instrument "
-                    f"file does not tell the flight path, by which wavelengths are known: give it "
-                    f"there in m, as fltPath."
+                    f"file lacks the flight path, which gives the wavelengths: add it there in m, "
+                    f"as fltPath."
                 ) from error
             instrument = instrument.with_parameters(flight_path=20.0)
-        # Complete, since GSAS-II does not do without keys that mean zero.
+        # Complete, since GSAS-II needs the keys with value zero, too.
         instprm.write_text(instrument.instprm, encoding="utf-8")
         self._project = g2.sc.G2Project(newgpx=str(Path(f"phase-{code}.gpx").absolute()))
-        # Any times, given as it wants them, in ms: the grid's own come below.
+        # Any times, in ms; those of the grid replace them below.
         self._histogram = self._project.add_simulated_powder_histogram(
             "simulated", str(instprm), Tmin=1.0, Tmax=2.0, Npoints=100
         )
@@ -86,10 +93,8 @@ class Project:
             histograms=[self._histogram],
         )
         for number, site in enumerate(phase.sites):
-            self._phase.add_atom(
-                *(np.array(site.position) + shift), site.symbol, f"{site.symbol}{number}",
-                occ=site.occupancy, uiso=site.u_iso,
-            )  # fmt: skip
+            position, name = np.array(site.position) + shift, f"{site.symbol}{number}"
+            self._phase.add_atom(*position, site.symbol, name, occ=site.occupancy, uiso=site.u_iso)
         self._check(shift)
         data = self._histogram.data
         n = len(tof)
@@ -99,16 +104,13 @@ class Project:
         self._in_memory: SimpleNamespace | None = None
 
     def _check(self, shift: NDArray[np.float64]) -> None:
-        """Refuse a phase in which GSAS-II sees another symmetry, or other atoms, than we do."""
-        found = self._phase.data["General"]["SGData"]
-        wanted = self._source.group_ops
-        known = operations_of(wanted, shift)
-        theirs = operations_in(found)
+        """Refuse a phase to which GSAS-II gives another symmetry, or other atoms, than gemmi."""
+        group = self._phase.data["General"]["SGData"]
         name, symbol = self._source.name, self._source.space_group
-        if known != theirs:
+        if operations_of(self._source.group_ops, shift) != operations_of_gsas2(group):
             raise Gsas2Error(
                 f"Phase '{name}' has the space group {symbol}, which GSAS-II reads as "
-                f"{found['SpGrp']} ({found['SGLaue']}) with other operations. {_TRANSFORM}"
+                f"{group['SpGrp']} ({group['SGLaue']}) with other operations. {_TRANSFORM}"
             )
         multiplicity = [atom.mult for atom in self._phase.atoms()]
         if sum(multiplicity) != len(self._source.symbols):
@@ -122,7 +124,7 @@ class Project:
         """Return a pattern, shape (points,), by the documented scripting interface."""
         histogram, phase = self._histogram.data, self._phase.data
         self._set(histogram, phase, cell, sample)
-        # A refinement that fails says so only to the screen: what it leaves is this.
+        # A refinement that fails only prints a message, and leaves these values as they are.
         untouched = -1.0
         histogram["data"][1][3] = np.full_like(histogram["data"][1][0], untouched)
         self._project.do_refinements([{}])
@@ -141,34 +143,32 @@ class Project:
             self._in_memory = SimpleNamespace(
                 histograms=histograms, phases=phases, controls=controls
             )
-        known = self._in_memory
-        ((name, histogram),) = known.histograms.items()
-        (phase,) = known.phases.values()
+        project = self._in_memory
+        ((name, histogram),) = project.histograms.items()
+        (phase,) = project.phases.values()
         self._set(histogram, phase, cell, sample)
         rigid_bodies: dict[str, list[Any]] = {"Vector": [], "Residue": []}
-        names = (
-            "Natoms", "atomIndx", "", "", "", "FFtables", "EFtables", "ORBtables", "BLtables",
-            "MFtables", "maxSSwave",
-        )  # fmt: skip
-        found = io.GetPhaseData(known.phases, {}, rigid_bodies, Print=False)
-        _, _, _, of_phase, pawley, *_ = found
-        control = known.controls | {k: v for k, v in zip(names, found, strict=True) if k}
+        phase_data = io.GetPhaseData(project.phases, {}, rigid_bodies, Print=False)
+        _, _, _, of_phase, pawley, *_ = phase_data
+        control = project.controls | {
+            name: table for name, table in zip(_PHASE_DATA, phase_data, strict=True) if name
+        }
         _, of_both, more = io.GetHistogramPhaseData(
-            known.phases, known.histograms, Controls=control, Print=False
+            project.phases, project.histograms, Controls=control, Print=False
         )
         control.update(more)
-        _, of_histogram, tables, more = io.GetHistogramData(known.histograms, Print=False)
+        _, of_histogram, tables, more = io.GetHistogramData(project.histograms, Print=False)
         control.update(more)
+        parameters, tof = of_phase | of_both | of_histogram, histogram["Data"][0]
         pattern, background = math.getPowderProfile(
-            of_phase | of_both | of_histogram, tables, histogram["Data"][0], [], histogram,
-            known.phases, control, pawley, name,
-        )  # fmt: skip
+            parameters, tables, tof, [], histogram, project.phases, control, pawley, name
+        )
         return np.ma.getdata(pattern + background).astype(np.float64)
 
     def _set(
         self,
-        histogram: dict[str, Any],
-        phase: dict[str, Any],
+        histogram: Mapping[str, Any],
+        phase: Mapping[str, Any],
         cell: list[float],
         sample: dict[str, float],
     ) -> None:
@@ -186,46 +186,48 @@ class Project:
 
 
 def setting(phase: Phase) -> tuple[str, NDArray[np.float64]]:
-    """Return GSAS-II's symbol of a phase's space group, and the way to its origin.
+    """Return GSAS-II's symbol of a phase's space group, and the shift to its origin.
 
-    GSAS-II knows rhombohedral axes by an R behind the symbol (a table number would mean hexagonal
-    ones, so none is given), and of two origins only the second, the centre of symmetry.
+    GSAS-II marks rhombohedral axes by an R behind the symbol (a table number would mean hexagonal
+    ones, so there is none), and of two origins it knows only the second, the centre of symmetry.
     """
     group = gemmi.find_spacegroup_by_name(phase.space_group)
     assert group is not None  # the symbol was written by gemmi itself
     symbol = f"{group.hm} R" if group.ext == "R" else group.hm
     if group.ext != "1":
         return symbol, np.zeros(3)
-    own = group.operations()
-    other = gemmi.find_spacegroup_by_name(f"{group.hm}:2")
-    assert other is not None
-    wanted = operations_of(other.operations(), np.zeros(3))
-    inversions = [op for op in own if op.rot == (gemmi.Op("-x,-y,-z").rot)]
+    operations = group.operations()
+    second = gemmi.find_spacegroup_by_name(f"{group.hm}:2")
+    assert second is not None  # every group with a first choice of origin has a second one
+    target = operations_of(second.operations(), np.zeros(3))
+    inversions = [op for op in operations if op.rot == (gemmi.Op("-x,-y,-z").rot)]
     centres = [
         (np.array(op.tran) / op.DEN + corner) / 2
         for op in inversions
         for corner in itertools.product((0, 1), repeat=3)
     ]
-    return symbol, next((-c for c in centres if operations_of(own, -c) == wanted), np.zeros(3))
+    return symbol, next(
+        (-c for c in centres if operations_of(operations, -c) == target), np.zeros(3)
+    )
 
 
 def operations_of(operations: gemmi.GroupOps, shift: NDArray[np.float64]) -> set[tuple[int, ...]]:
-    """Return symmetry operations about an origin shifted so, with translations in 24ths."""
-    found = set()
+    """Return symmetry operations about a shifted origin, with translations in 24ths."""
+    result = set()
     for op in operations:
         rotation = np.array(op.rot) // op.DEN
         moved = np.array(op.tran) + np.rint((shift - rotation @ shift) * op.DEN).astype(int)
-        found.add((*rotation.ravel().tolist(), *(moved % op.DEN).tolist()))
-    return found
+        result.add((*rotation.ravel().tolist(), *(moved % op.DEN).tolist()))
+    return result
 
 
-def operations_in(group: dict[str, Any]) -> set[tuple[int, ...]]:
+def operations_of_gsas2(group: Mapping[str, Any]) -> set[tuple[int, ...]]:
     """Return the symmetry operations of GSAS-II's space group, with translations in 24ths."""
-    found = set()
+    result = set()
     for rotation, translation in group["SGOps"]:
         for sign in (1, -1) if group["SGInv"] else (1,):
             for centring in group["SGCen"]:
                 moved = np.rint(24 * (sign * np.asarray(translation) + centring)).astype(int) % 24
                 turned = np.rint(sign * np.asarray(rotation)).astype(int)
-                found.add((*turned.ravel().tolist(), *moved.tolist()))
-    return found
+                result.add((*turned.ravel().tolist(), *moved.tolist()))
+    return result

@@ -1,8 +1,12 @@
 """An object in a process of its own: silent, in a scratch directory, under a time limit.
 
-For a library that prints, writes files, keeps state, crashes or never comes back. The process ends,
-and its directory goes, when its parent lets go of it or dies; if both are killed at once, the next
-start removes the directory.
+For a library that prints, writes files, keeps state, crashes or hangs. The process ends, and its
+directory is removed, when its parent drops it or dies; if both are killed at once, the next start
+removes the directory.
+
+Pebble and loky run functions in pools with time limits, but neither gives a worker a scratch
+directory, removes it after a SIGKILL of both processes, captures the output for error messages, or
+ends a worker whose parent died while a library holds the interpreter. So this module stays.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ _LAST_WORDS = 500  # characters of output that an error quotes
 
 
 class IsolatedProcessError(RuntimeError):
-    """A process that ended, or was ended, before it answered."""
+    """A process that ended, or was ended, before it returned a result."""
 
 
 class IsolatedProcessTimeoutError(IsolatedProcessError):
@@ -60,26 +64,27 @@ class IsolatedProcess:
     Parameters
     ----------
     target
-        ``module:callable``; called there with the arguments it makes the object.
+        ``module:callable``, which builds the object from the arguments in the new process.
     arguments
-        Like all that is sent either way, of types that pickle knows.
+        Like everything that is sent in either direction, of types that pickle supports.
     name
-        Begins the name of the scratch directory, in the directory for temporary files.
+        Beginning of the name of the scratch directory, in the directory for temporary files.
     seconds
         Time limit for the start.
 
     Raises
     ------
     IsolatedProcessError
-        If the process dies or is late.
+        If the process dies or takes too long.
     Exception
-        Whatever the target raised; a RuntimeError that tells it, if it is of a foreign package.
+        The exception of the target; a RuntimeError with its text, if its class is of another
+        package.
     """
 
     def __init__(
         self, target: str, *arguments: Any, name: str, seconds: float = START_SECONDS
     ) -> None:
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         try:
             _remove_stale(name)
             self.scratch = Path(tempfile.mkdtemp(prefix=f"bragg-{name}-"))
@@ -111,14 +116,14 @@ class IsolatedProcess:
             self, _end, self.process, self._connection, self.scratch, lock
         )
         try:
-            self._ask((target, arguments, seconds), seconds, "start")
+            self._request((target, arguments, seconds), seconds, "start")
         except BaseException:
             self.close()
             raise
 
     @property
     def alive(self) -> bool:
-        """Whether it still answers."""
+        """Whether the process runs."""
         return self.close.alive and self.process.poll() is None
 
     def call(self, method: str, *arguments: Any, seconds: float) -> Any:
@@ -127,32 +132,32 @@ class IsolatedProcess:
         Raises
         ------
         IsolatedProcessTimeoutError
-            If it takes longer than the seconds given; the process is ended.
+            If it takes longer than ``seconds``; the process is ended.
         IsolatedProcessError
             If the process dies.
         Exception
-            Whatever the method raised.
+            The exception of the method.
         """
-        return self._ask((method, arguments, seconds), seconds, "answer")
+        return self._request((method, arguments, seconds), seconds, "answer")
 
-    def _ask(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
-        with self._turn:  # else one thread would get another one's answer
-            return self._asked(message, seconds, what)
+    def _request(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
+        with self._lock:  # else a thread would get the result of another thread
+            return self._exchange(message, seconds, what)
 
-    def _asked(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
+    def _exchange(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
         try:
             self._connection.send(message)
-            answer = self._connection.recv() if self._connection.poll(seconds) else None
+            result = self._connection.recv() if self._connection.poll(seconds) else None
         except (EOFError, OSError) as error:
             raise self._death() from error
-        except BaseException:  # its answer would be taken for the next one
+        except BaseException:  # the late result would be taken for that of the next call
             self.close()
             raise
-        if answer is None:
+        if result is None:
             self.process.kill()
             self.close()
             raise IsolatedProcessTimeoutError(f"it took longer than {seconds:g} s to {what}")
-        succeeded, value = answer
+        succeeded, value = result
         if not succeeded:
             raise value
         return value
@@ -176,7 +181,7 @@ class IsolatedProcess:
 def _end(
     process: subprocess.Popen[bytes], connection: Connection, scratch: Path, lock: int
 ) -> None:
-    connection.close()  # tells the process to go
+    connection.close()  # on which the process ends
     try:
         process.wait(timeout=2)
     except subprocess.TimeoutExpired:
@@ -187,7 +192,7 @@ def _end(
 
 
 def _remove_stale(name: str) -> None:
-    """Remove what is left of processes that were killed together with their parents."""
+    """Remove the directories of processes that were killed together with their parents."""
     for scratch in Path(tempfile.gettempdir()).glob(f"bragg-{name}-*"):
         with contextlib.suppress(OSError):  # of other users, just removed, or alive
             if time.time() - scratch.stat().st_mtime > _STALE_SECONDS:
@@ -235,7 +240,7 @@ def _serve(connection: Connection) -> NoReturn:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return the error if the parent can be expected to know its class, or one that tells it."""
+    """Return the error, or a RuntimeError with its text if the parent may not know its class."""
     package = type(error).__module__.partition(".")[0]
     if package in ("builtins", str(__package__).partition(".")[0]) and isinstance(error, Exception):
         return error

@@ -189,10 +189,10 @@ class Simulator:
                 widths = (per_sample[k][rows] for k in ("size", "microstrain", "width_scale"))
                 shapes, broadening = self.response.log_shapes, self.response.broadening
                 nodes = (varied.nodes, varied.barycentric, varied.mixing)
+                operator_arguments = (*of_grid, shapes, broadening, *nodes)
                 deposit_varied(
-                    deposits[:, rows], out, *common, scale[rows], *widths, *of_grid, shapes,
-                    broadening, *nodes,
-                )  # fmt: skip
+                    deposits[:, rows], out, *common, scale[rows], *widths, *operator_arguments
+                )
         for operator, part in zip(operators, deposits, strict=True):
             operator.add(part, patterns)
         return patterns

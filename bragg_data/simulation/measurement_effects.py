@@ -1,4 +1,4 @@
-r"""What differs between a simulated pattern and a measured one, drawn at random.
+r"""Measurement effects: random differences between a simulated pattern and a measured profile.
 
 A measured profile counts neutrons: with I the pattern of the sample, scaled to a maximum of 1,
 
@@ -6,9 +6,9 @@ A measured profile counts neutrons: with I the pattern of the sample, scaled to 
           y_i = n_i / \phi_i
 
 with N the counts at the highest peak, φ the incident spectrum, by which profiles are divided, ε
-what is wrong with it, b a smooth background, and J the pattern of an impurity. The sample has
-displacement parameters, coordinates, size and microstrain of its own, and the instrument a
-calibration that has drifted, if it was not calibrated anew.
+its error, b a smooth background, and J the pattern of an impurity. Each sample has its own
+displacement parameters, coordinates, size and microstrain; unless it was calibrated again, the
+calibration of the instrument has drifted. Training on such draws is known as domain randomisation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bragg_data.preprocessing import PreprocessingError, prepare_measured
 from bragg_data.simulation.kinematic import Simulator
 
 _Array = NDArray[np.float64]
-_ALIKE = 8  # samples with the same displaced coordinates: new structure factors take milliseconds
+_GROUP = 8  # samples with the same displaced coordinates: new structure factors take milliseconds
 _BACKGROUND_TERMS = 6
 _NEARLY_CUBIC = 0.3  # share of the cells
 
@@ -104,7 +104,7 @@ def effects_from_campaign(campaign: Campaign) -> MeasurementEffects:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Profiles as if they had been measured.
+    """Simulated profiles with measurement effects.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class Draws:
     covered : shape (n, points)
         Where a profile holds information.
     phase, cells : shapes (n,), (n, 6)
-        The truth.
+        The true phase codes and cells.
     """
 
     intensity: _Array
@@ -123,17 +123,17 @@ class Draws:
     cells: _Array
 
     def prepared(self) -> NDArray[np.float32]:
-        """Return what models are asked about: background off, between 0 and 1, (n, points).
+        """Return the input of models: background subtracted, between 0 and 1, (n, points).
 
         Profiles with nothing above their background are 0.
         """
-        found = np.zeros(self.intensity.shape, dtype=np.float32)
+        profiles = np.zeros(self.intensity.shape, dtype=np.float32)
         for row, values in enumerate(zip(self.intensity, self.sigma, self.covered, strict=True)):
             try:
-                found[row] = prepare_measured(*values)
+                profiles[row] = prepare_measured(*values)
             except PreprocessingError:
                 continue
-        return found
+        return profiles
 
 
 def simulator_for(
@@ -142,21 +142,33 @@ def simulator_for(
     instrument: Instrument | None = None,
     cache: Path | None = None,
 ) -> Simulator:
-    """Return a simulator of a campaign that is ready for the widths that are drawn.
+    """Return a simulator of a campaign, prepared for the range of widths that is drawn.
 
-    Other phases and another instrument than the campaign's make what is foreign to it.
+    Parameters
+    ----------
+    campaign
+        Its grid and nominal broadening are used.
+    phases, instrument
+        Those of the campaign if left out.
+    cache
+        See :class:`~bragg_data.simulation.kinematic.Simulator`.
     """
     return Simulator(
-        phases or campaign.phases, instrument or campaign.instrument, campaign.grid,
-        size=campaign.size, microstrain=campaign.microstrain, width_range=(-0.4, 1.0), cache=cache,
-    )  # fmt: skip
+        phases or campaign.phases,
+        instrument or campaign.instrument,
+        campaign.grid,
+        size=campaign.size,
+        microstrain=campaign.microstrain,
+        width_range=(-0.4, 1.0),
+        cache=cache,
+    )
 
 
 def draw_cells(campaign: Campaign, code: int, count: int, generator: np.random.Generator) -> _Array:
     """Draw cells of a phase, evenly over the campaign's range and often nearly cubic.
 
-    A part of them is drawn towards the cell with equal lengths and right angles, where the phases
-    are hardest to tell apart: as near as you like, if the range goes there.
+    A share of them is drawn near the cell with equal lengths and right angles, where the phases
+    are hardest to distinguish; the nearest are arbitrarily close to it, if it is in the range.
 
     Returns
     -------
@@ -184,7 +196,7 @@ def draw_cells(campaign: Campaign, code: int, count: int, generator: np.random.G
 def draw_labels(
     campaign: Campaign, per_phase: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.intp], _Array]:
-    """Draw so many cells of each phase: phase codes (n,), and cells (n, 6)."""
+    """Draw ``per_phase`` cells of each phase; return phase codes (n,) and cells (n, 6)."""
     codes = range(len(campaign.phases))
     cells = [draw_cells(campaign, code, per_phase, generator) for code in codes]
     return np.repeat(np.arange(len(codes)), per_phase), np.concatenate(cells)
@@ -199,20 +211,20 @@ def draw_profiles(
     *,
     calibrated: bool = True,
 ) -> Draws:
-    """Draw a measured profile of each cell.
+    """Draw a profile with measurement effects for each cell.
 
     Parameters
     ----------
     simulator
         Of :func:`simulator_for`.
     phase, cells : shapes (n,), (n, 6)
-        What the samples are.
+        Phase code and unit cell (Å, degrees) of each sample.
     generator
-        Of everything that is drawn.
+        Source of all random numbers.
     effects
         Ranges; the default ones if left out.
     calibrated
-        Whether the instrument was calibrated anew, so that difC and Zero are right.
+        Whether the instrument was calibrated for this measurement, so that difC and Zero are right.
     """
     effects = effects or MeasurementEffects()
     count = len(phase)
@@ -228,7 +240,7 @@ def draw_profiles(
     patterns = _patterns(simulator, phase, cells, samples, effects.shift, generator)
     patterns /= np.maximum(patterns.max(axis=1, keepdims=True), 1e-30)
     tof = simulator.grid.tof
-    # What else is in the can is as sharp as the sample, somewhere else.
+    # An impurity has peaks as sharp as the sample's, at other places: those of another sample.
     impurity = np.where(
         generator.random(count) < effects.impurity_probability, effects.impurity, 0.0
     )
@@ -246,9 +258,12 @@ def draw_profiles(
     covered = (tof < end[:, None]) & (tof >= begin[:, None])
     sigma = np.sqrt(np.maximum(observed, 1.0)) / spectrum
     return Draws(
-        np.where(covered, observed / spectrum, 0.0), np.where(covered, sigma, 0.0), covered,
-        np.asarray(phase, dtype=np.intp), np.asarray(cells, dtype=np.float64),
-    )  # fmt: skip
+        intensity=np.where(covered, observed / spectrum, 0.0),
+        sigma=np.where(covered, sigma, 0.0),
+        covered=covered,
+        phase=np.asarray(phase, dtype=np.intp),
+        cells=np.asarray(cells, dtype=np.float64),
+    )
 
 
 def _patterns(
@@ -263,11 +278,11 @@ def _patterns(
     for code in np.unique(phase):
         rows = np.flatnonzero(phase == code)
         modes = len(simulator.free_coordinates(int(code)))
-        groups = -(-len(rows) // _ALIKE)
-        shifts = generator.normal(0, shift, (groups, modes)).repeat(_ALIKE, axis=0)[: len(rows)]
-        own = {name: values[rows] for name, values in samples.items()}
+        groups = -(-len(rows) // _GROUP)
+        shifts = generator.normal(0, shift, (groups, modes)).repeat(_GROUP, axis=0)[: len(rows)]
+        of_phase = {name: values[rows] for name, values in samples.items()}
         patterns[rows] = simulator.simulate(
-            phase[rows], cells[rows], **own, shifts=shifts if modes else None
+            phase[rows], cells[rows], **of_phase, shifts=shifts if modes else None
         )
     return patterns
 

@@ -3,7 +3,7 @@
 With one instrument and one broadening the profile of a reflection depends on its position alone.
 Between neighbouring positions it changes smoothly, so it is a quintic spline in the position, and
 the pattern is a fixed matrix applied to the spline coefficients that the reflections deposit. Near
-a peak the matrix is kept in tiles; its far tails are smooth, and go through a coarse grid.
+a peak the matrix is stored in tiles; its far tails are smooth, and go through a coarse grid.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PAD = 24
 
 _TILE = 128  # points of the pattern per tile
 _TAPS = 6
+_BASIS = BSpline.basis_element(np.arange(7.0))  # the quintic B-spline on [0, 6]
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
 def independent(
     operators: Sequence[PeakOperator], tolerance: float
 ) -> tuple[NDArray[np.float64], tuple[PeakOperator, ...]]:
-    """Return fewer operators of which the given ones are mixtures, and what each is made of.
+    """Return fewer operators whose linear combinations these are, and the coefficients.
 
     The principal components of the near tiles, each source node scaled by its greatest value.
 
@@ -148,7 +149,7 @@ def independent(
         return np.tensordot(weights.astype(np.float32), np.stack(parts), axes=1)
 
     first = operators[0]
-    found = [
+    combined = [
         PeakOperator(
             tuple(
                 (node, point, mixed([o.tiles[k][2] for o in operators], weights))
@@ -160,13 +161,13 @@ def independent(
         )
         for weights in mixing.T
     ]
-    return np.ascontiguousarray(mixing), tuple(found)
+    return np.ascontiguousarray(mixing), tuple(combined)
 
 
 def save_operators(
     path: Path, mixing: NDArray[np.float64], operators: Sequence[PeakOperator]
 ) -> None:
-    """Write what :func:`independent` returned, whole or not at all.
+    """Write the result of :func:`independent`, complete or not at all.
 
     Raises
     ------
@@ -175,8 +176,12 @@ def save_operators(
     """
     first = operators[0]
     places = np.array([(node, point) for node, point, _ in first.tiles])
-    arrays = {"mixing": mixing, "places": places, "coarse_first": first.coarse_first,
-              "coarse_weights": first.coarse_weights}  # fmt: skip
+    arrays = {
+        "mixing": mixing,
+        "places": places,
+        "coarse_first": first.coarse_first,
+        "coarse_weights": first.coarse_weights,
+    }
     for k, operator in enumerate(operators):
         arrays[f"far_{k}"] = operator.far
         for t, (_, _, matrix) in enumerate(operator.tiles):
@@ -191,11 +196,11 @@ def save_operators(
 
 
 def load_operators(path: Path) -> tuple[NDArray[np.float64], tuple[PeakOperator, ...]] | None:
-    """Read what :func:`save_operators` wrote; None if it is not there or not whole."""
+    """Read the file of :func:`save_operators`; None if it is missing or incomplete."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             mixing, places = file["mixing"], file["places"]
-            found = tuple(
+            operators = tuple(
                 PeakOperator(
                     tuple(
                         (int(node), int(point), file[f"tile_{k}_{t}"])
@@ -209,7 +214,7 @@ def load_operators(path: Path) -> tuple[NDArray[np.float64], tuple[PeakOperator,
             )
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None
-    return mixing, found
+    return mixing, operators
 
 
 def _outside(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -234,6 +239,6 @@ def _lagrange(
 
 def _spline_coefficients(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Quintic B-spline coefficients of values on consecutive nodes (zero beyond), along axis 0."""
-    centre, one, two = (float(BSpline.basis_element(np.arange(7.0))(3.0 + k)) for k in range(3))
-    bands = np.tile(np.array([two, one, centre, one, two])[:, None], (1, len(values)))
+    centre, next_, second = (float(_BASIS(3.0 + k)) for k in range(3))
+    bands = np.tile(np.array([second, next_, centre, next_, second])[:, None], (1, len(values)))
     return np.asarray(solve_banded((2, 2), bands, values))

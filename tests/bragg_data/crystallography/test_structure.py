@@ -70,7 +70,7 @@ def test_anisotropic_displacements_become_their_equivalent():
     [
         ("nonsense", "not a readable CIF"),
         ("data_x\n_cell_length_a 4\n", "_atom_site_fract_x"),
-        (RUTILE.replace("P 42/m n m", "Q 7"), "names no space group"),
+        (RUTILE.replace("P 42/m n m", "Q 7"), "names no known space group"),
         (
             RUTILE.replace("_cell_length_b 4.5937", "_cell_length_b 4.7"),
             "b is 4.7 and must equal a",

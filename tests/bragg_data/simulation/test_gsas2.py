@@ -438,7 +438,7 @@ class TestGsas2:
         assert pattern.max() > 0
         unknown = campaign.instrument.with_parameters(flight_path=0.0)
         simulator = Simulator([phase], unknown, campaign.grid, size=1.0, microstrain=1000.0)
-        with pytest.raises(Gsas2Error, match="does not tell the flight path"):
+        with pytest.raises(Gsas2Error, match="lacks the flight path"):
             simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
         with pytest.raises(ResonanceError, match="--simulator gsas2"):
