@@ -49,7 +49,7 @@ class SnapshotSource(DatasetSource):  # type: ignore[misc]
 
     @classmethod
     def _resolve(cls, raw_source: Any) -> SnapshotSource:
-        raise NotImplementedError(f"A snapshot is never guessed from {raw_source!r}.")
+        raise NotImplementedError(f"{raw_source!r} does not identify a snapshot.")
 
     def to_dict(self) -> dict[str, str]:
         """Return the values from which :meth:`from_dict` makes an equal source."""
@@ -67,7 +67,7 @@ class SnapshotSource(DatasetSource):  # type: ignore[misc]
 
 
 def source_of(dataset: xr.Dataset) -> SnapshotSource:
-    """Return where an opened snapshot came from, by its attributes."""
+    """Return the source of an opened snapshot, from its attributes."""
     attrs = dataset.attrs
     return SnapshotSource(
         attrs["uri"], attrs["tag"], attrs["snapshot_id"], attrs.get("content_hash", "")
@@ -75,8 +75,8 @@ def source_of(dataset: xr.Dataset) -> SnapshotSource:
 
 
 def dataset_input(source: SnapshotSource, context: str) -> DatasetInput:
-    """Return a snapshot as MLflow logs it for a run; the context says for what ("training")."""
-    # The snapshot's own identity is the digest: hashing gigabytes again would tell nothing new.
+    """Return a snapshot as MLflow logs it for a run, for a purpose such as "training"."""
+    # The snapshot's identity is the digest: hashing gigabytes again would add nothing.
     dataset = MetaDataset(source, name=source.tag, digest=source.snapshot_id[:_DIGEST_LENGTH])
     entity = Dataset(
         name=dataset.name,

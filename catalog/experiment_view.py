@@ -1,32 +1,50 @@
-"""How MLflow's pages show an experiment: which columns, which order, and a note on the numbers."""
+"""How MLflow's pages show an experiment: the columns, their order, and a note on the numbers."""
 
 from __future__ import annotations
 
 import base64
 import json
 import zlib
+from collections.abc import Mapping
 
-from catalog.tracking import Tracking
+from catalog import registry
+from catalog.tracking import DRAWS_METRICS, MEASURED_METRICS, TEST_METRICS, Tracking
 
 _VIEW = "models"
-_SCORE = "metrics.`test/all/mse_paper`"
+_VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
+_SCORE = f"metrics.`{DRAWS_METRICS}/all/mse_paper`"
 _COLUMNS = {
-    "attributes.`Created`": 130, "tags.`model`": 120, "tags.`preset`": 90, "tags.`split`": 130,
-    _SCORE: 180, "metrics.`test/all/wrong`": 110, "metrics.`test/all/mae_a`": 150,
-    "metrics.`test/all/mae_c`": 150, "metrics.`test/all/mae_alpha`": 150,
-    "attributes.`Duration`": 90, "attributes.`Dataset`": 260,
-}  # fmt: skip
+    "attributes.`Created`": 130,
+    "tags.`model`": 120,
+    "tags.`preset`": 90,
+    "tags.`split`": 130,
+    _SCORE: 180,
+    f"metrics.`{DRAWS_METRICS}/all/wrong`": 120,
+    f"metrics.`{TEST_METRICS}/all/mse_paper`": 180,
+    f"metrics.`{TEST_METRICS}/all/wrong`": 110,
+    f"metrics.`{MEASURED_METRICS}/all/mse_paper`": 180,
+    f"metrics.`{TEST_METRICS}/all/mae_a`": 150,
+    f"metrics.`{TEST_METRICS}/all/mae_c`": 150,
+    f"metrics.`{TEST_METRICS}/all/mae_alpha`": 150,
+    "attributes.`Duration`": 90,
+    "attributes.`Dataset`": 260,
+}
 _NOTE = """\
 Each run trains one model, or compares all of them (`evaluation`).
 
 | metric | meaning |
 | --- | --- |
-| `test/all/mse_paper` | eq. (1) of the paper on the test samples: squared errors of a and c (Å²) and alpha (rad²) added, mean |
-| `test/all/wrong` | test samples whose crystal system is wrong |
-| `test/all/mae_a`, `mae_c`, `mae_alpha` | mean absolute error in Å and ° where the parameter is free |
-| `test/SYSTEM/…` | the same for one crystal system |
+| `draws/all/mse_paper` | eq. (1) of the paper on held-out draws of measured-looking profiles, the same for all models: squared errors of a and c (Å²) and alpha (rad²) added, mean. Compare models by this one. |
+| `test/all/mse_paper` | the same on the simulated test samples, without noise and background; `robust` is not scored there |
+| `measured/all/mse_paper` | the same on measured profiles |
+| `…/all/wrong` | number of profiles whose crystal system is wrong |
+| `…/all/mae_a`, `mae_c`, `mae_alpha` | mean absolute error in Å and ° where the parameter is free |
+| `…/SYSTEM/…` | the same for one crystal system |
 | `train/…`, `validation/…` | by epoch; of several stages with the stage's name before |
 | `system/…` | processor, memory and disk while it ran |
+
+Numbers under `draws/`, `test/` and `measured/` cannot be compared with each other. Runs of `robust`
+without `draws/` are of an earlier version: their `test/` numbers are on draws.
 
 Figures are among a run's artifacts: learning curves, parity, confusion, errors over the cells.
 Compare and promote versions: `python -m pipelines.promote NAME VERSION`.
@@ -36,23 +54,44 @@ Compare and promote versions: `python -m pipelines.promote NAME VERSION`.
 def configure_experiment(tracking: Tracking, experiment_id: str) -> None:
     """Give an experiment a shared view that compares models, and a note that explains the numbers.
 
-    The view is MLflow's own (Runs, Views, Share): everybody may change what they see, and this
-    stays. Nothing is written if it is there already.
+    The view is MLflow's own (Runs, Views, Share): everybody can change what they see, the shared
+    view stays. Nothing is written if it exists already.
     """
     state = {
-        "searchFilter": "", "orderByKey": _SCORE, "orderByAsc": True, "startTime": "ALL",
-        "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs",
-        "selectedColumns": list(_COLUMNS), "columnOrder": list(_COLUMNS), "columnWidths": _COLUMNS,
-    }  # fmt: skip
+        "searchFilter": "",
+        "orderByKey": _SCORE,
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(_COLUMNS),
+        "columnOrder": list(_COLUMNS),
+        "columnWidths": _COLUMNS,
+    }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    wanted = {
-        f"mlflow.sharedViewState.{_VIEW}": f"deflate;{packed}",
+    tags = {
+        _VIEW_TAG: f"deflate;{packed}",
         "mlflow.note.content": _NOTE,
     }
     present = tracking.client.get_experiment(experiment_id).tags
-    for key, value in wanted.items():
+    for key, value in tags.items():
         if present.get(key) != value:
             tracking.client.set_experiment_tag(experiment_id, key, value)
+
+
+def project_experiments(tracking: Tracking) -> Mapping[str, str]:
+    """Return the experiments of this project, their ids by their names.
+
+    They have the shared view, or the name of a registered model of this project; experiments of
+    other projects on the same server are left alone.
+    """
+    registered = set(registry.names(tracking))
+    return {
+        str(experiment.name): str(experiment.experiment_id)
+        for experiment in registry.pages(tracking.client.search_experiments)
+        if experiment.name in registered or _VIEW_TAG in experiment.tags
+    }
 
 
 def experiment_url(address: str, experiment_id: str) -> str:

@@ -77,9 +77,13 @@ class FeatureWriter(BlockWriter):
         branch = store.branch_of(dataset)
         self.lineage = lineage_of(view, dataset, model or ViewModel())
         super().__init__(
-            store, branch, group_of(view), dataset.sizes["sample"],
-            lock=f"{branch}-{view.key}", how={"code_commit": code_commit},
-        )  # fmt: skip
+            store,
+            branch,
+            group_of(view),
+            dataset.sizes["sample"],
+            lock=f"{branch}-{view.key}",
+            how={"code_commit": code_commit},
+        )
 
     def _create(self) -> None:
         session = self.store.repository.writable_session(self.branch)
@@ -98,9 +102,14 @@ class FeatureWriter(BlockWriter):
         }
         dataset = xr.Dataset(empty_bookkeeping(self.count, self._rows), attrs=attrs)
         create_group(
-            session, self.group, dataset, "values", (self.count, self.size), ("sample", "feature"),
+            session,
+            self.group,
+            dataset,
+            "values",
+            (self.count, self.size),
+            ("sample", "feature"),
             {"long_name": self.view.description},
-        )  # fmt: skip
+        )
         session.commit(f"create {self.group}: {self.count} samples, {self.size} features")
 
     def _check(self, dataset: xr.Dataset) -> None:

@@ -209,10 +209,19 @@ class Stale:
     command: str
 
 
-def stale(store: Store, tracking: Tracking) -> list[Stale]:
+def stale(store: Store, tracking: Tracking, views: Mapping[str, View] = VIEWS) -> list[Stale]:
     """Return the values that a newer tag, definition or model has made out of date.
 
     Values of a view that is not known any more are among them; they cannot be computed again.
+
+    Parameters
+    ----------
+    store
+        The store with the values.
+    tracking
+        Where the models that compute views are registered.
+    views
+        The present definitions, by their keys.
     """
     datasets = {tag.name: store.open(tag.name) for tag in store.tags()}
     stored = materialised(store)
@@ -220,7 +229,7 @@ def stale(store: Store, tracking: Tracking) -> list[Stale]:
     return [
         Stale(values.view, values.tag, reason, command)
         for values in stored
-        for reason, command in _reasons(values, keys, datasets, tracking)
+        for reason, command in _reasons(values, keys, datasets, tracking, views)
     ]
 
 
@@ -229,9 +238,10 @@ def _reasons(
     stored: Set[tuple[str, str]],
     datasets: Mapping[str, xr.Dataset],
     tracking: Tracking,
+    views: Mapping[str, View],
 ) -> Iterator[tuple[str, str]]:
     """Yield why values are out of date, and the command that computes them again."""
-    view = VIEWS.get(values.view)
+    view = views.get(values.view)
     if view is None:
         yield "its definition is gone", ""
         return
@@ -240,7 +250,7 @@ def _reasons(
         yield f"{values.done:,} of {values.total:,} samples are done", command
     if values.lineage["definition_hash"] not in view.accepted_hashes:
         yield "its definition changed", command
-    newest = view_of(view.name)
+    newest = max((v for v in views.values() if v.name == view.name), key=lambda v: v.version)
     if newest.version > view.version and (newest.key, values.tag) not in stored:
         yield f"{newest.key} is newer", materialise_command(newest.key, values.tag)
     if view.model:

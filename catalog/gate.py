@@ -1,9 +1,11 @@
-"""The gate of a promotion: limits for a candidate's scores, compared with the champion's."""
+"""Gates of promotion: what a version must not be worse than, the champion or simple baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from bragg_data.model_provenance import ModelProvenance
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,47 @@ class Gate:
                 f"{champion.calibration_error:.4f} (rise allowed: {self.calibration_rise:g})"
             )
         return objections
+
+
+@dataclass(frozen=True)
+class BaselineComparison:
+    """Errors of a model and of baselines on the same held-out samples; lower is better.
+
+    A model has to be better than all baselines to become the champion by itself: worse than a
+    constant, its predictions and intervals say nothing about a profile.
+
+    Attributes
+    ----------
+    metric
+        ``mse_paper`` (equation (1) of the paper) or ``error_rate``.
+    n_samples
+        Number of held-out samples.
+    model
+        Error of the model.
+    baselines
+        Errors of the baselines, by their names: ``constant``, ``library match``.
+    """
+
+    metric: str
+    n_samples: int
+    model: float
+    baselines: Mapping[str, float]
+
+    @classmethod
+    def from_provenance(cls, provenance: ModelProvenance) -> BaselineComparison | None:
+        """Return the comparison that a model's training recorded; None if it recorded none."""
+        score, test, baselines = provenance.score, provenance.test, provenance.baselines
+        if score is None or test is None or not baselines:
+            return None
+        return cls(score.name, int(test["all"]["n"]), score.value, baselines)
+
+    @property
+    def not_beaten(self) -> tuple[str, ...]:
+        """The baselines that the model is not better than; all of them if its error is NaN."""
+        return tuple(name for name, error in self.baselines.items() if not self.model < error)
+
+    def __str__(self) -> str:
+        """Return the comparison in one sentence."""
+        errors = ", ".join(f"{name} {error:.3g}" for name, error in self.baselines.items())
+        samples = f"{self.n_samples:,} held-out samples"
+        return f"{self.metric} on {samples}: model {self.model:.3g}, {errors}"

@@ -21,26 +21,26 @@ DESCRIPTION = "model.json"
 
 @dataclass(frozen=True)
 class Node:
-    """A link of the chain: what it is, its name, facts about it, and what it was made from."""
+    """A link of the chain: its kind, its name, facts about it, and the links behind it."""
 
     kind: str
     name: str
     facts: Mapping[str, str]
-    made_from: tuple[Node, ...] = ()
+    sources: tuple[Node, ...] = ()
 
     def walk(self) -> Iterator[Node]:
         """Yield this link and all behind it."""
         yield self
-        for node in self.made_from:
+        for node in self.sources:
             yield from node.walk()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Mapping[str, Any]:
         """Return plain JSON values."""
         return {
             "kind": self.kind,
             "name": self.name,
             **self.facts,
-            "made_from": [node.to_json() for node in self.made_from],
+            "made_from": [node.to_json() for node in self.sources],
         }
 
 
@@ -105,10 +105,10 @@ def _model(
         "score": "" if score is None else f"{score.name} {score.value:.3g}",
         "trained at": provenance.trained_at,
     }
-    made_from = [_run(tracking, version, preprocessing, provenance)]
+    sources = [_run(tracking, version, preprocessing, provenance)]
     if provenance.classifier_uri:
-        made_from.append(trace(tracking, provenance.classifier_uri).chain)
-    return Node("model", version.uri, _non_empty(facts), tuple(made_from))
+        sources.append(trace(tracking, provenance.classifier_uri).chain)
+    return Node("model", version.uri, _non_empty(facts), tuple(sources))
 
 
 def _run(
@@ -184,7 +184,7 @@ def dot(chain: Node) -> str:
         if key not in seen:
             seen[key] = f"n{len(seen)}"
             lines.append(f"  {seen[key]} [label={quoted(key)}];")
-            lines.extend(f"  {add(behind)} -> {seen[key]};" for behind in node.made_from)
+            lines.extend(f"  {add(source)} -> {seen[key]};" for source in node.sources)
         return seen[key]
 
     add(chain)

@@ -1,18 +1,16 @@
-"""Promotion of model versions: gates that decide, aliases that move, and the way back."""
+"""Promotion of model versions: the aliases candidate, champion and previous, and their moves."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
 from filelock import FileLock
 
-from bragg_data.model_provenance import ModelProvenance
 from catalog import registry
 from catalog.registry import CHAMPION, ModelError, ModelVersion
 from catalog.tracking import Tracking
@@ -23,50 +21,6 @@ CANDIDATE, PREVIOUS = "candidate", "previous"
 
 class PromotionError(RuntimeError):
     """A promotion that is refused."""
-
-
-@dataclass(frozen=True)
-class BaselineComparison:
-    """Errors of a model and of baselines on the same held-out samples; lower is better.
-
-    A model has to be better than all baselines to become the champion by itself: worse than a
-    constant, its predictions and intervals say nothing about a profile.
-
-    Attributes
-    ----------
-    metric
-        ``mse_paper`` (equation (1) of the paper) or ``error_rate``.
-    n_samples
-        Number of held-out samples.
-    model
-        Error of the model.
-    baselines
-        Errors of the baselines, by their names: ``constant``, ``library match``.
-    """
-
-    metric: str
-    n_samples: int
-    model: float
-    baselines: Mapping[str, float]
-
-    @classmethod
-    def from_provenance(cls, provenance: ModelProvenance) -> BaselineComparison | None:
-        """Return the comparison that a model's training recorded; None if it recorded none."""
-        score, test, baselines = provenance.score, provenance.test, provenance.baselines
-        if score is None or test is None or not baselines:
-            return None
-        return cls(score.name, int(test["all"]["n"]), score.value, baselines)
-
-    @property
-    def not_beaten(self) -> tuple[str, ...]:
-        """The baselines that the model is not better than; all of them if its error is NaN."""
-        return tuple(name for name, error in self.baselines.items() if not self.model < error)
-
-    def __str__(self) -> str:
-        """Return the comparison in one sentence."""
-        errors = ", ".join(f"{name} {error:.3g}" for name, error in self.baselines.items())
-        samples = f"{self.n_samples:,} held-out samples"
-        return f"{self.metric} on {samples}: model {self.model:.3g}, {errors}"
 
 
 def set_candidate(tracking: Tracking, version: ModelVersion) -> None:
@@ -166,7 +120,7 @@ def _record(tracking: Tracking, version: ModelVersion, how: str, reason: str) ->
 def _deciding(tracking: Tracking, name: str) -> Iterator[None]:
     """Hold the lock of a name's aliases, among the processes of this machine.
 
-    Decisions from different machines through one server are told apart by the expected champion.
+    Decisions from different machines through one server are distinguished by the expected champion.
     """
     key = sha256(f"{tracking.uri} {name}".encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"bragg-promotion-{key}.lock"

@@ -32,9 +32,15 @@ TEST_METRICS, DRAWS_METRICS, MEASURED_METRICS = "test", "draws", "measured"
 measured-looking profiles, and on measured profiles. Numbers of different parts are not comparable.
 """
 
+SERVER_SETTINGS = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # one server process, no workers of its own
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Environment of an MLflow server that this project starts."""
+
 _SQLITE = "sqlite:///"
 _VERSIONS = ("torch", "numpy", "scikit-learn", "xarray", "icechunk", "mlflow", "gemmi")
-_WATCH_SECONDS = 10.0  # between two looks at the machine
+_WATCH_SECONDS = 10.0  # between two measurements of the machine
 # Limits of MLflow's log_batch.
 _METRICS_PER_CALL, _PARAMETERS_PER_CALL, _PARAMETER_LENGTH = 1000, 100, 6000
 
@@ -44,18 +50,19 @@ class TrackingError(RuntimeError):
 
 
 class Tracking:
-    """A place where runs and models are kept.
+    """An MLflow tracking database or server: runs, models and their files.
 
     Parameters
     ----------
     uri
-        An MLflow tracking URI. For a path (sqlite:///PATH) the database is made if it is missing,
-        and the artifacts go to ``mlartifacts`` beside it; a server knows its own place.
+        An MLflow tracking URI. For a path (sqlite:///PATH) the database is created if it is
+        missing, and the artifacts go to ``mlartifacts`` in the same directory; a server has a
+        directory for them.
 
     Raises
     ------
     TrackingError
-        If nothing answers there.
+        If the database or server cannot be used.
     """
 
     def __init__(self, uri: str = DEFAULT_TRACKING_URI) -> None:
@@ -73,38 +80,38 @@ class Tracking:
                 self.client = self._connected()
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Several processes that make the database at once break it.
+                # Several processes that create the database at the same time break it.
                 with FileLock(f"{path}.lock", fallback_to_soft=False):
                     self.client = self._connected()
         except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = first_line(error)
             raise TrackingError(
-                f"MLflow at {uri} cannot be used: {reason}. Give another place with --tracking, "
+                f"MLflow at {uri} cannot be used: {reason}. Give another URI with --tracking, "
                 f"for example {DEFAULT_TRACKING_URI}."
             ) from error
 
     def _connected(self) -> MlflowClient:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about details of its tables, as it makes them
+            warnings.simplefilter("ignore")  # about details of the tables that it creates
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
         return client
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, made if it is missing."""
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        place = None if self._artifacts is None else (self._artifacts / name).as_uri()
+        """Return the id of an experiment, created if it does not exist."""
+        known = self.client.get_experiment_by_name(name)
+        if known is not None:
+            return str(known.experiment_id)
+        artifacts = None if self._artifacts is None else (self._artifacts / name).as_uri()
         try:
-            return str(self.client.create_experiment(name, artifact_location=place))
+            return str(self.client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:
             # Another process was faster.
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+            known = self.client.get_experiment_by_name(name)
+            if known is None:
                 raise
-            return str(found.experiment_id)
+            return str(known.experiment_id)
 
     @contextmanager
     def run(
@@ -115,9 +122,9 @@ class Tracking:
         Parameters
         ----------
         experiment, name
-            Where the run is listed, and under which name.
+            The experiment, and the name of the run.
         tags
-            Short facts by which runs are found. The versions of the packages are added.
+            Values by which runs are searched. The versions of the packages are added.
         watch
             Log processor, memory, disk and GPU every few seconds: the metrics ``system/…``.
         """
@@ -131,7 +138,7 @@ class Tracking:
 
     @contextmanager
     def resumed(self, run_id: str) -> Iterator[Run]:
-        """Open a run again that did not finish.
+        """Open an unfinished run again.
 
         Raises
         ------
@@ -177,20 +184,20 @@ class Run:
         self.experiment_id = experiment_id
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Log what was set; nested mappings become dotted names."""
+        """Log settings; nested mappings become dotted names."""
         flat = [Param(k, str(v)[:_PARAMETER_LENGTH]) for k, v in _flattened(parameters, ".")]
         for low in range(0, len(flat), _PARAMETERS_PER_CALL):
             self.tracking.client.log_batch(self.id, params=flat[low : low + _PARAMETERS_PER_CALL])
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Log what was measured; nested mappings become names with slashes, groups in the UI."""
+        """Log numbers; nested mappings become names with slashes, which are groups in the UI."""
         now = int(time.time() * 1000)
         flat = [Metric(k, float(v), now, step) for k, v in _flattened(metrics, "/")]
         for low in range(0, len(flat), _METRICS_PER_CALL):
             self.tracking.client.log_batch(self.id, metrics=flat[low : low + _METRICS_PER_CALL])
 
     def log_dataset(self, dataset: xr.Dataset, context: str) -> None:
-        """Log an opened snapshot as this run's data; the context says for what ("training")."""
+        """Log an opened snapshot as data of this run, for a purpose such as "training"."""
         self.tracking.client.log_inputs(self.id, [dataset_input(source_of(dataset), context)])
 
     def log_text(self, text: str, file: str) -> None:

@@ -38,52 +38,49 @@ def main(
 ) -> None:
     """Print the whole chain behind a registered model, from its address alone.
 
-    Only the registry is read: the model stores the campaign file, the CIFs and the instrument.
+    Only the registry is read: the model carries the campaign file, the CIFs and the instrument.
     """
     from catalog import registry
     from catalog.lineage import dot, trace
     from catalog.tracking import Tracking
 
     place = Tracking(tracking)
-    lineage = trace(place, model or registry.champion_uri(place))
+    result = trace(place, model or registry.champion_uri(place))
+    provenance = result.provenance
     if campaign:
-        print(lineage.provenance.campaign_toml)
+        print(provenance.campaign_toml)
     elif as_dot:
-        print(dot(lineage.chain))
+        print(dot(result.chain))
     elif as_json:
-        provenance = lineage.provenance
         texts = {
             "campaign_toml": provenance.campaign_toml,
             "cifs": provenance.cifs,
             "instrument_instprm": provenance.instrument_instprm,
         }
-        print(json.dumps({**lineage.chain.to_json(), **texts}, indent=2, ensure_ascii=False))
+        print(json.dumps({**result.chain.to_json(), **texts}, indent=2, ensure_ascii=False))
     else:
-        console.print(_tree(lineage.chain))
-        uri = lineage.version.uri
+        console.print(_tree(result.chain))
+        uri = result.version.uri
         next_commands(
             [
                 (
                     command_line("lineage", uri, "--campaign", tracking=tracking),
                     "the campaign file of its data",
                 ),
-                (
-                    command_line("lineage", uri, "--dot", tracking=tracking),
-                    "the chain as a picture",
-                ),
+                (command_line("lineage", uri, "--dot", tracking=tracking), "the chain as a graph"),
             ]
         )
         say()
 
 
-def _tree(node: Node, tree: Tree | None = None) -> Tree:
+def _tree(node: Node, parent: Tree | None = None) -> Tree:
     label = f"[bold]{node.kind}[/] [cyan]{escape(node.name)}[/]"
-    branch = Tree(label) if tree is None else tree.add(label)
+    tree = Tree(label) if parent is None else parent.add(label)
     for name, value in node.facts.items():
-        branch.add(f"[dim]{name}[/] {escape(value)}")
-    for behind in node.made_from:
-        _tree(behind, branch)
-    return branch
+        tree.add(f"[dim]{name}[/] {escape(value)}")
+    for source in node.sources:
+        _tree(source, tree)
+    return tree
 
 
 if __name__ == "__main__":

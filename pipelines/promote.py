@@ -64,7 +64,12 @@ def main(
     from catalog import promotion, registry
     from catalog.promotion import PromotionError
     from catalog.tracking import Tracking
-    from pipelines.evaluation import version_comparison as versions
+    from pipelines.evaluation.version_comparison import (
+        EvaluationData,
+        compare_versions,
+        comparison_table,
+        log_comparison,
+    )
 
     place = Tracking(tracking)
     if rollback:
@@ -85,11 +90,10 @@ def main(
         say(f"{candidate.uri} is the champion already: nothing to do.")
         return
     gate = Gate(error_ratio, accuracy_drop, calibration_rise, seconds)
-    evaluation = versions.EvaluationData(store, data, samples)
-    comparison = versions.compare_versions(
-        place, candidate, present, gate, evaluation, quiet=as_json
+    comparison = compare_versions(
+        place, candidate, present, gate, EvaluationData(store, data, samples), quiet=as_json
     )
-    versions.log_comparison(place, comparison, gate)
+    log_comparison(place, comparison, gate)
     passed = not comparison.objections
     promoted = passed or force
     if promoted:
@@ -103,7 +107,7 @@ def main(
     if as_json:
         print(json.dumps(comparison.to_json(promoted=promoted), indent=2))
     else:
-        console.print(versions.comparison_table(comparison))
+        console.print(comparison_table(comparison))
         for objection in comparison.objections:
             say(f"The gate objects to {candidate.uri}: {objection}.")
         if promoted:

@@ -14,8 +14,6 @@ from pipelines.cli.options import DEFAULT_TRACKING_URI, TrackingOption
 
 app = typer.Typer(add_completion=False)
 
-_DEFAULT = "0"  # the experiment that MLflow makes by itself
-
 
 class UiError(RuntimeError):
     """A user interface that cannot be started."""
@@ -27,29 +25,26 @@ def main(
     tracking: TrackingOption = DEFAULT_TRACKING_URI,
 ) -> None:
     """Start the MLflow UI and print its address; Ctrl-C stops it."""
-    from catalog.experiment_view import configure_experiment, experiment_url
-    from catalog.tracking import Tracking
+    from catalog.experiment_view import (
+        configure_experiment,
+        experiment_url,
+        project_experiments,
+    )
+    from catalog.tracking import SERVER_SETTINGS, Tracking
 
     place = Tracking(tracking)
-    served = place.uri.startswith("sqlite:///")
-    address = f"http://127.0.0.1:{port}" if served else place.uri
-    found = [one for one in place.client.search_experiments() if one.experiment_id != _DEFAULT]
-    say(f"MLflow UI on {place.uri}" if served else f"The runs are on a server: {place.uri}")
-    for one in found:
-        configure_experiment(place, one.experiment_id)
-        say(f"Models of {one.name}: [bold]{experiment_url(address, one.experiment_id)}[/]")
-    if not served:
+    is_server = not place.uri.startswith("sqlite:///")
+    address = place.uri if is_server else f"http://127.0.0.1:{port}"
+    say(f"The runs are on a server: {place.uri}" if is_server else f"MLflow UI on {place.uri}")
+    for name, experiment_id in project_experiments(place).items():
+        configure_experiment(place, experiment_id)
+        say(f"Models of {name}: [bold]{experiment_url(address, experiment_id)}[/]")
+    if is_server:
         return
     say(f"Open [bold]{address}[/] (Ctrl-C stops it)")
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--backend-store-uri", place.uri,
-    ]  # fmt: skip
-    environment = os.environ | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_TRACKING_URI": place.uri,
-    }
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--backend-store-uri", place.uri]
+    environment = os.environ | SERVER_SETTINGS | {"MLFLOW_TRACKING_URI": place.uri}
     server = subprocess.Popen(command, env=environment)
     try:
         code = server.wait()
@@ -60,7 +55,7 @@ def main(
         server.wait()
     if code:
         raise UiError(
-            f"The MLflow server ended with code {code}. If the port is taken, name another: "
+            f"The MLflow server ended with code {code}. If the port is in use, name another: "
             f"python -m pipelines.ui --port {port + 1}"
         )
 

@@ -22,8 +22,8 @@ from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import in_order, profiles_of
 from bragg_models.metrics import calibration_error, errors, summary
 from bragg_models.predictors import Predictor
-from catalog.gate import Gate, VersionScores
-from catalog.promotion import BaselineComparison, PromotionError
+from catalog.gate import BaselineComparison, Gate, VersionScores
+from catalog.promotion import PromotionError
 from catalog.registry import ModelKind, ModelVersion
 from catalog.tracking import DRAWS_METRICS, TEST_METRICS, Tracking
 from pipelines.evaluation.scoring import in_batches, predict_batches

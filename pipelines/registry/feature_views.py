@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import xarray as xr
 from distributed import Client, Future
 from icechunk.session import ForkSession
 from numpy.typing import NDArray
+from rich.filesize import decimal
+from rich.table import Table
 
 from bragg_data.provenance import code_commit
 from bragg_data.store.block_writer import BlockResult, failed_block
@@ -19,6 +23,7 @@ from bragg_data.store.repository import DiskFullError, Store, open_snapshot
 from catalog import features, registry, views
 from catalog.feature_writer import FeatureWriter, ViewModel, write_features
 from catalog.model_files import downloaded_model
+from catalog.tracking import Tracking
 from catalog.views import VIEWS, FeatureError, View
 from pipelines.cli.console import duration, say, three_digits
 from pipelines.cluster.blocks import do_blocks
@@ -110,6 +115,28 @@ def materialise(
     return next(values for values in stored if values.view == view.key)
 
 
+def model_for_view(
+    tracking: Tracking, view: View, dataset: xr.Dataset, uri: str | None
+) -> RegisteredModel:
+    """Return the registered model that computes a view, by its address or the newest one.
+
+    Raises
+    ------
+    FeatureError
+        If it is a model of another kind, or none was trained on the data set.
+    ModelError
+        If there is no model at the address.
+    """
+    if uri is None:
+        version = features.model_of_view(tracking, view, dataset)
+    else:
+        version = registry.find(tracking, uri)
+    kind = version.tags.get("model", "model of another project")
+    if kind != view.model:
+        raise FeatureError(f"{version.uri} is a {kind}; {view.key} is computed by a {view.model}.")
+    return RegisteredModel(tracking.uri, version)
+
+
 def features_of(
     view: View, model: RegisteredModel | None, *inputs: NDArray[Any]
 ) -> NDArray[np.float32]:
@@ -174,3 +201,65 @@ def _write_block(block: _Block, fork: ForkSession) -> BlockResult | DiskFullErro
         return error
     except Exception as error:
         return failed_block(block.number, block.rows.stop - block.rows.start, error)
+
+
+# ---- tables for the terminal -------------------------------------------------------------------
+
+
+_NOT_SHOWN = ("view", "description", "rows_per_chunk", "failures")
+
+
+def views_table(views_: Iterable[View], store: str) -> Table:
+    """Return the views, and the data sets that they are materialised for."""
+    tags: dict[str, list[str]] = {}
+    for values in _stored(store):
+        state = "" if values.complete else f", {values.done / values.total:.0%}"
+        tags.setdefault(values.view, []).append(f"{values.tag} ({decimal(values.bytes)}{state})")
+    table = Table("view", "computed by", "materialised for", "description", box=None)
+    for view in views_:
+        source = f"a registered {view.model}" if view.model else "a function, as it is read"
+        table.add_row(view.key, source, ", ".join(tags.get(view.key, ())), view.description)
+    return table
+
+
+def definition_table(view: View) -> Table:
+    """Return the definition of a view."""
+    function = view.function
+    source = (
+        f"a registered {view.model}"
+        if function is None
+        else f"{function.__module__}.{function.__qualname__}"
+    )
+    return _rows(
+        {
+            "view": view.key,
+            "description": view.description,
+            "definition": view.definition_hash,
+            "computed by": source,
+        }
+    )
+
+
+def lineage_tables(view: View, store: str) -> list[Table]:
+    """Return the lineage of the values of a view, for each data set that has some."""
+    tables = []
+    for values in _stored(store):
+        if values.view == view.key:
+            size = f"{values.done:,} of {values.total:,} samples, {decimal(values.bytes)}"
+            shown = {k: v for k, v in values.lineage.items() if v and k not in _NOT_SHOWN}
+            rows = {"data set": values.tag, "size": size, "snapshot": values.snapshot_id, **shown}
+            tables.append(_rows(rows))
+    return tables
+
+
+def _stored(store: str) -> list[features.Materialised]:
+    """Return the stored values of all views; none if there is no store yet."""
+    exists = "://" in store or Path(store).exists()
+    return features.materialised(Store(store)) if exists else []
+
+
+def _rows(rows: Mapping[str, object]) -> Table:
+    table = Table(box=None, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name.replace("_", " "), str(value))
+    return table

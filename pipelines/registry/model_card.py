@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it was trained on, how good it is, and where it ends."""
+"""The model card: what a model predicts, its training data, its scores, and its limits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.model_provenance import Scores, SplitSettings
+from bragg_data.model_provenance import ModelProvenance, Scores, SplitSettings
 from bragg_models.predictors import Predictor, output_columns
+from catalog.gate import BaselineComparison
 
 _SCORES = {
-    "n": ("samples", ",.0f"), "accuracy": ("right", ".4%"), "mse_paper": ("mse_paper", ".3g"),
-    "mae_a": ("MAE a (Å)", ".3g"), "mae_b": ("MAE b (Å)", ".3g"), "mae_c": ("MAE c (Å)", ".3g"),
-    "mae_alpha": ("MAE α (°)", ".3g"), "mae_beta": ("MAE β (°)", ".3g"),
+    "n": ("samples", ",.0f"),
+    "accuracy": ("accuracy", ".4%"),
+    "mse_paper": ("mse_paper", ".3g"),
+    **{f"mae_{length}": (f"MAE {length} (Å)", ".3g") for length in "abc"},
+    "mae_alpha": ("MAE α (°)", ".3g"),
+    "mae_beta": ("MAE β (°)", ".3g"),
     "mae_gamma": ("MAE γ (°)", ".3g"),
-}  # fmt: skip
+}
 
 
 def model_card(predictor: Predictor, name: str) -> str:
@@ -37,19 +41,19 @@ def model_card(predictor: Predictor, name: str) -> str:
         f"# {p.model} for {p.campaign}",
         f"From a neutron time-of-flight profile to crystal system and cell: among "
         f"{', '.join(f'{x.name} ({x.space_group})' for x in campaign.phases)}.",
-        "## What it answers",
+        "## Input and output",
         f"Input: profiles of {predictor.points:,} points on T = {grid.start:g} µs · "
         f"exp({grid.relative_step:g} i), without background, in any scale (float32, shape "
         f"(n, {predictor.points})). `{predictor.preprocessing}` is applied inside. Profiles on "
-        f"another axis or with a calibration of their own are brought there by `python -m "
+        f"another axis or with another calibration are resampled by `python -m "
         f"pipelines.predict` with the instrument that is part of the model (bank "
         f"{instrument.bank}, 2θ {instrument.two_theta:g}°, difC {instrument.difc:g} µs/Å).",
         _table(
             ("column", "unit", "meaning"),
             [(f"`{c}`", u, m) for c, (u, m) in signature_units(predictor).items()],
         ),
-        "Parameters that the lattice ties are equal, or fixed, in every answer.",
-        "## What it was trained on",
+        "Parameters that the lattice ties are equal, or fixed, in every prediction.",
+        "## Training data",
         _table(
             ("phase", "crystal system", "space group", "free parameters"),
             [
@@ -61,15 +65,16 @@ def model_card(predictor: Predictor, name: str) -> str:
         f"`{data.content_hash[:16]}`, simulated by {data.simulator} "
         f"{data.simulator_version}; {split.name} split, seed {split.seed}. Preset "
         f"{p.preset}, seed {p.seed}, code `{p.code_commit}`, {p.trained_at}.",
-        "## How good it is",
-        f"On {_tested_on(split)}, which it never saw ({p.score.name} is what versions are "
-        f"compared by):",
+        "## Scores",
+        f"On {_tested_on(split)}, which it was not trained on (versions are compared by "
+        f"{p.score.name}):",
         _scores(p.test),
-        "## Where it ends",
+        *_comparison(p),
+        "## Limits",
         f"{_LIMITS[predictor.has_intervals]}"
         f"- Cells outside the ranges above are extrapolated.\n"
         f"- Another bank or instrument than 2θ {instrument.two_theta:g}° has other peak widths.",
-        "## How to ask it",
+        "## Usage",
         f"```\npython -m pipelines.predict FILE --instrument YOURS.instprm --model "
         f"models:/{name}/VERSION\n```",
         "Its files are JSON and safetensors; nothing in them is executed.",
@@ -78,15 +83,23 @@ def model_card(predictor: Predictor, name: str) -> str:
 
 
 _LIMITS = {
-    False: "- It answers with one of these phases whatever it is given; a foreign sample is not "
-    "among them.\n"
+    False: "- It predicts one of these phases for any profile, also for one of another sample.\n"
     "- The scores are those of simulated profiles: noise, a wrong background, other displacement "
     "parameters or widths, and above all a wrong calibration (0.1 % of difC is 0.1 % of every "
     "length) cost more than these errors.\n",
-    True: "- It answers with one of these phases, with 90 % intervals, and says when none of them "
-    "explains a profile. A calibration that is wrong by more than the draws' still tells another "
-    "cell: 0.1 % of difC is 0.1 % of every length.\n",
-}  # by whether intervals are told
+    True: "- It predicts one of these phases, with 90 % intervals, and rejects a profile that none "
+    "of them explains. A calibration that is wrong by more than in the draws shifts the cell: "
+    "0.1 % of difC is 0.1 % of every length.\n",
+}
+"""Limits of a model in Markdown, by whether it predicts intervals."""
+
+
+def _comparison(provenance: ModelProvenance) -> Iterable[str]:
+    """Yield the comparison with the baselines, if the training recorded one."""
+    comparison = BaselineComparison.from_provenance(provenance)
+    if comparison is not None:
+        beaten = "not better" if comparison.not_beaten else "better"
+        yield f"It is {beaten} than the baselines ({comparison})."
 
 
 def _tested_on(split: SplitSettings) -> str:
@@ -97,26 +110,26 @@ def _tested_on(split: SplitSettings) -> str:
 
 
 def signature_units(predictor: Predictor) -> dict[str, tuple[str, str]]:
-    """Return unit and meaning of each column of the answer that MLflow's tools get."""
-    told = {}
+    """Return unit and meaning of each column of a prediction through MLflow's tools."""
+    units = {}
     for column in output_columns(predictor.targets):
         if column in CELL_PARAMETERS:
-            told[column] = ("Å" if column in "abc" else "°", "cell of the answered phase")
+            units[column] = ("Å" if column in "abc" else "°", "cell of the predicted phase")
         elif column.startswith("p_"):
-            told[column] = ("1", f"probability of phase {column.removeprefix('p_')}")
+            units[column] = ("1", f"probability of phase {column.removeprefix('p_')}")
         else:
-            told[column] = ("", f"most probable {column.replace('_', ' ')}")
-    return told
+            units[column] = ("", f"most probable {column.replace('_', ' ')}")
+    return units
 
 
 def _ranges(phase: Mapping[str, Any]) -> Iterable[str]:
     for name, ranges in phase["cell"].items():
         unit = "Å" if name in "abc" else "°"
         spans = (
-            f"{float(one['first']):g} to {float(one['last']):g} by {float(one['step']):g}"
-            if one["first"] is not None
-            else f"{float(one['low']):g} to {float(one['high']):g}"
-            for one in ranges
+            f"{float(span['first']):g} to {float(span['last']):g} by {float(span['step']):g}"
+            if span["first"] is not None
+            else f"{float(span['low']):g} to {float(span['high']):g}"
+            for span in ranges
         )
         yield f"{name} {' and '.join(spans)} {unit}"
 

@@ -18,8 +18,8 @@ from bragg_data.provenance import code_commit
 from bragg_data.store.schema import campaign_of
 from bragg_models.predictors import Predictor, load_predictor, output_columns
 from catalog import model_files, promotion, registry
+from catalog.gate import BaselineComparison
 from catalog.model_files import ModelPackage
-from catalog.promotion import BaselineComparison
 from catalog.registry import ModelKind
 from catalog.tracking import Run, Tracking
 from pipelines.cli.console import say

@@ -27,7 +27,7 @@ from bragg_models.training.devices import choose_device
 from bragg_models.training.inference import Samples
 from catalog import registry
 from catalog.experiment_view import configure_experiment
-from catalog.promotion import BaselineComparison
+from catalog.gate import BaselineComparison
 from catalog.tracking import Run
 from pipelines.cli.console import say
 from pipelines.evaluation.test_sets import SPLIT, part_of

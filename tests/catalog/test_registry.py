@@ -100,7 +100,7 @@ def version(
         return registered(run, predictor, tmp_path_factory.mktemp("model") / "predictor")
 
 
-def test_a_run_keeps_what_was_logged(tracking: Tracking, small_dataset: xr.Dataset) -> None:
+def test_a_run_holds_what_was_logged(tracking: Tracking, small_dataset: xr.Dataset) -> None:
     with tracking.run("small", "logging", {"preset": "quick"}) as run:
         run.log_parameters(
             {"seed": 3, "network": {"hidden": 256}, **{f"p{k}": k for k in range(150)}}
@@ -109,13 +109,13 @@ def test_a_run_keeps_what_was_logged(tracking: Tracking, small_dataset: xr.Datas
             run.log_metrics({"validation": {"all": {"accuracy": 0.1 * step}}}, step=step)
         run.log_dataset(small_dataset, "training")
         run.log_text("hello", "notes/one.txt")
-    found = tracking.client.get_run(run.id)
-    assert found.info.status == "FINISHED"
-    assert found.data.params["seed"] == "3"
-    assert found.data.params["network.hidden"] == "256"
-    assert found.data.params["p149"] == "149"
-    assert found.data.tags["preset"] == "quick"
-    assert found.data.tags["version.torch"]
+    logged = tracking.client.get_run(run.id)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["seed"] == "3"
+    assert logged.data.params["network.hidden"] == "256"
+    assert logged.data.params["p149"] == "149"
+    assert logged.data.tags["preset"] == "quick"
+    assert logged.data.tags["version.torch"]
     history = tracking.client.get_metric_history(run.id, "validation/all/accuracy")
     assert [(m.step, m.value) for m in history] == [(1, 0.1), (2, 0.2)]
     assert [a.path for a in tracking.client.list_artifacts(run.id, "notes")] == ["notes/one.txt"]
@@ -147,17 +147,17 @@ def test_a_run_that_breaks_is_marked_so(tracking: Tracking) -> None:
     assert tracking.client.get_run(run.id).info.status == "KILLED"
 
 
-def test_a_model_comes_back_by_its_alias_and_predicts_as_before(
+def test_a_model_is_loaded_by_its_alias_and_predicts_as_before(
     tracking: Tracking, version: ModelVersion, predictor: Predictor, profiles: np.ndarray
 ) -> None:
     registry.set_alias(tracking, version, registry.CHAMPION)
     # As another process would find it.
     elsewhere = Tracking(tracking.uri)
-    found = registry.find(elsewhere, "models:/small@champion")
-    assert found.uri == version.uri == "models:/small/1"
-    assert found.aliases == ("champion",)
-    assert registry.champion(elsewhere, "small") == found
-    loaded = load_version(elsewhere.uri, found)
+    champion = registry.find(elsewhere, "models:/small@champion")
+    assert champion.uri == version.uri == "models:/small/1"
+    assert champion.aliases == ("champion",)
+    assert registry.champion(elsewhere, "small") == champion
+    loaded = load_version(elsewhere.uri, champion)
     before, after = predictor.predict(profiles), loaded.predict(profiles)
     np.testing.assert_array_equal(before.probabilities, after.probabilities)
     np.testing.assert_array_equal(before.phase, after.phase)
@@ -171,7 +171,7 @@ def test_a_model_comes_back_by_its_alias_and_predicts_as_before(
     np.testing.assert_allclose(scaled.probabilities, after.probabilities, atol=1e-5)
 
 
-def test_a_version_that_was_copied_in_mlflow_answers_too(
+def test_a_version_that_was_copied_in_mlflow_predicts_too(
     tmp_path: Path,
     tracking_in: Callable[[Path], Tracking],
     predictor: Predictor,
@@ -183,13 +183,13 @@ def test_a_version_that_was_copied_in_mlflow_answers_too(
     again = [("small-measured", version.uri), ("twice", "models:/small-measured/1")]
     for name, source in again:
         place.client.copy_model_version(source, name)
-        found = registry.find(place, f"models:/{name}/1")
-        assert found.source == version.source
-        told = load_version(place.uri, found).predict(profiles)
-        np.testing.assert_array_equal(told.cells, predictor.predict(profiles).cells)
+        copied = registry.find(place, f"models:/{name}/1")
+        assert copied.source == version.source
+        prediction = load_version(place.uri, copied).predict(profiles)
+        np.testing.assert_array_equal(prediction.cells, predictor.predict(profiles).cells)
 
 
-def test_the_champion_for_measured_profiles_answers_unless_another_is_named(
+def test_the_champion_for_measured_profiles_is_the_default(
     tmp_path: Path, tracking_in: Callable[[Path], Tracking], predictor: Predictor
 ) -> None:
     place = tracking_in(tmp_path)
@@ -208,7 +208,7 @@ def test_the_champion_for_measured_profiles_answers_unless_another_is_named(
         registry.champion_uri(place)
 
 
-def test_mlflow_s_own_tools_read_it_too(
+def test_tools_of_mlflow_read_it_too(
     version: ModelVersion, predictor: Predictor, profiles: np.ndarray
 ) -> None:
     with warnings.catch_warnings():
@@ -226,10 +226,10 @@ def test_pickles_and_other_formats_are_refused(
     tracking: Tracking, predictor: Predictor, tmp_path: Path
 ) -> None:
     with tracking.run("small", "bad", {}) as run:
-        (tmp_path / "own").mkdir()
-        (tmp_path / "own" / "network.pt2").write_bytes(b"")
+        (tmp_path / "bad").mkdir()
+        (tmp_path / "bad" / "network.pt2").write_bytes(b"")
         with pytest.raises(ModelError, match=r"network\.pt2.*can run any code"):
-            registered(run, predictor, tmp_path / "own")
+            registered(run, predictor, tmp_path / "bad")
         # Slipped in after it was registered.
         good = registered(run, predictor, tmp_path / "good", replace(SMALL, name="slipped"))
     (directory_of(good) / "python_model.pkl").write_bytes(b"cos\nsystem\n")
@@ -240,7 +240,7 @@ def test_pickles_and_other_formats_are_refused(
         pass
 
 
-def test_a_model_of_others_is_refused(
+def test_a_model_of_another_project_is_refused(
     tracking: Tracking, predictor: Predictor, tmp_path: Path
 ) -> None:
     with tracking.run("small", "foreign", {}) as run:
@@ -262,7 +262,9 @@ def test_a_model_of_others_is_refused(
         pass
 
 
-def test_what_is_not_there_is_told_with_what_is(tracking: Tracking, version: ModelVersion) -> None:
+def test_an_unknown_address_is_refused_with_the_known_ones(
+    tracking: Tracking, version: ModelVersion
+) -> None:
     with pytest.raises(ModelError, match=r"Registered models:.* small"):
         registry.find(tracking, "models:/large@champion")
     with pytest.raises(ModelError, match="It has the versions 1"):
@@ -273,7 +275,7 @@ def test_what_is_not_there_is_told_with_what_is(tracking: Tracking, version: Mod
     assert version.name in registry.names(tracking)
 
 
-def test_an_empty_registry_says_how_to_fill_it(
+def test_an_empty_registry_is_refused_with_the_remedy(
     tmp_path: Path, tracking_in: Callable[[Path], Tracking]
 ) -> None:
     with pytest.raises(ModelError, match=r"pipelines\.train"):
@@ -299,21 +301,25 @@ def test_processes_that_make_the_database_at_once(tmp_path: Path) -> None:
         assert len(set(pool.map(_open, [uri] * 3))) == 1
 
 
-def test_the_ui_is_arranged_once(tracking: Tracking) -> None:
+def test_the_shared_view_is_written_once(tracking: Tracking) -> None:
     experiment = tracking.experiment("arranged")
     configure_experiment(tracking, experiment)
-    found = tracking.client.get_experiment(experiment).tags
-    kind, _, packed = found["mlflow.sharedViewState.models"].partition(";")
+    tags = tracking.client.get_experiment(experiment).tags
+    kind, _, packed = tags["mlflow.sharedViewState.models"].partition(";")
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
     assert kind == "deflate"
-    assert state["orderByKey"] in state["selectedColumns"]
-    assert "mse_paper" in found["mlflow.note.content"]
+    assert state["orderByKey"] == "metrics.`draws/all/mse_paper`"
+    # Runs of an earlier version have no metrics but those under test/.
+    for column in ("draws/all/mse_paper", "test/all/mse_paper", "measured/all/mse_paper"):
+        assert f"metrics.`{column}`" in state["selectedColumns"]
+        assert column in tags["mlflow.note.content"]
+    assert "mse_paper" in tags["mlflow.note.content"]
     configure_experiment(tracking, experiment)
-    assert tracking.client.get_experiment(experiment).tags == found
+    assert tracking.client.get_experiment(experiment).tags == tags
     assert experiment_url("http://here", experiment).endswith("&viewStateShareKey=models")
 
 
-def test_nothing_is_said_on_the_terminal(tmp_path: Path) -> None:
+def test_nothing_is_printed(tmp_path: Path) -> None:
     code = (
         "from catalog.tracking import Tracking\n"
         f"tracking = Tracking('sqlite:///{tmp_path}/deep/mlflow.db')\n"
@@ -351,7 +357,7 @@ def test_profiles_that_do_not_fit_are_refused(predictor: Predictor) -> None:
         predictor.predict(np.full((1, 800), np.nan))
 
 
-def test_a_watched_run_tells_about_the_machine(
+def test_a_watched_run_logs_system_metrics(
     tmp_path: Path, tracking_in: Callable[[Path], Tracking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking = tracking_in(tmp_path)

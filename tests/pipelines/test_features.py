@@ -77,16 +77,17 @@ def test_a_pure_view_is_what_inference_computes_to_the_last_bit(
     stored = features.load(key, TAG, store.uri)
     values = stored[view.name].values
     np.testing.assert_array_equal(values, as_read[view.name].values)
-    for row in (0, 63, 64, 709):  # one by one, as inference sees them
-        one = view.function(dataset.intensity[row : row + 1].values)  # type: ignore[misc]
-        np.testing.assert_array_equal(values[row : row + 1], one.astype(np.float32))
+    for row in (0, 63, 64, 709):  # one by row_values, as inference sees them
+        row_values = view.function(dataset.intensity[row : row + 1].values)  # type: ignore[misc]
+        np.testing.assert_array_equal(values[row : row + 1], row_values.astype(np.float32))
     xr.testing.assert_equal(stored.drop_vars(view.name), as_read.drop_vars(view.name))
     np.testing.assert_array_equal(stored.a.values, dataset.a.values)
     assert stored[view.name].attrs["source_snapshot_id"] == dataset.attrs["snapshot_id"]
 
 
-@pytest.mark.parametrize(("key", "kind"), [("classifier_256@1", "classifier"),
-                                           ("cae_latent@1", "caenn")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "kind"), [("classifier_256@1", "classifier"), ("cae_latent@1", "caenn")]
+)
 def test_a_network_s_view_is_what_its_model_sees(
     key: str, kind: str, store: Store, client: Client, everything: str, bench: Bench
 ) -> None:
@@ -118,8 +119,8 @@ def test_the_transfer_learner_is_trained_on_the_classifier_s_view(
     shutil.copy(bench.tracking.uri.removeprefix("sqlite:///"), database)
     tracking = Tracking(f"sqlite:///{database}")
     other = replace(bench, store=store, tracking=tracking, state=store.path.parent / "state")
-    told = other("transfer")
-    assert f"Features from the view classifier_256@1, snapshot {done.snapshot_id}" in told
+    output = other("transfer")
+    assert f"Features from the view classifier_256@1, snapshot {done.snapshot_id}" in output
     run = tracking.client.get_run(other.versions("transfer")[0].run_id)
     assert run.data.params["view_snapshot_id"] == done.snapshot_id
     # The first of those there: tests of other modules may have trained it again.
@@ -129,7 +130,7 @@ def test_the_transfer_learner_is_trained_on_the_classifier_s_view(
     np.testing.assert_array_equal(seen, stored)
 
 
-def test_what_is_there_is_kept_and_what_changed_is_made_again(
+def test_current_values_stay_and_changed_values_are_computed_again(
     store: Store, client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset, view = store.open(TAG), view_of("profile_cropped")
@@ -163,11 +164,13 @@ with FeatureWriter(store, dataset, view, 800) as writer:
 """
 
 
-def test_killed_it_goes_on_where_it_was(store: Store, client: Client) -> None:
+def test_after_a_kill_only_missing_blocks_are_computed(store: Store, client: Client) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, store.uri], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", KILLED, store.uri],
+        stdout=subprocess.PIPE,
+        text=True,
         cwd=Path(__file__).parents[2],
-    ) as child:  # fmt: skip
+    ) as child:
         assert child.stdout is not None
         for _ in range(3):
             assert child.stdout.readline()
@@ -180,10 +183,10 @@ def test_killed_it_goes_on_where_it_was(store: Store, client: Client) -> None:
     dataset = store.open(TAG)
     done = materialise(client, store, dataset, view_of("profile_minmax"))
     assert done.complete
-    wanted = view_of("profile_minmax").function(dataset.intensity.values)  # type: ignore[misc]
-    found = features.load("profile_minmax", TAG, store.uri).profile_minmax
-    assert found.chunks is None
-    np.testing.assert_array_equal(found.values, wanted)
+    expected = view_of("profile_minmax").function(dataset.intensity.values)  # type: ignore[misc]
+    stored = features.load("profile_minmax", TAG, store.uri).profile_minmax
+    assert stored.chunks is None
+    np.testing.assert_array_equal(stored.values, expected)
 
 
 def _none(store: Store) -> Tracking:
@@ -202,8 +205,8 @@ def test_two_at_once_are_refused(store: Store) -> None:
         assert time.monotonic() - began < 5
 
 
-def test_what_is_out_of_date_is_told_with_the_command_that_mends_it(
-    store: Store, client: Client, everything: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_values_out_of_date_are_listed_with_the_remedy(
+    store: Store, client: Client, everything: str, bench: Bench
 ) -> None:
     assert everything
     dataset = store.open(TAG)
@@ -212,23 +215,26 @@ def test_what_is_out_of_date_is_told_with_the_command_that_mends_it(
     former = replace(newest, version=replace(newest.version, version="0"))
     materialise(client, store, dataset, view, former)
     uri = newest.version.uri
-    (one,) = features.stale(store, bench.tracking)
-    assert one.reason == f"{uri} is newer than models:/small-classifier/0"
+    (outdated,) = features.stale(store, bench.tracking)
+    assert outdated.reason == f"{uri} is newer than models:/small-classifier/0"
     assert (
-        one.command == "python -m pipelines.features materialise classifier_256@1 --data small-v1"
+        outdated.command
+        == "python -m pipelines.features materialise classifier_256@1 --data small-v1"
     )
-    materialise(client, store, dataset, VIEWS["profile_minmax@1"])
-    newer = replace(VIEWS["profile_minmax@1"], version=2)
-    monkeypatch.setitem(VIEWS, newer.key, newer)
-    told = {one.view: one for one in features.stale(store, bench.tracking)}
-    assert told["profile_minmax@1"].reason == "profile_minmax@2 is newer"
-    assert "materialise profile_minmax@2" in told["profile_minmax@1"].command
+    key = "profile_minmax@1"
+    materialise(client, store, dataset, VIEWS[key])
+    newer = replace(VIEWS[key], version=2)
+    views = {**VIEWS, newer.key: newer}
+    by_view = {values.view: values for values in features.stale(store, bench.tracking, views)}
+    assert by_view["profile_minmax@1"].reason == "profile_minmax@2 is newer"
+    assert "materialise profile_minmax@2" in by_view["profile_minmax@1"].command
     changed = replace(VIEWS["profile_minmax@1"], function=VIEWS["profile_cropped@1"].function)
-    monkeypatch.setitem(VIEWS, "profile_minmax@1", changed)
-    reasons = [o.reason for o in features.stale(store, bench.tracking)]
+    changed = replace(changed, earlier_hashes=())
+    reasons = [o.reason for o in features.stale(store, bench.tracking, {**VIEWS, key: changed})]
     assert "its definition changed" in reasons
-    monkeypatch.delitem(VIEWS, "profile_minmax@1")
-    assert "its definition is gone" in [o.reason for o in features.stale(store, bench.tracking)]
+    without = {k: v for k, v in VIEWS.items() if k != key}
+    reasons = [o.reason for o in features.stale(store, bench.tracking, without)]
+    assert "its definition is gone" in reasons
 
 
 def test_commands(store: Store, everything: str, bench: Bench) -> None:
@@ -240,14 +246,17 @@ def test_commands(store: Store, everything: str, bench: Bench) -> None:
     # As people start it, and in a process of its own, where the commands are __main__.
     started = [sys.executable, "-m", "pipelines.features", "materialise", "classifier_256"]
     done = subprocess.run(
-        [*started, *tracked, "--workers", "1"], cwd=Path(__file__).parents[2], check=False,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [*started, *tracked, "--workers", "1"],
+        cwd=Path(__file__).parents[2],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    told = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     uri = bench.versions("classifier")[0].uri
-    assert f"Computed by {uri}" in told
-    assert "710 samples" in told
+    assert f"Computed by {uri}" in output
+    assert "710 samples" in output
     shown = command("show", "classifier_256", *where)
     assert uri in shown
     assert store.open(TAG).attrs["snapshot_id"] in shown

@@ -52,8 +52,8 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
 def test_the_gate_objects_to_what_is_worse(changes: dict[str, float], objection: str) -> None:
     gate = Gate()
     assert gate.objections(GOOD, GOOD) == []
-    (found,) = gate.objections(replace(GOOD, **changes), GOOD)  # type: ignore[arg-type]
-    assert objection in found
+    (objections,) = gate.objections(replace(GOOD, **changes), GOOD)  # type: ignore[arg-type]
+    assert objection in objections
     better = VersionScores(1e-7, 1.0, 0.0, 0.02, {})
     assert gate.objections(better, GOOD) == []
     assert gate.objections(GOOD, None) == []
@@ -81,9 +81,9 @@ def restored(everything: str, bench: Bench) -> Bench:
 
 
 def champion(bench: Bench) -> str:
-    found = registry.champion(bench.tracking, "small")
-    assert found is not None
-    return found.tags["model"]
+    version = registry.champion(bench.tracking, "small")
+    assert version is not None
+    return version.tags["model"]
 
 
 def test_training_promotes_a_model_with_a_lower_error(restored: Bench) -> None:
@@ -96,10 +96,10 @@ def test_training_promotes_a_model_with_a_lower_error(restored: Bench) -> None:
 
 def test_what_does_worse_is_not_promoted(restored: Bench) -> None:
     worse = restored.versions("multitask")[0]
-    code, told = ask(promote.app, restored, "small", worse.version, "--samples", "100")
+    code, output = ask(promote.app, restored, "small", worse.version, "--samples", "100")
     assert code == 1
-    assert "The gate objects" in told
-    assert "the champion's" in told
+    assert "The gate objects" in output
+    assert "the champion's" in output
     assert champion(restored) == "guided"
     runs = restored.tracking.client.search_runs(
         [restored.tracking.experiment("small")], "tags.`mlflow.source.name` = 'pipelines.promote'"
@@ -113,21 +113,29 @@ def test_by_force_with_a_reason_and_back(restored: Bench) -> None:
     worse = restored.versions("multitask")[0]
     with pytest.raises(PromotionError, match="--reason"):
         ask(promote.app, restored, "small", worse.version, "--force")
-    code, told = ask(
-        promote.app, restored, "small", worse.version, "--force", "--reason", "a try", "--json",
-        "--samples", "100",
-    )  # fmt: skip
+    code, output = ask(
+        promote.app,
+        restored,
+        "small",
+        worse.version,
+        "--force",
+        "--reason",
+        "a try",
+        "--json",
+        "--samples",
+        "100",
+    )
     assert code == 0
-    found = json.loads(told)  # and nothing else
-    assert (found["passed"], found["promoted"]) == (False, True)
+    result = json.loads(output)  # and nothing else
+    assert (result["passed"], result["promoted"]) == (False, True)
     assert champion(restored) == "multitask"
     now = registry.find(restored.tracking, worse.uri)
     assert now.tags["promoted_by"] == "forced"
     assert now.tags["promotion_reason"] == "a try"
     assert registry.find(restored.tracking, "models:/small@previous").tags["model"] == "guided"
-    code, told = ask(promote.app, restored, "small", "--rollback")
+    code, output = ask(promote.app, restored, "small", "--rollback")
     assert code == 0
-    assert "is the champion again" in told
+    assert "is the champion again" in output
     assert champion(restored) == "guided"
     assert registry.find(restored.tracking, "models:/small@previous").uri == worse.uri
 
@@ -141,17 +149,26 @@ def test_rollback_takes_no_version(restored: Bench) -> None:
 
 def test_what_passes_is_promoted(restored: Bench) -> None:
     ours = restored.versions("guided")[0]
-    ask(promote.app, restored, "small", restored.versions("caenn")[0].version, "--force",
-        "--reason", "a try", "--samples", "100")  # fmt: skip
-    code, told = ask(
+    ask(
+        promote.app,
+        restored,
+        "small",
+        restored.versions("caenn")[0].version,
+        "--force",
+        "--reason",
+        "a try",
+        "--samples",
+        "100",
+    )
+    code, output = ask(
         promote.app, restored, "small", ours.version, "--samples", "100", "--seconds", "5"
     )
-    assert code == 0, told
-    assert "is the champion" in told
-    assert "--rollback" in told
+    assert code == 0, output
+    assert "is the champion" in output
+    assert "--rollback" in output
     assert champion(restored) == "guided"
-    _, told = ask(promote.app, restored, "small", ours.version)
-    assert "nothing to do" in told
+    _, output = ask(promote.app, restored, "small", ours.version)
+    assert "nothing to do" in output
 
 
 PROMOTE = """
@@ -169,46 +186,48 @@ except promotion.PromotionError as error:
 """
 
 
-def test_of_two_promotions_at_once_one_is_refused(restored: Bench) -> None:
+def test_of_two_simultaneous_promotions_the_second_is_refused(restored: Bench) -> None:
     ours = restored.versions("guided")[0]
     rivals = [restored.versions(name)[0].version for name in ("forest", "caenn")]
     start = str(time.time() + 10)
     children = [
         subprocess.Popen(
             [sys.executable, "-c", PROMOTE, restored.tracking.uri, rival, ours.version, start],
-            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
         )
         for rival in rivals
-    ]  # fmt: skip
-    told = [child.communicate()[0].strip() for child in children]
-    assert sorted(text == "promoted" for text in told) == [False, True], told
-    refused = next(text for text in told if text != "promoted")
+    ]
+    outcomes = [child.communicate()[0].strip() for child in children]
+    assert sorted(text == "promoted" for text in outcomes) == [False, True], outcomes
+    refused = next(text for text in outcomes if text != "promoted")
     assert "somebody else promoted meanwhile" in refused
-    winner = rivals[told.index("promoted")]
+    winner = rivals[outcomes.index("promoted")]
     now = registry.champion(restored.tracking, "small")
     assert now is not None
     assert now.version == winner
     assert registry.find(restored.tracking, "models:/small@previous").version == ours.version
 
 
-def test_without_a_previous_one_there_is_no_way_back(bench: Bench, everything: str) -> None:
+def test_without_a_previous_champion_there_is_no_rollback(bench: Bench, everything: str) -> None:
     assert everything
     with pytest.raises(PromotionError, match="no previous champion"):
         promotion.rollback(bench.tracking, "small-classifier", reason="")
 
 
-def test_test_samples_of_one_are_not_asked_where_another_learnt_from_them(
+def test_versions_are_compared_on_test_samples_of_all_of_them(
     restored: Bench,
 ) -> None:
     dataset = restored.store.open("small-v1")
-    one = restored.predictor("caenn")
+    first = restored.predictor("caenn")
     other = restored.predictor("multitask")
-    rows = evaluation_rows(dataset, {"a": one, "b": other}, 100)
+    rows = evaluation_rows(dataset, {"a": first, "b": other}, 100)
     assert rows.sum() == 100
     split = replace(other.provenance.split, seed=1)
     other = replace(other, provenance=replace(other.provenance, split=split))
     with pytest.raises(PromotionError, match="are test samples to all versions"):
-        evaluation_rows(dataset, {"a": one, "b": other}, 142)
+        evaluation_rows(dataset, {"a": first, "b": other}, 142)
 
 
 # ---- lineage -----------------------------------------------------------------------------------
@@ -216,13 +235,22 @@ def test_test_samples_of_one_are_not_asked_where_another_learnt_from_them(
 
 def test_everything_is_recovered_from_the_alias_alone(restored: Bench) -> None:
     dataset = restored.store.open("small-v1")
-    found = trace(restored.tracking, "models:/small@champion")
-    assert found.version.tags["model"] == "guided"
-    assert found.provenance.campaign_toml == dataset.attrs["campaign_toml"]
-    assert found.provenance.data.snapshot_id == dataset.attrs["snapshot_id"]
-    kinds = [node.kind for node in found.chain.walk()]
-    assert kinds == ["model", "run", "view", "snapshot", "campaign", "structure", "structure",
-                     "structure", "instrument"]  # fmt: skip
+    traced = trace(restored.tracking, "models:/small@champion")
+    assert traced.version.tags["model"] == "guided"
+    assert traced.provenance.campaign_toml == dataset.attrs["campaign_toml"]
+    assert traced.provenance.data.snapshot_id == dataset.attrs["snapshot_id"]
+    kinds = [node.kind for node in traced.chain.walk()]
+    assert kinds == [
+        "model",
+        "run",
+        "view",
+        "snapshot",
+        "campaign",
+        "structure",
+        "structure",
+        "structure",
+        "instrument",
+    ]
     forest = trace(restored.tracking, restored.versions("forest")[0].uri)
     assert restored.versions("classifier")[0].uri in [n.name for n in forest.chain.walk()]
     drawn = dot(forest.chain)
@@ -233,10 +261,10 @@ def test_everything_is_recovered_from_the_alias_alone(restored: Bench) -> None:
 
 
 def test_lineage_command(restored: Bench) -> None:
-    code, told = ask(lineage.app, restored)
+    code, output = ask(lineage.app, restored)
     assert code == 0
-    for wanted in ("guided", "small-v1", "profile_sqrt_unit@1", "campaign small", "commit"):
-        assert wanted in told
+    for expected in ("guided", "small-v1", "profile_sqrt_unit@1", "campaign small", "commit"):
+        assert expected in output
     _, toml = ask(lineage.app, restored, "models:/small@champion", "--campaign")
     assert toml.strip() == restored.store.open("small-v1").attrs["campaign_toml"].strip()
     _, plain = ask(lineage.app, restored, "--json")

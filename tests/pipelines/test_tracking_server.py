@@ -21,13 +21,14 @@ from typer.testing import CliRunner
 
 from bragg_data.store.repository import Store
 from catalog import features, registry
+from catalog.backup import TrackingServerError
 from catalog.tracking import Tracking
 from catalog.views import view_of
 from pipelines import train
 from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import RegisteredModel, materialise
 from pipelines.registry.registration import load_version
-from pipelines.tracking_server import TrackingServerError, app
+from pipelines.tracking_server import app
 from tests.servers import free_port, serving
 
 if TYPE_CHECKING:
@@ -65,14 +66,14 @@ def running(home: Path, backend: str | None = None) -> Iterator[Server]:
 @contextmanager
 def postgresql() -> Iterator[str]:
     """A PostgreSQL server of its own; yields the URI of its administrator's database."""
-    found = shutil.which("pg_ctl") or max(
+    pg_ctl = shutil.which("pg_ctl") or max(
         map(str, Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")), default=None
     )
-    if found is None:
+    if pg_ctl is None:
         if os.environ.get("BRAGG_REQUIRE_POSTGRESQL") == "1":
             pytest.fail(NO_POSTGRESQL)
         pytest.skip(NO_POSTGRESQL)
-    programs = Path(found).resolve().parent
+    programs = Path(pg_ctl).resolve().parent
     # It refuses to run as root; and it cannot enter pytest's own directories as somebody else.
     user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
     with tempfile.TemporaryDirectory(prefix="postgresql-") as directory:
@@ -81,9 +82,12 @@ def postgresql() -> Iterator[str]:
 
         def call(program: str, *arguments: str) -> None:
             subprocess.run(
-                [programs / program, "-D", f"{directory}/data", *arguments], check=True,
-                user=user if os.getuid() == 0 else None, cwd=directory, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+                [programs / program, "-D", f"{directory}/data", *arguments],
+                check=True,
+                user=user if os.getuid() == 0 else None,
+                cwd=directory,
+                stdout=subprocess.DEVNULL,
+            )
 
         call("initdb", "--auth=trust", "--username=team", "--no-sync")
         options = f"-p {port} -k {directory} -c listen_addresses=127.0.0.1 -c fsync=off"
@@ -146,10 +150,10 @@ def test_of_many_writers_at_once_none_is_lost(server: Server) -> None:
     assert [child.exitcode for child in children] == [0] * WRITERS
     client = Tracking(server.address).client
     experiment = client.get_experiment_by_name("crowd")
-    found = client.search_runs([experiment.experiment_id], max_results=1000)
-    names = sorted(run.info.run_name for run in found)
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = sorted(run.info.run_name for run in runs)
     assert names == sorted(f"{k}-{n}" for k in range(WRITERS) for n in range(RUNS))
-    for run in found:
+    for run in runs:
         assert run.info.status == "FINISHED"
         writer, number = run.info.run_name.split("-")
         history = client.get_metric_history(run.info.run_id, "loss")
@@ -181,28 +185,34 @@ def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
     assert version.source.startswith("mlflow-artifacts:/")
     dataset = store.open("small-v1")
     with open_client("local", workers=1) as client:
-        materialise(client, store, dataset, view_of("classifier_256"),
-                    RegisteredModel(server.address, version))  # fmt: skip
+        materialise(
+            client,
+            store,
+            dataset,
+            view_of("classifier_256"),
+            RegisteredModel(server.address, version),
+        )
     stored = features.load("classifier_256", "small-v1", store.uri)
     profiles = dataset.intensity[:64].values
     predictor = load_version(server.address, version)
     np.testing.assert_array_equal(stored.classifier_256[:64], predictor.features(profiles))
 
-    told = CliRunner().invoke(app, ["backup", str(tmp_path / "backups"), *server.options],
-                              catch_exceptions=False)  # fmt: skip
-    assert told.exit_code == 0, told.output
-    (made,) = (tmp_path / "backups").iterdir()
+    result = CliRunner().invoke(
+        app, ["backup", str(tmp_path / "backups"), *server.options], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    (backup,) = (tmp_path / "backups").iterdir()
     again = Server("", tmp_path / "again", next(backends))
     restored = CliRunner().invoke(
-        app, ["restore", str(made), *again.options], catch_exceptions=False
+        app, ["restore", str(backup), *again.options], catch_exceptions=False
     )
     assert restored.exit_code == 0, restored.output
     with running(again.home, again.backend) as other:
         elsewhere = Tracking(other.address)
         (back,) = registry.versions(elsewhere, "small-classifier")
         answer = load_version(other.address, back).predict(profiles)
-        wanted = predictor.predict(profiles)
-        np.testing.assert_array_equal(answer.probabilities, wanted.probabilities)
+        expected = predictor.predict(profiles)
+        np.testing.assert_array_equal(answer.probabilities, expected.probabilities)
         run = elsewhere.client.get_run(back.run_id)
         before = tracking.client.get_run(back.run_id)
         assert run.data.to_dictionary() == before.data.to_dictionary()
@@ -210,10 +220,12 @@ def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
         assert files == {file.path for file in tracking.client.list_artifacts(run.info.run_id)}
         # What is there is not written over.
         with pytest.raises(TrackingServerError, match="not empty"):
-            CliRunner().invoke(app, ["restore", str(made), *again.options], catch_exceptions=False)
+            CliRunner().invoke(
+                app, ["restore", str(backup), *again.options], catch_exceptions=False
+            )
 
 
-def test_what_cannot_be_is_told(tmp_path: Path) -> None:
+def test_impossible_requests_are_refused(tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     for arguments, message in (
         (["restore", str(tmp_path / "half")], "no complete backup"),
@@ -223,10 +235,11 @@ def test_what_cannot_be_is_told(tmp_path: Path) -> None:
         with pytest.raises(TrackingServerError, match=message) as raised:
             CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert "secret" not in str(raised.value)
-    held = {"made_at": "", "database": "database.dump", "artifacts": 0, "bytes": 0}
-    (tmp_path / "half" / "backup.json").write_text(json.dumps(held))
+    contents = {"made_at": "", "database": "database.dump", "artifacts": 0, "bytes": 0}
+    (tmp_path / "half" / "backup.json").write_text(json.dumps(contents))
     with pytest.raises(TrackingServerError, match="kind of backend"):
         CliRunner().invoke(
-            app, ["restore", str(tmp_path / "half"), "--home", str(tmp_path / "new")],
+            app,
+            ["restore", str(tmp_path / "half"), "--home", str(tmp_path / "new")],
             catch_exceptions=False,
-        )  # fmt: skip
+        )

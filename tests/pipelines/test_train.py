@@ -131,10 +131,10 @@ def test_the_card_describes_the_model_and_its_limits(
     p = predictor.provenance
     for words in (
         "# multitask for small",
-        "| `a` | Å | cell of the answered phase |",
+        "| `a` | Å | cell of the predicted phase |",
         "| `alpha` | ° |",
         f"snapshot `{p.data.snapshot_id}`",
-        "## Where it ends",
+        "## Limits",
         "| trigonal | trigonal | R 3 m:R | a 3.9 to 4.1 by 0.01 Å, alpha 80 to 88 by 1 ° |",
         f"| {p.test['all']['mse_paper']:.3g} |",
     ):

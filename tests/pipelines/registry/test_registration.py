@@ -11,7 +11,8 @@ import pytest
 
 from bragg_data.model_provenance import ModelProvenance, ModelScore
 from catalog import registry
-from catalog.promotion import CANDIDATE, BaselineComparison
+from catalog.gate import BaselineComparison
+from catalog.promotion import CANDIDATE
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 from pipelines.registry.registration import promote_if_better
