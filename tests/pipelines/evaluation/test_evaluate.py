@@ -33,6 +33,7 @@ from pipelines.evaluation.tables import (
 )
 from pipelines.evaluation.test_sets import TestSetError, held_out_sets
 from pipelines.registry.registration import load_version
+from pipelines.training.presets import Presets
 
 pytestmark = pytest.mark.training
 
@@ -65,7 +66,9 @@ def tracking(
     common += ["--no-cache", "--state", str(tmp_path_factory.mktemp("state"))]
     for model, seed in (("multitask", "0"), ("multitask", "1"), ("transfer", "0")):
         arguments = [model, "--seed", seed, *common]
-        CliRunner().invoke(train.app, arguments, catch_exceptions=False)
+        CliRunner().invoke(
+            train.app, arguments, obj=Presets(comparison_draws=20), catch_exceptions=False
+        )
     return place
 
 
