@@ -149,33 +149,26 @@ def print_scores(
     title
         The samples.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for column in ("samples", "accuracy", "mse_paper", "… tied c once"):
-        table.add_column(column, justify="right")
-    for heading in mae_headings(targets):
-        table.add_column(heading, justify="right")
+    headings = ("samples", "accuracy", "mse_paper", "… tied c once", *mae_headings(targets))
+    table = ResultTable(title, ("", *headings), notes=[EQUATION_1])
 
-    def add(label: str, values: Mapping[str, float], style: str | None = None) -> None:
+    def add(label: str, values: Mapping[str, float], style: str = "") -> None:
         texts = [f"{values[k]:.2e}" for k in ("mse_paper", "mse_paper_free")]
         for parameter in targets.parameters:
             mean, digits = values.get(f"mae_{parameter}"), 4 if parameter in "abc" else 3
             texts.append("" if mean is None else f"{mean:.{digits}f}")
-        table.add_row(
-            label, f"{values['n']:,.0f}", f"{values['accuracy']:.2%}", *texts, style=style
-        )
+        table.add(label, f"{values['n']:,.0f}", f"{values['accuracy']:.2%}", *texts, style=style)
 
     for label, values in scores.items():
-        add(label, values, "bold" if label == "all" else None)
+        add(label, values, "bold" if label == "all" else "")
     add("always the mean cell", constant["all"], "dim")
     if campaign == PAPER_CAMPAIGN:
         for system, value in TABLE_II.get(model, {}).items():
-            table.add_row(f"the paper's, {system}", "", "", f"{value:.2e}", style="dim")
+            table.add(f"the paper's, {system}", "", "", f"{value:.2e}", style="dim")
         if model in TABLE_III:
             samples, value = f"{TEST_SAMPLES:,}", TABLE_III[model]
-            table.add_row("the paper's", samples, "", f"{value:.2e}", style="dim")
-    console.print(table)
-    say(EQUATION_1)
+            table.add("the paper's", samples, "", f"{value:.2e}", style="dim")
+    table.show()
 
 
 @dataclass(frozen=True)
