@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 from rich.rule import Rule
 from rich.table import Table
 
-from bragg_data.campaign import BUILT_IN, load_campaign
-from bragg_data.measurement.load import load_measurements
-from bragg_data.store.repository import DEFAULT_URI, Store
-from bragg_data.store.schema import counts_per_system
-from catalog import registry
-from catalog.tracking import DEFAULT_TRACKING_URI, Tracking
 from pipelines.cli.console import console, duration, next_commands, run, say
-from pipelines.cluster.options import ClusterOptions
-from pipelines.prediction.library import open_library
-from pipelines.prediction.workflow import PredictedProfile, load_model, predict_measurements
-from pipelines.simulation.campaign import SimulationJob, simulate_campaign
-from pipelines.training.presets import DEFAULT_PRESETS
-from pipelines.training.run import train_model
-from pipelines.training.task import TrainingEnvironment, TrainingTask
+from pipelines.cli.options import (
+    DEFAULT_CAMPAIGN,
+    DEFAULT_TRACKING_URI,
+    DEFAULT_URI,
+    ClusterOptions,
+    StoreOption,
+    TrackingOption,
+    command_line,
+)
 
 app = typer.Typer(add_completion=False)
 
-EXAMPLES = Path(__file__).parent / "examples"
-"""Profiles that ship with the project; ``examples.json`` holds what they are and their truth."""
-
-_FIRST = "guided"  # finds the cell however little it has learnt
-_SHOWN = ("a", "c", "alpha")
+_MODEL = "guided"  # its physics finds the cell after any training
 
 
 @app.command()
@@ -43,29 +32,33 @@ def main(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
     preset: Annotated[str, typer.Option(help="How the model is trained.")] = "quick",
-    store: Annotated[str, typer.Option(metavar="URI", help="Directory of the store.")] = (
-        DEFAULT_URI
-    ),
-    tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")
-    ] = DEFAULT_TRACKING_URI,
+    store: StoreOption = DEFAULT_URI,
+    tracking: TrackingOption = DEFAULT_TRACKING_URI,
 ) -> None:
     """Simulate the paper's campaign, train and register a first model, predict two examples.
 
-    What is there already is not made again; whatever interrupts it, the same command goes on.
+    Existing results are used again; after an interruption the same command continues.
     """
+    from bragg_data.campaign import load_campaign
+    from bragg_data.store.repository import Store
+    from bragg_data.store.schema import counts_per_system
+    from catalog import registry
+    from catalog.tracking import Tracking
+    from pipelines.prediction.examples import comparison_table, predict_examples
+    from pipelines.simulation.campaign import SimulationJob, simulate_campaign
+    from pipelines.training.presets import DEFAULT_PRESETS
+    from pipelines.training.run import train_model
+    from pipelines.training.task import TrainingEnvironment, TrainingTask
+
     began = time.monotonic()
-    DEFAULT_PRESETS.check(_FIRST, preset)
+    DEFAULT_PRESETS.check(_MODEL, preset)
     place = Tracking(tracking)
     repository = Store(store, create=True)
 
     _head("1  Simulate the campaign")
-    job = SimulationJob(
-        load_campaign("batio3-nomad"),
-        "kinematic",
-        limit=limit,
-        cluster=ClusterOptions(workers=workers),
-    )
+    campaign = load_campaign(DEFAULT_CAMPAIGN)
+    cluster = ClusterOptions(workers=workers)
+    job = SimulationJob(campaign, "kinematic", limit=limit, cluster=cluster)
     tag = simulate_campaign(job, repository)
     dataset = repository.open(tag.name)
     simulated = time.monotonic()
@@ -80,22 +73,22 @@ def main(
             f"python -m pipelines.train trains another."
         )
     else:
-        # A champion of other data cannot be compared with this one, and is not what was asked for.
-        train_model(dataset, TrainingEnvironment(place), TrainingTask(_FIRST, preset), promote=True)
+        # A champion of other data cannot be compared with this model.
+        train_model(dataset, TrainingEnvironment(place), TrainingTask(_MODEL, preset), promote=True)
     trained = time.monotonic()
 
     _head("3  Predict the bundled examples")
-    answers = _predict_examples(place, name)
-    for found, example in answers:
-        _compare(found, example)
+    predictions = predict_examples(place, f"models:/{name}@{registry.CHAMPION}")
+    for prediction, example in predictions:
+        console.print(comparison_table(prediction, example))
     finished = time.monotonic()
 
     _head("What exists now")
-    version = answers[0][0].model
+    uri = predictions[0][0].model
     counts = ", ".join(f"{n:,} {system}" for system, n in counts_per_system(dataset).items() if n)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_row("Data set", f"[bold]{tag.name}[/] ({counts}) in {repository.uri}")
-    table.add_row("Model", f"[bold]{version}[/], alias {registry.CHAMPION}, in {place.uri}")
+    table.add_row("Model", f"[bold]{uri}[/], alias {registry.CHAMPION}, in {place.uri}")
     table.add_row(
         "Time",
         f"{duration(finished - began)}: simulation {duration(simulated - began)}, training "
@@ -105,10 +98,13 @@ def main(
     next_commands(
         [
             ("make ui", "compare runs and models in a browser"),
-            (f"python -m pipelines.inspect {tag.name} --png patterns.png", "look into the data"),
-            ("python -m pipelines.predict FILE --instrument YOURS.instprm", "ask about your data"),
+            (command_line("inspect", tag.name, "--png", "patterns.png"), "look into the data"),
             (
-                "python -m pipelines.train robust --preset standard",
+                command_line("predict", "FILE", "--instrument", "YOURS.instprm"),
+                "predict your profiles",
+            ),
+            (
+                command_line("train", "robust", "--preset", "standard"),
                 "the network for measured profiles",
             ),
             ("python -m pipelines", "list all commands"),
@@ -120,56 +116,6 @@ def main(
 def _head(text: str) -> None:
     console.print()
     console.print(Rule(f"[bold]{text}[/]", align="left"))
-
-
-def _predict_examples(place: Tracking, name: str) -> list[tuple[PredictedProfile, dict[str, Any]]]:
-    predictor, version = load_model(f"models:/{name}@{registry.CHAMPION}", place)
-    examples = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
-    measurements = [
-        load_measurements(
-            EXAMPLES / file,
-            predictor.campaign,
-            EXAMPLES / example["instrument"]
-            if example["instrument"]
-            else BUILT_IN / "nomad_bank4.instprm",
-        )[0]
-        for file, example in examples.items()
-    ]
-    answers = predict_measurements(
-        measurements, predictor, version.uri, open_library(predictor, progress=True), progress=True
-    )
-    return list(zip(answers, examples.values(), strict=True))
-
-
-def _compare(found: PredictedProfile, example: dict[str, Any]) -> None:
-    """Print an answer beside the truth, with its errors."""
-    name = Path(found.measurement.profile.source).name
-    table = Table(title=f"{example['what']} ({name})", title_justify="left")
-    table.add_column("")
-    table.add_column("crystal system")
-    for parameter in _SHOWN:
-        table.add_column(f"{parameter} ({'°' if parameter == 'alpha' else 'Å'})", justify="right")
-        table.add_column("error", justify="right")
-    truth = [example[parameter] for parameter in _SHOWN]
-    cells = [f(v) for v in truth for f in (_value, lambda _: "")]
-    table.add_row("true", example["crystal_system"], *cells, style="bold")
-    rows = [("model", found.phase.crystal_system.name, [found.cell[k] for k in (0, 2, 3)])]
-    library = found.result().library_match
-    if library:
-        best = library.candidates[0]
-        cell = best.cell.to_array()
-        rows.append(("library match", best.crystal_system, [cell[k] for k in (0, 2, 3)]))
-    for label, system, values in rows:
-        right = "green" if system == example["crystal_system"] else "red"
-        cells = []
-        for value, true in zip(values, truth, strict=True):
-            cells += [_value(value), f"{value - true:+.4f}" if np.isfinite(value) else ""]
-        table.add_row(label, f"[{right}]{system}[/]", *cells)
-    console.print(table)
-
-
-def _value(value: float) -> str:
-    return f"{value:.4f}"
 
 
 if __name__ == "__main__":

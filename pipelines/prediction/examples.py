@@ -1,0 +1,67 @@
+"""The bundled example profiles: predicted by a model, and compared with their truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from bragg_data.campaign import BUILT_IN
+from bragg_data.measurement.load import load_measurements
+from catalog.tracking import Tracking
+from pipelines.prediction.library import open_library
+from pipelines.prediction.workflow import PredictedProfile, load_model, predict_measurements
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+"""Directory of the profiles; ``examples.json`` holds their descriptions and their truth."""
+
+_SHOWN = ("a", "c", "alpha")
+_COLUMNS = [0, 2, 3]  # the same in a cell
+
+Example = Mapping[str, Any]
+"""Description, instrument file, crystal system and cell of an example (JSON)."""
+
+
+def predict_examples(tracking: Tracking, uri: str) -> list[tuple[PredictedProfile, Example]]:
+    """Predict all examples with a registered model; return each prediction with its example."""
+    predictor, version = load_model(uri, tracking)
+    examples = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
+    measurements = []
+    for file, example in examples.items():
+        instrument = BUILT_IN / "nomad_bank4.instprm"
+        if example["instrument"]:
+            instrument = EXAMPLES / example["instrument"]
+        measurements += load_measurements(EXAMPLES / file, predictor.campaign, instrument)[:1]
+    library = open_library(predictor, progress=True)
+    predictions = predict_measurements(measurements, predictor, version.uri, library, progress=True)
+    return list(zip(predictions, examples.values(), strict=True))
+
+
+def comparison_table(prediction: PredictedProfile, example: Example) -> Table:
+    """Return a table of a prediction, the library match, the truth and the errors."""
+    name = Path(prediction.measurement.profile.source).name
+    table = Table(title=f"{example['what']} ({name})", title_justify="left")
+    table.add_column("")
+    table.add_column("crystal system")
+    for parameter in _SHOWN:
+        table.add_column(f"{parameter} ({'°' if parameter == 'alpha' else 'Å'})", justify="right")
+        table.add_column("error", justify="right")
+    truth = [example[parameter] for parameter in _SHOWN]
+    texts = [text for value in truth for text in (f"{value:.4f}", "")]
+    table.add_row("true", example["crystal_system"], *texts, style="bold")
+    rows = [("model", prediction.phase.crystal_system.name, prediction.cell[_COLUMNS])]
+    library = prediction.result().library_match
+    if library:
+        best = library.candidates[0]
+        rows.append(("library match", best.crystal_system, best.cell.to_array()[_COLUMNS]))
+    for label, system, values in rows:
+        color = "green" if system == example["crystal_system"] else "red"
+        texts = []
+        for value, true in zip(values, truth, strict=True):
+            texts += [f"{value:.4f}", f"{value - true:+.4f}" if np.isfinite(value) else ""]
+        table.add_row(label, f"[{color}]{system}[/]", *texts)
+    return table
