@@ -193,6 +193,8 @@ def _estimated_sigma(profile: NDArray[np.float64], window: int = 101) -> NDArray
     return np.where(binary_opening(profile == 0, np.ones(20, dtype=bool)), 0.0, sigma)
 
 
+# pybaselines' Baseline.arpls replaces the weights in each step: standard deviations and dead
+# detectors have no lasting effect on it, and predictions would change with its baseline.
 def _baseline(
     profile: NDArray[np.float64], sigma: NDArray[np.float64], iterations: int = 50
 ) -> NDArray[np.float64]:

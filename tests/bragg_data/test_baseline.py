@@ -52,21 +52,23 @@ def profile_of(tof: np.ndarray, y: np.ndarray, sigma: np.ndarray | None = None) 
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_parabola_under_peaks_is_found(seed: int) -> None:
+def test_parabola_under_peaks(seed: int) -> None:
     tof = 1400 * np.exp(0.0016 * np.arange(1500))
     y, parabola = dome(np.random.default_rng(seed), tof)
-    found = paper_background(tof, y)
+    result = paper_background(tof, y)
     # A constant is off by 0.3, and the highest peak is 10.
-    assert np.sqrt(np.mean((found.background - parabola) ** 2)) < 0.03
-    assert found.relative_area_error == pytest.approx(difference(tof, y, found.threshold), abs=1e-9)
-    assert abs(found.relative_area_error) < 1e-4
-    assert 1 <= found.iterations <= 60
-    below = y < found.threshold
+    assert np.sqrt(np.mean((result.background - parabola) ** 2)) < 0.03
+    assert result.relative_area_error == pytest.approx(
+        difference(tof, y, result.threshold), abs=1e-9
+    )
+    assert abs(result.relative_area_error) < 1e-4
+    assert 1 <= result.iterations <= 60
+    below = y < result.threshold
     refitted = np.polynomial.Polynomial.fit(tof[below], y[below], 2)(tof)
-    np.testing.assert_allclose(found.background, refitted, rtol=1e-9)
+    np.testing.assert_allclose(result.background, refitted, rtol=1e-9)
     # The units do not matter, nor where the clock starts.
     scaled = paper_background(tof + 500, 1e-6 * y)
-    np.testing.assert_allclose(scaled.background, 1e-6 * found.background, rtol=1e-6)
+    np.testing.assert_allclose(scaled.background, 1e-6 * result.background, rtol=1e-6)
 
 
 def differences(tof: np.ndarray, y: np.ndarray) -> list[tuple[float, float, float, float]]:
@@ -80,7 +82,7 @@ def differences(tof: np.ndarray, y: np.ndarray) -> list[tuple[float, float, floa
     ]
 
 
-def test_the_highest_root_is_found_or_the_reason_why_there_is_none() -> None:
+def test_highest_root_or_the_reason_for_its_absence() -> None:
     outcomes = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -103,7 +105,7 @@ def test_the_highest_root_is_found_or_the_reason_why_there_is_none() -> None:
     assert len(set(outcomes)) == 3  # all of them happen
 
 
-def test_a_flat_background_has_no_root_and_says_why() -> None:
+def test_flat_background_has_no_root() -> None:
     rng = np.random.default_rng(1)
     tof = np.linspace(1000, 20000, 2000)
     y = rng.normal(5, 0.05, 2000)
@@ -138,12 +140,12 @@ def test_what_is_no_profile_is_refused(tof: np.ndarray, y: np.ndarray, message: 
 def test_any_numbers_meet_the_condition_or_are_refused(y: np.ndarray) -> None:
     tof = 1000 * 1.01 ** np.arange(40)
     try:
-        found = paper_background(tof, y)
+        result = paper_background(tof, y)
     except BackgroundError:
         return
-    assert np.isfinite(found.background).all()
-    clipped = np.trapezoid(np.minimum(y, found.threshold), tof)
-    assert abs(clipped - np.trapezoid(found.background, tof)) < 1.001e-4 * abs(clipped)
+    assert np.isfinite(result.background).all()
+    clipped = np.trapezoid(np.minimum(y, result.threshold), tof)
+    assert abs(clipped - np.trapezoid(result.background, tof)) < 1.001e-4 * abs(clipped)
 
 
 # ---- onto the grid -----------------------------------------------------------------------------
@@ -156,13 +158,13 @@ def test_any_numbers_meet_the_condition_or_are_refused(y: np.ndarray) -> None:
 )
 def test_the_nearest_point_is_the_nearest(measured: list[int], targets: list[float]) -> None:
     tof, grid = np.sort(np.array(measured, dtype=float)), np.array(targets)
-    wanted = np.abs(grid[:, None] - tof).argmin(axis=1)  # of equal ones the first
-    np.testing.assert_array_equal(nearest_points(tof, grid), wanted)
+    expected = np.abs(grid[:, None] - tof).argmin(axis=1)  # of equal ones the first
+    np.testing.assert_array_equal(nearest_points(tof, grid), expected)
 
 
 def test_the_nearest_point_in_numbers() -> None:
-    found = nearest_points(np.array([10.0, 20.0, 40.0]), np.array([-5.0, 15.0, 15.1, 29, 31, 99]))
-    np.testing.assert_array_equal(found, [0, 0, 1, 1, 2, 2])
+    result = nearest_points(np.array([10.0, 20.0, 40.0]), np.array([-5.0, 15.0, 15.1, 29, 31, 99]))
+    np.testing.assert_array_equal(result, [0, 0, 1, 1, 2, 2])
 
 
 def test_a_profile_is_prepared_by_the_papers_four_steps() -> None:
@@ -170,8 +172,8 @@ def test_a_profile_is_prepared_by_the_papers_four_steps() -> None:
     values, covered = paper_preprocessed(profile_of(GRID.tof, y), GRID, NOMAD, None)
     signal = y - paper_background(GRID.tof, y).background
     span = signal[covered].max() - signal[covered].min()
-    wanted = np.where(covered, (signal - signal[covered].min()) / span, 0.0)
-    np.testing.assert_allclose(values, wanted, atol=1e-12)
+    expected = np.where(covered, (signal - signal[covered].min()) / span, 0.0)
+    np.testing.assert_allclose(values, expected, atol=1e-12)
     assert covered.mean() > 0.99
     assert (values.min(), values.max()) == (0.0, 1.0)
 
@@ -186,11 +188,11 @@ def test_peaks_move_to_where_their_d_spacing_belongs(step: float) -> None:
     values, covered = paper_preprocessed(profile, GRID, NOMAD, OTHER)
     assert (values[~covered] == 0).all()
     for centre in (0.9, 1.2, 1.6):
-        wanted = NOMAD.tof_from_d_spacing(centre)
-        near = np.abs(GRID.tof - wanted) < 0.03 * wanted
+        expected = NOMAD.tof_from_d_spacing(centre)
+        near = np.abs(GRID.tof - expected) < 0.03 * expected
         top = GRID.tof[near][np.argmax(values[near])]
         # Half a step of the measurement, which the nearest point may be off, and half a grid's.
-        assert top == pytest.approx(wanted, rel=0.51 * (step + GRID.relative_step))
+        assert top == pytest.approx(expected, rel=0.51 * (step + GRID.relative_step))
 
 
 def test_dead_points_take_no_part() -> None:
@@ -210,7 +212,7 @@ def test_dead_points_take_no_part() -> None:
     assert GRID.tof[np.argmax(results[0])] == GRID.tof[~dead][np.argmax(signal)]
 
 
-def test_a_grid_point_whose_nearest_point_is_dead_is_not_covered() -> None:
+def test_grid_point_with_a_dead_nearest_point_is_not_covered() -> None:
     # Three measured points to a step of the grid: its neighbours alone would cover it.
     tof = GRID.start * np.exp(GRID.relative_step / 3 * np.arange(3 * GRID.points))
     y, _ = dome(np.random.default_rng(6), tof)
@@ -239,17 +241,17 @@ def check(tof: np.ndarray, y: np.ndarray, sigma: np.ndarray) -> bool:
     known = sigma > 0
     tof, y = tof[known], y[known]
     try:
-        found = paper_background(tof, y)
+        result = paper_background(tof, y)
     except BackgroundError:
         return False
-    assert abs(difference(tof, y, found.threshold)) < 1e-4
-    share = (y < found.threshold).mean()
+    assert abs(difference(tof, y, result.threshold)) < 1e-4
+    share = (y < result.threshold).mean()
     assert LEAST_SHARE <= share <= 1 - LEAST_SHARE
     return True
 
 
 @pytest.mark.skipif(
-    not (SHARED / "measured").is_dir(), reason="the measured profiles are not beside the project"
+    not (SHARED / "measured").is_dir(), reason="the measured profiles are not next to the project"
 )
 def test_the_measured_profiles_meet_the_condition_or_are_refused() -> None:
     folder = SHARED / "measured"
@@ -261,7 +263,7 @@ def test_the_measured_profiles_meet_the_condition_or_are_refused() -> None:
 
 
 @pytest.mark.skipif(
-    not (SHARED / "reference").is_dir(), reason="the pseudo-experiments are not beside the project"
+    not (SHARED / "reference").is_dir(), reason="the pseudo-experiments are not next to the project"
 )
 def test_the_pseudo_experiments_meet_the_condition_or_are_refused() -> None:
     met = []
@@ -273,15 +275,15 @@ def test_the_pseudo_experiments_meet_the_condition_or_are_refused() -> None:
 
 
 @pytest.mark.skipif(
-    not (SHARED / "measured").is_dir(), reason="the measured profiles are not beside the project"
+    not (SHARED / "measured").is_dir(), reason="the measured profiles are not next to the project"
 )
 def test_the_papers_background_of_silicon_is_near_gsas2s() -> None:
     path = SHARED / "measured/nomad_si640e/bank4_pattern.csv"
     tof, observed, weight, _, refined, _ = np.genfromtxt(path, delimiter=",").T
     known = weight > 0
-    found = paper_background(tof[known], observed[known]).background
+    result = paper_background(tof[known], observed[known]).background
     inside = (tof[known] > 2050) & (tof[known] < 15900)
-    error = (found - refined[known])[inside]
+    error = (result - refined[known])[inside]
     highest = (observed - refined)[known][inside].max()
     # 0.44 %; a constant (the median) is off by 2.5 %.
     assert np.sqrt(np.mean(error**2)) < 6e-3 * highest

@@ -116,7 +116,7 @@ def test_sobol_fills_both_sides_of_a_hole(editable):
         ([("alpha = [", "beta = [")], "free in a, alpha; its ranges name a, beta"),
         ([('sampling = "grid"', 'sampling = "sobol"')], "intervals of low and high"),
     ],
-)  # fmt: skip
+)
 def test_bad_campaigns_are_refused_with_the_remedy(editable, replacements, remedy):
     with pytest.raises(CampaignError, match=remedy):
         _ = load_campaign(editable(*replacements)).samples

@@ -100,7 +100,9 @@ def test_smoothed_spreads_a_peak_by_its_width_and_moves_with_it() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(profiles)
-def test_the_match_of_a_profile_with_itself_is_1_and_with_others_less(rows: np.ndarray) -> None:
+def test_similarity_of_a_profile_with_itself_is_1_and_less_with_different_ones(
+    rows: np.ndarray,
+) -> None:
     rows = rows.copy()
     rows[:, 0] = 1.0  # some signal
     unit = sqrt_unit(rows)
@@ -143,11 +145,11 @@ def test_an_unknown_preprocessing_is_refused() -> None:
 
 @pytest.mark.parametrize("given_sigma", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_background_goes_and_the_peaks_stay(seed: int, *, given_sigma: bool) -> None:
+def test_the_background_goes_and_the_peaks_stay(seed: int, *, with_sigma: bool) -> None:
     rng = np.random.default_rng(seed)
     signal, sigma = peaks(rng), 0.002 + 0.03 * np.exp(-4 * (X + 1))
     measured = signal + bent(rng) + rng.normal(0, sigma)
-    result = background_subtracted(measured, sigma if given_sigma else None)
+    result = background_subtracted(measured, sigma if with_sigma else None)
     assert result.shape == measured.shape
     # In units of the noise, smoothed over far more points than a peak has.
     error = np.convolve((result - signal) / sigma, np.ones(201) / 201, mode="valid")
@@ -217,20 +219,20 @@ def test_nothing_above_the_background_is_refused() -> None:
 
 
 @pytest.mark.skipif(
-    not (SHARED / "measured").is_dir(), reason="the measured profiles are not beside the project"
+    not (SHARED / "measured").is_dir(), reason="the measured profiles are not next to the project"
 )
 def test_the_background_of_silicon_is_gsas2s() -> None:
     path = SHARED / "measured/nomad_si640e/bank4_pattern.csv"
     tof, observed, weight, _, background, _ = np.genfromtxt(path, delimiter=",").T
     sigma = np.where(weight > 0, 1 / np.sqrt(np.where(weight > 0, weight, 1)), 0)
     refined = (tof > 2050) & (tof < 15900)
-    found = (observed - background_subtracted(observed, sigma))[refined]
+    result = (observed - background_subtracted(observed, sigma))[refined]
     highest = (observed - background)[refined].max()
-    assert np.sqrt(np.mean((found - background[refined]) ** 2)) < 2e-3 * highest
+    assert np.sqrt(np.mean((result - background[refined]) ** 2)) < 2e-3 * highest
 
 
 @pytest.mark.skipif(
-    not (SHARED / "reference").is_dir(), reason="the reference patterns are not beside the project"
+    not (SHARED / "reference").is_dir(), reason="the reference patterns are not next to the project"
 )
 def test_the_library_match_knows_a_reference_cell_under_noise() -> None:
     folder = SHARED / "reference"
@@ -250,7 +252,7 @@ def test_the_library_match_knows_a_reference_cell_under_noise() -> None:
 
 
 @pytest.mark.skipif(
-    not (SHARED / "reference").is_dir(), reason="the pseudo-experiments are not beside the project"
+    not (SHARED / "reference").is_dir(), reason="the pseudo-experiments are not next to the project"
 )
 def test_the_library_match_finds_the_cells_of_noisy_experiments(tmp_path: Path) -> None:
     # From a file, through its calibration and the background, to the nearest of the patterns of
@@ -274,8 +276,8 @@ def test_the_library_match_finds_the_cells_of_noisy_experiments(tmp_path: Path) 
         path = tmp_path / f"{i}.xye"
         np.savetxt(path, np.stack([data["tof"], data["y"][i], data["sigma"][i]], axis=1))
         (profile,) = read_profiles(path)
-        own = campaign.instrument.with_parameters(difc=label["difC"], tzero=label["Zero"])
-        gridded = resample_to_grid(profile, campaign.grid, campaign.instrument, own)
+        calibration = campaign.instrument.with_parameters(difc=label["difC"], tzero=label["Zero"])
+        gridded = resample_to_grid(profile, campaign.grid, campaign.instrument, calibration)
         prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
         code = codes[label["crystal_system"]]
         scale = [1, 25] if label["crystal_system"] == "trigonal" else [1, 1]

@@ -49,7 +49,7 @@ def test_seed_decides_and_nothing_else(labels: np.ndarray) -> None:
     np.testing.assert_array_equal(part == Part.test, fewer == Part.test)
 
 
-def test_another_system_beside_changes_nothing() -> None:
+def test_an_additional_system_changes_nothing() -> None:
     labels = np.random.default_rng(0).integers(0, 3, size=1000).astype(np.int8)
     more = np.concatenate([labels, np.full(100, CrystalSystem.hexagonal, np.int8)])
     np.testing.assert_array_equal(random_split(labels, seed=5), random_split(more, seed=5)[:1000])
@@ -79,13 +79,13 @@ def test_test_samples_in_blocks_have_no_twins(
     samples: Samples, system: CrystalSystem, columns: list[int], steps: list[float], near: float
 ) -> None:
     """All but those at a block's side; in a random split nearly all have one."""
-    own = samples.crystal_system == system
-    points = np.rint(samples.cells[own][:, columns] / steps).astype(int)
+    of_system = samples.crystal_system == system
+    points = np.rint(samples.cells[of_system][:, columns] / steps).astype(int)
     for split, share in (
         (blocked_split(samples.crystal_system, samples.cells, seed=0), near),
         (random_split(samples.crystal_system, seed=0), None),
     ):
-        part = split[own]
+        part = split[of_system]
         training = {tuple(point) for point in points[part == Part.training]}
         moves = [m for m in np.ndindex(*[3] * len(columns)) if any(k != 1 for k in m)]
         twins = [
@@ -100,10 +100,10 @@ def test_test_samples_in_blocks_have_no_twins(
 
 def test_a_box_is_never_divided(samples: Samples) -> None:
     part = blocked_split(samples.crystal_system, samples.cells, seed=3)
-    own = samples.crystal_system == CrystalSystem.tetragonal
-    boxes = np.rint(samples.cells[own][:, [0, 2]] * 1000).astype(int) // 20
+    of_system = samples.crystal_system == CrystalSystem.tetragonal
+    boxes = np.rint(samples.cells[of_system][:, [0, 2]] * 1000).astype(int) // 20
     for box in np.unique(boxes, axis=0):
-        assert len(set(part[own][(boxes == box).all(axis=1)])) == 1
+        assert len(set(part[of_system][(boxes == box).all(axis=1)])) == 1
 
 
 def test_seed_and_other_systems_mean_the_same_to_blocks(samples: Samples) -> None:
@@ -153,7 +153,7 @@ def test_extra_data_equal_to_the_data_set_give_its_training_samples(samples: Sam
     np.testing.assert_array_equal(split == Part.training, part == Part.training)
 
 
-def test_a_box_of_extra_data_belongs_to_one_crystal_system() -> None:
+def test_a_box_of_extra_data_belongs_to_a_single_crystal_system() -> None:
     cell = np.array([[4.01, 4.01, 4.01, 90.0, 90.0, 90.0]])
     cubic, tetragonal = np.array([0], np.int8), np.array([1], np.int8)
     part = np.array([Part.test], np.int8)

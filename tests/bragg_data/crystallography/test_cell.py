@@ -20,7 +20,7 @@ from tests.strategies import cells
 
 
 @given(cells)
-def test_reciprocal_metric_inverts_the_direct_one(cell):
+def test_reciprocal_metric_is_the_inverse_of_the_direct_metric(cell):
     a, b, c, alpha, beta, gamma = cell
     ca, cb, cg = np.cos(np.radians([alpha, beta, gamma]))
     direct = np.array(
@@ -163,7 +163,7 @@ def test_clipped_parameters_enclose_volume():
 
 
 @pytest.mark.parametrize("symbol", ["P m -3 m", "P 63/m m c", "R 3 m:R", "P 1 21/c 1", "P -1"])
-def test_clipping_keeps_good_cells_and_mends_all_others(symbol):
+def test_clipping_changes_only_cells_without_volume(symbol):
     lattice = lattice_from_space_group(gemmi.find_spacegroup_by_name(symbol))
     generator = np.random.default_rng(0)
     low = [-1.0 if name in "abc" else -50.0 for name in lattice.free_parameters]

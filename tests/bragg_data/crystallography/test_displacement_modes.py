@@ -22,17 +22,24 @@ def campaign() -> Campaign:
     ("group", "cell", "atoms", "count"),
     [
         ("F d -3 m:2", (5.431, 5.431, 5.431), "Si1 Si 0.125 0.125 0.125 0.006", 0),
-        ("P 42/m n m", (4.593, 4.593, 2.959),
-         "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005", 1),
-        ("I 4/m c m", (5.512, 5.512, 7.805),
-         "Sr1 Sr 0 0.5 0.25 0.003\nTi1 Ti 0 0 0 0.003\nO1 O 0 0 0.25 0.004\n"
-         "O2 O 0.244 0.744 0 0.004", 1),
-        ("P b n m", (5.38, 5.44, 7.64),
-         "Ca1 Ca 0.993 0.036 0.25 0.005\nTi1 Ti 0 0.5 0 0.005\nO1 O 0.071 0.484 0.25 0.005\n"
-         "O2 O 0.711 0.289 0.037 0.005", 7),
+        ("P 42/m n m", (4.593, 4.593, 2.959), "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005", 1),
+        (
+            "I 4/m c m",
+            (5.512, 5.512, 7.805),
+            "Sr1 Sr 0 0.5 0.25 0.003\nTi1 Ti 0 0 0 0.003\nO1 O 0 0 0.25 0.004\n"
+            "O2 O 0.244 0.744 0 0.004",
+            1,
+        ),
+        (
+            "P b n m",
+            (5.38, 5.44, 7.64),
+            "Ca1 Ca 0.993 0.036 0.25 0.005\nTi1 Ti 0 0.5 0 0.005\nO1 O 0.071 0.484 0.25 0.005\n"
+            "O2 O 0.711 0.289 0.037 0.005",
+            7,
+        ),
     ],
-)  # fmt: skip
-def test_as_many_are_free_as_the_literature_refines(
+)
+def test_number_of_free_coordinates_is_that_of_published_refinements(
     group: str, cell: tuple[float, float, float], atoms: str, count: int
 ) -> None:
     phase = phase_on_orthogonal_axes("phase", group, cell, atoms)
@@ -40,7 +47,7 @@ def test_as_many_are_free_as_the_literature_refines(
     assert modes.shape == (count, len(phase.positions), 3)
 
 
-def test_of_polar_phases_one_site_stays(campaign: Campaign) -> None:
+def test_first_site_of_polar_phases_is_fixed(campaign: Campaign) -> None:
     cubic, tetragonal, trigonal = campaign.phases
     assert len(free_coordinates(cubic)) == 0
     for phase in (tetragonal, trigonal):
@@ -72,21 +79,29 @@ def test_displaced_atoms_keep_the_space_group(campaign: Campaign) -> None:
 def test_the_simulator_displaces_atoms(campaign: Campaign) -> None:
     c = campaign
     simulator = Simulator(
-        c.phases, c.instrument, c.grid, size=c.size, microstrain=c.microstrain,
+        c.phases,
+        c.instrument,
+        c.grid,
+        size=c.size,
+        microstrain=c.microstrain,
         width_range=(-0.1, 0.1),
-    )  # fmt: skip
+    )
     cells = np.array([[3.99, 3.99, 4.03, 90, 90, 90]] * 4)
     shifts = np.array([[0.02, 0.01, -0.03], [0, 0, 0], [0.02, 0.01, -0.03], [-0.02, 0, 0]])
     phase = np.full(4, 1)
-    found = simulator.simulate(phase, cells, shifts=shifts)
+    patterns = simulator.simulate(phase, cells, shifts=shifts)
     modes = simulator.free_coordinates(1)
-    for row, shift in zip(found[1:], shifts[1:], strict=True):  # the first equals the third
+    for row, shift in zip(patterns[1:], shifts[1:], strict=True):  # the first equals the third
         exact = exact_pattern(
-            displaced(c.phases[1], modes, shift), cells[0], c.instrument, c.grid.tof, size=c.size,
+            displaced(c.phases[1], modes, shift),
+            cells[0],
+            c.instrument,
+            c.grid.tof,
+            size=c.size,
             microstrain=c.microstrain,
-        )  # fmt: skip
+        )
         assert np.abs(row - exact).max() < 1e-4 * exact.max()
-    np.testing.assert_array_equal(found[0], found[2])
-    assert np.abs(found[0] - found[1]).max() > 1e-3 * found.max()
+    np.testing.assert_array_equal(patterns[0], patterns[2])
+    assert np.abs(patterns[0] - patterns[1]).max() > 1e-3 * patterns.max()
     varied = simulator.simulate(phase, cells, shifts=shifts, size=np.full(4, c.size))
-    assert np.abs(varied - found).max() < 5e-4 * found.max()
+    assert np.abs(varied - patterns).max() < 5e-4 * patterns.max()

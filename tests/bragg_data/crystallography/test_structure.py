@@ -83,7 +83,7 @@ def test_bad_cifs_are_refused_with_the_remedy(text, remedy):
         read_phase(text, "phase")
 
 
-def test_resonance_is_refused_where_one_number_is_wanted():
+def test_resonance_has_no_single_scattering_length():
     phase = read_phase(RUTILE.replace("Ti1 Ti", "Gd1 Gd"), "phase")  # GSAS-II can do it
     with pytest.raises(ResonanceError, match="--simulator gsas2"):
         phase.scattering_lengths  # noqa: B018

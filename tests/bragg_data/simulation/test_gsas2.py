@@ -33,9 +33,12 @@ STRUCTURES = DATA / "structures"
 PROJECT = Path(__file__).parents[3]
 
 
+INSTALLED = Gsas2Options(os.environ.get("BRAGG_GSAS2_PATH"))
+
+
 def installed() -> bool:
     try:
-        gsas2.installed_version(os.environ.get("BRAGG_GSAS2_PATH"))
+        gsas2.installed_version(INSTALLED.location)
     except Gsas2Error:
         return False
     return True
@@ -66,6 +69,10 @@ def simulator_of(campaign, **options) -> Simulator:
     setup = campaign.phases, campaign.instrument, campaign.grid
     broadening = {"size": campaign.size, "microstrain": campaign.microstrain}
     return Simulator(*setup, **broadening, options=Gsas2Options(**options))
+
+
+def gsas2_of(campaign, **options) -> Simulator:
+    return simulator_of(campaign, location=INSTALLED.location, **options)
 
 
 def fast(campaign) -> kinematic.Simulator:
@@ -106,7 +113,7 @@ def test_patterns_come_back_in_order_and_quietly(tmp_path, scratch, capfd):
 
 
 @occupied
-def test_failures_are_told_pattern_by_pattern(tmp_path):
+def test_failures_are_reported_pattern_by_pattern(tmp_path):
     samples = cubes(3.95, fake_gsas2.SLOW, fake_gsas2.FAILING, fake_gsas2.CRASHING, 3.96)
     simulator = simulator_of(tiny_campaign(tmp_path), pattern_seconds=2.0)
     with pytest.raises(PatternsError, match=r"^3 patterns failed; the first, number 1: ") as caught:
@@ -133,12 +140,12 @@ def test_threads_take_turns(tmp_path):
     simulator = simulator_of(tiny_campaign(tmp_path))
     lengths = np.round(3.5 + 0.001 * np.arange(80), 3)
 
-    def one(length: float) -> float:
+    def height(length: float) -> float:
         samples = cubes(length)
         return float(simulator.simulate(samples.phase, samples.cells)[0, 0])
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, lengths)) == np.float32(lengths).tolist()
+        assert list(pool.map(height, lengths)) == np.float32(lengths).tolist()
     simulator.close()
 
 
@@ -206,7 +213,7 @@ def test_wrong_cells_are_refused_before_anything_starts(tmp_path, scratch):
 
 
 @occupied
-def test_check_tells_the_difference_of_the_two_ways(tmp_path):
+def test_check_measures_the_difference_of_the_two_call_paths(tmp_path):
     simulator = simulator_of(tiny_campaign(tmp_path), pattern_seconds=2.0)
     check = simulator.check(0, cubes(4.0).cells[0])
     assert check.difference == pytest.approx(1e-3, rel=0.01)
@@ -217,13 +224,13 @@ def test_check_tells_the_difference_of_the_two_ways(tmp_path):
     simulator.close()
 
 
-def test_missing_gsas2_is_one_message(tmp_path):
+def test_missing_gsas2_is_a_single_message(tmp_path):
     with pytest.raises(Gsas2Error) as caught:
         gsas2.installed_version(str(tmp_path))
     message = str(caught.value)
     assert message.startswith(f"There is no GSAS-II in {tmp_path}. Install the conda package gsas2")
-    for wanted in ("--gsas2-path", "BRAGG_GSAS2_PATH", "--simulator kinematic"):
-        assert wanted in message
+    for expected in ("--gsas2-path", "BRAGG_GSAS2_PATH", "--simulator kinematic"):
+        assert expected in message
 
 
 @pytest.mark.parametrize(
@@ -234,7 +241,7 @@ def test_missing_gsas2_is_one_message(tmp_path):
         ("import os; os._exit(7)", "ended with exit code 7"),
     ],
 )
-def test_broken_gsas2_is_one_message(tmp_path, text, reason):
+def test_broken_gsas2_is_a_single_message(tmp_path, text, reason):
     package = tmp_path / "GSASII"
     package.mkdir()
     for name in ("__init__", "GSASIIscriptable"):
@@ -250,13 +257,15 @@ def test_commit_of_a_checkout_is_read_without_git(tmp_path):
     assert commit_of_repository(tmp_path / ".git") == ""
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], check=True)
-    wanted = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    expected = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    )
     for command in (["status"], ["pack-refs", "--all"], ["checkout", "-q", "--detach"]):
         subprocess.run([*git, *command], check=True, capture_output=True)
-        assert commit_of_repository(tmp_path / ".git") == wanted.stdout.strip()
+        assert commit_of_repository(tmp_path / ".git") == expected.stdout.strip()
 
 
-def test_origin_choice_one_is_moved_to_the_centre():
+def test_first_origin_choice_is_moved_to_the_centre():
     """By what gemmi knows of both choices, for every space group that has two."""
     groups = [group for group in gemmi.spacegroup_table() if group.ext == "1"]
     assert len(groups) > 20
@@ -277,12 +286,12 @@ class TestGsas2:
 
     @pytest.fixture
     def simulator(self):
-        simulator = simulator_of(load_campaign("batio3-nomad"))
+        simulator = gsas2_of(load_campaign("batio3-nomad"))
         yield simulator
         simulator.close()
 
     def test_version_names_the_commit(self, simulator):
-        assert gsas2.installed_version() == simulator.version
+        assert gsas2.installed_version(INSTALLED.location) == simulator.version
         assert simulator.version.startswith(f"{gsas2.VERSION}, GSAS-II ")
         assert len(simulator.version.split()) == 5
 
@@ -301,21 +310,23 @@ class TestGsas2:
             cells[rows] = of_campaign.lattice.cells(
                 np.stack([reference[name][rows] for name in free], axis=1)
             )
-        simulators = [simulator_of(campaign, call_path=call_path) for _ in range(2)]
+        simulators = [gsas2_of(campaign, call_path=call_path) for _ in range(2)]
         parts = [np.arange(36)[k::2] for k in range(2)]
         with ThreadPoolExecutor(2) as pool:
-            found = pool.map(
-                lambda one, rows: one.simulate(phase[rows], cells[rows]), simulators, parts
+            patterns_of_parts = pool.map(
+                lambda simulator, rows: simulator.simulate(phase[rows], cells[rows]),
+                simulators,
+                parts,
             )
-        for rows, patterns in zip(parts, found, strict=True):
-            wanted = reference["y"][rows]
-            difference = np.abs(patterns - wanted).max(axis=1) / wanted.max(axis=1)
+        for rows, patterns in zip(parts, patterns_of_parts, strict=True):
+            expected = reference["y"][rows]
+            difference = np.abs(patterns - expected).max(axis=1) / expected.max(axis=1)
             assert difference.max() < 1e-5
         for simulator in simulators:
             simulator.close()
         assert len(cells) == 36
 
-    def test_both_ways_give_the_same(self, simulator):
+    def test_both_call_paths_agree(self, simulator):
         campaign = load_campaign("batio3-nomad")
         check = simulator.check(0, campaign.phases[0].cell)
         assert check.difference == 0
@@ -331,14 +342,14 @@ class TestGsas2:
             "tzero": np.linspace(0.0, 9.0, 6),
             "difc": 9496.17 * np.linspace(0.999, 1.001, 6),
         }
-        simulator = simulator_of(campaign)
+        simulator = gsas2_of(campaign)
         nominal = simulator.simulate(samples.phase, samples.cells)
         for names in ([name] for name in vectors):
             chosen = {name: vectors[name] for name in names}
             patterns = simulator.simulate(samples.phase, samples.cells, **chosen)
-            wanted = fast(campaign).simulate(samples.phase, samples.cells, **chosen)
+            expected = fast(campaign).simulate(samples.phase, samples.cells, **chosen)
             top = patterns.max(axis=1, keepdims=True)
-            assert (np.abs(patterns - wanted) / top).max() < 1e-3, names
+            assert (np.abs(patterns - expected) / top).max() < 1e-3, names
             assert (np.abs(patterns - nominal) / top).max() > 1e-3, names
         again = simulator.simulate(samples.phase, samples.cells)
         np.testing.assert_array_equal(again, nominal)  # nothing of the vectors stays behind
@@ -346,13 +357,13 @@ class TestGsas2:
 
     def test_all_crystal_systems(self):
         campaign = load_campaign(STRUCTURES / "structures.toml")
-        simulator = simulator_of(campaign)
+        simulator = gsas2_of(campaign)
         for code in range(len(campaign.phases)):
             rows = np.flatnonzero(campaign.samples.phase == code)
-            one = campaign.samples[rows]
-            patterns = simulator.simulate(one.phase, one.cells)
-            wanted = fast(campaign).simulate(one.phase, one.cells)
-            difference = np.abs(patterns - wanted).max(axis=1) / patterns.max(axis=1)
+            sample = campaign.samples[rows]
+            patterns = simulator.simulate(sample.phase, sample.cells)
+            expected = fast(campaign).simulate(sample.phase, sample.cells)
+            difference = np.abs(patterns - expected).max(axis=1) / patterns.max(axis=1)
             assert difference.max() < 1e-3, campaign.phases[code].name
         simulator.close()
 
@@ -370,7 +381,9 @@ class TestGsas2:
             phases.append(campaign.phases[2])
         cells = np.array([phase.cell for phase in phases])
         broadening = {"size": 1.0, "microstrain": 1000.0}
-        simulator = Simulator(phases, campaign.instrument, campaign.grid, **broadening)
+        simulator = Simulator(
+            phases, campaign.instrument, campaign.grid, **broadening, options=INSTALLED
+        )
         patterns = simulator.simulate(np.arange(2), cells)
         assert patterns[1].max() > 100 * patterns[1].min()
         np.testing.assert_allclose(patterns[0], patterns[1], rtol=1e-5)
@@ -383,7 +396,9 @@ class TestGsas2:
         campaign = load_campaign("batio3-nomad")
         phase = campaign.phases[0]
         object.__setattr__(phase, "space_group", symbol)
-        simulator = Simulator([phase], campaign.instrument, campaign.grid, size=1, microstrain=1e3)
+        simulator = Simulator(
+            [phase], campaign.instrument, campaign.grid, size=1, microstrain=1e3, options=INSTALLED
+        )
         with pytest.raises(
             Gsas2Error, match=f"has the space group {symbol}, which GSAS-II {words}"
         ):
@@ -396,34 +411,36 @@ class TestGsas2:
         phase = read_phase(text, "apatite")
         assert len(phase.symbols) == 48
         object.__setattr__(phase, "symbols", phase.symbols[:-1])
-        simulator = Simulator([phase], campaign.instrument, campaign.grid, size=1, microstrain=1e3)
+        simulator = Simulator(
+            [phase], campaign.instrument, campaign.grid, size=1, microstrain=1e3, options=INSTALLED
+        )
         with pytest.raises(Gsas2Error, match="47 atoms in the cell, but GSAS-II counts 48"):
             simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
 
     def test_an_instrument_file_may_leave_out_what_is_zero(self, tmp_path):
         campaign = tiny_campaign(tmp_path)
-        kept = ("Type", "2-theta", "difC", "alpha", "beta-0", "sig-1")
+        keys = ("Type", "2-theta", "difC", "alpha", "beta-0", "sig-1")
         lines = campaign.instprm.splitlines()
-        text = "\n".join(line for line in lines if line.startswith(("#", *kept)))
+        text = "\n".join(line for line in lines if line.startswith(("#", *keys)))
         instrument = read_instrument(text)
         assert instrument.tzero == 0
-        one = campaign.samples[:2]
+        sample = campaign.samples[:2]
         broadening = {"size": 1.0, "microstrain": 1000.0}
         what = campaign.phases, instrument.with_parameters(sig_2=119.951), campaign.grid
-        simulator = Simulator(*what, **broadening)
-        patterns = simulator.simulate(one.phase, one.cells)
+        simulator = Simulator(*what, **broadening, options=INSTALLED)
+        patterns = simulator.simulate(sample.phase, sample.cells)
         simulator.close()
-        wanted = kinematic.Simulator(*what, **broadening).simulate(one.phase, one.cells)
-        assert (np.abs(patterns - wanted).max(axis=1) / patterns.max(axis=1)).max() < 1e-3
+        expected = kinematic.Simulator(*what, **broadening).simulate(sample.phase, sample.cells)
+        assert (np.abs(patterns - expected).max(axis=1) / patterns.max(axis=1)).max() < 1e-3
 
     def test_as_many_points_as_a_campaign_may_have(self, tmp_path):
         campaign = tiny_campaign(tmp_path)
         grid = TofGrid(11000.0, 1e-5, 30_000)
         what = campaign.phases, campaign.instrument, grid
-        simulator = Simulator(*what, size=1.0, microstrain=1000.0)
-        one = campaign.samples[:1]
-        check = simulator.check(int(one.phase[0]), one.cells[0])
+        simulator = Simulator(*what, size=1.0, microstrain=1000.0, options=INSTALLED)
+        sample = campaign.samples[:1]
+        check = simulator.check(int(sample.phase[0]), sample.cells[0])
         simulator.close()
         assert check.difference == 0
 
@@ -432,12 +449,14 @@ class TestGsas2:
         phase = read_phase(text, "phase")
         campaign = tiny_campaign(tmp_path)
         what = [phase], campaign.instrument, campaign.grid
-        simulator = Simulator(*what, size=1.0, microstrain=1000.0)
+        simulator = Simulator(*what, size=1.0, microstrain=1000.0, options=INSTALLED)
         pattern = simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
         assert pattern.max() > 0
         unknown = campaign.instrument.with_parameters(flight_path=0.0)
-        simulator = Simulator([phase], unknown, campaign.grid, size=1.0, microstrain=1000.0)
+        simulator = Simulator(
+            [phase], unknown, campaign.grid, size=1.0, microstrain=1000.0, options=INSTALLED
+        )
         with pytest.raises(Gsas2Error, match="lacks the flight path"):
             simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
@@ -448,16 +467,16 @@ class TestGsas2:
 
     def test_time_limit(self):
         campaign = load_campaign("batio3-nomad")
-        simulator = simulator_of(campaign, pattern_seconds=0.2)
-        one = campaign.samples[:1]
+        simulator = gsas2_of(campaign, pattern_seconds=0.2)
+        sample = campaign.samples[:1]
         with pytest.raises(PatternsError, match=r"took longer than 0.2 s"):
-            simulator.simulate(one.phase, one.cells)
-        simulator.options = Gsas2Options(pattern_seconds=300.0)
-        assert np.isfinite(simulator.simulate(one.phase, one.cells)).all()
+            simulator.simulate(sample.phase, sample.cells)
+        simulator.options = INSTALLED
+        assert np.isfinite(simulator.simulate(sample.phase, sample.cells)).all()
         simulator.close()
 
     def test_the_user_s_settings_of_gsas2_do_not_count(self, tmp_path, monkeypatch):
-        """Its windows can be told to use several processes."""
+        """Its windows can be set to use several processes."""
         home = tmp_path / "home"
         (home / ".GSASII").mkdir(parents=True)
         (home / ".GSASII" / "config.ini").write_text(
@@ -465,9 +484,9 @@ class TestGsas2:
         )
         monkeypatch.setenv("HOME", str(home))
         campaign = tiny_campaign(tmp_path)
-        one = campaign.samples[:1]
-        simulator = simulator_of(campaign)
-        patterns = simulator.simulate(one.phase, one.cells)
+        sample = campaign.samples[:1]
+        simulator = gsas2_of(campaign)
+        patterns = simulator.simulate(sample.phase, sample.cells)
         simulator.close()
         monkeypatch.undo()
         assert np.isfinite(patterns).all()
@@ -486,7 +505,7 @@ class TestGsas2:
         campaign = load_campaign(toml)
 
         serial = Store(tmp_path / "serial", create=True)
-        simulator = simulator_of(campaign)
+        simulator = gsas2_of(campaign)
         with Writer(serial, campaign, "gsas2", simulator.version) as writer:
             for block in writer.missing():
                 samples = writer.samples[writer.rows(block)]
@@ -497,22 +516,21 @@ class TestGsas2:
         simulator.close()
 
         store = tmp_path / "store"
+        options = "--cluster slurm --jobs 2:2 --cores 1 --walltime 01:00:00 --host 127.0.0.1"
+        options += " --directive --exclusive"
+        command = [sys.executable, "-m", "pipelines.simulate", "--campaign", toml, "--store", store]
+        command += [*options.split(), "--memory", "1 GB", "--shared-directory", slurm]
+        command += ["--environment", f"TMPDIR={tempfile.gettempdir()}"]
         process = subprocess.Popen(
-            [
-                sys.executable, "-m", "pipelines.simulate", "--campaign", toml, "--store", store,
-                "--cluster", "slurm", "--jobs", "2:2", "--cores", "1", "--memory", "1 GB",
-                "--walltime", "01:00:00", "--host", "127.0.0.1", "--shared-directory", slurm,
-                "--directive", "--exclusive", "--environment", f"TMPDIR={tempfile.gettempdir()}",
-            ],
-            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         while not (store / "refs").is_dir() or not sum(u.done for u in Store(store).unfinished()):
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
         nannies = [
-            one
-            for one in psutil.process_iter(["cmdline"])
-            if "distributed.cli.dask_worker" in (one.info["cmdline"] or ())
+            candidate
+            for candidate in psutil.process_iter(["cmdline"])
+            if "distributed.cli.dask_worker" in (candidate.info["cmdline"] or ())
         ]
         workers = [
             child

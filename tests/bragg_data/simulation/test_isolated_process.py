@@ -62,7 +62,9 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def parent_of_one(*methods: str) -> Iterator[tuple[subprocess.Popen[str], psutil.Process, Path]]:
+def parent_with_child(
+    *methods: str,
+) -> Iterator[tuple[subprocess.Popen[str], psutil.Process, Path]]:
     """A program that starts a child and calls methods; the child's process; its directory."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.children", *methods],
@@ -93,7 +95,7 @@ def test_call_returns_what_the_method_returns(child: IsolatedProcess) -> None:
     np.testing.assert_array_equal(answer["scaled"], values * 2.5, strict=True)
 
 
-def test_object_is_made_once_and_keeps_its_state() -> None:
+def test_object_is_built_once_and_keeps_its_state() -> None:
     with closing(IsolatedProcess(TARGET, 100, name="test")) as child:
         answers = [child.call("add", number, seconds=SECONDS) for number in (1, 2, 3)]
     assert answers == [101, 103, 106]
@@ -121,7 +123,7 @@ def test_noise_of_earlier_calls_does_not_pile_up(child: IsolatedProcess) -> None
     assert sum(file.stat().st_size for file in child.scratch.iterdir()) < 50_000
 
 
-def test_one_thread_per_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_thread_per_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     before = dict(os.environ)
     with closing(IsolatedProcess(TARGET, name="test")) as child:
@@ -151,7 +153,7 @@ def test_files_go_to_a_directory_that_goes(
     assert not any(temporary.iterdir())
 
 
-def test_modules_are_found_from_a_foreign_directory(
+def test_modules_are_imported_from_a_foreign_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "only_here.py").write_text("from collections import Counter\n")
@@ -263,15 +265,15 @@ def test_time_limit_of_the_start(temporary: Path) -> None:
     assert set(psutil.Process().children()) <= set(before)
 
 
-@pytest.mark.parametrize(("how", "told"), [("abort", "was ended by SIGABRT"), ("exit", "code 3")])
-def test_crash_tells_how_and_the_last_words(
-    how: str, told: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("how", "cause"), [("abort", "was ended by SIGABRT"), ("exit", "code 3")])
+def test_crash_names_its_cause_and_the_last_output(
+    how: str, cause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONUNBUFFERED", "")  # what is printed to a file may be held back
     with closing(IsolatedProcess(TARGET, name="test")) as child:
         child.call("make_noise", 1, seconds=SECONDS)
         with pytest.raises(
-            IsolatedProcessError, match=f"{told}; its last words: something went wrong$"
+            IsolatedProcessError, match=f"{cause}; its last words: something went wrong$"
         ):
             child.call("crash", how, seconds=SECONDS)
         assert not child.alive
@@ -279,13 +281,13 @@ def test_crash_tells_how_and_the_last_words(
 
 
 @pytest.mark.parametrize(
-    ("target", "arguments", "told"),
+    ("target", "arguments", "cause"),
     [("os:_exit", [3], "ended with exit code 3"), ("os:abort", [], "was ended by SIGABRT")],
 )
 def test_process_that_dies_at_start(
-    temporary: Path, target: str, arguments: list[int], told: str
+    temporary: Path, target: str, arguments: list[int], cause: str
 ) -> None:
-    with pytest.raises(IsolatedProcessError, match=told):
+    with pytest.raises(IsolatedProcessError, match=cause):
         IsolatedProcess(target, *arguments, name="test")
     assert not any(temporary.iterdir())
 
@@ -381,7 +383,7 @@ def test_answer_to_an_interrupted_call_is_not_taken_for_the_next(
 
 @pytest.mark.parametrize("methods", [[], ["sleep"], ["compute"]], ids=["idle", "sleep", "compute"])
 def test_terminated_child_removes_its_directory(methods: list[str]) -> None:
-    with parent_of_one(*methods) as (parent, child, scratch):
+    with parent_with_child(*methods) as (parent, child, scratch):
         wait_for(lambda: not methods or (scratch / BUSY).exists(), "the child is not busy")
         os.kill(parent.pid, signal.SIGSTOP)  # so that it cannot be the one to remove it
         child.terminate()
@@ -394,7 +396,7 @@ def test_terminated_child_removes_its_directory(methods: list[str]) -> None:
 
 @pytest.mark.parametrize("methods", [[], ["sleep"], ["compute"]], ids=["idle", "sleep", "compute"])
 def test_child_does_not_outlive_a_killed_parent(methods: list[str], temporary: Path) -> None:
-    with parent_of_one(*methods) as (parent, orphan, scratch):
+    with parent_with_child(*methods) as (parent, orphan, scratch):
         wait_for(lambda: not methods or (scratch / BUSY).exists(), "the child is not busy")
         assert not is_gone(orphan)
         parent.kill()
@@ -403,7 +405,7 @@ def test_child_does_not_outlive_a_killed_parent(methods: list[str], temporary: P
 
 
 def test_child_that_lost_its_directory_does_not_outlive_a_killed_parent() -> None:
-    with parent_of_one("remove_directory") as (parent, orphan, scratch):
+    with parent_with_child("remove_directory") as (parent, orphan, scratch):
         assert parent.stdout is not None
         assert parent.stdout.readline() == "called\n"
         assert not scratch.exists()
@@ -417,7 +419,7 @@ def test_child_that_lost_its_directory_does_not_outlive_a_killed_parent() -> Non
 @pytest.fixture
 def left(temporary: Path) -> Path:
     """What stays of a child that was killed together with its parent."""
-    with parent_of_one() as (parent, child, scratch):
+    with parent_with_child() as (parent, child, scratch):
         child.kill()
         wait_for(lambda: is_gone(child), "the child is alive")
         parent.kill()

@@ -162,13 +162,17 @@ def test_textbook_convention_differs_where_the_notes_say(campaign, reference):
     textbook = exact_pattern(*args, size=1.0, microstrain=1e3, convention="textbook")
     assert 1e-3 < errors(textbook, patterns[0])[0] < 5e-2
     fast = Simulator(
-        campaign.phases, campaign.instrument, campaign.grid, size=1.0, microstrain=1e3,
+        campaign.phases,
+        campaign.instrument,
+        campaign.grid,
+        size=1.0,
+        microstrain=1e3,
         convention="textbook",
-    )  # fmt: skip
+    )
     assert errors(fast.simulate(np.zeros(1, int), cells[:1])[0], textbook)[0] < 6e-5
 
 
-def test_peak_stands_where_bragg_says(simulator, campaign):
+def test_peak_position_follows_braggs_law(simulator, campaign):
     cell = np.array([[4.0, 4.0, 4.0, 90, 90, 90]])
     pattern = simulator.simulate(np.zeros(1, int), cell)[0]
     tof = campaign.grid.tof
@@ -243,10 +247,18 @@ def _cif(symbol, free):
     lines = ["data_any", *(f"_cell_{n} {v}" for n, v in zip(names, cell, strict=True))]
     lines += ["loop_", "_space_group_symop_operation_xyz"]
     lines += [f"'{op.triplet()}'" for op in group.operations()]
-    lines += ["loop_", "_atom_site_label", "_atom_site_type_symbol", "_atom_site_fract_x",
-              "_atom_site_fract_y", "_atom_site_fract_z", "_atom_site_occupancy",
-              "_atom_site_U_iso_or_equiv",
-              "A1 Ca 0.0 0.0 0.0 1 0.004", "B1 O 0.137 0.211 0.327 0.7 0.009"]  # fmt: skip
+    lines += [
+        "loop_",
+        "_atom_site_label",
+        "_atom_site_type_symbol",
+        "_atom_site_fract_x",
+        "_atom_site_fract_y",
+        "_atom_site_fract_z",
+        "_atom_site_occupancy",
+        "_atom_site_U_iso_or_equiv",
+        "A1 Ca 0.0 0.0 0.0 1 0.004",
+        "B1 O 0.137 0.211 0.327 0.7 0.009",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -259,10 +271,16 @@ def test_imaginary_scattering_length_averages_friedel_mates():
     d = d_spacing(unique.hkl, polar.cell[None])[0]
     damping = np.exp(-2 * np.pi**2 * polar.u_iso / d[:, None] ** 2)
     both = [
-        np.abs((polar.scattering_lengths * np.exp(s * 2j * np.pi * unique.hkl @ polar.positions.T)
-                * damping).sum(axis=1)) ** 2
+        np.abs(
+            (
+                polar.scattering_lengths
+                * np.exp(s * 2j * np.pi * unique.hkl @ polar.positions.T)
+                * damping
+            ).sum(axis=1)
+        )
+        ** 2
         for s in (1, -1)
-    ]  # fmt: skip
+    ]
     np.testing.assert_allclose(unique.f_squared(d), np.mean(both, axis=0), atol=1e-12)
 
 
@@ -322,24 +340,29 @@ def test_a_cell_of_another_lattice_is_refused(simulator):
         simulator.simulate(np.array([0]), np.array([[4.0, 4.0, 4.1, 90, 90, 90]]))
 
 
-def test_what_varied_widths_need_is_kept_and_made_again(campaign, tmp_path):
+def test_operators_of_varied_widths_are_cached_and_rebuilt(campaign, tmp_path):
     grid = TofGrid(start=9000.0, relative_step=campaign.grid.relative_step, points=500)
 
     def pattern(cache, microstrain=1e3):
         simulator = Simulator(
-            campaign.phases, campaign.instrument, grid, size=1.0, microstrain=microstrain,
-            width_range=(-0.2, 0.2), cache=cache,
-        )  # fmt: skip
+            campaign.phases,
+            campaign.instrument,
+            grid,
+            size=1.0,
+            microstrain=microstrain,
+            width_range=(-0.2, 0.2),
+            cache=cache,
+        )
         cells = np.array([[4.01, 4.01, 4.01, 90, 90, 90]])
         return simulator.simulate(np.array([0]), cells, size=1.1)
 
-    wanted = pattern(None)
-    np.testing.assert_array_equal(pattern(tmp_path / "kept"), wanted)
-    (file,) = (tmp_path / "kept").iterdir()
-    np.testing.assert_array_equal(pattern(tmp_path / "kept"), wanted)
+    expected = pattern(None)
+    np.testing.assert_array_equal(pattern(tmp_path / "cache"), expected)
+    (file,) = (tmp_path / "cache").iterdir()
+    np.testing.assert_array_equal(pattern(tmp_path / "cache"), expected)
     file.write_bytes(file.read_bytes()[:1000])
-    np.testing.assert_array_equal(pattern(tmp_path / "kept"), wanted)
-    assert pattern(tmp_path / "kept", 1100.0).shape == wanted.shape
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    np.testing.assert_array_equal(pattern(tmp_path / "cache"), expected)
+    assert pattern(tmp_path / "cache", 1100.0).shape == expected.shape
+    assert len(list((tmp_path / "cache").iterdir())) == 2
     (tmp_path / "file").write_text("")
-    np.testing.assert_array_equal(pattern(tmp_path / "file"), wanted)
+    np.testing.assert_array_equal(pattern(tmp_path / "file"), expected)

@@ -19,10 +19,18 @@ from bragg_data.simulation.measurement_effects import (
 )
 
 QUIET = MeasurementEffects(
-    u_scale=(1.0, 1.0), shift=0.0, size=(1.0, 1.0), microstrain=(1000.0, 1000.0),
-    counts=(1e9, 1e9), background=(0.1, 0.1), spectrum=1.0, spectrum_error=0.0,
-    signal_end=(1.01, 1.01), signal_start=0.0, impurity_probability=0.0,
-)  # fmt: skip
+    u_scale=(1.0, 1.0),
+    shift=0.0,
+    size=(1.0, 1.0),
+    microstrain=(1000.0, 1000.0),
+    counts=(1e9, 1e9),
+    background=(0.1, 0.1),
+    spectrum=1.0,
+    spectrum_error=0.0,
+    signal_end=(1.01, 1.01),
+    signal_start=0.0,
+    impurity_probability=0.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +80,9 @@ def test_cells_cover_the_range_and_come_near_to_cubic(campaign: Campaign) -> Non
         campaign.phases[code].lattice.check_tied(cells)
 
 
-def test_nothing_differs_where_nothing_is_drawn(campaign: Campaign, simulator: Simulator) -> None:
+def test_without_effects_a_draw_is_the_simulated_pattern(
+    campaign: Campaign, simulator: Simulator
+) -> None:
     phase, cells = some(campaign, 2, 4)
     draws = draw_profiles(simulator, phase, cells, np.random.default_rng(0), QUIET)
     pattern = simulator_of(campaign).simulate(phase, cells).astype(float)
@@ -95,7 +105,7 @@ def test_a_drifted_calibration_moves_all_peaks(campaign: Campaign, simulator: Si
     assert (moved.intensity.argmax(axis=1) != true.intensity.argmax(axis=1)).any()
 
 
-def test_they_look_like_measurements(campaign: Campaign, draws: Draws) -> None:
+def test_draws_have_the_properties_of_measurements(campaign: Campaign, draws: Draws) -> None:
     tof = campaign.grid.tof
     assert not draws.covered[:, tof > 19_520].any()
     assert (draws.intensity[~draws.covered] == 0).all()
@@ -114,9 +124,12 @@ def test_they_look_like_measurements(campaign: Campaign, draws: Draws) -> None:
 
 def test_a_profile_without_signal_is_zero(draws: Draws) -> None:
     flat = Draws(
-        np.full((1, draws.intensity.shape[1]), -1.0), np.ones((1, draws.intensity.shape[1])),
-        np.ones((1, draws.intensity.shape[1]), dtype=bool), draws.phase[:1], draws.cells[:1],
-    )  # fmt: skip
+        np.full((1, draws.intensity.shape[1]), -1.0),
+        np.ones((1, draws.intensity.shape[1])),
+        np.ones((1, draws.intensity.shape[1]), dtype=bool),
+        draws.phase[:1],
+        draws.cells[:1],
+    )
     prepared = flat.prepared()
     assert prepared.shape == flat.intensity.shape
     assert np.isfinite(prepared).all()
@@ -132,16 +145,16 @@ def with_effects(campaign: Campaign, table: str) -> Campaign:
     return Campaign(f"{campaign.toml}\n{table}\n", campaign.cifs, campaign.instprm)
 
 
-def test_a_campaign_sets_its_own_ranges(campaign: Campaign, bare: Campaign) -> None:
+def test_ranges_of_a_campaign_replace_the_default(campaign: Campaign, bare: Campaign) -> None:
     assert effects_from_campaign(campaign) == MeasurementEffects()
     assert effects_from_campaign(bare) == MeasurementEffects()
     table = "[measurement_effects]\ncounts = [500, 800]\nimpurity_probability = 0.0"
-    own = with_effects(bare, table)
-    assert effects_from_campaign(own) == MeasurementEffects(
+    changed = with_effects(bare, table)
+    assert effects_from_campaign(changed) == MeasurementEffects(
         counts=(500.0, 800.0), impurity_probability=0.0
     )
     # What is simulated is the same.
-    assert own.identity("kinematic", "1") == bare.identity("kinematic", "1")
+    assert changed.identity("kinematic", "1") == bare.identity("kinematic", "1")
 
 
 def test_deprecated_keys_of_a_campaign_mean_the_same(bare: Campaign) -> None:
@@ -160,9 +173,12 @@ def test_deprecated_keys_of_a_campaign_mean_the_same(bare: Campaign) -> None:
 def test_end_of_the_signal_is_a_share_of_any_window(campaign: Campaign) -> None:
     """By default nearly the whole window is covered, wherever the grid is."""
     shifted = Simulator(
-        campaign.phases[:1], campaign.instrument, TofGrid(20_000.0, 2e-3, 200),
-        size=1.0, microstrain=1000.0,
-    )  # fmt: skip
+        campaign.phases[:1],
+        campaign.instrument,
+        TofGrid(20_000.0, 2e-3, 200),
+        size=1.0,
+        microstrain=1000.0,
+    )
     phase = np.zeros(40, dtype=int)
     cells = draw_cells(campaign, 0, 40, np.random.default_rng(0)) * ([3] * 3 + [1] * 3)
     draws = draw_profiles(shifted, phase, cells, np.random.default_rng(1))
