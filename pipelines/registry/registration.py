@@ -24,6 +24,7 @@ from catalog.registry import ModelKind
 from catalog.tracking import Run, Tracking
 from pipelines.cli.console import say
 from pipelines.registry.model_card import model_card, signature_units
+from pipelines.simulation.draws import held_out_key
 
 CARD = "model_card.md"
 """The model card, among a model's files and its run's."""
@@ -83,9 +84,15 @@ def provenance_of(
 
 
 def test_set(dataset: xr.Dataset, split: Mapping[str, Any]) -> str:
-    """Return a short name of the test samples of a split of a data set's contents."""
-    values = (dataset.attrs["content_hash"], dict(split), "test")
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+    """Return a short name of the held-out samples that a model is tested on.
+
+    Scores are comparable where it is the same. Of a model that is tested on simulated measurements
+    (``test_draws`` of each phase) it depends on all that determines them.
+    """
+    values = [dataset.attrs["content_hash"], dict(split), "test"]
+    if split.get("test_draws"):
+        values.append(held_out_key(campaign_of(dataset), split["test_draws"]))
+    return hashlib.sha256(repr(tuple(values)).encode()).hexdigest()[:16]
 
 
 def run_tags(provenance: ModelProvenance) -> dict[str, str]:

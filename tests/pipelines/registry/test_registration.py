@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from bragg_data.model_provenance import ModelProvenance, ModelScore
 from catalog import registry
@@ -15,6 +17,7 @@ from catalog.gate import BaselineComparison
 from catalog.promotion import CANDIDATE
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
+from pipelines.registry import registration
 from pipelines.registry.registration import promote_if_better
 
 # The quick preset of the network for measured profiles on hausmannite, and its baselines.
@@ -103,3 +106,28 @@ def test_the_comparison_is_what_training_recorded() -> None:
     assert BaselineComparison.from_provenance(ModelProvenance()) is None
     # Models of an earlier version recorded no baselines.
     assert BaselineComparison.from_provenance(replace(provenance, baselines=None)) is None
+
+
+def test_the_test_set_is_that_of_the_same_samples(small_dataset: xr.Dataset) -> None:
+    split = {"name": "random", "seed": 0, "test": 0.2, "validation": 0.05}
+    # Stored samples have the name that versions before this one gave them.
+    content = small_dataset.attrs["content_hash"]
+    earlier = hashlib.sha256(repr((content, split, "test")).encode()).hexdigest()[:16]
+    assert registration.test_set(small_dataset, split) == earlier
+    # Draws of another campaign are other samples, also of the same number.
+    draws = {**split, "test_draws": 20}
+    name = registration.test_set(small_dataset, draws)
+    assert name == registration.test_set(small_dataset, draws)
+    toml = small_dataset.attrs["campaign_toml"].replace("last = 88.0", "last = 87.0")
+    other = small_dataset.assign_attrs(campaign_toml=toml)
+    assert (
+        len(
+            {
+                name,
+                registration.test_set(other, draws),
+                registration.test_set(other, split),
+                earlier,
+            }
+        )
+        == 3
+    )
