@@ -1,10 +1,9 @@
-"""From a measured file to a campaign's grid: bank, calibration, alignment, and what to be told."""
+"""From a measured file to a campaign's grid: bank, calibration, resampling, prepared profile."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,16 @@ from bragg_data.measurement.resampling import (
     nominal_calibration,
     resample_to_grid,
 )
-from bragg_data.preprocessing import prepare_measured
+from bragg_data.measurement.significance import has_significant_peaks
+from bragg_data.preprocessing import PreprocessingError, prepare_measured
 
 ANGLE_TOLERANCE = 5.0
-"""Degrees between the angles of two banks that count as one."""
+"""Degrees between the angles of two banks that count as the same."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A profile on a campaign's grid, ready to be asked about.
+    """A profile on a campaign's grid, ready for predictions.
 
     Attributes
     ----------
@@ -37,11 +37,19 @@ class Measurement:
     gridded
         On the campaign's grid, with its background.
     calibration
-        What brought it there; None if its times were taken as those of the campaign's instrument.
+        Calibration with which it was resampled; None if its times were taken as those of the
+        campaign's instrument.
     nominal
         Whether that is the header's, or none.
     warnings
         What a user has to know, in sentences.
+    prepared : shape (points,)
+        Background subtracted, between 0 and 1: the view ``measured_aligned``.
+
+    Raises
+    ------
+    ProfileError
+        If nothing stands above the background.
     """
 
     profile: Profile
@@ -49,12 +57,54 @@ class Measurement:
     calibration: Instrument | None
     nominal: bool
     warnings: list[str]
+    prepared: NDArray[np.float64] = field(init=False, repr=False)
 
-    @cached_property
-    def prepared(self) -> NDArray[np.float64]:
-        """Background off, between 0 and 1: the view ``measured_aligned``, shape (points,)."""
-        g = self.gridded
-        return prepare_measured(g.intensity, g.sigma, g.covered)
+    def __post_init__(self) -> None:
+        """Prepare the profile, so that one that cannot be is refused where it is read."""
+        gridded = self.gridded
+        try:
+            prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
+        except PreprocessingError as error:
+            raise ProfileError(f"{self.profile.name}: {error}") from error
+        object.__setattr__(self, "prepared", prepared)
+
+
+def calibrated_measurement(
+    profile: Profile, campaign: Campaign, calibration: Instrument | None, *, nominal: bool = False
+) -> Measurement:
+    """Bring a profile to a campaign's grid, with a given calibration.
+
+    Parameters
+    ----------
+    profile
+        As read.
+    campaign
+        Grid and instrument.
+    calibration
+        The measurement's calibration; None takes its times as those of the campaign's instrument.
+    nominal
+        Whether the calibration is the header's.
+
+    Raises
+    ------
+    ProfileError
+        If the profile covers too little of the grid or has no significant peaks there, or if the
+        calibration does not grow with d.
+    """
+    instrument, grid = campaign.instrument, campaign.grid
+    gridded = resample_to_grid(profile, grid, instrument, calibration)
+    window = grid.tof[[0, -1]]
+    if calibration is not None:
+        window = calibration.tof_from_d_spacing(instrument.d_spacing_from_tof(window))
+    inside = (profile.tof >= window[0]) & (profile.tof <= window[1])
+    if not has_significant_peaks(profile.intensity[inside], profile.sigma[inside]):
+        raise ProfileError(
+            f"{profile.name} has no significant peaks between {window[0]:.0f} and {window[1]:.0f} "
+            f"µs: nothing stands out of the noise of its background, so there is nothing to "
+            f"determine a cell from. Check the file and its bank, or measure longer."
+        )
+    warnings = measurement_warnings(profile, gridded, instrument, calibration, nominal=nominal)
+    return Measurement(profile, gridded, calibration, nominal or calibration is None, warnings)
 
 
 def load_measurements(
@@ -71,9 +121,9 @@ def load_measurements(
     path
         The file.
     campaign
-        Whose grid and instrument.
+        Grid and instrument.
     calibration
-        The measurement's own ``.instprm``. Without it the header's nominal difC is used, or the
+        The measurement's ``.instprm`` file. Without it the header's nominal difC is used, or the
         times of flight as they are, with a warning.
     bank
         Only this bank of the file; by default those at the angle of the model's instrument.
@@ -83,10 +133,8 @@ def load_measurements(
     Raises
     ------
     ProfileError, InstrumentError
-        If the file cannot be read, fits neither the grid nor the calibration, or an angle is given
-        for more than one bank.
-    PreprocessingError
-        If nothing stands above the background.
+        If the file cannot be read, fits neither the grid nor the calibration, has no significant
+        peaks, or an angle is given for more than one bank.
     """
     instruments = None if calibration is None else read_instruments(calibration)
     profiles = read_profiles(path, bank)
@@ -107,7 +155,7 @@ def load_measurements(
 def measurement_from_profile(
     profile: Profile, campaign: Campaign, instruments: Sequence[Instrument] | None = None
 ) -> Measurement:
-    """Bring a profile to a campaign's grid.
+    """Bring a profile to a campaign's grid, with the calibration of its bank.
 
     Parameters
     ----------
@@ -122,19 +170,12 @@ def measurement_from_profile(
     Raises
     ------
     ProfileError, InstrumentError
-        If the profile fits neither the grid nor a calibration.
+        If the profile fits neither the grid nor a calibration, or has no significant peaks.
     """
-    nominal = instruments is None
-    calibration = (
-        nominal_calibration(profile, campaign.instrument)
-        if instruments is None
-        else match_bank(profile, instruments)
-    )
-    gridded = resample_to_grid(profile, campaign.grid, campaign.instrument, calibration)
-    warnings = measurement_warnings(
-        profile, gridded, campaign.instrument, calibration, nominal=nominal
-    )
-    return Measurement(profile, gridded, calibration, nominal, warnings)
+    if instruments is None:
+        nominal = nominal_calibration(profile, campaign.instrument)
+        return calibrated_measurement(profile, campaign, nominal, nominal=True)
+    return calibrated_measurement(profile, campaign, match_bank(profile, instruments))
 
 
 def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> list[Profile]:

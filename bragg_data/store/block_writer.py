@@ -183,25 +183,30 @@ class BlockWriter(ABC):
         """
         if not results:
             return
+        # On copies: what this object says is in the store is there, also when a commit fails.
+        status, digests = self._status.copy(), self._digests.copy()
+        failures = dict(self.failures)
         for result in results:
-            self._status[self.rows(result.block)] = result.status
+            status[self.rows(result.block)] = result.status
             if result.fork is None:
-                self.failures[result.block] = result.reason
+                failures[result.block] = result.reason
             else:
-                self._digests[result.block] = np.frombuffer(result.sha256, np.uint8)
-                self.failures.pop(result.block, None)
+                digests[result.block] = np.frombuffer(result.sha256, np.uint8)
+                failures.pop(result.block, None)
+        n_done = int((status == schema.DONE).sum())
         with storage_errors(f"committing to {self.store.uri}"), self.store.committing():
             session = self.store.repository.writable_session(self.branch)
             session.merge(*(result.fork for result in results if result.fork is not None))
             group = zarr.open_group(session.store, path=self.group, mode="r+")
-            array_of(group, "status")[:] = self._status
-            array_of(group, "block_sha256")[:] = self._digests
+            array_of(group, "status")[:] = status
+            array_of(group, "block_sha256")[:] = digests
             attrs = dict(group.attrs) | self._how
             attrs.pop("failures", None)
-            if self.failures:
-                attrs["failures"] = {str(block): self.failures[block] for block in self.failures}
+            if failures:
+                attrs["failures"] = {str(block): reason for block, reason in failures.items()}
             group.attrs.put(attrs)
-            session.commit(f"{self.n_done} of {self.count} samples of {self.group}")
+            session.commit(f"{n_done} of {self.count} samples of {self.group}")
+        self._status, self._digests, self.failures = status, digests, failures
         self._session = None
 
 

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from bragg_data.campaign import Campaign
 from bragg_data.measurement.load import Measurement, load_measurements
-from bragg_data.preprocessing import PreprocessingError
 from pipelines.cli.console import Progress, console, say
 from pipelines.cli.options import ProfileOptions
 
@@ -27,23 +26,15 @@ def read_measurements(
 
     Raises
     ------
-    IngestError
-        If a profile cannot be prepared for a model.
     ProfileError
-        If a file cannot be read.
+        If a file cannot be read, or has no significant peaks.
     """
     measurements: list[Measurement] = []
     with Progress("Reading", len(files), "files") as bar:
         for file in files:
-            profiles = load_measurements(
+            measurements += load_measurements(
                 file, campaign, options.instrument, options.bank, options.two_theta
             )
-            for measurement in profiles:
-                try:
-                    _ = measurement.prepared
-                except PreprocessingError as error:
-                    raise IngestError(f"{measurement.profile.name}: {error}") from error
-            measurements += profiles
             bar.advance()
     return measurements
 

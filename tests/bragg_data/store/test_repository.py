@@ -383,3 +383,23 @@ def test_block_results_of_one_commit_may_fail_and_succeed(tmp_path, campaign):
     status = zarr.open_array(session.store, path="tiny/status", mode="r")[:]
     assert status[32:48].tolist() == [1] * 8 + [-1] * 8
     assert not status[:32].any()
+
+
+def test_a_commit_that_fails_leaves_the_writer_as_the_store_is(tmp_path, campaign):
+    place, away = tmp_path / "store", tmp_path / "away"
+    with Writer(Store(place, create=True), campaign, "kinematic", "0") as writer:
+        samples = writer.samples[writer.rows(4)]
+        good = write_block(writer.fork(), writer.group, 4, samples, tiny_patterns(samples))
+        bad = BlockResult(5, np.full(8, schema.FAILED, np.int8), reason="it rained")
+        missing = writer.missing()
+        place.rename(away)
+        with pytest.raises(StoreError, match=r"^Failed committing"):
+            writer.commit([bad, good])
+        away.rename(place)
+        assert writer.n_done == 0
+        assert writer.failures == {}
+        assert writer.missing() == missing
+        writer.commit([bad, good])
+        assert writer.n_done == 8
+        assert writer.failures == {5: "it rained"}
+        assert writer.missing() == [b for b in missing if b not in (4, 5)] + [5]

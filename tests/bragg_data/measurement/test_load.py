@@ -1,0 +1,110 @@
+"""Measurements are prepared when they are read: what has no peaks is refused by its name."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bragg_data.campaign import Campaign, load_campaign
+from bragg_data.measurement.load import load_measurements
+from bragg_data.measurement.readers import ProfileError, read_profiles
+from bragg_data.measurement.significance import has_significant_peaks
+from bragg_data.preprocessing import prepare_measured
+from bragg_data.refinement.linear_fit import simulator_of
+
+SHARED = Path(__file__).parents[4] / "shared"
+
+
+@pytest.fixture(scope="module")
+def campaign() -> Campaign:
+    return load_campaign("batio3-nomad")
+
+
+def write(path: Path, *columns: np.ndarray) -> Path:
+    np.savetxt(path, np.column_stack(columns), fmt="%.6f")
+    return path
+
+
+def expected_counts(campaign: Campaign, peak: float, background: float) -> np.ndarray:
+    cell = np.array([[3.99, 3.99, 4.03, 90, 90, 90.0]])
+    (pattern,) = simulator_of(campaign).simulate(np.array([1]), cell).astype(float)
+    return np.asarray(peak * pattern / pattern.max() + background)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 100.0])
+@pytest.mark.parametrize("with_sigma", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flat_profile_is_refused(
+    campaign: Campaign, tmp_path: Path, seed: int, with_sigma: bool, scale: float
+) -> None:
+    """Of 100 ± 10 counts, also where they are scaled and the file has no standard deviation."""
+    y = scale * np.random.default_rng(seed).normal(100, 10, campaign.grid.points)
+    columns = [campaign.grid.tof, y, *([np.full(len(y), 10 * scale)] if with_sigma else [])]
+    path = write(tmp_path / "flat.xye", *columns)
+    with pytest.raises(ProfileError, match="has no significant peaks") as caught:
+        load_measurements(path, campaign)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("counts", [0.05, 0.3, 3, 10_000])
+def test_counting_noise_has_no_peaks(counts: float) -> None:
+    y = np.random.default_rng(1).poisson(counts, 2807).astype(float)
+    assert not has_significant_peaks(y, np.sqrt(np.maximum(y, 1)))
+
+
+def test_a_constant_profile_is_refused_where_it_is_read(campaign: Campaign, tmp_path: Path) -> None:
+    tof = campaign.grid.tof
+    path = write(tmp_path / "constant.xye", tof, np.full(len(tof), 5.0), np.ones(len(tof)))
+    with pytest.raises(ProfileError, match=r"constant\.xye has no significant peaks"):
+        load_measurements(path, campaign)
+
+
+def test_peaks_outside_of_the_window_do_not_count(campaign: Campaign, tmp_path: Path) -> None:
+    grid = campaign.grid
+    tof = np.concatenate([grid.tof, grid.tof[-1] + np.arange(1, 200) * 20])
+    y = np.random.default_rng(0).poisson(100, len(tof)) + np.where(tof > grid.tof[-1] + 100, 1e4, 0)
+    with pytest.raises(ProfileError, match="no significant peaks between 1360 and 18912 µs"):
+        load_measurements(write(tmp_path / "far.xye", tof, y, np.sqrt(y)), campaign)
+
+
+@pytest.mark.parametrize(("peak", "background"), [(60, 100), (30, 10), (8, 0.5)])
+def test_a_weak_profile_is_accepted(
+    campaign: Campaign, tmp_path: Path, peak: float, background: float
+) -> None:
+    counts = expected_counts(campaign, peak, background)
+    y = np.random.default_rng(2).poisson(counts).astype(float)
+    path = write(tmp_path / "weak.xye", campaign.grid.tof, y, np.sqrt(np.maximum(y, 1)))
+    (measurement,) = load_measurements(path, campaign)
+    gridded = measurement.gridded
+    expected = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
+    np.testing.assert_array_equal(measurement.prepared, expected)
+    loaded = pickle.loads(pickle.dumps(measurement))
+    np.testing.assert_array_equal(loaded.prepared, expected)
+
+
+def test_a_normalised_profile_without_deviations_is_accepted(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    y = np.random.default_rng(3).poisson(expected_counts(campaign, 4000, 400)) / 4400
+    (measurement,) = load_measurements(write(tmp_path / "unit.xy", campaign.grid.tof, y), campaign)
+    assert measurement.prepared.max() == 1
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the measured profiles")
+@pytest.mark.parametrize("folder", ["measured", "real"])
+def test_all_measured_profiles_have_peaks(folder: str) -> None:
+    checked = 0
+    for path in sorted((SHARED / folder).rglob("*")):
+        if path.suffix not in (".gss", ".gsa", ".gda", ".xye", ".csv", ".dat"):
+            continue
+        try:
+            profiles = read_profiles(path)
+        except ProfileError:  # of another method, or a table
+            continue
+        for profile in profiles:
+            assert has_significant_peaks(profile.intensity, profile.sigma), profile.name
+            checked += 1
+    assert checked > 10
