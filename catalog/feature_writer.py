@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bragg_data.store import schema
 from bragg_data.store.block_writer import (
+    BlockArray,
     BlockResult,
     BlockWriter,
     create_group,
@@ -82,7 +83,7 @@ class FeatureWriter(BlockWriter):
             group_of(view),
             dataset.sizes["sample"],
             lock=f"{branch}-{view.key}",
-            how={"code_commit": code_commit},
+            provenance={"code_commit": code_commit},
         )
 
     def _create(self) -> None:
@@ -96,20 +97,14 @@ class FeatureWriter(BlockWriter):
             del root[self.group]
         attrs = {
             **self.lineage,
-            **self._how,
+            **self._provenance,
             "description": self.view.description,
             "rows_per_chunk": self._rows,
         }
         dataset = xr.Dataset(empty_bookkeeping(self.count, self._rows), attrs=attrs)
-        create_group(
-            session,
-            self.group,
-            dataset,
-            "values",
-            (self.count, self.size),
-            ("sample", "feature"),
-            {"long_name": self.view.description},
-        )
+        shape, attributes = (self.count, self.size), {"long_name": self.view.description}
+        array = BlockArray("values", shape, ("sample", "feature"), attributes)
+        create_group(session, self.group, dataset, array)
         session.commit(f"create {self.group}: {self.count} samples, {self.size} features")
 
     def _check(self, dataset: xr.Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Measured profiles on the way to a model: the right bank, its calibration, a campaign's grid."""
+"""Resampling of measured profiles: the bank's calibration, a campaign's grid, warnings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 MINIMUM_COVERAGE = 0.2
-"""Share of the campaign's grid (and at least 200 points of it) that a profile has to cover."""
+"""Fraction of the campaign's grid (and at least 200 points of it) that a profile has to cover."""
 
 COARSEST_STEP = 8.0
 """Where measured points lie more than this many grid steps apart, peaks fall between them."""
@@ -55,13 +55,13 @@ class GriddedProfile:
 
 
 def resample_to_grid(
-    profile: Profile, grid: TofGrid, instrument: Instrument, own: Instrument | None
+    profile: Profile, grid: TofGrid, instrument: Instrument, calibration: Instrument | None
 ) -> GriddedProfile:
     """Bring a measured profile to the grid of a campaign.
 
     Each point T of the grid is a d-spacing of the campaign's instrument, which the measurement's
-    own calibration puts at T' on the measured axis. Where the measured points are finer than the
-    grid, those within a step are averaged by their share of it; elsewhere a cubic through four
+    calibration puts at T' on the measured axis. Where the measured points are finer than the
+    grid, those within a step are averaged by their overlap with it; elsewhere a cubic through four
     points is taken. Points without information (``sigma`` 0) take no part.
 
     Parameters
@@ -72,8 +72,8 @@ def resample_to_grid(
         The campaign's grid.
     instrument
         The campaign's instrument.
-    own
-        The measurement's own calibration; None takes its times as those of ``instrument``.
+    calibration
+        The measurement's calibration; None takes its times as those of ``instrument``.
 
     Raises
     ------
@@ -81,23 +81,24 @@ def resample_to_grid(
         If the profile covers too little of the grid, or the calibration does not grow with d.
     """
     target = grid.tof
-    if own is not None:
+    if calibration is not None:
         try:
-            target = own.tof_from_d_spacing(instrument.d_spacing_from_tof(grid.tof))
+            target = calibration.tof_from_d_spacing(instrument.d_spacing_from_tof(grid.tof))
         except InstrumentError as error:
             raise ProfileError(f"{profile.name} cannot be brought to the grid: {error}") from error
         if not (np.diff(target) > 0).all():
             raise ProfileError(
-                f"{profile.name}: the calibration given (difC {own.difc:g}, difA {own.difa:g}, "
-                f"difB {own.difb:g}) does not grow with d over the grid. Check the instrument file."
+                f"{profile.name}: the calibration (difC {calibration.difc:g}, difA "
+                f"{calibration.difa:g}, difB {calibration.difb:g}) does not grow with d over the "
+                f"grid. Check the instrument file."
             )
     values, variance, covered = _resampled(profile, target)
     needed = min(grid.points, max(200, math.ceil(MINIMUM_COVERAGE * grid.points)))
     if covered.sum() < needed:
-        calibration = own or instrument
+        axis = calibration or instrument
         raise ProfileError(
             f"{profile.name} is outside the instrument's range: it has points over "
-            f"{_range(profile.tof, calibration)}, the model wants {_range(target, calibration)}; "
+            f"{_range(profile.tof, axis)}, the model needs {_range(target, axis)}; "
             f"{covered.sum()} of {grid.points} grid points are covered and {needed} are needed. "
             f"Give another bank, or a model of this bank."
         )
@@ -157,9 +158,9 @@ def _resampled(
     weights = np.zeros_like(x)
     weights[:, 1], weights[:, 2] = 1 - fraction, fraction
     for k in range(4):
-        others = [i for i in range(4) if i != k]
-        top = np.prod(target[:, None] - x[:, others], axis=1)
-        bottom = np.prod(x[:, [k]] - x[:, others], axis=1)
+        rest = [i for i in range(4) if i != k]
+        top = np.prod(target[:, None] - x[:, rest], axis=1)
+        bottom = np.prod(x[:, [k]] - x[:, rest], axis=1)
         weights[whole, k] = top[whole] / bottom[whole]
     value = (weights * y[nodes]).sum(axis=1)
     value_variance = (weights**2 * variance[nodes]).sum(axis=1)
@@ -196,10 +197,10 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
     known = "; ".join(f"{i.bank} (2θ {i.two_theta:g}°, difC {i.difc:g})" for i in instruments)
     angle = profile.two_theta
     if profile.difc is not None:
-        said = f"difC {profile.difc:g}"
+        measured = f"difC {profile.difc:g}"
         distance = [abs(i.difc / profile.difc - 1) / 0.03 for i in instruments]
     elif angle is not None:
-        said = f"2θ {angle:g}°"
+        measured = f"2θ {angle:g}°"
         distance = [abs(i.two_theta - angle) / 2.0 for i in instruments]
     elif len(instruments) == 1:
         return instruments[0]
@@ -214,7 +215,7 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
     nearest = int(np.argmin(distance))
     if distance[nearest] > 1:
         raise ProfileError(
-            f"{profile.name} was measured at {said}, which no bank of the instrument file has. "
+            f"{profile.name} was measured at {measured}, which no bank of the instrument file has. "
             f"Give the file of this instrument, or the angle (--two-theta) of one of its banks: "
             f"{known}."
         )
@@ -224,7 +225,7 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
 def nominal_calibration(profile: Profile, instrument: Instrument) -> Instrument | None:
     """Return the calibration that the header alone gives: its difC, without difA, difB and Zero.
 
-    For a measurement without a calibration of its own. Better than taking its times as those of
+    For a measurement without a calibration. Better than taking its times as those of
     another instrument, and off by 0.1 to 0.4 % in every length. None if the header has no difC.
     """
     if profile.difc is None:
@@ -239,11 +240,11 @@ def measurement_warnings(
     profile: Profile,
     gridded: GriddedProfile,
     instrument: Instrument,
-    own: Instrument | None,
+    calibration: Instrument | None,
     *,
     nominal: bool = False,
 ) -> list[str]:
-    """Return what a user has to know before trusting an answer for this profile, in sentences.
+    """Return what a user has to know before trusting a prediction for this profile, in sentences.
 
     Parameters
     ----------
@@ -251,13 +252,13 @@ def measurement_warnings(
         The profile as read, and on the campaign's grid.
     instrument
         The campaign's instrument.
-    own
+    calibration
         The calibration that was used, if any.
     nominal
         Whether that is the header's (:func:`nominal_calibration`).
     """
     warnings = []
-    if own is None:
+    if calibration is None:
         warnings.append(
             f"No calibration was given: times of flight were taken as those of the model's "
             f"instrument (difC {instrument.difc:g}). An error of difC is the same relative error "
@@ -272,27 +273,31 @@ def measurement_warnings(
             )
     elif nominal:
         warnings.append(
-            f"No calibration was given: the header's nominal difC {own.difc:g} was used, which is "
-            f"0.1 to 0.4 % from a refined one, and so is every length (0.004 to 0.016 Å in 4 Å). "
-            f"Give the measurement's own .instprm file."
+            f"No calibration was given: the header's nominal difC {calibration.difc:g} was used, "
+            f"which is 0.1 to 0.4 % from a refined one, and so is every length (0.004 to 0.016 Å "
+            f"in 4 Å). Give the measurement's own .instprm file."
         )
     elif profile.two_theta is None and profile.difc is None and profile.bank is not None:
         warnings.append(
             f"The file does not say at which angle its bank {profile.bank} stands: it was taken to "
-            f"be bank {own.bank} (2θ {own.two_theta:g}°) of the instrument file. Numbers in data "
-            f"and instrument files need not agree: check, or give the angle (--two-theta)."
+            f"be bank {calibration.bank} (2θ {calibration.two_theta:g}°) of the instrument file. "
+            f"Numbers in data and instrument files need not agree: check, or give the angle "
+            f"(--two-theta)."
         )
-    if own is not None and abs((profile.two_theta or own.two_theta) - own.two_theta) > 5:
+    if (
+        calibration is not None
+        and abs((profile.two_theta or calibration.two_theta) - calibration.two_theta) > 5
+    ):
         warnings.append(
             f"The file's header says 2θ {profile.two_theta:g}° and the calibration is of a bank at "
-            f"{own.two_theta:g}°: check that it is of this instrument."
+            f"{calibration.two_theta:g}°: check that it is of this instrument."
         )
-    if own is not None and abs(own.difc / instrument.difc - 1) > 0.05:
+    if calibration is not None and abs(calibration.difc / instrument.difc - 1) > 0.05:
         warnings.append(
-            f"The measurement's difC {own.difc:g} and the model's {instrument.difc:g} differ by "
-            f"more than 5 %: this is another bank or instrument, with other peak widths."
+            f"The measurement's difC {calibration.difc:g} and the model's {instrument.difc:g} "
+            f"differ by more than 5 %: this is another bank or instrument, with other peak widths."
         )
-    angle = profile.two_theta if own is None else own.two_theta
+    angle = profile.two_theta if calibration is None else calibration.two_theta
     if angle is not None and abs(angle - instrument.two_theta) > 5:
         warnings.append(
             f"The profile was measured at 2θ {angle:g}° and the model's instrument stands at "

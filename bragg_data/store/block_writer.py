@@ -1,15 +1,15 @@
-"""Writing an array into the store block by block: by many workers, commits by one.
+"""Writing an array into the store block by block: many workers write, one process commits.
 
 The unit of work is a block: the samples of one chunk. Workers write their block's chunk through a
-fork of the session, and nothing else. One committer, under a lock, merges the forks and writes what
-became of their samples in the same commit. Whatever dies, the store says exactly what is in it, and
-the rest is still to be done.
+fork of the session, and nothing else. A single committer, under a lock, merges the forks and writes
+the status of their samples in the same commit. Whatever dies, the store records exactly which
+samples it holds, and the rest is still to be done.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
@@ -32,7 +32,7 @@ COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What became of one block.
+    """The result of one block.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class BlockResult:
     reason
         Why it failed.
     final
-        Whether trying it again makes no sense.
+        Whether another attempt is useless.
     """
 
     block: int
@@ -61,21 +61,20 @@ class BlockResult:
 class BlockWriter(ABC):
     """A group of the store that is being written: the one committer, holding the group's lock.
 
-    A context manager. On the first run it creates the group; on the next ones it takes up what is
-    there. The group has ``status`` (sample) and ``block_sha256`` (block, digest_byte) beside what
-    is written.
+    A context manager. On the first run it creates the group; on the next ones it resumes it. The
+    group has ``status`` (sample) and ``block_sha256`` (block, digest_byte) next to the array.
 
     Parameters
     ----------
     store, branch, group
-        Where.
+        Store, branch and path of the group.
     count
         Number of samples.
     lock
         Name of the lock.
-    how
-        Attributes of those who write, such as the code's commit. If they are not the first run's,
-        all are recorded.
+    provenance
+        Attributes of this run, such as the code's commit. If they differ from those of earlier
+        runs, all are recorded.
 
     Raises
     ------
@@ -84,7 +83,14 @@ class BlockWriter(ABC):
     """
 
     def __init__(
-        self, store: Store, branch: str, group: str, count: int, *, lock: str, how: dict[str, str]
+        self,
+        store: Store,
+        branch: str,
+        group: str,
+        count: int,
+        *,
+        lock: str,
+        provenance: dict[str, str],
     ) -> None:
         self.store = store
         self.branch = branch
@@ -92,7 +98,7 @@ class BlockWriter(ABC):
         self.count = count
         self.failures: dict[int, str] = {}
         self._session: Session | None = None  # a clean one, to fork from
-        self._how, self._lock_name = how, lock
+        self._provenance, self._lock_name = provenance, lock
 
     def __enter__(self) -> Self:
         with storage_errors(f"locking {self.group} in {self.store.uri}"):
@@ -125,11 +131,11 @@ class BlockWriter(ABC):
 
     @abstractmethod
     def _create(self) -> None:
-        """Make the branch and the group, if they are not there; called under the commit lock."""
+        """Create the branch and the group, if they do not exist; called under the commit lock."""
 
     @abstractmethod
     def _check(self, dataset: xr.Dataset) -> None:
-        """Refuse a group that is there if it is not the one that is to be written."""
+        """Refuse an existing group if it is not the one to be written."""
 
     def _resume(self) -> None:
         session = self.store.repository.readonly_session(branch=self.branch)
@@ -140,9 +146,9 @@ class BlockWriter(ABC):
         self._status = dataset.status.values
         self._digests = dataset.block_sha256.values
         self.failures = {int(b): reason for b, reason in attrs.get("failures", {}).items()}
-        self._how = {
-            name: " ".join(dict.fromkeys([*attrs.get(name, "").split(), now]))
-            for name, now in self._how.items()
+        self._provenance = {
+            name: " ".join(dict.fromkeys([*attrs.get(name, "").split(), value]))
+            for name, value in self._provenance.items()
         }
 
     @property
@@ -183,7 +189,7 @@ class BlockWriter(ABC):
         """
         if not results:
             return
-        # On copies: what this object says is in the store is there, also when a commit fails.
+        # On copies: after a commit that fails this object still describes the store.
         status, digests = self._status.copy(), self._digests.copy()
         failures = dict(self.failures)
         for result in results:
@@ -200,7 +206,7 @@ class BlockWriter(ABC):
             group = zarr.open_group(session.store, path=self.group, mode="r+")
             array_of(group, "status")[:] = status
             array_of(group, "block_sha256")[:] = digests
-            attrs = dict(group.attrs) | self._how
+            attrs = dict(group.attrs) | self._provenance
             attrs.pop("failures", None)
             if failures:
                 attrs["failures"] = {str(block): reason for block, reason in failures.items()}
@@ -210,15 +216,23 @@ class BlockWriter(ABC):
         self._session = None
 
 
-def create_group(
-    session: Session,
-    group: str,
-    dataset: xr.Dataset,
-    name: str,
-    shape: tuple[int, int],
-    dims: tuple[str, str],
-    attrs: dict[str, Any],
-) -> None:
+@dataclass(frozen=True)
+class BlockArray:
+    """An array that is written in blocks: chunks of ``rows_per_chunk`` whole rows.
+
+    Attributes
+    ----------
+    name, shape, dims, attrs
+        As in Zarr and xarray.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dims: tuple[str, str]
+    attrs: Mapping[str, Any]
+
+
+def create_group(session: Session, group: str, dataset: xr.Dataset, array: BlockArray) -> None:
     """Write a group's small variables, and an array that is still empty.
 
     Parameters
@@ -226,12 +240,12 @@ def create_group(
     session
         Writable.
     group
-        Where.
+        Path of the group.
     dataset
         Attributes (``rows_per_chunk`` among them) and variables: each becomes one chunk, so that a
         query reads few and small files.
-    name, shape, dims, attrs
-        Of the array, in chunks of ``rows_per_chunk`` whole rows.
+    array
+        The array.
     """
     encoding = {
         variable: {"chunks": values.shape, "compressors": (COMPRESSOR,), "_FillValue": None}
@@ -239,14 +253,14 @@ def create_group(
     }
     dataset.to_zarr(session.store, group=group, consolidated=False, encoding=encoding)
     zarr.open_group(session.store, path=group).create_array(
-        name,
-        shape=shape,
-        chunks=(int(dataset.attrs["rows_per_chunk"]), shape[1]),
+        array.name,
+        shape=array.shape,
+        chunks=(int(dataset.attrs["rows_per_chunk"]), array.shape[1]),
         dtype="float32",
         fill_value=np.nan,
         compressors=COMPRESSOR,
-        dimension_names=dims,
-        attributes=attrs,
+        dimension_names=array.dims,
+        attributes=dict(array.attrs),
     )
 
 

@@ -1,4 +1,4 @@
-"""Data checks: what has to be true of a data set before anybody learns from it."""
+"""Data checks: what has to be true of a data set before a model is trained on it."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from bragg_data.splits import Part, blocked_split, random_split
 from bragg_data.store import schema
 from bragg_data.store.schema import SchemaError, campaign_of, samples_of
 
-_PEAKS = 6  # of one profile that are looked at, those of the longest d
-_STRONG, _WEAK = 0.15, 0.05  # shares of the strongest: what is looked at, and what may be near it
-_NEAR, _APART = 12.0, 30.0  # points in which a peak is looked for, and to the next strong one
+_PEAKS = 6  # of one profile that are checked, those of the longest d
+_STRONG, _WEAK = 0.15, 0.05  # fractions of the strongest: what is checked, and what may be near it
+_NEAR, _APART = 12.0, 30.0  # points in which a peak is searched for, and to the next strong one
 _COMPONENTS = 64
-_OUTSIDE = 0.05  # share of measured profiles that may be further from the data than its own 99 %
+_OUTSIDE = 0.05  # fraction of measured profiles that may be further from the data than its 99 %
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes
     ----------
     name
-        Of the check.
+        Name of the check.
     hard
         Whether a data set that fails it must not be tagged.
     passed
-        Whether all is well.
+        Whether the data set passed.
     message
         One sentence.
     """
@@ -49,28 +49,12 @@ class Finding:
     message: str
 
 
-def label_schema(dataset: xr.Dataset, campaign: Campaign) -> pa.DatasetSchema:
-    """Return the schema of a data set's labels: dtypes, dimensions, units, physical ranges."""
-    allowed = {
-        **{name: pa.Check.in_range(0.1, 1000.0) for name in CELL_PARAMETERS[:3]},
-        **{name: pa.Check.in_range(1.0, 179.0) for name in CELL_PARAMETERS[3:]},
-        "phase": pa.Check.in_range(0, len(campaign.phases) - 1),
-        "crystal_system": pa.Check.isin([int(p.crystal_system) for p in campaign.phases]),
-        "status": pa.Check.isin([schema.DONE]),
-    }
-    sizes = {"sample": dataset.sizes["sample"], "parameter": len(CELL_PARAMETERS)}
-    variables = {**schema.LABELS, "status": schema.BOOKKEEPING["status"]}
+def _label_ranges() -> pa.DatasetSchema:
+    """Return the physical ranges of a data set's labels; :mod:`schema` has checked its layout."""
+    allowed = {name: pa.Check.in_range(0.1, 1000.0) for name in CELL_PARAMETERS[:3]}
+    allowed |= {name: pa.Check.in_range(1.0, 179.0) for name in CELL_PARAMETERS[3:]}
     return pa.DatasetSchema(
-        data_vars={
-            name: pa.DataArraySchema(
-                dtype=spec.dtype,
-                dims=spec.dims,
-                sizes={dim: sizes[dim] for dim in spec.dims},
-                attrs={k: v for k, v in spec.attrs.items() if k in ("units", "long_name")},
-                checks=[allowed[name]] if name in allowed else [],
-            )
-            for name, spec in variables.items()
-        }
+        data_vars={name: pa.DataArraySchema(checks=[check]) for name, check in allowed.items()}
     )
 
 
@@ -89,9 +73,9 @@ def check(
     dataset
         An opened snapshot, or one that is to be tagged.
     peaks
-        So many profiles, drawn at random, are compared with their labels.
+        Number of profiles, drawn at random, whose peaks are compared with their labels.
     seed
-        Of the draw, and of the splits whose leakage is looked at.
+        Random seed of the draw, and of the splits that are checked for leakage.
     intensities
         Whether all intensities are read (which takes seconds for a gigabyte).
     on_chunk
@@ -102,56 +86,58 @@ def check(
     except SchemaError as error:
         return [Finding("schema", True, False, str(error))]
     campaign, samples = campaign_of(dataset), samples_of(dataset)
-    found = [Finding("schema", True, True, f"layout, hashes and attributes of version "
-                     f"{schema.SCHEMA_VERSION}")]  # fmt: skip
-    found.append(_labels(dataset, campaign))
-    found.append(_ranges(samples, campaign))
-    found.append(_counts(samples, campaign))
-    found.append(_duplicates(samples))
+    version = f"layout, hashes and attributes of version {schema.SCHEMA_VERSION}"
+    findings = [
+        Finding("schema", True, True, version),
+        _labels(dataset),
+        _ranges(samples, campaign),
+        _counts(samples, campaign),
+        _duplicates(samples),
+    ]
     if intensities:
-        found.append(_intensities(dataset, on_chunk))
-    found.append(_peaks(dataset, samples, campaign, peaks, seed))
-    found += list(_leakage(samples, seed))
-    return found
+        findings.append(_intensities(dataset, on_chunk))
+    findings.append(_peaks(dataset, samples, campaign, peaks, seed))
+    return [*findings, *_leakage(samples, seed)]
 
 
-def _labels(dataset: xr.Dataset, campaign: Campaign) -> Finding:
-    labels = dataset[[*schema.LABELS, "status"]].load()
+def _labels(dataset: xr.Dataset) -> Finding:
+    labels = dataset[list(CELL_PARAMETERS)].load()
     try:
-        label_schema(dataset, campaign).validate(labels, lazy=True)
+        _label_ranges().validate(labels, lazy=True)
     except SchemaErrors as errors:
         first = errors.schema_errors[0]
         more = f" and {len(errors.schema_errors) - 1} more" if errors.schema_errors[1:] else ""
         return Finding("labels", True, False, " ".join(str(first).split())[:300] + more)
-    return Finding("labels", True, True, f"{len(labels)} variables: dtypes, units, ranges")
+    return Finding("labels", True, True, f"{len(labels)} cell parameters in their physical ranges")
 
 
 def _ranges(samples: Samples, campaign: Campaign) -> Finding:
     """Compare the cells' extremes with what the campaign draws."""
-    wanted = campaign.samples
     for code, phase in enumerate(campaign.phases):
-        own, drawn = samples.cells[samples.phase == code], wanted.cells[wanted.phase == code]
-        if len(own) and ((own.min(0) < drawn.min(0)) | (own.max(0) > drawn.max(0))).any():
+        cells = samples.cells[samples.phase == code]
+        drawn = campaign.samples.cells[campaign.samples.phase == code]
+        if len(cells) and ((cells.min(0) < drawn.min(0)) | (cells.max(0) > drawn.max(0))).any():
             return Finding("ranges", True, False, f"Cells of {phase.name} leave its ranges.")
     return Finding("ranges", True, True, "all cells are within the campaign's ranges")
 
 
 def _counts(samples: Samples, campaign: Campaign) -> Finding:
-    wanted = np.bincount(campaign.samples.phase[: len(samples)], minlength=len(campaign.phases))
+    expected = np.bincount(campaign.samples.phase[: len(samples)], minlength=len(campaign.phases))
     counts = np.bincount(samples.phase, minlength=len(campaign.phases))
-    told = ", ".join(
+    message = ", ".join(
         f"{count:,} {phase.name}" for count, phase in zip(counts, campaign.phases, strict=True)
     )
-    if not np.array_equal(counts, wanted):
-        return Finding("counts", True, False, f"{told}; the campaign has {wanted.tolist()}.")
-    return Finding("counts", True, bool((counts > 0).all() or len(samples) < 1000), told)
+    if not np.array_equal(counts, expected):
+        message = f"{message}; the campaign has {expected.tolist()}."
+        return Finding("counts", True, False, message)
+    return Finding("counts", True, bool((counts > 0).all() or len(samples) < 1000), message)
 
 
 def _duplicates(samples: Samples) -> Finding:
     keys = np.column_stack([samples.phase, np.round(samples.cells, 9)])
     double = len(keys) - len(np.unique(keys, axis=0))
-    found = f"{double:,} cells come twice" if double else "no cell comes twice"
-    return Finding("duplicates", True, double == 0, found)
+    message = f"{double:,} cells come twice" if double else "no cell comes twice"
+    return Finding("duplicates", True, double == 0, message)
 
 
 def _intensities(dataset: xr.Dataset, on_chunk: Callable[[int], None] | None) -> Finding:
@@ -169,8 +155,10 @@ def _intensities(dataset: xr.Dataset, on_chunk: Callable[[int], None] | None) ->
         if count
     ]
     n = dataset.sizes["sample"]
-    found = f"of {n:,} profiles {', '.join(problems)}" if problems else f"all {n:,} profiles finite"
-    return Finding("intensities", True, not problems, found)
+    message = (
+        f"of {n:,} profiles {', '.join(problems)}" if problems else f"all {n:,} profiles finite"
+    )
+    return Finding("intensities", True, not problems, message)
 
 
 def _chunks(dataset: xr.Dataset) -> Iterator[NDArray[np.float32]]:
@@ -182,12 +170,12 @@ def _chunks(dataset: xr.Dataset) -> Iterator[NDArray[np.float32]]:
 def _peaks(
     dataset: xr.Dataset, samples: Samples, campaign: Campaign, count: int, seed: int
 ) -> Finding:
-    """Look whether the first peaks stand where the label's cell puts them, by Bragg's law."""
+    """Check whether the first peaks are where the label's cell puts them, by Bragg's law."""
     generator = np.random.default_rng(np.random.SeedSequence([seed, 7]))
-    # Rows of few chunks: each one that is touched is decompressed whole.
+    # Rows of few chunks, as chunks are decompressed whole.
     rows_per_chunk = int(dataset.attrs["rows_per_chunk"])
     chunks = -(-len(samples) // rows_per_chunk)
-    looked = wrong = 0
+    checked = wrong = 0
     worst = 0.0
     for chunk in generator.permutation(chunks)[: min(4, chunks)]:
         start = int(chunk) * rows_per_chunk
@@ -195,23 +183,25 @@ def _peaks(
         for row in generator.permutation(len(part))[: -(-count // min(4, chunks))]:
             label = samples[np.array([start + int(row)])]
             misses = peak_misses(part[row], label, campaign)
-            looked += len(misses)
+            checked += len(misses)
             wrong += int((misses > 1).any())
             worst = max(worst, float(misses.max(initial=0.0)))
-    if not looked:
-        return Finding("peaks", False, True, "no peak stands alone: nothing to look at")
-    found = f"{looked:,} peaks of {count} profiles, the worst off by {worst:.0%} of what may be"
+    if not checked:
+        return Finding("peaks", False, True, "no peak is isolated, so none was checked")
+    message = (
+        f"{checked:,} peaks of {count} profiles, the worst off by {worst:.0%} of the tolerance"
+    )
     if wrong:
-        found = f"{wrong} of {count} profiles have peaks where their cell puts none; {found}"
-    return Finding("peaks", True, not wrong, found)
+        message = f"{wrong} of {count} profiles have peaks where their cell puts none; {message}"
+    return Finding("peaks", True, not wrong, message)
 
 
 def peak_misses(
     profile: NDArray[np.floating], label: Samples, campaign: Campaign
 ) -> NDArray[np.float64]:
-    """Return how far the first peaks are from where a cell puts them, over what may be.
+    """Return how far the first peaks are from where a cell puts them, over the tolerance.
 
-    Lines that stand alone and are strong enough are looked for within their neighbourhood; the
+    Isolated lines that are strong enough are searched for in their neighbourhood; the
     highest point may be off by half a width, the constants of the rise and the decay, and two
     points of the grid.
 
@@ -227,7 +217,7 @@ def peak_misses(
     Returns
     -------
     shape (n,)
-        For each peak that was looked at, those of the longest d first; 1 is just tolerated.
+        For each peak that was checked, those of the longest d first; 1 is just tolerated.
     """
     instrument, grid = campaign.instrument, campaign.grid
     phase = campaign.phases[int(label.phase[0])]
@@ -269,7 +259,7 @@ def peak_misses(
 
 
 def _leakage(samples: Samples, seed: int) -> Iterator[Finding]:
-    """Look for cells on both sides of the splits."""
+    """Search for cells on both sides of the splits."""
     keys = np.column_stack([samples.phase, np.round(samples.cells, 9)])
     parts = {
         "random": random_split(samples.crystal_system, seed=seed),
@@ -278,19 +268,21 @@ def _leakage(samples: Samples, seed: int) -> Iterator[Finding]:
     for name, part in parts.items():
         training = {row.tobytes() for row in keys[part != Part.test]}
         both = sum(row.tobytes() in training for row in keys[part == Part.test])
-        found = f"{both:,} test cells are learnt from" if both else "no test cell is learnt from"
-        yield Finding(f"leakage, {name} split", True, not both, found)
+        message = f"{both:,} test cells are" if both else "no test cell is"
+        yield Finding(
+            f"leakage, {name} split", True, not both, f"{message} in the training data as well"
+        )
 
 
 # ---- drift -------------------------------------------------------------------------------------
 
 
 def drift(dataset: xr.Dataset, measured: NDArray[np.floating], *, seed: int = 0) -> Finding:
-    r"""Tell how far measured profiles are from a data set: whether it may answer for them.
+    r"""Return how far measured profiles are from a data set: whether it is made for them.
 
     Square-rooted profiles of unit norm are compared with the span of the data's principal
-    components; what is left over is a distance. Of the data's own profiles 99 % are nearer than
-    some distance; measured ones that are further off look like nothing that is stored.
+    components; what is left over is a distance. Of the data set's profiles 99 % are nearer than
+    some distance; measured ones that are further off resemble nothing that is stored.
 
     Parameters
     ----------
@@ -299,26 +291,27 @@ def drift(dataset: xr.Dataset, measured: NDArray[np.floating], *, seed: int = 0)
     measured : shape (m, points)
         On the data set's grid, prepared as for a model.
     seed
-        Of the chunks that the components are found from.
+        Random seed of the choice of chunks for the components.
     """
     generator = np.random.default_rng(np.random.SeedSequence([seed, 8]))
     rows = int(dataset.attrs["rows_per_chunk"])
     chunks = generator.permutation(-(-dataset.sizes["sample"] // rows))[:4]
-    own = np.concatenate([dataset.intensity[c * rows : (c + 1) * rows].values for c in chunks])
-    own = np.asarray(sqrt_unit(own), dtype=np.float64)
-    half = len(own) // 2
+    stored = np.concatenate([dataset.intensity[c * rows : (c + 1) * rows].values for c in chunks])
+    stored = np.asarray(sqrt_unit(stored), dtype=np.float64)
+    half = len(stored) // 2
     components = min(_COMPONENTS, half)
-    directions = np.linalg.svd(own[:half], full_matrices=False)[2][:components]
+    directions = np.linalg.svd(stored[:half], full_matrices=False)[2][:components]
 
-    def left(profiles: NDArray[np.float64]) -> NDArray[np.float64]:
+    def distance(profiles: NDArray[np.float64]) -> NDArray[np.float64]:
         rest = profiles - profiles @ directions.T @ directions
         return np.asarray(np.linalg.norm(rest, axis=1))
 
-    limit = float(np.quantile(left(own[half:]), 0.99))
-    distances = left(np.asarray(sqrt_unit(measured), dtype=np.float64))
+    limit = float(np.quantile(distance(stored[half:]), 0.99))
+    distances = distance(np.asarray(sqrt_unit(measured), dtype=np.float64))
     outside = float((distances > limit).mean())
-    found = (
+    message = (
         f"{outside:.0%} of {len(measured)} measured profiles are further from the data than 99 % "
-        f"of its own (median distance {np.median(distances):.2f}, the data's 99 %: {limit:.2f})"
+        f"of the stored ones (median distance {np.median(distances):.2f}, 99 % of the stored ones: "
+        f"{limit:.2f})"
     )
-    return Finding("drift", False, outside <= _OUTSIDE, found)
+    return Finding("drift", False, outside <= _OUTSIDE, message)

@@ -28,7 +28,7 @@ _SHORT = 12  # characters of a SHA-256 that are shown
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that the two definitions say differently; None where one does not say it."""
+    """A property with different values in the two definitions; None where it is missing."""
 
     what: str
     old: str | None
@@ -42,11 +42,11 @@ class Comparison:
     Attributes
     ----------
     common
-        How many samples are in both.
+        Number of samples in both.
     compared
-        How many of them were compared, chosen evenly.
+        Number of them that were compared, chosen evenly.
     differing
-        How many of those differ by more than :data:`SAME_INTENSITY`.
+        Number of those that differ by more than :data:`SAME_INTENSITY`.
     largest
         The largest difference at a point, over the maximum of the pattern (of the two, the higher).
     """
@@ -93,7 +93,7 @@ class Changes:
     identical
         Their content hashes are the same, and with them all labels and intensities.
     definition
-        What their definitions and provenance say differently.
+        Differences of their definitions and provenance.
     phases
         The phases of both, in the order of their codes, the new ones last.
     same_grid
@@ -133,10 +133,10 @@ def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPAR
     """
     identical = old.attrs["content_hash"] == new.attrs["content_hash"]
     same_grid = np.array_equal(old.tof.values, new.tof.values)
-    sides = [(samples_of(one), campaign_of(one)) for one in (old, new)]
+    sides = [(samples_of(dataset), campaign_of(dataset)) for dataset in (old, new)]
     names = dict.fromkeys(phase.name for _, campaign in sides for phase in campaign.phases)
     parts = {name: (_part(*sides[0], name), _part(*sides[1], name)) for name in names}
-    pairs = {name: _same_cells(one, other) for name, (one, other) in parts.items()}
+    pairs = {name: _same_cells(*both) for name, both in parts.items()}
     differences = {}
     if same_grid and not identical:
         counts = {name: len(pairs[name]) for name in names}
@@ -145,8 +145,10 @@ def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPAR
             for name, chosen in _chosen(counts, max_compared).items()
         }
     together = np.concatenate([np.empty(0), *differences.values()])
-    facts = [_facts(one, campaign) for one, (_, campaign) in zip((old, new), sides, strict=True)]
-    digests = [{row.tobytes() for row in one.block_sha256.values} for one in (old, new)]
+    facts = [
+        _facts(dataset, campaign) for dataset, (_, campaign) in zip((old, new), sides, strict=True)
+    ]
+    digests = [{row.tobytes() for row in dataset.block_sha256.values} for dataset in (old, new)]
     return Changes(
         identical=identical,
         definition=tuple(
@@ -210,11 +212,11 @@ def _same_cells(old: _Part, new: _Part) -> NDArray[np.intp]:
         np.log(old.cells), p=np.inf, distance_upper_bound=SAME_CELL
     )
     distance, partner = np.asarray(distance), np.asarray(partner)
-    found = np.flatnonzero(np.isfinite(distance))
-    # A tag has no cell twice, but two that are almost the same may find the same partner.
-    _, first = np.unique(partner[found], return_index=True)
-    found = found[np.sort(first)]
-    return np.column_stack([old.rows[found], new.rows[partner[found]]])
+    paired = np.flatnonzero(np.isfinite(distance))
+    # A tag has no cell twice, but two that are almost the same may have the same partner.
+    _, first = np.unique(partner[paired], return_index=True)
+    paired = paired[np.sort(first)]
+    return np.column_stack([old.rows[paired], new.rows[partner[paired]]])
 
 
 def _phase_change(
@@ -261,17 +263,17 @@ def _largest_differences(
     old, new
         Opened snapshots on the same grid.
     pairs : shape (n, 2)
-        Rows in the one and in the other.
+        Rows in the old and in the new data set.
 
     Returns
     -------
     shape (n,)
         0 where the patterns are the same.
     """
-    one = old.intensity[pairs[:, 0]].values.astype(np.float64)
-    other = new.intensity[pairs[:, 1]].values.astype(np.float64)
-    largest = np.maximum(np.abs(one).max(axis=1), np.abs(other).max(axis=1))
-    difference = np.abs(other - one).max(axis=1)
+    before = old.intensity[pairs[:, 0]].values.astype(np.float64)
+    after = new.intensity[pairs[:, 1]].values.astype(np.float64)
+    largest = np.maximum(np.abs(before).max(axis=1), np.abs(after).max(axis=1))
+    difference = np.abs(after - before).max(axis=1)
     # Two patterns of nothing but zeros do not differ.
     return np.asarray(difference / np.where(largest > 0, largest, 1.0))
 
@@ -285,9 +287,9 @@ def _comparison(common: int, differences: NDArray[np.float64]) -> Comparison:
 
 
 def _facts(dataset: xr.Dataset, campaign: Campaign) -> dict[str, str]:
-    """Return what defines a data set and where it comes from, as short texts by what they tell.
+    """Return what defines a data set and where it comes from, as short texts by their subject.
 
-    They are made of exact decimals: what differs, looks different.
+    Decimals are exact, so that different values have different texts.
     """
     attrs, definition = dataset.attrs, campaign.definition
     tof, broadening = definition["tof"], definition["broadening"]
@@ -305,7 +307,7 @@ def _facts(dataset: xr.Dataset, campaign: Campaign) -> dict[str, str]:
         "phases": ", ".join(phase.name for phase in campaign.phases),
     }
     for phase, config in zip(campaign.phases, definition["phases"], strict=True):
-        facts |= {f"{phase.name}: {what}": fact for what, fact in {
+        of_phase = {
             "crystal system": phase.crystal_system.name,
             "space group": phase.space_group,
             "CIF": config["cif"]["sha256"][:_SHORT],
@@ -314,9 +316,11 @@ def _facts(dataset: xr.Dataset, campaign: Campaign) -> dict[str, str]:
                 for name, ranges in config["cell"].items()
             },
             "excluded": ", ".join(config["exclude"]) or "nothing",
-            "cells drawn": "all of the grid" if config["samples"] is None
+            "cells drawn": "all of the grid"
+            if config["samples"] is None
             else f"{config['samples']:,}",
-        }.items()}  # fmt: skip
+        }
+        facts |= {f"{phase.name}: {what}": fact for what, fact in of_phase.items()}
     facts |= {"simulator": attrs["simulator"], "simulator version": attrs["simulator_version"]}
     if "call_path" in attrs:
         facts["call path"] = attrs["call_path"]
@@ -332,7 +336,8 @@ def _number(text: str) -> str:
     return f"{Decimal(text):f}"
 
 
-def _range(one: Mapping[str, Any]) -> str:
-    if one["first"] is None:
-        return f"{_number(one['low'])} to {_number(one['high'])}"
-    return f"{_number(one['first'])} to {_number(one['last'])} by {_number(one['step'])}"
+def _range(limits: Mapping[str, Any]) -> str:
+    if limits["first"] is None:
+        return f"{_number(limits['low'])} to {_number(limits['high'])}"
+    first, last, step = (_number(limits[name]) for name in ("first", "last", "step"))
+    return f"{first} to {last} by {step}"

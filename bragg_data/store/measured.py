@@ -2,8 +2,8 @@
 
 A measured data set looks like a simulated one, so that whatever reads these reads it: samples on
 the campaign's grid with labels where they are known (a phase code of -1 and NaN elsewhere), and
-``sigma`` and ``covered`` beside ``intensity``, which still has its background; the feature view
-``measured_aligned`` takes it off. On the same branch, the group ``native`` holds each profile as it
+``sigma`` and ``covered`` next to ``intensity``, which still has its background; the feature view
+``measured_aligned`` subtracts it. On the same branch, the group ``native`` holds each profile as it
 was read, under SAMPLE-RUN-BANK.
 """
 
@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import xarray as xr
@@ -31,7 +31,7 @@ from bragg_data.store.block_writer import COMPRESSOR
 from bragg_data.store.repository import NATIVE, Store, StoreError, Tag, branch_name, storage_errors
 
 SIMULATOR = "measured"
-"""What stands where a simulated data set names its simulator."""
+"""Value of the attribute in which a simulated data set names its simulator."""
 
 _ROWS = 64
 _UNKNOWN = -1
@@ -53,11 +53,11 @@ def measured_dataset(
     Parameters
     ----------
     name
-        Of the data set.
+        Name of the data set.
     campaign
-        Whose grid, instrument and phases.
+        Grid, instrument and phases.
     measurements, labels
-        One for each sample; a label is None where nothing is known.
+        Of the n samples; a label is None where nothing is known.
     code_commit
         Commit of the code that runs.
 
@@ -68,23 +68,22 @@ def measured_dataset(
     SHA-256, bank, run, temperature, header, calibration and warnings.
     """
     count = len(measurements)
+    phases = [label.phase if label else _UNKNOWN for label in labels]
     samples = Samples(
-        phase=np.array([_UNKNOWN if one is None else one.phase for one in labels], np.int8),
+        phase=np.array(phases, np.int8),
         crystal_system=np.array(
-            [_UNKNOWN if one is None else campaign.phases[one.phase].crystal_system
-             for one in labels], np.int8,
+            [_UNKNOWN if code < 0 else campaign.phases[code].crystal_system for code in phases],
+            np.int8,
         ),
-        cells=np.array([[np.nan] * 6 if one is None else one.cell for one in labels], np.float64),
-    )  # fmt: skip
+        cells=np.array([label.cell if label else [np.nan] * 6 for label in labels], np.float64),
+    )
     dataset = schema.labelled(campaign, samples, SIMULATOR, _VERSION, code_commit)
     known = samples.phase >= 0
     dataset["free_parameter"] = dataset.free_parameter & xr.DataArray(known, dims="sample")
-    gridded = [one.gridded for one in measurements]
+    gridded = [measurement.gridded for measurement in measurements]
     intensity = np.stack([g.intensity for g in gridded]).astype(np.float32)
-    told = [provenance(one) for one in measurements]
-    for number, one in enumerate(told):
-        one["native"] = f"{NATIVE}/{number:05d}-{one['run'] or 'run'}-{one['bank'] or 'bank'}"
-    text = json.dumps(told, ensure_ascii=False)
+    records = [measurement_record(row, m) for row, m in enumerate(measurements)]
+    text = json.dumps(records, ensure_ascii=False)
     identity = hashlib.sha256(
         json.dumps([name, campaign.definition, text], default=str).encode()
     ).hexdigest()
@@ -118,13 +117,31 @@ def measured_dataset(
     )
 
 
-def provenance(measurement: Measurement) -> dict[str, Any]:
-    """Return where a measured profile comes from, as plain JSON values."""
-    profile, own = measurement.profile, measurement.calibration
+class MeasurementRecord(TypedDict):
+    """Where a measured profile comes from: an entry of the attribute ``measurements``."""
+
+    file: str
+    sha256: str
+    bank: int | None
+    title: str
+    run: str
+    temperature: str
+    two_theta: float | None
+    header_difc: float | None
+    header: dict[str, str]
+    calibration: dict[str, float] | None
+    nominal: bool
+    warnings: list[str]
+    native: str
+
+
+def measurement_record(row: int, measurement: Measurement) -> MeasurementRecord:
+    """Return where a measured profile comes from, and the group in which it is stored."""
+    profile = measurement.profile
     header = dict(profile.header)
-    said = "; ".join([profile.title, *(f"{key}: {value}" for key, value in header.items())])
-    run = _RUN.search(said)
-    temperature = _TEMPERATURE.search(said)
+    comments = "; ".join([profile.title, *(f"{key}: {value}" for key, value in header.items())])
+    run = _RUN.search(comments)
+    temperature = _TEMPERATURE.search(comments)
     return {
         "file": Path(profile.source).name,
         "sha256": hashlib.sha256(Path(profile.source).read_bytes()).hexdigest(),
@@ -135,15 +152,18 @@ def provenance(measurement: Measurement) -> dict[str, Any]:
         "two_theta": profile.two_theta,
         "header_difc": profile.difc,
         "header": header,
-        "calibration": None if own is None else _constants(own),
+        "calibration": _constants(measurement.calibration),
         "nominal": measurement.nominal,
         "warnings": list(measurement.warnings),
+        "native": f"{NATIVE}/{row:05d}-{run[1] if run else 'run'}-{profile.bank or 'bank'}",
     }
 
 
-def _constants(own: Instrument) -> dict[str, Any]:
+def _constants(calibration: Instrument | None) -> dict[str, float] | None:
+    if calibration is None:
+        return None
     names = ("bank", "two_theta", "difc", "difa", "difb", "tzero")
-    return {name: getattr(own, name) for name in names}
+    return {name: getattr(calibration, name) for name in names}
 
 
 def write_measured(
@@ -151,12 +171,12 @@ def write_measured(
 ) -> Tag:
     """Write a measured data set, with the profiles as they were read, and tag it.
 
-    The same measurements under the same name are found again instead of written twice.
+    The same measurements under the same name are written once.
 
     Parameters
     ----------
     store
-        Where.
+        The store.
     dataset
         From :func:`measured_dataset`.
     measurements
@@ -173,18 +193,18 @@ def write_measured(
     for known in store.tags():
         if store.open(known.name).attrs["content_hash"] == dataset.attrs["content_hash"]:
             return known
-    wanted = tag or store.next_tag(name)
-    store.check_new_tag(wanted)
+    new_tag = tag or store.next_tag(name)
+    store.check_new_tag(new_tag)
     repository = store.repository
     branch = branch_name(name, dataset.attrs["identity"])
-    with storage_errors(f"writing {wanted} in {store.uri}"), store.committing():
+    with storage_errors(f"writing {new_tag} in {store.uri}"), store.committing():
         if branch not in repository.list_branches():
             repository.create_branch(branch, repository.lookup_branch("main"))
         session = repository.writable_session(branch)
         root = zarr.open_group(session.store, mode="a")
         if name in root:  # a process died between commit and tag
-            repository.create_tag(wanted, repository.lookup_branch(branch))
-            return store.tag(wanted)
+            repository.create_tag(new_tag, repository.lookup_branch(branch))
+            return store.tag(new_tag)
         encoding = {
             variable: {
                 "chunks": (_ROWS, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape,
@@ -194,19 +214,19 @@ def write_measured(
             for variable, v in dataset.variables.items()
         }
         dataset.to_zarr(session.store, group=name, consolidated=False, encoding=encoding)
-        told = json.loads(dataset.attrs["measurements"])
-        for one, where in zip(measurements, told, strict=True):
-            group = root.create_group(where["native"])
-            group.attrs.update(where)
+        records = json.loads(dataset.attrs["measurements"])
+        for measurement, record in zip(measurements, records, strict=True):
+            group = root.create_group(record["native"])
+            group.attrs.update(record)
             for key in ("tof", "intensity", "sigma"):
-                values = getattr(one.profile, key)
+                values = getattr(measurement.profile, key)
                 group.create_array(key, data=values, chunks=values.shape, compressors=COMPRESSOR)
         snapshot = session.commit(f"ingest {name}: {len(measurements)} profiles")
-        repository.create_tag(wanted, snapshot)
-    return store.tag(wanted)
+        repository.create_tag(new_tag, snapshot)
+    return store.tag(new_tag)
 
 
-def measurement_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
+def measurement_records(dataset: xr.Dataset) -> list[MeasurementRecord]:
     """Return the provenance of each sample of a measured data set.
 
     Raises
@@ -217,23 +237,28 @@ def measurement_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
     text = dataset.attrs.get("measurements")
     if text is None:
         raise StoreError(
-            f"{dataset.attrs.get('tag', 'The data set')} is simulated; a measured one is wanted, "
+            f"{dataset.attrs.get('tag', 'The data set')} is simulated; a measured one is expected, "
             f"as python -m pipelines.ingest writes it."
         )
-    told: list[dict[str, Any]] = json.loads(text)
-    return told
+    records: list[MeasurementRecord] = json.loads(text)
+    return records
 
 
-def native_profile(store: Store, tag: str, where: Mapping[str, Any]) -> Profile:
+def native_profile(store: Store, tag: str, record: MeasurementRecord) -> Profile:
     """Return a profile as it was read, from its entry in :func:`measurement_records`."""
     session = store.repository.readonly_session(tag=tag)
-    with storage_errors(f"reading {where['native']} of {tag}"):
-        group = zarr.open_group(session.store, path=where["native"], mode="r")
+    with storage_errors(f"reading {record['native']} of {tag}"):
+        group = zarr.open_group(session.store, path=record["native"], mode="r")
         arrays = {key: np.asarray(group[key][:]) for key in ("tof", "intensity", "sigma")}  # type: ignore[index]
     return Profile(
-        **arrays, bank=where["bank"], title=where["title"], two_theta=where["two_theta"],
-        difc=where["header_difc"], header=dict(where["header"]), source=where["file"],
-    )  # fmt: skip
+        **arrays,
+        bank=record["bank"],
+        title=record["title"],
+        two_theta=record["two_theta"],
+        difc=record["header_difc"],
+        header=dict(record["header"]),
+        source=record["file"],
+    )
 
 
 def labels_from(
@@ -254,14 +279,15 @@ def labels_from(
     StoreError
         If a line names no measurement or no phase, or its cell is none of that phase.
     """
-    found: list[Label | None] = [None] * len(measurements)
+    labels: list[Label | None] = [None] * len(measurements)
     for line, row in enumerate(rows, start=2):
-        own = [
-            number for number, one in enumerate(measurements)
-            if Path(one.profile.source).name == Path(str(row["file"])).name
-            and _same_bank(row.get("bank"), one.profile.bank)
-        ]  # fmt: skip
-        if not own:
+        samples = [
+            sample
+            for sample, measurement in enumerate(measurements)
+            if Path(measurement.profile.source).name == Path(str(row["file"])).name
+            and _same_bank(row.get("bank"), measurement.profile.bank)
+        ]
+        if not samples:
             named = f"{row['file']}, bank {row['bank']}," if row.get("bank") else row["file"]
             raise StoreError(f"Line {line} of the labels: no profile {named} is among these.")
         phase = _phase_of(row, campaign, line)
@@ -277,22 +303,23 @@ def labels_from(
         except ValueError as error:  # CrystalError is one
             raise StoreError(f"Line {line} of the labels: {error}".rstrip(".") + ".") from error
         label = Label(phase, tuple(float(v) for v in cells[0]))
-        for number in own:
-            found[number] = label
-    return found
+        for sample in samples:
+            labels[sample] = label
+    return labels
 
 
-def _same_bank(said: Any, bank: int | None) -> bool:
-    """Tell whether a label's bank, a number or its text, is a profile's; what is not said fits."""
-    return said in (None, "") or bank is None or str(said).strip() == str(bank)
+def _same_bank(labelled: object, bank: int | None) -> bool:
+    """Return whether a label's bank, a number or its text, is a profile's; an unknown one fits."""
+    return labelled in (None, "") or bank is None or str(labelled).strip() == str(bank)
 
 
 def _phase_of(row: Mapping[str, Any], campaign: Campaign, line: int) -> int:
     named = str(row.get("phase") or row.get("crystal_system") or "")
     codes = [
-        code for code, phase in enumerate(campaign.phases)
+        code
+        for code, phase in enumerate(campaign.phases)
         if named in (phase.name, phase.crystal_system.name)
-    ]  # fmt: skip
+    ]
     if len(codes) != 1:
         known = ", ".join(p.name for p in campaign.phases)
         raise StoreError(

@@ -1,7 +1,7 @@
-"""The versioned store of labelled patterns: make one, list and open its snapshots, verify them.
+"""The versioned store of labelled patterns: create it, list, open and verify its snapshots.
 
-An Icechunk repository in a directory. Each data set has a branch and a group of its own; a tag
-names a finished one for good. How one is written: :mod:`bragg_data.store.simulated`.
+An Icechunk repository in a directory. Each data set has a branch and a group; a tag names a
+finished one permanently. Data sets are written by :mod:`bragg_data.store.simulated`.
 """
 
 from __future__ import annotations
@@ -27,36 +27,16 @@ from icechunk.session import Session
 from zarr.errors import GroupNotFoundError
 
 from bragg_data.campaign import Campaign
-from bragg_data.defaults import DEFAULT_URI
+from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.store import schema
-from bragg_data.store.schema import campaign_of
-
-__all__ = [
-    "DEFAULT_URI",
-    "FEATURES",
-    "NATIVE",
-    "DataSet",
-    "DiskFullError",
-    "Store",
-    "StoreError",
-    "Tag",
-    "Unfinished",
-    "branch_name",
-    "campaign_of",
-    "list_tags",
-    "open_dataset",
-    "open_snapshot",
-    "storage_errors",
-    "verify",
-]  # fmt: skip
 
 FEATURES = "features"
-"""Group beside a data set's own, on the same branch, for what is computed from it."""
+"""Group on the branch of a data set, for what is computed from it."""
 
 NATIVE = "native"
-"""Group beside a measured data set's own, for its profiles as they were read."""
+"""Group on the branch of a measured data set, for its profiles as they were read."""
 
-_BESIDE = (FEATURES, NATIVE)
+_OTHER_GROUPS = (FEATURES, NATIVE)
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -68,7 +48,7 @@ icechunk.set_logs_filter("error")
 
 
 class StoreError(RuntimeError):
-    """A store that cannot do what is asked of it."""
+    """A store that cannot be opened, read or written as requested."""
 
 
 class DiskFullError(StoreError):
@@ -86,7 +66,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of a campaign: who simulated it, how much of it is done, its tag if finished."""
+    """A data set of a campaign: its simulator, how much of it is done, its tag if finished."""
 
     simulator: str
     version: str
@@ -97,7 +77,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A data set that is being written, or was: how many of its samples are done."""
+    """A data set that is not complete: how many of its samples are done."""
 
     branch: str
     done: int
@@ -113,12 +93,12 @@ class Store:
     uri
         Path or file:// URI of the directory.
     create
-        Make the repository if there is none.
+        Create the repository if there is none.
 
     Raises
     ------
     StoreError
-        If the URI is of another kind, nothing is there, or the directory holds something else.
+        If the URI is not a directory's, or the directory does not exist or is no store.
     """
 
     def __init__(self, uri: str | Path = DEFAULT_URI, *, create: bool = False) -> None:
@@ -142,7 +122,7 @@ class Store:
             self.repository = icechunk.Repository.open(storage)
 
     def _create(self) -> None:
-        """Make the repository beside its place, then move it there: it is there whole or not."""
+        """Create the repository under another name and rename it: it is never incomplete."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex}")
         new.mkdir()  # Icechunk would panic if it cannot be made
@@ -150,7 +130,7 @@ class Store:
             icechunk.Repository.create(icechunk.local_filesystem_storage(str(new)))
             new.rename(self.path)
         except OSError as error:
-            # Another process was faster: its store will do.
+            # Another process was faster: its store is used.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
         finally:
@@ -158,12 +138,12 @@ class Store:
 
     def tags(self) -> list[Tag]:
         """Return the tags, in the order of their names (v2 before v10)."""
-        found = []
+        tags = []
         with storage_errors(f"reading the tags of {self.uri}"):
             for name in sorted(self.repository.list_tags(), key=_natural):
                 snapshot = self.repository.lookup_snapshot(self.repository.lookup_tag(name))
-                found.append(Tag(name, snapshot.id, snapshot.written_at))
-        return found
+                tags.append(Tag(name, snapshot.id, snapshot.written_at))
+        return tags
 
     def tag(self, name: str) -> Tag:
         """Return a tag by its name.
@@ -171,7 +151,7 @@ class Store:
         Raises
         ------
         StoreError
-            If there is none; the known ones are told.
+            If there is none, naming the known ones.
         """
         known = {tag.name: tag for tag in self.tags()}
         if name not in known:
@@ -194,7 +174,7 @@ class Store:
 
     def data_sets_of(self, campaign: Campaign, limit: int | None = None) -> list[DataSet]:
         """Return the data sets of a campaign (its first samples), by whichever simulator."""
-        found = []
+        data_sets = []
         with storage_errors(f"reading the data sets of {self.uri}"):
             tags = {tag.snapshot_id: tag.name for tag in self.tags()}
             sessions = {
@@ -209,20 +189,20 @@ class Store:
                         status = open_dataset(session, group.basename).status.values
                         done = int((status == schema.DONE).sum())
                         tag = name if name in tags.values() else None
-                        found.append(DataSet(simulator, version, done, len(status), tag))
-        return found
+                        data_sets.append(DataSet(simulator, version, done, len(status), tag))
+        return data_sets
 
     def unfinished(self) -> list[Unfinished]:
         """Return the data sets that have no tag yet."""
-        found = []
+        unfinished = []
         with storage_errors(f"reading the branches of {self.uri}"):
             for branch, session in self._open_branches():
                 for group in _groups(session):
                     status = open_dataset(session, group.basename).status.values
                     done = int((status == schema.DONE).sum())
                     failed = len(cast("dict[str, str]", group.attrs.get("failures", {})))
-                    found.append(Unfinished(branch, done, len(status), failed))
-        return found
+                    unfinished.append(Unfinished(branch, done, len(status), failed))
+        return unfinished
 
     def _open_branches(self) -> Iterator[tuple[str, Session]]:
         """Yield the branches whose data set has no tag; after a tag, features may follow."""
@@ -252,7 +232,7 @@ class Store:
         Raises
         ------
         StoreError
-            Telling the known tags.
+            Naming the known tags.
         """
         if not _TAG.fullmatch(tag):
             raise StoreError(
@@ -272,9 +252,9 @@ class Store:
         return FileLock(directory / f"{name}.lock", fallback_to_soft=False)
 
     def committing(self) -> FileLock:
-        """Return the lock under which all is committed, branched and tagged.
+        """Return the lock for commits, branches and tags.
 
-        Icechunk's commits side by side to a local file system lose each other's work.
+        Concurrent commits to a local file system lose each other's changes.
         """
         return self.lock("commit")
 
@@ -297,12 +277,12 @@ def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
     Returns
     -------
     The data set that :mod:`bragg_data.store.schema` describes, with the attributes ``tag``,
-    ``snapshot_id`` and ``uri`` beside its own.
+    ``snapshot_id`` and ``uri`` in addition.
 
     Raises
     ------
     StoreError
-        If there is no such store or tag; the known tags are told.
+        If there is no such store or tag, naming the known tags.
     """
     return Store(uri).open(tag)
 
@@ -337,13 +317,13 @@ def verify(dataset: xr.Dataset) -> str:
                 f"written: its SHA-256 differs from the stored one. Restore the store from a copy, "
                 f"or simulate the campaign into a new one."
             )
-    found = schema.content_hash(dataset.attrs["identity"], stored)
-    if found != dataset.attrs["content_hash"]:
+    content = schema.content_hash(dataset.attrs["identity"], stored)
+    if content != dataset.attrs["content_hash"]:
         raise StoreError(
-            f"The contents hash to {found}, but the data set says "
+            f"The contents hash to {content}, but the data set's attribute is "
             f"{dataset.attrs['content_hash']}. Restore the store from a copy."
         )
-    return found
+    return content
 
 
 def open_dataset(session: Session, group: str) -> xr.Dataset:
@@ -357,17 +337,22 @@ def _groups(session: Session) -> Iterator[zarr.Group]:
     # A branch has nothing at all on it between its creation and its first commit.
     with suppress(GroupNotFoundError):
         root = zarr.open_group(session.store, mode="r")
-        yield from (group for name, group in root.groups() if name not in _BESIDE)
+        yield from (group for name, group in root.groups() if name not in _OTHER_GROUPS)
 
 
 @contextmanager
-def storage_errors(doing: str) -> Iterator[None]:
-    """Put an error of Icechunk or of the file system into one sentence.
+def storage_errors(action: str) -> Iterator[None]:
+    """Raise errors of Icechunk and of the file system as one sentence.
+
+    Parameters
+    ----------
+    action
+        What is done within the context, as "reading the tags of …".
 
     Raises
     ------
     StoreError, DiskFullError
-        In its place.
+        Instead of them.
     """
     try:
         yield
@@ -378,10 +363,10 @@ def storage_errors(doing: str) -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in _FULL
         if full or any(spelling in " ".join(lines) for spelling in _FULL.values()):
             raise DiskFullError(
-                f"The disk is full, or a quota or a limit on file sizes is reached ({doing}). Free "
-                f"some space and run the same command again: what is committed stays."
+                f"The disk is full, or a quota or a limit on file sizes is reached ({action}). "
+                f"Free some space and run the same command again: what is committed stays."
             ) from error
-        raise StoreError(f"Failed {doing}: {reason or type(error).__name__}.") from error
+        raise StoreError(f"Failed {action}: {reason or type(error).__name__}.") from error
 
 
 def _path(uri: str | Path) -> Path:

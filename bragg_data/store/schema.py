@@ -36,7 +36,7 @@ class _Variable:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _flags(values: Iterable[int], meanings: Iterable[str]) -> dict[str, Any]:
+def _flags(values: Iterable[int], meanings: Iterable[str]) -> dict[str, list[int] | str]:
     """Name integer codes the way of the CF conventions (section 3.5)."""
     return {"flag_values": [int(v) for v in values], "flag_meanings": " ".join(meanings)}
 
@@ -158,7 +158,7 @@ def labelled(
     )
 
 
-def _phase_flags(campaign: Campaign) -> dict[str, Any]:
+def _phase_flags(campaign: Campaign) -> dict[str, list[int] | str]:
     names = [phase.name for phase in campaign.phases]
     return _flags(range(len(names)), names)
 
@@ -249,18 +249,18 @@ def counts_per_system(dataset: xr.Dataset) -> dict[str, int]:
     """Return how many samples there are of each crystal system that has any, by its name."""
     codes = dataset.crystal_system.values
     counts = np.bincount(codes[codes >= 0], minlength=len(CrystalSystem))
-    told = {system.name: int(counts[system]) for system in CrystalSystem if counts[system]}
+    known = {system.name: int(counts[system]) for system in CrystalSystem if counts[system]}
     unknown = int((codes < 0).sum())  # measured ones
-    return told | ({"unknown": unknown} if unknown else {})
+    return known | ({"unknown": unknown} if unknown else {})
 
 
 def validate(dataset: xr.Dataset) -> None:
-    """Refuse a data set that is not what a tag promises; intensities are not read.
+    """Refuse a data set that breaks the schema of a tag; intensities are not read.
 
     Raises
     ------
     SchemaError
-        Naming the first thing that is wrong.
+        Naming the first contradiction.
     """
     attrs = dataset.attrs
     missing = [name for name in (*ATTRIBUTES, *STORED_ATTRIBUTES) if name not in attrs]
@@ -288,13 +288,15 @@ def _check_layout(dataset: xr.Dataset, campaign: Campaign) -> None:
     for name, spec in expected.items():
         variable = dataset.variables[name]
         attrs = dict(spec.attrs) | (_phase_flags(campaign) if name == "phase" else {})
-        for what, found, wanted in (
+        for what, actual, expected_value in (
             ("dimensions", variable.dims, spec.dims),
             ("dtype", str(variable.dtype), spec.dtype),
             ("attributes", dict(variable.attrs), attrs),
         ):
-            if found != wanted:
-                raise SchemaError(f"'{name}' has {what} {found}; the schema says {wanted}.")
+            if actual != expected_value:
+                raise SchemaError(
+                    f"'{name}' has {what} {actual}; the schema requires {expected_value}."
+                )
     rows, n = int(dataset.attrs["rows_per_chunk"]), dataset.sizes["sample"]
     sizes = {
         "sample": n,
@@ -304,24 +306,24 @@ def _check_layout(dataset: xr.Dataset, campaign: Campaign) -> None:
         "digest_byte": DIGEST_BYTES,
     }
     if dict(dataset.sizes) != sizes or n == 0:
-        raise SchemaError(f"The data set has sizes {dict(dataset.sizes)}; {sizes} are wanted.")
+        raise SchemaError(f"The data set has sizes {dict(dataset.sizes)}; {sizes} are expected.")
     chunks = dataset.variables["intensity"].encoding.get("chunks")
     if chunks != (rows, campaign.grid.points):
         raise SchemaError(
-            f"'intensity' is stored in chunks {chunks}; {(rows, campaign.grid.points)} is wanted, "
-            f"because a chunk is the unit of work."
+            f"'intensity' is stored in chunks {chunks}; {(rows, campaign.grid.points)} is "
+            f"expected, because a chunk is the unit of work."
         )
 
 
 def _check_provenance(dataset: xr.Dataset, campaign: Campaign) -> None:
     attrs, n = dataset.attrs, dataset.sizes["sample"]
-    wanted = {
+    expected = {
         "campaign": campaign.name,
         **_hashes(campaign),
         "identity": campaign.identity(attrs["simulator"], attrs["simulator_version"], n),
         "content_hash": content_hash(attrs["identity"], dataset.block_sha256.values),
     }
-    for name, value in wanted.items():
+    for name, value in expected.items():
         if attrs[name] != value:
             raise SchemaError(
                 f"Attribute {name} is {attrs[name]}, but the data set's own contents give {value}."
@@ -345,9 +347,9 @@ def _check_values(dataset: xr.Dataset, campaign: Campaign) -> None:
     if samples.phase.min() < 0 or samples.phase.max() >= len(campaign.phases):
         raise SchemaError(f"A phase code is outside 0 to {len(campaign.phases) - 1}.")
     for code, phase in enumerate(campaign.phases):
-        own = samples.phase == code
-        phase.lattice.check(samples.cells[own])
-        if (samples.crystal_system[own] != phase.crystal_system).any():
+        rows = samples.phase == code
+        phase.lattice.check(samples.cells[rows])
+        if (samples.crystal_system[rows] != phase.crystal_system).any():
             raise SchemaError(f"A sample of phase '{phase.name}' has another crystal system.")
-        if (dataset.free_parameter.values[own] != phase.lattice.free_mask).any():
+        if (dataset.free_parameter.values[rows] != phase.lattice.free_mask).any():
             raise SchemaError(f"A sample of phase '{phase.name}' has other free parameters.")

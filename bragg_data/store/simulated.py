@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+
 import numpy as np
 import xarray as xr
 import zarr
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import schema
 from bragg_data.store.block_writer import (
+    BlockArray,
     BlockResult,
     BlockWriter,
     create_group,
@@ -26,7 +29,26 @@ from bragg_data.store.repository import (
     storage_errors,
 )
 
-__all__ = ["BlockResult", "Writer", "write_block"]
+__all__ = ["BlockResult", "RunProvenance", "Writer", "write_block"]
+
+
+@dataclass(frozen=True)
+class RunProvenance:
+    """What one run of a simulation records; where runs of a data set differ, all are kept.
+
+    Attributes
+    ----------
+    code_commit
+        Commit of the code.
+    call_path
+        How GSAS-II is called; empty for other simulators.
+    """
+
+    code_commit: str = "unknown"
+    call_path: str = ""
+
+
+_DEFAULT_RUN = RunProvenance()
 
 
 class Writer(BlockWriter):
@@ -35,13 +57,11 @@ class Writer(BlockWriter):
     Parameters
     ----------
     store
-        Where.
+        The store.
     campaign, simulator, version, limit
-        What; see :meth:`bragg_data.campaign.Campaign.identity`.
-    code_commit
-        Commit of the code that runs. If it is not the first run's, both are recorded.
-    call_path
-        How GSAS-II is called, if it is; recorded in the same way.
+        The data set; see :meth:`bragg_data.campaign.Campaign.identity`.
+    run
+        Provenance of this run.
 
     Raises
     ------
@@ -57,18 +77,21 @@ class Writer(BlockWriter):
         version: str,
         *,
         limit: int | None = None,
-        code_commit: str = "unknown",
-        call_path: str = "",
+        run: RunProvenance = _DEFAULT_RUN,
     ) -> None:
         self.campaign = campaign
         self.samples = campaign.samples[slice(limit)]
         self.identity = campaign.identity(simulator, version, limit)
-        self._simulator, self._version, self._code_commit = simulator, version, code_commit
+        self._simulator, self._version, self._run = simulator, version, run
         branch = branch_name(campaign.name, self.identity)
         super().__init__(
-            store, branch, campaign.name, len(self.samples), lock=branch,
-            how={"code_commit": code_commit} | ({"call_path": call_path} if call_path else {}),
-        )  # fmt: skip
+            store,
+            branch,
+            campaign.name,
+            len(self.samples),
+            lock=branch,
+            provenance={name: value for name, value in asdict(run).items() if value},
+        )
 
     def _create(self) -> None:
         repository = self.store.repository
@@ -81,13 +104,11 @@ class Writer(BlockWriter):
         rows = self.campaign.rows_per_chunk(self._simulator)
         n, points = len(self.samples), self.campaign.grid.points
         dataset = schema.labelled(
-            self.campaign, self.samples, self._simulator, self._version, self._code_commit
+            self.campaign, self.samples, self._simulator, self._version, self._run.code_commit
         ).assign_attrs(identity=self.identity, rows_per_chunk=rows)
         dataset = dataset.assign(empty_bookkeeping(n, rows))
-        create_group(
-            session, self.group, dataset, "intensity", (n, points), ("sample", "tof"),
-            dict(schema.INTENSITY.attrs),
-        )  # fmt: skip
+        array = BlockArray("intensity", (n, points), ("sample", "tof"), schema.INTENSITY.attrs)
+        create_group(session, self.group, dataset, array)
         session.commit(f"create {self.group}: {n} samples, {self._simulator} {self._version}")
 
     def _check(self, dataset: xr.Dataset) -> None:
@@ -135,8 +156,8 @@ class Writer(BlockWriter):
         return self.store.tag(name)
 
     def _checked(self, dataset: xr.Dataset) -> None:
-        """Refuse a data set that fails a hard check; the intensities were looked at as written."""
-        # Workers write without ever checking, and start a second sooner without the library.
+        """Refuse a data set that fails a hard check; workers have checked the intensities."""
+        # Imported here, as workers never check and start a second sooner without pandera.
         from bragg_data.store.checks import check
 
         for finding in check(dataset, intensities=False):

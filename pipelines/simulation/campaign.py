@@ -19,7 +19,7 @@ from bragg_data.simulation import kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, Store, Tag
-from bragg_data.store.simulated import Writer
+from bragg_data.store.simulated import RunProvenance, Writer
 from pipelines.cli.console import console, duration, say, three_digits
 from pipelines.cluster.blocks import do_blocks
 from pipelines.cluster.options import ClusterOptions
@@ -113,8 +113,10 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
                 recipe.simulator,
                 recipe.version,
                 limit=job.limit,
-                code_commit=code_commit(),
-                call_path=recipe.gsas2.call_path if recipe.simulator == "gsas2" else "",
+                run=RunProvenance(
+                    code_commit(),
+                    recipe.gsas2.call_path if recipe.simulator == "gsas2" else "",
+                ),
             )
         )
         missing = len(writer.missing())

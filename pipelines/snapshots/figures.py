@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bragg_data.store import schema
-from bragg_data.store.repository import campaign_of
+from bragg_data.store.schema import campaign_of
 from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -61,7 +61,7 @@ def read_labels(path: Path) -> list[dict[str, str]]:
 
 
 def print_measurements(
-    records: Sequence[dict[str, object]], measurements: Sequence[Measurement]
+    records: Sequence[Mapping[str, object]], measurements: Sequence[Measurement]
 ) -> None:
     """Print a line for each stored profile, and the warnings."""
     table = Table(box=None)

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from bragg_data.campaign import Campaign
 from bragg_data.store import schema
-from bragg_data.store.repository import Store, Tag, campaign_of
+from bragg_data.store.repository import Store, Tag
+from bragg_data.store.schema import campaign_of
 from pipelines.cli.console import console, say
 from pipelines.cli.style import SYMBOLS, UNITS
 

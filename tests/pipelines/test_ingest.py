@@ -148,7 +148,7 @@ def test_invalid_input_is_refused(small_store: Store, tmp_path: Path) -> None:
         run(tmp_path / "empty.xye", *into)
     with pytest.raises(FeatureError, match="view of measured data sets"):
         features.load("measured_aligned", "small-v1", small_store.uri)
-    with pytest.raises(StoreError, match="a measured one is wanted"):
+    with pytest.raises(StoreError, match="a measured one is expected"):
         measurement_records(small_store.open("small-v1"))
 
 

@@ -249,7 +249,7 @@ def profile_from_arrays(
     if {column.shape for column in columns} != {(len(tof),)}:
         shapes = ", ".join(str(column.shape) for column in columns)
         raise ProfileError(
-            f"A profile needs one-dimensional arrays of equal length; their shapes are {shapes}."
+            f"A profile needs one-dimensional arrays of one length; their shapes are {shapes}."
         )
     header = {} if two_theta is None else {"two_theta": repr(two_theta)}
     return checked_profile(Path("arrays"), bank, "", header, (tof, intensity, sigma), edges=False)

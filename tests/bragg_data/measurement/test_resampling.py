@@ -245,7 +245,7 @@ def columns(tof: np.ndarray, y: np.ndarray | None = None) -> str:
         (b"1000\n" * 30, "one column"),
         (xye(10).encode(), "has 10 points; a profile needs at least 20"),
         (columns(np.linspace(1.3, 19, 40)).encode(), r"runs from 1.3 to 19: .* in µs is expected"),
-        (b"d intensity\n" + columns(EDGES).encode(), "is over d: time of flight in µs is expected"),
+        (b"d intensity\n" + columns(EDGES).encode(), "is over d; time of flight in µs is expected"),
         (columns(EDGES[::-1]).encode(), "do not ascend: .* at point 2"),
         (columns(np.append(EDGES, EDGES[-1])).encode(), "do not ascend: .* at point 31"),
         (columns(EDGES, np.zeros(30)).encode(), "holds no intensity: all 30 values are zero"),
@@ -426,7 +426,7 @@ def test_a_dead_range_is_not_covered_and_does_not_leak(step: float) -> None:
 def test_a_profile_elsewhere_is_refused_with_both_ranges() -> None:
     tof = np.linspace(500, 2000, 4000)
     with pytest.raises(
-        ProfileError, match=r"500–2000 µs .* the model wants 1360–18912 µs \(0.143–1.983 Å\)"
+        ProfileError, match=r"500–2000 µs .* the model needs 1360–18912 µs \(0.143–1.983 Å\)"
     ):
         resample_to_grid(profile_of(tof, np.ones(4000)), GRID, NOMAD, None)
     coarse = np.linspace(1300, 19000, 60)

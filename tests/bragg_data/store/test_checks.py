@@ -84,7 +84,7 @@ def test_a_cell_that_comes_twice_is_found_and_so_is_its_leak(loaded: xr.Dataset)
         loaded[name].values[tetragonal[1:]] = loaded[name].values[tetragonal[0]]
     found = failed(loaded)
     assert "cells come twice" in found["duplicates"].message
-    assert "test cells are learnt from" in found["leakage, random split"].message
+    assert "test cells are in the training data as well" in found["leakage, random split"].message
     # All of them are in one block.
     assert "leakage, blocked split" not in found
 
