@@ -49,15 +49,20 @@ MEASURED_BANKS = {
     not MEASURED.is_dir(), reason="the measured profiles (shared/measured) are not on this machine"
 )
 def test_every_bank_of_the_measured_files_is_read_to_its_last_point() -> None:
-    found = {
-        (name, p.bank): (len(p.tof), *p.tof[[0, -1]], *p.sigma[[0, -1]], p.sigma.sum(),
-                         (p.sigma == 0).sum())
+    results = {
+        (name, p.bank): (
+            len(p.tof),
+            *p.tof[[0, -1]],
+            *p.sigma[[0, -1]],
+            p.sigma.sum(),
+            (p.sigma == 0).sum(),
+        )
         for name in dict.fromkeys(name for name, _ in MEASURED_BANKS)
         for p in read_profiles(MEASURED / name)
-    }  # fmt: skip
-    assert list(found) == list(MEASURED_BANKS)
-    for key, wanted in MEASURED_BANKS.items():
-        assert found[key] == pytest.approx(wanted, rel=1e-8), key
+    }
+    assert list(results) == list(MEASURED_BANKS)
+    for key, expected in MEASURED_BANKS.items():
+        assert results[key] == pytest.approx(expected, rel=1e-8), key
 
 
 # ---- small files that are right ----------------------------------------------------------------
@@ -103,25 +108,25 @@ VALID = {
         f"difB:0.0\nZero:4.8; alpha:0.2\nbeta-0:0.27\nbeta-1:1e-05\nsig-1:284.9\nX:0.1\n"
         for number, angle, difc in ((1, 31.0, 2851.1), (4, 122.0, 9496.2))
     ),
-}  # fmt: skip
+}
 
 
 def read(path: Path) -> list[Profile] | list[Instrument]:
     if path.suffix != ".instprm":
         return read_profiles(path)
-    return [read_instrument(path, one.bank) for one in read_instruments(path)]
+    return [read_instrument(path, bank.bank) for bank in read_instruments(path)]
 
 
 @pytest.mark.parametrize("kind", VALID)
 def test_the_small_files_are_right(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"valid.{kind}"
     path.write_bytes(VALID[kind].encode())
-    found = read(path)
-    assert len(found) == (2 if kind in ("fxye", "instprm") else 1)
-    for one in found:
-        check(one)
-        if isinstance(one, Profile):  # a bin begins at its time, a point of columns lies there
-            assert one.tof[0] == pytest.approx(1000 if kind in ("xy", "xye", "csv") else 1005)
+    results = read(path)
+    assert len(results) == (2 if kind in ("fxye", "instprm") else 1)
+    for result in results:
+        check(result)
+        if isinstance(result, Profile):  # a bin begins at its time, a point of columns lies there
+            assert result.tof[0] == pytest.approx(1000 if kind in ("xy", "xye", "csv") else 1005)
 
 
 # ---- and damaged -------------------------------------------------------------------------------
@@ -129,14 +134,49 @@ def test_the_small_files_are_right(tmp_path: Path, kind: str) -> None:
 EXAMPLES = 400  # of each kind of file
 SECONDS, BYTES = 2.0, 64e6  # of the processor and of memory, for files of a few kilobytes
 PIECES = [
-    b"nan", b"-inf", b"1e400", b"1e308", b"-1e308", b"1e-320", b"-5", b"0", b"1e12", b"10" * 6,
-    b"9" * 25, b"9" * 5000, b"1_0", b"1.2.3", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xb2", b"\xe9",
-    b"\x85", b"\x1b[2J", b"\x0c", b"\r", b"\n", b"\n\n", b" ", b"", b",", b"#", b":", b"(" * 300,
-    b"BANK", b"BANK 1 1000000000000 1 SLOG 1000 9 0.01 0 STD\n", b"TIME_MAP", b"SLOG", b"CONST",
-    b"ALT", b"STD", b"Bank:inf\n", b"difC:1e308\n", b"\xc2\xb5",
-]  # fmt: skip
-KINDS = ["cut out", "repeat", "insert", "replace", "number", "number", "word", "truncate",
-         "shuffle", "swap"]  # fmt: skip
+    b"nan",
+    b"-inf",
+    b"1e400",
+    b"1e308",
+    b"-1e308",
+    b"1e-320",
+    b"-5",
+    b"0",
+    b"1e12",
+    b"10" * 6,
+    b"9" * 25,
+    b"9" * 5000,
+    b"1_0",
+    b"1.2.3",
+    b"\0",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\xb2",
+    b"\xe9",
+    b"\x85",
+    b"\x1b[2J",
+    b"\x0c",
+    b"\r",
+    b"\n",
+    b"\n\n",
+    b" ",
+    b"",
+    b",",
+    b"#",
+    b":",
+    b"(" * 300,
+    b"BANK",
+    b"BANK 1 1000000000000 1 SLOG 1000 9 0.01 0 STD\n",
+    b"TIME_MAP",
+    b"SLOG",
+    b"CONST",
+    b"ALT",
+    b"STD",
+    b"Bank:inf\n",
+    b"difC:1e308\n",
+    b"\xc2\xb5",
+]
+KINDS = "cut out,repeat,insert,replace,number,number,word,truncate,shuffle,swap".split(",")  # noqa: SIM905
 
 
 def damaged(content: bytes, kind: str, where: int, length: int, piece: bytes) -> bytes:
@@ -160,8 +200,8 @@ def damaged(content: bytes, kind: str, where: int, length: int, piece: bytes) ->
     if kind == "shuffle":
         random.Random(where).shuffle(lines)
     elif lines:
-        one, other = where % len(lines), length % len(lines)
-        lines[one], lines[other] = lines[other], lines[one]
+        first, second = where % len(lines), length % len(lines)
+        lines[first], lines[second] = lines[second], lines[first]
     return b"".join(lines)
 
 
@@ -174,16 +214,16 @@ damages = st.lists(
 
 
 def outcome(path: Path, content: bytes) -> str:
-    """Read a file and check what came of it: data that keep their promise, or one sentence."""
+    """Read a file and check the result: valid data, or a one-sentence error message."""
     path.write_bytes(content)
-    wanted = InstrumentError if path.suffix == ".instprm" else ProfileError
+    expected = InstrumentError if path.suffix == ".instprm" else ProfileError
     started = time.process_time()
     tracemalloc.start()
     try:
-        for one in read(path):
-            check(one)
+        for result in read(path):
+            check(result)
         message = ""
-    except wanted as error:
+    except expected as error:
         message = str(error)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
@@ -199,17 +239,17 @@ def outcome(path: Path, content: bytes) -> str:
     return message
 
 
-def check(one: Profile | Instrument) -> None:
-    if isinstance(one, Instrument):
-        numbers = [value for value in vars(one).values() if isinstance(value, float)]
+def check(result: Profile | Instrument) -> None:
+    if isinstance(result, Instrument):
+        numbers = [value for value in vars(result).values() if isinstance(value, float)]
         assert np.isfinite(numbers).all()
-        assert min(one.difc, one.alpha) > 0
+        assert min(result.difc, result.alpha) > 0
         return
-    assert len(one.tof) == len(one.intensity) == len(one.sigma) >= MINIMUM_POINTS - 1
-    assert np.isfinite([one.tof, one.intensity, one.sigma]).all()
-    assert one.tof[0] > 0
-    assert (np.diff(one.tof) > 0).all()
-    assert (one.sigma >= 0).all()
+    assert len(result.tof) == len(result.intensity) == len(result.sigma) >= MINIMUM_POINTS - 1
+    assert np.isfinite([result.tof, result.intensity, result.sigma]).all()
+    assert result.tof[0] > 0
+    assert (np.diff(result.tof) > 0).all()
+    assert (result.sigma >= 0).all()
 
 
 @pytest.fixture(scope="module")
@@ -277,12 +317,14 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "old", "new", "wanted"), NUMBERS)
-def test_numbers_beyond_reason(tmp_path: Path, kind: str, old: str, new: str, wanted: str) -> None:
+@pytest.mark.parametrize(("kind", "old", "new", "expected"), NUMBERS)
+def test_numbers_beyond_reason(
+    tmp_path: Path, kind: str, old: str, new: str, expected: str
+) -> None:
     path = tmp_path / f"huge.{kind}"
     assert old in VALID[kind]
     content = VALID[kind].replace(old, new, 1).encode()
-    assert wanted in outcome(path, content)
+    assert expected in outcome(path, content)
 
 
 @pytest.mark.parametrize("kind", VALID)
@@ -299,7 +341,7 @@ def test_the_mark_of_utf8_is_no_part_of_the_file(tmp_path: Path, kind: str) -> N
     content = VALID[kind].removeprefix("# a title\n").removeprefix("# ")
     plain.write_bytes(content.encode())
     marked.write_bytes(b"\xef\xbb\xbf" + content.encode())
-    for one, other in zip(read(plain), read(marked), strict=True):
-        for name, value in vars(one).items():
+    for without, with_mark in zip(read(plain), read(marked), strict=True):
+        for name, value in vars(without).items():
             if name != "source":
-                np.testing.assert_array_equal(getattr(other, name), value)
+                np.testing.assert_array_equal(getattr(with_mark, name), value)

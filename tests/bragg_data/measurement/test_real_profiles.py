@@ -25,11 +25,13 @@ pytestmark = [
 
 
 def prepared(name: str, calibration: str, directory: Path) -> tuple[Case, Refiner, GriddedProfile]:
-    (case,) = (one for one in CASES if one.name == name)
+    (case,) = (case for case in CASES if case.name == name)
     campaign = write_campaign(case, MEASURED, directory)
     path = directory / f"{calibration}.instprm"
-    (one,) = load_measurements(MEASURED / case.file, campaign, path, case.bank, case.two_theta)
-    return case, Refiner(campaign), one.gridded
+    (measurement,) = load_measurements(
+        MEASURED / case.file, campaign, path, case.bank, case.two_theta
+    )
+    return case, Refiner(campaign), measurement.gridded
 
 
 def errors(case: Case, refiner: Refiner, profile: GriddedProfile, cell: np.ndarray) -> np.ndarray:
@@ -43,8 +45,8 @@ def test_silicon_640e(tmp_path: Path) -> None:
     """The calibration is this run's: the certified cell comes back from 0.6 % on either side."""
     case, refiner, profile = prepared("silicon", "given", tmp_path)
     for a in (5.40, 5.42, 5.44, 5.46):
-        found = errors(case, refiner, profile, np.array([a] * 3 + [90.0] * 3))
-        assert np.abs(found).max() <= 1  # 1e-4
+        deviations = errors(case, refiner, profile, np.array([a] * 3 + [90.0] * 3))
+        assert np.abs(deviations).max() <= 1  # 1e-4
 
 
 def test_strontium_titanate_on_gem(tmp_path: Path) -> None:
@@ -54,6 +56,6 @@ def test_strontium_titanate_on_gem(tmp_path: Path) -> None:
     """
     case, refiner, profile = prepared("srtio3-bank3", "turned", tmp_path)
     start = refiner.campaign.phases[0].cell * np.repeat([1.001, 1.0], 3)
-    found = errors(case, refiner, profile, start)
-    assert abs(found.mean()) < 3  # 3e-4
-    assert np.abs(found).max() < 6
+    deviations = errors(case, refiner, profile, start)
+    assert abs(deviations.mean()) < 3  # 3e-4
+    assert np.abs(deviations).max() < 6

@@ -20,9 +20,7 @@ from bragg_data.measurement.resampling import (
 
 SHARED = Path(__file__).parents[4] / "shared"
 MEASURED = SHARED / "measured"
-needs_measured = pytest.mark.skipif(
-    not MEASURED.is_dir(), reason="the measured profiles are not beside the project"
-)
+needs_measured = pytest.mark.skipif(not MEASURED.is_dir(), reason="needs the measured profiles")
 
 GRID = TofGrid(1360.0, 0.0009381, 2807)
 NOMAD = Instrument(bank=4, two_theta=122.0, difc=9496.17, difa=19.21, tzero=4.84, alpha=0.167)
@@ -98,11 +96,11 @@ def test_counts_in_bins_become_a_density_at_bin_centres(tmp_path: Path) -> None:
         pytest.param(esd(), 1e-9, id="ESD on SLOG: no times in the file"),
     ],
 )
-def test_every_gsas_data_type_says_the_same(tmp_path: Path, text: str, tolerance: float) -> None:
-    wanted = read(tmp_path, "title\n" + fxye())
+def test_every_gsas_data_type_is_read_alike(tmp_path: Path, text: str, tolerance: float) -> None:
+    expected = read(tmp_path, "title\n" + fxye())
     profile = read(tmp_path, "title\n" + text, "other.gss")
     for name in ("tof", "intensity", "sigma"):
-        np.testing.assert_allclose(getattr(profile, name), getattr(wanted, name), rtol=tolerance)
+        np.testing.assert_allclose(getattr(profile, name), getattr(expected, name), rtol=tolerance)
 
 
 def test_the_first_bins_of_an_isis_file(tmp_path: Path) -> None:
@@ -121,12 +119,12 @@ def test_the_first_bins_of_an_isis_file(tmp_path: Path) -> None:
 
 
 def test_counts_of_several_detectors_are_their_mean(tmp_path: Path) -> None:
-    one = read(tmp_path, "t\n" + std())
+    single = read(tmp_path, "t\n" + std())
     four = read(tmp_path, "t\n" + std(detectors=4))
-    np.testing.assert_allclose(one.tof, 1005 + 10 * np.arange(29))
-    np.testing.assert_allclose(one.intensity, COUNTS / 10)
-    np.testing.assert_allclose(one.sigma, np.sqrt(COUNTS) / 10)
-    np.testing.assert_allclose(four.sigma, one.sigma / 2)
+    np.testing.assert_allclose(single.tof, 1005 + 10 * np.arange(29))
+    np.testing.assert_allclose(single.intensity, COUNTS / 10)
+    np.testing.assert_allclose(single.sigma, np.sqrt(COUNTS) / 10)
+    np.testing.assert_allclose(four.sigma, single.sigma / 2)
 
 
 def test_time_map(tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ MANTID = (
 )
 
 
-def test_each_bank_carries_its_own_header(tmp_path: Path) -> None:
+def test_each_bank_has_a_header(tmp_path: Path) -> None:
     path = tmp_path / "two.gsa"
     path.write_text(MANTID)
     first, second = read_profiles(path)
@@ -202,10 +200,10 @@ def test_names_order_the_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(profile.tof, EDGES)
     np.testing.assert_array_equal(profile.intensity, np.arange(30.0))
     np.testing.assert_array_equal(profile.sigma, np.full(30, 0.5))  # 1/√4
-    assert profile.bank == 3  # as told: a file of columns does not say
+    assert profile.bank == 3  # as requested: a file of columns has no bank
 
 
-def test_deviations_that_are_not_given_are_poissons(tmp_path: Path) -> None:
+def test_missing_deviations_are_those_of_counts(tmp_path: Path) -> None:
     counts = np.array([0.0, 4.0, 9.0, 25.0] * 8)
     text = "\n".join(f"{1000 + 2 * i} {y}" for i, y in enumerate(counts))
     profile = read(tmp_path, text, "p.xy")
@@ -361,11 +359,11 @@ def peaks(tof: np.ndarray, calibration: Instrument) -> np.ndarray:
     return per_angstrom / (calibration.difc + 2 * calibration.difa * d)
 
 
-def test_a_profile_on_the_campaigns_own_grid_stays_as_it_is() -> None:
+def test_a_profile_on_the_grid_of_the_campaign_stays_as_it_is() -> None:
     rng = np.random.default_rng(3)
     y, sigma = rng.normal(5, 1, GRID.points), rng.uniform(1, 2, GRID.points)
-    for own in (None, NOMAD):
-        gridded = resample_to_grid(profile_of(GRID.tof, y, sigma), GRID, NOMAD, own)
+    for calibration in (None, NOMAD):
+        gridded = resample_to_grid(profile_of(GRID.tof, y, sigma), GRID, NOMAD, calibration)
         inner = slice(1, -1)
         assert gridded.covered[inner].all()
         np.testing.assert_allclose(gridded.intensity[inner], y[inner], atol=1e-6)
@@ -385,8 +383,8 @@ def test_peaks_move_to_where_their_d_spacing_belongs(step: float, tolerance: flo
     measured = 1100 * np.exp(step * np.arange(int(np.log(18000 / 1100) / step)))
     gridded = resample_to_grid(profile_of(measured, peaks(measured, OTHER)), GRID, NOMAD, OTHER)
     # The same peaks as the campaign's instrument sees them, area conserved.
-    wanted = peaks(GRID.tof, NOMAD)
-    np.testing.assert_allclose(gridded.intensity, wanted, atol=tolerance * wanted.max())
+    expected = peaks(GRID.tof, NOMAD)
+    np.testing.assert_allclose(gridded.intensity, expected, atol=tolerance * expected.max())
     for d in (0.9, 1.2, 1.6):
         near = np.abs(GRID.tof - NOMAD.tof_from_d_spacing(d)) < 6 * 0.005 * NOMAD.difc
         weight = (gridded.intensity * np.gradient(GRID.tof))[near]
@@ -396,7 +394,7 @@ def test_peaks_move_to_where_their_d_spacing_belongs(step: float, tolerance: flo
         assert centre == pytest.approx(NOMAD.tof_from_d_spacing(d), rel=0.01 * GRID.relative_step)
 
 
-def test_averaging_lowers_the_noise_and_says_so() -> None:
+def test_averaging_lowers_the_noise_and_its_deviation() -> None:
     rng = np.random.default_rng(8)
     measured = 1300 * np.exp(0.0001 * np.arange(27000))
     noise = rng.normal(0, 3, len(measured))
@@ -435,9 +433,9 @@ def test_a_profile_elsewhere_is_refused_with_both_ranges() -> None:
 
 
 def test_a_calibration_that_turns_back_is_refused() -> None:
-    own = NOMAD.with_parameters(difa=-4000.0)
+    calibration = NOMAD.with_parameters(difa=-4000.0)
     with pytest.raises(ProfileError, match="does not grow with d"):
-        resample_to_grid(profile_of(GRID.tof, np.ones(GRID.points)), GRID, NOMAD, own)
+        resample_to_grid(profile_of(GRID.tof, np.ones(GRID.points)), GRID, NOMAD, calibration)
 
 
 # ---- banks and warnings ------------------------------------------------------------------------
@@ -457,7 +455,7 @@ def headed(bank: int | None, two_theta: float | None, difc: float | None) -> Pro
 
 
 @pytest.mark.parametrize(
-    ("profile", "wanted"),
+    ("profile", "expected"),
     [
         (headed(1, 15.1, 1428.82), 1),
         (headed(1, 150.1, 9910.5), 5),
@@ -466,8 +464,8 @@ def headed(bank: int | None, two_theta: float | None, difc: float | None) -> Pro
         (headed(4, 170.0, None), 6),
     ],
 )
-def test_the_bank_is_found_by_its_geometry(profile: Profile, wanted: int) -> None:
-    assert match_bank(profile, BANKS).bank == wanted
+def test_the_bank_is_identified_by_its_geometry(profile: Profile, expected: int) -> None:
+    assert match_bank(profile, BANKS).bank == expected
 
 
 @pytest.mark.parametrize(
@@ -480,12 +478,12 @@ def test_the_bank_is_found_by_its_geometry(profile: Profile, wanted: int) -> Non
         (headed(6, None, None), "does not say at which angle"),
     ],
 )
-def test_a_bank_that_cannot_be_found_is_refused(profile: Profile, message: str) -> None:
+def test_a_bank_that_cannot_be_identified_is_refused(profile: Profile, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
         match_bank(profile, BANKS)
 
 
-def test_a_file_of_one_bank_needs_no_number() -> None:
+def test_a_single_bank_needs_no_number() -> None:
     assert match_bank(headed(None, None, None), BANKS[2:3]).bank == 4
 
 
@@ -512,11 +510,11 @@ def test_warnings() -> None:
 
 def test_the_headers_nominal_calibration() -> None:
     profile = headed(4, 120.4, 9041.7)
-    own = nominal_calibration(profile, NOMAD)
-    assert own is not None
-    assert own.tof_from_d_spacing(1.5) == pytest.approx(1.5 * 9041.7)
-    gridded = resample_to_grid(profile, GRID, NOMAD, own)
-    warning = measurement_warnings(profile, gridded, NOMAD, own, nominal=True)[0]
+    calibration = nominal_calibration(profile, NOMAD)
+    assert calibration is not None
+    assert calibration.tof_from_d_spacing(1.5) == pytest.approx(1.5 * 9041.7)
+    gridded = resample_to_grid(profile, GRID, NOMAD, calibration)
+    warning = measurement_warnings(profile, gridded, NOMAD, calibration, nominal=True)[0]
     assert "nominal difC 9041.7 was used" in warning
     assert nominal_calibration(headed(4, None, None), NOMAD) is None
 
@@ -571,14 +569,14 @@ def test_srtio3_peaks_lie_where_the_published_cell_puts_them(h2: int) -> None:
 @needs_measured
 def test_silicon_peaks_move_to_the_campaigns_axis() -> None:
     folder = MEASURED / "nomad_si640e"
-    own = read_instrument(next(folder.glob("*.instprm")), 4)
+    calibration = read_instrument(next(folder.glob("*.instprm")), 4)
     (profile,) = read_profiles(folder / "bank4_pattern.csv", bank=4)
     assert match_bank(profile, read_instruments(next(folder.glob("*.instprm")))).bank == 4
-    gridded = resample_to_grid(profile, GRID, NOMAD, own)
+    gridded = resample_to_grid(profile, GRID, NOMAD, calibration)
     for d in (1.357795, 1.2459981, 1.108635, 0.91803698):
-        measured = np.abs(profile.tof - own.tof_from_d_spacing(d)) < 60
+        measured = np.abs(profile.tof - calibration.tof_from_d_spacing(d)) < 60
         top = profile.tof[measured][np.argmax(profile.intensity[measured])]
-        wanted = NOMAD.tof_from_d_spacing(own.d_spacing_from_tof(np.array(top)))
+        expected = NOMAD.tof_from_d_spacing(calibration.d_spacing_from_tof(np.array(top)))
         near = np.abs(GRID.tof - NOMAD.tof_from_d_spacing(d)) < 60
-        found = GRID.tof[near][np.argmax(gridded.intensity[near])]
-        assert found == pytest.approx(wanted, rel=1.1 * GRID.relative_step)
+        maximum = GRID.tof[near][np.argmax(gridded.intensity[near])]
+        assert maximum == pytest.approx(expected, rel=1.1 * GRID.relative_step)

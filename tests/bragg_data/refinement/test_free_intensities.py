@@ -21,8 +21,11 @@ from pipelines.prediction.acceptance import assess_acceptance, explains
 from pipelines.prediction.result import Acceptance
 
 # Neutrons see Zr with the other sign than Ti.
-ZIRCONATE = ("P 4 m m", (4.02, 4.02, 4.08), "A Pb 0 0 0 0.01\nB Zr 0.5 0.5 0.54 0.006\n"
-             "C O 0.5 0.5 0 0.01\nD O 0.5 0 0.5 0.01")  # fmt: skip
+ZIRCONATE = (
+    "P 4 m m",
+    (4.02, 4.02, 4.08),
+    "A Pb 0 0 0 0.01\nB Zr 0.5 0.5 0.54 0.006\nC O 0.5 0.5 0 0.01\nD O 0.5 0 0.5 0.01",
+)
 CHLORIDE = "P m -3 m", (4.12, 4.12, 4.12), "A Cs 0 0 0 0.02\nB Cl 0.5 0.5 0.5 0.02"
 SILICON = "F d -3 m:2", (5.4311, 5.4311, 5.4311), "Si1 Si 0.125 0.125 0.125 0.006"
 

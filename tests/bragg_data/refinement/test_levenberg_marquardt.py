@@ -43,32 +43,32 @@ def minimum(
 
 def test_the_minimum_is_that_of_scipy() -> None:
     model, start = Decay(), np.array([0.5, 0.2])
-    found = minimum(model, start)
-    assert found.converged
-    np.testing.assert_allclose(found.point, least_squares(model.residual, start).x, rtol=1e-5)
-    np.testing.assert_array_equal(found.residual, model.residual(found.point))
+    result = minimum(model, start)
+    assert result.converged
+    np.testing.assert_allclose(result.point, least_squares(model.residual, start).x, rtol=1e-5)
+    np.testing.assert_array_equal(result.residual, model.residual(result.point))
 
 
-def test_a_bound_holds_and_the_others_go_on() -> None:
+def test_a_bound_holds_and_other_parameters_are_refined() -> None:
     model = Decay()
-    found = minimum(model, np.array([0.5, 0.2]), high=1.0)
+    result = minimum(model, np.array([0.5, 0.2]), high=1.0)
     expected = least_squares(lambda a: model.residual(np.array([a[0], 1.0])), [0.5]).x[0]
-    assert found.point[1] == 1.0
-    assert found.point[0] == pytest.approx(expected, rel=1e-5)
+    assert result.point[1] == 1.0
+    assert result.point[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_points_without_a_pattern_are_rejected() -> None:
     """The minimum lies outside of the model's domain: the search ends within it."""
     model = Decay(limit=1.0)
-    found = minimum(model, np.array([0.5, 0.2]))
-    assert 0.9 < found.point[1] < 1.0
-    assert np.isfinite(found.residual).all()
+    result = minimum(model, np.array([0.5, 0.2]))
+    assert 0.9 < result.point[1] < 1.0
+    assert np.isfinite(result.residual).all()
     start = model.residual(np.array([0.5, 0.2]))
-    assert found.residual @ found.residual < 0.1 * (start @ start)
+    assert result.residual @ result.residual < 0.1 * (start @ start)
 
 
-def test_a_hopeless_fit_is_given_up_at_its_start() -> None:
+def test_a_hopeless_fit_ends_at_its_start() -> None:
     start = np.array([0.5, 0.2])
-    found = minimum(Decay(), start, hopeless=1)
-    np.testing.assert_array_equal(found.point, start)
-    assert not found.converged
+    result = minimum(Decay(), start, hopeless=1)
+    np.testing.assert_array_equal(result.point, start)
+    assert not result.converged

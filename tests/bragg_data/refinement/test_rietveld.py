@@ -153,7 +153,7 @@ def test_a_phase_starts_from_the_best_fit_of_another(refiner: Refiner) -> None:
     assert np.abs(best.cell - cell).max() < 1e-3
 
 
-def test_a_start_without_volume_does_not_cost_its_phase_the_good_one(refiner: Refiner) -> None:
+def test_a_start_without_volume_does_not_replace_a_good_start(refiner: Refiner) -> None:
     gridded = measured(refiner, TRUTH[3], 4)
     good = starts(TRUTH[3][1])
     flat = (2, np.array([4.0] * 3 + [125.0] * 3))  # a rhombohedral cell needs alpha < 120°

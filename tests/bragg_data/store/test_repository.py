@@ -85,8 +85,8 @@ def test_queries_by_label_and_row(tmp_path, campaign):
     box = (dataset.phase == 1) & (dataset.a >= 3.99) & (dataset.c < 4.04)
     rows = np.flatnonzero(box)
     assert len(rows) == 3 * 2
-    wanted = tiny_patterns(campaign.samples[rows])
-    np.testing.assert_array_equal(dataset.intensity.isel(sample=rows).values, wanted)
+    expected = tiny_patterns(campaign.samples[rows])
+    np.testing.assert_array_equal(dataset.intensity.isel(sample=rows).values, expected)
 
 
 def test_content_hash_follows_its_documented_layout(tmp_path, campaign):
@@ -118,9 +118,12 @@ def test_content_hash_ignores_order_interruptions_and_place(tmp_path, campaign):
         write(writer, [8, 0, 1])
         write(writer, [3, 4, 5, 6])
         writer.finish("other")
-    one, two = open_snapshot("tiny-v1", tmp_path / "one"), open_snapshot("other", tmp_path / "two")
-    assert one.attrs["content_hash"] == two.attrs["content_hash"]
-    assert verify(two) == verify(one)
+    whole, resumed = (
+        open_snapshot("tiny-v1", tmp_path / "one"),
+        open_snapshot("other", tmp_path / "two"),
+    )
+    assert whole.attrs["content_hash"] == resumed.attrs["content_hash"]
+    assert verify(resumed) == verify(whole)
 
 
 def test_verify_finds_a_changed_number(tmp_path, campaign):
@@ -143,12 +146,12 @@ def test_finish_refuses_what_is_incomplete(tmp_path, campaign):
 
 
 def test_a_death_between_the_last_commit_and_the_tag_is_mended(tmp_path, campaign):
-    wanted = fill(tmp_path / "other", campaign)
+    expected = fill(tmp_path / "other", campaign)
     store = Store(tmp_path / "store", create=True)
     with Writer(store, campaign, "kinematic", "0") as writer:
         write(writer, writer.missing())
         session = store.repository.writable_session(writer.branch)
-        hash_ = open_snapshot(wanted, tmp_path / "other").attrs["content_hash"]
+        hash_ = open_snapshot(expected, tmp_path / "other").attrs["content_hash"]
         zarr.open_group(session.store, path=writer.group, mode="r+").attrs["content_hash"] = hash_
         session.commit("what finish does before it tags")
     with Writer(store, campaign, "kinematic", "0") as writer:
@@ -179,7 +182,7 @@ def test_failures_are_recorded_and_forgotten_when_mended(tmp_path, campaign):
     verify(open_snapshot("tiny-v1", tmp_path / "store"))
 
 
-def test_a_block_is_one_whole_chunk(tmp_path, campaign):
+def test_a_block_is_a_whole_chunk(tmp_path, campaign):
     with Writer(Store(tmp_path / "store", create=True), campaign, "kinematic", "0") as writer:
         samples = writer.samples[0:4]
         with pytest.raises(StoreError, match=r"a block is one chunk, here of shape \(8, 256\)"):
@@ -196,7 +199,7 @@ def test_code_commits_of_all_runs_are_recorded(tmp_path, campaign):
     assert store.open("tiny-v1").attrs["code_commit"] == "aaa bbb"
 
 
-def test_two_data_sets_in_one_store(tmp_path, campaign):
+def test_two_data_sets_in_a_store(tmp_path, campaign):
     fill(tmp_path / "store", campaign)
     fill(tmp_path / "store", campaign, limit=10)
     store = Store(tmp_path / "store")
@@ -242,7 +245,7 @@ def test_bad_tag_names_are_refused(tmp_path, name):
         Store(tmp_path / "store", create=True).check_new_tag(name)
 
 
-def test_unknown_tag_tells_the_known_ones(tmp_path, campaign):
+def test_unknown_tag_is_refused_with_the_known_tags(tmp_path, campaign):
     fill(tmp_path / "store", campaign)
     uri = (tmp_path / "store").as_uri()
     message = rf"Snapshot 'v3' not found in {uri}\. Known tags: tiny-v1\."
@@ -272,7 +275,7 @@ def test_an_empty_directory_becomes_a_store(tmp_path):
     assert Store(tmp_path / "a b").tags() == []
 
 
-def test_two_writers_of_one_data_set_are_one_too_many(tmp_path, campaign):
+def test_a_second_writer_of_a_data_set_is_refused(tmp_path, campaign):
     store = Store(tmp_path / "store", create=True)
     with Writer(store, campaign, "kinematic", "0") as writer:
         with (
@@ -350,7 +353,7 @@ def test_full_disk_leaves_the_store_sound(small_disk, tmp_path):
     assert len(hashes) == 1
 
 
-def test_read_only_place_is_one_sentence(small_disk, tmp_path):
+def test_a_read_only_place_is_refused_in_a_sentence(small_disk, tmp_path):
     campaign = tiny_campaign(tmp_path)
     fill(small_disk / "store", campaign, limit=8)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -370,7 +373,7 @@ def test_full_disk_when_the_data_set_is_created(small_disk, tmp_path):
     assert fill(store, campaign) == "tiny-v1"
 
 
-def test_block_results_of_one_commit_may_fail_and_succeed(tmp_path, campaign):
+def test_block_results_of_a_commit_may_fail_and_succeed(tmp_path, campaign):
     store = Store(tmp_path / "store", create=True)
     with Writer(store, campaign, "kinematic", "0") as writer:
         samples = writer.samples[writer.rows(4)]

@@ -76,11 +76,21 @@ GOLDEN = {
     ),
 }
 GOLDEN_ATTRIBUTES = {
-    "schema_version": int, "campaign": str, "simulator": str, "simulator_version": str,
-    "code_commit": str, "campaign_sha256": str, "cif_sha256": str, "instrument_sha256": str,
-    "campaign_toml": str, "cifs": str, "instrument_instprm": str, "identity": str,
-    "rows_per_chunk": int, "content_hash": str,
-}  # fmt: skip
+    "schema_version": int,
+    "campaign": str,
+    "simulator": str,
+    "simulator_version": str,
+    "code_commit": str,
+    "campaign_sha256": str,
+    "cif_sha256": str,
+    "instrument_sha256": str,
+    "campaign_toml": str,
+    "cifs": str,
+    "instrument_instprm": str,
+    "identity": str,
+    "rows_per_chunk": int,
+    "content_hash": str,
+}
 
 
 @pytest.fixture
@@ -117,11 +127,11 @@ def dataset(campaign):
 
 
 def test_golden_schema(dataset):
-    found = {
+    layout = {
         name: (variable.dims, str(variable.dtype), dict(variable.attrs))
         for name, variable in dataset.variables.items()
     }
-    assert found == GOLDEN
+    assert layout == GOLDEN
     assert set(dataset.coords) == {"tof", "parameter"}
     assert {name: type(value) for name, value in dataset.attrs.items()} == GOLDEN_ATTRIBUTES
     assert schema.SCHEMA_VERSION == 1
@@ -132,13 +142,13 @@ def test_labels_say_what_they_mean(dataset):
     meanings = dataset.crystal_system.flag_meanings.split()
     phases = dataset.phase.flag_meanings.split()
     for sample in (0, 30, 66):
-        one = dataset.isel(sample=sample)
-        system, phase = meanings[int(one.crystal_system)], phases[int(one.phase)]
+        labels = dataset.isel(sample=sample)
+        system, phase = meanings[int(labels.crystal_system)], phases[int(labels.phase)]
         assert system == phase  # so they are named in this campaign
         free = [
             name
             for name, is_free in zip(
-                dataset.parameter.flag_meanings.split(), one.free_parameter.values, strict=True
+                dataset.parameter.flag_meanings.split(), labels.free_parameter.values, strict=True
             )
             if is_free
         ]
@@ -248,6 +258,6 @@ def test_another_grid_is_refused(dataset):
         validate(changed)
 
 
-def test_no_campaign_can_be_made_of_another_data_set():
+def test_a_data_set_without_its_campaign_is_refused():
     with pytest.raises(SchemaError, match=r"lacks the attribute 'campaign_toml'.*simulate"):
         schema.campaign_of(xr.Dataset())
