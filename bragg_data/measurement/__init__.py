@@ -1,1 +1,1 @@
-"""Measured profiles: files, calibration, and the way to a campaign's grid."""
+"""Measured profiles: readers, calibration, resampling on a campaign's grid."""

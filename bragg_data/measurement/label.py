@@ -1,4 +1,4 @@
-"""What is known of a measured sample."""
+"""Labels of measured samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Label:
-    """What is known of a measured sample.
+    """Known phase and cell of a measured sample.
 
     Attributes
     ----------
