@@ -246,9 +246,8 @@ def test_a_missing_classifier_is_trained_and_networks_use_extra_data(
     assert "needs a classifier" in output
     assert registry.versions(tracking, "small-classifier")[0].tags["model"] == "classifier"
     # The old name of the option still works.
-    command(
-        small_store, tracking, "multitask", "--epochs", "1", "--beside", "small-v1"
-    )  # deprecated
+    old_name = "--beside"  # deprecated
+    command(small_store, tracking, "multitask", "--epochs", "1", old_name, "small-v1")
     for version in registry.versions(tracking, "small"):
         assert load_version(tracking.uri, version).provenance.extra_data == ("small-v1",)
         inputs = tracking.client.get_run(version.run_id).inputs.dataset_inputs

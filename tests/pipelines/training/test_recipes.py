@@ -306,7 +306,7 @@ def test_impossible_requests_are_refused_before_anything_is_done(bench: Bench) -
         ): "There is no method 'slowly' to grow forests. Choose search or",
         ("forest", "--extra-data", "small-v1"): "forest cannot be trained on further data sets",
         ("all", "--extra-data", "small-v1"): "forest cannot be trained on further data sets",
-        ("robust", "--beside", "small-v1"): "robust cannot be trained on further data sets",
+        ("robust", "--extra-data", "small-v1"): "robust cannot be trained on further data sets",
         ("--resume", "0" * 32): "has no checkpoint in",
     }
     before = len(bench.tracking.client.search_runs(["1"]))
