@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from bragg_data.campaign import Campaign
+    from bragg_data.refinement.rietveld import Refiner
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
     from tests.small_bench import Bench
@@ -55,10 +56,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An empty working directory: the commands' defaults, data/…, stay out of the project's."""
+def working_directory(tmp_path_factory: pytest.TempPathFactory, indices: Path) -> Iterator[None]:
+    """A working directory for the commands' defaults, data/…, which stay out of the project's."""
     with contextlib.chdir(tmp_path_factory.mktemp("working")):
+        Path("data").mkdir()
+        Path("data/index").symlink_to(indices)
         yield
+
+
+@pytest.fixture(scope="session")
+def indices(build_once: BuildOnce) -> Path:
+    """Directory of what simulators and libraries keep because it takes seconds to build."""
+    return build_once("indices", lambda _: None)
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +135,15 @@ def small_dataset(small_store: Store) -> xr.Dataset:
     from tests.small_store import TAG
 
     return small_store.open(TAG)
+
+
+@pytest.fixture(scope="session")
+def nomad_refiner(indices: Path) -> Refiner:
+    """Of the paper's campaign."""
+    from bragg_data.campaign import load_campaign
+    from bragg_data.refinement.rietveld import Refiner
+
+    return Refiner(load_campaign("batio3-nomad"), cache=indices)
 
 
 # ---- models trained on it ----------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bragg_data.campaign import Campaign, load_campaign
+from bragg_data.campaign import Campaign
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.free_intensities import refine_lattices
@@ -33,14 +32,9 @@ SILICON = "F d -3 m:2", (5.4311, 5.4311, 5.4311), "Si1 Si 0.125 0.125 0.125 0.00
 Structure = tuple[str, tuple[float, float, float], str]
 
 
-@cache
-def nomad() -> tuple[Campaign, Refiner]:
-    campaign = load_campaign("batio3-nomad")
-    return campaign, Refiner(campaign)
-
-
-def measured(structure: Structure | None, counts: float = 4000) -> Any:
-    campaign, _ = nomad()
+def measured(
+    campaign: Campaign, structure: Structure | None, counts: float = 4000
+) -> GriddedProfile:
     tof = campaign.grid.tof
     pattern = np.zeros(len(tof))
     if structure is not None:
@@ -68,17 +62,19 @@ def acceptance_of(fits: list[RefinementResult]) -> Acceptance:
 
 
 def structure_and_lattice(
-    gridded: GriddedProfile,
+    refiner: Refiner, structure: Structure
 ) -> tuple[list[RefinementResult], list[RefinementResult]]:
-    campaign, refiner = nomad()
+    gridded = measured(refiner.campaign, structure)
     fits = refiner.refine(gridded, starts())
-    return fits, refine_lattices(campaign, gridded, [(fit.phase, fit.cell) for fit in fits])
+    return fits, refine_lattices(refiner.campaign, gridded, [(fit.phase, fit.cell) for fit in fits])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("structure", "phase"), [(ZIRCONATE, 1), (CHLORIDE, 0)])
-def test_a_lattice_is_refined_whatever_its_atoms_are(structure: Structure, phase: int) -> None:
-    fits, lattices = structure_and_lattice(measured(structure))
+def test_a_lattice_is_refined_whatever_its_atoms_are(
+    nomad_refiner: Refiner, structure: Structure, phase: int
+) -> None:
+    fits, lattices = structure_and_lattice(nomad_refiner, structure)
     assert not explains(fits[0])
     assert "explains" in acceptance_of(fits).reasons[0]
     best = lattices[0]
@@ -98,23 +94,22 @@ def test_a_lattice_is_refined_whatever_its_atoms_are(structure: Structure, phase
 
 
 @pytest.mark.slow
-def test_another_lattice_is_none_of_these() -> None:
-    fits, lattices = structure_and_lattice(measured(SILICON))
+def test_another_lattice_is_none_of_these(nomad_refiner: Refiner) -> None:
+    fits, lattices = structure_and_lattice(nomad_refiner, SILICON)
     assert not explains(fits[0])
     assert not explains(lattices[0])
     assert acceptance_of(fits).accepted is False
 
 
-def test_a_profile_without_peaks_is_not_accepted() -> None:
-    _, refiner = nomad()
-    fits = refiner.refine(measured(None), starts())
+def test_a_profile_without_peaks_is_not_accepted(nomad_refiner: Refiner) -> None:
+    fits = nomad_refiner.refine(measured(nomad_refiner.campaign, None), starts())
     assert acceptance_of(fits).reasons == (
         "No peaks stand above the background: there is nothing to refine on.",
     )
 
 
-def test_a_genuine_sample_is_accepted() -> None:
-    campaign, refiner = nomad()
+def test_a_genuine_sample_is_accepted(nomad_refiner: Refiner) -> None:
+    campaign, refiner = nomad_refiner.campaign, nomad_refiner
     truth = np.array([[4.0, 4.0, 4.03, 90, 90, 90]])
     (pattern,) = refiner.simulator.simulate(np.ones(1, dtype=int), truth).astype(float)
     y = np.random.default_rng(0).poisson(4000 * (pattern / pattern.max() + 0.1)).astype(float)
@@ -124,9 +119,9 @@ def test_a_genuine_sample_is_accepted() -> None:
     assert acceptance_of(fits) == Acceptance(accepted=True, reasons=())
 
 
-def test_too_few_points_are_refused() -> None:
-    campaign, _ = nomad()
-    gridded = measured(CHLORIDE)
+def test_too_few_points_are_refused(nomad_refiner: Refiner) -> None:
+    campaign = nomad_refiner.campaign
+    gridded = measured(campaign, CHLORIDE)
     few = GriddedProfile(gridded.intensity, gridded.sigma, campaign.grid.tof < 1380)
     with pytest.raises(RefinementError, match="too few"):
         refine_lattices(campaign, few, starts())

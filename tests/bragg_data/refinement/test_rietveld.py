@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bragg_data.campaign import Campaign, load_campaign
+from bragg_data.campaign import Campaign
 from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.result import (
@@ -31,13 +31,13 @@ TRUTH = [
 
 
 @pytest.fixture(scope="module")
-def campaign() -> Campaign:
-    return load_campaign("batio3-nomad")
+def refiner(nomad_refiner: Refiner) -> Refiner:
+    return nomad_refiner
 
 
 @pytest.fixture(scope="module")
-def refiner(campaign: Campaign) -> Refiner:
-    return Refiner(campaign)
+def campaign(refiner: Refiner) -> Campaign:
+    return refiner.campaign
 
 
 def measured(refiner: Refiner, truth: tuple, seed: int, counts: float = 4000) -> GriddedProfile:

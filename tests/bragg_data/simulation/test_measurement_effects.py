@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -39,8 +41,8 @@ def campaign() -> Campaign:
 
 
 @pytest.fixture(scope="module")
-def simulator(campaign: Campaign) -> Simulator:
-    return simulator_for(campaign)
+def simulator(campaign: Campaign, indices: Path) -> Simulator:
+    return simulator_for(campaign, cache=indices)
 
 
 def some(campaign: Campaign, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,12 +51,12 @@ def predictor(robust_bench: Bench) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def draws(predictor: Predictor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draws(predictor: Predictor, indices: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     campaign = predictor.campaign
     generator = np.random.default_rng(99)
     phase = np.repeat(np.arange(3), COUNT)
     cells = np.concatenate([draw_cells(campaign, code, COUNT, generator) for code in range(3)])
-    profiles = draw_profiles(simulator_for(campaign), phase, cells, generator)
+    profiles = draw_profiles(simulator_for(campaign, cache=indices), phase, cells, generator)
     return profiles.prepared(), phase, cells
 
 
