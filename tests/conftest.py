@@ -34,7 +34,12 @@ TEST_CLUSTER = ROOT / "deploy" / "slurm" / "test_cluster"
 
 BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 
-MARKER_OF_FIXTURE = {"slurm": "slurm", "bench": "training", "empty_bench": "training"}
+MARKER_OF_FIXTURE = {
+    "gsas2_location": "gsas2",
+    "slurm": "slurm",
+    "bench": "training",
+    "empty_bench": "training",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -220,7 +225,23 @@ def empty_bench(
     return Bench(small_store, tracking_in(directory), directory / "state")
 
 
-# ---- services ----------------------------------------------------------------------------------
+# ---- programs and services -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def gsas2_location() -> str | None:
+    """Directory of GSAS-II as BRAGG_GSAS2_PATH names it; None is that of this interpreter.
+
+    Without GSAS-II the tests are skipped.
+    """
+    from bragg_data.simulation.gsas2 import Gsas2Error, installed_version
+
+    location = os.environ.get("BRAGG_GSAS2_PATH")
+    try:
+        installed_version(location)
+    except Gsas2Error as error:
+        pytest.skip(f"{type(error).__name__}: GSAS-II is not installed, or is broken")
+    return location
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from bragg_data.campaign import load_campaign
-from bragg_data.simulation.gsas2 import Gsas2Error, installed_version
+from bragg_data.simulation.gsas2 import installed_version
 from pipelines import compare_simulators
 from pipelines.cli.console import run
 from pipelines.simulation.comparison import Comparison, draw_cells, draw_extremes
@@ -86,12 +86,8 @@ def test_a_directory_that_does_not_exist_is_refused_first(tmp_path, capsys):
     assert "in a directory that exists" in err
 
 
-@pytest.mark.gsas2
-def test_table_and_picture(tmp_path, capsys):
-    try:
-        version = installed_version()
-    except Gsas2Error:
-        pytest.skip("GSAS-II (conda package gsas2pkg) is not installed")
+def test_table_and_picture(tmp_path, capsys, gsas2_location):
+    version = installed_version(gsas2_location)
     structures = Path(__file__).parents[1] / "data" / "structures" / "structures.toml"
     png = tmp_path / "comparison.png"
     code, out, _ = command(capsys, "--campaign", structures, "--cells", 1, "--png", png)

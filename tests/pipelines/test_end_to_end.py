@@ -11,20 +11,39 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from bragg_data.store.repository import open_snapshot
+from pipelines.cli.console import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 EXAMPLES = Path(__file__).parents[2] / "pipelines" / "examples"
 
 
+# As a user starts it, but with a smaller search, and scored on few simulated measurements.
+RUN = """
+from dataclasses import replace
+from pipelines.run import app
+from pipelines.training.presets import PRESETS, Presets
+quick = replace(PRESETS["guided"]["quick"], network={"draws": 256, "starts": 2})
+app(obj=Presets({**PRESETS, "guided": {"quick": quick}}, comparison_draws=1))
+"""
+SMALL = ("--limit", "1024", "--workers", "2")
+
+
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def run_small(home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN, *SMALL], cwd=home, capture_output=True, text=True, check=False
     )
 
 
@@ -35,7 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(home: Path) -> subprocess.CompletedProcess[str]:
-    done = command("pipelines.run", "--limit", "1024", "--workers", "2", cwd=home)
+    done = run_small(home)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -53,7 +72,7 @@ def test_run_simulates_trains_and_predicts(
 
 @pytest.mark.usefixtures("first")
 def test_again_makes_nothing_twice(home: Path) -> None:
-    again = command("pipelines.run", "--limit", "1024", "--workers", "2", cwd=home)
+    again = run_small(home)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
     assert "it stays" in again.stdout
@@ -95,12 +114,22 @@ def test_predict_answers_afterwards(home: Path) -> None:
         (("pipelines.simulate", "--limit", "0"), "limit"),
     ],
 )
-def test_mistakes_get_a_sentence(home: Path, arguments: tuple[str, ...], remedy: str) -> None:
-    done = command(*arguments, cwd=home)
-    assert done.returncode == 2
-    assert remedy in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_mistakes_get_a_sentence(
+    home: Path,
+    arguments: tuple[str, ...],
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", [*arguments])
+    with pytest.raises(SystemExit) as exit_:
+        run(import_module(arguments[0]).app)
+    assert exit_.value.code == 2
+    error = capfd.readouterr().err
+    assert remedy in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.usefixtures("first")

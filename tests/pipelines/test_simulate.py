@@ -56,12 +56,14 @@ def undisturbed(tmp_path_factory):
             recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
             store = Store(directory / "store", create=True)
             with Writer(store, campaign, "kinematic", kinematic.VERSION, limit=limit) as writer:
+                results = []
                 for block in writer.missing():
                     samples = writer.samples[writer.rows(block)]
                     intensity = simulate_samples(recipe, samples)
-                    writer.commit(
-                        [write_block(writer.fork(), writer.group, block, samples, intensity)]
+                    results.append(
+                        write_block(writer.fork(), writer.group, block, samples, intensity)
                     )
+                writer.commit(results)
                 writer.finish()
             known[key] = store.open("tiny-v1").attrs["content_hash"]
         return known[key]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -127,9 +125,9 @@ def test_too_few_points_are_refused(nomad_refiner: Refiner) -> None:
         refine_lattices(campaign, few, starts())
 
 
-def test_a_start_without_volume_is_left_out() -> None:
-    campaign, _ = nomad()
-    gridded = measured(CHLORIDE)
+def test_a_start_without_volume_is_left_out(nomad_refiner: Refiner) -> None:
+    campaign = nomad_refiner.campaign
+    gridded = measured(campaign, CHLORIDE)
     flat = (2, np.array([4.0] * 3 + [125.0] * 3))
     (cubic,) = refine_lattices(campaign, gridded, [flat, starts()[0]])
     assert cubic.phase == 0
