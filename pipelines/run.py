@@ -27,6 +27,7 @@ _MODEL = "guided"  # its physics finds the cell after any training
 
 @app.command()
 def main(
+    context: typer.Context,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first samples of the campaign.")
     ] = None,
@@ -46,7 +47,7 @@ def main(
     from catalog.tracking import Tracking
     from pipelines.prediction.examples import comparison_table, predict_examples
     from pipelines.simulation.campaign import SimulationJob, simulate_campaign
-    from pipelines.training.presets import DEFAULT_PRESETS
+    from pipelines.training.presets import DEFAULT_PRESETS, Presets
     from pipelines.training.run import train_model
     from pipelines.training.task import TrainingEnvironment, TrainingTask
 
@@ -74,7 +75,9 @@ def main(
         )
     else:
         # A champion of other data cannot be compared with this model.
-        train_model(dataset, TrainingEnvironment(place), TrainingTask(_MODEL, preset), promote=True)
+        task = TrainingTask(_MODEL, preset)
+        presets = context.find_object(Presets) or DEFAULT_PRESETS
+        train_model(dataset, TrainingEnvironment(place), task, presets=presets, promote=True)
     trained = time.monotonic()
 
     _head("3  Predict the bundled examples")
