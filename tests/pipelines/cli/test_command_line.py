@@ -91,11 +91,7 @@ def test_command_gets_its_arguments_and_returns_its_exit_code(tmp_path: Path) ->
     assert "in a directory that exists" in refused.stderr
 
 
-# The other commands import heavy libraries still.
-LIGHT = sorted(set(commands()) - {"features", "predict", "run", "serve", "validate"})
-
-
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", sorted(commands()))
 def test_help_imports_no_heavy_library(name: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", HELP, name.replace("_", "-"), "--help"],
