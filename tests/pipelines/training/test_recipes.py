@@ -87,7 +87,7 @@ def test_all_models_are_scored_on_the_same_simulated_measurements(
 ) -> None:
     assert everything
     numbers = {}
-    for model in MODELS:
+    for model in (name for name in MODELS if name != "guided"):
         metrics = bench.metrics(model)
         draws = bench.predictor(model).provenance.draws
         assert draws is not None
@@ -100,10 +100,10 @@ def test_all_models_are_scored_on_the_same_simulated_measurements(
     # Twenty of each phase, but for those without signal.
     (number,) = set(numbers.values())
     assert 50 < number[0] <= 60
-    # The noise makes the guided network worse than on clean test samples.
+    # Its search would take seconds for each noisy profile.
     metrics = bench.metrics("guided")
-    assert metrics["draws/all/mse_paper"] > 10 * metrics["test/all/mse_paper"]
-    assert "draws_proposal/all/mse_paper" in metrics
+    assert not [name for name in metrics if name.startswith("draws/")]
+    assert metrics["draws_proposal/all/n"] == number[0]
 
 
 def test_a_model_that_does_not_beat_the_constants_stays_a_candidate(
