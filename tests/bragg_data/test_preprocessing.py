@@ -143,7 +143,7 @@ def test_an_unknown_preprocessing_is_refused() -> None:
 # ---- background --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given_sigma", [True, False])
+@pytest.mark.parametrize("with_sigma", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_background_goes_and_the_peaks_stay(seed: int, *, with_sigma: bool) -> None:
     rng = np.random.default_rng(seed)
