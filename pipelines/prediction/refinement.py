@@ -69,11 +69,7 @@ def refine_predictions(
             try:
                 fits = _refine(profile, refiner)
             except (RefinementError, CrystalError) as error:
-                measurement = profile.measurement
-                warnings = [*measurement.warnings, f"Not refined: {error}"]
-                refined.append(
-                    replace(profile, measurement=replace(measurement, warnings=warnings))
-                )
+                refined.append(replace(profile, notes=(f"Not refined: {error}",)))
             else:
                 refined.append(replace(profile, refined=tuple(fits)))
             bar.advance()

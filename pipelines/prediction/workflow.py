@@ -64,6 +64,8 @@ class PredictedProfile:
         Library matches of the batch, or None.
     refined
         Refinements, the most plausible phase first.
+    notes
+        Warnings in addition to those of the measurement.
     """
 
     measurement: Measurement
@@ -74,6 +76,7 @@ class PredictedProfile:
     snapshot: str
     matches: Matches | None = None
     refined: tuple[RefinementResult, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -99,7 +102,7 @@ class PredictedProfile:
             ),
             file=profile.source,
             bank=profile.bank,
-            warnings=tuple(self.measurement.warnings),
+            warnings=(*self.measurement.warnings, *self.notes),
             library_match=None
             if matches is None
             else match_result(matches, self.row, self.phases, self.snapshot),

@@ -67,7 +67,7 @@ def test_a_cell_without_volume_costs_no_phase_its_start(predictor: Predictor, fi
     assert np.isfinite(cells).all()
     assert encloses_volume(cells).all()
     (refined,) = refine_predictions([profile], Refiner(predictor.campaign))
-    assert refined.measurement.warnings == []
+    assert refined.result().warnings == ()
     best = refined.refined[0]
     assert best.phase == TRIGONAL
     np.testing.assert_allclose(best.cell, TRUE_CELL, rtol=1e-3)
@@ -86,7 +86,7 @@ def test_without_any_start_the_reason_is_a_warning(
     good = predicted(predictor, file, np.array(TRUE_CELL))
     first, second = refine_predictions([profile, good], Refiner(predictor.campaign))
     assert first.refined == ()
-    assert "no cell that encloses a volume" in first.measurement.warnings[-1]
+    assert "no cell that encloses a volume" in first.result().warnings[-1]
     assert to_json(first.result())["refined"] is None
     assert second.refined[0].phase == TRIGONAL
 
