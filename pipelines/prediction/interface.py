@@ -172,7 +172,7 @@ def _measurements(
 ) -> list[Measurement]:
     campaign = model.predictor.campaign
     if isinstance(profile, str | Path):
-        return workflow.load_prepared(Path(profile), campaign, options)
+        return workflow.read_measurements(Path(profile), campaign, options)
     instruments = None if options.instrument is None else read_instruments(options.instrument)
     columns = [np.asarray(values, dtype=np.float64) for values in profile]
     if len(columns) not in (2, 3):
@@ -181,4 +181,4 @@ def _measurements(
             f"{len(columns)} arrays."
         )
     measured = profile_from_arrays(*columns, bank=options.bank, two_theta=options.two_theta)
-    return workflow.prepare([measurement_from_profile(measured, campaign, instruments)])
+    return [measurement_from_profile(measured, campaign, instruments)]

@@ -13,7 +13,7 @@ from bragg_data.campaign import Campaign
 from bragg_data.measurement.load import Measurement
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction.service_schemas import MAX_PROFILES, FileRequest
-from pipelines.prediction.workflow import FILE_ERRORS, PredictError, load_prepared
+from pipelines.prediction.workflow import FILE_ERRORS, PredictError, read_measurements
 
 
 def array_from_npy(file: bytes, points: int) -> NDArray[np.float32]:
@@ -77,7 +77,7 @@ def measurements_from_request(request: FileRequest, campaign: Campaign) -> list[
                 calibration = Path(directory) / "calibration.instprm"
                 calibration.write_text(request.instrument, encoding="utf-8")
             options = ProfileOptions(calibration, request.bank, request.two_theta)
-            return load_prepared(path, campaign, options)
+            return read_measurements(path, campaign, options)
         except UnicodeEncodeError as error:
             raise PredictError(f"{request.name} is not a text: {error.reason}.") from error
         except FILE_ERRORS as error:

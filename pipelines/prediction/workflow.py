@@ -208,34 +208,13 @@ def find_profiles(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def load_prepared(path: Path, campaign: Campaign, options: ProfileOptions) -> list[Measurement]:
-    """Read the profiles of a file and prepare them, so that nothing in it can fail later.
+def read_measurements(path: Path, campaign: Campaign, options: ProfileOptions) -> list[Measurement]:
+    """Read the profiles of a file and bring them to a campaign's grid, ready for predictions.
 
-    Raises
-    ------
-    ProfileError, InstrumentError, PreprocessingError
-        As :func:`bragg_data.measurement.load.load_measurements` and :func:`prepare`; every message
-        names the file.
+    Parameters and errors are those of :func:`bragg_data.measurement.load.load_measurements`; every
+    message names the file.
     """
-    return prepare(
-        load_measurements(path, campaign, options.instrument, options.bank, options.two_theta)
-    )
-
-
-def prepare(measurements: list[Measurement]) -> list[Measurement]:
-    """Take the background off measurements now, so that it cannot fail later, and return them.
-
-    Raises
-    ------
-    PreprocessingError
-        If a profile has no significant peaks; the message names it.
-    """
-    for measurement in measurements:
-        try:
-            _ = measurement.prepared  # computed once
-        except PreprocessingError as error:
-            raise PreprocessingError(f"{measurement.profile.name}: {error}") from error
-    return measurements
+    return load_measurements(path, campaign, options.instrument, options.bank, options.two_theta)
 
 
 def predict_measurements(
@@ -320,7 +299,7 @@ def predict_files(
     measurements: list[tuple[Path, list[Measurement]]] = []
     for file in files:
         try:
-            measurements.append((file, load_prepared(file, model.campaign, options)))
+            measurements.append((file, read_measurements(file, model.campaign, options)))
         except FILE_ERRORS as error:
             predictions.failures[file] = error
     profiles = [measurement for _, of_file in measurements for measurement in of_file]

@@ -21,9 +21,9 @@ from pipelines.prediction.result import to_json
 from pipelines.prediction.workflow import (
     PredictedProfile,
     load_model,
-    load_prepared,
     predict_files,
     predict_measurements,
+    read_measurements,
 )
 from pipelines.report.figures import fit_predictions, prediction_figure
 from tests.pipelines.prediction.samples import (
@@ -51,7 +51,7 @@ def file(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -> 
 def predicted(predictor: Predictor, file: Path, cell: np.ndarray) -> PredictedProfile:
     """A prediction of the trigonal phase with a certain cell, and the real library's matches."""
     options = ProfileOptions(file.with_name("own.instprm"))
-    measurements = load_prepared(file, predictor.campaign, options)
+    measurements = read_measurements(file, predictor.campaign, options)
     (profile,) = predict_measurements(
         measurements, predictor, "models:/small/1", open_library(predictor)
     )
@@ -106,9 +106,11 @@ def test_a_file_without_peaks_is_named_and_leaves_the_results_of_the_rest(
     predictor: Predictor, small_campaign: Campaign, file: Path
 ) -> None:
     tof = small_campaign.grid.tof
-    folder = file.parent
+    folder, rng = file.parent, np.random.default_rng(0)
     bad = [
+        write_counts(folder / "constant.xye", tof, np.full(len(tof), 100.0)),
         write_counts(folder / "empty.xye", tof, np.zeros(len(tof))),
+        write_counts(folder / "flat.xye", tof, rng.normal(100, 10, len(tof))),
         write_counts(folder / "line.xye", tof, 4000.0 - 0.2 * tof),
         folder / "missing.xye",
     ]
