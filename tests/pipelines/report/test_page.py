@@ -543,7 +543,9 @@ def test_the_chart_can_be_zoomed_and_nothing_is_too_wide(
         for name, width in (("phone", 390), ("laptop", 1280))
     )
     path = tmp_path / "frames.html"
-    path.write_text(f"<!DOCTYPE html><body>{frames}<script>{STEPS}</script></body>", "utf-8")
+    # Without the character set the browser guesses it, and the script's hash may not match.
+    head = '<!DOCTYPE html><meta charset="utf-8">'
+    path.write_text(f"{head}<body>{frames}<script>{STEPS}</script></body>", "utf-8")
     (body,) = dumped(browser, path, tmp_path / "profile").of("body")
     results = json.loads(body["data-results"])
     for name, width in (("phone", 390), ("laptop", 1280)):
