@@ -35,7 +35,7 @@ COVERAGE = 0.9
 """Share of genuine draws whose parameters lie in the intervals."""
 
 ACCEPTED = 0.985
-"""Share of genuine draws that are accepted."""
+"""Share of genuine draws with a correctly predicted phase that are accepted."""
 
 _KNOWN_STARTS = 7  # known cells of each phase from which the search may start
 _BLUR = 5.0  # points
@@ -330,7 +330,10 @@ def calibrate(
     logits = network.phase_logits(fits.proposal, fits.misfit)[is_calibrated]
     predicted, truth = logits.argmax(dim=1), truth[is_calibrated]
     unexplained = _of_phase(fits.misfit[is_calibrated], predicted)
-    network.limit = _conformal_quantile(unexplained, ACCEPTED)[None]
+    # A wrong phase may leave much; a limit that allows for it would accept foreign profiles, too.
+    correct = predicted == truth
+    genuine = unexplained[correct] if correct.any() else unexplained
+    network.limit = _conformal_quantile(genuine, ACCEPTED)[None]
     return {
         "cross_entropy": float(nn.functional.cross_entropy(logits, truth)),
         "accuracy": float((predicted == truth).double().mean()),
