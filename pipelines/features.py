@@ -87,6 +87,7 @@ def materialise_(
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
     from catalog.views import view_of
+    from pipelines.cluster.client import open_cluster
     from pipelines.registry.feature_views import materialise, model_for_view
     from pipelines.simulation.datasets import default_tag
 
@@ -97,7 +98,7 @@ def materialise_(
     if chosen.model:
         registered = model_for_view(Tracking(tracking), chosen, dataset, model)
         say(f"Computed by {registered.version.uri}")
-    with cluster.open() as client:
+    with open_cluster(cluster) as client:
         values = materialise(client, repository, dataset, chosen, registered)
     say(
         f"[bold]{values.view}[/] of {values.tag}: {values.total:,} samples, "

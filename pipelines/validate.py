@@ -14,10 +14,10 @@ from pipelines.cli.options import (
     DEFAULT_URI,
     StoreOption,
     TrackingOption,
+    check_cluster,
     command_line,
     expand_options,
 )
-from pipelines.cluster.options import check_cluster
 from pipelines.evaluation.draw_options import DrawOptions
 from pipelines.evaluation.model_names import MODELS
 

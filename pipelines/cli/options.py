@@ -13,37 +13,24 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from bragg_data.defaults import DEFAULT_CAMPAIGN, DEFAULT_URI, PATTERN_SECONDS
-from catalog.defaults import DEFAULT_TRACKING_URI
-from pipelines.cluster.options import ClusterOptions, SlurmOptions
-
-__all__ = [
-    "DEFAULT_CAMPAIGN",
-    "DEFAULT_TRACKING_URI",
-    "DEFAULT_URI",
-    "CampaignOption",
-    "ClusterOptions",
-    "DataOption",
-    "Gsas2Command",
-    "JsonOption",
-    "ModelOption",
-    "ProfileOptions",
-    "SlurmOptions",
-    "StoreOption",
-    "TrackingOption",
-    "YesOption",
-    "command_line",
-    "expand_options",
-]
+from bragg_data.defaults import DEFAULT_CAMPAIGN as DEFAULT_CAMPAIGN
+from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
+from bragg_data.defaults import PATTERN_SECONDS
+from catalog.defaults import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
 
 _Result = TypeVar("_Result")
+
+_gsas2 = partial(typer.Option, rich_help_panel="GSAS-II")
+_cluster = partial(typer.Option, rich_help_panel="Where to compute")
+_slurm = partial(typer.Option, rich_help_panel="SLURM")
 
 StoreOption = Annotated[
     str, typer.Option("--store", metavar="URI", help="Directory or file:// URI of the store.")
@@ -75,6 +62,17 @@ YesOption = Annotated[
     bool, typer.Option("--yes", help="Begin without asking, however long it takes.")
 ]
 
+ALLOWED_FAILURES = 5
+"""Workers that may die with a task before the task itself counts as the reason.
+
+Dask's 3 is too few where jobs are preempted or cancelled, since every death counts for all the
+tasks that the worker had in hand.
+"""
+
+
+class ClusterError(RuntimeError):
+    """A cluster that does not exist, cannot be reached, or refuses the work."""
+
 
 @dataclass(frozen=True)
 class Gsas2Command:
@@ -82,17 +80,13 @@ class Gsas2Command:
 
     gsas2_path: Annotated[
         Path | None,
-        typer.Option(
+        _gsas2(
             envvar="BRAGG_GSAS2_PATH",
-            rich_help_panel="GSAS-II",
             help="Directory that holds the package GSASII, if Python cannot import it.",
         ),
     ] = None
     pattern_limit: Annotated[
-        float,
-        typer.Option(
-            min=0.0, metavar="SECONDS", rich_help_panel="GSAS-II", help="Time limit of a pattern."
-        ),
+        float, _gsas2(min=0.0, metavar="SECONDS", help="Time limit of a pattern.")
     ] = PATTERN_SECONDS
 
 
@@ -111,6 +105,153 @@ class ProfileOptions:
             min=0, max=180, help="Scattering angle (°) of the bank, if the file does not state it."
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """Resources to request from SLURM; None stands for the value of Dask's configuration.
+
+    Dask reads its configuration, section ``jobqueue.slurm``, from ``~/.config/dask/*.yaml``;
+    ``deploy/slurm/jobqueue.yaml`` is a template with a comment on each entry.
+
+    Attributes
+    ----------
+    jobs
+        Least and greatest number of jobs at a time; between them as many as there are tasks.
+    walltime
+        Time limit of one job, as SLURM writes it (``01:00:00``). A job that ends is replaced.
+    cores
+        Cores of one job; each gets a worker process with one thread.
+    memory
+        Memory of one job, as Dask writes it (``8 GB``), shared by its workers.
+    directives
+        Additional ``#SBATCH`` lines, after those of the configuration.
+    interface, host
+        Network interface by which this machine and the nodes see each other, and the address of
+        this machine for the nodes, if not that of the interface.
+    python
+        Python on the nodes; by default the one that runs here, by the same path.
+    shared_directory
+        Shared by this machine and the nodes, for credentials and logs; by default home.
+
+    Raises
+    ------
+    ClusterError
+        If `jobs` or `environment` cannot be parsed.
+    """
+
+    jobs: Annotated[str, _slurm(metavar="MIN:MAX", help="Jobs at a time, as in 2:8.")] = "1:8"
+    queue: Annotated[str | None, _slurm(help="Partition.")] = None
+    account: Annotated[str | None, _slurm(help="Account.")] = None
+    walltime: Annotated[str | None, _slurm(metavar="HH:MM:SS", help="Time limit of a job.")] = None
+    cores: Annotated[int | None, _slurm(min=1, help="Cores of a job.")] = None
+    memory: Annotated[str | None, _slurm(help="Memory of a job, as in 8GB.")] = None
+    directives: Annotated[
+        list[str],
+        _slurm("--directive", metavar="TEXT", help="Additional #SBATCH line (repeatable)."),
+    ] = field(default_factory=list)
+    environment: Annotated[
+        list[str],
+        _slurm(metavar="NAME=VALUE", help="Environment variable of the workers (repeatable)."),
+    ] = field(default_factory=list)
+    interface: Annotated[str | None, _slurm(help="Network interface, as in ib0.")] = None
+    host: Annotated[str | None, _slurm(help="Address of this machine for the nodes.")] = None
+    python: Annotated[str | None, _slurm(help="Python on the nodes.")] = None
+    shared_directory: Annotated[
+        Path | None, _slurm(help="Directory that the nodes can read as well.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        _ = self.job_limits, self.variables
+
+    @property
+    def job_limits(self) -> tuple[int, int]:
+        """Least and greatest number of jobs, from ``MIN:MAX`` or one number for both."""
+        least, _, most = self.jobs.partition(":")
+        try:
+            limits = int(least), int(most or least)
+        except ValueError:
+            limits = -1, -1
+        if not 0 <= limits[0] <= limits[1] or limits[1] < 1:
+            raise ClusterError(
+                f"'{self.jobs}' is not a number of jobs. Write MIN:MAX with 0 ≤ MIN ≤ MAX and "
+                "1 ≤ MAX, as in 2:8, or one number for both."
+            )
+        return limits
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables of the workers by their names."""
+        variables = {}
+        for text in self.environment:
+            name, equals, value = text.partition("=")
+            if not (name and equals):
+                raise ClusterError(f"--environment takes NAME=VALUE, not '{text}'.")
+            variables[name] = value
+        return variables
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Where tasks run.
+
+    Raises
+    ------
+    ClusterError
+        If there is no such cluster, or an option belongs to another one.
+    """
+
+    cluster: Annotated[
+        str | None,
+        _cluster(
+            metavar="local|slurm|tcp://HOST:PORT",
+            help="This machine, SLURM, or a running Dask scheduler.",
+        ),
+    ] = "local"
+    """None where the command chooses: this process for little work, else ``local``."""
+    workers: Annotated[
+        int | None, _cluster(min=1, help="Processes on this machine; by default one per core.")
+    ] = None
+    slurm: SlurmOptions = field(default_factory=SlurmOptions)
+
+    def __post_init__(self) -> None:
+        check_cluster(self.name, self.workers)
+        default = SlurmOptions()
+        changed = [
+            "--directive" if option.name == "directives" else f"--{option.name.replace('_', '-')}"
+            for option in fields(self.slurm)
+            if getattr(self.slurm, option.name) != getattr(default, option.name)
+        ]
+        if changed and self.name != "slurm":
+            raise ClusterError(
+                f"{', '.join(changed)}: only for --cluster slurm, and this is --cluster "
+                f"{self.name}. Choose --cluster slurm, or omit them."
+            )
+
+    @property
+    def name(self) -> str:
+        """Name or address of the cluster."""
+        return self.cluster or "local"
+
+
+def check_cluster(cluster: str, workers: int | None = None) -> None:
+    """Refuse a cluster that does not exist, or a number of workers that it does not take.
+
+    Raises
+    ------
+    ClusterError
+        Naming the choices.
+    """
+    if cluster not in ("local", "slurm") and not cluster.startswith(("tcp://", "tls://")):
+        raise ClusterError(
+            f"There is no cluster '{cluster}'. Choose local, slurm, or the address of a running "
+            "Dask scheduler, tcp://HOST:PORT or tls://HOST:PORT."
+        )
+    if workers is not None and (cluster != "local" or workers < 1):
+        raise ClusterError(
+            f"{workers} workers on '{cluster}': a number of workers, at least 1, belongs to the "
+            "cluster 'local'. SLURM takes a number of jobs, a running scheduler has its workers."
+        )
 
 
 def expand_options(command: Callable[..., _Result]) -> Callable[..., _Result]:

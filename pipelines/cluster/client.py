@@ -22,7 +22,13 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.simulation.isolated_process import SINGLE_THREAD
 from pipelines.cli.console import Progress
-from pipelines.cluster.options import ALLOWED_FAILURES, ClusterError, SlurmOptions, check_cluster
+from pipelines.cli.options import (
+    ALLOWED_FAILURES,
+    ClusterError,
+    ClusterOptions,
+    SlurmOptions,
+    check_cluster,
+)
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is for the driver and the scheduler
 _REPEAT_SECONDS = 0.2  # before a signal is sent again: not at once in the same finaliser
@@ -87,6 +93,11 @@ def open_client(
                 "import this project: install it in their Python."
             ) from error
         yield client
+
+
+def open_cluster(options: ClusterOptions) -> contextlib.AbstractContextManager[Client]:
+    """Open a client of the cluster that a command's options name; see :func:`open_client`."""
+    return open_client(options.name, workers=options.workers, slurm=options.slurm)
 
 
 def gather_with_progress(

@@ -25,7 +25,7 @@ from distributed import Client, Security
 from distributed.core import Status
 
 from bragg_data.simulation.isolated_process import SINGLE_THREAD
-from pipelines.cluster.options import ALLOWED_FAILURES, ClusterError, SlurmOptions
+from pipelines.cli.options import ALLOWED_FAILURES, ClusterError, SlurmOptions
 
 # The import of dask_jobqueue lets Ctrl-C end the process with exit code 0, as if all were done.
 _on_interrupt = signal.getsignal(signal.SIGINT)

@@ -35,7 +35,7 @@ from pipelines.evaluation.tables import (
     number,
     with_interval,
 )
-from pipelines.report.figures import Panel, draw
+from pipelines.prediction.figures import Panel, draw
 
 _DRAWN = 3  # samples of a set, as in the paper's Fig. 6
 

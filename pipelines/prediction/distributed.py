@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Predictor
 from catalog import registry
-from pipelines.cli.options import ProfileOptions
-from pipelines.cluster.client import gather_with_progress
-from pipelines.cluster.options import ClusterOptions
+from pipelines.cli.options import ClusterOptions, ProfileOptions
+from pipelines.cluster.client import gather_with_progress, open_cluster
 from pipelines.prediction.library import (
     INDEX_DIRECTORY,
     PatternLibrary,
@@ -132,7 +131,7 @@ def predict_anywhere(
     """
     if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
         return predict_here(files, task, model, library, progress=progress)
-    with cluster.open() as client:
+    with open_cluster(cluster) as client:
         predictions = predict_on_cluster(client, files, task, model, library, progress=progress)
     if not task.draw:
         return predictions

@@ -44,7 +44,7 @@ def write_figures(
         Number of predictions, of which these may be the first.
     """
     if plot is not None:
-        from pipelines.report.figures import MAX_PANELS, prediction_figure
+        from pipelines.prediction.figures import MAX_PANELS, prediction_figure
 
         prediction_figure(profiles, predictor.campaign).savefig(plot, dpi=130)
         _announce("Drawn in", plot, total, MAX_PANELS)

@@ -21,8 +21,9 @@ from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, Store, Tag
 from bragg_data.store.simulated import RunProvenance, Writer
 from pipelines.cli.console import console, duration, say, three_digits
+from pipelines.cli.options import ClusterOptions
 from pipelines.cluster.blocks import do_blocks
-from pipelines.cluster.options import ClusterOptions
+from pipelines.cluster.client import open_cluster
 from pipelines.simulation.simulator_choice import (
     check_name,
     check_resume,
@@ -147,7 +148,7 @@ def _finished_tag(existing: Sequence[DataSet], simulator: str) -> str | None:
 
 @contextlib.contextmanager
 def _open(options: ClusterOptions) -> Iterator[Client]:
-    with options.open() as client:
+    with open_cluster(options) as client:
         say(f"Cluster {options.name}, dashboard {client.dashboard_link}")
         yield client
 

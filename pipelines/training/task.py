@@ -12,7 +12,7 @@ import xarray as xr
 
 from bragg_data.store.repository import Store
 from catalog.tracking import Tracking
-from pipelines.cluster.options import ClusterOptions
+from pipelines.cli.options import ClusterOptions
 from pipelines.training.names import (
     ALL,
     DEFAULT_STATE,

@@ -22,9 +22,9 @@ from bragg_data.store.repository import DiskFullError, Store, StoreError, open_s
 from bragg_data.store.simulated import Writer, write_block
 from pipelines import simulate
 from pipelines.cli.console import run
+from pipelines.cli.options import ClusterOptions
 from pipelines.cluster import blocks
 from pipelines.cluster.client import open_client
-from pipelines.cluster.options import ClusterOptions
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
 from pipelines.simulation.worker import SimulationError, recipe_of, simulate_samples
 from tests.tiny_campaign import tiny_campaign, write_campaign

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor
+from pipelines.cluster.client import open_cluster
 from pipelines.training.forests import ForestPreset, ForestTask, grow
 from pipelines.training.stage import FittedModel, TrainingContext
 from pipelines.training.task import TrainingEnvironment
@@ -36,7 +37,7 @@ def train_forests(
     task = ForestTask(
         context.dataset, context.targets, context.part[:n], preset, integrated, context.seed
     )
-    with environment.cluster.open() as client:
+    with open_cluster(environment.cluster) as client:
         forests, facts = grow(client, task, directory.absolute(), method=method)
     kind = "integrated-forest" if integrated else "forest"
     model = ForestModel(forests, integrated)

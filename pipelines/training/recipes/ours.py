@@ -22,6 +22,7 @@ from bragg_models.networks.guided import fill_physics_tables, guided_config
 from bragg_models.networks.robust import Robust, calibrate, concatenate_fits
 from bragg_models.training.inference import Samples
 from pipelines.cli.console import Progress, say
+from pipelines.cluster.client import open_cluster
 from pipelines.simulation.draws import Purpose, SimulatedMeasurements, draw_on_cluster
 from pipelines.training.presets import Preset
 from pipelines.training.stage import (
@@ -73,7 +74,7 @@ def train_robust(
     fill_physics_tables(network, campaign, context.targets)
     fitted = FittedModel("robust", network.to(context.device), preset.preprocessing)
     seed, count = context.seed, preset.calibration_draws
-    with environment.cluster.open() as client:
+    with open_cluster(environment.cluster) as client:
         training = draw_on_cluster(client, campaign, preset.training_draws, Purpose.TRAINING, seed)
         calibration = draw_on_cluster(client, campaign, count, Purpose.CALIBRATION, seed)
         drifted = draw_on_cluster(client, campaign, count, Purpose.DRIFTED_CALIBRATION, seed)

@@ -17,10 +17,12 @@ from pipelines.__main__ import commands
 from pipelines.cli.options import (
     DEFAULT_TRACKING_URI,
     DEFAULT_URI,
+    ClusterError,
+    ClusterOptions,
+    SlurmOptions,
     command_line,
     expand_options,
 )
-from pipelines.cluster.options import ClusterError, ClusterOptions, SlurmOptions
 
 PROJECT = Path(__file__).parents[3]
 HEAVY = {

@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from bragg_data.operating_system import available_cores
 from bragg_data.simulation.isolated_process import SINGLE_THREAD
+from pipelines.cli.options import ClusterError, SlurmOptions
 from pipelines.cluster.client import open_client
-from pipelines.cluster.options import ClusterError, SlurmOptions
 from tests.conftest import TEST_CLUSTER
 
 pytestmark = pytest.mark.cluster

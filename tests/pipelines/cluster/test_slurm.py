@@ -15,8 +15,8 @@ import dask
 import psutil
 import pytest
 
+from pipelines.cli.options import ClusterError, SlurmOptions
 from pipelines.cluster.client import open_client
-from pipelines.cluster.options import ClusterError, SlurmOptions
 from tests.conftest import TEST_CLUSTER
 
 pytestmark = pytest.mark.slurm
@@ -155,7 +155,7 @@ def driver(options: SlurmOptions, work: str) -> Iterator[subprocess.Popen[str]]:
 import faulthandler, signal, time
 from pathlib import PosixPath
 from pipelines.cluster.client import open_client
-from pipelines.cluster.options import SlurmOptions
+from pipelines.cli.options import SlurmOptions
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1)
     with open_client("slurm", slurm={changed(options, jobs="1:1")}) as client:

@@ -15,6 +15,7 @@ from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
 from pipelines.cli.options import ProfileOptions
+from pipelines.prediction.figures import fit_predictions, prediction_figure
 from pipelines.prediction.library import open_library
 from pipelines.prediction.refinement import refine_predictions, refinement_starts
 from pipelines.prediction.result import to_json
@@ -25,7 +26,6 @@ from pipelines.prediction.workflow import (
     predict_measurements,
     read_measurements,
 )
-from pipelines.report.figures import fit_predictions, prediction_figure
 from tests.pipelines.prediction.samples import (
     TRIGONAL,
     TRUE_CELL,

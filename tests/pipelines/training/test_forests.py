@@ -22,8 +22,8 @@ from bragg_models.forest_training import ForestSettings
 from bragg_models.metrics import errors, summary
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets, targets_of
+from pipelines.cli.options import SlurmOptions
 from pipelines.cluster.client import open_client
-from pipelines.cluster.options import SlurmOptions
 from pipelines.training.dask_forests import Search
 from pipelines.training.forests import (
     FOREST_PRESETS,
