@@ -66,6 +66,7 @@ def main(
 
     _head("2  Train and register a first model")
     name = str(dataset.attrs["campaign"])
+    uri = f"models:/{name}@{registry.CHAMPION}"
     champion = registry.champion(place, name)
     # The contents decide: a store that was made again holds the same data under a new snapshot.
     if champion is not None and champion.tags.get("content_hash") == dataset.attrs["content_hash"]:
@@ -77,21 +78,24 @@ def main(
         # A champion of other data cannot be compared with this model.
         task = TrainingTask(_MODEL, preset)
         presets = context.find_object(Presets) or DEFAULT_PRESETS
-        train_model(dataset, TrainingEnvironment(place), task, presets=presets, promote=True)
+        trained_model = train_model(
+            dataset, TrainingEnvironment(place), task, presets=presets, promotion="replace"
+        )
+        if not trained_model.is_champion:
+            uri = trained_model.version.uri
     trained = time.monotonic()
 
     _head("3  Predict the bundled examples")
-    predictions = predict_examples(place, f"models:/{name}@{registry.CHAMPION}")
+    predictions = predict_examples(place, uri)
     for prediction, example in predictions:
         console.print(comparison_table(prediction, example))
     finished = time.monotonic()
 
     _head("What exists now")
-    uri = predictions[0][0].model
     counts = ", ".join(f"{n:,} {system}" for system, n in counts_per_system(dataset).items() if n)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_row("Data set", f"[bold]{tag.name}[/] ({counts}) in {repository.uri}")
-    table.add_row("Model", f"[bold]{uri}[/], alias {registry.CHAMPION}, in {place.uri}")
+    table.add_row("Model", f"[bold]{predictions[0][0].model}[/] in {place.uri}")
     table.add_row(
         "Time",
         f"{duration(finished - began)}: simulation {duration(simulated - began)}, training "

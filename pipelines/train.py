@@ -92,6 +92,7 @@ def main(
     """
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
+    from pipelines.registry.registration import PromotionPolicy
     from pipelines.simulation.datasets import default_tag
     from pipelines.training.presets import DEFAULT_PRESETS, Presets
     from pipelines.training.run import train_model
@@ -114,8 +115,9 @@ def main(
         tasks = tasks_for(model or ["multitask"], common, presets)
         repository = Store(store)
         dataset = repository.open(data or default_tag(repository))
+    promotion: PromotionPolicy = "force" if promote else "if better"
     trained = [
-        train_model(dataset, environment, task, presets=presets, promote=promote, resume=resume)
+        train_model(dataset, environment, task, presets=presets, promotion=promotion, resume=resume)
         for task in tasks
     ]
     for result in trained:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xarray as xr
 
@@ -195,12 +195,16 @@ class PromotionDecision:
     reason: str
 
 
+PromotionPolicy = Literal["if better", "replace", "force"]
+"""``if better``: than the baselines and the champion; ``replace``: than the baselines, for a
+champion of other data; ``force``: whatever the comparisons say."""
+
+
 def promote_if_better(
     tracking: Tracking,
     version: registry.ModelVersion,
     comparison: BaselineComparison | None = None,
-    *,
-    forced: bool = False,
+    policy: PromotionPolicy = "if better",
 ) -> PromotionDecision:
     """Make a version the candidate, and the champion if it is better than what there is.
 
@@ -213,17 +217,21 @@ def promote_if_better(
         The version, and where it is registered.
     comparison
         Errors of the model and of the baselines; None if no baseline was computed.
-    forced
-        Promote it whatever the comparisons say.
+    policy
+        What it is compared with.
     """
     promotion.set_candidate(tracking, version)
     present = registry.champion(tracking, version.name)
-    objection = None if forced else _objection(version, present, comparison)
+    rival = present if policy == "if better" else None
+    objection = None if policy == "force" else _objection(version, rival, comparison)
     if objection is None:
-        reason = "the first version" if present is None else "lower error on the same test samples"
-        if forced:
-            reason = "trained with --promote"
+        reason = {
+            "if better": "lower error on the same test samples" if present else "the first version",
+            "replace": "trained on the present data",
+            "force": "trained with --promote",
+        }[policy]
         expected = present.version if present else None
+        forced = policy == "force"
         promotion.promote(tracking, version, reason=reason, forced=forced, expected=expected)
         return PromotionDecision(True, version.uri, reason)
     stays = "There is no champion yet" if present is None else f"{present.uri} stays the champion"

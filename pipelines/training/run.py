@@ -32,6 +32,7 @@ from catalog.tracking import Run
 from pipelines.cli.console import say
 from pipelines.evaluation.test_sets import SPLIT, part_of
 from pipelines.registry.registration import (
+    PromotionPolicy,
     load_version,
     promote_if_better,
     provenance_of,
@@ -81,7 +82,7 @@ def train_model(
     task: TrainingTask,
     *,
     presets: Presets = DEFAULT_PRESETS,
-    promote: bool = False,
+    promotion: PromotionPolicy = "if better",
     resume: str | None = None,
 ) -> TrainedModel:
     """Train, score on held-out samples, log to MLflow and register.
@@ -94,8 +95,8 @@ def train_model(
         Where, and what.
     presets
         The settings that the task's preset is chosen from.
-    promote
-        Make it the champion even if the present one has a lower error.
+    promotion
+        When it becomes the champion; see :data:`pipelines.registry.registration.PromotionPolicy`.
     resume
         The run to continue.
 
@@ -146,10 +147,10 @@ def train_model(
     shutil.rmtree(state, ignore_errors=True)
     scores = predictor.provenance.test or {}
     # A model of another split is trained for a comparison, not to be used.
-    if task.split != "random" and not promote:
+    if task.split != "random" and promotion != "force":
         return TrainedModel(version, run_.id, scores, False, None, fit_seconds)
     comparison = BaselineComparison.from_provenance(predictor.provenance)
-    decision = promote_if_better(environment.tracking, version, comparison, forced=promote)
+    decision = promote_if_better(environment.tracking, version, comparison, promotion)
     return TrainedModel(
         version, run_.id, scores, decision.promoted, decision.champion_uri, fit_seconds
     )

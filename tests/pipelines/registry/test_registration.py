@@ -76,7 +76,7 @@ def test_every_baseline_has_to_be_beaten(tracking: Tracking) -> None:
     decision = promote_if_better(tracking, newer, WORSE)
     assert (decision.promoted, decision.champion_uri) == (False, version.uri)
     # By force it is.
-    assert promote_if_better(tracking, newer, WORSE, forced=True).promoted
+    assert promote_if_better(tracking, newer, WORSE, "force").promoted
     champion = registry.champion(tracking, "small-measured")
     assert champion is not None
     assert champion.version == newer.version
@@ -93,6 +93,16 @@ def test_only_scores_of_the_same_test_set_are_compared(tracking: Tracking) -> No
     assert (worse.promoted, worse.champion_uri) == (False, first.uri)
     better = add_version(tracking, 5e-4)
     assert promote_if_better(tracking, better, BETTER).champion_uri == better.uri
+
+
+def test_a_champion_of_other_data_is_replaced_if_the_baselines_are_beaten(
+    tracking: Tracking,
+) -> None:
+    first = add_version(tracking, 1e-9)
+    assert promote_if_better(tracking, first, BETTER).promoted
+    worse = promote_if_better(tracking, add_version(tracking, 1e-3, "y"), WORSE, "replace")
+    assert (worse.promoted, worse.champion_uri) == (False, first.uri)
+    assert promote_if_better(tracking, add_version(tracking, 1e-3, "y"), BETTER, "replace").promoted
 
 
 def test_the_comparison_is_what_training_recorded() -> None:
