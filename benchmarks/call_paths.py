@@ -19,13 +19,8 @@ from bragg_data.simulation.gsas2 import Simulator
 
 def main(cells: Annotated[int, typer.Option(min=1, help="Of each phase.")] = 5) -> None:
     campaign = load_campaign("batio3-nomad")
-    simulator = Simulator(
-        campaign.phases,
-        campaign.instrument,
-        campaign.grid,
-        size=campaign.size,
-        microstrain=campaign.microstrain,
-    )
+    setup = campaign.phases, campaign.instrument, campaign.grid
+    simulator = Simulator(*setup, size=campaign.size, microstrain=campaign.microstrain)
     table = Table(title=simulator.version)
     for column in ("phase", "in memory, s", "scripting, s", "ratio of medians", "of each: worst"):
         table.add_column(column, justify="right")
@@ -44,13 +39,8 @@ def main(cells: Annotated[int, typer.Option(min=1, help="Of each phase.")] = 5) 
             seconds.append(pair)
         worst = max(memory / scripting for memory, scripting in seconds)
         memory, scripting = np.median(seconds, axis=0)
-        table.add_row(
-            phase.name,
-            f"{memory:.2f}",
-            f"{scripting:.2f}",
-            f"{memory / scripting:.0%}",
-            f"{worst:.0%}",
-        )
+        both = f"{memory:.2f}", f"{scripting:.2f}", f"{memory / scripting:.0%}"
+        table.add_row(phase.name, *both, f"{worst:.0%}")
     simulator.close()
     Console(width=100).print(table)
 

@@ -10,10 +10,10 @@ worker, sampled four times a second.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -47,27 +47,22 @@ def campaign_file(times: int, directory: Path) -> Path:
     return path
 
 
-def anonymous_memory(pid: int) -> int:
+def anonymous_memory(process: psutil.Process) -> int:
     """RssAnon of a process in bytes; 0 if it is gone."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    with suppress(psutil.Error):
+        memory = process.memory_info()
+        return memory.rss - memory.shared
     return 0
 
 
-def watch(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+def watch(process: psutil.Popen) -> tuple[int, int]:
     """Wait for a driver; return the largest memory of it and of any of its workers, in bytes."""
     driver = worker = 0
     while process.poll() is None:
-        driver = max(driver, anonymous_memory(process.pid))
-        try:
-            children = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            children = []
-        worker = max([worker, *(anonymous_memory(child.pid) for child in children)])
+        driver = max(driver, anonymous_memory(process))
+        with suppress(psutil.NoSuchProcess):
+            children = process.children(recursive=True)
+            worker = max([worker, *map(anonymous_memory, children)])
         time.sleep(0.25)
     return driver, worker
 
@@ -84,33 +79,16 @@ def main(
             directory = Path(temporary)
             campaign = campaign_file(factor, directory)
             count = len(load_campaign(campaign).samples)
-            command = [
-                sys.executable,
-                "-m",
-                "pipelines.simulate",
-                "--simulator",
-                "kinematic",
-                "--campaign",
-                str(campaign),
-                "--store",
-                str(directory / "store"),
-                "--workers",
-                str(workers),
-            ]
+            options = f"-m pipelines.simulate --simulator kinematic --workers {workers}"
+            paths = ["--campaign", campaign, "--store", directory / "store"]
             began = time.perf_counter()
-            process = subprocess.Popen(command)
+            process = psutil.Popen([sys.executable, *options.split(), *paths])
             driver, worker = watch(process)
             seconds = time.perf_counter() - began
-            code = process.returncode
-            if code:
-                raise SystemExit(code)
-            table.add_row(
-                f"{count:,}",
-                f"{seconds:.0f}",
-                f"{count / seconds:,.0f}",
-                f"{driver / 2**20:.0f}",
-                f"{worker / 2**20:.0f}",
-            )
+            if process.returncode:
+                raise SystemExit(process.returncode)
+            mib = f"{driver / 2**20:.0f}", f"{worker / 2**20:.0f}"
+            table.add_row(f"{count:,}", f"{seconds:.0f}", f"{count / seconds:,.0f}", *mib)
     Console(width=100).print(table)
 
 

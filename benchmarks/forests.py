@@ -38,12 +38,11 @@ def main(
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
     part = random_split(labels.crystal_system, seed=0)
     chosen = FOREST_PRESETS[preset]
+    size = {"trees": trees, "samples": samples}
     small = replace(
         chosen,
-        by_system={
-            k: replace(v, trees=trees, samples=samples) for k, v in chosen.by_system.items()
-        },
-        other=replace(chosen.other, trees=trees, samples=samples),
+        by_system={k: replace(v, **size) for k, v in chosen.by_system.items()},
+        other=replace(chosen.other, **size),
         # One candidate in two folds of one tree: the least that a search can add to the forest.
         search=Search(folds=2, trial_trees=1),
     )
@@ -66,14 +65,9 @@ def main(
         table.add_column(column, justify="left" if column == "way" else "right")
     reference = np.median(seconds["joined"])
     for how in ways:
-        of_way = np.array(seconds[how])
-        table.add_row(
-            how,
-            f"{np.median(of_way):.3f}",
-            f"{of_way.min():.3f}",
-            f"{of_way.max():.3f}",
-            f"{np.median(of_way) / reference:.2f}",
-        )
+        median, least, greatest = np.percentile(seconds[how], [50, 0, 100])
+        times = f"{median:.3f}", f"{least:.3f}", f"{greatest:.3f}"
+        table.add_row(how, *times, f"{median / reference:.2f}")
     Console(width=100).print(table)
 
 

@@ -48,9 +48,8 @@ def main() -> None:
     refiner = Refiner(campaign, cache=INDEX_DIRECTORY)
     generator = np.random.default_rng(4)
     phase, cells = draw_labels(campaign, options.draws, generator)
-    draws = draw_profiles(
-        simulator_for(campaign), phase, cells, generator, effects_from_campaign(campaign)
-    )
+    effects = effects_from_campaign(campaign)
+    draws = draw_profiles(simulator_for(campaign), phase, cells, generator, effects)
     order = generator.permutation(len(phase))
     prepared = draws.prepared()
     seconds: dict[str, list[float]] = {}
@@ -59,12 +58,8 @@ def main() -> None:
     began = time.perf_counter()
     predictor.predict(batch)
     together = (time.perf_counter() - began) / len(batch)
-    gridded = [
-        GriddedProfile(*values)
-        for values in zip(
-            draws.intensity[order], draws.sigma[order], draws.covered[order], strict=True
-        )
-    ]
+    arrays = (array[order] for array in (draws.intensity, draws.sigma, draws.covered))
+    gridded = [GriddedProfile(*values) for values in zip(*arrays, strict=True)]
 
     def prepare(row: int):
         profile = gridded[row]
@@ -102,9 +97,7 @@ def main() -> None:
         seconds[name].pop(0)
     table = Table("", "median ms", "95 % ms", title=f"{version.uri}, {len(order)} draws")
     for name, spent in seconds.items():
-        table.add_row(
-            name, f"{1e3 * np.median(spent):.0f}", f"{1e3 * np.percentile(spent, 95):.0f}"
-        )
+        table.add_row(name, *(f"{1e3 * value:.0f}" for value in np.percentile(spent, [50, 95])))
     table.add_row("network, per profile of 512", f"{1e3 * together:.1f}", "")
     console.print(table)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -77,87 +78,63 @@ class Case:
 
 def _diamond_like(element: str, a: float, u: float) -> tuple[Structure, Structure]:
     """Return diamond's structure, and lonsdaleite's, whose layers are the same, stacked ABAB."""
-    atom = f"{element}1 {element}"
+    cubic = f"{element}1 {element} 0.125 0.125 0.125 {u}"
+    hexagonal = f"{element}1 {element} 0.333333 0.666667 0.0625 {u}"
     return (
-        Structure("cubic", "F d -3 m:2", a, a, f"{atom} 0.125 0.125 0.125 {u}"),
-        Structure(
-            "hexagonal",
-            "P 63/m m c",
-            a / 2**0.5,
-            a * 2 / 3**0.5,
-            f"{atom} 0.333333 0.666667 0.0625 {u}",
-        ),
+        Structure("cubic", "F d -3 m:2", a, a, cubic),
+        Structure("hexagonal", "P 63/m m c", a / 2**0.5, a * 2 / 3**0.5, hexagonal),
     )
 
 
 _A, _C = 5.511663, 7.804635
+_MEAN = (_A * _A * _C / 4) ** (1 / 3)
+_TETRAGONAL = """Sr1 Sr 0 0.5 0.25 0.0021
+Ti1 Ti 0 0 0 0.0021
+O1 O 0 0 0.25 0.0040
+O2 O 0.244 0.744 0 0.0030"""
+_CUBIC = """Sr1 Sr 0 0 0 0.0021
+Ti1 Ti 0.5 0.5 0.5 0.0021
+O1 O 0.5 0.5 0 0.0040"""
 _SRTIO3 = (
-    Structure(
-        "tetragonal",
-        "I 4/m c m",
-        _A,
-        _C,
-        "Sr1 Sr 0 0.5 0.25 0.0021\nTi1 Ti 0 0 0 0.0021\nO1 O 0 0 0.25 0.0040\n"
-        "O2 O 0.244 0.744 0 0.0030",
-    ),
-    Structure(
-        "cubic",
-        "P m -3 m",
-        (_A * _A * _C / 4) ** (1 / 3),
-        (_A * _A * _C / 4) ** (1 / 3),
-        "Sr1 Sr 0 0 0 0.0021\nTi1 Ti 0.5 0.5 0.5 0.0021\nO1 O 0.5 0.5 0 0.0040",
-    ),
+    Structure("tetragonal", "I 4/m c m", _A, _C, _TETRAGONAL),
+    Structure("cubic", "P m -3 m", _MEAN, _MEAN, _CUBIC),
 )
-_NOMAD = "nomad_si640e/NOMAD_2023A_five_banks_Shifter_Si_640e_instrument_file.instprm"
-# The paper's steps from 2,000 to 16,000 µs, where GSAS-II refined this instrument file: below, it
-# has no Gaussian width; above, the profiles end in a cut line.
-_PAPER_GRID = (2000.0, 0.0009381, 2217)
-_GSS, _GEM = "gem_srtio3/gem05984.gss", "gem_srtio3/GEM.instprm"
-
+_NOMAD_BANK = {
+    "instrument": "nomad_si640e/NOMAD_2023A_five_banks_Shifter_Si_640e_instrument_file.instprm",
+    "bank": 4,
+    "two_theta": 120.4,
+    # The paper's steps from 2,000 to 16,000 µs, where GSAS-II refined this instrument file: below,
+    # it has no Gaussian width; above, the profiles end in a cut line.
+    "grid": (2000.0, 0.0009381, 2217),
+    "microstrain": 1000.0,
+}
+_GEM = {
+    "file": "gem_srtio3/gem05984.gss",
+    "instrument": "gem_srtio3/GEM.instprm",
+    "microstrain": 500.0,
+    "phases": _SRTIO3,
+}
+_SILICON, _DIAMOND = "nomad_si640e/bank4_pattern.csv", "nomad_diamond/NOM_127827.gsa"
 CASES = (
-    Case(
-        "silicon",
-        "nomad_si640e/bank4_pattern.csv",
-        _NOMAD,
-        4,
-        120.4,
-        _PAPER_GRID,
-        1000.0,
-        _diamond_like("Si", 5.43118, 0.0059),
-    ),
-    Case(
-        "diamond",
-        "nomad_diamond/NOM_127827.gsa",
-        _NOMAD,
-        4,
-        120.4,
-        _PAPER_GRID,
-        1000.0,
-        _diamond_like("C", 3.56713, 0.0020),
-    ),
+    Case("silicon", _SILICON, phases=_diamond_like("Si", 5.43118, 0.0059), **_NOMAD_BANK),
+    Case("diamond", _DIAMOND, phases=_diamond_like("C", 3.56713, 0.0020), **_NOMAD_BANK),
     Case(
         "srtio3-bank3",
-        _GSS,
-        _GEM,
-        3,
-        91.37,
-        (2260.0, 0.001, 2160),
-        500.0,
-        _SRTIO3,
-        (6644.63, -3.99, -3.79),
-        (2.614, 33.74, 49.57, 133.107),
+        bank=3,
+        two_theta=91.37,
+        grid=(2260.0, 0.001, 2160),
+        difc_difa_zero=(6644.63, -3.99, -3.79),
+        ikeda=(2.614, 33.74, 49.57, 133.107),
+        **_GEM,
     ),
     Case(
         "srtio3-bank4",
-        _GSS,
-        _GEM,
-        4,
-        154.46,
-        (2040.0, 0.0008, 2710),
-        500.0,
-        _SRTIO3,
-        (9050.17, -7.56, -3.40),
-        (2.008, 32.13, 56.73, 60.325),
+        bank=4,
+        two_theta=154.46,
+        grid=(2040.0, 0.0008, 2710),
+        difc_difa_zero=(9050.17, -7.56, -3.40),
+        ikeda=(2.008, 32.13, 56.73, 60.325),
+        **_GEM,
     ),
 )
 
@@ -221,83 +198,52 @@ def points_per_width(campaign: Campaign) -> float:
 def predict(case: Case, measured: Path, directory: Path, figures: Path) -> list[dict[str, Any]]:
     """Go from a campaign file to refined cells, for each calibration of the table."""
     began, seconds, warned = time.perf_counter(), dict[str, float](), list[str]()
+    file, right, tests = measured / case.file, case.phases[0], directory / "validation.json"
+    here, images = shlex.quote(str(directory)), shlex.quote(str(figures / case.name))
+    data = f"--store {here}/store"
+    tracking = f"--tracking {shlex.quote(f'sqlite:///{directory.absolute()}/mlflow.db')}"
+    bank = f"--bank {case.bank}"
+    if file.suffix != ".gsa":  # whose header states the angle
+        bank += f" --two-theta {case.two_theta}"
 
-    def command(name: str, *arguments: object) -> str:
-        line, start = [sys.executable, "-m", f"pipelines.{name}"], time.perf_counter()
-        line += [str(argument) for argument in arguments]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+    def command(name: str, line: str) -> str:
+        words, start = [sys.executable, "-m", f"pipelines.{name}"], time.perf_counter()
+        words += shlex.split(line)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"{' '.join(line)}\n{done.stdout}\n{done.stderr}")
+            sys.exit(f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}")
         seconds[name] = round(time.perf_counter() - start, 1)
         warned.extend(f"{name}: {t}" for t in done.stderr.splitlines() if "Warning" in t)
         return done.stdout
 
     write_campaign(case, measured, directory)
-    file, right = measured / case.file, case.phases[0]
-    store = ("--store", directory / "store")
-    tracking = ("--tracking", f"sqlite:///{directory.absolute() / 'mlflow.db'}")
-    bank = ("--bank", case.bank)
-    if file.suffix != ".gsa":  # whose header states the angle
-        bank = (*bank, "--two-theta", case.two_theta)
     (directory / "labels.csv").write_text(
         f"file,bank,phase,{','.join(right.known)}\n"
         f"{file.name},{case.bank},{right.name},{','.join(map(str, right.known.values()))}\n"
     )
-    command("simulate", "--campaign", directory / "campaign.toml", "--yes", *store)
-    command(
-        "train", "guided", "--preset", "quick", "--state", directory / "training", *store, *tracking
-    )
-    command(
-        "ingest",
-        file,
-        "--instrument",
-        directory / "campaign.instprm",
-        *bank,
-        "--labels",
-        directory / "labels.csv",
-        "--into",
-        "measured",
-        "--campaign",
-        directory / "campaign.toml",
-        *store,
-    )
-    command(
-        "validate",
-        "--data",
-        "measured-v1",
-        "--json",
-        directory / "validation.json",
-        "--figures",
-        figures / case.name,
-        *store,
-        *tracking,
-    )
-    (validated,) = json.loads((directory / "validation.json").read_text())[0]["samples"]
+    profile = f"{shlex.quote(str(file))} {bank}"
+    campaign = f"--campaign {here}/campaign.toml"
+    command("simulate", f"{campaign} --yes {data}")
+    command("train", f"guided --preset quick --state {here}/training {data} {tracking}")
+    calibration = f"--instrument {here}/campaign.instprm --labels {here}/labels.csv"
+    command("ingest", f"{profile} {calibration} --into measured {campaign} {data}")
+    written = f"--json {here}/validation.json --figures {images}"
+    command("validate", f"--data measured-v1 {written} {data} {tracking}")
+    (validated,) = json.loads(tests.read_text())[0]["samples"]
     rows = []
     for name in ("campaign", "converted") if case.difc_difa_zero else ("campaign",):
-        answer = command(
-            "predict",
-            file,
-            "--instrument",
-            directory / f"{name}.instprm",
-            *bank,
-            "--refine",
-            "--json",
-            "--plot",
-            figures / f"{case.name}-{name}.png",
-            *tracking,
-        )
+        options = f"--instrument {here}/{name}.instprm --refine --json --plot {images}-{name}.png"
         rows.append(
             {
                 "case": case.name,
                 "calibration": name,
-                "answer": json.loads(answer)[0],
+                "prediction": json.loads(command("predict", f"{profile} {options} {tracking}"))[0],
                 "warned": warned,
                 "seconds": seconds,
                 "all_seconds": time.perf_counter() - began,
             }
         )
-    same = validated["answers"]["guided"], rows[0]["answer"]
+    same = validated["predictions"]["guided"], rows[0]["prediction"]
     assert abs(same[0]["cell"]["a"] / same[1]["cell"]["a"] - 1) < 1e-5, "validate, predict differ"
     return rows
 
@@ -310,35 +256,24 @@ def errors_of(case: Case, phase: str, cell: dict[str, float]) -> np.ndarray:
 
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(title="Relative errors in 1e-4, of the length that is furthest off")
-    for name in (
-        "profile",
-        "is",
-        "model",
-        "library",
-        "refined",
-        "error",
-        "mean",
-        "Rwp",
-        "χ² red.",
-        "system right",
-        "s",
-    ):
+    headings = "profile,is,model,library,refined,error,mean,Rwp,χ² red.,system right,s"
+    for name in headings.split(","):
         left = name in ("profile", "is", "refined")
         table.add_column(name, justify="left" if left else "right", no_wrap=left)
     cases = {case.name: case for case in CASES}
     for row in rows:
-        case, answer = cases[row["case"]], row["answer"]
-        three = answer, answer["library_match"], answer["refined"]
+        case, prediction = cases[row["case"]], row["prediction"]
+        three = prediction, prediction["library_match"], prediction["refined"]
         all_errors = [errors_of(case, cell["phase"], cell["cell"]) for cell in three]
         worst = [f"{max(errors, key=abs):+.2f}" for errors in all_errors]
-        fit, right = answer["refined"], case.phases[0].name
+        fit, right = prediction["refined"], case.phases[0].name
         cell = " ".join(
             f"{p} {with_uncertainty(fit['cell'][p], fit['su'][p])}" for p in fit["free_parameters"]
         )
         table.add_row(
             case.name + (f", {row['calibration']}" if case.difc_difa_zero else ""),
             right,
-            f"{answer['phase']} {worst[0]}",
+            f"{prediction['phase']} {worst[0]}",
             f"{three[1]['phase']} {worst[1]}",
             f"{fit['phase']} {cell} Å",
             worst[2],
@@ -370,10 +305,8 @@ def converted(instrument: Instrument, ikeda: tuple[float, ...]) -> Instrument:
     d, (rise, slow, kappa, variance) = np.geomspace(0.3, 2.0, 20), ikeda
     moved = []
     for spacing in d:
-        sigma, wave = (
-            spacing * variance**0.5,
-            2 * spacing * np.sin(np.radians(instrument.two_theta / 2)),
-        )
+        sigma = spacing * variance**0.5
+        wave = 2 * spacing * np.sin(np.radians(instrument.two_theta / 2))
         x = np.arange(-8 * sigma - 50, 8 * sigma + 500, min(sigma / 8, 0.5))
         t, a, b = np.maximum(x, 0), 1 / (rise * wave), 1 / slow
         share = np.exp(-81.799 / (kappa * wave**2))  # of neutrons that were moderated
@@ -481,16 +414,8 @@ def main() -> None:
         show(rows)
         for warning in dict.fromkeys(text for row in rows for text in row["warned"]):
             console.print(warning, soft_wrap=True)
-        table = Table(
-            "profile",
-            "calibration",
-            "difC",
-            "a",
-            "c",
-            "mean",
-            "Rwp",
-            title="From the known cell, under other calibrations",
-        )
+        headings = ("profile", "calibration", "difC", "a", "c", "mean", "Rwp")
+        table = Table(*headings, title="From the known cell, under other calibrations")
         figure = Figure(figsize=(12, 8), layout="constrained")
         places = zip(CASES, figure.subplots(2, 2).ravel(), strict=True)
         causes = [explain(c, options.measured, work / c.name, table, axis) for c, axis in places]

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,28 +39,17 @@ def serving(tracking: Tracking, model: str, *options: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.serve",
-        "--port",
-        str(port),
-        "--tracking",
-        tracking.uri,
-        "--model",
-        model,
-        *options,
-    ]
+    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port)]
+    command += ["--tracking", tracking.uri, "--model", model, *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         address = f"http://127.0.0.1:{port}"
         try:
-            while True:
+            ready = False
+            while not ready:
                 assert server.poll() is None, "the service ended"
-                try:
-                    if requests.get(f"{address}/ready", timeout=5).ok:
-                        break
-                except requests.ConnectionError:
-                    time.sleep(0.2)
+                time.sleep(0.2)
+                with suppress(requests.ConnectionError):
+                    ready = requests.get(f"{address}/ready", timeout=5).ok
             yield address
         finally:
             server.terminate()
@@ -98,22 +87,16 @@ def main() -> None:
         table = Table("what", "median", "95th percentile", "profiles/s", title=champion.uri)
 
         def row(what: str, seconds: np.ndarray, count: int) -> None:
-            middle = np.median(seconds)
-            table.add_row(
-                what,
-                f"{1e3 * middle:.1f} ms",
-                f"{1e3 * np.percentile(seconds, 95):.1f} ms",
-                f"{count / middle:,.0f}",
-            )
+            middle, slow = np.percentile(seconds, [50, 95])
+            times = f"{1e3 * middle:.1f} ms", f"{1e3 * slow:.1f} ms"
+            table.add_row(what, *times, f"{count / middle:,.0f}")
 
         predictor.predict(profiles)
-        row(
-            "in Python, one profile",
-            timed(lambda k: predictor.predict(profiles[k : k + 1]), 200),
-            1,
-        )
+        single = timed(lambda k: predictor.predict(profiles[k : k + 1]), 200)
+        row("in Python, one profile", single, 1)
         row("in Python, 512 profiles", timed(lambda _: predictor.predict(profiles), 8), 512)
-        with serving(tracking, f"models:/{champion.name}@{registry.CHAMPION}") as address:
+        alias = f"models:/{champion.name}@{registry.CHAMPION}"
+        with serving(tracking, alias) as address:
             session = requests.Session()
             bodies = [{"profiles": [profile.tolist()]} for profile in profiles[:300]]
             session.post(f"{address}/predict", json=bodies[0]).raise_for_status()
@@ -125,19 +108,16 @@ def main() -> None:
             row("service, 512 profiles, JSON", together, 512)
             written = io.BytesIO()
             np.save(written, profiles)
-            headers = {"Content-Type": "application/octet-stream"}
-
-            def post_array(_: int) -> None:
-                session.post(
-                    f"{address}/predict/array", data=written.getvalue(), headers=headers
-                ).raise_for_status()
-
-            post_array(0)
-            row("service, 512 profiles, NPY", timed(post_array, 8), 512)
+            array = {
+                "url": f"{address}/predict/array",
+                "data": written.getvalue(),
+                "headers": {"Content-Type": "application/octet-stream"},
+            }
+            session.post(**array).raise_for_status()
+            together = timed(lambda _: session.post(**array), 8)
+            row("service, 512 profiles, NPY", together, 512)
         console.print(table)
-        with serving(
-            tracking, f"models:/{champion.name}@{registry.CHAMPION}", "--refresh", "0.5"
-        ) as address:
+        with serving(tracking, alias, "--refresh", "0.5") as address:
             swap(tracking, address, champion, other, bodies, options.requests)
 
 
@@ -154,7 +134,7 @@ def swap(tracking, address, champion, other, bodies, count: int) -> None:
         if answer.status_code != 200:
             return answer.status_code, "", False
         content = answer.json()
-        cell, uri = content["answers"][0]["cell"], content["model"]["uri"]
+        cell, uri = content["predictions"][0]["cell"], content["model"]["uri"]
         right = np.allclose([cell[n] for n in cell], expected[uri][row], rtol=1e-4)
         return 200, uri, bool(right)
 

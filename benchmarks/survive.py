@@ -40,18 +40,8 @@ class Campaign(NamedTuple):
     def command(self, store: Path, *more: str) -> list[str]:
         """Return the command line that makes the data set."""
         only = [] if self.limit is None else ["--limit", str(self.limit)]
-        return [
-            sys.executable,
-            "-m",
-            "pipelines.simulate",
-            "--simulator",
-            self.simulator,
-            "--store",
-            str(store),
-            "--yes",
-            *only,
-            *more,
-        ]
+        line = f"-m pipelines.simulate --yes --simulator {self.simulator} --store"
+        return [sys.executable, *line.split(), str(store), *only, *more]
 
 
 def content_hash(store: Path) -> str:
@@ -106,27 +96,9 @@ def on_slurm(directory: Path, campaign: Campaign, victim: str) -> str:
         name, value = started.stdout.removeprefix("export ").strip().split("=")
         os.environ[name] = value
         try:
-            process = subprocess.Popen(
-                campaign.command(
-                    directory,
-                    "--cluster",
-                    "slurm",
-                    "--jobs",
-                    "2:2",
-                    "--cores",
-                    "1",
-                    "--memory",
-                    "1500 MB",
-                    "--walltime",
-                    "01:00:00",
-                    "--host",
-                    "127.0.0.1",
-                    "--shared-directory",
-                    cluster,
-                    "--directive",
-                    "--exclusive",
-                )
-            )
+            options = "--cluster slurm --jobs 2:2 --cores 1 --memory 1500MB --walltime 01:00:00"
+            options += " --host 127.0.0.1 --directive --exclusive --shared-directory"
+            process = subprocess.Popen(campaign.command(directory, *options.split(), cluster))
             third = (campaign.limit or 209_119) // 3
             while process.poll() is None and done(directory) < third:
                 time.sleep(0.5)
@@ -148,14 +120,10 @@ def on_slurm(directory: Path, campaign: Campaign, victim: str) -> str:
 
 def kill_a_worker() -> None:
     """Kill one process in which Dask runs tasks in a job: the child of its nanny."""
-    nannies = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "distributed.cli.dask_worker" in (process.info["cmdline"] or ())
-    ]
     workers = [
         child
-        for nanny in nannies
+        for nanny in psutil.process_iter(["cmdline"])
+        if "distributed.cli.dask_worker" in (nanny.info["cmdline"] or ())
         for child in nanny.children()
         if "spawn_main" in " ".join(child.cmdline())
     ]

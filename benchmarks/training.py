@@ -18,6 +18,7 @@ from typing import Annotated
 
 import icechunk
 import numpy as np
+import psutil
 import torch
 import typer
 import xarray as xr
@@ -110,22 +111,11 @@ def throughput(
     labels = samples_of(dataset)
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
     chosen = np.random.default_rng(0).random(len(labels.phase)) < 0.8
-    shape = {
-        "points": dataset.sizes["tof"],
-        "phases": len(targets.names),
-        "parameters": len(targets.parameters),
-    }
+    sizes = dataset.sizes["tof"], len(targets.names), len(targets.parameters)
+    shape = dict(zip(("points", "phases", "parameters"), sizes, strict=True))
     table = Table(title=f"Training, {torch.get_num_threads()} threads: medians of {rounds} epochs")
-    for column in (
-        "network",
-        "batch",
-        "from",
-        "samples/s",
-        "of memory",
-        "worst",
-        "best",
-        "CPU µs/sample",
-    ):
+    headings = "network,batch,from,samples/s,of memory,worst,best,CPU µs/sample"
+    for column in headings.split(","):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as directory:
         for model, batch_size, limit in (
@@ -159,26 +149,17 @@ def throughput(
                         busy[name].append((time.process_time() - began) / count * 1e6)
             for name, measured in rates.items():
                 ratios = np.array(measured) / np.array(rates["memory"])
-                table.add_row(
-                    model,
-                    str(batch_size),
-                    name,
-                    f"{np.median(measured):,.0f}",
-                    f"{np.median(ratios):.1%}",
-                    f"{ratios.min():.1%}",
-                    f"{ratios.max():.1%}",
-                    f"{np.median(busy[name]):.0f}",
-                )
+                shares = [f"{ratio:.1%}" for ratio in np.percentile(ratios, [50, 0, 100])]
+                speed, cpu = f"{np.median(measured):,.0f}", f"{np.median(busy[name]):.0f}"
+                table.add_row(model, str(batch_size), name, speed, *shares, cpu)
             del everything, memory, sources
     Console(width=100).print(table)
 
 
 def anonymous() -> int:
     """Anonymous memory of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("This kernel does not report the anonymous memory of a process.")
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
 
 
 def train_once(

@@ -68,10 +68,7 @@ def main(
                 command_line("simulate", "--simulator", "kinematic", *campaign_option),
                 "simulate the campaign with the fast simulator",
             ),
-            (
-                command_line("simulate", "--simulator", "gsas2", *campaign_option),
-                "or with GSAS-II",
-            ),
+            (command_line("simulate", "--simulator", "gsas2", *campaign_option), "or with GSAS-II"),
         ]
     )
 

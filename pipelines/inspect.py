@@ -76,10 +76,7 @@ def main(
         next_commands(
             [
                 (command_line("inspect", newest, store=store), "its ranges and provenance"),
-                (
-                    command_line("inspect", newest, "--verify", store=store),
-                    "read and check it all",
-                ),
+                (command_line("inspect", newest, "--verify", store=store), "read and check it all"),
             ]
         )
 

@@ -115,8 +115,7 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
                 recipe.version,
                 limit=job.limit,
                 run=RunProvenance(
-                    code_commit(),
-                    recipe.gsas2.call_path if recipe.simulator == "gsas2" else "",
+                    code_commit(), recipe.gsas2.call_path if recipe.simulator == "gsas2" else ""
                 ),
             )
         )

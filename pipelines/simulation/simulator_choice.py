@@ -200,11 +200,7 @@ def choose(
 
 
 def _choose_call_path(
-    campaign: Campaign,
-    samples: Samples,
-    version: str,
-    options: Gsas2Options,
-    client: Client | None,
+    campaign: Campaign, samples: Samples, version: str, options: Gsas2Options, client: Client | None
 ) -> Choice:
     recipe = recipe_of(campaign, "gsas2", version, options)
     codes, first, counts = np.unique(samples.phase, return_index=True, return_counts=True)

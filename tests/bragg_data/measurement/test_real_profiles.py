@@ -43,7 +43,7 @@ def errors(case: Case, refiner: Refiner, profile: GriddedProfile, cell: np.ndarr
 
 def test_silicon_640e(tmp_path: Path) -> None:
     """The calibration is this run's: the certified cell comes back from 0.6 % on either side."""
-    case, refiner, profile = prepared("silicon", "given", tmp_path)
+    case, refiner, profile = prepared("silicon", "campaign", tmp_path)
     for a in (5.40, 5.42, 5.44, 5.46):
         deviations = errors(case, refiner, profile, np.array([a] * 3 + [90.0] * 3))
         assert np.abs(deviations).max() <= 1  # 1e-4
@@ -54,7 +54,7 @@ def test_strontium_titanate_on_gem(tmp_path: Path) -> None:
 
     c/a, 1.00127 of the cubic cell's, is within a peak's width; the mean length is not.
     """
-    case, refiner, profile = prepared("srtio3-bank3", "turned", tmp_path)
+    case, refiner, profile = prepared("srtio3-bank3", "converted", tmp_path)
     start = refiner.campaign.phases[0].cell * np.repeat([1.001, 1.0], 3)
     deviations = errors(case, refiner, profile, start)
     assert abs(deviations.mean()) < 3  # 3e-4
