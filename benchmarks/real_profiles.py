@@ -198,7 +198,7 @@ def points_per_width(campaign: Campaign) -> float:
 def predict(case: Case, measured: Path, directory: Path, figures: Path) -> list[dict[str, Any]]:
     """Go from a campaign file to refined cells, for each calibration of the table."""
     began, seconds, warned = time.perf_counter(), dict[str, float](), list[str]()
-    file, right, tests = measured / case.file, case.phases[0], directory / "validation.json"
+    file, right = measured / case.file, case.phases[0]
     here, images = shlex.quote(str(directory)), shlex.quote(str(figures / case.name))
     data = f"--store {here}/store"
     tracking = f"--tracking {shlex.quote(f'sqlite:///{directory.absolute()}/mlflow.db')}"
@@ -229,7 +229,7 @@ def predict(case: Case, measured: Path, directory: Path, figures: Path) -> list[
     command("ingest", f"{profile} {calibration} --into measured {campaign} {data}")
     written = f"--json {here}/validation.json --figures {images}"
     command("validate", f"--data measured-v1 {written} {data} {tracking}")
-    (validated,) = json.loads(tests.read_text())[0]["samples"]
+    (validated,) = json.loads((directory / "validation.json").read_text())[0]["samples"]
     rows = []
     for name in ("campaign", "converted") if case.difc_difa_zero else ("campaign",):
         options = f"--instrument {here}/{name}.instprm --refine --json --plot {images}-{name}.png"

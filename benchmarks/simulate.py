@@ -25,7 +25,6 @@ from threadpoolctl import threadpool_limits
 from bragg_data.campaign import load_campaign
 from bragg_data.crystallography.cell import CrystalSystem
 from bragg_data.simulation.kinematic import Simulator
-from bragg_data.simulation.measurement_effects import simulator_for
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "data" / "gsas2_reference_nomad_bank4.npz"
 ROWS = 512
@@ -63,7 +62,8 @@ def main(
 ) -> None:
     campaign = load_campaign("batio3-nomad")
     samples = campaign.samples
-    simulator = simulator_for(campaign)
+    setup = campaign.phases, campaign.instrument, campaign.grid
+    simulator = Simulator(*setup, size=campaign.size, microstrain=campaign.microstrain)
     with np.load(REFERENCE) as file:
         reference = {name: file[name] for name in file}
     phase = np.array([CrystalSystem[str(s)].value for s in reference["crystal_system"]])

@@ -16,6 +16,7 @@ from pipelines.cli.options import (
     ProfileOptions,
     StoreOption,
     command_line,
+    default_tag,
     expand_options,
 )
 
@@ -49,8 +50,7 @@ def main(
     from bragg_data.store.checks import check, drift
     from bragg_data.store.repository import Store
     from bragg_data.store.schema import campaign_of
-    from pipelines.simulation.datasets import default_tag
-    from pipelines.snapshots.findings import print_findings
+    from pipelines.snapshots.tables import print_findings
 
     repository = Store(store)
     dataset = repository.open(tag or default_tag(repository))

@@ -27,7 +27,7 @@ def main(
     """
     from bragg_data.store.diff import changes
     from bragg_data.store.repository import Store, storage_errors
-    from pipelines.snapshots.changes import changes_to_json, print_changes
+    from pipelines.snapshots.tables import changes_to_json, print_changes
 
     repository = Store(store)
     first, second = repository.open(old), repository.open(new)

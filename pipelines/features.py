@@ -15,6 +15,7 @@ from pipelines.cli.options import (
     StoreOption,
     TrackingOption,
     command_line,
+    default_tag,
     expand_options,
 )
 
@@ -89,7 +90,6 @@ def materialise_(
     from catalog.views import view_of
     from pipelines.cluster.client import open_cluster
     from pipelines.registry.feature_views import materialise, model_for_view
-    from pipelines.simulation.datasets import default_tag
 
     chosen = view_of(view)
     repository = Store(store)

@@ -35,7 +35,7 @@ def main(
     JSON is a list with an object for each tag.
     """
     from bragg_data.store.repository import Store, StoreError, storage_errors, verify
-    from pipelines.snapshots import summary
+    from pipelines.snapshots import tables
 
     repository = Store(store)
     tags = repository.tags()
@@ -49,7 +49,7 @@ def main(
 
         with storage_errors(f"writing {png}"):
             draw_patterns(repository.open(tags[-1].name), png)
-    summaries = [summary.summary_of(repository, known) for known in tags]
+    summaries = [tables.summary_of(repository, known) for known in tags]
     if check:
         for known in tags:
             verify(repository.open(known.name))
@@ -59,13 +59,13 @@ def main(
         return
     say(f"Store {escape(repository.uri)}")
     if tag is not None:
-        summary.print_snapshot(summaries[0], repository.open(tag))
+        tables.print_snapshot(summaries[0], repository.open(tag))
     else:
         if summaries:
-            summary.print_tags(summaries)
+            tables.print_tags(summaries)
         else:
             say(f"No snapshots yet. Make one with: {command_line('simulate')}")
-        summary.print_unfinished(repository)
+        tables.print_unfinished(repository)
     if check:
         names = ", ".join(known.name for known in tags) or "no snapshot"
         say(f"Verified, byte for byte what was written: {names}")

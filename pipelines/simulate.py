@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
+from rich.markup import escape
 
-from pipelines.cli.console import next_commands, run
+from pipelines.cli.console import duration, next_commands, run, say
 from pipelines.cli.options import (
     DEFAULT_CAMPAIGN,
     DEFAULT_URI,
@@ -63,14 +65,13 @@ def main(
     """
     from bragg_data.campaign import load_campaign
     from bragg_data.store.repository import Store
-    from pipelines.simulation.campaign import SimulationJob, print_data_set, simulate_campaign
-    from pipelines.simulation.cells import print_file, simulate_cells
+    from pipelines.simulation import campaign as simulation
     from pipelines.simulation.simulator_choice import check_name, gsas2_options
     from pipelines.simulation.worker import SimulationError
 
     began = time.monotonic()
     check_name(simulator)
-    job = SimulationJob(
+    job = simulation.SimulationJob(
         load_campaign(campaign),
         simulator,
         tag=tag,
@@ -93,12 +94,13 @@ def main(
             raise SimulationError(
                 f"--cells computes in this process and into --out alone: omit {', '.join(unused)}."
             )
-        count = simulate_cells(cells, out, job)
-        print_file(out, count, time.monotonic() - began)
+        count = simulation.simulate_cells(cells, out, job)
+        size, seconds = decimal(out.stat().st_size), duration(time.monotonic() - began)
+        say(f"Written: {count:,} patterns in {escape(str(out))}, {size}, in {seconds}")
         return
     repository = Store(store, create=True)
-    snapshot = simulate_campaign(job, repository)
-    print_data_set(repository, snapshot, time.monotonic() - began)
+    snapshot = simulation.simulate_campaign(job, repository)
+    simulation.print_data_set(repository, snapshot, time.monotonic() - began)
     inspect = command_line("inspect", snapshot.name, "--png", "patterns.png", store=store)
     next_commands(
         [

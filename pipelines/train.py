@@ -17,6 +17,7 @@ from pipelines.cli.options import (
     StoreOption,
     TrackingOption,
     command_line,
+    default_tag,
     expand_options,
 )
 from pipelines.training.names import DEFAULT_STATE, TRAINABLE
@@ -93,7 +94,6 @@ def main(
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
     from pipelines.registry.registration import PromotionPolicy
-    from pipelines.simulation.datasets import default_tag
     from pipelines.training.presets import DEFAULT_PRESETS, Presets
     from pipelines.training.run import train_model
     from pipelines.training.task import (

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -25,6 +25,9 @@ from bragg_data.defaults import DEFAULT_CAMPAIGN as DEFAULT_CAMPAIGN
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.defaults import PATTERN_SECONDS
 from catalog.defaults import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
+
+if TYPE_CHECKING:
+    from bragg_data.store.repository import Store
 
 _Result = TypeVar("_Result")
 
@@ -301,6 +304,27 @@ def _collected(parameter: Parameter, values: dict[str, object]) -> object:
         return values[parameter.name]
     group: Any = parameter.annotation
     return group(**{entry.name: _collected(entry, values) for entry in _fields(parameter)})
+
+
+def default_tag(store: Store) -> str:
+    """Return the tag of the largest simulated data set of a store; of several the newest.
+
+    Raises
+    ------
+    StoreError
+        If the store holds none.
+    """
+    from bragg_data.store.measured import SIMULATOR
+    from bragg_data.store.repository import StoreError
+
+    datasets = {tag: store.open(tag.name) for tag in store.tags()}
+    simulated = {t: d for t, d in datasets.items() if d.attrs["simulator"] != SIMULATOR}
+    if not simulated:
+        raise StoreError(
+            f"The store {store.uri} holds no finished data set yet. Make one with: "
+            f"python -m pipelines.simulate"
+        )
+    return max(simulated, key=lambda tag: (simulated[tag].sizes["sample"], tag.written_at)).name
 
 
 def command_line(

@@ -20,6 +20,7 @@ from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets, targets_of
 from catalog.tracking import MEASURED_METRICS, Tracking
 from pipelines.cli.console import say
+from pipelines.cli.options import default_tag
 from pipelines.cluster.client import open_client
 from pipelines.evaluation.candidates import Candidate, candidates, evaluated_model
 from pipelines.evaluation.draw_options import DrawOptions
@@ -55,7 +56,6 @@ from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.library import INDEX_DIRECTORY, PatternLibrary, index_library
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
-from pipelines.simulation.datasets import default_tag
 
 DRAWS = "fresh draws"
 """Name of the figures of simulated measurements."""

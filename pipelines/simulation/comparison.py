@@ -159,13 +159,10 @@ def cell_text(campaign: Campaign, samples: Samples, row: int) -> str:
 def draw_extremes(campaign: Campaign, comparison: Comparison, file: Path) -> None:
     """Draw the samples with the smallest and the largest difference to a PNG file."""
     figure = Figure(figsize=(10, 8), layout="constrained")
-    ordered = np.argsort(comparison.maximum)
+    ordered = np.argsort(comparison.maximum).tolist()
     panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1, 3, 1))
-    for title, row, axes in (
-        ("Best", int(ordered[0]), panels[:2]),
-        ("Worst", int(ordered[-1]), panels[2:]),
-    ):
-        _draw(campaign, comparison, row, title, axes)
+    _draw(campaign, comparison, ordered[0], "Best", panels[:2])
+    _draw(campaign, comparison, ordered[-1], "Worst", panels[2:])
     panels[-1].set_xlabel("time of flight / ms")
     figure.suptitle(f"{campaign.name}: fast simulator and {comparison.gsas2}")
     with storage_errors(f"writing {file}"):
@@ -182,9 +179,8 @@ def _draw(
     above, below = axes
     above.plot(tof, reference / top, color="0.15", linewidth=1.6, label="GSAS-II")
     above.plot(tof, fast / top, color=color, linewidth=0.8, label="fast simulator")
-    above.set_title(
-        f"{title}: {cell_text(campaign, comparison.samples, row)}", loc="left", fontsize=10
-    )
+    text = cell_text(campaign, comparison.samples, row)
+    above.set_title(f"{title}: {text}", loc="left", fontsize=10)
     above.set_ylabel("intensity / max")
     above.legend(loc="upper left", frameon=False, fontsize=9)
     scale = 10 ** np.floor(np.log10(max(float(comparison.maximum[row]), 1e-12)))
@@ -210,19 +206,11 @@ def print_table(campaign: Campaign, comparison: Comparison) -> None:
         rows = comparison.samples.phase == code
         if not rows.any():
             continue
-        slow, quick = (
-            float(np.median(seconds[rows]))
-            for seconds in (comparison.reference_seconds, comparison.fast_seconds)
-        )
-        table.add_row(
-            phase.name,
-            phase.crystal_system.name,
-            str(int(rows.sum())),
-            f"{np.median(comparison.maximum[rows]):.1e}",
-            f"{comparison.maximum[rows].max():.1e}",
-            f"{comparison.l2[rows].max():.1e}",
-            f"{slow:.2f}",
-            f"{1000 * quick:.2f}",
-            f"{slow / quick:,.0f}",
-        )
+        slow = float(np.median(comparison.reference_seconds[rows]))
+        quick = float(np.median(comparison.fast_seconds[rows]))
+        largest, l2 = comparison.maximum[rows], comparison.l2[rows].max()
+        errors = f"{np.median(largest):.1e}", f"{largest.max():.1e}", f"{l2:.1e}"
+        seconds = f"{slow:.2f}", f"{1000 * quick:.2f}", f"{slow / quick:,.0f}"
+        name, count = phase.crystal_system.name, str(int(rows.sum()))
+        table.add_row(phase.name, name, count, *errors, *seconds)
     console.print(table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -52,6 +52,9 @@ class Purpose(IntEnum):
     REFINEMENT = 7
     REFINEMENT_STARTS = 8
 
+
+# The texts of a campaign, from which workers build it: its TOML, its CIFs by name, its instrument.
+_Definition = tuple[str, tuple[tuple[str, str], ...], str]
 
 _DRIFTED = (Purpose.DRIFTED_CALIBRATION, Purpose.DRIFTED_EVALUATION)
 
@@ -112,27 +115,19 @@ def draw_on_cluster(
 
     Parameters
     ----------
-    client
-        Client of the cluster.
-    campaign
-        Phases, ranges, instrument, grid, and the measurement effects.
+    client, campaign
+        The cluster; phases, ranges, instrument, grid, and the measurement effects.
     per_phase
         Number of profiles of each phase.
     purpose, seed
         Together they determine the random numbers; the purpose also whether the instruments'
         calibrations have drifted.
     """
-    counts = [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
+    counts = _counts(per_phase)
     seeds = [random_stream(purpose, seed, task) for task in range(len(counts))]
+    definition, calibrated = _definition(campaign), purpose not in _DRIFTED
     futures = client.map(
-        _draw,
-        seeds,
-        counts,
-        toml=campaign.toml,
-        cifs=dict(campaign.cifs),
-        instprm=campaign.instprm,
-        calibrated=purpose not in _DRIFTED,
-        pure=False,
+        _draw, seeds, counts, definition=definition, calibrated=calibrated, pure=False
     )
     sizes = [count * len(campaign.phases) for count in counts]
     return _concatenated(gather_with_progress(futures, sizes, "Drawing", "profiles"))
@@ -158,35 +153,26 @@ def held_out_draws(
         Show no progress.
     """
     path = None if cache is None else cache / f"draws-{held_out_key(campaign, per_phase)}.npz"
-    stored = None if path is None else _load(path)
-    if stored is not None:
-        return stored
-    counts = [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
-    parts = []
+    if path is not None and (stored := load_arrays(path, "profiles", "phase", "cells", "span")):
+        types = (np.float32, np.intp, np.float64, np.intp)
+        arrays = (array.astype(kind) for array, kind in zip(stored, types, strict=True))
+        return SimulatedMeasurements(*arrays)
+    parts, definition = [], _definition(campaign)
     size = per_phase * len(campaign.phases)
     with Progress("Drawing held-out profiles", size, "profiles", quiet=quiet) as progress:
-        for task, count in enumerate(counts):
-            parts.append(
-                _draw(
-                    held_out_stream(task),
-                    count,
-                    toml=campaign.toml,
-                    cifs=dict(campaign.cifs),
-                    instprm=campaign.instprm,
-                    calibrated=True,
-                )
-            )
+        for task, count in enumerate(_counts(per_phase)):
+            part = _draw(held_out_stream(task), count, definition=definition, calibrated=True)
+            parts.append(part)
             progress.advance(count * len(campaign.phases))
     draws = _concatenated(parts)
     if path is not None:
-        save_arrays(
-            path,
-            profiles=draws.profiles.astype(np.float16),
-            phase=draws.phase,
-            cells=draws.cells,
-            span=draws.span,
-        )
+        save_arrays(path, **vars(draws) | {"profiles": draws.profiles.astype(np.float16)})
     return draws
+
+
+def _counts(per_phase: int) -> list[int]:
+    """Return the number of profiles of each phase in each task."""
+    return [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
 
 
 def held_out_key(campaign: Campaign, per_phase: int) -> str:
@@ -225,59 +211,35 @@ def load_arrays(path: Path, *names: str) -> list[NDArray[np.generic]] | None:
         return None
 
 
-def _load(path: Path) -> SimulatedMeasurements | None:
-    arrays = load_arrays(path, "profiles", "phase", "cells", "span")
-    if arrays is None:
-        return None
-    profiles, phase, cells, span = arrays
-    return SimulatedMeasurements(
-        profiles.astype(np.float32),
-        phase.astype(np.intp),
-        cells.astype(np.float64),
-        span.astype(np.intp),
-    )
-
-
 def _concatenated(parts: Sequence[SimulatedMeasurements]) -> SimulatedMeasurements:
-    return SimulatedMeasurements(
-        np.concatenate([p.profiles for p in parts]).astype(np.float32),
-        np.concatenate([p.phase for p in parts]),
-        np.concatenate([p.cells for p in parts]),
-        np.concatenate([p.span for p in parts]),
+    profiles, *labels = map(
+        np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)
     )
+    return SimulatedMeasurements(profiles.astype(np.float32), *labels)
+
+
+def _definition(campaign: Campaign) -> _Definition:
+    return campaign.toml, tuple(campaign.cifs.items()), campaign.instprm
 
 
 @lru_cache(maxsize=1)
-def _campaign_and_simulator(
-    toml: str, cifs: tuple[tuple[str, str], ...], instprm: str
-) -> tuple[Campaign, Simulator]:
+def _campaign_and_simulator(definition: _Definition) -> tuple[Campaign, Simulator]:
+    toml, cifs, instprm = definition
     campaign = Campaign(toml, dict(cifs), instprm)
     return campaign, simulator_for(campaign)
 
 
 def _draw(
-    seed: np.random.SeedSequence,
-    per_phase: int,
-    *,
-    toml: str,
-    cifs: Mapping[str, str],
-    instprm: str,
-    calibrated: bool,
+    seed: np.random.SeedSequence, per_phase: int, *, definition: _Definition, calibrated: bool
 ) -> SimulatedMeasurements:
     """Draw profiles: the task of a worker."""
-    campaign, simulator = _campaign_and_simulator(toml, tuple(cifs.items()), instprm)
+    campaign, simulator = _campaign_and_simulator(definition)
     generator = np.random.default_rng(seed)
     phase, cells = draw_labels(campaign, per_phase, generator)
+    effects = effects_from_campaign(campaign)
     # More threads of linear algebra than this one would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"):
-        draws = draw_profiles(
-            simulator,
-            phase,
-            cells,
-            generator,
-            effects_from_campaign(campaign),
-            calibrated=calibrated,
-        )
+        draws = draw_profiles(simulator, phase, cells, generator, effects, calibrated=calibrated)
         prepared = draws.prepared()
     with_signal = prepared.max(axis=1) > 0
     covered = draws.covered[with_signal]

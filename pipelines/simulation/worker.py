@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from icechunk.session import ForkSession
@@ -31,14 +31,6 @@ class SimulationError(RuntimeError):
     """A simulation that cannot run, or that did not complete."""
 
 
-class Simulator(Protocol):
-    """Computes patterns."""
-
-    def simulate(self, phase: NDArray[np.int8], cells: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the patterns, shape (n, points), of phases (n,) in cells (n, 6)."""
-        ...
-
-
 class Recipe(NamedTuple):
     """Everything needed to build a simulator in another process."""
 
@@ -59,7 +51,7 @@ def recipe_of(
 
 
 @lru_cache(maxsize=4)  # a running cluster may serve several campaigns
-def build_simulator(recipe: Recipe) -> Simulator:
+def build_simulator(recipe: Recipe) -> kinematic.Simulator | gsas2.Simulator:
     """Build a simulator, once per process.
 
     Raises
@@ -74,9 +66,8 @@ def build_simulator(recipe: Recipe) -> Simulator:
     size, microstrain = campaign.size, campaign.microstrain
     simulator: kinematic.Simulator | gsas2.Simulator
     if recipe.simulator == "gsas2":
-        simulator = gsas2.Simulator(
-            *setup, size=size, microstrain=microstrain, options=recipe.gsas2
-        )
+        options = recipe.gsas2
+        simulator = gsas2.Simulator(*setup, size=size, microstrain=microstrain, options=options)
         version = simulator.version
     else:
         simulator = kinematic.Simulator(*setup, size=size, microstrain=microstrain)

@@ -19,9 +19,9 @@ from bragg_data.store.schema import campaign_of
 from catalog import features
 from catalog.views import VIEWS, FeatureError, inputs_of
 from pipelines import ingest, inspect
+from pipelines.cli.options import default_tag
 from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import materialise
-from pipelines.simulation.datasets import default_tag
 from pipelines.snapshots.measured import IngestError
 
 EXAMPLES = Path(ingest.__file__).parent / "examples"
