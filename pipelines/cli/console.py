@@ -9,15 +9,15 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import NoReturn, Self, TextIO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn, Self
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 from typer.exceptions import TyperException
 
 # In a file or pipe, tables may be wider than a terminal.
@@ -49,18 +49,16 @@ def run(
 ) -> NoReturn:
     """Run a command line and leave the process.
 
+    Errors that this project raises are one sentence on standard error and exit code 2; an
+    unexpected one is exit code 1. With BRAGG_DEBUG set in the environment, the traceback comes
+    first. Ctrl-C is exit code 130, SIGTERM 143; both let the command clean up.
+
     Parameters
     ----------
     app
         The command.
     arguments, name
         Its arguments and its name in help texts; by default those of this process.
-
-    Notes
-    -----
-    Errors that this project raises are one sentence on standard error and exit code 2; an
-    unexpected one is exit code 1. With BRAGG_DEBUG set in the environment, the traceback comes
-    first. Ctrl-C is exit code 130, SIGTERM 143; both let the command clean up.
     """
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -83,14 +81,15 @@ def run(
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],  # noqa: ARG001
-    filename: str,  # noqa: ARG001
-    lineno: int,  # noqa: ARG001
-    file: TextIO | None = None,  # noqa: ARG001
-    line: str | None = None,  # noqa: ARG001
-) -> None:
+def print_rows(rows: Mapping[str, str]) -> None:
+    """Print names and values in two columns."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for row in rows.items():
+        table.add_row(*row)
+    console.print(table)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     errors.print(f"[yellow]Warning:[/] {escape(str(message))}", soft_wrap=True)
 
 
@@ -110,10 +109,8 @@ class Progress:
     ----------
     task
         What is running, such as "Simulating".
-    total
-        Number of units.
-    unit
-        Name of the units, in the plural.
+    total, unit
+        Number of units, and their name in the plural.
     done
         Units done before; they do not count for the rate.
     quiet
@@ -124,10 +121,8 @@ class Progress:
         self, task: str, total: int, unit: str, *, done: int = 0, quiet: bool = False
     ) -> None:
         self.task, self.total, self.unit, self.done = task, total, unit, done
-        self._quiet = quiet
-        self.note = ""
-        self._began = time.monotonic()
-        self._first = done
+        self.note, self._quiet = "", quiet
+        self._began, self._first = time.monotonic(), done
         self._history: deque[tuple[float, int]] = deque([(self._began, done)])
         self._printed_at, self._line = -_PLAIN_SECONDS, ""
         self._bar: RichProgress | None = None
@@ -142,12 +137,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.tick(last=True)
         if self._bar:
             self._bar.stop()

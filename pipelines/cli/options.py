@@ -260,15 +260,8 @@ def check_cluster(cluster: str, workers: int | None = None) -> None:
 def expand_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Replace each dataclass among a command's parameters by one option for each of its fields.
 
-    Parameters
-    ----------
-    command
-        Its annotations name the dataclasses, whose fields are annotated for Typer or are such
-        dataclasses themselves. The parameter's default, if any, holds the options' defaults.
-
-    Returns
-    -------
-    The command for Typer: it takes the options, and calls `command` with the dataclasses.
+    The fields are annotated for Typer or are such dataclasses themselves. The default of the
+    command's parameter, if any, holds the options' defaults.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
     options = [option for parameter in parameters.values() for option in _options(parameter)]
@@ -334,10 +327,8 @@ def command_line(
 
     Parameters
     ----------
-    name
-        Name of the command, such as ``simulate``.
-    arguments
-        Its arguments and options.
+    name, arguments
+        Name of the command, such as ``simulate``, and its arguments and options.
     store, tracking
         Added as ``--store`` and ``--tracking`` where they are not the default.
     """

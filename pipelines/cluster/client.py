@@ -50,14 +50,13 @@ def open_client(
 
     Parameters
     ----------
-    cluster
+    cluster, slurm
         ``local``: worker processes on this machine. ``slurm``: jobs of the SLURM whose programs
-        are on PATH. ``tcp://HOST:PORT`` or ``tls://HOST:PORT``: a scheduler that runs already and
-        goes on running (credentials from Dask's configuration, ``distributed.comm.tls``).
+        are on PATH, with their options. ``tcp://HOST:PORT`` or ``tls://HOST:PORT``: a scheduler
+        that runs already and goes on running (credentials from Dask's configuration,
+        ``distributed.comm.tls``).
     workers
         Number of processes of ``local``; by default the number of cores available to this process.
-    slurm
-        Options of ``slurm``.
     connect_seconds
         Time limit for the connection to a running scheduler.
 
@@ -112,14 +111,13 @@ def gather_with_progress(
     doing, unit, quiet
         As for :class:`~pipelines.cli.console.Progress`.
     """
-    order = {future.key: number for number, future in enumerate(futures)}
-    results: dict[int, Any] = {}
+    size_of = {future.key: size for future, size in zip(futures, sizes, strict=True)}
+    results: dict[str, Any] = {}
     with Progress(doing, sum(sizes), unit, quiet=quiet) as progress:
         for future, result in as_completed(futures, with_results=True):
-            number = order[future.key]
-            results[number] = result
-            progress.advance(sizes[number])
-    return [results[number] for number in range(len(futures))]
+            results[future.key] = result
+            progress.advance(size_of[future.key])
+    return [results[future.key] for future in futures]
 
 
 class _SingleThread(WorkerPlugin):  # type: ignore[misc]

@@ -89,17 +89,13 @@ def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, ob
     }
     if options.host:
         scheduler["host"] = options.host
+    same = ("queue", "account", "walltime", "memory", "interface", "python")
     return {
+        **{key: getattr(options, key) for key in same},
         "name": name,
         "job_name": name,
-        "queue": options.queue,
-        "account": options.account,
-        "walltime": options.walltime,
         "cores": cores,
         "processes": cores,
-        "memory": options.memory,
-        "interface": options.interface,
-        "python": options.python,
         "job_extra_directives": [*(_configured("job-extra-directives") or ()), *options.directives],
         "job_script_prologue": [*(_configured("job-script-prologue") or ()), *prologue],
         "worker_extra_args": [*(_configured("worker-extra-args") or ()), "--no-dashboard"],
@@ -137,19 +133,18 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_cleanup_on_signals())
         try:
-            directory = stack.enter_context(
-                tempfile.TemporaryDirectory(
-                    prefix=f".{name}-", dir=shared, ignore_cleanup_errors=True
-                )
+            directory = tempfile.TemporaryDirectory(
+                prefix=f".{name}-", dir=shared, ignore_cleanup_errors=True
             )
         except OSError as error:
             raise ClusterError(
                 f"Cannot write in {shared} ({error}). Name a directory that this machine and the "
                 "nodes share, as an option or as jobqueue.slurm.shared-temp-directory."
             ) from error
-        settings = _settings(options, name, Path(directory))
+        path = Path(stack.enter_context(directory))
+        settings = _settings(options, name, path)
         try:
-            cluster = _Cluster(security=_credentials(Path(directory)), **settings)
+            cluster = _Cluster(security=_credentials(path), **settings)
         except (OSError, ValueError, RuntimeError) as error:
             raise ClusterError(f"The scheduler for SLURM's jobs does not start: {error}") from error
         stack.callback(_close, cluster, name)
@@ -377,10 +372,9 @@ def _close(cluster: _Cluster, name: str) -> None:
 
 
 def _cancel(name: str) -> None:
+    command = ["scancel", "--name", name]
     try:
-        subprocess.run(
-            ["scancel", "--name", name], capture_output=True, check=False, timeout=_SECONDS
-        )
+        subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS)
         deadline = time.monotonic() + _SECONDS
         while (left := _queue(name)) and time.monotonic() < deadline:
             time.sleep(0.1)

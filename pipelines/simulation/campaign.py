@@ -15,7 +15,6 @@ from icechunk.session import ForkSession
 from numpy.typing import NDArray
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 
 from bragg_data.campaign import Campaign, Samples, read_cells
 from bragg_data.operating_system import reserve_space
@@ -25,24 +24,13 @@ from bragg_data.simulation.gsas2 import Gsas2Options, PatternsError
 from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, Store, Tag, storage_errors
 from bragg_data.store.simulated import RunProvenance, Writer
-from pipelines.cli.console import Progress, console, duration, say, three_digits
+from pipelines.cli.console import Progress, duration, print_rows, say, three_digits
 from pipelines.cli.options import ClusterOptions
 from pipelines.cluster.blocks import do_blocks
 from pipelines.cluster.client import open_cluster
-from pipelines.simulation.simulator_choice import (
-    check_name,
-    check_resume,
-    choose,
-    confirm,
-    simulator_of_data_sets,
-)
-from pipelines.simulation.worker import (
-    Recipe,
-    SimulationError,
-    recipe_of,
-    simulate_block,
-    simulate_samples,
-)
+from pipelines.simulation import simulator_choice, worker
+from pipelines.simulation.simulator_choice import choose, confirm
+from pipelines.simulation.worker import Recipe, SimulationError, recipe_of, simulate_samples
 
 _NETCDF_OVERHEAD = 1 << 18  # bytes, for attributes and HDF5's own tables
 
@@ -53,16 +41,12 @@ class SimulationJob:
 
     Attributes
     ----------
-    campaign
-        Phases, cells, instrument and grid.
-    simulator
-        ``auto``, ``gsas2`` or ``kinematic``.
+    campaign, limit
+        Phases, cells, instrument and grid; only the first samples of it.
+    simulator, gsas2
+        ``auto``, ``gsas2`` or ``kinematic``; how GSAS-II is found.
     tag
         Name of the tag; the next free NAME-vN by default.
-    limit
-        Simulate the first samples only.
-    gsas2
-        How GSAS-II is found.
     cluster
         Where the blocks are simulated.
     confirmed
@@ -94,9 +78,9 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
     StoreError, ClusterError
         If the store or the cluster fails.
     """
-    check_name(job.simulator)
+    simulator_choice.check_name(job.simulator)
     existing = store.data_sets_of(job.campaign, job.limit)
-    simulator = simulator_of_data_sets(existing, job.simulator)
+    simulator = simulator_choice.simulator_of_data_sets(existing, job.simulator)
     if tag := _finished_tag(existing, simulator):
         say(
             f"This data set is in the store already, as [bold]{tag}[/] (same campaign, "
@@ -114,18 +98,9 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
             recipe = _chosen_recipe(job, simulator, existing, client)
         if recipe.simulator == "kinematic":
             _check_first_patterns(recipe, job.campaign)
-        writer = stack.enter_context(
-            Writer(
-                store,
-                job.campaign,
-                recipe.simulator,
-                recipe.version,
-                limit=job.limit,
-                run=RunProvenance(
-                    code_commit(), recipe.gsas2.call_path if recipe.simulator == "gsas2" else ""
-                ),
-            )
-        )
+        call_path = recipe.gsas2.call_path if recipe.simulator == "gsas2" else ""
+        run, by = RunProvenance(code_commit(), call_path), (recipe.simulator, recipe.version)
+        writer = stack.enter_context(Writer(store, job.campaign, *by, limit=job.limit, run=run))
         missing = len(writer.missing())
         _print_plan(job.campaign, recipe, store, writer, missing)
         try:
@@ -164,7 +139,7 @@ def _chosen_recipe(
 ) -> Recipe:
     samples = job.campaign.samples[slice(job.limit)]
     choice = choose(simulator, job.campaign, samples, job.gsas2, client)
-    check_resume(existing, choice.recipe)
+    simulator_choice.check_resume(existing, choice.recipe)
     finished = sum(s.done / s.total for s in existing if s.tag is None)
     confirm((1 - finished) * choice.core_hours, yes=job.confirmed)
     return choice.recipe
@@ -199,7 +174,8 @@ def _print_plan(
 def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
     def submit(block: int, fork: ForkSession) -> Future:
         samples = writer.samples[writer.rows(block)]
-        return client.submit(simulate_block, recipe, writer.group, block, samples, fork, pure=False)
+        task = recipe, writer.group, block, samples, fork
+        return client.submit(worker.simulate_block, *task, pure=False)
 
     progress = do_blocks(client, writer, submit, doing="Simulating", unit="patterns")
     say(
@@ -224,10 +200,8 @@ def simulate_cells(cells: Path, out: Path, job: SimulationJob) -> int:
 
     Parameters
     ----------
-    cells
-        CSV file; see :func:`bragg_data.campaign.read_cells`.
-    out
-        The file to write; one that exists is replaced.
+    cells, out
+        CSV file (see :func:`bragg_data.campaign.read_cells`), and the file to write or replace.
     job
         Campaign, of which phases, instrument and grid are used, and simulator.
 
@@ -299,12 +273,13 @@ def _patterns(
 def print_data_set(store: Store, tag: Tag, seconds: float) -> None:
     """Print tag, contents and size of a data set, and the seconds that the command took."""
     dataset = store.open(tag.name)
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_row("Tag", f"[bold]{tag.name}[/]")
-    table.add_row("Snapshot", tag.snapshot_id)
-    for system, count in schema.counts_per_system(dataset).items():
-        table.add_row(system.capitalize(), f"{count:,} patterns")
-    table.add_row("On disk", f"{decimal(store.size(tag.name))} in {escape(store.uri)}")
-    table.add_row("Content hash", dataset.attrs["content_hash"])
-    table.add_row("Time", duration(seconds))
-    console.print(table)
+    counts = schema.counts_per_system(dataset)
+    rows = {
+        "Tag": f"[bold]{tag.name}[/]",
+        "Snapshot": tag.snapshot_id,
+        **{system.capitalize(): f"{count:,} patterns" for system, count in counts.items()},
+        "On disk": f"{decimal(store.size(tag.name))} in {escape(store.uri)}",
+        "Content hash": dataset.attrs["content_hash"],
+        "Time": duration(seconds),
+    }
+    print_rows(rows)

@@ -38,17 +38,7 @@ _Result = TypeVar("_Result")
 
 
 class Probe(NamedTuple):
-    """GSAS-II as one Python can import it.
-
-    Attributes
-    ----------
-    host
-        Name of the machine.
-    version
-        Empty without GSAS-II.
-    reason
-        Why there is none; empty with GSAS-II.
-    """
+    """GSAS-II as one Python can import it: its version, or the reason why there is none."""
 
     host: str
     version: str
@@ -63,13 +53,7 @@ class Choice(NamedTuple):
 
 
 def check_name(simulator: str) -> None:
-    """Refuse the name of an unknown simulator.
-
-    Raises
-    ------
-    SimulationError
-        Naming the choices.
-    """
+    """Raise a SimulationError for the name of an unknown simulator."""
     if simulator not in ("auto", *SIMULATORS):
         raise SimulationError(
             f"There is no simulator '{simulator}'. Choose auto, {' or '.join(SIMULATORS)}."
@@ -77,14 +61,7 @@ def check_name(simulator: str) -> None:
 
 
 def simulator_of_data_sets(existing: Sequence[DataSet], simulator: str) -> str:
-    """Return the simulator that ``auto`` means for existing data sets, or the named one.
-
-    Parameters
-    ----------
-    existing
-        The data sets of the campaign, finished or not, by any simulator.
-    simulator
-        ``auto`` or a name.
+    """Return the simulator that ``auto`` means for a campaign's data sets, or the named one.
 
     Raises
     ------
@@ -108,13 +85,7 @@ def simulator_of_data_sets(existing: Sequence[DataSet], simulator: str) -> str:
 
 
 def check_resume(existing: Sequence[DataSet], recipe: Recipe) -> None:
-    """Refuse to resume an unfinished data set with another version of GSAS-II.
-
-    Raises
-    ------
-    SimulationError
-        Naming both.
-    """
+    """Raise a SimulationError if another version of GSAS-II began an unfinished data set."""
     for data_set in existing:
         same = data_set.simulator == recipe.simulator != "kinematic"
         if data_set.tag is None and same and data_set.version != recipe.version:
@@ -163,10 +134,8 @@ def choose(
     ----------
     simulator
         ``auto`` or ``gsas2``; ``kinematic`` needs no choice.
-    campaign, samples
-        What is to be simulated.
-    options
-        Where GSAS-II is.
+    campaign, samples, options
+        What is to be simulated, and where GSAS-II is.
     client
         Of the workers; without one, this process simulates.
 
@@ -186,8 +155,8 @@ def choose(
         if simulator == "auto":
             count = f"every worker ({len(probes)})" if client else "this Python"
             say(f"Simulator auto is gsas2: {count} can import GSAS-II")
-        version = common_version(probes)
-        return _choose_call_path(campaign, samples, version, options, client)
+        recipe = recipe_of(campaign, "gsas2", common_version(probes), options)
+        return _choose_call_path(recipe, samples, client)
     reason, host = lacking[0].reason.partition(". ")[0], lacking[0].host
     say(f"Simulator auto is kinematic, the fast one, because on {host} {escape(reason)}")
     recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
@@ -199,14 +168,10 @@ def choose(
     return _with_estimate(Choice(recipe, each * len(samples) / 3600), len(samples))
 
 
-def _choose_call_path(
-    campaign: Campaign, samples: Samples, version: str, options: Gsas2Options, client: Client | None
-) -> Choice:
-    recipe = recipe_of(campaign, "gsas2", version, options)
+def _choose_call_path(recipe: Recipe, samples: Samples, client: Client | None) -> Choice:
     codes, first, counts = np.unique(samples.phase, return_index=True, return_counts=True)
-    tasks = [
-        (recipe, int(code), samples.cells[row]) for code, row in zip(codes, first, strict=True)
-    ]
+    cells = zip(codes.tolist(), samples.cells[first], strict=True)
+    tasks = [(recipe, code, cell) for code, cell in cells]
     checks: dict[int, gsas2.PathCheck] = {}
     with Progress("Checking GSAS-II on one cell of each phase", len(tasks), "phases") as progress:
         for code, check in _on_any_worker(client, check_call_paths, tasks):
@@ -216,8 +181,8 @@ def _choose_call_path(
             progress.advance()
     paths = {check.call_path for check in checks.values()}
     call_path: gsas2.CallPath = "memory" if paths == {"memory"} else "scripting"
+    worst = max(checks.values(), key=lambda check: check.difference)
     if call_path == "scripting":
-        worst = max(checks.values(), key=lambda check: check.difference)
         problem = worst.problem or f"differs by {worst.difference:.1e} of the maximum"
         warnings.warn(
             f"GSAS-II called in memory is not this version's scripting interface ({problem}). The "
@@ -225,13 +190,12 @@ def _choose_call_path(
             stacklevel=2,
         )
     else:
-        worst_difference = max(check.difference for check in checks.values())
-        say(f"Called in memory, it agrees with its scripting interface to {worst_difference:.0e}")
+        say(f"Called in memory, it agrees with its scripting interface to {worst.difference:.0e}")
     seconds = sum(
-        int(count) * getattr(checks[int(code)], f"{call_path}_seconds")
-        for code, count in zip(codes, counts, strict=True)
+        count * getattr(checks[code], f"{call_path}_seconds")
+        for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
     )
-    recipe = recipe._replace(gsas2=options._replace(call_path=call_path))
+    recipe = recipe._replace(gsas2=recipe.gsas2._replace(call_path=call_path))
     return _with_estimate(Choice(recipe, seconds / 3600), len(samples))
 
 
@@ -247,13 +211,7 @@ def _with_estimate(choice: Choice, count: int) -> Choice:
 
 
 def confirm(core_hours: float, *, yes: bool) -> None:
-    """Ask before a long campaign begins.
-
-    Raises
-    ------
-    SimulationError
-        If the user says no, or standard input is not a terminal.
-    """
+    """Ask before a long campaign begins; raise a SimulationError without a yes or a terminal."""
     if yes or core_hours <= ASK_ABOVE_CORE_HOURS:
         return
     if not sys.stdin.isatty():
@@ -267,13 +225,7 @@ def confirm(core_hours: float, *, yes: bool) -> None:
 
 
 def common_version(probes: Sequence[Probe]) -> str:
-    """Return the version of GSAS-II that all workers have.
-
-    Raises
-    ------
-    SimulationError
-        Naming the versions, if they differ.
-    """
+    """Return the version of GSAS-II of all workers; raise a SimulationError if they differ."""
     versions = sorted({answer.version for answer in probes})
     if len(versions) > 1:
         raise SimulationError(

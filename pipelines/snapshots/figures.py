@@ -29,15 +29,10 @@ def draw_patterns(dataset: xr.Dataset, file: Path) -> None:
         color = SYSTEM_COLORS[phase.crystal_system]
         for row in dict.fromkeys((rows[0], nearest)):
             intensity = dataset.intensity[int(row)].values
-            main = row == nearest
-            axis.plot(
-                time_of_flight,
-                intensity,
-                color=color if main else "0.65",
-                linewidth=1.0 if main else 0.7,
-                label=free_parameters_text(samples.cells[row], phase),
-            )
-            if main:
+            style = {"color": color, "lw": 1.0} if row == nearest else {"color": "0.65", "lw": 0.7}
+            label = free_parameters_text(samples.cells[row], phase)
+            axis.plot(time_of_flight, intensity, label=label, **style)
+            if row == nearest:
                 axis.fill_between(time_of_flight, intensity, color=color, alpha=0.12, linewidth=0)
         # Few and weak peaks at short times leave room there.
         axis.legend(

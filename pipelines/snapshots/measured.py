@@ -72,15 +72,9 @@ def print_measurements(
         if measured.calibration is not None:
             nominal = " (nominal)" * measured.nominal
             calibration = f"difC {measured.calibration.difc:g}{nominal}"
-        table.add_row(
-            str(number),
-            escape(str(record["file"])),
-            str(record["bank"] or ""),
-            str(record["run"]),
-            f"{len(measured.profile.tof):,}",
-            f"{measured.gridded.covered.mean():.0%}",
-            calibration,
-        )
+        source = escape(str(record["file"])), str(record["bank"] or ""), str(record["run"])
+        points, covered = len(measured.profile.tof), measured.gridded.covered.mean()
+        table.add_row(str(number), *source, f"{points:,}", f"{covered:.0%}", calibration)
     console.print(table)
     for warning in dict.fromkeys(w for measured in measurements for w in measured.warnings):
         say(f"[yellow]![/] {escape(warning)}")

@@ -18,7 +18,7 @@ from bragg_data.store.checks import Finding
 from bragg_data.store.diff import SAME_INTENSITY, Changes
 from bragg_data.store.repository import Store, Tag
 from bragg_data.store.schema import campaign_of
-from pipelines.cli.console import console, say
+from pipelines.cli.console import console, print_rows, say
 from pipelines.cli.style import SYMBOLS, UNITS
 
 _NUMBERS = ("patterns", "on disk", "in both")  # headings of columns that are aligned to the right
@@ -158,10 +158,7 @@ def print_snapshot(summary: SnapshotSummary, dataset: xr.Dataset) -> None:
         "identity": summary.identity,
         "content hash": summary.content_hash,
     }
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table)
+    print_rows(rows)
 
 
 def _phases(summary: SnapshotSummary, dataset: xr.Dataset, campaign: Campaign) -> Table:
