@@ -233,16 +233,10 @@ def predict(case: Case, measured: Path, directory: Path, figures: Path) -> list[
     rows = []
     for name in ("campaign", "converted") if case.difc_difa_zero else ("campaign",):
         options = f"--instrument {here}/{name}.instprm --refine --json --plot {images}-{name}.png"
-        rows.append(
-            {
-                "case": case.name,
-                "calibration": name,
-                "prediction": json.loads(command("predict", f"{profile} {options} {tracking}"))[0],
-                "warned": warned,
-                "seconds": seconds,
-                "all_seconds": time.perf_counter() - began,
-            }
-        )
+        (prediction,) = json.loads(command("predict", f"{profile} {options} {tracking}"))
+        row = {"case": case.name, "calibration": name, "prediction": prediction}
+        times = {"seconds": seconds, "all_seconds": time.perf_counter() - began}
+        rows.append(row | times | {"warned": warned})
     same = validated["predictions"]["guided"], rows[0]["prediction"]
     assert abs(same[0]["cell"]["a"] / same[1]["cell"]["a"] - 1) < 1e-5, "validate, predict differ"
     return rows
@@ -270,19 +264,12 @@ def show(rows: list[dict[str, Any]]) -> None:
         cell = " ".join(
             f"{p} {with_uncertainty(fit['cell'][p], fit['su'][p])}" for p in fit["free_parameters"]
         )
-        table.add_row(
-            case.name + (f", {row['calibration']}" if case.difc_difa_zero else ""),
-            right,
-            f"{prediction['phase']} {worst[0]}",
-            f"{three[1]['phase']} {worst[1]}",
-            f"{fit['phase']} {cell} Å",
-            worst[2],
-            f"{all_errors[2].mean():+.2f}",
-            f"{100 * fit['rwp']:.2f} %",
-            f"{fit['reduced_chi2']:.1f}",
-            ", ".join("yes" if cell["phase"] == right else "no" for cell in three),
-            f"{row['all_seconds']:.0f}",
-        )
+        name = case.name + (f", {row['calibration']}" if case.difc_difa_zero else "")
+        starts = f"{prediction['phase']} {worst[0]}", f"{three[1]['phase']} {worst[1]}"
+        quality = f"{100 * fit['rwp']:.2f} %", f"{fit['reduced_chi2']:.1f}"
+        refined = f"{fit['phase']} {cell} Å", worst[2], f"{all_errors[2].mean():+.2f}", *quality
+        accurate = ", ".join("yes" if cell["phase"] == right else "no" for cell in three)
+        table.add_row(name, right, *starts, *refined, accurate, f"{row['all_seconds']:.0f}")
     console.print(table)
 
 

@@ -130,10 +130,10 @@ def swap(tracking, address, champion, other, bodies, count: int) -> None:
 
     def request(k: int) -> tuple[int, str, bool]:
         row = k % len(bodies)
-        answer = requests.post(f"{address}/predict", json=bodies[row], timeout=60)
-        if answer.status_code != 200:
-            return answer.status_code, "", False
-        content = answer.json()
+        response = requests.post(f"{address}/predict", json=bodies[row], timeout=60)
+        if response.status_code != 200:
+            return response.status_code, "", False
+        content = response.json()
         cell, uri = content["predictions"][0]["cell"], content["model"]["uri"]
         right = np.allclose([cell[n] for n in cell], expected[uri][row], rtol=1e-4)
         return 200, uri, bool(right)

@@ -52,9 +52,8 @@ def content_hash(store: Path) -> str:
 
 def done(store: Path) -> int:
     """Return how many samples of the unfinished data set are committed."""
-    if not (store / "refs").is_dir():
-        return 0
-    return next((data_set.done for data_set in Store(store).unfinished()), 0)
+    begun = Store(store).unfinished() if (store / "refs").is_dir() else []
+    return begun[0].done if begun else 0
 
 
 def undisturbed(directory: Path, campaign: Campaign, *more: str) -> tuple[str, float]:
@@ -72,16 +71,11 @@ def killed(directory: Path, campaign: Campaign, kills: int, seconds: float) -> s
             campaign.command(directory), stdout=subprocess.DEVNULL, start_new_session=True
         )
         wait = rng.uniform(0.1, 0.3) * seconds
-        try:
-            process.wait(wait)
-        except subprocess.TimeoutExpired:
-            if kill % 2:
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
-                process.kill()
-            process.wait()
-        else:
+        time.sleep(wait)
+        if process.poll() is not None:
             raise SystemExit(f"It ended before kill {kill + 1}: no result. Run it again.")
+        (os.killpg if kill % 2 else os.kill)(process.pid, signal.SIGKILL)
+        process.wait()
         console.print(f"killed after {wait:.0f} s, {done(directory):,} samples are committed")
     subprocess.run(campaign.command(directory), check=True, stdout=subprocess.DEVNULL)
     return content_hash(directory)

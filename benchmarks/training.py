@@ -133,9 +133,7 @@ def throughput(
             rates: dict[str, list[float]] = {name: [] for name in sources}
             busy: dict[str, list[float]] = {name: [] for name in sources}
             for turn in range(-1, rounds):
-                order = list(sources)
-                order = order[turn % 3 :] + order[: turn % 3]
-                for name in order:
+                for name in np.roll(list(sources), -(turn % 3)):
                     torch.manual_seed(0)
                     network = Perceptron(**shape) if model == "perceptron" else build(model, shape)
                     task = Samples(sources[name], labels.phase, labels.cells)
@@ -210,13 +208,9 @@ def write_copies(dataset: xr.Dataset, path: Path, group: str, rows: int) -> None
     session = repository.writable_session("main")
     profiles = profiles_of(dataset, lambda values: values)
     chunk, points = profiles.rows_per_chunk, dataset.sizes["tof"]
+    layout = {"shape": (rows, points), "chunks": (chunk, points), "dtype": "float32"}
     array = zarr.open_group(session.store, mode="a").create_array(
-        f"{group}/intensity",
-        shape=(rows, points),
-        chunks=(chunk, points),
-        dtype="float32",
-        compressors=COMPRESSOR,
-        dimension_names=("sample", "tof"),
+        f"{group}/intensity", compressors=COMPRESSOR, dimension_names=("sample", "tof"), **layout
     )
     whole = len(profiles) // chunk * chunk  # chunks stay whole in every turn
     chosen = np.arange(len(profiles)) < whole

@@ -61,15 +61,13 @@ def main(
         f"{comparison.cell_text(loaded, samples, worst)}"
     )
     say(f"Drawn: the best and the worst of {len(samples)} patterns in {escape(str(png))}")
-    campaign_option = "--campaign", campaign
+    explanations = {
+        "kinematic": "simulate the campaign with the fast simulator",
+        "gsas2": "or with GSAS-II",
+    }
     next_commands(
-        [
-            (
-                command_line("simulate", "--simulator", "kinematic", *campaign_option),
-                "simulate the campaign with the fast simulator",
-            ),
-            (command_line("simulate", "--simulator", "gsas2", *campaign_option), "or with GSAS-II"),
-        ]
+        (command_line("simulate", "--simulator", name, "--campaign", campaign), text)
+        for name, text in explanations.items()
     )
 
 

@@ -8,15 +8,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from bragg_data.defaults import DEFAULT_CAMPAIGN, DEFAULT_URI
 from pipelines.cli.console import next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_CAMPAIGN,
-    DEFAULT_URI,
-    ProfileOptions,
-    StoreOption,
-    command_line,
-    expand_options,
-)
+from pipelines.cli.options import ProfileOptions, StoreOption, command_line, expand_options
 
 app = typer.Typer(add_completion=False)
 
@@ -68,12 +62,10 @@ def main(
     print_measurements(measured.measurement_records(dataset), measurements)
     say(f"Tag [bold]{written.name}[/], snapshot {written.snapshot_id}, in {escape(repository.uri)}")
     data = "--data", written.name
+    materialise = command_line("features", "materialise", "measured_aligned", *data, store=store)
     next_commands(
         [
-            (
-                command_line("features", "materialise", "measured_aligned", *data, store=store),
-                "store the input of models",
-            ),
+            (materialise, "store the input of models"),
             (command_line("validate", *data, store=store), "compare models on it"),
             (command_line("inspect", written.name, store=store), "its contents"),
         ]

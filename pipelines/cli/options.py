@@ -117,25 +117,12 @@ class SlurmOptions:
     Dask reads its configuration, section ``jobqueue.slurm``, from ``~/.config/dask/*.yaml``;
     ``deploy/slurm/jobqueue.yaml`` is a template with a comment on each entry.
 
-    Attributes
-    ----------
-    jobs
-        Least and greatest number of jobs at a time; between them as many as there are tasks.
-    walltime
-        Time limit of one job, as SLURM writes it (``01:00:00``). A job that ends is replaced.
-    cores
-        Cores of one job; each gets a worker process with one thread.
-    memory
-        Memory of one job, as Dask writes it (``8 GB``), shared by its workers.
-    directives
-        Additional ``#SBATCH`` lines, after those of the configuration.
-    interface, host
-        Network interface by which this machine and the nodes see each other, and the address of
-        this machine for the nodes, if not that of the interface.
-    python
-        Python on the nodes; by default the one that runs here, by the same path.
-    shared_directory
-        Shared by this machine and the nodes, for credentials and logs; by default home.
+    Between the least and the greatest number of `jobs` there are as many as there are tasks; one
+    that reaches its `walltime` is replaced. Each of its `cores` gets a worker process with one
+    thread; they share its `memory`. `interface` is the network that this machine and the nodes
+    share, `host` this machine's address if not that of the interface, `python` by default the one
+    that runs here, by the same path. Credentials and logs go into `shared_directory`, by default
+    the home directory. `directives` follow those of the configuration.
 
     Raises
     ------
@@ -238,13 +225,7 @@ class ClusterOptions:
 
 
 def check_cluster(cluster: str, workers: int | None = None) -> None:
-    """Refuse a cluster that does not exist, or a number of workers that it does not take.
-
-    Raises
-    ------
-    ClusterError
-        Naming the choices.
-    """
+    """Raise a ClusterError for an unknown cluster, or one that takes no number of workers."""
     if cluster not in ("local", "slurm") and not cluster.startswith(("tcp://", "tls://")):
         raise ClusterError(
             f"There is no cluster '{cluster}'. Choose local, slurm, or the address of a running "
@@ -267,7 +248,8 @@ def expand_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     options = [option for parameter in parameters.values() for option in _options(parameter)]
 
     def expanded(**values: Any) -> _Result:
-        return command(**{name: _collected(p, values) for name, p in parameters.items()})
+        arguments = ((name, p.annotation) for name, p in parameters.items())
+        return command(**{name: _collected(name, kind, values) for name, kind in arguments})
 
     expanded.__name__, expanded.__doc__ = command.__name__, command.__doc__
     expanded.__module__ = command.__module__
@@ -282,21 +264,17 @@ def _options(parameter: Parameter) -> Iterator[Parameter]:
         return
     group: Any = parameter.annotation
     default = group() if parameter.default is Parameter.empty else parameter.default
-    for option in _fields(parameter):
-        yield from _options(option.replace(default=getattr(default, option.name)))
+    for name, annotation in get_type_hints(group, include_extras=True).items():
+        option = parameter.replace(name=name, annotation=annotation, default=getattr(default, name))
+        yield from _options(option)
 
 
-def _fields(parameter: Parameter) -> Iterator[Parameter]:
-    types = get_type_hints(parameter.annotation, include_extras=True)
-    for entry in fields(parameter.annotation):
-        yield Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=types[entry.name])
-
-
-def _collected(parameter: Parameter, values: dict[str, object]) -> object:
-    if not is_dataclass(parameter.annotation):
-        return values[parameter.name]
-    group: Any = parameter.annotation
-    return group(**{entry.name: _collected(entry, values) for entry in _fields(parameter)})
+def _collected(name: str, annotation: Any, values: dict[str, object]) -> object:
+    if not is_dataclass(annotation):
+        return values[name]
+    group: Any = annotation
+    entries = get_type_hints(group, include_extras=True).items()
+    return group(**{entry: _collected(entry, kind, values) for entry, kind in entries})
 
 
 def default_tag(store: Store) -> str:

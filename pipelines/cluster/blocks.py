@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import cast
 
@@ -41,10 +42,8 @@ def do_blocks(
 
     Parameters
     ----------
-    client
-        Of the cluster.
-    writer
-        Of the group, entered.
+    client, writer
+        The cluster, and the entered writer of the group.
     submit
         Sends a block with a fork to the cluster. The task returns a
         :class:`~bragg_data.store.block_writer.BlockResult`, or an error that every other block
@@ -70,6 +69,12 @@ def do_blocks(
     waiting: list[BlockResult] = []
     workers, committed = _threads(client), time.monotonic()
     n_finished, pause = 0, _SECONDS_PER_COMMIT
+
+    def commit() -> float:
+        writer.commit(waiting)
+        waiting.clear()
+        return time.monotonic()
+
     with Progress(doing, writer.count, unit, done=writer.n_done) as progress:
         try:
             while todo or running:
@@ -85,9 +90,7 @@ def do_blocks(
                 except Empty:
                     workers = _threads(client)
                     if time.monotonic() - committed > pause:
-                        writer.commit(waiting)
-                        waiting.clear()
-                        committed = time.monotonic()
+                        committed = commit()
                     progress.tick(_note(workers, writer, attempts))
                     continue
                 result = _result(client, future, running.pop(future), writer)
@@ -100,9 +103,7 @@ def do_blocks(
                 pause = max(_SECONDS_PER_COMMIT, workers * progress.seconds / n_finished)
                 age = time.monotonic() - committed
                 if len(waiting) >= _BLOCKS_PER_COMMIT or age > pause:
-                    writer.commit(waiting)
-                    waiting.clear()
-                    workers, committed = _threads(client), time.monotonic()
+                    committed, workers = commit(), _threads(client)
                     progress.tick(_note(workers, writer, attempts))
         finally:
             writer.commit(waiting)
@@ -110,18 +111,10 @@ def do_blocks(
 
 
 def _threads(client: Client) -> int:
-    """Return the number of tasks that can run at a time.
-
-    Raises
-    ------
-    BlocksError
-        If the cluster is gone, which is no block's failure.
-    """
-    try:
+    """Return the number of tasks that can run at a time; a lost cluster is no block's failure."""
+    with suppress(OSError, TimeoutError):
         if client.status == "running":
             return sum(client.nthreads().values())
-    except (OSError, TimeoutError):
-        pass
     raise BlocksError(
         "The cluster does not answer any more. What was committed stays: run the same command "
         "again to resume."

@@ -60,17 +60,12 @@ def open_client(
     connect_seconds
         Time limit for the connection to a running scheduler.
 
-    Yields
-    ------
-    Client
-        If SLURM brings no more workers, the client is closed: whatever waits for it ends with one
-        of Dask's errors, which leaves this context as a ClusterError.
-
     Raises
     ------
     ClusterError
         If `cluster` is none of the above, the scheduler cannot be reached, SLURM refuses the jobs,
-        or the workers cannot import this project.
+        or the workers cannot import this project. If SLURM brings no more workers, the client is
+        closed: whatever waits for it ends with one of Dask's errors, and so with this one.
     """
     check_cluster(cluster, workers)
     opened: contextlib.AbstractContextManager[Client]
@@ -112,7 +107,7 @@ def gather_with_progress(
         As for :class:`~pipelines.cli.console.Progress`.
     """
     size_of = {future.key: size for future, size in zip(futures, sizes, strict=True)}
-    results: dict[str, Any] = {}
+    results: dict[str, object] = {}
     with Progress(doing, sum(sizes), unit, quiet=quiet) as progress:
         for future, result in as_completed(futures, with_results=True):
             results[future.key] = result
@@ -220,21 +215,18 @@ def _environment_restored() -> Iterator[None]:
     Otherwise libraries that this process loads later would be limited to one thread as well.
     """
     names = (*SINGLE_THREAD, "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_", "__DASK_PARENT_PID")
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 async def _reach(address: str, seconds: float) -> None:
     """Connect to an address and disconnect, to raise the error that a client would meet."""
-    arguments = Security().get_connection_args("client")
-    comm = await connect(address, timeout=seconds, **arguments)
+    comm = await connect(address, seconds, **Security().get_connection_args("client"))
     await comm.close()
 
 

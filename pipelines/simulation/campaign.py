@@ -67,10 +67,6 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
 
     Blocks in the store from an interrupted run are kept; only the missing ones are simulated.
 
-    Returns
-    -------
-    The data set's tag.
-
     Raises
     ------
     SimulationError

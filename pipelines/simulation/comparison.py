@@ -21,14 +21,9 @@ from bragg_data.store.repository import storage_errors
 from pipelines.cli.console import Progress, console
 from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
 from pipelines.cluster.client import open_client
+from pipelines.simulation import worker
 from pipelines.simulation.simulator_choice import choose, confirm
-from pipelines.simulation.worker import (
-    Recipe,
-    SimulationError,
-    build_simulator,
-    recipe_of,
-    simulate_samples,
-)
+from pipelines.simulation.worker import Recipe, SimulationError, recipe_of, simulate_samples
 
 _REPEATS = 32  # of the fast simulator: a handful of patterns is too few to time it
 
@@ -126,7 +121,7 @@ def compare(
 def _timed(
     recipe: Recipe, sample: Samples
 ) -> tuple[NDArray[np.float32], float] | gsas2.PatternsError:
-    simulator = build_simulator(recipe)
+    simulator = worker.build_simulator(recipe)
     if isinstance(simulator, gsas2.Simulator):
         simulator.prepare(int(sample.phase[0]))  # once per campaign: not part of the time
     began = time.perf_counter()

@@ -64,14 +64,8 @@ def random_stream(purpose: Purpose, *key: int) -> np.random.SeedSequence:
 
     Purpose and key are the spawn key of a `SeedSequence`, two words of 32 bits for each number of
     the key. In its entropy they would collide: ``SeedSequence([s, 0])`` and ``SeedSequence(s)`` are
-    equal; so would the keys ``(2**32,)`` and ``(0, 1)``, without a fixed number of words.
-
-    Parameters
-    ----------
-    purpose
-        What it is for.
-    key
-        Non-negative numbers below 2**64: a user's seed, the number of a task …
+    equal; so would the keys ``(2**32,)`` and ``(0, 1)``, without a fixed number of words. The
+    numbers of the key (a user's seed, the number of a task …) are non-negative and below 2**64.
     """
     words = [word for number in key for word in (number % 2**32, number >> 32)]
     return np.random.SeedSequence(_ENTROPY, spawn_key=(int(purpose), *words))
@@ -177,16 +171,9 @@ def _counts(per_phase: int) -> list[int]:
 
 def held_out_key(campaign: Campaign, per_phase: int) -> str:
     """Return a digest of all that determines the held-out draws of a campaign."""
-    content = (
-        _VERSION,
-        kinematic.VERSION,
-        _HELD_OUT_ENTROPY,
-        per_phase,
-        campaign.toml,
-        sorted(campaign.cifs.items()),
-        campaign.instprm,
-        repr(effects_from_campaign(campaign)),
-    )
+    texts = campaign.toml, sorted(campaign.cifs.items()), campaign.instprm
+    effects = repr(effects_from_campaign(campaign))
+    content = (_VERSION, kinematic.VERSION, _HELD_OUT_ENTROPY, per_phase, *texts, effects)
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
@@ -212,9 +199,8 @@ def load_arrays(path: Path, *names: str) -> list[NDArray[np.generic]] | None:
 
 
 def _concatenated(parts: Sequence[SimulatedMeasurements]) -> SimulatedMeasurements:
-    profiles, *labels = map(
-        np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)
-    )
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    profiles, *labels = map(np.concatenate, columns)
     return SimulatedMeasurements(profiles.astype(np.float32), *labels)
 
 

@@ -20,14 +20,8 @@ from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import DataSet
 from pipelines.cli.console import Progress, duration, say
-from pipelines.simulation.worker import (
-    SIMULATORS,
-    Recipe,
-    SimulationError,
-    build_simulator,
-    recipe_of,
-    simulate_samples,
-)
+from pipelines.simulation import worker
+from pipelines.simulation.worker import Recipe, SimulationError, recipe_of, simulate_samples
 
 ASK_ABOVE_CORE_HOURS = 1.0
 """Campaigns that take longer are begun after a question only, or with --yes."""
@@ -54,9 +48,9 @@ class Choice(NamedTuple):
 
 def check_name(simulator: str) -> None:
     """Raise a SimulationError for the name of an unknown simulator."""
-    if simulator not in ("auto", *SIMULATORS):
+    if simulator not in ("auto", *worker.SIMULATORS):
         raise SimulationError(
-            f"There is no simulator '{simulator}'. Choose auto, {' or '.join(SIMULATORS)}."
+            f"There is no simulator '{simulator}'. Choose auto, {' or '.join(worker.SIMULATORS)}."
         )
 
 
@@ -252,7 +246,7 @@ def check_call_paths(
     An error is returned, because Dask's workers print exceptions to the terminal.
     """
     try:
-        simulator = build_simulator(recipe)
+        simulator = worker.build_simulator(recipe)
         if not isinstance(simulator, gsas2.Simulator):
             raise TypeError(f"{recipe.simulator} has one way to call it; only gsas2 has two.")
         return code, simulator.check(code, cell)

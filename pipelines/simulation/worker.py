@@ -90,9 +90,8 @@ def simulate_samples(recipe: Recipe, samples: Samples) -> NDArray[np.float32]:
         return simulator.simulate(samples.phase, samples.cells)
 
 
-@lru_cache(maxsize=1)
-def _threads() -> ThreadpoolController:
-    return ThreadpoolController()  # looking for the libraries takes as long as 30 patterns
+# Looking for the libraries takes as long as 30 patterns.
+_threads = lru_cache(maxsize=1)(ThreadpoolController)
 
 
 def simulate_block(

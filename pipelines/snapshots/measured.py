@@ -22,31 +22,18 @@ class IngestError(ValueError):
 def read_measurements(
     files: Sequence[Path], campaign: Campaign, options: ProfileOptions
 ) -> list[Measurement]:
-    """Read profiles and resample them on a campaign's grid.
-
-    Raises
-    ------
-    ProfileError
-        If a file cannot be read, or has no significant peaks.
-    """
+    """Read profiles, which need significant peaks, and resample them on a campaign's grid."""
+    calibration = options.instrument, options.bank, options.two_theta
     measurements: list[Measurement] = []
     with Progress("Reading", len(files), "files") as bar:
         for file in files:
-            measurements += load_measurements(
-                file, campaign, options.instrument, options.bank, options.two_theta
-            )
+            measurements += load_measurements(file, campaign, *calibration)
             bar.advance()
     return measurements
 
 
 def read_labels(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a CSV file with labels of measured profiles.
-
-    Raises
-    ------
-    IngestError
-        If the file cannot be read, or is not such a table.
-    """
+    """Read a CSV file with labels of measured profiles; raise an IngestError if it is none."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:

@@ -30,20 +30,14 @@ class SnapshotSummary:
 
     Attributes
     ----------
-    tag, snapshot, written_at
-        Name, id and time (ISO 8601, UTC).
-    campaign
-        Name of the campaign.
+    written_at
+        ISO 8601, UTC.
     samples
         Number of samples of each crystal system.
-    total_samples, points, rows_per_chunk, bytes_stored
-        Size.
     ranges
         Lowest and highest value of each free parameter, by phase, in ångström and degrees.
-    simulator, simulator_version, call_path
-        The simulator; the way to call it is empty where there is only one.
-    code_commit, schema_version, identity, content_hash
-        Provenance.
+    call_path
+        The way to call the simulator; empty where there is only one.
     """
 
     tag: str
@@ -193,12 +187,11 @@ def print_findings(tag: str, findings: Sequence[Finding]) -> None:
 
 def changes_to_json(old: xr.Dataset, new: xr.Dataset, difference: Changes) -> dict[str, object]:
     """Return the changes, and what identifies the two data sets, as JSON values."""
-    return {"old": _identity(old), "new": _identity(new)} | asdict(difference)
-
-
-def _identity(dataset: xr.Dataset) -> dict[str, str | int]:
-    attrs = {name: dataset.attrs[name] for name in ("tag", "snapshot_id", "content_hash")}
-    return attrs | {"samples": dataset.sizes["sample"]}
+    names = ("tag", "snapshot_id", "content_hash")
+    old_id, new_id = (
+        {name: d.attrs[name] for name in names} | {"samples": d.sizes["sample"]} for d in (old, new)
+    )
+    return {"old": old_id, "new": new_id} | asdict(difference)
 
 
 def print_changes(old: xr.Dataset, new: xr.Dataset, difference: Changes) -> None:
@@ -210,13 +203,11 @@ def print_changes(old: xr.Dataset, new: xr.Dataset, difference: Changes) -> None
     else:
         hashes = [dataset.attrs["content_hash"][:12] for dataset in (old, new)]
         say(f"The contents differ: content hashes {hashes[0]}… and {hashes[1]}….")
-    if difference.definition:
-        table = _table("Definition and provenance", "what", *tags)
-        for row in difference.definition:
-            table.add_row(escape(row.what), *(escape(text or "–") for text in (row.old, row.new)))
-        console.print(table)
-    else:
-        say("Their definitions and provenance are the same.")
+    table = _table("Definition and provenance", "what", *tags)
+    for row in difference.definition:
+        table.add_row(*(escape(text or "–") for text in (row.what, row.old, row.new)))
+    same = "Their definitions and provenance are the same."
+    console.print(table if difference.definition else same)
     _print_samples(tags, difference)
     say(_intensities_text(difference))
     if difference.same_blocks and not difference.identical:
