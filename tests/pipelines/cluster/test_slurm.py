@@ -276,6 +276,7 @@ def test_stop_leaves_no_process(slurm: Path) -> None:
         pids = directory / "pids"
         wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
         running = [psutil.Process(int(line)) for line in pids.read_text().split()]
+        wait_until(lambda: all(process.name() == "sleep" for process in running[:3]))
         running += daemons(directory)
         names = {process.name() for process in running}
         assert names == {"munged", "slurmctld", "slurmd", "slurmstepd", "sleep"}
