@@ -42,20 +42,17 @@ MARKER_OF_FIXTURE = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use, and share them out among processes.
+    """Mark tests by the fixtures that they use; modules with most slow tests begin.
 
-    A module stays in one process, which has its fixtures; all that use SLURM share one cluster.
-    The modules with most slow tests begin, so that no process ends long after the others.
+    With several processes a module stays in one, which has its fixtures: where the long ones begin,
+    no process ends long after the others.
     """
     slow: Counter[Path] = Counter()
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKER_OF_FIXTURE:
                 item.add_marker(MARKER_OF_FIXTURE[fixture])
-        together = "slurm" if item.get_closest_marker("slurm") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(together))
         slow[item.path] += item.get_closest_marker("slow") is not None
     items.sort(key=lambda item: -slow[item.path])
 

@@ -319,6 +319,7 @@ def test_the_shared_view_is_written_once(tracking: Tracking) -> None:
     assert experiment_url("http://here", experiment).endswith("&viewStateShareKey=models")
 
 
+@pytest.mark.slow
 def test_nothing_is_printed(tmp_path: Path) -> None:
     code = (
         "from catalog.tracking import Tracking\n"

@@ -125,6 +125,7 @@ def test_too_few_points_are_refused(nomad_refiner: Refiner) -> None:
         refine_lattices(campaign, few, starts())
 
 
+@pytest.mark.slow
 def test_a_start_without_volume_is_left_out(nomad_refiner: Refiner) -> None:
     campaign = nomad_refiner.campaign
     gridded = measured(campaign, CHLORIDE)

@@ -93,6 +93,7 @@ def test_phase_cell_and_widths_come_back(fits: list[list[RefinementResult]]) -> 
         assert best.parameters["microstrain"] == pytest.approx(microstrain, abs=500)
 
 
+@pytest.mark.slow
 def test_uncertainties_are_those_of_the_noise(refiner: Refiner) -> None:
     truth = TRUTH[1]
     errors = []

@@ -63,6 +63,7 @@ def test_campaign_is_the_references(campaign):
         assert [u[s] for s in phase.symbols] == phase.u_iso.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 14, 24])
 def test_exact_evaluator_is_gsas2(campaign, reference, row):
     phase, cells, patterns = reference
@@ -110,6 +111,7 @@ def test_rows_do_not_see_each_other(campaign, simulator):
     np.testing.assert_allclose(together, alone, atol=1e-6 * together.max())
 
 
+@pytest.mark.slow
 def test_every_vector_against_the_exact_evaluator(campaign, reference):
     phase, cells, _ = reference
     grid = TofGrid(4000.0, campaign.grid.relative_step, 1600)  # fewer peaks: the oracle is slow

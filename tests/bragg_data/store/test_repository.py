@@ -329,6 +329,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_the_store_sound(small_disk, tmp_path):
     campaign = tiny_campaign(tmp_path, rows=64, last=6.0)
     with Writer(Store(small_disk, create=True), campaign, "kinematic", "0") as writer:

@@ -39,6 +39,7 @@ def noisy(dataset: xr.Dataset, count: int) -> np.ndarray:
     return patterns + generator.normal(0, 0.01, patterns.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 150])
 def test_matches_are_those_of_the_store(
     index: LibraryIndex, small_dataset: xr.Dataset, cut: int

@@ -141,6 +141,7 @@ def test_a_wrong_cell_is_refined(
     assert no_values.shape == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_cells_far_from_the_proposal_are_refined(
     code: int, paper: Campaign, network: tuple[Guided, Targets]
@@ -182,6 +183,7 @@ def test_a_wrongly_proposed_phase_is_corrected(
     np.testing.assert_allclose(targets.decode(known.numpy(), np.array([1])), cell, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_cells_of_every_crystal_system_are_refined(
     structures: Campaign, known: tuple[Guided, Targets]
 ) -> None:

@@ -130,6 +130,7 @@ def wait_in_the_middle(step: Step) -> None:
         time.sleep(600)
 
 
+@pytest.mark.slow
 def test_a_training_killed_within_an_epoch_continues_to_the_same_weights(tmp_path: Path) -> None:
     undisturbed = train(None, ADAM)
     assert not undisturbed[1][-1].is_best  # or the best weights would not be put to the test

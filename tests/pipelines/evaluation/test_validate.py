@@ -122,6 +122,7 @@ def written(
     return out, result.output
 
 
+@pytest.mark.slow
 def test_everyone_is_scored_as_by_hand(
     written: tuple[Path, str], pseudo: Path, small_campaign: Campaign, tracking: Tracking
 ) -> None:
@@ -176,6 +177,7 @@ def test_only_with_its_calibration_the_true_pattern_fits(
         assert any("No calibration was given" in w for w in other.measurement.warnings)
 
 
+@pytest.mark.slow
 def test_figures_and_results_are_logged(written: tuple[Path, str], tracking: Tracking) -> None:
     out, output = written
     directory = out / "figures" / "experiment-calibration-given"
@@ -287,6 +289,7 @@ def test_the_papers_preprocessing_is_applied_to_the_profiles_as_measured(
         assert not np.allclose(profiles.prepared, labelled.select(rows).prepared, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_tables_iv_and_v_follow_the_papers_preprocessing_too(
     paper_pseudo: Path,
     small_store: Store,

@@ -113,6 +113,7 @@ def test_bad_arrays_are_refused(model: LoadedModel) -> None:
         prediction.predict((tof[::-1], tof), model)
 
 
+@pytest.mark.slow
 def test_names_are_imported_on_first_use_only() -> None:
     program = (
         "import sys, pipelines.prediction as p; "
