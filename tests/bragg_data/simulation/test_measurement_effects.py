@@ -57,7 +57,6 @@ def draws(campaign: Campaign, simulator: Simulator) -> Draws:
     return draw_profiles(simulator, *some(campaign, 12, 0), np.random.default_rng(1))
 
 
-@pytest.mark.slow
 def test_the_same_generator_gives_the_same_draws(
     campaign: Campaign, simulator: Simulator, draws: Draws
 ) -> None:
