@@ -39,6 +39,7 @@ MARKER_OF_FIXTURE = {
     "slurm": "slurm",
     "bench": "training",
     "empty_bench": "training",
+    "nomad_refiner": "slow",
 }
 
 
