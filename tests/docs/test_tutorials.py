@@ -34,18 +34,9 @@ def blocks_of(page: Path) -> list[Block]:
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """An empty working directory with the bundled examples, and ``bragg`` on the path."""
+    """A working directory with the bundled examples, and the installed ``bragg`` on the path."""
     shutil.copytree(ROOT / "pipelines" / "examples", tmp_path / "pipelines" / "examples")
-    programs = tmp_path / ".bin"
-    programs.mkdir()
-    bragg = programs / "bragg"
-    bragg.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from pipelines.__main__ import main\nsys.exit(main())\n"
-    )
-    bragg.chmod(0o755)
-    (programs / "python").symlink_to(sys.executable)
-    path = f"{programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
 
 
