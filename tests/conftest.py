@@ -175,9 +175,9 @@ def trained(
 ) -> Tracking:
     """One registered model, trained a little: a multitask network, one epoch. A copy per module."""
     from catalog.tracking import Tracking
-    from tests.small_bench import train_one
+    from tests.small_bench import train_multitask
 
-    built = build_once("trained", lambda place: train_one(small_store, tracking_in(place)))
+    built = build_once("trained", lambda place: train_multitask(small_store, tracking_in(place)))
     directory = tmp_path_factory.mktemp("trained")
     shutil.copy(built / "mlflow.db", directory)
     return Tracking(f"sqlite:///{directory}/mlflow.db")
@@ -196,9 +196,11 @@ def bench(
 
     built = build_once("bench", lambda place: train_all(small_store, tracking_in(place), place))
     directory = shutil.copytree(
-        built, tmp_path_factory.mktemp("bench"), dirs_exist_ok=True,
+        built,
+        tmp_path_factory.mktemp("bench"),
+        dirs_exist_ok=True,
         ignore=shutil.ignore_patterns("mlartifacts"),  # the database names them by absolute paths
-    )  # fmt: skip
+    )
     return Bench(small_store, Tracking(f"sqlite:///{directory}/mlflow.db"), directory / "state")
 
 

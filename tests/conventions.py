@@ -95,12 +95,13 @@ def breaches(paths: Sequence[Path]) -> Iterator[Breach]:
         name = str(path.relative_to(ROOT))
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
-            yield from _breaches_of_source(name, path, text)
+            yield from breaches_of_source(name, path, text)
         elif path.suffix in (".md", ".html", ".js"):
             yield from _words(name, enumerate(text.splitlines(), 1))
 
 
-def _breaches_of_source(name: str, path: Path, text: str) -> Iterator[Breach]:
+def breaches_of_source(name: str, path: Path, text: str) -> Iterator[Breach]:
+    """Yield the breaches of a Python file."""
     lines = text.count("\n")
     if name.startswith(PACKAGES):
         limit = COMMAND_LINES if is_command(path) else FILE_LINES

@@ -68,8 +68,8 @@ class Bench:
 
     def versions(self, model: str) -> list[ModelVersion]:
         """The newest first."""
-        found = registry.versions(self.tracking, registry.registered_name("small", model))
-        return [version for version in found if version.tags["model"] == model]
+        versions = registry.versions(self.tracking, registry.registered_name("small", model))
+        return [version for version in versions if version.tags["model"] == model]
 
     def predictor(self, model: str) -> Predictor:
         return load_version(self.tracking.uri, self.versions(model)[0])
@@ -77,16 +77,18 @@ class Bench:
     def metrics(self, model: str, number: int = 0) -> dict[str, float]:
         """What does not depend on the clock."""
         run = self.tracking.client.get_run(self.versions(model)[number].run_id)
-        told = run.data.metrics.items()
-        return {k: v for k, v in told if not k.endswith("seconds") and not k.startswith("system/")}
+        metrics = run.data.metrics.items()
+        return {
+            k: v for k, v in metrics if not k.endswith("seconds") and not k.startswith("system/")
+        }
 
     def figures(self, model: str) -> set[str]:
         run = self.versions(model)[0].run_id
-        found = self.tracking.client.list_artifacts(run, "figures")
-        return {file.path.removeprefix("figures/") for file in found}
+        files = self.tracking.client.list_artifacts(run, "figures")
+        return {file.path.removeprefix("figures/") for file in files}
 
 
-def train_one(store: Store, tracking: Tracking) -> None:
+def train_multitask(store: Store, tracking: Tracking) -> None:
     """Train and register a multitask network, one epoch."""
     arguments = ["--store", store.uri, "--tracking", tracking.uri, "--epochs", "1"]
     state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"

@@ -68,7 +68,7 @@ def _simulator() -> Simulator:
 
 def tiny_patterns(samples: Samples) -> np.ndarray:
     """The patterns of some cells, shape (n, 256): a tag is refused to any others."""
-    # One by one, so that the last bit does not depend on what is asked for beside it.
+    # One by one, so that the last bit does not depend on what else is requested with it.
     rows = range(len(samples))
     simulate = _simulator().simulate
     return np.concatenate([simulate(samples.phase[[r]], samples.cells[[r]]) for r in rows])

@@ -12,15 +12,24 @@ EARLIER = {
     "instrument_instprm": "#GSAS-II",
     "units": {"a": "Å", "alpha": "degree"},
     "data": {
-        "tag": "batio3-nomad-v1", "snapshot_id": "K84HF5SP1R1EVJ7EWASG", "uri": "file:///store",
-        "content_hash": "2074", "identity": "118a", "simulator": "kinematic",
-        "simulator_version": "1", "code_commit": "80c30b6",
+        "tag": "batio3-nomad-v1",
+        "snapshot_id": "K84HF5SP1R1EVJ7EWASG",
+        "uri": "file:///store",
+        "content_hash": "2074",
+        "identity": "118a",
+        "simulator": "kinematic",
+        "simulator_version": "1",
+        "code_commit": "80c30b6",
     },
     "split": {"name": "random", "seed": 0, "test": 0.2, "validation": 0.05, "test_draws": 1000},
     "test_set": "bb9e485ad11a8eec",
     "preset": "quick",
     "preset_values": {"draws": [3000, 300]},
-    "order": {"model": "robust", "beside": ["more-v1"], "classifier": "models:/small/1"},
+    "order": {
+        "model": "robust",
+        "beside": ["more-v1"],  # deprecated
+        "classifier": "models:/small/1",
+    },
     "seed": 3,
     "device": "auto",
     "code_commit": "80c30b6",
@@ -28,7 +37,7 @@ EARLIER = {
     "facts": {"limit": 0.17},
     "test": {"all": {"n": 3000.0, "mse_paper": 0.00123}},
     "score": {"name": "mse_paper", "value": 0.00123},
-}  # fmt: skip
+}
 
 
 def test_json_of_the_version_before_comes_back_unchanged() -> None:

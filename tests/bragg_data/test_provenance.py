@@ -46,9 +46,13 @@ def commit_from(place: Path, **environment: str) -> str:
     """Return what the package says that is installed in a directory."""
     program = "from bragg_data.provenance import code_commit; print(code_commit())"
     return subprocess.run(
-        [sys.executable, "-c", program], cwd="/", capture_output=True, text=True, check=True,
+        [sys.executable, "-c", program],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "PYTHONPATH": str(place), **environment},
-    ).stdout.strip()  # fmt: skip
+    ).stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ def test_another_projects_commit_is_not_recorded(
     assert commit_from(installed) == "unknown"
 
 
-def test_commit_of_the_own_repository(repository: Path) -> None:
+def test_commit_of_the_project_s_repository(repository: Path) -> None:
     install(repository)
     git(repository, "add", ".")
     git(repository, "commit", "-qm", "two")

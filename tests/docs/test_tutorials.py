@@ -59,9 +59,10 @@ def test_every_block_runs(page, tmp_path, environment):
             (tmp_path / block.title).write_text(block.text, encoding="utf-8")
             continue
         command = (
-            ["bash", "-euc", block.text] if block.language == "bash"
+            ["bash", "-euc", block.text]
+            if block.language == "bash"
             else [sys.executable, "-c", block.text]
-        )  # fmt: skip
+        )
         if block.title == BACKGROUND:
             (port,) = re.findall(r"--port (\d+)", block.text)
             server = subprocess.Popen(
