@@ -62,27 +62,26 @@ def main(
     """
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
-    from pipelines.evaluation.paper_numbers import EQUATION_1
+    from pipelines.evaluation.names import EQUATION_1
     from pipelines.evaluation.synthetic import EvaluationSettings, run_evaluation
 
     began = time.monotonic()
     names = tuple(dict.fromkeys(models or ()))
     settings = EvaluationSettings(data, offgrid, names, bootstrap, limit, library)
-    result = run_evaluation(Store(store), Tracking(tracking), settings, quiet=as_json)
-    report, targets = result.report, result.targets
+    report = run_evaluation(Store(store), Tracking(tracking), settings, quiet=as_json)
     if markdown is not None:
-        markdown.write_text(report.markdown(targets), encoding="utf-8")
+        markdown.write_text(report.markdown(), encoding="utf-8")
     if as_json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
         return
-    for table in report.tables(targets):
+    for table in report.tables():
         say()
         table.show()
     say(
         f"{EQUATION_1} In brackets: 95 % of {bootstrap:,} bootstrap resamples of the samples, in "
         f"the power of ten of the number before. Of each model the newest version of each split."
     )
-    say(f"Run {result.run_id} in {tracking}, after {duration(time.monotonic() - began)}")
+    say(f"Run {report.run_id} in {tracking}, after {duration(time.monotonic() - began)}")
     next_commands([("make ui", "look at runs and models in a browser")])
 
 

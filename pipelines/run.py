@@ -78,11 +78,11 @@ def main(
         # A champion of other data cannot be compared with this model.
         task = TrainingTask(_MODEL, preset)
         presets = context.find_object(Presets) or DEFAULT_PRESETS
-        trained_model = train_model(
+        version, is_champion = train_model(
             dataset, TrainingEnvironment(place), task, presets=presets, promotion="replace"
         )
-        if not trained_model.is_champion:
-            uri = trained_model.version.uri
+        if not is_champion:
+            uri = version.uri
     trained = time.monotonic()
 
     _head("3  Predict the bundled examples")

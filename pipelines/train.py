@@ -32,8 +32,7 @@ _MODELS = f"Which models to train: {', '.join(TRAINABLE)}, or all of them: all."
 def main(
     context: typer.Context,
     model: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL…", help=_MODELS, show_default="multitask"),
+        list[str] | None, typer.Argument(metavar="MODEL…", help=_MODELS, show_default="multitask")
     ] = None,
     data: DataOption = None,
     store: StoreOption = DEFAULT_URI,
@@ -96,12 +95,7 @@ def main(
     from pipelines.registry.registration import PromotionPolicy
     from pipelines.training.presets import DEFAULT_PRESETS, Presets
     from pipelines.training.run import train_model
-    from pipelines.training.task import (
-        TrainingEnvironment,
-        TrainingTask,
-        load_task,
-        tasks_for,
-    )
+    from pipelines.training.task import TrainingEnvironment, TrainingTask, load_task, tasks_for
 
     began = time.monotonic()
     presets = context.find_object(Presets) or DEFAULT_PRESETS
@@ -120,12 +114,11 @@ def main(
         train_model(dataset, environment, task, presets=presets, promotion=promotion, resume=resume)
         for task in tasks
     ]
-    for result in trained:
-        champion = ", champion" if result.is_champion else ""
-        version = result.version
+    for version, is_champion in trained:
+        champion = ", champion" if is_champion else ""
         say(
             f"Registered: [bold]{version.name}[/] version {version.version}{champion} "
-            f"({version.tags['model']}), run {result.run_id} in {environment.tracking.uri}"
+            f"({version.tags['model']}), run {version.run_id} in {environment.tracking.uri}"
         )
     say(f"After {duration(time.monotonic() - began)}")
     predict = command_line("predict", "FILE", tracking=tracking)

@@ -19,7 +19,7 @@ from pipelines.cli.options import (
     expand_options,
 )
 from pipelines.evaluation.draw_options import DrawOptions
-from pipelines.evaluation.model_names import MODELS
+from pipelines.evaluation.names import MODELS
 
 app = typer.Typer(add_completion=False)
 
@@ -119,10 +119,7 @@ def main(
     say(f"Run {report.run_id} in {tracking}{suffix}")
     predict = command_line("predict", "FILE", "--plot", "prediction.png", tracking=tracking)
     next_commands(
-        [
-            ("make ui", "the run's tables and figures in a browser"),
-            (predict, "predict one profile"),
-        ]
+        [("make ui", "the run's tables and figures in a browser"), (predict, "predict one profile")]
     )
 
 

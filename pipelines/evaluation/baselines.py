@@ -16,14 +16,10 @@ from bragg_models.library.search import library_match
 from bragg_models.metrics import errors, summary
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
-from pipelines.evaluation.model_names import CONSTANT, NEAREST, NEAREST_MEAN
-from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, Profiles
+from pipelines.evaluation.names import CONSTANT, NEAREST, NEAREST_MEAN
+from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, Profiles, constant_model
 from pipelines.evaluation.test_sets import HeldOutSet
-from pipelines.simulation.draws import (
-    SimulatedMeasurements,
-    load_arrays,
-    save_arrays,
-)
+from pipelines.simulation.draws import SimulatedMeasurements, load_arrays, save_arrays
 
 MEAN_CELL = "constant (mean cell)"
 LIBRARY_MATCH = "library match"
@@ -49,24 +45,20 @@ def constant_answer(
     return commonest, cells[phase == commonest].mean(axis=0)
 
 
-def constant_cells(
-    campaign: Campaign, phase: NDArray[np.integer], cells: NDArray[np.float64]
-) -> dict[str, tuple[int, NDArray[np.float64]]]:
-    """Return the constant answers, each a phase and a cell, by what they are called.
+def constant_predictions(
+    campaign: Campaign, training: tuple[Phases, Cells], count: int
+) -> dict[str, Prediction]:
+    """Return the constant answers to a number of samples, by what they are called.
 
     Parameters
     ----------
-    campaign
-        The commonest phase's CIF has the cell at room temperature.
-    phase, cells : shapes (n,), (n, 6)
-        Labels of the training samples.
+    campaign, training, count
+        The commonest phase's CIF has the cell at room temperature; the labels of the training
+        samples, shapes (n,) and (n, 6); the number of samples.
     """
-    code, mean = constant_answer(phase, cells)
-    structure = campaign.phases[code]
-    return {
-        MEAN_CELL: (code, mean),
-        "constant (CIF's cell)": (code, np.array(structure.cell)),
-    }
+    code, mean = constant_answer(*training)
+    cells = {MEAN_CELL: mean, "constant (CIF's cell)": np.array(campaign.phases[code].cell)}
+    return {name: (np.full(count, code), np.tile(c, (count, 1))) for name, c in cells.items()}
 
 
 def error_of(targets: Targets, truth: Prediction, prediction: Prediction, metric: str) -> float:
@@ -76,10 +68,8 @@ def error_of(targets: Targets, truth: Prediction, prediction: Prediction, metric
     ----------
     targets
         Phases and parameters.
-    truth, prediction
-        Of the same samples.
-    metric
-        ``error_rate``, or a score of :func:`bragg_models.metrics.summary`.
+    truth, prediction, metric
+        Of the same samples; ``error_rate``, or a score of :func:`bragg_models.metrics.summary`.
     """
     if metric == "error_rate":
         return float((truth[0] != prediction[0]).mean())
@@ -93,12 +83,8 @@ def library_match_on_draws(
 
     Parameters
     ----------
-    dataset
-        The library.
-    draws
-        Profiles on its grid.
-    cache
-        Directory, or None.
+    dataset, draws, cache
+        The library; profiles on its grid; directory, or None.
     """
     content = hashlib.sha256(str(dataset.attrs["content_hash"]).encode())
     for array in (draws.profiles, draws.span):
@@ -127,14 +113,17 @@ class LibraryMatch:
 
     Parameters
     ----------
-    library
+    library, labels
+        All patterns of a data set, and their labels.
+    training : shape (n,)
         The patterns that the models of a test set may be trained on.
-    labels
-        Of the whole data set.
     """
 
-    def __init__(self, library: CompressedLibrary, labels: Samples) -> None:
-        self.library, self.labels = library, labels
+    def __init__(
+        self, library: CompressedLibrary, labels: Samples, training: NDArray[np.bool_]
+    ) -> None:
+        self.library, self.labels = library.only(training), labels
+        self.size = library.full.nbytes + library.compressed.nbytes
         self.n_queries = self.n_proven = 0
         self._last: tuple[Profiles, Neighbours] | None = None
 
@@ -167,19 +156,14 @@ def baseline_models(
     test
         The test set.
     """
-    commonest, mean = constant_answer(labels.phase[test.training], labels.cells[test.training])
-
-    def constant(profiles: Profiles) -> tuple[Phases, Cells]:
-        return np.full(len(profiles), commonest), np.tile(mean, (len(profiles), 1))
-
-    baselines = [EvaluatedModel(CONSTANT, CONSTANT, "always the mean cell", constant)]
+    answer = constant_answer(labels.phase[test.training], labels.cells[test.training])
+    baselines = [constant_model(CONSTANT, "always the mean cell", *answer)]
     if match is not None:
-        names = {
-            NEAREST: ("library, nearest", 1),
-            NEAREST_MEAN: (f"library, mean of {NEIGHBOURS}", NEIGHBOURS),
-        }
-        baselines += [
-            EvaluatedModel(name, name, label, match.mean_of_nearest(count))
-            for name, (label, count) in names.items()
-        ]
+        mean = f"library, mean of {NEIGHBOURS}"
+        for key, label, count in (
+            (NEAREST, "library, nearest", 1),
+            (NEAREST_MEAN, mean, NEIGHBOURS),
+        ):
+            predict = match.mean_of_nearest(count)
+            baselines.append(EvaluatedModel(key, key, label, predict, size=match.size))
     return baselines

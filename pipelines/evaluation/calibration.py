@@ -81,16 +81,10 @@ def calibration_tables(
         Of the campaign.
     """
     count = len(next(iter(predictions.values())).phase)
+    headings = "expected\ncalibration error", "mean 90 %\nset size", "truth in it"
     calibration = ResultTable(
         f"Simulated measurements, {count:,} for each kind of instrument",
-        (
-            "instrument",
-            "accuracy",
-            "expected\ncalibration error",
-            "mean 90 %\nset size",
-            "truth in it",
-            "accepted",
-        ),
+        ("instrument", "accuracy", *headings, "accepted"),
     )
     free = _free_parameters(phases)
     coverage = ResultTable(
@@ -101,14 +95,8 @@ def calibration_tables(
         probability, accuracy, number = p.reliability()
         size, included = prediction_sets(p.probabilities, p.phase)
         error = (number * abs(probability - accuracy)).sum() / count
-        calibration.add(
-            name,
-            f"{p.correct.mean():.1%}",
-            f"{error:.4f}",
-            f"{size.mean():.2f}",
-            f"{included.mean():.1%}",
-            f"{p.accepted.mean():.1%}",
-        )
+        shares = [f"{share.mean():.1%}" for share in (p.correct, included, p.accepted)]
+        calibration.add(name, shares[0], f"{error:.4f}", f"{size.mean():.2f}", *shares[1:])
         shares = []
         for code, _, parameter in free:
             rows = p.correct & (p.phase == code)
@@ -167,11 +155,11 @@ def _draw_reliability(axis: Axes, predictions: DrawPredictions, name: str, index
         probability,
         accuracy,
         spread,
-        fmt="os"[index % 2],
-        fillstyle="full" if index == 0 else "none",
         color="#0072B2",
         label=name,
         markersize=5,
+        fmt="os"[index],
+        fillstyle=("full", "none")[index],
     )
 
 
@@ -188,10 +176,10 @@ def _draw_coverage(
             position + 0.2 * index - 0.1,
             share,
             np.sqrt(share * (1 - share) / len(covered)),
-            fmt="os"[index % 2],
-            fillstyle="full" if index == 0 else "none",
             color=SYSTEM_COLORS[phase.crystal_system],
             markersize=6,
+            fmt="os"[index],
+            fillstyle=("full", "none")[index],
         )
 
 

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from torch import nn
 
 from bragg_data.campaign import Samples
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.splits import Part
 from bragg_data.store.repository import Store
+from bragg_models.forest import Forest
 from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets
 from catalog import registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
-from pipelines.evaluation.model_names import (
-    CLASS_CONDITIONAL,
-    CLASSIFIER,
-    LABELS,
-    MODELS,
-    ROBUST,
-    train_command,
-)
+from pipelines.evaluation import names as known
 from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, Profiles
 from pipelines.evaluation.test_sets import SPLIT, part_of
 
@@ -73,17 +68,8 @@ class Candidate:
     @property
     def label(self) -> str:
         """Name for a reader."""
-        label = LABELS.get(self.model, self.model)
+        label = known.LABELS.get(self.model, self.model)
         return f"{label} v{self.version.version}" if self.numbered else label
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A registered version, ready to predict, and its size on disk in bytes."""
-
-    evaluated: EvaluatedModel
-    predictor: Predictor
-    size: int
 
 
 def candidates(
@@ -96,8 +82,7 @@ def candidates(
     tracking
         Where they are registered.
     dataset
-        Its content has to be what they were trained on: otherwise its test samples may be among
-        their training samples.
+        What they were trained on: of another one test samples may be among their training samples.
     names
         Names of models, or addresses of versions; all models if empty.
 
@@ -110,47 +95,43 @@ def candidates(
         If there is no such version.
     """
     campaign, content = dataset.attrs["campaign"], dataset.attrs["content_hash"]
-    registered = [
-        version
-        for name in dict.fromkeys(
-            registry.registered_name(campaign, model) for model in (*MODELS, ROBUST)
-        )
+    models = (*known.MODELS, known.ROBUST)
+    registered = dict.fromkeys(registry.registered_name(campaign, model) for model in models)
+    on_data = [
+        Candidate(version)
+        for name in registered
         for version in registry.versions(tracking, name)
+        if version.tags.get("content_hash") == content
     ]
-    on_data = [Candidate(v) for v in registered if v.tags.get("content_hash") == content]
     newest: dict[tuple[str, str], Candidate] = {}
     for candidate in on_data:
         newest.setdefault((candidate.model, candidate.split), candidate)
+    chosen: list[Candidate] = []
     if not names:
-        chosen = sorted(newest.values(), key=lambda c: _rank(c.model))
-    else:
-        chosen = []
-        for name in names:
-            if name.startswith("models:"):
-                chosen.append(Candidate(_version_on(tracking, name, dataset)))
-            elif name in MODELS or any(name == c.model for c in on_data):
-                chosen += [c for c in newest.values() if c.model == name]
-            else:
-                raise EvaluateError(
-                    f"There is no model '{name}'. Choose of {', '.join(MODELS)}, or give an "
-                    f"address such as models:/{campaign}/1."
-                )
+        order = {model: number for number, model in enumerate(known.MODELS)}
+        chosen = sorted(newest.values(), key=lambda c: order.get(c.model, len(order)))
+    for name in names:
+        if name.startswith("models:"):
+            chosen.append(Candidate(_version_on(tracking, name, dataset)))
+        elif name in known.MODELS or any(name == c.model for c in on_data):
+            chosen += [c for c in newest.values() if c.model == name]
+        else:
+            raise EvaluateError(
+                f"There is no model '{name}'. Choose of {', '.join(known.MODELS)}, or give an "
+                f"address such as models:/{campaign}/1."
+            )
     if not chosen:
-        missing = " or ".join(names) if names else "model"
+        tag, missing = dataset.attrs["tag"], " or ".join(names) if names else "model"
+        command = known.train_command(names[0] if names else "all", "random")
         raise EvaluateError(
-            f"No {missing} trained on {dataset.attrs['tag']} is registered in {tracking.uri}. "
-            f"Train one first: {train_command(names[0] if names else 'all', 'random')} --data "
-            f"{dataset.attrs['tag']}"
+            f"No {missing} trained on {tag} is registered in {tracking.uri}. Train one first: "
+            f"{command} --data {tag}"
         )
     chosen = list({c.version.uri: c for c in chosen}.values())
     kinds = [(c.model, c.split) for c in chosen]
     return [
         Candidate(c.version, kinds.count(kind) > 1) for c, kind in zip(chosen, kinds, strict=True)
     ]
-
-
-def _rank(model: str) -> int:
-    return MODELS.index(model) if model in MODELS else len(MODELS)
 
 
 def _version_on(tracking: Tracking, uri: str, dataset: xr.Dataset) -> registry.ModelVersion:
@@ -169,7 +150,7 @@ def load_candidate(
     targets: Targets,
     labels: Samples,
     training: NDArray[np.bool_],
-) -> LoadedModel:
+) -> EvaluatedModel:
     """Load a registered version, and check that it was not trained on the test samples.
 
     Parameters
@@ -202,7 +183,29 @@ def load_candidate(
             f"{uri} was trained on a split ({split}) that does not keep these test samples from "
             f"it ({SPLIT}). Leave it out by naming others with --models."
         )
-    return LoadedModel(evaluated_model(candidate, predictor), predictor, size)
+    weights, nodes = _count_numbers(predictor)
+    return replace(
+        evaluated_model(candidate, predictor),
+        command=_training_command(predictor.provenance),
+        size=size,
+        n_weights=weights,
+        n_nodes=nodes,
+    )
+
+
+def _count_numbers(thing: object) -> tuple[int, int]:
+    """Count the weights of all networks, and the nodes of all trees, in a predictor."""
+    if isinstance(thing, nn.Module):
+        return sum(p.numel() for p in thing.parameters()), 0
+    if isinstance(thing, Forest):
+        return 0, len(thing.feature)
+    parts = list(thing.values()) if isinstance(thing, Mapping) else thing
+    if is_dataclass(thing):
+        parts = [getattr(thing, f.name) for f in fields(thing)]
+    if not isinstance(parts, (list, tuple)):
+        return 0, 0
+    weights, nodes = zip((0, 0), *(_count_numbers(part) for part in parts), strict=True)
+    return sum(weights), sum(nodes)
 
 
 def evaluated_model(candidate: Candidate, predictor: Predictor) -> EvaluatedModel:
@@ -210,7 +213,7 @@ def evaluated_model(candidate: Candidate, predictor: Predictor) -> EvaluatedMode
 
     def predict(profiles: Profiles) -> tuple[Phases, Cells | None]:
         prediction = predictor.predict(profiles)
-        return prediction.phase, None if candidate.model == CLASSIFIER else prediction.cells
+        return prediction.phase, None if candidate.model == known.CLASSIFIER else prediction.cells
 
     def predict_cells(profiles: Profiles, phase: Phases) -> Cells:
         return predictor.predict(profiles, phase=phase).cells
@@ -220,30 +223,27 @@ def evaluated_model(candidate: Candidate, predictor: Predictor) -> EvaluatedMode
         candidate.key,
         candidate.label,
         predict,
-        predict_cells if candidate.model in CLASS_CONDITIONAL else None,
+        predict_cells if candidate.model in known.CLASS_CONDITIONAL else None,
         candidate.version.uri,
         candidate.preset,
     )
 
 
-def training_command(provenance: ModelProvenance) -> str:
+def _training_command(provenance: ModelProvenance) -> str:
     """Return the command that trains such a model again."""
     task = provenance.order
-    options = [
-        ("--data", provenance.data.tag),
-        ("--preset", provenance.preset),
-        ("--seed", provenance.seed),
-        *(("--extra-data", tag) for tag in provenance.extra_data),
-        *(
-            (f"--{name.replace('_', '-')}", task[name])
-            for name in ("epochs", "max_seconds")
-            if task.get(name) is not None
-        ),
+    options: list[tuple[str, object]] = [
+        ("data", provenance.data.tag),
+        ("preset", provenance.preset),
+        ("seed", provenance.seed),
+        *(("extra-data", tag) for tag in provenance.extra_data),
+        ("epochs", task.get("epochs")),
+        ("max-seconds", task.get("max_seconds")),
     ]
     # A part of the guided network is registered under a name of its own.
-    model = task.get("model", provenance.model)
-    texts = [f"{option} {shlex.quote(str(value))}" for option, value in options]
-    return " ".join([train_command(model, provenance.split.name), *texts])
+    command = known.train_command(task.get("model", provenance.model), provenance.split.name)
+    given = (f"--{name} {shlex.quote(str(v))}" for name, v in options if v is not None)
+    return " ".join([command, *given])
 
 
 def newest_trained_tag(store: Store, tracking: Tracking) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-_PANEL = "Simulated measurements"
+
+def _option(text: str, metavar: str) -> Any:
+    panel = "Simulated measurements"
+    least = 0 if metavar == "N" else None
+    return typer.Option(min=least, metavar=metavar, rich_help_panel=panel, help=text)
 
 
 @dataclass(frozen=True)
@@ -17,48 +21,26 @@ class DrawOptions:
 
     draws: Annotated[
         int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            rich_help_panel=_PANEL,
-            help="Draws of each phase, to check probabilities and intervals. 5000 take 5 minutes.",
+        _option(
+            "Draws of each phase, to check probabilities and intervals. 5000 take 5 minutes.", "N"
         ),
     ] = 0
     foreign: Annotated[
         int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            rich_help_panel=_PANEL,
-            help="Foreign profiles of each kind, to check their rejection. 200 take 10 minutes.",
+        _option(
+            "Foreign profiles of each kind, to check their rejection. 200 take 10 minutes.", "N"
         ),
     ] = 0
     refined_draws: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            rich_help_panel=_PANEL,
-            help="Draws of each phase to refine from several starts. 500 take 20 minutes.",
-        ),
+        int, _option("Draws of each phase to refine from several starts. 500 take 20 minutes.", "N")
     ] = 0
     other_bank: Annotated[
         Path | None,
-        typer.Option(
-            "--other-bank",
-            metavar="FILE",
-            rich_help_panel=_PANEL,
-            help="Instrument file with another bank, whose profiles are foreign too.",
-        ),
+        _option("Instrument file with another bank, whose profiles are foreign too.", "FILE"),
     ] = None
     other: Annotated[Path | None, typer.Option(hidden=True)] = None  # deprecated: other_bank
     cluster: Annotated[
-        str,
-        typer.Option(
-            metavar="local|slurm|ADDRESS",
-            rich_help_panel=_PANEL,
-            help="Where they are drawn and predicted.",
-        ),
+        str, _option("Where they are drawn and predicted.", "local|slurm|ADDRESS")
     ] = "local"
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -29,16 +29,8 @@ from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
 from pipelines.evaluation.baselines import constant_answer
-from pipelines.evaluation.model_names import CONSTANT, NEAREST, REFINED, STRUCTURE
-from pipelines.evaluation.scoring import (
-    Cells,
-    ErrorAccumulator,
-    EvaluatedModel,
-    Phases,
-    Profiles,
-    predict_and_accumulate,
-    scores_of,
-)
+from pipelines.evaluation.names import CONSTANT, NEAREST, REFINED, STRUCTURE
+from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, Scorer, constant_model
 from pipelines.evaluation.tables import ModelScores
 from pipelines.prediction.library import PatternLibrary, match_library
 
@@ -55,12 +47,8 @@ class LabelledProfiles:
 
     Attributes
     ----------
-    name
-        For a reader.
-    samples
-        Names of the profiles.
-    gridded
-        The profiles, with their background.
+    name, samples, gridded
+        For a reader; names of the profiles; the profiles, with their background.
     phase, cells : shapes (n,), (n, 6)
         The truth.
     native
@@ -151,10 +139,8 @@ def profiles_from_dataset(
 
     Parameters
     ----------
-    dataset, store
-        The data set, and the store that it was opened from.
-    campaign
-        The campaign whose grid it is on.
+    dataset, store, campaign
+        The data set, and the store that it was opened from; the campaign whose grid it is on.
 
     Raises
     ------
@@ -236,14 +222,16 @@ def with_paper_preprocessing(
     return selected, numbers
 
 
-@dataclass
+@dataclass(frozen=True)
 class Validation:
     """The result on one set of profiles.
 
     Attributes
     ----------
-    labelled
-        The profiles.
+    labelled, targets
+        The profiles; phases and parameters.
+    labels
+        The models' names for a reader, by key.
     scores
         Of baselines and models, baselines first.
     predictions
@@ -251,8 +239,10 @@ class Validation:
     """
 
     labelled: LabelledProfiles
+    targets: Targets
+    labels: Mapping[str, str]
     scores: list[ModelScores]
-    predictions: dict[str, tuple[Phases, Cells]] = field(default_factory=dict)
+    predictions: dict[str, tuple[Phases, Cells]]
 
 
 def validate(
@@ -266,25 +256,19 @@ def validate(
 
     Parameters
     ----------
-    labelled
-        The profiles.
-    targets
-        Phases and parameters.
-    models
-        Baselines, then models.
-    resamples
-        Of the bootstrap.
+    labelled, targets
+        The profiles; phases and parameters.
+    models, resamples
+        Baselines, then models; of the bootstrap.
     """
-    accumulators: dict[str, ErrorAccumulator] = {}
-    predictions: dict[str, tuple[Phases, Cells]] = {}
+    scorer = Scorer(models, targets)
     profiles = labelled.prepared.astype(np.float32)
-    truth = labelled.phase, labelled.cells
-    for model in models:
-        phase, cells = predict_and_accumulate(model, profiles, truth, accumulators, targets)
-        cells = np.full((len(phase), 6), np.nan) if cells is None else cells
-        predictions[model.key] = phase, cells
-    scores = scores_of(models, accumulators, labelled.phase, targets, resamples)
-    return Validation(labelled, scores, predictions)
+    predictions = {
+        model.key: (phase, np.full((len(phase), 6), np.nan) if cells is None else cells)
+        for model, phase, cells in scorer.predict(profiles, labelled.phase, labelled.cells)
+    }
+    labels = {model.key: model.label for model in models}
+    return Validation(labelled, targets, labels, scorer.scores(resamples), predictions)
 
 
 def library_matches(library: PatternLibrary, sets: Sequence[LabelledProfiles]) -> list[Matches]:
@@ -363,28 +347,19 @@ def measured_baselines(
     """
     commonest, mean = constant_answer(training.phase, training.cells)
     phase = campaign.phases[commonest]
-
-    def constant(key: str, label: str, cell: Cells) -> EvaluatedModel:
-        def predict(profiles: Profiles) -> tuple[Phases, Cells]:
-            return np.full(len(profiles), commonest), np.tile(cell, (len(profiles), 1))
-
-        return EvaluatedModel(key, key, label, predict)
-
+    label = f"CIF's cell ({phase.name})"
     baselines = [
-        constant(CONSTANT, "always the mean cell", mean),
-        constant(STRUCTURE, f"CIF's cell ({phase.name})", np.array(phase.cell)),
+        constant_model(CONSTANT, "always the mean cell", commonest, mean),
+        constant_model(STRUCTURE, label, commonest, np.array(phase.cell)),
     ]
+
+    def known(model: str, key: str, label: str, phase: Phases, cells: Cells) -> EvaluatedModel:
+        return EvaluatedModel(model, key, label, lambda _: (phase, cells))
+
     if matches is not None:
         result = np.array(matches.phase), np.array(matches.best_cells)
-        nearest = partial(_known_result, result)
-        baselines.append(EvaluatedModel(NEAREST, NEAREST, "library, nearest", nearest))
-    for start, fits in (refinements or {}).items():
+        baselines.append(known(NEAREST, NEAREST, "library, nearest", *result))
+    for start, fit in (refinements or {}).items():
         key = REFINED if start == FROM_LIBRARY else f"{REFINED} from {start}"
-        refined = partial(_known_result, (fits.phase, fits.cells))
-        baselines.append(EvaluatedModel(REFINED, key, f"refined from {start}", refined))
+        baselines.append(known(REFINED, key, f"refined from {start}", fit.phase, fit.cells))
     return baselines
-
-
-def _known_result(result: tuple[Phases, Cells], _: Profiles) -> tuple[Phases, Cells]:
-    """Return predictions that were computed before."""
-    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +15,6 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
 from bragg_data.measurement.load import ANGLE_TOLERANCE
-from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import (
     Draws,
@@ -26,17 +24,7 @@ from bragg_data.simulation.measurement_effects import (
     effects_from_campaign,
     simulator_for,
 )
-from bragg_models.predictors import Prediction
-from pipelines.evaluation.draw_tasks import (
-    Start,
-    predictor_and_simulator,
-    prepared_profiles,
-    refine_or_none,
-    refiner_and_library,
-    run_tasks,
-    starts_of,
-    task_sizes,
-)
+from pipelines.evaluation import draw_tasks
 from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.acceptance import assess_acceptance
 from pipelines.prediction.library import INDEX_DIRECTORY
@@ -81,29 +69,26 @@ def rejection_table(
     ----------
     client, model
         The cluster, and the model.
-    count
-        Profiles of each kind.
-    other_bank
-        A bank that is not the campaign's.
+    count, other_bank
+        Profiles of each kind; a bank that is not the campaign's.
     """
     kinds = [kind for kind in KINDS if other_bank is not None or kind != _OTHER_BANK]
-    sizes = task_sizes(count, _PER_TASK)
+    sizes = draw_tasks.task_sizes(count, _PER_TASK)
     tasks = [
         (model, kind, task, size, other_bank) for kind in kinds for task, size in enumerate(sizes)
     ]
-    parts = run_tasks(client, foreign_task, tasks, "Predicting", sizes * len(kinds), "profiles")
+    parts = draw_tasks.run_tasks(
+        client, foreign_task, tasks, "Predicting", sizes * len(kinds), "profiles"
+    )
     table = ResultTable(
         f"Foreign profiles, {count} of each kind",
         ("kind", "rejected by the model", "rejected after refinement"),
         notes=[f"One profile in {_REFINED_SHARE} was refined, too."],
     )
-    for kind in kinds:
-        outcomes = [
-            outcome
-            for task, part in zip(tasks, parts, strict=True)
-            if task[1] == kind
-            for outcome in part
-        ]
+    by_kind: dict[str, list[ForeignOutcome]] = defaultdict(list)
+    for task, part in zip(tasks, parts, strict=True):
+        by_kind[task[1]] += part
+    for kind, outcomes in by_kind.items():
         refined = [outcome.refined for outcome in outcomes if outcome.refined is not None]
         table.add(
             kind,
@@ -135,15 +120,12 @@ def find_other_bank(path: Path, campaign: Campaign) -> Instrument:
     )
 
 
-# ---- tasks of a worker -------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=2)
 def _foreign_simulator(
     model: RegisteredModel, kind: str, other_bank: Instrument | None
 ) -> Simulator:
     """Return the simulator of a kind of foreign profiles; building one takes seconds."""
-    predictor, simulator = predictor_and_simulator(model)
+    predictor, simulator = draw_tasks.predictor_and_simulator(model)
     campaign = predictor.campaign
     if kind in _FOREIGN_PHASES:
         phases = [phase_on_orthogonal_axes(kind, *_FOREIGN_PHASES[kind])]
@@ -159,7 +141,7 @@ def _foreign_profiles(
     model: RegisteredModel, kind: str, task: int, count: int, other_bank: Instrument | None
 ) -> Draws:
     """Draw foreign profiles, as noisy as genuine ones."""
-    campaign = predictor_and_simulator(model)[0].campaign
+    campaign = draw_tasks.predictor_and_simulator(model)[0].campaign
     simulator = _foreign_simulator(model, kind, other_bank)
     stream = random_stream(Purpose.FOREIGN_PROFILES, KINDS.index(kind), task)
     generator = np.random.default_rng(stream)
@@ -178,9 +160,8 @@ def _foreign_profiles(
         return draw_profiles(simulator, code, cells, generator, effects)
     draws = draw_profiles(simulator, code, cells, generator, effects_from_campaign(campaign))
     if kind == _SHUFFLED:
-        for intensity, sigma, covered in zip(
-            draws.intensity, draws.sigma, draws.covered, strict=True
-        ):
+        rows = zip(draws.intensity, draws.sigma, draws.covered, strict=True)
+        for intensity, sigma, covered in rows:
             points = np.flatnonzero(covered)
             order = generator.permutation(points)
             intensity[points], sigma[points] = intensity[order], sigma[order]
@@ -195,26 +176,20 @@ def foreign_task(
     A profile without signal is rejected before a model sees it, and one that cannot be refined is
     rejected by the refinement. Which profiles count as refined depends on their number alone.
     """
-    refiner, _ = refiner_and_library(model)
+    refiner, _ = draw_tasks.refiner_and_library(model)
     draws = _foreign_profiles(model, kind, task, count, other_bank)
     outcomes = []
-    for row, gridded, prepared in prepared_profiles(draws):
+    for row, gridded, prepared in draw_tasks.prepared_profiles(draws):
         is_refined = row % _REFINED_SHARE == 0
         if prepared is None:
             outcomes.append(ForeignOutcome(True, True if is_refined else None))
             continue
-        prediction, from_model, from_library = starts_of(model, gridded, prepared)
+        prediction, from_model, from_library = draw_tasks.starts_of(model, gridded, prepared)
         by_model = prediction.accepted is not None and not prediction.accepted[0]
         refined = None
         if is_refined:
-            refined = _rejected(prediction, refiner, gridded, from_model + from_library)
+            fits = draw_tasks.refine_or_none(refiner, gridded, from_model + from_library)
+            # With free intensities it would be rejected as well, for another reason.
+            refined = not fits or not assess_acceptance(prediction, 0, fits).accepted
         outcomes.append(ForeignOutcome(by_model, refined))
     return outcomes
-
-
-def _rejected(
-    prediction: Prediction, refiner: Refiner, gridded: GriddedProfile, starts: Sequence[Start]
-) -> bool:
-    fits = refine_or_none(refiner, gridded, starts)
-    # With free intensities it would be rejected as well, for another reason.
-    return not fits or not assess_acceptance(prediction, 0, fits).accepted

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,6 @@ _BATCH = 512  # the same of profiles in memory
 Cells = NDArray[np.float64]
 Phases = NDArray[np.integer]
 Profiles = NDArray[np.float32]
-
-
-class ScoringError(ValueError):
-    """Samples that models cannot be scored on."""
 
 
 def in_batches(profiles: Profiles) -> Iterator[Profiles]:
@@ -59,48 +56,16 @@ def predict_batches(
     -------
     phase, cells, probabilities : shapes (count,), (count, 6), (count, n_phases)
     """
-    phases, cells, probabilities, done = [], [], [], 0
+    predictions, done = [], 0
     with Progress(description, count, "profiles", quiet=quiet) as progress:
         for profiles in batches:
             known = None if phase is None else phase[done : done + len(profiles)]
-            prediction = predictor.predict(profiles, known)
-            phases.append(prediction.phase)
-            cells.append(prediction.cells)
-            probabilities.append(prediction.probabilities)
+            p = predictor.predict(profiles, known)
+            predictions.append((p.phase, p.cells, p.probabilities))
             done += len(profiles)
             progress.advance(len(profiles))
+    phases, cells, probabilities = zip(*predictions, strict=True)
     return np.concatenate(phases), np.concatenate(cells), np.concatenate(probabilities)
-
-
-@dataclass
-class ErrorAccumulator:
-    """The errors of a model on a test set, collected batch by batch.
-
-    Attributes
-    ----------
-    targets
-        Phases and parameters.
-    phases_only
-        Whether the model predicts no cell.
-    total
-        Sums over the samples.
-    literal, free
-        Squared errors of each sample, as :func:`bragg_models.metrics.squared_errors` returns them.
-    """
-
-    targets: Targets
-    phases_only: bool = False
-    total: Errors | None = None
-    literal: list[NDArray[np.float32]] = field(default_factory=list)
-    free: list[NDArray[np.float32]] = field(default_factory=list)
-
-    def add(self, phase: Phases, cells: Cells, predicted: Phases, predicted_cells: Cells) -> None:
-        """Add a batch: the truth, and the predictions."""
-        of_batch = errors(self.targets, phase, cells, predicted, predicted_cells)
-        self.total = of_batch if self.total is None else self.total + of_batch
-        literal, free = squared_errors(self.targets, phase, cells, predicted_cells)
-        self.literal.append(literal.astype(np.float32))
-        self.free.append(free.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -109,17 +74,17 @@ class EvaluatedModel:
 
     Attributes
     ----------
-    model
-        Name.
-    key, label
-        Name of its scores in JSON and MLflow, and for a reader.
+    model, key, label
+        Name; name of its scores in JSON and MLflow, and for a reader.
     predict
         From raw profiles to phases, shape (n,), and cells, shape (n, 6); None if it predicts no
         cell.
     predict_cells
         From raw profiles and their true phases to cells, of class-conditional models.
-    uri, preset
-        Of a registered version.
+    uri, preset, command
+        Of a registered version, and the command that trains it again.
+    size, n_weights, n_nodes
+        On disk in bytes; numbers of weights of networks, and of nodes of trees.
     """
 
     model: str
@@ -129,6 +94,102 @@ class EvaluatedModel:
     predict_cells: Callable[[Profiles, Phases], Cells] | None = None
     uri: str = ""
     preset: str = ""
+    command: str = ""
+    size: int = 0
+    n_weights: int = 0
+    n_nodes: int = 0
+
+
+def constant_model(key: str, label: str, phase: int, cell: Cells) -> EvaluatedModel:
+    """Return a baseline that predicts the same phase and cell (6,) for every profile."""
+
+    def predict(profiles: Profiles) -> tuple[Phases, Cells]:
+        return np.full(len(profiles), phase), np.tile(cell, (len(profiles), 1))
+
+    return EvaluatedModel(key, key, label, predict)
+
+
+class Scorer:
+    """Predicts profiles whose phases and cells are known, and collects the errors.
+
+    Parameters
+    ----------
+    models, targets
+        Baselines and models; phases and parameters.
+    """
+
+    def __init__(self, models: Sequence[EvaluatedModel], targets: Targets) -> None:
+        self.models, self.targets = models, targets
+        self._phases: list[Phases] = []
+        self._phases_only: set[str] = set()
+        # By the model's key; with the true phases as input, by "KEY/true".
+        self._totals: dict[str, Errors] = {}
+        self._squared: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+
+    def predict(
+        self, profiles: Profiles, phase: Phases, cells: Cells
+    ) -> Iterator[tuple[EvaluatedModel, Phases, Cells | None]]:
+        """Predict a batch of profiles with each model, and yield the predictions.
+
+        Parameters
+        ----------
+        profiles : shape (n, points)
+        phase, cells : shapes (n,), (n, 6)
+            The truth.
+        """
+        self._phases.append(phase)
+        for model in self.models:
+            predicted, predicted_cells = model.predict(profiles)
+            if predicted_cells is None:  # scored on phases alone
+                self._phases_only.add(model.key)
+                self._add(model.key, phase, cells, predicted, cells)
+            else:
+                self._add(model.key, phase, cells, predicted, predicted_cells)
+            if model.predict_cells is not None and predicted_cells is not None:
+                with_truth = predicted_cells.copy()
+                wrong = np.flatnonzero(predicted != phase)
+                if len(wrong):
+                    with_truth[wrong] = model.predict_cells(profiles[wrong], phase[wrong])
+                self._add(f"{model.key}/true", phase, cells, phase, with_truth)
+            yield model, predicted, predicted_cells
+
+    def _add(
+        self, key: str, phase: Phases, cells: Cells, predicted: Phases, predicted_cells: Cells
+    ) -> None:
+        total = errors(self.targets, phase, cells, predicted, predicted_cells)
+        self._totals[key] = self._totals[key] + total if key in self._totals else total
+        squared = squared_errors(self.targets, phase, cells, predicted_cells)
+        self._squared[key].append(np.stack(squared, axis=1).astype(np.float32))
+
+    def scores(self, resamples: int) -> list[ModelScores]:
+        """Return the scores of all models, with their intervals, by bootstrap."""
+        systems = self.targets.crystal_systems[np.concatenate(self._phases)]
+        groups = {"all": np.ones(len(systems), dtype=bool)}
+        groups |= {CrystalSystem(int(code)).name: systems == code for code in np.unique(systems)}
+        scores = {key: summary(self.targets, total) for key, total in self._totals.items()}
+        columns = np.concatenate([np.concatenate(v) for v in self._squared.values()], axis=1)
+        names = [(key, name) for key in scores for name in ("mse_paper", "mse_paper_free")]
+        for group, rows in groups.items():
+            for of_key in scores.values():
+                values = of_key[group]
+                values["wrong"] = float(round((1 - values["accuracy"]) * values["n"]))
+            if rows.sum() < 2:
+                continue  # one sample gives no interval
+            low, high = bootstrap_intervals(columns[rows], resamples=resamples)
+            for (key, name), bottom, top in zip(names, low, high, strict=True):
+                bounds = {f"{name}_low": float(bottom), f"{name}_high": float(top)}
+                scores[key][group] |= bounds
+        for key in self._phases_only:
+            scores[key] = {
+                group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
+                for group, values in scores[key].items()
+            }
+        return [
+            ModelScores(
+                m.model, m.label, m.uri, m.preset, scores[m.key], scores.get(f"{m.key}/true")
+            )
+            for m in self.models
+        ]
 
 
 def score_set(
@@ -143,112 +204,28 @@ def score_set(
 
     Parameters
     ----------
-    test
-        The samples.
-    models
-        What is scored.
-    targets
-        Phases and parameters.
-    resamples
-        Of the bootstrap.
-    quiet
-        Show no progress.
+    test, models, targets
+        The samples, what is scored, and its phases and parameters.
+    resamples, quiet
+        Of the bootstrap; show no progress.
     """
-    labels = test.labels
-    accumulators: dict[str, ErrorAccumulator] = {}
-    phases = []
-    profiles = profiles_of(test.dataset, lambda values: values)
+    scorer, labels = Scorer(models, targets), test.labels
+    batches = in_order(profiles_of(test.dataset, lambda values: values), test.selected)
     total = test.count * len(models)
     with Progress(f"Scoring, {test.name}", total, "predictions", quiet=quiet) as bar:
-        for batch in _large_batches(in_order(profiles, test.selected), _LARGE_BATCH):
-            truth = labels.phase[batch.rows], labels.cells[batch.rows]
-            phases.append(truth[0])
-            for model in models:
-                predict_and_accumulate(model, batch.profiles, truth, accumulators, targets)
+        for batch in _large_batches(batches):
+            phase, cells = labels.phase[batch.rows], labels.cells[batch.rows]
+            for model, *_ in scorer.predict(batch.profiles, phase, cells):
                 bar.advance(len(batch.rows), model.label)
-    return scores_of(models, accumulators, np.concatenate(phases), targets, resamples)
+    return scorer.scores(resamples)
 
 
-def predict_and_accumulate(
-    model: EvaluatedModel,
-    profiles: Profiles,
-    truth: tuple[Phases, Cells],
-    accumulators: dict[str, ErrorAccumulator],
-    targets: Targets,
-) -> tuple[Phases, Cells | None]:
-    """Predict profiles whose phases and cells are known, and accumulate the errors.
-
-    They are accumulated under the model's key; with the true phases as input, of class-conditional
-    models, under ``KEY/true``.
-
-    Returns
-    -------
-    phase, cells : shapes (n,), (n, 6)
-        The predictions.
-    """
-    phase, cells = truth
-    predicted, predicted_cells = model.predict(profiles)
-    accumulator = accumulators.setdefault(
-        model.key, ErrorAccumulator(targets, phases_only=predicted_cells is None)
-    )
-    # A model without cells is scored on phases alone.
-    accumulator.add(phase, cells, predicted, cells if predicted_cells is None else predicted_cells)
-    if model.predict_cells is not None and predicted_cells is not None:
-        with_truth = predicted_cells
-        wrong = np.flatnonzero(predicted != phase)
-        if len(wrong):
-            with_truth = predicted_cells.copy()
-            with_truth[wrong] = model.predict_cells(profiles[wrong], phase[wrong])
-        accumulators.setdefault(f"{model.key}/true", ErrorAccumulator(targets)).add(
-            phase, cells, phase, with_truth
-        )
-    return predicted, predicted_cells
-
-
-def scores_of(
-    models: Sequence[EvaluatedModel],
-    accumulators: Mapping[str, ErrorAccumulator],
-    phases: Phases,
-    targets: Targets,
-    resamples: int,
-) -> list[ModelScores]:
-    """Return the scores of models with their intervals.
-
-    Parameters
-    ----------
-    models, accumulators
-        The models, and their errors.
-    phases : shape (n,)
-        The true phases, in the order in which the errors were added.
-    targets, resamples
-        As for :func:`score_set`.
-    """
-    groups = _groups(accumulators, targets.crystal_systems[phases], targets, resamples)
-    for key, accumulator in accumulators.items():
-        if accumulator.phases_only:
-            groups[key] = {
-                group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
-                for group, values in groups[key].items()
-            }
-    return [
-        ModelScores(
-            model.model,
-            model.label,
-            model.uri,
-            model.preset,
-            groups[model.key],
-            groups.get(f"{model.key}/true"),
-        )
-        for model in models
-    ]
-
-
-def _large_batches(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Join batches until they have some size: many small predictions take longer than a few."""
+def _large_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Join batches, as many small predictions take longer than a few large ones."""
     pending: list[Batch] = []
     for batch in batches:
         pending.append(batch)
-        if sum(len(b.rows) for b in pending) >= size:
+        if sum(len(b.rows) for b in pending) >= _LARGE_BATCH:
             yield _concatenated(pending)
             pending = []
     if pending:
@@ -259,35 +236,3 @@ def _concatenated(batches: Sequence[Batch]) -> Batch:
     return Batch(
         np.concatenate([b.profiles for b in batches]), np.concatenate([b.rows for b in batches])
     )
-
-
-def _groups(
-    accumulators: Mapping[str, ErrorAccumulator],
-    systems: NDArray[np.integer],
-    targets: Targets,
-    resamples: int,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the scores with their intervals of each model, of all samples and by system."""
-    scores: dict[str, dict[str, dict[str, float]]] = {}
-    for key, accumulator in accumulators.items():
-        if accumulator.total is None:
-            raise ScoringError(f"'{key}' was not given any sample.")
-        scores[key] = summary(targets, accumulator.total)
-    columns = np.stack(
-        [np.concatenate(part) for a in accumulators.values() for part in (a.literal, a.free)],
-        axis=1,
-    )
-    names = [(key, name) for key in accumulators for name in ("mse_paper", "mse_paper_free")]
-    groups = {"all": np.ones(len(systems), dtype=bool)}
-    groups |= {CrystalSystem(int(code)).name: systems == code for code in np.unique(systems)}
-    for group, rows in groups.items():
-        for key in accumulators:
-            values = scores[key][group]
-            values["wrong"] = float(round((1 - values["accuracy"]) * values["n"]))
-        if rows.sum() < 2:
-            continue  # one sample gives no interval
-        low, high = bootstrap_intervals(columns[rows], resamples=resamples)
-        for (key, name), bottom, top in zip(names, low, high, strict=True):
-            values = scores[key][group]
-            values[f"{name}_low"], values[f"{name}_high"] = float(bottom), float(top)
-    return scores

@@ -5,32 +5,22 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 from rich.filesize import decimal
-from torch import nn
 
-from bragg_models.forest import Forest
 from bragg_models.targets import Targets
-from pipelines.evaluation.model_names import (
-    CLASS_CONDITIONAL,
-    CLASSIFIER,
-    INTEGER,
-    INTEGRATED,
-    LABELS,
-    train_command,
-)
-from pipelines.evaluation.paper_numbers import EQUATION_1, PAPER_CAMPAIGN
+from pipelines.evaluation import names as known
 from pipelines.evaluation.scoring import EvaluatedModel
 from pipelines.evaluation.tables import (
     ModelScores,
     ResultTable,
     TableOptions,
+    by_table,
     class_conditional_table,
     integrated_table,
     number,
@@ -64,18 +54,12 @@ class MissingModel(NamedTuple):
     command: str
 
 
-@dataclass(frozen=True)
-class DatasetReference:
+class DatasetReference(NamedTuple):
     """Identity of a data set."""
 
     tag: str
     snapshot_id: str
     content_hash: str
-
-    @classmethod
-    def of(cls, dataset: xr.Dataset) -> DatasetReference:
-        """Return the identity of an opened snapshot."""
-        return cls(*(str(dataset.attrs[f.name]) for f in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -92,37 +76,8 @@ class EvaluationFacts:
     command: str
 
 
-def count_numbers(thing: object) -> tuple[int, int]:
-    """Count the weights of all networks, and the nodes of all trees, in a predictor."""
-    if isinstance(thing, nn.Module):
-        return sum(p.numel() for p in thing.parameters()), 0
-    if isinstance(thing, Forest):
-        return 0, len(thing.feature)
-    parts: list[object] = []
-    if isinstance(thing, Mapping):
-        parts = list(thing.values())
-    elif isinstance(thing, (list, tuple)):
-        parts = list(thing)
-    elif is_dataclass(thing):
-        parts = [getattr(thing, f.name) for f in fields(thing)]
-    counts = [count_numbers(part) for part in parts]
-    return sum(weights for weights, _ in counts), sum(nodes for _, nodes in counts)
-
-
-def speed_of(
-    model: EvaluatedModel, profiles: NDArray[np.float32], size: int, counts: tuple[int, int]
-) -> Speed:
-    """Time predictions, from raw profiles to cells; the first one of each size does not count.
-
-    Parameters
-    ----------
-    model
-        What is timed.
-    profiles : shape (512, points)
-        Raw profiles.
-    size, counts
-        Its size on disk in bytes, and its numbers of weights and nodes.
-    """
+def speed_of(model: EvaluatedModel, profiles: NDArray[np.float32]) -> Speed:
+    """Time predictions of raw profiles (512, points); the first one of each size does not count."""
     fewest, most = _REPETITIONS
 
     def median(count: int) -> float:
@@ -133,7 +88,8 @@ def speed_of(
             seconds.append(time.perf_counter() - began)
         return statistics.median(seconds[1:])
 
-    return Speed(model.model, model.label, median(1), median(BATCH), size, *counts)
+    counts = model.size, model.n_weights, model.n_nodes
+    return Speed(model.model, model.label, median(1), median(BATCH), *counts)
 
 
 @dataclass
@@ -142,8 +98,8 @@ class EvaluationReport:
 
     Attributes
     ----------
-    facts
-        Date, commit, data sets, settings.
+    facts, targets
+        Date, commit, data sets, settings; phases and parameters.
     scores
         By the name of the test set, and the key of the model.
     titles
@@ -151,54 +107,50 @@ class EvaluationReport:
     proven
         By the name of the test set: share of the samples for which the library match is proven to
         be that of a search through all patterns.
-    speed
-        Costs of the models.
-    missing
-        The models that are not registered.
-    commands
-        Commands that trained the models, by address.
+    speed, missing
+        Costs of the models, and those that are not registered.
+    commands, run_id
+        Commands that trained the models, by address; the MLflow run.
     """
 
     facts: EvaluationFacts
+    targets: Targets
     scores: dict[str, dict[str, ModelScores]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     proven: dict[str, float] = field(default_factory=dict)
     speed: list[Speed] = field(default_factory=list)
     missing: list[MissingModel] = field(default_factory=list)
     commands: dict[str, str] = field(default_factory=dict)
+    run_id: str = ""
 
     def value(self, test: str, model: str, name: str = "mse_paper") -> float | None:
         """Return a score over all samples, or None where there is none."""
         score = self.scores.get(test, {}).get(model)
         return None if score is None else score.groups["all"].get(name)
 
-    def tables(self, targets: Targets) -> list[ResultTable]:
+    def tables(self) -> list[ResultTable]:
         """Return everything as tables."""
-        tables = [t for test in self.scores for t in self._test_tables(test, targets)]
+        tables = [table for test in self.scores for table in self._test_tables(test)]
         return [*tables, *self._ablation(), self._costs()]
 
-    def _test_tables(self, test: str, targets: Targets) -> list[ResultTable]:
-        scores = list(self.scores[test].values())
-        baselines = [s for s in scores if not s.uri]
-        conditional = [s for s in scores if s.model == CLASSIFIER]
-        conditional += [s for s in scores if s.model in CLASS_CONDITIONAL]
-        integrated = [s for s in scores if s.uri and s not in conditional and s.model != INTEGER]
+    def _test_tables(self, test: str) -> list[ResultTable]:
+        baselines, conditional, integrated = by_table(self.scores[test].values())
         split = "blocked" if test == "blocked" else "random"
         tables = []
         for make, names, models in (
-            (class_conditional_table, (CLASSIFIER, *CLASS_CONDITIONAL), conditional),
-            (integrated_table, INTEGRATED, integrated),
+            (class_conditional_table, (known.CLASSIFIER, *known.CLASS_CONDITIONAL), conditional),
+            (integrated_table, known.INTEGRATED, integrated),
         ):
             missing = [m.model for m in self.missing if m.model in names and m.split == split]
             if not missing and not models:
                 continue  # nothing but baselines
             options = TableOptions(
-                with_paper=self.facts.campaign == PAPER_CAMPAIGN and test == "random",
-                not_trained=[LABELS.get(model, model) for model in missing],
+                with_paper=self.facts.campaign == known.PAPER_CAMPAIGN and test == "random",
+                not_trained=[known.LABELS.get(model, model) for model in missing],
             )
-            table = make(self.titles[test], [*baselines, *models], targets, options)
+            table = make(self.titles[test], [*baselines, *models], self.targets, options)
             if missing:
-                table.notes.append(f"Not trained: {train_command(' '.join(missing), split)}")
+                table.notes.append(f"Not trained: {known.train_command(' '.join(missing), split)}")
             if test in self.proven:
                 table.notes.append(
                     f"The library match is proven to be the exact one for "
@@ -213,8 +165,10 @@ class EvaluationReport:
             ("", "wrong", "mse_paper", "wrong, integer", "mse_paper, integer"),
         )
         for test in self.scores:
-            if self.value(test, INTEGER) is not None:
-                names = [(m, n) for m in ("multitask", INTEGER) for n in ("wrong", "mse_paper")]
+            if self.value(test, known.INTEGER) is not None:
+                names = [
+                    (m, n) for m in ("multitask", known.INTEGER) for n in ("wrong", "mse_paper")
+                ]
                 table.add(test, *(number(self.value(test, *name)) for name in names))
         return [table] if table.rows else []
 
@@ -239,14 +193,13 @@ class EvaluationReport:
     def to_json(self) -> Mapping[str, Any]:
         """Return plain JSON values; numbers that are not finite are null."""
         test_sets = {
-            test: {
-                "title": self.titles[test],
-                "models": {key: asdict(score) for key, score in scores.items()},
-            }
+            test: {"title": self.titles[test], "models": {k: asdict(s) for k, s in scores.items()}}
             for test, scores in self.scores.items()
         }
         values = {
             **asdict(self.facts),
+            "data": self.facts.data._asdict(),
+            "offgrid": None if self.facts.offgrid is None else self.facts.offgrid._asdict(),
             "test_sets": test_sets,
             "not_trained": [missing._asdict() for missing in self.missing],
             "library_proven": self.proven,
@@ -268,13 +221,11 @@ class EvaluationReport:
             tests.setdefault("speed", {})[speed.model] = {
                 "seconds_1": speed.single,
                 f"seconds_{BATCH}": speed.batch,
-                "bytes": speed.bytes,
-                "weights": speed.weights,
-                "nodes": speed.nodes,
+                **{name: getattr(speed, name) for name in ("bytes", "weights", "nodes")},
             }
         return {"evaluate": tests}
 
-    def markdown(self, targets: Targets) -> str:
+    def markdown(self) -> str:
         """Return the tables with all that is needed to repeat the evaluation."""
         facts = self.facts
         lines = ["# Results", "", f"- date: {facts.date}", f"- commit: {facts.commit}"]
@@ -286,18 +237,14 @@ class EvaluationReport:
         lines += [
             f"- intervals: 95 %, bootstrap over samples, {facts.bootstrap} resamples, in the power "
             f"of ten of the number before them",
-            f"- {EQUATION_1}",
+            f"- {known.EQUATION_1}",
             "",
             "```",
             *dict.fromkeys(self.commands.values()),
             facts.command,
             "```",
         ]
-        return "\n".join([*lines, "", *_markdown(self.tables(targets))])
-
-
-def _markdown(tables: Sequence[ResultTable]) -> list[str]:
-    return [table.markdown() for table in tables]
+        return "\n".join([*lines, "", *(table.markdown() for table in self.tables())])
 
 
 def finite_or_null(value: Any) -> Any:

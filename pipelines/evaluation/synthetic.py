@@ -13,35 +13,23 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from bragg_data.campaign import Samples
 from bragg_data.provenance import code_commit
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.library.compressed import CompressedLibrary
-from bragg_models.targets import Targets, targets_of
+from bragg_models.targets import targets_of
 from catalog.tracking import Tracking
 from pipelines.cli.console import Progress, say
+from pipelines.evaluation import summary
 from pipelines.evaluation.baselines import LibraryMatch, baseline_models
 from pipelines.evaluation.candidates import (
     Candidate,
-    LoadedModel,
     candidates,
     load_candidate,
     newest_trained_tag,
-    training_command,
 )
-from pipelines.evaluation.model_names import INTEGER, MODELS, NEAREST, train_command
-from pipelines.evaluation.paper_numbers import PAPER_CAMPAIGN
+from pipelines.evaluation.names import INTEGER, MODELS, NEAREST, PAPER_CAMPAIGN, train_command
 from pipelines.evaluation.scoring import EvaluatedModel, score_set
-from pipelines.evaluation.summary import (
-    BATCH,
-    DatasetReference,
-    EvaluationFacts,
-    EvaluationReport,
-    MissingModel,
-    count_numbers,
-    speed_of,
-)
 from pipelines.evaluation.test_sets import held_out_sets
 
 OFF_GRID = "batio3-offgrid-v1"
@@ -62,10 +50,8 @@ class EvaluationSettings:
         Tag of a data set of cells between the grid's points; None for :data:`OFF_GRID`.
     models
         Names or addresses; all models if empty.
-    bootstrap
-        Resamples of the samples, for 95 % intervals.
-    limit
-        Largest number of samples of each test set.
+    bootstrap, limit
+        Resamples of the samples, for 95 % intervals; largest number of samples of each test set.
     library
         Whether the library match is among the baselines.
     """
@@ -89,28 +75,17 @@ class EvaluationSettings:
         )
 
 
-@dataclass(frozen=True)
-class LoggedEvaluation:
-    """A finished evaluation: the report, its phases and parameters, and the MLflow run's id."""
-
-    report: EvaluationReport
-    targets: Targets
-    run_id: str
-
-
 def run_evaluation(
     store: Store, tracking: Tracking, settings: EvaluationSettings, *, quiet: bool = False
-) -> LoggedEvaluation:
+) -> summary.EvaluationReport:
     """Evaluate registered models on a data set of a store, and log the results to MLflow.
 
     Parameters
     ----------
     store, tracking
         The data sets, and the models.
-    settings
-        What is evaluated.
-    quiet
-        Print nothing.
+    settings, quiet
+        What is evaluated; print nothing.
 
     Raises
     ------
@@ -149,14 +124,14 @@ def run_evaluation(
         run.log_dataset(dataset, "test")
         if offgrid is not None:
             run.log_dataset(offgrid, "test off the grid")
-        report = evaluate(dataset, offgrid, tracking, chosen, settings, quiet=quiet)
-        targets = _targets(dataset, samples_of(dataset))
+        report = _evaluate(dataset, offgrid, tracking, chosen, settings, quiet=quiet)
+        report.run_id = run.id
         run.log_metrics(report.metrics())
-        run.log_text(report.markdown(targets), "results.md")
-    return LoggedEvaluation(report, targets, run.id)
+        run.log_text(report.markdown(), "results.md")
+    return report
 
 
-def evaluate(
+def _evaluate(
     dataset: xr.Dataset,
     offgrid: xr.Dataset | None,
     tracking: Tracking,
@@ -164,36 +139,23 @@ def evaluate(
     settings: EvaluationSettings,
     *,
     quiet: bool = False,
-) -> EvaluationReport:
-    """Score registered versions and baselines on the test sets, and time them.
-
-    Parameters
-    ----------
-    dataset, offgrid
-        The data set whose splits are scored, and one of cells between its grid's points.
-    tracking
-        Where the versions are registered.
-    chosen
-        The versions.
-    settings
-        Size of the test sets and of the bootstrap.
-    quiet
-        Show no progress.
-    """
+) -> summary.EvaluationReport:
+    """Score registered versions and baselines on the test sets, and time them."""
     labels = samples_of(dataset)
-    targets = _targets(dataset, labels)
+    targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
     tests = held_out_sets(dataset, offgrid, settings.limit)
-    report = EvaluationReport(
-        EvaluationFacts(
+    report = summary.EvaluationReport(
+        summary.EvaluationFacts(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             commit=code_commit(),
             campaign=str(dataset.attrs["campaign"]),
-            data=DatasetReference.of(dataset),
-            offgrid=None if offgrid is None else DatasetReference.of(offgrid),
+            data=_reference(dataset),
+            offgrid=None if offgrid is None else _reference(offgrid),
             bootstrap=settings.bootstrap,
             limit=settings.limit,
             command=settings.command(str(dataset.attrs["tag"])),
         ),
+        targets,
         titles={test.name: test.title for test in tests},
         missing=list(_missing(chosen, settings.models)),
     )
@@ -208,22 +170,18 @@ def evaluate(
                 for c in chosen
                 if c.split == split
             ]
-            report.commands |= {
-                m.evaluated.uri: training_command(m.predictor.provenance) for m in loaded
-            }
+            report.commands |= {model.uri: model.command for model in loaded}
             for test in of_split:
-                match = None
-                if library is not None:
-                    match = LibraryMatch(library.only(test.training), labels)
+                match = LibraryMatch(library, labels, test.training) if library else None
                 baselines = baseline_models(labels, match, test)
-                models = [*baselines, *(m.evaluated for m in loaded)]
+                models = [*baselines, *loaded]
                 scores = score_set(test, models, targets, resamples=settings.bootstrap, quiet=quiet)
                 report.scores[test.name] = {
                     model.key: score for model, score in zip(models, scores, strict=True)
                 }
                 if match is not None:
                     report.proven[test.name] = match.n_proven / match.n_queries
-            _time(report, dataset, loaded, baselines, library)
+            _time(report, dataset, [*baselines, *loaded])
     # In the order in which they are read.
     report.scores = {
         test: report.scores[test] for test in (*_SPLITS, "off-grid") if test in report.scores
@@ -232,39 +190,33 @@ def evaluate(
 
 
 def _time(
-    report: EvaluationReport,
-    dataset: xr.Dataset,
-    loaded: Sequence[LoadedModel],
-    baselines: Sequence[EvaluatedModel],
-    library: CompressedLibrary | None,
+    report: summary.EvaluationReport, dataset: xr.Dataset, models: Sequence[EvaluatedModel]
 ) -> None:
-    """Time the models that are not timed yet."""
-    profiles = dataset["intensity"][:BATCH].values
-    profiles = np.resize(profiles, (BATCH, profiles.shape[1]))
+    """Time the library match and the registered models that are not timed yet."""
+    profiles = dataset["intensity"][: summary.BATCH].values
+    profiles = np.resize(profiles, (summary.BATCH, profiles.shape[1]))
     timed = {speed.model for speed in report.speed}
-    if library is not None and NEAREST not in timed:
-        nearest = next(model for model in baselines if model.model == NEAREST)
-        size = library.full.nbytes + library.compressed.nbytes
-        report.speed.append(speed_of(nearest, profiles, size, (0, 0)))
     report.speed += [
-        speed_of(m.evaluated, profiles, m.size, count_numbers(m.predictor))
-        for m in loaded
-        if m.evaluated.model not in timed
+        summary.speed_of(model, profiles)
+        for model in models
+        if model.model not in timed and (model.uri or model.model == NEAREST)
     ]
 
 
-def _missing(chosen: Sequence[Candidate], names: Sequence[str]) -> Iterator[MissingModel]:
+def _missing(chosen: Sequence[Candidate], names: Sequence[str]) -> Iterator[summary.MissingModel]:
     """Yield the models that are not registered, of those that are requested."""
     registered = {(c.model, c.split) for c in chosen}
     for split in _SPLITS:
         for model in MODELS:
             requested = model != INTEGER and (not names or model in names)
             if requested and (model, split) not in registered:
-                yield MissingModel(model, split, train_command(model, split))
+                yield summary.MissingModel(model, split, train_command(model, split))
 
 
-def _targets(dataset: xr.Dataset, labels: Samples) -> Targets:
-    return targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
+def _reference(dataset: xr.Dataset) -> summary.DatasetReference:
+    return summary.DatasetReference(
+        *(str(dataset.attrs[name]) for name in summary.DatasetReference._fields)
+    )
 
 
 def _library(dataset: xr.Dataset, directory: Path, *, quiet: bool) -> CompressedLibrary:

@@ -13,15 +13,7 @@ from rich.table import Table
 
 from bragg_models.targets import Targets
 from pipelines.cli.console import console, say
-from pipelines.evaluation.paper_numbers import (
-    EQUATION_1,
-    PAPER_CAMPAIGN,
-    TABLE_II,
-    TABLE_III,
-    TABLE_IV,
-    TABLE_V,
-    TEST_SAMPLES,
-)
+from pipelines.evaluation import names as known
 
 Scores = Mapping[str, Mapping[str, float]]
 """By ``all`` and crystal system: scores by their names."""
@@ -128,59 +120,14 @@ def mae_headings(targets: Targets) -> list[str]:
     return [f"MAE {p} ({'Å' if p in 'abc' else '°'})" for p in targets.parameters]
 
 
-def print_scores(
-    campaign: str,
-    model: str,
-    scores: Scores,
-    constant: Scores,
-    targets: Targets,
-    title: str = "Test samples, random split",
-) -> None:
-    """Print scores on held-out samples, with those of a constant answer and the paper's.
-
-    Parameters
-    ----------
-    campaign, model
-        Names; the paper's results are for its own campaign alone.
-    scores, constant
-        See :func:`bragg_models.metrics.summary`.
-    targets
-        The parameters.
-    title
-        The samples.
-    """
-    headings = ("samples", "accuracy", "mse_paper", "… tied c once", *mae_headings(targets))
-    table = ResultTable(title, ("", *headings), notes=[EQUATION_1])
-
-    def add(label: str, values: Mapping[str, float], style: str = "") -> None:
-        texts = [f"{values[k]:.2e}" for k in ("mse_paper", "mse_paper_free")]
-        for parameter in targets.parameters:
-            mean, digits = values.get(f"mae_{parameter}"), 4 if parameter in "abc" else 3
-            texts.append("" if mean is None else f"{mean:.{digits}f}")
-        table.add(label, f"{values['n']:,.0f}", f"{values['accuracy']:.2%}", *texts, style=style)
-
-    for label, values in scores.items():
-        add(label, values, "bold" if label == "all" else "")
-    add("always the mean cell", constant["all"], "dim")
-    if campaign == PAPER_CAMPAIGN:
-        for system, value in TABLE_II.get(model, {}).items():
-            table.add(f"the paper's, {system}", "", "", f"{value:.2e}", style="dim")
-        if model in TABLE_III:
-            samples, value = f"{TEST_SAMPLES:,}", TABLE_III[model]
-            table.add("the paper's", samples, "", f"{value:.2e}", style="dim")
-    table.show()
-
-
 @dataclass(frozen=True)
 class ModelScores:
     """The scores of a model on one test set.
 
     Attributes
     ----------
-    model
-        Name, also of a baseline.
-    label
-        Name for a reader.
+    model, label
+        Name, also of a baseline; name for a reader.
     uri, preset
         Of the registered version; empty for a baseline.
     groups
@@ -197,6 +144,16 @@ class ModelScores:
     preset: str
     groups: Scores
     true_system: Scores | None = None
+
+
+def by_table(scores: Iterable[ModelScores]) -> tuple[list[ModelScores], ...]:
+    """Return the scores of baselines, of class-conditional models, and of integrated ones."""
+    scores = list(scores)
+    baselines = [s for s in scores if not s.uri]
+    conditional = [s for s in scores if s.model == known.CLASSIFIER]
+    conditional += [s for s in scores if s.model in known.CLASS_CONDITIONAL]
+    integrated = [s for s in scores if s.uri and s not in conditional and s.model != known.INTEGER]
+    return baselines, conditional, integrated
 
 
 @dataclass(frozen=True)
@@ -229,12 +186,10 @@ def class_conditional_table(
         The test set.
     scores
         Baselines first; then in the paper's order.
-    targets
-        The parameters.
-    options
-        Which of the tables.
+    targets, options
+        The parameters; which of the tables.
     """
-    name, published = ("IV", TABLE_IV) if options.measured else ("II", TABLE_II)
+    name, published = ("IV", known.TABLE_IV) if options.measured else ("II", known.TABLE_II)
     shown = _SCORES[:2] if options.measured else _SCORES
     columns = ("", *shown, "true\nsystem", "paper", *_narrow_headings(targets))
     table = ResultTable(f"Table {name}, class-conditional models: {title}", columns)
@@ -267,7 +222,7 @@ def integrated_table(
     title, scores, targets, options
         As for :func:`class_conditional_table`.
     """
-    name, published = ("V", TABLE_V) if options.measured else ("III", TABLE_III)
+    name, published = ("V", known.TABLE_V) if options.measured else ("III", known.TABLE_III)
     shown = _SCORES[:2] if options.measured else _SCORES
     columns = ("", "samples", *shown, "paper", *_narrow_headings(targets))
     table = ResultTable(f"Table {name}, integrated models: {title}", columns)

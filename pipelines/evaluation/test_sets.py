@@ -32,10 +32,8 @@ class HeldOutSet:
 
     Attributes
     ----------
-    name
-        "random", "blocked" or "off-grid".
-    dataset
-        The snapshot that holds the samples.
+    name, dataset
+        "random", "blocked" or "off-grid"; the snapshot that holds the samples.
     selected : shape (n,)
         Which of its samples are in the test set.
     training : shape (m,)

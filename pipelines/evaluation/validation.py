@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +13,24 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from bragg_data.campaign import Campaign, Samples
+from bragg_data.instrument.instprm import Instrument
 from bragg_data.provenance import code_commit
 from bragg_data.refinement.rietveld import Refiner
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
+from bragg_models.library.search import Matches
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets, targets_of
 from catalog.tracking import MEASURED_METRICS, Tracking
 from pipelines.cli.console import say
 from pipelines.cli.options import default_tag
 from pipelines.cluster.client import open_client
+from pipelines.evaluation import measured, measured_tables
 from pipelines.evaluation.candidates import Candidate, candidates, evaluated_model
 from pipelines.evaluation.draw_options import DrawOptions
-from pipelines.evaluation.draws import DrawCounts, evaluate_on_draws
-from pipelines.evaluation.measured import (
-    FROM_LIBRARY,
-    LabelledProfiles,
-    RefinedProfiles,
-    Validation,
-    library_matches,
-    measured_baselines,
-    profiles_from_dataset,
-    profiles_from_file,
-    refine_profiles,
-    validate,
-    with_paper_preprocessing,
-)
-from pipelines.evaluation.measured_tables import (
-    interval_table,
-    preprocessing_table,
-    refinement_table,
-    samples_table,
-    slug,
-    validation_figures,
-    validation_json,
-    validation_metrics,
-    validation_tables,
-)
-from pipelines.evaluation.paper_numbers import EQUATION_1
+from pipelines.evaluation.draws import evaluate_on_draws
+from pipelines.evaluation.names import EQUATION_1
 from pipelines.evaluation.rejection import find_other_bank
-from pipelines.evaluation.scoring import EvaluatedModel
 from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.library import INDEX_DIRECTORY, PatternLibrary, index_library
 from pipelines.registry.feature_views import RegisteredModel
@@ -82,10 +61,8 @@ class ValidationSettings:
         Whether the library match, and the refinement from it, are among the baselines.
     paper_preprocessing
         Add the results after the paper's preprocessing (its section V-C1).
-    bootstrap
-        Resamples of the samples, for 95 % intervals.
-    on_draws
-        Evaluation on simulated measurements.
+    bootstrap, on_draws
+        Resamples of the samples, for 95 % intervals; evaluation on simulated measurements.
     """
 
     data: tuple[str, ...] | None = None
@@ -104,16 +81,10 @@ class ValidationReport:
 
     Attributes
     ----------
-    text
-        Facts and tables, as Markdown.
-    results
-        For each set of profiles, plain JSON values.
-    metrics
-        Nested numbers, by set.
-    figures
-        By set, and by model.
-    run_id
-        The MLflow run.
+    text, results
+        Facts and tables, as Markdown; for each set of profiles, plain JSON values.
+    metrics, figures, run_id
+        Nested numbers, by set; by set, and by model; the MLflow run.
     """
 
     text: str
@@ -130,25 +101,10 @@ class ValidationReport:
                     table.show()
                 self.text += "\n" + table.markdown()
 
-
-@dataclass(frozen=True)
-class _Models:
-    """The data set and models of a validation."""
-
-    dataset: xr.Dataset
-    campaign: Campaign
-    labels: Samples
-    targets: Targets
-    chosen: list[Candidate]
-    predictors: Mapping[str, Predictor]
-
-    @property
-    def evaluated(self) -> list[EvaluatedModel]:
-        return [evaluated_model(c, self.predictors[c.label]) for c in self.chosen]
-
-    @property
-    def with_intervals(self) -> Mapping[str, Predictor]:
-        return {label: p for label, p in self.predictors.items() if p.has_intervals}
+    def add_scores(self, result: measured.Validation, name: str) -> None:
+        """Add the scores and predictions of a set of profiles, under its name."""
+        self.results.append({**measured_tables.validation_json(result), "name": name})
+        self.metrics[measured_tables.slug(name)] = measured_tables.validation_metrics(result)
 
 
 def run_validation(
@@ -158,10 +114,8 @@ def run_validation(
 
     Parameters
     ----------
-    store, tracking
-        The data sets, and the models.
-    settings
-        What is validated.
+    store, tracking, settings
+        The data sets, the models, and what is validated.
 
     Raises
     ------
@@ -170,25 +124,6 @@ def run_validation(
     EvaluateError
         If there is no such model.
     """
-    models = _load_models(store, tracking, settings)
-    options, bank = settings.on_draws, None
-    if options.bank_file is not None:
-        bank = find_other_bank(options.bank_file, models.campaign)
-    sets = []
-    if settings.data is not None or not options.requested:
-        sets = _labelled_sets(settings.data, store, models.campaign)
-    report = ValidationReport(_facts(models.dataset, settings))
-    if sets:
-        _validate_sets(report, sets, models, settings)
-        say(EQUATION_1)
-    if options.requested:
-        counts = DrawCounts(options.draws, options.foreign, options.refined_draws, bank)
-        _evaluate_draws(report, models, tracking, options.cluster, counts)
-    _log(report, models, tracking, sets)
-    return report
-
-
-def _load_models(store: Store, tracking: Tracking, settings: ValidationSettings) -> _Models:
     dataset = store.open(settings.trained_on or default_tag(store))
     campaign, labels = campaign_of(dataset), samples_of(dataset)
     targets = targets_of(campaign.phases, labels.phase, labels.cells)
@@ -196,142 +131,149 @@ def _load_models(store: Store, tracking: Tracking, settings: ValidationSettings)
     if not settings.models:
         chosen = [c for c in chosen if c.split == "random"]
     predictors = {c.label: load_version(tracking.uri, c.version) for c in chosen}
-    return _Models(dataset, campaign, labels, targets, chosen, predictors)
+    options, bank = settings.on_draws, None
+    if options.bank_file is not None:
+        bank = find_other_bank(options.bank_file, campaign)
+    sets = []
+    if settings.data is not None or not options.requested:
+        sets = _labelled_sets(settings.data, store, campaign)
+    report = ValidationReport(_facts(dataset, settings))
+    validator = _Validator(settings, report, dataset, labels, targets, chosen, predictors)
+    if sets:
+        validator.validate_sets(sets)
+        say(EQUATION_1)
+    if options.requested:
+        validator.evaluate_draws(tracking, bank)
+    validator.log(tracking, [labelled.name for labelled in sets])
+    return report
 
 
-def _validate_sets(
-    report: ValidationReport,
-    sets: Sequence[LabelledProfiles],
-    models: _Models,
-    settings: ValidationSettings,
-) -> None:
-    """Add the results on labelled profiles to a report."""
-    campaign = models.campaign
-    library = None
-    if settings.library:
-        library = index_library(models.dataset, campaign, progress=True)
-    matches = [None] * len(sets) if library is None else library_matches(library, sets)
-    fits: list[dict[str, RefinedProfiles]] = [{} for _ in sets]
-    if library is not None and settings.refine:
-        refiner = Refiner(campaign, cache=INDEX_DIRECTORY)
-        starts: dict[str, Predictor | None] = {FROM_LIBRARY: None}
-        starts |= {f"{label} and {FROM_LIBRARY}": p for label, p in models.with_intervals.items()}
-        fits = [
-            {label: refine_profiles(labelled, m, refiner, p) for label, p in starts.items()}
-            for labelled, m in zip(sets, matches, strict=True)
-            if m is not None
-        ]
-    for labelled, m, fit in zip(sets, matches, fits, strict=True):
-        baselines = measured_baselines(campaign, models.labels, m, fit)
-        evaluated = [*baselines, *models.evaluated]
-        labels = {model.key: model.label for model in evaluated}
-        result = validate(labelled, models.targets, evaluated, resamples=settings.bootstrap)
-        report.add(*validation_tables(result, models.targets, campaign.name))
-        report.add(interval_table(labelled, models.targets, models.predictors))
-        if fit:
-            report.add(refinement_table(labelled, models.targets, fit))
-        report.add(samples_table(result, models.targets, labels), show=False)
-        report.results.append(validation_json(result, models.targets))
-        report.metrics[slug(labelled.name)] = validation_metrics(result)
-        report.figures[labelled.name] = validation_figures(result, campaign, labels)
-        if settings.paper_preprocessing:
-            _add_paper_preprocessing(report, labelled, models, library, settings)
+@dataclass(frozen=True)
+class _Validator:
+    """Adds the results of models to a report; labels and targets are those of the data set."""
 
+    settings: ValidationSettings
+    report: ValidationReport
+    dataset: xr.Dataset
+    labels: Samples
+    targets: Targets
+    chosen: list[Candidate]
+    predictors: Mapping[str, Predictor]
 
-def _add_paper_preprocessing(
-    report: ValidationReport,
-    labelled: LabelledProfiles,
-    models: _Models,
-    library: PatternLibrary | None,
-    settings: ValidationSettings,
-) -> None:
-    """Add Tables IV and V after the paper's preprocessing, and a comparison with the project's."""
-    n, campaign, targets = len(labelled.samples), models.campaign, models.targets
-    selected = with_paper_preprocessing(labelled, campaign)
-    if selected is None:
-        note = (
-            f"{labelled.name}: the paper's preprocessing is not possible for any of the {n} "
-            f"profiles: its background (section V-C1) does not exist for them."
+    @cached_property
+    def campaign(self) -> Campaign:
+        return campaign_of(self.dataset)
+
+    @cached_property
+    def with_intervals(self) -> Mapping[str, Predictor]:
+        return {label: p for label, p in self.predictors.items() if p.has_intervals}
+
+    def result_of(
+        self,
+        labelled: measured.LabelledProfiles,
+        matches: Matches | None,
+        fits: Mapping[str, measured.RefinedProfiles] | None = None,
+    ) -> measured.Validation:
+        """Score all models and baselines on a set of profiles."""
+        models = measured.measured_baselines(self.campaign, self.labels, matches, fits)
+        models += [evaluated_model(c, self.predictors[c.label]) for c in self.chosen]
+        resamples = self.settings.bootstrap
+        return measured.validate(labelled, self.targets, models, resamples=resamples)
+
+    def validate_sets(self, sets: Sequence[measured.LabelledProfiles]) -> None:
+        """Add the results on labelled profiles."""
+        campaign, report, library = self.campaign, self.report, None
+        if self.settings.library:
+            library = index_library(self.dataset, campaign, progress=True)
+        matches = [None] * len(sets) if library is None else measured.library_matches(library, sets)
+        refiner = (
+            Refiner(campaign, cache=INDEX_DIRECTORY) if library and self.settings.refine else None
         )
-        say(note)
-        report.text += f"\n{note}\n"
-        return
-    paper, rows = selected
+        starts: dict[str, Predictor | None] = {measured.FROM_LIBRARY: None}
+        for label, predictor in self.with_intervals.items():
+            starts[f"{label} and {measured.FROM_LIBRARY}"] = predictor
+        # All refinements come before the tables.
+        fits: list[dict[str, measured.RefinedProfiles]] = [{} for _ in sets]
+        for labelled, m, fit in zip(sets, matches, fits, strict=True):
+            if m is not None and refiner is not None:
+                for label, p in starts.items():
+                    fit[label] = measured.refine_profiles(labelled, m, refiner, p)
+        for labelled, m, fit in zip(sets, matches, fits, strict=True):
+            result = self.result_of(labelled, m, fit)
+            report.add(*measured_tables.validation_tables(result, campaign.name))
+            report.add(measured_tables.interval_table(labelled, self.targets, self.predictors))
+            if fit:
+                report.add(measured_tables.refinement_table(labelled, self.targets, fit))
+            report.add(measured_tables.samples_table(result), show=False)
+            report.add_scores(result, labelled.name)
+            report.figures[labelled.name] = measured_tables.validation_figures(result, campaign)
+            if self.settings.paper_preprocessing:
+                self.add_paper_preprocessing(labelled, library)
 
-    def result_of(profiles: LabelledProfiles) -> Validation:
-        matches = None if library is None else library_matches(library, [profiles])[0]
-        baselines = measured_baselines(campaign, models.labels, matches)
-        evaluated = [*baselines, *models.evaluated]
-        return validate(profiles, targets, evaluated, resamples=settings.bootstrap)
-
-    after_paper, after_ours = result_of(paper), result_of(labelled.select(rows))
-    suffix = f" of {n}, the paper's preprocessing"
-    report.add(*validation_tables(after_paper, targets, campaign.name, suffix))
-    report.add(preprocessing_table(after_paper, after_ours, n, campaign.name))
-    name = f"{labelled.name}, paper's preprocessing"
-    report.results.append({**validation_json(after_paper, targets), "name": name})
-    report.metrics[slug(name)] = validation_metrics(after_paper)
-
-
-def _evaluate_draws(
-    report: ValidationReport,
-    models: _Models,
-    tracking: Tracking,
-    cluster: str,
-    counts: DrawCounts,
-) -> None:
-    """Add the results on simulated measurements to a report."""
-    registered = {
-        c.label: RegisteredModel(tracking.uri, c.version)
-        for c in models.chosen
-        if c.label in models.with_intervals
-    }
-    if not registered:
-        raise ValidateError(
-            "None of these models has intervals, so there is nothing to evaluate on draws. Train "
-            "one with python -m pipelines.train robust, or name it with --models."
+    def add_paper_preprocessing(
+        self, labelled: measured.LabelledProfiles, library: PatternLibrary | None
+    ) -> None:
+        """Add Tables IV and V after the paper's preprocessing, compared with the project's."""
+        n, campaign, report = len(labelled.samples), self.campaign, self.report
+        selected = measured.with_paper_preprocessing(labelled, campaign)
+        if selected is None:
+            note = (
+                f"{labelled.name}: the paper's preprocessing is not possible for any of the {n} "
+                f"profiles: its background (section V-C1) does not exist for them."
+            )
+            say(note)
+            report.text += f"\n{note}\n"
+            return
+        after_paper, after_ours = (
+            self.result_of(
+                p, None if library is None else measured.library_matches(library, [p])[0]
+            )
+            for p in (selected[0], labelled.select(selected[1]))
         )
-    with open_client(cluster) as client:
-        for label, model in registered.items():
-            tables, figure = evaluate_on_draws(client, model, models.campaign.phases, label, counts)
-            report.add(*tables, show=False)
-            if figure is not None:
-                report.figures.setdefault(DRAWS, {})[label] = figure
+        suffix = f" of {n}, the paper's preprocessing"
+        report.add(*measured_tables.validation_tables(after_paper, campaign.name, suffix))
+        report.add(measured_tables.preprocessing_table(after_paper, after_ours, n, campaign.name))
+        report.add_scores(after_paper, f"{labelled.name}, paper's preprocessing")
 
+    def evaluate_draws(self, tracking: Tracking, bank: Instrument | None) -> None:
+        """Add the results on simulated measurements."""
+        chosen = [c for c in self.chosen if c.label in self.with_intervals]
+        if not chosen:
+            raise ValidateError(
+                "None of these models has intervals, so there is nothing to evaluate on draws. "
+                "Train one with python -m pipelines.train robust, or name it with --models."
+            )
+        phases, options = self.campaign.phases, self.settings.on_draws
+        with open_client(options.cluster) as client:
+            for c in chosen:
+                model = RegisteredModel(tracking.uri, c.version)
+                tables, figure = evaluate_on_draws(client, model, phases, c.label, options, bank)
+                self.report.add(*tables, show=False)
+                if figure is not None:
+                    self.report.figures.setdefault(DRAWS, {})[c.label] = figure
 
-def _log(
-    report: ValidationReport,
-    models: _Models,
-    tracking: Tracking,
-    sets: Sequence[LabelledProfiles],
-) -> None:
-    attrs = models.dataset.attrs
-    tags = {
-        "data": str(attrs["tag"]),
-        "snapshot_id": str(attrs["snapshot_id"]),
-        "code_commit": code_commit(),
-        "mlflow.source.name": "pipelines.validate",
-    }
-    with tracking.run(str(attrs["campaign"]), "validation", tags) as run:
-        report.run_id = run.id
-        run.log_dataset(models.dataset, "library")
-        run.log_parameters(
-            {
-                "sets": [labelled.name for labelled in sets],
-                "models": [c.version.uri for c in models.chosen],
-            }
-        )
-        run.log_metrics({MEASURED_METRICS: report.metrics})
-        run.log_text(report.text, "validation.md")
-        for name, pages in report.figures.items():
-            for label, figure in pages.items():
-                run.log_figure(figure, f"figures/{slug(name)}/{slug(label)}.png")
+    def log(self, tracking: Tracking, sets: list[str]) -> None:
+        """Log the report as a run of MLflow."""
+        report, attrs = self.report, self.dataset.attrs
+        tags = {"data": str(attrs["tag"]), "snapshot_id": str(attrs["snapshot_id"])}
+        tags |= {"code_commit": code_commit(), "mlflow.source.name": "pipelines.validate"}
+        with tracking.run(str(attrs["campaign"]), "validation", tags) as run:
+            report.run_id = run.id
+            run.log_dataset(self.dataset, "library")
+            models = [c.version.uri for c in self.chosen]
+            run.log_parameters({"sets": sets, "models": models})
+            run.log_metrics({MEASURED_METRICS: report.metrics})
+            run.log_text(report.text, "validation.md")
+            for name, pages in report.figures.items():
+                for label, figure in pages.items():
+                    path = f"{measured_tables.slug(name)}/{measured_tables.slug(label)}.png"
+                    run.log_figure(figure, f"figures/{path}")
 
 
 def _labelled_sets(
     data: Sequence[str] | None, store: Store, campaign: Campaign
-) -> list[LabelledProfiles]:
-    sets: list[LabelledProfiles] = []
+) -> list[measured.LabelledProfiles]:
+    sets: list[measured.LabelledProfiles] = []
     if data is None:
         for tag in store.tags():
             dataset = store.open(tag.name)
@@ -344,22 +286,24 @@ def _labelled_sets(
             )
     for name in data or ():
         if name.endswith(".npz"):
-            sets += profiles_from_file(Path(name), campaign)
+            sets += measured.profiles_from_file(Path(name), campaign)
         else:
             sets.append(_profiles_on_grid(store.open(name), store, campaign))
     return sets
 
 
-def _profiles_on_grid(dataset: xr.Dataset, store: Store, campaign: Campaign) -> LabelledProfiles:
+def _profiles_on_grid(
+    dataset: xr.Dataset, store: Store, campaign: Campaign
+) -> measured.LabelledProfiles:
     of_dataset = campaign_of(dataset)
-    names = [[p.name for p in c.phases] for c in (of_dataset, campaign)]
-    if of_dataset.grid != campaign.grid or names[0] != names[1]:
+    names, expected = ([phase.name for phase in c.phases] for c in (of_dataset, campaign))
+    if of_dataset.grid != campaign.grid or names != expected:
         raise ValidateError(
             f"{dataset.attrs['tag']} is on the grid of campaign {of_dataset.name}, the models on "
             f"that of {campaign.name}. Name the models' data set with --trained-on, or ingest the "
             f"profiles with --campaign {campaign.name}."
         )
-    return profiles_from_dataset(dataset, store, campaign)
+    return measured.profiles_from_dataset(dataset, store, campaign)
 
 
 def _facts(dataset: xr.Dataset, settings: ValidationSettings) -> str:

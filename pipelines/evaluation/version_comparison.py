@@ -27,6 +27,7 @@ from catalog.promotion import PromotionError
 from catalog.registry import ModelKind, ModelVersion
 from catalog.tracking import DRAWS_METRICS, TEST_METRICS, Tracking
 from pipelines.evaluation.scoring import in_batches, predict_batches
+from pipelines.evaluation.summary import finite_or_null
 from pipelines.evaluation.test_sets import part_of
 from pipelines.registry.registration import load_version
 from pipelines.simulation.draws import SimulatedMeasurements, held_out_draws
@@ -59,16 +60,12 @@ class VersionComparison:
 
     Attributes
     ----------
-    candidate, champion
-        The versions; there may be no champion.
-    scores
-        By the addresses of the versions.
+    candidate, champion, scores
+        The versions; there may be no champion; by the addresses of the versions.
     objections
         Why the gate does not let the candidate pass; empty if it does.
-    dataset
-        The snapshot that the profiles, or the campaign of the draws, are from.
-    n_samples
-        Number of profiles.
+    dataset, n_samples
+        The snapshot that the profiles, or the campaign of the draws, are from; number of profiles.
     """
 
     candidate: ModelVersion
@@ -91,7 +88,7 @@ class VersionComparison:
 
     def to_json(self, *, promoted: bool) -> Mapping[str, Any]:
         """Return plain JSON values; numbers that are not finite are null."""
-        scores = _finite_or_null({uri: asdict(scores) for uri, scores in self.scores.items()})
+        scores = finite_or_null({uri: asdict(scores) for uri, scores in self.scores.items()})
         return {
             "candidate": self.candidate.uri,
             "champion": self.champion.uri if self.champion else None,
@@ -129,8 +126,8 @@ def compare_versions(
     dataset = Store(provenance.data.uri if in_store else data.store).open(
         data.tag or provenance.data.tag
     )
-    pinned = evaluation_set(dataset, candidate.kind, predictors, data.n_samples, quiet=quiet)
-    scores = {uri: score_version(p, pinned, quiet=quiet) for uri, p in predictors.items()}
+    pinned = _pinned(dataset, candidate.kind, predictors, data.n_samples, quiet=quiet)
+    scores = {uri: _score(p, pinned, quiet=quiet) for uri, p in predictors.items()}
     objections = gate.objections(scores[candidate.uri], scores[champion.uri] if champion else None)
     baselines = BaselineComparison.from_provenance(provenance)
     if baselines is not None and baselines.not_beaten:
@@ -140,7 +137,7 @@ def compare_versions(
     return VersionComparison(candidate, champion, scores, objections, dataset, len(pinned.phase))
 
 
-def evaluation_set(
+def _pinned(
     dataset: xr.Dataset,
     kind: ModelKind,
     predictors: Mapping[str, Predictor],
@@ -148,29 +145,17 @@ def evaluation_set(
     *,
     quiet: bool = False,
 ) -> SimulatedMeasurements:
-    """Return the pinned profiles that versions of a registered model are compared on.
-
-    Versions for measured profiles are compared on draws of them, for the data set's campaign;
-    others on :func:`evaluation_rows`.
-
-    Raises
-    ------
-    PromotionError
-        If too few samples are test samples to all versions.
-    """
+    """Return draws of measured profiles, or test samples, that versions are compared on."""
     if kind is ModelKind.MEASURED:
         campaign = campaign_of(dataset)
         return held_out_draws(campaign, -(-count // len(campaign.phases)), quiet=quiet)
     rows = evaluation_rows(dataset, predictors, count)
-    batches = in_order(profiles_of(dataset, lambda values: values), rows)
     labels = samples_of(dataset)
+    batches = in_order(profiles_of(dataset, lambda values: values), rows)
     profiles = np.concatenate([batch.profiles for batch in batches])
-    return SimulatedMeasurements(
-        profiles,
-        labels.phase[rows].astype(np.intp),
-        labels.cells[rows],
-        np.tile([0, profiles.shape[1]], (len(profiles), 1)),
-    )
+    span = np.tile([0, profiles.shape[1]], (len(profiles), 1))
+    phase = labels.phase[rows].astype(np.intp)
+    return SimulatedMeasurements(profiles, phase, labels.cells[rows], span)
 
 
 def evaluation_rows(
@@ -183,12 +168,8 @@ def evaluation_rows(
 
     Parameters
     ----------
-    dataset
-        An opened snapshot.
-    predictors
-        The versions, by their addresses.
-    count
-        Number of samples.
+    dataset, predictors, count
+        An opened snapshot; the versions, by their addresses; number of samples.
 
     Raises
     ------
@@ -218,28 +199,17 @@ def evaluation_rows(
     return chosen
 
 
-def score_version(
+def _score(
     predictor: Predictor, pinned: SimulatedMeasurements, *, quiet: bool = False
 ) -> VersionScores:
     """Score a version on the pinned profiles, and time it."""
+    batches, n, targets = in_batches(pinned.profiles), len(pinned.phase), predictor.targets
     phase, cells, probabilities = predict_batches(
-        predictor,
-        in_batches(pinned.profiles),
-        len(pinned.phase),
-        description="Evaluating",
-        quiet=quiet,
+        predictor, batches, n, description="Evaluating", quiet=quiet
     )
     has_cells = bool(np.isfinite(cells).all())
-    scores = summary(
-        predictor.targets,
-        errors(
-            predictor.targets,
-            pinned.phase,
-            pinned.cells,
-            phase,
-            cells if has_cells else pinned.cells,
-        ),
-    )
+    scored = cells if has_cells else pinned.cells
+    scores = summary(targets, errors(targets, pinned.phase, pinned.cells, phase, scored))
     seconds = []
     for _ in range(_TIMED_PREDICTIONS):
         began = time.perf_counter()
@@ -315,9 +285,3 @@ def _finite(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the numbers that are finite, nested as they are."""
     nested = {k: _finite(v) if isinstance(v, Mapping) else v for k, v in values.items()}
     return {k: v for k, v in nested.items() if isinstance(v, Mapping) or math.isfinite(v)}
-
-
-def _finite_or_null(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite_or_null(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

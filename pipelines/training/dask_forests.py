@@ -24,8 +24,8 @@ from bragg_models.forest_training import ForestSettings, groups_of, grow_group
 from pipelines.cli.console import Progress, duration
 from pipelines.training.prepared_matrix import PreparedMatrix
 
-Facts = Mapping[str, Any]
-"""Plain JSON values by their names."""
+GrownForest = tuple[Forest, Mapping[str, Any]]
+"""A forest, and facts about its growth: plain JSON values."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,10 @@ class Search:
 
     Attributes
     ----------
-    candidates
-        Values by the name of a setting of the forest.
-    folds
-        Number of folds.
+    candidates, folds
+        Values by the name of a setting of the forest; number of folds.
     trial_trees
-        Trees of each forest in a fold: a few rank the candidates, the final forest is grown with
-        all.
+        Trees of each forest in a fold: a few rank the candidates, the final forest has all.
     """
 
     candidates: Mapping[str, tuple[float | int | bool, ...]] = field(
@@ -58,14 +55,10 @@ class Plan:
     ----------
     name
         Of the phase, or ``integrated``.
-    settings
-        Of this forest.
-    rows : shape (n,)
-        Samples that it is grown on, in stored order.
-    values : shape (n, n_outputs)
-        Targets of the samples.
-    seed
-        Of its trees.
+    settings, seed
+        Of this forest, and of its trees.
+    rows, values : shapes (n,), (n, n_outputs)
+        Samples that it is grown on, in stored order, and their targets.
     """
 
     name: str
@@ -76,24 +69,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class GrownForest:
-    """A forest, and facts about its growth."""
-
-    forest: Forest
-    facts: Facts
-
-
-@dataclass(frozen=True)
 class TreeGroup:
     """A group of trees that a worker grew: how many, how long it took, and where."""
 
     trees: int
     seconds: float
     worker: str
-    pid: int
-
-
-# ---- Dask-ML ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -102,16 +83,12 @@ class ForestSource:
 
     Attributes
     ----------
-    path
-        The file of prepared profiles.
-    samples
-        Number of samples of the final forest.
+    path, samples
+        The file of prepared profiles, and the number of samples of the final forest.
     trial_trees
         Trees of a forest in a fold.
-    settings, seed
-        Of the forest.
-    topic
-        Of the events that report groups of trees.
+    settings, seed, topic
+        Of the forest, and of the events that report groups of trees.
     """
 
     path: Path
@@ -180,8 +157,8 @@ class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _tree_group(forest: Forest, began: float) -> TreeGroup:
-    worker = get_worker().address
-    return TreeGroup(forest.trees, time.monotonic() - began, worker, os.getpid())
+    worker = f"{get_worker().address} (process {os.getpid()})"
+    return TreeGroup(forest.trees, time.monotonic() - began, worker)
 
 
 def grow_by_search(
@@ -196,16 +173,8 @@ def grow_by_search(
 
     Parameters
     ----------
-    client
-        Client of the cluster.
-    plans
-        The forests.
-    search
-        Candidates and folds.
-    matrix
-        Prepared profiles.
-    seed
-        Of the folds.
+    client, plans, search, matrix, seed
+        The cluster, the forests, candidates and folds, prepared profiles, the seed of the folds.
     on_progress
         Called in another thread with a number of trees when they are grown, those of the folds
         included.
@@ -234,13 +203,17 @@ def grow_by_search(
         )
         searched.fit(matrix.rows[plan.name][:, None], plan.values)
         best = searched.best_estimator_
-        table = {name: [_plain(v) for v in column] for name, column in searched.cv_results_.items()}
+        table = {name: np.asarray(column).tolist() for name, column in searched.cv_results_.items()}
         facts = _facts(plan, best.forest_, best.forest_settings(), best.groups_)
-        return GrownForest(best.forest_, {**facts, "search": table})
+        return best.forest_, {**facts, "search": table}
 
+    fits = int(np.prod([len(values) for values in candidates.values()])) * search.folds
+    total = sum(
+        plan.settings.trees + fits * min(search.trial_trees, plan.settings.trees) for plan in plans
+    )
     # The largest first, so that it is not the last to start.
     ordered = sorted(plans, key=lambda plan: plan.values.size * plan.settings.trees, reverse=True)
-    with Progress("Growing trees", _tree_count(plans, search), "trees") as progress:
+    with Progress("Growing trees", total, "trees") as progress:
 
         def on_event(event: tuple[float, Mapping[str, Any]]) -> None:
             _advance(progress, on_progress, TreeGroup(**event[1]))
@@ -254,26 +227,12 @@ def grow_by_search(
             client.unsubscribe_topic(topic)
 
 
-def _tree_count(plans: Sequence[Plan], search: Search) -> int:
-    """Return the number of trees of the forests, and of those in the folds."""
-    fits = int(np.prod([len(values) for values in search.candidates.values()])) * search.folds
-    in_folds = sum(min(search.trial_trees, plan.settings.trees) for plan in plans)
-    return sum(plan.settings.trees for plan in plans) + fits * in_folds
-
-
-def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _advance(
     progress: Progress, on_progress: Callable[[int], None] | None, group: TreeGroup
 ) -> None:
     progress.advance(group.trees, f"{duration(group.seconds / group.trees)} per tree")
     if on_progress is not None:
         on_progress(group.trees)
-
-
-# ---- a few trees per task ----------------------------------------------------------------------
 
 
 def grow_joined(
@@ -286,12 +245,8 @@ def grow_joined(
 
     Parameters
     ----------
-    client
-        Client of the cluster.
-    plans
-        The forests.
-    matrix
-        Prepared profiles.
+    client, plans, matrix
+        The cluster, the forests, and prepared profiles.
     on_progress
         Called with a number of trees when they are grown.
 
@@ -310,18 +265,10 @@ def grow_joined(
             futures = {}
             for plan in plans:
                 for group in groups_of(plan.settings):
-                    future = client.submit(
-                        _grow_group,
-                        path,
-                        labels[plan.name],
-                        plan.settings,
-                        group,
-                        plan.seed,
-                        pure=False,
-                    )
+                    task = path, labels[plan.name], plan.settings, group, plan.seed
+                    future = client.submit(_grow_group, *task, pure=False)
                     futures[future] = plan.name, group
-            running = as_completed(list(futures))
-            for future in running:
+            for future in as_completed(list(futures)):
                 name, group = futures.pop(future)
                 parts[name][group] = future.result()
                 future.release()
@@ -329,12 +276,12 @@ def grow_joined(
     finally:
         for label in labels.values():
             label.unlink(missing_ok=True)
-    forests = {}
+    forests: dict[str, GrownForest] = {}
     for plan in plans:
         of_plan = [parts[plan.name].pop(group) for group in groups_of(plan.settings)]
         forest = join([part for part, _ in of_plan])
         groups = [group for _, group in of_plan]
-        forests[plan.name] = GrownForest(forest, _facts(plan, forest, plan.settings, groups))
+        forests[plan.name] = forest, _facts(plan, forest, plan.settings, groups)
     return forests
 
 
@@ -352,10 +299,10 @@ def _grow_group(
 
 def _facts(
     plan: Plan, forest: Forest, settings: ForestSettings, groups: Sequence[TreeGroup]
-) -> Facts:
+) -> Mapping[str, Any]:
     workers: Counter[str] = Counter()
     for group in groups:
-        workers[f"{group.worker} (process {group.pid})"] += group.trees
+        workers[group.worker] += group.trees
     return {
         "settings": asdict(settings),
         "samples": len(plan.rows),

@@ -16,6 +16,7 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
 
 _MOST_POINTS = 20_000  # in one panel: more only make the file large
+_COLORS = {"training": "#0072B2", "validation": "#D55E00"}
 _FLOOR = 1e-9  # Å or °: an error of zero has no place on a logarithmic scale
 
 
@@ -35,17 +36,14 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
     One row for each stage.
     """
     panels = {
-        "loss": (
-            ("training_loss", "training", "#0072B2"),
-            ("validation_loss", "validation", "#D55E00"),
-        ),
-        "wrong systems": (("accuracy", "validation", "#D55E00"),),
-        "mse_paper / Å² + rad²": (("mse_paper", "validation", "#D55E00"),),
+        "loss": {"training_loss": "training", "validation_loss": "validation"},
+        "wrong systems": {"accuracy": "validation"},
+        "mse_paper / Å² + rad²": {"mse_paper": "validation"},
     }
     used = {
         title: lines
         for title, lines in panels.items()
-        if any(key in entry for stage in history.values() for entry in stage for key, *_ in lines)
+        if any(lines.keys() & entry.keys() for stage in history.values() for entry in stage)
     } or {"loss": panels["loss"]}
     figure = Figure(
         figsize=(0.6 + 3.7 * len(used), 0.6 + 2.8 * max(len(history), 1)), layout="constrained"
@@ -53,7 +51,7 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
     grid = figure.subplots(max(len(history), 1), len(used), squeeze=False)
     for row, (stage, entries) in zip(grid, history.items(), strict=False):
         for axis, (title, lines) in zip(row, used.items(), strict=True):
-            for key, label, color in lines:
+            for key, label in lines.items():
                 points = [
                     (entry.get("epoch", number), entry[key])
                     for number, entry in enumerate(entries, start=1)
@@ -66,14 +64,9 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
                     values = 100 * (1 - values)
                 else:  # a logarithmic axis has no place for zero
                     values = np.where(values > 0, values, np.nan)
+                marker = "o" if len(epochs) <= 30 else None
                 axis.plot(
-                    epochs,
-                    values,
-                    color=color,
-                    label=label,
-                    linewidth=1.5,
-                    marker="o" if len(epochs) <= 30 else None,
-                    markersize=3.5,
+                    epochs, values, color=_COLORS[label], label=label, marker=marker, markersize=3.5
                 )
             if title == "wrong systems":
                 # No error at all is what is hoped for, and has to have a place.
@@ -124,39 +117,21 @@ def reconstructions(
     for n, axis in enumerate(axes[:count]):
         color = SYSTEM_COLORS[CrystalSystem(0 if systems is None else int(systems[n]))]
         axis.plot(tof / 1000, profiles[n], color="0.35", linewidth=0.9, label="profile")
-        axis.plot(
-            tof / 1000,
-            reconstructed[n],
-            color=color,
-            linewidth=0.9,
-            alpha=0.85,
-            label="reconstructed",
-        )
+        axis.plot(tof / 1000, reconstructed[n], color=color, linewidth=0.9, label="reconstructed")
         residual = reconstructed[n] - profiles[n]
         below = -0.12 * float(profiles[n].max()) - max(float(residual.max()), 0.0)
         axis.plot(tof / 1000, residual + below, color=color, linewidth=0.6, label="difference")
         axis.axhline(below, color="0.7", linewidth=0.5, zorder=0)
         axis.set_title(titles[n], loc="left", fontsize=9)
         error = float(np.mean(residual**2))
-        axis.text(
-            0.01,
-            0.95,
-            f"mean squared error {error:.1e}",
-            transform=axis.transAxes,
-            va="top",
-            fontsize=8,
-        )
+        text = f"mean squared error {error:.1e}"
+        axis.text(0.01, 0.95, text, transform=axis.transAxes, va="top", fontsize=8)
         axis.yaxis.set_major_locator(MaxNLocator(3))
         axis.set_xlim(tof[0] / 1000, tof[-1] / 1000)
         axis.set_xlabel("time of flight / ms" if n >= count - 2 else "")
         _plain(axis)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside upper right",
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-    )
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     figure.supylabel("prepared profile", fontsize=10)
     return figure
 
@@ -192,15 +167,8 @@ def parity(
         for code in sorted(having, key=lambda code: -int((systems == code).sum())):
             rows = _some(np.flatnonzero(systems == code))
             true, values = cells[rows, index], predicted[rows, index]
-            style = {
-                "color": SYSTEM_COLORS[CrystalSystem(code)],
-                "linestyle": "none",
-                "marker": ".",
-                "markersize": 2.5,
-                "rasterized": True,
-            }
-            above.plot(true, values, label=CrystalSystem(code).name, **style)
-            below.plot(true, np.maximum(np.abs(values - true), _FLOOR), **style)
+            _dots(above, true, values, code, CrystalSystem(code).name)
+            _dots(below, true, np.maximum(np.abs(values - true), _FLOOR), code)
         ends = [f(cells[np.isin(systems, having), index]) for f in (np.min, np.max)]
         above.plot(ends, ends, color="0.2", linewidth=0.7, zorder=0)
         _log_scale(below)
@@ -231,15 +199,9 @@ def confusion(matrix: NDArray[np.integer], names: Sequence[str]) -> Figure:
     for row in range(count):
         for column in range(count):
             value = int(matrix[row, column])
-            axis.text(
-                column,
-                row,
-                f"{value:,}\n{share[row, column]:.2%}" if value else "0",
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if share[row, column] > 0.5 else "black",
-            )
+            text = f"{value:,}\n{share[row, column]:.2%}" if value else "0"
+            color = "white" if share[row, column] > 0.5 else "black"
+            axis.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
     axis.set_xticks(
         range(count), names, rotation=30 if count > 3 else 0, ha="right" if count > 3 else "center"
     )
@@ -274,7 +236,8 @@ def error_map(
     figure = Figure(figsize=(0.8 + 4.1 * len(present), 3.9), layout="constrained")
     axes = figure.subplots(1, len(present), squeeze=False)[0]
     error = np.maximum(squared, _FLOOR**2)
-    norm = LogNorm(*_between(error))
+    low, high = np.quantile(error, [0.02, 0.98])  # a few outliers do not decide the scale
+    norm = LogNorm(float(low), float(max(high, low * 10)))
     image: Any = None
     for axis, code in zip(axes, present, strict=True):
         rows = np.flatnonzero(systems == code)
@@ -282,46 +245,22 @@ def error_map(
         x, y = (cells[rows, CELL_PARAMETERS.index(name)] for name in names)
         axis.set_xlabel(f"{SYMBOLS[names[0]]} / {UNITS[names[0]]}")
         if names[0] == names[1]:
-            color = SYSTEM_COLORS[CrystalSystem(code)]
-            axis.plot(
-                x,
-                error[rows],
-                linestyle="none",
-                marker=".",
-                markersize=3,
-                color=color,
-                alpha=0.35,
-                rasterized=True,
-                label="sample",
-            )
-            bins = min(30, max(len(rows) // 8, 1))
-            order = np.array_split(np.argsort(x), bins)
-            axis.plot(
-                [x[part].mean() for part in order],
-                [np.median(error[rows][part]) for part in order],
-                color="black",
-                linewidth=1.2,
-                label="median",
-            )
+            _dots(axis, x, error[rows], code, "sample")
+            order = np.array_split(np.argsort(x), min(30, max(len(rows) // 8, 1)))
+            medians = [np.median(error[rows][part]) for part in order]
+            axis.plot([x[part].mean() for part in order], medians, color="black", label="median")
             _log_scale(axis)
             axis.set_ylabel("squared error / Å² + rad²")
             axis.legend(frameon=False, fontsize=8)
         else:
             size = int(np.clip(np.sqrt(len(rows) / 8), 8, 40))
+            style = {"norm": norm, "cmap": "viridis", "linewidths": 0.1}
             image = axis.hexbin(
-                x,
-                y,
-                C=error[rows],
-                reduce_C_function=np.median,
-                gridsize=size,
-                norm=norm,
-                cmap="viridis",
-                linewidths=0.1,
+                x, y, error[rows], gridsize=size, reduce_C_function=np.median, **style
             )
             axis.set_ylabel(f"{SYMBOLS[names[1]]} / {UNITS[names[1]]}")
-        axis.set_title(
-            f"{CrystalSystem(code).name}, {len(rows):,} samples", loc="left", fontsize=10
-        )
+        title = f"{CrystalSystem(code).name}, {len(rows):,} samples"
+        axis.set_title(title, loc="left", fontsize=10)
         _plain(axis)
     if image is not None:
         bar = figure.colorbar(image, ax=axes, label="median squared error / Å² + rad²")
@@ -329,15 +268,16 @@ def error_map(
     return figure
 
 
+def _dots(
+    axis: Axes, x: NDArray[np.floating], y: NDArray[np.floating], code: int, label: str = ""
+) -> None:
+    color = SYSTEM_COLORS[CrystalSystem(code)]
+    axis.plot(x, y, ".", color=color, markersize=2.5, rasterized=True, label=label)
+
+
 def _some(rows: NDArray[np.intp]) -> NDArray[np.intp]:
     """Thin out evenly what is too much to draw."""
     return rows[:: -(-len(rows) // _MOST_POINTS)] if len(rows) else rows
-
-
-def _between(error: NDArray[np.floating]) -> tuple[float, float]:
-    """Return the ends of a colour scale that a few outliers do not decide."""
-    low, high = np.quantile(error, [0.02, 0.98])
-    return float(low), float(max(high, low * 10))
 
 
 def _log_scale(axis: Axes) -> None:

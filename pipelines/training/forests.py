@@ -36,16 +36,12 @@ class ForestPreset:
 
     Attributes
     ----------
-    description
-        One line.
-    preprocessing
-        Name and version of the function that prepares the profiles.
+    description, preprocessing
+        One line; name and version of the function that prepares the profiles.
     by_system
         Class-conditional: settings by the name of the crystal system.
-    other
-        The same for crystal systems that have none there.
-    integrated
-        Settings of the integrated forest.
+    other, integrated
+        The same for crystal systems that have none there; settings of the integrated forest.
     search
         What ``search`` chooses among.
     """
@@ -112,10 +108,8 @@ class ForestTask:
         A :class:`~bragg_data.splits.Part` for each sample. Forests are grown on a seeded random
         choice of the training and validation samples, since nothing is chosen on the latter; the
         test samples are not used.
-    preset
-        Settings.
-    integrated
-        One forest for all phases, instead of one per phase.
+    preset, integrated
+        Settings; one forest for all phases, instead of one per phase.
     seed
         Of the choice of samples, the folds and the trees.
     """
@@ -144,10 +138,8 @@ def grow(
 
     Parameters
     ----------
-    client
-        Client of the cluster.
-    task
-        The forests.
+    client, task
+        Client of the cluster; the forests.
     directory
         A directory that this machine and the workers share, for the prepared profiles; the files
         are removed at the end. Workers map them into memory, so that they exist once per machine.
@@ -189,9 +181,9 @@ def grow(
         "matrix_bytes": size,
         "prepare_seconds": prepared - began,
         "grow_seconds": time.monotonic() - prepared,
-        **{plan.name: grown[plan.name].facts for plan in plans},
+        **{plan.name: grown[plan.name][1] for plan in plans},
     }
-    return tuple(grown[plan.name].forest for plan in plans), facts
+    return tuple(grown[plan.name][0] for plan in plans), facts
 
 
 def plans_of(task: ForestTask) -> list[Plan]:

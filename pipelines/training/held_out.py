@@ -6,12 +6,13 @@ and every model on the same simulated measurements (``draws/…``), so that thes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
@@ -20,20 +21,21 @@ from bragg_data.preprocessing import CROP_SHORT_TOF, preprocessing
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import in_order, profiles_of
-from bragg_models.metrics import Errors, errors, squared_errors, summary
+from bragg_models.metrics import errors, squared_errors, summary
 from bragg_models.predictors import Predictor
-from bragg_models.targets import Targets
 from bragg_models.training.settings import EpochResult
 from pipelines.cli.console import say
+from pipelines.evaluation import names
 from pipelines.evaluation.baselines import (
     LIBRARY_MATCH,
     MEAN_CELL,
-    constant_cells,
+    Prediction,
+    constant_predictions,
     error_of,
     library_match_on_draws,
 )
 from pipelines.evaluation.scoring import in_batches, predict_batches
-from pipelines.evaluation.tables import print_scores
+from pipelines.evaluation.tables import ResultTable, mae_headings
 from pipelines.registry.registration import register
 from pipelines.simulation.draws import SimulatedMeasurements, held_out_draws
 from pipelines.training import figures
@@ -43,8 +45,7 @@ from pipelines.training.recipes.paper import reconstructed_profiles
 from pipelines.training.stage import FittedModel, TrainingContext
 
 _CLASSIFIER, _ROBUST = "classifier", "robust"
-# Its search ends where a noiseless pattern is met. On noise it goes through all its starts in all
-# phases, seconds for each profile; its proposal network and the robust network are scored instead.
+# Its search ends where a noiseless pattern is met; on noise it goes through all its starts.
 _SLOW_ON_NOISE = ("guided",)
 
 
@@ -54,29 +55,19 @@ class HeldOutTest:
 
     Attributes
     ----------
-    title
-        For a reader.
-    batches
-        Starts reading the profiles, shape (m, points) each time.
+    title, batches
+        For a reader; starts reading the profiles, shape (m, points) each time.
     phase, cells : shapes (n,), (n, 6)
         The truth, in the same order.
     constants
-        Constant answers, by what they are called: a phase and its cell, shape (6,).
+        Constant answers, by what they are called: phases (n,) and cells (n, 6).
     """
 
     title: str
     batches: Callable[[], Iterator[NDArray[np.float32]]]
     phase: NDArray[np.integer]
     cells: NDArray[np.float64]
-    constants: dict[str, tuple[int, NDArray[np.float64]]]
-
-    def constant_predictions(self) -> dict[str, tuple[NDArray[np.integer], NDArray[np.float64]]]:
-        """Return the constant answers for all samples: phases (n,) and cells (n, 6)."""
-        n = len(self.phase)
-        return {
-            name: (np.full(n, phase), np.tile(cell, (n, 1)))
-            for name, (phase, cell) in self.constants.items()
-        }
+    constants: Mapping[str, Prediction]
 
 
 @dataclass(frozen=True)
@@ -85,22 +76,20 @@ class HeldOutScores:
 
     Attributes
     ----------
-    scores
-        Of all samples and of each crystal system, see :func:`bragg_models.metrics.summary`; of a
-        classifier those that need no cell.
-    score
-        The number that models are compared by.
+    scores, score
+        Of all samples and of each crystal system, see :func:`bragg_models.metrics.summary` (of a
+        classifier those that need no cell); the number that models are compared by.
     phase, cells : shapes (n,), (n, 6)
         The predictions; cells of a classifier are NaN.
-    errors
-        Sums over the samples.
+    confusion : shape (n_phases, n_phases)
+        Samples by true and predicted phase.
     """
 
     scores: Scores
     score: ModelScore
     phase: NDArray[np.intp]
     cells: NDArray[np.float64]
-    errors: Errors
+    confusion: NDArray[np.integer]
 
 
 def stored_test(context: TrainingContext, split: str) -> HeldOutTest:
@@ -113,26 +102,18 @@ def stored_test(context: TrainingContext, split: str) -> HeldOutTest:
         for batch in in_order(profiles_of(context.dataset, lambda values: values), test):
             yield batch.profiles
 
-    return HeldOutTest(
-        f"Test samples, {split} split",
-        batches,
-        labels.phase[test],
-        labels.cells[test],
-        constant_cells(
-            campaign_of(context.dataset), labels.phase[training], labels.cells[training]
-        ),
-    )
+    known = labels.phase[training], labels.cells[training]
+    constants = constant_predictions(campaign_of(context.dataset), known, int(test.sum()))
+    title = f"Test samples, {split} split"
+    return HeldOutTest(title, batches, labels.phase[test], labels.cells[test], constants)
 
 
 def draws_test(context: TrainingContext, draws: SimulatedMeasurements) -> HeldOutTest:
     """Return simulated measurements as a test."""
-    return HeldOutTest(
-        "Simulated measurements",
-        partial(in_batches, draws.profiles),
-        draws.phase,
-        draws.cells,
-        constant_cells(campaign_of(context.dataset), draws.phase, draws.cells),
-    )
+    known, campaign = (draws.phase, draws.cells), campaign_of(context.dataset)
+    constants = constant_predictions(campaign, known, len(draws.phase))
+    batches = partial(in_batches, draws.profiles)
+    return HeldOutTest("Simulated measurements", batches, draws.phase, draws.cells, constants)
 
 
 def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
@@ -151,7 +132,7 @@ def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
         score = ModelScore("error_rate", wrong / n)
     else:
         score = ModelScore("mse_paper", scores["all"]["mse_paper"])
-    return HeldOutScores(scores, score, phase, cells, total)
+    return HeldOutScores(scores, score, phase, cells, total.confusion)
 
 
 def test_model(
@@ -161,10 +142,8 @@ def test_model(
 
     Parameters
     ----------
-    context, predictor, fitted
-        The training, and the model.
-    presets
-        Numbers of simulated measurements.
+    context, predictor, fitted, presets
+        The training, and the model; numbers of simulated measurements.
 
     Returns
     -------
@@ -175,9 +154,12 @@ def test_model(
     provenance, targets = predictor.provenance, context.targets
     model = provenance.model
     for_measured = model == _ROBUST
-    on_draws_test = draws_test(context, _draws(context, presets.comparison_draws))
-    on_draws = None if model in _SLOW_ON_NOISE else score_model(predictor, on_draws_test)
-    metrics = {} if on_draws is None else {"draws": on_draws.scores}
+    draws = _draws(context, presets.comparison_draws)
+    if model in _SLOW_ON_NOISE:
+        draws = draws.first_of_each_phase(presets.search_draws)
+    on_draws_test = draws_test(context, draws)
+    on_draws = score_model(predictor, on_draws_test)
+    metrics = {"draws": on_draws.scores}
     if for_measured:
         test_draws = _draws(context, presets.test_draws)
         test = draws_test(context, test_draws)
@@ -193,28 +175,23 @@ def test_model(
         total = errors(targets, test.phase, test.cells, test.phase, cells)
         metrics["test_true_system"] = summary(targets, total)
     context.run.log_metrics(metrics)
-    predictions = test.constant_predictions()
+    predictions = dict(test.constants)
     if for_measured:
-        predictions[LIBRARY_MATCH] = library_match_on_draws(
-            context.dataset, test_draws, _draws_cache(context)
-        )
-    truth = test.phase, test.cells
-    baselines = {
-        name: error_of(targets, truth, prediction, result.score.name)
-        for name, prediction in predictions.items()
-    }
+        cache = _draws_cache(context)
+        predictions[LIBRARY_MATCH] = library_match_on_draws(context.dataset, test_draws, cache)
+    truth, metric = (test.phase, test.cells), result.score.name
+    baselines = {name: error_of(targets, truth, p, metric) for name, p in predictions.items()}
     _print_result(context, predictor, test, result)
-    if on_draws is not None:
-        say(
-            f"{on_draws_test.title}, {len(on_draws.phase):,}: accuracy "
-            f"{on_draws.scores['all']['accuracy']:.2%}, {on_draws.score.name} "
-            f"{on_draws.score.value:.2e}"
-        )
+    say(
+        f"{on_draws_test.title}, {len(on_draws.phase):,}: accuracy "
+        f"{on_draws.scores['all']['accuracy']:.2%}, {on_draws.score.name} "
+        f"{on_draws.score.value:.2e}"
+    )
     _log_figures(context, fitted, test, result)
     provenance = replace(
         provenance,
         test=result.scores,
-        draws=None if on_draws is None else on_draws.scores,
+        draws=on_draws.scores,
         score=result.score,
         baselines=baselines,
     )
@@ -253,73 +230,71 @@ def _draws_cache(context: TrainingContext) -> Path | None:
 def _print_result(
     context: TrainingContext, predictor: Predictor, test: HeldOutTest, result: HeldOutScores
 ) -> None:
-    n, provenance = len(test.phase), predictor.provenance
+    """Print scores on held-out samples, with those of a constant answer and the paper's."""
+    provenance, targets = predictor.provenance, context.targets
     say()
     if provenance.model == _CLASSIFIER:
-        wrong = result.scores["all"]["wrong"]
+        wrong, n = result.scores["all"]["wrong"], len(test.phase)
         say(f"{test.title}: {wrong:,.0f} of {n:,} systems misclassified")
         return
-    constant = test.constant_predictions()[MEAN_CELL]
-    total = errors(context.targets, test.phase, test.cells, *constant)
-    print_scores(
-        provenance.campaign,
-        provenance.model,
-        result.scores,
-        summary(context.targets, total),
-        context.targets,
-        test.title,
-    )
+    headings = ("samples", "accuracy", "mse_paper", "… tied c once", *mae_headings(targets))
+    table = ResultTable(test.title, ("", *headings), notes=[names.EQUATION_1])
+
+    def add(label: str, values: Mapping[str, float], style: str = "") -> None:
+        texts = [f"{values[k]:.2e}" for k in ("mse_paper", "mse_paper_free")]
+        for parameter in targets.parameters:
+            mean, digits = values.get(f"mae_{parameter}"), 4 if parameter in "abc" else 3
+            texts.append("" if mean is None else f"{mean:.{digits}f}")
+        table.add(label, f"{values['n']:,.0f}", f"{values['accuracy']:.2%}", *texts, style=style)
+
+    for label, values in result.scores.items():
+        add(label, values, "bold" if label == "all" else "")
+    constant = errors(targets, test.phase, test.cells, *test.constants[MEAN_CELL])
+    add("always the mean cell", summary(targets, constant)["all"], "dim")
+    if provenance.campaign == names.PAPER_CAMPAIGN:
+        for system, value in names.TABLE_II.get(provenance.model, {}).items():
+            table.add(f"the paper's, {system}", "", "", f"{value:.2e}", style="dim")
+        if provenance.model in names.TABLE_III:
+            samples, value = f"{names.TEST_SAMPLES:,}", names.TABLE_III[provenance.model]
+            table.add("the paper's", samples, "", f"{value:.2e}", style="dim")
+    table.show()
 
 
 def _log_figures(
     context: TrainingContext, fitted: FittedModel, test: HeldOutTest, result: HeldOutScores
 ) -> None:
     """Draw the training and its errors, and log the figures."""
-    run_, targets = context.run, context.targets
-    systems = _systems(targets)[test.phase]
+    targets = context.targets
+    systems = targets.crystal_systems[test.phase]
     free = {int(lattice.crystal_system): lattice.free_parameters for lattice in targets.lattices}
+    drawn = {"confusion": figures.confusion(result.confusion, targets.names)}
     if fitted.histories:
-        curves = {
-            name: [_point(epoch) for epoch in history] for name, history in fitted.histories.items()
-        }
-        run_.log_figure(figures.learning_curves(curves), "figures/learning_curves.png")
-    run_.log_figure(
-        figures.confusion(result.errors.confusion, targets.names), "figures/confusion.png"
-    )
+        curves = {name: [_point(e) for e in epochs] for name, epochs in fitted.histories.items()}
+        drawn["learning_curves"] = figures.learning_curves(curves)
     if np.isfinite(result.cells).all():
-        run_.log_figure(
-            figures.parity(test.cells, result.cells, systems, free), "figures/parity.png"
-        )
+        drawn["parity"] = figures.parity(test.cells, result.cells, systems, free)
         squared, _ = squared_errors(targets, test.phase, test.cells, result.cells)
-        run_.log_figure(
-            figures.error_map(test.cells, squared, systems, free), "figures/error_map.png"
-        )
+        drawn["error_map"] = figures.error_map(test.cells, squared, systems, free)
     if fitted.kind == "caenn":
-        _log_reconstructions(context, fitted, test)
+        drawn["reconstructions"] = _reconstructions(context, fitted, test)
+    for name, figure in drawn.items():
+        context.run.log_figure(figure, f"figures/{name}.png")
 
 
-def _log_reconstructions(context: TrainingContext, fitted: FittedModel, test: HeldOutTest) -> None:
-    names = context.targets.names
-    rows = np.concatenate([np.flatnonzero(test.phase == c)[:2] for c in range(len(names))])
+def _reconstructions(context: TrainingContext, fitted: FittedModel, test: HeldOutTest) -> Figure:
+    targets = context.targets
+    rows = np.concatenate([np.flatnonzero(test.phase == c)[:2] for c in range(len(targets.names))])
     function = preprocessing(fitted.preprocessing).function
     profiles = np.asarray(function(_profiles_of_rows(test, rows)), dtype=np.float32)
-    reconstructed = reconstructed_profiles(fitted, profiles)
-    if reconstructed is None:
-        return
     tof = context.dataset.tof.values
     first = CROP_SHORT_TOF if len(tof) > profiles.shape[1] else 0
-    figure = figures.reconstructions(
+    return figures.reconstructions(
         tof[first : first + profiles.shape[1]],
         profiles,
-        reconstructed,
-        [names[code] for code in test.phase[rows]],
-        _systems(context.targets)[test.phase[rows]],
+        reconstructed_profiles(fitted, profiles),
+        [targets.names[code] for code in test.phase[rows]],
+        targets.crystal_systems[test.phase[rows]],
     )
-    context.run.log_figure(figure, "figures/reconstructions.png")
-
-
-def _systems(targets: Targets) -> NDArray[np.intp]:
-    return np.array([int(lattice.crystal_system) for lattice in targets.lattices])
 
 
 def _profiles_of_rows(test: HeldOutTest, rows: NDArray[np.intp]) -> NDArray[np.float32]:

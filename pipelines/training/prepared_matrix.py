@@ -58,10 +58,8 @@ def prepared_matrix(
         An opened snapshot; the workers open it themselves, by its address.
     groups
         Numbers of samples, by the name of the group; they may overlap.
-    prepared_by
-        Name and version of the preprocessing.
-    directory
-        A directory that this machine and the workers share.
+    prepared_by, directory
+        Name and version of the preprocessing; a directory that this machine and the workers share.
     """
     samples = np.unique(np.concatenate(list(groups.values())))
     profiles = profiles_of(dataset, preprocessing(prepared_by).function)

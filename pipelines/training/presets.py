@@ -17,14 +17,11 @@ class Preset:
 
     Attributes
     ----------
-    description
-        One line.
-    stages
-        Settings of the fit for each stage of the training, by name.
-    preprocessing
-        Name and version of the function that prepares the profiles.
-    network
-        Values of the network's configuration other than the defaults.
+    description, stages
+        One line; settings of the fit for each stage of the training, by name.
+    preprocessing, network
+        Name and version of the function that prepares the profiles; values of the network's
+        configuration other than the defaults.
     training_samples
         Number of training samples, chosen at random; rare phases are taken whole. None is all.
     max_passes
@@ -58,6 +55,7 @@ _QUICK = FitSettings(
     balance=1 / 3,
     regression_weight=10.0,
 )
+_CLASSIFIER = replace(_QUICK, epochs=1, samples_per_epoch=80_000)
 _STANDARD = replace(_QUICK, epochs=6)
 _PROPOSAL = replace(_QUICK, epochs=4, batch_size=256, learning_rate=2e-3)
 # Of the trigonal deep regressor on validation samples: 2.2e-6, on profiles scaled to [0, 1] 5.0e-6.
@@ -86,17 +84,9 @@ _DEEP = {"dense": [256]}
 
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "classifier": {
-        "quick": Preset(
-            "a minute on two cores",
-            {"classifier": replace(_QUICK, epochs=1, samples_per_epoch=80_000)},
-            _ROOT,
-            _SCALE,
-        ),
+        "quick": Preset("a minute on two cores", {"classifier": _CLASSIFIER}, _ROOT, _SCALE),
         "standard": Preset(
-            "good results on two cores",
-            {"classifier": replace(_QUICK, epochs=3)},
-            _ROOT,
-            _SCALE,
+            "good results on two cores", {"classifier": replace(_QUICK, epochs=3)}, _ROOT, _SCALE
         ),
         # Section IV-A, which names no number of epochs: "each mini-batch … 30 examples from each".
         "paper": Preset(
@@ -117,10 +107,7 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
     "transfer": {
         "quick": Preset(
-            "half a minute on two cores",
-            {"regressor": replace(_HEAD, epochs=10)},
-            _ROOT,
-            _WIDE,
+            "half a minute on two cores", {"regressor": replace(_HEAD, epochs=10)}, _ROOT, _WIDE
         ),
         "standard": Preset("good results on two cores", {"regressor": _HEAD}, _ROOT, _WIDE),
         "paper": Preset("the paper's settings: 500 epochs", {"regressor": _PAPER_SINGLE}, _MINMAX),
@@ -208,6 +195,9 @@ TEST_DRAWS = 1000
 COMPARISON_DRAWS = 200
 """Simulated measurements of each phase that every model is scored on."""
 
+SEARCH_DRAWS = 50
+"""The same of the guided network, whose search is slow on noise: the first of each phase."""
+
 
 @dataclass(frozen=True)
 class Presets:
@@ -215,18 +205,17 @@ class Presets:
 
     Attributes
     ----------
-    networks
-        By the name of the model and of the preset.
-    forests
-        By the name of the preset.
-    test_draws, comparison_draws
-        See :data:`TEST_DRAWS` and :data:`COMPARISON_DRAWS`.
+    networks, forests
+        By the name of the model and of the preset; by the name of the preset.
+    test_draws, comparison_draws, search_draws
+        See :data:`TEST_DRAWS`, :data:`COMPARISON_DRAWS` and :data:`SEARCH_DRAWS`.
     """
 
     networks: Mapping[str, Mapping[str, Preset]] = field(default_factory=lambda: PRESETS)
     forests: Mapping[str, ForestPreset] = field(default_factory=lambda: FOREST_PRESETS)
     test_draws: int = TEST_DRAWS
     comparison_draws: int = COMPARISON_DRAWS
+    search_draws: int = SEARCH_DRAWS
 
     def check(self, model: str, preset: str) -> None:
         """Refuse a preset that a model does not have.
@@ -243,11 +232,7 @@ class Presets:
             )
 
     def network(
-        self,
-        model: str,
-        preset: str,
-        epochs: int | None = None,
-        max_seconds: float | None = None,
+        self, model: str, preset: str, epochs: int | None = None, max_seconds: float | None = None
     ) -> Preset:
         """Return a preset of a network, with some of its values replaced.
 
@@ -255,10 +240,8 @@ class Presets:
         ----------
         model, preset
             Names.
-        epochs
-            Replaces the preset's number, in each of its stages.
-        max_seconds
-            Replaces the preset's limit; 0 for no limit.
+        epochs, max_seconds
+            Replace the preset's, in each of its stages; 0 seconds for no limit.
 
         Raises
         ------

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Samples as Labels
-from bragg_data.model_provenance import ModelProvenance, Scores
+from bragg_data.model_provenance import ModelProvenance
 from bragg_data.splits import Part, extra_data_split
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import joined, profiles_of
+from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor
 from bragg_models.targets import targets_of
 from bragg_models.training.devices import choose_device
@@ -30,50 +31,16 @@ from catalog.experiment_view import configure_experiment
 from catalog.gate import BaselineComparison
 from catalog.tracking import Run
 from pipelines.cli.console import say
+from pipelines.cluster.client import open_cluster
 from pipelines.evaluation.test_sets import SPLIT, part_of
-from pipelines.registry.registration import (
-    PromotionPolicy,
-    load_version,
-    promote_if_better,
-    provenance_of,
-    register,
-    run_tags,
-    test_set,
-)
+from pipelines.registry import registration
+from pipelines.training.forests import ForestPreset, ForestTask, grow
 from pipelines.training.held_out import register_proposal_network, test_model
 from pipelines.training.names import CONDITIONAL, FORESTS, TrainError
 from pipelines.training.presets import DEFAULT_PRESETS, Presets
-from pipelines.training.recipes import forests, ours, paper
+from pipelines.training.recipes import ours, paper
 from pipelines.training.stage import FittedModel, TrainingContext
 from pipelines.training.task import TrainingEnvironment, TrainingTask, save_task
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model that was trained, scored and registered.
-
-    Attributes
-    ----------
-    version
-        Its place in the registry.
-    run_id
-        Its run.
-    scores
-        Of the test samples, as :func:`bragg_models.metrics.summary` returns them.
-    is_champion
-        Whether it is the champion now.
-    champion
-        Address of the champion, as far as it was looked up.
-    fit_seconds
-        Time of the fit, reading included.
-    """
-
-    version: registry.ModelVersion
-    run_id: str
-    scores: Scores
-    is_champion: bool
-    champion: str | None
-    fit_seconds: float
 
 
 def train_model(
@@ -82,23 +49,25 @@ def train_model(
     task: TrainingTask,
     *,
     presets: Presets = DEFAULT_PRESETS,
-    promotion: PromotionPolicy = "if better",
+    promotion: registration.PromotionPolicy = "if better",
     resume: str | None = None,
-) -> TrainedModel:
+) -> tuple[registry.ModelVersion, bool]:
     """Train, score on held-out samples, log to MLflow and register.
 
     Parameters
     ----------
-    dataset
-        An opened snapshot.
-    environment, task
-        Where, and what.
+    dataset, environment, task
+        An opened snapshot; where, and what.
     presets
         The settings that the task's preset is chosen from.
     promotion
         When it becomes the champion; see :data:`pipelines.registry.registration.PromotionPolicy`.
     resume
         The run to continue.
+
+    Returns
+    -------
+    The registered version, and whether it is the champion now.
 
     Raises
     ------
@@ -120,7 +89,7 @@ def train_model(
     if task.model in CONDITIONAL and task.classifier is None:
         classifier = _find_classifier(dataset, environment, task, split, presets)
         task = replace(task, classifier=classifier)
-    provenance = provenance_of(dataset, asdict(task), split, _settings(task, presets))
+    provenance = registration.provenance_of(dataset, asdict(task), split, _settings(task, presets))
     _announce(dataset, task, part)
     with _open_run(environment, name, task, provenance, resume) as run_:
         state = environment.run_state(run_.id)
@@ -129,8 +98,7 @@ def train_model(
         run_.log_dataset(dataset, "training")
         began = time.monotonic()
         fitted = _fit(context, task, environment, presets)
-        fit_seconds = time.monotonic() - began
-        run_.log_metrics({"fit_seconds": fit_seconds})
+        run_.log_metrics({"fit_seconds": time.monotonic() - began})
         predictor = Predictor(
             fitted.kind,
             fitted.model,
@@ -141,19 +109,16 @@ def train_model(
             fitted.classifier,
         )
         predictor = test_model(context, predictor, fitted, presets)
-        version = register(run_, predictor)
+        version = registration.register(run_, predictor)
         if fitted.kind == "guided":
             register_proposal_network(context, predictor, presets)
     shutil.rmtree(state, ignore_errors=True)
-    scores = predictor.provenance.test or {}
     # A model of another split is trained for a comparison, not to be used.
     if task.split != "random" and promotion != "force":
-        return TrainedModel(version, run_.id, scores, False, None, fit_seconds)
+        return version, False
     comparison = BaselineComparison.from_provenance(predictor.provenance)
-    decision = promote_if_better(environment.tracking, version, comparison, promotion)
-    return TrainedModel(
-        version, run_.id, scores, decision.promoted, decision.champion_uri, fit_seconds
-    )
+    decision = registration.promote_if_better(environment.tracking, version, comparison, promotion)
+    return version, decision.promoted
 
 
 def _announce(dataset: xr.Dataset, task: TrainingTask, part: NDArray[np.int8]) -> None:
@@ -182,7 +147,7 @@ def _open_run(
         return
     split = "" if task.split == "random" else f" {task.split}"
     title = f"{task.model} {task.preset}{split} s{task.seed}"  # short, or the UI cuts it
-    tags = run_tags(provenance)
+    tags = registration.run_tags(provenance)
     with environment.tracking.run(name, title, tags, watch=True) as run_:
         configure_experiment(environment.tracking, run_.experiment_id)
         run_.log_parameters(
@@ -213,8 +178,7 @@ def _context(
 ) -> TrainingContext:
     """Return the context of a training, with the samples of further data sets."""
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
-    profiles, phases, cells = [profiles_of(dataset, _unchanged)], [labels.phase], [labels.cells]
-    contents, parts = [str(dataset.attrs["content_hash"])], [part]
+    datasets, all_labels, parts = [dataset], [labels], [part]
     for tag in task.extra_data:
         extra = Store(dataset.attrs["uri"]).open(tag)
         names = [p.name for p in campaign_of(extra).phases]
@@ -223,11 +187,8 @@ def _context(
                 f"{tag} has other phases or another time-of-flight grid than "
                 f"{dataset.attrs['tag']}: it cannot be used for training with it."
             )
-        of_extra = samples_of(extra)
-        profiles.append(profiles_of(extra, _unchanged))
-        phases.append(of_extra.phase)
-        cells.append(of_extra.cells)
-        contents.append(str(extra.attrs["content_hash"]))
+        datasets.append(extra)
+        all_labels.append(of_extra := samples_of(extra))
         parts.append(
             extra_data_split(
                 labels.crystal_system, labels.cells, part, of_extra.crystal_system, of_extra.cells
@@ -238,35 +199,32 @@ def _context(
         run_.log_dataset(extra, "training, extra data")
     return TrainingContext(
         dataset,
-        Samples(joined(profiles), np.concatenate(phases), np.concatenate(cells)),
+        Samples(
+            joined([profiles_of(d, lambda values: values) for d in datasets]),
+            np.concatenate([part_labels.phase for part_labels in all_labels]),
+            np.concatenate([part_labels.cells for part_labels in all_labels]),
+        ),
         targets,
         np.concatenate(parts),
         task.seed,
         choose_device(task.device),
         environment.state / "cache" if environment.cache else None,
-        tuple(contents),
+        tuple(str(d.attrs["content_hash"]) for d in datasets),
         environment.run_state(run_.id),
         run_,
     )
 
 
-def _unchanged(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return values
-
-
 def _fit(
-    context: TrainingContext,
-    task: TrainingTask,
-    environment: TrainingEnvironment,
-    presets: Presets,
+    context: TrainingContext, task: TrainingTask, environment: TrainingEnvironment, presets: Presets
 ) -> FittedModel:
     classifier = None
     if task.classifier is not None:
         version = registry.find(environment.tracking, task.classifier)
-        classifier = load_version(environment.tracking.uri, version)
+        classifier = registration.load_version(environment.tracking.uri, version)
     if task.model in FORESTS:
         preset = presets.forests[task.preset]
-        return forests.train_forests(context, environment, preset, task.forest_method, classifier)
+        return _grow_forests(context, environment, preset, task, classifier)
     settings = presets.network(task.model, task.preset, task.epochs, task.max_seconds)
     if classifier is not None:
         return paper.train_conditional(
@@ -281,6 +239,24 @@ def _fit(
     return paper.train_multitask(context, settings, classifier=task.model == "classifier")
 
 
+def _grow_forests(
+    context: TrainingContext,
+    environment: TrainingEnvironment,
+    preset: ForestPreset,
+    task: TrainingTask,
+    classifier: Predictor | None,
+) -> FittedModel:
+    """Grow one forest for each phase, or, without a classifier, an integrated one."""
+    part = context.part[: context.dataset.sizes["sample"]]
+    integrated = classifier is None
+    forests = ForestTask(context.dataset, context.targets, part, preset, integrated, context.seed)
+    directory = environment.state.absolute() / "forests"
+    with open_cluster(environment.cluster) as client:
+        grown, facts = grow(client, forests, directory, method=task.forest_method)
+    kind, model = "integrated-forest" if integrated else "forest", ForestModel(grown, integrated)
+    return FittedModel(kind, model, preset.preprocessing, classifier, facts=dict(facts))
+
+
 def _find_classifier(
     dataset: xr.Dataset,
     environment: TrainingEnvironment,
@@ -290,11 +266,11 @@ def _find_classifier(
 ) -> str:
     """Return the newest classifier of the same split of the same data, trained if there is none."""
     name = registry.registered_name(campaign_of(dataset).name, "classifier")
-    same_test_set = test_set(dataset, split)
+    same_test_set = registration.test_set(dataset, split)
     for version in registry.versions(environment.tracking, name):
         if version.tags.get("test_set") == same_test_set:
             say(f"The classifier {version.uri} decides the phase")
             return version.uri
     say(f"{task.model} needs a classifier that decides the phase, and there is none yet.")
     classifier = replace(task, model="classifier", extra_data=(), epochs=None, max_seconds=None)
-    return train_model(dataset, environment, classifier, presets=presets).version.uri
+    return train_model(dataset, environment, classifier, presets=presets)[0].uri

@@ -47,24 +47,16 @@ class TrainingContext:
 
     Attributes
     ----------
-    dataset
-        An opened snapshot.
-    samples
-        Its profiles, not prepared, and labels; those of further data sets may follow.
+    dataset, samples
+        An opened snapshot; its profiles, not prepared, and labels, with those of further data sets.
     targets, part
         The campaign's phases; the :class:`~bragg_data.splits.Part` of each of the n samples.
-    seed
-        Seed of weights, orders and choices.
-    device
-        Where torch computes.
-    cache
-        Directory for prepared profiles, or None.
-    contents
-        Names the contents of each data set, for the cache.
-    checkpoints
-        Directory for the state of unfinished stages.
-    run
-        Where progress is logged.
+    seed, device
+        Of weights, orders and choices; where torch computes.
+    cache, contents
+        Directory for prepared profiles, or None; names the contents of each data set there.
+    checkpoints, run
+        Directory for the state of unfinished stages; where progress is logged.
     """
 
     dataset: xr.Dataset
@@ -85,18 +77,14 @@ class FittedModel:
 
     Attributes
     ----------
-    kind
-        As :class:`~bragg_models.predictors.Predictor` names it.
-    model
-        Network or forests.
+    kind, model
+        As :class:`~bragg_models.predictors.Predictor` names it; network or forests.
     preprocessing
         Name and version of the function that prepares the profiles.
     classifier
         The classifier that a class-conditional forest builds on.
-    histories
-        Results of the epochs, by stage.
-    facts
-        Plain JSON values about the training, for the provenance.
+    histories, facts
+        Results of the epochs, by stage; plain JSON values for the provenance.
     """
 
     kind: str
@@ -113,10 +101,8 @@ class Stage:
 
     Attributes
     ----------
-    name
-        In the log and of the checkpoint.
-    network, samples, settings
-        What is fitted, on which prepared profiles, and how.
+    name, network, samples, settings
+        In the log and of the checkpoint; what is fitted, on which prepared profiles, and how.
     criteria
         What is minimised, and how the best weights are chosen; by default a multitask network's.
     subset : shape (n,)
@@ -180,13 +166,7 @@ def fit_stage(context: TrainingContext, fitted: FittedModel, preset: Preset, sta
 
 
 def _epoch_size(settings: FitSettings, count: int, preset: Preset) -> tuple[FitSettings, int]:
-    """Return the settings with a limited epoch, and its number of profiles.
-
-    Parameters
-    ----------
-    settings, count, preset
-        Of the stage, the number of its training samples, and the limits of the preset.
-    """
+    """Return the settings with a limited epoch of ``count`` samples, and its size."""
     if settings.samples_per_epoch is not None:
         most = min(settings.samples_per_epoch, preset.max_passes * count)
         settings = replace(settings, samples_per_epoch=most)
@@ -210,9 +190,6 @@ def _epoch_line(name: str, result: EpochResult) -> str:
     )
 
 
-# ---- profiles ----------------------------------------------------------------------------------
-
-
 def prepared_samples(context: TrainingContext, prepared_by: str) -> Samples:
     """Return the samples with profiles prepared by a named function, cached where possible."""
     function = preprocessing(prepared_by).function
@@ -228,10 +205,8 @@ def encoded_samples(
     ----------
     context, samples
         The training, and prepared profiles.
-    network
-        From profiles (n, points) to features (n, m).
-    name
-        What the features are called in the cache, followed by a digest of the weights.
+    network, name
+        From profiles (n, points) to features (n, m), and what these are called in the cache.
     """
 
     def function(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -264,16 +239,9 @@ def _mapped(
 
 
 def samples_from_view(context: TrainingContext, name: str, uri: str) -> Samples | None:
-    """Return the samples with a view's features, if a registered model materialised it.
+    """Return the samples with a view's features, if a registered model (``uri``) materialised it.
 
     None where there is no such view, or further data sets are used, which it does not cover.
-
-    Parameters
-    ----------
-    context, name
-        The training, and the view.
-    uri
-        Address of the registered model.
     """
     if isinstance(context.samples.profiles, Joined):
         return None
@@ -300,10 +268,8 @@ def choose_samples(context: TrainingContext, count: int | None) -> NDArray[np.bo
 
     Parameters
     ----------
-    context
-        The training.
-    count
-        Number of training samples; None for all.
+    context, count
+        The training, and the number of training samples; None for all.
 
     Returns
     -------

@@ -13,13 +13,7 @@ import xarray as xr
 from bragg_data.store.repository import Store
 from catalog.tracking import Tracking
 from pipelines.cli.options import ClusterOptions
-from pipelines.training.names import (
-    ALL,
-    DEFAULT_STATE,
-    EXTRA_DATA_MODELS,
-    TRAINABLE,
-    TrainError,
-)
+from pipelines.training.names import ALL, DEFAULT_STATE, EXTRA_DATA_MODELS, TRAINABLE, TrainError
 from pipelines.training.presets import Presets
 
 _FILE = "task.json"
@@ -35,10 +29,8 @@ class TrainingTask:
     ----------
     model, preset, seed, device
         As for ``python -m pipelines.train``.
-    split
-        ``random`` or ``blocked``.
-    extra_data
-        Tags of further data sets whose samples are used for training.
+    split, extra_data
+        ``random`` or ``blocked``; tags of further data sets whose samples are used for training.
     epochs, max_seconds
         Replace the preset's values.
     forest_method
@@ -88,10 +80,9 @@ class TrainingEnvironment:
     ----------
     tracking
         Runs and registered models.
-    state
-        Directory of checkpoints and cached profiles; it can be deleted when no training runs.
-    cache
-        Whether prepared profiles are cached there.
+    state, cache
+        Directory of checkpoints and cached profiles, which can be deleted when no training runs;
+        whether prepared profiles are cached there.
     cluster
         Where forests are grown and simulated measurements are drawn.
     """
@@ -113,10 +104,8 @@ def tasks_for(models: Sequence[str], common: TrainingTask, presets: Presets) -> 
     ----------
     models
         Names; ``all`` stands for the paper's models and the guided network.
-    common
-        The other values of the tasks.
-    presets
-        The presets that can be chosen.
+    common, presets
+        The other values of the tasks; the presets that can be chosen.
 
     Raises
     ------

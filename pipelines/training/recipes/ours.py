@@ -61,10 +61,8 @@ def train_robust(
 
     Parameters
     ----------
-    context, preset
-        The campaign, and the settings.
-    environment
-        The cluster that draws the profiles.
+    context, preset, environment
+        The campaign, and the settings; the cluster that draws the profiles.
     """
     campaign = campaign_of(context.dataset)
     config = guided_config(campaign, context.targets, sample_parameters=True, **preset.network)
@@ -109,10 +107,8 @@ def _calibrate(
     ----------
     context, network
         The campaign, and the trained network.
-    draws
-        Of calibrated instruments, and of drifted ones.
-    function
-        Prepares the profiles.
+    draws, function
+        Of calibrated instruments, and of drifted ones; prepares the profiles.
     """
     network.eval()
     fits = []

@@ -1,22 +1,26 @@
-"""The training of the paper's networks: multitask, class-conditional, CAENN."""
+"""The training of the paper's networks (multitask, class-conditional, CAENN) and their losses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from bragg_data.splits import Part
+from bragg_models.data.batches import in_order
+from bragg_models.metrics import Errors, errors, summary
 from bragg_models.networks.build import build
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
 from bragg_models.predictors import Predictor
+from bragg_models.training.inference import Samples, outputs
+from bragg_models.training.objectives import LabelledBatch, Objective, Validation, full_precision
 from bragg_models.training.settings import Criteria
 from pipelines.training.presets import Preset
-from pipelines.training.recipes import objectives
 from pipelines.training.stage import (
     FittedModel,
     Stage,
@@ -28,6 +32,9 @@ from pipelines.training.stage import (
     prepared_samples,
     samples_from_view,
 )
+
+_BATCH = 256  # profiles that an auto-encoder validates at a time
+_SMALLEST_PROBABILITY = 1e-12
 
 
 def train_multitask(
@@ -41,13 +48,10 @@ def train_multitask(
     ((name, settings),) = preset.stages.items()
     samples = prepared_samples(context, preset.preprocessing)
     if classifier:
-        criteria = Criteria(
-            objectives.classification,
-            objectives.classification_scores(context, samples),
-            objectives.misclassified,
-        )
+        validate = _classification_scores(context, samples)
+        criteria = Criteria(_classification, validate, _misclassified)
     elif preset.network.get("integer"):
-        criteria = Criteria(objectives.integer_class(settings.regression_weight))
+        criteria = Criteria(_integer_class(settings.regression_weight))
     else:
         criteria = Criteria()
     fit_stage(context, fitted, preset, Stage(name, network, samples, settings, criteria))
@@ -65,10 +69,8 @@ def train_conditional(
 
     Parameters
     ----------
-    context, preset
-        The data, and the settings.
-    classifier, uri
-        The classifier, and its address in the registry.
+    context, preset, classifier, uri
+        The data, and the settings; the classifier, and its address in the registry.
     deep
         Train the features too.
 
@@ -106,8 +108,8 @@ def train_conditional(
         if not len(free[code]) or not (of_phase & (context.part == Part.training)).any():
             continue
         criteria = Criteria(
-            objectives.regression(torch.tensor(free[code], device=context.device)),
-            objectives.regression_scores(context, samples, code),
+            _regression(torch.tensor(free[code], device=context.device)),
+            _regression_scores(context, samples, code),
         )
         regressor = network.regressor(code)
         stage = Stage(f"regressor_{name}", regressor, samples, settings, criteria, of_phase)
@@ -125,16 +127,13 @@ def train_caenn(context: TrainingContext, preset: Preset) -> FittedModel:
     samples = prepared_samples(context, preset.preprocessing)
     subset = choose_samples(context, preset.training_samples)
     settings = preset.stages["autoencoder"]
-    criteria = Criteria(
-        objectives.reconstruction,
-        objectives.reconstruction_scores(context, samples),
-        objectives.mean_absolute_error,
-    )
+    validate = _reconstruction_scores(context, samples)
+    criteria = Criteria(_reconstruction, validate, lambda scores: scores["all"]["mae"])
     autoencoder = Stage("autoencoder", network.autoencoder, samples, settings, criteria, subset)
     fit_stage(context, fitted, preset, autoencoder)
     codes = encoded_samples(context, samples, Encoding(network.autoencoder), "latent")
     settings = preset.stages["regressor"]
-    criteria = Criteria(objectives.integer_class(settings.regression_weight))
+    criteria = Criteria(_integer_class(settings.regression_weight))
     regressor = Stage("regressor", network.regressor, codes, settings, criteria, subset)
     fit_stage(context, fitted, preset, regressor)
     return fitted
@@ -142,10 +141,10 @@ def train_caenn(context: TrainingContext, preset: Preset) -> FittedModel:
 
 def reconstructed_profiles(
     fitted: FittedModel, profiles: NDArray[np.float32]
-) -> NDArray[np.float32] | None:
-    """Return prepared profiles (n, points) after the auto-encoder; None if there is none."""
+) -> NDArray[np.float32]:
+    """Return prepared profiles (n, points) after the auto-encoder of a CAENN."""
     if not isinstance(fitted.model, Caenn):
-        return None
+        raise TypeError(f"Expected a CAENN, found {type(fitted.model).__name__}.")
     autoencoder = fitted.model.autoencoder.eval()
     device = next(autoencoder.parameters()).device
     with torch.inference_mode():
@@ -161,3 +160,128 @@ def _config(context: TrainingContext, preset: Preset, **values: int) -> Mapping[
         **preset.network,
         **values,
     }
+
+
+def _classification(
+    network: nn.Module, batch: LabelledBatch, _: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the cross entropy of the phases (section IV-A of the paper)."""
+    logits, _values = network(batch.profiles)
+    with full_precision(batch):
+        loss = nn.functional.cross_entropy(logits.float(), batch.phase)
+    return {"loss": loss}
+
+
+def _regression(columns: Tensor) -> Objective:
+    """Return the mean squared error of the free parameters' columns (section IV-B)."""
+
+    def objective(
+        network: nn.Module, batch: LabelledBatch, _: torch.Generator
+    ) -> dict[str, Tensor]:
+        values = network(batch.profiles)
+        with full_precision(batch):
+            loss = ((values.float() - batch.values[:, columns]) ** 2).mean()
+        return {"loss": loss}
+
+    return objective
+
+
+def _reconstruction(
+    network: nn.Module, batch: LabelledBatch, _: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the mean absolute error of reconstructed profiles (section IV-C3)."""
+    profiles = network(batch.profiles)
+    with full_precision(batch):
+        loss = (profiles.float() - batch.profiles).abs().mean()
+    return {"loss": loss}
+
+
+def _integer_class(regression_weight: float) -> Objective:
+    """Return the paper's alternative loss: the class as an integer, by its squared error too."""
+
+    def objective(
+        network: nn.Module, batch: LabelledBatch, _: torch.Generator
+    ) -> dict[str, Tensor]:
+        code, values = network.raw_outputs(batch.profiles)  # type: ignore[operator]
+        with full_precision(batch):
+            mask = batch.free.float()
+            integer = ((code[:, 0].float() - batch.phase) ** 2).mean()
+            squared = ((values.float() - batch.values) ** 2 * mask).sum() / mask.sum()
+            loss = integer + regression_weight * squared
+        return {"loss": loss, "integer": integer, "mse": squared}
+
+    return objective
+
+
+def _classification_scores(
+    context: TrainingContext, samples: Samples
+) -> Callable[[nn.Module], Validation]:
+    """Return a function that gives accuracy and cross entropy on the validation samples."""
+
+    def validate(network: nn.Module) -> Validation:
+        wrong, loss, n = 0, 0.0, 0
+        for batch in in_order(samples.profiles, context.part == Part.validation):
+            probabilities, _ = outputs(network, batch.profiles, context.device)
+            truth = samples.phase[batch.rows]
+            wrong += int((probabilities.argmax(axis=1) != truth).sum())
+            of_truth = probabilities[np.arange(len(truth)), truth]
+            loss -= float(np.log(np.maximum(of_truth, _SMALLEST_PROBABILITY)).sum())
+            n += len(truth)
+        accuracy = 1 - wrong / n
+        return {"all": {"n": n, "accuracy": accuracy, "wrong": wrong, "cross_entropy": loss / n}}
+
+    return validate
+
+
+def _misclassified(scores: Validation) -> float:
+    """Return the number of misclassified samples; of equal numbers the cross entropy decides."""
+    return scores["all"]["wrong"] + min(scores["all"]["cross_entropy"], 0.99)
+
+
+def _regression_scores(
+    context: TrainingContext, samples: Samples, code: int
+) -> Callable[[nn.Module], Validation]:
+    """Return a function that gives the errors of one phase's regressor."""
+    validation = (context.part == Part.validation) & (context.samples.phase == code)
+    targets = context.targets
+    free = targets.free[code]
+
+    def validate(network: nn.Module) -> Validation:
+        network.eval()
+        total: Errors | None = None
+        for batch in in_order(samples.profiles, validation):
+            with torch.inference_mode():
+                output = network(torch.from_numpy(batch.profiles).to(context.device)).cpu().numpy()
+            values = np.zeros((len(output), len(free)))
+            values[:, free] = output
+            phase = samples.phase[batch.rows]
+            cells = targets.decode(values, phase)
+            of_batch = errors(targets, phase, samples.cells[batch.rows], phase, cells)
+            total = of_batch if total is None else total + of_batch
+        if total is None:
+            return {"all": {"n": 0.0, "mse_paper": 0.0}}
+        return summary(targets, total)
+
+    return validate
+
+
+def _reconstruction_scores(
+    context: TrainingContext, samples: Samples
+) -> Callable[[nn.Module], Validation]:
+    """Return a function that gives the errors of reconstructed validation profiles."""
+
+    def validate(network: nn.Module) -> Validation:
+        network.eval()
+        absolute = squared = count = 0.0
+        for batch in in_order(samples.profiles, context.part == Part.validation):
+            with torch.inference_mode():
+                for low in range(0, len(batch.profiles), _BATCH):
+                    profiles = torch.from_numpy(batch.profiles[low : low + _BATCH])
+                    profiles = profiles.to(context.device)
+                    difference = network(profiles) - profiles
+                    absolute += float(difference.abs().sum())
+                    squared += float((difference**2).sum())
+                    count += difference.numel()
+        return {"all": {"n": count, "mae": absolute / count, "mse": squared / count}}
+
+    return validate

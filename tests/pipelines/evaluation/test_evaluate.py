@@ -259,7 +259,7 @@ def test_a_model_that_may_be_trained_on_the_test_samples_is_refused(
         labels,
         random_split(labels.crystal_system, seed=0) != Part.test,
     )
-    assert loaded.evaluated.uri == version.uri
+    assert loaded.uri == version.uri
 
 
 def test_another_grid_off_the_grid_is_refused(small_dataset: xr.Dataset) -> None:

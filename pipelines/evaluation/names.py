@@ -1,0 +1,61 @@
+"""Names of the models in tables, the commands that train them, and the paper's results."""
+
+from __future__ import annotations
+
+CLASS_CONDITIONAL = ("forest", "transfer", "deep")
+INTEGRATED = ("integrated-forest", "multitask", "caenn", "guided")
+CLASSIFIER, INTEGER, ROBUST = "classifier", "multitask-integer", "robust"
+MODELS = (CLASSIFIER, *CLASS_CONDITIONAL, *INTEGRATED, INTEGER)
+"""The models that are trained on a data set, in the order of the tables."""
+
+LABELS = {
+    "forest": "forest (C1)",
+    "transfer": "transfer learner (C2)",
+    "deep": "deep regressor (C3)",
+    "integrated-forest": "integrated forest",
+    "caenn": "CAENN",
+    "guided": "guided (ours)",
+    "perceptron": "its proposal network alone",
+    ROBUST: "robust (ours)",
+    INTEGER: "multitask, class as integer",
+}
+
+CONSTANT, STRUCTURE = "constant", "structure"
+NEAREST, NEAREST_MEAN, REFINED = "library", "library-mean", "refined"
+"""Names of the baselines: constant cells, library matches, and whole-pattern refinement."""
+
+PAPER_CAMPAIGN = "batio3-nomad"
+"""The paper's results, in Å² + rad² (mse_paper, its equation 1), are for this campaign alone."""
+
+TABLE_II = {
+    "forest": {"cubic": 1.20e-6, "trigonal": 8.14e-4, "tetragonal": 5.84e-6},
+    "transfer": {"cubic": 4.71e-4, "trigonal": 1.01e-2, "tetragonal": 5.18e-4},
+    "deep": {"cubic": 1.00e-5, "trigonal": 1.40e-5, "tetragonal": 2.60e-5},
+}
+"""Class-conditional models on the synthetic test set, by crystal system."""
+
+TABLE_III = {"integrated-forest": 1.48e-4, "multitask": 1.90e-5, "caenn": 5.96e-6}
+"""Integrated models on the synthetic test set."""
+
+TEST_SAMPLES = 41_824
+"""Size of the synthetic test set (section V-B)."""
+
+TABLE_IV = {
+    "forest": {"trigonal": 6.30e-2, "tetragonal": 1.08e-2},
+    "transfer": {"trigonal": 1.91e-1, "tetragonal": 3.08e-2},
+    "deep": {"trigonal": 6.75e-2, "tetragonal": 3.08e-4},
+}
+"""Class-conditional models on the 15 measured profiles, by crystal system."""
+
+TABLE_V = {"integrated-forest": 1.17e-1, "multitask": 1.23e-3, "caenn": 2.00e-3}
+"""Integrated models on the 15 measured profiles."""
+
+EQUATION_1 = (
+    "mse_paper is eq. (1) of the paper: squared errors of a, c (Å²) and alpha (rad²) added. "
+    "MAE: over the samples in which the parameter is free."
+)
+
+
+def train_command(model: str, split: str) -> str:
+    """Return the command that trains a model on a split's training part."""
+    return f"python -m pipelines.train {model}" + ("" if split == "random" else f" --split {split}")
