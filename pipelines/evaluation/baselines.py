@@ -149,12 +149,10 @@ def baseline_models(
 
     Parameters
     ----------
-    labels
+    labels, test
         Of the main data set, which holds the training part of the test set.
     match
         The library match; None for the constant alone.
-    test
-        The test set.
     """
     answer = constant_answer(labels.phase[test.training], labels.cells[test.training])
     baselines = [constant_model(CONSTANT, "always the mean cell", *answer)]

@@ -49,11 +49,17 @@ class DrawPredictions:
         """Whether the most probable phase is the truth, shape (n,)."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.phase)
 
-    @property
-    def covered(self) -> NDArray[np.bool_]:
-        """Whether parameters are inside their intervals, shape (n, 6)."""
-        low, high = np.moveaxis(self.intervals, -1, 0)
-        return np.asarray((self.cells >= low) & (self.cells <= high))
+    def intervals_of(
+        self, code: int, parameter: str
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Return whether a parameter is inside its intervals, and their widths.
+
+        Of the correct predictions of a phase, shape (m,).
+        """
+        rows, column = self.correct & (self.phase == code), CELL_PARAMETERS.index(parameter)
+        low, high = self.intervals[rows, column].T
+        cells = self.cells[rows, column]
+        return (cells >= low) & (cells <= high), high - low
 
     def reliability(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return the mean probability, the accuracy, and the number in each bin that is not empty.
@@ -75,10 +81,8 @@ def calibration_tables(
 
     Parameters
     ----------
-    predictions
-        By the kind of instrument.
-    phases
-        Of the campaign.
+    predictions, phases
+        By the kind of instrument; the phases are the campaign's.
     """
     count = len(next(iter(predictions.values())).phase)
     headings = "expected\ncalibration error", "mean 90 %\nset size", "truth in it"
@@ -99,9 +103,8 @@ def calibration_tables(
         calibration.add(name, shares[0], f"{error:.4f}", f"{size.mean():.2f}", *shares[1:])
         shares = []
         for code, _, parameter in free:
-            rows = p.correct & (p.phase == code)
-            column = p.covered[rows, CELL_PARAMETERS.index(parameter)]
-            shares.append(f"{column.mean():.1%}" if len(column) else "")
+            covered, _ = p.intervals_of(code, parameter)
+            shares.append(f"{covered.mean():.1%}" if len(covered) else "")
         coverage.add(name, *shares)
     return [calibration, coverage]
 
@@ -117,10 +120,9 @@ def calibration_figure(
 
     Parameters
     ----------
-    predictions
-        By the kind of instrument; the third panel shows the first kind.
-    phases
-        Of the campaign.
+    predictions, phases
+        By the kind of instrument, of which the third panel shows the first; the phases are the
+        campaign's.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     reliable, inside, wide = figure.subplots(1, 3, width_ratios=(1, 1.3, 1.3))
@@ -167,8 +169,7 @@ def _draw_coverage(
     axis: Axes, predictions: DrawPredictions, phases: Sequence[Phase], index: int
 ) -> None:
     for position, (code, phase, parameter) in enumerate(_free_parameters(phases)):
-        rows = predictions.correct & (predictions.phase == code)
-        covered = predictions.covered[rows, CELL_PARAMETERS.index(parameter)]
+        covered, _ = predictions.intervals_of(code, parameter)
         if len(covered) < _FEWEST:
             continue
         share = covered.mean()
@@ -187,12 +188,9 @@ def _draw_coverage_by_width(
     axis: Axes, predictions: DrawPredictions, phases: Sequence[Phase]
 ) -> None:
     for code, phase, parameter in _free_parameters(phases):
-        rows = predictions.correct & (predictions.phase == code)
-        column = CELL_PARAMETERS.index(parameter)
-        covered = predictions.covered[rows, column]
+        covered, width = predictions.intervals_of(code, parameter)
         if len(covered) < _FEWEST:
             continue
-        width = np.diff(predictions.intervals[rows, column])[:, 0]
         groups = np.array_split(np.argsort(width), min(_GROUPS, len(width) // _FEWEST))
         unit = "Å" if parameter in "abc" else "°"
         axis.plot(

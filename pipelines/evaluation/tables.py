@@ -29,14 +29,12 @@ class ResultTable:
 
     Attributes
     ----------
-    title
-        What it shows.
+    title, notes
+        What it shows, and lines below it.
     columns
         Headings; the first column is the rows' names, the others are numbers.
     rows
         Texts, as many as columns or fewer, each row with a style: "bold", "dim" or "".
-    notes
-        Lines below it.
     """
 
     title: str
@@ -182,12 +180,10 @@ def class_conditional_table(
 
     Parameters
     ----------
-    title
-        The test set.
+    title, targets, options
+        The test set, its parameters, and which of the tables.
     scores
         Baselines first; then in the paper's order.
-    targets, options
-        The parameters; which of the tables.
     """
     name, published = ("IV", known.TABLE_IV) if options.measured else ("II", known.TABLE_II)
     shown = _SCORES[:2] if options.measured else _SCORES

@@ -145,9 +145,8 @@ def grow(
         are removed at the end. Workers map them into memory, so that they exist once per machine.
     method
         ``search``: Dask-ML's GridSearchCV chooses among the preset's candidates by
-        cross-validation and grows the best on all samples; a forest is a task then, all forests
-        are grown in parallel. ``joined``: a few trees per task, joined in a fixed order, by the
-        preset's settings as they are.
+        cross-validation and grows the best on all samples, a forest a task. ``joined``: a few
+        trees per task, joined in a fixed order, by the preset's settings as they are.
     on_progress
         Called with a number of trees when they are grown; for ``search`` in another thread, and
         for the trees of the folds as well.

@@ -97,9 +97,9 @@ def test_all_models_are_scored_on_the_same_simulated_measurements(
         groups = ("all", "cubic", "tetragonal", "trigonal")
         numbers[model] = tuple(metrics[f"draws/{group}/n"] for group in groups)
         assert 0 <= metrics["draws/all/accuracy"] <= 1
-    # Twenty of each phase, but for those without signal.
-    # The guided network's search takes seconds for each noisy profile: two of each phase.
+    # The guided network's search is slow on noise: two of each phase.
     assert numbers.pop("guided") == (6, 2, 2, 2)
+    # Twenty of each phase, but for those without signal.
     (number,) = set(numbers.values())
     assert 50 < number[0] <= 60
     assert bench.metrics("guided")["draws_proposal/all/n"] == number[0]
