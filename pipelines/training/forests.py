@@ -22,9 +22,6 @@ from bragg_models.targets import Targets
 from pipelines.training.dask_forests import Plan, Search, grow_by_search, grow_joined
 from pipelines.training.prepared_matrix import prepared_matrix
 
-FOREST_METHODS = ("search", "joined")
-"""Cross-validated search, a forest a task; or a few trees a task, joined."""
-
 
 class ForestsError(RuntimeError):
     """Forests that cannot be grown."""
