@@ -121,6 +121,7 @@ def definition(difference: Changes) -> dict[str, tuple[str | None, str | None]]:
     return {row.what: (row.old, row.new) for row in difference.definition}
 
 
+@pytest.mark.slow
 def test_another_order_of_the_same_samples(compare: Callable[[str], Changes]) -> None:
     difference = compare("reseeded")
     assert counts(difference) == {

@@ -151,6 +151,7 @@ def test_every_vector_against_the_exact_evaluator(campaign, reference):
         assert l2 < 1e-4
 
 
+@pytest.mark.slow
 def test_nominal_vectors_change_nothing(campaign, reference):
     phase, cells, _ = reference
     grid = TofGrid(4000.0, campaign.grid.relative_step, 1600)
@@ -160,6 +161,7 @@ def test_nominal_vectors_change_nothing(campaign, reference):
     assert errors(explicit, plain)[0].max() < 2e-5
 
 
+@pytest.mark.slow
 def test_textbook_convention_differs_where_the_notes_say(campaign, reference):
     _, cells, patterns = reference
     args = (campaign.phases[0], cells[0], campaign.instrument, campaign.grid.tof)
@@ -344,6 +346,7 @@ def test_a_cell_of_another_lattice_is_refused(simulator):
         simulator.simulate(np.array([0]), np.array([[4.0, 4.0, 4.1, 90, 90, 90]]))
 
 
+@pytest.mark.slow
 def test_operators_of_varied_widths_are_cached_and_rebuilt(campaign, tmp_path):
     grid = TofGrid(start=9000.0, relative_step=campaign.grid.relative_step, points=500)
 

@@ -57,6 +57,7 @@ def draws(campaign: Campaign, simulator: Simulator) -> Draws:
     return draw_profiles(simulator, *some(campaign, 12, 0), np.random.default_rng(1))
 
 
+@pytest.mark.slow
 def test_the_same_generator_gives_the_same_draws(
     campaign: Campaign, simulator: Simulator, draws: Draws
 ) -> None:
@@ -82,6 +83,7 @@ def test_cells_cover_the_range_and_come_near_to_cubic(campaign: Campaign) -> Non
         campaign.phases[code].lattice.check_tied(cells)
 
 
+@pytest.mark.slow
 def test_without_effects_a_draw_is_the_simulated_pattern(
     campaign: Campaign, simulator: Simulator
 ) -> None:
@@ -97,6 +99,7 @@ def test_without_effects_a_draw_is_the_simulated_pattern(
         assert np.abs(rest).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_drifted_calibration_moves_all_peaks(campaign: Campaign, simulator: Simulator) -> None:
     phase, cells = some(campaign, 1, 5)
     drifted = MeasurementEffects(**{**QUIET.to_json(), "difc": 2e-3, "tzero": 0.0})  # type: ignore[arg-type]
@@ -107,6 +110,7 @@ def test_a_drifted_calibration_moves_all_peaks(campaign: Campaign, simulator: Si
     assert (moved.intensity.argmax(axis=1) != true.intensity.argmax(axis=1)).any()
 
 
+@pytest.mark.slow
 def test_draws_have_the_properties_of_measurements(campaign: Campaign, draws: Draws) -> None:
     tof = campaign.grid.tof
     assert not draws.covered[:, tof > 19_520].any()
@@ -124,6 +128,7 @@ def test_draws_have_the_properties_of_measurements(campaign: Campaign, draws: Dr
     assert np.median(ratio[inside]) == pytest.approx(1, abs=0.25)
 
 
+@pytest.mark.slow
 def test_a_profile_without_signal_is_zero(draws: Draws) -> None:
     flat = Draws(
         np.full((1, draws.intensity.shape[1]), -1.0),

@@ -151,6 +151,7 @@ def _make_cache(directory: Path) -> list[int]:
     return written
 
 
+@pytest.mark.slow
 def test_of_two_processes_only_the_first_builds_it(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         written = sorted(len(w) for w in pool.map(_make_cache, [tmp_path, tmp_path]))

@@ -192,6 +192,7 @@ def test_figures_and_results_are_logged(written: tuple[Path, str], tracking: Tra
     assert "figures/experiment-calibration-given" in files
 
 
+@pytest.mark.slow
 def test_a_measured_data_set_with_labels_is_taken_by_itself(
     small_store: Store,
     small_campaign: Campaign,

@@ -56,6 +56,7 @@ def assert_same(first: dict, second: dict) -> None:
             assert second[key] == value, key
 
 
+@pytest.mark.slow
 def test_command_service_and_python_predict_the_same(
     model: LoadedModel, trained: Tracking, file: Path
 ) -> None:

@@ -59,6 +59,7 @@ def predicted(predictor: Predictor, file: Path, cell: np.ndarray) -> PredictedPr
     return replace(profile, prediction=prediction)
 
 
+@pytest.mark.slow
 def test_a_cell_without_volume_costs_no_phase_its_start(predictor: Predictor, file: Path) -> None:
     profile = predicted(predictor, file, NO_VOLUME)
     starts = refinement_starts(profile)
@@ -78,6 +79,7 @@ def test_a_cell_without_volume_costs_no_phase_its_start(predictor: Predictor, fi
     assert result.refined.best.phase == "trigonal"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [NO_VOLUME, np.full(6, np.nan)])
 def test_without_any_start_the_reason_is_a_warning(
     predictor: Predictor, file: Path, cell: np.ndarray
