@@ -16,7 +16,7 @@ from numpy.polynomial.chebyshev import chebvander
 from numpy.typing import NDArray
 
 from bragg_data.instrument.instprm import Instrument, TofGrid
-from bragg_data.measurement.readers import MINIMUM_POINTS, Profile
+from bragg_data.measurement.readers.common import MINIMUM_POINTS, Profile
 from bragg_data.measurement.resampling import resample_to_grid
 from bragg_data.preprocessing import minmax
 

@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from bragg_data.store import schema
 from bragg_data.store.block_writer import (
-    BlockArray,
     BlockResult,
     BlockWriter,
     create_group,
-    empty_bookkeeping,
     write_chunk,
 )
 from bragg_data.store.repository import FEATURES, Store, StoreError
@@ -101,10 +99,9 @@ class FeatureWriter(BlockWriter):
             "description": self.view.description,
             "rows_per_chunk": self._rows,
         }
-        dataset = xr.Dataset(empty_bookkeeping(self.count, self._rows), attrs=attrs)
-        shape, attributes = (self.count, self.size), {"long_name": self.view.description}
-        array = BlockArray("values", shape, ("sample", "feature"), attributes)
-        create_group(session, self.group, dataset, array)
+        shape = self.count, self.size
+        values = schema.variable("sample feature", "float32", self.view.description)
+        create_group(session, self.group, xr.Dataset(attrs=attrs), "values", shape, values)
         session.commit(f"create {self.group}: {self.count} samples, {self.size} features")
 
     def _check(self, dataset: xr.Dataset) -> None:

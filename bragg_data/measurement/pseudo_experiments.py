@@ -13,23 +13,15 @@ import numpy as np
 
 from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
-from bragg_data.measurement.label import Label
-from bragg_data.measurement.load import Measurement, calibrated_measurement
+from bragg_data.measurement.load import Label, Measurement, measurement_from_profile
 from bragg_data.measurement.readers import Profile, ProfileError
 
 
 @dataclass(frozen=True, eq=False)
 class PseudoExperiment:
-    """One pseudo-experiment.
+    """A pseudo-experiment on a campaign's grid, its label, and its truth.
 
-    Attributes
-    ----------
-    measurement
-        On the campaign's grid.
-    label
-        Its phase and cell.
-    truth
-        The JSON object: displacement and broadening parameters, difC, Zero …
+    ``truth`` is the JSON object: displacement and broadening parameters, difC, Zero …
     """
 
     measurement: Measurement
@@ -57,29 +49,20 @@ def read_pseudo_experiments(
     ProfileError
         If the files do not exist, or hold something else.
     """
+    experiments = []
     try:
         with np.load(path, allow_pickle=False) as file:
             tof, intensity, sigma = (np.asarray(file[k], float) for k in ("tof", "y", "sigma"))
         truths = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return [
-            _pseudo_experiment(
-                Profile(
-                    tof,
-                    y,
-                    deviation,
-                    bank=None,
-                    title=f"pseudo-experiment {truth['index']}",
-                    two_theta=None,
-                    difc=None,
-                    header={},
-                    source=f"{path}#{row}",
-                ),
-                truth,
-                campaign,
-                calibrated,
-            )
-            for row, (y, deviation, truth) in enumerate(zip(intensity, sigma, truths, strict=True))
-        ]
+        for row, (y, deviation, truth) in enumerate(zip(intensity, sigma, truths, strict=True)):
+            title = f"pseudo-experiment {truth['index']}"
+            profile = Profile(tof, y, deviation, title=title, source=f"{path}#{row}")
+            instruments = None
+            if calibrated:
+                constants = {"difc": truth["difC"], "tzero": truth["Zero"]}
+                instruments = [campaign.instrument.with_parameters(**constants)]
+            measurement = measurement_from_profile(profile, campaign, instruments)
+            experiments.append(PseudoExperiment(measurement, _label(truth, campaign), truth))
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ProfileError):
             raise
@@ -87,14 +70,10 @@ def read_pseudo_experiments(
             f"{path} holds no pseudo-experiments with their truth ({first_line(error)}). Expected: "
             f"an NPZ file with tof (n,), y and sigma (m, n), and a JSON file of the same name."
         ) from error
+    return experiments
 
 
-def _pseudo_experiment(
-    profile: Profile, truth: Mapping[str, Any], campaign: Campaign, calibrated: bool
-) -> PseudoExperiment:
-    calibration = None
-    if calibrated:
-        calibration = campaign.instrument.with_parameters(difc=truth["difC"], tzero=truth["Zero"])
+def _label(truth: Mapping[str, Any], campaign: Campaign) -> Label:
     (code,) = (
         code
         for code, phase in enumerate(campaign.phases)
@@ -102,8 +81,4 @@ def _pseudo_experiment(
     )
     lattice = campaign.phases[code].lattice
     free = np.array([[truth[parameter] for parameter in lattice.free_parameters]])
-    return PseudoExperiment(
-        calibrated_measurement(profile, campaign, calibration),
-        Label(code, tuple(float(v) for v in lattice.cells(free)[0])),
-        truth,
-    )
+    return Label(code, tuple(float(v) for v in lattice.cells(free)[0]))

@@ -10,24 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
-from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
+from bragg_data.measurement.readers import Profile, ProfileError
 
-__all__ = [
-    "GriddedProfile",
-    "Profile",
-    "ProfileError",
-    "match_bank",
-    "measurement_warnings",
-    "nominal_calibration",
-    "read_profiles",
-    "resample_to_grid",
-]
-
-MINIMUM_COVERAGE = 0.2
-"""Fraction of the campaign's grid (and at least 200 points of it) that a profile has to cover."""
-
-COARSEST_STEP = 8.0
-"""Where measured points lie more than this many grid steps apart, peaks fall between them."""
+_MINIMUM_COVERAGE = 0.2  # of the campaign's grid (and at least 200 points of it) by a profile
+_COARSEST_STEP = 8.0  # grid steps between measured points, beyond which peaks fall between them
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +22,8 @@ class GriddedProfile:
 
     Attributes
     ----------
-    intensity : shape (points,)
-        Density per µs of the campaign's instrument; 0 where not covered.
-    sigma : shape (points,)
-        Standard deviation; 0 where not covered.
+    intensity, sigma : shape (points,)
+        Density per µs of the campaign's instrument, and standard deviation; 0 where not covered.
     covered : shape (points,)
         Where the measurement holds information.
     """
@@ -66,14 +50,10 @@ def resample_to_grid(
 
     Parameters
     ----------
-    profile
-        The measured profile.
-    grid
-        The campaign's grid.
-    instrument
-        The campaign's instrument.
+    grid, instrument
+        The campaign's.
     calibration
-        The measurement's calibration; None takes its times as those of ``instrument``.
+        The measurement's; None takes its times as those of ``instrument``.
 
     Raises
     ------
@@ -93,7 +73,7 @@ def resample_to_grid(
                 f"grid. Check the instrument file."
             )
     values, variance, covered = _resampled(profile, target)
-    needed = min(grid.points, max(200, math.ceil(MINIMUM_COVERAGE * grid.points)))
+    needed = min(grid.points, max(200, math.ceil(_MINIMUM_COVERAGE * grid.points)))
     if covered.sum() < needed:
         axis = calibration or instrument
         raise ProfileError(
@@ -166,12 +146,8 @@ def _resampled(
     value_variance = (weights**2 * variance[nodes]).sum(axis=1)
     spacing = tof[left + 1] - tof[left]
     fine = spacing < 0.75 * step
-    covered = np.where(fine, enough, inside & (spacing < COARSEST_STEP * step))
-    return (
-        np.where(fine, mean, value),
-        np.where(fine, mean_variance, value_variance),
-        covered,
-    )
+    covered = np.where(fine, enough, inside & (spacing < _COARSEST_STEP * step))
+    return (np.where(fine, mean, value), np.where(fine, mean_variance, value_variance), covered)
 
 
 def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrument:
@@ -181,13 +157,6 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
     whose angle lies within 2° of the header's 2θ; of several the nearest. (Bank numbers of data and
     instrument files need not agree, nor be unique.) A header with neither leaves the number, and a
     file of one bank needs none.
-
-    Parameters
-    ----------
-    profile
-        As read.
-    instruments
-        The banks of the instrument file.
 
     Raises
     ------
@@ -225,14 +194,14 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
 def nominal_calibration(profile: Profile, instrument: Instrument) -> Instrument | None:
     """Return the calibration that the header alone gives: its difC, without difA, difB and Zero.
 
-    For a measurement without a calibration. Better than taking its times as those of
-    another instrument, and off by 0.1 to 0.4 % in every length. None if the header has no difC.
+    Off by 0.1 to 0.4 % in every length, but better than another instrument's. None if the header
+    has no difC.
     """
     if profile.difc is None:
         return None
-    changes = {"difc": profile.difc, "difa": 0.0, "difb": 0.0, "tzero": 0.0}
+    angle = profile.two_theta or instrument.two_theta
     return instrument.with_parameters(
-        two_theta=profile.two_theta or instrument.two_theta, **changes
+        two_theta=angle, difc=profile.difc, difa=0.0, difb=0.0, tzero=0.0
     )
 
 
@@ -246,16 +215,8 @@ def measurement_warnings(
 ) -> list[str]:
     """Return what a user has to know before trusting a prediction for this profile, in sentences.
 
-    Parameters
-    ----------
-    profile, gridded
-        The profile as read, and on the campaign's grid.
-    instrument
-        The campaign's instrument.
-    calibration
-        The calibration that was used, if any.
-    nominal
-        Whether that is the header's (:func:`nominal_calibration`).
+    The profile is given as read and on the grid of the campaign with this instrument; ``nominal``
+    is whether the calibration that was used is the header's (:func:`nominal_calibration`).
     """
     warnings = []
     if calibration is None:

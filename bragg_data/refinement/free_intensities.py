@@ -1,11 +1,9 @@
 r"""Lattices from peak positions alone, for a sample whose atoms are not those of a campaign.
 
 A structureless whole-pattern fit (Pawley, J. Appl. Cryst. 14 (1981) 357; Le Bail, Duroy & Fourquet,
-Materials Research Bulletin 23 (1988) 447): every line that the lattice and the space group allow
-has a free intensity. Here the intensities are the non-negative least squares solution (Lawson &
-Hanson, *Solving Least Squares Problems*, 1974) at every step, so that only cell and broadening are
-searched for. The result contains no information on the atoms: it is a lattice that indexes the
-peaks.
+Materials Research Bulletin 23 (1988) 447): every line that lattice and space group allow has a free
+intensity, the non-negative least squares solution (Lawson & Hanson, *Solving Least Squares
+Problems*, 1974) at every step, so that only cell and broadening are searched for.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.result import (
     PatternFit,
-    RefinementError,
     RefinementResult,
+    fitted_points,
     rank_fits,
     serial_correlation,
 )
@@ -46,18 +44,12 @@ _FAR = 0.02  # relative change of the cell, or of an angle in rad, beyond which 
 
 
 def refine_lattices(
-    campaign: Campaign,
-    gridded: GriddedProfile,
-    starts: Sequence[tuple[int, NDArray[np.float64]]],
+    campaign: Campaign, gridded: GriddedProfile, starts: Sequence[tuple[int, NDArray[np.float64]]]
 ) -> list[RefinementResult]:
     """Refine the lattice of each phase with free intensities; the most plausible one first.
 
     Parameters
     ----------
-    campaign
-        Phases, instrument, grid, nominal broadening.
-    gridded
-        The measurement on the campaign's grid, with its background.
     starts
         Phase codes and cells (6,); cells that enclose no volume are left out. Other sizes in the
         campaign's range are used as starts, too.
@@ -91,15 +83,6 @@ def refine_lattices(
     return rank_fits(fits)
 
 
-def _fitted_points(gridded: GriddedProfile) -> NDArray[np.bool_]:
-    fitted = gridded.informative
-    if fitted.sum() < _FEWEST:
-        raise RefinementError(
-            f"{fitted.sum()} points are covered, too few to refine anything on ({_FEWEST})."
-        )
-    return fitted
-
-
 def _d_spacings(phase: Phase, products: _Array, cell: _Array) -> _Array:
     terms = [group[0] for group in phase.lattice.metric_terms]
     return np.asarray((reciprocal_metric(cell[None])[0, terms] @ products) ** -0.5)
@@ -119,7 +102,7 @@ def _largest_cell(campaign: Campaign, code: int) -> _Array:
 
 def _shortest(campaign: Campaign, gridded: GriddedProfile, code: int) -> float:
     """Return the d-spacing above which a phase's largest cell has the number of lines to fit."""
-    tof, phase = campaign.grid.tof[_fitted_points(gridded)], campaign.phases[code]
+    tof, phase = campaign.grid.tof[fitted_points(gridded, _FEWEST)], campaign.phases[code]
     ends = campaign.instrument.d_spacing_from_tof(tof[[0, -1]])
     cell, shortest = _largest_cell(campaign, code), 0.5 * float(ends[1])
     while True:
@@ -143,7 +126,7 @@ class _Lattice:
         self.columns = free_columns(self.phase)
         self.products = _products(self.phase, _largest_cell(campaign, code), shortest)
         self.tof = campaign.grid.tof
-        fitted = _fitted_points(gridded)
+        fitted = fitted_points(gridded, _FEWEST)
         self.shortest = shortest
         end = self.tof[fitted][-1:]
         self.longest = float(campaign.instrument.d_spacing_from_tof(end)[0])
@@ -180,10 +163,7 @@ class _Lattice:
         return np.asarray(columns[:, columns.any(axis=0)] / self.sigma[:, None])
 
     def solved(self, cell: _Array, broadening: Sequence[float]) -> tuple[_Array, _Array, _Array]:
-        """Return the residual of the best intensities, the weighted peaks, the intensities.
-
-        A cell that encloses no volume has no peaks.
-        """
+        """Return residual, weighted peaks and intensities; no peaks for a cell without volume."""
         if not encloses_volume(cell[None])[0]:
             return self.y, np.zeros((len(self.y), 0)), np.zeros(0)
         peaks = self.peaks(cell, *broadening)
@@ -194,11 +174,6 @@ class _Lattice:
         q, r = np.linalg.qr(columns / norm)
         intensities, _ = nnls(r, q.T @ self.y, maxiter=20 * r.shape[1])
         return self.y - columns @ (intensities / norm), peaks, intensities / norm
-
-    def chi2(self, cell: _Array) -> float:
-        """Return χ² with nominal broadening."""
-        residual, *_ = self.solved(cell, (1 / self.campaign.size, self.campaign.microstrain))
-        return float(residual @ residual)
 
     def sizes(self) -> list[_Array]:
         """Return the CIF's cell in all sizes of the campaign's range."""
@@ -212,11 +187,13 @@ class _Lattice:
     def likeliest(self, cells: Sequence[_Array]) -> _Array:
         """Return the likeliest of some cells, few lines being likelier than many."""
         penalty = float(np.log(len(self.y)))
+        nominal = 1 / self.campaign.size, self.campaign.microstrain
 
         def score(cell: _Array) -> float:
             d = _d_spacings(self.phase, self.products, cell)
             lines = int(((d > self.shortest) & (d < self.longest)).sum())
-            return self.chi2(cell) + penalty * lines
+            residual, *_ = self.solved(cell, nominal)
+            return float(residual @ residual) + penalty * lines
 
         return min(cells, key=score)
 
@@ -240,18 +217,9 @@ class _Lattice:
             moved = [residual(x + np.eye(len(x))[k] * steps[k]) for k in range(len(x))]
             return np.stack(moved, axis=1) / steps - here[:, None] / steps
 
-        start = np.clip(begin, low + 1e-9, high - 1e-9) / scale
-        fit = least_squares(
-            residual,
-            start,
-            jacobian,
-            bounds=(low / scale, high / scale),
-            max_nfev=25,
-            xtol=1e-4,
-            ftol=1e-6,
-        )
-        point = fit.x * scale
-        return self._result(point, np.asarray(fit.jac) / scale, bool(fit.success))
+        start, bounds = np.clip(begin, low + 1e-9, high - 1e-9) / scale, (low / scale, high / scale)
+        fit = least_squares(residual, start, jacobian, bounds, max_nfev=25, xtol=1e-4, ftol=1e-6)
+        return self._result(fit.x * scale, np.asarray(fit.jac) / scale, bool(fit.success))
 
     def _result(self, point: _Array, jacobian: _Array, converged: bool) -> RefinementResult:
         count = len(self.columns)

@@ -1,9 +1,9 @@
 """Levenberg–Marquardt minimisation within bounds, for models of which each pattern is expensive.
 
 Levenberg, Quarterly of Applied Mathematics 2 (1944) 164; Marquardt, SIAM Journal on Applied
-Mathematics 11 (1963) 431. Not scipy's ``least_squares`` nor lmfit: a Jacobian costs as much as ten
-patterns and is reused here as long as it predicts the steps well, a fit that cannot win is given up
-on the way, and a step to a point that has no pattern is rejected instead of ending the fit.
+Mathematics 11 (1963) 431. Not scipy's nor lmfit's: a Jacobian costs as much as ten patterns and is
+reused here as long as it predicts the steps well, a fit that cannot win is given up on the way, and
+a step to a point that has no pattern is rejected instead of ending the fit.
 """
 
 from __future__ import annotations
@@ -23,15 +23,7 @@ _RELIABLE = 0.5  # fraction of the predicted decrease below which the Jacobian i
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A model at one point.
-
-    Attributes
-    ----------
-    residual : shape (n,)
-        Weighted differences; the minimised χ² is the sum of their squares.
-    pattern : shape (points,)
-        Weighted pattern, from which the model derives the Jacobian.
-    """
+    """Weighted differences (n,) of a model at a point, and its weighted pattern (points,)."""
 
     residual: _Vector
     pattern: _Vector
@@ -42,25 +34,17 @@ class Model(Protocol):
 
     def evaluate(self, point: _Vector) -> Evaluation | None:
         """Return the model at a point, shape (k,); None if it is not defined there."""
-        ...
 
     def jacobian(self, point: _Vector, evaluation: Evaluation) -> _Vector:
         """Return the derivatives of the residuals at an evaluated point, shape (n, k)."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Where a minimisation ended.
+    """Where a minimisation ended: a point (k,), and whether no step promised more there.
 
-    Attributes
-    ----------
-    point : shape (k,)
-        Parameters.
-    residual, jacobian : shapes (n,), (n, k)
-        Weighted differences and their derivatives, calculated there or a few steps before.
-    converged
-        Whether no step promised more than the tolerance.
+    The weighted differences (n,) and their derivatives (n, k) were calculated there, or the
+    derivatives a few steps before.
     """
 
     point: _Vector
@@ -77,16 +61,12 @@ def minimise(
     tolerance: Callable[[float], float],
     give_up: Callable[[float, float, bool], bool],
 ) -> Minimum:
-    """Minimise the sum of squared residuals from a start.
+    """Minimise the sum of squared residuals of a model from a start.
 
     Parameters
     ----------
-    model
-        Residuals and their derivatives.
-    start : shape (k,)
-        Within the bounds.
-    first
-        The model at the start.
+    start, first : start of shape (k,)
+        A point within the bounds, and the model there.
     bounds : shapes (k,), (k,)
         Lowest and highest values.
     tolerance

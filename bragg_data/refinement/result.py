@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.measurement.resampling import GriddedProfile
+
 # Mean square of sums over runs of one sign over that of single values, of independent normal ones:
 # runs have a mean length of 2 with variance 2, absolute values a mean of √(2/π).
 _INDEPENDENT = 1 + 4 / np.pi
@@ -17,25 +19,30 @@ class RefinementError(ValueError):
     """A profile to which no pattern can be fitted."""
 
 
+def fitted_points(gridded: GriddedProfile, fewest: int) -> NDArray[np.bool_]:
+    """Return the points (points,) that can be fitted; a RefinementError if they are too few."""
+    fitted = gridded.informative
+    if fitted.sum() < fewest:
+        raise RefinementError(
+            f"{fitted.sum()} points are covered, too few to refine anything on ({fewest})."
+        )
+    return fitted
+
+
 @dataclass(frozen=True, eq=False)
 class PatternFit:
     """A calculated pattern with the background and scale that fit a measurement best.
 
     Attributes
     ----------
-    calculated : shape (points,)
-        Pattern and background on the campaign's grid, in the measurement's units; NaN where not
-        fitted.
-    background : shape (points,)
-        The fitted background; NaN where not fitted.
-    difference : shape (points,)
-        Measured minus calculated; NaN where not fitted.
+    calculated, background, difference : shape (points,)
+        Pattern and background, background, and measured minus calculated intensities on the
+        campaign's grid, in the measurement's units; NaN where not fitted.
     scale
         Factor on the simulated intensity; 0 where the best one is negative.
-    rwp
-        Weighted profile R factor: sqrt(sum w (y - c)² / sum w y²), w = 1/sigma².
-    rwp_background
-        The same with the background subtracted from y in the denominator.
+    rwp, rwp_background
+        Weighted profile R factor sqrt(sum w (y - c)² / sum w y²), w = 1/sigma²; the same with the
+        background subtracted from y in the denominator.
     reduced_chi2
         Weighted sum of squared differences over the points less the parameters.
     """
@@ -55,8 +62,6 @@ class RefinementResult:
 
     Attributes
     ----------
-    phase
-        Code of the phase.
     cell, su : shape (6,)
         a, b, c in ångström, angles in degrees, and their standard uncertainties (0 where fixed),
         scaled by the square root of the reduced χ², as is usual, and of the correlation.
@@ -65,8 +70,6 @@ class RefinementResult:
         displacement parameters), ``size`` (µm), ``microstrain`` (1e-6), ``tzero`` (µs, if refined),
         and ``shift_1`` … along the phase's free coordinates (Å;
         :func:`bragg_data.crystallography.displacement_modes.free_coordinates`).
-    pattern_fit
-        Calculated pattern, background, difference, R_wp, reduced χ².
     chi2, n_points, n_parameters
         Weighted sum of squares, the number of points and of fitted parameters.
     correlation
@@ -94,15 +97,10 @@ class RefinementResult:
 
 
 def serial_correlation(residual: NDArray[np.float64]) -> float:
-    """Return the factor by which correlated residuals enlarge variances, at least 1.
+    """Return the factor by which correlated residuals (n,) enlarge variances, at least 1.
 
     From sums over runs of residuals of the same sign, compared with what they are where residuals
     are independent (after Bérar & Lelann, J. Appl. Cryst. 24 (1991) 1).
-
-    Parameters
-    ----------
-    residual : shape (n,)
-        Differences over their standard deviations.
     """
     square = float(residual @ residual)
     if not square > 0:

@@ -1,16 +1,10 @@
 r"""Whole-pattern refinement of a measured profile on the fast simulator, in tenths of a second.
 
-The measured intensities y on a campaign's grid are fitted by
-
-.. math:: c_i = s\,P_i(\theta) + \sum_k b_k T_k(x_i)
-
-with P the simulated pattern of a cell, displacement factor, broadening and free atomic coordinates
-θ, and Chebyshev polynomials T of the background. Scale s and background b are linear: they are
-solved for exactly at every step (variable projection; Golub & Pereyra, SIAM Journal on Numerical
-Analysis 10 (1973) 413, with Kaufman's Jacobian, BIT 15 (1975) 49), so that only θ, a dozen numbers,
-is searched for (:mod:`bragg_data.refinement.levenberg_marquardt`).
-
-Phases are compared by a penalised criterion that knows that more parameters fit better.
+Intensities are fitted by :math:`c_i = s\,P_i(\theta) + \sum_k b_k T_k(x_i)` with the pattern P of
+cell, displacement factor, broadening and free coordinates θ, and Chebyshev polynomials T. Scale s
+and background b are solved for exactly at every step (variable projection; Golub & Pereyra, SIAM
+Journal on Numerical Analysis 10 (1973) 413, with Kaufman's Jacobian, BIT 15 (1975) 49), so that
+only θ, a dozen numbers, is searched for (:mod:`bragg_data.refinement.levenberg_marquardt`).
 """
 
 from __future__ import annotations
@@ -18,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
-from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
@@ -30,8 +24,7 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.operating_system import available_cores
-from bragg_data.refinement.linear_fit import BACKGROUND_TERMS
-from bragg_data.refinement.result import RefinementError, RefinementResult, rank_fits
+from bragg_data.refinement.result import RefinementError, RefinementResult, fitted_points, rank_fits
 from bragg_data.refinement.single_phase import (
     HOPELESS,
     ROUGHLY,
@@ -44,6 +37,7 @@ from bragg_data.simulation.kinematic import Simulator
 _WIDTHS = (-0.3, 0.7)  # ln(W / W nominal) that broadening reaches in practice
 _FEWEST = 60  # covered points
 _NEARLY_CUBIC = 0.012  # relative distortion, up to which the opposite one is fitted, too
+_chi2 = attrgetter("chi2")
 
 _Array = NDArray[np.float64]
 
@@ -53,17 +47,11 @@ class Refiner:
 
     Parameters
     ----------
-    campaign
-        Phases, instrument, grid, nominal broadening.
-    terms
-        Number of terms of the background.
     cache
         Directory where the simulator keeps what takes seconds to build; None for none.
     """
 
-    def __init__(
-        self, campaign: Campaign, *, terms: int = BACKGROUND_TERMS, cache: Path | None = None
-    ) -> None:
+    def __init__(self, campaign: Campaign, *, cache: Path | None = None) -> None:
         self.campaign = campaign
         self.simulator = Simulator(
             campaign.phases,
@@ -75,22 +63,14 @@ class Refiner:
             cache=cache,
         )
         self._libraries = ThreadpoolController().select(user_api="blas")
-        x = np.linspace(-1, 1, campaign.grid.points)
-        self._polynomials = np.asarray(chebyshev.chebvander(x, terms - 1), dtype=np.float64)
 
     def refine(
-        self,
-        gridded: GriddedProfile,
-        starts: Sequence[tuple[int, _Array]],
-        *,
-        tzero: bool = False,
+        self, gridded: GriddedProfile, starts: Sequence[tuple[int, _Array]], *, tzero: bool = False
     ) -> list[RefinementResult]:
         """Refine a profile from several starts; one result for each phase, the best first.
 
         Parameters
         ----------
-        gridded
-            The measurement on the campaign's grid, with its background.
         starts
             Phase codes and cells (6,): at least one for each phase that is plausible. Cells that
             enclose no volume are left out.
@@ -102,13 +82,9 @@ class Refiner:
         RefinementError
             If too few points are covered, or no start gives a fit.
         """
-        n_points = int(gridded.informative.sum())
-        if n_points < _FEWEST:
-            raise RefinementError(
-                f"{n_points} points are covered, too few to refine anything on ({_FEWEST})."
-            )
+        fitted_points(gridded, _FEWEST)
         usable = usable_starts(self.campaign.phases, starts)
-        profile = WeightedProfile(self.campaign, self.simulator, gridded, self._polynomials)
+        profile = WeightedProfile(self.campaign, self.simulator, gridded)
         coarse, failures = [], []
         for phase in dict.fromkeys(phase for phase, _ in usable):
             try:
@@ -129,7 +105,7 @@ class Refiner:
             return None
 
         # Threads of linear algebra would wait for each other.
-        with self._libraries.limit(limits=1), ThreadPoolExecutor(_threads()) as pool:
+        with self._libraries.limit(limits=1), ThreadPoolExecutor(min(available_cores(), 4)) as pool:
             fits = [best, *filter(None, pool.map(rival, remaining))]
             best = min(fits, key=_chi2)
             fits = list(pool.map(lambda fit: self._with_twin(profile, fit, names, best), fits))
@@ -148,9 +124,8 @@ class Refiner:
         free = np.asarray(cells, dtype=np.float64)[:, free_columns(self.campaign.phases[phase])]
         if len(free) > 1:
             free = free[[profile.chi2(phase, free).argmin()]]
-        return profile.search(
-            (phase, free[0]), ("u_scale",), {}, coordinates=False, tolerance=ROUGHLY
-        )
+        start = phase, free[0]
+        return profile.search(start, ("u_scale",), {}, coordinates=False, tolerance=ROUGHLY)
 
     def _nearer(self, profile: WeightedProfile, fit: PhaseFit, best: PhaseFit) -> _Array:
         """Return a phase's start, or the best fit's cell in its lattice if that is nearer."""
@@ -162,7 +137,7 @@ class Refiner:
             cell[[p for p, n in enumerate(CELL_PARAMETERS) if tied.get(n, n) == name]].mean()
             for name in lattice.free_parameters
         ]
-        both = np.stack([fit.free, np.array(mean)])
+        both = np.array([fit.free, mean])
         return np.asarray(both[int(profile.chi2(fit.phase, both, best.parameters).argmin())])
 
     def _with_twin(
@@ -188,14 +163,7 @@ class Refiner:
 def usable_starts(
     phases: Sequence[Phase], starts: Sequence[tuple[int, _Array]]
 ) -> list[tuple[int, _Array]]:
-    """Return the starts whose cells, with their phase's constraints, enclose a volume.
-
-    Parameters
-    ----------
-    phases
-        The campaign's, by their code.
-    starts
-        Phase codes and cells (6,).
+    """Return the starts whose cells (6,), with their phase's constraints, enclose a volume.
 
     Raises
     ------
@@ -216,12 +184,3 @@ def usable_starts(
             f"Start from a cell of the material."
         )
     return usable
-
-
-def _chi2(fit: PhaseFit) -> float:
-    return fit.chi2
-
-
-def _threads() -> int:
-    # A pattern is a few large matrices that pass through one core.
-    return min(available_cores(), 4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +13,12 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, enclo
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.levenberg_marquardt import Evaluation, minimise
-from bragg_data.refinement.linear_fit import fit_scale_and_background
+from bragg_data.refinement.linear_fit import background_polynomials, fit_scale_and_background
 from bragg_data.refinement.result import RefinementError, RefinementResult, serial_correlation
 from bragg_data.simulation.kinematic import Simulator
 
-HOPELESS = 1.5
-"""Ratio of χ² to the best phase's, above which another phase's fit is not finished."""
-
-ROUGHLY = 3.0
-"""Decrease of χ² over the noise, below which a fit with nominal widths is precise enough."""
-
+HOPELESS = 1.5  # ratio of χ² to the best phase's, above which another phase's fit is not finished
+ROUGHLY = 3.0  # decrease of χ² over the noise, below which nominal widths are precise enough
 _CONVERGED = 0.02  # decrease of χ² over the noise that a step still has to promise
 _RIVAL = 0.5  # the same for a phase that is only compared with the best one
 _DARING = 3.0  # times what a step promises a fit may still gain, so that it is worth while
@@ -32,22 +27,14 @@ _LOOSE = 0.05  # Å: coordinates are restrained to the CIF's with this standard 
 _MOST_COORDINATES = 12  # of a phase with more, a powder's profile does not determine them
 
 
-class _Range(NamedTuple):
-    """Start (None: the campaign's value), lowest and highest value, step of the derivative."""
-
-    start: float | None
-    low: float
-    high: float
-    step: float
-
-
+# Lowest and highest value, step of the derivative.
 _RANGES = {
-    "u_scale": _Range(1.0, 0.1, 5.0, 0.01),
-    "inverse_size": _Range(None, 0.0, 6.0, 0.05),  # 1/µm: the width is proportional to it
-    "microstrain": _Range(None, 0.0, 4000.0, 30.0),  # 1e-6
-    "tzero": _Range(None, -np.inf, np.inf, 0.3),  # µs
+    "u_scale": (0.1, 5.0, 0.01),
+    "inverse_size": (0.0, 6.0, 0.05),  # 1/µm: the width is proportional to it
+    "microstrain": (0.0, 4000.0, 30.0),  # 1e-6
+    "tzero": (-np.inf, np.inf, 0.3),  # µs
 }
-_SHIFT = _Range(0.0, -0.3, 0.3, 0.003)  # of a free coordinate, in Å
+_SHIFT = (-0.3, 0.3, 0.003)  # of a free coordinate, in Å
 _CELL_STEPS = {name: 1e-4 if name in "abc" else 2e-3 for name in CELL_PARAMETERS}
 
 _Array = NDArray[np.float64]
@@ -63,19 +50,9 @@ def runaway_bounds(
 ) -> tuple[_Array, _Array]:
     """Return the lowest and highest free cell parameters that a fit from a start may reach.
 
-    Parameters
-    ----------
-    free_parameters, free : free of shape (n_free,)
-        Names and start values, in ångström and degrees.
-    far
-        Relative change of a length, or change of an angle in rad.
+    Up to a relative change ``far`` of a length, or change of an angle in rad.
     """
-    change = np.array(
-        [
-            far * value if name in "abc" else np.degrees(far)
-            for name, value in zip(free_parameters, free, strict=True)
-        ]
-    )
+    change = np.where([name in "abc" for name in free_parameters], far * free, np.degrees(far))
     return free - change, free + change
 
 
@@ -83,18 +60,8 @@ def runaway_bounds(
 class PhaseFit:
     """Where the search of one phase ended.
 
-    Attributes
-    ----------
-    phase
-        Code of the phase.
-    free : shape (n_free,)
-        Free cell parameters.
-    names, values : values of shape (n,)
-        The other parameters.
-    residual, jacobian : shapes (points,), (points and restraints, n_free + n)
-        Weighted differences and derivatives.
-    converged
-        Whether the search ended by itself.
+    Its free cell parameters (n_free,); names and values (n,) of the others; weighted differences
+    (points,) and derivatives (points and restraints, n_free + n); whether it ended by itself.
     """
 
     phase: int
@@ -117,24 +84,13 @@ class PhaseFit:
 
 
 class WeightedProfile:
-    """One measurement, weighted and with its background projected out.
+    """One measurement, weighted and with its background projected out."""
 
-    Parameters
-    ----------
-    campaign, simulator
-        Phases, nominal broadening, patterns.
-    gridded
-        The measurement on the campaign's grid, with its background.
-    polynomials : shape (points, n_terms)
-        Of the background.
-    """
-
-    def __init__(
-        self, campaign: Campaign, simulator: Simulator, gridded: GriddedProfile, polynomials: _Array
-    ) -> None:
+    def __init__(self, campaign: Campaign, simulator: Simulator, gridded: GriddedProfile) -> None:
         self.campaign, self.simulator = campaign, simulator
         self._gridded, self._fitted = gridded, gridded.informative
         self._weight = 1 / gridded.sigma[self._fitted]
+        polynomials = background_polynomials(campaign.grid.points)
         self._basis, _ = np.linalg.qr(polynomials[self._fitted] * self._weight[:, None])
         self.y = self._without_background(gridded.intensity[self._fitted] * self._weight)
 
@@ -142,12 +98,7 @@ class WeightedProfile:
         return values - self._basis @ (self._basis.T @ values)
 
     def patterns(self, phase: int, free: _Array, names: Sequence[str], values: _Array) -> _Array:
-        """Return the weighted patterns without background of n rows of parameters.
-
-        Returns
-        -------
-        shape (points, n)
-        """
+        """Return the weighted patterns (points, n) without background of n rows of parameters."""
         lattice = self.campaign.phases[phase].lattice
         arguments = _simulator_arguments(dict(zip(names, values.T, strict=True)))
         simulated = self.simulator.simulate(
@@ -189,22 +140,12 @@ class WeightedProfile:
         rival: PhaseFit | None = None,
         tolerance: float | None = None,
     ) -> PhaseFit:
-        """Search for the best cell and other parameters from a start.
+        """Search for the best cell and other parameters from a phase code and free cell (n_free,).
 
-        Parameters
-        ----------
-        start
-            Phase code, and free cell parameters, shape (n_free,).
-        names
-            Parameters other than those of the cell.
-        initial
-            Values of some of them that are known better than the nominal ones.
-        coordinates
-            Whether free atomic coordinates are refined as well.
-        rival
-            The best fit of another phase: the search ends early where it is not going to beat it.
-        tolerance
-            The search ends where a step promises less than this times the noise.
+        Of the parameters ``names``, ``initial`` has values that are better than the nominal ones;
+        ``coordinates`` adds the free atomic coordinates. A ``rival`` is another phase's best fit:
+        the search ends early where it is not going to beat it. It also ends where a step promises
+        less than ``tolerance`` times the noise.
 
         Raises
         ------
@@ -217,12 +158,15 @@ class WeightedProfile:
         model = _Model(self, phase, free, (*names, *shifts), initial)
         # A rival only has to be compared.
         promise = tolerance or (_CONVERGED if rival is None else _RIVAL)
-        to_beat = np.inf if rival is None else self._to_beat(rival, len(model.start))
+        to_beat, hopeless = np.inf, np.inf
+        if rival is not None:
+            # A fit with more parameters than its rival has to fit better to be more plausible.
+            noise = max(rival.chi2 / len(self.y), 1.0) * serial_correlation(rival.residual)
+            more = len(model.start) - len(rival.free) - len(rival.names)
+            to_beat = rival.chi2 - noise * more * float(np.log(len(self.y)))
+            hopeless = HOPELESS * rival.chi2
 
         def give_up(chi2: float, predicted: float, fresh: bool) -> bool:
-            if rival is None:
-                return False
-            hopeless = HOPELESS * rival.chi2
             if chi2 > hopeless:
                 return chi2 - predicted > hopeless
             return fresh and chi2 - _DARING * predicted > to_beat
@@ -237,22 +181,9 @@ class WeightedProfile:
             raise RefinementError(
                 f"Phase {self.campaign.phases[phase].name} cannot be refined: {error}"
             ) from error
-        return PhaseFit(
-            phase,
-            minimum.point[: len(free)],
-            model.names,
-            minimum.point[len(free) :],
-            minimum.residual[: len(self.y)],
-            minimum.jacobian,
-            minimum.converged,
-        )
-
-    def _to_beat(self, rival: PhaseFit, n_parameters: int) -> float:
-        """Return the χ² below which a fit with some parameters is more plausible than its rival."""
-        points = len(self.y)
-        noise = max(rival.chi2 / points, 1.0) * serial_correlation(rival.residual)
-        more = n_parameters - len(rival.free) - len(rival.names)
-        return rival.chi2 - noise * more * float(np.log(points))
+        cell, values = np.split(minimum.point, [len(free)])
+        residual, jacobian = minimum.residual[: len(self.y)], minimum.jacobian
+        return PhaseFit(phase, cell, model.names, values, residual, jacobian, minimum.converged)
 
     def result(self, fit: PhaseFit) -> RefinementResult:
         """Return a fit with uncertainties and its pattern.
@@ -284,9 +215,7 @@ class WeightedProfile:
             su=np.abs(moved - cell),
             parameters=parameters,
             parameters_su=parameters_su,
-            pattern_fit=fit_scale_and_background(
-                self._gridded, pattern, terms=self._basis.shape[1]
-            ),
+            pattern_fit=fit_scale_and_background(self._gridded, pattern),
             chi2=fit.chi2,
             n_points=points,
             n_parameters=n_parameters,
@@ -309,43 +238,29 @@ class _Model:
         campaign = profile.campaign
         self._profile, self._phase, self._lattice = profile, phase, campaign.phases[phase].lattice
         self.names, self._count = names, len(free)
-        nominal = {
+        values = {
+            "u_scale": 1.0,
             "inverse_size": 1 / campaign.size,
             "microstrain": campaign.microstrain,
             "tzero": campaign.instrument.tzero,
+            **{name: value for name, value in initial.items() if name in _RANGES},
         }
-        ranges = [_RANGES.get(name, _SHIFT) for name in names]
-        values = [
-            initial.get(name, nominal.get(name, limits.start)) if name in _RANGES else limits.start
-            for name, limits in zip(names, ranges, strict=True)
-        ]
+        ranges = np.array([_RANGES.get(name, _SHIFT) for name in names]).reshape(-1, 3).T
         of_cell = self._lattice.free_parameters
-        self._steps = np.array([_CELL_STEPS[n] for n in of_cell] + [r.step for r in ranges])
+        self._steps = np.concatenate([[_CELL_STEPS[name] for name in of_cell], ranges[2]])
         low, high = runaway_bounds(of_cell, free, _FAR)
-        self.bounds = (
-            np.concatenate([low, [r.low for r in ranges]]),
-            np.concatenate([high, [r.high for r in ranges]]),
-        )
-        start = np.concatenate([free, np.array(values, dtype=np.float64)])
+        self.bounds = np.concatenate([low, ranges[0]]), np.concatenate([high, ranges[1]])
+        start = np.concatenate([free, [values.get(name, 0.0) for name in names]])
         self.start = np.clip(start, self.bounds[0] + 1e-9, self.bounds[1] - 1e-9)
         restrained = [0.0 if name in _RANGES else 1 / _LOOSE for name in names]
         self._restraint = np.array([0.0] * len(free) + restrained)
-
-    def _usable(self, points: _Array) -> NDArray[np.bool_]:
-        return encloses_volume(self._lattice.cells(points[:, : self._count]))
 
     def _patterns(self, points: _Array) -> _Array:
         free, values = points[:, : self._count], points[:, self._count :]
         return self._profile.patterns(self._phase, free, self.names, values)
 
     def calculate(self, point: _Array) -> Evaluation:
-        """Return the residuals at a point, restraints last.
-
-        Raises
-        ------
-        CrystalError
-            If the cell cannot be simulated.
-        """
+        """Return the residuals at a point, restraints last; a CrystalError if it has no pattern."""
         pattern = self._patterns(point[None])[:, 0]
         difference = self._profile.y - self._profile.scale(pattern) * pattern
         return Evaluation(np.concatenate([difference, self._restraint * point]), pattern)
@@ -363,7 +278,8 @@ class _Model:
         step = np.where(point + self._steps < self.bounds[1], self._steps, -self._steps)
         # Where a step leads to a cell without volume it goes the other way, or nowhere.
         for instead in (-step, np.zeros_like(step)):
-            step = np.where(self._usable(point + np.diag(step)), step, instead)
+            cells = self._lattice.cells((point + np.diag(step))[:, : self._count])
+            step = np.where(encloses_volume(cells), step, instead)
         change = self._patterns(point + np.diag(step)) - pattern[:, None]
         change /= np.where(step == 0, 1.0, step)
         length = max(float(pattern @ pattern), 1e-300)

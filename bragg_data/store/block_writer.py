@@ -1,17 +1,15 @@
 """Writing an array into the store block by block: many workers write, one process commits.
 
-The unit of work is a block: the samples of one chunk. Workers write their block's chunk through a
-fork of the session, and nothing else. A single committer, under a lock, merges the forks and writes
-the status of their samples in the same commit. Whatever dies, the store records exactly which
-samples it holds, and the rest is still to be done.
+A block is the samples of one chunk. Workers write their chunk through a fork of the session. A
+single committer, under a lock, merges the forks and writes the status of their samples in the same
+commit: whatever dies, the store records exactly which samples it holds.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self, cast
 
 import numpy as np
@@ -27,27 +25,15 @@ from bragg_data.store.repository import Store, StoreError, open_dataset, storage
 
 # The low bits of a pattern are noise to any compressor: zstd takes twice the time for 3 % less.
 COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
-"""Of every array in the store."""
 
 
 @dataclass(frozen=True)
 class BlockResult:
     """The result of one block.
 
-    Attributes
-    ----------
-    block
-        Its number.
-    status : shape (n,), int8
-        Of each sample: done, failed, or pending (it was well, but another one failed).
-    fork
-        Holds the written chunk; None unless all samples are done.
-    sha256
-        Digest of what was written.
-    reason
-        Why it failed.
-    final
-        Whether another attempt is useless.
+    Its samples' ``status`` (n,) is done, failed, or pending where all was well, but another sample
+    failed. The ``fork`` holds the written chunk with this digest; it is None unless all are done.
+    ``reason`` says why the block failed, ``final`` whether another attempt is useless.
     """
 
     block: int
@@ -66,12 +52,8 @@ class BlockWriter(ABC):
 
     Parameters
     ----------
-    store, branch, group
-        Store, branch and path of the group.
-    count
-        Number of samples.
-    lock
-        Name of the lock.
+    store, branch, group, count, lock
+        Store, branch and path of the group; number of its samples; name of the lock.
     provenance
         Attributes of this run, such as the code's commit. If they differ from those of earlier
         runs, all are recorded.
@@ -92,10 +74,7 @@ class BlockWriter(ABC):
         lock: str,
         provenance: dict[str, str],
     ) -> None:
-        self.store = store
-        self.branch = branch
-        self.group = group
-        self.count = count
+        self.store, self.branch, self.group, self.count = store, branch, group, count
         self.failures: dict[int, str] = {}
         self._session: Session | None = None  # a clean one, to fork from
         self._provenance, self._lock_name = provenance, lock
@@ -121,12 +100,7 @@ class BlockWriter(ABC):
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     @abstractmethod
@@ -216,77 +190,50 @@ class BlockWriter(ABC):
         self._session = None
 
 
-@dataclass(frozen=True)
-class BlockArray:
-    """An array that is written in blocks: chunks of ``rows_per_chunk`` whole rows.
-
-    Attributes
-    ----------
-    name, shape, dims, attrs
-        As in Zarr and xarray.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    dims: tuple[str, str]
-    attrs: Mapping[str, Any]
-
-
-def create_group(session: Session, group: str, dataset: xr.Dataset, array: BlockArray) -> None:
-    """Write a group's small variables, and an array that is still empty.
-
-    Parameters
-    ----------
-    session
-        Writable.
-    group
-        Path of the group.
-    dataset
-        Attributes (``rows_per_chunk`` among them) and variables: each becomes one chunk, so that a
-        query reads few and small files.
-    array
-        The array.
-    """
-    encoding = {
-        variable: {"chunks": values.shape, "compressors": (COMPRESSOR,), "_FillValue": None}
-        for variable, values in dataset.variables.items()
-    }
-    dataset.to_zarr(session.store, group=group, consolidated=False, encoding=encoding)
+def create_group(
+    session: Session,
+    group: str,
+    dataset: xr.Dataset,
+    name: str,
+    shape: tuple[int, int],
+    variable: schema.Variable,
+) -> None:
+    """Write a group's variables, the status of nothing being done, and an array still empty."""
+    rows = int(dataset.attrs["rows_per_chunk"])
+    digests = np.zeros((-(-shape[0] // rows), schema.DIGEST_BYTES), np.uint8)
+    pending = schema.bookkeeping(np.full(shape[0], schema.PENDING, np.int8), digests)
+    write_variables(session, group, dataset.assign(pending))
     zarr.open_group(session.store, path=group).create_array(
-        array.name,
-        shape=array.shape,
-        chunks=(int(dataset.attrs["rows_per_chunk"]), array.shape[1]),
-        dtype="float32",
+        name,
+        shape=shape,
+        chunks=(rows, shape[1]),
+        dtype=variable.dtype,
         fill_value=np.nan,
         compressors=COMPRESSOR,
-        dimension_names=array.dims,
-        attributes=dict(array.attrs),
+        dimension_names=variable.dims,
+        attributes=dict(variable.attrs),
     )
 
 
-def empty_bookkeeping(count: int, rows: int) -> dict[str, xr.Variable]:
-    """Return ``status`` and ``block_sha256`` of a group of which nothing is written yet."""
-    empty = {
-        "status": np.full(count, schema.PENDING, np.int8),
-        "block_sha256": np.zeros((-(-count // rows), schema.DIGEST_BYTES), np.uint8),
+def write_variables(session: Session, group: str, dataset: xr.Dataset) -> None:
+    """Write a group whose attribute ``rows_per_chunk`` tells how profiles are cut into chunks.
+
+    Each other variable becomes one chunk, so that a query reads few and small files.
+    """
+    rows = int(dataset.attrs["rows_per_chunk"])
+    encoding = {
+        name: {
+            "chunks": (rows, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape,
+            "compressors": (COMPRESSOR,),
+            "_FillValue": None,
+        }
+        for name, v in dataset.variables.items()
     }
-    specs = schema.BOOKKEEPING
-    return {n: xr.Variable(specs[n].dims, v, dict(specs[n].attrs)) for n, v in empty.items()}
+    dataset.to_zarr(session.store, group=group, consolidated=False, encoding=encoding)
 
 
 def write_chunk(fork: ForkSession, group: str, name: str, block: int, values: NDArray[Any]) -> None:
-    """Write one chunk of an array through a fork.
-
-    Parameters
-    ----------
-    fork
-        From :meth:`BlockWriter.fork`; it is returned in the result, to be committed there.
-    group, name
-        Of the array.
-    block
-        Number of the chunk.
-    values : shape (n, m)
-        All that is in it.
+    """Write one chunk of an array, its ``values`` (n, m), through a fork.
 
     Raises
     ------

@@ -29,19 +29,7 @@ _OUTSIDE = 0.05  # fraction of measured profiles that may be further from the da
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
-
-    Attributes
-    ----------
-    name
-        Name of the check.
-    hard
-        Whether a data set that fails it must not be tagged.
-    passed
-        Whether the data set passed.
-    message
-        One sentence.
-    """
+    """The result of one check; a data set that fails a ``hard`` one must not be tagged."""
 
     name: str
     hard: bool
@@ -49,33 +37,19 @@ class Finding:
     message: str
 
 
-def _label_ranges() -> pa.DatasetSchema:
-    """Return the physical ranges of a data set's labels; :mod:`schema` has checked its layout."""
-    allowed = {name: pa.Check.in_range(0.1, 1000.0) for name in CELL_PARAMETERS[:3]}
-    allowed |= {name: pa.Check.in_range(1.0, 179.0) for name in CELL_PARAMETERS[3:]}
-    return pa.DatasetSchema(
-        data_vars={name: pa.DataArraySchema(checks=[check]) for name, check in allowed.items()}
-    )
-
-
 def check(
     dataset: xr.Dataset,
     *,
     peaks: int = 64,
-    seed: int = 0,
     intensities: bool = True,
     on_chunk: Callable[[int], None] | None = None,
 ) -> list[Finding]:
-    """Check a data set.
+    """Check a data set, opened from the store or about to be tagged.
 
     Parameters
     ----------
-    dataset
-        An opened snapshot, or one that is to be tagged.
     peaks
         Number of profiles, drawn at random, whose peaks are compared with their labels.
-    seed
-        Random seed of the draw, and of the splits that are checked for leakage.
     intensities
         Whether all intensities are read (which takes seconds for a gigabyte).
     on_chunk
@@ -96,14 +70,21 @@ def check(
     ]
     if intensities:
         findings.append(_intensities(dataset, on_chunk))
-    findings.append(_peaks(dataset, samples, campaign, peaks, seed))
-    return [*findings, *_leakage(samples, seed)]
+    findings.append(_peaks(dataset, samples, campaign, peaks))
+    return [*findings, *_leakage(samples)]
 
 
 def _labels(dataset: xr.Dataset) -> Finding:
     labels = dataset[list(CELL_PARAMETERS)].load()
+    length, angle = pa.Check.in_range(0.1, 1000.0), pa.Check.in_range(1.0, 179.0)
+    schema_of_labels = pa.DatasetSchema(
+        data_vars={
+            name: pa.DataArraySchema(checks=[length if name in "abc" else angle])
+            for name in CELL_PARAMETERS
+        }
+    )
     try:
-        _label_ranges().validate(labels, lazy=True)
+        schema_of_labels.validate(labels, lazy=True)
     except SchemaErrors as errors:
         first = errors.schema_errors[0]
         more = f" and {len(errors.schema_errors) - 1} more" if errors.schema_errors[1:] else ""
@@ -142,7 +123,9 @@ def _duplicates(samples: Samples) -> Finding:
 
 def _intensities(dataset: xr.Dataset, on_chunk: Callable[[int], None] | None) -> Finding:
     wrong = negative = flat = 0
-    for part in _chunks(dataset):
+    rows, n = int(dataset.attrs["rows_per_chunk"]), dataset.sizes["sample"]
+    for start in range(0, n, rows):
+        part = dataset.intensity[start : start + rows].values
         finite = np.isfinite(part).all(axis=1)
         wrong += int((~finite).sum())
         negative += int((part[finite] < 0).any(axis=1).sum())
@@ -154,24 +137,15 @@ def _intensities(dataset: xr.Dataset, on_chunk: Callable[[int], None] | None) ->
         for count, what in ((wrong, "not finite"), (negative, "negative"), (flat, "constant"))
         if count
     ]
-    n = dataset.sizes["sample"]
     message = (
         f"of {n:,} profiles {', '.join(problems)}" if problems else f"all {n:,} profiles finite"
     )
     return Finding("intensities", True, not problems, message)
 
 
-def _chunks(dataset: xr.Dataset) -> Iterator[NDArray[np.float32]]:
-    rows = int(dataset.attrs["rows_per_chunk"])
-    for start in range(0, dataset.sizes["sample"], rows):
-        yield dataset.intensity[start : start + rows].values
-
-
-def _peaks(
-    dataset: xr.Dataset, samples: Samples, campaign: Campaign, count: int, seed: int
-) -> Finding:
+def _peaks(dataset: xr.Dataset, samples: Samples, campaign: Campaign, count: int) -> Finding:
     """Check whether the first peaks are where the label's cell puts them, by Bragg's law."""
-    generator = np.random.default_rng(np.random.SeedSequence([seed, 7]))
+    generator = np.random.default_rng(np.random.SeedSequence([0, 7]))
     # Rows of few chunks, as chunks are decompressed whole.
     rows_per_chunk = int(dataset.attrs["rows_per_chunk"])
     chunks = -(-len(samples) // rows_per_chunk)
@@ -211,8 +185,6 @@ def peak_misses(
         Without background.
     label
         One sample.
-    campaign
-        Phases, instrument and grid.
 
     Returns
     -------
@@ -258,12 +230,12 @@ def peak_misses(
     return np.array(misses)
 
 
-def _leakage(samples: Samples, seed: int) -> Iterator[Finding]:
+def _leakage(samples: Samples) -> Iterator[Finding]:
     """Search for cells on both sides of the splits."""
     keys = np.column_stack([samples.phase, np.round(samples.cells, 9)])
     parts = {
-        "random": random_split(samples.crystal_system, seed=seed),
-        "blocked": blocked_split(samples.crystal_system, samples.cells, seed=seed),
+        "random": random_split(samples.crystal_system, seed=0),
+        "blocked": blocked_split(samples.crystal_system, samples.cells, seed=0),
     }
     for name, part in parts.items():
         training = {row.tobytes() for row in keys[part != Part.test]}
@@ -274,10 +246,7 @@ def _leakage(samples: Samples, seed: int) -> Iterator[Finding]:
         )
 
 
-# ---- drift -------------------------------------------------------------------------------------
-
-
-def drift(dataset: xr.Dataset, measured: NDArray[np.floating], *, seed: int = 0) -> Finding:
+def drift(dataset: xr.Dataset, measured: NDArray[np.floating]) -> Finding:
     r"""Return how far measured profiles are from a data set: whether it is made for them.
 
     Square-rooted profiles of unit norm are compared with the span of the data's principal
@@ -286,14 +255,10 @@ def drift(dataset: xr.Dataset, measured: NDArray[np.floating], *, seed: int = 0)
 
     Parameters
     ----------
-    dataset
-        An opened snapshot.
     measured : shape (m, points)
         On the data set's grid, prepared as for a model.
-    seed
-        Random seed of the choice of chunks for the components.
     """
-    generator = np.random.default_rng(np.random.SeedSequence([seed, 8]))
+    generator = np.random.default_rng(np.random.SeedSequence([0, 8]))
     rows = int(dataset.attrs["rows_per_chunk"])
     chunks = generator.permutation(-(-dataset.sizes["sample"] // rows))[:4]
     stored = np.concatenate([dataset.intensity[c * rows : (c + 1) * rows].values for c in chunks])

@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store.schema import campaign_of, free_ranges, samples_of
 
-SAME_CELL = 1e-9
-"""Cells whose six parameters all differ by less than this, relatively, are the same sample."""
-
-SAME_INTENSITY = 1e-6
-"""Patterns that differ by no more than this share of their maximum are the same: float32 rounds."""
-
-MOST_COMPARED = 512
-"""Patterns that are read of each data set: no more chunks than these, however large it is."""
-
+SAME_CELL = 1e-9  # cells whose six parameters differ by less, relatively, are the same sample
+SAME_INTENSITY = 1e-6  # of the maximum; patterns that differ by less are the same: float32 rounds
+MOST_COMPARED = 512  # patterns that are read of each data set, and no more chunks
 _SHORT = 12  # characters of a SHA-256 that are shown
 
 
@@ -39,16 +33,9 @@ class Difference:
 class Comparison:
     """The intensities of samples that are in both data sets, on the same grid.
 
-    Attributes
-    ----------
-    common
-        Number of samples in both.
-    compared
-        Number of them that were compared, chosen evenly.
-    differing
-        Number of those that differ by more than :data:`SAME_INTENSITY`.
-    largest
-        The largest difference at a point, over the maximum of the pattern (of the two, the higher).
+    ``common`` samples are in both. Of these ``compared``, chosen evenly, were compared, and
+    ``differing`` of them differ by more than SAME_INTENSITY. ``largest`` is the largest difference
+    at a point, over the maximum of the pattern (of the two, the higher).
     """
 
     common: int
@@ -63,15 +50,13 @@ class PhaseChange:
 
     Attributes
     ----------
-    phase, crystal_system
-        Names; if the crystal system changed, both.
+    crystal_system
+        If it changed, both.
     both, only_old, only_new
-        Numbers of cells; see :data:`SAME_CELL`.
+        Numbers of cells; those that differ by less than SAME_CELL are the same.
     old_ranges, new_ranges
         Lowest and highest value of each free parameter, in ångström and degrees; empty without
         samples.
-    intensities
-        Of the samples in both, if they were compared.
     """
 
     phase: str
@@ -92,12 +77,8 @@ class Changes:
     ----------
     identical
         Their content hashes are the same, and with them all labels and intensities.
-    definition
-        Differences of their definitions and provenance.
     phases
         The phases of both, in the order of their codes, the new ones last.
-    same_grid
-        Whether the time-of-flight grids are the same.
     blocks, same_blocks
         Blocks of the new data set, and how many of them are in the old one byte for byte.
     intensities
@@ -116,15 +97,8 @@ class Changes:
 def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPARED) -> Changes:
     """Return what changed from one data set to another, of the same campaign or not.
 
-    All labels are compared, and the intensities of at most `max_compared` common samples:
+    All labels are compared, and the intensities of at most ``max_compared`` common samples:
     an equal part of each phase, so that a rare one is looked at too.
-
-    Parameters
-    ----------
-    old, new
-        Opened snapshots.
-    max_compared
-        Number of patterns that are read of each data set, at most.
 
     Raises
     ------
@@ -167,9 +141,6 @@ def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPAR
     )
 
 
-# ---- samples -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Part:
     """The samples of one phase in one data set: n rows, their cells (n, 6) in Å and degrees."""
@@ -193,15 +164,10 @@ def _part(samples: Samples, campaign: Campaign, name: str) -> _Part:
 
 
 def _same_cells(old: _Part, new: _Part) -> NDArray[np.intp]:
-    """Pair the samples whose cells are the same, one to one.
+    """Pair the samples whose cells are the same: rows (n_pairs, 2) in old and new, old ascending.
 
     Rounding would be simpler, but it parts neighbours on either side of a rounding boundary; the
     logarithms of two values differ by their relative difference, wherever they are.
-
-    Returns
-    -------
-    shape (n_pairs, 2)
-        Their rows in the old and in the new data set; the old ones ascend.
     """
     if not len(old.rows) or not len(new.rows):
         return np.empty((0, 2), np.intp)
@@ -235,11 +201,8 @@ def _phase_change(
     )
 
 
-# ---- intensities -------------------------------------------------------------------------------
-
-
 def _chosen(common: Mapping[str, int], max_compared: int) -> dict[str, NDArray[np.intp]]:
-    """Choose which of the common samples of each phase to compare, evenly over their order.
+    """Choose evenly which common samples of each phase to compare.
 
     Each phase that has some gets an equal part; what one cannot fill is left to the larger ones.
     """
@@ -256,20 +219,7 @@ def _chosen(common: Mapping[str, int], max_compared: int) -> dict[str, NDArray[n
 def _largest_differences(
     old: xr.Dataset, new: xr.Dataset, pairs: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """Return the largest difference of each pair of patterns, over their maximum.
-
-    Parameters
-    ----------
-    old, new
-        Opened snapshots on the same grid.
-    pairs : shape (n, 2)
-        Rows in the old and in the new data set.
-
-    Returns
-    -------
-    shape (n,)
-        0 where the patterns are the same.
-    """
+    """Return the largest difference of each pair of patterns, rows (n, 2), over their maximum."""
     before = old.intensity[pairs[:, 0]].values.astype(np.float64)
     after = new.intensity[pairs[:, 1]].values.astype(np.float64)
     largest = np.maximum(np.abs(before).max(axis=1), np.abs(after).max(axis=1))
@@ -283,14 +233,8 @@ def _comparison(common: int, differences: NDArray[np.float64]) -> Comparison:
     return Comparison(common, len(differences), differing, float(differences.max()))
 
 
-# ---- definition --------------------------------------------------------------------------------
-
-
 def _facts(dataset: xr.Dataset, campaign: Campaign) -> dict[str, str]:
-    """Return what defines a data set and where it comes from, as short texts by their subject.
-
-    Decimals are exact, so that different values have different texts.
-    """
+    """Return what defines a data set and where it comes from, as short texts by their subject."""
     attrs, definition = dataset.attrs, campaign.definition
     tof, broadening = definition["tof"], definition["broadening"]
     facts = {

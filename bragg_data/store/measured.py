@@ -1,10 +1,9 @@
 """Measured data sets: profiles of a campaign's instrument in the store, native and on its grid.
 
-A measured data set looks like a simulated one, so that whatever reads these reads it: samples on
-the campaign's grid with labels where they are known (a phase code of -1 and NaN elsewhere), and
-``sigma`` and ``covered`` next to ``intensity``, which still has its background; the feature view
-``measured_aligned`` subtracts it. On the same branch, the group ``native`` holds each profile as it
-was read, under SAMPLE-RUN-BANK.
+They look like simulated ones: samples on the campaign's grid with labels where they are known (a
+phase code of -1 and NaN elsewhere). ``sigma`` and ``covered`` are next to ``intensity``, which
+still has its background; the feature view ``measured_aligned`` subtracts it. The group ``native``
+on the same branch holds each profile as it was read, under SAMPLE-RUN-BANK.
 """
 
 from __future__ import annotations
@@ -22,17 +21,13 @@ import zarr
 
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.crystallography.cell import check_volume
-from bragg_data.instrument.instprm import Instrument
-from bragg_data.measurement.label import Label
-from bragg_data.measurement.load import Measurement
+from bragg_data.measurement.load import Label, Measurement
 from bragg_data.measurement.readers import Profile
 from bragg_data.store import schema
-from bragg_data.store.block_writer import COMPRESSOR
+from bragg_data.store.block_writer import COMPRESSOR, write_variables
 from bragg_data.store.repository import NATIVE, Store, StoreError, Tag, branch_name, storage_errors
 
-SIMULATOR = "measured"
-"""Value of the attribute in which a simulated data set names its simulator."""
-
+SIMULATOR = "measured"  # instead of a simulator's name
 _ROWS = 64
 _UNKNOWN = -1
 _VERSION = "1"
@@ -52,31 +47,20 @@ def measured_dataset(
 
     Parameters
     ----------
-    name
-        Name of the data set.
-    campaign
-        Grid, instrument and phases.
-    measurements, labels
-        Of the n samples; a label is None where nothing is known.
-    code_commit
-        Commit of the code that runs.
+    labels
+        One for each measurement; None where nothing is known.
 
     Returns
     -------
     The data set of :mod:`bragg_data.store.schema`, with ``sigma`` and ``covered`` over (sample,
-    tof), and the attribute ``measurements``: JSON, one object for each sample with its file,
-    SHA-256, bank, run, temperature, header, calibration and warnings.
+    tof), and the attribute ``measurements``: JSON, one :class:`MeasurementRecord` for each sample.
     """
     count = len(measurements)
-    phases = [label.phase if label else _UNKNOWN for label in labels]
-    samples = Samples(
-        phase=np.array(phases, np.int8),
-        crystal_system=np.array(
-            [_UNKNOWN if code < 0 else campaign.phases[code].crystal_system for code in phases],
-            np.int8,
-        ),
-        cells=np.array([label.cell if label else [np.nan] * 6 for label in labels], np.float64),
-    )
+    phases = np.array([label.phase if label else _UNKNOWN for label in labels], np.int8)
+    # Of an unknown phase, -1, the last one.
+    systems = np.array([*(phase.crystal_system for phase in campaign.phases), _UNKNOWN], np.int8)
+    cells = np.array([label.cell if label else [np.nan] * 6 for label in labels], np.float64)
+    samples = Samples(phase=phases, crystal_system=systems[phases], cells=cells)
     dataset = schema.labelled(campaign, samples, SIMULATOR, _VERSION, code_commit)
     known = samples.phase >= 0
     dataset["free_parameter"] = dataset.free_parameter & xr.DataArray(known, dims="sample")
@@ -87,26 +71,17 @@ def measured_dataset(
     identity = hashlib.sha256(
         json.dumps([name, campaign.definition, text], default=str).encode()
     ).hexdigest()
-    digests = np.stack(
-        [
-            np.frombuffer(
-                schema.block_digest(samples[low : low + _ROWS], intensity[low : low + _ROWS]),
-                np.uint8,
-            )
-            for low in range(0, count, _ROWS)
-        ]
-    )
+    blocks = [slice(low, low + _ROWS) for low in range(0, count, _ROWS)]
+    sha256 = b"".join(schema.block_digest(samples[rows], intensity[rows]) for rows in blocks)
+    digests = np.frombuffer(sha256, np.uint8).reshape(-1, schema.DIGEST_BYTES)
     on_grid = ("sample", "tof")
     deviation = {**schema.INTENSITY.attrs, "long_name": "standard deviation of intensity"}
     information = {"long_name": "where the measurement holds information"}
-    spec = schema.BOOKKEEPING
-    status = np.full(count, schema.DONE, np.int8)
+    dataset = dataset.assign(schema.bookkeeping(np.full(count, schema.DONE, np.int8), digests))
     return dataset.assign(
         intensity=(on_grid, intensity, dict(schema.INTENSITY.attrs)),
         sigma=(on_grid, np.stack([g.sigma for g in gridded]).astype(np.float32), deviation),
         covered=(on_grid, np.stack([g.covered for g in gridded]), information),
-        status=(spec["status"].dims, status, dict(spec["status"].attrs)),
-        block_sha256=(spec["block_sha256"].dims, digests, dict(spec["block_sha256"].attrs)),
     ).assign_attrs(
         campaign=name,
         grid_campaign=campaign.name,
@@ -142,6 +117,10 @@ def measurement_record(row: int, measurement: Measurement) -> MeasurementRecord:
     comments = "; ".join([profile.title, *(f"{key}: {value}" for key, value in header.items())])
     run = _RUN.search(comments)
     temperature = _TEMPERATURE.search(comments)
+    constants = None
+    if measurement.calibration is not None:
+        names = ("bank", "two_theta", "difc", "difa", "difb", "tzero")
+        constants = {name: getattr(measurement.calibration, name) for name in names}
     return {
         "file": Path(profile.source).name,
         "sha256": hashlib.sha256(Path(profile.source).read_bytes()).hexdigest(),
@@ -152,18 +131,11 @@ def measurement_record(row: int, measurement: Measurement) -> MeasurementRecord:
         "two_theta": profile.two_theta,
         "header_difc": profile.difc,
         "header": header,
-        "calibration": _constants(measurement.calibration),
+        "calibration": constants,
         "nominal": measurement.nominal,
         "warnings": list(measurement.warnings),
         "native": f"{NATIVE}/{row:05d}-{run[1] if run else 'run'}-{profile.bank or 'bank'}",
     }
-
-
-def _constants(calibration: Instrument | None) -> dict[str, float] | None:
-    if calibration is None:
-        return None
-    names = ("bank", "two_theta", "difc", "difa", "difb", "tzero")
-    return {name: getattr(calibration, name) for name in names}
 
 
 def write_measured(
@@ -171,18 +143,8 @@ def write_measured(
 ) -> Tag:
     """Write a measured data set, with the profiles as they were read, and tag it.
 
-    The same measurements under the same name are written once.
-
-    Parameters
-    ----------
-    store
-        The store.
-    dataset
-        From :func:`measured_dataset`.
-    measurements
-        Its profiles.
-    tag
-        Name of the tag; the next free NAME-vN by default.
+    The same measurements under the same name are written once. ``tag`` is the next free NAME-vN
+    by default.
 
     Raises
     ------
@@ -205,15 +167,7 @@ def write_measured(
         if name in root:  # a process died between commit and tag
             repository.create_tag(new_tag, repository.lookup_branch(branch))
             return store.tag(new_tag)
-        encoding = {
-            variable: {
-                "chunks": (_ROWS, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape,
-                "compressors": (COMPRESSOR,),
-                "_FillValue": None,
-            }
-            for variable, v in dataset.variables.items()
-        }
-        dataset.to_zarr(session.store, group=name, consolidated=False, encoding=encoding)
+        write_variables(session, name, dataset)
         records = json.loads(dataset.attrs["measurements"])
         for measurement, record in zip(measurements, records, strict=True):
             group = root.create_group(record["native"])
@@ -227,13 +181,7 @@ def write_measured(
 
 
 def measurement_records(dataset: xr.Dataset) -> list[MeasurementRecord]:
-    """Return the provenance of each sample of a measured data set.
-
-    Raises
-    ------
-    StoreError
-        If the data set is a simulated one.
-    """
+    """Return where each sample of a measured data set is from; a StoreError if it is simulated."""
     text = dataset.attrs.get("measurements")
     if text is None:
         raise StoreError(
@@ -249,16 +197,9 @@ def native_profile(store: Store, tag: str, record: MeasurementRecord) -> Profile
     session = store.repository.readonly_session(tag=tag)
     with storage_errors(f"reading {record['native']} of {tag}"):
         group = zarr.open_group(session.store, path=record["native"], mode="r")
-        arrays = {key: np.asarray(group[key][:]) for key in ("tof", "intensity", "sigma")}  # type: ignore[index]
-    return Profile(
-        **arrays,
-        bank=record["bank"],
-        title=record["title"],
-        two_theta=record["two_theta"],
-        difc=record["header_difc"],
-        header=dict(record["header"]),
-        source=record["file"],
-    )
+        tof, intensity, sigma = (np.asarray(group[key][:]) for key in ("tof", "intensity", "sigma"))  # type: ignore[index]
+    bank = record["bank"], record["title"], record["two_theta"], record["header_difc"]
+    return Profile(tof, intensity, sigma, *bank, dict(record["header"]), record["file"])
 
 
 def labels_from(
@@ -271,8 +212,6 @@ def labels_from(
     rows
         With ``file`` (its name), optionally ``bank``; ``phase`` or ``crystal_system``; and the free
         parameters of the phase in ångström and degrees.
-    measurements, campaign
-        The samples, and the phases that they may have.
 
     Raises
     ------

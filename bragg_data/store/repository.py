@@ -30,14 +30,9 @@ from bragg_data.campaign import Campaign
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.store import schema
 
-FEATURES = "features"
-"""Group on the branch of a data set, for what is computed from it."""
-
-NATIVE = "native"
-"""Group on the branch of a measured data set, for its profiles as they were read."""
-
+# Groups on the branch of a data set: what is computed from it, measured profiles as they were read.
+FEATURES, NATIVE = "features", "native"
 _OTHER_GROUPS = (FEATURES, NATIVE)
-
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # A full disk, an exhausted quota and a limit on file sizes, and how Icechunk spells them.
@@ -146,13 +141,7 @@ class Store:
         return tags
 
     def tag(self, name: str) -> Tag:
-        """Return a tag by its name.
-
-        Raises
-        ------
-        StoreError
-            If there is none, naming the known ones.
-        """
+        """Return a tag by its name; a StoreError that names the known ones if there is none."""
         known = {tag.name: tag for tag in self.tags()}
         if name not in known:
             names = ", ".join(known) or "none"
@@ -227,13 +216,7 @@ class Store:
         return f"{name}-v{max((int(match[1]) for match in matches if match), default=0) + 1}"
 
     def check_new_tag(self, tag: str) -> None:
-        """Refuse a name that a tag has already, or that cannot be one.
-
-        Raises
-        ------
-        StoreError
-            Naming the known tags.
-        """
+        """Raise a StoreError if a tag has this name already, or if it cannot be one."""
         if not _TAG.fullmatch(tag):
             raise StoreError(
                 f"'{tag}' cannot be a tag: use letters, digits, dots, dashes and underscores."
@@ -252,10 +235,7 @@ class Store:
         return FileLock(directory / f"{name}.lock", fallback_to_soft=False)
 
     def committing(self) -> FileLock:
-        """Return the lock for commits, branches and tags.
-
-        Concurrent commits to a local file system lose each other's changes.
-        """
+        """Return the lock for commits, branches and tags; concurrent commits lose changes."""
         return self.lock("commit")
 
 
@@ -287,17 +267,8 @@ def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
     return Store(uri).open(tag)
 
 
-def list_tags(uri: str | Path = DEFAULT_URI) -> list[Tag]:
-    """Return the tags of a store."""
-    return Store(uri).tags()
-
-
 def verify(dataset: xr.Dataset) -> str:
-    """Recompute the content hash of a data set from its labels and intensities, block by block.
-
-    Returns
-    -------
-    The content hash, equal to the stored one.
+    """Return the content hash of a data set, recomputed from its labels and intensities.
 
     Raises
     ------
@@ -342,17 +313,10 @@ def _groups(session: Session) -> Iterator[zarr.Group]:
 
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
-    """Raise errors of Icechunk and of the file system as one sentence.
+    """Raise errors of Icechunk and of the file system as a StoreError of one sentence.
 
-    Parameters
-    ----------
-    action
-        What is done within the context, as "reading the tags of …".
-
-    Raises
-    ------
-    StoreError, DiskFullError
-        Instead of them.
+    It contains the action within the context, as "reading the tags of …". Where the disk takes no
+    more, it is a DiskFullError.
     """
     try:
         yield

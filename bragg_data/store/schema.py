@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -15,25 +14,29 @@ from numpy.typing import NDArray
 from bragg_data.campaign import Campaign, CampaignError, Samples
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, CrystalSystem
 
-SCHEMA_VERSION = 1
-"""Changes whenever a reader of the old layout would misread the new one."""
-
-PENDING, DONE, FAILED = 0, 1, -1
-"""Values of ``status``."""
-
-DIGEST_BYTES = 32
-"""Length of a SHA-256 digest."""
+SCHEMA_VERSION = 1  # changes whenever a reader of the old layout would misread the new one
+PENDING, DONE, FAILED = 0, 1, -1  # values of ``status``
+DIGEST_BYTES = 32  # of SHA-256
 
 
 class SchemaError(ValueError):
     """A data set that breaks the schema."""
 
 
-@dataclass(frozen=True)
-class _Variable:
+class Variable(NamedTuple):
+    """What a variable looks like in a data set."""
+
     dims: tuple[str, ...]
     dtype: str
-    attrs: Mapping[str, Any] = field(default_factory=dict)
+    attrs: dict[str, Any]
+
+
+def variable(
+    dims: str, dtype: str, long_name: str, units: str = "", flags: Mapping[str, Any] | None = None
+) -> Variable:
+    """Return a variable over dimensions that are separated by blanks."""
+    attrs = {"units": units} if units else {}
+    return Variable(tuple(dims.split()), dtype, {**attrs, "long_name": long_name, **(flags or {})})
 
 
 def _flags(values: Iterable[int], meanings: Iterable[str]) -> dict[str, list[int] | str]:
@@ -41,67 +44,36 @@ def _flags(values: Iterable[int], meanings: Iterable[str]) -> dict[str, list[int
     return {"flag_values": [int(v) for v in values], "flag_meanings": " ".join(meanings)}
 
 
-_LENGTH = {"units": "angstrom"}
-_ANGLE = {"units": "degree"}
+_CODES = _flags(range(6), CELL_PARAMETERS)
+_SYSTEMS = _flags(CrystalSystem, CrystalSystem.__members__)
+_STATES = _flags((FAILED, PENDING, DONE), ("failed", "pending", "done"))
+_LENGTHS, _ANGLES = CELL_PARAMETERS[:3], CELL_PARAMETERS[3:]
 
 COORDINATES = {
-    "tof": _Variable(("tof",), "float64", {"units": "us", "long_name": "time of flight"}),
-    "parameter": _Variable(
-        ("parameter",),
-        "int8",
-        {"long_name": "cell parameter", **_flags(range(6), CELL_PARAMETERS)},
-    ),
+    "tof": variable("tof", "float64", "time of flight", "us"),
+    "parameter": variable("parameter", "int8", "cell parameter", flags=_CODES),
 }
+_FREE = "cell parameters that the space group leaves free"
 LABELS = {
-    **{
-        name: _Variable(("sample",), "float64", {**_LENGTH, "long_name": f"cell length {name}"})
-        for name in CELL_PARAMETERS[:3]
-    },
-    **{
-        name: _Variable(("sample",), "float64", {**_ANGLE, "long_name": f"cell angle {name}"})
-        for name in CELL_PARAMETERS[3:]
-    },
-    "crystal_system": _Variable(
-        ("sample",),
-        "int8",
-        {
-            "long_name": "crystal system",
-            **_flags(CrystalSystem, CrystalSystem.__members__),
-        },
-    ),
+    **{n: variable("sample", "float64", f"cell length {n}", "angstrom") for n in _LENGTHS},
+    **{n: variable("sample", "float64", f"cell angle {n}", "degree") for n in _ANGLES},
+    "crystal_system": variable("sample", "int8", "crystal system", flags=_SYSTEMS),
     # The meanings of its codes are the campaign's phases.
-    "phase": _Variable(("sample",), "int8", {"long_name": "phase of the campaign"}),
-    "free_parameter": _Variable(
-        ("sample", "parameter"),
-        "bool",
-        {"long_name": "cell parameters that the space group leaves free"},
-    ),
+    "phase": variable("sample", "int8", "phase of the campaign"),
+    "free_parameter": variable("sample parameter", "bool", _FREE),
 }
-INTENSITY = _Variable(
-    ("sample", "tof"),
-    "float32",
-    {"units": "us-1", "long_name": "neutron counts per time of flight, in an arbitrary scale"},
-)
+_INTENSITY = "neutron counts per time of flight, in an arbitrary scale"
+INTENSITY = variable("sample tof", "float32", _INTENSITY, "us-1")
+_SHA256 = "SHA-256 of each block's labels and intensities"
 BOOKKEEPING = {
-    "status": _Variable(
-        ("sample",),
-        "int8",
-        {
-            "long_name": "state of the simulation",
-            **_flags((FAILED, PENDING, DONE), ("failed", "pending", "done")),
-        },
-    ),
-    "block_sha256": _Variable(
-        ("block", "digest_byte"),
-        "uint8",
-        {"long_name": "SHA-256 of each block's labels and intensities"},
-    ),
+    "status": variable("sample", "int8", "state of the simulation", flags=_STATES),
+    "block_sha256": variable("block digest_byte", "uint8", _SHA256),
 }
 _TEXTS = ("campaign", "campaign_toml", "cifs", "instrument_instprm")
 _HASHES = ("campaign_sha256", "cif_sha256", "instrument_sha256")
-ATTRIBUTES = ("schema_version", *_TEXTS, *_HASHES, "simulator", "simulator_version", "code_commit")
-"""Attributes of every data set; one in a store has those of :data:`STORED_ATTRIBUTES` too."""
-STORED_ATTRIBUTES = ("identity", "rows_per_chunk", "content_hash")
+_PROVENANCE = ("simulator", "simulator_version", "code_commit")
+_STORED = ("identity", "rows_per_chunk", "content_hash")
+_ATTRIBUTES = ("schema_version", *_TEXTS, *_HASHES, *_PROVENANCE, *_STORED)
 
 
 def labelled(
@@ -111,14 +83,8 @@ def labelled(
 
     Parameters
     ----------
-    campaign
-        Its texts, their hashes and its grid go into the data set.
-    samples
-        The n samples, in stored order.
-    simulator, version
-        What computes the intensities.
-    code_commit
-        Commit of the code that runs.
+    simulator, version, code_commit
+        What computes the intensities, and the commit of the code that runs.
 
     Returns
     -------
@@ -126,6 +92,8 @@ def labelled(
     """
     masks = np.array([phase.lattice.free_mask for phase in campaign.phases])
     values: dict[str, NDArray[Any]] = {
+        "tof": campaign.grid.tof,
+        "parameter": np.arange(6),
         **dict(zip(CELL_PARAMETERS, samples.cells.T, strict=True)),
         "crystal_system": samples.crystal_system,
         "phase": samples.phase,
@@ -133,16 +101,11 @@ def labelled(
     }
     variables = {
         name: (spec.dims, np.ascontiguousarray(values[name], dtype=spec.dtype), dict(spec.attrs))
-        for name, spec in LABELS.items()
+        for name, spec in (COORDINATES | LABELS).items()
     }
     variables["phase"][2].update(_phase_flags(campaign))
-    coordinates = {"tof": campaign.grid.tof, "parameter": np.arange(6, dtype=np.int8)}
     return xr.Dataset(
         variables,
-        coords={
-            name: (spec.dims, coordinates[name], dict(spec.attrs))
-            for name, spec in COORDINATES.items()
-        },
         attrs={
             "schema_version": SCHEMA_VERSION,
             "campaign": campaign.name,
@@ -156,6 +119,12 @@ def labelled(
             "instrument_instprm": campaign.instprm,
         },
     )
+
+
+def bookkeeping(status: NDArray[np.int8], digests: NDArray[np.uint8]) -> dict[str, xr.Variable]:
+    """Return the variables ``status`` (sample) and ``block_sha256`` (block, digest_byte)."""
+    values = zip(BOOKKEEPING.items(), (status, digests), strict=True)
+    return {name: xr.Variable(spec.dims, v, dict(spec.attrs)) for (name, spec), v in values}
 
 
 def _phase_flags(campaign: Campaign) -> dict[str, list[int] | str]:
@@ -212,12 +181,8 @@ def block_digest(samples: Samples, intensity: NDArray[np.float32]) -> bytes:
 def content_hash(identity: str, digests: NDArray[np.uint8]) -> str:
     """Return the SHA-256 (hex) of a whole data set.
 
-    Parameters
-    ----------
-    identity
-        The campaign's identity, hashed as its 64 hexadecimal characters.
-    digests : shape (n_blocks, 32)
-        The :func:`block_digest` of each block, in sample order.
+    Of its identity, 64 hexadecimal characters, and the :func:`block_digest` of each block, shape
+    (n_blocks, 32), in sample order.
     """
     return _sha256(identity.encode("ascii") + np.ascontiguousarray(digests, np.uint8).tobytes())
 
@@ -255,15 +220,9 @@ def counts_per_system(dataset: xr.Dataset) -> dict[str, int]:
 
 
 def validate(dataset: xr.Dataset) -> None:
-    """Refuse a data set that breaks the schema of a tag; intensities are not read.
-
-    Raises
-    ------
-    SchemaError
-        Naming the first contradiction.
-    """
+    """Raise a SchemaError at the first breach of the schema of a tag; intensities are not read."""
     attrs = dataset.attrs
-    missing = [name for name in (*ATTRIBUTES, *STORED_ATTRIBUTES) if name not in attrs]
+    missing = [name for name in _ATTRIBUTES if name not in attrs]
     if missing:
         raise SchemaError(f"The data set lacks the attribute(s) {', '.join(missing)}.")
     if attrs["schema_version"] != SCHEMA_VERSION:

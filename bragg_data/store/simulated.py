@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import schema
-from bragg_data.store.block_writer import (
-    BlockArray,
-    BlockResult,
-    BlockWriter,
-    create_group,
-    empty_bookkeeping,
-    write_chunk,
-)
+from bragg_data.store.block_writer import BlockResult, BlockWriter, create_group, write_chunk
 from bragg_data.store.repository import (
     Store,
     StoreError,
@@ -29,19 +22,12 @@ from bragg_data.store.repository import (
     storage_errors,
 )
 
-__all__ = ["BlockResult", "RunProvenance", "Writer", "write_block"]
-
 
 @dataclass(frozen=True)
 class RunProvenance:
     """What one run of a simulation records; where runs of a data set differ, all are kept.
 
-    Attributes
-    ----------
-    code_commit
-        Commit of the code.
-    call_path
-        How GSAS-II is called; empty for other simulators.
+    ``call_path`` says how GSAS-II is called; it is empty for other simulators.
     """
 
     code_commit: str = "unknown"
@@ -56,17 +42,10 @@ class Writer(BlockWriter):
 
     Parameters
     ----------
-    store
-        The store.
     campaign, simulator, version, limit
         The data set; see :meth:`bragg_data.campaign.Campaign.identity`.
     run
         Provenance of this run.
-
-    Raises
-    ------
-    StoreError
-        On entering, if another process is writing the same data set.
     """
 
     def __init__(
@@ -106,9 +85,7 @@ class Writer(BlockWriter):
         dataset = schema.labelled(
             self.campaign, self.samples, self._simulator, self._version, self._run.code_commit
         ).assign_attrs(identity=self.identity, rows_per_chunk=rows)
-        dataset = dataset.assign(empty_bookkeeping(n, rows))
-        array = BlockArray("intensity", (n, points), ("sample", "tof"), schema.INTENSITY.attrs)
-        create_group(session, self.group, dataset, array)
+        create_group(session, self.group, dataset, "intensity", (n, points), schema.INTENSITY)
         session.commit(f"create {self.group}: {n} samples, {self._simulator} {self._version}")
 
     def _check(self, dataset: xr.Dataset) -> None:
@@ -124,12 +101,7 @@ class Writer(BlockWriter):
             )
 
     def finish(self, tag: str | None = None) -> Tag:
-        """Validate the complete data set and tag it.
-
-        Parameters
-        ----------
-        tag
-            Name of the tag; the next free NAME-vN by default.
+        """Validate the complete data set and tag it, as the next free NAME-vN by default.
 
         Raises
         ------
@@ -144,7 +116,13 @@ class Writer(BlockWriter):
             group = zarr.open_group(session.store, path=self.group, mode="r+")
             known = group.attrs.get("content_hash")
             group.attrs["content_hash"] = schema.content_hash(self.identity, self._digests)
-            self._checked(open_dataset(session, self.group))
+            # Imported here, as workers never check and start a second sooner without pandera.
+            from bragg_data.store.checks import check
+
+            # Workers have checked the intensities.
+            for finding in check(open_dataset(session, self.group), intensities=False):
+                if finding.hard and not finding.passed:
+                    raise schema.SchemaError(finding.message)
             name = tag or self.store.next_tag(self.campaign.name)
             self.store.check_new_tag(name)
             if known == group.attrs["content_hash"]:
@@ -154,15 +132,6 @@ class Writer(BlockWriter):
                 snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
             repository.create_tag(name, snapshot)
         return self.store.tag(name)
-
-    def _checked(self, dataset: xr.Dataset) -> None:
-        """Refuse a data set that fails a hard check; workers have checked the intensities."""
-        # Imported here, as workers never check and start a second sooner without pandera.
-        from bragg_data.store.checks import check
-
-        for finding in check(dataset, intensities=False):
-            if finding.hard and not finding.passed:
-                raise schema.SchemaError(finding.message)
 
 
 def write_block(
@@ -175,14 +144,8 @@ def write_block(
     fork
         From :meth:`~bragg_data.store.block_writer.BlockWriter.fork`; it is returned in the result,
         to be committed there.
-    group
-        The data set's group.
-    block
-        Its number.
-    samples
-        Its n samples.
-    intensity : shape (n, points), float32
-        Their patterns. If a pattern is not finite its sample has failed, and nothing is written.
+    samples, intensity : intensity of shape (n, points)
+        The block's samples and patterns. If one is not finite, nothing is written.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from bragg_data.baseline import (
     paper_preprocessed,
 )
 from bragg_data.instrument.instprm import Instrument, TofGrid
-from bragg_data.measurement.resampling import Profile, ProfileError, read_profiles
+from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
 
 SHARED = Path(__file__).parents[3] / "shared"
 LEAST_SHARE = 0.05  # of the points on either side of a threshold

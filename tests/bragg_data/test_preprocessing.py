@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bragg_data.campaign import load_campaign
-from bragg_data.measurement.resampling import read_profiles, resample_to_grid
+from bragg_data.measurement.readers import read_profiles
+from bragg_data.measurement.resampling import resample_to_grid
 from bragg_data.preprocessing import (
     PREPROCESSING,
     PreprocessingError,

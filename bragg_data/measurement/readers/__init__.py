@@ -5,19 +5,25 @@ Conventions are those of GSAS-II, so that a calibration refined with it holds.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from bragg_data.measurement.readers.columns import read_columns
-from bragg_data.measurement.readers.common import (
-    MINIMUM_POINTS,
-    Profile,
-    ProfileError,
-    profile_from_arrays,
-    text_from_file,
-)
+import numpy as np
+
+from bragg_data.measurement.readers import common
+from bragg_data.measurement.readers.common import Profile, ProfileError, profile_from_arrays
 from bragg_data.measurement.readers.gsas import gsas_blocks, read_gsas_bank
 
-__all__ = ["MINIMUM_POINTS", "Profile", "ProfileError", "profile_from_arrays", "read_profiles"]
+__all__ = ["Profile", "ProfileError", "profile_from_arrays", "read_profiles"]
+
+_COLUMN_NAMES = {
+    "tof": {"tof", "tof_us", "time_of_flight", "time-of-flight", "t", "time", "x"},
+    "intensity": {"intensity", "y", "yobs", "y_obs", "i", "iobs", "counts", "observed", "obs"},
+    "sigma": {"sigma", "e", "err", "error", "esd", "s", "dy", "sig", "uncertainty", "std"},
+    "weight": {"weight", "w"},
+}
+_OTHER_AXES = re.compile(r"d|d[_-]?spacing|q|2-?theta|two_theta|wavelength|tof_ms|energy")
 
 
 def read_profiles(path: Path, bank: int | None = None) -> list[Profile]:
@@ -26,29 +32,23 @@ def read_profiles(path: Path, bank: int | None = None) -> list[Profile]:
     GSAS: binning SLOG, CONST, COND, RALF, TIME_MAP; data FXYE, FXY, ALT, ESD, STD. Columns: time
     of flight in µs, intensity, and optionally the standard deviation, separated by blanks, commas
     or semicolons; comment lines start with ``#``, ``!`` or ``'``; a line of names may order the
-    columns (``tof``, ``intensity``, ``sigma`` or ``weight`` and usual variants). Which of the two
-    it is shows from ``BANK`` records, not from the extension.
+    columns (``tof``, ``intensity``, ``sigma`` or ``weight`` and usual variants). ``BANK`` records
+    tell which of the two it is, not the extension. Without a standard deviation in the file it is
+    √y, and not smaller than that of the smallest positive y.
 
     Parameters
     ----------
-    path
-        The file.
     bank
         Read this bank only. A file of columns does not say its bank: it is taken to be this one.
-
-    Returns
-    -------
-    The profiles in the file's order. Without a standard deviation in the file it is √y, and not
-    smaller than that of the smallest positive y.
 
     Raises
     ------
     ProfileError
         Naming the file, and what is wrong with it.
     """
-    lines = text_from_file(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = common.text_from_file(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not any(line.startswith("BANK") for line in lines):
-        return [read_columns(lines, path, bank)]
+        return [_read_columns(lines, path, bank)]
     blocks, time_maps = gsas_blocks(lines, path)
     known = [block.bank for block in blocks]
     names = ", ".join(map(str, known))
@@ -59,3 +59,84 @@ def read_profiles(path: Path, bank: int | None = None) -> list[Profile]:
     return [
         read_gsas_bank(block, time_maps, path) for block in blocks if bank in (None, block.bank)
     ]
+
+
+def _fields(line: str) -> list[str]:
+    return re.split(r"\s*[,;]\s*|\s+", line.strip().rstrip(",; "))
+
+
+def _named_columns(candidates: list[str], width: int, path: Path) -> dict[str, int] | None:
+    """Take the line of column names, as many as columns, out of the header's lines."""
+    for line in reversed(candidates):
+        bare = re.sub(r"\([^()]*\)|\[[^][]*\]", "", line.strip().lstrip(common.COMMENT))
+        names = [name.strip("\"'").lower() for name in _fields(bare)]
+        if len(names) != width or any(re.fullmatch(r"[=:\d.+-]+", name) for name in names):
+            continue  # such as "2theta = 122.0" before three columns
+        columns = {
+            meaning: names.index(matches[0])
+            for meaning, variants in _COLUMN_NAMES.items()
+            if (matches := [name for name in names if name in variants])
+        }
+        if _OTHER_AXES.fullmatch(names[0]) and "tof" not in columns:
+            raise ProfileError(f"{path} is over {names[0]}; time of flight in µs is expected.")
+        if "tof" in columns and "intensity" in columns:
+            candidates.remove(line)
+            return columns
+    return None
+
+
+def _read_columns(lines: Sequence[str], path: Path, bank: int | None) -> Profile:
+    """Return the profile of a file of columns, given its lines.
+
+    Raises
+    ------
+    ProfileError
+        If it holds no columns of numbers, or other quantities.
+    """
+    comments: list[str] = []
+    rows: list[list[float]] = []
+    for number, line in enumerate(lines, start=1):
+        stripped = line.strip()
+        if not stripped:
+            continue
+        if stripped[0] in common.COMMENT:
+            comments.append(stripped)
+            continue
+        try:
+            row = [float(word) for word in _fields(stripped)]
+        except ValueError as error:
+            if not rows:  # a title, or the names of the columns
+                if number <= 100:
+                    comments.append(stripped)
+                    continue
+                break
+            raise ProfileError(
+                f"{path} cannot be read at line {number}: {stripped[:60]!r} is not numbers."
+            ) from error
+        if rows and len(row) != len(rows[0]):
+            raise ProfileError(
+                f"{path} has {len(row)} columns at line {number} and {len(rows[0])} before."
+            )
+        rows.append(row)
+    if not rows:
+        raise ProfileError(
+            f"{path} holds no numbers. Expected: columns of time of flight in µs, intensity and "
+            f"its standard deviation, or a GSAS file with BANK records."
+        )
+    width = len(rows[0])
+    if width < 2:
+        raise ProfileError(f"{path} has one column; time of flight and intensity are expected.")
+    named = _named_columns(comments, width, path)
+    index = named or {"tof": 0, "intensity": 1, **({"sigma": 2} if width > 2 else {})}
+    data = np.array(rows)
+    sigma = data[:, index["sigma"]] if "sigma" in index else None
+    if sigma is None and "weight" in index:
+        weight = data[:, index["weight"]]
+        known = weight > 0
+        sigma = np.where(known, 1 / np.sqrt(np.where(known, weight, 1.0)), 0.0)
+    header = common.header_from_comments(comments)
+    title = header.get("title", "") or header.get("comment", "").partition("; ")[0]
+    # A density at the given times. (GSAS-II moves these by half a bin, as it does with edges:
+    # calibrations refined there from column files contain that shift.)
+    columns = (data[:, index["tof"]], data[:, index["intensity"]], sigma)
+    return common.checked_profile(path, bank, title, header, columns, edges=False)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-MINIMUM_POINTS = 20
-"""A profile with fewer points is refused."""
-
+MINIMUM_POINTS = 20  # a profile with fewer is refused
 _LARGEST = 1e30  # beyond this sums of squares overflow: no detector counts so much
 _LARGEST_TOF = 1e7  # µs; ten seconds
 _SMALLEST_STEP = 1e-6  # µs; no clock is finer, and a density over less overflows
@@ -31,19 +29,14 @@ class Profile:
     ----------
     tof : shape (n,)
         Times of flight in µs, ascending.
-    intensity : shape (n,)
-        Density per µs, in the file's own units.
-    sigma : shape (n,)
-        Standard deviation of ``intensity``; 0 where the point holds no information (masked or
-        dead detectors).
-    bank
-        The bank's number in the file, if it has one.
-    title
-        The file's title, or empty.
-    two_theta
-        Scattering angle in degrees, from the header.
-    difc
-        Nominal difC in µs/Å, from the header: geometry alone, no calibration.
+    intensity, sigma : shape (n,)
+        Density per µs, in the file's own units, and its standard deviation, which is 0 where the
+        point holds no information (masked or dead detectors).
+    bank, title
+        The bank's number in the file, if it has one, and the file's title.
+    two_theta, difc
+        Scattering angle in degrees and nominal difC in µs/Å (geometry, no calibration), from the
+        header.
     header
         Values in the comments before the data, keys in lower case.
     source
@@ -53,12 +46,12 @@ class Profile:
     tof: NDArray[np.float64]
     intensity: NDArray[np.float64]
     sigma: NDArray[np.float64]
-    bank: int | None
-    title: str
-    two_theta: float | None
-    difc: float | None
-    header: dict[str, str]
-    source: str
+    bank: int | None = None
+    title: str = ""
+    two_theta: float | None = None
+    difc: float | None = None
+    header: dict[str, str] = field(default_factory=dict)
+    source: str = "arrays"
 
     @property
     def name(self) -> str:
@@ -67,13 +60,7 @@ class Profile:
 
 
 def text_from_file(path: Path) -> str:
-    """Return the text of a profile's file.
-
-    Raises
-    ------
-    ProfileError
-        If it cannot be read, is binary, or empty.
-    """
+    """Return the text of a profile's file; a ProfileError if it is unreadable, binary or empty."""
     try:
         with path.open("rb") as file:
             start = file.read(1 << 16)
@@ -105,10 +92,7 @@ _BANK_VALUES = {
 def header_from_comments(general: Sequence[str], of_bank: Sequence[str] = ()) -> dict[str, str]:
     """Return what comments contain, as keys in lower case and values.
 
-    Parameters
-    ----------
-    general, of_bank
-        Lines before the first bank, and those before this one, which take precedence.
+    Lines before the first bank are ``general``; those before this one take precedence.
     """
     header: dict[str, str] = {}
     free = []
@@ -145,16 +129,10 @@ def checked_profile(
     *,
     edges: bool,
 ) -> Profile:
-    """Check the columns of a file and return them as a profile.
+    """Check the columns of a file and return them as a :class:`Profile`.
 
-    Parameters
-    ----------
-    path, bank, title, header
-        As in :class:`Profile`.
-    columns : each of shape (n,)
-        Times of flight in µs, intensities, and standard deviations or None.
-    edges
-        Whether these are GSAS's lower bin edges and counts, not points of a density.
+    ``columns``, each of shape (n,), are times of flight in µs, intensities, and standard deviations
+    or None; with ``edges`` GSAS's lower bin edges and counts, not points of a density.
 
     Raises
     ------
@@ -209,17 +187,8 @@ def checked_profile(
         )
     if edges:
         tof, intensity, sigma = tof[:-1] + step / 2, intensity[:-1] / step, sigma[:-1] / step
-    return Profile(
-        tof=tof,
-        intensity=intensity,
-        sigma=sigma,
-        bank=bank,
-        title=title,
-        two_theta=_number_of(header, "two_theta", 180.0),
-        difc=_number_of(header, "difc", 1e6),
-        header=header,
-        source=str(path),
-    )
+    two_theta, difc = _number_of(header, "two_theta", 180.0), _number_of(header, "difc", 1e6)
+    return Profile(tof, intensity, sigma, bank, title, two_theta, difc, header, str(path))
 
 
 def profile_from_arrays(

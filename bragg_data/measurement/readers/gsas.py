@@ -16,27 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.measurement.readers.common import (
-    Profile,
-    ProfileError,
-    checked_profile,
-    header_from_comments,
-)
+from bragg_data.measurement.readers import common
+from bragg_data.measurement.readers.common import Profile, ProfileError
 
 
 @dataclass(frozen=True)
 class GsasBlock:
-    """The record and the lines of one bank.
-
-    Attributes
-    ----------
-    bank, channels, binning, coefficients, kind
-        Of the ``BANK`` record.
-    title, header
-        Of the file, and of the comments before the record.
-    lines
-        The data.
-    """
+    """The ``BANK`` record and data lines of one bank, the file's title, the comments before it."""
 
     bank: int
     channels: int
@@ -57,7 +43,6 @@ def gsas_blocks(
     """Cut a GSAS file into its banks and its time maps (lower edges of the channels in µs)."""
     title = "" if lines[0].startswith("BANK") else " ".join(lines[0].lstrip("#").split())
     blocks: list[GsasBlock] = []
-    maps: dict[str, NDArray[np.float64]] = {}
     general: list[str] = []
     of_bank: list[str] = []  # comments before the next bank
     target: list[str] = general
@@ -66,7 +51,9 @@ def gsas_blocks(
         if line.startswith("BANK"):
             if not blocks:
                 general, of_bank = of_bank, []
-            blocks.append(_bank_record(line, path, title, header_from_comments(general, of_bank)))
+            blocks.append(
+                _bank_record(line, path, title, common.header_from_comments(general, of_bank))
+            )
             of_bank, target = [], blocks[-1].lines
         elif line.startswith("TIME_MAP"):
             map_lines.append((line, []))
@@ -75,10 +62,7 @@ def gsas_blocks(
             of_bank.append(line)
         elif line.strip() and blocks:
             target.append(line)
-    for record, rows in map_lines:
-        name, edges = _time_map(record, rows, path)
-        maps[name] = edges
-    return blocks, maps
+    return blocks, dict(_time_map(record, rows, path) for record, rows in map_lines)
 
 
 def _integer(word: str) -> int:
@@ -93,8 +77,7 @@ def _bank_record(line: str, path: Path, title: str, header: dict[str, str]) -> G
         bank, channels, binning = _integer(words[1]), _integer(words[2]), words[4]
         rest = words[5:]
         kind = next((word for word in rest if word in _KINDS), "STD")
-        numbers = [word for word in rest if word not in _KINDS]
-        coefficients = [float(word) for word in numbers]
+        coefficients = [float(word) for word in rest if word not in _KINDS]
     except (ValueError, IndexError) as error:
         raise ProfileError(
             f"{path} has a bank record that cannot be read: {line.strip()[:80]!r}. Expected: BANK, "
@@ -126,14 +109,7 @@ def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, NDArra
 def read_gsas_bank(
     block: GsasBlock, time_maps: dict[str, NDArray[np.float64]], path: Path
 ) -> Profile:
-    """Return the profile of a bank.
-
-    Parameters
-    ----------
-    block, time_maps
-        From :func:`gsas_blocks`.
-    path
-        The file, for messages.
+    """Return the profile of a bank, from what :func:`gsas_blocks` returned.
 
     Raises
     ------
@@ -172,7 +148,7 @@ def read_gsas_bank(
         )
     keep = slice(max(block.channels, 0) or None)
     cut = (edges[keep], counts[keep], None if sigma is None else sigma[keep])
-    return checked_profile(path, block.bank, block.title, block.header, cut, edges=True)
+    return common.checked_profile(path, block.bank, block.title, block.header, cut, edges=True)
 
 
 def _free(lines: Sequence[str], need: int, where: str) -> NDArray[np.float64]:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign, load_campaign
-from bragg_data.measurement.load import load_measurements
+from bragg_data.measurement.load import has_significant_peaks, load_measurements
 from bragg_data.measurement.readers import ProfileError, read_profiles
-from bragg_data.measurement.significance import has_significant_peaks
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.refinement.linear_fit import simulator_of
 

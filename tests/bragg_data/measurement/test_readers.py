@@ -20,7 +20,8 @@ from bragg_data.instrument.instprm import (
     read_instrument,
     read_instruments,
 )
-from bragg_data.measurement.readers import MINIMUM_POINTS, Profile, ProfileError, read_profiles
+from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
+from bragg_data.measurement.readers.common import MINIMUM_POINTS
 
 MEASURED = Path(__file__).parents[4] / "shared" / "measured"
 GEM, DIAMOND = "gem_srtio3/gem05984.gss", "nomad_diamond/NOM_127827.gsa"

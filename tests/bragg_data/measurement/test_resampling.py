@@ -8,13 +8,11 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from bragg_data.instrument.instprm import Instrument, TofGrid, read_instrument, read_instruments
+from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
 from bragg_data.measurement.resampling import (
-    Profile,
-    ProfileError,
     match_bank,
     measurement_warnings,
     nominal_calibration,
-    read_profiles,
     resample_to_grid,
 )
 

@@ -19,7 +19,6 @@ from bragg_data.store.repository import (
     DiskFullError,
     Store,
     StoreError,
-    list_tags,
     open_snapshot,
     verify,
 )
@@ -62,7 +61,7 @@ def test_round_trip(tmp_path, campaign):
     np.testing.assert_array_equal(dataset.tof.values, campaign.grid.tof)
     assert dataset.attrs["tag"] == tag
     assert dataset.attrs["uri"] == (tmp_path / "store").as_uri()
-    assert dataset.attrs["snapshot_id"] == list_tags(tmp_path / "store")[0].snapshot_id
+    assert dataset.attrs["snapshot_id"] == Store(tmp_path / "store").tags()[0].snapshot_id
     rebuilt = campaign_of(dataset)
     assert rebuilt.identity("kinematic", "0") == campaign.identity("kinematic", "0")
     assert rebuilt.instrument == campaign.instrument
@@ -226,7 +225,7 @@ def test_tags_are_in_the_order_of_their_numbers(tmp_path, campaign):
 
 def test_a_tag_never_changes(tmp_path, campaign):
     fill(tmp_path / "store", campaign, "mine")
-    before = list_tags(tmp_path / "store")
+    before = Store(tmp_path / "store").tags()
     store = Store(tmp_path / "store")
     with pytest.raises(StoreError, match=r"'mine' exists already.*Choose another name"):
         store.check_new_tag("mine")
