@@ -17,8 +17,7 @@ from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.result import PatternFit, RefinementError
 from bragg_data.simulation.kinematic import Simulator
 
-# True patterns fit noisy pseudo-experiments with 14 to a reduced χ² of 1, with 8 to 1.0 to 3.3, and
-# with 20 no better.
+# True patterns fit pseudo-experiments with 14 to a reduced χ² of 1, with 8 to 1.0 to 3.3.
 BACKGROUND_TERMS = 14
 _VISIBLE = 1e-3  # of the strongest peak's height
 _FEWEST = 20  # points more than parameters, below which a χ² means nothing
@@ -44,7 +43,7 @@ def fit_cells(
     cells: NDArray[np.float64],
     profiles: Sequence[GriddedProfile],
 ) -> list[PatternFit | None]:
-    """Simulate n cells (n, 6) in ångström and degrees, and fit scale and background of each pattern.
+    """Simulate cells (n, 6) in ångström and degrees, and fit scale and background of each pattern.
 
     Each is fitted to its own measurement, which still has its background.
 

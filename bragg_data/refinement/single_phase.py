@@ -48,10 +48,7 @@ def free_columns(phase: Phase) -> list[int]:
 def runaway_bounds(
     free_parameters: Sequence[str], free: _Array, far: float
 ) -> tuple[_Array, _Array]:
-    """Return the lowest and highest free cell parameters that a fit from a start may reach.
-
-    Up to a relative change ``far`` of a length, or change of an angle in rad.
-    """
+    """Return what a fit may reach: relative changes ``far`` of lengths, of angles in rad."""
     change = np.where([name in "abc" for name in free_parameters], far * free, np.degrees(far))
     return free - change, free + change
 

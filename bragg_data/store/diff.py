@@ -76,7 +76,7 @@ class Changes:
     Attributes
     ----------
     identical
-        Their content hashes are the same, and with them all labels and intensities.
+        Their content hashes, and with them all labels and intensities, are the same.
     phases
         The phases of both, in the order of their codes, the new ones last.
     blocks, same_blocks

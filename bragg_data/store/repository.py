@@ -133,12 +133,11 @@ class Store:
 
     def tags(self) -> list[Tag]:
         """Return the tags, in the order of their names (v2 before v10)."""
-        tags = []
         with storage_errors(f"reading the tags of {self.uri}"):
-            for name in sorted(self.repository.list_tags(), key=_natural):
-                snapshot = self.repository.lookup_snapshot(self.repository.lookup_tag(name))
-                tags.append(Tag(name, snapshot.id, snapshot.written_at))
-        return tags
+            names = sorted(self.repository.list_tags(), key=_natural)
+            ids = map(self.repository.lookup_tag, names)
+            snapshots = [self.repository.lookup_snapshot(id_) for id_ in ids]
+        return [Tag(n, s.id, s.written_at) for n, s in zip(names, snapshots, strict=True)]
 
     def tag(self, name: str) -> Tag:
         """Return a tag by its name; a StoreError that names the known ones if there is none."""
@@ -165,10 +164,9 @@ class Store:
         """Return the data sets of a campaign (its first samples), by whichever simulator."""
         data_sets = []
         with storage_errors(f"reading the data sets of {self.uri}"):
-            tags = {tag.snapshot_id: tag.name for tag in self.tags()}
-            sessions = {
-                tag: self.repository.readonly_session(tag=tag) for tag in tags.values()
-            }  # a tag stays when its branch goes on
+            # A tag stays when its branch goes on.
+            tags = {tag.snapshot_id: tag.name for tag in self.tags()}.values()
+            sessions = {name: self.repository.readonly_session(tag=name) for name in tags}
             sessions |= dict(self._open_branches())
             for name, session in sessions.items():
                 for group in _groups(session):
@@ -177,7 +175,7 @@ class Store:
                     if campaign.identity(simulator, version, limit) == group.attrs["identity"]:
                         status = open_dataset(session, group.basename).status.values
                         done = int((status == schema.DONE).sum())
-                        tag = name if name in tags.values() else None
+                        tag = name if name in tags else None
                         data_sets.append(DataSet(simulator, version, done, len(status), tag))
         return data_sets
 
