@@ -216,7 +216,7 @@ def create_group(
 
 
 def write_variables(session: Session, group: str, dataset: xr.Dataset) -> None:
-    """Write a group whose attribute ``rows_per_chunk`` tells how profiles are cut into chunks.
+    """Write a group, with its profiles in chunks of its attribute ``rows_per_chunk``.
 
     Each other variable becomes one chunk, so that a query reads few and small files.
     """

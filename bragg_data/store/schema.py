@@ -28,7 +28,7 @@ class Variable(NamedTuple):
 
     dims: tuple[str, ...]
     dtype: str
-    attrs: dict[str, Any]
+    attrs: Mapping[str, Any]
 
 
 def variable(
