@@ -189,15 +189,6 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
 }
 """Settings of the networks, by model and preset."""
 
-TEST_DRAWS = 1000
-"""Simulated measurements of each phase that models for measured profiles are tested on."""
-
-COMPARISON_DRAWS = 200
-"""Simulated measurements of each phase that every model is scored on."""
-
-SEARCH_DRAWS = 50
-"""The same of the guided network, whose search is slow on noise: the first of each phase."""
-
 
 @dataclass(frozen=True)
 class Presets:
@@ -208,14 +199,16 @@ class Presets:
     networks, forests
         By the name of the model and of the preset; by the name of the preset.
     test_draws, comparison_draws, search_draws
-        See :data:`TEST_DRAWS`, :data:`COMPARISON_DRAWS` and :data:`SEARCH_DRAWS`.
+        Simulated measurements of each phase that models for measured profiles are tested on, that
+        every model is scored on, and how many of these the guided network is scored on: the first,
+        as its search is slow on noise.
     """
 
     networks: Mapping[str, Mapping[str, Preset]] = field(default_factory=lambda: PRESETS)
     forests: Mapping[str, ForestPreset] = field(default_factory=lambda: FOREST_PRESETS)
-    test_draws: int = TEST_DRAWS
-    comparison_draws: int = COMPARISON_DRAWS
-    search_draws: int = SEARCH_DRAWS
+    test_draws: int = 1000
+    comparison_draws: int = 200
+    search_draws: int = 50
 
     def check(self, model: str, preset: str) -> None:
         """Refuse a preset that a model does not have.

@@ -257,12 +257,6 @@ def samples_from_view(context: TrainingContext, name: str, uri: str) -> Samples 
     return None
 
 
-def prepared_points(context: TrainingContext, prepared_by: str) -> int:
-    """Return the number of points of a prepared profile."""
-    profile = context.dataset.intensity[:1].values
-    return int(preprocessing(prepared_by).function(profile).shape[1])
-
-
 def choose_samples(context: TrainingContext, count: int | None) -> NDArray[np.bool_] | None:
     """Choose training samples at random, rare phases whole, and all validation samples.
 

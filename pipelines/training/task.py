@@ -98,7 +98,7 @@ class TrainingEnvironment:
 
 
 def tasks_for(models: Sequence[str], common: TrainingTask, presets: Presets) -> list[TrainingTask]:
-    """Return a task for each model, all of them checked.
+    """Return a task for each model, each once and all of them checked.
 
     Parameters
     ----------
@@ -110,31 +110,20 @@ def tasks_for(models: Sequence[str], common: TrainingTask, presets: Presets) -> 
     Raises
     ------
     TrainError
-        If one of them cannot be trained.
+        If a model is unknown or cannot be trained.
     """
-    tasks = [replace(common, model=name) for name in expand_models(models)]
+    names: list[str] = []
+    for model in models:
+        if model != "all" and model not in TRAINABLE:
+            raise TrainError(
+                f"There is no model '{model}'. Choose among {', '.join(TRAINABLE)}, or all."
+            )
+        names += ALL if model == "all" else (model,)
+    tasks = [replace(common, model=name) for name in dict.fromkeys(names)]
     for task in tasks:
         task.check()
         presets.check(task.model, task.preset)
     return tasks
-
-
-def expand_models(names: Sequence[str]) -> list[str]:
-    """Return the models to train, each once, ``all`` replaced by what it stands for.
-
-    Raises
-    ------
-    TrainError
-        If a model is unknown.
-    """
-    models: list[str] = []
-    for name in names:
-        if name != "all" and name not in TRAINABLE:
-            raise TrainError(
-                f"There is no model '{name}'. Choose among {', '.join(TRAINABLE)}, or all."
-            )
-        models += ALL if name == "all" else (name,)
-    return list(dict.fromkeys(models))
 
 
 def save_task(directory: Path, task: TrainingTask, dataset: xr.Dataset) -> None:

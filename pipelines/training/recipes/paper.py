@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bragg_data.preprocessing import preprocessing
 from bragg_data.splits import Part
 from bragg_models.data.batches import in_order
 from bragg_models.metrics import Errors, errors, summary
@@ -28,7 +29,6 @@ from pipelines.training.stage import (
     choose_samples,
     encoded_samples,
     fit_stage,
-    prepared_points,
     prepared_samples,
     samples_from_view,
 )
@@ -119,7 +119,8 @@ def train_conditional(
 
 def train_caenn(context: TrainingContext, preset: Preset) -> FittedModel:
     """Train the auto-encoder, then the dense regressor on its codes (section IV-C3)."""
-    points = prepared_points(context, preset.preprocessing)
+    profile = context.dataset.intensity[:1].values
+    points = preprocessing(preset.preprocessing).function(profile).shape[1]
     network = build("caenn", _config(context, preset, points=points), seed=context.seed)
     if not isinstance(network, Caenn):
         raise TypeError(f"Expected a CAENN, found {type(network).__name__}.")
