@@ -38,7 +38,7 @@ def short_presets(**changes: Preset) -> Presets:
         network = {"draws": 256, "starts": 8} if ours else quick.network
         quick = replace(quick, stages=stages, max_passes=1, network=network, max_seconds=None)
         if name == "robust":
-            quick = replace(quick, training_draws=200, calibration_draws=50)
+            quick = replace(quick, training_draws=300, calibration_draws=100)
         networks[name] = {**presets, "quick": changes.get(name, quick)}
     return Presets(networks, test_draws=20, comparison_draws=20, search_draws=2)
 
