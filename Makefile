@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 N ?= 2
+# Each of the N processes computes with a single thread: more than cores only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run quick test check docs ui clean
@@ -26,10 +28,10 @@ run: $(STAMP)  ## simulate the whole campaign, train and register a first model,
 	$(BIN)/python -m pipelines.run
 
 quick: $(STAMP) check  ## check the code and pass the fast tests: a minute
-	$(BIN)/python -m pytest -n $(N) -q -m "not (slow or training or cluster or slurm or postgresql or gsas2)"
+	$(PYTEST) -q -m "not (slow or training or cluster or slurm or postgresql or gsas2)"
 
 test: $(STAMP) check  ## check the code and pass all tests, in two processes (make test N=8: in eight)
-	$(BIN)/python -m pytest -n $(N) $(PYTEST_OPTIONS)
+	$(PYTEST) $(PYTEST_OPTIONS)
 
 check: $(STAMP)  ## format, lint, types, arrows and spelling
 	$(BIN)/ruff format --check .

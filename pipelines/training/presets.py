@@ -208,7 +208,7 @@ class Presets:
     forests: Mapping[str, ForestPreset] = field(default_factory=lambda: FOREST_PRESETS)
     test_draws: int = 1000
     comparison_draws: int = 200
-    search_draws: int = 50
+    search_draws: int = 20
 
     def check(self, model: str, preset: str) -> None:
         """Refuse a preset that a model does not have.

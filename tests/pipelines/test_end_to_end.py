@@ -19,7 +19,7 @@ import pytest
 from bragg_data.store.repository import open_snapshot
 from pipelines.cli.console import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 EXAMPLES = Path(__file__).parents[2] / "pipelines" / "examples"
 
