@@ -116,6 +116,7 @@ def test_hashes_of_the_version_before_are_accepted(key: str) -> None:
     assert EARLIER[key] in VIEWS[key].accepted_hashes
 
 
+@pytest.mark.slow
 def test_values_of_the_version_before_are_neither_stale_nor_computed_again(store: Store) -> None:
     view = VIEWS["profile_minmax@1"]
     assert materialise(store, view) == 12

@@ -112,6 +112,7 @@ def test_patterns_come_back_in_order_and_quietly(tmp_path, scratch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @occupied
 def test_failures_are_reported_pattern_by_pattern(tmp_path):
     samples = cubes(3.95, fake_gsas2.SLOW, fake_gsas2.FAILING, fake_gsas2.CRASHING, 3.96)
@@ -216,6 +217,7 @@ def test_wrong_cells_are_refused_before_anything_starts(tmp_path, scratch):
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 @occupied
 def test_check_measures_the_difference_of_the_two_call_paths(tmp_path):
     simulator = simulator_of(tiny_campaign(tmp_path), pattern_seconds=2.0)

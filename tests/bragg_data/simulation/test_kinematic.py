@@ -91,6 +91,7 @@ def test_fast_simulator_against_gsas2(simulator, reference):
     np.testing.assert_allclose(scale, 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_same_rows_same_bits_whatever_came_before(campaign, simulator):
     samples = campaign.samples[:96]
     first = simulator.simulate(samples.phase, samples.cells)

@@ -84,6 +84,7 @@ def test_the_loss_decreases_and_the_labels_are_predicted(data: TrainingData) -> 
     assert scores["tetragonal"]["mae_c"] < 0.15
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_to_the_last_bit(data: TrainingData) -> None:
 
     def train(seed: int, settings: FitSettings) -> tuple[np.ndarray, list[dict]]:

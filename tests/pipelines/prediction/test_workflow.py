@@ -93,6 +93,7 @@ def test_without_any_start_the_reason_is_a_warning(
     assert second.refined[0].phase == TRIGONAL
 
 
+@pytest.mark.slow
 def test_a_figure_needs_no_volume(predictor: Predictor, file: Path) -> None:
     bad = predicted(predictor, file, NO_VOLUME)
     far = predicted(predictor, file, np.array([0.3, 0.3, 0.3, 90.0, 90.0, 90.0]))
@@ -104,6 +105,7 @@ def test_a_figure_needs_no_volume(predictor: Predictor, file: Path) -> None:
     assert len(prediction_figure([bad, far, good], predictor.campaign).axes) == 3
 
 
+@pytest.mark.slow
 def test_a_file_without_peaks_is_named_and_leaves_the_results_of_the_rest(
     predictor: Predictor, small_campaign: Campaign, file: Path
 ) -> None:
@@ -124,6 +126,7 @@ def test_a_file_without_peaks_is_named_and_leaves_the_results_of_the_rest(
         assert path.name in str(error)
 
 
+@pytest.mark.slow
 def test_a_profile_that_fails_in_a_batch_leaves_the_rest(predictor: Predictor, file: Path) -> None:
     """A model whose own preprocessing refuses a profile of the batch."""
 
