@@ -99,9 +99,7 @@ class Lattice:
         for column, name in enumerate(self.free_parameters):
             cells[:, CELL_PARAMETERS.index(name)] = free[:, column]
         for name, source in self.tied:
-            cells[:, CELL_PARAMETERS.index(name)] = (
-                cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
-            )
+            cells[:, CELL_PARAMETERS.index(name)] = _tied_value(cells, source)
         return cells
 
     def check_tied(self, cells: NDArray[np.float64]) -> None:
@@ -119,9 +117,7 @@ class Lattice:
         """
         for name, source in self.tied:
             values = cells[:, CELL_PARAMETERS.index(name)]
-            expected = (
-                cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
-            )
+            expected = _tied_value(cells, source)
             wrong = np.flatnonzero(~(np.abs(values - expected) <= EQUAL_LENGTHS))
             if len(wrong):
                 target = source if isinstance(source, str) else f"{source:g}°"
@@ -190,6 +186,11 @@ class Lattice:
         if self.free_parameters == ("a", "alpha"):
             return np.asarray(np.abs(cells[:, 3] - 90.0) <= EQUAL_LENGTHS)
         return np.zeros(len(cells), dtype=bool)
+
+
+def _tied_value(cells: NDArray[np.float64], source: str | float) -> NDArray[np.float64] | float:
+    """Return what a tied parameter of cells (n, 6) equals: another parameter, or a constant."""
+    return cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
 
 
 def _cell_text(cell: NDArray[np.float64]) -> str:
