@@ -33,14 +33,7 @@ from bragg_data.crystallography.cell import (
 from bragg_data.crystallography.structure import Phase, read_phase
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid, read_instrument
 
-__all__ = [
-    "BUILT_IN",
-    "Campaign",
-    "CampaignError",
-    "Samples",
-    "load_campaign",
-    "read_cells",
-]
+__all__ = ["BUILT_IN", "Campaign", "CampaignError", "Samples", "load_campaign", "read_cells"]
 
 BUILT_IN = Path(__file__).parent / "campaigns"
 """Directory of the campaigns that ship with the project."""

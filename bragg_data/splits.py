@@ -41,11 +41,7 @@ class Part(IntEnum):
 
 
 def random_split(
-    crystal_system: NDArray[np.integer],
-    *,
-    seed: int,
-    test: float = 0.2,
-    validation: float = 0.05,
+    crystal_system: NDArray[np.integer], *, seed: int, test: float = 0.2, validation: float = 0.05
 ) -> NDArray[np.int8]:
     """Split at random within each crystal system, as the paper does (section V-B).
 

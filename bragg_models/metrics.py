@@ -174,11 +174,7 @@ def calibration_error(
 
 
 def bootstrap_intervals(
-    values: NDArray[np.floating],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    values: NDArray[np.floating], *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> NDArray[np.float64]:
     """Return percentile bootstrap intervals of means over samples.
 

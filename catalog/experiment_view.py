@@ -71,10 +71,7 @@ def configure_experiment(tracking: Tracking, experiment_id: str) -> None:
         "columnWidths": _COLUMNS,
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    tags = {
-        _VIEW_TAG: f"deflate;{packed}",
-        "mlflow.note.content": _NOTE,
-    }
+    tags = {_VIEW_TAG: f"deflate;{packed}", "mlflow.note.content": _NOTE}
     present = tracking.client.get_experiment(experiment_id).tags
     for key, value in tags.items():
         if present.get(key) != value:

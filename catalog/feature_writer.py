@@ -12,12 +12,7 @@ from icechunk.session import ForkSession
 from numpy.typing import NDArray
 
 from bragg_data.store import schema
-from bragg_data.store.block_writer import (
-    BlockResult,
-    BlockWriter,
-    create_group,
-    write_chunk,
-)
+from bragg_data.store.block_writer import BlockResult, BlockWriter, create_group, write_chunk
 from bragg_data.store.repository import FEATURES, Store, StoreError
 from catalog.views import View
 

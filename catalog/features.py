@@ -16,13 +16,7 @@ import zarr
 
 from bragg_data.store import schema
 from bragg_data.store.block_writer import array_of
-from bragg_data.store.repository import (
-    DEFAULT_URI,
-    FEATURES,
-    Store,
-    open_dataset,
-    storage_errors,
-)
+from bragg_data.store.repository import DEFAULT_URI, FEATURES, Store, open_dataset, storage_errors
 from catalog import registry
 from catalog.feature_writer import ViewModel, group_of, lineage_of
 from catalog.tracking import Tracking

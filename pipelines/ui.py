@@ -25,11 +25,7 @@ def main(
     tracking: TrackingOption = DEFAULT_TRACKING_URI,
 ) -> None:
     """Start the MLflow UI and print its address; Ctrl-C stops it."""
-    from catalog.experiment_view import (
-        configure_experiment,
-        experiment_url,
-        project_experiments,
-    )
+    from catalog.experiment_view import configure_experiment, experiment_url, project_experiments
     from catalog.tracking import SERVER_SETTINGS, Tracking
 
     place = Tracking(tracking)

@@ -28,10 +28,7 @@ def serving(*arguments: str, answers: str) -> Iterator[str]:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", *arguments, "--port", str(port)]
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, cwd=ROOT, stdout=log) as server,
-    ):
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, cwd=ROOT, stdout=log) as server:
         try:
             end = time.monotonic() + 90
             while not answered(f"{address}/{answers}"):

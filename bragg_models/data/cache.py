@@ -134,11 +134,7 @@ def _opened(path: Path, key: str, profiles: Profiles, verify: bool) -> NDArray[n
 
 
 def _build(
-    path: Path,
-    key: str,
-    profiles: Profiles,
-    on_chunk: Callable[[int], None] | None,
-    spare: int,
+    path: Path, key: str, profiles: Profiles, on_chunk: Callable[[int], None] | None, spare: int
 ) -> None:
     about, partial = path.with_suffix(".json"), path.with_suffix(".partial")
     for old in (about, path):  # its space is needed

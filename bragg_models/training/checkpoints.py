@@ -57,10 +57,7 @@ def save(
 
 
 def restore(
-    path: Path,
-    identity: Mapping[str, str],
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    path: Path, identity: Mapping[str, str], network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Set the weights and the optimizer's state; return the best weights and the metadata.
 

@@ -172,11 +172,7 @@ class _Training:
         generator = torch.Generator().manual_seed(int(stream[0] >> np.uint64(1)))
         order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
         batches = shuffled(
-            self.data.samples.profiles,
-            self.data.training,
-            self.batch_settings,
-            order,
-            self.balance,
+            self.data.samples.profiles, self.data.training, self.batch_settings, order, self.balance
         )
         devices = [device] if device.type == "cuda" else []
         sums: dict[str, float] = {}

@@ -25,11 +25,7 @@ from pipelines.prediction.library import (
 )
 from pipelines.prediction.refinement import refine_predictions
 from pipelines.prediction.result import PredictionResult
-from pipelines.prediction.workflow import (
-    PredictedProfile,
-    PredictError,
-    predict_files,
-)
+from pipelines.prediction.workflow import PredictedProfile, PredictError, predict_files
 from pipelines.registry.registration import load_version
 
 MAX_LOCAL_FILES = 100

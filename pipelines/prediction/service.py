@@ -40,10 +40,7 @@ from pipelines.prediction.service_schemas import (
     ProfilesRequest,
     ReadyInfo,
 )
-from pipelines.prediction.workflow import (
-    FILE_ERRORS,
-    result_from_prediction,
-)
+from pipelines.prediction.workflow import FILE_ERRORS, result_from_prediction
 
 _NPY = (
     "What numpy.save writes of real numbers, shape (n, points). No parsing of text: the fast way."

@@ -223,10 +223,7 @@ class ChartData(TypedDict):
 
 
 def chart_data(
-    measurement: Measurement,
-    fits: Sequence[CandidateFit],
-    places: Sequence[Misfit],
-    axis: TofAxis,
+    measurement: Measurement, fits: Sequence[CandidateFit], places: Sequence[Misfit], axis: TofAxis
 ) -> ChartData:
     """Return the data from which the page's script draws.
 

@@ -134,9 +134,7 @@ def test_what_is_no_profile_is_refused(tof: np.ndarray, y: np.ndarray, message: 
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    hnp.arrays(np.float64, 40, elements=st.floats(-1e9, 1e9) | st.integers(-3, 3).map(float)),
-)
+@given(hnp.arrays(np.float64, 40, elements=st.floats(-1e9, 1e9) | st.integers(-3, 3).map(float)))
 def test_any_numbers_meet_the_condition_or_are_refused(y: np.ndarray) -> None:
     tof = 1000 * 1.01 ** np.arange(40)
     try:

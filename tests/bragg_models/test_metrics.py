@@ -10,13 +10,7 @@ import pytest
 import scipy.stats
 
 from bragg_data.crystallography.cell import lattice_from_space_group
-from bragg_models.metrics import (
-    Errors,
-    bootstrap_intervals,
-    errors,
-    squared_errors,
-    summary,
-)
+from bragg_models.metrics import Errors, bootstrap_intervals, errors, squared_errors, summary
 from bragg_models.targets import Targets
 
 CUBIC, TETRAGONAL, TRIGONAL, DIAMOND = range(4)

@@ -216,9 +216,7 @@ def test_without_a_previous_champion_there_is_no_rollback(bench: Bench, everythi
         promotion.rollback(bench.tracking, "small-classifier", reason="")
 
 
-def test_versions_are_compared_on_test_samples_of_all_of_them(
-    restored: Bench,
-) -> None:
+def test_versions_are_compared_on_test_samples_of_all_of_them(restored: Bench) -> None:
     dataset = restored.store.open("small-v1")
     first = restored.predictor("caenn")
     other = restored.predictor("multitask")

@@ -176,10 +176,7 @@ def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
     store = Store(tmp_path / "store")
     monkeypatch.chdir(tmp_path)
     trained = CliRunner().invoke(
-        train.app,
-        ["classifier", "--store", store.uri],
-        obj=bench.presets,
-        catch_exceptions=False,
+        train.app, ["classifier", "--store", store.uri], obj=bench.presets, catch_exceptions=False
     )
     assert trained.exit_code == 0, trained.output
     assert not list(tmp_path.rglob("*.db"))  # no database of its own

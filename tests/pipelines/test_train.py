@@ -35,15 +35,7 @@ torch.set_num_threads(1)  # on small arrays more threads only wait for each othe
 
 def command(store: Store, tracking: Tracking, *more: str) -> str:
     state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
-    arguments = [
-        *more,
-        "--store",
-        store.uri,
-        "--tracking",
-        tracking.uri,
-        "--state",
-        str(state),
-    ]
+    arguments = [*more, "--store", store.uri, "--tracking", tracking.uri, "--state", str(state)]
     if "--epochs" not in more:
         arguments += ["--epochs", "2"]
     result = CliRunner().invoke(

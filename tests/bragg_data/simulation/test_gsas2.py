@@ -374,8 +374,7 @@ class TestGsas2:
         simulator.close()
 
     @pytest.mark.parametrize(
-        ("cif", "like"),
-        [("silicon_origin1", "silicon"), ("batio3_it160", None)],
+        ("cif", "like"), [("silicon_origin1", "silicon"), ("batio3_it160", None)]
     )
     def test_settings_that_gsas2_reads_otherwise(self, tmp_path, cif, like):
         """Another origin, and a table number that would mean hexagonal axes."""

@@ -360,10 +360,7 @@ class AlarmError(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [KeyboardInterrupt, AlarmError],
-)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, AlarmError])
 def test_answer_to_an_interrupted_call_is_not_taken_for_the_next(
     child: IsolatedProcess, kind: type[BaseException]
 ) -> None:

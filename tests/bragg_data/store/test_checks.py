@@ -131,9 +131,7 @@ def test_peaks_of_every_crystal_system_stand_where_bragg_s_law_puts_them() -> No
     assert checked >= 5
 
 
-def test_drift_of_profiles_that_resemble_nothing_stored(
-    small_dataset: xr.Dataset,
-) -> None:
+def test_drift_of_profiles_that_resemble_nothing_stored(small_dataset: xr.Dataset) -> None:
     rng = np.random.default_rng(0)
     like = small_dataset.intensity[:20].values
     like = like * rng.uniform(0.999, 1.001, like.shape)

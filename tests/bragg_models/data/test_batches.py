@@ -314,9 +314,7 @@ def test_a_function_is_applied_to_joined_profiles(parts: list[Profiles]) -> None
     np.testing.assert_array_equal(everything_of(mapped), expected)
 
 
-def test_a_joined_part_without_a_selected_sample_is_not_read(
-    parts: list[Profiles],
-) -> None:
+def test_a_joined_part_without_a_selected_sample_is_not_read(parts: list[Profiles]) -> None:
     def never(_: np.ndarray) -> np.ndarray:
         raise AssertionError("read")
 

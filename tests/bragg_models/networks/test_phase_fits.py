@@ -265,12 +265,7 @@ def test_wrong_predictions_do_not_widen_the_limit(campaign: Campaign, targets: T
     truth = np.zeros(n, dtype=int)
     truth[-8:] = 2  # predicted as phase 0, with the largest misfits
     result = calibrate(
-        network,
-        fits,
-        truth,
-        np.zeros((n, 3)),
-        np.ones((3, 3), dtype=bool),
-        np.ones(n, dtype=bool),
+        network, fits, truth, np.zeros((n, 3)), np.ones((3, 3), dtype=bool), np.ones(n, dtype=bool)
     )
     assert result["accuracy"] == 0.8
     assert result["limit"] == pytest.approx((n - 8) / 1e4)

@@ -18,13 +18,7 @@ from bragg_models.training.devices import DeviceError, choose_device
 from bragg_models.training.fit import TrainingError, fit
 from bragg_models.training.inference import Samples, evaluate, outputs
 from bragg_models.training.objectives import LabelledBatch, full_precision, multitask_objective
-from bragg_models.training.settings import (
-    Criteria,
-    Execution,
-    FitSettings,
-    Step,
-    TrainingData,
-)
+from bragg_models.training.settings import Criteria, Execution, FitSettings, Step, TrainingData
 
 N, POINTS = 1200, 64
 
@@ -224,9 +218,7 @@ def test_sgd_with_momentum_and_a_stepped_learning_rate(data: TrainingData) -> No
     assert results[-1].training["loss"] < 0.8 * results[0].training["loss"]
 
 
-def test_an_epoch_of_the_paper_has_equally_many_samples_of_each_phase(
-    data: TrainingData,
-) -> None:
+def test_an_epoch_of_the_paper_has_equally_many_samples_of_each_phase(data: TrainingData) -> None:
     rows = []
 
     def objective(
@@ -240,12 +232,7 @@ def test_an_epoch_of_the_paper_has_equally_many_samples_of_each_phase(
     execution = Execution(on_step=steps.append)
     list(
         fit(
-            new_network(),
-            data,
-            settings,
-            seed=0,
-            criteria=Criteria(objective),
-            execution=execution,
+            new_network(), data, settings, seed=0, criteria=Criteria(objective), execution=execution
         )
     )
     assert [(s.epoch, s.step, s.steps) for s in steps] == [

@@ -25,12 +25,7 @@ from catalog.tracking import Tracking
 from pipelines import evaluate, train
 from pipelines.evaluation.candidates import Candidate, EvaluateError, load_candidate
 from pipelines.evaluation.scoring import EvaluatedModel, score_set
-from pipelines.evaluation.tables import (
-    TableOptions,
-    class_conditional_table,
-    number,
-    with_interval,
-)
+from pipelines.evaluation.tables import TableOptions, class_conditional_table, number, with_interval
 from pipelines.evaluation.test_sets import TestSetError, held_out_sets
 from pipelines.registry.registration import load_version
 from pipelines.training.presets import Presets
@@ -223,10 +218,7 @@ def test_tables_are_printed_for_versions_by_address(small_store: Store, tracking
 
 
 def test_what_cannot_be_evaluated_is_refused(
-    small_store: Store,
-    tracking: Tracking,
-    tmp_path: Path,
-    tracking_in: Callable[[Path], Tracking],
+    small_store: Store, tracking: Tracking, tmp_path: Path, tracking_in: Callable[[Path], Tracking]
 ) -> None:
     with pytest.raises(EvaluateError, match=r"no model 'alexnet'\. Choose of classifier"):
         run(small_store, tracking, "--models", "alexnet")

@@ -239,8 +239,7 @@ def test_a_measured_data_set_with_labels_is_taken_by_itself(
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [("none.npz", None), ("text.npz", b"no archive"), ("empty.npz", b"")],
+    ("name", "content"), [("none.npz", None), ("text.npz", b"no archive"), ("empty.npz", b"")]
 )
 def test_files_of_another_kind_are_refused(
     name: str, content: bytes | None, small_campaign: Campaign, tmp_path: Path

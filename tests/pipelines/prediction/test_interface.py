@@ -66,11 +66,7 @@ def test_command_service_and_python_predict_the_same(
     output = CliRunner().invoke(predict_command.app, arguments, catch_exceptions=False)
     (by_command,) = json.loads(output.stdout)
     assert_same(by_python, by_command)
-    body = {
-        "text": file.read_text(),
-        "name": str(file),
-        "instrument": calibration.read_text(),
-    }
+    body = {"text": file.read_text(), "name": str(file), "instrument": calibration.read_text()}
     with serving(
         "pipelines.serve", "--tracking", trained.uri, "--threads", "1", answers="ready"
     ) as address:

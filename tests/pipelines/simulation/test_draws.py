@@ -8,12 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bragg_data.campaign import Campaign
-from pipelines.simulation.draws import (
-    Purpose,
-    held_out_draws,
-    held_out_stream,
-    random_stream,
-)
+from pipelines.simulation.draws import Purpose, held_out_draws, held_out_stream, random_stream
 
 # Those of the version before among them.
 SEEDS = (0, 1, 2, 3, 100, 55_000, 77_000, 2**32, 2**40)

@@ -146,9 +146,7 @@ def test_jobs_of_slurm_grow_the_same_forests(
     with open_client("slurm", slurm=options) as jobs:
         jobs.wait_for_workers(2, timeout=60)
         forests, facts = grow(
-            jobs,
-            ForestTask(small_dataset, targets, part, PRESET, False, 3),
-            tmp_path / "forests",
+            jobs, ForestTask(small_dataset, targets, part, PRESET, False, 3), tmp_path / "forests"
         )
         numbers = jobs.run(lambda: os.environ["SLURM_JOB_ID"])
         workers = set(jobs.run(os.getpid).values())
@@ -240,11 +238,7 @@ def test_test_samples_are_not_touched_and_the_choice_is_seeded(
 
 
 def test_an_integrated_forest_is_better_than_a_constant(
-    client: Client,
-    small_dataset: xr.Dataset,
-    targets: Targets,
-    part: np.ndarray,
-    tmp_path: Path,
+    client: Client, small_dataset: xr.Dataset, targets: Targets, part: np.ndarray, tmp_path: Path
 ) -> None:
     task = ForestTask(small_dataset, targets, part, PRESET, True, 0)
     (forest,), _ = grow(client, task, tmp_path, method="joined")

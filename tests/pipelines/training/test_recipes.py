@@ -323,10 +323,7 @@ def test_a_finished_run_is_not_resumed(everything: str, bench: Bench) -> None:
     run = bench.versions("multitask")[0].run_id
     with pytest.raises(TrainError, match=rf"'{run}' has no checkpoint.*There is none"):
         bench("--resume", run)
-    with (
-        pytest.raises(TrackingError, match="is finished"),
-        bench.tracking.resumed(run),
-    ):
+    with pytest.raises(TrackingError, match="is finished"), bench.tracking.resumed(run):
         pass
 
 
