@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.refinement.linear_fit import fit_cells, reflection_positions
+from bragg_data.refinement.linear_fit import fit_cells
 from bragg_models.metrics import prediction_sets
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
-from pipelines.cli.style import SYSTEM_COLORS
 from pipelines.evaluation import names as known
 from pipelines.evaluation import tables
 from pipelines.evaluation.measured import LabelledProfiles, RefinedProfiles, Validation
-from pipelines.prediction.figures import Panel, draw
+from pipelines.prediction.figures import draw
 
 _DRAWN = 3  # samples of a set, as in the paper's Fig. 6
 
@@ -244,14 +243,9 @@ def validation_figures(validation: Validation, campaign: Campaign) -> dict[str, 
             structure = campaign.phases[int(phase[row])]
             cell = dict(zip(CELL_PARAMETERS, cells[row], strict=True))
             free = ", ".join(f"{p} {cell[p]:.4f}" for p in structure.lattice.free_parameters)
-            # A cell without volume has no pattern.
-            ticks = np.empty(0)
-            if fit is not None:
-                ticks = reflection_positions(structure, cells[row], campaign)[0]
             sample = f"{labelled.name}, {labelled.samples[row]}"
             title = f"{sample}: {label}, {structure.name}, {free}"
-            panel = Panel(title, SYSTEM_COLORS[structure.crystal_system], ticks)
-            draw(axis, campaign.grid.tof, labelled.gridded[row], fit, panel)
+            draw(axis, campaign, labelled.gridded[row], fit, title, (structure, cells[row]))
         axes[-1].set_xlabel("time of flight (µs)")
         figures[label] = figure
     return figures

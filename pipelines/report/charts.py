@@ -1,4 +1,4 @@
-"""The large chart of the report, as SVG paths and as data for its script.
+"""The charts of the report, as SVG paths for its template and as data for its script.
 
 Not Bokeh: BokehJS alone is larger than a page with several charts, shows nothing without scripts
 or on paper, and its scripts could not be pinned by the page's content security policy.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict, overload
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,30 +16,23 @@ from numpy.typing import NDArray
 from bragg_data.campaign import Campaign
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.measurement.load import Measurement
+from bragg_data.preprocessing import background_subtracted
 from pipelines.report.fits import CandidateFit, Misfit
 from pipelines.report.numbers import fixed, miller
 
 _BACKGROUND_STEP = 16  # grid points between the page's values of a fitted background
 
+_Value = TypeVar("_Value", float, NDArray[np.float64])
+
 
 @dataclass(frozen=True, eq=False)
 class TofAxis:
-    """The time axis of a measurement's file, on which its charts are drawn.
+    """The time axis of a measurement's file, on which its charts are drawn."""
 
-    Attributes
-    ----------
-    instrument
-        The calibration of that axis.
-    grid, tof : shape (points,)
-        The campaign's grid, and the same points in the file, in µs.
-    stretch : shape (points,)
-        Factor from a density per µs of the file to one per µs of the campaign.
-    """
-
-    instrument: Instrument
-    grid: NDArray[np.float64]
-    tof: NDArray[np.float64]
-    stretch: NDArray[np.float64]
+    instrument: Instrument  # the calibration of that axis
+    grid: NDArray[np.float64]  # shape (points,), the campaign's, in µs
+    tof: NDArray[np.float64]  # shape (points,), the same points in the file, in µs
+    stretch: NDArray[np.float64]  # from a density per µs of the file to one of the campaign
 
     @classmethod
     def from_measurement(cls, measurement: Measurement, campaign: Campaign) -> TofAxis:
@@ -55,6 +48,10 @@ class TofAxis:
         """Return the time in the file, in µs, of a time on the campaign's axis."""
         return np.asarray(np.interp(tof, self.grid, self.tof))
 
+    def scale(self, start: float, stop: float) -> Scale:
+        """Return the scale of the times in the file, between two positions in pixels."""
+        return Scale(float(self.tof[0]), float(self.tof[-1]), start, stop)
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -65,11 +62,7 @@ class Scale:
     start: float
     stop: float
 
-    @overload
-    def __call__(self, value: float) -> float: ...
-    @overload
-    def __call__(self, value: NDArray[np.float64]) -> NDArray[np.float64]: ...
-    def __call__(self, value: float | NDArray[np.float64]) -> float | NDArray[np.float64]:
+    def __call__(self, value: _Value) -> _Value:
         """Return the position of a value, or those of an array."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
@@ -98,54 +91,20 @@ def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
     return "".join(drawn)
 
 
-def dots(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
-    """Return an SVG path that is a dot at each point."""
-    points = zip(x.tolist(), y.tolist(), strict=True)
-    return "".join(f"M{a:.1f} {b:.1f}h0" for a, b in points if b == b)
-
+# ---- the large chart ---------------------------------------------------------------------------
 
 _LEFT, _RIGHT = 66, 1068  # pixels of the large chart; from top to bottom:
 _TOP, _MAIN, _TICKS, _UPPER, _BOTTOM = 44, 344, 362, 388, 492
 _FACTORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # of the difference
 
 
-@dataclass(frozen=True)
-class ChartFit:
-    """SVG paths of a fit; ``factor`` magnifies the difference, ``places`` are misfits."""
-
-    calculated: str
-    background: str
-    difference: str
-    reflections: str
-    places: list[float]
-    difference_scale: Scale
-    difference_ticks: list[float]
-    factor: float
-
-
-@dataclass(frozen=True)
-class Chart:
-    """The large chart without scripts: scales, ticks and SVG paths, in pixels."""
-
-    x: Scale
-    x_ticks: list[float]
-    y: Scale
-    y_ticks: list[float]
-    d_ticks: list[tuple[float, str]]
-    gaps: list[list[float]]
-    measured: str
-    fit: ChartFit | None
-
-
 def draw_chart(
     measurement: Measurement, fit: CandidateFit | None, places: Sequence[Misfit], axis: TofAxis
-) -> Chart:
-    """Draw measurement, calculated pattern, reflections and difference.
+) -> dict[str, object]:
+    """Draw measurement, calculated pattern, reflections and difference: scales and SVG paths.
 
     Parameters
     ----------
-    measurement, axis
-        The measurement, and the time axis of its file.
     fit, places
         The fit that is drawn, or None, and its misfits.
     """
@@ -154,85 +113,48 @@ def draw_chart(
     curves = [measured, *([pattern_fit.calculated / axis.stretch] if pattern_fit else [])]
     low, high = float(np.nanmin(curves)), float(np.nanmax(curves))
     margin = 0.04 * (high - low)
-    x = Scale(float(axis.tof[0]), float(axis.tof[-1]), _LEFT, _RIGHT)
-    y = Scale(low - margin, high + margin, _MAIN, _TOP)
-    d_ends = axis.instrument.d_spacing_from_tof(axis.tof[[0, -1]])
-    d_values = Scale(float(d_ends[0]), float(d_ends[1]), 0, 1).ticks(10)
-    d_positions = x(axis.instrument.tof_from_d_spacing(np.array(d_values)))
+    x, y = axis.scale(_LEFT, _RIGHT), Scale(low - margin, high + margin, _MAIN, _TOP)
+    d_low, d_high = axis.instrument.d_spacing_from_tof(axis.tof[[0, -1]]).tolist()
+    d_ticks = Scale(d_low, d_high, 0, 1).ticks(10)
+    d_positions = x(axis.instrument.tof_from_d_spacing(np.array(d_ticks))).tolist()
     edges = np.flatnonzero(np.diff(np.pad(gridded.covered, 1, constant_values=True)))
     ends = x(axis.tof[np.minimum(edges, len(axis.tof) - 1)]).reshape(-1, 2)
-    return Chart(
-        x=x,
-        x_ticks=x.ticks(9),
-        y=y,
-        y_ticks=y.ticks(5),
-        d_ticks=[
-            (position, tick_label(value, d_values))
-            for position, value in zip(d_positions.tolist(), d_values, strict=True)
+    points = zip(x(axis.tof).tolist(), y(measured).tolist(), strict=True)
+    chart: dict[str, object] = {
+        "x": x,
+        "y": y,
+        "d_ticks": [
+            (at, tick_label(d, d_ticks)) for at, d in zip(d_positions, d_ticks, strict=True)
         ],
-        gaps=ends.tolist(),
-        measured=dots(x(axis.tof), y(measured)),
-        fit=_draw_fit(fit, places, axis, x, y) if fit else None,
-    )
-
-
-def _draw_fit(
-    fit: CandidateFit, places: Sequence[Misfit], axis: TofAxis, x: Scale, y: Scale
-) -> ChartFit | None:
-    pattern_fit = fit.pattern_fit
-    if pattern_fit is None:
-        return None
+        "gaps": ends.tolist(),  # where nothing was measured
+        "measured": "".join(f"M{a:.1f} {b:.1f}h0" for a, b in points if b == b),  # dots
+    }
+    if fit is None or pattern_fit is None:
+        return chart
     difference = pattern_fit.difference / axis.stretch
     # On the scale of the chart above, or magnified by a round factor: small looks small.
     span = (y.high - y.low) * (_BOTTOM - _UPPER) / (_MAIN - _TOP) / 2
     largest = float(np.nanmax(np.abs(difference)))
     factor = max((f for f in _FACTORS if largest * f <= span), default=_FACTORS[0])
     scale = Scale(-span / factor, span / factor, _BOTTOM, _UPPER)
-    positions = x(axis.tof_in_file(fit.tof)).tolist()
-    return ChartFit(
-        calculated=line(x(axis.tof), y(pattern_fit.calculated / axis.stretch)),
-        background=line(x(axis.tof), y(pattern_fit.background / axis.stretch)),
-        difference=line(x(axis.tof), scale(difference)),
-        reflections="".join(f"M{t:.1f} {_MAIN + 6}V{_TICKS - 2}" for t in positions),
-        places=[float(x(axis.tof_in_file(place.tof))) for place in places],
-        difference_scale=scale,
-        difference_ticks=scale.ticks(4),
-        factor=factor,
-    )
-
-
-class FitData(TypedDict):
-    """A fit for the page's script; the background only at every ``every``-th point."""
-
-    calculated: list[float | None]
-    background: list[float | None]
-    tof: list[float | None]
-    hkl: list[str]
-
-
-class ChartData(TypedDict):
-    """The large chart for the page's script, as JSON values."""
-
-    tof: list[float | None]
-    calibration: list[float]
-    measured: list[float | None]
-    sigma: list[float | None]
-    every: int
-    fits: list[FitData]
-    places: list[float | None]
+    reflections = x(axis.tof_in_file(fit.tof)).tolist()
+    return chart | {
+        "calculated": line(x(axis.tof), y(pattern_fit.calculated / axis.stretch)),
+        "background": line(x(axis.tof), y(pattern_fit.background / axis.stretch)),
+        "difference": line(x(axis.tof), scale(difference)),
+        "reflections": "".join(f"M{t:.1f} {_MAIN + 6}V{_TICKS - 2}" for t in reflections),
+        "places": [float(x(axis.tof_in_file(place.tof))) for place in places],
+        "difference_scale": scale,
+        "factor": factor,  # of the difference
+    }
 
 
 def chart_data(
     measurement: Measurement, fits: Sequence[CandidateFit], places: Sequence[Misfit], axis: TofAxis
-) -> ChartData:
-    """Return the data from which the page's script draws.
+) -> dict[str, object]:
+    """Return the JSON values from which the page's script draws all fits.
 
-    Parameters
-    ----------
-    measurement, axis
-        The measurement, and the time axis of its file.
-    fits, places
-        All fits, and the misfits of the first.
+    ``places`` are the misfits of the first fit.
     """
     gridded, instrument = measurement.gridded, axis.instrument
     measured = np.where(gridded.covered, gridded.intensity, np.nan) / axis.stretch
@@ -246,23 +168,61 @@ def chart_data(
             for value in np.round(values, decimals).tolist()
         ]
 
+    def fit_data(fit: CandidateFit) -> dict[str, object]:
+        assert fit.pattern_fit is not None
+        background = (fit.pattern_fit.background / axis.stretch)[::_BACKGROUND_STEP]
+        return {
+            "calculated": rounded(fit.pattern_fit.calculated / axis.stretch),
+            "background": rounded(background),
+            "tof": rounded(axis.tof_in_file(fit.tof), 1),
+            "hkl": [miller(hkl) for hkl in fit.hkl.tolist()],
+        }
+
     return {
         "tof": rounded(axis.tof, 1),
         "calibration": [instrument.difc, instrument.difa, instrument.difb, instrument.tzero],
         "measured": rounded(measured),
         "sigma": rounded(np.where(gridded.covered, gridded.sigma, np.nan) / axis.stretch),
         "every": _BACKGROUND_STEP,
-        "fits": [
-            {
-                "calculated": rounded(fit.pattern_fit.calculated / axis.stretch),
-                "background": rounded(
-                    (fit.pattern_fit.background / axis.stretch)[::_BACKGROUND_STEP]
-                ),
-                "tof": rounded(axis.tof_in_file(fit.tof), 1),
-                "hkl": [miller(hkl) for hkl in fit.hkl.tolist()],
-            }
-            for fit in fits
-            if fit.pattern_fit is not None
-        ],
+        "fits": [fit_data(fit) for fit in fits if fit.pattern_fit is not None],
         "places": rounded(axis.tof_in_file(np.array([place.tof for place in places])), 1),
+    }
+
+
+# ---- three small charts ------------------------------------------------------------------------
+
+
+def draw_preparation(measurement: Measurement, axis: TofAxis) -> dict[str, object]:
+    """Draw how the baseline was subtracted, the times calibrated, and the intensities clipped."""
+    gridded, prepared = measurement.gridded, measurement.prepared
+    known = gridded.covered & (gridded.sigma > 0)
+    signal = background_subtracted(gridded.intensity, np.where(known, gridded.sigma, 0.0))
+    baseline = np.where(known, gridded.intensity - signal, np.nan) / axis.stretch
+    measured = np.where(known, gridded.intensity, np.nan) / axis.stretch
+    # The chart is about the baseline: the strongest peaks are cut off.
+    top = min(float(np.nanmax(measured)), 3 * float(np.nanmax(np.abs(baseline))))
+    shift = axis.grid - axis.tof
+    margin = max(0.08 * float(np.ptp(shift)), 0.5)
+    lowest, highest = min(float(shift.min()), 0.0), max(float(shift.max()), 0.0)
+    clipped = known & (signal < 0)
+    x_scale, unit_scale = axis.scale(46, 346), Scale(-0.02, 1.02, 150, 14)
+    intensity_scale = Scale(min(float(np.nanmin(measured)), 0.0), top, 150, 14)
+    shift_scale = Scale(lowest - margin, highest + margin, 150, 14)
+    x = x_scale(axis.tof)
+    return {
+        "x": x_scale,
+        "intensity": intensity_scale,
+        "measured": line(x, intensity_scale(np.minimum(measured, top))),
+        "baseline": line(x[::4], intensity_scale(baseline)[::4]),
+        "baseline_share": float(np.nansum(baseline) / np.nansum(measured)),
+        "baseline_range": (float(np.nanmin(baseline)), float(np.nanmax(baseline))),
+        "shift": shift_scale,
+        "shift_path": line(x[::16], shift_scale(shift)[::16]),
+        "shift_range": (float(shift[0]), float(shift[-1])),  # µs, at the ends of the grid
+        "unit": unit_scale,
+        "prepared": line(x, unit_scale(np.where(known, prepared, np.nan))),
+        "clipped": "".join(f"M{t:.1f} 150v5" for t in x[clipped].tolist()),
+        "n_below": int(clipped.sum()),
+        "n_above": int((known & (prepared >= 1)).sum()) - 1,
+        "n_missing": int((~known).sum()),
     }

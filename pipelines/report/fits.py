@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, maximum_filter, median_filter
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystallography.cell import CrystalError, encloses_volume
+from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.peak_shape import mixing, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.linear_fit import (
-    fit_scale_and_background,
-    reflection_positions,
-    simulator_of,
-)
+from bragg_data.refinement import linear_fit
 from bragg_data.refinement.result import PatternFit, RefinementError
 from pipelines.prediction.workflow import PredictedProfile
 
@@ -30,126 +26,43 @@ _FAINT = 1e-6  # of the strongest reflection: a weaker one explains nothing
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """A phase and a cell that may explain a profile.
+class CandidateFit:
+    """A cell that may explain a profile, its reflections, and its pattern fitted to the profile."""
 
-    Attributes
-    ----------
-    source
-        ``refined``, ``model`` or ``library``.
-    code, phase, cell : cell of shape (6,)
-        Code and structure of the phase; cell in ångström and degrees.
-    probability
-        The model's probability of this phase.
-    """
-
-    source: str
+    source: str  # refined, model or library
     code: int
     phase: Phase
-    cell: NDArray[np.float64]
-    probability: float
-
-
-@dataclass(frozen=True, eq=False)
-class CandidateFit:
-    """The calculated pattern of a candidate, fitted to the measurement, and its reflections.
-
-    Attributes
-    ----------
-    candidate
-        Phase and cell.
-    tof : shape (n,)
-        Positions of the visible reflections, in µs of the campaign's instrument.
-    hkl : shape (n, 3)
-        Their Miller indices.
-    pattern_fit
-        None where no pattern could be calculated, or it cannot be fitted to the measurement.
-    correlation
-        Of the calculated pattern with the prepared profile, as in the library match; None where
-        no pattern could be calculated.
-    """
-
-    candidate: Candidate
-    tof: NDArray[np.float64]
-    hkl: NDArray[np.int64]
-    pattern_fit: PatternFit | None = None
-    correlation: float | None = None
-
-    @property
-    def source(self) -> str:
-        """``refined``, ``model`` or ``library``."""
-        return self.candidate.source
-
-    @property
-    def phase(self) -> Phase:
-        """The phase."""
-        return self.candidate.phase
-
-    @property
-    def cell(self) -> NDArray[np.float64]:
-        """The cell, shape (6,)."""
-        return self.candidate.cell
+    cell: NDArray[np.float64]  # shape (6,), in ångström and degrees
+    probability: float  # the model's, of this phase
+    # Visible reflections, shape (n,), in µs of the campaign's instrument; indices, shape (n, 3).
+    tof: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    hkl: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64))
+    pattern_fit: PatternFit | None = None  # None where none could be calculated, or fitted
+    correlation: float | None = None  # with the prepared profile, as in the library match
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A place where measurement and calculation differ by more than their noise.
+    """A place where measurement and calculation differ by more than their noise."""
 
-    Attributes
-    ----------
-    tof, d
-        On the campaign's axis in µs; in ångström.
-    width
-        Full width of a peak there, in µs.
-    sigmas
-        Measured minus calculated over that width, in its standard deviations.
-    kind
-        ``excess``, ``deficit``, or ``displaced`` where an excess is next to a deficit.
-    share
-        The difference in units of the calculated peak intensity there; None where that is hardly
-        more than nothing.
-    hkl
-        Reflections of the cell within a peak's width, the nearest first.
-    """
-
-    tof: float
-    d: float
-    width: float
-    sigmas: float
-    kind: str
+    tof: float  # µs on the campaign's axis
+    d: float  # Å
+    width: float  # full width of a peak there, µs
+    sigmas: float  # measured minus calculated over that width, in its standard deviations
+    kind: str  # excess, deficit, or displaced: an excess next to a deficit
+    # In units of the calculated peak intensity there; None where that is hardly more than nothing.
     share: float | None
-    hkl: tuple[tuple[int, ...], ...]
+    hkl: tuple[tuple[int, ...], ...]  # reflections within a peak's width, the nearest first
 
 
-def candidate_fits(
-    profiles: Sequence[PredictedProfile], campaign: Campaign
-) -> list[list[CandidateFit]]:
-    """Fit the patterns of predicted cells and of library matches to the measurements.
+def candidate_fits(profile: PredictedProfile) -> list[CandidateFit]:
+    """Fit the patterns of the predicted cell and of the library matches to the measurement.
 
-    The best refinement of a profile comes first, as it was refined, then the model's cell, then
-    the library's by their correlations.
+    The best refinement comes first, as it was refined, then the model's cell, then the library's
+    by their correlations. A cell with values that are not finite is left out.
     """
-    fits = [_refined(profile) for profile in profiles]
-    candidates = [(row, c) for row, profile in enumerate(profiles) for c in _candidates(profile)]
-    # Without a volume there is no pattern, and it must not cost the others theirs.
-    possible = [
-        number for number, (_, c) in enumerate(candidates) if encloses_volume(c.cell[None])[0]
-    ]
-    patterns: dict[int, NDArray[np.float32]] = {}
-    if possible:
-        codes = np.array([candidates[number][1].code for number in possible])
-        cells = np.stack([candidates[number][1].cell for number in possible])
-        simulated = simulator_of(campaign).simulate(codes, cells)
-        patterns = dict(zip(possible, simulated, strict=True))
-    for number, (row, candidate) in enumerate(candidates):
-        fits[row].append(_fit(profiles[row], candidate, patterns.get(number)))
-    return fits
-
-
-def _candidates(profile: PredictedProfile) -> list[Candidate]:
-    """Return the predicted cell, and the library's by their correlations."""
-    row, matches = profile.row, profile.matches
-    probabilities = profile.prediction.probabilities[row]
+    row, matches, phases = profile.row, profile.matches, profile.phases
+    probabilities = profile.prediction.probabilities[row].tolist()
     cells = [("model", int(profile.prediction.phase[row]), profile.cell)]
     if matches is not None:
         cells += [
@@ -157,43 +70,34 @@ def _candidates(profile: PredictedProfile) -> list[Candidate]:
             for code in np.argsort(-matches.correlation[row])
             if matches.row[row, code] >= 0
         ]
-    return [
-        Candidate(source, code, profile.phases[code], cell, float(probabilities[code]))
+    fits = [
+        _fitted(CandidateFit(source, code, phases[code], cell, probabilities[code]), profile)
         for source, code, cell in cells
         if np.isfinite(cell).all()
     ]
+    if profile.refined:
+        best, code = profile.refined[0], profile.refined[0].phase
+        reflections = linear_fit.reflection_positions(phases[code], best.cell, profile.campaign)
+        refined = phases[code], best.cell, probabilities[code], *reflections, best.pattern_fit
+        fits.insert(0, CandidateFit("refined", code, *refined))
+    return fits
 
 
-def _fit(
-    profile: PredictedProfile, candidate: Candidate, pattern: NDArray[np.float32] | None
-) -> CandidateFit:
-    tof, hkl = np.empty(0), np.empty((0, 3), dtype=np.int64)
-    if pattern is None:
-        return CandidateFit(candidate, tof, hkl)
-    measurement = profile.measurement
-    gridded = measurement.gridded
+def _fitted(candidate: CandidateFit, profile: PredictedProfile) -> CandidateFit:
+    phase, cell, campaign = candidate.phase, candidate.cell, profile.campaign
+    gridded, prepared = profile.measurement.gridded, profile.measurement.prepared
+    simulator = linear_fit.simulator_of(campaign)
     try:
-        tof, hkl = reflection_positions(candidate.phase, candidate.cell, profile.campaign)
-        pattern_fit = fit_scale_and_background(gridded, pattern)
+        (pattern,) = simulator.simulate(np.array([candidate.code]), cell[None])
+        pattern_fit = linear_fit.fit_scale_and_background(gridded, pattern)
     except (CrystalError, RefinementError):
-        return CandidateFit(candidate, tof, hkl)  # a cell far off everything: the page says so
+        return candidate  # without a volume, or far off everything: the page says so
+    tof, hkl = linear_fit.reflection_positions(phase, cell, campaign)
     calculated = np.sqrt(np.maximum(pattern, 0) * gridded.covered, dtype=np.float64)
-    measured = np.sqrt(measurement.prepared * gridded.covered)
+    measured = np.sqrt(prepared * gridded.covered)
     norm = float(np.linalg.norm(calculated) * np.linalg.norm(measured))
     correlation = float(calculated @ measured) / norm if norm else None
-    return CandidateFit(candidate, tof, hkl, pattern_fit, correlation)
-
-
-def _refined(profile: PredictedProfile) -> list[CandidateFit]:
-    """Return the best refinement of a profile, if there is one, as the first of its fits."""
-    if not profile.refined:
-        return []
-    best = profile.refined[0]
-    phase = profile.phases[best.phase]
-    probability = float(profile.prediction.probabilities[profile.row, best.phase])
-    tof, hkl = reflection_positions(phase, best.cell, profile.campaign)
-    candidate = Candidate("refined", best.phase, phase, best.cell, probability)
-    return [CandidateFit(candidate, tof, hkl, best.pattern_fit)]
+    return replace(candidate, tof=tof, hkl=hkl, pattern_fit=pattern_fit, correlation=correlation)
 
 
 def runner_up(profile: PredictedProfile, fits: Sequence[CandidateFit]) -> CandidateFit | None:
@@ -202,13 +106,9 @@ def runner_up(profile: PredictedProfile, fits: Sequence[CandidateFit]) -> Candid
     That is the most probable one apart from the predicted one; among those of probability zero,
     the one that correlates best.
     """
-    rivals = [
-        fit
-        for fit in fits
-        if fit.source == "library" and fit.phase.crystal_system != profile.phase.crystal_system
-    ]
-    key = [(round(fit.candidate.probability, 3), fit.correlation or 0.0) for fit in rivals]
-    return rivals[max(range(len(rivals)), key=key.__getitem__)] if rivals else None
+    predicted = profile.phase.crystal_system
+    rivals = (f for f in fits if f.source == "library" and f.phase.crystal_system != predicted)
+    return max(rivals, key=lambda f: (round(f.probability, 3), f.correlation or 0.0), default=None)
 
 
 def find_misfits(fit: CandidateFit, gridded: GriddedProfile, campaign: Campaign) -> list[Misfit]:
@@ -217,15 +117,6 @@ def find_misfits(fit: CandidateFit, gridded: GriddedProfile, campaign: Campaign)
     The difference is summed over the full width of a peak at that place, after subtraction of slow
     drifts, which are due to the background. What lies within one and a half widths of a worse place
     is part of that one.
-
-    Parameters
-    ----------
-    fit
-        Fit of a calculated pattern.
-    gridded
-        The measurement that it was fitted to.
-    campaign
-        Campaign of the grid and the instrument.
     """
     pattern_fit = fit.pattern_fit
     if pattern_fit is None:
@@ -249,7 +140,7 @@ def find_misfits(fit: CandidateFit, gridded: GriddedProfile, campaign: Campaign)
     excess = within(difference)
     sigmas = np.divide(excess, noise, out=np.zeros_like(excess), where=known & (noise > 0))
     peak = within(np.where(known, pattern_fit.calculated - pattern_fit.background, 0.0))
-    at, hkl = reflection_positions(fit.phase, fit.cell, campaign, visible=_FAINT)
+    at, hkl = linear_fit.reflection_positions(fit.phase, fit.cell, campaign, visible=_FAINT)
     places: list[Misfit] = []
     # The flank of a peak is part of its place.
     reach = 2 * int(np.median(width / spacing)) + 1
@@ -259,26 +150,18 @@ def find_misfits(fit: CandidateFit, gridded: GriddedProfile, campaign: Campaign)
     for i in np.argsort(-np.abs(sigmas)):
         if abs(sigmas[i]) < SIGNIFICANCE:
             break
-        if not summit[i]:
-            continue
-        if any(abs(tof[i] - worse.tof) < 1.5 * width[i] for worse in places):
+        if not summit[i] or any(abs(tof[i] - worse.tof) < 1.5 * width[i] for worse in places):
             continue
         nearby = sigmas[np.abs(tof - tof[i]) < 1.5 * width[i]] * np.sign(sigmas[i])
         # An equally strong difference of the opposite sign: the peak is displaced.
         displaced = -nearby.min() > max(SIGNIFICANCE, abs(sigmas[i]) / 2)
         near = np.flatnonzero(np.abs(at - tof[i]) < width[i])
         near = near[np.argsort(np.abs(at[near] - tof[i]))]
-        places.append(
-            Misfit(
-                tof=float(tof[i]),
-                d=float(d[i]),
-                width=float(width[i]),
-                sigmas=float(sigmas[i]),
-                kind="displaced" if displaced else "excess" if sigmas[i] > 0 else "deficit",
-                share=float(excess[i] / peak[i]) if peak[i] > noise[i] else None,
-                hkl=tuple(tuple(map(int, hkl[k])) for k in near),
-            )
-        )
+        kind = "displaced" if displaced else "excess" if sigmas[i] > 0 else "deficit"
+        share = float(excess[i] / peak[i]) if peak[i] > noise[i] else None
+        reflections = tuple(tuple(map(int, hkl[k])) for k in near)
+        at_d, full, by = float(d[i]), float(width[i]), float(sigmas[i])
+        places.append(Misfit(float(tof[i]), at_d, full, by, kind, share, reflections))
     return places
 
 

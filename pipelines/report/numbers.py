@@ -17,11 +17,6 @@ def fixed(value: float, digits: int, *, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def grouped(value: float) -> str:
-    """Format a number without decimals."""
-    return fixed(value, 0)
-
-
 def significant(value: float, digits: int = 3) -> str:
     """Format a number with ``digits`` significant digits, without an exponent."""
     if value == 0 or not np.isfinite(value):

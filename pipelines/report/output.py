@@ -13,13 +13,7 @@ from pipelines.prediction.workflow import PredictedProfile, PredictError
 
 
 def check_output(path: Path | None) -> None:
-    """Refuse a file that cannot be written, before anything is computed.
-
-    Raises
-    ------
-    PredictError
-        If its directory does not exist, or it is a directory.
-    """
+    """Raise `PredictError` for a file that cannot be written, before anything is computed."""
     if path is not None and (not path.parent.is_dir() or path.is_dir()):
         raise PredictError(f"{path} cannot be written: name a file in a directory that exists.")
 
@@ -32,29 +26,18 @@ def write_figures(
     *,
     total: int,
 ) -> None:
-    """Write a figure and a report of predictions.
-
-    Parameters
-    ----------
-    profiles, predictor
-        At least one prediction, and the model.
-    plot, page
-        Image file and HTML file to write, or None.
-    total
-        Number of predictions, of which these may be the first.
-    """
+    """Write an image and an HTML report, if named, of the first of ``total`` predictions."""
+    written = []
     if plot is not None:
         from pipelines.prediction.figures import MAX_PANELS, prediction_figure
 
         prediction_figure(profiles, predictor.campaign).savefig(plot, dpi=130)
-        _announce("Drawn in", plot, total, MAX_PANELS)
+        written.append(("Drawn in", plot, MAX_PANELS))
     if page is not None:
         from pipelines.report.page import MAX_SECTIONS, render_report
 
         page.write_text(render_report(profiles, predictor, total=total), encoding="utf-8")
-        _announce("Report in", page, total, MAX_SECTIONS)
-
-
-def _announce(what: str, path: Path, total: int, most: int) -> None:
-    part = f" (the first {most})" if total > most else ""
-    errors.print(f"{what} [bold]{escape(str(path))}[/]{part}", soft_wrap=True)
+        written.append(("Report in", page, MAX_SECTIONS))
+    for what, path, most in written:
+        part = f" (the first {most})" if total > most else ""
+        errors.print(f"{what} [bold]{escape(str(path))}[/]{part}", soft_wrap=True)

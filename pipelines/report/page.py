@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -14,24 +13,27 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS, cell_volume, encloses_volume
-from bragg_data.crystallography.structure import Phase
-from bragg_data.measurement.load import Measurement
+from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_models.predictors import Predictor
 from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
+from pipelines.prediction.acceptance import parameter_ranges
 from pipelines.prediction.render import NOT_DETERMINED, with_uncertainty
-from pipelines.prediction.result import PredictionResult
 from pipelines.prediction.workflow import PredictedProfile
-from pipelines.report.charts import Chart, ChartData, TofAxis, chart_data, draw_chart, tick_label
-from pipelines.report.evidence import Evidence, collect_evidence
+from pipelines.report import numbers
+from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation, tick_label
 from pipelines.report.fits import CandidateFit, Misfit, candidate_fits, find_misfits, runner_up
-from pipelines.report.numbers import fixed, grouped, miller, probability, significant, space_group
-from pipelines.report.preparation import Preparation, draw_preparation
 
 MAX_SECTIONS = 20
 """Predictions on one page."""
+
+CONFIDENT = 0.95
+"""Probability from which a model counts as confident."""
+
+WELL, PARTLY = 0.9, 0.5
+"""Fractions of the weighted signal above the background, from which a pattern explains the peaks.
+"""
 
 # Misfits on the page, and how many more of those without a reflection nearby.
 _MAX_PLACES, _MAX_FOREIGN = 12, 4
@@ -54,18 +56,12 @@ def render_report(
         Number of predictions, if these are only the first of them.
     """
     shown = profiles[:MAX_SECTIONS]
-    sections = [
-        _section(number, profile, fits)
-        for number, (profile, fits) in enumerate(
-            zip(shown, candidate_fits(shown, predictor.campaign), strict=True), start=1
-        )
-    ]
     script = (_DIRECTORY / "report.js").read_text(encoding="utf-8")
     return (
         _environment()
         .get_template("report.html")
         .render(
-            sections=sections,
+            sections=[_section(number, profile) for number, profile in enumerate(shown, start=1)],
             total=total or len(profiles),
             predictor=predictor,
             uri=profiles[0].model,
@@ -92,14 +88,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    formats = (numbers.fixed, numbers.probability, numbers.significant, numbers.space_group)
+    environment.filters |= {function.__name__: function for function in formats}
     environment.filters |= {
-        "fixed": fixed,
-        "grouped": grouped,
-        "probability": probability,
-        "significant": significant,
         "symbol": lambda name: Markup(f'<i class="symbol">{SYMBOLS[name]}</i>'),
-        "miller": miller,
+        "miller": numbers.miller,
+        "px": "{:.1f}".format,
         "tick": tick_label,
+        "groups": _parameter_groups,
     }
     return environment
 
@@ -115,156 +111,127 @@ def _lightened(color: str) -> str:
     return "#" + "".join(f"{round(255 * v):02x}" for v in mixed)
 
 
-# ---- a section of the page ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Cell parameters that symmetry makes equal, and whether their value is free."""
-
-    names: tuple[str, ...]
-    value: float
-    free: bool
-
-
-@dataclass(frozen=True)
-class RefinedSummary:
-    """The best refinement: its free parameters with uncertainties."""
-
-    phase: Phase
-    cell: dict[str, str]
-    rwp: float
-    reduced_chi2: float
-    agrees: bool
-    intensities: str
-
-
-@dataclass(frozen=True, eq=False)
-class FitRow:
-    """A row of the table of fits."""
-
-    fit: CandidateFit
-    lattice: list[ParameterGroup]
-    is_runner_up: bool
-    space_group: Markup
-
-
-@dataclass(frozen=True, eq=False)
-class Section:
-    """What the template shows of one prediction.
-
-    ``model_fit`` is the fit of the predicted cell, ``shown`` the one in the large chart, ``rows``
-    are all of them; ``places`` are misfits with their times in the file, in µs.
-    """
-
-    id: str
-    name: str
-    result: PredictionResult
-    lattice: list[ParameterGroup]
-    space_group: Markup
-    refined: RefinedSummary | None
-    volume: float | None
-    axial_ratio: float | None
-    probabilities: list[tuple[Phase, float]]
-    model_fit: CandidateFit | None
-    shown: CandidateFit | None
-    rows: list[FitRow]
-    runner_up: CandidateFit | None
-    evidence: Evidence
-    places: list[tuple[Misfit, float]]
-    n_more_places: int
-    chart: Chart
-    data: ChartData
-    preparation: Preparation
-    measurement: Measurement
-    sha256: str | None
-
-
-def _section(number: int, profile: PredictedProfile, fits: Sequence[CandidateFit]) -> Section:
+def _section(number: int, profile: PredictedProfile) -> dict[str, object]:
+    """Return what the template shows of one prediction."""
     campaign, measurement = profile.campaign, profile.measurement
-    model_fit = next((fit for fit in fits if fit.source == "model"), None)
+    fits = candidate_fits(profile)
     shown = next((fit for fit in fits if fit.pattern_fit is not None), None)
     places = find_misfits(shown, measurement.gridded, campaign) if shown else []
     # A peak without a reflection of the cell is worth more attention than a strong one with it.
     listed = places[:_MAX_PLACES]
     listed += [place for place in places[_MAX_PLACES:] if not place.hkl][:_MAX_FOREIGN]
-    second = runner_up(profile, fits)
     axis = TofAxis.from_measurement(measurement, campaign)
     has_volume = bool(encloses_volume(profile.cell[None])[0])
+    is_axial = has_volume and {"a", "c"} <= set(profile.phase.lattice.free_parameters)
     probabilities = profile.prediction.probabilities[profile.row]
-    free = set(profile.phase.lattice.free_parameters)
-    result = profile.result()
-    return Section(
-        id=f"prediction-{number}",
-        name=Path(measurement.profile.source).name,
-        result=result,
-        lattice=_parameter_groups(profile.phase, profile.cell),
-        space_group=space_group(profile.phase.space_group),
-        refined=_refined_summary(profile),
-        volume=float(cell_volume(profile.cell[None])[0]) if has_volume else None,
-        axial_ratio=float(profile.cell[2] / profile.cell[0])
-        if has_volume and {"a", "c"} <= free
-        else None,
-        probabilities=[
+    source = Path(measurement.profile.source)
+    return {
+        "id": f"prediction-{number}",
+        "name": source.name,
+        "result": profile.result(),
+        "predicted": profile,
+        "refined": _refined_summary(profile),
+        "volume": float(cell_volume(profile.cell[None])[0]) if has_volume else None,
+        "axial_ratio": float(profile.cell[2] / profile.cell[0]) if is_axial else None,
+        "probabilities": [
             (profile.phases[code], float(probabilities[code]))
             for code in np.argsort(-probabilities, kind="stable")
         ],
-        model_fit=model_fit,
-        shown=shown,
-        rows=[
-            FitRow(
-                fit,
-                _parameter_groups(fit.phase, fit.cell),
-                fit is second,
-                space_group(fit.phase.space_group),
-            )
-            for fit in fits
-        ],
-        runner_up=second,
-        evidence=collect_evidence(
-            profile, result, fits, places if shown and shown.source != "library" else []
+        "fits": fits,
+        "model_fit": _model_fit(fits),
+        "shown": shown,  # in the large chart
+        "runner_up": runner_up(profile, fits),
+        "evidence": collect_evidence(
+            profile, fits, places if shown and shown.source != "library" else []
         ),
-        places=[(place, float(axis.tof_in_file(place.tof))) for place in listed],
-        n_more_places=len(places) - len(listed),
-        chart=draw_chart(measurement, shown, listed, axis),
-        data=chart_data(measurement, fits, listed, axis),
-        preparation=draw_preparation(measurement, axis),
-        measurement=measurement,
-        sha256=_sha256(Path(measurement.profile.source)),
-    )
+        # Misfits with their times in the file, in µs.
+        "places": [(place, float(axis.tof_in_file(place.tof))) for place in listed],
+        "n_more_places": len(places) - len(listed),
+        "chart": draw_chart(measurement, shown, listed, axis),
+        "data": chart_data(measurement, fits, listed, axis),
+        "preparation": draw_preparation(measurement, axis),
+        "measurement": measurement,
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else None,
+    }
 
 
-def _refined_summary(profile: PredictedProfile) -> RefinedSummary | None:
+def _model_fit(fits: Sequence[CandidateFit]) -> CandidateFit | None:
+    return next((fit for fit in fits if fit.source == "model"), None)
+
+
+def _refined_summary(profile: PredictedProfile) -> dict[str, object] | None:
+    """Return the best refinement with its free parameters and their uncertainties."""
     if not profile.refined:
         return None
     best = profile.refined[0]
     phase = profile.phases[best.phase]
     columns = {name: CELL_PARAMETERS.index(name) for name in phase.lattice.free_parameters}
-    return RefinedSummary(
-        phase=phase,
-        cell={n: with_uncertainty(best.cell[k], best.su[k]) for n, k in columns.items()},
-        rwp=best.pattern_fit.rwp,
-        reduced_chi2=best.pattern_fit.reduced_chi2,
-        agrees=phase == profile.phase,
-        intensities=best.intensities,
-    )
+    return {
+        "phase": phase,
+        "cell": {n: with_uncertainty(best.cell[k], best.su[k]) for n, k in columns.items()},
+        "fit": best.pattern_fit,
+        "agrees": phase == profile.phase,
+        "intensities": best.intensities,
+    }
 
 
-def _parameter_groups(phase: Phase, cell: NDArray[np.float64]) -> list[ParameterGroup]:
-    """Return groups of equal parameters: the free ones first, then those that symmetry fixes."""
-    names: dict[str | float, list[str]] = {name: [name] for name in phase.lattice.free_parameters}
-    for name, source in phase.lattice.tied:
+def _parameter_groups(fit: CandidateFit) -> list[tuple[list[str], float, bool]]:
+    """Return groups of equal parameters, their value, and whether it is free: free ones first."""
+    lattice = fit.phase.lattice
+    names: dict[str | float, list[str]] = {name: [name] for name in lattice.free_parameters}
+    for name, source in lattice.tied:
         names.setdefault(source, []).append(name)
     return [
-        ParameterGroup(
-            tuple(group), float(cell[CELL_PARAMETERS.index(group[0])]), isinstance(source, str)
-        )
+        (group, float(fit.cell[CELL_PARAMETERS.index(group[0])]), isinstance(source, str))
         for source, group in names.items()
     ]
 
 
-def _sha256(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:  # moved since it was read, or no file at all
-        return None
+def collect_evidence(
+    profile: PredictedProfile, fits: Sequence[CandidateFit], places: Sequence[Misfit]
+) -> dict[str, object]:
+    """Return the evidence for and against a prediction, which the page puts in words.
+
+    Parameters
+    ----------
+    fits
+        Fits of the refined, the predicted and the library's cells.
+    places
+        Misfits of the best of them.
+    """
+    result, model_fit = profile.result(), _model_fit(fits)
+    # The refinement, where there is one, is the best that the prediction can do.
+    judged = next((fit for fit in fits if fit.source != "library" and fit.pattern_fit), model_fit)
+    library = [fit for fit in fits if fit.source == "library"]
+    rivals = [
+        (fit.pattern_fit.rwp, fit)
+        for fit in library
+        if fit.pattern_fit and fit.phase != profile.phase
+    ]
+    rwp, rival = min(rivals, key=lambda pair: pair[0], default=(np.inf, None))
+    pattern_fit = judged.pattern_fit if judged else None
+    explained = explained_fraction(pattern_fit) if pattern_fit else None
+    grade = "good" if (explained or 0.0) >= WELL else "care"
+    ranges = parameter_ranges(profile.campaign, int(profile.prediction.phase[profile.row]))
+    values = dict(zip(CELL_PARAMETERS, profile.cell.tolist(), strict=True))
+    return {
+        "confident": result.probability >= CONFIDENT and not result.not_determined,
+        "library": library[0] if library else None,
+        # The library's cell minus the predicted one.
+        "difference": {
+            name: float(library[0].cell[k] - profile.cell[k])
+            for k, name in enumerate(CELL_PARAMETERS)
+            if model_fit and library and name in profile.phase.lattice.free_parameters
+        },
+        "explained": explained,
+        "grade": "against" if (explained or 0.0) < PARTLY else grade,
+        "rival": rival,  # the best fit of another phase
+        "fits_best": pattern_fit is not None and pattern_fit.rwp <= rwp,
+        "n_places": len(places),
+        "n_foreign": sum(not place.hkl for place in places),
+        "ranges": ranges if model_fit else {},  # of training
+        "is_inside": all(
+            any(low <= values[name] <= high for low, high in of_name)
+            for name, of_name in ranges.items()
+        ),
+    }
