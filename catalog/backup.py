@@ -29,8 +29,7 @@ _SQLITE = "sqlite:///"
 _MANIFEST = "backup.json"
 _MODE = 0o700  # runs and models are read through the server, not from its directory
 
-OnFile = Callable[[], object]
-"""Called after each copied file."""
+OnFile = Callable[[], object]  # called after each copied file
 
 
 class TrackingServerError(RuntimeError):
@@ -39,32 +38,16 @@ class TrackingServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Backup:
-    """Contents of a backup; its ``backup.json``.
+    """Contents of a backup; its ``backup.json``."""
 
-    Attributes
-    ----------
-    created_at
-        ISO 8601, UTC.
-    database
-        Name of the file with the database: ``database.sqlite`` or ``database.dump``.
-    artifacts, bytes
-        Number of files of runs and models, and their size.
-    """
-
-    created_at: str
-    database: str
-    artifacts: int
-    bytes: int
+    created_at: str  # ISO 8601, UTC
+    database: str  # name of the file: database.sqlite or database.dump
+    artifacts: int  # number of files of runs and models
+    bytes: int  # their size
 
     @classmethod
     def read(cls, directory: Path) -> Backup:
-        """Read the contents of a backup.
-
-        Raises
-        ------
-        TrackingServerError
-            If the directory is no complete backup.
-        """
+        """Read the contents of a backup; raises `TrackingServerError` if it is not complete."""
         try:
             values = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
             if "created_at" not in values:
@@ -78,12 +61,9 @@ class Backup:
 
 
 def backend_uri(home: Path, backend: str | None) -> str:
-    """Return the URI of a server's database; by default sqlite in its home directory.
+    """Return the URI of a server's database, by default sqlite in its home directory.
 
-    Raises
-    ------
-    TrackingServerError
-        If it is neither sqlite nor PostgreSQL.
+    Raises `TrackingServerError` if it is neither sqlite nor PostgreSQL.
     """
     uri = backend or f"{_SQLITE}{home.absolute() / 'mlflow.db'}"
     if not uri.startswith((_SQLITE, "postgresql://")):
@@ -111,23 +91,8 @@ def create_backup(into: Path, home: Path, uri: str, on_file: OnFile) -> tuple[Pa
     The database is copied first: the files that it names are among those copied after it. The
     directory appears when it is complete.
 
-    Parameters
-    ----------
-    into
-        Where backups are collected.
-    home, uri
-        The server's home directory, and the URI of its database.
-    on_file
-        Shows the progress.
-
-    Returns
-    -------
-    The new directory, and its contents.
-
-    Raises
-    ------
-    TrackingServerError
-        If there is no database, or its own programs fail.
+    Returns the new directory in `into`, and its contents; raises `TrackingServerError` if there is
+    no database, or its own programs fail.
     """
     now = datetime.now(UTC)
     directory = into / f"mlflow-{now:%Y%m%dT%H%M%S%fZ}"
@@ -146,13 +111,6 @@ def create_backup(into: Path, home: Path, uri: str, on_file: OnFile) -> tuple[Pa
 
 def restore_backup(directory: Path, home: Path, uri: str, on_file: OnFile) -> Backup:
     """Fill an empty home directory, and an empty database, from a backup.
-
-    Parameters
-    ----------
-    directory
-        The backup.
-    home, uri, on_file
-        As for :func:`create_backup`.
 
     Raises
     ------
@@ -207,9 +165,8 @@ def _load(file: Path, uri: str) -> None:
     try:
         tables = inspect(engine).get_table_names()
     except SQLAlchemyError as error:
-        raise TrackingServerError(
-            f"{make_url(uri)!r} cannot be used: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        raise TrackingServerError(f"{make_url(uri)!r} cannot be used: {reason}") from error
     finally:
         engine.dispose()
     if tables:
@@ -236,14 +193,9 @@ def _run_postgresql(program: str, *arguments: str, uri: str) -> None:
         raise TrackingServerError(
             f"{program} is not installed: it belongs to PostgreSQL's client programs."
         )
+    command = [program, *database, *arguments]
     try:
-        subprocess.run(
-            [program, *database, *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise TrackingServerError(f"{program} failed on {url!r}: {reason}") from error

@@ -53,7 +53,7 @@ Compare and promote versions: `python -m pipelines.promote NAME VERSION`.
 
 
 def configure_experiment(tracking: Tracking, experiment_id: str) -> None:
-    """Give an experiment a shared view that compares models, and a note that explains the numbers.
+    """Give an experiment a shared view that compares models, and a note on the numbers.
 
     The view is MLflow's own (Runs, Views, Share): everybody can change what they see, the shared
     view stays. Nothing is written if it exists already.
@@ -79,10 +79,10 @@ def configure_experiment(tracking: Tracking, experiment_id: str) -> None:
 
 
 def project_experiments(tracking: Tracking) -> Mapping[str, str]:
-    """Return the experiments of this project, their ids by their names.
+    """Return the ids of this project's experiments by name.
 
-    They have the shared view, or the name of a registered model of this project; experiments of
-    other projects on the same server are left alone.
+    They have the shared view, or the name of a registered model; those of other projects on the
+    same server are left alone.
     """
     registered = set(registry.names(tracking))
     return {

@@ -1,4 +1,4 @@
-"""Values of feature views: which are in the store, reading them, and which are out of date.
+"""Values of feature views in the store: writing and reading them, and which are out of date.
 
 Cheap views are computed as they are read; the others are materialised block by block, on the data
 set's branch under ``features/VIEW/VERSION``, aligned with its samples, and carry their lineage.
@@ -6,76 +6,155 @@ set's branch under ``features/VIEW/VERSION``, aligned with its samples, and carr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 import zarr
+from icechunk.session import ForkSession
+from numpy.typing import NDArray
 
-from bragg_data.store import schema
-from bragg_data.store.block_writer import array_of
-from bragg_data.store.repository import DEFAULT_URI, FEATURES, Store, open_dataset, storage_errors
+from bragg_data.provenance import code_commit
+from bragg_data.store import block_writer, schema
+from bragg_data.store.block_writer import BlockResult
+from bragg_data.store.repository import (
+    DEFAULT_URI,
+    FEATURES,
+    Store,
+    StoreError,
+    open_dataset,
+    storage_errors,
+)
 from catalog import registry
-from catalog.feature_writer import ViewModel, group_of, lineage_of
 from catalog.tracking import Tracking
 from catalog.views import VIEWS, FeatureError, Function, View, inputs_of, view_of
 
 _NOT_LABELS = ("intensity", "sigma", "covered", *schema.BOOKKEEPING)
+# Stored values are current if they agree in these, and in an accepted definition hash.
+_IDENTITY = ("view", "content_hash", "model_digest")
 
 
-def model_of_view(tracking: Tracking, view: View, dataset: xr.Dataset) -> registry.ModelVersion:
-    """Return the newest registered model that computes a view of a data set.
+class FeatureWriter(block_writer.BlockWriter):
+    """Writes the values of a view; see :class:`~bragg_data.store.block_writer.BlockWriter`.
 
-    Raises
-    ------
-    FeatureError
-        If none was trained on it.
+    Stored values of the same definition, model and data stay; others are replaced (they remain in
+    the repository's history).
+
+    Parameters
+    ----------
+    store, dataset
+        The data set, opened by its tag, and the store that it is in.
+    view, size
+        The view, and its number of features.
+    model
+        Address and digest of the registered model that computes it, if one does.
     """
-    content = dataset.attrs["content_hash"]
-    versions = [
-        version
-        for name in registry.names(tracking)
-        for version in registry.versions(tracking, name)
-        if version.tags.get("model") == view.model and version.tags.get("content_hash") == content
-    ]
-    if not versions:
-        raise FeatureError(
-            f"{view.key} is computed by a registered {view.model}, and none was trained on "
-            f"{dataset.attrs['tag']}. Train one: python -m pipelines.train {view.model} --data "
-            f"{dataset.attrs['tag']}"
+
+    def __init__(
+        self,
+        store: Store,
+        dataset: xr.Dataset,
+        view: View,
+        size: int,
+        model: tuple[str, str] = ("", ""),
+    ) -> None:
+        self.view, self.size = view, size
+        self._rows = int(dataset.attrs["rows_per_chunk"])
+        branch = store.branch_of(dataset)
+        self.lineage = lineage_of(view, dataset, *model)
+        super().__init__(
+            store,
+            branch,
+            group_of(view),
+            dataset.sizes["sample"],
+            lock=f"{branch}-{view.key}",
+            provenance={"code_commit": code_commit()},
         )
-    return max(versions, key=lambda version: int(version.version))
+
+    def _create(self) -> None:
+        session = self.store.repository.writable_session(self.branch)
+        root = zarr.open_group(session.store, mode="a")
+        if self.group in root:
+            attrs = dict(root[self.group].attrs)
+            same = all(attrs.get(name) == self.lineage[name] for name in _IDENTITY)
+            if same and attrs.get("definition_hash") in self.view.accepted_hashes:
+                return
+            del root[self.group]
+        described = {"description": self.view.description, "rows_per_chunk": self._rows}
+        dataset = xr.Dataset(attrs={**self.lineage, **self._provenance, **described})
+        values = schema.variable("sample feature", "float32", self.view.description)
+        shape = self.count, self.size
+        block_writer.create_group(session, self.group, dataset, "values", shape, values)
+        session.commit(f"create {self.group}: {self.count} samples, {self.size} features")
+
+    def _check(self, dataset: xr.Dataset) -> None:
+        expected = {
+            "sample": self.count,
+            "feature": self.size,
+            "block": len(dataset.block_sha256),
+            "digest_byte": schema.DIGEST_BYTES,
+        }
+        if dataset.sizes != expected:
+            raise StoreError(
+                f"{self.group} on branch {self.branch} has the sizes {dict(dataset.sizes)}; "
+                f"{self.count} samples of {self.size} features are expected. The definition "
+                f"changed without a new version: give {self.view.name} another version."
+            )
+
+
+def group_of(view: View) -> str:
+    """Return the path of a view's values on a data set's branch."""
+    return f"{FEATURES}/{view.name}/{view.version}"
+
+
+def lineage_of(view: View, dataset: xr.Dataset, uri: str = "", digest: str = "") -> dict[str, str]:
+    """Return the lineage of the values of a view, as attributes of their group.
+
+    `uri` and `digest` are those of the registered model that computes them, if one does.
+    """
+    return {
+        "view": view.key,
+        "definition_hash": view.definition_hash,
+        "content_hash": str(dataset.attrs["content_hash"]),
+        "model": uri,
+        "model_digest": digest,
+        "source": ", ".join(view.inputs),
+        "source_tag": str(dataset.attrs["tag"]),
+        "source_snapshot_id": str(dataset.attrs["snapshot_id"]),
+    }
+
+
+def write_features(
+    fork: ForkSession, group: str, block: int, values: NDArray[np.float32]
+) -> BlockResult:
+    """Write the features (n, m) of one block through a fork; this is what workers do.
+
+    Raises what :func:`bragg_data.store.block_writer.write_chunk` raises.
+    """
+    invalid = ~np.isfinite(values).all(axis=1)
+    if invalid.any():
+        status = np.where(invalid, schema.FAILED, schema.PENDING).astype(np.int8)
+        reason = f"The features of {invalid.sum()} samples are not finite."
+        return BlockResult(block, status, reason=reason)
+    block_writer.write_chunk(fork, group, "values", block, values)
+    digest = hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").data).digest()
+    return BlockResult(block, np.full(len(values), schema.DONE, np.int8), fork, digest)
 
 
 @dataclass(frozen=True)
 class Materialised:
-    """Values of a view in the store.
+    """Values of a view in the store."""
 
-    Attributes
-    ----------
-    view
-        Key of the view.
-    tag
-        Tag of the data set.
-    done, total
-        Number of samples that have values, and of all samples.
-    bytes
-        Size on the disk.
-    lineage
-        Attributes of the group.
-    snapshot_id
-        Present snapshot of the branch.
-    """
-
-    view: str
-    tag: str
-    done: int
-    total: int
-    bytes: int
-    lineage: Mapping[str, Any] = field(default_factory=dict)
-    snapshot_id: str = ""
+    view: str  # key of the view
+    tag: str  # of the data set
+    done: int  # number of samples that have values
+    total: int  # number of all samples
+    bytes: int  # on the disk
+    lineage: Mapping[str, Any]  # attributes of the group
+    snapshot_id: str  # present snapshot of the branch
 
     @property
     def complete(self) -> bool:
@@ -85,34 +164,25 @@ class Materialised:
 
 def materialised(store: Store, tag: str | None = None) -> list[Materialised]:
     """Return the values of all views in the store, of one data set or of all."""
-    return [
-        values
-        for known in store.tags()
-        if tag is None or known.name == tag
-        for values in _materialised(store, store.open(known.name))
-    ]
+    tags = [known.name for known in store.tags() if tag in (None, known.name)]
+    return [values for name in tags for values in _materialised(store, store.open(name))]
 
 
 def _materialised(store: Store, dataset: xr.Dataset) -> Iterator[Materialised]:
-    branch = store.branch_of(dataset)
-    with storage_errors(f"reading the features of {dataset.attrs['tag']} in {store.uri}"):
+    branch, tag = store.branch_of(dataset), str(dataset.attrs["tag"])
+    with storage_errors(f"reading the features of {tag} in {store.uri}"):
         session = store.repository.readonly_session(branch=branch)
-        root = zarr.open_group(session.store, mode="r")
-        if FEATURES not in root:
+        if FEATURES not in zarr.open_group(session.store, mode="r"):
             return
         views = zarr.open_group(session.store, path=FEATURES, mode="r")
         for _, name in views.groups():
-            for _, version in name.groups():
-                status = np.asarray(array_of(version, "status")[:])
-                yield Materialised(
-                    str(version.attrs["view"]),
-                    str(dataset.attrs["tag"]),
-                    int((status == schema.DONE).sum()),
-                    len(status),
-                    sum(array.nbytes_stored() for _, array in version.arrays()),
-                    dict(version.attrs),
-                    session.snapshot_id,
-                )
+            for _, group in name.groups():
+                attrs = dict(group.attrs)
+                status = np.asarray(block_writer.array_of(group, "status")[:])
+                done, total = int((status == schema.DONE).sum()), len(status)
+                size = sum(array.nbytes_stored() for _, array in group.arrays())
+                view = str(attrs["view"])
+                yield Materialised(view, tag, done, total, size, attrs, session.snapshot_id)
 
 
 def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
@@ -122,10 +192,8 @@ def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
     ----------
     view
         A view, its key, or its name for the newest version.
-    dataset
-        Tag of the data set.
-    uri
-        Path or ``file://`` URI of the store.
+    dataset, uri
+        Tag of the data set; path or ``file://`` URI of the store.
 
     Returns
     -------
@@ -154,7 +222,7 @@ def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
     if chosen.function is None:
         raise FeatureError(
             f"{chosen.key} of {dataset} is not materialised. Compute it with: "
-            f"{materialise_command(chosen.key, dataset)}"
+            f"{_command(chosen.key, dataset)}"
         )
     return labels.assign({chosen.name: _lazy_values(chosen, chosen.function, source)})
 
@@ -172,30 +240,41 @@ def _lazy_values(view: View, function: Function, source: xr.Dataset) -> xr.DataA
         output_dtypes=[np.float32],
         dask_gufunc_kwargs={"output_sizes": {"feature": size}},
     )
-    return values.assign_attrs(lineage_of(view, source, ViewModel()))
+    return values.assign_attrs(lineage_of(view, source))
 
 
-def materialise_command(view: str, tag: str) -> str:
+def _command(view: str, tag: str) -> str:
     """Return the command that computes the values of a view."""
     return f"python -m pipelines.features materialise {view} --data {tag}"
 
 
-# ---- what is out of date -----------------------------------------------------------------------
+def model_of_view(tracking: Tracking, view: View, dataset: xr.Dataset) -> registry.ModelVersion:
+    """Return the newest registered model that computes a view of a data set.
 
-
-@dataclass(frozen=True)
-class Stale:
-    """Values that are out of date.
-
-    Attributes
-    ----------
-    view, tag
-        Key of the view, and tag of the data set.
-    reason
-        Why they are out of date.
-    command
-        The command that computes them again; empty if nothing can.
+    Raises
+    ------
+    FeatureError
+        If none was trained on it.
     """
+    attrs = dataset.attrs
+    versions = [
+        version
+        for name in registry.names(tracking)
+        for version in registry.versions(tracking, name)
+        if version.tags.get("model") == view.model
+        and version.tags.get("content_hash") == attrs["content_hash"]
+    ]
+    if not versions:
+        raise FeatureError(
+            f"{view.key} is computed by a registered {view.model}, and none was trained on "
+            f"{attrs['tag']}. Train one: python -m pipelines.train {view.model} --data "
+            f"{attrs['tag']}"
+        )
+    return max(versions, key=lambda version: int(version.version))
+
+
+class Stale(NamedTuple):
+    """Values that are out of date: view, data set, reason, and remedy (empty if there is none)."""
 
     view: str
     tag: str
@@ -206,16 +285,8 @@ class Stale:
 def stale(store: Store, tracking: Tracking, views: Mapping[str, View] = VIEWS) -> list[Stale]:
     """Return the values that a newer tag, definition or model has made out of date.
 
-    Values of a view that is not known any more are among them; they cannot be computed again.
-
-    Parameters
-    ----------
-    store
-        The store with the values.
-    tracking
-        Where the models that compute views are registered.
-    views
-        The present definitions, by their keys.
+    `views` are the present definitions by their keys. Values of a view that is not known any more
+    are among them; they cannot be computed again.
     """
     datasets = {tag.name: store.open(tag.name) for tag in store.tags()}
     stored = materialised(store)
@@ -239,14 +310,14 @@ def _reasons(
     if view is None:
         yield "its definition is gone", ""
         return
-    command = materialise_command(values.view, values.tag)
+    command = _command(values.view, values.tag)
     if not values.complete:
         yield f"{values.done:,} of {values.total:,} samples are done", command
     if values.lineage["definition_hash"] not in view.accepted_hashes:
         yield "its definition changed", command
     newest = max((v for v in views.values() if v.name == view.name), key=lambda v: v.version)
     if newest.version > view.version and (newest.key, values.tag) not in stored:
-        yield f"{newest.key} is newer", materialise_command(newest.key, values.tag)
+        yield f"{newest.key} is newer", _command(newest.key, values.tag)
     if view.model:
         try:
             model = model_of_view(tracking, view, datasets[values.tag]).uri
@@ -254,13 +325,7 @@ def _reasons(
             model = values.lineage["model"]
         if model != values.lineage["model"]:
             yield f"{model} is newer than {values.lineage['model']}", command
-    for tag in _newer_tags(values.tag, datasets):
-        if (values.view, tag) not in stored:
-            yield f"{tag} is newer and has none", materialise_command(values.view, tag)
-
-
-def _newer_tags(tag: str, datasets: Mapping[str, xr.Dataset]) -> list[str]:
-    """Return the newest tag of the same campaign, if it is newer than this one."""
-    campaign = datasets[tag].attrs["campaign"]
-    same = [name for name, d in datasets.items() if d.attrs["campaign"] == campaign]
-    return [same[-1]] if same.index(tag) < len(same) - 1 else []
+    campaign = datasets[values.tag].attrs["campaign"]
+    newest_tag = [tag for tag, d in datasets.items() if d.attrs["campaign"] == campaign][-1]
+    if newest_tag != values.tag and (values.view, newest_tag) not in stored:
+        yield f"{newest_tag} is newer and has none", _command(values.view, newest_tag)

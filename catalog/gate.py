@@ -10,49 +10,23 @@ from bragg_data.model_provenance import ModelProvenance
 
 @dataclass(frozen=True)
 class VersionScores:
-    """Scores of a version on the pinned evaluation set.
+    """Scores of a version on the pinned evaluation set."""
 
-    Attributes
-    ----------
-    mse_paper
-        Eq. (1) of the paper; NaN for classifiers, which predict no cell.
-    accuracy
-        Share of profiles with the right phase.
-    calibration_error
-        Expected calibration error of the probability of the predicted phase.
-    seconds
-        Median time of a prediction for one profile.
-    by_system
-        ``mse_paper`` by the name of the crystal system.
-    """
-
-    mse_paper: float
-    accuracy: float
-    calibration_error: float
-    seconds: float
-    by_system: Mapping[str, float]
+    mse_paper: float  # eq. (1) of the paper; NaN for classifiers, which predict no cell
+    accuracy: float  # share of profiles with the right phase
+    calibration_error: float  # expected, of the probability of the predicted phase
+    seconds: float  # median time of a prediction for one profile
+    by_system: Mapping[str, float]  # mse_paper by crystal system
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits that a candidate must not exceed.
+    """Limits that a candidate must not exceed."""
 
-    Attributes
-    ----------
-    error_ratio
-        Its ``mse_paper`` over the champion's.
-    accuracy_drop
-        How much lower its accuracy may be.
-    calibration_rise
-        How much higher its calibration error may be.
-    seconds
-        Time of a prediction; a slower candidate passes if the champion is slower still.
-    """
-
-    error_ratio: float = 1.0
-    accuracy_drop: float = 0.0
-    calibration_rise: float = 0.01
-    seconds: float = 0.05
+    error_ratio: float = 1.0  # its mse_paper over the champion's
+    accuracy_drop: float = 0.0  # how much lower its accuracy may be
+    calibration_rise: float = 0.01  # how much higher its calibration error may be
+    seconds: float = 0.05  # a slower candidate passes if the champion is slower still
 
     def objections(self, candidate: VersionScores, champion: VersionScores | None) -> list[str]:
         """Return why a candidate must not replace a champion; none if it may."""
@@ -88,23 +62,12 @@ class BaselineComparison:
 
     A model has to be better than all baselines to become the champion by itself: worse than a
     constant, its predictions and intervals say nothing about a profile.
-
-    Attributes
-    ----------
-    metric
-        ``mse_paper`` (equation (1) of the paper) or ``error_rate``.
-    n_samples
-        Number of held-out samples.
-    model
-        Error of the model.
-    baselines
-        Errors of the baselines, by their names: ``constant``, ``library match``.
     """
 
-    metric: str
+    metric: str  # mse_paper (equation (1) of the paper) or error_rate
     n_samples: int
     model: float
-    baselines: Mapping[str, float]
+    baselines: Mapping[str, float]  # by name: constant, library match
 
     @classmethod
     def from_provenance(cls, provenance: ModelProvenance) -> BaselineComparison | None:

@@ -11,12 +11,8 @@ from bragg_data.errors import first_line
 from bragg_data.model_provenance import ModelProvenance
 from catalog import registry
 from catalog.model_files import read_model_json
-from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 from catalog.views import VIEWS
-
-DESCRIPTION = "model.json"
-"""File of a model that holds its provenance."""
 
 
 @dataclass(frozen=True)
@@ -36,42 +32,17 @@ class Node:
 
     def to_json(self) -> Mapping[str, Any]:
         """Return plain JSON values."""
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            **self.facts,
-            "made_from": [node.to_json() for node in self.sources],
-        }
+        sources = [node.to_json() for node in self.sources]
+        return {"kind": self.kind, "name": self.name, **self.facts, "made_from": sources}
 
 
-@dataclass(frozen=True)
-class Trace:
-    """Where a registered model comes from.
-
-    Attributes
-    ----------
-    version
-        The model.
-    provenance
-        The campaign's texts, snapshot, split, preset, commit … as the model holds them.
-    chain
-        The same as links: model, run, views, snapshots, campaign, structures, instrument.
-    """
-
-    version: ModelVersion
-    provenance: ModelProvenance
-    chain: Node
-
-
-def trace(tracking: Tracking, uri: str) -> Trace:
+def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     """Follow a registered model back to where it comes from, by its address alone.
 
-    Parameters
-    ----------
-    tracking
-        Where it is registered.
-    uri
-        ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    Returns
+    -------
+    The chain of links (model, run, views, snapshots, campaign, structures, instrument), and the
+    provenance that the model holds.
 
     Raises
     ------
@@ -79,7 +50,7 @@ def trace(tracking: Tracking, uri: str) -> Trace:
         If there is no such model, or its files are gone or not of this project.
     """
     version = registry.find(tracking, uri)
-    described = read_model_json(tracking.uri, version, DESCRIPTION)
+    described = read_model_json(tracking.uri, version, "model.json")
     try:
         provenance = ModelProvenance.from_json(described["provenance"])
         preprocessing = str(described["preprocessing"])
@@ -91,13 +62,12 @@ def trace(tracking: Tracking, uri: str) -> Trace:
         raise registry.ModelError(
             f"{version.uri} does not hold the campaign that it was trained on. Train it again."
         )
-    chain = _model(tracking, version, preprocessing, provenance)
-    return Trace(version, provenance, chain)
-
-
-def _model(
-    tracking: Tracking, version: ModelVersion, preprocessing: str, provenance: ModelProvenance
-) -> Node:
+    view = VIEWS.get(preprocessing)
+    definition = {"what": view.description, "definition": view.definition_hash} if view else {}
+    sources: tuple[Node, ...] = (Node("view", preprocessing, definition, (_snapshot(provenance),)),)
+    sources = (_run(tracking, version.run_id, provenance, sources),)
+    if provenance.classifier_uri:
+        sources += (trace(tracking, provenance.classifier_uri)[0],)
     score = provenance.score
     facts = {
         "aliases": ", ".join(version.aliases),
@@ -105,29 +75,25 @@ def _model(
         "score": "" if score is None else f"{score.name} {score.value:.3g}",
         "trained at": provenance.trained_at,
     }
-    sources = [_run(tracking, version, preprocessing, provenance)]
-    if provenance.classifier_uri:
-        sources.append(trace(tracking, provenance.classifier_uri).chain)
-    return Node("model", version.uri, _non_empty(facts), tuple(sources))
+    return Node("model", version.uri, _non_empty(facts), sources), provenance
 
 
 def _run(
-    tracking: Tracking, version: ModelVersion, preprocessing: str, provenance: ModelProvenance
+    tracking: Tracking, run_id: str, provenance: ModelProvenance, sources: tuple[Node, ...]
 ) -> Node:
-    run = tracking.client.get_run(version.run_id)
-    split = provenance.split.to_json()
-    versions = {
-        key.removeprefix("version."): value
-        for key, value in sorted(run.data.tags.items())
+    run = tracking.client.get_run(run_id)
+    packages = [
+        f"{key.removeprefix('version.')} {number}"
+        for key, number in sorted(run.data.tags.items())
         if key.startswith("version.")
-    }
+    ]
     facts = {
-        "id": version.run_id,
+        "id": run_id,
         "preset": provenance.preset,
         "seed": str(provenance.seed),
-        "split": ", ".join(f"{key} {value}" for key, value in split.items()),
+        "split": ", ".join(f"{key} {value}" for key, value in provenance.split.to_json().items()),
         "commit": provenance.code_commit,
-        "packages": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "packages": ", ".join(packages),
     }
     additional = tuple(
         Node("snapshot", entry.dataset.name, {"id": entry.dataset.digest, "context": tag.value})
@@ -135,17 +101,13 @@ def _run(
         for tag in entry.tags
         if tag.value != "training"
     )
-    view = _view(preprocessing, provenance)
-    return Node("run", run.info.run_name, _non_empty(facts), (view, *additional))
-
-
-def _view(preprocessing: str, provenance: ModelProvenance) -> Node:
-    view = VIEWS.get(preprocessing)
-    facts = {"what": view.description, "definition": view.definition_hash} if view else {}
-    return Node("view", preprocessing, facts, (_snapshot(provenance),))
+    return Node("run", run.info.run_name, _non_empty(facts), (*sources, *additional))
 
 
 def _snapshot(provenance: ModelProvenance) -> Node:
+    parts = [Node("structure", name, _sha256(text)) for name, text in provenance.cifs.items()]
+    parts.append(Node("instrument", "instprm", _sha256(provenance.instrument_instprm)))
+    digest = _sha256(provenance.campaign_toml)
     data = provenance.data
     facts = {
         "id": data.snapshot_id,
@@ -154,13 +116,8 @@ def _snapshot(provenance: ModelProvenance) -> Node:
         "simulator": f"{data.simulator} {data.simulator_version}",
         "commit": data.code_commit,
     }
-    return Node("snapshot", data.tag, facts, (_campaign(provenance),))
-
-
-def _campaign(provenance: ModelProvenance) -> Node:
-    parts = [Node("structure", name, _sha256(text)) for name, text in provenance.cifs.items()]
-    parts.append(Node("instrument", "instprm", _sha256(provenance.instrument_instprm)))
-    return Node("campaign", provenance.campaign, _sha256(provenance.campaign_toml), tuple(parts))
+    campaign = Node("campaign", provenance.campaign, digest, tuple(parts))
+    return Node("snapshot", data.tag, facts, (campaign,))
 
 
 def _sha256(text: str) -> dict[str, str]:
@@ -176,14 +133,12 @@ def dot(chain: Node) -> str:
     lines = ["digraph lineage {", '  rankdir="LR"; node [shape=box, fontname="sans-serif"];']
     seen: dict[str, str] = {}
 
-    def quoted(text: str) -> str:
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
     def add(node: Node) -> str:
         key = f"{node.kind} {node.name}"
         if key not in seen:
             seen[key] = f"n{len(seen)}"
-            lines.append(f"  {seen[key]} [label={quoted(key)}];")
+            label = key.replace("\\", "\\\\").replace('"', '\\"')
+            lines.append(f'  {seen[key]} [label="{label}"];')
             lines.extend(f"  {add(source)} -> {seen[key]};" for source in node.sources)
         return seen[key]
 

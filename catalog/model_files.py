@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,46 +28,22 @@ from catalog.registry import ModelError, ModelVersion, RegistryEntry
 from catalog.tracking import Run
 
 LOADER = "bragg_models.predictors"
-"""Module that reads this project's models."""
+"""Module that reads this project's models, by ``_load_pyfunc(path)`` for MLflow's tools."""
 
+_REQUIREMENTS = "torch numpy pandas safetensors pydantic gemmi periodictable numba"
 # torch.export archives (.pt2) are left out: torch 2.13 unpickles what it cannot read otherwise.
 _MODEL_FORMATS = {".json", ".safetensors", ".skops", ".md"}
-_MLFLOW_FILES = {
-    "MLmodel",
-    "conda.yaml",
-    "python_env.yaml",
-    "requirements.txt",
-    "registered_model_meta",
-}
+_MLFLOW_FILES = "MLmodel conda.yaml python_env.yaml requirements.txt registered_model_meta"
 
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """A model's files, and what MLflow's tools have to know to run the model.
+    """A model's files, and what MLflow's tools have to know to run the model."""
 
-    Attributes
-    ----------
-    directory
-        The files: JSON, safetensors, skops or Markdown only.
-    points
-        Number of points of a profile.
-    outputs
-        Columns of a prediction and their MLflow types ("double", "string").
-    units
-        Units of the columns that have one; MLflow's signature has no place for them, the metadata
-        next to it has.
-    requirements
-        Packages that the loader needs; their installed versions are recorded.
-    loader_module
-        Module whose ``_load_pyfunc(path)`` reads the files, for MLflow's tools.
-    """
-
-    directory: Path
-    points: int
-    outputs: Mapping[str, str]
-    units: Mapping[str, str]
-    requirements: Sequence[str]
-    loader_module: str = LOADER
+    directory: Path  # of JSON, safetensors, skops or Markdown files only
+    points: int  # of a profile
+    outputs: Mapping[str, str]  # columns of a prediction: their MLflow types
+    units: Mapping[str, str]  # of the columns that have one; MLflow's signature has no place
 
 
 def register(
@@ -87,23 +63,19 @@ def register(
     entry
         The registered model, which is created if it does not exist. Its description is written
         once: what a person made of it afterwards stays.
-    package
-        The files.
-    description
-        Of the version, in Markdown.
-    tags
-        Values by which versions are compared.
+    description, tags
+        Of the version: Markdown, and values by which versions are compared.
 
     Raises
     ------
     ModelError
         If the directory holds files of another format.
     """
-    _check_formats(package.directory, _MODEL_FORMATS, set())
+    _check_formats(package.directory)
     client = run.tracking.client
     tags = {**tags, registry.KIND_TAG: str(entry.kind)}
     logged = client.create_logged_model(
-        run.experiment_id, name=entry.name, source_run_id=run.id, tags=dict(tags)
+        run.experiment_id, name=entry.name, source_run_id=run.id, tags=tags
     )
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "model"
@@ -117,7 +89,7 @@ def register(
         source=logged.artifact_location,
         run_id=run.id,
         model_id=logged.model_id,
-        tags=dict(tags),
+        tags=tags,
         description=description,
     )
     return registry.version_of(client, version)
@@ -155,12 +127,11 @@ def _save(path: Path, package: ModelPackage) -> None:
             outputs=Schema([ColSpec(kind, column) for column, kind in package.outputs.items()]),
         )
         # MLflow would infer the requirements, slowly.
-        pinned = [
-            f"{name}=={metadata.version(name).partition('+')[0]}" for name in package.requirements
-        ]
+        names = _REQUIREMENTS.split()
+        pinned = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
         save_model(
             str(path),
-            loader_module=package.loader_module,
+            loader_module=LOADER,
             data_path=str(package.directory),
             pip_requirements=pinned,
             signature=signature,
@@ -169,21 +140,10 @@ def _save(path: Path, package: ModelPackage) -> None:
 
 
 @contextmanager
-def downloaded_model(
-    tracking_uri: str, version: ModelVersion, loader_module: str = LOADER
-) -> Iterator[Path]:
-    """Download the files of a registered model and check them before anything reads them.
+def downloaded_model(tracking_uri: str, version: ModelVersion) -> Iterator[Path]:
+    """Download the files of a registered model, and check them before anything reads them.
 
     Only the files are requested: a worker needs no database, and of a server HTTP alone.
-
-    Parameters
-    ----------
-    tracking_uri
-        Where the version is registered.
-    version
-        The version.
-    loader_module
-        The module that is going to read the files: a model for another one is refused.
 
     Yields
     ------
@@ -196,25 +156,13 @@ def downloaded_model(
     """
     with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
         package = _downloaded(tracking_uri, version, "", temporary)
-        data = _data_path(version, package / "MLmodel", loader_module)
-        directory = (package / data).resolve()
-        if package.resolve() not in directory.parents:
-            raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
-        _check_formats(package, _MODEL_FORMATS, _MLFLOW_FILES)
+        directory = package / _data_path(version, package / "MLmodel")
+        _check_formats(package, _MLFLOW_FILES)
         yield directory
 
 
-def read_model_json(
-    tracking_uri: str, version: ModelVersion, file: str, loader_module: str = LOADER
-) -> Mapping[str, Any]:
+def read_model_json(tracking_uri: str, version: ModelVersion, file: str) -> Mapping[str, Any]:
     """Return a JSON file of a registered model, without downloading its weights.
-
-    Parameters
-    ----------
-    tracking_uri, version, loader_module
-        As for :func:`downloaded_model`.
-    file
-        Name of the file.
 
     Raises
     ------
@@ -223,9 +171,7 @@ def read_model_json(
     """
     with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
         mlmodel = _downloaded(tracking_uri, version, "MLmodel", temporary)
-        data = _data_path(version, mlmodel, loader_module)
-        if ".." in Path(data).parts:
-            raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
+        data = _data_path(version, mlmodel)
         path = _downloaded(tracking_uri, version, f"{data}/{file}", temporary)
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -245,26 +191,30 @@ def _downloaded(tracking_uri: str, version: ModelVersion, path: str, into: str) 
         ) from error
 
 
-def _data_path(version: ModelVersion, mlmodel: Path, loader_module: str) -> str:
+def _data_path(version: ModelVersion, mlmodel: Path) -> str:
     """Return the path of a model's data, from its MLmodel file, if it is of this project."""
     try:
         flavour = yaml.safe_load(mlmodel.read_text(encoding="utf-8"))["flavors"]
         data, loader = (flavour["python_function"][name] for name in ("data", "loader_module"))
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         data, loader = None, None
-    if loader != loader_module or data is None:
+    if loader != LOADER or data is None:
         raise ModelError(
             f"{version.uri} is not a model of this project, so it is not loaded. Only models "
             f"registered by python -m pipelines.train are."
         )
+    directory, root = (mlmodel.parent / str(data)).resolve(), mlmodel.parent.resolve()
+    if root not in directory.parents:
+        raise ModelError(f"{version.uri} points outside its own files, so it is not loaded.")
     return str(data)
 
 
-def _check_formats(directory: Path, suffixes: set[str], file_names: set[str]) -> None:
+def _check_formats(directory: Path, additional: str = "") -> None:
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.suffix not in suffixes and path.name not in file_names:
+        known = path.suffix in _MODEL_FORMATS or path.name in additional.split()
+        if path.is_file() and not known:
             raise ModelError(
                 f"The model contains {path.name}, and a model may consist of "
-                f"{', '.join(sorted(suffixes))} files only: other formats can run any code when "
-                f"they are read."
+                f"{', '.join(sorted(_MODEL_FORMATS))} files only: other formats can run any code "
+                f"when they are read."
             )

@@ -23,11 +23,6 @@ class PromotionError(RuntimeError):
     """A promotion that is refused."""
 
 
-def set_candidate(tracking: Tracking, version: ModelVersion) -> None:
-    """Make a version the candidate of its name."""
-    registry.set_alias(tracking, version, CANDIDATE)
-
-
 def promote(
     tracking: Tracking,
     version: ModelVersion,
@@ -35,28 +30,20 @@ def promote(
     reason: str,
     expected: str | None,
     forced: bool = False,
-) -> ModelVersion | None:
+) -> None:
     """Make a version the champion; the one before becomes ``previous``.
 
     Parameters
     ----------
-    tracking, version
-        The version, and where it is registered.
-    reason
-        Recorded with the version.
+    reason, forced
+        Recorded with the version: why, and whether the gate was overruled.
     expected
-        Number of the version that the decision was made against, None if there was no champion.
-    forced
-        Whether the gate was overruled; recorded as well.
-
-    Returns
-    -------
-    The champion before, if there was one.
+        Number of the champion that the decision was made against, None if there was none.
 
     Raises
     ------
     PromotionError
-        If the champion is not the one that the decision was made against.
+        If the champion is another one by now.
     """
     with _deciding(tracking, version.name):
         present = registry.champion(tracking, version.name)
@@ -67,25 +54,16 @@ def promote(
                 f"decision, and it is {now} now: somebody else promoted meanwhile. Run the same "
                 f"command again to compare with the present champion."
             )
-        if present is not None and present.version == version.version:
-            return present
-        _move(tracking, version, present)
-        _record(tracking, version, "forced" if forced else "gate passed", reason)
-    return present
+        if present is None or present.version != version.version:
+            _move(tracking, version, present)
+            _record(tracking, version, "forced" if forced else "gate passed", reason)
 
 
 def rollback(tracking: Tracking, name: str, *, reason: str) -> tuple[ModelVersion, ModelVersion]:
     """Make the previous champion the champion again; a second rollback undoes the first.
 
-    Returns
-    -------
-    champion, previous
-        As they are from now on.
-
-    Raises
-    ------
-    PromotionError
-        If there is no previous champion.
+    Returns champion and previous as they are from now on; raises `PromotionError` if there is no
+    previous champion.
     """
     with _deciding(tracking, name):
         present = registry.champion(tracking, name)

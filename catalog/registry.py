@@ -25,7 +25,6 @@ KIND_TAG, CAMPAIGN_TAG = "bragg.kind", "bragg.campaign"
 """Tags of registered models: what a model predicts from what, and the campaign of its data."""
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-_ADDRESS = "models:/NAME@champion or models:/NAME/VERSION"
 
 # deprecated: models that were registered without tags are known by a tag of their versions, and
 # their kind by the end of their name.
@@ -53,19 +52,7 @@ class ModelError(LookupError):
 
 @dataclass(frozen=True)
 class RegistryEntry:
-    """A registered model: what its versions have in common.
-
-    Attributes
-    ----------
-    name
-        Of the registered model.
-    kind
-        What it predicts.
-    campaign
-        Name of the campaign of its data.
-    description
-        In Markdown.
-    """
+    """A registered model: what its versions have in common; the description is in Markdown."""
 
     name: str
     kind: ModelKind
@@ -80,28 +67,14 @@ class RegistryEntry:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version of a registered model.
-
-    Attributes
-    ----------
-    name, version
-        Together its identity.
-    run_id
-        The run that trained it.
-    aliases
-        Aliases that point at it now.
-    tags
-        Values by which versions are compared, such as its score and the test set of that score.
-    source
-        Where its files are.
-    """
+    """A version of a registered model."""
 
     name: str
     version: str
-    run_id: str
+    run_id: str  # the run that trained it
     aliases: tuple[str, ...]
-    tags: Mapping[str, str] = field(hash=False)
-    source: str
+    tags: Mapping[str, str] = field(hash=False)  # by which versions are compared
+    source: str  # where its files are
 
     @property
     def uri(self) -> str:
@@ -137,14 +110,7 @@ def set_alias(tracking: Tracking, version: ModelVersion, alias: str) -> None:
 
 
 def find(tracking: Tracking, uri: str) -> ModelVersion:
-    """Return the version that an address means now.
-
-    Parameters
-    ----------
-    tracking
-        Where it is registered.
-    uri
-        ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    """Return the version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means now.
 
     Raises
     ------
@@ -153,19 +119,19 @@ def find(tracking: Tracking, uri: str) -> ModelVersion:
     """
     match = _URI.fullmatch(uri)
     if match is None:
-        raise ModelError(f"'{uri}' is no address of a registered model. Give {_ADDRESS}.")
-    name, alias, version = match["name"], match["alias"], match["version"]
-    client = tracking.client
+        raise ModelError(
+            f"'{uri}' is no address of a registered model. Give models:/NAME@champion or "
+            f"models:/NAME/VERSION."
+        )
+    client, name = tracking.client, match["name"]
     try:
-        if alias is not None:
-            return version_of(client, client.get_model_version_by_alias(name, alias))
-        return version_of(client, client.get_model_version(name, version))
+        if match["alias"] is not None:
+            return version_of(client, client.get_model_version_by_alias(name, match["alias"]))
+        return version_of(client, client.get_model_version(name, match["version"]))
     except MlflowException as error:
-        registered = names(tracking)
-        numbers = [str(number) for number in _numbers(tracking, name)]
-        if numbers:
-            remedy = f"It has the versions {', '.join(reversed(numbers))}."
-        elif registered:
+        if numbers := _numbers(tracking, name):
+            remedy = f"It has the versions {', '.join(map(str, reversed(numbers)))}."
+        elif registered := names(tracking):
             remedy = f"Registered models: {', '.join(registered)}."
         else:
             remedy = "No model is registered there yet: train one with python -m pipelines.train."
@@ -187,25 +153,16 @@ def champion(tracking: Tracking, name: str) -> ModelVersion | None:
 def champion_uri(tracking: Tracking) -> str:
     """Return the address of the champion that predicts unless another model is named.
 
-    Of a campaign with a champion for measured profiles, this one.
-
-    Raises
-    ------
-    ModelError
-        If there is no model, or there are models of several campaigns.
+    Of a campaign with a champion for measured profiles, this one. Raises `ModelError` if there is
+    no model, or there are models of several campaigns.
     """
-    entries = {e.name: e for e in entries_of(tracking) if e.kind is not ModelKind.CLASSIFIER}
-    for entry in tuple(entries.values()):
-        if entry.kind is not ModelKind.MEASURED:
-            continue
-        if champion(tracking, entry.name) is None:
-            del entries[entry.name]
-        else:
-            entries = {
-                name: other
-                for name, other in entries.items()
-                if name == entry.name or other.campaign != entry.campaign
-            }
+    entries = [entry for entry in entries_of(tracking) if entry.kind is not ModelKind.CLASSIFIER]
+    measured = {
+        entry.campaign
+        for entry in entries
+        if entry.kind is ModelKind.MEASURED and champion(tracking, entry.name) is not None
+    }
+    entries = [e for e in entries if (e.kind is ModelKind.MEASURED) == (e.campaign in measured)]
     if not entries:
         raise ModelError(
             f"No model is registered in {tracking.uri} yet. Train one first: "
@@ -213,37 +170,32 @@ def champion_uri(tracking: Tracking) -> str:
         )
     if len(entries) > 1:
         raise ModelError(
-            f"Several models are registered: {', '.join(sorted(entries))}. Name one, as in "
-            f"--model models:/{min(entries)}@champion"
+            f"Several models are registered: {', '.join(e.name for e in entries)}. Name one, as in "
+            f"--model models:/{entries[0].name}@champion"
         )
-    return f"models:/{min(entries)}@{CHAMPION}"
+    return f"models:/{entries[0].name}@{CHAMPION}"
 
 
 def entries_of(tracking: Tracking) -> list[RegistryEntry]:
-    """Return the registered models of this project, by name.
-
-    Models of other projects on the same server are not among them.
-    """
-    entries, untagged = [], []
-    for model in pages(tracking.client.search_registered_models, max_results=1000):
-        kind = (model.tags or {}).get(KIND_TAG)
-        if kind in set(ModelKind):
+    """Return the registered models of this project, by name; not those of other projects."""
+    models = list(pages(tracking.client.search_registered_models, max_results=1000))
+    kinds = {model.name: (model.tags or {}).get(KIND_TAG) for model in models}
+    entries = []
+    earlier: set[str] = set()
+    if any(kind not in set(ModelKind) for kind in kinds.values()):  # deprecated
+        search = tracking.client.search_model_versions
+        untagged = pages(search, filter_string=_UNTAGGED, max_results=1000)
+        earlier = {version.name for version in untagged}
+    for model in models:
+        if kinds[model.name] in set(ModelKind):
+            kind = ModelKind(model.tags[KIND_TAG])
             campaign = model.tags.get(CAMPAIGN_TAG, model.name)
-            entries.append(
-                RegistryEntry(model.name, ModelKind(kind), campaign, model.description or "")
-            )
+        elif model.name in earlier:
+            kind = _kind_of_name(model.name)
+            campaign = model.name.removesuffix(_SUFFIXES.get(kind, ""))
         else:
-            untagged.append(model)
-    if untagged:  # deprecated: registered by an earlier version of this project
-        versions_of_project = pages(
-            tracking.client.search_model_versions, filter_string=_UNTAGGED, max_results=1000
-        )
-        earlier = {version.name for version in versions_of_project}
-        for model in untagged:
-            if model.name in earlier:
-                kind = _kind_of_name(model.name)
-                campaign = model.name.removesuffix(_SUFFIXES.get(kind, ""))
-                entries.append(RegistryEntry(model.name, kind, campaign, model.description or ""))
+            continue
+        entries.append(RegistryEntry(model.name, kind, campaign, model.description or ""))
     return sorted(entries, key=lambda entry: entry.name)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
 from bragg_data.errors import first_line
-from catalog.datasets import dataset_input, source_of
-from catalog.defaults import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
+from catalog import DEFAULT_TRACKING_URI
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,8 +41,9 @@ SERVER_SETTINGS = {
 _SQLITE = "sqlite:///"
 _VERSIONS = ("torch", "numpy", "scikit-learn", "xarray", "icechunk", "mlflow", "gemmi")
 _WATCH_SECONDS = 10.0  # between two measurements of the machine
-# Limits of MLflow's log_batch.
+# Limits of MLflow's log_batch, and of the digest of a data set.
 _METRICS_PER_CALL, _PARAMETERS_PER_CALL, _PARAMETER_LENGTH = 1000, 100, 6000
+_DIGEST_LENGTH = 36
 
 
 class TrackingError(RuntimeError):
@@ -52,17 +53,9 @@ class TrackingError(RuntimeError):
 class Tracking:
     """An MLflow tracking database or server: runs, models and their files.
 
-    Parameters
-    ----------
-    uri
-        An MLflow tracking URI. For a path (sqlite:///PATH) the database is created if it is
-        missing, and the artifacts go to ``mlartifacts`` in the same directory; a server has a
-        directory for them.
-
-    Raises
-    ------
-    TrackingError
-        If the database or server cannot be used.
+    A database (``sqlite:///PATH``) is created if it is missing, and the artifacts go to
+    ``mlartifacts`` in the same directory; a server has a directory for them. Raises `TrackingError`
+    if it cannot be used.
     """
 
     def __init__(self, uri: str = DEFAULT_TRACKING_URI) -> None:
@@ -84,10 +77,9 @@ class Tracking:
                 with FileLock(f"{path}.lock", fallback_to_soft=False):
                     self.client = self._connected()
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = first_line(error)
             raise TrackingError(
-                f"MLflow at {uri} cannot be used: {reason}. Give another URI with --tracking, "
-                f"for example {DEFAULT_TRACKING_URI}."
+                f"MLflow at {uri} cannot be used: {first_line(error)}. Give another URI with "
+                f"--tracking, for example {DEFAULT_TRACKING_URI}."
             ) from error
 
     def _connected(self) -> MlflowClient:
@@ -113,38 +105,22 @@ class Tracking:
                 raise
             return str(known.experiment_id)
 
-    @contextmanager
     def run(
         self, experiment: str, name: str, tags: Mapping[str, str], *, watch: bool = False
-    ) -> Iterator[Run]:
+    ) -> AbstractContextManager[Run]:
         """Open a run; it ends as finished, failed or (by Ctrl-C) killed.
 
-        Parameters
-        ----------
-        experiment, name
-            The experiment, and the name of the run.
-        tags
-            Values by which runs are searched. The versions of the packages are added.
-        watch
-            Log processor, memory, disk and GPU every few seconds: the metrics ``system/…``.
+        The versions of the packages are added to its tags. With `watch`, processor, memory, disk
+        and GPU are logged every few seconds: the metrics ``system/…``.
         """
         experiment_id = self.experiment(experiment)
-        versions = {f"version.{name}": metadata.version(name) for name in _VERSIONS}
-        entity = self.client.create_run(
-            experiment_id, run_name=name, tags={**versions, **tags, "mlflow.source.type": "LOCAL"}
-        )
-        with self._ended(Run(self, entity.info.run_id, experiment_id), watch=watch) as run:
-            yield run
+        versions = {f"version.{package}": metadata.version(package) for package in _VERSIONS}
+        tags = {**versions, **tags, "mlflow.source.type": "LOCAL"}
+        entity = self.client.create_run(experiment_id, run_name=name, tags=tags)
+        return self._ended(Run(self, entity.info.run_id, experiment_id), watch=watch)
 
-    @contextmanager
-    def resumed(self, run_id: str) -> Iterator[Run]:
-        """Open an unfinished run again.
-
-        Raises
-        ------
-        TrackingError
-            If there is no such run, or it finished.
-        """
+    def resumed(self, run_id: str) -> AbstractContextManager[Run]:
+        """Open an unfinished run again; raises `TrackingError` if there is none of this id."""
         try:
             entity = self.client.get_run(run_id)
         except MlflowException as error:
@@ -152,9 +128,7 @@ class Tracking:
         if entity.info.status == "FINISHED":
             raise TrackingError(f"Run {run_id} is finished: there is nothing to resume.")
         self.client.update_run(run_id, status="RUNNING")
-        run = Run(self, run_id, entity.info.experiment_id)
-        with self._ended(run, watch=True, again=True):
-            yield run
+        return self._ended(Run(self, run_id, entity.info.experiment_id), watch=True, again=True)
 
     @contextmanager
     def _ended(self, run: Run, *, watch: bool, again: bool = False) -> Iterator[Run]:
@@ -198,7 +172,13 @@ class Run:
 
     def log_dataset(self, dataset: xr.Dataset, context: str) -> None:
         """Log an opened snapshot as data of this run, for a purpose such as "training"."""
-        self.tracking.client.log_inputs(self.id, [dataset_input(source_of(dataset), context)])
+        attrs = dataset.attrs
+        names = ("uri", "tag", "snapshot_id", "content_hash")
+        source = json.dumps({name: attrs.get(name, "") for name in names})
+        # The snapshot's identity is the digest: hashing gigabytes again would add nothing.
+        entity = Dataset(attrs["tag"], attrs["snapshot_id"][:_DIGEST_LENGTH], "icechunk", source)
+        entry = DatasetInput(entity, [InputTag("mlflow.data.context", context)])
+        self.tracking.client.log_inputs(self.id, [entry])
 
     def log_text(self, text: str, file: str) -> None:
         """Log a text as an artifact, under a path relative to the run's."""

@@ -37,47 +37,24 @@ class FeatureError(LookupError):
 
 @dataclass(frozen=True)
 class View:
-    """The definition of a feature view.
-
-    Attributes
-    ----------
-    name, version
-        Together its key. Another definition is another version, next to the old one.
-    description
-        One sentence.
-    function
-        From profiles (n, points), on the last axis, to features (n, m); None if a model computes
-        them.
-    model
-        The kind of registered model that computes it: ``classifier`` or ``caenn``. It prepares the
-        profiles itself.
-    size
-        Number of features, where it does not depend on the grid.
-    inputs
-        Variables of the data set that the function takes, each of shape (n, points).
-    earlier_hashes
-        Definition hashes of the same definition, computed in another way; see
-        :attr:`accepted_hashes`.
-    """
+    """The definition of a feature view."""
 
     name: str
-    version: int
-    description: str
+    version: int  # another definition is another version, next to the old one
+    description: str  # one sentence
     function: Function | None = None
+    """From profiles (n, points) to features (n, m); None if a model computes them."""
     model: str = ""
-    size: int | None = None
+    """The kind of registered model that computes it; it prepares the profiles itself."""
     inputs: tuple[str, ...] = ("intensity",)
+    """Variables of the data set that the function takes, each of shape (n, points)."""
     earlier_hashes: tuple[str, ...] = ()
+    """Definition hashes of the same definition, computed in another way."""
 
     @property
     def key(self) -> str:
         """``name@version``."""
         return f"{self.name}@{self.version}"
-
-    @property
-    def virtual(self) -> bool:
-        """Whether it can be computed as it is read."""
-        return self.function is not None
 
     @cached_property
     def definition_hash(self) -> str:
@@ -136,53 +113,30 @@ _SOURCE_HASHES = {
 }
 
 
+def _pure(name: str, version: int, description: str, function: Function, *inputs: str) -> View:
+    hashes = tuple(h for key, h in _SOURCE_HASHES.items() if key == f"{name}@{version}")
+    variables = inputs or ("intensity",)
+    return View(name, version, description, function, inputs=variables, earlier_hashes=hashes)
+
+
+_MEASURED = "A measured profile, background off, between 0 and 1."
+_DENSE = "Activations of the classifier's dense layer."
+_LATENT = "Latent representation of the convolutional auto-encoder."
+
 VIEWS: dict[str, View] = {
     view.key: view
     for view in (
-        *(
-            View(
-                entry.name,
-                entry.version,
-                entry.description,
-                entry.function,
-                earlier_hashes=(_SOURCE_HASHES[key],) if key in _SOURCE_HASHES else (),
-            )
-            for key, entry in PREPROCESSING.items()
-        ),
-        View(
-            "measured_aligned",
-            1,
-            "A measured profile, background off, between 0 and 1.",
-            prepare_measured,
-            inputs=("intensity", "sigma", "covered"),
-            earlier_hashes=(_SOURCE_HASHES["measured_aligned@1"],),
-        ),
-        View(
-            "classifier_256",
-            1,
-            "Activations of the classifier's dense layer.",
-            model="classifier",
-            size=256,
-        ),
-        View(
-            "cae_latent",
-            1,
-            "Latent representation of the convolutional auto-encoder.",
-            model="caenn",
-        ),
+        *(_pure(p.name, p.version, p.description, p.function) for p in PREPROCESSING.values()),
+        _pure("measured_aligned", 1, _MEASURED, prepare_measured, "intensity", "sigma", "covered"),
+        View("classifier_256", 1, _DENSE, model="classifier"),
+        View("cae_latent", 1, _LATENT, model="caenn"),
     )
 }
 """The views by ``name@version``. The functions are those of :mod:`bragg_data.preprocessing`."""
 
 
 def view_of(name: str) -> View:
-    """Return a view by ``name@version``, or the newest version of a name.
-
-    Raises
-    ------
-    FeatureError
-        If there is none, naming the known ones.
-    """
+    """Return a view by ``name@version``, or the newest version of a name; else a `FeatureError`."""
     if name in VIEWS:
         return VIEWS[name]
     versions = [view for view in VIEWS.values() if view.name == name]
@@ -194,10 +148,7 @@ def view_of(name: str) -> View:
 def inputs_of(view: View, dataset: xr.Dataset, rows: slice) -> list[NDArray[Any]]:
     """Return what a view's function takes of some samples, each of shape (n, points).
 
-    Raises
-    ------
-    FeatureError
-        If the data set does not have it.
+    Raises `FeatureError` if the data set does not have it.
     """
     missing = [name for name in view.inputs if name not in dataset]
     if missing:

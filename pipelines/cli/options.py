@@ -11,7 +11,6 @@ fields are annotated types; :func:`expand_options` makes options of the fields::
 from __future__ import annotations
 
 import inspect
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
@@ -24,7 +23,7 @@ import typer
 from bragg_data.defaults import DEFAULT_CAMPAIGN as DEFAULT_CAMPAIGN
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.defaults import PATTERN_SECONDS
-from catalog.defaults import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
+from catalog import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
 
 if TYPE_CHECKING:
     from bragg_data.store.repository import Store
@@ -40,29 +39,26 @@ StoreOption = Annotated[
 ]
 TrackingOption = Annotated[
     str,
-    typer.Option(
-        "--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI."
-    ),
+    typer.Option("--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow's URI."),
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option(
-        "--data", metavar="TAG", help="Tag of the data set; by default the largest, newest one."
-    ),
+    typer.Option("--data", metavar="TAG", help="Data set; by default the largest, newest one."),
 ]
 CampaignOption = Annotated[
-    str,
-    typer.Option("--campaign", metavar="NAME|FILE.toml", help="A built-in campaign, or a file."),
+    str, typer.Option("--campaign", metavar="NAME|FILE.toml", help="Built-in campaign, or a file.")
 ]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION."),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON and nothing else, for scripts.")
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Begin without asking, however long.")]
+TagOption = Annotated[
+    str | None, typer.Option("--tag", help="Snapshot's name; by default NAME-vN.")
 ]
-YesOption = Annotated[
-    bool, typer.Option("--yes", help="Begin without asking, however long it takes.")
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes on this machine.")
 ]
 
 ALLOWED_FAILURES = 5
@@ -122,12 +118,8 @@ class SlurmOptions:
     thread; they share its `memory`. `interface` is the network that this machine and the nodes
     share, `host` this machine's address if not that of the interface, `python` by default the one
     that runs here, by the same path. Credentials and logs go into `shared_directory`, by default
-    the home directory. `directives` follow those of the configuration.
-
-    Raises
-    ------
-    ClusterError
-        If `jobs` or `environment` cannot be parsed.
+    the home directory. `directives` follow those of the configuration. Raises `ClusterError` if
+    `jobs` or `environment` cannot be parsed.
     """
 
     jobs: Annotated[str, _slurm(metavar="MIN:MAX", help="Jobs at a time, as in 2:8.")] = "1:8"
@@ -183,13 +175,7 @@ class SlurmOptions:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Where tasks run.
-
-    Raises
-    ------
-    ClusterError
-        If there is no such cluster, or an option belongs to another one.
-    """
+    """Where tasks run; raises `ClusterError` for an unknown cluster, or options of another one."""
 
     cluster: Annotated[
         str | None,
@@ -278,13 +264,7 @@ def _collected(name: str, annotation: Any, values: dict[str, object]) -> object:
 
 
 def default_tag(store: Store) -> str:
-    """Return the tag of the largest simulated data set of a store; of several the newest.
-
-    Raises
-    ------
-    StoreError
-        If the store holds none.
-    """
+    """Return the tag of the largest simulated data set of a store; of several the newest."""
     from bragg_data.store.measured import SIMULATOR
     from bragg_data.store.repository import StoreError
 
@@ -296,21 +276,3 @@ def default_tag(store: Store) -> str:
             f"python -m pipelines.simulate"
         )
     return max(simulated, key=lambda tag: (simulated[tag].sizes["sample"], tag.written_at)).name
-
-
-def command_line(
-    name: str, *arguments: object, store: str = DEFAULT_URI, tracking: str = DEFAULT_TRACKING_URI
-) -> str:
-    """Return what to type for a command of this project.
-
-    Parameters
-    ----------
-    name, arguments
-        Name of the command, such as ``simulate``, and its arguments and options.
-    store, tracking
-        Added as ``--store`` and ``--tracking`` where they are not the default.
-    """
-    words = [str(argument) for argument in arguments]
-    words += ["--store", store] if store != DEFAULT_URI else []
-    words += ["--tracking", tracking] if tracking != DEFAULT_TRACKING_URI else []
-    return " ".join([f"python -m pipelines.{name}", *map(shlex.quote, words)])

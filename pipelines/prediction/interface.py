@@ -16,7 +16,7 @@ from bragg_data.measurement.load import Measurement, measurement_from_profile
 from bragg_data.measurement.readers import profile_from_arrays
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Predictor
-from catalog.defaults import DEFAULT_TRACKING_URI
+from catalog import DEFAULT_TRACKING_URI
 from catalog.tracking import Tracking
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import workflow

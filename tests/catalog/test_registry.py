@@ -20,7 +20,7 @@ import pytest
 import xarray as xr
 
 from bragg_data.model_provenance import ModelProvenance, SnapshotReference
-from bragg_data.store.repository import Store
+from bragg_data.store.repository import Store, open_snapshot
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.networks.build import build
 from bragg_models.predictors import (
@@ -34,7 +34,6 @@ from bragg_models.predictors import (
 )
 from bragg_models.targets import targets_of
 from catalog import model_files, registry
-from catalog.datasets import SnapshotSource, source_of
 from catalog.experiment_view import configure_experiment, experiment_url
 from catalog.model_files import ModelPackage
 from catalog.registry import ModelError, ModelKind, ModelVersion, RegistryEntry
@@ -77,11 +76,7 @@ def registered(
 ) -> ModelVersion:
     predictor.save(directory)
     package = ModelPackage(
-        directory,
-        predictor.points,
-        outputs=output_columns(predictor.targets),
-        units={"a": "Å"},
-        requirements=("torch", "numpy"),
+        directory, predictor.points, outputs=output_columns(predictor.targets), units={"a": "Å"}
     )
     return model_files.register(
         run, entry, package, description="a test", tags={"mse_paper": "0.5", "test_set": "x"}
@@ -130,10 +125,12 @@ def test_the_snapshot_of_a_run_opens_again(
     assert entry.dataset.name == "small-v1"
     assert entry.dataset.digest == small_dataset.attrs["snapshot_id"]
     assert {t.key: t.value for t in entry.tags} == {"mlflow.data.context": "training"}
-    source = SnapshotSource.from_json(entry.dataset.source)
-    assert source.uri == small_store.uri
-    assert source.to_dict() == source_of(small_dataset).to_dict()
-    again = source.load()
+    assert entry.dataset.source_type == "icechunk"
+    source = json.loads(entry.dataset.source)
+    names = ("uri", "tag", "snapshot_id", "content_hash")
+    assert source == {name: small_dataset.attrs[name] for name in names}
+    assert source["uri"] == small_store.uri
+    again = open_snapshot(source["tag"], source["uri"])
     assert again.attrs["content_hash"] == small_dataset.attrs["content_hash"]
     np.testing.assert_array_equal(again.a.values, small_dataset.a.values)
 
@@ -244,20 +241,21 @@ def test_a_model_of_another_project_is_refused(
     tracking: Tracking, predictor: Predictor, tmp_path: Path
 ) -> None:
     with tracking.run("small", "foreign", {}) as run:
-        predictor.save(tmp_path / "model")
-        package = ModelPackage(tmp_path / "model", 5, {"a": "double"}, {}, (), "json")
-        entry = replace(SMALL, name="foreign")
-        foreign = model_files.register(run, entry, package, description="", tags={})
+        foreign = registered(run, predictor, tmp_path / "model", replace(SMALL, name="foreign"))
+    described = directory_of(foreign) / "MLmodel"
+    ours = described.read_text()
+    assert model_files.LOADER in ours
+    described.write_text(ours.replace(model_files.LOADER, "json"))
     with (
         pytest.raises(ModelError, match="not a model of this project"),
         model_files.downloaded_model(tracking.uri, foreign),
     ):
         pass
-    described = directory_of(foreign) / "MLmodel"
-    described.write_text(described.read_text().replace("data: data/model", "data: ../.."))
+    described.write_text(ours.replace("data: data/model", "data: ../.."))
+    assert described.read_text() != ours
     with (
         pytest.raises(ModelError, match="outside its own files"),
-        model_files.downloaded_model(tracking.uri, foreign, "json"),
+        model_files.downloaded_model(tracking.uri, foreign),
     ):
         pass
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bragg_data.preprocessing import minmax
 from bragg_data.store.repository import Store
 from catalog import features
-from catalog.feature_writer import FeatureWriter, group_of, write_features
+from catalog.features import FeatureWriter, group_of, write_features
 from catalog.tracking import Tracking
 from catalog.views import VIEWS, View, pinned_inputs
 

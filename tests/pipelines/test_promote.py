@@ -233,11 +233,12 @@ def test_versions_are_compared_on_test_samples_of_all_of_them(restored: Bench) -
 
 def test_everything_is_recovered_from_the_alias_alone(restored: Bench) -> None:
     dataset = restored.store.open("small-v1")
-    traced = trace(restored.tracking, "models:/small@champion")
-    assert traced.version.tags["model"] == "guided"
-    assert traced.provenance.campaign_toml == dataset.attrs["campaign_toml"]
-    assert traced.provenance.data.snapshot_id == dataset.attrs["snapshot_id"]
-    kinds = [node.kind for node in traced.chain.walk()]
+    chain, provenance = trace(restored.tracking, "models:/small@champion")
+    assert chain.name == registry.find(restored.tracking, "models:/small@champion").uri
+    assert chain.facts["model"] == "guided"
+    assert provenance.campaign_toml == dataset.attrs["campaign_toml"]
+    assert provenance.data.snapshot_id == dataset.attrs["snapshot_id"]
+    kinds = [node.kind for node in chain.walk()]
     assert kinds == [
         "model",
         "run",
@@ -249,9 +250,9 @@ def test_everything_is_recovered_from_the_alias_alone(restored: Bench) -> None:
         "structure",
         "instrument",
     ]
-    forest = trace(restored.tracking, restored.versions("forest")[0].uri)
-    assert restored.versions("classifier")[0].uri in [n.name for n in forest.chain.walk()]
-    drawn = dot(forest.chain)
+    forest, _ = trace(restored.tracking, restored.versions("forest")[0].uri)
+    assert restored.versions("classifier")[0].uri in [n.name for n in forest.walk()]
+    drawn = dot(forest)
     assert drawn.startswith("digraph")
     assert drawn.count('label="snapshot small-v1"') == 1
     with pytest.raises(ModelError, match="Registered models"):
