@@ -9,24 +9,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.console import Progress, next_commands, run
-from pipelines.cli.options import (
-    DEFAULT_URI,
-    JsonOption,
-    ProfileOptions,
-    StoreOption,
-    command_line,
-    default_tag,
-    expand_options,
-)
+from pipelines.cli import options
+from pipelines.cli.console import Progress, command_line, next_commands, run
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
-@expand_options
+@options.expand_options
 def main(
-    profile: ProfileOptions,
+    profile: options.ProfileOptions,
     tag: Annotated[
         str | None, typer.Argument(help="Of the data set; by default the largest, newest one.")
     ] = None,
@@ -34,11 +26,9 @@ def main(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A measured profile to compare with (repeatable)."),
     ] = None,
-    peaks: Annotated[
-        int, typer.Option(min=1, help="Profiles that are compared with their labels.")
-    ] = 256,
-    store: StoreOption = DEFAULT_URI,
-    as_json: JsonOption = False,
+    peaks: Annotated[int, typer.Option(min=1, help="Profiles whose peaks are checked.")] = 256,
+    store: options.StoreOption = options.DEFAULT_URI,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Check a data set, and print the findings. The exit code is 1 if a hard check failed.
 
@@ -53,26 +43,23 @@ def main(
     from pipelines.snapshots.tables import print_findings
 
     repository = Store(store)
-    dataset = repository.open(tag or default_tag(repository))
+    dataset = repository.open(tag or options.default_tag(repository))
     with Progress("Reading", dataset.sizes["sample"], "profiles", quiet=as_json) as bar:
         findings = check(dataset, peaks=peaks, on_chunk=bar.advance)
     if measured:
+        reading = profile.instrument, profile.bank, profile.two_theta
         campaign = campaign_of(dataset)
-        options = profile.instrument, profile.bank, profile.two_theta
-        measurements = [m for file in measured for m in load_measurements(file, campaign, *options)]
+        measurements = [m for file in measured for m in load_measurements(file, campaign, *reading)]
         findings.append(drift(dataset, np.stack([m.prepared for m in measurements])))
     if as_json:
-        # "found" is the deprecated name of "message".
-        content = [asdict(f) | {"found": f.message} for f in findings]  # deprecated
+        content = [asdict(f) | {"found": f.message} for f in findings]  # deprecated: found
         print(json.dumps(content, indent=2, ensure_ascii=False))
     else:
         name = dataset.attrs["tag"]
         print_findings(name, findings)
         next_commands(
-            [
-                (command_line("inspect", name, store=store), "see what is in it"),
-                (command_line("train", "--data", name, store=store), "train a model on it"),
-            ]
+            (command_line("inspect", name, store=store), "see what is in it"),
+            (command_line("train", "--data", name, store=store), "train a model on it"),
         )
     failed = any(finding.hard and not finding.passed for finding in findings)
     raise typer.Exit(1 if failed else 0)

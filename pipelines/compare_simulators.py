@@ -8,32 +8,25 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from pipelines.cli.console import next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_CAMPAIGN,
-    CampaignOption,
-    Gsas2Command,
-    YesOption,
-    command_line,
-    expand_options,
-)
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
-@expand_options
+@options.expand_options
 def main(
-    campaign: CampaignOption = DEFAULT_CAMPAIGN,
+    campaign: options.CampaignOption = options.DEFAULT_CAMPAIGN,
     cells: Annotated[int, typer.Option(min=1, help="Random cells of each phase.")] = 30,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random choice.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
+    workers: options.WorkersOption = None,
     png: Annotated[Path, typer.Option(metavar="FILE", help="Figure to write.")] = Path(
         "compare_simulators.png"
     ),
-    yes: YesOption = False,
+    yes: options.YesOption = False,
     *,
-    gsas2: Gsas2Command,
+    gsas2: options.Gsas2Command,
 ) -> None:
     """Compare the fast simulator with GSAS-II on random cells of a campaign.
 
@@ -51,8 +44,8 @@ def main(
     if png.is_dir() or not png.parent.is_dir():
         raise SimulationError(f"{png} cannot be written: name a file in a directory that exists.")
     samples = comparison.draw_cells(loaded, cells, np.random.default_rng(seed))
-    options = gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit)
-    result = comparison.compare(loaded, samples, options, workers=workers, yes=yes)
+    where = gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit)
+    result = comparison.compare(loaded, samples, where, workers=workers, yes=yes)
     comparison.print_table(loaded, result)
     comparison.draw_extremes(loaded, result, png)
     worst = int(np.argmax(result.maximum))
@@ -61,13 +54,10 @@ def main(
         f"{comparison.cell_text(loaded, samples, worst)}"
     )
     say(f"Drawn: the best and the worst of {len(samples)} patterns in {escape(str(png))}")
-    explanations = {
-        "kinematic": "simulate the campaign with the fast simulator",
-        "gsas2": "or with GSAS-II",
-    }
+    simulate = "simulate", "--campaign", campaign, "--simulator"
     next_commands(
-        (command_line("simulate", "--simulator", name, "--campaign", campaign), text)
-        for name, text in explanations.items()
+        (command_line(*simulate, "kinematic"), "simulate the campaign with the fast simulator"),
+        (command_line(*simulate, "gsas2"), "or with GSAS-II"),
     )
 
 

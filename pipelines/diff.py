@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.console import next_commands, run
-from pipelines.cli.options import DEFAULT_URI, JsonOption, StoreOption, command_line
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, run
 
 app = typer.Typer(add_completion=False)
 
@@ -17,8 +17,8 @@ app = typer.Typer(add_completion=False)
 def main(
     old: Annotated[str, typer.Argument(metavar="TAG1", help="The older data set.")],
     new: Annotated[str, typer.Argument(metavar="TAG2", help="The data set to compare with it.")],
-    store: StoreOption = DEFAULT_URI,
-    as_json: JsonOption = False,
+    store: options.StoreOption = options.DEFAULT_URI,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show what changed from a tagged data set to another, of the same campaign or not.
 
@@ -39,11 +39,9 @@ def main(
         return
     print_changes(first, second, difference)
     next_commands(
-        [
-            (command_line("inspect", new, store=store), "its ranges and provenance"),
-            (command_line("check", new, store=store), "check it before training on it"),
-            (command_line("features", "stale", store=store), "views that newer tags outdate"),
-        ]
+        (command_line("inspect", new, store=store), "its ranges and provenance"),
+        (command_line("check", new, store=store), "check it before training on it"),
+        (command_line("features", "stale", store=store), "views that newer tags outdate"),
     )
 
 

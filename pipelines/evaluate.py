@@ -9,14 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli import options
 from pipelines.cli.console import duration, next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_TRACKING_URI,
-    DEFAULT_URI,
-    JsonOption,
-    StoreOption,
-    TrackingOption,
-)
 
 app = typer.Typer(add_completion=False)
 
@@ -24,12 +18,10 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     data: Annotated[
-        str | None,
-        typer.Option(help="Tag of the data set; the newest that a model was trained on."),
+        str | None, typer.Option(help="Data set; the newest that a model was trained on.")
     ] = None,
     offgrid: Annotated[
-        str | None,
-        typer.Option(help="Tag of a data set of cells between; batio3-offgrid-v1 if it exists."),
+        str | None, typer.Option(help="Data set of cells between; batio3-offgrid-v1 if it exists.")
     ] = None,
     models: Annotated[
         list[str] | None,
@@ -39,15 +31,13 @@ def main(
             "again for more. All by default.",
         ),
     ] = None,
-    store: StoreOption = DEFAULT_URI,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
-    as_json: JsonOption = False,
+    store: options.StoreOption = options.DEFAULT_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
+    as_json: options.JsonOption = False,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown, too.")
     ] = None,
-    bootstrap: Annotated[
-        int, typer.Option(min=2, help="Resamples of the samples, for 95 % intervals.")
-    ] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=2, help="Resamples, for 95 % intervals.")] = 1000,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Largest number of samples of each test set.")
     ] = None,
@@ -82,7 +72,7 @@ def main(
         f"the power of ten of the number before. Of each model the newest version of each split."
     )
     say(f"Run {report.run_id} in {tracking}, after {duration(time.monotonic() - began)}")
-    next_commands([("make ui", "look at runs and models in a browser")])
+    next_commands(("make ui", "look at runs and models in a browser"))
 
 
 if __name__ == "__main__":

@@ -6,18 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.console import console, next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_TRACKING_URI,
-    DEFAULT_URI,
-    ClusterOptions,
-    DataOption,
-    StoreOption,
-    TrackingOption,
-    command_line,
-    default_tag,
-    expand_options,
-)
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, run, say
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -33,51 +23,43 @@ def _main() -> None:
 
 
 @app.command("list")
-def list_(store: StoreOption = DEFAULT_URI) -> None:
+def list_(store: options.StoreOption = options.DEFAULT_URI) -> None:
     """List the views, and where they are materialised."""
-    from catalog.views import VIEWS
-    from pipelines.registry.feature_views import views_table
+    from pipelines.registry.feature_views import print_views
 
-    console.print(views_table(VIEWS.values(), store))
+    print_views(store)
     next_commands(
-        [
-            (command_line("features", "show", "VIEW", store=store), "definition and lineage"),
-            (command_line("features", "materialise", "VIEW", store=store), "compute a view"),
-        ]
+        (command_line("features", "show", "VIEW", store=store), "definition and lineage"),
+        (command_line("features", "materialise", "VIEW", store=store), "compute a view"),
     )
 
 
 @app.command()
-def show(view: ViewArgument, store: StoreOption = DEFAULT_URI) -> None:
+def show(view: ViewArgument, store: options.StoreOption = options.DEFAULT_URI) -> None:
     """Show the definition of a view, and the lineage of its values."""
     from catalog.views import view_of
-    from pipelines.registry.feature_views import definition_table, lineage_tables
+    from pipelines.registry.feature_views import print_view
 
     chosen = view_of(view)
-    console.print(definition_table(chosen))
-    for table in lineage_tables(chosen, store):
-        say()
-        console.print(table)
+    print_view(chosen, store)
     say(f'\nIn Python: catalog.features.load("{chosen.name}", dataset=TAG)')
 
 
 @app.command("materialise")
-@expand_options
+@options.expand_options
 def materialise_(
     view: ViewArgument,
-    data: DataOption = None,
+    data: options.DataOption = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="URI",
-            help="models:/NAME/VERSION that computes it; by default the newest trained on the "
-            "data set.",
+            metavar="URI", help="Model that computes it; by default the newest of the data set."
         ),
     ] = None,
-    store: StoreOption = DEFAULT_URI,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    store: options.StoreOption = options.DEFAULT_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     *,
-    cluster: ClusterOptions,
+    cluster: options.ClusterOptions,
 ) -> None:
     """Compute a view for all samples of a data set and commit it to the store.
 
@@ -93,7 +75,7 @@ def materialise_(
 
     chosen = view_of(view)
     repository = Store(store)
-    dataset = repository.open(data or default_tag(repository))
+    dataset = repository.open(data or options.default_tag(repository))
     registered = None
     if chosen.model:
         registered = model_for_view(Tracking(tracking), chosen, dataset, model)
@@ -105,16 +87,15 @@ def materialise_(
         f"{decimal(values.bytes)}, snapshot {values.snapshot_id}"
     )
     next_commands(
-        [
-            (command_line("features", "show", chosen.key, store=store), "its lineage"),
-            (command_line("features", "stale", store=store), "what is out of date"),
-        ]
+        (command_line("features", "show", chosen.key, store=store), "its lineage"),
+        (command_line("features", "stale", store=store), "what is out of date"),
     )
 
 
 @app.command()
 def stale(
-    store: StoreOption = DEFAULT_URI, tracking: TrackingOption = DEFAULT_TRACKING_URI
+    store: options.StoreOption = options.DEFAULT_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """List values that a newer tag, definition or model has made out of date, and the remedy."""
     from bragg_data.store.repository import Store
@@ -127,7 +108,8 @@ def stale(
         return
     for values in outdated:
         say(f"[bold]{values.view}[/] of {values.tag}: {values.reason}")
-    next_commands([(v.command, f"update {v.view} of {v.tag}") for v in outdated if v.command])
+    if commands := [(v.command, f"update {v.view} of {v.tag}") for v in outdated if v.command]:
+        next_commands(*commands)
 
 
 if __name__ == "__main__":

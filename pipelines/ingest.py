@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from bragg_data.defaults import DEFAULT_CAMPAIGN, DEFAULT_URI
-from pipelines.cli.console import next_commands, run, say
-from pipelines.cli.options import ProfileOptions, StoreOption, command_line, expand_options
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
-@expand_options
+@options.expand_options
 def main(
     files: Annotated[
         list[Path],
@@ -25,7 +24,7 @@ def main(
         ),
     ],
     into: Annotated[str, typer.Option(metavar="NAME", help="Name of the measured data set.")],
-    profile: ProfileOptions,
+    profile: options.ProfileOptions,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -33,11 +32,9 @@ def main(
             help="Known cells: columns file, phase (or crystal_system), and free parameters.",
         ),
     ] = None,
-    campaign: Annotated[
-        str, typer.Option(metavar="NAME|FILE.toml", help="Campaign with the grid and instrument.")
-    ] = DEFAULT_CAMPAIGN,
-    store: StoreOption = DEFAULT_URI,
-    tag: Annotated[str | None, typer.Option(help="Snapshot's name; by default NAME-vN.")] = None,
+    campaign: options.CampaignOption = options.DEFAULT_CAMPAIGN,
+    store: options.StoreOption = options.DEFAULT_URI,
+    tag: options.TagOption = None,
 ) -> None:
     """Put measured profiles into the versioned store, as a measured data set with a tag.
 
@@ -64,11 +61,9 @@ def main(
     data = "--data", written.name
     materialise = command_line("features", "materialise", "measured_aligned", *data, store=store)
     next_commands(
-        [
-            (materialise, "store the input of models"),
-            (command_line("validate", *data, store=store), "compare models on it"),
-            (command_line("inspect", written.name, store=store), "its contents"),
-        ]
+        (materialise, "store the input of models"),
+        (command_line("validate", *data, store=store), "compare models on it"),
+        (command_line("inspect", written.name, store=store), "its contents"),
     )
 
 

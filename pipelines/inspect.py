@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from pipelines.cli.console import next_commands, run, say
-from pipelines.cli.options import DEFAULT_URI, JsonOption, StoreOption, command_line
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
@@ -21,8 +21,8 @@ def main(
     tag: Annotated[
         str | None, typer.Argument(help="A snapshot; by default all snapshots are listed.")
     ] = None,
-    store: StoreOption = DEFAULT_URI,
-    as_json: JsonOption = False,
+    store: options.StoreOption = options.DEFAULT_URI,
+    as_json: options.JsonOption = False,
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a few patterns (of the last tag).")
     ] = None,
@@ -72,12 +72,10 @@ def main(
     if png is not None:
         say(f"Drawn: patterns of {tags[-1].name} in {escape(str(png))}")
     if tags and tag is None:
-        newest = tags[-1].name
+        newest = "inspect", tags[-1].name
         next_commands(
-            [
-                (command_line("inspect", newest, store=store), "its ranges and provenance"),
-                (command_line("inspect", newest, "--verify", store=store), "read and check it all"),
-            ]
+            (command_line(*newest, store=store), "its ranges and provenance"),
+            (command_line(*newest, "--verify", store=store), "read and check it all"),
         )
 
 

@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from pipelines.cli.console import console, next_commands, run, say
-from pipelines.cli.options import DEFAULT_TRACKING_URI, TrackingOption, command_line
+from pipelines.cli import options
+from pipelines.cli.console import command_line, console, next_commands, run, say
 
 if TYPE_CHECKING:
     from catalog.lineage import Node
@@ -27,11 +27,11 @@ def main(
             help="models:/NAME@ALIAS or models:/NAME/VERSION; the only champion if left out.",
         ),
     ] = None,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     as_dot: Annotated[
         bool, typer.Option("--dot", help="Print a graph for Graphviz: … --dot | dot -Tsvg > x.svg")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: options.JsonOption = False,
     campaign: Annotated[
         bool, typer.Option("--campaign", help="Print the campaign file, and nothing else.")
     ] = False,
@@ -45,30 +45,24 @@ def main(
     from catalog.tracking import Tracking
 
     place = Tracking(tracking)
-    result = trace(place, model or registry.champion_uri(place))
-    provenance = result.provenance
+    chain, provenance = trace(place, model or registry.champion_uri(place))
     if campaign:
         print(provenance.campaign_toml)
     elif as_dot:
-        print(dot(result.chain))
+        print(dot(chain))
     elif as_json:
         texts = {
             "campaign_toml": provenance.campaign_toml,
             "cifs": provenance.cifs,
             "instrument_instprm": provenance.instrument_instprm,
         }
-        print(json.dumps({**result.chain.to_json(), **texts}, indent=2, ensure_ascii=False))
+        print(json.dumps({**chain.to_json(), **texts}, indent=2, ensure_ascii=False))
     else:
-        console.print(_tree(result.chain))
-        uri = result.version.uri
+        console.print(_tree(chain))
+        lineage = "lineage", chain.name
         next_commands(
-            [
-                (
-                    command_line("lineage", uri, "--campaign", tracking=tracking),
-                    "the campaign file of its data",
-                ),
-                (command_line("lineage", uri, "--dot", tracking=tracking), "the chain as a graph"),
-            ]
+            (command_line(*lineage, "--campaign", tracking=tracking), "its campaign file"),
+            (command_line(*lineage, "--dot", tracking=tracking), "the chain as a graph"),
         )
         say()
 

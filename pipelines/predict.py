@@ -9,24 +9,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.console import next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_TRACKING_URI,
-    ClusterOptions,
-    ModelOption,
-    ProfileOptions,
-    TrackingOption,
-    command_line,
-    expand_options,
-)
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
-_CLUSTER = ClusterOptions(cluster=None)  # this process for few files
+_CLUSTER = options.ClusterOptions(cluster=None)  # this process for few files
 
 
 @app.command()
-@expand_options
+@options.expand_options
 def main(
     files: Annotated[
         list[Path],
@@ -36,8 +28,8 @@ def main(
             "µs, intensity, sigma (.xye .xy .dat).",
         ),
     ],
-    profile: ProfileOptions,
-    model: ModelOption = None,
+    profile: options.ProfileOptions,
+    model: options.ModelOption = None,
     store: Annotated[
         str | None,
         typer.Option(metavar="URI", help="Store for the library match; by default the model's."),
@@ -57,15 +49,12 @@ def main(
             "the whole pattern, from the model's and the library's cells.",
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON list, for scripts.")
-    ] = False,
+    as_json: options.JsonOption = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print comma-separated values, for spreadsheets.")
     ] = False,
     plot: Annotated[
-        Path | None,
-        typer.Option(metavar="PNG", help="Draw the measurements with the calculated patterns."),
+        Path | None, typer.Option(metavar="PNG", help="Draw measurements and calculated patterns.")
     ] = None,
     page: Annotated[
         Path | None,
@@ -76,8 +65,8 @@ def main(
             "were prepared; of many predictions the first 20.",
         ),
     ] = None,
-    cluster: ClusterOptions = _CLUSTER,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    cluster: options.ClusterOptions = _CLUSTER,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Predict crystal system and cell parameters of measured profiles.
 
@@ -90,12 +79,7 @@ def main(
     others are complete.
     """
     from catalog.tracking import Tracking
-    from pipelines.prediction.distributed import (
-        MAX_LOCAL_FILES,
-        PredictionTask,
-        predict_anywhere,
-        raise_failures,
-    )
+    from pipelines.prediction import distributed
     from pipelines.prediction.library import open_library
     from pipelines.prediction.render import print_results
     from pipelines.prediction.result import to_json, write_csv
@@ -110,10 +94,14 @@ def main(
         check_output(output)
     database = Tracking(tracking)
     predictor, version = load_model(model, database)
-    use_library = len(paths) <= MAX_LOCAL_FILES if library is None else library
+    use_library = len(paths) <= distributed.MAX_LOCAL_FILES if library is None else library
     patterns = open_library(predictor, store, progress=progress) if use_library else None
-    task = PredictionTask(database.uri, version, profile, refine, store, draw=bool(plot or page))
-    predictions = predict_anywhere(paths, task, predictor, patterns, cluster, progress=progress)
+    task = distributed.PredictionTask(
+        database.uri, version, profile, refine, store, draw=bool(plot or page)
+    )
+    predictions = distributed.predict_anywhere(
+        paths, task, predictor, patterns, cluster, progress=progress
+    )
     results = predictions.results
     if as_json:
         print(json.dumps([to_json(result) for result in results], indent=2, ensure_ascii=False))
@@ -126,8 +114,8 @@ def main(
         write_figures(predictions.profiles, predictor, plot, page, total=len(results))
     if profile.instrument is None and results and progress:
         again = command_line("predict", files[0], "--instrument", "YOURS.instprm")
-        next_commands([(again, "predict with the measurement's own calibration")])
-    raise_failures(predictions.failures, len(paths))
+        next_commands((again, "predict with the measurement's own calibration"))
+    distributed.raise_failures(predictions.failures, len(paths))
 
 
 if __name__ == "__main__":

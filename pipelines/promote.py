@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from catalog.gate import Gate
-from pipelines.cli.console import console, next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_TRACKING_URI,
-    DEFAULT_URI,
-    JsonOption,
-    StoreOption,
-    TrackingOption,
-    command_line,
-)
+from pipelines.cli import options
+from pipelines.cli.console import command_line, console, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
+
+
+_limit = partial(typer.Option, min=0, rich_help_panel="Gate")
 
 
 @app.command()
@@ -31,29 +28,26 @@ def main(
         bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
     ] = False,
     data: Annotated[
-        str | None,
-        typer.Option(help="Tag of the data set to compare on; by default the candidate's."),
+        str | None, typer.Option(help="Data set to compare on; by default the candidate's.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of its samples.")] = 2000,
     error_ratio: Annotated[
-        float, typer.Option(min=0, help="Gate: mse_paper over the champion's, at most.")
+        float, _limit(help="mse_paper over the champion's, at most.")
     ] = Gate.error_ratio,
-    accuracy_drop: Annotated[
-        float, typer.Option(min=0, help="Gate: accuracy lower by at most.")
-    ] = Gate.accuracy_drop,
+    accuracy_drop: Annotated[float, _limit(help="Accuracy lower by at most.")] = Gate.accuracy_drop,
     calibration_rise: Annotated[
-        float, typer.Option(min=0, help="Gate: calibration error higher by at most.")
+        float, _limit(help="Calibration error higher by at most.")
     ] = Gate.calibration_rise,
     seconds: Annotated[
-        float, typer.Option(min=0, help="Gate: time of a prediction, or the champion's if longer.")
+        float, _limit(help="Time of a prediction, or the champion's if longer.")
     ] = Gate.seconds,
     force: Annotated[
         bool, typer.Option("--force", help="Promote whatever the gate says; needs --reason.")
     ] = False,
     reason: Annotated[str, typer.Option(help="Why; recorded with the version.")] = "",
-    store: StoreOption = DEFAULT_URI,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
-    as_json: JsonOption = False,
+    store: options.StoreOption = options.DEFAULT_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare a version with the champion on the same samples; promote it if it passes the gate.
 
@@ -64,12 +58,7 @@ def main(
     from catalog import promotion, registry
     from catalog.promotion import PromotionError
     from catalog.tracking import Tracking
-    from pipelines.evaluation.version_comparison import (
-        EvaluationData,
-        compare_versions,
-        comparison_table,
-        log_comparison,
-    )
+    from pipelines.evaluation import version_comparison as versions
 
     place = Tracking(tracking)
     if rollback:
@@ -90,10 +79,9 @@ def main(
         say(f"{candidate.uri} is the champion already: nothing to do.")
         return
     gate = Gate(error_ratio, accuracy_drop, calibration_rise, seconds)
-    comparison = compare_versions(
-        place, candidate, present, gate, EvaluationData(store, data, samples), quiet=as_json
-    )
-    log_comparison(place, comparison, gate)
+    on = versions.EvaluationData(store, data, samples)
+    comparison = versions.compare_versions(place, candidate, present, gate, on, quiet=as_json)
+    versions.log_comparison(place, comparison, gate)
     passed = not comparison.objections
     promoted = passed or force
     if promoted:
@@ -107,19 +95,15 @@ def main(
     if as_json:
         print(json.dumps(comparison.to_json(promoted=promoted), indent=2))
     else:
-        console.print(comparison_table(comparison))
+        console.print(versions.comparison_table(comparison))
         for objection in comparison.objections:
             say(f"The gate objects to {candidate.uri}: {objection}.")
         if promoted:
             say(f"[bold]{candidate.uri}[/] is the champion{'' if passed else ', by force'}.")
+            take_back = command_line("promote", name, "--rollback", tracking=tracking)
             next_commands(
-                [
-                    (command_line("predict", "FILE", tracking=tracking), "predict with it"),
-                    (
-                        command_line("promote", name, "--rollback", tracking=tracking),
-                        "take it back",
-                    ),
-                ]
+                (command_line("predict", "FILE", tracking=tracking), "predict with it"),
+                (take_back, "take it back"),
             )
         else:
             say("The champion stays." if present else "It stays a candidate: there is no champion.")

@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 from rich.rule import Rule
-from rich.table import Table
 
-from pipelines.cli.console import console, duration, next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_CAMPAIGN,
-    DEFAULT_TRACKING_URI,
-    DEFAULT_URI,
-    ClusterOptions,
-    StoreOption,
-    TrackingOption,
+from pipelines.cli import options
+from pipelines.cli.console import (
     command_line,
+    console,
+    duration,
+    next_commands,
+    print_rows,
+    run,
+    say,
 )
 
 app = typer.Typer(add_completion=False)
@@ -31,10 +30,10 @@ def main(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first samples of the campaign.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes.")] = None,
+    workers: options.WorkersOption = None,
     preset: Annotated[str, typer.Option(help="How the model is trained.")] = "quick",
-    store: StoreOption = DEFAULT_URI,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    store: options.StoreOption = options.DEFAULT_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Simulate the paper's campaign, train and register a first model, predict two examples.
 
@@ -57,8 +56,8 @@ def main(
     repository = Store(store, create=True)
 
     _head("1  Simulate the campaign")
-    campaign = load_campaign(DEFAULT_CAMPAIGN)
-    cluster = ClusterOptions(workers=workers)
+    campaign = load_campaign(options.DEFAULT_CAMPAIGN)
+    cluster = options.ClusterOptions(workers=workers)
     job = SimulationJob(campaign, "kinematic", limit=limit, cluster=cluster)
     tag = simulate_campaign(job, repository)
     dataset = repository.open(tag.name)
@@ -93,29 +92,22 @@ def main(
 
     _head("What exists now")
     counts = ", ".join(f"{n:,} {system}" for system, n in counts_per_system(dataset).items() if n)
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_row("Data set", f"[bold]{tag.name}[/] ({counts}) in {repository.uri}")
-    table.add_row("Model", f"[bold]{predictions[0][0].model}[/] in {place.uri}")
-    table.add_row(
-        "Time",
-        f"{duration(finished - began)}: simulation {duration(simulated - began)}, training "
-        f"{duration(trained - simulated)}, prediction {duration(finished - trained)}",
+    print_rows(
+        {
+            "Data set": f"[bold]{tag.name}[/] ({counts}) in {repository.uri}",
+            "Model": f"[bold]{predictions[0][0].model}[/] in {place.uri}",
+            "Time": f"{duration(finished - began)}: simulation {duration(simulated - began)}, "
+            f"training {duration(trained - simulated)}, prediction {duration(finished - trained)}",
+        }
     )
-    console.print(table)
+    calibrated = command_line("predict", "FILE", "--instrument", "YOURS.instprm")
+    robust = command_line("train", "robust", "--preset", "standard")
     next_commands(
-        [
-            ("make ui", "compare runs and models in a browser"),
-            (command_line("inspect", tag.name, "--png", "patterns.png"), "look into the data"),
-            (
-                command_line("predict", "FILE", "--instrument", "YOURS.instprm"),
-                "predict your profiles",
-            ),
-            (
-                command_line("train", "robust", "--preset", "standard"),
-                "the network for measured profiles",
-            ),
-            ("python -m pipelines", "list all commands"),
-        ]
+        ("make ui", "compare runs and models in a browser"),
+        (command_line("inspect", tag.name, "--png", "patterns.png"), "look into the data"),
+        (calibrated, "predict your profiles"),
+        (robust, "the network for measured profiles"),
+        ("python -m pipelines", "list all commands"),
     )
     say("(in the virtual environment: source .venv/bin/activate)")
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli import options
 from pipelines.cli.console import next_commands, run, say
-from pipelines.cli.options import DEFAULT_TRACKING_URI, ModelOption, TrackingOption
 
 app = typer.Typer(add_completion=False)
 
@@ -18,17 +18,13 @@ class ServeError(RuntimeError):
 
 @app.command()
 def main(
-    model: ModelOption = None,
+    model: options.ModelOption = None,
     host: Annotated[
-        str,
-        typer.Option(
-            help="Address to listen on; all but this machine's are open to the whole network."
-        ),
+        str, typer.Option(help="Address to listen on; all but 127.0.0.1 are open to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     refresh: Annotated[
-        float,
-        typer.Option(min=0.1, help="Interval in seconds at which a new champion is looked up."),
+        float, typer.Option(min=0.1, help="Seconds between two looks for a new champion.")
     ] = 5.0,
     max_megabytes: Annotated[
         float, typer.Option(min=0.001, help="Size of the longest request.")
@@ -36,7 +32,7 @@ def main(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the model; by default one per core.")
     ] = None,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Serve a registered model over HTTP; Ctrl-C stops it.
 
@@ -57,17 +53,13 @@ def main(
         torch.set_num_threads(threads)
     say(f"Serving {version.uri} ({version.tags.get('model', 'model')}) on http://{host}:{port}")
     next_commands(
-        [
-            (f"curl http://{host}:{port}/ready", "the model version"),
-            (f"curl http://{host}:{port}/openapi.json", "the interface"),
-        ]
+        (f"curl http://{host}:{port}/ready", "the model version"),
+        (f"curl http://{host}:{port}/openapi.json", "the interface"),
     )
-    service = create_app(
-        database, model, refresh_seconds=refresh, max_bytes=int(1e6 * max_megabytes)
-    )
-    server = uvicorn.Server(
-        uvicorn.Config(service, host=host, port=port, log_level="warning", access_log=False)
-    )
+    limit = int(1e6 * max_megabytes)
+    service = create_app(database, model, refresh_seconds=refresh, max_bytes=limit)
+    config = uvicorn.Config(service, host, port, log_level="warning", access_log=False)
+    server = uvicorn.Server(config)
     try:
         server.run()
     except SystemExit as error:  # what uvicorn raises when it cannot listen

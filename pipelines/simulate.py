@@ -10,18 +10,8 @@ import typer
 from rich.filesize import decimal
 from rich.markup import escape
 
-from pipelines.cli.console import duration, next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_CAMPAIGN,
-    DEFAULT_URI,
-    CampaignOption,
-    ClusterOptions,
-    Gsas2Command,
-    StoreOption,
-    YesOption,
-    command_line,
-    expand_options,
-)
+from pipelines.cli import options
+from pipelines.cli.console import command_line, duration, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
@@ -29,9 +19,9 @@ _CELLS = "Cells instead of a campaign"
 
 
 @app.command()
-@expand_options
+@options.expand_options
 def main(
-    campaign: CampaignOption = DEFAULT_CAMPAIGN,
+    campaign: options.CampaignOption = options.DEFAULT_CAMPAIGN,
     simulator: Annotated[
         str,
         typer.Option(
@@ -39,10 +29,10 @@ def main(
             help="GSAS-II, the fast simulator, or GSAS-II if every worker can import it.",
         ),
     ] = "auto",
-    store: StoreOption = DEFAULT_URI,
-    tag: Annotated[str | None, typer.Option(help="Snapshot's name; by default NAME-vN.")] = None,
+    store: options.StoreOption = options.DEFAULT_URI,
+    tag: options.TagOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
-    yes: YesOption = False,
+    yes: options.YesOption = False,
     cells: Annotated[
         Path | None,
         typer.Option(
@@ -56,8 +46,8 @@ def main(
         typer.Option(metavar="PATTERNS.nc", rich_help_panel=_CELLS, help="NetCDF file to write."),
     ] = None,
     *,
-    gsas2: Gsas2Command,
-    cluster: ClusterOptions,
+    gsas2: options.Gsas2Command,
+    cluster: options.ClusterOptions,
 ) -> None:
     """Simulate a campaign into the versioned store, or a list of cells into a file.
 
@@ -83,14 +73,14 @@ def main(
     if cells or out:
         if cells is None or out is None:
             raise SimulationError("--cells CELLS.csv and --out PATTERNS.nc belong together.")
-        options = {
+        changed = {
             "--cluster": cluster.cluster != "local",
             "--limit": limit is not None,
-            "--store": store != DEFAULT_URI,
+            "--store": store != options.DEFAULT_URI,
             "--tag": tag is not None,
             "--workers": cluster.workers is not None,
         }
-        if unused := [name for name, changed in options.items() if changed]:
+        if unused := [name for name, given in changed.items() if given]:
             raise SimulationError(
                 f"--cells computes in this process and into --out alone: omit {', '.join(unused)}."
             )
@@ -103,10 +93,8 @@ def main(
     simulation.print_data_set(repository, snapshot, time.monotonic() - began)
     inspect = command_line("inspect", snapshot.name, "--png", "patterns.png", store=store)
     next_commands(
-        [
-            (inspect, "see what is in it, with pictures of some patterns"),
-            (command_line("train", store=store), "train a model on it"),
-        ]
+        (inspect, "see what is in it, with pictures of some patterns"),
+        (command_line("train", store=store), "train a model on it"),
     )
 
 

@@ -74,9 +74,8 @@ def serve(
     if allowed_hosts is not None:
         command += ["--allowed-hosts", allowed_hosts]
     say(f"MLflow on [bold]http://{host}:{port}[/], runs in {make_url(uri)!r}, files in {home}")
-    next_commands(
-        [(f"export MLFLOW_TRACKING_URI=http://{host}:{port}", "the setting of all commands")]
-    )
+    address = f"http://{host}:{port}"
+    next_commands((f"export MLFLOW_TRACKING_URI={address}", "the setting of all commands"))
     sys.stdout.flush()
     # Not on the command line, where everybody on the machine could read it.
     environment = os.environ | SERVER_SETTINGS | {"MLFLOW_BACKEND_STORE_URI": uri}
@@ -98,7 +97,7 @@ def backup(
         directory, new = create_backup(into, home, uri, progress.advance)
     say(f"[bold]{directory}[/]: {new.database}, {new.artifacts:,} files, {decimal(new.bytes)}")
     test = f"python -m pipelines.tracking_server restore {directory} --home NEW"
-    next_commands([(test, "test it: fill another server's directory from the backup")])
+    next_commands((test, "test it: fill another server's directory from the backup"))
 
 
 @app.command()
@@ -120,7 +119,7 @@ def restore(
         f"files, {decimal(restored.bytes)}"
     )
     options = f" --home {home}" + ("" if backend is None else f" --backend {make_url(uri)!r}")
-    next_commands([(f"python -m pipelines.tracking_server serve{options}", "serve it")])
+    next_commands((f"python -m pipelines.tracking_server serve{options}", "serve it"))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.console import duration, next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_TRACKING_URI,
-    DEFAULT_URI,
-    ClusterOptions,
-    DataOption,
-    StoreOption,
-    TrackingOption,
-    command_line,
-    default_tag,
-    expand_options,
-)
+from pipelines.cli import options
+from pipelines.cli.console import command_line, duration, next_commands, run, say
 from pipelines.training.names import DEFAULT_STATE, TRAINABLE
 
 app = typer.Typer(add_completion=False)
@@ -28,14 +18,14 @@ _MODELS = f"Which models to train: {', '.join(TRAINABLE)}, or all of them: all."
 
 
 @app.command()
-@expand_options
+@options.expand_options
 def main(
     context: typer.Context,
     model: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL…", help=_MODELS, show_default="multitask")
     ] = None,
-    data: DataOption = None,
-    store: StoreOption = DEFAULT_URI,
+    data: options.DataOption = None,
+    store: options.StoreOption = options.DEFAULT_URI,
     preset: Annotated[
         str,
         typer.Option(
@@ -58,7 +48,7 @@ def main(
         str | None,
         typer.Option(metavar="RUN", help="Continue an interrupted run; needs no other option."),
     ] = None,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     max_seconds: Annotated[
         float | None, typer.Option(min=0, help="End a fit after this time; 0 for no limit.")
     ] = None,
@@ -79,7 +69,7 @@ def main(
         ),
     ] = "search",
     *,
-    cluster: ClusterOptions,
+    cluster: options.ClusterOptions,
 ) -> None:
     """Train models on a snapshot of the store, score them, and register them in MLflow.
 
@@ -108,7 +98,7 @@ def main(
         common = TrainingTask("all", preset, seed, device, split, extra, epochs, max_seconds, grow)
         tasks = tasks_for(model or ["multitask"], common, presets)
         repository = Store(store)
-        dataset = repository.open(data or default_tag(repository))
+        dataset = repository.open(data or options.default_tag(repository))
     promotion: PromotionPolicy = "force" if promote else "if better"
     trained = [
         train_model(dataset, environment, task, presets=presets, promotion=promotion, resume=resume)
@@ -122,15 +112,11 @@ def main(
         )
     say(f"After {duration(time.monotonic() - began)}")
     predict = command_line("predict", "FILE", tracking=tracking)
+    evaluate = command_line("evaluate", store=store, tracking=tracking)
     next_commands(
-        [
-            (predict, "predict a profile with the champion"),
-            (
-                command_line("evaluate", store=store, tracking=tracking),
-                "compare all models, and the paper's",
-            ),
-            ("make ui", "look at runs and models in a browser"),
-        ]
+        (predict, "predict a profile with the champion"),
+        (evaluate, "compare all models, and the paper's"),
+        ("make ui", "look at runs and models in a browser"),
     )
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli import options
 from pipelines.cli.console import run, say
-from pipelines.cli.options import DEFAULT_TRACKING_URI, TrackingOption
 
 app = typer.Typer(add_completion=False)
 
@@ -22,7 +22,7 @@ class UiError(RuntimeError):
 @app.command()
 def main(
     port: Annotated[int, typer.Option(min=1024, max=65535, help="Port on localhost.")] = 5000,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Start the MLflow UI and print its address; Ctrl-C stops it."""
     from catalog.experiment_view import configure_experiment, experiment_url, project_experiments

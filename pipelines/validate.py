@@ -8,16 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.console import next_commands, run, say
-from pipelines.cli.options import (
-    DEFAULT_TRACKING_URI,
-    DEFAULT_URI,
-    StoreOption,
-    TrackingOption,
-    check_cluster,
-    command_line,
-    expand_options,
-)
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, run, say
 from pipelines.evaluation.draw_options import DrawOptions
 from pipelines.evaluation.names import MODELS
 
@@ -27,7 +19,7 @@ _DPI = 130
 
 
 @app.command()
-@expand_options
+@options.expand_options
 def main(
     data: Annotated[
         list[str] | None,
@@ -67,8 +59,8 @@ def main(
     as_json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.")
     ] = None,
-    store: StoreOption = DEFAULT_URI,
-    tracking: TrackingOption = DEFAULT_TRACKING_URI,
+    store: options.StoreOption = options.DEFAULT_URI,
+    tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     *,
     on_draws: DrawOptions,
 ) -> None:
@@ -91,7 +83,7 @@ def main(
             raise ValidateError(f"{path} cannot be written: its directory does not exist.")
     if preprocessing not in ("ours", "paper"):
         raise ValidateError(f"There is no preprocessing '{preprocessing}'. Choose ours or paper.")
-    check_cluster(on_draws.cluster)
+    options.check_cluster(on_draws.cluster)
     settings = ValidationSettings(
         None if data is None else tuple(data),
         tuple(models or ()),
@@ -119,7 +111,7 @@ def main(
     say(f"Run {report.run_id} in {tracking}{suffix}")
     predict = command_line("predict", "FILE", "--plot", "prediction.png", tracking=tracking)
     next_commands(
-        [("make ui", "the run's tables and figures in a browser"), (predict, "predict one profile")]
+        ("make ui", "the run's tables and figures in a browser"), (predict, "predict one profile")
     )
 
 

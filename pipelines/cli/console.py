@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, Self
 
 import typer
@@ -20,8 +21,10 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from typer.exceptions import TyperException
 
-# In a file or pipe, tables may be wider than a terminal.
-_WIDTH = None if sys.stdout.isatty() else 120
+from bragg_data.defaults import DEFAULT_URI
+from catalog import DEFAULT_TRACKING_URI
+
+_WIDTH = None if sys.stdout.isatty() else 120  # in a file or pipe, wider than a terminal
 
 console = Console(width=_WIDTH, highlight=False, soft_wrap=False)
 """Standard output: results."""
@@ -47,18 +50,11 @@ def fail(message: str) -> None:
 def run(
     app: typer.Typer, arguments: Sequence[str] | None = None, name: str | None = None
 ) -> NoReturn:
-    """Run a command line and leave the process.
+    """Run a command line, by default that of this process, and leave the process.
 
     Errors that this project raises are one sentence on standard error and exit code 2; an
     unexpected one is exit code 1. With BRAGG_DEBUG set in the environment, the traceback comes
     first. Ctrl-C is exit code 130, SIGTERM 143; both let the command clean up.
-
-    Parameters
-    ----------
-    app
-        The command.
-    arguments, name
-        Its arguments and its name in help texts; by default those of this process.
     """
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -93,10 +89,19 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     errors.print(f"[yellow]Warning:[/] {escape(str(message))}", soft_wrap=True)
 
 
-def next_commands(commands: Iterable[tuple[str, str]]) -> None:
+def command_line(
+    name: str, *arguments: object, store: str = DEFAULT_URI, tracking: str = DEFAULT_TRACKING_URI
+) -> str:
+    """Return what to type for a command, with ``--store`` and ``--tracking`` unless default."""
+    words = [str(argument) for argument in arguments]
+    words += ["--store", store] if store != DEFAULT_URI else []
+    words += ["--tracking", tracking] if tracking != DEFAULT_TRACKING_URI else []
+    return " ".join([f"python -m pipelines.{name}", *map(shlex.quote, words)])
+
+
+def next_commands(*commands: tuple[str, str]) -> None:
     """Print what to type next: pairs of a command and what it does."""
     say("\n[bold]Next[/]")
-    commands = list(commands)
     width = max(len(command) for command, _ in commands)
     for command, what in commands:
         say(f"  [cyan]{escape(command.ljust(width))}[/]  {escape(what)}")
@@ -105,16 +110,8 @@ def next_commands(commands: Iterable[tuple[str, str]]) -> None:
 class Progress:
     """Progress with rate and time left: a live bar on a terminal, else a line every few seconds.
 
-    Parameters
-    ----------
-    task
-        What is running, such as "Simulating".
-    total, unit
-        Number of units, and their name in the plural.
-    done
-        Units done before; they do not count for the rate.
-    quiet
-        Count, but print nothing.
+    `unit` is in the plural. Units that were `done` before do not count for the rate. If `quiet`,
+    nothing is printed.
     """
 
     def __init__(
@@ -148,14 +145,11 @@ class Progress:
         return time.monotonic() - self._began
 
     @property
-    def count(self) -> int:
-        """Units done since the beginning."""
-        return self.done - self._first
-
-    @property
-    def rate(self) -> float:
-        """Units per second since the beginning."""
-        return self.count / max(self.seconds, 1e-9)
+    def summary(self) -> str:
+        """What was done since the beginning: ``1,200 patterns in 8.3 s, 145 patterns/s``."""
+        count, seconds = self.done - self._first, self.seconds
+        rate = _three_digits(count / max(seconds, 1e-9))
+        return f"{count:,} {self.unit} in {duration(seconds)}, {rate} {self.unit}/s"
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """Count some units as done; the note is the end of the line from now on."""
@@ -183,13 +177,13 @@ class Progress:
         (then, before), (now, after) = self._history[0], self._history[-1]
         if after > before and now > then:
             rate = (after - before) / (now - then)
-            text += f", {three_digits(rate)}/s"
+            text += f", {_three_digits(rate)}/s"
             if self.done < self.total:
                 text += f", {duration((self.total - self.done) / rate)} left"
         return f"{text}, {self.note}" if self.note else text
 
 
-def three_digits(value: float) -> str:
+def _three_digits(value: float) -> str:
     """Return a number with three significant digits: 12,345, 67.8, 0.208."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 

@@ -51,10 +51,6 @@ def do_blocks(
     doing, unit
         For the progress bar: "Simulating", "patterns".
 
-    Returns
-    -------
-    Progress, with the number of samples and the time.
-
     Raises
     ------
     BlocksError

@@ -63,9 +63,9 @@ def open_client(
     Raises
     ------
     ClusterError
-        If `cluster` is none of the above, the scheduler cannot be reached, SLURM refuses the jobs,
-        or the workers cannot import this project. If SLURM brings no more workers, the client is
-        closed: whatever waits for it ends with one of Dask's errors, and so with this one.
+        If the scheduler cannot be reached, SLURM refuses the jobs, or the workers cannot import
+        this project. If SLURM brings no more workers, the client is closed: whatever waits for it
+        ends with one of Dask's errors, and so with this one.
     """
     check_cluster(cluster, workers)
     opened: contextlib.AbstractContextManager[Client]
@@ -97,15 +97,7 @@ def open_cluster(options: ClusterOptions) -> contextlib.AbstractContextManager[C
 def gather_with_progress(
     futures: Sequence[Future], sizes: Sequence[int], doing: str, unit: str, *, quiet: bool = False
 ) -> list[Any]:
-    """Wait for tasks with a progress bar, and return their results in the same order.
-
-    Parameters
-    ----------
-    futures, sizes
-        The tasks, and the number of units that each of them does.
-    doing, unit, quiet
-        As for :class:`~pipelines.cli.console.Progress`.
-    """
+    """Wait for tasks of these sizes with a progress bar; return their results in the same order."""
     size_of = {future.key: size for future, size in zip(futures, sizes, strict=True)}
     results: dict[str, object] = {}
     with Progress(doing, sum(sizes), unit, quiet=quiet) as progress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,33 +16,29 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 from rich.table import Table
 
-from bragg_data.provenance import code_commit
 from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DiskFullError, Store, open_snapshot
 from catalog import features, registry, views
-from catalog.feature_writer import FeatureWriter, ViewModel, write_features
+from catalog.features import FeatureWriter, Materialised, group_of, write_features
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from catalog.views import VIEWS, FeatureError, View
-from pipelines.cli.console import duration, say, three_digits
+from pipelines.cli.console import console, print_rows, say
 from pipelines.cluster.blocks import do_blocks
 from pipelines.registry.registration import load_version
+
+_NOT_SHOWN = ("view", "description", "rows_per_chunk", "failures")  # of the lineage
 
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A registered model that computes a view: the version, and the tracking URI of its files.
+    """A registered model: the version, and the tracking URI of its files.
 
     Workers fetch the files by themselves; of a server they need HTTP alone.
     """
 
     tracking_uri: str
     version: registry.ModelVersion
-
-    @property
-    def view_model(self) -> ViewModel:
-        """Its address and the digest of its files, for the lineage of a view."""
-        return ViewModel(self.version.uri, digest_of(self))
 
 
 def materialise(
@@ -52,21 +47,10 @@ def materialise(
     dataset: xr.Dataset,
     view: View,
     model: RegisteredModel | None = None,
-) -> features.Materialised:
-    """Compute a view for all samples of a data set, block by block, and commit it.
+) -> Materialised:
+    """Compute a view for all samples of a data set, opened by its tag, and commit it by blocks.
 
     Stored blocks of the same definition, model and data are not computed again.
-
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    store, dataset
-        The data set, opened by its tag, and the store that it is in.
-    view
-        The view.
-    model
-        The registered model that computes it, for views that need one.
 
     Raises
     ------
@@ -77,33 +61,23 @@ def materialise(
     BlocksError, StoreError
         If the cluster or the store fails.
     """
-    if view.model and model is None:
-        raise FeatureError(f"{view.key} is computed by a registered {view.model}: name one.")
     size = features_of(view, model, *views.inputs_of(view, dataset, slice(1))).shape[1]
-    with FeatureWriter(
-        store,
-        dataset,
-        view,
-        size,
-        model=None if model is None else model.view_model,
-        code_commit=code_commit(),
-    ) as writer:
+    identity = ("", "") if model is None else (model.version.uri, _digest_of(model))
+    with FeatureWriter(store, dataset, view, size, identity) as writer:
         source = str(dataset.attrs["tag"]), str(dataset.attrs["uri"])
+        missing = len(writer.missing())
         say(
             f"View [bold]{view.key}[/] of {source[0]}: {size:,} features of {writer.count:,} "
-            f"samples, {len(writer.missing()):,} of {writer.n_blocks:,} blocks to do"
+            f"samples, {missing:,} of {writer.n_blocks:,} blocks to do"
         )
 
         def submit(block: int, fork: ForkSession) -> Future:
-            task = _Block(source, view.key, model, writer.group, block, writer.rows(block))
-            return client.submit(_write_block, task, fork, pure=False)
+            task = fork, source, view.key, model, block, writer.rows(block)
+            return client.submit(_write_block, *task, pure=False)
 
-        if writer.missing():
+        if missing:
             done = do_blocks(client, writer, submit, doing="Materialising", unit="samples")
-            say(
-                f"Materialised {done.count:,} samples in {duration(done.seconds)}, "
-                f"{three_digits(done.rate)} samples/s"
-            )
+            say(f"Materialised {done.summary}")
         if writer.failures:
             block, reason = min(writer.failures.items())
             raise FeatureError(
@@ -149,7 +123,7 @@ def features_of(
     return _loaded(model.tracking_uri, model.version).features(profiles)
 
 
-def digest_of(model: RegisteredModel) -> str:
+def _digest_of(model: RegisteredModel) -> str:
     """Return the SHA-256 (16 hexadecimal digits) of a registered model's files."""
     digest = hashlib.sha256()
     with downloaded_model(model.tracking_uri, model.version) as directory:
@@ -164,102 +138,59 @@ _opened = lru_cache(maxsize=1)(open_snapshot)
 _loaded = lru_cache(maxsize=1)(load_version)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """The task of a worker: one block of a view.
-
-    Attributes
-    ----------
-    source
-        Tag of the data set and URI of its store.
-    view
-        Key of the view.
-    model
-        The registered model that computes it, if one does.
-    group
-        Path of the values on the data set's branch.
-    number, rows
-        The block, and its samples.
-    """
-
-    source: tuple[str, str]
-    view: str
-    model: RegisteredModel | None
-    group: str
-    number: int
-    rows: slice
-
-
-def _write_block(block: _Block, fork: ForkSession) -> BlockResult | DiskFullError:
-    """Compute and write one block."""
-    view = VIEWS[block.view]
+def _write_block(
+    fork: ForkSession,
+    source: tuple[str, str],
+    key: str,
+    model: RegisteredModel | None,
+    block: int,
+    rows: slice,
+) -> BlockResult | DiskFullError:
+    """Compute and write one block of a view of a data set (tag and store): the task of a worker."""
     try:
-        inputs = views.inputs_of(view, _opened(*block.source), block.rows)
-        values = features_of(view, block.model, *inputs)
-        return write_features(fork, block.group, block.number, values)
+        view = VIEWS[key]
+        values = features_of(view, model, *views.inputs_of(view, _opened(*source), rows))
+        return write_features(fork, group_of(view), block, values)
     except DiskFullError as error:
         return error
     except Exception as error:
-        return failed_block(block.number, block.rows.stop - block.rows.start, error)
+        return failed_block(block, rows.stop - rows.start, error)
 
 
-# ---- tables for the terminal -------------------------------------------------------------------
-
-
-_NOT_SHOWN = ("view", "description", "rows_per_chunk", "failures")
-
-
-def views_table(views_: Iterable[View], store: str) -> Table:
-    """Return the views, and the data sets that they are materialised for."""
+def print_views(store: str) -> None:
+    """Print the views, and the data sets that they are materialised for."""
     tags: dict[str, list[str]] = {}
     for values in _stored(store):
         state = "" if values.complete else f", {values.done / values.total:.0%}"
         tags.setdefault(values.view, []).append(f"{values.tag} ({decimal(values.bytes)}{state})")
     table = Table("view", "computed by", "materialised for", "description", box=None)
-    for view in views_:
+    for view in VIEWS.values():
         source = f"a registered {view.model}" if view.model else "a function, as it is read"
         table.add_row(view.key, source, ", ".join(tags.get(view.key, ())), view.description)
-    return table
+    console.print(table)
 
 
-def definition_table(view: View) -> Table:
-    """Return the definition of a view."""
-    function = view.function
-    source = (
-        f"a registered {view.model}"
-        if function is None
-        else f"{function.__module__}.{function.__qualname__}"
-    )
-    return _rows(
-        {
-            "view": view.key,
-            "description": view.description,
-            "definition": view.definition_hash,
-            "computed by": source,
-        }
-    )
-
-
-def lineage_tables(view: View, store: str) -> list[Table]:
-    """Return the lineage of the values of a view, for each data set that has some."""
-    tables = []
+def print_view(view: View, store: str) -> None:
+    """Print the definition of a view, and the lineage of its values for each data set."""
+    function: Any = view.function
+    source = f"{function.__module__}.{function.__qualname__}" if function else ""
+    rows = {
+        "view": view.key,
+        "description": view.description,
+        "definition": view.definition_hash,
+        "computed by": source or f"a registered {view.model}",
+    }
+    print_rows(rows)
     for values in _stored(store):
         if values.view == view.key:
             size = f"{values.done:,} of {values.total:,} samples, {decimal(values.bytes)}"
             shown = {k: v for k, v in values.lineage.items() if v and k not in _NOT_SHOWN}
             rows = {"data set": values.tag, "size": size, "snapshot": values.snapshot_id, **shown}
-            tables.append(_rows(rows))
-    return tables
+            say()
+            print_rows({name.replace("_", " "): str(value) for name, value in rows.items()})
 
 
-def _stored(store: str) -> list[features.Materialised]:
+def _stored(store: str) -> list[Materialised]:
     """Return the stored values of all views; none if there is no store yet."""
     exists = "://" in store or Path(store).exists()
     return features.materialised(Store(store)) if exists else []
-
-
-def _rows(rows: Mapping[str, object]) -> Table:
-    table = Table(box=None, show_header=False)
-    for name, value in rows.items():
-        table.add_row(name.replace("_", " "), str(value))
-    return table

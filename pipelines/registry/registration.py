@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -29,16 +28,6 @@ from pipelines.simulation.draws import held_out_key
 CARD = "model_card.md"
 """The model card, among a model's files and its run's."""
 
-_REQUIREMENTS = (
-    "torch",
-    "numpy",
-    "pandas",
-    "safetensors",
-    "pydantic",
-    "gemmi",
-    "periodictable",
-    "numba",
-)
 # Tags of a version that are among the tags of its run.
 _VERSION_TAGS = ("model", "preset", "data", "split", "content_hash", "test_set")
 
@@ -57,10 +46,8 @@ def provenance_of(
         An opened snapshot.
     order
         What was asked for: ``model``, ``preset``, ``seed``, ``device`` …
-    split
-        Name, seed and shares of the split.
-    settings
-        The preset's values.
+    split, settings
+        Name, seed and shares of the split; the preset's values.
     """
     campaign = campaign_of(dataset)
     return ModelProvenance(
@@ -117,13 +104,7 @@ def run_tags(provenance: ModelProvenance) -> dict[str, str]:
 
 
 def register(run_: Run, predictor: Predictor) -> registry.ModelVersion:
-    """Register a trained model as a new version.
-
-    Raises
-    ------
-    ValueError
-        If the model was not scored: its provenance has no ``score``.
-    """
+    """Register a trained and scored model as a new version."""
     provenance = predictor.provenance
     score = provenance.score
     if score is None:
@@ -144,10 +125,10 @@ def register(run_: Run, predictor: Predictor) -> registry.ModelVersion:
             predictor.points,
             outputs=output_columns(predictor.targets),
             units={c: unit for c, (unit, _) in signature_units(predictor).items() if unit},
-            requirements=_REQUIREMENTS,
         )
-        entry = _entry(name, provenance)
-        return model_files.register(run_, entry, package, description=card, tags=facts)
+        return model_files.register(
+            run_, _entry(name, provenance), package, description=card, tags=facts
+        )
 
 
 def _entry(name: str, provenance: ModelProvenance) -> registry.RegistryEntry:
@@ -176,25 +157,6 @@ def load_version(tracking_uri: str, version: registry.ModelVersion) -> Predictor
         return load_predictor(directory)
 
 
-@dataclass(frozen=True)
-class PromotionDecision:
-    """What became of a version after its training.
-
-    Attributes
-    ----------
-    promoted
-        Whether it is the champion now.
-    champion_uri
-        Address of the champion; None if there is none.
-    reason
-        Why it was promoted, or why not.
-    """
-
-    promoted: bool
-    champion_uri: str | None
-    reason: str
-
-
 PromotionPolicy = Literal["if better", "replace", "force"]
 """``if better``: than the baselines and the champion; ``replace``: than the baselines, for a
 champion of other data; ``force``: whatever the comparisons say."""
@@ -205,25 +167,18 @@ def promote_if_better(
     version: registry.ModelVersion,
     comparison: BaselineComparison | None = None,
     policy: PromotionPolicy = "if better",
-) -> PromotionDecision:
+) -> bool:
     """Make a version the candidate, and the champion if it is better than what there is.
 
-    It has to be better than the baselines on its held-out samples, and than the present champion
-    on the same test samples if there is a champion. The decision is printed if it is negative.
-
-    Parameters
-    ----------
-    tracking, version
-        The version, and where it is registered.
-    comparison
-        Errors of the model and of the baselines; None if no baseline was computed.
-    policy
-        What it is compared with.
+    It has to be better than the baselines on its held-out samples (None if none was computed), and
+    than the present champion on the same test samples. Returns whether it is the champion now; the
+    reason is printed if it is not.
     """
-    promotion.set_candidate(tracking, version)
+    registry.set_alias(tracking, version, promotion.CANDIDATE)
     present = registry.champion(tracking, version.name)
     rival = present if policy == "if better" else None
-    objection = None if policy == "force" else _objection(version, rival, comparison)
+    forced = policy == "force"
+    objection = None if forced else _objection(version, rival, comparison)
     if objection is None:
         reason = {
             "if better": "lower error on the same test samples" if present else "the first version",
@@ -231,16 +186,15 @@ def promote_if_better(
             "force": "trained with --promote",
         }[policy]
         expected = present.version if present else None
-        forced = policy == "force"
         promotion.promote(tracking, version, reason=reason, forced=forced, expected=expected)
-        return PromotionDecision(True, version.uri, reason)
+        return True
     stays = "There is no champion yet" if present is None else f"{present.uri} stays the champion"
     say(
         f"{version.uri} stays a candidate: {objection}. {stays}. To compare them again: python -m "
         f"pipelines.promote {version.name} {version.version}. To use this version: --model "
         f"{version.uri}"
     )
-    return PromotionDecision(False, present.uri if present else None, objection)
+    return False
 
 
 def _objection(

@@ -24,7 +24,7 @@ from bragg_data.simulation.gsas2 import Gsas2Options, PatternsError
 from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, Store, Tag, storage_errors
 from bragg_data.store.simulated import RunProvenance, Writer
-from pipelines.cli.console import Progress, duration, print_rows, say, three_digits
+from pipelines.cli.console import Progress, duration, print_rows, say
 from pipelines.cli.options import ClusterOptions
 from pipelines.cluster.blocks import do_blocks
 from pipelines.cluster.client import open_cluster
@@ -174,10 +174,7 @@ def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
         return client.submit(worker.simulate_block, *task, pure=False)
 
     progress = do_blocks(client, writer, submit, doing="Simulating", unit="patterns")
-    say(
-        f"Simulated {progress.count:,} patterns in {duration(progress.seconds)}, "
-        f"{three_digits(progress.rate)} patterns/s"
-    )
+    say(f"Simulated {progress.summary}")
 
 
 def _failure(writer: Writer, recipe: Recipe) -> SimulationError:

@@ -117,8 +117,8 @@ def train_model(
     if task.split != "random" and promotion != "force":
         return version, False
     comparison = BaselineComparison.from_provenance(predictor.provenance)
-    decision = registration.promote_if_better(environment.tracking, version, comparison, promotion)
-    return version, decision.promoted
+    promoted = registration.promote_if_better(environment.tracking, version, comparison, promotion)
+    return version, promoted
 
 
 def _announce(dataset: xr.Dataset, task: TrainingTask, part: NDArray[np.int8]) -> None:

@@ -23,7 +23,7 @@ from bragg_data.preprocessing import preprocessing
 from bragg_data.store.repository import Store, StoreError
 from bragg_data.store.schema import campaign_of
 from catalog import features
-from catalog.feature_writer import FeatureWriter, ViewModel
+from catalog.features import FeatureWriter
 from catalog.tracking import Tracking
 from catalog.views import VIEWS, FeatureError, view_of
 from pipelines.cluster.client import open_client
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 # Those of measured data sets are tested with these.
-PURE = [key for key, view in VIEWS.items() if view.virtual and view.inputs == ("intensity",)]
+PURE = [key for key, view in VIEWS.items() if view.function and view.inputs == ("intensity",)]
 NETWORKS = [key for key, view in VIEWS.items() if view.model]
 TAG = "small-v1"
 
@@ -138,7 +138,7 @@ def test_current_values_stay_and_changed_values_are_computed_again(
     again = materialise(client, store, dataset, view)
     assert again == first  # not even a commit
     assert "0 of 12 blocks to do" in capsys.readouterr().out
-    with FeatureWriter(store, dataset, view, 489, model=ViewModel("models:/x/1", "ab")) as other:
+    with FeatureWriter(store, dataset, view, 489, model=("models:/x/1", "ab")) as other:
         assert len(other.missing()) == 12
     assert not features.materialised(store)[0].complete
     # The data set itself is as it was.
@@ -151,7 +151,7 @@ def test_current_values_stay_and_changed_values_are_computed_again(
 KILLED = """
 import sys, time
 from bragg_data.store.repository import Store
-from catalog.feature_writer import FeatureWriter, write_features
+from catalog.features import FeatureWriter, write_features
 from catalog.views import view_of
 store = Store(sys.argv[1])
 dataset, view = store.open("small-v1"), view_of("profile_minmax")

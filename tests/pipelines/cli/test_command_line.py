@@ -14,13 +14,13 @@ import typer
 from typer.testing import CliRunner
 
 from pipelines.__main__ import commands
+from pipelines.cli.console import command_line
 from pipelines.cli.options import (
     DEFAULT_TRACKING_URI,
     DEFAULT_URI,
     ClusterError,
     ClusterOptions,
     SlurmOptions,
-    command_line,
     expand_options,
 )
 
