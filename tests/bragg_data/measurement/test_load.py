@@ -27,7 +27,7 @@ def write(path: Path, *columns: np.ndarray) -> Path:
     return path
 
 
-def expected_counts(campaign: Campaign, peak: float, background: float) -> np.ndarray:
+def expected_counts(campaign: Campaign, peak: float, background: float | np.ndarray) -> np.ndarray:
     cell = np.array([[3.99, 3.99, 4.03, 90, 90, 90.0]])
     (pattern,) = simulator_of(campaign).simulate(np.array([1]), cell).astype(float)
     return np.asarray(peak * pattern / pattern.max() + background)
@@ -52,6 +52,56 @@ def test_a_flat_profile_is_refused(
 def test_counting_noise_has_no_peaks(counts: float) -> None:
     y = np.random.default_rng(1).poisson(counts, 2807).astype(float)
     assert not has_significant_peaks(y, np.sqrt(np.maximum(y, 1)))
+
+
+_X = np.linspace(0, 1, 2807)
+SMOOTH = {
+    "line": 1 - 0.9 * _X,
+    "polynomial": 1.5 + np.polynomial.chebyshev.chebval(2 * _X - 1, [0, 0.3, -0.4, 0.3, 0.2, -0.2]),
+    "exponential": np.exp(-3 * _X),
+    "rising": np.exp(5 * (_X - 1)),
+    "steep": np.exp(-8 * _X),
+    "power": (0.07 + _X) ** -4 * 0.07**4,
+    "step": 1 / (1 + np.exp((_X - 0.5) / 0.05)),
+    "hump": np.exp(-0.5 * ((_X - 0.5) / 0.2) ** 2) + 0.02,
+    "hump at an end": np.exp(-0.5 * (_X / 0.15) ** 2) + 0.02,
+    "Maxwell": _X**2 * np.exp(-((_X / 0.3) ** 2)) / 0.033,
+}
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("counts", [1, 30, 1000, 1e5, 1e7])
+@pytest.mark.parametrize("shape", SMOOTH)
+def test_a_smooth_curve_has_no_peaks(shape: str, counts: float, noisy: bool) -> None:
+    """Without noise, or steep with the noise of counts."""
+    y = counts * SMOOTH[shape]
+    if noisy:
+        y = np.random.default_rng(0).poisson(y).astype(float)
+    assert not has_significant_peaks(y, np.sqrt(np.maximum(y, 1)))
+    assert not has_significant_peaks(y / 4400, np.sqrt(np.maximum(y, 1) / 4400))  # too large
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1.0])
+@pytest.mark.parametrize("shape", SMOOTH)
+def test_a_smooth_curve_with_any_deviations_has_no_peaks(shape: str, sigma: float) -> None:
+    y = np.round(1000 * SMOOTH[shape], 2)
+    assert not has_significant_peaks(y, np.full(len(y), sigma))
+
+
+@pytest.mark.parametrize("shape", SMOOTH)
+def test_peaks_on_a_smooth_background_are_significant(campaign: Campaign, shape: str) -> None:
+    background = 2000 * SMOOTH[shape] + 20
+    y = np.random.default_rng(0).poisson(expected_counts(campaign, 2000, background)).astype(float)
+    assert has_significant_peaks(y, np.sqrt(np.maximum(y, 1)))
+
+
+@pytest.mark.parametrize("shape", ["polynomial", "exponential", "hump"])
+def test_a_smooth_file_is_refused_by_its_name(
+    campaign: Campaign, tmp_path: Path, shape: str
+) -> None:
+    path = write(tmp_path / "smooth.xy", campaign.grid.tof, 100 * SMOOTH[shape])
+    with pytest.raises(ProfileError, match=r"smooth\.xy has no significant peaks"):
+        load_measurements(path, campaign)
 
 
 def test_a_constant_profile_is_refused_where_it_is_read(campaign: Campaign, tmp_path: Path) -> None:
@@ -107,3 +157,11 @@ def test_all_measured_profiles_have_peaks(folder: str) -> None:
             assert has_significant_peaks(profile.intensity, profile.sigma), profile.name
             checked += 1
     assert checked > 10
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the reference profiles")
+@pytest.mark.parametrize("name", ["pseudo_experiment_dev", "pseudo_experiment_wide_dev"])
+def test_all_pseudo_experiments_have_peaks(name: str) -> None:
+    values = np.load(SHARED / "reference" / f"{name}.npz")
+    for intensity, sigma in zip(values["y"], values["sigma"], strict=True):
+        assert has_significant_peaks(intensity, sigma)
