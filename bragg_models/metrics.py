@@ -21,20 +21,10 @@ _RESAMPLES = 50  # at a time: 16 MiB for 40,000 samples
 def prediction_sets(
     probabilities: NDArray[np.floating], phase: NDArray[np.integer], share: float = 0.9
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Return the size of each smallest set of phases with a probability, and whether it is right.
+    """Return the size of each smallest set of phases whose probability is at least ``share``.
 
-    Parameters
-    ----------
-    probabilities : shape (n, n_phases)
-    phase : shape (n,)
-        True phases.
-    share
-        Probability of each set.
-
-    Returns
-    -------
-    size, inside : shape (n,)
-        Number of phases in each set, and whether the true one is among them.
+    From probabilities (n, n_phases) and true phases (n,); also, shape (n,), whether the true phase
+    is in the set.
     """
     order = np.argsort(-probabilities, axis=1)
     total = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1)
@@ -44,21 +34,11 @@ def prediction_sets(
 
 @dataclass(frozen=True)
 class Errors:
-    """Sums over samples, grouped by true phase: those of two chunks add up to those of both.
+    """Sums over samples, grouped by true phase: those of two chunks add up to those of both."""
 
-    Attributes
-    ----------
-    confusion : shape (n_phases, n_phases), int
-        Number of samples of each true phase (row) by predicted phase (column).
-    squared : shape (n_phases, 6)
-        Sum of squared errors of the cell parameters, in Å² and rad².
-    absolute : shape (n_phases, 6)
-        Sum of absolute errors, in Å and degrees.
-    """
-
-    confusion: NDArray[np.int64]
-    squared: NDArray[np.float64]
-    absolute: NDArray[np.float64]
+    confusion: NDArray[np.int64]  # (n_phases, n_phases): samples of true (row), predicted phase
+    squared: NDArray[np.float64]  # (n_phases, 6): squared errors of the cells, in Å² and rad²
+    absolute: NDArray[np.float64]  # (n_phases, 6): absolute errors, in Å and degrees
 
     def __add__(self, other: Errors) -> Errors:
         return Errors(
@@ -75,16 +55,9 @@ def errors(
     predicted_phase: NDArray[np.integer],
     predicted_cells: NDArray[np.float64],
 ) -> Errors:
-    """Return the errors of a set of predictions, as sums.
+    """Return the errors of predictions, as sums; phases (n,), cells (n, 6) in Å and degrees.
 
-    Parameters
-    ----------
-    targets
-        The campaign's phases.
-    phase, cells : shapes (n,), (n, 6)
-        The truth: phase codes; a, b, c in ångström, alpha, beta, gamma in degrees.
-    predicted_phase, predicted_cells : shapes (n,), (n, 6)
-        The predictions. A sample with a wrong phase counts with the cell of that phase.
+    A sample with a wrong phase counts with the cell of that phase.
     """
     n_phases = len(targets.names)
     difference = np.asarray(predicted_cells, dtype=np.float64) - cells
@@ -105,20 +78,10 @@ def squared_errors(
     cells: NDArray[np.float64],
     predicted_cells: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the contribution of each sample to eq. (1), in both of its readings.
+    """Return the contribution of each sample to eq. (1) in both readings, (n,), in Å² and rad².
 
-    Parameters
-    ----------
-    targets
-        The campaign's phases.
-    phase, cells, predicted_cells : shapes (n,), (n, 6), (n, 6)
-        As in :func:`errors`.
-
-    Returns
-    -------
-    literal, free : shape (n,)
-        In Å² and rad², added. Their means over samples are ``mse_paper`` and ``mse_paper_free`` of
-        :func:`summary`.
+    Their means are ``mse_paper`` and ``mse_paper_free`` of :func:`summary`; arguments as in
+    :func:`errors`.
     """
     squared = _squared(np.asarray(predicted_cells, dtype=np.float64) - cells)
     literal, free = (
@@ -154,17 +117,8 @@ def calibration_error(
 
     .. math:: \sum_b \frac{n_b}{n} \, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
 
-    over bins b of equal width in the confidence. Guo et al., Proc. Mach. Learn. Res. 70 (2017)
-    1321, section 2.
-
-    Parameters
-    ----------
-    probabilities : shape (n, n_phases)
-        Of each phase.
-    phase : shape (n,)
-        True phases.
-    bins
-        Number of bins.
+    over bins b of equal width in the confidence, from probabilities (n, n_phases) and true phases
+    (n,). Guo et al., Proc. Mach. Learn. Res. 70 (2017) 1321, section 2.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == phase
@@ -176,30 +130,13 @@ def calibration_error(
 def bootstrap_intervals(
     values: NDArray[np.floating], *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Return percentile bootstrap intervals of means over samples.
+    """Return percentile bootstrap intervals (2, columns) of means over n samples, (n, columns).
 
     Every resample draws n of the n samples with replacement, the same ones for all columns, so that
-    columns can be compared. (The result is that of scipy.stats.bootstrap, which would take minutes:
-    products of counts and values need seconds for fifty columns of 40,000 samples.)
+    columns, such as the squared errors of different models, can be compared. (The result is that of
+    scipy.stats.bootstrap, which would take minutes: products of counts and values need seconds for
+    fifty columns of 40,000 samples.)
 
-    Parameters
-    ----------
-    values : shape (n, columns)
-        Such as the squared error of each sample, one column for each model.
-    resamples
-        Number of resamples.
-    level
-        Share of the resampled means that lies between the bounds.
-    seed
-        Of the resamples.
-
-    Returns
-    -------
-    shape (2, columns)
-        Lower and upper bounds.
-
-    Notes
-    -----
     Few samples with very large errors, such as a wrong phase, make the distribution of the mean
     skewed; the interval shows that, but not the effect of rarer errors that the n samples lack.
     """
@@ -208,44 +145,31 @@ def bootstrap_intervals(
     means = np.empty((resamples, columns))
     exact = np.asarray(values, dtype=np.float64)
     for low in range(0, resamples, _RESAMPLES):
+        count = min(_RESAMPLES, resamples - low)
         drawn = np.stack(
-            [
-                np.bincount(generator.integers(n, size=n), minlength=n)
-                for _ in range(min(_RESAMPLES, resamples - low))
-            ]
+            [np.bincount(generator.integers(n, size=n), minlength=n) for _ in range(count)]
         )
-        means[low : low + len(drawn)] = drawn.astype(np.float64) @ exact / n
+        means[low : low + count] = drawn.astype(np.float64) @ exact / n
     tail = (1 - level) / 2
     return np.quantile(means, [tail, 1 - tail], axis=0)
 
 
 def summary(targets: Targets, total: Errors) -> dict[str, dict[str, float]]:
-    r"""Return the metrics of all samples and of each crystal system.
-
-    Eq. (1) of the paper, with alpha in radians (in degrees the paper's numbers would be
-    inconsistent):
-
-    .. math:: \text{mse\_paper} = \frac1n \sum_{i=1}^n
-        \big(\Delta a_i^2 + \Delta c_i^2 + \Delta\alpha_i^2\big)
-
-    Parameters
-    ----------
-    targets
-        The campaign's phases.
-    total : Errors
-        Sum over the samples.
-
-    Returns
-    -------
-    By ``"all"`` and the name of each crystal system that has samples:
+    r"""Return the metrics of all samples and of each crystal system that has samples, by name.
 
     ``n``
         Number of samples.
     ``accuracy``, ``accuracy_phase``
         Share of samples with the correct crystal system, and with the correct phase.
     ``mse_paper``
-        Eq. (1) taken literally, in Å² and rad², added: c counts also where symmetry ties it to a,
-        so that the error of a cubic cell counts twice.
+        Eq. (1) of the paper, with alpha in radians (in degrees the paper's numbers would be
+        inconsistent), in Å² and rad²:
+
+        .. math:: \text{mse\_paper} = \frac1n \sum_{i=1}^n
+            \big(\Delta a_i^2 + \Delta c_i^2 + \Delta\alpha_i^2\big)
+
+        taken literally: c counts also where symmetry ties it to a, so that the error of a cubic
+        cell counts twice.
     ``mse_paper_free``
         The same with a tied length counted once: c only where it is free. For comparison with a
         model that predicts a alone.

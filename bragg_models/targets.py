@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,31 +17,6 @@ class TargetsError(ValueError):
     """A description of targets that cannot be read."""
 
 
-class PhaseJson(TypedDict):
-    """A phase of :class:`Targets` as JSON."""
-
-    name: str
-    crystal_system: str
-    free_parameters: list[str]
-    tied: list[list[str | float]]
-
-
-class ParameterJson(TypedDict):
-    """A parameter of :class:`Targets` as JSON; numbers in ``unit``."""
-
-    name: str
-    unit: str
-    middle: float
-    half_range: float
-
-
-class TargetsJson(TypedDict):
-    """The JSON values of :class:`Targets`."""
-
-    phases: list[PhaseJson]
-    parameters: list[ParameterJson]
-
-
 @dataclass(frozen=True)
 class Targets:
     r"""What a model of a campaign predicts: one of its phases, and that phase's free parameters.
@@ -52,25 +27,14 @@ class Targets:
 
     .. math:: z = (p - p_\text{mid}) / p_\text{half}
 
-    Attributes
-    ----------
-    names
-        The phases, in the order of their codes.
-    lattices
-        Their crystal systems and metric constraints.
-    middle, half_range : shape (n_parameters,)
-        Middle and half width of each parameter's range in the campaign, in ångström or degrees.
-
-    Notes
-    -----
     The paper (section IV-C) regresses a, c and alpha for every sample, also where symmetry fixes
     them. With the mask the outputs are the same for BaTiO3, and the code serves all seven systems.
     """
 
-    names: tuple[str, ...]
-    lattices: tuple[Lattice, ...]
-    middle: NDArray[np.float64]
-    half_range: NDArray[np.float64]
+    names: tuple[str, ...]  # the phases, in the order of their codes
+    lattices: tuple[Lattice, ...]  # their crystal systems and metric constraints
+    middle: NDArray[np.float64]  # (n_parameters,): of each parameter's range, in Å or degrees
+    half_range: NDArray[np.float64]  # the same for half its width
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -92,20 +56,10 @@ class Targets:
     def encode(
         self, phase: NDArray[np.integer], cells: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return the scaled parameters of each sample, and which of them are free.
+        """Return the scaled parameters of n samples, and which are free: (n, n_parameters) each.
 
-        Parameters
-        ----------
-        phase : shape (n,)
-            Index of the campaign's phase.
-        cells : shape (n, 6)
-            a, b, c in ångström; alpha, beta, gamma in degrees.
-
-        Returns
-        -------
-        values : shape (n, n_parameters)
-            Scaled; zero where not free.
-        free : shape (n, n_parameters)
+        ``phase`` has shape (n,), ``cells`` (n, 6), in Å and degrees; values that are not free are
+        zero.
         """
         free = self.free[phase]
         columns = [CELL_PARAMETERS.index(name) for name in self.parameters]
@@ -115,22 +69,11 @@ class Targets:
     def decode(
         self, values: NDArray[np.floating], phase: NDArray[np.integer]
     ) -> NDArray[np.float64]:
-        """Return full cells that obey the constraints of the given phases and enclose a volume.
+        """Return full cells (n, 6), in Å and degrees, from scaled parameters (n, n_parameters).
 
-        Parameters outside the domain of their lattice are clipped
+        They obey the constraints of the (predicted) phases (n,) and enclose a volume: parameters
+        outside the domain of their lattice are clipped
         (:meth:`~bragg_data.crystallography.cell.Lattice.clip_to_domain`).
-
-        Parameters
-        ----------
-        values : shape (n, n_parameters)
-            Scaled parameters, as predicted by a regressor.
-        phase : shape (n,)
-            Index of each sample's (predicted) phase.
-
-        Returns
-        -------
-        shape (n, 6)
-            a, b, c in ångström; alpha, beta, gamma in degrees.
         """
         physical = np.asarray(values, dtype=np.float64) * self.half_range + self.middle
         cells = np.empty((len(values), 6))
@@ -140,30 +83,28 @@ class Targets:
             cells[rows] = lattice.cells(free)
         return cells
 
-    def to_json(self) -> TargetsJson:
+    def to_json(self) -> dict[str, list[dict[str, object]]]:
         """Return plain JSON values, as :meth:`from_json` reads them."""
-        return {
-            "phases": [
-                {
-                    "name": name,
-                    "crystal_system": lattice.crystal_system.name,
-                    "free_parameters": list(lattice.free_parameters),
-                    "tied": [list(pair) for pair in lattice.tied],
-                }
-                for name, lattice in zip(self.names, self.lattices, strict=True)
-            ],
-            "parameters": [
-                {
-                    "name": name,
-                    "unit": "Å" if name in "abc" else "degree",
-                    "middle": float(middle),
-                    "half_range": float(half),
-                }
-                for name, middle, half in zip(
-                    self.parameters, self.middle, self.half_range, strict=True
-                )
-            ],
-        }
+        phases: list[dict[str, object]] = [
+            {
+                "name": name,
+                "crystal_system": lattice.crystal_system.name,
+                "free_parameters": list(lattice.free_parameters),
+                "tied": [list(pair) for pair in lattice.tied],
+            }
+            for name, lattice in zip(self.names, self.lattices, strict=True)
+        ]
+        ranges = zip(self.parameters, self.middle.tolist(), self.half_range.tolist(), strict=True)
+        parameters: list[dict[str, object]] = [
+            {
+                "name": name,
+                "unit": "Å" if name in "abc" else "degree",
+                "middle": middle,
+                "half_range": half,
+            }
+            for name, middle, half in ranges
+        ]
+        return {"phases": phases, "parameters": parameters}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Targets:
@@ -185,17 +126,20 @@ class Targets:
             )
             names = tuple(phase["name"] for phase in values["phases"])
             described = [entry["name"] for entry in values["parameters"]]
-            middle = np.array([entry["middle"] for entry in values["parameters"]], dtype=float)
-            half = np.array([entry["half_range"] for entry in values["parameters"]], dtype=float)
+            middle, half = (
+                np.array([entry[key] for entry in values["parameters"]], dtype=float)
+                for key in ("middle", "half_range")
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise TargetsError(
                 f"The model's description of its targets is incomplete or damaged ({error!r}). "
                 f"Train the model again."
             ) from error
-        if tuple(described) != _free_in_any(lattices):
+        free = _free_in_any(lattices)
+        if tuple(described) != free:
             raise TargetsError(
                 f"The model's description lists the parameters {', '.join(described)}, but those "
-                f"free in its phases are {', '.join(_free_in_any(lattices))}. Train it again."
+                f"free in its phases are {', '.join(free)}. Train it again."
             )
         return cls(names, lattices, middle, half)
 
@@ -203,31 +147,21 @@ class Targets:
 def targets_of(
     phases: Sequence[Phase], phase: NDArray[np.integer], cells: NDArray[np.float64]
 ) -> Targets:
-    """Return the targets of a campaign, scaled to the ranges of its samples.
+    """Return the targets of a campaign's phases, scaled to the ranges of its samples.
 
-    Parameters
-    ----------
-    phases
-        The campaign's phases, in the order of their codes.
-    phase : shape (n,)
-        Phase of every sample of the campaign (test samples too: the ranges define the campaign,
-        they are not fitted).
-    cells : shape (n, 6)
-        Their cells, in ångström and degrees.
+    ``phase`` (n,) and ``cells`` (n, 6), in Å and degrees, are of every sample of the campaign (test
+    samples too: the ranges define the campaign, they are not fitted).
     """
     lattices = tuple(p.lattice for p in phases)
-    low, high = [], []
+    limits = []
     for name in _free_in_any(lattices):
         where_free = np.array([name in lattice.free_parameters for lattice in lattices])[phase]
         column = cells[where_free, CELL_PARAMETERS.index(name)]
-        low.append(column.min() if len(column) else 0.0)
-        high.append(column.max() if len(column) else 0.0)
-    half = (np.array(high) - np.array(low)) / 2
-    # A parameter with a single value (of a tiny campaign) is not scaled.
-    half[half == 0] = 1.0
-    return Targets(
-        tuple(p.name for p in phases), lattices, (np.array(low) + np.array(high)) / 2, half
-    )
+        limits.append((column.min(), column.max()) if len(column) else (0.0, 0.0))
+    low, high = np.array(limits).T
+    half = (high - low) / 2
+    half[half == 0] = 1.0  # of a tiny campaign: a parameter with a single value is not scaled
+    return Targets(tuple(p.name for p in phases), lattices, (low + high) / 2, half)
 
 
 def _free_in_any(lattices: Sequence[Lattice]) -> tuple[str, ...]:
