@@ -7,57 +7,81 @@ prepared profiles (:func:`bragg_models.data.cache.cached`) is mapped into memory
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bragg_models.data.prefetch import prefetched
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 
 class BatchError(ValueError):
     """Samples from which no batch can be made."""
 
 
+@contextmanager
+def prefetched(
+    function: Callable[[_Argument], _Result],
+    arguments: Iterable[_Argument],
+    depth: int,
+    *,
+    workers: int = 1,
+) -> Iterator[Iterator[_Result]]:
+    """Compute a function of some arguments in background threads, at most ``depth`` results ahead.
+
+    The target is an iterator over the results, in order. An exception is raised in place of its
+    result. Leaving the context ends the threads.
+    """
+    remaining = iter(arguments)
+    pool = ThreadPoolExecutor(workers)
+
+    def results() -> Iterator[_Result]:
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(function, argument) for argument in islice(remaining, 1))
+            yield result
+            del result  # so that it is freed once used
+
+    try:
+        ahead = deque(pool.submit(function, argument) for argument in islice(remaining, depth))
+        yield results()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 @dataclass(frozen=True)
 class Profiles:
-    """The profiles of a data set, read and prepared one stored chunk at a time.
+    """The profiles of a data set, read and prepared one stored chunk at a time."""
 
-    Attributes
-    ----------
-    intensity : dims (sample, tof)
-        Lazy.
-    rows_per_chunk
-        Rows per stored chunk; whole chunks are read, each decompressed once.
-    prepare
-        Preparation of the profiles of each chunk, from shape (n, points) to (n, m).
-    prepared : shape (n, m)
-        All prepared profiles, if they are in memory or mapped into it; read instead.
-    """
-
-    intensity: xr.DataArray
-    rows_per_chunk: int
-    prepare: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    prepared: NDArray[np.float32] | None = None
+    intensity: xr.DataArray  # (sample, tof), lazy
+    rows_per_chunk: int  # whole chunks are read, each decompressed once
+    prepare: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # of a chunk: (n, points), (n, m)
+    prepared: NDArray[np.float32] | None = None  # (n, m), if in memory or mapped; read instead
 
     def __len__(self) -> int:
         return int(self.intensity.sizes["sample"])
 
-    @property
-    def chunks(self) -> int:
-        """Number of chunks."""
-        return -(-len(self) // self.rows_per_chunk)
+    @cached_property
+    def bounds(self) -> NDArray[np.intp]:
+        """First row of each chunk, and the number of rows."""
+        return np.append(np.arange(0, len(self), self.rows_per_chunk), len(self))
 
     def chunks_with(self, selected: NDArray[np.bool_]) -> NDArray[np.intp]:
         """Return the numbers of the chunks that hold a selected sample, in stored order."""
-        return np.unique(np.flatnonzero(selected) // self.rows_per_chunk)
+        return np.unique(np.searchsorted(self.bounds, np.flatnonzero(selected), "right") - 1)
 
     def count(self, chunks: NDArray[np.intp], selected: NDArray[np.bool_]) -> int:
         """Return how many selected samples some chunks hold."""
-        rows = self.rows_per_chunk
-        return sum(int(selected[c * rows : (c + 1) * rows].sum()) for c in chunks)
+        return sum(int(selected[self.bounds[c] : self.bounds[c + 1]].sum()) for c in chunks)
 
     def read(
         self, chunk: int, selected: NDArray[np.bool_]
@@ -66,13 +90,13 @@ class Profiles:
         low = chunk * self.rows_per_chunk
         rows = slice(low, low + self.rows_per_chunk)
         inside = np.flatnonzero(selected[rows])
-        if self.prepared is not None:
-            values = self.prepared[rows]
-            return values if len(inside) == len(values) else values[inside], inside + low
-        values = self.intensity.isel(sample=rows).values
+        stored = self.intensity.isel(sample=rows) if self.prepared is None else self.prepared[rows]
+        values = np.asarray(stored)
         if len(inside) < len(values):
             values = values[inside]
-        return np.ascontiguousarray(self.prepare(values), dtype=np.float32), inside + low
+        if self.prepared is None:
+            values = np.ascontiguousarray(self.prepare(values), dtype=np.float32)
+        return values, inside + low
 
     def mapped(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Profiles:
         """Return the profiles with a further function applied to them."""
@@ -103,37 +127,31 @@ class Joined(Profiles):
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
-    def chunks_with(self, selected: NDArray[np.bool_]) -> NDArray[np.intp]:
-        """Return the numbers of the chunks that hold a selected sample, in stored order."""
-        return np.concatenate(
-            [first + p.chunks_with(selected[rows]) for p, first, rows in self._places()]
-        )
-
-    def count(self, chunks: NDArray[np.intp], selected: NDArray[np.bool_]) -> int:
-        """Return how many selected samples some chunks hold."""
-        return sum(
-            p.count(chunks[(chunks >= first) & (chunks < first + p.chunks)] - first, selected[rows])
-            for p, first, rows in self._places()
-        )
+    @cached_property
+    def bounds(self) -> NDArray[np.intp]:
+        """First row of each chunk, and the number of rows."""
+        bounds, n = [], 0
+        for part in self.parts:
+            bounds.append(part.bounds[:-1] + n)
+            n += len(part)
+        return np.append(np.concatenate(bounds), n)
 
     def read(
         self, chunk: int, selected: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """Return the prepared profiles of a chunk's selected samples, and their row numbers."""
-        part, first, rows = next(p for p in self._places() if chunk < p[1] + p[0].chunks)
-        values, numbers = part.read(chunk - first, selected[rows])
-        return values, numbers + rows.start
+        row = 0
+        for part in self.parts:
+            chunks = len(part.bounds) - 1
+            if chunk < chunks:
+                break
+            chunk, row = chunk - chunks, row + len(part)
+        values, rows = part.read(chunk, selected[row : row + len(part)])
+        return values, rows + row
 
     def mapped(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Profiles:
         """Return the profiles with a further function applied to them."""
         return joined([part.mapped(function) for part in self.parts])
-
-    def _places(self) -> Iterator[tuple[Profiles, int, slice]]:
-        """Yield each part with the number of its first chunk, and its rows."""
-        chunk = row = 0
-        for part in self.parts:
-            yield part, chunk, slice(row, row + len(part))
-            chunk, row = chunk + part.chunks, row + len(part)
 
 
 def joined(parts: Sequence[Profiles]) -> Profiles:
@@ -153,38 +171,26 @@ class Batch:
 
 
 def in_order(profiles: Profiles, selected: NDArray[np.bool_]) -> Iterator[Batch]:
-    """Yield the selected samples chunk by chunk, in stored order.
+    """Yield the selected samples (n,) chunk by chunk, in stored order; others are not read."""
 
-    Parameters
-    ----------
-    profiles
-        What is read.
-    selected : shape (n,)
-        Which samples; chunks without any are not read.
-    """
-    chunks = profiles.chunks_with(selected)
-    with prefetched((Batch(*profiles.read(int(c), selected)) for c in chunks), depth=2) as items:
-        yield from items
+    def read(chunk: int) -> Batch:
+        return Batch(*profiles.read(chunk, selected))
+
+    with prefetched(read, profiles.chunks_with(selected).tolist(), depth=2) as batches:
+        yield from batches
 
 
 @dataclass(frozen=True)
 class BatchSettings:
     """Size of batches and epochs.
 
-    Attributes
-    ----------
-    batch_size
-        Samples per batch. In an epoch without balance the last batch may be smaller.
-    buffer_chunks
-        Chunks in the shuffle buffer.
-    samples
-        Samples per epoch, by default the number of selected ones; with balance rounded up to whole
-        batches. No more buffers are read than needed; if fewer are selected, their chunks are
-        repeated in another order.
+    By default an epoch has the selected samples once; a last batch may be smaller. With balance the
+    number of ``samples`` is rounded up to whole batches. No more buffers are read than needed; if
+    fewer samples are selected, their chunks are repeated in another order.
     """
 
     batch_size: int
-    buffer_chunks: int = 32
+    buffer_chunks: int = 32  # in the shuffle buffer
     samples: int | None = None
 
 
@@ -195,17 +201,10 @@ class Balance:
     Within a buffer the samples of a phase are drawn without replacement until all were used, then
     again: samples of a rare phase are repeated, some of a common one left out. The number of
     batches of an epoch does not change.
-
-    Attributes
-    ----------
-    phase : shape (n,)
-        Phase of each sample.
-    shares : length n_phases
-        Share of each phase in a batch, on any scale.
     """
 
-    phase: NDArray[np.integer]
-    shares: Sequence[float]
+    phase: NDArray[np.integer]  # (n,), of each sample
+    shares: Sequence[float]  # of each phase in a batch, on any scale
 
 
 def shuffled(
@@ -215,25 +214,12 @@ def shuffled(
     generator: np.random.Generator,
     balance: Balance | None = None,
 ) -> Generator[Batch]:
-    """Yield one epoch of shuffled batches.
+    """Yield one epoch of shuffled batches of the selected samples (n,).
 
     Chunks are read in random order, several at a time into a buffer, while the previous buffer is
     in use; batches are drawn from all samples of a buffer. At most two buffers are in memory,
     whatever the size of the data set. All random numbers are drawn in the caller's thread, so that
     they do not depend on timing.
-
-    Parameters
-    ----------
-    profiles
-        Profiles to read.
-    selected : shape (n,)
-        Which samples to train on.
-    settings
-        Size of batches and epochs.
-    generator
-        Source of all random numbers.
-    balance
-        Composition of the batches; by default every selected sample comes exactly once.
 
     Raises
     ------
@@ -254,19 +240,19 @@ def shuffled(
     ]
     enough = np.cumsum([profiles.count(group, selected) for group in groups]) >= remaining
     groups = groups[: int(enough.argmax()) + 1]
-    buffers = (_read_together(profiles, group, selected) for group in groups)
     size = settings.batch_size
-    with prefetched(buffers, depth=1) as items:
+
+    def read(group: NDArray[np.intp]) -> _Buffer:
+        return _read_together(profiles, group, selected)
+
+    with prefetched(read, groups, depth=1) as buffers:
         if balance is None:
-            batches = _complete(items, size, generator)
+            batches = _complete(buffers, size, generator)
         else:
             remaining = -(-remaining // size) * size
-            batches = _balanced(items, size, generator, balance)
+            batches = _balanced(buffers, size, generator, balance)
         for batch in batches:
-            if len(batch.rows) <= remaining:
-                yield batch
-            else:
-                yield Batch(batch.profiles[:remaining], batch.rows[:remaining])
+            yield Batch(batch.profiles[:remaining], batch.rows[:remaining])
             remaining -= len(batch.rows)
             if remaining <= 0:
                 return
@@ -277,65 +263,56 @@ class _Buffer:
     """Samples to draw from: profiles, the index of each sample in them, and its row number."""
 
     profiles: NDArray[np.float32]
-    index: NDArray[np.intp] | None
+    index: NDArray[np.intp]
     rows: NDArray[np.intp]
 
     def take(self, chosen: NDArray[np.intp]) -> Batch:
-        index = chosen if self.index is None else self.index[chosen]
-        return Batch(np.take(self.profiles, index, axis=0), self.rows[chosen])
+        return Batch(np.take(self.profiles, self.index[chosen], axis=0), self.rows[chosen])
 
 
 def _read_together(
     profiles: Profiles, chunks: NDArray[np.intp], selected: NDArray[np.bool_]
 ) -> _Buffer:
-    per_chunk = profiles.rows_per_chunk
     if profiles.prepared is not None:
         # Nothing is copied, but every page is read here, in the background, if it is not yet.
         parts = []
-        for chunk in chunks:
-            low = chunk * per_chunk
-            profiles.prepared[low : low + per_chunk].reshape(-1)[::1024].sum()
-            parts.append(np.flatnonzero(selected[low : low + per_chunk]) + low)
+        for low, high in zip(profiles.bounds[chunks], profiles.bounds[chunks + 1], strict=True):
+            profiles.prepared[low:high].reshape(-1)[::1024].sum()
+            parts.append(np.flatnonzero(selected[low:high]) + low)
         rows = np.concatenate(parts)
         return _Buffer(profiles.prepared, rows, rows)
     count = profiles.count(chunks, selected)
-    values, rows = profiles.read(int(chunks[0]), selected)
-    # Filled in place: concatenating the parts afterwards would take twice the memory.
-    together = np.empty((count, values.shape[1]), dtype=np.float32)
     row_numbers = np.empty(count, dtype=np.intp)
+    together = np.empty((0, 0), dtype=np.float32)
     filled = 0
-    for number, chunk in enumerate(chunks):
-        if number:
-            values, rows = profiles.read(int(chunk), selected)
+    for chunk in chunks.tolist():
+        values, rows = profiles.read(chunk, selected)
+        if not filled:
+            # Filled in place: concatenating the parts afterwards would take twice the memory.
+            together = np.empty((count, values.shape[1]), dtype=np.float32)
         together[filled : filled + len(rows)] = values
         row_numbers[filled : filled + len(rows)] = rows
         filled += len(rows)
-    return _Buffer(together, None, row_numbers)
+    return _Buffer(together, np.arange(count), row_numbers)
 
 
 def _complete(
     buffers: Iterable[_Buffer], batch_size: int, generator: np.random.Generator
 ) -> Iterator[Batch]:
+    """Yield every sample once; what is left of a buffer begins the first batch of the next."""
     rest: Batch | None = None
     for buffer in buffers:
         order = generator.permutation(len(buffer.rows))
-        start = 0
-        if rest is not None:
-            start = batch_size - len(rest.rows)
-            first = buffer.take(order[:start])
-            rest = Batch(
-                np.concatenate([rest.profiles, first.profiles]),
-                np.concatenate([rest.rows, first.rows]),
-            )
-            if len(rest.rows) < batch_size:
-                continue
-            yield rest
-            rest = None
-        for low in range(start, len(order), batch_size):
-            batch = buffer.take(order[low : low + batch_size])
-            if len(batch.rows) < batch_size:
-                rest = batch
-            else:
+        first = batch_size - (0 if rest is None else len(rest.rows))
+        for chosen in np.split(order, range(first, len(order), batch_size)):
+            batch = buffer.take(chosen)
+            if rest is not None:
+                batch = Batch(
+                    np.concatenate([rest.profiles, batch.profiles]),
+                    np.concatenate([rest.rows, batch.rows]),
+                )
+            rest = batch if len(batch.rows) < batch_size else None
+            if rest is None:
                 yield batch
     if rest is not None:
         yield rest
@@ -356,28 +333,21 @@ def _balanced(
         due += len(buffer.rows) / batch_size
         batches = max(math.ceil(due) - 1, 0)
         due -= batches
-        orders = [
-            _repeated_permutations(rows, batches * count, generator)
-            for rows, count in zip(rows_by_phase, counts, strict=True)
-        ]
+        orders = []
+        for rows, count in zip(rows_by_phase, counts, strict=True):
+            turns = -(-batches * count // max(len(rows), 1))
+            permutations = [generator.permutation(rows) for _ in range(turns)]
+            orders.append(np.concatenate([rows[:0], *permutations]))
         for number in range(batches):
-            chosen = np.concatenate(
-                [o[number * n : (number + 1) * n] for o, n in zip(orders, counts, strict=True)]
-            )
-            yield buffer.take(chosen)
-
-
-def _repeated_permutations(
-    rows: NDArray[np.intp], count: int, generator: np.random.Generator
-) -> NDArray[np.intp]:
-    if count == 0:
-        return rows[:0]
-    return np.concatenate([generator.permutation(rows) for _ in range(-(-count // len(rows)))])
+            chosen = [
+                order[number * n : (number + 1) * n]
+                for order, n in zip(orders, counts, strict=True)
+            ]
+            yield buffer.take(np.concatenate(chosen))
 
 
 def _largest_remainder(shares: NDArray[np.float64], total: int) -> list[int]:
     exact = shares * total
     counts = np.floor(exact).astype(int)
-    largest = np.argsort(counts - exact, kind="stable")[: total - counts.sum()]
-    counts[largest] += 1
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
     return [int(count) for count in counts]

@@ -18,7 +18,7 @@ import xarray as xr
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from bragg_models.data.batches import Joined, Profiles, in_order, joined
+from bragg_models.data.batches import Profiles, in_order
 
 _SAMPLED = 8  # blocks of a cache that are checked whenever it is opened
 
@@ -33,28 +33,20 @@ def cached(
     key: str,
     *,
     on_chunk: Callable[[int], None] | None = None,
-    verify: bool = False,
     spare: int = 1 << 30,
 ) -> Profiles:
     """Return the same prepared profiles, from a file that is mapped into memory.
 
-    The file is built if there is none of this key, or if it is incomplete or damaged, by one
-    process at a time, with a few chunks in memory. It can be deleted at any time. Its batches are
-    those of the profiles themselves to the last bit.
+    The file, ``<hash of the key>.npy``, is built if there is none of this key, or if it is
+    incomplete or damaged, by one process at a time, with a few chunks in memory. It can be deleted
+    at any time. Its batches are those of the profiles themselves to the last bit.
 
     Parameters
     ----------
-    profiles
-        Profiles to copy.
-    directory
-        Directory of the file, created if it is missing: ``<hash of the key>.npy``, with a JSON file
-        of the key and the SHA-256 of each chunk.
     key
         Identifies the content: the data set and its preparation. Other content needs another key.
     on_chunk
         Called with the number of profiles of every chunk that is written.
-    verify
-        Compare all chunks with their SHA-256, not only a few.
     spare
         Bytes of the disk that the cache leaves free.
 
@@ -63,31 +55,17 @@ def cached(
     CacheError
         If the disk is nearly full, or the file cannot be written. Read the profiles themselves.
     """
-    if isinstance(profiles, Joined):
-        return joined(
-            [
-                cached(
-                    part,
-                    directory,
-                    f"{key}, part {i}",
-                    on_chunk=on_chunk,
-                    verify=verify,
-                    spare=spare,
-                )
-                for i, part in enumerate(profiles.parts)
-            ]
-        )
     path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            values = _opened(path, key, profiles, verify)
+            values = _opened(path, key, profiles)
             if values is None:
                 try:
                     _build(path, key, profiles, on_chunk, spare)
                 finally:
                     path.with_suffix(".partial").unlink(missing_ok=True)
-                values = _opened(path, key, profiles, verify)
+                values = _opened(path, key, profiles)
     except CacheError:
         raise
     except OSError as error:
@@ -104,31 +82,26 @@ def cached(
     return Profiles(intensity, profiles.rows_per_chunk, lambda ready: ready, values)
 
 
-def _opened(path: Path, key: str, profiles: Profiles, verify: bool) -> NDArray[np.float32] | None:
-    """Map a cache that is complete, of this key, and undamaged as far as it is checked."""
-    per_chunk = profiles.rows_per_chunk
+def _opened(path: Path, key: str, profiles: Profiles) -> NDArray[np.float32] | None:
+    """Map a cache that is complete, of this key, and undamaged in a few of its chunks."""
+    rows = profiles.rows_per_chunk
     try:
         about = json.loads(path.with_suffix(".json").read_text())
         # Copied on write, which never happens: torch warns of arrays that cannot be written.
         values = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
         hashes = about["sha256"]
-        if (
-            about["key"] != key
-            or about["rows_per_chunk"] != per_chunk
-            or values.dtype != np.float32
-            or list(values.shape) != about["shape"]
-            or len(values) != len(profiles)
-            or len(hashes) != -(-len(values) // per_chunk)
-        ):
-            return None
+        stored = about["key"], about["rows_per_chunk"], about["shape"], len(hashes)
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
-    checked = np.arange(len(hashes))
-    if not verify:
-        checked = np.unique(np.linspace(0, len(hashes) - 1, _SAMPLED).astype(int))
-    for chunk in checked:
-        some = values[chunk * per_chunk : (chunk + 1) * per_chunk]
-        if hashlib.sha256(some.data).hexdigest() != hashes[chunk]:
+    if (
+        stored != (key, rows, list(values.shape), -(-len(values) // rows))
+        or values.dtype != np.float32
+        or len(values) != len(profiles)
+    ):
+        return None
+    for chunk in np.unique(np.linspace(0, len(hashes) - 1, _SAMPLED).astype(int)):
+        content = values[chunk * rows : (chunk + 1) * rows].data
+        if hashlib.sha256(content).hexdigest() != hashes[chunk]:
             return None
     return values
 
@@ -141,13 +114,18 @@ def _build(
         old.unlink(missing_ok=True)
     hashes: list[str] = []
     shape: tuple[int, ...] = ()
-    everything = np.ones(len(profiles), dtype=bool)
     # Written, not mapped: a full disk is an error then, and not the end of the process.
     with partial.open("wb") as file:
-        for batch in in_order(profiles, everything):
+        for batch in in_order(profiles, np.ones(len(profiles), dtype=bool)):
             if not shape:
                 shape = (len(profiles), *batch.profiles.shape[1:])
-                _refuse_full_disk(path.parent, 4 * math.prod(shape), spare)
+                size, free = 4 * math.prod(shape), shutil.disk_usage(path.parent).free
+                if free < size + spare:
+                    raise CacheError(
+                        f"A cache of {size / 1e9:.1f} GB does not fit on the disk of "
+                        f"{path.parent}, which has {free / 1e9:.1f} GB free. Choose another "
+                        f"directory, or train without a cache."
+                    )
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
             hashes.append(hashlib.sha256(batch.profiles.data).hexdigest())
@@ -167,12 +145,3 @@ def _build(
     # Last, and at once: without it the cache is not complete.
     partial.write_text(json.dumps(content))
     partial.replace(about)
-
-
-def _refuse_full_disk(directory: Path, size: int, spare: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < size + spare:
-        raise CacheError(
-            f"A cache of {size / 1e9:.1f} GB does not fit on the disk of {directory}, which has "
-            f"{free / 1e9:.1f} GB free. Choose another directory, or train without a cache."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,11 @@ from bragg_models.data.batches import (
     Profiles,
     in_order,
     joined,
+    prefetched,
     profiles_of,
     shuffled,
 )
 from bragg_models.data.cache import cached
-from bragg_models.data.prefetch import prefetched
 
 N, ROWS = 1000, 64
 
@@ -165,15 +166,14 @@ def test_in_order_reads_only_the_chunks_that_it_needs(profiles: Profiles) -> Non
 def test_prefetching_stays_the_promised_number_of_items_ahead() -> None:
     produced, changed = 0, threading.Condition()
 
-    def items() -> Iterator[int]:
+    def item(_: int) -> int:
         nonlocal produced
-        while True:
-            with changed:
-                produced += 1
-                changed.notify_all()
-            yield produced
+        with changed:
+            produced += 1
+            changed.notify_all()
+        return produced
 
-    with prefetched(items(), depth=2) as ahead:
+    with prefetched(item, itertools.count(), depth=2) as ahead:
         for taken in range(1, 20):
             next(ahead)
             with changed:
@@ -183,11 +183,12 @@ def test_prefetching_stays_the_promised_number_of_items_ahead() -> None:
 
 
 def test_an_error_in_the_background_is_raised_where_its_item_would_be() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise OSError("the disk is gone")
+    def item(number: int) -> int:
+        if number > 1:
+            raise OSError("the disk is gone")
+        return number
 
-    with prefetched(items(), depth=3) as ahead:
+    with prefetched(item, itertools.count(1), depth=3) as ahead:
         assert next(ahead) == 1
         with pytest.raises(OSError, match="the disk is gone"):
             next(ahead)
@@ -257,7 +258,7 @@ def test_a_function_is_applied_to_cached_profiles(profiles: Profiles, tmp_path: 
     np.testing.assert_array_equal(everything_of(mapped), expected)
     # The copy on the disk stays what it was.
     np.testing.assert_array_equal(
-        everything_of(cached(profiles, tmp_path, "doubled@1", verify=True)), expected - 1
+        everything_of(cached(profiles, tmp_path, "doubled@1")), expected - 1
     )
 
 
@@ -294,7 +295,8 @@ def test_joined_profiles_are_in_sequence(parts: list[Profiles]) -> None:
 def test_joined_profiles_are_shuffled_together(
     parts: list[Profiles], selected: np.ndarray, tmp_path: Path, cache: bool
 ) -> None:
-    both = cached(joined(parts), tmp_path, "doubled@1") if cache else joined(parts)
+    stored = [cached(part, tmp_path, f"part {n}") for n, part in enumerate(parts)]
+    both = joined(stored if cache else parts)
     batches = rows_of(shuffled(both, selected, BatchSettings(32, 4), np.random.default_rng(1)))
     together = np.concatenate(batches)
     np.testing.assert_array_equal(np.sort(together), np.flatnonzero(selected))
