@@ -6,8 +6,8 @@ Registered models record the name of this module: MLflow calls :func:`_load_pyfu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import nn
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.model_provenance import ModelProvenance
-from bragg_data.preprocessing import PreprocessingError, Profiles, preprocessing
+from bragg_data.preprocessing import PreprocessingError, preprocessing
 from bragg_models.forest import ForestError, ForestModel
 from bragg_models.networks.build import build
 from bragg_models.networks.guided import Perceptron
@@ -30,13 +30,9 @@ from bragg_models.networks.robust import Robust
 from bragg_models.targets import Targets, TargetsError
 from bragg_models.training.inference import outputs, transformed
 
-FORMAT = 2
-"""Version of the layout of a saved model. 1 has other names of some values and weights."""
-
-_READABLE = (1, 2)
-
+FORMAT = 2  # of a saved model's layout; 1 has other names of some values and weights
+# Files of a saved model: description, weights, and the directory of its classifier, if any.
 DESCRIPTION, WEIGHTS, CLASSIFIER = "model.json", "weights.safetensors", "classifier"
-"""Files of a saved model: description, weights, and the directory of its classifier, if any."""
 
 
 class PredictorError(ValueError):
@@ -45,78 +41,36 @@ class PredictorError(ValueError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predictions for n profiles.
+    """Predictions for n profiles; the optional ones are from models that estimate them."""
 
-    Attributes
-    ----------
-    probabilities : shape (n, n_phases)
-        Of each of the campaign's phases.
-    phase : shape (n,)
-        Index of the most probable phase, or of the known one.
-    cells : shape (n, 6)
-        Cell of that phase: a, b, c in ångström; alpha, beta, gamma in degrees. It always encloses
-        a volume; NaN from a model that only classifies.
-    intervals : shape (n, 6, 2), optional
-        Ends of the 90 % intervals of the free cell parameters, NaN where one is not free; from
-        models that estimate them.
-    accepted : shape (n,), optional
-        Whether the profile may belong to one of the phases; from models that can reject.
-    unexplained : shape (n,), optional
-        Share of the profile's square that ``phase`` and its cell leave unexplained.
-    limit
-        Unexplained share above which a profile is rejected.
-    """
-
-    probabilities: NDArray[np.float64]
-    phase: NDArray[np.intp]
+    probabilities: NDArray[np.float64]  # (n, n_phases), of each of the campaign's phases
+    phase: NDArray[np.intp]  # (n,): index of the most probable phase, or of the known one
+    # (n, 6): cell of that phase, in Å and degrees. It always encloses a volume; NaN from a model
+    # that only classifies.
     cells: NDArray[np.float64]
+    # (n, 6, 2): ends of the 90 % intervals of the free cell parameters, NaN where one is not free.
     intervals: NDArray[np.float64] | None = None
-    accepted: NDArray[np.bool_] | None = None
+    accepted: NDArray[np.bool_] | None = None  # (n,): the profile may belong to one of the phases
+    # (n,): share of the profile's square that ``phase`` and its cell leave unexplained.
     unexplained: NDArray[np.float64] | None = None
-    limit: float | None = None
+    limit: float | None = None  # unexplained share above which a profile is rejected
 
     def __getitem__(self, rows: slice) -> Prediction:
         """Return the predictions for some of the profiles."""
-        return Prediction(
-            self.probabilities[rows],
-            self.phase[rows],
-            self.cells[rows],
-            None if self.intervals is None else self.intervals[rows],
-            None if self.accepted is None else self.accepted[rows],
-            None if self.unexplained is None else self.unexplained[rows],
-            self.limit,
-        )
+        return replace(self, **{n: v[rows] for n, v in vars(self).items() if np.ndim(v)})
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model with everything that a prediction needs.
+    """A trained model with everything that a prediction needs."""
 
-    Attributes
-    ----------
-    kind
-        Name of the model; of a network as in :func:`~bragg_models.networks.build.build`.
-    model
-        A trained network, or random forests.
-    targets
-        Phases, free parameters and their scaling.
-    preprocessing
-        Name and version of the function that prepares its profiles.
-    points
-        Length of a profile.
-    provenance
-        The campaign's texts, the snapshot, the split, the seeds, the commit of the code …
-    classifier
-        Another model that predicts the phases; class-conditional forests need one.
-    """
-
-    kind: str
+    kind: str  # name of the model; of a network as in bragg_models.networks.build
     model: nn.Module | ForestModel
     targets: Targets
-    preprocessing: str
-    points: int
+    preprocessing: str  # name and version of the function that prepares its profiles
+    points: int  # length of a profile
     provenance: ModelProvenance
-    classifier: Predictor | None = None
+    classifier: Predictor | None = None  # predicts the phases; class-conditional forests need one
 
     @cached_property
     def campaign(self) -> Campaign:
@@ -134,9 +88,9 @@ class Predictor:
         """The phases, in the order of the probabilities."""
         return self.targets.names
 
-    @property
-    def _prepare(self) -> Callable[[Profiles], Profiles]:
-        return preprocessing(self.preprocessing).function
+    def _prepared(self, profiles: ArrayLike) -> NDArray[np.float32]:
+        prepare = preprocessing(self.preprocessing).function
+        return np.ascontiguousarray(prepare(np.asarray(profiles)), np.float32)
 
     def predict(
         self,
@@ -144,13 +98,12 @@ class Predictor:
         phase: ArrayLike | None = None,
         calibrated: ArrayLike | None = None,
     ) -> Prediction:
-        """Predict phase and cell of profiles on the campaign's grid.
+        """Predict phase and cell of profiles (n, points) on the campaign's grid.
+
+        These are intensities without background, on any scale; they are prepared here.
 
         Parameters
         ----------
-        profiles : shape (n, points)
-            Intensities without background, on any scale; the model's own preprocessing is applied
-            here.
         phase : shape (n,)
             Known phases, under which the cells are predicted; by default the most probable ones.
         calibrated : shape (n,)
@@ -194,25 +147,19 @@ class Predictor:
     def _predict_robust(
         self, model: Robust, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_]
     ) -> Prediction:
-        prepared = np.ascontiguousarray(self._prepare(profiles), np.float32)
-        prediction = model.eval().predict(prepared, calibrated)
-        phase = prediction.probabilities.argmax(axis=1)
-        cells = self.targets.decode(prediction.values, phase)
+        predicted = model.eval().predict(self._prepared(profiles), calibrated)
+        probabilities, values, half_widths, unexplained = predicted
+        phase = probabilities.argmax(axis=1)
+        cells = self.targets.decode(values, phase)
         intervals = np.full((len(cells), len(CELL_PARAMETERS), 2), np.nan)
         for column, name in enumerate(self.targets.parameters):
             rows = self.targets.free[phase, column]
-            half = prediction.half_widths[rows, column] * self.targets.half_range[column]
+            half = half_widths[rows, column] * self.targets.half_range[column]
             entry = CELL_PARAMETERS.index(name)
             intervals[rows, entry] = cells[rows, entry, None] + np.stack([-half, half], axis=1)
-        return Prediction(
-            prediction.probabilities,
-            phase,
-            cells,
-            intervals,
-            prediction.unexplained <= prediction.limit,
-            prediction.unexplained,
-            prediction.limit,
-        )
+        limit = float(model.limit)
+        accepted = unexplained <= limit
+        return Prediction(probabilities, phase, cells, intervals, accepted, unexplained, limit)
 
     def _phases(self, phase: ArrayLike, count: int) -> NDArray[np.intp]:
         codes = np.asarray(phase)
@@ -227,7 +174,7 @@ class Predictor:
     def _outputs(
         self, profiles: NDArray[np.float32], phase: NDArray[np.intp] | None
     ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        prepared = np.ascontiguousarray(self._prepare(profiles), np.float32)
+        prepared = self._prepared(profiles)
         if isinstance(self.model, ForestModel):
             return self.model.outputs(prepared, self.targets, phase)
         device = next(self.model.parameters()).device
@@ -237,29 +184,15 @@ class Predictor:
         return outputs(self.model, prepared, device, phase=phase)
 
     def features(self, profiles: ArrayLike) -> NDArray[np.float32]:
-        """Return the features that the model computes from profiles.
+        """Return the features (n, n_features) that the model computes from profiles (n, points).
 
-        Parameters
-        ----------
-        profiles : shape (n, points)
-            As for :meth:`predict`.
-
-        Returns
-        -------
-        shape (n, n_features)
-            The activations of a classifier's dense layer, or an auto-encoder's latent
-            representation.
-
-        Raises
-        ------
-        PredictorError
-            If the model has none.
+        The activations of a classifier's dense layer, or an auto-encoder's latent representation;
+        raises `PredictorError` if the model has none.
         """
         network = feature_network(self.model)
         if network is None:
             raise PredictorError(f"A model of kind '{self.kind}' has no features.")
-        prepared = np.ascontiguousarray(self._prepare(np.asarray(profiles)), np.float32)
-        return transformed(network, prepared, next(network.parameters()).device)
+        return transformed(network, self._prepared(profiles), next(network.parameters()).device)
 
     def save(self, directory: Path) -> None:
         """Write the model into an empty directory, as JSON and safetensors files."""
@@ -296,10 +229,10 @@ def load_predictor(directory: Path) -> Predictor:
     """
     try:
         described = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-        if described["format"] not in _READABLE:
+        if described["format"] not in (1, FORMAT):
             raise PredictorError(
-                f"The model in {directory} has format {described['format']}; this code reads "
-                f"{' and '.join(map(str, _READABLE))}. Use the code that wrote it."
+                f"The model in {directory} has format {described['format']}; this code reads 1 and "
+                f"{FORMAT}. Use the code that wrote it."
             )
         prepared_by = described["preprocessing"]
         targets = Targets.from_json(described["targets"])

@@ -8,7 +8,7 @@ batch of patterns, on any device, which is why the loop is written out.)
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,29 @@ _SCALES = 0.5, 4.0  # unit of the sample parameters: ln of a factor, and points�
 _SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 15.0)  # their bounds in these units
 
 
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Profiles to explain, row by row."""
+
+    code: int | Tensor  # the phase of all rows, or that of each, (n,)
+    profiles: Tensor  # (n, compared points): square roots of intensities
+    weights: Tensor  # (n, compared points): 1 where a point is compared, otherwise 0
+    blur: float = 0.0  # σ, in points, of a Gaussian under which pattern and profile are compared
+
+    def __getitem__(self, rows: Tensor | slice) -> Observed:
+        code = self.code if isinstance(self.code, int) else self.code[rows]
+        return Observed(code, self.profiles[rows], self.weights[rows], self.blur)
+
+
 class CellSearch(nn.Module):
     """The pattern layer, the scaling of the parameters, and the search; nothing is trained.
 
     ``config`` and the buffers ``middle`` and ``half_range``, shape (n_parameters,), belong to it:
     see :func:`bragg_models.networks.guided.fill_physics_tables`.
     """
+
+    middle: Tensor
+    half_range: Tensor
 
     def __init__(self, config: GuidedConfig) -> None:
         super().__init__()
@@ -44,22 +61,13 @@ class CellSearch(nn.Module):
         self._known: dict[tuple[int, float, torch.device], tuple[Tensor, Tensor]] = {}
 
     def most_similar(self, code: int, roots: Tensor, blur: float) -> Tensor:
-        """Return the known cells whose blurred patterns are most similar to blurred profiles.
+        """Return the known cells of a phase that are most similar to n profiles, best first.
 
-        Parameters
-        ----------
-        code
-            The phase.
-        roots : shape (n, compared points)
-            Square roots of the blurred profiles.
-        blur
-            Standard deviation of the Gaussian, in points.
-
-        Returns
-        -------
-        shape (n, starts, n_parameters)
-            Scaled, the most similar first.
+        Scaled, of shape (n, starts, n_parameters). ``roots`` (n, compared points) are square roots
+        of profiles, which are blurred by a Gaussian of standard deviation ``blur`` (in points), as
+        the patterns of the cells are.
         """
+        stride = max(int(blur / 1.25), 1)  # samples a blurred pattern without loss
         sharp, key = (code, 0.0, roots.device), (code, blur, roots.device)
         if sharp not in self._known:
             cells = self._known_cells(code).to(roots.device)
@@ -70,10 +78,10 @@ class CellSearch(nn.Module):
             self._known[sharp] = cells, torch.cat(patterns)
         if key not in self._known:
             cells, sharp_patterns = self._known[sharp]
-            blurred = self.pattern.blurred(sharp_patterns, blur)[:, :: _stride(blur)].sqrt()
+            blurred = self.pattern.blurred(sharp_patterns, blur)[:, ::stride].sqrt()
             self._known[key] = cells, nn.functional.normalize(blurred, dim=1)
         cells, known = self._known[key]
-        similarity = roots[:, :: _stride(blur)] @ known.T
+        similarity = roots[:, ::stride] @ known.T
         return cells[similarity.topk(min(self.config.starts, len(cells))).indices]
 
     def _known_cells(self, code: int) -> Tensor:
@@ -82,8 +90,7 @@ class CellSearch(nn.Module):
         Their density is even in the positions of the peaks, not in the parameters: near its limit
         of 120° a rhombohedral angle shifts peaks ten times as far as elsewhere.
         """
-        free = list(self.config.pattern.phases[code].free)
-        half = cast("Tensor", self.half_range)
+        free, half = list(self.config.pattern.phases[code].free), self.half_range
         engine = SobolEngine(len(free), scramble=True, seed=0)  # type: ignore[no-untyped-call]
         drawn = engine.draw(_OVERSAMPLING * self.config.draws)
         cells = torch.zeros(len(drawn), len(half), dtype=torch.float64, device=half.device)
@@ -98,74 +105,41 @@ class CellSearch(nn.Module):
         return cells[chosen.to(cells.device)]
 
     def search(self, code: int | Tensor, profiles: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Refine each start, at first without the window's end where a reflection is near it.
+        """Refine each start (n, n_parameters), scaled, and return values and misfits (n,).
 
-        Parameters
-        ----------
-        code
-            The phase of all rows, or that of each, shape (n,).
-        profiles : shape (n, compared points)
-            Square roots of intensities.
-        start : shape (n, n_parameters)
-            Scaled.
-
-        Returns
-        -------
-        values : shape (n, n_parameters)
-        misfit : shape (n,)
-            Share of each profile's square that is not explained.
+        At first without the window's end where a reflection is near it: a reflection that a
+        proposed cell puts on the wrong side of it would bias all others. The misfit is the share of
+        a profile's square that is not explained. ``code`` and ``profiles`` as in
+        :class:`Observed`.
         """
         if not len(start):
             return start, start[:, 0]
-        values, misfit = self.descend(code, profiles, start, self._weights(code, profiles, start))
-        near = self._near_the_end(code, start) | self._near_the_end(code, values)
+        measured = profiles > 0
+        weights = measured.float()
+        end = torch.arange(profiles.shape[1], device=profiles.device) >= (
+            profiles.shape[1] - _END[1]
+        )
+        near = self._near_the_end(code, start)
+        weights[near[:, None] & end] = 0
+        values, misfit = self.descend(Observed(code, profiles, weights), start)
+        near |= self._near_the_end(code, values)
         # Where nothing was measured at the end, nothing was left out.
-        rows = torch.nonzero(near & (profiles[:, -_END[1] :] > 0).any(dim=1))[:, 0]
+        rows = torch.nonzero(near & measured[:, -_END[1] :].any(dim=1))[:, 0]
         if len(rows):
-            v = profiles[rows]
-            values[rows], misfit[rows] = self.descend(
-                code_of_rows(code, rows), v, values[rows], (v > 0).float()
-            )
+            whole = Observed(code, profiles, measured.float())[rows]
+            values[rows], misfit[rows] = self.descend(whole, values[rows])
         return values, misfit
 
     def _near_the_end(self, code: int | Tensor, values: Tensor) -> Tensor:
         return self.pattern.near_the_end(code, self.physical(values), _END[0])
 
-    def _weights(self, code: int | Tensor, profiles: Tensor, values: Tensor) -> Tensor:
-        """Return 1 where a point is compared, otherwise 0.
+    def descend(self, observed: Observed, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Refine cells (n, n_parameters), scaled, row by row until they converge.
 
-        A reflection that a proposed cell puts on the wrong side of the window's end would bias all
-        others: the end is left out then.
+        By Levenberg-Marquardt steps; returns values and misfits as :meth:`search`. Rows that have
+        converged are dropped, so that the batches stay full.
         """
-        weights = (profiles > 0).float()
-        end = torch.arange(profiles.shape[1], device=profiles.device) >= (
-            profiles.shape[1] - _END[1]
-        )
-        weights[self._near_the_end(code, values)[:, None] & end] = 0
-        return weights
-
-    def descend(
-        self,
-        code: int | Tensor,
-        profiles: Tensor,
-        start: Tensor,
-        weights: Tensor,
-        blur: float = 0.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Refine cells row by row until they converge, by Levenberg-Marquardt steps.
-
-        Rows that have converged are dropped, so that the batches stay full.
-
-        Parameters
-        ----------
-        code, profiles, start
-            As for :meth:`search`.
-        weights : shape (n, compared points)
-            1 where a point is compared, otherwise 0.
-        blur
-            Standard deviation of a Gaussian, in points, under which both are compared.
-        """
-        free = self.pattern.free(code)
+        free = self.pattern.free(observed.code)
         # The sample parameters are the columns after those of the cell.
         n_sample = len(_SAMPLE_BOUNDS) if self.config.sample_parameters else 0
         values = torch.cat([start, start.new_zeros(len(start), n_sample)], dim=1)
@@ -177,7 +151,7 @@ class CellSearch(nn.Module):
         if n_sample:
             limits[:, free.shape[1] :] = torch.tensor(_SAMPLE_BOUNDS, dtype=values.dtype).T
         damping = torch.full_like(values[:, 0], 1e-4)
-        misfit, step, gain = self._step(code, profiles, weights, values, damping, blur)
+        misfit, step, gain = self._step(observed, values, damping)
         active = torch.arange(len(values), device=values.device)
         smallest, least = _NOISY if self.config.sample_parameters else (_SMALLEST_STEP, 0.0)
         for _ in range(self.config.steps):
@@ -188,9 +162,8 @@ class CellSearch(nn.Module):
             trial, columns = values[active].clone(), refined[active]
             moved = (trial.gather(1, columns) + step[active]).clamp(limits[0], limits[1])
             trial.scatter_(1, columns, moved)
-            codes = code_of_rows(code, active)
             trial_misfit, next_step, next_gain = self._step(
-                codes, profiles[active], weights[active], trial, damping[active], blur
+                observed[active], trial, damping[active]
             )
             better = trial_misfit < misfit[active]
             taken, refused = active[better], active[~better]
@@ -202,32 +175,18 @@ class CellSearch(nn.Module):
         return values[:, : start.shape[1]], misfit
 
     def _step(
-        self,
-        code: int | Tensor,
-        profiles: Tensor,
-        weights: Tensor,
-        values: Tensor,
-        damping: Tensor,
-        blur: float = 0.0,
+        self, observed: Observed, values: Tensor, damping: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`normal_equations` without JᵀJ, a few rows at a time."""
-        parts = [
-            self.normal_equations(
-                code_of_rows(code, r), profiles[r], weights[r], values[r], damping[r], blur
-            )
-            for r in (slice(low, low + ROWS) for low in range(0, len(values), ROWS))
-        ]
-        misfit, step, gain = (torch.cat(p) for p in list(zip(*parts, strict=True))[:3])
+        parts = []
+        for low in range(0, len(values), ROWS):
+            r = slice(low, low + ROWS)
+            parts.append(self.normal_equations(observed[r], values[r], damping[r])[:3])
+        misfit, step, gain = map(torch.cat, zip(*parts, strict=True))
         return misfit, step, gain
 
     def normal_equations(
-        self,
-        code: int | Tensor,
-        profiles: Tensor,
-        weights: Tensor,
-        values: Tensor,
-        damping: Tensor,
-        blur: float = 0.0,
+        self, observed: Observed, values: Tensor, damping: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         r"""Solve the linearised least-squares problem of each row.
 
@@ -236,14 +195,8 @@ class CellSearch(nn.Module):
         .. math:: \min_{s,\delta} \sum_i w_i \Big(v_i - s e_i - s \sum_p
             \frac{\partial e_i}{\partial p} \delta_p\Big)^2
 
-        Parameters
-        ----------
-        code, profiles, weights, blur
-            As for :meth:`descend`.
-        values : shape (n, n_parameters) or (n, n_parameters + 2)
-            Scaled, with the sample parameters if they are refined.
-        damping : shape (n,)
-            Marquardt's parameter.
+        for scaled values (n, n_parameters), or (n, n_parameters + 2) with the sample parameters if
+        they are refined. ``damping`` (n,) is Marquardt's parameter.
 
         Returns
         -------
@@ -256,20 +209,20 @@ class CellSearch(nn.Module):
         normal : shape (n, n_refined + 1, n_refined + 1)
             JᵀJ of the refined parameters and the logarithm of the scale.
         """
-        free = self.pattern.free(code)
-        parameters = len(cast("Tensor", self.half_range))
+        code, weights = observed.code, observed.weights
+        parameters = len(self.half_range)
         cell, sample = values[:, :parameters], values[:, parameters:]
         sample_parameters = sample * sample.new_tensor(_SCALES) if sample.shape[1] else None
         pattern, slopes = self.pattern(
-            code, self.physical(cell), blur=blur, sample_parameters=sample_parameters
+            code, self.physical(cell), blur=observed.blur, sample_parameters=sample_parameters
         )
         root = pattern.sqrt()
-        scales = cast("Tensor", self.half_range)[free].float()
+        scales = self.half_range[self.pattern.free(code)].float()
         if sample_parameters is not None:
-            scales = torch.cat([scales, scales.new_tensor(_SCALES).expand(len(free), -1)], dim=1)
+            scales = torch.cat([scales, scales.new_tensor(_SCALES).expand(len(scales), -1)], dim=1)
         slopes = slopes * scales[..., None]
         slopes = slopes / (2 * root[:, None]) * weights[:, None]
-        v, e = profiles * weights, root * weights
+        v, e = observed.profiles * weights, root * weights
         scale = ((v * e).sum(dim=1) / (e * e).sum(dim=1).clamp(min=1e-30))[:, None]
         rest = v - scale * e
         columns = torch.cat([slopes * scale[:, None], (scale * e)[:, None]], dim=1)
@@ -286,14 +239,4 @@ class CellSearch(nn.Module):
 
     def physical(self, values: Tensor) -> Tensor:
         """Return scaled parameters in ångström and degrees, same shape."""
-        return values * cast("Tensor", self.half_range) + cast("Tensor", self.middle)
-
-
-def code_of_rows(code: int | Tensor, rows: Tensor | slice) -> int | Tensor:
-    """Return the phases of some rows, of one for all or one for each."""
-    return code if isinstance(code, int) else code[rows]
-
-
-def _stride(blur: float) -> int:
-    """Return the stride at which a blurred pattern is sampled without loss."""
-    return max(int(blur / 1.25), 1)
+        return values * self.half_range + self.middle

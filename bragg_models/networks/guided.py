@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bragg_data.campaign import Campaign
-from bragg_models.networks.cell_search import CellSearch
+from bragg_models.networks.cell_search import CellSearch, Observed
 from bragg_models.networks.guided_config import GuidedConfig, PerceptronConfig
+from bragg_models.networks.paper import dense
 from bragg_models.networks.pattern_tables import pattern_tables
 from bragg_models.targets import Targets
 
@@ -40,26 +41,14 @@ class Perceptron(nn.Module):
         super().__init__()
         self.config = config
         widths = (config.points, *config.hidden)
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.SiLU()]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*dense(widths, nn.SiLU))
         self.phase = nn.Linear(widths[-1], config.phases)
         self.cell = nn.Linear(widths[-1], config.parameters)
 
     def forward(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the phases and the scaled cell parameters.
+        """Return the logits (n, n_phases) and the scaled cell parameters (n, n_parameters).
 
-        Parameters
-        ----------
-        profiles : shape (n, points)
-            Square roots of intensities, of unit norm (``profile_sqrt_unit``).
-
-        Returns
-        -------
-        logits : shape (n, n_phases)
-        values : shape (n, n_parameters)
-            Scaled as by :class:`~bragg_models.targets.Targets`.
+        Of square roots of intensities (n, points), of unit norm (``profile_sqrt_unit``).
         """
         # At unit norm a value is about 1/√points.
         hidden = self.layers(profiles * self.config.points**0.5)
@@ -81,21 +70,11 @@ class Guided(ProposalSearch):
     """Our integrated network; see the module. Only its proposal network is trained."""
 
     def forward(self, profiles: Tensor, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the logits of the phases and the scaled cell parameters.
+        """Return the logits (n, n_phases) and the scaled cell parameters in double precision.
 
-        Parameters
-        ----------
-        profiles : shape (n, points)
-            Square roots of intensities, of unit norm (``profile_sqrt_unit``). Points that are zero
-            hold no information and are not compared.
-        phase : shape (n,)
-            Known phases, if the network is not to determine them.
-
-        Returns
-        -------
-        logits : shape (n, n_phases)
-        values : shape (n, n_parameters), double precision
-            Scaled as by :class:`~bragg_models.targets.Targets`.
+        Of square roots of intensities (n, points), of unit norm (``profile_sqrt_unit``); points
+        that are zero hold no information and are not compared. ``phase`` (n,) are known phases, if
+        the network is not to determine them.
         """
         logits, proposed = self.proposal(profiles)
         proposed = proposed.double().clamp(-1, 1)
@@ -135,9 +114,8 @@ class Guided(ProposalSearch):
             starts = start[rows][:, None] if from_start else self.most_similar(code, roots, blur)
             count = starts.shape[1]
             roots = roots.repeat_interleave(count, dim=0)
-            nearer, _ = self.descend(
-                code, roots, starts.flatten(0, 1), torch.ones_like(roots), blur
-            )
+            blurred = Observed(code, roots, torch.ones_like(roots), blur)
+            nearer, _ = self.descend(blurred, starts.flatten(0, 1))
             refined, refined_misfit = self.search(
                 code, profiles[rows].repeat_interleave(count, dim=0), nearer.clamp(-1, 1)
             )
@@ -152,15 +130,8 @@ class Guided(ProposalSearch):
 def guided_config(campaign: Campaign, targets: Targets, **changes: Any) -> Mapping[str, Any]:
     """Return the configuration of a network for a campaign, as plain JSON values.
 
-    Parameters
-    ----------
-    campaign
-        Phases, instrument, grid and ranges of cells.
-    targets
-        The network's parameters.
-    changes
-        Values other than the defaults of
-        :class:`~bragg_models.networks.guided_config.GuidedConfig`.
+    ``changes`` are values other than the defaults of
+    :class:`~bragg_models.networks.guided_config.GuidedConfig`.
     """
     proposal = {
         "points": campaign.grid.points,
@@ -175,23 +146,19 @@ def guided_config(campaign: Campaign, targets: Targets, **changes: Any) -> Mappi
 def fill_physics_tables(network: nn.Module, campaign: Campaign, targets: Targets) -> None:
     """Set the tables of a new network: reflections and peak shapes, and the parameters' scaling.
 
-    Parameters
-    ----------
-    network
-        Built from :func:`guided_config` of the same campaign.
-    campaign
-        Phases, instrument, grid and ranges of cells.
-    targets
-        The network's parameters.
-
     Raises
     ------
     PhysicsTableError
-        If a table of the network is missing, unknown, or of another shape.
+        If a table is missing, unknown, or of another shape: the network was not built from
+        :func:`guided_config` of the same campaign.
     """
     tables = dict(pattern_tables(campaign, targets)[1])
     tables |= {"middle": targets.middle, "half_range": targets.half_range}
-    buffers = {name: b for name, b in network.named_buffers() if _is_physics_table(name)}
+    buffers = {
+        name: buffer
+        for name, buffer in network.named_buffers()
+        if name in ("middle", "half_range") or name.startswith("pattern.")
+    }
     values = {n if n in buffers else f"pattern.{n}": torch.as_tensor(t) for n, t in tables.items()}
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     expected = {name: tuple(buffer.shape) for name, buffer in buffers.items()}
@@ -203,10 +170,6 @@ def fill_physics_tables(network: nn.Module, campaign: Campaign, targets: Targets
         )
     state = network.state_dict()
     network.load_state_dict(state | {n: v.to(buffers[n].dtype) for n, v in values.items()})
-
-
-def _is_physics_table(name: str) -> bool:
-    return name in ("middle", "half_range") or name.startswith("pattern.")
 
 
 def _rename_weights(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -11,60 +11,31 @@ _RENAMED = {"glance": "proposal", "nuisance": "sample_parameters"}  # deprecated
 
 @dataclass(frozen=True)
 class PatternPhase:
-    """What the pattern layer needs to know of a phase, apart from its tables of reflections.
+    """What the pattern layer needs to know of a phase, apart from its tables of reflections."""
 
-    Attributes
-    ----------
-    free
-        Columns of the network's parameters that are free in the phase.
-    cell
-        For each of a, b, c, alpha, beta, gamma: the column of the network's parameters that it
-        equals, or a fixed angle in degrees as a negative number.
-    terms
-        Terms of the reciprocal metric to which the rows of its table ``products`` belong.
-    lines, pairs
-        Size of its tables: reflections, and pairs of displacement parameters.
-    most
-        Upper bound of the number of reflections of any cell on the compared points.
-    """
-
-    free: tuple[int, ...]
+    free: tuple[int, ...]  # columns of the network's parameters that are free in the phase
+    # For each of a, b, c, alpha, beta, gamma: the column of the network's parameters that it
+    # equals, or a fixed angle in degrees as a negative number.
     cell: tuple[float, ...]
-    terms: tuple[int, ...]
-    lines: int
-    pairs: int
-    most: int
+    terms: tuple[int, ...]  # of the reciprocal metric, to which rows of ``products`` belong
+    lines: int  # reflections in its tables
+    pairs: int  # pairs of displacement parameters in its tables
+    most: int  # upper bound of the number of reflections of any cell on the compared points
 
 
 @dataclass(frozen=True)
 class PatternConfig:
-    """Configuration of the pattern layer.
-
-    Attributes
-    ----------
-    points, relative_step, start
-        The time-of-flight grid: T_i = start · exp(relative_step · i), in µs.
-    calibration
-        difC, difA, difB and Zero of the instrument.
-    phases
-        One entry per phase.
-    first, base
-        First point that is compared, and first point on which a reflection may lie.
-    reach
-        Points on either side of a reflection over which its peak is computed.
-    rank
-        Number of basis shapes from which the peaks along the window are composed.
-    """
+    """Configuration of the pattern layer; the grid is T_i = start·exp(relative_step·i), in µs."""
 
     points: int
     relative_step: float
     start: float
-    calibration: tuple[float, float, float, float]
+    calibration: tuple[float, float, float, float]  # difC, difA, difB and Zero of the instrument
     phases: tuple[PatternPhase, ...]
-    first: int
-    base: int
-    reach: int = 384
-    rank: int = 6
+    first: int  # first point that is compared
+    base: int  # first point on which a reflection may lie
+    reach: int = 384  # points on either side of a reflection over which its peak is computed
+    rank: int = 6  # basis shapes from which the peaks along the window are composed
 
     @property
     def is_length(self) -> tuple[bool, ...]:
@@ -76,64 +47,32 @@ class PatternConfig:
 
 @dataclass(frozen=True)
 class PerceptronConfig:
-    """A perceptron with two heads.
-
-    Attributes
-    ----------
-    points
-        Points of a profile.
-    phases, parameters
-        Outputs of the classifier and of the regressor.
-    hidden
-        Widths of its hidden layers.
-    """
+    """A perceptron with two heads: of the phases (a classifier) and of the parameters."""
 
     points: int
     phases: int
     parameters: int
-    hidden: tuple[int, ...] = (512, 512)
+    hidden: tuple[int, ...] = (512, 512)  # widths of its hidden layers
 
 
 @dataclass(frozen=True)
 class GuidedConfig:
-    """Configuration of the guided and of the robust network.
-
-    Attributes
-    ----------
-    proposal
-        The proposal network.
-    pattern
-        The pattern layer.
-    steps
-        Largest number of Levenberg-Marquardt steps of one search.
-    draws, starts
-        Number of known cells over the campaign's range with which a profile is compared, and the
-        number of the most similar ones from which the search starts again.
-    met
-        A profile is explained if the misfit, the squared difference as a share of the profile's
-        square, is below this. The layer itself is accurate to a few 1e-6.
-    sample_parameters
-        Whether a common factor on the displacement parameters and the peak width are refined for
-        each sample as well.
-    """
+    """Configuration of the guided and of the robust network."""
 
     proposal: PerceptronConfig
     pattern: PatternConfig
-    steps: int = 12
-    draws: int = 4096
-    starts: int = 8
+    steps: int = 12  # most Levenberg-Marquardt steps of one search
+    draws: int = 4096  # known cells over the campaign's range with which a profile is compared
+    starts: int = 8  # the most similar of them, from which the search starts again
+    # A profile is explained if the misfit, the squared difference as a share of the profile's
+    # square, is below this. The layer itself is accurate to a few 1e-6.
     met: float = 2e-5
+    # Refine a common factor on the displacement parameters and the peak width of each sample too.
     sample_parameters: bool = False
 
 
 def guided_config_from_json(**values: Any) -> GuidedConfig:
-    """Return the configuration from the JSON values of a saved model.
-
-    Raises
-    ------
-    TypeError
-        If a value is missing or unknown.
-    """
+    """Return the configuration from JSON values; a TypeError if one is missing or unknown."""
     values = {_RENAMED.get(name, name): value for name, value in values.items()}
     if missing := {"proposal", "pattern"} - values.keys():
         raise TypeError(f"Missing: {', '.join(sorted(missing))}")

@@ -1,6 +1,9 @@
 """The paper's networks, each with a configuration of plain values.
 
-:func:`bragg_models.networks.build.build` makes them by name.
+:func:`bragg_models.networks.build.build` makes them by name. All return the logits of the phases,
+(n, n_phases), whose softmax is the probability of each phase, and the cell parameters,
+(n, n_parameters), scaled as by :class:`~bragg_models.targets.Targets`, of prepared profiles
+(n, points).
 """
 
 from __future__ import annotations
@@ -22,38 +25,24 @@ class NetworkError(ValueError):
 class MultitaskConfig:
     """The paper's network (section IV-A) with two heads (section IV-C).
 
-    Attributes
-    ----------
-    points
-        Points of a profile.
-    phases, parameters
-        Outputs of the classifier and of the regressor; without parameters it is a classifier.
-    filters, kernels, strides
-        Of the two convolutions; a max-pool of 2 follows each.
-    hidden
-        Width of the dense layer that both heads share.
-    integer
-        Whether the phase is regressed as one number, its code, and rounded.
-    scale
-        Factor by which profiles are multiplied.
+    ``phases`` and ``parameters`` are the outputs of the classifier and of the regressor; without
+    parameters it is a classifier.
     """
 
     points: int
     phases: int
     parameters: int
-    filters: tuple[int, int] = (16, 32)
+    filters: tuple[int, int] = (16, 32)  # of the two convolutions; a max-pool of 2 follows each
     kernels: tuple[int, int] = (3, 4)
     strides: tuple[int, int] = (1, 2)
-    hidden: int = 256
-    integer: bool = False
-    scale: float = 1.0
+    hidden: int = 256  # width of the dense layer that both heads share
+    integer: bool = False  # the phase is regressed as one number, its code, and rounded
+    scale: float = 1.0  # factor by which profiles are multiplied
 
 
 class Features(nn.Module):
     """The paper's feature learner: two convolutions and a dense layer (section IV-A).
 
-    Notes
-    -----
     The paper's text names no activation after the convolutions, the authors' later code has one.
     Here a ReLU follows each (after the pooling, which gives the same result and is cheaper).
     """
@@ -80,7 +69,7 @@ class Features(nn.Module):
                 f"A profile of {config.points} points is too short for this network's "
                 f"convolutions. Use a finer grid."
             )
-        self.dense = nn.Sequential(nn.Linear(length * second, config.hidden), nn.ReLU())
+        self.dense = nn.Sequential(*dense((length * second, config.hidden), nn.ReLU))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, profiles: Tensor) -> Tensor:
@@ -94,8 +83,6 @@ class Features(nn.Module):
 class Multitask(nn.Module):
     """The paper's integrated multitask network, or, without the regression head, its classifier.
 
-    Notes
-    -----
     The paper starts from the trained classifier; here both heads are trained together from the
     beginning, unless the features of a classifier are loaded before.
     """
@@ -108,54 +95,26 @@ class Multitask(nn.Module):
         self.cell = nn.Linear(config.hidden, config.parameters) if config.parameters else None
 
     def forward(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the phases and the scaled cell parameters.
-
-        Parameters
-        ----------
-        profiles : shape (n, points)
-            Prepared profiles.
-
-        Returns
-        -------
-        logits : shape (n, n_phases)
-            Their softmax is the probability of each phase.
-        values : shape (n, n_parameters)
-            Scaled as by :class:`~bragg_models.targets.Targets`.
-        """
+        """Return logits and scaled parameters; see the module."""
         phase, values = self.raw_outputs(profiles)
         return (rounded(phase, self.config.phases) if self.config.integer else phase), values
 
     def raw_outputs(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
         """As forward, but with the regressed code, shape (n, 1), if the phase is an integer."""
         hidden = self.features(profiles)
-        if self.cell is None:
-            return self.phase(hidden), hidden[:, :0]
-        return self.phase(hidden), self.cell(hidden)
+        return self.phase(hidden), hidden[:, :0] if self.cell is None else self.cell(hidden)
 
 
 @dataclass(frozen=True)
 class ConditionalConfig:
-    """A classifier, and a regressor for each phase (section IV-B).
+    """A classifier, and a regressor for each phase (section IV-B)."""
 
-    Attributes
-    ----------
-    classifier
-        Without parameters.
-    free
-        For each phase the columns of the parameters that are free in it.
-    parameters
-        Number of parameters that are free in any phase.
-    dense
-        Widths of the regressors' hidden layers, on top of the features.
-    separate_features
-        Whether each regressor has its own feature learner (the paper's deep regressor) or all use
-        the classifier's, frozen (its transfer learner).
-    """
-
-    classifier: MultitaskConfig
-    free: tuple[tuple[int, ...], ...]
-    parameters: int
-    dense: tuple[int, ...] = ()
+    classifier: MultitaskConfig  # without parameters
+    free: tuple[tuple[int, ...], ...]  # for each phase, columns of the parameters free in it
+    parameters: int  # number that are free in any phase
+    dense: tuple[int, ...] = ()  # widths of the regressors' hidden layers, on top of the features
+    # Each regressor has its own feature learner (the paper's deep regressor), or all use the
+    # classifier's, frozen (its transfer learner).
     separate_features: bool = False
 
 
@@ -173,9 +132,8 @@ class Conditional(nn.Module):
                 f"{config.parameters} parameters. Name the free columns of each phase."
             )
         self.classifier = Multitask(config.classifier)
-        self.heads = nn.ModuleList(
-            _dense((config.classifier.hidden, *config.dense, len(free))) for free in config.free
-        )
+        widths = config.classifier.hidden, *config.dense
+        self.heads = nn.ModuleList(_regressor((*widths, len(free))) for free in config.free)
         self.features = nn.ModuleList(
             Features(config.classifier) for _ in config.free if config.separate_features
         )
@@ -186,20 +144,9 @@ class Conditional(nn.Module):
         return nn.Sequential(self.features[code], head) if self.config.separate_features else head
 
     def forward(self, profiles: Tensor, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the logits of the phases and the scaled cell parameters of the most probable one.
+        """Return logits, and the parameters of the most probable phases or of known ones (n,).
 
-        Parameters
-        ----------
-        profiles : shape (n, points)
-            Prepared profiles.
-        phase : shape (n,)
-            Known phases, whose parameters are returned instead.
-
-        Returns
-        -------
-        logits : shape (n, n_phases)
-        values : shape (n, n_parameters)
-            Scaled; zero where not free.
+        Parameters that are not free are zero.
         """
         hidden = self.classifier.features(profiles)
         logits = self.classifier.phase(hidden)
@@ -216,36 +163,21 @@ class Conditional(nn.Module):
 
 @dataclass(frozen=True)
 class CaennConfig:
-    """The paper's convolutional auto-encoder with a dense regressor (section V-B3).
-
-    Attributes
-    ----------
-    points
-        Points of a profile.
-    phases, parameters
-        Number of phases, and of cell parameters that are free in any of them.
-    filters, kernels
-        Of the encoder's two convolutions; the decoder mirrors them, with separate weights.
-    dense
-        Widths of the regressor's hidden layers.
-    scale
-        Factor by which profiles are multiplied.
-    """
+    """The paper's convolutional auto-encoder with a dense regressor (section V-B3)."""
 
     points: int
     phases: int
     parameters: int
+    # Of the encoder's two convolutions; the decoder mirrors them, with separate weights.
     filters: tuple[int, int] = (9, 2)
     kernels: tuple[int, int] = (15, 7)
-    dense: tuple[int, ...] = (150, 70, 20)
-    scale: float = 1.0
+    dense: tuple[int, ...] = (150, 70, 20)  # widths of the regressor's hidden layers
+    scale: float = 1.0  # factor by which profiles are multiplied
 
 
 class Autoencoder(nn.Module):
     """The paper's convolutional auto-encoder: two layers each way, to a quarter of the points.
 
-    Notes
-    -----
     Profiles are padded so that the decoder's output has their length; the paper does not specify
     how. Its decoder mirrors the encoder: each pooling becomes a repetition of points.
     """
@@ -301,8 +233,6 @@ class Autoencoder(nn.Module):
 class Caenn(nn.Module):
     """The paper's CAENN: phase, as an integer, and cell regressed from the latent representation.
 
-    Notes
-    -----
     The loss counts parameters where they are free; the paper regresses all for every sample.
     """
 
@@ -313,7 +243,7 @@ class Caenn(nn.Module):
         self.regressor = IntegerRegressor(self.autoencoder.latent, config)
 
     def forward(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and scaled parameters, as :meth:`Multitask.forward`."""
+        """Return logits and scaled parameters; see the module."""
         logits, values = self.regressor(self.autoencoder.encode(profiles))
         return logits, values
 
@@ -324,7 +254,7 @@ class IntegerRegressor(nn.Module):
     def __init__(self, inputs: int, config: CaennConfig) -> None:
         super().__init__()
         self.phases = config.phases
-        self.layers = _dense((inputs, *config.dense, 1 + config.parameters))
+        self.layers = _regressor((inputs, *config.dense, 1 + config.parameters))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the phases and the scaled parameters."""
@@ -350,44 +280,34 @@ class Encoding(nn.Module):
 
 
 def feature_network(model: object) -> nn.Module | None:
-    """Return the feature learner of a network, from prepared profiles, or None.
+    """Return the feature learner of a network, from prepared profiles (n, points) to (n, m).
 
-    Returns
-    -------
-    From profiles (n, points) to features (n, m): the dense layer's of a network with heads, the
-    latent representation of one with an auto-encoder.
+    The dense layer of a network with heads, the latent representation of one with an auto-encoder;
+    None for others.
     """
     if isinstance(model, Conditional):
         model = model.classifier
     if isinstance(model, Multitask):
         return model.features
-    if isinstance(model, Caenn):
-        return Encoding(model.autoencoder)
-    return None
+    return Encoding(model.autoencoder) if isinstance(model, Caenn) else None
 
 
 def rounded(code: Tensor, phases: int) -> Tensor:
-    """Return logits whose maximum is the regressed code, rounded.
+    """Return logits (n, phases) whose maximum is the regressed code (n, 1), rounded.
 
     A regressed integer has no probabilities; the softmax of these logits is close to 1 for the
     nearest code.
-
-    Parameters
-    ----------
-    code : shape (n, 1)
-        Regressed codes.
-    phases
-        Number of phases.
-
-    Returns
-    -------
-    shape (n, phases)
     """
     return -_SHARPNESS * (code.float() - torch.arange(phases, device=code.device)) ** 2
 
 
-def _dense(widths: tuple[int, ...]) -> nn.Sequential:
+def dense(widths: tuple[int, ...], activation: type[nn.Module]) -> list[nn.Module]:
+    """Return dense layers of these widths, inputs first, each followed by an activation."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+        layers += [nn.Linear(before, after), activation()]
+    return layers
+
+
+def _regressor(widths: tuple[int, ...]) -> nn.Sequential:
+    return nn.Sequential(*dense(widths, nn.ReLU)[:-1])

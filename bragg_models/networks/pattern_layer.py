@@ -11,7 +11,7 @@ pattern's maximum.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -26,33 +26,33 @@ _SLOPE_RANK = 2  # basis shapes that reproduce derivatives well enough for a sea
 
 
 class Pattern(nn.Module):
-    """Patterns and their derivatives from cells; see the module."""
+    """Patterns and their derivatives from cells; see the module.
+
+    ``code`` is the phase of all rows, or that of each, shape (n,). ``parameters`` (n, n_parameters)
+    are cell parameters in Å and degrees, in double precision.
+    """
+
+    shapes: Tensor
+    shares: Tensor
 
     def __init__(self, config: PatternConfig) -> None:
         super().__init__()
         self.config = config
         for code, phase in enumerate(config.phases):
-            shapes = {
-                "products": (len(phase.terms), phase.lines),
-                "strengths": (phase.pairs, phase.lines),
-                "rates": (phase.pairs,),
-            }
-            for name in PHASE_TABLES:
-                self.register_buffer(f"{name}_{code}", torch.ones(shapes[name]).double())
+            shapes = (len(phase.terms), phase.lines), (phase.pairs, phase.lines), (phase.pairs,)
+            for name, shape in zip(PHASE_TABLES, shapes, strict=True):
+                self.register_buffer(f"{name}_{code}", torch.ones(shape).double())
+        self._nodes = config.points - config.base + MARGIN
+        self._slope_rank = min(_SLOPE_RANK, config.rank)
+        # Of the Fourier transforms, 2^k or 3·2^k: no peak wraps around onto a compared point.
+        least = self._nodes + config.reach
+        power = 1 << (least - 1).bit_length()
+        self._length = power * 3 // 4 if power * 3 // 4 >= least else power
         self.register_buffer("shapes", torch.ones(config.rank, 2 * config.reach + 1))
         self.register_buffer("shares", torch.ones(self._nodes, config.rank))
         # Values that follow from the tables, computed once per device.
         self._cache: dict[tuple[str, int | None, torch.device], Any] = {}
         self.register_load_state_dict_post_hook(_clear_cache)  # type: ignore[no-untyped-call]
-
-    @property
-    def _nodes(self) -> int:
-        return self.config.points - self.config.base + MARGIN
-
-    @property
-    def _length(self) -> int:
-        """Length of the Fourier transforms: no peak wraps around onto a compared point."""
-        return _fast_length(self._nodes + self.config.reach)
 
     def free(self, code: int | Tensor) -> Tensor:
         """Return the columns of the free parameters of a phase, (1, n_free), or of each row's.
@@ -62,22 +62,7 @@ class Pattern(nn.Module):
         return self._lines(code).free
 
     def line_positions(self, code: int | Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positions of the reflections of cells.
-
-        Parameters
-        ----------
-        code
-            The phase, or that of each row, shape (n,).
-        parameters : shape (n, n_parameters), double precision
-            Cell parameters in Å and degrees.
-
-        Returns
-        -------
-        position : shape (n, lines)
-            In points of the grid.
-        inverse : shape (n, lines)
-            1/d² in Å⁻².
-        """
+        """Return the reflections' positions in points of the grid, and 1/d² in Å⁻²: (n, lines)."""
         lines = self._lines(code)
         metric = _reciprocal_metric(lines.cell_of(parameters))
         inverse = (metric[:, None] @ lines.products)[:, 0].clamp(min=1e-4)
@@ -158,12 +143,6 @@ class Pattern(nn.Module):
 
         Parameters
         ----------
-        code
-            The phase, or that of each row, shape (n,).
-        parameters : shape (n, n_parameters), double precision
-            Cell parameters in Å and degrees.
-        slopes
-            Whether to compute the derivatives.
         blur
             Standard deviation, in points, of a Gaussian with which the pattern is convolved.
         sample_parameters : shape (n, 2)
@@ -187,29 +166,25 @@ class Pattern(nn.Module):
         chosen = inverse.topk(lines.most, dim=1, largest=False).indices
         position, inverse = position.gather(1, chosen), inverse.gather(1, chosen)
         n, pairs = len(chosen), lines.strengths.shape[1]
-        damped = (
-            inverse
-            if sample_parameters is None
-            else inverse * sample_parameters[:, :1].double().exp()
-        )
-        strengths = lines.strengths.expand(n, -1, -1).gather(
-            2, chosen[:, None].expand(n, pairs, -1)
-        )
+        damped = inverse
+        if sample_parameters is not None:
+            damped = inverse * sample_parameters[:, :1].double().exp()
+        index = chosen[:, None].expand(n, pairs, -1)
+        strengths = lines.strengths.expand(n, -1, -1).gather(2, index)
         parts = strengths * torch.exp(-lines.rates[..., None] * damped[:, None])
         inside = (position > c.base + 1) & (position < c.points - 1)
         common = inside / (inverse * inverse)
         amplitude = parts.sum(dim=1) * common
         weights = [amplitude[:, None]]
         if slopes:
-            changing = slopes_of_position[0].gather(
-                2, chosen[:, None].expand(n, slopes_of_position[0].shape[1], -1)
-            )
-            weights.append(amplitude[:, None] * changing)
+            (changing,) = slopes_of_position
+            index = chosen[:, None].expand(n, changing.shape[1], -1)
+            weights.append(amplitude[:, None] * changing.gather(2, index))
             if sample_parameters is not None:
                 lost = (-lines.rates[..., None] * parts).sum(dim=1)
                 weights.append((lost * damped * common)[:, None])
-        together_weights = torch.cat(weights, dim=1).float()
-        spectra = torch.fft.rfft(self._spread_on_grid(position - c.base, together_weights))
+        deposit = self._spread_on_grid(position - c.base, torch.cat(weights, dim=1).float())
+        spectra = torch.fft.rfft(deposit)
         shape, derivative, curvature = self._transfer()
         rank, slope_rank = len(shape), len(derivative)
         of_slopes = (
@@ -237,24 +212,15 @@ class Pattern(nn.Module):
     def _spread_on_grid(self, position: Tensor, weights: Tensor) -> Tensor:
         """Return weights spread over the grid by cubic B-splines, for each basis shape.
 
-        Parameters
-        ----------
-        position : shape (n, k)
-            In points from the base.
-        weights : shape (n, m, k)
-            Of the pattern, then of each derivative.
-
-        Returns
-        -------
-        shape (n, rank + (m - 1) · rank of derivatives, length)
-            First those of the pattern.
+        From positions (n, k) in points from the base and weights (n, m, k) of the pattern, then of
+        each derivative, to (n, rank + (m - 1) · rank of derivatives, length).
         """
         position = position.clamp(1, self._nodes - 3)
         whole = position.floor()
         t = (position - whole).float()
         node = whole.long()
-        shares = cast("Tensor", self.shares)
-        share = (shares[node] * (1 - t)[..., None] + shares[node + 1] * t[..., None]).mT
+        share = self.shares[node] * (1 - t)[..., None] + self.shares[node + 1] * t[..., None]
+        share = share.mT
         fewer = weights[:, 1:, None] * share[:, None, : self._slope_rank]
         source = torch.cat([weights[:, :1] * share, fewer.flatten(1, 2)], dim=1)
         square, rest = t * t, 1 - t
@@ -270,17 +236,13 @@ class Pattern(nn.Module):
             deposit.scatter_add_(2, index, source * weight[:, None])
         return deposit
 
-    @property
-    def _slope_rank(self) -> int:
-        return min(_SLOPE_RANK, self.config.rank)
-
     def _transfer(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the Fourier transforms of the shapes, of minus their slopes, and of a Gaussian.
 
         Shapes (rank, length) and (rank of derivatives, length); and, (length,), the factor of a
         Gaussian's variance in the logarithm of its transform.
         """
-        shapes, reach = cast("Tensor", self.shapes), self.config.reach
+        shapes, reach = self.shapes, self.config.reach
 
         def compute() -> tuple[Tensor, Tensor, Tensor]:
             kernel = torch.zeros(len(shapes), self._length, device=shapes.device)
@@ -296,7 +258,7 @@ class Pattern(nn.Module):
         return cast("tuple[Tensor, Tensor, Tensor]", self._once("transfer", None, compute))
 
     def _once(self, name: str, code: int | None, compute: Callable[[], Any]) -> Any:
-        key = name, code, cast("Tensor", self.shapes).device
+        key = name, code, self.shapes.device
         if key not in self._cache:
             # As normal tensors, for later calls that need gradients.
             with torch.inference_mode(mode=False), torch.no_grad():
@@ -305,21 +267,18 @@ class Pattern(nn.Module):
 
     def _lines(self, code: int | Tensor) -> _Lines:
         """Return the tables of a phase, or of each row's phase."""
-        if isinstance(code, int):
-            codes = [code]
-            return cast("_Lines", self._once("lines", code, lambda: self._joined(codes)))
-        all_codes = range(len(self.config.phases))
-        joined: _Lines = self._once("lines", None, lambda: self._joined(all_codes))
-        return joined.of(code)
+        known = code if isinstance(code, int) else None
+        codes = range(len(self.config.phases)) if known is None else [known]
+        lines: _Lines = self._once("lines", known, lambda: self._joined(codes))
+        return lines if isinstance(code, int) else lines.of(code)
 
     def _joined(self, codes: Sequence[int]) -> _Lines:
         """Return the tables of some phases, padded to the same size."""
         phases = [self.config.phases[code] for code in codes]
-        device = cast("Tensor", self.shapes).device
+        device = self.shapes.device
         lines, pairs = max(p.lines for p in phases), max(p.pairs for p in phases)
         count = max(len(p.free) for p in phases)
-        shape = len(phases), 6, lines
-        products = torch.zeros(shape, dtype=torch.float64, device=device)
+        products = torch.zeros(len(phases), 6, lines, dtype=torch.float64, device=device)
         products[:, 0] = _FAR_BELOW
         strengths = products.new_zeros(len(phases), pairs, lines)
         rates = products.new_zeros(len(phases), pairs)
@@ -349,14 +308,7 @@ class _Lines:
     most: int
 
     def of(self, codes: Tensor) -> _Lines:
-        return _Lines(
-            self.products[codes],
-            self.strengths[codes],
-            self.rates[codes],
-            self.entries[codes],
-            self.free[codes],
-            self.most,
-        )
+        return replace(self, **{n: table[codes] for n, table in vars(self).items() if n != "most"})
 
     def cell_of(self, parameters: Tensor) -> Tensor:
         """Return a, b, c, alpha, beta, gamma, (..., 6), of rows of the network's parameters."""
@@ -370,12 +322,6 @@ class _Lines:
 
 def _clear_cache(pattern: Pattern, _: object) -> None:
     pattern._cache.clear()
-
-
-def _fast_length(least: int) -> int:
-    """Return a length of at least ``least`` at which Fourier transforms are fast: 2^k or 3·2^k."""
-    power = 1 << (least - 1).bit_length()
-    return power * 3 // 4 if power * 3 // 4 >= least else power
 
 
 def _reciprocal_metric(cell: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +11,17 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, reciprocal_metric
 from bragg_data.crystallography.reflections import Lines, lines_from_reflections, unique_reflections
 from bragg_data.crystallography.structure import Phase
-from bragg_data.instrument.peak_shape import (
-    erfcx_blended,
-    gaussian_part,
-    lorentzian_part,
-    mixing,
-    peak_shape,
-)
+from bragg_data.instrument import peak_shape as peaks
 from bragg_models.networks.guided_config import PatternConfig, PatternPhase
 from bragg_models.targets import Targets
 
+# Of a phase with n_lines reflections. products (n_terms, n_lines): products of Miller indices that
+# multiply the terms of the reciprocal metric. strengths (n_pairs, n_lines): multiplicity times the
+# part of the squared structure factor that each pair of displacement parameters damps. rates
+# (n_pairs,): 2π² times the sum of the pair's displacement parameters, in Å².
 PHASE_TABLES = ("products", "strengths", "rates")
-"""Tables of each phase; see :class:`PhaseTables`."""
 
-MARGIN = 4
-"""Grid nodes beyond the window over which the B-spline of a reflection may extend."""
+MARGIN = 4  # grid nodes beyond the window over which the B-spline of a reflection may extend
 
 _Array = NDArray[np.float64]
 
@@ -37,43 +32,14 @@ _LEAD = 64  # points before the compared ones on which reflections may lie: thei
 _STATION_SPACING = 16  # points between the positions at which the peak shape is computed
 
 
-@dataclass(frozen=True)
-class PhaseTables:
-    """Reflections of one phase.
-
-    Attributes
-    ----------
-    products : shape (n_terms, n_lines)
-        Products of Miller indices that multiply the terms of the reciprocal metric.
-    strengths : shape (n_pairs, n_lines)
-        Multiplicity times the part of the squared structure factor that each pair of displacement
-        parameters damps.
-    rates : shape (n_pairs,)
-        2π² times the sum of the pair's displacement parameters, in Å².
-    most
-        Upper bound of the number of reflections of any cell on the compared points.
-    """
-
-    products: _Array
-    strengths: _Array
-    rates: _Array
-    most: int
-
-
 def pattern_tables(
     campaign: Campaign, targets: Targets
 ) -> tuple[PatternConfig, Mapping[str, _Array]]:
     """Return the configuration of a campaign's pattern layer, and its tables by name.
 
     The compared points begin where the cell with the most reflections has 80 of them in the rest
-    of the window, or at 0.42 Å.
-
-    Parameters
-    ----------
-    campaign
-        Phases, instrument, grid and ranges of cells.
-    targets
-        The network's parameters.
+    of the window, or at 0.42 Å. The tables are those of :data:`PHASE_TABLES`, with the code of the
+    phase as a suffix, and ``shapes`` and ``shares`` of the peaks.
     """
     instrument, grid, samples = campaign.instrument, campaign.grid, campaign.samples
     cells_of = [_extremes(samples.cells[samples.phase == k]) for k in range(len(targets.names))]
@@ -89,9 +55,9 @@ def pattern_tables(
     phases: list[PatternPhase] = []
     tables: dict[str, _Array] = {}
     for code, (phase, cells) in enumerate(zip(campaign.phases, cells_of, strict=True)):
-        phase_tables = _phase_tables(phase, cells, d_min)
-        phases.append(_pattern_phase(phase, phase_tables, targets))
-        tables |= {f"{name}_{code}": getattr(phase_tables, name) for name in PHASE_TABLES}
+        pattern_phase, of_phase = _phase_tables(phase, cells, d_min, targets)
+        phases.append(pattern_phase)
+        tables |= {f"{n}_{code}": t for n, t in zip(PHASE_TABLES, of_phase, strict=True)}
     tables["shapes"], tables["shares"] = _basis_shapes(campaign, base)
     config = PatternConfig(
         points=grid.points,
@@ -103,19 +69,6 @@ def pattern_tables(
         base=base,
     )
     return config, tables
-
-
-def _pattern_phase(phase: Phase, tables: PhaseTables, targets: Targets) -> PatternPhase:
-    names, tied = targets.parameters, dict(phase.lattice.tied)
-    sources = [tied.get(name, name) for name in CELL_PARAMETERS]
-    return PatternPhase(
-        free=tuple(names.index(name) for name in phase.lattice.free_parameters),
-        cell=tuple(float(names.index(s)) if isinstance(s, str) else -float(s) for s in sources),
-        terms=tuple(group[0] for group in phase.lattice.metric_terms),
-        lines=tables.products.shape[1],
-        pairs=len(tables.rates),
-        most=tables.most,
-    )
 
 
 def _d_spacing_at(campaign: Campaign, position: _Array) -> _Array:
@@ -157,19 +110,28 @@ def _shortest_spacing(phase: Phase, cells: _Array, longest: float) -> float:
     return float(sufficient)
 
 
-def _phase_tables(phase: Phase, cells: _Array, d_min: float) -> PhaseTables:
+def _phase_tables(
+    phase: Phase, cells: _Array, d_min: float, targets: Targets
+) -> tuple[PatternPhase, tuple[_Array, _Array, _Array]]:
     lines, inverse = _lines_above(phase, cells, d_min)
     # A margin for cells a little outside the range.
     inside = inverse < d_min**-2 * 1.02
     ever = inside.any(axis=0)
     u = lines.u_groups
     pairs = [u[i] + u[j] for i in range(len(u)) for j in range(i, len(u))]
-    return PhaseTables(
-        products=np.asarray(lines.products, dtype=np.float64)[:, ever],
-        strengths=np.asarray(lines.strengths, dtype=np.float64)[:, ever],
-        rates=2 * np.pi**2 * np.array(pairs),
+    products = np.asarray(lines.products, dtype=np.float64)[:, ever]
+    strengths = np.asarray(lines.strengths, dtype=np.float64)[:, ever]
+    names, tied = targets.parameters, dict(phase.lattice.tied)
+    sources = [tied.get(name, name) for name in CELL_PARAMETERS]
+    pattern_phase = PatternPhase(
+        free=tuple(names.index(name) for name in phase.lattice.free_parameters),
+        cell=tuple(float(names.index(s)) if isinstance(s, str) else -float(s) for s in sources),
+        terms=tuple(group[0] for group in phase.lattice.metric_terms),
+        lines=products.shape[1],
+        pairs=len(pairs),
         most=int(1.1 * inside.sum(axis=1).max()) + 4,
     )
+    return pattern_phase, (products, strengths, 2 * np.pi**2 * np.array(pairs))
 
 
 def _basis_shapes(campaign: Campaign, base: int) -> tuple[_Array, _Array]:
@@ -184,19 +146,16 @@ def _basis_shapes(campaign: Campaign, base: int) -> tuple[_Array, _Array]:
     offsets = np.arange(-reach, reach + 1)
     tof = grid.start * np.exp(grid.relative_step * stations)[:, None]
     offset = grid.start * np.exp(grid.relative_step * (stations[:, None] + offsets)) - tof
-    shape = peak_shape(
-        campaign.instrument,
-        _d_spacing_at(campaign, stations),
-        size=campaign.size,
-        microstrain=campaign.microstrain,
-    )
-    width, eta = (v[:, None] for v in mixing(shape.variance, shape.fwhm))
+    d = _d_spacing_at(campaign, stations)
+    broadening = {"size": campaign.size, "microstrain": campaign.microstrain}
+    shape = peaks.peak_shape(campaign.instrument, d, **broadening)
+    width, eta = (v[:, None] for v in peaks.mixing(shape.variance, shape.fwhm))
     rise, decay = shape.rise[:, None], shape.decay[:, None]
-    peaks = (1 - eta) * gaussian_part(offset, rise, decay, width, erfcx_blended)
-    peaks += eta * lorentzian_part(offset, rise, decay, width, "gsas2")
-    height = peaks.max(axis=1, keepdims=True)
-    shapes = np.linalg.svd(peaks / height, full_matrices=False)[2][:rank]
-    at_stations = peaks @ shapes.T
+    profiles = (1 - eta) * peaks.gaussian_part(offset, rise, decay, width, peaks.erfcx_blended)
+    profiles += eta * peaks.lorentzian_part(offset, rise, decay, width, "gsas2")
+    height = profiles.max(axis=1, keepdims=True)
+    shapes = np.linalg.svd(profiles / height, full_matrices=False)[2][:rank]
+    at_stations = profiles @ shapes.T
     nodes = np.arange(base, stop)
     shares = np.stack([np.interp(nodes, stations, share) for share in at_stations.T], axis=1)
     missing = rank - len(shapes)  # of a window so short that it has fewer stations

@@ -20,23 +20,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bragg_models.networks.cell_search import ROWS
+from bragg_models.networks.cell_search import ROWS, Observed
 from bragg_models.networks.guided import ProposalSearch
 from bragg_models.networks.guided_config import GuidedConfig
 
-COVERAGE = 0.9
-"""Share of genuine draws whose parameters lie in the intervals."""
-
-ACCEPTED = 0.985
-"""Share of genuine draws with a correctly predicted phase that are accepted."""
-
+COVERAGE = 0.9  # share of genuine draws whose parameters lie in the intervals
+ACCEPTED = 0.985  # share of genuine draws with a correctly predicted phase that are accepted
 _KNOWN_STARTS = 7  # known cells of each phase from which the search may start
 _BLUR = 5.0  # points
 _UNEXPLAINED = 0.08  # misfit above which more starts are used; nine in ten draws are below
@@ -48,52 +43,22 @@ _DRIFT = 3e-4  # relative error of lengths from an instrument that was not calib
 
 @dataclass(frozen=True)
 class PhaseFits:
-    """Fits of all phases to n profiles.
+    """Fits of all phases to n profiles."""
 
-    Attributes
-    ----------
-    logits : shape (n, n_phases)
-    values : shape (n, n_parameters), double precision
-        Scaled parameters of the most probable (or known) phase.
-    spread : shape (n, n_parameters)
-        Their standard uncertainties, as they follow from the misfit; 0 where not free.
-    misfit : shape (n, n_phases)
-        Share of the profile's square that each phase leaves unexplained; 1 if it was not searched.
-    proposal : shape (n, n_phases)
-        Logarithms of the proposal network's probabilities.
-    """
-
-    logits: Tensor
-    values: Tensor
-    spread: Tensor
-    misfit: Tensor
-    proposal: Tensor
-
-
-@dataclass(frozen=True)
-class RobustPrediction:
-    """Predictions for n profiles.
-
-    Attributes
-    ----------
-    probabilities : shape (n, n_phases)
-    values, half_widths : shape (n, n_parameters)
-        Scaled parameters of the most probable phase, and half the widths of their 90 % intervals.
-    unexplained : shape (n,)
-        Share of the profile's square that the most probable phase leaves unexplained.
-    limit
-        A profile with a larger unexplained share belongs to none of the phases.
-    """
-
-    probabilities: NDArray[np.float64]
-    values: NDArray[np.float64]
-    half_widths: NDArray[np.float64]
-    unexplained: NDArray[np.float64]
-    limit: float
+    logits: Tensor  # (n, n_phases)
+    values: Tensor  # (n, n_parameters), scaled, of the most probable (or known) phase; float64
+    spread: Tensor  # their standard uncertainties, as the misfit gives them; 0 where not free
+    misfit: Tensor  # (n, n_phases): share of the profile's square left unexplained; 1: no search
+    proposal: Tensor  # (n, n_phases): logarithms of the proposal network's probabilities
 
 
 class Robust(ProposalSearch):
     """See the module; the proposal network is trained, and a few coefficients are calibrated."""
+
+    head: Tensor
+    stretch: Tensor
+    limit: Tensor
+    is_length: Tensor
 
     def __init__(self, config: GuidedConfig) -> None:
         super().__init__(config)
@@ -113,14 +78,9 @@ class Robust(ProposalSearch):
         return fits.logits, fits.values
 
     def fit_phases(self, profiles: Tensor, phase: Tensor | None = None) -> PhaseFits:
-        """Fit the phases to profiles.
+        """Fit the phases, or known ones (n,), to profiles (n, points).
 
-        Parameters
-        ----------
-        profiles : shape (n, points)
-            Square roots of intensities, of unit norm. Points that are zero are not compared.
-        phase : shape (n,)
-            Known phases, if the network is not to determine them.
+        These are square roots of intensities, of unit norm; points that are zero are not compared.
         """
         logits, proposed = self.proposal(profiles)
         proposal = logits.double().log_softmax(dim=1)
@@ -189,7 +149,7 @@ class Robust(ProposalSearch):
 
     def phase_logits(self, proposal: Tensor, misfit: Tensor) -> Tensor:
         """Return the logits of the phases, (n, n_phases), from the fields of :class:`PhaseFits`."""
-        head = cast("Tensor", self.head)
+        head = self.head
         least = misfit.amin(dim=1, keepdim=True).clamp(min=1e-9)
         # A misfit below those of measured profiles is at least as decisive as the best of them.
         kappa = torch.exp((head[0] + head[1] * least.clamp(min=_BEST).log()).clamp(-2, 7))
@@ -200,14 +160,12 @@ class Robust(ProposalSearch):
         """Return the standard uncertainties of scaled parameters where they are free."""
         damping = torch.full_like(values[:, 0], 1e-9)
         padded = torch.cat([values, values.new_zeros(len(values), 2)], dim=1)
-        weights = (profiles > 0).float()
+        observed = Observed(code, profiles, (profiles > 0).float())
         spread = torch.zeros_like(values)
         for low in range(0, len(values), ROWS):
             r = slice(low, low + ROWS)
-            misfit, *_, normal = self.normal_equations(
-                code[r], profiles[r], weights[r], padded[r], damping[r]
-            )
-            points = weights[r].sum(dim=1).clamp(min=1)
+            misfit, *_, normal = self.normal_equations(observed[r], padded[r], damping[r])
+            points = observed.weights[r].sum(dim=1).clamp(min=1)
             noise = misfit * (profiles[r] ** 2).sum(dim=1) / points
             # Columns without effect stay as they are.
             diagonal = torch.diagonal(normal, dim1=1, dim2=2)
@@ -222,47 +180,32 @@ class Robust(ProposalSearch):
 
     def predict(
         self, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_]
-    ) -> RobustPrediction:
-        """Return predictions with intervals for prepared profiles.
+    ) -> tuple[NDArray[np.float64], ...]:
+        """Return predictions with intervals for prepared profiles, as for :meth:`fit_phases`.
 
-        Parameters
-        ----------
-        profiles : shape (n, points)
-            As for :meth:`fit_phases`.
-        calibrated : shape (n,)
-            Whether the measurement's own calibration was used.
+        ``calibrated`` (n,) is whether the measurement's own calibration was used.
+
+        Returns
+        -------
+        probabilities : shape (n, n_phases)
+        values, half_widths : shape (n, n_parameters)
+            Scaled parameters of the most probable phase, and half of their 90 % intervals.
+        unexplained : shape (n,)
+            Share of the profile's square that this phase leaves unexplained; where it is above
+            ``limit``, the profile belongs to none of the phases.
         """
-        device = cast("Tensor", self.head).device
-        is_calibrated = torch.from_numpy(calibrated).to(device)
+        is_calibrated = torch.from_numpy(calibrated).to(self.head.device)
         parts = []
         with torch.inference_mode():
             for low in range(0, len(profiles), self.batch_size):
                 rows = slice(low, low + self.batch_size)
-                fits = self.fit_phases(torch.from_numpy(profiles[rows]).to(device))
+                fits = self.fit_phases(torch.from_numpy(profiles[rows]).to(self.head.device))
                 phase = fits.logits.argmax(dim=1)
-                half = self.half_widths(fits, phase, is_calibrated[rows])
+                stretch = self.stretch[(~is_calibrated[rows]).long(), phase]
+                half = stretch * self.error_unit(fits, is_calibrated[rows])
                 unexplained = _of_phase(fits.misfit, phase)
                 parts.append((fits.logits.softmax(dim=1), fits.values, half, unexplained))
-        probabilities, values, half_widths, unexplained_share = (
-            torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)
-        )
-        limit = float(cast("Tensor", self.limit))
-        return RobustPrediction(probabilities, values, half_widths, unexplained_share, limit)
-
-    def half_widths(self, fits: PhaseFits, phase: Tensor, calibrated: Tensor) -> Tensor:
-        """Return half the widths of the 90 % intervals, (n, n_parameters), scaled.
-
-        Parameters
-        ----------
-        fits
-            Of n profiles.
-        phase : shape (n,)
-            The phases of their values.
-        calibrated : shape (n,)
-            Whether the measurement's own calibration was used.
-        """
-        stretch = cast("Tensor", self.stretch)[(~calibrated).long(), phase]
-        return stretch * self.error_unit(fits, calibrated)
+        return tuple(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
 
     def error_unit(self, fits: PhaseFits, calibrated: Tensor) -> Tensor:
         """Return the unit in which errors of scaled parameters are counted, (n, n_parameters).
@@ -270,9 +213,8 @@ class Robust(ProposalSearch):
         It is the standard uncertainty, combined with the drift of an uncalibrated instrument:
         an error of difC changes all lengths, and no angle.
         """
-        physical = self.physical(fits.values)
-        drift = _DRIFT * physical / cast("Tensor", self.half_range)
-        drift = torch.where(cast("Tensor", self.is_length), drift, torch.zeros_like(drift))
+        drift = _DRIFT * self.physical(fits.values) / self.half_range
+        drift = torch.where(self.is_length, drift, torch.zeros_like(drift))
         drift = drift * (~calibrated)[:, None]
         return (fits.spread**2 + drift**2).sqrt().clamp(min=1e-9)
 
@@ -293,26 +235,12 @@ def calibrate(
     free: NDArray[np.bool_],
     calibrated: NDArray[np.bool_],
 ) -> dict[str, float]:
-    """Fit the coefficients of the probabilities, the intervals and the limit to held-out draws.
+    """Fit the coefficients of probabilities, intervals and limit of a network to held-out draws.
 
-    Parameters
-    ----------
-    network
-        Changed in place.
-    fits
-        Its fits of n draws.
-    phase : shape (n,)
-        True phases.
-    values : shape (n, n_parameters)
-        True scaled parameters.
-    free : shape (n_phases, n_parameters)
-        Which parameters are free in which phase.
-    calibrated : shape (n,)
-        Which draws have the correct calibration; the coefficients are fitted to these.
-
-    Returns
-    -------
-    Cross entropy and accuracy on the calibrated draws, and the limit of the unexplained share.
+    The network is changed in place, and ``fits`` are its fits of n draws with true phases (n,) and
+    true scaled values (n, n_parameters); ``free`` (n_phases, n_parameters) as in
+    :class:`~bragg_models.targets.Targets`. The coefficients of the probabilities are fitted to the
+    ``calibrated`` (n,) draws, for which cross entropy, accuracy and limit are returned.
     """
     truth = torch.from_numpy(np.asarray(phase)).long()
     is_calibrated = torch.from_numpy(calibrated)
@@ -320,7 +248,7 @@ def calibrate(
     errors = (fits.values - torch.from_numpy(np.asarray(values, dtype=np.float64))).abs()
     score = errors / network.error_unit(fits, is_calibrated)
     fitted_phase = fits.logits.argmax(dim=1)
-    stretch = cast("Tensor", network.stretch).clone()
+    stretch = network.stretch.clone()
     for kind, chosen in enumerate((is_calibrated, ~is_calibrated)):
         for code in range(stretch.shape[1]):
             scores = score[chosen & (truth == code) & (fitted_phase == code)]
@@ -359,13 +287,13 @@ def _of_phase(misfit: Tensor, phase: Tensor) -> Tensor:
 
 
 def _fitted_head(network: Robust, fits: PhaseFits, truth: Tensor, is_calibrated: Tensor) -> Tensor:
-    head = cast("Tensor", network.head).clone().requires_grad_(True)
+    head = network.head.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS([head], max_iter=200, line_search_fn="strong_wolfe")
     before = network.head
+    network.head = head
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        network.head = head
         logits = network.phase_logits(fits.proposal[is_calibrated], fits.misfit[is_calibrated])
         loss = nn.functional.cross_entropy(logits, truth[is_calibrated]) + 1e-4 * (head**2).sum()
         loss.backward()  # type: ignore[no-untyped-call]

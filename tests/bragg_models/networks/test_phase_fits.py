@@ -20,6 +20,7 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.simulation.kinematic import Simulator
 from bragg_models.networks.build import build
+from bragg_models.networks.cell_search import Observed
 from bragg_models.networks.guided import PhysicsTableError, fill_physics_tables, guided_config
 from bragg_models.networks.robust import ACCEPTED, PhaseFits, Robust, calibrate
 from bragg_models.predictors import Predictor
@@ -152,9 +153,7 @@ def test_nothing_is_explained_where_nothing_is_compared(predictor: Predictor) ->
     network = predictor.model
     empty = torch.zeros(2, network.config.pattern.points - network.config.pattern.first)
     misfit, step, gain, _ = network.normal_equations(
-        0,
-        empty,
-        torch.ones_like(empty),
+        Observed(0, empty, torch.ones_like(empty)),
         torch.zeros(2, 5, dtype=torch.float64),
         torch.full((2,), 1e-9, dtype=torch.float64),
     )
