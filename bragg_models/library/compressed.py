@@ -17,56 +17,33 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.preprocessing import sqrt_unit
 from bragg_models.data.batches import in_order, profiles_of
-from bragg_models.library.search import LibraryError
+from bragg_models.library.search import LibraryError, check_shape
 
-COMPONENTS = 256
-"""Principal components of the compressed vectors."""
-
+COMPONENTS = 256  # principal components of the compressed vectors
 _SUBSAMPLE = 6000  # patterns from which the components are computed
 _BLOCK = 8192  # patterns that are compressed at a time
 _SLACK = 2e-6  # rounding of the bounds, in single precision
 
 
 class Neighbours(NamedTuple):
-    """The k nearest stored patterns of each of q queries, the nearest first.
+    """The k nearest stored patterns of each of q queries, the nearest first."""
 
-    Attributes
-    ----------
-    row : shape (q, k)
-        Row in the data set.
-    correlation : shape (q, k)
-        At most 1.
-    proven : shape (q,)
-        Whether no other pattern can be nearer than the last of the k.
-    """
-
-    row: NDArray[np.intp]
-    correlation: NDArray[np.float64]
-    proven: NDArray[np.bool_]
+    row: NDArray[np.intp]  # (q, k), in the data set
+    correlation: NDArray[np.float64]  # (q, k), at most 1
+    proven: NDArray[np.bool_]  # (q,): no other pattern can be nearer than the last of the k
 
 
 @dataclass(frozen=True)
 class NearestSettings:
-    """How a library is searched.
+    """How a library is searched."""
 
-    Attributes
-    ----------
-    candidates
-        Patterns per query whose correlation is computed in full, at first. With fewer, fewer
-        results are proven at once; more take longer.
-    widening
-        Factor on the candidates for queries whose result is not proven by the first ones.
-    queries, tile
-        Size of a block of products: 512 by 8192 are 16 MiB.
-    workers
-        Threads.
-    """
-
+    # Patterns per query whose correlation is computed in full, at first. With fewer, fewer results
+    # are proven at once; more take longer.
     candidates: int = 24
-    widening: int = 8
-    queries: int = 512
+    widening: int = 8  # factor on the candidates where the result is not proven by the first ones
+    queries: int = 512  # size of a block of products: 512 by 8192 are 16 MiB
     tile: int = 8192
-    workers: int = 2
+    workers: int = 2  # threads
 
 
 # faiss would need all full vectors in memory (1.9 GB for 170,000 patterns), or, compressed, could
@@ -87,25 +64,13 @@ class CompressedLibrary:
     below the smallest bound among the candidates, the result is proven to be exact; elsewhere more
     candidates are compared. Apart from a block of products, only the compressed vectors (about
     1 KiB for each pattern) are in memory; the full ones are in a file.
-
-    Attributes
-    ----------
-    rows : shape (n,)
-        Rows in the data set, in ascending order.
-    basis : shape (points, components)
-    compressed : shape (n, components + 1)
-        z and ρ of each pattern.
-    full : shape (stored, points)
-        Mapped from the file.
-    position : shape (n,)
-        Index of each row in ``full``.
     """
 
-    rows: NDArray[np.intp]
-    basis: NDArray[np.float32]
-    compressed: NDArray[np.float32]
-    full: NDArray[np.float32]
-    position: NDArray[np.intp]
+    rows: NDArray[np.intp]  # (n,), in the data set, in ascending order
+    basis: NDArray[np.float32]  # (points, components)
+    compressed: NDArray[np.float32]  # (n, components + 1): z and ρ of each pattern
+    full: NDArray[np.float32]  # (stored, points), mapped from the file
+    position: NDArray[np.intp]  # (n,): index of each row in ``full``
 
     @classmethod
     def build(
@@ -115,25 +80,17 @@ class CompressedLibrary:
         directory: Path,
         *,
         components: int = COMPONENTS,
-        seed: int = 0,
         on_batch: Callable[[int], None] | None = None,
     ) -> CompressedLibrary:
-        """Read the selected patterns once, and compress them.
+        """Read the selected patterns (n,) once, and compress them.
 
         Parameters
         ----------
-        dataset
-            An opened snapshot.
-        selected : shape (n,)
-            Which of its rows.
         directory
             Directory of the file of full vectors, 4 bytes per point, to be deleted when the library
             is no longer used.
         components
             Number of principal components; fewer if there are fewer patterns or points.
-        seed
-            Of the sample of patterns from which the components are computed, and of the algorithm.
-            It affects slightly which candidates are chosen, and nothing else.
         on_batch
             Called with the number of patterns of every chunk that is done.
 
@@ -155,13 +112,7 @@ class CompressedLibrary:
             filled += len(batch.rows)
             if on_batch is not None:
                 on_batch(len(batch.rows))
-        generator = np.random.default_rng(seed)
-        chosen = generator.choice(len(rows), min(_SUBSAMPLE, len(rows)), replace=False)
-        sample = full[np.sort(chosen)]
-        _, _, directions = randomized_svd(
-            sample, min(components, *sample.shape), n_iter=2, random_state=seed
-        )
-        basis = np.ascontiguousarray(directions.T, dtype=np.float32)
+        basis = principal_components(full, components)
         compressed = np.empty((len(rows), basis.shape[1] + 1), dtype=np.float32)
         for low in range(0, len(rows), _BLOCK):
             compressed[low : low + _BLOCK] = compress(full[low : low + _BLOCK], basis)
@@ -172,12 +123,8 @@ class CompressedLibrary:
         part = np.flatnonzero(selected[self.rows])
         if not len(part):
             raise LibraryError("A library needs at least one pattern. Choose a larger part.")
-        return replace(
-            self,
-            rows=self.rows[part],
-            compressed=self.compressed[part],
-            position=self.position[part],
-        )
+        rows, compressed = self.rows[part], self.compressed[part]
+        return replace(self, rows=rows, compressed=compressed, position=self.position[part])
 
     def nearest(
         self,
@@ -185,16 +132,9 @@ class CompressedLibrary:
         k: int = 1,
         settings: NearestSettings = NearestSettings(),
     ) -> Neighbours:
-        """Return the patterns that correlate best with some profiles.
+        """Return the k patterns that correlate best with each of some profiles (q, points).
 
-        Parameters
-        ----------
-        profiles : shape (q, points)
-            On the library's grid, without background, not yet square-rooted.
-        k
-            Number of patterns for each profile.
-        settings
-            Number of candidates, and sizes of blocks.
+        These are on the library's grid, without background, not yet square-rooted.
 
         Raises
         ------
@@ -203,12 +143,7 @@ class CompressedLibrary:
         bragg_data.preprocessing.PreprocessingError
             If a profile has no positive value.
         """
-        points = self.full.shape[1]
-        if profiles.ndim != 2 or profiles.shape[1] != points:
-            raise LibraryError(
-                f"The queries have shape {profiles.shape}; the library's patterns have {points} "
-                f"points: bring the profiles to the library's grid first."
-            )
+        check_shape(profiles, self.full.shape[1])
         if k > len(self.rows):
             raise LibraryError(
                 f"The library has {len(self.rows)} patterns, fewer than the {k} asked for."
@@ -255,26 +190,29 @@ class CompressedLibrary:
 def mean_of_nearest(
     neighbours: Neighbours, phase: NDArray[np.integer], cells: NDArray[np.float64], k: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return the phase of the nearest pattern, and the mean cell of the k nearest of that phase.
+    """Return the phase (q,) of the nearest pattern and the mean cell (q, 6) of its k nearest.
 
-    Parameters
-    ----------
-    neighbours
-        Of q queries; fewer than k of them may be of the nearest pattern's phase.
-    phase, cells : shapes (n,), (n, 6)
-        Labels of the data set.
-    k
-        Number of patterns; 1 for the cell of the nearest pattern.
-
-    Returns
-    -------
-    shapes (q,), (q, 6)
+    Fewer than k of the neighbours may be of that phase. ``phase`` (n,) and ``cells`` (n, 6) are the
+    labels of the data set.
     """
     phases = phase[neighbours.row]
     counted = phases == phases[:, :1]
     counted &= counted.cumsum(axis=1) <= k
     total = (cells[neighbours.row] * counted[..., None]).sum(axis=1)
     return phases[:, 0].astype(np.intp), total / counted.sum(axis=1)[:, None]
+
+
+def principal_components(patterns: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Return the principal components (points, m) of patterns (n, points), at most ``count``.
+
+    They are computed from a random part of the patterns, which affects slightly which candidates of
+    a search are chosen, and nothing else.
+    """
+    size = min(_SUBSAMPLE, len(patterns))
+    chosen = np.random.default_rng(0).choice(len(patterns), size, replace=False)
+    sample = patterns[np.sort(chosen)]
+    _, _, directions = randomized_svd(sample, min(count, *sample.shape), n_iter=2, random_state=0)
+    return np.ascontiguousarray(directions.T, dtype=np.float32)
 
 
 def compress(vectors: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,30 +20,25 @@ import numpy as np
 import xarray as xr
 from filelock import FileLock
 from numpy.typing import NDArray
-from sklearn.utils.extmath import randomized_svd
 
 from bragg_data.preprocessing import sqrt_unit
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.store.schema import samples_of
 from bragg_models.data.batches import Profiles, in_order, profiles_of
+from bragg_models.library.compressed import principal_components
 from bragg_models.library.search import Matches, prepared_queries
 
-COMPONENTS = 128
-"""Principal components that are stored of each pattern."""
-
+COMPONENTS = 128  # principal components that are stored of each pattern
+# Patterns of each phase that are compared in full. On noisy, miscalibrated pseudo-experiments the
+# best pattern of the right phase was among the first 33 of 209,119.
 CANDIDATES = 48
-"""Patterns of each phase that are compared in full.
-
-On noisy, miscalibrated pseudo-experiments the best pattern of the right phase was among the first
-33 of 209,119.
-"""
-
 _VERSION = 1  # of the files
-_SAMPLED = 24, 6000  # chunks, and patterns of them, from which the components are computed
+_SAMPLED = 24  # chunks from which the components are computed
 _BINS = 32  # of the sums of squares, for profiles that cover a part of the window
 _TOLERANCE = 1e-3  # between a stored pattern and its simulation, of the pattern's maximum
 _CHECKED = 16  # patterns that are compared with their simulation
 _BLOCK = 64  # queries that are compared at a time
+_FILES = ("basis", "components", "squares")
 
 
 class IndexUnavailableError(OSError):
@@ -52,32 +47,15 @@ class IndexUnavailableError(OSError):
 
 @dataclass(frozen=True, eq=False)
 class LibraryIndex:
-    """See the module; from :func:`open_index` and :func:`build_index`.
+    """See the module; from :func:`open_index` and :func:`build_index`."""
 
-    Attributes
-    ----------
-    simulator
-        Computes the data set's patterns.
-    phase, cells : shapes (n,), (n, 6)
-        Labels of the data set.
-    phases
-        Number of phases.
-    basis : shape (points, components)
-    components : shape (n, components)
-        Of the patterns' square roots, which are of unit norm.
-    squares : shape (n, bins)
-        Sums of their squares over equal parts of the window.
-    candidates
-        Patterns of each phase that are compared in full.
-    """
-
-    simulator: Simulator
-    phase: NDArray[np.integer]
-    cells: NDArray[np.float64]
-    phases: int
-    basis: NDArray[np.float32]
-    components: NDArray[np.float32]
-    squares: NDArray[np.float32]
+    simulator: Simulator  # computes the data set's patterns
+    phase: NDArray[np.integer]  # (n,): labels of the data set
+    cells: NDArray[np.float64]  # (n, 6)
+    phases: int  # number of phases
+    basis: NDArray[np.float32]  # (points, components)
+    components: NDArray[np.float32]  # (n, components) of the patterns' square roots, of unit norm
+    squares: NDArray[np.float32]  # (n, bins): sums of their squares over parts of the window
     candidates: int = CANDIDATES
 
     def match(
@@ -85,17 +63,7 @@ class LibraryIndex:
     ) -> Matches:
         """Return the stored patterns that correlate best with some profiles.
 
-        Parameters
-        ----------
-        queries : shape (q, points)
-            Profiles on the data set's grid without background, not yet square-rooted.
-        covered : shape (q, points)
-            Which points were measured; by default all.
-
-        Raises
-        ------
-        LibraryError
-            As :func:`bragg_models.library.search.library_match`.
+        Arguments and errors as of :func:`bragg_models.library.search.library_match`.
         """
         roots, masks = prepared_queries(queries, covered, len(self.basis))
         row = np.full((len(roots), self.phases), -1, dtype=np.intp)
@@ -130,21 +98,24 @@ class LibraryIndex:
 def open_index(dataset: xr.Dataset, simulator: Simulator, directory: Path) -> LibraryIndex | None:
     """Open the index of a snapshot; None if :func:`build_index` has not built it there yet.
 
-    Parameters
-    ----------
-    dataset
-        An opened snapshot.
-    simulator
-        Of its campaign. The fast simulator reproduces patterns of GSAS-II as well.
-    directory
-        Directory of all indices, each named by the hash of its contents. They can be deleted at any
-        time.
+    The simulator is that of the snapshot's campaign; the fast one reproduces patterns of GSAS-II as
+    well. The directory has all indices, each named by the hash of its contents; they can be deleted
+    at any time.
     """
     labels = samples_of(dataset)
     place, key = _place(dataset, directory)
-    arrays = _opened(place, key, len(labels.phase))
-    if arrays is None:
+    try:
+        if json.loads((place / "index.json").read_text(encoding="utf-8"))["key"] != key:
+            return None
+        basis, components, squares = (
+            np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES
+        )
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
+    expected = (len(labels.phase), basis.shape[1]), (len(labels.phase), _BINS)
+    if (components.shape, squares.shape) != expected:
+        return None
+    arrays = basis, components, squares
     return LibraryIndex(simulator, labels.phase, labels.cells, len(simulator.phases), *arrays)
 
 
@@ -157,12 +128,7 @@ def build_index(
 ) -> LibraryIndex:
     """Build the index of a snapshot, which reads all patterns once, and open it.
 
-    Parameters
-    ----------
-    dataset, simulator, directory
-        As for :func:`open_index`.
-    on_batch
-        Called with the number of patterns of every chunk that is done.
+    ``on_batch`` is called with the number of patterns of every chunk that is done.
 
     Raises
     ------
@@ -196,24 +162,6 @@ def _place(dataset: xr.Dataset, directory: Path) -> tuple[Path, str]:
     return directory / hashlib.sha256(key.encode()).hexdigest()[:16], key
 
 
-_Arrays = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
-_FILES = ("basis", "components", "squares")
-
-
-def _opened(place: Path, key: str, count: int) -> _Arrays | None:
-    """Map an index that is complete and of this key."""
-    try:
-        if json.loads((place / "index.json").read_text(encoding="utf-8"))["key"] != key:
-            return None
-        basis, components, squares = (
-            np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES
-        )
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        return None
-    expected = ((count, basis.shape[1]), (count, _BINS))
-    return (basis, components, squares) if (components.shape, squares.shape) == expected else None
-
-
 def _check(dataset: xr.Dataset, simulator: Simulator) -> None:
     """Simulate some stored patterns again: the results of the index rely on it."""
     labels = samples_of(dataset)
@@ -237,7 +185,10 @@ def _build(
     partial.mkdir()
     try:
         every = np.ones(len(profiles), dtype=bool)
-        basis = _basis(profiles)
+        bounds = profiles.bounds
+        sampled = np.unique(np.linspace(0, len(bounds) - 2, _SAMPLED).astype(int))
+        sample = np.concatenate([profiles.read(int(chunk), every)[0] for chunk in sampled])
+        basis = principal_components(sample, COMPONENTS)
         components = np.empty((len(profiles), basis.shape[1]), dtype=np.float32)
         squares = np.empty((len(profiles), _BINS), dtype=np.float32)
         for batch in in_order(profiles, every):
@@ -257,19 +208,6 @@ def _build(
         partial.replace(place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _basis(profiles: Profiles) -> NDArray[np.float32]:
-    """Return the principal components of patterns from evenly spaced chunks, (points, m)."""
-    chunks = np.unique(np.linspace(0, profiles.chunks - 1, _SAMPLED[0]).astype(int))
-    every = np.ones(len(profiles), dtype=bool)
-    sample = np.concatenate([profiles.read(int(chunk), every)[0] for chunk in chunks])
-    generator = np.random.default_rng(0)
-    chosen = generator.choice(len(sample), min(_SAMPLED[1], len(sample)), replace=False)
-    sample = sample[np.sort(chosen)]
-    count = min(COMPONENTS, *sample.shape)
-    _, _, directions = randomized_svd(sample, count, n_iter=2, random_state=0)
-    return np.ascontiguousarray(directions.T, dtype=np.float32)
 
 
 def _edges(points: int) -> NDArray[np.intp]:

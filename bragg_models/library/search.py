@@ -6,9 +6,7 @@ profiles see :mod:`bragg_models.library.compressed`.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_models.data.batches import profiles_of
+from bragg_models.data.batches import prefetched, profiles_of
 
 
 class LibraryError(ValueError):
@@ -26,21 +24,11 @@ class LibraryError(ValueError):
 
 @dataclass(frozen=True)
 class Matches:
-    """The best stored pattern of each phase for each of q queries.
+    """The best stored pattern of each phase for each of q queries."""
 
-    Attributes
-    ----------
-    row : shape (q, n_phases)
-        Row in the data set; -1 for a phase without patterns.
-    correlation : shape (q, n_phases)
-        At most 1; -1 for a phase without patterns.
-    cells : shape (q, n_phases, 6)
-        Cells of those rows, in ångström and degrees; NaN for a phase without patterns.
-    """
-
-    row: NDArray[np.intp]
-    correlation: NDArray[np.float64]
-    cells: NDArray[np.float64]
+    row: NDArray[np.intp]  # (q, n_phases): in the data set; -1 for a phase without patterns
+    correlation: NDArray[np.float64]  # (q, n_phases): at most 1; -1 for a phase without patterns
+    cells: NDArray[np.float64]  # (q, n_phases, 6), in Å and degrees; NaN without patterns
 
     @property
     def phase(self) -> NDArray[np.intp]:
@@ -81,8 +69,6 @@ def library_match(
 
     Parameters
     ----------
-    dataset
-        An opened snapshot: ``intensity``, ``phase`` and the six cell parameters.
     queries : shape (q, points)
         Profiles on the data set's grid without background, not yet square-rooted.
     covered : shape (q, points)
@@ -101,28 +87,37 @@ def library_match(
         three points, or is nowhere positive.
     """
     profiles = profiles_of(dataset, lambda values: values)
-    query = _Query.of(queries, covered, int(profiles.intensity.sizes["tof"]))
+    roots, mask = prepared_queries(queries, covered, int(profiles.intensity.sizes["tof"]))
+    masks, mask_of = np.unique(mask, axis=0, return_inverse=True)
+    roots = np.ascontiguousarray(roots.T)
+    masks = np.ascontiguousarray(masks.T, dtype=np.float32)
     phase = dataset["phase"].values
     n_phases = len(str(dataset["phase"].attrs.get("flag_meanings", "")).split())
     n_phases = max(n_phases, int(phase.max()) + 1)
     if selected is None:
         selected = np.ones(len(profiles), dtype=bool)
-    chunks = profiles.chunks_with(selected)
+    chunks = profiles.chunks_with(selected).tolist()
 
     def compare(chunk: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return rows of the data set, and their correlation with the queries, (n, q)."""
         intensity, rows = profiles.read(chunk, selected)
-        return rows, query.correlation(intensity)
+        positive = np.maximum(intensity, 0)
+        # The square of a square root is the intensity itself. One product gives all sums.
+        squares = np.maximum(positive @ masks, np.finfo(np.float32).tiny)
+        return rows, np.asarray((np.sqrt(positive) @ roots) / np.sqrt(squares)[:, mask_of])
 
-    row = np.full((query.count, n_phases), -1, dtype=np.intp)
-    correlation = np.full((query.count, n_phases), -1.0)
+    row = np.full((len(queries), n_phases), -1, dtype=np.intp)
+    correlation = np.full((len(queries), n_phases), -1.0)
     # One thread of linear algebra per worker: more would only wait for each other.
-    with threadpool_limits(limits=1, user_api="blas"):
-        results = _in_threads(compare, chunks, workers)
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        prefetched(compare, chunks, depth=workers + 1, workers=workers) as results,
+    ):
         for done, (rows, correlations) in enumerate(results, start=1):
             for code in np.unique(phase[rows]):
                 of_phase = np.flatnonzero(phase[rows] == code)
                 best = correlations[of_phase].argmax(axis=0)
-                value = correlations[of_phase[best], np.arange(query.count)]
+                value = correlations[of_phase[best], np.arange(len(queries))]
                 better = value > correlation[:, code]
                 correlation[better, code] = value[better]
                 row[better, code] = rows[of_phase[best[better]]]
@@ -132,23 +127,23 @@ def library_match(
     return Matches(row, correlation, np.where((row >= 0)[..., None], cells[row], np.nan))
 
 
-def prepared_queries(
-    queries: NDArray[np.floating], covered: NDArray[np.bool_] | None, points: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return queries as square roots of unit norm, zero where not covered, and the covered points.
-
-    Both have shape (q, points).
-
-    Raises
-    ------
-    LibraryError
-        As :func:`library_match`.
-    """
+def check_shape(queries: NDArray[np.floating], points: int) -> None:
+    """Raise a LibraryError if queries are not on a grid of this length."""
     if queries.ndim != 2 or queries.shape[1] != points:
         raise LibraryError(
             f"The queries have shape {queries.shape}; the library's patterns have {points} "
             f"points: bring the profiles to the library's grid first."
         )
+
+
+def prepared_queries(
+    queries: NDArray[np.floating], covered: NDArray[np.bool_] | None, points: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return queries (q, points) as square roots of unit norm, and the covered points.
+
+    They are zero where not covered; raises `LibraryError` as :func:`library_match`.
+    """
+    check_shape(queries, points)
     mask = np.ones(queries.shape, dtype=bool) if covered is None else covered
     if (mask.sum(axis=1) < 3).any():
         raise LibraryError("A profile covers fewer than three points of the library's grid.")
@@ -160,57 +155,3 @@ def prepared_queries(
     if not (length > 0).all():
         raise LibraryError("A profile is nowhere positive on the library's grid: no peak.")
     return np.asarray(rooted / length, dtype=np.float32), mask
-
-
-@dataclass(frozen=True)
-class _Query:
-    """Queries, prepared so that one matrix product with a chunk gives all sums.
-
-    ``profiles`` (points, q) are square-rooted, zero where not covered, and of unit norm; ``masks``
-    (points, m) are the different sets of covered points, ``mask_of`` (q,) the set of each query.
-    """
-
-    profiles: NDArray[np.float32]
-    masks: NDArray[np.float32]
-    mask_of: NDArray[np.intp]
-
-    @classmethod
-    def of(
-        cls, queries: NDArray[np.floating], covered: NDArray[np.bool_] | None, points: int
-    ) -> _Query:
-        roots, mask = prepared_queries(queries, covered, points)
-        masks, mask_of = np.unique(mask, axis=0, return_inverse=True)
-        return cls(
-            np.ascontiguousarray(roots.T), np.ascontiguousarray(masks.T, dtype=np.float32), mask_of
-        )
-
-    @property
-    def count(self) -> int:
-        return int(self.profiles.shape[1])
-
-    def correlation(self, intensity: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the correlation of n stored patterns with the queries, shape (n, q)."""
-        positive = np.maximum(intensity, 0)
-        # The square of a square root is the intensity itself.
-        squares = np.maximum(positive @ self.masks, np.finfo(np.float32).tiny)
-        return np.asarray((np.sqrt(positive) @ self.profiles) / np.sqrt(squares)[:, self.mask_of])
-
-
-def _in_threads(
-    compare: Callable[[int], tuple[NDArray[np.intp], NDArray[np.float64]]],
-    chunks: NDArray[np.intp],
-    workers: int,
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
-    """Yield the result of every chunk in order, a few chunks in flight."""
-    with ThreadPoolExecutor(workers) as pool:
-        in_flight: deque[Future[tuple[NDArray[np.intp], NDArray[np.float64]]]] = deque()
-        try:
-            for chunk in chunks:
-                in_flight.append(pool.submit(compare, int(chunk)))
-                if len(in_flight) > workers:
-                    yield in_flight.popleft().result()
-            while in_flight:
-                yield in_flight.popleft().result()
-        finally:
-            for future in in_flight:
-                future.cancel()
