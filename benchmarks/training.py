@@ -46,8 +46,7 @@ from bragg_models.targets import targets_of
 from bragg_models.training import fit as training
 from bragg_models.training.fit import fit
 from bragg_models.training.inference import Samples
-from bragg_models.training.objectives import Validation
-from bragg_models.training.settings import Criteria, FitSettings, TrainingData
+from bragg_models.training.settings import Criteria, FitSettings, TrainingData, Validation
 
 app = typer.Typer(add_completion=False)
 

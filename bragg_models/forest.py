@@ -1,7 +1,4 @@
-"""Random forests as compact arrays of trees, and predictions with them.
-
-They are grown by :mod:`bragg_models.forest_training`.
-"""
+"""Random forests: grown by scikit-learn, stored as compact arrays of trees, and applied."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_models.targets import Targets
 
-LEAF = np.uint16(2**16 - 1)
-"""Value of ``feature`` for a leaf."""
+LEAF = np.uint16(2**16 - 1)  # value of ``feature`` for a leaf
+_TREES_PER_GROUP = 4  # trees that share a stream of random numbers and are grown together
 
 
 class ForestError(ValueError):
@@ -30,26 +28,13 @@ class Forest:
 
     The nodes of a tree are in depth-first order, as in scikit-learn: the left child of a node is
     the next node, so only the right one is stored. Leaves are numbered through all trees.
-
-    Attributes
-    ----------
-    root : shape (n_trees,), int32
-        First node of each tree.
-    feature : shape (n_nodes,), uint16
-        Feature that a node compares; :data:`LEAF` for a leaf.
-    threshold : shape (n_nodes,), float32
-        A profile whose feature is at most this goes to the left child.
-    right : shape (n_nodes,), int32
-        Right child of a node; of a leaf its row in ``value``.
-    value : shape (n_leaves, n_outputs), float32
-        Mean of the training samples in each leaf.
     """
 
-    root: NDArray[np.int32]
-    feature: NDArray[np.uint16]
-    threshold: NDArray[np.float32]
-    right: NDArray[np.int32]
-    value: NDArray[np.float32]
+    root: NDArray[np.int32]  # (n_trees,): first node of each tree
+    feature: NDArray[np.uint16]  # (n_nodes,): feature that is compared; LEAF for a leaf
+    threshold: NDArray[np.float32]  # (n_nodes,): at most this goes to the left child
+    right: NDArray[np.int32]  # (n_nodes,): right child; of a leaf its row in ``value``
+    value: NDArray[np.float32]  # (n_leaves, n_outputs): mean of the training samples
 
     @property
     def trees(self) -> int:
@@ -67,51 +52,28 @@ class Forest:
         return sum(array.nbytes for array in self.arrays().values())
 
     def predict(self, profiles: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the mean of the trees' predictions.
-
-        Parameters
-        ----------
-        profiles : shape (n, n_features)
-            Prepared as for training.
-
-        Returns
-        -------
-        shape (n, n_outputs)
-        """
-        return np.asarray(_mean(*self._arguments(profiles)))
+        """Return the mean of the trees for prepared profiles (n, n_features): (n, n_outputs)."""
+        return np.asarray(_mean(self.leaves(profiles), self.value))
 
     def votes(
         self, profiles: NDArray[np.float32], column: int, n_codes: int
     ) -> NDArray[np.float64]:
-        """Return the share of the trees that predict each code, for an output that is a code.
+        """Return the share of the trees that predict each code 0 to n_codes - 1: (n, n_codes).
 
-        Parameters
-        ----------
-        profiles : shape (n, n_features)
-            As in :meth:`predict`.
-        column
-            Index of the output.
-        n_codes
-            Codes are 0 to n_codes - 1; values beyond count for the nearest.
-
-        Returns
-        -------
-        shape (n, n_codes)
+        ``column`` is an output that is a code; values beyond the codes count for the nearest.
         """
-        return np.asarray(_votes(*self._arguments(profiles), column, n_codes))
+        codes = np.rint(self.value[self.leaves(profiles), column]).clip(0, n_codes - 1)
+        return np.stack([(codes == code).mean(axis=1) for code in range(n_codes)], axis=1)
 
     def leaves(self, profiles: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the row in ``value`` to which each tree leads each profile, (n, n_trees)."""
-        return np.asarray(_leaves(*self._arguments(profiles)[:-1]))
-
-    def _arguments(self, profiles: NDArray[np.float32]) -> tuple[Any, ...]:
         rows = np.ascontiguousarray(profiles, dtype=np.float32)
         if rows.ndim != 2 or rows.shape[1] < self._width:
             raise ForestError(
                 f"The trees expect {self._width} features, as an array of shape (n, features); got "
                 f"shape {rows.shape}. Prepare the profiles as for training."
             )
-        return rows, self.root, self.feature, self.threshold, self.right, self.value
+        return np.asarray(_leaves(rows, self.root, self.feature, self.threshold, self.right))
 
     @cached_property
     def _width(self) -> int:
@@ -120,20 +82,17 @@ class Forest:
 
     def _is_consistent(self) -> bool:
         """Return whether every path ends in a leaf: each step goes forward and stays inside."""
-        if any(
-            array.dtype != _TYPES[name] or array.ndim != (2 if name == "value" else 1)
-            for name, array in self.arrays().items()
-        ):
+        if {name: (array.dtype, array.ndim) for name, array in self.arrays().items()} != _LAYOUT:
             return False
         nodes = len(self.feature)
         if not len(self.root) or {len(self.threshold), len(self.right)} != {nodes}:
             return False
-        is_leaf = self.feature == LEAF
         number = np.arange(nodes)
         child_inside = (self.right > number) & (self.right < nodes) & (number + 1 < nodes)
         leaf_inside = (self.right >= 0) & (self.right < len(self.value))
         root_inside = (self.root >= 0) & (self.root < nodes)
-        return bool(np.where(is_leaf, leaf_inside, child_inside).all() and root_inside.all())
+        inside = np.where(self.feature == LEAF, leaf_inside, child_inside)
+        return bool(inside.all() and root_inside.all())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name, as :meth:`from_arrays` reads them."""
@@ -157,58 +116,40 @@ class Forest:
         return forest
 
 
-_TYPES = {
-    "root": np.dtype(np.int32),
-    "feature": np.dtype(np.uint16),
-    "threshold": np.dtype(np.float32),
-    "right": np.dtype(np.int32),
-    "value": np.dtype(np.float32),
+_LAYOUT = {  # dtype and number of dimensions
+    "root": (np.dtype(np.int32), 1),
+    "feature": (np.dtype(np.uint16), 1),
+    "threshold": (np.dtype(np.float32), 1),
+    "right": (np.dtype(np.int32), 1),
+    "value": (np.dtype(np.float32), 2),
 }
 
 
 def join(forests: Sequence[Forest]) -> Forest:
-    """Return one forest of all trees, in the given order.
-
-    Raises
-    ------
-    ForestError
-        If there are none, or their outputs differ in number.
-    """
+    """Return one forest of all trees in the given order; a ForestError if their outputs differ."""
     if not forests or len({forest.outputs for forest in forests}) != 1:
         raise ForestError(
             f"Forests with {[forest.outputs for forest in forests]} outputs cannot be joined; at "
             f"least one is needed, all with the same outputs."
         )
-    root, right = [], []
+    joined = [forest.arrays() for forest in forests]
     nodes = leaves = 0
-    for forest in forests:
-        root.append(forest.root + np.int32(nodes))
-        right.append(
-            forest.right + np.where(forest.feature == LEAF, leaves, nodes).astype(np.int32)
-        )
+    for forest, arrays in zip(forests, joined, strict=True):
+        arrays["root"] = forest.root + np.int32(nodes)
+        shift = np.where(forest.feature == LEAF, leaves, nodes).astype(np.int32)
+        arrays["right"] = forest.right + shift
         nodes += len(forest.feature)
         leaves += len(forest.value)
-    return Forest(
-        np.concatenate(root),
-        np.concatenate([forest.feature for forest in forests]),
-        np.concatenate([forest.threshold for forest in forests]),
-        np.concatenate(right),
-        np.concatenate([forest.value for forest in forests]),
-    )
+    return Forest(*(np.concatenate([arrays[name] for arrays in joined]) for name in _LAYOUT))
 
 
 @dataclass(frozen=True)
 class ForestModel:
     """Random forests for the phases and cells of a campaign.
 
-    Attributes
-    ----------
-    forests
-        Class-conditional (section IV-B1): one per phase, whose outputs are that phase's free
-        parameters. Integrated (IV-C2): a single one, whose outputs are the phase's code and every
-        parameter that is free in any phase.
-    integrated
-        Which of both.
+    Class-conditional (section IV-B1): one per phase, whose outputs are that phase's free
+    parameters. Integrated (IV-C2): a single one, whose outputs are the phase's code and every
+    parameter that is free in any phase.
     """
 
     forests: tuple[Forest, ...]
@@ -220,36 +161,18 @@ class ForestModel:
         targets: Targets,
         phase: NDArray[np.integer] | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the predictions of the forests.
+        """Return probabilities (n, n_phases) and scaled values (n, n_parameters).
 
-        Parameters
-        ----------
-        profiles : shape (n, n_features)
-            Prepared.
-        targets
-            What the outputs mean.
-        phase : shape (n,)
-            Phase of each profile, as predicted by a classifier. Class-conditional forests need it;
-            integrated ones predict it themselves.
-
-        Returns
-        -------
-        probabilities : shape (n, n_phases)
-            For an integrated forest the share of its trees whose rounded code is the phase's; for
-            class-conditional ones 1 for the input phase.
-        values : shape (n, n_parameters)
-            Scaled as by :class:`~bragg_models.targets.Targets`; class-conditional forests leave 0
-            where a parameter is not free.
+        Class-conditional forests need the ``phase`` (n,) of each profile, as a classifier predicts
+        it: its probability is 1, and values that are not free are 0. An integrated forest predicts
+        the phase itself: its probability is the share of the trees whose rounded code it is. (The
+        paper rounds the mean of the codes, which is tetragonal (1) where half of the trees predict
+        cubic (0) and half trigonal (2); votes do not depend on the order of the codes.)
 
         Raises
         ------
         ForestError
             If class-conditional forests get no phases.
-
-        Notes
-        -----
-        The paper rounds the mean of the trees' codes, which is tetragonal (1) where half of them
-        predict cubic (0) and half trigonal (2); the votes do not depend on the order of the codes.
         """
         if self.integrated:
             (forest,) = self.forests
@@ -286,16 +209,12 @@ class ForestModel:
             If arrays are missing, are inconsistent, or do not fit the targets.
         """
         counts = [1 + len(targets.parameters)] if integrated else targets.free.sum(axis=1).tolist()
-        forests = tuple(
-            Forest.from_arrays(
-                {
-                    name.removeprefix(f"{number}."): array
-                    for name, array in arrays.items()
-                    if name.startswith(f"{number}.")
-                }
-            )
-            for number in range(len(counts))
-        )
+        of_forest: list[dict[str, NDArray[Any]]] = [{} for _ in counts]
+        for key, array in arrays.items():
+            number, _, name = key.partition(".")
+            if number.isdecimal() and int(number) < len(counts):
+                of_forest[int(number)][name] = array
+        forests = tuple(map(Forest.from_arrays, of_forest))
         if [forest.outputs for forest in forests] != counts:
             raise ForestError(
                 f"The forests have {[forest.outputs for forest in forests]} outputs, but the "
@@ -304,7 +223,6 @@ class ForestModel:
         return cls(forests, integrated)
 
 
-# ---- compiled loops ----------------------------------------------------------------------------
 # Tree by tree, so that a tree's nodes stay in the processor's cache for all rows; the sum over the
 # trees is always in their order, so that a row's prediction does not depend on its batch. (treelite
 # would walk the same nodes, with its own order of summation and its own format; saved models are
@@ -312,46 +230,123 @@ class ForestModel:
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _leaf(profile: Any, node: int, feature: Any, threshold: Any, right: Any) -> int:
-    while feature[node] != LEAF:
-        node = node + 1 if profile[feature[node]] <= threshold[node] else right[node]
-    return int(right[node])
-
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _mean(rows: Any, root: Any, feature: Any, threshold: Any, right: Any, value: Any) -> Any:
-    total = np.zeros((len(rows), value.shape[1]))
-    for first in root:
-        for i in range(len(rows)):
-            leaf = _leaf(rows[i], first, feature, threshold, right)
-            for k in range(value.shape[1]):
-                total[i, k] += value[leaf, k]
-    return total / len(root)
-
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _votes(
-    rows: Any,
-    root: Any,
-    feature: Any,
-    threshold: Any,
-    right: Any,
-    value: Any,
-    column: int,
-    n_codes: int,
-) -> Any:
-    share = np.zeros((len(rows), n_codes))
-    for first in root:
-        for i in range(len(rows)):
-            code = value[_leaf(rows[i], first, feature, threshold, right), column]
-            share[i, min(max(int(np.rint(code)), 0), n_codes - 1)] += 1.0
-    return share / len(root)
-
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _leaves(rows: Any, root: Any, feature: Any, threshold: Any, right: Any) -> Any:
     leaves = np.empty((len(rows), len(root)), dtype=np.int32)
     for tree, first in enumerate(root):
         for i in range(len(rows)):
-            leaves[i, tree] = _leaf(rows[i], first, feature, threshold, right)
+            node = first
+            while feature[node] != LEAF:
+                node = node + 1 if rows[i, feature[node]] <= threshold[node] else right[node]
+            leaves[i, tree] = right[node]
     return leaves
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _mean(leaves: Any, value: Any) -> Any:
+    total = np.zeros((len(leaves), value.shape[1]))
+    for tree in range(leaves.shape[1]):
+        for i in range(len(leaves)):
+            for k in range(value.shape[1]):
+                total[i, k] += value[leaves[i, tree], k]
+    return total / leaves.shape[1]
+
+
+# ---- training ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ForestSettings:
+    """Hyperparameters of a forest, in scikit-learn's names."""
+
+    trees: int
+    max_depth: int = 50  # of the paper (section V-B1)
+    max_features: float = 1.0  # share of the features among which a split is chosen
+    min_samples_leaf: int = 1
+    # Extremely randomised trees (Geurts, Ernst & Wehenkel, Machine Learning 63 (2006) 3): one
+    # random threshold per feature instead of the best one.
+    extra: bool = False
+    bootstrap: bool = True  # each tree sees a sample drawn with replacement, or all samples
+    samples: int | None = None  # training samples, chosen at random; None uses all
+
+
+def forest_from_trees(trees: Sequence[Any]) -> Forest:
+    """Return the compact form of fitted regression trees of scikit-learn (``estimators_``).
+
+    scikit-learn compares features in single precision with a threshold in double precision; x <= t
+    is true for exactly the same x if t is rounded down. A ForestError if there are no trees, or
+    they have more features than 16 bits can count.
+    """
+    return join([_forest_from_tree(tree.tree_) for tree in trees])
+
+
+def _forest_from_tree(tree: Any) -> Forest:
+    if tree.n_features >= LEAF:
+        raise ForestError(
+            f"The trees have {tree.n_features} features; a saved forest has at most {LEAF - 1}."
+        )
+    is_leaf = tree.children_left == -1
+    inner = np.flatnonzero(~is_leaf)
+    if not np.array_equal(tree.children_left[inner], inner + 1):
+        raise ForestError(
+            "The trees were not grown depth-first. Leave max_leaf_nodes at its default."
+        )
+    feature = np.where(is_leaf, LEAF, tree.feature).astype(np.uint16)
+    right = np.where(is_leaf, np.cumsum(is_leaf) - 1, tree.children_right).astype(np.int32)
+    threshold = tree.threshold.astype(np.float32)
+    too_high = threshold > tree.threshold
+    threshold[too_high] = np.nextafter(threshold[too_high], np.float32(-np.inf))
+    threshold[is_leaf] = 0
+    value = tree.value[is_leaf, :, 0].astype(np.float32)
+    return Forest(np.zeros(1, np.int32), feature, threshold, right, value)
+
+
+def grow_group(
+    profiles: NDArray[np.float32],
+    values: NDArray[np.float32],
+    settings: ForestSettings,
+    group: int,
+    *,
+    seed: int,
+) -> Forest:
+    """Grow a group of a forest's trees from prepared profiles (n, n_features).
+
+    ``values`` (n, n_outputs) are scaled targets. The number of the group selects its stream of
+    random numbers, wherever it is grown.
+    """
+    # Not needed for predictions.
+    from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+
+    kind = ExtraTreesRegressor if settings.extra else RandomForestRegressor
+    state = np.random.SeedSequence([seed, group]).generate_state(1)
+    regressor = kind(
+        n_estimators=min(_TREES_PER_GROUP, settings.trees - group * _TREES_PER_GROUP),
+        max_depth=settings.max_depth,
+        max_features=settings.max_features,
+        min_samples_leaf=settings.min_samples_leaf,
+        bootstrap=settings.bootstrap,
+        random_state=int(state[0]),
+    )
+    # A single output has to be one-dimensional, or scikit-learn warns.
+    regressor.fit(profiles, values[:, 0] if values.shape[1] == 1 else values)
+    return forest_from_trees(regressor.estimators_)
+
+
+def groups_of(settings: ForestSettings) -> range:
+    """Return the numbers of a forest's groups of trees."""
+    return range(-(-settings.trees // _TREES_PER_GROUP))
+
+
+def forest_values(
+    targets: Targets, phase: NDArray[np.integer], cells: NDArray[np.float64], *, integrated: bool
+) -> NDArray[np.float32]:
+    """Return the values (n, n_outputs) that a forest is trained to predict.
+
+    They are the scaled free parameters of the phase (n,), the same for all samples; for an
+    integrated forest the code, then every parameter that is free in any phase, also where symmetry
+    fixes it (c = a, alpha = 90°), as in section IV-C2. ``cells`` (n, 6) are in Å and degrees.
+    """
+    columns = [CELL_PARAMETERS.index(name) for name in targets.parameters]
+    scaled = ((cells[:, columns] - targets.middle) / targets.half_range).astype(np.float32)
+    if integrated:
+        return np.column_stack([phase.astype(np.float32), scaled])
+    return scaled[:, targets.free[phase[0]]]

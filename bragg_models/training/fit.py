@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -12,26 +14,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bragg_models.data.batches import Balance, Batch, BatchSettings, shuffled
 from bragg_models.metrics import summary
-from bragg_models.training.checkpoints import read_metadata, restore, save
-from bragg_models.training.devices import computes_bfloat16
 from bragg_models.training.inference import evaluate
-from bragg_models.training.objectives import LabelledBatch, Validation, multitask_objective
 from bragg_models.training.settings import (
     Criteria,
     EpochResult,
     Execution,
     FitSettings,
+    LabelledBatch,
     Step,
     TrainingData,
+    Validation,
+    multitask_objective,
 )
+
+_METADATA = "about"  # its name in checkpoints
 
 
 class TrainingError(RuntimeError):
     """A training that cannot continue."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is damaged, or of another training."""
 
 
 def fit(
@@ -45,30 +55,16 @@ def fit(
 ) -> Iterator[EpochResult]:
     """Train a network, yielding after every epoch.
 
-    When the generator ends, or is closed early, the network has the best weights so far. On one
-    CPU, with the same number of threads, the same seed gives the same weights to the last bit.
-
-    Parameters
-    ----------
-    network
-        Parameters that require no gradient are not changed.
-    data
-        Samples to train and validate on.
-    settings
-        Hyperparameters.
-    seed
-        Of the order of the samples and of random numbers within the network; each epoch has its
-        own streams.
-    criteria
-        What is minimised, and how the best weights are chosen.
-    execution
-        Device, time limit, checkpoint and progress.
+    When the generator ends, or is closed early, the network has the best weights so far; parameters
+    that require no gradient are not changed. On one CPU, with the same number of threads, the same
+    seed (of the order of the samples and of random numbers within the network, with streams for
+    each epoch) gives the same weights to the last bit.
 
     Raises
     ------
     TrainingError
         If the loss is no longer a finite number, or nothing can be trained.
-    bragg_models.training.checkpoints.CheckpointError
+    CheckpointError
         If the checkpoint is damaged or of another training.
     """
     training = _Training(network, data, settings, seed, criteria, execution)
@@ -77,8 +73,8 @@ def fit(
     best, best_score = _weights(network), math.inf
     identity = _identity(network, data, settings, seed)
     if checkpoint is not None and checkpoint.exists():
-        best, metadata = restore(checkpoint, identity, network, training.optimizer)
-        history = _history(metadata)
+        best, metadata = _restore(checkpoint, identity, network, training.optimizer)
+        history = [replace(EpochResult(**r), restored=True) for r in metadata["history"]]
         training.resume(history, float(metadata["elapsed"]))
         scores = (criteria.score(r.validation) for r in history if r.is_best)
         best_score = min(scores, default=math.inf)
@@ -109,7 +105,7 @@ def fit(
                     "elapsed": clock() - training.began,
                     "history": [asdict(result) for result in history],
                 }
-                save(checkpoint, metadata, network, best, training.optimizer)
+                _save(checkpoint, metadata, network, best, training.optimizer)
             yield result
     finally:
         network.load_state_dict(best)
@@ -141,9 +137,6 @@ class _Training:
             counts = np.bincount(samples.phase[data.training], minlength=len(data.targets.names))
             shares = np.where(counts > 0, counts.astype(float) ** settings.balance, 0.0)
             self.balance = Balance(samples.phase, shares.tolist())
-        self.batch_settings = BatchSettings(
-            settings.batch_size, settings.buffer_chunks, settings.samples_per_epoch
-        )
         count = settings.samples_per_epoch or int(data.training.sum())
         self.steps_per_epoch = max(1, math.ceil(count / settings.batch_size))
         self.steps_done, self.elapsed = 0, 0.0
@@ -166,15 +159,18 @@ class _Training:
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train for an epoch; return the means of the losses, and the last learning rate."""
-        settings, device = self.settings, self.device
+        settings, data = self.settings, self.data
         self.network.train()
         stream = np.random.SeedSequence([self.seed, epoch, 1]).generate_state(2, np.uint64)
         generator = torch.Generator().manual_seed(int(stream[0] >> np.uint64(1)))
         order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
-        batches = shuffled(
-            self.data.samples.profiles, self.data.training, self.batch_settings, order, self.balance
+        batch_settings = BatchSettings(
+            settings.batch_size, settings.buffer_chunks, settings.samples_per_epoch
         )
-        devices = [device] if device.type == "cuda" else []
+        batches = shuffled(
+            data.samples.profiles, data.training, batch_settings, order, self.balance
+        )
+        devices = [self.device] if self.device.type == "cuda" else []
         sums: dict[str, float] = {}
         step, rate = 0, settings.learning_rate
         with closing(batches), torch.random.fork_rng(devices):
@@ -192,9 +188,8 @@ class _Training:
                         f"smaller learning rate than {settings.learning_rate:g}."
                     )
                 if self.execution.on_step is not None:
-                    count = self.steps_per_epoch
-                    progressed = Step(epoch, step, count, len(batch.rows), losses["loss"])
-                    self.execution.on_step(progressed)
+                    count, loss = len(batch.rows), losses["loss"]
+                    self.execution.on_step(Step(epoch, step, self.steps_per_epoch, count, loss))
                 self.elapsed = self.execution.clock() - self.began
                 if self.out_of_time:
                     break
@@ -202,19 +197,14 @@ class _Training:
         return {**means, "learning_rate": rate}
 
     def _step(self, batch: Batch, generator: torch.Generator, rate: float) -> dict[str, float]:
-        device, rows = self.device, batch.rows
-        phase = self.data.samples.phase[rows].astype(np.int64)
-        labelled = LabelledBatch(
-            torch.from_numpy(batch.profiles).to(device),
-            torch.from_numpy(phase).to(device),
-            torch.from_numpy(self.values[rows]).to(device),
-            torch.from_numpy(self.free[rows]).to(device),
-            rows,
-        )
+        rows, phase = batch.rows, self.data.samples.phase[batch.rows].astype(np.int64)
+        arrays = batch.profiles, phase, self.values[rows], self.free[rows]
+        profiles, codes, values, free = (torch.from_numpy(a).to(self.device) for a in arrays)
+        labelled = LabelledBatch(profiles, codes, values, free, rows)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        half = self.settings.mixed_precision and computes_bfloat16(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        half = self.settings.mixed_precision and _computes_bfloat16(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             losses = self.objective(self.network, labelled, generator)
         self.optimizer.zero_grad()
         losses["loss"].backward()  # type: ignore[no-untyped-call]
@@ -229,17 +219,10 @@ def _optimizer(network: nn.Module, settings: FitSettings) -> torch.optim.Optimiz
         raise TrainingError(
             "The network has no weight to train: all are frozen. Unfreeze some of them."
         )
+    rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            trained,
-            settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-    return torch.optim.Adam(
-        trained, settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+        return torch.optim.SGD(trained, rate, settings.momentum, weight_decay=decay, fused=True)
+    return torch.optim.Adam(trained, rate, weight_decay=decay, fused=True)
 
 
 def _learning_rate(settings: FitSettings, progress: float, epoch: int) -> float:
@@ -254,19 +237,18 @@ def _learning_rate(settings: FitSettings, progress: float, epoch: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
 
 
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bfloat16, which is slow if emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
-def read_checkpoint(path: Path) -> list[EpochResult]:
-    """Return the results of the epochs in a checkpoint.
-
-    Raises
-    ------
-    bragg_models.training.checkpoints.CheckpointError
-        If it is damaged.
-    """
-    return _history(read_metadata(path))
 
 
 def _identity(
@@ -287,5 +269,59 @@ def _identity(
     }
 
 
-def _history(metadata: Mapping[str, Any]) -> list[EpochResult]:
-    return [replace(EpochResult(**result), restored=True) for result in metadata["history"]]
+def _save(
+    path: Path,
+    metadata: Mapping[str, object],
+    network: nn.Module,
+    best: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write a checkpoint atomically: the file is always the old or the new one."""
+    tensors = {f"now/{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in best.items()}
+    for name, parameter in network.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                tensors[f"{key}/{name}"] = value
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        partial,
+        {_METADATA: json.dumps(metadata, default=float)},
+    )
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _restore(
+    path: Path, identity: Mapping[str, str], network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Set the weights and the optimizer's state; return the best weights and the metadata."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()[_METADATA])
+            differing = [name for name in identity if metadata["of"].get(name) != identity[name]]
+            if differing:
+                raise CheckpointError(
+                    f"The checkpoint {path} is of another training, which differs in "
+                    f"{' and '.join(differing)}. Continue it as it was started, or delete it to "
+                    f"start again."
+                )
+            state = network.state_dict()
+            best = {name: file.get_tensor(f"best/{name}") for name in state}
+            network.load_state_dict({name: file.get_tensor(f"now/{name}") for name in state})
+            parameters = dict(network.named_parameters())
+            for entry in file.keys():  # noqa: SIM118 - no mapping
+                key, _, name = entry.partition("/")
+                if key not in ("now", "best"):
+                    value, parameter = file.get_tensor(entry), parameters[name]
+                    # In the memory layout of the weights, which the optimizer expects.
+                    like = parameter if value.shape == parameter.shape else value
+                    empty = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+                    optimizer.state[parameter][key] = empty.detach().copy_(value)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read ({error}). Delete it to start again."
+        ) from error
+    return best, metadata

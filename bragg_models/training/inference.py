@@ -1,8 +1,7 @@
-"""Outputs of networks, batch by batch, and their errors on the samples of a data set."""
+"""Outputs of networks, batch by batch, their errors on a data set, and where they are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from bragg_data.errors import first_line
 from bragg_models.data.batches import Profiles, in_order
 from bragg_models.metrics import Errors, errors
 from bragg_models.targets import Targets
@@ -19,23 +19,30 @@ class InferenceError(ValueError):
     """Samples on which no network can be evaluated."""
 
 
+class DeviceError(ValueError):
+    """A device that does not exist or cannot be used."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return a device by name, ``auto`` for a GPU if there is one; may raise `DeviceError`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error)
+        raise DeviceError(f"Device '{name}' cannot be used: {reason}. Use cpu.") from error
+    return device
+
+
 @dataclass(frozen=True)
 class Samples:
-    """A data set for training: lazy profiles and their labels.
-
-    Attributes
-    ----------
-    profiles
-        n profiles.
-    phase : shape (n,)
-        Phase codes.
-    cells : shape (n, 6)
-        In ångström and degrees.
-    """
+    """A data set for training: n lazy profiles and their labels."""
 
     profiles: Profiles
-    phase: NDArray[np.int8]
-    cells: NDArray[np.float64]
+    phase: NDArray[np.int8]  # (n,)
+    cells: NDArray[np.float64]  # (n, 6), in ångström and degrees
 
 
 def evaluate(
@@ -44,12 +51,8 @@ def evaluate(
     samples: Samples,
     selected: NDArray[np.bool_],
     device: torch.device | None = None,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Errors:
-    """Return the errors of a network on the selected samples, shape (n,), as sums.
-
-    ``on_batch`` is called with the number of samples of every chunk that is done.
-    """
+    """Return the errors of a network on the selected samples, shape (n,), as sums."""
     total: Errors | None = None
     for batch in in_order(samples.profiles, selected):
         probabilities, values = outputs(network, batch.profiles, device)
@@ -57,8 +60,6 @@ def evaluate(
         cells = targets.decode(values, phase)
         part = errors(targets, samples.phase[batch.rows], samples.cells[batch.rows], phase, cells)
         total = part if total is None else total + part
-        if on_batch is not None:
-            on_batch(len(batch.rows))
     if total is None:
         raise InferenceError("There is no sample to evaluate on. Choose a larger part.")
     return total
@@ -67,18 +68,9 @@ def evaluate(
 def transformed(
     network: nn.Module, profiles: NDArray[np.float32], device: torch.device, batch_size: int = 128
 ) -> NDArray[np.float32]:
-    """Return the features of prepared profiles, shape (n, m).
+    """Return the features (n, m) that a network computes from prepared profiles (n, points).
 
-    Parameters
-    ----------
-    network
-        From profiles (n, points) to features (n, m).
-    profiles : shape (n, points)
-        Prepared.
-    device
-        Where the network is.
-    batch_size
-        Profiles at a time. Features are the same to the last bit for the same batches only.
+    Features are the same to the last bit for the same batches only.
     """
     network.eval()
     parts = []
@@ -96,37 +88,22 @@ def outputs(
     batch_size: int | None = None,
     phase: NDArray[np.integer] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the probabilities of the phases and the scaled parameters of prepared profiles.
+    """Return the probabilities (n, n_phases) and the scaled parameters (n, n_parameters).
 
-    Parameters
-    ----------
-    network
-        With logits and scaled parameters as outputs.
-    profiles : shape (n, points)
-        Prepared.
-    device
-        Where the network is.
-    batch_size
-        Profiles at a time; by default the ``batch_size`` of the network, or 128: small batches
-        stay in a processor's cache.
-    phase : shape (n,)
-        Known phases: the second argument of the network.
-
-    Returns
-    -------
-    probabilities : shape (n, n_phases)
-    values : shape (n, n_parameters)
+    Of prepared profiles (n, points), and of known phases (n,), where the network has them as its
+    second argument; on the device where the network is. ``batch_size`` is by default that of the
+    network, or 128: small batches stay in a processor's cache.
     """
     network.eval()
     batch_size = batch_size or int(getattr(network, "batch_size", 128))
     parts = []
     with torch.inference_mode():
         for low in range(0, len(profiles), batch_size):
-            batch = torch.from_numpy(profiles[low : low + batch_size]).to(device)
-            if phase is None:
-                logits, values = network(batch)
-            else:
-                known = np.asarray(phase[low : low + batch_size], dtype=np.int64)
-                logits, values = network(batch, torch.from_numpy(known).to(device))
+            rows = slice(low, low + batch_size)
+            inputs = [torch.from_numpy(profiles[rows]).to(device)]
+            if phase is not None:
+                known = np.asarray(phase[rows], dtype=np.int64)
+                inputs.append(torch.from_numpy(known).to(device))
+            logits, values = network(*inputs)
             parts.append((logits.softmax(dim=1).cpu().numpy(), values.cpu().numpy()))
     return np.concatenate([p for p, _ in parts]), np.concatenate([v for _, v in parts])

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.model_selection import KFold
 
-from bragg_models.forest import Forest, join
-from bragg_models.forest_training import ForestSettings, groups_of, grow_group
+from bragg_models.forest import Forest, ForestSettings, groups_of, grow_group, join
 from pipelines.cli.console import Progress, duration
 from pipelines.training.prepared_matrix import PreparedMatrix
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from bragg_data.crystallography.cell import CrystalSystem
 from bragg_data.splits import Part
 from bragg_data.store.schema import samples_of
-from bragg_models.forest import Forest
-from bragg_models.forest_training import ForestSettings, forest_values
+from bragg_models.forest import Forest, ForestSettings, forest_values
 from bragg_models.targets import Targets
 from pipelines.training.dask_forests import Plan, Search, grow_by_search, grow_joined
 from pipelines.training.prepared_matrix import prepared_matrix

@@ -24,8 +24,7 @@ from bragg_models.data.batches import joined, profiles_of
 from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor
 from bragg_models.targets import targets_of
-from bragg_models.training.devices import choose_device
-from bragg_models.training.inference import Samples
+from bragg_models.training.inference import Samples, choose_device
 from catalog import registry
 from catalog.experiment_view import configure_experiment
 from catalog.gate import BaselineComparison

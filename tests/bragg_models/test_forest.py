@@ -14,13 +14,17 @@ from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
 from bragg_data.campaign import Campaign
 from bragg_data.model_provenance import ModelProvenance
-from bragg_models.forest import LEAF, Forest, ForestError, ForestModel, join
-from bragg_models.forest_training import (
+from bragg_models.forest import (
+    LEAF,
+    Forest,
+    ForestError,
+    ForestModel,
     ForestSettings,
     forest_from_trees,
     forest_values,
     groups_of,
     grow_group,
+    join,
 )
 from bragg_models.networks.build import build
 from bragg_models.predictors import Predictor, PredictorError, load_predictor

@@ -19,8 +19,13 @@ from bragg_models.networks.build import build
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
 from bragg_models.predictors import Predictor
 from bragg_models.training.inference import Samples, outputs
-from bragg_models.training.objectives import LabelledBatch, Objective, Validation, full_precision
-from bragg_models.training.settings import Criteria
+from bragg_models.training.settings import (
+    Criteria,
+    LabelledBatch,
+    Objective,
+    Validation,
+    full_precision,
+)
 from pipelines.training.presets import Preset
 from pipelines.training.stage import (
     FittedModel,

@@ -14,11 +14,18 @@ from bragg_models.data.batches import Profiles
 from bragg_models.metrics import summary
 from bragg_models.networks.build import build
 from bragg_models.targets import targets_of
-from bragg_models.training.devices import DeviceError, choose_device
 from bragg_models.training.fit import TrainingError, fit
-from bragg_models.training.inference import Samples, evaluate, outputs
-from bragg_models.training.objectives import LabelledBatch, full_precision, multitask_objective
-from bragg_models.training.settings import Criteria, Execution, FitSettings, Step, TrainingData
+from bragg_models.training.inference import DeviceError, Samples, choose_device, evaluate, outputs
+from bragg_models.training.settings import (
+    Criteria,
+    Execution,
+    FitSettings,
+    LabelledBatch,
+    Step,
+    TrainingData,
+    full_precision,
+    multitask_objective,
+)
 
 N, POINTS = 1200, 64
 

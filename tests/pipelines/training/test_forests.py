@@ -17,8 +17,7 @@ from distributed import Client
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.splits import Part, random_split
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.forest import Forest, ForestModel
-from bragg_models.forest_training import ForestSettings
+from bragg_models.forest import Forest, ForestModel, ForestSettings
 from bragg_models.metrics import errors, summary
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets, targets_of
