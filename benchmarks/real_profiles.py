@@ -39,7 +39,7 @@ from bragg_data.measurement.load import Measurement, load_measurements
 from bragg_data.refinement.linear_fit import reflection_positions
 from bragg_data.refinement.result import RefinementResult
 from bragg_data.refinement.rietveld import Refiner
-from pipelines.prediction.render import with_uncertainty
+from pipelines.prediction.result import with_uncertainty
 
 console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
 

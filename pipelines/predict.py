@@ -78,12 +78,11 @@ def main(
     by default of this machine. A file that cannot be read is named at the end; the results of all
     others are complete.
     """
-    from catalog.tracking import Tracking
     from pipelines.prediction import distributed
-    from pipelines.prediction.library import open_library
+    from pipelines.prediction.interface import load_model
     from pipelines.prediction.render import print_results
     from pipelines.prediction.result import to_json, write_csv
-    from pipelines.prediction.workflow import PredictError, find_profiles, load_model
+    from pipelines.prediction.workflow import PredictError, find_profiles
     from pipelines.report.output import check_output, write_figures
 
     if as_json and as_csv:
@@ -92,15 +91,15 @@ def main(
     paths = find_profiles(files)
     for output in (plot, page):
         check_output(output)
-    database = Tracking(tracking)
-    predictor, version = load_model(model, database)
-    use_library = len(paths) <= distributed.MAX_LOCAL_FILES if library is None else library
-    patterns = open_library(predictor, store, progress=progress) if use_library else None
-    task = distributed.PredictionTask(
-        database.uri, version, profile, refine, store, draw=bool(plot or page)
+    loaded = load_model(
+        model,
+        tracking=tracking,
+        store=store,
+        use_library=len(paths) <= distributed.MAX_LOCAL_FILES if library is None else library,
+        progress=progress,
     )
     predictions = distributed.predict_anywhere(
-        paths, task, predictor, patterns, cluster, progress=progress
+        paths, profile, loaded, cluster, refine=refine, draw=bool(plot or page)
     )
     results = predictions.results
     if as_json:
@@ -109,9 +108,9 @@ def main(
         write_csv(results, sys.stdout)
     elif results:
         print_results(results)
-        say(f"Model {version.uri}, trained on {predictor.provenance.data.tag}")
+        say(f"Model {loaded.version.uri}, trained on {loaded.predictor.provenance.data.tag}")
     if predictions.profiles:
-        write_figures(predictions.profiles, predictor, plot, page, total=len(results))
+        write_figures(predictions.profiles, loaded.predictor, plot, page, total=len(results))
     if profile.instrument is None and results and progress:
         again = command_line("predict", files[0], "--instrument", "YOURS.instprm")
         next_commands((again, "predict with the measurement's own calibration"))

@@ -16,8 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.prediction.interface import LoadedModel, load_model, predict, refine
+    from pipelines.prediction.interface import load_model, predict, refine
     from pipelines.prediction.result import PredictionResult, to_json
+    from pipelines.prediction.workflow import LoadedModel
 
 __all__ = ["LoadedModel", "PredictionResult", "load_model", "predict", "refine", "to_json"]
 

@@ -43,20 +43,14 @@ def assess_acceptance(
 ) -> Acceptance:
     """Return whether a profile is accepted as one of the phases, and why not.
 
-    Parameters
-    ----------
-    prediction, row
-        Predictions of a model, and the row of the profile.
-    refined
-        Refinements of the profile, the most plausible phase first.
+    ``refined`` are refinements of the profile, the most plausible phase first.
     """
-    accepted: bool | None = None
     reasons: list[str] | None = None
     unexplained = limit = None
     if prediction.accepted is not None and prediction.unexplained is not None:
-        accepted, reasons = bool(prediction.accepted[row]), []
+        reasons = []
         unexplained, limit = float(prediction.unexplained[row]), prediction.limit
-        if not accepted:
+        if not prediction.accepted[row]:
             reasons.append(
                 f"No cell of the model's phases explains the profile: the predicted phase leaves "
                 f"{100 * unexplained:.0f} % of it, genuine samples leave at most "
@@ -65,46 +59,34 @@ def assess_acceptance(
             )
     if refined:
         # A refinement may explain what the model alone could not.
-        fraction = _EXPLAINED_IF_REJECTED if accepted is False else EXPLAINED
-        objections = _objections(refined[0], fraction)
-        reasons = [*(reasons or []), *objections] if objections else []
-        accepted = not reasons
-    return Acceptance(accepted, None if reasons is None else tuple(reasons), unexplained, limit)
+        objection = _objection(refined[0], _EXPLAINED_IF_REJECTED if reasons else EXPLAINED)
+        reasons = [*(reasons or []), objection] if objection else []
+    if reasons is None:
+        return Acceptance()
+    return Acceptance(not reasons, tuple(reasons), unexplained, limit)
 
 
-def _objections(fit: RefinementResult, fraction: float) -> list[str]:
+def _objection(fit: RefinementResult, fraction: float) -> str | None:
     """Return what speaks against a refinement."""
     if _significance(fit) < _SIGNIFICANCE:
-        return ["No peaks stand above the background: there is nothing to refine on."]
+        return "No peaks stand above the background: there is nothing to refine on."
     explained = explained_fraction(fit.pattern_fit)
     if fit.intensities == "free":
-        return [
+        return (
             f"The peaks are where a lattice of the model has reflections ({100 * explained:.0f} % "
             f"of the signal), but their intensities are not those of its structures: another "
             f"compound with such a lattice. The refined cell is from the peak positions alone."
-        ]
+        )
     if explained < fraction:
-        return [
+        return (
             f"The best refinement explains {100 * explained:.0f} % of the signal above the "
             f"background; of genuine samples it explains at least {100 * fraction:.0f} %."
-        ]
-    return []
+        )
+    return None
 
 
 def parameter_ranges(campaign: Campaign, phase: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the ranges of a phase's free cell parameters in a campaign.
-
-    Parameters
-    ----------
-    campaign
-        The campaign that a model was trained on.
-    phase
-        Code of the phase.
-
-    Returns
-    -------
-    Lowest and highest values of each range, in ångström or degrees, by parameter.
-    """
+    """Return the ranges of a phase's free cell parameters in a campaign, in ångström or degrees."""
     ranges = campaign.definition["phases"][phase]["cell"]
     return {
         name: [(float(r["low"] or r["first"]), float(r["high"] or r["last"])) for r in of_name]
@@ -115,15 +97,8 @@ def parameter_ranges(campaign: Campaign, phase: int) -> dict[str, list[tuple[flo
 def estimate_intervals(prediction: Prediction, row: int, campaign: Campaign) -> Intervals | None:
     """Return the 90 % intervals of the free cell parameters, or None from a model without them.
 
-    An interval that is as wide as all of the campaign's range carries no information: the
-    parameter is not determined.
-
-    Parameters
-    ----------
-    prediction, row
-        Predictions of a model, and the row of the profile.
-    campaign
-        The campaign that the model was trained on.
+    An interval that is as wide as all of the range of the campaign that the model was trained on
+    carries no information: the parameter is not determined.
     """
     if prediction.intervals is None:
         return None
@@ -135,12 +110,10 @@ def estimate_intervals(prediction: Prediction, row: int, campaign: Campaign) -> 
         low, high = map(float, prediction.intervals[row, CELL_PARAMETERS.index(name)])
         lowest = min((low_end for low_end, _ in ranges.get(name, ())), default=-np.inf)
         highest = max((high_end for _, high_end in ranges.get(name, ())), default=np.inf)
-        unit = UNITS[name]
+        unit, ends[name] = UNITS[name], None
         if not np.isfinite([low, high]).all():
-            ends[name] = None
             not_determined[name] = "The model gives no finite interval."
         elif highest > lowest and high - low >= highest - lowest:
-            ends[name] = None
             not_determined[name] = (
                 f"The 90 % interval (± {(high - low) / 2:,.4g} {unit}) is as wide as the range of "
                 f"the training data ({lowest:g} to {highest:g} {unit}). Use a model that was "

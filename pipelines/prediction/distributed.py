@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from distributed import Client
 from numpy.typing import NDArray
 
-from bragg_data.refinement.rietveld import Refiner
-from bragg_models.predictors import Predictor
 from catalog import registry
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.cluster.client import gather_with_progress, open_cluster
-from pipelines.prediction.library import (
-    INDEX_DIRECTORY,
-    PatternLibrary,
-    match_library,
-    match_result,
-    open_library,
-)
-from pipelines.prediction.refinement import refine_predictions
+from pipelines.prediction.library import match_library, match_result
 from pipelines.prediction.result import PredictionResult
-from pipelines.prediction.workflow import PredictedProfile, PredictError, predict_files
+from pipelines.prediction.workflow import LoadedModel, PredictedProfile, PredictError, predict_files
 from pipelines.registry.registration import load_version
 
 MAX_LOCAL_FILES = 100
@@ -35,125 +25,39 @@ _FILES_PER_TASK = 32
 _MAX_REASONS = 10  # failures that are listed in full
 _MAX_DRAWN = 20  # files that are predicted again for figures
 
-
-@dataclass(frozen=True)
-class PredictionTask:
-    """What a worker computes for each file.
-
-    Attributes
-    ----------
-    tracking_uri, version
-        The model.
-    options
-        How files are read.
-    refine
-        Whether predictions are refined; workers then open the library for the starts themselves.
-    store
-        Address of the library; None for where the model was trained.
-    draw
-        Whether profiles are needed as arrays afterwards, for figures.
-    """
-
-    tracking_uri: str
-    version: registry.ModelVersion
-    options: ProfileOptions
-    refine: bool = False
-    store: str | None = None
-    draw: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class WorkerPredictions:
-    """Predictions of a worker's files.
-
-    Attributes
-    ----------
-    results
-        One per profile, in the order of the files.
-    prepared, covered : shape (n, points)
-        The profiles as the library match needs them.
-    failures
-        Errors by file.
-    """
-
-    results: list[PredictionResult] = field(default_factory=list)
-    prepared: list[NDArray[np.float32]] = field(default_factory=list)
-    covered: list[NDArray[np.bool_]] = field(default_factory=list)
-    failures: dict[Path, Exception] = field(default_factory=dict)
+_Query = tuple[NDArray[np.float32], NDArray[np.bool_]]  # a profile and what of it was measured
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of files.
+    """Predictions of files."""
 
-    Attributes
-    ----------
-    results
-        One per profile, in the order of the files.
-    failures
-        Errors by file; each message names it.
-    profiles
-        The results as arrays, or the first of them, for figures; empty if they are not needed.
-    """
-
-    results: list[PredictionResult]
-    failures: dict[Path, Exception]
-    profiles: list[PredictedProfile] = field(default_factory=list)
+    results: list[PredictionResult]  # one per profile, in the order of the files
+    failures: dict[Path, Exception]  # each message names its file
+    profiles: list[PredictedProfile]  # the results as arrays, or the first of them, for figures
 
 
 def predict_anywhere(
     files: Sequence[Path],
-    task: PredictionTask,
-    model: Predictor,
-    library: PatternLibrary | None,
+    options: ProfileOptions,
+    model: LoadedModel,
     cluster: ClusterOptions,
     *,
-    progress: bool = True,
+    refine: bool = False,
+    draw: bool = False,
 ) -> Predictions:
     """Predict files in this process, or many of them and on request on a cluster.
 
-    Parameters
-    ----------
-    files, task
-        Files, and what is computed for each.
-    model
-        The model, loaded in this process.
-    library
-        Stored patterns to compare the profiles with, or None to leave that out.
-    cluster
-        The cluster; without a name this process predicts up to :data:`MAX_LOCAL_FILES` files.
-    progress
-        Show a progress bar.
+    If no cluster is named, this process predicts up to :data:`MAX_LOCAL_FILES` files. Workers have
+    to be able to read the files. To ``draw`` figures, profiles are needed as arrays afterwards.
     """
     if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
-        return predict_here(files, task, model, library, progress=progress)
-    with open_cluster(cluster) as client:
-        predictions = predict_on_cluster(client, files, task, model, library, progress=progress)
-    if not task.draw:
-        return predictions
-    readable = [file for file in files if file not in predictions.failures][:_MAX_DRAWN]
-    profiles = predict_here(readable, task, model, library, progress=False).profiles
-    return replace(predictions, profiles=profiles)
-
-
-def predict_here(
-    files: Sequence[Path],
-    task: PredictionTask,
-    model: Predictor,
-    library: PatternLibrary | None = None,
-    *,
-    progress: bool = True,
-) -> Predictions:
-    """Predict files in this process; parameters as for :func:`predict_anywhere`."""
-    predictions = predict_files(
-        files, task.options, model, task.version.uri, library, progress=progress
-    )
-    profiles = predictions.profiles
-    if task.refine and profiles:
-        refiner = Refiner(model.campaign, cache=INDEX_DIRECTORY)
-        profiles = refine_predictions(profiles, refiner, progress=progress)
-    results = [profile.result() for profile in profiles]
-    return Predictions(results, predictions.failures, profiles)
+        profiles, failures = predict_files(files, options, model, refine=refine)
+        return Predictions([profile.result() for profile in profiles], failures, profiles)
+    results, failures = _predict_on_cluster(files, options, model, cluster, refine=refine)
+    drawn = [file for file in files if file not in failures][:_MAX_DRAWN] if draw else []
+    profiles, _ = predict_files(drawn, options, model, refine=refine)
+    return Predictions(results, failures, profiles)
 
 
 def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:
@@ -176,68 +80,59 @@ def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:
         )
 
 
-def predict_on_cluster(
-    client: Client,
+def _predict_on_cluster(
     files: Sequence[Path],
-    task: PredictionTask,
-    model: Predictor,
-    library: PatternLibrary | None = None,
+    options: ProfileOptions,
+    model: LoadedModel,
+    cluster: ClusterOptions,
     *,
-    progress: bool = True,
-) -> Predictions:
-    """Predict files on a cluster; the library match is one pass over the store, in this process.
-
-    Parameters as for :func:`predict_anywhere`; the workers have to be able to read the files.
-    """
+    refine: bool,
+) -> tuple[list[PredictionResult], dict[Path, Exception]]:
+    """Predict files on a cluster; the library match is one pass over the store, in this process."""
     absolute = {path.absolute(): path for path in files}
     paths = [path.absolute() for path in files]
     parts = [paths[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
-    futures = client.map(predict_on_worker, parts, task=task, pure=False)
-    per_task: list[WorkerPredictions] = gather_with_progress(
-        futures, [len(part) for part in parts], "Predicting", "files", quiet=not progress
-    )
-    results = [
-        replace(result, file=str(absolute[Path(str(result.file))]))
-        for predictions in per_task
-        for result in predictions.results
-    ]
-    failures = {
-        absolute[path]: error
-        for predictions in per_task
-        for path, error in predictions.failures.items()
-    }
-    if library is not None and results and not task.refine:
-        prepared = [profile for predictions in per_task for profile in predictions.prepared]
-        covered = [mask for predictions in per_task for mask in predictions.covered]
-        matches = match_library(library, np.stack(prepared), np.stack(covered), progress=progress)
-        tag, phases = model.provenance.data.tag, tuple(model.campaign.phases)
+    # Of refinements the workers open the library for the starts themselves.
+    where = model.tracking_uri, model.version, model.store, refine
+    with open_cluster(cluster) as client:
+        futures = client.map(_predict_on_worker, parts, options=options, where=where, pure=False)
+        sizes, quiet = [len(part) for part in parts], not model.progress
+        computed = gather_with_progress(futures, sizes, "Predicting", "files", quiet=quiet)
+    results: list[PredictionResult] = []
+    failures: dict[Path, Exception] = {}
+    queries: list[_Query] = []
+    for of_part, queries_of_part, failures_of_part in computed:
+        results += [replace(r, file=str(absolute[Path(str(r.file))])) for r in of_part]
+        failures |= {absolute[path]: error for path, error in failures_of_part.items()}
+        queries += queries_of_part
+    if results and not refine and model.library is not None:
+        prepared, covered = map(np.stack, zip(*queries, strict=True))
+        matches = match_library(model.library, prepared, covered, progress=model.progress)
+        predictor = model.predictor
+        tag, phases = predictor.provenance.data.tag, tuple(predictor.campaign.phases)
         results = [
             replace(result, library_match=match_result(matches, row, phases, tag))
             for row, result in enumerate(results)
         ]
-    return Predictions(results, failures)
+    return results, failures
 
 
-# A worker's files all belong to one model.
-_loaded = lru_cache(maxsize=1)(load_version)
+@lru_cache(maxsize=1)  # a worker's files all belong to one model
+def _model_of_worker(
+    tracking_uri: str, version: registry.ModelVersion, store: str | None, use_library: bool
+) -> LoadedModel:
+    predictor = load_version(tracking_uri, version)
+    return LoadedModel(predictor, version, tracking_uri, store, use_library)
 
 
-@lru_cache(maxsize=1)
-def _refiner(tracking_uri: str, version: registry.ModelVersion) -> Refiner:
-    return Refiner(_loaded(tracking_uri, version).campaign, cache=INDEX_DIRECTORY)
-
-
-def predict_on_worker(files: Sequence[Path], task: PredictionTask) -> WorkerPredictions:
-    """Predict some files: the task of a worker."""
-    model = _loaded(task.tracking_uri, task.version)
-    library = open_library(model, task.store) if task.refine else None
-    predictions = predict_files(files, task.options, model, task.version.uri, library)
-    profiles = predictions.profiles
-    if task.refine:
-        profiles = refine_predictions(profiles, _refiner(task.tracking_uri, task.version))
-    return WorkerPredictions(
-        [profile.result() for profile in profiles],
-        [profile.measurement.prepared.astype(np.float32) for profile in profiles],
-        [profile.measurement.gridded.covered for profile in profiles],
-        predictions.failures,
-    )
+def _predict_on_worker(
+    files: Sequence[Path],
+    options: ProfileOptions,
+    where: tuple[str, registry.ModelVersion, str | None, bool],
+) -> tuple[list[PredictionResult], list[_Query], dict[Path, Exception]]:
+    """Return predictions of some files, the profiles for the library match, and the failures."""
+    model = _model_of_worker(*where)
+    profiles, failures = predict_files(files, options, model, refine=model.use_library)
+    measurements = [profile.measurement for profile in profiles]
+    queries = [(m.prepared.astype(np.float32), m.gridded.covered) for m in measurements]
+    return [profile.result() for profile in profiles], queries, failures

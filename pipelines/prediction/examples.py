@@ -13,8 +13,9 @@ from rich.table import Table
 from bragg_data.campaign import BUILT_IN
 from bragg_data.measurement.load import load_measurements
 from catalog.tracking import Tracking
-from pipelines.prediction.library import open_library
-from pipelines.prediction.workflow import PredictedProfile, load_model, predict_measurements
+from pipelines.cli.style import UNITS
+from pipelines.prediction.interface import load_model
+from pipelines.prediction.workflow import PredictedProfile, predict_measurements
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 """Directory of the profiles; ``examples.json`` holds their descriptions and their truth."""
@@ -28,27 +29,26 @@ Example = Mapping[str, Any]
 
 def predict_examples(tracking: Tracking, uri: str) -> list[tuple[PredictedProfile, Example]]:
     """Predict all examples with a registered model; return each prediction with its example."""
-    predictor, version = load_model(uri, tracking)
+    model = load_model(uri, tracking=tracking.uri, progress=True)
     examples = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
     measurements = []
     for file, example in examples.items():
         instrument = BUILT_IN / "nomad_bank4.instprm"
         if example["instrument"]:
             instrument = EXAMPLES / example["instrument"]
-        measurements += load_measurements(EXAMPLES / file, predictor.campaign, instrument)[:1]
-    library = open_library(predictor, progress=True)
-    predictions = predict_measurements(measurements, predictor, version.uri, library, progress=True)
+        campaign = model.predictor.campaign
+        measurements += load_measurements(EXAMPLES / file, campaign, instrument)[:1]
+    predictions = predict_measurements(measurements, model)
     return list(zip(predictions, examples.values(), strict=True))
 
 
 def comparison_table(prediction: PredictedProfile, example: Example) -> Table:
     """Return a table of a prediction, the library match, the truth and the errors."""
     name = Path(prediction.measurement.profile.source).name
-    table = Table(title=f"{example['what']} ({name})", title_justify="left")
-    table.add_column("")
-    table.add_column("crystal system")
+    title = f"{example['what']} ({name})"
+    table = Table("", "crystal system", title=title, title_justify="left")
     for parameter in _SHOWN:
-        table.add_column(f"{parameter} ({'°' if parameter == 'alpha' else 'Å'})", justify="right")
+        table.add_column(f"{parameter} ({UNITS[parameter]})", justify="right")
         table.add_column("error", justify="right")
     truth = [example[parameter] for parameter in _SHOWN]
     texts = [text for value in truth for text in (f"{value:.4f}", "")]

@@ -29,18 +29,10 @@ _MAX_INDEX_QUERIES = 256  # profiles; more are answered faster by reading the wh
 
 @dataclass(frozen=True, eq=False)
 class PatternLibrary:
-    """Stored patterns to compare profiles with.
-
-    Attributes
-    ----------
-    dataset
-        The snapshot.
-    index
-        Compressed patterns, for a few profiles; None to read the whole store.
-    """
+    """A snapshot, whose patterns profiles are compared with."""
 
     dataset: xr.Dataset
-    index: LibraryIndex | None = None
+    index: LibraryIndex | None = None  # for a few profiles; None to read the whole store
 
 
 def match_library(
@@ -54,12 +46,8 @@ def match_library(
 
     Parameters
     ----------
-    library
-        The stored patterns.
     prepared, covered : shape (n, points)
         Profiles without background on the library's grid, and the points that were measured.
-    progress
-        Show a progress bar.
     """
     if library.index is not None and len(prepared) <= _MAX_INDEX_QUERIES:
         return library.index.match(prepared, covered)
@@ -75,25 +63,15 @@ def match_library(
 def match_result(
     matches: Matches, row: int, phases: tuple[Phase, ...], snapshot: str
 ) -> LibraryMatch | None:
-    """Return the library match of one profile; None where the library has no pattern of any phase.
-
-    Parameters
-    ----------
-    matches, row
-        Matches of several profiles, and the row of the profile.
-    phases, snapshot
-        The library's phases, and its tag.
-    """
-    candidates = [
-        LibraryCandidate(
-            phase.crystal_system.name,
-            phase.name,
+    """Return the match of one profile in a snapshot; None where it has no pattern of any phase."""
+    candidates = []
+    for code, cell in matches.starts(row):
+        system, correlation = (
+            phases[code].crystal_system.name,
             float(matches.correlation[row, code]),
-            Cell.from_array(matches.cells[row, code]),
         )
-        for code, phase in enumerate(phases)
-        if matches.row[row, code] >= 0
-    ]
+        candidate = LibraryCandidate(system, phases[code].name, correlation, Cell.from_array(cell))
+        candidates.append(candidate)
     candidates.sort(key=lambda candidate: -candidate.correlation)
     return LibraryMatch(snapshot, tuple(candidates)) if candidates else None
 
@@ -103,30 +81,19 @@ def open_library(
 ) -> PatternLibrary | None:
     """Open the snapshot that a model was trained on; warn and return None if that is impossible.
 
-    Parameters
-    ----------
-    model
-        The model.
-    store
-        Address of the store, if it is not where the model was trained.
-    progress
-        Show a progress bar while an index is built.
+    ``store`` is the address of the store, if it is not where the model was trained.
     """
     data = model.provenance.data
     try:
         dataset = open_snapshot(data.tag, store or data.uri)
-    except StoreError as error:
-        reason = str(error)
-    else:
         if dataset.attrs["content_hash"] == data.content_hash:
             return index_library(dataset, model.campaign, progress=progress)
-        reason = (
-            f"{data.tag} in {dataset.attrs['uri']} is not the snapshot that the model was "
-            f"trained on."
-        )
-    errors.print(
-        f"[yellow]Warning:[/] The library match is left out: {escape(reason)}", soft_wrap=True
-    )
+        where = f"{data.tag} in {dataset.attrs['uri']}"
+        reason = f"{where} is not the snapshot that the model was trained on."
+    except StoreError as error:
+        reason = str(error)
+    message = f"The library match is left out: {escape(reason)}"
+    errors.print(f"[yellow]Warning:[/] {message}", soft_wrap=True)
     return None
 
 

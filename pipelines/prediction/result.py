@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from html import escape
 from typing import Annotated, NamedTuple, TextIO, cast
 
 import numpy as np
@@ -223,9 +224,18 @@ class PredictionResult:
 
     def _repr_html_(self) -> str:
         """Return tables, as notebooks show them."""
-        from pipelines.prediction.render import html_from_result
-
-        return html_from_result(self)
+        parts = [f"<p><b>{escape(self.name)}</b></p>"]
+        for headings, rows in tables_of(self):
+            head = "".join(f"<th>{escape(text)}</th>" for text in headings)
+            lines = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in rows)
+            body = "".join(f"<tr>{line}</tr>" for line in lines)
+            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        if notes := notes_on(self):
+            items = "".join(
+                f"<li>{escape(f'{label} {text}'.strip())}</li>" for label, text in notes
+            )
+            parts.append(f"<ul>{items}</ul>")
+        return "".join(parts)
 
 
 @cache
@@ -281,6 +291,73 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+# ---- as text -----------------------------------------------------------------------------------
+
+NOT_DETERMINED = "not determined"
+"""Instead of an interval that carries no information."""
+
+
+def with_uncertainty(value: float, su: float) -> str:
+    """Format a value with its standard uncertainty in units of the last digit.
+
+    By the rule of 19, as in Acta Crystallographica: 3.98851(4), 4.0235(12). A value without
+    uncertainty is exact: 90.
+    """
+    if not su > 0:
+        return f"{value:g}" if float(f"{value:g}") == value else f"{value:.5f}"
+    digits = max(0, -int(np.floor(np.log10(su))))
+    if round(su * 10**digits) == 1:
+        digits += 1  # two digits up to 19
+    return f"{value:.{digits}f}({round(su * 10**digits)})"
+
+
+def cell_texts(cell: Cell) -> list[str]:
+    """Return the six parameters as text."""
+    return [
+        "–" if value is None else f"{value:.4f}" if name in "abc" else f"{value:.3f}"
+        for name, value in cell.values().items()
+    ]
+
+
+def tables_of(result: PredictionResult) -> list[tuple[list[str], list[list[str]]]]:
+    """Return headings and rows of tables: prediction with library matches, and refinement."""
+    headings = ["", "crystal system", *(f"{n} ({unit})" for n, unit in UNITS.items()), "confidence"]
+    confidence = f"p {result.probability:.3f}"
+    rows = [["model", result.crystal_system, *cell_texts(result.cell), confidence]]
+    if result.intervals:
+        ends = {
+            name: NOT_DETERMINED if ends is None else f"±{(ends.high - ends.low) / 2:.4f}"
+            for name, ends in result.intervals.items()
+        }
+        rows.append(["90 % interval", "", *(ends.get(name, "") for name in UNITS), ""])
+    for rank, match in enumerate(result.library_match.candidates if result.library_match else ()):
+        label, correlation = "" if rank else "library match", f"r {match.correlation:.4f}"
+        rows.append([label, match.crystal_system, *cell_texts(match.cell), correlation])
+    refined = []
+    for rank, fit in enumerate(result.refined.candidates if result.refined else ()):
+        label = "best" if fit.intensities == "structure" else "positions alone"
+        # What symmetry fixes or ties has no uncertainty of its own.
+        cell, su = fit.cell.values(), fit.su.values()
+        values = ", ".join(
+            f"{name} {with_uncertainty(cell[name] or np.nan, su[name] or 0.0)} {UNITS[name]}"
+            for name in fit.free_parameters
+        )
+        quality = f"{100 * fit.rwp:.2f} %", f"{fit.reduced_chi2:.2f}"
+        refined.append(["" if rank else label, fit.crystal_system, values, *quality])
+    of_refinement = ["refined", "crystal system", "cell", "Rwp", "χ² reduced"]
+    return [(headings, rows), *([(of_refinement, refined)] if refined else [])]
+
+
+def notes_on(result: PredictionResult) -> list[tuple[str, str]]:
+    """Return what has to be known about a result: a label, which may be empty, and a sentence."""
+    undetermined = (result.not_determined or {}).items()
+    return [
+        *(("", f"{name} is {NOT_DETERMINED}. {reason}") for name, reason in undetermined),
+        *(("Not accepted:", reason) for reason in result.reasons or ()),
+        *(("", warning) for warning in result.warnings),
+    ]
+
+
 def table_row(result: PredictionResult) -> dict[str, str | float | int | bool | None]:
     """Return a result as a row of a table for spreadsheets, with units in the column names."""
     row: dict[str, str | float | int | bool | None] = {
@@ -313,9 +390,8 @@ def _cell_columns(prefix: str, cell: Cell) -> dict[str, float | None]:
 def write_csv(results: Sequence[PredictionResult], stream: TextIO) -> None:
     """Write results as comma-separated values, a row for each (:func:`table_row`)."""
     rows = [table_row(result) for result in results]
-    longest = max(range(len(rows)), key=lambda row: len(rows[row]), default=0)
-    names = list(rows[longest]) if rows else []
-    names += dict.fromkeys(name for row in rows for name in row if name not in names)
+    longest = max(rows, key=len, default={})
+    names = dict.fromkeys(name for row in (longest, *rows) for name in row)
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

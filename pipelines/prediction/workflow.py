@@ -1,31 +1,40 @@
-"""From measured files to predictions: read, resample to the model's grid, predict."""
+"""From measured files to predictions: read, resample to the model's grid, predict, refine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystallography.structure import Phase
+from bragg_data.crystallography.cell import CrystalError, encloses_volume
+from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
 from bragg_data.instrument.instprm import InstrumentError
 from bragg_data.measurement.load import Measurement, load_measurements
 from bragg_data.measurement.readers import ProfileError
 from bragg_data.preprocessing import PreprocessingError
+from bragg_data.refinement.free_intensities import refine_lattices
 from bragg_data.refinement.linear_fit import explained_fraction
-from bragg_data.refinement.result import RefinementResult
+from bragg_data.refinement.result import RefinementError, RefinementResult
+from bragg_data.refinement.rietveld import Refiner
 from bragg_models.library.search import LibraryError, Matches
 from bragg_models.predictors import Prediction, Predictor, PredictorError
 from catalog import registry
-from catalog.tracking import Tracking
+from pipelines.cli.console import Progress
 from pipelines.cli.options import ProfileOptions
-from pipelines.prediction.acceptance import assess_acceptance, estimate_intervals
-from pipelines.prediction.library import PatternLibrary, match_library, match_result
+from pipelines.prediction import acceptance
+from pipelines.prediction.library import (
+    INDEX_DIRECTORY,
+    PatternLibrary,
+    match_library,
+    match_result,
+    open_library,
+)
 from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase, Refinement
-from pipelines.registry.registration import load_version
 
 PROFILE_SUFFIXES = (".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat")
 """Suffixes of profiles in a folder; a file that is named may have any."""
@@ -47,36 +56,54 @@ FILE_ERRORS = (
 
 
 @dataclass(frozen=True, eq=False)
-class PredictedProfile:
-    """A measured profile with its prediction, as arrays; :meth:`result` returns plain values.
+class LoadedModel:
+    """A registered model in memory, with its library and its refiner, opened on first use.
 
     Attributes
     ----------
-    measurement
-        The profile on the campaign's grid.
-    prediction, row
-        Predictions of a batch, and the row of this profile.
-    campaign, model
-        The model's campaign, and its address.
-    snapshot
-        Tag of the library.
-    matches
-        Library matches of the batch, or None.
-    refined
-        Refinements, the most plausible phase first.
-    notes
-        Warnings in addition to those of the measurement.
+    predictor, version, tracking_uri
+        The model, its version, and where that is registered.
+    store
+        Address of the library; None for where the model was trained.
+    use_library
+        Whether the stored patterns are compared with the profiles.
+    progress
+        Whether progress bars are shown.
     """
 
+    predictor: Predictor
+    version: registry.ModelVersion
+    tracking_uri: str
+    store: str | None = None
+    use_library: bool = True
+    progress: bool = False
+
+    @cached_property
+    def library(self) -> PatternLibrary | None:
+        """The snapshot that the model was trained on, or None if it is not used or not there."""
+        if not self.use_library:
+            return None
+        return open_library(self.predictor, self.store, progress=self.progress)
+
+    @cached_property
+    def refiner(self) -> Refiner:
+        """The refiner of the model's campaign."""
+        return Refiner(self.predictor.campaign, cache=INDEX_DIRECTORY)
+
+
+@dataclass(frozen=True, eq=False)
+class PredictedProfile:
+    """A measured profile with its prediction, as arrays; :meth:`result` returns plain values."""
+
     measurement: Measurement
-    prediction: Prediction
+    prediction: Prediction  # of a batch, in which this profile is a row
     row: int
     campaign: Campaign
-    model: str
-    snapshot: str
-    matches: Matches | None = None
-    refined: tuple[RefinementResult, ...] = ()
-    notes: tuple[str, ...] = ()
+    model: str  # address of the version
+    snapshot: str  # tag of the library
+    matches: Matches | None = None  # of the batch
+    refined: tuple[RefinementResult, ...] = ()  # the most plausible phase first
+    notes: tuple[str, ...] = ()  # warnings in addition to those of the measurement
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -95,17 +122,14 @@ class PredictedProfile:
 
     def result(self) -> PredictionResult:
         """Return the prediction as plain values."""
-        profile, matches = self.measurement.profile, self.matches
+        profile, matches, row = self.measurement.profile, self.matches, self.row
+        match = match_result(matches, row, self.phases, self.snapshot) if matches else None
         return replace(
-            result_from_prediction(
-                self.prediction, self.row, self.campaign, self.model, self.refined
-            ),
+            result_from_prediction(self.prediction, row, self.campaign, self.model, self.refined),
             file=profile.source,
             bank=profile.bank,
             warnings=(*self.measurement.warnings, *self.notes),
-            library_match=None
-            if matches is None
-            else match_result(matches, self.row, self.phases, self.snapshot),
+            library_match=match,
         )
 
 
@@ -118,29 +142,22 @@ def result_from_prediction(
 ) -> PredictionResult:
     """Return one row of a model's predictions as plain values.
 
-    Parameters
-    ----------
-    prediction, row
-        Predictions of a batch, and the row.
-    campaign, model
-        The model's campaign, and its address.
-    refined
-        Refinements of the profile, the most plausible phase first.
+    ``model`` is the address of its version; ``refined`` are refinements of the profile, the most
+    plausible phase first.
     """
     phases = campaign.phases
     phase = phases[int(prediction.phase[row])]
     probabilities = zip(phases, prediction.probabilities[row], strict=True)
+    candidates = tuple(_refined_phase(fit, phases[fit.phase]) for fit in refined)
     return PredictionResult(
         crystal_system=phase.crystal_system.name,
         phase=phase.name,
         probabilities={phase.name: float(value) for phase, value in probabilities},
         cell=Cell.from_array(prediction.cells[row]),
         model=model,
-        interval_estimates=estimate_intervals(prediction, row, campaign),
-        acceptance=assess_acceptance(prediction, row, refined),
-        refined=Refinement(tuple(_refined_phase(fit, phases[fit.phase]) for fit in refined))
-        if refined
-        else None,
+        interval_estimates=acceptance.estimate_intervals(prediction, row, campaign),
+        acceptance=acceptance.assess_acceptance(prediction, row, refined),
+        refined=Refinement(candidates) if candidates else None,
     )
 
 
@@ -161,27 +178,6 @@ def _refined_phase(fit: RefinementResult, phase: Phase) -> RefinedPhase:
     )
 
 
-def load_model(uri: str | None, tracking: Tracking) -> tuple[Predictor, registry.ModelVersion]:
-    """Load a registered model.
-
-    Parameters
-    ----------
-    uri
-        ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; None for the champion of the only
-        registered model.
-    tracking
-        The MLflow database or server where it is registered.
-
-    Raises
-    ------
-    ModelError
-        If there is no such model, none is named and there is not exactly one, or it must not be
-        loaded.
-    """
-    version = registry.find(tracking, uri or registry.champion_uri(tracking))
-    return load_version(tracking.uri, version), version
-
-
 def find_profiles(paths: Sequence[Path]) -> list[Path]:
     """Return the files that are named, and the profiles in the folders that are named.
 
@@ -192,128 +188,133 @@ def find_profiles(paths: Sequence[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        profiles = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in PROFILE_SUFFIXES and file.is_file()
-        )
-        if not profiles:
+        below = sorted(path.rglob("*")) if path.is_dir() else []
+        profiles = [f for f in below if f.suffix.lower() in PROFILE_SUFFIXES and f.is_file()]
+        if path.is_dir() and not profiles:
             raise PredictError(
                 f"The folder {path} holds no profile ({', '.join(PROFILE_SUFFIXES)}). Name files."
             )
-        files += profiles
+        files += profiles or [path]
     return files
 
 
 def read_measurements(path: Path, campaign: Campaign, options: ProfileOptions) -> list[Measurement]:
     """Read the profiles of a file and bring them to a campaign's grid, ready for predictions.
 
-    Parameters and errors are those of :func:`bragg_data.measurement.load.load_measurements`; every
-    message names the file.
+    Errors are those of :func:`bragg_data.measurement.load.load_measurements`; every message names
+    the file.
     """
     return load_measurements(path, campaign, options.instrument, options.bank, options.two_theta)
 
 
 def predict_measurements(
-    measurements: Sequence[Measurement],
-    model: Predictor,
-    uri: str,
-    library: PatternLibrary | None = None,
-    *,
-    progress: bool = False,
+    measurements: Sequence[Measurement], model: LoadedModel
 ) -> list[PredictedProfile]:
-    """Predict phase and cell of measured profiles, and find their library matches.
-
-    Parameters
-    ----------
-    measurements
-        Profiles on the model's grid.
-    model, uri
-        The model and its address.
-    library
-        Stored patterns to compare them with, or None to leave that out.
-    progress
-        Show a progress bar of the library match.
+    """Predict phase and cell of profiles on the model's grid, and find their library matches.
 
     Raises
     ------
     PredictorError, PreprocessingError, LibraryError
         If there is no signal in one of the profiles, or hardly a point of it is covered.
     """
+    predictor, library = model.predictor, model.library
     prepared = np.stack([m.prepared for m in measurements])
     calibrated = [m.calibration is not None and not m.nominal for m in measurements]
-    prediction = model.predict(prepared, calibrated=calibrated)
+    prediction = predictor.predict(prepared, calibrated=calibrated)
     matches = None
     if library is not None:
         covered = np.stack([m.gridded.covered for m in measurements])
-        matches = match_library(library, prepared, covered, progress=progress)
-    snapshot = model.provenance.data.tag
+        matches = match_library(library, prepared, covered, progress=model.progress)
+    where = predictor.campaign, model.version.uri, predictor.provenance.data.tag
     return [
-        PredictedProfile(m, prediction, row, model.campaign, uri, snapshot, matches)
-        for row, m in enumerate(measurements)
+        PredictedProfile(measurement, prediction, row, *where, matches)
+        for row, measurement in enumerate(measurements)
     ]
 
 
-@dataclass
-class FilePredictions:
-    """Predictions of files, and the files that have none.
-
-    Attributes
-    ----------
-    profiles
-        Predictions in the order of the files.
-    failures
-        Errors by file; each message names it.
-    """
-
-    profiles: list[PredictedProfile] = field(default_factory=list)
-    failures: dict[Path, Exception] = field(default_factory=dict)
-
-
 def predict_files(
-    files: Sequence[Path],
-    options: ProfileOptions,
-    model: Predictor,
-    uri: str,
-    library: PatternLibrary | None = None,
-    *,
-    progress: bool = False,
-) -> FilePredictions:
-    """Predict all profiles of some files; a file that cannot be predicted is a failure by itself.
+    files: Sequence[Path], options: ProfileOptions, model: LoadedModel, *, refine: bool = False
+) -> tuple[list[PredictedProfile], dict[Path, Exception]]:
+    """Predict, and refine on request, all profiles of some files.
 
-    Parameters
-    ----------
-    files, options
-        The files, and how they are read.
-    model, uri
-        The model and its address.
-    library
-        Stored patterns to compare the profiles with, or None to leave that out.
-    progress
-        Show a progress bar of the library match.
+    Returns
+    -------
+    The predictions in the order of the files; and the errors of the files that have none, each of
+    which names its file.
     """
-    predictions = FilePredictions()
-    measurements: list[tuple[Path, list[Measurement]]] = []
+    failures: dict[Path, Exception] = {}
+    read: list[tuple[Path, list[Measurement]]] = []
     for file in files:
         try:
-            measurements.append((file, read_measurements(file, model.campaign, options)))
+            read.append((file, read_measurements(file, model.predictor.campaign, options)))
         except FILE_ERRORS as error:
-            predictions.failures[file] = error
-    profiles = [measurement for _, of_file in measurements for measurement in of_file]
-    if not profiles:
-        return predictions
+            failures[file] = error
+    profiles: list[PredictedProfile] = []
     try:
-        predictions.profiles = predict_measurements(
-            profiles, model, uri, library, progress=progress
-        )
+        if read:
+            profiles = predict_measurements([m for _, of_file in read for m in of_file], model)
     except FILE_ERRORS:
         # One profile fails the batch: file by file the others get their predictions.
-        for file, of_file in measurements:
+        for file, of_file in read:
             try:
-                predictions.profiles += predict_measurements(of_file, model, uri, library)
+                profiles += predict_measurements(of_file, model)
             except FILE_ERRORS as error:
-                predictions.failures[file] = PredictError(f"{file}: {error}")
-    return predictions
+                failures[file] = PredictError(f"{file}: {error}")
+    if refine and profiles:
+        profiles = refine_predictions(profiles, model.refiner, progress=model.progress)
+    return profiles, failures
+
+
+def refine_predictions(
+    profiles: Sequence[PredictedProfile], refiner: Refiner, *, progress: bool = False
+) -> list[PredictedProfile]:
+    """Refine every prediction, from the model's cell and for each phase from the library's.
+
+    Where no structure of the model explains the peaks, lattices are refined with free intensities,
+    and replace the refined structures if one of them explains the peaks. Where no refinement is
+    possible a warning of the prediction gives the reason.
+    """
+    refined = []
+    with Progress("Refining", len(profiles), "profiles", quiet=not progress) as bar:
+        for profile in profiles:
+            try:
+                refined.append(replace(profile, refined=tuple(_refine(profile, refiner))))
+            except (RefinementError, CrystalError) as error:
+                refined.append(replace(profile, notes=(f"Not refined: {error}",)))
+            bar.advance()
+    return refined
+
+
+def _refine(profile: PredictedProfile, refiner: Refiner) -> list[RefinementResult]:
+    measurement = profile.measurement
+    starts = refinement_starts(profile)
+    if not starts:
+        raise RefinementError(
+            "the model predicts no cell that encloses a volume, and there is no library match to "
+            "start from. Open the library (--library), or use another model."
+        )
+    fits = refiner.refine(measurement.gridded, starts, tzero=measurement.calibration is None)
+    if acceptance.explains(fits[0]):
+        return fits
+    cells = [(fit.phase, fit.cell) for fit in fits]
+    lattices = refine_lattices(profile.campaign, measurement.gridded, cells)
+    return lattices if acceptance.explains(lattices[0]) else fits
+
+
+def refinement_starts(profile: PredictedProfile) -> list[tuple[int, NDArray[np.float64]]]:
+    """Return phase codes and cells, shape (6,), from which refinements of a profile start.
+
+    The predicted cell, for the other phases the cell of their CIF with the same volume per atom,
+    and the library's best cell of each phase. Cells that enclose no volume are left out, so that
+    they cost neither their own phase a better start, nor the others theirs.
+    """
+    starts: list[tuple[int, NDArray[np.float64]]] = []
+    predicted, cell = profile.phase, profile.cell
+    if encloses_volume(cell[None])[0]:
+        starts = [
+            (code, cell if p is predicted else scaled_to_volume_per_atom(p, predicted, cell))
+            for code, p in enumerate(profile.phases)
+        ]
+    if profile.matches is not None:
+        starts += profile.matches.starts(profile.row)
+    return [(code, cell) for code, cell in starts if encloses_volume(cell[None])[0]]

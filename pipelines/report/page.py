@@ -19,7 +19,7 @@ from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_models.predictors import Predictor
 from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
 from pipelines.prediction.acceptance import parameter_ranges
-from pipelines.prediction.render import NOT_DETERMINED, with_uncertainty
+from pipelines.prediction.result import NOT_DETERMINED, with_uncertainty
 from pipelines.prediction.workflow import PredictedProfile
 from pipelines.report import numbers
 from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation, tick_label

@@ -17,8 +17,7 @@ from bragg_data.measurement.readers import ProfileError
 from catalog.tracking import Tracking
 from pipelines import predict as predict_command
 from pipelines import prediction
-from pipelines.prediction.interface import LoadedModel
-from pipelines.prediction.workflow import PredictError
+from pipelines.prediction.workflow import LoadedModel, PredictError
 from tests.pipelines.prediction.samples import TRUE_CELL, clean_pattern, write_noisy_file
 from tests.servers import ROOT, serving
 

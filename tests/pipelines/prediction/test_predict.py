@@ -25,8 +25,7 @@ from bragg_data.simulation.kinematic import Simulator
 from catalog.registry import ModelError
 from catalog.tracking import Tracking
 from pipelines import predict
-from pipelines.prediction.render import with_uncertainty
-from pipelines.prediction.result import json_schema
+from pipelines.prediction.result import json_schema, with_uncertainty
 from pipelines.prediction.workflow import PredictError
 from tests.pipelines.prediction.samples import (
     CALIBRATION,

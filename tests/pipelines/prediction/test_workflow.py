@@ -16,15 +16,16 @@ from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction.figures import prediction_figure
-from pipelines.prediction.library import open_library
-from pipelines.prediction.refinement import refine_predictions, refinement_starts
+from pipelines.prediction.interface import load_model
 from pipelines.prediction.result import to_json
 from pipelines.prediction.workflow import (
+    LoadedModel,
     PredictedProfile,
-    load_model,
     predict_files,
     predict_measurements,
     read_measurements,
+    refine_predictions,
+    refinement_starts,
 )
 from tests.pipelines.prediction.samples import (
     TRIGONAL,
@@ -38,8 +39,8 @@ NO_VOLUME = np.array([4.04, 4.04, 4.04, 125.0, 125.0, 125.0])
 
 
 @pytest.fixture(scope="module")
-def predictor(trained: Tracking) -> Predictor:
-    return load_model(None, trained)[0]
+def model(trained: Tracking) -> LoadedModel:
+    return load_model(tracking=trained.uri)
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +49,24 @@ def file(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -> 
     return write_noisy_file(directory, small_campaign, clean_pattern(small_campaign))
 
 
-def predicted(predictor: Predictor, file: Path, cell: np.ndarray) -> PredictedProfile:
+def predicted(model: LoadedModel, file: Path, cell: np.ndarray) -> PredictedProfile:
     """A prediction of the trigonal phase with a certain cell, and the real library's matches."""
     options = ProfileOptions(file.with_name("own.instprm"))
-    measurements = read_measurements(file, predictor.campaign, options)
-    (profile,) = predict_measurements(
-        measurements, predictor, "models:/small/1", open_library(predictor)
-    )
+    measurements = read_measurements(file, model.predictor.campaign, options)
+    (profile,) = predict_measurements(measurements, model)
     prediction = Prediction(np.array([[0.1, 0.1, 0.8]]), np.array([TRIGONAL]), cell[None])
     return replace(profile, prediction=prediction)
 
 
 @pytest.mark.slow
-def test_a_cell_without_volume_costs_no_phase_its_start(predictor: Predictor, file: Path) -> None:
-    profile = predicted(predictor, file, NO_VOLUME)
+def test_a_cell_without_volume_costs_no_phase_its_start(model: LoadedModel, file: Path) -> None:
+    profile = predicted(model, file, NO_VOLUME)
     starts = refinement_starts(profile)
     assert sorted(code for code, _ in starts) == [0, 1, 2]  # the library's
     cells = np.array([cell for _, cell in starts])
     assert np.isfinite(cells).all()
     assert encloses_volume(cells).all()
-    (refined,) = refine_predictions([profile], Refiner(predictor.campaign))
+    (refined,) = refine_predictions([profile], Refiner(model.predictor.campaign))
     assert refined.result().warnings == ()
     best = refined.refined[0]
     assert best.phase == TRIGONAL
@@ -82,11 +81,11 @@ def test_a_cell_without_volume_costs_no_phase_its_start(predictor: Predictor, fi
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", [NO_VOLUME, np.full(6, np.nan)])
 def test_without_any_start_the_reason_is_a_warning(
-    predictor: Predictor, file: Path, cell: np.ndarray
+    model: LoadedModel, file: Path, cell: np.ndarray
 ) -> None:
-    profile = replace(predicted(predictor, file, cell), matches=None)
-    good = predicted(predictor, file, np.array(TRUE_CELL))
-    first, second = refine_predictions([profile, good], Refiner(predictor.campaign))
+    profile = replace(predicted(model, file, cell), matches=None)
+    good = predicted(model, file, np.array(TRUE_CELL))
+    first, second = refine_predictions([profile, good], Refiner(model.predictor.campaign))
     assert first.refined == ()
     assert "no cell that encloses a volume" in first.result().warnings[-1]
     assert to_json(first.result())["refined"] is None
@@ -94,11 +93,11 @@ def test_without_any_start_the_reason_is_a_warning(
 
 
 @pytest.mark.slow
-def test_a_figure_needs_no_volume(predictor: Predictor, file: Path) -> None:
-    bad = predicted(predictor, file, NO_VOLUME)
-    far = predicted(predictor, file, np.array([0.3, 0.3, 0.3, 90.0, 90.0, 90.0]))
-    good = predicted(predictor, file, np.array(TRUE_CELL))
-    axes = prediction_figure([bad, far, good], predictor.campaign).axes
+def test_a_figure_needs_no_volume(model: LoadedModel, file: Path) -> None:
+    bad = predicted(model, file, NO_VOLUME)
+    far = predicted(model, file, np.array([0.3, 0.3, 0.3, 90.0, 90.0, 90.0]))
+    good = predicted(model, file, np.array(TRUE_CELL))
+    axes = prediction_figure([bad, far, good], model.predictor.campaign).axes
     # Measured; of the good one also calculated, background, difference and its zero.
     assert [len(axis.lines) for axis in axes] == [1, 1, 5]
     title = axes[2].get_title(loc="left")
@@ -107,7 +106,7 @@ def test_a_figure_needs_no_volume(predictor: Predictor, file: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_without_peaks_is_named_and_leaves_the_results_of_the_rest(
-    predictor: Predictor, small_campaign: Campaign, file: Path
+    model: LoadedModel, small_campaign: Campaign, file: Path
 ) -> None:
     tof = small_campaign.grid.tof
     folder, rng = file.parent, np.random.default_rng(0)
@@ -119,15 +118,15 @@ def test_a_file_without_peaks_is_named_and_leaves_the_results_of_the_rest(
         folder / "missing.xye",
     ]
     files = [bad[0], file, *bad[1:], file]
-    predictions = predict_files(files, ProfileOptions(), predictor, "models:/small/1")
-    assert [p.measurement.profile.source for p in predictions.profiles] == [str(file)] * 2
-    assert list(predictions.failures) == bad
-    for path, error in predictions.failures.items():
+    profiles, failures = predict_files(files, ProfileOptions(), model)
+    assert [p.measurement.profile.source for p in profiles] == [str(file)] * 2
+    assert list(failures) == bad
+    for path, error in failures.items():
         assert path.name in str(error)
 
 
 @pytest.mark.slow
-def test_a_profile_that_fails_in_a_batch_leaves_the_rest(predictor: Predictor, file: Path) -> None:
+def test_a_profile_that_fails_in_a_batch_leaves_the_rest(model: LoadedModel, file: Path) -> None:
     """A model whose own preprocessing refuses a profile of the batch."""
 
     class Unbatched(Predictor):
@@ -136,9 +135,8 @@ def test_a_profile_that_fails_in_a_batch_leaves_the_rest(predictor: Predictor, f
                 raise PreprocessingError("Profile 1 of 2 has no signal.")
             return super().predict(profiles, phase, calibrated)
 
-    values = {entry.name: getattr(predictor, entry.name) for entry in fields(predictor)}
-    predictions = predict_files(
-        [file, file], ProfileOptions(), Unbatched(**values), "models:/small/1"
-    )
-    assert len(predictions.profiles) == 2
-    assert predictions.failures == {}
+    values = {entry.name: getattr(model.predictor, entry.name) for entry in fields(Predictor)}
+    unbatched = replace(model, predictor=Unbatched(**values))
+    profiles, failures = predict_files([file, file], ProfileOptions(), unbatched)
+    assert len(profiles) == 2
+    assert failures == {}

@@ -29,11 +29,11 @@ from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
 from pipelines import predict
 from pipelines.cli.style import SYSTEM_COLORS
-from pipelines.prediction.library import open_library
+from pipelines.prediction.interface import load_model
 from pipelines.prediction.workflow import (
+    LoadedModel,
     PredictedProfile,
     PredictError,
-    load_model,
     predict_measurements,
 )
 from pipelines.report import page as report_page
@@ -101,8 +101,13 @@ def tracking(trained: Tracking) -> Tracking:
 
 
 @pytest.fixture(scope="module")
-def predictor(tracking: Tracking) -> Predictor:
-    return load_model(None, tracking)[0]
+def model(tracking: Tracking) -> LoadedModel:
+    return load_model(tracking=tracking.uri)
+
+
+@pytest.fixture(scope="module")
+def predictor(model: LoadedModel) -> Predictor:
+    return model.predictor
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +142,9 @@ def measurement(file: Path, predictor: Predictor) -> Measurement:
 
 
 @pytest.fixture(scope="module")
-def profile(measurement: Measurement, predictor: Predictor) -> PredictedProfile:
+def profile(measurement: Measurement, model: LoadedModel) -> PredictedProfile:
     """A prediction of a good model, with matches of the real library."""
-    library = open_library(predictor)
-    (predicted,) = predict_measurements([measurement], predictor, URI, library)
+    (predicted,) = predict_measurements([measurement], model)
     good = Prediction(np.array([[0.021, 0.9712, 0.0078]]), np.array([TETRAGONAL]), CELL[None])
     return replace(predicted, prediction=good)
 

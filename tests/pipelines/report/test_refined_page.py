@@ -15,8 +15,8 @@ from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
-from pipelines.prediction.refinement import refine_predictions
-from pipelines.prediction.workflow import PredictedProfile, load_model
+from pipelines.prediction.interface import load_model
+from pipelines.prediction.workflow import PredictedProfile, refine_predictions
 from pipelines.report.page import render_report
 
 CELL = np.array([3.99, 3.99, 4.03, 90, 90, 90])
@@ -25,7 +25,7 @@ URI = "models:/small/1"
 
 @pytest.fixture(scope="module")
 def predictor(trained: Tracking) -> Predictor:
-    return load_model(None, trained)[0]
+    return load_model(tracking=trained.uri).predictor
 
 
 @pytest.fixture(scope="module")
