@@ -24,7 +24,7 @@ from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from catalog.views import VIEWS, FeatureError, View
 from pipelines.cli.console import console, print_rows, say
-from pipelines.cluster.blocks import do_blocks
+from pipelines.cluster.blocks import do_blocks, failures_text
 from pipelines.registry.registration import load_version
 
 _NOT_SHOWN = ("view", "description", "rows_per_chunk", "failures")  # of the lineage
@@ -79,12 +79,7 @@ def materialise(
             done = do_blocks(client, writer, submit, doing="Materialising", unit="samples")
             say(f"Materialised {done.summary}")
         if writer.failures:
-            block, reason = min(writer.failures.items())
-            raise FeatureError(
-                f"{len(writer.failures)} of {writer.n_blocks} blocks failed; the others are in the "
-                f"store. Block {block} failed with {reason.rstrip('.')}. Run the same command "
-                f"again to retry."
-            )
+            raise FeatureError(f"{failures_text(writer)}.")
     stored = features.materialised(store, source[0])
     return next(values for values in stored if values.view == view.key)
 
@@ -94,12 +89,8 @@ def model_for_view(
 ) -> RegisteredModel:
     """Return the registered model that computes a view, by its address or the newest one.
 
-    Raises
-    ------
-    FeatureError
-        If it is a model of another kind, or none was trained on the data set.
-    ModelError
-        If there is no model at the address.
+    Raises `FeatureError` if it is a model of another kind, or none was trained on the data set, and
+    `ModelError` if there is no model at the address.
     """
     if uri is None:
         version = features.model_of_view(tracking, view, dataset)

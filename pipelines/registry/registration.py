@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import xarray as xr
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.model_provenance import ModelProvenance, SnapshotReference, SplitSettings
@@ -22,7 +23,7 @@ from catalog.model_files import ModelPackage
 from catalog.registry import ModelKind
 from catalog.tracking import Run, Tracking
 from pipelines.cli.console import say
-from pipelines.registry.model_card import model_card, signature_units
+from pipelines.cli.style import SYMBOLS, UNITS
 from pipelines.simulation.draws import held_out_key
 
 CARD = "model_card.md"
@@ -30,6 +31,13 @@ CARD = "model_card.md"
 
 # Tags of a version that are among the tags of its run.
 _VERSION_TAGS = ("model", "preset", "data", "split", "content_hash", "test_set")
+# Columns of the model card's table of scores: heading and format.
+_SCORES = {
+    "n": ("samples", "{:,.0f}"),
+    "accuracy": ("accuracy", "{:.4%}"),
+    "mse_paper": ("mse_paper", "{:.3g}"),
+    **{f"mae_{p}": (f"MAE {SYMBOLS[p]} ({UNITS[p]})", "{:.3g}") for p in CELL_PARAMETERS},
+}
 
 
 def provenance_of(
@@ -40,14 +48,8 @@ def provenance_of(
 ) -> ModelProvenance:
     """Return where a model comes from.
 
-    Parameters
-    ----------
-    dataset
-        An opened snapshot.
-    order
-        What was asked for: ``model``, ``preset``, ``seed``, ``device`` …
-    split, settings
-        Name, seed and shares of the split; the preset's values.
+    `order` is what was asked for (``model``, ``preset``, ``seed``, ``device`` …), `split` name,
+    seed and shares of the split, `settings` the preset's values.
     """
     campaign = campaign_of(dataset)
     return ModelProvenance(
@@ -111,7 +113,8 @@ def register(run_: Run, predictor: Predictor) -> registry.ModelVersion:
         raise ValueError("A model is registered after its test: its provenance has no score.")
     tags = run_tags(provenance)
     name = registry.registered_name(provenance.campaign, provenance.model)
-    card = model_card(predictor, name)
+    columns = _columns(predictor)
+    card = _model_card(predictor, name, columns)
     run_.log_text(card, CARD)
     facts = {**{key: tags[key] for key in _VERSION_TAGS}, "score": f"{score.value:.6g}"}
     if score.name == "mse_paper":
@@ -124,11 +127,63 @@ def register(run_: Run, predictor: Predictor) -> registry.ModelVersion:
             directory,
             predictor.points,
             outputs=output_columns(predictor.targets),
-            units={c: unit for c, (unit, _) in signature_units(predictor).items() if unit},
+            units={column: unit for column, (unit, _) in columns.items() if unit},
         )
-        return model_files.register(
-            run_, _entry(name, provenance), package, description=card, tags=facts
+        entry = _entry(name, provenance)
+        return model_files.register(run_, entry, package, description=card, tags=facts)
+
+
+def _columns(predictor: Predictor) -> dict[str, tuple[str, str]]:
+    """Return unit and meaning of each column of a prediction through MLflow's tools."""
+    columns = {}
+    for column in output_columns(predictor.targets):
+        if column in CELL_PARAMETERS:
+            columns[column] = (UNITS[column], "cell of the predicted phase")
+        elif column.startswith("p_"):
+            columns[column] = ("1", f"probability of phase {column.removeprefix('p_')}")
+        else:
+            columns[column] = ("", f"most probable {column.replace('_', ' ')}")
+    return columns
+
+
+def _model_card(predictor: Predictor, name: str, columns: Mapping[str, tuple[str, str]]) -> str:
+    """Return what a model predicts, its training data, scores and limits, in Markdown."""
+    campaign, test = predictor.campaign, predictor.provenance.test or {}
+    scored = {key: form for key, form in _SCORES.items() if any(key in v for v in test.values())}
+    scores = {
+        group: [form.format(v[key]) if key in v else "" for key, (_, form) in scored.items()]
+        for group, v in test.items()
+    }
+    free = (", ".join(_ranges(phase)) for phase in campaign.definition["phases"])
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(CARD).render(
+        name=name,
+        predictor=predictor,
+        p=predictor.provenance,
+        campaign=campaign,
+        columns=columns,
+        phases=list(zip(campaign.phases, free, strict=True)),
+        score_names=[heading for heading, _ in scored.values()],
+        scores=scores,
+        comparison=BaselineComparison.from_provenance(predictor.provenance),
+    )
+
+
+def _ranges(phase: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the ranges of a phase's free parameters, from a campaign's definition."""
+    for name, ranges in phase["cell"].items():
+        spans = (
+            f"{float(span['first']):g} to {float(span['last']):g} by {float(span['step']):g}"
+            if span["first"] is not None
+            else f"{float(span['low']):g} to {float(span['high']):g}"
+            for span in ranges
         )
+        yield f"{name} {' and '.join(spans)} {UNITS[name]}"
 
 
 def _entry(name: str, provenance: ModelProvenance) -> registry.RegistryEntry:
@@ -148,10 +203,7 @@ def _entry(name: str, provenance: ModelProvenance) -> registry.RegistryEntry:
 def load_version(tracking_uri: str, version: registry.ModelVersion) -> Predictor:
     """Read a registered model back.
 
-    Raises
-    ------
-    ModelError, PredictorError
-        If its files are gone, damaged, or not those of a model of this project.
+    Raises `ModelError` or `PredictorError` if its files are gone, damaged, or of another project.
     """
     with model_files.downloaded_model(tracking_uri, version) as directory:
         return load_predictor(directory)
