@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
+from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
@@ -18,17 +18,11 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    tag: Annotated[
-        str | None, typer.Argument(help="A snapshot; by default all snapshots are listed.")
-    ] = None,
+    tag: Annotated[str | None, Argument(help="A snapshot; by default all are listed.")] = None,
     store: options.StoreOption = options.DEFAULT_URI,
     as_json: options.JsonOption = False,
-    png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a few patterns (of the last tag).")
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--verify", help="Read everything and compare the content hash.")
-    ] = False,
+    png: Annotated[Path | None, Option(metavar="FILE", help="Draw patterns (last tag).")] = None,
+    check: Annotated[bool, Option("--verify", help="Read all and compare the hashes.")] = False,
 ) -> None:
     """Show what a store holds: snapshots, counts, ranges, sizes, provenance, a few patterns.
 
@@ -54,8 +48,7 @@ def main(
         for known in tags:
             verify(repository.open(known.name))
     if as_json:
-        # Not by rich, which would break long lines.
-        print(json.dumps([asdict(snapshot) for snapshot in summaries], indent=2))
+        print(json.dumps(summaries, indent=2))
         return
     say(f"Store {escape(repository.uri)}")
     if tag is not None:

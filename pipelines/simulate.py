@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 from rich.markup import escape
+from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, duration, next_commands, run, say
@@ -24,18 +25,18 @@ def main(
     campaign: options.CampaignOption = options.DEFAULT_CAMPAIGN,
     simulator: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="auto|gsas2|kinematic",
             help="GSAS-II, the fast simulator, or GSAS-II if every worker can import it.",
         ),
     ] = "auto",
     store: options.StoreOption = options.DEFAULT_URI,
     tag: options.TagOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Only the first samples.")] = None,
     yes: options.YesOption = False,
     cells: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="CELLS.csv",
             rich_help_panel=_CELLS,
             help="Columns crystal_system, a, b, c, alpha, beta, gamma, optionally phase.",
@@ -43,7 +44,7 @@ def main(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PATTERNS.nc", rich_help_panel=_CELLS, help="NetCDF file to write."),
+        Option(metavar="PATTERNS.nc", rich_help_panel=_CELLS, help="NetCDF file to write."),
     ] = None,
     *,
     gsas2: options.Gsas2Command,
@@ -56,11 +57,10 @@ def main(
     from bragg_data.campaign import load_campaign
     from bragg_data.store.repository import Store
     from pipelines.simulation import campaign as simulation
-    from pipelines.simulation.simulator_choice import check_name, gsas2_options
+    from pipelines.simulation.simulator_choice import gsas2_options
     from pipelines.simulation.worker import SimulationError
 
     began = time.monotonic()
-    check_name(simulator)
     job = simulation.SimulationJob(
         load_campaign(campaign),
         simulator,

@@ -53,10 +53,8 @@ def do_blocks(
 
     Raises
     ------
-    BlocksError
-        If the cluster is gone.
-    StoreError
-        If the store cannot be written to.
+    BlocksError, StoreError
+        If the cluster is gone, or the store cannot be written to.
     """
     todo = deque(writer.missing())
     attempts: Counter[int] = Counter()
@@ -104,6 +102,15 @@ def do_blocks(
         finally:
             writer.commit(waiting)
     return progress
+
+
+def failures_text(writer: BlockWriter) -> str:
+    """Return how many blocks failed, why the first did, and the remedy, without a full stop."""
+    block, reason = min(writer.failures.items())
+    return (
+        f"{len(writer.failures)} of {writer.n_blocks} blocks failed; the others are in the store. "
+        f"Block {block} failed with {reason.rstrip('.')}. Run the same command again to retry"
+    )
 
 
 def _threads(client: Client) -> int:

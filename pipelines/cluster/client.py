@@ -50,13 +50,11 @@ def open_client(
 
     Parameters
     ----------
-    cluster, slurm
-        ``local``: worker processes on this machine. ``slurm``: jobs of the SLURM whose programs
-        are on PATH, with their options. ``tcp://HOST:PORT`` or ``tls://HOST:PORT``: a scheduler
-        that runs already and goes on running (credentials from Dask's configuration,
-        ``distributed.comm.tls``).
-    workers
-        Number of processes of ``local``; by default the number of cores available to this process.
+    cluster, slurm, workers
+        ``local``: worker processes on this machine, by default one for each core available to this
+        process. ``slurm``: jobs of the SLURM whose programs are on PATH, with their options.
+        ``tcp://HOST:PORT`` or ``tls://HOST:PORT``: a scheduler that runs already and goes on
+        running (credentials from Dask's configuration, ``distributed.comm.tls``).
     connect_seconds
         Time limit for the connection to a running scheduler.
 

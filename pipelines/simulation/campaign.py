@@ -26,7 +26,7 @@ from bragg_data.store.repository import DataSet, Store, Tag, storage_errors
 from bragg_data.store.simulated import RunProvenance, Writer
 from pipelines.cli.console import Progress, duration, print_rows, say
 from pipelines.cli.options import ClusterOptions
-from pipelines.cluster.blocks import do_blocks
+from pipelines.cluster.blocks import do_blocks, failures_text
 from pipelines.cluster.client import open_cluster
 from pipelines.simulation import simulator_choice, worker
 from pipelines.simulation.simulator_choice import choose, confirm
@@ -37,29 +37,21 @@ _NETCDF_OVERHEAD = 1 << 18  # bytes, for attributes and HDF5's own tables
 
 @dataclass(frozen=True)
 class SimulationJob:
-    """What to simulate, and where.
-
-    Attributes
-    ----------
-    campaign, limit
-        Phases, cells, instrument and grid; only the first samples of it.
-    simulator, gsas2
-        ``auto``, ``gsas2`` or ``kinematic``; how GSAS-II is found.
-    tag
-        Name of the tag; the next free NAME-vN by default.
-    cluster
-        Where the blocks are simulated.
-    confirmed
-        Begin a long campaign without a question.
-    """
+    """What to simulate, and where."""
 
     campaign: Campaign
-    simulator: str = "auto"
-    tag: str | None = None
-    limit: int | None = None
+    simulator: str = "auto"  # or gsas2, kinematic
+    tag: str | None = None  # the next free NAME-vN by default
+    limit: int | None = None  # only the first samples of the campaign
     gsas2: Gsas2Options = field(default_factory=Gsas2Options)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
-    confirmed: bool = False
+    confirmed: bool = False  # begin a long campaign without a question
+
+    def __post_init__(self) -> None:
+        if self.simulator not in ("auto", "kinematic", "gsas2"):
+            raise SimulationError(
+                f"There is no simulator '{self.simulator}'. Choose auto, kinematic or gsas2."
+            )
 
 
 def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
@@ -70,19 +62,25 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
     Raises
     ------
     SimulationError
-        If there is no such simulator, or blocks failed; the others are in the store.
+        If blocks failed; the others are in the store.
     StoreError, ClusterError
         If the store or the cluster fails.
     """
-    simulator_choice.check_name(job.simulator)
     existing = store.data_sets_of(job.campaign, job.limit)
     simulator = simulator_choice.simulator_of_data_sets(existing, job.simulator)
-    if tag := _finished_tag(existing, simulator):
+    # Nobody simulates for days again because of a newer GSAS-II.
+    finished = [
+        data_set.tag
+        for data_set in existing
+        if data_set.tag and data_set.simulator == simulator
+        if simulator == "gsas2" or data_set.version == kinematic.VERSION
+    ]
+    if finished:
         say(
-            f"This data set is in the store already, as [bold]{tag}[/] (same campaign, "
+            f"This data set is in the store already, as [bold]{finished[0]}[/] (same campaign, "
             f"simulator and number of samples): nothing to do."
         )
-        return store.tag(tag)
+        return store.tag(finished[0])
     if job.tag is not None:
         store.check_new_tag(job.tag)
     with contextlib.ExitStack() as stack:
@@ -110,17 +108,10 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
             )
             raise
         if writer.failures:
-            raise _failure(writer, recipe)
+            remedy = ", with a longer --pattern-limit, or leave such cells out of the campaign"
+            remedy = remedy if recipe.simulator == "gsas2" else ""
+            raise SimulationError(f"Nothing is tagged: {failures_text(writer)}{remedy}.")
         return writer.finish(job.tag)
-
-
-def _finished_tag(existing: Sequence[DataSet], simulator: str) -> str | None:
-    for data_set in existing:
-        # Nobody simulates for days again because of a newer GSAS-II.
-        current = data_set.simulator == "gsas2" or data_set.version == kinematic.VERSION
-        if data_set.tag and data_set.simulator == simulator and current:
-            return data_set.tag
-    return None
 
 
 @contextlib.contextmanager
@@ -134,11 +125,11 @@ def _chosen_recipe(
     job: SimulationJob, simulator: str, existing: Sequence[DataSet], client: Client
 ) -> Recipe:
     samples = job.campaign.samples[slice(job.limit)]
-    choice = choose(simulator, job.campaign, samples, job.gsas2, client)
-    simulator_choice.check_resume(existing, choice.recipe)
+    recipe, core_hours = choose(simulator, job.campaign, samples, job.gsas2, client)
+    simulator_choice.check_resume(existing, recipe)
     finished = sum(s.done / s.total for s in existing if s.tag is None)
-    confirm((1 - finished) * choice.core_hours, yes=job.confirmed)
-    return choice.recipe
+    confirm((1 - finished) * core_hours, yes=job.confirmed)
+    return recipe
 
 
 def _check_first_patterns(recipe: Recipe, campaign: Campaign) -> None:
@@ -177,30 +168,10 @@ def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
     say(f"Simulated {progress.summary}")
 
 
-def _failure(writer: Writer, recipe: Recipe) -> SimulationError:
-    block, reason = min(writer.failures.items())
-    remedy = ", with a longer --pattern-limit, or leave such cells out of the campaign"
-    remedy = remedy if recipe.simulator == "gsas2" else ""
-    return SimulationError(
-        f"{len(writer.failures)} of {writer.n_blocks} blocks failed, so nothing is tagged; "
-        f"the others are in the store. Block {block} failed with {reason.rstrip('.')}. Run "
-        f"the same command again to retry{remedy}."
-    )
-
-
 def simulate_cells(cells: Path, out: Path, job: SimulationJob) -> int:
-    """Simulate a list of cells into a NetCDF file that appears when it is complete.
+    """Simulate a list of cells (CSV) into a NetCDF file that appears when it is complete.
 
-    Parameters
-    ----------
-    cells, out
-        CSV file (see :func:`bragg_data.campaign.read_cells`), and the file to write or replace.
-    job
-        Campaign, of which phases, instrument and grid are used, and simulator.
-
-    Returns
-    -------
-    Number of patterns.
+    Of the job's campaign phases, instrument and grid are used. Returns the number of patterns.
 
     Raises
     ------
@@ -264,7 +235,7 @@ def _patterns(
 
 
 def print_data_set(store: Store, tag: Tag, seconds: float) -> None:
-    """Print tag, contents and size of a data set, and the seconds that the command took."""
+    """Print contents and size of a data set, and the seconds that the command took."""
     dataset = store.open(tag.name)
     counts = schema.counts_per_system(dataset)
     rows = {

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from distributed import as_completed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -18,9 +17,9 @@ from bragg_data.campaign import Campaign, Samples
 from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import storage_errors
-from pipelines.cli.console import Progress, console
+from pipelines.cli.console import console
 from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
-from pipelines.cluster.client import open_client
+from pipelines.cluster.client import gather_with_progress, open_client
 from pipelines.simulation import worker
 from pipelines.simulation.simulator_choice import choose, confirm
 from pipelines.simulation.worker import Recipe, SimulationError, recipe_of, simulate_samples
@@ -30,26 +29,14 @@ _REPEATS = 32  # of the fast simulator: a handful of patterns is too few to time
 
 @dataclass(frozen=True)
 class Comparison:
-    """Patterns by both simulators.
-
-    Attributes
-    ----------
-    samples
-        The n cells.
-    fast, reference : shape (n, points)
-        Patterns by the fast simulator and by GSAS-II.
-    fast_seconds, reference_seconds : shape (n,)
-        Time of one core for each of them.
-    version
-        Of GSAS-II and of its interface to this project, as ``1, GSAS-II 5838``.
-    """
+    """Patterns of n cells by both simulators, and the time of one core for each of them."""
 
     samples: Samples
-    fast: NDArray[np.float32]
-    reference: NDArray[np.float32]
-    fast_seconds: NDArray[np.float64]
+    fast: NDArray[np.float32]  # shape (n, points)
+    reference: NDArray[np.float32]  # shape (n, points), by GSAS-II
+    fast_seconds: NDArray[np.float64]  # shape (n,)
     reference_seconds: NDArray[np.float64]
-    version: str
+    version: str  # of the interface to GSAS-II and of GSAS-II, as 1, GSAS-II 5838
 
     @property
     def gsas2(self) -> str:
@@ -91,30 +78,23 @@ def compare(
 ) -> Comparison:
     """Simulate samples with both simulators, GSAS-II on the cores of this machine.
 
-    Raises
-    ------
-    SimulationError
-        If there is no GSAS-II, or it fails on a pattern.
+    Raises `SimulationError` if there is no GSAS-II, or it fails on a pattern.
     """
     fast, fast_seconds = _fast(campaign, samples)
-    reference = np.empty_like(fast)
-    seconds = np.empty(len(samples))
     with open_client("local", workers=workers) as client:
         recipe, core_hours = choose("gsas2", campaign, samples, options, client)
         confirm(core_hours, yes=yes)
-        futures = {
-            client.submit(_timed, recipe, samples[np.array([row])], pure=False): row
+        futures = [
+            client.submit(_timed, recipe, samples[np.array([row])], pure=False)
             for row in range(len(samples))
-        }
-        with Progress("Simulating with GSAS-II", len(samples), "patterns") as progress:
-            for future in as_completed(futures):
-                row = futures[future]
-                pattern = future.result()
-                if isinstance(pattern, gsas2.PatternsError):
-                    cell = cell_text(campaign, samples, row)
-                    raise SimulationError(f"GSAS-II fails on {cell}: {pattern.reasons[0]}.")
-                reference[row], seconds[row] = pattern
-                progress.advance()
+        ]
+        sizes = [1] * len(futures)
+        results = gather_with_progress(futures, sizes, "Simulating with GSAS-II", "patterns")
+    for row, result in enumerate(results):
+        if isinstance(result, gsas2.PatternsError):
+            cell = cell_text(campaign, samples, row)
+            raise SimulationError(f"GSAS-II fails on {cell}: {result.reasons[0]}.")
+    reference, seconds = (np.array(values) for values in zip(*results, strict=True))
     return Comparison(samples, fast, reference, fast_seconds, seconds, recipe.version)
 
 
@@ -191,12 +171,11 @@ def _draw(
 def print_table(campaign: Campaign, comparison: Comparison) -> None:
     """Print differences and times for each phase."""
     table = Table(title=f"Fast simulator {kinematic.VERSION} and {comparison.gsas2}")
-    for heading in ("phase", "crystal system"):
-        table.add_column(heading, no_wrap=True)
     differences = "max |Δ| / max\nmedian", "\nworst", "relative L2\nworst"
     times = "GSAS-II\ns/pattern", "fast\nms/pattern", "times\nfaster"
-    for heading in ("cells", *differences, *times):
-        table.add_column(heading, justify="right")
+    for heading in ("phase", "crystal system", "cells", *differences, *times):
+        text = heading in ("phase", "crystal system")
+        table.add_column(heading, no_wrap=text, justify="left" if text else "right")
     for code, phase in enumerate(campaign.phases):
         rows = comparison.samples.phase == code
         if not rows.any():

@@ -22,7 +22,6 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
 from bragg_data.simulation import kinematic
-from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import (
     draw_labels,
     draw_profiles,
@@ -31,6 +30,7 @@ from bragg_data.simulation.measurement_effects import (
 )
 from pipelines.cli.console import Progress
 from pipelines.cluster.client import gather_with_progress
+from pipelines.simulation.worker import Recipe, recipe_of
 
 _PER_TASK = 100  # draws of each phase
 _VERSION = 1  # of the drawing; names the cached files
@@ -52,9 +52,6 @@ class Purpose(IntEnum):
     REFINEMENT = 7
     REFINEMENT_STARTS = 8
 
-
-# The texts of a campaign, from which workers build it: its TOML, its CIFs by name, its instrument.
-_Definition = tuple[str, tuple[tuple[str, str], ...], str]
 
 _DRIFTED = (Purpose.DRIFTED_CALIBRATION, Purpose.DRIFTED_EVALUATION)
 
@@ -78,22 +75,13 @@ def held_out_stream(task: int) -> np.random.SeedSequence:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedMeasurements:
-    """Prepared profiles as if they had been measured, and their truth.
-
-    Attributes
-    ----------
-    profiles : shape (n, points), float32
-        Background subtracted, between 0 and 1; profiles without signal are left out.
-    phase, cells : shapes (n,), (n, 6)
-        Phase codes; cells in ångström and degrees.
-    span : shape (n, 2)
-        First point with information, and one past the last.
-    """
+    """Prepared profiles as if they had been measured, and their truth."""
 
     profiles: NDArray[np.float32]
-    phase: NDArray[np.intp]
-    cells: NDArray[np.float64]
-    span: NDArray[np.intp]
+    """Shape (n, points), background off, between 0 and 1; those without signal are left out."""
+    phase: NDArray[np.intp]  # shape (n,): phase codes
+    cells: NDArray[np.float64]  # shape (n, 6), in Å and degrees
+    span: NDArray[np.intp]  # shape (n, 2): first point with information, one past the last
 
     @property
     def covered(self) -> NDArray[np.bool_]:
@@ -105,9 +93,7 @@ class SimulatedMeasurements:
         """Return the first profiles of each phase."""
         codes = np.unique(self.phase)
         rows = np.concatenate([np.flatnonzero(self.phase == code)[:count] for code in codes])
-        return SimulatedMeasurements(
-            self.profiles[rows], self.phase[rows], self.cells[rows], self.span[rows]
-        )
+        return SimulatedMeasurements(*(values[rows] for values in vars(self).values()))
 
 
 def draw_on_cluster(
@@ -115,22 +101,12 @@ def draw_on_cluster(
 ) -> SimulatedMeasurements:
     """Draw profiles of each phase on a cluster; the same purpose and seed give the same profiles.
 
-    Parameters
-    ----------
-    client, campaign
-        The cluster; phases, ranges, instrument, grid, and the measurement effects.
-    per_phase
-        Number of profiles of each phase.
-    purpose, seed
-        Together they determine the random numbers; the purpose also whether the instruments'
-        calibrations have drifted.
+    The purpose also determines whether the instruments' calibrations have drifted.
     """
     counts = _counts(per_phase)
     seeds = [random_stream(purpose, seed, task) for task in range(len(counts))]
-    definition, calibrated = _definition(campaign), purpose not in _DRIFTED
-    futures = client.map(
-        _draw, seeds, counts, definition=definition, calibrated=calibrated, pure=False
-    )
+    recipe, calibrated = _recipe(campaign), purpose not in _DRIFTED
+    futures = client.map(_draw, seeds, counts, recipe=recipe, calibrated=calibrated, pure=False)
     sizes = [count * len(campaign.phases) for count in counts]
     return _concatenated(gather_with_progress(futures, sizes, "Drawing", "profiles"))
 
@@ -141,30 +117,19 @@ def held_out_draws(
     """Return the simulated measurements that models are tested on; always the same.
 
     The instruments are calibrated. A smaller number is the beginning of a larger one in steps of
-    100 of each phase.
-
-    Parameters
-    ----------
-    campaign
-        Phases, ranges, instrument, grid, and the measurement effects.
-    per_phase
-        Number of profiles of each phase, before those without signal are left out.
-    cache
-        Directory where they are stored, by their content, and read again.
-    quiet
-        Show no progress.
+    100 of each phase; profiles without signal are left out. In the directory `cache` they are
+    stored by their content, and read again.
     """
     path = None if cache is None else cache / f"draws-{held_out_key(campaign, per_phase)}.npz"
     if path is not None and (stored := load_arrays(path, "profiles", "phase", "cells", "span")):
         types = (np.float32, np.intp, np.float64, np.intp)
         arrays = (array.astype(kind) for array, kind in zip(stored, types, strict=True))
         return SimulatedMeasurements(*arrays)
-    parts, definition = [], _definition(campaign)
+    parts, recipe = [], _recipe(campaign)
     size = per_phase * len(campaign.phases)
     with Progress("Drawing held-out profiles", size, "profiles", quiet=quiet) as progress:
         for task, count in enumerate(_counts(per_phase)):
-            part = _draw(held_out_stream(task), count, definition=definition, calibrated=True)
-            parts.append(part)
+            parts.append(_draw(held_out_stream(task), count, recipe=recipe, calibrated=True))
             progress.advance(count * len(campaign.phases))
     draws = _concatenated(parts)
     if path is not None:
@@ -212,22 +177,21 @@ def _concatenated(parts: Sequence[SimulatedMeasurements]) -> SimulatedMeasuremen
     return SimulatedMeasurements(profiles.astype(np.float32), *labels)
 
 
-def _definition(campaign: Campaign) -> _Definition:
-    return campaign.toml, tuple(campaign.cifs.items()), campaign.instprm
+def _recipe(campaign: Campaign) -> Recipe:
+    return recipe_of(campaign, "kinematic", kinematic.VERSION)
 
 
 @lru_cache(maxsize=1)
-def _campaign_and_simulator(definition: _Definition) -> tuple[Campaign, Simulator]:
-    toml, cifs, instprm = definition
-    campaign = Campaign(toml, dict(cifs), instprm)
+def _campaign_and_simulator(recipe: Recipe) -> tuple[Campaign, kinematic.Simulator]:
+    campaign = recipe.campaign
     return campaign, simulator_for(campaign)
 
 
 def _draw(
-    seed: np.random.SeedSequence, per_phase: int, *, definition: _Definition, calibrated: bool
+    seed: np.random.SeedSequence, per_phase: int, *, recipe: Recipe, calibrated: bool
 ) -> SimulatedMeasurements:
     """Draw profiles: the task of a worker."""
-    campaign, simulator = _campaign_and_simulator(definition)
+    campaign, simulator = _campaign_and_simulator(recipe)
     generator = np.random.default_rng(seed)
     phase, cells = draw_labels(campaign, per_phase, generator)
     effects = effects_from_campaign(campaign)

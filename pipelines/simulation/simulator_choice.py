@@ -6,13 +6,14 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, cast
 
 import numpy as np
 import typer
 from distributed import Client, as_completed
+from numpy.typing import NDArray
 from rich.markup import escape
 
 from bragg_data.campaign import Campaign, Samples
@@ -23,12 +24,8 @@ from pipelines.cli.console import Progress, duration, say
 from pipelines.simulation import worker
 from pipelines.simulation.worker import Recipe, SimulationError, recipe_of, simulate_samples
 
-ASK_ABOVE_CORE_HOURS = 1.0
-"""Campaigns that take longer are begun after a question only, or with --yes."""
-
+_ASK_ABOVE_CORE_HOURS = 1.0  # longer campaigns are begun after a question, or with --yes
 _TIMED_SAMPLES = 256  # of the fast simulator, in which one pattern alone says nothing
-
-_Result = TypeVar("_Result")
 
 
 class Probe(NamedTuple):
@@ -46,21 +43,10 @@ class Choice(NamedTuple):
     core_hours: float
 
 
-def check_name(simulator: str) -> None:
-    """Raise a SimulationError for the name of an unknown simulator."""
-    if simulator not in ("auto", *worker.SIMULATORS):
-        raise SimulationError(
-            f"There is no simulator '{simulator}'. Choose auto, {' or '.join(worker.SIMULATORS)}."
-        )
-
-
 def simulator_of_data_sets(existing: Sequence[DataSet], simulator: str) -> str:
     """Return the simulator that ``auto`` means for a campaign's data sets, or the named one.
 
-    Raises
-    ------
-    SimulationError
-        If an unfinished data set is by another simulator: two never mix.
+    Raises `SimulationError` if an unfinished data set is by another simulator: two never mix.
     """
     if simulator == "auto" and existing:
         begun = min(existing, key=lambda s: (s.tag is not None, s.simulator)).simulator
@@ -97,13 +83,7 @@ def _begun(data_set: DataSet) -> str:
 
 
 def gsas2_options(path: Path | None, pattern_seconds: float) -> Gsas2Options:
-    """Return where GSAS-II is and how many seconds a pattern may take.
-
-    Raises
-    ------
-    SimulationError
-        If the time is not between a second and a day.
-    """
+    """Return where GSAS-II is and how many seconds a pattern may take, from 1 s to a day."""
     if not 1 <= pattern_seconds <= 86_400:
         raise SimulationError(
             f"--pattern-limit {pattern_seconds:g} is not between 1 and 86,400 seconds."
@@ -121,17 +101,9 @@ def choose(
 ) -> Choice:
     """Choose the simulator of some samples and the way to call it, and estimate the time.
 
-    GSAS-II is chosen if every worker can import it. Then one cell of each phase is simulated
-    in both ways to call it: the faster way is used if they agree.
-
-    Parameters
-    ----------
-    simulator
-        ``auto`` or ``gsas2``; ``kinematic`` needs no choice.
-    campaign, samples, options
-        What is to be simulated, and where GSAS-II is.
-    client
-        Of the workers; without one, this process simulates.
+    For ``auto`` (``kinematic`` needs no choice), GSAS-II is chosen if every worker can import it.
+    Then one cell of each phase is simulated in both ways to call it: the faster way is used if they
+    agree. Without a client, this process simulates.
 
     Raises
     ------
@@ -140,7 +112,7 @@ def choose(
     Gsas2Error
         If GSAS-II does not understand a phase.
     """
-    probes = list(_on_every_worker(client, probe, options.location))
+    probes = _probes(client, options.location)
     lacking = [answer for answer in probes if answer.reason]
     if simulator == "gsas2" and lacking:
         where = f"On worker {lacking[0].host}: " if client else ""
@@ -159,7 +131,7 @@ def choose(
     began = time.monotonic()
     simulate_samples(recipe, few)
     each = (time.monotonic() - began) / len(few)
-    return _with_estimate(Choice(recipe, each * len(samples) / 3600), len(samples))
+    return _estimated(recipe, each * len(samples), len(samples))
 
 
 def _choose_call_path(recipe: Recipe, samples: Samples, client: Client | None) -> Choice:
@@ -168,7 +140,12 @@ def _choose_call_path(recipe: Recipe, samples: Samples, client: Client | None) -
     tasks = [(recipe, code, cell) for code, cell in cells]
     checks: dict[int, gsas2.PathCheck] = {}
     with Progress("Checking GSAS-II on one cell of each phase", len(tasks), "phases") as progress:
-        for code, check in _on_any_worker(client, check_call_paths, tasks):
+        if client is None:
+            results = (check_call_paths(*task) for task in tasks)
+        else:
+            futures = [client.submit(check_call_paths, *task, pure=False) for task in tasks]
+            results = (future.result() for future in as_completed(futures))
+        for code, check in results:
             if isinstance(check, Exception):
                 raise check
             checks[code] = check
@@ -190,27 +167,27 @@ def _choose_call_path(recipe: Recipe, samples: Samples, client: Client | None) -
         for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
     )
     recipe = recipe._replace(gsas2=recipe.gsas2._replace(call_path=call_path))
-    return _with_estimate(Choice(recipe, seconds / 3600), len(samples))
+    return _estimated(recipe, seconds, len(samples))
 
 
-def _with_estimate(choice: Choice, count: int) -> Choice:
-    """Print how long `count` patterns will take."""
-    seconds = 3600 * choice.core_hours
-    hours = f"{choice.core_hours:,.1f}" if choice.core_hours >= 0.1 else f"{choice.core_hours:.1g}"
+def _estimated(recipe: Recipe, seconds: float, count: int) -> Choice:
+    """Print how long `count` patterns will take on one core."""
+    core_hours = seconds / 3600
+    hours = f"{core_hours:,.1f}" if core_hours >= 0.1 else f"{core_hours:.1g}"
     say(
         f"Estimate: {hours} core-hours for {count:,} patterns ({duration(seconds)} on one core), "
         f"from a timed sample"
     )
-    return choice
+    return Choice(recipe, core_hours)
 
 
 def confirm(core_hours: float, *, yes: bool) -> None:
     """Ask before a long campaign begins; raise a SimulationError without a yes or a terminal."""
-    if yes or core_hours <= ASK_ABOVE_CORE_HOURS:
+    if yes or core_hours <= _ASK_ABOVE_CORE_HOURS:
         return
     if not sys.stdin.isatty():
         raise SimulationError(
-            f"This takes more than {ASK_ABOVE_CORE_HOURS:g} core-hour, and without a terminal "
+            f"This takes more than {_ASK_ABOVE_CORE_HOURS:g} core-hour, and without a terminal "
             f"nobody can confirm that: add --yes to begin, --limit N for fewer patterns, or "
             f"--simulator kinematic."
         )
@@ -239,54 +216,35 @@ def probe(location: str | None) -> Probe:
 
 
 def check_call_paths(
-    recipe: Recipe, code: int, cell: np.ndarray[tuple[int], np.dtype[np.float64]]
+    recipe: Recipe, code: int, cell: NDArray[np.float64]
 ) -> tuple[int, gsas2.PathCheck | Exception]:
     """Compare the two ways to call GSAS-II on one cell, shape (6,), of a phase.
 
     An error is returned, because Dask's workers print exceptions to the terminal.
     """
     try:
-        simulator = worker.build_simulator(recipe)
-        if not isinstance(simulator, gsas2.Simulator):
-            raise TypeError(f"{recipe.simulator} has one way to call it; only gsas2 has two.")
+        simulator = cast("gsas2.Simulator", worker.build_simulator(recipe))
         return code, simulator.check(code, cell)
     except (gsas2.Gsas2Error, SimulationError) as error:
         return code, error
 
 
-def _on_every_worker(
-    client: Client | None, function: Callable[..., _Result], *arguments: object
-) -> Iterator[_Result]:
-    """Call a function on every worker, after waiting for the first."""
+def _probes(client: Client | None, location: str | None) -> list[Probe]:
+    """Probe every worker, after waiting for the first; without a client, this process."""
     if client is None:
-        yield function(*arguments)
-        return
-    first = client.submit(function, *arguments, pure=False).result()
-    answered = False
+        return [probe(location)]
+    first = client.submit(probe, location, pure=False).result()
+    probes: list[Probe] = []
     waiting = {
-        address: client.submit(function, *arguments, workers=[address], pure=False)
+        address: client.submit(probe, location, workers=[address], pure=False)
         for address in client.scheduler_info(n_workers=-1)["workers"]
     }
     while waiting:
         alive = client.scheduler_info(n_workers=-1)["workers"]
         for address in list(waiting):
             if waiting[address].done():
-                yield waiting.pop(address).result()
-                answered = True
+                probes.append(waiting.pop(address).result())
             elif address not in alive:  # its successor is checked with its first block
                 del waiting[address]
         time.sleep(0.05)
-    if not answered:  # all of them were replaced meanwhile
-        yield first
-
-
-def _on_any_worker(
-    client: Client | None, function: Callable[..., _Result], tasks: Sequence[tuple[object, ...]]
-) -> Iterator[_Result]:
-    """Call a function once for each task, on any worker."""
-    if client is None:
-        yield from (function(*task) for task in tasks)
-        return
-    futures = [client.submit(function, *task, pure=False) for task in tasks]
-    for future in as_completed(futures):
-        yield future.result()
+    return probes or [first]  # all of them were replaced meanwhile

@@ -24,8 +24,6 @@ from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DiskFullError
 from bragg_data.store.simulated import write_block
 
-SIMULATORS = ("kinematic", "gsas2")
-
 
 class SimulationError(RuntimeError):
     """A simulation that cannot run, or that did not complete."""
@@ -40,6 +38,11 @@ class Recipe(NamedTuple):
     cifs: tuple[tuple[str, str], ...]
     instprm: str
     gsas2: Gsas2Options = Gsas2Options()
+
+    @property
+    def campaign(self) -> Campaign:
+        """The campaign, read from its texts."""
+        return Campaign(self.toml, dict(self.cifs), self.instprm)
 
 
 def recipe_of(
@@ -61,7 +64,7 @@ def build_simulator(recipe: Recipe) -> kinematic.Simulator | gsas2.Simulator:
     Gsas2Error
         If the recipe's simulator is GSAS-II, and there is none that works.
     """
-    campaign = Campaign(recipe.toml, dict(recipe.cifs), recipe.instprm)
+    campaign = recipe.campaign
     setup = campaign.phases, campaign.instrument, campaign.grid
     size, microstrain = campaign.size, campaign.microstrain
     simulator: kinematic.Simulator | gsas2.Simulator
@@ -99,10 +102,8 @@ def simulate_block(
 ) -> BlockResult | DiskFullError | SimulationError:
     """Simulate one block and write it: the task of a worker.
 
-    Returns
-    -------
-    The block's result; or the error, if every other block would fail with it as well. It is not
-    raised, because Dask's workers print exceptions to the terminal.
+    An error that every other block would fail with as well is returned, not raised, because Dask's
+    workers print exceptions to the terminal.
     """
     try:
         with warnings.catch_warnings():
@@ -116,17 +117,12 @@ def simulate_block(
             return failed_block(block, len(samples), error)
         return SimulationError(str(error))
     except gsas2.PatternsError as error:
-        return _failed_patterns(block, samples, error)
+        status = np.full(len(samples), schema.PENDING, np.int8)
+        status[list(error.reasons)] = schema.FAILED
+        reasons = (
+            f"cell ({', '.join(f'{value:g}' for value in samples.cells[row])}): {reason}"
+            for row, reason in error.reasons.items()
+        )
+        return BlockResult(block, status, reason="; ".join(reasons), final=error.final)
     except Exception as error:
         return failed_block(block, len(samples), error)
-
-
-def _failed_patterns(block: int, samples: Samples, error: gsas2.PatternsError) -> BlockResult:
-    """Return the result of a block in which GSAS-II failed on some patterns."""
-    status = np.full(len(samples), schema.PENDING, np.int8)
-    status[list(error.reasons)] = schema.FAILED
-    reasons = (
-        f"cell ({', '.join(f'{value:g}' for value in samples.cells[row])}): {reason}"
-        for row, reason in error.reasons.items()
-    )
-    return BlockResult(block, status, reason="; ".join(reasons), final=error.final)

@@ -10,13 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bragg_data.store import schema
-from bragg_data.store.schema import campaign_of
 from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
 
 
 def draw_patterns(dataset: xr.Dataset, file: Path) -> None:
     """Draw two patterns of each phase, the cell nearest to the CIF's and the first, to a PNG."""
-    campaign = campaign_of(dataset)
+    campaign = schema.campaign_of(dataset)
     samples = schema.samples_of(dataset)
     present = [code for code in range(len(campaign.phases)) if (samples.phase == code).any()]
     figure = Figure(figsize=(10, 1.0 + 2.2 * len(present)), layout="constrained")

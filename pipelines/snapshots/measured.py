@@ -51,9 +51,7 @@ def print_measurements(
     records: Sequence[Mapping[str, object]], measurements: Sequence[Measurement]
 ) -> None:
     """Print a line for each stored profile, and the warnings."""
-    table = Table(box=None)
-    for heading in ("sample", "file", "bank", "run", "points", "covered", "calibration"):
-        table.add_column(heading)
+    table = Table("sample", "file", "bank", "run", "points", "covered", "calibration", box=None)
     for number, (record, measured) in enumerate(zip(records, measurements, strict=True)):
         calibration = "none"
         if measured.calibration is not None:

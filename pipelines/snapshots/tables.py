@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Any
 
 import xarray as xr
 from rich import box
@@ -12,7 +13,6 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data.campaign import Campaign
 from bragg_data.store import schema
 from bragg_data.store.checks import Finding
 from bragg_data.store.diff import SAME_INTENSITY, Changes
@@ -24,64 +24,30 @@ from pipelines.cli.style import SYMBOLS, UNITS
 _NUMBERS = ("patterns", "on disk", "in both")  # headings of columns that are aligned to the right
 
 
-@dataclass(frozen=True)
-class SnapshotSummary:
-    """Contents and provenance of a snapshot; the fields are the keys of the JSON output.
+def summary_of(store: Store, tag: Tag) -> dict[str, Any]:
+    """Return contents and provenance of a tagged snapshot, as JSON values.
 
-    Attributes
-    ----------
-    written_at
-        ISO 8601, UTC.
-    samples
-        Number of samples of each crystal system.
-    ranges
-        Lowest and highest value of each free parameter, by phase, in ångström and degrees.
-    call_path
-        The way to call the simulator; empty where there is only one.
+    Among them are the number of samples of each crystal system, the range of each free parameter
+    by phase (Å and degrees), and the way to call the simulator, empty where there is only one.
     """
-
-    tag: str
-    snapshot: str
-    written_at: str
-    campaign: str
-    samples: dict[str, int]
-    total_samples: int
-    points: int
-    rows_per_chunk: int
-    bytes_stored: int
-    ranges: dict[str, dict[str, tuple[float, float]]]
-    simulator: str
-    simulator_version: str
-    call_path: str
-    code_commit: str
-    schema_version: int
-    identity: str
-    content_hash: str
-
-
-def summary_of(store: Store, tag: Tag) -> SnapshotSummary:
-    """Return the summary of a tagged snapshot."""
     dataset = store.open(tag.name)
     attrs = dataset.attrs
-    return SnapshotSummary(
-        tag=tag.name,
-        snapshot=tag.snapshot_id,
-        written_at=tag.written_at.isoformat(timespec="seconds"),
-        campaign=attrs["campaign"],
-        samples=schema.counts_per_system(dataset),
-        total_samples=dataset.sizes["sample"],
-        points=dataset.sizes["tof"],
-        rows_per_chunk=attrs["rows_per_chunk"],
-        bytes_stored=store.size(tag.name),
-        ranges=_ranges(dataset),
-        simulator=attrs["simulator"],
-        simulator_version=attrs["simulator_version"],
-        call_path=attrs.get("call_path", ""),
-        code_commit=attrs["code_commit"],
-        schema_version=attrs["schema_version"],
-        identity=attrs["identity"],
-        content_hash=attrs["content_hash"],
-    )
+    simulated = ("simulator", "simulator_version", "code_commit", "schema_version", "identity")
+    return {
+        "tag": tag.name,
+        "snapshot": tag.snapshot_id,
+        "written_at": tag.written_at.isoformat(timespec="seconds"),
+        "campaign": attrs["campaign"],
+        "samples": schema.counts_per_system(dataset),
+        "total_samples": dataset.sizes["sample"],
+        "points": dataset.sizes["tof"],
+        "rows_per_chunk": attrs["rows_per_chunk"],
+        "bytes_stored": store.size(tag.name),
+        "ranges": _ranges(dataset),
+        **{name: attrs[name] for name in simulated},
+        "call_path": attrs.get("call_path", ""),
+        "content_hash": attrs["content_hash"],
+    }
 
 
 def _ranges(dataset: xr.Dataset) -> dict[str, dict[str, tuple[float, float]]]:
@@ -103,20 +69,20 @@ def _table(title: str | None, *headings: str) -> Table:
     return table
 
 
-def print_tags(summaries: Sequence[SnapshotSummary]) -> None:
+def print_tags(summaries: Sequence[dict[str, Any]]) -> None:
     """Print a line for each snapshot."""
     headings = ("tag", "written (UTC)", "patterns", "of them", "simulator", "on disk")
     table = _table(None, *headings)
     table.add_column("content hash", overflow="ellipsis", no_wrap=True)
     for summary in summaries:
         table.add_row(
-            f"[bold]{summary.tag}[/]",
-            summary.written_at[:16].replace("T", " "),
-            f"{summary.total_samples:,}",
-            ", ".join(f"{count:,} {system}" for system, count in summary.samples.items()),
-            f"{summary.simulator} {summary.simulator_version}",
-            decimal(summary.bytes_stored),
-            summary.content_hash[:12],
+            f"[bold]{summary['tag']}[/]",
+            summary["written_at"][:16].replace("T", " "),
+            f"{summary['total_samples']:,}",
+            ", ".join(f"{count:,} {system}" for system, count in summary["samples"].items()),
+            f"{summary['simulator']} {summary['simulator_version']}",
+            decimal(summary["bytes_stored"]),
+            summary["content_hash"][:12],
         )
     console.print(table)
 
@@ -131,46 +97,39 @@ def print_unfinished(store: Store) -> None:
         )
 
 
-def print_snapshot(summary: SnapshotSummary, dataset: xr.Dataset) -> None:
+def print_snapshot(summary: dict[str, Any], dataset: xr.Dataset) -> None:
     """Print phases, instrument, grid and provenance of a snapshot."""
     campaign = campaign_of(dataset)
-    console.print(_phases(summary, dataset, campaign))
+    headings = ("phase", "crystal system", "space group", "patterns", "free parameters")
+    table = _table(summary["tag"], *headings)
+    for code, phase in enumerate(campaign.phases):
+        free = summary["ranges"].get(phase.name, {})
+        ranges = (
+            f"{SYMBOLS[name]} {low:g} to {high:g} {UNITS[name]}"
+            for name, (low, high) in free.items()
+        )
+        patterns = f"{int((dataset.phase == code).sum()):,}"
+        names = phase.name, phase.crystal_system.name, phase.space_group
+        table.add_row(*names, patterns, ", ".join(ranges))
+    console.print(table)
     instrument, grid = campaign.instrument, campaign.grid
     window = f"{grid.start / 1e3:g} to {grid.stop / 1e3:.5g} ms"
-    call_path = f", call path {summary.call_path}" if summary.call_path else ""
+    call_path = f", call path {summary['call_path']}" if summary["call_path"] else ""
     rows = {
         "campaign": f"{campaign.name}: {campaign.description}",
         "grid": f"{grid.points:,} points, {window}, ΔT/T = {grid.relative_step:g}",
         "instrument": f"bank {instrument.bank}, 2θ {instrument.two_theta:g}°, "
         f"difC {instrument.difc:g} µs/Å",
         "broadening": f"size {campaign.size:g} µm, microstrain {campaign.microstrain:g}e-6",
-        "simulator": f"{summary.simulator}, version {summary.simulator_version}{call_path}",
-        "code commit": summary.code_commit,
-        "snapshot": f"{summary.snapshot}, written {summary.written_at}",
-        "chunks": f"{summary.rows_per_chunk:,} patterns, {summary.points:,} points",
-        "on disk": decimal(summary.bytes_stored),
-        "identity": summary.identity,
-        "content hash": summary.content_hash,
+        "simulator": f"{summary['simulator']}, version {summary['simulator_version']}{call_path}",
+        "code commit": summary["code_commit"],
+        "snapshot": f"{summary['snapshot']}, written {summary['written_at']}",
+        "chunks": f"{summary['rows_per_chunk']:,} patterns, {summary['points']:,} points",
+        "on disk": decimal(summary["bytes_stored"]),
+        "identity": summary["identity"],
+        "content hash": summary["content_hash"],
     }
     print_rows(rows)
-
-
-def _phases(summary: SnapshotSummary, dataset: xr.Dataset, campaign: Campaign) -> Table:
-    headings = ("phase", "crystal system", "space group", "patterns", "free parameters")
-    table = _table(summary.tag, *headings)
-    for code, phase in enumerate(campaign.phases):
-        free = summary.ranges.get(phase.name, {})
-        table.add_row(
-            phase.name,
-            phase.crystal_system.name,
-            phase.space_group,
-            f"{int((dataset.phase == code).sum()):,}",
-            ", ".join(
-                f"{SYMBOLS[name]} {low:g} to {high:g} {UNITS[name]}"
-                for name, (low, high) in free.items()
-            ),
-        )
-    return table
 
 
 def print_findings(tag: str, findings: Sequence[Finding]) -> None:
