@@ -43,14 +43,8 @@ class FeatureWriter(block_writer.BlockWriter):
     Stored values of the same definition, model and data stay; others are replaced (they remain in
     the repository's history).
 
-    Parameters
-    ----------
-    store, dataset
-        The data set, opened by its tag, and the store that it is in.
-    view, size
-        The view, and its number of features.
-    model
-        Address and digest of the registered model that computes it, if one does.
+    `size` is the number of features, `model` address and digest of the registered model that
+    computes them, if one does.
     """
 
     def __init__(
@@ -249,12 +243,9 @@ def _command(view: str, tag: str) -> str:
 
 
 def model_of_view(tracking: Tracking, view: View, dataset: xr.Dataset) -> registry.ModelVersion:
-    """Return the newest registered model that computes a view of a data set.
+    """Return the newest registered model that computes a view, trained on a data set.
 
-    Raises
-    ------
-    FeatureError
-        If none was trained on it.
+    Raises `FeatureError` if there is none.
     """
     attrs = dataset.attrs
     versions = [

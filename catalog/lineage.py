@@ -39,15 +39,9 @@ class Node:
 def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     """Follow a registered model back to where it comes from, by its address alone.
 
-    Returns
-    -------
-    The chain of links (model, run, views, snapshots, campaign, structures, instrument), and the
-    provenance that the model holds.
-
-    Raises
-    ------
-    ModelError
-        If there is no such model, or its files are gone or not of this project.
+    Returns the chain of links (model, run, views, snapshots, campaign, structures, instrument) and
+    the model's provenance; raises `ModelError` if there is no such model, or its files are gone or
+    not of this project.
     """
     version = registry.find(tracking, uri)
     described = read_model_json(tracking.uri, version, "model.json")

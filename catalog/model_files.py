@@ -56,20 +56,9 @@ def register(
 ) -> ModelVersion:
     """Register a model's files as a new version, without an alias.
 
-    Parameters
-    ----------
-    run
-        The run that trained the model.
-    entry
-        The registered model, which is created if it does not exist. Its description is written
-        once: what a person made of it afterwards stays.
-    description, tags
-        Of the version: Markdown, and values by which versions are compared.
-
-    Raises
-    ------
-    ModelError
-        If the directory holds files of another format.
+    The registered model is created if it does not exist; its description is written once, what a
+    person made of it afterwards stays. The version gets the description (Markdown) and the tags.
+    Raises `ModelError` if the directory holds files of another format.
     """
     _check_formats(package.directory)
     client = run.tracking.client
@@ -141,18 +130,10 @@ def _save(path: Path, package: ModelPackage) -> None:
 
 @contextmanager
 def downloaded_model(tracking_uri: str, version: ModelVersion) -> Iterator[Path]:
-    """Download the files of a registered model, and check them before anything reads them.
+    """Yield the downloaded and checked files of a registered model, deleted afterwards.
 
-    Only the files are requested: a worker needs no database, and of a server HTTP alone.
-
-    Yields
-    ------
-    Their directory, which is deleted afterwards.
-
-    Raises
-    ------
-    ModelError
-        If the files are gone, or are not those of a model of this project.
+    Only the files are requested: a worker needs no database, and of a server HTTP alone. Raises
+    `ModelError` if they are gone, or are not those of a model of this project.
     """
     with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
         package = _downloaded(tracking_uri, version, "", temporary)
@@ -164,10 +145,7 @@ def downloaded_model(tracking_uri: str, version: ModelVersion) -> Iterator[Path]
 def read_model_json(tracking_uri: str, version: ModelVersion, file: str) -> Mapping[str, Any]:
     """Return a JSON file of a registered model, without downloading its weights.
 
-    Raises
-    ------
-    ModelError
-        If the file is gone or damaged, or not that of a model of this project.
+    Raises `ModelError` if it is gone or damaged, or not that of a model of this project.
     """
     with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
         mlmodel = _downloaded(tracking_uri, version, "MLmodel", temporary)

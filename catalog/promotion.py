@@ -33,17 +33,9 @@ def promote(
 ) -> None:
     """Make a version the champion; the one before becomes ``previous``.
 
-    Parameters
-    ----------
-    reason, forced
-        Recorded with the version: why, and whether the gate was overruled.
-    expected
-        Number of the champion that the decision was made against, None if there was none.
-
-    Raises
-    ------
-    PromotionError
-        If the champion is another one by now.
+    `reason` is recorded with the version, and whether the gate was `forced`. `expected` is the
+    champion's number at the time of the decision, None if there was none: raises `PromotionError`
+    if it is another one by now.
     """
     with _deciding(tracking, version.name):
         present = registry.champion(tracking, version.name)

@@ -112,10 +112,7 @@ def set_alias(tracking: Tracking, version: ModelVersion, alias: str) -> None:
 def find(tracking: Tracking, uri: str) -> ModelVersion:
     """Return the version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means now.
 
-    Raises
-    ------
-    ModelError
-        If the address is malformed, or there is no such version.
+    Raises `ModelError` if the address is malformed, or there is no such version.
     """
     match = _URI.fullmatch(uri)
     if match is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import Progress, command_line, next_commands, run
@@ -19,14 +20,12 @@ app = typer.Typer(add_completion=False)
 @options.expand_options
 def main(
     profile: options.ProfileOptions,
-    tag: Annotated[
-        str | None, typer.Argument(help="Of the data set; by default the largest, newest one.")
-    ] = None,
+    tag: Annotated[str | None, Argument(help="Data set; by default the largest, newest.")] = None,
     measured: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="A measured profile to compare with (repeatable)."),
+        Option(metavar="FILE", help="Measured profile to compare with; again for more."),
     ] = None,
-    peaks: Annotated[int, typer.Option(min=1, help="Profiles whose peaks are checked.")] = 256,
+    peaks: Annotated[int, Option(min=1, help="Profiles whose peaks are checked.")] = 256,
     store: options.StoreOption = options.DEFAULT_URI,
     as_json: options.JsonOption = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
@@ -18,10 +19,10 @@ app = typer.Typer(add_completion=False)
 @options.expand_options
 def main(
     campaign: options.CampaignOption = options.DEFAULT_CAMPAIGN,
-    cells: Annotated[int, typer.Option(min=1, help="Random cells of each phase.")] = 30,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random choice.")] = 0,
+    cells: Annotated[int, Option(min=1, help="Random cells of each phase.")] = 30,
+    seed: Annotated[int, Option(min=0, help="Seed of the random choice.")] = 0,
     workers: options.WorkersOption = None,
-    png: Annotated[Path, typer.Option(metavar="FILE", help="Figure to write.")] = Path(
+    png: Annotated[Path, Option(metavar="FILE", help="Figure to write.")] = Path(
         "compare_simulators.png"
     ),
     yes: options.YesOption = False,

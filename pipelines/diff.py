@@ -6,6 +6,7 @@ import json
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run
@@ -15,8 +16,8 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    old: Annotated[str, typer.Argument(metavar="TAG1", help="The older data set.")],
-    new: Annotated[str, typer.Argument(metavar="TAG2", help="The data set to compare with it.")],
+    old: Annotated[str, Argument(metavar="TAG1", help="The older data set.")],
+    new: Annotated[str, Argument(metavar="TAG2", help="The data set to compare with it.")],
     store: options.StoreOption = options.DEFAULT_URI,
     as_json: options.JsonOption = False,
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import duration, next_commands, run, say
@@ -17,15 +18,13 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    data: Annotated[
-        str | None, typer.Option(help="Data set; the newest that a model was trained on.")
-    ] = None,
+    data: Annotated[str | None, Option(help="Data set; by default the newest trained on.")] = None,
     offgrid: Annotated[
-        str | None, typer.Option(help="Data set of cells between; batio3-offgrid-v1 if it exists.")
+        str | None, Option(help="Data set of cells between; batio3-offgrid-v1 if it exists.")
     ] = None,
     models: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="NAME_OR_URI",
             help="A model's name (its newest version of each split) or models:/NAME/VERSION; "
             "again for more. All by default.",
@@ -34,16 +33,10 @@ def main(
     store: options.StoreOption = options.DEFAULT_URI,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     as_json: options.JsonOption = False,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown, too.")
-    ] = None,
-    bootstrap: Annotated[int, typer.Option(min=2, help="Resamples, for 95 % intervals.")] = 1000,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Largest number of samples of each test set.")
-    ] = None,
-    library: Annotated[
-        bool, typer.Option(help="Compare with the library match, which takes a few minutes.")
-    ] = True,
+    markdown: Annotated[Path | None, Option(metavar="FILE", help="Write the tables there.")] = None,
+    bootstrap: Annotated[int, Option(min=2, help="Resamples, for 95 % intervals.")] = 1000,
+    limit: Annotated[int | None, Option(min=1, help="Most samples of each test set.")] = None,
+    library: Annotated[bool, Option(help="Compare with the library match (minutes).")] = True,
 ) -> None:
     """Score the registered models on three test sets, with the paper's results and baselines.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-ViewArgument = Annotated[str, typer.Argument(help="NAME@VERSION, or NAME for the newest.")]
+ViewArgument = Annotated[str, Argument(help="NAME@VERSION, or NAME for the newest.")]
 
 
 @app.callback()
@@ -52,7 +53,7 @@ def materialise_(
     data: options.DataOption = None,
     model: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="URI", help="Model that computes it; by default the newest of the data set."
         ),
     ] = None,

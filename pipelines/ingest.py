@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
@@ -19,15 +20,15 @@ app = typer.Typer(add_completion=False)
 def main(
     files: Annotated[
         list[Path],
-        typer.Argument(
+        Argument(
             metavar="FILE...", help="Profiles, and folders of them, in the formats of predict."
         ),
     ],
-    into: Annotated[str, typer.Option(metavar="NAME", help="Name of the measured data set.")],
+    into: Annotated[str, Option(metavar="NAME", help="Name of the measured data set.")],
     profile: options.ProfileOptions,
     labels: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="CSV",
             help="Known cells: columns file, phase (or crystal_system), and free parameters.",
         ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 from rich.tree import Tree
+from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, console, next_commands, run, say
@@ -22,19 +23,15 @@ app = typer.Typer(add_completion=False)
 def main(
     model: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="URI",
             help="models:/NAME@ALIAS or models:/NAME/VERSION; the only champion if left out.",
         ),
     ] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
-    as_dot: Annotated[
-        bool, typer.Option("--dot", help="Print a graph for Graphviz: … --dot | dot -Tsvg > x.svg")
-    ] = False,
+    as_dot: Annotated[bool, Option("--dot", help="Print a graph for Graphviz's dot.")] = False,
     as_json: options.JsonOption = False,
-    campaign: Annotated[
-        bool, typer.Option("--campaign", help="Print the campaign file, and nothing else.")
-    ] = False,
+    campaign: Annotated[bool, Option("--campaign", help="Print the campaign file alone.")] = False,
 ) -> None:
     """Print the whole chain behind a registered model, from its address alone.
 

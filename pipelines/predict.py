@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
@@ -22,7 +23,7 @@ _CLUSTER = options.ClusterOptions(cluster=None)  # this process for few files
 def main(
     files: Annotated[
         list[Path],
-        typer.Argument(
+        Argument(
             metavar="FILE...",
             help="Profiles, and folders of them: GSAS files (.gsa .gss .fxye) or columns of TOF in "
             "µs, intensity, sigma (.xye .xy .dat).",
@@ -32,33 +33,29 @@ def main(
     model: options.ModelOption = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="URI", help="Store for the library match; by default the model's."),
+        Option(metavar="URI", help="Store for the library match; by default the model's."),
     ] = None,
     library: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--library/--no-library",
             help="Find the most similar stored patterns as well; by default for up to 100 files.",
         ),
     ] = None,
     refine: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--refine",
             help="Refine cell, displacement factor and broadening of each plausible phase against "
             "the whole pattern, from the model's and the library's cells.",
         ),
     ] = False,
     as_json: options.JsonOption = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print comma-separated values, for spreadsheets.")
-    ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw measurements and calculated patterns.")
-    ] = None,
+    as_csv: Annotated[bool, Option("--csv", help="Print comma-separated values.")] = False,
+    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw calculated patterns.")] = None,
     page: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--report",
             metavar="HTML",
             help="Write a page that shows the predictions, the evidence for them and how the data "

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from catalog.gate import Gate
 from pipelines.cli import options
@@ -15,25 +16,17 @@ from pipelines.cli.console import command_line, console, next_commands, run, say
 app = typer.Typer(add_completion=False)
 
 
-_limit = partial(typer.Option, min=0, rich_help_panel="Gate")
+_limit = partial(Option, min=0, rich_help_panel="Gate")
 
 
 @app.command()
 def main(
-    name: Annotated[str, typer.Argument(help="Of the registered model, such as batio3-nomad.")],
-    version: Annotated[
-        str | None, typer.Argument(help="Number of the version; the candidate if left out.")
-    ] = None,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Make the previous champion the champion again.")
-    ] = False,
-    data: Annotated[
-        str | None, typer.Option(help="Data set to compare on; by default the candidate's.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Number of its samples.")] = 2000,
-    error_ratio: Annotated[
-        float, _limit(help="mse_paper over the champion's, at most.")
-    ] = Gate.error_ratio,
+    name: Annotated[str, Argument(help="Of the registered model, such as batio3-nomad.")],
+    version: Annotated[str | None, Argument(help="By default the candidate.")] = None,
+    rollback: Annotated[bool, Option("--rollback", help="Take the last promotion back.")] = False,
+    data: Annotated[str | None, Option(help="Data set; by default the candidate's.")] = None,
+    samples: Annotated[int, Option(min=1, help="Number of its samples.")] = 2000,
+    error_ratio: Annotated[float, _limit(help="mse_paper over the champion's.")] = Gate.error_ratio,
     accuracy_drop: Annotated[float, _limit(help="Accuracy lower by at most.")] = Gate.accuracy_drop,
     calibration_rise: Annotated[
         float, _limit(help="Calibration error higher by at most.")
@@ -41,10 +34,8 @@ def main(
     seconds: Annotated[
         float, _limit(help="Time of a prediction, or the champion's if longer.")
     ] = Gate.seconds,
-    force: Annotated[
-        bool, typer.Option("--force", help="Promote whatever the gate says; needs --reason.")
-    ] = False,
-    reason: Annotated[str, typer.Option(help="Why; recorded with the version.")] = "",
+    force: Annotated[bool, Option("--force", help="Overrule the gate; needs --reason.")] = False,
+    reason: Annotated[str, Option(help="Why; recorded with the version.")] = "",
     store: options.StoreOption = options.DEFAULT_URI,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     as_json: options.JsonOption = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.rule import Rule
+from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import (
@@ -27,11 +28,9 @@ _MODEL = "guided"  # its physics finds the cell after any training
 @app.command()
 def main(
     context: typer.Context,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first samples of the campaign.")
-    ] = None,
+    limit: Annotated[int | None, Option(min=1, help="Only the first samples.")] = None,
     workers: options.WorkersOption = None,
-    preset: Annotated[str, typer.Option(help="How the model is trained.")] = "quick",
+    preset: Annotated[str, Option(help="How the model is trained.")] = "quick",
     store: options.StoreOption = options.DEFAULT_URI,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:

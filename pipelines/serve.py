@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import next_commands, run, say
@@ -19,19 +20,11 @@ class ServeError(RuntimeError):
 @app.command()
 def main(
     model: options.ModelOption = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; all but 127.0.0.1 are open to the network.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
-    refresh: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between two looks for a new champion.")
-    ] = 5.0,
-    max_megabytes: Annotated[
-        float, typer.Option(min=0.001, help="Size of the longest request.")
-    ] = 32.0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the model; by default one per core.")
-    ] = None,
+    host: Annotated[str, Option(help="Address; others are open to the network.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535, help="Port to listen on.")] = 8080,
+    refresh: Annotated[float, Option(min=0.1, help="Seconds between looks for a champion.")] = 5.0,
+    max_megabytes: Annotated[float, Option(min=0.001, help="Size of the longest request.")] = 32.0,
+    threads: Annotated[int | None, Option(min=1, help="By default one per core.")] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Serve a registered model over HTTP; Ctrl-C stops it.

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.filesize import decimal
+from typer import Argument, Option
 
 from pipelines.cli.console import Progress, next_commands, run, say
 
@@ -16,7 +17,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 HomeOption = Annotated[
     Path,
-    typer.Option(
+    Option(
         envvar="BRAGG_MLFLOW_HOME",
         metavar="DIR",
         help="Directory of the files, and of the database if it is sqlite.",
@@ -24,7 +25,7 @@ HomeOption = Annotated[
 ]
 BackendOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         envvar="BRAGG_MLFLOW_BACKEND",
         metavar="URI",
         help="postgresql://USER@HOST/DATABASE; by default sqlite in DIR. A password belongs into "
@@ -45,14 +46,11 @@ def _main() -> None:
 def serve(
     home: HomeOption = Path("mlflow"),
     backend: BackendOption = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; addresses of the network are open to all.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
-    workers: Annotated[int, typer.Option(min=1, help="Number of server processes.")] = 4,
+    host: Annotated[str, Option(help="Address; others are open to the network.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=1, max=65535, help="Port to listen on.")] = 5000,
+    workers: Annotated[int, Option(min=1, help="Number of server processes.")] = 4,
     allowed_hosts: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="Host names of the server, separated by commas."),
+        str | None, Option(metavar="NAMES", help="Host names of the server, separated by commas.")
     ] = None,
 ) -> None:
     """Serve runs, models and their files; Ctrl-C stops it.
@@ -85,7 +83,7 @@ def serve(
 
 @app.command()
 def backup(
-    into: Annotated[Path, typer.Argument(metavar="DIR", help="Where backups are collected.")],
+    into: Annotated[Path, Argument(metavar="DIR", help="Where backups are collected.")],
     home: HomeOption = Path("mlflow"),
     backend: BackendOption = None,
 ) -> None:
@@ -102,7 +100,7 @@ def backup(
 
 @app.command()
 def restore(
-    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="A directory of backup.")],
+    backup: Annotated[Path, Argument(metavar="BACKUP", help="A directory of backup.")],
     home: HomeOption = Path("mlflow"),
     backend: BackendOption = None,
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, duration, next_commands, run, say
@@ -22,48 +23,39 @@ _MODELS = f"Which models to train: {', '.join(TRAINABLE)}, or all of them: all."
 def main(
     context: typer.Context,
     model: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL…", help=_MODELS, show_default="multitask")
+        list[str] | None, Argument(metavar="MODEL…", help=_MODELS, show_default="multitask")
     ] = None,
     data: options.DataOption = None,
     store: options.StoreOption = options.DEFAULT_URI,
     preset: Annotated[
         str,
-        typer.Option(
+        Option(
             help="quick (minutes), standard (good results on two cores), or paper (its settings to "
             "the letter: a GPU, or days)."
         ),
     ] = "quick",
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the initial weights and of the samples' order.")
-    ] = 0,
+    seed: Annotated[int, Option(min=0, help="Seed of weights and order of samples.")] = 0,
     split: Annotated[
-        str, typer.Option(metavar="random|blocked", help="How test samples are held out.")
+        str, Option(metavar="random|blocked", help="How test samples are held out.")
     ] = "random",
     extra_data: Annotated[
         list[str] | None,
-        typer.Option(metavar="TAG", help="Train networks on this data set too; again for more."),
+        Option(metavar="TAG", help="Train networks on this data set too; again for more."),
     ] = None,
-    beside: Annotated[list[str] | None, typer.Option(hidden=True)] = None,  # deprecated
+    beside: Annotated[list[str] | None, Option(hidden=True)] = None,  # deprecated
     resume: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Continue an interrupted run; needs no other option."),
+        str | None, Option(metavar="RUN", help="Continue this run; needs no other option.")
     ] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
-    max_seconds: Annotated[
-        float | None, typer.Option(min=0, help="End a fit after this time; 0 for no limit.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Replaces the preset's.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda …")] = "auto",
-    promote: Annotated[
-        bool, typer.Option("--promote", help="Make it the champion even if another is better.")
-    ] = False,
-    state: Annotated[
-        Path, typer.Option(help="Directory of checkpoints and cached profiles.")
-    ] = DEFAULT_STATE,
-    cache: Annotated[bool, typer.Option(help="Cache prepared profiles on disk, for speed.")] = True,
+    max_seconds: Annotated[float | None, Option(min=0, help="Ends a fit; 0 for no limit.")] = None,
+    epochs: Annotated[int | None, Option(min=1, help="Replaces the preset's.")] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda …")] = "auto",
+    promote: Annotated[bool, Option("--promote", help="Make it the champion by force.")] = False,
+    state: Annotated[Path, Option(help="For checkpoints and cached profiles.")] = DEFAULT_STATE,
+    cache: Annotated[bool, Option(help="Cache prepared profiles on disk, for speed.")] = True,
     grow: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="search|joined",
             help="Forests: Dask-ML's grid search, or a few trees per task, joined.",
         ),

@@ -8,6 +8,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import run, say
@@ -21,7 +22,7 @@ class UiError(RuntimeError):
 
 @app.command()
 def main(
-    port: Annotated[int, typer.Option(min=1024, max=65535, help="Port on localhost.")] = 5000,
+    port: Annotated[int, Option(min=1024, max=65535, help="Port on localhost.")] = 5000,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Start the MLflow UI and print its address; Ctrl-C stops it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
@@ -23,7 +24,7 @@ _DPI = 130
 def main(
     data: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="TAG|FILE.npz",
             help="A measured data set with labels, or pseudo-experiments (with their truth in a "
             "JSON file of the same name); again for more. By default every measured data set with "
@@ -32,32 +33,24 @@ def main(
     ] = None,
     models: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|URI", help=f"Of {', '.join(MODELS)}; by default all."),
+        Option(metavar="NAME|URI", help=f"Of {', '.join(MODELS)}; by default all."),
     ] = None,
-    trained_on: Annotated[
-        str | None, typer.Option(metavar="TAG", help="Data set of the models and the library.")
-    ] = None,
+    trained_on: Annotated[str | None, Option(metavar="TAG", help="Of models and library.")] = None,
     preprocessing: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="ours|paper",
             help="paper adds Tables IV and V after the paper's own preprocessing (its section "
             "V-C1), for the profiles that its background exists for.",
         ),
     ] = "ours",
-    library: Annotated[bool, typer.Option(help="Add the library match to the baselines.")] = True,
-    refine: Annotated[
-        bool, typer.Option(help="Add the refinement from the library match to the baselines.")
-    ] = True,
-    bootstrap: Annotated[int, typer.Option(min=10, help="Resamples of the intervals.")] = 1000,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the figures there, too.")
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the tables there.")
-    ] = None,
+    library: Annotated[bool, Option(help="Add the library match to the baselines.")] = True,
+    refine: Annotated[bool, Option(help="Add the refinement from it to the baselines.")] = True,
+    bootstrap: Annotated[int, Option(min=10, help="Resamples of the intervals.")] = 1000,
+    figures: Annotated[Path | None, Option(metavar="DIR", help="Write the figures there.")] = None,
+    markdown: Annotated[Path | None, Option(metavar="FILE", help="Write the tables there.")] = None,
     as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.")
+        Path | None, Option("--json", metavar="FILE", help="Write all there.")
     ] = None,
     store: options.StoreOption = options.DEFAULT_URI,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,

@@ -18,7 +18,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
-import typer
+from typer import Option
 
 from bragg_data.defaults import DEFAULT_CAMPAIGN as DEFAULT_CAMPAIGN
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
@@ -30,36 +30,29 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-_gsas2 = partial(typer.Option, rich_help_panel="GSAS-II")
-_cluster = partial(typer.Option, rich_help_panel="Where to compute")
-_slurm = partial(typer.Option, rich_help_panel="SLURM")
+_gsas2 = partial(Option, rich_help_panel="GSAS-II")
+_cluster = partial(Option, rich_help_panel="Where to compute")
+_slurm = partial(Option, rich_help_panel="SLURM")
 
 StoreOption = Annotated[
-    str, typer.Option("--store", metavar="URI", help="Directory or file:// URI of the store.")
+    str, Option("--store", metavar="URI", help="Directory or file:// URI of the store.")
 ]
 TrackingOption = Annotated[
-    str,
-    typer.Option("--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow's URI."),
+    str, Option("--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow's URI.")
 ]
 DataOption = Annotated[
-    str | None,
-    typer.Option("--data", metavar="TAG", help="Data set; by default the largest, newest one."),
+    str | None, Option("--data", metavar="TAG", help="Data set; by default the largest, newest.")
 ]
 CampaignOption = Annotated[
-    str, typer.Option("--campaign", metavar="NAME|FILE.toml", help="Built-in campaign, or a file.")
+    str, Option("--campaign", metavar="NAME|FILE.toml", help="Built-in campaign, or a file.")
 ]
 ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION."),
+    str | None, Option("--model", metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Begin without asking, however long.")]
-TagOption = Annotated[
-    str | None, typer.Option("--tag", help="Snapshot's name; by default NAME-vN.")
-]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Processes on this machine.")
-]
+JsonOption = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
+YesOption = Annotated[bool, Option("--yes", help="Begin without asking, however long.")]
+TagOption = Annotated[str | None, Option("--tag", help="Snapshot's name; by default NAME-vN.")]
+WorkersOption = Annotated[int | None, Option("--workers", min=1, help="Processes on this machine.")]
 
 ALLOWED_FAILURES = 5
 """Workers that may die with a task before the task itself counts as the reason.
@@ -95,12 +88,12 @@ class ProfileOptions:
 
     instrument: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.instprm", help="Calibration of the measurement (recommended)."),
+        Option(metavar="FILE.instprm", help="Calibration of the measurement (recommended)."),
     ] = None
-    bank: Annotated[int | None, typer.Option(help="Only this bank of the files.")] = None
+    bank: Annotated[int | None, Option(help="Only this bank of the files.")] = None
     two_theta: Annotated[
         float | None,
-        typer.Option(
+        Option(
             min=0, max=180, help="Scattering angle (°) of the bank, if the file does not state it."
         ),
     ] = None
@@ -139,9 +132,9 @@ class SlurmOptions:
     interface: Annotated[str | None, _slurm(help="Network interface, as in ib0.")] = None
     host: Annotated[str | None, _slurm(help="Address of this machine for the nodes.")] = None
     python: Annotated[str | None, _slurm(help="Python on the nodes.")] = None
-    shared_directory: Annotated[
-        Path | None, _slurm(help="Directory that the nodes can read as well.")
-    ] = None
+    shared_directory: Annotated[Path | None, _slurm(help="Directory that the nodes read too.")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         _ = self.job_limits, self.variables
@@ -185,9 +178,9 @@ class ClusterOptions:
         ),
     ] = "local"
     """None where the command chooses: this process for little work, else ``local``."""
-    workers: Annotated[
-        int | None, _cluster(min=1, help="Processes on this machine; by default one per core.")
-    ] = None
+    workers: Annotated[int | None, _cluster(min=1, help="Processes; by default one per core.")] = (
+        None
+    )
     slurm: SlurmOptions = field(default_factory=SlurmOptions)
 
     def __post_init__(self) -> None:
