@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from catalog.gate import Gate
 from pipelines.cli import options
-from pipelines.cli.console import command_line, console, next_commands, run, say
+from pipelines.cli.console import command_line, next_commands, run, say
 
 app = typer.Typer(add_completion=False)
 
@@ -86,7 +86,7 @@ def main(
     if as_json:
         print(json.dumps(comparison.to_json(promoted=promoted), indent=2))
     else:
-        console.print(versions.comparison_table(comparison))
+        versions.comparison_table(comparison).show()
         for objection in comparison.objections:
             say(f"The gate objects to {candidate.uri}: {objection}.")
         if promoted:

@@ -12,7 +12,7 @@ from typer import Option
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
 from pipelines.evaluation.draw_options import DrawOptions
-from pipelines.evaluation.names import MODELS
+from pipelines.evaluation.names import MODELS, EvaluateError
 
 app = typer.Typer(add_completion=False)
 
@@ -69,13 +69,13 @@ def main(
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
     from pipelines.evaluation.measured_tables import slug
-    from pipelines.evaluation.validation import ValidateError, ValidationSettings, run_validation
+    from pipelines.evaluation.validation import ValidationSettings, run_validation
 
     for path in (markdown, as_json):
         if path is not None and not path.absolute().parent.is_dir():
-            raise ValidateError(f"{path} cannot be written: its directory does not exist.")
+            raise EvaluateError(f"{path} cannot be written: its directory does not exist.")
     if preprocessing not in ("ours", "paper"):
-        raise ValidateError(f"There is no preprocessing '{preprocessing}'. Choose ours or paper.")
+        raise EvaluateError(f"There is no preprocessing '{preprocessing}'. Choose ours or paper.")
     options.check_cluster(on_draws.cluster)
     settings = ValidationSettings(
         None if data is None else tuple(data),

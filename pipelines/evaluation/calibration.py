@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.crystallography.structure import Phase
 from bragg_models.metrics import prediction_sets
 from bragg_models.networks.robust import COVERAGE
-from pipelines.cli.style import SYSTEM_COLORS
+from pipelines.cli.style import SYSTEM_COLORS, UNITS
 from pipelines.evaluation.tables import ResultTable
 
 _FEWEST = 5  # predictions of which a share is drawn
@@ -24,25 +25,13 @@ _BINS = 15  # of the expected calibration error
 
 @dataclass(frozen=True, eq=False)
 class DrawPredictions:
-    """Predictions of a model for n simulated measurements, and the truth.
+    """Predictions of a model for n simulated measurements, and the truth."""
 
-    Attributes
-    ----------
-    probabilities : shape (n, n_phases)
-        Of the phases.
-    phase, cells : shapes (n,), (n, 6)
-        The truth.
-    intervals : shape (n, 6, 2)
-        In ångström and degrees; NaN where not free.
-    accepted : shape (n,)
-        Whether the model accepts the profile.
-    """
-
-    probabilities: NDArray[np.float64]
-    phase: NDArray[np.intp]
-    cells: NDArray[np.float64]
-    intervals: NDArray[np.float64]
-    accepted: NDArray[np.bool_]
+    probabilities: NDArray[np.float64]  # of the phases, shape (n, n_phases)
+    phase: NDArray[np.intp]  # the truth, shape (n,)
+    cells: NDArray[np.float64]  # the truth, shape (n, 6)
+    intervals: NDArray[np.float64]  # Å and degrees, shape (n, 6, 2); NaN where not free
+    accepted: NDArray[np.bool_]  # whether the model accepts the profile, shape (n,)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -79,10 +68,7 @@ def calibration_tables(
 ) -> list[ResultTable]:
     """Return accuracy and calibration of a model, and the coverage of its intervals.
 
-    Parameters
-    ----------
-    predictions, phases
-        By the kind of instrument; the phases are the campaign's.
+    The predictions are by the kind of instrument; the phases are the campaign's.
     """
     count = len(next(iter(predictions.values())).phase)
     headings = "expected\ncalibration error", "mean 90 %\nset size", "truth in it"
@@ -101,28 +87,19 @@ def calibration_tables(
         error = (number * abs(probability - accuracy)).sum() / count
         shares = [f"{share.mean():.1%}" for share in (p.correct, included, p.accepted)]
         calibration.add(name, shares[0], f"{error:.4f}", f"{size.mean():.2f}", *shares[1:])
-        shares = []
-        for code, _, parameter in free:
-            covered, _ = p.intervals_of(code, parameter)
-            shares.append(f"{covered.mean():.1%}" if len(covered) else "")
-        coverage.add(name, *shares)
+        inside = (p.intervals_of(code, parameter)[0] for code, _, parameter in free)
+        coverage.add(name, *(f"{part.mean():.1%}" if len(part) else "" for part in inside))
     return [calibration, coverage]
 
 
 def calibration_figure(
     predictions: Mapping[str, DrawPredictions], phases: Sequence[Phase]
 ) -> Figure:
-    """Draw how reliable probabilities and intervals are.
+    """Draw how reliable probabilities and intervals are, by the kind of instrument.
 
     Three panels: the accuracy over the probability of the predicted phase; the share of parameters
-    inside their 90 % intervals; and the same over the width of the interval, as wide ones should
-    hold the truth no more often than narrow ones.
-
-    Parameters
-    ----------
-    predictions, phases
-        By the kind of instrument, of which the third panel shows the first; the phases are the
-        campaign's.
+    inside their 90 % intervals; and of the first kind the same over the width of the interval, as
+    wide ones should hold the truth no more often than narrow ones.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     reliable, inside, wide = figure.subplots(1, 3, width_ratios=(1, 1.3, 1.3))
@@ -132,15 +109,30 @@ def calibration_figure(
         axis.axhline(COVERAGE, color="0.6", linewidth=1)
         axis.set_ylim(0.7, 1.0)
         axis.set_ylabel("share inside the 90 % interval")
+    free = _free_parameters(phases)
     for index, (name, p) in enumerate(predictions.items()):
-        _draw_reliability(reliable, p, name, index)
-        _draw_coverage(inside, p, phases, index)
-        if index == 0:
-            _draw_coverage_by_width(wide, p, phases)
+        marker: Any = {"fmt": "os"[index], "fillstyle": ("full", "none")[index]}
+        probability, accuracy, number = p.reliability()
+        spread = np.sqrt(accuracy * (1 - accuracy) / number)
+        reliable.errorbar(
+            probability, accuracy, spread, color="#0072B2", label=name, markersize=5, **marker
+        )
+        for position, (code, phase, parameter) in enumerate(free):
+            covered, _ = p.intervals_of(code, parameter)
+            if len(covered) >= _FEWEST:
+                share = covered.mean()
+                inside.errorbar(
+                    position + 0.2 * index - 0.1,
+                    share,
+                    np.sqrt(share * (1 - share) / len(covered)),
+                    color=SYSTEM_COLORS[phase.crystal_system],
+                    markersize=6,
+                    **marker,
+                )
+    _draw_coverage_by_width(wide, next(iter(predictions.values())), phases)
     reliable.set_xlabel("probability of the predicted phase")
     reliable.set_ylabel("accuracy")
     reliable.legend(frameon=False)
-    free = _free_parameters(phases)
     inside.set_xticks(range(len(free)), [f"{phase.name}\n{name}" for _, phase, name in free])
     wide.set_xscale("log")
     wide.set_xlabel("half width of the interval")
@@ -148,40 +140,6 @@ def calibration_figure(
     for axis in (reliable, inside, wide):
         axis.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _draw_reliability(axis: Axes, predictions: DrawPredictions, name: str, index: int) -> None:
-    probability, accuracy, number = predictions.reliability()
-    spread = np.sqrt(accuracy * (1 - accuracy) / number)
-    axis.errorbar(
-        probability,
-        accuracy,
-        spread,
-        color="#0072B2",
-        label=name,
-        markersize=5,
-        fmt="os"[index],
-        fillstyle=("full", "none")[index],
-    )
-
-
-def _draw_coverage(
-    axis: Axes, predictions: DrawPredictions, phases: Sequence[Phase], index: int
-) -> None:
-    for position, (code, phase, parameter) in enumerate(_free_parameters(phases)):
-        covered, _ = predictions.intervals_of(code, parameter)
-        if len(covered) < _FEWEST:
-            continue
-        share = covered.mean()
-        axis.errorbar(
-            position + 0.2 * index - 0.1,
-            share,
-            np.sqrt(share * (1 - share) / len(covered)),
-            color=SYSTEM_COLORS[phase.crystal_system],
-            markersize=6,
-            fmt="os"[index],
-            fillstyle=("full", "none")[index],
-        )
 
 
 def _draw_coverage_by_width(
@@ -192,7 +150,6 @@ def _draw_coverage_by_width(
         if len(covered) < _FEWEST:
             continue
         groups = np.array_split(np.argsort(width), min(_GROUPS, len(width) // _FEWEST))
-        unit = "Å" if parameter in "abc" else "°"
         axis.plot(
             [np.median(width[group]) / 2 for group in groups],
             [covered[group].mean() for group in groups],
@@ -200,7 +157,7 @@ def _draw_coverage_by_width(
             markersize=4,
             color=SYSTEM_COLORS[phase.crystal_system],
             linestyle="-" if parameter == "a" else "--",
-            label=f"{phase.name} {parameter} ({unit})",
+            label=f"{phase.name} {parameter} ({UNITS[parameter]})",
         )
 
 

@@ -22,24 +22,15 @@ from catalog import registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from pipelines.evaluation import names as known
-from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, Profiles
-from pipelines.evaluation.test_sets import SPLIT, part_of
-
-
-class EvaluateError(ValueError):
-    """An evaluation that is not possible as requested."""
+from pipelines.evaluation.names import EvaluateError
+from pipelines.evaluation.scoring import SPLIT, Cells, EvaluatedModel, Phases, Profiles, part_of
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A registered version to evaluate.
 
-    Attributes
-    ----------
-    version
-        The version.
-    numbered
-        Show the version's number, as other versions of the same model and split are evaluated too.
+    Its number is shown where other versions of the same model and split are evaluated too.
     """
 
     version: registry.ModelVersion
@@ -59,11 +50,6 @@ class Candidate:
     def preset(self) -> str:
         """Name of the preset."""
         return self.version.tags.get("preset", "")
-
-    @property
-    def key(self) -> str:
-        """Name of its scores in JSON and MLflow."""
-        return f"{self.model}-v{self.version.version}" if self.numbered else self.model
 
     @property
     def label(self) -> str:
@@ -94,7 +80,7 @@ def candidates(
     ModelError
         If there is no such version.
     """
-    campaign, content = dataset.attrs["campaign"], dataset.attrs["content_hash"]
+    campaign, content, tag = (dataset.attrs[key] for key in ("campaign", "content_hash", "tag"))
     models = (*known.MODELS, known.ROBUST)
     registered = dict.fromkeys(registry.registered_name(campaign, model) for model in models)
     on_data = [
@@ -112,7 +98,13 @@ def candidates(
         chosen = sorted(newest.values(), key=lambda c: order.get(c.model, len(order)))
     for name in names:
         if name.startswith("models:"):
-            chosen.append(Candidate(_version_on(tracking, name, dataset)))
+            version = registry.find(tracking, name)
+            if version.tags.get("content_hash") != content:
+                raise EvaluateError(
+                    f"{name} was trained on {version.tags.get('data', 'unknown data')}, whose "
+                    f"content is not that of {tag}. Name its own data set with --data."
+                )
+            chosen.append(Candidate(version))
         elif name in known.MODELS or any(name == c.model for c in on_data):
             chosen += [c for c in newest.values() if c.model == name]
         else:
@@ -121,27 +113,14 @@ def candidates(
                 f"address such as models:/{campaign}/1."
             )
     if not chosen:
-        tag, missing = dataset.attrs["tag"], " or ".join(names) if names else "model"
         command = known.train_command(names[0] if names else "all", "random")
         raise EvaluateError(
-            f"No {missing} trained on {tag} is registered in {tracking.uri}. Train one first: "
-            f"{command} --data {tag}"
+            f"No {' or '.join(names) or 'model'} trained on {tag} is registered in {tracking.uri}. "
+            f"Train one first: {command} --data {tag}"
         )
     chosen = list({c.version.uri: c for c in chosen}.values())
     kinds = [(c.model, c.split) for c in chosen]
-    return [
-        Candidate(c.version, kinds.count(kind) > 1) for c, kind in zip(chosen, kinds, strict=True)
-    ]
-
-
-def _version_on(tracking: Tracking, uri: str, dataset: xr.Dataset) -> registry.ModelVersion:
-    version = registry.find(tracking, uri)
-    if version.tags.get("content_hash") != dataset.attrs["content_hash"]:
-        raise EvaluateError(
-            f"{uri} was trained on {version.tags.get('data', 'unknown data')}, whose content is "
-            f"not that of {dataset.attrs['tag']}. Name its own data set with --data."
-        )
-    return version
+    return [replace(c, numbered=kinds.count((c.model, c.split)) > 1) for c in chosen]
 
 
 def load_candidate(
@@ -204,33 +183,33 @@ def _count_numbers(thing: object) -> tuple[int, int]:
         parts = [getattr(thing, f.name) for f in fields(thing)]
     if not isinstance(parts, (list, tuple)):
         return 0, 0
-    weights, nodes = zip((0, 0), *(_count_numbers(part) for part in parts), strict=True)
+    weights, nodes = zip((0, 0), *map(_count_numbers, parts), strict=True)
     return sum(weights), sum(nodes)
 
 
 def evaluated_model(candidate: Candidate, predictor: Predictor) -> EvaluatedModel:
     """Return a registered version as a model to evaluate."""
+    model, version = candidate.model, candidate.version
 
     def predict(profiles: Profiles) -> tuple[Phases, Cells | None]:
         prediction = predictor.predict(profiles)
-        return prediction.phase, None if candidate.model == known.CLASSIFIER else prediction.cells
+        return prediction.phase, None if model == known.CLASSIFIER else prediction.cells
 
     def predict_cells(profiles: Profiles, phase: Phases) -> Cells:
         return predictor.predict(profiles, phase=phase).cells
 
     return EvaluatedModel(
-        candidate.model,
-        candidate.key,
+        model,
+        f"{model}-v{version.version}" if candidate.numbered else model,
         candidate.label,
         predict,
-        predict_cells if candidate.model in known.CLASS_CONDITIONAL else None,
-        candidate.version.uri,
+        predict_cells if model in known.CLASS_CONDITIONAL else None,
+        version.uri,
         candidate.preset,
     )
 
 
 def _training_command(provenance: ModelProvenance) -> str:
-    """Return the command that trains such a model again."""
     task = provenance.order
     options: list[tuple[str, object]] = [
         ("data", provenance.data.tag),
@@ -242,8 +221,8 @@ def _training_command(provenance: ModelProvenance) -> str:
     ]
     # A part of the guided network is registered under a name of its own.
     command = known.train_command(task.get("model", provenance.model), provenance.split.name)
-    given = (f"--{name} {shlex.quote(str(v))}" for name, v in options if v is not None)
-    return " ".join([command, *given])
+    texts = (f"--{name} {shlex.quote(str(v))}" for name, v in options if v is not None)
+    return " ".join([command, *texts])
 
 
 def newest_trained_tag(store: Store, tracking: Tracking) -> str:

@@ -1,28 +1,40 @@
-"""Evaluation of models on simulated measurements: calibration, rejection, refinement.
+"""Models on simulated measurements: predictions, and the starts that a refinement converges from.
 
 The draws have streams of random numbers of their own, which no model was trained or calibrated on.
+Functions that take the number of a task run on a worker.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from distributed import Client
-from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from bragg_data.crystallography.structure import Phase
-from bragg_data.instrument.instprm import Instrument
-from bragg_data.refinement.result import RefinementResult
-from pipelines.evaluation import draw_tasks
-from pipelines.evaluation.calibration import DrawPredictions, calibration_figure, calibration_tables
-from pipelines.evaluation.draw_options import DrawOptions
-from pipelines.evaluation.rejection import rejection_table
+from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.preprocessing import PreprocessingError, prepare_measured
+from bragg_data.refinement.result import RefinementError, RefinementResult
+from bragg_data.refinement.rietveld import Refiner
+from bragg_data.simulation import measurement_effects
+from bragg_data.simulation.kinematic import Simulator
+from bragg_data.simulation.measurement_effects import Draws, effects_from_campaign
+from bragg_models.predictors import Prediction, Predictor
+from pipelines.cluster.client import gather_with_progress
+from pipelines.evaluation.calibration import DrawPredictions
 from pipelines.evaluation.tables import ResultTable
+from pipelines.prediction.library import (
+    INDEX_DIRECTORY,
+    PatternLibrary,
+    match_library,
+    open_library,
+)
 from pipelines.registry.feature_views import RegisteredModel
+from pipelines.registry.registration import load_version
 from pipelines.simulation.draws import Purpose, random_stream
 
 _PREDICTED_PER_TASK = 50  # draws of each phase
@@ -38,105 +50,131 @@ STARTS = {
 }
 """Starts of refinements."""
 
-
-class Convergence(NamedTuple):
-    """Where a refinement ended.
-
-    Attributes
-    ----------
-    start
-        A key of :data:`STARTS`; empty where the draw has no fit from the truth to compare with.
-    phase, converged, first
-        The true phase, whether it fits as well as from the truth, and whether it is the most
-        plausible one.
-    seconds
-        Time of the refinement.
-    """
-
-    start: str
-    phase: int
-    converged: bool = False
-    first: bool = False
-    seconds: float = 0.0
+Start = tuple[int, NDArray[np.float64]]
+"""A phase and a cell, shape (6,), that a refinement starts from."""
 
 
-def evaluate_on_draws(
-    client: Client,
-    model: RegisteredModel,
-    phases: Sequence[Phase],
-    label: str,
-    options: DrawOptions,
-    other_bank: Instrument | None,
-) -> tuple[list[ResultTable], Figure | None]:
-    """Evaluate a model on simulated measurements; print the tables, and return them.
-
-    Parameters
-    ----------
-    client, model
-        The cluster, and the model.
-    phases, label
-        Of the campaign, and the model's name for a reader.
-    options, other_bank
-        Numbers of draws, and a bank whose profiles are foreign to the campaign.
-    """
-    tables: list[ResultTable] = []
-    figure = None
-    if options.draws:
-        predictions = _predict_draws(client, model, options.draws)
-        tables += calibration_tables(predictions, phases)
-        figure = calibration_figure(predictions, phases)
-    if options.foreign:
-        tables.append(rejection_table(client, model, options.foreign, other_bank=other_bank))
-    if options.refined_draws:
-        count = options.refined_draws
-        sizes = draw_tasks.task_sizes(count, _REFINED_PER_TASK)
-        tasks = [(model, task, size) for task, size in enumerate(sizes)]
-        n_draws = [size * len(phases) for size in sizes]
-        parts = draw_tasks.run_tasks(client, _refine_task, tasks, "Refining", n_draws, "draws")
-        tables.append(summarise([row for part in parts for row in part], count, phases))
-    tables = [replace(table, title=f"{label}: {table.title}") for table in tables]
-    for table in tables:
-        table.show()
-    return tables, figure
+def task_sizes(count: int, per_task: int) -> list[int]:
+    """Return the sizes of tasks that together have a number of draws."""
+    return [min(per_task, count - low) for low in range(0, count, per_task)]
 
 
-def _predict_draws(
-    client: Client, model: RegisteredModel, count: int
-) -> dict[str, DrawPredictions]:
+@lru_cache(maxsize=1)
+def predictor_and_simulator(model: RegisteredModel) -> tuple[Predictor, Simulator]:
+    """Return a registered model, and the simulator of its campaign; the last one is cached."""
+    predictor = load_version(model.tracking_uri, model.version)
+    campaign = predictor.campaign
+    return predictor, measurement_effects.simulator_for(campaign, cache=INDEX_DIRECTORY)
+
+
+@lru_cache(maxsize=1)
+def refiner_and_library(model: RegisteredModel) -> tuple[Refiner, PatternLibrary | None]:
+    """Return the refiner of a model's campaign, and its library; the last ones are cached."""
+    predictor, _ = predictor_and_simulator(model)
+    return Refiner(predictor.campaign, cache=INDEX_DIRECTORY), open_library(predictor)
+
+
+def _draws_of_phases(model: RegisteredModel, purpose: Purpose, task: int, count: int) -> Draws:
+    """Draw measured profiles of each phase, the same for the same purpose and task."""
+    predictor, simulator = predictor_and_simulator(model)
+    generator = np.random.default_rng(random_stream(purpose, 0, task))
+    phase, cells = measurement_effects.draw_labels(predictor.campaign, count, generator)
+    calibrated = purpose is not Purpose.DRIFTED_EVALUATION
+    effects = effects_from_campaign(predictor.campaign)
+    return measurement_effects.draw_profiles(
+        simulator, phase, cells, generator, effects, calibrated=calibrated
+    )
+
+
+def prepared_profiles(
+    draws: Draws,
+) -> Iterator[tuple[int, GriddedProfile, NDArray[np.float64] | None]]:
+    """Yield row, profile, and the input of models; None where the profile has no signal."""
+    for row, values in enumerate(zip(draws.intensity, draws.sigma, draws.covered, strict=True)):
+        try:
+            prepared = prepare_measured(*values)
+        except PreprocessingError:
+            prepared = None
+        yield row, GriddedProfile(*values), prepared
+
+
+def starts_of(
+    model: RegisteredModel, gridded: GriddedProfile, prepared: NDArray[np.float64]
+) -> tuple[Prediction, list[Start], list[Start]]:
+    """Return the model's prediction, and the starts from it and from the library."""
+    predictor, _ = predictor_and_simulator(model)
+    _, library = refiner_and_library(model)
+    prediction = predictor.predict(prepared[None])
+    from_model = [(int(prediction.phase[0]), prediction.cells[0])]
+    if library is None:
+        return prediction, from_model, []
+    matches = match_library(library, prepared[None], gridded.covered[None])
+    return prediction, from_model, matches.starts(0)
+
+
+def refine_or_none(
+    refiner: Refiner, gridded: GriddedProfile, starts: Sequence[Start]
+) -> Sequence[RefinementResult]:
+    """Return the refinements of a profile, the most plausible first; none if it is impossible."""
+    try:
+        return refiner.refine(gridded, list(starts))
+    except RefinementError:
+        return []
+
+
+def predict_draws(client: Client, model: RegisteredModel, count: int) -> dict[str, DrawPredictions]:
     """Predict draws of each phase, of calibrated and of drifted instruments."""
     predictions = {}
+    sizes = task_sizes(count, _PREDICTED_PER_TASK)
     purposes = {"calibrated": Purpose.EVALUATION, "drifted": Purpose.DRIFTED_EVALUATION}
     for name, purpose in purposes.items():
-        sizes = draw_tasks.task_sizes(count, _PREDICTED_PER_TASK)
-        tasks = [(model, purpose, task, size) for task, size in enumerate(sizes)]
-        title = f"Predicting, {name}"
-        parts = draw_tasks.run_tasks(client, _predict_task, tasks, title, sizes, "draws")
-        columns = zip(*parts, strict=True)
-        predictions[name] = DrawPredictions(*(np.concatenate(values) for values in columns))
+        futures = [
+            client.submit(_predict_task, model, purpose, task, size, pure=False)
+            for task, size in enumerate(sizes)
+        ]
+        parts = gather_with_progress(futures, sizes, f"Predicting, {name}", "draws")
+        predictions[name] = DrawPredictions(*map(np.concatenate, zip(*parts, strict=True)))
     return predictions
 
 
 def _predict_task(
     model: RegisteredModel, purpose: Purpose, task: int, count: int
 ) -> tuple[Any, ...]:
-    draws = draw_tasks.draws_of_phases(model, purpose, task, count)
+    draws = _draws_of_phases(model, purpose, task, count)
     prepared = draws.prepared()
     rows = prepared.max(axis=1) > 0
     calibrated = np.full(rows.sum(), purpose is not Purpose.DRIFTED_EVALUATION)
-    predictor, _ = draw_tasks.predictor_and_simulator(model)
+    predictor, _ = predictor_and_simulator(model)
     p = predictor.predict(prepared[rows], calibrated=calibrated)
     return p.probabilities, draws.phase[rows], draws.cells[rows], p.intervals, p.accepted
 
 
-def summarise(rows: Sequence[Convergence], count: int, phases: Sequence[Phase]) -> ResultTable:
-    """Return a table of where refinements end, from which start, and how fast.
+class Convergence(NamedTuple):
+    """Where a refinement ended."""
 
-    Parameters
-    ----------
-    rows, count, phases
-        The refinements, the number of draws of each phase, and the phases of the campaign.
-    """
-    without_fit = sum(not row.start for row in rows)
+    start: str  # a key of STARTS; empty where the draw has no fit from the truth to compare with
+    phase: int  # the true one
+    converged: bool = False  # it fits as well as from the truth
+    first: bool = False  # the true phase is the most plausible one
+    seconds: float = 0.0
+
+
+def convergence_table(
+    client: Client, model: RegisteredModel, count: int, phases: Sequence[Phase]
+) -> ResultTable:
+    """Refine draws of each phase, and return where that ends, from which start, and how fast."""
+    sizes = task_sizes(count, _REFINED_PER_TASK)
+    futures = [
+        client.submit(_refine_task, model, task, size, pure=False)
+        for task, size in enumerate(sizes)
+    ]
+    n_draws = [size * len(phases) for size in sizes]
+    parts = gather_with_progress(futures, n_draws, "Refining", "draws")
+    return summarise([row for part in parts for row in part], count, phases)
+
+
+def summarise(rows: Sequence[Convergence], count: int, phases: Sequence[Phase]) -> ResultTable:
+    """Return a table of the refinements of ``count`` draws of each phase."""
     table = ResultTable(
         f"Correct minimum reached by the refinement, {count} draws of each phase",
         ("from", *(p.name for p in phases), "all", "correct phase\nfirst", "median s", "95 % s"),
@@ -145,7 +183,7 @@ def summarise(rows: Sequence[Convergence], count: int, phases: Sequence[Phase]) 
             f"other starts than the first, one draw in {_REFINED_PER_TASK}."
         ],
     )
-    if without_fit:
+    if without_fit := sum(not row.start for row in rows):
         table.notes.append(
             f"{without_fit} draws are left out: no fit is possible even from the truth."
         )
@@ -169,19 +207,20 @@ def summarise(rows: Sequence[Convergence], count: int, phases: Sequence[Phase]) 
 
 def _refine_task(model: RegisteredModel, task: int, count: int) -> list[Convergence]:
     """Refine draws from all starts, and compare with the fit from the truth."""
-    refiner, _ = draw_tasks.refiner_and_library(model)
-    draws = draw_tasks.draws_of_phases(model, Purpose.REFINEMENT, task, count)
-    campaign = draw_tasks.predictor_and_simulator(model)[0].campaign
+    refiner, _ = refiner_and_library(model)
+    draws = _draws_of_phases(model, Purpose.REFINEMENT, task, count)
+    campaign = predictor_and_simulator(model)[0].campaign
     generator = np.random.default_rng(random_stream(Purpose.REFINEMENT_STARTS, 0, task))
     samples = campaign.samples
     codes = range(len(campaign.phases))
     cells = [samples.cells[samples.phase == code] for code in codes]
+    factor, addend = _SAME_MINIMUM
     results = []
-    for row, gridded, prepared in draw_tasks.prepared_profiles(draws):
+    for row, gridded, prepared in prepared_profiles(draws):
         if prepared is None:
             continue
         phase = int(draws.phase[row])
-        _, from_model, from_library = draw_tasks.starts_of(model, gridded, prepared)
+        _, from_model, from_library = starts_of(model, gridded, prepared)
         starts = {
             "both": from_model + from_library,
             "model": from_model,
@@ -189,24 +228,17 @@ def _refine_task(model: RegisteredModel, task: int, count: int) -> list[Converge
             "centre": [(c, np.median(cells[c], axis=0)) for c in codes],
             "random": [(c, cells[c][generator.integers(len(cells[c]))]) for c in codes],
         }
-        truth = draw_tasks.refine_or_none(refiner, gridded, [(phase, draws.cells[row])])
+        truth = refine_or_none(refiner, gridded, [(phase, draws.cells[row])])
         if not truth:
             results.append(Convergence("", phase))
             continue
         for name, start in starts.items():
             if start and (name == "both" or row % count == 0):  # one of each phase in a task
                 began = time.perf_counter()
-                fits = draw_tasks.refine_or_none(refiner, gridded, start)
+                fits = refine_or_none(refiner, gridded, start)
                 seconds = time.perf_counter() - began
-                results.append(_converged(name, fits, truth[0], seconds))
+                chi2 = [fit.chi2 for fit in fits if fit.phase == phase]
+                converged = bool(chi2) and chi2[0] < factor * truth[0].chi2 + addend
+                first = bool(fits) and fits[0].phase == phase
+                results.append(Convergence(name, phase, converged, first, seconds))
     return results
-
-
-def _converged(
-    start: str, fits: Sequence[RefinementResult], truth: RefinementResult, seconds: float
-) -> Convergence:
-    of_phase = [fit for fit in fits if fit.phase == truth.phase]
-    factor, addend = _SAME_MINIMUM
-    converged = bool(of_phase) and of_phase[0].chi2 < factor * truth.chi2 + addend
-    first = bool(fits) and fits[0].phase == truth.phase
-    return Convergence(start, truth.phase, converged, first, seconds)

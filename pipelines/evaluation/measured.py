@@ -28,9 +28,9 @@ from bragg_models.library.search import Matches
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
-from pipelines.evaluation.baselines import constant_answer
+from pipelines.evaluation import scoring
 from pipelines.evaluation.names import CONSTANT, NEAREST, REFINED, STRUCTURE
-from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, Scorer, constant_model
+from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, constant_model
 from pipelines.evaluation.tables import ModelScores
 from pipelines.prediction.library import PatternLibrary, match_library
 
@@ -43,29 +43,16 @@ Native = tuple[Profile, Instrument | None]
 
 @dataclass(frozen=True, eq=False)
 class LabelledProfiles:
-    """Measured profiles on a campaign's grid, whose phases and cells are known.
+    """Measured profiles on a campaign's grid, whose phases and cells are known."""
 
-    Attributes
-    ----------
-    name, samples, gridded
-        For a reader; names of the profiles; the profiles, with their background.
-    phase, cells : shapes (n,), (n, 6)
-        The truth.
-    native
-        Reads the profiles as they were measured.
-    calibrated
-        Whether the measurements' own calibrations were used.
-    prepared_otherwise : shape (n, points)
-        Profiles prepared by another preprocessing than the project's, or None.
-    """
-
-    name: str
-    samples: tuple[str, ...]
-    gridded: tuple[GriddedProfile, ...]
-    phase: Phases
-    cells: Cells
-    native: Callable[[], Sequence[Native]]
-    calibrated: bool = True
+    name: str  # for a reader
+    samples: tuple[str, ...]  # names of the profiles
+    gridded: tuple[GriddedProfile, ...]  # with their background
+    phase: Phases  # the truth, shape (n,)
+    cells: Cells  # the truth, shape (n, 6)
+    native: Callable[[], Sequence[Native]]  # reads the profiles as they were measured
+    calibrated: bool = True  # whether the measurements' own calibrations were used
+    # Profiles after another preprocessing than the project's, shape (n, points).
     prepared_otherwise: NDArray[np.float64] | None = None
 
     @cached_property
@@ -93,8 +80,7 @@ class LabelledProfiles:
         return np.stack([g.covered for g in self.gridded])
 
     def select(self, rows: NDArray[np.intp]) -> LabelledProfiles:
-        """Return some of the profiles, by their numbers."""
-        prepared = self.prepared_otherwise
+        """Return some of the profiles, by their numbers; prepared as in the project."""
         return replace(
             self,
             samples=tuple(self.samples[row] for row in rows),
@@ -102,7 +88,7 @@ class LabelledProfiles:
             phase=self.phase[rows],
             cells=self.cells[rows],
             native=lambda: [self.native()[row] for row in rows],
-            prepared_otherwise=None if prepared is None else prepared[rows],
+            prepared_otherwise=None,
         )
 
 
@@ -135,12 +121,7 @@ def profiles_from_file(path: Path, campaign: Campaign) -> list[LabelledProfiles]
 def profiles_from_dataset(
     dataset: xr.Dataset, store: Store, campaign: Campaign
 ) -> LabelledProfiles:
-    """Return the labelled profiles of a measured data set.
-
-    Parameters
-    ----------
-    dataset, store, campaign
-        The data set, and the store that it was opened from; the campaign whose grid it is on.
+    """Return the labelled profiles of a measured data set of a store, on a campaign's grid.
 
     Raises
     ------
@@ -156,35 +137,25 @@ def profiles_from_dataset(
         )
     labelled = dataset.isel(sample=rows)
     labels = samples_of(labelled)
-    values = [labelled[name].values for name in ("intensity", "sigma", "covered")]
+    intensity, sigma = (labelled[name].values.astype(np.float64) for name in ("intensity", "sigma"))
     chosen = [records[row] for row in rows]
     tag = str(dataset.attrs["tag"])
 
-    def native() -> list[Native]:
-        return [
-            (native_profile(store, tag, record), _calibration(record["calibration"], campaign))
-            for record in chosen
-        ]
+    def calibration(constants: Mapping[str, float] | None) -> Instrument | None:
+        if constants is None:
+            return None
+        names = ("difc", "difa", "difb", "tzero")
+        return campaign.instrument.with_parameters(**{name: constants[name] for name in names})
 
     return LabelledProfiles(
         tag,
         tuple(r["file"] + (f" bank {r['bank']}" if r["bank"] else "") for r in chosen),
-        tuple(
-            GriddedProfile(y.astype(np.float64), s.astype(np.float64), c)
-            for y, s, c in zip(*values, strict=True)
-        ),
+        tuple(map(GriddedProfile, intensity, sigma, labelled["covered"].values)),
         labels.phase,
         labels.cells,
-        native,
+        lambda: [(native_profile(store, tag, r), calibration(r["calibration"])) for r in chosen],
         not any(record["nominal"] for record in chosen),
     )
-
-
-def _calibration(constants: Mapping[str, float] | None, campaign: Campaign) -> Instrument | None:
-    if constants is None:
-        return None
-    names = ("difc", "difa", "difb", "tzero")
-    return campaign.instrument.with_parameters(**{name: constants[name] for name in names})
 
 
 def with_paper_preprocessing(
@@ -192,15 +163,7 @@ def with_paper_preprocessing(
 ) -> tuple[LabelledProfiles, NDArray[np.intp]] | None:
     """Return the profiles that the paper's preprocessing (section V-C1) is possible for.
 
-    Parameters
-    ----------
-    labelled, campaign
-        Profiles, and the campaign whose grid they are on.
-
-    Returns
-    -------
-    The profiles, prepared as in the paper, and their numbers among all; None if it is possible for
-    none of them.
+    They are prepared in that way, and come with their numbers among all; None if there are none.
     """
     rows, prepared, gridded = [], [], []
     for row, (profile, calibration) in enumerate(labelled.native()):
@@ -224,51 +187,30 @@ def with_paper_preprocessing(
 
 @dataclass(frozen=True)
 class Validation:
-    """The result on one set of profiles.
-
-    Attributes
-    ----------
-    labelled, targets
-        The profiles; phases and parameters.
-    labels
-        The models' names for a reader, by key.
-    scores
-        Of baselines and models, baselines first.
-    predictions
-        By the models' keys: phases (n,) and cells (n, 6), NaN of models without cells.
-    """
+    """The result on one set of profiles."""
 
     labelled: LabelledProfiles
     targets: Targets
-    labels: Mapping[str, str]
-    scores: list[ModelScores]
+    labels: Mapping[str, str]  # names for a reader, by the models' keys
+    scores: list[ModelScores]  # of baselines, then of models
+    # Phases (n,) and cells (n, 6), NaN of models without cells, by the models' keys.
     predictions: dict[str, tuple[Phases, Cells]]
 
 
 def validate(
-    labelled: LabelledProfiles,
-    targets: Targets,
-    models: Sequence[EvaluatedModel],
-    *,
-    resamples: int = 1000,
+    labelled: LabelledProfiles, targets: Targets, models: Sequence[EvaluatedModel], resamples: int
 ) -> Validation:
-    """Predict profiles whose cells are known, and score the predictions.
+    """Predict profiles with baselines, then models, and score them, with bootstrap resamples."""
+    predictions = {}
 
-    Parameters
-    ----------
-    labelled, targets
-        The profiles; phases and parameters.
-    models, resamples
-        Baselines, then models; of the bootstrap.
-    """
-    scorer = Scorer(models, targets)
-    profiles = labelled.prepared.astype(np.float32)
-    predictions = {
-        model.key: (phase, np.full((len(phase), 6), np.nan) if cells is None else cells)
-        for model, phase, cells in scorer.predict(profiles, labelled.phase, labelled.cells)
-    }
+    def add(model: EvaluatedModel, phase: Phases, cells: Cells | None) -> None:
+        cells = np.full((len(phase), 6), np.nan) if cells is None else cells
+        predictions[model.key] = phase, cells
+
+    batch = labelled.prepared.astype(np.float32), labelled.phase, labelled.cells
+    scores = scoring.score_models(models, targets, [batch], resamples, add)
     labels = {model.key: model.label for model in models}
-    return Validation(labelled, targets, labels, scorer.scores(resamples), predictions)
+    return Validation(labelled, targets, labels, scores, predictions)
 
 
 def library_matches(library: PatternLibrary, sets: Sequence[LabelledProfiles]) -> list[Matches]:
@@ -281,23 +223,16 @@ def library_matches(library: PatternLibrary, sets: Sequence[LabelledProfiles]) -
     )
     ends = np.cumsum([len(labelled.samples) for labelled in sets])[:-1]
     parts = (np.split(v, ends) for v in (matches.row, matches.correlation, matches.cells))
-    return [Matches(*part) for part in zip(*parts, strict=True)]
+    return list(map(Matches, *parts))
 
 
 @dataclass(frozen=True, eq=False)
 class RefinedProfiles:
-    """Refinements of a set of profiles.
+    """Refinements of n profiles: the most plausible phase of each, its cell and uncertainties."""
 
-    Attributes
-    ----------
-    phase, cells, su : shapes (n,), (n, 6), (n, 6)
-        The most plausible phase, its cell, and standard uncertainties (NaN where nothing could be
-        refined, 0 where not free).
-    """
-
-    phase: Phases
-    cells: Cells
-    su: Cells
+    phase: Phases  # shape (n,)
+    cells: Cells  # shape (n, 6)
+    su: Cells  # shape (n, 6); NaN where nothing could be refined, 0 where not free
 
 
 def refine_profiles(
@@ -340,12 +275,10 @@ def measured_baselines(
         Its phases; the commonest one's CIF has the cell at room temperature.
     training
         Labels of the models' training data.
-    matches
-        The library matches of the profiles that are going to be predicted, or None.
-    refinements
-        Their refinements, by the start.
+    matches, refinements
+        Of the profiles that are going to be predicted; refinements by their start.
     """
-    commonest, mean = constant_answer(training.phase, training.cells)
+    commonest, mean = scoring.constant_answer(training.phase, training.cells)
     phase = campaign.phases[commonest]
     label = f"CIF's cell ({phase.name})"
     baselines = [
@@ -353,13 +286,13 @@ def measured_baselines(
         constant_model(STRUCTURE, label, commonest, np.array(phase.cell)),
     ]
 
-    def known(model: str, key: str, label: str, phase: Phases, cells: Cells) -> EvaluatedModel:
-        return EvaluatedModel(model, key, label, lambda _: (phase, cells))
+    def add(model: str, key: str, label: str, phase: Phases, cells: Cells) -> None:
+        baselines.append(EvaluatedModel(model, key, label, lambda _: (phase, cells)))
 
     if matches is not None:
-        result = np.array(matches.phase), np.array(matches.best_cells)
-        baselines.append(known(NEAREST, NEAREST, "library, nearest", *result))
+        nearest = np.array(matches.phase), np.array(matches.best_cells)
+        add(NEAREST, NEAREST, "library, nearest", *nearest)
     for start, fit in (refinements or {}).items():
         key = REFINED if start == FROM_LIBRARY else f"{REFINED} from {start}"
-        baselines.append(known(REFINED, key, f"refined from {start}", fit.phase, fit.cells))
+        add(REFINED, key, f"refined from {start}", fit.phase, fit.cells)
     return baselines

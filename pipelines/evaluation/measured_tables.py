@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from bragg_data.refinement.linear_fit import fit_cells
 from bragg_models.metrics import prediction_sets
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
+from pipelines.cli.style import UNITS
 from pipelines.evaluation import names as known
 from pipelines.evaluation import tables
 from pipelines.evaluation.measured import LabelledProfiles, RefinedProfiles, Validation
@@ -26,22 +27,19 @@ _DRAWN = 3  # samples of a set, as in the paper's Fig. 6
 def validation_tables(
     validation: Validation, campaign: str, suffix: str = ""
 ) -> list[tables.ResultTable]:
-    """Return Tables IV and V.
+    """Return Tables IV and V, the suffix at the end of their titles.
 
-    Parameters
-    ----------
-    validation, suffix
-        The scores, and the end of the titles.
-    campaign
-        Its name: the paper's results are for its own campaign alone.
+    The paper's results are for the campaign of that name alone.
     """
     count, targets = len(validation.labelled.samples), validation.targets
     title = f"{validation.labelled.name}, {count} profile{'s' * (count != 1)}{suffix}"
-    baselines, conditional, integrated = tables.by_table(validation.scores)
-    options = tables.TableOptions(with_paper=campaign == known.PAPER_CAMPAIGN, measured=True)
+    baselines, *of_models = tables.by_table(validation.scores)
+    with_paper = campaign == known.PAPER_CAMPAIGN
     return [
-        tables.class_conditional_table(title, [*baselines, *conditional], targets, options),
-        tables.integrated_table(title, [*baselines, *integrated], targets, options),
+        make(title, [*baselines, *models], targets, with_paper=with_paper, measured=True)
+        for make, models in zip(
+            (tables.class_conditional_table, tables.integrated_table), of_models, strict=True
+        )
     ]
 
 
@@ -50,13 +48,7 @@ def preprocessing_table(
 ) -> tables.ResultTable:
     """Return the errors after the paper's preprocessing next to those after the project's.
 
-    Parameters
-    ----------
-    paper, ours
-        The same profiles after either.
-    n_profiles, campaign
-        Number of all profiles (the paper's preprocessing is impossible for the others), and the
-        name of the campaign.
+    Both are of the same profiles; for others of the ``n_profiles`` the former is impossible.
     """
     count = len(paper.labelled.samples)
     table = tables.ResultTable(
@@ -68,12 +60,14 @@ def preprocessing_table(
             f"of the {n_profiles} profiles."
         ],
     )
-    ours_by_label = {score.label: score for score in ours.scores}
-    for score in paper.scores:
+    for score, of_ours in zip(paper.scores, ours.scores, strict=True):
         if score.model == known.CLASSIFIER or not (score.uri or score.model == known.NEAREST):
             continue
         conditional = score.model in known.CLASS_CONDITIONAL
-        published = {**known.TABLE_IV.get(score.model, {}), "all": known.TABLE_V.get(score.model)}
+        published: dict[str, float | None] = {}
+        if campaign == known.PAPER_CAMPAIGN:
+            published |= known.TABLE_IV.get(score.model, {})
+            published["all"] = known.TABLE_V.get(score.model)
         for group, values in score.groups.items():
             if conditional == (group == "all"):  # by system, or all systems together
                 continue
@@ -81,8 +75,8 @@ def preprocessing_table(
                 f"{score.label}, {group}" if conditional else score.label,
                 f"{values['n']:,.0f}",
                 tables.with_interval(values, "mse_paper"),
-                tables.with_interval(ours_by_label[score.label].groups[group], "mse_paper"),
-                tables.number(published.get(group) if campaign == known.PAPER_CAMPAIGN else None),
+                tables.with_interval(of_ours.groups[group], "mse_paper"),
+                tables.number(published.get(group)),
             )
     return table
 
@@ -120,14 +114,8 @@ def _free_columns(
 def refinement_table(
     labelled: LabelledProfiles, targets: Targets, fits: Mapping[str, RefinedProfiles]
 ) -> tables.ResultTable:
-    """Return errors of refinements, and how they compare with their standard uncertainties.
-
-    Parameters
-    ----------
-    labelled, targets, fits
-        Profiles, phases and parameters, and the refinements by their starts.
-    """
-    headings = (f"{n} ({'Å' if n in 'abc' else '°'})" for n in targets.parameters)
+    """Return errors of refinements (by start), compared with their standard uncertainties."""
+    headings = (f"{name} ({UNITS[name]})" for name in targets.parameters)
     table = tables.ResultTable(
         f"Refined: {labelled.name}, {len(labelled.samples)} profiles (mean errors where the "
         f"system is correct)",
@@ -151,13 +139,7 @@ def refinement_table(
 def interval_table(
     labelled: LabelledProfiles, targets: Targets, predictors: Mapping[str, Predictor]
 ) -> tables.ResultTable | None:
-    """Return the calibration of the models with intervals; None if there is none.
-
-    Parameters
-    ----------
-    labelled, targets, predictors
-        Profiles, phases and parameters, and the models by their names for a reader.
-    """
+    """Return the calibration of the models (by name) with intervals; None if there is none."""
     n = len(labelled.samples)
     inside = (f"{name} inside its interval" for name in targets.parameters)
     table = tables.ResultTable(
@@ -185,8 +167,8 @@ def interval_table(
     return table if table.rows else None
 
 
-def validation_json(validation: Validation) -> Mapping[str, Any]:
-    """Return the scores and every sample as plain JSON values."""
+def validation_json(validation: Validation, name: str) -> Mapping[str, Any]:
+    """Return the scores and every sample as plain JSON values, under a name."""
     labelled, names = validation.labelled, validation.targets.names
 
     def cell(phase: int, values: NDArray[np.float64]) -> Mapping[str, Any]:
@@ -204,30 +186,25 @@ def validation_json(validation: Validation) -> Mapping[str, Any]:
         s.label: {"uri": s.uri, "groups": {g: dict(v) for g, v in s.groups.items()}}
         for s in validation.scores
     }
-    return {"name": labelled.name, "models": models, "samples": samples}
+    return {"name": name, "models": models, "samples": samples}
 
 
 def validation_metrics(validation: Validation) -> Mapping[str, Any]:
     """Return the finite scores as nested numbers, for MLflow."""
-    return {
-        slug(score.label): {
-            group: {name: value for name, value in values.items() if np.isfinite(value)}
-            for group, values in score.groups.items()
-        }
-        for score in validation.scores
-    }
+    return {slug(score.label): tables.finite(score.groups) for score in validation.scores}
 
 
 def validation_figures(validation: Validation, campaign: Campaign) -> dict[str, Figure]:
     """Draw the patterns of the predicted cells with the measurements, for the first samples.
 
-    Returns
-    -------
-    A figure for the truth and for each model that predicts cells. The constants and the
+    There is a figure for the truth and for each model that predicts cells; the constants and the
     class-conditional models are left to the tables.
     """
     labelled = validation.labelled
-    rows = _first_of_each(labelled)
+    # The first of each phase, then the first ones, up to the number of panels.
+    firsts = [int(row) for row in np.unique(labelled.phase, return_index=True)[1]]
+    rest = [row for row in range(len(labelled.samples)) if row not in firsts]
+    rows = sorted([*firsts, *rest][: max(_DRAWN, len(firsts))])
     gridded = [labelled.gridded[row] for row in rows]
     undrawn = (known.CONSTANT, known.STRUCTURE, *known.CLASS_CONDITIONAL)
     figures: dict[str, Figure] = {}
@@ -249,13 +226,6 @@ def validation_figures(validation: Validation, campaign: Campaign) -> dict[str, 
         axes[-1].set_xlabel("time of flight (µs)")
         figures[label] = figure
     return figures
-
-
-def _first_of_each(labelled: LabelledProfiles) -> Sequence[int]:
-    """Return rows: the first of each phase, then the first ones, up to the number of panels."""
-    firsts = [int(np.flatnonzero(labelled.phase == c)[0]) for c in np.unique(labelled.phase)]
-    rest = [row for row in range(len(labelled.samples)) if row not in firsts]
-    return sorted([*firsts, *rest][: max(_DRAWN, len(firsts))])
 
 
 def slug(text: str) -> str:

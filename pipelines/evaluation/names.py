@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 CLASS_CONDITIONAL = ("forest", "transfer", "deep")
+"""Models with a regressor for each phase; a classifier decides the phase."""
+
 INTEGRATED = ("integrated-forest", "multitask", "caenn", "guided")
 CLASSIFIER, INTEGER, ROBUST = "classifier", "multitask-integer", "robust"
 MODELS = (CLASSIFIER, *CLASS_CONDITIONAL, *INTEGRATED, INTEGER)
@@ -54,6 +56,10 @@ EQUATION_1 = (
     "mse_paper is eq. (1) of the paper: squared errors of a, c (Å²) and alpha (rad²) added. "
     "MAE: over the samples in which the parameter is free."
 )
+
+
+class EvaluateError(ValueError):
+    """An evaluation that is not possible as requested."""
 
 
 def train_command(model: str, split: str) -> str:

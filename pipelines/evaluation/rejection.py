@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +23,9 @@ from bragg_data.simulation.measurement_effects import (
     effects_from_campaign,
     simulator_for,
 )
-from pipelines.evaluation import draw_tasks
+from pipelines.cluster.client import gather_with_progress
+from pipelines.evaluation import draws
+from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.acceptance import assess_acceptance
 from pipelines.prediction.library import INDEX_DIRECTORY
@@ -49,10 +50,6 @@ KINDS = (*_FOREIGN_PHASES, _GENUINE, _BACKGROUND, _SHUFFLED, _WRONG_DIFC, _OTHER
 """Kinds of profiles whose rejection is evaluated; only the genuine ones are to be accepted."""
 
 
-class OtherBankError(ValueError):
-    """An instrument file without a bank whose profiles are foreign to a campaign."""
-
-
 class ForeignOutcome(NamedTuple):
     """Whether a profile was rejected by the model, and after a refinement (None: not refined)."""
 
@@ -61,34 +58,28 @@ class ForeignOutcome(NamedTuple):
 
 
 def rejection_table(
-    client: Client, model: RegisteredModel, count: int, *, other_bank: Instrument | None = None
+    client: Client, model: RegisteredModel, count: int, other_bank: Instrument | None
 ) -> ResultTable:
-    """Return the share of foreign profiles that a model rejects, and that a refinement rejects.
+    """Return the shares of ``count`` foreign profiles that model and refinement reject.
 
-    Parameters
-    ----------
-    client, model
-        The cluster, and the model.
-    count, other_bank
-        Profiles of each kind; a bank that is not the campaign's.
+    They are of each kind; ``other_bank`` is a bank that is not the campaign's.
     """
     kinds = [kind for kind in KINDS if other_bank is not None or kind != _OTHER_BANK]
-    sizes = draw_tasks.task_sizes(count, _PER_TASK)
-    tasks = [
-        (model, kind, task, size, other_bank) for kind in kinds for task, size in enumerate(sizes)
+    sizes = draws.task_sizes(count, _PER_TASK)
+    futures = [
+        client.submit(foreign_task, model, kind, task, size, other_bank, pure=False)
+        for kind in kinds
+        for task, size in enumerate(sizes)
     ]
-    parts = draw_tasks.run_tasks(
-        client, foreign_task, tasks, "Predicting", sizes * len(kinds), "profiles"
-    )
+    parts = gather_with_progress(futures, sizes * len(kinds), "Predicting", "profiles")
     table = ResultTable(
         f"Foreign profiles, {count} of each kind",
         ("kind", "rejected by the model", "rejected after refinement"),
         notes=[f"One profile in {_REFINED_SHARE} was refined, too."],
     )
-    by_kind: dict[str, list[ForeignOutcome]] = defaultdict(list)
-    for task, part in zip(tasks, parts, strict=True):
-        by_kind[task[1]] += part
-    for kind, outcomes in by_kind.items():
+    for number, kind in enumerate(kinds):
+        of_kind = parts[number * len(sizes) : (number + 1) * len(sizes)]
+        outcomes = [outcome for part in of_kind for outcome in part]
         refined = [outcome.refined for outcome in outcomes if outcome.refined is not None]
         table.add(
             kind,
@@ -104,7 +95,7 @@ def find_other_bank(path: Path, campaign: Campaign) -> Instrument:
 
     Raises
     ------
-    OtherBankError
+    EvaluateError
         If there is none.
     """
     difc, angle = campaign.instrument.difc, campaign.instrument.two_theta
@@ -114,7 +105,7 @@ def find_other_bank(path: Path, campaign: Campaign) -> Instrument:
         with suppress(InstrumentError):  # no peak shape in a part of the window
             Simulator(campaign.phases, bank, campaign.grid, size=1.0, microstrain=1000.0)
             return bank
-    raise OtherBankError(
+    raise EvaluateError(
         f"{path} has no bank at another angle than {angle:g}° that gives peaks at the campaign's "
         f"times of flight: name another instrument file."
     )
@@ -125,7 +116,7 @@ def _foreign_simulator(
     model: RegisteredModel, kind: str, other_bank: Instrument | None
 ) -> Simulator:
     """Return the simulator of a kind of foreign profiles; building one takes seconds."""
-    predictor, simulator = draw_tasks.predictor_and_simulator(model)
+    predictor, simulator = draws.predictor_and_simulator(model)
     campaign = predictor.campaign
     if kind in _FOREIGN_PHASES:
         phases = [phase_on_orthogonal_axes(kind, *_FOREIGN_PHASES[kind])]
@@ -141,7 +132,7 @@ def _foreign_profiles(
     model: RegisteredModel, kind: str, task: int, count: int, other_bank: Instrument | None
 ) -> Draws:
     """Draw foreign profiles, as noisy as genuine ones."""
-    campaign = draw_tasks.predictor_and_simulator(model)[0].campaign
+    campaign = draws.predictor_and_simulator(model)[0].campaign
     simulator = _foreign_simulator(model, kind, other_bank)
     stream = random_stream(Purpose.FOREIGN_PROFILES, KINDS.index(kind), task)
     generator = np.random.default_rng(stream)
@@ -150,45 +141,44 @@ def _foreign_profiles(
         lengths = generator.normal(1, 1e-3, (count, 1))
         cells = phase.cell * np.where(np.arange(6) < 3, lengths, 1)
         return draw_profiles(simulator, np.zeros(count, dtype=int), cells, generator)
-    n_phases = len(campaign.phases)
-    code, cells = draw_labels(campaign, -(-count // n_phases), generator)
+    code, cells = draw_labels(campaign, -(-count // len(campaign.phases)), generator)
     chosen = generator.permutation(len(code))[:count]
-    code, cells = code[chosen], cells[chosen]
+    effects = effects_from_campaign(campaign)
     if kind == _BACKGROUND:
         # A background so high that no peak is visible.
         effects = MeasurementEffects(counts=(1500.0, 60_000.0), background=(1e4, 1e6))
-        return draw_profiles(simulator, code, cells, generator, effects)
-    draws = draw_profiles(simulator, code, cells, generator, effects_from_campaign(campaign))
+    drawn = draw_profiles(simulator, code[chosen], cells[chosen], generator, effects)
     if kind == _SHUFFLED:
-        rows = zip(draws.intensity, draws.sigma, draws.covered, strict=True)
-        for intensity, sigma, covered in rows:
+        for intensity, sigma, covered in zip(
+            drawn.intensity, drawn.sigma, drawn.covered, strict=True
+        ):
             points = np.flatnonzero(covered)
             order = generator.permutation(points)
             intensity[points], sigma[points] = intensity[order], sigma[order]
-    return draws
+    return drawn
 
 
 def foreign_task(
     model: RegisteredModel, kind: str, task: int, count: int, other_bank: Instrument | None
 ) -> list[ForeignOutcome]:
-    """Predict and refine foreign profiles, one in :data:`_REFINED_SHARE` of each kind.
+    """On a worker: predict and refine foreign profiles, one in :data:`_REFINED_SHARE` of each kind.
 
     A profile without signal is rejected before a model sees it, and one that cannot be refined is
     rejected by the refinement. Which profiles count as refined depends on their number alone.
     """
-    refiner, _ = draw_tasks.refiner_and_library(model)
-    draws = _foreign_profiles(model, kind, task, count, other_bank)
+    refiner, _ = draws.refiner_and_library(model)
+    profiles = _foreign_profiles(model, kind, task, count, other_bank)
     outcomes = []
-    for row, gridded, prepared in draw_tasks.prepared_profiles(draws):
+    for row, gridded, prepared in draws.prepared_profiles(profiles):
         is_refined = row % _REFINED_SHARE == 0
         if prepared is None:
             outcomes.append(ForeignOutcome(True, True if is_refined else None))
             continue
-        prediction, from_model, from_library = draw_tasks.starts_of(model, gridded, prepared)
+        prediction, from_model, from_library = draws.starts_of(model, gridded, prepared)
         by_model = prediction.accepted is not None and not prediction.accepted[0]
         refined = None
         if is_refined:
-            fits = draw_tasks.refine_or_none(refiner, gridded, from_model + from_library)
+            fits = draws.refine_or_none(refiner, gridded, from_model + from_library)
             # With free intensities it would be rejected as well, for another reason.
             refined = not fits or not assess_acceptance(prediction, 0, fits).accepted
         outcomes.append(ForeignOutcome(by_model, refined))

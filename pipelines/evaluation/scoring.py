@@ -1,22 +1,32 @@
-"""Scores of models and baselines on test sets, from the error of every sample."""
+"""Test sets, and scores of models and baselines on them, from the error of every sample."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
+from bragg_data.campaign import Samples
 from bragg_data.crystallography.cell import CrystalSystem
+from bragg_data.splits import Part, blocked_split, random_split
+from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import Batch, in_order, profiles_of
 from bragg_models.metrics import Errors, bootstrap_intervals, errors, squared_errors, summary
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
+from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.tables import ModelScores
-from pipelines.evaluation.test_sets import HeldOutSet
+
+SPLIT = {"seed": 0, "test": 0.2, "validation": 0.05}
+"""Seed and shares of the splits, so that all scores are of the same samples."""
+
+SPLITS = ("random", "blocked")
 
 _LARGE_BATCH = 1024  # profiles that are predicted at a time
 _BATCH = 512  # the same of profiles in memory
@@ -24,6 +34,81 @@ _BATCH = 512  # the same of profiles in memory
 Cells = NDArray[np.float64]
 Phases = NDArray[np.integer]
 Profiles = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HeldOutSet:
+    """A test set of a data set."""
+
+    name: str  # "random", "blocked" or "off-grid"
+    dataset: xr.Dataset
+    selected: NDArray[np.bool_]  # which samples are in the test set, shape (n,)
+    # Which samples of the main data set the models of this split may be trained on, shape (m,).
+    training: NDArray[np.bool_]
+
+    @cached_property
+    def labels(self) -> Samples:
+        """The labels of the whole data set."""
+        return samples_of(self.dataset)
+
+    @property
+    def count(self) -> int:
+        """Number of samples in the test set."""
+        return int(self.selected.sum())
+
+    @property
+    def split(self) -> str:
+        """The split whose models are scored."""
+        return "blocked" if self.name == "blocked" else "random"
+
+    @property
+    def title(self) -> str:
+        """The test set for a reader."""
+        split = f"{self.name} split" if self.name in SPLITS else "off the grid"
+        return f"{split}, {self.count:,} samples of {self.dataset.attrs['tag']}"
+
+
+def part_of(name: str, labels: Samples, values: Mapping[str, object]) -> NDArray[np.int8]:
+    """Return the part of each sample, shape (n,), in a split with this seed and these shares."""
+    settings = {key: values[key] for key in SPLIT}
+    if name == "blocked":
+        return blocked_split(labels.crystal_system, labels.cells, **settings)  # type: ignore[arg-type]
+    return random_split(labels.crystal_system, **settings)  # type: ignore[arg-type]
+
+
+def held_out_sets(
+    dataset: xr.Dataset, offgrid: xr.Dataset | None, limit: int | None = None
+) -> list[HeldOutSet]:
+    """Return the test sets of a data set, at most ``limit`` samples of each.
+
+    Raises
+    ------
+    EvaluateError
+        If the off-grid data set has other phases or another grid.
+    """
+    labels = samples_of(dataset)
+    test_sets = []
+    for name in SPLITS:
+        part = part_of(name, labels, SPLIT)
+        test_sets.append(HeldOutSet(name, dataset, part == Part.test, part != Part.test))
+    if offgrid is not None:
+        phases = [[p.name for p in campaign_of(d).phases] for d in (dataset, offgrid)]
+        if phases[0] != phases[1] or not np.array_equal(dataset.tof, offgrid.tof):
+            raise EvaluateError(
+                f"{offgrid.attrs['tag']} has other phases or another time-of-flight grid than "
+                f"{dataset.attrs['tag']}. Name another data set with --offgrid."
+            )
+        every = np.ones(offgrid.sizes["sample"], dtype=bool)
+        test_sets.append(HeldOutSet("off-grid", offgrid, every, test_sets[0].training))
+    if limit is not None:
+        for test in test_sets:
+            test.selected[np.flatnonzero(test.selected)[limit:]] = False
+    return test_sets
+
+
+def stored_batches(dataset: xr.Dataset, selected: NDArray[np.bool_]) -> Iterator[Batch]:
+    """Yield the selected profiles of a snapshot as they are, in stored order."""
+    return in_order(profiles_of(dataset, lambda values: values), selected)
 
 
 def in_batches(profiles: Profiles) -> Iterator[Profiles]:
@@ -41,20 +126,10 @@ def predict_batches(
     description: str,
     quiet: bool = False,
 ) -> tuple[NDArray[np.intp], Cells, NDArray[np.float64]]:
-    """Predict batches of profiles with a model, with a progress bar.
+    """Predict batches of ``count`` profiles together, with a progress bar.
 
-    Parameters
-    ----------
-    predictor, batches, count
-        The model, the profiles, and their number.
-    phase : shape (count,)
-        Known phases, if the model is not to decide them.
-    description, quiet
-        Of the progress bar.
-
-    Returns
-    -------
-    phase, cells, probabilities : shapes (count,), (count, 6), (count, n_phases)
+    The phases, shape (count,), are known if the model is not to decide them. Returned are phases,
+    cells and probabilities, shapes (count,), (count, 6) and (count, n_phases).
     """
     predictions, done = [], 0
     with Progress(description, count, "profiles", quiet=quiet) as progress:
@@ -72,32 +147,28 @@ def predict_batches(
 class EvaluatedModel:
     """A model or a baseline that is evaluated.
 
-    Attributes
-    ----------
-    model, key, label
-        Name; name of its scores in JSON and MLflow, and for a reader.
-    predict
-        From raw profiles to phases, shape (n,), and cells, shape (n, 6); None if it predicts no
-        cell.
-    predict_cells
-        From raw profiles and their true phases to cells, of class-conditional models.
-    uri, preset, command
-        Of a registered version, and the command that trains it again.
-    size, n_weights, n_nodes
-        On disk in bytes; numbers of weights of networks, and of nodes of trees.
+    ``predict`` returns the phases, shape (n,), and the cells, shape (n, 6), of raw profiles; None
+    instead of cells that it does not predict. ``predict_cells`` of class-conditional models returns
+    the cells of raw profiles and their true phases.
     """
 
     model: str
-    key: str
-    label: str
+    key: str  # of its scores in JSON and MLflow
+    label: str  # for a reader
     predict: Callable[[Profiles], tuple[Phases, Cells | None]]
     predict_cells: Callable[[Profiles, Phases], Cells] | None = None
-    uri: str = ""
+    uri: str = ""  # of a registered version
     preset: str = ""
-    command: str = ""
-    size: int = 0
-    n_weights: int = 0
-    n_nodes: int = 0
+    command: str = ""  # that trains it again
+    size: int = 0  # on disk, bytes
+    n_weights: int = 0  # of networks
+    n_nodes: int = 0  # of trees
+
+
+def constant_answer(phase: Phases, cells: Cells) -> tuple[int, Cells]:
+    """Return the commonest phase of samples, and its mean cell, shape (6,)."""
+    commonest = int(np.bincount(phase).argmax())
+    return commonest, cells[phase == commonest].mean(axis=0)
 
 
 def constant_model(key: str, label: str, phase: int, cell: Cells) -> EvaluatedModel:
@@ -109,87 +180,87 @@ def constant_model(key: str, label: str, phase: int, cell: Cells) -> EvaluatedMo
     return EvaluatedModel(key, key, label, predict)
 
 
-class Scorer:
-    """Predicts profiles whose phases and cells are known, and collects the errors.
+def score_models(
+    models: Sequence[EvaluatedModel],
+    targets: Targets,
+    batches: Iterable[tuple[Profiles, Phases, Cells]],
+    resamples: int,
+    on_prediction: Callable[[EvaluatedModel, Phases, Cells | None], None],
+) -> list[ModelScores]:
+    """Return the scores of models, with 95 % intervals by bootstrap.
 
     Parameters
     ----------
     models, targets
         Baselines and models; phases and parameters.
+    batches
+        Raw profiles, shape (n, points), their phases and cells, shapes (n,) and (n, 6).
+    resamples, on_prediction
+        Of the bootstrap; called with each model's phases and cells of each batch.
     """
+    truths: list[Phases] = []
+    # By the model's key; with the true phases as input, by "KEY/true".
+    totals: dict[str, Errors] = {}
+    squared: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    without_cells = set()
 
-    def __init__(self, models: Sequence[EvaluatedModel], targets: Targets) -> None:
-        self.models, self.targets = models, targets
-        self._phases: list[Phases] = []
-        self._phases_only: set[str] = set()
-        # By the model's key; with the true phases as input, by "KEY/true".
-        self._totals: dict[str, Errors] = {}
-        self._squared: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    def add(key: str, truth: tuple[Phases, Cells], predicted: Phases, cells: Cells) -> None:
+        total = errors(targets, *truth, predicted, cells)
+        totals[key] = totals[key] + total if key in totals else total
+        of_samples = squared_errors(targets, *truth, cells)
+        squared[key].append(np.stack(of_samples, axis=1).astype(np.float32))
 
-    def predict(
-        self, profiles: Profiles, phase: Phases, cells: Cells
-    ) -> Iterator[tuple[EvaluatedModel, Phases, Cells | None]]:
-        """Predict a batch of profiles with each model, and yield the predictions.
-
-        Parameters
-        ----------
-        profiles : shape (n, points)
-        phase, cells : shapes (n,), (n, 6)
-            The truth.
-        """
-        self._phases.append(phase)
-        for model in self.models:
+    for profiles, phase, cells in batches:
+        truths.append(phase)
+        for model in models:
             predicted, predicted_cells = model.predict(profiles)
             if predicted_cells is None:  # scored on phases alone
-                self._phases_only.add(model.key)
-                self._add(model.key, phase, cells, predicted, cells)
+                without_cells.add(model.key)
+                add(model.key, (phase, cells), predicted, cells)
             else:
-                self._add(model.key, phase, cells, predicted, predicted_cells)
+                add(model.key, (phase, cells), predicted, predicted_cells)
             if model.predict_cells is not None and predicted_cells is not None:
                 with_truth = predicted_cells.copy()
                 wrong = np.flatnonzero(predicted != phase)
                 if len(wrong):
                     with_truth[wrong] = model.predict_cells(profiles[wrong], phase[wrong])
-                self._add(f"{model.key}/true", phase, cells, phase, with_truth)
-            yield model, predicted, predicted_cells
+                add(f"{model.key}/true", (phase, cells), phase, with_truth)
+            on_prediction(model, predicted, predicted_cells)
 
-    def _add(
-        self, key: str, phase: Phases, cells: Cells, predicted: Phases, predicted_cells: Cells
-    ) -> None:
-        total = errors(self.targets, phase, cells, predicted, predicted_cells)
-        self._totals[key] = self._totals[key] + total if key in self._totals else total
-        squared = squared_errors(self.targets, phase, cells, predicted_cells)
-        self._squared[key].append(np.stack(squared, axis=1).astype(np.float32))
+    systems = targets.crystal_systems[np.concatenate(truths)]
+    scores = {key: summary(targets, total) for key, total in totals.items()}
+    _add_intervals(scores, systems, squared, resamples)
+    for key in without_cells:
+        scores[key] = {
+            group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
+            for group, values in scores[key].items()
+        }
+    return [
+        ModelScores(m.model, m.label, m.uri, m.preset, scores[m.key], scores.get(f"{m.key}/true"))
+        for m in models
+    ]
 
-    def scores(self, resamples: int) -> list[ModelScores]:
-        """Return the scores of all models, with their intervals, by bootstrap."""
-        systems = self.targets.crystal_systems[np.concatenate(self._phases)]
-        groups = {"all": np.ones(len(systems), dtype=bool)}
-        groups |= {CrystalSystem(int(code)).name: systems == code for code in np.unique(systems)}
-        scores = {key: summary(self.targets, total) for key, total in self._totals.items()}
-        columns = np.concatenate([np.concatenate(v) for v in self._squared.values()], axis=1)
-        names = [(key, name) for key in scores for name in ("mse_paper", "mse_paper_free")]
-        for group, rows in groups.items():
-            for of_key in scores.values():
-                values = of_key[group]
-                values["wrong"] = float(round((1 - values["accuracy"]) * values["n"]))
-            if rows.sum() < 2:
-                continue  # one sample gives no interval
-            low, high = bootstrap_intervals(columns[rows], resamples=resamples)
-            for (key, name), bottom, top in zip(names, low, high, strict=True):
-                bounds = {f"{name}_low": float(bottom), f"{name}_high": float(top)}
-                scores[key][group] |= bounds
-        for key in self._phases_only:
-            scores[key] = {
-                group: {k: v for k, v in values.items() if k in ("n", "wrong") or "accuracy" in k}
-                for group, values in scores[key].items()
-            }
-        return [
-            ModelScores(
-                m.model, m.label, m.uri, m.preset, scores[m.key], scores.get(f"{m.key}/true")
-            )
-            for m in self.models
-        ]
+
+def _add_intervals(
+    scores: Mapping[str, dict[str, dict[str, float]]],
+    systems: NDArray[np.int8],
+    squared: Mapping[str, Sequence[NDArray[np.float32]]],
+    resamples: int,
+) -> None:
+    """Add the numbers of wrong systems, and intervals, to the scores of all models and groups."""
+    groups = {"all": np.ones(len(systems), dtype=bool)}
+    groups |= {CrystalSystem(int(code)).name: systems == code for code in np.unique(systems)}
+    columns = np.concatenate([np.concatenate(parts) for parts in squared.values()], axis=1)
+    names = [(key, name) for key in scores for name in ("mse_paper", "mse_paper_free")]
+    for group, rows in groups.items():
+        for of_key in scores.values():
+            values = of_key[group]
+            values["wrong"] = float(round((1 - values["accuracy"]) * values["n"]))
+        if rows.sum() < 2:
+            continue  # one sample gives no interval
+        low, high = bootstrap_intervals(columns[rows], resamples=resamples)
+        for (key, name), bottom, top in zip(names, low, high, strict=True):
+            scores[key][group] |= {f"{name}_low": float(bottom), f"{name}_high": float(top)}
 
 
 def score_set(
@@ -200,39 +271,28 @@ def score_set(
     resamples: int,
     quiet: bool = False,
 ) -> list[ModelScores]:
-    """Score models on every sample of a test set; its chunks are read once.
-
-    Parameters
-    ----------
-    test, models, targets
-        The samples, what is scored, and its phases and parameters.
-    resamples, quiet
-        Of the bootstrap; show no progress.
-    """
-    scorer, labels = Scorer(models, targets), test.labels
-    batches = in_order(profiles_of(test.dataset, lambda values: values), test.selected)
+    """Return the scores of models on every sample of a test set; its chunks are read once."""
     total = test.count * len(models)
     with Progress(f"Scoring, {test.name}", total, "predictions", quiet=quiet) as bar:
-        for batch in _large_batches(batches):
-            phase, cells = labels.phase[batch.rows], labels.cells[batch.rows]
-            for model, *_ in scorer.predict(batch.profiles, phase, cells):
-                bar.advance(len(batch.rows), model.label)
-    return scorer.scores(resamples)
+        return score_models(
+            models,
+            targets,
+            _large_batches(test),
+            resamples,
+            lambda model, phase, _: bar.advance(len(phase), model.label),
+        )
 
 
-def _large_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _large_batches(test: HeldOutSet) -> Iterator[tuple[Profiles, Phases, Cells]]:
     """Join batches, as many small predictions take longer than a few large ones."""
     pending: list[Batch] = []
-    for batch in batches:
+    count = 0
+    for batch in stored_batches(test.dataset, test.selected):
         pending.append(batch)
-        if sum(len(b.rows) for b in pending) >= _LARGE_BATCH:
-            yield _concatenated(pending)
+        count += len(batch.rows)
+        is_last = count == test.count
+        if is_last or sum(len(b.rows) for b in pending) >= _LARGE_BATCH:
+            profiles = np.concatenate([b.profiles for b in pending])
+            rows = np.concatenate([b.rows for b in pending])
+            yield profiles, test.labels.phase[rows], test.labels.cells[rows]
             pending = []
-    if pending:
-        yield _concatenated(pending)
-
-
-def _concatenated(batches: Sequence[Batch]) -> Batch:
-    return Batch(
-        np.concatenate([b.profiles for b in batches]), np.concatenate([b.rows for b in batches])
-    )

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,9 @@ from rich.filesize import decimal
 
 from bragg_models.targets import Targets
 from pipelines.evaluation import names as known
+from pipelines.evaluation import tables
 from pipelines.evaluation.scoring import EvaluatedModel
-from pipelines.evaluation.tables import (
-    ModelScores,
-    ResultTable,
-    TableOptions,
-    by_table,
-    class_conditional_table,
-    integrated_table,
-    number,
-)
+from pipelines.evaluation.tables import ModelScores, ResultTable, number
 
 BATCH = 512
 """Profiles of the large timed batch."""
@@ -46,31 +39,15 @@ class Speed:
     nodes: int
 
 
-class MissingModel(NamedTuple):
-    """A model that is not registered, and the command that trains it."""
-
-    model: str
-    split: str
-    command: str
-
-
-class DatasetReference(NamedTuple):
-    """Identity of a data set."""
-
-    tag: str
-    snapshot_id: str
-    content_hash: str
-
-
 @dataclass(frozen=True)
 class EvaluationFacts:
-    """Date, code, data sets and settings of an evaluation."""
+    """Date, code, data sets (tag, snapshot_id, content_hash) and settings of an evaluation."""
 
     date: str
     commit: str
     campaign: str
-    data: DatasetReference
-    offgrid: DatasetReference | None
+    data: Mapping[str, str]
+    offgrid: Mapping[str, str] | None
     bootstrap: int
     limit: int | None
     command: str
@@ -94,61 +71,49 @@ def speed_of(model: EvaluatedModel, profiles: NDArray[np.float32]) -> Speed:
 
 @dataclass
 class EvaluationReport:
-    """The result of an evaluation.
-
-    Attributes
-    ----------
-    facts, targets
-        Date, commit, data sets, settings; phases and parameters.
-    scores
-        By the name of the test set, and the key of the model.
-    titles
-        Of the test sets.
-    proven
-        By the name of the test set: share of the samples for which the library match is proven to
-        be that of a search through all patterns.
-    speed, missing
-        Costs of the models, and those that are not registered.
-    commands, run_id
-        Commands that trained the models, by address; the MLflow run.
-    """
+    """The result of an evaluation."""
 
     facts: EvaluationFacts
     targets: Targets
+    titles: Mapping[str, str]  # by the name of the test set
+    missing: list[dict[str, str]]  # models that are not registered: model, split and command
+    # By the name of the test set, and the key of the model.
     scores: dict[str, dict[str, ModelScores]] = field(default_factory=dict)
-    titles: dict[str, str] = field(default_factory=dict)
+    # By the name of the test set: share of the samples for which the library match is proven to be
+    # that of a search through all patterns.
     proven: dict[str, float] = field(default_factory=dict)
     speed: list[Speed] = field(default_factory=list)
-    missing: list[MissingModel] = field(default_factory=list)
-    commands: dict[str, str] = field(default_factory=dict)
+    commands: dict[str, str] = field(default_factory=dict)  # that trained the models, by address
     run_id: str = ""
-
-    def value(self, test: str, model: str, name: str = "mse_paper") -> float | None:
-        """Return a score over all samples, or None where there is none."""
-        score = self.scores.get(test, {}).get(model)
-        return None if score is None else score.groups["all"].get(name)
 
     def tables(self) -> list[ResultTable]:
         """Return everything as tables."""
-        tables = [table for test in self.scores for table in self._test_tables(test)]
-        return [*tables, *self._ablation(), self._costs()]
+        of_tests = [table for test in self.scores for table in self._test_tables(test)]
+        return [*of_tests, *self._ablation(), self._costs()]
 
     def _test_tables(self, test: str) -> list[ResultTable]:
-        baselines, conditional, integrated = by_table(self.scores[test].values())
+        baselines, conditional, integrated = tables.by_table(self.scores[test].values())
         split = "blocked" if test == "blocked" else "random"
-        tables = []
+        shown = []
         for make, names, models in (
-            (class_conditional_table, (known.CLASSIFIER, *known.CLASS_CONDITIONAL), conditional),
-            (integrated_table, known.INTEGRATED, integrated),
+            (
+                tables.class_conditional_table,
+                (known.CLASSIFIER, *known.CLASS_CONDITIONAL),
+                conditional,
+            ),
+            (tables.integrated_table, known.INTEGRATED, integrated),
         ):
-            missing = [m.model for m in self.missing if m.model in names and m.split == split]
+            missing = [m["model"] for m in self.missing if m["split"] == split]
+            missing = [model for model in missing if model in names]
             if not missing and not models:
                 continue  # nothing but baselines
-            options = TableOptions(
+            table = make(
+                self.titles[test],
+                [*baselines, *models],
+                self.targets,
                 with_paper=self.facts.campaign == known.PAPER_CAMPAIGN and test == "random",
                 not_trained=[known.LABELS.get(model, model) for model in missing],
             )
-            table = make(self.titles[test], [*baselines, *models], self.targets, options)
             if missing:
                 table.notes.append(f"Not trained: {known.train_command(' '.join(missing), split)}")
             if test in self.proven:
@@ -156,20 +121,21 @@ class EvaluationReport:
                     f"The library match is proven to be the exact one for "
                     f"{self.proven[test]:.1%} of the samples."
                 )
-            tables.append(table)
-        return tables
+            shown.append(table)
+        return shown
 
     def _ablation(self) -> list[ResultTable]:
         table = ResultTable(
             "Ablation: cross entropy + MSE against the class as an integer",
             ("", "wrong", "mse_paper", "wrong, integer", "mse_paper, integer"),
         )
-        for test in self.scores:
-            if self.value(test, known.INTEGER) is not None:
-                names = [
-                    (m, n) for m in ("multitask", known.INTEGER) for n in ("wrong", "mse_paper")
-                ]
-                table.add(test, *(number(self.value(test, *name)) for name in names))
+        for test, scores in self.scores.items():
+            if known.INTEGER in scores:
+                values: list[float | None] = []
+                for model in ("multitask", known.INTEGER):
+                    of_model = scores[model].groups["all"] if model in scores else {}
+                    values += of_model.get("wrong"), of_model.get("mse_paper")
+                table.add(test, *map(number, values))
         return [table] if table.rows else []
 
     def _costs(self) -> ResultTable:
@@ -179,15 +145,9 @@ class EvaluationReport:
             ("", *headings, "weights", "nodes"),
         )
         for s in self.speed:
-            table.add(
-                s.label,
-                number(1e3 * s.single),
-                number(1e3 * s.batch),
-                number(1e3 * s.batch / BATCH),
-                decimal(s.bytes),
-                f"{s.weights:,}" if s.weights else "",
-                f"{s.nodes:,}" if s.nodes else "",
-            )
+            times = (number(1e3 * t) for t in (s.single, s.batch, s.batch / BATCH))
+            counts = (f"{count:,}" if count else "" for count in (s.weights, s.nodes))
+            table.add(s.label, *times, decimal(s.bytes), *counts)
         return table
 
     def to_json(self) -> Mapping[str, Any]:
@@ -198,10 +158,8 @@ class EvaluationReport:
         }
         values = {
             **asdict(self.facts),
-            "data": self.facts.data._asdict(),
-            "offgrid": None if self.facts.offgrid is None else self.facts.offgrid._asdict(),
             "test_sets": test_sets,
-            "not_trained": [missing._asdict() for missing in self.missing],
+            "not_trained": self.missing,
             "library_proven": self.proven,
             # deprecated: "one" was the name of "single"
             "speed": [{**asdict(speed), "one": speed.single} for speed in self.speed],
@@ -230,7 +188,8 @@ class EvaluationReport:
         facts = self.facts
         lines = ["# Results", "", f"- date: {facts.date}", f"- commit: {facts.commit}"]
         lines += [
-            f"- {name}: `{data.tag}`, snapshot {data.snapshot_id}, content {data.content_hash[:12]}"
+            f"- {name}: `{data['tag']}`, snapshot {data['snapshot_id']}, content "
+            f"{data['content_hash'][:12]}"
             for name, data in (("data", facts.data), ("offgrid", facts.offgrid))
             if data is not None
         ]

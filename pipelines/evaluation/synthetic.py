@@ -5,63 +5,51 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
+from bragg_data.campaign import Samples
 from bragg_data.provenance import code_commit
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.library.compressed import CompressedLibrary
+from bragg_models.library.compressed import CompressedLibrary, Neighbours, mean_of_nearest
 from bragg_models.targets import targets_of
 from catalog.tracking import Tracking
 from pipelines.cli.console import Progress, say
-from pipelines.evaluation import summary
-from pipelines.evaluation.baselines import LibraryMatch, baseline_models
+from pipelines.evaluation import names as known
+from pipelines.evaluation import scoring
 from pipelines.evaluation.candidates import (
     Candidate,
     candidates,
     load_candidate,
     newest_trained_tag,
 )
-from pipelines.evaluation.names import INTEGER, MODELS, NEAREST, PAPER_CAMPAIGN, train_command
-from pipelines.evaluation.scoring import EvaluatedModel, score_set
-from pipelines.evaluation.test_sets import held_out_sets
+from pipelines.evaluation.scoring import SPLITS, EvaluatedModel
+from pipelines.evaluation.summary import BATCH, EvaluationFacts, EvaluationReport, speed_of
 
 OFF_GRID = "batio3-offgrid-v1"
 """Tag of the paper's campaign off its grid: cells drawn continuously in the same ranges."""
 
-_SPLITS = ("random", "blocked")
+_NEIGHBOURS = 4  # nearest patterns whose cells are averaged, of those with the nearest's phase
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is evaluated, and how.
+    """What is evaluated, and how."""
 
-    Attributes
-    ----------
-    data
-        Tag of the data set; None for the newest that a model was trained on.
-    offgrid
-        Tag of a data set of cells between the grid's points; None for :data:`OFF_GRID`.
-    models
-        Names or addresses; all models if empty.
-    bootstrap, limit
-        Resamples of the samples, for 95 % intervals; largest number of samples of each test set.
-    library
-        Whether the library match is among the baselines.
-    """
-
-    data: str | None = None
-    offgrid: str | None = None
-    models: tuple[str, ...] = ()
-    bootstrap: int = 1000
-    limit: int | None = None
-    library: bool = True
+    data: str | None = None  # tag; None for the newest that a model was trained on
+    offgrid: str | None = None  # tag of cells between the grid's points; None for OFF_GRID
+    models: tuple[str, ...] = ()  # names or addresses; all models if empty
+    bootstrap: int = 1000  # resamples of the samples, for 95 % intervals
+    limit: int | None = None  # largest number of samples of each test set
+    library: bool = True  # whether the library match is among the baselines
 
     def command(self, tag: str) -> str:
         """Return the command that repeats the evaluation of a data set's tag."""
@@ -70,22 +58,14 @@ class EvaluationSettings:
         texts = [
             f"{name} {shlex.quote(str(value))}" for name, value in options if value is not None
         ]
-        return " ".join(
-            ["python -m pipelines.evaluate", *texts, *([] if self.library else ["--no-library"])]
-        )
+        library = [] if self.library else ["--no-library"]
+        return " ".join(["python -m pipelines.evaluate", *texts, *library])
 
 
 def run_evaluation(
     store: Store, tracking: Tracking, settings: EvaluationSettings, *, quiet: bool = False
-) -> summary.EvaluationReport:
+) -> EvaluationReport:
     """Evaluate registered models on a data set of a store, and log the results to MLflow.
-
-    Parameters
-    ----------
-    store, tracking
-        The data sets, and the models.
-    settings, quiet
-        What is evaluated; print nothing.
 
     Raises
     ------
@@ -96,7 +76,7 @@ def run_evaluation(
     """
     dataset = store.open(settings.data or newest_trained_tag(store, tracking))
     tag = settings.offgrid
-    if tag is None and dataset.attrs["campaign"] == PAPER_CAMPAIGN:
+    if tag is None and dataset.attrs["campaign"] == known.PAPER_CAMPAIGN:
         tag = OFF_GRID if OFF_GRID in {t.name for t in store.tags()} else None
     offgrid = None if tag is None else store.open(tag)
     chosen = candidates(tracking, dataset, settings.models)
@@ -139,30 +119,29 @@ def _evaluate(
     settings: EvaluationSettings,
     *,
     quiet: bool = False,
-) -> summary.EvaluationReport:
+) -> EvaluationReport:
     """Score registered versions and baselines on the test sets, and time them."""
     labels = samples_of(dataset)
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
-    tests = held_out_sets(dataset, offgrid, settings.limit)
-    report = summary.EvaluationReport(
-        summary.EvaluationFacts(
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            commit=code_commit(),
-            campaign=str(dataset.attrs["campaign"]),
-            data=_reference(dataset),
-            offgrid=None if offgrid is None else _reference(offgrid),
-            bootstrap=settings.bootstrap,
-            limit=settings.limit,
-            command=settings.command(str(dataset.attrs["tag"])),
-        ),
-        targets,
-        titles={test.name: test.title for test in tests},
-        missing=list(_missing(chosen, settings.models)),
+    tests = scoring.held_out_sets(dataset, offgrid, settings.limit)
+    facts = EvaluationFacts(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=code_commit(),
+        campaign=str(dataset.attrs["campaign"]),
+        data=_reference(dataset),
+        offgrid=None if offgrid is None else _reference(offgrid),
+        bootstrap=settings.bootstrap,
+        limit=settings.limit,
+        command=settings.command(str(dataset.attrs["tag"])),
     )
+    titles = {test.name: test.title for test in tests}
+    report = EvaluationReport(facts, targets, titles, _missing(chosen, settings.models))
+    profiles = dataset["intensity"][:BATCH].values
+    profiles = np.resize(profiles, (BATCH, profiles.shape[1]))
     with tempfile.TemporaryDirectory(prefix="bragg-library-") as temporary:
         library = _library(dataset, Path(temporary), quiet=quiet) if settings.library else None
         # The models of one split at a time: all forests together would fill the memory.
-        for split in _SPLITS:
+        for split in SPLITS:
             of_split = [test for test in tests if test.split == split]
             training = of_split[0].training
             loaded = [
@@ -173,50 +152,87 @@ def _evaluate(
             report.commands |= {model.uri: model.command for model in loaded}
             for test in of_split:
                 match = LibraryMatch(library, labels, test.training) if library else None
-                baselines = baseline_models(labels, match, test)
-                models = [*baselines, *loaded]
-                scores = score_set(test, models, targets, resamples=settings.bootstrap, quiet=quiet)
+                models = [*_baselines(labels, match, test.training), *loaded]
+                resamples = settings.bootstrap
+                scores = scoring.score_set(test, models, targets, resamples=resamples, quiet=quiet)
                 report.scores[test.name] = {
                     model.key: score for model, score in zip(models, scores, strict=True)
                 }
                 if match is not None:
                     report.proven[test.name] = match.n_proven / match.n_queries
-            _time(report, dataset, [*baselines, *loaded])
+            timed = {speed.model for speed in report.speed}
+            report.speed += [
+                speed_of(model, profiles)
+                for model in models
+                if model.model not in timed and (model.uri or model.model == known.NEAREST)
+            ]
     # In the order in which they are read.
-    report.scores = {
-        test: report.scores[test] for test in (*_SPLITS, "off-grid") if test in report.scores
-    }
+    report.scores = {name: report.scores[name] for name in titles}
     return report
 
 
-def _time(
-    report: summary.EvaluationReport, dataset: xr.Dataset, models: Sequence[EvaluatedModel]
-) -> None:
-    """Time the library match and the registered models that are not timed yet."""
-    profiles = dataset["intensity"][: summary.BATCH].values
-    profiles = np.resize(profiles, (summary.BATCH, profiles.shape[1]))
-    timed = {speed.model for speed in report.speed}
-    report.speed += [
-        summary.speed_of(model, profiles)
-        for model in models
-        if model.model not in timed and (model.uri or model.model == NEAREST)
+class LibraryMatch:
+    """The patterns that the models of a test set may be trained on, as a baseline.
+
+    Parameters
+    ----------
+    library, labels
+        All patterns of a data set, and their labels.
+    training : shape (n,)
+        Which of them may be used.
+    """
+
+    def __init__(
+        self, library: CompressedLibrary, labels: Samples, training: NDArray[np.bool_]
+    ) -> None:
+        self.library, self.labels = library.only(training), labels
+        self.size = library.full.nbytes + library.compressed.nbytes
+        self.n_queries = self.n_proven = 0
+        self._last: tuple[scoring.Profiles, Neighbours] | None = None
+
+    def predict(
+        self, profiles: scoring.Profiles, *, count: int
+    ) -> tuple[scoring.Phases, scoring.Cells]:
+        """Return the phases of the nearest patterns, and the mean cells of ``count`` of them."""
+        # Different counts are evaluated on the same profiles in turn.
+        if self._last is None or self._last[0] is not profiles:
+            nearest = self.library.nearest(profiles, min(_NEIGHBOURS, len(self.library.rows)))
+            self._last = profiles, nearest
+            self.n_queries += len(profiles)
+            self.n_proven += int(nearest.proven.sum())
+        return mean_of_nearest(self._last[1], self.labels.phase, self.labels.cells, count)
+
+
+def _baselines(
+    labels: Samples, match: LibraryMatch | None, training: NDArray[np.bool_]
+) -> list[EvaluatedModel]:
+    """Return the baselines: a constant, and the nearest stored patterns if there is a match."""
+    answer = scoring.constant_answer(labels.phase[training], labels.cells[training])
+    models = [scoring.constant_model(known.CONSTANT, "always the mean cell", *answer)]
+    if match is not None:
+        for key, label, count in (
+            (known.NEAREST, "library, nearest", 1),
+            (known.NEAREST_MEAN, f"library, mean of {_NEIGHBOURS}", _NEIGHBOURS),
+        ):
+            predict = partial(match.predict, count=count)
+            models.append(EvaluatedModel(key, key, label, predict, size=match.size))
+    return models
+
+
+def _missing(chosen: Sequence[Candidate], names: Sequence[str]) -> list[dict[str, str]]:
+    """Return the models that are requested and not registered, and the commands to train them."""
+    registered = {(c.model, c.split) for c in chosen}
+    return [
+        {"model": model, "split": split, "command": known.train_command(model, split)}
+        for split in SPLITS
+        for model in known.MODELS
+        if model != known.INTEGER and (not names or model in names)
+        if (model, split) not in registered
     ]
 
 
-def _missing(chosen: Sequence[Candidate], names: Sequence[str]) -> Iterator[summary.MissingModel]:
-    """Yield the models that are not registered, of those that are requested."""
-    registered = {(c.model, c.split) for c in chosen}
-    for split in _SPLITS:
-        for model in MODELS:
-            requested = model != INTEGER and (not names or model in names)
-            if requested and (model, split) not in registered:
-                yield summary.MissingModel(model, split, train_command(model, split))
-
-
-def _reference(dataset: xr.Dataset) -> summary.DatasetReference:
-    return summary.DatasetReference(
-        *(str(dataset.attrs[name]) for name in summary.DatasetReference._fields)
-    )
+def _reference(dataset: xr.Dataset) -> dict[str, str]:
+    return {key: str(dataset.attrs[key]) for key in ("tag", "snapshot_id", "content_hash")}
 
 
 def _library(dataset: xr.Dataset, directory: Path, *, quiet: bool) -> CompressedLibrary:

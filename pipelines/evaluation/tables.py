@@ -5,36 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from bragg_data.model_provenance import Scores
 from bragg_models.targets import Targets
 from pipelines.cli.console import console, say
+from pipelines.cli.style import SYMBOLS, UNITS
 from pipelines.evaluation import names as known
-
-Scores = Mapping[str, Mapping[str, float]]
-"""By ``all`` and crystal system: scores by their names."""
 
 _WIDE = 8  # columns, beyond which there is no space for padding in 120 characters
 _SCORES = ("systems\nwrong", "mse_paper", "tied c once")
-_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table of texts, for a terminal and for Markdown.
+    """A table of texts, for a terminal and for Markdown; below it are notes.
 
-    Attributes
-    ----------
-    title, notes
-        What it shows, and lines below it.
-    columns
-        Headings; the first column is the rows' names, the others are numbers.
-    rows
-        Texts, as many as columns or fewer, each row with a style: "bold", "dim" or "".
+    The first column has the rows' names, the others numbers. A row has as many texts as there are
+    columns or fewer, and a style: "bold", "dim" or "".
     """
 
     title: str
@@ -57,10 +49,10 @@ class ResultTable:
             padding=(0, 0 if len(self.columns) > _WIDE else 1),
         )
         for index, heading in enumerate(self.columns):
-            justify: Literal["left", "right"] = "right" if index else "left"
-            table.add_column(escape(heading), justify=justify, vertical="bottom", no_wrap=True)
+            table.add_column(escape(heading), vertical="bottom", no_wrap=True)
+            table.columns[-1].justify = "right" if index else "left"
         for texts, style in self.rows:
-            table.add_row(*(escape(text) for text in texts), style=style or None)
+            table.add_row(*map(escape, texts), style=style or None)
         console.print(table)
         for note in self.notes:
             say(escape(note))
@@ -92,53 +84,38 @@ def number(value: float | None) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def finite(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the numbers that are finite, nested as they are."""
+    nested = {k: finite(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return {k: v for k, v in nested.items() if isinstance(v, Mapping) or math.isfinite(v)}
+
+
 def with_interval(values: Mapping[str, float], name: str) -> str:
     """Write a score and its interval, which shares the power of ten: 4.36e-6 (3.90–4.91).
 
-    Parameters
-    ----------
-    values
-        Scores; the bounds are those under ``name_low`` and ``name_high``.
-    name
-        Name of the score.
+    The bounds are the values of ``name_low`` and ``name_high``.
     """
-    value = values.get(name)
-    if value is None:
-        return ""
-    low, high = values.get(f"{name}_low"), values.get(f"{name}_high")
-    if low is None or high is None or value <= 0 or not math.isfinite(value):
+    value, low, high = (values.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None or low is None or high is None or value <= 0 or not math.isfinite(value):
         return number(value)
     mantissa, exponent = f"{value:.2e}".split("e")
     unit = 10.0 ** int(exponent)
     return f"{mantissa}e{int(exponent)} ({low / unit:.2f}–{high / unit:.2f})"
 
 
-def mae_headings(targets: Targets) -> list[str]:
-    """Return a heading with its unit for each parameter."""
-    return [f"MAE {p} ({'Å' if p in 'abc' else '°'})" for p in targets.parameters]
-
-
 @dataclass(frozen=True)
 class ModelScores:
     """The scores of a model on one test set.
 
-    Attributes
-    ----------
-    model, label
-        Name, also of a baseline; name for a reader.
-    uri, preset
-        Of the registered version; empty for a baseline.
-    groups
-        By "all" and crystal system: the scores of :func:`bragg_models.metrics.summary`, the number
-        of misclassified samples (``wrong``), and the bounds of intervals as ``mse_paper_low`` …; of
-        a classifier the scores that need no cell.
-    true_system
-        The same with each sample's true crystal system as input, of class-conditional models.
+    ``groups`` has, by "all" and crystal system, the scores of :func:`bragg_models.metrics.summary`,
+    the number of misclassified samples (``wrong``), and the bounds of intervals as
+    ``mse_paper_low`` …; of a classifier the scores that need no cell. ``true_system`` has the same
+    with each sample's true crystal system as input, of class-conditional models.
     """
 
-    model: str
-    label: str
-    uri: str
+    model: str  # also of a baseline
+    label: str  # for a reader
+    uri: str  # of the registered version; empty for a baseline
     preset: str
     groups: Scores
     true_system: Scores | None = None
@@ -154,102 +131,80 @@ def by_table(scores: Iterable[ModelScores]) -> tuple[list[ModelScores], ...]:
     return baselines, conditional, integrated
 
 
-@dataclass(frozen=True)
-class TableOptions:
-    """Variants of the paper's tables.
-
-    Attributes
-    ----------
-    with_paper
-        Add the paper's results.
-    measured
-        The samples are measured ones: Tables IV and V instead of II and III.
-    not_trained
-        Labels of models whose rows stay empty.
-    """
-
-    with_paper: bool = False
-    measured: bool = False
-    not_trained: Sequence[str] = ()
-
-
 def class_conditional_table(
-    title: str, scores: Sequence[ModelScores], targets: Targets, options: TableOptions
+    title: str,
+    scores: Sequence[ModelScores],
+    targets: Targets,
+    *,
+    with_paper: bool = False,
+    measured: bool = False,
+    not_trained: Sequence[str] = (),
 ) -> ResultTable:
     """Return Table II of the paper, each crystal system by itself; of measured profiles Table IV.
 
     Parameters
     ----------
-    title, targets, options
-        The test set, its parameters, and which of the tables.
+    title, targets
+        The test set and its parameters.
     scores
         Baselines first; then in the paper's order.
+    with_paper, measured, not_trained
+        Add the paper's results; the samples are measured ones; labels of models with empty rows.
     """
-    name, published = ("IV", known.TABLE_IV) if options.measured else ("II", known.TABLE_II)
-    shown = _SCORES[:2] if options.measured else _SCORES
-    columns = ("", *shown, "true\nsystem", "paper", *_narrow_headings(targets))
+    name, published = ("IV", known.TABLE_IV) if measured else ("II", known.TABLE_II)
+    shown = _SCORES[:2] if measured else _SCORES
+    columns = ("", *shown, "true\nsystem", "paper", *_mae_headings(targets))
     table = ResultTable(f"Table {name}, class-conditional models: {title}", columns)
-    for system in _systems(scores):
+    for system in dict.fromkeys(g for score in scores for g in score.groups if g != "all"):
         count = next(s.groups[system]["n"] for s in scores if system in s.groups)
         table.add(f"{system}, {count:,.0f} sample{'s' * (count != 1)}", style="bold")
         for score in scores:
-            first, last = _texts(score.groups[system], targets)
-            true_system = None if score.true_system is None else score.true_system[system]
-            paper = published.get(score.model, {}).get(system) if options.with_paper else None
-            table.add(
-                f"  {score.label}",
-                *first[: len(shown)],
-                number(true_system["mse_paper"] if true_system else None),
-                number(paper),
-                *last,
-            )
-        for label in options.not_trained:
+            first, last = _texts(score.groups[system], targets, len(shown))
+            true_system = score.true_system[system]["mse_paper"] if score.true_system else None
+            paper = published.get(score.model, {}).get(system) if with_paper else None
+            table.add(f"  {score.label}", *first, number(true_system), number(paper), *last)
+        for label in not_trained:
             table.add(f"  {label}", "", "not trained", style="dim")
     return table
 
 
 def integrated_table(
-    title: str, scores: Sequence[ModelScores], targets: Targets, options: TableOptions
+    title: str,
+    scores: Sequence[ModelScores],
+    targets: Targets,
+    *,
+    with_paper: bool = False,
+    measured: bool = False,
+    not_trained: Sequence[str] = (),
 ) -> ResultTable:
     """Return Table III of the paper (V, of measured ones): all systems together, and each below.
 
-    Parameters
-    ----------
-    title, scores, targets, options
-        As for :func:`class_conditional_table`.
+    The parameters are those of :func:`class_conditional_table`.
     """
-    name, published = ("V", known.TABLE_V) if options.measured else ("III", known.TABLE_III)
-    shown = _SCORES[:2] if options.measured else _SCORES
-    columns = ("", "samples", *shown, "paper", *_narrow_headings(targets))
+    name, published = ("V", known.TABLE_V) if measured else ("III", known.TABLE_III)
+    shown = _SCORES[:2] if measured else _SCORES
+    columns = ("", "samples", *shown, "paper", *_mae_headings(targets))
     table = ResultTable(f"Table {name}, integrated models: {title}", columns)
     for score in scores:
-        for group in ("all", *_systems([score])):
-            values = score.groups[group]
-            first, last = _texts(values, targets)
-            with_paper = options.with_paper and group == "all"
-            table.add(
-                score.label if group == "all" else f"  {group}",
-                f"{values['n']:,.0f}",
-                *first[: len(shown)],
-                number(published.get(score.model) if with_paper else None),
-                *last,
-                style="bold" if group == "all" else "dim",
-            )
-    for label in options.not_trained:
+        for group, values in score.groups.items():
+            first, last = _texts(values, targets, len(shown))
+            of_all = group == "all"
+            label, style = (score.label, "bold") if of_all else (f"  {group}", "dim")
+            paper = number(published.get(score.model) if with_paper and of_all else None)
+            table.add(label, f"{values['n']:,.0f}", *first, paper, *last, style=style)
+    for label in not_trained:
         table.add(label, "", "", "not trained", style="dim")
     return table
 
 
-def _narrow_headings(targets: Targets) -> list[str]:
-    headings = zip(targets.parameters, mae_headings(targets), strict=True)
-    return [h.replace(p, _GREEK.get(p, p)).replace(" (", "\n(") for p, h in headings]
+def _mae_headings(targets: Targets) -> list[str]:
+    return [f"MAE {SYMBOLS[p]}\n({UNITS[p]})" for p in targets.parameters]
 
 
-def _texts(values: Mapping[str, float], targets: Targets) -> tuple[list[str], list[str]]:
+def _texts(
+    values: Mapping[str, float], targets: Targets, shown: int
+) -> tuple[list[str], list[str]]:
+    """Return the first of the scores, and the mean absolute errors."""
     scores = [f"{values['wrong']:,.0f}"]
     scores += [with_interval(values, name) for name in ("mse_paper", "mse_paper_free")]
-    return scores, [number(values.get(f"mae_{p}")) for p in targets.parameters]
-
-
-def _systems(scores: Sequence[ModelScores]) -> list[str]:
-    return list(dict.fromkeys(g for score in scores for g in score.groups if g != "all"))
+    return scores[:shown], [number(values.get(f"mae_{p}")) for p in targets.parameters]

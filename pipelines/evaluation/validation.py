@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +25,11 @@ from catalog.tracking import MEASURED_METRICS, Tracking
 from pipelines.cli.console import say
 from pipelines.cli.options import default_tag
 from pipelines.cluster.client import open_client
-from pipelines.evaluation import measured, measured_tables
+from pipelines.evaluation import calibration, draws, measured, measured_tables
 from pipelines.evaluation.candidates import Candidate, candidates, evaluated_model
 from pipelines.evaluation.draw_options import DrawOptions
-from pipelines.evaluation.draws import evaluate_on_draws
-from pipelines.evaluation.names import EQUATION_1
-from pipelines.evaluation.rejection import find_other_bank
+from pipelines.evaluation.names import EQUATION_1, EvaluateError
+from pipelines.evaluation.rejection import find_other_bank, rejection_table
 from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.library import INDEX_DIRECTORY, PatternLibrary, index_library
 from pipelines.registry.feature_views import RegisteredModel
@@ -40,57 +39,30 @@ DRAWS = "fresh draws"
 """Name of the figures of simulated measurements."""
 
 
-class ValidateError(ValueError):
-    """A validation that is not possible as requested."""
-
-
 @dataclass(frozen=True)
 class ValidationSettings:
-    """What is validated, and how.
+    """What is validated, and how."""
 
-    Attributes
-    ----------
-    data
-        Tags of measured data sets, or NPZ files of pseudo-experiments; None for all measured data
-        sets with labels, or for none if simulated measurements are requested.
-    models
-        Names or addresses; all models if empty.
-    trained_on
-        Tag of the data set of the models and the library; None for the default one.
-    library, refine
-        Whether the library match, and the refinement from it, are among the baselines.
-    paper_preprocessing
-        Add the results after the paper's preprocessing (its section V-C1).
-    bootstrap, on_draws
-        Resamples of the samples, for 95 % intervals; evaluation on simulated measurements.
-    """
-
+    # Tags of measured data sets, or NPZ files of pseudo-experiments; None for all measured data
+    # sets with labels, or for none if simulated measurements are requested.
     data: tuple[str, ...] | None = None
-    models: tuple[str, ...] = ()
-    trained_on: str | None = None
-    library: bool = True
-    refine: bool = True
-    paper_preprocessing: bool = False
-    bootstrap: int = 1000
+    models: tuple[str, ...] = ()  # names or addresses; all models if empty
+    trained_on: str | None = None  # data set of the models and the library; None: the default one
+    library: bool = True  # add the library match to the baselines
+    refine: bool = True  # add the refinement from it
+    paper_preprocessing: bool = False  # add results after the paper's preprocessing (section V-C1)
+    bootstrap: int = 1000  # resamples of the samples, for 95 % intervals
     on_draws: DrawOptions = field(default_factory=DrawOptions)
 
 
 @dataclass
 class ValidationReport:
-    """The result of a validation.
+    """The result of a validation."""
 
-    Attributes
-    ----------
-    text, results
-        Facts and tables, as Markdown; for each set of profiles, plain JSON values.
-    metrics, figures, run_id
-        Nested numbers, by set; by set, and by model; the MLflow run.
-    """
-
-    text: str
-    results: list[Mapping[str, Any]] = field(default_factory=list)
-    metrics: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    figures: dict[str, dict[str, Figure]] = field(default_factory=dict)
+    text: str  # facts and tables, as Markdown
+    results: list[Mapping[str, Any]] = field(default_factory=list)  # JSON values of each set
+    metrics: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # nested numbers, by set
+    figures: dict[str, dict[str, Figure]] = field(default_factory=dict)  # by set, and by model
     run_id: str = ""
 
     def add(self, *tables: ResultTable | None, show: bool = True) -> None:
@@ -103,7 +75,7 @@ class ValidationReport:
 
     def add_scores(self, result: measured.Validation, name: str) -> None:
         """Add the scores and predictions of a set of profiles, under its name."""
-        self.results.append({**measured_tables.validation_json(result), "name": name})
+        self.results.append(measured_tables.validation_json(result, name))
         self.metrics[measured_tables.slug(name)] = measured_tables.validation_metrics(result)
 
 
@@ -112,17 +84,11 @@ def run_validation(
 ) -> ValidationReport:
     """Validate registered models, print the tables, and log them to MLflow.
 
-    Parameters
-    ----------
-    store, tracking, settings
-        The data sets, the models, and what is validated.
-
     Raises
     ------
-    ValidateError
-        If there are no labelled profiles, they are on another grid, or no model has intervals.
     EvaluateError
-        If there is no such model.
+        If there is no such model, there are no labelled profiles, they are on another grid, or no
+        model has intervals.
     """
     dataset = store.open(settings.trained_on or default_tag(store))
     campaign, labels = campaign_of(dataset), samples_of(dataset)
@@ -137,14 +103,34 @@ def run_validation(
     sets = []
     if settings.data is not None or not options.requested:
         sets = _labelled_sets(settings.data, store, campaign)
-    report = ValidationReport(_facts(dataset, settings))
+    attrs = dataset.attrs
+    report = ValidationReport(
+        f"# Measured profiles\n\n"
+        f"- date: {datetime.now(UTC).isoformat(timespec='seconds')}\n"
+        f"- commit: {code_commit()}\n"
+        f"- models and library: `{attrs['tag']}`, snapshot {attrs['snapshot_id']}\n"
+        f"- intervals: 95 %, bootstrap over samples, {settings.bootstrap} resamples, in the power "
+        f"of ten of the number before them\n- {EQUATION_1}\n"
+    )
     validator = _Validator(settings, report, dataset, labels, targets, chosen, predictors)
     if sets:
         validator.validate_sets(sets)
         say(EQUATION_1)
     if options.requested:
         validator.evaluate_draws(tracking, bank)
-    validator.log(tracking, [labelled.name for labelled in sets])
+    tags = {"data": str(attrs["tag"]), "snapshot_id": str(attrs["snapshot_id"])}
+    tags |= {"code_commit": code_commit(), "mlflow.source.name": "pipelines.validate"}
+    with tracking.run(str(attrs["campaign"]), "validation", tags) as run:
+        report.run_id = run.id
+        run.log_dataset(dataset, "library")
+        models = [c.version.uri for c in chosen]
+        run.log_parameters({"sets": [labelled.name for labelled in sets], "models": models})
+        run.log_metrics({MEASURED_METRICS: report.metrics})
+        run.log_text(report.text, "validation.md")
+        for name, pages in report.figures.items():
+            for label, figure in pages.items():
+                path = f"{measured_tables.slug(name)}/{measured_tables.slug(label)}.png"
+                run.log_figure(figure, f"figures/{path}")
     return report
 
 
@@ -177,27 +163,29 @@ class _Validator:
         """Score all models and baselines on a set of profiles."""
         models = measured.measured_baselines(self.campaign, self.labels, matches, fits)
         models += [evaluated_model(c, self.predictors[c.label]) for c in self.chosen]
-        resamples = self.settings.bootstrap
-        return measured.validate(labelled, self.targets, models, resamples=resamples)
+        return measured.validate(labelled, self.targets, models, self.settings.bootstrap)
 
     def validate_sets(self, sets: Sequence[measured.LabelledProfiles]) -> None:
         """Add the results on labelled profiles."""
         campaign, report, library = self.campaign, self.report, None
-        if self.settings.library:
-            library = index_library(self.dataset, campaign, progress=True)
-        matches = [None] * len(sets) if library is None else measured.library_matches(library, sets)
-        refiner = (
-            Refiner(campaign, cache=INDEX_DIRECTORY) if library and self.settings.refine else None
-        )
-        starts: dict[str, Predictor | None] = {measured.FROM_LIBRARY: None}
-        for label, predictor in self.with_intervals.items():
-            starts[f"{label} and {measured.FROM_LIBRARY}"] = predictor
+        matches: Sequence[Matches | None] = [None] * len(sets)
         # All refinements come before the tables.
         fits: list[dict[str, measured.RefinedProfiles]] = [{} for _ in sets]
-        for labelled, m, fit in zip(sets, matches, fits, strict=True):
-            if m is not None and refiner is not None:
-                for label, p in starts.items():
-                    fit[label] = measured.refine_profiles(labelled, m, refiner, p)
+        if self.settings.library:
+            library = index_library(self.dataset, campaign, progress=True)
+            matches = searched = measured.library_matches(library, sets)
+            if self.settings.refine:
+                refiner = Refiner(campaign, cache=INDEX_DIRECTORY)
+                starts: dict[str, Predictor | None] = {measured.FROM_LIBRARY: None}
+                for label, predictor in self.with_intervals.items():
+                    starts[f"{label} and {measured.FROM_LIBRARY}"] = predictor
+                fits = [
+                    {
+                        label: measured.refine_profiles(labelled, m, refiner, model)
+                        for label, model in starts.items()
+                    }
+                    for labelled, m in zip(sets, searched, strict=True)
+                ]
         for labelled, m, fit in zip(sets, matches, fits, strict=True):
             result = self.result_of(labelled, m, fit)
             report.add(*measured_tables.validation_tables(result, campaign.name))
@@ -239,7 +227,7 @@ class _Validator:
         """Add the results on simulated measurements."""
         chosen = [c for c in self.chosen if c.label in self.with_intervals]
         if not chosen:
-            raise ValidateError(
+            raise EvaluateError(
                 "None of these models has intervals, so there is nothing to evaluate on draws. "
                 "Train one with python -m pipelines.train robust, or name it with --models."
             )
@@ -247,27 +235,18 @@ class _Validator:
         with open_client(options.cluster) as client:
             for c in chosen:
                 model = RegisteredModel(tracking.uri, c.version)
-                tables, figure = evaluate_on_draws(client, model, phases, c.label, options, bank)
-                self.report.add(*tables, show=False)
-                if figure is not None:
+                tables = []
+                if options.draws:
+                    predictions = draws.predict_draws(client, model, options.draws)
+                    tables += calibration.calibration_tables(predictions, phases)
+                    figure = calibration.calibration_figure(predictions, phases)
                     self.report.figures.setdefault(DRAWS, {})[c.label] = figure
-
-    def log(self, tracking: Tracking, sets: list[str]) -> None:
-        """Log the report as a run of MLflow."""
-        report, attrs = self.report, self.dataset.attrs
-        tags = {"data": str(attrs["tag"]), "snapshot_id": str(attrs["snapshot_id"])}
-        tags |= {"code_commit": code_commit(), "mlflow.source.name": "pipelines.validate"}
-        with tracking.run(str(attrs["campaign"]), "validation", tags) as run:
-            report.run_id = run.id
-            run.log_dataset(self.dataset, "library")
-            models = [c.version.uri for c in self.chosen]
-            run.log_parameters({"sets": sets, "models": models})
-            run.log_metrics({MEASURED_METRICS: report.metrics})
-            run.log_text(report.text, "validation.md")
-            for name, pages in report.figures.items():
-                for label, figure in pages.items():
-                    path = f"{measured_tables.slug(name)}/{measured_tables.slug(label)}.png"
-                    run.log_figure(figure, f"figures/{path}")
+                if options.foreign:
+                    tables.append(rejection_table(client, model, options.foreign, bank))
+                if count := options.refined_draws:
+                    tables.append(draws.convergence_table(client, model, count, phases))
+                for table in tables:
+                    self.report.add(replace(table, title=f"{c.label}: {table.title}"))
 
 
 def _labelled_sets(
@@ -280,7 +259,7 @@ def _labelled_sets(
             if "measurements" in dataset.attrs and (dataset.phase.values >= 0).any():
                 sets.append(_profiles_on_grid(dataset, store, campaign))
         if not sets:
-            raise ValidateError(
+            raise EvaluateError(
                 f"{store.uri} holds no measured data set with labels. Make one with python -m "
                 f"pipelines.ingest FILE… --labels CSV --into NAME, or name one with --data."
             )
@@ -298,21 +277,9 @@ def _profiles_on_grid(
     of_dataset = campaign_of(dataset)
     names, expected = ([phase.name for phase in c.phases] for c in (of_dataset, campaign))
     if of_dataset.grid != campaign.grid or names != expected:
-        raise ValidateError(
+        raise EvaluateError(
             f"{dataset.attrs['tag']} is on the grid of campaign {of_dataset.name}, the models on "
             f"that of {campaign.name}. Name the models' data set with --trained-on, or ingest the "
             f"profiles with --campaign {campaign.name}."
         )
     return measured.profiles_from_dataset(dataset, store, campaign)
-
-
-def _facts(dataset: xr.Dataset, settings: ValidationSettings) -> str:
-    attrs = dataset.attrs
-    return (
-        f"# Measured profiles\n\n"
-        f"- date: {datetime.now(UTC).isoformat(timespec='seconds')}\n"
-        f"- commit: {code_commit()}\n"
-        f"- models and library: `{attrs['tag']}`, snapshot {attrs['snapshot_id']}\n"
-        f"- intervals: 95 %, bootstrap over samples, {settings.bootstrap} resamples, in the power "
-        f"of ten of the number before them\n- {EQUATION_1}\n"
-    )

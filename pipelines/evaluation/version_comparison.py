@@ -13,22 +13,19 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from rich import box
-from rich.table import Table
 
 from bragg_data.splits import Part
 from bragg_data.store.repository import DEFAULT_URI, Store
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.data.batches import in_order, profiles_of
 from bragg_models.metrics import calibration_error, errors, summary
 from bragg_models.predictors import Predictor
 from catalog.gate import BaselineComparison, Gate, VersionScores
 from catalog.promotion import PromotionError
 from catalog.registry import ModelKind, ModelVersion
 from catalog.tracking import DRAWS_METRICS, TEST_METRICS, Tracking
-from pipelines.evaluation.scoring import in_batches, predict_batches
+from pipelines.evaluation.scoring import in_batches, part_of, predict_batches, stored_batches
 from pipelines.evaluation.summary import finite_or_null
-from pipelines.evaluation.test_sets import part_of
+from pipelines.evaluation.tables import ResultTable, finite
 from pipelines.registry.registration import load_version
 from pipelines.simulation.draws import SimulatedMeasurements, held_out_draws
 
@@ -37,42 +34,22 @@ _TIMED_PREDICTIONS = 30
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The profiles that versions are compared on.
+    """The profiles that versions are compared on."""
 
-    Attributes
-    ----------
-    store
-        Path or ``file://`` URI; by default the one that the candidate was trained from.
-    tag
-        Tag of the data set; None for the candidate's.
-    n_samples
-        Number of profiles.
-    """
-
-    store: str = DEFAULT_URI
-    tag: str | None = None
+    store: str = DEFAULT_URI  # by default the store that the candidate was trained from
+    tag: str | None = None  # of the data set; None for the candidate's
     n_samples: int = 2000
 
 
 @dataclass(frozen=True)
 class VersionComparison:
-    """A candidate and the champion on the same profiles.
-
-    Attributes
-    ----------
-    candidate, champion, scores
-        The versions; there may be no champion; by the addresses of the versions.
-    objections
-        Why the gate does not let the candidate pass; empty if it does.
-    dataset, n_samples
-        The snapshot that the profiles, or the campaign of the draws, are from; number of profiles.
-    """
+    """A candidate and the champion, if there is one, on the same profiles."""
 
     candidate: ModelVersion
     champion: ModelVersion | None
-    scores: Mapping[str, VersionScores]
-    objections: list[str]
-    dataset: xr.Dataset
+    scores: Mapping[str, VersionScores]  # by the addresses of the versions
+    objections: list[str]  # why the gate does not let the candidate pass; empty if it does
+    dataset: xr.Dataset  # the snapshot that the profiles, or the campaign of the draws, are from
     n_samples: int
 
     @property
@@ -126,7 +103,12 @@ def compare_versions(
     dataset = Store(provenance.data.uri if in_store else data.store).open(
         data.tag or provenance.data.tag
     )
-    pinned = _pinned(dataset, candidate.kind, predictors, data.n_samples, quiet=quiet)
+    if candidate.kind is ModelKind.MEASURED:
+        campaign = campaign_of(dataset)
+        per_phase = -(-data.n_samples // len(campaign.phases))
+        pinned = held_out_draws(campaign, per_phase, quiet=quiet)
+    else:
+        pinned = _stored_samples(dataset, evaluation_rows(dataset, predictors, data.n_samples))
     scores = {uri: _score(p, pinned, quiet=quiet) for uri, p in predictors.items()}
     objections = gate.objections(scores[candidate.uri], scores[champion.uri] if champion else None)
     baselines = BaselineComparison.from_provenance(provenance)
@@ -137,22 +119,9 @@ def compare_versions(
     return VersionComparison(candidate, champion, scores, objections, dataset, len(pinned.phase))
 
 
-def _pinned(
-    dataset: xr.Dataset,
-    kind: ModelKind,
-    predictors: Mapping[str, Predictor],
-    count: int,
-    *,
-    quiet: bool = False,
-) -> SimulatedMeasurements:
-    """Return draws of measured profiles, or test samples, that versions are compared on."""
-    if kind is ModelKind.MEASURED:
-        campaign = campaign_of(dataset)
-        return held_out_draws(campaign, -(-count // len(campaign.phases)), quiet=quiet)
-    rows = evaluation_rows(dataset, predictors, count)
+def _stored_samples(dataset: xr.Dataset, rows: NDArray[np.bool_]) -> SimulatedMeasurements:
     labels = samples_of(dataset)
-    batches = in_order(profiles_of(dataset, lambda values: values), rows)
-    profiles = np.concatenate([batch.profiles for batch in batches])
+    profiles = np.concatenate([batch.profiles for batch in stored_batches(dataset, rows)])
     span = np.tile([0, profiles.shape[1]], (len(profiles), 1))
     phase = labels.phase[rows].astype(np.intp)
     return SimulatedMeasurements(profiles, phase, labels.cells[rows], span)
@@ -163,13 +132,8 @@ def evaluation_rows(
 ) -> NDArray[np.bool_]:
     """Return the pinned samples that versions are compared on, shape (n,), the same every time.
 
-    Of a data set that a version was trained on they are test samples of its split; of another one
-    all may be among them.
-
-    Parameters
-    ----------
-    dataset, predictors, count
-        An opened snapshot; the versions, by their addresses; number of samples.
+    Of a data set that a version (by its address) was trained on they are test samples of its split;
+    of another one all may be among them.
 
     Raises
     ------
@@ -250,38 +214,30 @@ def log_comparison(tracking: Tracking, comparison: VersionComparison, gate: Gate
         )
         run.log_dataset(comparison.dataset, "evaluation")
         for part, version in comparison.versions.items():
-            scores = _finite(asdict(comparison.scores[version.uri]))
+            scores = finite(asdict(comparison.scores[version.uri]))
             run.log_metrics({namespace: {part: scores}})
 
 
-def comparison_table(comparison: VersionComparison) -> Table:
-    """Return a comparison as a table for the terminal."""
+def comparison_table(comparison: VersionComparison) -> ResultTable:
+    """Return a comparison as a table."""
     count, tag = comparison.n_samples, comparison.dataset.attrs["tag"]
     profiles = (
         f"{count:,} draws of measured-looking profiles for the campaign of {tag}"
         if comparison.on_draws
         else f"{count:,} test samples of {tag}"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title=profiles)
     systems = list(comparison.scores[comparison.candidate.uri].by_system)
-    for heading in ("", "model", "mse_paper", *systems, "accuracy", "calibration error", "ms"):
-        table.add_column(heading, justify="left" if heading in ("", "model") else "right")
+    headings = ("", "model", "mse_paper", *systems, "accuracy", "calibration error", "ms")
+    table = ResultTable(profiles, headings)
     for part, version in comparison.versions.items():
         scores = comparison.scores[version.uri]
-        by_system = (f"{scores.by_system.get(system, math.nan):.3g}" for system in systems)
-        table.add_row(
+        table.add(
             f"{part}, version {version.version}",
             version.tags.get("model", ""),
             f"{scores.mse_paper:.3g}",
-            *by_system,
+            *(f"{scores.by_system.get(system, math.nan):.3g}" for system in systems),
             f"{scores.accuracy:.4%}",
             f"{scores.calibration_error:.4f}",
             f"{1e3 * scores.seconds:.1f}",
         )
     return table
-
-
-def _finite(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the numbers that are finite, nested as they are."""
-    nested = {k: _finite(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-    return {k: v for k, v in nested.items() if isinstance(v, Mapping) or math.isfinite(v)}

@@ -1,4 +1,7 @@
-"""Growing forests on a cluster by Dask-ML's search (a forest a task), or a few trees a task."""
+"""Growing forests on a cluster by Dask-ML's search (a forest a task), or a few trees a task.
+
+The workers map a file of prepared profiles into memory, so that they exist once per machine.
+"""
 
 from __future__ import annotations
 
@@ -6,69 +9,60 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 from dask_ml.model_selection import GridSearchCV
 from distributed import Client, as_completed, get_worker
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.model_selection import KFold
 
+from bragg_data.preprocessing import preprocessing
+from bragg_data.store.repository import open_snapshot
+from bragg_models.data.batches import Profiles, profiles_of
 from bragg_models.forest import Forest, ForestSettings, groups_of, grow_group, join
 from pipelines.cli.console import Progress, duration
-from pipelines.training.prepared_matrix import PreparedMatrix
+
+_CHUNKS_PER_TASK = 8  # of profiles to prepare
 
 GrownForest = tuple[Forest, Mapping[str, Any]]
 """A forest, and facts about its growth: plain JSON values."""
 
+Matrix = tuple[Path, Mapping[str, NDArray[np.intp]]]
+"""A .npy file of prepared profiles, shape (n, n_features), and the rows of each forest in it."""
+
 
 @dataclass(frozen=True)
 class Search:
-    """Candidates of a search, and its cross-validation.
-
-    Attributes
-    ----------
-    candidates, folds
-        Values by the name of a setting of the forest; number of folds.
-    trial_trees
-        Trees of each forest in a fold: a few rank the candidates, the final forest has all.
-    """
+    """Candidates of a search (values by the name of a forest's setting), and its validation."""
 
     candidates: Mapping[str, tuple[float | int | bool, ...]] = field(
         default_factory=lambda: {"max_features": (1.0,)}
     )
     folds: int = 2
-    trial_trees: int = 2
+    trial_trees: int = 2  # of a forest in a fold: a few rank the candidates
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A forest to grow.
+    """A forest to grow."""
 
-    Attributes
-    ----------
-    name
-        Of the phase, or ``integrated``.
-    settings, seed
-        Of this forest, and of its trees.
-    rows, values : shapes (n,), (n, n_outputs)
-        Samples that it is grown on, in stored order, and their targets.
-    """
-
-    name: str
+    name: str  # of the phase, or "integrated"
     settings: ForestSettings
-    rows: NDArray[np.intp]
-    values: NDArray[np.float32]
-    seed: int
+    rows: NDArray[np.intp]  # samples that it is grown on, in stored order, shape (n,)
+    values: NDArray[np.float32]  # their targets, shape (n, n_outputs)
+    seed: int  # of the trees
 
 
-@dataclass(frozen=True)
-class TreeGroup:
+class TreeGroup(NamedTuple):
     """A group of trees that a worker grew: how many, how long it took, and where."""
 
     trees: int
@@ -76,62 +70,101 @@ class TreeGroup:
     worker: str
 
 
+@contextmanager
+def prepared_matrix(
+    client: Client,
+    dataset: xr.Dataset,
+    groups: Mapping[str, NDArray[np.intp]],
+    prepared_by: str,
+    directory: Path,
+) -> Iterator[Matrix]:
+    """Write the prepared profiles of groups of samples, each worker a part of the file.
+
+    Parameters
+    ----------
+    client, dataset
+        The cluster; a snapshot, which the workers open themselves, by its address.
+    groups
+        Numbers of samples, by the name of the group; they may overlap.
+    prepared_by, directory
+        Name and version of the preprocessing; a directory that this machine and the workers share,
+        from which the file is removed at the end.
+    """
+    samples = np.unique(np.concatenate(list(groups.values())))
+    profiles = profiles_of(dataset, preprocessing(prepared_by).function)
+    features = profiles.prepare(dataset["intensity"][samples[:1]].values).shape[1]
+    source = (str(dataset.attrs["tag"]), str(dataset.attrs["uri"]), prepared_by)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory.resolve() / f"profiles-{uuid.uuid4().hex}.npy"
+    size = profiles.rows_per_chunk * _CHUNKS_PER_TASK
+    try:
+        np.lib.format.open_memmap(path, "w+", np.float32, (len(samples), features)).flush()
+        with Progress("Preparing profiles", len(samples), "profiles") as progress:
+            futures = []
+            for low in range(0, int(samples[-1]) + 1, size):  # samples that share chunks
+                first, last = np.searchsorted(samples, (low, low + size)).tolist()
+                if last > first:
+                    task = source, path, first, samples[first:last]
+                    futures.append(client.submit(_write_rows, *task, pure=False))
+            for future in as_completed(futures):
+                progress.advance(future.result())
+        yield path, {name: np.searchsorted(samples, group) for name, group in groups.items()}
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1)
+def _profiles(tag: str, uri: str, prepared_by: str) -> Profiles:
+    return profiles_of(open_snapshot(tag, uri), preprocessing(prepared_by).function)
+
+
+def _write_rows(
+    source: tuple[str, str, str], path: Path, first: int, samples: NDArray[np.intp]
+) -> int:
+    """On a worker: prepare the profiles of samples, and write them from a row of the file on."""
+    profiles = _profiles(*source)
+    selected = np.zeros(len(profiles), dtype=bool)
+    selected[samples] = True
+    with path.open("r+b") as file:
+        for chunk in profiles.chunks_with(selected):
+            values, numbers = profiles.read(int(chunk), selected)
+            row = first + int(np.searchsorted(samples, numbers[0]))
+            file.seek(np.load(path, mmap_mode="r").offset + row * values[0].nbytes)
+            file.write(values.data)
+    return len(samples)
+
+
 @dataclass(frozen=True)
 class ForestSource:
-    """Everything about a :class:`MappedForest` that a search leaves unchanged.
+    """Everything about a :class:`MappedForest` that a search leaves unchanged."""
 
-    Attributes
-    ----------
-    path, samples
-        The file of prepared profiles, and the number of samples of the final forest.
-    trial_trees
-        Trees of a forest in a fold.
-    settings, seed, topic
-        Of the forest, and of the events that report groups of trees.
-    """
-
-    path: Path
-    samples: int
-    trial_trees: int
+    path: Path  # file of prepared profiles
+    samples: int  # of the final forest
+    trial_trees: int  # of a forest in a fold
     settings: ForestSettings
     seed: int
-    topic: str
+    topic: str  # of the events that report groups of trees
 
 
+@dataclass(eq=False, repr=False)
 class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """A forest as scikit-learn's and Dask-ML's searches need it, on profiles in a mapped file.
 
     Its X are row numbers of that file, shape (n, 1), so that a search transfers and folds numbers
-    only.
-
-    Parameters
-    ----------
-    source
-        What a search leaves unchanged.
-    max_features, min_samples_leaf, max_depth, extra, bootstrap
-        Settings that a search may try; None for those of the source.
+    only. The settings that a search may try are None for those of the source.
     """
 
-    def __init__(
-        self,
-        source: ForestSource,
-        max_features: float | None = None,
-        min_samples_leaf: int | None = None,
-        max_depth: int | None = None,
-        extra: bool | None = None,
-        bootstrap: bool | None = None,
-    ) -> None:
-        self.source = source
-        self.max_features = max_features
-        self.min_samples_leaf = min_samples_leaf
-        self.max_depth = max_depth
-        self.extra = extra
-        self.bootstrap = bootstrap
+    source: ForestSource
+    max_features: float | None = None
+    min_samples_leaf: int | None = None
+    max_depth: int | None = None
+    extra: bool | None = None
+    bootstrap: bool | None = None
 
     def forest_settings(self) -> ForestSettings:
         """Return the settings, with those that the search tries replaced."""
-        names = ("max_features", "min_samples_leaf", "max_depth", "extra", "bootstrap")
-        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        parameters = self.get_params(deep=False).items()
+        changes = {name: v for name, v in parameters if name != "source" and v is not None}
         return replace(self.source.settings, **changes)
 
     def fit(self, X: NDArray[np.intp], y: NDArray[np.float32]) -> MappedForest:
@@ -146,7 +179,7 @@ class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             began = time.monotonic()
             forests.append(grow_group(profiles, y, settings, group, seed=source.seed))
             self.groups_.append(_tree_group(forests[-1], began))
-            get_worker().log_event(source.topic, asdict(self.groups_[-1]))
+            get_worker().log_event(source.topic, self.groups_[-1]._asdict())
         self.forest_ = join(forests)
         return self
 
@@ -161,34 +194,19 @@ def _tree_group(forest: Forest, began: float) -> TreeGroup:
 
 
 def grow_by_search(
-    client: Client,
-    plans: Sequence[Plan],
-    search: Search,
-    matrix: PreparedMatrix,
-    seed: int,
-    on_progress: Callable[[int], None] | None,
+    client: Client, plans: Sequence[Plan], search: Search, matrix: Matrix, seed: int
 ) -> dict[str, GrownForest]:
     """Choose among candidates for each forest by Dask-ML, and grow the best, all in parallel.
 
-    Parameters
-    ----------
-    client, plans, search, matrix, seed
-        The cluster, the forests, candidates and folds, prepared profiles, the seed of the folds.
-    on_progress
-        Called in another thread with a number of trees when they are grown, those of the folds
-        included.
-
-    Returns
-    -------
-    By the forest's name.
+    The seed is that of the folds. Returned are the forests by name.
     """
     candidates = {name: list(values) for name, values in search.candidates.items()}
     topic = f"forest-{uuid.uuid4().hex}"
+    path, rows = matrix
 
     def grow(plan: Plan) -> GrownForest:
-        source = ForestSource(
-            matrix.path, len(plan.rows), search.trial_trees, plan.settings, plan.seed, topic
-        )
+        trial_trees = search.trial_trees
+        source = ForestSource(path, len(plan.rows), trial_trees, plan.settings, plan.seed, topic)
         searched = GridSearchCV(
             MappedForest(source),
             candidates,
@@ -200,7 +218,7 @@ def grow_by_search(
             iid=False,
             scheduler=client,
         )
-        searched.fit(matrix.rows[plan.name][:, None], plan.values)
+        searched.fit(rows[plan.name][:, None], plan.values)
         best = searched.best_estimator_
         table = {name: np.asarray(column).tolist() for name, column in searched.cv_results_.items()}
         facts = _facts(plan, best.forest_, best.forest_settings(), best.groups_)
@@ -215,7 +233,7 @@ def grow_by_search(
     with Progress("Growing trees", total, "trees") as progress:
 
         def on_event(event: tuple[float, Mapping[str, Any]]) -> None:
-            _advance(progress, on_progress, TreeGroup(**event[1]))
+            _advance(progress, TreeGroup(**event[1]))
 
         client.subscribe_topic(topic, on_event)
         try:
@@ -226,40 +244,19 @@ def grow_by_search(
             client.unsubscribe_topic(topic)
 
 
-def _advance(
-    progress: Progress, on_progress: Callable[[int], None] | None, group: TreeGroup
-) -> None:
+def _advance(progress: Progress, group: TreeGroup) -> None:
     progress.advance(group.trees, f"{duration(group.seconds / group.trees)} per tree")
-    if on_progress is not None:
-        on_progress(group.trees)
 
 
-def grow_joined(
-    client: Client,
-    plans: Sequence[Plan],
-    matrix: PreparedMatrix,
-    on_progress: Callable[[int], None] | None,
-) -> dict[str, GrownForest]:
-    """Grow a few trees per task and join them in a fixed order.
-
-    Parameters
-    ----------
-    client, plans, matrix
-        The cluster, the forests, and prepared profiles.
-    on_progress
-        Called with a number of trees when they are grown.
-
-    Returns
-    -------
-    By the forest's name.
-    """
-    path = matrix.path
+def grow_joined(client: Client, plans: Sequence[Plan], matrix: Matrix) -> dict[str, GrownForest]:
+    """Grow a few trees per task and join them in a fixed order; return the forests by name."""
+    path, rows = matrix
     parts: dict[str, dict[int, tuple[Forest, TreeGroup]]] = {plan.name: {} for plan in plans}
     labels = {plan.name: path.with_name(f"{path.stem}-{k}.npz") for k, plan in enumerate(plans)}
     total = sum(plan.settings.trees for plan in plans)
     try:
         for plan in plans:  # in files, which outlive any worker
-            np.savez(labels[plan.name], rows=matrix.rows[plan.name], values=plan.values)
+            np.savez(labels[plan.name], rows=rows[plan.name], values=plan.values)
         with Progress("Growing trees", total, "trees") as progress:
             futures = {}
             for plan in plans:
@@ -271,16 +268,16 @@ def grow_joined(
                 name, group = futures.pop(future)
                 parts[name][group] = future.result()
                 future.release()
-                _advance(progress, on_progress, parts[name][group][1])
+                _advance(progress, parts[name][group][1])
     finally:
         for label in labels.values():
             label.unlink(missing_ok=True)
     forests: dict[str, GrownForest] = {}
     for plan in plans:
-        of_plan = [parts[plan.name].pop(group) for group in groups_of(plan.settings)]
-        forest = join([part for part, _ in of_plan])
-        groups = [group for _, group in of_plan]
-        forests[plan.name] = forest, _facts(plan, forest, plan.settings, groups)
+        grown = [parts[plan.name].pop(group) for group in groups_of(plan.settings)]
+        forest = join([part for part, _ in grown])
+        facts = _facts(plan, forest, plan.settings, [group for _, group in grown])
+        forests[plan.name] = forest, facts
     return forests
 
 

@@ -7,7 +7,8 @@ guided network, whose search is slow on noise, on the first of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,80 +18,65 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
+from bragg_data.campaign import Campaign
 from bragg_data.model_provenance import ModelScore, Scores
 from bragg_data.preprocessing import CROP_SHORT_TOF, preprocessing
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.data.batches import in_order, profiles_of
+from bragg_models.library.search import library_match
 from bragg_models.metrics import errors, squared_errors, summary
 from bragg_models.predictors import Predictor
 from bragg_models.training.settings import EpochResult
-from pipelines.cli.console import say
+from pipelines.cli.console import Progress, say
+from pipelines.cli.style import UNITS
 from pipelines.evaluation import names
-from pipelines.evaluation.baselines import (
-    LIBRARY_MATCH,
-    MEAN_CELL,
-    Prediction,
-    constant_predictions,
-    error_of,
-    library_match_on_draws,
+from pipelines.evaluation.scoring import (
+    constant_answer,
+    in_batches,
+    predict_batches,
+    stored_batches,
 )
-from pipelines.evaluation.scoring import in_batches, predict_batches
-from pipelines.evaluation.tables import ResultTable, mae_headings
+from pipelines.evaluation.tables import ResultTable, finite
 from pipelines.registry.registration import register
-from pipelines.simulation.draws import SimulatedMeasurements, held_out_draws
+from pipelines.simulation.draws import (
+    SimulatedMeasurements,
+    held_out_draws,
+    load_arrays,
+    save_arrays,
+)
 from pipelines.training import figures
-from pipelines.training.names import CONDITIONAL
 from pipelines.training.presets import Presets
 from pipelines.training.recipes.paper import reconstructed_profiles
 from pipelines.training.stage import FittedModel, TrainingContext
 
-_CLASSIFIER, _ROBUST = "classifier", "robust"
+_MEAN_CELL = "constant (mean cell)"
 # Its search ends where a noiseless pattern is met; on noise it goes through all its starts.
 _SLOW_ON_NOISE = ("guided",)
+
+Prediction = tuple[NDArray[np.integer], NDArray[np.float64]]
+"""Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees."""
 
 
 @dataclass(frozen=True)
 class HeldOutTest:
-    """Samples that models are tested on.
+    """Samples that models are tested on."""
 
-    Attributes
-    ----------
-    title, batches
-        For a reader; starts reading the profiles, shape (m, points) each time.
-    phase, cells : shapes (n,), (n, 6)
-        The truth, in the same order.
-    constants
-        Constant answers, by what they are called: phases (n,) and cells (n, 6).
-    """
-
-    title: str
-    batches: Callable[[], Iterator[NDArray[np.float32]]]
-    phase: NDArray[np.integer]
-    cells: NDArray[np.float64]
-    constants: Mapping[str, Prediction]
+    title: str  # for a reader
+    batches: Callable[[], Iterable[NDArray[np.float32]]]  # reads the profiles, shape (m, points)
+    phase: NDArray[np.integer]  # the truth, shape (n,)
+    cells: NDArray[np.float64]  # the truth, shape (n, 6)
+    constants: Mapping[str, Prediction]  # constant answers
 
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """Predictions of a model on a test, and their scores.
+    """Predictions of a model on a test, and their scores."""
 
-    Attributes
-    ----------
-    scores, score
-        Of all samples and of each crystal system, see :func:`bragg_models.metrics.summary` (of a
-        classifier those that need no cell); the number that models are compared by.
-    phase, cells : shapes (n,), (n, 6)
-        The predictions; cells of a classifier are NaN.
-    confusion : shape (n_phases, n_phases)
-        Samples by true and predicted phase.
-    """
-
-    scores: Scores
-    score: ModelScore
-    phase: NDArray[np.intp]
-    cells: NDArray[np.float64]
-    confusion: NDArray[np.integer]
+    scores: Scores  # by "all" and crystal system; of a classifier those that need no cell
+    score: ModelScore  # the number that models are compared by
+    phase: NDArray[np.intp]  # shape (n,)
+    cells: NDArray[np.float64]  # shape (n, 6); NaN of a classifier
+    confusion: NDArray[np.integer]  # samples by true and predicted phase
 
 
 def stored_test(context: TrainingContext, split: str) -> HeldOutTest:
@@ -98,23 +84,34 @@ def stored_test(context: TrainingContext, split: str) -> HeldOutTest:
     labels = samples_of(context.dataset)
     part = context.part[: len(labels.phase)]
     test, training = part == Part.test, part == Part.training
-
-    def batches() -> Iterator[NDArray[np.float32]]:
-        for batch in in_order(profiles_of(context.dataset, lambda values: values), test):
-            yield batch.profiles
-
     known = labels.phase[training], labels.cells[training]
-    constants = constant_predictions(campaign_of(context.dataset), known, int(test.sum()))
-    title = f"Test samples, {split} split"
-    return HeldOutTest(title, batches, labels.phase[test], labels.cells[test], constants)
+    return HeldOutTest(
+        f"Test samples, {split} split",
+        lambda: (batch.profiles for batch in stored_batches(context.dataset, test)),
+        labels.phase[test],
+        labels.cells[test],
+        _constants(campaign_of(context.dataset), *known, int(test.sum())),
+    )
 
 
 def draws_test(context: TrainingContext, draws: SimulatedMeasurements) -> HeldOutTest:
     """Return simulated measurements as a test."""
-    known, campaign = (draws.phase, draws.cells), campaign_of(context.dataset)
-    constants = constant_predictions(campaign, known, len(draws.phase))
+    truth = draws.phase, draws.cells
+    constants = _constants(campaign_of(context.dataset), *truth, len(draws.phase))
     batches = partial(in_batches, draws.profiles)
-    return HeldOutTest("Simulated measurements", batches, draws.phase, draws.cells, constants)
+    return HeldOutTest("Simulated measurements", batches, *truth, constants)
+
+
+def _constants(
+    campaign: Campaign, phase: NDArray[np.integer], cells: NDArray[np.float64], count: int
+) -> dict[str, Prediction]:
+    """Return constant answers to ``count`` samples, from the labels of training samples.
+
+    The cell of the commonest phase is their mean, or its CIF's, which is that at room temperature.
+    """
+    code, mean = constant_answer(phase, cells)
+    answers = {_MEAN_CELL: mean, "constant (CIF's cell)": np.array(campaign.phases[code].cell)}
+    return {name: (np.full(count, code), np.tile(c, (count, 1))) for name, c in answers.items()}
 
 
 def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
@@ -125,15 +122,10 @@ def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
     scores = summary(targets, total)
     wrong = float((phase != test.phase).sum())
     scores["all"]["wrong"] = wrong
-    if predictor.provenance.model == _CLASSIFIER:
-        scores = {
-            group: {name: value for name, value in values.items() if np.isfinite(value)}
-            for group, values in scores.items()
-        }
+    score = ModelScore("mse_paper", scores["all"]["mse_paper"])
+    if predictor.provenance.model == names.CLASSIFIER:
         score = ModelScore("error_rate", wrong / n)
-    else:
-        score = ModelScore("mse_paper", scores["all"]["mse_paper"])
-    return HeldOutScores(scores, score, phase, cells, total.confusion)
+    return HeldOutScores(finite(scores), score, phase, cells, total.confusion)
 
 
 def test_model(
@@ -141,47 +133,43 @@ def test_model(
 ) -> Predictor:
     """Score a model on its held-out samples and on simulated measurements; log and print it.
 
-    Parameters
-    ----------
-    context, predictor, fitted, presets
-        The training, and the model; numbers of simulated measurements.
-
-    Returns
-    -------
-    The model, with its scores and those of the baselines in the provenance. The library match is
-    among the baselines of a model for measured profiles; of simulated profiles the library holds
-    near twins.
+    Returned is the model, with its scores and those of the baselines in the provenance. The library
+    match is among the baselines of a model for measured profiles; of simulated profiles the library
+    holds near twins.
     """
     provenance, targets = predictor.provenance, context.targets
     model = provenance.model
-    for_measured = model == _ROBUST
     draws = _draws(context, presets.comparison_draws)
     if model in _SLOW_ON_NOISE:
         draws = draws.first_of_each_phase(presets.search_draws)
     on_draws_test = draws_test(context, draws)
     on_draws = score_model(predictor, on_draws_test)
     metrics = {"draws": on_draws.scores}
-    if for_measured:
-        test_draws = _draws(context, presets.test_draws)
-        test = draws_test(context, test_draws)
+    library: dict[str, Prediction] = {}
+    if model == names.ROBUST:
+        draws = _draws(context, presets.test_draws)
+        test = draws_test(context, draws)
         result = score_model(predictor, test)
         metrics["draws_test"] = result.scores  # what versions of this model are compared by
+        library["library match"] = _library_match(context, draws)
     else:
         test = stored_test(context, provenance.split.name)
         result = score_model(predictor, test)
         metrics["test"] = result.scores
-    if model in CONDITIONAL:
+    truth = test.phase, test.cells
+    if model in names.CLASS_CONDITIONAL:
         n = len(test.phase)
         cells = predict_batches(predictor, test.batches(), n, test.phase, description="Testing")[1]
-        total = errors(targets, test.phase, test.cells, test.phase, cells)
+        total = errors(targets, *truth, test.phase, cells)
         metrics["test_true_system"] = summary(targets, total)
     context.run.log_metrics(metrics)
-    predictions = dict(test.constants)
-    if for_measured:
-        cache = _draws_cache(context)
-        predictions[LIBRARY_MATCH] = library_match_on_draws(context.dataset, test_draws, cache)
-    truth, metric = (test.phase, test.cells), result.score.name
-    baselines = {name: error_of(targets, truth, p, metric) for name, p in predictions.items()}
+    baselines = {}
+    for name, prediction in {**test.constants, **library}.items():
+        if result.score.name == "error_rate":
+            baselines[name] = float((truth[0] != prediction[0]).mean())
+        else:
+            scores = summary(targets, errors(targets, *truth, *prediction))
+            baselines[name] = scores["all"][result.score.name]
     _print_result(context, predictor, test, result)
     say(
         f"{on_draws_test.title}, {len(on_draws.phase):,}: accuracy "
@@ -199,6 +187,29 @@ def test_model(
     return replace(predictor, provenance=provenance)
 
 
+def _library_match(context: TrainingContext, draws: SimulatedMeasurements) -> Prediction:
+    """Return the library match of held-out draws, computed once and cached by content."""
+    content = hashlib.sha256(str(context.dataset.attrs["content_hash"]).encode())
+    for array in (draws.profiles, draws.span):
+        content.update(np.ascontiguousarray(array).data)
+    cache = _draws_cache(context)
+    path = None if cache is None else cache / f"library-{content.hexdigest()[:16]}.npz"
+    if path is not None and (stored := load_arrays(path, "phase", "cells")):
+        return stored[0].astype(np.intp), stored[1].astype(np.float64)
+    size = context.dataset.sizes["sample"]
+    with Progress("Matching with the library", size, "patterns") as bar:
+        matches = library_match(
+            context.dataset,
+            draws.profiles.astype(np.float64),
+            draws.covered,
+            on_chunk=lambda done, total: bar.advance(size * done // total - bar.done),
+        )
+    phase, cells = np.array(matches.phase), np.array(matches.best_cells)
+    if path is not None:
+        save_arrays(path, phase=phase, cells=cells)
+    return phase, cells
+
+
 def register_proposal_network(
     context: TrainingContext, guided: Predictor, presets: Presets
 ) -> None:
@@ -208,9 +219,7 @@ def register_proposal_network(
     """
     network: nn.Module = guided.model.proposal  # type: ignore[union-attr,assignment]
     provenance = replace(guided.provenance, model="perceptron", baselines=None)
-    predictor = Predictor(
-        "perceptron", network, guided.targets, guided.preprocessing, guided.points, provenance
-    )
+    predictor = replace(guided, kind="perceptron", model=network, provenance=provenance)
     result = score_model(predictor, stored_test(context, provenance.split.name))
     draws = _draws(context, presets.comparison_draws)
     on_draws = score_model(predictor, draws_test(context, draws))
@@ -234,24 +243,23 @@ def _print_result(
     """Print scores on held-out samples, with those of a constant answer and the paper's."""
     provenance, targets = predictor.provenance, context.targets
     say()
-    if provenance.model == _CLASSIFIER:
+    if provenance.model == names.CLASSIFIER:
         wrong, n = result.scores["all"]["wrong"], len(test.phase)
         say(f"{test.title}: {wrong:,.0f} of {n:,} systems misclassified")
         return
-    headings = ("samples", "accuracy", "mse_paper", "… tied c once", *mae_headings(targets))
-    table = ResultTable(test.title, ("", *headings), notes=[names.EQUATION_1])
-
-    def add(label: str, values: Mapping[str, float], style: str = "") -> None:
+    mae_headings = (f"MAE {p} ({UNITS[p]})" for p in targets.parameters)
+    headings = ("", "samples", "accuracy", "mse_paper", "… tied c once", *mae_headings)
+    table = ResultTable(test.title, headings, notes=[names.EQUATION_1])
+    constant = errors(targets, test.phase, test.cells, *test.constants[_MEAN_CELL])
+    rows = {**result.scores, "always the mean cell": summary(targets, constant)["all"]}
+    styles = {"all": "bold", "always the mean cell": "dim"}
+    for label, values in rows.items():
         texts = [f"{values[k]:.2e}" for k in ("mse_paper", "mse_paper_free")]
         for parameter in targets.parameters:
             mean, digits = values.get(f"mae_{parameter}"), 4 if parameter in "abc" else 3
             texts.append("" if mean is None else f"{mean:.{digits}f}")
-        table.add(label, f"{values['n']:,.0f}", f"{values['accuracy']:.2%}", *texts, style=style)
-
-    for label, values in result.scores.items():
-        add(label, values, "bold" if label == "all" else "")
-    constant = errors(targets, test.phase, test.cells, *test.constants[MEAN_CELL])
-    add("always the mean cell", summary(targets, constant)["all"], "dim")
+        counts = f"{values['n']:,.0f}", f"{values['accuracy']:.2%}"
+        table.add(label, *counts, *texts, style=styles.get(label, ""))
     if provenance.campaign == names.PAPER_CAMPAIGN:
         for system, value in names.TABLE_II.get(provenance.model, {}).items():
             table.add(f"the paper's, {system}", "", "", f"{value:.2e}", style="dim")
@@ -283,13 +291,13 @@ def _log_figures(
 
 
 def _reconstructions(context: TrainingContext, fitted: FittedModel, test: HeldOutTest) -> Figure:
-    targets = context.targets
+    targets, dataset = context.targets, context.dataset
     rows = np.concatenate([np.flatnonzero(test.phase == c)[:2] for c in range(len(targets.names))])
-    part = context.part[: context.dataset.sizes["sample"]]
-    values = context.dataset["intensity"][np.flatnonzero(part == Part.test)[rows]].values
+    part = context.part[: dataset.sizes["sample"]]
+    values = dataset["intensity"][np.flatnonzero(part == Part.test)[rows]].values
     function = preprocessing(fitted.preprocessing).function
     profiles = np.asarray(function(values), dtype=np.float32)
-    tof = context.dataset.tof.values
+    tof = dataset.tof.values
     first = CROP_SHORT_TOF if len(tof) > profiles.shape[1] else 0
     return figures.reconstructions(
         tof[first : first + profiles.shape[1]],

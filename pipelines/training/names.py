@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipelines.evaluation.names import INTEGER, ROBUST
+
 DEFAULT_STATE = Path("data/training")
 """Where the commands store checkpoints and cached profiles, relative to the working directory."""
 
 FORESTS = ("forest", "integrated-forest")
 
-CONDITIONAL = ("forest", "transfer", "deep")
-"""Models with a regressor for each phase; a classifier decides the phase."""
-
-ALL = (
-    "classifier",
-    "forest",
-    "transfer",
-    "deep",
-    "multitask",
-    "integrated-forest",
-    "caenn",
-    "guided",
-)
+_CONDITIONAL = ("classifier", "forest", "transfer", "deep")
+ALL = (*_CONDITIONAL, "multitask", "integrated-forest", "caenn", "guided")
 """The models of ``train all``, in this order: the class-conditional ones need a classifier."""
 
-MODELS = (*ALL, "multitask-integer")
+MODELS = (*ALL, INTEGER)
 """All models that are trained on a data set. The last is the paper's ablation."""
 
-TRAINABLE = (*MODELS, "robust")
+TRAINABLE = (*MODELS, ROBUST)
 """All models. The last is trained on simulated measurements (domain randomisation)."""
 
 EXTRA_DATA_MODELS = tuple(name for name in MODELS if name not in FORESTS)

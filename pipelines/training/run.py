@@ -31,12 +31,13 @@ from catalog.gate import BaselineComparison
 from catalog.tracking import Run
 from pipelines.cli.console import say
 from pipelines.cluster.client import open_cluster
-from pipelines.evaluation.test_sets import SPLIT, part_of
+from pipelines.evaluation.names import CLASS_CONDITIONAL
+from pipelines.evaluation.scoring import SPLIT, part_of
 from pipelines.registry import registration
 from pipelines.training.forests import ForestPreset, ForestTask, grow
 from pipelines.training.held_out import register_proposal_network, test_model
-from pipelines.training.names import CONDITIONAL, FORESTS, TrainError
-from pipelines.training.presets import DEFAULT_PRESETS, Presets
+from pipelines.training.names import FORESTS, TrainError
+from pipelines.training.presets import DEFAULT_PRESETS, Preset, Presets
 from pipelines.training.recipes import ours, paper
 from pipelines.training.stage import FittedModel, TrainingContext
 from pipelines.training.task import TrainingEnvironment, TrainingTask, save_task
@@ -53,20 +54,8 @@ def train_model(
 ) -> tuple[registry.ModelVersion, bool]:
     """Train, score on held-out samples, log to MLflow and register.
 
-    Parameters
-    ----------
-    dataset, environment, task
-        An opened snapshot; where, and what.
-    presets
-        The settings that the task's preset is chosen from.
-    promotion
-        When it becomes the champion; see :data:`pipelines.registry.registration.PromotionPolicy`.
-    resume
-        The run to continue.
-
-    Returns
-    -------
-    The registered version, and whether it is the champion now.
+    The settings are among the presets; ``resume`` is the run to continue. Returned are the
+    registered version, and whether it is the champion now.
 
     Raises
     ------
@@ -85,18 +74,33 @@ def train_model(
         )
     if task.model == "robust":
         split["test_draws"] = presets.test_draws  # so its test set has a name of its own
-    if task.model in CONDITIONAL and task.classifier is None:
+    if task.model in CLASS_CONDITIONAL and task.classifier is None:
         classifier = _find_classifier(dataset, environment, task, split, presets)
         task = replace(task, classifier=classifier)
-    provenance = registration.provenance_of(dataset, asdict(task), split, _settings(task, presets))
-    _announce(dataset, task, part)
+    settings: ForestPreset | Preset = (
+        presets.forests[task.preset]
+        if task.model in FORESTS
+        else presets.network(task.model, task.preset, task.epochs, task.max_seconds)
+    )
+    provenance = registration.provenance_of(dataset, asdict(task), split, asdict(settings))
+    data = f"simulated measurements of the campaign of {dataset.attrs['tag']}"
+    if task.model != "robust":
+        n_training, n_validation, n_test = (int((part == p).sum()) for p in Part)
+        data = (
+            f"{dataset.attrs['tag']}, {task.split} split: {n_training:,} samples for training, "
+            f"{n_validation:,} for validation, {n_test:,} for testing"
+        )
+    say(f"Training [bold]{task.model}[/] (preset {task.preset}) on {data}")
     with _open_run(environment, name, task, provenance, resume) as run_:
         state = environment.run_state(run_.id)
         save_task(state, task, dataset)
         context = _context(dataset, labels, part, environment, task, run_)
         run_.log_dataset(dataset, "training")
         began = time.monotonic()
-        fitted = _fit(context, task, environment, presets)
+        if isinstance(settings, ForestPreset):
+            fitted = _grow_forests(context, environment, settings, task)
+        else:
+            fitted = _fit_networks(context, environment, settings, task)
         run_.log_metrics({"fit_seconds": time.monotonic() - began})
         predictor = Predictor(
             fitted.kind,
@@ -118,18 +122,6 @@ def train_model(
     comparison = BaselineComparison.from_provenance(predictor.provenance)
     promoted = registration.promote_if_better(environment.tracking, version, comparison, promotion)
     return version, promoted
-
-
-def _announce(dataset: xr.Dataset, task: TrainingTask, part: NDArray[np.int8]) -> None:
-    tag = dataset.attrs["tag"]
-    n_training, n_validation, n_test = (int((part == p).sum()) for p in Part)
-    data = (
-        f"simulated measurements of the campaign of {tag}"
-        if task.model == "robust"
-        else f"{tag}, {task.split} split: {n_training:,} samples for training, "
-        f"{n_validation:,} for validation, {n_test:,} for testing"
-    )
-    say(f"Training [bold]{task.model}[/] (preset {task.preset}) on {data}")
 
 
 @contextlib.contextmanager
@@ -161,12 +153,6 @@ def _open_run(
         yield run_
 
 
-def _settings(task: TrainingTask, presets: Presets) -> Mapping[str, Any]:
-    if task.model in FORESTS:
-        return asdict(presets.forests[task.preset])
-    return asdict(presets.network(task.model, task.preset, task.epochs, task.max_seconds))
-
-
 def _context(
     dataset: xr.Dataset,
     labels: Labels,
@@ -177,7 +163,8 @@ def _context(
 ) -> TrainingContext:
     """Return the context of a training, with the samples of further data sets."""
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
-    datasets, all_labels, parts = [dataset], [labels], [part]
+    datasets, parts = [dataset], [part]
+    phase, cells = [labels.phase], [labels.cells]
     for tag in task.extra_data:
         extra = Store(dataset.attrs["uri"]).open(tag)
         names = [p.name for p in campaign_of(extra).phases]
@@ -186,22 +173,23 @@ def _context(
                 f"{tag} has other phases or another time-of-flight grid than "
                 f"{dataset.attrs['tag']}: it cannot be used for training with it."
             )
-        datasets.append(extra)
-        all_labels.append(of_extra := samples_of(extra))
-        parts.append(
-            extra_data_split(
+        of_extra = samples_of(extra)
+        extra_part = np.full(len(of_extra.phase), Part.training, dtype=np.int8)
+        if task.split == "blocked":
+            extra_part = extra_data_split(
                 labels.crystal_system, labels.cells, part, of_extra.crystal_system, of_extra.cells
             )
-            if task.split == "blocked"
-            else np.full(len(of_extra.phase), Part.training, dtype=np.int8)
-        )
+        datasets.append(extra)
+        parts.append(extra_part)
+        phase.append(of_extra.phase)
+        cells.append(of_extra.cells)
         run_.log_dataset(extra, "training, extra data")
     return TrainingContext(
         dataset,
         Samples(
             joined([profiles_of(d, lambda values: values) for d in datasets]),
-            np.concatenate([part_labels.phase for part_labels in all_labels]),
-            np.concatenate([part_labels.cells for part_labels in all_labels]),
+            np.concatenate(phase),
+            np.concatenate(cells),
         ),
         targets,
         np.concatenate(parts),
@@ -214,28 +202,27 @@ def _context(
     )
 
 
-def _fit(
-    context: TrainingContext, task: TrainingTask, environment: TrainingEnvironment, presets: Presets
+def _classifier(environment: TrainingEnvironment, task: TrainingTask) -> Predictor | None:
+    if task.classifier is None:
+        return None
+    version = registry.find(environment.tracking, task.classifier)
+    return registration.load_version(environment.tracking.uri, version)
+
+
+def _fit_networks(
+    context: TrainingContext, environment: TrainingEnvironment, preset: Preset, task: TrainingTask
 ) -> FittedModel:
-    classifier = None
-    if task.classifier is not None:
-        version = registry.find(environment.tracking, task.classifier)
-        classifier = registration.load_version(environment.tracking.uri, version)
-    if task.model in FORESTS:
-        preset = presets.forests[task.preset]
-        return _grow_forests(context, environment, preset, task, classifier)
-    settings = presets.network(task.model, task.preset, task.epochs, task.max_seconds)
-    if classifier is not None:
-        return paper.train_conditional(
-            context, settings, classifier, version.uri, deep=task.model == "deep"
-        )
+    classifier = _classifier(environment, task)
+    if classifier is not None and task.classifier is not None:
+        deep = task.model == "deep"
+        return paper.train_conditional(context, preset, classifier, task.classifier, deep=deep)
     if task.model == "caenn":
-        return paper.train_caenn(context, settings)
+        return paper.train_caenn(context, preset)
     if task.model == "guided":
-        return ours.train_guided(context, settings)
+        return ours.train_guided(context, preset)
     if task.model == "robust":
-        return ours.train_robust(context, settings, environment)
-    return paper.train_multitask(context, settings, classifier=task.model == "classifier")
+        return ours.train_robust(context, preset, environment.cluster)
+    return paper.train_multitask(context, preset, classifier=task.model == "classifier")
 
 
 def _grow_forests(
@@ -243,9 +230,9 @@ def _grow_forests(
     environment: TrainingEnvironment,
     preset: ForestPreset,
     task: TrainingTask,
-    classifier: Predictor | None,
 ) -> FittedModel:
     """Grow one forest for each phase, or, without a classifier, an integrated one."""
+    classifier = _classifier(environment, task)
     part = context.part[: context.dataset.sizes["sample"]]
     integrated = classifier is None
     forests = ForestTask(context.dataset, context.targets, part, preset, integrated, context.seed)

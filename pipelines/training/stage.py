@@ -43,78 +43,43 @@ _REPORTED = ("mse_paper", "accuracy", "mae", "wrong")  # scores in the line of a
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """The data of a training, and where it computes and logs.
+    """The data of a training, and where it computes and logs."""
 
-    Attributes
-    ----------
-    dataset, samples
-        An opened snapshot; its profiles, not prepared, and labels, with those of further data sets.
-    targets, part
-        The campaign's phases; the :class:`~bragg_data.splits.Part` of each of the n samples.
-    seed, device
-        Of weights, orders and choices; where torch computes.
-    cache, contents
-        Directory for prepared profiles, or None; names the contents of each data set there.
-    checkpoints, run
-        Directory for the state of unfinished stages; where progress is logged.
-    """
-
-    dataset: xr.Dataset
+    dataset: xr.Dataset  # an opened snapshot
+    # Its n profiles, not prepared, and labels, with those of further data sets.
     samples: Samples
     targets: Targets
-    part: NDArray[np.int8]
-    seed: int
+    part: NDArray[np.int8]  # the Part of each sample, shape (n,)
+    seed: int  # of weights, orders and choices
     device: torch.device
-    cache: Path | None
-    contents: tuple[str, ...]
-    checkpoints: Path
+    cache: Path | None  # directory for prepared profiles
+    contents: tuple[str, ...]  # names the contents of each data set there
+    checkpoints: Path  # directory for the state of unfinished stages
     run: Run
 
 
 @dataclass
 class FittedModel:
-    """A trained model and the record of its training.
+    """A trained model and the record of its training."""
 
-    Attributes
-    ----------
-    kind, model
-        As :class:`~bragg_models.predictors.Predictor` names it; network or forests.
-    preprocessing
-        Name and version of the function that prepares the profiles.
-    classifier
-        The classifier that a class-conditional forest builds on.
-    histories, facts
-        Results of the epochs, by stage; plain JSON values for the provenance.
-    """
-
-    kind: str
+    kind: str  # as the predictor names it
     model: nn.Module | ForestModel
-    preprocessing: str
-    classifier: Predictor | None = None
-    histories: dict[str, list[EpochResult]] = field(default_factory=dict)
-    facts: dict[str, object] = field(default_factory=dict)
+    preprocessing: str  # name and version of the function that prepares the profiles
+    classifier: Predictor | None = None  # that a class-conditional forest builds on
+    histories: dict[str, list[EpochResult]] = field(default_factory=dict)  # by stage
+    facts: dict[str, object] = field(default_factory=dict)  # JSON values for the provenance
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A network to fit, on which samples, and how.
+    """A network to fit, on which samples, and how."""
 
-    Attributes
-    ----------
-    name, network, samples, settings
-        In the log and of the checkpoint; what is fitted, on which prepared profiles, and how.
-    criteria
-        What is minimised, and how the best weights are chosen; by default a multitask network's.
-    subset : shape (n,)
-        The samples to use for training and validation; None for all.
-    """
-
-    name: str
+    name: str  # in the log and of the checkpoint
     network: nn.Module
-    samples: Samples
+    samples: Samples  # prepared
     settings: FitSettings
     criteria: Criteria = Criteria()  # noqa: RUF009 - frozen
-    subset: NDArray[np.bool_] | None = None
+    subset: NDArray[np.bool_] | None = None  # samples to use, shape (n,); None for all
 
 
 def fit_stage(context: TrainingContext, fitted: FittedModel, preset: Preset, stage: Stage) -> None:
@@ -130,9 +95,8 @@ def fit_stage(context: TrainingContext, fitted: FittedModel, preset: Preset, sta
     with Progress(f"Training {name}", settings.epochs * per_epoch, "profiles") as progress:
 
         def on_step(step: Step) -> None:
-            progress.advance(
-                step.samples, f"epoch {step.epoch} of {settings.epochs}, loss {step.loss:.2g}"
-            )
+            note = f"epoch {step.epoch} of {settings.epochs}, loss {step.loss:.2g}"
+            progress.advance(step.samples, note)
 
         results = fit(
             stage.network,
@@ -199,20 +163,19 @@ def prepared_samples(context: TrainingContext, prepared_by: str) -> Samples:
 def encoded_samples(
     context: TrainingContext, samples: Samples, network: nn.Module, name: str
 ) -> Samples:
-    """Return the samples with the output of a frozen network in place of their profiles.
+    """Return prepared samples with the features (n, m) of a frozen network instead of profiles.
 
-    Parameters
-    ----------
-    context, samples
-        The training, and prepared profiles.
-    network, name
-        From profiles (n, points) to features (n, m), and what these are called in the cache.
+    The name is that of the features in the cache.
     """
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
 
     def function(values: NDArray[np.float32]) -> NDArray[np.float32]:
         return transformed(network, values, context.device)
 
-    return _mapped(context, samples, function, f"{name} {_digest_of(network)}")
+    return _mapped(context, samples, function, f"{name} {digest.hexdigest()[:16]}")
 
 
 def _mapped(
@@ -258,17 +221,9 @@ def samples_from_view(context: TrainingContext, name: str, uri: str) -> Samples 
 
 
 def choose_samples(context: TrainingContext, count: int | None) -> NDArray[np.bool_] | None:
-    """Choose training samples at random, rare phases whole, and all validation samples.
+    """Choose ``count`` training samples at random, rare phases whole, and all validation samples.
 
-    Parameters
-    ----------
-    context, count
-        The training, and the number of training samples; None for all.
-
-    Returns
-    -------
-    shape (n,)
-        The chosen samples, or None for all.
+    Return which samples, shape (n,), are chosen; None stands for all.
     """
     if count is None:
         return None
@@ -283,11 +238,3 @@ def choose_samples(context: TrainingContext, count: int | None) -> NDArray[np.bo
     generator = np.random.default_rng(np.random.SeedSequence([context.seed, 2]))
     chosen[generator.permutation(rest)[:share]] = True
     return np.asarray(chosen | (context.part == Part.validation))
-
-
-def _digest_of(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:16]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
 
@@ -18,46 +17,27 @@ from pipelines.training.presets import Presets
 
 _FILE = "task.json"
 _OLD_FILE = "order.json"  # deprecated: name of the file in the version before
+_OLD_NAMES = {"extra_data": "beside", "forest_method": "how"}  # deprecated
 _OLD_CHECKPOINT = "glance.safetensors"  # deprecated: name of the proposal network's checkpoint
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What to train, in plain values; a resumed training starts from these again.
-
-    Attributes
-    ----------
-    model, preset, seed, device
-        As for ``python -m pipelines.train``.
-    split, extra_data
-        ``random`` or ``blocked``; tags of further data sets whose samples are used for training.
-    epochs, max_seconds
-        Replace the preset's values.
-    forest_method
-        ``search`` or ``joined``: how the work of growing forests is divided.
-    classifier
-        Address of the registered classifier that a class-conditional model builds on.
-    """
+    """What to train, in plain values; a resumed training starts from these again."""
 
     model: str = "multitask"
     preset: str = "quick"
     seed: int = 0
     device: str = "auto"
-    split: str = "random"
-    extra_data: tuple[str, ...] = ()
-    epochs: int | None = None
+    split: str = "random"  # or "blocked"
+    extra_data: tuple[str, ...] = ()  # tags of further data sets to train on
+    epochs: int | None = None  # replaces the preset's, as the next
     max_seconds: float | None = None
-    forest_method: str = "search"
-    classifier: str | None = None
+    forest_method: str = "search"  # or "joined": how the work of growing forests is divided
+    classifier: str | None = None  # address of that which a class-conditional model builds on
 
     def check(self) -> None:
-        """Refuse what cannot be trained.
-
-        Raises
-        ------
-        TrainError
-            If the split or the method is unknown, or the model cannot use further data sets.
-        """
+        """Refuse, with a `TrainError`, what cannot be trained."""
         if self.split not in ("random", "blocked"):
             raise TrainError(f"There is no split '{self.split}'. Choose random or blocked.")
         if self.forest_method not in ("search", "joined"):
@@ -74,22 +54,12 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingEnvironment:
-    """Where a training logs, stores its state, and computes.
-
-    Attributes
-    ----------
-    tracking
-        Runs and registered models.
-    state, cache
-        Directory of checkpoints and cached profiles, which can be deleted when no training runs;
-        whether prepared profiles are cached there.
-    cluster
-        Where forests are grown and simulated measurements are drawn.
-    """
+    """Where a training logs, stores its state, and computes."""
 
     tracking: Tracking
-    state: Path = DEFAULT_STATE
-    cache: bool = True
+    state: Path = DEFAULT_STATE  # of checkpoints; can be deleted when no training runs
+    cache: bool = True  # whether prepared profiles are cached there
+    # Where forests are grown and simulated measurements are drawn.
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
     def run_state(self, run_id: str) -> Path:
@@ -98,14 +68,7 @@ class TrainingEnvironment:
 
 
 def tasks_for(models: Sequence[str], common: TrainingTask, presets: Presets) -> list[TrainingTask]:
-    """Return a task for each model, each once and all of them checked.
-
-    Parameters
-    ----------
-    models
-        Names; ``all`` stands for the paper's models and the guided network.
-    common, presets
-        The other values of the tasks; the presets that can be chosen.
+    """Return a task for each model, each once; ``all`` stands for the paper's and the guided one.
 
     Raises
     ------
@@ -142,10 +105,9 @@ def load_task(environment: TrainingEnvironment, run_id: str) -> tuple[TrainingTa
         If there is no saved task here, or the file is damaged.
     """
     directory = environment.run_state(run_id)
-    path = directory / _FILE
-    if not path.exists() and (directory / _OLD_FILE).exists():
-        path = directory / _OLD_FILE
-        checkpoint = directory / _OLD_CHECKPOINT
+    path, old = directory / _FILE, directory / _OLD_FILE
+    if not path.exists() and old.exists():
+        path, checkpoint = old, directory / _OLD_CHECKPOINT
         if checkpoint.exists():
             checkpoint.rename(directory / "proposal.safetensors")
     if not path.exists():
@@ -157,14 +119,11 @@ def load_task(environment: TrainingEnvironment, run_id: str) -> tuple[TrainingTa
         )
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        values = _current_names(saved["order"]) if path.name == _OLD_FILE else saved["task"]
+        values = dict(saved["order" if path == old else "task"])
+        for name, old_name in _OLD_NAMES.items():
+            if old_name in values:
+                values[name] = values.pop(old_name)
         task = TrainingTask(**{**values, "extra_data": tuple(values["extra_data"])})
         return task, Store(saved["store"]).open(saved["tag"])
     except (KeyError, TypeError, ValueError) as error:
         raise TrainError(f"{path} is damaged ({error}): train the model again.") from error
-
-
-def _current_names(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the values of a task of the version before under today's names."""
-    names = {"beside": "extra_data", "how": "forest_method"}  # deprecated
-    return {names.get(name, name): value for name, value in values.items()}

@@ -23,7 +23,7 @@ from catalog import registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from pipelines import train
-from pipelines.evaluation.test_sets import SPLIT
+from pipelines.evaluation.scoring import SPLIT
 from pipelines.registry.registration import load_version
 from pipelines.training.names import TrainError
 from pipelines.training.presets import DEFAULT_PRESETS, Preset, Presets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from bragg_models.networks.guided import fill_physics_tables, guided_config
 from bragg_models.networks.robust import Robust, calibrate, concatenate_fits
 from bragg_models.training.inference import Samples
 from pipelines.cli.console import Progress, say
+from pipelines.cli.options import ClusterOptions
 from pipelines.cluster.client import open_cluster
 from pipelines.simulation.draws import Purpose, SimulatedMeasurements, draw_on_cluster
 from pipelines.training.presets import Preset
@@ -32,56 +33,52 @@ from pipelines.training.stage import (
     fit_stage,
     prepared_samples,
 )
-from pipelines.training.task import TrainingEnvironment
 
 _ROWS = 512  # rows of a chunk of profiles in memory
 
 
 def train_guided(context: TrainingContext, preset: Preset) -> FittedModel:
     """Train the proposal network of the guided network; its physics needs no training."""
-    campaign = campaign_of(context.dataset)
-    config = guided_config(campaign, context.targets, **preset.network)
-    network = build("guided", config, seed=context.seed)
-    fill_physics_tables(network, campaign, context.targets)
-    fitted = FittedModel("guided", network.to(context.device), preset.preprocessing)
-    ((name, settings),) = preset.stages.items()
-    proposal: nn.Module = network.proposal  # type: ignore[assignment]
-    samples = prepared_samples(context, preset.preprocessing)
-    fit_stage(context, fitted, preset, Stage(name, proposal, samples, settings))
+    fitted = _untrained(context, preset, "guided")
+    _fit_proposal(context, fitted, preset, prepared_samples(context, preset.preprocessing))
     return fitted
 
 
-def train_robust(
-    context: TrainingContext, preset: Preset, environment: TrainingEnvironment
-) -> FittedModel:
+def _untrained(context: TrainingContext, preset: Preset, kind: str, **config: bool) -> FittedModel:
+    """Return a network with the physics of the campaign and seeded initial weights."""
+    campaign = campaign_of(context.dataset)
+    values = guided_config(campaign, context.targets, **config, **preset.network)
+    network = build(kind, values, seed=context.seed)
+    fill_physics_tables(network, campaign, context.targets)
+    return FittedModel(kind, network.to(context.device), preset.preprocessing)
+
+
+def _fit_proposal(
+    context: TrainingContext, fitted: FittedModel, preset: Preset, samples: Samples
+) -> None:
+    ((name, settings),) = preset.stages.items()
+    proposal: nn.Module = fitted.model.proposal  # type: ignore[union-attr,assignment]
+    fit_stage(context, fitted, preset, Stage(name, proposal, samples, settings))
+
+
+def train_robust(context: TrainingContext, preset: Preset, cluster: ClusterOptions) -> FittedModel:
     """Train the network for measured profiles on simulated measurements, and calibrate it.
 
     Training (domain randomisation), calibration on instruments that were calibrated, and on
-    instruments whose calibration has drifted, have streams of random numbers of their own.
-
-    Parameters
-    ----------
-    context, preset, environment
-        The campaign, and the settings; the cluster that draws the profiles.
+    instruments whose calibration has drifted, have streams of random numbers of their own; the
+    cluster draws the profiles.
     """
-    campaign = campaign_of(context.dataset)
-    config = guided_config(campaign, context.targets, sample_parameters=True, **preset.network)
-    network = build("robust", config, seed=context.seed)
-    if not isinstance(network, Robust):
-        raise TypeError(f"Expected a robust network, found {type(network).__name__}.")
-    fill_physics_tables(network, campaign, context.targets)
-    fitted = FittedModel("robust", network.to(context.device), preset.preprocessing)
-    seed, count = context.seed, preset.calibration_draws
-    with open_cluster(environment.cluster) as client:
+    fitted = _untrained(context, preset, "robust", sample_parameters=True)
+    campaign, seed = campaign_of(context.dataset), context.seed
+    count = preset.calibration_draws
+    with open_cluster(cluster) as client:
         training = draw_on_cluster(client, campaign, preset.training_draws, Purpose.TRAINING, seed)
         calibration = draw_on_cluster(client, campaign, count, Purpose.CALIBRATION, seed)
         drifted = draw_on_cluster(client, campaign, count, Purpose.DRIFTED_CALIBRATION, seed)
     function = preprocessing(preset.preprocessing).function
     samples, part = _samples_in_memory([training, calibration], function)
-    ((name, settings),) = preset.stages.items()
-    proposal: nn.Module = network.proposal
-    in_memory = replace(context, samples=samples, part=part)
-    fit_stage(in_memory, fitted, preset, Stage(name, proposal, samples, settings))
+    _fit_proposal(replace(context, samples=samples, part=part), fitted, preset, samples)
+    network = cast("Robust", fitted.model)
     facts = _calibrate(context, network, [calibration, drifted], function)
     fitted.facts = {
         **facts,
@@ -103,12 +100,7 @@ def _calibrate(
 ) -> dict[str, float]:
     """Calibrate probabilities, intervals and the rejection limit; return what came out.
 
-    Parameters
-    ----------
-    context, network
-        The campaign, and the trained network.
-    draws, function
-        Of calibrated instruments, and of drifted ones; prepares the profiles.
+    The draws are of calibrated instruments, and of drifted ones.
     """
     network.eval()
     fits = []
@@ -133,8 +125,7 @@ def _samples_in_memory(
 ) -> tuple[Samples, NDArray[np.int8]]:
     """Return draws for training and draws for validation as prepared samples, and their parts."""
     prepared = np.concatenate([function(d.profiles) for d in draws]).astype(np.float32)
-    parts = zip(draws, (Part.training, Part.validation), strict=True)
-    part = np.concatenate([np.full(len(d.phase), p, dtype=np.int8) for d, p in parts])
+    part = np.repeat([Part.training, Part.validation], [len(d.phase) for d in draws])
     # Shuffled, as training takes whole chunks and the phases follow one another.
     order = np.random.default_rng(0).permutation(len(prepared))
     prepared = prepared[order]
@@ -142,4 +133,4 @@ def _samples_in_memory(
     cells = np.concatenate([d.cells for d in draws])[order]
     intensity = xr.DataArray(prepared, dims=("sample", "tof"))
     profiles = Profiles(intensity, _ROWS, lambda values: values, prepared)
-    return Samples(profiles, phase.astype(np.int8), cells), part[order]
+    return Samples(profiles, phase.astype(np.int8), cells), part[order].astype(np.int8)

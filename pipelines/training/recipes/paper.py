@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,24 +20,10 @@ from bragg_models.networks.build import build
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
 from bragg_models.predictors import Predictor
 from bragg_models.training.inference import Samples, outputs
-from bragg_models.training.settings import (
-    Criteria,
-    LabelledBatch,
-    Objective,
-    Validation,
-    full_precision,
-)
+from bragg_models.training.settings import Criteria, LabelledBatch, Validation, full_precision
+from pipelines.training import stage
 from pipelines.training.presets import Preset
-from pipelines.training.stage import (
-    FittedModel,
-    Stage,
-    TrainingContext,
-    choose_samples,
-    encoded_samples,
-    fit_stage,
-    prepared_samples,
-    samples_from_view,
-)
+from pipelines.training.stage import FittedModel, Stage, TrainingContext
 
 _BATCH = 256  # profiles that an auto-encoder validates at a time
 _SMALLEST_PROBABILITY = 1e-12
@@ -51,15 +38,14 @@ def train_multitask(
     network = build("multitask", config, seed=context.seed)
     fitted = FittedModel("multitask", network, preset.preprocessing)
     ((name, settings),) = preset.stages.items()
-    samples = prepared_samples(context, preset.preprocessing)
+    samples = stage.prepared_samples(context, preset.preprocessing)
+    criteria = Criteria()
     if classifier:
-        validate = _classification_scores(context, samples)
+        validate = partial(_classification_scores, context, samples)
         criteria = Criteria(_classification, validate, _misclassified)
     elif preset.network.get("integer"):
-        criteria = Criteria(_integer_class(settings.regression_weight))
-    else:
-        criteria = Criteria()
-    fit_stage(context, fitted, preset, Stage(name, network, samples, settings, criteria))
+        criteria = Criteria(partial(_integer_class, settings.regression_weight))
+    stage.fit_stage(context, fitted, preset, Stage(name, network, samples, settings, criteria))
     return fitted
 
 
@@ -69,15 +55,9 @@ def train_conditional(
     """Train a regressor for each phase on a classifier's features (sections IV-B2 and IV-B3).
 
     The deep regressors start from the classifier's weights and train all of them. Otherwise the
-    features are frozen: they are read from the view ``classifier_256`` if this classifier
-    materialised it, and computed otherwise, with the same result to the last bit.
-
-    Parameters
-    ----------
-    context, preset, classifier, uri
-        The data, and the settings; the classifier, and its address in the registry.
-    deep
-        Train the features too.
+    features are frozen: they are read from the view ``classifier_256`` if this classifier, by its
+    address in the registry, materialised it, and computed otherwise, with the same result to the
+    last bit.
 
     Raises
     ------
@@ -95,17 +75,15 @@ def train_conditional(
         "separate_features": deep,
         **preset.network,
     }
-    network = build("conditional", config, seed=context.seed)
-    if not isinstance(network, Conditional):
-        raise TypeError(f"Expected a class-conditional network, found {type(network).__name__}.")
+    network = cast("Conditional", build("conditional", config, seed=context.seed))
     network.classifier.load_state_dict(source.state_dict())
     for features in network.features:
         features.load_state_dict(source.features.state_dict())
     fitted = FittedModel("conditional", network, classifier.preprocessing)
-    samples = prepared_samples(context, classifier.preprocessing)
+    samples = stage.prepared_samples(context, classifier.preprocessing)
     ((_, settings),) = preset.stages.items()
     if not deep:
-        samples = samples_from_view(context, "classifier_256", uri) or encoded_samples(
+        samples = stage.samples_from_view(context, "classifier_256", uri) or stage.encoded_samples(
             context, samples, source.features, "features"
         )
     for code, name in enumerate(context.targets.names):
@@ -113,12 +91,12 @@ def train_conditional(
         if not len(free[code]) or not (of_phase & (context.part == Part.training)).any():
             continue
         criteria = Criteria(
-            _regression(torch.tensor(free[code], device=context.device)),
-            _regression_scores(context, samples, code),
+            partial(_regression, torch.tensor(free[code], device=context.device)),
+            partial(_regression_scores, context, samples, code),
         )
         regressor = network.regressor(code)
-        stage = Stage(f"regressor_{name}", regressor, samples, settings, criteria, of_phase)
-        fit_stage(context, fitted, preset, stage)
+        of_code = Stage(f"regressor_{name}", regressor, samples, settings, criteria, of_phase)
+        stage.fit_stage(context, fitted, preset, of_code)
     return fitted
 
 
@@ -126,22 +104,21 @@ def train_caenn(context: TrainingContext, preset: Preset) -> FittedModel:
     """Train the auto-encoder, then the dense regressor on its codes (section IV-C3)."""
     profile = context.dataset.intensity[:1].values
     points = preprocessing(preset.preprocessing).function(profile).shape[1]
-    network = build("caenn", _config(context, preset, points=points), seed=context.seed)
-    if not isinstance(network, Caenn):
-        raise TypeError(f"Expected a CAENN, found {type(network).__name__}.")
+    config = _config(context, preset, points=points)
+    network = cast("Caenn", build("caenn", config, seed=context.seed))
     fitted = FittedModel("caenn", network, preset.preprocessing)
-    samples = prepared_samples(context, preset.preprocessing)
-    subset = choose_samples(context, preset.training_samples)
+    samples = stage.prepared_samples(context, preset.preprocessing)
+    subset = stage.choose_samples(context, preset.training_samples)
     settings = preset.stages["autoencoder"]
-    validate = _reconstruction_scores(context, samples)
+    validate = partial(_reconstruction_scores, context, samples)
     criteria = Criteria(_reconstruction, validate, lambda scores: scores["all"]["mae"])
     autoencoder = Stage("autoencoder", network.autoencoder, samples, settings, criteria, subset)
-    fit_stage(context, fitted, preset, autoencoder)
-    codes = encoded_samples(context, samples, Encoding(network.autoencoder), "latent")
+    stage.fit_stage(context, fitted, preset, autoencoder)
+    codes = stage.encoded_samples(context, samples, Encoding(network.autoencoder), "latent")
     settings = preset.stages["regressor"]
-    criteria = Criteria(_integer_class(settings.regression_weight))
+    criteria = Criteria(partial(_integer_class, settings.regression_weight))
     regressor = Stage("regressor", network.regressor, codes, settings, criteria, subset)
-    fit_stage(context, fitted, preset, regressor)
+    stage.fit_stage(context, fitted, preset, regressor)
     return fitted
 
 
@@ -149,9 +126,7 @@ def reconstructed_profiles(
     fitted: FittedModel, profiles: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return prepared profiles (n, points) after the auto-encoder of a CAENN."""
-    if not isinstance(fitted.model, Caenn):
-        raise TypeError(f"Expected a CAENN, found {type(fitted.model).__name__}.")
-    autoencoder = fitted.model.autoencoder.eval()
+    autoencoder = cast("Caenn", fitted.model).autoencoder.eval()
     device = next(autoencoder.parameters()).device
     with torch.inference_mode():
         return np.asarray(autoencoder(torch.from_numpy(profiles).to(device)).cpu().numpy())
@@ -178,18 +153,14 @@ def _classification(
     return {"loss": loss}
 
 
-def _regression(columns: Tensor) -> Objective:
+def _regression(
+    columns: Tensor, network: nn.Module, batch: LabelledBatch, _: torch.Generator
+) -> dict[str, Tensor]:
     """Return the mean squared error of the free parameters' columns (section IV-B)."""
-
-    def objective(
-        network: nn.Module, batch: LabelledBatch, _: torch.Generator
-    ) -> dict[str, Tensor]:
-        values = network(batch.profiles)
-        with full_precision(batch):
-            loss = ((values.float() - batch.values[:, columns]) ** 2).mean()
-        return {"loss": loss}
-
-    return objective
+    values = network(batch.profiles)
+    with full_precision(batch):
+        loss = ((values.float() - batch.values[:, columns]) ** 2).mean()
+    return {"loss": loss}
 
 
 def _reconstruction(
@@ -202,41 +173,32 @@ def _reconstruction(
     return {"loss": loss}
 
 
-def _integer_class(regression_weight: float) -> Objective:
+def _integer_class(
+    regression_weight: float, network: nn.Module, batch: LabelledBatch, _: torch.Generator
+) -> dict[str, Tensor]:
     """Return the paper's alternative loss: the class as an integer, by its squared error too."""
-
-    def objective(
-        network: nn.Module, batch: LabelledBatch, _: torch.Generator
-    ) -> dict[str, Tensor]:
-        code, values = network.raw_outputs(batch.profiles)  # type: ignore[operator]
-        with full_precision(batch):
-            mask = batch.free.float()
-            integer = ((code[:, 0].float() - batch.phase) ** 2).mean()
-            squared = ((values.float() - batch.values) ** 2 * mask).sum() / mask.sum()
-            loss = integer + regression_weight * squared
-        return {"loss": loss, "integer": integer, "mse": squared}
-
-    return objective
+    code, values = network.raw_outputs(batch.profiles)  # type: ignore[operator]
+    with full_precision(batch):
+        mask = batch.free.float()
+        integer = ((code[:, 0].float() - batch.phase) ** 2).mean()
+        squared = ((values.float() - batch.values) ** 2 * mask).sum() / mask.sum()
+        loss = integer + regression_weight * squared
+    return {"loss": loss, "integer": integer, "mse": squared}
 
 
 def _classification_scores(
-    context: TrainingContext, samples: Samples
-) -> Callable[[nn.Module], Validation]:
-    """Return a function that gives accuracy and cross entropy on the validation samples."""
-
-    def validate(network: nn.Module) -> Validation:
-        wrong, loss, n = 0, 0.0, 0
-        for batch in in_order(samples.profiles, context.part == Part.validation):
-            probabilities, _ = outputs(network, batch.profiles, context.device)
-            truth = samples.phase[batch.rows]
-            wrong += int((probabilities.argmax(axis=1) != truth).sum())
-            of_truth = probabilities[np.arange(len(truth)), truth]
-            loss -= float(np.log(np.maximum(of_truth, _SMALLEST_PROBABILITY)).sum())
-            n += len(truth)
-        accuracy = 1 - wrong / n
-        return {"all": {"n": n, "accuracy": accuracy, "wrong": wrong, "cross_entropy": loss / n}}
-
-    return validate
+    context: TrainingContext, samples: Samples, network: nn.Module
+) -> Validation:
+    """Return accuracy and cross entropy on the validation samples."""
+    wrong, loss, n = 0, 0.0, 0
+    for batch in in_order(samples.profiles, context.part == Part.validation):
+        probabilities, _ = outputs(network, batch.profiles, context.device)
+        truth = samples.phase[batch.rows]
+        wrong += int((probabilities.argmax(axis=1) != truth).sum())
+        of_truth = probabilities[np.arange(len(truth)), truth]
+        loss -= float(np.log(np.maximum(of_truth, _SMALLEST_PROBABILITY)).sum())
+        n += len(truth)
+    return {"all": {"n": n, "accuracy": 1 - wrong / n, "wrong": wrong, "cross_entropy": loss / n}}
 
 
 def _misclassified(scores: Validation) -> float:
@@ -245,49 +207,38 @@ def _misclassified(scores: Validation) -> float:
 
 
 def _regression_scores(
-    context: TrainingContext, samples: Samples, code: int
-) -> Callable[[nn.Module], Validation]:
-    """Return a function that gives the errors of one phase's regressor."""
+    context: TrainingContext, samples: Samples, code: int, network: nn.Module
+) -> Validation:
+    """Return the errors of one phase's regressor."""
     validation = (context.part == Part.validation) & (context.samples.phase == code)
     targets = context.targets
     free = targets.free[code]
-
-    def validate(network: nn.Module) -> Validation:
-        network.eval()
-        total: Errors | None = None
-        for batch in in_order(samples.profiles, validation):
-            with torch.inference_mode():
-                output = network(torch.from_numpy(batch.profiles).to(context.device)).cpu().numpy()
-            values = np.zeros((len(output), len(free)))
-            values[:, free] = output
-            phase = samples.phase[batch.rows]
-            cells = targets.decode(values, phase)
-            of_batch = errors(targets, phase, samples.cells[batch.rows], phase, cells)
-            total = of_batch if total is None else total + of_batch
-        if total is None:
-            return {"all": {"n": 0.0, "mse_paper": 0.0}}
-        return summary(targets, total)
-
-    return validate
+    network.eval()
+    total: Errors | None = None
+    for batch in in_order(samples.profiles, validation):
+        with torch.inference_mode():
+            output = network(torch.from_numpy(batch.profiles).to(context.device)).cpu().numpy()
+        values = np.zeros((len(output), len(free)))
+        values[:, free] = output
+        phase = samples.phase[batch.rows]
+        cells = targets.decode(values, phase)
+        of_batch = errors(targets, phase, samples.cells[batch.rows], phase, cells)
+        total = of_batch if total is None else total + of_batch
+    return {"all": {"n": 0.0, "mse_paper": 0.0}} if total is None else summary(targets, total)
 
 
 def _reconstruction_scores(
-    context: TrainingContext, samples: Samples
-) -> Callable[[nn.Module], Validation]:
-    """Return a function that gives the errors of reconstructed validation profiles."""
-
-    def validate(network: nn.Module) -> Validation:
-        network.eval()
-        absolute = squared = count = 0.0
-        for batch in in_order(samples.profiles, context.part == Part.validation):
+    context: TrainingContext, samples: Samples, network: nn.Module
+) -> Validation:
+    """Return the errors of reconstructed validation profiles."""
+    network.eval()
+    absolute = squared = count = 0.0
+    for batch in in_order(samples.profiles, context.part == Part.validation):
+        for part in np.split(batch.profiles, range(_BATCH, len(batch.profiles), _BATCH)):
+            profiles = torch.from_numpy(part).to(context.device)
             with torch.inference_mode():
-                for low in range(0, len(batch.profiles), _BATCH):
-                    profiles = torch.from_numpy(batch.profiles[low : low + _BATCH])
-                    profiles = profiles.to(context.device)
-                    difference = network(profiles) - profiles
-                    absolute += float(difference.abs().sum())
-                    squared += float((difference**2).sum())
-                    count += difference.numel()
-        return {"all": {"n": count, "mae": absolute / count, "mse": squared / count}}
-
-    return validate
+                difference = network(profiles) - profiles
+                absolute += float(difference.abs().sum())
+                squared += float((difference**2).sum())
+                count += difference.numel()
+    return {"all": {"n": count, "mae": absolute / count, "mse": squared / count}}

@@ -21,8 +21,8 @@ from bragg_models.networks.robust import Robust
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import promotion, registry
 from pipelines import promote, validate
+from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.rejection import foreign_task
-from pipelines.evaluation.validation import ValidateError
 from pipelines.prediction.acceptance import assess_acceptance, estimate_intervals
 from pipelines.registry.feature_views import RegisteredModel
 
@@ -277,7 +277,7 @@ def test_models_without_intervals_cannot_be_evaluated_on_draws(
 ) -> None:
     assert everything
     (version, *_) = bench.versions("guided")
-    with pytest.raises(ValidateError, match="None of these models has intervals"):
+    with pytest.raises(EvaluateError, match="None of these models has intervals"):
         CliRunner().invoke(
             validate.app,
             [

@@ -7,8 +7,7 @@ import numpy as np
 from bragg_data.campaign import Campaign
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.rietveld import Refiner
-from pipelines.evaluation.draw_tasks import refine_or_none
-from pipelines.evaluation.draws import Convergence, summarise
+from pipelines.evaluation.draws import Convergence, refine_or_none, summarise
 
 
 def test_a_profile_that_cannot_be_refined_has_no_fit(small_campaign: Campaign) -> None:

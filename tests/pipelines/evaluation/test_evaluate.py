@@ -23,10 +23,10 @@ from catalog import registry
 from catalog.registry import ModelError
 from catalog.tracking import Tracking
 from pipelines import evaluate, train
-from pipelines.evaluation.candidates import Candidate, EvaluateError, load_candidate
-from pipelines.evaluation.scoring import EvaluatedModel, score_set
-from pipelines.evaluation.tables import TableOptions, class_conditional_table, number, with_interval
-from pipelines.evaluation.test_sets import TestSetError, held_out_sets
+from pipelines.evaluation.candidates import Candidate, load_candidate
+from pipelines.evaluation.names import EvaluateError
+from pipelines.evaluation.scoring import EvaluatedModel, held_out_sets, score_set
+from pipelines.evaluation.tables import class_conditional_table, number, with_interval
 from pipelines.registry.registration import load_version
 from pipelines.training.presets import Presets
 
@@ -256,7 +256,7 @@ def test_a_model_that_may_be_trained_on_the_test_samples_is_refused(
 
 def test_another_grid_off_the_grid_is_refused(small_dataset: xr.Dataset) -> None:
     shorter = small_dataset.isel(tof=slice(700))
-    with pytest.raises(TestSetError, match="Name another data set with --offgrid"):
+    with pytest.raises(EvaluateError, match="Name another data set with --offgrid"):
         held_out_sets(small_dataset, shorter)
 
 
@@ -300,7 +300,7 @@ def test_a_classifier_is_scored_on_systems_alone(small_dataset: xr.Dataset) -> N
     assert set(score.groups["all"]) == {"n", "accuracy", "accuracy_phase", "wrong"}
     assert score.groups["cubic"]["wrong"] == 0
     assert score.groups["trigonal"]["wrong"] == score.groups["trigonal"]["n"]
-    sheet = class_conditional_table("some", [score], targets, TableOptions(with_paper=True))
+    sheet = class_conditional_table("some", [score], targets, with_paper=True)
     sheet.show()
     assert "| classifier | 0 |" in sheet.markdown()
 

@@ -28,8 +28,8 @@ from pipelines.evaluation.measured import (
 )
 from pipelines.evaluation.measured import validate as score_profiles
 from pipelines.evaluation.measured_tables import refinement_table
-from pipelines.evaluation.rejection import OtherBankError, find_other_bank
-from pipelines.evaluation.validation import ValidateError
+from pipelines.evaluation.names import EvaluateError
+from pipelines.evaluation.rejection import find_other_bank
 from pipelines.registry.registration import load_version
 
 TRUTH = [
@@ -203,7 +203,7 @@ def test_a_measured_data_set_with_labels_is_taken_by_itself(
 ) -> None:
     shutil.copytree(small_store.path, tmp_path / "store")
     store = ["--store", str(tmp_path / "store"), "--tracking", tracking.uri, "--no-library"]
-    with pytest.raises(ValidateError, match="no measured data set with labels"):
+    with pytest.raises(EvaluateError, match="no measured data set with labels"):
         CliRunner().invoke(validate.app, store, catch_exceptions=False)
     result = read_pseudo_experiments(pseudo, small_campaign, calibrated=True)[1].measurement.profile
     file = tmp_path / "run.xye"
@@ -234,7 +234,7 @@ def test_a_measured_data_set_with_labels_is_taken_by_itself(
     assert result.exit_code == 0, result.output
     assert "mine-v1, 1 profile" in result.output
     take_in("other", "batio3-nomad")
-    with pytest.raises(ValidateError, match="on the grid of campaign batio3-nomad"):
+    with pytest.raises(EvaluateError, match="on the grid of campaign batio3-nomad"):
         CliRunner().invoke(validate.app, store, catch_exceptions=False)
 
 
@@ -333,7 +333,7 @@ def test_tables_iv_and_v_follow_the_papers_preprocessing_too(
         assert sample["predictions"]["multitask"]["cell"]["a"] == pytest.approx(cell[0], rel=1e-5)
     assert ours["models"]["multitask"]["groups"] != paper["models"]["multitask"]["groups"]
     assert "calibration given, 3 of 4 profiles" in tables.read_text()
-    with pytest.raises(ValidateError, match="Choose ours or paper"):
+    with pytest.raises(EvaluateError, match="Choose ours or paper"):
         CliRunner().invoke(validate.app, ["--preprocessing", "none"], catch_exceptions=False)
 
 
@@ -351,5 +351,5 @@ def test_another_bank_stands_at_another_angle(small_campaign: Campaign, tmp_path
     # The same bank with another calibration is the most alike, and no other.
     assert find_other_bank(file, small_campaign).bank == 3
     file.write_text(texts[2])
-    with pytest.raises(OtherBankError, match="no bank at another angle than 122°"):
+    with pytest.raises(EvaluateError, match="no bank at another angle than 122°"):
         find_other_bank(file, small_campaign)

@@ -79,7 +79,7 @@ def test_reconstructions_and_their_errors() -> None:
     assert figure.axes[4].get_title(loc="left") == "profile 4"
     assert figure.axes[4].texts[0].get_text() == "mean squared error 1.0e-02"
     np.testing.assert_array_equal(figure.axes[4].lines[1].get_ydata(), profiles[4] + 0.1)
-    assert drawn(figures.reconstructions(tof, profiles[:1], profiles[:1], ["one"]))
+    assert drawn(figures.reconstructions(tof, profiles[:1], profiles[:1], ["one"], np.array([0])))
 
 
 def test_parity_shows_free_parameters_only(cells: np.ndarray, systems: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +21,12 @@ from bragg_models.forest import Forest, ForestModel, ForestSettings
 from bragg_models.metrics import errors, summary
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets, targets_of
+from pipelines.cli.console import Progress
 from pipelines.cli.options import SlurmOptions
 from pipelines.cluster.client import open_client
 from pipelines.training.dask_forests import Search
-from pipelines.training.forests import (
-    FOREST_PRESETS,
-    ForestPreset,
-    ForestsError,
-    ForestTask,
-    grow,
-    plans_of,
-)
+from pipelines.training.forests import FOREST_PRESETS, ForestPreset, ForestTask, grow, plans_of
+from pipelines.training.names import TrainError
 
 pytestmark = pytest.mark.cluster
 
@@ -39,7 +34,6 @@ torch.set_num_threads(1)
 
 TREES = ForestSettings(trees=10, extra=True, bootstrap=False)
 PRESET = ForestPreset(
-    "tiny",
     "profile_smoothed@1",
     {"cubic": replace(TREES, samples=60)},
     TREES,
@@ -81,6 +75,23 @@ def joined(
     )
 
 
+@pytest.fixture
+def on_trees(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], object]], None]:
+    """Call a function with each number of trees that are grown."""
+
+    def call(function: Callable[[int], object]) -> None:
+        advance = Progress.advance
+
+        def advance_and_call(self: Progress, count: int = 1, note: str | None = None) -> None:
+            advance(self, count, note)
+            if self.task == "Growing trees":
+                function(count)
+
+        monkeypatch.setattr(Progress, "advance", advance_and_call)
+
+    return call
+
+
 def assert_equal(left: tuple[Forest, ...], right: tuple[Forest, ...]) -> None:
     assert len(left) == len(right)
     for forest, expected in zip(left, right, strict=True):
@@ -99,14 +110,13 @@ def test_search_grows_the_same_forests_as_joined_and_both_grow_them_on_workers(
     targets: Targets,
     part: np.ndarray,
     joined: tuple[tuple[Forest, ...], dict],
+    on_trees: Callable[[Callable[[int], object]], None],
     tmp_path: Path,
 ) -> None:
     grown: list[int] = []
+    on_trees(grown.append)
     forests, facts = grow(
-        client,
-        ForestTask(small_dataset, targets, part, PRESET, False, 3),
-        tmp_path,
-        on_progress=grown.append,
+        client, ForestTask(small_dataset, targets, part, PRESET, False, 3), tmp_path
     )
     assert_equal(forests, joined[0])
     workers = set(client.run(os.getpid).values())
@@ -194,6 +204,7 @@ def test_worker_killed_meanwhile_does_not_matter(
     targets: Targets,
     part: np.ndarray,
     joined: tuple[tuple[Forest, ...], dict],
+    on_trees: Callable[[Callable[[int], object]], None],
     tmp_path: Path,
 ) -> None:
     killed: list[int] = []
@@ -204,12 +215,12 @@ def test_worker_killed_meanwhile_does_not_matter(
                 killed.append(min(client.run(os.getpid).values()))
                 os.kill(killed[0], signal.SIGKILL)
 
+        on_trees(kill_once)
         forests, _ = grow(
             client,
             ForestTask(small_dataset, targets, part, PRESET, False, 3),
             tmp_path,
             method="joined",
-            on_progress=kill_once,
         )
     assert killed
     assert_equal(forests, joined[0])
@@ -232,7 +243,7 @@ def test_test_samples_are_not_touched_and_the_choice_is_seeded(
     np.testing.assert_array_equal(again.rows, plans[0].rows)
     assert not np.array_equal(another.rows, plans[0].rows)
     nothing = np.full_like(part, Part.test)
-    with pytest.raises(ForestsError, match="Simulate more"):
+    with pytest.raises(TrainError, match="Simulate more"):
         plans_of(ForestTask(small_dataset, targets, nothing, PRESET, False, 3))
 
 
