@@ -122,10 +122,11 @@ def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
     scores = summary(targets, total)
     wrong = float((phase != test.phase).sum())
     scores["all"]["wrong"] = wrong
-    score = ModelScore("mse_paper", scores["all"]["mse_paper"])
     if predictor.provenance.model == names.CLASSIFIER:
         score = ModelScore("error_rate", wrong / n)
-    return HeldOutScores(finite(scores), score, phase, cells, total.confusion)
+        return HeldOutScores(finite(scores), score, phase, cells, total.confusion)
+    score = ModelScore("mse_paper", scores["all"]["mse_paper"])
+    return HeldOutScores(scores, score, phase, cells, total.confusion)
 
 
 def test_model(
