@@ -19,12 +19,7 @@ from rich.table import Table
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.refinement.rietveld import Refiner
-from bragg_data.simulation.measurement_effects import (
-    draw_labels,
-    draw_profiles,
-    effects_from_campaign,
-    simulator_for,
-)
+from bragg_data.simulation.measurement_effects import draw_labels, draw_profiles, simulator_for
 from catalog import registry
 from catalog.tracking import Tracking
 from pipelines.prediction.library import INDEX_DIRECTORY, open_library
@@ -48,7 +43,7 @@ def main() -> None:
     refiner = Refiner(campaign, cache=INDEX_DIRECTORY)
     generator = np.random.default_rng(4)
     phase, cells = draw_labels(campaign, options.draws, generator)
-    effects = effects_from_campaign(campaign)
+    effects = campaign.measurement_effects
     draws = draw_profiles(simulator_for(campaign), phase, cells, generator, effects)
     order = generator.permutation(len(phase))
     prepared = draws.prepared()

@@ -9,7 +9,7 @@ peak (root mean square, median), the paper's by 1.5 %.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.measurement.readers.common import MINIMUM_POINTS, Profile
-from bragg_data.measurement.resampling import resample_to_grid
+from bragg_data.measurement.resampling import measured_tof, resample_to_grid
 from bragg_data.preprocessing import minmax
 
 DEGREE = 2
@@ -35,99 +35,23 @@ any area: on the pseudo-experiments it is then about twice as far from the backg
 of the profile is.
 """
 
+_REMEDY = "Use prepare_measured, whose background follows the profile."
+_Array = NDArray[np.float64]
+
 
 class BackgroundError(ValueError):
     """A profile for which the paper's background does not exist."""
 
 
-@dataclass(frozen=True, eq=False)
-class PaperBackground:
-    """The background of one profile, by the paper's condition.
+class PaperBackground(NamedTuple):
+    """The background of one profile, by the paper's condition, in the profile's units."""
 
-    Attributes
-    ----------
-    background : shape (n,)
-        The Chebyshev polynomial at the profile's points, in the profile's units.
-    threshold
-        The signal threshold t, in the profile's units; the polynomial is fitted to points below it.
-    relative_area_error
-        The area under min(y, t) less that under the polynomial, over the former: within ±1e-4.
-    iterations
-        Steps of the bisection.
-    """
-
-    background: NDArray[np.float64]
-    threshold: float
-    relative_area_error: float
-    iterations: int
+    background: _Array  # the Chebyshev polynomial at the points, shape (n,)
+    threshold: float  # the signal threshold t: the polynomial is fitted to points below it
+    relative_area_error: float  # (area under min(y, t) - under the polynomial) / the former
 
 
-@dataclass(frozen=True, eq=False)
-class _Condition:
-    """The areas under min(y, t) and under the polynomial of the points below t.
-
-    Attributes
-    ----------
-    basis : shape (n, 3)
-        Chebyshev polynomials of the first kind at the points.
-    width : shape (n,)
-        Weights of the trapezoidal rule, in µs.
-    y : shape (n,)
-        The profile.
-    """
-
-    basis: NDArray[np.float64]
-    width: NDArray[np.float64]
-    y: NDArray[np.float64]
-
-    def at(self, threshold: float) -> tuple[float, NDArray[np.float64]]:
-        """Return the relative difference of the areas, and the polynomial of shape (n,)."""
-        below = self.y < threshold
-        coefficients = np.linalg.lstsq(self.basis[below], self.y[below], rcond=None)[0]
-        polynomial = self.basis @ coefficients
-        area = self.width @ np.minimum(self.y, threshold)
-        return float(_relative(area - self.width @ polynomial, area)), polynomial
-
-    def pieces(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Return the pieces of the threshold's axis between neighbouring data, ascending.
-
-        On a piece y₍ₖ₎ < t ≤ y₍ₖ₊₁₎ the points below t are the same k, so the polynomial is fixed
-        and the area under min(y, t) grows linearly. From piece to piece the polynomial jumps. All
-        k fits at once are the solutions of normal equations summed up along the sorted points.
-
-        Returns
-        -------
-        lower, upper : shape (pieces,)
-            The ends of each piece that leaves enough points on either side.
-        difference : shape (pieces, 2)
-            The relative difference of the areas at the two ends.
-        """
-        n = len(self.y)
-        order = np.argsort(self.y, kind="stable")
-        y, width, basis = self.y[order], self.width[order], self.basis[order]
-        least = max(DEGREE + 1, int(np.ceil(LEAST_SHARE * n)))
-        count = np.arange(least, n - least + 1)
-        count = count[y[count] > y[count - 1]]
-        products = np.cumsum(basis[:, :, None] * basis[:, None, :], axis=0)[count - 1]
-        moments = np.cumsum(basis * y[:, None], axis=0)[count - 1]
-        # Least norm instead of an error where the points below leave the parabola open.
-        coefficients = (np.linalg.pinv(products, hermitian=True) @ moments[..., None])[..., 0]
-        polynomial = coefficients @ (self.width @ self.basis)
-        below = np.cumsum(width * y)[count - 1]
-        above = width.sum() - np.cumsum(width)[count - 1]
-        ends = np.stack([y[count - 1], y[count]], axis=1)
-        area = below[:, None] + above[:, None] * ends
-        return ends[:, 0], ends[:, 1], _relative(area - polynomial[:, None], area)
-
-
-def _relative(difference: NDArray[np.float64], area: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide by |area|; infinite where there is none."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = difference / np.abs(area)
-    return np.where(np.isfinite(ratio), ratio, np.inf)
-
-
-def paper_background(tof: NDArray[np.float64], intensity: NDArray[np.float64]) -> PaperBackground:
+def paper_background(tof: _Array, intensity: _Array) -> PaperBackground:
     r"""Return the background by the paper: a parabola with the area of the clipped profile.
 
     .. math:: p_t = \arg\min_{p} \sum_{i:\, y_i < t} (y_i - p(T_i))^2, \quad
@@ -171,41 +95,71 @@ def paper_background(tof: NDArray[np.float64], intensity: NDArray[np.float64]) -
     tof, y = np.asarray(tof, dtype=np.float64), np.asarray(intensity, dtype=np.float64)
     _refuse(tof, y)
     step = np.diff(tof)
-    width = (np.append(step, 0.0) + np.append(0.0, step)) / 2
+    width = (np.append(step, 0.0) + np.append(0.0, step)) / 2  # of the trapezoidal rule
     unit = float(np.abs(y).max())
-    scaled = 2 * (tof - tof[0]) / (tof[-1] - tof[0]) - 1
-    condition = _Condition(chebvander(scaled, DEGREE), width, y / unit)
-    lower, upper, difference = condition.pieces()
+    basis = chebvander(2 * (tof - tof[0]) / (tof[-1] - tof[0]) - 1, DEGREE)
+    scaled = y / unit
+    lower, upper, difference = _pieces(basis, width, scaled)
     crosses = difference[:, 0] * difference[:, 1] < 0
     closest = np.where(crosses, 0.0, np.abs(difference).min(axis=1, initial=np.inf))
     # With some slack, as these come from normal equations; bisection looks closely.
     for piece in np.flatnonzero(closest < 1.01 * AREA_TOLERANCE)[::-1]:
         low, high = float(lower[piece]), float(upper[piece])
-        for iteration in range(1, 61):
+        for _ in range(60):
             threshold = (low + high) / 2
             if not low < threshold < high:
                 break
-            error, polynomial = condition.at(threshold)
+            below = scaled < threshold
+            polynomial = basis @ np.linalg.lstsq(basis[below], scaled[below], rcond=None)[0]
+            area = width @ np.minimum(scaled, threshold)
+            error = float(_relative(area - width @ polynomial, area))
             if abs(error) < AREA_TOLERANCE:
-                return PaperBackground(polynomial * unit, threshold * unit, error, iteration)
+                return PaperBackground(polynomial * unit, threshold * unit, error)
             low, high = (low, threshold) if error > 0 else (threshold, high)
     raise BackgroundError(_why_none(closest, difference, upper * unit, y))
 
 
-def _why_none(
-    closest: NDArray[np.float64],
-    difference: NDArray[np.float64],
-    threshold: NDArray[np.float64],
-    y: NDArray[np.float64],
-) -> str:
-    remedy = "Use prepare_measured, whose background follows the profile."
+def _pieces(basis: _Array, width: _Array, y: _Array) -> tuple[_Array, _Array, _Array]:
+    """Return the pieces of the threshold's axis between neighbouring data, ascending.
+
+    On a piece y₍ₖ₎ < t ≤ y₍ₖ₊₁₎ the points below t are the same k, so the polynomial is fixed and
+    the area under min(y, t) grows linearly. From piece to piece the polynomial jumps. All k fits
+    at once are the solutions of normal equations summed up along the sorted points. Returned are
+    the lower and upper end of each piece that leaves enough points on either side, (pieces,), and
+    the relative difference of the areas at the two ends, (pieces, 2).
+    """
+    n, whole = len(y), width @ basis
+    order = np.argsort(y, kind="stable")
+    y, width, basis = y[order], width[order], basis[order]
+    least = max(DEGREE + 1, int(np.ceil(LEAST_SHARE * n)))
+    count = np.arange(least, n - least + 1)
+    count = count[y[count] > y[count - 1]]
+    products = np.cumsum(basis[:, :, None] * basis[:, None, :], axis=0)[count - 1]
+    moments = np.cumsum(basis * y[:, None], axis=0)[count - 1]
+    # Least norm instead of an error where the points below leave the parabola open.
+    coefficients = (np.linalg.pinv(products, hermitian=True) @ moments[..., None])[..., 0]
+    polynomial = coefficients @ whole
+    below = np.cumsum(width * y)[count - 1]
+    above = width.sum() - np.cumsum(width)[count - 1]
+    ends = np.stack([y[count - 1], y[count]], axis=1)
+    area = below[:, None] + above[:, None] * ends
+    return ends[:, 0], ends[:, 1], _relative(area - polynomial[:, None], area)
+
+
+def _relative(difference: _Array, area: _Array) -> _Array:
+    """Divide by |area|; infinite where there is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = difference / np.abs(area)
+    return np.where(np.isfinite(ratio), ratio, np.inf)
+
+
+def _why_none(closest: _Array, difference: _Array, threshold: _Array, y: _Array) -> str:
     if not len(closest) or not np.isfinite(closest).any():
         return (
             f"No threshold leaves {LEAST_SHARE:.0%} of the {len(y)} points on either side: the "
-            f"intensities are nearly all equal. {remedy}"
+            f"intensities are nearly all equal. {_REMEDY}"
         )
     best = int(np.argmin(closest))
-    below = (y < threshold[best]).mean()
     if difference.min() < 0 < difference.max():
         reason = "their difference changes sign only in a jump, where a point enters the fit"
     else:
@@ -214,12 +168,12 @@ def _why_none(
     return (
         f"No signal threshold makes the areas under the clipped profile and under the Chebyshev "
         f"polynomial agree to {AREA_TOLERANCE:g}: {reason}. At best they differ by "
-        f"{closest[best]:.1e}, at {threshold[best]:.4g} with {below:.0%} of the points below. "
-        f"{remedy}"
+        f"{closest[best]:.1e}, at {threshold[best]:.4g} with "
+        f"{(y < threshold[best]).mean():.0%} of the points below. {_REMEDY}"
     )
 
 
-def _refuse(tof: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+def _refuse(tof: _Array, y: _Array) -> None:
     if tof.shape != y.shape or tof.ndim != 1 or len(tof) < MINIMUM_POINTS:
         raise BackgroundError(
             f"A background needs times and intensities of one profile, at least {MINIMUM_POINTS} "
@@ -237,24 +191,12 @@ def _refuse(tof: NDArray[np.float64], y: NDArray[np.float64]) -> None:
         )
 
 
-def nearest_points(tof: NDArray[np.float64], grid_tof: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the measured point whose time of flight is nearest to each of a grid's (V-C1).
+def nearest_points(tof: _Array, grid_tof: _Array) -> NDArray[np.intp]:
+    """Return the measured point nearest to each time of flight of a grid, shape (points,) (V-C1).
 
-    Parameters
-    ----------
-    tof : shape (n,)
-        Measured times of flight in µs, ascending; at least 2.
-    grid_tof : shape (points,)
-        Simulated times of flight in µs.
+    Both in µs, ``tof`` ascending and of at least 2 points. Of two points that are equally near, the
+    earlier; beyond the ends the last point, however far: the caller checks the distance.
 
-    Returns
-    -------
-    shape (points,)
-        Indices into ``tof``; of two that are equally near, the earlier. Beyond the ends the last
-        point is nearest, however far: the caller checks the distance.
-
-    Notes
-    -----
     The paper matches "each pair (x, I(x))" of the measurement with the closest simulated time.
     Where the measured points are finer than the grid several would land on one of its points, and
     where they are coarser some of its points would stay empty; so each point of the grid takes the
@@ -266,31 +208,20 @@ def nearest_points(tof: NDArray[np.float64], grid_tof: NDArray[np.float64]) -> N
 
 def paper_preprocessed(
     profile: Profile, grid: TofGrid, instrument: Instrument, calibration: Instrument | None
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return a measured profile as the paper gives it to its models.
+) -> tuple[_Array, NDArray[np.bool_]]:
+    """Return a measured profile as the paper gives it to its models, and where it is covered.
 
     The background (:func:`paper_background`) is subtracted on the measured axis; each point of the
     grid takes the nearest measured point; minimum and maximum become 0 and 1, and the rest is
-    clipped to that.
+    clipped to that. Both results have shape (points,); values that are not covered are 0.
 
     Parameters
     ----------
     profile
         As read. Points with ``sigma`` 0 (dead or masked detectors) take no part: the window of the
         areas is the span of the others.
-    grid, instrument
-        The campaign's points and instrument.
-    calibration
-        Calibration of the measurement: T of the grid → d → T of the measurement, as in
-        :func:`bragg_data.measurement.resampling.resample_to_grid`. None takes its times as those of
-        ``instrument``.
-
-    Returns
-    -------
-    values : shape (points,)
-        In [0, 1]; 0 where not covered.
-    covered : shape (points,)
-        Where the measurement holds information.
+    grid, instrument, calibration
+        As for :func:`bragg_data.measurement.resampling.resample_to_grid`.
 
     Raises
     ------
@@ -311,16 +242,13 @@ def paper_preprocessed(
     known = profile.sigma > 0
     # The same refusals and the same coverage as for the project's own preprocessing.
     gridded = resample_to_grid(profile, grid, instrument, calibration)
-    target = grid.tof
-    if calibration is not None:
-        target = calibration.tof_from_d_spacing(instrument.d_spacing_from_tof(target))
     try:
         result = paper_background(profile.tof[known], profile.intensity[known])
     except BackgroundError as error:
         raise BackgroundError(f"{profile.name}: {error}") from error
     signal = np.zeros(len(profile.tof))
     signal[known] = profile.intensity[known] - result.background
-    nearest = nearest_points(profile.tof, target)
+    nearest = nearest_points(profile.tof, measured_tof(grid.tof, instrument, calibration))
     covered = gridded.covered & known[nearest]
     values = np.zeros(grid.points)
     values[covered] = np.clip(minmax(signal[nearest][covered]), 0.0, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bragg_data.campaign_file import (
     CampaignError,
     CampaignFile,
+    MeasurementEffects,
     PhaseTable,
     Range,
     parse_campaign_file,
@@ -41,21 +42,11 @@ BUILT_IN = Path(__file__).parent / "campaigns"
 
 @dataclass(frozen=True)
 class Samples:
-    """The labels of the samples of a campaign.
+    """The labels of the samples of a campaign."""
 
-    Attributes
-    ----------
-    phase : shape (n,), int8
-        Index of the campaign's phase.
-    crystal_system : shape (n,), int8
-        Code of :class:`~bragg_data.crystallography.cell.CrystalSystem`.
-    cells : shape (n, 6), float64
-        a, b, c in ångström; alpha, beta, gamma in degrees.
-    """
-
-    phase: NDArray[np.int8]
-    crystal_system: NDArray[np.int8]
-    cells: NDArray[np.float64]
+    phase: NDArray[np.int8]  # (n,) codes: indices of the campaign's phases
+    crystal_system: NDArray[np.int8]  # (n,) codes of CrystalSystem
+    cells: NDArray[np.float64]  # (n, 6) a, b, c in ångström; alpha, beta, gamma in degrees
 
     def __len__(self) -> int:
         return len(self.phase)
@@ -66,18 +57,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign with all its files: everything that a simulation needs.
-
-    Attributes
-    ----------
-    toml, cifs, instprm
-        Texts of the campaign file, of the CIF of each phase by the phase's name, and of the bank
-        in the instrument file.
-    """
+    """A campaign with the texts of all its files: everything that a simulation needs."""
 
     toml: str
-    cifs: Mapping[str, str]
-    instprm: str
+    cifs: Mapping[str, str]  # by the phase's name
+    instprm: str  # of the bank alone
 
     @cached_property
     def _file(self) -> CampaignFile:
@@ -104,14 +88,15 @@ class Campaign:
         return float(self._file.broadening.microstrain)
 
     @property
-    def measurement_effects(self) -> Mapping[str, Any]:
-        """Ranges that the file sets for measurement effects; they do not change the simulation."""
-        ranges = self._file.measurement_effects.model_dump(exclude_none=True)
-        if "end" in ranges:  # deprecated: in µs
-            start, stop = self.grid.start, self.grid.stop
-            low, high = np.log(np.array(ranges.pop("end")) / start) / np.log(stop / start)
-            ranges["signal_end"] = (float(low), float(high))
-        return ranges
+    def measurement_effects(self) -> MeasurementEffects:
+        """Ranges for domain randomisation; they do not change the simulation."""
+        effects = self._file.measurement_effects
+        if effects.end is None:
+            return effects
+        # deprecated: in µs
+        start, stop = self.grid.start, self.grid.stop
+        low, high = np.log(np.array(effects.end) / start) / np.log(stop / start)
+        return effects.model_copy(update={"end": None, "signal_end": (float(low), float(high))})
 
     def rows_per_chunk(self, simulator: str) -> int:
         """Patterns per chunk, the unit of work, for a simulator ('kinematic' or 'gsas2')."""
@@ -137,11 +122,8 @@ class Campaign:
     def samples(self) -> Samples:
         """All samples, in the seeded, shuffled order in which they are stored.
 
-        Raises
-        ------
-        CampaignError
-            If a range contains cells that do not belong to the phase's crystal system, or that
-            enclose no volume.
+        A CampaignError is raised if a range contains cells that do not belong to the phase's
+        crystal system, or that enclose no volume.
         """
         cells: list[NDArray[np.float64]] = []
         # One stream per phase: adding a phase leaves the others' samples as they were.
@@ -151,14 +133,13 @@ class Campaign:
             of_phase = phase.lattice.cells(free)
             for rule in config.exclude:
                 of_phase = of_phase[~_matches(rule, of_phase, config.name)]
+            where = f"Phase '{config.name}' of campaign '{self.name}'"
             try:
                 phase.lattice.check(of_phase)
             except CrystalError as error:
-                raise CampaignError(
-                    f"Phase '{config.name}' of campaign '{self.name}': {error}"
-                ) from error
+                raise CampaignError(f"{where}: {error}") from error
             if not len(of_phase):
-                raise CampaignError(f"Phase '{config.name}' of campaign '{self.name}' is empty.")
+                raise CampaignError(f"{where} is empty.")
             cells.append(of_phase)
         counts = [len(c) for c in cells]
         systems = [phase.crystal_system for phase in self.phases]
@@ -181,21 +162,15 @@ class Campaign:
         return resolved
 
     def identity(self, simulator: str, version: str, limit: int | None = None) -> str:
-        """Return the SHA-256 (hex) that identifies the data set.
+        """Return the SHA-256 (hex) that identifies the data set of a simulator and its version.
 
-        Parameters
-        ----------
-        simulator, version
-            Name and version of the simulator: each makes a data set of its own.
-        limit
-            Only the first samples are simulated.
+        With ``limit`` only the first samples are simulated.
         """
-        rows = self.rows_per_chunk(simulator)
-        count = len(self.samples) if limit is None else min(limit, len(self.samples))
+        count = len(self.samples)
         key = {
             "campaign": self.definition,
-            "rows_per_chunk": rows,
-            "samples": count,
+            "rows_per_chunk": self.rows_per_chunk(simulator),
+            "samples": count if limit is None else min(limit, count),
             "simulator": simulator,
             "simulator_version": version,
         }
@@ -249,11 +224,9 @@ def _stretch(unit: NDArray[np.float64], ranges: tuple[Range, ...]) -> NDArray[np
 def _matches(rule: str, cells: NDArray[np.float64], phase: str) -> NDArray[np.bool_]:
     left, equals, right = (part.strip() for part in rule.partition("="))
     try:
-        values = cells[:, CELL_PARAMETERS.index(left)]
-        excluded = (
-            cells[:, CELL_PARAMETERS.index(right)] if right in CELL_PARAMETERS else float(right)
-        )
-    except ValueError as error:
+        columns = dict(zip(CELL_PARAMETERS, cells.T, strict=True))
+        values, excluded = columns[left], columns[right] if right in columns else float(right)
+    except (KeyError, ValueError) as error:
         raise CampaignError(
             f"Phase '{phase}' excludes '{rule}'{'' if equals else ' (without =)'}: a rule names a "
             f"cell parameter, =, and another cell parameter or a number, as in 'a = c'."
@@ -283,17 +256,10 @@ def load_campaign(name_or_path: str | Path) -> Campaign:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise CampaignError(f"Campaign file {path} cannot be read: {reason}.") from error
-    return _load(toml, path)
-
-
-def _load(toml: str, path: Path) -> Campaign:
     try:
-        file = Campaign(toml, {}, "")._file
-        cifs = {}
-        for phase in file.phases:
-            cif = path.parent / phase.cif
-            read_phase(cif, phase.name)  # refuses a bad file by its path
-            cifs[phase.name] = cif.read_text(encoding="utf-8")
+        file = parse_campaign_file(toml)
+        # Reading by its path refuses a bad file by its path.
+        cifs = {p.name: read_phase(path.parent / p.cif, p.name).cif for p in file.phases}
         instrument = read_instrument(path.parent / file.instrument.file, file.instrument.bank)
     except (CampaignError, CrystalError, InstrumentError) as error:
         raise CampaignError(f"Campaign {path}: {error}") from error
@@ -303,13 +269,8 @@ def _load(toml: str, path: Path) -> Campaign:
 def read_cells(path: Path, campaign: Campaign) -> Samples:
     """Read a list of cells, for the campaign's phases, from a CSV file.
 
-    Parameters
-    ----------
-    path
-        Columns crystal_system, a, b, c (Å), alpha, beta, gamma (degrees) and optionally phase,
-        which is needed where several phases share a crystal system.
-    campaign
-        Its phases.
+    Its columns are crystal_system, a, b, c (Å), alpha, beta, gamma (degrees) and optionally phase,
+    which is needed where several phases share a crystal system.
 
     Raises
     ------
@@ -334,51 +295,48 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
         raise CampaignError(f"Cells file {path} holds no cells.")
     values = table[list(CELL_PARAMETERS)].apply(pd.to_numeric, errors="coerce")
     cells = values.to_numpy(dtype=np.float64)
-    if not np.isfinite(cells).all():
-        line = table.index[~np.isfinite(cells).all(axis=1)][0] + 2
-        raise CampaignError(f"Cells file {path}, line {line}: a cell parameter is not a number.")
-    by_name = {phase.name: code for code, phase in enumerate(campaign.phases)}
-    names = table["phase"] if "phase" in table.columns else [None] * len(table)
+    names = table["phase"].fillna("") if "phase" in table.columns else [""] * len(table)
     codes = np.empty(len(table), dtype=np.int8)
     for row, (system, name) in enumerate(zip(table["crystal_system"], names, strict=True)):
-        where = f"Cells file {path}, line {table.index[row] + 2}"
-        codes[row] = _phase_code(str(system).strip(), name, by_name, campaign, where)
-    for row, code in enumerate(codes):
+        cell = cells[row : row + 1]
         try:
-            check_volume(cells[row : row + 1])
-            campaign.phases[code].lattice.check(cells[row : row + 1])
-        except CrystalError as error:
+            codes[row] = _checked_code(str(system).strip(), name.strip(), cell, campaign)
+        except (CampaignError, CrystalError) as error:
             line = table.index[row] + 2
             raise CampaignError(f"Cells file {path}, line {line}: {error}") from error
     systems = np.array([p.crystal_system for p in campaign.phases], dtype=np.int8)
     return Samples(codes, systems[codes], cells)
 
 
-def _phase_code(
-    system: str, name: object, by_name: Mapping[str, int], campaign: Campaign, where: str
-) -> int:
-    if isinstance(name, str) and name.strip():
-        if name.strip() not in by_name:
-            raise CampaignError(
-                f"{where}: phase '{name.strip()}' is none of the campaign's: {', '.join(by_name)}."
-            )
-        code = by_name[name.strip()]
-        if campaign.phases[code].crystal_system.name != system:
-            raise CampaignError(
-                f"{where}: phase '{name.strip()}' is "
-                f"{campaign.phases[code].crystal_system.name}, not {system}."
-            )
-        return code
+def _checked_code(system: str, name: str, cell: NDArray[np.float64], campaign: Campaign) -> int:
+    if not np.isfinite(cell).all():
+        raise CampaignError("a cell parameter is not a number.")
+    code = _phase_code(system, name, campaign.phases)
+    check_volume(cell)
+    campaign.phases[code].lattice.check(cell)
+    return code
+
+
+def _phase_code(system: str, name: str, phases: Sequence[Phase]) -> int:
+    known = ", ".join(phase.name for phase in phases)
+    if name:
+        matching = [code for code, phase in enumerate(phases) if phase.name == name]
+        if not matching:
+            raise CampaignError(f"phase '{name}' is none of the campaign's: {known}.")
+        actual = phases[matching[0]].crystal_system.name
+        if actual != system:
+            raise CampaignError(f"phase '{name}' is {actual}, not {system}.")
+        return matching[0]
     if system not in CrystalSystem.__members__:
         raise CampaignError(
-            f"{where}: '{system}' is no crystal system. Choose one of "
+            f"'{system}' is no crystal system. Choose one of "
             f"{', '.join(CrystalSystem.__members__)}."
         )
-    matching = [c for c, p in enumerate(campaign.phases) if p.crystal_system.name == system]
+    matching = [code for code, phase in enumerate(phases) if phase.crystal_system.name == system]
     if len(matching) != 1:
-        number = "no phase" if not matching else "several phases"
+        number = "several phases" if matching else "no phase"
         raise CampaignError(
-            f"{where}: the campaign has {number} of crystal system {system}. Its phases are "
-            f"{', '.join(by_name)}" + ("; name one in a column 'phase'." if matching else ".")
+            f"the campaign has {number} of crystal system {system}. Its phases are {known}"
+            + ("; name one in a column 'phase'." if matching else ".")
         )
     return matching[0]

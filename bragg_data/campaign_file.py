@@ -59,11 +59,6 @@ class Range(Table):
         return self
 
     @property
-    def is_grid(self) -> bool:
-        """Whether it is a grid, not an interval."""
-        return self.first is not None
-
-    @property
     def grid(self) -> tuple[Decimal, Decimal, Decimal]:
         """first, last and step of a grid."""
         return self.first or Decimal(0), self.last or Decimal(0), self.step or Decimal(1)
@@ -85,27 +80,14 @@ def _as_list(value: Any) -> Any:
 
 
 class PhaseTable(Table):
-    """One ``[[phases]]``: a structure, and the cells to be simulated.
-
-    Attributes
-    ----------
-    name
-        Name of the phase in this campaign.
-    cif
-        Its CIF file, relative to the campaign file.
-    cell
-        Ranges of each free cell parameter (a, b, c in ångström; alpha, beta, gamma in degrees).
-    exclude
-        Rules such as ``a = c``: cells that meet one are left out.
-    samples
-        Number of cells, with Sobol sampling.
-    """
+    """One ``[[phases]]``: a structure, and the cells to be simulated."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")]
-    cif: str
+    cif: str  # relative to the campaign file
+    # Ranges of each free parameter (a, b, c in ångström; alpha, beta, gamma in degrees).
     cell: dict[str, Annotated[tuple[Range, ...], BeforeValidator(_as_list), Field(min_length=1)]]
-    exclude: tuple[str, ...] = ()
-    samples: Annotated[int, Field(gt=0)] | None = None
+    exclude: tuple[str, ...] = ()  # rules such as a = c: cells that meet one are left out
+    samples: Annotated[int, Field(gt=0)] | None = None  # with Sobol sampling
 
 
 class InstrumentTable(Table):
@@ -150,32 +132,53 @@ def _refuse(reason: str) -> Any:
     raise ValueError(reason)
 
 
-class MeasurementEffectsTable(Table):
-    """``[measurement_effects]``: ranges for domain randomisation; the default where left out.
+class MeasurementEffects(Table):
+    """``[measurement_effects]``: ranges for domain randomisation; pairs are the ends of a range.
 
-    See :class:`bragg_data.simulation.measurement_effects.MeasurementEffects` for each range.
+    They do not change the simulation. :mod:`bragg_data.simulation.measurement_effects` draws from
+    them: what is *even* in the logarithm is drawn so.
     """
 
-    u_scale: _Ends | None = None
-    shift: _Spread | None = None
-    size: _Ends | None = None
-    microstrain: _Ends | None = None
-    counts: _Ends | None = None
-    background: _Ends | None = None
-    spectrum: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    spectrum_error: _Spread | None = None
-    signal_end: _Ends | None = None
-    end: _Ends | None = None  # deprecated: µs, for signal_end
+    # Factor on all displacement parameters, even in the logarithm: published isotropic parameters
+    # of BaTiO3 differ by half (Kwei et al., J. Phys. Chem. 97 (1993) 2368, and later ones).
+    u_scale: _Ends = (0.6, 1.7)
+    # Standard deviation of free coordinates about the CIF's, in Å: a quarter of the titanium's
+    # displacement of 0.09 Å.
+    shift: _Spread = 0.02
+    # In µm and 1e-6, even in the logarithm: from sintered ceramics to powders that were milled.
+    size: _Ends = (0.3, 3.0)
+    microstrain: _Ends = (250.0, 3000.0)
+    # At the highest peak, even in the logarithm: from a minute's run to hardly any noise.
+    counts: _Ends = (1500.0, 200_000.0)
+    # Mean background in units of the highest peak, even in the logarithm; half of it varies
+    # smoothly over the window.
+    background: _Ends = (0.01, 0.5)
+    # Ratio of the incident spectrum between its maximum and the window's ends, up to this; standard
+    # deviation of ln ε, smooth over the window.
+    spectrum: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.0
+    spectrum_error: _Spread = 0.1
+    # Where the signal ends, as a share of the window in ln T: 1 is the last point of the grid,
+    # beyond it nothing is lost. On the grid of NOMAD's bank 4, whose signal ends near 17,500 µs,
+    # the default is 17,200 to 19,500 µs.
+    signal_end: _Ends = (0.964, 1.012)
+    end: Annotated[_Ends | None, Field(repr=False)] = None  # deprecated: µs, for signal_end
+    # Share of the window, in ln T, that may be missing at short times.
     signal_start: Annotated[
-        _Share | None, Field(validation_alias=AliasChoices("signal_start", "begin"))  # deprecated
-    ] = None
-    impurity: _Share | None = None
+        _Share, Field(validation_alias=AliasChoices("signal_start", "begin"))  # deprecated
+    ] = 0.1
+    # Highest peak of an impurity, in units of the highest of all; share of samples that have one.
+    impurity: _Share = 0.05
     impurity_probability: Annotated[
-        _Share | None,
-        Field(validation_alias=AliasChoices("impurity_probability", "impure")),  # deprecated
-    ] = None
-    difc: _Spread | None = None
-    tzero: _Spread | None = None
+        _Share, Field(validation_alias=AliasChoices("impurity_probability", "impure"))  # deprecated
+    ] = 0.2
+    # Standard deviations of a calibration that has drifted: relative, and in µs. Diamond and Si on
+    # NOMAD, of other cycles than their calibration, are off by 3e-4 to 1e-3.
+    difc: _Spread = 3e-4
+    tzero: _Spread = 1.5
+
+    def to_json(self) -> Mapping[str, object]:
+        """Return plain JSON values."""
+        return self.model_dump(mode="json", exclude={"end"})
 
 
 class CampaignFile(Table):
@@ -190,9 +193,9 @@ class CampaignFile(Table):
     broadening: BroadeningTable = BroadeningTable()
     rows_per_chunk: RowsPerChunk = RowsPerChunk()
     measurement_effects: Annotated[
-        MeasurementEffectsTable,
+        MeasurementEffects,
         Field(validation_alias=AliasChoices("measurement_effects", "nuisance")),  # deprecated
-    ] = MeasurementEffectsTable()
+    ] = MeasurementEffects()
     phases: Annotated[tuple[PhaseTable, ...], Field(min_length=1, max_length=127)]
 
     @model_validator(mode="after")
@@ -200,17 +203,16 @@ class CampaignFile(Table):
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError("two phases have the same name")
-        if self.measurement_effects.end and self.measurement_effects.signal_end:  # deprecated end
+        if {"end", "signal_end"} <= self.measurement_effects.model_fields_set:  # deprecated end
             raise ValueError("measurement_effects: give signal_end or end, not both")  # deprecated
         for phase in self.phases:
-            grid = all(r.is_grid for ranges in phase.cell.values() for r in ranges)
-            interval = all(not r.is_grid for ranges in phase.cell.values() for r in ranges)
-            if self.sampling == "grid" and not (grid and phase.samples is None):
+            grids = {r.first is not None for ranges in phase.cell.values() for r in ranges}
+            if self.sampling == "grid" and (False in grids or phase.samples is not None):
                 raise ValueError(
                     f"phase '{phase.name}': grid sampling takes ranges of first, last and step, "
                     f"and no number of samples"
                 )
-            if self.sampling == "sobol" and not (interval and phase.samples is not None):
+            if self.sampling == "sobol" and (True in grids or phase.samples is None):
                 raise ValueError(
                     f"phase '{phase.name}': sobol sampling takes intervals of low and high, "
                     f"and the number of samples"
@@ -221,10 +223,8 @@ class CampaignFile(Table):
 def parse_campaign_file(toml: str) -> CampaignFile:
     """Return the content of a campaign file.
 
-    Raises
-    ------
-    CampaignError
-        If the text is not valid TOML, or breaks the schema; the first wrong place is named.
+    A text that is not valid TOML, or breaks the schema, raises a CampaignError that names the first
+    wrong place.
     """
     try:
         # Decimals keep 0.001 exact, so that grids are built from integers.

@@ -6,14 +6,7 @@ from __future__ import annotations
 def first_line(error: BaseException) -> str:
     """Return the first non-empty line of an error's message, without a full stop at its end.
 
-    Parameters
-    ----------
-    error
-        Any exception. Messages of other libraries may be empty or have many lines.
-
-    Returns
-    -------
-    One line to be used within a sentence; the name of the error's class if there is no message.
+    The name of the error's class if there is no message, as some libraries have it.
     """
     for line in str(error).splitlines():
         if line.strip(" \t."):

@@ -16,25 +16,13 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class SnapshotReference:
-    """The snapshot of the store that a model was trained on.
-
-    Attributes
-    ----------
-    tag, snapshot_id, uri
-        Its name, its immutable identity, and the store.
-    content_hash
-        SHA-256 over labels and intensities.
-    identity
-        SHA-256 over campaign, simulator and its version.
-    simulator, simulator_version, code_commit
-        What computed it.
-    """
+    """The snapshot of the store that a model was trained on."""
 
     tag: str = ""
     snapshot_id: str = ""
     uri: str = ""
-    content_hash: str = ""
-    identity: str = ""
+    content_hash: str = ""  # SHA-256 over labels and intensities
+    identity: str = ""  # SHA-256 over campaign, simulator and its version
     simulator: str = ""
     simulator_version: str = ""
     code_commit: str = ""
@@ -47,25 +35,13 @@ class SnapshotReference:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How the samples were split.
-
-    Attributes
-    ----------
-    name
-        ``random`` or ``blocked``.
-    seed
-        Of the split.
-    test, validation
-        Shares of the samples.
-    test_draws
-        Held-out draws per phase, for models that are tested on draws; otherwise None.
-    """
+    """How the samples were split: ``random`` or ``blocked``, into which shares."""
 
     name: str = ""
     seed: int = 0
     test: float = 0.0
     validation: float = 0.0
-    test_draws: int | None = None
+    test_draws: int | None = None  # held out per phase, for models that are tested on draws
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SplitSettings:
@@ -79,14 +55,9 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class ModelScore:
-    """The number that versions of a model are compared by; lower is better.
+    """The number that versions of a model are compared by, on its held-out test; low is good.
 
-    Attributes
-    ----------
-    name
-        ``mse_paper`` (equation (1) of the paper) or ``error_rate``.
-    value
-        On the model's held-out test.
+    ``name`` is ``mse_paper`` (equation (1) of the paper) or ``error_rate``.
     """
 
     name: str
@@ -95,64 +66,29 @@ class ModelScore:
 
 @dataclass(frozen=True)
 class ModelProvenance:
-    """Where a trained model comes from.
+    """Where a trained model comes from."""
 
-    Attributes
-    ----------
-    model
-        Name of the model, such as ``guided``.
-    campaign
-        Name of the campaign.
-    campaign_toml, cifs, instrument_instprm
-        Texts of the campaign file, of its structures by their names, and of its instrument.
-    units
-        Units of the cell parameters.
-    data
-        The snapshot.
-    split
-        How its samples were split.
-    test_set
-        Short name of the test samples: scores are comparable where it is the same.
-    preset, preset_values
-        Name of the preset, and its values.
-    order
-        The training task as JSON: ``model``, ``preset``, ``seed``, ``split`` …
-    seed, device
-        Of the training.
-    code_commit, trained_at
-        Commit of the code, and the time of the training (ISO 8601).
-    facts
-        What the training reported, by name.
-    test, draws
-        Scores on the model's held-out test, and on the pinned draws of measured profiles that all
-        models are scored on; None before the test.
-    score
-        The number that versions are compared by; None before the test.
-    baselines
-        Errors of the baselines on the held-out test, in the metric of ``score``, by their names.
-    """
-
-    model: str = ""
-    campaign: str = ""
+    model: str = ""  # such as guided
+    campaign: str = ""  # its name
     campaign_toml: str = ""
-    cifs: Mapping[str, str] = field(default_factory=dict)
+    cifs: Mapping[str, str] = field(default_factory=dict)  # texts by the names of the phases
     instrument_instprm: str = ""
-    units: Mapping[str, str] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)  # of the cell parameters
     data: SnapshotReference = field(default_factory=SnapshotReference)
     split: SplitSettings = field(default_factory=SplitSettings)
-    test_set: str = ""
+    test_set: str = ""  # scores are comparable where this name is the same
     preset: str = ""
     preset_values: Mapping[str, Any] = field(default_factory=dict)
-    order: Mapping[str, Any] = field(default_factory=dict)
+    order: Mapping[str, Any] = field(default_factory=dict)  # the training task as JSON
     seed: int = 0
     device: str = ""
     code_commit: str = "unknown"
-    trained_at: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    test: Scores | None = None
-    draws: Scores | None = None
+    trained_at: str = ""  # ISO 8601
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the training reported
+    test: Scores | None = None  # on the held-out test, as the next three; None before it
+    draws: Scores | None = None  # on the draws of measured profiles that all models are scored on
     score: ModelScore | None = None
-    baselines: Mapping[str, float] | None = None
+    baselines: Mapping[str, float] | None = None  # their errors in the metric of the score
 
     @property
     def classifier_uri(self) -> str | None:

@@ -8,19 +8,15 @@ change of a function's numbers is a new version; the old one stays.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solveh_banded
 from scipy.ndimage import binary_opening, median_filter
 
-CROP_SHORT_TOF = 256
-"""Points cut off the short end (section IV-B of the paper: 2,496 of 2,807 points remain)."""
-
-CROP_LONG_TOF = 55
-"""Points cut off the long end."""
+CROP_SHORT_TOF, CROP_LONG_TOF = 256, 55
+"""Points cut off the ends (section IV-B of the paper: 2,496 of 2,807 points remain)."""
 
 STIFFNESS = 1e6
 """Weight of the baseline's curvature: it follows nothing shorter than 200 points (2π·λ^¼).
@@ -45,13 +41,7 @@ class PreprocessingError(ValueError):
 
 
 def minmax(profiles: Profiles) -> Profiles:
-    """Scale each profile to minimum 0 and maximum 1, as the paper does.
-
-    Raises
-    ------
-    PreprocessingError
-        If a profile is constant: it has no scale.
-    """
+    """Scale each profile to [0, 1], as the paper does; a PreprocessingError if one is constant."""
     low = profiles.min(axis=-1, keepdims=True)
     span = profiles.max(axis=-1, keepdims=True) - low
     _refuse_flat(span)
@@ -61,12 +51,8 @@ def minmax(profiles: Profiles) -> Profiles:
 def cropped(profiles: Profiles) -> Profiles:
     """Scale as :func:`minmax`, then cut 256 points off the short end and 55 off the long one.
 
-    The paper's input to its forests: of 2,807 points 2,496 remain.
-
-    Raises
-    ------
-    PreprocessingError
-        If a profile is constant, or no longer than the cuts.
+    The paper's input to its forests: of 2,807 points 2,496 remain. Raises a PreprocessingError if a
+    profile is constant, or no longer than the cuts.
     """
     points = profiles.shape[-1]
     if points <= CROP_SHORT_TOF + CROP_LONG_TOF:
@@ -83,12 +69,7 @@ def sqrt_unit(profiles: Profiles) -> Profiles:
     The library match compares profiles in this form where a whole grid is covered: the product of
     two profiles is their similarity, 1 for equal ones. The square root makes counting noise even
     and lowers the weight of effects on intensities (displacement parameters, texture, incident
-    spectrum).
-
-    Raises
-    ------
-    PreprocessingError
-        If a profile has no positive value.
+    spectrum). Raises a PreprocessingError if a profile has no positive value.
     """
     roots = np.sqrt(np.maximum(profiles, 0))
     norm = np.sqrt(np.square(roots).sum(axis=-1, keepdims=True))
@@ -101,22 +82,9 @@ def smoothed(profiles: Profiles) -> Profiles:
 
     The grid is cut into 280 bins of equal width. Their contents are smoothed by a running mean over
     8 bins, three times over (nearly a Gaussian of 4 bins' standard deviation, 4 % in time of flight
-    on the campaign's grid), and every second one is kept: 140 numbers that change smoothly with the
-    cell, while a narrow peak gives no information away from its few points.
-
-    Parameters
-    ----------
-    profiles : shape (n, points)
-        At least 280 points, whatever the grid.
-
-    Returns
-    -------
-    shape (n, 140)
-
-    Raises
-    ------
-    PreprocessingError
-        If a profile has no positive value or fewer than 280 points.
+    on the campaign's grid), and every second one is kept: shape (n, 140), numbers that change
+    smoothly with the cell, while a narrow peak gives no information away from its few points.
+    Raises a PreprocessingError if a profile has no positive value or fewer than 280 points.
     """
     points = profiles.shape[-1]
     if points < BINS:
@@ -178,17 +146,26 @@ def background_subtracted(profiles: Profiles, sigma: Profiles | None = None) -> 
     return result.reshape(profiles.shape).astype(profiles.dtype)
 
 
-def _estimated_sigma(profile: NDArray[np.float64], window: int = 101) -> NDArray[np.float64]:
-    """Return the local noise from second differences, which a smooth signal hardly has."""
+def noise_from_scatter(
+    profile: NDArray[np.float64], window: int, beyond: Literal["nearest", "reflect"] = "nearest"
+) -> NDArray[np.float64]:
+    """Return the local noise (n,) from second differences, which a signal hardly has.
+
+    ``beyond`` is the mode of scipy's median filter, over ``window`` points, at the ends.
+    """
+    second = np.abs(np.convolve(profile, [1.0, -2.0, 1.0], mode="valid"))
+    # The median of |N(0, s)| is 0.6745 s, and a second difference has 6 times the variance.
+    local = median_filter(second, size=min(window, len(second)), mode=beyond)
+    return np.asarray(np.pad(local, 1, mode="edge") / (0.6745 * np.sqrt(6)))
+
+
+def _estimated_sigma(profile: NDArray[np.float64]) -> NDArray[np.float64]:
     sigma = np.zeros_like(profile)
     signal = np.flatnonzero(profile)
     if len(signal) < 3:
         return sigma
     span = slice(signal[0], signal[-1] + 1)
-    second = np.abs(np.convolve(profile[span], [1.0, -2.0, 1.0], mode="valid"))
-    # The median of |N(0, s)| is 0.6745 s, and a second difference has 6 times the variance.
-    local = median_filter(second, size=min(window, len(second)), mode="nearest")
-    noise = np.pad(local, 1, mode="edge") / (0.6745 * np.sqrt(6))
+    noise = noise_from_scatter(profile[span], window=101)
     sigma[span] = np.maximum(noise, 1e-4 * np.abs(profile).max())
     return np.where(binary_opening(profile == 0, np.ones(20, dtype=bool)), 0.0, sigma)
 
@@ -216,7 +193,6 @@ def _baseline(
     penalty *= STIFFNESS
     # A tiny weight everywhere keeps the equations solvable across long gaps.
     weight = np.ones(points)
-    baseline = np.zeros(points)
     for _ in range(iterations):
         total = weight * precision + 1e-9
         bands = penalty.copy()
@@ -240,22 +216,12 @@ def _baseline(
 def prepare_measured(
     intensity: NDArray[np.float64], sigma: NDArray[np.float64], covered: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Make a measured profile look like a simulated one: background off, between 0 and 1.
+    """Make measured profiles look like simulated ones: background off, between 0 and 1.
 
     The background is subtracted (:func:`background_subtracted`), the highest point that stands five
     standard deviations above it becomes 1 (where nothing does, the highest point), and the rest is
-    clipped to [0, 1]. Points that are not covered are 0.
-
-    Parameters
-    ----------
-    intensity, sigma : shape (n, points) or (points,)
-        On the campaign's grid (:func:`bragg_data.measurement.resampling.resample_to_grid`).
-    covered : same shape
-        Where the measurement holds information.
-
-    Returns
-    -------
-    Same shape.
+    clipped to [0, 1]. Points that are not covered are 0. All arrays have shape (points,), or
+    (n, points), as :func:`bragg_data.measurement.resampling.resample_to_grid` returns them.
 
     Raises
     ------
@@ -290,33 +256,17 @@ def _refuse_flat(scale: Profiles) -> None:
 # ---- the registry ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """One version of a function on profiles.
-
-    Attributes
-    ----------
-    name, version
-        Together the key that a model records.
-    function
-        Maps shape (n, points) to shape (n, points), or to another number of features.
-    description
-        One sentence.
-    """
+class Preprocessing(NamedTuple):
+    """One version of a function on profiles; a model records its ``name@version``."""
 
     name: str
     version: int
-    function: Callable[[Profiles], Profiles]
+    function: Callable[[Profiles], Profiles]  # from (n, points) to (n, points or features)
     description: str
-
-    @property
-    def key(self) -> str:
-        """``name@version``."""
-        return f"{self.name}@{self.version}"
 
 
 PREPROCESSING: dict[str, Preprocessing] = {
-    entry.key: entry
+    f"{entry.name}@{entry.version}": entry
     for entry in (
         Preprocessing("profile_minmax", 1, minmax, "Each profile scaled to [0, 1]."),
         Preprocessing(
@@ -339,13 +289,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
 
 
 def preprocessing(key: str) -> Preprocessing:
-    """Return a preprocessing by its ``name@version``.
-
-    Raises
-    ------
-    PreprocessingError
-        If there is none, naming the known ones.
-    """
+    """Return a preprocessing by its ``name@version``; a PreprocessingError if it is unknown."""
     if key not in PREPROCESSING:
         raise PreprocessingError(
             f"Preprocessing '{key}' is not known. Known: {', '.join(PREPROCESSING)}."

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class Box:
-    """Boxes into which a blocked split cuts the space of the cell parameters.
-
-    Attributes
-    ----------
-    length
-        Edge along a, b and c, in ångström.
-    angle
-        Edge along alpha, beta and gamma, in degrees.
-    """
-
-    length: float = 0.02
-    angle: float = 2.5
-
-    def numbers(self, cells: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the numbers of the box of each cell, shape (n, 6), from cells of shape (n, 6)."""
-        edges = np.array([self.length] * 3 + [self.angle] * 3)
-        # Grid points lie on the boxes' sides: rounding must not scatter them.
-        numbers: NDArray[np.int64] = np.floor(cells / edges + 1e-6).astype(np.int64)
-        return numbers
+# Edges of the boxes of a blocked split, in Å along a, b, c and degrees along alpha, beta, gamma.
+_EDGES = np.array([0.02] * 3 + [2.5] * 3)
 
 
 class Part(IntEnum):
@@ -56,10 +35,9 @@ def random_split(
     seed
         The split depends on it and on the labels alone. Each crystal system has a random stream
         of its own, so that adding another system changes nothing.
-    test
-        Share of each crystal system that is kept for testing.
-    validation
-        Share of the rest that is kept for choosing the best weights.
+    test, validation
+        Share of each crystal system that is kept for testing, and of the rest for choosing the best
+        weights.
 
     Returns
     -------
@@ -91,35 +69,16 @@ def blocked_split(
     seed: int,
     test: float = 0.2,
     validation: float = 0.05,
-    box: Box = Box(),
 ) -> NDArray[np.int8]:
     """Split by blocks of cells within each crystal system, so that test samples have no twins.
 
-    Space is cut into boxes of the given edges in every cell parameter; a box is for training,
-    validation or testing as a whole. So nearly all test samples are further from any training
-    sample than a step of the grid, and a model has to bridge the gap.
-
-    Parameters
-    ----------
-    crystal_system : shape (n,)
-        Code of each sample, in stored order.
-    cells : shape (n, 6)
-        In ångström and degrees.
-    seed
-        The split depends on it and on the labels alone, each crystal system by itself.
-    test
-        Share of each crystal system that is kept for testing, exceeded by less than one block.
-    validation
-        Share of the rest that is kept for choosing the best weights, in blocks as well.
-    box
-        Size of the boxes.
-
-    Returns
-    -------
-    shape (n,)
-        A :class:`Part` for each sample.
+    The space of cells, shape (n, 6) in Å and degrees, is cut into boxes of 0.02 Å and 2.5°; a box
+    is for training, validation or testing as a whole. So nearly all test samples are further from
+    any training sample than a step of the grid, and a model has to bridge the gap. Arguments and
+    result are otherwise those of :func:`random_split`; the share for testing is exceeded by less
+    than one block.
     """
-    boxes = box.numbers(cells)
+    boxes = _boxes(cells)
     part = np.full(len(crystal_system), Part.training, dtype=np.int8)
     for system in np.unique(crystal_system).tolist():
         rows = np.flatnonzero(crystal_system == system)
@@ -141,19 +100,15 @@ def extra_data_split(
     part: NDArray[np.int8],
     extra_crystal_system: NDArray[np.integer],
     extra_cells: NDArray[np.float64],
-    *,
-    box: Box = Box(),
 ) -> NDArray[np.int8]:
     """Return which samples of an additional data set may join the training of a blocked split.
 
     Parameters
     ----------
     crystal_system, cells, part : shapes (n,), (n, 6), (n,)
-        The data set that :func:`blocked_split` cut, with the same edges.
+        The data set that :func:`blocked_split` cut.
     extra_crystal_system, extra_cells : shapes (m,), (m, 6)
         The additional data set.
-    box
-        The boxes of :func:`blocked_split`.
 
     Returns
     -------
@@ -162,8 +117,14 @@ def extra_data_split(
         ``Part.test``.
     """
     held_out = part != Part.training
-    boxes = np.column_stack([crystal_system[held_out], box.numbers(cells[held_out])])
+    boxes = np.column_stack([crystal_system[held_out], _boxes(cells[held_out])])
     closed = {row.tobytes() for row in np.unique(boxes, axis=0)}
-    extra = np.column_stack([extra_crystal_system, box.numbers(extra_cells)])
+    extra = np.column_stack([extra_crystal_system, _boxes(extra_cells)])
     inside = np.array([row.tobytes() in closed for row in extra], dtype=bool)
     return np.where(inside, Part.test, Part.training).astype(np.int8)
+
+
+def _boxes(cells: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the numbers of each cell's box, shape (n, 6)."""
+    # Grid points lie on the boxes' sides: rounding must not scatter them.
+    return np.asarray(np.floor(cells / _EDGES + 1e-6), dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -14,7 +15,6 @@ CELL_PARAMETERS = ("a", "b", "c", "alpha", "beta", "gamma")
 
 EQUAL_LENGTHS = 1e-6
 """Cell lengths closer than this (Å), and angles closer (degrees), count as equal."""
-
 
 _FLAT = 1e-9  # square of V/(abc) below which a cell counts as flat
 _LENGTHS = (1.0, 1000.0)  # Å, of cells that are moved to enclose volume
@@ -40,20 +40,11 @@ class CrystalError(ValueError):
 
 @dataclass(frozen=True)
 class Lattice:
-    """The metric constraints of a space group in its setting.
-
-    Parameters
-    ----------
-    crystal_system
-        One of the seven.
-    free_parameters
-        The cell parameters that symmetry leaves free, in the order of :data:`CELL_PARAMETERS`.
-    tied
-        Maps each other parameter to the free one that it equals, or to a fixed angle in degrees.
-    """
+    """The metric constraints of a space group in its setting."""
 
     crystal_system: CrystalSystem
-    free_parameters: tuple[str, ...]
+    free_parameters: tuple[str, ...]  # in the order of CELL_PARAMETERS
+    # Each other parameter, and the free one that it equals or a fixed angle in degrees.
     tied: tuple[tuple[str, str | float], ...]
 
     @property
@@ -66,8 +57,7 @@ class Lattice:
         """
         # Two cells without accidental equalities show which terms are tied.
         generic = np.array([[4.1, 5.3, 6.7, 83.0, 97.0, 101.0], [7.3, 6.1, 4.7, 78.0, 95.0, 88.0]])
-        columns = [CELL_PARAMETERS.index(name) for name in self.free_parameters]
-        metric = reciprocal_metric(self.cells(generic[:, columns]))
+        metric = reciprocal_metric(self.cells(generic[:, self.free_columns]))
         groups: list[tuple[int, ...]] = []
         for term in range(6):
             if any(term in group for group in groups) or np.abs(metric[:, term]).max() < 1e-12:
@@ -77,48 +67,32 @@ class Lattice:
         return tuple(groups)
 
     @property
+    def free_columns(self) -> list[int]:
+        """Positions of the free parameters among the six of a cell."""
+        return [CELL_PARAMETERS.index(name) for name in self.free_parameters]
+
+    @property
     def free_mask(self) -> NDArray[np.bool_]:
         """Which of the six cell parameters are free, shape (6,)."""
         return np.array([name in self.free_parameters for name in CELL_PARAMETERS])
 
     def cells(self, free: ArrayLike) -> NDArray[np.float64]:
-        """Return full cells from the free parameters.
-
-        Parameters
-        ----------
-        free : shape (n, n_free)
-            Free parameters, in ångström and degrees, in the order of ``free_parameters``.
-
-        Returns
-        -------
-        shape (n, 6)
-            a, b, c in ångström; alpha, beta, gamma in degrees.
-        """
+        """Return cells (n, 6) in Å and degrees from the free parameters, shape (n, n_free)."""
         free = np.asarray(free, dtype=np.float64)
         cells = np.empty((len(free), 6))
-        for column, name in enumerate(self.free_parameters):
-            cells[:, CELL_PARAMETERS.index(name)] = free[:, column]
+        cells[:, self.free_columns] = free
         for name, source in self.tied:
             cells[:, CELL_PARAMETERS.index(name)] = _tied_value(cells, source)
         return cells
 
     def check_tied(self, cells: NDArray[np.float64]) -> None:
-        """Refuse cells in which a tied parameter has another value than its lattice gives it.
+        """Refuse cells (n, 6) in which a tied parameter has another value than its lattice's.
 
-        Parameters
-        ----------
-        cells : shape (n, 6)
-            Unit cells, in ångström and degrees.
-
-        Raises
-        ------
-        CrystalError
-            Naming the first such cell, what it has and what it must have.
+        The CrystalError names the first such cell, what it has and what it must have.
         """
         for name, source in self.tied:
             values = cells[:, CELL_PARAMETERS.index(name)]
-            expected = _tied_value(cells, source)
-            wrong = np.flatnonzero(~(np.abs(values - expected) <= EQUAL_LENGTHS))
+            wrong = np.flatnonzero(~(np.abs(values - _tied_value(cells, source)) <= EQUAL_LENGTHS))
             if len(wrong):
                 target = source if isinstance(source, str) else f"{source:g}°"
                 raise CrystalError(
@@ -127,12 +101,7 @@ class Lattice:
                 )
 
     def check(self, cells: NDArray[np.float64]) -> None:
-        """Refuse cells that break the constraints of this lattice.
-
-        Parameters
-        ----------
-        cells : shape (n, 6)
-            Unit cells, in ångström and degrees.
+        """Refuse cells, shape (n, 6) in Å and degrees, that break the constraints of this lattice.
 
         Raises
         ------
@@ -142,50 +111,33 @@ class Lattice:
         """
         self.check_tied(cells)
         check_volume(cells)
-        special = self.metrically_cubic(cells)
+        # Cells of other systems are not compared with lattices of higher symmetry.
+        if self.crystal_system is CrystalSystem.tetragonal:
+            equal, special = "a = c", np.abs(cells[:, 0] - cells[:, 2]) <= EQUAL_LENGTHS
+        elif self.free_parameters == ("a", "alpha"):
+            equal, special = "alpha = 90°", np.abs(cells[:, 3] - 90.0) <= EQUAL_LENGTHS
+        else:
+            return
         if special.any():
             first = _cell_text(cells[np.flatnonzero(special)[0]])
-            equal = "a = c" if self.crystal_system is CrystalSystem.tetragonal else "alpha = 90°"
             raise CrystalError(
                 f"Cell {first} is labelled {self.crystal_system.name} but has {equal}, which is "
                 f"cubic ({special.sum()} such cells): leave these cells out, or label them cubic."
             )
 
     def clip_to_domain(self, free: ArrayLike) -> NDArray[np.float64]:
-        """Move free parameters whose cell encloses no volume to ones whose cell does.
+        """Move free parameters, (n, n_free), whose cell encloses no volume to ones whose cell does.
 
         Cells that enclose volume stay as they are, bit by bit. Lengths are clipped to between 1 and
         1,000 Å; angles move along a straight line towards right angles, until every angle is half a
         degree from the limits that the other two set. A rhombohedral cell of alpha = 125° gets
         alpha = 119.83°. NaN stays NaN.
-
-        Parameters
-        ----------
-        free : shape (n, n_free)
-            Free parameters, in ångström and degrees, in the order of ``free_parameters``.
-
-        Returns
-        -------
-        shape (n, n_free)
         """
         clipped = np.array(free, dtype=np.float64)
         cells = self.cells(clipped)
         outside = ~encloses_volume(cells)
-        columns = [CELL_PARAMETERS.index(name) for name in self.free_parameters]
-        clipped[outside] = _clipped_to_volume(cells[outside])[:, columns]
+        clipped[outside] = _clipped_to_volume(cells[outside])[:, self.free_columns]
         return clipped
-
-    def metrically_cubic(self, cells: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return which tetragonal or rhombohedral cells are cubic in their metric, shape (n,).
-
-        Cells of other systems are never compared with lattices of higher symmetry, so for them the
-        result is always False.
-        """
-        if self.crystal_system is CrystalSystem.tetragonal:
-            return np.asarray(np.abs(cells[:, 0] - cells[:, 2]) <= EQUAL_LENGTHS)
-        if self.free_parameters == ("a", "alpha"):
-            return np.asarray(np.abs(cells[:, 3] - 90.0) <= EQUAL_LENGTHS)
-        return np.zeros(len(cells), dtype=bool)
 
 
 def _tied_value(cells: NDArray[np.float64], source: str | float) -> NDArray[np.float64] | float:
@@ -211,11 +163,10 @@ def lattice_from_space_group(group: gemmi.SpaceGroup) -> Lattice:
     if system is CrystalSystem.tetragonal:
         return Lattice(system, ("a", "c"), (("b", "a"), *right))
     if system is CrystalSystem.trigonal and group.ext == "R":
-        tied = (("b", "a"), ("c", "a"), ("beta", "alpha"), ("gamma", "alpha"))
-        return Lattice(system, ("a", "alpha"), tied)
+        equal = (("b", "a"), ("c", "a"), ("beta", "alpha"), ("gamma", "alpha"))
+        return Lattice(system, ("a", "alpha"), equal)
     if system in (CrystalSystem.trigonal, CrystalSystem.hexagonal):
-        tied_hexagonal = (("b", "a"), ("alpha", 90.0), ("beta", 90.0), ("gamma", 120.0))
-        return Lattice(system, ("a", "c"), tied_hexagonal)
+        return Lattice(system, ("a", "c"), (("b", "a"), *right[:2], ("gamma", 120.0)))
     if system is CrystalSystem.orthorhombic:
         return Lattice(system, ("a", "b", "c"), right)
     if system is CrystalSystem.monoclinic:
@@ -225,13 +176,7 @@ def lattice_from_space_group(group: gemmi.SpaceGroup) -> Lattice:
 
 
 def encloses_volume(cells: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which cells enclose a volume, shape (n,).
-
-    Parameters
-    ----------
-    cells : shape (n, 6)
-        Unit cells, in ångström and degrees; NaN and infinity enclose none.
-    """
+    """Return which cells (n, 6) in Å and degrees enclose a volume; NaN and infinity do not."""
     with np.errstate(invalid="ignore"):
         lengths = (cells[:, :3] > 0) & np.isfinite(cells[:, :3])
         angles = (cells[:, 3:] > 0) & (cells[:, 3:] < 180)
@@ -240,7 +185,6 @@ def encloses_volume(cells: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _clipped_to_volume(cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cells, shape (n, 6), moved to where they enclose volume."""
     from_right = np.clip(cells[:, 3:], 0.0, 180.0) - 90.0
     # Three angles close a corner if each is less than the sum of the others, and all below 360°:
     # four planes, the faces of a tetrahedron about (90°, 90°, 90°).
@@ -251,17 +195,9 @@ def _clipped_to_volume(cells: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def check_volume(cells: NDArray[np.float64]) -> None:
-    """Refuse cells that enclose no volume.
+    """Refuse cells, shape (n, 6) in Å and degrees, that enclose no volume.
 
-    Parameters
-    ----------
-    cells : shape (n, 6)
-        Unit cells, in ångström and degrees.
-
-    Raises
-    ------
-    CrystalError
-        Naming the first such cell, and for a rhombohedral one the limit of alpha.
+    The CrystalError names the first such cell, and for a rhombohedral one the limit of alpha.
     """
     bad = ~encloses_volume(cells)
     if not bad.any():
@@ -294,17 +230,8 @@ def reciprocal_metric(cells: NDArray[np.float64]) -> NDArray[np.float64]:
 
     .. math:: 1/d^2 = m_0 h^2 + m_1 k^2 + m_2 l^2 + m_3 hk + m_4 hl + m_5 kl .
 
-    International Tables for Crystallography, vol. B, section 1.1.
-
-    Parameters
-    ----------
-    cells : shape (n, 6)
-        Unit cells, in ångström and degrees.
-
-    Returns
-    -------
-    shape (n, 6)
-        :math:`m_0 \dots m_5` in Å⁻²; the mixed terms carry their factor of two.
+    International Tables for Crystallography, vol. B, section 1.1. From cells (n, 6) in Å and
+    degrees, shape (n, 6) in Å⁻²; the mixed terms carry their factor of two.
     """
     a, b, c = cells[:, :3].T
     ca, cb, cg = np.cos(np.radians(cells[:, 3:])).T
@@ -322,25 +249,19 @@ def reciprocal_metric(cells: NDArray[np.float64]) -> NDArray[np.float64]:
     )
 
 
+def index_products(hkl: NDArray[Any]) -> NDArray[Any]:
+    """Return h², k², l², hk, hl and kl of Miller indices (n, 3), shape (6, n)."""
+    h, k, l = hkl.T  # noqa: E741
+    return np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
+
+
 def d_spacing(hkl: NDArray[np.integer], cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    r"""Return the interplanar spacing of each reflection in each cell.
+    r"""Return the interplanar spacing in Å of each reflection in each cell, (n, n_reflections).
 
     .. math:: d_{hkl} = (\mathbf h^\mathsf{T} G^{-1} \mathbf h)^{-1/2}
 
-    International Tables for Crystallography, vol. B, section 1.1.
-
-    Parameters
-    ----------
-    hkl : shape (n_reflections, 3)
-        Miller indices.
-    cells : shape (n, 6)
-        Unit cells, in ångström and degrees.
-
-    Returns
-    -------
-    shape (n, n_reflections)
-        d-spacing in ångström.
+    of Miller indices (n_reflections, 3) and cells (n, 6) in Å and degrees. International Tables for
+    Crystallography, vol. B, section 1.1.
     """
-    h, k, l = np.asarray(hkl, dtype=np.float64).T  # noqa: E741
-    products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
+    products = index_products(np.asarray(hkl, dtype=np.float64))
     return np.asarray((reciprocal_metric(cells) @ products) ** -0.5)

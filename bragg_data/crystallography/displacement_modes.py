@@ -23,14 +23,11 @@ def free_coordinates(phase: Phase) -> _Array:
     equivalents. Where the space group fixes no origin along some direction, a shift of all atoms
     together changes nothing: the first sites lose that freedom.
 
-    Returns
-    -------
-    shape (m, n_atoms, 3)
-        Fractional displacements of the atoms of :attr:`Phase.positions`; each moves its first atom
-        by 1 Å in the CIF's cell.
+    Returned are fractional displacements of the atoms of :attr:`Phase.positions`, shape
+    (m, n_atoms, 3); each moves its first atom by 1 Å in the CIF's cell.
     """
-    metric = _orthogonalization(phase.cell)
-    operations = [_affine(op) for op in phase.group_ops]
+    metric = np.array(gemmi.UnitCell(*phase.cell).orth.mat.tolist())
+    operations = [(np.array(op.rot) / op.DEN, np.array(op.tran) / op.DEN) for op in phase.group_ops]
     modes: list[_Array] = []
     for site in phase.sites:
         position = np.array(site.position)
@@ -62,20 +59,11 @@ def free_coordinates(phase: Phase) -> _Array:
 
 
 def displaced(phase: Phase, modes: _Array, shifts: _Array) -> Phase:
-    """Return a phase with its atoms displaced.
+    """Return a phase with its atoms displaced along its :func:`free_coordinates`.
 
-    Parameters
-    ----------
-    phase, modes : modes of shape (m, n_atoms, 3)
-        The phase and its :func:`free_coordinates`.
-    shifts : shape (m,)
-        In Å of the CIF's cell.
+    Modes have shape (m, n_atoms, 3); shifts, (m,), are in Å of the CIF's cell.
     """
     return replace(phase, positions=phase.positions + np.tensordot(shifts, modes, axes=1))
-
-
-def _affine(op: gemmi.Op) -> tuple[_Array, _Array]:
-    return np.array(op.rot) / op.DEN, np.array(op.tran) / op.DEN
 
 
 def _distance(a: _Array, b: _Array) -> float:
@@ -88,7 +76,3 @@ def _range_of(projector: _Array) -> _Array:
     """Return an orthonormal basis of a projector's range, as columns."""
     vectors, values, _ = np.linalg.svd(projector)
     return np.asarray(vectors[:, values > 1e-6])
-
-
-def _orthogonalization(cell: _Array) -> _Array:
-    return np.array(gemmi.UnitCell(*cell).orth.mat.tolist())

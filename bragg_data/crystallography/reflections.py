@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from bragg_data.crystallography.cell import CrystalError, d_spacing
+from bragg_data.crystallography.cell import CrystalError, d_spacing, index_products
 from bragg_data.crystallography.structure import Phase
 
 _MAX_INDICES = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
@@ -29,23 +29,12 @@ class Reflections:
     .. math:: |F|^2 = \sum_r \Big(\sum_g c_{rg}\, e^{-2\pi^2 U_g/d^2}\Big)^2
 
     with the rows r the real and imaginary parts that do not vanish.
-
-    Attributes
-    ----------
-    hkl : shape (n, 3)
-        Miller indices, in an order that depends on the phase alone.
-    multiplicity : shape (n,)
-        Number of symmetry-equivalent reflections, Friedel mates included.
-    coefficients : shape (n, n_rows, n_groups)
-        c in 1e-12 cm.
-    u_groups : shape (n_groups,)
-        Displacement parameters in Å².
     """
 
-    hkl: NDArray[np.int64]
-    multiplicity: NDArray[np.float64]
-    coefficients: NDArray[np.float64]
-    u_groups: NDArray[np.float64]
+    hkl: NDArray[np.int64]  # (n, 3), in an order that depends on the phase alone
+    multiplicity: NDArray[np.float64]  # (n,) equivalent reflections, Friedel mates included
+    coefficients: NDArray[np.float64]  # (n, n_rows, n_groups) c in 1e-12 cm
+    u_groups: NDArray[np.float64]  # (n_groups,) displacement parameters in Å²
 
     def f_squared(self, d: NDArray[np.float64], u_scale: float = 1.0) -> NDArray[np.float64]:
         """Return |F|² in 1e-24 cm² at d-spacings of shape (n,), in Å."""
@@ -64,41 +53,19 @@ class Lines:
 
     .. math:: 1/d^2 = \sum_j M_j p_j, \quad
               \sum m |F|^2 = \sum_{g \le g'} s_{gg'}\, e_g e_{g'} .
-
-    Attributes
-    ----------
-    products : shape (n_terms, n), float32
-        p, sums of products of Miller indices.
-    strengths : shape (n_pairs, n), float32
-        s in 1e-24 cm², pairs in the order (0, 0), (0, 1) … (1, 1) …
-    u_groups : shape (n_groups,)
-        Displacement parameters in Å².
-    reflections
-        The reflections of the lines.
-    member : shape (n_reflections,)
-        Line of each reflection.
     """
 
-    products: NDArray[np.float32]
+    products: NDArray[np.float32]  # (n_terms, n) p, sums of products of Miller indices
+    # (n_pairs, n) s in 1e-24 cm², pairs in the order (0, 0), (0, 1) … (1, 1) …
     strengths: NDArray[np.float32]
-    u_groups: NDArray[np.float64]
+    u_groups: NDArray[np.float64]  # (n_groups,) displacement parameters in Å²
     reflections: Reflections
-    member: NDArray[np.intp]
+    member: NDArray[np.intp]  # (n_reflections,) line of each reflection
 
     def strengths_of(self, phase: Phase, selected: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return the strengths with the atoms of a phase that differs in its positions alone.
+        """Return :attr:`strengths` with the atoms of a phase that differs in its positions alone.
 
-        Parameters
-        ----------
-        phase
-            The phase with its atoms elsewhere.
-        selected : shape (n,)
-            Lines to compute; the strengths of all others are 0.
-
-        Returns
-        -------
-        shape (n_pairs, n)
-            As :attr:`strengths`, in 1e-24 cm².
+        Of the ``selected`` lines, (n,); those of all others are 0.
         """
         _, group = np.unique(phase.u_iso, return_inverse=True)
         scattering = phase.scattering_lengths
@@ -138,8 +105,7 @@ def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
 
 def lines_from_reflections(phase: Phase, reflections: Reflections) -> Lines:
     """Group a phase's reflections into lines, in the order of the reflections."""
-    h, k, l = reflections.hkl.T  # noqa: E741
-    products = np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
+    products = index_products(reflections.hkl)
     sums = np.stack([products[list(g)].sum(axis=0) for g in phase.lattice.metric_terms])
     _, first, line = np.unique(sums, axis=1, return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -165,17 +131,21 @@ def _strengths(
     return np.ascontiguousarray(np.stack(strengths), dtype=np.float32)
 
 
-def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
-    """Return the Laue-unique, allowed reflections with indices up to the limits.
+def largest_indices(cells: NDArray[np.float64], d_min: float) -> tuple[int, int, int]:
+    """Return the largest |h|, |k|, |l| of reflections with d ≥ d_min (Å) in any cell of (n, 6).
 
-    Parameters
-    ----------
-    phase
-        Its space group decides equivalence and absences, its atoms the structure factors.
-    limits
-        Largest |h|, |k|, |l|. Every reflection that has an equivalent inside this box is
-        returned, so a larger box only adds reflections; their order is that of d in the cell of
-        the CIF (then of the indices), whatever the box.
+    |h| ≤ a/d_min, since h = g·a and |g| = 1/d.
+    """
+    h, k, l = np.floor(cells[:, :3].max(axis=0) / d_min + 1e-9).astype(int)  # noqa: E741
+    return int(h), int(k), int(l)
+
+
+def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
+    """Return the Laue-unique, allowed reflections with |h|, |k|, |l| up to the limits.
+
+    Every reflection that has an equivalent inside this box is returned, so a larger box only adds
+    reflections; their order is that of d in the cell of the CIF (then of the indices), whatever the
+    box.
 
     Raises
     ------
@@ -197,8 +167,8 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
 
 
 def _unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
-    h, k, l = np.meshgrid(*(np.arange(-m, m + 1) for m in limits), indexing="ij")  # noqa: E741
-    hkl = np.stack([h.ravel(), k.ravel(), l.ravel()], axis=1)
+    axes = np.meshgrid(*(np.arange(-m, m + 1) for m in limits), indexing="ij")
+    hkl = np.stack(axes, axis=-1).reshape(-1, 3)
     hkl = hkl[np.any(hkl != 0, axis=1)]
     operations = phase.group_ops
     rotations = {tuple(map(tuple, op.rot)) for op in operations.sym_ops}
@@ -210,31 +180,22 @@ def _unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflectio
     best = _code(hkl)
     for rotation in laue:
         np.maximum(best, _code(hkl @ rotation), out=best)
-    hkl = _decode(np.unique(best))
+    digits = np.unravel_index(np.unique(best), (_BASE, _BASE, _BASE))
+    hkl = np.stack(digits, axis=1) - _BASE // 2
     hkl = hkl[~operations.systematic_absences(hkl.astype(np.int32))]
 
     code = _code(hkl)
     fixed = np.sum([_code(hkl @ rotation) == code for rotation in laue], axis=0)
     multiplicity = len(laue) / fixed
     coefficients, u_groups = _coefficients(phase, hkl)
-    order = np.lexsort((code, _metric_code(phase, hkl)))
+    # Rounded, so that equivalent d tie whatever the arithmetic.
+    order = np.lexsort((code, np.round(d_spacing(hkl, phase.cell[None])[0] ** -2, 6)))
     return Reflections(hkl[order], multiplicity[order], coefficients[order], u_groups)
 
 
 def _code(hkl: NDArray[np.int64]) -> NDArray[np.int64]:
     shifted = hkl + _BASE // 2
     return np.asarray((shifted[:, 0] * _BASE + shifted[:, 1]) * _BASE + shifted[:, 2])
-
-
-def _decode(code: NDArray[np.int64]) -> NDArray[np.int64]:
-    h, rest = np.divmod(code, _BASE * _BASE)
-    k, l = np.divmod(rest, _BASE)  # noqa: E741
-    return np.stack([h, k, l], axis=1) - _BASE // 2
-
-
-def _metric_code(phase: Phase, hkl: NDArray[np.int64]) -> NDArray[np.float64]:
-    """1/d² in the CIF's cell, rounded so that equivalent d tie whatever the arithmetic."""
-    return np.asarray(np.round(d_spacing(hkl, phase.cell[None])[0] ** -2, 6))
 
 
 def _coefficients(

@@ -14,7 +14,6 @@ import periodictable
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import (
-    CELL_PARAMETERS,
     CrystalError,
     CrystalSystem,
     Lattice,
@@ -38,64 +37,28 @@ class ResonanceError(CrystalError):
 
 @dataclass(frozen=True)
 class Site:
-    """An atom of the asymmetric unit.
+    """An atom of the asymmetric unit."""
 
-    Attributes
-    ----------
-    symbol
-        Element (or D).
-    position
-        Fractional coordinates.
-    occupancy
-        Between 0 and 1.
-    u_iso
-        Isotropic displacement parameter, in Å².
-    """
-
-    symbol: str
-    position: tuple[float, float, float]
+    symbol: str  # of the element, or D
+    position: tuple[float, float, float]  # fractional coordinates
     occupancy: float
-    u_iso: float
+    u_iso: float  # isotropic displacement parameter, in Å²
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One crystal structure: a space group and atoms at fixed fractional coordinates.
+    """One crystal structure: a space group and atoms at fixed fractional coordinates."""
 
-    Attributes
-    ----------
-    name
-        The campaign's name for it.
-    space_group
-        Extended Hermann-Mauguin symbol, for example ``R 3 m:R``.
-    lattice
-        Crystal system and free cell parameters.
-    cell : shape (6,)
-        The cell of the CIF, in ångström and degrees.
-    symbols
-        Element of each atom in the cell.
-    positions : shape (n_atoms, 3)
-        Fractional coordinates of all atoms of the cell.
-    occupancies : shape (n_atoms,)
-        Between 0 and 1.
-    u_iso : shape (n_atoms,)
-        Isotropic displacement parameter, in Å².
-    sites
-        The asymmetric unit, from which symmetry makes all atoms of the cell.
-    cif
-        The text of the CIF.
-    """
-
-    name: str
-    space_group: str
+    name: str  # the campaign's
+    space_group: str  # extended Hermann-Mauguin symbol, for example R 3 m:R
     lattice: Lattice
-    cell: NDArray[np.float64]
-    symbols: tuple[str, ...]
-    positions: NDArray[np.float64]
-    occupancies: NDArray[np.float64]
-    u_iso: NDArray[np.float64]
-    sites: tuple[Site, ...]
-    cif: str
+    cell: NDArray[np.float64]  # (6,) of the CIF, in ångström and degrees
+    symbols: tuple[str, ...]  # of all atoms of the cell, as the next three
+    positions: NDArray[np.float64]  # (n_atoms, 3) fractional
+    occupancies: NDArray[np.float64]  # (n_atoms,)
+    u_iso: NDArray[np.float64]  # (n_atoms,) in Å²
+    sites: tuple[Site, ...]  # the asymmetric unit, from which symmetry makes all atoms
+    cif: str  # the text of the CIF
 
     @property
     def crystal_system(self) -> CrystalSystem:
@@ -106,10 +69,7 @@ class Phase:
     def scattering_lengths(self) -> NDArray[np.complex128]:
         """Bound coherent scattering length of each atom times occupancy, in 1e-12 cm.
 
-        Raises
-        ------
-        ResonanceError
-            If one of them varies with the wavelength.
+        A ResonanceError is raised if one of them varies with the wavelength.
         """
         lengths = [scattering_length(symbol) for symbol in self.symbols]
         return np.array(lengths, dtype=np.complex128) * self.occupancies
@@ -154,34 +114,18 @@ def scattering_length(element: str) -> complex:
             f"varies with wavelength, which the kinematic simulator does not model. Use "
             f"--simulator gsas2 for this structure."
         )
-    complex_b = neutron.b_c_complex
-    imaginary = complex_b.imag if complex_b is not None else 0.0
-    if abs(imaginary) < _NEGLIGIBLE_IMAGINARY * abs(b):
-        imaginary = 0.0
-    return complex(b, imaginary) / 10.0
+    imaginary = getattr(neutron.b_c_complex, "imag", 0.0)
+    matters = abs(imaginary) >= _NEGLIGIBLE_IMAGINARY * abs(b)
+    return complex(b, imaginary if matters else 0.0) / 10.0
 
 
 def scaled_to_volume_per_atom(
     phase: Phase, reference: Phase, reference_cell: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the cell of a phase's CIF, scaled to the volume per atom of another phase.
+    """Return the cell of a phase's CIF, scaled to the volume per atom of a reference phase's cell.
 
-    Parameters
-    ----------
-    phase
-        The phase whose cell is scaled; its axial ratios and angles stay those of the CIF.
-    reference, reference_cell : reference_cell of shape (6,)
-        The other phase and its cell, in ångström and degrees.
-
-    Returns
-    -------
-    shape (6,)
-        a, b, c in ångström; alpha, beta, gamma in degrees.
-
-    Raises
-    ------
-    CrystalError
-        If the other phase's cell encloses no volume.
+    Both cells have shape (6,), in Å and degrees; axial ratios and angles stay those of the CIF. A
+    CrystalError is raised if the reference's cell encloses no volume.
     """
     check_volume(reference_cell[None])
     volume_per_atom = cell_volume(reference_cell[None])[0] / len(reference.positions)
@@ -214,19 +158,8 @@ def phase_on_orthogonal_axes(
 ) -> Phase:
     """Return a phase whose cell has right angles, from the values of a published table.
 
-    Parameters
-    ----------
-    name, space_group
-        Name of the phase and Hermann-Mauguin symbol of its space group.
-    lengths
-        a, b, c in Å.
-    atoms
-        A line for each: label, element, x, y, z, U in Å².
-
-    Raises
-    ------
-    CrystalError
-        As :func:`read_phase`.
+    ``lengths`` are in Å; ``atoms`` has a line for each: label, element, x, y, z, U in Å². Raises
+    the errors of :func:`read_phase`.
     """
     return read_phase(_RECTANGULAR.format(*lengths, group=space_group, atoms=atoms), name)
 
@@ -235,13 +168,6 @@ def read_phase(cif: Path | str, name: str) -> Phase:
     """Read a phase from a CIF file, or from the text of one.
 
     Anisotropic displacement parameters become their equivalent isotropic ones, with a warning.
-
-    Parameters
-    ----------
-    cif
-        Path of the file, or its text.
-    name
-        The campaign's name for this phase.
 
     Raises
     ------
@@ -267,15 +193,14 @@ def read_phase(cif: Path | str, name: str) -> Phase:
             f"(_space_group_symop_operation_xyz) or its Hermann-Mauguin symbol."
         )
     lattice = lattice_from_space_group(group)
-    unit_cell = structure.cell
-    cell = np.array([getattr(unit_cell, p) for p in CELL_PARAMETERS])
+    cell = np.array(structure.cell.parameters)
     try:
         lattice.check(cell[None])
     except CrystalError as error:
         raise CrystalError(f"{where}: {error}") from error
 
-    sites = _sites(structure.sites, unit_cell)
-    atoms = _sites(structure.get_all_unit_cell_sites(), unit_cell)
+    sites = _sites(structure.sites, structure.cell)
+    atoms = _sites(structure.get_all_unit_cell_sites(), structure.cell)
     if not atoms:
         raise CrystalError(f"{where} lists no atoms (_atom_site_fract_x …), so nothing scatters.")
     for symbol in sorted({site.symbol for site in sites}):
@@ -317,19 +242,16 @@ def _sites(sites: Iterable[gemmi.SmallStructure.Site], cell: gemmi.UnitCell) -> 
 
 def _structure(text: str, where: str) -> gemmi.SmallStructure:
     try:
-        document = gemmi.cif.read_string(text)
-        blocks = [block for block in document if block.find_values("_atom_site_fract_x")]
-        if not blocks:
-            raise CrystalError(
-                f"{where} holds no atoms: a CIF with _cell_length_a … and _atom_site_fract_x … "
-                f"is needed."
-            )
-        structure = gemmi.make_small_structure_from_block(blocks[0])
+        blocks = list(gemmi.cif.read_string(text))
+        blocks = [block for block in blocks if block.find_values("_atom_site_fract_x")]
+        structure = gemmi.make_small_structure_from_block(blocks[0]) if blocks else None
     except (ValueError, RuntimeError) as error:
-        if isinstance(error, CrystalError):
-            raise
-        reason = first_line(error)
-        raise CrystalError(f"{where} is not a readable CIF: {reason}.") from error
+        raise CrystalError(f"{where} is not a readable CIF: {first_line(error)}.") from error
+    if structure is None:
+        raise CrystalError(
+            f"{where} holds no atoms: a CIF with _cell_length_a … and _atom_site_fract_x … is "
+            f"needed."
+        )
     # Operations come first: the symbol alone does not always tell the setting.
     structure.determine_and_set_spacegroup("S.H2")
     return structure

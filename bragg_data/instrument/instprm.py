@@ -35,8 +35,6 @@ _KEYS = {
     "Z": "z",
 }
 _OPTIONAL = _KEYS.keys() - {"2-theta", "difC", "alpha"}
-
-
 _LARGEST = 1e12  # of any value: far beyond every unit in use, far below where powers overflow
 _HEADER = "#GSAS-II instrument parameter file; do not add/delete items!\n"
 
@@ -90,13 +88,8 @@ class Instrument:
         """Return the d-spacing in ångström of a time of flight in µs (any shape).
 
         Newton's method on :meth:`tof_from_d_spacing`; the terms other than difc are small, so it
-        converges in a few steps.
-
-        Raises
-        ------
-        InstrumentError
-            Where T has no d, that is at or below tzero, or outside the range in which T grows
-            with d.
+        converges in a few steps. An InstrumentError is raised where T has no d, that is at or below
+        tzero, or outside the range in which T grows with d.
         """
         tof = np.asarray(tof, dtype=np.float64)
         with np.errstate(all="ignore"):
@@ -152,12 +145,7 @@ class TofGrid:
 def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
     """Read one bank of a GSAS-II ``.instprm`` file, or of the text of one.
 
-    Parameters
-    ----------
-    instprm
-        Path of the file, or its text.
-    bank
-        The bank's number in the file; may be left out where the file holds one bank only.
+    The bank's number may be left out where the file holds one bank only.
 
     Raises
     ------
@@ -165,19 +153,8 @@ def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
         If the file cannot be read, is no time-of-flight (PNT) file, lacks a needed value, or does
         not hold the bank.
     """
-    if isinstance(instprm, Path):
-        where = str(instprm)
-        try:
-            text = instprm.read_text(encoding="utf-8-sig")
-        except FileNotFoundError as error:
-            raise InstrumentError(
-                f"Instrument file {instprm} not found. Give the path of a GSAS-II .instprm file."
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
-    else:
-        where, text = "Instrument file", instprm
-    banks = _banks(text, where)
+    banks = read_instruments(instprm)
+    where = str(instprm) if isinstance(instprm, Path) else "Instrument file"
     known = ", ".join(f"{b.bank} (2θ {b.two_theta:g}°)" for b in banks)
     chosen = [b for b in banks if bank in (None, b.bank)]
     if not chosen:
@@ -191,25 +168,24 @@ def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
     return chosen[0]
 
 
-def read_instruments(instprm: Path) -> tuple[Instrument, ...]:
-    """Read all banks of a GSAS-II ``.instprm`` file, in its order; numbers may occur twice.
+def read_instruments(instprm: Path | str) -> tuple[Instrument, ...]:
+    """Read all banks of a GSAS-II ``.instprm`` file, or of the text of one, in its order.
 
-    Raises
-    ------
-    InstrumentError
-        As :func:`read_instrument`.
+    Numbers may occur twice. Errors are those of :func:`read_instrument`.
     """
-    try:
-        text = instprm.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
-    return tuple(_banks(text, str(instprm)))
-
-
-def _banks(text: str, where: str) -> list[Instrument]:
+    where, text = "Instrument file", str(instprm)
+    if isinstance(instprm, Path):
+        where = text
+        try:
+            text = instprm.read_text(encoding="utf-8-sig")
+        except FileNotFoundError as error:
+            raise InstrumentError(
+                f"Instrument file {instprm} not found. Give the path of a GSAS-II .instprm file."
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
     sections: list[dict[str, str]] = []
-    for line in text.splitlines():
-        stripped = line.strip()
+    for stripped in map(str.strip, text.splitlines()):
         if stripped.startswith("#"):
             # "#Bank 4: GSAS-II instrument parameter file …" or "#GSAS-II instrument …"
             if "instrument parameter" in stripped:
@@ -218,17 +194,15 @@ def _banks(text: str, where: str) -> list[Instrument]:
             continue
         for entry in stripped.split(";"):
             key, colon, value = entry.partition(":")
-            if not colon:
-                continue
-            if not sections:
-                sections.append({})
-            sections[-1][key.strip()] = value.strip()
+            if colon:
+                sections = sections or [{}]
+                sections[-1][key.strip()] = value.strip()
     sections = [section for section in sections if section.keys() - {"Bank"}]
     if not sections:
         raise InstrumentError(
             f"{where} is no GSAS-II instrument parameter file: it has no 'key:value' lines."
         )
-    return [_instrument(s, number, where) for number, s in enumerate(sections, start=1)]
+    return tuple(_instrument(s, number, where) for number, s in enumerate(sections, start=1))
 
 
 def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrument:
@@ -240,12 +214,12 @@ def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrume
         )
     values: dict[str, float] = {}
     for key, attribute in _KEYS.items():
-        if key not in section:
-            if key in _OPTIONAL:
-                continue
-            raise InstrumentError(f"{where} lacks '{key}' (bank section {number}).")
+        if key not in section and key in _OPTIONAL:
+            continue
         try:
             values[attribute] = float(section[key])
+        except KeyError as error:
+            raise InstrumentError(f"{where} lacks '{key}' (bank section {number}).") from error
         except ValueError as error:
             raise InstrumentError(
                 f"{where} gives {section[key][:40]!r} for '{key}' where a number is needed."

@@ -32,21 +32,18 @@ _ASYMPTOTIC = 40.0  # |z| from which the asymptotic series of E1 is good to 3e-1
 
 
 class PeakShape(NamedTuple):
-    """PeakShape parameters of a peak, each an array over peaks.
+    """Shape parameters of a peak, each an array over peaks."""
 
-    ``rise`` and ``decay`` in 1/µs, ``variance`` (Gaussian) in µs², ``fwhm`` (Lorentzian) in µs.
-    """
-
-    rise: Array
+    rise: Array  # 1/µs, as the decay
     decay: Array
-    variance: Array
-    fwhm: Array
+    variance: Array  # of the Gaussian, µs²
+    fwhm: Array  # of the Lorentzian, µs
 
 
 def peak_shape(
     instrument: Instrument, d: Array, *, size: Array | float, microstrain: Array | float
 ) -> PeakShape:
-    r"""Return the shape parameters of reflections at given d-spacings.
+    r"""Return the shape parameters of reflections at d-spacings in Å (any shape).
 
     .. math::
         \alpha_h &= \alpha / d, \quad \beta_h = \beta_0 + \beta_1/d^4 + \beta_q/d^2 \\
@@ -54,18 +51,8 @@ def peak_shape(
         \gamma_h &= X d + Y d^2 + Z + 10^{-4}\,\mathrm{difC}\,d^2/L
                     + 10^{-6}\,\mathrm{difC}\,d\,\varepsilon
 
-    GSASIIstrMath.GetPowderProfileFit, isotropic and purely Lorentzian broadening.
-
-    Parameters
-    ----------
-    instrument
-        Its shape constants and difC.
-    d : any shape
-        d-spacing in ångström.
-    size
-        Crystallite size L in µm (broadcast against d).
-    microstrain
-        Microstrain ε in units of 1e-6 (broadcast against d).
+    GSASIIstrMath.GetPowderProfileFit, isotropic and purely Lorentzian broadening. The crystallite
+    size L in µm and the microstrain ε in units of 1e-6 are broadcast against d.
     """
     d2 = d * d
     d4 = d2 * d2
@@ -81,13 +68,9 @@ def peak_shape(
 def mixing(variance: Array, fwhm: Array) -> tuple[Array, Array]:
     r"""Return the full width W (µs) and the Lorentzian share η of the pseudo-Voigt.
 
-    Thompson, Cox & Hastings, J. Appl. Cryst. 20 (1987) 79; GSAS-II mixes *before* it convolves
-    with the exponentials, and clamps both widths from below.
-
-    Parameters
-    ----------
-    variance, fwhm : same shape
-        Gaussian variance in µs², Lorentzian full width in µs.
+    From the Gaussian variance in µs² and the Lorentzian full width in µs: Thompson, Cox & Hastings,
+    J. Appl. Cryst. 20 (1987) 79; GSAS-II mixes *before* it convolves with the exponentials, and
+    clamps both widths from below.
     """
     sigma = np.sqrt(np.maximum(variance, _SMALLEST_WIDTH**2))
     lorentz = np.maximum(fwhm, _SMALLEST_WIDTH)
@@ -116,14 +99,8 @@ def gaussian_part(
     :math:`T_G = N [h(y_1) + h(y_2)]`, :math:`y_1 = (\alpha S + \Delta)/\sqrt{2S}`,
     :math:`y_2 = (\beta S - \Delta)/\sqrt{2S}`, :math:`h(y) = e^{-\Delta^2/2S}\,\mathrm{erfcx}(y)`,
     :math:`N = \alpha\beta/2(\alpha+\beta)`. Von Dreele, Jorgensen & Windsor, J. Appl. Cryst. 15
-    (1982) 581.
-
-    Parameters
-    ----------
-    offset : any shape
-        Δ = T − T_h in µs; the other arguments broadcast against it.
-    scaled_erfc
-        erfcx or a stand-in for it: GSAS-II's, or the blended one.
+    (1982) 581. The offset is Δ = T − T_h in µs, against which the other arguments broadcast;
+    ``scaled_erfc`` is erfcx or a stand-in for it: GSAS-II's, or the blended one.
     """
     s = (width / FWHM_PER_SIGMA) ** 2
     root = np.sqrt(2 * s)
@@ -171,14 +148,8 @@ def lorentzian_part(
     r"""Return the Lorentzian of full width W convolved with back-to-back exponentials, in 1/µs.
 
     :math:`T_L = -(2N/\pi)\{\mathrm{Im}[e^p E_1(p)] + \mathrm{Im}[e^q E_1(q)]\}`,
-    :math:`p = \mp\alpha\Delta + i\alpha W/2`, :math:`q = -\beta\Delta + i\beta W/2`.
-
-    Parameters
-    ----------
-    offset : any shape
-        Δ = T − T_h in µs; the other arguments broadcast against it.
-    convention
-        See :data:`Convention`: the sign of p.
+    :math:`p = \mp\alpha\Delta + i\alpha W/2`, :math:`q = -\beta\Delta + i\beta W/2`. Arguments as
+    those of :func:`gaussian_part`; the :data:`Convention` is the sign of p.
     """
     norm = rise * decay / (2 * (rise + decay))
     half = 0.5 * width
@@ -189,7 +160,7 @@ def lorentzian_part(
 
 
 def _scaled_exp1_imag(z: NDArray[np.complex128]) -> Array:
-    """Im[e^z E1(z)], without overflow: directly near zero, by the asymptotic series far out.
+    """Return Im[e^z E1(z)] without overflow: directly near 0, by the asymptotic series far out.
 
     Abramowitz & Stegun 5.1.51. Near the negative axis the series misses a Stokes term of the
     order e^(-|z|), which at the switch is below double precision.
@@ -210,10 +181,7 @@ def _scaled_exp1_imag(z: NDArray[np.complex128]) -> Array:
 def peak(offset: Array, shape: PeakShape, convention: Convention = "gsas2") -> Array:
     r"""Return the whole peak of unit area, :math:`\eta T_L + (1-\eta) T_G`, in 1/µs.
 
-    Parameters
-    ----------
-    offset : any shape
-        Δ = T − T_h in µs; the shape's arrays broadcast against it.
+    At offsets Δ = T − T_h in µs, of any shape, against which the shape's arrays broadcast.
     """
     width, eta = mixing(shape.variance, shape.fwhm)
     lorentz = lorentzian_part(offset, shape.rise, shape.decay, width, convention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,17 @@ from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
 from bragg_data.measurement.resampling import (
     GriddedProfile,
     match_bank,
+    measured_tof,
     measurement_warnings,
     nominal_calibration,
     resample_to_grid,
 )
-from bragg_data.preprocessing import PreprocessingError, background_subtracted, prepare_measured
+from bragg_data.preprocessing import (
+    PreprocessingError,
+    background_subtracted,
+    noise_from_scatter,
+    prepare_measured,
+)
 
 ANGLE_TOLERANCE = 5.0  # degrees between the angles of two banks that count as the same
 
@@ -48,41 +54,16 @@ class Label:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A profile on a campaign's grid, ready for predictions.
+    """A profile on a campaign's grid, ready for predictions."""
 
-    Attributes
-    ----------
-    profile, gridded
-        As read, and on the campaign's grid with its background.
-    calibration
-        Used for resampling; None if times were taken as those of the campaign's instrument.
-    nominal
-        Whether that is the header's, or none.
-    warnings
-        What a user has to know, in sentences.
-    prepared : shape (points,)
-        Background subtracted, between 0 and 1: the view ``measured_aligned``.
-
-    Raises
-    ------
-    ProfileError
-        If nothing stands above the background.
-    """
-
-    profile: Profile
-    gridded: GriddedProfile
+    profile: Profile  # as read
+    gridded: GriddedProfile  # on the campaign's grid, with its background
+    # Used for resampling; None if times were taken as those of the campaign's instrument.
     calibration: Instrument | None
-    nominal: bool
-    warnings: list[str]
-    prepared: NDArray[np.float64] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        gridded = self.gridded
-        try:
-            prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
-        except PreprocessingError as error:
-            raise ProfileError(f"{self.profile.name}: {error}") from error
-        object.__setattr__(self, "prepared", prepared)
+    nominal: bool  # whether the calibration is the header's, or none
+    warnings: list[str]  # what a user has to know, in sentences
+    # (points,) Background subtracted, between 0 and 1: the view measured_aligned.
+    prepared: NDArray[np.float64]
 
 
 def load_measurements(
@@ -97,8 +78,7 @@ def load_measurements(
     Parameters
     ----------
     calibration
-        The measurement's ``.instprm`` file. Without it the header's nominal difC is used, or the
-        times of flight as they are, with a warning.
+        The measurement's ``.instprm`` file; without it as :func:`measurement_from_profile`.
     bank
         Only this bank of the file; by default those at the angle of the model's instrument.
     two_theta
@@ -131,11 +111,8 @@ def measurement_from_profile(
 ) -> Measurement:
     """Bring a profile to a campaign's grid, with the calibration of its bank.
 
-    Parameters
-    ----------
-    instruments
-        Calibrations of the measurement, one of which is the bank's. None for the nominal difC of
-        the profile's header, or its times of flight as they are, with a warning.
+    ``instruments`` are calibrations of the measurement, one of which is the bank's; None for the
+    nominal difC of the profile's header, or its times of flight as they are, with a warning.
 
     Raises
     ------
@@ -148,9 +125,7 @@ def measurement_from_profile(
     else:
         calibration = match_bank(profile, instruments)
     gridded = resample_to_grid(profile, campaign.grid, instrument, calibration)
-    window = campaign.grid.tof[[0, -1]]
-    if calibration is not None:
-        window = calibration.tof_from_d_spacing(instrument.d_spacing_from_tof(window))
+    window = measured_tof(campaign.grid.tof[[0, -1]], instrument, calibration)
     inside = (profile.tof >= window[0]) & (profile.tof <= window[1])
     if not has_significant_peaks(profile.intensity[inside], profile.sigma[inside]):
         raise ProfileError(
@@ -159,7 +134,11 @@ def measurement_from_profile(
             f"determine a cell from. Check the file and its bank, or measure longer."
         )
     warnings = measurement_warnings(profile, gridded, instrument, calibration, nominal=nominal)
-    return Measurement(profile, gridded, calibration, nominal, warnings)
+    try:
+        prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
+    except PreprocessingError as error:  # nothing stands above the background
+        raise ProfileError(f"{profile.name}: {error}") from error
+    return Measurement(profile, gridded, calibration, nominal, warnings, prepared)
 
 
 def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> list[Profile]:
@@ -191,11 +170,8 @@ def has_significant_peaks(intensity: NDArray[np.float64], sigma: NDArray[np.floa
     Where it is too large, for the same reason, the spread of the lower half of the values replaces
     it, or the noise of a count if that is larger: of few counts most are equal.
 
-    Parameters
-    ----------
-    intensity, sigma : shape (n,)
-        As measured, because resampling correlates the noise of neighbours; ``sigma`` is 0 where a
-        point holds no information.
+    Both arrays, (n,), are as measured, because resampling correlates the noise of neighbours;
+    ``sigma`` is 0 where a point holds no information.
     """
     informative = sigma > 0
     y, deviation, n = intensity[informative], sigma[informative], int(informative.sum())
@@ -204,7 +180,8 @@ def has_significant_peaks(intensity: NDArray[np.float64], sigma: NDArray[np.floa
     signal = background_subtracted(intensity, sigma)[informative]
     # That of a peak itself, the root of its counts, is larger than that of the background.
     usual = median_filter(deviation, size=max(n // 16, 1), mode="reflect")
-    noise = np.maximum(np.minimum(usual, deviation), _scatter(y))
+    scatter = noise_from_scatter(y, _NOISE_WINDOW, "reflect")
+    noise = np.maximum(np.minimum(usual, deviation), scatter)
     least = _LEAST_PROMINENCE * np.ptp(np.quantile(y, [0.02, 0.98]))
     a_count = np.sqrt(np.diff(np.unique(y)).min())  # over the root of its intensity
     for width in _WIDTHS:
@@ -220,11 +197,3 @@ def has_significant_peaks(intensity: NDArray[np.float64], sigma: NDArray[np.floa
         if (in_noise[peaks] > _HEIGHT * factor).any():
             return True
     return False
-
-
-def _scatter(intensity: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the local standard deviation from second differences, which peaks hardly change."""
-    second = np.abs(np.convolve(intensity, [1.0, -2.0, 1.0], mode="valid"))
-    # The median of |N(0, s)| is 0.6745 s, and a second difference has 6 times the variance.
-    local = median_filter(second, size=min(_NOISE_WINDOW, len(second)), mode="reflect")
-    return np.asarray(np.pad(local, 1, mode="edge") / (0.6745 * np.sqrt(6)))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -17,16 +16,12 @@ from bragg_data.measurement.load import Label, Measurement, measurement_from_pro
 from bragg_data.measurement.readers import Profile, ProfileError
 
 
-@dataclass(frozen=True, eq=False)
-class PseudoExperiment:
-    """A pseudo-experiment on a campaign's grid, its label, and its truth.
-
-    ``truth`` is the JSON object: displacement and broadening parameters, difC, Zero …
-    """
+class PseudoExperiment(NamedTuple):
+    """A pseudo-experiment on a campaign's grid, its label, and its truth."""
 
     measurement: Measurement
     label: Label
-    truth: Mapping[str, Any]
+    truth: Mapping[str, Any]  # displacement and broadening parameters, difC, Zero …
 
 
 def read_pseudo_experiments(
@@ -34,15 +29,9 @@ def read_pseudo_experiments(
 ) -> list[PseudoExperiment]:
     """Read pseudo-experiments: an NPZ file with ``tof``, ``y``, ``sigma``, and a JSON file.
 
-    Parameters
-    ----------
-    path
-        The NPZ file; the truth is in the file of the same name that ends with .json.
-    campaign
-        Grid, instrument and phases (one for each crystal system).
-    calibrated
-        Whether each profile's true difC and Zero are used, as a calibrated instrument has them;
-        otherwise its times are taken as those of the campaign's instrument.
+    The truth is in the file of the same name that ends with .json. With ``calibrated`` each
+    profile's true difC and Zero are used, as a calibrated instrument has them; otherwise its times
+    are taken as those of the campaign's instrument. The campaign has one phase of each system.
 
     Raises
     ------
@@ -59,8 +48,8 @@ def read_pseudo_experiments(
             profile = Profile(tof, y, deviation, title=title, source=f"{path}#{row}")
             instruments = None
             if calibrated:
-                constants = {"difc": truth["difC"], "tzero": truth["Zero"]}
-                instruments = [campaign.instrument.with_parameters(**constants)]
+                difc, tzero = truth["difC"], truth["Zero"]
+                instruments = [campaign.instrument.with_parameters(difc=difc, tzero=tzero)]
             measurement = measurement_from_profile(profile, campaign, instruments)
             experiments.append(PseudoExperiment(measurement, _label(truth, campaign), truth))
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
@@ -74,11 +63,8 @@ def read_pseudo_experiments(
 
 
 def _label(truth: Mapping[str, Any], campaign: Campaign) -> Label:
-    (code,) = (
-        code
-        for code, phase in enumerate(campaign.phases)
-        if phase.crystal_system.name == truth["crystal_system"]
-    )
+    systems = [phase.crystal_system.name for phase in campaign.phases]
+    code = systems.index(truth["crystal_system"])
     lattice = campaign.phases[code].lattice
     free = np.array([[truth[parameter] for parameter in lattice.free_parameters]])
     return Label(code, tuple(float(v) for v in lattice.cells(free)[0]))

@@ -18,24 +18,28 @@ _COARSEST_STEP = 8.0  # grid steps between measured points, beyond which peaks f
 
 @dataclass(frozen=True, eq=False)
 class GriddedProfile:
-    """A measured profile on a campaign's grid.
+    """A measured profile on a campaign's grid; all arrays have shape (points,)."""
 
-    Attributes
-    ----------
-    intensity, sigma : shape (points,)
-        Density per µs of the campaign's instrument, and standard deviation; 0 where not covered.
-    covered : shape (points,)
-        Where the measurement holds information.
-    """
-
-    intensity: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-    covered: NDArray[np.bool_]
+    intensity: NDArray[np.float64]  # per µs of the campaign's instrument; 0 where not covered
+    sigma: NDArray[np.float64]  # its standard deviation; 0 where not covered
+    covered: NDArray[np.bool_]  # where the measurement holds information
 
     @property
     def informative(self) -> NDArray[np.bool_]:
         """Points that a fit can use, shape (points,): covered, with a standard deviation."""
         return self.covered & (self.sigma > 0)
+
+
+def measured_tof(
+    tof: NDArray[np.float64], instrument: Instrument, calibration: Instrument | None
+) -> NDArray[np.float64]:
+    """Return where the measured axis has times of flight (µs) of a campaign's instrument.
+
+    At the same d by the measurement's calibration; None takes its times as the instrument's.
+    """
+    if calibration is None:
+        return tof
+    return calibration.tof_from_d_spacing(instrument.d_spacing_from_tof(tof))
 
 
 def resample_to_grid(
@@ -48,30 +52,21 @@ def resample_to_grid(
     grid, those within a step are averaged by their overlap with it; elsewhere a cubic through four
     points is taken. Points without information (``sigma`` 0) take no part.
 
-    Parameters
-    ----------
-    grid, instrument
-        The campaign's.
-    calibration
-        The measurement's; None takes its times as those of ``instrument``.
-
     Raises
     ------
     ProfileError
         If the profile covers too little of the grid, or the calibration does not grow with d.
     """
-    target = grid.tof
-    if calibration is not None:
-        try:
-            target = calibration.tof_from_d_spacing(instrument.d_spacing_from_tof(grid.tof))
-        except InstrumentError as error:
-            raise ProfileError(f"{profile.name} cannot be brought to the grid: {error}") from error
-        if not (np.diff(target) > 0).all():
-            raise ProfileError(
-                f"{profile.name}: the calibration (difC {calibration.difc:g}, difA "
-                f"{calibration.difa:g}, difB {calibration.difb:g}) does not grow with d over the "
-                f"grid. Check the instrument file."
-            )
+    try:
+        target = measured_tof(grid.tof, instrument, calibration)
+    except InstrumentError as error:
+        raise ProfileError(f"{profile.name} cannot be brought to the grid: {error}") from error
+    if calibration is not None and not (np.diff(target) > 0).all():
+        raise ProfileError(
+            f"{profile.name}: the calibration (difC {calibration.difc:g}, difA "
+            f"{calibration.difa:g}, difB {calibration.difb:g}) does not grow with d over the "
+            f"grid. Check the instrument file."
+        )
     values, variance, covered = _resampled(profile, target)
     needed = min(grid.points, max(200, math.ceil(_MINIMUM_COVERAGE * grid.points)))
     if covered.sum() < needed:
@@ -219,6 +214,7 @@ def measurement_warnings(
     is whether the calibration that was used is the header's (:func:`nominal_calibration`).
     """
     warnings = []
+    angle = profile.two_theta
     if calibration is None:
         warnings.append(
             f"No calibration was given: times of flight were taken as those of the model's "
@@ -238,27 +234,26 @@ def measurement_warnings(
             f"which is 0.1 to 0.4 % from a refined one, and so is every length (0.004 to 0.016 Å "
             f"in 4 Å). Give the measurement's own .instprm file."
         )
-    elif profile.two_theta is None and profile.difc is None and profile.bank is not None:
+    elif angle is None and profile.difc is None and profile.bank is not None:
         warnings.append(
             f"The file does not say at which angle its bank {profile.bank} stands: it was taken to "
             f"be bank {calibration.bank} (2θ {calibration.two_theta:g}°) of the instrument file. "
             f"Numbers in data and instrument files need not agree: check, or give the angle "
             f"(--two-theta)."
         )
-    if (
-        calibration is not None
-        and abs((profile.two_theta or calibration.two_theta) - calibration.two_theta) > 5
-    ):
-        warnings.append(
-            f"The file's header says 2θ {profile.two_theta:g}° and the calibration is of a bank at "
-            f"{calibration.two_theta:g}°: check that it is of this instrument."
-        )
-    if calibration is not None and abs(calibration.difc / instrument.difc - 1) > 0.05:
-        warnings.append(
-            f"The measurement's difC {calibration.difc:g} and the model's {instrument.difc:g} "
-            f"differ by more than 5 %: this is another bank or instrument, with other peak widths."
-        )
-    angle = profile.two_theta if calibration is None else calibration.two_theta
+    if calibration is not None:
+        if angle and abs(angle - calibration.two_theta) > 5:
+            warnings.append(
+                f"The file's header says 2θ {angle:g}° and the calibration is of a bank at "
+                f"{calibration.two_theta:g}°: check that it is of this instrument."
+            )
+        if abs(calibration.difc / instrument.difc - 1) > 0.05:
+            warnings.append(
+                f"The measurement's difC {calibration.difc:g} and the model's {instrument.difc:g} "
+                f"differ by more than 5 %: this is another bank or instrument, with other peak "
+                f"widths."
+            )
+        angle = calibration.two_theta
     if angle is not None and abs(angle - instrument.two_theta) > 5:
         warnings.append(
             f"The profile was measured at 2θ {angle:g}° and the model's instrument stands at "

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CrystalError, check_volume, d_spacing
-from bragg_data.crystallography.reflections import unique_reflections
+from bragg_data.crystallography.reflections import largest_indices, unique_reflections
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.result import PatternFit, RefinementError
@@ -157,8 +157,7 @@ def reflection_positions(
     shortest = tof[0] / campaign.instrument.difc
     try:
         check_volume(cells)
-        h, k, l = np.floor(cells[0, :3] / shortest + 1e-9).astype(int)  # noqa: E741
-        reflections = unique_reflections(phase, (int(h), int(k), int(l)))
+        reflections = unique_reflections(phase, largest_indices(cells, shortest))
     except CrystalError:
         return np.empty(0), np.empty((0, 3), dtype=np.int64)
     d = d_spacing(reflections.hkl, cells)[0]

@@ -1,10 +1,8 @@
 """Compiled loops of the fast simulator: reflections become amplitudes on the source grid.
 
-Everything here is plain loops over arrays, compiled by numba with one thread. Exponentials and
-logarithms come from tables with a short Taylor series, because those vectorise and libm's do not.
-
-Numba caches the compiled code by the date of this file alone, so compiled functions that are called
-here are defined here.
+Plain loops over arrays, compiled by numba with one thread. Exponentials and logarithms come from
+tables with a short Taylor series, because those vectorise and libm's do not. Numba caches compiled
+code by the date of this file alone, so compiled functions that are called here are defined here.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ REACH = 3.0
 """Distance from the centre, in σ, at which the step of GSAS-II's erfcx is below 1e-5 of a peak."""
 
 _STATIONS = 513  # of a table over the window: linear between them is good to 1e-5 of a width
-
 _TILE = 1024  # lines handled together: their buffers stay in the first-level cache
 
 
@@ -129,8 +126,7 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
     metrics : shape (n, n_terms)
         Independent terms of the reciprocal metric in Å⁻².
     lines, n_lines
-        All lines that any of the samples may need, as
-        :class:`~bragg_data.simulation.line_selection.SelectedLines`, and how many there are.
+        Products and strengths of all lines that any of the samples may need, and their number.
     u_scale, difc, tzero, scale : shape (n,)
         Per sample; ``scale`` is S sin θ / V.
     shapes : shape (4, n_source)

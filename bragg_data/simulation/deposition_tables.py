@@ -10,20 +10,15 @@ from numpy.typing import NDArray
 
 
 class Tables(NamedTuple):
-    """Look-up tables.
+    """Look-up tables of the Debye-Waller factor, and of ln T and 1/T."""
 
-    ``debye_waller`` (n_groups, n_x): exp(−2π² U_g x) on a uniform grid of x with spacing ``dx``;
-    ``rates`` (n_groups,): 2π² U_g; ``log_tof`` and ``inverse_tof`` (n_t,): ln T and 1/T at the
-    middle of uniform cells of T that start at ``tof_0`` and are ``dt`` wide.
-    """
-
-    debye_waller: NDArray[np.float32]
-    rates: NDArray[np.float64]
-    dx: float
-    log_tof: NDArray[np.float64]
+    debye_waller: NDArray[np.float32]  # (n_groups, n_x) exp(−2π² U_g x) on a uniform grid of x
+    rates: NDArray[np.float64]  # (n_groups,) 2π² U_g
+    dx: float  # spacing of x
+    log_tof: NDArray[np.float64]  # (n_t,) at the middle of uniform cells of T, as the next
     inverse_tof: NDArray[np.float64]
-    tof_0: float
-    dt: float
+    tof_0: float  # where the first cell starts
+    dt: float  # width of a cell
 
 
 def build_tables(
@@ -51,19 +46,17 @@ def build_tables(
 class Target(NamedTuple):
     """Where amplitudes are deposited.
 
-    The window in µs; the relative step of the pattern's grid and of the source grid, whose node j
-    stands at T = tof_low · exp(source_step · (j − pad)); the calibration terms common to all
-    samples; the d between which the step of GSAS-II's erfcx falls into the peak.
+    Node j of the source grid stands at T = tof_low · exp(source_step · (j − pad)).
     """
 
-    tof_low: float
+    tof_low: float  # the window in µs
     tof_high: float
-    grid_step: float
-    source_step: float
+    grid_step: float  # relative, of the pattern's grid
+    source_step: float  # relative, of the source grid
     pad: int
-    difa: float
+    difa: float  # common to all samples
     difb: float
-    d_step_low: float
+    d_step_low: float  # Å; between these the step of GSAS-II's erfcx falls into the peak
     d_step_high: float
 
 

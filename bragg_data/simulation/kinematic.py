@@ -9,23 +9,35 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from bragg_data.crystallography.cell import cell_volume, check_volume, reciprocal_metric
+from bragg_data.crystallography.cell import cell_volume, reciprocal_metric
 from bragg_data.crystallography.displacement_modes import displaced, free_coordinates
-from bragg_data.crystallography.reflections import Lines, lines_from_reflections, unique_reflections
+from bragg_data.crystallography.reflections import (
+    Lines,
+    largest_indices,
+    lines_from_reflections,
+    unique_reflections,
+)
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.instrument.peak_shape import Convention
 from bragg_data.simulation.deposition import deposit, deposit_varied
 from bragg_data.simulation.deposition_tables import Tables, build_tables
-from bragg_data.simulation.line_selection import ALIKE, SelectedLines, select
 from bragg_data.simulation.peak_response import VERSION, PeakResponse
-from bragg_data.simulation.reference import HISTOGRAM_SCALE, largest_indices
-from bragg_data.simulation.sample_parameters import SampleParameters, parameters_per_sample
+from bragg_data.simulation.sample_parameters import SampleParameters, checked_samples
 from bragg_data.simulation.width_interpolation import WidthInterpolation, WidthOperators
 
 __all__ = ["VERSION", "Simulator"]
+
+HISTOGRAM_SCALE = 1e5
+"""GSAS-II's default histogram scale factor."""
+
+_ALIKE = 16  # samples that share one selection of lines
+
+_Array = NDArray[np.float64]
+_Selected = tuple[NDArray[np.float32], NDArray[np.float32]]  # products and strengths of Lines
 
 
 class Simulator:
@@ -74,12 +86,8 @@ class Simulator:
         width_range: tuple[float, float] | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.phases = tuple(phases)
-        self.instrument = instrument
-        self.grid = grid
-        self.response = PeakResponse(
-            instrument, grid, size=size, microstrain=microstrain, convention=convention
-        )
+        self.phases, self.instrument, self.grid = tuple(phases), instrument, grid
+        self.response = PeakResponse(instrument, grid, size, microstrain, convention)
         self._widths = WidthInterpolation(self.response, width_range, cache)
         self._nominal = {
             "u_scale": 1.0,
@@ -90,52 +98,41 @@ class Simulator:
             "width_scale": 1.0,
         }
         self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
-        self._modes: dict[int, NDArray[np.float64]] = {}
+        self._modes: dict[int, _Array] = {}
 
     def simulate(
         self,
         phase: NDArray[np.integer],
-        cells: NDArray[np.float64],
+        cells: _Array,
         *,
-        shifts: NDArray[np.float64] | None = None,
+        shifts: _Array | None = None,
         **parameters: Unpack[SampleParameters],
     ) -> NDArray[np.float32]:
-        """Return the patterns of samples.
+        """Return the patterns of samples: intensity per µs, shape (n, points).
 
         Parameters
         ----------
-        phase : shape (n,)
-            Index of each sample's phase.
-        cells : shape (n, 6)
-            Unit cells, in ångström and degrees.
+        phase, cells : shapes (n,), (n, 6)
+            Index of each sample's phase, and its unit cell in ångström and degrees.
         shifts : shape (n, m), optional
             Displacements along the free coordinates (:meth:`free_coordinates`) of the phase, in Å
             of its CIF's cell: all samples are of one phase then. Each different row takes a few
             milliseconds.
         **parameters : shape (n,) each
-            Displacement factor, broadening and calibration of each sample, as
-            :class:`~bragg_data.simulation.sample_parameters.SampleParameters`.
-
-        Returns
-        -------
-        shape (n, points), float32
-            Intensity per µs.
+            Displacement factor, broadening and calibration of each sample.
 
         Raises
         ------
         CrystalError
             If a cell encloses no volume, or is not of its phase's lattice.
         """
-        phase = np.asarray(phase)
-        cells = np.asarray(cells, dtype=np.float64)
-        check_volume(cells)
-        per_sample = parameters_per_sample(parameters, self._nominal, len(cells))
+        samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
+        phase, cells, per_sample = samples
         patterns = np.empty((len(cells), self.grid.points), dtype=np.float32)
         # Displacement factors alone change no peak shape.
         varied = self._widths.operators(per_sample) if parameters.keys() - {"u_scale"} else None
-        for code in np.unique(phase):
+        for code in np.unique(phase).tolist():
             rows = np.flatnonzero(phase == code)
-            self.phases[code].lattice.check_tied(cells[rows])
             # Cells of a like shape are neighbours: they share a tight selection of lines.
             metric = self._metric(code, cells[rows])
             relative = metric / metric[:, :1]
@@ -148,12 +145,10 @@ class Simulator:
             for batch in np.array_split(rows, -(-len(rows) // (32 if varied else 128))):
                 of_batch = {name: value[batch] for name, value in per_sample.items()}
                 displacements = None if shifts is None else shifts[batch]
-                patterns[batch] = self._batch(
-                    int(code), cells[batch], of_batch, varied, displacements
-                )
+                patterns[batch] = self._batch(code, cells[batch], of_batch, varied, displacements)
         return patterns
 
-    def free_coordinates(self, code: int) -> NDArray[np.float64]:
+    def free_coordinates(self, code: int) -> _Array:
         """Return the displacement modes of a phase; see :func:`free_coordinates`."""
         if code not in self._modes:
             self._modes[code] = free_coordinates(self.phases[code])
@@ -162,98 +157,108 @@ class Simulator:
     def _batch(
         self,
         code: int,
-        cells: NDArray[np.float64],
-        per_sample: dict[str, NDArray[np.float64]],
+        cells: _Array,
+        per_sample: dict[str, _Array],
         varied: WidthOperators | None,
-        shifts: NDArray[np.float64] | None,
+        shifts: _Array | None,
     ) -> NDArray[np.float32]:
-        n = len(cells)
-        whole, tables = self._phase_lines(code, cells, per_sample)
-        patterns = np.zeros((n, self.grid.points), dtype=np.float32)
+        difc, response = per_sample["difc"], self.response
+        # Rounded up, so that a few lists serve all cells; the rows alone decide which one.
+        limits = largest_indices(cells, self.grid.start / float(difc.max()))
+        h, k, l = (4 * -(-limit // 4) for limit in limits)  # noqa: E741
+        x_max = (float(difc.max()) / self.grid.start) ** 2 * float(per_sample["u_scale"].max())
+        whole, tables = self._lines(code, (h, k, l), 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
+        patterns = np.zeros((len(cells), self.grid.points), dtype=np.float32)
         scale = HISTOGRAM_SCALE * np.sin(np.radians(self.instrument.two_theta / 2))
-        metric = self._metric(code, cells)
         scale = scale / cell_volume(cells)
-        operators = (self.response.operator,) if varied is None else varied.operators
-        deposits = np.zeros((len(operators), n, self.response.n_source), dtype=np.float32)
-        for rows, lines, n_lines in self._lines_of_rows(
-            code, whole, shifts, metric, per_sample["difc"]
-        ):
-            out = patterns[rows]
-            calibration = (per_sample["difc"][rows], per_sample["tzero"][rows])
-            common = (metric[rows], lines, n_lines, per_sample["u_scale"][rows], *calibration)
-            of_grid = (self.response.target, tables)
+        metric = self._metric(code, cells)
+        operators = (response.operator,) if varied is None else varied.operators
+        deposits = np.zeros((len(operators), len(cells), response.n_source), dtype=np.float32)
+        for rows, lines, n_lines in self._lines_of_rows(code, whole, shifts, metric, difc):
+            calibrated = (per_sample[name][rows] for name in ("u_scale", "difc", "tzero"))
+            common = (patterns[rows], metric[rows], lines, n_lines, *calibrated, scale[rows])
+            of_grid = (response.target, tables)
             if varied is None:
-                shapes = self.response.shapes
-                deposit(deposits[0, rows], out, *common, scale[rows], *of_grid, shapes)
+                deposit(deposits[0, rows], *common, *of_grid, response.shapes)
             else:
                 widths = (per_sample[k][rows] for k in ("size", "microstrain", "width_scale"))
-                shapes, broadening = self.response.log_shapes, self.response.broadening
+                shapes = (response.log_shapes, response.broadening)
                 nodes = (varied.nodes, varied.barycentric, varied.mixing)
-                operator_arguments = (*of_grid, shapes, broadening, *nodes)
-                deposit_varied(
-                    deposits[:, rows], out, *common, scale[rows], *widths, *operator_arguments
-                )
+                deposit_varied(deposits[:, rows], *common, *widths, *of_grid, *shapes, *nodes)
         for operator, part in zip(operators, deposits, strict=True):
             operator.add(part, patterns)
         return patterns
 
     def _lines_of_rows(
-        self,
-        code: int,
-        lines: Lines,
-        shifts: NDArray[np.float64] | None,
-        metric: NDArray[np.float64],
-        difc: NDArray[np.float64],
-    ) -> Iterator[tuple[slice, SelectedLines, int]]:
-        """Yield a few rows at a time, the lines that they have in common, and their number."""
-        for group, strengths in self._strengths_of_rows(code, lines, shifts, metric, difc):
-            of_group = SelectedLines(lines.products, strengths)
-            selected = SelectedLines(np.empty_like(lines.products), np.empty_like(strengths))
-            for low in range(group.start, group.stop, ALIKE):
-                rows = slice(low, min(low + ALIKE, group.stop))
+        self, code: int, lines: Lines, shifts: _Array | None, metric: _Array, difc: _Array
+    ) -> Iterator[tuple[slice, _Selected, int]]:
+        """Yield a few rows at a time, the lines that they have in common, and their number.
+
+        With displacements, of runs of rows in which they are equal.
+        """
+        ends, strengths = [0, len(metric)], lines.strengths
+        if shifts is not None:
+            ends[1:1] = (np.flatnonzero(np.any(np.diff(shifts, axis=0), axis=1)) + 1).tolist()
+            # A little more than is deposited.
+            q_high = 1.01 * float((difc.max() / self.grid.start) ** 2)
+            needed = (metric @ lines.products).min(axis=0) <= q_high
+        for low, high in pairwise(ends):
+            if shifts is not None:
+                phase = displaced(self.phases[code], self.free_coordinates(code), shifts[low])
+                strengths = lines.strengths_of(phase, needed)
+            selected = (np.empty_like(lines.products), np.empty_like(strengths))
+            for first in range(low, high, _ALIKE):
+                rows = slice(first, min(first + _ALIKE, high))
                 q_high = (difc[rows].max() / self.grid.start) ** 2
-                yield rows, selected, select(metric[rows], q_high, of_group, selected)
-
-    def _strengths_of_rows(
-        self,
-        code: int,
-        lines: Lines,
-        shifts: NDArray[np.float64] | None,
-        metric: NDArray[np.float64],
-        difc: NDArray[np.float64],
-    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield runs of rows with equal displacements, and the strengths of the lines there."""
-        n = len(metric)
-        if shifts is None:
-            yield slice(0, n), lines.strengths
-            return
-        # A little more than is deposited.
-        q_high = 1.01 * float((difc.max() / self.grid.start) ** 2)
-        needed = (metric @ lines.products).min(axis=0) <= q_high
-        ends = np.flatnonzero(np.any(np.diff(shifts, axis=0), axis=1)) + 1
-        for low, high in pairwise([0, *ends.tolist(), n]):
-            phase = displaced(self.phases[code], self.free_coordinates(code), shifts[low])
-            yield slice(low, high), lines.strengths_of(phase, needed)
-
-    def _phase_lines(
-        self, code: int, cells: NDArray[np.float64], per_sample: dict[str, NDArray[np.float64]]
-    ) -> tuple[Lines, Tables]:
-        difc = float(per_sample["difc"].max())
-        limits = largest_indices(cells, self.grid.start / difc)
-        # Rounded up, so that a few lists serve all cells; the rows alone decide which one.
-        h, k, l = (4 * -(-limit // 4) for limit in limits)  # noqa: E741
-        x_max = (difc / self.grid.start) ** 2 * float(per_sample["u_scale"].max())
-        return self._lines(code, (h, k, l), 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
+                count = _select(metric[rows], q_high, (lines.products, strengths), selected)
+                yield rows, selected, count
 
     def _make_lines(
         self, code: int, limits: tuple[int, int, int], x_max: float
     ) -> tuple[Lines, Tables]:
         phase = self.phases[code]
         lines = lines_from_reflections(phase, unique_reflections(phase, limits))
-        tables = build_tables(lines.u_groups, x_max, self.grid.start, self.grid.stop)
-        return lines, tables
+        return lines, build_tables(lines.u_groups, x_max, self.grid.start, self.grid.stop)
 
-    def _metric(self, code: int, cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _metric(self, code: int, cells: _Array) -> _Array:
         """Independent terms of the reciprocal metric, shape (n, n_terms)."""
         first = [group[0] for group in self.phases[code].lattice.metric_terms]
         return np.ascontiguousarray(reciprocal_metric(cells)[:, first])
+
+
+@njit(nogil=True, cache=True)
+def _select(metrics, q_high, lines, room):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Copy the lines with 1/d² ≤ q_high (Å⁻²) for some metric within the range of these ones.
+
+    The bound takes the smallest and largest value of each term of the metrics, (n, n_terms) in Å⁻²,
+    after a common scale is divided out, so it is sharp where the cells differ little but in size.
+    Products and strengths of lines are copied to arrays like them; returns how many.
+    """
+    products, strengths = lines
+    n_terms, n_lines = products.shape
+    low = np.full(n_terms, np.inf)
+    high = np.full(n_terms, -np.inf)
+    smallest = np.inf
+    for i in range(len(metrics)):
+        size = metrics[i, 0]  # of a diagonal element, so it is positive
+        smallest = min(smallest, size)
+        for t in range(n_terms):
+            low[t] = min(low[t], metrics[i, t] / size)
+            high[t] = max(high[t], metrics[i, t] / size)
+    limit = np.float32(q_high / smallest * (1.0 + 1e-5))
+    bound = np.zeros(n_lines, np.float32)
+    for t in range(n_terms):
+        low32 = np.float32(low[t])
+        high32 = np.float32(high[t])
+        for r in range(n_lines):
+            p = products[t, r]
+            bound[r] += min(low32 * p, high32 * p)
+    count = 0
+    for r in range(n_lines):
+        if bound[r] <= limit:
+            for t in range(n_terms):
+                room[0][t, count] = products[t, r]
+            for pair in range(len(strengths)):
+                room[1][pair, count] = strengths[pair, r]
+            count += 1
+    return count

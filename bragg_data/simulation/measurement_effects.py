@@ -14,7 +14,7 @@ calibration of the instrument has drifted. Training on such draws is known as do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.preprocessing import PreprocessingError, prepare_measured
@@ -34,93 +34,15 @@ _BACKGROUND_TERMS = 6
 _NEARLY_CUBIC = 0.3  # share of the cells
 
 
-@dataclass(frozen=True)
-class MeasurementEffects:
-    """Ranges of the measurement effects; pairs are the ends of a range.
-
-    A campaign file may set other ones in its table ``[measurement_effects]``.
-
-    Attributes
-    ----------
-    u_scale
-        Factor on all displacement parameters, logarithmically even: published isotropic parameters
-        of BaTiO3 differ by half (Kwei et al., J. Phys. Chem. 97 (1993) 2368, and later ones).
-    shift
-        Standard deviation of free coordinates about the CIF's, in Å: a quarter of the titanium's
-        displacement of 0.09 Å.
-    size, microstrain
-        In µm and 1e-6, logarithmically even: from sintered ceramics to powders that were milled.
-    counts
-        At the highest peak, logarithmically even: from a minute's run to hardly any noise.
-    background
-        Mean background in units of the highest peak, logarithmically even; half of it varies
-        smoothly over the window.
-    spectrum
-        Ratio of the incident spectrum between its maximum and the window's ends, up to this.
-    spectrum_error
-        Standard deviation of ln ε, smooth over the window.
-    signal_end
-        Where the signal ends, as a share of the window in ln T: 1 is the last point of the grid,
-        beyond it nothing is lost. On the grid of NOMAD's bank 4, whose signal ends near 17,500 µs,
-        the default is 17,200 to 19,500 µs.
-    signal_start
-        Share of the window, in ln T, that may be missing at short times.
-    impurity
-        Highest peak of an impurity, in units of the highest of all.
-    impurity_probability
-        Share of the samples with an impurity.
-    difc, tzero
-        Standard deviations of a calibration that has drifted: relative, and in µs. Diamond and Si
-        on NOMAD, of other cycles than their calibration, are off by 3e-4 to 1e-3.
-    """
-
-    u_scale: tuple[float, float] = (0.6, 1.7)
-    shift: float = 0.02
-    size: tuple[float, float] = (0.3, 3.0)
-    microstrain: tuple[float, float] = (250.0, 3000.0)
-    counts: tuple[float, float] = (1500.0, 200_000.0)
-    background: tuple[float, float] = (0.01, 0.5)
-    spectrum: float = 8.0
-    spectrum_error: float = 0.1
-    signal_end: tuple[float, float] = (0.964, 1.012)
-    signal_start: float = 0.1
-    impurity: float = 0.05
-    impurity_probability: float = 0.2
-    difc: float = 3e-4
-    tzero: float = 1.5
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values."""
-        return {
-            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
-            for f in fields(self)
-        }
-
-
-def effects_from_campaign(campaign: Campaign) -> MeasurementEffects:
-    """Return the ranges of a campaign: those of its file, and the default of every other one."""
-    return MeasurementEffects(**campaign.measurement_effects)
-
-
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Simulated profiles with measurement effects.
+    """Simulated profiles with measurement effects."""
 
-    Attributes
-    ----------
-    intensity, sigma : shape (n, points)
-        On the campaign's grid, with background.
-    covered : shape (n, points)
-        Where a profile holds information.
-    phase, cells : shapes (n,), (n, 6)
-        The true phase codes and cells.
-    """
-
-    intensity: _Array
-    sigma: _Array
-    covered: NDArray[np.bool_]
-    phase: NDArray[np.intp]
-    cells: _Array
+    intensity: _Array  # (n, points) on the campaign's grid, with background
+    sigma: _Array  # (n, points)
+    covered: NDArray[np.bool_]  # (n, points) where a profile holds information
+    phase: NDArray[np.intp]  # (n,) true codes
+    cells: _Array  # (n, 6) true ones
 
     def prepared(self) -> NDArray[np.float32]:
         """Return the input of models: background subtracted, between 0 and 1, (n, points).
@@ -142,17 +64,7 @@ def simulator_for(
     instrument: Instrument | None = None,
     cache: Path | None = None,
 ) -> Simulator:
-    """Return a simulator of a campaign, prepared for the range of widths that is drawn.
-
-    Parameters
-    ----------
-    campaign
-        Its grid and nominal broadening are used.
-    phases, instrument
-        Those of the campaign if left out.
-    cache
-        See :class:`~bragg_data.simulation.kinematic.Simulator`.
-    """
+    """Return a simulator of a campaign, prepared for the range of widths that is drawn."""
     return Simulator(
         phases or campaign.phases,
         instrument or campaign.instrument,
@@ -165,17 +77,13 @@ def simulator_for(
 
 
 def draw_cells(campaign: Campaign, code: int, count: int, generator: np.random.Generator) -> _Array:
-    """Draw cells of a phase, evenly over the campaign's range and often nearly cubic.
+    """Draw cells (count, 6) of a phase, evenly over the campaign's range and often nearly cubic.
 
     A share of them is drawn near the cell with equal lengths and right angles, where the phases
     are hardest to distinguish; the nearest are arbitrarily close to it, if it is in the range.
-
-    Returns
-    -------
-    shape (count, 6)
     """
     lattice = campaign.phases[code].lattice
-    index = [CELL_PARAMETERS.index(name) for name in lattice.free_parameters]
+    index = lattice.free_columns
     known = campaign.samples.cells[campaign.samples.phase == code][:, index]
     low, high = known.min(axis=0), known.max(axis=0)
     free = generator.uniform(low, high, (count, len(index)))
@@ -211,20 +119,10 @@ def draw_profiles(
     *,
     calibrated: bool = True,
 ) -> Draws:
-    """Draw a profile with measurement effects for each cell.
+    """Draw a profile with measurement effects for each phase code (n,) and cell (n, 6).
 
-    Parameters
-    ----------
-    simulator
-        Of :func:`simulator_for`.
-    phase, cells : shapes (n,), (n, 6)
-        Phase code and unit cell (Å, degrees) of each sample.
-    generator
-        Source of all random numbers.
-    effects
-        Ranges; the default ones if left out.
-    calibrated
-        Whether the instrument was calibrated for this measurement, so that difC and Zero are right.
+    The simulator is that of :func:`simulator_for`. ``calibrated``: the instrument was calibrated
+    for this measurement, so that difC and Zero are right.
     """
     effects = effects or MeasurementEffects()
     count = len(phase)
@@ -287,9 +185,13 @@ def _patterns(
     return patterns
 
 
+def _share_of_window(tof: _Array) -> _Array:
+    return np.asarray(np.log(tof / tof[0]) / np.log(tof[-1] / tof[0]))
+
+
 def _smooth(generator: np.random.Generator, count: int, tof: _Array, deviation: float) -> _Array:
     """Return smooth functions over the window, (count, points), of about this deviation."""
-    x = np.log(tof / tof[0]) / np.log(tof[-1] / tof[0]) * 2 - 1
+    x = _share_of_window(tof) * 2 - 1
     terms = np.asarray(chebyshev.chebvander(x, _BACKGROUND_TERMS - 1))[:, 1:]
     fading = 1 / np.arange(1, _BACKGROUND_TERMS)
     weights = generator.normal(0, deviation, (count, len(fading))) * fading
@@ -298,7 +200,7 @@ def _smooth(generator: np.random.Generator, count: int, tof: _Array, deviation: 
 
 def _hump(generator: np.random.Generator, count: int, tof: _Array) -> _Array:
     """Return functions that are 0 at the spectrum's maximum, up to 1 at the ends."""
-    x = np.log(tof / tof[0]) / np.log(tof[-1] / tof[0])
+    x = _share_of_window(tof)
     summit = generator.uniform(0.3, 0.8, count)[:, None]
     depth = generator.random(count)[:, None]
     distance = (x - summit) / np.maximum(summit, 1 - summit)

@@ -31,27 +31,20 @@ PAD = 24
 
 _TILE = 128  # points of the pattern per tile
 _TAPS = 6
-_BASIS = BSpline.basis_element(np.arange(7.0))  # the quintic B-spline on [0, 6]
+QUINTIC = BSpline.basis_element(np.arange(7.0))  # the quintic B-spline on [0, 6]
 
 
 @dataclass(frozen=True)
 class PeakOperator:
-    """A matrix (n_source, points), stored as near tiles and a far field.
+    """A matrix (n_source, points), stored as near tiles and a far field."""
 
-    Attributes
-    ----------
-    tiles
-        (first source node, first point, matrix of shape (nodes, points of the tile)).
-    coarse_first, coarse_weights : shapes (n_source,), (n_source, 6)
-        Lagrange weights that carry a source node to the coarse grid.
-    far : shape (n_coarse, points)
-        Far tails of peaks on the coarse grid.
-    """
-
+    # First source node, first point, and matrix of shape (nodes, points of the tile).
     tiles: tuple[tuple[int, int, NDArray[np.float32]], ...]
+    # Shapes (n_source,), (n_source, 6): Lagrange weights that carry a source node to the coarse
+    # grid.
     coarse_first: NDArray[np.int32]
     coarse_weights: NDArray[np.float32]
-    far: NDArray[np.float32]
+    far: NDArray[np.float32]  # (n_coarse, points) tails of peaks on the coarse grid
 
     def add(self, deposits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         """Add the pattern of deposits, shape (n, n_source), to ``out``, shape (n, points)."""
@@ -79,10 +72,6 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
 
     Parameters
     ----------
-    kernel
-        The exact profile.
-    points
-        Points of the pattern's grid.
     oversampling
         Source nodes per step of the pattern's grid.
     band
@@ -119,22 +108,11 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
 def independent(
     operators: Sequence[PeakOperator], tolerance: float
 ) -> tuple[NDArray[np.float64], tuple[PeakOperator, ...]]:
-    """Return fewer operators whose linear combinations these are, and the coefficients.
+    """Return n operators whose linear combinations these are, and the coefficients.
 
-    The principal components of the near tiles, each source node scaled by its greatest value.
-
-    Parameters
-    ----------
-    operators
-        Built on one grid with one band.
-    tolerance
-        Singular values below this share of the greatest are left out.
-
-    Returns
-    -------
-    mixing : shape (len(operators), n)
-    operators
-        n of them.
+    The principal components of the near tiles, each source node scaled by its greatest value;
+    singular values below ``tolerance`` times the greatest are left out. The operators are built on
+    one grid with one band; the coefficients have shape (len(operators), n).
     """
     gram = np.zeros((len(operators), len(operators)))
     for tiles in zip(*(o.tiles for o in operators), strict=True):
@@ -167,18 +145,11 @@ def independent(
 def save_operators(
     path: Path, mixing: NDArray[np.float64], operators: Sequence[PeakOperator]
 ) -> None:
-    """Write the result of :func:`independent`, complete or not at all.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
-    """
+    """Write the result of :func:`independent`, complete or not at all."""
     first = operators[0]
-    places = np.array([(node, point) for node, point, _ in first.tiles])
     arrays = {
         "mixing": mixing,
-        "places": places,
+        "places": np.array([(node, point) for node, point, _ in first.tiles]),
         "coarse_first": first.coarse_first,
         "coarse_weights": first.coarse_weights,
     }
@@ -239,6 +210,6 @@ def _lagrange(
 
 def _spline_coefficients(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Quintic B-spline coefficients of values on consecutive nodes (zero beyond), along axis 0."""
-    centre, next_, second = (float(_BASIS(3.0 + k)) for k in range(3))
+    centre, next_, second = (float(QUINTIC(3.0 + k)) for k in range(3))
     bands = np.tile(np.array([second, next_, centre, next_, second])[:, None], (1, len(values)))
     return np.asarray(solve_banded((2, 2), bands, values))

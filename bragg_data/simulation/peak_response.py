@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import BSpline
 from scipy.special import erfcx
 
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
@@ -26,56 +25,41 @@ from bragg_data.instrument.peak_shape import (
 )
 from bragg_data.simulation.deposition import REACH
 from bragg_data.simulation.deposition_tables import Broadening, Target
-from bragg_data.simulation.peak_operator import PAD, PeakOperator, build_operator
+from bragg_data.simulation.peak_operator import PAD, QUINTIC, PeakOperator, build_operator
 
 VERSION = "1"
 """Version of the mathematics, part of a data set's identity: it grows when patterns change."""
 
 _TOLERANCE = 3e-4  # of a single peak's maximum; sums of peaks come out several times better
 
-_QUINTIC = BSpline.basis_element(np.arange(7.0))  # the quintic B-spline on [0, 6]
-
 
 class PeakResponse:
     """How peaks of nominal width look all over a grid, and the operator that draws them.
 
-    Parameters
-    ----------
-    instrument, grid
-        Calibration and peak shape; the pattern's points.
-    size, microstrain
-        Nominal isotropic Lorentzian broadening in µm and 1e-6.
-    convention
-        See :data:`bragg_data.instrument.peak_shape.Convention`.
-
-    Raises
-    ------
-    InstrumentError
-        If the instrument's constants give peaks no decay somewhere on the grid.
+    Size in µm and microstrain in 1e-6 are the nominal broadening. An InstrumentError is raised if
+    the instrument's constants give peaks no decay somewhere on the grid.
     """
 
     def __init__(
         self,
         instrument: Instrument,
         grid: TofGrid,
-        *,
         size: float,
         microstrain: float,
-        convention: Convention = "gsas2",
+        convention: Convention,
     ) -> None:
-        self.instrument = instrument
-        self.grid = grid
-        self.size = size
-        self.microstrain = microstrain
-        self.convention = convention
+        self.instrument, self.grid = instrument, grid
+        self.size, self.microstrain, self.convention = size, microstrain, convention
         self._erfcx = erfcx_blended if convention == "gsas2" else erfcx
         self._tof = grid.tof
         self._oversampling, self._band = self._resolution()
 
+    def _tof_at(self, position: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(self.grid.start * np.exp(self.grid.relative_step * position))
+
     def d_spacing_at(self, position: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the d-spacing in ångström at positions, in steps of the grid (any shape)."""
-        tof = self.grid.start * np.exp(self.grid.relative_step * position)
-        return self.instrument.d_spacing_from_tof(tof)
+        return self.instrument.d_spacing_from_tof(self._tof_at(position))
 
     def shape_at(self, position: NDArray[np.float64]) -> PeakShape:
         """Return the nominal peak shape at positions, in steps of the grid (any shape)."""
@@ -87,15 +71,10 @@ class PeakResponse:
         """Return the exact profile as :data:`~bragg_data.simulation.peak_operator.Kernel`."""
 
         def kernel(position: NDArray[np.float64], points: slice) -> NDArray[np.float64]:
-            tof = self.grid.start * np.exp(self.grid.relative_step * position)
-            offset = self._tof[points] - tof[:, None]
+            offset = self._tof[points] - self._tof_at(position)[:, None]
             shape = self.shape_at(position)
-            width, eta = (
-                v[:, None] * f
-                for v, f in zip(
-                    mixing(shape.variance, shape.fwhm), (width_factor, 1.0), strict=True
-                )
-            )
+            width, eta = (value[:, None] for value in mixing(shape.variance, shape.fwhm))
+            width = width * width_factor
             rise, decay = shape.rise[:, None], shape.decay[:, None]
             value = np.zeros(offset.shape)
             if part != "lorentzian":
@@ -109,27 +88,19 @@ class PeakResponse:
         return kernel
 
     def _resolution(self) -> tuple[int, int]:
-        """Choose how fine the source grid is and how wide the near field.
-
-        Raises
-        ------
-        InstrumentError
-            If the instrument's constants give no peak shape somewhere in the window.
-        """
+        """Choose how fine the source grid is and how wide the near field."""
         position = np.linspace(0, self.grid.points - 1, 257)
         shape = self.shape_at(position)
         bad = ~((shape.rise > 0) & (shape.decay > 0))
+        tof, d = self._tof_at(position), self.d_spacing_at(position)
         if bad.any():
-            tof = self.grid.start * np.exp(self.grid.relative_step * position[bad])
             raise InstrumentError(
-                f"Bank {self.instrument.bank} gives peaks no decay between {tof.min():.0f} and "
-                f"{tof.max():.0f} µs (d = {self.d_spacing_at(position[bad]).min():.3f} to "
-                f"{self.d_spacing_at(position[bad]).max():.3f} Å): beta-0 + beta-1/d⁴ + "
+                f"Bank {self.instrument.bank} gives peaks no decay between {tof[bad].min():.0f} "
+                f"and {tof[bad].max():.0f} µs (d = {d[bad].min():.3f} to {d[bad].max():.3f} Å): "
+                f"beta-0 + beta-1/d⁴ + "
                 f"beta-q/d² is not positive there. Choose a grid without this range."
             )
-        step = (
-            self.grid.start * np.exp(self.grid.relative_step * position) * self.grid.relative_step
-        )
+        step = tof * self.grid.relative_step
         width = mixing(shape.variance, shape.fwhm)[0] / step
         tail = 1 / np.minimum(shape.rise, shape.decay) / step
         # A quintic spline with 1.9 nodes per σ is good to about 1e-5 of the peak.
@@ -142,10 +113,14 @@ class PeakResponse:
         """Nodes of the source grid."""
         return (self.grid.points - 1) * self._oversampling + 1 + 2 * PAD
 
+    @property
+    def _nodes(self) -> NDArray[np.float64]:
+        return (np.arange(self.n_source) - PAD) / self._oversampling
+
     @cached_property
     def shapes(self) -> NDArray[np.float64]:
         """Full width W (µs), Lorentzian share η, rise and decay (1/µs) at the source nodes."""
-        shape = self.shape_at((np.arange(self.n_source) - PAD) / self._oversampling)
+        shape = self.shape_at(self._nodes)
         return np.stack([*mixing(shape.variance, shape.fwhm), shape.rise, shape.decay])
 
     @cached_property
@@ -166,7 +141,7 @@ class PeakResponse:
         if self.convention == "gsas2":
             width, _, rise, decay = self.shapes
             sigma = width / FWHM_PER_SIGMA
-            d = self.d_spacing_at((np.arange(self.n_source) - PAD) / self._oversampling)
+            d = self.d_spacing_at(self._nodes)
             falls = np.zeros(len(d), dtype=bool)
             for rate in (rise, decay):
                 middle = np.abs(ERFCX_SWITCH * np.sqrt(2) - rate * sigma)
@@ -187,13 +162,7 @@ class PeakResponse:
 
     @cached_property
     def operator(self) -> PeakOperator:
-        """The operator of the nominal peak.
-
-        Warns
-        -----
-        UserWarning
-            If peaks are so narrow on this grid that it is good to worse than 3e-4 of a peak.
-        """
+        """The operator of the nominal peak; warns if it is good to worse than 3e-4 of a peak."""
         operator = self.build("both")
         error = self.interpolation_error(operator)
         if error > _TOLERANCE:
@@ -208,24 +177,18 @@ class PeakResponse:
     def build(self, part: str, width_factor: float = 1.0) -> PeakOperator:
         """Build an operator: of the ``gaussian`` part, the ``lorentzian`` part or ``both``.
 
-        Parameters
-        ----------
-        part
-            A part is not weighted with its share of the peak.
-        width_factor
-            Factor on the nominal full width.
+        A part is not weighted with its share of the peak; the factor is on the nominal full width.
         """
         kernel = self._kernel(part, width_factor)
         return build_operator(kernel, self.grid.points, self._oversampling, self._band)
 
-    def interpolation_error(self, operator: PeakOperator | None = None) -> float:
+    def interpolation_error(self, operator: PeakOperator) -> float:
         """Largest error of the operator for single peaks, relative to each peak's maximum."""
-        operator = operator or self.operator
         position = np.random.default_rng(0).uniform(0, self.grid.points - 1, 40)
         deposits = np.zeros((len(position), self.n_source), dtype=np.float32)
         node = position * self._oversampling + PAD
         for row, (x, j) in enumerate(zip(*np.modf(node), strict=True)):
-            weights = [_QUINTIC(x + 5 - k) for k in range(6)]
+            weights = [QUINTIC(x + 5 - k) for k in range(6)]
             deposits[row, int(j) - 2 : int(j) + 4] = weights
         patterns = np.zeros((len(position), self.grid.points), dtype=np.float32)
         operator.add(deposits, patterns)

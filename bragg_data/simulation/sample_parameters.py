@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bragg_data.crystallography.cell import check_volume
+from bragg_data.crystallography.structure import Phase
+
 
 class SampleParameters(TypedDict, total=False):
-    """Keyword arguments of simulators: each a number or of shape (n,), nominal where left out.
+    """Keyword arguments of simulators: each a number or of shape (n,), nominal where left out."""
 
-    Attributes
-    ----------
-    u_scale
-        Factor on the displacement parameters of the phase.
-    size, microstrain
-        Isotropic Lorentzian broadening in µm and 1e-6.
-    tzero, difc
-        Calibration of the measurement, in µs and µs/Å.
-    width_scale
-        Factor on the widths of all peaks; the fast simulator alone has it.
-    """
-
-    u_scale: ArrayLike
-    size: ArrayLike
-    microstrain: ArrayLike
-    tzero: ArrayLike
-    difc: ArrayLike
-    width_scale: ArrayLike
+    u_scale: ArrayLike  # factor on the displacement parameters of the phase
+    size: ArrayLike  # isotropic Lorentzian broadening in µm
+    microstrain: ArrayLike  # the same, in 1e-6
+    tzero: ArrayLike  # calibration of the measurement, in µs
+    difc: ArrayLike  # the same, in µs/Å
+    width_scale: ArrayLike  # factor on the widths of all peaks; the fast simulator alone has it
 
 
-def parameters_per_sample(
-    parameters: SampleParameters, nominal: Mapping[str, float], n: int
-) -> dict[str, NDArray[np.float64]]:
-    """Return an array of shape (n,) of each parameter that has a nominal value.
+def checked_samples(
+    phases: Sequence[Phase],
+    phase: ArrayLike,
+    cells: ArrayLike,
+    parameters: SampleParameters,
+    nominal: Mapping[str, float],
+) -> tuple[NDArray[np.intp], NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Return the arguments of simulators as arrays: phase codes, cells, and all parameters.
 
     Raises
     ------
+    CrystalError
+        If a cell encloses no volume, or is not of its phase's lattice.
     TypeError
         If a parameter has no nominal value: this simulator does not know it.
     """
+    codes, cells = np.asarray(phase, dtype=np.intp), np.asarray(cells, dtype=np.float64)
+    check_volume(cells)
+    for code in np.unique(codes):
+        phases[code].lattice.check_tied(cells[codes == code])
     unknown = parameters.keys() - nominal.keys()
     if unknown:
         raise TypeError(
@@ -49,4 +50,5 @@ def parameters_per_sample(
             f"it knows {', '.join(nominal)}"
         )
     values = {**nominal, **parameters}
-    return {name: np.full(n, values[name], dtype=np.float64) for name in nominal}
+    full = {name: np.full(len(cells), values[name], dtype=np.float64) for name in nominal}
+    return codes, cells, full

@@ -22,11 +22,10 @@ from bragg_data.simulation.peak_operator import (
 )
 from bragg_data.simulation.peak_response import VERSION, PeakResponse
 
-# Widths between which operators are interpolated: their number, and further ones per factor e.
-_NODES = (4, 4)
-
-# Of a peak: operators that differ by less from a mixture of others are left out.
-_INDEPENDENT = 2e-4
+_NODES = (4, 4)  # widths that operators are built for, and further ones per factor e between them
+_INDEPENDENT = (
+    2e-4  # of a peak: operators that differ by less from a mixture of others are left out
+)
 
 
 class WidthOperators(NamedTuple):
@@ -44,15 +43,8 @@ class WidthOperators(NamedTuple):
 class WidthInterpolation:
     """Builds the operators for a range of widths, which takes seconds, and keeps them.
 
-    Parameters
-    ----------
-    response
-        The peak shape of the instrument with nominal widths.
-    width_range
-        Range of ln(W / W nominal) that is prepared whatever the samples; None takes the range of
-        the samples.
-    cache
-        Directory for operators; None for none. Its files can be deleted at any time.
+    The range of ln(W / W nominal) is prepared whatever the samples; None takes their range. The
+    files in the cache, a directory, can be deleted at any time; None for none.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from bragg_data.refinement.result import RefinementError, RefinementResult
 from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation import measurement_effects
 from bragg_data.simulation.kinematic import Simulator
-from bragg_data.simulation.measurement_effects import Draws, effects_from_campaign
+from bragg_data.simulation.measurement_effects import Draws
 from bragg_models.predictors import Prediction, Predictor
 from pipelines.cluster.client import gather_with_progress
 from pipelines.evaluation.calibration import DrawPredictions
@@ -80,7 +80,7 @@ def _draws_of_phases(model: RegisteredModel, purpose: Purpose, task: int, count:
     generator = np.random.default_rng(random_stream(purpose, 0, task))
     phase, cells = measurement_effects.draw_labels(predictor.campaign, count, generator)
     calibrated = purpose is not Purpose.DRIFTED_EVALUATION
-    effects = effects_from_campaign(predictor.campaign)
+    effects = predictor.campaign.measurement_effects
     return measurement_effects.draw_profiles(
         simulator, phase, cells, generator, effects, calibrated=calibrated
     )

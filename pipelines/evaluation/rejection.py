@@ -11,16 +11,15 @@ import numpy as np
 from distributed import Client
 
 from bragg_data.campaign import Campaign
+from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
 from bragg_data.measurement.load import ANGLE_TOLERANCE
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import (
     Draws,
-    MeasurementEffects,
     draw_labels,
     draw_profiles,
-    effects_from_campaign,
     simulator_for,
 )
 from pipelines.cluster.client import gather_with_progress
@@ -143,7 +142,7 @@ def _foreign_profiles(
         return draw_profiles(simulator, np.zeros(count, dtype=int), cells, generator)
     code, cells = draw_labels(campaign, -(-count // len(campaign.phases)), generator)
     chosen = generator.permutation(len(code))[:count]
-    effects = effects_from_campaign(campaign)
+    effects = campaign.measurement_effects
     if kind == _BACKGROUND:
         # A background so high that no peak is visible.
         effects = MeasurementEffects(counts=(1500.0, 60_000.0), background=(1e4, 1e6))

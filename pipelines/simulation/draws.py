@@ -22,12 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign
 from bragg_data.simulation import kinematic
-from bragg_data.simulation.measurement_effects import (
-    draw_labels,
-    draw_profiles,
-    effects_from_campaign,
-    simulator_for,
-)
+from bragg_data.simulation.measurement_effects import draw_labels, draw_profiles, simulator_for
 from pipelines.cli.console import Progress
 from pipelines.cluster.client import gather_with_progress
 from pipelines.simulation.worker import Recipe, recipe_of
@@ -145,7 +140,7 @@ def _counts(per_phase: int) -> list[int]:
 def held_out_key(campaign: Campaign, per_phase: int) -> str:
     """Return a digest of all that determines the held-out draws of a campaign."""
     texts = campaign.toml, sorted(campaign.cifs.items()), campaign.instprm
-    effects = repr(effects_from_campaign(campaign))
+    effects = repr(campaign.measurement_effects)
     content = (_VERSION, kinematic.VERSION, _HELD_OUT_ENTROPY, per_phase, *texts, effects)
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
@@ -194,7 +189,7 @@ def _draw(
     campaign, simulator = _campaign_and_simulator(recipe)
     generator = np.random.default_rng(seed)
     phase, cells = draw_labels(campaign, per_phase, generator)
-    effects = effects_from_campaign(campaign)
+    effects = campaign.measurement_effects
     # More threads of linear algebra than this one would wait for each other.
     with threadpool_limits(limits=1, user_api="blas"):
         draws = draw_profiles(simulator, phase, cells, generator, effects, calibrated=calibrated)

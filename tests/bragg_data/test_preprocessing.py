@@ -132,7 +132,7 @@ def test_every_entry_keeps_rows_and_precision(key: str) -> None:
     result = entry.function(rows)
     assert (result.shape[0], result.dtype) == (3, np.float32)
     np.testing.assert_array_equal(rows, before)
-    assert entry.key == key
+    assert f"{entry.name}@{entry.version}" == key
     assert entry.description.endswith(".")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from bragg_data.campaign import Samples, load_campaign
 from bragg_data.crystallography.cell import CrystalSystem
-from bragg_data.splits import Box, Part, blocked_split, extra_data_split, random_split
+from bragg_data.splits import Part, blocked_split, extra_data_split, random_split
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +161,6 @@ def test_a_box_of_extra_data_belongs_to_a_single_crystal_system() -> None:
     assert extra_data_split(cubic, cell, part, tetragonal, cell).tolist() == [Part.training]
     far = cell + np.array([0.02, 0, 0, 0, 0, 0])
     assert extra_data_split(cubic, cell, part, cubic, far).tolist() == [Part.training]
-    wider = extra_data_split(cubic, cell, part, cubic, far, box=Box(length=0.5))
-    assert wider.tolist() == [Part.test]
     none = np.array([Part.training], np.int8)
     assert extra_data_split(cubic, cell, none, cubic, cell).tolist() == [Part.training]
     assert extra_data_split(cubic, cell, part, cubic[:0], cell[:0]).shape == (0,)

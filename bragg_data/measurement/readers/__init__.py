@@ -36,15 +36,8 @@ def read_profiles(path: Path, bank: int | None = None) -> list[Profile]:
     tell which of the two it is, not the extension. Without a standard deviation in the file it is
     √y, and not smaller than that of the smallest positive y.
 
-    Parameters
-    ----------
-    bank
-        Read this bank only. A file of columns does not say its bank: it is taken to be this one.
-
-    Raises
-    ------
-    ProfileError
-        Naming the file, and what is wrong with it.
+    With ``bank`` only that one is read. A file of columns does not say its bank: it is taken to be
+    this one. A ProfileError names the file, and what is wrong with it.
     """
     lines = common.text_from_file(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not any(line.startswith("BANK") for line in lines):
@@ -86,29 +79,20 @@ def _named_columns(candidates: list[str], width: int, path: Path) -> dict[str, i
 
 
 def _read_columns(lines: Sequence[str], path: Path, bank: int | None) -> Profile:
-    """Return the profile of a file of columns, given its lines.
-
-    Raises
-    ------
-    ProfileError
-        If it holds no columns of numbers, or other quantities.
-    """
     comments: list[str] = []
     rows: list[list[float]] = []
     for number, line in enumerate(lines, start=1):
         stripped = line.strip()
-        if not stripped:
-            continue
-        if stripped[0] in common.COMMENT:
-            comments.append(stripped)
+        if not stripped or stripped[0] in common.COMMENT:
+            comments += [stripped] if stripped else []
             continue
         try:
             row = [float(word) for word in _fields(stripped)]
         except ValueError as error:
-            if not rows:  # a title, or the names of the columns
-                if number <= 100:
-                    comments.append(stripped)
-                    continue
+            if not rows and number <= 100:  # a title, or the names of the columns
+                comments.append(stripped)
+                continue
+            if not rows:
                 break
             raise ProfileError(
                 f"{path} cannot be read at line {number}: {stripped[:60]!r} is not numbers."

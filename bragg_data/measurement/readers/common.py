@@ -23,35 +23,17 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """One measured powder profile.
+    """One measured powder profile."""
 
-    Attributes
-    ----------
-    tof : shape (n,)
-        Times of flight in µs, ascending.
-    intensity, sigma : shape (n,)
-        Density per µs, in the file's own units, and its standard deviation, which is 0 where the
-        point holds no information (masked or dead detectors).
-    bank, title
-        The bank's number in the file, if it has one, and the file's title.
-    two_theta, difc
-        Scattering angle in degrees and nominal difC in µs/Å (geometry, no calibration), from the
-        header.
-    header
-        Values in the comments before the data, keys in lower case.
-    source
-        The path of the file.
-    """
-
-    tof: NDArray[np.float64]
-    intensity: NDArray[np.float64]
-    sigma: NDArray[np.float64]
-    bank: int | None = None
-    title: str = ""
-    two_theta: float | None = None
-    difc: float | None = None
-    header: dict[str, str] = field(default_factory=dict)
-    source: str = "arrays"
+    tof: NDArray[np.float64]  # (n,) in µs, ascending
+    intensity: NDArray[np.float64]  # (n,) density per µs, in the file's own units
+    sigma: NDArray[np.float64]  # (n,) its standard deviation; 0: masked or dead detectors
+    bank: int | None = None  # its number in the file
+    title: str = ""  # of the file
+    two_theta: float | None = None  # degrees, from the header
+    difc: float | None = None  # µs/Å, from the header: nominal (geometry, no calibration)
+    header: dict[str, str] = field(default_factory=dict)  # of comments; keys in lower case
+    source: str = "arrays"  # the path of the file
 
     @property
     def name(self) -> str:
@@ -63,14 +45,14 @@ def text_from_file(path: Path) -> str:
     """Return the text of a profile's file; a ProfileError if it is unreadable, binary or empty."""
     try:
         with path.open("rb") as file:
-            start = file.read(1 << 16)
-            binary = b"\0" in start
-            content = start if binary else start + file.read()
+            content = file.read(1 << 16)
+            if b"\0" not in content:  # as nearly all binary files have it there
+                content += file.read()
     except FileNotFoundError as error:
         raise ProfileError(f"Profile {path} not found. Give the path of a file.") from error
     except OSError as error:
         raise ProfileError(f"Profile {path} cannot be read: {error.strerror}.") from error
-    if binary or b"\0" in content:
+    if b"\0" in content:
         raise ProfileError(
             f"{path} is a binary file. Give a text file: GSAS (.gsa, .gss, .fxye) or columns "
             f"(.xye)."
@@ -99,13 +81,11 @@ def header_from_comments(general: Sequence[str], of_bank: Sequence[str] = ()) ->
     for line in (*general, *of_bank):
         text = line.strip().lstrip(COMMENT).strip()
         values = {key: m[1] for key, pattern in _BANK_VALUES.items() if (m := pattern.search(text))}
-        header.update(values)
-        if values or not text:
-            continue
-        match = re.match(r"([A-Za-z][\w .-]{0,40}?)\s*[:=]\s*(\S.*)$", text)
-        if match:
+        if values:
+            header |= values
+        elif match := re.match(r"([A-Za-z][\w .-]{0,40}?)\s*[:=]\s*(\S.*)$", text):
             header[match[1].lower()] = match[2]
-        else:
+        elif text:
             free.append(text)
     if free:
         header["comment"] = "; ".join(free)
@@ -129,15 +109,10 @@ def checked_profile(
     *,
     edges: bool,
 ) -> Profile:
-    """Check the columns of a file and return them as a :class:`Profile`.
+    """Check the columns of a file and return them as a :class:`Profile`, or raise a ProfileError.
 
     ``columns``, each of shape (n,), are times of flight in µs, intensities, and standard deviations
     or None; with ``edges`` GSAS's lower bin edges and counts, not points of a density.
-
-    Raises
-    ------
-    ProfileError
-        Naming the file, and what is wrong with its numbers.
     """
     tof, intensity, sigma = columns
     where = str(path) if bank is None else f"{path}, bank {bank},"
@@ -199,20 +174,11 @@ def profile_from_arrays(
     bank: int | None = None,
     two_theta: float | None = None,
 ) -> Profile:
-    """Return a profile from arrays, checked and completed as the columns of a file.
+    """Return a profile from arrays (n,), checked and completed as the columns of a file.
 
-    Parameters
-    ----------
-    tof, intensity, sigma : shape (n,)
-        Times of flight in µs, ascending; density per µs; its standard deviation, estimated from
-        counting statistics if left out.
-    bank, two_theta
-        Number and scattering angle (degrees) of the bank.
-
-    Raises
-    ------
-    ProfileError
-        If the arrays differ in length, or are no profile.
+    Times of flight in µs, ascending; density per µs; its standard deviation, estimated from
+    counting statistics if left out; scattering angle in degrees. A ProfileError is raised if the
+    arrays differ in length, or are no profile.
     """
     columns = (tof, intensity) if sigma is None else (tof, intensity, sigma)
     if {column.shape for column in columns} != {(len(tof),)}:

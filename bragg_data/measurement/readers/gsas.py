@@ -51,9 +51,8 @@ def gsas_blocks(
         if line.startswith("BANK"):
             if not blocks:
                 general, of_bank = of_bank, []
-            blocks.append(
-                _bank_record(line, path, title, common.header_from_comments(general, of_bank))
-            )
+            header = common.header_from_comments(general, of_bank)
+            blocks.append(_bank_record(line, path, title, header))
             of_bank, target = [], blocks[-1].lines
         elif line.startswith("TIME_MAP"):
             map_lines.append((line, []))
@@ -111,10 +110,7 @@ def read_gsas_bank(
 ) -> Profile:
     """Return the profile of a bank, from what :func:`gsas_blocks` returned.
 
-    Raises
-    ------
-    ProfileError
-        If the data cannot be read, or are fewer than the record promises.
+    A ProfileError is raised if the data cannot be read, or are fewer than the record promises.
     """
     where = f"{path}, bank {block.bank},"
     sigma: NDArray[np.float64] | None

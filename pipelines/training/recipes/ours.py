@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bragg_data.preprocessing import preprocessing
-from bragg_data.simulation.measurement_effects import effects_from_campaign
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of
 from bragg_models.data.batches import Profiles
@@ -83,7 +82,7 @@ def train_robust(context: TrainingContext, preset: Preset, cluster: ClusterOptio
     fitted.facts = {
         **facts,
         "draws": [preset.training_draws, preset.calibration_draws],
-        "measurement_effects": effects_from_campaign(campaign).to_json(),
+        "measurement_effects": campaign.measurement_effects.to_json(),
     }
     say(
         f"Calibrated: accuracy {facts['accuracy']:.2%} on the calibration draws, cross entropy "

@@ -9,7 +9,7 @@ from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.displacement_modes import displaced, free_coordinates
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.simulation.kinematic import Simulator
-from bragg_data.simulation.reference import exact_pattern
+from tests.exact_pattern import exact_pattern
 
 
 @pytest.fixture(scope="module")

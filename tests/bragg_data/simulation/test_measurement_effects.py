@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign, CampaignError, load_campaign
+from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.instrument.instprm import TofGrid
 from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import (
     Draws,
-    MeasurementEffects,
     draw_cells,
     draw_profiles,
-    effects_from_campaign,
     simulator_for,
 )
 
@@ -153,11 +152,11 @@ def with_effects(campaign: Campaign, table: str) -> Campaign:
 
 
 def test_ranges_of_a_campaign_replace_the_default(campaign: Campaign, bare: Campaign) -> None:
-    assert effects_from_campaign(campaign) == MeasurementEffects()
-    assert effects_from_campaign(bare) == MeasurementEffects()
+    assert campaign.measurement_effects == MeasurementEffects()
+    assert bare.measurement_effects == MeasurementEffects()
     table = "[measurement_effects]\ncounts = [500, 800]\nimpurity_probability = 0.0"
     changed = with_effects(bare, table)
-    assert effects_from_campaign(changed) == MeasurementEffects(
+    assert changed.measurement_effects == MeasurementEffects(
         counts=(500.0, 800.0), impurity_probability=0.0
     )
     # What is simulated is the same.
@@ -170,7 +169,7 @@ def test_deprecated_keys_of_a_campaign_mean_the_same(bare: Campaign) -> None:
         "[nuisance]\nend = [1360.0, 18_912.0]\n"  # deprecated
         "begin = 0.2\nimpure = 0.5\ncounts = [500, 800]",
     )
-    effects = effects_from_campaign(old)
+    effects = old.measurement_effects
     # The grid ends at 1360 µs · exp(0.0009381 · 2806) = 18,912.2 µs.
     assert effects.signal_end == pytest.approx((0.0, 1.0), abs=1e-5)
     assert (effects.signal_start, effects.impurity_probability) == (0.2, 0.5)
@@ -216,13 +215,13 @@ def test_default_end_on_the_nomad_grid_is_near_17_500_microseconds(campaign: Cam
 def test_bad_ranges_are_refused(bare: Campaign, line: str, place: str) -> None:
     bad = with_effects(bare, f"[measurement_effects]\n{line}")
     with pytest.raises(CampaignError, match=f"wrong at measurement_effects.{place}"):
-        effects_from_campaign(bad)
+        _ = bad.measurement_effects
 
 
 def test_both_names_of_the_table_at_once_are_refused(bare: Campaign) -> None:
     table = "[measurement_effects]\nshift = 0.0\n[nuisance]\nshift = 0.1"  # deprecated
     with pytest.raises(CampaignError, match="nuisance"):  # deprecated
-        effects_from_campaign(with_effects(bare, table))
+        _ = with_effects(bare, table).measurement_effects
     table = "[measurement_effects]\nsignal_end = [1, 1]\nend = [1000, 2000]"
     with pytest.raises(CampaignError, match="not both"):
-        effects_from_campaign(with_effects(bare, table))
+        _ = with_effects(bare, table).measurement_effects

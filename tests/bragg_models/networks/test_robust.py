@@ -11,12 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bragg_data.simulation.measurement_effects import (
-    MeasurementEffects,
-    draw_cells,
-    draw_profiles,
-    simulator_for,
-)
+from bragg_data.campaign_file import MeasurementEffects
+from bragg_data.simulation.measurement_effects import draw_cells, draw_profiles, simulator_for
 from bragg_models.networks.robust import Robust
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import promotion, registry

@@ -11,6 +11,7 @@ from bragg_data.campaign import Campaign
 from bragg_data.measurement.load import Measurement
 from bragg_data.measurement.readers import Profile
 from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.preprocessing import prepare_measured
 from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Prediction, Predictor
@@ -35,9 +36,9 @@ def profile(small_campaign: Campaign) -> PredictedProfile:
     counts = np.random.default_rng(3).poisson(4000 * pattern / pattern.max() + 300).astype(float)
     sigma, covered = np.sqrt(counts), np.ones(len(tof), dtype=bool)
     measured = Profile(tof, counts, sigma, None, "", None, None, {}, "mine.xye")
-    measurement = Measurement(
-        measured, GriddedProfile(counts, sigma, covered), small_campaign.instrument, False, []
-    )
+    gridded = GriddedProfile(counts, sigma, covered)
+    prepared = prepare_measured(counts, sigma, covered)
+    measurement = Measurement(measured, gridded, small_campaign.instrument, False, [], prepared)
     intervals = np.full((1, 6, 2), np.nan)
     intervals[0, 0], intervals[0, 2] = (3.9893, 3.9911), (4.0288, 4.0304)
     prediction = Prediction(

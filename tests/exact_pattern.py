@@ -6,13 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bragg_data.crystallography.cell import cell_volume, check_volume, d_spacing
-from bragg_data.crystallography.reflections import unique_reflections
+from bragg_data.crystallography.reflections import largest_indices, unique_reflections
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.instrument.peak_shape import Convention, PeakShape, peak, peak_shape
-
-HISTOGRAM_SCALE = 1e5
-"""GSAS-II's default histogram scale factor."""
+from bragg_data.simulation.kinematic import HISTOGRAM_SCALE
 
 
 def exact_pattern(
@@ -70,19 +68,3 @@ def exact_pattern(
         of_rows = PeakShape(*(np.asarray(value)[rows, None] for value in shape))
         pattern += amplitude[rows] @ peak(tof - position[rows, None], of_rows, convention)
     return pattern
-
-
-def largest_indices(cells: NDArray[np.float64], d_min: float) -> tuple[int, int, int]:
-    """Return the largest |h|, |k|, |l| of reflections with d ≥ d_min in any of the cells.
-
-    |h| ≤ a/d_min, since h = g·a and |g| = 1/d.
-
-    Parameters
-    ----------
-    cells : shape (n, 6)
-        Unit cells, in ångström and degrees.
-    d_min
-        Smallest d-spacing in ångström.
-    """
-    h, k, l = np.floor(cells[:, :3].max(axis=0) / d_min + 1e-9).astype(int)  # noqa: E741
-    return int(h), int(k), int(l)
