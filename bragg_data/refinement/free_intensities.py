@@ -25,11 +25,12 @@ from bragg_data.refinement.result import (
     PatternFit,
     RefinementResult,
     fitted_points,
+    pattern_fit_on_grid,
     rank_fits,
-    serial_correlation,
+    uncertainties,
 )
 from bragg_data.refinement.rietveld import usable_starts
-from bragg_data.refinement.single_phase import free_columns, runaway_bounds
+from bragg_data.refinement.single_phase import runaway_bounds
 
 _Array = NDArray[np.float64]
 
@@ -48,20 +49,10 @@ def refine_lattices(
 ) -> list[RefinementResult]:
     """Refine the lattice of each phase with free intensities; the most plausible one first.
 
-    Parameters
-    ----------
-    starts
-        Phase codes and cells (6,); cells that enclose no volume are left out. Other sizes in the
-        campaign's range are used as starts, too.
-
-    Returns
-    -------
-    Fits whose ``intensities`` are ``free``; points that they leave out are NaN in their patterns.
-
-    Raises
-    ------
-    RefinementError
-        If too few points are covered, or no start encloses a volume.
+    Starts are phase codes and cells (6,); cells that enclose no volume are left out, other sizes in
+    the campaign's range are starts, too. The fits' ``intensities`` are ``free``; points that they
+    leave out are NaN in their patterns. A RefinementError is raised if too few points are covered,
+    or no start encloses a volume.
     """
     starts = usable_starts(campaign.phases, starts)
     codes = sorted({code for code, _ in starts})
@@ -90,9 +81,8 @@ def _d_spacings(phase: Phase, products: _Array, cell: _Array) -> _Array:
 
 def _products(phase: Phase, cell: _Array, shortest: float) -> _Array:
     h, k, l = (int(np.ceil(1.2 * x / shortest)) for x in cell[:3])  # noqa: E741
-    return np.asarray(
-        lines_from_reflections(phase, unique_reflections(phase, (h, k, l))).products, dtype=float
-    )
+    lines = lines_from_reflections(phase, unique_reflections(phase, (h, k, l)))
+    return np.asarray(lines.products, dtype=float)
 
 
 def _largest_cell(campaign: Campaign, code: int) -> _Array:
@@ -123,7 +113,7 @@ class _Lattice:
     ) -> None:
         self.campaign, self.gridded, self.code = campaign, gridded, code
         self.phase: Phase = campaign.phases[code]
-        self.columns = free_columns(self.phase)
+        self.columns = self.phase.lattice.free_columns
         self.products = _products(self.phase, _largest_cell(campaign, code), shortest)
         self.tof = campaign.grid.tof
         fitted = fitted_points(gridded, _FEWEST)
@@ -227,10 +217,7 @@ class _Lattice:
         residual, peaks, intensities = self.solved(cell, broadening.tolist())
         chi2, points = float(residual @ residual), len(residual)
         n_parameters = len(point) + int((intensities > 0).sum()) + self.basis.shape[1]
-        correlation = serial_correlation(residual)
-        reduced = chi2 / max(points - n_parameters, 1)
-        covariance = np.linalg.pinv(jacobian.T @ jacobian) * reduced * correlation
-        su = np.sqrt(np.maximum(np.diag(covariance), 0))
+        su, reduced, correlation = uncertainties(jacobian, residual, n_parameters)
         moved = self._cell(point[:count] + su[:count])
         size = 1 / max(broadening[0], 1e-3)
         return RefinementResult(
@@ -253,19 +240,5 @@ class _Lattice:
         rest = (y - pattern) / self.sigma
         weights, *_ = np.linalg.lstsq(self.polynomials, rest, rcond=None)
         background = self.polynomials @ weights * self.sigma
-        above = float((((y - background) / self.sigma) ** 2).sum())
-
-        def on_grid(values: _Array) -> _Array:
-            whole = np.full(len(self.tof), np.nan)
-            whole[self.fitted] = values
-            return whole
-
-        return PatternFit(
-            calculated=on_grid(pattern + background),
-            background=on_grid(background),
-            difference=on_grid(y - pattern - background),
-            scale=1.0,
-            rwp=float(np.sqrt(chi2 / ((y / self.sigma) ** 2).sum())),
-            rwp_background=float(np.sqrt(chi2 / max(above, 1e-300))),
-            reduced_chi2=reduced,
-        )
+        curves = pattern + background, background, y - pattern - background
+        return pattern_fit_on_grid(self.gridded, self.fitted, curves, 1.0, chi2, reduced)

@@ -9,8 +9,7 @@ a step to a point that has no pattern is rejected instead of ending the fit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,7 @@ _MOST_STEPS = 60
 _RELIABLE = 0.5  # fraction of the predicted decrease below which the Jacobian is calculated again
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(NamedTuple):
     """Weighted differences (n,) of a model at a point, and its weighted pattern (points,)."""
 
     residual: _Vector
@@ -39,18 +37,13 @@ class Model(Protocol):
         """Return the derivatives of the residuals at an evaluated point, shape (n, k)."""
 
 
-@dataclass(frozen=True, eq=False)
-class Minimum:
-    """Where a minimisation ended: a point (k,), and whether no step promised more there.
+class Minimum(NamedTuple):
+    """Where a minimisation ended."""
 
-    The weighted differences (n,) and their derivatives (n, k) were calculated there, or the
-    derivatives a few steps before.
-    """
-
-    point: _Vector
-    residual: _Vector
-    jacobian: _Vector
-    converged: bool
+    point: _Vector  # (k,)
+    residual: _Vector  # (n,) weighted differences there
+    jacobian: _Vector  # (n, k) their derivatives there, or a few steps before
+    converged: bool  # whether no step promised more
 
 
 def minimise(
@@ -61,7 +54,7 @@ def minimise(
     tolerance: Callable[[float], float],
     give_up: Callable[[float, float, bool], bool],
 ) -> Minimum:
-    """Minimise the sum of squared residuals of a model from a start.
+    """Minimise the sum of squared residuals of a model.
 
     Parameters
     ----------

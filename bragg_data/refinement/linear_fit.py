@@ -14,7 +14,7 @@ from bragg_data.crystallography.cell import CrystalError, check_volume, d_spacin
 from bragg_data.crystallography.reflections import largest_indices, unique_reflections
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.result import PatternFit, RefinementError
+from bragg_data.refinement.result import PatternFit, RefinementError, pattern_fit_on_grid
 from bragg_data.simulation.kinematic import Simulator
 
 # True patterns fit pseudo-experiments with 14 to a reduced χ² of 1, with 8 to 1.0 to 3.3.
@@ -45,12 +45,9 @@ def fit_cells(
 ) -> list[PatternFit | None]:
     """Simulate cells (n, 6) in ångström and degrees, and fit scale and background of each pattern.
 
-    Each is fitted to its own measurement, which still has its background.
-
-    Returns
-    -------
-    A fit for each measurement; None where the cell cannot be simulated (it encloses no volume, is
-    not finite) or has no peak in the covered part of the grid.
+    Each is fitted to its own measurement, which still has its background. None where the cell
+    cannot be simulated (it encloses no volume, is not finite) or has no peak in the covered part of
+    the grid.
     """
     fits: list[PatternFit | None] = []
     for phase, cell, profile in zip(phases, cells, profiles, strict=True):
@@ -71,18 +68,9 @@ def background_polynomials(points: int) -> NDArray[np.float64]:
 def fit_scale_and_background(gridded: GriddedProfile, pattern: ArrayLike) -> PatternFit:
     """Fit scale and background of a pattern to a measurement, by weighted linear least squares.
 
-    The background consists of Chebyshev polynomials of the first kind over the grid's points, which
-    is over the logarithm of the time of flight.
-
-    Parameters
-    ----------
-    pattern : shape (points,)
-        Simulated intensity on the grid of the measurement.
-
-    Raises
-    ------
-    RefinementError
-        If too few points are covered, or the pattern vanishes there.
+    The pattern, (points,), is on the grid of the measurement. The background consists of Chebyshev
+    polynomials of the first kind over the grid's points, which is over the logarithm of the time of
+    flight. Raises a RefinementError if too few points are covered, or the pattern vanishes there.
     """
     simulated = np.asarray(pattern, dtype=np.float64)
     fitted = gridded.informative
@@ -106,19 +94,10 @@ def fit_scale_and_background(gridded: GriddedProfile, pattern: ArrayLike) -> Pat
         background_alone, *_ = np.linalg.lstsq(weighted_columns[:, 1:], y / sigma)
         weights = np.concatenate([[0.0], background_alone])
     calculated, background = columns @ weights, polynomials @ weights[1:]
-    residual = (y - calculated[fitted]) / sigma
-    weighted = np.square(residual).sum()
-    above = np.square((y - background[fitted]) / sigma).sum()
-    nowhere = np.where(fitted, 0.0, np.nan)
-    return PatternFit(
-        calculated=calculated + nowhere,
-        background=background + nowhere,
-        difference=gridded.intensity - calculated + nowhere,
-        scale=float(weights[0] / np.abs(simulated).max()),
-        rwp=float(np.sqrt(weighted / np.square(y / sigma).sum())),
-        rwp_background=float(np.sqrt(weighted / max(above, 1e-300))),
-        reduced_chi2=float(weighted / degrees_of_freedom),
-    )
+    curves = calculated[fitted], background[fitted], y - calculated[fitted]
+    chi2 = float(np.square(curves[2] / sigma).sum())
+    scale = float(weights[0] / np.abs(simulated).max())
+    return pattern_fit_on_grid(gridded, fitted, curves, scale, chi2, chi2 / degrees_of_freedom)
 
 
 def explained_fraction(fit: PatternFit) -> float:
@@ -135,22 +114,10 @@ def explained_fraction(fit: PatternFit) -> float:
 def reflection_positions(
     phase: Phase, cell: ArrayLike, campaign: Campaign, *, visible: float = _VISIBLE
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the times of flight of a cell's reflections, without the weak ones.
+    """Return times of flight (n,), ascending in µs, and indices (n, 3) of a cell's reflections.
 
-    Parameters
-    ----------
-    cell : shape (6,)
-        In ångström and degrees.
-    visible
-        Fraction of the greatest intensity per width (T · m |F|² d⁴ over T) below which a reflection
-        is left out.
-
-    Returns
-    -------
-    tof : shape (n,)
-        In µs, ascending; empty for a cell that cannot be simulated.
-    hkl : shape (n, 3)
-        Miller indices.
+    None for a cell, (6,) in Å and degrees, that cannot be simulated. ``visible`` is the fraction of
+    the greatest intensity per width (T · m |F|² d⁴ over T) below which a reflection is left out.
     """
     cells = np.asarray(cell, dtype=np.float64)[None]
     tof = campaign.grid.tof

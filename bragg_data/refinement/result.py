@@ -14,6 +14,8 @@ from bragg_data.measurement.resampling import GriddedProfile
 # runs have a mean length of 2 with variance 2, absolute values a mean of √(2/π).
 _INDEPENDENT = 1 + 4 / np.pi
 
+_Array = NDArray[np.float64]
+
 
 class RefinementError(ValueError):
     """A profile to which no pattern can be fitted."""
@@ -33,70 +35,85 @@ def fitted_points(gridded: GriddedProfile, fewest: int) -> NDArray[np.bool_]:
 class PatternFit:
     """A calculated pattern with the background and scale that fit a measurement best.
 
-    Attributes
-    ----------
-    calculated, background, difference : shape (points,)
-        Pattern and background, background, and measured minus calculated intensities on the
-        campaign's grid, in the measurement's units; NaN where not fitted.
-    scale
-        Factor on the simulated intensity; 0 where the best one is negative.
-    rwp, rwp_background
-        Weighted profile R factor sqrt(sum w (y - c)² / sum w y²), w = 1/sigma²; the same with the
-        background subtracted from y in the denominator.
-    reduced_chi2
-        Weighted sum of squared differences over the points less the parameters.
+    Patterns have shape (points,), on the campaign's grid, in the measurement's units; NaN where not
+    fitted.
     """
 
-    calculated: NDArray[np.float64]
-    background: NDArray[np.float64]
-    difference: NDArray[np.float64]
-    scale: float
-    rwp: float
-    rwp_background: float
-    reduced_chi2: float
+    calculated: _Array  # with the background
+    background: _Array
+    difference: _Array  # measured minus calculated
+    scale: float  # factor on the simulated intensity; 0 where the best one is negative
+    rwp: float  # weighted profile R factor sqrt(sum w (y - c)² / sum w y²), w = 1/sigma²
+    rwp_background: float  # the same with the background subtracted from y in the denominator
+    reduced_chi2: float  # weighted sum of squared differences over the points less the parameters
+
+
+def pattern_fit_on_grid(
+    gridded: GriddedProfile,
+    fitted: NDArray[np.bool_],
+    curves: Sequence[_Array],
+    scale: float,
+    chi2: float,
+    reduced_chi2: float,
+) -> PatternFit:
+    """Return a fit from calculated, background and difference at the fitted points."""
+    y, sigma = gridded.intensity[fitted], gridded.sigma[fitted]
+    above = float(np.square((y - curves[1]) / sigma).sum())
+    on_grid = np.full((3, len(fitted)), np.nan)
+    on_grid[:, fitted] = curves
+    return PatternFit(
+        calculated=on_grid[0],
+        background=on_grid[1],
+        difference=on_grid[2],
+        scale=scale,
+        rwp=float(np.sqrt(chi2 / np.square(y / sigma).sum())),
+        rwp_background=float(np.sqrt(chi2 / max(above, 1e-300))),
+        reduced_chi2=reduced_chi2,
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class RefinementResult:
     """The refined structure, or lattice, of one phase.
 
-    Attributes
-    ----------
-    cell, su : shape (6,)
-        a, b, c in ångström, angles in degrees, and their standard uncertainties (0 where fixed),
-        scaled by the square root of the reduced χ², as is usual, and of the correlation.
-    parameters, parameters_su
-        The other refined parameters and their standard uncertainties: ``u_scale`` (factor on the
-        displacement parameters), ``size`` (µm), ``microstrain`` (1e-6), ``tzero`` (µs, if refined),
-        and ``shift_1`` … along the phase's free coordinates (Å;
-        :func:`bragg_data.crystallography.displacement_modes.free_coordinates`).
-    chi2, n_points, n_parameters
-        Weighted sum of squares, the number of points and of fitted parameters.
-    correlation
-        Factor, at least 1, on variances because neighbouring residuals are alike, which is so
-        where a fit is systematically wrong (:func:`serial_correlation`).
-    converged
-        Whether the minimisation ended by itself.
-    intensities
-        ``structure``: calculated from the atoms; ``free``: one for each reflection
-        (:mod:`bragg_data.refinement.free_intensities`).
+    The parameters next to the cell are ``u_scale`` (factor on the displacement parameters),
+    ``size`` (µm), ``microstrain`` (1e-6), ``tzero`` (µs, if refined), and ``shift_1`` … along the
+    phase's free coordinates (Å;
+    :func:`bragg_data.crystallography.displacement_modes.free_coordinates`). Standard uncertainties
+    are scaled by the square root of the reduced χ², as is usual, and of the correlation.
     """
 
     phase: int
-    cell: NDArray[np.float64]
-    su: NDArray[np.float64]
+    cell: _Array  # (6,) a, b, c in ångström, angles in degrees
+    su: _Array  # (6,) standard uncertainties; 0 where fixed
     parameters: Mapping[str, float]
     parameters_su: Mapping[str, float]
     pattern_fit: PatternFit
-    chi2: float
+    chi2: float  # weighted sum of squares
     n_points: int
     n_parameters: int
+    # Factor, at least 1, on variances because neighbouring residuals are alike, which is so where a
+    # fit is systematically wrong.
     correlation: float
-    converged: bool
+    converged: bool  # whether the minimisation ended by itself
+    # structure: calculated from the atoms; free: one for each reflection (free_intensities.py).
     intensities: str = "structure"
 
 
-def serial_correlation(residual: NDArray[np.float64]) -> float:
+def uncertainties(
+    jacobian: _Array, residual: _Array, n_parameters: int
+) -> tuple[_Array, float, float]:
+    """Return standard uncertainties (k,), reduced χ² and correlation at a minimum.
+
+    From the derivatives (n, k) and residuals (points,) there, and the number of all parameters.
+    """
+    reduced = float(residual @ residual) / max(len(residual) - n_parameters, 1)
+    correlation = serial_correlation(residual)
+    covariance = np.linalg.pinv(jacobian.T @ jacobian) * reduced * correlation
+    return np.sqrt(np.maximum(np.diag(covariance), 0)), reduced, correlation
+
+
+def serial_correlation(residual: _Array) -> float:
     """Return the factor by which correlated residuals (n,) enlarge variances, at least 1.
 
     From sums over runs of residuals of the same sign, compared with what they are where residuals

@@ -25,13 +25,7 @@ from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.operating_system import available_cores
 from bragg_data.refinement.result import RefinementError, RefinementResult, fitted_points, rank_fits
-from bragg_data.refinement.single_phase import (
-    HOPELESS,
-    ROUGHLY,
-    PhaseFit,
-    WeightedProfile,
-    free_columns,
-)
+from bragg_data.refinement.single_phase import HOPELESS, ROUGHLY, PhaseFit, WeightedProfile
 from bragg_data.simulation.kinematic import Simulator
 
 _WIDTHS = (-0.3, 0.7)  # ln(W / W nominal) that broadening reaches in practice
@@ -45,10 +39,7 @@ _Array = NDArray[np.float64]
 class Refiner:
     """Refines profiles on a campaign's grid. Building it takes seconds, a refinement tenths.
 
-    Parameters
-    ----------
-    cache
-        Directory where the simulator keeps what takes seconds to build; None for none.
+    The cache is a directory where the simulator keeps what takes seconds to build; None for none.
     """
 
     def __init__(self, campaign: Campaign, *, cache: Path | None = None) -> None:
@@ -69,18 +60,10 @@ class Refiner:
     ) -> list[RefinementResult]:
         """Refine a profile from several starts; one result for each phase, the best first.
 
-        Parameters
-        ----------
-        starts
-            Phase codes and cells (6,): at least one for each phase that is plausible. Cells that
-            enclose no volume are left out.
-        tzero
-            Refine the zero point, too: where the calibration is in doubt.
-
-        Raises
-        ------
-        RefinementError
-            If too few points are covered, or no start gives a fit.
+        Starts are phase codes and cells (6,): at least one for each phase that is plausible. Cells
+        that enclose no volume are left out. With ``tzero`` the zero point is refined, too: where
+        the calibration is in doubt. A RefinementError is raised if too few points are covered, or
+        no start gives a fit.
         """
         fitted_points(gridded, _FEWEST)
         usable = usable_starts(self.campaign.phases, starts)
@@ -121,7 +104,9 @@ class Refiner:
 
     def _coarse(self, profile: WeightedProfile, phase: int, cells: Sequence[_Array]) -> PhaseFit:
         """Refine cell and displacement factor with nominal widths, which are simulated fastest."""
-        free = np.asarray(cells, dtype=np.float64)[:, free_columns(self.campaign.phases[phase])]
+        free = np.asarray(cells, dtype=np.float64)[
+            :, self.campaign.phases[phase].lattice.free_columns
+        ]
         if len(free) > 1:
             free = free[[profile.chi2(phase, free).argmin()]]
         start = phase, free[0]
@@ -154,7 +139,7 @@ class Refiner:
         distortion = float(np.abs(cell / cubic - 1).max())
         if not 0 < distortion < _NEARLY_CUBIC or fit.chi2 > HOPELESS * best.chi2:
             return fit
-        twin = fit.phase, (2 * cubic - cell)[free_columns(phase)]
+        twin = fit.phase, (2 * cubic - cell)[phase.lattice.free_columns]
         with suppress(RefinementError):
             return min(fit, profile.search(twin, names, fit.parameters, rival=best), key=_chi2)
         return fit
@@ -165,15 +150,13 @@ def usable_starts(
 ) -> list[tuple[int, _Array]]:
     """Return the starts whose cells (6,), with their phase's constraints, enclose a volume.
 
-    Raises
-    ------
-    RefinementError
-        If none of them does.
+    A RefinementError is raised if none of them does.
     """
     usable = []
     for code, cell in starts:
-        free = np.asarray(cell, dtype=np.float64)[free_columns(phases[code])]
-        if encloses_volume(phases[code].lattice.cells(free[None]))[0]:
+        lattice = phases[code].lattice
+        free = np.asarray(cell, dtype=np.float64)[lattice.free_columns]
+        if encloses_volume(lattice.cells(free[None]))[0]:
             usable.append((code, cell))
     if not starts:
         raise RefinementError("No start cell is known, so there is nothing to refine from.")

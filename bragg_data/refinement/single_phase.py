@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, encloses_volume
-from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.levenberg_marquardt import Evaluation, minimise
 from bragg_data.refinement.linear_fit import background_polynomials, fit_scale_and_background
-from bragg_data.refinement.result import RefinementError, RefinementResult, serial_correlation
+from bragg_data.refinement.result import (
+    RefinementError,
+    RefinementResult,
+    serial_correlation,
+    uncertainties,
+)
 from bragg_data.simulation.kinematic import Simulator
 
 HOPELESS = 1.5  # ratio of χ² to the best phase's, above which another phase's fit is not finished
@@ -40,11 +44,6 @@ _CELL_STEPS = {name: 1e-4 if name in "abc" else 2e-3 for name in CELL_PARAMETERS
 _Array = NDArray[np.float64]
 
 
-def free_columns(phase: Phase) -> list[int]:
-    """Return the positions of a phase's free parameters among the six of a cell."""
-    return [CELL_PARAMETERS.index(name) for name in phase.lattice.free_parameters]
-
-
 def runaway_bounds(
     free_parameters: Sequence[str], free: _Array, far: float
 ) -> tuple[_Array, _Array]:
@@ -55,19 +54,15 @@ def runaway_bounds(
 
 @dataclass(frozen=True, eq=False)
 class PhaseFit:
-    """Where the search of one phase ended.
-
-    Its free cell parameters (n_free,); names and values (n,) of the others; weighted differences
-    (points,) and derivatives (points and restraints, n_free + n); whether it ended by itself.
-    """
+    """Where the search of one phase ended."""
 
     phase: int
-    free: _Array
-    names: tuple[str, ...]
-    values: _Array
-    residual: _Array
-    jacobian: _Array
-    converged: bool
+    free: _Array  # (n_free,) cell parameters
+    names: tuple[str, ...]  # of the other parameters
+    values: _Array  # (n,) of the other parameters
+    residual: _Array  # (points,) weighted differences
+    jacobian: _Array  # (points and restraints, n_free + n)
+    converged: bool  # whether it ended by itself
 
     @property
     def chi2(self) -> float:
@@ -142,12 +137,8 @@ class WeightedProfile:
         Of the parameters ``names``, ``initial`` has values that are better than the nominal ones;
         ``coordinates`` adds the free atomic coordinates. A ``rival`` is another phase's best fit:
         the search ends early where it is not going to beat it. It also ends where a step promises
-        less than ``tolerance`` times the noise.
-
-        Raises
-        ------
-        RefinementError
-            If the start cannot be simulated.
+        less than ``tolerance`` times the noise. A RefinementError is raised if the start cannot be
+        simulated.
         """
         phase, free = start
         modes = len(self.simulator.free_coordinates(phase)) if coordinates else 0
@@ -185,18 +176,12 @@ class WeightedProfile:
     def result(self, fit: PhaseFit) -> RefinementResult:
         """Return a fit with uncertainties and its pattern.
 
-        Raises
-        ------
-        RefinementError
-            If the pattern has no peak in the fitted points.
+        A RefinementError is raised if the pattern has no peak in the fitted points.
         """
         lattice = self.campaign.phases[fit.phase].lattice
-        count, points = len(fit.free), len(self.y)
-        n_parameters = len(fit.free) + len(fit.names) + 1 + self._basis.shape[1]
-        reduced = fit.chi2 / max(points - n_parameters, 1)
-        correlation = serial_correlation(fit.residual)
-        covariance = np.linalg.pinv(fit.jacobian.T @ fit.jacobian) * reduced * correlation
-        su = np.sqrt(np.maximum(np.diag(covariance), 0))
+        count = len(fit.free)
+        n_parameters = count + len(fit.names) + 1 + self._basis.shape[1]
+        su, _, correlation = uncertainties(fit.jacobian, fit.residual, n_parameters)
         cell = lattice.cells(fit.free[None])[0]
         moved = lattice.cells((fit.free + su[:count])[None])[0]
         arguments = _simulator_arguments(dict(zip(fit.names, fit.values[:, None], strict=True)))
@@ -214,7 +199,7 @@ class WeightedProfile:
             parameters_su=parameters_su,
             pattern_fit=fit_scale_and_background(self._gridded, pattern),
             chi2=fit.chi2,
-            n_points=points,
+            n_points=len(self.y),
             n_parameters=n_parameters,
             correlation=correlation,
             converged=fit.converged,

@@ -19,18 +19,16 @@ from typing import Any, Literal, NamedTuple, TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.crystallography.cell import check_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.defaults import PATTERN_SECONDS
 from bragg_data.instrument.instprm import Instrument, TofGrid
-from bragg_data.simulation.gsas2_process import HOW_TO_INSTALL, VERSION
-from bragg_data.simulation.gsas2_project import Gsas2Error
+from bragg_data.simulation.gsas2_process import HOW_TO_INSTALL, VERSION, Gsas2Error
 from bragg_data.simulation.isolated_process import (
     IsolatedProcess,
     IsolatedProcessError,
     IsolatedProcessTimeoutError,
 )
-from bragg_data.simulation.sample_parameters import SampleParameters, parameters_per_sample
+from bragg_data.simulation.sample_parameters import SampleParameters, checked_samples
 
 __all__ = [
     "VERSION",
@@ -55,38 +53,22 @@ _Result = TypeVar("_Result")
 
 
 class Gsas2Options(NamedTuple):
-    """Where GSAS-II is and how it is called.
+    """Where GSAS-II is and how it is called."""
 
-    Attributes
-    ----------
-    location
-        Directory that holds the package ``GSASII``, where it cannot be imported otherwise.
-    pattern_seconds
-        Time limit for one pattern.
-    call_path
-        See :data:`CallPath`.
-    """
-
-    location: str | None = None
-    pattern_seconds: float = PATTERN_SECONDS
+    location: str | None = None  # of the package GSASII, where it cannot be imported otherwise
+    pattern_seconds: float = PATTERN_SECONDS  # time limit for one pattern
     call_path: CallPath = "memory"
 
 
 class PatternsError(RuntimeError):
-    """Patterns on which GSAS-II failed.
+    """Patterns on which GSAS-II failed: the reason for each, by the number of the sample.
 
-    Parameters
-    ----------
-    reasons
-        The reason for each, by the number of the sample.
-    final
-        Whether it would fail again: it refused or took too long, but did not crash.
+    ``final``: it would fail again, as it refused or took too long, but did not crash.
     """
 
     def __init__(self, reasons: Mapping[int, str], final: bool = True) -> None:
         super().__init__(reasons, final)
-        self.reasons = dict(reasons)
-        self.final = final
+        self.reasons, self.final = dict(reasons), final
 
     def __str__(self) -> str:
         number, reason = min(self.reasons.items())
@@ -94,22 +76,12 @@ class PatternsError(RuntimeError):
 
 
 class PathCheck(NamedTuple):
-    """The two call paths of GSAS-II, compared on one pattern.
+    """The two call paths of GSAS-II, compared on one pattern."""
 
-    Attributes
-    ----------
-    difference
-        Largest difference over the maximum; infinite where the path in memory fails.
-    memory_seconds, scripting_seconds
-        Time that each took.
-    problem
-        Why the path in memory fails, or an empty text.
-    """
-
-    difference: float
+    difference: float  # largest, over the maximum; infinite where the path in memory fails
     memory_seconds: float
     scripting_seconds: float
-    problem: str
+    problem: str  # why the path in memory fails, or empty
 
     @property
     def call_path(self) -> CallPath:
@@ -120,17 +92,8 @@ class PathCheck(NamedTuple):
 class Simulator:
     """GSAS-II with the signature of :class:`bragg_data.simulation.kinematic.Simulator`.
 
-    Parameters
-    ----------
-    phases, instrument, grid
-        What to simulate.
-    size, microstrain
-        Isotropic Lorentzian broadening in µm and 1e-6.
-    options
-        Where GSAS-II is and how it is called.
+    Size in µm and microstrain in 1e-6 are the nominal broadening.
 
-    Notes
-    -----
     GSAS-II's defaults that are changed: the 2,806 centres of its bins become the points of the
     grid; its lower limit, d = 0.4 Å, the first point; its background of 1.0 zero; ``ycalc`` is
     returned, since ``yobs`` carries noise. Its default scale, 1e5, stays.
@@ -146,9 +109,7 @@ class Simulator:
         microstrain: float,
         options: Gsas2Options | None = None,
     ) -> None:
-        self.instrument = instrument
-        self.grid = grid
-        self.phases = tuple(phases)
+        self.phases, self.instrument, self.grid = tuple(phases), instrument, grid
         self.options = options or Gsas2Options()
         self._location = _absolute(self.options.location)
         self._nominal = {
@@ -163,13 +124,7 @@ class Simulator:
 
     @property
     def version(self) -> str:
-        """Version of GSAS-II, and of the way in which it is called.
-
-        Raises
-        ------
-        Gsas2Error
-            If there is none, or it does not work.
-        """
+        """Version of GSAS-II, and of the way in which it is called; Gsas2Error if there is none."""
         return str(_with_remedy(self._location, lambda: self._call("version", seconds=_SECONDS)))
 
     def prepare(self, phase: int) -> None:
@@ -185,10 +140,9 @@ class Simulator:
         except Gsas2Error:
             raise
         except Exception as error:
-            name = self.phases[phase].name
             raise Gsas2Error(
-                f"GSAS-II does not take phase '{name}' ({_message_of(error)}). Look at its CIF and "
-                f"the instrument file, or use --simulator kinematic."
+                f"GSAS-II does not take phase '{self.phases[phase].name}' ({_message_of(error)}). "
+                f"Look at its CIF and the instrument file, or use --simulator kinematic."
             ) from error
 
     def simulate(
@@ -197,22 +151,7 @@ class Simulator:
         cells: NDArray[np.float64],
         **parameters: Unpack[SampleParameters],
     ) -> NDArray[np.float32]:
-        """Return the patterns of samples.
-
-        Parameters
-        ----------
-        phase : shape (n,)
-            Index of each sample's phase.
-        cells : shape (n, 6)
-            Unit cells, in ångström and degrees.
-        **parameters : shape (n,) each
-            Displacement factor, broadening and calibration of each sample, as
-            :class:`~bragg_data.simulation.sample_parameters.SampleParameters`.
-
-        Returns
-        -------
-        shape (n, points), float32
-            Intensity per µs.
+        """Return the patterns of samples, as the fast simulator does: shape (n, points).
 
         Raises
         ------
@@ -223,18 +162,14 @@ class Simulator:
         CrystalError
             If a cell encloses no volume, or is not of its phase's lattice.
         """
-        phase = np.asarray(phase)
-        cells = np.asarray(cells, dtype=np.float64)
-        check_volume(cells)
-        for code in np.unique(phase):
-            self.phases[code].lattice.check_tied(cells[phase == code])
-        per_sample = parameters_per_sample(parameters, self._nominal, len(cells))
+        samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
+        codes, cells, per_sample = samples
         patterns = np.full((len(cells), self.grid.points), np.nan, dtype=np.float32)
         reasons, final = {}, True
-        for row, (code, cell) in enumerate(zip(phase, cells, strict=True)):
+        for row, (code, cell) in enumerate(zip(codes.tolist(), cells, strict=True)):
             sample = {name: float(values[row]) for name, values in per_sample.items()}
             try:
-                patterns[row] = self._pattern(self.options.call_path, int(code), cell, sample)
+                patterns[row] = self._pattern(self.options.call_path, code, cell, sample)
             except Gsas2Error:
                 raise
             except Exception as error:
@@ -285,34 +220,20 @@ class Simulator:
     def _pattern(
         self, call_path: CallPath, code: int, cell: NDArray[np.float64], sample: dict[str, float]
     ) -> NDArray[np.float64]:
-        for last in (False, True):
-            try:
-                pattern: NDArray[np.float64] = self._call(
-                    call_path,
-                    code,
-                    [float(v) for v in cell],
-                    sample,
-                    seconds=self.options.pattern_seconds,
-                )
-            except IsolatedProcessTimeoutError:
-                raise
-            except IsolatedProcessError:
-                if last:
-                    raise
-            else:
-                return pattern
-        raise AssertionError  # the second round returns or raises
+        arguments, seconds = (call_path, code, cell.tolist(), sample), self.options.pattern_seconds
+        try:
+            return np.asarray(self._call(*arguments, seconds=seconds))
+        except IsolatedProcessTimeoutError:
+            raise
+        except IsolatedProcessError:  # a crash costs a second try
+            return np.asarray(self._call(*arguments, seconds=seconds))
 
     def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
         with self._lock:
-            return self._running().call(method, *arguments, seconds=seconds)
-
-    def _running(self) -> IsolatedProcess:
-        if self._process is None or not self._process.alive:
-            self._process = IsolatedProcess(
-                _TARGET, self._location, self.phases, self.instrument, self.grid.tof, name="gsas2"
-            )
-        return self._process
+            if self._process is None or not self._process.alive:
+                campaign = self.phases, self.instrument, self.grid.tof
+                self._process = IsolatedProcess(_TARGET, self._location, *campaign, name="gsas2")
+            return self._process.call(method, *arguments, seconds=seconds)
 
 
 def installed_version(location: str | None = None) -> str:
@@ -324,10 +245,12 @@ def installed_version(location: str | None = None) -> str:
         If there is none, or it does not work.
     """
     location = _absolute(location)
-    with closing(
-        _with_remedy(location, lambda: IsolatedProcess(_TARGET, location, name="gsas2"))
-    ) as process:
-        return str(_with_remedy(location, lambda: process.call("version", seconds=_SECONDS)))
+
+    def version() -> str:
+        with closing(IsolatedProcess(_TARGET, location, name="gsas2")) as process:
+            return str(process.call("version", seconds=_SECONDS))
+
+    return _with_remedy(location, version)
 
 
 def _absolute(location: str | None) -> str | None:

@@ -116,7 +116,7 @@ class IsolatedProcess:
             self, _end, self.process, self._connection, self.scratch, lock
         )
         try:
-            self._request((target, arguments, seconds), seconds, "start")
+            self._request(target, arguments, seconds, "start")
         except BaseException:
             self.close()
             raise
@@ -127,7 +127,7 @@ class IsolatedProcess:
         return self.close.alive and self.process.poll() is None
 
     def call(self, method: str, *arguments: Any, seconds: float) -> Any:
-        """Call a method of the object there.
+        """Call a method of the object there; its exception is raised.
 
         Raises
         ------
@@ -135,28 +135,23 @@ class IsolatedProcess:
             If it takes longer than ``seconds``; the process is ended.
         IsolatedProcessError
             If the process dies.
-        Exception
-            The exception of the method.
         """
-        return self._request((method, arguments, seconds), seconds, "answer")
+        return self._request(method, arguments, seconds, "answer")
 
-    def _request(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
+    def _request(self, name: str, arguments: tuple[Any, ...], seconds: float, what: str) -> Any:
         with self._lock:  # else a thread would get the result of another thread
-            return self._exchange(message, seconds, what)
-
-    def _exchange(self, message: tuple[Any, ...], seconds: float, what: str) -> Any:
-        try:
-            self._connection.send(message)
-            result = self._connection.recv() if self._connection.poll(seconds) else None
-        except (EOFError, OSError) as error:
-            raise self._death() from error
-        except BaseException:  # the late result would be taken for that of the next call
-            self.close()
-            raise
-        if result is None:
-            self.process.kill()
-            self.close()
-            raise IsolatedProcessTimeoutError(f"it took longer than {seconds:g} s to {what}")
+            try:
+                self._connection.send((name, arguments, seconds))
+                result = self._connection.recv() if self._connection.poll(seconds) else None
+            except (EOFError, OSError) as error:
+                raise self._death() from error
+            except BaseException:  # the late result would be taken for that of the next call
+                self.close()
+                raise
+            if result is None:
+                self.process.kill()
+                self.close()
+                raise IsolatedProcessTimeoutError(f"it took longer than {seconds:g} s to {what}")
         succeeded, value = result
         if not succeeded:
             raise value

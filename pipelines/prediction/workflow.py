@@ -305,8 +305,8 @@ def refinement_starts(profile: PredictedProfile) -> list[tuple[int, NDArray[np.f
     """Return phase codes and cells, shape (6,), from which refinements of a profile start.
 
     The predicted cell, for the other phases the cell of their CIF with the same volume per atom,
-    and the library's best cell of each phase. Cells that enclose no volume are left out, so that
-    they cost neither their own phase a better start, nor the others theirs.
+    and the library's best cell of each phase. A predicted cell that encloses no volume is left out,
+    so that it costs neither its own phase a better start, nor the others theirs.
     """
     starts: list[tuple[int, NDArray[np.float64]]] = []
     predicted, cell = profile.phase, profile.cell
@@ -317,4 +317,4 @@ def refinement_starts(profile: PredictedProfile) -> list[tuple[int, NDArray[np.f
         ]
     if profile.matches is not None:
         starts += profile.matches.starts(profile.row)
-    return [(code, cell) for code, cell in starts if encloses_volume(cell[None])[0]]
+    return starts

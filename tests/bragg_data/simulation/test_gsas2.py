@@ -19,8 +19,7 @@ from bragg_data.crystallography.structure import ResonanceError, read_phase
 from bragg_data.instrument.instprm import TofGrid, read_instrument
 from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Error, Gsas2Options, PatternsError, Simulator
-from bragg_data.simulation.gsas2_process import commit_of_repository
-from bragg_data.simulation.gsas2_project import operations_of, setting
+from bragg_data.simulation.gsas2_process import commit_of_repository, operations_of, setting
 from bragg_data.store import schema
 from bragg_data.store.repository import Store, open_dataset, verify
 from bragg_data.store.simulated import BlockResult, RunProvenance, Writer, write_block
