@@ -38,11 +38,8 @@ def campaign_file(times: int, directory: Path) -> Path:
     path = directory / "batio3_nomad.toml"
     if times > 1:
         steps = round(400 * times**0.5 * 1.09)
-        last = 3.8 + 0.4
-        step = 0.4 / steps
-        dense = DENSER.replace("step = 0.001", f"step = {step:.6f}").replace(
-            f"last = {last:.3f}", f"last = {3.8 + round(step, 6) * steps:.6f}"
-        )
+        step = round(0.4 / steps, 6)
+        dense = DENSER.replace("0.001", f"{step:.6f}").replace("4.200", f"{3.8 + step * steps:.6f}")
         path.write_text(path.read_text().replace(DENSER, dense))
     return path
 

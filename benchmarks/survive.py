@@ -56,15 +56,8 @@ def done(store: Path) -> int:
     return begun[0].done if begun else 0
 
 
-def undisturbed(directory: Path, campaign: Campaign, *more: str) -> tuple[str, float]:
-    """Return the content hash of a run that nothing happens to, and its seconds."""
-    began = time.perf_counter()
-    subprocess.run(campaign.command(directory, *more), check=True, stdout=subprocess.DEVNULL)
-    return content_hash(directory), time.perf_counter() - began
-
-
-def killed(directory: Path, campaign: Campaign, kills: int, seconds: float) -> str:
-    """Return the content hash after some kills of the driver and a last run to the end."""
+def killed(directory: Path, campaign: Campaign, kills: int, seconds: float) -> None:
+    """Kill the driver some times, and run to the end."""
     rng = random.Random(0)
     for kill in range(kills):
         process = subprocess.Popen(
@@ -78,11 +71,10 @@ def killed(directory: Path, campaign: Campaign, kills: int, seconds: float) -> s
         process.wait()
         console.print(f"killed after {wait:.0f} s, {done(directory):,} samples are committed")
     subprocess.run(campaign.command(directory), check=True, stdout=subprocess.DEVNULL)
-    return content_hash(directory)
 
 
-def on_slurm(directory: Path, campaign: Campaign, victim: str) -> str:
-    """Return the content hash of a run on SLURM that loses a job or a worker process."""
+def on_slurm(directory: Path, campaign: Campaign, victim: str) -> None:
+    """Run on SLURM, and lose a job or a worker process."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as cluster:
         started = subprocess.run(
             [TEST_CLUSTER, "start", cluster], check=True, capture_output=True, text=True
@@ -109,7 +101,6 @@ def on_slurm(directory: Path, campaign: Campaign, victim: str) -> str:
                 raise SystemExit(process.returncode)
         finally:
             subprocess.run([TEST_CLUSTER, "stop", cluster], check=True)
-    return content_hash(directory)
 
 
 def kill_a_worker() -> None:
@@ -135,13 +126,16 @@ def main(
     campaign = Campaign(limit, simulator)
     serial = ("--workers", "1") if simulator == "gsas2" else ()
     with tempfile.TemporaryDirectory() as temporary:
-        expected, seconds = undisturbed(Path(temporary) / "undisturbed", campaign, *serial)
+        began, store = time.perf_counter(), Path(temporary) / "undisturbed"
+        subprocess.run(campaign.command(store, *serial), check=True, stdout=subprocess.DEVNULL)
+        expected, seconds = content_hash(store), time.perf_counter() - began
         console.print(f"undisturbed: {expected} in {seconds:.0f} s")
         other = Path(temporary) / "disturbed"
         if slurm:
-            result = on_slurm(other, campaign, victim)
+            on_slurm(other, campaign, victim)
         else:
-            result = killed(other, campaign, kills, seconds)
+            killed(other, campaign, kills, seconds)
+        result = content_hash(other)
         console.print(f"disturbed:   {result}: {'equal' if result == expected else 'DIFFERENT'}")
         if result != expected:
             raise SystemExit(1)

@@ -18,7 +18,7 @@ from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
-from pipelines.prediction.service_schemas import MAX_PROFILES
+from pipelines.prediction.service_schemas import MAX_PROFILES, ModelInfo, ReadyInfo
 
 MAX_WAITING_PROFILES = 8 * MAX_PROFILES
 """Profiles that wait for the model; of 2,807 points they take 46 MB."""
@@ -29,6 +29,10 @@ MAX_WAITING_FILES = 32
 _RESTART_SECONDS = 1.0
 
 _T = TypeVar("_T")
+
+
+class NotReadyError(RuntimeError):
+    """No model is loaded yet."""
 
 
 class OverloadedError(RuntimeError):
@@ -42,31 +46,47 @@ class ServedModel:
     version: registry.ModelVersion
     predictor: Predictor
 
+    @property
+    def info(self) -> ModelInfo:
+        """The facts about a model that every response states."""
+        version, provenance = self.version, self.predictor.provenance
+        return ModelInfo(
+            uri=version.uri,
+            name=version.name,
+            version=version.version,
+            kind=provenance.model,
+            data=provenance.data.tag,
+            trained_at=provenance.trained_at,
+        )
+
 
 class ModelHolder:
-    """The model that predicts now, looked up periodically: a new champion needs no restart.
-
-    Attributes
-    ----------
-    tracking
-        Where the model is registered.
-    executor
-        The one thread in which models are loaded and called. OpenMP keeps a team of threads for
-        each thread that ever computed, and with two of them on all cores each waits at half speed.
-    current
-        The model, or None before the first one is loaded.
-    error
-        Why the last refresh failed; empty if it did not.
-    refreshed_at
-        Time of the last refresh that did not fail.
-    """
+    """The model that predicts now, looked up periodically: a new champion needs no restart."""
 
     def __init__(self, tracking: Tracking, uri: str | None) -> None:
         self.tracking, self._uri = tracking, uri
+        # The one thread in which models are loaded and called: OpenMP keeps a team of threads for
+        # each thread that ever computed, and two of them on all cores work at half speed.
         self.executor = ThreadPoolExecutor(1, "model")
-        self.current: ServedModel | None = None
-        self.error = ""
-        self.refreshed_at: datetime | None = None
+        self.current: ServedModel | None = None  # before the first one is loaded
+        self.error = ""  # of the last refresh, if that failed
+        self.refreshed_at: datetime | None = None  # the last time without failure
+
+    @property
+    def loaded(self) -> ServedModel:
+        """The model that predicts now; raises `NotReadyError` if none is loaded yet."""
+        if self.current is None:
+            raise NotReadyError(self.error or "The model is being loaded.")
+        return self.current
+
+    def ready_info(self) -> ReadyInfo:
+        """Return the version that predicts now, and why the registry cannot be read if so."""
+        at = self.refreshed_at
+        return ReadyInfo(
+            **self.loaded.info.model_dump(),
+            refreshed_at=None if at is None else at.isoformat("T", "seconds"),
+            refresh_error=self.error or None,
+        )
 
     def refresh(self) -> None:
         """Load the version that the address means now, if it has changed; keep the old one if not.
@@ -96,15 +116,7 @@ def _load_and_warm_up(directory: Path) -> Predictor:
 
 
 async def supervise(task: Callable[[], Awaitable[None]], on_error: Callable[[str], None]) -> None:
-    """Run a task until cancelled; when it fails, report why and start it again.
-
-    Parameters
-    ----------
-    task
-        The task, which would run for ever.
-    on_error
-        Called with the first line of the error.
-    """
+    """Run a task that never ends until cancelled; when it fails, report why and start it again."""
     while True:
         try:
             await task()
@@ -114,15 +126,7 @@ async def supervise(task: Callable[[], Awaitable[None]], on_error: Callable[[str
 
 
 class BoundedExecutor:
-    """Threads for blocking work, with a limit on how much may wait.
-
-    Parameters
-    ----------
-    threads
-        Number of threads.
-    max_waiting
-        Calls that run or wait at the same time.
-    """
+    """Threads for blocking work; at most ``max_waiting`` calls run or wait at the same time."""
 
     def __init__(self, threads: int, max_waiting: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "files")
@@ -160,15 +164,7 @@ class _Call:
 
 
 class Batcher:
-    """Calls the model with all profiles that wait, outside the event loop.
-
-    Parameters
-    ----------
-    executor
-        Thread of the model.
-    max_waiting
-        Profiles that may wait.
-    """
+    """Calls the model with all profiles that wait, in its thread, outside the event loop."""
 
     def __init__(self, executor: Executor, *, max_waiting: int = MAX_WAITING_PROFILES) -> None:
         self._executor = executor
@@ -222,7 +218,12 @@ class Batcher:
                     break
                 batch.append(call)
                 count += len(call.profiles)
-            predictions = await self._predict_batch(batch)
+            loop = asyncio.get_running_loop()
+            predictions: list[Prediction | Exception]
+            try:
+                predictions = await loop.run_in_executor(self._executor, _predict, batch)
+            except Exception as error:
+                predictions = [error] * len(batch)
             self._waiting -= count
             for prediction, call in zip(predictions, batch, strict=True):
                 if call.prediction.done():
@@ -231,13 +232,6 @@ class Batcher:
                     call.prediction.set_exception(prediction)
                 else:
                     call.prediction.set_result(prediction)
-
-    async def _predict_batch(self, batch: list[_Call]) -> list[Prediction | Exception]:
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._executor, _predict, batch)
-        except Exception as error:
-            return [error] * len(batch)
 
 
 def _predict(batch: list[_Call]) -> list[Prediction | Exception]:
@@ -251,8 +245,5 @@ def _predict(batch: list[_Call]) -> list[Prediction | Exception]:
             return [error]
         # One of the calls is at fault: the others get their predictions.
         return [_predict([call])[0] for call in batch]
-    ends = np.cumsum([len(call.profiles) for call in batch])
-    return [
-        prediction[slice(int(end) - len(call.profiles), int(end))]
-        for call, end in zip(batch, ends, strict=True)
-    ]
+    ends = np.cumsum([len(call.profiles) for call in batch]).tolist()
+    return [prediction[low:end] for low, end in zip([0, *ends], ends, strict=False)]

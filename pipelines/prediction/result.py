@@ -10,7 +10,6 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from html import escape
 from typing import Annotated, NamedTuple, TextIO, cast
 
@@ -220,7 +219,7 @@ class PredictionResult:
     @property
     def name(self) -> str:
         """File and bank."""
-        return f"{self.file}" + ("" if self.bank is None else f", bank {self.bank}")
+        return f"{self.file}" if self.bank is None else f"{self.file}, bank {self.bank}"
 
     def _repr_html_(self) -> str:
         """Return tables, as notebooks show them."""
@@ -230,42 +229,31 @@ class PredictionResult:
             lines = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in rows)
             body = "".join(f"<tr>{line}</tr>" for line in lines)
             parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-        if notes := notes_on(self):
-            items = "".join(
-                f"<li>{escape(f'{label} {text}'.strip())}</li>" for label, text in notes
-            )
-            parts.append(f"<ul>{items}</ul>")
+        notes = [escape(f"{label} {text}".strip()) for label, text in notes_on(self)]
+        if notes:
+            parts.append(f"<ul><li>{'</li><li>'.join(notes)}</li></ul>")
         return "".join(parts)
 
 
-@cache
-def _adapter() -> TypeAdapter[PredictionResult]:
-    return TypeAdapter(PredictionResult)
+_ADAPTER = TypeAdapter(PredictionResult)
 
 
 def to_json(result: PredictionResult) -> dict[str, JsonValue]:
     """Return a result as plain JSON values, described by :func:`json_schema`."""
     # Through the text: it is there that NaN becomes null.
-    document = json.loads(_adapter().dump_json(result))
-    if document["library_match"] is not None:
-        document["library_match"] = _with_best(document["library_match"])
-    if document["refined"] is not None:
-        refined = document["refined"]
-        for candidate in refined["candidates"]:
-            # deprecated: the parameters among the other keys, and others_su
-            candidate |= {**candidate["parameters"], "others_su": candidate["parameters_su"]}
-        document["refined"] = _with_best(refined)
+    document = json.loads(_ADAPTER.dump_json(result))
+    for candidate in (document["refined"] or {}).get("candidates", ()):
+        # deprecated: the parameters among the other keys, and others_su
+        candidate |= {**candidate["parameters"], "others_su": candidate["parameters_su"]}
+    for key in ("library_match", "refined"):
+        if document[key] is not None:
+            document[key] = {**document[key]["candidates"][0], **document[key]}
     return cast("dict[str, JsonValue]", document)
-
-
-def _with_best(document: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    candidates = cast("list[dict[str, JsonValue]]", document["candidates"])
-    return {**candidates[0], **document}
 
 
 def json_schema() -> dict[str, JsonValue]:
     """Return the JSON schema of what :func:`to_json` writes."""
-    schema = _adapter().json_schema(mode="serialization")
+    schema = _ADAPTER.json_schema(mode="serialization")
     definitions = schema["$defs"]
     number = {"type": "number", "deprecated": True}
     refined = definitions["RefinedPhase"]["properties"]

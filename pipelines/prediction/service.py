@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,43 +17,25 @@ from fastapi import Body, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
-from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.measurement.load import Measurement
 from bragg_models.predictors import Prediction, PredictorError
 from catalog.tracking import Tracking
-from pipelines.prediction.batching import (
-    MAX_WAITING_FILES,
-    MAX_WAITING_PROFILES,
-    Batcher,
-    BoundedExecutor,
-    ModelHolder,
-    OverloadedError,
-    ServedModel,
-    supervise,
-)
+from pipelines.cli.options import ProfileOptions
+from pipelines.prediction import batching, workflow
+from pipelines.prediction import service_schemas as schemas
+from pipelines.prediction.batching import ModelHolder, ServedModel
 from pipelines.prediction.result import PredictionResult, to_json
-from pipelines.prediction.service_input import array_from_npy, measurements_from_request
-from pipelines.prediction.service_schemas import (
-    FileRequest,
-    ModelDescription,
-    ModelInfo,
-    PredictionsResponse,
-    Problem,
-    ProfilesRequest,
-    ReadyInfo,
-)
-from pipelines.prediction.workflow import FILE_ERRORS, result_from_prediction
+from pipelines.prediction.workflow import PredictError
 
 _NPY = (
     "What numpy.save writes of real numbers, shape (n, points). No parsing of text: the fast way."
 )
 _RETRY_SECONDS = 1
 _FILE_THREADS = 2
-
-
-class NotReadyError(RuntimeError):
-    """No model is loaded yet."""
 
 
 class BodyLimit:
@@ -89,13 +74,8 @@ class Service:
     def __init__(self, holder: ModelHolder, refresh_seconds: float, max_waiting: int) -> None:
         self.holder = holder
         self._refresh_seconds = refresh_seconds
-        self._batcher = Batcher(holder.executor, max_waiting=max_waiting)
-        self._files = BoundedExecutor(_FILE_THREADS, MAX_WAITING_FILES)
-
-    @property
-    def model(self) -> ServedModel:
-        """The model that predicts now."""
-        return loaded_model(self.holder)
+        self._batcher = batching.Batcher(holder.executor, max_waiting=max_waiting)
+        self._files = batching.BoundedExecutor(_FILE_THREADS, batching.MAX_WAITING_FILES)
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -105,15 +85,13 @@ class Service:
             self.holder.error = f"{reason}."
 
         tasks = [
-            asyncio.create_task(supervise(task, on_error))
+            asyncio.create_task(batching.supervise(task, on_error))
             for task in (self._refresh, self._batcher.run)
         ]
         yield
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._files.shutdown()
         self.holder.executor.shutdown(cancel_futures=True)
 
@@ -124,27 +102,33 @@ class Service:
 
     async def predict(self, model: ServedModel, profiles: NDArray[np.float32]) -> JSONResponse:
         """Return the response for profiles on the grid of a model, shape (n, points)."""
-        prediction = await self._batcher.predict(model, profiles)
-        return _response(model, _results(model, prediction))
+        return _response(model, _results(model, await self._batcher.predict(model, profiles)))
 
-    async def predict_file(self, request: FileRequest) -> JSONResponse:
+    async def predict_file(self, request: schemas.FileRequest) -> JSONResponse:
         """Return the response for a measured file."""
-        model = self.model
+        model = self.holder.loaded
         read = partial(measurements_from_request, request, model.predictor.campaign)
         measurements = await self._files.run(read)
         prepared = np.stack([m.prepared for m in measurements]).astype(np.float32)
         calibrated = np.array([m.calibration is not None and not m.nominal for m in measurements])
-        prediction = await self._batcher.predict(model, prepared, calibrated)
-        results = [
-            replace(
-                result,
-                file=request.name,
-                bank=measurement.profile.bank,
-                warnings=tuple(measurement.warnings),
-            )
-            for result, measurement in zip(_results(model, prediction), measurements, strict=True)
+        results = _results(model, await self._batcher.predict(model, prepared, calibrated))
+        named = [
+            replace(result, file=request.name, bank=m.profile.bank, warnings=tuple(m.warnings))
+            for result, m in zip(results, measurements, strict=True)
         ]
-        return _response(model, results)
+        return _response(model, named)
+
+
+def _results(model: ServedModel, prediction: Prediction) -> list[PredictionResult]:
+    campaign, uri = model.predictor.campaign, model.version.uri
+    rows = range(len(prediction.phase))
+    return [workflow.result_from_prediction(prediction, row, campaign, uri) for row in rows]
+
+
+def _response(model: ServedModel, results: Sequence[PredictionResult]) -> JSONResponse:
+    predictions = [to_json(result) for result in results]
+    documents = {"predictions": predictions, "answers": predictions}  # deprecated: answers
+    return JSONResponse({"model": model.info.model_dump(), **documents})
 
 
 def create_app(
@@ -153,14 +137,12 @@ def create_app(
     *,
     refresh_seconds: float = 5.0,
     max_bytes: int = 32_000_000,
-    max_waiting: int = MAX_WAITING_PROFILES,
+    max_waiting: int = batching.MAX_WAITING_PROFILES,
 ) -> FastAPI:
     """Return the service.
 
     Parameters
     ----------
-    tracking
-        The MLflow database or server where the model is registered.
     uri
         ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; None for the only champion.
     refresh_seconds
@@ -178,149 +160,138 @@ def create_app(
         lifespan=service.lifespan,
     )
     app.add_middleware(BodyLimit, max_bytes=max_bytes)
-    _add_error_handlers(app)
+    unavailable = (batching.NotReadyError, batching.OverloadedError)
+    for kind in (*workflow.FILE_ERRORS, RequestValidationError, *unavailable):
+        app.add_exception_handler(kind, _refuse)
     _add_routes(app, service)
     return app
 
 
-def _add_error_handlers(app: FastAPI) -> None:
-    def handler(status: int, **headers: str) -> ExceptionHandler:
-        async def handle(_: Request, error: Exception) -> JSONResponse:
-            return JSONResponse({"detail": str(error)}, status_code=status, headers=headers)
-
-        return handle
-
-    async def malformed(_: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, RequestValidationError):
-            raise error
+async def _refuse(_: Request, error: Exception) -> JSONResponse:
+    """Return the response for an error that is the request's, or due to the load."""
+    detail, status, headers = str(error), 422, {}
+    if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         # The input is not sent back: it may be long, or no text at all.
-        detail = f"The request is wrong at {place}: {first['msg']}.".encode(errors="replace")
-        return JSONResponse({"detail": detail.decode()}, status_code=422)
-
-    for kind in FILE_ERRORS:
-        app.add_exception_handler(kind, handler(422))
-    app.add_exception_handler(RequestValidationError, malformed)
-    app.add_exception_handler(NotReadyError, handler(503))
-    overloaded = handler(503, **{"Retry-After": str(_RETRY_SECONDS)})
-    app.add_exception_handler(OverloadedError, overloaded)
+        detail = f"The request is wrong at {place}: {first['msg']}."
+    elif isinstance(error, batching.NotReadyError):
+        status = 503
+    elif isinstance(error, batching.OverloadedError):
+        status, headers = 503, {"Retry-After": str(_RETRY_SECONDS)}
+    text = detail.encode(errors="replace").decode()
+    return JSONResponse({"detail": text}, status_code=status, headers=headers)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    problems: dict[int | str, dict[str, Any]] = {
-        code: {"model": Problem} for code in (400, 413, 422, 503)
-    }
+    problem: dict[str, Any] = {"model": schemas.Problem}
+    problems: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 413, 422, 503), problem)
+    of_model: dict[int | str, dict[str, Any]] = {503: problem}
+    post = partial(app.post, responses=problems, response_model=schemas.PredictionsResponse)
 
     @app.get("/health", summary="The process is alive.")
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="A model is loaded.", responses={503: problems[503]})
-    async def ready() -> ReadyInfo:
-        return ready_info(service.holder)
+    @app.get("/ready", summary="A model is loaded.", responses=of_model)
+    async def ready() -> schemas.ReadyInfo:
+        return service.holder.ready_info()
 
-    @app.get("/model", summary="Grid, phases, units.", responses={503: problems[503]})
-    async def model() -> ModelDescription:
-        predictor = service.model.predictor
-        grid = predictor.campaign.grid
-        return ModelDescription(
-            model=model_info(service.model),
-            points=predictor.points,
+    @app.get("/model", summary="Grid, phases, units.", responses=of_model)
+    async def model() -> schemas.ModelDescription:
+        loaded = service.holder.loaded
+        campaign, grid = loaded.predictor.campaign, loaded.predictor.campaign.grid
+        return schemas.ModelDescription(
+            model=loaded.info,
+            points=loaded.predictor.points,
             tof={"start": grid.start, "relative_step": grid.relative_step},
-            phases={phase.name: phase.crystal_system.name for phase in predictor.campaign.phases},
+            phases={phase.name: phase.crystal_system.name for phase in campaign.phases},
             units={name: "Å" if name in "abc" else "degree" for name in CELL_PARAMETERS},
         )
 
-    @app.post(
-        "/predict",
-        summary="Predict profiles on the grid.",
-        responses=problems,
-        response_model=PredictionsResponse,
-    )
-    async def predict(request: ProfilesRequest) -> JSONResponse:
-        model = service.model
-        points = model.predictor.points
+    @post("/predict", summary="Predict profiles on the grid.")
+    async def predict(request: schemas.ProfilesRequest) -> JSONResponse:
+        loaded = service.holder.loaded
+        points = loaded.predictor.points
         lengths = {len(profile) for profile in request.profiles}
         if lengths != {points}:
             raise PredictorError(
                 f"The model predicts profiles of {points} points; got {sorted(lengths)}. GET "
                 f"/model describes the grid; POST /predict/file takes a file with any grid."
             )
-        return await service.predict(model, np.array(request.profiles, dtype=np.float32))
+        return await service.predict(loaded, np.array(request.profiles, dtype=np.float32))
 
-    @app.post(
-        "/predict/array",
-        summary="Predict profiles in an NPY file.",
-        responses=problems,
-        response_model=PredictionsResponse,
-    )
+    @post("/predict/array", summary="Predict profiles in an NPY file.")
     async def predict_array(
         file: Annotated[bytes, Body(media_type="application/octet-stream", description=_NPY)],
     ) -> JSONResponse:
-        model = service.model
-        return await service.predict(model, array_from_npy(file, model.predictor.points))
+        loaded = service.holder.loaded
+        return await service.predict(loaded, array_from_npy(file, loaded.predictor.points))
 
-    @app.post(
-        "/predict/file",
-        summary="Predict a measured file.",
-        responses=problems,
-        response_model=PredictionsResponse,
-    )
-    async def predict_file(request: FileRequest) -> JSONResponse:
+    @post("/predict/file", summary="Predict a measured file.")
+    async def predict_file(request: schemas.FileRequest) -> JSONResponse:
         return await service.predict_file(request)
 
 
-def loaded_model(holder: ModelHolder) -> ServedModel:
-    """Return the model that predicts now.
+# ---- what clients send -------------------------------------------------------------------------
+
+
+def array_from_npy(file: bytes, points: int) -> NDArray[np.float32]:
+    """Return the profiles, shape (n, points), of an NPY file; nothing in it is executed.
 
     Raises
     ------
-    NotReadyError
-        If none is loaded yet, or the first one cannot be loaded.
+    PredictError
+        If it is no NPY file, or holds no real numbers of that shape.
     """
-    if holder.current is None:
-        raise NotReadyError(holder.error or "The model is being loaded.")
-    return holder.current
+    stream = io.BytesIO(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        shape, by_column, dtype = read_header[np.lib.format.read_magic(stream)](stream)
+    except (ValueError, KeyError, EOFError) as error:
+        raise PredictError(
+            "The body is no NPY file. Send what numpy.save writes, or JSON to POST /predict."
+        ) from error
+    most, rows = schemas.MAX_PROFILES, shape[0] if len(shape) == 2 else 0
+    if dtype.kind != "f" or by_column or not 1 <= rows <= most or shape[1] != points:
+        raise PredictError(
+            f"Real numbers of shape (n, {points}) are expected, in C order, n at most {most}; the "
+            f"file holds {dtype} of shape {shape}{', in Fortran order' if by_column else ''}."
+        )
+    values = stream.read()
+    expected = rows * points * dtype.itemsize
+    if len(values) != expected:
+        raise PredictError(
+            f"The NPY file is cut off or too long: {len(values)} bytes follow its header, its "
+            f"shape needs {expected}."
+        )
+    with np.errstate(over="ignore"):  # the model refuses infinity with a message of its own
+        return np.frombuffer(values, dtype).reshape(rows, points).astype(np.float32)
 
 
-def ready_info(holder: ModelHolder) -> ReadyInfo:
-    """Return the model version that predicts now, and why the registry cannot be read if so."""
-    info, refreshed_at = model_info(loaded_model(holder)), holder.refreshed_at
-    return ReadyInfo(
-        **info.model_dump(),
-        refreshed_at=None if refreshed_at is None else refreshed_at.isoformat("T", "seconds"),
-        refresh_error=holder.error or None,
-    )
+def measurements_from_request(
+    request: schemas.FileRequest, campaign: Campaign
+) -> list[Measurement]:
+    """Read the profiles of a request and bring them to the campaign's grid.
 
-
-def model_info(model: ServedModel) -> ModelInfo:
-    """Return the facts about a model that every response states."""
-    provenance = model.predictor.provenance
-    return ModelInfo(
-        uri=model.version.uri,
-        name=model.version.name,
-        version=model.version.version,
-        kind=provenance.model,
-        data=provenance.data.tag,
-        trained_at=provenance.trained_at,
-    )
-
-
-def _results(model: ServedModel, prediction: Prediction) -> list[PredictionResult]:
-    campaign = model.predictor.campaign
-    return [
-        result_from_prediction(prediction, row, campaign, model.version.uri)
-        for row in range(len(prediction.phase))
-    ]
-
-
-def _response(model: ServedModel, results: Sequence[PredictionResult]) -> JSONResponse:
-    predictions = [to_json(result) for result in results]
-    return JSONResponse(
-        {
-            "model": model_info(model).model_dump(),
-            "predictions": predictions,
-            "answers": predictions,  # deprecated
-        }
-    )
+    Its name is used in messages only: on disk it could be a directory, too long, or the
+    calibration's. Raises `PredictError` if the texts cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="bragg-service-") as directory:
+        path, calibration = Path(directory) / "profile", None
+        try:
+            path.write_text(request.text, encoding="utf-8")
+            if request.instrument is not None:
+                calibration = Path(directory) / "calibration.instprm"
+                calibration.write_text(request.instrument, encoding="utf-8")
+            options = ProfileOptions(calibration, request.bank, request.two_theta)
+            return workflow.read_measurements(path, campaign, options)
+        except UnicodeEncodeError as error:
+            raise PredictError(f"{request.name} is not a text: {error.reason}.") from error
+        except workflow.FILE_ERRORS as error:
+            # The temporary directory is of no use to the client.
+            message = str(error).replace(str(path), request.name)
+            raise PredictError(message.replace(f"{directory}/", "")) from error

@@ -29,14 +29,22 @@
     return list;
   }
 
-  // The first index whose value is not below the target.
-  function position(values, target) {
-    let low = 0, high = values.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (values[middle] < target) low = middle + 1; else high = middle;
-    }
-    return low;
+  // The first index whose value, of ascending ones, is not below the target.
+  const position = (values, target) => values.filter((value) => value < target).length;
+
+  const px = (value) => value.toFixed(1);
+
+  const text = (at, height, words, anchor = "middle", kind = "") =>
+    `<text class="${kind}" x="${px(at)}" y="${px(height)}" text-anchor="${anchor}">${words}</text>`;
+
+  // Those of a list that are at least some pixels away from all before them.
+  function apart(list, pixel, distance) {
+    const taken = [];
+    return list.filter((entry) => {
+      const free = taken.every((place) => Math.abs(place - pixel(entry)) >= distance);
+      if (free) taken.push(pixel(entry));
+      return free;
+    });
   }
 
   class Chart {
@@ -98,12 +106,11 @@
 
     act(name) {
       const [low, high] = this.range, width = high - low;
-      if (name === "in") this.show(low + width / 4, high - width / 4);
-      if (name === "out") this.show(low - width / 2, high + width / 2);
-      if (name === "left") this.show(low - width / 2, high - width / 2);
-      if (name === "right") this.show(low + width / 2, high + width / 2);
-      if (name === "all") this.show(...this.whole);
-      if (name === "root") {
+      // By which parts of the width the ends of the range move.
+      const moves = { in: [1 / 4, -1 / 4], out: [-1 / 2, 1 / 2], left: [-1 / 2, -1 / 2], right: [1 / 2, 1 / 2] };
+      if (name in moves) this.show(low + moves[name][0] * width, high + moves[name][1] * width);
+      else if (name === "all") this.show(...this.whole);
+      else {
         this.root = !this.root;
         this.figure.querySelector("[data-act=root]").setAttribute("aria-pressed", this.root);
         this.draw();
@@ -170,7 +177,7 @@
 
     // Show the values at a time of flight, or what is being selected.
     point(time) {
-      const at = this.x(time).toFixed(1), { top, bottom } = this;
+      const at = px(this.x(time)), { top, bottom } = this;
       let marks = `<path class="cursor" d="M${at} ${top}V${bottom}"/>`;
       if (this.start !== undefined) {
         const from = this.x(this.start), width = Math.abs(at - from);
@@ -208,48 +215,45 @@
     }
 
     draw() {
-      const { svg, data } = this, fit = data.fits[this.fit];
+      const { svg, data } = this, { tof, measured } = data, fit = data.fits[this.fit];
       const width = Math.max(svg.parentNode.clientWidth, 240), narrow = width < 600;
-      const height = narrow ? 430 : 536;
-      const left = this.left = narrow ? 44 : 66, right = this.right = width - (narrow ? 6 : 12);
-      const top = this.top = 44, bottom = this.bottom = height - 44;
+      const height = narrow ? 430 : 536, top = 44, bottom = height - 44;
+      const left = narrow ? 44 : 66, right = width - (narrow ? 6 : 12);
       const lower = bottom - (narrow ? 84 : 104), main = lower - 52;
-      this.width = width;
-      const [low, high] = this.range, { tof } = data;
+      const [low, high] = this.range;
       const first = Math.max(position(tof, low) - 1, 0);
       const end = Math.min(position(tof, high) + 1, this.last + 1);
-      this.x = (time) => left + (time - low) / (high - low) * (right - left);
+      const indices = [...tof.keys()].slice(first, end);
+      const x = (time) => left + (time - low) / (high - low) * (right - left);
+      Object.assign(this, { width, left, right, top, bottom, x });
 
       const seen = (values) => values.slice(first, end).filter((v) => v !== null);
-      let values = seen(data.measured);
-      if (fit) values = values.concat(seen(fit.calculated));
+      const values = [...seen(measured), ...(fit ? seen(fit.calculated) : [])];
       const bend = this.root ? (v) => Math.sign(v) * Math.sqrt(Math.abs(v)) : (v) => v;
       const unbend = this.root ? (v) => Math.sign(v) * v * v : (v) => v;
       let [least, most] = values.length ?
         [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 1];
       if (!(most > least)) most = least + 1;
-      const span = most - least, room = 0.04 * (bend(most) - bend(least));
+      const room = 0.04 * (bend(most) - bend(least));
       const from = bend(least) - room, to = bend(most) + room;
       const y = (v) => main - (bend(v) - from) / (to - from) * (main - top);
 
-      const curve = (y_, list) => {
-        let path = "", down = false;
-        for (let i = first; i < end; i++) {
-          if (list[i] === null) { down = false; continue; }
-          path += `${down ? "L" : "M"}${this.x(tof[i]).toFixed(1)} ${y_(list[i]).toFixed(1)}`;
-          down = true;
-        }
-        return path;
+      const curve = (kind, scale, list) => {
+        const begins = (i) => i === first || list[i - 1] === null;
+        const point = (i) => `${begins(i) ? "M" : "L"}${px(x(tof[i]))} ${px(scale(list[i]))}`;
+        return `<path class="${kind}" d="${indices.filter((i) => list[i] !== null).map(point).join("")}"/>`;
       };
-      const text = (at, height_, words, anchor = "middle", kind = "") =>
-        `<text class="${kind}" x="${at.toFixed(1)}" y="${height_.toFixed(1)}" text-anchor="${anchor}">${words}</text>`;
-      let art = `<clipPath id="${this.clip}"><rect x="${left}" y="${top}" width="${right - left}" height="${bottom - top}"/></clipPath>`;
+      const rung = (at, words) =>
+        `<path class="grid" d="M${left} ${px(at)}H${right}"/>` + text(left - 7, at + 4, words, "end");
+      const tick = (at, edge, length, words, height_) =>
+        `<path class="axis" d="M${px(at)} ${edge}v${length}"/>` + text(at, height_, words);
 
+      let art = `<clipPath id="${this.clip}"><rect x="${left}" y="${top}" width="${right - left}" height="${bottom - top}"/></clipPath>`;
       for (let i = first; i < end; i++) {
-        if (data.measured[i] !== null) continue;
-        const begin = Math.max(this.x(tof[i]), left);
-        while (i < end && data.measured[i] === null) i++;
-        const stop = Math.min(this.x(tof[Math.min(i, this.last)]), right);
+        if (measured[i] !== null) continue;
+        const begin = Math.max(x(tof[i]), left);
+        while (i < end && measured[i] === null) i++;
+        const stop = Math.min(x(tof[Math.min(i, this.last)]), right);
         if (stop > begin) art += `<rect class="gap" x="${begin}" y="${top}" width="${stop - begin}" height="${bottom - top}"/>`;
       }
       let marks = ticks(unbend(from), unbend(to), narrow ? 4 : 5);
@@ -257,46 +261,33 @@
         const finer = ticks(unbend(from), unbend(to), 25), last = finer.at(-1);
         marks = [...marks, ...finer.filter(([v]) => v > 0 && v < last[0] / 4)];
       }
-      const taken = [];
-      for (const [v, words] of marks) {
-        if (taken.some((place) => Math.abs(place - y(v)) < 20)) continue;
-        taken.push(y(v));
-        art += `<path class="grid" d="M${left} ${y(v).toFixed(1)}H${right}"/>` + text(left - 7, y(v) + 4, words, "end");
-      }
+      for (const [v, words] of apart(marks, ([value]) => y(value), 20)) art += rung(y(v), words);
       for (const [t, words] of ticks(low, high, (right - left) / (narrow ? 64 : 110))) {
-        art += `<path class="axis" d="M${this.x(t).toFixed(1)} ${bottom}v5"/>` + text(this.x(t), bottom + 20, words);
+        art += tick(x(t), bottom, 5, words, bottom + 20);
       }
       for (const [d, words] of ticks(this.spacingOf(low), this.spacingOf(high), (right - left) / (narrow ? 56 : 100))) {
-        const at = this.x(this.tofOf(d));
-        art += `<path class="axis" d="M${at.toFixed(1)} ${top}v-5"/>` + text(at, top - 11, words);
+        art += tick(x(this.tofOf(d)), top, -5, words, top - 11);
       }
       art += text(right, height - 5, "time of flight / µs", "end") +
         text(right, 14, '<tspan class="symbol">d</tspan> / Å', "end") +
         text(narrow ? 2 : left, 14, this.root ? "intensity per µs, √ scale" : "intensity per µs", "start");
 
-      let lines = "", measured = "";
-      for (let i = first; i < end; i++) {
-        if (data.measured[i] !== null) measured += `M${this.x(tof[i]).toFixed(1)} ${y(data.measured[i]).toFixed(1)}h0`;
-      }
+      const dots = indices.filter((i) => measured[i] !== null).map((i) => `M${px(x(tof[i]))} ${px(y(measured[i]))}h0`);
       const dot = Math.min(Math.max(1.2 * Math.sqrt((right - left) / (end - first)), 2.2), 6);
-      lines += `<path class="measured" style="stroke-width: ${dot.toFixed(1)}" d="${measured}"/>`;
+      let lines = `<path class="measured" style="stroke-width: ${px(dot)}" d="${dots.join("")}"/>`;
       if (fit) {
-        const reach = span * 1.08 * (bottom - lower) / (main - top) / 2;
+        const reach = (most - least) * 1.08 * (bottom - lower) / (main - top) / 2;
         const largest = seen(fit.difference).reduce((a, b) => Math.max(a, Math.abs(b)), 0);
         const factor = FACTORS.find((f) => largest * f <= reach) ?? FACTORS.at(-1);
         const shown = reach / factor;
         const below = (v) => (lower + bottom) / 2 - v / shown * (bottom - lower) / 2;
-        lines += `<path class="background" d="${curve(y, fit.background)}"/>` +
-          `<path class="calculated" d="${curve(y, fit.calculated)}"/>`;
-        for (const [v, words] of ticks(-shown, shown, 4)) {
-          art += `<path class="grid" d="M${left} ${below(v).toFixed(1)}H${right}"/>` + text(left - 7, below(v) + 4, words, "end");
-        }
-        lines += `<path class="difference" d="${curve(below, fit.difference)}"/>`;
-        art += `<path class="axis" d="M${left} ${lower}H${right}V${bottom}H${left}Z"/>`;
+        for (const [v, words] of ticks(-shown, shown, 4)) art += rung(below(v), words);
+        lines += curve("background", y, fit.background) + curve("calculated", y, fit.calculated) +
+          curve("difference", below, fit.difference);
         const times = factor === 1 ? "" : factor > 1 ? `, ×${THIN}${factor}` : `, ÷${THIN}${Math.round(1 / factor)}`;
-        art += text(left + 6, lower + 14, "difference" + times, "start");
-        art += this.ticksOf(fit, main, text);
-        if (this.fit === 0) art += this.placesAt(lower - 11, text);
+        art += `<path class="axis" d="M${left} ${lower}H${right}V${bottom}H${left}Z"/>` +
+          text(left + 6, lower + 14, "difference" + times, "start") + this.ticksOf(fit, main);
+        if (this.fit === 0) art += this.placesAt(lower - 11);
       }
       art += `<path class="axis" d="M${left} ${top}H${right}V${main}H${left}Z"/>`;
       svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -304,35 +295,23 @@
     }
 
     // A line for each reflection; its indices where there is room.
-    ticksOf(fit, main, text) {
-      const [low, high] = this.range;
-      const first = position(fit.tof, low), end = position(fit.tof, high);
-      let path = "", words = "";
+    ticksOf(fit, main) {
+      const [first, end] = this.range.map((time) => position(fit.tof, time));
+      const places = fit.tof.slice(first, end).map((time, k) => [this.x(time), fit.hkl[first + k]]);
+      const path = places.map(([at]) => `M${px(at)} ${main + 5}v10`).join("");
       const roomy = (this.right - this.left) / Math.max(end - first, 1) > 24;
-      let free = -Infinity;
-      for (let i = first; i < end; i++) {
-        const at = this.x(fit.tof[i]);
-        path += `M${at.toFixed(1)} ${main + 5}v10`;
-        if (!roomy || at < free) continue;
-        words += text(at, main + 27, fit.hkl[i], "middle", "index miller");
-        free = at + 36;
-      }
-      return `<path class="reflections" d="${path}"/>` + words;
+      const words = roomy ? apart(places, ([at]) => at, 36) : [];
+      return `<path class="reflections" d="${path}"/>` +
+        words.map(([at, hkl]) => text(at, main + 27, hkl, "middle", "index miller")).join("");
     }
 
     // The worst misfits, by their numbers in the table; the worse ones first.
-    placesAt(height, text) {
-      const taken = [];
-      let marks = "";
-      this.data.places.forEach((time, k) => {
-        const at = this.x(time);
-        if (time < this.range[0] || time > this.range[1]) return;
-        if (taken.some((place) => Math.abs(place - at) < 18)) return;
-        taken.push(at);
-        marks += `<g class="place"><circle cx="${at.toFixed(1)}" cy="${height}" r="8.5"/>` +
-          text(at, height + 4, k + 1) + "</g>";
-      });
-      return marks;
+    placesAt(height) {
+      const [low, high] = this.range;
+      const inside = [...this.data.places.entries()].filter(([, time]) => time >= low && time <= high);
+      return apart(inside, ([, time]) => this.x(time), 18).map(([k, time]) =>
+        `<g class="place"><circle cx="${px(this.x(time))}" cy="${height}" r="8.5"/>` +
+        text(this.x(time), height + 4, k + 1) + "</g>").join("");
     }
   }
 

@@ -26,7 +26,7 @@ from bragg_data.store.repository import Store
 from catalog import registry
 from catalog.tracking import Tracking
 from pipelines.prediction.batching import ModelHolder
-from pipelines.prediction.service import create_app, ready_info
+from pipelines.prediction.service import create_app
 from tests.pipelines.prediction.test_batching import BrokenTracking
 from tests.servers import ROOT, free_port, serving
 
@@ -393,7 +393,7 @@ def test_ready_reports_a_refresh_that_fails(trained: Tracking) -> None:
     holder.tracking = BrokenTracking()
     holder.refresh()
     assert holder.current is loaded
-    info = ready_info(holder)
+    info = holder.ready_info()
     assert info.refresh_error == "RuntimeError."
     assert before is not None
     assert info.refreshed_at == before.isoformat("T", "seconds")
