@@ -20,6 +20,7 @@ from icechunk.session import ForkSession, Session
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from bragg_data.errors import first_line
 from bragg_data.store import schema
 from bragg_data.store.repository import Store, StoreError, open_dataset, storage_errors
 
@@ -29,19 +30,14 @@ COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
 
 @dataclass(frozen=True)
 class BlockResult:
-    """The result of one block.
-
-    Its samples' ``status`` (n,) is done, failed, or pending where all was well, but another sample
-    failed. The ``fork`` holds the written chunk with this digest; it is None unless all are done.
-    ``reason`` says why the block failed, ``final`` whether another attempt is useless.
-    """
+    """The result of one block."""
 
     block: int
-    status: NDArray[np.int8]
-    fork: ForkSession | None = None
-    sha256: bytes = b""
-    reason: str = ""
-    final: bool = False
+    status: NDArray[np.int8]  # (n,): done; failed, or pending where another sample failed
+    fork: ForkSession | None = None  # holds the written chunk; None unless all are done
+    sha256: bytes = b""  # of the chunk
+    reason: str = ""  # why the block failed
+    final: bool = False  # another attempt is useless
 
 
 class BlockWriter(ABC):
@@ -49,14 +45,8 @@ class BlockWriter(ABC):
 
     A context manager. On the first run it creates the group; on the next ones it resumes it. The
     group has ``status`` (sample) and ``block_sha256`` (block, digest_byte) next to the array.
-
-    Parameters
-    ----------
-    store, branch, group, count, lock
-        Store, branch and path of the group; number of its samples; name of the lock.
-    provenance
-        Attributes of this run, such as the code's commit. If they differ from those of earlier
-        runs, all are recorded.
+    ``provenance`` are attributes of this run, such as the code's commit; if they differ from those
+    of earlier runs, all are recorded.
 
     Raises
     ------
@@ -156,10 +146,7 @@ class BlockWriter(ABC):
     def commit(self, results: Sequence[BlockResult]) -> None:
         """Commit the results of some blocks: chunks, status, digests and reasons together.
 
-        Raises
-        ------
-        StoreError, DiskFullError
-            If that fails; the store is then as it was before.
+        Raises `StoreError` or `DiskFullError` if that fails; the store is then as it was before.
         """
         if not results:
             return
@@ -221,14 +208,10 @@ def write_variables(session: Session, group: str, dataset: xr.Dataset) -> None:
     Each other variable becomes one chunk, so that a query reads few and small files.
     """
     rows = int(dataset.attrs["rows_per_chunk"])
-    encoding = {
-        name: {
-            "chunks": (rows, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape,
-            "compressors": (COMPRESSOR,),
-            "_FillValue": None,
-        }
-        for name, v in dataset.variables.items()
-    }
+    encoding = {}
+    for name, v in dataset.variables.items():
+        chunks = (rows, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape
+        encoding[name] = {"chunks": chunks, "compressors": (COMPRESSOR,), "_FillValue": None}
     dataset.to_zarr(session.store, group=group, consolidated=False, encoding=encoding)
 
 
@@ -246,21 +229,20 @@ def write_chunk(fork: ForkSession, group: str, name: str, block: int, values: ND
         array = array_of(zarr.open_group(fork.store, path=group, mode="r+"), name)
         rows = array.chunks[0]
         start = block * rows
-        stop = min(start + rows, array.shape[0])
+        chunk = min(rows, array.shape[0] - start), array.shape[1]
         # Two forks that write parts of one chunk would silently lose rows.
-        if values.shape != (stop - start, array.shape[1]):
+        if values.shape != chunk:
             raise StoreError(
                 f"Block {block} has shape {values.shape}; a block is one chunk, here of shape "
-                f"{(stop - start, array.shape[1])}."
+                f"{chunk}."
             )
-        array[start:stop] = values
+        array[start : start + rows] = values
 
 
 def failed_block(block: int, count: int, error: Exception) -> BlockResult:
     """Return the result of a block of some samples that an error stopped."""
-    reason = next(iter(str(error).strip().splitlines()), "no reason given")
     status = np.full(count, schema.FAILED, np.int8)
-    return BlockResult(block, status, reason=f"{type(error).__name__}: {reason}")
+    return BlockResult(block, status, reason=f"{type(error).__name__}: {first_line(error)}")
 
 
 def array_of(group: zarr.Group, name: str) -> zarr.Array[Any]:

@@ -46,14 +46,9 @@ def check(
 ) -> list[Finding]:
     """Check a data set, opened from the store or about to be tagged.
 
-    Parameters
-    ----------
-    peaks
-        Number of profiles, drawn at random, whose peaks are compared with their labels.
-    intensities
-        Whether all intensities are read (which takes seconds for a gigabyte).
-    on_chunk
-        Called with the number of profiles of every chunk that is read.
+    The peaks of some profiles, drawn at random, are compared with their labels. All ``intensities``
+    are read (which takes seconds for a gigabyte), unless that is False; ``on_chunk`` is called with
+    the number of profiles of every chunk that is read.
     """
     try:
         schema.validate(dataset)
@@ -77,14 +72,10 @@ def check(
 def _labels(dataset: xr.Dataset) -> Finding:
     labels = dataset[list(CELL_PARAMETERS)].load()
     length, angle = pa.Check.in_range(0.1, 1000.0), pa.Check.in_range(1.0, 179.0)
-    schema_of_labels = pa.DatasetSchema(
-        data_vars={
-            name: pa.DataArraySchema(checks=[length if name in "abc" else angle])
-            for name in CELL_PARAMETERS
-        }
-    )
+    limits = zip(CELL_PARAMETERS, [length] * 3 + [angle] * 3, strict=True)
+    columns = {name: pa.DataArraySchema(checks=[limit]) for name, limit in limits}
     try:
-        schema_of_labels.validate(labels, lazy=True)
+        pa.DatasetSchema(data_vars={**columns}).validate(labels, lazy=True)
     except SchemaErrors as errors:
         first = errors.schema_errors[0]
         more = f" and {len(errors.schema_errors) - 1} more" if errors.schema_errors[1:] else ""
@@ -132,14 +123,9 @@ def _intensities(dataset: xr.Dataset, on_chunk: Callable[[int], None] | None) ->
         flat += int((np.ptp(part[finite], axis=1) == 0).sum())
         if on_chunk is not None:
             on_chunk(len(part))
-    problems = [
-        f"{count:,} {what}"
-        for count, what in ((wrong, "not finite"), (negative, "negative"), (flat, "constant"))
-        if count
-    ]
-    message = (
-        f"of {n:,} profiles {', '.join(problems)}" if problems else f"all {n:,} profiles finite"
-    )
+    counts = (wrong, "not finite"), (negative, "negative"), (flat, "constant")
+    problems = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    message = f"of {n:,} profiles {problems}" if problems else f"all {n:,} profiles finite"
     return Finding("intensities", True, not problems, message)
 
 
@@ -173,23 +159,12 @@ def _peaks(dataset: xr.Dataset, samples: Samples, campaign: Campaign, count: int
 def peak_misses(
     profile: NDArray[np.floating], label: Samples, campaign: Campaign
 ) -> NDArray[np.float64]:
-    """Return how far the first peaks are from where a cell puts them, over the tolerance.
+    """Return how far the first peaks are from where one sample's cell puts them.
 
-    Isolated lines that are strong enough are searched for in their neighbourhood; the
-    highest point may be off by half a width, the constants of the rise and the decay, and two
-    points of the grid.
-
-    Parameters
-    ----------
-    profile : shape (points,)
-        Without background.
-    label
-        One sample.
-
-    Returns
-    -------
-    shape (n,)
-        For each peak that was checked, those of the longest d first; 1 is just tolerated.
+    Over the tolerance, for each peak that was checked, those of the longest d first. In a profile
+    (points,) without background, isolated lines that are strong enough are searched for in their
+    neighbourhood; the highest point may be off by half a width, the constants of the rise and the
+    decay, and two points of the grid.
     """
     instrument, grid = campaign.instrument, campaign.grid
     phase = campaign.phases[int(label.phase[0])]
@@ -251,12 +226,8 @@ def drift(dataset: xr.Dataset, measured: NDArray[np.floating]) -> Finding:
 
     Square-rooted profiles of unit norm are compared with the span of the data's principal
     components; what is left over is a distance. Of the data set's profiles 99 % are nearer than
-    some distance; measured ones that are further off resemble nothing that is stored.
-
-    Parameters
-    ----------
-    measured : shape (m, points)
-        On the data set's grid, prepared as for a model.
+    some distance; measured ones, (m, points) on the data set's grid and prepared as for a model,
+    that are further off resemble nothing that is stored.
     """
     generator = np.random.default_rng(np.random.SeedSequence([0, 8]))
     rows = int(dataset.attrs["rows_per_chunk"])

@@ -31,36 +31,24 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The intensities of samples that are in both data sets, on the same grid.
+    """The intensities of samples that are in both data sets, on the same grid."""
 
-    ``common`` samples are in both. Of these ``compared``, chosen evenly, were compared, and
-    ``differing`` of them differ by more than SAME_INTENSITY. ``largest`` is the largest difference
-    at a point, over the maximum of the pattern (of the two, the higher).
-    """
-
-    common: int
-    compared: int
-    differing: int
-    largest: float
+    common: int  # samples in both
+    compared: int  # of these, chosen evenly
+    differing: int  # of these, by more than SAME_INTENSITY
+    largest: float  # difference at a point, over the maximum of the pattern (of two, the higher)
 
 
 @dataclass(frozen=True)
 class PhaseChange:
     """The samples of one phase, which is known by its name.
 
-    Attributes
-    ----------
-    crystal_system
-        If it changed, both.
-    both, only_old, only_new
-        Numbers of cells; those that differ by less than SAME_CELL are the same.
-    old_ranges, new_ranges
-        Lowest and highest value of each free parameter, in ångström and degrees; empty without
-        samples.
+    Cells that differ by less than SAME_CELL are the same. The ranges are the lowest and highest
+    value of each free parameter, in ångström and degrees; empty without samples.
     """
 
     phase: str
-    crystal_system: str
+    crystal_system: str  # if it changed, both
     both: int
     only_old: int
     only_new: int
@@ -71,27 +59,15 @@ class PhaseChange:
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed between two data sets.
+    """What changed between two data sets."""
 
-    Attributes
-    ----------
-    identical
-        Their content hashes, and with them all labels and intensities, are the same.
-    phases
-        The phases of both, in the order of their codes, the new ones last.
-    blocks, same_blocks
-        Blocks of the new data set, and how many of them are in the old one byte for byte.
-    intensities
-        Of the samples in both. None if there are none, the grids differ, or all is identical.
-    """
-
-    identical: bool
+    identical: bool  # their content hashes, and so all labels and intensities, are the same
     definition: tuple[Difference, ...]
-    phases: tuple[PhaseChange, ...]
+    phases: tuple[PhaseChange, ...]  # of both, in the order of their codes, the new ones last
     same_grid: bool
-    blocks: int
-    same_blocks: int
-    intensities: Comparison | None
+    blocks: int  # of the new data set
+    same_blocks: int  # of these, in the old one byte for byte
+    intensities: Comparison | None  # None if there are none, the grids differ, or all is identical
 
 
 def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPARED) -> Changes:
@@ -119,16 +95,14 @@ def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPAR
             for name, chosen in _chosen(counts, max_compared).items()
         }
     together = np.concatenate([np.empty(0), *differences.values()])
-    facts = [
-        _facts(dataset, campaign) for dataset, (_, campaign) in zip((old, new), sides, strict=True)
-    ]
+    before, after = _facts(old, sides[0][1]), _facts(new, sides[1][1])
     digests = [{row.tobytes() for row in dataset.block_sha256.values} for dataset in (old, new)]
     return Changes(
         identical=identical,
         definition=tuple(
-            Difference(what, facts[0].get(what), facts[1].get(what))
-            for what in facts[0] | facts[1]
-            if facts[0].get(what) != facts[1].get(what)
+            Difference(what, before.get(what), after.get(what))
+            for what in before | after
+            if before.get(what) != after.get(what)
         ),
         phases=tuple(
             _phase_change(name, *parts[name], len(pairs[name]), differences.get(name))
@@ -143,24 +117,22 @@ def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPAR
 
 @dataclass(frozen=True)
 class _Part:
-    """The samples of one phase in one data set: n rows, their cells (n, 6) in Å and degrees."""
+    """The samples of one phase in one data set."""
 
-    rows: NDArray[np.intp]
-    cells: NDArray[np.float64]
-    crystal_system: str | None
-    free_parameters: tuple[str, ...]
+    rows: NDArray[np.intp]  # (n,)
+    cells: NDArray[np.float64]  # (n, 6), in Å and degrees
+    crystal_system: str = ""
+    free_parameters: tuple[str, ...] = ()
 
 
 def _part(samples: Samples, campaign: Campaign, name: str) -> _Part:
     # By name: in another campaign the same phase may have another code.
     for code, phase in enumerate(campaign.phases):
         if phase.name == name:
-            rows = np.flatnonzero(samples.phase == code)
-            lattice = phase.lattice
-            return _Part(
-                rows, samples.cells[rows], lattice.crystal_system.name, lattice.free_parameters
-            )
-    return _Part(np.empty(0, np.intp), np.empty((0, 6)), None, ())
+            rows, lattice = np.flatnonzero(samples.phase == code), phase.lattice
+            system, free = lattice.crystal_system.name, lattice.free_parameters
+            return _Part(rows, samples.cells[rows], system, free)
+    return _Part(np.empty(0, np.intp), np.empty((0, 6)))
 
 
 def _same_cells(old: _Part, new: _Part) -> NDArray[np.intp]:

@@ -43,17 +43,10 @@ def measured_dataset(
     labels: Sequence[Label | None],
     code_commit: str,
 ) -> xr.Dataset:
-    """Return measurements on a campaign's grid as a data set.
+    """Return measurements on a campaign's grid as a data set of :mod:`bragg_data.store.schema`.
 
-    Parameters
-    ----------
-    labels
-        One for each measurement; None where nothing is known.
-
-    Returns
-    -------
-    The data set of :mod:`bragg_data.store.schema`, with ``sigma`` and ``covered`` over (sample,
-    tof), and the attribute ``measurements``: JSON, one :class:`MeasurementRecord` for each sample.
+    With ``sigma`` and ``covered`` over (sample, tof), and the attribute ``measurements``: JSON, one
+    :class:`MeasurementRecord` for each sample. A label is None where nothing is known.
     """
     count = len(measurements)
     phases = np.array([label.phase if label else _UNKNOWN for label in labels], np.int8)
@@ -74,14 +67,16 @@ def measured_dataset(
     blocks = [slice(low, low + _ROWS) for low in range(0, count, _ROWS)]
     sha256 = b"".join(schema.block_digest(samples[rows], intensity[rows]) for rows in blocks)
     digests = np.frombuffer(sha256, np.uint8).reshape(-1, schema.DIGEST_BYTES)
-    on_grid = ("sample", "tof")
-    deviation = {**schema.INTENSITY.attrs, "long_name": "standard deviation of intensity"}
+    sigma = np.stack([g.sigma for g in gridded]).astype(np.float32)
+    covered = np.stack([g.covered for g in gridded])
+    on_grid, attrs = ("sample", "tof"), dict(schema.INTENSITY.attrs)
+    deviation = {**attrs, "long_name": "standard deviation of intensity"}
     information = {"long_name": "where the measurement holds information"}
     dataset = dataset.assign(schema.bookkeeping(np.full(count, schema.DONE, np.int8), digests))
     return dataset.assign(
-        intensity=(on_grid, intensity, dict(schema.INTENSITY.attrs)),
-        sigma=(on_grid, np.stack([g.sigma for g in gridded]).astype(np.float32), deviation),
-        covered=(on_grid, np.stack([g.covered for g in gridded]), information),
+        intensity=(on_grid, intensity, attrs),
+        sigma=(on_grid, sigma, deviation),
+        covered=(on_grid, covered, information),
     ).assign_attrs(
         campaign=name,
         grid_campaign=campaign.name,
@@ -144,12 +139,7 @@ def write_measured(
     """Write a measured data set, with the profiles as they were read, and tag it.
 
     The same measurements under the same name are written once. ``tag`` is the next free NAME-vN
-    by default.
-
-    Raises
-    ------
-    StoreError
-        If the tag exists with other contents.
+    by default; raises `StoreError` if it exists with other contents.
     """
     name = str(dataset.attrs["campaign"])
     for known in store.tags():
@@ -207,11 +197,8 @@ def labels_from(
 ) -> list[Label | None]:
     """Match lines of a table of labels to measurements.
 
-    Parameters
-    ----------
-    rows
-        With ``file`` (its name), optionally ``bank``; ``phase`` or ``crystal_system``; and the free
-        parameters of the phase in ångström and degrees.
+    A line has ``file`` (its name), optionally ``bank``; ``phase`` or ``crystal_system``; and the
+    free parameters of the phase in ångström and degrees.
 
     Raises
     ------
@@ -220,11 +207,13 @@ def labels_from(
     """
     labels: list[Label | None] = [None] * len(measurements)
     for line, row in enumerate(rows, start=2):
+        file, bank = Path(str(row["file"])).name, row.get("bank")
+        any_bank = bank in (None, "")
         samples = [
             sample
-            for sample, measurement in enumerate(measurements)
-            if Path(measurement.profile.source).name == Path(str(row["file"])).name
-            and _same_bank(row.get("bank"), measurement.profile.bank)
+            for sample, profile in enumerate(measurement.profile for measurement in measurements)
+            if Path(profile.source).name == file
+            and (any_bank or profile.bank is None or str(bank).strip() == str(profile.bank))
         ]
         if not samples:
             named = f"{row['file']}, bank {row['bank']}," if row.get("bank") else row["file"]
@@ -245,11 +234,6 @@ def labels_from(
         for sample in samples:
             labels[sample] = label
     return labels
-
-
-def _same_bank(labelled: object, bank: int | None) -> bool:
-    """Return whether a label's bank, a number or its text, is a profile's; an unknown one fits."""
-    return labelled in (None, "") or bank is None or str(labelled).strip() == str(bank)
 
 
 def _phase_of(row: Mapping[str, Any], campaign: Campaign, line: int) -> int:

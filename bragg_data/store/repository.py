@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import icechunk
+import numpy as np
 import xarray as xr
 import zarr
 from filelock import FileLock
@@ -31,8 +32,7 @@ from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.store import schema
 
 # Groups on the branch of a data set: what is computed from it, measured profiles as they were read.
-FEATURES, NATIVE = "features", "native"
-_OTHER_GROUPS = (FEATURES, NATIVE)
+_OTHER_GROUPS = FEATURES, NATIVE = "features", "native"
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # A full disk, an exhausted quota and a limit on file sizes, and how Icechunk spells them.
@@ -61,23 +61,15 @@ class Tag:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set of a campaign: its simulator, how much of it is done, its tag if finished."""
+    """A data set: its simulator, how many samples are done, its tag, or the branch it is on yet."""
 
     simulator: str
     version: str
     done: int
     total: int
     tag: str | None
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """A data set that is not complete: how many of its samples are done."""
-
-    branch: str
-    done: int
-    total: int
-    failed_blocks: int
+    branch: str | None = None
+    failed_blocks: int = 0
 
 
 class Store:
@@ -162,43 +154,29 @@ class Store:
 
     def data_sets_of(self, campaign: Campaign, limit: int | None = None) -> list[DataSet]:
         """Return the data sets of a campaign (its first samples), by whichever simulator."""
-        data_sets = []
         with storage_errors(f"reading the data sets of {self.uri}"):
             # A tag stays when its branch goes on.
             tags = {tag.snapshot_id: tag.name for tag in self.tags()}.values()
-            sessions = {name: self.repository.readonly_session(tag=name) for name in tags}
-            sessions |= dict(self._open_branches())
-            for name, session in sessions.items():
-                for group in _groups(session):
-                    simulator = str(group.attrs["simulator"])
-                    version = str(group.attrs["simulator_version"])
-                    if campaign.identity(simulator, version, limit) == group.attrs["identity"]:
-                        status = open_dataset(session, group.basename).status.values
-                        done = int((status == schema.DONE).sum())
-                        tag = name if name in tags else None
-                        data_sets.append(DataSet(simulator, version, done, len(status), tag))
-        return data_sets
+            groups = [(self._group(tag), {"tag": tag}) for tag in tags]
+            groups += [(group, {"branch": branch}) for branch, group in self._open_branches()]
+            return [
+                _data_set(group, **where)
+                for group, where in groups
+                if campaign.identity(*_simulator_of(group), limit) == group.attrs["identity"]
+            ]
 
-    def unfinished(self) -> list[Unfinished]:
+    def unfinished(self) -> list[DataSet]:
         """Return the data sets that have no tag yet."""
-        unfinished = []
         with storage_errors(f"reading the branches of {self.uri}"):
-            for branch, session in self._open_branches():
-                for group in _groups(session):
-                    status = open_dataset(session, group.basename).status.values
-                    done = int((status == schema.DONE).sum())
-                    failed = len(cast("dict[str, str]", group.attrs.get("failures", {})))
-                    unfinished.append(Unfinished(branch, done, len(status), failed))
-        return unfinished
+            return [_data_set(group, branch=branch) for branch, group in self._open_branches()]
 
-    def _open_branches(self) -> Iterator[tuple[str, Session]]:
-        """Yield the branches whose data set has no tag; after a tag, features may follow."""
+    def _open_branches(self) -> Iterator[tuple[str, zarr.Group]]:
+        """Yield branch and group of data sets without a tag; after a tag, features may follow."""
         tagged = {self._group(tag.name).attrs.get("content_hash") for tag in self.tags()}
         for branch in sorted(self.repository.list_branches() - {"main"}):
-            session = self.repository.readonly_session(branch=branch)
-            groups = list(_groups(session))
+            groups = list(_groups(self.repository.readonly_session(branch=branch)))
             if not any(group.attrs.get("content_hash", "") in tagged for group in groups):
-                yield branch, session
+                yield from ((branch, group) for group in groups)
 
     def branch_of(self, dataset: xr.Dataset) -> str:
         """Return the branch of an opened data set."""
@@ -268,10 +246,7 @@ def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
 def verify(dataset: xr.Dataset) -> str:
     """Return the content hash of a data set, recomputed from its labels and intensities.
 
-    Raises
-    ------
-    StoreError
-        If the contents of a block, or of the whole, are not those that were written.
+    Raises `StoreError` if the contents of a block, or of the whole, are not what was written.
     """
     rows, n = int(dataset.attrs["rows_per_chunk"]), dataset.sizes["sample"]
     samples = schema.samples_of(dataset)
@@ -300,6 +275,17 @@ def open_dataset(session: Session, group: str) -> xr.Dataset:
     # Without chunks xarray reads lazily by itself, and nobody needs dask.
     dataset: xr.Dataset = xr.open_zarr(session.store, group=group, consolidated=False, chunks=None)
     return dataset
+
+
+def _simulator_of(group: zarr.Group) -> tuple[str, str]:
+    return str(group.attrs["simulator"]), str(group.attrs["simulator_version"])
+
+
+def _data_set(group: zarr.Group, tag: str | None = None, branch: str | None = None) -> DataSet:
+    status = np.asarray(cast("zarr.Array[Any]", group["status"])[:])
+    done = int((status == schema.DONE).sum())
+    failed = len(cast("dict[str, str]", group.attrs.get("failures", {})))
+    return DataSet(*_simulator_of(group), done, len(status), tag, branch, failed)
 
 
 def _groups(session: Session) -> Iterator[zarr.Group]:

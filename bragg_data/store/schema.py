@@ -79,16 +79,9 @@ _ATTRIBUTES = ("schema_version", *_TEXTS, *_HASHES, *_PROVENANCE, *_STORED)
 def labelled(
     campaign: Campaign, samples: Samples, simulator: str, version: str, code_commit: str
 ) -> xr.Dataset:
-    """Return a data set that has everything but its intensities.
+    """Return a data set that has everything but its intensities, which a simulator computes.
 
-    Parameters
-    ----------
-    simulator, version, code_commit
-        What computes the intensities, and the commit of the code that runs.
-
-    Returns
-    -------
-    Coordinates and labels over the dimensions sample (n), tof and parameter (6).
+    Coordinates and labels are over the dimensions sample (n), tof and parameter (6).
     """
     masks = np.array([phase.lattice.free_mask for phase in campaign.phases])
     values: dict[str, NDArray[Any]] = {
@@ -104,21 +97,19 @@ def labelled(
         for name, spec in (COORDINATES | LABELS).items()
     }
     variables["phase"][2].update(_phase_flags(campaign))
-    return xr.Dataset(
-        variables,
-        attrs={
-            "schema_version": SCHEMA_VERSION,
-            "campaign": campaign.name,
-            "simulator": simulator,
-            "simulator_version": version,
-            "code_commit": code_commit,
-            **_hashes(campaign),
-            "campaign_toml": campaign.toml,
-            # JSON in a string: an attribute of NetCDF cannot be a mapping.
-            "cifs": json.dumps(dict(campaign.cifs)),
-            "instrument_instprm": campaign.instprm,
-        },
-    )
+    attrs = {
+        "schema_version": SCHEMA_VERSION,
+        "campaign": campaign.name,
+        "simulator": simulator,
+        "simulator_version": version,
+        "code_commit": code_commit,
+        **_hashes(campaign),
+        "campaign_toml": campaign.toml,
+        # JSON in a string: an attribute of NetCDF cannot be a mapping.
+        "cifs": json.dumps(dict(campaign.cifs)),
+        "instrument_instprm": campaign.instprm,
+    }
+    return xr.Dataset(variables, attrs=attrs)
 
 
 def bookkeeping(status: NDArray[np.int8], digests: NDArray[np.uint8]) -> dict[str, xr.Variable]:
@@ -146,12 +137,9 @@ def _sha256(data: bytes) -> str:
 
 
 def campaign_of(dataset: xr.Dataset) -> Campaign:
-    """Return the campaign that a data set was made from, rebuilt from its attributes.
+    """Return the campaign of a data set, rebuilt from its attributes.
 
-    Raises
-    ------
-    SchemaError
-        If an attribute that it needs is missing.
+    Raises `SchemaError` if an attribute that it needs is missing.
     """
     try:
         texts = [dataset.attrs[name] for name in _TEXTS[1:]]
@@ -170,10 +158,9 @@ def block_digest(samples: Samples, intensity: NDArray[np.float32]) -> bytes:
     alpha, beta, gamma; crystal_system (n) as int8; phase (n) as int8; intensity (n, points) as
     float32.
     """
-    digest = hashlib.sha256()
-    digest.update(np.ascontiguousarray(samples.cells, dtype="<f8").data)
-    digest.update(np.ascontiguousarray(samples.crystal_system, dtype="i1").data)
-    digest.update(np.ascontiguousarray(samples.phase, dtype="i1").data)
+    digest = hashlib.sha256(np.ascontiguousarray(samples.cells, dtype="<f8").data)
+    for codes in (samples.crystal_system, samples.phase):
+        digest.update(np.ascontiguousarray(codes, dtype="i1").data)
     digest.update(np.ascontiguousarray(intensity, dtype="<f4").data)
     return digest.digest()
 
@@ -245,32 +232,26 @@ def _check_layout(dataset: xr.Dataset, campaign: Campaign) -> None:
         odd = ", ".join(sorted(set(map(str, dataset.variables)) ^ set(expected)))
         raise SchemaError(f"The data set's variables differ from the schema's: {odd}.")
     for name, spec in expected.items():
-        variable = dataset.variables[name]
+        stored = dataset.variables[name]
         attrs = dict(spec.attrs) | (_phase_flags(campaign) if name == "phase" else {})
-        for what, actual, expected_value in (
-            ("dimensions", variable.dims, spec.dims),
-            ("dtype", str(variable.dtype), spec.dtype),
-            ("attributes", dict(variable.attrs), attrs),
+        actual = stored.dims, str(stored.dtype), dict(stored.attrs)
+        required = spec.dims, spec.dtype, attrs
+        for what, is_, should in zip(
+            ("dimensions", "dtype", "attributes"), actual, required, strict=True
         ):
-            if actual != expected_value:
-                raise SchemaError(
-                    f"'{name}' has {what} {actual}; the schema requires {expected_value}."
-                )
+            if is_ != should:
+                raise SchemaError(f"'{name}' has {what} {is_}; the schema requires {should}.")
     rows, n = int(dataset.attrs["rows_per_chunk"]), dataset.sizes["sample"]
-    sizes = {
-        "sample": n,
-        "tof": campaign.grid.points,
-        "parameter": 6,
-        "block": -(-n // rows),
-        "digest_byte": DIGEST_BYTES,
-    }
+    points = campaign.grid.points
+    sizes = {"sample": n, "tof": points, "parameter": 6}
+    sizes |= {"block": -(-n // rows), "digest_byte": DIGEST_BYTES}
     if dict(dataset.sizes) != sizes or n == 0:
         raise SchemaError(f"The data set has sizes {dict(dataset.sizes)}; {sizes} are expected.")
     chunks = dataset.variables["intensity"].encoding.get("chunks")
-    if chunks != (rows, campaign.grid.points):
+    if chunks != (rows, points):
         raise SchemaError(
-            f"'intensity' is stored in chunks {chunks}; {(rows, campaign.grid.points)} is "
-            f"expected, because a chunk is the unit of work."
+            f"'intensity' is stored in chunks {chunks}; {(rows, points)} is expected, because a "
+            f"chunk is the unit of work."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -11,41 +11,16 @@ from icechunk.session import ForkSession
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign, Samples
-from bragg_data.store import schema
+from bragg_data.store import repository, schema
 from bragg_data.store.block_writer import BlockResult, BlockWriter, create_group, write_chunk
-from bragg_data.store.repository import (
-    Store,
-    StoreError,
-    Tag,
-    branch_name,
-    open_dataset,
-    storage_errors,
-)
-
-
-@dataclass(frozen=True)
-class RunProvenance:
-    """What one run of a simulation records; where runs of a data set differ, all are kept.
-
-    ``call_path`` says how GSAS-II is called; it is empty for other simulators.
-    """
-
-    code_commit: str = "unknown"
-    call_path: str = ""
-
-
-_DEFAULT_RUN = RunProvenance()
+from bragg_data.store.repository import Store, StoreError, Tag, storage_errors
 
 
 class Writer(BlockWriter):
     """A data set that is being written; see :class:`~bragg_data.store.block_writer.BlockWriter`.
 
-    Parameters
-    ----------
-    campaign, simulator, version, limit
-        The data set; see :meth:`bragg_data.campaign.Campaign.identity`.
-    run
-        Provenance of this run.
+    It is that of :meth:`bragg_data.campaign.Campaign.identity`. ``provenance`` is of this run:
+    ``code_commit``, and ``call_path``, which is how GSAS-II is called.
     """
 
     def __init__(
@@ -56,34 +31,35 @@ class Writer(BlockWriter):
         version: str,
         *,
         limit: int | None = None,
-        run: RunProvenance = _DEFAULT_RUN,
+        provenance: Mapping[str, str] | None = None,
     ) -> None:
         self.campaign = campaign
         self.samples = campaign.samples[slice(limit)]
         self.identity = campaign.identity(simulator, version, limit)
-        self._simulator, self._version, self._run = simulator, version, run
-        branch = branch_name(campaign.name, self.identity)
+        self._simulator, self._version = simulator, version
+        branch = repository.branch_name(campaign.name, self.identity)
         super().__init__(
             store,
             branch,
             campaign.name,
             len(self.samples),
             lock=branch,
-            provenance={name: value for name, value in asdict(run).items() if value},
+            provenance={"code_commit": "unknown", **(provenance or {})},
         )
 
     def _create(self) -> None:
-        repository = self.store.repository
-        if self.branch not in repository.list_branches():
+        repo = self.store.repository
+        if self.branch not in repo.list_branches():
             # main is never committed to, so that each branch begins empty.
-            repository.create_branch(self.branch, repository.lookup_branch("main"))
-        session = repository.writable_session(self.branch)
+            repo.create_branch(self.branch, repo.lookup_branch("main"))
+        session = repo.writable_session(self.branch)
         if self.group in zarr.open_group(session.store, mode="a"):
             return
         rows = self.campaign.rows_per_chunk(self._simulator)
         n, points = len(self.samples), self.campaign.grid.points
+        commit = self._provenance["code_commit"]
         dataset = schema.labelled(
-            self.campaign, self.samples, self._simulator, self._version, self._run.code_commit
+            self.campaign, self.samples, self._simulator, self._version, commit
         ).assign_attrs(identity=self.identity, rows_per_chunk=rows)
         create_group(session, self.group, dataset, "intensity", (n, points), schema.INTENSITY)
         session.commit(f"create {self.group}: {n} samples, {self._simulator} {self._version}")
@@ -110,9 +86,9 @@ class Writer(BlockWriter):
         StoreError
             If the tag exists.
         """
-        repository = self.store.repository
+        repo = self.store.repository
         with storage_errors(f"tagging in {self.store.uri}"), self.store.committing():
-            session = repository.writable_session(self.branch)
+            session = repo.writable_session(self.branch)
             group = zarr.open_group(session.store, path=self.group, mode="r+")
             known = group.attrs.get("content_hash")
             group.attrs["content_hash"] = schema.content_hash(self.identity, self._digests)
@@ -120,39 +96,30 @@ class Writer(BlockWriter):
             from bragg_data.store.checks import check
 
             # Workers have checked the intensities.
-            for finding in check(open_dataset(session, self.group), intensities=False):
+            dataset = repository.open_dataset(session, self.group)
+            for finding in check(dataset, intensities=False):
                 if finding.hard and not finding.passed:
                     raise schema.SchemaError(finding.message)
             name = tag or self.store.next_tag(self.campaign.name)
             self.store.check_new_tag(name)
             if known == group.attrs["content_hash"]:
                 # A run before this one died between its last commit and the tag.
-                snapshot = repository.lookup_branch(self.branch)
+                snapshot = repo.lookup_branch(self.branch)
             else:
                 snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
-            repository.create_tag(name, snapshot)
+            repo.create_tag(name, snapshot)
         return self.store.tag(name)
 
 
 def write_block(
     fork: ForkSession, group: str, block: int, samples: Samples, intensity: NDArray[np.float32]
 ) -> BlockResult:
-    """Write one block through a fork; this is what workers do.
+    """Write the samples and patterns (n, points) of a block through a fork, as workers do.
 
-    Parameters
-    ----------
-    fork
-        From :meth:`~bragg_data.store.block_writer.BlockWriter.fork`; it is returned in the result,
-        to be committed there.
-    samples, intensity : intensity of shape (n, points)
-        The block's samples and patterns. If one is not finite, nothing is written.
+    The fork is returned in the result, to be committed. If a pattern is not finite, nothing is
+    written.
 
-    Raises
-    ------
-    DiskFullError
-        If there is no room: the other blocks would find none either.
-    StoreError
-        If the chunk cannot be written for another reason.
+    Raises what :func:`~bragg_data.store.block_writer.write_chunk` raises.
     """
     bad = ~np.isfinite(intensity).all(axis=1)
     if bad.any():

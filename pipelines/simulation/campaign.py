@@ -23,7 +23,7 @@ from bragg_data.simulation import kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options, PatternsError
 from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, Store, Tag, storage_errors
-from bragg_data.store.simulated import RunProvenance, Writer
+from bragg_data.store.simulated import Writer
 from pipelines.cli.console import Progress, duration, print_rows, say
 from pipelines.cli.options import ClusterOptions
 from pipelines.cluster.blocks import do_blocks, failures_text
@@ -92,9 +92,13 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
             recipe = _chosen_recipe(job, simulator, existing, client)
         if recipe.simulator == "kinematic":
             _check_first_patterns(recipe, job.campaign)
-        call_path = recipe.gsas2.call_path if recipe.simulator == "gsas2" else ""
-        run, by = RunProvenance(code_commit(), call_path), (recipe.simulator, recipe.version)
-        writer = stack.enter_context(Writer(store, job.campaign, *by, limit=job.limit, run=run))
+        provenance = {"code_commit": code_commit()}
+        if recipe.simulator == "gsas2":
+            provenance["call_path"] = recipe.gsas2.call_path
+        by = recipe.simulator, recipe.version
+        writer = stack.enter_context(
+            Writer(store, job.campaign, *by, limit=job.limit, provenance=provenance)
+        )
         missing = len(writer.missing())
         _print_plan(job.campaign, recipe, store, writer, missing)
         try:

@@ -19,7 +19,7 @@ from bragg_data.simulation.kinematic import Simulator
 from bragg_data.store import diff as module
 from bragg_data.store.diff import Changes, Comparison, Difference, changes
 from bragg_data.store.repository import Store
-from bragg_data.store.simulated import RunProvenance, Writer, write_block
+from bragg_data.store.simulated import Writer, write_block
 from pipelines.cli.console import run
 from pipelines.diff import app
 
@@ -252,7 +252,7 @@ def test_the_same_contents_from_other_code(
 ) -> None:
     other = Store(tmp_path / "store", create=True)
     commented = replace(small_campaign, toml=small_campaign.toml + "# a remark\n")
-    write(other, commented, "again", run=RunProvenance("c0ffee"))
+    write(other, commented, "again", provenance={"code_commit": "c0ffee"})
     difference = changes(store.open(TAG), other.open("again"))
     assert difference.identical
     assert difference.same_blocks == BLOCKS

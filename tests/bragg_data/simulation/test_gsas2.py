@@ -22,7 +22,7 @@ from bragg_data.simulation.gsas2 import Gsas2Error, Gsas2Options, PatternsError,
 from bragg_data.simulation.gsas2_process import commit_of_repository, operations_of, setting
 from bragg_data.store import schema
 from bragg_data.store.repository import Store, open_dataset, verify
-from bragg_data.store.simulated import BlockResult, RunProvenance, Writer, write_block
+from bragg_data.store.simulated import BlockResult, Writer, write_block
 from pipelines.simulation.worker import build_simulator, recipe_of, simulate_block
 from tests import fake_gsas2
 from tests.tiny_campaign import tiny_campaign
@@ -179,15 +179,13 @@ def test_failed_patterns_are_recorded_in_the_store(tmp_path):
     samples.cells[3] = [fake_gsas2.FAILING] * 3 + [90] * 3
     samples.phase[3] = samples.crystal_system[3] = 0
     campaign.__dict__["samples"] = samples
-    with Writer(
-        store, campaign, "gsas2", "1, fake", run=RunProvenance(call_path="memory")
-    ) as writer:
+    with Writer(store, campaign, "gsas2", "1, fake", provenance={"call_path": "memory"}) as writer:
         result = simulate_block(recipe, writer.group, 0, writer.samples, writer.fork())
         assert result.status.tolist() == [schema.PENDING] * 3 + [schema.FAILED]
         assert result.final  # it would refuse that cell again
         writer.commit([result])
     with Writer(
-        store, campaign, "gsas2", "1, fake", run=RunProvenance(call_path="scripting")
+        store, campaign, "gsas2", "1, fake", provenance={"call_path": "scripting"}
     ) as writer:
         assert writer.missing() == [0]
         assert writer.failures == {

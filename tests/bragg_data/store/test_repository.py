@@ -23,7 +23,7 @@ from bragg_data.store.repository import (
     verify,
 )
 from bragg_data.store.schema import campaign_of
-from bragg_data.store.simulated import BlockResult, RunProvenance, Writer, write_block
+from bragg_data.store.simulated import BlockResult, Writer, write_block
 from tests.tiny_campaign import tiny_campaign, tiny_patterns
 
 
@@ -107,7 +107,7 @@ def test_content_hash_follows_its_documented_layout(tmp_path, campaign):
 
 
 def test_content_hash_ignores_order_interruptions_and_place(tmp_path, campaign):
-    fill(tmp_path / "one", campaign, run=RunProvenance("abc"))
+    fill(tmp_path / "one", campaign, provenance={"code_commit": "abc"})
     with Writer(Store(tmp_path / "two", create=True), campaign, "kinematic", "0") as writer:
         assert writer.n_blocks == 9
         write(writer, [7, 2])
@@ -191,9 +191,11 @@ def test_a_block_is_a_whole_chunk(tmp_path, campaign):
 def test_code_commits_of_all_runs_are_recorded(tmp_path, campaign):
     store = Store(tmp_path / "store", create=True)
     for commit, blocks in (("aaa", [0, 1]), ("bbb", [2]), ("aaa", list(range(3, 9)))):
-        with Writer(store, campaign, "kinematic", "0", run=RunProvenance(commit)) as writer:
+        with Writer(
+            store, campaign, "kinematic", "0", provenance={"code_commit": commit}
+        ) as writer:
             write(writer, blocks)
-    with Writer(store, campaign, "kinematic", "0", run=RunProvenance("aaa")) as writer:
+    with Writer(store, campaign, "kinematic", "0", provenance={"code_commit": "aaa"}) as writer:
         writer.finish()
     assert store.open("tiny-v1").attrs["code_commit"] == "aaa bbb"
 
