@@ -37,7 +37,7 @@ Each run trains one model, or compares all of them (`evaluation`).
 | `draws/all/mse_paper` | eq. (1) of the paper on held-out draws of measured-looking profiles, the same for all models: squared errors of a and c (Å²) and alpha (rad²) added, mean. Compare models by this one. |
 | `test/all/mse_paper` | the same on the simulated test samples, without noise and background; `robust` is not scored there |
 | `draws_test/all/mse_paper` | the same on the larger set of draws that versions of `robust` are compared by |
-| `measured/all/mse_paper` | the same on measured profiles |
+| `measured/all/mse_paper` | the same on the measured profiles of the last `validate`, which the tag `measured` names |
 | `…/all/wrong` | number of profiles whose crystal system is wrong |
 | `…/all/mae_a`, `mae_c`, `mae_alpha` | mean absolute error in Å and ° where the parameter is free |
 | `…/SYSTEM/…` | the same for one crystal system |

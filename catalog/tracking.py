@@ -130,6 +130,18 @@ class Tracking:
         self.client.update_run(run_id, status="RUNNING")
         return self._ended(Run(self, run_id, entity.info.experiment_id), watch=True, again=True)
 
+    def training_run(self, run_id: str, model: str) -> Run | None:
+        """Return the run that trained a model, by its name; None if it is gone or trained another.
+
+        A proposal network is registered from the run of the network that it belongs to.
+        """
+        try:
+            entity = self.client.get_run(run_id)
+        except MlflowException:
+            return None
+        same = entity.data.tags.get("model") == model
+        return Run(self, run_id, entity.info.experiment_id) if same else None
+
     @contextmanager
     def _ended(self, run: Run, *, watch: bool, again: bool = False) -> Iterator[Run]:
         status = "FAILED"

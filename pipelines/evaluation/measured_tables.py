@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.refinement.linear_fit import fit_cells
-from bragg_models.metrics import prediction_sets
+from bragg_models.metrics import errors, prediction_sets, summary
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
 from pipelines.cli.style import UNITS
@@ -192,6 +192,18 @@ def validation_json(validation: Validation, name: str) -> Mapping[str, Any]:
 def validation_metrics(validation: Validation) -> Mapping[str, Any]:
     """Return the finite scores as nested numbers, for MLflow."""
     return {slug(score.label): tables.finite(score.groups) for score in validation.scores}
+
+
+def pooled_metrics(validations: Sequence[Validation], label: str) -> Mapping[str, Any]:
+    """Return the finite scores of a model on the profiles of several sets, as nested numbers."""
+    (key,) = (key for key, name in validations[0].labels.items() if name == label)
+    total, *further = (
+        errors(v.targets, v.labelled.phase, v.labelled.cells, *v.predictions[key])
+        for v in validations
+    )
+    scores = summary(validations[0].targets, sum(further, total))
+    scores["all"]["wrong"] = round((1 - scores["all"]["accuracy"]) * scores["all"]["n"])
+    return tables.finite(scores)
 
 
 def validation_figures(validation: Validation, campaign: Campaign) -> dict[str, Figure]:

@@ -113,9 +113,7 @@ def run_validation(
         f"of ten of the number before them\n- {EQUATION_1}\n"
     )
     validator = _Validator(settings, report, dataset, labels, targets, chosen, predictors)
-    if sets:
-        validator.validate_sets(sets)
-        say(EQUATION_1)
+    results = validator.validate_sets(sets) if sets else []
     if options.requested:
         validator.evaluate_draws(tracking, bank)
     tags = {"data": str(attrs["tag"]), "snapshot_id": str(attrs["snapshot_id"])}
@@ -131,6 +129,8 @@ def run_validation(
             for label, figure in pages.items():
                 path = f"{measured_tables.slug(name)}/{measured_tables.slug(label)}.png"
                 run.log_figure(figure, f"figures/{path}")
+    if results:
+        _log_to_training_runs(tracking, chosen, results)
     return report
 
 
@@ -165,8 +165,8 @@ class _Validator:
         models += [evaluated_model(c, self.predictors[c.label]) for c in self.chosen]
         return measured.validate(labelled, self.targets, models, self.settings.bootstrap)
 
-    def validate_sets(self, sets: Sequence[measured.LabelledProfiles]) -> None:
-        """Add the results on labelled profiles."""
+    def validate_sets(self, sets: Sequence[measured.LabelledProfiles]) -> list[measured.Validation]:
+        """Add the results on labelled profiles, and return them."""
         campaign, report, library = self.campaign, self.report, None
         matches: Sequence[Matches | None] = [None] * len(sets)
         # All refinements come before the tables.
@@ -186,6 +186,7 @@ class _Validator:
                     }
                     for labelled, m in zip(sets, searched, strict=True)
                 ]
+        results = []
         for labelled, m, fit in zip(sets, matches, fits, strict=True):
             result = self.result_of(labelled, m, fit)
             report.add(*measured_tables.validation_tables(result, campaign.name))
@@ -197,6 +198,9 @@ class _Validator:
             report.figures[labelled.name] = measured_tables.validation_figures(result, campaign)
             if self.settings.paper_preprocessing:
                 self.add_paper_preprocessing(labelled, library)
+            results.append(result)
+        say(EQUATION_1)
+        return results
 
     def add_paper_preprocessing(
         self, labelled: measured.LabelledProfiles, library: PatternLibrary | None
@@ -247,6 +251,23 @@ class _Validator:
                     tables.append(draws.convergence_table(client, model, count, phases))
                 for table in tables:
                     self.report.add(replace(table, title=f"{c.label}: {table.title}"))
+
+
+def _log_to_training_runs(
+    tracking: Tracking, models: Sequence[Candidate], results: Sequence[measured.Validation]
+) -> None:
+    """Log the models' scores to the runs that trained them, where they can be compared.
+
+    The sets count as one; those whose calibration was not given are left out, unless there are no
+    others.
+    """
+    pooled = [r for r in results if r.labelled.calibrated] or results
+    for c in models:
+        run = tracking.training_run(c.version.run_id, c.model)
+        if run is not None:
+            run.log_metrics({MEASURED_METRICS: measured_tables.pooled_metrics(pooled, c.label)})
+            names = ", ".join(r.labelled.name for r in pooled)
+            tracking.client.set_tag(run.id, MEASURED_METRICS, names)
 
 
 def _labelled_sets(

@@ -84,12 +84,6 @@ class SimulatedMeasurements:
         point = np.arange(self.profiles.shape[1])
         return np.asarray((point >= self.span[:, :1]) & (point < self.span[:, 1:]))
 
-    def first_of_each_phase(self, count: int) -> SimulatedMeasurements:
-        """Return the first profiles of each phase."""
-        codes = np.unique(self.phase)
-        rows = np.concatenate([np.flatnonzero(self.phase == code)[:count] for code in codes])
-        return SimulatedMeasurements(*(values[rows] for values in vars(self).values()))
-
 
 def draw_on_cluster(
     client: Client, campaign: Campaign, per_phase: int, purpose: Purpose, seed: int

@@ -1,8 +1,7 @@
 """The test of a trained model: on stored samples and on simulated measurements.
 
 Models for simulated profiles are scored on the test samples of their split (metrics ``test/…``),
-and every model on the same simulated measurements (``draws/…``), so that these can be compared; the
-guided network, whose search is slow on noise, on the first of them.
+and every model on the same simulated measurements (``draws/…``), so that these can be compared.
 """
 
 from __future__ import annotations
@@ -50,8 +49,6 @@ from pipelines.training.recipes.paper import reconstructed_profiles
 from pipelines.training.stage import FittedModel, TrainingContext
 
 _MEAN_CELL = "constant (mean cell)"
-# Its search ends where a noiseless pattern is met; on noise it goes through all its starts.
-_SLOW_ON_NOISE = ("guided",)
 
 Prediction = tuple[NDArray[np.integer], NDArray[np.float64]]
 """Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees."""
@@ -140,10 +137,7 @@ def test_model(
     """
     provenance, targets = predictor.provenance, context.targets
     model = provenance.model
-    draws = _draws(context, presets.comparison_draws)
-    if model in _SLOW_ON_NOISE:
-        draws = draws.first_of_each_phase(presets.search_draws)
-    on_draws_test = draws_test(context, draws)
+    on_draws_test = draws_test(context, _draws(context, presets.comparison_draws))
     on_draws = score_model(predictor, on_draws_test)
     metrics = {"draws": on_draws.scores}
     library: dict[str, Prediction] = {}

@@ -145,11 +145,10 @@ class Presets:
     # By the name of the model and of the preset.
     networks: Mapping[str, Mapping[str, Preset]] = field(default_factory=lambda: PRESETS)
     forests: Mapping[str, ForestPreset] = field(default_factory=lambda: FOREST_PRESETS)
-    # Simulated measurements of each phase that models for measured profiles are tested on, that
-    # every model is scored on, and of these the first, that the guided network is scored on.
+    # Simulated measurements of each phase that models for measured profiles are tested on, and
+    # that every model is scored on: the guided network's search takes a second for each of these.
     test_draws: int = 1000
-    comparison_draws: int = 200
-    search_draws: int = 20
+    comparison_draws: int = 20
 
     def check(self, model: str, preset: str) -> None:
         """Refuse, with a `TrainError` that names those it has, a preset that a model lacks."""

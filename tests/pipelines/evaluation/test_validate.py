@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +195,44 @@ def test_figures_and_results_are_logged(written: tuple[Path, str], tracking: Tra
 
 
 @pytest.mark.slow
+def test_the_run_of_a_model_can_be_sorted_by_all_three_kinds_of_profiles(
+    written: tuple[Path, str], tracking: Tracking
+) -> None:
+    """As MLflow's pages do, by the columns of the shared view."""
+    out, _ = written
+    version = registry.find(tracking, "models:/small@champion")
+    calibrated = json.loads((out / "validation.json").read_text())[0]
+    scored = calibrated["models"]["multitask"]["groups"]
+    run = tracking.client.get_run(version.run_id)
+    for group, values in scored.items():
+        for name in ("n", "mse_paper", "accuracy"):
+            logged = run.data.metrics[f"measured/{group}/{name}"]
+            assert logged == pytest.approx(values[name], rel=1e-6)
+    assert run.data.metrics["measured/all/wrong"] == scored["all"]["wrong"]
+    assert run.data.tags["measured"] == "experiment, calibration given"
+    assert run.info.status == "FINISHED"
+    view = tracking.client.get_experiment(run.info.experiment_id).tags
+    packed = view["mlflow.sharedViewState.models"].partition(";")[2]
+    columns = json.loads(zlib.decompress(base64.b64decode(packed)))["selectedColumns"]
+    for kind in ("test", "draws", "measured"):
+        column = f"metrics.`{kind}/all/mse_paper`"
+        assert column in columns
+        first = tracking.client.search_runs([run.info.experiment_id], order_by=[f"{column} ASC"])[0]
+        assert first.info.run_id == version.run_id, kind
+
+
+@pytest.mark.slow
+def test_measured_scores_are_not_logged_to_the_run_of_another_model(tracking: Tracking) -> None:
+    """A proposal network is registered from the run of its network."""
+    version = registry.find(tracking, "models:/small@champion")
+    assert tracking.training_run(version.run_id, "perceptron") is None
+    assert tracking.training_run("0" * 32, "multitask") is None
+    run = tracking.training_run(version.run_id, "multitask")
+    assert run is not None
+    assert run.id == version.run_id
+
+
+@pytest.mark.slow
 def test_a_measured_data_set_with_labels_is_taken_by_itself(
     small_store: Store,
     small_campaign: Campaign,
@@ -233,6 +273,9 @@ def test_a_measured_data_set_with_labels_is_taken_by_itself(
     result = CliRunner().invoke(validate.app, store, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "mine-v1, 1 profile" in result.output
+    run = tracking.client.get_run(registry.find(tracking, "models:/small@champion").run_id)
+    assert run.data.metrics["measured/all/n"] == 1
+    assert run.data.tags["measured"] == "mine-v1"
     take_in("other", "batio3-nomad")
     with pytest.raises(EvaluateError, match="on the grid of campaign batio3-nomad"):
         CliRunner().invoke(validate.app, store, catch_exceptions=False)
