@@ -13,7 +13,6 @@ with to that of this project.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -22,9 +21,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -136,21 +136,25 @@ def write_campaign(case: Case, measured: Path, directory: Path) -> None:
         (directory / "converted.instprm").write_text(converted(calibration, case.ikeda).instprm)
     (directory / "campaign.instprm").write_text(calibration.instprm)
     start, step, points = case.grid
-    toml = (
-        f'name = "{case.name}"\nseed = 1\nsampling = "sobol"\n'
-        f'[instrument]\nfile = "campaign.instprm"\n'
-        f"[tof]\nstart = {start}\nrelative_step = {step}\npoints = {points}\n"
-        f"[broadening]\nmicrostrain = {case.microstrain}\n"
-    )
+    toml = f"""name = "{case.name}"
+seed = 1
+sampling = "sobol"
+instrument.file = "campaign.instprm"
+tof = {{ start = {start}, relative_step = {step}, points = {points} }}
+broadening.microstrain = {case.microstrain}
+"""
     for phase in case.phases:
-        ends = {name: (0.97 * value, 1.03 * value) for name, value in phase.known.items()}
-        cell = "".join(
-            f"{n} = {{ low = {low:.5f}, high = {high:.5f} }}\n" for n, (low, high) in ends.items()
+        ranges = "\n".join(
+            f"cell.{name} = {{ low = {0.97 * value:.5f}, high = {1.03 * value:.5f} }}"
+            for name, value in phase.known.items()
         )
-        toml += (
-            f'[[phases]]\nname = "{phase.name}"\ncif = "{phase.name}.cif"\n'
-            f"samples = {1000 if len(phase.known) == 1 else 3000}\n[phases.cell]\n{cell}"
-        )
+        toml += f"""
+[[phases]]
+name = "{phase.name}"
+cif = "{phase.name}.cif"
+samples = {1000 if len(phase.known) == 1 else 3000}
+{ranges}
+"""
         gamma = 120 if phase.name == "hexagonal" else 90
         (directory / f"{phase.name}.cif").write_text(
             f"data_{phase.name}\n_symmetry_space_group_name_H-M '{phase.group}'\n"
@@ -351,20 +355,19 @@ def explain(case: Case, measured: Path, directory: Path, table: Table, axis: Axe
     return sentence
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("measured", type=Path, help="folder of the measured profiles")
-    parser.add_argument("--work", type=Path, help="default: a temporary directory")
-    parser.add_argument("--json", type=Path, help="write everything there")
-    parser.add_argument("--figures", type=Path, help="default: in the work directory")
-    options = parser.parse_args()
+def main(
+    measured: Annotated[Path, typer.Argument(help="Folder of the measured profiles.")],
+    work: Annotated[Path | None, typer.Option(help="By default a temporary directory.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write everything there.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="By default in the work directory.")] = None,
+) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
-        figures = options.figures or work / "figures"
+        work = work or Path(temporary)
+        figures = figures or work / "figures"
         figures.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
         for case in CASES:
-            rows += predict(case, options.measured, work / case.name, figures)
+            rows += predict(case, measured, work / case.name, figures)
             console.print(f"{case.name}: seconds {rows[-1]['seconds']}", soft_wrap=True)
         show(rows)
         for warning in dict.fromkeys(text for row in rows for text in row["warned"]):
@@ -373,15 +376,15 @@ def main() -> None:
         table = Table(*headings, title="From the known cell, under other calibrations")
         figure = Figure(figsize=(12, 8), layout="constrained")
         places = zip(CASES, figure.subplots(2, 2).ravel(), strict=True)
-        causes = [explain(c, options.measured, work / c.name, table, axis) for c, axis in places]
+        causes = [explain(c, measured, work / c.name, table, axis) for c, axis in places]
         console.print(table)
         for cause in causes:
             console.print(cause, soft_wrap=True)
         figure.savefig(figures / "single_lines.png", dpi=130)
-    if options.json is not None:
+    if json_ is not None:
         content = {"rows": rows, "causes": causes}
-        options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        json_.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -8,7 +8,6 @@ the machine should be idle.
 
 from __future__ import annotations
 
-import argparse
 import io
 import shutil
 import socket
@@ -19,10 +18,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import requests
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -64,20 +66,19 @@ def timed(function, times: int) -> np.ndarray:
     return np.array(seconds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="default: the only champion")
-    parser.add_argument("--other", help="models:/NAME/VERSION to change to; default: the newest")
-    parser.add_argument("--requests", type=int, default=2000, help="while champions change")
-    options = parser.parse_args()
+def main(
+    model: Annotated[str | None, typer.Option(help="By default the only champion.")] = None,
+    other: Annotated[str | None, typer.Option(help="Changed to; by default the newest.")] = None,
+    requests_: Annotated[int, typer.Option("--requests", help="While champions change.")] = 2000,
+) -> None:
     home = Tracking()
     with tempfile.TemporaryDirectory() as directory:
         database = Path(directory) / "mlflow.db"
         shutil.copy(home.uri.removeprefix("sqlite:///"), database)
         tracking = Tracking(f"sqlite:///{database}")
-        champion = registry.find(tracking, options.model or registry.champion_uri(tracking))
+        champion = registry.find(tracking, model or registry.champion_uri(tracking))
         versions = [v for v in registry.versions(tracking, champion.name) if v.uri != champion.uri]
-        other = registry.find(tracking, options.other) if options.other else versions[0]
+        successor = registry.find(tracking, other) if other else versions[0]
         registry.set_alias(tracking, champion, registry.CHAMPION)
         predictor = load_version(tracking.uri, champion)
         data = predictor.provenance.data
@@ -102,23 +103,19 @@ def main() -> None:
             session.post(f"{address}/predict", json=bodies[0]).raise_for_status()
             single = timed(lambda k: session.post(f"{address}/predict", json=bodies[k]), 300)
             row("service, one profile", single, 1)
-            many = {"profiles": profiles.tolist()}
-            session.post(f"{address}/predict", json=many).raise_for_status()
-            together = timed(lambda _: session.post(f"{address}/predict", json=many), 8)
-            row("service, 512 profiles, JSON", together, 512)
             written = io.BytesIO()
             np.save(written, profiles)
-            array = {
-                "url": f"{address}/predict/array",
-                "data": written.getvalue(),
-                "headers": {"Content-Type": "application/octet-stream"},
-            }
-            session.post(**array).raise_for_status()
-            together = timed(lambda _: session.post(**array), 8)
-            row("service, 512 profiles, NPY", together, 512)
+            npy = {"Content-Type": "application/octet-stream"}
+            for name, path, body in (
+                ("JSON", "predict", {"json": {"profiles": profiles.tolist()}}),
+                ("NPY", "predict/array", {"data": written.getvalue(), "headers": npy}),
+            ):
+                post = partial(session.post, f"{address}/{path}", **body)
+                post().raise_for_status()
+                row(f"service, 512 profiles, {name}", timed(lambda _, post=post: post(), 8), 512)
         console.print(table)
         with serving(tracking, alias, "--refresh", "0.5") as address:
-            swap(tracking, address, champion, other, bodies, options.requests)
+            swap(tracking, address, champion, successor, bodies, requests_)
 
 
 def swap(tracking, address, champion, other, bodies, count: int) -> None:
@@ -159,4 +156,4 @@ def swap(tracking, address, champion, other, bodies, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

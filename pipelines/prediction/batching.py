@@ -133,13 +133,7 @@ class BoundedExecutor:
         self._max_waiting, self._waiting = max_waiting, 0
 
     async def run(self, function: Callable[[], _T]) -> _T:
-        """Return the result of a function that runs in one of the threads.
-
-        Raises
-        ------
-        OverloadedError
-            If too many calls wait already.
-        """
+        """Return the result of a function; raises `OverloadedError` if too many calls wait."""
         if self._waiting >= self._max_waiting:
             raise OverloadedError(f"{self._waiting} files are waiting already. Try again later.")
         self._waiting += 1
@@ -177,22 +171,11 @@ class Batcher:
         profiles: NDArray[np.float32],
         calibrated: NDArray[np.bool_] | None = None,
     ) -> Prediction:
-        """Return the predictions of a model.
+        """Return the predictions of profiles without background, shape (n, points).
 
-        Parameters
-        ----------
-        model
-            The model for whose grid the profiles were prepared: it predicts, even if another one
-            becomes the champion while they wait.
-        profiles : shape (n, points)
-            Intensities without background.
-        calibrated : shape (n,)
-            Whether each profile comes from a calibrated instrument; left out, all do.
-
-        Raises
-        ------
-        OverloadedError
-            If too many profiles wait already.
+        The model for whose grid they were prepared predicts, even if another one becomes the
+        champion while they wait. ``calibrated``, shape (n,): whether each comes from a calibrated
+        instrument; left out, all do. Raises `OverloadedError` if too many profiles wait already.
         """
         if self._waiting and self._waiting + len(profiles) > self._max_waiting:
             raise OverloadedError(

@@ -61,13 +61,7 @@ def predict_anywhere(
 
 
 def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:
-    """Raise one error for the files without a prediction, out of ``n_files``.
-
-    Raises
-    ------
-    PredictError
-        Naming the files and reasons; of a single file its own error.
-    """
+    """Raise a `PredictError` for the files without a prediction, or that of the only file."""
     if len(failures) == n_files == 1:
         raise next(iter(failures.values()))
     if failures:

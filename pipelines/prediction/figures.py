@@ -60,14 +60,8 @@ def draw(
 ) -> None:
     """Draw one measurement with its calculated pattern, reflections, and the difference below.
 
-    Parameters
-    ----------
-    gridded, fit
-        The measurement on the campaign's grid, and the fit to it, or None.
-    title
-        Title, to which R_wp is added.
-    structure
-        Phase and cell, shape (6,), of which the colour and the reflections are.
+    R_wp is added to the title. The structure, of which the colour and the reflections are, is a
+    phase and a cell, shape (6,).
     """
     tof, (phase, cell) = campaign.grid.tof, structure
     color = SYSTEM_COLORS[phase.crystal_system]

@@ -44,10 +44,8 @@ def match_library(
 ) -> Matches:
     """Find the stored patterns that are most similar to some profiles.
 
-    Parameters
-    ----------
-    prepared, covered : shape (n, points)
-        Profiles without background on the library's grid, and the points that were measured.
+    ``prepared``, shape (n, points), are profiles without background on the library's grid;
+    ``covered``, of that shape, the points that were measured.
     """
     if library.index is not None and len(prepared) <= _MAX_INDEX_QUERIES:
         return library.index.match(prepared, covered)

@@ -139,18 +139,10 @@ def create_app(
     max_bytes: int = 32_000_000,
     max_waiting: int = batching.MAX_WAITING_PROFILES,
 ) -> FastAPI:
-    """Return the service.
+    """Return the service of the model at ``uri``, or of the only champion.
 
-    Parameters
-    ----------
-    uri
-        ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; None for the only champion.
-    refresh_seconds
-        Interval at which the version that the address means is looked up.
-    max_bytes
-        Size of the longest body.
-    max_waiting
-        Profiles that may wait for the model; further requests get 503 and Retry-After.
+    The version that the address means is looked up every ``refresh_seconds``. A body has at most
+    ``max_bytes``; while ``max_waiting`` profiles wait, requests get 503 and Retry-After.
     """
     service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting)
     app = FastAPI(
@@ -239,10 +231,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 def array_from_npy(file: bytes, points: int) -> NDArray[np.float32]:
     """Return the profiles, shape (n, points), of an NPY file; nothing in it is executed.
 
-    Raises
-    ------
-    PredictError
-        If it is no NPY file, or holds no real numbers of that shape.
+    Raises `PredictError` if it is no NPY file, or holds no real numbers of that shape.
     """
     stream = io.BytesIO(file)
     read_header = {

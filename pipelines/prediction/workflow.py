@@ -179,13 +179,7 @@ def _refined_phase(fit: RefinementResult, phase: Phase) -> RefinedPhase:
 
 
 def find_profiles(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that are named, and the profiles in the folders that are named.
-
-    Raises
-    ------
-    PredictError
-        If a folder holds no profile.
-    """
+    """Return files, and the profiles in folders; raises `PredictError` if one holds none."""
     files: list[Path] = []
     for path in paths:
         below = sorted(path.rglob("*")) if path.is_dir() else []
@@ -237,10 +231,8 @@ def predict_files(
 ) -> tuple[list[PredictedProfile], dict[Path, Exception]]:
     """Predict, and refine on request, all profiles of some files.
 
-    Returns
-    -------
-    The predictions in the order of the files; and the errors of the files that have none, each of
-    which names its file.
+    A file that cannot be predicted is a failure by itself: predictions come in the order of the
+    files, and errors, which name their file, by the files that have none.
     """
     failures: dict[Path, Exception] = {}
     read: list[tuple[Path, list[Measurement]]] = []

@@ -101,13 +101,7 @@ _FACTORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # of th
 def draw_chart(
     measurement: Measurement, fit: CandidateFit | None, places: Sequence[Misfit], axis: TofAxis
 ) -> dict[str, object]:
-    """Draw measurement, calculated pattern, reflections and difference: scales and SVG paths.
-
-    Parameters
-    ----------
-    fit, places
-        The fit that is drawn, or None, and its misfits.
-    """
+    """Draw measurement, fit if any, its reflections, difference and misfits, as SVG paths."""
     gridded, pattern_fit = measurement.gridded, fit.pattern_fit if fit else None
     measured = np.where(gridded.covered, gridded.intensity, np.nan) / axis.stretch
     curves = [measured, *([pattern_fit.calculated / axis.stretch] if pattern_fit else [])]
@@ -152,10 +146,7 @@ def draw_chart(
 def chart_data(
     measurement: Measurement, fits: Sequence[CandidateFit], places: Sequence[Misfit], axis: TofAxis
 ) -> dict[str, object]:
-    """Return the JSON values from which the page's script draws all fits.
-
-    ``places`` are the misfits of the first fit.
-    """
+    """Return the JSON values from which the page's script draws fits, and the first's misfits."""
     gridded, instrument = measurement.gridded, axis.instrument
     measured = np.where(gridded.covered, gridded.intensity, np.nan) / axis.stretch
     # Five digits of the largest value are more than a screen shows.

@@ -43,17 +43,10 @@ _DIRECTORY = Path(__file__).parent
 def render_report(
     profiles: Sequence[PredictedProfile], predictor: Predictor, *, total: int | None = None
 ) -> str:
-    """Return predictions as a page of HTML that loads nothing from anywhere.
+    """Return predictions, at least one, as a page of HTML that loads nothing from anywhere.
 
-    Parameters
-    ----------
-    profiles
-        At least one; of more than :data:`MAX_SECTIONS` the first ones are shown, which the page
-        states.
-    predictor
-        The model of the predictions.
-    total
-        Number of predictions, if these are only the first of them.
+    Of more than :data:`MAX_SECTIONS` the first ones are shown, which the page states; these may
+    themselves be the first of a ``total``.
     """
     shown = profiles[:MAX_SECTIONS]
     script = (_DIRECTORY / "report.js").read_text(encoding="utf-8")
@@ -192,12 +185,8 @@ def collect_evidence(
 ) -> dict[str, object]:
     """Return the evidence for and against a prediction, which the page puts in words.
 
-    Parameters
-    ----------
-    fits
-        Fits of the refined, the predicted and the library's cells.
-    places
-        Misfits of the best of them.
+    ``fits`` are those of the refined, the predicted and the library's cells, ``places`` the misfits
+    of the best of them.
     """
     result, model_fit = profile.result(), _model_fit(fits)
     # The refinement, where there is one, is the best that the prediction can do.
