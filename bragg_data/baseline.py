@@ -20,20 +20,16 @@ from bragg_data.measurement.readers.common import MINIMUM_POINTS, Profile
 from bragg_data.measurement.resampling import measured_tof, resample_to_grid
 from bragg_data.preprocessing import minmax
 
-DEGREE = 2
-"""Order of the Chebyshev polynomial (section V-C1 of the paper)."""
+DEGREE = 2  # of the Chebyshev polynomial (section V-C1 of the paper)
+AREA_TOLERANCE = (
+    1e-4  # of the two areas' difference, here relative to that under the profile (V-C1)
+)
 
-AREA_TOLERANCE = 1e-4
-"""Largest difference of the two areas, here relative to the one under the profile (V-C1)."""
-
+# A threshold leaves at least this share of the points below it, and as many above. At either end
+# the condition is met for no reason: with nearly all points below the threshold least squares make
+# the areas equal, peaks and all; and a parabola through the few lowest points can have any area: on
+# the pseudo-experiments it is then about twice as far from the background as the profile's median.
 LEAST_SHARE = 0.05
-"""A threshold leaves at least this share of the points below it, and as many above.
-
-At either end the condition is met for no reason: with nearly all points below the threshold least
-squares make the areas equal, peaks and all; and a parabola through the few lowest points can have
-any area: on the pseudo-experiments it is then about twice as far from the background as the median
-of the profile is.
-"""
 
 _REMEDY = "Use prepare_measured, whose background follows the profile."
 _Array = NDArray[np.float64]
@@ -59,15 +55,9 @@ def paper_background(tof: _Array, intensity: _Array) -> PaperBackground:
               \Big|\int \min(y, t) - \int p_t\Big| < 10^{-4} \int \min(y, t)
 
     with Chebyshev polynomials of the first kind, the window mapped to x of −1 … 1, and both areas
-    over the whole window by the trapezoidal rule (section V-C1).
-
-    Parameters
-    ----------
-    tof : shape (n,)
-        Times of flight in µs, ascending; at least 20. The window is their span: leave out points
-        that hold no information (dead detectors), over which the areas then go in straight lines.
-    intensity : shape (n,)
-        The profile in any units.
+    over the whole window by the trapezoidal rule (section V-C1). Times of flight (n,) ascend, in
+    µs; at least 20. The window is their span: leave out points that hold no information (dead
+    detectors), over which the areas then go in straight lines.
 
     Raises
     ------
@@ -194,13 +184,11 @@ def _refuse(tof: _Array, y: _Array) -> None:
 def nearest_points(tof: _Array, grid_tof: _Array) -> NDArray[np.intp]:
     """Return the measured point nearest to each time of flight of a grid, shape (points,) (V-C1).
 
-    Both in µs, ``tof`` ascending and of at least 2 points. Of two points that are equally near, the
-    earlier; beyond the ends the last point, however far: the caller checks the distance.
-
-    The paper matches "each pair (x, I(x))" of the measurement with the closest simulated time.
-    Where the measured points are finer than the grid several would land on one of its points, and
-    where they are coarser some of its points would stay empty; so each point of the grid takes the
-    measured point nearest to it.
+    Both in µs, ``tof`` ascending. Of two points that are equally near, the earlier; beyond the ends
+    the last point, however far: the caller checks the distance. The paper matches "each pair
+    (x, I(x))" of the measurement with the closest simulated time. Where the measured points are
+    finer than the grid several would land on one of its points, and where they are coarser some of
+    its points would stay empty; so each point of the grid takes the measured point nearest to it.
     """
     right = np.clip(np.searchsorted(tof, grid_tof), 1, len(tof) - 1)
     return np.where(grid_tof - tof[right - 1] <= tof[right] - grid_tof, right - 1, right)
@@ -213,15 +201,10 @@ def paper_preprocessed(
 
     The background (:func:`paper_background`) is subtracted on the measured axis; each point of the
     grid takes the nearest measured point; minimum and maximum become 0 and 1, and the rest is
-    clipped to that. Both results have shape (points,); values that are not covered are 0.
-
-    Parameters
-    ----------
-    profile
-        As read. Points with ``sigma`` 0 (dead or masked detectors) take no part: the window of the
-        areas is the span of the others.
-    grid, instrument, calibration
-        As for :func:`bragg_data.measurement.resampling.resample_to_grid`.
+    clipped to that. Both results have shape (points,); values that are not covered are 0. Points
+    with ``sigma`` 0 (dead or masked detectors) take no part: the window of the areas is the span of
+    the others. The other arguments are those of
+    :func:`bragg_data.measurement.resampling.resample_to_grid`.
 
     Raises
     ------

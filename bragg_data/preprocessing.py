@@ -15,22 +15,17 @@ from numpy.typing import NDArray
 from scipy.linalg import solveh_banded
 from scipy.ndimage import binary_opening, median_filter
 
+# Points cut off the ends (section IV-B of the paper: 2,496 of 2,807 points remain).
 CROP_SHORT_TOF, CROP_LONG_TOF = 256, 55
-"""Points cut off the ends (section IV-B of the paper: 2,496 of 2,807 points remain)."""
 
+# Weight of the baseline's curvature: it follows nothing shorter than 200 points (2π·λ^¼). A peak of
+# the campaign's instrument is 5 to 10 points wide, incident spectra bend over 1,000. On NOMAD's
+# Si 640e (bank 4) the baseline agrees with GSAS-II's refined background to 0.17 % of the peak
+# maximum (root mean square), at 1e5 to 0.20 %, at 1e7 to 0.16 %.
 STIFFNESS = 1e6
-"""Weight of the baseline's curvature: it follows nothing shorter than 200 points (2π·λ^¼).
 
-A peak of the campaign's instrument is 5 to 10 points wide, incident spectra bend over 1,000. On
-NOMAD's Si 640e (bank 4) the baseline agrees with GSAS-II's refined background to 0.17 % of the peak
-maximum (root mean square), at 1e5 to 0.20 %, at 1e7 to 0.16 %.
-"""
-
-BINS = 280
-"""Bins of equal width into which :func:`smoothed` cuts a grid; at NOMAD's bank 4 of 10 points."""
-
-SMOOTHING = 8
-"""Width, in bins, of the running mean that :func:`smoothed` takes three times."""
+BINS = 280  # of equal width, into which `smoothed` cuts a grid; at NOMAD's bank 4 of 10 points
+SMOOTHING = 8  # width, in bins, of the running mean that `smoothed` takes three times
 
 Profiles = NDArray[np.floating[Any]]
 """Profiles on the last axis, single or double precision; a function keeps the precision."""
@@ -119,18 +114,10 @@ def background_subtracted(profiles: Profiles, sigma: Profiles | None = None) -> 
     Choo, Analyst 140 (2015) 250), with residuals here in units of each point's standard deviation,
     as noise is many times larger at short times of flight than at long ones.
 
-    Parameters
-    ----------
-    profiles : shape (n, points) or (points,)
-        Measured intensities.
-    sigma : same shape
-        Standard deviations; 0 where a point holds no information. None estimates them from the
-        scatter of neighbours, and takes runs of zeros (dead detectors) as without information:
-        any at either end, of 20 points elsewhere.
-
-    Returns
-    -------
-    Same shape, not clipped: noise stays on both sides of 0. Points without information are 0.
+    Standard deviations have the shape of the profiles, (n, points) or (points,), and are 0 where a
+    point holds no information. None estimates them from the scatter of neighbours, and takes runs
+    of zeros (dead detectors) as without information: any at either end, of 20 points elsewhere.
+    Points without information become 0; nothing is clipped: noise stays on both sides of 0.
     """
     rows = np.atleast_2d(np.asarray(profiles, dtype=np.float64))
     deviations = None if sigma is None else np.atleast_2d(np.asarray(sigma, dtype=np.float64))

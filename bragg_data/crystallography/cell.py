@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 CELL_PARAMETERS = ("a", "b", "c", "alpha", "beta", "gamma")
 """Names of the six cell parameters; a, b, c in ångström, alpha, beta, gamma in degrees."""
 
-EQUAL_LENGTHS = 1e-6
-"""Cell lengths closer than this (Å), and angles closer (degrees), count as equal."""
-
+EQUAL_LENGTHS = 1e-6  # Å; cell lengths, and angles in degrees, that are closer count as equal
 _FLAT = 1e-9  # square of V/(abc) below which a cell counts as flat
 _LENGTHS = (1.0, 1000.0)  # Å, of cells that are moved to enclose volume
 _ANGLE_MARGIN = 0.5  # degrees

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 _Value = TypeVar("_Value", float, NDArray[np.float64])
 
+_SHAPE = ("alpha", "beta-0", "beta-1", "beta-q", "sig-0", "sig-1", "sig-2", "sig-q", "X", "Y", "Z")
+
 # Names in the file -> our attribute; those in _OPTIONAL may be absent and are then zero.
 _KEYS = {
     "fltPath": "flight_path",
@@ -22,17 +24,7 @@ _KEYS = {
     "difA": "difa",
     "difB": "difb",
     "Zero": "tzero",
-    "alpha": "alpha",
-    "beta-0": "beta_0",
-    "beta-1": "beta_1",
-    "beta-q": "beta_q",
-    "sig-0": "sig_0",
-    "sig-1": "sig_1",
-    "sig-2": "sig_2",
-    "sig-q": "sig_q",
-    "X": "x",
-    "Y": "y",
-    "Z": "z",
+    **{name: name.lower().replace("-", "_") for name in _SHAPE},
 }
 _OPTIONAL = _KEYS.keys() - {"2-theta", "difC", "alpha"}
 _LARGEST = 1e12  # of any value: far beyond every unit in use, far below where powers overflow
@@ -206,7 +198,7 @@ def read_instruments(instprm: Path | str) -> tuple[Instrument, ...]:
 
 
 def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrument:
-    kind = section.get("Type", "PNT")
+    kind, bank_text = section.get("Type", "PNT"), section.get("Bank", f"{number}")
     if not kind.startswith("PNT"):
         raise InstrumentError(
             f"{where} has an instrument of type {kind[:20]!r}; only PNT (neutron time of flight) "
@@ -224,7 +216,6 @@ def _instrument(section: Mapping[str, str], number: int, where: str) -> Instrume
             raise InstrumentError(
                 f"{where} gives {section[key][:40]!r} for '{key}' where a number is needed."
             ) from error
-    bank_text = section.get("Bank", f"{number}")
     if not re.fullmatch(r"\d{1,9}(\.0*)?", bank_text):
         raise InstrumentError(
             f"{where} numbers a bank {bank_text[:20]!r}; a whole number is needed."

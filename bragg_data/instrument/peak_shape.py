@@ -18,15 +18,9 @@ Convention = Literal["gsas2", "textbook"]
 constants refined with it need: a minus sign in the rising exponential of the Lorentzian part
 (peak maxima shift by 1.6e-4), and a bound in place of erfcx from y = 6 on."""
 
-ERFCX_SWITCH = 6.0
-"""Argument from which GSAS-II replaces erfcx by :func:`erfcx_bound`."""
-
-BLEND = 1.2
-"""Half width, in the argument of erfcx, over which the fast simulator blends that step."""
-
-FWHM_PER_SIGMA = 2.35482
-"""Full width at half maximum of a Gaussian of unit variance, in the digits of GSAS-II."""
-
+ERFCX_SWITCH = 6.0  # argument from which GSAS-II replaces erfcx by erfcx_bound
+BLEND = 1.2  # half width, in the argument of erfcx, over which the fast simulator blends that step
+FWHM_PER_SIGMA = 2.35482  # of a Gaussian, in the digits of GSAS-II
 _SMALLEST_WIDTH = 1e-5  # µs; GSAS-II clamps both widths here
 _ASYMPTOTIC = 40.0  # |z| from which the asymptotic series of E1 is good to 3e-10
 

@@ -9,10 +9,13 @@ a step to a point that has no pattern is rejected instead of ending the fit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bragg_data.crystallography.cell import CrystalError
 
 _Vector = NDArray[np.float64]
 
@@ -30,8 +33,8 @@ class Evaluation(NamedTuple):
 class Model(Protocol):
     """A weighted least squares problem."""
 
-    def evaluate(self, point: _Vector) -> Evaluation | None:
-        """Return the model at a point, shape (k,); None if it is not defined there."""
+    def evaluate(self, point: _Vector) -> Evaluation:
+        """Return the model at a point, shape (k,); a CrystalError if it is not defined there."""
 
     def jacobian(self, point: _Vector, evaluation: Evaluation) -> _Vector:
         """Return the derivatives of the residuals at an evaluated point, shape (n, k)."""
@@ -49,7 +52,6 @@ class Minimum(NamedTuple):
 def minimise(
     model: Model,
     start: _Vector,
-    first: Evaluation,
     bounds: tuple[_Vector, _Vector],
     tolerance: Callable[[float], float],
     give_up: Callable[[float, float, bool], bool],
@@ -58,10 +60,8 @@ def minimise(
 
     Parameters
     ----------
-    start, first : start of shape (k,)
-        A point within the bounds, and the model there.
-    bounds : shapes (k,), (k,)
-        Lowest and highest values.
+    start, bounds : shapes (k,), ((k,), (k,))
+        A point where the model is defined, within lowest and highest values.
     tolerance
         Maps χ² to the predicted decrease of χ² below which a step is not worth while.
     give_up
@@ -69,7 +69,7 @@ def minimise(
         calculated at this point; ends the minimisation where it returns True.
     """
     low, high = bounds
-    x, here = start, first
+    x, here = start, model.evaluate(start)
     jacobian, fresh = model.jacobian(x, here), True
     # Where one step after the other leads uphill, damping rises faster and faster.
     damping, rise, converged = 1e-3, 10.0, False
@@ -88,9 +88,11 @@ def minimise(
             continue
         if give_up(chi2, predicted, fresh):
             break
-        trial = model.evaluate(x + step)
-        decrease = -np.inf if trial is None else chi2 - float(trial.residual @ trial.residual)
-        if trial is not None and decrease > 0:
+        decrease = -np.inf
+        with suppress(CrystalError):  # no pattern there
+            trial = model.evaluate(x + step)
+            decrease = chi2 - float(trial.residual @ trial.residual)
+        if decrease > 0:
             x, here = x + step, trial
             damping, rise = max(0.1 * damping, 1e-5), 10.0
             fresh = False

@@ -163,8 +163,7 @@ class WeightedProfile:
             return promise * max(chi2 / len(self.y), 1.0)
 
         try:
-            first = model.calculate(model.start)
-            minimum = minimise(model, model.start, first, model.bounds, tolerance_at, give_up)
+            minimum = minimise(model, model.start, model.bounds, tolerance_at, give_up)
         except CrystalError as error:
             raise RefinementError(
                 f"Phase {self.campaign.phases[phase].name} cannot be refined: {error}"
@@ -241,18 +240,11 @@ class _Model:
         free, values = points[:, : self._count], points[:, self._count :]
         return self._profile.patterns(self._phase, free, self.names, values)
 
-    def calculate(self, point: _Array) -> Evaluation:
+    def evaluate(self, point: _Array) -> Evaluation:
         """Return the residuals at a point, restraints last; a CrystalError if it has no pattern."""
         pattern = self._patterns(point[None])[:, 0]
         difference = self._profile.y - self._profile.scale(pattern) * pattern
         return Evaluation(np.concatenate([difference, self._restraint * point]), pattern)
-
-    def evaluate(self, point: _Array) -> Evaluation | None:
-        """Return the residuals at a point; None where the cell cannot be simulated."""
-        try:
-            return self.calculate(point)
-        except CrystalError:
-            return None
 
     def jacobian(self, point: _Array, evaluation: Evaluation) -> _Array:
         """Return the derivatives of the residuals at the best scale (Kaufman)."""

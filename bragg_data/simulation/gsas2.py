@@ -44,9 +44,7 @@ __all__ = [
 CallPath = Literal["memory", "scripting"]
 """How GSAS-II is called: its functions in memory, or its documented scripting interface."""
 
-AGREEMENT = 1e-5
-"""Largest difference of the two call paths, relative to a pattern's maximum."""
-
+AGREEMENT = 1e-5  # largest difference of the two call paths, relative to a pattern's maximum
 _SECONDS = 300.0  # time limit for everything but patterns
 _TARGET = "bragg_data.simulation.gsas2_process:Gsas2Worker"
 _Result = TypeVar("_Result")

@@ -29,22 +29,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-SINGLE_THREAD = dict.fromkeys(
-    (
-        "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "NUMBA_NUM_THREADS",
-    ),
-    "1",
-)
+SINGLE_THREAD = {
+    f"{library}_THREADS": "1"
+    for library in (
+        "OMP_NUM",
+        "OPENBLAS_NUM",
+        "MKL_NUM",
+        "VECLIB_MAXIMUM",
+        "NUMEXPR_NUM",
+        "NUMBA_NUM",
+    )
+}
 """Environment in which numerical libraries compute with one thread."""
 
-START_SECONDS = 300.0
-"""Time for a process to start and build its object; a cold network file system is slow."""
-
+START_SECONDS = 300.0  # for a process and its object; a cold network file system is slow
 _LOG, _LOCK = "output.log", "lock"
 _STALE_SECONDS = 60.0
 _LAST_WORDS = 500  # characters of output that an error quotes

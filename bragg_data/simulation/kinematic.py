@@ -31,9 +31,7 @@ from bragg_data.simulation.width_interpolation import WidthInterpolation, WidthO
 
 __all__ = ["VERSION", "Simulator"]
 
-HISTOGRAM_SCALE = 1e5
-"""GSAS-II's default histogram scale factor."""
-
+HISTOGRAM_SCALE = 1e5  # GSAS-II's default histogram scale factor
 _ALIKE = 16  # samples that share one selection of lines
 
 _Array = NDArray[np.float64]
@@ -44,34 +42,20 @@ class Simulator:
     """Patterns of a campaign's phases on one instrument, thousands per second.
 
     Building it takes about a second. It holds no state that results depend on: the same rows in
-    one call give the same bits, whatever was simulated before.
+    one call give the same bits, whatever was simulated before. It warns if peaks are so narrow on
+    the grid that patterns are good to worse than 3e-4 of a peak; an InstrumentError is raised if
+    the instrument's constants give peaks no decay somewhere on it.
 
     Parameters
     ----------
-    phases
-        The structures, by their code.
-    instrument, grid
-        Calibration and peak shape; the pattern's points.
     size, microstrain
         Nominal isotropic Lorentzian broadening in µm and 1e-6.
-    convention
-        See :data:`bragg_data.instrument.peak_shape.Convention`.
     width_range
         Range of ln(W / W nominal) that is prepared for samples with widths of their own, so that
         operators are built once; left out, the samples of each call decide.
     cache
         Directory for these operators, which take seconds to build; None for none. Its files can be
         deleted at any time.
-
-    Raises
-    ------
-    InstrumentError
-        If the instrument's constants give peaks no decay somewhere on the grid.
-
-    Warns
-    -----
-    UserWarning
-        If peaks are so narrow on this grid that patterns are good to worse than 3e-4 of a peak.
     """
 
     def __init__(

@@ -26,9 +26,7 @@ Kernel = Callable[[NDArray[np.float64], slice], NDArray[np.float64]]
 """From grid positions (in steps of the pattern's grid, shape (m,)) and a range of the pattern's
 points to the profile of a peak at each position, shape (m, number of points), in 1/µs."""
 
-PAD = 24
-"""Source nodes beyond either end of the window: the spline's ringing has died out over them."""
-
+PAD = 24  # source nodes beyond either end of the window: the spline's ringing has died out there
 _TILE = 128  # points of the pattern per tile
 _TAPS = 6
 QUINTIC = BSpline.basis_element(np.arange(7.0))  # the quintic B-spline on [0, 6]

@@ -116,29 +116,9 @@ def checked_profile(
     """
     tof, intensity, sigma = columns
     where = str(path) if bank is None else f"{path}, bank {bank},"
-    if len(tof) < MINIMUM_POINTS:
-        raise ProfileError(
-            f"{where} has {len(tof)} points; a profile needs at least {MINIMUM_POINTS}."
-        )
-    if not np.isfinite(tof).all():
-        raise ProfileError(f"{where} has a time of flight that is not a number.")
-    if tof.max() < 100:
-        raise ProfileError(
-            f"{where} runs from {tof.min():g} to {tof.max():g}: time of flight in µs is expected "
-            f"(not ms, Å or degrees)."
-        )
-    if tof.min() <= 0 or tof.max() > _LARGEST_TOF:
-        raise ProfileError(
-            f"{where} runs from {tof.min():g} to {tof.max():g} µs; times of flight lie between "
-            f"0 and {_LARGEST_TOF:g} µs."
-        )
+    if problem := _problem_of_times(tof):
+        raise ProfileError(f"{where} {problem}")
     step = np.diff(tof)
-    if not (step > _SMALLEST_STEP).all():
-        row = int(np.argmin(step > _SMALLEST_STEP))
-        raise ProfileError(
-            f"{where} has times of flight that do not ascend: {tof[row + 1]:g} µs follows "
-            f"{tof[row]:g} µs at point {row + 2}."
-        )
     missing = ~np.isfinite(intensity)
     if sigma is not None:
         missing |= ~np.isfinite(sigma)
@@ -158,12 +138,31 @@ def checked_profile(
     sigma = np.where(missing | (sigma < 0), 0.0, sigma)
     if max(np.abs(intensity).max(), sigma.max()) > _LARGEST:
         raise ProfileError(
-            f"{where} has an intensity beyond {_LARGEST:g}, which no detector counts."
+            f"{where} has an intensity beyond {_LARGEST:g}: no detector counts so much."
         )
     if edges:
         tof, intensity, sigma = tof[:-1] + step / 2, intensity[:-1] / step, sigma[:-1] / step
     two_theta, difc = _number_of(header, "two_theta", 180.0), _number_of(header, "difc", 1e6)
     return Profile(tof, intensity, sigma, bank, title, two_theta, difc, header, str(path))
+
+
+def _problem_of_times(tof: NDArray[np.float64]) -> str:
+    if len(tof) < MINIMUM_POINTS:
+        return f"has {len(tof)} points; a profile needs at least {MINIMUM_POINTS}."
+    if not np.isfinite(tof).all():
+        return "has a time of flight that is not a number."
+    ends = f"runs from {tof.min():g} to {tof.max():g}"
+    if tof.max() < 100:
+        return f"{ends}: time of flight in µs is expected (not ms, Å or degrees)."
+    if tof.min() <= 0 or tof.max() > _LARGEST_TOF:
+        return f"{ends} µs; times of flight lie between 0 and {_LARGEST_TOF:g} µs."
+    row = int(np.argmin(np.diff(tof) > _SMALLEST_STEP))
+    if tof[row + 1] - tof[row] > _SMALLEST_STEP:
+        return ""
+    return (
+        f"has times of flight that do not ascend: {tof[row + 1]:g} µs follows {tof[row]:g} µs at "
+        f"point {row + 2}."
+    )
 
 
 def profile_from_arrays(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
+from bragg_data.crystallography.cell import CrystalError
 from bragg_data.refinement.levenberg_marquardt import Evaluation, Minimum, minimise
 
 X = np.linspace(0, 3, 40)
@@ -23,9 +24,9 @@ class Decay:
     def residual(self, point: np.ndarray) -> np.ndarray:
         return (self.y - point[0] * np.exp(-point[1] * X)) / 0.1
 
-    def evaluate(self, point: np.ndarray) -> Evaluation | None:
+    def evaluate(self, point: np.ndarray) -> Evaluation:
         if not point[1] < self.limit:
-            return None
+            raise CrystalError("beyond the limit")
         return Evaluation(self.residual(point), np.exp(-point[1] * X))
 
     def jacobian(self, point: np.ndarray, evaluation: Evaluation) -> np.ndarray:
@@ -35,10 +36,8 @@ class Decay:
 def minimum(
     model: Decay, start: np.ndarray, high: float = np.inf, hopeless: float = np.inf
 ) -> Minimum:
-    first = model.evaluate(start)
-    assert first is not None
     bounds = np.array([-np.inf, -np.inf]), np.array([np.inf, high])
-    return minimise(model, start, first, bounds, lambda _: 1e-9, lambda chi2, *_: chi2 > hopeless)
+    return minimise(model, start, bounds, lambda _: 1e-9, lambda chi2, *_: chi2 > hopeless)
 
 
 def test_the_minimum_is_that_of_scipy() -> None:
