@@ -147,6 +147,19 @@ def _cell_text(cell: NDArray[np.float64]) -> str:
     return "(" + ", ".join(f"{value:g}" for value in cell) + ")"
 
 
+# What each cell parameter is: itself if it is free, another one, or an angle in degrees.
+_CONSTRAINTS = {
+    CrystalSystem.cubic: "a a a 90 90 90",
+    CrystalSystem.tetragonal: "a a c 90 90 90",
+    CrystalSystem.trigonal: "a a c 90 90 120",
+    CrystalSystem.hexagonal: "a a c 90 90 120",
+    CrystalSystem.orthorhombic: "a b c 90 90 90",
+    CrystalSystem.triclinic: "a b c alpha beta gamma",
+}
+_RHOMBOHEDRAL = "a a a alpha alpha alpha"
+_MONOCLINIC = {"a": "a b c alpha 90 90", "b": "a b c 90 beta 90", "c": "a b c 90 90 gamma"}
+
+
 def lattice_from_space_group(group: gemmi.SpaceGroup) -> Lattice:
     """Return the metric constraints of a space group in its setting.
 
@@ -155,22 +168,16 @@ def lattice_from_space_group(group: gemmi.SpaceGroup) -> Lattice:
     free in the angle at its unique axis.
     """
     system = CrystalSystem[group.crystal_system_str()]
-    right = (("alpha", 90.0), ("beta", 90.0), ("gamma", 90.0))
-    if system is CrystalSystem.cubic:
-        return Lattice(system, ("a",), (("b", "a"), ("c", "a"), *right))
-    if system is CrystalSystem.tetragonal:
-        return Lattice(system, ("a", "c"), (("b", "a"), *right))
-    if system is CrystalSystem.trigonal and group.ext == "R":
-        equal = (("b", "a"), ("c", "a"), ("beta", "alpha"), ("gamma", "alpha"))
-        return Lattice(system, ("a", "alpha"), equal)
-    if system in (CrystalSystem.trigonal, CrystalSystem.hexagonal):
-        return Lattice(system, ("a", "c"), (("b", "a"), *right[:2], ("gamma", 120.0)))
-    if system is CrystalSystem.orthorhombic:
-        return Lattice(system, ("a", "b", "c"), right)
     if system is CrystalSystem.monoclinic:
-        free = {"a": "alpha", "b": "beta", "c": "gamma"}[group.monoclinic_unique_axis()]
-        return Lattice(system, ("a", "b", "c", free), tuple(t for t in right if t[0] != free))
-    return Lattice(system, CELL_PARAMETERS, ())
+        constraints = _MONOCLINIC[group.monoclinic_unique_axis()]
+    elif system is CrystalSystem.trigonal and group.ext == "R":
+        constraints = _RHOMBOHEDRAL
+    else:
+        constraints = _CONSTRAINTS[system]
+    sources = list(zip(CELL_PARAMETERS, constraints.split(), strict=True))
+    free = tuple(name for name, source in sources if source == name)
+    tied = [(n, float(s) if s.isdigit() else s) for n, s in sources if s != n]
+    return Lattice(system, free, tuple(tied))
 
 
 def encloses_volume(cells: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -13,9 +14,6 @@ from bragg_data.crystallography.cell import CrystalError, d_spacing, index_produ
 from bragg_data.crystallography.structure import Phase
 
 _MAX_INDICES = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
-
-_CACHE_SIZE = 32  # lists of reflections: the same few are needed again and again
-_cache: dict[tuple[object, ...], Reflections] = {}
 
 _BASE = 4096  # Miller indices are coded in base 4096, offset by half of it
 
@@ -140,6 +138,7 @@ def largest_indices(cells: NDArray[np.float64], d_min: float) -> tuple[int, int,
     return int(h), int(k), int(l)
 
 
+@lru_cache(maxsize=32)  # the same few lists are needed again and again
 def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
     """Return the Laue-unique, allowed reflections with |h|, |k|, |l| up to the limits.
 
@@ -157,16 +156,6 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
             f"Phase '{phase.name}' has no reflection or too many up to the indices {limits}. "
             f"Check the cell (lengths in ångström) and the range of times of flight."
         )
-    arrays = (phase.cell, phase.positions, phase.occupancies, phase.u_iso)
-    key = (phase.space_group, phase.symbols, limits, *(array.tobytes() for array in arrays))
-    if key not in _cache:
-        while len(_cache) >= _CACHE_SIZE:
-            _cache.pop(next(iter(_cache)), None)
-        _cache[key] = _unique_reflections(phase, limits)
-    return _cache[key]
-
-
-def _unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflections:
     axes = np.meshgrid(*(np.arange(-m, m + 1) for m in limits), indexing="ij")
     hkl = np.stack(axes, axis=-1).reshape(-1, 3)
     hkl = hkl[np.any(hkl != 0, axis=1)]

@@ -79,7 +79,7 @@ class RefinementResult:
     The parameters next to the cell are ``u_scale`` (factor on the displacement parameters),
     ``size`` (µm), ``microstrain`` (1e-6), ``tzero`` (µs, if refined), and ``shift_1`` … along the
     phase's free coordinates (Å;
-    :func:`bragg_data.crystallography.displacement_modes.free_coordinates`). Standard uncertainties
+    :func:`bragg_data.crystallography.structure.free_coordinates`). Standard uncertainties
     are scaled by the square root of the reduced χ², as is usual, and of the correlation.
     """
 

@@ -28,7 +28,11 @@ from bragg_data.simulation.isolated_process import (
     IsolatedProcessError,
     IsolatedProcessTimeoutError,
 )
-from bragg_data.simulation.sample_parameters import SampleParameters, checked_samples
+from bragg_data.simulation.sample_parameters import (
+    SampleParameters,
+    checked_samples,
+    nominal_parameters,
+)
 
 __all__ = [
     "VERSION",
@@ -110,13 +114,7 @@ class Simulator:
         self.phases, self.instrument, self.grid = tuple(phases), instrument, grid
         self.options = options or Gsas2Options()
         self._location = _absolute(self.options.location)
-        self._nominal = {
-            "u_scale": 1.0,
-            "size": size,
-            "microstrain": microstrain,
-            "tzero": instrument.tzero,
-            "difc": instrument.difc,
-        }
+        self._nominal = nominal_parameters(instrument, size, microstrain)
         self._process: IsolatedProcess | None = None
         self._lock = threading.RLock()  # GSAS-II is one process, however many threads call it
 

@@ -13,21 +13,28 @@ from numba import njit
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import cell_volume, reciprocal_metric
-from bragg_data.crystallography.displacement_modes import displaced, free_coordinates
 from bragg_data.crystallography.reflections import (
     Lines,
     largest_indices,
     lines_from_reflections,
     unique_reflections,
 )
-from bragg_data.crystallography.structure import Phase
+from bragg_data.crystallography.structure import Phase, displaced, free_coordinates
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.instrument.peak_shape import Convention
 from bragg_data.simulation.deposition import deposit, deposit_varied
 from bragg_data.simulation.deposition_tables import Tables, build_tables
-from bragg_data.simulation.peak_response import VERSION, PeakResponse
-from bragg_data.simulation.sample_parameters import SampleParameters, checked_samples
-from bragg_data.simulation.width_interpolation import WidthInterpolation, WidthOperators
+from bragg_data.simulation.peak_response import (
+    VERSION,
+    PeakResponse,
+    WidthInterpolation,
+    WidthOperators,
+)
+from bragg_data.simulation.sample_parameters import (
+    SampleParameters,
+    checked_samples,
+    nominal_parameters,
+)
 
 __all__ = ["VERSION", "Simulator"]
 
@@ -73,16 +80,8 @@ class Simulator:
         self.phases, self.instrument, self.grid = tuple(phases), instrument, grid
         self.response = PeakResponse(instrument, grid, size, microstrain, convention)
         self._widths = WidthInterpolation(self.response, width_range, cache)
-        self._nominal = {
-            "u_scale": 1.0,
-            "difc": instrument.difc,
-            "tzero": instrument.tzero,
-            "size": size,
-            "microstrain": microstrain,
-            "width_scale": 1.0,
-        }
+        self._nominal = nominal_parameters(instrument, size, microstrain) | {"width_scale": 1.0}
         self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
-        self._modes: dict[int, _Array] = {}
 
     def simulate(
         self,
@@ -134,9 +133,7 @@ class Simulator:
 
     def free_coordinates(self, code: int) -> _Array:
         """Return the displacement modes of a phase; see :func:`free_coordinates`."""
-        if code not in self._modes:
-            self._modes[code] = free_coordinates(self.phases[code])
-        return self._modes[code]
+        return free_coordinates(self.phases[code])
 
     def _batch(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -87,9 +87,8 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
     for begin in range(0, len(coarse), 64):
         rows = slice(begin, begin + 64)
         distance = np.abs(coarse[rows, None] - np.arange(points))
-        far[rows] = _outside(distance / band) * kernel(
-            coarse[rows].astype(np.float64), slice(0, points)
-        )
+        peaks = kernel(coarse[rows].astype(np.float64), slice(0, points))
+        far[rows] = _outside(distance / band) * peaks
     tiles = []
     margin = band + math.ceil(PAD / oversampling)
     for point in range(0, points, _TILE):
@@ -124,19 +123,14 @@ def independent(
     def mixed(parts: Sequence[NDArray[np.float32]], weights: NDArray[np.float64]) -> NDArray[Any]:
         return np.tensordot(weights.astype(np.float32), np.stack(parts), axes=1)
 
-    first = operators[0]
-    combined = [
-        PeakOperator(
-            tuple(
-                (node, point, mixed([o.tiles[k][2] for o in operators], weights))
-                for k, (node, point, _) in enumerate(first.tiles)
-            ),
-            first.coarse_first,
-            first.coarse_weights,
-            mixed([o.far for o in operators], weights),
+    combined = []
+    for weights in mixing.T:
+        tiles = tuple(
+            (node, point, mixed([o.tiles[k][2] for o in operators], weights))
+            for k, (node, point, _) in enumerate(operators[0].tiles)
         )
-        for weights in mixing.T
-    ]
+        far = mixed([o.far for o in operators], weights)
+        combined.append(replace(operators[0], tiles=tiles, far=far))
     return np.ascontiguousarray(mixing), tuple(combined)
 
 
@@ -145,20 +139,16 @@ def save_operators(
 ) -> None:
     """Write the result of :func:`independent`, complete or not at all."""
     first = operators[0]
-    arrays = {
-        "mixing": mixing,
-        "places": np.array([(node, point) for node, point, _ in first.tiles]),
-        "coarse_first": first.coarse_first,
-        "coarse_weights": first.coarse_weights,
-    }
+    places = np.array([(node, point) for node, point, _ in first.tiles])
+    coarse = {"coarse_first": first.coarse_first, "coarse_weights": first.coarse_weights}
+    arrays = {f"far_{k}": operator.far for k, operator in enumerate(operators)}
     for k, operator in enumerate(operators):
-        arrays[f"far_{k}"] = operator.far
-        for t, (_, _, matrix) in enumerate(operator.tiles):
-            arrays[f"tile_{k}_{t}"] = matrix
+        arrays |= {f"tile_{k}_{t}": matrix for t, (*_, matrix) in enumerate(operator.tiles)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, mixing=mixing, places=places, **coarse, **arrays)  # type: ignore[arg-type]
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -168,22 +158,14 @@ def load_operators(path: Path) -> tuple[NDArray[np.float64], tuple[PeakOperator,
     """Read the file of :func:`save_operators`; None if it is missing or incomplete."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            mixing, places = file["mixing"], file["places"]
-            operators = tuple(
-                PeakOperator(
-                    tuple(
-                        (int(node), int(point), file[f"tile_{k}_{t}"])
-                        for t, (node, point) in enumerate(places)
-                    ),
-                    file["coarse_first"],
-                    file["coarse_weights"],
-                    file[f"far_{k}"],
-                )
-                for k in range(mixing.shape[1])
-            )
+            mixing, places = file["mixing"], file["places"].tolist()
+            coarse, operators = (file["coarse_first"], file["coarse_weights"]), []
+            for k in range(mixing.shape[1]):
+                tiles = ((*place, file[f"tile_{k}_{t}"]) for t, place in enumerate(places))
+                operators.append(PeakOperator(tuple(tiles), *coarse, file[f"far_{k}"]))
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None
-    return mixing, operators
+    return mixing, tuple(operators)
 
 
 def _outside(x: NDArray[np.float64]) -> NDArray[np.float64]:

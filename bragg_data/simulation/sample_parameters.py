@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bragg_data.crystallography.cell import check_volume
 from bragg_data.crystallography.structure import Phase
+from bragg_data.instrument.instprm import Instrument
 
 
 class SampleParameters(TypedDict, total=False):
@@ -21,6 +22,12 @@ class SampleParameters(TypedDict, total=False):
     tzero: ArrayLike  # calibration of the measurement, in µs
     difc: ArrayLike  # the same, in µs/Å
     width_scale: ArrayLike  # factor on the widths of all peaks; the fast simulator alone has it
+
+
+def nominal_parameters(instrument: Instrument, size: float, microstrain: float) -> dict[str, float]:
+    """Return the parameters of samples like those that an instrument was calibrated with."""
+    calibration = {"tzero": instrument.tzero, "difc": instrument.difc}
+    return {"u_scale": 1.0, "size": size, "microstrain": microstrain, **calibration}
 
 
 def checked_samples(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bragg_data.baseline import BackgroundError, paper_preprocessed
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.instrument.instprm import Instrument
-from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
+from bragg_data.measurement.load import read_pseudo_experiments
 from bragg_data.measurement.readers import Profile, ProfileError
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import PreprocessingError, prepare_measured

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign, load_campaign
-from bragg_data.crystallography.displacement_modes import displaced, free_coordinates
-from bragg_data.crystallography.structure import phase_on_orthogonal_axes
+from bragg_data.crystallography.structure import (
+    displaced,
+    free_coordinates,
+    phase_on_orthogonal_axes,
+)
 from bragg_data.simulation.kinematic import Simulator
 from tests.exact_pattern import exact_pattern
 

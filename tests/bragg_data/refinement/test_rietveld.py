@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign
-from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
+from bragg_data.measurement.load import read_pseudo_experiments
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.result import (
     RefinementError,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from bragg_data.baseline import paper_preprocessed
 from bragg_data.campaign import Campaign
-from bragg_data.measurement.pseudo_experiments import read_pseudo_experiments
+from bragg_data.measurement.load import read_pseudo_experiments
 from bragg_data.measurement.readers import ProfileError
 from bragg_data.refinement.linear_fit import fit_scale_and_background, simulator_of
 from bragg_data.store.repository import Store
