@@ -95,10 +95,9 @@ def main(
         use_library=len(paths) <= distributed.MAX_LOCAL_FILES if library is None else library,
         progress=progress,
     )
-    predictions = distributed.predict_anywhere(
+    results, profiles, failures = distributed.predict_anywhere(
         paths, profile, loaded, cluster, refine=refine, draw=bool(plot or page)
     )
-    results = predictions.results
     if as_json:
         print(json.dumps([to_json(result) for result in results], indent=2, ensure_ascii=False))
     elif as_csv:
@@ -106,12 +105,12 @@ def main(
     elif results:
         print_results(results)
         say(f"Model {loaded.version.uri}, trained on {loaded.predictor.provenance.data.tag}")
-    if predictions.profiles:
-        write_figures(predictions.profiles, loaded.predictor, plot, page, total=len(results))
+    if profiles:
+        write_figures(profiles, loaded.predictor, plot, page, total=len(results))
     if profile.instrument is None and results and progress:
         again = command_line("predict", files[0], "--instrument", "YOURS.instprm")
         next_commands((again, "predict with the measurement's own calibration"))
-    distributed.raise_failures(predictions.failures, len(paths))
+    distributed.raise_failures(failures, len(paths))
 
 
 if __name__ == "__main__":

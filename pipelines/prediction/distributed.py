@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,15 +28,6 @@ _MAX_DRAWN = 20  # files that are predicted again for figures
 _Query = tuple[NDArray[np.float32], NDArray[np.bool_]]  # a profile and what of it was measured
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Predictions of files."""
-
-    results: list[PredictionResult]  # one per profile, in the order of the files
-    failures: dict[Path, Exception]  # each message names its file
-    profiles: list[PredictedProfile]  # the results as arrays, or the first of them, for figures
-
-
 def predict_anywhere(
     files: Sequence[Path],
     options: ProfileOptions,
@@ -45,19 +36,20 @@ def predict_anywhere(
     *,
     refine: bool = False,
     draw: bool = False,
-) -> Predictions:
+) -> tuple[list[PredictionResult], list[PredictedProfile], dict[Path, Exception]]:
     """Predict files in this process, or many of them and on request on a cluster.
 
     If no cluster is named, this process predicts up to :data:`MAX_LOCAL_FILES` files. Workers have
-    to be able to read the files. To ``draw`` figures, profiles are needed as arrays afterwards.
+    to be able to read the files. Returned are the results in the order of the files; the same, or
+    of many the first to ``draw``, as arrays; and the errors of files, which name their file.
     """
     if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
         profiles, failures = predict_files(files, options, model, refine=refine)
-        return Predictions([profile.result() for profile in profiles], failures, profiles)
+        return [profile.result() for profile in profiles], profiles, failures
     results, failures = _predict_on_cluster(files, options, model, cluster, refine=refine)
     drawn = [file for file in files if file not in failures][:_MAX_DRAWN] if draw else []
     profiles, _ = predict_files(drawn, options, model, refine=refine)
-    return Predictions(results, failures, profiles)
+    return results, profiles, failures
 
 
 def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:

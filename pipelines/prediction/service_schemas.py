@@ -28,15 +28,11 @@ class ProfilesRequest(_Request):
 class FileRequest(_Request):
     """The text of a measured profile's file, and of its calibration."""
 
-    text: Annotated[str, Field(min_length=1, description="GSAS file or columns, as text.")]
-    name: Annotated[
-        str, Field(max_length=200, description="Name of the file, for results and errors.")
-    ] = "profile"
-    instrument: Annotated[
-        str | None, Field(description="The measurement's own GSAS-II .instprm, as text.")
-    ] = None
-    bank: Annotated[int | None, Field(ge=0, le=10_000)] = None
-    two_theta: Annotated[FiniteFloat | None, Field(gt=0, lt=180, description="Degrees.")] = None
+    text: str = Field(min_length=1, description="GSAS file or columns, as text.")
+    name: str = Field("profile", max_length=200, description="File name, for results and errors.")
+    instrument: str | None = Field(None, description="The measurement's .instprm, as text.")
+    bank: int | None = Field(None, ge=0, le=10_000)
+    two_theta: FiniteFloat | None = Field(None, gt=0, lt=180, description="Degrees.")
 
 
 class ModelInfo(BaseModel):
@@ -53,12 +49,10 @@ class ModelInfo(BaseModel):
 class ReadyInfo(ModelInfo):
     """The model version that predicts now, and whether newer ones can be found."""
 
-    refreshed_at: Annotated[
-        str | None, Field(description="When the registry last named the version, ISO 8601.")
-    ]
-    refresh_error: Annotated[
-        str | None, Field(description="Why the last look at the registry failed; null if not.")
-    ]
+    refreshed_at: str | None = Field(description="When the registry last named it, ISO 8601.")
+    refresh_error: str | None = Field(
+        description="Why the registry cannot be read; null if it can."
+    )
 
 
 class PredictionsResponse(BaseModel):
@@ -66,9 +60,7 @@ class PredictionsResponse(BaseModel):
 
     model: ModelInfo
     predictions: list[PredictionResult]
-    answers: Annotated[
-        list[PredictionResult], Field(deprecated=True, description="Use predictions.")
-    ]
+    answers: list[PredictionResult] = Field(deprecated=True, description="Use predictions.")
 
 
 class ModelDescription(BaseModel):
@@ -76,7 +68,7 @@ class ModelDescription(BaseModel):
 
     model: ModelInfo
     points: int
-    tof: Annotated[dict[str, float], Field(description="T_i = start · exp(relative_step · i), µs.")]
+    tof: dict[str, float] = Field(description="T_i = start · exp(relative_step · i), µs.")
     phases: dict[str, str]
     units: dict[str, str]
 

@@ -57,26 +57,14 @@ FILE_ERRORS = (
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A registered model in memory, with its library and its refiner, opened on first use.
-
-    Attributes
-    ----------
-    predictor, version, tracking_uri
-        The model, its version, and where that is registered.
-    store
-        Address of the library; None for where the model was trained.
-    use_library
-        Whether the stored patterns are compared with the profiles.
-    progress
-        Whether progress bars are shown.
-    """
+    """A registered model in memory, with its library and its refiner, opened on first use."""
 
     predictor: Predictor
     version: registry.ModelVersion
-    tracking_uri: str
-    store: str | None = None
-    use_library: bool = True
-    progress: bool = False
+    tracking_uri: str  # where the version is registered
+    store: str | None = None  # address of the library; None for where the model was trained
+    use_library: bool = True  # whether the stored patterns are compared with the profiles
+    progress: bool = False  # whether progress bars are shown
 
     @cached_property
     def library(self) -> PatternLibrary | None:

@@ -200,7 +200,7 @@ def collect_evidence(
     rwp, rival = min(rivals, key=lambda pair: pair[0], default=(np.inf, None))
     pattern_fit = judged.pattern_fit if judged else None
     explained = explained_fraction(pattern_fit) if pattern_fit else None
-    grade = "good" if (explained or 0.0) >= WELL else "care"
+    share = explained or 0.0
     ranges = parameter_ranges(profile.campaign, int(profile.prediction.phase[profile.row]))
     values = dict(zip(CELL_PARAMETERS, profile.cell.tolist(), strict=True))
     return {
@@ -213,7 +213,7 @@ def collect_evidence(
             if model_fit and library and name in profile.phase.lattice.free_parameters
         },
         "explained": explained,
-        "grade": "against" if (explained or 0.0) < PARTLY else grade,
+        "grade": "good" if share >= WELL else "care" if share >= PARTLY else "against",
         "rival": rival,  # the best fit of another phase
         "fits_best": pattern_fit is not None and pattern_fit.rwp <= rwp,
         "n_places": len(places),
