@@ -46,12 +46,11 @@ from bragg_models.targets import targets_of
 from bragg_models.training import fit as training
 from bragg_models.training.fit import fit
 from bragg_models.training.inference import Samples
-from bragg_models.training.settings import Criteria, FitSettings, TrainingData, Validation
+from bragg_models.training.settings import Criteria, FitSettings, TrainingData
 
 app = typer.Typer(add_completion=False)
 
 DataTag = Annotated[str, typer.Option(help="Of the data set.")]
-PREPARED_BY = {"multitask": "profile_minmax@1", "perceptron": "profile_sqrt_unit@1"}
 
 
 class Perceptron(nn.Module):
@@ -93,10 +92,6 @@ def from_memory(
 training.shuffled = from_memory
 
 
-def no_validation(network: nn.Module) -> Validation:  # noqa: ARG001
-    return {"all": {"mse_paper": 0.0}}
-
-
 @app.command()
 def throughput(
     data: DataTag = "batio3-nomad-v1",
@@ -117,12 +112,12 @@ def throughput(
     for column in headings.split(","):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as directory:
-        for model, batch_size, limit in (
-            ("perceptron", 256, None),
-            ("multitask", 128, multitask_samples),
+        for model, batch_size, limit, view in (
+            ("perceptron", 256, None, "profile_sqrt_unit@1"),
+            ("multitask", 128, multitask_samples, "profile_minmax@1"),
         ):
-            profiles = profiles_of(dataset, preprocessing(PREPARED_BY[model]).function)
-            mapped = cached(profiles, Path(directory), PREPARED_BY[model])
+            profiles = profiles_of(dataset, preprocessing(view).function)
+            mapped = cached(profiles, Path(directory), view)
             everything = np.empty(mapped.prepared.shape, dtype=np.float32)
             for batch in in_order(mapped, np.ones(len(mapped), dtype=bool)):
                 everything[batch.rows] = batch.profiles
@@ -138,7 +133,7 @@ def throughput(
                     task = Samples(sources[name], labels.phase, labels.cells)
                     began = time.process_time()
                     data = TrainingData(targets, task, chosen, ~chosen)
-                    criteria = Criteria(validate=no_validation)
+                    criteria = Criteria(validate=lambda _: {"all": {"mse_paper": 0.0}})
                     (result,) = fit(network, data, settings, seed=turn + 1, criteria=criteria)
                     if turn >= 0:  # the first turn warms up
                         count = min(limit or len(chosen), int(chosen.sum()))

@@ -54,8 +54,7 @@ def load_model(
     ModelError
         If there is no such model, or it must not be loaded.
     """
-    address = tracking or os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI)
-    place = Tracking(address)
+    place = Tracking(tracking or os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI))
     version = registry.find(place, uri or registry.champion_uri(place))
     predictor = load_version(place.uri, version)
     return LoadedModel(predictor, version, place.uri, store, use_library, progress)

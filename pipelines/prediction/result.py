@@ -20,9 +20,6 @@ from pydantic import Field, JsonValue, TypeAdapter, computed_field
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from pipelines.cli.style import UNITS
 
-SCHEMA_FILE = "docs/reference/prediction-result.schema.json"
-"""The published schema, relative to the root of the repository."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -252,7 +249,7 @@ def to_json(result: PredictionResult) -> dict[str, JsonValue]:
 
 
 def json_schema() -> dict[str, JsonValue]:
-    """Return the JSON schema of what :func:`to_json` writes."""
+    """Return the JSON schema of what :func:`to_json` writes, as it is published."""
     schema = _ADAPTER.json_schema(mode="serialization")
     definitions = schema["$defs"]
     number = {"type": "number", "deprecated": True}
@@ -272,11 +269,6 @@ def json_schema() -> dict[str, JsonValue]:
         "$id": "prediction-result.schema.json",
     }
     return cast("dict[str, JsonValue]", identity | schema)
-
-
-def schema_text() -> str:
-    """Return the text of :data:`SCHEMA_FILE`."""
-    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 # ---- as text -----------------------------------------------------------------------------------

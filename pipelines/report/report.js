@@ -9,6 +9,7 @@
   const THIN = "\u202f";
   const FACTORS = [20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01];
   const FEWEST = 12; // points in the narrowest range
+  const HINT = "Drag over the chart to zoom; double-click, or “whole range”, to go back.";
 
   function written(value, digits, sign = false) {
     const [whole, rest] = Math.abs(value).toFixed(digits).split(".");
@@ -62,7 +63,7 @@
       for (const fit of this.data.fits) this.complete(fit);
       figure.querySelector(".tools").hidden = false;
       this.listen();
-      this.hint();
+      this.readout.textContent = HINT;
     }
 
     // The background comes thinned out; the difference not at all.
@@ -77,11 +78,6 @@
         y === null || fit.calculated[i] === null ? null : y - fit.calculated[i]);
     }
 
-    hint() {
-      this.readout.textContent =
-        "Drag over the chart to zoom; double-click, or “whole range”, to go back.";
-    }
-
     // d-spacing of a time of flight, by Newton's method; the inverse is exact.
     tofOf(d) {
       const [difc, difa, difb, zero] = this.data.calibration;
@@ -91,7 +87,9 @@
     spacingOf(tof) {
       const [difc, difa, difb, zero] = this.data.calibration;
       let d = (tof - zero) / difc;
-      for (let n = 0; n < 20; n++) d -= (this.tofOf(d) - tof) / (difc + 2 * difa * d - difb / (d * d));
+      for (let n = 0; n < 20; n++) {
+        d -= (this.tofOf(d) - tof) / (difc + 2 * difa * d - difb / (d * d));
+      }
       return d;
     }
 
@@ -105,11 +103,12 @@
     }
 
     act(name) {
-      const [low, high] = this.range, width = high - low;
-      // By which parts of the width the ends of the range move.
-      const moves = { in: [1 / 4, -1 / 4], out: [-1 / 2, 1 / 2], left: [-1 / 2, -1 / 2], right: [1 / 2, 1 / 2] };
-      if (name in moves) this.show(low + moves[name][0] * width, high + moves[name][1] * width);
-      else if (name === "all") this.show(...this.whole);
+      const [low, high] = this.range, half = (high - low) / 2;
+      const ranges = {
+        in: [low + half / 2, high - half / 2], out: [low - half, high + half],
+        left: [low - half, high - half], right: [low + half, high + half], all: this.whole,
+      };
+      if (name in ranges) this.show(...ranges[name]);
       else {
         this.root = !this.root;
         this.figure.querySelector("[data-act=root]").setAttribute("aria-pressed", this.root);
@@ -157,7 +156,7 @@
       svg.addEventListener("pointerleave", () => {
         if (this.start !== undefined) return;
         this.showMarks("");
-        this.hint();
+        this.readout.textContent = HINT;
       });
       svg.addEventListener("dblclick", () => this.act("all"));
     }
@@ -175,26 +174,32 @@
       if (layer) layer.innerHTML = marks;
     }
 
+    box(kind, from, to) {
+      return `<rect class="${kind}" x="${from}" y="${this.top}" width="${to - from}"` +
+        ` height="${this.bottom - this.top}"/>`;
+    }
+
     // Show the values at a time of flight, or what is being selected.
     point(time) {
       const at = px(this.x(time)), { top, bottom } = this;
       let marks = `<path class="cursor" d="M${at} ${top}V${bottom}"/>`;
       if (this.start !== undefined) {
-        const from = this.x(this.start), width = Math.abs(at - from);
-        marks = `<rect class="selection" x="${Math.min(at, from)}" y="${top}" width="${width}"` +
-          ` height="${bottom - top}"/>`;
+        const from = this.x(this.start);
+        marks = this.box("selection", Math.min(at, from), Math.max(at, from));
       }
       this.showMarks(marks);
       const { tof, measured, sigma } = this.data, fit = this.data.fits[this.fit];
       let i = Math.min(position(tof, time), this.last);
       if (i && time - tof[i - 1] < tof[i] - time) i--;
-      const parts = [`${written(tof[i], 1)}${THIN}µs`, `d ${written(this.spacingOf(tof[i]), 4)}${THIN}Å`];
+      const d = written(this.spacingOf(tof[i]), 4);
+      const parts = [`${written(tof[i], 1)}${THIN}µs`, `d ${d}${THIN}Å`];
       if (measured[i] === null) parts.push("not measured");
       else {
         parts.push(`measured ${this.value(measured[i])}`);
         if (fit && fit.difference[i] !== null) {
           parts.push(`calculated ${this.value(fit.calculated[i])}`);
-          if (sigma[i]) parts.push(`difference ${written(fit.difference[i] / sigma[i], 1, true)}${THIN}σ`);
+          const sigmas = written(fit.difference[i] / sigma[i], 1, true);
+          if (sigma[i]) parts.push(`difference ${sigmas}${THIN}σ`);
         }
       }
       const near = fit ? this.reflections(fit, time) : "";
@@ -241,20 +246,22 @@
       const curve = (kind, scale, list) => {
         const begins = (i) => i === first || list[i - 1] === null;
         const point = (i) => `${begins(i) ? "M" : "L"}${px(x(tof[i]))} ${px(scale(list[i]))}`;
-        return `<path class="${kind}" d="${indices.filter((i) => list[i] !== null).map(point).join("")}"/>`;
+        const points = indices.filter((i) => list[i] !== null).map(point);
+        return `<path class="${kind}" d="${points.join("")}"/>`;
       };
       const rung = (at, words) =>
-        `<path class="grid" d="M${left} ${px(at)}H${right}"/>` + text(left - 7, at + 4, words, "end");
+        `<path class="grid" d="M${left} ${px(at)}H${right}"/>` +
+        text(left - 7, at + 4, words, "end");
       const tick = (at, edge, length, words, height_) =>
         `<path class="axis" d="M${px(at)} ${edge}v${length}"/>` + text(at, height_, words);
 
-      let art = `<clipPath id="${this.clip}"><rect x="${left}" y="${top}" width="${right - left}" height="${bottom - top}"/></clipPath>`;
+      let art = `<clipPath id="${this.clip}">${this.box("", left, right)}</clipPath>`;
       for (let i = first; i < end; i++) {
         if (measured[i] !== null) continue;
         const begin = Math.max(x(tof[i]), left);
         while (i < end && measured[i] === null) i++;
         const stop = Math.min(x(tof[Math.min(i, this.last)]), right);
-        if (stop > begin) art += `<rect class="gap" x="${begin}" y="${top}" width="${stop - begin}" height="${bottom - top}"/>`;
+        if (stop > begin) art += this.box("gap", begin, stop);
       }
       let marks = ticks(unbend(from), unbend(to), narrow ? 4 : 5);
       if (this.root) { // small values have more room
@@ -265,14 +272,16 @@
       for (const [t, words] of ticks(low, high, (right - left) / (narrow ? 64 : 110))) {
         art += tick(x(t), bottom, 5, words, bottom + 20);
       }
-      for (const [d, words] of ticks(this.spacingOf(low), this.spacingOf(high), (right - left) / (narrow ? 56 : 100))) {
+      const spacings = [this.spacingOf(low), this.spacingOf(high)];
+      for (const [d, words] of ticks(...spacings, (right - left) / (narrow ? 56 : 100))) {
         art += tick(x(this.tofOf(d)), top, -5, words, top - 11);
       }
       art += text(right, height - 5, "time of flight / µs", "end") +
         text(right, 14, '<tspan class="symbol">d</tspan> / Å', "end") +
-        text(narrow ? 2 : left, 14, this.root ? "intensity per µs, √ scale" : "intensity per µs", "start");
+        text(narrow ? 2 : left, 14, `intensity per µs${this.root ? ", √ scale" : ""}`, "start");
 
-      const dots = indices.filter((i) => measured[i] !== null).map((i) => `M${px(x(tof[i]))} ${px(y(measured[i]))}h0`);
+      const dots = indices.filter((i) => measured[i] !== null).map((i) =>
+        `M${px(x(tof[i]))} ${px(y(measured[i]))}h0`);
       const dot = Math.min(Math.max(1.2 * Math.sqrt((right - left) / (end - first)), 2.2), 6);
       let lines = `<path class="measured" style="stroke-width: ${px(dot)}" d="${dots.join("")}"/>`;
       if (fit) {
@@ -284,9 +293,10 @@
         for (const [v, words] of ticks(-shown, shown, 4)) art += rung(below(v), words);
         lines += curve("background", y, fit.background) + curve("calculated", y, fit.calculated) +
           curve("difference", below, fit.difference);
-        const times = factor === 1 ? "" : factor > 1 ? `, ×${THIN}${factor}` : `, ÷${THIN}${Math.round(1 / factor)}`;
+        const by = factor > 1 ? `×${THIN}${factor}` : `÷${THIN}${Math.round(1 / factor)}`;
         art += `<path class="axis" d="M${left} ${lower}H${right}V${bottom}H${left}Z"/>` +
-          text(left + 6, lower + 14, "difference" + times, "start") + this.ticksOf(fit, main);
+          text(left + 6, lower + 14, `difference${factor === 1 ? "" : `, ${by}`}`, "start") +
+          this.ticksOf(fit, main);
         if (this.fit === 0) art += this.placesAt(lower - 11);
       }
       art += `<path class="axis" d="M${left} ${top}H${right}V${main}H${left}Z"/>`;
@@ -308,7 +318,8 @@
     // The worst misfits, by their numbers in the table; the worse ones first.
     placesAt(height) {
       const [low, high] = this.range;
-      const inside = [...this.data.places.entries()].filter(([, time]) => time >= low && time <= high);
+      const places = [...this.data.places.entries()];
+      const inside = places.filter(([, time]) => time >= low && time <= high);
       return apart(inside, ([, time]) => this.x(time), 18).map(([k, time]) =>
         `<g class="place"><circle cx="${px(this.x(time))}" cy="${height}" r="8.5"/>` +
         text(this.x(time), height + 4, k + 1) + "</g>").join("");
