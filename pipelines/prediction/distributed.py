@@ -46,7 +46,32 @@ def predict_anywhere(
     if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
         profiles, failures = predict_files(files, options, model, refine=refine)
         return [profile.result() for profile in profiles], profiles, failures
-    results, failures = _predict_on_cluster(files, options, model, cluster, refine=refine)
+    absolute = {path.absolute(): path for path in files}
+    paths = [path.absolute() for path in files]
+    parts = [paths[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
+    # Of refinements the workers open the library for the starts themselves.
+    where = model.tracking_uri, model.version, model.store, refine
+    with open_cluster(cluster) as client:
+        futures = client.map(_predict_on_worker, parts, options=options, where=where, pure=False)
+        sizes, quiet = [len(part) for part in parts], not model.progress
+        computed = gather_with_progress(futures, sizes, "Predicting", "files", quiet=quiet)
+    results: list[PredictionResult] = []
+    queries: list[_Query] = []
+    failures = {}
+    for of_part, queries_of_part, failures_of_part in computed:
+        results += [replace(r, file=str(absolute[Path(str(r.file))])) for r in of_part]
+        failures |= {absolute[path]: error for path, error in failures_of_part.items()}
+        queries += queries_of_part
+    # The library match is one pass over the store, in this process.
+    if results and not refine and model.library is not None:
+        prepared, covered = map(np.stack, zip(*queries, strict=True))
+        matches = match_library(model.library, prepared, covered, progress=model.progress)
+        predictor = model.predictor
+        tag, phases = predictor.provenance.data.tag, tuple(predictor.campaign.phases)
+        results = [
+            replace(result, library_match=match_result(matches, row, phases, tag))
+            for row, result in enumerate(results)
+        ]
     drawn = [file for file in files if file not in failures][:_MAX_DRAWN] if draw else []
     profiles, _ = predict_files(drawn, options, model, refine=refine)
     return results, profiles, failures
@@ -64,43 +89,6 @@ def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:
             f"{len(reasons):,} of {n_files:,} files have no prediction; those of the others are "
             f"complete. {' '.join(reasons[:_MAX_REASONS])}{more}"
         )
-
-
-def _predict_on_cluster(
-    files: Sequence[Path],
-    options: ProfileOptions,
-    model: LoadedModel,
-    cluster: ClusterOptions,
-    *,
-    refine: bool,
-) -> tuple[list[PredictionResult], dict[Path, Exception]]:
-    """Predict files on a cluster; the library match is one pass over the store, in this process."""
-    absolute = {path.absolute(): path for path in files}
-    paths = [path.absolute() for path in files]
-    parts = [paths[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
-    # Of refinements the workers open the library for the starts themselves.
-    where = model.tracking_uri, model.version, model.store, refine
-    with open_cluster(cluster) as client:
-        futures = client.map(_predict_on_worker, parts, options=options, where=where, pure=False)
-        sizes, quiet = [len(part) for part in parts], not model.progress
-        computed = gather_with_progress(futures, sizes, "Predicting", "files", quiet=quiet)
-    results: list[PredictionResult] = []
-    failures: dict[Path, Exception] = {}
-    queries: list[_Query] = []
-    for of_part, queries_of_part, failures_of_part in computed:
-        results += [replace(r, file=str(absolute[Path(str(r.file))])) for r in of_part]
-        failures |= {absolute[path]: error for path, error in failures_of_part.items()}
-        queries += queries_of_part
-    if results and not refine and model.library is not None:
-        prepared, covered = map(np.stack, zip(*queries, strict=True))
-        matches = match_library(model.library, prepared, covered, progress=model.progress)
-        predictor = model.predictor
-        tag, phases = predictor.provenance.data.tag, tuple(predictor.campaign.phases)
-        results = [
-            replace(result, library_match=match_result(matches, row, phases, tag))
-            for row, result in enumerate(results)
-        ]
-    return results, failures
 
 
 @lru_cache(maxsize=1)  # a worker's files all belong to one model
