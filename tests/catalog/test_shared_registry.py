@@ -51,6 +51,16 @@ def test_models_of_other_projects_do_not_count(shared: Tracking) -> None:
         registry.find(shared, "models:/quartz@champion")
 
 
+def test_more_models_than_fit_on_a_page_are_listed(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
+    tracking = tracking_in(tmp_path)
+    for number in range(101):
+        entry = RegistryEntry(f"campaign-{number:03}", ModelKind.CELL, f"campaign-{number:03}")
+        tracking.client.create_registered_model(entry.name, tags=dict(entry.tags))
+    assert len(registry.names(tracking)) == 101
+
+
 def test_models_without_tags_are_known_by_their_versions(shared: Tracking) -> None:
     """As an earlier version of this project registered them."""
     for name in ("small", "small-classifier", "small-measured"):

@@ -29,9 +29,10 @@ from pipelines.evaluation.measured import (
     with_paper_preprocessing,
 )
 from pipelines.evaluation.measured import validate as score_profiles
-from pipelines.evaluation.measured_tables import refinement_table
+from pipelines.evaluation.measured_tables import refinement_table, validation_figures
 from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.rejection import find_other_bank
+from pipelines.evaluation.scoring import constant_model
 from pipelines.registry.registration import load_version
 
 TRUTH = [
@@ -309,6 +310,25 @@ def test_refinements_from_several_starts_are_scored_each_by_itself(
     text = refinement_table(known, targets, fits).markdown()
     assert "4 of 4" in text
     assert "100%" in text
+
+
+def test_a_predicted_cell_without_volume_is_drawn_without_its_pattern(
+    pseudo: Path, small_campaign: Campaign
+) -> None:
+    known = profiles_from_file(pseudo, small_campaign)[0]
+    samples = small_campaign.samples
+    targets = targets_of(small_campaign.phases, samples.phase, samples.cells)
+    flat = constant_model("multitask", "multitask", 2, np.array([4.0] * 3 + [125.0] * 3))
+    validation = score_profiles(known, targets, [flat], resamples=10)
+    figures = validation_figures(validation, small_campaign)
+    assert set(figures) == {"truth", "multitask"}
+    lines = {
+        name: [line.get_label() for line in figure.axes[0].lines]
+        for name, figure in figures.items()
+    }
+    assert "calculated" in lines["truth"]
+    assert "calculated" not in lines["multitask"]
+    assert "measured" in lines["multitask"]
 
 
 def test_the_papers_preprocessing_is_applied_to_the_profiles_as_measured(

@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ import numpy as np
 import pytest
 import requests
 
-from bragg_data.campaign import BUILT_IN
+from bragg_data.campaign import BUILT_IN, Campaign
+from bragg_data.measurement import load
 from bragg_data.store.repository import Store
 from catalog import registry
 from catalog.tracking import Tracking
@@ -357,6 +359,36 @@ async def asgi_post(app: Any, path: str, document: dict) -> tuple[int, dict[str,
     start, *rest = messages
     sent = {key.decode().lower(): value.decode() for key, value in start["headers"]}
     return start["status"], sent, json.loads(b"".join(part["body"] for part in rest))
+
+
+@pytest.mark.slow
+def test_a_file_is_read_and_prepared_beside_the_event_loop(
+    trained: Tracking, small_campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    prepare = load.prepare_measured
+
+    def recorded(*values: np.ndarray) -> np.ndarray:
+        threads.append(threading.current_thread())
+        return prepare(*values)
+
+    monkeypatch.setattr(load, "prepare_measured", recorded)
+    tof = small_campaign.grid.tof
+    y = 50 + 2000 * np.exp(-0.5 * ((tof - 9000) / 40) ** 2)
+    text = "\n".join(f"{t:.4f} {v:.6e} {v**0.5:.4f}" for t, v in zip(tof, y, strict=True))
+
+    async def main() -> None:
+        app = create_app(trained)
+        async with app.router.lifespan_context(app):
+            end = time.monotonic() + 60
+            while (answer := await asgi_post(app, "/predict/file", {"text": text}))[0] == 503:
+                assert time.monotonic() < end, "no model is loaded"
+                await asyncio.sleep(0.1)
+        assert answer[0] == 200, answer
+
+    asyncio.run(main())
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 def test_more_than_can_wait_is_refused_with_a_time_to_retry(trained: Tracking) -> None:

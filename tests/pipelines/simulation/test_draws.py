@@ -6,9 +6,17 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pytest
+from distributed import Client
 
 from bragg_data.campaign import Campaign
-from pipelines.simulation.draws import Purpose, held_out_draws, held_out_stream, random_stream
+from pipelines.simulation.draws import (
+    Purpose,
+    draw_on_cluster,
+    held_out_draws,
+    held_out_stream,
+    random_stream,
+)
 
 # Those of the version before among them.
 SEEDS = (0, 1, 2, 3, 100, 55_000, 77_000, 2**32, 2**40)
@@ -27,6 +35,28 @@ def test_no_two_purposes_seeds_or_tasks_share_a_stream() -> None:
     # Neither do those that are spawned from them, as a worker may.
     children = {tuple(s.spawn(1)[0].generate_state(8)) for s in streams.values()}
     assert len(children | states) == 2 * len(streams)
+
+
+@pytest.mark.slow
+def test_training_and_calibration_draws_of_neighbouring_seeds_differ(
+    small_campaign: Campaign,
+) -> None:
+    """Those of a calibration had the seed of the training, plus one."""
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as c:
+        drawn = [
+            draw_on_cluster(c, small_campaign, 2, purpose, seed)
+            for purpose, seed in (
+                (Purpose.TRAINING, 1),
+                (Purpose.CALIBRATION, 0),
+                (Purpose.DRIFTED_CALIBRATION, 0),
+                (Purpose.TRAINING, 1),
+            )
+        ]
+    cells = [{tuple(cell) for cell in draws.cells} for draws in drawn]
+    assert cells[0] == cells[3]
+    assert not cells[0] & cells[1]
+    assert not cells[0] & cells[2]
+    assert not cells[1] & cells[2]
 
 
 def test_held_out_draws_are_read_again_as_they_were_drawn(
