@@ -68,7 +68,6 @@ def main(
     """
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
-    from pipelines.evaluation.measured_tables import slug
     from pipelines.evaluation.validation import ValidationSettings, run_validation
 
     for path in (markdown, as_json):
@@ -94,11 +93,9 @@ def main(
         text = json.dumps(report.results, indent=1, ensure_ascii=False)
         as_json.write_text(text, encoding="utf-8")
     if figures is not None:
-        for name, pages in report.figures.items():
-            directory = figures / slug(name)
-            directory.mkdir(parents=True, exist_ok=True)
-            for label, figure in pages.items():
-                figure.savefig(directory / f"{slug(label)}.png", dpi=_DPI)
+        for file, figure in report.figures.items():
+            (figures / file).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(figures / file, dpi=_DPI)
     written = [str(p) for p in (markdown, as_json, figures) if p is not None]
     suffix = f"; written: {', '.join(written)}" if written else ""
     say(f"Run {report.run_id} in {tracking}{suffix}")

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.crystallography.structure import Phase
-from bragg_models.metrics import prediction_sets
+from bragg_models.metrics import calibration_error, prediction_sets
 from bragg_models.networks.robust import COVERAGE
 from pipelines.cli.style import SYSTEM_COLORS, UNITS
 from pipelines.evaluation.tables import ResultTable
 
 _FEWEST = 5  # predictions of which a share is drawn
 _GROUPS = 8  # of intervals, by width
-_BINS = 15  # of the expected calibration error
+_BINS = 15  # of the probability of the predicted phase
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +51,13 @@ class DrawPredictions:
         return (cells >= low) & (cells <= high), high - low
 
     def reliability(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Return the mean probability, the accuracy, and the number in each bin that is not empty.
-
-        Fifteen bins of the probability of the predicted phase.
-        """
+        """Return mean probability of the predicted phase, accuracy, and number in filled bins."""
         confidence = self.probabilities.max(axis=1)
         bins = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
-        used = np.unique(bins)
+        used, number = np.unique(bins, return_counts=True)
         means = [(confidence[bins == b].mean(), self.correct[bins == b].mean()) for b in used]
         probability, accuracy = np.array(means).T
-        return probability, accuracy, np.array([(bins == b).sum() for b in used], dtype=np.float64)
+        return probability, accuracy, number.astype(np.float64)
 
 
 def calibration_tables(
@@ -82,9 +79,8 @@ def calibration_tables(
         ("instrument", *(f"{phase.name} {name}" for _, phase, name in free)),
     )
     for name, p in predictions.items():
-        probability, accuracy, number = p.reliability()
         size, included = prediction_sets(p.probabilities, p.phase)
-        error = (number * abs(probability - accuracy)).sum() / count
+        error = calibration_error(p.probabilities, p.phase)
         shares = [f"{share.mean():.1%}" for share in (p.correct, included, p.accepted)]
         calibration.add(name, shares[0], f"{error:.4f}", f"{size.mean():.2f}", *shares[1:])
         inside = (p.intervals_of(code, parameter)[0] for code, _, parameter in free)

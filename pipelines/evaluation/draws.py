@@ -23,16 +23,12 @@ from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation import measurement_effects
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import Draws
-from bragg_models.predictors import Prediction, Predictor
+from bragg_models.predictors import Prediction
 from pipelines.cluster.client import gather_with_progress
 from pipelines.evaluation.calibration import DrawPredictions
 from pipelines.evaluation.tables import ResultTable
-from pipelines.prediction.library import (
-    INDEX_DIRECTORY,
-    PatternLibrary,
-    match_library,
-    open_library,
-)
+from pipelines.prediction.library import INDEX_DIRECTORY, match_library
+from pipelines.prediction.workflow import LoadedModel
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
 from pipelines.simulation.draws import Purpose, random_stream
@@ -60,29 +56,25 @@ def task_sizes(count: int, per_task: int) -> list[int]:
 
 
 @lru_cache(maxsize=1)
-def predictor_and_simulator(model: RegisteredModel) -> tuple[Predictor, Simulator]:
+def model_and_simulator(model: RegisteredModel) -> tuple[LoadedModel, Simulator]:
     """Return a registered model, and the simulator of its campaign; the last one is cached."""
     predictor = load_version(model.tracking_uri, model.version)
-    campaign = predictor.campaign
-    return predictor, measurement_effects.simulator_for(campaign, cache=INDEX_DIRECTORY)
+    simulator = measurement_effects.simulator_for(predictor.campaign, cache=INDEX_DIRECTORY)
+    return LoadedModel(predictor, model.version, model.tracking_uri), simulator
 
 
-@lru_cache(maxsize=1)
-def refiner_and_library(model: RegisteredModel) -> tuple[Refiner, PatternLibrary | None]:
-    """Return the refiner of a model's campaign, and its library; the last ones are cached."""
-    predictor, _ = predictor_and_simulator(model)
-    return Refiner(predictor.campaign, cache=INDEX_DIRECTORY), open_library(predictor)
-
-
-def _draws_of_phases(model: RegisteredModel, purpose: Purpose, task: int, count: int) -> Draws:
+def _draws_of_phases(
+    model: RegisteredModel, purpose: Purpose, task: int, count: int
+) -> tuple[LoadedModel, Draws]:
     """Draw measured profiles of each phase, the same for the same purpose and task."""
-    predictor, simulator = predictor_and_simulator(model)
+    loaded, simulator = model_and_simulator(model)
+    campaign = loaded.predictor.campaign
     generator = np.random.default_rng(random_stream(purpose, 0, task))
-    phase, cells = measurement_effects.draw_labels(predictor.campaign, count, generator)
+    labels = measurement_effects.draw_labels(campaign, count, generator)
     calibrated = purpose is not Purpose.DRIFTED_EVALUATION
-    effects = predictor.campaign.measurement_effects
-    return measurement_effects.draw_profiles(
-        simulator, phase, cells, generator, effects, calibrated=calibrated
+    effects = campaign.measurement_effects
+    return loaded, measurement_effects.draw_profiles(
+        simulator, *labels, generator, effects, calibrated=calibrated
     )
 
 
@@ -99,16 +91,14 @@ def prepared_profiles(
 
 
 def starts_of(
-    model: RegisteredModel, gridded: GriddedProfile, prepared: NDArray[np.float64]
+    model: LoadedModel, gridded: GriddedProfile, prepared: NDArray[np.float64]
 ) -> tuple[Prediction, list[Start], list[Start]]:
     """Return the model's prediction, and the starts from it and from the library."""
-    predictor, _ = predictor_and_simulator(model)
-    _, library = refiner_and_library(model)
-    prediction = predictor.predict(prepared[None])
+    prediction = model.predictor.predict(prepared[None])
     from_model = [(int(prediction.phase[0]), prediction.cells[0])]
-    if library is None:
+    if model.library is None:
         return prediction, from_model, []
-    matches = match_library(library, prepared[None], gridded.covered[None])
+    matches = match_library(model.library, prepared[None], gridded.covered[None])
     return prediction, from_model, matches.starts(0)
 
 
@@ -140,12 +130,11 @@ def predict_draws(client: Client, model: RegisteredModel, count: int) -> dict[st
 def _predict_task(
     model: RegisteredModel, purpose: Purpose, task: int, count: int
 ) -> tuple[Any, ...]:
-    draws = _draws_of_phases(model, purpose, task, count)
+    loaded, draws = _draws_of_phases(model, purpose, task, count)
     prepared = draws.prepared()
     rows = prepared.max(axis=1) > 0
     calibrated = np.full(rows.sum(), purpose is not Purpose.DRIFTED_EVALUATION)
-    predictor, _ = predictor_and_simulator(model)
-    p = predictor.predict(prepared[rows], calibrated=calibrated)
+    p = loaded.predictor.predict(prepared[rows], calibrated=calibrated)
     return p.probabilities, draws.phase[rows], draws.cells[rows], p.intervals, p.accepted
 
 
@@ -207,12 +196,10 @@ def summarise(rows: Sequence[Convergence], count: int, phases: Sequence[Phase]) 
 
 def _refine_task(model: RegisteredModel, task: int, count: int) -> list[Convergence]:
     """Refine draws from all starts, and compare with the fit from the truth."""
-    refiner, _ = refiner_and_library(model)
-    draws = _draws_of_phases(model, Purpose.REFINEMENT, task, count)
-    campaign = predictor_and_simulator(model)[0].campaign
+    loaded, draws = _draws_of_phases(model, Purpose.REFINEMENT, task, count)
+    refiner, samples = loaded.refiner, loaded.predictor.campaign.samples
     generator = np.random.default_rng(random_stream(Purpose.REFINEMENT_STARTS, 0, task))
-    samples = campaign.samples
-    codes = range(len(campaign.phases))
+    codes = range(len(loaded.predictor.campaign.phases))
     cells = [samples.cells[samples.phase == code] for code in codes]
     factor, addend = _SAME_MINIMUM
     results = []
@@ -220,7 +207,7 @@ def _refine_task(model: RegisteredModel, task: int, count: int) -> list[Converge
         if prepared is None:
             continue
         phase = int(draws.phase[row])
-        _, from_model, from_library = starts_of(model, gridded, prepared)
+        _, from_model, from_library = starts_of(loaded, gridded, prepared)
         starts = {
             "both": from_model + from_library,
             "model": from_model,

@@ -138,8 +138,8 @@ def refinement_table(
 
 def interval_table(
     labelled: LabelledProfiles, targets: Targets, predictors: Mapping[str, Predictor]
-) -> tables.ResultTable | None:
-    """Return the calibration of the models (by name) with intervals; None if there is none."""
+) -> tables.ResultTable:
+    """Return the calibration of models (by name) with intervals."""
     n = len(labelled.samples)
     inside = (f"{name} inside its interval" for name in targets.parameters)
     table = tables.ResultTable(
@@ -148,8 +148,6 @@ def interval_table(
     )
     calibrated = np.full(n, labelled.calibrated)
     for label, predictor in predictors.items():
-        if not predictor.has_intervals:
-            continue
         prediction = predictor.predict(labelled.prepared, calibrated=calibrated)
         if prediction.intervals is None or prediction.accepted is None:
             continue
@@ -164,7 +162,7 @@ def interval_table(
             f"{prediction.accepted.sum()} of {n}",
             *(f"{covered[rows, column].sum()} of {rows.sum()}" for rows, column in columns),
         )
-    return table if table.rows else None
+    return table
 
 
 def validation_json(validation: Validation, name: str) -> Mapping[str, Any]:

@@ -115,8 +115,8 @@ def _foreign_simulator(
     model: RegisteredModel, kind: str, other_bank: Instrument | None
 ) -> Simulator:
     """Return the simulator of a kind of foreign profiles; building one takes seconds."""
-    predictor, simulator = draws.predictor_and_simulator(model)
-    campaign = predictor.campaign
+    loaded, simulator = draws.model_and_simulator(model)
+    campaign = loaded.predictor.campaign
     if kind in _FOREIGN_PHASES:
         phases = [phase_on_orthogonal_axes(kind, *_FOREIGN_PHASES[kind])]
         return simulator_for(campaign, phases, cache=INDEX_DIRECTORY)
@@ -131,7 +131,7 @@ def _foreign_profiles(
     model: RegisteredModel, kind: str, task: int, count: int, other_bank: Instrument | None
 ) -> Draws:
     """Draw foreign profiles, as noisy as genuine ones."""
-    campaign = draws.predictor_and_simulator(model)[0].campaign
+    campaign = draws.model_and_simulator(model)[0].predictor.campaign
     simulator = _foreign_simulator(model, kind, other_bank)
     stream = random_stream(Purpose.FOREIGN_PROFILES, KINDS.index(kind), task)
     generator = np.random.default_rng(stream)
@@ -148,9 +148,8 @@ def _foreign_profiles(
         effects = MeasurementEffects(counts=(1500.0, 60_000.0), background=(1e4, 1e6))
     drawn = draw_profiles(simulator, code[chosen], cells[chosen], generator, effects)
     if kind == _SHUFFLED:
-        for intensity, sigma, covered in zip(
-            drawn.intensity, drawn.sigma, drawn.covered, strict=True
-        ):
+        rows = zip(drawn.intensity, drawn.sigma, drawn.covered, strict=True)
+        for intensity, sigma, covered in rows:
             points = np.flatnonzero(covered)
             order = generator.permutation(points)
             intensity[points], sigma[points] = intensity[order], sigma[order]
@@ -165,7 +164,7 @@ def foreign_task(
     A profile without signal is rejected before a model sees it, and one that cannot be refined is
     rejected by the refinement. Which profiles count as refined depends on their number alone.
     """
-    refiner, _ = draws.refiner_and_library(model)
+    loaded, _ = draws.model_and_simulator(model)
     profiles = _foreign_profiles(model, kind, task, count, other_bank)
     outcomes = []
     for row, gridded, prepared in draws.prepared_profiles(profiles):
@@ -173,11 +172,11 @@ def foreign_task(
         if prepared is None:
             outcomes.append(ForeignOutcome(True, True if is_refined else None))
             continue
-        prediction, from_model, from_library = draws.starts_of(model, gridded, prepared)
+        prediction, from_model, from_library = draws.starts_of(loaded, gridded, prepared)
         by_model = prediction.accepted is not None and not prediction.accepted[0]
         refined = None
         if is_refined:
-            fits = draws.refine_or_none(refiner, gridded, from_model + from_library)
+            fits = draws.refine_or_none(loaded.refiner, gridded, from_model + from_library)
             # With free intensities it would be rejected as well, for another reason.
             refined = not fits or not assess_acceptance(prediction, 0, fits).accepted
         outcomes.append(ForeignOutcome(by_model, refined))

@@ -35,9 +35,6 @@ from pipelines.prediction.library import INDEX_DIRECTORY, PatternLibrary, index_
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
 
-DRAWS = "fresh draws"
-"""Name of the figures of simulated measurements."""
-
 
 @dataclass(frozen=True)
 class ValidationSettings:
@@ -62,21 +59,24 @@ class ValidationReport:
     text: str  # facts and tables, as Markdown
     results: list[Mapping[str, Any]] = field(default_factory=list)  # JSON values of each set
     metrics: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # nested numbers, by set
-    figures: dict[str, dict[str, Figure]] = field(default_factory=dict)  # by set, and by model
+    figures: dict[str, Figure] = field(default_factory=dict)  # by file, in a folder for each set
     run_id: str = ""
 
-    def add(self, *tables: ResultTable | None, show: bool = True) -> None:
+    def add(self, *tables: ResultTable) -> None:
         """Print tables, and add them to the text."""
         for table in tables:
-            if table is not None:
-                if show:
-                    table.show()
-                self.text += "\n" + table.markdown()
+            table.show()
+            self.text += "\n" + table.markdown()
 
     def add_scores(self, result: measured.Validation, name: str) -> None:
         """Add the scores and predictions of a set of profiles, under its name."""
         self.results.append(measured_tables.validation_json(result, name))
         self.metrics[measured_tables.slug(name)] = measured_tables.validation_metrics(result)
+
+    def add_figure(self, name: str, label: str, figure: Figure) -> None:
+        """Add the figure of a model for a set of profiles."""
+        slug = measured_tables.slug
+        self.figures[f"{slug(name)}/{slug(label)}.png"] = figure
 
 
 def run_validation(
@@ -125,10 +125,8 @@ def run_validation(
         run.log_parameters({"sets": [labelled.name for labelled in sets], "models": models})
         run.log_metrics({MEASURED_METRICS: report.metrics})
         run.log_text(report.text, "validation.md")
-        for name, pages in report.figures.items():
-            for label, figure in pages.items():
-                path = f"{measured_tables.slug(name)}/{measured_tables.slug(label)}.png"
-                run.log_figure(figure, f"figures/{path}")
+        for file, figure in report.figures.items():
+            run.log_figure(figure, f"figures/{file}")
     if results:
         _log_to_training_runs(tracking, chosen, results)
     return report
@@ -190,12 +188,15 @@ class _Validator:
         for labelled, m, fit in zip(sets, matches, fits, strict=True):
             result = self.result_of(labelled, m, fit)
             report.add(*measured_tables.validation_tables(result, campaign.name))
-            report.add(measured_tables.interval_table(labelled, self.targets, self.predictors))
+            if self.with_intervals:
+                predictors = self.with_intervals
+                report.add(measured_tables.interval_table(labelled, self.targets, predictors))
             if fit:
                 report.add(measured_tables.refinement_table(labelled, self.targets, fit))
-            report.add(measured_tables.samples_table(result), show=False)
+            report.text += "\n" + measured_tables.samples_table(result).markdown()
             report.add_scores(result, labelled.name)
-            report.figures[labelled.name] = measured_tables.validation_figures(result, campaign)
+            for label, figure in measured_tables.validation_figures(result, campaign).items():
+                report.add_figure(labelled.name, label, figure)
             if self.settings.paper_preprocessing:
                 self.add_paper_preprocessing(labelled, library)
             results.append(result)
@@ -244,7 +245,7 @@ class _Validator:
                     predictions = draws.predict_draws(client, model, options.draws)
                     tables += calibration.calibration_tables(predictions, phases)
                     figure = calibration.calibration_figure(predictions, phases)
-                    self.report.figures.setdefault(DRAWS, {})[c.label] = figure
+                    self.report.add_figure("fresh draws", c.label, figure)
                 if options.foreign:
                     tables.append(rejection_table(client, model, options.foreign, bank))
                 if count := options.refined_draws:
@@ -273,34 +274,28 @@ def _log_to_training_runs(
 def _labelled_sets(
     data: Sequence[str] | None, store: Store, campaign: Campaign
 ) -> list[measured.LabelledProfiles]:
-    sets: list[measured.LabelledProfiles] = []
     if data is None:
-        for tag in store.tags():
-            dataset = store.open(tag.name)
-            if "measurements" in dataset.attrs and (dataset.phase.values >= 0).any():
-                sets.append(_profiles_on_grid(dataset, store, campaign))
-        if not sets:
+        datasets = [store.open(tag.name) for tag in store.tags()]
+        measurements = [d for d in datasets if "measurements" in d.attrs]
+        data = [d.attrs["tag"] for d in measurements if (d.phase.values >= 0).any()]
+        if not data:
             raise EvaluateError(
                 f"{store.uri} holds no measured data set with labels. Make one with python -m "
                 f"pipelines.ingest FILE… --labels CSV --into NAME, or name one with --data."
             )
-    for name in data or ():
+    sets: list[measured.LabelledProfiles] = []
+    for name in data:
         if name.endswith(".npz"):
             sets += measured.profiles_from_file(Path(name), campaign)
-        else:
-            sets.append(_profiles_on_grid(store.open(name), store, campaign))
+            continue
+        dataset = store.open(name)
+        of_dataset = campaign_of(dataset)
+        names, expected = ([phase.name for phase in c.phases] for c in (of_dataset, campaign))
+        if of_dataset.grid != campaign.grid or names != expected:
+            raise EvaluateError(
+                f"{name} is on the grid of campaign {of_dataset.name}, the models on that of "
+                f"{campaign.name}. Name the models' data set with --trained-on, or ingest the "
+                f"profiles with --campaign {campaign.name}."
+            )
+        sets.append(measured.profiles_from_dataset(dataset, store, campaign))
     return sets
-
-
-def _profiles_on_grid(
-    dataset: xr.Dataset, store: Store, campaign: Campaign
-) -> measured.LabelledProfiles:
-    of_dataset = campaign_of(dataset)
-    names, expected = ([phase.name for phase in c.phases] for c in (of_dataset, campaign))
-    if of_dataset.grid != campaign.grid or names != expected:
-        raise EvaluateError(
-            f"{dataset.attrs['tag']} is on the grid of campaign {of_dataset.name}, the models on "
-            f"that of {campaign.name}. Name the models' data set with --trained-on, or ingest the "
-            f"profiles with --campaign {campaign.name}."
-        )
-    return measured.profiles_from_dataset(dataset, store, campaign)

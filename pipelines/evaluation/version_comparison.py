@@ -45,8 +45,7 @@ class EvaluationData:
 class VersionComparison:
     """A candidate and the champion, if there is one, on the same profiles."""
 
-    candidate: ModelVersion
-    champion: ModelVersion | None
+    versions: Mapping[str, ModelVersion]  # "candidate" and "champion"
     scores: Mapping[str, VersionScores]  # by the addresses of the versions
     objections: list[str]  # why the gate does not let the candidate pass; empty if it does
     dataset: xr.Dataset  # the snapshot that the profiles, or the campaign of the draws, are from
@@ -55,20 +54,15 @@ class VersionComparison:
     @property
     def on_draws(self) -> bool:
         """Whether the profiles are draws of measured ones, not simulated test samples."""
-        return self.candidate.kind is ModelKind.MEASURED
-
-    @property
-    def versions(self) -> Mapping[str, ModelVersion]:
-        """The versions by their parts."""
-        versions = {"candidate": self.candidate}
-        return versions if self.champion is None else {**versions, "champion": self.champion}
+        return self.versions["candidate"].kind is ModelKind.MEASURED
 
     def to_json(self, *, promoted: bool) -> Mapping[str, Any]:
         """Return plain JSON values; numbers that are not finite are null."""
         scores = finite_or_null({uri: asdict(scores) for uri, scores in self.scores.items()})
+        uris = {part: version.uri for part, version in self.versions.items()}
         return {
-            "candidate": self.candidate.uri,
-            "champion": self.champion.uri if self.champion else None,
+            "candidate": uris["candidate"],
+            "champion": uris.get("champion"),
             "passed": not self.objections,
             "promoted": promoted,
             "objections": self.objections,
@@ -95,8 +89,8 @@ def compare_versions(
     ModelError, PredictorError, StoreError
         If a model or the data set cannot be read.
     """
-    versions = [candidate] if champion is None else [candidate, champion]
-    predictors = {version.uri: load_version(tracking.uri, version) for version in versions}
+    versions = {"candidate": candidate} | ({} if champion is None else {"champion": champion})
+    predictors = {v.uri: load_version(tracking.uri, v) for v in versions.values()}
     provenance = predictors[candidate.uri].provenance
     # Another store given without a tag holds the data set under the same tag.
     in_store = data.tag is None and data.store == DEFAULT_URI
@@ -116,7 +110,7 @@ def compare_versions(
         objections.append(
             f"it is not better than {' and '.join(baselines.not_beaten)} ({baselines})"
         )
-    return VersionComparison(candidate, champion, scores, objections, dataset, len(pinned.phase))
+    return VersionComparison(versions, scores, objections, dataset, len(pinned.phase))
 
 
 def _stored_samples(dataset: xr.Dataset, rows: NDArray[np.bool_]) -> SimulatedMeasurements:
@@ -194,7 +188,7 @@ def log_comparison(tracking: Tracking, comparison: VersionComparison, gate: Gate
     Metrics are ``test/candidate/…`` and ``test/champion/…``, or ``draws/…`` of versions for
     measured profiles.
     """
-    candidate, champion = comparison.candidate, comparison.champion
+    candidate = comparison.versions["candidate"]
     started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     tags = {
         "mlflow.source.name": "pipelines.promote",
@@ -206,8 +200,8 @@ def log_comparison(tracking: Tracking, comparison: VersionComparison, gate: Gate
     with tracking.run(candidate.name, title, tags) as run:
         run.log_parameters(
             {
-                "candidate": candidate.uri,
-                "champion": champion.uri if champion else "",
+                "champion": "",
+                **{part: version.uri for part, version in comparison.versions.items()},
                 "samples": comparison.n_samples,
                 "gate": asdict(gate),
             }
@@ -226,7 +220,7 @@ def comparison_table(comparison: VersionComparison) -> ResultTable:
         if comparison.on_draws
         else f"{count:,} test samples of {tag}"
     )
-    systems = list(comparison.scores[comparison.candidate.uri].by_system)
+    systems = list(comparison.scores[comparison.versions["candidate"].uri].by_system)
     headings = ("", "model", "mse_paper", *systems, "accuracy", "calibration error", "ms")
     table = ResultTable(profiles, headings)
     for part, version in comparison.versions.items():

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,27 +134,20 @@ def _write_rows(
     return len(samples)
 
 
-@dataclass(frozen=True)
-class ForestSource:
-    """Everything about a :class:`MappedForest` that a search leaves unchanged."""
-
-    path: Path  # file of prepared profiles
-    samples: int  # of the final forest
-    trial_trees: int  # of a forest in a fold
-    settings: ForestSettings
-    seed: int
-    topic: str  # of the events that report groups of trees
-
-
 @dataclass(eq=False, repr=False)
 class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """A forest as scikit-learn's and Dask-ML's searches need it, on profiles in a mapped file.
 
     Its X are row numbers of that file, shape (n, 1), so that a search transfers and folds numbers
-    only. The settings that a search may try are None for those of the source.
+    only. The settings that a search may try are None for those of ``settings``.
     """
 
-    source: ForestSource
+    path: Path  # file of prepared profiles
+    n_rows: int  # of the final forest
+    trial_trees: int  # of a forest in a fold
+    settings: ForestSettings
+    seed: int
+    topic: str  # of the events that report groups of trees
     max_features: float | None = None
     min_samples_leaf: int | None = None
     max_depth: int | None = None
@@ -163,29 +156,32 @@ class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def forest_settings(self) -> ForestSettings:
         """Return the settings, with those that the search tries replaced."""
-        parameters = self.get_params(deep=False).items()
-        changes = {name: v for name, v in parameters if name != "source" and v is not None}
-        return replace(self.source.settings, **changes)
+        values: Mapping[str, Any] = {
+            f.name: value
+            for f in fields(ForestSettings)
+            if (value := getattr(self, f.name, None)) is not None
+        }
+        return replace(self.settings, **values)
 
     def fit(self, X: NDArray[np.intp], y: NDArray[np.float32]) -> MappedForest:
         """Grow the forest on the rows X: with few trees in a fold, with all on all samples."""
-        source, settings = self.source, self.forest_settings()
-        if len(X) < source.samples:
-            settings = replace(settings, trees=min(source.trial_trees, settings.trees))
-        profiles = np.load(source.path, mmap_mode="r")[X[:, 0]]
+        settings = self.forest_settings()
+        if len(X) < self.n_rows:
+            settings = replace(settings, trees=min(self.trial_trees, settings.trees))
+        profiles = np.load(self.path, mmap_mode="r")[X[:, 0]]
         y = y.reshape(len(y), -1)
         forests, self.groups_ = [], []
         for group in groups_of(settings):
             began = time.monotonic()
-            forests.append(grow_group(profiles, y, settings, group, seed=source.seed))
+            forests.append(grow_group(profiles, y, settings, group, seed=self.seed))
             self.groups_.append(_tree_group(forests[-1], began))
-            get_worker().log_event(source.topic, self.groups_[-1]._asdict())
+            get_worker().log_event(self.topic, self.groups_[-1]._asdict())
         self.forest_ = join(forests)
         return self
 
     def predict(self, X: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return the forest's predictions for the rows X, shape (n, n_outputs)."""
-        return self.forest_.predict(np.load(self.source.path, mmap_mode="r")[X[:, 0]])
+        return self.forest_.predict(np.load(self.path, mmap_mode="r")[X[:, 0]])
 
 
 def _tree_group(forest: Forest, began: float) -> TreeGroup:
@@ -205,10 +201,9 @@ def grow_by_search(
     path, rows = matrix
 
     def grow(plan: Plan) -> GrownForest:
-        trial_trees = search.trial_trees
-        source = ForestSource(path, len(plan.rows), trial_trees, plan.settings, plan.seed, topic)
+        sizes = len(plan.rows), search.trial_trees
         searched = GridSearchCV(
-            MappedForest(source),
+            MappedForest(path, *sizes, plan.settings, plan.seed, topic),
             candidates,
             scoring="neg_mean_squared_error",  # of scaled outputs
             cv=KFold(search.folds, shuffle=True, random_state=seed),

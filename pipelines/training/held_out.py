@@ -71,7 +71,6 @@ class HeldOutScores:
 
     scores: Scores  # by "all" and crystal system; of a classifier those that need no cell
     score: ModelScore  # the number that models are compared by
-    phase: NDArray[np.intp]  # shape (n,)
     cells: NDArray[np.float64]  # shape (n, 6); NaN of a classifier
     confusion: NDArray[np.integer]  # samples by true and predicted phase
 
@@ -121,9 +120,9 @@ def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
     scores["all"]["wrong"] = wrong
     if predictor.provenance.model == names.CLASSIFIER:
         score = ModelScore("error_rate", wrong / n)
-        return HeldOutScores(finite(scores), score, phase, cells, total.confusion)
+        return HeldOutScores(finite(scores), score, cells, total.confusion)
     score = ModelScore("mse_paper", scores["all"]["mse_paper"])
-    return HeldOutScores(scores, score, phase, cells, total.confusion)
+    return HeldOutScores(scores, score, cells, total.confusion)
 
 
 def test_model(
@@ -167,19 +166,13 @@ def test_model(
             baselines[name] = scores["all"][result.score.name]
     _print_result(context, predictor, test, result)
     say(
-        f"{on_draws_test.title}, {len(on_draws.phase):,}: accuracy "
+        f"{on_draws_test.title}, {len(on_draws_test.phase):,}: accuracy "
         f"{on_draws.scores['all']['accuracy']:.2%}, {on_draws.score.name} "
         f"{on_draws.score.value:.2e}"
     )
     _log_figures(context, fitted, test, result)
-    provenance = replace(
-        provenance,
-        test=result.scores,
-        draws=on_draws.scores,
-        score=result.score,
-        baselines=baselines,
-    )
-    return replace(predictor, provenance=provenance)
+    provenance = replace(provenance, test=result.scores, draws=on_draws.scores, score=result.score)
+    return replace(predictor, provenance=replace(provenance, baselines=baselines))
 
 
 def _library_match(context: TrainingContext, draws: SimulatedMeasurements) -> Prediction:
