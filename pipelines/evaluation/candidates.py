@@ -63,14 +63,8 @@ def candidates(
 ) -> list[Candidate]:
     """Choose the versions to evaluate: of each model and split the newest one on this data set.
 
-    Parameters
-    ----------
-    tracking
-        Where they are registered.
-    dataset
-        What they were trained on: of another one test samples may be among their training samples.
-    names
-        Names of models, or addresses of versions; all models if empty.
+    (Of another data set, test samples may be among their training samples.) The names are those of
+    models, or addresses of versions; all models if empty.
 
     Raises
     ------
@@ -130,16 +124,9 @@ def load_candidate(
     labels: Samples,
     training: NDArray[np.bool_],
 ) -> EvaluatedModel:
-    """Load a registered version, and check that it was not trained on the test samples.
+    """Load a registered version, and check that it was trained on ``training`` samples (n,) alone.
 
-    Parameters
-    ----------
-    candidate, tracking
-        The version, and where it is registered.
-    targets, labels
-        Of the data set, with n samples.
-    training : shape (n,)
-        The samples that it may be trained on.
+    Targets and labels are those of the data set, with n samples.
 
     Raises
     ------

@@ -39,20 +39,6 @@ class Speed:
     nodes: int
 
 
-@dataclass(frozen=True)
-class EvaluationFacts:
-    """Date, code, data sets (tag, snapshot_id, content_hash) and settings of an evaluation."""
-
-    date: str
-    commit: str
-    campaign: str
-    data: Mapping[str, str]
-    offgrid: Mapping[str, str] | None
-    bootstrap: int
-    limit: int | None
-    command: str
-
-
 def speed_of(model: EvaluatedModel, profiles: NDArray[np.float32]) -> Speed:
     """Time predictions of raw profiles (512, points); the first one of each size does not count."""
     fewest, most = _REPETITIONS
@@ -73,7 +59,8 @@ def speed_of(model: EvaluatedModel, profiles: NDArray[np.float32]) -> Speed:
 class EvaluationReport:
     """The result of an evaluation."""
 
-    facts: EvaluationFacts
+    # JSON values: date, commit, campaign, data, offgrid, bootstrap, limit, command.
+    facts: Mapping[str, Any]
     targets: Targets
     titles: Mapping[str, str]  # by the name of the test set
     missing: list[dict[str, str]]  # models that are not registered: model, split and command
@@ -111,7 +98,7 @@ class EvaluationReport:
                 self.titles[test],
                 [*baselines, *models],
                 self.targets,
-                with_paper=self.facts.campaign == known.PAPER_CAMPAIGN and test == "random",
+                with_paper=self.facts["campaign"] == known.PAPER_CAMPAIGN and test == "random",
                 not_trained=[known.LABELS.get(model, model) for model in missing],
             )
             if missing:
@@ -157,7 +144,7 @@ class EvaluationReport:
             for test, scores in self.scores.items()
         }
         values = {
-            **asdict(self.facts),
+            **self.facts,
             "test_sets": test_sets,
             "not_trained": self.missing,
             "library_proven": self.proven,
@@ -186,21 +173,20 @@ class EvaluationReport:
     def markdown(self) -> str:
         """Return the tables with all that is needed to repeat the evaluation."""
         facts = self.facts
-        lines = ["# Results", "", f"- date: {facts.date}", f"- commit: {facts.commit}"]
+        lines = ["# Results", "", *(f"- {name}: {facts[name]}" for name in ("date", "commit"))]
+        for name in ("data", "offgrid"):
+            if data := facts[name]:
+                content = data["content_hash"][:12]
+                snapshot = f"snapshot {data['snapshot_id']}, content {content}"
+                lines.append(f"- {name}: `{data['tag']}`, {snapshot}")
         lines += [
-            f"- {name}: `{data['tag']}`, snapshot {data['snapshot_id']}, content "
-            f"{data['content_hash'][:12]}"
-            for name, data in (("data", facts.data), ("offgrid", facts.offgrid))
-            if data is not None
-        ]
-        lines += [
-            f"- intervals: 95 %, bootstrap over samples, {facts.bootstrap} resamples, in the power "
-            f"of ten of the number before them",
+            f"- intervals: 95 %, bootstrap over samples, {facts['bootstrap']} resamples, in the "
+            f"power of ten of the number before them",
             f"- {known.EQUATION_1}",
             "",
             "```",
             *dict.fromkeys(self.commands.values()),
-            facts.command,
+            facts["command"],
             "```",
         ]
         return "\n".join([*lines, "", *(table.markdown() for table in self.tables())])

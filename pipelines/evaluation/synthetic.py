@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.library.compressed import CompressedLibrary, Neighbours, mean_of_nearest
 from bragg_models.targets import targets_of
 from catalog.tracking import Tracking
-from pipelines.cli.console import Progress, say
+from pipelines.cli.console import Progress, command_line, say
 from pipelines.evaluation import names as known
 from pipelines.evaluation import scoring
 from pipelines.evaluation.candidates import (
@@ -32,7 +31,7 @@ from pipelines.evaluation.candidates import (
     newest_trained_tag,
 )
 from pipelines.evaluation.scoring import SPLITS, EvaluatedModel
-from pipelines.evaluation.summary import BATCH, EvaluationFacts, EvaluationReport, speed_of
+from pipelines.evaluation.summary import BATCH, EvaluationReport, speed_of
 
 OFF_GRID = "batio3-offgrid-v1"
 """Tag of the paper's campaign off its grid: cells drawn continuously in the same ranges."""
@@ -55,11 +54,8 @@ class EvaluationSettings:
         """Return the command that repeats the evaluation of a data set's tag."""
         options = [("--data", tag), ("--offgrid", self.offgrid), ("--limit", self.limit)]
         options += [("--models", name) for name in self.models] + [("--bootstrap", self.bootstrap)]
-        texts = [
-            f"{name} {shlex.quote(str(value))}" for name, value in options if value is not None
-        ]
-        library = [] if self.library else ["--no-library"]
-        return " ".join(["python -m pipelines.evaluate", *texts, *library])
+        words = [word for option in options if option[1] is not None for word in option]
+        return command_line("evaluate", *words, *([] if self.library else ["--no-library"]))
 
 
 def run_evaluation(
@@ -124,16 +120,16 @@ def _evaluate(
     labels = samples_of(dataset)
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
     tests = scoring.held_out_sets(dataset, offgrid, settings.limit)
-    facts = EvaluationFacts(
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=code_commit(),
-        campaign=str(dataset.attrs["campaign"]),
-        data=_reference(dataset),
-        offgrid=None if offgrid is None else _reference(offgrid),
-        bootstrap=settings.bootstrap,
-        limit=settings.limit,
-        command=settings.command(str(dataset.attrs["tag"])),
-    )
+    facts = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": code_commit(),
+        "campaign": str(dataset.attrs["campaign"]),
+        "data": _reference(dataset),
+        "offgrid": None if offgrid is None else _reference(offgrid),
+        "bootstrap": settings.bootstrap,
+        "limit": settings.limit,
+        "command": settings.command(str(dataset.attrs["tag"])),
+    }
     titles = {test.name: test.title for test in tests}
     report = EvaluationReport(facts, targets, titles, _missing(chosen, settings.models))
     profiles = dataset["intensity"][:BATCH].values

@@ -27,9 +27,10 @@ from pipelines.evaluation.scoring import in_batches, part_of, predict_batches, s
 from pipelines.evaluation.summary import finite_or_null
 from pipelines.evaluation.tables import ResultTable, finite
 from pipelines.registry.registration import load_version
-from pipelines.simulation.draws import SimulatedMeasurements, held_out_draws
+from pipelines.simulation.draws import held_out_draws
 
 _TIMED_PREDICTIONS = 30
+_Pinned = tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,12 @@ def compare_versions(
     if candidate.kind is ModelKind.MEASURED:
         campaign = campaign_of(dataset)
         per_phase = -(-data.n_samples // len(campaign.phases))
-        pinned = held_out_draws(campaign, per_phase, quiet=quiet)
+        draws = held_out_draws(campaign, per_phase, quiet=quiet)
+        pinned: _Pinned = draws.profiles, draws.phase, draws.cells
     else:
-        pinned = _stored_samples(dataset, evaluation_rows(dataset, predictors, data.n_samples))
+        rows, labels = evaluation_rows(dataset, predictors, data.n_samples), samples_of(dataset)
+        profiles = np.concatenate([batch.profiles for batch in stored_batches(dataset, rows)])
+        pinned = profiles, labels.phase[rows].astype(np.intp), labels.cells[rows]
     scores = {uri: _score(p, pinned, quiet=quiet) for uri, p in predictors.items()}
     objections = gate.objections(scores[candidate.uri], scores[champion.uri] if champion else None)
     baselines = BaselineComparison.from_provenance(provenance)
@@ -110,15 +114,7 @@ def compare_versions(
         objections.append(
             f"it is not better than {' and '.join(baselines.not_beaten)} ({baselines})"
         )
-    return VersionComparison(versions, scores, objections, dataset, len(pinned.phase))
-
-
-def _stored_samples(dataset: xr.Dataset, rows: NDArray[np.bool_]) -> SimulatedMeasurements:
-    labels = samples_of(dataset)
-    profiles = np.concatenate([batch.profiles for batch in stored_batches(dataset, rows)])
-    span = np.tile([0, profiles.shape[1]], (len(profiles), 1))
-    phase = labels.phase[rows].astype(np.intp)
-    return SimulatedMeasurements(profiles, phase, labels.cells[rows], span)
+    return VersionComparison(versions, scores, objections, dataset, len(pinned[0]))
 
 
 def evaluation_rows(
@@ -157,26 +153,24 @@ def evaluation_rows(
     return chosen
 
 
-def _score(
-    predictor: Predictor, pinned: SimulatedMeasurements, *, quiet: bool = False
-) -> VersionScores:
+def _score(predictor: Predictor, pinned: _Pinned, *, quiet: bool = False) -> VersionScores:
     """Score a version on the pinned profiles, and time it."""
-    batches, n, targets = in_batches(pinned.profiles), len(pinned.phase), predictor.targets
+    (profiles, true_phase, true_cells), targets = pinned, predictor.targets
     phase, cells, probabilities = predict_batches(
-        predictor, batches, n, description="Evaluating", quiet=quiet
+        predictor, in_batches(profiles), len(profiles), description="Evaluating", quiet=quiet
     )
     has_cells = bool(np.isfinite(cells).all())
-    scored = cells if has_cells else pinned.cells
-    scores = summary(targets, errors(targets, pinned.phase, pinned.cells, phase, scored))
+    predicted = phase, cells if has_cells else true_cells
+    scores = summary(targets, errors(targets, true_phase, true_cells, *predicted))
     seconds = []
     for _ in range(_TIMED_PREDICTIONS):
         began = time.perf_counter()
-        predictor.predict(pinned.profiles[:1])
+        predictor.predict(profiles[:1])
         seconds.append(time.perf_counter() - began)
     return VersionScores(
         scores["all"]["mse_paper"] if has_cells else math.nan,
         scores["all"]["accuracy"],
-        calibration_error(probabilities, pinned.phase),
+        calibration_error(probabilities, true_phase),
         statistics.median(seconds),
         {k: v["mse_paper"] for k, v in scores.items() if k != "all"} if has_cells else {},
     )

@@ -105,8 +105,6 @@ def grow(
 
     Parameters
     ----------
-    client, task
-        Client of the cluster; the forests.
     directory
         For the prepared profiles, shared by this machine and the workers.
     method
@@ -116,11 +114,8 @@ def grow(
 
     Returns
     -------
-    forests
-        One per phase, in the order of the codes, or the integrated one alone.
-    facts
-        Plain values for the log, by the forest's name: settings, samples, trees, nodes, bytes,
-        seconds per tree, trees by worker, and the search's table.
+    The forests, one per phase in the order of the codes, or the integrated one alone; and JSON
+    values for the log, by the forest's name.
 
     Raises
     ------

@@ -97,10 +97,7 @@ def train_model(
         context = _context(dataset, labels, part, environment, task, run_)
         run_.log_dataset(dataset, "training")
         began = time.monotonic()
-        if isinstance(settings, ForestPreset):
-            fitted = _grow_forests(context, environment, settings, task)
-        else:
-            fitted = _fit_networks(context, environment, settings, task)
+        fitted = _fit(context, environment, settings, task)
         run_.log_metrics({"fit_seconds": time.monotonic() - began})
         predictor = Predictor(
             fitted.kind,
@@ -202,45 +199,37 @@ def _context(
     )
 
 
-def _classifier(environment: TrainingEnvironment, task: TrainingTask) -> Predictor | None:
-    if task.classifier is None:
-        return None
-    version = registry.find(environment.tracking, task.classifier)
-    return registration.load_version(environment.tracking.uri, version)
-
-
-def _fit_networks(
-    context: TrainingContext, environment: TrainingEnvironment, preset: Preset, task: TrainingTask
-) -> FittedModel:
-    classifier = _classifier(environment, task)
-    if classifier is not None and task.classifier is not None:
-        deep = task.model == "deep"
-        return paper.train_conditional(context, preset, classifier, task.classifier, deep=deep)
-    if task.model == "caenn":
-        return paper.train_caenn(context, preset)
-    if task.model == "guided":
-        return ours.train_guided(context, preset)
-    if task.model == "robust":
-        return ours.train_robust(context, preset, environment.cluster)
-    return paper.train_multitask(context, preset, classifier=task.model == "classifier")
-
-
-def _grow_forests(
+def _fit(
     context: TrainingContext,
     environment: TrainingEnvironment,
-    preset: ForestPreset,
+    settings: ForestPreset | Preset,
     task: TrainingTask,
 ) -> FittedModel:
-    """Grow one forest for each phase, or, without a classifier, an integrated one."""
-    classifier = _classifier(environment, task)
-    part = context.part[: context.dataset.sizes["sample"]]
-    integrated = classifier is None
-    forests = ForestTask(context.dataset, context.targets, part, preset, integrated, context.seed)
-    directory = environment.state.absolute() / "forests"
-    with open_cluster(environment.cluster) as client:
-        grown, facts = grow(client, forests, directory, method=task.forest_method)
-    kind, model = "integrated-forest" if integrated else "forest", ForestModel(grown, integrated)
-    return FittedModel(kind, model, preset.preprocessing, classifier, facts=dict(facts))
+    classifier = None
+    if task.classifier is not None:
+        version = registry.find(environment.tracking, task.classifier)
+        classifier = registration.load_version(environment.tracking.uri, version)
+    if isinstance(settings, ForestPreset):
+        # One forest for each phase, or, without a classifier, an integrated one.
+        kind = "integrated-forest" if classifier is None else "forest"
+        part = context.part[: context.dataset.sizes["sample"]]
+        data = context.dataset, context.targets, part
+        forests = ForestTask(*data, settings, classifier is None, context.seed)
+        directory = environment.state.absolute() / "forests"
+        with open_cluster(environment.cluster) as client:
+            grown, facts = grow(client, forests, directory, method=task.forest_method)
+        model = ForestModel(grown, forests.integrated)
+        return FittedModel(kind, model, settings.preprocessing, classifier, facts=dict(facts))
+    if classifier is not None:
+        deep = task.model == "deep"
+        return paper.train_conditional(context, settings, classifier, version.uri, deep=deep)
+    if task.model == "caenn":
+        return paper.train_caenn(context, settings)
+    if task.model == "guided":
+        return ours.train_guided(context, settings)
+    if task.model == "robust":
+        return ours.train_robust(context, settings, environment.cluster)
+    return paper.train_multitask(context, settings, classifier=task.model == "classifier")
 
 
 def _find_classifier(
