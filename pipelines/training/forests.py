@@ -1,81 +1,59 @@
-"""Growing the random forests of a campaign on a Dask cluster: presets, and the samples of each."""
+"""Growing the forests of a campaign on a Dask cluster: a forest a task, or a few trees a task.
+
+The workers map a file of prepared profiles into memory, so that they exist once per machine.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from distributed import Client
+from dask_ml.model_selection import GridSearchCV
+from distributed import Client, as_completed, get_worker
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.model_selection import KFold
 
 from bragg_data.crystallography.cell import CrystalSystem
+from bragg_data.preprocessing import preprocessing
 from bragg_data.splits import Part
+from bragg_data.store.repository import open_snapshot
 from bragg_data.store.schema import samples_of
-from bragg_models.forest import Forest, ForestSettings, forest_values
+from bragg_models.data.batches import Profiles, profiles_of
+from bragg_models.forest import Forest, ForestSettings, forest_values, groups_of, grow_group, join
 from bragg_models.targets import Targets
-from pipelines.training.dask_forests import (
-    Plan,
-    Search,
-    grow_by_search,
-    grow_joined,
-    prepared_matrix,
-)
+from pipelines.cli.console import Progress, duration
 from pipelines.training.names import TrainError
+from pipelines.training.presets import ForestPreset, Search
+
+_CHUNKS_PER_TASK = 8  # of profiles to prepare
+
+# A forest, and facts about its growth: plain JSON values.
+_GrownForest = tuple[Forest, Mapping[str, Any]]
+# A .npy file of prepared profiles, shape (n, n_features), and the rows of each forest in it.
+_Matrix = tuple[Path, Mapping[str, NDArray[np.intp]]]
 
 
 @dataclass(frozen=True)
-class ForestPreset:
-    """How the forests of a campaign are grown."""
+class Plan:
+    """A forest to grow."""
 
-    preprocessing: str  # name and version of the function that prepares the profiles
-    by_system: Mapping[str, ForestSettings]  # class-conditional, by the crystal system's name
-    other: ForestSettings  # class-conditional, of the other crystal systems
-    integrated: ForestSettings
-    search: Search  # what the method "search" chooses among
-
-
-# Tried on trigonal test samples with 6,500 to learn from, mse_paper_free: 1.4e-3 by the paper's
-# settings (12 trees); with 20 to 24 extremely randomised trees 1.7e-4 from the points at which the
-# cumulated intensity reaches 32 shares, and 3e-5 from smoothed profiles, a third of what ordinary
-# random forests make of those. More samples then do more than more trees of the same size.
-_EXTRA = ForestSettings(trees=16, extra=True, bootstrap=False)
-FOREST_PRESETS: dict[str, ForestPreset] = {
-    # All forests in two to three minutes on two cores.
-    "quick": ForestPreset(
-        "profile_smoothed@1",
-        {"tetragonal": replace(_EXTRA, samples=40_000)},
-        replace(_EXTRA, samples=20_000),
-        replace(_EXTRA, trees=12, samples=60_000),
-        Search(),
-    ),
-    # Good results in ten minutes on two cores, 150 MB.
-    "standard": ForestPreset(
-        "profile_smoothed@1",
-        {"cubic": replace(_EXTRA, trees=100), "trigonal": replace(_EXTRA, trees=24)},
-        replace(_EXTRA, trees=12),
-        replace(_EXTRA, trees=12),
-        Search({"max_features": (0.5, 1.0)}),
-    ),
-    # Section V-B1: hours on two cores. The paper does not say how many features a split chooses
-    # among, nor the least number of samples in a leaf: scikit-learn's defaults (all, and one).
-    "paper": ForestPreset(
-        "profile_cropped@1",
-        {
-            "cubic": ForestSettings(trees=150, samples=792),
-            "trigonal": ForestSettings(trees=200, samples=6_500),
-            "tetragonal": ForestSettings(trees=200, samples=20_500),
-        },
-        ForestSettings(trees=200, samples=20_500),
-        ForestSettings(trees=250, samples=27_800),
-        Search(trial_trees=1),
-    ),
-}
-"""How forests are grown, by name."""
+    name: str  # of the phase, or "integrated"
+    settings: ForestSettings
+    rows: NDArray[np.intp]  # samples that it is grown on, in stored order, shape (n,)
+    values: NDArray[np.float32]  # their targets, shape (n, n_outputs)
+    seed: int  # of the trees
 
 
 @dataclass(frozen=True)
@@ -122,15 +100,15 @@ def grow(
     TrainError
         If a phase has too few training samples.
     """
-    plans, preset = plans_of(task), task.preset
+    plans, preset, dataset = plans_of(task), task.preset, task.dataset
     began = time.monotonic()
     groups = {plan.name: plan.rows for plan in plans}
-    with prepared_matrix(client, task.dataset, groups, preset.preprocessing, directory) as matrix:
+    with _prepared_matrix(client, dataset, groups, preset.preprocessing, directory) as matrix:
         prepared = time.monotonic()
         if method == "search":
-            grown = grow_by_search(client, plans, preset.search, matrix, task.seed)
+            grown = _grow_by_search(client, plans, preset.search, matrix, task.seed)
         else:
-            grown = grow_joined(client, plans, matrix)
+            grown = _grow_joined(client, plans, matrix)
         size = matrix[0].stat().st_size
     facts = {
         "method": method,
@@ -174,3 +152,235 @@ def plans_of(task: ForestTask) -> list[Plan]:
         )
         plans.append(Plan(name, settings, rows, values, int(stream.generate_state(1)[0])))
     return plans
+
+
+class _TreeGroup(NamedTuple):
+    """A group of trees that a worker grew: how many, how long it took, and where."""
+
+    trees: int
+    seconds: float
+    worker: str
+
+
+@contextmanager
+def _prepared_matrix(
+    client: Client,
+    dataset: xr.Dataset,
+    groups: Mapping[str, NDArray[np.intp]],
+    prepared_by: str,
+    directory: Path,
+) -> Iterator[_Matrix]:
+    """Write the prepared profiles of groups of samples, each worker a part of the file.
+
+    The groups are numbers of samples, by name; they may overlap. The file is removed at the end.
+    """
+    samples = np.unique(np.concatenate(list(groups.values())))
+    profiles = profiles_of(dataset, preprocessing(prepared_by).function)
+    features = profiles.prepare(dataset["intensity"][samples[:1]].values).shape[1]
+    source = (str(dataset.attrs["tag"]), str(dataset.attrs["uri"]), prepared_by)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory.resolve() / f"profiles-{uuid.uuid4().hex}.npy"
+    size = profiles.rows_per_chunk * _CHUNKS_PER_TASK
+    try:
+        np.lib.format.open_memmap(path, "w+", np.float32, (len(samples), features)).flush()
+        with Progress("Preparing profiles", len(samples), "profiles") as progress:
+            futures = []
+            for low in range(0, int(samples[-1]) + 1, size):  # samples that share chunks
+                first, last = np.searchsorted(samples, (low, low + size)).tolist()
+                if last > first:
+                    task = source, path, first, samples[first:last]
+                    futures.append(client.submit(_write_rows, *task, pure=False))
+            for future in as_completed(futures):
+                progress.advance(future.result())
+        yield path, {name: np.searchsorted(samples, group) for name, group in groups.items()}
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1)
+def _profiles(tag: str, uri: str, prepared_by: str) -> Profiles:
+    return profiles_of(open_snapshot(tag, uri), preprocessing(prepared_by).function)
+
+
+def _write_rows(
+    source: tuple[str, str, str], path: Path, first: int, samples: NDArray[np.intp]
+) -> int:
+    """On a worker: prepare the profiles of samples, and write them from a row of the file on."""
+    profiles = _profiles(*source)
+    selected = np.zeros(len(profiles), dtype=bool)
+    selected[samples] = True
+    with path.open("r+b") as file:
+        for chunk in profiles.chunks_with(selected):
+            values, numbers = profiles.read(int(chunk), selected)
+            row = first + int(np.searchsorted(samples, numbers[0]))
+            file.seek(np.load(path, mmap_mode="r").offset + row * values[0].nbytes)
+            file.write(values.data)
+    return len(samples)
+
+
+@dataclass(eq=False, repr=False)
+class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """A forest as scikit-learn's and Dask-ML's searches need it, on profiles in a mapped file.
+
+    Its X are row numbers of that file, shape (n, 1), so that a search transfers and folds numbers
+    only. The settings that a search may try are None for those of ``settings``.
+    """
+
+    path: Path  # file of prepared profiles
+    n_rows: int  # of the final forest
+    trial_trees: int  # of a forest in a fold
+    settings: ForestSettings
+    seed: int
+    topic: str  # of the events that report groups of trees
+    max_features: float | None = None
+    min_samples_leaf: int | None = None
+    max_depth: int | None = None
+    extra: bool | None = None
+    bootstrap: bool | None = None
+
+    def forest_settings(self) -> ForestSettings:
+        """Return the settings, with those that the search tries replaced."""
+        values: Mapping[str, Any] = {
+            f.name: value
+            for f in fields(ForestSettings)
+            if (value := getattr(self, f.name, None)) is not None
+        }
+        return replace(self.settings, **values)
+
+    def fit(self, X: NDArray[np.intp], y: NDArray[np.float32]) -> MappedForest:
+        """Grow the forest on the rows X: with few trees in a fold, with all on all samples."""
+        settings = self.forest_settings()
+        if len(X) < self.n_rows:
+            settings = replace(settings, trees=min(self.trial_trees, settings.trees))
+        profiles = np.load(self.path, mmap_mode="r")[X[:, 0]]
+        y = y.reshape(len(y), -1)
+        forests, self.groups_ = [], []
+        for group in groups_of(settings):
+            began = time.monotonic()
+            forests.append(grow_group(profiles, y, settings, group, seed=self.seed))
+            self.groups_.append(_tree_group(forests[-1], began))
+            get_worker().log_event(self.topic, self.groups_[-1]._asdict())
+        self.forest_ = join(forests)
+        return self
+
+    def predict(self, X: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Return the forest's predictions for the rows X, shape (n, n_outputs)."""
+        return self.forest_.predict(np.load(self.path, mmap_mode="r")[X[:, 0]])
+
+
+def _tree_group(forest: Forest, began: float) -> _TreeGroup:
+    worker = f"{get_worker().address} (process {os.getpid()})"
+    return _TreeGroup(forest.trees, time.monotonic() - began, worker)
+
+
+def _grow_by_search(
+    client: Client, plans: Sequence[Plan], search: Search, matrix: _Matrix, seed: int
+) -> dict[str, _GrownForest]:
+    """Choose among candidates for each forest by Dask-ML, and grow the best, all in parallel."""
+    candidates = {name: list(values) for name, values in search.candidates.items()}
+    topic = f"forest-{uuid.uuid4().hex}"
+    path, rows = matrix
+
+    def grow(plan: Plan) -> _GrownForest:
+        sizes = len(plan.rows), search.trial_trees
+        searched = GridSearchCV(
+            MappedForest(path, *sizes, plan.settings, plan.seed, topic),
+            candidates,
+            scoring="neg_mean_squared_error",  # of scaled outputs
+            cv=KFold(search.folds, shuffle=True, random_state=seed),
+            # A fold that raised would be repeated for ever; so it scores nothing, and if that was
+            # not by chance, the final fit raises.
+            error_score=np.nan,
+            iid=False,
+            scheduler=client,
+        )
+        searched.fit(rows[plan.name][:, None], plan.values)
+        best = searched.best_estimator_
+        table = {name: np.asarray(column).tolist() for name, column in searched.cv_results_.items()}
+        facts = _facts(plan, best.forest_, best.forest_settings(), best.groups_)
+        return best.forest_, {**facts, "search": table}
+
+    fits = int(np.prod([len(values) for values in candidates.values()])) * search.folds
+    total = sum(
+        plan.settings.trees + fits * min(search.trial_trees, plan.settings.trees) for plan in plans
+    )
+    # The largest first, so that it is not the last to start.
+    ordered = sorted(plans, key=lambda plan: plan.values.size * plan.settings.trees, reverse=True)
+    with Progress("Growing trees", total, "trees") as progress:
+
+        def on_event(event: tuple[float, Mapping[str, Any]]) -> None:
+            _advance(progress, _TreeGroup(**event[1]))
+
+        client.subscribe_topic(topic, on_event)
+        try:
+            with ThreadPoolExecutor(len(plans)) as pool:
+                names = (plan.name for plan in ordered)
+                return dict(zip(names, pool.map(grow, ordered), strict=True))
+        finally:
+            client.unsubscribe_topic(topic)
+
+
+def _advance(progress: Progress, group: _TreeGroup) -> None:
+    progress.advance(group.trees, f"{duration(group.seconds / group.trees)} per tree")
+
+
+def _grow_joined(client: Client, plans: Sequence[Plan], matrix: _Matrix) -> dict[str, _GrownForest]:
+    """Grow a few trees per task and join them in a fixed order."""
+    path, rows = matrix
+    parts: dict[str, dict[int, tuple[Forest, _TreeGroup]]] = {plan.name: {} for plan in plans}
+    labels = {plan.name: path.with_name(f"{path.stem}-{k}.npz") for k, plan in enumerate(plans)}
+    total = sum(plan.settings.trees for plan in plans)
+    try:
+        for plan in plans:  # in files, which outlive any worker
+            np.savez(labels[plan.name], rows=rows[plan.name], values=plan.values)
+        with Progress("Growing trees", total, "trees") as progress:
+            futures = {}
+            for plan in plans:
+                for group in groups_of(plan.settings):
+                    task = path, labels[plan.name], plan.settings, group, plan.seed
+                    future = client.submit(_grow_group, *task, pure=False)
+                    futures[future] = plan.name, group
+            for future in as_completed(list(futures)):
+                name, group = futures.pop(future)
+                parts[name][group] = future.result()
+                future.release()
+                _advance(progress, parts[name][group][1])
+    finally:
+        for label in labels.values():
+            label.unlink(missing_ok=True)
+    forests: dict[str, _GrownForest] = {}
+    for plan in plans:
+        grown = [parts[plan.name].pop(group) for group in groups_of(plan.settings)]
+        forest = join([part for part, _ in grown])
+        facts = _facts(plan, forest, plan.settings, [group for _, group in grown])
+        forests[plan.name] = forest, facts
+    return forests
+
+
+def _grow_group(
+    path: Path, labels: Path, settings: ForestSettings, group: int, seed: int
+) -> tuple[Forest, _TreeGroup]:
+    """On a worker: grow a group of trees on a part of the mapped profiles."""
+    began = time.monotonic()
+    with np.load(labels) as file:
+        rows, values = file["rows"], file["values"]
+    profiles = np.load(path, mmap_mode="r")[rows]
+    forest = grow_group(profiles, values, settings, group, seed=seed)
+    return forest, _tree_group(forest, began)
+
+
+def _facts(
+    plan: Plan, forest: Forest, settings: ForestSettings, groups: Sequence[_TreeGroup]
+) -> Mapping[str, Any]:
+    workers: Counter[str] = Counter()
+    for group in groups:
+        workers[group.worker] += group.trees
+    return {
+        "settings": asdict(settings),
+        "samples": len(plan.rows),
+        "trees": forest.trees,
+        "nodes": len(forest.feature),
+        "bytes": forest.nbytes,
+        "seconds_per_tree": sum(group.seconds for group in groups) / forest.trees,
+        "trees_by_worker": dict(workers),
+    }

@@ -45,7 +45,7 @@ from pipelines.simulation.draws import (
 )
 from pipelines.training import figures
 from pipelines.training.presets import Presets
-from pipelines.training.recipes.paper import reconstructed_profiles
+from pipelines.training.recipes import reconstructed_profiles
 from pipelines.training.stage import FittedModel, TrainingContext
 
 _MEAN_CELL = "constant (mean cell)"

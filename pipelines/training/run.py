@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,7 +15,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Samples as Labels
-from bragg_data.model_provenance import ModelProvenance
 from bragg_data.splits import Part, extra_data_split
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of, samples_of
@@ -34,11 +32,11 @@ from pipelines.cluster.client import open_cluster
 from pipelines.evaluation.names import CLASS_CONDITIONAL
 from pipelines.evaluation.scoring import SPLIT, part_of
 from pipelines.registry import registration
-from pipelines.training.forests import ForestPreset, ForestTask, grow
+from pipelines.training import recipes
+from pipelines.training.forests import ForestTask, grow
 from pipelines.training.held_out import register_proposal_network, test_model
 from pipelines.training.names import FORESTS, TrainError
-from pipelines.training.presets import DEFAULT_PRESETS, Preset, Presets
-from pipelines.training.recipes import ours, paper
+from pipelines.training.presets import DEFAULT_PRESETS, ForestPreset, Preset, Presets
 from pipelines.training.stage import FittedModel, TrainingContext
 from pipelines.training.task import TrainingEnvironment, TrainingTask, save_task
 
@@ -91,7 +89,26 @@ def train_model(
             f"{n_validation:,} for validation, {n_test:,} for testing"
         )
     say(f"Training [bold]{task.model}[/] (preset {task.preset}) on {data}")
-    with _open_run(environment, name, task, provenance, resume) as run_:
+    of_split = "" if task.split == "random" else f" {task.split}"
+    tracking = environment.tracking
+    title = f"{task.model} {task.preset}{of_split} s{task.seed}"  # short, or the UI cuts it
+    opened = (
+        tracking.run(name, title, registration.run_tags(provenance), watch=True)
+        if resume is None
+        else tracking.resumed(resume)
+    )
+    with opened as run_:
+        if resume is None:
+            configure_experiment(tracking, run_.experiment_id)
+            run_.log_parameters(
+                {
+                    **asdict(task),
+                    "settings": provenance.preset_values,
+                    "split": provenance.split.to_json(),
+                    "threads": torch.get_num_threads(),
+                    "cores": os.cpu_count() or 0,
+                }
+            )
         state = environment.run_state(run_.id)
         save_task(state, task, dataset)
         context = _context(dataset, labels, part, environment, task, run_)
@@ -117,37 +134,8 @@ def train_model(
     if task.split != "random" and promotion != "force":
         return version, False
     comparison = BaselineComparison.from_provenance(predictor.provenance)
-    promoted = registration.promote_if_better(environment.tracking, version, comparison, promotion)
+    promoted = registration.promote_if_better(tracking, version, comparison, promotion)
     return version, promoted
-
-
-@contextlib.contextmanager
-def _open_run(
-    environment: TrainingEnvironment,
-    name: str,
-    task: TrainingTask,
-    provenance: ModelProvenance,
-    resume: str | None,
-) -> Iterator[Run]:
-    if resume is not None:
-        with environment.tracking.resumed(resume) as run_:
-            yield run_
-        return
-    split = "" if task.split == "random" else f" {task.split}"
-    title = f"{task.model} {task.preset}{split} s{task.seed}"  # short, or the UI cuts it
-    tags = registration.run_tags(provenance)
-    with environment.tracking.run(name, title, tags, watch=True) as run_:
-        configure_experiment(environment.tracking, run_.experiment_id)
-        run_.log_parameters(
-            {
-                **asdict(task),
-                "settings": provenance.preset_values,
-                "split": provenance.split.to_json(),
-                "threads": torch.get_num_threads(),
-                "cores": os.cpu_count() or 0,
-            }
-        )
-        yield run_
 
 
 def _context(
@@ -222,14 +210,14 @@ def _fit(
         return FittedModel(kind, model, settings.preprocessing, classifier, facts=dict(facts))
     if classifier is not None:
         deep = task.model == "deep"
-        return paper.train_conditional(context, settings, classifier, version.uri, deep=deep)
+        return recipes.train_conditional(context, settings, classifier, version.uri, deep=deep)
     if task.model == "caenn":
-        return paper.train_caenn(context, settings)
+        return recipes.train_caenn(context, settings)
     if task.model == "guided":
-        return ours.train_guided(context, settings)
+        return recipes.train_guided(context, settings)
     if task.model == "robust":
-        return ours.train_robust(context, settings, environment.cluster)
-    return paper.train_multitask(context, settings, classifier=task.model == "classifier")
+        return recipes.train_robust(context, settings, environment.cluster)
+    return recipes.train_multitask(context, settings, classifier=task.model == "classifier")
 
 
 def _find_classifier(

@@ -24,9 +24,9 @@ from bragg_models.targets import Targets, targets_of
 from pipelines.cli.console import Progress
 from pipelines.cli.options import SlurmOptions
 from pipelines.cluster.client import open_client
-from pipelines.training.dask_forests import Search
-from pipelines.training.forests import FOREST_PRESETS, ForestPreset, ForestTask, grow, plans_of
+from pipelines.training.forests import ForestTask, grow, plans_of
 from pipelines.training.names import TrainError
+from pipelines.training.presets import FOREST_PRESETS, ForestPreset, Search
 
 pytestmark = pytest.mark.cluster
 

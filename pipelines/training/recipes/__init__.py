@@ -1,1 +1,0 @@
-"""The training of each model: its stages, in their order."""
