@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from torch import nn
 
 from bragg_data.campaign import Samples
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.splits import Part
 from bragg_data.store.repository import Store
-from bragg_models.forest import Forest
+from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets
 from catalog import registry
@@ -149,7 +148,12 @@ def load_candidate(
             f"{uri} was trained on a split ({split}) that does not keep these test samples from "
             f"it ({SPLIT}). Leave it out by naming others with --models."
         )
-    weights, nodes = _count_numbers(predictor)
+    weights = nodes = 0
+    for model in (p.model for p in (predictor, predictor.classifier) if p is not None):
+        if isinstance(model, ForestModel):
+            nodes += sum(len(forest.feature) for forest in model.forests)
+        else:
+            weights += sum(parameter.numel() for parameter in model.parameters())
     return replace(
         evaluated_model(candidate, predictor),
         command=_training_command(predictor.provenance),
@@ -157,21 +161,6 @@ def load_candidate(
         n_weights=weights,
         n_nodes=nodes,
     )
-
-
-def _count_numbers(thing: object) -> tuple[int, int]:
-    """Count the weights of all networks, and the nodes of all trees, in a predictor."""
-    if isinstance(thing, nn.Module):
-        return sum(p.numel() for p in thing.parameters()), 0
-    if isinstance(thing, Forest):
-        return 0, len(thing.feature)
-    parts = list(thing.values()) if isinstance(thing, Mapping) else thing
-    if is_dataclass(thing):
-        parts = [getattr(thing, f.name) for f in fields(thing)]
-    if not isinstance(parts, (list, tuple)):
-        return 0, 0
-    weights, nodes = zip((0, 0), *map(_count_numbers, parts), strict=True)
-    return sum(weights), sum(nodes)
 
 
 def evaluated_model(candidate: Candidate, predictor: Predictor) -> EvaluatedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,36 +51,11 @@ class LabelledProfiles:
     phase: Phases  # the truth, shape (n,)
     cells: Cells  # the truth, shape (n, 6)
     native: Callable[[], Sequence[Native]]  # reads the profiles as they were measured
-    calibrated: bool = True  # whether the measurements' own calibrations were used
-    # Profiles after another preprocessing than the project's, shape (n, points).
-    prepared_otherwise: NDArray[np.float64] | None = None
-
-    @cached_property
-    def prepared(self) -> NDArray[np.float64]:
-        """The input of models and of the library match, shape (n, points).
-
-        Raises
-        ------
-        PreprocessingError
-            If a profile cannot be prepared, with its name.
-        """
-        if self.prepared_otherwise is not None:
-            return self.prepared_otherwise
-        rows = []
-        for sample, g in zip(self.samples, self.gridded, strict=True):
-            try:
-                rows.append(prepare_measured(g.intensity, g.sigma, g.covered))
-            except PreprocessingError as error:
-                raise PreprocessingError(f"{self.name}, {sample}: {error}") from error
-        return np.stack(rows)
-
-    @property
-    def covered(self) -> NDArray[np.bool_]:
-        """Where each profile holds information, shape (n, points)."""
-        return np.stack([g.covered for g in self.gridded])
+    calibrated: bool  # whether the measurements' own calibrations were used
+    prepared: NDArray[np.float64]  # input of models and of the library match, shape (n, points)
 
     def select(self, rows: NDArray[np.intp]) -> LabelledProfiles:
-        """Return some of the profiles, by their numbers; prepared as in the project."""
+        """Return some of the profiles, by their numbers."""
         return replace(
             self,
             samples=tuple(self.samples[row] for row in rows),
@@ -88,7 +63,7 @@ class LabelledProfiles:
             phase=self.phase[rows],
             cells=self.cells[rows],
             native=lambda: [self.native()[row] for row in rows],
-            prepared_otherwise=None,
+            prepared=self.prepared[rows],
         )
 
 
@@ -103,16 +78,17 @@ def profiles_from_file(path: Path, campaign: Campaign) -> list[LabelledProfiles]
     labelled = []
     for calibrated in (True, False):
         experiments = read_pseudo_experiments(path, campaign, calibrated=calibrated)
-        native = [(e.measurement.profile, e.measurement.calibration) for e in experiments]
+        measurements = [e.measurement for e in experiments]
         labelled.append(
             LabelledProfiles(
                 f"{path.stem}, calibration {'given' if calibrated else 'not given'}",
                 tuple(f"{e.truth['index']}" for e in experiments),
-                tuple(e.measurement.gridded for e in experiments),
+                tuple(m.gridded for m in measurements),
                 np.array([e.label.phase for e in experiments]),
                 np.array([e.label.cell for e in experiments]),
-                partial(list, native),
+                partial(list, [(m.profile, m.calibration) for m in measurements]),
                 calibrated,
+                np.stack([m.prepared for m in measurements]),
             )
         )
     return labelled
@@ -125,8 +101,8 @@ def profiles_from_dataset(
 
     Raises
     ------
-    StoreError
-        If it is a simulated one, or no sample is labelled.
+    StoreError, PreprocessingError
+        If it is a simulated one, or no sample is labelled; if a profile has no signal.
     """
     records = measurement_records(dataset)
     rows = np.flatnonzero(dataset.phase.values >= 0)
@@ -147,14 +123,23 @@ def profiles_from_dataset(
         names = ("difc", "difa", "difb", "tzero")
         return campaign.instrument.with_parameters(**{name: constants[name] for name in names})
 
+    samples = tuple(r["file"] + (f" bank {r['bank']}" if r["bank"] else "") for r in chosen)
+    gridded = tuple(map(GriddedProfile, intensity, sigma, labelled["covered"].values))
+    prepared = []
+    for sample, g in zip(samples, gridded, strict=True):
+        try:
+            prepared.append(prepare_measured(g.intensity, g.sigma, g.covered))
+        except PreprocessingError as error:
+            raise PreprocessingError(f"{tag}, {sample}: {error}") from error
     return LabelledProfiles(
         tag,
-        tuple(r["file"] + (f" bank {r['bank']}" if r["bank"] else "") for r in chosen),
-        tuple(map(GriddedProfile, intensity, sigma, labelled["covered"].values)),
+        samples,
+        gridded,
         labels.phase,
         labels.cells,
         lambda: [(native_profile(store, tag, r), calibration(r["calibration"])) for r in chosen],
         not any(record["nominal"] for record in chosen),
+        np.stack(prepared),
     )
 
 
@@ -180,7 +165,7 @@ def with_paper_preprocessing(
         return None
     numbers = np.array(rows, dtype=np.intp)
     selected = replace(
-        labelled.select(numbers), gridded=tuple(gridded), prepared_otherwise=np.stack(prepared)
+        labelled.select(numbers), gridded=tuple(gridded), prepared=np.stack(prepared)
     )
     return selected, numbers
 
@@ -218,7 +203,7 @@ def library_matches(library: PatternLibrary, sets: Sequence[LabelledProfiles]) -
     matches = match_library(
         library,
         np.concatenate([labelled.prepared for labelled in sets]),
-        np.concatenate([labelled.covered for labelled in sets]),
+        np.stack([g.covered for labelled in sets for g in labelled.gridded]),
         progress=True,
     )
     ends = np.cumsum([len(labelled.samples) for labelled in sets])[:-1]
