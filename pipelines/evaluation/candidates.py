@@ -57,7 +57,7 @@ class Candidate:
         return f"{label} v{self.version.version}" if self.numbered else label
 
 
-def candidates(
+def choose_candidates(
     tracking: Tracking, dataset: xr.Dataset, names: Sequence[str] = ()
 ) -> list[Candidate]:
     """Choose the versions to evaluate: of each model and split the newest one on this data set.

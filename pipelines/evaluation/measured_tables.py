@@ -33,13 +33,11 @@ def validation_tables(
     """
     count, targets = len(validation.labelled.samples), validation.targets
     title = f"{validation.labelled.name}, {count} profile{'s' * (count != 1)}{suffix}"
-    baselines, *of_models = tables.by_table(validation.scores)
-    with_paper = campaign == known.PAPER_CAMPAIGN
+    baselines, conditional, integrated = tables.by_table(validation.scores)
+    paper = tables.PaperTables(title, targets, campaign == known.PAPER_CAMPAIGN, measured=True)
     return [
-        make(title, [*baselines, *models], targets, with_paper=with_paper, measured=True)
-        for make, models in zip(
-            (tables.class_conditional_table, tables.integrated_table), of_models, strict=True
-        )
+        paper.class_conditional([*baselines, *conditional]),
+        paper.integrated([*baselines, *integrated]),
     ]
 
 

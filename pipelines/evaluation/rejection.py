@@ -15,13 +15,9 @@ from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
 from bragg_data.measurement.load import ANGLE_TOLERANCE
+from bragg_data.simulation import measurement_effects
 from bragg_data.simulation.kinematic import Simulator
-from bragg_data.simulation.measurement_effects import (
-    Draws,
-    draw_labels,
-    draw_profiles,
-    simulator_for,
-)
+from bragg_data.simulation.measurement_effects import Draws, draw_profiles, simulator_for
 from pipelines.cluster.client import gather_with_progress
 from pipelines.evaluation import draws
 from pipelines.evaluation.names import EvaluateError
@@ -140,7 +136,9 @@ def _foreign_profiles(
         lengths = generator.normal(1, 1e-3, (count, 1))
         cells = phase.cell * np.where(np.arange(6) < 3, lengths, 1)
         return draw_profiles(simulator, np.zeros(count, dtype=int), cells, generator)
-    code, cells = draw_labels(campaign, -(-count // len(campaign.phases)), generator)
+    code, cells = measurement_effects.draw_labels(
+        campaign, -(-count // len(campaign.phases)), generator
+    )
     chosen = generator.permutation(len(code))[:count]
     effects = campaign.measurement_effects
     if kind == _BACKGROUND:

@@ -81,26 +81,19 @@ class EvaluationReport:
     def _test_tables(self, test: str) -> list[ResultTable]:
         baselines, conditional, integrated = tables.by_table(self.scores[test].values())
         split = "blocked" if test == "blocked" else "random"
+        with_paper = self.facts["campaign"] == known.PAPER_CAMPAIGN and test == "random"
+        paper = tables.PaperTables(self.titles[test], self.targets, with_paper)
         shown = []
         for make, names, models in (
-            (
-                tables.class_conditional_table,
-                (known.CLASSIFIER, *known.CLASS_CONDITIONAL),
-                conditional,
-            ),
-            (tables.integrated_table, known.INTEGRATED, integrated),
+            (paper.class_conditional, (known.CLASSIFIER, *known.CLASS_CONDITIONAL), conditional),
+            (paper.integrated, known.INTEGRATED, integrated),
         ):
             missing = [m["model"] for m in self.missing if m["split"] == split]
             missing = [model for model in missing if model in names]
             if not missing and not models:
                 continue  # nothing but baselines
-            table = make(
-                self.titles[test],
-                [*baselines, *models],
-                self.targets,
-                with_paper=self.facts["campaign"] == known.PAPER_CAMPAIGN and test == "random",
-                not_trained=[known.LABELS.get(model, model) for model in missing],
-            )
+            labels = [known.LABELS.get(model, model) for model in missing]
+            table = make([*baselines, *models], labels)
             if missing:
                 table.notes.append(f"Not trained: {known.train_command(' '.join(missing), split)}")
             if test in self.proven:

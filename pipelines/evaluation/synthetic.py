@@ -22,14 +22,8 @@ from bragg_models.library.compressed import CompressedLibrary, Neighbours, mean_
 from bragg_models.targets import targets_of
 from catalog.tracking import Tracking
 from pipelines.cli.console import Progress, command_line, say
+from pipelines.evaluation import candidates, scoring
 from pipelines.evaluation import names as known
-from pipelines.evaluation import scoring
-from pipelines.evaluation.candidates import (
-    Candidate,
-    candidates,
-    load_candidate,
-    newest_trained_tag,
-)
 from pipelines.evaluation.scoring import SPLITS, EvaluatedModel
 from pipelines.evaluation.summary import BATCH, EvaluationReport, speed_of
 
@@ -70,12 +64,12 @@ def run_evaluation(
     StoreError, ModelError
         If a data set or a model does not exist.
     """
-    dataset = store.open(settings.data or newest_trained_tag(store, tracking))
+    dataset = store.open(settings.data or candidates.newest_trained_tag(store, tracking))
     tag = settings.offgrid
     if tag is None and dataset.attrs["campaign"] == known.PAPER_CAMPAIGN:
         tag = OFF_GRID if OFF_GRID in {t.name for t in store.tags()} else None
     offgrid = None if tag is None else store.open(tag)
-    chosen = candidates(tracking, dataset, settings.models)
+    chosen = candidates.choose_candidates(tracking, dataset, settings.models)
     if not quiet:
         for c in chosen:
             say(f"{c.version.uri}: {c.label}, preset {c.preset}, {c.split} split")
@@ -111,7 +105,7 @@ def _evaluate(
     dataset: xr.Dataset,
     offgrid: xr.Dataset | None,
     tracking: Tracking,
-    chosen: Sequence[Candidate],
+    chosen: Sequence[candidates.Candidate],
     settings: EvaluationSettings,
     *,
     quiet: bool = False,
@@ -141,7 +135,7 @@ def _evaluate(
             of_split = [test for test in tests if test.split == split]
             training = of_split[0].training
             loaded = [
-                load_candidate(c, tracking, targets, labels, training)
+                candidates.load_candidate(c, tracking, targets, labels, training)
                 for c in chosen
                 if c.split == split
             ]
@@ -215,7 +209,7 @@ def _baselines(
     return models
 
 
-def _missing(chosen: Sequence[Candidate], names: Sequence[str]) -> list[dict[str, str]]:
+def _missing(chosen: Sequence[candidates.Candidate], names: Sequence[str]) -> list[dict[str, str]]:
     """Return the models that are requested and not registered, and the commands to train them."""
     registered = {(c.model, c.split) for c in chosen}
     return [

@@ -18,7 +18,6 @@ from pipelines.cli.style import SYMBOLS, UNITS
 from pipelines.evaluation import names as known
 
 _WIDE = 8  # columns, beyond which there is no space for padding in 120 characters
-_SCORES = ("systems\nwrong", "mse_paper", "tied c once")
 
 
 @dataclass(frozen=True)
@@ -131,80 +130,67 @@ def by_table(scores: Iterable[ModelScores]) -> tuple[list[ModelScores], ...]:
     return baselines, conditional, integrated
 
 
-def class_conditional_table(
-    title: str,
-    scores: Sequence[ModelScores],
-    targets: Targets,
-    *,
-    with_paper: bool = False,
-    measured: bool = False,
-    not_trained: Sequence[str] = (),
-) -> ResultTable:
-    """Return Table II of the paper, each crystal system by itself; of measured profiles Table IV.
+@dataclass(frozen=True)
+class PaperTables:
+    """The paper's tables of a test set, with its results on request.
 
-    Parameters
-    ----------
-    title, targets
-        The test set and its parameters.
-    scores
-        Baselines first; then in the paper's order.
-    with_paper, measured, not_trained
-        Add the paper's results; the samples are measured ones; labels of models with empty rows.
+    They are Tables II and III, of measured samples IV and V. Models come in the paper's order,
+    after the baselines; those that are not trained, by their labels, have empty rows.
     """
-    name, published = ("IV", known.TABLE_IV) if measured else ("II", known.TABLE_II)
-    shown = _SCORES[:2] if measured else _SCORES
-    columns = ("", *shown, "true\nsystem", "paper", *_mae_headings(targets))
-    table = ResultTable(f"Table {name}, class-conditional models: {title}", columns)
-    for system in dict.fromkeys(g for score in scores for g in score.groups if g != "all"):
-        count = next(s.groups[system]["n"] for s in scores if system in s.groups)
-        table.add(f"{system}, {count:,.0f} sample{'s' * (count != 1)}", style="bold")
+
+    title: str
+    targets: Targets
+    with_paper: bool = False
+    measured: bool = False
+
+    def class_conditional(
+        self, scores: Sequence[ModelScores], not_trained: Sequence[str] = ()
+    ) -> ResultTable:
+        """Return the table of each crystal system by itself."""
+        name, published = ("IV", known.TABLE_IV) if self.measured else ("II", known.TABLE_II)
+        columns = ("", *self._shown, "true\nsystem", "paper", *self._mae_headings)
+        table = ResultTable(f"Table {name}, class-conditional models: {self.title}", columns)
+        for system in dict.fromkeys(g for score in scores for g in score.groups if g != "all"):
+            count = next(s.groups[system]["n"] for s in scores if system in s.groups)
+            table.add(f"{system}, {count:,.0f} sample{'s' * (count != 1)}", style="bold")
+            for score in scores:
+                first, last = self._texts(score.groups[system])
+                true_system = score.true_system[system]["mse_paper"] if score.true_system else None
+                paper = published.get(score.model, {}).get(system) if self.with_paper else None
+                table.add(f"  {score.label}", *first, number(true_system), number(paper), *last)
+            for label in not_trained:
+                table.add(f"  {label}", "", "not trained", style="dim")
+        return table
+
+    def integrated(
+        self, scores: Sequence[ModelScores], not_trained: Sequence[str] = ()
+    ) -> ResultTable:
+        """Return the table of all systems together, and of each below."""
+        name, published = ("V", known.TABLE_V) if self.measured else ("III", known.TABLE_III)
+        columns = ("", "samples", *self._shown, "paper", *self._mae_headings)
+        table = ResultTable(f"Table {name}, integrated models: {self.title}", columns)
         for score in scores:
-            first, last = _texts(score.groups[system], targets, len(shown))
-            true_system = score.true_system[system]["mse_paper"] if score.true_system else None
-            paper = published.get(score.model, {}).get(system) if with_paper else None
-            table.add(f"  {score.label}", *first, number(true_system), number(paper), *last)
+            for group, values in score.groups.items():
+                first, last = self._texts(values)
+                of_all = group == "all"
+                label, style = (score.label, "bold") if of_all else (f"  {group}", "dim")
+                paper = number(published.get(score.model) if self.with_paper and of_all else None)
+                table.add(label, f"{values['n']:,.0f}", *first, paper, *last, style=style)
         for label in not_trained:
-            table.add(f"  {label}", "", "not trained", style="dim")
-    return table
+            table.add(label, "", "", "not trained", style="dim")
+        return table
 
+    @property
+    def _shown(self) -> tuple[str, ...]:
+        return ("systems\nwrong", "mse_paper", "tied c once")[: 2 if self.measured else 3]
 
-def integrated_table(
-    title: str,
-    scores: Sequence[ModelScores],
-    targets: Targets,
-    *,
-    with_paper: bool = False,
-    measured: bool = False,
-    not_trained: Sequence[str] = (),
-) -> ResultTable:
-    """Return Table III of the paper (V, of measured ones): all systems together, and each below.
+    @property
+    def _mae_headings(self) -> list[str]:
+        return [f"MAE {SYMBOLS[p]}\n({UNITS[p]})" for p in self.targets.parameters]
 
-    The parameters are those of :func:`class_conditional_table`.
-    """
-    name, published = ("V", known.TABLE_V) if measured else ("III", known.TABLE_III)
-    shown = _SCORES[:2] if measured else _SCORES
-    columns = ("", "samples", *shown, "paper", *_mae_headings(targets))
-    table = ResultTable(f"Table {name}, integrated models: {title}", columns)
-    for score in scores:
-        for group, values in score.groups.items():
-            first, last = _texts(values, targets, len(shown))
-            of_all = group == "all"
-            label, style = (score.label, "bold") if of_all else (f"  {group}", "dim")
-            paper = number(published.get(score.model) if with_paper and of_all else None)
-            table.add(label, f"{values['n']:,.0f}", *first, paper, *last, style=style)
-    for label in not_trained:
-        table.add(label, "", "", "not trained", style="dim")
-    return table
-
-
-def _mae_headings(targets: Targets) -> list[str]:
-    return [f"MAE {SYMBOLS[p]}\n({UNITS[p]})" for p in targets.parameters]
-
-
-def _texts(
-    values: Mapping[str, float], targets: Targets, shown: int
-) -> tuple[list[str], list[str]]:
-    """Return the first of the scores, and the mean absolute errors."""
-    scores = [f"{values['wrong']:,.0f}"]
-    scores += [with_interval(values, name) for name in ("mse_paper", "mse_paper_free")]
-    return scores[:shown], [number(values.get(f"mae_{p}")) for p in targets.parameters]
+    def _texts(self, values: Mapping[str, float]) -> tuple[list[str], list[str]]:
+        """Return the scores that are shown, and the mean absolute errors."""
+        scores = [f"{values['wrong']:,.0f}"]
+        scores += [with_interval(values, name) for name in ("mse_paper", "mse_paper_free")]
+        errors = [number(values.get(f"mae_{p}")) for p in self.targets.parameters]
+        return scores[: len(self._shown)], errors

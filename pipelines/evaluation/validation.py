@@ -26,7 +26,7 @@ from pipelines.cli.console import say
 from pipelines.cli.options import default_tag
 from pipelines.cluster.client import open_client
 from pipelines.evaluation import calibration, draws, measured, measured_tables
-from pipelines.evaluation.candidates import Candidate, candidates, evaluated_model
+from pipelines.evaluation.candidates import Candidate, choose_candidates, evaluated_model
 from pipelines.evaluation.draw_options import DrawOptions
 from pipelines.evaluation.names import EQUATION_1, EvaluateError
 from pipelines.evaluation.rejection import find_other_bank, rejection_table
@@ -93,7 +93,7 @@ def run_validation(
     dataset = store.open(settings.trained_on or default_tag(store))
     campaign, labels = campaign_of(dataset), samples_of(dataset)
     targets = targets_of(campaign.phases, labels.phase, labels.cells)
-    chosen = candidates(tracking, dataset, settings.models)
+    chosen = choose_candidates(tracking, dataset, settings.models)
     if not settings.models:
         chosen = [c for c in chosen if c.split == "random"]
     predictors = {c.label: load_version(tracking.uri, c.version) for c in chosen}

@@ -234,9 +234,6 @@ class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     topic: str  # of the events that report groups of trees
     max_features: float | None = None
     min_samples_leaf: int | None = None
-    max_depth: int | None = None
-    extra: bool | None = None
-    bootstrap: bool | None = None
 
     def forest_settings(self) -> ForestSettings:
         """Return the settings, with those that the search tries replaced."""

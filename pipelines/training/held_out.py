@@ -28,21 +28,11 @@ from bragg_models.predictors import Predictor
 from bragg_models.training.settings import EpochResult
 from pipelines.cli.console import Progress, say
 from pipelines.cli.style import UNITS
-from pipelines.evaluation import names
-from pipelines.evaluation.scoring import (
-    constant_answer,
-    in_batches,
-    predict_batches,
-    stored_batches,
-)
+from pipelines.evaluation import names, scoring
 from pipelines.evaluation.tables import ResultTable, finite
 from pipelines.registry.registration import register
-from pipelines.simulation.draws import (
-    SimulatedMeasurements,
-    held_out_draws,
-    load_arrays,
-    save_arrays,
-)
+from pipelines.simulation import draws as simulated
+from pipelines.simulation.draws import SimulatedMeasurements
 from pipelines.training import figures
 from pipelines.training.presets import Presets
 from pipelines.training.recipes import reconstructed_profiles
@@ -83,7 +73,7 @@ def stored_test(context: TrainingContext, split: str) -> HeldOutTest:
     known = labels.phase[training], labels.cells[training]
     return HeldOutTest(
         f"Test samples, {split} split",
-        lambda: (batch.profiles for batch in stored_batches(context.dataset, test)),
+        lambda: (batch.profiles for batch in scoring.stored_batches(context.dataset, test)),
         labels.phase[test],
         labels.cells[test],
         _constants(campaign_of(context.dataset), *known, int(test.sum())),
@@ -94,7 +84,7 @@ def draws_test(context: TrainingContext, draws: SimulatedMeasurements) -> HeldOu
     """Return simulated measurements as a test."""
     truth = draws.phase, draws.cells
     constants = _constants(campaign_of(context.dataset), *truth, len(draws.phase))
-    batches = partial(in_batches, draws.profiles)
+    batches = partial(scoring.in_batches, draws.profiles)
     return HeldOutTest("Simulated measurements", batches, *truth, constants)
 
 
@@ -105,7 +95,7 @@ def _constants(
 
     The cell of the commonest phase is their mean, or its CIF's, which is that at room temperature.
     """
-    code, mean = constant_answer(phase, cells)
+    code, mean = scoring.constant_answer(phase, cells)
     answers = {_MEAN_CELL: mean, "constant (CIF's cell)": np.array(campaign.phases[code].cell)}
     return {name: (np.full(count, code), np.tile(c, (count, 1))) for name, c in answers.items()}
 
@@ -113,7 +103,7 @@ def _constants(
 def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
     """Predict the samples of a test and score the predictions."""
     targets, n = predictor.targets, len(test.phase)
-    phase, cells, _ = predict_batches(predictor, test.batches(), n, description="Testing")
+    phase, cells, _ = scoring.predict_batches(predictor, test.batches(), n, description="Testing")
     total = errors(targets, test.phase, test.cells, phase, cells)
     scores = summary(targets, total)
     wrong = float((phase != test.phase).sum())
@@ -153,7 +143,9 @@ def test_model(
     truth = test.phase, test.cells
     if model in names.CLASS_CONDITIONAL:
         n = len(test.phase)
-        cells = predict_batches(predictor, test.batches(), n, test.phase, description="Testing")[1]
+        cells = scoring.predict_batches(
+            predictor, test.batches(), n, test.phase, description="Testing"
+        )[1]
         total = errors(targets, *truth, test.phase, cells)
         metrics["test_true_system"] = summary(targets, total)
     context.run.log_metrics(metrics)
@@ -182,7 +174,7 @@ def _library_match(context: TrainingContext, draws: SimulatedMeasurements) -> Pr
         content.update(np.ascontiguousarray(array).data)
     cache = _draws_cache(context)
     path = None if cache is None else cache / f"library-{content.hexdigest()[:16]}.npz"
-    if path is not None and (stored := load_arrays(path, "phase", "cells")):
+    if path is not None and (stored := simulated.load_arrays(path, "phase", "cells")):
         return stored[0].astype(np.intp), stored[1].astype(np.float64)
     size = context.dataset.sizes["sample"]
     with Progress("Matching with the library", size, "patterns") as bar:
@@ -194,7 +186,7 @@ def _library_match(context: TrainingContext, draws: SimulatedMeasurements) -> Pr
         )
     phase, cells = np.array(matches.phase), np.array(matches.best_cells)
     if path is not None:
-        save_arrays(path, phase=phase, cells=cells)
+        simulated.save_arrays(path, phase=phase, cells=cells)
     return phase, cells
 
 
@@ -218,7 +210,9 @@ def register_proposal_network(
 
 
 def _draws(context: TrainingContext, per_phase: int) -> SimulatedMeasurements:
-    return held_out_draws(campaign_of(context.dataset), per_phase, cache=_draws_cache(context))
+    return simulated.held_out_draws(
+        campaign_of(context.dataset), per_phase, cache=_draws_cache(context)
+    )
 
 
 def _draws_cache(context: TrainingContext) -> Path | None:

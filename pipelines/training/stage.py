@@ -22,16 +22,10 @@ from bragg_models.data.cache import CacheError, cached
 from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
+from bragg_models.training import settings as training
 from bragg_models.training.fit import fit
 from bragg_models.training.inference import Samples, transformed
-from bragg_models.training.settings import (
-    Criteria,
-    EpochResult,
-    Execution,
-    FitSettings,
-    Step,
-    TrainingData,
-)
+from bragg_models.training.settings import EpochResult, FitSettings
 from catalog import features
 from catalog.tracking import Run
 from catalog.views import view_of
@@ -78,33 +72,32 @@ class Stage:
     network: nn.Module
     samples: Samples  # prepared
     settings: FitSettings
-    criteria: Criteria = Criteria()  # noqa: RUF009 - frozen
+    criteria: training.Criteria = training.Criteria()  # noqa: RUF009 - frozen
     subset: NDArray[np.bool_] | None = None  # samples to use, shape (n,); None for all
 
 
 def fit_stage(context: TrainingContext, fitted: FittedModel, preset: Preset, stage: Stage) -> None:
     """Fit a network with a progress bar, log every epoch, and save a checkpoint after each."""
     name = stage.name
-    training, validation = context.part == Part.training, context.part == Part.validation
-    if stage.subset is not None:
-        training, validation = training & stage.subset, validation & stage.subset
+    used = np.ones(len(context.part), dtype=bool) if stage.subset is None else stage.subset
+    fitted_on, validation = (used & (context.part == p) for p in (Part.training, Part.validation))
     # With a single stage the metrics have no prefix, as is usual in MLflow.
     prefix = f"{name}/" if len(preset.stages) > 1 or name.startswith("regressor_") else ""
-    settings, per_epoch = _epoch_size(stage.settings, int(training.sum()), preset)
+    settings, per_epoch = _epoch_size(stage.settings, int(fitted_on.sum()), preset)
     history: list[EpochResult] = []
     with Progress(f"Training {name}", settings.epochs * per_epoch, "profiles") as progress:
 
-        def on_step(step: Step) -> None:
+        def on_step(step: training.Step) -> None:
             note = f"epoch {step.epoch} of {settings.epochs}, loss {step.loss:.2g}"
             progress.advance(step.samples, note)
 
         results = fit(
             stage.network,
-            TrainingData(context.targets, stage.samples, training, validation),
+            training.TrainingData(context.targets, stage.samples, fitted_on, validation),
             settings,
             seed=context.seed,
             criteria=stage.criteria,
-            execution=Execution(
+            execution=training.Execution(
                 device=context.device,
                 max_seconds=preset.max_seconds,
                 checkpoint=context.checkpoints / f"{name}.safetensors",

@@ -26,7 +26,7 @@ from pipelines import evaluate, train
 from pipelines.evaluation.candidates import Candidate, load_candidate
 from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.scoring import EvaluatedModel, held_out_sets, score_set
-from pipelines.evaluation.tables import class_conditional_table, number, with_interval
+from pipelines.evaluation.tables import PaperTables, number, with_interval
 from pipelines.registry.registration import load_version
 from pipelines.training.presets import Presets
 
@@ -300,7 +300,7 @@ def test_a_classifier_is_scored_on_systems_alone(small_dataset: xr.Dataset) -> N
     assert set(score.groups["all"]) == {"n", "accuracy", "accuracy_phase", "wrong"}
     assert score.groups["cubic"]["wrong"] == 0
     assert score.groups["trigonal"]["wrong"] == score.groups["trigonal"]["n"]
-    sheet = class_conditional_table("some", [score], targets, with_paper=True)
+    sheet = PaperTables("some", targets, with_paper=True).class_conditional([score])
     sheet.show()
     assert "| classifier | 0 |" in sheet.markdown()
 
