@@ -22,14 +22,14 @@ from bragg_data.model_provenance import ModelScore, Scores
 from bragg_data.preprocessing import CROP_SHORT_TOF, preprocessing
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.library.search import library_match
 from bragg_models.metrics import errors, squared_errors, summary
 from bragg_models.predictors import Predictor
 from bragg_models.training.settings import EpochResult
-from pipelines.cli.console import Progress, say
+from pipelines.cli.console import say
 from pipelines.cli.style import UNITS
 from pipelines.evaluation import names, scoring
 from pipelines.evaluation.tables import ResultTable, finite
+from pipelines.prediction.library import PatternLibrary, match_library
 from pipelines.registry.registration import register
 from pipelines.simulation import draws as simulated
 from pipelines.simulation.draws import SimulatedMeasurements
@@ -176,14 +176,8 @@ def _library_match(context: TrainingContext, draws: SimulatedMeasurements) -> Pr
     path = None if cache is None else cache / f"library-{content.hexdigest()[:16]}.npz"
     if path is not None and (stored := simulated.load_arrays(path, "phase", "cells")):
         return stored[0].astype(np.intp), stored[1].astype(np.float64)
-    size = context.dataset.sizes["sample"]
-    with Progress("Matching with the library", size, "patterns") as bar:
-        matches = library_match(
-            context.dataset,
-            draws.profiles.astype(np.float64),
-            draws.covered,
-            on_chunk=lambda done, total: bar.advance(size * done // total - bar.done),
-        )
+    library, profiles = PatternLibrary(context.dataset), draws.profiles.astype(np.float64)
+    matches = match_library(library, profiles, draws.covered, progress=True)
     phase, cells = np.array(matches.phase), np.array(matches.best_cells)
     if path is not None:
         simulated.save_arrays(path, phase=phase, cells=cells)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bragg_models.data.cache import CacheError, cached
 from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
-from bragg_models.training import settings as training
+from bragg_models.training import settings as fitting
 from bragg_models.training.fit import fit
 from bragg_models.training.inference import Samples, transformed
 from bragg_models.training.settings import EpochResult, FitSettings
@@ -72,32 +73,33 @@ class Stage:
     network: nn.Module
     samples: Samples  # prepared
     settings: FitSettings
-    criteria: training.Criteria = training.Criteria()  # noqa: RUF009 - frozen
+    criteria: fitting.Criteria = fitting.Criteria()  # noqa: RUF009 - frozen
     subset: NDArray[np.bool_] | None = None  # samples to use, shape (n,); None for all
 
 
 def fit_stage(context: TrainingContext, fitted: FittedModel, preset: Preset, stage: Stage) -> None:
     """Fit a network with a progress bar, log every epoch, and save a checkpoint after each."""
     name = stage.name
-    used = np.ones(len(context.part), dtype=bool) if stage.subset is None else stage.subset
-    fitted_on, validation = (used & (context.part == p) for p in (Part.training, Part.validation))
+    training, validation = context.part == Part.training, context.part == Part.validation
+    if stage.subset is not None:
+        training, validation = training & stage.subset, validation & stage.subset
     # With a single stage the metrics have no prefix, as is usual in MLflow.
     prefix = f"{name}/" if len(preset.stages) > 1 or name.startswith("regressor_") else ""
-    settings, per_epoch = _epoch_size(stage.settings, int(fitted_on.sum()), preset)
+    settings, per_epoch = _epoch_size(stage.settings, int(training.sum()), preset)
     history: list[EpochResult] = []
     with Progress(f"Training {name}", settings.epochs * per_epoch, "profiles") as progress:
 
-        def on_step(step: training.Step) -> None:
+        def on_step(step: fitting.Step) -> None:
             note = f"epoch {step.epoch} of {settings.epochs}, loss {step.loss:.2g}"
             progress.advance(step.samples, note)
 
         results = fit(
             stage.network,
-            training.TrainingData(context.targets, stage.samples, fitted_on, validation),
+            fitting.TrainingData(context.targets, stage.samples, training, validation),
             settings,
             seed=context.seed,
             criteria=stage.criteria,
-            execution=training.Execution(
+            execution=fitting.Execution(
                 device=context.device,
                 max_seconds=preset.max_seconds,
                 checkpoint=context.checkpoints / f"{name}.safetensors",
@@ -164,11 +166,8 @@ def encoded_samples(
     for key, value in network.state_dict().items():
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().data)
-
-    def function(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return transformed(network, values, context.device)
-
-    return _mapped(context, samples, function, f"{name} {digest.hexdigest()[:16]}")
+    encode = partial(transformed, network, device=context.device)
+    return _mapped(context, samples, encode, f"{name} {digest.hexdigest()[:16]}")
 
 
 def _mapped(
