@@ -22,9 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bragg_data.errors import first_line
 from catalog.tracking import Tracking
 
-ARTIFACTS = "artifacts"
-"""Directory of the files of runs and models, in the server's home and in a backup."""
-
+ARTIFACTS = "artifacts"  # directory of files of runs and models, in home and in a backup
 _SQLITE = "sqlite:///"
 _MANIFEST = "backup.json"
 _MODE = 0o700  # runs and models are read through the server, not from its directory

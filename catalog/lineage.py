@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,6 @@ class Node:
     name: str
     facts: Mapping[str, str]
     sources: tuple[Node, ...] = ()
-
-    def walk(self) -> Iterator[Node]:
-        """Yield this link and all behind it."""
-        yield self
-        for node in self.sources:
-            yield from node.walk()
 
     def to_json(self) -> Mapping[str, Any]:
         """Return plain JSON values."""

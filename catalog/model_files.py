@@ -27,9 +27,8 @@ from catalog import registry
 from catalog.registry import ModelError, ModelVersion, RegistryEntry
 from catalog.tracking import Run
 
+# Module that reads this project's models, by ``_load_pyfunc(path)`` for MLflow's tools.
 LOADER = "bragg_models.predictors"
-"""Module that reads this project's models, by ``_load_pyfunc(path)`` for MLflow's tools."""
-
 _REQUIREMENTS = "torch numpy pandas safetensors pydantic gemmi periodictable numba"
 # torch.export archives (.pt2) are left out: torch 2.13 unpickles what it cannot read otherwise.
 _MODEL_FORMATS = {".json", ".safetensors", ".skops", ".md"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +35,7 @@ def promote(
     champion's number at the time of the decision, None if there was none: raises `PromotionError`
     if it is another one by now.
     """
-    with _deciding(tracking, version.name):
+    with _lock(tracking, version.name):
         present = registry.champion(tracking, version.name)
         if (present.version if present else None) != expected:
             now = "gone" if present is None else f"version {present.version}"
@@ -47,8 +45,8 @@ def promote(
                 f"command again to compare with the present champion."
             )
         if present is None or present.version != version.version:
-            _move(tracking, version, present)
-            _record(tracking, version, "forced" if forced else "gate passed", reason)
+            how = "forced" if forced else "gate passed"
+            _replace(tracking, present, version, how, reason)
 
 
 def rollback(tracking: Tracking, name: str, *, reason: str) -> tuple[ModelVersion, ModelVersion]:
@@ -57,7 +55,7 @@ def rollback(tracking: Tracking, name: str, *, reason: str) -> tuple[ModelVersio
     Returns champion and previous as they are from now on; raises `PromotionError` if there is no
     previous champion.
     """
-    with _deciding(tracking, name):
+    with _lock(tracking, name):
         present = registry.champion(tracking, name)
         try:
             before = registry.find(tracking, f"models:/{name}@{PREVIOUS}")
@@ -68,31 +66,27 @@ def rollback(tracking: Tracking, name: str, *, reason: str) -> tuple[ModelVersio
             ) from error
         if present is None:
             raise PromotionError(f"{name} has no champion: there is nothing to undo.")
-        _move(tracking, before, present)
-        _record(tracking, before, "rollback", reason)
+        _replace(tracking, present, before, "rollback", reason)
     return before, present
 
 
-def _move(tracking: Tracking, champion: ModelVersion, previous: ModelVersion | None) -> None:
+def _replace(
+    tracking: Tracking, present: ModelVersion | None, version: ModelVersion, how: str, reason: str
+) -> None:
     # In this order: if the process dies in between, the champion is unchanged and both exist.
-    if previous is not None:
-        registry.set_alias(tracking, previous, PREVIOUS)
-    registry.set_alias(tracking, champion, CHAMPION)
-
-
-def _record(tracking: Tracking, version: ModelVersion, how: str, reason: str) -> None:
+    if present is not None:
+        registry.set_alias(tracking, present, PREVIOUS)
+    registry.set_alias(tracking, version, CHAMPION)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for key, value in (("promoted_at", now), ("promoted_by", how), ("promotion_reason", reason)):
         tracking.client.set_model_version_tag(version.name, version.version, key, value)
 
 
-@contextmanager
-def _deciding(tracking: Tracking, name: str) -> Iterator[None]:
-    """Hold the lock of a name's aliases, among the processes of this machine.
+def _lock(tracking: Tracking, name: str) -> FileLock:
+    """Return the lock of a name's aliases, among the processes of this machine.
 
     Decisions from different machines through one server are distinguished by the expected champion.
     """
     key = sha256(f"{tracking.uri} {name}".encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"bragg-promotion-{key}.lock"
-    with FileLock(path, fallback_to_soft=False):
-        yield
+    return FileLock(path, fallback_to_soft=False)

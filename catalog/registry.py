@@ -18,11 +18,9 @@ from mlflow.exceptions import MlflowException
 
 from catalog.tracking import Tracking
 
-CHAMPION = "champion"
-"""Alias of the version that predicts unless another is named."""
-
+CHAMPION = "champion"  # alias of the version that predicts unless another is named
+# Tags of registered models: what a model predicts from what, and the campaign of its data.
 KIND_TAG, CAMPAIGN_TAG = "bragg.kind", "bragg.campaign"
-"""Tags of registered models: what a model predicts from what, and the campaign of its data."""
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -34,12 +32,9 @@ _UNTAGGED = "tags.`test_set` LIKE '%'"
 class ModelKind(StrEnum):
     """What a registered model predicts, and for which profiles."""
 
-    CELL = "cell"
-    """Phase and cell of profiles without noise and background."""
-    CLASSIFIER = "classifier"
-    """Phase alone."""
-    MEASURED = "measured"
-    """Phase and cell of measured profiles."""
+    CELL = "cell"  # phase and cell of profiles without noise and background
+    CLASSIFIER = "classifier"  # phase alone
+    MEASURED = "measured"  # phase and cell of measured profiles
 
 
 _SUFFIXES = {ModelKind.CLASSIFIER: "-classifier", ModelKind.MEASURED: "-measured"}

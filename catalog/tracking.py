@@ -93,17 +93,15 @@ class Tracking:
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, created if it does not exist."""
         known = self.client.get_experiment_by_name(name)
-        if known is not None:
-            return str(known.experiment_id)
-        artifacts = None if self._artifacts is None else (self._artifacts / name).as_uri()
-        try:
-            return str(self.client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:
-            # Another process was faster.
-            known = self.client.get_experiment_by_name(name)
-            if known is None:
-                raise
-            return str(known.experiment_id)
+        if known is None:
+            artifacts = None if self._artifacts is None else (self._artifacts / name).as_uri()
+            try:
+                return str(self.client.create_experiment(name, artifact_location=artifacts))
+            except MlflowException:
+                known = self.client.get_experiment_by_name(name)
+                if known is None:  # else another process was faster
+                    raise
+        return str(known.experiment_id)
 
     def run(
         self, experiment: str, name: str, tags: Mapping[str, str], *, watch: bool = False

@@ -13,11 +13,7 @@ from typer import Argument, Option
 from pipelines.cli import options
 from pipelines.cli.console import Progress, command_line, next_commands, run
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-@options.expand_options
 def main(
     profile: options.ProfileOptions,
     tag: Annotated[str | None, Argument(help="Data set; by default the largest, newest.")] = None,
@@ -35,10 +31,10 @@ def main(
     """
     import numpy as np
 
-    from bragg_data.measurement.load import load_measurements
+    from bragg_data.store import schema
     from bragg_data.store.checks import check, drift
     from bragg_data.store.repository import Store
-    from bragg_data.store.schema import campaign_of
+    from pipelines.snapshots.measured import read_measurements
     from pipelines.snapshots.tables import print_findings
 
     repository = Store(store)
@@ -46,10 +42,9 @@ def main(
     with Progress("Reading", dataset.sizes["sample"], "profiles", quiet=as_json) as bar:
         findings = check(dataset, peaks=peaks, on_chunk=bar.advance)
     if measured:
-        reading = profile.instrument, profile.bank, profile.two_theta
-        campaign = campaign_of(dataset)
-        measurements = [m for file in measured for m in load_measurements(file, campaign, *reading)]
-        findings.append(drift(dataset, np.stack([m.prepared for m in measurements])))
+        campaign = schema.campaign_of(dataset)
+        read = read_measurements(measured, campaign, profile, quiet=as_json)
+        findings.append(drift(dataset, np.stack([m.prepared for m in read])))
     if as_json:
         content = [asdict(f) | {"found": f.message} for f in findings]  # deprecated: found
         print(json.dumps(content, indent=2, ensure_ascii=False))
@@ -63,6 +58,8 @@ def main(
     failed = any(finding.hard and not finding.passed for finding in findings)
     raise typer.Exit(1 if failed else 0)
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

@@ -5,26 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.markup import escape
 from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-@options.expand_options
 def main(
     campaign: options.CampaignOption = options.DEFAULT_CAMPAIGN,
     cells: Annotated[int, Option(min=1, help="Random cells of each phase.")] = 30,
     seed: Annotated[int, Option(min=0, help="Seed of the random choice.")] = 0,
     workers: options.WorkersOption = None,
-    png: Annotated[Path, Option(metavar="FILE", help="Figure to write.")] = Path(
-        "compare_simulators.png"
-    ),
+    png: Annotated[Path, Option(metavar="FILE", help="Figure.")] = Path("compare_simulators.png"),
     yes: options.YesOption = False,
     *,
     gsas2: options.Gsas2Command,
@@ -61,6 +54,8 @@ def main(
         (command_line(*simulate, "gsas2"), "or with GSAS-II"),
     )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

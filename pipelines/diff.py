@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import typer
 from typer import Argument
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
 def main(
     old: Annotated[str, Argument(metavar="TAG1", help="The older data set.")],
     new: Annotated[str, Argument(metavar="TAG2", help="The data set to compare with it.")],
@@ -45,6 +41,8 @@ def main(
         (command_line("features", "stale", store=store), "views that newer tags outdate"),
     )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

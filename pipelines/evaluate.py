@@ -7,16 +7,12 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import duration, next_commands, run, say
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
 def main(
     data: Annotated[str | None, Option(help="Data set; by default the newest trained on.")] = None,
     offgrid: Annotated[
@@ -67,6 +63,8 @@ def main(
     say(f"Run {report.run_id} in {tracking}, after {duration(time.monotonic() - began)}")
     next_commands(("make ui", "look at runs and models in a browser"))
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

@@ -5,24 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
-@options.expand_options
 def main(
     files: Annotated[
         list[Path],
-        Argument(
-            metavar="FILE...", help="Profiles, and folders of them, in the formats of predict."
-        ),
+        Argument(metavar="FILE...", help="Profiles, and folders of them, as for predict."),
     ],
     into: Annotated[str, Option(metavar="NAME", help="Name of the measured data set.")],
     profile: options.ProfileOptions,
@@ -67,6 +60,8 @@ def main(
         (command_line("inspect", written.name, store=store), "its contents"),
     )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

@@ -6,17 +6,13 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
 def main(
     tag: Annotated[str | None, Argument(help="A snapshot; by default all are listed.")] = None,
     store: options.StoreOption = options.DEFAULT_URI,
@@ -71,6 +67,8 @@ def main(
             (command_line(*newest, "--verify", store=store), "read and check it all"),
         )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

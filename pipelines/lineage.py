@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.markup import escape
 from rich.tree import Tree
 from typer import Argument, Option
@@ -16,17 +15,10 @@ from pipelines.cli.console import command_line, console, next_commands, run, say
 if TYPE_CHECKING:
     from catalog.lineage import Node
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command()
 def main(
     model: Annotated[
-        str | None,
-        Argument(
-            metavar="URI",
-            help="models:/NAME@ALIAS or models:/NAME/VERSION; the only champion if left out.",
-        ),
+        str | None, Argument(metavar="URI", help="models:/NAME@ALIAS or /VERSION; or the champion.")
     ] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     as_dot: Annotated[bool, Option("--dot", help="Print a graph for Graphviz's dot.")] = False,
@@ -48,11 +40,8 @@ def main(
     elif as_dot:
         print(dot(chain))
     elif as_json:
-        texts = {
-            "campaign_toml": provenance.campaign_toml,
-            "cifs": provenance.cifs,
-            "instrument_instprm": provenance.instrument_instprm,
-        }
+        names = ("campaign_toml", "cifs", "instrument_instprm")
+        texts = {name: getattr(provenance, name) for name in names}
         print(json.dumps({**chain.to_json(), **texts}, indent=2, ensure_ascii=False))
     else:
         console.print(_tree(chain))
@@ -73,6 +62,8 @@ def _tree(node: Node, parent: Tree | None = None) -> Tree:
         _tree(source, tree)
     return tree
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

@@ -7,19 +7,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
 
-app = typer.Typer(add_completion=False)
-
 _CLUSTER = options.ClusterOptions(cluster=None)  # this process for few files
 
 
-@app.command()
-@options.expand_options
 def main(
     files: Annotated[
         list[Path],
@@ -32,8 +27,7 @@ def main(
     profile: options.ProfileOptions,
     model: options.ModelOption = None,
     store: Annotated[
-        str | None,
-        Option(metavar="URI", help="Store for the library match; by default the model's."),
+        str | None, Option(metavar="URI", help="Of the library match; by default the model's.")
     ] = None,
     library: Annotated[
         bool | None,
@@ -112,6 +106,8 @@ def main(
         next_commands((again, "predict with the measurement's own calibration"))
     distributed.raise_failures(failures, len(paths))
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

@@ -13,13 +13,9 @@ from catalog.gate import Gate
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
 
-app = typer.Typer(add_completion=False)
-
-
 _limit = partial(Option, min=0, rich_help_panel="Gate")
 
 
-@app.command()
 def main(
     name: Annotated[str, Argument(help="Of the registered model, such as batio3-nomad.")],
     version: Annotated[str | None, Argument(help="By default the candidate.")] = None,
@@ -76,13 +72,8 @@ def main(
     passed = not comparison.objections
     promoted = passed or force
     if promoted:
-        promotion.promote(
-            place,
-            candidate,
-            reason=reason or "passed the gate",
-            forced=not passed,
-            expected=present.version if present else None,
-        )
+        expected, why = present.version if present else None, reason or "passed the gate"
+        promotion.promote(place, candidate, reason=why, expected=expected, forced=not passed)
     if as_json:
         print(json.dumps(comparison.to_json(promoted=promoted), indent=2))
     else:
@@ -100,6 +91,8 @@ def main(
             say("The champion stays." if present else "It stays a candidate: there is no champion.")
     raise typer.Exit(0 if promoted else 1)
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

@@ -20,12 +20,9 @@ from pipelines.cli.console import (
     say,
 )
 
-app = typer.Typer(add_completion=False)
-
 _MODEL = "guided"  # its physics finds the cell after any training
 
 
-@app.command()
 def main(
     context: typer.Context,
     limit: Annotated[int | None, Option(min=1, help="Only the first samples.")] = None,
@@ -115,6 +112,8 @@ def _head(text: str) -> None:
     console.print()
     console.print(Rule(f"[bold]{text}[/]", align="left"))
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

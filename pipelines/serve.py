@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import next_commands, run, say
-
-app = typer.Typer(add_completion=False)
 
 
 class ServeError(RuntimeError):
     """A service that cannot be started."""
 
 
-@app.command()
 def main(
     model: options.ModelOption = None,
     host: Annotated[str, Option(help="Address; others are open to the network.")] = "127.0.0.1",
@@ -55,16 +51,17 @@ def main(
     server = uvicorn.Server(config)
     try:
         server.run()
-    except SystemExit as error:  # what uvicorn raises when it cannot listen
+    except SystemExit:  # what uvicorn raises when it cannot listen
         if server.started:
             raise
+    if not server.started:
         raise ServeError(
             f"Nothing can listen on {host}:{port}: the port is taken, or the address is not this "
             f"machine's. Name another with --port."
-        ) from error
-    if not server.started:
-        raise ServeError(f"The service did not start on {host}:{port}. Name another --port.")
+        )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.filesize import decimal
 from rich.markup import escape
 from typer import Option
@@ -14,21 +13,13 @@ from typer import Option
 from pipelines.cli import options
 from pipelines.cli.console import command_line, duration, next_commands, run, say
 
-app = typer.Typer(add_completion=False)
-
 _CELLS = "Cells instead of a campaign"
 
 
-@app.command()
-@options.expand_options
 def main(
     campaign: options.CampaignOption = options.DEFAULT_CAMPAIGN,
     simulator: Annotated[
-        str,
-        Option(
-            metavar="auto|gsas2|kinematic",
-            help="GSAS-II, the fast simulator, or GSAS-II if every worker can import it.",
-        ),
+        str, Option(metavar="auto|gsas2|kinematic", help="kinematic is fast; auto prefers gsas2.")
     ] = "auto",
     store: options.StoreOption = options.DEFAULT_URI,
     tag: options.TagOption = None,
@@ -61,15 +52,9 @@ def main(
     from pipelines.simulation.worker import SimulationError
 
     began = time.monotonic()
-    job = simulation.SimulationJob(
-        load_campaign(campaign),
-        simulator,
-        tag=tag,
-        limit=limit,
-        gsas2=gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit),
-        cluster=cluster,
-        confirmed=yes,
-    )
+    where = gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit)
+    loaded = load_campaign(campaign)
+    job = simulation.SimulationJob(loaded, simulator, tag, limit, where, cluster, confirmed=yes)
     if cells or out:
         if cells is None or out is None:
             raise SimulationError("--cells CELLS.csv and --out PATTERNS.nc belong together.")
@@ -97,6 +82,8 @@ def main(
         (command_line("train", store=store), "train a model on it"),
     )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

@@ -13,13 +13,9 @@ from pipelines.cli import options
 from pipelines.cli.console import command_line, duration, next_commands, run, say
 from pipelines.training.names import DEFAULT_STATE, TRAINABLE
 
-app = typer.Typer(add_completion=False)
-
 _MODELS = f"Which models to train: {', '.join(TRAINABLE)}, or all of them: all."
 
 
-@app.command()
-@options.expand_options
 def main(
     context: typer.Context,
     model: Annotated[
@@ -39,8 +35,7 @@ def main(
         str, Option(metavar="random|blocked", help="How test samples are held out.")
     ] = "random",
     extra_data: Annotated[
-        list[str] | None,
-        Option(metavar="TAG", help="Train networks on this data set too; again for more."),
+        list[str] | None, Option(metavar="TAG", help="Train networks on it too; again for more.")
     ] = None,
     beside: Annotated[list[str] | None, Option(hidden=True)] = None,  # deprecated
     resume: Annotated[
@@ -55,10 +50,7 @@ def main(
     cache: Annotated[bool, Option(help="Cache prepared profiles on disk, for speed.")] = True,
     grow: Annotated[
         str,
-        Option(
-            metavar="search|joined",
-            help="Forests: Dask-ML's grid search, or a few trees per task, joined.",
-        ),
+        Option(metavar="search|joined", help="Forests: Dask-ML's grid search, or trees joined."),
     ] = "search",
     *,
     cluster: options.ClusterOptions,
@@ -111,6 +103,8 @@ def main(
         ("make ui", "look at runs and models in a browser"),
     )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

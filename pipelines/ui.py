@@ -7,20 +7,16 @@ import subprocess
 import sys
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import run, say
-
-app = typer.Typer(add_completion=False)
 
 
 class UiError(RuntimeError):
     """A user interface that cannot be started."""
 
 
-@app.command()
 def main(
     port: Annotated[int, Option(min=1024, max=65535, help="Port on localhost.")] = 5000,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
@@ -56,6 +52,8 @@ def main(
             f"python -m pipelines.ui --port {port + 1}"
         )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

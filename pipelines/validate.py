@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from pipelines.cli import options
@@ -14,13 +13,9 @@ from pipelines.cli.console import command_line, next_commands, run, say
 from pipelines.evaluation.draw_options import DrawOptions
 from pipelines.evaluation.names import MODELS, EvaluateError
 
-app = typer.Typer(add_completion=False)
-
 _DPI = 130
 
 
-@app.command()
-@options.expand_options
 def main(
     data: Annotated[
         list[str] | None,
@@ -76,16 +71,9 @@ def main(
     if preprocessing not in ("ours", "paper"):
         raise EvaluateError(f"There is no preprocessing '{preprocessing}'. Choose ours or paper.")
     options.check_cluster(on_draws.cluster)
-    settings = ValidationSettings(
-        None if data is None else tuple(data),
-        tuple(models or ()),
-        trained_on,
-        library,
-        refine,
-        preprocessing == "paper",
-        bootstrap,
-        on_draws,
-    )
+    names = None if data is None else tuple(data), tuple(models or ()), trained_on
+    paper = preprocessing == "paper"
+    settings = ValidationSettings(*names, library, refine, paper, bootstrap, on_draws)
     report = run_validation(Store(store), Tracking(tracking), settings)
     if markdown is not None:
         markdown.write_text(report.text, encoding="utf-8")
@@ -104,6 +92,8 @@ def main(
         ("make ui", "the run's tables and figures in a browser"), (predict, "predict one profile")
     )
 
+
+app = options.app_of(main)
 
 if __name__ == "__main__":
     run(app)

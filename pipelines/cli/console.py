@@ -26,10 +26,8 @@ from catalog import DEFAULT_TRACKING_URI
 
 _WIDTH = None if sys.stdout.isatty() else 120  # in a file or pipe, wider than a terminal
 
-console = Console(width=_WIDTH, highlight=False, soft_wrap=False)
-"""Standard output: results."""
-errors = Console(stderr=True, highlight=False)
-"""Standard error: errors and warnings."""
+console = Console(width=_WIDTH, highlight=False, soft_wrap=False)  # results
+errors = Console(stderr=True, highlight=False)  # errors and warnings
 
 _OURS = {"bragg_data", "bragg_models", "catalog", "pipelines", "__main__"}
 _DEBUG = "BRAGG_DEBUG"

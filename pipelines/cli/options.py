@@ -3,9 +3,9 @@
 A single option is an annotated type. Options that belong together are a frozen dataclass whose
 fields are annotated types; :func:`expand_options` makes options of the fields::
 
-    @app.command()
-    @expand_options
-    def main(store: StoreOption = DEFAULT_URI, *, cluster: ClusterOptions) -> None:
+    def main(store: StoreOption = DEFAULT_URI, *, cluster: ClusterOptions) -> None: ...
+
+    app = app_of(main)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
-from typer import Option
+from typer import Option, Typer
 
 from bragg_data.defaults import DEFAULT_CAMPAIGN as DEFAULT_CAMPAIGN
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
@@ -54,12 +54,9 @@ YesOption = Annotated[bool, Option("--yes", help="Begin without asking, however 
 TagOption = Annotated[str | None, Option("--tag", help="Snapshot's name; by default NAME-vN.")]
 WorkersOption = Annotated[int | None, Option("--workers", min=1, help="Processes on this machine.")]
 
+# Workers that may die with a task before it counts as the reason. Dask's 3 are too few where jobs
+# are preempted or cancelled: every death counts for all the tasks that the worker had in hand.
 ALLOWED_FAILURES = 5
-"""Workers that may die with a task before the task itself counts as the reason.
-
-Dask's 3 is too few where jobs are preempted or cancelled, since every death counts for all the
-tasks that the worker had in hand.
-"""
 
 
 class ClusterError(RuntimeError):
@@ -71,11 +68,7 @@ class Gsas2Command:
     """Where GSAS-II is, and how long it may take."""
 
     gsas2_path: Annotated[
-        Path | None,
-        _gsas2(
-            envvar="BRAGG_GSAS2_PATH",
-            help="Directory that holds the package GSASII, if Python cannot import it.",
-        ),
+        Path | None, _gsas2(envvar="BRAGG_GSAS2_PATH", help="Directory with the package GSASII.")
     ] = None
     pattern_limit: Annotated[
         float, _gsas2(min=0.0, metavar="SECONDS", help="Time limit of a pattern.")
@@ -92,10 +85,7 @@ class ProfileOptions:
     ] = None
     bank: Annotated[int | None, Option(help="Only this bank of the files.")] = None
     two_theta: Annotated[
-        float | None,
-        Option(
-            min=0, max=180, help="Scattering angle (°) of the bank, if the file does not state it."
-        ),
+        float | None, Option(min=0, max=180, help="2θ of the bank (°), if the file states none.")
     ] = None
 
 
@@ -215,6 +205,13 @@ def check_cluster(cluster: str, workers: int | None = None) -> None:
             f"{workers} workers on '{cluster}': a number of workers, at least 1, belongs to the "
             "cluster 'local'. SLURM takes a number of jobs, a running scheduler has its workers."
         )
+
+
+def app_of(command: Callable[..., None]) -> Typer:
+    """Return an app with one command, whose options :func:`expand_options` makes."""
+    app = Typer(add_completion=False)
+    app.command()(expand_options(command))
+    return app
 
 
 def expand_options(command: Callable[..., _Result]) -> Callable[..., _Result]:

@@ -1,4 +1,4 @@
-"""Colours, symbols and units of crystal systems and cell parameters, in figures and tables."""
+"""Colours of the crystal systems, symbols and units of the cell parameters."""
 
 from __future__ import annotations
 
@@ -8,20 +8,11 @@ from numpy.typing import NDArray
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.crystallography.structure import Phase
 
-SYSTEM_COLORS = dict(
-    zip(
-        CrystalSystem,
-        ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
-        strict=True,
-    )
-)
-"""Colours of the crystal systems: Okabe and Ito's, distinguishable with colour blindness."""
-
+# Okabe and Ito's colours, distinguishable with colour blindness.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SYSTEM_COLORS = dict(zip(CrystalSystem, _COLORS, strict=True))
 SYMBOLS = dict(zip(CELL_PARAMETERS, "abcαβγ", strict=True))
-"""Symbols of the cell parameters."""
-
 UNITS = {name: "Å" if name in "abc" else "°" for name in CELL_PARAMETERS}
-"""Units of the cell parameters."""
 
 
 def free_parameters_text(cell: NDArray[np.float64], phase: Phase) -> str:

@@ -16,9 +16,7 @@ from bragg_data.store import schema
 from bragg_data.store.block_writer import BlockResult, BlockWriter, failed_block
 from pipelines.cli.console import Progress
 
-ATTEMPTS = 3
-"""Number of attempts at a block in a run."""
-
+ATTEMPTS = 3  # at a block in a run
 # A commit rewrites the list of all chunks, so blocks are committed in batches. A kill loses the
 # blocks being computed and those not committed: waiting as long as a block takes loses at most
 # twice as many.

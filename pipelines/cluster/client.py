@@ -21,14 +21,8 @@ from distributed.system import MEMORY_LIMIT
 from threadpoolctl import threadpool_limits
 
 from bragg_data.simulation.isolated_process import SINGLE_THREAD
+from pipelines.cli import options
 from pipelines.cli.console import Progress
-from pipelines.cli.options import (
-    ALLOWED_FAILURES,
-    ClusterError,
-    ClusterOptions,
-    SlurmOptions,
-    check_cluster,
-)
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is for the driver and the scheduler
 _REPEAT_SECONDS = 0.2  # before a signal is sent again: not at once in the same finaliser
@@ -39,7 +33,7 @@ def open_client(
     cluster: str = "local",
     *,
     workers: int | None = None,
-    slurm: SlurmOptions | None = None,
+    slurm: options.SlurmOptions | None = None,
     connect_seconds: float = 8.0,
 ) -> Iterator[Client]:
     """Open a Dask client and, at the end, leave nothing of its cluster behind.
@@ -65,7 +59,7 @@ def open_client(
         this project. If SLURM brings no more workers, the client is closed: whatever waits for it
         ends with one of Dask's errors, and so with this one.
     """
-    check_cluster(cluster, workers)
+    options.check_cluster(cluster, workers)
     opened: contextlib.AbstractContextManager[Client]
     if cluster == "local":
         opened = _open_local(workers or CPU_COUNT)
@@ -73,23 +67,23 @@ def open_client(
         # Only here, since its import changes the handling of Ctrl-C.
         from pipelines.cluster.slurm import open_slurm
 
-        opened = open_slurm(slurm or SlurmOptions())
+        opened = open_slurm(slurm or options.SlurmOptions())
     else:
         opened = _open_running(cluster, connect_seconds)
     with _repeat_lost_signals(), opened as client:
         try:
             client.register_plugin(_SingleThread())
         except Exception as error:  # the worker's, or a bare Exception with its text
-            raise ClusterError(
+            raise options.ClusterError(
                 f"The workers of '{cluster}' cannot be prepared ({error}). They must be able to "
                 "import this project: install it in their Python."
             ) from error
         yield client
 
 
-def open_cluster(options: ClusterOptions) -> contextlib.AbstractContextManager[Client]:
+def open_cluster(chosen: options.ClusterOptions) -> contextlib.AbstractContextManager[Client]:
     """Open a client of the cluster that a command's options name; see :func:`open_client`."""
-    return open_client(options.name, workers=options.workers, slurm=options.slurm)
+    return open_client(chosen.name, workers=chosen.workers, slurm=chosen.slurm)
 
 
 def gather_with_progress(
@@ -144,7 +138,7 @@ def _open_local(workers: int) -> Iterator[Client]:
                         dashboard_address="127.0.0.1:0",
                         silence_logs=logging.ERROR,
                         env=SINGLE_THREAD,
-                        scheduler_kwargs={"allowed_failures": ALLOWED_FAILURES},
+                        scheduler_kwargs={"allowed_failures": options.ALLOWED_FAILURES},
                     )
                 )
         yield stack.enter_context(Client(cluster))
@@ -228,7 +222,7 @@ def _open_running(address: str, connect_seconds: float) -> Iterator[Client]:
         asyncio.run(_reach(address, connect_seconds))
         client = Client(address, timeout=connect_seconds)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise ClusterError(
+        raise options.ClusterError(
             f"No Dask scheduler answers at {address} ({error}). Start one there with "
             "'dask scheduler', or choose the cluster local or slurm."
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import xarray as xr
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.model_provenance import ModelProvenance, SnapshotReference, SplitSettings
@@ -26,9 +26,7 @@ from pipelines.cli.console import say
 from pipelines.cli.style import SYMBOLS, UNITS
 from pipelines.simulation.draws import held_out_key
 
-CARD = "model_card.md"
-"""The model card, among a model's files and its run's."""
-
+_CARD = "model_card.md"  # the template here; among a model's files and its run's
 # Tags of a version that are among the tags of its run.
 _VERSION_TAGS = ("model", "preset", "data", "split", "content_hash", "test_set")
 # Columns of the model card's table of scores: heading and format.
@@ -115,14 +113,14 @@ def register(run_: Run, predictor: Predictor) -> registry.ModelVersion:
     name = registry.registered_name(provenance.campaign, provenance.model)
     columns = _columns(predictor)
     card = _model_card(predictor, name, columns)
-    run_.log_text(card, CARD)
+    run_.log_text(card, _CARD)
     facts = {**{key: tags[key] for key in _VERSION_TAGS}, "score": f"{score.value:.6g}"}
     if score.name == "mse_paper":
         facts["mse_paper"] = facts["score"]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "predictor"
         predictor.save(directory)
-        (directory / CARD).write_text(card, encoding="utf-8")
+        (directory / _CARD).write_text(card, encoding="utf-8")
         package = ModelPackage(
             directory,
             predictor.points,
@@ -155,13 +153,11 @@ def _model_card(predictor: Predictor, name: str, columns: Mapping[str, tuple[str
         for group, v in test.items()
     }
     free = (", ".join(_ranges(phase)) for phase in campaign.definition["phases"])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
+    text = Path(__file__).with_name(_CARD).read_text(encoding="utf-8")
+    template: Template = Template(
+        text, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
     )
-    return environment.get_template(CARD).render(
+    return template.render(
         name=name,
         predictor=predictor,
         p=predictor.provenance,

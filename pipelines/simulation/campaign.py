@@ -86,7 +86,7 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
     with contextlib.ExitStack() as stack:
         client: Client | None = None
         if simulator == "kinematic":
-            recipe = recipe_of(job.campaign, simulator, kinematic.VERSION)
+            recipe = recipe_of(job.campaign)
         else:
             client = stack.enter_context(_open(job.cluster))
             recipe = _chosen_recipe(job, simulator, existing, client)
@@ -186,7 +186,7 @@ def simulate_cells(cells: Path, out: Path, job: SimulationJob) -> int:
     samples = read_cells(cells, campaign)
     if out.is_dir() or not out.parent.is_dir():
         raise SimulationError(f"{out} cannot be written: name a file in a directory that exists.")
-    recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
+    recipe = recipe_of(campaign)
     if job.simulator != "kinematic":
         recipe, core_hours = choose(job.simulator, campaign, samples, job.gsas2)
         confirm(core_hours, yes=job.confirmed)

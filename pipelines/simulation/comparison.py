@@ -113,7 +113,7 @@ def _timed(
 
 
 def _fast(campaign: Campaign, samples: Samples) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
+    recipe = recipe_of(campaign)
     patterns = simulate_samples(recipe, samples)
     seconds = np.empty(len(samples))
     for code in np.unique(samples.phase):

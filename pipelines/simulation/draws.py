@@ -94,7 +94,7 @@ def draw_on_cluster(
     """
     counts = _counts(per_phase)
     seeds = [random_stream(purpose, seed, task) for task in range(len(counts))]
-    recipe, calibrated = _recipe(campaign), purpose not in _DRIFTED
+    recipe, calibrated = recipe_of(campaign), purpose not in _DRIFTED
     futures = client.map(_draw, seeds, counts, recipe=recipe, calibrated=calibrated, pure=False)
     sizes = [count * len(campaign.phases) for count in counts]
     return _concatenated(gather_with_progress(futures, sizes, "Drawing", "profiles"))
@@ -114,7 +114,7 @@ def held_out_draws(
         types = (np.float32, np.intp, np.float64, np.intp)
         arrays = (array.astype(kind) for array, kind in zip(stored, types, strict=True))
         return SimulatedMeasurements(*arrays)
-    parts, recipe = [], _recipe(campaign)
+    parts, recipe = [], recipe_of(campaign)
     size = per_phase * len(campaign.phases)
     with Progress("Drawing held-out profiles", size, "profiles", quiet=quiet) as progress:
         for task, count in enumerate(_counts(per_phase)):
@@ -164,10 +164,6 @@ def _concatenated(parts: Sequence[SimulatedMeasurements]) -> SimulatedMeasuremen
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     profiles, *labels = map(np.concatenate, columns)
     return SimulatedMeasurements(profiles.astype(np.float32), *labels)
-
-
-def _recipe(campaign: Campaign) -> Recipe:
-    return recipe_of(campaign, "kinematic", kinematic.VERSION)
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from bragg_data.campaign import Campaign, Samples
-from bragg_data.simulation import gsas2, kinematic
+from bragg_data.simulation import gsas2
 from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import DataSet
 from pipelines.cli.console import Progress, duration, say
@@ -125,7 +125,7 @@ def choose(
         return _choose_call_path(recipe, samples, client)
     reason, host = lacking[0].reason.partition(". ")[0], lacking[0].host
     say(f"Simulator auto is kinematic, the fast one, because on {host} {escape(reason)}")
-    recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
+    recipe = recipe_of(campaign)
     few = samples[:_TIMED_SAMPLES]
     simulate_samples(recipe, few)  # compiles, and computes its tables
     began = time.monotonic()

@@ -46,9 +46,12 @@ class Recipe(NamedTuple):
 
 
 def recipe_of(
-    campaign: Campaign, simulator: str, version: str, options: Gsas2Options | None = None
+    campaign: Campaign,
+    simulator: str = "kinematic",
+    version: str = kinematic.VERSION,
+    options: Gsas2Options | None = None,
 ) -> Recipe:
-    """Return the recipe of a campaign's simulator."""
+    """Return the recipe of a campaign's simulator, by default of the fast one."""
     texts = campaign.toml, tuple(campaign.cifs.items()), campaign.instprm
     return Recipe(simulator, version, *texts, options or Gsas2Options())
 

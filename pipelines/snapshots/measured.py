@@ -20,12 +20,12 @@ class IngestError(ValueError):
 
 
 def read_measurements(
-    files: Sequence[Path], campaign: Campaign, options: ProfileOptions
+    files: Sequence[Path], campaign: Campaign, options: ProfileOptions, *, quiet: bool = False
 ) -> list[Measurement]:
     """Read profiles, which need significant peaks, and resample them on a campaign's grid."""
     calibration = options.instrument, options.bank, options.two_theta
     measurements: list[Measurement] = []
-    with Progress("Reading", len(files), "files") as bar:
+    with Progress("Reading", len(files), "files", quiet=quiet) as bar:
         for file in files:
             measurements += load_measurements(file, campaign, *calibration)
             bar.advance()

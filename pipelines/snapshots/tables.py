@@ -162,11 +162,13 @@ def print_changes(old: xr.Dataset, new: xr.Dataset, difference: Changes) -> None
     else:
         hashes = [dataset.attrs["content_hash"][:12] for dataset in (old, new)]
         say(f"The contents differ: content hashes {hashes[0]}… and {hashes[1]}….")
-    table = _table("Definition and provenance", "what", *tags)
-    for row in difference.definition:
-        table.add_row(*(escape(text or "–") for text in (row.what, row.old, row.new)))
-    same = "Their definitions and provenance are the same."
-    console.print(table if difference.definition else same)
+    if difference.definition:
+        table = _table("Definition and provenance", "what", *tags)
+        for row in difference.definition:
+            table.add_row(*(escape(text or "–") for text in (row.what, row.old, row.new)))
+        console.print(table)
+    else:
+        say("Their definitions and provenance are the same.")
     _print_samples(tags, difference)
     say(_intensities_text(difference))
     if difference.same_blocks and not difference.identical:
@@ -174,7 +176,14 @@ def print_changes(old: xr.Dataset, new: xr.Dataset, difference: Changes) -> None
             f"Blocks of {tags[1]} that are in {tags[0]} byte for byte, by their SHA-256: "
             f"{difference.same_blocks:,} of {difference.blocks:,}."
         )
-    _print_campaigns(old, new)
+    before, after = (d.attrs["campaign_toml"].splitlines() for d in (old, new))
+    names = [f"campaign of {tag}" for tag in tags]
+    lines = list(difflib.unified_diff(before, after, names[0], names[1], lineterm=""))
+    if lines:
+        say("\nCampaign files")
+    for line in lines:
+        style = {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "default")
+        say(f"[{style}]{escape(line)}[/]")
 
 
 def _print_samples(tags: tuple[str, str], difference: Changes) -> None:
@@ -219,15 +228,3 @@ def _intensities_text(difference: Changes) -> str:
         if part is not None and part.differing
     ]
     return f"{text} By phase: {'; '.join(parts)}." if parts else text
-
-
-def _print_campaigns(old: xr.Dataset, new: xr.Dataset) -> None:
-    """Print the differences of the campaign files, including comments."""
-    before, after = (d.attrs["campaign_toml"].splitlines() for d in (old, new))
-    names = [f"campaign of {d.attrs['tag']}" for d in (old, new)]
-    lines = list(difflib.unified_diff(before, after, names[0], names[1], lineterm=""))
-    if lines:
-        say("\nCampaign files")
-    for line in lines:
-        style = {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "default")
-        say(f"[{style}]{escape(line)}[/]")
