@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,8 +74,7 @@ def backend_uri(home: Path, backend: str | None) -> str:
 
 def prepare_home(home: Path, uri: str) -> None:
     """Create a server's home directory, and its database if it is sqlite."""
-    with suppress(FileExistsError):
-        home.mkdir(mode=_MODE, parents=True)
+    home.mkdir(mode=_MODE, parents=True, exist_ok=True)
     if uri.startswith(_SQLITE):
         Tracking(uri)  # creates the tables, one process at a time
         with closing(sqlite3.connect(uri.removeprefix(_SQLITE))) as database:
@@ -124,8 +123,7 @@ def restore_backup(directory: Path, home: Path, uri: str, on_file: OnFile) -> Ba
         )
     if home.exists() and any(home.iterdir()):
         raise TrackingServerError(f"{home} is not empty. Name a new directory with --home.")
-    with suppress(FileExistsError):
-        home.mkdir(mode=_MODE, parents=True)
+    home.mkdir(mode=_MODE, parents=True, exist_ok=True)
     with FileLock(home / ".restore.lock", fallback_to_soft=False):
         _load(directory / backup.database, uri)
         files, size = _copy_files(directory / ARTIFACTS, home / ARTIFACTS, on_file)

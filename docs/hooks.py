@@ -74,12 +74,12 @@ def commands() -> Iterator[str]:
     """Yield the reference of all commands: usage, arguments, options with defaults."""
     import typer.main
 
-    for path in sorted((ROOT / "pipelines").glob("[a-z]*.py")):
-        if "typer.Typer(" not in path.read_text(encoding="utf-8"):
-            continue
-        app = importlib.import_module(f"pipelines.{path.stem}").app
-        name = path.stem.replace("_", "-")
-        yield from _command(f"bragg {name}", typer.main.get_command(app), _first_line(path))
+    from pipelines.__main__ import commands as first_lines
+
+    for stem, first_line in first_lines().items():
+        app = importlib.import_module(f"pipelines.{stem}").app
+        name = stem.replace("_", "-")
+        yield from _command(f"bragg {name}", typer.main.get_command(app), first_line)
 
 
 def _command(name: str, command: Any, first_line: str, level: int = 2) -> Iterator[str]:
@@ -117,6 +117,8 @@ def _row(parameter: Any) -> str:
     plain = default is None or callable(default) or parameter.required or default in (False, (), [])
     shown = "" if plain else f"`{default}`"
     meaning = (parameter.help or "").replace("\n", " ").replace("|", "\\|")
+    if panel := getattr(parameter, "rich_help_panel", None):
+        meaning = f"{panel}: {meaning}"
     return f"| {label} | {shown} | {meaning} |"
 
 

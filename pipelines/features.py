@@ -52,7 +52,7 @@ def materialise_(
     view: ViewArgument,
     data: options.DataOption = None,
     model: Annotated[
-        str | None, Option(metavar="URI", help="By default the newest trained on the data set.")
+        str | None, Option(metavar="URI", help="Model; by default the newest of the data set.")
     ] = None,
     store: options.StoreOption = options.DEFAULT_URI,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,

@@ -27,7 +27,8 @@ def main(
     profile: options.ProfileOptions,
     model: options.ModelOption = None,
     store: Annotated[
-        str | None, Option(metavar="URI", help="Of the library match; by default the model's.")
+        str | None,
+        Option(metavar="URI", help="Store of the library match; by default the model's."),
     ] = None,
     library: Annotated[
         bool | None,

@@ -18,11 +18,13 @@ _limit = partial(Option, min=0, rich_help_panel="Gate")
 
 def main(
     name: Annotated[str, Argument(help="Of the registered model, such as batio3-nomad.")],
-    version: Annotated[str | None, Argument(help="By default the candidate.")] = None,
+    version: Annotated[str | None, Argument(help="Number; by default the candidate.")] = None,
     rollback: Annotated[bool, Option("--rollback", help="Take the last promotion back.")] = False,
     data: Annotated[str | None, Option(help="Data set; by default the candidate's.")] = None,
     samples: Annotated[int, Option(min=1, help="Number of its samples.")] = 2000,
-    error_ratio: Annotated[float, _limit(help="mse_paper over the champion's.")] = Gate.error_ratio,
+    error_ratio: Annotated[
+        float, _limit(help="Limit of mse_paper / champion's.")
+    ] = Gate.error_ratio,
     accuracy_drop: Annotated[float, _limit(help="Accuracy lower by at most.")] = Gate.accuracy_drop,
     calibration_rise: Annotated[
         float, _limit(help="Calibration error higher by at most.")
@@ -42,8 +44,8 @@ def main(
     MLflow; the version records when, how and why it was promoted. The exit code is 1 if the gate
     was not passed. --rollback takes the last promotion back.
     """
-    from catalog import promotion, registry
-    from catalog.promotion import PromotionError
+    from catalog import registry
+    from catalog.registry import PromotionError
     from catalog.tracking import Tracking
     from pipelines.evaluation import version_comparison as versions
 
@@ -54,12 +56,12 @@ def main(
                 f"--rollback restores the previous champion and takes no VERSION, got {version}. "
                 f"Promote that version instead: python -m pipelines.promote {name} {version}"
             )
-        champion, previous = promotion.rollback(place, name, reason=reason or "rolled back")
+        champion, previous = registry.rollback(place, name, reason=reason or "rolled back")
         say(f"[bold]{champion.uri}[/] is the champion again; {previous.uri} is the previous one.")
         return
     if force and not reason:
         raise PromotionError("--force overrules the gate: say why with --reason TEXT.")
-    where = f"/{version}" if version else f"@{promotion.CANDIDATE}"
+    where = f"/{version}" if version else f"@{registry.CANDIDATE}"
     candidate = registry.find(place, f"models:/{name}{where}")
     present = registry.champion(place, name)
     if present is not None and present.version == candidate.version:
@@ -73,7 +75,7 @@ def main(
     promoted = passed or force
     if promoted:
         expected, why = present.version if present else None, reason or "passed the gate"
-        promotion.promote(place, candidate, reason=why, expected=expected, forced=not passed)
+        registry.promote(place, candidate, reason=why, expected=expected, forced=not passed)
     if as_json:
         print(json.dumps(comparison.to_json(promoted=promoted), indent=2))
     else:

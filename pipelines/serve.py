@@ -20,7 +20,7 @@ def main(
     port: Annotated[int, Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     refresh: Annotated[float, Option(min=0.1, help="Seconds between looks for a champion.")] = 5.0,
     max_megabytes: Annotated[float, Option(min=0.001, help="Size of the longest request.")] = 32.0,
-    threads: Annotated[int | None, Option(min=1, help="By default one per core.")] = None,
+    threads: Annotated[int | None, Option(min=1, help="Threads; by default one per core.")] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Serve a registered model over HTTP; Ctrl-C stops it.

@@ -46,7 +46,7 @@ def main(
     epochs: Annotated[int | None, Option(min=1, help="Replaces the preset's.")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda …")] = "auto",
     promote: Annotated[bool, Option("--promote", help="Make it the champion by force.")] = False,
-    state: Annotated[Path, Option(help="For checkpoints and cached profiles.")] = DEFAULT_STATE,
+    state: Annotated[Path, Option(help="Directory of checkpoints and caches.")] = DEFAULT_STATE,
     cache: Annotated[bool, Option(help="Cache prepared profiles on disk, for speed.")] = True,
     grow: Annotated[
         str,

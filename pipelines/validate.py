@@ -30,7 +30,9 @@ def main(
         list[str] | None,
         Option(metavar="NAME|URI", help=f"Of {', '.join(MODELS)}; by default all."),
     ] = None,
-    trained_on: Annotated[str | None, Option(metavar="TAG", help="Of models and library.")] = None,
+    trained_on: Annotated[
+        str | None, Option(metavar="TAG", help="Data set of the models and the library.")
+    ] = None,
     preprocessing: Annotated[
         str,
         Option(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Option, Typer
 
@@ -27,8 +27,6 @@ from catalog import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
 
 if TYPE_CHECKING:
     from bragg_data.store.repository import Store
-
-_Result = TypeVar("_Result")
 
 _gsas2 = partial(Option, rich_help_panel="GSAS-II")
 _cluster = partial(Option, rich_help_panel="Where to compute")
@@ -214,7 +212,7 @@ def app_of(command: Callable[..., None]) -> Typer:
     return app
 
 
-def expand_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
+def expand_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Replace each dataclass among a command's parameters by one option for each of its fields.
 
     The fields are annotated for Typer or are such dataclasses themselves. The default of the
@@ -223,7 +221,7 @@ def expand_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     parameters = inspect.signature(command, eval_str=True).parameters
     options = [option for parameter in parameters.values() for option in _options(parameter)]
 
-    def expanded(**values: Any) -> _Result:
+    def expanded(**values: Any) -> Any:
         arguments = ((name, p.annotation) for name, p in parameters.items())
         return command(**{name: _collected(name, kind, values) for name, kind in arguments})
 

@@ -20,8 +20,7 @@ from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.metrics import calibration_error, errors, summary
 from bragg_models.predictors import Predictor
 from catalog.gate import BaselineComparison, Gate, VersionScores
-from catalog.promotion import PromotionError
-from catalog.registry import ModelKind, ModelVersion
+from catalog.registry import ModelKind, ModelVersion, PromotionError
 from catalog.tracking import DRAWS_METRICS, TEST_METRICS, Tracking
 from pipelines.evaluation.scoring import in_batches, part_of, predict_batches, stored_batches
 from pipelines.evaluation.summary import finite_or_null

@@ -17,7 +17,7 @@ from bragg_data.model_provenance import ModelProvenance, SnapshotReference, Spli
 from bragg_data.provenance import code_commit
 from bragg_data.store.schema import campaign_of
 from bragg_models.predictors import Predictor, load_predictor, output_columns
-from catalog import model_files, promotion, registry
+from catalog import model_files, registry
 from catalog.gate import BaselineComparison
 from catalog.model_files import ModelPackage
 from catalog.registry import ModelKind
@@ -189,8 +189,8 @@ def _entry(name: str, provenance: ModelProvenance) -> registry.RegistryEntry:
     profiles = "measured" if kind is ModelKind.MEASURED else "neutron time-of-flight"
     description = (
         f"{predicted} of {profiles} profiles, trained on the campaign {provenance.campaign}. "
-        f"@{registry.CHAMPION} predicts unless another version is named; @{promotion.CANDIDATE} is "
-        f"the newest; @{promotion.PREVIOUS} is the champion that a rollback restores. Compare and "
+        f"@{registry.CHAMPION} predicts unless another version is named; @{registry.CANDIDATE} is "
+        f"the newest; @{registry.PREVIOUS} is the champion that a rollback restores. Compare and "
         f"promote: python -m pipelines.promote NAME VERSION"
     )
     return registry.RegistryEntry(name, kind, provenance.campaign, description)
@@ -222,7 +222,7 @@ def promote_if_better(
     than the present champion on the same test samples. Returns whether it is the champion now; the
     reason is printed if it is not.
     """
-    registry.set_alias(tracking, version, promotion.CANDIDATE)
+    registry.set_alias(tracking, version, registry.CANDIDATE)
     present = registry.champion(tracking, version.name)
     rival = present if policy == "if better" else None
     forced = policy == "force"
@@ -234,7 +234,7 @@ def promote_if_better(
             "force": "trained with --promote",
         }[policy]
         expected = present.version if present else None
-        promotion.promote(tracking, version, reason=reason, forced=forced, expected=expected)
+        registry.promote(tracking, version, reason=reason, forced=forced, expected=expected)
         return True
     stays = "There is no champion yet" if present is None else f"{present.uri} stays the champion"
     say(

@@ -18,11 +18,10 @@ import typer
 from typer.testing import CliRunner
 
 from bragg_models.metrics import calibration_error
-from catalog import promotion, registry
+from catalog import registry
 from catalog.gate import Gate, VersionScores
 from catalog.lineage import Node, dot, trace
-from catalog.promotion import PromotionError
-from catalog.registry import ModelError
+from catalog.registry import ModelError, PromotionError
 from pipelines import lineage, promote
 from pipelines.evaluation.version_comparison import evaluation_rows
 
@@ -77,7 +76,7 @@ def restored(everything: str, bench: Bench) -> Bench:
     assert everything
     ours = bench.versions("guided")[0]
     registry.set_alias(bench.tracking, ours, registry.CHAMPION)
-    registry.set_alias(bench.tracking, bench.versions("forest")[0], promotion.PREVIOUS)
+    registry.set_alias(bench.tracking, bench.versions("forest")[0], registry.PREVIOUS)
     return bench
 
 
@@ -174,15 +173,15 @@ def test_what_passes_is_promoted(restored: Bench) -> None:
 
 PROMOTE = """
 import sys, time
-from catalog import registry, promotion
+from catalog import registry
 from catalog.tracking import Tracking
 tracking = Tracking(sys.argv[1])
 version = registry.find(tracking, f"models:/small/{sys.argv[2]}")
 time.sleep(max(0.0, float(sys.argv[4]) - time.time()))
 try:
-    promotion.promote(tracking, version, reason="a race", expected=sys.argv[3])
+    registry.promote(tracking, version, reason="a race", expected=sys.argv[3])
     print("promoted")
-except promotion.PromotionError as error:
+except registry.PromotionError as error:
     print(error)
 """
 
@@ -214,7 +213,7 @@ def test_of_two_simultaneous_promotions_the_second_is_refused(restored: Bench) -
 def test_without_a_previous_champion_there_is_no_rollback(bench: Bench, everything: str) -> None:
     assert everything
     with pytest.raises(PromotionError, match="no previous champion"):
-        promotion.rollback(bench.tracking, "small-classifier", reason="")
+        registry.rollback(bench.tracking, "small-classifier", reason="")
 
 
 def test_versions_are_compared_on_test_samples_of_all_of_them(restored: Bench) -> None:

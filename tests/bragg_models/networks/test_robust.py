@@ -15,7 +15,7 @@ from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.simulation.measurement_effects import draw_cells, draw_profiles, simulator_for
 from bragg_models.networks.robust import Robust
 from bragg_models.predictors import Prediction, Predictor, load_predictor
-from catalog import promotion, registry
+from catalog import registry
 from pipelines import promote, validate
 from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.rejection import foreign_task
@@ -191,7 +191,7 @@ def test_versions_for_measured_profiles_are_compared_on_pinned_draws(
     # The noise is in it: on clean patterns the error would be a hundredth.
     assert first["mse_paper"] > 1e-8
     assert predictor.provenance.split.test_draws > 0
-    promotion.rollback(robust_bench.tracking, version.name, reason="only a copy")
+    registry.rollback(robust_bench.tracking, version.name, reason="only a copy")
     robust_bench.tracking.client.delete_model_version(version.name, str(copied.version))
 
 

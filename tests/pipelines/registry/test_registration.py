@@ -14,8 +14,7 @@ import xarray as xr
 from bragg_data.model_provenance import ModelProvenance, ModelScore
 from catalog import registry
 from catalog.gate import BaselineComparison
-from catalog.promotion import CANDIDATE
-from catalog.registry import ModelVersion
+from catalog.registry import CANDIDATE, ModelVersion
 from catalog.tracking import Tracking
 from pipelines.registry import registration
 from pipelines.registry.registration import promote_if_better
