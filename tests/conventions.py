@@ -144,7 +144,8 @@ def _signatures(name: str, path: Path, tree: ast.Module) -> Iterator[Breach]:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
-        if "njit" in decorators or (is_command(path) and "command" in decorators):
+        options = is_command(path) and ("command" in decorators or node.name == "main")
+        if "njit" in decorators or options:
             continue
         arguments = node.args
         names = [a.arg for a in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
