@@ -102,10 +102,8 @@ class Forest:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Forest:
         """Return a forest from arrays of unknown origin, named as by :meth:`arrays`.
 
-        Raises
-        ------
-        ForestError
-            If one is missing or they are inconsistent: following them could lead anywhere.
+        Raises `ForestError` if one is missing or they are inconsistent: following them could lead
+        anywhere.
         """
         try:
             forest = cls(**{field.name: arrays[field.name] for field in fields(cls)})
@@ -167,12 +165,8 @@ class ForestModel:
         it: its probability is 1, and values that are not free are 0. An integrated forest predicts
         the phase itself: its probability is the share of the trees whose rounded code it is. (The
         paper rounds the mean of the codes, which is tetragonal (1) where half of the trees predict
-        cubic (0) and half trigonal (2); votes do not depend on the order of the codes.)
-
-        Raises
-        ------
-        ForestError
-            If class-conditional forests get no phases.
+        cubic (0) and half trigonal (2); votes do not depend on the order of the codes.) Raises
+        `ForestError` if class-conditional forests get no phases.
         """
         if self.integrated:
             (forest,) = self.forests
@@ -203,10 +197,7 @@ class ForestModel:
     ) -> ForestModel:
         """Return the model from the arrays of :meth:`arrays`.
 
-        Raises
-        ------
-        ForestError
-            If arrays are missing, are inconsistent, or do not fit the targets.
+        Raises `ForestError` if they are missing, are inconsistent, or do not fit the targets.
         """
         counts = [1 + len(targets.parameters)] if integrated else targets.free.sum(axis=1).tolist()
         of_forest: list[dict[str, NDArray[Any]]] = [{} for _ in counts]

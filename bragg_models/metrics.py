@@ -178,33 +178,27 @@ def summary(targets: Targets, total: Errors) -> dict[str, dict[str, float]]:
         free.
     """
     systems = targets.crystal_systems
+    same_system = systems[:, None] == systems[None, :]
+    count = total.confusion.sum(axis=1)
     groups = {"all": np.ones(len(systems), dtype=bool)}
     for code in sorted(set(systems.tolist())):
         groups[CrystalSystem(code).name] = systems == code
-    count = total.confusion.sum(axis=1)
-    return {
-        name: _scores(targets, total, of_group)
-        for name, of_group in groups.items()
-        if count[of_group].sum()
-    }
-
-
-def _scores(targets: Targets, total: Errors, group: NDArray[np.bool_]) -> dict[str, float]:
-    systems = targets.crystal_systems
-    count = total.confusion.sum(axis=1)
-    n = int(count[group].sum())
-    same_system = systems[:, None] == systems[None, :]
-    literal, free = ((total.squared * counted)[group].sum() for counted in _counted(targets))
-    scores = {
-        "n": float(n),
-        "accuracy": float((total.confusion * same_system)[group].sum() / n),
-        "accuracy_phase": float(np.diag(total.confusion)[group].sum() / n),
-        "mse_paper": float(literal / n),
-        "mse_paper_free": float(free / n),
-    }
-    for index, name in enumerate(targets.parameters):
-        having = group & targets.free[:, index]
-        if count[having].sum():
-            absolute = total.absolute[having, CELL_PARAMETERS.index(name)].sum()
-            scores[f"mae_{name}"] = float(absolute / count[having].sum())
-    return scores
+    result = {}
+    for name, group in groups.items():
+        n = int(count[group].sum())
+        if not n:
+            continue
+        literal, free = ((total.squared * counted)[group].sum() for counted in _counted(targets))
+        result[name] = scores = {
+            "n": float(n),
+            "accuracy": float((total.confusion * same_system)[group].sum() / n),
+            "accuracy_phase": float(np.diag(total.confusion)[group].sum() / n),
+            "mse_paper": float(literal / n),
+            "mse_paper_free": float(free / n),
+        }
+        for index, parameter in enumerate(targets.parameters):
+            having = group & targets.free[:, index]
+            if count[having].sum():
+                absolute = total.absolute[having, CELL_PARAMETERS.index(parameter)].sum()
+                scores[f"mae_{parameter}"] = float(absolute / count[having].sum())
+    return result

@@ -83,11 +83,6 @@ class Predictor:
         """Whether its predictions have intervals and acceptance."""
         return isinstance(self.model, Robust)
 
-    @property
-    def phase_names(self) -> tuple[str, ...]:
-        """The phases, in the order of the probabilities."""
-        return self.targets.names
-
     def _prepared(self, profiles: ArrayLike) -> NDArray[np.float32]:
         prepare = preprocessing(self.preprocessing).function
         return np.ascontiguousarray(prepare(np.asarray(profiles)), np.float32)
@@ -100,15 +95,10 @@ class Predictor:
     ) -> Prediction:
         """Predict phase and cell of profiles (n, points) on the campaign's grid.
 
-        These are intensities without background, on any scale; they are prepared here.
-
-        Parameters
-        ----------
-        phase : shape (n,)
-            Known phases, under which the cells are predicted; by default the most probable ones.
-        calibrated : shape (n,)
-            Whether a measurement's own calibration was used, which the intervals depend on; by
-            default true for all.
+        These are intensities without background, on any scale; they are prepared here. ``phase``
+        (n,) are known phases, under which the cells are predicted, by default the most probable
+        ones; ``calibrated`` (n,) whether a measurement's own calibration was used, which the
+        intervals depend on, by default true for all.
 
         Raises
         ------
@@ -126,7 +116,15 @@ class Predictor:
             )
         if not np.isfinite(values).all():
             raise PredictorError("A profile contains values that are not finite numbers.")
-        known = None if phase is None else self._phases(phase, len(values))
+        known = None
+        if phase is not None:
+            codes, phases = np.asarray(phase), self.targets.names
+            if codes.shape != (len(values),) or not np.isin(codes, np.arange(len(phases))).all():
+                raise PredictorError(
+                    f"Expected a known phase for each of the {len(values)} profiles, as a code "
+                    f"from 0 to {len(phases) - 1} ({', '.join(phases)})."
+                )
+            known = codes.astype(np.intp)
         if known is None and isinstance(self.model, Robust):
             is_calibrated = np.ones(len(values)) if calibrated is None else np.asarray(calibrated)
             return self._predict_robust(self.model, values, is_calibrated.astype(bool))
@@ -160,16 +158,6 @@ class Predictor:
         limit = float(model.limit)
         accepted = unexplained <= limit
         return Prediction(probabilities, phase, cells, intervals, accepted, unexplained, limit)
-
-    def _phases(self, phase: ArrayLike, count: int) -> NDArray[np.intp]:
-        codes = np.asarray(phase)
-        known = len(self.phase_names)
-        if codes.shape != (count,) or not np.isin(codes, np.arange(known)).all():
-            raise PredictorError(
-                f"Expected a known phase for each of the {count} profiles, as a code from 0 to "
-                f"{known - 1} ({', '.join(self.phase_names)})."
-            )
-        return codes.astype(np.intp)
 
     def _outputs(
         self, profiles: NDArray[np.float32], phase: NDArray[np.intp] | None
@@ -222,10 +210,7 @@ class Predictor:
 def load_predictor(directory: Path) -> Predictor:
     """Read a model that :meth:`Predictor.save` wrote. No code from the files is executed.
 
-    Raises
-    ------
-    PredictorError
-        If a file is missing or damaged, or was written by a newer version of this code.
+    Raises `PredictorError` if a file is missing or damaged, or of a newer version of this code.
     """
     try:
         described = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
@@ -255,11 +240,13 @@ def load_predictor(directory: Path) -> Predictor:
         ) from error
     nested = directory / CLASSIFIER
     classifier = load_predictor(nested) if nested.exists() else None
-    expected = targets.names, points
-    if classifier is not None and (classifier.phase_names, classifier.points) != expected:
+    if classifier is not None and (classifier.targets.names, classifier.points) != (
+        targets.names,
+        points,
+    ):
         raise PredictorError(
-            f"The model in {directory} is for {', '.join(targets.names)} on {points} points, "
-            f"its classifier for {', '.join(classifier.phase_names)} on {classifier.points}. Train "
+            f"The model in {directory} is for {', '.join(targets.names)} on {points} points, its "
+            f"classifier for {', '.join(classifier.targets.names)} on {classifier.points}. Train "
             f"it again."
         )
     if isinstance(model, ForestModel) and not model.integrated and classifier is None:
@@ -289,16 +276,15 @@ class _Served:
 
     def predict(self, profiles: ArrayLike, params: object = None) -> pd.DataFrame:  # noqa: ARG002
         prediction = self._predictor.predict(np.atleast_2d(np.asarray(profiles, dtype=np.float32)))
-        names = self._predictor.phase_names
-        systems = self._predictor.targets.crystal_systems[prediction.phase]
-        return pd.DataFrame(
-            {
-                "phase": [names[code] for code in prediction.phase],
-                "crystal_system": [CrystalSystem(code).name for code in systems],
-                **dict(zip(CELL_PARAMETERS, prediction.cells.T, strict=True)),
-                **{f"p_{n}": prediction.probabilities[:, k] for k, n in enumerate(names)},
-            }
-        )
+        targets = self._predictor.targets
+        systems = targets.crystal_systems[prediction.phase]
+        columns = [
+            [targets.names[code] for code in prediction.phase],
+            [CrystalSystem(code).name for code in systems],
+            *prediction.cells.T,
+            *prediction.probabilities.T,
+        ]
+        return pd.DataFrame(dict(zip(output_columns(targets), columns, strict=True)))
 
 
 def output_columns(targets: Targets) -> dict[str, str]:

@@ -108,13 +108,7 @@ class Targets:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Targets:
-        """Return the targets from the values of :meth:`to_json`.
-
-        Raises
-        ------
-        TargetsError
-            If an entry is missing or invalid.
-        """
+        """Return the targets from the values of :meth:`to_json`; may raise `TargetsError`."""
         try:
             lattices = tuple(
                 Lattice(

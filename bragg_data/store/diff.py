@@ -74,12 +74,8 @@ def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPAR
     """Return what changed from one data set to another, of the same campaign or not.
 
     All labels are compared, and the intensities of at most ``max_compared`` common samples:
-    an equal part of each phase, so that a rare one is looked at too.
-
-    Raises
-    ------
-    SchemaError, CampaignError, CrystalError, InstrumentError
-        If the campaign of one of them cannot be rebuilt.
+    an equal part of each phase, so that a rare one is looked at too. Raises `SchemaError`,
+    `CampaignError`, `CrystalError` or `InstrumentError` if a campaign cannot be rebuilt.
     """
     identical = old.attrs["content_hash"] == new.attrs["content_hash"]
     same_grid = np.array_equal(old.tof.values, new.tof.values)

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -26,6 +26,9 @@ from bragg_data.measurement.readers import Profile
 from bragg_data.store import schema
 from bragg_data.store.block_writer import COMPRESSOR, write_variables
 from bragg_data.store.repository import NATIVE, Store, StoreError, Tag, branch_name, storage_errors
+
+# Where a measured profile comes from: an entry of the attribute ``measurements``.
+MeasurementRecord = Mapping[str, Any]
 
 SIMULATOR = "measured"  # instead of a simulator's name
 _ROWS = 64
@@ -46,7 +49,7 @@ def measured_dataset(
     """Return measurements on a campaign's grid as a data set of :mod:`bragg_data.store.schema`.
 
     With ``sigma`` and ``covered`` over (sample, tof), and the attribute ``measurements``: JSON, one
-    :class:`MeasurementRecord` for each sample. A label is None where nothing is known.
+    record for each sample. A label is None where nothing is known.
     """
     count = len(measurements)
     phases = np.array([label.phase if label else _UNKNOWN for label in labels], np.int8)
@@ -59,7 +62,7 @@ def measured_dataset(
     dataset["free_parameter"] = dataset.free_parameter & xr.DataArray(known, dims="sample")
     gridded = [measurement.gridded for measurement in measurements]
     intensity = np.stack([g.intensity for g in gridded]).astype(np.float32)
-    records = [measurement_record(row, m) for row, m in enumerate(measurements)]
+    records = [_record(row, m) for row, m in enumerate(measurements)]
     text = json.dumps(records, ensure_ascii=False)
     identity = hashlib.sha256(
         json.dumps([name, campaign.definition, text], default=str).encode()
@@ -87,25 +90,7 @@ def measured_dataset(
     )
 
 
-class MeasurementRecord(TypedDict):
-    """Where a measured profile comes from: an entry of the attribute ``measurements``."""
-
-    file: str
-    sha256: str
-    bank: int | None
-    title: str
-    run: str
-    temperature: str
-    two_theta: float | None
-    header_difc: float | None
-    header: dict[str, str]
-    calibration: dict[str, float] | None
-    nominal: bool
-    warnings: list[str]
-    native: str
-
-
-def measurement_record(row: int, measurement: Measurement) -> MeasurementRecord:
+def _record(row: int, measurement: Measurement) -> MeasurementRecord:
     """Return where a measured profile comes from, and the group in which it is stored."""
     profile = measurement.profile
     header = dict(profile.header)
@@ -198,12 +183,8 @@ def labels_from(
     """Match lines of a table of labels to measurements.
 
     A line has ``file`` (its name), optionally ``bank``; ``phase`` or ``crystal_system``; and the
-    free parameters of the phase in ångström and degrees.
-
-    Raises
-    ------
-    StoreError
-        If a line names no measurement or no phase, or its cell is none of that phase.
+    free parameters of the phase in ångström and degrees. Raises `StoreError` if it names no
+    measurement or no phase, or its cell is none of that phase.
     """
     labels: list[Label | None] = [None] * len(measurements)
     for line, row in enumerate(rows, start=2):
@@ -218,8 +199,18 @@ def labels_from(
         if not samples:
             named = f"{row['file']}, bank {row['bank']}," if row.get("bank") else row["file"]
             raise StoreError(f"Line {line} of the labels: no profile {named} is among these.")
-        phase = _phase_of(row, campaign, line)
-        lattice = campaign.phases[phase].lattice
+        named = str(row.get("phase") or row.get("crystal_system") or "")
+        codes = [
+            code
+            for code, phase in enumerate(campaign.phases)
+            if named in (phase.name, phase.crystal_system.name)
+        ]
+        if len(codes) != 1:
+            raise StoreError(
+                f"Line {line} of the labels: '{named}' is none of the campaign's phases, or "
+                f"several. Known: {', '.join(phase.name for phase in campaign.phases)}."
+            )
+        lattice = campaign.phases[codes[0]].lattice
         missing = [n for n in lattice.free_parameters if row.get(n) in (None, "")]
         if missing:
             raise StoreError(f"Line {line} of the labels lacks {', '.join(missing)}.")
@@ -230,23 +221,7 @@ def labels_from(
             lattice.check(cells)
         except ValueError as error:  # CrystalError is one
             raise StoreError(f"Line {line} of the labels: {error}".rstrip(".") + ".") from error
-        label = Label(phase, tuple(float(v) for v in cells[0]))
+        label = Label(codes[0], tuple(float(v) for v in cells[0]))
         for sample in samples:
             labels[sample] = label
     return labels
-
-
-def _phase_of(row: Mapping[str, Any], campaign: Campaign, line: int) -> int:
-    named = str(row.get("phase") or row.get("crystal_system") or "")
-    codes = [
-        code
-        for code, phase in enumerate(campaign.phases)
-        if named in (phase.name, phase.crystal_system.name)
-    ]
-    if len(codes) != 1:
-        known = ", ".join(p.name for p in campaign.phases)
-        raise StoreError(
-            f"Line {line} of the labels: '{named}' is none of the campaign's phases, or several. "
-            f"Known: {known}."
-        )
-    return codes[0]

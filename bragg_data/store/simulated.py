@@ -79,12 +79,8 @@ class Writer(BlockWriter):
     def finish(self, tag: str | None = None) -> Tag:
         """Validate the complete data set and tag it, as the next free NAME-vN by default.
 
-        Raises
-        ------
-        bragg_data.store.schema.SchemaError
-            If something is missing or wrong; then nothing is tagged.
-        StoreError
-            If the tag exists.
+        Raises `SchemaError` if something is missing or wrong, `StoreError` if the tag exists; then
+        nothing is tagged.
         """
         repo = self.store.repository
         with storage_errors(f"tagging in {self.store.uri}"), self.store.committing():

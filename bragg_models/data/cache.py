@@ -41,14 +41,9 @@ def cached(
     incomplete or damaged, by one process at a time, with a few chunks in memory. It can be deleted
     at any time. Its batches are those of the profiles themselves to the last bit.
 
-    Parameters
-    ----------
-    key
-        Identifies the content: the data set and its preparation. Other content needs another key.
-    on_chunk
-        Called with the number of profiles of every chunk that is written.
-    spare
-        Bytes of the disk that the cache leaves free.
+    The key identifies the content: the data set and its preparation. ``on_chunk`` is called with
+    the number of profiles of every chunk that is written. The cache leaves ``spare`` bytes of the
+    disk free.
 
     Raises
     ------

@@ -82,22 +82,11 @@ class CompressedLibrary:
         components: int = COMPONENTS,
         on_batch: Callable[[int], None] | None = None,
     ) -> CompressedLibrary:
-        """Read the selected patterns (n,) once, and compress them.
+        """Read the selected patterns (n,) once, and compress them; a `LibraryError` if none is.
 
-        Parameters
-        ----------
-        directory
-            Directory of the file of full vectors, 4 bytes per point, to be deleted when the library
-            is no longer used.
-        components
-            Number of principal components; fewer if there are fewer patterns or points.
-        on_batch
-            Called with the number of patterns of every chunk that is done.
-
-        Raises
-        ------
-        LibraryError
-            If no pattern is selected.
+        The directory gets the file of full vectors, 4 bytes per point; it is to be deleted when the
+        library is no longer used. There are fewer ``components`` if there are fewer patterns or
+        points. ``on_batch`` is called with the number of patterns of every chunk that is done.
         """
         rows = np.flatnonzero(selected)
         if not len(rows):

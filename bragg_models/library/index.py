@@ -128,12 +128,9 @@ def build_index(
 ) -> LibraryIndex:
     """Build the index of a snapshot, which reads all patterns once, and open it.
 
-    ``on_batch`` is called with the number of patterns of every chunk that is done.
-
-    Raises
-    ------
-    IndexUnavailableError
-        If it cannot be written there, or the simulator does not reproduce the stored patterns.
+    ``on_batch`` is called with the number of patterns of every chunk that is done. Raises
+    `IndexUnavailableError` if the index cannot be written there, or the simulator does not
+    reproduce the stored patterns.
     """
     place, key = _place(dataset, directory)
     try:

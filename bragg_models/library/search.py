@@ -67,18 +67,10 @@ def library_match(
     nearly cubic cells harder to distinguish from cubic ones.) Each chunk of the data set is read
     once, whatever the number of queries, and a few chunks are in memory at a time.
 
-    Parameters
-    ----------
-    queries : shape (q, points)
-        Profiles on the data set's grid without background, not yet square-rooted.
-    covered : shape (q, points)
-        Which points were measured; by default all.
-    selected : shape (n,)
-        Which rows of the data set to compare with; by default all.
-    workers
-        Chunks read and multiplied at the same time.
-    on_chunk
-        Called with the number of chunks done, and of all chunks.
+    Queries (q, points) are profiles on the data set's grid without background, not yet
+    square-rooted; ``covered`` (q, points) are the points that were measured, and ``selected`` (n,)
+    the rows of the data set to compare with, by default all. That many ``workers`` read and
+    multiply chunks; ``on_chunk`` is called with the number of chunks done, and of all chunks.
 
     Raises
     ------

@@ -37,12 +37,8 @@ _KINDS: Mapping[str, tuple[Callable[..., Any], type[nn.Module]]] = {
 def build(kind: str, config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
     """Return a network of a kind, from plain JSON values, with seeded initial weights.
 
-    The global generator of torch is not changed.
-
-    Raises
-    ------
-    NetworkError
-        If the kind is unknown or the values do not fit it.
+    The global generator of torch is not changed. Raises `NetworkError` if the kind is unknown or
+    the values do not fit it.
     """
     if kind not in _KINDS:
         raise paper.NetworkError(

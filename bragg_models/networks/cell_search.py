@@ -198,16 +198,10 @@ class CellSearch(nn.Module):
         for scaled values (n, n_parameters), or (n, n_parameters + 2) with the sample parameters if
         they are refined. ``damping`` (n,) is Marquardt's parameter.
 
-        Returns
-        -------
-        misfit : shape (n,)
-            Share of the profile's square that is not explained; 1 where nothing is compared.
-        step : shape (n, n_refined)
-            Change of the scaled parameters, at most 0.2.
-        gain : shape (n,)
-            Decrease of the misfit that the linearised problem predicts.
-        normal : shape (n, n_refined + 1, n_refined + 1)
-            JᵀJ of the refined parameters and the logarithm of the scale.
+        Returns the misfit (n,), the share of the profile's square that is not explained, 1 where
+        nothing is compared; the step (n, n_refined) of the scaled parameters, at most 0.2; the
+        decrease of the misfit (n,) that the linearised problem predicts; and JᵀJ of the refined
+        parameters and the logarithm of the scale, (n, n_refined + 1, n_refined + 1).
         """
         code, weights = observed.code, observed.weights
         parameters = len(self.half_range)

@@ -146,11 +146,8 @@ def guided_config(campaign: Campaign, targets: Targets, **changes: Any) -> Mappi
 def fill_physics_tables(network: nn.Module, campaign: Campaign, targets: Targets) -> None:
     """Set the tables of a new network: reflections and peak shapes, and the parameters' scaling.
 
-    Raises
-    ------
-    PhysicsTableError
-        If a table is missing, unknown, or of another shape: the network was not built from
-        :func:`guided_config` of the same campaign.
+    Raises `PhysicsTableError` if a table is missing, unknown, or of another shape: the network was
+    not built from :func:`guided_config` of the same campaign.
     """
     tables = dict(pattern_tables(campaign, targets)[1])
     tables |= {"middle": targets.middle, "half_range": targets.half_range}

@@ -141,21 +141,12 @@ class Pattern(nn.Module):
         with the position u of each reflection on the logarithmic grid. The derivative neglects how
         amplitudes and shapes change with the cell, which is less than a hundredth of it.
 
-        Parameters
-        ----------
-        blur
-            Standard deviation, in points, of a Gaussian with which the pattern is convolved.
-        sample_parameters : shape (n, 2)
-            Logarithm of a factor on all displacement parameters, and the variance of a Gaussian
-            that broadens the peaks, in points² (negative where they are narrower).
-
-        Returns
-        -------
-        pattern : shape (n, points - first)
-            On an arbitrary scale.
-        derivatives : shape (n, n_free, points - first)
-            With respect to the columns of :meth:`free`, then to the sample parameters if there are
-            any; empty without ``slopes``.
+        Patterns (n, points - first) are on an arbitrary scale; derivatives (n, n_free, points -
+        first) with respect to the columns of :meth:`free`, then to the sample parameters if there
+        are any, empty without ``slopes``. ``sample_parameters`` (n, 2) are the logarithm of a
+        factor on all displacement parameters, and the variance of a Gaussian that broadens the
+        peaks, in points² (negative where they are narrower). ``blur`` is the standard deviation, in
+        points, of a Gaussian with which the pattern is convolved.
         """
         c, lines = self.config, self._lines(code)
         position, inverse, *slopes_of_position = (

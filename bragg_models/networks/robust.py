@@ -183,16 +183,10 @@ class Robust(ProposalSearch):
     ) -> tuple[NDArray[np.float64], ...]:
         """Return predictions with intervals for prepared profiles, as for :meth:`fit_phases`.
 
-        ``calibrated`` (n,) is whether the measurement's own calibration was used.
-
-        Returns
-        -------
-        probabilities : shape (n, n_phases)
-        values, half_widths : shape (n, n_parameters)
-            Scaled parameters of the most probable phase, and half of their 90 % intervals.
-        unexplained : shape (n,)
-            Share of the profile's square that this phase leaves unexplained; where it is above
-            ``limit``, the profile belongs to none of the phases.
+        ``calibrated`` (n,) is whether the measurement's own calibration was used. Returns the
+        probabilities (n, n_phases); the scaled parameters of the most probable phase, and half of
+        their 90 % intervals, (n, n_parameters); and the share of the profile's square (n,) that
+        this phase leaves unexplained: above ``limit`` the profile belongs to none of the phases.
         """
         is_calibrated = torch.from_numpy(calibrated).to(self.head.device)
         parts = []

@@ -159,7 +159,7 @@ def test_a_model_is_loaded_by_its_alias_and_predicts_as_before(
     np.testing.assert_array_equal(before.probabilities, after.probabilities)
     np.testing.assert_array_equal(before.phase, after.phase)
     np.testing.assert_array_equal(before.cells, after.cells)
-    assert loaded.phase_names == ("cubic", "tetragonal", "trigonal")
+    assert loaded.targets.names == ("cubic", "tetragonal", "trigonal")
     assert loaded.campaign.grid == predictor.campaign.grid
     assert loaded.campaign.instrument == predictor.campaign.instrument
     assert loaded.provenance == predictor.provenance
@@ -215,7 +215,7 @@ def test_tools_of_mlflow_read_it_too(
     table = load_model(version.source).predict(profiles)
     answer = predictor.predict(profiles)
     np.testing.assert_array_equal(table[["a", "b", "c", "alpha", "beta", "gamma"]], answer.cells)
-    assert table["phase"].tolist() == [predictor.phase_names[k] for k in answer.phase]
+    assert table["phase"].tolist() == [predictor.targets.names[k] for k in answer.phase]
     assert list(table.columns) == list(output_columns(predictor.targets))
 
 

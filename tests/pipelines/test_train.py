@@ -94,7 +94,7 @@ def test_the_model_alone_names_its_origin(predictor: Predictor, small_dataset: x
     assert predictor.provenance.split.seed == SPLIT["seed"]
     assert predictor.campaign.toml == attrs["campaign_toml"]
     np.testing.assert_array_equal(predictor.campaign.grid.tof, small_dataset.tof.values)
-    assert predictor.phase_names == ("cubic", "tetragonal", "trigonal")
+    assert predictor.targets.names == ("cubic", "tetragonal", "trigonal")
 
 
 def test_the_run_records_data_settings_and_losses(
