@@ -166,9 +166,9 @@ class Predictor:
         if isinstance(self.model, ForestModel):
             return self.model.outputs(prepared, self.targets, phase)
         device = next(self.model.parameters()).device
-        # The regression head of a multitask network is the same for every phase.
-        if phase is None or isinstance(self.model, Multitask | Caenn | Perceptron):
-            return outputs(self.model, prepared, device)
+        # Their regression head is the same for every phase.
+        if isinstance(self.model, Multitask | Caenn | Perceptron):
+            phase = None
         return outputs(self.model, prepared, device, phase=phase)
 
     def features(self, profiles: ArrayLike) -> NDArray[np.float32]:
@@ -240,10 +240,8 @@ def load_predictor(directory: Path) -> Predictor:
         ) from error
     nested = directory / CLASSIFIER
     classifier = load_predictor(nested) if nested.exists() else None
-    if classifier is not None and (classifier.targets.names, classifier.points) != (
-        targets.names,
-        points,
-    ):
+    expected = targets.names, points
+    if classifier is not None and (classifier.targets.names, classifier.points) != expected:
         raise PredictorError(
             f"The model in {directory} is for {', '.join(targets.names)} on {points} points, its "
             f"classifier for {', '.join(classifier.targets.names)} on {classifier.points}. Train "

@@ -46,12 +46,8 @@ class BlockWriter(ABC):
     A context manager. On the first run it creates the group; on the next ones it resumes it. The
     group has ``status`` (sample) and ``block_sha256`` (block, digest_byte) next to the array.
     ``provenance`` are attributes of this run, such as the code's commit; if they differ from those
-    of earlier runs, all are recorded.
-
-    Raises
-    ------
-    StoreError
-        On entering, if another process is writing the same group.
+    of earlier runs, all are recorded. Entering raises `StoreError` if another process is writing
+    the same group.
     """
 
     def __init__(
@@ -218,12 +214,8 @@ def write_variables(session: Session, group: str, dataset: xr.Dataset) -> None:
 def write_chunk(fork: ForkSession, group: str, name: str, block: int, values: NDArray[Any]) -> None:
     """Write one chunk of an array, its ``values`` (n, m), through a fork.
 
-    Raises
-    ------
-    DiskFullError
-        If there is no room: the other blocks would find none either.
-    StoreError
-        If the chunk cannot be written for another reason, or has another shape.
+    Raises `DiskFullError` if there is no room: the other blocks would find none either; and
+    `StoreError` if the chunk has another shape, or cannot be written for another reason.
     """
     with storage_errors(f"writing block {block}"):
         array = array_of(zarr.open_group(fork.store, path=group, mode="r+"), name)

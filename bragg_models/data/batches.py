@@ -219,12 +219,8 @@ def shuffled(
     Chunks are read in random order, several at a time into a buffer, while the previous buffer is
     in use; batches are drawn from all samples of a buffer. At most two buffers are in memory,
     whatever the size of the data set. All random numbers are drawn in the caller's thread, so that
-    they do not depend on timing.
-
-    Raises
-    ------
-    BatchError
-        If nothing is selected, or no phase with a share has samples.
+    they do not depend on timing. Raises `BatchError` if nothing is selected, or no phase with a
+    share has samples.
     """
     chunks = generator.permutation(profiles.chunks_with(selected))
     if not len(chunks):

@@ -43,12 +43,8 @@ def cached(
 
     The key identifies the content: the data set and its preparation. ``on_chunk`` is called with
     the number of profiles of every chunk that is written. The cache leaves ``spare`` bytes of the
-    disk free.
-
-    Raises
-    ------
-    CacheError
-        If the disk is nearly full, or the file cannot be written. Read the profiles themselves.
+    disk free; raises `CacheError` if the disk is nearly full, or the file cannot be written: read
+    the profiles themselves.
     """
     path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     try:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ class _Training:
         self.device = execution.device or torch.device("cpu")
         network.to(self.device)
         self.optimizer = _optimizer(network, settings)
-        self.objective = criteria.objective or multitask_objective(settings.regression_weight)
+        self.objective = criteria.objective or partial(
+            multitask_objective, regression_weight=settings.regression_weight
+        )
         self.validate = criteria.validate or self._validate
         samples = data.samples
         self.values, self.free = data.targets.encode(samples.phase, samples.cells)

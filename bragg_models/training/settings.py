@@ -42,24 +42,20 @@ def full_precision(batch: LabelledBatch) -> torch.autocast:
     return torch.autocast(batch.profiles.device.type, enabled=False)
 
 
-def multitask_objective(regression_weight: float = 1.0) -> Objective:
-    """Return the objective of networks with logits and scaled parameters as outputs.
+def multitask_objective(
+    network: nn.Module, batch: LabelledBatch, _: torch.Generator, *, regression_weight: float = 1.0
+) -> dict[str, Tensor]:
+    """Return the cross entropy plus the weighted mean squared error of the free parameters.
 
-    It is the cross entropy plus the weighted mean squared error of the free parameters.
+    Of networks with logits and scaled parameters as outputs.
     """
-
-    def objective(
-        network: nn.Module, batch: LabelledBatch, _: torch.Generator
-    ) -> dict[str, Tensor]:
-        logits, values = network(batch.profiles)
-        with full_precision(batch):
-            mask = batch.free.float()
-            cross_entropy = nn.functional.cross_entropy(logits.float(), batch.phase)
-            squared = ((values.float() - batch.values) ** 2 * mask).sum() / mask.sum()
-            loss = cross_entropy + regression_weight * squared
-        return {"loss": loss, "cross_entropy": cross_entropy, "mse": squared}
-
-    return objective
+    logits, values = network(batch.profiles)
+    with full_precision(batch):
+        mask = batch.free.float()
+        cross_entropy = nn.functional.cross_entropy(logits.float(), batch.phase)
+        squared = ((values.float() - batch.values) ** 2 * mask).sum() / mask.sum()
+        loss = cross_entropy + regression_weight * squared
+    return {"loss": loss, "cross_entropy": cross_entropy, "mse": squared}
 
 
 def _paper_score(validation: Validation) -> float:

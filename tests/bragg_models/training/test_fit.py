@@ -232,7 +232,7 @@ def test_an_epoch_of_the_paper_has_equally_many_samples_of_each_phase(data: Trai
         network: nn.Module, batch: LabelledBatch, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         rows.append(batch.rows)
-        return multitask_objective(1.0)(network, batch, generator)
+        return multitask_objective(network, batch, generator)
 
     steps: list[Step] = []
     settings = FitSettings(2, 50, balance=0.0, samples_per_epoch=2 * 150, buffer_chunks=3)
