@@ -24,7 +24,7 @@ from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import PreprocessingError, preprocessing
 from bragg_models.forest import ForestError, ForestModel
 from bragg_models.networks.build import build
-from bragg_models.networks.guided import Perceptron
+from bragg_models.networks.cell_search import Perceptron
 from bragg_models.networks.paper import Caenn, Multitask, NetworkError, feature_network
 from bragg_models.networks.robust import Robust
 from bragg_models.targets import Targets, TargetsError

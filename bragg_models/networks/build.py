@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from bragg_models.networks import guided_config, paper
-from bragg_models.networks.guided import Guided, Perceptron
+from bragg_models.networks.cell_search import Perceptron
+from bragg_models.networks.guided import Guided
 from bragg_models.networks.guided_config import guided_config_from_json, with_tuples
 from bragg_models.networks.robust import Robust
 

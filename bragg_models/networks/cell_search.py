@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from bragg_models.networks.guided_config import GuidedConfig
+from bragg_models.networks.guided_config import GuidedConfig, PerceptronConfig
+from bragg_models.networks.paper import dense
 from bragg_models.networks.pattern_layer import Pattern
 
 ROWS = 32  # rows that are computed together: their patterns stay in a processor's cache
@@ -25,6 +26,28 @@ _END = 24.0, 48  # points from the window's end: reflections near it, and points
 _OVERSAMPLING = 8  # more cells are drawn than used, so that they are even in peak positions
 _SCALES = 0.5, 4.0  # unit of the sample parameters: ln of a factor, and points²
 _SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 15.0)  # their bounds in these units
+_OLD_PREFIX, _PREFIX = "glance.", "proposal."  # deprecated: name of the weights in saved models
+
+
+class Perceptron(nn.Module):
+    """Dense layers with one head for the phase and one for the cell parameters."""
+
+    def __init__(self, config: PerceptronConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = (config.points, *config.hidden)
+        self.layers = nn.Sequential(*dense(widths, nn.SiLU))
+        self.phase = nn.Linear(widths[-1], config.phases)
+        self.cell = nn.Linear(widths[-1], config.parameters)
+
+    def forward(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits (n, n_phases) and the scaled cell parameters (n, n_parameters).
+
+        Of square roots of intensities (n, points), of unit norm (``profile_sqrt_unit``).
+        """
+        # At unit norm a value is about 1/√points.
+        hidden = self.layers(profiles * self.config.points**0.5)
+        return self.phase(hidden), self.cell(hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +65,13 @@ class Observed:
 
 
 class CellSearch(nn.Module):
-    """The pattern layer, the scaling of the parameters, and the search; nothing is trained.
+    """A proposal network, which is trained, and the search by the pattern layer.
 
     ``config`` and the buffers ``middle`` and ``half_range``, shape (n_parameters,), belong to it:
     see :func:`bragg_models.networks.guided.fill_physics_tables`.
     """
 
+    batch_size = 512  # profiles; the search makes small batches of them itself
     middle: Tensor
     half_range: Tensor
 
@@ -55,6 +79,8 @@ class CellSearch(nn.Module):
         super().__init__()
         self.config = config
         self.pattern = Pattern(config.pattern)
+        self.proposal = Perceptron(config.proposal)
+        self.register_load_state_dict_pre_hook(_rename_weights)  # type: ignore[no-untyped-call]
         for name in ("middle", "half_range"):
             values = torch.ones(config.proposal.parameters, dtype=torch.float64)
             self.register_buffer(name, values)
@@ -234,3 +260,10 @@ class CellSearch(nn.Module):
     def physical(self, values: Tensor) -> Tensor:
         """Return scaled parameters in ångström and degrees, same shape."""
         return values * self.half_range + self.middle
+
+
+def _rename_weights(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Give the weights of a saved model their present names."""
+    old = f"{prefix}{_OLD_PREFIX}"
+    for name in [name for name in state if name.startswith(old)]:
+        state[f"{prefix}{_PREFIX}{name.removeprefix(old)}"] = state.pop(name)

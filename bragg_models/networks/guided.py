@@ -20,53 +20,19 @@ from torch import Tensor, nn
 
 from bragg_data.campaign import Campaign
 from bragg_models.networks.cell_search import CellSearch, Observed
-from bragg_models.networks.guided_config import GuidedConfig, PerceptronConfig
-from bragg_models.networks.paper import dense
+from bragg_models.networks.guided_config import PerceptronConfig
 from bragg_models.networks.pattern_tables import pattern_tables
 from bragg_models.targets import Targets
 
 _BLURS = 5.0, 12.0  # points, the narrower first: peaks so far apart still overlap
 _CLEARLY_BETTER = 0.5  # another phase replaces the proposed one below this ratio of misfits
-_OLD_PREFIX, _PREFIX = "glance.", "proposal."  # deprecated: name of the weights in saved models
 
 
 class PhysicsTableError(ValueError):
     """Tables that do not belong to a network."""
 
 
-class Perceptron(nn.Module):
-    """Dense layers with one head for the phase and one for the cell parameters."""
-
-    def __init__(self, config: PerceptronConfig) -> None:
-        super().__init__()
-        self.config = config
-        widths = (config.points, *config.hidden)
-        self.layers = nn.Sequential(*dense(widths, nn.SiLU))
-        self.phase = nn.Linear(widths[-1], config.phases)
-        self.cell = nn.Linear(widths[-1], config.parameters)
-
-    def forward(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits (n, n_phases) and the scaled cell parameters (n, n_parameters).
-
-        Of square roots of intensities (n, points), of unit norm (``profile_sqrt_unit``).
-        """
-        # At unit norm a value is about 1/√points.
-        hidden = self.layers(profiles * self.config.points**0.5)
-        return self.phase(hidden), self.cell(hidden)
-
-
-class ProposalSearch(CellSearch):
-    """A proposal network, which is trained, and the search that starts from its proposals."""
-
-    batch_size = 512  # profiles; the search makes small batches of them itself
-
-    def __init__(self, config: GuidedConfig) -> None:
-        super().__init__(config)
-        self.proposal = Perceptron(config.proposal)
-        self.register_load_state_dict_pre_hook(_rename_weights)  # type: ignore[no-untyped-call]
-
-
-class Guided(ProposalSearch):
+class Guided(CellSearch):
     """Our integrated network; see the module. Only its proposal network is trained."""
 
     def forward(self, profiles: Tensor, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -167,10 +133,3 @@ def fill_physics_tables(network: nn.Module, campaign: Campaign, targets: Targets
         )
     state = network.state_dict()
     network.load_state_dict(state | {n: v.to(buffers[n].dtype) for n, v in values.items()})
-
-
-def _rename_weights(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Give the weights of a saved model their present names."""
-    old = f"{prefix}{_OLD_PREFIX}"
-    for name in [name for name in state if name.startswith(old)]:
-        state[f"{prefix}{_PREFIX}{name.removeprefix(old)}"] = state.pop(name)

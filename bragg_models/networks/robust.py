@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bragg_models.networks.cell_search import ROWS, Observed
-from bragg_models.networks.guided import ProposalSearch
+from bragg_models.networks.cell_search import ROWS, CellSearch, Observed
 from bragg_models.networks.guided_config import GuidedConfig
 
 COVERAGE = 0.9  # share of genuine draws whose parameters lie in the intervals
@@ -41,8 +40,7 @@ _BEST = 3e-3  # misfit of a measured profile with the best statistics
 _DRIFT = 3e-4  # relative error of lengths from an instrument that was not calibrated
 
 
-@dataclass(frozen=True)
-class PhaseFits:
+class PhaseFits(NamedTuple):
     """Fits of all phases to n profiles."""
 
     logits: Tensor  # (n, n_phases)
@@ -52,7 +50,7 @@ class PhaseFits:
     proposal: Tensor  # (n, n_phases): logarithms of the proposal network's probabilities
 
 
-class Robust(ProposalSearch):
+class Robust(CellSearch):
     """See the module; the proposal network is trained, and a few coefficients are calibrated."""
 
     head: Tensor
@@ -216,9 +214,7 @@ class Robust(ProposalSearch):
 def concatenate_fits(parts: Sequence[PhaseFits]) -> PhaseFits:
     """Return the fits of several batches as one."""
     # Copied out of inference mode, so that the head can be fitted to them.
-    return PhaseFits(
-        *(torch.cat([getattr(p, f.name) for p in parts]).cpu().clone() for f in fields(PhaseFits))
-    )
+    return PhaseFits(*(torch.cat(values).cpu().clone() for values in zip(*parts, strict=True)))
 
 
 def calibrate(
