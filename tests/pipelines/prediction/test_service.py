@@ -362,7 +362,7 @@ async def asgi_post(app: Any, path: str, document: dict) -> tuple[int, dict[str,
 
 
 @pytest.mark.slow
-def test_a_file_is_read_and_prepared_beside_the_event_loop(
+def test_a_file_is_read_and_prepared_outside_of_the_event_loop(
     trained: Tracking, small_campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
