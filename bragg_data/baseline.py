@@ -1,7 +1,7 @@
 """The paper's preprocessing of measured profiles, to the letter (its section V-C1).
 
 Kept so that the paper can be repeated. It refuses a profile for which the paper's condition has no
-answer, which is every second one at hand (Notes of :func:`paper_background`). The program itself
+answer, which is every second one at hand (see :func:`paper_background`). The program itself
 uses :func:`bragg_data.preprocessing.prepare_measured`, which follows backgrounds that no parabola
 can and knows the noise: on the pseudo-experiments it misses the background by 0.3 % of the highest
 peak (root mean square, median), the paper's by 1.5 %.
@@ -59,14 +59,9 @@ def paper_background(tof: _Array, intensity: _Array) -> PaperBackground:
     µs; at least 20. The window is their span: leave out points that hold no information (dead
     detectors), over which the areas then go in straight lines.
 
-    Raises
-    ------
-    BackgroundError
-        If no threshold makes the areas agree, saying how close they come, or the profile is
-        constant, too short, or no numbers.
+    Raises a BackgroundError if no threshold makes the areas agree, saying how close they come, or
+    the profile is constant, too short, or no numbers.
 
-    Notes
-    -----
     How we read what the paper leaves open. The fit is in T (what the interval is mapped to does
     not matter: it spans the same parabolas) and unweighted. The areas' difference is relative.
 
@@ -206,17 +201,10 @@ def paper_preprocessed(
     the others. The other arguments are those of
     :func:`bragg_data.measurement.resampling.resample_to_grid`.
 
-    Raises
-    ------
-    BackgroundError
-        If the paper's condition has no answer on this profile.
-    ProfileError
-        If the profile covers too little of the grid, or the calibration does not grow with d.
-    PreprocessingError
-        If nothing but the background is left on the grid.
+    Raises a BackgroundError if the paper's condition has no answer on this profile, a ProfileError
+    if it covers too little of the grid or the calibration does not grow with d, a
+    PreprocessingError if nothing but the background is left on the grid.
 
-    Notes
-    -----
     To the letter, and so with its weak sides: the minimum is that of the noise, or of where the
     parabola overshoots, and lifts the background above the 0 that it has in a simulation (to 0.04,
     median on the pseudo-experiments); a wild point sets the scale; and intensities are not turned

@@ -237,10 +237,7 @@ def _matches(rule: str, cells: NDArray[np.float64], phase: str) -> NDArray[np.bo
 def load_campaign(name_or_path: str | Path) -> Campaign:
     """Load a campaign by the name of one that ships with the project, or by the path of its file.
 
-    Raises
-    ------
-    CampaignError
-        If the file, a CIF or the instrument file is missing or wrong.
+    Raises a CampaignError if the file, a CIF or the instrument file is missing or wrong.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
@@ -270,13 +267,9 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
     """Read a list of cells, for the campaign's phases, from a CSV file.
 
     Its columns are crystal_system, a, b, c (Å), alpha, beta, gamma (degrees) and optionally phase,
-    which is needed where several phases share a crystal system.
-
-    Raises
-    ------
-    CampaignError
-        If the file is unreadable, lacks a column, or holds a cell that no phase of the campaign
-        can have; the line of the file is named.
+    which is needed where several phases share a crystal system. Raises a CampaignError if the file
+    is unreadable, lacks a column, or holds a cell that no phase of the campaign can have; the line
+    of the file is named.
     """
     try:
         # Blank lines are kept until the end, so that a row knows its line.

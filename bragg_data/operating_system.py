@@ -23,11 +23,8 @@ def reserve_space(file: BinaryIO, size: int) -> None:
     """Make sure that a file can grow to a size in bytes.
 
     Where the system cannot reserve the space (macOS), the free space of the disk is looked up.
-
-    Raises
-    ------
-    OSError
-        With ``errno.ENOSPC`` if the disk, with ``EDQUOT`` or ``EFBIG`` if a limit is too small.
+    Raises an OSError with ``errno.ENOSPC`` if the disk, with ``EDQUOT`` or ``EFBIG`` if a limit is
+    too small.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)

@@ -207,13 +207,9 @@ def prepare_measured(
 
     The background is subtracted (:func:`background_subtracted`), the highest point that stands five
     standard deviations above it becomes 1 (where nothing does, the highest point), and the rest is
-    clipped to [0, 1]. Points that are not covered are 0. All arrays have shape (points,), or
-    (n, points), as :func:`bragg_data.measurement.resampling.resample_to_grid` returns them.
-
-    Raises
-    ------
-    PreprocessingError
-        If nothing stands above the background.
+    clipped to [0, 1]. Points that are not covered are 0. All arrays have shape (points,), or (n,
+    points), as :func:`bragg_data.measurement.resampling.resample_to_grid` returns them. Raises a
+    PreprocessingError if nothing stands above the background.
     """
     if intensity.ndim > 1:
         return np.stack(

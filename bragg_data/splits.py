@@ -22,33 +22,18 @@ class Part(IntEnum):
 def random_split(
     crystal_system: NDArray[np.integer], *, seed: int, test: float = 0.2, validation: float = 0.05
 ) -> NDArray[np.int8]:
-    """Split at random within each crystal system, as the paper does (section V-B).
+    """Split samples, (n,), at random within each crystal system, as the paper does (section V-B).
 
     On the paper's campaign the test samples are 200 cubic, 9,544 trigonal and 32,080 tetragonal
     ones, and 800, 38,175 and 128,320 are left, from which the validation samples are taken: the
-    best weights are chosen on them, never on the test samples.
+    best weights are chosen on them, never on the test samples. ``test`` is the share of each system
+    that is kept for testing, ``validation`` that of the rest. Two samples of a system or more give
+    at least one to train on; small shares of few samples may round to none.
 
-    Parameters
-    ----------
-    crystal_system : shape (n,)
-        Code of each sample, in stored order.
-    seed
-        The split depends on it and on the labels alone. Each crystal system has a random stream
-        of its own, so that adding another system changes nothing.
-    test, validation
-        Share of each crystal system that is kept for testing, and of the rest for choosing the best
-        weights.
-
-    Returns
-    -------
-    shape (n,)
-        A :class:`Part` for each sample. Two samples of a system or more give at least one to
-        train on; small shares of few samples may round to none.
-
-    Notes
-    -----
-    On a grid of 1e-3 Å a random split leaves near twins of most test samples among the training
-    samples, so its scores say little about cells between and beyond the grid's points.
+    The split depends on the seed and on the labels, in stored order, alone. Each crystal system has
+    a random stream of its own, so that adding another system changes nothing. On a grid of 1e-3 Å a
+    random split leaves near twins of most test samples among the training samples, so its scores
+    say little about cells between and beyond the grid's points.
     """
     part = np.full(len(crystal_system), Part.training, dtype=np.int8)
     for system in np.unique(crystal_system).tolist():
@@ -101,20 +86,10 @@ def extra_data_split(
     extra_crystal_system: NDArray[np.integer],
     extra_cells: NDArray[np.float64],
 ) -> NDArray[np.int8]:
-    """Return which samples of an additional data set may join the training of a blocked split.
+    """Return which samples, (m,), of extra data may join the training of a blocked split, (n,).
 
-    Parameters
-    ----------
-    crystal_system, cells, part : shapes (n,), (n, 6), (n,)
-        The data set that :func:`blocked_split` cut.
-    extra_crystal_system, extra_cells : shapes (m,), (m, 6)
-        The additional data set.
-
-    Returns
-    -------
-    shape (m,)
-        ``Part.training`` where no sample of the box is for validation or testing, elsewhere
-        ``Part.test``.
+    ``Part.training`` where no sample of the box is for validation or testing, elsewhere
+    ``Part.test``; ``part`` is what :func:`blocked_split` returned.
     """
     held_out = part != Part.training
     boxes = np.column_stack([crystal_system[held_out], _boxes(cells[held_out])])

@@ -101,11 +101,9 @@ class Lattice:
     def check(self, cells: NDArray[np.float64]) -> None:
         """Refuse cells, shape (n, 6) in Å and degrees, that break the constraints of this lattice.
 
-        Raises
-        ------
-        CrystalError
-            If a tied parameter has another value, if the cell encloses no volume, or if the
-            tetragonal (or trigonal) cell is metrically cubic, so that its label would be wrong.
+        Raises a CrystalError if a tied parameter has another value, if the cell encloses no volume,
+        or if the tetragonal (or trigonal) cell is metrically cubic, so that its label would be
+        wrong.
         """
         self.check_tied(cells)
         check_volume(cells)

@@ -144,12 +144,7 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
 
     Every reflection that has an equivalent inside this box is returned, so a larger box only adds
     reflections; their order is that of d in the cell of the CIF (then of the indices), whatever the
-    box.
-
-    Raises
-    ------
-    CrystalError
-        If the box holds no reflection, or more than memory does.
+    box. Raises a CrystalError if the box holds no reflection, or more than memory does.
     """
     if not 0 < max(limits) < _BASE // 4 or np.prod(np.array(limits) * 2.0 + 1) > _MAX_INDICES:
         raise CrystalError(

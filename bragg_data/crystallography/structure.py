@@ -173,12 +173,8 @@ def read_phase(cif: Path | str, name: str) -> Phase:
     """Read a phase from a CIF file, or from the text of one.
 
     Anisotropic displacement parameters become their equivalent isotropic ones, with a warning.
-
-    Raises
-    ------
-    CrystalError
-        If the file is missing or unreadable, names no known space group or no atoms, or if its
-        cell contradicts its space group.
+    Raises a CrystalError if the file is missing or unreadable, names no known space group or no
+    atoms, or if its cell contradicts its space group.
     """
     if isinstance(cif, Path):
         where = str(cif)

@@ -137,13 +137,9 @@ class TofGrid:
 def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
     """Read one bank of a GSAS-II ``.instprm`` file, or of the text of one.
 
-    The bank's number may be left out where the file holds one bank only.
-
-    Raises
-    ------
-    InstrumentError
-        If the file cannot be read, is no time-of-flight (PNT) file, lacks a needed value, or does
-        not hold the bank.
+    The bank's number may be left out where the file holds one bank only. Raises an InstrumentError
+    if the file cannot be read, is no time-of-flight (PNT) file, lacks a needed value, or does not
+    hold the bank.
     """
     banks = read_instruments(instprm)
     where = str(instprm) if isinstance(instprm, Path) else "Instrument file"

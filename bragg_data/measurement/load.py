@@ -79,20 +79,11 @@ def load_measurements(
 ) -> list[Measurement]:
     """Read the profiles of a file and bring them to a campaign's grid.
 
-    Parameters
-    ----------
-    calibration
-        The measurement's ``.instprm`` file; without it as :func:`measurement_from_profile`.
-    bank
-        Only this bank of the file; by default those at the angle of the model's instrument.
-    two_theta
-        Scattering angle in degrees, instead of what the file says or does not say.
-
-    Raises
-    ------
-    ProfileError, InstrumentError
-        If the file cannot be read, fits neither the grid nor the calibration, has no significant
-        peaks, or an angle is given for more than one bank.
+    With the measurement's ``.instprm`` file, or as :func:`measurement_from_profile` without it.
+    Only the given bank, by default those at the angle of the model's instrument; the scattering
+    angle in degrees replaces what the file says or does not say. Raises ProfileError or
+    InstrumentError if the file cannot be read, fits neither the grid nor the calibration, has no
+    significant peaks, or an angle is given for more than one bank.
     """
     instruments = None if calibration is None else read_instruments(calibration)
     profiles = read_profiles(path, bank)
@@ -116,12 +107,9 @@ def measurement_from_profile(
     """Bring a profile to a campaign's grid, with the calibration of its bank.
 
     ``instruments`` are calibrations of the measurement, one of which is the bank's; None for the
-    nominal difC of the profile's header, or its times of flight as they are, with a warning.
-
-    Raises
-    ------
-    ProfileError, InstrumentError
-        If the profile fits neither the grid nor a calibration, or has no significant peaks.
+    nominal difC of the profile's header, or its times of flight as they are, with a warning. Raises
+    ProfileError or InstrumentError if the profile fits neither the grid nor a calibration, or has
+    no significant peaks.
     """
     instrument, nominal = campaign.instrument, instruments is None
     if instruments is None:
@@ -219,11 +207,7 @@ def read_pseudo_experiments(
     The truth is in the file of the same name that ends with .json. With ``calibrated`` each
     profile's true difC and Zero are used, as a calibrated instrument has them; otherwise its times
     are taken as those of the campaign's instrument. The campaign has one phase of each system.
-
-    Raises
-    ------
-    ProfileError
-        If the files do not exist, or hold something else.
+    Raises a ProfileError if the files do not exist, or hold something else.
     """
     experiments = []
     try:

@@ -48,14 +48,10 @@ def resample_to_grid(
     """Bring a measured profile to the grid of a campaign.
 
     Each point T of the grid is a d-spacing of the campaign's instrument, which the measurement's
-    calibration puts at T' on the measured axis. Where the measured points are finer than the
-    grid, those within a step are averaged by their overlap with it; elsewhere a cubic through four
-    points is taken. Points without information (``sigma`` 0) take no part.
-
-    Raises
-    ------
-    ProfileError
-        If the profile covers too little of the grid, or the calibration does not grow with d.
+    calibration puts at T' on the measured axis. Where the measured points are finer than the grid,
+    those within a step are averaged by their overlap with it; elsewhere a cubic through four points
+    is taken. Points without information (``sigma`` 0) take no part. Raises a ProfileError if the
+    profile covers too little of the grid, or the calibration does not grow with d.
     """
     try:
         target = measured_tof(grid.tof, instrument, calibration)
@@ -151,12 +147,8 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
     The header decides: the bank whose difC lies within 3 % of the header's, or, if it names none,
     whose angle lies within 2° of the header's 2θ; of several the nearest. (Bank numbers of data and
     instrument files need not agree, nor be unique.) A header with neither leaves the number, and a
-    file of one bank needs none.
-
-    Raises
-    ------
-    ProfileError
-        If no bank fits, or several do, naming the known ones.
+    file of one bank needs none. Raises a ProfileError if no bank fits, or several do, naming the
+    known ones.
     """
     known = "; ".join(f"{i.bank} (2θ {i.two_theta:g}°, difC {i.difc:g})" for i in instruments)
     angle = profile.two_theta

@@ -56,17 +56,11 @@ def minimise(
     tolerance: Callable[[float], float],
     give_up: Callable[[float, float, bool], bool],
 ) -> Minimum:
-    """Minimise the sum of squared residuals of a model.
+    """Minimise the sum of squared residuals of a model, from a point (k,) where it is defined.
 
-    Parameters
-    ----------
-    start, bounds : shapes (k,), ((k,), (k,))
-        A point where the model is defined, within lowest and highest values.
-    tolerance
-        Maps χ² to the predicted decrease of χ² below which a step is not worth while.
-    give_up
-        Called before each step with χ², its predicted decrease, and whether the Jacobian was
-        calculated at this point; ends the minimisation where it returns True.
+    ``tolerance`` maps χ² to the predicted decrease of χ² below which a step is not worth while.
+    ``give_up`` is called before each step with χ², its predicted decrease, and whether the Jacobian
+    was calculated at this point; it ends the minimisation where it returns True.
     """
     low, high = bounds
     x, here = start, model.evaluate(start)

@@ -259,13 +259,12 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
 ):  # fmt: skip
     """Deposit reflections whose widths differ from sample to sample.
 
-    As :func:`deposit`, but the amplitude is shared among operators: the Gaussian and the Lorentzian
-    part at several widths, by Lagrange interpolation in ln(W / W nominal). Fewer operators are
-    independent.
+    As :func:`deposit`, but the amplitude is shared among operators, ``out`` of shape (n_operators,
+    n, n_source): the Gaussian and the Lorentzian part at several widths, by Lagrange interpolation
+    in ln(W / W nominal). Fewer operators are independent.
 
     Parameters
     ----------
-    out : shape (n_operators, n, n_source), float32, zeroed
     size, microstrain, width_scale : shape (n,)
         Broadening per sample: µm, 1e-6, and a factor on all widths.
     shapes : shape (4, n_source)

@@ -126,10 +126,7 @@ class Simulator:
     def prepare(self, phase: int) -> None:
         """Start GSAS-II and set up a phase's project, which the first pattern does otherwise.
 
-        Raises
-        ------
-        Gsas2Error
-            If there is no GSAS-II that works, or it does not understand the phase.
+        Raises a Gsas2Error if there is no GSAS-II that works, or it does not understand the phase.
         """
         try:
             _with_remedy(self._location, lambda: self._call("prepare", phase, seconds=_SECONDS))
@@ -147,16 +144,11 @@ class Simulator:
         cells: NDArray[np.float64],
         **parameters: Unpack[SampleParameters],
     ) -> NDArray[np.float32]:
-        """Return the patterns of samples, as the fast simulator does: shape (n, points).
+        """Return the patterns of samples, and raise errors, as the fast simulator does.
 
-        Raises
-        ------
-        PatternsError
-            If GSAS-II fails on patterns, or takes too long; all others were computed before.
-        Gsas2Error
-            If there is no GSAS-II that works, or it does not understand a phase.
-        CrystalError
-            If a cell encloses no volume, or is not of its phase's lattice.
+        Raises a PatternsError if GSAS-II fails on patterns, or takes too long; all others were
+        computed before. A Gsas2Error if there is no GSAS-II that works, or it does not understand a
+        phase.
         """
         samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
         codes, cells, per_sample = samples
@@ -180,11 +172,8 @@ class Simulator:
     def check(self, phase: int, cell: NDArray[np.float64]) -> PathCheck:
         """Compare the two call paths of GSAS-II on one cell, shape (6,), of a phase.
 
-        Raises
-        ------
-        Gsas2Error
-            If there is no GSAS-II that works, or it does not understand the phase, or the
-            documented path fails.
+        Raises a Gsas2Error if there is no GSAS-II that works, or it does not understand the phase,
+        or the documented path fails.
         """
         sample = self._nominal
         self.prepare(phase)
@@ -235,10 +224,7 @@ class Simulator:
 def installed_version(location: str | None = None) -> str:
     """Return the version of the GSAS-II that this Python imports, after a test that it works.
 
-    Raises
-    ------
-    Gsas2Error
-        If there is none, or it does not work.
+    Raises a Gsas2Error if there is none, or it does not work.
     """
     location = _absolute(location)
 

@@ -59,24 +59,11 @@ class IsolatedProcessTimeoutError(IsolatedProcessError):
 class IsolatedProcess:
     """An object that lives in a process of its own.
 
-    Parameters
-    ----------
-    target
-        ``module:callable``, which builds the object from the arguments in the new process.
-    arguments
-        Like everything that is sent in either direction, of types that pickle supports.
-    name
-        Beginning of the name of the scratch directory, in the directory for temporary files.
-    seconds
-        Time limit for the start.
-
-    Raises
-    ------
-    IsolatedProcessError
-        If the process dies or takes too long.
-    Exception
-        The exception of the target; a RuntimeError with its text, if its class is of another
-        package.
+    The target, ``module:callable``, builds the object from the arguments in the new process; they
+    are, like everything that is sent in either direction, of types that pickle supports. ``name``
+    begins the name of the scratch directory, in the directory for temporary files. Raises an
+    IsolatedProcessError if the process dies, or does not start within a number of seconds; the
+    exception of the target, or a RuntimeError with its text if its class is of another package.
     """
 
     def __init__(

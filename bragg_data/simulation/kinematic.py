@@ -93,21 +93,11 @@ class Simulator:
     ) -> NDArray[np.float32]:
         """Return the patterns of samples: intensity per µs, shape (n, points).
 
-        Parameters
-        ----------
-        phase, cells : shapes (n,), (n, 6)
-            Index of each sample's phase, and its unit cell in ångström and degrees.
-        shifts : shape (n, m), optional
-            Displacements along the free coordinates (:meth:`free_coordinates`) of the phase, in Å
-            of its CIF's cell: all samples are of one phase then. Each different row takes a few
-            milliseconds.
-        **parameters : shape (n,) each
-            Displacement factor, broadening and calibration of each sample.
-
-        Raises
-        ------
-        CrystalError
-            If a cell encloses no volume, or is not of its phase's lattice.
+        Of phase codes (n,), cells (n, 6) in ångström and degrees, and parameters of each sample,
+        (n,). ``shifts``, (n, m), are displacements along the free coordinates
+        (:meth:`free_coordinates`) of the phase, in Å of its CIF's cell: all samples are of one
+        phase then. Each different row takes a few milliseconds. Raises a CrystalError if a cell
+        encloses no volume, or is not of its phase's lattice.
         """
         samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
         phase, cells, per_sample = samples

@@ -66,15 +66,10 @@ def _coarsen(deposits, first, weights, coarse):  # type: ignore[no-untyped-def] 
 
 
 def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) -> PeakOperator:
-    """Build the operator of a peak shape.
+    """Build the operator of a peak shape, with ``oversampling`` source nodes per step of the grid.
 
-    Parameters
-    ----------
-    oversampling
-        Source nodes per step of the pattern's grid.
-    band
-        Distance, in steps of the pattern's grid, beyond which a peak is smooth enough for the
-        coarse grid of a sixth of this spacing.
+    ``band`` is the distance, in steps of the pattern's grid, beyond which a peak is smooth enough
+    for the coarse grid of a sixth of this spacing.
     """
     n_source = (points - 1) * oversampling + 1 + 2 * PAD
     position = (np.arange(n_source) - PAD) / oversampling
