@@ -168,11 +168,10 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
                 if target.d_step_low < buffers.d[k] < target.d_step_high:
                     j = np.int32(buffers.position[k])
                     x64 = buffers.position[k] - j
-                    amplitude, tof = buffers.amplitude[k] * scale[i], buffers.tof[k]
                     width, eta = _between(shapes[0], j, x64), _between(shapes[1], j, x64)
                     rates = _between(shapes[2], j, x64), _between(shapes[3], j, x64)
-                    window = (target.tof_low, target.grid_step)
-                    add_step(step_out[i], amplitude, tof, width, eta, *rates, *window)
+                    peak = (buffers.amplitude[k] * scale[i], buffers.tof[k], width, eta, *rates)
+                    add_step(step_out[i], peak, target)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -196,14 +195,14 @@ def _between(values, j, x):  # type: ignore[no-untyped-def] # pragma: no cover
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def add_step(  # type: ignore[no-untyped-def] # pragma: no cover
-    row, amplitude, centre, width, eta, rise, decay, tof_low, grid_step
-):
+def add_step(row, peak, target):  # type: ignore[no-untyped-def] # pragma: no cover
     """Add the difference of GSAS-II's erfcx and the blended one near the step at y = 6.
 
     The operator holds a smooth blend, since a step cannot be interpolated; this restores the step
     of one reflection: a few points, in closed form.
     """
+    amplitude, centre, width, eta, rise, decay = peak
+    tof_low, grid_step = target.tof_low, target.grid_step
     sigma = width / FWHM_PER_SIGMA
     root = math.sqrt(2.0) * sigma
     norm = amplitude * (1.0 - eta) * rise * decay / (2.0 * (rise + decay))
@@ -320,12 +319,10 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
                     for s in range(TAPS):
                         out[m, i, j - 2 + s] += share[m] * w[s]
                 if target.d_step_high > 0.0:
-                    amplitude, tof = buffers.amplitude[k] * scale[i], buffers.tof[k]
-                    width = _between(widths, before, between)
-                    eta = _between(etas, before, between)
+                    width, eta = _between(widths, before, between), _between(etas, before, between)
                     rates = _between(shapes[2], j, x), _between(shapes[3], j, x)
-                    window = (target.tof_low, target.grid_step)
-                    add_step(step_out[i], amplitude, tof, width, eta, *rates, *window)
+                    peak = (buffers.amplitude[k] * scale[i], buffers.tof[k], width, eta, *rates)
+                    add_step(step_out[i], peak, target)
 
 
 @njit(nogil=True, cache=True, fastmath=True)

@@ -112,7 +112,8 @@ class PeakResponse:
             raise InstrumentError(
                 f"Bank {self.instrument.bank} gives peaks no decay between {tof[bad].min():.0f} "
                 f"and {tof[bad].max():.0f} µs (d = {d[bad].min():.3f} to {d[bad].max():.3f} Å): "
-                f"beta-0 + beta-1/d⁴ + beta-q/d² is not positive there. Choose a grid without it."
+                f"beta-0 + beta-1/d⁴ + beta-q/d² is not positive there. Choose a grid without this "
+                f"range."
             )
         step = tof * self.grid.relative_step
         width = mixing(shape.variance, shape.fwhm)[0] / step
