@@ -93,12 +93,8 @@ def scattering_length(element: str) -> complex:
     The values are those of the periodictable package (Rauch & Waschkowski; Sears, Neutron News 3
     (1992) 26). An imaginary part (absorption, for example boron) is kept where it matters.
 
-    Raises
-    ------
-    CrystalError
-        For an element without a tabulated value.
-    ResonanceError
-        For one with a resonance in the thermal range.
+    Raises a CrystalError for an element without a tabulated value, a ResonanceError for one with a
+    resonance in the thermal range.
     """
     try:
         neutron = periodictable.elements.symbol(element).neutron

@@ -114,12 +114,8 @@ class IsolatedProcess:
     def call(self, method: str, *arguments: Any, seconds: float) -> Any:
         """Call a method of the object there; its exception is raised.
 
-        Raises
-        ------
-        IsolatedProcessTimeoutError
-            If it takes longer than ``seconds``; the process is ended.
-        IsolatedProcessError
-            If the process dies.
+        Raises an IsolatedProcessTimeoutError if it takes longer than ``seconds``: the process is
+        ended; an IsolatedProcessError if the process dies.
         """
         return self._request(method, arguments, seconds, "answer")
 

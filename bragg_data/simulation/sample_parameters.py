@@ -39,12 +39,8 @@ def checked_samples(
 ) -> tuple[NDArray[np.intp], NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Return the arguments of simulators as arrays: phase codes, cells, and all parameters.
 
-    Raises
-    ------
-    CrystalError
-        If a cell encloses no volume, or is not of its phase's lattice.
-    TypeError
-        If a parameter has no nominal value: this simulator does not know it.
+    Raises a CrystalError if a cell encloses no volume, or is not of its phase's lattice; a
+    TypeError if a parameter has no nominal value: this simulator does not know it.
     """
     codes, cells = np.asarray(phase, dtype=np.intp), np.asarray(cells, dtype=np.float64)
     check_volume(cells)
