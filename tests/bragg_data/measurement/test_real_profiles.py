@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.real_profiles import CASES, Case, errors_of, write_campaign
+from bragg_data.campaign import load_campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.measurement.load import load_measurements
 from bragg_data.measurement.resampling import GriddedProfile
@@ -26,7 +27,8 @@ pytestmark = [
 
 def prepared(name: str, calibration: str, directory: Path) -> tuple[Case, Refiner, GriddedProfile]:
     (case,) = (case for case in CASES if case.name == name)
-    campaign = write_campaign(case, MEASURED, directory)
+    write_campaign(case, MEASURED, directory)
+    campaign = load_campaign(directory / "campaign.toml")
     path = directory / f"{calibration}.instprm"
     (measurement,) = load_measurements(
         MEASURED / case.file, campaign, path, case.bank, case.two_theta
