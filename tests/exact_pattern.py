@@ -27,7 +27,7 @@ def exact_pattern(
     r"""Return one pattern, evaluated peak by peak in double precision: slow, the reference.
 
     .. math:: y(T) = \sum_h A_h P(T - T_h), \quad
-              A_h = S\, m_h |F_h|^2 \sin\theta\, d_h^4 / V
+              A_h = S\, m_h |F_h|^2 |\sin\theta|\, d_h^4 / V
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def exact_pattern(
         HISTOGRAM_SCALE
         * reflections.multiplicity
         * reflections.f_squared(d, u_scale)
-        * np.sin(np.radians(instrument.two_theta / 2))
+        * abs(np.sin(np.radians(instrument.two_theta / 2)))
         * d**4
         / cell_volume(cells)[0]
     )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erfc, erfcx, exp1
 
-from bragg_data.instrument.instprm import Instrument
+from bragg_data.instrument.diffractometer import Instrument
 
 Array = NDArray[np.float64]
 

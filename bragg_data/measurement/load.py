@@ -16,6 +16,7 @@ from scipy.signal import find_peaks
 
 from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
+from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, read_instruments
 from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
 from bragg_data.measurement.resampling import (
@@ -140,7 +141,8 @@ def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> lis
     chosen = [
         p
         for p in profiles
-        if p.two_theta is not None and abs(p.two_theta - instrument.two_theta) < ANGLE_TOLERANCE
+        if p.two_theta is not None
+        and angles_apart(p.two_theta, instrument.two_theta) < ANGLE_TOLERANCE
     ]
     if not chosen and all(p.two_theta is None for p in profiles):
         chosen = [p for p in profiles if p.bank == instrument.bank]

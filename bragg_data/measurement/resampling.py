@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
 from bragg_data.measurement.readers import Profile, ProfileError
 
@@ -145,19 +146,29 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
     """Choose the bank of an instrument file that a profile was measured on.
 
     The header decides: the bank whose difC lies within 3 % of the header's, or, if it names none,
-    whose angle lies within 2° of the header's 2θ; of several the nearest. (Bank numbers of data and
-    instrument files need not agree, nor be unique.) A header with neither leaves the number, and a
-    file of one bank needs none. Raises a ProfileError if no bank fits, or several do, naming the
-    known ones.
+    whose angle lies within 2° of the header's 2θ, on the same side of the beam if there is one; of
+    several the nearest. An angle that difC and the flight path contradict decides nothing. (Bank
+    numbers of data and instrument files need not agree, nor be unique.) A header with neither
+    leaves the number, and a file of one bank needs none. Raises a ProfileError if no bank fits, or
+    several do, naming the known ones.
     """
-    known = "; ".join(f"{i.bank} (2θ {i.two_theta:g}°, difC {i.difc:g})" for i in instruments)
+    doubtful = [_angle_is_doubtful(i, instruments) for i in instruments]
+    known = "; ".join(
+        f"{i.bank} (2θ {i.two_theta:g}°{' in doubt' if doubt else ''}, difC {i.difc:g})"
+        for i, doubt in zip(instruments, doubtful, strict=True)
+    )
     angle = profile.two_theta
+    other_side = [False] * len(instruments)
     if profile.difc is not None:
         measured = f"difC {profile.difc:g}"
         distance = [abs(i.difc / profile.difc - 1) / 0.03 for i in instruments]
     elif angle is not None:
         measured = f"2θ {angle:g}°"
-        distance = [abs(i.two_theta - angle) / 2.0 for i in instruments]
+        distance = [
+            math.inf if doubt else angles_apart(i.two_theta, angle) / 2.0
+            for i, doubt in zip(instruments, doubtful, strict=True)
+        ]
+        other_side = [i.two_theta * angle < 0 for i in instruments]
     elif len(instruments) == 1:
         return instruments[0]
     else:
@@ -168,7 +179,8 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
             f"{profile.name} does not say at which angle it was measured. Give the angle "
             f"(--two-theta); the instrument file holds the banks {known}."
         )
-    nearest = int(np.argmin(distance))
+    order = [(d > 1, side, d) for d, side in zip(distance, other_side, strict=True)]
+    nearest = order.index(min(order))
     if distance[nearest] > 1:
         raise ProfileError(
             f"{profile.name} was measured at {measured}, which no bank of the instrument file has. "
@@ -176,6 +188,15 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
             f"{known}."
         )
     return instruments[nearest]
+
+
+def _angle_is_doubtful(instrument: Instrument, instruments: Sequence[Instrument]) -> bool:
+    """Whether a bank of a file contradicts itself, and no other bank confirms its angle.
+
+    Where difC and 2θ of two banks give the same flight path, it is the file's that is wrong.
+    """
+    paths = [i.flight_path_of_difc / instrument.flight_path_of_difc for i in instruments]
+    return bool(instrument.geometry_doubt) and sum(0.85 < p < 1.15 for p in paths) == 1 < len(paths)
 
 
 def nominal_calibration(profile: Profile, instrument: Instrument) -> Instrument | None:
@@ -188,7 +209,7 @@ def nominal_calibration(profile: Profile, instrument: Instrument) -> Instrument 
         return None
     angle = profile.two_theta or instrument.two_theta
     return instrument.with_parameters(
-        two_theta=angle, difc=profile.difc, difa=0.0, difb=0.0, tzero=0.0
+        two_theta=angle, difc=profile.difc, difa=0.0, difb=0.0, tzero=0.0, flight_path=0.0
     )
 
 
@@ -234,7 +255,10 @@ def measurement_warnings(
             f"(--two-theta)."
         )
     if calibration is not None:
-        if angle and abs(angle - calibration.two_theta) > 5:
+        warnings += [] if nominal else [f"Instrument file, {w}" for w in calibration.warnings]
+        doubt = calibration.geometry_doubt
+        warnings += [doubt] if doubt else []
+        if angle and not doubt and angles_apart(angle, calibration.two_theta) > 5:
             warnings.append(
                 f"The file's header says 2θ {angle:g}° and the calibration is of a bank at "
                 f"{calibration.two_theta:g}°: check that it is of this instrument."
@@ -245,8 +269,8 @@ def measurement_warnings(
                 f"differ by more than 5 %: this is another bank or instrument, with other peak "
                 f"widths."
             )
-        angle = calibration.two_theta
-    if angle is not None and abs(angle - instrument.two_theta) > 5:
+        angle = angle if doubt else calibration.two_theta
+    if angle is not None and angles_apart(angle, instrument.two_theta) > 5:
         warnings.append(
             f"The profile was measured at 2θ {angle:g}° and the model's instrument stands at "
             f"{instrument.two_theta:g}°."

@@ -140,7 +140,7 @@ class Simulator:
         x_max = (float(difc.max()) / self.grid.start) ** 2 * float(per_sample["u_scale"].max())
         whole, tables = self._lines(code, (h, k, l), 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
         patterns = np.zeros((len(cells), self.grid.points), dtype=np.float32)
-        scale = HISTOGRAM_SCALE * np.sin(np.radians(self.instrument.two_theta / 2))
+        scale = HISTOGRAM_SCALE * abs(np.sin(np.radians(self.instrument.two_theta / 2)))
         scale = scale / cell_volume(cells)
         metric = self._metric(code, cells)
         operators = (response.operator,) if varied is None else varied.operators

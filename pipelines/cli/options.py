@@ -83,7 +83,7 @@ class ProfileOptions:
     ] = None
     bank: Annotated[int | None, Option(help="Only this bank of the files.")] = None
     two_theta: Annotated[
-        float | None, Option(min=0, max=180, help="2θ of the bank (°), if the file states none.")
+        float | None, Option(min=-180, max=180, help="2θ of the bank (°), if the file states none.")
     ] = None
 
 

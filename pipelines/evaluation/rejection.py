@@ -13,6 +13,7 @@ from distributed import Client
 from bragg_data.campaign import Campaign
 from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
+from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
 from bragg_data.measurement.load import ANGLE_TOLERANCE
 from bragg_data.simulation import measurement_effects
@@ -95,7 +96,8 @@ def find_other_bank(path: Path, campaign: Campaign) -> Instrument:
     """
     difc, angle = campaign.instrument.difc, campaign.instrument.two_theta
     # The same bank with another calibration is not another bank.
-    banks = [b for b in read_instruments(path) if abs(b.two_theta - angle) > ANGLE_TOLERANCE]
+    banks = read_instruments(path)
+    banks = tuple(b for b in banks if angles_apart(b.two_theta, angle) > ANGLE_TOLERANCE)
     for bank in sorted(banks, key=lambda b: abs(np.log(b.difc / difc))):
         with suppress(InstrumentError):  # no peak shape in a part of the window
             Simulator(campaign.phases, bank, campaign.grid, size=1.0, microstrain=1000.0)

@@ -32,7 +32,7 @@ class FileRequest(_Request):
     name: str = Field("profile", max_length=200, description="File name, for results and errors.")
     instrument: str | None = Field(None, description="The measurement's .instprm, as text.")
     bank: int | None = Field(None, ge=0, le=10_000)
-    two_theta: FiniteFloat | None = Field(None, gt=0, lt=180, description="Degrees.")
+    two_theta: FiniteFloat | None = Field(None, gt=-180, lt=180, description="Degrees.")
 
 
 class ModelInfo(BaseModel):

@@ -66,7 +66,7 @@ def text_from_file(path: Path) -> str:
 # Values of one bank in a Mantid file: "Total flight path 20.61m, tth 120.4deg, DIFC 9041.7"
 _BANK_VALUES = {
     "total flight path": re.compile(r"total flight path\D{0,3}([\d.]+)", re.IGNORECASE),
-    "two_theta": re.compile(r"\b(?:tth|2-?theta|two_theta)\b\D{0,3}([\d.]+)", re.IGNORECASE),
+    "two_theta": re.compile(r"\b(?:tth|2-?theta|two_theta)\b[^\d-]{0,3}(-?[\d.]+)", re.IGNORECASE),
     "difc": re.compile(r"\bdifc\b\D{0,3}([\d.]+)", re.IGNORECASE),
 }
 
@@ -92,12 +92,12 @@ def header_from_comments(general: Sequence[str], of_bank: Sequence[str] = ()) ->
     return header
 
 
-def _number_of(header: dict[str, str], key: str, largest: float) -> float | None:
+def _number_of(header: dict[str, str], key: str, low: float, high: float) -> float | None:
     try:
         value = float(header[key])
     except (KeyError, ValueError):
         return None
-    return value if 0 < value < largest else None
+    return value if low < value < high and value != 0 else None
 
 
 def checked_profile(
@@ -142,7 +142,8 @@ def checked_profile(
         )
     if edges:
         tof, intensity, sigma = tof[:-1] + step / 2, intensity[:-1] / step, sigma[:-1] / step
-    two_theta, difc = _number_of(header, "two_theta", 180.0), _number_of(header, "difc", 1e6)
+    two_theta = _number_of(header, "two_theta", -180.0, 180.0)
+    difc = _number_of(header, "difc", 0.0, 1e6)
     return Profile(tof, intensity, sigma, bank, title, two_theta, difc, header, str(path))
 
 

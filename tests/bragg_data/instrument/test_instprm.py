@@ -76,10 +76,59 @@ def test_the_bank_is_also_read_from_the_headline():
     assert read_instrument(text).bank == 4
 
 
+BANK_A = "Type:PNT\n2-theta:-90.0\ndifC:5000.0\nalpha:1.5\nsig-1:20.0\n"
+BANK_B = "Type:PNT\n2-theta:90.0\ndifC:5010.0\nalpha:1.5\nsig-1:30.0\n"
+
+
+@given(
+    headings=st.sampled_from(
+        [
+            ("#Bank 3: GSAS-II instrument parameter file", "#Bank 7: GSAS-II instrument"),
+            ("Bank 3: GSAS-II instrument parameter file", "Bank 7: GSAS-II instrument"),
+            ("#Bank 3: all items", "#Bank 7:"),
+            ("  bank 3", "  BANK 7"),
+            ("Bank:3", "Bank:7"),
+            ("#GSAS-II instrument parameter file\nBank:3", "Bank:7"),
+        ]
+    ),
+    end=st.sampled_from(["\n", "\r\n", "  \n", ";"]),
+)
+def test_sections_of_banks_are_recognised_with_and_without_headings(headings, end):
+    banks = (section.replace("\n", end).rstrip(";") for section in (BANK_A, BANK_B))
+    text = "\n".join(line for pair in zip(headings, banks, strict=True) for line in pair)
+    first, second = read_instruments(text)
+    assert (first.bank, first.two_theta, first.difc, first.sig_1) == (3, -90.0, 5000.0, 20.0)
+    assert (second.bank, second.two_theta, second.difc, second.sig_1) == (7, 90.0, 5010.0, 30.0)
+    assert read_instrument(second.text) == second
+
+
+def test_banks_without_any_number_are_counted():
+    assert [b.bank for b in read_instruments(BANK_A + BANK_B)] == [1, 2]
+
+
+def test_a_value_that_occurs_twice():
+    assert read_instrument(BANK_A + "alpha:1.5\n").alpha == 1.5
+    with pytest.raises(InstrumentError, match=r"'alpha' several times .* \(1.5 and 2.5\)"):
+        read_instrument(BANK_A + "alpha:2.5\n")
+
+
+def test_the_geometry_is_checked():
+    # 505.557 · 21.5 · sin 61° = 9506.6
+    nomad = read_instrument(NOMAD)
+    assert nomad.flight_path_of_difc == pytest.approx(21.4764, abs=1e-3)
+    assert nomad.geometry_doubt == ""
+    assert nomad.with_parameters(two_theta=-122.0).geometry_doubt == ""
+    assert nomad.with_parameters(flight_path=0.0).geometry_doubt == ""
+    assert nomad.with_parameters(flight_path=17.0).geometry_doubt == ""  # nominal
+    default = nomad.with_parameters(two_theta=150.0, flight_path=25.0, difc=1439.6)
+    assert "give difC 12208.3, and the file's is 1439.6" in default.geometry_doubt
+
+
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
-        (("Type:PNT", "Type:PXC"), "only PNT"),
+        (("Type:PNT", "Type:PXC"), "constant wavelength; only time of flight is supported"),
+        (("Type:PNT", "Type:PNE"), "only PNT"),
         (("difC:9496.17", ""), "lacks 'difC'"),
         (("difC:9496.17", "difC:much"), "where a number is needed"),
         (("difC:9496.17", "difC:-1"), "must be positive"),

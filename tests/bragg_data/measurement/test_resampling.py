@@ -485,6 +485,58 @@ def test_a_single_bank_needs_no_number() -> None:
     assert match_bank(headed(None, None, None), BANKS[2:3]).bank == 4
 
 
+# 505.557 µs/Å per metre: 21 m give 2743 at 30°, 9129 at 118.7°, 10255 at 150°.
+NOMAD_BANKS = (
+    Instrument(bank=1, two_theta=150.0, difc=1439.6, flight_path=25.0),  # defaults; truly 15°
+    Instrument(bank=2, two_theta=31.0, difc=2851.1, flight_path=21.18),
+    Instrument(bank=5, two_theta=150.1, difc=10300.0, flight_path=21.1),
+)
+
+
+def test_an_angle_that_difc_contradicts_chooses_no_bank() -> None:
+    assert match_bank(headed(None, 150.0, None), NOMAD_BANKS).bank == 5
+    assert match_bank(headed(None, 15.1, 1428.8), NOMAD_BANKS).bank == 1
+    with pytest.raises(ProfileError, match=r"1 \(2θ 150° in doubt, difC 1439.6\)"):
+        match_bank(headed(None, 150.0, None), NOMAD_BANKS[:2])
+    # A file of one bank leaves no choice.
+    assert match_bank(headed(None, 150.0, None), NOMAD_BANKS[:1]).bank == 1
+
+
+def test_banks_confirm_their_angles_where_the_flight_path_is_a_default() -> None:
+    banks = [i.with_parameters(flight_path=5.0) for i in NOMAD_BANKS]
+    assert all(i.geometry_doubt for i in banks)
+    assert match_bank(headed(None, 31.5, None), banks).bank == 2
+
+
+def test_a_geometry_in_doubt_is_a_warning() -> None:
+    profile, bank = headed(1, 15.1, 1428.8), NOMAD_BANKS[0]
+    whole = resample_to_grid(headed(4, 122.0, 9496.0), GRID, NOMAD, NOMAD)
+    doubt, other_difc, angle = measurement_warnings(profile, whole, NOMAD, bank)
+    assert "flight path 25 m give difC 12208.3, and the file's is 1439.6" in doubt
+    assert "more than 5 %" in other_difc
+    assert "measured at 2θ 15.1°" in angle
+    assert (
+        measurement_warnings(headed(2, 31.0, 2860.0), whole, NOMAD_BANKS[1], NOMAD_BANKS[1]) == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("angle", "expected"), [(-90.0, 1), (90.0, 2), (-89.5, 1), (151.0, 3), (-151.5, 3)]
+)
+def test_banks_on_both_sides_of_the_beam(angle: float, expected: int) -> None:
+    banks = (
+        Instrument(bank=1, two_theta=-90.0, difc=16369.2),
+        Instrument(bank=2, two_theta=90.0, difc=16385.1),
+        Instrument(bank=3, two_theta=-151.0, difc=22400.0),
+    )
+    assert match_bank(headed(None, angle, None), banks).bank == expected
+    model = NOMAD.with_parameters(two_theta=-122.0)
+    profile = headed(None, 122.0, 9496.0)
+    whole = resample_to_grid(profile, GRID, NOMAD, NOMAD)
+    assert measurement_warnings(profile, whole, NOMAD, model) == []
+    assert measurement_warnings(profile, whole, model, NOMAD) == []
+
+
 def test_warnings() -> None:
     profile = headed(4, 122.0, 9496.0)
     whole = resample_to_grid(profile, GRID, NOMAD, NOMAD)

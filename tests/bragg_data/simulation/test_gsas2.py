@@ -436,6 +436,19 @@ class TestGsas2:
         expected = kinematic.Simulator(*what, **broadening).simulate(sample.phase, sample.cells)
         assert (np.abs(patterns - expected).max(axis=1) / patterns.max(axis=1)).max() < 1e-3
 
+    def test_a_bank_on_the_other_side_of_the_beam(self, tmp_path):
+        campaign = tiny_campaign(tmp_path)
+        sample = campaign.samples[:2]
+        broadening = {"size": 1.0, "microstrain": 1000.0}
+        angle = -campaign.instrument.two_theta
+        bank = campaign.instrument.with_parameters(two_theta=angle)
+        what = campaign.phases, bank, campaign.grid
+        simulator = Simulator(*what, **broadening, options=INSTALLED)
+        patterns = simulator.simulate(sample.phase, sample.cells)
+        simulator.close()
+        expected = kinematic.Simulator(*what, **broadening).simulate(sample.phase, sample.cells)
+        assert (np.abs(patterns - expected).max(axis=1) / patterns.max(axis=1)).max() < 5e-4
+
     def test_as_many_points_as_a_campaign_may_have(self, tmp_path):
         campaign = tiny_campaign(tmp_path)
         grid = TofGrid(11000.0, 1e-5, 30_000)

@@ -63,6 +63,23 @@ def test_campaign_is_the_references(campaign):
         assert [u[s] for s in phase.symbols] == phase.u_iso.tolist()
 
 
+def test_the_side_of_the_beam_changes_no_pattern(campaign):
+    grid, cell = TofGrid(5000.0, 0.0009381, 600), campaign.phases[0].cell[None]
+    patterns = []
+    for sign in (1, -1):
+        bank = campaign.instrument.with_parameters(two_theta=sign * campaign.instrument.two_theta)
+        simulator = Simulator(campaign.phases[:1], bank, grid, size=1.0, microstrain=1e3)
+        patterns.append(simulator.simulate(np.zeros(1, dtype=int), cell)[0])
+        exact = exact_pattern(
+            campaign.phases[0], cell[0], bank, grid.tof, size=1.0, microstrain=1e3
+        )
+        maximum, _ = errors(patterns[-1], exact)
+        assert maximum < 5e-4
+        assert patterns[-1].min() >= 0
+        assert patterns[-1].max() > 0
+    np.testing.assert_array_equal(*patterns)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 14, 24])
 def test_exact_evaluator_is_gsas2(campaign, reference, row):
