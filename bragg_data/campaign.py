@@ -31,7 +31,7 @@ from bragg_data.crystallography.cell import (
     CrystalSystem,
     check_volume,
 )
-from bragg_data.crystallography.structure import Phase, read_phase
+from bragg_data.crystallography.structure import Phase, phase_from_cif, read_phase
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid, read_instrument
 
 __all__ = ["BUILT_IN", "Campaign", "CampaignError", "Samples", "load_campaign", "read_cells"]
@@ -116,7 +116,18 @@ class Campaign:
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """The phases, in the order of their codes."""
-        return tuple(read_phase(self.cifs[p.name], p.name) for p in self._file.phases)
+        two_theta = self.instrument.two_theta
+        return tuple(
+            phase_from_cif(self.cifs[p.name], p.name, p.block).at_angle(two_theta)
+            for p in self._file.phases
+        )
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the CIFs leave open, and how it was read: sentences that name their phase."""
+        return tuple(
+            f"Phase '{phase.name}': {text}" for phase in self.phases for text in phase.assumptions
+        )
 
     @cached_property
     def samples(self) -> Samples:
@@ -159,6 +170,8 @@ class Campaign:
         resolved["instrument"] = {"sha256": self.instrument.sha256}
         for phase in resolved["phases"]:
             phase["cif"] = {"sha256": hashlib.sha256(self.cifs[phase["name"]].encode()).hexdigest()}
+            if phase["block"] is None:  # identities of before there were blocks
+                del phase["block"]
         return resolved
 
     def identity(self, simulator: str, version: str, limit: int | None = None) -> str:
@@ -256,7 +269,7 @@ def load_campaign(name_or_path: str | Path) -> Campaign:
     try:
         file = parse_campaign_file(toml)
         # Reading by its path refuses a bad file by its path.
-        cifs = {p.name: read_phase(path.parent / p.cif, p.name).cif for p in file.phases}
+        cifs = {p.name: read_phase(path.parent / p.cif, p.name, p.block).cif for p in file.phases}
         instrument = read_instrument(path.parent / file.instrument.file, file.instrument.bank)
     except (CampaignError, CrystalError, InstrumentError) as error:
         raise CampaignError(f"Campaign {path}: {error}") from error

@@ -84,6 +84,7 @@ class PhaseTable(Table):
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")]
     cif: str  # relative to the campaign file
+    block: str | None = None  # the data block, of a CIF with several structures
     # Ranges of each free parameter (a, b, c in ångström; alpha, beta, gamma in degrees).
     cell: dict[str, Annotated[tuple[Range, ...], BeforeValidator(_as_list), Field(min_length=1)]]
     exclude: tuple[str, ...] = ()  # rules such as a = c: cells that meet one are left out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,10 +10,10 @@ from pathlib import Path
 
 import gemmi
 import numpy as np
-import periodictable
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import (
+    CELL_PARAMETERS,
     CrystalError,
     CrystalSystem,
     Lattice,
@@ -22,32 +21,26 @@ from bragg_data.crystallography.cell import (
     check_volume,
     lattice_from_space_group,
 )
-from bragg_data.errors import first_line
+from bragg_data.crystallography.cif import Site, cell_of, read_text, select_block, sites_of
+from bragg_data.crystallography.scattering import ResonanceError, is_resonant, scattering_length
+from bragg_data.crystallography.symmetry import all_atoms, space_group_of
 
-# Elements whose scattering length varies with energy over the thermal range (a nuclear resonance,
-# tabulated with Breit-Wigner terms by GSAS-II and Lynn & Seeger, ADNDT 44 (1990) 191).
-_RESONANT = frozenset({"Cd", "Rh", "Sm", "Eu", "Gd", "Er", "Yb"})
-
-# An imaginary scattering length below this share of |b| changes |F|² by less than 1e-4.
-_NEGLIGIBLE_IMAGINARY = 0.01
+__all__ = [
+    "Phase",
+    "ResonanceError",
+    "Site",
+    "displaced",
+    "free_coordinates",
+    "phase_from_cif",
+    "phase_on_orthogonal_axes",
+    "read_phase",
+    "scaled_to_volume_per_atom",
+    "scattering_length",
+]
 
 _SAME = 1e-3  # fractional: closer positions are the same
 
 _Array = NDArray[np.float64]
-
-
-class ResonanceError(CrystalError):
-    """An element whose scattering length depends on the wavelength."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """An atom of the asymmetric unit."""
-
-    symbol: str  # of the element, or D
-    position: tuple[float, float, float]  # fractional coordinates
-    occupancy: float
-    u_iso: float  # isotropic displacement parameter, in Å²
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +57,8 @@ class Phase:
     u_iso: NDArray[np.float64]  # (n_atoms,) in Å²
     sites: tuple[Site, ...]  # the asymmetric unit, from which symmetry makes all atoms
     cif: str  # the text of the CIF
+    assumptions: tuple[str, ...] = ()  # sentences: what the CIF leaves open, and how it was read
+    two_theta: float | None = None  # degrees; gives the wavelengths of resonant elements
 
     @property
     def crystal_system(self) -> CrystalSystem:
@@ -86,38 +81,15 @@ class Phase:
         assert group is not None  # the symbol was written by gemmi itself
         return group.operations()
 
+    def at_angle(self, two_theta: float) -> Phase:
+        """Return the phase as it scatters to an angle in degrees.
 
-def scattering_length(element: str) -> complex:
-    """Return the bound coherent scattering length of an element in 1e-12 cm (10 fm).
-
-    The values are those of the periodictable package (Rauch & Waschkowski; Sears, Neutron News 3
-    (1992) 26). An imaginary part (absorption, for example boron) is kept where it matters.
-
-    Raises a CrystalError for an element without a tabulated value, a ResonanceError for one with a
-    resonance in the thermal range.
-    """
-    try:
-        neutron = periodictable.elements.symbol(element).neutron
-        b = neutron.b_c
-    except (ValueError, AttributeError) as error:
-        raise CrystalError(
-            f"Element '{element}' has no neutron scattering length. Correct the atom types of the "
-            f"CIF."
-        ) from error
-    if b is None:
-        raise CrystalError(
-            f"Element '{element}' has no measured neutron scattering length, so no pattern of it "
-            f"can be simulated."
-        )
-    if element in _RESONANT or neutron.is_energy_dependent:
-        raise ResonanceError(
-            f"Element '{element}' has a resonance in the thermal range: its scattering length "
-            f"varies with wavelength, which the kinematic simulator does not model. Use "
-            f"--simulator gsas2 for this structure."
-        )
-    imaginary = getattr(neutron.b_c_complex, "imag", 0.0)
-    matters = abs(imaginary) >= _NEGLIGIBLE_IMAGINARY * abs(b)
-    return complex(b, imaginary if matters else 0.0) / 10.0
+        There a reflection has the wavelength 2 d sin θ, on which the scattering lengths of resonant
+        elements depend. Without such elements it is this same phase.
+        """
+        if abs(two_theta) == self.two_theta or not any(map(is_resonant, set(self.symbols))):
+            return self
+        return replace(self, two_theta=abs(two_theta))
 
 
 def scaled_to_volume_per_atom(
@@ -165,107 +137,82 @@ def phase_on_orthogonal_axes(
     return read_phase(_RECTANGULAR.format(*lengths, group=space_group, atoms=atoms), name)
 
 
-def read_phase(cif: Path | str, name: str) -> Phase:
-    """Read a phase from a CIF file, or from the text of one.
+def read_phase(cif: Path | str, name: str, block: str | None = None) -> Phase:
+    """Read a phase from a CIF file, or from the text of one, and warn of what was assumed.
 
-    Anisotropic displacement parameters become their equivalent isotropic ones, with a warning.
-    Raises a CrystalError if the file is missing or unreadable, names no known space group or no
-    atoms, or if its cell contradicts its space group.
+    Raises the errors of :func:`phase_from_cif`, and a CrystalError if the file is missing or
+    unreadable.
     """
-    if isinstance(cif, Path):
-        where = str(cif)
-        try:
-            text = cif.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise CrystalError(f"CIF file {cif} not found. Give the path of a CIF file.") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise CrystalError(f"CIF file {cif} cannot be read: {error}.") from error
-    else:
-        where, text = f"CIF of phase '{name}'", cif
-    structure = _structure(text, where)
-    group = structure.spacegroup
-    if group is None:
-        raise CrystalError(
-            f"{where} names no known space group: give its symmetry operations "
-            f"(_space_group_symop_operation_xyz) or its Hermann-Mauguin symbol."
-        )
+    where = str(cif) if isinstance(cif, Path) else f"CIF of phase '{name}'"
+    text = read_text(cif) if isinstance(cif, Path) else cif
+    phase = phase_from_cif(text, name, block, where)
+    for assumption in phase.assumptions:
+        warnings.warn(f"{where}: {assumption}", stacklevel=2)
+    return phase
+
+
+def phase_from_cif(text: str, name: str, block: str | None = None, where: str = "") -> Phase:
+    """Return the phase of a CIF's text.
+
+    Anisotropic displacement parameters become their equivalent isotropic ones. What the CIF leaves
+    open is in :attr:`Phase.assumptions`.
+
+    Raises a CrystalError if the text names no known space group, no atoms, or several structures
+    without the name of a data ``block``, if its origin is open, or if its cell contradicts its
+    space group. ``where`` names the file in errors.
+    """
+    where = where or f"CIF of phase '{name}'"
+    content = select_block(text, where, block)
+    parameters = cell_of(content, where)
+    sides = np.where(np.isnan(parameters[:3]), parameters[0], parameters[:3])
+    angles = np.where(np.isnan(parameters[3:]), 90.0, parameters[3:])
+    cell = gemmi.UnitCell(*sides, *angles)
+    sites, rows, of_atoms = sites_of(content, cell, where)
+    if not sites:
+        raise CrystalError(f"{where} lists no atoms (_atom_site_fract_x …), so nothing scatters.")
+    group, of_group = space_group_of(content, cell, sites, rows, where)
     lattice = lattice_from_space_group(group)
-    cell = np.array(structure.cell.parameters)
+    parameters, of_cell = _completed_cell(parameters, lattice, where)
     try:
-        lattice.check(cell[None])
+        lattice.check(parameters[None])
     except CrystalError as error:
         raise CrystalError(f"{where}: {error}") from error
-
-    sites = _sites(structure.sites, structure.cell)
-    atoms = _sites(structure.get_all_unit_cell_sites(), structure.cell)
-    if not atoms:
-        raise CrystalError(f"{where} lists no atoms (_atom_site_fract_x …), so nothing scatters.")
+    repeated = [tag for tag in content.repeated if tag.startswith(("_cell", "_atom", "_s"))]
+    of_tags = (f"Given twice with other values: {', '.join(repeated)}; the first counts.",)
     for symbol in sorted({site.symbol for site in sites}):
         # A resonance is refused by the simulator that cannot model it.
         with suppress(ResonanceError):
             scattering_length(symbol)
-    if any(site.aniso.nonzero() for site in structure.sites):
-        warnings.warn(
-            f"{where} has anisotropic displacement parameters: their equivalent isotropic values "
-            f"are used.",
-            stacklevel=2,
-        )
+    atoms = all_atoms(gemmi.UnitCell(*parameters), group, sites)
+    of_site = [sites[site] for site in atoms.site]
     return Phase(
         name=name,
         space_group=group.xhm(),
         lattice=lattice,
-        cell=cell,
-        symbols=tuple(atom.symbol for atom in atoms),
-        positions=np.array([atom.position for atom in atoms]) % 1.0,
-        occupancies=np.array([atom.occupancy for atom in atoms]),
-        u_iso=np.array([atom.u_iso for atom in atoms]),
+        cell=parameters,
+        symbols=tuple(site.symbol for site in of_site),
+        positions=atoms.positions % 1.0,
+        occupancies=np.array([site.occupancy for site in of_site]),
+        u_iso=np.array([site.u_iso for site in of_site]),
         sites=sites,
         cif=text,
+        assumptions=(*of_group, *of_cell, *of_atoms, *(of_tags if repeated else ())),
     )
 
 
-def _sites(sites: Iterable[gemmi.SmallStructure.Site], cell: gemmi.UnitCell) -> tuple[Site, ...]:
-    return tuple(
-        Site(
-            symbol="D" if site.type_symbol == "D" else site.element.name,
-            position=(site.fract.x, site.fract.y, site.fract.z),
-            occupancy=site.occ,
-            u_iso=_u_equivalent(site.aniso, cell) if site.aniso.nonzero() else site.u_iso,
-        )
-        for site in sites
-        if site.occ > 0
-    )
-
-
-def _structure(text: str, where: str) -> gemmi.SmallStructure:
-    try:
-        blocks = list(gemmi.cif.read_string(text))
-        blocks = [block for block in blocks if block.find_values("_atom_site_fract_x")]
-        structure = gemmi.make_small_structure_from_block(blocks[0]) if blocks else None
-    except (ValueError, RuntimeError) as error:
-        raise CrystalError(f"{where} is not a readable CIF: {first_line(error)}.") from error
-    if structure is None:
-        raise CrystalError(
-            f"{where} holds no atoms: a CIF with _cell_length_a … and _atom_site_fract_x … is "
-            f"needed."
-        )
-    # Operations come first: the symbol alone does not always tell the setting.
-    structure.determine_and_set_spacegroup("S.H2")
-    return structure
-
-
-def _u_equivalent(u: gemmi.SMat33d, cell: gemmi.UnitCell) -> float:
-    r"""Return the equivalent isotropic displacement parameter in Å².
-
-    .. math:: U_\text{eq} = \frac13 \sum_{ij} U_{ij} a_i^* a_j^* \mathbf a_i\cdot\mathbf a_j
-
-    Fischer & Tillmanns, Acta Cryst. C44 (1988) 775.
-    """
-    direct = np.array(cell.orth.mat.tolist())
-    metric = direct.T @ direct
-    star = np.sqrt(np.diag(np.linalg.inv(metric)))
-    tensor = np.array([[u.u11, u.u12, u.u13], [u.u12, u.u22, u.u23], [u.u13, u.u23, u.u33]])
-    return float((tensor * np.outer(star, star) * metric).sum() / 3)
+def _completed_cell(
+    parameters: _Array, lattice: Lattice, where: str
+) -> tuple[_Array, tuple[str, ...]]:
+    """Return a cell with its gaps filled by the constraints of its lattice, and a report."""
+    missing = np.isnan(parameters)
+    if not missing.any():
+        return parameters, ()
+    filled = lattice.cells(parameters[None, lattice.free_columns])[0]
+    names = ", ".join(n for n, gap in zip(CELL_PARAMETERS, missing, strict=True) if gap)
+    if np.isnan(filled).any():
+        raise CrystalError(f"{where} has no complete unit cell: it lacks {names}.")
+    complete = np.where(missing, filled, parameters)
+    return complete, (f"The cell lacks {names}: filled in from its crystal system.",)
 
 
 @lru_cache(maxsize=32)

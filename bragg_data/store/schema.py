@@ -109,6 +109,8 @@ def labelled(
         "cifs": json.dumps(dict(campaign.cifs)),
         "instrument_instprm": campaign.instprm,
     }
+    if campaign.assumptions:
+        attrs["structure_assumptions"] = json.dumps(campaign.assumptions, ensure_ascii=False)
     return xr.Dataset(variables, attrs=attrs)
 
 

@@ -113,7 +113,12 @@ class Service:
         calibrated = np.array([m.calibration is not None and not m.nominal for m in measurements])
         results = _results(model, await self._batcher.predict(model, prepared, calibrated))
         named = [
-            replace(result, file=request.name, bank=m.profile.bank, warnings=tuple(m.warnings))
+            replace(
+                result,
+                file=request.name,
+                bank=m.profile.bank,
+                warnings=(*m.warnings, *result.warnings),
+            )
             for result, m in zip(results, measurements, strict=True)
         ]
         return _response(model, named)

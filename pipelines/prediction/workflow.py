@@ -116,7 +116,7 @@ class PredictedProfile:
             result_from_prediction(self.prediction, row, self.campaign, self.model, self.refined),
             file=profile.source,
             bank=profile.bank,
-            warnings=(*self.measurement.warnings, *self.notes),
+            warnings=(*self.measurement.warnings, *self.notes, *self.campaign.assumptions),
             library_match=match,
         )
 
@@ -146,6 +146,7 @@ def result_from_prediction(
         interval_estimates=acceptance.estimate_intervals(prediction, row, campaign),
         acceptance=acceptance.assess_acceptance(prediction, row, refined),
         refined=Refinement(candidates) if candidates else None,
+        warnings=campaign.assumptions,
     )
 
 

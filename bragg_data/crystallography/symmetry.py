@@ -1,0 +1,354 @@
+"""The space group of a CIF: its operations, Hall or Hermann-Mauguin symbol, number and origin."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.crystallography.cell import CrystalError
+from bragg_data.crystallography.cif import CifBlock, Site
+from bragg_data.crystallography.scattering import element_of
+
+_SENSIBLE = 0.65  # of the sum of covalent radii: shorter than any bond (V=O has 0.72, N≡N 0.77)
+_IMPOSSIBLE = 0.5
+_ROUNDING, _MERGED = 0.1, 0.4  # Å; images in between are one atom, though coordinates differ
+_SAME_COMPOSITION = 0.02  # relative: refined occupancies against a formula of integers
+
+_CHOICES = {"S": "1", "Z": "2"}  # of the ICSD: centre of symmetry elsewhere, at the origin
+_CHOICE = re.compile(
+    r"\s*:\s*([12HRSZhrsz])$|\s*\bO(?:rigin)?[\s-]*(?:choice\s*)?([12])$|\s*([SZHR])$"
+)
+# Cubic symbols of the years before 1983: F d 3 m for F d -3 m.
+_OLD_CUBIC = re.compile(r"([PFI])\s*([mndac])\s*(3)\s*([mndc]?)")
+_OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
+_HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
+_SYMBOLS = (
+    "_space_group_name_h-m_alt",
+    "_symmetry_space_group_name_h-m",
+    "_space_group_name_h-m",
+    "_space_group_name_h-m_full",
+    "_space_group_name_h-m_ref",
+)
+_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+_MULTIPLICITIES = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
+_ELEMENT = re.compile(r"(\d*[A-Z][a-z]?)\s*([\d.]*)")
+
+
+class Atoms(NamedTuple):
+    """All atoms of a unit cell."""
+
+    site: NDArray[np.intp]  # (n,) of the asymmetric unit
+    positions: NDArray[np.float64]  # (n, 3) fractional
+
+
+class _Named(NamedTuple):
+    """What a symbol or a number names: two groups where the origin is open."""
+
+    groups: tuple[gemmi.SpaceGroup, ...]
+    text: str
+
+
+def all_atoms(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> Atoms:
+    """Return the atoms that a space group makes of sites; images within 0.4 Å are one."""
+    structure = gemmi.SmallStructure()
+    structure.cell = cell
+    structure.spacegroup = group
+    for number, site in enumerate(sites):
+        atom = gemmi.SmallStructure.Site()
+        atom.label = str(number)
+        atom.fract = gemmi.Fractional(*site.position)
+        structure.add_site(atom)
+    structure.setup_cell_images()
+    atoms = structure.get_all_unit_cell_sites()
+    return Atoms(
+        np.array([int(atom.label) for atom in atoms], dtype=np.intp),
+        np.array([(atom.fract.x, atom.fract.y, atom.fract.z) for atom in atoms]).reshape(-1, 3),
+    )
+
+
+def space_group_of(
+    block: CifBlock, cell: gemmi.UnitCell, sites: Sequence[Site], rows: NDArray[np.intp], where: str
+) -> tuple[gemmi.SpaceGroup, tuple[str, ...]]:
+    """Return the space group of a data block in its setting, and what was assumed.
+
+    Listed operations count most, then the Hall symbol, the Hermann-Mauguin symbol and the number.
+    A list that is only a part of the named group's operations is completed, unless the completed
+    group puts atoms on top of each other. Of two origins that are both possible, the one counts
+    that agrees with the multiplicities or the formula, or else that alone gives sensible distances.
+
+    Raises a CrystalError if there is no known space group, or both origins are possible. ``rows``
+    are those of the sites in the CIF.
+    """
+    named, notes = _named(block, cell)
+    listed, group = _listed(block)
+    parents = tuple(g for g in named.groups if listed < _triplets(g)) if listed else ()
+    if listed and group is None and not parents:
+        group = _completed(listed)
+        if group is None or (named.groups and group.number != named.groups[0].number):
+            raise CrystalError(
+                f"{where} names no known space group: its list of symmetry operations is no group "
+                f"in a tabulated setting. Complete it, or give the Hermann-Mauguin symbol instead."
+            )
+        return group, (f"The list of symmetry operations is incomplete: {group.xhm()} is used.",)
+    if group is not None:
+        numbers = {g.number for g in named.groups}
+        if not numbers or group.number in numbers:
+            return group, ()
+        contact = closest_contact(cell, parents[0], sites) if parents else 0.0
+        if contact < _IMPOSSIBLE:
+            return group, (
+                f"The symmetry operations are those of {group.xhm()}, not of {named.text}: the "
+                f"operations are used.",
+            )
+    if parents:
+        named = _Named(parents, named.text)
+        notes = [f"The list of symmetry operations is only a part of {named.text}, which is used."]
+    if not named.groups:
+        raise CrystalError(
+            f"{where} names no known space group: give its symmetry operations "
+            f"(_space_group_symop_operation_xyz) or its Hermann-Mauguin symbol."
+        )
+    chosen, more = _choose_origin(named, block, cell, sites, rows, where)
+    return chosen, (*notes, *more)
+
+
+def _triplets(group: gemmi.SpaceGroup) -> frozenset[str]:
+    return frozenset(op.wrap().triplet() for op in group.operations())
+
+
+def _listed(block: CifBlock) -> tuple[frozenset[str], gemmi.SpaceGroup | None]:
+    """Return the operations of a list, and their space group if they are all of one's."""
+    listed: dict[str, gemmi.Op] = {}
+    for text in block.texts(*_OPERATIONS):
+        try:
+            operation = gemmi.Op(text.strip()).wrap()
+        except (ValueError, RuntimeError):
+            continue
+        listed.setdefault(operation.triplet(), operation)
+    if not listed:
+        return frozenset(), None
+    try:
+        group = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(list(listed.values())))
+    except (ValueError, RuntimeError):
+        group = None
+    return frozenset(listed), group
+
+
+def _completed(listed: frozenset[str]) -> gemmi.SpaceGroup | None:
+    try:
+        operations = gemmi.GroupOps([gemmi.Op(text) for text in listed])
+        operations.add_missing_elements()
+        return gemmi.find_spacegroup_by_ops(operations)
+    except (ValueError, RuntimeError):
+        return None
+
+
+def _named(block: CifBlock, cell: gemmi.UnitCell) -> tuple[_Named, list[str]]:
+    """Return what the Hall or Hermann-Mauguin symbol or the number names, and what was assumed."""
+    hall, symbol = block.text(*_HALL), _symbol_of(block)
+    number = block.text(*_NUMBERS)
+    if hall:
+        try:
+            group = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(hall))
+        except (ValueError, RuntimeError):
+            group = None
+        if group is not None:
+            return _Named((group,), f"the Hall symbol '{hall}'"), []
+    if symbol:
+        code = block.text("_space_group_it_coordinate_system_code")
+        groups = _groups_of_symbol(symbol, code, cell)
+        if groups:
+            return _Named(groups, f"'{symbol}'"), []
+    if number.isdigit() and 1 <= int(number) <= 230:
+        group = gemmi.get_spacegroup_reference_setting(int(number))
+        groups = _groups_of_symbol(group.hm, "", cell)
+        text = f"Space group number {number} alone: its standard setting {group.hm} is assumed."
+        return _Named(groups, f"space group number {number}"), [text]
+    return _Named((), ""), []
+
+
+def _symbol_of(block: CifBlock) -> str:
+    for tag in _SYMBOLS:
+        text = block.text(tag)
+        if text:
+            return " ".join(text.replace("_", "").split())
+    return ""
+
+
+def _groups_of_symbol(text: str, code: str, cell: gemmi.UnitCell) -> tuple[gemmi.SpaceGroup, ...]:
+    """Return the space groups of a Hermann-Mauguin symbol: two if the origin is open."""
+    choice = _CHOICE.search(text)
+    symbol, extension = text, code.upper() if code.upper() in ("1", "2", "H", "R") else ""
+    if choice:
+        mark = (choice[1] or choice[2] or choice[3]).upper()
+        symbol, extension = text[: choice.start()], _CHOICES.get(mark, mark)
+    names = [symbol, symbol[:1].upper() + symbol[1:].lower()]
+    if old := _OLD_CUBIC.fullmatch(names[1]):
+        names.append(f"{old[1]} {old[2]} -3 {old[4]}".strip())
+    for name in names if choice else [text, *names]:
+        named = gemmi.find_spacegroup_by_name(name, cell.alpha, cell.gamma, "2")
+        group = cast("gemmi.SpaceGroup | None", named)
+        if group is None:
+            continue
+        known = [
+            g for g in gemmi.spacegroup_table() if g.hm == group.hm and g.number == group.number
+        ]
+        if group.ext in ("H", "R") and not extension:
+            extension = "H" if abs(cell.gamma - 120.0) < 1.0 else "R"
+        chosen = [g for g in known if g.ext == extension] if extension else []
+        if chosen:
+            return (chosen[0],)
+        if group.ext in ("1", "2") and not text.rstrip().endswith((":1", ":2")):
+            return tuple(
+                sorted((g for g in known if g.ext in ("1", "2")), key=lambda g: -int(g.ext))
+            )
+        return (_on_the_unique_axis(group, cell),)
+    return ()
+
+
+def _on_the_unique_axis(group: gemmi.SpaceGroup, cell: gemmi.UnitCell) -> gemmi.SpaceGroup:
+    """Return a monoclinic group with c as its axis if the cell needs it and one setting has it."""
+    if group.crystal_system_str() != "monoclinic" or group.monoclinic_unique_axis() != "b":
+        return group
+    if abs(cell.beta - 90.0) > 1e-3 or abs(cell.gamma - 90.0) < 1e-3:
+        return group
+    settings = [
+        g
+        for g in gemmi.spacegroup_table()
+        if g.number == group.number and g.monoclinic_unique_axis() == "c"
+    ]
+    return settings[0] if len(settings) == 1 else group
+
+
+def closest_contact(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> float:
+    """Return the shortest distance between atoms over the sum of their covalent radii.
+
+    Atoms that cannot be there together, since their occupancies sum to 1 or less, do not count.
+    """
+    atoms = all_atoms(cell, group, sites)
+    radii = np.array([gemmi.Element(element_of(site.symbol)).covalent_r for site in sites])
+    occupancies = np.array([site.occupancy for site in sites])[atoms.site]
+    radius = radii[atoms.site]
+    first = np.unique(atoms.site, return_index=True)[1]  # one of each site meets all neighbours
+    shifts = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))
+    orthogonal = np.array(cell.orth.mat.tolist())
+    closest = _closest_image(cell, group, sites)
+    for atom in first:
+        difference = atoms.positions - atoms.positions[atom]
+        difference -= np.round(difference)
+        images = (difference[:, None] + shifts) @ orthogonal.T
+        distance = np.linalg.norm(images, axis=2)
+        distance[atom, 13] = np.inf  # itself
+        distance[occupancies + occupancies[atom] <= 1.001] = np.inf
+        closest = min(closest, float((distance.min(axis=1) / (radius + radius[atom])).min()))
+    return closest
+
+
+def _closest_image(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> float:
+    """Return the shortest distance of images that count as one atom, further apart than rounding.
+
+    Over the sum of covalent radii; infinite where there are none.
+    """
+    operations = list(group.operations())
+    rotations = np.array([op.rot for op in operations]) / gemmi.Op.DEN
+    shifts = np.array([op.tran for op in operations]) / gemmi.Op.DEN
+    orthogonal = np.array(cell.orth.mat.tolist())
+    closest = np.inf
+    for site in sites:
+        difference = rotations @ np.array(site.position) + shifts - np.array(site.position)
+        distance = np.linalg.norm((difference - np.round(difference)) @ orthogonal.T, axis=1)
+        distance = distance[(distance > _ROUNDING) & (distance < _MERGED)]
+        if len(distance) and site.occupancy > 0.5:
+            radius = gemmi.Element(element_of(site.symbol)).covalent_r
+            closest = min(closest, float(distance.min()) / (2 * radius))
+    return closest
+
+
+def _choose_origin(
+    named: _Named,
+    block: CifBlock,
+    cell: gemmi.UnitCell,
+    sites: Sequence[Site],
+    rows: NDArray[np.intp],
+    where: str,
+) -> tuple[gemmi.SpaceGroup, list[str]]:
+    if len(named.groups) == 1:
+        return named.groups[0], []
+    atoms = [all_atoms(cell, group, sites) for group in named.groups]
+    for evidence, agrees in (
+        ("the multiplicities of the sites", _agree_with_multiplicities(block, atoms, rows)),
+        ("the chemical formula", _agree_with_formula(block, atoms, sites)),
+        ("the distances between atoms", _sensible(cell, named.groups, sites, atoms)),
+    ):
+        if agrees.count(True) == 1:
+            chosen = agrees.index(True)
+            return named.groups[chosen], [
+                f"{named.text} has two origins, and none is named: origin "
+                f"{named.groups[chosen].ext} ({len(atoms[chosen].site)} atoms in the cell), which "
+                f"agrees with {evidence}."
+            ]
+    counts = " or ".join(
+        f"{len(of_group.site)} with origin {group.ext}"
+        for group, of_group in zip(named.groups, atoms, strict=True)
+    )
+    raise CrystalError(
+        f"{where}: {named.text} has two origins, none is named, and its atoms fit both "
+        f"({counts} in the cell). Write '{named.groups[0].hm}:1' or '{named.groups[0].hm}:2', or "
+        f"list the symmetry operations."
+    )
+
+
+def _agree_with_multiplicities(
+    block: CifBlock, atoms: Sequence[Atoms], rows: NDArray[np.intp]
+) -> list[bool]:
+    for tag in _MULTIPLICITIES:
+        listed = block.numbers(tag)
+        if len(listed) and np.isfinite(listed[rows]).all():
+            return [np.array_equal(np.bincount(a.site), listed[rows]) for a in atoms]
+    return [False] * len(atoms)
+
+
+def _agree_with_formula(
+    block: CifBlock, atoms: Sequence[Atoms], sites: Sequence[Site]
+) -> list[bool]:
+    formula: dict[str, float] = {}
+    for symbol, count in _ELEMENT.findall(block.text("_chemical_formula_sum")):
+        element = element_of(symbol)
+        formula[element] = formula.get(element, 0.0) + (float(count.rstrip(".")) if count else 1.0)
+    units = block.numbers("_cell_formula_units_z")
+    counted = len(units) > 0 and np.isfinite(units[0])
+    elements = [element_of(site.symbol) for site in sites]
+    if not formula or set(formula) != set(elements):
+        return [False] * len(atoms)
+    expected = np.array([formula[element] for element in sorted(formula)])
+    agrees = []
+    for of_group in atoms:
+        content = dict.fromkeys(sorted(formula), 0.0)
+        for site in of_group.site:
+            content[elements[site]] += sites[site].occupancy
+        actual = np.array(list(content.values()))
+        scale = units[0] if counted else actual.sum() / expected.sum()
+        agrees.append(bool(np.allclose(actual, scale * expected, rtol=_SAME_COMPOSITION)))
+    return agrees
+
+
+def _sensible(
+    cell: gemmi.UnitCell,
+    groups: Sequence[gemmi.SpaceGroup],
+    sites: Sequence[Site],
+    atoms: Sequence[Atoms],
+) -> list[bool]:
+    """Return which of two origins gives sensible distances: alone, or with atoms less crowded."""
+    contacts = [closest_contact(cell, group, sites) for group in groups]
+    counts = [len(of_group.site) for of_group in atoms]
+    return [
+        contacts[a] >= _SENSIBLE
+        and (contacts[b] < _IMPOSSIBLE or (counts[a] < counts[b] and contacts[a] >= contacts[b]))
+        for a, b in ((0, 1), (1, 0))
+    ]
