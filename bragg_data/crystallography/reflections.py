@@ -5,17 +5,40 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import CrystalError, d_spacing, index_products
+from bragg_data.crystallography.scattering import (
+    ResonanceError,
+    is_resonant,
+    resonant_scattering_length,
+    scattering_length,
+)
 from bragg_data.crystallography.structure import Phase
 
 _MAX_INDICES = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
 
 _BASE = 4096  # Miller indices are coded in base 4096, offset by half of it
+
+_Array = NDArray[np.float64]
+
+
+class Resonance(NamedTuple):
+    """A group of atoms of a resonant element, with a part of b(λ) as factor, λ = 2 d sin θ."""
+
+    group: int  # of Reflections.u_groups
+    symbol: str
+    part: int  # 0 the real part of the scattering length, 1 the imaginary one
+    sin_theta: float
+
+    def length(self, d: _Array) -> _Array:
+        """Return this part of the scattering length, in 1e-12 cm, at d-spacings in Å."""
+        length = resonant_scattering_length(self.symbol, 2 * self.sin_theta * d)
+        return np.asarray((length.real, length.imag)[self.part])
 
 
 @dataclass(frozen=True)
@@ -26,17 +49,21 @@ class Reflections:
 
     .. math:: |F|^2 = \sum_r \Big(\sum_g c_{rg}\, e^{-2\pi^2 U_g/d^2}\Big)^2
 
-    with the rows r the real and imaginary parts that do not vanish.
+    with the rows r the real and imaginary parts that do not vanish. Atoms of resonant elements form
+    groups of their own, one for each part of b(λ), by which the exponential is multiplied.
     """
 
     hkl: NDArray[np.int64]  # (n, 3), in an order that depends on the phase alone
     multiplicity: NDArray[np.float64]  # (n,) equivalent reflections, Friedel mates included
     coefficients: NDArray[np.float64]  # (n, n_rows, n_groups) c in 1e-12 cm
     u_groups: NDArray[np.float64]  # (n_groups,) displacement parameters in Å²
+    resonances: tuple[Resonance, ...] = ()
 
     def f_squared(self, d: NDArray[np.float64], u_scale: float = 1.0) -> NDArray[np.float64]:
         """Return |F|² in 1e-24 cm² at d-spacings of shape (n,), in Å."""
         debye_waller = np.exp(-2 * np.pi**2 * u_scale * self.u_groups / d[:, None] ** 2)
+        for resonance in self.resonances:
+            debye_waller[:, resonance.group] *= resonance.length(d)
         amplitudes = np.einsum("nrg,ng->nr", self.coefficients, debye_waller)
         return np.asarray((amplitudes**2).sum(axis=1))
 
@@ -65,12 +92,13 @@ class Lines:
 
         Of the ``selected`` lines, (n,); those of all others are 0.
         """
-        _, group = np.unique(phase.u_iso, return_inverse=True)
-        scattering = phase.scattering_lengths
-        parts = [scattering.real, scattering.imag] if scattering.imag.any() else [scattering.real]
+        groups = _groups(phase)
+        parts, group = groups.parts, groups.member
+        if not parts[1].any():
+            parts, group = parts[:1], group[:1]
         strengths = np.zeros(self.strengths.shape)
         lines = (self.reflections.hkl, self.reflections.multiplicity, self.member)
-        atoms = (2 * np.pi * phase.positions, np.stack(parts), group, len(self.u_groups))
+        atoms = (2 * np.pi * phase.positions, parts, group, len(self.u_groups))
         _add_strengths(strengths, selected, *lines, *atoms)
         return strengths.astype(np.float32)
 
@@ -84,14 +112,15 @@ def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
     for r in range(len(hkl)):
         if not selected[member[r]]:
             continue
-        for lengths in parts:
+        for part in range(len(parts)):
+            lengths, of_part = parts[part], group[part]
             cosines[:] = 0.0
             sines[:] = 0.0
             for atom in range(len(positions)):
                 x = positions[atom]
                 angle = hkl[r, 0] * x[0] + hkl[r, 1] * x[1] + hkl[r, 2] * x[2]
-                cosines[group[atom]] += lengths[atom] * math.cos(angle)
-                sines[group[atom]] += lengths[atom] * math.sin(angle)
+                cosines[of_part[atom]] += lengths[atom] * math.cos(angle)
+                sines[of_part[atom]] += lengths[atom] * math.sin(angle)
             pair = 0
             for g in range(groups):
                 for other in range(g, groups):
@@ -171,10 +200,12 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
     code = _code(hkl)
     fixed = np.sum([_code(hkl @ rotation) == code for rotation in laue], axis=0)
     multiplicity = len(laue) / fixed
-    coefficients, u_groups = _coefficients(phase, hkl)
+    groups = _groups(phase)
+    coefficients = _coefficients(phase, groups, hkl)
     # Rounded, so that equivalent d tie whatever the arithmetic.
     order = np.lexsort((code, np.round(d_spacing(hkl, phase.cell[None])[0] ** -2, 6)))
-    return Reflections(hkl[order], multiplicity[order], coefficients[order], u_groups)
+    of_groups = groups.u_groups, groups.resonances
+    return Reflections(hkl[order], multiplicity[order], coefficients[order], *of_groups)
 
 
 def _code(hkl: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -182,20 +213,56 @@ def _code(hkl: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray((shifted[:, 0] * _BASE + shifted[:, 1]) * _BASE + shifted[:, 2])
 
 
-def _coefficients(
-    phase: Phase, hkl: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    u_groups, member = np.unique(phase.u_iso, return_inverse=True)
+class _Groups(NamedTuple):
+    """The groups of a phase's atoms, for the real and the imaginary part of b."""
+
+    u_groups: _Array  # (n_groups,) displacement parameters in Å²
+    parts: _Array  # (2, n_atoms) part of b times occupancy; occupancy where b is resonant
+    member: NDArray[np.intp]  # (2, n_atoms) group of each atom
+    resonances: tuple[Resonance, ...]
+
+
+def _groups(phase: Phase) -> _Groups:
+    resonant = {symbol for symbol in set(phase.symbols) if is_resonant(symbol)}
+    if not resonant:
+        u_groups, member = np.unique(phase.u_iso, return_inverse=True)
+        scattering = phase.scattering_lengths
+        parts = np.stack([scattering.real, scattering.imag])
+        return _Groups(u_groups, parts, np.stack([member, member]), ())
+    if phase.two_theta is None:
+        raise ResonanceError(
+            f"Phase '{phase.name}' holds {', '.join(sorted(resonant))}, of which the scattering "
+            f"length depends on the wavelength: give the scattering angle (Phase.at_angle)."
+        )
+    symbols = [s if s in resonant else "" for s in phase.symbols]
+    lengths = np.array([1 + 1j if s in resonant else scattering_length(s) for s in phase.symbols])
+    parts = np.stack([lengths.real, lengths.imag]) * phase.occupancies
+    keys = [(u, symbol, 0) for u, symbol in zip(phase.u_iso, symbols, strict=True)]
+    of_parts = [keys, [(u, symbol, 1 if symbol else 0) for u, symbol, _ in keys]]
+    groups = sorted({key for keys in of_parts for key in keys})
+    sin_theta = math.sin(math.radians(phase.two_theta / 2))
+    return _Groups(
+        np.array([u for u, _, _ in groups]),
+        parts,
+        np.array([[groups.index(key) for key in keys] for keys in of_parts], dtype=np.intp),
+        tuple(
+            Resonance(g, symbol, part, sin_theta)
+            for g, (_, symbol, part) in enumerate(groups)
+            if symbol
+        ),
+    )
+
+
+def _coefficients(phase: Phase, groups: _Groups, hkl: NDArray[np.int64]) -> _Array:
     waves = np.exp(2j * np.pi * (hkl @ phase.positions.T))
-    scattering = phase.scattering_lengths
     parts = []
-    for lengths in (scattering.real, scattering.imag):
+    for lengths, member in zip(groups.parts, groups.member, strict=True):
         # An imaginary length makes |F| of Friedel mates differ; their mean is the sum of both
         # parts' squares, since the cross terms change sign between the mates.
-        sums = np.zeros((len(hkl), len(u_groups)), dtype=np.complex128)
+        sums = np.zeros((len(hkl), len(groups.u_groups)), dtype=np.complex128)
         for atom, group in enumerate(member):
             sums[:, group] += lengths[atom] * waves[:, atom]
         parts += [sums.real, sums.imag]
     scale = max(np.abs(part).max() for part in parts)
     rows = [part for part in parts if np.abs(part).max() > 1e-10 * scale]
-    return np.stack(rows, axis=1), u_groups
+    return np.stack(rows, axis=1)

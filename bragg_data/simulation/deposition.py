@@ -100,6 +100,16 @@ def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
             damping[group, k] = table[cell[k]] * (
                 np.float32(1.0) + z * (np.float32(1.0) + z * (np.float32(0.5) + z * third))
             )
+    last_node = tables.resonance.shape[1] - 1
+    if last_node > 0:
+        inverse_dd = 1.0 / tables.dd
+        for group in range(n_groups):
+            factor = tables.resonance[group]
+            for k in range(count):
+                node = min(max((d[k] - tables.d_0) * inverse_dd, 0.0), last_node - 1e-6)
+                c = np.int32(node)
+                between = np.float32(node - c)
+                damping[group, k] *= factor[c] + between * (factor[c + 1] - factor[c])
     strength[:count] = np.float32(0.0)
     pair = 0
     for group in range(n_groups):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bragg_data.crystallography.reflections import Resonance
+
+_RESONANCE_NODES = 8192  # between which b is linear, as between the points of its table
 
 
 class Tables(NamedTuple):
@@ -19,12 +24,27 @@ class Tables(NamedTuple):
     inverse_tof: NDArray[np.float64]
     tof_0: float  # where the first cell starts
     dt: float  # width of a cell
+    resonance: NDArray[np.float32]  # (n_groups, n_d) factors on uniform d, n_d ≥ 0
+    d_0: float  # where it starts, in Å
+    dd: float  # its spacing
 
 
 def build_tables(
-    u_groups: NDArray[np.float64], x_max: float, tof_low: float, tof_high: float
+    u_groups: NDArray[np.float64],
+    x_max: float,
+    tof: tuple[float, float],
+    resonances: Sequence[Resonance] = (),
+    d: tuple[float, float] = (0.0, 1.0),
 ) -> Tables:
-    """Build the tables for 1/d² up to ``x_max`` (times the U scale) and a TOF range in µs."""
+    """Build the tables for 1/d² up to ``x_max`` (times the U scale) and ranges of TOF in µs.
+
+    And of d, in Å, over which the factors of resonances are tabulated.
+    """
+    tof_low, tof_high = tof
+    nodes = np.linspace(*d, _RESONANCE_NODES if resonances else 0)
+    factors = np.ones((len(u_groups), len(nodes)), dtype=np.float32)
+    for resonance in resonances:
+        factors[resonance.group] = resonance.length(nodes)
     rates = 2 * np.pi**2 * u_groups
     # A cell is so small that the third-order series is exact to 1e-10.
     dx = 0.02 / max(float(rates.max()), 0.02)
@@ -40,6 +60,9 @@ def build_tables(
         inverse_tof=1 / centres,
         tof_0=tof_low,
         dt=dt,
+        resonance=factors,
+        d_0=d[0],
+        dd=(d[1] - d[0]) / (_RESONANCE_NODES - 1),
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import cell_volume
+from bragg_data.crystallography.scattering import element_of
 from bragg_data.crystallography.structure import Phase, ResonanceError
 from bragg_data.instrument.instprm import Instrument
 
@@ -155,7 +156,9 @@ class Project:
         )
         for number, site in enumerate(phase.sites):
             position, name = np.array(site.position) + shift, f"{site.symbol}{number}"
-            self._phase.add_atom(*position, site.symbol, name, occ=site.occupancy, uiso=site.u_iso)
+            element = element_of(site.symbol)
+            self._phase.add_atom(*position, element, name, occ=site.occupancy, uiso=site.u_iso)
+        self._set_isotopes()
         self._check(shift)
         data = self._histogram.data
         n = len(tof)
@@ -163,6 +166,21 @@ class Project:
         data["Limits"] = [(tof[0], tof[-1]), [tof[0], tof[-1]]]
         data["Background"][0][:] = ["chebyschev-1", False, 1, 0.0]
         self._in_memory: tuple[Any, Any, Any] | None = None
+
+    def _set_isotopes(self) -> None:
+        """Choose the isotope of each element, which GSAS-II knows once for all of its atoms."""
+        general = self._phase.data["General"]
+        symbols = {site.symbol for site in self._source.sites}
+        for symbol in sorted(symbols - {element_of(symbol) for symbol in symbols}):
+            element = element_of(symbol)
+            mass = symbol.removesuffix(element)
+            mixed = sum(element_of(other) == element for other in symbols) > 1
+            if mixed or mass not in general["Isotopes"][element]:
+                raise Gsas2Error(
+                    f"Phase '{self._source.name}' holds {symbol}, which GSAS-II does not know, or "
+                    f"not next to other {element}. Use --simulator kinematic."
+                )
+            general["Isotope"][element] = mass
 
     def _check(self, shift: NDArray[np.float64]) -> None:
         """Refuse a phase to which GSAS-II gives another symmetry, or other atoms, than gemmi."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -19,6 +20,7 @@ from bragg_data.crystallography.reflections import (
     lines_from_reflections,
     unique_reflections,
 )
+from bragg_data.crystallography.scattering import is_resonant, resonance_range
 from bragg_data.crystallography.structure import Phase, displaced, free_coordinates
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.instrument.peak_shape import Convention
@@ -77,7 +79,9 @@ class Simulator:
         width_range: tuple[float, float] | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.phases, self.instrument, self.grid = tuple(phases), instrument, grid
+        self.phases = tuple(phase.at_angle(instrument.two_theta) for phase in phases)
+        self.instrument, self.grid = instrument, grid
+        self._warn_of_wavelengths()
         self.response = PeakResponse(instrument, grid, size, microstrain, convention)
         self._widths = WidthInterpolation(self.response, width_range, cache)
         self._nominal = nominal_parameters(instrument, size, microstrain) | {"width_scale": 1.0}
@@ -124,6 +128,21 @@ class Simulator:
     def free_coordinates(self, code: int) -> _Array:
         """Return the displacement modes of a phase; see :func:`free_coordinates`."""
         return free_coordinates(self.phases[code])
+
+    def _warn_of_wavelengths(self) -> None:
+        """Warn of wavelengths beyond the tables of resonant elements."""
+        resonant = {s for p in self.phases if p.two_theta is not None for s in set(p.symbols)}
+        for symbol in sorted(filter(is_resonant, resonant)):
+            low, high = resonance_range(symbol)
+            d = self.instrument.d_spacing_from_tof(np.array([self.grid.start, self.grid.stop]))
+            used = 2 * abs(np.sin(np.radians(self.instrument.two_theta / 2))) * d
+            if used[0] < low or used[1] > high:
+                warnings.warn(
+                    f"Scattering lengths of {symbol} are tabulated from {low:.2f} to {high:.2f} Å; "
+                    f"the window has {used[0]:.2f} to {used[1]:.2f} Å: the last values are used "
+                    f"beyond.",
+                    stacklevel=3,
+                )
 
     def _batch(
         self,
@@ -189,7 +208,13 @@ class Simulator:
     ) -> tuple[Lines, Tables]:
         phase = self.phases[code]
         lines = lines_from_reflections(phase, unique_reflections(phase, limits))
-        return lines, build_tables(lines.u_groups, x_max, self.grid.start, self.grid.stop)
+        tof = self.grid.start, self.grid.stop
+        if not lines.reflections.resonances:
+            return lines, build_tables(lines.u_groups, x_max, tof)
+        # A little more than any calibration of samples puts into the window.
+        low, high = self.instrument.d_spacing_from_tof(np.array(tof))
+        d = 0.9 * float(low), 1.1 * float(high)
+        return lines, build_tables(lines.u_groups, x_max, tof, lines.reflections.resonances, d)
 
     def _metric(self, code: int, cells: _Array) -> _Array:
         """Independent terms of the reciprocal metric, shape (n, n_terms)."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, reciprocal_metric
 from bragg_data.crystallography.reflections import Lines, lines_from_reflections, unique_reflections
-from bragg_data.crystallography.structure import Phase
+from bragg_data.crystallography.structure import Phase, ResonanceError
 from bragg_data.instrument import peak_shape as peaks
 from bragg_models.networks.guided_config import PatternConfig, PatternPhase
 from bragg_models.targets import Targets
@@ -114,6 +114,13 @@ def _phase_tables(
     phase: Phase, cells: _Array, d_min: float, targets: Targets
 ) -> tuple[PatternPhase, tuple[_Array, _Array, _Array]]:
     lines, inverse = _lines_above(phase, cells, d_min)
+    if lines.reflections.resonances:
+        elements = {resonance.symbol for resonance in lines.reflections.resonances}
+        raise ResonanceError(
+            f"Phase '{phase.name}' holds {', '.join(sorted(elements))}, of which the scattering "
+            f"length varies with wavelength: networks with a pattern layer do not model that. "
+            f"Train another model, for example --model paper."
+        )
     # A margin for cells a little outside the range.
     inside = inverse < d_min**-2 * 1.02
     ever = inside.any(axis=0)

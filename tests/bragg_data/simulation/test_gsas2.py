@@ -15,7 +15,7 @@ import pytest
 
 from bragg_data.campaign import BUILT_IN, Samples, load_campaign
 from bragg_data.crystallography.cell import CrystalError, CrystalSystem
-from bragg_data.crystallography.structure import ResonanceError, read_phase
+from bragg_data.crystallography.structure import read_phase
 from bragg_data.instrument.instprm import TofGrid, read_instrument
 from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Error, Gsas2Options, PatternsError, Simulator
@@ -25,6 +25,7 @@ from bragg_data.store.repository import Store, open_dataset, verify
 from bragg_data.store.simulated import BlockResult, Writer, write_block
 from pipelines.simulation.worker import build_simulator, recipe_of, simulate_block
 from tests import fake_gsas2
+from tests.bragg_data.crystallography.test_published_structures import cif as published
 from tests.tiny_campaign import tiny_campaign
 
 DATA = Path(__file__).parents[2] / "data"
@@ -475,10 +476,34 @@ class TestGsas2:
         with pytest.raises(Gsas2Error, match="lacks the flight path"):
             simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
-        with pytest.raises(ResonanceError, match="--simulator gsas2"):
-            kinematic.Simulator(*what, size=1.0, microstrain=1000.0).simulate(
-                np.array([0]), np.array([phase.cell])
-            )
+
+    @pytest.mark.parametrize(("symbol", "limit"), [("Er", 1e-3), ("Gd", 5e-3), ("Yb", 1.2e-2)])
+    @pytest.mark.filterwarnings("ignore:Scattering lengths of")
+    def test_resonant_elements_are_those_of_the_fast_simulator(self, symbol, limit):
+        """Up to GSAS-II's Breit-Wigner terms, which are fitted to Lynn & Seeger's tables."""
+        campaign = load_campaign("batio3-nomad")
+        text = (STRUCTURES / "baddeleyite.cif").read_text().replace("Zr", symbol)
+        phase = read_phase(text, "phase")
+        grid = TofGrid(4000.0, campaign.grid.relative_step, 1500)
+        what = [phase], campaign.instrument, grid
+        simulator = Simulator(*what, size=1.0, microstrain=1000.0, options=INSTALLED)
+        expected = simulator.simulate(np.array([0]), np.array([phase.cell]))[0]
+        simulator.close()
+        fast = kinematic.Simulator(*what, size=1.0, microstrain=1000.0)
+        pattern = fast.simulate(np.array([0]), np.array([phase.cell]))[0]
+        assert np.abs(pattern - expected).max() < limit * expected.max()
+
+    def test_an_isotope_is_that_of_gsas2(self):
+        campaign = load_campaign("batio3-nomad")
+        phase = read_phase(published("lab6"), "lab6")
+        grid = TofGrid(4000.0, campaign.grid.relative_step, 1500)
+        what = [phase], campaign.instrument, grid
+        simulator = Simulator(*what, size=1.0, microstrain=1000.0, options=INSTALLED)
+        expected = simulator.simulate(np.array([0]), np.array([phase.cell]))[0]
+        simulator.close()
+        fast = kinematic.Simulator(*what, size=1.0, microstrain=1000.0)
+        pattern = fast.simulate(np.array([0]), np.array([phase.cell]))[0]
+        assert np.abs(pattern - expected).max() < 1e-4 * expected.max()
 
     def test_time_limit(self):
         campaign = load_campaign("batio3-nomad")
