@@ -20,8 +20,8 @@ def main(
         list[Path],
         Argument(
             metavar="FILE...",
-            help="Profiles, and folders of them: GSAS files (.gsa .gss .fxye) or columns of TOF in "
-            "µs, intensity, sigma (.xye .xy .dat).",
+            help="Profiles, and folders of them: GSAS files (.gsa .gss .fxye) or columns of TOF, d "
+            "or Q, intensity, sigma (.xye .xy .dat).",
         ),
     ],
     profile: options.ProfileOptions,

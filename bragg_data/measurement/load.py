@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
 from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, read_instruments
-from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
+from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
 from bragg_data.measurement.resampling import (
     GriddedProfile,
+    in_time_of_flight,
     match_bank,
     measured_tof,
     measurement_warnings,
@@ -61,7 +63,7 @@ class Label:
 class Measurement:
     """A profile on a campaign's grid, ready for predictions."""
 
-    profile: Profile  # as read
+    profile: Profile  # as read, over time of flight
     gridded: GriddedProfile  # on the campaign's grid, with its background
     # Used for resampling; None if times were taken as those of the campaign's instrument.
     calibration: Instrument | None
@@ -77,29 +79,69 @@ def load_measurements(
     calibration: Path | None = None,
     bank: int | None = None,
     two_theta: float | None = None,
+    reading: Reading = AS_USUAL,
 ) -> list[Measurement]:
     """Read the profiles of a file and bring them to a campaign's grid.
 
     With the measurement's ``.instprm`` file, or as :func:`measurement_from_profile` without it.
-    Only the given bank, by default those at the angle of the model's instrument; the scattering
-    angle in degrees replaces what the file says or does not say. Raises ProfileError or
-    InstrumentError if the file cannot be read, fits neither the grid nor the calibration, has no
-    significant peaks, or an angle is given for more than one bank.
+    Only the given bank, by default those at the angle of the model's instrument. The scattering
+    angle in degrees chooses among several banks by their headers, and replaces what a single one
+    says or does not say. Raises ProfileError or InstrumentError if the file cannot be read, fits
+    neither the grid nor the calibration, has no significant peaks, the instrument is one of
+    constant wavelength, or several banks could be meant.
     """
-    instruments = None if calibration is None else read_instruments(calibration)
-    profiles = read_profiles(path, bank)
-    if bank is None and len(profiles) > 1:
+    profiles = read_profiles(path, bank, reading)
+    instruments = None
+    if calibration is not None:
+        _refuse_constant_wavelength(calibration)
+        instruments = read_instruments(calibration)
+    if two_theta is not None and len(profiles) > 1 and any(p.two_theta for p in profiles):
+        profiles = _at_angle(profiles, two_theta)
+        two_theta = None
+    elif bank is None and len(profiles) > 1:
         profiles = _at_the_models_angle(profiles, campaign.instrument)
+    repeated = len({p.bank for p in profiles}) < len(profiles)
+    if repeated or (two_theta is not None and len(profiles) > 1):
+        raise ProfileError(_several(profiles))
     if two_theta is not None:
-        if len(profiles) > 1:
-            raise ProfileError(
-                f"{path} has {len(profiles)} banks that could be meant, and --two-theta is the "
-                f"angle of one: name it with --bank."
-            )
         # The header's nominal difC would decide otherwise, where it is of use for nothing else.
         difc = profiles[0].difc if instruments is None else None
         profiles = [replace(profiles[0], two_theta=two_theta, difc=difc)]
     return [measurement_from_profile(profile, campaign, instruments) for profile in profiles]
+
+
+def _refuse_constant_wavelength(calibration: Path) -> None:
+    """Refuse GSAS's and GSAS-II's instrument files of constant wavelength by their name."""
+    try:
+        with calibration.open("rb") as file:
+            text = file.read(1 << 20).decode("latin-1")
+    except OSError:
+        return  # refused where it is read
+    if match := re.search(r"^(?:INS\s+HTYPE\s+|Type:\s*)(P[NX]C\w*)", text, re.MULTILINE):
+        raise ProfileError(
+            f"{calibration} is an instrument of constant wavelength ({match[1]}); only time of "
+            f"flight is supported."
+        )
+
+
+def _several(profiles: Sequence[Profile]) -> str:
+    banks = "; ".join(
+        f"bank {p.bank}"
+        + ("" if p.two_theta is None else f", 2θ {p.two_theta:g}°")
+        + f", {p.tof[0]:.6g}–{p.tof[-1]:.6g}"
+        for p in profiles
+    )
+    return (
+        f"{profiles[0].source} has {len(profiles)} banks that could be meant: {banks}. --two-theta "
+        f"is the angle of one: name it with --bank, or its place in the file with --position."
+    )
+
+
+def _at_angle(profiles: list[Profile], two_theta: float) -> list[Profile]:
+    chosen = [p for p in profiles if p.two_theta is not None and abs(p.two_theta - two_theta) < 2.0]
+    if len(chosen) != 1:
+        raise ProfileError(_several(chosen or profiles))
+    return chosen
 
 
 def measurement_from_profile(
@@ -117,6 +159,7 @@ def measurement_from_profile(
         calibration = nominal_calibration(profile, instrument)
     else:
         calibration = match_bank(profile, instruments)
+    as_read, profile = profile, in_time_of_flight(profile, calibration or instrument)
     gridded = resample_to_grid(profile, campaign.grid, instrument, calibration)
     window = measured_tof(campaign.grid.tof[[0, -1]], instrument, calibration)
     inside = (profile.tof >= window[0]) & (profile.tof <= window[1])
@@ -126,7 +169,7 @@ def measurement_from_profile(
             f"µs: no narrow peak stands out of its background and noise, so there is nothing to "
             f"determine a cell from. Check the file and its bank, or measure longer."
         )
-    warnings = measurement_warnings(profile, gridded, instrument, calibration, nominal=nominal)
+    warnings = measurement_warnings(as_read, gridded, instrument, calibration, nominal=nominal)
     try:
         prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
     except PreprocessingError as error:  # nothing stands above the background

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from bragg_data.measurement.readers import Profile, ProfileError
 
 _MINIMUM_COVERAGE = 0.2  # of the campaign's grid (and at least 200 points of it) by a profile
 _COARSEST_STEP = 8.0  # grid steps between measured points, beyond which peaks fall between them
+_HALF_BIN_OF_NOTE = 2e-5  # relative; shifts below this are lost in a calibration's uncertainty
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,25 @@ def measured_tof(
     if calibration is None:
         return tof
     return calibration.tof_from_d_spacing(instrument.d_spacing_from_tof(tof))
+
+
+def in_time_of_flight(profile: Profile, calibration: Instrument) -> Profile:
+    """Return a profile over d-spacing as one over time of flight, by a calibration.
+
+    Intensities stay as they are: d and time of flight are nearly proportional. Raises a
+    ProfileError if the calibration does not grow with d over the profile.
+    """
+    if profile.unit == "us":
+        return profile
+    tof = calibration.tof_from_d_spacing(profile.tof)
+    if not (tof[0] > 0 and (np.diff(tof) > 0).all()):
+        ends = profile.tof[[0, -1]]
+        raise ProfileError(
+            f"{profile.name} is over {ends[0]:.4g}–{ends[1]:.4g} Å, where the calibration (difC "
+            f"{calibration.difc:g}, difA {calibration.difa:g}, difB {calibration.difb:g}) does not "
+            f"grow with d. Check the instrument file and the unit (--x-unit)."
+        )
+    return replace(profile, tof=tof, unit="us")
 
 
 def resample_to_grid(
@@ -72,7 +92,8 @@ def resample_to_grid(
             f"{profile.name} is outside the instrument's range: it has points over "
             f"{_range(profile.tof, axis)}, the model needs {_range(target, axis)}; "
             f"{covered.sum()} of {grid.points} grid points are covered and {needed} are needed. "
-            f"Give another bank, or a model of this bank."
+            f"Give another bank, or a model of this bank; if the file's axis is another one, name "
+            f"it with --x-unit."
         )
     # A density per µs of the measured axis becomes one per µs of the campaign's.
     stretch = np.gradient(target) / np.gradient(grid.tof)
@@ -226,9 +247,14 @@ def measurement_warnings(
     The profile is given as read and on the grid of the campaign with this instrument; ``nominal``
     is whether the calibration that was used is the header's (:func:`nominal_calibration`).
     """
-    warnings = []
+    warnings = list(profile.warnings)
     angle = profile.two_theta
-    if calibration is None:
+    if profile.unit == "d":
+        warnings.append(
+            "The file is over d-spacing (or Q): its calibration is that of the data reduction, and "
+            "an error of it is the same relative error of every length."
+        )
+    elif calibration is None:
         warnings.append(
             f"No calibration was given: times of flight were taken as those of the model's "
             f"instrument (difC {instrument.difc:g}). An error of difC is the same relative error "
@@ -274,6 +300,14 @@ def measurement_warnings(
         warnings.append(
             f"The profile was measured at 2θ {angle:g}° and the model's instrument stands at "
             f"{instrument.two_theta:g}°."
+        )
+    half_bin = 0.5 * float(np.median(np.diff(profile.tof) / profile.tof[:-1]))
+    if profile.maybe_edges and not nominal and calibration and half_bin > _HALF_BIN_OF_NOTE:
+        warnings.append(
+            f"The file does not show whether its times are bin edges or centres: they were taken "
+            f"as centres. GSAS-II takes them for lower edges, that is half a bin "
+            f"({100 * half_bin:.2g} % of every length) later: if the calibration was refined there "
+            f"on such files, give --bin-edges; if these are centres, --bin-centres."
         )
     coverage = float(gridded.covered.mean())
     if coverage < 0.99:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from typer import Option, Typer
 
@@ -26,6 +26,7 @@ from bragg_data.defaults import PATTERN_SECONDS
 from catalog import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
 
 if TYPE_CHECKING:
+    from bragg_data.measurement.readers import Reading
     from bragg_data.store.repository import Store
 
 _gsas2 = partial(Option, rich_help_panel="GSAS-II")
@@ -83,8 +84,34 @@ class ProfileOptions:
     ] = None
     bank: Annotated[int | None, Option(help="Only this bank of the files.")] = None
     two_theta: Annotated[
-        float | None, Option(min=-180, max=180, help="2θ of the bank (°), if the file states none.")
+        float | None,
+        Option(
+            min=-180,
+            max=180,
+            help="2θ (°): of several banks by their headers, or of a bank whose file states none.",
+        ),
     ] = None
+    position: Annotated[
+        int | None, Option(min=1, help="Only the bank at this place of the files, from 1.")
+    ] = None
+    x_unit: Annotated[
+        Literal["us", "ms", "s", "d", "Q"] | None,
+        Option(help="Unit of the axis, if a file does not name it."),
+    ] = None
+    bin_edges: Annotated[
+        bool | None,
+        Option(
+            "--bin-edges/--bin-centres",
+            help="Whether the files list lower edges of bins, or their centres.",
+        ),
+    ] = None
+
+    @property
+    def reading(self) -> Reading:
+        """What the files leave open."""
+        from bragg_data.measurement.readers import Reading
+
+        return Reading(self.position, self.x_unit, self.bin_edges)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bragg_data.instrument.instprm import read_instruments
-from bragg_data.measurement.load import measurement_from_profile
-from bragg_data.measurement.readers import profile_from_arrays
+from bragg_data.measurement.load import load_measurements, measurement_from_profile
+from bragg_data.measurement.readers import AS_USUAL, Reading, profile_from_arrays
 from catalog import DEFAULT_TRACKING_URI, registry
 from catalog.tracking import Tracking
-from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import workflow
 from pipelines.prediction.result import PredictionResult
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile, PredictError
@@ -67,6 +66,7 @@ def predict(
     instrument: str | Path | None = None,
     bank: int | None = None,
     two_theta: float | None = None,
+    reading: Reading = AS_USUAL,
 ) -> PredictionResult:
     """Predict crystal system and cell of one measured profile.
 
@@ -83,7 +83,9 @@ def predict(
     bank
         Bank of the file.
     two_theta
-        Scattering angle of the bank in degrees, if the file does not have it.
+        Scattering angle of the bank in degrees, if the file does not have it, or to choose a bank.
+    reading
+        Unit of the axis, bin edges or centres, and place of the bank, where a file leaves it open.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def predict(
         If the profile cannot be read, has no significant peaks or does not fit the model's grid, or
         the file has several banks at the model's angle.
     """
-    return _predicted(profile, _loaded(model), instrument, bank, two_theta).result()
+    return _predicted(profile, _loaded(model), instrument, bank, two_theta, reading).result()
 
 
 def refine(
@@ -101,6 +103,7 @@ def refine(
     instrument: str | Path | None = None,
     bank: int | None = None,
     two_theta: float | None = None,
+    reading: Reading = AS_USUAL,
 ) -> PredictionResult:
     """Predict one measured profile, and refine each plausible phase against the whole pattern.
 
@@ -108,7 +111,7 @@ def refine(
     of the result gives the reason.
     """
     loaded = _loaded(model)
-    predicted = _predicted(profile, loaded, instrument, bank, two_theta)
+    predicted = _predicted(profile, loaded, instrument, bank, two_theta, reading)
     return workflow.refine_predictions([predicted], loaded.refiner)[0].result()
 
 
@@ -125,12 +128,14 @@ def _predicted(
     instrument: str | Path | None,
     bank: int | None,
     two_theta: float | None,
+    reading: Reading,
 ) -> PredictedProfile:
     campaign = model.predictor.campaign
     calibration = None if instrument is None else Path(instrument)
     if isinstance(profile, str | Path):
-        options = ProfileOptions(calibration, bank, two_theta)
-        measurements = workflow.read_measurements(Path(profile), campaign, options)
+        measurements = load_measurements(
+            Path(profile), campaign, calibration, bank, two_theta, reading
+        )
     else:
         columns = [np.asarray(values, dtype=np.float64) for values in profile]
         if len(columns) not in (2, 3):

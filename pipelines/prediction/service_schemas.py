@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from bragg_data.measurement.readers import Unit
 from pipelines.prediction.result import PredictionResult
 
 MAX_PROFILES = 512
@@ -33,6 +34,9 @@ class FileRequest(_Request):
     instrument: str | None = Field(None, description="The measurement's .instprm, as text.")
     bank: int | None = Field(None, ge=0, le=10_000)
     two_theta: FiniteFloat | None = Field(None, gt=-180, lt=180, description="Degrees.")
+    position: int | None = Field(None, ge=1, description="Place of the bank in the file.")
+    x_unit: Unit | None = Field(None, description="Of the axis, where the file does not name it.")
+    bin_edges: bool | None = Field(None, description="Whether times are lower bin edges.")
 
 
 class ModelInfo(BaseModel):

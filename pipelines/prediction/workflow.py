@@ -187,7 +187,8 @@ def read_measurements(path: Path, campaign: Campaign, options: ProfileOptions) -
     Errors are those of :func:`bragg_data.measurement.load.load_measurements`; every message names
     the file.
     """
-    return load_measurements(path, campaign, options.instrument, options.bank, options.two_theta)
+    chosen = options.instrument, options.bank, options.two_theta
+    return load_measurements(path, campaign, *chosen, options.reading)
 
 
 def predict_measurements(

@@ -23,7 +23,7 @@ def read_measurements(
     files: Sequence[Path], campaign: Campaign, options: ProfileOptions, *, quiet: bool = False
 ) -> list[Measurement]:
     """Read profiles, which need significant peaks, and resample them on a campaign's grid."""
-    calibration = options.instrument, options.bank, options.two_theta
+    calibration = options.instrument, options.bank, options.two_theta, options.reading
     measurements: list[Measurement] = []
     with Progress("Reading", len(files), "files", quiet=quiet) as bar:
         for file in files:

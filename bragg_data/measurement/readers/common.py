@@ -1,4 +1,4 @@
-"""A measured profile, the checks that every one has to pass, and the reading of headers."""
+"""A measured profile, how its file may be read, and the reading of headers."""
 
 from __future__ import annotations
 
@@ -6,26 +6,37 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 MINIMUM_POINTS = 20  # a profile with fewer is refused
-_LARGEST = 1e30  # beyond this sums of squares overflow: no detector counts so much
-_LARGEST_TOF = 1e7  # µs; ten seconds
-_SMALLEST_STEP = 1e-6  # µs; no clock is finer, and a density over less overflows
 COMMENT = "#!'\"/*"
+
+Unit = Literal["us", "ms", "s", "d", "Q"]
+"""Of a file's axis: time of flight in µs, ms or s; d-spacing in Å; Q in 1/Å."""
 
 
 class ProfileError(ValueError):
     """A measured profile that cannot be read, or from which nothing can be predicted."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How to read what a file leaves open; None for what it says itself, or the usual."""
+
+    position: int | None = None  # place of the bank in the file, from 1
+    x_unit: Unit | None = None
+    bin_edges: bool | None = None  # whether times are lower bin edges, or centres
+
+
 @dataclass(frozen=True, eq=False)
 class Profile:
     """One measured powder profile."""
 
-    tof: NDArray[np.float64]  # (n,) in µs, ascending
+    # (n,) in µs, ascending; where `unit` is d or Q the d-spacing in Å, still to be converted.
+    tof: NDArray[np.float64]
     intensity: NDArray[np.float64]  # (n,) density per µs, in the file's own units
     sigma: NDArray[np.float64]  # (n,) its standard deviation; 0: masked or dead detectors
     bank: int | None = None  # its number in the file
@@ -34,6 +45,10 @@ class Profile:
     difc: float | None = None  # µs/Å, from the header: nominal (geometry, no calibration)
     header: dict[str, str] = field(default_factory=dict)  # of comments; keys in lower case
     source: str = "arrays"  # the path of the file
+    unit: Literal["us", "d"] = "us"
+    # Whether the times of a file of columns may be bin edges: they were taken as centres.
+    maybe_edges: bool = False
+    warnings: tuple[str, ...] = ()  # what was inferred when the file was read, in sentences
 
     @property
     def name(self) -> str:
@@ -90,101 +105,3 @@ def header_from_comments(general: Sequence[str], of_bank: Sequence[str] = ()) ->
     if free:
         header["comment"] = "; ".join(free)
     return header
-
-
-def _number_of(header: dict[str, str], key: str, low: float, high: float) -> float | None:
-    try:
-        value = float(header[key])
-    except (KeyError, ValueError):
-        return None
-    return value if low < value < high and value != 0 else None
-
-
-def checked_profile(
-    path: Path,
-    bank: int | None,
-    title: str,
-    header: dict[str, str],
-    columns: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None],
-    *,
-    edges: bool,
-) -> Profile:
-    """Check the columns of a file and return them as a :class:`Profile`, or raise a ProfileError.
-
-    ``columns``, each of shape (n,), are times of flight in µs, intensities, and standard deviations
-    or None; with ``edges`` GSAS's lower bin edges and counts, not points of a density.
-    """
-    tof, intensity, sigma = columns
-    where = str(path) if bank is None else f"{path}, bank {bank},"
-    if problem := _problem_of_times(tof):
-        raise ProfileError(f"{where} {problem}")
-    step = np.diff(tof)
-    missing = ~np.isfinite(intensity)
-    if sigma is not None:
-        missing |= ~np.isfinite(sigma)
-    if missing.mean() > 0.5:
-        raise ProfileError(
-            f"{where} has no number as intensity (or its standard deviation) at {missing.sum()} of "
-            f"{len(tof)} points."
-        )
-    intensity = np.where(missing, 0.0, intensity)
-    if not intensity.any():
-        raise ProfileError(f"{where} holds no intensity: all {len(tof)} values are zero.")
-    if sigma is None or not (sigma > 0).any():
-        positive = intensity[intensity > 0]
-        if not len(positive):
-            raise ProfileError(f"{where} holds no positive intensity.")
-        sigma = np.sqrt(np.maximum(intensity, positive.min()))
-    sigma = np.where(missing | (sigma < 0), 0.0, sigma)
-    if max(np.abs(intensity).max(), sigma.max()) > _LARGEST:
-        raise ProfileError(
-            f"{where} has an intensity beyond {_LARGEST:g}: no detector counts so much."
-        )
-    if edges:
-        tof, intensity, sigma = tof[:-1] + step / 2, intensity[:-1] / step, sigma[:-1] / step
-    two_theta = _number_of(header, "two_theta", -180.0, 180.0)
-    difc = _number_of(header, "difc", 0.0, 1e6)
-    return Profile(tof, intensity, sigma, bank, title, two_theta, difc, header, str(path))
-
-
-def _problem_of_times(tof: NDArray[np.float64]) -> str:
-    if len(tof) < MINIMUM_POINTS:
-        return f"has {len(tof)} points; a profile needs at least {MINIMUM_POINTS}."
-    if not np.isfinite(tof).all():
-        return "has a time of flight that is not a number."
-    ends = f"runs from {tof.min():g} to {tof.max():g}"
-    if tof.max() < 100:
-        return f"{ends}: time of flight in µs is expected (not ms, Å or degrees)."
-    if tof.min() <= 0 or tof.max() > _LARGEST_TOF:
-        return f"{ends} µs; times of flight lie between 0 and {_LARGEST_TOF:g} µs."
-    row = int(np.argmin(np.diff(tof) > _SMALLEST_STEP))
-    if tof[row + 1] - tof[row] > _SMALLEST_STEP:
-        return ""
-    return (
-        f"has times of flight that do not ascend: {tof[row + 1]:g} µs follows {tof[row]:g} µs at "
-        f"point {row + 2}."
-    )
-
-
-def profile_from_arrays(
-    tof: NDArray[np.float64],
-    intensity: NDArray[np.float64],
-    sigma: NDArray[np.float64] | None = None,
-    *,
-    bank: int | None = None,
-    two_theta: float | None = None,
-) -> Profile:
-    """Return a profile from arrays (n,), checked and completed as the columns of a file.
-
-    Times of flight in µs, ascending; density per µs; its standard deviation, estimated from
-    counting statistics if left out; scattering angle in degrees. A ProfileError is raised if the
-    arrays differ in length, or are no profile.
-    """
-    columns = (tof, intensity) if sigma is None else (tof, intensity, sigma)
-    if {column.shape for column in columns} != {(len(tof),)}:
-        shapes = ", ".join(str(column.shape) for column in columns)
-        raise ProfileError(
-            f"A profile needs one-dimensional arrays of one length; their shapes are {shapes}."
-        )
-    header = {} if two_theta is None else {"two_theta": repr(two_theta)}
-    return checked_profile(Path("arrays"), bank, "", header, (tof, intensity, sigma), edges=False)

@@ -8,16 +8,18 @@ centres, and counts are divided by the width: a density per µs, as the simulate
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.measurement.readers import common
-from bragg_data.measurement.readers.common import Profile, ProfileError
+from bragg_data.measurement.readers import axis, common
+from bragg_data.measurement.readers.checks import RawProfile, checked_profile
+from bragg_data.measurement.readers.common import Profile, ProfileError, Reading
 
 
 @dataclass(frozen=True)
@@ -29,39 +31,59 @@ class GsasBlock:
     binning: str
     coefficients: list[float]
     kind: str
+    indent: int  # blanks before the record
     title: str
+    comments: list[str]
     header: dict[str, str]
     lines: list[str] = field(default_factory=list)
 
 
 _KINDS = ("FXYE", "FXY", "ALT", "ESD", "STD")
+_MARKS = frozenset("BbTtEe#\x1a")  # first letters of lines that are not data
+# Without this much behind it, "Bank 4" in a column file would be taken for a record.
+_RECORD = re.compile(r"\s*BANK\s+\d+\s+\d+\s+\d+\s+[A-Z]", re.IGNORECASE)
+_LEAST_SHARE = 0.5  # of the announced channels; with fewer the file is cut off
+
+
+def is_bank_record(line: str) -> bool:
+    """Return whether a line begins a bank: ``BANK``, or a record indented or in lower case."""
+    return line.startswith("BANK") or (line.lstrip()[:1] in "Bb" and bool(_RECORD.match(line)))
 
 
 def gsas_blocks(
     lines: Sequence[str], path: Path
 ) -> tuple[list[GsasBlock], dict[str, NDArray[np.float64]]]:
     """Cut a GSAS file into its banks and its time maps (lower edges of the channels in µs)."""
-    title = "" if lines[0].startswith("BANK") else " ".join(lines[0].lstrip("#").split())
+    title = "" if is_bank_record(lines[0]) else " ".join(lines[0].lstrip("#").split())
     blocks: list[GsasBlock] = []
     general: list[str] = []
     of_bank: list[str] = []  # comments before the next bank
-    target: list[str] = general
+    target: list[str] | None = None
     map_lines: list[tuple[str, list[str]]] = []
     for number, line in enumerate(lines):
-        if line.startswith("BANK"):
-            if not blocks:
-                general, of_bank = of_bank, []
-            header = common.header_from_comments(general, of_bank)
-            blocks.append(_bank_record(line, path, title, header))
-            of_bank, target = [], blocks[-1].lines
-        elif line.startswith("TIME_MAP"):
-            map_lines.append((line, []))
-            target = map_lines[-1][1]
-        elif line.startswith("#") or (number and not blocks):
+        if (stripped := line.lstrip())[:1] in _MARKS:
+            if is_bank_record(line):
+                if not blocks:
+                    general, of_bank = of_bank, []
+                blocks.append(_bank_record(line, path, title, [*general, *of_bank]))
+                of_bank, target = [], blocks[-1].lines
+                continue
+            if stripped[:8].upper() == "TIME_MAP":
+                map_lines.append((stripped, []))
+                target = map_lines[-1][1]
+                continue
+            if stripped[0] == "#":
+                of_bank.append(line)
+                continue
+            if target is not None and stripped.strip(" \t\x1a").upper() in ("END", ""):
+                target = []  # what follows is no data
+                continue
+        if target is not None:
+            if stripped:
+                target.append(line)
+        elif number:
             of_bank.append(line)
-        elif line.strip() and blocks:
-            target.append(line)
-    return blocks, dict(_time_map(record, rows, path) for record, rows in map_lines)
+    return blocks, _time_maps(map_lines, path)
 
 
 def _integer(word: str) -> int:
@@ -70,8 +92,8 @@ def _integer(word: str) -> int:
     return int(word)
 
 
-def _bank_record(line: str, path: Path, title: str, header: dict[str, str]) -> GsasBlock:
-    words = line.split()
+def _bank_record(line: str, path: Path, title: str, comments: list[str]) -> GsasBlock:
+    words = line.upper().split()
     try:
         bank, channels, binning = _integer(words[1]), _integer(words[2]), words[4]
         rest = words[5:]
@@ -82,7 +104,23 @@ def _bank_record(line: str, path: Path, title: str, header: dict[str, str]) -> G
             f"{path} has a bank record that cannot be read: {line.strip()[:80]!r}. Expected: BANK, "
             f"its number, channels, records, binning (SLOG, RALF …), coefficients, data type."
         ) from error
-    return GsasBlock(bank, channels, binning, coefficients, kind, title, header)
+    indent, header = len(line) - len(line.lstrip()), common.header_from_comments(comments)
+    return GsasBlock(bank, channels, binning, coefficients, kind, indent, title, comments, header)
+
+
+def _time_maps(
+    map_lines: Sequence[tuple[str, list[str]]], path: Path
+) -> dict[str, NDArray[np.float64]]:
+    maps: dict[str, NDArray[np.float64]] = {}
+    for record, rows in map_lines:
+        name, edges = _time_map(record, rows, path)
+        if name in maps and not np.array_equal(maps[name], edges):
+            raise ProfileError(
+                f"{path} has two different time maps of the number {name[:20]}, so that the times "
+                f"of its banks cannot be known. Number them as the bank records do."
+            )
+        maps[name] = edges
+    return maps
 
 
 @np.errstate(over="ignore", invalid="ignore")  # times that are not finite are refused later
@@ -91,7 +129,8 @@ def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, NDArra
     words = record[8:].split()
     try:
         count, clock = _integer(words[1]), float(words[4]) / 1000
-        values = [_integer(word) for row in rows for word in row.split()][:count]
+        cells = (word for row in rows for word in row.split())
+        values = [_integer(word) for word in islice(cells, count)]
         starts, steps = values[1:-1:3], values[2::3]
         stops = [*starts[1:], values[-1]]
         lengths = [math.ceil((b - a) / s) for a, b, s in zip(starts, stops, steps, strict=True)]
@@ -106,28 +145,29 @@ def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, NDArra
 
 
 def read_gsas_bank(
-    block: GsasBlock, time_maps: dict[str, NDArray[np.float64]], path: Path
+    block: GsasBlock, time_maps: dict[str, NDArray[np.float64]], path: Path, reading: Reading
 ) -> Profile:
     """Return the profile of a bank, from what :func:`gsas_blocks` returned.
 
-    A ProfileError is raised if the data cannot be read, or are fewer than the record promises.
+    A ProfileError is raised if the data cannot be read, or are far fewer than the record promises.
     """
     where = f"{path}, bank {block.bank},"
     sigma: NDArray[np.float64] | None
+    keep = slice(max(block.channels, 0) or None)
     try:
         if block.kind in ("FXYE", "FXY"):
-            rows = _free(block.lines, len(block.kind) - 1, where)
+            rows = _free(block.lines, len(block.kind) - 1, where)[keep]
             edges, counts = rows[:, 0], rows[:, 1]
             sigma = rows[:, 2] if block.kind == "FXYE" else None
         elif block.kind == "ALT":
             # 4(F8.0, F7.4, F5.4): 32 × time, 1000 × counts, 1000 × deviation
-            rows = _fixed(block.lines, (8, 7, 5))
+            rows = _fixed(block, (8, 7, 5))[keep]
             edges, counts, sigma = rows[:, 0] / 32, rows[:, 1] / 1000, rows[:, 2] / 1000
         elif block.kind == "ESD":  # 5(2F8.0)
-            counts, sigma = _fixed(block.lines, (8, 8)).T
+            counts, sigma = _fixed(block, (8, 8))[keep].T
             edges = _edges(block, time_maps, len(counts), where)
         else:  # STD, 10(I2, F6.0): number of detectors, counts averaged over them
-            detectors, counts = _fixed(block.lines, (2, 6)).T
+            detectors, counts = _standard(block)[:, keep]
             spread = np.maximum(counts, min(counts[counts > 0], default=0.0))
             sigma = np.sqrt(spread / np.maximum(detectors, 1))
             edges = _edges(block, time_maps, len(counts), where)
@@ -137,29 +177,87 @@ def read_gsas_bank(
         raise ProfileError(
             f"{where} has {block.kind} data that cannot be read: {str(error)[:80]}."
         ) from error
-    if len(counts) < block.channels:
+    present, warnings = len(counts), []
+    if present < _LEAST_SHARE * block.channels:
         raise ProfileError(
             f"{where} is truncated: its record promises {block.channels} channels and "
-            f"{len(counts)} are there."
+            f"{present} are there."
         )
-    keep = slice(max(block.channels, 0) or None)
-    cut = (edges[keep], counts[keep], None if sigma is None else sigma[keep])
-    return common.checked_profile(path, block.bank, block.title, block.header, cut, edges=True)
+    if present < block.channels:
+        warnings.append(
+            f"The record of bank {block.bank} promises {block.channels} channels and {present} are "
+            f"there: check that the file is complete."
+        )
+    if reading.bin_edges is None and block.kind in ("FXYE", "ALT") and len(edges) > 1:
+        warnings += _on_centres(block, edges)
+    raw = RawProfile(
+        path=path,
+        x=edges,
+        intensity=counts,
+        sigma=sigma,
+        bank=block.bank,
+        title=block.title,
+        header=block.header,
+        declared="us" if block.binning == "TIME_MAP" else _declared(block),
+        counts=True,
+        edges=reading.bin_edges is not False,
+        warnings=tuple(warnings),
+    )
+    return checked_profile(raw, reading.x_unit)
+
+
+def _declared(block: GsasBlock) -> axis.Declared | None:
+    return axis.declared_by_header([block.title, *block.comments])
+
+
+@np.errstate(all="ignore")  # times that are not finite are refused later
+def _on_centres(block: GsasBlock, times: NDArray[np.float64]) -> list[str]:
+    """Warn of Mantid's files: its SaveGSS lists the middle of each bin."""
+    if "generated by mantid" not in " ".join(block.comments).lower():
+        return []
+    half = 50 * float(np.median(np.diff(times) / times[:-1]))
+    return [
+        f"Mantid lists bin centres. They were read as GSAS-II reads them, as lower bin edges, half "
+        f"a bin ({half:.2g} %) later: right with a calibration that was refined in GSAS-II on such "
+        f"files. With any other give --bin-centres."
+    ]
 
 
 def _free(lines: Sequence[str], need: int, where: str) -> NDArray[np.float64]:
     """Read the first numbers of each line; shape (n, need)."""
-    for line in lines:
-        if len(line.split()) < need:
-            raise ProfileError(
-                f"{where} has a line of fewer than {need} numbers: {line.strip()[:60]!r}."
-            )
-    return np.array([[float(w) for w in s.split()[:need]] for s in lines]).reshape(-1, need)
+    rows = [line.split() for line in lines]
+    widths = set(map(len, rows))
+    if min(widths, default=need) < need:
+        short = next(line for line, row in zip(lines, rows, strict=True) if len(row) < need)
+        raise ProfileError(
+            f"{where} has a line of fewer than {need} numbers: {short.strip()[:60]!r}."
+        )
+    if widths != {need}:
+        rows = [row[:need] for row in rows]
+    numbers = map(float, chain.from_iterable(rows))
+    return np.fromiter(numbers, np.float64, need * len(rows)).reshape(-1, need)
 
 
-def _fixed(lines: Sequence[str], widths: tuple[int, ...]) -> NDArray[np.float64]:
+def _standard(block: GsasBlock) -> NDArray[np.float64]:
+    """Read STD data, 10(I2, F6.0); shape (2, n)."""
+    lines = [line[:80].rstrip() for line in block.lines]
+    text = "".join(line.ljust(80) for line in lines)
+    if not block.indent and not (text[::8] + text[1::8]).strip():
+        words = text.split()  # without numbers of detectors blanks separate the counts
+        if len(words) == sum(-(-len(line) // 8) for line in lines):
+            counts = np.fromiter(map(float, words), np.float64, len(words))
+            return np.stack([np.zeros_like(counts), counts])
+    return _fixed(block, (2, 6)).T
+
+
+def _fixed(block: GsasBlock, widths: tuple[int, ...]) -> NDArray[np.float64]:
     """Read fixed-width fields that repeat along 80-column lines; shape (n, len(widths))."""
-    period, starts = sum(widths), np.cumsum((0, *widths))
+    period, starts, lines = sum(widths), np.cumsum((0, *widths)), block.lines
+    if block.indent % period and all(
+        line[: block.indent].isspace() and (len(line.rstrip()) - block.indent) % period == 0
+        for line in lines
+    ):
+        lines = [line[block.indent :] for line in lines]  # indented as the record is
     rows = []
     for line in lines:
         for start in range(0, min(len(line), 80) - period + widths[-1], period):
@@ -180,6 +278,10 @@ def _edges(
     c = block.coefficients
     if block.binning == "TIME_MAP":
         name = f"{c[0]:.0f}" if c else ""
+        if name not in time_maps and len(time_maps) > 1:
+            raise ProfileError(
+                f"{where} refers to time map {name[:20]!r}; the file holds {', '.join(time_maps)}."
+            )
         edges = time_maps.get(name, next(iter(time_maps.values()), np.empty(0)))
         if len(edges) < count:
             raise ProfileError(f"{where} has {count} channels and a time map of {len(edges)}.")

@@ -170,7 +170,7 @@ def test_each_bank_has_a_header(tmp_path: Path) -> None:
 
 def test_a_broken_bank_does_not_hide_another(tmp_path: Path) -> None:
     path = tmp_path / "two.gsa"
-    path.write_text(MANTID[: len(MANTID) // 2].rsplit("\n", 1)[0] + "\n" + fxye(bank=4))
+    path.write_text(MANTID[: len(MANTID) // 4].rsplit("\n", 1)[0] + "\n" + fxye(bank=4))
     assert read_profiles(path, bank=4)[0].bank == 4
     with pytest.raises(ProfileError, match="bank 1, is truncated"):
         read_profiles(path)
@@ -241,7 +241,7 @@ def columns(tof: np.ndarray, y: np.ndarray | None = None) -> str:
         (b"1000\n" * 30, "one column"),
         (xye(10).encode(), "has 10 points; a profile needs at least 20"),
         (columns(np.linspace(1.3, 19, 40)).encode(), r"runs from 1.3 to 19: .* in µs is expected"),
-        (b"d intensity\n" + columns(EDGES).encode(), "is over d; time of flight in µs is expected"),
+        (b"d intensity\n" + columns(EDGES).encode(), "d lies between 0 and 500"),
         (columns(EDGES[::-1]).encode(), "do not ascend: .* at point 2"),
         (columns(np.append(EDGES, EDGES[-1])).encode(), "do not ascend: .* at point 31"),
         (columns(EDGES, np.zeros(30)).encode(), "holds no intensity: all 30 values are zero"),
@@ -252,9 +252,8 @@ def columns(tof: np.ndarray, y: np.ndarray | None = None) -> str:
         (columns(np.append(EDGES, np.nan)).encode(), "not a number"),
         ((xye() + "1500 three 0.5\n").encode(), "line 32: '1500 three 0.5' is not numbers"),
         ((xye() + "1500 3\n").encode(), "2 columns at line 32 and 3 before"),
-        ("\n".join(f"t\n{fxye()}".split("\n")[:20]).encode(), "is truncated: .* 30 .* and 18 are"),
+        ("\n".join(f"t\n{fxye()}".split("\n")[:14]).encode(), "is truncated: .* 30 .* and 12 are"),
         (f"t\n{fxye()}"[:-50].encode(), "fewer than 3 numbers"),
-        (f"t\n{fxye()}{fxye()}".encode(), "two banks of one number"),
         (f"t\n{fxye()}".replace("BANK 1", "BANK one").encode(), "bank record that cannot be read"),
         (f"t\n{alt()}".replace("32000", "3x000").encode(), "ALT data|record that cannot be read"),
         (f"t\n{esd(binning='RALF 1 2 3 4')}".encode(), "without times .* Save it as FXYE"),

@@ -28,7 +28,7 @@ def clean_pattern(campaign: Campaign) -> np.ndarray:
 
 def write_counts(path: Path, tof: np.ndarray, counts: np.ndarray) -> Path:
     columns = np.stack([tof, counts, np.sqrt(counts)], axis=1)
-    np.savetxt(path, columns, header="tof y sigma")
+    np.savetxt(path, columns, header="bin centres\ntof y sigma")
     return path
 
 

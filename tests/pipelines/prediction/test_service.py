@@ -161,7 +161,7 @@ def test_any_name_of_a_file_is_only_a_name(
     dataset = bench_of_service.store.open("small-v1")
     columns = np.column_stack([dataset.tof.values, dataset.intensity[0].values])
     body = {
-        "text": "\n".join(f"{t:.4f} {y:.6e}" for t, y in columns),
+        "text": "# bin centres\n" + "\n".join(f"{t:.4f} {y:.6e}" for t, y in columns),
         "instrument": (BUILT_IN / "nomad_bank4.instprm").read_text(),
     }
     response = requests.post(f"{address}/predict/file", json=body | {"name": name}, timeout=30)

@@ -1,0 +1,153 @@
+"""What every reader does last: unit, bins, and the checks that every profile has to pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.measurement.readers import axis
+from bragg_data.measurement.readers.common import MINIMUM_POINTS, Profile, ProfileError, Unit
+
+_LARGEST = 1e30  # beyond this sums of squares overflow: no detector counts so much
+_LARGEST_TOF = 1e7  # µs; ten seconds
+_SMALLEST_STEP = 1e-6  # µs; no clock is finer, and a density over less overflows
+_SMALLEST_STEP_OF_D = 1e-9  # Å
+
+
+@dataclass(frozen=True, eq=False)
+class RawProfile:
+    """The columns of a file, each of shape (n,), and what the file says of them."""
+
+    path: Path
+    x: NDArray[np.float64]
+    intensity: NDArray[np.float64]
+    sigma: NDArray[np.float64] | None  # standard deviation; None: not in the file
+    bank: int | None = None
+    title: str = ""
+    header: dict[str, str] = field(default_factory=dict)
+    declared: axis.Declared | None = None  # by names and header
+    counts: bool = False  # in bins, not points of a density
+    edges: bool = False  # x are the lower edges of bins
+    maybe_edges: bool = False  # x were taken as centres, but may be edges
+    warnings: tuple[str, ...] = ()
+
+
+def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
+    """Return the columns of a file as a :class:`Profile`, or raise a ProfileError.
+
+    Times become those of bin centres in µs, Q becomes d (intensities stay as they are), and counts
+    are divided by the width of their bins. ``requested`` is the unit that replaces the file's.
+    """
+    intensity, sigma = raw.intensity, raw.sigma
+    where = str(raw.path) if raw.bank is None else f"{raw.path}, bank {raw.bank},"
+    if len(raw.x) < MINIMUM_POINTS:
+        raise ProfileError(
+            f"{where} has {len(raw.x)} points; a profile needs at least {MINIMUM_POINTS}."
+        )
+    unit, inferred = axis.unit_of(raw.x, raw.declared, requested, where)
+    with np.errstate(over="ignore"):  # refused below
+        x = raw.x * axis.MICROSECONDS.get(unit, 1.0)
+    if problem := _problem_of_axis(x, unit):
+        raise ProfileError(f"{where} {problem}")
+    missing = ~np.isfinite(intensity)
+    if sigma is not None:
+        missing |= ~np.isfinite(sigma)
+    if missing.mean() > 0.5:
+        raise ProfileError(
+            f"{where} has no number as intensity (or its standard deviation) at {missing.sum()} of "
+            f"{len(x)} points."
+        )
+    intensity = np.where(missing, 0.0, intensity)
+    if not intensity.any():
+        raise ProfileError(f"{where} holds no intensity: all {len(x)} values are zero.")
+    if sigma is None or not (sigma > 0).any():
+        positive = intensity[intensity > 0]
+        if not len(positive):
+            raise ProfileError(f"{where} holds no positive intensity.")
+        sigma = np.sqrt(np.maximum(intensity, positive.min()))
+    sigma = np.where(missing | (sigma < 0), 0.0, sigma)
+    if max(np.abs(intensity).max(), sigma.max()) > _LARGEST:
+        raise ProfileError(
+            f"{where} has an intensity beyond {_LARGEST:g}: no detector counts so much."
+        )
+    if raw.edges:
+        width = np.diff(x)
+        x, intensity, sigma = x[:-1] + width / 2, intensity[:-1], sigma[:-1]
+    elif raw.counts:
+        width = np.gradient(x)
+    if raw.counts:
+        intensity, sigma = intensity / width, sigma / width
+    if unit == "Q":  # descending with d
+        x, intensity, sigma = 2 * np.pi / x[::-1], intensity[::-1], sigma[::-1]
+    return Profile(
+        tof=x,
+        intensity=intensity,
+        sigma=sigma,
+        bank=raw.bank,
+        title=raw.title,
+        two_theta=_number_of(raw.header, "two_theta", 180.0, signed=True),
+        difc=_number_of(raw.header, "difc", 1e6),
+        header=raw.header,
+        source=str(raw.path),
+        unit="d" if unit in ("d", "Q") else "us",
+        maybe_edges=raw.maybe_edges,
+        warnings=(*raw.warnings, *inferred),
+    )
+
+
+def _number_of(
+    header: dict[str, str], key: str, largest: float, *, signed: bool = False
+) -> float | None:
+    try:
+        value = float(header[key])
+    except (KeyError, ValueError):
+        return None
+    return value if 0 < (abs(value) if signed else value) < largest else None
+
+
+def _problem_of_axis(x: NDArray[np.float64], unit: Unit) -> str:
+    if not np.isfinite(x).all():
+        return "has a time of flight that is not a number."
+    name, smallest = ("", _SMALLEST_STEP_OF_D) if unit in ("d", "Q") else (" µs", _SMALLEST_STEP)
+    ends = f"runs from {x.min():g} to {x.max():g}"
+    if name and x.max() < 100:
+        return f"{ends}: time of flight in µs is expected (not ms, Å or degrees)."
+    if name and (x.min() <= 0 or x.max() > _LARGEST_TOF):
+        return f"{ends} µs; times of flight lie between 0 and {_LARGEST_TOF:g} µs."
+    if not name and (x.min() <= 0 or x.max() > 500):
+        return f"{ends}; {unit} lies between 0 and 500."
+    row = int(np.argmin(np.diff(x) > smallest))
+    if x[row + 1] - x[row] > smallest:
+        return ""
+    kind = "times of flight" if name else f"values of {unit}"
+    return f"has {kind} that do not ascend: {x[row + 1]:g}{name} follows {x[row]:g}{name} at " + (
+        f"point {row + 2}."
+    )
+
+
+def profile_from_arrays(
+    tof: NDArray[np.float64],
+    intensity: NDArray[np.float64],
+    sigma: NDArray[np.float64] | None = None,
+    *,
+    bank: int | None = None,
+    two_theta: float | None = None,
+) -> Profile:
+    """Return a profile from arrays (n,), checked and completed as the columns of a file.
+
+    Times of flight in µs, ascending; density per µs; its standard deviation, estimated from
+    counting statistics if left out; scattering angle in degrees. A ProfileError is raised if the
+    arrays differ in length, or are no profile.
+    """
+    columns = (tof, intensity) if sigma is None else (tof, intensity, sigma)
+    if {column.shape for column in columns} != {(len(tof),)}:
+        shapes = ", ".join(str(column.shape) for column in columns)
+        raise ProfileError(
+            f"A profile needs one-dimensional arrays of one length; their shapes are {shapes}."
+        )
+    header = {} if two_theta is None else {"two_theta": repr(two_theta)}
+    raw = RawProfile(Path("arrays"), tof, intensity, sigma, bank=bank, header=header)
+    return checked_profile(raw, "us")
