@@ -202,7 +202,7 @@ def test_bad_profiles_are_refused(tracking, tmp_path, make, error, remedy) -> No
 def test_bad_calibration_and_model_are_refused(
     tracking: Tracking, noisy_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InstrumentError, match="not found. Give the path"):
+    with pytest.raises(InstrumentError, match=r"not found\. Give the path"):
         predict_json(tracking, noisy_file, "--instrument", tmp_path / "no.instprm")
     with pytest.raises(ModelError, match="Registered models: small"):
         predict_json(tracking, noisy_file, "--model", "models:/large@champion")
