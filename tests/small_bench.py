@@ -93,10 +93,7 @@ def train_multitask(store: Store, tracking: Tracking) -> None:
     arguments = ["--store", store.uri, "--tracking", tracking.uri, "--epochs", "1"]
     state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
     result = CliRunner().invoke(
-        train.app,
-        [*arguments, "--state", str(state)],
-        obj=Presets(comparison_draws=20),
-        catch_exceptions=False,
+        train.app, [*arguments, "--state", str(state)], catch_exceptions=False
     )
     assert result.exit_code == 0, result.output
 

@@ -39,6 +39,7 @@ from pipelines.training.recipes import reconstructed_profiles
 from pipelines.training.stage import FittedModel, TrainingContext
 
 _MEAN_CELL = "constant (mean cell)"
+_SAMPLES_PER_DRAW = 128  # samples of a data set for each draw that models are compared on
 
 Prediction = tuple[NDArray[np.integer], NDArray[np.float64]]
 """Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees."""
@@ -126,7 +127,7 @@ def test_model(
     """
     provenance, targets = predictor.provenance, context.targets
     model = provenance.model
-    on_draws_test = draws_test(context, _draws(context, presets.comparison_draws))
+    on_draws_test = draws_test(context, _comparison_draws(context, presets))
     on_draws = score_model(predictor, on_draws_test)
     metrics = {"draws": on_draws.scores}
     library: dict[str, Prediction] = {}
@@ -195,12 +196,18 @@ def register_proposal_network(
     provenance = replace(guided.provenance, model="perceptron", baselines=None)
     predictor = replace(guided, kind="perceptron", model=network, provenance=provenance)
     result = score_model(predictor, stored_test(context, provenance.split.name))
-    draws = _draws(context, presets.comparison_draws)
+    draws = _comparison_draws(context, presets)
     on_draws = score_model(predictor, draws_test(context, draws))
     context.run.log_metrics({"test_proposal": result.scores, "draws_proposal": on_draws.scores})
     say(f"Its proposal network alone, a perceptron: mse_paper {result.score.value:.2e}")
     provenance = replace(provenance, test=result.scores, draws=on_draws.scores, score=result.score)
     register(context.run, replace(predictor, provenance=provenance))
+
+
+def _comparison_draws(context: TrainingContext, presets: Presets) -> SimulatedMeasurements:
+    """Return the draws on which all models of a data set are scored, fewer for a small one."""
+    share = context.dataset.sizes["sample"] // _SAMPLES_PER_DRAW
+    return _draws(context, min(presets.comparison_draws, max(share, 2)))
 
 
 def _draws(context: TrainingContext, per_phase: int) -> SimulatedMeasurements:

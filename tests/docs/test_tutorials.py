@@ -33,8 +33,14 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 @pytest.fixture
-def environment(tmp_path) -> dict[str, str]:
-    """A working directory with the bundled examples, and the installed ``bragg`` on the path."""
+def environment(tmp_path, indices) -> dict[str, str]:
+    """A working directory with the bundled examples, and the installed ``bragg`` on the path.
+
+    What the fast simulator computes once for the instrument is that of all tests.
+    """
+    for cache in ("index", "training/cache/draws"):
+        (tmp_path / "data" / cache).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / cache).symlink_to(indices)
     shutil.copytree(ROOT / "pipelines" / "examples", tmp_path / "pipelines" / "examples")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}

@@ -26,7 +26,7 @@ from pipelines import train
 from pipelines.evaluation.scoring import SPLIT
 from pipelines.registry.registration import load_version
 from pipelines.training.names import TrainError
-from pipelines.training.presets import DEFAULT_PRESETS, Preset, Presets
+from pipelines.training.presets import DEFAULT_PRESETS, Preset
 
 pytestmark = pytest.mark.training
 
@@ -38,9 +38,7 @@ def command(store: Store, tracking: Tracking, *more: str) -> str:
     arguments = [*more, "--store", store.uri, "--tracking", tracking.uri, "--state", str(state)]
     if "--epochs" not in more:
         arguments += ["--epochs", "2"]
-    result = CliRunner().invoke(
-        train.app, arguments, obj=Presets(comparison_draws=20), catch_exceptions=False
-    )
+    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
