@@ -1,4 +1,4 @@
-"""Instrument files: the banks of a ``.instprm`` file of GSAS-II."""
+"""Instrument files: ``.instprm`` of GSAS-II, and those of other programs by their content."""
 
 from __future__ import annotations
 
@@ -7,33 +7,53 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from bragg_data.instrument import fullprof, gsas_iparm
+from bragg_data.instrument.conversion import (
+    OriginalBank,
+    back_to_back,
+    bank_of_table,
+    usual_spacings,
+)
 from bragg_data.instrument.diffractometer import (
+    NOTE,
     Instrument,
     InstrumentError,
     TofGrid,
     instrument_of_entries,
 )
+from bragg_data.instrument.peak_shape import PeakShape
 
-__all__ = ["Instrument", "InstrumentError", "TofGrid", "read_instrument", "read_instruments"]
+__all__ = [
+    "Instrument",
+    "InstrumentError",
+    "TofGrid",
+    "read_banks",
+    "read_instrument",
+    "read_instruments",
+]
 
 # "#Bank 4: GSAS-II instrument parameter file …", also without "#", or "#GSAS-II instrument …"
 _BANK_LINE = re.compile(r"#?\s*Bank\s+(\d+)\s*(?::|$)", re.IGNORECASE)
 _FILE_LINE = re.compile(r"(?:#|GSAS).*instrument parameter")
 _QUOTES = '"""', "'''"
 _NEEDED = {"2-theta", "difC"}  # of every bank
+_TABLE = "pdabc"  # a table of peak shapes: d, T, alpha, beta and variance, separated by commas
 
 
 class _Section(NamedTuple):
     bank: str  # of its heading; may be empty
     entries: list[tuple[str, str]]
+    notes: list[str]
 
 
 def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
-    """Read one bank of a GSAS-II ``.instprm`` file, or of the text of one.
+    """Read one bank of an instrument file, or of the text of one; see :func:`read_banks`.
 
     The bank's number may be left out where the file holds one bank only. Raises an InstrumentError
-    if the file cannot be read, is no time-of-flight (PNT) file, lacks a needed value, or does not
-    hold the bank.
+    if the file cannot be read, is of no time-of-flight instrument, lacks a needed value, or does
+    not hold the bank.
     """
     banks = read_instruments(instprm)
     where = str(instprm) if isinstance(instprm, Path) else "Instrument file"
@@ -51,39 +71,98 @@ def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
 
 
 def read_instruments(instprm: Path | str) -> tuple[Instrument, ...]:
-    """Read all banks of a GSAS-II ``.instprm`` file, or of the text of one, in its order.
+    """Read all banks of an instrument file, or of the text of one, in its order.
 
     Numbers may occur twice. Errors are those of :func:`read_instrument`.
     """
-    where, text = "Instrument file", str(instprm)
-    if isinstance(instprm, Path):
+    return tuple(bank.instrument for bank in read_banks(instprm))
+
+
+def read_banks(file: Path | str) -> tuple[OriginalBank, ...]:
+    """Read all banks of an instrument file, with the peaks as the file defines them.
+
+    ``.instprm`` of GSAS-II, ``.prm``, ``.iparm`` and ``.EXP`` of GSAS, ``.irf`` and ``.pcr`` of
+    FullProf, recognised by content. Errors are those of :func:`read_instrument`.
+    """
+    where, text = "Instrument file", str(file)
+    if isinstance(file, Path):
         where = text
         try:
-            text = instprm.read_text(encoding="utf-8-sig")
+            text = _decoded(file.read_bytes())
         except FileNotFoundError as error:
             raise InstrumentError(
-                f"Instrument file {instprm} not found. Give the path of a GSAS-II .instprm file."
+                f"Instrument file {file} not found. Give the path of a GSAS-II .instprm file."
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise InstrumentError(f"Instrument file {instprm} cannot be read: {error}.") from error
-    banks = [bank for section in _sections(text) for bank in _banks(section, where)]
+            raise InstrumentError(f"Instrument file {file} cannot be read: {error}.") from error
+    if gsas_iparm.recognised(text):
+        return tuple(gsas_iparm.read_gsas_banks(text, where))
+    if fullprof.recognised(text):
+        return tuple(fullprof.read_fullprof_banks(text, where))
+    banks = [
+        (entries, section.notes)
+        for section in _sections(text)
+        for entries in _banks(section, where)
+    ]
     if not banks:
         raise InstrumentError(
             f"{where} is no GSAS-II instrument parameter file: it has no 'key:value' lines."
         )
-    return tuple(instrument_of_entries(b, number, where) for number, b in enumerate(banks, start=1))
+    return tuple(_bank(*bank, number, where) for number, bank in enumerate(banks, start=1))
+
+
+def _decoded(content: bytes) -> str:
+    """Return text in UTF-8, or in Latin-1 where an older program wrote it."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+        if gsas_iparm.recognised(text) or fullprof.recognised(text):
+            return text
+        raise
+
+
+def _bank(entries: dict[str, str], notes: list[str], number: int, where: str) -> OriginalBank:
+    table = entries.pop(_TABLE, "")
+    instrument = instrument_of_entries(entries, number, where, notes)
+    if not table:
+        d = usual_spacings(instrument.two_theta)
+        return OriginalBank(instrument, back_to_back(instrument), d)
+    try:
+        rows = np.array(
+            [line.split(",") for line in table.split("\n") if line.strip()], dtype=float
+        )
+        d, _, rise, decay, variance = rows[np.argsort(rows[:, 0])].T
+    except (ValueError, IndexError) as error:
+        raise InstrumentError(
+            f"{where}, bank {instrument.bank}: the table pdabc needs five numbers in each line (d, "
+            f"T, alpha, beta, variance)."
+        ) from error
+    i = instrument
+    # GSAS-II adds the table's variance to that of the coefficients.
+    variance = variance + i.sig_0 + i.sig_1 * d**2 + i.sig_2 * d**4 + i.sig_q * d
+    if not (len(d) > 3 and min(d[0], *rise, *decay, *variance) > 0 and (np.diff(d) > 0).all()):
+        raise InstrumentError(
+            f"{where}, bank {instrument.bank}: the table pdabc needs four lines or more of "
+            f"different d, with positive values."
+        )
+    start = i.with_parameters(beta_q=0.0, sig_q=0.0)
+    shape = PeakShape(rise, decay, variance, i.x * d + i.y * d**2 + i.z)
+    return bank_of_table(start, d, shape, "GSAS-II's table pdabc")
 
 
 def _sections(text: str) -> Iterator[_Section]:
     """Yield the sections that have headings, or all of the text."""
-    section = _Section("", [])
+    section = _Section("", [], [])
     lines = map(str.strip, text.splitlines())
     for line in lines:
         heading = _BANK_LINE.match(line)
         if heading or _FILE_LINE.match(line):
             if any(key != "Bank" for key, _ in section.entries):
                 yield section
-            section = _Section(heading[1] if heading else "", [])
+            section = _Section(heading[1] if heading else "", [], [])
+        elif line.startswith(NOTE):
+            section.notes.append(line.removeprefix(NOTE))
         elif quote := next((q for q in _QUOTES if q in line and line[0] != "#"), None):
             # A value of several lines.
             value = line

@@ -1,0 +1,170 @@
+"""Instrument files of GSAS: ``.prm`` and ``.iparm``, and the instrument in an ``.EXP`` file.
+
+GSAS Technical Manual (Larson & Von Dreele, LAUR 86-748), instrument parameter file and
+time-of-flight profile functions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bragg_data.instrument.conversion import (
+    IkedaCarpenter,
+    OriginalBank,
+    back_to_back,
+    fitted_bank,
+    usual_spacings,
+    with_warnings,
+)
+from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
+
+_RECORD = re.compile(
+    r"^(?:INS {3}(?:BANK|HTYPE|FPATH)|(?:INS|HST) [ \d]\d|EXPR {2}HTYP)", re.MULTILINE
+)
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[EDed][-+]?\d+)?")
+
+# The coefficients of the instrument in each profile function; those of the sample follow.
+_COEFFICIENTS = {
+    1: ("alpha_0", "alpha", "beta-0", "beta-1", "sig-0", "sig-1", "sig-2"),
+    2: ("alpha_0", "alpha", "slow", "switch", "sig-0", "sig-1", "sig-2", "Z", "X", "Y"),
+    3: ("alpha", "beta-0", "beta-1", "sig-0", "sig-1", "sig-2", "Z", "X", "Y"),
+    4: ("alpha", "beta-0", "beta-1", "sig-1", "sig-2", "Y"),
+}
+_COEFFICIENTS[5] = _COEFFICIENTS[3]
+_SHORTEST, _LONGEST = 0.2, 10.0  # Å, of d-spacings that a file's window of times may give
+
+_Records = dict[str, str]
+
+
+def recognised(text: str) -> bool:
+    """Return whether a text is a file of GSAS, by its records."""
+    return bool(_RECORD.search(text))
+
+
+def read_gsas_banks(text: str, where: str) -> list[OriginalBank]:
+    """Read the banks of a file of GSAS; errors name it as ``where``.
+
+    Raises an InstrumentError if it is of constant wavelength, or lacks or distorts a record.
+    """
+    # 12 characters name a record: "INS  3 ICONS", "INS   HTYPE ", "HST  3PRCF 1", "EXPR  HTYP1 ".
+    general: _Records = {}
+    banks: dict[int, _Records] = {}
+    for line in text.splitlines():
+        kind, number, name = line[:4], line[4:6].strip(), line[6:12].strip()
+        if kind in ("INS ", "HST ") and number.isdigit():
+            banks.setdefault(int(number), {})[name] = line[12:]
+        elif kind in ("INS ", "EXPR"):
+            general[name] = line[12:]
+    kinds = " ".join(general.get(name, "") for name in ("HTYPE", "HTYP1")).split()
+    if kinds and not any(kind.startswith("PNT") for kind in kinds):
+        reason = "constant wavelength; only time of flight is supported"
+        if kinds[0][2:3] != "C":
+            reason = "only neutron time of flight (PNT) is supported"
+        raise InstrumentError(f"{where} is of type {kinds[0]}: {reason}.")
+    if "HTYP1" in general:
+        banks = {n: b for n, b in banks.items() if len(kinds) < n or kinds[n - 1].startswith("PNT")}
+    banks = {number: records for number, records in banks.items() if "ICONS" in records}
+    if not banks:
+        raise InstrumentError(
+            f"{where} is a file of GSAS without constants (ICONS) of any time-of-flight bank. Give "
+            f"the instrument parameter file (.prm, .iparm, .instprm)."
+        )
+    path = _numbers(general.get("FPATH1", ""))
+    return [_bank(n, records, path[0] if path else None, where) for n, records in banks.items()]
+
+
+def _bank(number: int, records: _Records, path: float | None, where: str) -> OriginalBank:
+    here = f"{where}, bank {number},"
+    difc, difa, tzero = (*_numbers(records["ICONS"]), 0.0, 0.0, 0.0)[:3]
+    geometry = _numbers(records.get("BNKPAR", ""))
+    if len(geometry) < 2:
+        raise InstrumentError(f"{here} lacks flight path and 2θ (BNKPAR).")
+    function, names, coefficients, warnings = _profile(number, records, here)
+    shape = dict(zip(names, coefficients, strict=False))
+    alpha_0 = shape.pop("alpha_0", 0.0)
+    moderator = shape["alpha"], shape.pop("slow", 0.0), shape.pop("switch", 0.0)
+    sine = abs(math.sin(math.radians(geometry[1] / 2)))
+    if function == 2:
+        if min(moderator[1:]) <= 0 or max(alpha_0, moderator[0]) <= 0 or sine == 0:
+            raise InstrumentError(f"{here} has a moderator without decay (PRCF, function 2).")
+        # To begin a fit with.
+        shape |= {"alpha": 1 / (alpha_0 + 2 * sine * moderator[0]), "beta-0": 1 / moderator[1]}
+        shape["beta-1"] = 0.01
+    elif alpha_0 and shape["alpha"] <= 0:
+        shape["alpha"] = alpha_0
+    values = shape | {
+        "fltPath": 0.0 if path is None else path + geometry[0],
+        "2-theta": geometry[1],
+        "difC": difc,
+        "difA": difa,
+        "difB": 0.0,
+        "Zero": tzero,
+    }
+    entries = {"Bank": f"{number}", "Type": "PNT"} | {k: repr(v) for k, v in values.items()}
+    instrument = instrument_of_entries(entries, number, where, warnings)
+    d = _spacings(records, instrument)
+    if function == 2:
+        ikeda = IkedaCarpenter(instrument, alpha_0, *moderator)
+        return fitted_bank(ikeda, instrument, d, "GSAS's profile function 2 (Ikeda-Carpenter)")
+    if alpha_0:
+        original = back_to_back(instrument.with_parameters(alpha=moderator[0]), alpha_0)
+        return fitted_bank(original, instrument, d, "GSAS's profile function 1 with alp-0")
+    bank = OriginalBank(instrument, back_to_back(instrument), d)
+    return with_warnings(bank, instrument.warnings)
+
+
+def _profile(
+    number: int, records: _Records, here: str
+) -> tuple[int, tuple[str, ...], list[float], list[str]]:
+    """Return the profile function of a bank, its coefficients with their names, and warnings."""
+    header = _numbers(records.get("PRCF1", records.get("PRCF", "")))
+    if not header:
+        raise InstrumentError(f"{here} has no profile function (PRCF).")
+    function = abs(int(header[0]))
+    if function not in _COEFFICIENTS:
+        raise InstrumentError(
+            f"{here} has the profile function {function}; known are 1 to 5 of time of flight."
+        )
+    prefix = "PRCF1" if "PRCF1" in records else "PRCF"
+    coefficients: list[float] = []
+    for line in range(1, 10):
+        # "PRCF11", or "PRCF 1" in files of a single function.
+        coefficients += _numbers(records.get(f"{prefix}{line}", records.get(f"PRCF {line}", "")))
+    names = _COEFFICIENTS[function]
+    if len(coefficients) < len(names):
+        raise InstrumentError(
+            f"{here} has {len(coefficients)} coefficients of profile function {function} where "
+            f"{len(names)} are needed."
+        )
+    warnings = []
+    if header[0] < 0:
+        warnings.append(
+            f"bank {number}: the table of peak shapes (PAB{function}) was not used, its "
+            f"coefficients (PRCF) were."
+        )
+    sample = [c for c in coefficients[len(names) :] if c]
+    if sample:
+        warnings.append(
+            f"bank {number}: {len(sample)} coefficients of the sample in profile function "
+            f"{function} were left out."
+        )
+    return function, names, coefficients, warnings
+
+
+def _spacings(records: _Records, instrument: Instrument) -> NDArray[np.float64]:
+    """Return d-spacings in a bank's window of times (ms), or those of usual wavelengths."""
+    window = _numbers(records.get("TRNGE", "")) or _numbers(records.get("I ITYP", ""))[1:3]
+    if len(window) == 2:
+        ends = (1000 * np.array(window) - instrument.tzero) / instrument.difc
+        low, high = np.clip(ends, _SHORTEST, _LONGEST)
+        if high > 1.5 * low:
+            return np.geomspace(low, high, 25)
+    return usual_spacings(instrument.two_theta)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(n.upper().replace("D", "E")) for n in _NUMBER.findall(text)]

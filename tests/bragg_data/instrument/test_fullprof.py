@@ -1,0 +1,154 @@
+"""Instrument files of FullProf, written here; real ones where they are on this machine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bragg_data.instrument.instprm import (
+    InstrumentError,
+    read_banks,
+    read_instrument,
+    read_instruments,
+)
+
+REAL = Path(__file__).parents[4] / "shared" / "real"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real profiles (shared/real)")
+
+HEAD = """  Instrumental Resolution Parameters for TOF
+! ------------------------------- Bank 3
+NPROF   {nprof}
+!       Tof-min(us)       step      Tof-max(us)
+TOFRG    2000.0       5.0   20000.0
+!             Dtt1              Dtt2       Dtt_1overD         Zero
+D2TOF      5000.5        -1.5         0.25        -9.0
+!     TOF-TWOTH of the bank
+TWOTH     144.0
+"""
+COEFFICIENTS = """SIGMA   2.0  33.0  3.0
+GAMMA   0.5  2.5  0.1
+ALFBE   {alph0}  0.04  0.6  0.009
+END
+"""
+
+
+def table(shift: float = 0.0, alph0: float = 0.0) -> str:
+    """d, σ², γ, α, β and shift of the coefficients above."""
+    rows = "LIST_SIG_GAM_ALF_BET_SHIFT  30\n"
+    for d in np.geomspace(0.4, 4.0, 30):
+        shape = (3 + 33 * d**2 + 2 * d**4, 0.1 + 2.5 * d + 0.5 * d**2)
+        exponentials = alph0 + 0.6 / d, 0.04 + 0.009 / d**4
+        rows += "".join(f"{v:16.8f}" for v in (d, *shape, *exponentials, shift)) + "\n"
+    return rows
+
+
+PCR = """COMM  made up
+!Job Npr Nph Nba Nex
+  -1   {job}   1   0   0
+!NCY  Eps    TOF-min      <Step>       TOF-max
+ 15  0.05    2000.0      5.0  20000.0
+!    Zero       Code      Dtt1      Code       Dtt2     Code  Dtt_1overd    Code  2ThetaBank
+    -9.0       141.00  5000.5        0.00    -1.5       0.00     0.25        0.00   144.0
+!Nat Dis Ang Npr More
+   1   0   0   {npr}   0
+!  Scale          Extinc       Bov
+ 0.7100414        0.0093    0.0000
+!      Sigma-2       Sigma-1       Sigma-0       Sigma-Q
+        2.0      33.0     3.0      {sigma_q}
+          0.00         91.00        131.00          0.00
+!      Gamma-2       Gamma-1       Gamma-0
+        0.5        2.5        0.1
+!      Pref1      Pref2        alph0       beta0       alph1       beta1
+    0.0    0.0    {alph0}    0.04    0.6    0.009
+"""
+
+
+def pcr(npr: int = 9, sigma_q: float = 0.0, alph0: float = 0.0) -> str:
+    return PCR.format(job=13, npr=npr, sigma_q=sigma_q, alph0=alph0)
+
+
+@pytest.mark.parametrize(
+    ("text", "bank"),
+    [
+        (HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0), 3),
+        (HEAD.format(nprof=9) + table(), 3),
+        (pcr(), 1),
+    ],
+)
+def test_the_same_bank_in_every_form(text, bank):
+    i = read_instrument(text)
+    assert (i.bank, i.two_theta) == (bank, 144.0)
+    assert (i.difc, i.difa, i.difb, i.tzero) == (5000.5, -1.5, 0.25, -9.0)
+    shape = (i.alpha, i.beta_0, i.beta_1, i.sig_0, i.sig_1, i.sig_2, i.z, i.x, i.y)
+    assert shape == pytest.approx((0.6, 0.04, 0.009, 3.0, 33.0, 2.0, 0.1, 2.5, 0.5), rel=1e-4)
+    assert read_instrument(i.text) == i
+
+
+@pytest.mark.parametrize(
+    "text", [pcr(alph0=-0.02), HEAD.format(nprof=9) + table(alph0=-0.02)], ids=["pcr", "table"]
+)
+def test_a_rise_that_this_project_has_not_is_fitted(text):
+    (bank,) = read_banks(text)
+    theirs, ours = bank.widths()
+    assert np.abs(ours / theirs - 1).max() < 0.05
+    assert "Widths differ by at most" in bank.instrument.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (pcr(npr=13), r"NPROF 13 \(Ikeda-Carpenter\) is not converted"),
+        (HEAD.format(nprof=10) + table(), "NPROF 10 .* is not converted"),
+        (HEAD.format(nprof=7), "constant wavelength; only time of flight is supported"),
+        (pcr(sigma_q=0.5), "sigma-q is 0.5"),
+        (HEAD.format(nprof=9) + table(shift=1.0), "shifts peaks"),
+        (HEAD.format(nprof=9), "no peak shape"),
+        ("!Job Npr Nph\n 0 7 1\n! Lambda1  Lambda2\n 1.54 1.54\n", "constant wavelength"),
+        (pcr().replace("!    Zero", "!    Nought").replace("Dtt1", "C1"), "no comment names Zero"),
+    ],
+)
+def test_refusals(text, message):
+    with pytest.raises(InstrumentError, match=message):
+        read_instruments(text)
+
+
+PDABC = "\n".join(
+    f"{d:.4f}, {5000 * d:.1f}, {0.6 / d:.8f}, {0.04 + 0.009 / d**4:.8f}, {33 * d * d:.6f}"
+    for d in np.round(np.geomspace(3.0, 0.4, 20), 4)
+)
+
+
+def test_a_table_of_gsas2_replaces_the_coefficients():
+    text = "#GSAS-II instrument parameter file\nType:PNT\n2-theta:90.0\ndifC:5000.0\nalpha:1.0\n"
+    text += f'sig-0:3.0\npdabc:"""{PDABC}"""\nZero:2.5\n'
+    i = read_instrument(text)
+    assert (i.alpha, i.beta_0, i.beta_1) == pytest.approx((0.6, 0.04, 0.009), rel=1e-3)
+    assert (i.sig_0, i.sig_1, i.sig_2) == pytest.approx((3.0, 33.0, 0.0), rel=1e-3, abs=1e-3)
+    assert (i.difc, i.tzero) == (5000.0, 2.5)
+    assert "table pdabc" in i.warnings[0]
+    with pytest.raises(InstrumentError, match="five numbers in each line"):
+        read_instrument(text.replace(", 5", "; 5", 1))
+
+
+@needs_real
+def test_real_files():
+    ours = read_instrument(REAL / "sepd_si" / "sepd_si.instprm")
+    table, pattern = (
+        read_instrument(REAL / "sepd_si" / name) for name in ("TOF_irf_file.irf", "arg_si.pcr")
+    )
+    d = np.geomspace(0.3, 4.0, 20)
+    for other in (table, pattern):
+        relative = other.tof_from_d_spacing(d) / ours.tof_from_d_spacing(d) - 1
+        assert np.abs(relative).max() < 1e-4
+        exponentials = (other.alpha, other.beta_0, other.beta_1)
+        assert exponentials == pytest.approx((0.5971, 0.04221, 0.00946), rel=2e-3)
+    assert (pattern.sig_0, pattern.sig_1, pattern.x) == (3.0148, 33.3451, 2.5489)
+
+
+@needs_real
+def test_the_patterns_of_a_real_refinement():
+    instruments = read_instruments(REAL / "wish_nac" / "tmpl_five_banks_p1.pcr")
+    assert [i.two_theta for i in instruments] == [152.827, 121.66, 90.0, 58.33, 27.081]
+    ours = read_instrument(REAL / "wish_nac" / "wish_ncaf_bank5_6.instprm")
+    relative = instruments[0].tof_from_d_spacing(1.5) / ours.tof_from_d_spacing(1.5) - 1
+    assert abs(relative) < 5e-4
