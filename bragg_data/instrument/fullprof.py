@@ -31,7 +31,7 @@ _IRF = re.compile(r"^[ \t]*NPROF[ \t]+\d", re.MULTILINE)
 _PCR = re.compile(r"^!\s*Job\s+Npr\b", re.MULTILINE)
 _BANK = re.compile(r"^!.*\bBank\s+(\d+)", re.MULTILINE)
 _CONVERTED = 9
-_OTHERS = {10: "double exponentials of Jirák", 13: "Ikeda-Carpenter"}
+_OTHER_FUNCTIONS = {10: "double exponentials of Jirák", 13: "Ikeda-Carpenter"}
 _POSITIONS = {  # in which order, if no comment names them
     "ZD2TOF": ("zero", "dtt1", "dtt2", "dtt_1overd"),
     "D2TOF": ("dtt1", "dtt2", "zero"),
@@ -153,9 +153,9 @@ def _bank_of_values(
 ) -> OriginalBank:
     here = f"{where}, bank {number}"
     function = int(values["npr"])
-    if function in _OTHERS:
+    if function in _OTHER_FUNCTIONS:
         raise InstrumentError(
-            f"{here}: NPROF {function} ({_OTHERS[function]}) is not converted; only "
+            f"{here}: NPROF {function} ({_OTHER_FUNCTIONS[function]}) is not converted; only "
             f"profile function 9 is. Give an instrument file of GSAS-II (.instprm)."
         )
     if function != _CONVERTED:
