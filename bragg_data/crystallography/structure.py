@@ -23,7 +23,7 @@ from bragg_data.crystallography.cell import (
 )
 from bragg_data.crystallography.cif import Site, cell_of, read_text, select_block, sites_of
 from bragg_data.crystallography.scattering import ResonanceError, is_resonant, scattering_length
-from bragg_data.crystallography.symmetry import all_atoms, space_group_of
+from bragg_data.crystallography.symmetry import all_atoms, coincident_sites, space_group_of
 
 __all__ = [
     "Phase",
@@ -166,6 +166,10 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
     parameters = cell_of(content, where)
     sides = np.where(np.isnan(parameters[:3]), parameters[0], parameters[:3])
     angles = np.where(np.isnan(parameters[3:]), 90.0, parameters[3:])
+    try:
+        check_volume(np.concatenate([sides, angles])[None])
+    except CrystalError as error:
+        raise CrystalError(f"{where}: {error}") from error
     cell = gemmi.UnitCell(*sides, *angles)
     sites, rows, of_atoms = sites_of(content, cell, where)
     if not sites:
@@ -185,6 +189,11 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
             scattering_length(symbol)
     atoms = all_atoms(gemmi.UnitCell(*parameters), group, sites)
     of_site = [sites[site] for site in atoms.site]
+    labels = content.texts("_atom_site_label", "_atom_site_type_symbol")
+    of_places = [
+        f"{labels[rows[a]]} and {labels[rows[b]]} are at the same place: both are used."
+        for a, b in coincident_sites(cell, sites, atoms)
+    ]
     return Phase(
         name=name,
         space_group=group.xhm(),
@@ -196,7 +205,7 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
         u_iso=np.array([site.u_iso for site in of_site]),
         sites=sites,
         cif=text,
-        assumptions=(*of_group, *of_cell, *of_atoms, *(of_tags if repeated else ())),
+        assumptions=(*of_group, *of_cell, *of_atoms, *of_places, *(of_tags if repeated else ())),
     )
 
 

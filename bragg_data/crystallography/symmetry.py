@@ -17,6 +17,7 @@ from bragg_data.crystallography.scattering import element_of
 
 _SENSIBLE = 0.65  # of the sum of covalent radii: shorter than any bond (V=O has 0.72, N≡N 0.77)
 _IMPOSSIBLE = 0.5
+_FULL = 1.05  # sum of occupancies, rounded, of atoms that share a place
 _ROUNDING, _MERGED = 0.1, 0.4  # Å; images in between are one atom, though coordinates differ
 _SAME_COMPOSITION = 0.02  # relative: refined occupancies against a formula of integers
 
@@ -248,6 +249,22 @@ def closest_contact(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequen
         distance[occupancies + occupancies[atom] <= 1.001] = np.inf
         closest = min(closest, float((distance.min(axis=1) / (radius + radius[atom])).min()))
     return closest
+
+
+def coincident_sites(
+    cell: gemmi.UnitCell, sites: Sequence[Site], atoms: Atoms
+) -> list[tuple[int, int]]:
+    """Return pairs of sites at one place that cannot both be there: their occupancies exceed 1."""
+    orthogonal = np.array(cell.orth.mat.tolist())
+    occupancies = np.array([site.occupancy for site in sites])
+    pairs = []
+    for site, first in enumerate(np.unique(atoms.site, return_index=True)[1].tolist()):
+        difference = atoms.positions - atoms.positions[first]
+        distance = np.linalg.norm((difference - np.round(difference)) @ orthogonal.T, axis=1)
+        near = np.unique(atoms.site[distance < _ROUNDING])
+        full = occupancies[near] + occupancies[site] > _FULL
+        pairs += [(site, other) for other in near[full].tolist() if other > site]
+    return pairs
 
 
 def _closest_image(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> float:

@@ -84,6 +84,21 @@ def test_occupancies() -> None:
         phase_from_cif(RUTILE.replace(" 0.9 ", " 4 "), "rutile")
 
 
+def test_an_atom_that_is_listed_twice_is_reported() -> None:
+    line = "O1 O 0.3048 0.3048 0 0.9 0.005\n"
+    phase = phase_from_cif(
+        RUTILE + line.replace("O1", "O2").replace("0.3048 0.3", "-0.3048 -0.3"), "x"
+    )
+    assert phase.assumptions == ("O1 and O2 are at the same place: both are used.",)
+    shared = RUTILE.replace(" 0.9 ", " 0.5 ") + line.replace("O1 O", "F1 F").replace("0.9", "0.5")
+    assert phase_from_cif(shared, "x").assumptions == ()
+
+
+def test_a_cell_without_volume_is_refused() -> None:
+    with pytest.raises(CrystalError, match="encloses no volume"):
+        phase_from_cif(RUTILE.replace("_cell_angle_beta 90", "_cell_angle_beta 0"), "x")
+
+
 def test_an_origin_that_fits_both_ways_is_refused() -> None:
     # Cuprite without a formula: read at the other origin it is CuO2, with the same distances.
     with pytest.raises(CrystalError, match=r"'P n -3 m:1' or 'P n -3 m:2'"):
