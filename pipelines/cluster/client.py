@@ -70,7 +70,7 @@ def open_client(
         opened = open_slurm(slurm or options.SlurmOptions())
     else:
         opened = _open_running(cluster, connect_seconds)
-    with _repeat_lost_signals(), opened as client:
+    with _repeat_lost_signals(), _early_interrupts_unlogged(), opened as client:
         try:
             client.register_plugin(_SingleThread())
         except Exception as error:  # the worker's, or a bare Exception with its text
@@ -173,6 +173,25 @@ def _repeat_lost_signals() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def _early_interrupts_unlogged() -> Iterator[None]:
+    """Drop the traceback that Dask logs when Ctrl-C comes before a call has begun.
+
+    ``distributed.utils.sync`` cancels its future then, which it has not assigned yet.
+    """
+
+    def of_interest(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, NameError) and "'future'" in str(error))
+
+    logger = logging.getLogger("tornado.application")
+    logger.addFilter(of_interest)
+    try:
+        yield
+    finally:
+        logger.removeFilter(of_interest)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ def command(capsys, *arguments: object) -> tuple[int, str, str]:
     return (int(exit_.value.code or 0), *capsys.readouterr())
 
 
-def test_a_file_of_gsas_becomes_one_of_gsas2(tmp_path, capsys):
+def test_a_file_of_gsas_is_converted_to_gsas2(tmp_path, capsys):
     file, out = tmp_path / "mine.prm", tmp_path / "mine.instprm"
     rise = (0.3, 0.2, 0.03, 0.007, 4.0, 60.0, 2.0, *[0.0] * 5)
     file.write_text(prm(records(1, 3, PSEUDO_VOIGT), records(2, 1, rise)))

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from dask.system import cpu_count
 from distributed import Client, LocalCluster
+from distributed.utils import sync
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from bragg_data.operating_system import available_cores
@@ -253,3 +254,25 @@ def test_job_needs_cores_and_memory() -> None:
         pytest.raises(ClusterError, match="how many cores and how much memory"),
     ):
         job_script(SlurmOptions(cores=4))
+
+
+def test_an_interrupt_before_a_call_has_begun_logs_nothing(caplog):
+    """The loop is busy when the signal comes: Dask cancels a future that it has not made yet."""
+
+    async def nothing() -> None:
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with open_client(workers=1) as client:
+            client.loop.add_callback(time.sleep, 1.0)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt):
+                sync(client.loop, nothing)
+            assert client.submit(abs, -1).result() == 1  # the loop has run its callbacks
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [record for record in caplog.records if record.name == "tornado.application"] == []
