@@ -23,6 +23,8 @@ from bragg_data.store.simulated import Writer, write_block
 from pipelines.cli.console import run
 from pipelines.diff import app
 
+pytestmark = pytest.mark.slow
+
 TAG = "small-v1"
 
 # 101 cubic cells, 21 times 21 tetragonal ones but for a = c, 21 times 9 trigonal ones.

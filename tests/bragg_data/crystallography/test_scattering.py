@@ -71,6 +71,7 @@ def test_structure_factors_of_resonant_elements(group: str) -> None:
     np.testing.assert_allclose(unique.f_squared(d), expected, atol=1e-9 * max(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Scattering lengths of")
 @pytest.mark.parametrize("symbol", ["Gd", "Er", "Sm"])
 def test_fast_simulator_of_resonant_elements_is_exact(symbol: str) -> None:

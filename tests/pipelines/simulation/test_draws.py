@@ -59,6 +59,7 @@ def test_training_and_calibration_draws_of_neighbouring_seeds_differ(
     assert not cells[1] & cells[2]
 
 
+@pytest.mark.slow
 def test_held_out_draws_are_read_again_as_they_were_drawn(
     small_campaign: Campaign, tmp_path: Path
 ) -> None:

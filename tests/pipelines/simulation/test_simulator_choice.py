@@ -245,6 +245,7 @@ def test_long_campaigns_ask_first(monkeypatch):
             confirm(1.5, yes=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1)])
 def test_the_question_at_a_terminal(answer, code):
     script = "from pipelines.simulation.simulator_choice import confirm; confirm(170.2, yes=False)"
