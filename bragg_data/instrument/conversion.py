@@ -22,6 +22,7 @@ _SPACINGS = 12  # at which peaks are fitted
 _OFFSETS = np.linspace(-4.0, 8.0, 81)  # at which, in rough widths
 _SHARPEST = 20.0  # alpha in Å/µs, beyond which a rise is a step
 _WAVELENGTHS = 0.5, 5.0  # Å, where a file does not limit them
+_USUAL_D = 0.2, 10.0  # Å, to which the times of a file's window are limited
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,15 @@ def usual_spacings(two_theta: float, points: int = 25) -> Array:
     sine = max(abs(math.sin(math.radians(two_theta / 2))), 0.02)
     low, high = _WAVELENGTHS
     return np.geomspace(low / (2 * sine), high / (2 * sine), points)
+
+
+def spacings_between(ends: Array, two_theta: float) -> Array:
+    """Return d-spacings (25,) in Å between two, or those of usual wavelengths if these are close.
+
+    The angle is in degrees.
+    """
+    low, high = np.clip(ends, *_USUAL_D)
+    return np.geomspace(low, high, 25) if high > 1.5 * low else usual_spacings(two_theta)
 
 
 def back_to_back(instrument: Instrument, alpha_0: float = 0.0) -> Density:

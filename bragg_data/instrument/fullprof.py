@@ -21,7 +21,7 @@ from bragg_data.instrument.conversion import (
     back_to_back,
     bank_of_table,
     fitted_bank,
-    usual_spacings,
+    spacings_between,
     with_warnings,
 )
 from bragg_data.instrument.diffractometer import InstrumentError, instrument_of_entries
@@ -57,7 +57,6 @@ _ENTRIES = {  # of a .instprm file
     "Z": "gamma-0",
 }
 _WITHOUT_COUNTERPART = "sigma-q", "alphq", "betaq"
-_SHORTEST, _LONGEST = 0.2, 10.0  # Å
 
 _Values = dict[str, float]
 
@@ -180,7 +179,8 @@ def _bank_of_values(
     if "sigma-1" not in values or "alph0" not in values:
         raise InstrumentError(f"{here} has no peak shape (SIGMA and ALFBE, or a table).")
     original = back_to_back(start.with_parameters(alpha=rise), alpha_0)
-    d = _spacings(values, start.difc, start.two_theta)
+    window = np.array([values.get("tof-min", 0.0), values.get("tof-max", 0.0)])
+    d = spacings_between(window / start.difc, start.two_theta)
     decay = start.beta_0 + start.beta_1 / d**4
     if (alpha_0 + rise / d).min() <= 0 or decay.min() <= 0:
         raise InstrumentError(f"{here}: rise or decay are not positive over its times of flight.")
@@ -203,12 +203,6 @@ def _columns(table: list[list[float]], here: str) -> tuple[NDArray[np.float64], 
             f"{here}: d, Sigma^2, Alpha and Beta of the table have to be positive, and d different."
         )
     return d, PeakShape(rise, decay, variance, fwhm)
-
-
-def _spacings(values: Mapping[str, float], difc: float, two_theta: float) -> NDArray[np.float64]:
-    times = np.array([values.get("tof-min", 0.0), values.get("tof-max", 0.0)])
-    low, high = np.clip(times / difc, _SHORTEST, _LONGEST)
-    return np.geomspace(low, high, 25) if high > 1.5 * low else usual_spacings(two_theta)
 
 
 def _numbers(words: list[str]) -> list[float]:

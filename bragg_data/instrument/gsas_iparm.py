@@ -17,6 +17,7 @@ from bragg_data.instrument.conversion import (
     OriginalBank,
     back_to_back,
     fitted_bank,
+    spacings_between,
     usual_spacings,
     with_warnings,
 )
@@ -35,7 +36,6 @@ _COEFFICIENTS = {
     4: ("alpha", "beta-0", "beta-1", "sig-1", "sig-2", "Y"),
 }
 _COEFFICIENTS[5] = _COEFFICIENTS[3]
-_SHORTEST, _LONGEST = 0.2, 10.0  # Å, of d-spacings that a file's window of times may give
 
 _Records = dict[str, str]
 
@@ -160,9 +160,7 @@ def _spacings(records: _Records, instrument: Instrument) -> NDArray[np.float64]:
     window = _numbers(records.get("TRNGE", "")) or _numbers(records.get("I ITYP", ""))[1:3]
     if len(window) == 2:
         ends = (1000 * np.array(window) - instrument.tzero) / instrument.difc
-        low, high = np.clip(ends, _SHORTEST, _LONGEST)
-        if high > 1.5 * low:
-            return np.geomspace(low, high, 25)
+        return spacings_between(ends, instrument.two_theta)
     return usual_spacings(instrument.two_theta)
 
 
