@@ -3,8 +3,6 @@
 python benchmarks/call_paths.py [--cells 5]
 """
 
-from __future__ import annotations
-
 import time
 from typing import Annotated
 

@@ -7,8 +7,6 @@ dense). Memory is the largest anonymous resident memory (RssAnon) seen in the dr
 worker, sampled four times a second.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

@@ -6,8 +6,6 @@ One profile after the other, in a process with all cores; medians and 95th perce
 draws of all phases.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Annotated

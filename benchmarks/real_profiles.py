@@ -11,8 +11,6 @@ difC, ``file`` (GEM) the positions of the instrument file instead of those of th
 with to that of this project.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

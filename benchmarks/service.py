@@ -6,8 +6,6 @@ On a copy of the registry, whose champion changes instead of yours. Medians and 
 the machine should be idle.
 """
 
-from __future__ import annotations
-
 import io
 import shutil
 import socket

@@ -7,8 +7,6 @@ and with every per-sample vector in use. Fidelity is against the 36 GSAS-II patt
 and the seconds that GSAS-II took for each of them are stored with them.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor

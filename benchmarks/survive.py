@@ -9,8 +9,6 @@ command runs to the end. With ``--slurm`` a two-node SLURM is started on this ma
 third of the samples is done one job is cancelled, or one worker process killed.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

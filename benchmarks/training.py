@@ -4,8 +4,6 @@ python benchmarks/training.py throughput [--samples 60000] [--rounds 5]
 python benchmarks/training.py memory [--samples 209119] [--directory /tmp]
 """
 
-from __future__ import annotations
-
 import tempfile
 import threading
 import time

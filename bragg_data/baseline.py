@@ -7,8 +7,6 @@ can and knows the noise: on the pseudo-experiments it misses the background by 0
 peak (root mean square, median), the paper's by 1.5 %.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

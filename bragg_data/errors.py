@@ -1,7 +1,5 @@
 """Short reasons from the messages of other libraries' errors."""
 
-from __future__ import annotations
-
 
 def first_line(error: BaseException) -> str:
     """Return the first non-empty line of an error's message, without a full stop at its end.

@@ -1,7 +1,5 @@
 """What operating systems do in different ways: cores of a process, room on a disk."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

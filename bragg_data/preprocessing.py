@@ -5,8 +5,6 @@ number of points where it crops). A model records the ``name@version`` of what i
 change of a function's numbers is a new version; the old one stays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 

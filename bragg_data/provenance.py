@@ -1,7 +1,5 @@
 """The commit of the code that runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Seeded splits of a data set into training, validation and test samples."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np

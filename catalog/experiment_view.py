@@ -1,7 +1,5 @@
 """How MLflow's pages show an experiment: the columns, their order, and a note on the numbers."""
 
-from __future__ import annotations
-
 import base64
 import json
 import zlib

@@ -4,8 +4,6 @@ Cheap views are computed as they are read; the others are materialised block by 
 set's branch under ``features/VIEW/VERSION``, aligned with its samples, and carry their lineage.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress

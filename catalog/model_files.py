@@ -4,8 +4,6 @@ A model consists of JSON, safetensors, skops and Markdown files. Nothing else is
 because other formats (pickles, ``torch.export`` archives) can execute code when they are read.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import warnings

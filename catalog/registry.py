@@ -5,8 +5,6 @@ tags :data:`KIND_TAG` and :data:`CAMPAIGN_TAG`; models without them are left alo
 earlier version of this project registered them.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ A view is a pure function on profiles, the same function object in training and 
 what a registered model computes from them. Another definition is another version of the name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Sequence

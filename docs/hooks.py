@@ -4,8 +4,6 @@ A line ``<!-- generate: NAME ARGUMENT… -->`` in a page is replaced by Markdown
 the commands and their options, the modules and their first lines, the schema of the campaign file.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

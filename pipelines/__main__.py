@@ -1,7 +1,5 @@
 """Run a command of this project by its name, or list the commands: ``bragg [COMMAND …]``."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """Check a data set: schema, labels, profiles, splits, and drift from measured profiles."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compare the fast simulator with GSAS-II on random cells of your own campaign."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Show what changed between two tags: definition, samples, ranges, intensities."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Score the registered models on three test sets, with the paper's results and baselines."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

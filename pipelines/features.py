@@ -1,7 +1,5 @@
 """List feature views, show one, materialise one, list values that are out of date."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """Store measured profiles: as they were read, on a campaign's grid, and tagged."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Show what a store holds: snapshots, counts, ranges, sizes, provenance, pictures of patterns."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Predict crystal system and cell of measured profiles with a registered model."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Promote a registered model if it passes the gate, or take the last promotion back."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The main job, end to end: simulate, train, register, and predict the bundled examples."""
 
-from __future__ import annotations
-
 import time
 from typing import Annotated
 

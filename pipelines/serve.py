@@ -1,7 +1,5 @@
 """Serve the champion over HTTP: profiles or files in, JSON out; a new champion needs no restart."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from typer import Option

@@ -1,7 +1,5 @@
 """Simulate a campaign into the versioned store, or a list of cells into a file."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The MLflow server of a team: serve runs and models, back them up, restore a backup."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Train models on a snapshot of the store, score them, and register them in MLflow."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Start the MLflow UI on this project's runs and models, on this machine only."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Validate models on measured profiles whose cells are known: Tables IV and V, figures, a run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What test_child.py has served in a process of its own; run as a program, the parent of one."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import os

@@ -3,8 +3,6 @@
 ``python -m tests.conventions [PATH...]`` lists what breaks them, below the given paths.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import re

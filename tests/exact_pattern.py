@@ -1,7 +1,5 @@
 """The exact pattern, evaluated peak by peak: what the fast simulator is compared with."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

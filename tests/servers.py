@@ -1,7 +1,5 @@
 """Servers as processes of their own, for the tests that ask them."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys

@@ -4,8 +4,6 @@ The presets are shortened: an epoch is one turn through the samples, not forty, 
 proposal network gets a few: the physics of the network does the rest.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A small data set in a real store, computed by the real simulator: see conftest.py."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

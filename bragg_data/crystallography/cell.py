@@ -1,7 +1,5 @@
 """Unit cells, crystal systems, the constraints of lattices and d-spacings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any

@@ -1,7 +1,5 @@
 """The data blocks of a CIF as values by tag, and the atoms that one of them lists."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

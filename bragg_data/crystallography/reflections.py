@@ -1,7 +1,5 @@
 """The unique reflections of a phase, with multiplicities and structure factors."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Bound coherent scattering lengths of elements and isotopes, constant or resonant."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The space group of a CIF: its operations, Hall or Hermann-Mauguin symbol, number and origin."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Sequence

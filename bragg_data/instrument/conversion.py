@@ -1,7 +1,5 @@
 """Peaks of other programs' profile functions, brought to this project's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

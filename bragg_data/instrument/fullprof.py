@@ -6,8 +6,6 @@ decay beta0 + beta1/d⁴, variance Sigma-2 d⁴ + Sigma-1 d² + Sigma-0, width G
 Gamma-0.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping

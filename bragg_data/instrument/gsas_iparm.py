@@ -4,8 +4,6 @@ GSAS Technical Manual (Larson & Von Dreele, LAUR 86-748), instrument parameter f
 time-of-flight profile functions.
 """
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """Instrument files: ``.instprm`` of GSAS-II, and those of other programs by their content."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

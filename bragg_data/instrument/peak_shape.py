@@ -1,7 +1,5 @@
 """The time-of-flight peak of GSAS-II: a pseudo-Voigt convolved with back-to-back exponentials."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 

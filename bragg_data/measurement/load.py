@@ -1,7 +1,5 @@
 """Measured files and pseudo-experiments on a campaign's grid, prepared for predictions."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

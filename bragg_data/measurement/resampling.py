@@ -1,7 +1,5 @@
 """Resampling of measured profiles: the bank's calibration, a campaign's grid, warnings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ intensity, the non-negative least squares solution (Lawson & Hanson, *Solving Le
 Problems*, 1974) at every step, so that only cell and broadening are searched for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -6,8 +6,6 @@ reused here as long as it predicts the steps well, a fit that cannot win is give
 a step to a point that has no pattern is rejected instead of ending the fit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol

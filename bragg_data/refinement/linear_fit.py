@@ -1,7 +1,5 @@
 """The pattern of a cell against a measurement: scale and background by linear least squares."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

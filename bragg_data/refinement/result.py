@@ -1,7 +1,5 @@
 """What a refinement returns, and how refinements of one profile are compared."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

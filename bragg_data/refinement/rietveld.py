@@ -7,8 +7,6 @@ Journal on Numerical Analysis 10 (1973) 413, with Kaufman's Jacobian, BIT 15 (19
 only θ, a dozen numbers, is searched for (:mod:`bragg_data.refinement.levenberg_marquardt`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The fit of one phase to one measurement: parameters, bounds, residuals and their derivatives."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

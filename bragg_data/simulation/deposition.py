@@ -5,8 +5,6 @@ tables with a short Taylor series, because those vectorise and libm's do not. Nu
 code by the date of this file alone, so compiled functions that are called here are defined here.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Arguments of the compiled loops of the fast simulator: tables, the window, widths, buffers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -6,8 +6,6 @@ It gets everything that a campaign defines, and its reading of it is compared be
 computed.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

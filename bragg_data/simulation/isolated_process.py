@@ -9,8 +9,6 @@ directory, removes it after a SIGKILL of both processes, captures the output for
 ends a worker whose parent died while a library holds the interpreter. So this module stays.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import importlib

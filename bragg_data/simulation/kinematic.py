@@ -1,7 +1,5 @@
 """The fast simulator: GSAS-II's kinematic time-of-flight pattern as a linear operator."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

@@ -11,8 +11,6 @@ displacement parameters, coordinates, size and microstrain; unless it was calibr
 calibration of the instrument has drifted. Training on such draws is known as domain randomisation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ the pattern is a fixed matrix applied to the spline coefficients that the reflec
 a peak the matrix is stored in tiles; its far tails are smooth, and go through a coarse grid.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Sequence

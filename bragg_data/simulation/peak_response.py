@@ -1,7 +1,5 @@
 """The peak shape of an instrument over a time-of-flight grid, as operators for some widths."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping

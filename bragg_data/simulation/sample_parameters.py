@@ -1,7 +1,5 @@
 """What may differ from sample to sample besides its cell."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 

@@ -5,8 +5,6 @@ single committer, under a lock, merges the forks and writes the status of their 
 commit: whatever dies, the store records exactly which samples it holds.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Data checks: what has to be true of a data set before a model is trained on it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

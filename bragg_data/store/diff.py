@@ -1,7 +1,5 @@
 """What changed from one data set to another: definition, cells, ranges, intensities."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal

@@ -6,8 +6,6 @@ still has its background; the feature view ``measured_aligned`` subtracts it. Th
 on the same branch holds each profile as it was read, under SAMPLE-RUN-BANK.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

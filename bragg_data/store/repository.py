@@ -4,8 +4,6 @@ An Icechunk repository in a directory. Each data set has a branch and a group; a
 finished one permanently. Data sets are written by :mod:`bragg_data.store.simulated`.
 """
 
-from __future__ import annotations
-
 import errno
 import itertools
 import re

@@ -1,7 +1,5 @@
 """What a data set looks like: dimensions, dtypes, units, chunks and attributes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence

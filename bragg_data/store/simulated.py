@@ -1,7 +1,5 @@
 """Writing a data set into the store: its labels at once, its patterns block by block."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 Reading and preparing takes processor time from a fast network in every epoch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

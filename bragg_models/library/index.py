@@ -6,8 +6,6 @@ simulated again, and the correlation with these patterns is the result, which eq
 :func:`bragg_models.library.search.library_match` on the store.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

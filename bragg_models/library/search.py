@@ -4,8 +4,6 @@
 profiles see :mod:`bragg_models.library.compressed`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

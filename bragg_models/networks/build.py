@@ -1,7 +1,5 @@
 """Build a network by name, from the plain values that are saved with a model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

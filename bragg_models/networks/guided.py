@@ -8,8 +8,6 @@ profiles, which converge from cells further away; then from the known cells all 
 range that look most similar to the profile; and then in the other phases.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import product

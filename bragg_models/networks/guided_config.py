@@ -1,7 +1,5 @@
 """Configurations of the guided and the robust network, as saved with a registered model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@
 (n, points).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Tables of reflections and peak shapes of a campaign, for the pattern layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

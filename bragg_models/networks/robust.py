@@ -15,8 +15,6 @@ with coefficients fitted by maximum likelihood on held-out draws. The 90 % inter
 in units of the standard uncertainty that follows from the misfit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The training loop: a generator of epoch results, which can continue from a checkpoint."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Outputs of networks, batch by batch, their errors on a data set, and where they are computed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Data, objectives, hyperparameters, execution and results of a training."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The console of the commands: results, errors in one sentence, progress, next commands."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

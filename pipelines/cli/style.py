@@ -1,7 +1,5 @@
 """Colours of the crystal systems, symbols and units of the cell parameters."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Compute the missing blocks of the store on a cluster: retried, and committed in batches."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter, deque
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Where tasks run: processes of this machine, SLURM jobs, or a running Dask scheduler."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

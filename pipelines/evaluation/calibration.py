@@ -1,7 +1,5 @@
 """Calibration of a model: are its probabilities and intervals as reliable as they state."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

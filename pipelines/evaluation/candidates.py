@@ -1,7 +1,5 @@
 """Registered versions that are evaluated: chosen, loaded, and trained again."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Options of an evaluation on simulated measurements, for command lines and Python."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

@@ -4,8 +4,6 @@ The draws have streams of random numbers of their own, which no model was traine
 Functions that take the number of a task run on a worker.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Results on measured profiles as tables (the paper's IV and V), JSON and figures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

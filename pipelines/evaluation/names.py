@@ -1,7 +1,5 @@
 """Names of the models in tables, the commands that train them, and the paper's results."""
 
-from __future__ import annotations
-
 CLASS_CONDITIONAL = ("forest", "transfer", "deep")
 """Models with a regressor for each phase; a classifier decides the phase."""
 

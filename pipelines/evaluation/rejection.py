@@ -1,7 +1,5 @@
 """Rejection of foreign profiles by a model, and by a refinement."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path

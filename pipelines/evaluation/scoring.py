@@ -1,7 +1,5 @@
 """Test sets, and scores of models and baselines on them, from the error of every sample."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The result of an evaluation: scores and costs as tables, JSON, metrics and Markdown."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Evaluation of registered models on synthetic test sets: the paper's Tables II and III."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Sequence

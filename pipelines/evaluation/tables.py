@@ -1,7 +1,5 @@
 """Scores of models as tables, with the paper's results and those of the baselines."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Validation of registered models on measured profiles, and on simulated measurements."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime

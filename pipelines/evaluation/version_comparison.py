@@ -1,7 +1,5 @@
 """Comparison of a registered version with the champion, on the same pinned profiles."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -6,8 +6,6 @@ refinement knows more: displacement parameters, widths and coordinates are the s
 rutile and shuffled points at most 74 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The served model and its batches: many small requests become one call of the model."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Predictions of many files, a part of them at a time on each worker of a cluster."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The bundled example profiles: predicted by a model, and compared with their truth."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

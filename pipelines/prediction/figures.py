@@ -1,7 +1,5 @@
 """Figures of predictions: measurement, calculated pattern of the predicted cell, and difference."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

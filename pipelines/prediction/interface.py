@@ -1,7 +1,5 @@
 """The Python interface for notebooks: load a model, predict and refine a profile."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from functools import lru_cache

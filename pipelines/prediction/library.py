@@ -1,7 +1,5 @@
 """The snapshot that a model was trained on, as a library of patterns to compare profiles with."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

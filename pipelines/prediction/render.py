@@ -1,7 +1,5 @@
 """Predictions as tables on a terminal."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """The HTTP service: profiles or a file in, crystal systems and cells out, by the champion."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import tempfile

@@ -1,7 +1,5 @@
 """Requests and responses of the HTTP service; predictions are those of every other interface."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat

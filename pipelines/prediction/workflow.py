@@ -1,7 +1,5 @@
 """From measured files to predictions: read, resample to the model's grid, predict, refine."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Feature views on a cluster: compute the values of a view block by block, and commit them."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache

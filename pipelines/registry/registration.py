@@ -1,7 +1,5 @@
 """Registering a trained model: its provenance and tags, and whether it becomes the champion."""
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping

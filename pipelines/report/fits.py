@@ -1,7 +1,5 @@
 """Calculated patterns of predictions and their neighbours, and where they misfit the data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """Numbers, Miller indices and space groups in HTML, as crystallographers write them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Figures and reports as files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The report: predictions as a self-contained HTML page that a beamline scientist can read."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Simulate a campaign into the versioned store on a cluster, or a list of cells into a file."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator, Sequence

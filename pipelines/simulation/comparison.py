@@ -1,7 +1,5 @@
 """Compare the fast simulator with GSAS-II: patterns, differences, times, and a figure."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

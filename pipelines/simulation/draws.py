@@ -4,8 +4,6 @@ Every purpose has streams of random numbers of its own (:func:`random_stream`), 
 tested or calibrated on what it was trained on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import uuid
 from collections.abc import Sequence

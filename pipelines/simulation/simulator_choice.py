@@ -1,7 +1,5 @@
 """Choose the simulator of a campaign: by name, by what the workers can import, or to resume."""
 
-from __future__ import annotations
-
 import socket
 import sys
 import time

@@ -4,8 +4,6 @@
 :mod:`pipelines.simulation.simulator_choice`.
 """
 
-from __future__ import annotations
-
 import warnings
 from functools import lru_cache
 from typing import NamedTuple

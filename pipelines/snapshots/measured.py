@@ -1,7 +1,5 @@
 """Measured profiles on their way into the store: read files and labels, print what was read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

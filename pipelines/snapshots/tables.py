@@ -1,7 +1,5 @@
 """Tables of the snapshots of a store: contents, findings of the checks, and changes."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Figures of a training: learning curves, and the errors of its predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

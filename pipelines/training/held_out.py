@@ -4,8 +4,6 @@ Models for simulated profiles are scored on the test samples of their split (met
 and every model on the same simulated measurements (``draws/…``), so that these can be compared.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Names of the models and what they can do, importable without the libraries that train them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipelines.evaluation.names import INTEGER, ROBUST

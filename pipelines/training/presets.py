@@ -1,7 +1,5 @@
 """How each network and each forest is trained, by name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any

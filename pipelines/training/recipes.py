@@ -1,7 +1,5 @@
 """The training of the networks, the paper's and this project's, and the losses of the former."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial

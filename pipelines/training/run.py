@@ -1,7 +1,5 @@
 """One training from a data set to a registered model: reading, fitting, testing, logging."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

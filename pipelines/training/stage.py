@@ -1,7 +1,5 @@
 """What every training has in common: its context, prepared profiles, and a stage of fitting."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """What to train and where: plain values that are saved, so that a training can be resumed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace

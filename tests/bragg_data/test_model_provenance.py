@@ -1,7 +1,5 @@
 """Provenance of a model: what the version before wrote is read and written again unchanged."""
 
-from __future__ import annotations
-
 from bragg_data.model_provenance import ModelProvenance
 
 EARLIER = {

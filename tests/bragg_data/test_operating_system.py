@@ -1,7 +1,5 @@
 """Functions of Linux that macOS lacks: what happens without them."""
 
-from __future__ import annotations
-
 import errno
 import os
 from pathlib import Path

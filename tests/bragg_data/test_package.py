@@ -1,7 +1,5 @@
 """The package itself: what it offers, and what its import costs."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """The commit of the code: of this project's repository alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The paper's random split, and the one by blocks."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

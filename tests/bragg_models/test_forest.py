@@ -1,7 +1,5 @@
 """Compact forests against those of scikit-learn, and saved models of them."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

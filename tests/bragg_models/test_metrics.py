@@ -1,7 +1,5 @@
 """Eq. (1) of the paper against numbers computed by hand and numbers that the paper prints."""
 
-from __future__ import annotations
-
 import itertools
 
 import gemmi

@@ -1,7 +1,5 @@
 """Predictions of every kind of network: valid cells, also of known phases and wild outputs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

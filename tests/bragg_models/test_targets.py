@@ -1,7 +1,5 @@
 """Structures to arrays and back, for all seven crystal systems in one campaign."""
 
-from __future__ import annotations
-
 import json
 
 import gemmi

@@ -1,7 +1,5 @@
 """Runs, data sets and models in a real MLflow on sqlite."""
 
-from __future__ import annotations
-
 import base64
 import json
 import multiprocessing

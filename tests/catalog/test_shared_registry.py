@@ -1,7 +1,5 @@
 """A registry that is shared with other projects, and models registered by an earlier version."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 

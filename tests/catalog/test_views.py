@@ -1,7 +1,5 @@
 """Definitions of feature views: recognised by what they compute, not by how they are written."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

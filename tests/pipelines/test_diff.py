@@ -1,7 +1,5 @@
 """What changed between two tags: definition, cells counted by hand, ranges, intensities, JSON."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The main job as a user starts it, on a small part of the campaign, and the page that shows it."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

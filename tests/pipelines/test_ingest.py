@@ -1,7 +1,5 @@
 """Measured profiles in the store: as they were read, on the grid, with labels, and as a view."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

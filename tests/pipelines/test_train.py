@@ -1,7 +1,5 @@
 """Training from the command line: from a store to a registered model that answers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

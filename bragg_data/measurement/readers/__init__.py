@@ -3,8 +3,6 @@
 Conventions are those of GSAS-II, so that a calibration refined with it holds.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bragg_data.measurement.readers import common

@@ -4,8 +4,6 @@ Angles are refused: they are of constant wavelength, and read as time of flight 
 some cell without any sign that it is wrong.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Literal, get_args

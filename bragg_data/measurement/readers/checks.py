@@ -1,7 +1,5 @@
 """What every reader does last: unit, bins, and the checks that every profile has to pass."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Files of columns: time of flight, d-spacing or Q, intensity, and its standard deviation."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

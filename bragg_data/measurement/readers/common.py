@@ -1,7 +1,5 @@
 """A measured profile, how its file may be read, and the reading of headers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ where they were normalised. The last bin, whose width is not known, is dropped, 
 centres, and counts are divided by the width: a density per µs, as the simulated intensity is.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What CIFs leave open or have twice: read with a report, or refused with the remedy."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Free atomic coordinates: what symmetry allows, and that displaced atoms keep the space group."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

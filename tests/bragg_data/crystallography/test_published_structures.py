@@ -1,7 +1,5 @@
 """Published structures in the ways in which people's CIFs have them, against gemmi's calculator."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

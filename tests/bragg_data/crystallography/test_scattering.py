@@ -1,7 +1,5 @@
 """Scattering lengths that depend on the wavelength, against periodictable's own function."""
 
-from __future__ import annotations
-
 import numpy as np
 import periodictable
 import pytest

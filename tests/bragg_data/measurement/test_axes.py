@@ -1,7 +1,5 @@
 """Axes, bins, time maps and commas of profiles: read with the right times, or refused by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Measurements are prepared when they are read: what has no peaks is refused by its name."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Readers of profiles and instruments: real files to the last point, damaged ones in a sentence."""
 
-from __future__ import annotations
-
 import random
 import re
 import time

@@ -1,7 +1,5 @@
 """Refinement of real measured profiles whose cells are known, in the benchmark's campaigns."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Lattices from peak positions alone: of other compounds, and of lattices that do not fit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

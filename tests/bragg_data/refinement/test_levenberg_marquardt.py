@@ -1,7 +1,5 @@
 """The minimiser: minima within bounds, at the edge of a model's domain, and fits given up."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.optimize import least_squares

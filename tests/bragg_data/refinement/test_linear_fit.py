@@ -1,7 +1,5 @@
 """Scale and background of a pattern come back, and reflections lie where the peaks are."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.signal import find_peaks

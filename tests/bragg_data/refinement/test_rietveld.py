@@ -1,7 +1,5 @@
 """Whole-pattern refinement: what was put in comes out, with honest uncertainties."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Draws of measurement effects: reproducible, in range, and like measured profiles."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

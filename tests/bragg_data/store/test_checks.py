@@ -1,7 +1,5 @@
 """Data checks: a sound data set passes, and each kind of damage is found by its own check."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

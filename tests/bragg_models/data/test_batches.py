@@ -1,7 +1,5 @@
 """Batches: complete, balanced, repeatable, and never more in memory than promised."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 from collections.abc import Iterator

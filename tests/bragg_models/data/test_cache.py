@@ -1,7 +1,5 @@
 """The cache of prepared profiles: same batches, rebuilt when damaged, bounded memory."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Nearest patterns in a compressed library, against exact searches."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

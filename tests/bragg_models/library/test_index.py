@@ -1,7 +1,5 @@
 """The library's index: the same matches as from the whole store, and rebuilt when damaged."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

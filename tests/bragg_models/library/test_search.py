@@ -1,7 +1,5 @@
 """Library match against plain numpy, and on noisy copies of stored patterns."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import xarray as xr

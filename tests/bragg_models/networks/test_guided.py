@@ -1,7 +1,5 @@
 """Our network: its physics against the simulator, and the cells that it refines."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The paper's networks: their layers, counted by hand, and their arithmetic."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

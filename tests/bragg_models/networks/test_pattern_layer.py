@@ -1,7 +1,5 @@
 """Patterns as a layer of a network, against the fast simulator and the project's Bragg's law."""
 
-from __future__ import annotations
-
 import shutil
 from functools import cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 Nothing is trained: the proposals are set by hand.
 """
 
-from __future__ import annotations
-
 import tempfile
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A training that was killed continues as if nothing had happened."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

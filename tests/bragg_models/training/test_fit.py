@@ -1,7 +1,5 @@
 """The training loop on profiles whose labels are easy to read from them."""
 
-from __future__ import annotations
-
 import gemmi
 import numpy as np
 import pytest

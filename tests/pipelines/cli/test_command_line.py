@@ -1,7 +1,5 @@
 """The commands by their names, their help without heavy imports, and the options they share."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import dataclass, field

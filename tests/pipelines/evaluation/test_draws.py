@@ -1,7 +1,5 @@
 """Evaluation on simulated measurements: nothing is counted twice, left out, or raised."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from bragg_data.campaign import Campaign

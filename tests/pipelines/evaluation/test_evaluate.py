@@ -1,7 +1,5 @@
 """Evaluation from the command line: registered models, baselines and the paper side by side."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

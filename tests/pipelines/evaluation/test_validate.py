@@ -1,7 +1,5 @@
 """Validation on profiles that are known: tables as by hand, figures, a run in MLflow."""
 
-from __future__ import annotations
-
 import base64
 import json
 import shutil

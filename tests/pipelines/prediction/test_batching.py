@@ -1,7 +1,5 @@
 """Batches and the supervised tasks of the service."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator

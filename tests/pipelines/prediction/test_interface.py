@@ -1,7 +1,5 @@
 """The Python interface; command, service and Python give the same prediction."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Predictions on the command line: from a file to results that scripts can read."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

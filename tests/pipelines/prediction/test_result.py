@@ -1,7 +1,5 @@
 """The result of a prediction: plain values, JSON, schema, tables."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

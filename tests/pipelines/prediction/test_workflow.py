@@ -1,7 +1,5 @@
 """From files to predictions: bad files and bad cells leave all others their results."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What becomes of a trained model: a candidate, or the champion if it is good enough."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable

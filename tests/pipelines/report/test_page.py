@@ -1,7 +1,5 @@
 """The report: an HTML page that states the prediction's values, and works in a browser."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

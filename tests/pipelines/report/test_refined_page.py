@@ -1,7 +1,5 @@
 """The report of a refined prediction with intervals, and of one that is not accepted."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Random numbers of the simulated measurements: no two purposes share a stream."""
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Figures show what they are given: read back from the figures' own objects."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from io import BytesIO

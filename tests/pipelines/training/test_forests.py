@@ -1,7 +1,5 @@
 """Forests on a cluster: grown on the workers, the same by every way."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator

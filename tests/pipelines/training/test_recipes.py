@@ -1,7 +1,5 @@
 """Every model from the command line on a small data set, and what interruptions may not change."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Tasks of training: saved, read again, also as the version before wrote them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
