@@ -154,7 +154,7 @@ def _repeat_lost_signals() -> Iterator[None]:
         return
     before = sys.unraisablehook
 
-    def repeat(dropped: sys.UnraisableHookArgs) -> None:
+    def repeat(dropped: "sys.UnraisableHookArgs") -> None:  # known to type checkers only
         before(dropped)
         number = 0
         if isinstance(dropped.exc_value, KeyboardInterrupt):
