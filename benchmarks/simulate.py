@@ -60,8 +60,7 @@ def main(
 ) -> None:
     campaign = load_campaign("batio3-nomad")
     samples = campaign.samples
-    setup = campaign.phases, campaign.instrument, campaign.grid
-    simulator = Simulator(*setup, size=campaign.size, microstrain=campaign.microstrain)
+    simulator = Simulator(*campaign.setup)
     with np.load(REFERENCE) as file:
         reference = {name: file[name] for name in file}
     phase = np.array([CrystalSystem[str(s)].value for s in reference["crystal_system"]])

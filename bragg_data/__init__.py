@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-# The store is imported with its first use: workers, which do without, start faster.
 if TYPE_CHECKING:
-    from bragg_data.store import open_snapshot
-else:
-    from bragg_data.store import __getattr__ as __getattr__
+    from bragg_data.store.repository import open_snapshot
 
 __all__ = ["open_snapshot"]
+
+
+def __getattr__(name: str) -> object:
+    # Icechunk takes a second to import, and workers do without.
+    if name == "open_snapshot":
+        from bragg_data.store.repository import open_snapshot
+
+        return open_snapshot
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

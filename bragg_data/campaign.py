@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bragg_data.campaign_file import CampaignError as CampaignError
 from bragg_data.campaign_file import (
-    CampaignError,
     CampaignFile,
     MeasurementEffects,
     PhaseTable,
@@ -33,8 +33,6 @@ from bragg_data.crystallography.cell import (
 )
 from bragg_data.crystallography.structure import Phase, phase_from_cif, read_phase
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid, read_instrument
-
-__all__ = ["BUILT_IN", "Campaign", "CampaignError", "Samples", "load_campaign", "read_cells"]
 
 BUILT_IN = Path(__file__).parent / "campaigns"
 """Directory of the campaigns that ship with the project."""
@@ -86,6 +84,11 @@ class Campaign:
     def microstrain(self) -> float:
         """Microstrain in units of 1e-6."""
         return float(self._file.broadening.microstrain)
+
+    @property
+    def setup(self) -> tuple[tuple[Phase, ...], Instrument, TofGrid, float, float]:
+        """Phases, instrument, grid, size and microstrain, as the simulators take them."""
+        return self.phases, self.instrument, self.grid, self.size, self.microstrain
 
     @property
     def measurement_effects(self) -> MeasurementEffects:

@@ -16,10 +16,7 @@ def code_commit() -> str:
     The commit of a git repository counts only if this file is at its place in it and tracked: a
     package that is installed somewhere inside another project's repository is none of that
     project's commits. An installation by ``pip install git+https://…`` records its commit itself.
-
-    Returns
-    -------
-    40 hexadecimal digits, optionally with ``-dirty``; ``unknown`` where nothing records a commit.
+    The commit has 40 hexadecimal digits; it is ``unknown`` where nothing records one.
     """
     try:
         if Path(_git("rev-parse", "--show-toplevel")).resolve() == _ROOT:

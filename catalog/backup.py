@@ -109,11 +109,8 @@ def create_backup(into: Path, home: Path, uri: str, on_file: OnFile) -> tuple[Pa
 def restore_backup(directory: Path, home: Path, uri: str, on_file: OnFile) -> Backup:
     """Fill an empty home directory, and an empty database, from a backup.
 
-    Raises
-    ------
-    TrackingServerError
-        If the backup is not complete or of another kind of database, or something is there
-        already: nothing is overwritten.
+    Raises `TrackingServerError` if the backup is not complete or of another kind of database, or
+    something is there already: nothing is overwritten.
     """
     backup = Backup.read(directory)
     if uri.startswith(_SQLITE) != backup.database.endswith("sqlite"):

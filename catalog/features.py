@@ -22,7 +22,7 @@ from bragg_data.store.block_writer import BlockResult
 from bragg_data.store.repository import DEFAULT_URI, FEATURES, Store, open_dataset, storage_errors
 from catalog import registry
 from catalog.tracking import Tracking
-from catalog.views import VIEWS, FeatureError, Function, View, inputs_of, view_of
+from catalog.views import VIEWS, FeatureError, View, inputs_of, view_of
 
 _NOT_LABELS = ("intensity", "sigma", "covered", *schema.BOOKKEEPING)
 # Stored values are current if they agree in these, and in an accepted definition hash.
@@ -158,26 +158,15 @@ def _materialised(store: Store, dataset: xr.Dataset) -> Iterator[Materialised]:
 def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
     """Open the features of a data set with its labels, lazily.
 
-    Parameters
-    ----------
-    view
-        A view, its key, or its name for the newest version.
-    dataset, uri
-        Tag of the data set; path or ``file://`` URI of the store.
+    Of a view, its key, or its name for the newest version; the tag of the data set; and the path or
+    ``file://`` URI of the store. Returned are the labels of :mod:`bragg_data.store.schema`, and a
+    variable with the view's name over (sample, feature), whose attributes hold the lineage.
+    Materialised values are read from the store; otherwise a pure view is computed as it is read, by
+    Dask, a chunk at a time.
 
-    Returns
-    -------
-    The labels of :mod:`bragg_data.store.schema`, and a variable with the view's name over (sample,
-    feature), whose attributes hold the lineage. Materialised values are read from the store;
-    otherwise a pure view is computed as it is read, by Dask, a chunk at a time.
-
-    Raises
-    ------
-    FeatureError
-        If there is no such view, or its values are not materialised and cannot be computed as they
-        are read; the message has the command that materialises them.
-    StoreError
-        If there is no such data set.
+    Raises a FeatureError if there is no such view, or its values are not materialised and cannot be
+    computed as they are read: the message has the command that materialises them. A StoreError if
+    there is no such data set.
     """
     chosen = view if isinstance(view, View) else view_of(view)
     store = Store(uri)
@@ -194,27 +183,21 @@ def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
             f"{chosen.key} of {dataset} is not materialised. Compute it with: "
             f"{_command(chosen.key, dataset)}"
         )
-    return labels.assign({chosen.name: _lazy_values(chosen, chosen.function, source)})
-
-
-def _lazy_values(view: View, function: Function, source: xr.Dataset) -> xr.DataArray:
-    """Return the values of a pure view, computed by Dask when they are read."""
     rows = int(source.attrs["rows_per_chunk"])
-    size = function(*inputs_of(view, source, slice(1))).shape[1]
-    values: xr.DataArray = xr.apply_ufunc(
-        function,
-        *(source[name].drop_vars("tof").chunk(sample=rows) for name in view.inputs),
-        input_core_dims=[["tof"]] * len(view.inputs),
+    size = chosen.function(*inputs_of(chosen, source, slice(1))).shape[1]
+    computed: xr.DataArray = xr.apply_ufunc(
+        chosen.function,
+        *(source[name].drop_vars("tof").chunk(sample=rows) for name in chosen.inputs),
+        input_core_dims=[["tof"]] * len(chosen.inputs),
         output_core_dims=[["feature"]],
         dask="parallelized",
         output_dtypes=[np.float32],
         dask_gufunc_kwargs={"output_sizes": {"feature": size}},
     )
-    return values.assign_attrs(lineage_of(view, source))
+    return labels.assign({chosen.name: computed.assign_attrs(lineage_of(chosen, source))})
 
 
 def _command(view: str, tag: str) -> str:
-    """Return the command that computes the values of a view."""
     return f"python -m pipelines.features materialise {view} --data {tag}"
 
 

@@ -58,13 +58,7 @@ def write_campaign(directory: Path) -> None:
 
 def simulate(store: Store, campaign: Campaign, tag: str) -> None:
     """Simulate a campaign into a store and tag it, in this process."""
-    simulator = Simulator(
-        campaign.phases,
-        campaign.instrument,
-        campaign.grid,
-        size=campaign.size,
-        microstrain=campaign.microstrain,
-    )
+    simulator = Simulator(*campaign.setup)
     with Writer(store, campaign, "kinematic", kinematic.VERSION) as writer:
         results = []
         for block in writer.missing():

@@ -25,19 +25,6 @@ from bragg_data.crystallography.cif import Site, cell_of, read_text, select_bloc
 from bragg_data.crystallography.scattering import ResonanceError, is_resonant, scattering_length
 from bragg_data.crystallography.symmetry import all_atoms, coincident_sites, space_group_of
 
-__all__ = [
-    "Phase",
-    "ResonanceError",
-    "Site",
-    "displaced",
-    "free_coordinates",
-    "phase_from_cif",
-    "phase_on_orthogonal_axes",
-    "read_phase",
-    "scaled_to_volume_per_atom",
-    "scattering_length",
-]
-
 _SAME = 1e-3  # fractional: closer positions are the same
 
 _Array = NDArray[np.float64]

@@ -8,7 +8,7 @@ a step to a point that has no pattern is rejected instead of ending the fit.
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +28,6 @@ class Evaluation(NamedTuple):
     pattern: _Vector
 
 
-class Model(Protocol):
-    """A weighted least squares problem."""
-
-    def evaluate(self, point: _Vector) -> Evaluation:
-        """Return the model at a point, shape (k,); a CrystalError if it is not defined there."""
-
-    def jacobian(self, point: _Vector, evaluation: Evaluation) -> _Vector:
-        """Return the derivatives of the residuals at an evaluated point, shape (n, k)."""
-
-
 class Minimum(NamedTuple):
     """Where a minimisation ended."""
 
@@ -48,7 +38,8 @@ class Minimum(NamedTuple):
 
 
 def minimise(
-    model: Model,
+    evaluate: Callable[[_Vector], Evaluation],
+    derivatives: Callable[[_Vector, Evaluation], _Vector],
     start: _Vector,
     bounds: tuple[_Vector, _Vector],
     tolerance: Callable[[float], float],
@@ -56,13 +47,15 @@ def minimise(
 ) -> Minimum:
     """Minimise the sum of squared residuals of a model, from a point (k,) where it is defined.
 
+    ``evaluate`` raises a CrystalError where the model is not defined; ``derivatives`` returns those
+    of the residuals at an evaluated point, (n, k).
     ``tolerance`` maps χ² to the predicted decrease of χ² below which a step is not worth while.
     ``give_up`` is called before each step with χ², its predicted decrease, and whether the Jacobian
     was calculated at this point; it ends the minimisation where it returns True.
     """
     low, high = bounds
-    x, here = start, model.evaluate(start)
-    jacobian, fresh = model.jacobian(x, here), True
+    x, here = start, evaluate(start)
+    jacobian, fresh = derivatives(x, here), True
     # Where one step after the other leads uphill, damping rises faster and faster.
     damping, rise, converged = 1e-3, 10.0, False
     for _ in range(_MOST_STEPS):
@@ -76,13 +69,13 @@ def minimise(
             converged = fresh
             if fresh:
                 break
-            jacobian, fresh = model.jacobian(x, here), True
+            jacobian, fresh = derivatives(x, here), True
             continue
         if give_up(chi2, predicted, fresh):
             break
         decrease = -np.inf
         with suppress(CrystalError):  # no pattern there
-            trial = model.evaluate(x + step)
+            trial = evaluate(x + step)
             decrease = chi2 - float(trial.residual @ trial.residual)
         if decrease > 0:
             x, here = x + step, trial
@@ -92,7 +85,7 @@ def minimise(
             if fresh:
                 damping, rise = min(rise * damping, 1e6), 10 * rise
             else:
-                jacobian, fresh = model.jacobian(x, here), True
+                jacobian, fresh = derivatives(x, here), True
     return Minimum(x, here.residual, jacobian, converged)
 
 

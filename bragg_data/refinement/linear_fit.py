@@ -28,10 +28,7 @@ def simulator_of(campaign: Campaign) -> Simulator:
     identity = json.dumps(campaign.definition, sort_keys=True)
     if identity not in _simulators:
         _simulators.clear()
-        setup = campaign.phases, campaign.instrument, campaign.grid
-        _simulators[identity] = Simulator(
-            *setup, size=campaign.size, microstrain=campaign.microstrain
-        )
+        _simulators[identity] = Simulator(*campaign.setup)
     return _simulators[identity]
 
 

@@ -42,15 +42,7 @@ class Refiner:
 
     def __init__(self, campaign: Campaign, *, cache: Path | None = None) -> None:
         self.campaign = campaign
-        self.simulator = Simulator(
-            campaign.phases,
-            campaign.instrument,
-            campaign.grid,
-            size=campaign.size,
-            microstrain=campaign.microstrain,
-            width_range=_WIDTHS,
-            cache=cache,
-        )
+        self.simulator = Simulator(*campaign.setup, width_range=_WIDTHS, cache=cache)
         self._libraries = ThreadpoolController().select(user_api="blas")
 
     def refine(

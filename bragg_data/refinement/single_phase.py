@@ -152,16 +152,17 @@ class WeightedProfile:
             to_beat = rival.chi2 - noise * more * float(np.log(len(self.y)))
             hopeless = HOPELESS * rival.chi2
 
+        def tolerance_at(chi2: float) -> float:
+            return promise * max(chi2 / len(self.y), 1.0)
+
         def give_up(chi2: float, predicted: float, fresh: bool) -> bool:
             if chi2 > hopeless:
                 return chi2 - predicted > hopeless
             return fresh and chi2 - _DARING * predicted > to_beat
 
-        def tolerance_at(chi2: float) -> float:
-            return promise * max(chi2 / len(self.y), 1.0)
-
         try:
-            minimum = minimise(model, model.start, model.bounds, tolerance_at, give_up)
+            functions = model.evaluate, model.jacobian
+            minimum = minimise(*functions, model.start, model.bounds, tolerance_at, give_up)
         except CrystalError as error:
             raise RefinementError(
                 f"Phase {self.campaign.phases[phase].name} cannot be refined: {error}"

@@ -125,20 +125,12 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
 ):
     """Deposit the reflections of each sample on the source grid, all with the nominal widths.
 
-    Parameters
-    ----------
-    out : shape (n, n_source), float32, zeroed
-        Spline coefficients of the amplitude.
-    step_out : shape (n, points), float32, zeroed
-        The difference that GSAS-II's step in erfcx makes to the pattern of the blended operator.
-    metrics : shape (n, n_terms)
-        Independent terms of the reciprocal metric in Å⁻².
-    lines, n_lines
-        Products and strengths of all lines that any of the samples may need, and their number.
-    u_scale, difc, tzero, scale : shape (n,)
-        Per sample; ``scale`` is S sin θ / V.
-    shapes : shape (4, n_source)
-        Full width W, Lorentzian share η, rise and decay at the nodes of the source grid.
+    Added to ``out`` (n, n_source), float32: spline coefficients of the amplitude; to ``step_out``
+    (n, points), float32: the difference that GSAS-II's step in erfcx makes to the pattern of the
+    blended operator. Of ``metrics`` (n, n_terms), independent terms of the reciprocal metric in
+    Å⁻²; products and strengths of the ``n_lines`` ``lines`` that any of the samples may need;
+    ``u_scale``, ``difc``, ``tzero`` and ``scale``, S sin θ / V, per sample (n,); ``shapes`` (4,
+    n_source): full width W, Lorentzian share η, rise and decay at the nodes of the source grid.
     """
     buffers = buffers_for(len(tables.rates))
     w = np.empty((TAPS, _TILE), np.float32)
@@ -270,16 +262,11 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     n, n_source): the Gaussian and the Lorentzian part at several widths, by Lagrange interpolation
     in ln(W / W nominal). Fewer operators are independent.
 
-    Parameters
-    ----------
-    size, microstrain, width_scale : shape (n,)
-        Broadening per sample: µm, 1e-6, and a factor on all widths.
-    shapes : shape (4, n_source)
-        ln of the nominal full width, unused, rise and decay at the nodes of the source grid.
-    nodes, barycentric : shape (n_nodes,)
-        Nodes in ln(W / W nominal) and their barycentric weights.
-    mixing : shape (2 * n_nodes, n_operators)
-        Coefficients of the operators in the Gaussian, then the Lorentzian parts at the nodes.
+    Of broadening per sample (n,): ``size`` in µm, ``microstrain`` in 1e-6, and ``width_scale``, a
+    factor on all widths; ``shapes`` (4, n_source): ln of the nominal full width, unused, rise and
+    decay at the nodes of the source grid; ``nodes`` in ln(W / W nominal) and their ``barycentric``
+    weights, (n_nodes,); ``mixing`` (2 * n_nodes, n_operators): coefficients of the operators in the
+    Gaussian, then the Lorentzian parts at the nodes.
     """
     n_nodes = len(nodes)
     n_operators = out.shape[0]
@@ -376,12 +363,13 @@ def _fill_stations(  # type: ignore[no-untyped-def] # pragma: no cover
 
 
 @njit(nogil=True, cache=True, fastmath=True)
-def _width_and_mixing(d, difc, size, microstrain, b):  # type: ignore[no-untyped-def] # pragma: no cover
+def _width_and_mixing(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return ln W (µs) and η of one reflection: peak_shape and mixing of the peak shape in one."""
     d2 = d * d
-    variance = b.sig_0 + b.sig_1 * d2 + b.sig_2 * d2 * d2 + b.sig_q * d
+    sig_0, sig_1, sig_2, sig_q, x, y, z = constants
+    variance = sig_0 + sig_1 * d2 + sig_2 * d2 * d2 + sig_q * d
     gauss = FWHM_PER_SIGMA * math.sqrt(max(variance, 1e-10))
-    lorentz = b.x * d + b.y * d2 + b.z + difc * (1e-4 * d2 / size + 1e-6 * d * microstrain)
+    lorentz = x * d + y * d2 + z + difc * (1e-4 * d2 / size + 1e-6 * d * microstrain)
     g = max(lorentz, 1e-5) / gauss
     fifth = 1.0 + g * (2.69269 + g * (2.42843 + g * (4.47163 + g * (0.07842 + g))))
     log_fifth = 0.2 * math.log(fifth)

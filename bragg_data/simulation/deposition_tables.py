@@ -1,4 +1,4 @@
-"""Arguments of the compiled loops of the fast simulator: tables, the window, widths, buffers."""
+"""Arguments of the compiled loops of the fast simulator: tables, the window, buffers."""
 
 import math
 from collections.abc import Sequence
@@ -79,18 +79,6 @@ class Target(NamedTuple):
     difb: float
     d_step_low: float  # Å; between these the step of GSAS-II's erfcx falls into the peak
     d_step_high: float
-
-
-class Broadening(NamedTuple):
-    """Instrument constants of the peak widths, for samples that each have their own broadening."""
-
-    sig_0: float
-    sig_1: float
-    sig_2: float
-    sig_q: float
-    x: float
-    y: float
-    z: float
 
 
 class Buffers(NamedTuple):

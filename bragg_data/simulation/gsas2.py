@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from bragg_data.crystallography.structure import Phase
 from bragg_data.defaults import PATTERN_SECONDS
 from bragg_data.instrument.instprm import Instrument, TofGrid
-from bragg_data.simulation.gsas2_process import HOW_TO_INSTALL, VERSION, Gsas2Error
+from bragg_data.simulation.gsas2_process import HOW_TO_INSTALL
+from bragg_data.simulation.gsas2_process import Gsas2Error as Gsas2Error
 from bragg_data.simulation.isolated_process import (
     IsolatedProcess,
     IsolatedProcessError,
@@ -31,17 +32,6 @@ from bragg_data.simulation.sample_parameters import (
     checked_samples,
     nominal_parameters,
 )
-
-__all__ = [
-    "VERSION",
-    "CallPath",
-    "Gsas2Error",
-    "Gsas2Options",
-    "PathCheck",
-    "PatternsError",
-    "Simulator",
-    "installed_version",
-]
 
 CallPath = Literal["memory", "scripting"]
 """How GSAS-II is called: its functions in memory, or its documented scripting interface."""
@@ -104,7 +94,6 @@ class Simulator:
         phases: Sequence[Phase],
         instrument: Instrument,
         grid: TofGrid,
-        *,
         size: float,
         microstrain: float,
         options: Gsas2Options | None = None,

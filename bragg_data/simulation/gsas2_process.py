@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import cell_volume
-from bragg_data.crystallography.scattering import element_of
-from bragg_data.crystallography.structure import Phase, ResonanceError
+from bragg_data.crystallography.scattering import ResonanceError, element_of
+from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
+
+_Array = NDArray[np.float64]
 
 VERSION = "1"
 """Version of the way in which GSAS-II is called, part of a data set's identity next to its own."""
@@ -35,14 +37,8 @@ HOW_TO_INSTALL = (
 
 _TRANSFORM = "Transform the CIF to the standard setting, or use --simulator kinematic."
 
-_MODULES = {
-    "path": "path",
-    "sc": "scriptable",
-    "io": "strIO",
-    "math": "strMath",
-    "groups": "spc",
-    "processes": "mpsubs",
-}
+_NAMES = ("path", "sc", "io", "math", "groups", "processes")
+_MODULES = ("path", "scriptable", "strIO", "strMath", "spc", "mpsubs")  # without the prefix GSASII
 
 # What GetPhaseData returns; the parts without a name are no controls.
 _PHASE_DATA = (
@@ -68,7 +64,7 @@ class Gsas2Worker:
         location: str | None,
         phases: Sequence[Phase] = (),
         instrument: Instrument | None = None,
-        tof: NDArray[np.float64] | None = None,
+        tof: _Array | None = None,
     ) -> None:
         self._g2 = _import(location)
         self._phases, self._instrument, self._tof = phases, instrument, tof
@@ -88,13 +84,11 @@ class Gsas2Worker:
         """Make the project of a phase."""
         self._project(code)
 
-    def memory(self, code: int, cell: list[float], sample: dict[str, float]) -> NDArray[np.float64]:
+    def memory(self, code: int, cell: list[float], sample: dict[str, float]) -> _Array:
         """Return a pattern, shape (points,), by GSAS-II's functions in memory."""
         return self._project(code).memory(cell, sample)
 
-    def scripting(
-        self, code: int, cell: list[float], sample: dict[str, float]
-    ) -> NDArray[np.float64]:
+    def scripting(self, code: int, cell: list[float], sample: dict[str, float]) -> _Array:
         """Return a pattern, shape (points,), by the documented scripting interface."""
         return self._project(code).scripting(cell, sample)
 
@@ -115,12 +109,7 @@ class Project:
     """
 
     def __init__(
-        self,
-        g2: SimpleNamespace,
-        phase: Phase,
-        instrument: Instrument,
-        tof: NDArray[np.float64],
-        code: int,
+        self, g2: SimpleNamespace, phase: Phase, instrument: Instrument, tof: _Array, code: int
     ) -> None:
         self._g2, self._source = g2, phase
         instprm = Path(f"instrument-{code}.instprm").absolute()
@@ -182,7 +171,7 @@ class Project:
                 )
             general["Isotope"][element] = mass
 
-    def _check(self, shift: NDArray[np.float64]) -> None:
+    def _check(self, shift: _Array) -> None:
         """Refuse a phase to which GSAS-II gives another symmetry, or other atoms, than gemmi."""
         group = self._phase.data["General"]["SGData"]
         name, symbol = self._source.name, self._source.space_group
@@ -199,7 +188,7 @@ class Project:
                 f"digits (0.333333, not 0.333)."
             )
 
-    def scripting(self, cell: list[float], sample: dict[str, float]) -> NDArray[np.float64]:
+    def scripting(self, cell: list[float], sample: dict[str, float]) -> _Array:
         """Return a pattern, shape (points,), by the documented scripting interface."""
         histogram, phase = self._histogram.data, self._phase.data
         self._set(histogram, phase, cell, sample)
@@ -212,7 +201,7 @@ class Project:
             raise RuntimeError("GSAS-II computes no pattern for this cell")
         return pattern
 
-    def memory(self, cell: list[float], sample: dict[str, float]) -> NDArray[np.float64]:
+    def memory(self, cell: list[float], sample: dict[str, float]) -> _Array:
         """Return a pattern, shape (points,), by GSAS-II's functions in memory."""
         io, math = self._g2.io, self._g2.math
         if self._in_memory is None:
@@ -261,7 +250,7 @@ class Project:
             instrument[key][:2] = [sample[name], sample[name]]
 
 
-def setting(phase: Phase) -> tuple[str, NDArray[np.float64]]:
+def setting(phase: Phase) -> tuple[str, _Array]:
     """Return GSAS-II's symbol of a phase's space group, and the shift to its origin.
 
     GSAS-II marks rhombohedral axes by an R behind the symbol (a table number would mean hexagonal
@@ -287,7 +276,7 @@ def setting(phase: Phase) -> tuple[str, NDArray[np.float64]]:
     )
 
 
-def operations_of(operations: gemmi.GroupOps, shift: NDArray[np.float64]) -> set[tuple[int, ...]]:
+def operations_of(operations: gemmi.GroupOps, shift: _Array) -> set[tuple[int, ...]]:
     """Return symmetry operations about a shifted origin, with translations in 24ths."""
     result = set()
     for op in operations:
@@ -325,7 +314,7 @@ def _import(location: str | None) -> SimpleNamespace:
         prefixes = (sys.prefix, os.environ.get("CONDA_PREFIX", ""))
         sys.path.extend(str(Path(prefix) / "GSAS-II") for prefix in prefixes if prefix)
     try:
-        modules = {n: importlib.import_module(f"GSASII.GSASII{m}") for n, m in _MODULES.items()}
+        modules = [importlib.import_module(f"GSASII.GSASII{name}") for name in _MODULES]
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "GSASII" and "GSASII" not in sys.modules:
             raise Gsas2Error(
@@ -334,7 +323,7 @@ def _import(location: str | None) -> SimpleNamespace:
         raise _broken(error) from error
     except (Exception, SystemExit) as error:
         raise _broken(error) from error
-    g2 = SimpleNamespace(**modules)
+    g2 = SimpleNamespace(**dict(zip(_NAMES, modules, strict=True)))
     try:
         problem, _ = g2.groups.SpcGroup("P -1")  # compiled
         if problem:

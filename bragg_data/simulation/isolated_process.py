@@ -27,17 +27,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-SINGLE_THREAD = {
-    f"{library}_THREADS": "1"
-    for library in (
-        "OMP_NUM",
-        "OPENBLAS_NUM",
-        "MKL_NUM",
-        "VECLIB_MAXIMUM",
-        "NUMEXPR_NUM",
-        "NUMBA_NUM",
-    )
-}
+_LIBRARIES = "OMP_NUM OPENBLAS_NUM MKL_NUM VECLIB_MAXIMUM NUMEXPR_NUM NUMBA_NUM"
+SINGLE_THREAD = {f"{library}_THREADS": "1" for library in _LIBRARIES.split()}
 """Environment in which numerical libraries compute with one thread."""
 
 START_SECONDS = 300.0  # for a process and its object; a cold network file system is slow

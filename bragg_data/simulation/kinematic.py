@@ -24,19 +24,13 @@ from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.instrument.peak_shape import Convention
 from bragg_data.simulation.deposition import deposit, deposit_varied
 from bragg_data.simulation.deposition_tables import Tables, build_tables
-from bragg_data.simulation.peak_response import (
-    VERSION,
-    PeakResponse,
-    WidthInterpolation,
-    WidthOperators,
-)
+from bragg_data.simulation.peak_response import VERSION as VERSION
+from bragg_data.simulation.peak_response import PeakResponse, WidthInterpolation, WidthOperators
 from bragg_data.simulation.sample_parameters import (
     SampleParameters,
     checked_samples,
     nominal_parameters,
 )
-
-__all__ = ["VERSION", "Simulator"]
 
 HISTOGRAM_SCALE = 1e5  # GSAS-II's default histogram scale factor
 _ALIKE = 16  # samples that share one selection of lines
@@ -53,16 +47,10 @@ class Simulator:
     the grid that patterns are good to worse than 3e-4 of a peak; an InstrumentError is raised if
     the instrument's constants give peaks no decay somewhere on it.
 
-    Parameters
-    ----------
-    size, microstrain
-        Nominal isotropic Lorentzian broadening in µm and 1e-6.
-    width_range
-        Range of ln(W / W nominal) that is prepared for samples with widths of their own, so that
-        operators are built once; left out, the samples of each call decide.
-    cache
-        Directory for these operators, which take seconds to build; None for none. Its files can be
-        deleted at any time.
+    Size in µm and microstrain in 1e-6 are the nominal isotropic Lorentzian broadening.
+    ``width_range``, of ln(W / W nominal), is prepared for samples with widths of their own, so that
+    operators are built once; left out, the samples of each call decide. They take seconds to build;
+    ``cache`` is a directory for them, of which files can be deleted at any time, or None.
     """
 
     def __init__(
@@ -70,9 +58,9 @@ class Simulator:
         phases: Sequence[Phase],
         instrument: Instrument,
         grid: TofGrid,
-        *,
         size: float,
         microstrain: float,
+        *,
         convention: Convention = "gsas2",
         width_range: tuple[float, float] | None = None,
         cache: Path | None = None,

@@ -63,15 +63,8 @@ def simulator_for(
     cache: Path | None = None,
 ) -> Simulator:
     """Return a simulator of a campaign, prepared for the range of widths that is drawn."""
-    return Simulator(
-        phases or campaign.phases,
-        instrument or campaign.instrument,
-        campaign.grid,
-        size=campaign.size,
-        microstrain=campaign.microstrain,
-        width_range=(-0.4, 1.0),
-        cache=cache,
-    )
+    setup = phases or campaign.phases, instrument or campaign.instrument, *campaign.setup[2:]
+    return Simulator(*setup, width_range=(-0.4, 1.0), cache=cache)
 
 
 def draw_cells(campaign: Campaign, code: int, count: int, generator: np.random.Generator) -> _Array:

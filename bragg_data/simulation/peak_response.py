@@ -27,7 +27,7 @@ from bragg_data.instrument.peak_shape import (
     peak_shape,
 )
 from bragg_data.simulation.deposition import REACH
-from bragg_data.simulation.deposition_tables import Broadening, Target
+from bragg_data.simulation.deposition_tables import Target
 from bragg_data.simulation.peak_operator import (
     PAD,
     QUINTIC,
@@ -142,10 +142,10 @@ class PeakResponse:
         return np.concatenate([np.log(self.shapes[:1]), self.shapes[1:]])
 
     @cached_property
-    def broadening(self) -> Broadening:
-        """Constants of the peak widths, for the compiled loops."""
+    def broadening(self) -> tuple[float, ...]:
+        """Constants of the peak widths, for samples that each have their own broadening."""
         i = self.instrument
-        return Broadening(i.sig_0, i.sig_1, i.sig_2, i.sig_q, i.x, i.y, i.z)
+        return i.sig_0, i.sig_1, i.sig_2, i.sig_q, i.x, i.y, i.z
 
     @cached_property
     def target(self) -> Target:

@@ -1,19 +1,1 @@
 """The versioned store of labelled patterns and measured profiles."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bragg_data.store.repository import open_snapshot
-
-__all__ = ["open_snapshot"]
-
-
-def __getattr__(name: str) -> object:
-    # Icechunk takes a second to import.
-    if name == "open_snapshot":
-        from bragg_data.store.repository import open_snapshot
-
-        return open_snapshot
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -71,19 +71,10 @@ class DataSet:
 
 
 class Store:
-    """An Icechunk repository in a directory.
+    """An Icechunk repository in a directory, by its path or file:// URI.
 
-    Parameters
-    ----------
-    uri
-        Path or file:// URI of the directory.
-    create
-        Create the repository if there is none.
-
-    Raises
-    ------
-    StoreError
-        If the URI is not a directory's, or the directory does not exist or is no store.
+    ``create`` makes the repository if there is none. Raises a StoreError if the URI is not a
+    directory's, or the directory does not exist or is no store.
     """
 
     def __init__(self, uri: str | Path = DEFAULT_URI, *, create: bool = False) -> None:
@@ -221,22 +212,10 @@ def branch_name(campaign: str, identity: str) -> str:
 def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
     """Open a tagged data set as an ordinary lazy xarray data set.
 
-    Parameters
-    ----------
-    tag
-        Its name, for example ``batio3-nomad-v1``.
-    uri
-        Path or file:// URI of the store.
-
-    Returns
-    -------
-    The data set that :mod:`bragg_data.store.schema` describes, with the attributes ``tag``,
-    ``snapshot_id`` and ``uri`` in addition.
-
-    Raises
-    ------
-    StoreError
-        If there is no such store or tag, naming the known tags.
+    By its tag, for example ``batio3-nomad-v1``, and the path or file:// URI of the store. It is
+    what :mod:`bragg_data.store.schema` describes, with the attributes ``tag``, ``snapshot_id`` and
+    ``uri`` in addition. Raises a StoreError if there is no such store or tag, naming the known
+    tags.
     """
     return Store(uri).open(tag)
 

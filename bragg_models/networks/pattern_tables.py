@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, reciprocal_metric
 from bragg_data.crystallography.reflections import Lines, lines_from_reflections, unique_reflections
-from bragg_data.crystallography.structure import Phase, ResonanceError
+from bragg_data.crystallography.scattering import ResonanceError
+from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument import peak_shape as peaks
 from bragg_models.networks.guided_config import PatternConfig, PatternPhase
 from bragg_models.targets import Targets

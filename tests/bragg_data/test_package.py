@@ -6,13 +6,11 @@ import sys
 import pytest
 
 import bragg_data
-from bragg_data import store
 from bragg_data.store import repository
 
 
 def test_open_snapshot_is_an_attribute_of_the_package() -> None:
     assert bragg_data.open_snapshot is repository.open_snapshot
-    assert store.open_snapshot is repository.open_snapshot
     with pytest.raises(AttributeError, match="no attribute 'open_snapshots'"):
         bragg_data.open_snapshots  # noqa: B018
 

@@ -259,13 +259,7 @@ def test_the_library_match_finds_the_cells_of_noisy_experiments(tmp_path: Path) 
     # From a file, through its calibration and the background, to the nearest of the patterns of
     # 441 cells within 0.02 Å (or 0.5°) of the true one: simulated here, GSAS-II's there.
     campaign = load_campaign("batio3_nomad")
-    simulator = Simulator(
-        campaign.phases,
-        campaign.instrument,
-        campaign.grid,
-        size=campaign.size,
-        microstrain=campaign.microstrain,
-    )
+    simulator = Simulator(*campaign.setup)
     codes = {phase.crystal_system.name: i for i, phase in enumerate(campaign.phases)}
     folder = SHARED / "reference"
     data = np.load(folder / "pseudo_experiment_dev.npz")

@@ -8,12 +8,8 @@ import pytest
 
 from bragg_data.campaign import BUILT_IN
 from bragg_data.crystallography.cell import CrystalError
-from bragg_data.crystallography.structure import (
-    ResonanceError,
-    read_phase,
-    scaled_to_volume_per_atom,
-    scattering_length,
-)
+from bragg_data.crystallography.scattering import ResonanceError, scattering_length
+from bragg_data.crystallography.structure import read_phase, scaled_to_volume_per_atom
 
 RUTILE = """data_rutile
 _cell_length_a 4.5937

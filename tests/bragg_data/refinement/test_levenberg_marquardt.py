@@ -35,7 +35,8 @@ def minimum(
     model: Decay, start: np.ndarray, high: float = np.inf, hopeless: float = np.inf
 ) -> Minimum:
     bounds = np.array([-np.inf, -np.inf]), np.array([np.inf, high])
-    return minimise(model, start, bounds, lambda _: 1e-9, lambda chi2, *_: chi2 > hopeless)
+    functions = model.evaluate, model.jacobian
+    return minimise(*functions, start, bounds, lambda _: 1e-9, lambda chi2, *_: chi2 > hopeless)
 
 
 def test_the_minimum_is_that_of_scipy() -> None:

@@ -14,13 +14,7 @@ TRUE_CELL = (4.0437, 4.0437, 4.0437, 84.31, 84.31, 84.31)  # trigonal, off the c
 
 def clean_pattern(campaign: Campaign) -> np.ndarray:
     """The pattern of the true cell, shape (points,)."""
-    simulator = Simulator(
-        campaign.phases,
-        campaign.instrument,
-        campaign.grid,
-        size=campaign.size,
-        microstrain=campaign.microstrain,
-    )
+    simulator = Simulator(*campaign.setup)
     return simulator.simulate(np.array([TRIGONAL]), np.array([TRUE_CELL]))[0].astype(float)
 
 
