@@ -1,7 +1,5 @@
 """A campaign file (TOML): phases, instrument and grid, and the ordered list of samples."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json
@@ -49,7 +47,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.phase)
 
-    def __getitem__(self, rows: slice | NDArray[np.integer]) -> Samples:
+    def __getitem__(self, rows: slice | NDArray[np.integer]) -> "Samples":
         return Samples(self.phase[rows], self.crystal_system[rows], self.cells[rows])
 
 

@@ -1,11 +1,9 @@
 """The schema of a campaign file (TOML), which :mod:`bragg_data.campaign` resolves."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +39,7 @@ class Range(Table):
     high: Decimal | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Range:
+    def _check(self) -> Self:
         grid = (self.first, self.last, self.step)
         interval = (self.low, self.high)
         if None not in grid and interval == (None, None):
@@ -200,7 +198,7 @@ class CampaignFile(Table):
     phases: Annotated[tuple[PhaseTable, ...], Field(min_length=1, max_length=127)]
 
     @model_validator(mode="after")
-    def _phases_fit_sampling(self) -> CampaignFile:
+    def _phases_fit_sampling(self) -> Self:
         names = [phase.name for phase in self.phases]
         if len(set(names)) < len(names):
             raise ValueError("two phases have the same name")

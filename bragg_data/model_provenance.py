@@ -4,11 +4,9 @@ A saved model carries these values as JSON (``provenance`` in its ``model.json``
 traced and trained again without any other file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 Scores = Mapping[str, Mapping[str, float]]
 """Scores of all samples (``all``) and of each crystal system, by the name of the metric."""
@@ -28,7 +26,7 @@ class SnapshotReference:
     code_commit: str = ""
 
     @classmethod
-    def from_attrs(cls, attrs: Mapping[Any, Any]) -> SnapshotReference:
+    def from_attrs(cls, attrs: Mapping[Any, Any]) -> Self:
         """Return the reference of an opened snapshot, from its attributes or from JSON."""
         return cls(**{f.name: str(attrs.get(f.name, "")) for f in fields(cls)})
 
@@ -44,7 +42,7 @@ class SplitSettings:
     test_draws: int | None = None  # held out per phase, for models that are tested on draws
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SplitSettings:
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings that :meth:`to_json` wrote."""
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
@@ -102,7 +100,7 @@ class ModelProvenance:
         return tuple(self.order.get(key) or ())
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ModelProvenance:
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Return the provenance that :meth:`to_json` wrote; what is missing has its default."""
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         known["data"] = SnapshotReference.from_attrs(values.get("data", {}))

@@ -98,6 +98,5 @@ def extra_data_split(
 
 
 def _boxes(cells: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the numbers of each cell's box, shape (n, 6)."""
     # Grid points lie on the boxes' sides: rounding must not scatter them.
     return np.asarray(np.floor(cells / _EDGES + 1e-6), dtype=np.int64)

@@ -1,7 +1,5 @@
 """The database and the files of an MLflow server: its backend, backups, and restoring one."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -13,6 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from filelock import FileLock
 from sqlalchemy import create_engine, inspect
@@ -44,7 +43,7 @@ class Backup:
     bytes: int  # their size
 
     @classmethod
-    def read(cls, directory: Path) -> Backup:
+    def read(cls, directory: Path) -> Self:
         """Read the contents of a backup; raises `TrackingServerError` if it is not complete."""
         try:
             values = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
@@ -150,7 +149,6 @@ def _dump(uri: str, into: Path) -> str:
 
 
 def _load(file: Path, uri: str) -> None:
-    """Fill an empty database from a copy."""
     if uri.startswith(_SQLITE):
         shutil.copyfile(file, uri.removeprefix(_SQLITE))
         return
@@ -200,7 +198,6 @@ def files_of(directory: Path) -> list[Path]:
 
 
 def _copy_files(source: Path, target: Path, on_file: OnFile) -> tuple[int, int]:
-    """Copy files into a new directory; return their number and size in bytes."""
     target.mkdir(mode=_MODE)
     # Files that appear meanwhile are not in the database that was copied before.
     files = files_of(source)

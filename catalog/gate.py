@@ -1,9 +1,8 @@
 """Gates of promotion: what a version must not be worse than, the champion or simple baselines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from bragg_data.model_provenance import ModelProvenance
 
@@ -70,7 +69,7 @@ class BaselineComparison:
     baselines: Mapping[str, float]  # by name: constant, library match
 
     @classmethod
-    def from_provenance(cls, provenance: ModelProvenance) -> BaselineComparison | None:
+    def from_provenance(cls, provenance: ModelProvenance) -> Self | None:
         """Return the comparison that a model's training recorded; None if it recorded none."""
         score, test, baselines = provenance.score, provenance.test, provenance.baselines
         if score is None or test is None or not baselines:

@@ -1,7 +1,5 @@
 """Lineage: from a registered model back to the atoms and the instrument it was trained on."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ class Node:
     kind: str
     name: str
     facts: Mapping[str, str]
-    sources: tuple[Node, ...] = ()
+    sources: tuple["Node", ...] = ()
 
     def to_json(self) -> Mapping[str, Any]:
         """Return plain JSON values."""

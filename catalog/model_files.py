@@ -100,7 +100,6 @@ def _create(run: Run, entry: RegistryEntry) -> None:
 
 
 def _save(path: Path, package: ModelPackage) -> None:
-    """Write a package in the layout that MLflow's tools expect."""
     with warnings.catch_warnings():
         # It warns about itself as it is imported, and about a missing input example.
         warnings.simplefilter("ignore")

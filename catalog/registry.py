@@ -233,14 +233,9 @@ def version_of(client: MlflowClient, entity: Any) -> ModelVersion:
     # A version that was copied in MLflow has no files: its source names the other version.
     while (copied := _URI.fullmatch(source)) is not None:
         source = client.get_model_version(copied["name"], copied["version"]).source
-    return ModelVersion(
-        entity.name,
-        str(entity.version),
-        entity.run_id or "",
-        tuple(entity.aliases or ()),
-        dict(entity.tags or {}),
-        source,
-    )
+    number, run_id = str(entity.version), entity.run_id or ""
+    aliases, tags = tuple(entity.aliases or ()), dict(entity.tags or {})
+    return ModelVersion(entity.name, number, run_id, aliases, tags, source)
 
 
 def promote(

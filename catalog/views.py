@@ -95,7 +95,6 @@ def pinned_inputs() -> dict[str, NDArray[Any]]:
 
 
 def _digest(values: NDArray[Any]) -> str:
-    """Return the SHA-256 of an array's shape and rounded values."""
     rounded = np.round(np.asarray(values, dtype="<f8"), _DECIMALS) + 0.0  # no negative zeros
     return hashlib.sha256(repr(rounded.shape).encode() + rounded.tobytes()).hexdigest()
 

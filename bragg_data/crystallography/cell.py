@@ -62,6 +62,11 @@ class Lattice:
             groups.append(tuple(int(t) for t in np.flatnonzero(equal)))
         return tuple(groups)
 
+    def independent_metric(self, cells: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return a term of each of :attr:`metric_terms` of cells (n, 6), (n, n_terms) in Å⁻²."""
+        first = [group[0] for group in self.metric_terms]
+        return np.ascontiguousarray(reciprocal_metric(cells)[:, first])
+
     @property
     def free_columns(self) -> list[int]:
         """Positions of the free parameters among the six of a cell."""

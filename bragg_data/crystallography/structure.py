@@ -1,12 +1,11 @@
 """Crystal structures: phases from CIF files, their scattering lengths and free coordinates."""
 
-from __future__ import annotations
-
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import gemmi
 import numpy as np
@@ -68,7 +67,7 @@ class Phase:
         assert group is not None  # the symbol was written by gemmi itself
         return group.operations()
 
-    def at_angle(self, two_theta: float) -> Phase:
+    def at_angle(self, two_theta: float) -> Self:
         """Return the phase as it scatters to an angle in degrees.
 
         There a reflection has the wavelength 2 d sin θ, on which the scattering lengths of resonant

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
 from bragg_data.campaign import Campaign
-from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume, reciprocal_metric
+from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume
 from bragg_data.crystallography.reflections import lines_from_reflections, unique_reflections
 from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
@@ -73,8 +73,7 @@ def refine_lattices(
 
 
 def _d_spacings(phase: Phase, products: _Array, cell: _Array) -> _Array:
-    terms = [group[0] for group in phase.lattice.metric_terms]
-    return np.asarray((reciprocal_metric(cell[None])[0, terms] @ products) ** -0.5)
+    return np.asarray((phase.lattice.independent_metric(cell[None])[0] @ products) ** -0.5)
 
 
 def _products(phase: Phase, cell: _Array, shortest: float) -> _Array:

@@ -141,7 +141,7 @@ class WeightedProfile:
         phase, free = start
         modes = len(self.simulator.free_coordinates(phase)) if coordinates else 0
         shifts = tuple(f"shift_{k + 1}" for k in range(modes if modes <= _MOST_COORDINATES else 0))
-        model = _Model(self, phase, free, (*names, *shifts), initial)
+        model = _Model(self, start, (*names, *shifts), initial)
         # A rival only has to be compared.
         promise = tolerance or (_CONVERGED if rival is None else _RIVAL)
         to_beat, hopeless = np.inf, np.inf
@@ -210,12 +210,11 @@ class _Model:
     def __init__(
         self,
         profile: WeightedProfile,
-        phase: int,
-        free: _Array,
+        start: tuple[int, _Array],
         names: tuple[str, ...],
         initial: Mapping[str, float],
     ) -> None:
-        campaign = profile.campaign
+        campaign, (phase, free) = profile.campaign, start
         self._profile, self._phase, self._lattice = profile, phase, campaign.phases[phase].lattice
         self.names, self._count = names, len(free)
         values = {
@@ -230,8 +229,8 @@ class _Model:
         self._steps = np.concatenate([[_CELL_STEPS[name] for name in of_cell], ranges[2]])
         low, high = runaway_bounds(of_cell, free, _FAR)
         self.bounds = np.concatenate([low, ranges[0]]), np.concatenate([high, ranges[1]])
-        start = np.concatenate([free, [values.get(name, 0.0) for name in names]])
-        self.start = np.clip(start, self.bounds[0] + 1e-9, self.bounds[1] - 1e-9)
+        point = np.concatenate([free, [values.get(name, 0.0) for name in names]])
+        self.start = np.clip(point, self.bounds[0] + 1e-9, self.bounds[1] - 1e-9)
         restrained = [0.0 if name in _RANGES else 1 / _LOOSE for name in names]
         self._restraint = np.array([0.0] * len(free) + restrained)
 

@@ -9,10 +9,10 @@ computed.
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,6 @@ CallPath = Literal["memory", "scripting"]
 AGREEMENT = 1e-5  # largest difference of the two call paths, relative to a pattern's maximum
 _SECONDS = 300.0  # time limit for everything but patterns
 _TARGET = "bragg_data.simulation.gsas2_process:Gsas2Worker"
-_Result = TypeVar("_Result")
 
 
 class Gsas2Options(NamedTuple):
@@ -108,7 +107,8 @@ class Simulator:
     @property
     def version(self) -> str:
         """Version of GSAS-II, and of the way in which it is called; Gsas2Error if there is none."""
-        return str(_with_remedy(self._location, lambda: self._call("version", seconds=_SECONDS)))
+        with _remedy(self._location):
+            return str(self._call("version", seconds=_SECONDS))
 
     def prepare(self, phase: int) -> None:
         """Start GSAS-II and set up a phase's project, which the first pattern does otherwise.
@@ -116,7 +116,8 @@ class Simulator:
         Raises a Gsas2Error if there is no GSAS-II that works, or it does not understand the phase.
         """
         try:
-            _with_remedy(self._location, lambda: self._call("prepare", phase, seconds=_SECONDS))
+            with _remedy(self._location):
+                self._call("prepare", phase, seconds=_SECONDS)
         except Gsas2Error:
             raise
         except Exception as error:
@@ -214,12 +215,8 @@ def installed_version(location: str | None = None) -> str:
     Raises a Gsas2Error if there is none, or it does not work.
     """
     location = _absolute(location)
-
-    def version() -> str:
-        with closing(IsolatedProcess(_TARGET, location, name="gsas2")) as process:
-            return str(process.call("version", seconds=_SECONDS))
-
-    return _with_remedy(location, version)
+    with _remedy(location), closing(IsolatedProcess(_TARGET, location, name="gsas2")) as process:
+        return str(process.call("version", seconds=_SECONDS))
 
 
 def _absolute(location: str | None) -> str | None:
@@ -234,10 +231,11 @@ def _message_of(error: Exception) -> str:
     return text if complete else f"{type(error).__name__}: {text}"
 
 
-def _with_remedy(location: str | None, call: Callable[[], _Result]) -> _Result:
-    """Return the result of a call to GSAS-II's process; if that fails, say how to install it."""
+@contextmanager
+def _remedy(location: str | None) -> Iterator[None]:
+    """Say how to install GSAS-II where its process fails."""
     try:
-        return call()
+        yield
     except IsolatedProcessError as error:
         where = location or sys.executable
         raise Gsas2Error(f"GSAS-II of {where} does not run: {error}. {HOW_TO_INSTALL}") from error

@@ -3,8 +3,6 @@
 GSAS-II's symmetry and atoms of a phase are compared with the campaign's before the first pattern.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import os
@@ -92,7 +90,7 @@ class Gsas2Worker:
         """Return a pattern, shape (points,), by the documented scripting interface."""
         return self._project(code).scripting(cell, sample)
 
-    def _project(self, code: int) -> Project:
+    def _project(self, code: int) -> "Project":
         if code not in self._projects:
             assert self._instrument is not None
             assert self._tof is not None

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from bragg_data.crystallography.cell import cell_volume, reciprocal_metric
+from bragg_data.crystallography.cell import cell_volume
 from bragg_data.crystallography.reflections import (
     Lines,
     largest_indices,
@@ -97,7 +97,7 @@ class Simulator:
         for code in np.unique(phase).tolist():
             rows = np.flatnonzero(phase == code)
             # Cells of a like shape are neighbours: they share a tight selection of lines.
-            metric = self._metric(code, cells[rows])
+            metric = self.phases[code].lattice.independent_metric(cells[rows])
             relative = metric / metric[:, :1]
             if shifts is None:
                 order = np.argsort(relative[:, np.ptp(relative, axis=0).argmax()], kind="stable")
@@ -147,7 +147,7 @@ class Simulator:
         patterns = np.zeros((len(cells), self.grid.points), dtype=np.float32)
         scale = HISTOGRAM_SCALE * abs(np.sin(np.radians(self.instrument.two_theta / 2)))
         scale = scale / cell_volume(cells)
-        metric = self._metric(code, cells)
+        metric = self.phases[code].lattice.independent_metric(cells)
         operators = (response.operator,) if varied is None else varied.operators
         deposits = np.zeros((len(operators), len(cells), response.n_source), dtype=np.float32)
         for rows, lines, n_lines in self._lines_of_rows(code, whole, shifts, metric, difc):
@@ -201,11 +201,6 @@ class Simulator:
         low, high = self.instrument.d_spacing_from_tof(np.array(tof))
         d = 0.9 * float(low), 1.1 * float(high)
         return lines, build_tables(lines.u_groups, x_max, tof, lines.reflections.resonances, d)
-
-    def _metric(self, code: int, cells: _Array) -> _Array:
-        """Independent terms of the reciprocal metric, shape (n, n_terms)."""
-        first = [group[0] for group in self.phases[code].lattice.metric_terms]
-        return np.ascontiguousarray(reciprocal_metric(cells)[:, first])
 
 
 @njit(nogil=True, cache=True)

@@ -26,17 +26,10 @@ from bragg_data.instrument.peak_shape import (
     mixing,
     peak_shape,
 )
+from bragg_data.simulation import peak_operator
 from bragg_data.simulation.deposition import REACH
 from bragg_data.simulation.deposition_tables import Target
-from bragg_data.simulation.peak_operator import (
-    PAD,
-    QUINTIC,
-    PeakOperator,
-    build_operator,
-    independent,
-    load_operators,
-    save_operators,
-)
+from bragg_data.simulation.peak_operator import PAD, QUINTIC, PeakOperator
 
 VERSION = "1"
 """Version of the mathematics, part of a data set's identity: it grows when patterns change."""
@@ -193,7 +186,9 @@ class PeakResponse:
         A part is not weighted with its share of the peak; the factor is on the nominal full width.
         """
         kernel = self._kernel(part, width_factor)
-        return build_operator(kernel, self.grid.points, self._oversampling, self._band)
+        return peak_operator.build_operator(
+            kernel, self.grid.points, self._oversampling, self._band
+        )
 
     def interpolation_error(self, operator: PeakOperator) -> float:
         """Largest error of the operator for single peaks, relative to each peak's maximum."""
@@ -274,17 +269,17 @@ class WidthInterpolation:
         nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle)
         barycentric = np.where(np.arange(count) % 2, -1.0, 1.0) * np.sin(angle)
         file = None if self._cache is None else self._cache / f"{self._key(low, high)}.npz"
-        cached = None if file is None else load_operators(file)
+        cached = None if file is None else peak_operator.load_operators(file)
         if cached is not None:
             return WidthOperators(nodes, barycentric, *cached)
         parts = [name for name in ("gaussian", "lorentzian") for _ in nodes]
         factors = [float(np.exp(node)) for node in nodes] * 2
         with ThreadPoolExecutor() as pool:
             operators = list(pool.map(self._response.build, parts, factors))
-        built = independent(operators, _INDEPENDENT)
+        built = peak_operator.independent(operators, _INDEPENDENT)
         with suppress(OSError):  # it is built again the next time
             if file is not None:
-                save_operators(file, *built)
+                peak_operator.save_operators(file, *built)
         return WidthOperators(nodes, barycentric, *built)
 
     def _key(self, low: float, high: float) -> str:

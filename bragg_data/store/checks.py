@@ -204,7 +204,6 @@ def peak_misses(
 
 
 def _leakage(samples: Samples) -> Iterator[Finding]:
-    """Search for cells on both sides of the splits."""
     keys = np.column_stack([samples.phase, np.round(samples.cells, 9)])
     parts = {
         "random": random_split(samples.crystal_system, seed=0),

@@ -172,7 +172,6 @@ class Store:
         return branch_name(dataset.attrs["campaign"], dataset.attrs["identity"])
 
     def _group(self, tag: str) -> zarr.Group:
-        """Return the one group of a tagged snapshot."""
         return next(_groups(self.repository.readonly_session(tag=tag)))
 
     def next_tag(self, name: str) -> str:

@@ -36,14 +36,9 @@ class Writer(BlockWriter):
         self.identity = campaign.identity(simulator, version, limit)
         self._simulator, self._version = simulator, version
         branch = repository.branch_name(campaign.name, self.identity)
-        super().__init__(
-            store,
-            branch,
-            campaign.name,
-            len(self.samples),
-            lock=branch,
-            provenance={"code_commit": "unknown", **(provenance or {})},
-        )
+        where = store, branch, campaign.name, len(self.samples)
+        known = {"code_commit": "unknown", **(provenance or {})}
+        super().__init__(*where, lock=branch, provenance=known)
 
     def _create(self) -> None:
         repo = self.store.repository
