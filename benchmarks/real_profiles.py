@@ -116,9 +116,6 @@ CASES = (
 )
 
 
-# ---- a campaign for each, and what a user types ------------------------------------------------
-
-
 def write_campaign(case: Case, measured: Path, directory: Path) -> None:
     """Write campaign, CIFs and calibrations; cells lie within 3 % of the known ones."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -239,9 +236,6 @@ def show(rows: list[dict[str, Any]]) -> None:
         accurate = ", ".join("yes" if cell["phase"] == right else "no" for cell in three)
         table.add_row(name, right, *starts, *refined, accurate, f"{row['all_seconds']:.0f}")
     console.print(table)
-
-
-# ---- what is left, and why ---------------------------------------------------------------------
 
 
 def fitted(instrument: Instrument, d: np.ndarray, tof: np.ndarray) -> Instrument:

@@ -1,10 +1,11 @@
 """Measure the fast simulator: patterns per second, fidelity, and the ratio to GSAS-II.
 
-    python benchmarks/simulate.py [--threads N] [--repeats N]
+    python benchmarks/simulate.py [--threads N] [--repeats N] [--call-paths CELLS]
 
 Patterns per second are medians over the repeats, for each crystal system, with the nominal widths
 and with every per-sample vector in use. Fidelity is against the 36 GSAS-II patterns in tests/data,
-and the seconds that GSAS-II took for each of them are stored with them.
+and the seconds that GSAS-II took for each of them are stored with them. With ``--call-paths`` the
+two ways to call GSAS-II are timed instead, on some cells of each phase.
 """
 
 import os
@@ -20,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from bragg_data.campaign import load_campaign
+from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.cell import CrystalSystem
+from bragg_data.simulation import gsas2
 from bragg_data.simulation.kinematic import Simulator
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "data" / "gsas2_reference_nomad_bank4.npz"
@@ -54,11 +56,34 @@ def rate(simulator: Simulator, jobs: list[dict[str, Any]], threads: int, repeats
     return count / float(np.median(seconds))
 
 
+def compare_call_paths(campaign: Campaign, cells: int) -> Table:
+    """Return the seconds per pattern of both ways to call GSAS-II, in turn, and their ratio."""
+    simulator = gsas2.Simulator(*campaign.setup)
+    table = Table(title=simulator.version)
+    for column in ("phase", "in memory, s", "scripting, s", "ratio of medians", "of each: worst"):
+        table.add_column(column, justify="right")
+    for code, phase in enumerate(campaign.phases):
+        rows = np.flatnonzero(campaign.samples.phase == code)
+        simulator.check(code, campaign.samples.cells[rows[0]])  # starts it, prepares both projects
+        chosen = np.random.default_rng(0).choice(rows, cells, replace=False)
+        checks = [simulator.check(code, cell) for cell in campaign.samples.cells[chosen]]
+        seconds = np.array([(check.memory_seconds, check.scripting_seconds) for check in checks])
+        memory, scripting = np.median(seconds, axis=0)
+        both = f"{memory:.2f}", f"{scripting:.2f}", f"{memory / scripting:.0%}"
+        table.add_row(phase.name, *both, f"{(seconds[:, 0] / seconds[:, 1]).max():.0%}")
+    simulator.close()
+    return table
+
+
 def main(
     threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
     repeats: Annotated[int, typer.Option(min=1)] = 7,
+    call_paths: Annotated[int, typer.Option(help="Cells of each phase.")] = 0,
 ) -> None:
     campaign = load_campaign("batio3-nomad")
+    if call_paths:
+        Console(width=100).print(compare_call_paths(campaign, call_paths))
+        return
     samples = campaign.samples
     simulator = Simulator(*campaign.setup)
     with np.load(REFERENCE) as file:

@@ -52,12 +52,12 @@ class Reflections:
     """
 
     hkl: NDArray[np.int64]  # (n, 3), in an order that depends on the phase alone
-    multiplicity: NDArray[np.float64]  # (n,) equivalent reflections, Friedel mates included
-    coefficients: NDArray[np.float64]  # (n, n_rows, n_groups) c in 1e-12 cm
-    u_groups: NDArray[np.float64]  # (n_groups,) displacement parameters in Å²
+    multiplicity: _Array  # (n,) equivalent reflections, Friedel mates included
+    coefficients: _Array  # (n, n_rows, n_groups) c in 1e-12 cm
+    u_groups: _Array  # (n_groups,) displacement parameters in Å²
     resonances: tuple[Resonance, ...] = ()
 
-    def f_squared(self, d: NDArray[np.float64], u_scale: float = 1.0) -> NDArray[np.float64]:
+    def f_squared(self, d: _Array, u_scale: float = 1.0) -> _Array:
         """Return |F|² in 1e-24 cm² at d-spacings of shape (n,), in Å."""
         debye_waller = np.exp(-2 * np.pi**2 * u_scale * self.u_groups / d[:, None] ** 2)
         for resonance in self.resonances:
@@ -81,7 +81,7 @@ class Lines:
     products: NDArray[np.float32]  # (n_terms, n) p, sums of products of Miller indices
     # (n_pairs, n) s in 1e-24 cm², pairs in the order (0, 0), (0, 1) … (1, 1) …
     strengths: NDArray[np.float32]
-    u_groups: NDArray[np.float64]  # (n_groups,) displacement parameters in Å²
+    u_groups: _Array  # (n_groups,) displacement parameters in Å²
     reflections: Reflections
     member: NDArray[np.intp]  # (n_reflections,) line of each reflection
 
@@ -144,9 +144,7 @@ def lines_from_reflections(phase: Phase, reflections: Reflections) -> Lines:
     )
 
 
-def _strengths(
-    multiplicity: NDArray[np.float64], c: NDArray[np.float64], member: NDArray[np.intp]
-) -> NDArray[np.float32]:
+def _strengths(multiplicity: _Array, c: _Array, member: NDArray[np.intp]) -> NDArray[np.float32]:
     strengths = []
     for g in range(c.shape[2]):
         for other in range(g, c.shape[2]):
@@ -156,7 +154,7 @@ def _strengths(
     return np.ascontiguousarray(np.stack(strengths), dtype=np.float32)
 
 
-def largest_indices(cells: NDArray[np.float64], d_min: float) -> tuple[int, int, int]:
+def largest_indices(cells: _Array, d_min: float) -> tuple[int, int, int]:
     """Return the largest |h|, |k|, |l| of reflections with d ≥ d_min (Å) in any cell of (n, 6).
 
     |h| ≤ a/d_min, since h = g·a and |g| = 1/d.

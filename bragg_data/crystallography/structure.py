@@ -36,11 +36,11 @@ class Phase:
     name: str  # the campaign's
     space_group: str  # extended Hermann-Mauguin symbol, for example R 3 m:R
     lattice: Lattice
-    cell: NDArray[np.float64]  # (6,) of the CIF, in ångström and degrees
+    cell: _Array  # (6,) of the CIF, in ångström and degrees
     symbols: tuple[str, ...]  # of all atoms of the cell, as the next three
-    positions: NDArray[np.float64]  # (n_atoms, 3) fractional
-    occupancies: NDArray[np.float64]  # (n_atoms,)
-    u_iso: NDArray[np.float64]  # (n_atoms,) in Å²
+    positions: _Array  # (n_atoms, 3) fractional
+    occupancies: _Array  # (n_atoms,)
+    u_iso: _Array  # (n_atoms,) in Å²
     sites: tuple[Site, ...]  # the asymmetric unit, from which symmetry makes all atoms
     cif: str  # the text of the CIF
     assumptions: tuple[str, ...] = ()  # sentences: what the CIF leaves open, and how it was read
@@ -78,9 +78,7 @@ class Phase:
         return replace(self, two_theta=abs(two_theta))
 
 
-def scaled_to_volume_per_atom(
-    phase: Phase, reference: Phase, reference_cell: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def scaled_to_volume_per_atom(phase: Phase, reference: Phase, reference_cell: _Array) -> _Array:
     """Return the cell of a phase's CIF, scaled to the volume per atom of a reference phase's cell.
 
     Both cells have shape (6,), in Å and degrees; axial ratios and angles stay those of the CIF. A
@@ -94,19 +92,12 @@ def scaled_to_volume_per_atom(
 
 
 _RECTANGULAR = """data_x
-_cell_length_a {0}
-_cell_length_b {1}
-_cell_length_c {2}
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
+_cell_length_a {0} _cell_length_b {1} _cell_length_c {2}
+_cell_angle_alpha 90 _cell_angle_beta 90 _cell_angle_gamma 90
 _space_group_name_H-M_alt '{group}'
 loop_
-_atom_site_label
-_atom_site_type_symbol
-_atom_site_fract_x
-_atom_site_fract_y
-_atom_site_fract_z
+_atom_site_label _atom_site_type_symbol
+_atom_site_fract_x _atom_site_fract_y _atom_site_fract_z
 _atom_site_U_iso_or_equiv
 {atoms}
 """

@@ -11,7 +11,6 @@ import numpy as np
 from numba import njit
 
 from bragg_data.instrument.peak_shape import BLEND, ERFCX_SWITCH, FWHM_PER_SIGMA
-from bragg_data.simulation.deposition_tables import Buffers
 
 TAPS = 6
 """A quintic B-spline reaches over six nodes of the source grid."""
@@ -25,8 +24,8 @@ _TILE = 1024  # lines handled together: their buffers stay in the first-level ca
 
 @njit(nogil=True, cache=True)
 def buffers_for(n_groups):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Return the buffers of one tile."""
-    return Buffers(
+    """Return the buffers of one tile: d, T, position and amplitude of lines, then work space."""
+    return (
         np.empty(_TILE),
         np.empty(_TILE),
         np.empty(_TILE),
@@ -133,6 +132,7 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
     n_source): full width W, Lorentzian share η, rise and decay at the nodes of the source grid.
     """
     buffers = buffers_for(len(tables.rates))
+    d, tof, position, amplitude = buffers[:4]
     w = np.empty((TAPS, _TILE), np.float32)
     node = np.empty(_TILE, np.int32)
     for i in range(len(metrics)):
@@ -143,11 +143,11 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
             lines_of_sample(metrics[i], lines, *sample, target, tables, begin, count, buffers)
             factor = np.float32(scale[i] / 120.0)
             for k in range(count):
-                j = np.int32(buffers.position[k])
+                j = np.int32(position[k])
                 node[k] = j - 2
-                x = np.float32(buffers.position[k] - j)
+                x = np.float32(position[k] - j)
                 y = np.float32(1.0) - x
-                a = buffers.amplitude[k] * factor
+                a = amplitude[k] * factor
                 x2 = x * x
                 y2 = y * y
                 w[0, k] = a * y2 * y2 * y
@@ -165,12 +165,12 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
                 row[j + 4] += w[4, k]
                 row[j + 5] += w[5, k]
             for k in range(count):
-                if target.d_step_low < buffers.d[k] < target.d_step_high:
-                    j = np.int32(buffers.position[k])
-                    x64 = buffers.position[k] - j
+                if target.d_step_low < d[k] < target.d_step_high:
+                    j = np.int32(position[k])
+                    x64 = position[k] - j
                     width, eta = _between(shapes[0], j, x64), _between(shapes[1], j, x64)
                     rates = _between(shapes[2], j, x64), _between(shapes[3], j, x64)
-                    peak = (buffers.amplitude[k] * scale[i], buffers.tof[k], width, eta, *rates)
+                    peak = (amplitude[k] * scale[i], tof[k], width, eta, *rates)
                     add_step(step_out[i], peak, target)
 
 
@@ -272,6 +272,7 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     n_operators = out.shape[0]
     n_source = out.shape[2]
     buffers = buffers_for(len(tables.rates))
+    _, tof, position, amplitude = buffers[:4]
     w = np.empty(TAPS, np.float32)
     share = np.empty(n_operators, np.float32)
     widths = np.empty(_STATIONS)
@@ -288,18 +289,18 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
             sample = (u_scale[i], difc[i], tzero[i])
             lines_of_sample(metrics[i], lines, *sample, target, tables, begin, count, buffers)
             for k in range(count):
-                if buffers.amplitude[k] == 0.0:
+                if amplitude[k] == 0.0:
                     continue
-                j = int(buffers.position[k])
-                x = buffers.position[k] - j
-                station = buffers.position[k] * to_station
+                j = int(position[k])
+                x = position[k] - j
+                station = position[k] * to_station
                 before = min(int(station), _STATIONS - 2)
                 between = station - before
                 x32 = np.float32(x)
                 y32 = np.float32(1.0) - x32
                 x2 = x32 * x32
                 y2 = y32 * y32
-                a = np.float32(buffers.amplitude[k] * scale[i] / 120.0)
+                a = np.float32(amplitude[k] * scale[i] / 120.0)
                 w[0] = a * y2 * y2 * y32
                 w[1] = a * _second(x32)
                 w[2] = a * _third(x2, x32)
@@ -316,7 +317,7 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
                 if target.d_step_high > 0.0:
                     width, eta = _between(widths, before, between), _between(etas, before, between)
                     rates = _between(shapes[2], j, x), _between(shapes[3], j, x)
-                    peak = (buffers.amplitude[k] * scale[i], buffers.tof[k], width, eta, *rates)
+                    peak = (amplitude[k] * scale[i], tof[k], width, eta, *rates)
                     add_step(step_out[i], peak, target)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of the compiled loops of the fast simulator: tables, the window, buffers."""
+"""Arguments of the compiled loops of the fast simulator: tables and the window."""
 
 import math
 from collections.abc import Sequence
@@ -79,18 +79,3 @@ class Target(NamedTuple):
     difb: float
     d_step_low: float  # Å; between these the step of GSAS-II's erfcx falls into the peak
     d_step_high: float
-
-
-class Buffers(NamedTuple):
-    """Per-line values of one tile: d (Å), T (µs), position, amplitude, then work space."""
-
-    d: NDArray[np.float64]
-    tof: NDArray[np.float64]
-    position: NDArray[np.float64]
-    amplitude: NDArray[np.float32]
-    q: NDArray[np.float64]
-    rough_d: NDArray[np.float32]
-    cell: NDArray[np.int32]
-    delta: NDArray[np.float32]
-    damping: NDArray[np.float32]
-    strength: NDArray[np.float32]

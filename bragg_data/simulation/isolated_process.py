@@ -169,9 +169,6 @@ def _remove_stale(name: str) -> None:
                     os.close(lock)
 
 
-# -- in the process itself ---------------------------------------------------------------------
-
-
 def _serve(connection: Connection) -> NoReturn:
     scratch = Path.cwd()
     for descriptor in map(int, sys.argv[1:]):
