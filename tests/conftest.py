@@ -41,21 +41,22 @@ MARKER_OF_FIXTURE = {
     "empty_bench": "training",
     "nomad_refiner": "slow",
 }
+LONG = ("slow", "training", "slurm", "cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use; modules with most slow tests begin.
+    """Mark tests by the fixtures that they use; modules with most long tests begin.
 
     With several processes a module stays in one, which has its fixtures: where the long ones begin,
     no process ends long after the others.
     """
-    slow: Counter[Path] = Counter()
+    long: Counter[Path] = Counter()
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKER_OF_FIXTURE:
                 item.add_marker(MARKER_OF_FIXTURE[fixture])
-        slow[item.path] += item.get_closest_marker("slow") is not None
-    items.sort(key=lambda item: -slow[item.path])
+        long[item.path] += any(item.get_closest_marker(name) for name in LONG)
+    items.sort(key=lambda item: -long[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
