@@ -1,6 +1,7 @@
 """Tasks of training: saved, read again, also as the version before wrote them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ TASK = TrainingTask(
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> TrainingEnvironment:
-    return TrainingEnvironment(Tracking(f"sqlite:///{tmp_path}/mlflow.db"), tmp_path / "state")
+def environment(tmp_path: Path, tracking_in: Callable[[Path], Tracking]) -> TrainingEnvironment:
+    return TrainingEnvironment(tracking_in(tmp_path), tmp_path / "state")
 
 
 def test_a_saved_task_is_read_again(
