@@ -23,6 +23,8 @@ from pipelines.prediction.acceptance import assess_acceptance, estimate_interval
 from pipelines.registry.feature_views import RegisteredModel
 
 if TYPE_CHECKING:
+    from bragg_data.store.repository import Store
+    from catalog.tracking import Tracking
     from tests.small_bench import Bench
 
 # Trained in seconds, on few draws: the bounds are wider than those of the real model.
@@ -269,10 +271,9 @@ def test_evaluation_on_new_draws(robust_bench: Bench, predictor: Predictor, tmp_
 
 
 def test_models_without_intervals_cannot_be_evaluated_on_draws(
-    everything: str, bench: Bench
+    small_store: Store, trained: Tracking
 ) -> None:
-    assert everything
-    (version, *_) = bench.versions("guided")
+    (version,) = registry.versions(trained, "small")
     with pytest.raises(EvaluateError, match="None of these models has intervals"):
         CliRunner().invoke(
             validate.app,
@@ -282,9 +283,9 @@ def test_models_without_intervals_cannot_be_evaluated_on_draws(
                 "--draws",
                 "1",
                 "--store",
-                bench.store.uri,
+                small_store.uri,
                 "--tracking",
-                bench.tracking.uri,
+                trained.uri,
                 "--trained-on",
                 "small-v1",
             ],
