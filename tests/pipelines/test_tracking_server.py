@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -30,13 +29,11 @@ from pipelines.registry.feature_views import RegisteredModel, materialise
 from pipelines.registry.registration import load_version
 from pipelines.tracking_server import app
 from tests.servers import free_port, serving
-
-if TYPE_CHECKING:
-    from tests.small_bench import Bench
+from tests.small_bench import short_presets
 
 pytestmark = pytest.mark.slow
 
-WRITERS, RUNS, METRICS = 16, 3, 5
+WRITERS, RUNS, METRICS = 16, 2, 3
 NO_POSTGRESQL = "needs PostgreSQL's own programs (initdb, pg_ctl, pg_dump)"
 
 
@@ -163,20 +160,21 @@ def test_of_many_writers_at_once_none_is_lost(server: Server) -> None:
         assert [file.path for file in said] == ["said.txt"]
 
 
+@pytest.mark.training
 def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
     server: Server,
     backends: Iterator[str | None],
-    bench: Bench,
+    small_store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Train, materialise on workers, predict; then everything again from a backup."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
-    shutil.copytree(bench.store.path, tmp_path / "store")
+    shutil.copytree(small_store.path, tmp_path / "store")
     store = Store(tmp_path / "store")
     monkeypatch.chdir(tmp_path)
     trained = CliRunner().invoke(
-        train.app, ["classifier", "--store", store.uri], obj=bench.presets, catch_exceptions=False
+        train.app, ["classifier", "--store", store.uri], obj=short_presets(), catch_exceptions=False
     )
     assert trained.exit_code == 0, trained.output
     assert not list(tmp_path.rglob("*.db"))  # no database of its own
