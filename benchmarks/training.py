@@ -29,15 +29,8 @@ from bragg_data.preprocessing import preprocessing
 from bragg_data.store.block_writer import COMPRESSOR
 from bragg_data.store.repository import DEFAULT_URI, open_snapshot
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.data.batches import (
-    Balance,
-    Batch,
-    BatchSettings,
-    Profiles,
-    in_order,
-    profiles_of,
-    shuffled,
-)
+from bragg_models.data import batches
+from bragg_models.data.batches import Batch, Profiles, in_order, profiles_of
 from bragg_models.data.cache import cached
 from bragg_models.networks.build import build
 from bragg_models.targets import targets_of
@@ -73,12 +66,12 @@ class InMemory(Profiles):
 def from_memory(
     profiles: Profiles,
     selected: np.ndarray,
-    settings: BatchSettings,
+    settings: batches.BatchSettings,
     generator: np.random.Generator,
-    balance: Balance | None = None,
+    balance: batches.Balance | None = None,
 ) -> Generator[Batch]:
     if not isinstance(profiles, InMemory):
-        yield from shuffled(profiles, selected, settings, generator, balance)
+        yield from batches.shuffled(profiles, selected, settings, generator, balance)
         return
     order = generator.permutation(np.flatnonzero(selected))[: settings.samples]
     for low in range(0, len(order), settings.batch_size):
@@ -208,8 +201,8 @@ def write_copies(dataset: xr.Dataset, path: Path, group: str, rows: int) -> None
     chosen = np.arange(len(profiles)) < whole
     low = 0
     while low < rows:
-        with closing(in_order(profiles, chosen)) as batches:
-            for batch in batches:
+        with closing(in_order(profiles, chosen)) as whole_chunks:
+            for batch in whole_chunks:
                 some = batch.profiles[: rows - low]
                 array[low : low + len(some)] = some
                 low += len(some)

@@ -241,25 +241,15 @@ class Preprocessing(NamedTuple):
     description: str
 
 
+_SUBTRACTED = "A smooth baseline subtracted; for measured profiles."
 PREPROCESSING: dict[str, Preprocessing] = {
-    f"{entry.name}@{entry.version}": entry
-    for entry in (
-        Preprocessing("profile_minmax", 1, minmax, "Each profile scaled to [0, 1]."),
-        Preprocessing(
-            "profile_cropped", 1, cropped, "Scaled to [0, 1]; 256 and 55 points cut off the ends."
-        ),
-        Preprocessing(
-            "profile_sqrt_unit", 1, sqrt_unit, "Square root of the positive part, norm 1."
-        ),
-        Preprocessing(
-            "profile_smoothed", 1, smoothed, "Smoothed over 4 % of the grid, 140 numbers, sum 1."
-        ),
-        Preprocessing(
-            "profile_background_subtracted",
-            1,
-            background_subtracted,
-            "A smooth baseline subtracted; for measured profiles.",
-        ),
+    f"{name}@{version}": Preprocessing(name, version, function, description)
+    for name, version, function, description in (
+        ("profile_minmax", 1, minmax, "Each profile scaled to [0, 1]."),
+        ("profile_cropped", 1, cropped, "Scaled to [0, 1]; 256 and 55 points cut off the ends."),
+        ("profile_sqrt_unit", 1, sqrt_unit, "Square root of the positive part, norm 1."),
+        ("profile_smoothed", 1, smoothed, "Smoothed over 4 % of the grid, 140 numbers, sum 1."),
+        ("profile_background_subtracted", 1, background_subtracted, _SUBTRACTED),
     )
 }
 

@@ -40,14 +40,10 @@ class View:
     name: str
     version: int  # another definition is another version, next to the old one
     description: str  # one sentence
-    function: Function | None = None
-    """From profiles (n, points) to features (n, m); None if a model computes them."""
-    model: str = ""
-    """The kind of registered model that computes it; it prepares the profiles itself."""
-    inputs: tuple[str, ...] = ("intensity",)
-    """Variables of the data set that the function takes, each of shape (n, points)."""
-    earlier_hashes: tuple[str, ...] = ()
-    """Definition hashes of the same definition, computed in another way."""
+    function: Function | None = None  # of (n, points), to features (n, m); else a model computes it
+    model: str = ""  # the kind of registered model, which prepares the profiles itself
+    inputs: tuple[str, ...] = ("intensity",)  # variables (n, points) that the function takes
+    earlier_hashes: tuple[str, ...] = ()  # of the same definition, computed in another way
 
     @property
     def key(self) -> str:

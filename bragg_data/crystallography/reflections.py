@@ -128,8 +128,9 @@ def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
                     pair += 1
 
 
-def lines_from_reflections(phase: Phase, reflections: Reflections) -> Lines:
-    """Group a phase's reflections into lines, in the order of the reflections."""
+def unique_lines(phase: Phase, limits: tuple[int, int, int]) -> Lines:
+    """Group the :func:`unique_reflections` up to the limits into lines, in their order."""
+    reflections = unique_reflections(phase, limits)
     products = index_products(reflections.hkl)
     sums = np.stack([products[list(g)].sum(axis=0) for g in phase.lattice.metric_terms])
     _, first, line = np.unique(sums, axis=1, return_index=True, return_inverse=True)

@@ -15,7 +15,7 @@ from scipy.optimize import least_squares, nnls
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume
-from bragg_data.crystallography.reflections import lines_from_reflections, unique_reflections
+from bragg_data.crystallography.reflections import unique_lines
 from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
@@ -78,8 +78,7 @@ def _d_spacings(phase: Phase, products: _Array, cell: _Array) -> _Array:
 
 def _products(phase: Phase, cell: _Array, shortest: float) -> _Array:
     h, k, l = (int(np.ceil(1.2 * x / shortest)) for x in cell[:3])  # noqa: E741
-    lines = lines_from_reflections(phase, unique_reflections(phase, (h, k, l)))
-    return np.asarray(lines.products, dtype=float)
+    return np.asarray(unique_lines(phase, (h, k, l)).products, dtype=float)
 
 
 def _largest_cell(campaign: Campaign, code: int) -> _Array:

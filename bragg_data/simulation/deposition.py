@@ -12,12 +12,8 @@ from numba import njit
 
 from bragg_data.instrument.peak_shape import BLEND, ERFCX_SWITCH, FWHM_PER_SIGMA
 
-TAPS = 6
-"""A quintic B-spline reaches over six nodes of the source grid."""
-
-REACH = 3.0
-"""Distance from the centre, in σ, at which the step of GSAS-II's erfcx is below 1e-5 of a peak."""
-
+TAPS = 6  # a quintic B-spline reaches over six nodes of the source grid
+REACH = 3.0  # σ from the centre, where the step of GSAS-II's erfcx is below 1e-5 of a peak
 _STATIONS = 513  # of a table over the window: linear between them is good to 1e-5 of a width
 _TILE = 1024  # lines handled together: their buffers stay in the first-level cache
 

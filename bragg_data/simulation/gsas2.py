@@ -30,7 +30,7 @@ from bragg_data.simulation.isolated_process import (
 from bragg_data.simulation.sample_parameters import (
     SampleParameters,
     checked_samples,
-    nominal_parameters,
+    nominal_sample,
 )
 
 CallPath = Literal["memory", "scripting"]
@@ -100,7 +100,7 @@ class Simulator:
         self.phases, self.instrument, self.grid = tuple(phases), instrument, grid
         self.options = options or Gsas2Options()
         self._location = _absolute(self.options.location)
-        self._nominal = nominal_parameters(instrument, size, microstrain)
+        self._nominal = nominal_sample(instrument, size, microstrain)
         self._process: IsolatedProcess | None = None
         self._lock = threading.RLock()  # GSAS-II is one process, however many threads call it
 

@@ -31,8 +31,6 @@ HOW_TO_INSTALL = (
     "holds GSASII with --gsas2-path or the variable BRAGG_GSAS2_PATH. The fast simulator, "
     "--simulator kinematic, needs none of it."
 )
-"""The remedy where there is no GSAS-II that works."""
-
 _TRANSFORM = "Transform the CIF to the standard setting, or use --simulator kinematic."
 
 _NAMES = ("path", "sc", "io", "math", "groups", "processes")

@@ -12,12 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import cell_volume
-from bragg_data.crystallography.reflections import (
-    Lines,
-    largest_indices,
-    lines_from_reflections,
-    unique_reflections,
-)
+from bragg_data.crystallography.reflections import Lines, largest_indices, unique_lines
 from bragg_data.crystallography.scattering import is_resonant, resonance_range
 from bragg_data.crystallography.structure import Phase, displaced, free_coordinates
 from bragg_data.instrument.instprm import Instrument, TofGrid
@@ -29,7 +24,7 @@ from bragg_data.simulation.peak_response import PeakResponse, WidthInterpolation
 from bragg_data.simulation.sample_parameters import (
     SampleParameters,
     checked_samples,
-    nominal_parameters,
+    nominal_sample,
 )
 
 HISTOGRAM_SCALE = 1e5  # GSAS-II's default histogram scale factor
@@ -70,7 +65,7 @@ class Simulator:
         self._warn_of_wavelengths()
         self.response = PeakResponse(instrument, grid, size, microstrain, convention)
         self._widths = WidthInterpolation(self.response, width_range, cache)
-        self._nominal = nominal_parameters(instrument, size, microstrain) | {"width_scale": 1.0}
+        self._nominal = nominal_sample(instrument, size, microstrain) | {"width_scale": 1.0}
         self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
 
     def simulate(
@@ -193,7 +188,7 @@ class Simulator:
         self, code: int, limits: tuple[int, int, int], x_max: float
     ) -> tuple[Lines, Tables]:
         phase = self.phases[code]
-        lines = lines_from_reflections(phase, unique_reflections(phase, limits))
+        lines = unique_lines(phase, limits)
         tof = self.grid.start, self.grid.stop
         if not lines.reflections.resonances:
             return lines, build_tables(lines.u_groups, x_max, tof)

@@ -13,19 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erfcx
 
+from bragg_data.instrument import peak_shape as shapes
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
-from bragg_data.instrument.peak_shape import (
-    BLEND,
-    ERFCX_SWITCH,
-    FWHM_PER_SIGMA,
-    Convention,
-    PeakShape,
-    erfcx_blended,
-    gaussian_part,
-    lorentzian_part,
-    mixing,
-    peak_shape,
-)
+from bragg_data.instrument.peak_shape import Convention, PeakShape, mixing, peak_shape
 from bragg_data.simulation import peak_operator
 from bragg_data.simulation.deposition import REACH
 from bragg_data.simulation.deposition_tables import Target
@@ -56,7 +46,7 @@ class PeakResponse:
     ) -> None:
         self.instrument, self.grid = instrument, grid
         self.size, self.microstrain, self.convention = size, microstrain, convention
-        self._erfcx = erfcx_blended if convention == "gsas2" else erfcx
+        self._erfcx = shapes.erfcx_blended if convention == "gsas2" else erfcx
         self._tof = grid.tof
         self._oversampling, self._band = self._resolution()
 
@@ -85,10 +75,10 @@ class PeakResponse:
             value = np.zeros(offset.shape)
             if part != "lorentzian":
                 share = 1 - eta if part == "both" else 1.0
-                value += share * gaussian_part(offset, rise, decay, width, self._erfcx)
+                value += share * shapes.gaussian_part(offset, rise, decay, width, self._erfcx)
             if part != "gaussian":
                 share = eta if part == "both" else 1.0
-                value += share * lorentzian_part(offset, rise, decay, width, self.convention)
+                value += share * shapes.lorentzian_part(offset, rise, decay, width, self.convention)
             return value
 
         return kernel
@@ -110,7 +100,7 @@ class PeakResponse:
         width = mixing(shape.variance, shape.fwhm)[0] / step
         tail = 1 / np.minimum(shape.rise, shape.decay) / step
         # A quintic spline with 1.9 nodes per σ is good to about 1e-5 of the peak.
-        oversampling = int(np.clip(np.ceil(1.9 * FWHM_PER_SIGMA / width.min()), 1, 8))
+        oversampling = int(np.clip(np.ceil(1.9 * shapes.FWHM_PER_SIGMA / width.min()), 1, 8))
         band = int(np.ceil(max(16 * np.max(width), 10 * min(np.max(tail), 50.0), 48.0)))
         return oversampling, min(band, self.grid.points)
 
@@ -146,12 +136,12 @@ class PeakResponse:
         low = high = 0.0
         if self.convention == "gsas2":
             width, _, rise, decay = self.shapes
-            sigma = width / FWHM_PER_SIGMA
+            sigma = width / shapes.FWHM_PER_SIGMA
             d = self.d_spacing_at(self._nodes)
             falls = np.zeros(len(d), dtype=bool)
             for rate in (rise, decay):
-                middle = np.abs(ERFCX_SWITCH * np.sqrt(2) - rate * sigma)
-                falls |= middle - BLEND * np.sqrt(2) < REACH
+                middle = np.abs(shapes.ERFCX_SWITCH * np.sqrt(2) - rate * sigma)
+                falls |= middle - shapes.BLEND * np.sqrt(2) < REACH
             if falls.any():
                 low, high = 0.99 * d[falls].min(), 1.01 * d[falls].max()
         return Target(

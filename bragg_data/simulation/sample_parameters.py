@@ -22,7 +22,7 @@ class SampleParameters(TypedDict, total=False):
     width_scale: ArrayLike  # factor on the widths of all peaks; the fast simulator alone has it
 
 
-def nominal_parameters(instrument: Instrument, size: float, microstrain: float) -> dict[str, float]:
+def nominal_sample(instrument: Instrument, size: float, microstrain: float) -> dict[str, float]:
     """Return the parameters of samples like those that an instrument was calibrated with."""
     calibration = {"tzero": instrument.tzero, "difc": instrument.difc}
     return {"u_scale": 1.0, "size": size, "microstrain": microstrain, **calibration}

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, reciprocal_metric
-from bragg_data.crystallography.reflections import Lines, lines_from_reflections, unique_reflections
+from bragg_data.crystallography.reflections import Lines, unique_lines
 from bragg_data.crystallography.scattering import ResonanceError
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument import peak_shape as peaks
@@ -86,7 +86,7 @@ def _extremes(cells: _Array) -> _Array:
 def _lines_above(phase: Phase, cells: _Array, d_min: float) -> tuple[Lines, _Array]:
     """Return reflections that some cells have above a d-spacing, and 1/d² of each in each cell."""
     h, k, l = (int(np.floor(length / d_min)) for length in cells[:, :3].max(axis=0))  # noqa: E741
-    lines = lines_from_reflections(phase, unique_reflections(phase, (h, k, l)))
+    lines = unique_lines(phase, (h, k, l))
     terms = [group[0] for group in phase.lattice.metric_terms]
     inverse = reciprocal_metric(cells)[:, terms] @ np.asarray(lines.products, dtype=np.float64)
     return lines, inverse

@@ -14,7 +14,7 @@ from bragg_data.crystallography.cell import (
     lattice_from_space_group,
     reciprocal_metric,
 )
-from bragg_data.crystallography.reflections import lines_from_reflections, unique_reflections
+from bragg_data.crystallography.reflections import unique_lines, unique_reflections
 from bragg_data.crystallography.structure import read_phase
 from bragg_data.instrument.instprm import InstrumentError, TofGrid
 from bragg_data.simulation.kinematic import Simulator
@@ -340,7 +340,7 @@ def test_other_structures_fast_against_exact(campaign, cif, free):
 def test_lines_carry_the_intensity_of_their_reflections(symbol, free):
     phase = read_phase(_cif(symbol, free), "any")
     reflections = unique_reflections(phase, (7, 7, 7))
-    lines = lines_from_reflections(phase, reflections)
+    lines = unique_lines(phase, (7, 7, 7))
     cell = phase.lattice.cells(np.array([free]))
     d = d_spacing(reflections.hkl, cell)[0]
     terms = [group[0] for group in phase.lattice.metric_terms]
