@@ -98,15 +98,9 @@ class Predictor:
         These are intensities without background, on any scale; they are prepared here. ``phase``
         (n,) are known phases, under which the cells are predicted, by default the most probable
         ones; ``calibrated`` (n,) whether a measurement's own calibration was used, which the
-        intervals depend on, by default true for all.
-
-        Raises
-        ------
-        PredictorError
-            If the profiles have another length or values that are not finite, or a known phase
-            does not exist.
-        bragg_data.preprocessing.PreprocessingError
-            If a profile has no signal.
+        intervals depend on, by default true for all. Raises `PredictorError` if the profiles have
+        another length or values that are not finite, or a known phase does not exist, and
+        `bragg_data.preprocessing.PreprocessingError` if a profile has no signal.
         """
         values = np.asarray(profiles, dtype=np.float32)
         if values.ndim != 2 or values.shape[1] != self.points:

@@ -123,14 +123,10 @@ class CompressedLibrary:
     ) -> Neighbours:
         """Return the k patterns that correlate best with each of some profiles (q, points).
 
-        These are on the library's grid, without background, not yet square-rooted.
-
-        Raises
-        ------
-        LibraryError
-            If the profiles have another length, or the library has fewer than k patterns.
-        bragg_data.preprocessing.PreprocessingError
-            If a profile has no positive value.
+        These are on the library's grid, without background, not yet square-rooted. Raises
+        `LibraryError` if the profiles have another length, or the library has fewer than k
+        patterns, and `bragg_data.preprocessing.PreprocessingError` if a profile has no positive
+        value.
         """
         check_shape(profiles, self.full.shape[1])
         if k > len(self.rows):

@@ -69,12 +69,8 @@ def library_match(
     square-rooted; ``covered`` (q, points) are the points that were measured, and ``selected`` (n,)
     the rows of the data set to compare with, by default all. That many ``workers`` read and
     multiply chunks; ``on_chunk`` is called with the number of chunks done, and of all chunks.
-
-    Raises
-    ------
-    LibraryError
-        If a query has another number of points, is not finite where covered, covers fewer than
-        three points, or is nowhere positive.
+    Raises `LibraryError` if a query has another number of points, is not finite where covered,
+    covers fewer than three points, or is nowhere positive.
     """
     profiles = profiles_of(dataset, lambda values: values)
     roots, mask = prepared_queries(queries, covered, int(profiles.intensity.sizes["tof"]))

@@ -57,14 +57,9 @@ def fit(
     When the generator ends, or is closed early, the network has the best weights so far; parameters
     that require no gradient are not changed. On one CPU, with the same number of threads, the same
     seed (of the order of the samples and of random numbers within the network, with streams for
-    each epoch) gives the same weights to the last bit.
-
-    Raises
-    ------
-    TrainingError
-        If the loss is no longer a finite number, or nothing can be trained.
-    CheckpointError
-        If the checkpoint is damaged or of another training.
+    each epoch) gives the same weights to the last bit. Raises `TrainingError` if the loss is no
+    longer a finite number, or nothing can be trained, and `CheckpointError` if the checkpoint is
+    damaged or of another training.
     """
     training = _Training(network, data, settings, seed, criteria, execution)
     clock, checkpoint = execution.clock, execution.checkpoint

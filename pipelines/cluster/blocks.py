@@ -36,6 +36,8 @@ def do_blocks(
 ) -> Progress:
     """Compute the missing blocks of a group of the store on a cluster and commit them.
 
+    Raises `BlocksError` or `StoreError` if the cluster is gone, or the store cannot be written to.
+
     Parameters
     ----------
     client, writer
@@ -46,11 +48,6 @@ def do_blocks(
         would meet as well, which is raised here.
     doing, unit
         For the progress bar: "Simulating", "patterns".
-
-    Raises
-    ------
-    BlocksError, StoreError
-        If the cluster is gone, or the store cannot be written to.
     """
     todo = deque(writer.missing())
     attempts: Counter[int] = Counter()

@@ -37,8 +37,11 @@ def open_client(
     """Open a Dask client and, at the end, leave nothing of its cluster behind.
 
     On every kind of cluster a worker computes with one thread, so that sums of floating-point
-    numbers do not depend on the number of cores, and can import this project. A worker that dies
-    is replaced and its tasks run again on another.
+    numbers do not depend on the number of cores, and can import this project. A worker that dies is
+    replaced and its tasks run again on another. Raises `ClusterError` if the scheduler cannot be
+    reached, SLURM refuses the jobs, or the workers cannot import this project. If SLURM brings no
+    more workers, the client is closed: whatever waits for it ends with one of Dask's errors, and so
+    with this one.
 
     Parameters
     ----------
@@ -49,13 +52,6 @@ def open_client(
         running (credentials from Dask's configuration, ``distributed.comm.tls``).
     connect_seconds
         Time limit for the connection to a running scheduler.
-
-    Raises
-    ------
-    ClusterError
-        If the scheduler cannot be reached, SLURM refuses the jobs, or the workers cannot import
-        this project. If SLURM brings no more workers, the client is closed: whatever waits for it
-        ends with one of Dask's errors, and so with this one.
     """
     options.check_cluster(cluster, workers)
     opened: contextlib.AbstractContextManager[Client]

@@ -51,10 +51,8 @@ _NEVER = re.compile(
 def job_script(options: SlurmOptions) -> str:
     """Return the script that SLURM would get for a job, without the options of the credentials.
 
-    Raises
-    ------
-    ClusterError
-        If neither the options nor Dask's configuration state the cores and memory of a job.
+    Raises `ClusterError` if neither the options nor Dask's configuration state the cores and memory
+    of a job.
     """
     settings = _settings(options, "bragg", Path())
     for name in ("scheduler_options", "silence_logs", "name"):

@@ -61,15 +61,9 @@ def choose_candidates(
     """Choose the versions to evaluate: of each model and split the newest one on this data set.
 
     (Of another data set, test samples may be among their training samples.) The names are those of
-    models, or addresses of versions; all models if empty.
-
-    Raises
-    ------
-    EvaluateError
-        If a name is not known, a version was trained on other data, or there is nothing to
-        evaluate.
-    ModelError
-        If there is no such version.
+    models, or addresses of versions; all models if empty. Raises `EvaluateError` if a name is not
+    known, a version was trained on other data, or there is nothing to evaluate, and `ModelError` if
+    there is no such version.
     """
     campaign, content, tag = (dataset.attrs[key] for key in ("campaign", "content_hash", "tag"))
     models = (*known.MODELS, known.ROBUST)
@@ -123,14 +117,9 @@ def load_candidate(
 ) -> EvaluatedModel:
     """Load a registered version, and check that it was trained on ``training`` samples (n,) alone.
 
-    Targets and labels are those of the data set, with n samples.
-
-    Raises
-    ------
-    EvaluateError
-        If it has other phases, or may be trained on test samples.
-    ModelError, PredictorError
-        If it cannot be read.
+    Targets and labels are those of the data set, with n samples. Raises `EvaluateError` if it has
+    other phases, or may be trained on test samples, and `ModelError` or `PredictorError` if it
+    cannot be read.
     """
     with downloaded_model(tracking.uri, candidate.version) as directory:
         predictor = load_predictor(directory)
@@ -202,10 +191,7 @@ def _training_command(provenance: ModelProvenance) -> str:
 def newest_trained_tag(store: Store, tracking: Tracking) -> str:
     """Return the newest tag of a store that a registered model was trained on.
 
-    Raises
-    ------
-    EvaluateError
-        If there is none.
+    Raises `EvaluateError` if there is none.
     """
     trained = {
         version.tags.get("data")

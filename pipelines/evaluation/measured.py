@@ -70,10 +70,7 @@ class LabelledProfiles:
 def profiles_from_file(path: Path, campaign: Campaign) -> list[LabelledProfiles]:
     """Return pseudo-experiments twice: with their calibrations, and without.
 
-    Raises
-    ------
-    ProfileError
-        If the file holds none.
+    Raises `ProfileError` if the file holds none.
     """
     labelled = []
     for calibrated in (True, False):
@@ -99,10 +96,8 @@ def profiles_from_dataset(
 ) -> LabelledProfiles:
     """Return the labelled profiles of a measured data set of a store, on a campaign's grid.
 
-    Raises
-    ------
-    StoreError, PreprocessingError
-        If it is a simulated one, or no sample is labelled; if a profile has no signal.
+    Raises `StoreError` or `PreprocessingError` if it is a simulated one, or no sample is labelled;
+    if a profile has no signal.
     """
     records = measurement_records(dataset)
     rows = np.flatnonzero(dataset.phase.values >= 0)

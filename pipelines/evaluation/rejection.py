@@ -87,10 +87,7 @@ def rejection_table(
 def find_other_bank(path: Path, campaign: Campaign) -> Instrument:
     """Return the bank of a file that is most similar to the campaign's, but at another angle.
 
-    Raises
-    ------
-    EvaluateError
-        If there is none.
+    Raises `EvaluateError` if there is none.
     """
     difc, angle = campaign.instrument.difc, campaign.instrument.two_theta
     # The same bank with another calibration is not another bank.

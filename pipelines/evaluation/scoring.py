@@ -79,10 +79,7 @@ def held_out_sets(
 ) -> list[HeldOutSet]:
     """Return the test sets of a data set, at most ``limit`` samples of each.
 
-    Raises
-    ------
-    EvaluateError
-        If the off-grid data set has other phases or another grid.
+    Raises `EvaluateError` if the off-grid data set has other phases or another grid.
     """
     labels = samples_of(dataset)
     test_sets = []

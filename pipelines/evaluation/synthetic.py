@@ -55,12 +55,8 @@ def run_evaluation(
 ) -> EvaluationReport:
     """Evaluate registered models on a data set of a store, and log the results to MLflow.
 
-    Raises
-    ------
-    EvaluateError
-        If there is nothing to evaluate.
-    StoreError, ModelError
-        If a data set or a model does not exist.
+    Raises `EvaluateError` if there is nothing to evaluate, and `StoreError` or `ModelError` if a
+    data set or a model does not exist.
     """
     dataset = store.open(settings.data or candidates.newest_trained_tag(store, tracking))
     tag = settings.offgrid

@@ -82,11 +82,8 @@ def run_validation(
 ) -> ValidationReport:
     """Validate registered models, print the tables, and log them to MLflow.
 
-    Raises
-    ------
-    EvaluateError
-        If there is no such model, there are no labelled profiles, they are on another grid, or no
-        model has intervals.
+    Raises `EvaluateError` if there is no such model, there are no labelled profiles, they are on
+    another grid, or no model has intervals.
     """
     dataset = store.open(settings.trained_on or default_tag(store))
     campaign, labels = campaign_of(dataset), samples_of(dataset)

@@ -80,12 +80,8 @@ def compare_versions(
 ) -> VersionComparison:
     """Score a candidate and the champion on the same pinned profiles, and ask the gate.
 
-    Raises
-    ------
-    PromotionError
-        If there are too few profiles that no version was trained on.
-    ModelError, PredictorError, StoreError
-        If a model or the data set cannot be read.
+    Raises `PromotionError` if there are too few profiles that no version was trained on, and
+    `ModelError`, `PredictorError` or `StoreError` if a model or the data set cannot be read.
     """
     versions = {"candidate": candidate} | ({} if champion is None else {"champion": champion})
     predictors = {v.uri: load_version(tracking.uri, v) for v in versions.values()}
@@ -120,13 +116,8 @@ def evaluation_rows(
     """Return the pinned samples that versions are compared on, shape (n,), the same every time.
 
     Of a data set that a version (by its address) was trained on they are test samples of its split;
-    of another one all may be among them.
-
-    Raises
-    ------
-    PromotionError
-        If too few samples are test samples to all versions, or a version was trained on the data
-        set in addition to its own.
+    of another one all may be among them. Raises `PromotionError` if too few samples are test
+    samples to all versions, or a version was trained on the data set in addition to its own.
     """
     labels, content = samples_of(dataset), dataset.attrs["content_hash"]
     allowed = np.ones(len(labels), dtype=bool)

@@ -32,6 +32,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a registered model once, for many predictions.
 
+    Raises `ModelError` if there is no such model, or it must not be loaded.
+
     Parameters
     ----------
     uri
@@ -45,11 +47,6 @@ def load_model(
         Whether the stored patterns are compared with the profiles.
     progress
         Whether progress bars are shown.
-
-    Raises
-    ------
-    ModelError
-        If there is no such model, or it must not be loaded.
     """
     place = Tracking(tracking or os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI))
     version = registry.find(place, uri or registry.champion_uri(place))
@@ -68,6 +65,10 @@ def predict(
 ) -> PredictionResult:
     """Predict crystal system and cell of one measured profile.
 
+    Raises `PredictError`, `ProfileError`, `InstrumentError` or `PreprocessingError` if the profile
+    cannot be read, has no significant peaks or does not fit the model's grid, or the file has
+    several banks at the model's angle.
+
     Parameters
     ----------
     profile
@@ -84,12 +85,6 @@ def predict(
         Scattering angle of the bank in degrees, if the file does not have it, or to choose a bank.
     reading
         Unit of the axis, bin edges or centres, and place of the bank, where a file leaves it open.
-
-    Raises
-    ------
-    PredictError, ProfileError, InstrumentError, PreprocessingError
-        If the profile cannot be read, has no significant peaks or does not fit the model's grid, or
-        the file has several banks at the model's angle.
     """
     return _predicted(profile, _loaded(model), instrument, bank, two_theta, reading).result()
 

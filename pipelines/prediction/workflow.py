@@ -194,10 +194,8 @@ def predict_measurements(
 ) -> list[PredictedProfile]:
     """Predict phase and cell of profiles on the model's grid, and find their library matches.
 
-    Raises
-    ------
-    PredictorError, PreprocessingError, LibraryError
-        If there is no signal in one of the profiles, or hardly a point of it is covered.
+    Raises `PredictorError`, `PreprocessingError` or `LibraryError` if there is no signal in one of
+    the profiles, or hardly a point of it is covered.
     """
     predictor, library = model.predictor, model.library
     prepared = np.stack([m.prepared for m in measurements])

@@ -48,16 +48,10 @@ def materialise(
 ) -> Materialised:
     """Compute a view for all samples of a data set, opened by its tag, and commit it by blocks.
 
-    Stored blocks of the same definition, model and data are not computed again.
-
-    Raises
-    ------
-    FeatureError
-        If the view needs a model and none is given, or blocks failed.
-    ModelError, PredictorError
-        If the model cannot be read.
-    BlocksError, StoreError
-        If the cluster or the store fails.
+    Stored blocks of the same definition, model and data are not computed again. Raises
+    `FeatureError` if the view needs a model and none is given, or blocks failed, `ModelError` or
+    `PredictorError` if the model cannot be read, and `BlocksError` or `StoreError` if the cluster
+    or the store fails.
     """
     size = features_of(view, model, *views.inputs_of(view, dataset, slice(1))).shape[1]
     identity = ("", "") if model is None else (model.version.uri, _digest_of(model))

@@ -56,13 +56,8 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
     """Simulate a campaign into the store and tag it, unless the store has it already.
 
     Blocks in the store from an interrupted run are kept; only the missing ones are simulated.
-
-    Raises
-    ------
-    SimulationError
-        If blocks failed; the others are in the store.
-    StoreError, ClusterError
-        If the store or the cluster fails.
+    Raises `SimulationError` if blocks failed; the others are in the store; `StoreError` or
+    `ClusterError` if the store or the cluster fails.
     """
     existing = store.data_sets_of(job.campaign, job.limit)
     simulator = simulator_choice.simulator_of_data_sets(existing, job.simulator)
@@ -174,11 +169,8 @@ def simulate_cells(cells: Path, out: Path, job: SimulationJob) -> int:
     """Simulate a list of cells (CSV) into a NetCDF file that appears when it is complete.
 
     Of the job's campaign phases, instrument and grid are used. Returns the number of patterns.
-
-    Raises
-    ------
-    CampaignError, SimulationError, StoreError
-        If the cells cannot be read, a pattern is not finite, or the file cannot be written.
+    Raises `CampaignError`, `SimulationError` or `StoreError` if the cells cannot be read, a pattern
+    is not finite, or the file cannot be written.
     """
     campaign = job.campaign
     samples = read_cells(cells, campaign)

@@ -101,14 +101,9 @@ def choose(
 
     For ``auto`` (``kinematic`` needs no choice), GSAS-II is chosen if every worker can import it.
     Then one cell of each phase is simulated in both ways to call it: the faster way is used if they
-    agree. Without a client, this process simulates.
-
-    Raises
-    ------
-    SimulationError
-        For ``gsas2``, if a worker has no GSAS-II, or the workers have different versions.
-    Gsas2Error
-        If GSAS-II does not understand a phase.
+    agree. Without a client, this process simulates. Raises `SimulationError` for ``gsas2``, if a
+    worker has no GSAS-II, or the workers have different versions, and `Gsas2Error` if GSAS-II does
+    not understand a phase.
     """
     probes = _probes(client, options.location)
     lacking = [answer for answer in probes if answer.reason]

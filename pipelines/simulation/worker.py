@@ -58,12 +58,8 @@ def recipe_of(
 def build_simulator(recipe: Recipe) -> kinematic.Simulator | gsas2.Simulator:
     """Build a simulator, once per process.
 
-    Raises
-    ------
-    SimulationError
-        If this process has another version of it than the recipe's.
-    Gsas2Error
-        If the recipe's simulator is GSAS-II, and there is none that works.
+    Raises `SimulationError` if this process has another version of it than the recipe's, and
+    `Gsas2Error` if the recipe's simulator is GSAS-II, and there is none that works.
     """
     campaign = recipe.campaign
     setup = campaign.phases, campaign.instrument, campaign.grid

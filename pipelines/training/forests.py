@@ -79,7 +79,7 @@ def grow(
 
     The number of workers and the distribution of the work make no difference: each group of trees
     has a stream of random numbers of its own. With a single candidate both methods give the same
-    forest.
+    forest. Raises `TrainError` if a phase has too few training samples.
 
     Parameters
     ----------
@@ -94,11 +94,6 @@ def grow(
     -------
     The forests, one per phase in the order of the codes, or the integrated one alone; and JSON
     values for the log, by the forest's name.
-
-    Raises
-    ------
-    TrainError
-        If a phase has too few training samples.
     """
     plans, preset, dataset = plans_of(task), task.preset, task.dataset
     began = time.monotonic()
@@ -123,10 +118,7 @@ def grow(
 def plans_of(task: ForestTask) -> list[Plan]:
     """Return the forests that :func:`grow` is going to grow, with the samples of each.
 
-    Raises
-    ------
-    TrainError
-        If a phase has too few training samples.
+    Raises `TrainError` if a phase has too few training samples.
     """
     labels, targets, preset = samples_of(task.dataset), task.targets, task.preset
     usable = task.part != Part.test

@@ -64,12 +64,7 @@ def train_conditional(
     The deep regressors start from the classifier's weights and train all of them. Otherwise the
     features are frozen: they are read from the view ``classifier_256`` if this classifier, by its
     address in the registry, materialised it, and computed otherwise, with the same result to the
-    last bit.
-
-    Raises
-    ------
-    TypeError
-        If the classifier is not a multitask network.
+    last bit. Raises `TypeError` if the classifier is not a multitask network.
     """
     source = classifier.model
     if not isinstance(source, Multitask):

@@ -51,12 +51,8 @@ def train_model(
     """Train, score on held-out samples, log to MLflow and register.
 
     The settings are among the presets; ``resume`` is the run to continue. Returned are the
-    registered version, and whether it is the champion now.
-
-    Raises
-    ------
-    TrainError
-        If the task is not possible, or the data set has too few samples.
+    registered version, and whether it is the champion now. Raises `TrainError` if the task is not
+    possible, or the data set has too few samples.
     """
     task.check()
     presets.check(task.model, task.preset)

@@ -68,10 +68,7 @@ class TrainingEnvironment:
 def tasks_for(models: Sequence[str], common: TrainingTask, presets: Presets) -> list[TrainingTask]:
     """Return a task for each model, each once; ``all`` stands for the paper's and the guided one.
 
-    Raises
-    ------
-    TrainError
-        If a model is unknown or cannot be trained.
+    Raises `TrainError` if a model is unknown or cannot be trained.
     """
     names: list[str] = []
     for model in models:
@@ -97,10 +94,7 @@ def save_task(directory: Path, task: TrainingTask, dataset: xr.Dataset) -> None:
 def load_task(environment: TrainingEnvironment, run_id: str) -> tuple[TrainingTask, xr.Dataset]:
     """Return the task of an interrupted run, and its data set.
 
-    Raises
-    ------
-    TrainError
-        If there is no saved task here, or the file is damaged.
+    Raises `TrainError` if there is no saved task here, or the file is damaged.
     """
     directory = environment.run_state(run_id)
     path, old = directory / _FILE, directory / _OLD_FILE
