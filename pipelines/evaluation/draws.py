@@ -35,17 +35,16 @@ _PREDICTED_PER_TASK = 50  # draws of each phase
 _REFINED_PER_TASK = 4
 _SAME_MINIMUM = 1.001, 1.0  # factor and addend on χ² of the fit from the truth
 
-STARTS = {
+STARTS = {  # starts of refinements
     "both": "the model's cell and the library's",
     "model": "the model's cell alone",
     "library": "the library's cells of each phase",
     "centre": "the middle of the campaign's ranges",
     "random": "a cell of the campaign at random",
 }
-"""Starts of refinements."""
 
+# A phase and a cell, shape (6,), that a refinement starts from.
 Start = tuple[int, NDArray[np.float64]]
-"""A phase and a cell, shape (6,), that a refinement starts from."""
 
 
 def task_sizes(count: int, per_task: int) -> list[int]:

@@ -34,11 +34,9 @@ from pipelines.evaluation.scoring import Cells, EvaluatedModel, Phases, constant
 from pipelines.evaluation.tables import ModelScores
 from pipelines.prediction.library import PatternLibrary, match_library
 
-FROM_LIBRARY = "the library"
-"""Start of a refinement that no model's cell is added to."""
-
+FROM_LIBRARY = "the library"  # start of a refinement that no model's cell is added to
+# A profile as it was read, and the measurement's own calibration if it is known.
 Native = tuple[Profile, Instrument | None]
-"""A profile as it was read, and the measurement's own calibration if it is known."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,8 +40,8 @@ _FOREIGN_PHASES = {
 }
 _GENUINE, _BACKGROUND, _SHUFFLED = "genuine", "background alone", "shuffled points"
 _WRONG_DIFC, _OTHER_BANK = "difC 19 % too small", "another bank"
+# Kinds of profiles whose rejection is evaluated; only the genuine ones are to be accepted.
 KINDS = (*_FOREIGN_PHASES, _GENUINE, _BACKGROUND, _SHUFFLED, _WRONG_DIFC, _OTHER_BANK)
-"""Kinds of profiles whose rejection is evaluated; only the genuine ones are to be accepted."""
 
 
 class ForeignOutcome(NamedTuple):

@@ -21,8 +21,8 @@ from pipelines.cli.console import Progress
 from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.tables import ModelScores
 
+# Seed and shares of the splits, so that all scores are of the same samples.
 SPLIT = {"seed": 0, "test": 0.2, "validation": 0.05}
-"""Seed and shares of the splits, so that all scores are of the same samples."""
 
 SPLITS = ("random", "blocked")
 

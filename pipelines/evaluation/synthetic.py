@@ -25,8 +25,8 @@ from pipelines.evaluation import names as known
 from pipelines.evaluation.scoring import SPLITS, EvaluatedModel
 from pipelines.evaluation.summary import BATCH, EvaluationReport, speed_of
 
+# Tag of the paper's campaign off its grid: cells drawn continuously in the same ranges.
 OFF_GRID = "batio3-offgrid-v1"
-"""Tag of the paper's campaign off its grid: cells drawn continuously in the same ranges."""
 
 _NEIGHBOURS = 4  # nearest patterns whose cells are averaged, of those with the nearest's phase
 

@@ -18,9 +18,7 @@ from bragg_models.predictors import Prediction
 from pipelines.cli.style import UNITS
 from pipelines.prediction.result import Acceptance, Interval, Intervals
 
-EXPLAINED = 0.85
-"""Fraction of the signal that a refinement of a genuine sample explains at least."""
-
+EXPLAINED = 0.85  # fraction of the signal that a refinement of a genuine sample explains at least
 _EXPLAINED_IF_REJECTED = 0.95  # the same where the model has rejected the profile
 _SIGNIFICANCE = 5.0  # standard deviations by which the signal has to exceed the noise
 

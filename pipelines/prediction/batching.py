@@ -18,12 +18,10 @@ from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from pipelines.prediction.service_schemas import MAX_PROFILES, ModelInfo, ReadyInfo
 
+# Profiles that wait for the model; of 2,807 points they take 46 MB.
 MAX_WAITING_PROFILES = 8 * MAX_PROFILES
-"""Profiles that wait for the model; of 2,807 points they take 46 MB."""
 
-MAX_WAITING_FILES = 32
-"""Files that are being read or wait for it."""
-
+MAX_WAITING_FILES = 32  # files that are being read or wait for it
 _RESTART_SECONDS = 1.0
 
 _T = TypeVar("_T")

@@ -16,9 +16,7 @@ from pipelines.prediction.result import PredictionResult
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile, PredictError, predict_files
 from pipelines.registry.registration import load_version
 
-MAX_LOCAL_FILES = 100
-"""Files that are predicted in this process, with a library match by default."""
-
+MAX_LOCAL_FILES = 100  # files that are predicted in this process, with a library match by default
 _FILES_PER_TASK = 32
 _MAX_REASONS = 10  # failures that are listed in full
 _MAX_DRAWN = 20  # files that are predicted again for figures

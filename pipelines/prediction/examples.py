@@ -15,14 +15,13 @@ from pipelines.cli.style import UNITS
 from pipelines.prediction.interface import load_model
 from pipelines.prediction.workflow import PredictedProfile, predict_measurements
 
+# Directory of the profiles; ``examples.json`` holds their descriptions and their truth.
 EXAMPLES = Path(__file__).parents[1] / "examples"
-"""Directory of the profiles; ``examples.json`` holds their descriptions and their truth."""
 
 _SHOWN = ("a", "c", "alpha")
 _COLUMNS = [0, 2, 3]  # the same in a cell
-
+# Description, instrument file, crystal system and cell of an example (JSON).
 Example = Mapping[str, Any]
-"""Description, instrument file, crystal system and cell of an example (JSON)."""
 
 
 def predict_examples(tracking: Tracking, uri: str) -> list[tuple[PredictedProfile, Example]]:

@@ -16,9 +16,7 @@ from bragg_data.refinement.result import PatternFit
 from pipelines.cli.style import SYSTEM_COLORS, UNITS
 from pipelines.prediction.workflow import PredictedProfile
 
-MAX_PANELS = 12
-"""Predictions in one figure."""
-
+MAX_PANELS = 12  # predictions in one figure
 _MEASURED, _DIFFERENCE = "#4d4d4d", "#8a8a8a"
 
 

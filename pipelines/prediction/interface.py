@@ -18,8 +18,8 @@ from pipelines.prediction.result import PredictionResult
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile, PredictError
 from pipelines.registry.registration import load_version
 
+# A file, or the arrays (tof in µs, intensity per µs) or (tof, intensity, sigma).
 ProfileInput = str | Path | Sequence[ArrayLike]
-"""A file, or the arrays (tof in µs, intensity per µs) or (tof, intensity, sigma)."""
 
 
 def load_model(

@@ -18,8 +18,8 @@ from bragg_models.predictors import Predictor
 from pipelines.cli.console import Progress, errors
 from pipelines.prediction.result import Cell, LibraryCandidate, LibraryMatch
 
+# Indices of libraries, relative to the working directory: they can be deleted at any time.
 INDEX_DIRECTORY = Path("data/index")
-"""Indices of libraries, relative to the working directory: they can be deleted at any time."""
 
 _MAX_UNINDEXED = 8192  # patterns, which are read faster than an index is opened
 _MAX_INDEX_QUERIES = 256  # profiles; more are answered faster by reading the whole store

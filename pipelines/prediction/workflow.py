@@ -34,15 +34,15 @@ from pipelines.prediction.library import (
 )
 from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase, Refinement
 
+# Suffixes of profiles in a folder; a file that is named may have any.
 PROFILE_SUFFIXES = (".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat")
-"""Suffixes of profiles in a folder; a file that is named may have any."""
 
 
 class PredictError(ValueError):
     """A request for predictions that cannot be met."""
 
 
-FILE_ERRORS = (
+FILE_ERRORS = (  # errors that concern one file and leave the results of the others
     ProfileError,
     InstrumentError,
     PreprocessingError,
@@ -50,7 +50,6 @@ FILE_ERRORS = (
     PredictorError,
     PredictError,
 )
-"""Errors that concern one file and leave the results of the others."""
 
 
 @dataclass(frozen=True, eq=False)

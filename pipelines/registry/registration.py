@@ -203,9 +203,9 @@ def load_version(tracking_uri: str, version: registry.ModelVersion) -> Predictor
         return load_predictor(directory)
 
 
+# ``if better``: than the baselines and the champion; ``replace``: than the baselines, for a
+# champion of other data; ``force``: whatever the comparisons say.
 PromotionPolicy = Literal["if better", "replace", "force"]
-"""``if better``: than the baselines and the champion; ``replace``: than the baselines, for a
-champion of other data; ``force``: whatever the comparisons say."""
 
 
 def promote_if_better(

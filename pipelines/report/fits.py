@@ -16,9 +16,7 @@ from bragg_data.refinement import linear_fit
 from bragg_data.refinement.result import PatternFit, RefinementError
 from pipelines.prediction.workflow import PredictedProfile
 
-SIGNIFICANCE = 5.0
-"""Standard deviations over a peak's width from which a difference is listed."""
-
+SIGNIFICANCE = 5.0  # standard deviations over a peak's width from which a difference is listed
 _DRIFT_WIDTHS = 20  # peak widths over which the difference's median is subtracted as background
 _FAINT = 1e-6  # of the strongest reflection: a weaker one explains nothing
 

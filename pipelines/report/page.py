@@ -23,16 +23,10 @@ from pipelines.report import numbers
 from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation, tick_label
 from pipelines.report.fits import CandidateFit, Misfit, candidate_fits, find_misfits, runner_up
 
-MAX_SECTIONS = 20
-"""Predictions on one page."""
-
-CONFIDENT = 0.95
-"""Probability from which a model counts as confident."""
-
+MAX_SECTIONS = 20  # predictions on one page
+CONFIDENT = 0.95  # probability from which a model counts as confident
+# Fractions of the weighted signal above the background, from which a pattern explains the peaks.
 WELL, PARTLY = 0.9, 0.5
-"""Fractions of the weighted signal above the background, from which a pattern explains the peaks.
-"""
-
 # Misfits on the page, and how many more of those without a reflection nearby.
 _MAX_PLACES, _MAX_FOREIGN = 12, 4
 _DIRECTORY = Path(__file__).parent

@@ -38,9 +38,8 @@ from pipelines.training.stage import FittedModel, TrainingContext
 
 _MEAN_CELL = "constant (mean cell)"
 _SAMPLES_PER_DRAW = 128  # samples of a data set for each draw that models are compared on
-
+# Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees.
 Prediction = tuple[NDArray[np.integer], NDArray[np.float64]]
-"""Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees."""
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,20 @@ from pathlib import Path
 
 from pipelines.evaluation.names import INTEGER, ROBUST
 
+# Where the commands store checkpoints and cached profiles, relative to the working directory.
 DEFAULT_STATE = Path("data/training")
-"""Where the commands store checkpoints and cached profiles, relative to the working directory."""
 
 FORESTS = ("forest", "integrated-forest")
 
 _CONDITIONAL = ("classifier", "forest", "transfer", "deep")
+# The models of ``train all``, in this order: the class-conditional ones need a classifier.
 ALL = (*_CONDITIONAL, "multitask", "integrated-forest", "caenn", "guided")
-"""The models of ``train all``, in this order: the class-conditional ones need a classifier."""
-
+# All models that are trained on a data set. The last is the paper's ablation.
 MODELS = (*ALL, INTEGER)
-"""All models that are trained on a data set. The last is the paper's ablation."""
-
+# All models. The last is trained on simulated measurements (domain randomisation).
 TRAINABLE = (*MODELS, ROBUST)
-"""All models. The last is trained on simulated measurements (domain randomisation)."""
-
+# The models that can be trained on further data sets.
 EXTRA_DATA_MODELS = tuple(name for name in MODELS if name not in FORESTS)
-"""The models that can be trained on further data sets."""
 
 
 class TrainError(ValueError):

@@ -85,6 +85,8 @@ _MULTITASK = {
     "paper": Preset({"multitask": _PAPER}, {}, _MINMAX),
 }
 
+# Settings of the networks, by model and preset. On two cores ``quick`` takes minutes and
+# ``standard``, of the robust network, half an hour; ``paper`` has the paper's settings.
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "classifier": {
         "quick": Preset(
@@ -129,11 +131,6 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
         "standard": Preset(_proposal(24), training_draws=25_000, calibration_draws=5000),
     },
 }
-"""Settings of the networks, by model and preset.
-
-On two cores ``quick`` takes minutes and ``standard``, of the robust network, half an hour;
-``paper`` has the paper's settings.
-"""
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ class ForestPreset:
 # cumulated intensity reaches 32 shares, and 3e-5 from smoothed profiles, a third of what ordinary
 # random forests make of those. More samples then do more than more trees of the same size.
 _EXTRA = ForestSettings(trees=16, extra=True, bootstrap=False)
-FOREST_PRESETS: dict[str, ForestPreset] = {
+FOREST_PRESETS: dict[str, ForestPreset] = {  # how forests are grown, by name
     # All forests in two to three minutes on two cores.
     "quick": ForestPreset(
         "profile_smoothed@1",
@@ -194,7 +191,6 @@ FOREST_PRESETS: dict[str, ForestPreset] = {
         Search(trial_trees=1),
     ),
 }
-"""How forests are grown, by name."""
 
 
 @dataclass(frozen=True)
