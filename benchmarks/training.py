@@ -32,7 +32,7 @@ from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data import batches
 from bragg_models.data.batches import Batch, Profiles, in_order, profiles_of
 from bragg_models.data.cache import cached
-from bragg_models.networks.build import build
+from bragg_models.predictors import build
 from bragg_models.targets import targets_of
 from bragg_models.training import fit as training
 from bragg_models.training.fit import fit

@@ -6,7 +6,7 @@ Registered models record the name of this module: MLflow calls :func:`_load_pyfu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError, numpy, torch
+from safetensors import SafetensorError, numpy
+from safetensors import torch as tensors
 from torch import nn
 
 from bragg_data.campaign import Campaign
@@ -23,8 +25,10 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import PreprocessingError, preprocessing
 from bragg_models.forest import ForestError, ForestModel
-from bragg_models.networks.build import build
+from bragg_models.networks import guided_config, paper
 from bragg_models.networks.cell_search import Perceptron
+from bragg_models.networks.guided import Guided
+from bragg_models.networks.guided_config import guided_config_from_json, with_tuples
 from bragg_models.networks.paper import Caenn, Multitask, NetworkError, feature_network
 from bragg_models.networks.robust import Robust
 from bragg_models.targets import Targets, TargetsError
@@ -64,7 +68,7 @@ class Prediction:
 class Predictor:
     """A trained model with everything that a prediction needs."""
 
-    kind: str  # name of the model; of a network as in bragg_models.networks.build
+    kind: str  # name of the model; of a network as for build
     model: nn.Module | ForestModel
     targets: Targets
     preprocessing: str  # name and version of the function that prepares its profiles
@@ -194,7 +198,7 @@ class Predictor:
             described["network"] = asdict(self.model.config)  # type: ignore[call-overload]
             state = self.model.state_dict().items()
             weights = {name: value.detach().cpu().contiguous() for name, value in state}
-            torch.save_file(weights, directory / WEIGHTS)
+            tensors.save_file(weights, directory / WEIGHTS)
         text = json.dumps(described, indent=1, ensure_ascii=False)
         (directory / DESCRIPTION).write_text(text, encoding="utf-8")
         if self.classifier is not None:
@@ -256,8 +260,48 @@ def _load_model(
         integrated = bool(described["forest"]["integrated"])
         return ForestModel.from_arrays(numpy.load_file(weights), targets, integrated=integrated)
     network = build(described["kind"], described["network"])
-    network.load_state_dict(torch.load_file(weights))
+    network.load_state_dict(tensors.load_file(weights))
     return network.eval()
+
+
+def _conditional_config(
+    *, classifier: Mapping[str, Any], free: list[list[int]], **values: Any
+) -> paper.ConditionalConfig:
+    if "own_features" in values:  # deprecated key
+        values["separate_features"] = values.pop("own_features")  # deprecated key
+    columns = tuple(map(tuple, free))
+    multitask = paper.MultitaskConfig(**with_tuples(classifier))
+    return paper.ConditionalConfig(multitask, columns, **values)
+
+
+_KINDS: Mapping[str, tuple[Callable[..., Any], type[nn.Module]]] = {
+    "multitask": (paper.MultitaskConfig, Multitask),
+    "conditional": (_conditional_config, paper.Conditional),
+    "caenn": (paper.CaennConfig, Caenn),
+    "perceptron": (guided_config.PerceptronConfig, Perceptron),
+    "guided": (guided_config_from_json, Guided),
+    "robust": (guided_config_from_json, Robust),
+}
+
+
+def build(kind: str, config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
+    """Return a network of a kind, from plain JSON values, with seeded initial weights.
+
+    The global generator of torch is not changed. Raises `NetworkError` if the kind is unknown or
+    the values do not fit it.
+    """
+    if kind not in _KINDS:
+        raise NetworkError(f"There is no network '{kind}'. Choose one of {', '.join(_KINDS)}.")
+    read, network_type = _KINDS[kind]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return network_type(read(**with_tuples(config)))
+    except NetworkError:
+        raise
+    # Plain JSON may hold anything, at any depth.
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+        raise NetworkError(f"The configuration of a {kind} network is invalid: {error}.") from error
 
 
 class _Served:

@@ -1,14 +1,22 @@
 """Predict crystal system and cell of measured profiles with a registered model."""
 
+from __future__ import annotations
+
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, next_commands, run, say
+from pipelines.cli.console import command_line, errors, next_commands, run, say
+
+if TYPE_CHECKING:
+    from bragg_models.predictors import Predictor
+    from pipelines.prediction.workflow import PredictedProfile
 
 _CLUSTER = options.ClusterOptions(cluster=None)  # this process for few files
 
@@ -73,14 +81,16 @@ def main(
     from pipelines.prediction.render import print_results
     from pipelines.prediction.result import to_json, write_csv
     from pipelines.prediction.workflow import PredictError, find_profiles
-    from pipelines.report.output import check_output, write_figures
 
     if as_json and as_csv:
         raise PredictError("Give --json or --csv, not both.")
     progress = not (as_json or as_csv)
     paths = find_profiles(files)
     for output in (plot, page):
-        check_output(output)
+        if output is not None and (not output.parent.is_dir() or output.is_dir()):
+            raise PredictError(
+                f"{output} cannot be written: name a file in a directory that exists."
+            )
     loaded = load_model(
         model,
         tracking=tracking,
@@ -99,11 +109,35 @@ def main(
         print_results(results)
         say(f"Model {loaded.version.uri}, trained on {loaded.predictor.provenance.data.tag}")
     if profiles:
-        write_figures(profiles, loaded.predictor, plot, page, total=len(results))
+        _write_figures(profiles, loaded.predictor, plot, page, len(results))
     if profile.instrument is None and results and progress:
         again = command_line("predict", files[0], "--instrument", "YOURS.instprm")
         next_commands((again, "predict with the measurement's own calibration"))
     distributed.raise_failures(failures, len(paths))
+
+
+def _write_figures(
+    profiles: Sequence[PredictedProfile],
+    predictor: Predictor,
+    plot: Path | None,
+    page: Path | None,
+    total: int,
+) -> None:
+    """Write an image and an HTML report, if named, of the first of ``total`` predictions."""
+    written = []
+    if plot is not None:
+        from pipelines.prediction.figures import MAX_PANELS, prediction_figure
+
+        prediction_figure(profiles, predictor.campaign).savefig(plot, dpi=130)
+        written.append(("Drawn in", plot, MAX_PANELS))
+    if page is not None:
+        from pipelines.report.page import MAX_SECTIONS, render_report
+
+        page.write_text(render_report(profiles, predictor, total=total), encoding="utf-8")
+        written.append(("Report in", page, MAX_SECTIONS))
+    for what, path, most in written:
+        part = f" (the first {most})" if total > most else ""
+        errors.print(f"{what} [bold]{escape(str(path))}[/]{part}", soft_wrap=True)
 
 
 app = options.app_of(main)

@@ -5,11 +5,7 @@ from typing import Annotated
 from typer import Option
 
 from pipelines.cli import options
-from pipelines.cli.console import next_commands, run, say
-
-
-class ServeError(RuntimeError):
-    """A service that cannot be started."""
+from pipelines.cli.console import ServerError, next_commands, run, say
 
 
 def main(
@@ -53,7 +49,7 @@ def main(
         if server.started:
             raise
     if not server.started:
-        raise ServeError(
+        raise ServerError(
             f"Nothing can listen on {host}:{port}: the port is taken, or the address is not this "
             f"machine's. Name another with --port."
         )

@@ -8,11 +8,7 @@ from typing import Annotated
 from typer import Option
 
 from pipelines.cli import options
-from pipelines.cli.console import run, say
-
-
-class UiError(RuntimeError):
-    """A user interface that cannot be started."""
+from pipelines.cli.console import ServerError, run, say
 
 
 def main(
@@ -45,7 +41,7 @@ def main(
         server.terminate()
         server.wait()
     if code:
-        raise UiError(
+        raise ServerError(
             f"The MLflow server ended with code {code}. If the port is in use, name another: "
             f"python -m pipelines.ui --port {port + 1}"
         )

@@ -8,7 +8,6 @@ from typer import Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
-from pipelines.evaluation.draw_options import DrawOptions
 from pipelines.evaluation.names import MODELS, EvaluateError
 
 _DPI = 130
@@ -50,7 +49,7 @@ def main(
     store: options.StoreOption = options.DEFAULT_URI,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     *,
-    on_draws: DrawOptions,
+    on_draws: options.DrawOptions,
 ) -> None:
     """Compare models, constants and the library match on profiles whose cells are known.
 

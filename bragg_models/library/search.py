@@ -49,7 +49,6 @@ def library_match(
     queries: NDArray[np.floating],
     covered: NDArray[np.bool_] | None = None,
     *,
-    selected: NDArray[np.bool_] | None = None,
     workers: int = 2,
     on_chunk: Callable[[int, int], None] | None = None,
 ) -> Matches:
@@ -66,9 +65,9 @@ def library_match(
     once, whatever the number of queries, and a few chunks are in memory at a time.
 
     Queries (q, points) are profiles on the data set's grid without background, not yet
-    square-rooted; ``covered`` (q, points) are the points that were measured, and ``selected`` (n,)
-    the rows of the data set to compare with, by default all. That many ``workers`` read and
-    multiply chunks; ``on_chunk`` is called with the number of chunks done, and of all chunks.
+    square-rooted; ``covered`` (q, points) are the points that were measured. That many ``workers``
+    read and multiply chunks; ``on_chunk`` is called with the number of chunks done, and of all
+    chunks.
     Raises `LibraryError` if a query has another number of points, is not finite where covered,
     covers fewer than three points, or is nowhere positive.
     """
@@ -80,13 +79,12 @@ def library_match(
     phase = dataset["phase"].values
     n_phases = len(str(dataset["phase"].attrs.get("flag_meanings", "")).split())
     n_phases = max(n_phases, int(phase.max()) + 1)
-    if selected is None:
-        selected = np.ones(len(profiles), dtype=bool)
-    chunks = profiles.chunks_with(selected).tolist()
+    every = np.ones(len(profiles), dtype=bool)
+    chunks = range(len(profiles.bounds) - 1)
 
     def compare(chunk: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return rows of the data set, and their correlation with the queries, (n, q)."""
-        intensity, rows = profiles.read(chunk, selected)
+        intensity, rows = profiles.read(chunk, every)
         positive = np.maximum(intensity, 0)
         # The square of a square root is the intensity itself. One product gives all sums.
         squares = np.maximum(positive @ masks, np.finfo(np.float32).tiny)

@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from bragg_data.campaign import Campaign
 from bragg_models.networks.cell_search import CellSearch, Observed
 from bragg_models.networks.guided_config import PerceptronConfig
+from bragg_models.networks.paper import NetworkError
 from bragg_models.networks.pattern_tables import pattern_tables
 from bragg_models.targets import Targets
 
 _BLURS = 5.0, 12.0  # points, the narrower first: peaks so far apart still overlap
 _CLEARLY_BETTER = 0.5  # another phase replaces the proposed one below this ratio of misfits
-
-
-class PhysicsTableError(ValueError):
-    """Tables that do not belong to a network."""
 
 
 class Guided(CellSearch):
@@ -110,7 +107,7 @@ def guided_config(campaign: Campaign, targets: Targets, **changes: Any) -> Mappi
 def fill_physics_tables(network: nn.Module, campaign: Campaign, targets: Targets) -> None:
     """Set the tables of a new network: reflections and peak shapes, and the parameters' scaling.
 
-    Raises `PhysicsTableError` if a table is missing, unknown, or of another shape: the network was
+    Raises `NetworkError` if a table is missing, unknown, or of another shape: the network was
     not built from :func:`guided_config` of the same campaign.
     """
     tables = dict(pattern_tables(campaign, targets)[1])
@@ -125,7 +122,7 @@ def fill_physics_tables(network: nn.Module, campaign: Campaign, targets: Targets
     expected = {name: tuple(buffer.shape) for name, buffer in buffers.items()}
     if shapes != expected:
         differing = sorted(n for n in shapes | expected if shapes.get(n) != expected.get(n))
-        raise PhysicsTableError(
+        raise NetworkError(
             f"The tables of the campaign do not fit the network: {', '.join(differing)} missing, "
             f"unknown or of another shape. Build the network from the same campaign."
         )

@@ -1,6 +1,6 @@
 """The paper's networks, each with a configuration of plain values.
 
-:func:`bragg_models.networks.build.build` makes them by name. All return the logits of the phases,
+:func:`bragg_models.predictors.build` makes them by name. All return the logits of the phases,
 (n, n_phases), whose softmax is the probability of each phase, and the cell parameters,
 (n, n_parameters), scaled as by :class:`~bragg_models.targets.Targets`, of prepared profiles
 (n, points).

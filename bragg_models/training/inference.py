@@ -8,13 +8,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bragg_data.errors import first_line
-from bragg_models.data.batches import Profiles, in_order
+from bragg_models.data.batches import BatchError, Profiles, in_order
 from bragg_models.metrics import Errors, errors
 from bragg_models.targets import Targets
-
-
-class InferenceError(ValueError):
-    """Samples on which no network can be evaluated."""
 
 
 class DeviceError(ValueError):
@@ -59,7 +55,7 @@ def evaluate(
         part = errors(targets, samples.phase[batch.rows], samples.cells[batch.rows], phase, cells)
         total = part if total is None else total + part
     if total is None:
-        raise InferenceError("There is no sample to evaluate on. Choose a larger part.")
+        raise BatchError("There is no sample to evaluate on. Choose a larger part.")
     return total
 
 

@@ -33,6 +33,10 @@ _PLAIN_SECONDS = 5.0  # between lines of progress where there is no terminal
 _RATE_SECONDS = 30.0  # over which the rate is measured
 
 
+class ServerError(RuntimeError):
+    """A server that cannot be started."""
+
+
 def say(text: str = "") -> None:
     """Print a line of rich markup, however long, without wrapping it."""
     console.print(text, soft_wrap=True)

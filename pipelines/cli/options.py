@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _gsas2 = partial(Option, rich_help_panel="GSAS-II")
 _cluster = partial(Option, rich_help_panel="Where to compute")
 _slurm = partial(Option, rich_help_panel="SLURM")
+_on_draws = partial(Option, rich_help_panel="Simulated measurements")
+_draws = partial(_on_draws, min=0, metavar="N")
 
 StoreOption = Annotated[
     str, Option("--store", metavar="URI", help="Directory or file:// URI of the store.")
@@ -216,6 +218,35 @@ class ClusterOptions:
     def name(self) -> str:
         """Name or address of the cluster."""
         return self.cluster or "local"
+
+
+_DRAWS = "Draws of each phase, to check probabilities and intervals. 5000 take 5 minutes."
+_FOREIGN = "Foreign profiles of each kind, to check their rejection. 200 take 10 minutes."
+_REFINED = "Draws of each phase to refine from several starts. 500 take 20 minutes."
+_BANK = "Instrument file with another bank, whose profiles are foreign too."
+_CLUSTER = "Where they are drawn and predicted."
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """Numbers of simulated measurements, and where they are drawn and predicted."""
+
+    draws: Annotated[int, _draws(help=_DRAWS)] = 0
+    foreign: Annotated[int, _draws(help=_FOREIGN)] = 0
+    refined_draws: Annotated[int, _draws(help=_REFINED)] = 0
+    other_bank: Annotated[Path | None, _on_draws(metavar="FILE", help=_BANK)] = None
+    other: Annotated[Path | None, Option(hidden=True)] = None  # deprecated: other_bank
+    cluster: Annotated[str, _on_draws(metavar="local|slurm|ADDRESS", help=_CLUSTER)] = "local"
+
+    @property
+    def requested(self) -> bool:
+        """Whether there is anything to evaluate."""
+        return bool(self.draws or self.foreign or self.refined_draws)
+
+    @property
+    def bank_file(self) -> Path | None:
+        """Instrument file with another bank, by either name of the option."""
+        return self.other_bank or self.other
 
 
 def check_cluster(cluster: str, workers: int | None = None) -> None:

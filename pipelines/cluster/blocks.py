@@ -38,16 +38,10 @@ def do_blocks(
 
     Raises `BlocksError` or `StoreError` if the cluster is gone, or the store cannot be written to.
 
-    Parameters
-    ----------
-    client, writer
-        The cluster, and the entered writer of the group.
-    submit
-        Sends a block with a fork to the cluster. The task returns a
-        :class:`~bragg_data.store.block_writer.BlockResult`, or an error that every other block
-        would meet as well, which is raised here.
-    doing, unit
-        For the progress bar: "Simulating", "patterns".
+    The writer of the group is entered. ``submit`` sends a block with a fork to the cluster; its
+    task returns a :class:`~bragg_data.store.block_writer.BlockResult`, or an error that every other
+    block would meet as well, which is raised here. ``doing`` and ``unit`` are for the progress bar:
+    "Simulating", "patterns".
     """
     todo = deque(writer.missing())
     attempts: Counter[int] = Counter()

@@ -247,14 +247,9 @@ def measured_baselines(
 ) -> list[EvaluatedModel]:
     """Return the baselines: two constants, the library match, and the refinement from it.
 
-    Parameters
-    ----------
-    campaign
-        Its phases; the commonest one's CIF has the cell at room temperature.
-    training
-        Labels of the models' training data.
-    matches, refinements
-        Of the profiles that are going to be predicted; refinements by their start.
+    The CIF of the campaign's commonest phase has the cell at room temperature; ``training`` are
+    the labels of the models' training data. Matches and refinements, by their start, are of the
+    profiles that are going to be predicted.
     """
     commonest, mean = scoring.constant_answer(training.phase, training.cells)
     phase = campaign.phases[commonest]

@@ -184,14 +184,8 @@ def score_models(
 ) -> list[ModelScores]:
     """Return the scores of models, with 95 % intervals by bootstrap.
 
-    Parameters
-    ----------
-    models, targets
-        Baselines and models; phases and parameters.
-    batches
-        Raw profiles, shape (n, points), their phases and cells, shapes (n,) and (n, 6).
-    resamples, on_prediction
-        Of the bootstrap; called with each model's phases and cells of each batch.
+    The models include baselines. Batches are raw profiles (n, points), their phases (n,) and cells
+    (n, 6); ``on_prediction`` is called with each model's phases and cells of each batch.
     """
     truths: list[Phases] = []
     # By the model's key; with the true phases as input, by "KEY/true".

@@ -158,12 +158,7 @@ def _evaluate(
 class LibraryMatch:
     """The patterns that the models of a test set may be trained on, as a baseline.
 
-    Parameters
-    ----------
-    library, labels
-        All patterns of a data set, and their labels.
-    training : shape (n,)
-        Which of them may be used.
+    ``library`` and ``labels`` are all patterns of a data set, of which ``training`` (n,) are used.
     """
 
     def __init__(

@@ -21,11 +21,10 @@ from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets, targets_of
 from catalog.tracking import MEASURED_METRICS, Tracking
 from pipelines.cli.console import say
-from pipelines.cli.options import default_tag
+from pipelines.cli.options import DrawOptions, default_tag
 from pipelines.cluster.client import open_client
-from pipelines.evaluation import calibration, draws, measured, measured_tables
+from pipelines.evaluation import draws, measured, measured_tables
 from pipelines.evaluation.candidates import Candidate, choose_candidates, evaluated_model
-from pipelines.evaluation.draw_options import DrawOptions
 from pipelines.evaluation.names import EQUATION_1, EvaluateError
 from pipelines.evaluation.rejection import find_other_bank, rejection_table
 from pipelines.evaluation.tables import ResultTable
@@ -238,8 +237,8 @@ class _Validator:
                 tables = []
                 if options.draws:
                     predictions = draws.predict_draws(client, model, options.draws)
-                    tables += calibration.calibration_tables(predictions, phases)
-                    figure = calibration.calibration_figure(predictions, phases)
+                    tables += draws.calibration_tables(predictions, phases)
+                    figure = draws.calibration_figure(predictions, phases)
                     self.report.add_figure("fresh draws", c.label, figure)
                 if options.foreign:
                     tables.append(rejection_table(client, model, options.foreign, bank))

@@ -56,7 +56,7 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
     """Simulate a campaign into the store and tag it, unless the store has it already.
 
     Blocks in the store from an interrupted run are kept; only the missing ones are simulated.
-    Raises `SimulationError` if blocks failed; the others are in the store; `StoreError` or
+    Raises `SimulationError` if blocks failed (the others are in the store), and `StoreError` or
     `ClusterError` if the store or the cluster fails.
     """
     existing = store.data_sets_of(job.campaign, job.limit)

@@ -34,13 +34,6 @@ class Probe(NamedTuple):
     reason: str
 
 
-class Choice(NamedTuple):
-    """A simulator, and the time that the samples will take on one core, in hours."""
-
-    recipe: Recipe
-    core_hours: float
-
-
 def simulator_of_data_sets(existing: Sequence[DataSet], simulator: str) -> str:
     """Return the simulator that ``auto`` means for a campaign's data sets, or the named one.
 
@@ -96,8 +89,8 @@ def choose(
     samples: Samples,
     options: Gsas2Options,
     client: Client | None = None,
-) -> Choice:
-    """Choose the simulator of some samples and the way to call it, and estimate the time.
+) -> tuple[Recipe, float]:
+    """Choose the simulator of some samples and the way to call it; estimate the core-hours.
 
     For ``auto`` (``kinematic`` needs no choice), GSAS-II is chosen if every worker can import it.
     Then one cell of each phase is simulated in both ways to call it: the faster way is used if they
@@ -127,7 +120,9 @@ def choose(
     return _estimated(recipe, each * len(samples), len(samples))
 
 
-def _choose_call_path(recipe: Recipe, samples: Samples, client: Client | None) -> Choice:
+def _choose_call_path(
+    recipe: Recipe, samples: Samples, client: Client | None
+) -> tuple[Recipe, float]:
     codes, first, counts = np.unique(samples.phase, return_index=True, return_counts=True)
     cells = zip(codes.tolist(), samples.cells[first], strict=True)
     tasks = [(recipe, code, cell) for code, cell in cells]
@@ -163,7 +158,7 @@ def _choose_call_path(recipe: Recipe, samples: Samples, client: Client | None) -
     return _estimated(recipe, seconds, len(samples))
 
 
-def _estimated(recipe: Recipe, seconds: float, count: int) -> Choice:
+def _estimated(recipe: Recipe, seconds: float, count: int) -> tuple[Recipe, float]:
     """Print how long `count` patterns will take on one core."""
     core_hours = seconds / 3600
     hours = f"{core_hours:,.1f}" if core_hours >= 0.1 else f"{core_hours:.1g}"
@@ -171,7 +166,7 @@ def _estimated(recipe: Recipe, seconds: float, count: int) -> Choice:
         f"Estimate: {hours} core-hours for {count:,} patterns ({duration(seconds)} on one core), "
         f"from a timed sample"
     )
-    return Choice(recipe, core_hours)
+    return recipe, core_hours
 
 
 def confirm(core_hours: float, *, yes: bool) -> None:

@@ -26,12 +26,9 @@ _FLOOR = 1e-9  # Å or °: an error of zero has no place on a logarithmic scale
 def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Draw losses and scores against epochs (the paper's Fig. 3), in a row for each stage.
 
-    Parameters
-    ----------
-    history
-        By the name of each stage of the training: one mapping for each epoch, with any of ``epoch``
-        (counted from 1 if it is missing), ``training_loss``, ``validation_loss``, ``accuracy`` (on
-        validation samples, at most 1), ``mse_paper`` (the same, in Å² and rad²).
+    ``history`` has, by the name of each stage of the training, one mapping for each epoch, with any
+    of ``epoch`` (counted from 1 if it is missing), ``training_loss``, ``validation_loss``,
+    ``accuracy`` (on validation samples, at most 1), ``mse_paper`` (the same, in Å² and rad²).
     """
     present = {key for entries in history.values() for entry in entries for key in entry}
     used = {title: lines for title, lines in _CURVES.items() if present & lines.keys()}

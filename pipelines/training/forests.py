@@ -81,19 +81,12 @@ def grow(
     has a stream of random numbers of its own. With a single candidate both methods give the same
     forest. Raises `TrainError` if a phase has too few training samples.
 
-    Parameters
-    ----------
-    directory
-        For the prepared profiles, shared by this machine and the workers.
-    method
-        ``search``: Dask-ML's GridSearchCV chooses among the preset's candidates by
-        cross-validation and grows the best on all samples, a forest a task. ``joined``: a few
-        trees per task, joined in a fixed order, by the preset's settings as they are.
-
-    Returns
-    -------
-    The forests, one per phase in the order of the codes, or the integrated one alone; and JSON
-    values for the log, by the forest's name.
+    ``directory`` is for the prepared profiles, shared by this machine and the workers. The method
+    ``search`` chooses, by Dask-ML's GridSearchCV, among the preset's candidates by cross-validation
+    and grows the best on all samples, a forest a task; ``joined`` grows a few trees per task, by
+    the preset's settings as they are, and joins them in a fixed order. Returned are the forests,
+    one per phase in the order of the codes, or the integrated one alone; and JSON values for the
+    log, by the forest's name.
     """
     plans, preset, dataset = plans_of(task), task.preset, task.dataset
     began = time.monotonic()

@@ -16,11 +16,10 @@ from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of
 from bragg_models.data.batches import Profiles, in_order
 from bragg_models.metrics import Errors, errors, summary
-from bragg_models.networks.build import build
 from bragg_models.networks.guided import fill_physics_tables, guided_config
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
 from bragg_models.networks.robust import Robust, calibrate, concatenate_fits
-from bragg_models.predictors import Predictor
+from bragg_models.predictors import Predictor, build
 from bragg_models.training.inference import Samples, outputs
 from bragg_models.training.settings import Criteria, LabelledBatch, Validation, full_precision
 from pipelines.cli.console import Progress, say

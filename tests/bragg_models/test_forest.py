@@ -24,8 +24,7 @@ from bragg_models.forest import (
     grow_group,
     join,
 )
-from bragg_models.networks.build import build
-from bragg_models.predictors import Predictor, PredictorError, load_predictor
+from bragg_models.predictors import Predictor, PredictorError, build, load_predictor
 from bragg_models.targets import Targets, targets_of
 
 torch.set_num_threads(1)

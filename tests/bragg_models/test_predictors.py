@@ -9,8 +9,7 @@ import torch
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import encloses_volume
 from bragg_data.model_provenance import ModelProvenance
-from bragg_models.networks.build import build
-from bragg_models.predictors import FORMAT, Predictor, PredictorError, load_predictor
+from bragg_models.predictors import FORMAT, Predictor, PredictorError, build, load_predictor
 from bragg_models.targets import Targets, targets_of
 from tests.tiny_campaign import tiny_campaign
 

@@ -20,13 +20,13 @@ import xarray as xr
 from bragg_data.model_provenance import ModelProvenance, SnapshotReference
 from bragg_data.store.repository import Store, open_snapshot
 from bragg_data.store.schema import campaign_of, samples_of
-from bragg_models.networks.build import build
 from bragg_models.predictors import (
     DESCRIPTION,
     FORMAT,
     WEIGHTS,
     Predictor,
     PredictorError,
+    build,
     load_predictor,
     output_columns,
 )

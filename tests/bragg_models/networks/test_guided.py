@@ -14,10 +14,9 @@ from bragg_data.crystallography.cell import d_spacing
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import sqrt_unit
 from bragg_data.simulation.kinematic import Simulator
-from bragg_models.networks.build import build
 from bragg_models.networks.guided import Guided, fill_physics_tables, guided_config
 from bragg_models.networks.paper import NetworkError
-from bragg_models.predictors import DESCRIPTION, FORMAT, WEIGHTS, Predictor, load_predictor
+from bragg_models.predictors import DESCRIPTION, FORMAT, WEIGHTS, Predictor, build, load_predictor
 from bragg_models.targets import Targets, targets_of
 
 torch.set_num_threads(1)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from bragg_models.networks.build import build
 from bragg_models.networks.paper import Caenn, Conditional, NetworkError, rounded
+from bragg_models.predictors import build
 
 torch.set_num_threads(1)
 

@@ -17,11 +17,11 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.simulation.kinematic import Simulator
-from bragg_models.networks.build import build
 from bragg_models.networks.cell_search import Observed
-from bragg_models.networks.guided import PhysicsTableError, fill_physics_tables, guided_config
+from bragg_models.networks.guided import fill_physics_tables, guided_config
+from bragg_models.networks.paper import NetworkError
 from bragg_models.networks.robust import ACCEPTED, PhaseFits, Robust, calibrate
-from bragg_models.predictors import Predictor
+from bragg_models.predictors import Predictor, build
 from bragg_models.targets import Targets, targets_of
 from tests.tiny_campaign import tiny_campaign
 
@@ -276,7 +276,7 @@ def test_a_network_with_a_table_that_would_not_be_filled_is_refused(
     config["pattern"] = {**config["pattern"], "phases": (*phases, phases[-1])}
     config["proposal"] = {**config["proposal"], "phases": len(phases) + 1}
     network = build("guided", config)
-    with pytest.raises(PhysicsTableError, match=r"products_3.*same campaign"):
+    with pytest.raises(NetworkError, match=r"products_3.*same campaign"):
         fill_physics_tables(network, campaign, targets)
     network = build("guided", guided_config(campaign, targets, draws=32))
     fill_physics_tables(network, campaign, targets)

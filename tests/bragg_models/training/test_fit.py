@@ -10,7 +10,7 @@ from torch import nn
 from bragg_data.crystallography.cell import lattice_from_space_group
 from bragg_models.data.batches import Profiles
 from bragg_models.metrics import summary
-from bragg_models.networks.build import build
+from bragg_models.predictors import build
 from bragg_models.targets import targets_of
 from bragg_models.training.fit import TrainingError, fit
 from bragg_models.training.inference import DeviceError, Samples, choose_device, evaluate, outputs

@@ -119,7 +119,7 @@ def test_broken_gsas2_is_a_single_sentence(tmp_path, broken):
     options = Gsas2Options(str(broken))
     with pytest.raises(SimulationError, match=r"^The GSAS-II at .* is broken .*pypowder"):
         choose("gsas2", campaign, campaign.samples, options)
-    assert choose("auto", campaign, campaign.samples, options).recipe.simulator == "kinematic"
+    assert choose("auto", campaign, campaign.samples, options)[0].simulator == "kinematic"
 
 
 @pytest.mark.cluster
@@ -201,13 +201,13 @@ class TestCallPath:
         campaign = tiny_campaign(tmp_path)
         few = campaign.samples[:10]
         with pytest.warns(UserWarning, match=r"\(differs by 1.0e-03 .*scripting interface is used"):
-            choice = choose("auto", campaign, few, Gsas2Options(pattern_seconds=60.0))
-        assert choice.recipe.simulator == "gsas2"
-        assert choice.recipe.version == "1, fake"
-        assert choice.recipe.gsas2.call_path == "scripting"
-        assert choice.core_hours > 0
+            recipe, core_hours = choose("auto", campaign, few, Gsas2Options(pattern_seconds=60.0))
+        assert recipe.simulator == "gsas2"
+        assert recipe.version == "1, fake"
+        assert recipe.gsas2.call_path == "scripting"
+        assert core_hours > 0
         assert "Simulator auto is gsas2: this Python can import GSAS-II" in capsys.readouterr().out
-        patterns = simulate_samples(choice.recipe, few)
+        patterns = simulate_samples(recipe, few)
         np.testing.assert_allclose(patterns[:, 0], 1.001 * few.cells[:, 0], rtol=1e-6)
 
     def test_call_paths_are_compared_phase_by_phase(self, tmp_path):

@@ -18,9 +18,9 @@ import torch
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.store.repository import Store
 from bragg_models.forest import ForestModel
-from bragg_models.networks.build import build
 from bragg_models.networks.guided import Guided
 from bragg_models.networks.paper import Caenn, Conditional, Multitask
+from bragg_models.predictors import build
 from catalog import registry
 from catalog.tracking import Tracking, TrackingError
 from pipelines.training import presets
