@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-N ?= 2
-# Each of the N processes computes with a single thread: more than cores only wait for one another.
+# N processes, each with one computing thread. Some of all tests wait for servers and clusters a while.
+quick: N ?= 2
+test: N ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
 
 .DEFAULT_GOAL := help
@@ -30,7 +31,7 @@ run: $(STAMP)  ## simulate the whole campaign, train and register a first model,
 quick: $(STAMP) check  ## check the code and pass the fast tests: a minute
 	$(PYTEST) -q -m "not (slow or training or cluster or slurm or postgresql or gsas2)"
 
-test: $(STAMP) check  ## check the code and pass all tests, in two processes (make test N=8: in eight)
+test: $(STAMP) check  ## check the code and pass all tests, in three processes (make test N=8: in eight)
 	$(PYTEST) $(PYTEST_OPTIONS)
 
 check: $(STAMP)  ## format, lint, types, arrows and spelling

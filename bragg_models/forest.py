@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.kernels import kernel
 from bragg_models.targets import Targets
 
 LEAF = np.uint16(2**16 - 1)  # value of ``feature`` for a leaf
@@ -220,7 +220,7 @@ class ForestModel:
 # these arrays, and have to predict the same to the last bit.)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _leaves(rows: Any, root: Any, feature: Any, threshold: Any, right: Any) -> Any:
     leaves = np.empty((len(rows), len(root)), dtype=np.int32)
     for tree, first in enumerate(root):
@@ -232,7 +232,7 @@ def _leaves(rows: Any, root: Any, feature: Any, threshold: Any, right: Any) -> A
     return leaves
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _mean(leaves: Any, value: Any) -> Any:
     total = np.zeros((len(leaves), value.shape[1]))
     for tree in range(leaves.shape[1]):

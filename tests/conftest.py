@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,8 +41,10 @@ MARKER_OF_FIXTURE = {
     "bench": "training",
     "empty_bench": "training",
     "nomad_refiner": "slow",
+    "first_run": "slow",
 }
 LONG = ("slow", "training", "slurm", "cluster")
+FIRST_COMMAND = "bragg run --limit 640"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -224,6 +227,32 @@ def empty_bench(
 
     directory = tmp_path_factory.mktemp("bench")
     return Bench(small_store, tracking_in(directory), directory / "state")
+
+
+@pytest.fixture(scope="session")
+def first_run(build_once: BuildOnce, indices: Path) -> Path:
+    """What the first command of the first tutorial makes in an empty directory; to be copied.
+
+    ``printed.txt`` holds its output. What the fast simulator computes once for the instrument is
+    that of all tests.
+    """
+
+    def build(directory: Path) -> None:
+        link_indices(directory, indices)
+        bragg = Path(sys.executable).parent / "bragg"
+        with (directory / "printed.txt").open("w", encoding="utf-8") as printed:
+            subprocess.run(
+                [bragg, *FIRST_COMMAND.split()[1:]], cwd=directory, stdout=printed, check=True
+            )
+
+    return build_once("first-run", build)
+
+
+def link_indices(directory: Path, indices: Path) -> None:
+    """Let commands that work in a directory keep there what `indices` keeps for all tests."""
+    for cache in ("index", "training/cache/draws"):
+        (directory / "data" / cache).parent.mkdir(parents=True, exist_ok=True)
+        (directory / "data" / cache).symlink_to(indices)
 
 
 # ---- programs and services -----------------------------------------------------------------------

@@ -143,7 +143,7 @@ def _signatures(name: str, path: Path, tree: ast.Module) -> Iterator[Breach]:
             continue
         decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
         options = is_command(path) and ("command" in decorators or node.name == "main")
-        if "njit" in decorators or options:
+        if "kernel" in decorators or options:
             continue
         arguments = node.args
         names = [a.arg for a in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import CrystalError, d_spacing, index_products
@@ -17,6 +16,7 @@ from bragg_data.crystallography.scattering import (
     scattering_length,
 )
 from bragg_data.crystallography.structure import Phase
+from bragg_data.kernels import kernel
 
 _MAX_INDICES = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
 
@@ -101,7 +101,7 @@ class Lines:
         return strengths.astype(np.float32)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
     strengths, selected, hkl, multiplicity, member, positions, parts, group, groups
 ):

@@ -8,9 +8,9 @@ code by the date of this file alone, so compiled functions that are called here 
 import math
 
 import numpy as np
-from numba import njit
 
 from bragg_data.instrument.peak_shape import BLEND, ERFCX_SWITCH, FWHM_PER_SIGMA
+from bragg_data.kernels import kernel
 
 TAPS = 6  # a quintic B-spline reaches over six nodes of the source grid
 REACH = 3.0  # σ from the centre, where the step of GSAS-II's erfcx is below 1e-5 of a peak
@@ -18,7 +18,7 @@ _STATIONS = 513  # of a table over the window: linear between them is good to 1e
 _TILE = 1024  # lines handled together: their buffers stay in the first-level cache
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def buffers_for(n_groups):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return the buffers of one tile: d, T, position and amplitude of lines, then work space."""
     return (
@@ -35,7 +35,7 @@ def buffers_for(n_groups):  # type: ignore[no-untyped-def] # pragma: no cover
     )
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
     metric, lines, u_scale, difc, tzero, target, tables, begin, count, buffers
 ):
@@ -114,7 +114,7 @@ def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
         amplitude[k] *= strength[k]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
     out, step_out, metrics, lines, n_lines, u_scale, difc, tzero, scale, target, tables, shapes
 ):
@@ -170,7 +170,7 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
                     add_step(step_out[i], peak, target)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _second(x):  # type: ignore[no-untyped-def] # pragma: no cover
     """120 times the quintic B-spline in its second of six pieces, x in [0, 1)."""
     return np.float32(26) + x * (
@@ -179,18 +179,18 @@ def _second(x):  # type: ignore[no-untyped-def] # pragma: no cover
     )
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _third(x2, x):  # type: ignore[no-untyped-def] # pragma: no cover
     """120 times the quintic B-spline in its third piece."""
     return np.float32(66) + x2 * (np.float32(-60) + x2 * (np.float32(30) - np.float32(10) * x))
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _between(values, j, x):  # type: ignore[no-untyped-def] # pragma: no cover
     return values[j] + x * (values[j + 1] - values[j])
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def add_step(row, peak, target):  # type: ignore[no-untyped-def] # pragma: no cover
     """Add the difference of GSAS-II's erfcx and the blended one near the step at y = 6.
 
@@ -232,7 +232,7 @@ def add_step(row, peak, target):  # type: ignore[no-untyped-def] # pragma: no co
             t *= ratio
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def excess_of_bound(y):  # type: ignore[no-untyped-def] # pragma: no cover
     """erfcx_bound(y) − erfcx(y) for y > 4.5, from the asymptotic series of erfcx in 1/y²."""
     s = 1.0 / (y * y)
@@ -247,7 +247,7 @@ def excess_of_bound(y):  # type: ignore[no-untyped-def] # pragma: no cover
     return bound - erfcx
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     out, step_out, metrics, lines, n_lines, u_scale, difc, tzero, scale, size, microstrain,
     width_scale, target, tables, shapes, broadening, nodes, barycentric, mixing,
@@ -317,7 +317,7 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
                     add_step(step_out[i], peak, target)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _fill_stations(  # type: ignore[no-untyped-def] # pragma: no cover
     widths, etas, shares, difc, tzero, size, microstrain, width_scale, target, shapes, broadening,
     nodes, barycentric, mixing, at_nodes,
@@ -359,7 +359,7 @@ def _fill_stations(  # type: ignore[no-untyped-def] # pragma: no cover
             shares[station, k] = share
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _width_and_mixing(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return ln W (µs) and η of one reflection: peak_shape and mixing of the peak shape in one."""
     d2 = d * d

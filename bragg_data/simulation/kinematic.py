@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from bragg_data.crystallography.cell import cell_volume
@@ -17,6 +16,7 @@ from bragg_data.crystallography.scattering import is_resonant, resonance_range
 from bragg_data.crystallography.structure import Phase, displaced, free_coordinates
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.instrument.peak_shape import Convention
+from bragg_data.kernels import kernel
 from bragg_data.simulation.deposition import deposit, deposit_varied
 from bragg_data.simulation.deposition_tables import Tables, build_tables
 from bragg_data.simulation.peak_response import VERSION as VERSION
@@ -198,7 +198,7 @@ class Simulator:
         return lines, build_tables(lines.u_groups, x_max, tof, lines.reflections.resonances, d)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _select(metrics, q_high, lines, room):  # type: ignore[no-untyped-def] # pragma: no cover
     """Copy the lines with 1/d² ≤ q_high (Å⁻²) for some metric within the range of these ones.
 

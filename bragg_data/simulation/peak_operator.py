@@ -15,10 +15,11 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 from scipy.linalg import solve_banded
+
+from bragg_data.kernels import kernel
 
 Kernel = Callable[[NDArray[np.float64], slice], NDArray[np.float64]]
 """From grid positions (in steps of the pattern's grid, shape (m,)) and a range of the pattern's
@@ -52,7 +53,7 @@ class PeakOperator:
             out[:, point : point + points] += deposits[:, node : node + nodes] @ matrix
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _coarsen(deposits, first, weights, coarse):  # type: ignore[no-untyped-def] # pragma: no cover
     for i in range(len(deposits)):
         for j in range(deposits.shape[1]):

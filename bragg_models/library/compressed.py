@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from numba import njit
 from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
+from bragg_data.kernels import kernel
 from bragg_data.preprocessing import sqrt_unit
 from bragg_models.data.batches import in_order, profiles_of
 from bragg_models.library.search import LibraryError, check_shape
@@ -208,7 +208,7 @@ def compress(vectors: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArra
     return np.concatenate([inside, rest], axis=1)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _keep_largest(values, first, best, chosen):  # type: ignore[no-untyped-def] # pragma: no cover
     """Merge a tile of values, whose first column is number ``first``, into the largest so far.
 
@@ -226,7 +226,7 @@ def _keep_largest(values, first, best, chosen):  # type: ignore[no-untyped-def] 
                 bar = best[i, lowest]
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _squared_distances(queries, full, positions):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return the squared distances of each query (n, points) from some rows of ``full``, (n, m)."""
     distances = np.empty(positions.shape, dtype=np.float32)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.conftest import FIRST_COMMAND, link_indices
+
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -34,13 +36,8 @@ def blocks_of(page: Path) -> list[Block]:
 
 @pytest.fixture
 def environment(tmp_path, indices) -> dict[str, str]:
-    """A working directory with the bundled examples, and the installed ``bragg`` on the path.
-
-    What the fast simulator computes once for the instrument is that of all tests.
-    """
-    for cache in ("index", "training/cache/draws"):
-        (tmp_path / "data" / cache).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / cache).symlink_to(indices)
+    """A working directory with the bundled examples, and the installed ``bragg`` on the path."""
+    link_indices(tmp_path, indices)
     shutil.copytree(ROOT / "pipelines" / "examples", tmp_path / "pipelines" / "examples")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
@@ -59,7 +56,12 @@ def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", sorted(TUTORIALS.glob("*.md")), ids=lambda page: page.stem)
-def test_every_block_runs(page, tmp_path, environment):
+def test_every_block_runs(page, tmp_path, environment, request):
+    if f"{FIRST_COMMAND}\n" in page.read_text(encoding="utf-8"):
+        # Executed in an empty directory once for all tests: here it finds its results.
+        built = request.getfixturevalue("first_run") / "data"
+        ignore = shutil.ignore_patterns("index", "training")
+        shutil.copytree(built, tmp_path / "data", ignore=ignore, dirs_exist_ok=True)
     for block in blocks_of(page):
         if block.language in ("text", "toml"):
             (tmp_path / block.title).write_text(block.text, encoding="utf-8")

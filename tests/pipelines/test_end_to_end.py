@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,21 +17,11 @@ import pytest
 
 from bragg_data.store.repository import open_snapshot
 from pipelines.cli.console import run
+from tests.conftest import FIRST_COMMAND
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 EXAMPLES = Path(__file__).parents[2] / "pipelines" / "examples"
-
-
-# As a user starts it, but with a smaller search, and scored on few simulated measurements.
-RUN = """
-from dataclasses import replace
-from pipelines.run import app
-from pipelines.training.presets import PRESETS, Presets
-quick = replace(PRESETS["guided"]["quick"], network={"draws": 256, "starts": 2})
-app(obj=Presets({**PRESETS, "guided": {"quick": quick}}, comparison_draws=1))
-"""
-SMALL = ("--limit", "640", "--workers", "2")
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -39,28 +30,15 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run_small(home: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", RUN, *SMALL], cwd=home, capture_output=True, text=True, check=False
+@pytest.fixture(scope="module")
+def home(first_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(
+        first_run, tmp_path_factory.mktemp("home"), symlinks=True, dirs_exist_ok=True
     )
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def first(home: Path) -> subprocess.CompletedProcess[str]:
-    done = run_small(home)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_run_simulates_trains_and_predicts(
-    first: subprocess.CompletedProcess[str], home: Path
-) -> None:
-    output = first.stdout
+def test_run_simulates_trains_and_predicts(home: Path) -> None:
+    output = (home / "printed.txt").read_text(encoding="utf-8")
     assert "models:/batio3-nomad/1" in output
     assert "noisy pseudo-experiment" in output
     assert "make ui" in output
@@ -68,16 +46,14 @@ def test_run_simulates_trains_and_predicts(
     assert dataset.intensity.sizes == {"sample": 640, "tof": 2807}
 
 
-@pytest.mark.usefixtures("first")
 def test_again_makes_nothing_twice(home: Path) -> None:
-    again = run_small(home)
+    again = command("pipelines.run", *FIRST_COMMAND.split()[2:], cwd=home)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
     assert "it stays" in again.stdout
     assert "models:/batio3-nomad/2" not in again.stdout
 
 
-@pytest.mark.usefixtures("first")
 def test_predict_answers_afterwards(home: Path) -> None:
     done = command(
         "pipelines.predict",
@@ -100,7 +76,6 @@ def test_predict_answers_afterwards(home: Path) -> None:
     assert tetragonal[0]["cell"]["c"] == pytest.approx(truth["c"], abs=0.03)
 
 
-@pytest.mark.usefixtures("first")
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
@@ -130,7 +105,6 @@ def test_mistakes_get_a_sentence(
     assert len(error.strip().splitlines()) == 1
 
 
-@pytest.mark.usefixtures("first")
 def test_ui_serves_the_runs_on_this_machine_only(home: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

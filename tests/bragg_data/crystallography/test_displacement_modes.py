@@ -1,5 +1,7 @@
 """Free atomic coordinates: what symmetry allows, and that displaced atoms keep the space group."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from bragg_data.crystallography.structure import (
     free_coordinates,
     phase_on_orthogonal_axes,
 )
-from bragg_data.simulation.kinematic import Simulator
+from bragg_data.simulation.measurement_effects import simulator_for
 from tests.exact_pattern import exact_pattern
 
 
@@ -77,16 +79,9 @@ def test_displaced_atoms_keep_the_space_group(campaign: Campaign) -> None:
 
 
 @pytest.mark.slow
-def test_the_simulator_displaces_atoms(campaign: Campaign) -> None:
+def test_the_simulator_displaces_atoms(campaign: Campaign, indices: Path) -> None:
     c = campaign
-    simulator = Simulator(
-        c.phases,
-        c.instrument,
-        c.grid,
-        size=c.size,
-        microstrain=c.microstrain,
-        width_range=(-0.1, 0.1),
-    )
+    simulator = simulator_for(c, cache=indices)
     cells = np.array([[3.99, 3.99, 4.03, 90, 90, 90]] * 4)
     shifts = np.array([[0.02, 0.01, -0.03], [0, 0, 0], [0.02, 0.01, -0.03], [-0.02, 0, 0]])
     phase = np.full(4, 1)

@@ -1,0 +1,42 @@
+"""Loops that numba compiles, with machine code on disk that is never older than their sources.
+
+By itself numba looks at the file of a kernel alone: what the kernel took in from other files,
+functions and types, may have changed or gone since.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar, cast
+
+from numba import config, njit
+
+_R = TypeVar("_R")
+_PACKAGES = Path(__file__).parents[1]
+
+
+def kernel(*, fastmath: bool = False) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+    """Return a decorator that compiles a function for threads without the interpreter's lock."""
+
+    def compiled(function: Callable[..., _R]) -> Callable[..., _R]:
+        chosen = config.CACHE_DIR  # numba reads it where it decorates
+        try:
+            config.CACHE_DIR = chosen or str(cache_directory(_PACKAGES))
+            decorated = njit(nogil=True, cache=True, fastmath=fastmath)(function)
+        finally:
+            config.CACHE_DIR = chosen
+        return cast(Callable[..., _R], decorated)
+
+    return compiled
+
+
+@functools.cache
+def cache_directory(packages: Path) -> Path:
+    """Return where the machine code of the kernels below a directory lies: each source its own."""
+    digest = hashlib.sha256()
+    for path in sorted(packages.glob("bragg_*/**/*.py")):
+        source = path.read_bytes()
+        if b"@kernel" in source or b"NamedTuple" in source:  # the kernels and their types
+            digest.update(source)
+    return packages / "bragg_data" / "__pycache__" / f"kernels-{digest.hexdigest()[:12]}"
