@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # N processes, each with one computing thread. Some of all tests wait for servers and clusters a while.
 quick: N ?= 2
 test: N ?= 3
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run quick test check docs ui clean
