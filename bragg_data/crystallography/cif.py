@@ -92,7 +92,7 @@ def select_block(text: str, where: str, name: str | None = None) -> CifBlock:
     Raises a CrystalError if the text is no CIF, holds no atoms or several structures without a
     ``name``, or no block of that name.
     """
-    blocks = [b for b in _blocks(text, where) if _has_atoms(b)]
+    blocks = [b for b in blocks_of(text, where) if _has_atoms(b)]
     if not blocks:
         raise CrystalError(
             f"{where} holds no atoms: a CIF with _cell_length_a … and _atom_site_fract_x … is "
@@ -116,7 +116,8 @@ def _has_atoms(block: CifBlock) -> bool:
     return all(any(not gemmi.cif.is_null(value) for value in column) for column in columns)
 
 
-def _blocks(text: str, where: str) -> list[CifBlock]:
+def blocks_of(text: str, where: str) -> list[CifBlock]:
+    """Return the data blocks of a text; raises a CrystalError if it is no CIF."""
     if not text.isascii():  # of comments and names of people; what is read here is ASCII
         text = text.translate(_ASCII).encode("ascii", "replace").decode()
     try:

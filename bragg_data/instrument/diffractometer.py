@@ -30,7 +30,7 @@ _OPTIONAL = _KEYS.keys() - {"2-theta", "difC", "alpha"}
 _LARGEST = 1e12  # of any value: far beyond every unit in use, far below where powers overflow
 _HEADER = "#GSAS-II instrument parameter file; do not add/delete items!\n"
 NOTE = "# note: "  # before a warning, behind the entries, where GSAS-II does not read on
-_DIFC_PER_METRE = 505.557  # µs/Å: 2 m/h, so that difC is this times L |sin θ|
+DIFC_PER_METRE = 505.557  # µs/Å: 2 m/h, so that difC is this times L |sin θ|
 # Relative difference from which the geometry contradicts difC. Nominal ones of NOMAD, GEM, POWGEN,
 # HIPD, HIPPO, SEPD, VULCAN, WISH and iMATERIA are up to 30 % off (at 14°); defaults 88 %.
 _CONTRADICTION = 0.4
@@ -85,7 +85,7 @@ class Instrument:
     def flight_path_of_difc(self) -> float:
         """The total flight path in m that difC and 2θ imply; infinite at 2θ = 0."""
         sine = abs(math.sin(math.radians(self.two_theta / 2)))
-        return self.difc / (_DIFC_PER_METRE * sine) if sine else math.inf
+        return self.difc / (DIFC_PER_METRE * sine) if sine else math.inf
 
     @property
     def geometry_doubt(self) -> str:

@@ -1,12 +1,15 @@
-"""Readers of measured powder profiles: GSAS files and files of columns.
+"""Readers of measured powder profiles: GSAS, columns, powder CIF and NeXus.
 
 Conventions are those of GSAS-II, so that a calibration refined with it holds.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from bragg_data.measurement.readers import common
-from bragg_data.measurement.readers.checks import profile_from_arrays
+from bragg_data.measurement.readers import common, pdcif
+from bragg_data.measurement.readers.checks import RawProfile, checked_profile, profile_from_arrays
 from bragg_data.measurement.readers.columns import read_columns
 from bragg_data.measurement.readers.common import Profile, ProfileError, Reading, Unit
 from bragg_data.measurement.readers.gsas import (
@@ -15,6 +18,7 @@ from bragg_data.measurement.readers.gsas import (
     is_bank_record,
     read_gsas_bank,
 )
+from bragg_data.measurement.readers.nexus_process import read_nexus_apart
 
 __all__ = [
     "AS_USUAL",
@@ -33,19 +37,28 @@ AS_USUAL = Reading()
 def read_profiles(
     path: Path, bank: int | None = None, reading: Reading = AS_USUAL
 ) -> list[Profile]:
-    """Read the profiles of a GSAS file (every bank) or of a file of columns (one).
+    """Read the profiles of a file: of columns one, else every bank.
 
     GSAS: binning SLOG, CONST, COND, RALF, TIME_MAP; data FXYE, FXY, ALT, ESD, STD. Columns: time
     of flight, d-spacing or Q, intensity, and optionally the standard deviation, separated by
     blanks, commas or semicolons; comment lines start with ``#``, ``!`` or ``'``; a line of names
     may order the columns (``tof``, ``intensity``, ``sigma`` or ``weight`` and usual variants, with
-    a unit in brackets). ``BANK`` records tell which of the two it is, not the extension. Without a
+    a unit in brackets). Powder CIF: :mod:`~bragg_data.measurement.readers.pdcif`; NeXus:
+    :mod:`~bragg_data.measurement.readers.nexus`. The content decides, not the extension. Without a
     standard deviation in the file it is √y, and not smaller than that of the smallest positive y.
 
-    With ``bank`` only those of this number are read. A file of columns does not say its bank: it
-    is taken to be this one. A ProfileError names the file, and what is wrong with it.
+    With ``bank`` only those of this number are read. A file that does not number its only profile
+    is taken to hold this one. A ProfileError names the file, and what is wrong with it.
     """
-    lines = common.text_from_file(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if common.is_hdf(path):
+        banks = read_nexus_apart(path, bank)
+        if reading.bin_edges is not None:  # of points; those of bins are known
+            banks = [raw if raw.edges else replace(raw, edges=reading.bin_edges) for raw in banks]
+        return _checked(banks, path, bank, reading)
+    text = common.text_from_file(path)
+    if pdcif.is_cif(text):
+        return _checked(pdcif.read_pdcif(text, path, bank, reading), path, bank, reading)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not any(map(is_bank_record, lines)):
         return [read_columns(lines, path, bank, reading)]
     blocks, time_maps = gsas_blocks(lines, path)
@@ -53,9 +66,19 @@ def read_profiles(
     return [read_gsas_bank(block, time_maps, path, reading) for block in chosen]
 
 
+def _checked(
+    banks: Sequence[RawProfile], path: Path, bank: int | None, reading: Reading
+) -> list[Profile]:
+    chosen = _chosen(banks, path, bank, reading.position)
+    return [checked_profile(raw, reading.x_unit) for raw in chosen]
+
+
+_Bank = TypeVar("_Bank", GsasBlock, RawProfile)
+
+
 def _chosen(
-    blocks: list[GsasBlock], path: Path, bank: int | None, position: int | None
-) -> list[GsasBlock]:
+    blocks: Sequence[_Bank], path: Path, bank: int | None, position: int | None
+) -> Sequence[_Bank]:
     names = ", ".join(str(block.bank) for block in blocks)
     if position is not None:
         if not 0 < position <= len(blocks):

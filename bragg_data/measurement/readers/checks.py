@@ -1,6 +1,6 @@
 """What every reader does last: unit, bins, and the checks that every profile has to pass."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,26 @@ class RawProfile:
     edges: bool = False  # x are the lower edges of bins
     maybe_edges: bool = False  # x were taken as centres, but may be edges
     warnings: tuple[str, ...] = ()
+
+
+def histogram(
+    raw: RawProfile,
+    x: NDArray[np.float64],
+    values: NDArray[np.float64],
+    errors: NDArray[np.float64] | None,
+) -> RawProfile:
+    """Return a spectrum over points, or over the n + 1 edges of its bins."""
+    good = np.isfinite(x)  # spectra of unequal lengths are padded
+    edges = len(x) == len(values) + 1
+    if edges:
+        x, n = x[good], max(int(good.sum()) - 1, 0)
+        # The last of n + 1 lower edges has no bin behind it.
+        values = np.append(values[:n], 0.0)
+        errors = None if errors is None else np.append(errors[:n], 0.0)
+    else:
+        x, values = x[good], values[good]
+        errors = None if errors is None else errors[good]
+    return replace(raw, x=x, intensity=values, sigma=errors, edges=edges)
 
 
 def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
@@ -71,11 +91,12 @@ def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
         raise ProfileError(
             f"{where} has an intensity beyond {_LARGEST:g}: no detector counts so much."
         )
+    by_d = 2 * np.pi / x if unit == "Q" else x  # widths of d make counts the density of a peak
     if raw.edges:
-        width = np.diff(x)
-        x, intensity, sigma = x[:-1] + width / 2, intensity[:-1], sigma[:-1]
+        width = np.abs(np.diff(by_d))
+        x, intensity, sigma = x[:-1] + np.diff(x) / 2, intensity[:-1], sigma[:-1]
     elif raw.counts:
-        width = np.gradient(x)
+        width = np.abs(np.gradient(by_d))
     if raw.counts:
         intensity, sigma = intensity / width, sigma / width
     if unit == "Q":  # descending with d

@@ -54,6 +54,19 @@ class Profile:
         return self.source if self.bank is None else f"{self.source}, bank {self.bank}"
 
 
+HDF4 = b"\x0e\x03\x13\x01"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def is_hdf(path: Path) -> bool:
+    """Return whether a file begins as HDF4 or HDF5 files do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(8).startswith((HDF4, _HDF5))
+    except OSError:
+        return False  # reported where it is read as text
+
+
 def text_from_file(path: Path) -> str:
     """Return the text of a profile's file; a ProfileError if it is unreadable, binary or empty."""
     try:
@@ -67,8 +80,8 @@ def text_from_file(path: Path) -> str:
         raise ProfileError(f"Profile {path} cannot be read: {error.strerror}.") from error
     if b"\0" in content:
         raise ProfileError(
-            f"{path} is a binary file. Give a text file: GSAS (.gsa, .gss, .fxye) or columns "
-            f"(.xye)."
+            f"{path} is a binary file. Give GSAS (.gsa, .gss, .fxye), columns (.xye), a powder CIF "
+            f"or NeXus (HDF5)."
         )
     content = content.removeprefix(b"\xef\xbb\xbf")  # the mark some editors begin UTF-8 with
     if not content.strip():
