@@ -1,7 +1,6 @@
 """Measured files and pseudo-experiments on a campaign's grid, prepared for predictions."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,12 @@ from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
 from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, read_instruments
+from bragg_data.measurement.conventions import (
+    doubt_of_d_spacings,
+    half_bin,
+    text_of_calibration,
+    with_bins_of_calibration,
+)
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
 from bragg_data.measurement.resampling import (
     GriddedProfile,
@@ -69,6 +74,9 @@ class Measurement:
     warnings: list[str]  # what a user has to know, in sentences
     # (points,) Background subtracted, between 0 and 1: the view measured_aligned.
     prepared: NDArray[np.float64]
+    # Relative, of every length: half a bin where edges and centres are unclear, else 0. It is part
+    # of the calibration's uncertainty, next to which a refinement's may be small.
+    half_bin: float = 0.0
 
 
 def load_measurements(
@@ -91,8 +99,9 @@ def load_measurements(
     profiles = read_profiles(path, bank, reading)
     instruments = None
     if calibration is not None:
-        _refuse_constant_wavelength(calibration)
+        text = text_of_calibration(calibration)
         instruments = read_instruments(calibration)
+        profiles = [with_bins_of_calibration(profile, text) for profile in profiles]
     if two_theta is not None and len(profiles) > 1 and any(p.two_theta for p in profiles):
         profiles = _at_angle(profiles, two_theta)
         two_theta = None
@@ -106,20 +115,6 @@ def load_measurements(
         difc = profiles[0].difc if instruments is None else None
         profiles = [replace(profiles[0], two_theta=two_theta, difc=difc)]
     return [measurement_from_profile(profile, campaign, instruments) for profile in profiles]
-
-
-def _refuse_constant_wavelength(calibration: Path) -> None:
-    """Refuse GSAS's and GSAS-II's instrument files of constant wavelength by their name."""
-    try:
-        with calibration.open("rb") as file:
-            text = file.read(1 << 20).decode("latin-1")
-    except OSError:
-        return  # refused where it is read
-    if match := re.search(r"^(?:INS\s+HTYPE\s+|Type:\s*)(P[NX]C\w*)", text, re.MULTILINE):
-        raise ProfileError(
-            f"{calibration} is an instrument of constant wavelength ({match[1]}); only time of "
-            f"flight is supported."
-        )
 
 
 def _several(profiles: Sequence[Profile]) -> str:
@@ -157,7 +152,9 @@ def measurement_from_profile(
         calibration = nominal_calibration(profile, instrument)
     else:
         calibration = match_bank(profile, instruments)
+    size = half_bin(profile)
     as_read, profile = profile, in_time_of_flight(profile, calibration or instrument)
+    doubts = doubt_of_d_spacings(profile, calibration or instrument)
     gridded = resample_to_grid(profile, campaign.grid, instrument, calibration)
     window = measured_tof(campaign.grid.tof[[0, -1]], instrument, calibration)
     inside = (profile.tof >= window[0]) & (profile.tof <= window[1])
@@ -168,11 +165,12 @@ def measurement_from_profile(
             f"determine a cell from. Check the file and its bank, or measure longer."
         )
     warnings = measurement_warnings(as_read, gridded, instrument, calibration, nominal=nominal)
+    warnings += doubts
     try:
         prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
     except PreprocessingError as error:  # nothing stands above the background
         raise ProfileError(f"{profile.name}: {error}") from error
-    return Measurement(profile, gridded, calibration, nominal, warnings, prepared)
+    return Measurement(profile, gridded, calibration, nominal, warnings, prepared, size)
 
 
 def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> list[Profile]:

@@ -19,6 +19,7 @@ from bragg_data.measurement.readers.gsas import (
     read_gsas_bank,
 )
 from bragg_data.measurement.readers.nexus_process import read_nexus_apart
+from bragg_data.measurement.readers.other_kinds import refuse_other_kinds
 
 __all__ = [
     "AS_USUAL",
@@ -50,16 +51,22 @@ def read_profiles(
     With ``bank`` only those of this number are read. A file that does not number its only profile
     is taken to hold this one. A ProfileError names the file, and what is wrong with it.
     """
-    if common.is_hdf(path):
-        banks = read_nexus_apart(path, bank)
+    text = "" if common.is_hdf(path) else common.text_from_file(path)
+    if pdcif.is_cif(text):
+        return _checked(pdcif.read_pdcif(text, path, bank, reading), path, bank, reading)
+    if reading.block is not None:
+        raise ProfileError(
+            f"{path} is no CIF: --block names a data block of one. Leave it out, or choose with "
+            f"--bank or --position."
+        )
+    if not text:
+        banks = read_nexus_apart(path, bank if reading.position is None else None)
         if reading.bin_edges is not None:  # of points; those of bins are known
             banks = [raw if raw.edges else replace(raw, edges=reading.bin_edges) for raw in banks]
         return _checked(banks, path, bank, reading)
-    text = common.text_from_file(path)
-    if pdcif.is_cif(text):
-        return _checked(pdcif.read_pdcif(text, path, bank, reading), path, bank, reading)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not any(map(is_bank_record, lines)):
+        refuse_other_kinds(text, path)
         return [read_columns(lines, path, bank, reading)]
     blocks, time_maps = gsas_blocks(lines, path)
     chosen = _chosen(blocks, path, bank, reading.position)

@@ -22,14 +22,17 @@ class RawProfile:
     path: Path
     x: NDArray[np.float64]
     intensity: NDArray[np.float64]
-    sigma: NDArray[np.float64] | None  # standard deviation; None: not in the file
+    sigma: NDArray[np.float64] | None  # standard deviation; None: to be estimated
     bank: int | None = None
     title: str = ""
     header: dict[str, str] = field(default_factory=dict)
+    format: str = "arrays"  # as the reader calls it
+    sigma_known: bool = True  # whether `sigma`, if there is one, is the file's
     declared: axis.Declared | None = None  # by names and header
     counts: bool = False  # in bins, not points of a density
     edges: bool = False  # x are the lower edges of bins
     maybe_edges: bool = False  # x were taken as centres, but may be edges
+    maybe_centres: bool = False  # x were taken as lower edges, but may be centres
     warnings: tuple[str, ...] = ()
 
 
@@ -81,7 +84,9 @@ def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
     intensity = np.where(missing, 0.0, intensity)
     if not intensity.any():
         raise ProfileError(f"{where} holds no intensity: all {len(x)} values are zero.")
+    sigma_known = raw.sigma_known
     if sigma is None or not (sigma > 0).any():
+        sigma_known = False
         positive = intensity[intensity > 0]
         if not len(positive):
             raise ProfileError(f"{where} holds no positive intensity.")
@@ -112,7 +117,11 @@ def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
         header=raw.header,
         source=str(raw.path),
         unit="d" if unit in ("d", "Q") else "us",
+        format=raw.format,
+        axis=unit,
+        sigma_known=sigma_known,
         maybe_edges=raw.maybe_edges,
+        maybe_centres=raw.maybe_centres,
         warnings=(*raw.warnings, *inferred),
     )
 

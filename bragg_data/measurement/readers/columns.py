@@ -25,25 +25,28 @@ def read_columns(lines: Sequence[str], path: Path, bank: int | None, reading: Re
     """Return the profile of a file of columns, or raise a ProfileError."""
     comments: list[str] = []
     data: list[tuple[int, str]] = []
+    table = None
     for number, line in enumerate(lines, start=1):
         stripped = line.strip()
         if not stripped or stripped[0] in common.COMMENT:
             comments += [stripped] if stripped else []
         elif data or _starts_with_number(stripped):
+            if not data and (table := common.table_at_once(lines[number - 1 :])) is not None:
+                break
             data.append((number, stripped))
         elif number <= 100:  # a title, or the names of the columns
             comments.append(stripped)
         else:
             break
-    rows = _numbers(data, comments, path)
-    width = len(rows[0])
+    if table is None:
+        table = np.array(_numbers(data, comments, path))
+    width = table.shape[1]
     if width < 2:
         raise ProfileError(f"{path} has one column; time of flight and intensity are expected.")
     named = _named_columns(comments, width)
     index, declared = named or ({"tof": 0, "intensity": 1}, None)
     if named is None and width > 2:
         index["sigma"] = 2
-    table = np.array(rows)
     sigma = table[:, index["sigma"]] if "sigma" in index else None
     if sigma is None and "weight" in index:
         weight = table[:, index["weight"]]
@@ -61,6 +64,7 @@ def read_columns(lines: Sequence[str], path: Path, bank: int | None, reading: Re
     known_centres = edges or reading.bin_edges is not None or bool(_CENTRES.search(text))
     raw = RawProfile(
         path=path,
+        format="columns",
         x=table[:, index["tof"]],
         intensity=table[:, index["intensity"]],
         sigma=sigma,

@@ -27,6 +27,7 @@ class Reading:
     position: int | None = None  # place of the bank in the file, from 1
     x_unit: Unit | None = None
     bin_edges: bool | None = None  # whether times are lower bin edges, or centres
+    block: str | None = None  # name of a CIF's data block
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,13 @@ class Profile:
     header: dict[str, str] = field(default_factory=dict)  # of comments; keys in lower case
     source: str = "arrays"  # the path of the file
     unit: Literal["us", "d"] = "us"
+    format: str = "arrays"  # as the reader that recognised the file calls it
+    axis: Unit = "us"  # the unit in the file
+    sigma_known: bool = True  # whether `sigma` is the file's, or estimated from the intensities
     # Whether the times of a file of columns may be bin edges: they were taken as centres.
     maybe_edges: bool = False
+    # Whether the times of a GSAS file may be centres, as Mantid's: they were taken as lower edges.
+    maybe_centres: bool = False
     warnings: tuple[str, ...] = ()  # what was inferred when the file was read, in sentences
 
     @property
@@ -116,3 +122,15 @@ def header_from_comments(general: Sequence[str], of_bank: Sequence[str] = ()) ->
     if free:
         header["comment"] = "; ".join(free)
     return header
+
+
+def table_at_once(lines: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return lines of numbers between blanks, (n, columns), quickly; None if they are not such.
+
+    Then they have to be read line by line, which shows what is wrong with them.
+    """
+    try:
+        table = np.loadtxt(lines, dtype=np.float64, comments=None, ndmin=2) if lines else None
+    except ValueError:
+        return None
+    return table

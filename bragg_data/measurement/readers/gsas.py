@@ -37,7 +37,7 @@ class GsasBlock:
 
 
 _KINDS = ("FXYE", "FXY", "ALT", "ESD", "STD")
-_MARKS = frozenset("BbTtEe#\x1a")  # first letters of lines that are not data
+_MARKED = re.compile(r"\n[^\S\n]*[BbTtEe#\x1a]")  # first letters of lines that are not data
 # Without this much behind it, "Bank 4" in a column file would be taken for a record.
 _RECORD = re.compile(r"\s*BANK\s+\d+\s+\d+\s+\d+\s+[A-Z]", re.IGNORECASE)
 _LEAST_SHARE = 0.5  # of the announced channels; with fewer the file is cut off
@@ -58,30 +58,46 @@ def gsas_blocks(
     of_bank: list[str] = []  # comments before the next bank
     target: list[str] | None = None
     map_lines: list[tuple[str, list[str]]] = []
-    for number, line in enumerate(lines):
-        if (stripped := line.lstrip())[:1] in _MARKS:
-            if is_bank_record(line):
-                if not blocks:
-                    general, of_bank = of_bank, []
-                blocks.append(_bank_record(line, path, title, [*general, *of_bank]))
-                of_bank, target = [], blocks[-1].lines
-                continue
-            if stripped[:8].upper() == "TIME_MAP":
-                map_lines.append((stripped, []))
-                target = map_lines[-1][1]
-                continue
-            if stripped[0] == "#":
-                of_bank.append(line)
-                continue
-            if target is not None and stripped.strip(" \t\x1a").upper() in ("END", ""):
-                target = []  # what follows is no data
-                continue
-        if target is not None:
-            if stripped:
-                target.append(line)
-        elif number:
+    before = 0  # the line behind the last marked one
+    for number in _marked(lines):
+        _append(lines[max(before, 1) : number], target, of_bank)
+        line, before = lines[number], number + 1
+        stripped = line.lstrip()
+        if is_bank_record(line):
+            if not blocks:
+                general, of_bank = of_bank, []
+            blocks.append(_bank_record(line, path, title, [*general, *of_bank]))
+            of_bank, target = [], blocks[-1].lines
+        elif stripped[:8].upper() == "TIME_MAP":
+            map_lines.append((stripped, []))
+            target = map_lines[-1][1]
+        elif stripped[0] == "#":
             of_bank.append(line)
+        elif target is not None and stripped.strip(" \t\x1a").upper() in ("END", ""):
+            target = []  # what follows is no data
+        else:
+            _append([line] if number else [], target, of_bank)
+    _append(lines[max(before, 1) :], target, of_bank)
     return blocks, _time_maps(map_lines, path)
+
+
+def _marked(lines: Sequence[str]) -> list[int]:
+    """Return the places of the lines whose first letter is a mark."""
+    text = "\n".join(["", *lines])
+    places, number, before = [], -1, 0
+    for match in _MARKED.finditer(text):
+        number += text.count("\n", before, match.start() + 1)
+        before = match.start() + 1
+        places.append(number)
+    return places
+
+
+def _append(lines: Sequence[str], target: list[str] | None, of_bank: list[str]) -> None:
+    """Append lines to the data, which have no empty ones, or to the comments before them."""
+    if target is None:
+        of_bank += lines
+    else:
+        target += filter(str.strip, lines)
 
 
 def _integer(word: str) -> int:
@@ -186,10 +202,13 @@ def read_gsas_bank(
             f"The record of bank {block.bank} promises {block.channels} channels and {present} are "
             f"there: check that the file is complete."
         )
+    on_centres: list[str] = []
     if reading.bin_edges is None and block.kind in ("FXYE", "ALT") and len(edges) > 1:
-        warnings += _on_centres(block, edges)
+        on_centres = _on_centres(block, edges)
     raw = RawProfile(
         path=path,
+        format=f"GSAS {block.kind}",
+        sigma_known=block.kind not in ("FXY", "STD"),
         x=edges,
         intensity=counts,
         sigma=sigma,
@@ -199,7 +218,8 @@ def read_gsas_bank(
         declared="us" if block.binning == "TIME_MAP" else _declared(block),
         counts=True,
         edges=reading.bin_edges is not False,
-        warnings=tuple(warnings),
+        maybe_centres=bool(on_centres),
+        warnings=(*warnings, *on_centres),
     )
     return checked_profile(raw, reading.x_unit)
 
@@ -217,12 +237,16 @@ def _on_centres(block: GsasBlock, times: NDArray[np.float64]) -> list[str]:
     return [
         f"Mantid lists bin centres. They were read as GSAS-II reads them, as lower bin edges, half "
         f"a bin ({half:.2g} %) later: right with a calibration that was refined in GSAS-II on such "
-        f"files. With any other give --bin-centres."
+        f"files. With any other give --bin-centres. Half a bin counts as uncertainty of the "
+        f"calibration."
     ]
 
 
 def _free(lines: Sequence[str], need: int, where: str) -> NDArray[np.float64]:
     """Read the first numbers of each line; shape (n, need)."""
+    table = common.table_at_once(lines)
+    if table is not None and table.shape[1] >= need:
+        return table[:, :need]
     rows = [line.split() for line in lines]
     widths = set(map(len, rows))
     if min(widths, default=need) < need:

@@ -90,6 +90,7 @@ def spectra_of(entry: h5py.Group, path: Path, bank: int | None) -> Iterator[RawP
             continue
         raw = RawProfile(
             path=path,
+            format="Mantid NeXus",
             x=x,
             intensity=values[row],
             sigma=None,

@@ -194,6 +194,7 @@ def _nxdata(group: h5py.Group, path: Path, before: int) -> list[RawProfile]:
     for row, of_row in enumerate(rows):
         raw = RawProfile(
             path=path,
+            format="NXdata",
             x=over.values,
             intensity=of_row,
             sigma=None,

@@ -20,7 +20,7 @@ SECONDS = 60.0  # for a file; the largest that are read take a tenth of it
 _MODULE = "bragg_data.measurement.readers.nexus"
 REFUSED = 3  # exit code; the reason is on stderr
 META = "meta"
-FIELDS = ("bank", "title", "header", "declared", "counts", "edges", "warnings")
+FIELDS = ("bank", "title", "header", "format", "declared", "counts", "edges", "warnings")
 
 
 def read_nexus_apart(path: Path, bank: int | None, seconds: float = SECONDS) -> list[RawProfile]:

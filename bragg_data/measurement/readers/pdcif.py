@@ -80,6 +80,14 @@ def read_pdcif(text: str, path: Path, bank: int | None, reading: Reading) -> lis
             f"{path} is a CIF without a measured profile (_pd_meas_…, _pd_proc_…): as a structure "
             f"it belongs to a campaign."
         )
+    if reading.block is not None:
+        requested = reading.block.removeprefix("data_").lower()
+        known = ", ".join(block.name for block in blocks)
+        blocks = [block for block in blocks if block.name.lower() == requested]
+        if not blocks:
+            raise ProfileError(
+                f"{path} has no block '{reading.block}' with a measured profile. It has: {known}."
+            )
     alone = len(blocks) == 1
     return [
         _profile(block, path, bank if alone else number, reading)
@@ -113,6 +121,7 @@ def _profile(block: CifBlock, path: Path, bank: int | None, reading: Reading) ->
         header["difc"] = difc
     return RawProfile(
         path=path,
+        format="pdCIF",
         x=x,
         intensity=intensity,
         sigma=sigma,

@@ -98,7 +98,11 @@ def test_spectra_of_a_workspace_are_banks(tmp_path: Path) -> None:
     per_spectrum=st.booleans(),
 )
 def test_axes_points_and_densities(
-    tmp_path_factory: pytest.TempPathFactory, units: str, edges: bool, density: bool, per_spectrum: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    units: str,
+    edges: bool,
+    density: bool,
+    per_spectrum: bool,
 ) -> None:
     """Counts become a density over d or time; a density stays as it is."""
     edges_of = {"TOF": EDGES, "dSpacing": EDGES / 5000, "MomentumTransfer": 2 * np.pi / EDGES[::-1]}

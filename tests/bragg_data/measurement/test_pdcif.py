@@ -22,7 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loop(columns: dict[str, list[str]]) -> str:
     rows = zip(*columns.values(), strict=True)
-    return "loop_\n" + "".join(f"{tag}\n" for tag in columns) + "\n".join(map(" ".join, rows)) + "\n"
+    return (
+        "loop_\n" + "".join(f"{tag}\n" for tag in columns) + "\n".join(map(" ".join, rows)) + "\n"
+    )
 
 
 def block(x: str, y: str, extra: str = "", name: str = "powder", **columns: list[str]) -> str:
@@ -59,7 +61,10 @@ def test_a_profile_in_a_loop(
         "none": {},
     }[kind]
     if calculated:
-        values |= {"_pd_calc_intensity_total": ["7.0"] * N, "_pd_proc_intensity_bkg_calc": ["1"] * N}
+        values |= {
+            "_pd_calc_intensity_total": ["7.0"] * N,
+            "_pd_proc_intensity_bkg_calc": ["1"] * N,
+        }
     text = block(x, y, "_pd_block_id '2026-11-27|bank 1'\n", **values)
     profile = read(folder, "# of a program\n\n" * comment + text)
     np.testing.assert_allclose(profile.tof, TOF)
@@ -82,7 +87,7 @@ def test_counts_become_a_density(folder: Path) -> None:
 def test_gaps_and_points_that_a_refinement_left_out(folder: Path) -> None:
     weights, values = ["0.25"] * N, [str(count) for count in COUNTS]
     weights[0], values[1], values[2] = "0.0", "?", "."
-    profile = read(folder, block(TIME, "_", **{TOTAL: values, "_pd_proc_ls_weight": weights}))
+    profile = read(folder, block(TIME, OTHER, **{TOTAL: values, "_pd_proc_ls_weight": weights}))
     assert profile.sigma[:4].tolist() == [0, 0, 0, 2]
     brackets = [f"{count}(4)" for count in COUNTS[:-3]] + [str(count) for count in COUNTS[-3:]]
     profile = read(folder, block(TIME, TOTAL, **{TOTAL: brackets}))
@@ -117,10 +122,18 @@ OTHER = "_other_name"
     ("x", "extra", "message"),
     [
         ("_pd_meas_2theta_scan", "", r"constant wavelength, 2θ 40\.01–45\.47°"),
-        (OTHER, RANGE.format("10.0", "29.5", "0.5"), r"constant wavelength, 2θ 10–29\.5°; only time"),
+        (
+            OTHER,
+            RANGE.format("10.0", "29.5", "0.5"),
+            r"constant wavelength, 2θ 10–29\.5°; only time",
+        ),
         (OTHER, RANGE.format("10.0", "90", "0.5"), "has 40 intensities and .* for 161 points"),
         (OTHER, "_pd_meas_number_of_points 40", "nothing that they are over"),
-        ("_pd_proc_d_spacing", "_diffrn_radiation_wavelength 1.54(1)", r"wavelength, 1\.54 Å; only"),
+        (
+            "_pd_proc_d_spacing",
+            "_diffrn_radiation_wavelength 1.54(1)",
+            r"wavelength, 1\.54 Å; only",
+        ),
         (TIME, "_diffrn_radiation_probe x-ray", "was measured with x-ray"),
         ("_pd_proc_energy_detection", "", "neither time of flight nor d-spacing nor Q"),
     ],
@@ -151,13 +164,17 @@ def test_geometry_and_calibration_of_a_block(folder: Path) -> None:
         assert (profile.two_theta, profile.difc) == (90.0, 10050.037)
 
 
-CELL = "".join(f"_cell_length_{n} 4.0\n_cell_angle_{a} 90\n" for n, a in zip("abc", ("alpha", "beta", "gamma"), strict=True))
+CELL = "".join(
+    f"_cell_length_{n} 4.0\n_cell_angle_{a} 90\n"
+    for n, a in zip("abc", ("alpha", "beta", "gamma"), strict=True)
+)
 STRUCTURE = (
     "_space_group_name_H-M_alt 'P m -3 m'\n"
     + CELL
     + loop(
         {
-            "_atom_site_label": ["Ni"],
+            "_atom_site_label": ["Ni1"],
+            "_atom_site_type_symbol": ["Ni"],
             "_atom_site_fract_x": ["0"],
             "_atom_site_fract_y": ["0"],
             "_atom_site_fract_z": ["0"],
@@ -182,12 +199,18 @@ def test_a_cif_with_structure_and_profile_is_either(folder: Path, apart: bool) -
 
 def test_several_blocks_are_banks(folder: Path) -> None:
     path = folder / "banks.cif"
-    path.write_text("data_global\n_audit_creation_method 'x'\n" + block(TIME, TOTAL, name="a")
-                    + block(TIME, TOTAL, name="b"))
+    path.write_text(
+        "data_global\n_audit_creation_method 'x'\n"
+        + block(TIME, TOTAL, name="a")
+        + block(TIME, TOTAL, name="b")
+    )
     profiles = read_profiles(path)
     assert [(p.bank, p.title) for p in profiles] == [(1, "a"), (2, "b")]
     assert read_profiles(path, 2)[0].title == "b"
     assert read_profiles(path, reading=Reading(position=1))[0].title == "a"
+    assert read_profiles(path, reading=Reading(block="data_B"))[0].title == "b"
+    with pytest.raises(ProfileError, match="has no block 'c' with a measured profile"):
+        read_profiles(path, reading=Reading(block="c"))
     with pytest.raises(ProfileError, match=r"has no bank 3\. It holds banks 1, 2"):
         read_profiles(path, 3)
 

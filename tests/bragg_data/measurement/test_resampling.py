@@ -236,7 +236,8 @@ def columns(tof: np.ndarray, y: np.ndarray | None = None) -> str:
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (b"\x89HDF\r\n\x1a\n\0\0\0", r"binary file. Give a text file"),
+        (b"\x89HDF\r\n\x1a\n\0\0\0", "is a damaged HDF5 file"),
+        (b"\x89PNG\r\n\0\0\0", r"is a binary file\. Give GSAS"),
         (b"some words\nand more\n", "holds no numbers. Expected: columns of time of flight"),
         (b"1000\n" * 30, "one column"),
         (xye(10).encode(), "has 10 points; a profile needs at least 20"),
