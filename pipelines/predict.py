@@ -26,8 +26,8 @@ def main(
         list[Path],
         Argument(
             metavar="FILE...",
-            help="Profiles, and folders of them: GSAS files (.gsa .gss .fxye) or columns of TOF, d "
-            "or Q, intensity, sigma (.xye .xy .dat).",
+            help="Profiles, and folders of them: GSAS files (.gsa .gss .fxye), columns of TOF, d "
+            "or Q, intensity, sigma (.xye .xy .dat), NeXus (.nxs .h5), powder CIFs.",
         ),
     ],
     profile: options.ProfileOptions,

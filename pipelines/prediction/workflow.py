@@ -35,7 +35,7 @@ from pipelines.prediction.library import (
 from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase, Refinement
 
 # Suffixes of profiles in a folder; a file that is named may have any.
-PROFILE_SUFFIXES = (".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat")
+PROFILE_SUFFIXES = (".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat", ".nxs", ".h5", ".hdf5")
 
 
 class PredictError(ValueError):

@@ -94,6 +94,7 @@ def _not_empty(banks: list[RawProfile], bank: int | None, path: Path) -> list[Ra
 
 _TIMES = {"ns": 1e-3, "nanosecond": 1e-3, "nanoseconds": 1e-3}  # in µs; the others are axis's
 _LENGTHS = {"angstrom": 1.0, "angstroms": 1.0, "å": 1.0, "a": 1.0, "ang": 1.0, "nm": 10.0}
+_OF_NO_PROFILE = None, "other", "angle"
 _INVERSE = re.compile(r"(?:1/|per_?)(angstrom|å|a|nm)s?|(angstrom|å|a|nm)s?(?:\^|\*\*)?-1")
 
 
@@ -110,11 +111,13 @@ def _plottable(file: h5py.File, path: Path) -> list[RawProfile]:
     problems: list[ProfileError] = []
     for group in groups:
         try:
-            banks += _nxdata(group, path, len(banks))
+            banks += _nxdata(group, path)
         except ProfileError as error:
             problems.append(error)
     if banks:
-        return banks
+        # Next to profiles there may be images, monitors over wavelength, and others.
+        of_profiles = [raw for raw in banks if raw.declared not in _OF_NO_PROFILE]
+        return [replace(raw, bank=k) for k, raw in enumerate(of_profiles or banks, start=1)]
     if problems:
         raise problems[0]
     raise ProfileError(
@@ -164,8 +167,8 @@ def _signal(group: h5py.Group) -> str:
     return ""
 
 
-def _nxdata(group: h5py.Group, path: Path, before: int) -> list[RawProfile]:
-    """Return the spectra of an NXdata group, numbered on from ``before``."""
+def _nxdata(group: h5py.Group, path: Path) -> list[RawProfile]:
+    """Return the spectra of an NXdata group."""
     where = f"{path}, {group.name},"
     name = _signal(group)
     signal = dataset_at(group, name) if name else None
@@ -189,6 +192,7 @@ def _nxdata(group: h5py.Group, path: Path, before: int) -> list[RawProfile]:
     title = text_at(group, "title")
     parent = group_at(group.file, group.name.rpartition("/")[0] or "/")
     title = title or ("" if parent is None else text_at(parent, "title"))
+    header = _angles(group, names[1 - dimension], len(rows)) if values.ndim == 2 else []
     alone = len(rows) == 1
     banks = []
     for row, of_row in enumerate(rows):
@@ -198,8 +202,8 @@ def _nxdata(group: h5py.Group, path: Path, before: int) -> list[RawProfile]:
             x=over.values,
             intensity=of_row,
             sigma=None,
-            bank=before + row + 1,
             title=title,
+            header=header[row] if header else {},
             declared=over.declared,
             counts=counts,
             warnings=notes,
@@ -259,7 +263,7 @@ def _profile_axis(
         dataset = dataset_at(group, name) if name else None
         if dataset is not None and dataset.shape in ((size,), (size + 1,)):
             candidates.append((dimension, _axis_of(name, dataset)))
-    known = [c for c in candidates if c[1].declared not in (None, "other", "angle")]
+    known = [c for c in candidates if c[1].declared not in _OF_NO_PROFILE]
     for chosen in (known, candidates[-1:]):
         if chosen:
             return chosen[-1]
@@ -267,6 +271,17 @@ def _profile_axis(
         f"{where} has no axis for its signal: the attribute axes has to name one of as many values "
         f"(or bin edges)."
     )
+
+
+def _angles(group: h5py.Group, name: str, count: int) -> list[dict[str, str]]:
+    """Return headers with the angles of spectra, where their axis holds these; else none."""
+    dataset = dataset_at(group, name) if name else None
+    if dataset is None or dataset.shape != (count,) or dataset.dtype.kind not in "iuf":
+        return []
+    angles = _axis_of(name, dataset)
+    if angles.declared != "angle":
+        return []
+    return [{"two_theta": repr(float(value))} for value in angles.values]
 
 
 def _axis_of(name: str, dataset: h5py.Dataset) -> _Axis:

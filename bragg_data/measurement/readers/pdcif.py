@@ -74,7 +74,7 @@ def read_pdcif(text: str, path: Path, bank: int | None, reading: Reading) -> lis
         blocks = blocks_of(text, str(path))
     except CrystalError as error:
         raise ProfileError(str(error)) from error
-    blocks = [block for block in blocks if any(tag in block.columns for tag in _INTENSITIES)]
+    blocks = [block for block in blocks if _intensities_of(block)]
     if not blocks:
         raise ProfileError(
             f"{path} is a CIF without a measured profile (_pd_meas_…, _pd_proc_…): as a structure "
@@ -95,9 +95,17 @@ def read_pdcif(text: str, path: Path, bank: int | None, reading: Reading) -> lis
     ]
 
 
+def _intensities_of(block: CifBlock) -> str:
+    """Return the tag of a block's measured intensities; empty if it has none but place holders."""
+    for tag in _INTENSITIES:
+        if len(block.columns.get(tag, ())) > 1 and np.isfinite(block.numbers(tag)).any():
+            return tag
+    return ""
+
+
 def _profile(block: CifBlock, path: Path, bank: int | None, reading: Reading) -> RawProfile:
     where = f"{path}, data_{block.name},"
-    name = next(tag for tag in _INTENSITIES if tag in block.columns)
+    name = _intensities_of(block)
     intensity = block.numbers(name)
     x, declared, notes = _axis(block, len(intensity), where)
     probe = block.text(*_PROBES).lower()

@@ -359,6 +359,25 @@ def test_nxdata_as_before_2014(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_profiles(path)[1].intensity, COUNTS[1])
 
 
+def test_angles_and_profiles_among_other_groups(tmp_path: Path) -> None:
+    """Rows may have their angles as axis; images and monitors are left out."""
+    path = nxdata(
+        tmp_path / "p.nxs",
+        {"y": COUNTS, "polar_angle": np.radians([90.0, 150.0]), "tof": CENTRES},
+        {"tof": "us", "polar_angle": "rad"},
+        {"signal": "y", "axes": ["polar_angle", "tof"]},
+        default=False,
+    )
+    with h5py.File(path, "a") as file:
+        for name, axis, unit in (("image", "x", "mm"), ("monitor", "wavelength", "angstrom")):
+            group = file.create_group(f"entry/{name}")
+            group["y"], group[axis] = COUNTS[0], CENTRES / 1000
+            group[axis].attrs["units"] = unit
+            group.attrs.update({"NX_class": "NXdata", "signal": "y", "axes": axis})
+    profiles = read_profiles(path)
+    assert [(p.bank, round(p.two_theta or 0, 6)) for p in profiles] == [(1, 90), (2, 150)]
+
+
 def test_what_intensities_over_bins_are_is_reported(tmp_path: Path) -> None:
     for unit, text, y in (
         ("", "were taken as such, and divided", COUNTS[0] / WIDTHS),

@@ -97,6 +97,13 @@ def test_gaps_and_points_that_a_refinement_left_out(folder: Path) -> None:
         read(folder, block("_x", TOTAL, **{TIME: ["1000", "?", *values[2:]]}))
 
 
+def test_place_holders_of_a_template_are_no_intensities(folder: Path) -> None:
+    text = block(TIME, "_pd_meas_intensity_net", "_pd_proc_intensity_total ?\n")
+    np.testing.assert_allclose(read(folder, text).intensity, COUNTS)
+    with pytest.raises(ProfileError, match="a CIF without a measured profile"):
+        read(folder, "data_x\n_pd_proc_intensity_total ?\n_pd_meas_counts_total 5\n")
+
+
 @pytest.mark.parametrize("descending", [True, False])
 def test_d_and_q(folder: Path, descending: bool) -> None:
     d = 0.5 + 0.05 * np.arange(N)

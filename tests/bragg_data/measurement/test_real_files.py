@@ -55,9 +55,7 @@ measured/nomad_diamond/NOM_127827.gsa 6 5999 743.2943404155 0.638652 0.0187499 \
 measured/nomad_si640e/bank3_pattern.csv 1 2998 735.14568 1.1998508e-08 0.00873142 21979.491 0 0 σ
 measured/nomad_si640e/bank4_pattern.csv 1 2998 1137.8138 0.12653402 0.00306404 18910.284 0 0 σ
 """
-ROWS = {
-    words[0]: words[1:] for line in READ.split("\n") if (words := line.split())
-}
+ROWS = {words[0]: words[1:] for line in READ.split("\n") if (words := line.split())}
 
 INSTRUMENT, STRUCTURE = "is an instrument file, not a profile", "a CIF without a measured profile"
 WAVELENGTH = "is constant wavelength, 2θ {}°; only time of flight is supported"

@@ -19,6 +19,7 @@ from pipelines.prediction.result import to_json
 from pipelines.prediction.workflow import (
     LoadedModel,
     PredictedProfile,
+    find_profiles,
     predict_files,
     predict_measurements,
     read_measurements,
@@ -34,6 +35,13 @@ from tests.pipelines.prediction.samples import (
 )
 
 NO_VOLUME = np.array([4.04, 4.04, 4.04, 125.0, 125.0, 125.0])
+
+
+def test_a_folder_is_searched_for_profiles(tmp_path: Path) -> None:
+    for name in ("a.gsa", "b.NXS", "c.h5", "structure.cif", "notes.md"):
+        (tmp_path / name).touch()
+    assert [file.name for file in find_profiles([tmp_path])] == ["a.gsa", "b.NXS", "c.h5"]
+    assert find_profiles([tmp_path / "structure.cif"]) == [tmp_path / "structure.cif"]
 
 
 @pytest.fixture(scope="module")
