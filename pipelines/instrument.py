@@ -1,4 +1,4 @@
-"""Convert an instrument file of GSAS or FullProf to GSAS-II's, and compare the peak widths."""
+"""Convert an instrument file of GSAS, FullProf or TOPAS to GSAS-II's, and compare widths."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ class Action(StrEnum):
 
 def main(
     action: Annotated[Action, Argument(help="convert")],
-    file: Annotated[Path, Argument(help=".prm, .iparm, .EXP, .irf, .pcr or .instprm.")],
+    file: Annotated[Path, Argument(help=".prm, .iparm, .EXP, .irf, .pcr, .inp or .instprm.")],
     out: Annotated[Path, Option(metavar="FILE.instprm", help="GSAS-II instrument file to write.")],
+    widths: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Instrument file with 2θ and widths, for .inp of TOPAS."),
+    ] = None,
     png: Annotated[
         Path | None, Option(metavar="FILE", help="Figure of the widths; by default as --out.")
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Convert an instrument file of GSAS or FullProf to GSAS-II's (.instprm).
+    """Convert an instrument file of GSAS, FullProf or TOPAS to GSAS-II's (.instprm).
 
     The figure shows the peak widths over d of the file's own profile function and of the converted
     one; what could not be converted exactly is reported, and is written into the file.
     """
-    import numpy as np
-
     from bragg_data.instrument.instprm import InstrumentError, read_banks
 
     del action  # there is only this one
-    banks = read_banks(file)
+    banks = read_banks(file, widths)
     png = png or out.with_suffix(".png")
     if out.resolve() == file.resolve():
         raise InstrumentError(f"{out} is the file to convert: name another one with --out.")
@@ -53,56 +55,74 @@ def main(
             raise InstrumentError(
                 f"{path} cannot be written: name a file in an existing directory."
             )
-    widths = [bank.widths() for bank in banks]
-    differences = [float(np.abs(ours / theirs - 1).max()) for theirs, ours in widths]
+    compared = [bank.widths() for bank in banks]
+    differences = [bank.difference() for bank in banks]
     warnings = [
         [*bank.instrument.warnings, *filter(None, [bank.instrument.geometry_doubt])]
         for bank in banks
     ]
     out.write_text("".join(bank.instrument.section for bank in banks), encoding="utf-8")
-    _draw_widths([*zip(banks, widths, strict=True)], png)
+    _draw_widths([*zip(banks, compared, strict=True)], png)
     if as_json:
         rows = [
             {
                 "bank": bank.instrument.bank,
                 "two_theta": bank.instrument.two_theta,
                 "difc": bank.instrument.difc,
-                "width_difference": difference,
+                "width_difference": width,
+                "peak_difference": height,
+                "position_difference": maximum,
                 "warnings": of_bank,
             }
-            for bank, difference, of_bank in zip(banks, differences, warnings, strict=True)
+            for bank, (width, height, maximum), of_bank in zip(
+                banks, differences, warnings, strict=True
+            )
         ]
         print(json.dumps({"out": str(out), "png": str(png), "banks": rows}, indent=2))
         return
+    shared: dict[str, list[int]] = {}
     for bank, difference, of_bank in zip(banks, differences, warnings, strict=True):
-        i = bank.instrument
-        say(
-            f"Bank {i.bank}: 2θ {i.two_theta:g}°, difC {i.difc:g} µs/Å; widths differ by at most "
-            f"{100 * difference:.1f} %"
-        )
+        i, (width, _, maximum) = bank.instrument, difference
+        how = f"widths differ by at most {100 * width:.1f} %, positions by {maximum:.1e} of T"
+        how = how if any(difference) else "the same peaks"
+        say(f"Bank {i.bank}: 2θ {i.two_theta:g}°, difC {i.difc:g} µs/Å; {how}")
         for warning in of_bank:
-            say(f"  [yellow]{escape(warning)}[/]")
-    say(f"Written: {len(banks)} banks to {escape(str(out))}; widths in {escape(str(png))}")
+            shared.setdefault(warning.removeprefix(f"bank {i.bank}: "), []).append(i.bank)
+    for warning, of_banks in shared.items():
+        which = "Each bank" if len(of_banks) == len(banks) > 1 else f"Bank {str(of_banks)[1:-1]}"
+        say(f"[yellow]{which}: {escape(warning)}[/]")
+    say(f"Written: banks {len(banks)}, to {escape(str(out))}; widths in {escape(str(png))}")
     predict = command_line("predict", "FILE", "--instrument", out)
     next_commands((predict, "predict with this calibration"))
 
 
 def _draw_widths(banks: list[tuple[OriginalBank, tuple[Array, Array]]], file: Path) -> None:
-    """Draw the full widths over d of both peaks of each bank to a PNG file."""
+    """Draw the full widths over d of both peaks of each bank, and their differences, to a PNG."""
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+    angles = ScalarMappable(cmap="viridis")
+    widest = max(1.0, *(abs(bank.instrument.two_theta) for bank, _ in banks))
+    angles.set_clim(0, widest)
+    named = len(banks) <= _NAMED
     for k, (bank, (theirs, ours)) in enumerate(banks):
-        i, color = bank.instrument, f"C{k % 10}"
-        label = f"bank {i.bank}, 2θ {i.two_theta:g}°" if len(banks) <= _NAMED else None
-        axis.loglog(bank.d, theirs, "o", color=color, markersize=4, markerfacecolor="none")
-        axis.loglog(bank.d, ours, color=color, linewidth=1.2, label=label)
-    axis.set_xlabel("d / Å")
-    axis.set_ylabel("full width at half maximum / µs")
-    axis.set_title("Circles: the file's profile function; lines: converted", loc="left")
-    if len(banks) <= _NAMED:
-        axis.legend(frameon=False, fontsize=8)
+        i = bank.instrument
+        color = f"C{k % 10}" if named else angles.cmap(abs(i.two_theta) / widest)
+        label = f"bank {i.bank}, 2θ {i.two_theta:g}°" if named else None
+        top.plot(bank.d, theirs, "o", color=color, markersize=4, markerfacecolor="none")
+        top.plot(bank.d, ours, color=color, linewidth=1.2, label=label)
+        bottom.plot(bank.d, 100 * (ours / theirs - 1), color=color, linewidth=1.2)
+    top.set(xscale="log", yscale="log", ylabel="full width at half maximum / µs")
+    top.set_title("Circles: the file's profile function; lines: converted", loc="left")
+    low, high = bottom.get_ylim()
+    bottom.set(xlabel="d / Å", ylabel="width difference / %", ylim=(min(low, -1), max(high, 1)))
+    bottom.axhline(0, color="0.6", linewidth=0.8)
+    if named:
+        top.legend(frameon=False, fontsize=8)
+    else:
+        figure.colorbar(angles, ax=[top, bottom], label="|2θ| / °")
     figure.savefig(file, format="png", dpi=130)
 
 

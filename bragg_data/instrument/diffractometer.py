@@ -34,6 +34,7 @@ DIFC_PER_METRE = 505.557  # µs/Å: 2 m/h, so that difC is this times L |sin θ|
 # Relative difference from which the geometry contradicts difC. Nominal ones of NOMAD, GEM, POWGEN,
 # HIPD, HIPPO, SEPD, VULCAN, WISH and iMATERIA are up to 30 % off (at 14°); defaults 88 %.
 _CONTRADICTION = 0.4
+_PATHS = 3.0, 300.0  # m, of any diffractometer; HRPD has 95, HEIMDAL 165
 
 
 class InstrumentError(ValueError):
@@ -91,11 +92,18 @@ class Instrument:
     def geometry_doubt(self) -> str:
         """Why 2θ or the flight path cannot be right, in a sentence; empty where they can be.
 
-        difC = (2 m/h) L |sin θ| = 505.557 L |sin θ|, with the total flight path L in m. A bank
-        without a flight path cannot be checked.
+        difC = (2 m/h) L |sin θ| = 505.557 L |sin θ|, with the total flight path L in m. Where the
+        file gives none, L has to be that of some diffractometer.
         """
         if self.flight_path <= 0:
-            return ""
+            path = self.flight_path_of_difc
+            if _PATHS[0] <= path <= _PATHS[1]:
+                return ""
+            return (
+                f"Bank {self.bank} of the instrument file: 2θ {self.two_theta:g}° and difC "
+                f"{self.difc:.1f} give a flight path of {path:.1f} m, which no diffractometer has. "
+                f"The angle is a default or wrong; lengths depend on difC alone."
+            )
         expected = self.difc * self.flight_path / self.flight_path_of_difc
         if abs(self.difc - expected) <= _CONTRADICTION * expected:
             return ""

@@ -4,16 +4,15 @@ GSAS Technical Manual (Larson & Von Dreele, LAUR 86-748), instrument parameter f
 time-of-flight profile functions.
 """
 
-import math
 import re
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.instrument.conversion import (
-    IkedaCarpenter,
     OriginalBank,
     back_to_back,
+    bank_of_moderator,
     fitted_bank,
     spacings_between,
     usual_spacings,
@@ -82,16 +81,16 @@ def _bank(number: int, records: _Records, path: float | None, where: str) -> Ori
     if len(geometry) < 2:
         raise InstrumentError(f"{here} lacks flight path and 2θ (BNKPAR).")
     function, names, coefficients, warnings = _profile(number, records, here)
+    if any(any(_numbers(v)) for key, v in records.items() if key.startswith("ICOFF")):
+        warnings.append(
+            f"bank {number}: the incident spectrum (ICOFF) was not used; profiles have to be "
+            f"divided by it, or by that of vanadium."
+        )
     shape = dict(zip(names, coefficients, strict=False))
     alpha_0 = shape.pop("alpha_0", 0.0)
-    moderator = shape["alpha"], shape.pop("slow", 0.0), shape.pop("switch", 0.0)
-    sine = abs(math.sin(math.radians(geometry[1] / 2)))
+    moderator = alpha_0, shape["alpha"], shape.pop("slow", 0.0), shape.pop("switch", 0.0)
     if function == 2:
-        if min(moderator[1:]) <= 0 or max(alpha_0, moderator[0]) <= 0 or sine == 0:
-            raise InstrumentError(f"{here} has a moderator without decay (PRCF, function 2).")
-        # To begin a fit with.
-        shape |= {"alpha": 1 / (alpha_0 + 2 * sine * moderator[0]), "beta-0": 1 / moderator[1]}
-        shape["beta-1"] = 0.01
+        shape["alpha"] = 1.0  # the moderator's is no rise
     elif alpha_0 and shape["alpha"] <= 0:
         shape["alpha"] = alpha_0
     values = shape | {
@@ -106,10 +105,10 @@ def _bank(number: int, records: _Records, path: float | None, where: str) -> Ori
     instrument = instrument_of_entries(entries, number, where, warnings)
     d = _spacings(records, instrument)
     if function == 2:
-        ikeda = IkedaCarpenter(instrument, alpha_0, *moderator)
-        return fitted_bank(ikeda, instrument, d, "GSAS's profile function 2 (Ikeda-Carpenter)")
+        name = "GSAS's profile function 2 (Ikeda-Carpenter)"
+        return bank_of_moderator(instrument, moderator, d, name)
     if alpha_0:
-        original = back_to_back(instrument.with_parameters(alpha=moderator[0]), alpha_0)
+        original = back_to_back(instrument.with_parameters(alpha=moderator[1]), alpha_0)
         return fitted_bank(original, instrument, d, "GSAS's profile function 1 with alp-0")
     bank = OriginalBank(instrument, back_to_back(instrument), d)
     return with_warnings(bank, instrument.warnings)

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from bragg_data.instrument import fullprof, gsas_iparm
+from bragg_data.instrument import fullprof, gsas_iparm, topas
 from bragg_data.instrument.conversion import (
     OriginalBank,
     back_to_back,
@@ -76,12 +77,27 @@ def read_instruments(instprm: Path | str) -> tuple[Instrument, ...]:
     return tuple(bank.instrument for bank in read_banks(instprm))
 
 
-def read_banks(file: Path | str) -> tuple[OriginalBank, ...]:
+def read_banks(file: Path | str, widths: Path | None = None) -> tuple[OriginalBank, ...]:
     """Read all banks of an instrument file, with the peaks as the file defines them.
 
     ``.instprm`` of GSAS-II, ``.prm``, ``.iparm`` and ``.EXP`` of GSAS, ``.irf`` and ``.pcr`` of
-    FullProf, recognised by content. Errors are those of :func:`read_instrument`.
+    FullProf, recognised by content. ``.inp`` of TOPAS gives positions; ``widths`` is the instrument
+    file from which 2θ and peak shape are taken then. Errors are those of :func:`read_instrument`.
     """
+    where, text = _named_text(file)
+    if not topas.recognised(text):
+        if widths is not None:
+            raise InstrumentError(
+                f"{where} has peak widths itself: leave {widths} out, which is for files of TOPAS."
+            )
+        return _banks_of_text(text, where)
+    if widths is None:
+        raise topas.without_widths(text, where)
+    return tuple(topas.banks_with_positions(text, where, read_banks(widths), str(widths)))
+
+
+def _named_text(file: Path | str) -> tuple[str, str]:
+    """Return the name of a file for messages, and its text."""
     where, text = "Instrument file", str(file)
     if isinstance(file, Path):
         where = text
@@ -93,6 +109,11 @@ def read_banks(file: Path | str) -> tuple[OriginalBank, ...]:
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise InstrumentError(f"Instrument file {file} cannot be read: {error}.") from error
+    return where, text
+
+
+@lru_cache(maxsize=16)  # a fit takes up to seconds
+def _banks_of_text(text: str, where: str) -> tuple[OriginalBank, ...]:
     if gsas_iparm.recognised(text):
         return tuple(gsas_iparm.read_gsas_banks(text, where))
     if fullprof.recognised(text):

@@ -40,6 +40,21 @@ def test_a_file_of_gsas_is_converted_to_gsas2(tmp_path, capsys):
     assert np.all(read_banks(out)[0].widths()[0] > 0)
 
 
+def test_positions_of_topas_need_the_widths_of_another_file(tmp_path, capsys):
+    file, widths = tmp_path / "mine.inp", tmp_path / "other.prm"
+    out = tmp_path / "mine.instprm"
+    file.write_text("xdd mine.xye\n TOF_x_axis_calibration(t0, 1.5, t1, 5020.0, !t2, -0.5)\n")
+    widths.write_text(prm(records(1, 3, PSEUDO_VOIGT)))
+    code, _, err = command(capsys, "convert", file, "--out", out)
+    assert code == 2
+    assert "difC 5020, difA -0.5, Zero 1.5" in err
+    code, printed, _ = command(capsys, "convert", file, "--widths", widths, "--out", out, "--json")
+    assert code == 0
+    assert json.loads(printed)["banks"][0]["position_difference"] == 0
+    (i,) = read_instruments(out)
+    assert (i.difc, i.difa, i.tzero, i.two_theta) == (5020.0, -0.5, 1.5, -45.0)
+
+
 def test_what_cannot_be_converted_is_refused(tmp_path, capsys):
     file, out = tmp_path / "d1a.prm", tmp_path / "x.instprm"
     file.write_text(prm(records(1, 3, PSEUDO_VOIGT), kind="PNCR"))

@@ -84,6 +84,38 @@ def test_the_same_bank_in_every_form(text, bank):
     assert read_instrument(i.text) == i
 
 
+def test_the_moderator_and_two_kinds_of_neutrons_in_a_refinement():
+    moderator = pcr(npr=13, alph0=0.5).replace("beta1", "kappa").replace("0.009\n", "48.0\n")
+    moderator = moderator.replace("    0.04    0.6", "    32.0    2.1")
+    (bank,) = read_banks(moderator)
+    o = bank.original
+    assert (o.alpha_0, o.alpha_1, o.slow, o.switch) == (0.5, 2.1, 32.0, 48.0)
+    assert "profile function 13 (Ikeda-Carpenter) was fitted" in bank.instrument.warnings[0]
+    two_kinds = pcr(npr=10, alph0=4.0).replace("    0.04    0.6    0.009", "    9.0    6.0    9.0")
+    two_kinds = two_kinds.replace("-1.5       0.00     0.25", "0.0       0.00     0.0")
+    two_kinds += "!   Zerot  Code  Dtt1t  Code  Dtt2t  Code  xcross  Code  Width  Code\n"
+    two_kinds += "  -9.5 0.0 5001.0 0.0 0.1 0.0 0.9 0.0 1.9 0.0\n"
+    two_kinds += "!   alph0t  beta0t  alph1t  beta1t\n  8.0  20.0  1.0  2.0\n"
+    (bank,) = read_banks(two_kinds)
+    theirs, ours = bank.maxima()
+    # At 3.5 Å nearly all are thermal: erfc(1.9 (0.9 - 1/3.5))/2 = 0.0495
+    expected = 0.0495 * (-9 + 5000.5 * 3.5) + 0.9505 * (-9.5 + 5001 * 3.5 - 0.1 / 3.5)
+    assert bank.reference.tof_from_d_spacing(3.5) == pytest.approx(expected, rel=3e-5)
+    assert np.abs(ours / theirs - 1).max() < 1e-4
+
+
+def test_an_angle_that_the_other_banks_contradict():
+    """Dtt1 5000.5 at 144° is a path of 10.4 m; at 30° it would be 38 m."""
+    banks = [HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0) for _ in range(3)]
+    banks[2] = banks[2].replace("144.0", "30.0")
+    (first, _, last) = read_instruments("".join(banks))
+    assert [i.bank for i in (first, last)] == [1, 3]  # each says 3
+    assert first.warnings == ()
+    assert "a flight path of 38.2 m, and the median of the banks is 10.4 m" in last.warnings[0]
+    (alone,) = read_instruments(banks[0].replace("144.0", "0.0"))
+    assert "which no diffractometer has" in alone.geometry_doubt
+
+
 @pytest.mark.parametrize(
     "text", [pcr(alph0=-0.02), HEAD.format(nprof=9) + table(alph0=-0.02)], ids=["pcr", "table"]
 )
@@ -97,8 +129,9 @@ def test_a_rise_that_this_project_has_not_is_fitted(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (pcr(npr=13), r"NPROF 13 \(Ikeda-Carpenter\) is not converted"),
-        (HEAD.format(nprof=10) + table(), "NPROF 10 .* is not converted"),
+        (pcr(npr=13), "no moderator that could be .*kappa 0.009.*a time in µs"),
+        (pcr(npr=10), "NPROF 10 needs zerot, dtt1t, .*ZD2TOT and ALFBT"),
+        (HEAD.format(nprof=10) + table(), "a table of peak shapes is converted of NPROF 9 only"),
         (HEAD.format(nprof=7), "constant wavelength; only time of flight is supported"),
         (pcr(sigma_q=0.5), "sigma-q is 0.5"),
         (HEAD.format(nprof=9) + table(shift=1.0), "shifts peaks"),
@@ -145,6 +178,7 @@ def test_real_files():
     assert (pattern.sig_0, pattern.sig_1, pattern.x) == (3.0148, 33.3451, 2.5489)
 
 
+@pytest.mark.slow
 @needs_real
 def test_the_patterns_of_a_real_refinement():
     instruments = read_instruments(REAL / "wish_nac" / "tmpl_five_banks_p1.pcr")

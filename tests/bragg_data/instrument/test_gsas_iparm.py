@@ -99,6 +99,25 @@ def test_coefficients_of_the_sample_are_reported():
     assert "2 coefficients of the sample" in warning
 
 
+def test_an_incident_spectrum_is_reported():
+    text = prm(records(1, 3, (*PSEUDO_VOIGT, *[0.0] * 12)))
+    spectrum = "INS  1ICOFF1    .110505E+05    .717272E+08    .248796E+02    .127893E+05\n"
+    (warning,) = read_instrument(text + spectrum).warnings
+    assert "the incident spectrum (ICOFF) was not used" in warning
+    assert read_instrument(text + spectrum[:12] + "  .000000E+00  .000000E+00\n").warnings == ()
+
+
+def test_default_angles_are_doubted():
+    """505.557 · 10.25 m · sin 75° is 5005; a default of 150° and 25 m would give 12208."""
+    text = prm(records(1, 3, (*PSEUDO_VOIGT, *[0.0] * 12)))
+    right = text.replace("    -45.00", "    150.00")
+    assert read_instrument(right).geometry_doubt == ""
+    wrong = right.replace("    9.0000", "   23.7500")
+    assert "give difC 12208.3, and the file's is 5000.2" in read_instrument(wrong).geometry_doubt
+    unknown = right.replace("FPATH1", "FPATHX").replace("5000.25", " 439.60")
+    assert "give a flight path of 0.9 m, which no" in read_instrument(unknown).geometry_doubt
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -225,6 +244,7 @@ def test_real_files_of_constant_wavelength(name):
         read_instruments(REAL / "constant_wavelength" / name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GEM.is_file(), reason="needs the measured profiles")
 def test_the_instrument_of_a_refinement():
     i = read_instrument(GEM, 4)
