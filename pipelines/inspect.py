@@ -1,6 +1,7 @@
-"""Show what a store holds: snapshots, counts, ranges, sizes, provenance, pictures of patterns."""
+"""Show what a file was recognised as, or what a store holds."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,21 +11,73 @@ from typer import Argument, Option
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run, say
 
+_SUFFIXES = (  # of files, where a name that is none is not a snapshot's
+    *(".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat", ".csv", ".txt", ".nxs", ".h5"),
+    *(".hdf5", ".hdf", ".instprm", ".prm", ".iparm", ".exp", ".irf", ".pcr", ".cif", ".toml"),
+)
+
 
 def main(
-    tag: Annotated[str | None, Argument(help="A snapshot; by default all are listed.")] = None,
+    name: Annotated[
+        str | None,
+        Argument(
+            metavar="[FILE|TAG]",
+            help="A profile, instrument file, CIF, NeXus or campaign file; or a snapshot of the "
+            "store. By default all snapshots are listed.",
+        ),
+    ] = None,
+    *,
+    profile: options.ProfileOptions,
     store: options.StoreOption = options.DEFAULT_URI,
     as_json: options.JsonOption = False,
-    png: Annotated[Path | None, Option(metavar="FILE", help="Draw patterns (last tag).")] = None,
-    check: Annotated[bool, Option("--verify", help="Read all and compare the hashes.")] = False,
+    png: Annotated[
+        Path | None, Option(metavar="FILE", help="Draw patterns (of the last snapshot).")
+    ] = None,
+    check: Annotated[
+        bool, Option("--verify", help="Read all of the store and compare the hashes.")
+    ] = False,
 ) -> None:
-    """Show what a store holds: snapshots, counts, ranges, sizes, provenance, a few patterns.
+    """Show what a file was recognised as, or what a store holds.
 
-    JSON is a list with an object for each tag.
+    Of a file: facility, format, banks, unit, range of d, counts, calibration and resolution,
+    structures, and anything suspicious. Of a store: snapshots, counts, ranges, sizes, provenance, a
+    few patterns; JSON is then a list with an object for each tag.
     """
+    path = None if name is None else Path(name)
+    if path is not None and (path.exists() or path.suffix.lower() in _SUFFIXES):
+        _inspect_file(path, profile, as_json=as_json)
+    else:
+        _inspect_store(_Request(name, store, as_json, png, check))
+
+
+def _inspect_file(path: Path, profile: options.ProfileOptions, *, as_json: bool) -> None:
+    from bragg_data.recognition import Choice, recognise
+    from pipelines.inspection.report import report_of, to_json
+    from pipelines.inspection.tables import print_file
+
+    choice = Choice(profile.bank, profile.two_theta, profile.reading, profile.instrument)
+    file = recognise(path, choice)
+    report = report_of(file)
+    if as_json:
+        print(json.dumps(to_json(report), indent=2, ensure_ascii=False))
+    else:
+        print_file(file, report)
+
+
+@dataclass(frozen=True)
+class _Request:
+    tag: str | None
+    store: str
+    as_json: bool
+    png: Path | None
+    check: bool
+
+
+def _inspect_store(request: _Request) -> None:
     from bragg_data.store.repository import Store, StoreError, storage_errors, verify
     from pipelines.snapshots import tables
 
+    tag, store, png = request.tag, request.store, request.png
     repository = Store(store)
     tags = repository.tags()
     if tag is not None:
@@ -38,10 +91,10 @@ def main(
         with storage_errors(f"writing {png}"):
             draw_patterns(repository.open(tags[-1].name), png)
     summaries = [tables.summary_of(repository, known) for known in tags]
-    if check:
+    if request.check:
         for known in tags:
             verify(repository.open(known.name))
-    if as_json:
+    if request.as_json:
         print(json.dumps(summaries, indent=2))
         return
     say(f"Store {escape(repository.uri)}")
@@ -53,7 +106,7 @@ def main(
         else:
             say(f"No snapshots yet. Make one with: {command_line('simulate')}")
         tables.print_unfinished(repository)
-    if check:
+    if request.check:
         names = ", ".join(known.name for known in tags) or "no snapshot"
         say(f"Verified, byte for byte what was written: {names}")
     if png is not None:

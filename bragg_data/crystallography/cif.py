@@ -111,6 +111,15 @@ def select_block(text: str, where: str, name: str | None = None) -> CifBlock:
     return blocks[0]
 
 
+def structure_names(text: str, where: str) -> tuple[str, ...]:
+    """Return the names of the data blocks with atoms, once where blocks have the same content."""
+    blocks = [block for block in blocks_of(text, where) if _has_atoms(block)]
+    same: dict[tuple[tuple[str, tuple[str, ...]], ...], str] = {}
+    for block in blocks:
+        same.setdefault(tuple(sorted(block.columns.items())), block.name)
+    return tuple(same.values())
+
+
 def _has_atoms(block: CifBlock) -> bool:
     columns = [block.columns.get(tag, ()) for tag in _FRACT]
     return all(any(not gemmi.cif.is_null(value) for value in column) for column in columns)

@@ -28,6 +28,7 @@ __all__ = [
     "Instrument",
     "InstrumentError",
     "TofGrid",
+    "instrument_format",
     "read_banks",
     "read_instrument",
     "read_instruments",
@@ -38,6 +39,12 @@ _BANK_LINE = re.compile(r"#?\s*Bank\s+(\d+)\s*(?::|$)", re.IGNORECASE)
 _FILE_LINE = re.compile(r"(?:#|GSAS).*instrument parameter")
 _QUOTES = '"""', "'''"
 _NEEDED = {"2-theta", "difC"}  # of every bank
+_KEY = re.compile(
+    r"(?:^|;)[ \t]*"
+    r"(Type|Bank|Lam1?|Zero|fltPath|2-theta|dif[ABC]|alpha|beta-[01q]|sig-[012q]|[UVWXYZ])[ \t]*:",
+    re.MULTILINE,
+)
+_KEYS_OF_A_FILE = 3  # of different names, from which a text is a .instprm file
 _TABLE = "pdabc"  # a table of peak shapes: d, T, alpha, beta and variance, separated by commas
 
 
@@ -128,6 +135,17 @@ def _banks_of_text(text: str, where: str) -> tuple[OriginalBank, ...]:
             f"{where} is no GSAS-II instrument parameter file: it has no 'key:value' lines."
         )
     return tuple(_bank(*bank, number, where) for number, bank in enumerate(banks, start=1))
+
+
+def instrument_format(text: str) -> str:
+    """Return what kind of instrument file a text is; empty if it is none."""
+    if topas.recognised(text):
+        return "TOPAS .inp"
+    if gsas_iparm.recognised(text):
+        return "GSAS .EXP" if re.search(r"^ *EXPR ", text, re.MULTILINE) else "GSAS .prm"
+    if fullprof.recognised(text):
+        return "FullProf .pcr" if re.search(r"^!\s*Job\b", text, re.MULTILINE) else "FullProf .irf"
+    return "GSAS-II .instprm" if len(set(_KEY.findall(text))) >= _KEYS_OF_A_FILE else ""
 
 
 def _decoded(content: bytes) -> str:

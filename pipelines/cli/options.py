@@ -107,13 +107,16 @@ class ProfileOptions:
             help="Whether the files list lower edges of bins, or their centres.",
         ),
     ] = None
+    block: Annotated[
+        str | None, Option(metavar="NAME", help="Data block, of a CIF that holds several.")
+    ] = None
 
     @property
     def reading(self) -> Reading:
         """What the files leave open."""
         from bragg_data.measurement.readers import Reading
 
-        return Reading(self.position, self.x_unit, self.bin_edges)
+        return Reading(self.position, self.x_unit, self.bin_edges, self.block)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The HTTP service: profiles or a file in, crystal systems and cells out, by the champion."""
 
 import asyncio
+import base64
 import io
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -264,6 +265,19 @@ def array_from_npy(file: bytes, points: int) -> NDArray[np.float32]:
         return np.frombuffer(values, dtype).reshape(rows, points).astype(np.float32)
 
 
+def _content(request: schemas.FileRequest) -> bytes:
+    """Return the bytes of the file of a request."""
+    if request.data is None:
+        return str(request.text).encode()
+    try:
+        return base64.b64decode("".join(request.data.split()), validate=True)
+    except ValueError as error:
+        raise PredictError(
+            f"{request.name}: data is no base64. Send the file's bytes in base64, or its text as "
+            f"text."
+        ) from error
+
+
 def measurements_from_request(
     request: schemas.FileRequest, campaign: Campaign
 ) -> list[Measurement]:
@@ -275,9 +289,9 @@ def measurements_from_request(
     with tempfile.TemporaryDirectory(prefix="bragg-service-") as directory:
         path, calibration = Path(directory) / "profile", None
         try:
-            path.write_text(request.text, encoding="utf-8")
+            path.write_bytes(_content(request))
             if request.instrument is not None:
-                calibration = Path(directory) / "calibration.instprm"
+                calibration = Path(directory) / "calibration"
                 calibration.write_text(request.instrument, encoding="utf-8")
             options = ProfileOptions(
                 calibration,
@@ -286,6 +300,7 @@ def measurements_from_request(
                 request.position,
                 request.x_unit,
                 request.bin_edges,
+                request.block,
             )
             return workflow.read_measurements(path, campaign, options)
         except UnicodeEncodeError as error:

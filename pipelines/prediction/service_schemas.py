@@ -1,14 +1,19 @@
 """Requests and responses of the HTTP service; predictions are those of every other interface."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from bragg_data.measurement.readers import Unit
 from pipelines.prediction.result import PredictionResult
 
 MAX_PROFILES = 512
 """Profiles in one request, and in one batch for the model."""
+
+
+_INSTRUMENT = (
+    "The measurement's instrument file, as text: of GSAS-II, GSAS (.prm, .EXP) or FullProf."
+)
 
 
 class _Request(BaseModel):
@@ -25,16 +30,28 @@ class ProfilesRequest(_Request):
 
 
 class FileRequest(_Request):
-    """The text of a measured profile's file, and of its calibration."""
+    """A measured profile's file, and its calibration."""
 
-    text: str = Field(min_length=1, description="GSAS file or columns, as text.")
+    text: str | None = Field(
+        None, min_length=1, description="GSAS file, columns or powder CIF, as text."
+    )
+    data: str | None = Field(
+        None, min_length=1, description="The file's bytes in base64, of NeXus (HDF5) or any kind."
+    )
     name: str = Field("profile", max_length=200, description="File name, for results and errors.")
-    instrument: str | None = Field(None, description="The measurement's .instprm, as text.")
+    instrument: str | None = Field(None, description=_INSTRUMENT)
     bank: int | None = Field(None, ge=0, le=10_000)
     two_theta: FiniteFloat | None = Field(None, gt=-180, lt=180, description="Degrees.")
     position: int | None = Field(None, ge=1, description="Place of the bank in the file.")
     x_unit: Unit | None = Field(None, description="Of the axis, where the file does not name it.")
     bin_edges: bool | None = Field(None, description="Whether times are lower bin edges.")
+    block: str | None = Field(None, max_length=200, description="Data block, of a CIF.")
+
+    @model_validator(mode="after")
+    def _file_once(self) -> Self:
+        if (self.text is None) == (self.data is None):
+            raise ValueError("give the file as text, or its bytes as data")
+        return self
 
 
 class ModelInfo(BaseModel):

@@ -1,6 +1,7 @@
 """Tables of the snapshots of a store: contents, findings of the checks, and changes."""
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -43,6 +44,7 @@ def summary_of(store: Store, tag: Tag) -> dict[str, Any]:
         "bytes_stored": store.size(tag.name),
         "ranges": _ranges(dataset),
         **{name: attrs[name] for name in simulated},
+        "structure_assumptions": json.loads(attrs.get("structure_assumptions", "[]")),
         "call_path": attrs.get("call_path", ""),
         "content_hash": attrs["content_hash"],
     }
@@ -128,6 +130,8 @@ def print_snapshot(summary: dict[str, Any], dataset: xr.Dataset) -> None:
         "content hash": summary["content_hash"],
     }
     print_rows(rows)
+    for assumption in summary["structure_assumptions"]:
+        say(f"[yellow]{escape(assumption)}[/]")
 
 
 def print_findings(tag: str, findings: Sequence[Finding]) -> None:

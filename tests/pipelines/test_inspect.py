@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from bragg_data.campaign import BUILT_IN, load_campaign
 from bragg_data.simulation import kinematic
 from bragg_data.store.repository import Store, open_snapshot
 from bragg_data.store.simulated import Writer, write_block
@@ -14,7 +15,7 @@ from pipelines import inspect
 from pipelines.cli.console import run
 from pipelines.cli.style import SYSTEM_COLORS
 from pipelines.simulation.worker import recipe_of, simulate_samples
-from tests.tiny_campaign import tiny_campaign
+from tests.tiny_campaign import tiny_campaign, write_campaign
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,30 @@ def test_a_tag_with_provenance_and_check(uri, command):
         "Verified, byte for byte what was written: tiny-v1",
     ):
         assert expected in out
+
+
+def test_what_a_structure_leaves_open_is_stored_and_shown(command, tmp_path):
+    text = (BUILT_IN / "batio3_cubic.cif").read_text().replace("_U_iso_or_equiv", "_calc_flag")
+    (tmp_path / "cubic.cif").write_text(text)
+    file = write_campaign(tmp_path)
+    file.write_text(file.read_text().replace(f"{BUILT_IN}/batio3_cubic.cif", "cubic.cif"))
+    with pytest.warns(UserWarning, match="cubic.cif: No displacement parameter of Ba"):
+        campaign = load_campaign(file)
+    store = Store(tmp_path / "store", create=True)
+    with Writer(store, campaign, "kinematic", kinematic.VERSION, limit=8) as writer:
+        (block,) = writer.missing()
+        samples = writer.samples[writer.rows(block)]
+        recipe = recipe_of(campaign, "kinematic", kinematic.VERSION)
+        intensity = simulate_samples(recipe, samples)
+        writer.commit([write_block(writer.fork(), writer.group, block, samples, intensity)])
+        writer.finish()
+    sentence = f"Phase 'cubic': {campaign.phases[0].assumptions[0]}"
+    assert "U = 0.005 Å² is assumed" in sentence
+    _, out, _ = command("tiny-v1", "--store", store.uri, "--json")
+    assert json.loads(out)[0]["structure_assumptions"] == [sentence]
+    assert sentence in command("tiny-v1", "--store", store.uri)[1]
+    _, out, err = command(file, "--json")
+    assert (json.loads(out)["warnings"], err) == ([sentence], "")
 
 
 def test_picture(uri, command, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -13,22 +14,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import pytest
 import requests
 
 from bragg_data.campaign import BUILT_IN, Campaign
 from bragg_data.measurement import load
+from bragg_data.measurement.load import Measurement
 from bragg_data.store.repository import Store
 from catalog import registry
 from catalog.tracking import Tracking
+from pipelines.cli.options import ProfileOptions
 from pipelines.prediction.batching import ModelHolder
 from pipelines.prediction.service import create_app
+from pipelines.prediction.workflow import FILE_ERRORS, read_measurements
+from tests.bragg_data.instrument.test_gsas_iparm import prm, records
 from tests.pipelines.prediction.test_batching import BrokenTracking
 from tests.servers import ROOT, free_port, serving
 
@@ -191,9 +197,128 @@ def test_bad_profiles_are_refused(address: str, body: dict[str, Any], message: s
     assert re.search(message, answer.json()["detail"]), answer.text
 
 
+def columns(x: np.ndarray, y: np.ndarray, header: str = "# bin centres\n") -> str:
+    return header + "".join(f"{t:.6f} {v:.6e}\n" for t, v in zip(x, y, strict=True))
+
+
+def gsas(tof: np.ndarray, y: np.ndarray, *headers: str) -> str:
+    """The same density as counts in bins, whose lower edges the file lists; σ is constant."""
+    edges = np.append((tof[1:] + tof[:-1]) / 2, tof[-1])
+    counts = np.append(y[1:-1] * np.diff(edges)[:-1], [0, 0])
+    rows = "".join(f"{t:15.6f} {c:15.6e} 1.0\n" for t, c in zip(edges, counts, strict=True))
+    record = f"BANK 4 {len(tof)} {len(tof)} RALF 0 0 0 0.001 FXYE\n"
+    return "t\n" + "".join(f"# {header}\n{record}{rows}" for header in headers)
+
+
+PSEUDO_VOIGT = (1.0, 0.03, 0.006, 0.0, 40.0, 10.0, 0.0, 0.0, 0.0, *[0.0] * 12)
+CALIBRATION = prm(
+    records(1, 3, PSEUDO_VOIGT)
+    .replace("   5000.25", "   9500.00")
+    .replace("   -45.00", "   122.00")
+)
+ANGLES = np.linspace(10, 150, 800)
+TWO_BANKS = "tth 121.0deg, DIFC 9490.0", "tth 124.0deg, DIFC 9600.0"
+NOMAD = (BUILT_IN / "nomad_bank4.instprm").read_text()
+OF_CONSTANT_WAVELENGTH = prm(records(1, 3, PSEUDO_VOIGT), kind="PNCR")
+
+
+def measured_or_refused(path: Path, campaign: Campaign, read: ProfileOptions) -> Measurement | str:
+    """What the command reads, or its sentence."""
+    try:
+        (measurement,) = read_measurements(path, campaign, read)
+    except FILE_ERRORS as error:
+        return str(error)
+    return measurement
+
+
+@pytest.mark.parametrize(
+    ("write", "options"),
+    [
+        (columns, {}),
+        (columns, {"instrument": CALIBRATION}),
+        (lambda t, y: columns(t / 1000, y, "# tof (ms) intensity\n"), {"instrument": NOMAD}),
+        (lambda t, y: columns(t / 9500, y), {"instrument": CALIBRATION, "x_unit": "d"}),
+        (columns, {"instrument": CALIBRATION, "bin_edges": True}),
+        (lambda t, y: gsas(t, y, TWO_BANKS[0]), {"bin_edges": False}),
+        (lambda t, y: gsas(t, y, *TWO_BANKS), {"position": 2}),
+        (lambda t, y: gsas(t, y, *TWO_BANKS), {"two_theta": 121.0}),
+        (columns, {"two_theta": 122.0, "instrument": CALIBRATION}),
+        # refused
+        (lambda t, y: gsas(t, y, *TWO_BANKS), {"bank": 4}),
+        (lambda t, y: gsas(t, y, *TWO_BANKS), {"bank": 5}),
+        (lambda t, y: gsas(t, y, *TWO_BANKS), {"position": 3}),
+        (lambda t, y: columns(t / 9500, y), {}),
+        (lambda t, y: columns(ANGLES[: len(t)], y), {}),
+        (columns, {"instrument": OF_CONSTANT_WAVELENGTH}),
+        (columns, {"instrument": "rubbish"}),
+        (columns, {"block": "x"}),
+    ],
+)
+def test_the_service_reads_and_refuses_what_the_command_does(
+    address: str,
+    bench_of_service: Bench,
+    tmp_path: Path,
+    write: Callable[..., str],
+    options: dict[str, Any],
+) -> None:
+    dataset = bench_of_service.store.open("small-v1")
+    text = write(dataset.tof.values, dataset.intensity[0].values)
+    (tmp_path / "mine.dat").write_text(text)
+    instrument = None
+    if "instrument" in options:
+        instrument = tmp_path / "calibration"
+        instrument.write_text(options["instrument"])
+    predictor = bench_of_service.predictor("multitask")
+    files = [{"text": text}, {"data": base64.encodebytes(text.encode()).decode()}]
+    first, second = (
+        requests.post(
+            f"{address}/predict/file", json={"name": "mine.dat"} | file | options, timeout=30
+        )
+        for file in files
+    )
+    assert first.json() == second.json()
+    read = ProfileOptions(**options | {"instrument": instrument})
+    measurement = measured_or_refused(tmp_path / "mine.dat", predictor.campaign, read)
+    if isinstance(measurement, str):
+        assert first.status_code == 422
+        assert first.json()["detail"] == measurement.replace(f"{tmp_path}/", "")
+        return
+    assert first.status_code == 200, first.text
+    (prediction,) = first.json()["predictions"]
+    expected = predictor.predict(measurement.prepared[None].astype(np.float32)).cells[0, 0]
+    assert prediction["cell"]["a"] == pytest.approx(expected, rel=1e-5)
+    assert prediction["bank"] == measurement.profile.bank
+    warnings = [text.replace(f"{tmp_path}/", "") for text in measurement.warnings]
+    assert prediction["warnings"] == warnings
+
+
+def test_a_nexus_file_in_base64_is_predicted_as_its_columns(
+    address: str, bench_of_service: Bench, tmp_path: Path
+) -> None:
+    dataset = bench_of_service.store.open("small-v1")
+    with h5py.File(tmp_path / "x.nxs", "w") as file:
+        group = file.create_group("data")
+        group.attrs.update({"NX_class": "NXdata", "signal": "y", "axes": "tof"})
+        group["y"], group["tof"] = dataset.intensity[0].values, dataset.tof.values
+        group["tof"].attrs["units"] = "us"
+    data = base64.b64encode((tmp_path / "x.nxs").read_bytes()).decode()
+    text = columns(dataset.tof.values, dataset.intensity[0].values)
+    first, second = (
+        requests.post(f"{address}/predict/file", json=body, timeout=60)
+        for body in ({"data": data}, {"text": text})
+    )
+    assert first.status_code == 200, first.text
+    cells = [answer.json()["predictions"][0]["cell"]["a"] for answer in (first, second)]
+    assert cells[0] == pytest.approx(cells[1], rel=1e-4)  # the text has seven digits
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        ({}, "give the file as text, or its bytes as data"),
+        ({"text": "1 2", "data": "MSAy"}, "give the file as text, or its bytes as data"),
+        ({"data": "MSA_"}, "nonsense.xy: data is no base64"),
+        ({"data": "é"}, "data is no base64"),
         ({"text": "nothing of use"}, "nonsense.xy"),
         ({"text": "\x00\x01\x02"}, "nonsense.xy"),
         ({"text": "\ud800"}, "."),
