@@ -102,13 +102,13 @@ def on_slurm(directory: Path, campaign: Campaign, victim: str) -> None:
 
 
 def kill_a_worker() -> None:
-    """Kill one process in which Dask runs tasks in a job: the child of its nanny."""
+    """Kill one process in which Dask runs tasks in a job: forked for its nanny."""
     workers = [
         child
         for nanny in psutil.process_iter(["cmdline"])
         if "distributed.cli.dask_worker" in (nanny.info["cmdline"] or ())
-        for child in nanny.children()
-        if "spawn_main" in " ".join(child.cmdline())
+        for child in nanny.children(recursive=True)
+        if "forkserver" in " ".join(child.cmdline()) and child.ppid() != nanny.pid
     ]
     console.print(f"SIGKILL for {workers[0].pid}, one of {len(workers)} worker processes")
     workers[0].kill()

@@ -30,7 +30,8 @@ def main(
         return
     say(f"Open [bold]{address}[/] (Ctrl-C stops it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--backend-store-uri", place.uri]
+    # One process serves one person: MLflow's four take four times the memory, and longer to start.
+    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", place.uri]
     environment = os.environ | SERVER_SETTINGS | {"MLFLOW_TRACKING_URI": place.uri}
     server = subprocess.Popen(command, env=environment)
     try:

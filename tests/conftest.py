@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
+import pipelines  # noqa: F401 (how Dask starts workers has to be set before its import)
+
 if TYPE_CHECKING:
     import xarray as xr
 

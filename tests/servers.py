@@ -1,4 +1,4 @@
-"""Servers as processes of their own, for the tests that ask them."""
+"""Servers and workers as processes of their own, for the tests that ask or kill them."""
 
 import socket
 import subprocess
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import requests
 
 ROOT = Path(__file__).parents[1]
@@ -43,3 +44,10 @@ def answered(url: str) -> bool:
         return requests.get(url, timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+def dask_workers(process: psutil.Process) -> list[psutil.Process]:
+    """Return the workers below a driver or nanny, which fork from a server that it started."""
+    below = process.children(recursive=True)
+    forked = [child for child in below if child.ppid() != process.pid]
+    return [child for child in forked if "forkserver" in " ".join(child.cmdline())]

@@ -186,6 +186,29 @@ def bank_of_moderator(
     return fitted_bank(ikeda, begin, d, function)
 
 
+def bank_of_functions(
+    start: Instrument,
+    d: Array,
+    functions: tuple[Callable[[Array], Array], Callable[[Array], PeakShape]],
+    function: str,
+    convention: Convention = "gsas2",
+) -> OriginalBank:
+    """Fit positions in µs and peak shapes that are any functions of the d-spacing, over d (n,)."""
+    tof, shape = functions
+    terms = np.stack([np.ones_like(d), d, d**2, 1 / d], axis=1) / tof(d)[:, None]
+    zero, linear, square, inverse = map(
+        float, np.linalg.lstsq(terms, np.ones_like(d), rcond=None)[0]
+    )
+    positions = {"tzero": zero, "difc": linear, "difa": square, "difb": inverse}
+    begin = start.with_parameters(**positions, **shape_parameters(d, shape(d)))
+
+    def original(x: float, offset: Array) -> Array:
+        at = np.array(x)
+        return peak(offset + begin.tof_from_d_spacing(at) - tof(at), shape(at), convention)
+
+    return fitted_bank(original, begin, d, function)
+
+
 def fitted_if_different(bank: OriginalBank, function: str) -> OriginalBank:
     """Return the bank if its peaks are those of the original, or else fit them."""
     width, _, maximum = bank.difference()

@@ -24,16 +24,16 @@ from scipy.special import erfc
 from bragg_data.instrument.conversion import (
     OriginalBank,
     back_to_back,
+    bank_of_functions,
     bank_of_moderator,
     bank_of_table,
     fitted_bank,
     fitted_if_different,
-    shape_parameters,
     spacings_between,
     with_warnings,
 )
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
-from bragg_data.instrument.peak_shape import PeakShape, peak, peak_shape
+from bragg_data.instrument.peak_shape import PeakShape, peak_shape
 
 _IRF = re.compile(r"^[ \t]*NPROF[ \t]*[ \t=][ \t]*\d", re.MULTILINE)
 _PCR = re.compile(r"^!\s*Job\s+Npr\b", re.MULTILINE)
@@ -263,24 +263,9 @@ def _bank_of_two_kinds(
         widths = peak_shape(start, x, size=np.inf, microstrain=0.0)
         return widths._replace(rise=1 / rise, decay=1 / decay)
 
-    times, shapes = tof(d), shape(d)
-    if not (min(times.min(), shapes.rise.min(), shapes.decay.min()) > 0):
+    if not (min(tof(d).min(), shape(d).rise.min(), shape(d).decay.min()) > 0):
         raise InstrumentError(f"{here}: rise or decay are not positive over its times of flight.")
-    terms = np.stack([np.ones_like(d), d, d**2, 1 / d], axis=1) / times[:, None]
-    zero, linear, square, inverse = np.linalg.lstsq(terms, np.ones_like(d), rcond=None)[0]
-    begin = start.with_parameters(
-        tzero=float(zero),
-        difc=float(linear),
-        difa=float(square),
-        difb=float(inverse),
-        **shape_parameters(d, shapes),
-    )
-
-    def original(x: float, offset: NDArray[np.float64]) -> NDArray[np.float64]:
-        at = np.array(x)
-        return peak(offset + begin.tof_from_d_spacing(at) - tof(at), shape(at), "textbook")
-
-    return fitted_bank(original, begin, d, name)
+    return bank_of_functions(start, d, (tof, shape), name, "textbook")
 
 
 def _columns(table: list[list[float]], here: str) -> tuple[NDArray[np.float64], PeakShape]:

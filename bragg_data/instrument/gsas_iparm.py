@@ -1,7 +1,7 @@
 """Instrument files of GSAS: ``.prm`` and ``.iparm``, and the instrument in an ``.EXP`` file.
 
 GSAS Technical Manual (Larson & Von Dreele, LAUR 86-748), instrument parameter file and
-time-of-flight profile functions.
+time-of-flight profile functions. A negative function has a table of rise and decay over d.
 """
 
 import re
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bragg_data.instrument.conversion import (
     OriginalBank,
     back_to_back,
+    bank_of_functions,
     bank_of_moderator,
     fitted_bank,
     spacings_between,
@@ -19,6 +20,7 @@ from bragg_data.instrument.conversion import (
     with_warnings,
 )
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
+from bragg_data.instrument.peak_shape import PeakShape, peak_shape
 
 _RECORD = re.compile(
     r"^(?:INS {3}(?:BANK|HTYPE|FPATH)|(?:INS|HST) [ \d]\d|EXPR {2}HTYP)", re.MULTILINE
@@ -35,6 +37,7 @@ _COEFFICIENTS = {
 _COEFFICIENTS[5] = _COEFFICIENTS[3]
 
 _Records = dict[str, str]
+_Array = NDArray[np.float64]
 
 
 def recognised(text: str) -> bool:
@@ -89,8 +92,9 @@ def _bank(number: int, records: _Records, path: float | None, where: str) -> Ori
     shape = dict(zip(names, coefficients, strict=False))
     alpha_0 = shape.pop("alpha_0", 0.0)
     moderator = alpha_0, shape["alpha"], shape.pop("slow", 0.0), shape.pop("switch", 0.0)
-    if function == 2:
-        shape["alpha"] = 1.0  # the moderator's is no rise
+    table = _table(function, records, here)
+    if function == 2 or table is not None:
+        shape["alpha"] = 1.0  # the moderator's is no rise, and that of a table may be 0
     elif alpha_0 and shape["alpha"] <= 0:
         shape["alpha"] = alpha_0
     values = shape | {
@@ -104,6 +108,8 @@ def _bank(number: int, records: _Records, path: float | None, where: str) -> Ori
     entries = {"Bank": f"{number}", "Type": "PNT"} | {k: repr(v) for k, v in values.items()}
     instrument = instrument_of_entries(entries, number, where, warnings)
     d = _spacings(records, instrument)
+    if table is not None:
+        return _bank_of_table(instrument, d, table, f"GSAS's table of peak shapes (PAB{function})")
     if function == 2:
         name = "GSAS's profile function 2 (Ikeda-Carpenter)"
         return bank_of_moderator(instrument, moderator, d, name)
@@ -138,11 +144,6 @@ def _profile(
             f"{len(names)} are needed."
         )
     warnings = []
-    if header[0] < 0:
-        warnings.append(
-            f"bank {number}: the table of peak shapes (PAB{function}) was not used, its "
-            f"coefficients (PRCF) were."
-        )
     sample = [c for c in coefficients[len(names) :] if c]
     if sample:
         warnings.append(
@@ -152,7 +153,47 @@ def _profile(
     return function, names, coefficients, warnings
 
 
-def _spacings(records: _Records, instrument: Instrument) -> NDArray[np.float64]:
+def _table(function: int, records: _Records, here: str) -> _Array | None:
+    """Return the table of a profile function of negative type: d, shift in µs, rise and decay."""
+    if _numbers(records.get("PRCF1", records.get("PRCF", "")))[0] > 0:
+        return None
+    lines = (records.get(f"PAB{function}{k:2d}", "") for k in range(1, 100))
+    rows = [_numbers(line) for line in lines if line.strip()]
+    if len(rows) < 4 or {len(row) for row in rows} != {4}:
+        raise InstrumentError(
+            f"{here} has a negative profile function, {-function}, and needs its table of four "
+            f"lines or more (PAB{function}), each of d, shift of T, alpha and beta."
+        )
+    table = np.array(sorted(rows)).T
+    if not (min(table[0, 0], table[2].min(), table[3].min()) > 0 and np.diff(table[0]).min() > 0):
+        raise InstrumentError(
+            f"{here}: d, alpha and beta of its table (PAB{function}) have to be positive, and d "
+            f"different."
+        )
+    return table
+
+
+def _bank_of_table(start: Instrument, d: _Array, table: _Array, name: str) -> OriginalBank:
+    """Return the bank of a table: T = difC d + difA d² + Zero + shift, interpolated as α and β."""
+    spacings, shift, rise, decay = table
+    low, high = max(d[0], spacings[0]), min(d[-1], spacings[-1])
+    if high < 1.5 * low:
+        low, high = spacings[0], spacings[-1]
+    d = np.geomspace(low, high, len(d))
+
+    def tof(x: _Array) -> _Array:
+        return np.asarray(start.tof_from_d_spacing(x) + np.interp(x, spacings, shift))
+
+    def shape(x: _Array) -> PeakShape:
+        widths = peak_shape(start, x, size=np.inf, microstrain=0.0)
+        return widths._replace(
+            rise=np.interp(x, spacings, rise), decay=np.interp(x, spacings, decay)
+        )
+
+    return bank_of_functions(start, d, (tof, shape), name)
+
+
+def _spacings(records: _Records, instrument: Instrument) -> _Array:
     """Return d-spacings in a bank's window of times (ms), or those of usual wavelengths."""
     window = _numbers(records.get("TRNGE", "")) or _numbers(records.get("I ITYP", ""))[1:3]
     if len(window) == 2:

@@ -130,7 +130,8 @@ def _open_local(workers: int) -> Iterator[Client]:
                         processes=True,
                         memory_limit=int(_WORKERS_SHARE_OF_MEMORY * MEMORY_LIMIT / workers),
                         dashboard_address="127.0.0.1:0",
-                        silence_logs=logging.ERROR,
+                        # A worker's heartbeat while the cluster closes is logged as an error.
+                        silence_logs=logging.CRITICAL,
                         env=SINGLE_THREAD,
                         scheduler_kwargs={"allowed_failures": options.ALLOWED_FAILURES},
                     )

@@ -27,6 +27,7 @@ from pipelines.cluster import blocks
 from pipelines.cluster.client import open_client
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
 from pipelines.simulation.worker import SimulationError, recipe_of, simulate_samples
+from tests.servers import dask_workers
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
 PROJECT = Path(__file__).parents[2]
@@ -179,8 +180,7 @@ def test_killed_worker_is_replaced(tmp_path, undisturbed):
     toml = write_campaign(tmp_path, **options)
     process = start("--campaign", toml, "--store", store, "--workers", 2)
     wait_until(lambda: done(store) >= 16, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    workers = dask_workers(psutil.Process(process.pid))
     assert len(workers) >= 2
     workers[0].kill()
     out, _ = process.communicate(timeout=120)

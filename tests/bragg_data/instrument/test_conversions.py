@@ -13,7 +13,7 @@ import pytest
 from scipy.special import erfc
 
 from bragg_data.instrument.conversion import OriginalBank, back_to_back
-from bragg_data.instrument.instprm import read_banks
+from bragg_data.instrument.instprm import InstrumentError, read_banks
 from tests.bragg_data.instrument import direct
 from tests.bragg_data.instrument.test_gsas_iparm import prm, records
 
@@ -99,6 +99,44 @@ def test_the_profile_functions_of_gsas(function):
         assert_as_stated(bank, width, maximum)
         ours = bank.difference()
         assert (ours[0], ours[2]) == pytest.approx(stated(bank), abs=6e-4)
+
+
+def table_of_shapes(function: int) -> tuple[str, np.ndarray]:
+    """Records of d, shift, α and β of a moderator that passes to thermal neutrons; the table."""
+    d = np.linspace(0.3, 3.2, 60)
+    share = erfc(2 * (0.9 - 1 / d)) / 2
+    shift = 25 * d * share + (1 - share) * (22 * d + 9)
+    rise, decay = (1 / (a * d * share + (1 - share) * b) for a, b in ((8, 14), (15, 32)))
+    rows = np.round([d, shift, rise, decay], 5)
+    text = f"INS  4PAB{function}     60\n"
+    for k, row in enumerate(rows.T, start=1):
+        text += f"INS  4PAB{function}{k:2d}" + "".join(f"{v:10.5f}" for v in row) + "\n"
+    return text, rows
+
+
+def test_a_table_of_shapes_and_positions_of_gsas():
+    """As Mantid writes POWGEN's files: α and β among the coefficients are zero. difC is 20001."""
+    lines, (spacings, shift, rise, decay) = table_of_shapes(3)
+    c = (0.0, 0.0, 0.0, 0.0, 12.0, 220.0, 0.0, 2.0, 0.0, *ZEROS)
+    text = prm(records(4, -3, c).replace("1.0000   23.9997", "6.4000   64.0000") + lines)
+    (bank,) = read_banks(text)
+
+    def original(d: float) -> direct.Peak:
+        rates = np.interp(d, spacings, rise), np.interp(d, spacings, decay)
+        return direct.exponentials(rates, (12 * d**2 + 220 * d**4, 2 * d), as_program=True)
+
+    width, maximum = differences(
+        bank,
+        original,
+        lambda d: 3.25 + 20001 * d - 1.5 * d**2 + float(np.interp(d, spacings, shift)),
+    )
+    assert width < 0.05
+    assert maximum < 1e-4
+    assert_as_stated(bank, width, maximum)
+    with pytest.raises(InstrumentError, match=r"needs its table .*PAB3"):
+        read_banks(text.replace("PAB3", "PAX3"))
+    with pytest.raises(InstrumentError, match="have to be positive"):
+        read_banks(text.replace(f"{decay[5]:10.5f}\n", "  -0.10000\n"))
 
 
 def constants(file: Path) -> dict[int, tuple[int, list[float], tuple[float, ...], float]]:

@@ -26,6 +26,7 @@ from bragg_data.store.simulated import BlockResult, Writer, write_block
 from pipelines.simulation.worker import build_simulator, recipe_of, simulate_block
 from tests import fake_gsas2
 from tests.bragg_data.crystallography.test_published_structures import cif as published
+from tests.servers import dask_workers
 from tests.tiny_campaign import tiny_campaign
 
 DATA = Path(__file__).parents[2] / "data"
@@ -567,12 +568,7 @@ class TestGsas2:
             for candidate in psutil.process_iter(["cmdline"])
             if "distributed.cli.dask_worker" in (candidate.info["cmdline"] or ())
         ]
-        workers = [
-            child
-            for nanny in nannies
-            for child in nanny.children()
-            if "spawn_main" in " ".join(child.cmdline())
-        ]
+        workers = [worker for nanny in nannies for worker in dask_workers(nanny)]
         assert len(workers) == 2
         workers[0].kill()
         out, err = process.communicate(timeout=280)

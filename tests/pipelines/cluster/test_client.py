@@ -62,7 +62,8 @@ def test_local_workers_are_single_threaded_processes_and_leave_nothing(
         assert os.environ["OMP_NUM_THREADS"] == "7"
         assert any(tmp_path.iterdir())
     assert dict(os.environ) == before
-    assert not any(tmp_path.iterdir())
+    # The socket of the process that workers fork from, which ends with this one.
+    assert [path.name[:5] for path in tmp_path.iterdir()] in ([], ["pymp-"])
     assert not any(psutil.pid_exists(process) for process in processes)
     assert capfd.readouterr() == ("", "")
 
