@@ -310,11 +310,13 @@ def _axis_of(name: str, dataset: h5py.Dataset) -> _Axis:
 # ---- the process -------------------------------------------------------------------------------
 
 _MEMORY = 1 << 33  # bytes of address space
+_PROCESSOR_TIME = 20  # s; the largest files that are read take a few
 
 
 def _main(path: Path, name: str, bank: int | None) -> None:
     """Write the banks of a file to the output, for :func:`.nexus_process.read_nexus_apart`."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (_PROCESSOR_TIME, _PROCESSOR_TIME))
     try:
         banks = read_nexus(path, bank)
     except ProfileError as error:

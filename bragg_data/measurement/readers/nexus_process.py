@@ -16,7 +16,7 @@ import numpy as np
 from bragg_data.measurement.readers.checks import RawProfile
 from bragg_data.measurement.readers.common import ProfileError
 
-SECONDS = 60.0  # for a file; the largest that are read take a tenth of it
+SECONDS = 60.0  # for a file, which may be on a slow disk
 _MODULE = "bragg_data.measurement.readers.nexus"
 REFUSED = 3  # exit code; the reason is on stderr
 META = "meta"
