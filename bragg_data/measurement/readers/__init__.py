@@ -19,7 +19,6 @@ from bragg_data.measurement.readers.gsas import (
     read_gsas_bank,
 )
 from bragg_data.measurement.readers.nexus_process import read_nexus_apart
-from bragg_data.measurement.readers.other_kinds import refuse_other_kinds
 
 __all__ = [
     "AS_USUAL",
@@ -66,6 +65,9 @@ def read_profiles(
         return _checked(banks, path, bank, reading)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not any(map(is_bank_record, lines)):
+        # Its readers of instruments import much, which the process that reads NeXus does without.
+        from bragg_data.measurement.readers.other_kinds import refuse_other_kinds
+
         refuse_other_kinds(text, path)
         return [read_columns(lines, path, bank, reading)]
     blocks, time_maps = gsas_blocks(lines, path)
