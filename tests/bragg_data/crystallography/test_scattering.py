@@ -3,8 +3,12 @@
 import numpy as np
 import periodictable
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from periodictable.nsf import neutron_wavelength
 
 from bragg_data.campaign import load_campaign
+from bragg_data.crystallography import scattering
 from bragg_data.crystallography.cell import d_spacing
 from bragg_data.crystallography.reflections import unique_reflections
 from bragg_data.crystallography.scattering import (
@@ -25,10 +29,32 @@ def test_resonant_lengths_are_those_of_periodictable(symbol: str) -> None:
     element = symbol.lstrip("0123456789")
     mass = symbol[: -len(element)]
     atom = periodictable.elements.isotope(f"{mass}-{element}" if mass else element)
-    wavelength = np.linspace(0.2, 4.0, 77)
+    wavelength = np.array([0.01, *atom.neutron.nsf_table[0], 20.0])
     expected, _ = atom.neutron.scattering_by_wavelength(wavelength)
     assert is_resonant(symbol)
-    np.testing.assert_array_equal(resonant_scattering_length(symbol, wavelength), expected / 10)
+    lengths = resonant_scattering_length(symbol, wavelength)
+    np.testing.assert_allclose(lengths, expected / 10, atol=1e-12)
+
+
+@given(
+    at=st.floats(0.05, 0.5),
+    gamma=st.floats(0.06, 0.2),
+    strength=st.floats(-0.5, 0.5),
+)
+def test_a_resonance_is_followed_between_the_values_of_the_table(at, gamma, strength) -> None:
+    """Of Breit and Wigner, tabulated as those of the rare earths are, in steps of 10 meV."""
+
+    def amplitude(energy: np.ndarray) -> np.ndarray:
+        return 5.0 + strength / (energy - at + 0.5j * gamma)
+
+    energy = np.arange(0.01, 0.605, 0.01)
+    table = neutron_wavelength(1000 * energy)[::-1], amplitude(energy)[::-1]
+    between = np.linspace(0.03, 0.58, 500)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scattering, "resonance_table", lambda _: table)
+        lengths = resonant_scattering_length("Sm", neutron_wavelength(1000 * between))
+    peak = 2 * abs(strength) / gamma
+    assert np.abs(10 * lengths - amplitude(between)).max() < 2e-3 * peak + 1e-9
 
 
 def test_elements_without_a_table_are_refused() -> None:
@@ -56,10 +82,8 @@ def test_structure_factors_of_resonant_elements(group: str) -> None:
     expected = []
     for hkl, spacing in zip(unique.hkl, d, strict=True):
         wavelength = 2 * spacing * np.sin(np.radians(45.0))
-        b = {
-            s: periodictable.elements.symbol(s).neutron.scattering_by_wavelength(wavelength)[0]
-            for s in ("Gd", "Eu")
-        }
+        at = np.array([wavelength])
+        b = {s: 10 * resonant_scattering_length(s, at)[0] for s in ("Gd", "Eu")}
         b["O"] = periodictable.O.neutron.b_c
         f = np.array([b[s] for s in phase.symbols]) / 10
         f = f * np.exp(-2 * np.pi**2 * phase.u_iso / spacing**2)

@@ -491,7 +491,10 @@ class TestGsas2:
             simulator.simulate(np.array([0]), np.array([phase.cell]))
         simulator.close()
 
-    @pytest.mark.parametrize(("symbol", "limit"), [("Er", 1e-3), ("Gd", 5e-3), ("Yb", 1.2e-2)])
+    @pytest.mark.parametrize(
+        ("symbol", "limit"),
+        [("Er", 1e-3), ("Gd", 5e-3), ("Yb", 1.2e-2), ("Eu", 2e-2), ("Sm", 3.5e-2), ("Lu", 7e-3)],
+    )
     @pytest.mark.filterwarnings("ignore:Scattering lengths of")
     def test_resonant_elements_are_those_of_the_fast_simulator(self, symbol, limit):
         """Up to GSAS-II's Breit-Wigner terms, which are fitted to Lynn & Seeger's tables."""
