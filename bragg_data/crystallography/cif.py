@@ -24,6 +24,22 @@ _CELL_TAGS = [f"_cell_length_{n}" for n in CELL_PARAMETERS[:3]]
 _CELL_TAGS += [f"_cell_angle_{n}" for n in CELL_PARAMETERS[3:]]
 _FRACT = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 _ANISO = ("11", "22", "33", "12", "13", "23")
+SITE_TAGS = (
+    *_CELL_TAGS,
+    *_FRACT,
+    *(f"_atom_site_{n}" for n in ("label", "type_symbol", "occupancy")),
+    *(f"_atom_site_{n}_iso_or_equiv" for n in "ub"),
+    "_atom_site_aniso_label",
+    *(f"_atom_site_aniso_{kind}_{ij}" for kind in "ub" for ij in _ANISO),
+    *("_space_group_name_h-m_alt", "_symmetry_space_group_name_h-m", "_space_group_name_hall"),
+    *("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz"),
+    *("_space_group_it_number", "_symmetry_int_tables_number"),
+    *("_cell_volume", "_cell_formula_units_z", "_chemical_formula_sum"),
+    *("_exptl_crystal_density_diffrn", "_space_group_crystal_system"),
+    *("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity"),
+)
+"""Tags that are read, or compared with what is read."""
+
 _FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
 _ASCII = str.maketrans({"−": "-", "–": "-", "\u00a0": " ", "\ufeff": ""})
 
@@ -203,6 +219,7 @@ def sites_of(
         (unknown, "No occupancy of {}: 1 is assumed."),
         (occupancy > 1, "Occupancy above 1 of {}: used as it is."),
         (occupancy < 0, "Negative occupancy of {}: left out."),
+        (occupancy == 0, "Occupancy 0 of {}: left out."),
     ]
     used = (occupancy > 0) & ~dummy
     of_rows += [(rows & used, text) for rows, text in of_u]

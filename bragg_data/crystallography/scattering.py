@@ -78,7 +78,8 @@ def resonance_table(symbol: str) -> tuple[NDArray[np.float64], NDArray[np.comple
     Lynn & Seeger, ADNDT 44 (1990) 191, by way of periodictable: in steps of 10 meV, rounded to
     0.01 fm. None for elements without a table.
     """
-    return _neutron(symbol).nsf_table
+    table: tuple[NDArray[np.float64], NDArray[np.complex128]] | None = _neutron(symbol).nsf_table
+    return table
 
 
 def is_resonant(symbol: str) -> bool:

@@ -1,7 +1,6 @@
 """Crystal structures: phases from CIF files, their scattering lengths and free coordinates."""
 
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.crystallography.atoms import all_atoms, coincident_sites
 from bragg_data.crystallography.cell import (
     CELL_PARAMETERS,
     CrystalError,
@@ -21,8 +21,9 @@ from bragg_data.crystallography.cell import (
     lattice_from_space_group,
 )
 from bragg_data.crystallography.cif import Site, cell_of, read_text, select_block, sites_of
+from bragg_data.crystallography.consistency import contradictions
 from bragg_data.crystallography.scattering import ResonanceError, is_resonant, scattering_length
-from bragg_data.crystallography.symmetry import all_atoms, coincident_sites, space_group_of
+from bragg_data.crystallography.symmetry import space_group_of
 
 _SAME = 1e-3  # fractional: closer positions are the same
 
@@ -162,9 +163,14 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
     of_tags = (f"Given twice with other values: {', '.join(repeated)}; the first counts.",)
     for symbol in sorted({site.symbol for site in sites}):
         # A resonance is refused by the simulator that cannot model it.
-        with suppress(ResonanceError):
+        try:
             scattering_length(symbol)
-    atoms = all_atoms(gemmi.UnitCell(*parameters), group, sites)
+        except ResonanceError:
+            pass
+        except CrystalError as error:
+            raise CrystalError(f"{where}: {error}") from error
+    cell = gemmi.UnitCell(*parameters)
+    atoms = all_atoms(cell, group, sites)
     of_site = [sites[site] for site in atoms.site]
     labels = content.texts("_atom_site_label", "_atom_site_type_symbol")
     of_places = [
@@ -182,7 +188,14 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
         u_iso=np.array([site.u_iso for site in of_site]),
         sites=sites,
         cif=text,
-        assumptions=(*of_group, *of_cell, *of_atoms, *of_places, *(of_tags if repeated else ())),
+        assumptions=(
+            *of_group,
+            *of_cell,
+            *of_atoms,
+            *of_places,
+            *(of_tags if repeated else ()),
+            *contradictions(content, cell, group, (sites, rows, atoms)),
+        ),
     )
 
 

@@ -1,6 +1,5 @@
 """The space group of a CIF: its operations, Hall or Hermann-Mauguin symbol, number and origin."""
 
-import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -9,15 +8,19 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.crystallography.atoms import IMPOSSIBLE, Atoms, all_atoms, closest_contact
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.cif import CifBlock, Site
-from bragg_data.crystallography.scattering import element_of
+from bragg_data.crystallography.consistency import (
+    MULTIPLICITIES,
+    OPERATIONS,
+    agree,
+    contents_of,
+    formula_of,
+    units_of,
+)
 
 _SENSIBLE = 0.65  # of the sum of covalent radii: shorter than any bond (V=O has 0.72, N≡N 0.77)
-_IMPOSSIBLE = 0.5
-_FULL = 1.05  # sum of occupancies, rounded, of atoms that share a place
-_ROUNDING, _MERGED = 0.1, 0.4  # Å; images in between are one atom, though coordinates differ
-_SAME_COMPOSITION = 0.02  # relative: refined occupancies against a formula of integers
 
 _CHOICES = {"S": "1", "Z": "2"}  # of the ICSD: centre of symmetry elsewhere, at the origin
 _CHOICE = re.compile(
@@ -25,7 +28,6 @@ _CHOICE = re.compile(
 )
 # Cubic symbols of the years before 1983: F d 3 m for F d -3 m.
 _OLD_CUBIC = re.compile(r"([PFI])\s*([mndac])\s*(3)\s*([mndc]?)")
-_OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
 _HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
 _SYMBOLS = (
     "_space_group_name_h-m_alt",
@@ -35,15 +37,6 @@ _SYMBOLS = (
     "_space_group_name_h-m_ref",
 )
 _NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
-_MULTIPLICITIES = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
-_ELEMENT = re.compile(r"(\d*[A-Z][a-z]?)\s*([\d.]*)")
-
-
-class Atoms(NamedTuple):
-    """All atoms of a unit cell."""
-
-    site: NDArray[np.intp]  # (n,) of the asymmetric unit
-    positions: NDArray[np.float64]  # (n, 3) fractional
 
 
 class _Named(NamedTuple):
@@ -51,24 +44,6 @@ class _Named(NamedTuple):
 
     groups: tuple[gemmi.SpaceGroup, ...]
     text: str
-
-
-def all_atoms(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> Atoms:
-    """Return the atoms that a space group makes of sites; images within 0.4 Å are one."""
-    structure = gemmi.SmallStructure()
-    structure.cell = cell
-    structure.spacegroup = group
-    for number, site in enumerate(sites):
-        atom = gemmi.SmallStructure.Site()
-        atom.label = str(number)
-        atom.fract = gemmi.Fractional(*site.position)
-        structure.add_site(atom)
-    structure.setup_cell_images()
-    atoms = structure.get_all_unit_cell_sites()
-    return Atoms(
-        np.array([int(atom.label) for atom in atoms], dtype=np.intp),
-        np.array([(atom.fract.x, atom.fract.y, atom.fract.z) for atom in atoms]).reshape(-1, 3),
-    )
 
 
 def space_group_of(
@@ -99,8 +74,8 @@ def space_group_of(
         numbers = {g.number for g in named.groups}
         if not numbers or group.number in numbers:
             return group, ()
-        contact = closest_contact(cell, parents[0], sites) if parents else 0.0
-        if contact < _IMPOSSIBLE:
+        contact = closest_contact(cell, parents[0], sites).ratio if parents else 0.0
+        if contact < IMPOSSIBLE:
             return group, (
                 f"The symmetry operations are those of {group.xhm()}, not of {named.text}: the "
                 f"operations are used.",
@@ -124,7 +99,7 @@ def _triplets(group: gemmi.SpaceGroup) -> frozenset[str]:
 def _listed(block: CifBlock) -> tuple[frozenset[str], gemmi.SpaceGroup | None]:
     """Return the operations of a list, and their space group if they are all of one's."""
     listed: dict[str, gemmi.Op] = {}
-    for text in block.texts(*_OPERATIONS):
+    for text in block.texts(*OPERATIONS):
         try:
             operation = gemmi.Op(text.strip()).wrap()
         except (ValueError, RuntimeError):
@@ -225,66 +200,6 @@ def _on_the_unique_axis(group: gemmi.SpaceGroup, cell: gemmi.UnitCell) -> gemmi.
     return settings[0] if len(settings) == 1 else group
 
 
-def closest_contact(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> float:
-    """Return the shortest distance between atoms over the sum of their covalent radii.
-
-    Atoms that cannot be there together, since their occupancies sum to 1 or less, do not count.
-    """
-    atoms = all_atoms(cell, group, sites)
-    radii = np.array([gemmi.Element(element_of(site.symbol)).covalent_r for site in sites])
-    occupancies = np.array([site.occupancy for site in sites])[atoms.site]
-    radius = radii[atoms.site]
-    first = np.unique(atoms.site, return_index=True)[1]  # one of each site meets all neighbours
-    shifts = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))
-    orthogonal = np.array(cell.orth.mat.tolist())
-    closest = _closest_image(cell, group, sites)
-    for atom in first:
-        difference = atoms.positions - atoms.positions[atom]
-        difference -= np.round(difference)
-        images = (difference[:, None] + shifts) @ orthogonal.T
-        distance = np.linalg.norm(images, axis=2)
-        distance[atom, 13] = np.inf  # itself
-        distance[occupancies + occupancies[atom] <= 1.001] = np.inf
-        closest = min(closest, float((distance.min(axis=1) / (radius + radius[atom])).min()))
-    return closest
-
-
-def coincident_sites(
-    cell: gemmi.UnitCell, sites: Sequence[Site], atoms: Atoms
-) -> list[tuple[int, int]]:
-    """Return pairs of sites at one place that cannot both be there: their occupancies exceed 1."""
-    orthogonal = np.array(cell.orth.mat.tolist())
-    occupancies = np.array([site.occupancy for site in sites])
-    pairs = []
-    for site, first in enumerate(np.unique(atoms.site, return_index=True)[1].tolist()):
-        difference = atoms.positions - atoms.positions[first]
-        distance = np.linalg.norm((difference - np.round(difference)) @ orthogonal.T, axis=1)
-        near = np.unique(atoms.site[distance < _ROUNDING])
-        full = occupancies[near] + occupancies[site] > _FULL
-        pairs += [(site, other) for other in near[full].tolist() if other > site]
-    return pairs
-
-
-def _closest_image(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> float:
-    """Return the shortest distance of images that count as one atom, further apart than rounding.
-
-    Over the sum of covalent radii; infinite where there are none.
-    """
-    operations = list(group.operations())
-    rotations = np.array([op.rot for op in operations]) / gemmi.Op.DEN
-    shifts = np.array([op.tran for op in operations]) / gemmi.Op.DEN
-    orthogonal = np.array(cell.orth.mat.tolist())
-    closest = np.inf
-    for site in sites:
-        difference = rotations @ np.array(site.position) + shifts - np.array(site.position)
-        distance = np.linalg.norm((difference - np.round(difference)) @ orthogonal.T, axis=1)
-        distance = distance[(distance > _ROUNDING) & (distance < _MERGED)]
-        if len(distance) and site.occupancy > 0.5:
-            radius = gemmi.Element(element_of(site.symbol)).covalent_r
-            closest = min(closest, float(distance.min()) / (2 * radius))
-    return closest
-
-
 def _choose_origin(
     named: _Named,
     block: CifBlock,
@@ -322,7 +237,7 @@ def _choose_origin(
 def _agree_with_multiplicities(
     block: CifBlock, atoms: Sequence[Atoms], rows: NDArray[np.intp]
 ) -> list[bool]:
-    for tag in _MULTIPLICITIES:
+    for tag in MULTIPLICITIES:
         listed = block.numbers(tag)
         if len(listed) and np.isfinite(listed[rows]).all():
             return [np.array_equal(np.bincount(a.site), listed[rows]) for a in atoms]
@@ -332,25 +247,8 @@ def _agree_with_multiplicities(
 def _agree_with_formula(
     block: CifBlock, atoms: Sequence[Atoms], sites: Sequence[Site]
 ) -> list[bool]:
-    formula: dict[str, float] = {}
-    for symbol, count in _ELEMENT.findall(block.text("_chemical_formula_sum")):
-        element = element_of(symbol)
-        formula[element] = formula.get(element, 0.0) + (float(count.rstrip(".")) if count else 1.0)
-    units = block.numbers("_cell_formula_units_z")
-    counted = len(units) > 0 and np.isfinite(units[0])
-    elements = [element_of(site.symbol) for site in sites]
-    if not formula or set(formula) != set(elements):
-        return [False] * len(atoms)
-    expected = np.array([formula[element] for element in sorted(formula)])
-    agrees = []
-    for of_group in atoms:
-        content = dict.fromkeys(sorted(formula), 0.0)
-        for site in of_group.site:
-            content[elements[site]] += sites[site].occupancy
-        actual = np.array(list(content.values()))
-        scale = units[0] if counted else actual.sum() / expected.sum()
-        agrees.append(bool(np.allclose(actual, scale * expected, rtol=_SAME_COMPOSITION)))
-    return agrees
+    formula, units = formula_of(block), units_of(block)
+    return [agree(contents_of(sites, of_group), formula, units) for of_group in atoms]
 
 
 def _sensible(
@@ -360,10 +258,10 @@ def _sensible(
     atoms: Sequence[Atoms],
 ) -> list[bool]:
     """Return which of two origins gives sensible distances: alone, or with atoms less crowded."""
-    contacts = [closest_contact(cell, group, sites) for group in groups]
+    contacts = [closest_contact(cell, group, sites).ratio for group in groups]
     counts = [len(of_group.site) for of_group in atoms]
     return [
         contacts[a] >= _SENSIBLE
-        and (contacts[b] < _IMPOSSIBLE or (counts[a] < counts[b] and contacts[a] >= contacts[b]))
+        and (contacts[b] < IMPOSSIBLE or (counts[a] < counts[b] and contacts[a] >= contacts[b]))
         for a, b in ((0, 1), (1, 0))
     ]

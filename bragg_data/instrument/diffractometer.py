@@ -12,12 +12,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.instrument import consistency
+
 _Value = TypeVar("_Value", float, NDArray[np.float64])
 
 _SHAPE = ("alpha", "beta-0", "beta-1", "beta-q", "sig-0", "sig-1", "sig-2", "sig-q", "X", "Y", "Z")
 
 # Names in a .instprm file -> our attribute; those in _OPTIONAL may be absent and are then zero.
-_KEYS = {
+KEYS = {
     "fltPath": "flight_path",
     "2-theta": "two_theta",
     "difC": "difc",
@@ -26,7 +28,7 @@ _KEYS = {
     "Zero": "tzero",
     **{name: name.lower().replace("-", "_") for name in _SHAPE},
 }
-_OPTIONAL = _KEYS.keys() - {"2-theta", "difC", "alpha"}
+_OPTIONAL = KEYS.keys() - {"2-theta", "difC", "alpha"}
 _LARGEST = 1e12  # of any value: far beyond every unit in use, far below where powers overflow
 _HEADER = "#GSAS-II instrument parameter file; do not add/delete items!\n"
 NOTE = "# note: "  # before a warning, behind the entries, where GSAS-II does not read on
@@ -148,7 +150,7 @@ class Instrument:
         lines = (line.partition(":") for line in self.text.splitlines() if not line.startswith("#"))
         entries = {key.strip(): value.strip() for key, colon, value in lines if colon}
         entries |= {"Type": "PNT", "Bank": f"{self.bank}"}
-        entries |= {key: repr(float(getattr(self, name))) for key, name in _KEYS.items()}
+        entries |= {key: repr(float(getattr(self, name))) for key, name in KEYS.items()}
         return _text_of(entries)
 
     @property
@@ -207,11 +209,12 @@ def instrument_of_entries(
             f"is simulated."
         )
     values: dict[str, float] = {}
-    for key, attribute in _KEYS.items():
+    for key, attribute in KEYS.items():
         if key not in entries and key in _OPTIONAL:
             continue
         try:
-            values[attribute] = float(entries[key])
+            # float() takes 1_0 for 10.
+            values[attribute] = float(entries[key].replace("_", "?"))
         except KeyError as error:
             raise InstrumentError(f"{where} lacks '{key}' (bank section {number}).") from error
         except ValueError as error:
@@ -231,7 +234,12 @@ def instrument_of_entries(
     if values["alpha"] <= 0:
         raise InstrumentError(f"{where}, bank {bank}: alpha (the rise) must be positive.")
     text = _text_of(entries) + _lines_of(warnings)
-    return Instrument(bank=bank, text=text, warnings=tuple(warnings), **values)
+    instrument = Instrument(bank=bank, text=text, warnings=tuple(warnings), **values)
+    # Not in the text, by whose digest campaigns know the instrument.
+    doubts = consistency.doubts_of_constants(
+        bank, {name: getattr(instrument, name) for name in KEYS.values()}
+    )
+    return replace(instrument, warnings=tuple(dict.fromkeys([*warnings, *doubts])))
 
 
 def _text_of(entries: Mapping[str, str]) -> str:

@@ -55,7 +55,7 @@ def read_gsas_banks(text: str, where: str) -> list[OriginalBank]:
     banks: dict[int, _Records] = {}
     for line in text.splitlines():
         kind, number, name = line[:4], line[4:6].strip(), line[6:12].strip()
-        if kind in ("INS ", "HST ") and number.isdigit():
+        if kind in ("INS ", "HST ") and re.fullmatch("[0-9]+", number):
             banks.setdefault(int(number), {})[name] = line[12:]
         elif kind in ("INS ", "EXPR"):
             general[name] = line[12:]

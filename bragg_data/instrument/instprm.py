@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from bragg_data.instrument import fullprof, gsas_iparm, topas
+from bragg_data.instrument import consistency, fullprof, gsas_iparm, topas
 from bragg_data.instrument.conversion import (
     OriginalBank,
     back_to_back,
@@ -16,6 +17,7 @@ from bragg_data.instrument.conversion import (
     usual_spacings,
 )
 from bragg_data.instrument.diffractometer import (
+    KEYS,
     NOTE,
     Instrument,
     InstrumentError,
@@ -125,11 +127,12 @@ def _banks_of_text(text: str, where: str) -> tuple[OriginalBank, ...]:
         return tuple(gsas_iparm.read_gsas_banks(text, where))
     if fullprof.recognised(text):
         return tuple(fullprof.read_fullprof_banks(text, where))
-    banks = [
-        (entries, section.notes)
-        for section in _sections(text)
-        for entries in _banks(section, where)
-    ]
+    sections = list(_sections(text))
+    if sections and all(key == "Bank" for key, _ in sections[-1].entries):
+        raise InstrumentError(
+            f"{where} ends behind the heading of bank {sections[-1].bank or '?'}: it is cut off."
+        )
+    banks = [(entries, section.notes) for section in sections for entries in _banks(section, where)]
     if not banks:
         raise InstrumentError(
             f"{where} is no GSAS-II instrument parameter file: it has no 'key:value' lines."
@@ -160,6 +163,15 @@ def _decoded(content: bytes) -> str:
 
 
 def _bank(entries: dict[str, str], notes: list[str], number: int, where: str) -> OriginalBank:
+    bank = _bank_of_entries(entries, notes, number, where)
+    doubts = consistency.doubts_of_entries(entries, KEYS, f"{bank.instrument.bank}")
+    warnings = dict.fromkeys([*bank.instrument.warnings, *doubts])
+    return replace(bank, instrument=replace(bank.instrument, warnings=tuple(warnings)))
+
+
+def _bank_of_entries(
+    entries: dict[str, str], notes: list[str], number: int, where: str
+) -> OriginalBank:
     table = entries.pop(_TABLE, "")
     instrument = instrument_of_entries(entries, number, where, notes)
     if not table:
@@ -208,9 +220,11 @@ def _sections(text: str) -> Iterator[_Section]:
             key, _, value = value.partition(":")
             section.entries.append((key.strip(), value.replace(quote, "")))
         elif not line.startswith("#"):
-            parts = (entry.partition(":") for entry in line.split(";"))
+            parts = [entry.partition(":") for entry in line.split(";") if entry.strip()]
             section.entries.extend((k.strip(), v.strip()) for k, colon, v in parts if colon)
-    if any(key != "Bank" for key, _ in section.entries):
+            stray = [k for k, colon, _ in parts if not colon]
+            section.notes.extend(f"'{k.strip()[:40]}' is no entry (key:value)." for k in stray)
+    if section.entries or section.bank:
         yield section
 
 
@@ -221,6 +235,15 @@ def _banks(section: _Section, where: str) -> list[dict[str, str]]:
     has the same value.
     """
     heading = {"Bank": section.bank} if section.bank else {}
+    number = dict(section.entries).get("Bank", section.bank)
+    if (
+        section.bank
+        and re.fullmatch(r"\d{1,9}(\.0*)?", number)
+        and int(float(number)) != int(section.bank)
+    ):
+        section.notes.append(
+            f"Its heading names bank {section.bank}, and its entry bank {number}, which is used."
+        )
     banks: list[dict[str, str]] = [{}]
     for key, value in section.entries:
         if key in banks[-1]:

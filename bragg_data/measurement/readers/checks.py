@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.measurement.readers import axis
+from bragg_data.measurement.readers import axis, consistency
 from bragg_data.measurement.readers.common import MINIMUM_POINTS, Profile, ProfileError, Unit
 
 _LARGEST = 1e30  # beyond this sums of squares overflow: no detector counts so much
@@ -33,6 +33,7 @@ class RawProfile:
     edges: bool = False  # x are the lower edges of bins
     maybe_edges: bool = False  # x were taken as centres, but may be edges
     maybe_centres: bool = False  # x were taken as lower edges, but may be centres
+    computed: bool = False  # x are not in the file, but follow from a rule in it
     warnings: tuple[str, ...] = ()
 
 
@@ -81,12 +82,18 @@ def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
             f"{where} has no number as intensity (or its standard deviation) at {missing.sum()} of "
             f"{len(x)} points."
         )
+    doubts = consistency.warnings_of_values(x, intensity, sigma)
+    if not raw.computed:
+        doubts += consistency.warnings_of_axis(x, "µs" if unit in axis.MICROSECONDS else unit)
+    doubts += consistency.warnings_of_header(raw.header)
     intensity = np.where(missing, 0.0, intensity)
     if not intensity.any():
         raise ProfileError(f"{where} holds no intensity: all {len(x)} values are zero.")
-    sigma_known = raw.sigma_known
-    if sigma is None or not (sigma > 0).any():
-        sigma_known = False
+    if sigma is not None and not (sigma > 0).any():
+        doubts.append("All standard deviations are zero: those of counting statistics are used.")
+        sigma = None
+    sigma_known = raw.sigma_known and sigma is not None
+    if sigma is None:
         positive = intensity[intensity > 0]
         if not len(positive):
             raise ProfileError(f"{where} holds no positive intensity.")
@@ -122,7 +129,7 @@ def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
         sigma_known=sigma_known,
         maybe_edges=raw.maybe_edges,
         maybe_centres=raw.maybe_centres,
-        warnings=(*raw.warnings, *inferred),
+        warnings=(*raw.warnings, *inferred, *doubts),
     )
 
 

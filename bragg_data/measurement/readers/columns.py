@@ -1,12 +1,12 @@
 """Files of columns: time of flight, d-spacing or Q, intensity, and its standard deviation."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bragg_data.measurement.readers import axis, common
+from bragg_data.measurement.readers import axis, common, gsas
 from bragg_data.measurement.readers.checks import RawProfile, checked_profile
 from bragg_data.measurement.readers.common import Profile, ProfileError, Reading
 
@@ -16,6 +16,14 @@ _COLUMN_NAMES = {
     "sigma": {"sigma", "e", "err", "error", "esd", "s", "dy", "sig", "uncertainty", "std"},
     "weight": {"weight", "w"},
 }
+_NOT_READ = frozenset(
+    [
+        *("ycalc", "y_calc", "ycal", "calc", "fit", "none"),
+        *("bkg", "ybkg", "background", "yback", "bck"),
+        *("diff", "difference", "residual", "res", "yobs-ycal", "obs-calc"),
+    ]
+)
+_LONGEST = 500  # characters of a line of names or numbers
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _EDGES = re.compile(r"bin edges|(?:lower|left) edges|edges of bins", re.IGNORECASE)
 _CENTRES = re.compile(r"(?:bin |mid)(?:centre|center|point)s?|midpoints", re.IGNORECASE)
@@ -38,29 +46,43 @@ def read_columns(lines: Sequence[str], path: Path, bank: int | None, reading: Re
             comments.append(stripped)
         else:
             break
+    gsas.refuse_damaged_record(comments, path)
     if table is None:
         table = np.array(_numbers(data, comments, path))
     width = table.shape[1]
+    doubts = _doubts_of_rows(comments, width)
     if width < 2:
         raise ProfileError(f"{path} has one column; time of flight and intensity are expected.")
+    names = _names_of(comments, width)
     named = _named_columns(comments, width)
     index, declared = named or ({"tof": 0, "intensity": 1}, None)
     if named is None and width > 2:
         index["sigma"] = 2
+    strange = (
+        None
+        if named is None
+        else [
+            name
+            for column, name in enumerate(names[1] if names else [])
+            if column not in index.values() and name not in _NOT_READ
+        ]
+    )
+    doubts += _doubts_of_names(comments, strange, index, width)
     sigma = table[:, index["sigma"]] if "sigma" in index else None
-    if sigma is None and "weight" in index:
+    if "weight" in index and sigma is None:
         weight = table[:, index["weight"]]
-        known = weight > 0
-        sigma = np.where(known, 1 / np.sqrt(np.where(known, weight, 1.0)), 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sigma = np.where(weight == 0, 0.0, 1 / np.sqrt(weight))
+        sigma[~np.isfinite(weight)] = np.nan
     header = common.header_from_comments(comments)
     # A density at the given times, as in GSAS-II's exports and FullProf's files. GSAS-II reads
     # these times as lower bin edges, and calibrations refined there on such files contain that.
     text = " ".join([lines[0], *comments])
     edges = bool(reading.bin_edges)
-    warnings: tuple[str, ...] = ()
+    warnings = tuple(doubts)
     if reading.bin_edges is None and _EDGES.search(text):
         edges = True
-        warnings = ("By the file's header its times are bin edges: they were read as such.",)
+        warnings += ("By the file's header its times are bin edges: they were read as such.",)
     known_centres = edges or reading.bin_edges is not None or bool(_CENTRES.search(text))
     raw = RawProfile(
         path=path,
@@ -77,6 +99,45 @@ def read_columns(lines: Sequence[str], path: Path, bank: int | None, reading: Re
         warnings=warnings,
     )
     return checked_profile(raw, reading.x_unit)
+
+
+def _doubts_of_rows(comments: Sequence[str], width: int) -> list[str]:
+    """Warn of lines that are no rows, and look like rows that are damaged or left out."""
+    for line in (line for line in comments if len(line) < _LONGEST):
+        bare = line.lstrip(common.COMMENT)
+        words = _fields(bare)
+        numbers = sum(map(_starts_with_number, words))
+        rows = len(words) == width and 2 * numbers >= width and (numbers == width or bare == line)
+        if rows or (bare == line and re.fullmatch(r"[-+\d.eE,;\s]*\d[-+\d.eE,;\s]*", bare)):
+            return [f"A line that looks like a row was left out: {line[:60]!r}."]
+    return []
+
+
+def _doubts_of_names(
+    comments: Sequence[str], strange: list[str] | None, index: Mapping[str, int], width: int
+) -> list[str]:
+    """Warn of columns whose meaning was guessed, or which were not read.
+
+    ``strange`` are the names of columns that mean nothing here; None without names.
+    """
+    if {"sigma", "weight"} <= index.keys():
+        return ["Columns are named as standard deviation and as weight: the former is used."]
+    if strange and not {"sigma", "weight"} & index.keys():
+        return [
+            f"No column is named as standard deviation, and '{strange[0][:20]}' is unknown: that "
+            f"of counting statistics is used."
+        ]
+    like_names = any(
+        len(re.split(r"[,;\t]", line)) == width and re.search(r"[A-Za-z]", line)
+        for line in comments
+        if len(line) < _LONGEST
+    )
+    if strange is None and width > 2 and (width > 3 or like_names):
+        return [
+            f"The {width} columns have no names that are known: they were taken as time of flight, "
+            f"intensity and its standard deviation."
+        ]
+    return []
 
 
 def _of_gsas2_or_fullprof(text: str) -> bool:
@@ -112,10 +173,18 @@ def _numbers(
     split: Callable[[str], list[str]] = str.split
     if any("," in text or ";" in text for text in texts):
         split = _with_decimal_commas if _has_decimal_commas(texts, comments, path) else _fields
+    if split is _fields and len({(text.count(","), text.count(";")) for text in texts}) > 1:
+        usual = texts[0].count(","), texts[0].count(";")
+        odd = next(text for text in texts if (text.count(","), text.count(";")) != usual)
+        raise ProfileError(
+            f"{path} separates the numbers of its lines in different ways: {texts[0][:40]!r} and "
+            f"{odd[:40]!r}."
+        )
     rows: list[list[float]] = []
     for number, text in data:
         try:
-            row = [float(word) for word in split(text)]
+            # float() takes 1_0 for 10.
+            row = [float(word) for word in split(text.replace("_", "?"))]
         except ValueError as error:
             raise ProfileError(
                 f"{path} cannot be read at line {number}: {text[:60]!r} is not numbers."

@@ -5,19 +5,20 @@ where they were normalised. The last bin, whose width is not known, is dropped, 
 centres, and counts are divided by the width: a density per µs, as the simulated intensity is.
 """
 
-import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.measurement.readers import axis, common
+from bragg_data.measurement.readers import axis, common, consistency
 from bragg_data.measurement.readers.checks import RawProfile, checked_profile
 from bragg_data.measurement.readers.common import Profile, ProfileError, Reading
+from bragg_data.measurement.readers.time_maps import integer, time_maps_of
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,11 @@ class GsasBlock:
 
     bank: int
     channels: int
+    records: str
     binning: str
     coefficients: list[float]
     kind: str
+    record: str
     indent: int  # blanks before the record
     title: str
     comments: list[str]
@@ -36,16 +39,31 @@ class GsasBlock:
     lines: list[str] = field(default_factory=list)
 
 
+_GROUPS = {"ALT": 20, "ESD": 16, "STD": 8}  # characters of a point, right-aligned
 _KINDS = ("FXYE", "FXY", "ALT", "ESD", "STD")
 _MARKED = re.compile(r"\n[^\S\n]*[BbTtEe#\x1a]")  # first letters of lines that are not data
 # Without this much behind it, "Bank 4" in a column file would be taken for a record.
 _RECORD = re.compile(r"\s*BANK\s+\d+\s+\d+\s+\d+\s+[A-Z]", re.IGNORECASE)
+_DAMAGED = re.compile(r"\d+\s+\d+\s+(?:SLOG|CONST?|COND|RALF|TIME_MAP)\b", re.IGNORECASE)
+_BINNINGS = frozenset(["SLOG", "CONS", "CONST", "COND", "RALF", "TIME_MAP", "LOG6"])
+_LONGEST = 200  # characters in which a record is looked for
+_ROW = re.compile(r"[-+\d.eE\s]+")  # a line of numbers
 _LEAST_SHARE = 0.5  # of the announced channels; with fewer the file is cut off
 
 
 def is_bank_record(line: str) -> bool:
     """Return whether a line begins a bank: ``BANK``, or a record indented or in lower case."""
     return line.startswith("BANK") or (line.lstrip()[:1] in "Bb" and bool(_RECORD.match(line)))
+
+
+def refuse_damaged_record(lines: Iterable[str], path: Path) -> None:
+    """Raise a ProfileError if one of the lines outside of banks looks like a ``BANK`` record."""
+    for line in lines:
+        if _DAMAGED.search(line[:_LONGEST]):
+            raise ProfileError(
+                f"{path} has a line that looks like a bank record and is none: "
+                f"{line.strip()[:60]!r}. Such a record begins with BANK."
+            )
 
 
 def gsas_blocks(
@@ -66,6 +84,8 @@ def gsas_blocks(
         if is_bank_record(line):
             if not blocks:
                 general, of_bank = of_bank, []
+                refuse_damaged_record(general, path)
+                _refuse_rows(general, path)
             blocks.append(_bank_record(line, path, title, [*general, *of_bank]))
             of_bank, target = [], blocks[-1].lines
         elif stripped[:8].upper() == "TIME_MAP":
@@ -78,7 +98,7 @@ def gsas_blocks(
         else:
             _append([line] if number else [], target, of_bank)
     _append(lines[max(before, 1) :], target, of_bank)
-    return blocks, _time_maps(map_lines, path)
+    return blocks, time_maps_of(map_lines, path)
 
 
 def _marked(lines: Sequence[str]) -> list[int]:
@@ -100,17 +120,20 @@ def _append(lines: Sequence[str], target: list[str] | None, of_bank: list[str]) 
         target += filter(str.strip, lines)
 
 
-def _integer(word: str) -> int:
-    if len(word) > 18:
-        raise ValueError(f"{word[:18]!r} is the beginning of too long a number")
-    return int(word)
+def _refuse_rows(lines: Sequence[str], path: Path) -> None:
+    rows = [line for line in lines if _ROW.fullmatch(line) and line.strip()]
+    if len(rows) >= common.MINIMUM_POINTS:
+        raise ProfileError(
+            f"{path} has {len(rows)} lines of numbers before its first bank record, from "
+            f"{rows[0].strip()[:60]!r}: the record of these is missing."
+        )
 
 
 def _bank_record(line: str, path: Path, title: str, comments: list[str]) -> GsasBlock:
     words = line.upper().split()
     try:
-        bank, channels, binning = _integer(words[1]), _integer(words[2]), words[4]
-        rest = words[5:]
+        bank, channels, binning = integer(words[1]), integer(words[2]), words[4]
+        records, rest = words[3], words[5:]
         kind = next((word for word in rest if word in _KINDS), "STD")
         coefficients = [float(word) for word in rest if word not in _KINDS]
     except (ValueError, IndexError) as error:
@@ -119,43 +142,9 @@ def _bank_record(line: str, path: Path, title: str, comments: list[str]) -> Gsas
             f"its number, channels, records, binning (SLOG, RALF …), coefficients, data type."
         ) from error
     indent, header = len(line) - len(line.lstrip()), common.header_from_comments(comments)
-    return GsasBlock(bank, channels, binning, coefficients, kind, indent, title, comments, header)
-
-
-def _time_maps(
-    map_lines: Sequence[tuple[str, list[str]]], path: Path
-) -> dict[str, NDArray[np.float64]]:
-    maps: dict[str, NDArray[np.float64]] = {}
-    for record, rows in map_lines:
-        name, edges = _time_map(record, rows, path)
-        if name in maps and not np.array_equal(maps[name], edges):
-            raise ProfileError(
-                f"{path} has two different time maps of the number {name[:20]}, so that the times "
-                f"of its banks cannot be known. Number them as the bank records do."
-            )
-        maps[name] = edges
-    return maps
-
-
-@np.errstate(over="ignore", invalid="ignore")  # times that are not finite are refused later
-def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, NDArray[np.float64]]:
-    """Read ``TIME_MAP number values records TIME_MAP clock/ns`` and its (channel, time, step)."""
-    words = record[8:].split()
-    try:
-        count, clock = _integer(words[1]), float(words[4]) / 1000
-        cells = (word for row in rows for word in row.split())
-        values = [_integer(word) for word in islice(cells, count)]
-        starts, steps = values[1:-1:3], values[2::3]
-        stops = [*starts[1:], values[-1]]
-        lengths = [math.ceil((b - a) / s) for a, b, s in zip(starts, stops, steps, strict=True)]
-    except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
-        raise ProfileError(
-            f"{path} has a time map that cannot be read: {str(error)[:80]}."
-        ) from error
-    if min(lengths, default=-1) < 0 or sum(lengths) > 10**6 or min(steps) <= 0:
-        raise ProfileError(f"{path} has a time map whose times do not ascend in steps.")
-    parts = [a + s * np.arange(n) for a, s, n in zip(starts, steps, lengths, strict=True)]
-    return words[0], np.append(np.concatenate(parts), stops[-1]) * clock
+    return GsasBlock(
+        bank, channels, records, binning, coefficients, kind, line, indent, title, comments, header
+    )
 
 
 def read_gsas_bank(
@@ -168,6 +157,12 @@ def read_gsas_bank(
     where = f"{path}, bank {block.bank},"
     sigma: NDArray[np.float64] | None
     keep = slice(max(block.channels, 0) or None)
+    in_file = block.kind in ("FXYE", "FXY", "ALT")  # the times
+    if number := next((n for n, line in enumerate(block.lines, 1) if "_" in line), 0):
+        raise ProfileError(
+            f"{where} has data that cannot be read in line {number} behind its record: "
+            f"{block.lines[number - 1].strip()[:60]!r}."
+        )
     try:
         if block.kind in ("FXYE", "FXY"):
             rows = _free(block.lines, len(block.kind) - 1, where)[keep]
@@ -191,7 +186,7 @@ def read_gsas_bank(
         raise ProfileError(
             f"{where} has {block.kind} data that cannot be read: {str(error)[:80]}."
         ) from error
-    present, warnings = len(counts), []
+    present, warnings = len(counts), _warnings_of_lines(block, time_maps)
     if present < _LEAST_SHARE * block.channels:
         raise ProfileError(
             f"{where} is truncated: its record promises {block.channels} channels and "
@@ -202,6 +197,8 @@ def read_gsas_bank(
             f"The record of bank {block.bank} promises {block.channels} channels and {present} are "
             f"there: check that the file is complete."
         )
+    if in_file:
+        warnings += consistency.warnings_of_binning(edges, block.binning, block.coefficients)
     on_centres: list[str] = []
     if reading.bin_edges is None and block.kind in ("FXYE", "ALT") and len(edges) > 1:
         on_centres = _on_centres(block, edges)
@@ -219,9 +216,55 @@ def read_gsas_bank(
         counts=True,
         edges=reading.bin_edges is not False,
         maybe_centres=bool(on_centres),
+        computed=not in_file,
         warnings=(*warnings, *on_centres),
     )
     return checked_profile(raw, reading.x_unit)
+
+
+def _warnings_of_lines(block: GsasBlock, time_maps: Mapping[str, NDArray[np.float64]]) -> list[str]:
+    """Warn of lines that are not as many as announced, not full, or not in their columns."""
+    warnings = []
+    lines = [line.rstrip() for line in block.lines]
+    if block.records != f"{len(lines)}":
+        warnings.append(
+            f"The record of bank {block.bank} promises {block.records[:20]} lines, and "
+            f"{len(lines)} are there: check that the file is complete."
+        )
+    if width := _GROUPS.get(block.kind):
+        start = block.indent if all(line[: block.indent].isspace() for line in lines) else 0
+        usual = max(Counter(map(len, lines[:-1])).most_common(1), default=(0, 0))[0]
+        odd = [
+            line
+            for number, line in enumerate(lines, 1)
+            if (len(line) - start) % width
+            or (len(line) != usual and number < len(lines))
+            or _apart(line[start:], width)
+        ]
+        if 0 < len(odd) < _LEAST_SHARE * len(lines):
+            warnings.append(
+                f"Bank {block.bank} has lines of data that differ from the others in length or "
+                f"columns, first {odd[0].strip()[:60]!r}: check its numbers."
+            )
+    name = "".join(f"{c:.0f}" for c in block.coefficients[:1])
+    if block.binning == "TIME_MAP" and name not in time_maps and len(time_maps) == 1:
+        warnings.append(
+            f"Bank {block.bank} refers to time map {name[:20]!r}: {next(iter(time_maps))[:20]!r} "
+            f"is used, the only one of the file."
+        )
+    if block.binning not in _BINNINGS:
+        warnings.append(
+            f"The record of bank {block.bank} names the unknown binning {block.binning[:20]!r}: "
+            f"its times were read as they are."
+        )
+    if block.kind == "STD" and "STD" not in block.record.upper().split():
+        warnings.append(f"The record of bank {block.bank} names no type of data: STD is assumed.")
+    return warnings
+
+
+def _apart(line: str, width: int) -> bool:
+    """Return whether a point of a line ends in a blank: numbers are aligned on the right."""
+    return " " in line[width - 1 :: width]
 
 
 def _declared(block: GsasBlock) -> axis.Declared | None:
@@ -253,6 +296,12 @@ def _free(lines: Sequence[str], need: int, where: str) -> NDArray[np.float64]:
         short = next(line for line, row in zip(lines, rows, strict=True) if len(row) < need)
         raise ProfileError(
             f"{where} has a line of fewer than {need} numbers: {short.strip()[:60]!r}."
+        )
+    if len(widths) > 1:
+        usual = len(rows[0])
+        odd = next(line for line, row in zip(lines, rows, strict=True) if len(row) != usual)
+        raise ProfileError(
+            f"{where} has lines of {usual} numbers and others: {odd.strip()[:60]!r}."
         )
     if widths != {need}:
         rows = [row[:need] for row in rows]

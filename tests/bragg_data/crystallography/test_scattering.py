@@ -36,11 +36,7 @@ def test_resonant_lengths_are_those_of_periodictable(symbol: str) -> None:
     np.testing.assert_allclose(lengths, expected / 10, atol=1e-12)
 
 
-@given(
-    at=st.floats(0.05, 0.5),
-    gamma=st.floats(0.06, 0.2),
-    strength=st.floats(-0.5, 0.5),
-)
+@given(at=st.floats(0.05, 0.5), gamma=st.floats(0.06, 0.2), strength=st.floats(-0.5, 0.5))
 def test_a_resonance_is_followed_between_the_values_of_the_table(at, gamma, strength) -> None:
     """Of Breit and Wigner, tabulated as those of the rare earths are, in steps of 10 meV."""
 

@@ -295,7 +295,7 @@ NUMBERS = [
     ("std", " 1000 10 ", " 1000 1e400 ", "time of flight that is not a number"),
     ("std", " 1000 10 ", " 1000 1e308 ", "time of flight that is not a number"),
     ("esd", " 1000 1230 ", " 1e308 1230 ", "times of flight lie between"),
-    ("time_map", " 7 1 ", " 1000000000000 1 ", "read"),  # seven values, as before
+    ("time_map", " 7 1 ", " 1000000000000 1 ", "time map that contradicts itself"),
     ("time_map", "40000", "1000000000000", "times do not ascend in steps"),
     ("time_map", " 200 ", f" {10**25} ", "time map that cannot be read"),
     ("time_map", " 200 ", f" {10**400} ", "time map that cannot be read"),

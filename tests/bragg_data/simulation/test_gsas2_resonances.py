@@ -57,7 +57,10 @@ def tables() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     command = [sys.executable, "-c", _TABLES, OPTIONS.location, *symbols]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     wavelength, values = json.loads(output.splitlines()[-1])
-    return {s: (np.array(wavelength), np.array(re) + 1j * np.array(im)) for s, (re, im) in values.items()}
+    return {
+        s: (np.array(wavelength), np.array(re) + 1j * np.array(im))
+        for s, (re, im) in values.items()
+    }
 
 
 def largest_difference(phase: Phase) -> float:
@@ -86,6 +89,6 @@ def structure(symbol: str) -> Phase:
 @pytest.mark.parametrize("symbol", ["Er", "Gd", "Sm", "Eu", "Cd", "Dy"])
 def test_with_the_scattering_lengths_of_gsas2_patterns_are_equal(symbol, tables, monkeypatch):
     """So that all of the difference for the tables of Lynn & Seeger is one of the lengths."""
-    own = scattering.resonance_table
-    monkeypatch.setattr(scattering, "resonance_table", lambda s: tables.get(s) or own(s))
+    lynn_seeger = scattering.resonance_table
+    monkeypatch.setattr(scattering, "resonance_table", lambda s: tables.get(s) or lynn_seeger(s))
     assert largest_difference(structure(symbol)) < 5e-4

@@ -1,0 +1,268 @@
+"""What a CIF has twice in different words, compared: cell and volume, atoms and formula.
+
+Each contradiction is a sentence; none is a reason to refuse, since values that nothing is computed
+from are often those of another refinement.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import gemmi
+import numpy as np
+import periodictable
+from numpy.typing import NDArray
+
+from bragg_data.crystallography.atoms import IMPOSSIBLE, Atoms, closest_contact
+from bragg_data.crystallography.cif import SITE_TAGS, CifBlock, Site
+from bragg_data.crystallography.scattering import element_of, scatterer
+
+MULTIPLICITIES = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
+
+OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
+
+_ELEMENT = re.compile(r"(\d*[A-Z][a-z]?)\s*(\d*\.?\d*)")
+_VOLUME = 2e-4  # relative, beyond the last place: cells are rounded after the volume is computed
+_COMPOSITION = 0.02  # relative: refined occupancies against a formula of integers
+_DENSITY = 0.01  # relative
+_AMU_PER_A3 = 1 / 0.602214076  # g/cm³
+_FURTHEST = 2.0  # fractional coordinate: atoms are listed in or next to the cell
+_LARGEST_U = 0.2  # Å²
+_SIMILAR = 0.85  # share of equal characters of a misspelt tag
+_MANY = 2_000_000  # pairs of images beyond which distances take more than a second
+_SYSTEMS = {"rhombohedral": "trigonal", "isometric": "cubic", "anorthic": "triclinic"}
+
+
+def contradictions(
+    block: CifBlock,
+    cell: gemmi.UnitCell,
+    group: gemmi.SpaceGroup,
+    placed: tuple[Sequence[Site], NDArray[np.intp], Atoms],
+) -> list[str]:
+    """Return what of a data block contradicts its cell, space group or atoms, in sentences.
+
+    ``placed`` are the sites, their rows in the CIF, and all atoms of the cell.
+    """
+    sites, rows, atoms = placed
+    return [
+        *_of_tags(block),
+        *_of_volume(block, cell),
+        *_of_group(block, group),
+        *_of_multiplicities(block, rows, atoms),
+        *_of_contents(block, cell, sites, atoms),
+        *_of_values(block, sites, rows),
+        *_of_labels(block, sites, rows),
+        *_of_distances(block, cell, group, placed),
+    ]
+
+
+def formula_of(block: CifBlock) -> dict[str, float]:
+    """Return the number of each element in the formula of a data block; empty without one."""
+    formula: dict[str, float] = {}
+    for symbol, count in _ELEMENT.findall(block.text("_chemical_formula_sum")):
+        element = _natural(symbol)
+        formula[element] = formula.get(element, 0.0) + (float(count.rstrip(".")) if count else 1.0)
+    return formula
+
+
+def _natural(symbol: str) -> str:
+    """Return an element, H of D: formulas write either."""
+    element = element_of(symbol)
+    return "H" if element == "D" else element
+
+
+def contents_of(sites: Sequence[Site], atoms: Atoms) -> dict[str, float]:
+    """Return the number of atoms of each element in the cell, by their occupancies."""
+    contents: dict[str, float] = {}
+    for site in atoms.site:
+        element = _natural(sites[site].symbol)
+        contents[element] = contents.get(element, 0.0) + sites[site].occupancy
+    return contents
+
+
+def agree(contents: dict[str, float], formula: dict[str, float], units: float) -> bool:
+    """Return whether contents are a formula times its units; NaN for any number of units."""
+    if not formula or set(contents) != set(formula):
+        return False
+    ratios = np.array([contents[element] / formula[element] for element in sorted(formula)])
+    if np.isnan(units):
+        units = sum(contents.values()) / sum(formula.values())
+    return bool(np.allclose(ratios, units, rtol=_COMPOSITION))
+
+
+def units_of(block: CifBlock) -> float:
+    """Return the number of formula units in the cell, NaN if it is not given."""
+    numbers = block.numbers("_cell_formula_units_z")
+    return float(numbers[0]) if len(numbers) else float("nan")
+
+
+def _of_tags(block: CifBlock) -> list[str]:
+    notes = []
+    for tag in block.columns:
+        near = (
+            difflib.get_close_matches(tag, SITE_TAGS, 1, _SIMILAR) if tag not in SITE_TAGS else []
+        )
+        if near and near[0] not in block.columns and tag not in _OTHER_TAGS:
+            notes.append(f"The tag {tag[:60]} is unknown, and {near[0]} missing: it was not read.")
+    return notes
+
+
+def _of_volume(block: CifBlock, cell: gemmi.UnitCell) -> list[str]:
+    text = block.text("_cell_volume")
+    volume = gemmi.cif.as_number(text) if text else np.nan
+    decimals = text.partition("(")[0].partition(".")[2]
+    if not abs(volume - cell.volume) > _VOLUME * cell.volume + 10.0 ** -len(decimals):
+        return []
+    return [
+        f"The cell encloses {cell.volume:.3f} Å³, and _cell_volume is {text[:20]}: one of them is "
+        f"wrong; the cell is used."
+    ]
+
+
+def _of_group(block: CifBlock, group: gemmi.SpaceGroup) -> list[str]:
+    notes = []
+    for text in block.texts(*OPERATIONS):
+        try:
+            gemmi.Op(text.strip())
+        except (ValueError, RuntimeError):
+            notes.append(f"The symmetry operation '{text[:40]}' cannot be read: it was left out.")
+    number = block.text("_space_group_it_number", "_symmetry_int_tables_number")
+    if number.isdigit() and int(number) != group.number:
+        notes.append(f"The space group {group.xhm()} is number {group.number}, not {number[:9]}.")
+    system = block.text("_space_group_crystal_system", "_symmetry_cell_setting").lower()
+    system = _SYSTEMS.get(system, system)
+    actual = group.crystal_system_str()
+    if system and {system, actual} - {"trigonal", "hexagonal"} and system != actual:
+        notes.append(f"The space group {group.xhm()} is {actual}, and it is called {system[:20]}.")
+    return notes
+
+
+def _of_multiplicities(block: CifBlock, rows: NDArray[np.intp], atoms: Atoms) -> list[str]:
+    actual = np.bincount(atoms.site, minlength=len(rows))
+    for tag in MULTIPLICITIES:
+        listed = block.numbers(tag)[rows] if tag in block.columns else np.empty(0)
+        if not len(listed):
+            continue
+        odd = np.flatnonzero(np.isfinite(listed) & (listed != actual))
+        if len(odd):
+            name = _labels(block)[rows[odd[0]]]
+            return [
+                f"Site {name} has {actual[odd[0]]} atoms in the cell; its multiplicity is given "
+                f"as {listed[odd[0]]:g}."
+            ]
+    return []
+
+
+def _of_contents(
+    block: CifBlock, cell: gemmi.UnitCell, sites: Sequence[Site], atoms: Atoms
+) -> list[str]:
+    notes = []
+    formula, contents, units = formula_of(block), contents_of(sites, atoms), units_of(block)
+    if formula and not agree(contents, formula, units):
+        counted = " ".join(f"{element}{count:.6g}" for element, count in contents.items())
+        z = "" if np.isnan(units) else f" with {units:g} formula units"
+        notes.append(
+            f"The atoms in the cell are {counted}, which is not the formula "
+            f"'{block.text('_chemical_formula_sum')[:40]}'{z}: the atoms are used."
+        )
+    text = block.text("_exptl_crystal_density_diffrn")
+    density = gemmi.cif.as_number(text) if text else np.nan
+    masses = [
+        sites[site].occupancy * periodictable.elements.symbol(element_of(sites[site].symbol)).mass
+        for site in atoms.site
+    ]
+    computed = sum(masses) * _AMU_PER_A3 / cell.volume
+    if abs(density - computed) > _DENSITY * computed:
+        notes.append(
+            f"Cell and atoms have a density of {computed:.3f} g/cm³, and "
+            f"_exptl_crystal_density_diffrn is {text[:20]}."
+        )
+    return notes
+
+
+def _of_values(block: CifBlock, sites: Sequence[Site], rows: NDArray[np.intp]) -> list[str]:
+    names = _labels(block)
+    notes = []
+    for row, site in zip(rows, sites, strict=True):
+        if max(map(abs, site.position)) > _FURTHEST:
+            notes.append(f"Site {names[row]} is far outside the cell: check its coordinates.")
+        if site.u_iso > _LARGEST_U:
+            notes.append(f"Site {names[row]} has a large U of {site.u_iso:g} Å²: check it.")
+    strangers = set(block.texts("_atom_site_aniso_label")) - set(names)
+    if strangers:
+        notes.append(f"Anisotropic displacements of {sorted(strangers)[0][:20]} are of no site.")
+    return notes
+
+
+def _of_labels(block: CifBlock, sites: Sequence[Site], rows: NDArray[np.intp]) -> list[str]:
+    """Report sites with labels of another element, where most are of their own, or equal labels."""
+    names = _labels(block)
+    notes = []
+    if repeated := next((n for k, n in enumerate(names) if n in names[:k]), ""):
+        notes.append(f"Several sites have the label {repeated[:20]}: all are used.")
+    elements = [scatterer(names[row], label=True) for row in rows]
+    odd = [
+        k
+        for k, (element, site) in enumerate(zip(elements, sites, strict=True))
+        if element != element_of(site.symbol) and not (element == "H" and site.symbol == "D")
+    ]
+    if 0 < len(odd) < max(len(sites) / 2, 1.5):
+        notes.append(
+            f"Site {names[rows[odd[0]]]} is of type {sites[odd[0]].symbol}: check whether label "
+            f"and type are right."
+        )
+    return notes
+
+
+def _of_distances(
+    block: CifBlock,
+    cell: gemmi.UnitCell,
+    group: gemmi.SpaceGroup,
+    placed: tuple[Sequence[Site], NDArray[np.intp], Atoms],
+) -> list[str]:
+    sites, rows, atoms = placed
+    if 27 * len(sites) * len(atoms.site) > _MANY:
+        return []
+    contact = closest_contact(cell, group, sites)
+    if contact.ratio >= IMPOSSIBLE:
+        return []
+    first, second = (_labels(block)[rows[site]] for site in (contact.first, contact.second))
+    if contact.images:
+        return [
+            f"Site {first} is close to a special position and not on it: its images, closer than "
+            f"0.4 Å, are taken as one atom."
+        ]
+    if np.isclose(contact.ratio, 0.0, atol=0.05):
+        return []  # reported as sites at the same place
+    return [
+        f"{first} and {second} are closer than half the sum of their radii: check coordinates, "
+        f"occupancies and cell."
+    ]
+
+
+def _labels(block: CifBlock) -> tuple[str, ...]:
+    return block.texts("_atom_site_label", "_atom_site_type_symbol")
+
+
+# Of the dictionary, and like tags that are read.
+_OTHER_TAGS = frozenset(
+    {
+        "_atom_site_fract_symmform",
+        "_atom_site_label_component_0",
+        "_atom_site_symmetry_multiplicity",
+        "_atom_site_site_symmetry_multiplicity",
+        "_atom_site_site_symmetry_order",
+        "_atom_site_u_equiv_geom_mean",
+        "_atom_site_aniso_type_symbol",
+        "_space_group_ssg_name",
+        "_symmetry_equiv_pos_site_id",
+        "_space_group_symop_id",
+        "_symmetry_space_group_name_hall",
+        "_space_group_name_h-m",
+        "_space_group_name_h-m_full",
+        "_space_group_name_h-m_ref",
+        "_cell_length_a_su",
+        "_cell_length_b_su",
+        "_cell_length_c_su",
+    }
+)
