@@ -347,8 +347,11 @@ def shape_parameters(d: Array, shape: PeakShape) -> dict[str, float]:
 
 def _coefficients(values: Array, *terms: Array) -> tuple[float, ...]:
     """Return non-negative coefficients of terms for values, in relative least squares."""
-    weighted = np.stack(terms, axis=1) / values[:, None]
-    return tuple(float(c) for c in nnls(weighted, np.ones(len(values)))[0])
+    scale = np.abs(values)
+    scale = np.maximum(scale, 1e-3 * scale.max())  # some may be zero
+    return tuple(
+        float(c) for c in nnls(np.stack(terms, axis=1) / scale[:, None], values / scale)[0]
+    )
 
 
 def _rough_width(instrument: Instrument, d: Array) -> Array:

@@ -91,7 +91,7 @@ def read_fullprof_banks(text: str, where: str) -> list[OriginalBank]:
     if _IRF.search(text):
         blocks = re.split(r"(?m)^(?=[ \t]*NPROF[ \t=])", text)[1:]
         numbers = [int(n) for n in _BANK.findall(text)]
-        if len(set(numbers)) != len(blocks):
+        if not len(set(numbers)) == len(numbers) == len(blocks):
             numbers = list(range(1, len(blocks) + 1))
         banks = [_irf_bank(*pair, where) for pair in zip(numbers, blocks, strict=True)]
     else:
@@ -174,7 +174,8 @@ def _patterns(text: str, where: str) -> list[_Values]:
                 )
             values |= lines[k]
         if len(named["tof-min"]) > k:
-            values |= {key: named["tof-min"][k][key] for key in ("tof-min", "tof-max")}
+            window = named["tof-min"][k]
+            values |= {key: window[key] for key in ("tof-min", "tof-max") if key in window}
         patterns.append(values)
     return patterns
 
@@ -277,7 +278,8 @@ def _columns(table: list[list[float]], here: str) -> tuple[NDArray[np.float64], 
     d, variance, fwhm, rise, decay, shift = np.array(sorted(table)).T
     if shift.any():
         raise InstrumentError(f"{here}: the table shifts peaks, which is not converted.")
-    if min(d[0], *variance, *rise, *decay) <= 0 or (np.diff(d) <= 0).any():
+    positive = np.array([d, variance, rise, decay])
+    if not (np.isfinite(table).all() and positive.min() > 0 and (np.diff(d) > 0).all()):
         raise InstrumentError(
             f"{here}: d, Sigma^2, Alpha and Beta of the table have to be positive, and d different."
         )

@@ -104,6 +104,20 @@ def test_the_moderator_and_two_kinds_of_neutrons_in_a_refinement():
     assert np.abs(ours / theirs - 1).max() < 1e-4
 
 
+def test_incomplete_and_repeated_lines():
+    """A table with widths of zero, a window without its end, a bank that is named twice."""
+    head, lines = HEAD.format(nprof=9), table().splitlines()
+    lines[1:4] = [f"{line[:32]}{0:16.8f}{line[48:]}" for line in lines[1:4]]
+    (bank,) = read_banks(head + "\n".join(lines))
+    assert np.isfinite(bank.difference()).all()
+    cut = pcr().replace("2000.0      5.0  20000.0", "2000.0      5.0  oo")
+    assert read_instrument(cut).difc == pytest.approx(5000.5, rel=2e-4)
+    again = head.replace("NPROF", "! Bank 3\nNPROF") + COEFFICIENTS.format(alph0=0.0)
+    assert read_instrument(again).bank == 1
+    with pytest.raises(InstrumentError, match="have to be positive"):
+        read_instrument(head + "\n".join([*lines, "5.0 nan 1.0 0.1 0.1 0.0"]))
+
+
 def test_an_angle_that_the_other_banks_contradict():
     """Dtt1 5000.5 at 144° is a path of 10.4 m; at 30° it would be 38 m."""
     banks = [HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0) for _ in range(3)]
