@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,9})?"
 Array = NDArray[np.float64]
 
 
@@ -166,10 +166,11 @@ def _gsas(text: str) -> list[Bank] | None:
             values = [m and float(m[1]) for m in (p.search(line) for p in (_PATH, _ANGLE, _DIFC))]
             if all(values):
                 path, two_theta, difc = values
-                if abs(difc / (505.557 * path * math.sin(math.radians(two_theta / 2))) - 1) > 0.02:
+                sine = abs(math.sin(math.radians(two_theta / 2)))
+                if abs(difc / (505.557 * abs(path) * sine) - 1) > 0.02:
                     return None
             geometry = [a or b for a, b in zip(values, geometry or values, strict=True)]
-        elif not banks and not maps and not re.search(r"\d", line):
+        elif not banks and not maps and re.match(r"\s*[A-Za-z]|\D*$", line):
             continue
         else:
             return None

@@ -117,9 +117,9 @@ def warnings_of_binning(times: Array, binning: str, c: Sequence[float]) -> list[
         return []
     times = times * next((f for f in (1.0, 1e3, 1e6) if times[-1] * f > 1000), 1.0)  # ms, s
     if binning == "SLOG" and len(c) > 2:
-        start, growth, stop = c[0], math.log1p(c[2]), c[1]
+        start, growth, stop = c[0], float(np.log1p(c[2])), c[1]
     elif binning == "RALF" and len(c) > 3:
-        start, growth, stop = c[0] / 32, math.log1p(c[3]), 0.0
+        start, growth, stop = c[0] / 32, float(np.log1p(c[3])), 0.0
     elif binning in ("CONS", "CONST", "COND") and len(c) > 1:
         start, growth, stop = c[0], 0.0, 0.0
     else:
@@ -128,9 +128,9 @@ def warnings_of_binning(times: Array, binning: str, c: Sequence[float]) -> list[
     step = float(np.median(steps))
     expected = growth or c[1]
     off = abs(times[0] - start) > _BINS * (step if growth == 0 else step * times[0])
-    off |= not abs(step / expected - 1) < _GROWTH
+    off |= not abs(step - expected) < _GROWTH * abs(expected)
     if stop:
-        off |= abs(math.log(max(times[-1], 1e-9) / max(stop, 1e-9))) > 3 * step
+        off |= not abs(np.log(times[-1] / stop)) <= 3 * step  # nor where it is no number
     if not off:
         return []
     return [

@@ -231,6 +231,12 @@ def _warnings_of_lines(block: GsasBlock, time_maps: Mapping[str, NDArray[np.floa
             f"The record of bank {block.bank} promises {block.records[:20]} lines, and "
             f"{len(lines)} are there: check that the file is complete."
         )
+    columns = {"FXYE": 3, "FXY": 2}.get(block.kind, 0)
+    if columns and lines and len(lines[0].split()) > columns:
+        warnings.append(
+            f"Bank {block.bank} is of type {block.kind}, and its lines have more than {columns} "
+            f"numbers: the others were not read."
+        )
     if width := _GROUPS.get(block.kind):
         start = block.indent if all(line[: block.indent].isspace() for line in lines) else 0
         usual = max(Counter(map(len, lines[:-1])).most_common(1), default=(0, 0))[0]
