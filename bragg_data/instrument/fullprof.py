@@ -142,7 +142,7 @@ def _irf_bank(number: int, block: str, where: str) -> OriginalBank:
         elif words:
             table.append(_numbers(words))
     values["2thetabank"] = values.pop("twoth", values.get("2thetabank", 0.0))
-    values["npr"] = values.pop("nprof")
+    values["npr"] = values.pop("nprof", -1.0)
     return _bank_of_values(number, values, where, table)
 
 
@@ -192,6 +192,8 @@ def _bank_of_values(
     number: int, values: Mapping[str, float], where: str, table: list[list[float]] | None = None
 ) -> OriginalBank:
     here = f"{where}, bank {number}"
+    if not 0 <= values["npr"] < 100:
+        raise InstrumentError(f"{here}: NPROF is no number of a profile function (9, 10 or 13).")
     function = int(values["npr"])
     if function not in _FUNCTIONS:
         raise InstrumentError(

@@ -150,6 +150,8 @@ def test_a_rise_that_this_project_has_not_is_fitted(text):
         (pcr(sigma_q=0.5), "sigma-q is 0.5"),
         (HEAD.format(nprof=9) + table(shift=1.0), "shifts peaks"),
         (HEAD.format(nprof=9), "no peak shape"),
+        (HEAD.format(nprof="9x"), "NPROF is no number of a profile function"),
+        (HEAD.format(nprof="1e999"), "NPROF is no number of a profile function"),
         ("!Job Npr Nph\n 0 7 1\n! Lambda1  Lambda2\n 1.54 1.54\n", "constant wavelength"),
         (pcr().replace("!    Zero", "!    Nought").replace("Dtt1", "C1"), "no comment names Zero"),
     ],
