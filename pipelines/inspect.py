@@ -61,7 +61,7 @@ def _inspect_file(path: Path, profile: options.ProfileOptions, *, as_json: bool)
     if as_json:
         print(json.dumps(to_json(report), indent=2, ensure_ascii=False))
     else:
-        print_file(file, report)
+        print_file(file, report, profile.words)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """Signs that a profile, or its calibration, is not what it seems."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from bragg_data.instrument.diffractometer import DIFC_PER_METRE, Instrument, angles_apart
+from bragg_data.instrument.diffractometer import Instrument, angles_apart
 from bragg_data.instrument.instprm import InstrumentError
 from bragg_data.measurement.conventions import doubt_of_d_spacings, half_bin
 from bragg_data.measurement.load import ANGLE_TOLERANCE, has_significant_peaks
@@ -13,8 +12,6 @@ from bragg_data.measurement.readers import Profile, ProfileError
 from bragg_data.measurement.resampling import HALF_BIN_OF_NOTE, in_time_of_flight
 
 _MASKED = 0.05  # of the points without information, from which they are reported
-_NEGATIVE = 0.01  # of the points with less than nothing, by more than three standard deviations
-_GEOMETRY = 0.02  # relative difference of a header's difC from what its angle and path give
 
 
 def d_range(profile: Profile, calibration: Instrument | None) -> tuple[float, float] | None:
@@ -53,12 +50,6 @@ def profile_doubts(profile: Profile, calibration: Instrument | None) -> Iterator
             f"{bank}: {100 * masked:.0f} % of its points hold no information (σ is 0); the others "
             f"are from {first:.5g} to {last:.5g}{' µs' if profile.unit == 'us' else ' Å'}."
         )
-    negative = float((y < -3 * sigma).mean())
-    if negative > _NEGATIVE:
-        yield (
-            f"{bank}: {100 * negative:.0f} % of its intensities are negative beyond their "
-            f"uncertainty: check the subtracted background."
-        )
     if not has_significant_peaks(y, sigma):
         yield f"{bank} has no significant peaks: no narrow peak stands out of background and noise."
     if profile.maybe_edges and (size := half_bin(profile)) > HALF_BIN_OF_NOTE:
@@ -67,24 +58,8 @@ def profile_doubts(profile: Profile, calibration: Instrument | None) -> Iterator
             f"takes those of columns, all lengths are half a bin ({100 * size:.2g} %) off: "
             f"give --bin-edges."
         )
-    yield from _geometry(profile, bank)
     if calibration is not None:
         yield from _calibration(profile, calibration, bank)
-
-
-def _geometry(profile: Profile, bank: str) -> Iterator[str]:
-    try:
-        path = float(profile.header["total flight path"])
-    except (KeyError, ValueError):
-        return
-    if profile.two_theta is None or profile.difc is None or not 0 < path < 1000:
-        return
-    expected = DIFC_PER_METRE * path * abs(math.sin(math.radians(profile.two_theta / 2)))
-    if abs(profile.difc - expected) > _GEOMETRY * expected:
-        yield (
-            f"{bank}: by the header 2θ {profile.two_theta:g}° and the flight path {path:g} m give "
-            f"difC {expected:.1f}, and it says {profile.difc:.1f}: one of them is wrong."
-        )
 
 
 def _calibration(profile: Profile, calibration: Instrument, bank: str) -> Iterator[str]:

@@ -118,6 +118,20 @@ class ProfileOptions:
 
         return Reading(self.position, self.x_unit, self.bin_edges, self.block)
 
+    @property
+    def words(self) -> list[str]:
+        """The options as they are typed, without the instrument file."""
+        values = {
+            "--bank": self.bank,
+            "--two-theta": self.two_theta,
+            "--position": self.position,
+            "--x-unit": self.x_unit,
+            "--block": self.block,
+        }
+        typed = [word for name, v in values.items() if v is not None for word in (name, f"{v}")]
+        bins = {None: [], True: ["--bin-edges"], False: ["--bin-centres"]}
+        return typed + bins[self.bin_edges]
+
 
 @dataclass(frozen=True)
 class SlurmOptions:

@@ -142,8 +142,12 @@ def _phase(phase: Phase) -> PhaseReport:
 
 def _warnings(file: RecognisedFile) -> Iterator[str]:
     yield from file.warnings
+    texts = [set(bank.profile.warnings) for bank in file.banks]
+    of_all = set.intersection(*texts) if texts else set()
     for bank in file.banks:
-        yield from bank.profile.warnings
+        for text in bank.profile.warnings:
+            alone = len(file.banks) == 1 or text in of_all
+            yield text if alone else f"Bank {bank.profile.bank}: {text}"
         if bank.calibration is not None and not bank.nominal:
             yield from (f"Instrument file, {text}" for text in bank.calibration.warnings)
         yield from profile_doubts(bank.profile, bank.calibration)

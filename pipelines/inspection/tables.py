@@ -29,8 +29,11 @@ _AXES = {
 _NUMBER = re.compile(r"-?\d[\d.,]*(?:e[-+]?\d+)?")
 
 
-def print_file(file: RecognisedFile, report: FileReport) -> None:
-    """Print what a file was recognised as, its contents, doubts and what to type next."""
+def print_file(file: RecognisedFile, report: FileReport, typed: Sequence[str] = ()) -> None:
+    """Print what a file was recognised as, its contents, doubts and what to type next.
+
+    ``typed`` are the options with which it was read: the next command repeats them.
+    """
     d = file.diffractometer
     rows = {
         "file": escape(str(file.path)),
@@ -50,7 +53,7 @@ def print_file(file: RecognisedFile, report: FileReport) -> None:
         console.print(_phase_table(file.phases))
     for warning in _grouped(report.warnings):
         say(f"[yellow]{escape(warning)}[/]")
-    next_commands(*_next(file))
+    next_commands(*_next(file, typed))
 
 
 def _common_rows(file: RecognisedFile) -> dict[str, str]:
@@ -209,7 +212,7 @@ def _sharpest(banks: Sequence[MeasuredBank]) -> MeasuredBank:
     return max(banks, key=lambda b: abs(b.calibration.two_theta) if b.calibration else 0.0)
 
 
-def _next(file: RecognisedFile) -> list[tuple[str, str]]:
+def _next(file: RecognisedFile, typed: Sequence[str]) -> list[tuple[str, str]]:
     path = file.path
     if file.kind == "campaign":
         return [(command_line("simulate", "--campaign", path), "simulate it into the store")]
@@ -225,7 +228,7 @@ def _next(file: RecognisedFile) -> list[tuple[str, str]]:
             commands.insert(0, (convert, "convert it, and compare the peak widths"))
         return commands
     calibration = file.instrument_file or "YOURS.instprm"
-    words: list[object] = [path, "--instrument", calibration]
+    words: list[object] = [path, "--instrument", calibration, *typed]
     numbers = [bank.profile.bank for bank in file.banks]
     if len(numbers) > 1 and all(bank.profile.two_theta is None for bank in file.banks):
         words += ["--bank", _sharpest(file.banks).profile.bank]

@@ -1,5 +1,6 @@
 """The real files of ten instruments: what each is recognised as, or why it is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,10 @@ def test_a_real_file_that_is_refused(name: str) -> None:
 def test_doubts_of_real_files() -> None:
     """A bank with the angle of another one; defaults; calibrations that the profiles name."""
     nitrate = report_of(recognise(SHARED / "real/nomad_nano3/GSAS_NaNO3_230C.gsa"))
-    assert any("2θ 15.1° and the flight path 22.06 m give difC" in w for w in nitrate.warnings)
+    assert any(re.match("Bank 6: .*22.06 m and 2θ 15.1° give difC", w) for w in nitrate.warnings)
     folder = SHARED / "measured" / "nomad_si640e"
     nomad = report_of(recognise(next(folder.glob("*.instprm"))))
-    assert "give difC 12208.3, and the file's is 1439.6" in nomad.warnings[0]
+    assert any("give difC 12208.3, and the file's is 1439.6" in w for w in nomad.warnings)
     hipd = report_of(recognise(SHARED / "real/hipd_round_robin/6719.dat"))
     assert hipd.banks is not None
     assert [(bank.difc, bank.two_theta) for bank in hipd.banks[:2]] == [
