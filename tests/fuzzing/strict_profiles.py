@@ -101,7 +101,7 @@ def _columns(text: str, kind: str) -> list[Bank] | None:
     lines = [line.strip() for line in text.rstrip("\n").split("\n")]
     header = [line for line in lines if line[:1] in ("#", "")]
     rows = [line for line in lines if line[:1] not in ("#", "")]
-    if re.match(r"\d*[A-Za-z]", rows[0]):
+    if re.search(r"[A-DF-Za-df-z]", rows[0]):
         header.append(rows.pop(0))
     names = re.compile(r"#?\s*tof_us[,;] ?yobs,\s*weight,\s*[^,]*", re.IGNORECASE)
     comments = [line for line in header if not names.fullmatch(line)]

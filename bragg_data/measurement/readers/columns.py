@@ -108,7 +108,7 @@ def _doubts_of_rows(comments: Sequence[str], width: int) -> list[str]:
         words = _fields(bare)
         numbers = sum(map(_starts_with_number, words))
         rows = len(words) == width and 2 * numbers >= width and (numbers == width or bare == line)
-        if rows or (bare == line and re.fullmatch(r"[-+\d.eE,;\s]*\d[-+\d.eE,;\s]*", bare)):
+        if rows or (bare == line and re.fullmatch(r"[^A-DF-Za-df-z]*\d[^A-DF-Za-df-z]*", bare)):
             return [f"A line that looks like a row was left out: {line[:60]!r}."]
     return []
 

@@ -131,6 +131,8 @@ def _refuse_rows(lines: Sequence[str], path: Path) -> None:
 
 def _bank_record(line: str, path: Path, title: str, comments: list[str]) -> GsasBlock:
     words = line.upper().split()
+    # int() and float() take 1_0 for 10.
+    words = [word if word == "TIME_MAP" else word.replace("_", "?") for word in words]
     try:
         bank, channels, binning = integer(words[1]), integer(words[2]), words[4]
         records, rest = words[3], words[5:]
@@ -237,7 +239,14 @@ def _warnings_of_lines(block: GsasBlock, time_maps: Mapping[str, NDArray[np.floa
             f"Bank {block.bank} is of type {block.kind}, and its lines have more than {columns} "
             f"numbers: the others were not read."
         )
-    if width := _GROUPS.get(block.kind):
+    width = _GROUPS.get(block.kind, 0)
+    points = [len(line) // width if width else 1 for line in lines]
+    if 0 < block.channels <= sum(points) - max(points, default=0):
+        warnings.append(
+            f"The record of bank {block.bank} promises {block.channels} channels, and there are "
+            f"lines for {sum(points)}: those behind were left out."
+        )
+    if width:
         start = block.indent if all(line[: block.indent].isspace() for line in lines) else 0
         usual = max(Counter(map(len, lines[:-1])).most_common(1), default=(0, 0))[0]
         odd = [

@@ -13,7 +13,7 @@ from bragg_data.measurement.readers.common import ProfileError
 
 def integer(word: str) -> int:
     """Return a whole number of at most 18 digits and no sign; a ValueError is raised for others."""
-    if len(word) > 18 or word.startswith("-"):
+    if len(word) > 18 or word.startswith("-") or "_" in word:
         raise ValueError(f"{word[:18]!r} is too long a number, or a negative one")
     return int(word)
 
