@@ -61,7 +61,7 @@ def formula_of(block: CifBlock) -> dict[str, float]:
     formula: dict[str, float] = {}
     for symbol, count in _ELEMENT.findall(block.text("_chemical_formula_sum")):
         element = _natural(symbol)
-        formula[element] = formula.get(element, 0.0) + (float(count.rstrip(".")) if count else 1.0)
+        formula[element] = formula.get(element, 0.0) + float(count.rstrip(".") or 1.0)
     return formula
 
 
@@ -82,7 +82,7 @@ def contents_of(sites: Sequence[Site], atoms: Atoms) -> dict[str, float]:
 
 def agree(contents: dict[str, float], formula: dict[str, float], units: float) -> bool:
     """Return whether contents are a formula times its units; NaN for any number of units."""
-    if not formula or set(contents) != set(formula):
+    if not formula or set(contents) != set(formula) or min(formula.values()) <= 0:
         return False
     ratios = np.array([contents[element] / formula[element] for element in sorted(formula)])
     if np.isnan(units):

@@ -45,6 +45,8 @@ def test_a_complete_cif_causes_no_report(name: str) -> None:
             "diffrn 4.428",
             "density of 4.248 g/cm³, and _exptl_crystal_density_diffrn is 4.428",
         ),
+        ("'Ti1 O2'", "'Ti1 O.'", "which is not the formula 'Ti1 O.'"),
+        ("'Ti1 O2'", "'Ti1 O0'", "which is not the formula 'Ti1 O0'"),
         ("IT_number 136", "IT_number 163", "is number 136, not 163"),
         ("system tetragonal", "system cubic", "it is called cubic"),
         ("0.008 4", "0.008 8", "Site O1 has 4 atoms in the cell; its multiplicity is given as 8"),
