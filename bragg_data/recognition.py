@@ -22,6 +22,7 @@ from bragg_data.instrument.instprm import (
     read_instruments,
 )
 from bragg_data.measurement.conventions import text_of_calibration, with_bins_of_calibration
+from bragg_data.measurement.load import profiles_at_angle
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
 from bragg_data.measurement.readers.pdcif import is_cif
 from bragg_data.measurement.resampling import match_bank, nominal_calibration
@@ -218,7 +219,7 @@ def _at_angle(profiles: list[Profile], two_theta: float) -> list[Profile]:
     stated = [p for p in profiles if p.two_theta is not None]
     if len(profiles) == 1 or not stated:
         return [replace(p, two_theta=two_theta, difc=None) for p in profiles]
-    chosen = [p for p in stated if abs((p.two_theta or 0.0) - two_theta) < 2.0]
+    chosen = profiles_at_angle(stated, two_theta)
     if not chosen:
         angles = ", ".join(f"{p.two_theta:g}" for p in stated)
         raise ProfileError(

@@ -99,10 +99,10 @@ def units_of(block: CifBlock) -> float:
 def _of_tags(block: CifBlock) -> list[str]:
     notes = []
     for tag in block.columns:
-        near = (
-            difflib.get_close_matches(tag, SITE_TAGS, 1, _SIMILAR) if tag not in SITE_TAGS else []
-        )
-        if near and near[0] not in block.columns and tag not in _OTHER_TAGS:
+        if tag in SITE_TAGS or tag in _OTHER_TAGS:
+            continue
+        near = difflib.get_close_matches(tag, SITE_TAGS, 1, _SIMILAR)
+        if near and near[0] not in block.columns:
             notes.append(f"The tag {tag[:60]} is unknown, and {near[0]} missing: it was not read.")
     return notes
 

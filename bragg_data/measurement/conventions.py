@@ -4,11 +4,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from bragg_data.instrument import fullprof
 from bragg_data.instrument.diffractometer import Instrument
 from bragg_data.measurement.readers import Profile, ProfileError
+
+HALF_BIN_OF_NOTE = 2e-5  # relative; shifts below this are lost in a calibration's uncertainty
 
 # d-spacings in Å that powder diffractometers of time of flight measure: 0.1 at backward
 # angles to 65 at NOMAD's 15°.
@@ -40,7 +40,7 @@ def half_bin(profile: Profile) -> float:
     """
     if not (profile.maybe_edges or profile.maybe_centres):
         return 0.0
-    return 0.5 * float(np.median(np.diff(profile.tof) / profile.tof[:-1]))
+    return 0.5 * profile.relative_step
 
 
 def with_bins_of_calibration(profile: Profile, calibration: str) -> Profile:

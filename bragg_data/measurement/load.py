@@ -130,8 +130,13 @@ def _several(profiles: Sequence[Profile]) -> str:
     )
 
 
+def profiles_at_angle(profiles: Sequence[Profile], two_theta: float) -> list[Profile]:
+    """Return the profiles whose headers state an angle within 2° of the given one."""
+    return [p for p in profiles if p.two_theta is not None and abs(p.two_theta - two_theta) < 2.0]
+
+
 def _at_angle(profiles: list[Profile], two_theta: float) -> list[Profile]:
-    chosen = [p for p in profiles if p.two_theta is not None and abs(p.two_theta - two_theta) < 2.0]
+    chosen = profiles_at_angle(profiles, two_theta)
     if len(chosen) != 1:
         raise ProfileError(_several(chosen or profiles))
     return chosen

@@ -6,10 +6,10 @@ import numpy as np
 
 from bragg_data.instrument.diffractometer import Instrument, angles_apart
 from bragg_data.instrument.instprm import InstrumentError
-from bragg_data.measurement.conventions import doubt_of_d_spacings, half_bin
+from bragg_data.measurement.conventions import HALF_BIN_OF_NOTE, doubt_of_d_spacings, half_bin
 from bragg_data.measurement.load import ANGLE_TOLERANCE, has_significant_peaks
 from bragg_data.measurement.readers import Profile, ProfileError
-from bragg_data.measurement.resampling import HALF_BIN_OF_NOTE, in_time_of_flight
+from bragg_data.measurement.resampling import in_time_of_flight
 
 _MASKED = 0.05  # of the points without information, from which they are reported
 
@@ -81,11 +81,6 @@ def _calibration(profile: Profile, calibration: Instrument, bank: str) -> Iterat
         calibration.d_spacing_from_tof(profile.tof)
     except (InstrumentError, ProfileError) as error:
         yield str(error)
-
-
-def relative_step(profile: Profile) -> float:
-    """Return the usual distance of neighbouring points, relative to their time of flight."""
-    return float(np.median(np.diff(profile.tof) / profile.tof[:-1]))
 
 
 def counts_at_maximum(profile: Profile) -> float:

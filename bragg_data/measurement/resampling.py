@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
+from bragg_data.measurement.conventions import HALF_BIN_OF_NOTE, half_bin
 from bragg_data.measurement.readers import Profile, ProfileError
 
 _MINIMUM_COVERAGE = 0.2  # of the campaign's grid (and at least 200 points of it) by a profile
 _COARSEST_STEP = 8.0  # grid steps between measured points, beyond which peaks fall between them
-HALF_BIN_OF_NOTE = 2e-5  # relative; shifts below this are lost in a calibration's uncertainty
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,12 +299,12 @@ def measurement_warnings(
             f"The profile was measured at 2θ {angle:g}° and the model's instrument stands at "
             f"{instrument.two_theta:g}°."
         )
-    half_bin = 0.5 * float(np.median(np.diff(profile.tof) / profile.tof[:-1]))
-    if profile.maybe_edges and not nominal and calibration and half_bin > HALF_BIN_OF_NOTE:
+    size = half_bin(profile)
+    if profile.maybe_edges and not nominal and calibration and size > HALF_BIN_OF_NOTE:
         warnings.append(
             f"The file does not show whether its times are bin edges or centres: they were taken "
             f"as centres. GSAS-II takes them for lower edges, that is half a bin "
-            f"({100 * half_bin:.2g} % of every length) later: if the calibration was refined there "
+            f"({100 * size:.2g} % of every length) later: if the calibration was refined there "
             f"on such files, give --bin-edges; if these are centres, --bin-centres. Until then "
             f"half a bin counts as uncertainty of the calibration."
         )

@@ -11,7 +11,7 @@ from rich.table import Table
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.conversion import Density, OriginalBank, back_to_back
 from bragg_data.instrument.diffractometer import Instrument
-from bragg_data.measurement.plausibility import counts_at_maximum, d_range, relative_step, tof_range
+from bragg_data.measurement.plausibility import counts_at_maximum, d_range, tof_range
 from bragg_data.recognition import MeasuredBank, RecognisedFile
 from pipelines.cli.console import command_line, console, next_commands, print_rows, say
 from pipelines.cli.style import free_parameters_text
@@ -127,7 +127,7 @@ def _print_measured(banks: Sequence[MeasuredBank]) -> None:
                 f"{len(profile.tof):,}",
                 _span(times and (times[0] / 1e3, times[1] / 1e3), ".4g"),
                 _span(spacings, ".3g"),
-                f"{100 * relative_step(profile):.2g}",
+                f"{100 * profile.relative_step:.2g}",
                 _rounded(counts_at_maximum(profile)),
             ]
         )

@@ -59,6 +59,11 @@ class Profile:
         """The file, and the bank in it, for messages."""
         return self.source if self.bank is None else f"{self.source}, bank {self.bank}"
 
+    @property
+    def relative_step(self) -> float:
+        """The usual distance of neighbouring points, relative to their place on the axis."""
+        return float(np.median(np.diff(self.tof) / self.tof[:-1]))
+
 
 HDF4 = b"\x0e\x03\x13\x01"
 _HDF5 = b"\x89HDF\r\n\x1a\n"

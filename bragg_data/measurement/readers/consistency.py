@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.instrument.diffractometer import DIFC_PER_METRE
+
 Array = NDArray[np.float64]
 
 _STEP = 0.05  # of a step: times that are off by less are rounded
@@ -20,7 +22,6 @@ _BELOW = 6.0  # standard deviations below all of the four nearest points: peaks 
 _BINS = 4.0  # by which the first time may be off its record, where Mantid rounds
 _GROWTH = 0.02  # relative difference of steps from those of the record
 _NOMINAL = 0.02  # relative difference of difC from path and angle, from which it was calculated
-_DIFC_PER_METRE = 505.557  # µs/Å
 
 
 def warnings_of_axis(x: Array, unit: str) -> list[str]:
@@ -145,7 +146,7 @@ def warnings_of_header(header: Mapping[str, str]) -> list[str]:
         path, angle, difc = (float(header[k]) for k in ("total flight path", "two_theta", "difc"))
     except (KeyError, ValueError):
         return []
-    expected = _DIFC_PER_METRE * path * abs(math.sin(math.radians(angle / 2)))
+    expected = DIFC_PER_METRE * path * abs(math.sin(math.radians(angle / 2)))
     if abs(difc - expected) <= _NOMINAL * expected:
         return []
     return [
