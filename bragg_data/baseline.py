@@ -13,6 +13,7 @@ import numpy as np
 from numpy.polynomial.chebyshev import chebvander
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Mask
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.measurement.readers.common import MINIMUM_POINTS, Profile
 from bragg_data.measurement.resampling import measured_tof, resample_to_grid
@@ -30,7 +31,6 @@ AREA_TOLERANCE = (
 LEAST_SHARE = 0.05
 
 _REMEDY = "Use prepare_measured, whose background follows the profile."
-_Array = NDArray[np.float64]
 
 
 class BackgroundError(ValueError):
@@ -40,12 +40,12 @@ class BackgroundError(ValueError):
 class PaperBackground(NamedTuple):
     """The background of one profile, by the paper's condition, in the profile's units."""
 
-    background: _Array  # the Chebyshev polynomial at the points, shape (n,)
+    background: Array  # the Chebyshev polynomial at the points, shape (n,)
     threshold: float  # the signal threshold t: the polynomial is fitted to points below it
     relative_area_error: float  # (area under min(y, t) - under the polynomial) / the former
 
 
-def paper_background(tof: _Array, intensity: _Array) -> PaperBackground:
+def paper_background(tof: Array, intensity: Array) -> PaperBackground:
     r"""Return the background by the paper: a parabola with the area of the clipped profile.
 
     .. math:: p_t = \arg\min_{p} \sum_{i:\, y_i < t} (y_i - p(T_i))^2, \quad
@@ -102,7 +102,7 @@ def paper_background(tof: _Array, intensity: _Array) -> PaperBackground:
     raise BackgroundError(_why_none(closest, difference, upper * unit, y))
 
 
-def _pieces(basis: _Array, width: _Array, y: _Array) -> tuple[_Array, _Array, _Array]:
+def _pieces(basis: Array, width: Array, y: Array) -> tuple[Array, Array, Array]:
     """Return the pieces of the threshold's axis between neighbouring data, ascending.
 
     On a piece y₍ₖ₎ < t ≤ y₍ₖ₊₁₎ the points below t are the same k, so the polynomial is fixed and
@@ -129,14 +129,14 @@ def _pieces(basis: _Array, width: _Array, y: _Array) -> tuple[_Array, _Array, _A
     return ends[:, 0], ends[:, 1], _relative(area - polynomial[:, None], area)
 
 
-def _relative(difference: _Array, area: _Array) -> _Array:
+def _relative(difference: Array, area: Array) -> Array:
     """Divide by |area|; infinite where there is none."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = difference / np.abs(area)
     return np.where(np.isfinite(ratio), ratio, np.inf)
 
 
-def _why_none(closest: _Array, difference: _Array, threshold: _Array, y: _Array) -> str:
+def _why_none(closest: Array, difference: Array, threshold: Array, y: Array) -> str:
     if not len(closest) or not np.isfinite(closest).any():
         return (
             f"No threshold leaves {LEAST_SHARE:.0%} of the {len(y)} points on either side: the "
@@ -156,7 +156,7 @@ def _why_none(closest: _Array, difference: _Array, threshold: _Array, y: _Array)
     )
 
 
-def _refuse(tof: _Array, y: _Array) -> None:
+def _refuse(tof: Array, y: Array) -> None:
     if tof.shape != y.shape or tof.ndim != 1 or len(tof) < MINIMUM_POINTS:
         raise BackgroundError(
             f"A background needs times and intensities of one profile, at least {MINIMUM_POINTS} "
@@ -174,7 +174,7 @@ def _refuse(tof: _Array, y: _Array) -> None:
         )
 
 
-def nearest_points(tof: _Array, grid_tof: _Array) -> NDArray[np.intp]:
+def nearest_points(tof: Array, grid_tof: Array) -> NDArray[np.intp]:
     """Return the measured point nearest to each time of flight of a grid, shape (points,) (V-C1).
 
     Both in µs, ``tof`` ascending. Of two points that are equally near, the earlier; beyond the ends
@@ -189,7 +189,7 @@ def nearest_points(tof: _Array, grid_tof: _Array) -> NDArray[np.intp]:
 
 def paper_preprocessed(
     profile: Profile, grid: TofGrid, instrument: Instrument, calibration: Instrument | None
-) -> tuple[_Array, NDArray[np.bool_]]:
+) -> tuple[Array, Mask]:
     """Return a measured profile as the paper gives it to its models, and where it is covered.
 
     The background (:func:`paper_background`) is subtracted on the measured axis; each point of the

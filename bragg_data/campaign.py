@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Mask
 from bragg_data.campaign_file import CampaignError as CampaignError
 from bragg_data.campaign_file import (
     CampaignFile,
@@ -42,7 +43,7 @@ class Samples:
 
     phase: NDArray[np.int8]  # (n,) codes: indices of the campaign's phases
     crystal_system: NDArray[np.int8]  # (n,) codes of CrystalSystem
-    cells: NDArray[np.float64]  # (n, 6) a, b, c in ångström; alpha, beta, gamma in degrees
+    cells: Array  # (n, 6) a, b, c in ångström; alpha, beta, gamma in degrees
 
     def __len__(self) -> int:
         return len(self.phase)
@@ -137,7 +138,7 @@ class Campaign:
         A CampaignError is raised if a range contains cells that do not belong to the phase's
         crystal system, or that enclose no volume.
         """
-        cells: list[NDArray[np.float64]] = []
+        cells: list[Array] = []
         # One stream per phase: adding a phase leaves the others' samples as they were.
         streams = np.random.SeedSequence(self._file.seed).spawn(len(self._file.phases) + 1)
         for config, phase, stream in zip(self._file.phases, self.phases, streams[1:], strict=True):
@@ -202,9 +203,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _free_parameters(
-    config: PhaseTable, phase: Phase, generator: np.random.Generator
-) -> NDArray[np.float64]:
+def _free_parameters(config: PhaseTable, phase: Phase, generator: np.random.Generator) -> Array:
     names = phase.lattice.free_parameters
     if set(config.cell) != set(names):
         raise CampaignError(
@@ -225,7 +224,7 @@ def _free_parameters(
     )
 
 
-def _stretch(unit: NDArray[np.float64], ranges: tuple[Range, ...]) -> NDArray[np.float64]:
+def _stretch(unit: Array, ranges: tuple[Range, ...]) -> Array:
     """Map [0, 1) onto the union of intervals, each in proportion to its length."""
     low, high = np.array([r.interval for r in ranges], dtype=np.float64).T
     length = high - low
@@ -235,7 +234,7 @@ def _stretch(unit: NDArray[np.float64], ranges: tuple[Range, ...]) -> NDArray[np
     return np.asarray(low[index] + position - (ends - length)[index])
 
 
-def _matches(rule: str, cells: NDArray[np.float64], phase: str) -> NDArray[np.bool_]:
+def _matches(rule: str, cells: Array, phase: str) -> Mask:
     left, equals, right = (part.strip() for part in rule.partition("="))
     try:
         columns = dict(zip(CELL_PARAMETERS, cells.T, strict=True))
@@ -315,7 +314,7 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
     return Samples(codes, systems[codes], cells)
 
 
-def _checked_code(system: str, name: str, cell: NDArray[np.float64], campaign: Campaign) -> int:
+def _checked_code(system: str, name: str, cell: Array, campaign: Campaign) -> int:
     if not np.isfinite(cell).all():
         raise CampaignError("a cell parameter is not a number.")
     code = _phase_code(system, name, campaign.phases)

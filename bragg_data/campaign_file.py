@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -17,6 +16,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+
+from bragg_data.arrays import Array
 
 
 class CampaignError(ValueError):
@@ -66,7 +67,7 @@ class Range(Table):
         """Low and high of an interval."""
         return self.low or Decimal(0), self.high or Decimal(0)
 
-    def values(self) -> NDArray[np.float64]:
+    def values(self) -> Array:
         """Return all points of a grid: decimals are exact, so rounding never moves its end."""
         first, last, step = self.grid
         count = int((last - first) / step) + 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solveh_banded
 from scipy.ndimage import binary_opening, median_filter
 
-_Array = NDArray[np.float64]
+from bragg_data.arrays import Array, Mask
 
 # Points cut off the ends (section IV-B of the paper: 2,496 of 2,807 points remain).
 CROP_SHORT_TOF, CROP_LONG_TOF = 256, 55
@@ -134,8 +134,8 @@ def background_subtracted(profiles: Profiles, sigma: Profiles | None = None) -> 
 
 
 def noise_from_scatter(
-    profile: _Array, window: int, beyond: Literal["nearest", "reflect"] = "nearest"
-) -> _Array:
+    profile: Array, window: int, beyond: Literal["nearest", "reflect"] = "nearest"
+) -> Array:
     """Return the local noise (n,) from second differences, which a signal hardly has.
 
     ``beyond`` is the mode of scipy's median filter, over ``window`` points, at the ends.
@@ -146,7 +146,7 @@ def noise_from_scatter(
     return np.asarray(np.pad(local, 1, mode="edge") / (0.6745 * np.sqrt(6)))
 
 
-def _estimated_sigma(profile: _Array) -> _Array:
+def _estimated_sigma(profile: Array) -> Array:
     sigma = np.zeros_like(profile)
     signal = np.flatnonzero(profile)
     if len(signal) < 3:
@@ -159,7 +159,7 @@ def _estimated_sigma(profile: _Array) -> _Array:
 
 # pybaselines' Baseline.arpls replaces the weights in each step: standard deviations and dead
 # detectors have no lasting effect on it, and predictions would change with its baseline.
-def _baseline(profile: _Array, sigma: _Array, iterations: int = 50) -> _Array:
+def _baseline(profile: Array, sigma: Array, iterations: int = 50) -> Array:
     known = sigma > 0
     typical = np.median(sigma[known])
     # Deviations far from the typical one, or below what doubles resolve, say nothing more.
@@ -198,7 +198,7 @@ def _baseline(profile: _Array, sigma: _Array, iterations: int = 50) -> _Array:
     return np.asarray(baseline)
 
 
-def prepare_measured(intensity: _Array, sigma: _Array, covered: NDArray[np.bool_]) -> _Array:
+def prepare_measured(intensity: Array, sigma: Array, covered: Mask) -> Array:
     """Make measured profiles look like simulated ones: background off, between 0 and 1.
 
     The background is subtracted (:func:`background_subtracted`), the highest point that stands five

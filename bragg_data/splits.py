@@ -5,6 +5,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
+
 # Edges of the boxes of a blocked split, in Å along a, b, c and degrees along alpha, beta, gamma.
 _EDGES = np.array([0.02] * 3 + [2.5] * 3)
 
@@ -47,7 +49,7 @@ def random_split(
 
 def blocked_split(
     crystal_system: NDArray[np.integer],
-    cells: NDArray[np.float64],
+    cells: Array,
     *,
     seed: int,
     test: float = 0.2,
@@ -79,10 +81,10 @@ def blocked_split(
 
 def extra_data_split(
     crystal_system: NDArray[np.integer],
-    cells: NDArray[np.float64],
+    cells: Array,
     part: NDArray[np.int8],
     extra_crystal_system: NDArray[np.integer],
-    extra_cells: NDArray[np.float64],
+    extra_cells: Array,
 ) -> NDArray[np.int8]:
     """Return which samples, (m,), of extra data may join the training of a blocked split, (n,).
 
@@ -97,6 +99,6 @@ def extra_data_split(
     return np.where(inside, Part.test, Part.training).astype(np.int8)
 
 
-def _boxes(cells: NDArray[np.float64]) -> NDArray[np.int64]:
+def _boxes(cells: Array) -> NDArray[np.int64]:
     # Grid points lie on the boxes' sides: rounding must not scatter them.
     return np.asarray(np.floor(cells / _EDGES + 1e-6), dtype=np.int64)

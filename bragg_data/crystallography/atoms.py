@@ -8,6 +8,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.crystallography.cif import Site
 from bragg_data.crystallography.scattering import element_of
 
@@ -22,7 +23,7 @@ class Atoms(NamedTuple):
     """All atoms of a unit cell."""
 
     site: NDArray[np.intp]  # (n,) of the asymmetric unit
-    positions: NDArray[np.float64]  # (n, 3) fractional
+    positions: Array  # (n, 3) fractional
 
 
 class Contact(NamedTuple):

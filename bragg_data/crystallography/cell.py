@@ -8,6 +8,8 @@ import gemmi
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bragg_data.arrays import Array, Mask
+
 CELL_PARAMETERS = ("a", "b", "c", "alpha", "beta", "gamma")
 """Names of the six cell parameters; a, b, c in ångström, alpha, beta, gamma in degrees."""
 
@@ -62,7 +64,7 @@ class Lattice:
             groups.append(tuple(int(t) for t in np.flatnonzero(equal)))
         return tuple(groups)
 
-    def independent_metric(self, cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    def independent_metric(self, cells: Array) -> Array:
         """Return a term of each of :attr:`metric_terms` of cells (n, 6), (n, n_terms) in Å⁻²."""
         first = [group[0] for group in self.metric_terms]
         return np.ascontiguousarray(reciprocal_metric(cells)[:, first])
@@ -73,11 +75,11 @@ class Lattice:
         return [CELL_PARAMETERS.index(name) for name in self.free_parameters]
 
     @property
-    def free_mask(self) -> NDArray[np.bool_]:
+    def free_mask(self) -> Mask:
         """Which of the six cell parameters are free, shape (6,)."""
         return np.array([name in self.free_parameters for name in CELL_PARAMETERS])
 
-    def cells(self, free: ArrayLike) -> NDArray[np.float64]:
+    def cells(self, free: ArrayLike) -> Array:
         """Return cells (n, 6) in Å and degrees from the free parameters, shape (n, n_free)."""
         free = np.asarray(free, dtype=np.float64)
         cells = np.empty((len(free), 6))
@@ -86,7 +88,7 @@ class Lattice:
             cells[:, CELL_PARAMETERS.index(name)] = _tied_value(cells, source)
         return cells
 
-    def check_tied(self, cells: NDArray[np.float64]) -> None:
+    def check_tied(self, cells: Array) -> None:
         """Refuse cells (n, 6) in which a tied parameter has another value than its lattice's.
 
         The CrystalError names the first such cell, what it has and what it must have.
@@ -101,7 +103,7 @@ class Lattice:
                     f"this setting: {name} is {values[wrong[0]]:g} and must equal {target}."
                 )
 
-    def check(self, cells: NDArray[np.float64]) -> None:
+    def check(self, cells: Array) -> None:
         """Refuse cells, shape (n, 6) in Å and degrees, that break the constraints of this lattice.
 
         Raises a CrystalError if a tied parameter has another value, if the cell encloses no volume,
@@ -124,7 +126,7 @@ class Lattice:
                 f"cubic ({special.sum()} such cells): leave these cells out, or label them cubic."
             )
 
-    def clip_to_domain(self, free: ArrayLike) -> NDArray[np.float64]:
+    def clip_to_domain(self, free: ArrayLike) -> Array:
         """Move free parameters, (n, n_free), whose cell encloses no volume to ones whose cell does.
 
         Cells that enclose volume stay as they are, bit by bit. Lengths are clipped to between 1 and
@@ -139,12 +141,12 @@ class Lattice:
         return clipped
 
 
-def _tied_value(cells: NDArray[np.float64], source: str | float) -> NDArray[np.float64] | float:
+def _tied_value(cells: Array, source: str | float) -> Array | float:
     """Return what a tied parameter of cells (n, 6) equals: another parameter, or a constant."""
     return cells[:, CELL_PARAMETERS.index(source)] if isinstance(source, str) else source
 
 
-def _cell_text(cell: NDArray[np.float64]) -> str:
+def _cell_text(cell: Array) -> str:
     return "(" + ", ".join(f"{value:g}" for value in cell) + ")"
 
 
@@ -181,7 +183,7 @@ def lattice_from_space_group(group: gemmi.SpaceGroup) -> Lattice:
     return Lattice(system, free, tuple(tied))
 
 
-def encloses_volume(cells: NDArray[np.float64]) -> NDArray[np.bool_]:
+def encloses_volume(cells: Array) -> Mask:
     """Return which cells (n, 6) in Å and degrees enclose a volume; NaN and infinity do not."""
     with np.errstate(invalid="ignore"):
         lengths = (cells[:, :3] > 0) & np.isfinite(cells[:, :3])
@@ -190,7 +192,7 @@ def encloses_volume(cells: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.asarray(inside & (_squared_volume_factor(cells) > _FLAT))
 
 
-def _clipped_to_volume(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+def _clipped_to_volume(cells: Array) -> Array:
     from_right = np.clip(cells[:, 3:], 0.0, 180.0) - 90.0
     # Three angles close a corner if each is less than the sum of the others, and all below 360°:
     # four planes, the faces of a tetrahedron about (90°, 90°, 90°).
@@ -200,7 +202,7 @@ def _clipped_to_volume(cells: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([np.clip(cells[:, :3], *_LENGTHS), angles], axis=1)
 
 
-def check_volume(cells: NDArray[np.float64]) -> None:
+def check_volume(cells: Array) -> None:
     """Refuse cells, shape (n, 6) in Å and degrees, that enclose no volume.
 
     The CrystalError names the first such cell, and for a rhombohedral one the limit of alpha.
@@ -218,18 +220,18 @@ def check_volume(cells: NDArray[np.float64]) -> None:
     raise CrystalError(f"Unit cell {_cell_text(cell)} encloses no volume. {remedy}")
 
 
-def _squared_volume_factor(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squared_volume_factor(cells: Array) -> Array:
     ca, cb, cg = np.cos(np.radians(cells[:, 3:])).T
     return np.asarray(1 - ca**2 - cb**2 - cg**2 + 2 * ca * cb * cg)
 
 
-def cell_volume(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+def cell_volume(cells: Array) -> Array:
     """Return the volume of each cell, shape (n,), in Å³, from cells of shape (n, 6)."""
-    volume: NDArray[np.float64] = cells[:, :3].prod(axis=1) * np.sqrt(_squared_volume_factor(cells))
+    volume: Array = cells[:, :3].prod(axis=1) * np.sqrt(_squared_volume_factor(cells))
     return volume
 
 
-def reciprocal_metric(cells: NDArray[np.float64]) -> NDArray[np.float64]:
+def reciprocal_metric(cells: Array) -> Array:
     r"""Return the six independent terms of the reciprocal metric tensor of each cell.
 
     With :math:`g` the metric tensor of the direct cell, :math:`G^{-1} = g^{-1}` and
@@ -261,7 +263,7 @@ def index_products(hkl: NDArray[Any]) -> NDArray[Any]:
     return np.stack([h * h, k * k, l * l, h * k, h * l, k * l])
 
 
-def d_spacing(hkl: NDArray[np.integer], cells: NDArray[np.float64]) -> NDArray[np.float64]:
+def d_spacing(hkl: NDArray[np.integer], cells: Array) -> Array:
     r"""Return the interplanar spacing in Å of each reflection in each cell, (n, n_reflections).
 
     .. math:: d_{hkl} = (\mathbf h^\mathsf{T} G^{-1} \mathbf h)^{-1/2}

@@ -10,6 +10,7 @@ import gemmi
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bragg_data.arrays import Array, Mask
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError
 from bragg_data.crystallography.scattering import scatterer
 from bragg_data.errors import first_line
@@ -42,8 +43,6 @@ SITE_TAGS = (
 
 _FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
 _ASCII = str.maketrans({"−": "-", "–": "-", "\u00a0": " ", "\ufeff": ""})
-
-_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class CifBlock:
                     return gemmi.cif.as_string(raw).strip()
         return ""
 
-    def numbers(self, tag: str) -> _Array:
+    def numbers(self, tag: str) -> Array:
         """Return the values of a tag, (n,); NaN for what is no number."""
         return np.array([gemmi.cif.as_number(value) for value in self.columns.get(tag, ())])
 
@@ -177,7 +176,7 @@ def _block(block: gemmi.cif.Block) -> CifBlock:
     return CifBlock(block.name, columns, tuple(repeated))
 
 
-def cell_of(block: CifBlock, where: str) -> _Array:
+def cell_of(block: CifBlock, where: str) -> Array:
     """Return the six cell parameters, NaN for those that are not given; a must be."""
     cell = np.full(6, np.nan)
     for column, tag in enumerate(_CELL_TAGS):
@@ -265,7 +264,7 @@ def _symbols(block: CifBlock, where: str) -> tuple[Sequence[str], list[str], lis
     return labels, symbols, notes
 
 
-def _coordinates(block: CifBlock, tag: str) -> _Array:
+def _coordinates(block: CifBlock, tag: str) -> Array:
     numbers = block.numbers(tag)
     for row in np.flatnonzero(np.isnan(numbers)):
         fraction = _FRACTION.fullmatch(gemmi.cif.as_string(block.columns[tag][row]).strip())
@@ -274,13 +273,13 @@ def _coordinates(block: CifBlock, tag: str) -> _Array:
     return numbers
 
 
-def _column(block: CifBlock, tag: str, count: int) -> _Array:
+def _column(block: CifBlock, tag: str, count: int) -> Array:
     return block.numbers(tag) if tag in block.columns else np.full(count, np.nan)
 
 
 def _displacements(
     block: CifBlock, labels: Sequence[str], cell: gemmi.UnitCell
-) -> tuple[_Array, list[tuple[NDArray[np.bool_], str]]]:
+) -> tuple[Array, list[tuple[Mask, str]]]:
     """Return U of each row in Å², and rows with what was assumed of them."""
     u_iso = _column(block, "_atom_site_u_iso_or_equiv", len(labels))
     b_iso = _column(block, "_atom_site_b_iso_or_equiv", len(labels))
@@ -299,9 +298,9 @@ def _displacements(
     ]
 
 
-def _anisotropic(block: CifBlock) -> dict[str, _Array]:
+def _anisotropic(block: CifBlock) -> dict[str, Array]:
     """Return the tensors U in Å², shape (3, 3), by label; those of zeros and gaps are left out."""
-    tensors: dict[str, _Array] = {}
+    tensors: dict[str, Array] = {}
     labels = block.texts("_atom_site_aniso_label")
     for kind, unit in (("u", 1.0), ("b", _U_TO_B)):
         columns = [_column(block, f"_atom_site_aniso_{kind}_{ij}", len(labels)) for ij in _ANISO]
@@ -312,7 +311,7 @@ def _anisotropic(block: CifBlock) -> dict[str, _Array]:
     return tensors
 
 
-def _u_equivalent(tensor: _Array, cell: gemmi.UnitCell) -> float:
+def _u_equivalent(tensor: Array, cell: gemmi.UnitCell) -> float:
     r"""Return the equivalent isotropic displacement parameter in Å².
 
     .. math:: U_\text{eq} = \frac13 \sum_{ij} U_{ij} a_i^* a_j^* \mathbf a_i\cdot\mathbf a_j

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Mask
 from bragg_data.crystallography.cell import CrystalError, d_spacing, index_products
 from bragg_data.crystallography.scattering import (
     ResonanceError,
@@ -22,8 +23,6 @@ _MAX_INDICES = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0
 
 _BASE = 4096  # Miller indices are coded in base 4096, offset by half of it
 
-_Array = NDArray[np.float64]
-
 
 class Resonance(NamedTuple):
     """A group of atoms of a resonant element, with a part of b(λ) as factor, λ = 2 d sin θ."""
@@ -33,7 +32,7 @@ class Resonance(NamedTuple):
     part: int  # 0 the real part of the scattering length, 1 the imaginary one
     sin_theta: float
 
-    def length(self, d: _Array) -> _Array:
+    def length(self, d: Array) -> Array:
         """Return this part of the scattering length, in 1e-12 cm, at d-spacings in Å."""
         length = resonant_scattering_length(self.symbol, 2 * self.sin_theta * d)
         return np.asarray((length.real, length.imag)[self.part])
@@ -52,12 +51,12 @@ class Reflections:
     """
 
     hkl: NDArray[np.int64]  # (n, 3), in an order that depends on the phase alone
-    multiplicity: _Array  # (n,) equivalent reflections, Friedel mates included
-    coefficients: _Array  # (n, n_rows, n_groups) c in 1e-12 cm
-    u_groups: _Array  # (n_groups,) displacement parameters in Å²
+    multiplicity: Array  # (n,) equivalent reflections, Friedel mates included
+    coefficients: Array  # (n, n_rows, n_groups) c in 1e-12 cm
+    u_groups: Array  # (n_groups,) displacement parameters in Å²
     resonances: tuple[Resonance, ...] = ()
 
-    def f_squared(self, d: _Array, u_scale: float = 1.0) -> _Array:
+    def f_squared(self, d: Array, u_scale: float = 1.0) -> Array:
         """Return |F|² in 1e-24 cm² at d-spacings of shape (n,), in Å."""
         debye_waller = np.exp(-2 * np.pi**2 * u_scale * self.u_groups / d[:, None] ** 2)
         for resonance in self.resonances:
@@ -81,11 +80,11 @@ class Lines:
     products: NDArray[np.float32]  # (n_terms, n) p, sums of products of Miller indices
     # (n_pairs, n) s in 1e-24 cm², pairs in the order (0, 0), (0, 1) … (1, 1) …
     strengths: NDArray[np.float32]
-    u_groups: _Array  # (n_groups,) displacement parameters in Å²
+    u_groups: Array  # (n_groups,) displacement parameters in Å²
     reflections: Reflections
     member: NDArray[np.intp]  # (n_reflections,) line of each reflection
 
-    def strengths_of(self, phase: Phase, selected: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def strengths_of(self, phase: Phase, selected: Mask) -> NDArray[np.float32]:
         """Return :attr:`strengths` with the atoms of a phase that differs in its positions alone.
 
         Of the ``selected`` lines, (n,); those of all others are 0.
@@ -145,7 +144,7 @@ def unique_lines(phase: Phase, limits: tuple[int, int, int]) -> Lines:
     )
 
 
-def _strengths(multiplicity: _Array, c: _Array, member: NDArray[np.intp]) -> NDArray[np.float32]:
+def _strengths(multiplicity: Array, c: Array, member: NDArray[np.intp]) -> NDArray[np.float32]:
     strengths = []
     for g in range(c.shape[2]):
         for other in range(g, c.shape[2]):
@@ -155,7 +154,7 @@ def _strengths(multiplicity: _Array, c: _Array, member: NDArray[np.intp]) -> NDA
     return np.ascontiguousarray(np.stack(strengths), dtype=np.float32)
 
 
-def largest_indices(cells: _Array, d_min: float) -> tuple[int, int, int]:
+def largest_indices(cells: Array, d_min: float) -> tuple[int, int, int]:
     """Return the largest |h|, |k|, |l| of reflections with d ≥ d_min (Å) in any cell of (n, 6).
 
     |h| ≤ a/d_min, since h = g·a and |g| = 1/d.
@@ -213,8 +212,8 @@ def _code(hkl: NDArray[np.int64]) -> NDArray[np.int64]:
 class _Groups(NamedTuple):
     """The groups of a phase's atoms, for the real and the imaginary part of b."""
 
-    u_groups: _Array  # (n_groups,) displacement parameters in Å²
-    parts: _Array  # (2, n_atoms) part of b times occupancy; occupancy where b is resonant
+    u_groups: Array  # (n_groups,) displacement parameters in Å²
+    parts: Array  # (2, n_atoms) part of b times occupancy; occupancy where b is resonant
     member: NDArray[np.intp]  # (2, n_atoms) group of each atom
     resonances: tuple[Resonance, ...]
 
@@ -250,7 +249,7 @@ def _groups(phase: Phase) -> _Groups:
     )
 
 
-def _coefficients(phase: Phase, groups: _Groups, hkl: NDArray[np.int64]) -> _Array:
+def _coefficients(phase: Phase, groups: _Groups, hkl: NDArray[np.int64]) -> Array:
     waves = np.exp(2j * np.pi * (hkl @ phase.positions.T))
     parts = []
     for lengths, member in zip(groups.parts, groups.member, strict=True):

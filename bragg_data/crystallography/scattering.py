@@ -7,6 +7,7 @@ import periodictable
 from numpy.typing import NDArray
 from periodictable.nsf import Neutron, neutron_energy
 
+from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
 
 # Elements with a resonance in the thermal range of which periodictable has no table (GSAS-II has
@@ -72,13 +73,13 @@ def _neutron(symbol: str) -> Neutron:
     return neutron
 
 
-def resonance_table(symbol: str) -> tuple[NDArray[np.float64], NDArray[np.complex128]] | None:
+def resonance_table(symbol: str) -> tuple[Array, NDArray[np.complex128]] | None:
     """Return wavelengths in Å, ascending, and scattering lengths in fm of a resonant element.
 
     Lynn & Seeger, ADNDT 44 (1990) 191, by way of periodictable: in steps of 10 meV, rounded to
     0.01 fm. None for elements without a table.
     """
-    table: tuple[NDArray[np.float64], NDArray[np.complex128]] | None = _neutron(symbol).nsf_table
+    table: tuple[Array, NDArray[np.complex128]] | None = _neutron(symbol).nsf_table
     return table
 
 
@@ -121,9 +122,7 @@ def scattering_length(symbol: str) -> complex:
     return complex(b, imaginary if matters else 0.0) / 10.0
 
 
-def resonant_scattering_length(
-    symbol: str, wavelength: NDArray[np.float64]
-) -> NDArray[np.complex128]:
+def resonant_scattering_length(symbol: str, wavelength: Array) -> NDArray[np.complex128]:
     """Return the scattering length of a resonant element in 1e-12 cm at wavelengths in Å.
 
     A cubic spline in the energy through the values of :func:`resonance_table`; beyond the table,

@@ -10,6 +10,7 @@ import gemmi
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.crystallography.atoms import all_atoms, coincident_sites
 from bragg_data.crystallography.cell import (
     CELL_PARAMETERS,
@@ -27,8 +28,6 @@ from bragg_data.crystallography.symmetry import space_group_of
 
 _SAME = 1e-3  # fractional: closer positions are the same
 
-_Array = NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
 class Phase:
@@ -37,11 +36,11 @@ class Phase:
     name: str  # the campaign's
     space_group: str  # extended Hermann-Mauguin symbol, for example R 3 m:R
     lattice: Lattice
-    cell: _Array  # (6,) of the CIF, in ångström and degrees
+    cell: Array  # (6,) of the CIF, in ångström and degrees
     symbols: tuple[str, ...]  # of all atoms of the cell, as the next three
-    positions: _Array  # (n_atoms, 3) fractional
-    occupancies: _Array  # (n_atoms,)
-    u_iso: _Array  # (n_atoms,) in Å²
+    positions: Array  # (n_atoms, 3) fractional
+    occupancies: Array  # (n_atoms,)
+    u_iso: Array  # (n_atoms,) in Å²
     sites: tuple[Site, ...]  # the asymmetric unit, from which symmetry makes all atoms
     cif: str  # the text of the CIF
     assumptions: tuple[str, ...] = ()  # sentences: what the CIF leaves open, and how it was read
@@ -79,7 +78,7 @@ class Phase:
         return replace(self, two_theta=abs(two_theta))
 
 
-def scaled_to_volume_per_atom(phase: Phase, reference: Phase, reference_cell: _Array) -> _Array:
+def scaled_to_volume_per_atom(phase: Phase, reference: Phase, reference_cell: Array) -> Array:
     """Return the cell of a phase's CIF, scaled to the volume per atom of a reference phase's cell.
 
     Both cells have shape (6,), in Å and degrees; axial ratios and angles stay those of the CIF. A
@@ -200,8 +199,8 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
 
 
 def _completed_cell(
-    parameters: _Array, lattice: Lattice, where: str
-) -> tuple[_Array, tuple[str, ...]]:
+    parameters: Array, lattice: Lattice, where: str
+) -> tuple[Array, tuple[str, ...]]:
     """Return a cell with its gaps filled by the constraints of its lattice, and a report."""
     missing = np.isnan(parameters)
     if not missing.any():
@@ -215,7 +214,7 @@ def _completed_cell(
 
 
 @lru_cache(maxsize=32)
-def free_coordinates(phase: Phase) -> _Array:
+def free_coordinates(phase: Phase) -> Array:
     r"""Return the independent displacements of the atoms that keep the space group.
 
     The displacements that a site's stabiliser S leaves invariant are the range of the projector
@@ -228,7 +227,7 @@ def free_coordinates(phase: Phase) -> _Array:
     """
     metric = np.array(gemmi.UnitCell(*phase.cell).orth.mat.tolist())
     operations = [(np.array(op.rot) / op.DEN, np.array(op.tran) / op.DEN) for op in phase.group_ops]
-    modes: list[_Array] = []
+    modes: list[Array] = []
     for site in phase.sites:
         position = np.array(site.position)
         images = [rotation @ position + shift for rotation, shift in operations]
@@ -238,7 +237,7 @@ def free_coordinates(phase: Phase) -> _Array:
             if _distance(image, position) < _SAME
         ]
         directions = _range_of(np.mean(fixed, axis=0))
-        rotation_to: dict[int, _Array] = {}
+        rotation_to: dict[int, Array] = {}
         for (rotation, _), image in zip(operations, images, strict=True):
             for atom, other in enumerate(phase.positions):
                 if phase.symbols[atom] == site.symbol and _distance(image, other) < _SAME:
@@ -250,7 +249,7 @@ def free_coordinates(phase: Phase) -> _Array:
             modes.append(mode / np.linalg.norm(metric @ direction))
     floating = _range_of(np.mean([rotation for rotation, _ in operations], axis=0))
     dependent = [np.tile(direction, len(phase.positions)) for direction in floating.T]
-    independent: list[_Array] = []
+    independent: list[Array] = []
     for mode in reversed(modes):
         if np.linalg.matrix_rank(np.array([*dependent, mode.ravel()]), tol=1e-6) > len(dependent):
             dependent.append(mode.ravel())
@@ -258,7 +257,7 @@ def free_coordinates(phase: Phase) -> _Array:
     return np.array(independent[::-1]).reshape(-1, len(phase.positions), 3)
 
 
-def displaced(phase: Phase, modes: _Array, shifts: _Array) -> Phase:
+def displaced(phase: Phase, modes: Array, shifts: Array) -> Phase:
     """Return a phase with its atoms displaced along its :func:`free_coordinates`.
 
     Modes have shape (m, n_atoms, 3); shifts, (m,), are in Å of the CIF's cell.
@@ -266,13 +265,13 @@ def displaced(phase: Phase, modes: _Array, shifts: _Array) -> Phase:
     return replace(phase, positions=phase.positions + np.tensordot(shifts, modes, axes=1))
 
 
-def _distance(a: _Array, b: _Array) -> float:
+def _distance(a: Array, b: Array) -> float:
     """Return the largest difference of fractional coordinates, whole cells apart."""
     difference = a - b
     return float(np.abs(difference - np.round(difference)).max())
 
 
-def _range_of(projector: _Array) -> _Array:
+def _range_of(projector: Array) -> Array:
     """Return an orthonormal basis of a projector's range, as columns."""
     vectors, values, _ = np.linalg.svd(projector)
     return np.asarray(vectors[:, values > 1e-6])

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.signal import find_peaks
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
 from bragg_data.instrument.diffractometer import angles_apart
@@ -73,7 +73,7 @@ class Measurement:
     nominal: bool  # whether the calibration is the header's, or none
     warnings: list[str]  # what a user has to know, in sentences
     # (points,) Background subtracted, between 0 and 1: the view measured_aligned.
-    prepared: NDArray[np.float64]
+    prepared: Array
     # Relative, of every length: half a bin where edges and centres are unclear, else 0. It is part
     # of the calibration's uncertainty, next to which a refinement's may be small.
     half_bin: float = 0.0
@@ -199,7 +199,7 @@ def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> lis
     return chosen
 
 
-def has_significant_peaks(intensity: NDArray[np.float64], sigma: NDArray[np.float64]) -> bool:
+def has_significant_peaks(intensity: Array, sigma: Array) -> bool:
     """Return whether a narrow peak stands significantly above the background of a profile.
 
     Averaged over 1, 3 or 9 points, it has to be 6.5 standard deviations above the background and 10

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Mask
 from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
 from bragg_data.measurement.conventions import HALF_BIN_OF_NOTE, half_bin
@@ -20,19 +20,17 @@ _COARSEST_STEP = 8.0  # grid steps between measured points, beyond which peaks f
 class GriddedProfile:
     """A measured profile on a campaign's grid; all arrays have shape (points,)."""
 
-    intensity: NDArray[np.float64]  # per µs of the campaign's instrument; 0 where not covered
-    sigma: NDArray[np.float64]  # its standard deviation; 0 where not covered
-    covered: NDArray[np.bool_]  # where the measurement holds information
+    intensity: Array  # per µs of the campaign's instrument; 0 where not covered
+    sigma: Array  # its standard deviation; 0 where not covered
+    covered: Mask  # where the measurement holds information
 
     @property
-    def informative(self) -> NDArray[np.bool_]:
+    def informative(self) -> Mask:
         """Points that a fit can use, shape (points,): covered, with a standard deviation."""
         return self.covered & (self.sigma > 0)
 
 
-def measured_tof(
-    tof: NDArray[np.float64], instrument: Instrument, calibration: Instrument | None
-) -> NDArray[np.float64]:
+def measured_tof(tof: Array, instrument: Instrument, calibration: Instrument | None) -> Array:
     """Return where the measured axis has times of flight (µs) of a campaign's instrument.
 
     At the same d by the measurement's calibration; None takes its times as the instrument's.
@@ -102,7 +100,7 @@ def resample_to_grid(
     )
 
 
-def _range(tof: NDArray[np.float64], calibration: Instrument) -> str:
+def _range(tof: Array, calibration: Instrument) -> str:
     ends = tof[[0, -1]]
     text = f"{ends[0]:.0f}–{ends[1]:.0f} µs"
     try:
@@ -112,14 +110,12 @@ def _range(tof: NDArray[np.float64], calibration: Instrument) -> str:
     return f"{text} ({d[0]:.3f}–{d[1]:.3f} Å)"
 
 
-def _midpoints(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _midpoints(x: Array) -> Array:
     inner = (x[1:] + x[:-1]) / 2
     return np.concatenate([[2 * x[0] - inner[0]], inner, [2 * x[-1] - inner[-1]]])
 
 
-def _resampled(
-    profile: Profile, target: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+def _resampled(profile: Profile, target: Array) -> tuple[Array, Array, Mask]:
     """Return value, variance and coverage of the profile at ascending times."""
     tof, good = profile.tof, profile.sigma > 0
     y, variance = np.where(good, profile.intensity, 0.0), profile.sigma**2
@@ -127,7 +123,7 @@ def _resampled(
     edges, bins = _midpoints(tof), _midpoints(target)
     width = np.diff(edges)
 
-    def within(density: NDArray[np.float64]) -> NDArray[np.float64]:
+    def within(density: Array) -> Array:
         total = np.concatenate([[0.0], np.cumsum(density * width)])
         return np.diff(np.interp(bins, edges, total))
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.polynomial import chebyshev
-from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume
 from bragg_data.crystallography.reflections import unique_lines
@@ -30,8 +30,6 @@ from bragg_data.refinement.result import (
 from bragg_data.refinement.rietveld import usable_starts
 from bragg_data.refinement.single_phase import runaway_bounds
 
-_Array = NDArray[np.float64]
-
 _MOST_LINES = 60  # of a lattice, those with the largest d: further down they overlap
 _FEWEST = 100  # points
 _REACH = 15.0  # full widths to either side, over which a peak is calculated
@@ -43,7 +41,7 @@ _FAR = 0.02  # relative change of the cell, or of an angle in rad, beyond which 
 
 
 def refine_lattices(
-    campaign: Campaign, gridded: GriddedProfile, starts: Sequence[tuple[int, NDArray[np.float64]]]
+    campaign: Campaign, gridded: GriddedProfile, starts: Sequence[tuple[int, Array]]
 ) -> list[RefinementResult]:
     """Refine the lattice of each phase with free intensities; the most plausible one first.
 
@@ -72,16 +70,16 @@ def refine_lattices(
     return rank_fits(fits)
 
 
-def _d_spacings(phase: Phase, products: _Array, cell: _Array) -> _Array:
+def _d_spacings(phase: Phase, products: Array, cell: Array) -> Array:
     return np.asarray((phase.lattice.independent_metric(cell[None])[0] @ products) ** -0.5)
 
 
-def _products(phase: Phase, cell: _Array, shortest: float) -> _Array:
+def _products(phase: Phase, cell: Array, shortest: float) -> Array:
     h, k, l = (int(np.ceil(1.2 * x / shortest)) for x in cell[:3])  # noqa: E741
     return np.asarray(unique_lines(phase, (h, k, l)).products, dtype=float)
 
 
-def _largest_cell(campaign: Campaign, code: int) -> _Array:
+def _largest_cell(campaign: Campaign, code: int) -> Array:
     cells = campaign.samples.cells[campaign.samples.phase == code]
     return np.asarray(cells[np.prod(cells[:, :3], axis=1).argmax()])
 
@@ -124,13 +122,13 @@ class _Lattice:
         self.basis, _ = np.linalg.qr(self.polynomials)
         self.y = self._without_background(gridded.intensity[self.fitted] / self.sigma)
 
-    def _without_background(self, values: _Array) -> _Array:
+    def _without_background(self, values: Array) -> Array:
         return np.asarray(values - self.basis @ (self.basis.T @ values))
 
-    def _cell(self, free: _Array) -> _Array:
+    def _cell(self, free: Array) -> Array:
         return np.asarray(self.phase.lattice.cells(free[None])[0])
 
-    def peaks(self, cell: _Array, inverse_size: float, microstrain: float) -> _Array:
+    def peaks(self, cell: Array, inverse_size: float, microstrain: float) -> Array:
         """Return weighted peaks of unit area, shape (points, lines), of the lines inside."""
         instrument, tof = self.campaign.instrument, self.tof[self.fitted]
         d = _d_spacings(self.phase, self.products, cell)
@@ -148,7 +146,7 @@ class _Lattice:
         np.put_along_axis(columns, rows, peak(tof[rows] - position, shape), axis=0)
         return np.asarray(columns[:, columns.any(axis=0)] / self.sigma[:, None])
 
-    def solved(self, cell: _Array, broadening: Sequence[float]) -> tuple[_Array, _Array, _Array]:
+    def solved(self, cell: Array, broadening: Sequence[float]) -> tuple[Array, Array, Array]:
         """Return residual, weighted peaks and intensities; no peaks for a cell without volume."""
         if not encloses_volume(cell[None])[0]:
             return self.y, np.zeros((len(self.y), 0)), np.zeros(0)
@@ -161,7 +159,7 @@ class _Lattice:
         intensities, _ = nnls(r, q.T @ self.y, maxiter=20 * r.shape[1])
         return self.y - columns @ (intensities / norm), peaks, intensities / norm
 
-    def sizes(self) -> list[_Array]:
+    def sizes(self) -> list[Array]:
         """Return the CIF's cell in all sizes of the campaign's range."""
         samples = self.campaign.samples
         sizes = np.cbrt(np.prod(samples.cells[samples.phase == self.code, :3], axis=1))
@@ -170,12 +168,12 @@ class _Lattice:
         scales = np.geomspace(sizes.min(), sizes.max(), steps) / np.cbrt(np.prod(shape[:3]))
         return [np.concatenate([scale * shape[:3], shape[3:]]) for scale in scales]
 
-    def likeliest(self, cells: Sequence[_Array]) -> _Array:
+    def likeliest(self, cells: Sequence[Array]) -> Array:
         """Return the likeliest of some cells, few lines being likelier than many."""
         penalty = float(np.log(len(self.y)))
         nominal = 1 / self.campaign.size, self.campaign.microstrain
 
-        def score(cell: _Array) -> float:
+        def score(cell: Array) -> float:
             d = _d_spacings(self.phase, self.products, cell)
             lines = int(((d > self.shortest) & (d < self.longest)).sum())
             residual, *_ = self.solved(cell, nominal)
@@ -183,7 +181,7 @@ class _Lattice:
 
         return min(cells, key=score)
 
-    def refined(self, cell: _Array) -> RefinementResult:
+    def refined(self, cell: Array) -> RefinementResult:
         """Refine cell and broadening from a start."""
         names = self.phase.lattice.free_parameters
         free = cell[self.columns]
@@ -193,11 +191,11 @@ class _Lattice:
         low = np.concatenate([low, [lowest for _, lowest, *_ in _BROADENING]])
         high = np.concatenate([high, [highest for *_, highest, _ in _BROADENING]])
 
-        def residual(x: _Array) -> _Array:
+        def residual(x: Array) -> Array:
             point = x * scale
             return self.solved(self._cell(point[: len(free)]), point[len(free) :].tolist())[0]
 
-        def jacobian(x: _Array) -> _Array:
+        def jacobian(x: Array) -> Array:
             here = residual(x)
             steps = np.where(x + 1 < high / scale, 1.0, -1.0)
             moved = [residual(x + np.eye(len(x))[k] * steps[k]) for k in range(len(x))]
@@ -207,7 +205,7 @@ class _Lattice:
         fit = least_squares(residual, start, jacobian, bounds, max_nfev=25, xtol=1e-4, ftol=1e-6)
         return self._result(fit.x * scale, np.asarray(fit.jac) / scale, bool(fit.success))
 
-    def _result(self, point: _Array, jacobian: _Array, converged: bool) -> RefinementResult:
+    def _result(self, point: Array, jacobian: Array, converged: bool) -> RefinementResult:
         count = len(self.columns)
         cell, broadening = self._cell(point[:count]), point[count:]
         residual, peaks, intensities = self.solved(cell, broadening.tolist())
@@ -231,7 +229,7 @@ class _Lattice:
             intensities="free",
         )
 
-    def _pattern_fit(self, pattern: _Array, chi2: float, reduced: float) -> PatternFit:
+    def _pattern_fit(self, pattern: Array, chi2: float, reduced: float) -> PatternFit:
         y = self.gridded.intensity[self.fitted]
         rest = (y - pattern) / self.sigma
         weights, *_ = np.linalg.lstsq(self.polynomials, rest, rcond=None)

@@ -11,11 +11,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
-
-_Vector = NDArray[np.float64]
 
 _MOST_STEPS = 60
 _RELIABLE = 0.5  # fraction of the predicted decrease below which the Jacobian is calculated again
@@ -24,24 +22,24 @@ _RELIABLE = 0.5  # fraction of the predicted decrease below which the Jacobian i
 class Evaluation(NamedTuple):
     """Weighted differences (n,) of a model at a point, and its weighted pattern (points,)."""
 
-    residual: _Vector
-    pattern: _Vector
+    residual: Array
+    pattern: Array
 
 
 class Minimum(NamedTuple):
     """Where a minimisation ended."""
 
-    point: _Vector  # (k,)
-    residual: _Vector  # (n,) weighted differences there
-    jacobian: _Vector  # (n, k) their derivatives there, or a few steps before
+    point: Array  # (k,)
+    residual: Array  # (n,) weighted differences there
+    jacobian: Array  # (n, k) their derivatives there, or a few steps before
     converged: bool  # whether no step promised more
 
 
 def minimise(
-    evaluate: Callable[[_Vector], Evaluation],
-    derivatives: Callable[[_Vector, Evaluation], _Vector],
-    start: _Vector,
-    bounds: tuple[_Vector, _Vector],
+    evaluate: Callable[[Array], Evaluation],
+    derivatives: Callable[[Array, Evaluation], Array],
+    start: Array,
+    bounds: tuple[Array, Array],
     tolerance: Callable[[float], float],
     give_up: Callable[[float, float, bool], bool],
 ) -> Minimum:
@@ -89,9 +87,7 @@ def minimise(
     return Minimum(x, here.residual, jacobian, converged)
 
 
-def _bounded_step(
-    normal: _Vector, right: _Vector, damping: float, low: _Vector, high: _Vector
-) -> _Vector:
+def _bounded_step(normal: Array, right: Array, damping: float, low: Array, high: Array) -> Array:
     """Return a damped step within bounds: parameters that meet one stay, the others are solved for.
 
     A step of all parameters that is clipped to the bounds may well lead uphill.

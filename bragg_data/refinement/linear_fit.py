@@ -7,6 +7,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CrystalError, check_volume, d_spacing
 from bragg_data.crystallography.reflections import largest_indices, unique_reflections
@@ -35,7 +36,7 @@ def simulator_of(campaign: Campaign) -> Simulator:
 def fit_cells(
     campaign: Campaign,
     phases: Sequence[int] | NDArray[np.integer],
-    cells: NDArray[np.float64],
+    cells: Array,
     profiles: Sequence[GriddedProfile],
 ) -> list[PatternFit | None]:
     """Simulate cells (n, 6) in ångström and degrees, and fit scale and background of each pattern.
@@ -54,7 +55,7 @@ def fit_cells(
     return fits
 
 
-def background_polynomials(points: int) -> NDArray[np.float64]:
+def background_polynomials(points: int) -> Array:
     """Return the polynomials (points, terms) of the background on a grid."""
     x = np.linspace(-1, 1, points)
     return np.asarray(chebyshev.chebvander(x, BACKGROUND_TERMS - 1), dtype=np.float64)
@@ -108,7 +109,7 @@ def explained_fraction(fit: PatternFit) -> float:
 
 def reflection_positions(
     phase: Phase, cell: ArrayLike, campaign: Campaign, *, visible: float = _VISIBLE
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+) -> tuple[Array, NDArray[np.int64]]:
     """Return times of flight (n,), ascending in µs, and indices (n, 3) of a cell's reflections.
 
     None for a cell, (6,) in Å and degrees, that cannot be simulated. ``visible`` is the fraction of

@@ -4,22 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Mask
 from bragg_data.measurement.resampling import GriddedProfile
 
 # Mean square of sums over runs of one sign over that of single values, of independent normal ones:
 # runs have a mean length of 2 with variance 2, absolute values a mean of √(2/π).
 _INDEPENDENT = 1 + 4 / np.pi
 
-_Array = NDArray[np.float64]
-
 
 class RefinementError(ValueError):
     """A profile to which no pattern can be fitted."""
 
 
-def fitted_points(gridded: GriddedProfile, fewest: int) -> NDArray[np.bool_]:
+def fitted_points(gridded: GriddedProfile, fewest: int) -> Mask:
     """Return the points (points,) that can be fitted; a RefinementError if they are too few."""
     fitted = gridded.informative
     if fitted.sum() < fewest:
@@ -37,9 +35,9 @@ class PatternFit:
     fitted.
     """
 
-    calculated: _Array  # with the background
-    background: _Array
-    difference: _Array  # measured minus calculated
+    calculated: Array  # with the background
+    background: Array
+    difference: Array  # measured minus calculated
     scale: float  # factor on the simulated intensity; 0 where the best one is negative
     rwp: float  # weighted profile R factor sqrt(sum w (y - c)² / sum w y²), w = 1/sigma²
     rwp_background: float  # the same with the background subtracted from y in the denominator
@@ -48,8 +46,8 @@ class PatternFit:
 
 def pattern_fit_on_grid(
     gridded: GriddedProfile,
-    fitted: NDArray[np.bool_],
-    curves: Sequence[_Array],
+    fitted: Mask,
+    curves: Sequence[Array],
     scale: float,
     chi2: float,
     reduced_chi2: float,
@@ -82,8 +80,8 @@ class RefinementResult:
     """
 
     phase: int
-    cell: _Array  # (6,) a, b, c in ångström, angles in degrees
-    su: _Array  # (6,) standard uncertainties; 0 where fixed
+    cell: Array  # (6,) a, b, c in ångström, angles in degrees
+    su: Array  # (6,) standard uncertainties; 0 where fixed
     parameters: Mapping[str, float]
     parameters_su: Mapping[str, float]
     pattern_fit: PatternFit
@@ -99,8 +97,8 @@ class RefinementResult:
 
 
 def uncertainties(
-    jacobian: _Array, residual: _Array, n_parameters: int
-) -> tuple[_Array, float, float]:
+    jacobian: Array, residual: Array, n_parameters: int
+) -> tuple[Array, float, float]:
     """Return standard uncertainties (k,), reduced χ² and correlation at a minimum.
 
     From the derivatives (n, k) and residuals (points,) there, and the number of all parameters.
@@ -111,7 +109,7 @@ def uncertainties(
     return np.sqrt(np.maximum(np.diag(covariance), 0)), reduced, correlation
 
 
-def serial_correlation(residual: _Array) -> float:
+def serial_correlation(residual: Array) -> float:
     """Return the factor by which correlated residuals (n,) enlarge variances, at least 1.
 
     From sums over runs of residuals of the same sign, compared with what they are where residuals

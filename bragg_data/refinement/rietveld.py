@@ -14,9 +14,9 @@ from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume
 from bragg_data.crystallography.structure import Phase
@@ -31,8 +31,6 @@ _FEWEST = 60  # covered points
 _NEARLY_CUBIC = 0.012  # relative distortion, up to which the opposite one is fitted, too
 _chi2 = attrgetter("chi2")
 
-_Array = NDArray[np.float64]
-
 
 class Refiner:
     """Refines profiles on a campaign's grid. Building it takes seconds, a refinement tenths.
@@ -46,7 +44,7 @@ class Refiner:
         self._libraries = ThreadpoolController().select(user_api="blas")
 
     def refine(
-        self, gridded: GriddedProfile, starts: Sequence[tuple[int, _Array]], *, tzero: bool = False
+        self, gridded: GriddedProfile, starts: Sequence[tuple[int, Array]], *, tzero: bool = False
     ) -> list[RefinementResult]:
         """Refine a profile from several starts; one result for each phase, the best first.
 
@@ -92,7 +90,7 @@ class Refiner:
             raise failures[-1]
         return rank_fits(results)
 
-    def _coarse(self, profile: WeightedProfile, phase: int, cells: Sequence[_Array]) -> PhaseFit:
+    def _coarse(self, profile: WeightedProfile, phase: int, cells: Sequence[Array]) -> PhaseFit:
         """Refine cell and displacement factor with nominal widths, which are simulated fastest."""
         free = np.asarray(cells, dtype=np.float64)[
             :, self.campaign.phases[phase].lattice.free_columns
@@ -102,7 +100,7 @@ class Refiner:
         start = phase, free[0]
         return profile.search(start, ("u_scale",), {}, coordinates=False, tolerance=ROUGHLY)
 
-    def _nearer(self, profile: WeightedProfile, fit: PhaseFit, best: PhaseFit) -> _Array:
+    def _nearer(self, profile: WeightedProfile, fit: PhaseFit, best: PhaseFit) -> Array:
         """Return a phase's start, or the best fit's cell in its lattice if that is nearer."""
         lattice = self.campaign.phases[fit.phase].lattice
         cell = self.campaign.phases[best.phase].lattice.cells(best.free[None])[0]
@@ -136,8 +134,8 @@ class Refiner:
 
 
 def usable_starts(
-    phases: Sequence[Phase], starts: Sequence[tuple[int, _Array]]
-) -> list[tuple[int, _Array]]:
+    phases: Sequence[Phase], starts: Sequence[tuple[int, Array]]
+) -> list[tuple[int, Array]]:
     """Return the starts whose cells (6,), with their phase's constraints, enclose a volume.
 
     A RefinementError is raised if none of them does.

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, encloses_volume
 from bragg_data.measurement.resampling import GriddedProfile
@@ -39,12 +39,8 @@ _RANGES = {
 _SHIFT = (-0.3, 0.3, 0.003)  # of a free coordinate, in Å
 _CELL_STEPS = {name: 1e-4 if name in "abc" else 2e-3 for name in CELL_PARAMETERS}
 
-_Array = NDArray[np.float64]
 
-
-def runaway_bounds(
-    free_parameters: Sequence[str], free: _Array, far: float
-) -> tuple[_Array, _Array]:
+def runaway_bounds(free_parameters: Sequence[str], free: Array, far: float) -> tuple[Array, Array]:
     """Return what a fit may reach: relative changes ``far`` of lengths, of angles in rad."""
     change = np.where([name in "abc" for name in free_parameters], far * free, np.degrees(far))
     return free - change, free + change
@@ -55,11 +51,11 @@ class PhaseFit:
     """Where the search of one phase ended."""
 
     phase: int
-    free: _Array  # (n_free,) cell parameters
+    free: Array  # (n_free,) cell parameters
     names: tuple[str, ...]  # of the other parameters
-    values: _Array  # (n,) of the other parameters
-    residual: _Array  # (points,) weighted differences
-    jacobian: _Array  # (points and restraints, n_free + n)
+    values: Array  # (n,) of the other parameters
+    residual: Array  # (points,) weighted differences
+    jacobian: Array  # (points and restraints, n_free + n)
     converged: bool  # whether it ended by itself
 
     @property
@@ -84,10 +80,10 @@ class WeightedProfile:
         self._basis, _ = np.linalg.qr(polynomials[self._fitted] * self._weight[:, None])
         self.y = self._without_background(gridded.intensity[self._fitted] * self._weight)
 
-    def _without_background(self, values: _Array) -> _Array:
+    def _without_background(self, values: Array) -> Array:
         return values - self._basis @ (self._basis.T @ values)
 
-    def patterns(self, phase: int, free: _Array, names: Sequence[str], values: _Array) -> _Array:
+    def patterns(self, phase: int, free: Array, names: Sequence[str], values: Array) -> Array:
         """Return the weighted patterns (points, n) without background of n rows of parameters."""
         lattice = self.campaign.phases[phase].lattice
         arguments = _simulator_arguments(dict(zip(names, values.T, strict=True)))
@@ -97,14 +93,12 @@ class WeightedProfile:
         weighted = simulated[:, self._fitted].astype(np.float64).T * self._weight[:, None]
         return self._without_background(weighted)
 
-    def scale(self, pattern: _Array) -> float:
+    def scale(self, pattern: Array) -> float:
         """Return the factor on a pattern with which it fits best, at least 0."""
         length = float(pattern @ pattern)
         return max(float(pattern @ self.y) / length, 0.0) if length > 0 else 0.0
 
-    def chi2(
-        self, phase: int, free: _Array, parameters: Mapping[str, float] | None = None
-    ) -> _Array:
+    def chi2(self, phase: int, free: Array, parameters: Mapping[str, float] | None = None) -> Array:
         """Return χ² of n cells as they are, with nominal or with other broadening, shape (n,).
 
         Infinite for a cell that cannot be simulated, because it encloses no volume, or has too many
@@ -122,7 +116,7 @@ class WeightedProfile:
 
     def search(
         self,
-        start: tuple[int, _Array],
+        start: tuple[int, Array],
         names: tuple[str, ...],
         initial: Mapping[str, float],
         *,
@@ -210,7 +204,7 @@ class _Model:
     def __init__(
         self,
         profile: WeightedProfile,
-        start: tuple[int, _Array],
+        start: tuple[int, Array],
         names: tuple[str, ...],
         initial: Mapping[str, float],
     ) -> None:
@@ -234,17 +228,17 @@ class _Model:
         restrained = [0.0 if name in _RANGES else 1 / _LOOSE for name in names]
         self._restraint = np.array([0.0] * len(free) + restrained)
 
-    def _patterns(self, points: _Array) -> _Array:
+    def _patterns(self, points: Array) -> Array:
         free, values = points[:, : self._count], points[:, self._count :]
         return self._profile.patterns(self._phase, free, self.names, values)
 
-    def evaluate(self, point: _Array) -> Evaluation:
+    def evaluate(self, point: Array) -> Evaluation:
         """Return the residuals at a point, restraints last; a CrystalError if it has no pattern."""
         pattern = self._patterns(point[None])[:, 0]
         difference = self._profile.y - self._profile.scale(pattern) * pattern
         return Evaluation(np.concatenate([difference, self._restraint * point]), pattern)
 
-    def jacobian(self, point: _Array, evaluation: Evaluation) -> _Array:
+    def jacobian(self, point: Array, evaluation: Evaluation) -> Array:
         """Return the derivatives of the residuals at the best scale (Kaufman)."""
         pattern = evaluation.pattern
         step = np.where(point + self._steps < self.bounds[1], self._steps, -self._steps)
@@ -261,7 +255,7 @@ class _Model:
         )
 
 
-def _simulator_arguments(values: dict[str, _Array]) -> dict[str, _Array]:
+def _simulator_arguments(values: dict[str, Array]) -> dict[str, Array]:
     """Return parameters as the simulator takes them: the size, and all shifts in one array."""
     if "inverse_size" in values:
         values["size"] = 1 / np.maximum(values.pop("inverse_size"), 1e-3)

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from pandera.errors import SchemaErrors
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.crystallography.cell import CELL_PARAMETERS, d_spacing
 from bragg_data.crystallography.reflections import unique_reflections
@@ -154,9 +155,7 @@ def _peaks(dataset: xr.Dataset, samples: Samples, campaign: Campaign, count: int
     return Finding("peaks", True, not wrong, message)
 
 
-def peak_misses(
-    profile: NDArray[np.floating], label: Samples, campaign: Campaign
-) -> NDArray[np.float64]:
+def peak_misses(profile: NDArray[np.floating], label: Samples, campaign: Campaign) -> Array:
     """Return how far the first peaks are from where one sample's cell puts them.
 
     Over the tolerance, for each peak that was checked, those of the longest d first. In a profile
@@ -235,7 +234,7 @@ def drift(dataset: xr.Dataset, measured: NDArray[np.floating]) -> Finding:
     components = min(_COMPONENTS, half)
     directions = np.linalg.svd(stored[:half], full_matrices=False)[2][:components]
 
-    def distance(profiles: NDArray[np.float64]) -> NDArray[np.float64]:
+    def distance(profiles: Array) -> Array:
         rest = profiles - profiles @ directions.T @ directions
         return np.asarray(np.linalg.norm(rest, axis=1))
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store.schema import campaign_of, free_ranges, samples_of
 
@@ -114,7 +115,7 @@ class _Part:
     """The samples of one phase in one data set."""
 
     rows: NDArray[np.intp]  # (n,)
-    cells: NDArray[np.float64]  # (n, 6), in Å and degrees
+    cells: Array  # (n, 6), in Å and degrees
     crystal_system: str = ""
     free_parameters: tuple[str, ...] = ()
 
@@ -152,7 +153,7 @@ def _same_cells(old: _Part, new: _Part) -> NDArray[np.intp]:
 
 
 def _phase_change(
-    name: str, old: _Part, new: _Part, both: int, differences: NDArray[np.float64] | None
+    name: str, old: _Part, new: _Part, both: int, differences: Array | None
 ) -> PhaseChange:
     systems = dict.fromkeys(part.crystal_system for part in (old, new) if part.crystal_system)
     return PhaseChange(
@@ -182,9 +183,7 @@ def _chosen(common: Mapping[str, int], max_compared: int) -> dict[str, NDArray[n
     return chosen
 
 
-def _largest_differences(
-    old: xr.Dataset, new: xr.Dataset, pairs: NDArray[np.intp]
-) -> NDArray[np.float64]:
+def _largest_differences(old: xr.Dataset, new: xr.Dataset, pairs: NDArray[np.intp]) -> Array:
     """Return the largest difference of each pair of patterns, rows (n, 2), over their maximum."""
     before = old.intensity[pairs[:, 0]].values.astype(np.float64)
     after = new.intensity[pairs[:, 1]].values.astype(np.float64)
@@ -194,7 +193,7 @@ def _largest_differences(
     return np.asarray(difference / np.where(largest > 0, largest, 1.0))
 
 
-def _comparison(common: int, differences: NDArray[np.float64]) -> Comparison:
+def _comparison(common: int, differences: Array) -> Comparison:
     differing = int((differences > SAME_INTENSITY).sum())
     return Comparison(common, len(differences), differing, float(differences.max()))
 

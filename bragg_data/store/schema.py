@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign, CampaignError, Samples
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, CrystalSystem
 
@@ -184,9 +185,7 @@ def samples_of(dataset: xr.Dataset, rows: slice = slice(None)) -> Samples:
     )
 
 
-def free_ranges(
-    cells: NDArray[np.float64], free_parameters: Sequence[str]
-) -> dict[str, tuple[float, float]]:
+def free_ranges(cells: Array, free_parameters: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Return the lowest and highest value of each free parameter of some cells, shape (n, 6).
 
     In ångström and degrees; empty without cells.

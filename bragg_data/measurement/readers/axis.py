@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.measurement.readers.common import ProfileError, Unit
 
 Declared = Literal["us", "ms", "s", "d", "Q", "time", "angle", "other"]
@@ -73,7 +73,7 @@ def declared_by_header(lines: Iterable[str]) -> Declared | None:
 
 
 def unit_of(
-    x: NDArray[np.float64], declared: Declared | None, requested: Unit | None, where: str
+    x: Array, declared: Declared | None, requested: Unit | None, where: str
 ) -> tuple[Unit, tuple[str, ...]]:
     """Return the unit of an axis, and warnings on how it was inferred.
 
@@ -126,7 +126,7 @@ def _constant_wavelength(where: str, low: float, high: float, reason: str = "") 
     )
 
 
-def _degrees(x: NDArray[np.float64]) -> float | None:
+def _degrees(x: Array) -> float | None:
     """Return the size in degrees of an axis's unit, where its values look like scattering angles.
 
     In regular steps of at most 1°, over at least 20° and up to 180°, in degrees or hundredths (as

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.measurement.readers import axis, consistency
 from bragg_data.measurement.readers.common import MINIMUM_POINTS, Profile, ProfileError, Unit
 
@@ -20,9 +20,9 @@ class RawProfile:
     """The columns of a file, each of shape (n,), and what the file says of them."""
 
     path: Path
-    x: NDArray[np.float64]
-    intensity: NDArray[np.float64]
-    sigma: NDArray[np.float64] | None  # standard deviation; None: to be estimated
+    x: Array
+    intensity: Array
+    sigma: Array | None  # standard deviation; None: to be estimated
     bank: int | None = None
     title: str = ""
     header: dict[str, str] = field(default_factory=dict)
@@ -37,12 +37,7 @@ class RawProfile:
     warnings: tuple[str, ...] = ()
 
 
-def histogram(
-    raw: RawProfile,
-    x: NDArray[np.float64],
-    values: NDArray[np.float64],
-    errors: NDArray[np.float64] | None,
-) -> RawProfile:
+def histogram(raw: RawProfile, x: Array, values: Array, errors: Array | None) -> RawProfile:
     """Return a spectrum over points, or over the n + 1 edges of its bins."""
     good = np.isfinite(x)  # spectra of unequal lengths are padded
     edges = len(x) == len(values) + 1
@@ -143,7 +138,7 @@ def _number_of(
     return value if 0 < (abs(value) if signed else value) < largest else None
 
 
-def _problem_of_axis(x: NDArray[np.float64], unit: Unit) -> str:
+def _problem_of_axis(x: Array, unit: Unit) -> str:
     if not np.isfinite(x).all():
         return "has a time of flight that is not a number."
     name, smallest = ("", _SMALLEST_STEP_OF_D) if unit in ("d", "Q") else (" µs", _SMALLEST_STEP)
@@ -164,9 +159,9 @@ def _problem_of_axis(x: NDArray[np.float64], unit: Unit) -> str:
 
 
 def profile_from_arrays(
-    tof: NDArray[np.float64],
-    intensity: NDArray[np.float64],
-    sigma: NDArray[np.float64] | None = None,
+    tof: Array,
+    intensity: Array,
+    sigma: Array | None = None,
     *,
     bank: int | None = None,
     two_theta: float | None = None,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from bragg_data.arrays import Array
 
 MINIMUM_POINTS = 20  # a profile with fewer is refused
 COMMENT = "#!'\"/*"
@@ -35,9 +36,9 @@ class Profile:
     """One measured powder profile."""
 
     # (n,) in µs, ascending; where `unit` is d or Q the d-spacing in Å, still to be converted.
-    tof: NDArray[np.float64]
-    intensity: NDArray[np.float64]  # (n,) density per µs, in the file's own units
-    sigma: NDArray[np.float64]  # (n,) its standard deviation; 0: masked or dead detectors
+    tof: Array
+    intensity: Array  # (n,) density per µs, in the file's own units
+    sigma: Array  # (n,) its standard deviation; 0: masked or dead detectors
     bank: int | None = None  # its number in the file
     title: str = ""  # of the file
     two_theta: float | None = None  # degrees, from the header
@@ -129,7 +130,7 @@ def header_from_comments(general: Sequence[str], of_bank: Sequence[str] = ()) ->
     return header
 
 
-def table_at_once(lines: Sequence[str]) -> NDArray[np.float64] | None:
+def table_at_once(lines: Sequence[str]) -> Array | None:
     """Return lines of numbers between blanks, (n, columns), quickly; None if they are not such.
 
     Then they have to be read line by line, which shows what is wrong with them.

@@ -4,11 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Mask
 from bragg_data.instrument.diffractometer import DIFC_PER_METRE
-
-Array = NDArray[np.float64]
 
 _STEP = 0.05  # of a step: times that are off by less are rounded
 _NEIGHBOURS = 4  # steps on each side with which one is compared
@@ -106,7 +104,7 @@ def warnings_of_values(x: Array, y: Array, sigma: Array | None) -> list[str]:
     return warnings
 
 
-def _points(rows: NDArray[np.bool_], x: Array) -> str:
+def _points(rows: Mask, x: Array) -> str:
     first = f"{x[int(np.argmax(rows))]:.6g}"
     return f"{rows.sum()} of {len(x)} points (the first one at {first})"
 

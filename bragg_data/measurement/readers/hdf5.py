@@ -5,8 +5,8 @@ from itertools import islice
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.measurement.readers.common import ProfileError
 
 _VALUES = 30_000_000  # of a dataset: 1000 banks of 30,000 points
@@ -61,7 +61,7 @@ def dataset_at(group: h5py.Group, path: str) -> h5py.Dataset | None:
     return node if isinstance(node, h5py.Dataset) else None
 
 
-def numbers(dataset: h5py.Dataset) -> NDArray[np.float64]:
+def numbers(dataset: h5py.Dataset) -> Array:
     """Return a dataset of numbers; raises a ProfileError if it is another, too large, or outside.
 
     Datasets may be views of other files (virtual), or be stored outside (external).

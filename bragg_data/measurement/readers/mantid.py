@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import DIFC_PER_METRE
 from bragg_data.measurement.readers import axis
 from bragg_data.measurement.readers.checks import RawProfile, histogram
@@ -26,8 +26,6 @@ from bragg_data.measurement.readers.hdf5 import (
     text_at,
     text_of,
 )
-
-_Array = NDArray[np.float64]
 
 MOST_SPECTRA = 500  # of a file; more are detectors, not banks
 _EVENTS = 30_000_000
@@ -110,7 +108,7 @@ _COUNTS_AT_POINTS = (
 )
 
 
-def _matrix(group: h5py.Group, path: Path) -> tuple[_Array, _Array | None]:
+def _matrix(group: h5py.Group, path: Path) -> tuple[Array, Array | None]:
     signal, errors = dataset_at(group, "values"), dataset_at(group, "errors")
     if signal is None:
         raise ProfileError(f"{path}, {group.name}, holds no values.")
@@ -119,7 +117,7 @@ def _matrix(group: h5py.Group, path: Path) -> tuple[_Array, _Array | None]:
     return values, deviations
 
 
-def _events(group: h5py.Group, x: _Array, path: Path) -> tuple[_Array, _Array]:
+def _events(group: h5py.Group, x: Array, path: Path) -> tuple[Array, Array]:
     """Return the counts of events in the bins of the workspace, and their standard deviations."""
     columns = [dataset_at(group, name) for name in ("indices", "tof", "weight", "error_squared")]
     indices, times, weight, squared = columns

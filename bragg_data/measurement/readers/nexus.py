@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.errors import first_line
 from bragg_data.measurement.readers import axis
 from bragg_data.measurement.readers.checks import RawProfile, histogram
@@ -36,8 +37,6 @@ from bragg_data.measurement.readers.hdf5 import (
 )
 from bragg_data.measurement.readers.mantid import MOST_SPECTRA, spectra_of
 from bragg_data.measurement.readers.nexus_process import FIELDS, META, REFUSED
-
-_Array = NDArray[np.float64]
 
 _COUNTS = re.compile(r"counts?|neutrons?", re.IGNORECASE)
 
@@ -99,7 +98,7 @@ _INVERSE = re.compile(r"(?:1/|per_?)(angstrom|å|a|nm)s?|(angstrom|å|a|nm)s?(?:
 
 
 class _Axis(NamedTuple):
-    values: _Array
+    values: Array
     declared: axis.Declared | None
 
 
@@ -245,7 +244,7 @@ def _axes(group: h5py.Group, signal: h5py.Dataset) -> list[str]:
     return names
 
 
-def _errors(group: h5py.Group, name: str, signal: h5py.Dataset) -> _Array | None:
+def _errors(group: h5py.Group, name: str, signal: h5py.Dataset) -> Array | None:
     named = text_of(attribute(signal, "uncertainties"))
     for candidate in (f"{name}_errors", named, f"{name}_error", "errors"):
         dataset = dataset_at(group, candidate) if candidate else None
@@ -323,7 +322,7 @@ def _main(path: Path, name: str, bank: int | None) -> None:
         sys.stderr.write(str(error).replace(str(path), name))
         sys.exit(REFUSED)
     meta = [{field: getattr(raw, field) for field in FIELDS} for raw in banks]
-    arrays: dict[str, NDArray[np.float64] | NDArray[np.uint8]] = {
+    arrays: dict[str, Array | NDArray[np.uint8]] = {
         META: np.frombuffer(json.dumps(meta).encode(), np.uint8)
     }
     for k, raw in enumerate(banks):

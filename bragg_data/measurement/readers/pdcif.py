@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.cif import CifBlock, blocks_of
 from bragg_data.measurement.readers import axis
 from bragg_data.measurement.readers.checks import RawProfile
 from bragg_data.measurement.readers.common import ProfileError, Reading
-
-_Array = NDArray[np.float64]
 
 # What a profile is over, the first that is there: a column, or least and greatest value and step.
 # Times are in µs, d in Å, Q in 1/Å. d may stand next to the angles of constant wavelength.
@@ -143,7 +141,7 @@ def _profile(block: CifBlock, path: Path, bank: int | None, reading: Reading) ->
     )
 
 
-def _axis(block: CifBlock, count: int, where: str) -> tuple[_Array, axis.Declared, list[str]]:
+def _axis(block: CifBlock, count: int, where: str) -> tuple[Array, axis.Declared, list[str]]:
     """Return what a profile of ``count`` points is over, and what was inferred."""
     for tag, declared in _AXES.items():
         if len(block.columns.get(tag, ())) == count > 1:
@@ -173,7 +171,7 @@ def _axis(block: CifBlock, count: int, where: str) -> tuple[_Array, axis.Declare
     )
 
 
-def _sigma(block: CifBlock, name: str, y: _Array) -> tuple[_Array | None, list[str]]:
+def _sigma(block: CifBlock, name: str, y: Array) -> tuple[Array | None, list[str]]:
     """Return standard uncertainties (0: no information; None: none in the file), and warnings.
 
     From a column of their own, behind the values in brackets, from the weights of a refinement, or
@@ -196,7 +194,7 @@ def _sigma(block: CifBlock, name: str, y: _Array) -> tuple[_Array | None, list[s
     return None, []
 
 
-def _in_brackets(values: Sequence[str]) -> _Array:
+def _in_brackets(values: Sequence[str]) -> Array:
     """Return the standard uncertainties of values as in 1.23(4); 0 where there is none."""
     result = np.zeros(len(values))
     for row, value in enumerate(values):

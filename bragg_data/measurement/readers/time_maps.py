@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.measurement.readers.common import ProfileError
 
 
@@ -18,11 +18,9 @@ def integer(word: str) -> int:
     return int(word)
 
 
-def time_maps_of(
-    map_lines: Sequence[tuple[str, list[str]]], path: Path
-) -> dict[str, NDArray[np.float64]]:
+def time_maps_of(map_lines: Sequence[tuple[str, list[str]]], path: Path) -> dict[str, Array]:
     """Return the lower edges of the channels in µs of each map, from its record and lines."""
-    maps: dict[str, NDArray[np.float64]] = {}
+    maps: dict[str, Array] = {}
     for record, rows in map_lines:
         name, edges = _time_map(record, rows, path)
         if name in maps and not np.array_equal(maps[name], edges):
@@ -35,7 +33,7 @@ def time_maps_of(
 
 
 @np.errstate(over="ignore", invalid="ignore")  # times that are not finite are refused later
-def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, NDArray[np.float64]]:
+def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, Array]:
     """Read ``TIME_MAP number values records TIME_MAP clock/ns`` and its (channel, time, step)."""
     words = record[8:].split()
     try:
