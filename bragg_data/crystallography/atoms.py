@@ -1,7 +1,6 @@
 """The atoms that a space group makes of sites, and the distances between them."""
 
 import itertools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import gemmi
@@ -9,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.arrays import Array
-from bragg_data.crystallography.cif import Site
+from bragg_data.crystallography.cif import AsymmetricUnit
 from bragg_data.crystallography.scattering import element_of
 
 IMPOSSIBLE = 0.5
@@ -35,12 +34,12 @@ class Contact(NamedTuple):
     images: bool = False  # of one atom, that count as one though they are this far apart
 
 
-def all_atoms(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> Atoms:
+def all_atoms(unit: AsymmetricUnit, group: gemmi.SpaceGroup) -> Atoms:
     """Return the atoms that a space group makes of sites; images within 0.4 Å are one."""
     structure = gemmi.SmallStructure()
-    structure.cell = cell
+    structure.cell = unit.cell
     structure.spacegroup = group
-    for number, site in enumerate(sites):
+    for number, site in enumerate(unit.sites):
         atom = gemmi.SmallStructure.Site()
         atom.label = str(number)
         atom.fract = gemmi.Fractional(*site.position)
@@ -53,21 +52,19 @@ def all_atoms(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Sit
     )
 
 
-def closest_contact(
-    cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]
-) -> Contact:
+def closest_contact(unit: AsymmetricUnit, group: gemmi.SpaceGroup) -> Contact:
     """Return the shortest distance between atoms over the sum of their covalent radii.
 
     Atoms that cannot be there together, since their occupancies sum to 1 or less, do not count.
     """
-    atoms = all_atoms(cell, group, sites)
-    radii = np.array([gemmi.Element(element_of(site.symbol)).covalent_r for site in sites])
-    occupancies = np.array([site.occupancy for site in sites])[atoms.site]
-    radius = radii[atoms.site]
+    atoms = all_atoms(unit, group)
+    radius = np.array([gemmi.Element(element_of(s.symbol)).covalent_r for s in unit.sites])
+    radius = radius[atoms.site]
+    occupancies = np.array([site.occupancy for site in unit.sites])[atoms.site]
     first = np.unique(atoms.site, return_index=True)[1]  # one of each site meets all neighbours
     shifts = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))
-    orthogonal = np.array(cell.orth.mat.tolist())
-    closest = _closest_image(cell, group, sites)
+    orthogonal = np.array(unit.cell.orth.mat.tolist())
+    closest = _closest_image(unit, group)
     for atom in first:
         difference = atoms.positions - atoms.positions[atom]
         difference -= np.round(difference)
@@ -82,32 +79,33 @@ def closest_contact(
     return closest
 
 
-def coincident_sites(
-    cell: gemmi.UnitCell, sites: Sequence[Site], atoms: Atoms
-) -> list[tuple[int, int]]:
+def coincident_sites(unit: AsymmetricUnit, atoms: Atoms) -> list[tuple[int, int]]:
     """Return pairs of sites at one place that cannot both be there: their occupancies exceed 1."""
-    orthogonal = np.array(cell.orth.mat.tolist())
-    occupancies = np.array([site.occupancy for site in sites])
+    occupancies = np.array([site.occupancy for site in unit.sites])
     pairs = []
     for site, first in enumerate(np.unique(atoms.site, return_index=True)[1].tolist()):
-        difference = atoms.positions - atoms.positions[first]
-        distance = np.linalg.norm((difference - np.round(difference)) @ orthogonal.T, axis=1)
+        distance = _lengths(unit.cell, atoms.positions - atoms.positions[first])
         near = np.unique(atoms.site[distance < _ROUNDING])
         full = occupancies[near] + occupancies[site] > _FULL
         pairs += [(site, other) for other in near[full].tolist() if other > site]
     return pairs
 
 
-def _closest_image(cell: gemmi.UnitCell, group: gemmi.SpaceGroup, sites: Sequence[Site]) -> Contact:
+def _lengths(cell: gemmi.UnitCell, differences: Array) -> Array:
+    """Return the lengths (n,) in Å of fractional differences (n, 3), whole cells apart."""
+    orthogonal = np.array(cell.orth.mat.tolist())
+    return np.asarray(np.linalg.norm((differences - np.round(differences)) @ orthogonal.T, axis=1))
+
+
+def _closest_image(unit: AsymmetricUnit, group: gemmi.SpaceGroup) -> Contact:
     """Return the closest images that count as one atom, further apart than rounding."""
     operations = list(group.operations())
     rotations = np.array([op.rot for op in operations]) / gemmi.Op.DEN
     shifts = np.array([op.tran for op in operations]) / gemmi.Op.DEN
-    orthogonal = np.array(cell.orth.mat.tolist())
     closest = Contact(np.inf, 0, 0)
-    for number, site in enumerate(sites):
+    for number, site in enumerate(unit.sites):
         difference = rotations @ np.array(site.position) + shifts - np.array(site.position)
-        distance = np.linalg.norm((difference - np.round(difference)) @ orthogonal.T, axis=1)
+        distance = _lengths(unit.cell, difference)
         distance = distance[(distance > _ROUNDING) & (distance < _MERGED)]
         if len(distance) and site.occupancy > 0.5:
             radius = gemmi.Element(element_of(site.symbol)).covalent_r

@@ -25,19 +25,17 @@ _CELL_TAGS = [f"_cell_length_{n}" for n in CELL_PARAMETERS[:3]]
 _CELL_TAGS += [f"_cell_angle_{n}" for n in CELL_PARAMETERS[3:]]
 _FRACT = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 _ANISO = ("11", "22", "33", "12", "13", "23")
+OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
+NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
+MULTIPLICITIES = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
+_LABELS = ("_atom_site_label", "_atom_site_type_symbol")
 SITE_TAGS = (
-    *_CELL_TAGS,
-    *_FRACT,
-    *(f"_atom_site_{n}" for n in ("label", "type_symbol", "occupancy")),
-    *(f"_atom_site_{n}_iso_or_equiv" for n in "ub"),
-    "_atom_site_aniso_label",
+    *(*_CELL_TAGS, *_FRACT, *_LABELS, *OPERATIONS, *NUMBERS, *MULTIPLICITIES),
+    *(f"_atom_site_{n}" for n in ("occupancy", "u_iso_or_equiv", "b_iso_or_equiv", "aniso_label")),
     *(f"_atom_site_aniso_{kind}_{ij}" for kind in "ub" for ij in _ANISO),
     *("_space_group_name_h-m_alt", "_symmetry_space_group_name_h-m", "_space_group_name_hall"),
-    *("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz"),
-    *("_space_group_it_number", "_symmetry_int_tables_number"),
     *("_cell_volume", "_cell_formula_units_z", "_chemical_formula_sum"),
     *("_exptl_crystal_density_diffrn", "_space_group_crystal_system"),
-    *("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity"),
 )
 """Tags that are read, or compared with what is read."""
 
@@ -81,6 +79,26 @@ class CifBlock:
     def numbers(self, tag: str) -> Array:
         """Return the values of a tag, (n,); NaN for what is no number."""
         return np.array([gemmi.cif.as_number(value) for value in self.columns.get(tag, ())])
+
+
+@dataclass(frozen=True)
+class AsymmetricUnit:
+    """The sites that a data block lists, in its cell."""
+
+    where: str  # the file, for errors
+    block: CifBlock
+    cell: gemmi.UnitCell
+    sites: tuple[Site, ...]
+    rows: NDArray[np.intp]  # of the sites in the CIF
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of all rows of the CIF."""
+        return self.block.texts(*_LABELS)
+
+    def label(self, site: int) -> str:
+        """Return the label of a site."""
+        return self.labels[int(self.rows[site])]
 
 
 def read_text(path: Path) -> str:
@@ -192,8 +210,8 @@ def cell_of(block: CifBlock, where: str) -> Array:
 
 def sites_of(
     block: CifBlock, cell: gemmi.UnitCell, where: str
-) -> tuple[tuple[Site, ...], NDArray[np.intp], tuple[str, ...]]:
-    """Return the sites of the asymmetric unit, their rows in the CIF, and what was assumed.
+) -> tuple[AsymmetricUnit, tuple[str, ...]]:
+    """Return the sites of the asymmetric unit, and what was assumed.
 
     Raises a CrystalError for atoms without an element, coordinates or a sensible occupancy.
     """
@@ -224,16 +242,12 @@ def sites_of(
     of_rows += [(rows & used, text) for rows, text in of_u]
     notes += [text.format(_listed(labels, rows)) for rows, text in of_rows if rows.any()]
     rows = np.flatnonzero(used)
+    columns = (values[rows].tolist() for values in (positions, occupancy, u_iso))
     sites = tuple(
-        Site(
-            symbols[row],
-            (float(positions[row, 0]), float(positions[row, 1]), float(positions[row, 2])),
-            float(occupancy[row]),
-            float(u_iso[row]),
-        )
-        for row in rows
+        Site(symbols[row], (x, y, z), share, u)
+        for row, (x, y, z), share, u in zip(rows, *columns, strict=True)
     )
-    return sites, rows, tuple(notes)
+    return AsymmetricUnit(where, block, cell, sites, rows), tuple(notes)
 
 
 def _symbols(block: CifBlock, where: str) -> tuple[Sequence[str], list[str], list[str]]:

@@ -11,15 +11,18 @@ from collections.abc import Sequence
 import gemmi
 import numpy as np
 import periodictable
-from numpy.typing import NDArray
 
 from bragg_data.crystallography.atoms import IMPOSSIBLE, Atoms, closest_contact
-from bragg_data.crystallography.cif import SITE_TAGS, CifBlock, Site
+from bragg_data.crystallography.cif import (
+    MULTIPLICITIES,
+    NUMBERS,
+    OPERATIONS,
+    SITE_TAGS,
+    AsymmetricUnit,
+    CifBlock,
+    Site,
+)
 from bragg_data.crystallography.scattering import element_of, scatterer
-
-MULTIPLICITIES = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
-
-OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
 
 _ELEMENT = re.compile(r"(\d*[A-Z][a-z]?)\s*(\d*\.?\d*)")
 _VOLUME = 2e-4  # relative, beyond the last place: cells are rounded after the volume is computed
@@ -33,26 +36,17 @@ _MANY = 2_000_000  # pairs of images beyond which distances take more than a sec
 _SYSTEMS = {"rhombohedral": "trigonal", "isometric": "cubic", "anorthic": "triclinic"}
 
 
-def contradictions(
-    block: CifBlock,
-    cell: gemmi.UnitCell,
-    group: gemmi.SpaceGroup,
-    placed: tuple[Sequence[Site], NDArray[np.intp], Atoms],
-) -> list[str]:
-    """Return what of a data block contradicts its cell, space group or atoms, in sentences.
-
-    ``placed`` are the sites, their rows in the CIF, and all atoms of the cell.
-    """
-    sites, rows, atoms = placed
+def contradictions(unit: AsymmetricUnit, group: gemmi.SpaceGroup, atoms: Atoms) -> list[str]:
+    """Return what of a data block contradicts its cell, space group or atoms, in sentences."""
     return [
-        *_of_tags(block),
-        *_of_volume(block, cell),
-        *_of_group(block, group),
-        *_of_multiplicities(block, rows, atoms),
-        *_of_contents(block, cell, sites, atoms),
-        *_of_values(block, sites, rows),
-        *_of_labels(block, sites, rows),
-        *_of_distances(block, cell, group, placed),
+        *_of_tags(unit.block),
+        *_of_volume(unit.block, unit.cell),
+        *_of_group(unit.block, group),
+        *_of_multiplicities(unit, atoms),
+        *_of_contents(unit, atoms),
+        *_of_values(unit),
+        *_of_labels(unit),
+        *_of_distances(unit, group, atoms),
     ]
 
 
@@ -126,7 +120,7 @@ def _of_group(block: CifBlock, group: gemmi.SpaceGroup) -> list[str]:
             gemmi.Op(text.strip())
         except (ValueError, RuntimeError):
             notes.append(f"The symmetry operation '{text[:40]}' cannot be read: it was left out.")
-    number = block.text("_space_group_it_number", "_symmetry_int_tables_number")
+    number = block.text(*NUMBERS)
     if number.isdigit() and int(number) != group.number:
         notes.append(f"The space group {group.xhm()} is number {group.number}, not {number[:9]}.")
     system = block.text("_space_group_crystal_system", "_symmetry_cell_setting").lower()
@@ -137,26 +131,21 @@ def _of_group(block: CifBlock, group: gemmi.SpaceGroup) -> list[str]:
     return notes
 
 
-def _of_multiplicities(block: CifBlock, rows: NDArray[np.intp], atoms: Atoms) -> list[str]:
-    actual = np.bincount(atoms.site, minlength=len(rows))
+def _of_multiplicities(unit: AsymmetricUnit, atoms: Atoms) -> list[str]:
+    actual = np.bincount(atoms.site, minlength=len(unit.rows))
     for tag in MULTIPLICITIES:
-        listed = block.numbers(tag)[rows] if tag in block.columns else np.empty(0)
-        if not len(listed):
-            continue
-        odd = np.flatnonzero(np.isfinite(listed) & (listed != actual))
-        if len(odd):
-            name = _labels(block)[rows[odd[0]]]
-            return [
-                f"Site {name} has {actual[odd[0]]} atoms in the cell; its multiplicity is given "
-                f"as {listed[odd[0]]:g}."
-            ]
+        if tag in unit.block.columns:
+            listed = unit.block.numbers(tag)[unit.rows]
+            for odd in np.flatnonzero(np.isfinite(listed) & (listed != actual))[:1]:
+                return [
+                    f"Site {unit.label(odd)} has {actual[odd]} atoms in the cell; its multiplicity "
+                    f"is given as {listed[odd]:g}."
+                ]
     return []
 
 
-def _of_contents(
-    block: CifBlock, cell: gemmi.UnitCell, sites: Sequence[Site], atoms: Atoms
-) -> list[str]:
-    notes = []
+def _of_contents(unit: AsymmetricUnit, atoms: Atoms) -> list[str]:
+    notes, block, sites = [], unit.block, unit.sites
     formula, contents, units = formula_of(block), contents_of(sites, atoms), units_of(block)
     if formula and not agree(contents, formula, units):
         counted = " ".join(f"{element}{count:.6g}" for element, count in contents.items())
@@ -171,7 +160,7 @@ def _of_contents(
         sites[site].occupancy * periodictable.elements.symbol(element_of(sites[site].symbol)).mass
         for site in atoms.site
     ]
-    computed = sum(masses) * _AMU_PER_A3 / cell.volume
+    computed = sum(masses) * _AMU_PER_A3 / unit.cell.volume
     if abs(density - computed) > _DENSITY * computed:
         notes.append(
             f"Cell and atoms have a density of {computed:.3f} g/cm³, and "
@@ -180,53 +169,43 @@ def _of_contents(
     return notes
 
 
-def _of_values(block: CifBlock, sites: Sequence[Site], rows: NDArray[np.intp]) -> list[str]:
-    names = _labels(block)
-    notes = []
-    for row, site in zip(rows, sites, strict=True):
+def _of_values(unit: AsymmetricUnit) -> list[str]:
+    names, notes = unit.labels, []
+    for row, site in zip(unit.rows, unit.sites, strict=True):
         if max(map(abs, site.position)) > _FURTHEST:
             notes.append(f"Site {names[row]} is far outside the cell: check its coordinates.")
         if site.u_iso > _LARGEST_U:
             notes.append(f"Site {names[row]} has a large U of {site.u_iso:g} Å²: check it.")
-    strangers = set(block.texts("_atom_site_aniso_label")) - set(names)
+    strangers = set(unit.block.texts("_atom_site_aniso_label")) - set(names)
     if strangers:
         notes.append(f"Anisotropic displacements of {sorted(strangers)[0][:20]} are of no site.")
     return notes
 
 
-def _of_labels(block: CifBlock, sites: Sequence[Site], rows: NDArray[np.intp]) -> list[str]:
+def _of_labels(unit: AsymmetricUnit) -> list[str]:
     """Report sites with labels of another element, where most are of their own, or equal labels."""
-    names = _labels(block)
-    notes = []
+    names, notes = unit.labels, []
     if repeated := next((n for k, n in enumerate(names) if n in names[:k]), ""):
         notes.append(f"Several sites have the label {repeated[:20]}: all are used.")
-    elements = [scatterer(names[row], label=True) for row in rows]
+    elements = [scatterer(names[row], label=True) for row in unit.rows]
     odd = [
-        k
-        for k, (element, site) in enumerate(zip(elements, sites, strict=True))
+        (names[row], site.symbol)
+        for row, element, site in zip(unit.rows, elements, unit.sites, strict=True)
         if element != element_of(site.symbol) and not (element == "H" and site.symbol == "D")
     ]
-    if 0 < len(odd) < max(len(sites) / 2, 1.5):
-        notes.append(
-            f"Site {names[rows[odd[0]]]} is of type {sites[odd[0]].symbol}: check whether label "
-            f"and type are right."
-        )
+    if 0 < len(odd) < max(len(unit.sites) / 2, 1.5):
+        label, symbol = odd[0]
+        notes.append(f"Site {label} is of type {symbol}: check whether label and type are right.")
     return notes
 
 
-def _of_distances(
-    block: CifBlock,
-    cell: gemmi.UnitCell,
-    group: gemmi.SpaceGroup,
-    placed: tuple[Sequence[Site], NDArray[np.intp], Atoms],
-) -> list[str]:
-    sites, rows, atoms = placed
-    if 27 * len(sites) * len(atoms.site) > _MANY:
+def _of_distances(unit: AsymmetricUnit, group: gemmi.SpaceGroup, atoms: Atoms) -> list[str]:
+    if 27 * len(unit.sites) * len(atoms.site) > _MANY:
         return []
-    contact = closest_contact(cell, group, sites)
+    contact = closest_contact(unit, group)
     if contact.ratio >= IMPOSSIBLE:
         return []
-    first, second = (_labels(block)[rows[site]] for site in (contact.first, contact.second))
+    first, second = unit.label(contact.first), unit.label(contact.second)
     if contact.images:
         return [
             f"Site {first} is close to a special position and not on it: its images, closer than "
@@ -240,29 +219,14 @@ def _of_distances(
     ]
 
 
-def _labels(block: CifBlock) -> tuple[str, ...]:
-    return block.texts("_atom_site_label", "_atom_site_type_symbol")
-
-
 # Of the dictionary, and like tags that are read.
 _OTHER_TAGS = frozenset(
-    {
-        "_atom_site_fract_symmform",
-        "_atom_site_label_component_0",
-        "_atom_site_symmetry_multiplicity",
-        "_atom_site_site_symmetry_multiplicity",
-        "_atom_site_site_symmetry_order",
-        "_atom_site_u_equiv_geom_mean",
-        "_atom_site_aniso_type_symbol",
-        "_space_group_ssg_name",
-        "_symmetry_equiv_pos_site_id",
-        "_space_group_symop_id",
-        "_symmetry_space_group_name_hall",
-        "_space_group_name_h-m",
-        "_space_group_name_h-m_full",
-        "_space_group_name_h-m_ref",
-        "_cell_length_a_su",
-        "_cell_length_b_su",
-        "_cell_length_c_su",
-    }
+    [
+        *("_atom_site_fract_symmform", "_atom_site_label_component_0"),
+        *("_atom_site_site_symmetry_order", "_atom_site_u_equiv_geom_mean"),
+        *("_atom_site_aniso_type_symbol", "_space_group_ssg_name", "_symmetry_equiv_pos_site_id"),
+        *("_space_group_symop_id", "_symmetry_space_group_name_hall", "_space_group_name_h-m"),
+        *("_space_group_name_h-m_full", "_space_group_name_h-m_ref"),
+        *(f"_cell_length_{axis}_su" for axis in "abc"),
+    ]
 )

@@ -148,10 +148,11 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
     except CrystalError as error:
         raise CrystalError(f"{where}: {error}") from error
     cell = gemmi.UnitCell(*sides, *angles)
-    sites, rows, of_atoms = sites_of(content, cell, where)
+    unit, of_atoms = sites_of(content, cell, where)
+    sites = unit.sites
     if not sites:
         raise CrystalError(f"{where} lists no atoms (_atom_site_fract_x …), so nothing scatters.")
-    group, of_group = space_group_of(content, cell, sites, rows, where)
+    group, of_group = space_group_of(unit)
     lattice = lattice_from_space_group(group)
     parameters, of_cell = _completed_cell(parameters, lattice, where)
     try:
@@ -168,13 +169,12 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
             pass
         except CrystalError as error:
             raise CrystalError(f"{where}: {error}") from error
-    cell = gemmi.UnitCell(*parameters)
-    atoms = all_atoms(cell, group, sites)
+    unit = replace(unit, cell=gemmi.UnitCell(*parameters))
+    atoms = all_atoms(unit, group)
     of_site = [sites[site] for site in atoms.site]
-    labels = content.texts("_atom_site_label", "_atom_site_type_symbol")
     of_places = [
-        f"{labels[rows[a]]} and {labels[rows[b]]} are at the same place: both are used."
-        for a, b in coincident_sites(cell, sites, atoms)
+        f"{unit.label(a)} and {unit.label(b)} are at the same place: both are used."
+        for a, b in coincident_sites(unit, atoms)
     ]
     return Phase(
         name=name,
@@ -193,7 +193,7 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
             *of_atoms,
             *of_places,
             *(of_tags if repeated else ()),
-            *contradictions(content, cell, group, (sites, rows, atoms)),
+            *contradictions(unit, group, atoms),
         ),
     )
 

@@ -6,19 +6,17 @@ from typing import NamedTuple, cast
 
 import gemmi
 import numpy as np
-from numpy.typing import NDArray
 
 from bragg_data.crystallography.atoms import IMPOSSIBLE, Atoms, all_atoms, closest_contact
 from bragg_data.crystallography.cell import CrystalError
-from bragg_data.crystallography.cif import CifBlock, Site
-from bragg_data.crystallography.consistency import (
+from bragg_data.crystallography.cif import (
     MULTIPLICITIES,
+    NUMBERS,
     OPERATIONS,
-    agree,
-    contents_of,
-    formula_of,
-    units_of,
+    AsymmetricUnit,
+    CifBlock,
 )
+from bragg_data.crystallography.consistency import agree, contents_of, formula_of, units_of
 
 _SENSIBLE = 0.65  # of the sum of covalent radii: shorter than any bond (V=O has 0.72, N≡N 0.77)
 
@@ -36,7 +34,6 @@ _SYMBOLS = (
     "_space_group_name_h-m_full",
     "_space_group_name_h-m_ref",
 )
-_NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 
 
 class _Named(NamedTuple):
@@ -46,9 +43,7 @@ class _Named(NamedTuple):
     text: str
 
 
-def space_group_of(
-    block: CifBlock, cell: gemmi.UnitCell, sites: Sequence[Site], rows: NDArray[np.intp], where: str
-) -> tuple[gemmi.SpaceGroup, tuple[str, ...]]:
+def space_group_of(unit: AsymmetricUnit) -> tuple[gemmi.SpaceGroup, tuple[str, ...]]:
     """Return the space group of a data block in its setting, and what was assumed.
 
     Listed operations count most, then the Hall symbol, the Hermann-Mauguin symbol and the number.
@@ -56,11 +51,11 @@ def space_group_of(
     group puts atoms on top of each other. Of two origins that are both possible, the one counts
     that agrees with the multiplicities or the formula, or else that alone gives sensible distances.
 
-    Raises a CrystalError if there is no known space group, or both origins are possible. ``rows``
-    are those of the sites in the CIF.
+    Raises a CrystalError if there is no known space group, or both origins are possible.
     """
-    named, notes = _named(block, cell)
-    listed, group = _listed(block)
+    where = unit.where
+    named, notes = _named(unit.block, unit.cell)
+    listed, group = _listed(unit.block)
     parents = tuple(g for g in named.groups if listed < _triplets(g)) if listed else ()
     if listed and group is None and not parents:
         group = _completed(listed)
@@ -74,7 +69,7 @@ def space_group_of(
         numbers = {g.number for g in named.groups}
         if not numbers or group.number in numbers:
             return group, ()
-        contact = closest_contact(cell, parents[0], sites).ratio if parents else 0.0
+        contact = closest_contact(unit, parents[0]).ratio if parents else 0.0
         if contact < IMPOSSIBLE:
             return group, (
                 f"The symmetry operations are those of {group.xhm()}, not of {named.text}: the "
@@ -88,7 +83,7 @@ def space_group_of(
             f"{where} names no known space group: give its symmetry operations "
             f"(_space_group_symop_operation_xyz) or its Hermann-Mauguin symbol."
         )
-    chosen, more = _choose_origin(named, block, cell, sites, rows, where)
+    chosen, more = _choose_origin(named, unit)
     return chosen, (*notes, *more)
 
 
@@ -126,7 +121,7 @@ def _completed(listed: frozenset[str]) -> gemmi.SpaceGroup | None:
 def _named(block: CifBlock, cell: gemmi.UnitCell) -> tuple[_Named, list[str]]:
     """Return what the Hall or Hermann-Mauguin symbol or the number names, and what was assumed."""
     hall, symbol = block.text(*_HALL), _symbol_of(block)
-    number = block.text(*_NUMBERS)
+    number = block.text(*NUMBERS)
     if hall:
         try:
             group = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(hall))
@@ -200,21 +195,16 @@ def _on_the_unique_axis(group: gemmi.SpaceGroup, cell: gemmi.UnitCell) -> gemmi.
     return settings[0] if len(settings) == 1 else group
 
 
-def _choose_origin(
-    named: _Named,
-    block: CifBlock,
-    cell: gemmi.UnitCell,
-    sites: Sequence[Site],
-    rows: NDArray[np.intp],
-    where: str,
-) -> tuple[gemmi.SpaceGroup, list[str]]:
+def _choose_origin(named: _Named, unit: AsymmetricUnit) -> tuple[gemmi.SpaceGroup, list[str]]:
     if len(named.groups) == 1:
         return named.groups[0], []
-    atoms = [all_atoms(cell, group, sites) for group in named.groups]
+    atoms = [all_atoms(unit, group) for group in named.groups]
+    formula, units = formula_of(unit.block), units_of(unit.block)
+    contents = [contents_of(unit.sites, of_group) for of_group in atoms]
     for evidence, agrees in (
-        ("the multiplicities of the sites", _agree_with_multiplicities(block, atoms, rows)),
-        ("the chemical formula", _agree_with_formula(block, atoms, sites)),
-        ("the distances between atoms", _sensible(cell, named.groups, sites, atoms)),
+        ("the multiplicities of the sites", _agree_with_multiplicities(unit, atoms)),
+        ("the chemical formula", [agree(content, formula, units) for content in contents]),
+        ("the distances between atoms", _sensible(unit, named.groups, atoms)),
     ):
         if agrees.count(True) == 1:
             chosen = agrees.index(True)
@@ -228,37 +218,25 @@ def _choose_origin(
         for group, of_group in zip(named.groups, atoms, strict=True)
     )
     raise CrystalError(
-        f"{where}: {named.text} has two origins, none is named, and its atoms fit both "
+        f"{unit.where}: {named.text} has two origins, none is named, and its atoms fit both "
         f"({counts} in the cell). Write '{named.groups[0].hm}:1' or '{named.groups[0].hm}:2', or "
         f"list the symmetry operations."
     )
 
 
-def _agree_with_multiplicities(
-    block: CifBlock, atoms: Sequence[Atoms], rows: NDArray[np.intp]
-) -> list[bool]:
+def _agree_with_multiplicities(unit: AsymmetricUnit, atoms: Sequence[Atoms]) -> list[bool]:
     for tag in MULTIPLICITIES:
-        listed = block.numbers(tag)
-        if len(listed) and np.isfinite(listed[rows]).all():
-            return [np.array_equal(np.bincount(a.site), listed[rows]) for a in atoms]
+        listed = unit.block.numbers(tag)
+        if len(listed) and np.isfinite(listed[unit.rows]).all():
+            return [np.array_equal(np.bincount(a.site), listed[unit.rows]) for a in atoms]
     return [False] * len(atoms)
 
 
-def _agree_with_formula(
-    block: CifBlock, atoms: Sequence[Atoms], sites: Sequence[Site]
-) -> list[bool]:
-    formula, units = formula_of(block), units_of(block)
-    return [agree(contents_of(sites, of_group), formula, units) for of_group in atoms]
-
-
 def _sensible(
-    cell: gemmi.UnitCell,
-    groups: Sequence[gemmi.SpaceGroup],
-    sites: Sequence[Site],
-    atoms: Sequence[Atoms],
+    unit: AsymmetricUnit, groups: Sequence[gemmi.SpaceGroup], atoms: Sequence[Atoms]
 ) -> list[bool]:
     """Return which of two origins gives sensible distances: alone, or with atoms less crowded."""
-    contacts = [closest_contact(cell, group, sites).ratio for group in groups]
+    contacts = [closest_contact(unit, group).ratio for group in groups]
     counts = [len(of_group.site) for of_group in atoms]
     return [
         contacts[a] >= _SENSIBLE
