@@ -1,6 +1,5 @@
 """Check a data set: schema, labels, profiles, splits, and drift from measured profiles."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ import typer
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import Progress, command_line, next_commands, run
+from pipelines.cli.console import Progress, command_line, next_commands, print_json, run
 
 
 def main(
@@ -32,8 +31,7 @@ def main(
     from bragg_data.store import schema
     from bragg_data.store.checks import check, drift
     from bragg_data.store.repository import Store
-    from pipelines.snapshots.measured import read_measurements
-    from pipelines.snapshots.tables import print_findings
+    from pipelines.snapshots.tables import print_findings, read_measurements
 
     repository = Store(store)
     dataset = repository.open(tag or options.default_tag(repository))
@@ -44,8 +42,7 @@ def main(
         read = read_measurements(measured, campaign, profile, quiet=as_json)
         findings.append(drift(dataset, np.stack([m.prepared for m in read])))
     if as_json:
-        content = [asdict(f) | {"found": f.message} for f in findings]  # deprecated: found
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json([asdict(f) | {"found": f.message} for f in findings])  # deprecated: found
     else:
         name = dataset.attrs["tag"]
         print_findings(name, findings)

@@ -29,8 +29,7 @@ def main(
 
     from bragg_data.campaign import load_campaign
     from pipelines.simulation import comparison
-    from pipelines.simulation.simulator_choice import gsas2_options
-    from pipelines.simulation.worker import SimulationError
+    from pipelines.simulation.simulators import SimulationError, gsas2_options
 
     loaded = load_campaign(campaign)
     if png.is_dir() or not png.parent.is_dir():

@@ -1,12 +1,11 @@
 """Show what changed between two tags: definition, samples, ranges, intensities."""
 
-import json
 from typing import Annotated
 
 from typer import Argument
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, next_commands, run
+from pipelines.cli.console import command_line, next_commands, print_json, run
 
 
 def main(
@@ -29,8 +28,7 @@ def main(
     with storage_errors(f"comparing '{old}' with '{new}'"):
         difference = changes(first, second)
     if as_json:
-        content = changes_to_json(first, second, difference)
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(changes_to_json(first, second, difference))
         return
     print_changes(first, second, difference)
     next_commands(

@@ -1,6 +1,5 @@
 """Score the registered models on three test sets, with the paper's results and baselines."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from pipelines.cli import options
-from pipelines.cli.console import duration, next_commands, run, say
+from pipelines.cli.console import duration, next_commands, print_json, run, say
 
 
 def main(
@@ -49,7 +48,7 @@ def main(
     if markdown is not None:
         markdown.write_text(report.markdown(), encoding="utf-8")
     if as_json:
-        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        print_json(report.to_json())
         return
     for table in report.tables():
         say()

@@ -39,7 +39,7 @@ def main(
     from bragg_data.store import measured
     from bragg_data.store.repository import Store
     from pipelines.prediction.workflow import find_profiles
-    from pipelines.snapshots.measured import print_measurements, read_labels, read_measurements
+    from pipelines.snapshots.tables import print_measurements, read_labels, read_measurements
 
     loaded = load_campaign(campaign)
     measurements = read_measurements(find_profiles(files), loaded, profile)

@@ -1,7 +1,5 @@
 """Show what a file was recognised as, or what a store holds."""
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +7,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, next_commands, run, say
+from pipelines.cli.console import command_line, next_commands, print_json, run, say
 
 _SUFFIXES = (  # of files, where a name that is none is not a snapshot's
     *(".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat", ".csv", ".txt", ".nxs", ".h5"),
@@ -47,7 +45,7 @@ def main(
     if path is not None and (path.exists() or path.suffix.lower() in _SUFFIXES):
         _inspect_file(path, profile, as_json=as_json)
     else:
-        _inspect_store(_Request(name, store, as_json, png, check))
+        _inspect_store(name, store, png, as_json=as_json, check=check)
 
 
 def _inspect_file(path: Path, profile: options.ProfileOptions, *, as_json: bool) -> None:
@@ -59,25 +57,17 @@ def _inspect_file(path: Path, profile: options.ProfileOptions, *, as_json: bool)
     file = recognise(path, choice)
     report = report_of(file)
     if as_json:
-        print(json.dumps(to_json(report), indent=2, ensure_ascii=False))
+        print_json(to_json(report))
     else:
         print_file(file, report, profile.words)
 
 
-@dataclass(frozen=True)
-class _Request:
-    tag: str | None
-    store: str
-    as_json: bool
-    png: Path | None
-    check: bool
-
-
-def _inspect_store(request: _Request) -> None:
+def _inspect_store(
+    tag: str | None, store: str, png: Path | None, *, as_json: bool, check: bool
+) -> None:
     from bragg_data.store.repository import Store, StoreError, storage_errors, verify
     from pipelines.snapshots import tables
 
-    tag, store, png = request.tag, request.store, request.png
     repository = Store(store)
     tags = repository.tags()
     if tag is not None:
@@ -91,11 +81,11 @@ def _inspect_store(request: _Request) -> None:
         with storage_errors(f"writing {png}"):
             draw_patterns(repository.open(tags[-1].name), png)
     summaries = [tables.summary_of(repository, known) for known in tags]
-    if request.check:
+    if check:
         for known in tags:
             verify(repository.open(known.name))
-    if request.as_json:
-        print(json.dumps(summaries, indent=2))
+    if as_json:
+        print_json(summaries)
         return
     say(f"Store {escape(repository.uri)}")
     if tag is not None:
@@ -106,7 +96,7 @@ def _inspect_store(request: _Request) -> None:
         else:
             say(f"No snapshots yet. Make one with: {command_line('simulate')}")
         tables.print_unfinished(repository)
-    if request.check:
+    if check:
         names = ", ".join(known.name for known in tags) or "no snapshot"
         say(f"Verified, byte for byte what was written: {names}")
     if png is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,10 +11,10 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, next_commands, run, say
+from pipelines.cli.console import command_line, next_commands, print_json, run, say
 
 if TYPE_CHECKING:
-    from bragg_data.instrument.conversion import Array, OriginalBank
+    from bragg_data.instrument.conversion import OriginalBank
 
 _NAMED = 12  # banks up to which a figure names each
 
@@ -55,39 +55,27 @@ def main(
             raise InstrumentError(
                 f"{path} cannot be written: name a file in an existing directory."
             )
-    compared = [bank.widths() for bank in banks]
-    differences = [bank.difference() for bank in banks]
-    warnings = [
-        [*bank.instrument.warnings, *filter(None, [bank.instrument.geometry_doubt])]
-        for bank in banks
-    ]
-    out.write_text("".join(bank.instrument.section for bank in banks), encoding="utf-8")
-    _draw_widths([*zip(banks, compared, strict=True)], png)
-    if as_json:
-        rows = [
-            {
-                "bank": bank.instrument.bank,
-                "two_theta": bank.instrument.two_theta,
-                "difc": bank.instrument.difc,
-                "width_difference": width,
-                "peak_difference": height,
-                "position_difference": maximum,
-                "warnings": of_bank,
-            }
-            for bank, (width, height, maximum), of_bank in zip(
-                banks, differences, warnings, strict=True
-            )
-        ]
-        print(json.dumps({"out": str(out), "png": str(png), "banks": rows}, indent=2))
-        return
+    rows, lines = [], []
     shared: dict[str, list[int]] = {}
-    for bank, difference, of_bank in zip(banks, differences, warnings, strict=True):
-        i, (width, _, maximum) = bank.instrument, difference
+    for bank in banks:
+        i, difference = bank.instrument, bank.difference()
+        warnings = [*i.warnings, *filter(None, [i.geometry_doubt])]
+        row = {"bank": i.bank, "two_theta": i.two_theta, "difc": i.difc}
+        names = "width_difference", "peak_difference", "position_difference"
+        rows.append(row | dict(zip(names, difference, strict=True)) | {"warnings": warnings})
+        width, _, maximum = difference
         how = f"widths differ by at most {100 * width:.1f} %, positions by {maximum:.1e} of T"
         how = how if any(difference) else "the same peaks"
-        say(f"Bank {i.bank}: 2θ {i.two_theta:g}°, difC {i.difc:g} µs/Å; {how}")
-        for warning in of_bank:
+        lines.append(f"Bank {i.bank}: 2θ {i.two_theta:g}°, difC {i.difc:g} µs/Å; {how}")
+        for warning in warnings:
             shared.setdefault(warning.removeprefix(f"bank {i.bank}: "), []).append(i.bank)
+    out.write_text("".join(bank.instrument.section for bank in banks), encoding="utf-8")
+    _draw_widths(banks, png)
+    if as_json:
+        print_json({"out": str(out), "png": str(png), "banks": rows})
+        return
+    for line in lines:
+        say(line)
     for warning, of_banks in shared.items():
         which = "Each bank" if len(of_banks) == len(banks) > 1 else f"Bank {str(of_banks)[1:-1]}"
         say(f"[yellow]{which}: {escape(warning)}[/]")
@@ -96,7 +84,7 @@ def main(
     next_commands((predict, "predict with this calibration"))
 
 
-def _draw_widths(banks: list[tuple[OriginalBank, tuple[Array, Array]]], file: Path) -> None:
+def _draw_widths(banks: Sequence[OriginalBank], file: Path) -> None:
     """Draw the full widths over d of both peaks of each bank, and their differences, to a PNG."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
@@ -104,11 +92,11 @@ def _draw_widths(banks: list[tuple[OriginalBank, tuple[Array, Array]]], file: Pa
     figure = Figure(figsize=(9, 7), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(2, 1))
     angles = ScalarMappable(cmap="viridis")
-    widest = max(1.0, *(abs(bank.instrument.two_theta) for bank, _ in banks))
+    widest = max(1.0, *(abs(bank.instrument.two_theta) for bank in banks))
     angles.set_clim(0, widest)
     named = len(banks) <= _NAMED
-    for k, (bank, (theirs, ours)) in enumerate(banks):
-        i = bank.instrument
+    for k, bank in enumerate(banks):
+        i, (theirs, ours) = bank.instrument, bank.widths()
         color = f"C{k % 10}" if named else angles.cmap(abs(i.two_theta) / widest)
         label = f"bank {i.bank}, 2θ {i.two_theta:g}°" if named else None
         top.plot(bank.d, theirs, "o", color=color, markersize=4, markerfacecolor="none")

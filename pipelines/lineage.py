@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
@@ -10,7 +9,7 @@ from rich.tree import Tree
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, console, next_commands, run, say
+from pipelines.cli.console import command_line, console, next_commands, print_json, run, say
 
 if TYPE_CHECKING:
     from catalog.lineage import Node
@@ -42,7 +41,7 @@ def main(
     elif as_json:
         names = ("campaign_toml", "cifs", "instrument_instprm")
         texts = {name: getattr(provenance, name) for name in names}
-        print(json.dumps({**chain.to_json(), **texts}, indent=2, ensure_ascii=False))
+        print_json({**chain.to_json(), **texts})
     else:
         console.print(_tree(chain))
         lineage = "lineage", chain.name

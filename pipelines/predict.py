@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, errors, next_commands, run, say
+from pipelines.cli.console import command_line, errors, next_commands, print_json, run, say
 
 if TYPE_CHECKING:
     from bragg_models.predictors import Predictor
@@ -102,7 +101,7 @@ def main(
         paths, profile, loaded, cluster, refine=refine, draw=bool(plot or page)
     )
     if as_json:
-        print(json.dumps([to_json(result) for result in results], indent=2, ensure_ascii=False))
+        print_json([to_json(result) for result in results])
     elif as_csv:
         write_csv(results, sys.stdout)
     elif results:

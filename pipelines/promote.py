@@ -1,6 +1,5 @@
 """Promote a registered model if it passes the gate, or take the last promotion back."""
 
-import json
 from functools import partial
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from typer import Argument, Option
 
 from catalog.gate import Gate
 from pipelines.cli import options
-from pipelines.cli.console import command_line, next_commands, run, say
+from pipelines.cli.console import command_line, next_commands, print_json, run, say
 
 _limit = partial(Option, min=0, rich_help_panel="Gate")
 
@@ -75,7 +74,7 @@ def main(
         expected, why = present.version if present else None, reason or "passed the gate"
         registry.promote(place, candidate, reason=why, expected=expected, forced=not passed)
     if as_json:
-        print(json.dumps(comparison.to_json(promoted=promoted), indent=2))
+        print_json(comparison.to_json(promoted=promoted))
     else:
         versions.comparison_table(comparison).show()
         for objection in comparison.objections:

@@ -46,8 +46,7 @@ def main(
     from bragg_data.campaign import load_campaign
     from bragg_data.store.repository import Store
     from pipelines.simulation import campaign as simulation
-    from pipelines.simulation.simulator_choice import gsas2_options
-    from pipelines.simulation.worker import SimulationError
+    from pipelines.simulation.simulators import SimulationError, gsas2_options
 
     began = time.monotonic()
     where = gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit)

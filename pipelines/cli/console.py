@@ -1,5 +1,6 @@
 """The console of the commands: results, errors in one sentence, progress, next commands."""
 
+import json
 import os
 import shlex
 import signal
@@ -40,6 +41,11 @@ class ServerError(RuntimeError):
 def say(text: str = "") -> None:
     """Print a line of rich markup, however long, without wrapping it."""
     console.print(text, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """Print plain JSON values."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def fail(message: str) -> None:

@@ -35,7 +35,7 @@ from pipelines.prediction.library import INDEX_DIRECTORY, match_library
 from pipelines.prediction.workflow import LoadedModel
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
-from pipelines.simulation.draws import Purpose, random_stream
+from pipelines.simulation.draws import Purpose, random_stream, task_sizes
 
 _PREDICTED_PER_TASK = 50  # draws of each phase
 _REFINED_PER_TASK = 4
@@ -54,11 +54,6 @@ STARTS = {  # starts of refinements
 
 # A phase and a cell, shape (6,), that a refinement starts from.
 Start = tuple[int, NDArray[np.float64]]
-
-
-def task_sizes(count: int, per_task: int) -> list[int]:
-    """Return the sizes of tasks that together have a number of draws."""
-    return [min(per_task, count - low) for low in range(0, count, per_task)]
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.acceptance import assess_acceptance
 from pipelines.prediction.library import INDEX_DIRECTORY
 from pipelines.registry.feature_views import RegisteredModel
-from pipelines.simulation.draws import Purpose, random_stream
+from pipelines.simulation.draws import Purpose, random_stream, task_sizes
 
 _PER_TASK = 25  # profiles
 _REFINED_SHARE = 5  # one of this number of profiles is refined
@@ -59,7 +59,7 @@ def rejection_table(
     They are of each kind; ``other_bank`` is a bank that is not the campaign's.
     """
     kinds = [kind for kind in KINDS if other_bank is not None or kind != _OTHER_BANK]
-    sizes = draws.task_sizes(count, _PER_TASK)
+    sizes = task_sizes(count, _PER_TASK)
     futures = [
         client.submit(foreign_task, model, kind, task, size, other_bank, pure=False)
         for kind in kinds

@@ -15,7 +15,7 @@ from bragg_data.measurement.plausibility import counts_at_maximum, d_range, tof_
 from bragg_data.recognition import MeasuredBank, RecognisedFile
 from pipelines.cli.console import command_line, console, next_commands, print_rows, say
 from pipelines.cli.style import free_parameters_text
-from pipelines.inspection.report import FileReport
+from pipelines.inspection.report import BankReport, FileReport
 
 _WIDE = 112  # columns of a terminal, from which banks and their resolution are one table
 _SPACINGS = np.array([0.5, 1.0, 2.0, 4.0])  # Å, at which the resolution is shown
@@ -45,8 +45,8 @@ def print_file(file: RecognisedFile, report: FileReport, typed: Sequence[str] = 
     elif file.campaign is not None:
         rows |= _campaign_rows(file)
     print_rows({name: text for name, text in rows.items() if text})
-    if file.banks:
-        _print_measured(file.banks)
+    if report.banks:
+        _print_measured(file.banks, report.banks)
     if file.instruments:
         _print_instruments(file.instruments)
     if file.phases:
@@ -108,23 +108,20 @@ def _print_banks(headings: list[str], rows: list[list[str]], resolution: list[li
         console.print(table)
 
 
-def _print_measured(banks: Sequence[MeasuredBank]) -> None:
+def _print_measured(banks: Sequence[MeasuredBank], reports: Sequence[BankReport]) -> None:
     headings = ["bank", "2θ (°)", "difC", "points", "T (ms)", "d (Å)"]
     headings += ["ΔT/T\n(%)", "counts\nat top"]
     rows, resolution = [], []
-    for bank in banks:
+    for bank, report in zip(banks, reports, strict=True):
         profile, calibration = bank.profile, bank.calibration
         of_file = None if bank.nominal else calibration
-        angle = profile.two_theta
-        if angle is None and of_file is not None:
-            angle = of_file.two_theta
         times, spacings = tof_range(profile, calibration), d_range(profile, calibration)
         rows.append(
             [
-                _text(profile.bank, "d"),
-                _text(angle, ".6g"),
-                _text(profile.difc if calibration is None else calibration.difc, ".6g"),
-                f"{len(profile.tof):,}",
+                _text(report.bank, "d"),
+                _text(report.two_theta, ".6g"),
+                _text(report.difc, ".6g"),
+                f"{report.points:,}",
                 _span(times and (times[0] / 1e3, times[1] / 1e3), ".4g"),
                 _span(spacings, ".3g"),
                 f"{100 * profile.relative_step:.2g}",

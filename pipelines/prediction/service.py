@@ -293,15 +293,8 @@ def measurements_from_request(
             if request.instrument is not None:
                 calibration = Path(directory) / "calibration"
                 calibration.write_text(request.instrument, encoding="utf-8")
-            options = ProfileOptions(
-                calibration,
-                request.bank,
-                request.two_theta,
-                request.position,
-                request.x_unit,
-                request.bin_edges,
-                request.block,
-            )
+            chosen = request.model_dump(exclude={"text", "data", "name", "instrument"})
+            options = ProfileOptions(calibration, **chosen)
             return workflow.read_measurements(path, campaign, options)
         except UnicodeEncodeError as error:
             raise PredictError(f"{request.name} is not a text: {error.reason}.") from error

@@ -1,4 +1,4 @@
-"""The charts of the report, as SVG paths for its template and as data for its script.
+"""The report's charts, as SVG paths for its template and data for its script, and its numbers.
 
 Not Bokeh: BokehJS alone is larger than a page with several charts, shows nothing without scripts
 or on paper, and its scripts could not be pinned by the page's content security policy.
@@ -6,11 +6,13 @@ or on paper, and its scripts could not be pinned by the page's content security 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from bragg_data.campaign import Campaign
@@ -18,7 +20,6 @@ from bragg_data.instrument.instprm import Instrument
 from bragg_data.measurement.load import Measurement
 from bragg_data.preprocessing import background_subtracted
 from pipelines.report.fits import CandidateFit, Misfit
-from pipelines.report.numbers import fixed, miller
 
 _BACKGROUND_STEP = 16  # grid points between the page's values of a fitted background
 
@@ -89,6 +90,49 @@ def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
             drawn.append(f"{'L' if down else 'M'}{a:.1f} {b:.1f}")
         down = b == b
     return "".join(drawn)
+
+
+# ---- numbers, Miller indices and space groups in HTML, as crystallographers write them ----------
+
+_THIN = "\u202f"  # between a number and its unit, and between thousands
+
+
+def fixed(value: float, digits: int, *, sign: bool = False) -> str:
+    """Format a number with ``digits`` decimals, a minus sign and spaces between thousands."""
+    text = f"{value:{'+' if sign else ''},.{digits}f}".replace(",", _THIN)
+    return text.replace("-", "−")
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Format a number with ``digits`` significant digits, without an exponent."""
+    if value == 0 or not np.isfinite(value):
+        return f"{value:g}"
+    return fixed(value, max(digits - 1 - int(np.floor(np.log10(abs(value)))), 0))
+
+
+def probability(value: float) -> str:
+    """Format a probability; none is shown as 0 or 1."""
+    if value > 0.9995:
+        return f">{_THIN}0.999"
+    return f"<{_THIN}0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def miller(hkl: Iterable[int]) -> str:
+    """Format Miller indices, negative ones with a bar above."""
+    return "\u2009".join("".join(f"{c}\u0305" for c in str(-n)) if n < 0 else str(n) for n in hkl)
+
+
+def space_group(symbol: str) -> Markup:
+    """Format a Hermann-Mauguin symbol: italic letters, bars above, screw axes' indices below."""
+    written = ""
+    for part in re.findall(r"-\d|[2346][1-5](?=/|\s|:|$)|[A-Za-z]|\d|/", symbol.split(":")[0]):
+        if part[0] == "-":
+            written += f'<span class="bar">{part[1]}</span>'
+        elif len(part) == 2:
+            written += f"{part[0]}<sub>{part[1]}</sub>"
+        else:
+            written += f"<i>{part}</i>" if part.isalpha() else part
+    return Markup(written)
 
 
 # ---- the large chart ---------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
 from pipelines.prediction.acceptance import parameter_ranges
 from pipelines.prediction.result import NOT_DETERMINED, with_uncertainty
 from pipelines.prediction.workflow import PredictedProfile
-from pipelines.report import numbers
-from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation, tick_label
+from pipelines.report import charts
+from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation
 from pipelines.report.fits import CandidateFit, Misfit, candidate_fits, find_misfits, runner_up
 
 MAX_SECTIONS = 20  # predictions on one page
@@ -73,13 +73,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    formats = (numbers.fixed, numbers.probability, numbers.significant, numbers.space_group)
+    formats = (charts.fixed, charts.probability, charts.significant, charts.space_group)
     environment.filters |= {function.__name__: function for function in formats}
     environment.filters |= {
         "symbol": lambda name: Markup(f'<i class="symbol">{SYMBOLS[name]}</i>'),
-        "miller": numbers.miller,
+        "miller": charts.miller,
         "px": "{:.1f}".format,
-        "tick": tick_label,
+        "tick": charts.tick_label,
         "groups": _parameter_groups,
     }
     return environment

@@ -26,9 +26,15 @@ from pipelines.cli.console import Progress, duration, print_rows, say
 from pipelines.cli.options import ClusterOptions
 from pipelines.cluster.blocks import do_blocks, failures_text
 from pipelines.cluster.client import open_cluster
-from pipelines.simulation import simulator_choice, worker
-from pipelines.simulation.simulator_choice import choose, confirm
-from pipelines.simulation.worker import Recipe, SimulationError, recipe_of, simulate_samples
+from pipelines.simulation import simulators
+from pipelines.simulation.simulators import (
+    Recipe,
+    SimulationError,
+    choose,
+    confirm,
+    recipe_of,
+    simulate_samples,
+)
 
 _NETCDF_OVERHEAD = 1 << 18  # bytes, for attributes and HDF5's own tables
 
@@ -60,7 +66,7 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
     `ClusterError` if the store or the cluster fails.
     """
     existing = store.data_sets_of(job.campaign, job.limit)
-    simulator = simulator_choice.simulator_of_data_sets(existing, job.simulator)
+    simulator = simulators.simulator_of_data_sets(existing, job.simulator)
     # Nobody simulates for days again because of a newer GSAS-II.
     finished = [
         data_set.tag
@@ -123,7 +129,7 @@ def _chosen_recipe(
 ) -> Recipe:
     samples = job.campaign.samples[slice(job.limit)]
     recipe, core_hours = choose(simulator, job.campaign, samples, job.gsas2, client)
-    simulator_choice.check_resume(existing, recipe)
+    simulators.check_resume(existing, recipe)
     finished = sum(s.done / s.total for s in existing if s.tag is None)
     confirm((1 - finished) * core_hours, yes=job.confirmed)
     return recipe
@@ -159,7 +165,7 @@ def _simulate_blocks(client: Client, writer: Writer, recipe: Recipe) -> None:
     def submit(block: int, fork: ForkSession) -> Future:
         samples = writer.samples[writer.rows(block)]
         task = recipe, writer.group, block, samples, fork
-        return client.submit(worker.simulate_block, *task, pure=False)
+        return client.submit(simulators.simulate_block, *task, pure=False)
 
     progress = do_blocks(client, writer, submit, doing="Simulating", unit="patterns")
     say(f"Simulated {progress.summary}")

@@ -18,9 +18,8 @@ from bragg_data.store.repository import storage_errors
 from pipelines.cli.console import console
 from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
 from pipelines.cluster.client import gather_with_progress, open_client
-from pipelines.simulation import worker
-from pipelines.simulation.simulator_choice import choose, confirm
-from pipelines.simulation.worker import Recipe, SimulationError, recipe_of, simulate_samples
+from pipelines.simulation import simulators
+from pipelines.simulation.simulators import Recipe, SimulationError, recipe_of, simulate_samples
 
 _REPEATS = 32  # of the fast simulator: a handful of patterns is too few to time it
 
@@ -80,8 +79,8 @@ def compare(
     """
     fast, fast_seconds = _fast(campaign, samples)
     with open_client("local", workers=workers) as client:
-        recipe, core_hours = choose("gsas2", campaign, samples, options, client)
-        confirm(core_hours, yes=yes)
+        recipe, core_hours = simulators.choose("gsas2", campaign, samples, options, client)
+        simulators.confirm(core_hours, yes=yes)
         futures = [
             client.submit(_timed, recipe, samples[np.array([row])], pure=False)
             for row in range(len(samples))
@@ -99,7 +98,7 @@ def compare(
 def _timed(
     recipe: Recipe, sample: Samples
 ) -> tuple[NDArray[np.float32], float] | gsas2.PatternsError:
-    simulator = worker.build_simulator(recipe)
+    simulator = simulators.build_simulator(recipe)
     if isinstance(simulator, gsas2.Simulator):
         simulator.prepare(int(sample.phase[0]))  # once per campaign: not part of the time
     began = time.perf_counter()

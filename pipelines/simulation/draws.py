@@ -23,7 +23,7 @@ from bragg_data.simulation import kinematic
 from bragg_data.simulation.measurement_effects import draw_labels, draw_profiles, simulator_for
 from pipelines.cli.console import Progress
 from pipelines.cluster.client import gather_with_progress
-from pipelines.simulation.worker import Recipe, recipe_of
+from pipelines.simulation.simulators import Recipe, recipe_of
 
 _PER_TASK = 100  # draws of each phase
 _VERSION = 1  # of the drawing; names the cached files
@@ -90,7 +90,7 @@ def draw_on_cluster(
 
     The purpose also determines whether the instruments' calibrations have drifted.
     """
-    counts = _counts(per_phase)
+    counts = task_sizes(per_phase)
     seeds = [random_stream(purpose, seed, task) for task in range(len(counts))]
     recipe, calibrated = recipe_of(campaign), purpose not in _DRIFTED
     futures = client.map(_draw, seeds, counts, recipe=recipe, calibrated=calibrated, pure=False)
@@ -115,7 +115,7 @@ def held_out_draws(
     parts, recipe = [], recipe_of(campaign)
     size = per_phase * len(campaign.phases)
     with Progress("Drawing held-out profiles", size, "profiles", quiet=quiet) as progress:
-        for task, count in enumerate(_counts(per_phase)):
+        for task, count in enumerate(task_sizes(per_phase)):
             parts.append(_draw(held_out_stream(task), count, recipe=recipe, calibrated=True))
             progress.advance(count * len(campaign.phases))
     draws = _concatenated(parts)
@@ -124,9 +124,9 @@ def held_out_draws(
     return draws
 
 
-def _counts(per_phase: int) -> list[int]:
-    """Return the number of profiles of each phase in each task."""
-    return [min(_PER_TASK, per_phase - low) for low in range(0, per_phase, _PER_TASK)]
+def task_sizes(count: int, per_task: int = _PER_TASK) -> list[int]:
+    """Return the sizes of tasks that together have a number of draws."""
+    return [min(per_task, count - low) for low in range(0, count, per_task)]
 
 
 def held_out_key(campaign: Campaign, per_phase: int) -> str:

@@ -142,8 +142,7 @@ def _context(
 ) -> TrainingContext:
     """Return the context of a training, with the samples of further data sets."""
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
-    datasets, parts = [dataset], [part]
-    phase, cells = [labels.phase], [labels.cells]
+    sets = [(dataset, labels, part)]
     for tag in task.extra_data:
         extra = Store(dataset.attrs["uri"]).open(tag)
         names = [p.name for p in campaign_of(extra).phases]
@@ -158,24 +157,22 @@ def _context(
             extra_part = extra_data_split(
                 labels.crystal_system, labels.cells, part, of_extra.crystal_system, of_extra.cells
             )
-        datasets.append(extra)
-        parts.append(extra_part)
-        phase.append(of_extra.phase)
-        cells.append(of_extra.cells)
+        sets.append((extra, of_extra, extra_part))
         run_.log_dataset(extra, "training, extra data")
+    samples = Samples(
+        joined([profiles_of(d, lambda values: values) for d, _, _ in sets]),
+        np.concatenate([of_set.phase for _, of_set, _ in sets]),
+        np.concatenate([of_set.cells for _, of_set, _ in sets]),
+    )
     return TrainingContext(
         dataset,
-        Samples(
-            joined([profiles_of(d, lambda values: values) for d in datasets]),
-            np.concatenate(phase),
-            np.concatenate(cells),
-        ),
+        samples,
         targets,
-        np.concatenate(parts),
+        np.concatenate([of_set for _, _, of_set in sets]),
         task.seed,
         choose_device(task.device),
         environment.state / "cache" if environment.cache else None,
-        tuple(str(d.attrs["content_hash"]) for d in datasets),
+        tuple(str(d.attrs["content_hash"]) for d, _, _ in sets),
         environment.run_state(run_.id),
         run_,
     )

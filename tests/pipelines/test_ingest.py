@@ -20,7 +20,7 @@ from pipelines import ingest, inspect
 from pipelines.cli.options import default_tag
 from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import materialise
-from pipelines.snapshots.measured import IngestError
+from pipelines.snapshots.tables import IngestError
 
 EXAMPLES = Path(ingest.__file__).parent / "examples"
 NOISY, CALIBRATION = EXAMPLES / "pseudo_experiment.xye", EXAMPLES / "pseudo_experiment.instprm"

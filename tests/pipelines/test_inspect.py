@@ -14,7 +14,7 @@ from bragg_data.store.simulated import Writer, write_block
 from pipelines import inspect
 from pipelines.cli.console import run
 from pipelines.cli.style import SYSTEM_COLORS
-from pipelines.simulation.worker import recipe_of, simulate_samples
+from pipelines.simulation.simulators import recipe_of, simulate_samples
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
 

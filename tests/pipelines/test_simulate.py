@@ -26,7 +26,7 @@ from pipelines.cli.options import ClusterOptions
 from pipelines.cluster import blocks
 from pipelines.cluster.client import open_client
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
-from pipelines.simulation.worker import SimulationError, recipe_of, simulate_samples
+from pipelines.simulation.simulators import SimulationError, recipe_of, simulate_samples
 from tests.servers import dask_workers
 from tests.tiny_campaign import tiny_campaign, write_campaign
 

@@ -23,7 +23,7 @@ from bragg_data.simulation.gsas2_process import commit_of_repository, operations
 from bragg_data.store import schema
 from bragg_data.store.repository import Store, open_dataset, verify
 from bragg_data.store.simulated import BlockResult, Writer, write_block
-from pipelines.simulation.worker import build_simulator, recipe_of, simulate_block
+from pipelines.simulation.simulators import build_simulator, recipe_of, simulate_block
 from tests import fake_gsas2
 from tests.bragg_data.crystallography.test_published_structures import cif as published
 from tests.servers import dask_workers

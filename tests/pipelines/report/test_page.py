@@ -35,8 +35,8 @@ from pipelines.prediction.workflow import (
     predict_measurements,
 )
 from pipelines.report import page as report_page
+from pipelines.report.charts import fixed, miller, probability, space_group
 from pipelines.report.fits import candidate_fits, find_misfits, runner_up
-from pipelines.report.numbers import fixed, miller, probability, space_group
 from pipelines.report.page import WELL, collect_evidence, render_report
 
 torch.set_num_threads(1)

@@ -14,21 +14,19 @@ from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import DataSet, Store, StoreError, verify
 from bragg_data.store.simulated import Writer, write_block
-from pipelines.simulation.simulator_choice import (
+from pipelines.simulation.simulators import (
     Probe,
+    SimulationError,
+    build_simulator,
     check_call_paths,
     check_resume,
     choose,
     common_version,
     confirm,
     gsas2_options,
-    simulator_of_data_sets,
-)
-from pipelines.simulation.worker import (
-    SimulationError,
-    build_simulator,
     recipe_of,
     simulate_samples,
+    simulator_of_data_sets,
 )
 from tests.tiny_campaign import tiny_campaign, tiny_patterns, write_campaign
 
@@ -248,7 +246,7 @@ def test_long_campaigns_ask_first(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1)])
 def test_the_question_at_a_terminal(answer, code):
-    script = "from pipelines.simulation.simulator_choice import confirm; confirm(170.2, yes=False)"
+    script = "from pipelines.simulation.simulators import confirm; confirm(170.2, yes=False)"
     ours, theirs = pty.openpty()
     os.write(ours, f"{answer}\n".encode())
     done = subprocess.run(
