@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Floats32, Integers
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.kernels import kernel
 from bragg_models.targets import Targets
@@ -32,9 +33,9 @@ class Forest:
 
     root: NDArray[np.int32]  # (n_trees,): first node of each tree
     feature: NDArray[np.uint16]  # (n_nodes,): feature that is compared; LEAF for a leaf
-    threshold: NDArray[np.float32]  # (n_nodes,): at most this goes to the left child
+    threshold: Floats32  # (n_nodes,): at most this goes to the left child
     right: NDArray[np.int32]  # (n_nodes,): right child; of a leaf its row in ``value``
-    value: NDArray[np.float32]  # (n_leaves, n_outputs): mean of the training samples
+    value: Floats32  # (n_leaves, n_outputs): mean of the training samples
 
     @property
     def trees(self) -> int:
@@ -51,13 +52,11 @@ class Forest:
         """Size in memory and, nearly, on disk, in bytes."""
         return sum(array.nbytes for array in self.arrays().values())
 
-    def predict(self, profiles: NDArray[np.float32]) -> NDArray[np.float64]:
+    def predict(self, profiles: Floats32) -> Array:
         """Return the mean of the trees for prepared profiles (n, n_features): (n, n_outputs)."""
         return np.asarray(_mean(self.leaves(profiles), self.value))
 
-    def votes(
-        self, profiles: NDArray[np.float32], column: int, n_codes: int
-    ) -> NDArray[np.float64]:
+    def votes(self, profiles: Floats32, column: int, n_codes: int) -> Array:
         """Return the share of the trees that predict each code 0 to n_codes - 1: (n, n_codes).
 
         ``column`` is an output that is a code; values beyond the codes count for the nearest.
@@ -65,7 +64,7 @@ class Forest:
         codes = np.rint(self.value[self.leaves(profiles), column]).clip(0, n_codes - 1)
         return np.stack([(codes == code).mean(axis=1) for code in range(n_codes)], axis=1)
 
-    def leaves(self, profiles: NDArray[np.float32]) -> NDArray[np.int32]:
+    def leaves(self, profiles: Floats32) -> NDArray[np.int32]:
         """Return the row in ``value`` to which each tree leads each profile, (n, n_trees)."""
         rows = np.ascontiguousarray(profiles, dtype=np.float32)
         if rows.ndim != 2 or rows.shape[1] < self._width:
@@ -154,11 +153,8 @@ class ForestModel:
     integrated: bool
 
     def outputs(
-        self,
-        profiles: NDArray[np.float32],
-        targets: Targets,
-        phase: NDArray[np.integer] | None = None,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        self, profiles: Floats32, targets: Targets, phase: Integers | None = None
+    ) -> tuple[Array, Array]:
         """Return probabilities (n, n_phases) and scaled values (n, n_parameters).
 
         Class-conditional forests need the ``phase`` (n,) of each profile, as a classifier predicts
@@ -292,12 +288,7 @@ def _forest_from_tree(tree: Any) -> Forest:
 
 
 def grow_group(
-    profiles: NDArray[np.float32],
-    values: NDArray[np.float32],
-    settings: ForestSettings,
-    group: int,
-    *,
-    seed: int,
+    profiles: Floats32, values: Floats32, settings: ForestSettings, group: int, *, seed: int
 ) -> Forest:
     """Grow a group of a forest's trees from prepared profiles (n, n_features).
 
@@ -327,9 +318,7 @@ def groups_of(settings: ForestSettings) -> range:
     return range(-(-settings.trees // _TREES_PER_GROUP))
 
 
-def forest_values(
-    targets: Targets, phase: NDArray[np.integer], cells: NDArray[np.float64], *, integrated: bool
-) -> NDArray[np.float32]:
+def forest_values(targets: Targets, phase: Integers, cells: Array, *, integrated: bool) -> Floats32:
     """Return the values (n, n_outputs) that a forest is trained to predict.
 
     They are the scaled free parameters of the phase (n,), the same for all samples; for an

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import AnyFloats, Array, Indices, Integers, Mask
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_models.targets import Targets
 
@@ -19,8 +19,8 @@ _RESAMPLES = 50  # at a time: 16 MiB for 40,000 samples
 
 
 def prediction_sets(
-    probabilities: NDArray[np.floating], phase: NDArray[np.integer], share: float = 0.9
-) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    probabilities: AnyFloats, phase: Integers, share: float = 0.9
+) -> tuple[Indices, Mask]:
     """Return the size of each smallest set of phases whose probability is at least ``share``.
 
     From probabilities (n, n_phases) and true phases (n,); also, shape (n,), whether the true phase
@@ -36,9 +36,9 @@ def prediction_sets(
 class Errors:
     """Sums over samples, grouped by true phase: those of two chunks add up to those of both."""
 
-    confusion: NDArray[np.int64]  # (n_phases, n_phases): samples of true (row), predicted phase
-    squared: NDArray[np.float64]  # (n_phases, 6): squared errors of the cells, in Å² and rad²
-    absolute: NDArray[np.float64]  # (n_phases, 6): absolute errors, in Å and degrees
+    confusion: Integers  # (n_phases, n_phases): samples of true (row), predicted phase
+    squared: Array  # (n_phases, 6): squared errors of the cells, in Å² and rad²
+    absolute: Array  # (n_phases, 6): absolute errors, in Å and degrees
 
     def __add__(self, other: Errors) -> Errors:
         return Errors(
@@ -50,10 +50,10 @@ class Errors:
 
 def errors(
     targets: Targets,
-    phase: NDArray[np.integer],
-    cells: NDArray[np.float64],
-    predicted_phase: NDArray[np.integer],
-    predicted_cells: NDArray[np.float64],
+    phase: Integers,
+    cells: Array,
+    predicted_phase: Integers,
+    predicted_cells: Array,
 ) -> Errors:
     """Return the errors of predictions, as sums; phases (n,), cells (n, 6) in Å and degrees.
 
@@ -73,11 +73,8 @@ def errors(
 
 
 def squared_errors(
-    targets: Targets,
-    phase: NDArray[np.integer],
-    cells: NDArray[np.float64],
-    predicted_cells: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    targets: Targets, phase: Integers, cells: Array, predicted_cells: Array
+) -> tuple[Array, Array]:
     """Return the contribution of each sample to eq. (1) in both readings, (n,), in Å² and rad².
 
     Their means are ``mse_paper`` and ``mse_paper_free`` of :func:`summary`; arguments as in
@@ -90,14 +87,14 @@ def squared_errors(
     return literal, free
 
 
-def _squared(difference: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squared(difference: Array) -> Array:
     """Return squared errors of cell parameters, (n, 6), in Å² and rad² from Å and degrees."""
     in_radians = difference.copy()
     in_radians[:, 3:] = np.radians(difference[:, 3:])
     return in_radians**2
 
 
-def _counted(targets: Targets) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _counted(targets: Targets) -> tuple[Array, Array]:
     """Return how often each phase's cell parameters count in eq. (1), (n_phases, 6) each.
 
     First as the equation is written, then without a c that is tied to a.
@@ -110,9 +107,7 @@ def _counted(targets: Targets) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return literal, free
 
 
-def calibration_error(
-    probabilities: NDArray[np.floating], phase: NDArray[np.integer], bins: int = 15
-) -> float:
+def calibration_error(probabilities: AnyFloats, phase: Integers, bins: int = 15) -> float:
     r"""Return the expected calibration error of the most probable phase's probability.
 
     .. math:: \sum_b \frac{n_b}{n} \, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
@@ -128,8 +123,8 @@ def calibration_error(
 
 
 def bootstrap_intervals(
-    values: NDArray[np.floating], *, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> NDArray[np.float64]:
+    values: AnyFloats, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Array:
     """Return percentile bootstrap intervals (2, columns) of means over n samples, (n, columns).
 
     Every resample draws n of the n samples with replacement, the same ones for all columns, so that

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError, numpy
 from safetensors import torch as tensors
 from torch import nn
 
+from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Mask
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.model_provenance import ModelProvenance
@@ -47,16 +48,16 @@ class PredictorError(ValueError):
 class Prediction:
     """Predictions for n profiles; the optional ones are from models that estimate them."""
 
-    probabilities: NDArray[np.float64]  # (n, n_phases), of each of the campaign's phases
-    phase: NDArray[np.intp]  # (n,): index of the most probable phase, or of the known one
+    probabilities: Array  # (n, n_phases), of each of the campaign's phases
+    phase: Indices  # (n,): index of the most probable phase, or of the known one
     # (n, 6): cell of that phase, in Å and degrees. It always encloses a volume; NaN from a model
     # that only classifies.
-    cells: NDArray[np.float64]
+    cells: Array
     # (n, 6, 2): ends of the 90 % intervals of the free cell parameters, NaN where one is not free.
-    intervals: NDArray[np.float64] | None = None
-    accepted: NDArray[np.bool_] | None = None  # (n,): the profile may belong to one of the phases
+    intervals: Array | None = None
+    accepted: Mask | None = None  # (n,): the profile may belong to one of the phases
     # (n,): share of the profile's square that ``phase`` and its cell leave unexplained.
-    unexplained: NDArray[np.float64] | None = None
+    unexplained: Array | None = None
     limit: float | None = None  # unexplained share above which a profile is rejected
 
     def __getitem__(self, rows: slice) -> Prediction:
@@ -87,7 +88,7 @@ class Predictor:
         """Whether its predictions have intervals and acceptance."""
         return isinstance(self.model, Robust)
 
-    def _prepared(self, profiles: ArrayLike) -> NDArray[np.float32]:
+    def _prepared(self, profiles: ArrayLike) -> Floats32:
         prepare = preprocessing(self.preprocessing).function
         return np.ascontiguousarray(prepare(np.asarray(profiles)), np.float32)
 
@@ -126,7 +127,7 @@ class Predictor:
         if known is None and isinstance(self.model, Robust):
             is_calibrated = np.ones(len(values)) if calibrated is None else np.asarray(calibrated)
             return self._predict_robust(self.model, values, is_calibrated.astype(bool))
-        probabilities: NDArray[np.floating]
+        probabilities: AnyFloats
         if known is None and self.classifier is not None:
             classified = self.classifier.predict(values)
             probabilities, predicted = classified.probabilities, classified.phase
@@ -140,9 +141,7 @@ class Predictor:
             cells = np.full((len(values), len(CELL_PARAMETERS)), np.nan)
         return Prediction(probabilities.astype(np.float64), predicted, cells)
 
-    def _predict_robust(
-        self, model: Robust, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_]
-    ) -> Prediction:
+    def _predict_robust(self, model: Robust, profiles: Floats32, calibrated: Mask) -> Prediction:
         predicted = model.eval().predict(self._prepared(profiles), calibrated)
         probabilities, values, half_widths, unexplained = predicted
         phase = probabilities.argmax(axis=1)
@@ -157,9 +156,7 @@ class Predictor:
         accepted = unexplained <= limit
         return Prediction(probabilities, phase, cells, intervals, accepted, unexplained, limit)
 
-    def _outputs(
-        self, profiles: NDArray[np.float32], phase: NDArray[np.intp] | None
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def _outputs(self, profiles: Floats32, phase: Indices | None) -> tuple[AnyFloats, AnyFloats]:
         prepared = self._prepared(profiles)
         if isinstance(self.model, ForestModel):
             return self.model.outputs(prepared, self.targets, phase)
@@ -169,7 +166,7 @@ class Predictor:
             phase = None
         return outputs(self.model, prepared, device, phase=phase)
 
-    def features(self, profiles: ArrayLike) -> NDArray[np.float32]:
+    def features(self, profiles: ArrayLike) -> Floats32:
         """Return the features (n, n_features) that the model computes from profiles (n, points).
 
         The activations of a classifier's dense layer, or an auto-encoder's latent representation;

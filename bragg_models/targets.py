@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import AnyFloats, Array, Floats32, Integers, Integers8, Mask
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem, Lattice
 from bragg_data.crystallography.structure import Phase
 
@@ -33,8 +33,8 @@ class Targets:
 
     names: tuple[str, ...]  # the phases, in the order of their codes
     lattices: tuple[Lattice, ...]  # their crystal systems and metric constraints
-    middle: NDArray[np.float64]  # (n_parameters,): of each parameter's range, in Å or degrees
-    half_range: NDArray[np.float64]  # the same for half its width
+    middle: Array  # (n_parameters,): of each parameter's range, in Å or degrees
+    half_range: Array  # the same for half its width
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -42,20 +42,18 @@ class Targets:
         return _free_in_any(self.lattices)
 
     @property
-    def crystal_systems(self) -> NDArray[np.int8]:
+    def crystal_systems(self) -> Integers8:
         """Code of the crystal system of each phase, shape (n_phases,)."""
         return np.array([lattice.crystal_system for lattice in self.lattices], dtype=np.int8)
 
     @property
-    def free(self) -> NDArray[np.bool_]:
+    def free(self) -> Mask:
         """Which parameters are free in which phase, shape (n_phases, n_parameters)."""
         parameters = self.parameters
         rows = [[p in lattice.free_parameters for p in parameters] for lattice in self.lattices]
         return np.array(rows)
 
-    def encode(
-        self, phase: NDArray[np.integer], cells: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def encode(self, phase: Integers, cells: Array) -> tuple[Floats32, Mask]:
         """Return the scaled parameters of n samples, and which are free: (n, n_parameters) each.
 
         ``phase`` has shape (n,), ``cells`` (n, 6), in Å and degrees; values that are not free are
@@ -66,9 +64,7 @@ class Targets:
         scaled = (cells[:, columns] - self.middle) / self.half_range
         return np.where(free, scaled, 0.0).astype(np.float32), free
 
-    def decode(
-        self, values: NDArray[np.floating], phase: NDArray[np.integer]
-    ) -> NDArray[np.float64]:
+    def decode(self, values: AnyFloats, phase: Integers) -> Array:
         """Return full cells (n, 6), in Å and degrees, from scaled parameters (n, n_parameters).
 
         They obey the constraints of the (predicted) phases (n,) and enclose a volume: parameters
@@ -138,9 +134,7 @@ class Targets:
         return cls(names, lattices, middle, half)
 
 
-def targets_of(
-    phases: Sequence[Phase], phase: NDArray[np.integer], cells: NDArray[np.float64]
-) -> Targets:
+def targets_of(phases: Sequence[Phase], phase: Integers, cells: Array) -> Targets:
     """Return the targets of a campaign's phases, scaled to the ranges of its samples.
 
     ``phase`` (n,) and ``cells`` (n, 6), in Å and degrees, are of every sample of the campaign (test

@@ -29,11 +29,10 @@ def main(
 
     from bragg_data.campaign import load_campaign
     from pipelines.simulation import comparison
-    from pipelines.simulation.simulators import SimulationError, gsas2_options
+    from pipelines.simulation.simulators import gsas2_options
 
     loaded = load_campaign(campaign)
-    if png.is_dir() or not png.parent.is_dir():
-        raise SimulationError(f"{png} cannot be written: name a file in a directory that exists.")
+    options.check_writable(png)
     samples = comparison.draw_cells(loaded, cells, np.random.default_rng(seed))
     where = gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit)
     result = comparison.compare(loaded, samples, where, workers=workers, yes=yes)

@@ -50,11 +50,7 @@ def main(
     png = png or out.with_suffix(".png")
     if out.resolve() == file.resolve():
         raise InstrumentError(f"{out} is the file to convert: name another one with --out.")
-    for path in (out, png):
-        if path.is_dir() or not path.parent.is_dir():
-            raise InstrumentError(
-                f"{path} cannot be written: name a file in an existing directory."
-            )
+    options.check_writable(out, png)
     rows, lines = [], []
     shared: dict[str, list[int]] = {}
     for bank in banks:

@@ -85,11 +85,7 @@ def main(
         raise PredictError("Give --json or --csv, not both.")
     progress = not (as_json or as_csv)
     paths = find_profiles(files)
-    for output in (plot, page):
-        if output is not None and (not output.parent.is_dir() or output.is_dir()):
-            raise PredictError(
-                f"{output} cannot be written: name a file in a directory that exists."
-            )
+    options.check_writable(plot, page)
     loaded = load_model(
         model,
         tracking=tracking,

@@ -64,9 +64,7 @@ def main(
     from catalog.tracking import Tracking
     from pipelines.evaluation.validation import ValidationSettings, run_validation
 
-    for path in (markdown, as_json):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise EvaluateError(f"{path} cannot be written: its directory does not exist.")
+    options.check_writable(markdown, as_json)
     if preprocessing not in ("ours", "paper"):
         raise EvaluateError(f"There is no preprocessing '{preprocessing}'. Choose ours or paper.")
     options.check_cluster(on_draws.cluster)

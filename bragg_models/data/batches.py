@@ -18,7 +18,8 @@ from typing import TypeVar
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+
+from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Integers, Mask
 
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
@@ -64,28 +65,26 @@ class Profiles:
 
     intensity: xr.DataArray  # (sample, tof), lazy
     rows_per_chunk: int  # whole chunks are read, each decompressed once
-    prepare: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # of a chunk: (n, points), (n, m)
-    prepared: NDArray[np.float32] | None = None  # (n, m), if in memory or mapped; read instead
+    prepare: Callable[[Floats32], Floats32]  # of a chunk: (n, points), (n, m)
+    prepared: Floats32 | None = None  # (n, m), if in memory or mapped; read instead
 
     def __len__(self) -> int:
         return int(self.intensity.sizes["sample"])
 
     @cached_property
-    def bounds(self) -> NDArray[np.intp]:
+    def bounds(self) -> Indices:
         """First row of each chunk, and the number of rows."""
         return np.append(np.arange(0, len(self), self.rows_per_chunk), len(self))
 
-    def chunks_with(self, selected: NDArray[np.bool_]) -> NDArray[np.intp]:
+    def chunks_with(self, selected: Mask) -> Indices:
         """Return the numbers of the chunks that hold a selected sample, in stored order."""
         return np.unique(np.searchsorted(self.bounds, np.flatnonzero(selected), "right") - 1)
 
-    def count(self, chunks: NDArray[np.intp], selected: NDArray[np.bool_]) -> int:
+    def count(self, chunks: Indices, selected: Mask) -> int:
         """Return how many selected samples some chunks hold."""
         return sum(int(selected[self.bounds[c] : self.bounds[c + 1]].sum()) for c in chunks)
 
-    def read(
-        self, chunk: int, selected: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    def read(self, chunk: int, selected: Mask) -> tuple[Floats32, Indices]:
         """Return the prepared profiles of a chunk's selected samples, and their row numbers."""
         low = chunk * self.rows_per_chunk
         rows = slice(low, low + self.rows_per_chunk)
@@ -98,7 +97,7 @@ class Profiles:
             values = np.ascontiguousarray(self.prepare(values), dtype=np.float32)
         return values, inside + low
 
-    def mapped(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Profiles:
+    def mapped(self, function: Callable[[Floats32], AnyFloats]) -> Profiles:
         """Return the profiles with a further function applied to them."""
         prepare = self.prepare
         return Profiles(
@@ -108,9 +107,7 @@ class Profiles:
         )
 
 
-def profiles_of(
-    dataset: xr.Dataset, prepare: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-) -> Profiles:
+def profiles_of(dataset: xr.Dataset, prepare: Callable[[Floats32], Floats32]) -> Profiles:
     """Return the profiles of an opened snapshot (or of any data set with ``intensity``)."""
     intensity = dataset["intensity"]
     chunks = intensity.encoding.get("chunks") or intensity.encoding.get("preferred_chunks")
@@ -128,7 +125,7 @@ class Joined(Profiles):
         return sum(len(part) for part in self.parts)
 
     @cached_property
-    def bounds(self) -> NDArray[np.intp]:
+    def bounds(self) -> Indices:
         """First row of each chunk, and the number of rows."""
         bounds, n = [], 0
         for part in self.parts:
@@ -136,9 +133,7 @@ class Joined(Profiles):
             n += len(part)
         return np.append(np.concatenate(bounds), n)
 
-    def read(
-        self, chunk: int, selected: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    def read(self, chunk: int, selected: Mask) -> tuple[Floats32, Indices]:
         """Return the prepared profiles of a chunk's selected samples, and their row numbers."""
         row = 0
         for part in self.parts:
@@ -149,7 +144,7 @@ class Joined(Profiles):
         values, rows = part.read(chunk, selected[row : row + len(part)])
         return values, rows + row
 
-    def mapped(self, function: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Profiles:
+    def mapped(self, function: Callable[[Floats32], AnyFloats]) -> Profiles:
         """Return the profiles with a further function applied to them."""
         return joined([part.mapped(function) for part in self.parts])
 
@@ -166,11 +161,11 @@ def joined(parts: Sequence[Profiles]) -> Profiles:
 class Batch:
     """Samples: prepared profiles of shape (n, points), and row numbers of shape (n,)."""
 
-    profiles: NDArray[np.float32]
-    rows: NDArray[np.intp]
+    profiles: Floats32
+    rows: Indices
 
 
-def in_order(profiles: Profiles, selected: NDArray[np.bool_]) -> Iterator[Batch]:
+def in_order(profiles: Profiles, selected: Mask) -> Iterator[Batch]:
     """Yield the selected samples (n,) chunk by chunk, in stored order; others are not read."""
 
     def read(chunk: int) -> Batch:
@@ -203,13 +198,13 @@ class Balance:
     batches of an epoch does not change.
     """
 
-    phase: NDArray[np.integer]  # (n,), of each sample
+    phase: Integers  # (n,), of each sample
     shares: Sequence[float]  # of each phase in a batch, on any scale
 
 
 def shuffled(
     profiles: Profiles,
-    selected: NDArray[np.bool_],
+    selected: Mask,
     settings: BatchSettings,
     generator: np.random.Generator,
     balance: Balance | None = None,
@@ -238,7 +233,7 @@ def shuffled(
     groups = groups[: int(enough.argmax()) + 1]
     size = settings.batch_size
 
-    def read(group: NDArray[np.intp]) -> _Buffer:
+    def read(group: Indices) -> _Buffer:
         return _read_together(profiles, group, selected)
 
     with prefetched(read, groups, depth=1) as buffers:
@@ -258,17 +253,15 @@ def shuffled(
 class _Buffer:
     """Samples to draw from: profiles, the index of each sample in them, and its row number."""
 
-    profiles: NDArray[np.float32]
-    index: NDArray[np.intp]
-    rows: NDArray[np.intp]
+    profiles: Floats32
+    index: Indices
+    rows: Indices
 
-    def take(self, chosen: NDArray[np.intp]) -> Batch:
+    def take(self, chosen: Indices) -> Batch:
         return Batch(np.take(self.profiles, self.index[chosen], axis=0), self.rows[chosen])
 
 
-def _read_together(
-    profiles: Profiles, chunks: NDArray[np.intp], selected: NDArray[np.bool_]
-) -> _Buffer:
+def _read_together(profiles: Profiles, chunks: Indices, selected: Mask) -> _Buffer:
     if profiles.prepared is not None:
         # Nothing is copied, but every page is read here, in the background, if it is not yet.
         parts = []
@@ -342,7 +335,7 @@ def _balanced(
             yield buffer.take(np.concatenate(chosen))
 
 
-def _largest_remainder(shares: NDArray[np.float64], total: int) -> list[int]:
+def _largest_remainder(shares: Array, total: int) -> list[int]:
     exact = shares * total
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1

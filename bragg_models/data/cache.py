@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from filelock import FileLock
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Floats32
 from bragg_models.data.batches import Profiles, in_order
 
 _SAMPLED = 8  # blocks of a cache that are checked whenever it is opened
@@ -71,7 +71,7 @@ def cached(
     return Profiles(intensity, profiles.rows_per_chunk, lambda ready: ready, values)
 
 
-def _opened(path: Path, key: str, profiles: Profiles) -> NDArray[np.float32] | None:
+def _opened(path: Path, key: str, profiles: Profiles) -> Floats32 | None:
     """Map a cache that is complete, of this key, and undamaged in a few of its chunks."""
     rows = profiles.rows_per_chunk
     try:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
+from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Integers, Mask
 from bragg_data.kernels import kernel
 from bragg_data.preprocessing import sqrt_unit
 from bragg_models.data.batches import in_order, profiles_of
@@ -28,9 +28,9 @@ _SLACK = 2e-6  # rounding of the bounds, in single precision
 class Neighbours(NamedTuple):
     """The k nearest stored patterns of each of q queries, the nearest first."""
 
-    row: NDArray[np.intp]  # (q, k), in the data set
-    correlation: NDArray[np.float64]  # (q, k), at most 1
-    proven: NDArray[np.bool_]  # (q,): no other pattern can be nearer than the last of the k
+    row: Indices  # (q, k), in the data set
+    correlation: Array  # (q, k), at most 1
+    proven: Mask  # (q,): no other pattern can be nearer than the last of the k
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ class CompressedLibrary:
     1 KiB for each pattern) are in memory; the full ones are in a file.
     """
 
-    rows: NDArray[np.intp]  # (n,), in the data set, in ascending order
-    basis: NDArray[np.float32]  # (points, components)
-    compressed: NDArray[np.float32]  # (n, components + 1): z and ρ of each pattern
-    full: NDArray[np.float32]  # (stored, points), mapped from the file
-    position: NDArray[np.intp]  # (n,): index of each row in ``full``
+    rows: Indices  # (n,), in the data set, in ascending order
+    basis: Floats32  # (points, components)
+    compressed: Floats32  # (n, components + 1): z and ρ of each pattern
+    full: Floats32  # (stored, points), mapped from the file
+    position: Indices  # (n,): index of each row in ``full``
 
     @classmethod
     def build(
         cls,
         dataset: xr.Dataset,
-        selected: NDArray[np.bool_],
+        selected: Mask,
         directory: Path,
         *,
         components: int = COMPONENTS,
@@ -107,7 +107,7 @@ class CompressedLibrary:
             compressed[low : low + _BLOCK] = compress(full[low : low + _BLOCK], basis)
         return cls(rows, basis, compressed, full, np.arange(len(rows)))
 
-    def only(self, selected: NDArray[np.bool_]) -> CompressedLibrary:
+    def only(self, selected: Mask) -> CompressedLibrary:
         """Return the part of the library with these rows of the data set, shape (n,)."""
         part = np.flatnonzero(selected[self.rows])
         if not len(part):
@@ -116,10 +116,7 @@ class CompressedLibrary:
         return replace(self, rows=rows, compressed=compressed, position=self.position[part])
 
     def nearest(
-        self,
-        profiles: NDArray[np.floating],
-        k: int = 1,
-        settings: NearestSettings = NearestSettings(),
+        self, profiles: AnyFloats, k: int = 1, settings: NearestSettings = NearestSettings()
     ) -> Neighbours:
         """Return the k patterns that correlate best with each of some profiles (q, points).
 
@@ -144,9 +141,7 @@ class CompressedLibrary:
             parts = list(pool.map(lambda block: self._proven(block, k, settings), blocks))
         return Neighbours(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def _proven(
-        self, queries: NDArray[np.float32], k: int, settings: NearestSettings
-    ) -> Neighbours:
+    def _proven(self, queries: Floats32, k: int, settings: NearestSettings) -> Neighbours:
         count = min(max(settings.candidates, k), len(self.rows))
         neighbours = self._nearest(queries, k, count, settings.tile)
         doubtful = np.flatnonzero(~neighbours.proven)
@@ -157,7 +152,7 @@ class CompressedLibrary:
                 values[doubtful] = new_values
         return neighbours
 
-    def _nearest(self, queries: NDArray[np.float32], k: int, count: int, tile: int) -> Neighbours:
+    def _nearest(self, queries: Floats32, k: int, count: int, tile: int) -> Neighbours:
         bounds = np.full((len(queries), count), -np.inf, dtype=np.float32)
         chosen = np.zeros((len(queries), count), dtype=np.int64)
         compressed = compress(queries, self.basis)
@@ -173,8 +168,8 @@ class CompressedLibrary:
 
 
 def mean_of_nearest(
-    neighbours: Neighbours, phase: NDArray[np.integer], cells: NDArray[np.float64], k: int
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    neighbours: Neighbours, phase: Integers, cells: Array, k: int
+) -> tuple[Indices, Array]:
     """Return the phase (q,) of the nearest pattern and the mean cell (q, 6) of its k nearest.
 
     Fewer than k of the neighbours may be of that phase. ``phase`` (n,) and ``cells`` (n, 6) are the
@@ -187,7 +182,7 @@ def mean_of_nearest(
     return phases[:, 0].astype(np.intp), total / counted.sum(axis=1)[:, None]
 
 
-def principal_components(patterns: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+def principal_components(patterns: Floats32, count: int) -> Floats32:
     """Return the principal components (points, m) of patterns (n, points), at most ``count``.
 
     They are computed from a random part of the patterns, which affects slightly which candidates of
@@ -200,7 +195,7 @@ def principal_components(patterns: NDArray[np.float32], count: int) -> NDArray[n
     return np.ascontiguousarray(directions.T, dtype=np.float32)
 
 
-def compress(vectors: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray[np.float32]:
+def compress(vectors: Floats32, basis: Floats32) -> Floats32:
     """Return the components of n unit vectors and the length of the rest, (n, components + 1)."""
     inside = vectors @ basis
     # Computed as a difference of vectors: 1 - |z|² would lose half of the digits.

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from filelock import FileLock
-from numpy.typing import NDArray
 
+from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Integers, Mask
 from bragg_data.preprocessing import sqrt_unit
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.store.schema import samples_of
@@ -48,17 +48,15 @@ class LibraryIndex:
     """See the module; from :func:`open_index` and :func:`build_index`."""
 
     simulator: Simulator  # computes the data set's patterns
-    phase: NDArray[np.integer]  # (n,): labels of the data set
-    cells: NDArray[np.float64]  # (n, 6)
+    phase: Integers  # (n,): labels of the data set
+    cells: Array  # (n, 6)
     phases: int  # number of phases
-    basis: NDArray[np.float32]  # (points, components)
-    components: NDArray[np.float32]  # (n, components) of the patterns' square roots, of unit norm
-    squares: NDArray[np.float32]  # (n, bins): sums of their squares over parts of the window
+    basis: Floats32  # (points, components)
+    components: Floats32  # (n, components) of the patterns' square roots, of unit norm
+    squares: Floats32  # (n, bins): sums of their squares over parts of the window
     candidates: int = CANDIDATES
 
-    def match(
-        self, queries: NDArray[np.floating], covered: NDArray[np.bool_] | None = None
-    ) -> Matches:
+    def match(self, queries: AnyFloats, covered: Mask | None = None) -> Matches:
         """Return the stored patterns that correlate best with some profiles.
 
         Arguments and errors as of :func:`bragg_models.library.search.library_match`.
@@ -88,7 +86,7 @@ class LibraryIndex:
         cells = np.where((row >= 0)[..., None], self.cells[row], np.nan)
         return Matches(row, correlation, cells)
 
-    def _patterns(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    def _patterns(self, rows: Indices) -> Floats32:
         simulated = self.simulator.simulate(self.phase[rows], self.cells[rows])
         return np.sqrt(np.maximum(simulated, 0))
 
@@ -205,18 +203,18 @@ def _build(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _edges(points: int) -> NDArray[np.intp]:
+def _edges(points: int) -> Indices:
     return np.linspace(0, points, _BINS + 1).astype(np.intp)
 
 
-def _sums(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sums(values: Floats32) -> Floats32:
     """Return sums over equal parts of the window, (n, points) to (n, bins)."""
     total = np.cumsum(values, axis=1, dtype=np.float64)
     total = np.concatenate([np.zeros((len(values), 1)), total], axis=1)
     return np.diff(total[:, _edges(values.shape[1])], axis=1).astype(np.float32)
 
 
-def _binned(masks: NDArray[np.float32]) -> NDArray[np.float32]:
+def _binned(masks: Floats32) -> Floats32:
     """Return which share of each part of the window is covered, (n, points) to (n, bins)."""
     widths = np.maximum(np.diff(_edges(masks.shape[1])), 1)
     return np.asarray(_sums(masks) / widths, dtype=np.float32)

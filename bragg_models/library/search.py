@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Mask
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_models.data.batches import prefetched, profiles_of
 
@@ -24,21 +24,21 @@ class LibraryError(ValueError):
 class Matches:
     """The best stored pattern of each phase for each of q queries."""
 
-    row: NDArray[np.intp]  # (q, n_phases): in the data set; -1 for a phase without patterns
-    correlation: NDArray[np.float64]  # (q, n_phases): at most 1; -1 for a phase without patterns
-    cells: NDArray[np.float64]  # (q, n_phases, 6), in Å and degrees; NaN without patterns
+    row: Indices  # (q, n_phases): in the data set; -1 for a phase without patterns
+    correlation: Array  # (q, n_phases): at most 1; -1 for a phase without patterns
+    cells: Array  # (q, n_phases, 6), in Å and degrees; NaN without patterns
 
     @property
-    def phase(self) -> NDArray[np.intp]:
+    def phase(self) -> Indices:
         """The phase of each query's best match of all, shape (q,)."""
         return np.asarray(self.correlation.argmax(axis=1))
 
     @property
-    def best_cells(self) -> NDArray[np.float64]:
+    def best_cells(self) -> Array:
         """The cell of each query's best match of all, shape (q, 6)."""
         return self.cells[np.arange(len(self.cells)), self.phase]
 
-    def starts(self, query: int) -> list[tuple[int, NDArray[np.float64]]]:
+    def starts(self, query: int) -> list[tuple[int, Array]]:
         """Return phase codes and cells (6,) of a query's matches, of the phases that have one."""
         matches = zip(self.row[query], self.cells[query], strict=True)
         return [(code, cell) for code, (row, cell) in enumerate(matches) if row >= 0]
@@ -46,8 +46,8 @@ class Matches:
 
 def library_match(
     dataset: xr.Dataset,
-    queries: NDArray[np.floating],
-    covered: NDArray[np.bool_] | None = None,
+    queries: AnyFloats,
+    covered: Mask | None = None,
     *,
     workers: int = 2,
     on_chunk: Callable[[int, int], None] | None = None,
@@ -82,7 +82,7 @@ def library_match(
     every = np.ones(len(profiles), dtype=bool)
     chunks = range(len(profiles.bounds) - 1)
 
-    def compare(chunk: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    def compare(chunk: int) -> tuple[Indices, Array]:
         """Return rows of the data set, and their correlation with the queries, (n, q)."""
         intensity, rows = profiles.read(chunk, every)
         positive = np.maximum(intensity, 0)
@@ -111,7 +111,7 @@ def library_match(
     return Matches(row, correlation, np.where((row >= 0)[..., None], cells[row], np.nan))
 
 
-def check_shape(queries: NDArray[np.floating], points: int) -> None:
+def check_shape(queries: AnyFloats, points: int) -> None:
     """Raise a LibraryError if queries are not on a grid of this length."""
     if queries.ndim != 2 or queries.shape[1] != points:
         raise LibraryError(
@@ -121,8 +121,8 @@ def check_shape(queries: NDArray[np.floating], points: int) -> None:
 
 
 def prepared_queries(
-    queries: NDArray[np.floating], covered: NDArray[np.bool_] | None, points: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    queries: AnyFloats, covered: Mask | None, points: int
+) -> tuple[Floats32, Mask]:
     """Return queries (q, points) as square roots of unit norm, and the covered points.
 
     They are zero where not covered; raises `LibraryError` as :func:`library_match`.

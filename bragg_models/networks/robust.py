@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bragg_data.arrays import AnyFloats, Array, Floats32, Integers, Mask
 from bragg_models.networks.cell_search import ROWS, CellSearch, Observed
 from bragg_models.networks.guided_config import GuidedConfig
 
@@ -174,9 +174,7 @@ class Robust(CellSearch):
             spread[r] = spread[r].scatter(1, free, sigma)
         return spread
 
-    def predict(
-        self, profiles: NDArray[np.float32], calibrated: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], ...]:
+    def predict(self, profiles: Floats32, calibrated: Mask) -> tuple[Array, ...]:
         """Return predictions with intervals for prepared profiles, as for :meth:`fit_phases`.
 
         ``calibrated`` (n,) is whether the measurement's own calibration was used. Returns the
@@ -218,10 +216,10 @@ def concatenate_fits(parts: Sequence[PhaseFits]) -> PhaseFits:
 def calibrate(
     network: Robust,
     fits: PhaseFits,
-    phase: NDArray[np.integer],
-    values: NDArray[np.floating],
-    free: NDArray[np.bool_],
-    calibrated: NDArray[np.bool_],
+    phase: Integers,
+    values: AnyFloats,
+    free: Mask,
+    calibrated: Mask,
 ) -> dict[str, float]:
     """Fit the coefficients of probabilities, intervals and limit of a network to held-out draws.
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from bragg_data.arrays import Array, Floats32, Integers, Integers8, Mask
 from bragg_data.errors import first_line
 from bragg_models.data.batches import BatchError, Profiles, in_order
 from bragg_models.metrics import Errors, errors
@@ -35,15 +35,15 @@ class Samples:
     """A data set for training: n lazy profiles and their labels."""
 
     profiles: Profiles
-    phase: NDArray[np.int8]  # (n,)
-    cells: NDArray[np.float64]  # (n, 6), in ångström and degrees
+    phase: Integers8  # (n,)
+    cells: Array  # (n, 6), in ångström and degrees
 
 
 def evaluate(
     network: nn.Module,
     targets: Targets,
     samples: Samples,
-    selected: NDArray[np.bool_],
+    selected: Mask,
     device: torch.device | None = None,
 ) -> Errors:
     """Return the errors of a network on the selected samples, shape (n,), as sums."""
@@ -60,8 +60,8 @@ def evaluate(
 
 
 def transformed(
-    network: nn.Module, profiles: NDArray[np.float32], device: torch.device, batch_size: int = 128
-) -> NDArray[np.float32]:
+    network: nn.Module, profiles: Floats32, device: torch.device, batch_size: int = 128
+) -> Floats32:
     """Return the features (n, m) that a network computes from prepared profiles (n, points).
 
     Features are the same to the last bit for the same batches only.
@@ -77,11 +77,11 @@ def transformed(
 
 def outputs(
     network: nn.Module,
-    profiles: NDArray[np.float32],
+    profiles: Floats32,
     device: torch.device | None = None,
     batch_size: int | None = None,
-    phase: NDArray[np.integer] | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    phase: Integers | None = None,
+) -> tuple[Floats32, Floats32]:
     """Return the probabilities (n, n_phases) and the scaled parameters (n, n_parameters).
 
     Of prepared profiles (n, points), and of known phases (n,), where the network has them as its

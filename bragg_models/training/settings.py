@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bragg_data.arrays import Indices, Mask
 from bragg_models.targets import Targets
 from bragg_models.training.inference import Samples
 
@@ -23,7 +22,7 @@ class LabelledBatch:
     phase: Tensor  # (n,), int64
     values: Tensor  # (n, n_parameters), float32: scaled as by Targets; 0 where not free
     free: Tensor  # (n, n_parameters), bool
-    rows: NDArray[np.intp]  # (n,): row numbers of the samples in the data set
+    rows: Indices  # (n,): row numbers of the samples in the data set
 
 
 # Named losses of a network on a batch; ``loss`` is minimised, the others are logged. An objective
@@ -144,8 +143,8 @@ class TrainingData:
 
     targets: Targets
     samples: Samples
-    training: NDArray[np.bool_]
-    validation: NDArray[np.bool_]
+    training: Mask
+    validation: Mask
 
 
 @dataclass(frozen=True)

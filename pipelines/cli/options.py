@@ -266,6 +266,17 @@ class DrawOptions:
         return self.other_bank or self.other
 
 
+class OutputError(ValueError):
+    """A file that cannot be written where it was named."""
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Raise an OutputError if one of the paths is a directory, or in none that exists."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise OutputError(f"{path} cannot be written: name a file in a directory that exists.")
+
+
 def check_cluster(cluster: str, workers: int | None = None) -> None:
     """Raise a ClusterError for an unknown cluster, or one that takes no number of workers."""
     if cluster not in ("local", "slurm") and not cluster.startswith(("tcp://", "tls://")):

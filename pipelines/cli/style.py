@@ -1,8 +1,6 @@
 """Colours of the crystal systems, symbols and units of the cell parameters."""
 
-import numpy as np
-from numpy.typing import NDArray
-
+from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.crystallography.structure import Phase
 
@@ -13,7 +11,7 @@ SYMBOLS = dict(zip(CELL_PARAMETERS, "abcαβγ", strict=True))
 UNITS = {name: "Å" if name in "abc" else "°" for name in CELL_PARAMETERS}
 
 
-def free_parameters_text(cell: NDArray[np.float64], phase: Phase) -> str:
+def free_parameters_text(cell: Array, phase: Phase) -> str:
     """Return the free parameters of a cell, shape (6,), as text: ``a = 4 Å, α = 89.8°``."""
     values = zip(CELL_PARAMETERS, cell, strict=True)
     return ", ".join(

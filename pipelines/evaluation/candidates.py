@@ -4,10 +4,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Mask
 from bragg_data.campaign import Samples
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.splits import Part
@@ -109,11 +108,7 @@ def choose_candidates(
 
 
 def load_candidate(
-    candidate: Candidate,
-    tracking: Tracking,
-    targets: Targets,
-    labels: Samples,
-    training: NDArray[np.bool_],
+    candidate: Candidate, tracking: Tracking, targets: Targets, labels: Samples, training: Mask
 ) -> EvaluatedModel:
     """Load a registered version, and check that it was trained on ``training`` samples (n,) alone.
 

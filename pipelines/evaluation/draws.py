@@ -14,8 +14,8 @@ import numpy as np
 from distributed import Client
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Indices, Mask
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
@@ -53,7 +53,7 @@ STARTS = {  # starts of refinements
 }
 
 # A phase and a cell, shape (6,), that a refinement starts from.
-Start = tuple[int, NDArray[np.float64]]
+Start = tuple[int, Array]
 
 
 @lru_cache(maxsize=1)
@@ -79,9 +79,7 @@ def _draws_of_phases(
     )
 
 
-def prepared_profiles(
-    draws: Draws,
-) -> Iterator[tuple[int, GriddedProfile, NDArray[np.float64] | None]]:
+def prepared_profiles(draws: Draws) -> Iterator[tuple[int, GriddedProfile, Array | None]]:
     """Yield row, profile, and the input of models; None where the profile has no signal."""
     for row, values in enumerate(zip(draws.intensity, draws.sigma, draws.covered, strict=True)):
         try:
@@ -92,7 +90,7 @@ def prepared_profiles(
 
 
 def starts_of(
-    model: LoadedModel, gridded: GriddedProfile, prepared: NDArray[np.float64]
+    model: LoadedModel, gridded: GriddedProfile, prepared: Array
 ) -> tuple[Prediction, list[Start], list[Start]]:
     """Return the model's prediction, and the starts from it and from the library."""
     prediction = model.predictor.predict(prepared[None])
@@ -117,20 +115,18 @@ def refine_or_none(
 class DrawPredictions:
     """Predictions of a model for n simulated measurements, and the truth."""
 
-    probabilities: NDArray[np.float64]  # of the phases, shape (n, n_phases)
-    phase: NDArray[np.intp]  # the truth, shape (n,)
-    cells: NDArray[np.float64]  # the truth, shape (n, 6)
-    intervals: NDArray[np.float64]  # Å and degrees, shape (n, 6, 2); NaN where not free
-    accepted: NDArray[np.bool_]  # whether the model accepts the profile, shape (n,)
+    probabilities: Array  # of the phases, shape (n, n_phases)
+    phase: Indices  # the truth, shape (n,)
+    cells: Array  # the truth, shape (n, 6)
+    intervals: Array  # Å and degrees, shape (n, 6, 2); NaN where not free
+    accepted: Mask  # whether the model accepts the profile, shape (n,)
 
     @property
-    def correct(self) -> NDArray[np.bool_]:
+    def correct(self) -> Mask:
         """Whether the most probable phase is the truth, shape (n,)."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.phase)
 
-    def intervals_of(
-        self, code: int, parameter: str
-    ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    def intervals_of(self, code: int, parameter: str) -> tuple[Mask, Array]:
         """Return whether a parameter is inside its intervals, and their widths.
 
         Of the correct predictions of a phase, shape (m,).
@@ -140,7 +136,7 @@ class DrawPredictions:
         cells = self.cells[rows, column]
         return (cells >= low) & (cells <= high), high - low
 
-    def reliability(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def reliability(self) -> tuple[Array, Array, Array]:
         """Return mean probability of the predicted phase, accuracy, and number in filled bins."""
         confidence = self.probabilities.max(axis=1)
         bins = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Indices
 from bragg_data.baseline import BackgroundError, paper_preprocessed
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.instrument.instprm import Instrument
@@ -50,9 +50,9 @@ class LabelledProfiles:
     cells: Cells  # the truth, shape (n, 6)
     native: Callable[[], Sequence[Native]]  # reads the profiles as they were measured
     calibrated: bool  # whether the measurements' own calibrations were used
-    prepared: NDArray[np.float64]  # input of models and of the library match, shape (n, points)
+    prepared: Array  # input of models and of the library match, shape (n, points)
 
-    def select(self, rows: NDArray[np.intp]) -> LabelledProfiles:
+    def select(self, rows: Indices) -> LabelledProfiles:
         """Return some of the profiles, by their numbers."""
         return replace(
             self,
@@ -138,7 +138,7 @@ def profiles_from_dataset(
 
 def with_paper_preprocessing(
     labelled: LabelledProfiles, campaign: Campaign
-) -> tuple[LabelledProfiles, NDArray[np.intp]] | None:
+) -> tuple[LabelledProfiles, Indices] | None:
     """Return the profiles that the paper's preprocessing (section V-C1) is possible for.
 
     They are prepared in that way, and come with their numbers among all; None if there are none.

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Mask
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.refinement.linear_fit import fit_cells
@@ -100,8 +100,8 @@ def samples_table(validation: Validation) -> tables.ResultTable:
 
 
 def _free_columns(
-    labelled: LabelledProfiles, targets: Targets, correct: NDArray[np.bool_]
-) -> Iterator[tuple[NDArray[np.bool_], int]]:
+    labelled: LabelledProfiles, targets: Targets, correct: Mask
+) -> Iterator[tuple[Mask, int]]:
     """Yield correct samples in which a parameter is free, and its column of cells, of each."""
     for number, name in enumerate(targets.parameters):
         yield correct & targets.free[labelled.phase, number], CELL_PARAMETERS.index(name)
@@ -165,7 +165,7 @@ def validation_json(validation: Validation, name: str) -> Mapping[str, Any]:
     """Return the scores and every sample as plain JSON values, under a name."""
     labelled, names = validation.labelled, validation.targets.names
 
-    def cell(phase: int, values: NDArray[np.float64]) -> Mapping[str, Any]:
+    def cell(phase: int, values: Array) -> Mapping[str, Any]:
         finite = (float(v) if np.isfinite(v) else None for v in values)
         return {"phase": names[phase], "cell": dict(zip(CELL_PARAMETERS, finite, strict=True))}
 

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Floats32, Indices, Integers, Integers8, Mask
 from bragg_data.campaign import Samples
 from bragg_data.crystallography.cell import CrystalSystem
 from bragg_data.splits import Part, blocked_split, random_split
@@ -29,9 +29,9 @@ SPLITS = ("random", "blocked")
 _LARGE_BATCH = 1024  # profiles that are predicted at a time
 _BATCH = 512  # the same of profiles in memory
 
-Cells = NDArray[np.float64]
-Phases = NDArray[np.integer]
-Profiles = NDArray[np.float32]
+Cells = Array
+Phases = Integers
+Profiles = Floats32
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class HeldOutSet:
 
     name: str  # "random", "blocked" or "off-grid"
     dataset: xr.Dataset
-    selected: NDArray[np.bool_]  # which samples are in the test set, shape (n,)
+    selected: Mask  # which samples are in the test set, shape (n,)
     # Which samples of the main data set the models of this split may be trained on, shape (m,).
-    training: NDArray[np.bool_]
+    training: Mask
 
     @cached_property
     def labels(self) -> Samples:
@@ -66,7 +66,7 @@ class HeldOutSet:
         return f"{split}, {self.count:,} samples of {self.dataset.attrs['tag']}"
 
 
-def part_of(name: str, labels: Samples, values: Mapping[str, object]) -> NDArray[np.int8]:
+def part_of(name: str, labels: Samples, values: Mapping[str, object]) -> Integers8:
     """Return the part of each sample, shape (n,), in a split with this seed and these shares."""
     settings = {key: values[key] for key in SPLIT}
     if name == "blocked":
@@ -101,7 +101,7 @@ def held_out_sets(
     return test_sets
 
 
-def stored_batches(dataset: xr.Dataset, selected: NDArray[np.bool_]) -> Iterator[Batch]:
+def stored_batches(dataset: xr.Dataset, selected: Mask) -> Iterator[Batch]:
     """Yield the selected profiles of a snapshot as they are, in stored order."""
     return in_order(profiles_of(dataset, lambda values: values), selected)
 
@@ -120,7 +120,7 @@ def predict_batches(
     *,
     description: str,
     quiet: bool = False,
-) -> tuple[NDArray[np.intp], Cells, NDArray[np.float64]]:
+) -> tuple[Indices, Cells, Array]:
     """Predict batches of ``count`` profiles together, with a progress bar.
 
     The phases, shape (count,), are known if the model is not to decide them. Returned are phases,
@@ -190,7 +190,7 @@ def score_models(
     truths: list[Phases] = []
     # By the model's key; with the true phases as input, by "KEY/true".
     totals: dict[str, Errors] = {}
-    squared: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+    squared: dict[str, list[Floats32]] = defaultdict(list)
     without_cells = set()
 
     def add(key: str, truth: tuple[Phases, Cells], predicted: Phases, cells: Cells) -> None:
@@ -232,8 +232,8 @@ def score_models(
 
 def _add_intervals(
     scores: Mapping[str, dict[str, dict[str, float]]],
-    systems: NDArray[np.int8],
-    squared: Mapping[str, Sequence[NDArray[np.float32]]],
+    systems: Integers8,
+    squared: Mapping[str, Sequence[Floats32]],
     resamples: int,
 ) -> None:
     """Add the numbers of wrong systems, and intervals, to the scores of all models and groups."""

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.filesize import decimal
 
+from bragg_data.arrays import Floats32
 from bragg_models.targets import Targets
 from pipelines.evaluation import names as known
 from pipelines.evaluation import tables
@@ -35,7 +34,7 @@ class Speed:
     nodes: int
 
 
-def speed_of(model: EvaluatedModel, profiles: NDArray[np.float32]) -> Speed:
+def speed_of(model: EvaluatedModel, profiles: Floats32) -> Speed:
     """Time predictions of raw profiles (512, points); the first one of each size does not count."""
     fewest, most = _REPETITIONS
 

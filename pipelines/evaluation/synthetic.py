@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Mask
 from bragg_data.campaign import Samples
 from bragg_data.provenance import code_commit
 from bragg_data.store.repository import Store
@@ -161,9 +161,7 @@ class LibraryMatch:
     ``library`` and ``labels`` are all patterns of a data set, of which ``training`` (n,) are used.
     """
 
-    def __init__(
-        self, library: CompressedLibrary, labels: Samples, training: NDArray[np.bool_]
-    ) -> None:
+    def __init__(self, library: CompressedLibrary, labels: Samples, training: Mask) -> None:
         self.library, self.labels = library.only(training), labels
         self.size = library.full.nbytes + library.compressed.nbytes
         self.n_queries = self.n_proven = 0
@@ -182,9 +180,7 @@ class LibraryMatch:
         return mean_of_nearest(self._last[1], self.labels.phase, self.labels.cells, count)
 
 
-def _baselines(
-    labels: Samples, match: LibraryMatch | None, training: NDArray[np.bool_]
-) -> list[EvaluatedModel]:
+def _baselines(labels: Samples, match: LibraryMatch | None, training: Mask) -> list[EvaluatedModel]:
     """Return the baselines: a constant, and the nearest stored patterns if there is a match."""
     answer = scoring.constant_answer(labels.phase[training], labels.cells[training])
     models = [scoring.constant_model(known.CONSTANT, "always the mean cell", *answer)]

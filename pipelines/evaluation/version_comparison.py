@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Floats32, Indices, Mask
 from bragg_data.splits import Part
 from bragg_data.store.repository import DEFAULT_URI, Store
 from bragg_data.store.schema import campaign_of, samples_of
@@ -27,7 +27,7 @@ from pipelines.registry.registration import load_version
 from pipelines.simulation.draws import held_out_draws
 
 _TIMED_PREDICTIONS = 30
-_Pinned = tuple[NDArray[np.float32], NDArray[np.intp], NDArray[np.float64]]
+_Pinned = tuple[Floats32, Indices, Array]
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ def compare_versions(
     return VersionComparison(versions, scores, objections, dataset, len(pinned[0]))
 
 
-def evaluation_rows(
-    dataset: xr.Dataset, predictors: Mapping[str, Predictor], count: int
-) -> NDArray[np.bool_]:
+def evaluation_rows(dataset: xr.Dataset, predictors: Mapping[str, Predictor], count: int) -> Mask:
     """Return the pinned samples that versions are compared on, shape (n,), the same every time.
 
     Of a data set that a version (by its address) was trained on they are test samples of its split;

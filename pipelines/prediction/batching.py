@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Floats32, Mask
 from bragg_data.errors import first_line
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import registry
@@ -148,8 +148,8 @@ class _Call:
     """Profiles for a certain model: on its grid, and predicted by no later one."""
 
     model: ServedModel
-    profiles: NDArray[np.float32]
-    calibrated: NDArray[np.bool_]
+    profiles: Floats32
+    calibrated: Mask
     prediction: asyncio.Future[Prediction]
 
 
@@ -162,10 +162,7 @@ class Batcher:
         self._queue: asyncio.Queue[_Call] = asyncio.Queue()
 
     async def predict(
-        self,
-        model: ServedModel,
-        profiles: NDArray[np.float32],
-        calibrated: NDArray[np.bool_] | None = None,
+        self, model: ServedModel, profiles: Floats32, calibrated: Mask | None = None
     ) -> Prediction:
         """Return the predictions of profiles without background, shape (n, points).
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Floats32, Mask
 from catalog import registry
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.cluster.client import gather_with_progress, open_cluster
@@ -21,7 +21,7 @@ _FILES_PER_TASK = 32
 _MAX_REASONS = 10  # failures that are listed in full
 _MAX_DRAWN = 20  # files that are predicted again for figures
 
-_Query = tuple[NDArray[np.float32], NDArray[np.bool_]]  # a profile and what of it was measured
+_Query = tuple[Floats32, Mask]  # a profile and what of it was measured
 
 
 def predict_anywhere(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.crystallography.structure import Phase
@@ -52,7 +52,7 @@ def draw(
     gridded: GriddedProfile,
     fit: PatternFit | None,
     title: str,
-    structure: tuple[Phase, NDArray[np.float64]],
+    structure: tuple[Phase, Array],
 ) -> None:
     """Draw one measurement with its calculated pattern, reflections, and the difference below.
 

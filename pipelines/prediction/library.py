@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from rich.markup import escape
 
+from bragg_data.arrays import AnyFloats, Mask
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.linear_fit import simulator_of
@@ -34,11 +34,7 @@ class PatternLibrary:
 
 
 def match_library(
-    library: PatternLibrary,
-    prepared: NDArray[np.floating],
-    covered: NDArray[np.bool_],
-    *,
-    progress: bool = False,
+    library: PatternLibrary, prepared: AnyFloats, covered: Mask, *, progress: bool = False
 ) -> Matches:
     """Find the stored patterns that are most similar to some profiles.
 

@@ -14,9 +14,10 @@ from html import escape
 from typing import Annotated, NamedTuple, TextIO, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from pydantic import Field, JsonValue, TypeAdapter, computed_field
 
+from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from pipelines.cli.style import UNITS
 
@@ -38,7 +39,7 @@ class Cell:
         array = np.asarray(values, dtype=np.float64)
         return cls(*(float(value) if np.isfinite(value) else None for value in array))
 
-    def to_array(self) -> NDArray[np.float64]:
+    def to_array(self) -> Array:
         """Return an array of shape (6,), NaN where there is no value."""
         return np.array(list(self.values().values()), dtype=np.float64)
 

@@ -15,9 +15,9 @@ import numpy as np
 from fastapi import Body, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.measurement.load import Measurement
@@ -99,7 +99,7 @@ class Service:
             await asyncio.to_thread(self.holder.refresh)
             await asyncio.sleep(self._refresh_seconds)
 
-    async def predict(self, model: ServedModel, profiles: NDArray[np.float32]) -> JSONResponse:
+    async def predict(self, model: ServedModel, profiles: Floats32) -> JSONResponse:
         """Return the response for profiles on the grid of a model, shape (n, points)."""
         return _response(model, _results(model, await self._batcher.predict(model, profiles)))
 
@@ -232,7 +232,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 # ---- what clients send -------------------------------------------------------------------------
 
 
-def array_from_npy(file: bytes, points: int) -> NDArray[np.float32]:
+def array_from_npy(file: bytes, points: int) -> Floats32:
     """Return the profiles, shape (n, points), of an NPY file; nothing in it is executed.
 
     Raises `PredictError` if it is no NPY file, or holds no real numbers of that shape.

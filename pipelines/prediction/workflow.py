@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CrystalError, encloses_volume
 from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
@@ -101,7 +101,7 @@ class PredictedProfile:
         return self.phases[int(self.prediction.phase[self.row])]
 
     @property
-    def cell(self) -> NDArray[np.float64]:
+    def cell(self) -> Array:
         """The predicted cell, shape (6,); NaN from a model that classifies only."""
         return np.asarray(self.prediction.cells[self.row])
 
@@ -278,14 +278,14 @@ def _refine(profile: PredictedProfile, refiner: Refiner) -> list[RefinementResul
     return lattices if acceptance.explains(lattices[0]) else fits
 
 
-def refinement_starts(profile: PredictedProfile) -> list[tuple[int, NDArray[np.float64]]]:
+def refinement_starts(profile: PredictedProfile) -> list[tuple[int, Array]]:
     """Return phase codes and cells, shape (6,), from which refinements of a profile start.
 
     The predicted cell, for the other phases the cell of their CIF with the same volume per atom,
     and the library's best cell of each phase. A predicted cell that encloses no volume is left out,
     so that it costs neither its own phase a better start, nor the others theirs.
     """
-    starts: list[tuple[int, NDArray[np.float64]]] = []
+    starts: list[tuple[int, Array]] = []
     predicted, cell = profile.phase, profile.cell
     if encloses_volume(cell[None])[0]:
         starts = [

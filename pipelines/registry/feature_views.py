@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 from rich.table import Table
 
+from bragg_data.arrays import Floats32
 from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DiskFullError, Store, open_snapshot
 from catalog import features, registry, views
@@ -94,9 +95,7 @@ def model_for_view(
     return RegisteredModel(tracking.uri, version)
 
 
-def features_of(
-    view: View, model: RegisteredModel | None, *inputs: NDArray[Any]
-) -> NDArray[np.float32]:
+def features_of(view: View, model: RegisteredModel | None, *inputs: NDArray[Any]) -> Floats32:
     """Return a view's features (n, m) of its inputs (n, points), by its function or its model."""
     if view.function is not None:
         return np.asarray(view.function(*inputs), dtype=np.float32)

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.measurement.load import Measurement
@@ -23,7 +23,7 @@ from pipelines.report.fits import CandidateFit, Misfit
 
 _BACKGROUND_STEP = 16  # grid points between the page's values of a fitted background
 
-_Value = TypeVar("_Value", float, NDArray[np.float64])
+_Value = TypeVar("_Value", float, Array)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class TofAxis:
     """The time axis of a measurement's file, on which its charts are drawn."""
 
     instrument: Instrument  # the calibration of that axis
-    grid: NDArray[np.float64]  # shape (points,), the campaign's, in µs
-    tof: NDArray[np.float64]  # shape (points,), the same points in the file, in µs
-    stretch: NDArray[np.float64]  # from a density per µs of the file to one of the campaign
+    grid: Array  # shape (points,), the campaign's, in µs
+    tof: Array  # shape (points,), the same points in the file, in µs
+    stretch: Array  # from a density per µs of the file to one of the campaign
 
     @classmethod
     def from_measurement(cls, measurement: Measurement, campaign: Campaign) -> TofAxis:
@@ -45,7 +45,7 @@ class TofAxis:
         tof = calibration.tof_from_d_spacing(campaign.instrument.d_spacing_from_tof(grid))
         return cls(calibration, grid, tof, np.gradient(tof) / np.gradient(grid))
 
-    def tof_in_file(self, tof: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    def tof_in_file(self, tof: Array | float) -> Array:
         """Return the time in the file, in µs, of a time on the campaign's axis."""
         return np.asarray(np.interp(tof, self.grid, self.tof))
 
@@ -82,7 +82,7 @@ def tick_label(value: float, ticks: Sequence[float]) -> str:
     return fixed(value, max(0, -int(np.floor(np.log10(step) + 1e-9))))
 
 
-def line(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+def line(x: Array, y: Array) -> str:
     """Return an SVG path through points, interrupted where they are not finite."""
     drawn, down = [], False
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
@@ -196,7 +196,7 @@ def chart_data(
     # Five digits of the largest value are more than a screen shows.
     digits = 5 - int(np.ceil(np.log10(max(float(np.nanmax(np.abs(measured))), 1e-12))))
 
-    def rounded(values: NDArray[np.float64], decimals: int = digits) -> list[float | None]:
+    def rounded(values: Array, decimals: int = digits) -> list[float | None]:
         # JSON has no NaN, and needs no point where there are no decimals.
         return [
             None if value != value else value if decimals > 0 else int(value)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, maximum_filter, median_filter
 
+from bragg_data.arrays import Array, Integers
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.structure import Phase
@@ -28,11 +28,11 @@ class CandidateFit:
     source: str  # refined, model or library
     code: int
     phase: Phase
-    cell: NDArray[np.float64]  # shape (6,), in ångström and degrees
+    cell: Array  # shape (6,), in ångström and degrees
     probability: float  # the model's, of this phase
     # Visible reflections, shape (n,), in µs of the campaign's instrument; indices, shape (n, 3).
-    tof: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    hkl: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64))
+    tof: Array = field(default_factory=lambda: np.empty(0))
+    hkl: Integers = field(default_factory=lambda: np.empty((0, 3), dtype=np.int64))
     pattern_fit: PatternFit | None = None  # None where none could be calculated, or fitted
     correlation: float | None = None  # with the prepared profile, as in the library match
 
@@ -128,7 +128,7 @@ def find_misfits(fit: CandidateFit, gridded: GriddedProfile, campaign: Campaign)
     index = np.arange(len(tof))
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(tof))
 
-    def within(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def within(values: Array) -> Array:
         total = np.concatenate([[0.0], np.cumsum(values)])
         return np.asarray(total[high] - total[low])
 
@@ -161,7 +161,7 @@ def find_misfits(fit: CandidateFit, gridded: GriddedProfile, campaign: Campaign)
     return places
 
 
-def _full_width(d: NDArray[np.float64], campaign: Campaign) -> NDArray[np.float64]:
+def _full_width(d: Array, campaign: Campaign) -> Array:
     """Return about the full width at half maximum of a peak at d, in µs."""
     shape = peak_shape(campaign.instrument, d, size=campaign.size, microstrain=campaign.microstrain)
     width, _ = mixing(shape.variance, shape.fwhm)

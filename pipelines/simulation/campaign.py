@@ -10,10 +10,10 @@ import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
 from distributed import Client, Future
 from icechunk.session import ForkSession
-from numpy.typing import NDArray
 from rich.filesize import decimal
 from rich.markup import escape
 
+from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples, read_cells
 from bragg_data.operating_system import reserve_space
 from bragg_data.provenance import code_commit
@@ -23,18 +23,11 @@ from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, Store, Tag, storage_errors
 from bragg_data.store.simulated import Writer
 from pipelines.cli.console import Progress, duration, print_rows, say
-from pipelines.cli.options import ClusterOptions
+from pipelines.cli.options import ClusterOptions, check_writable
 from pipelines.cluster.blocks import do_blocks, failures_text
 from pipelines.cluster.client import open_cluster
 from pipelines.simulation import simulators
-from pipelines.simulation.simulators import (
-    Recipe,
-    SimulationError,
-    choose,
-    confirm,
-    recipe_of,
-    simulate_samples,
-)
+from pipelines.simulation.simulators import Recipe, SimulationError, recipe_of, simulate_samples
 
 _NETCDF_OVERHEAD = 1 << 18  # bytes, for attributes and HDF5's own tables
 
@@ -128,10 +121,10 @@ def _chosen_recipe(
     job: SimulationJob, simulator: str, existing: Sequence[DataSet], client: Client
 ) -> Recipe:
     samples = job.campaign.samples[slice(job.limit)]
-    recipe, core_hours = choose(simulator, job.campaign, samples, job.gsas2, client)
+    recipe, core_hours = simulators.choose(simulator, job.campaign, samples, job.gsas2, client)
     simulators.check_resume(existing, recipe)
     finished = sum(s.done / s.total for s in existing if s.tag is None)
-    confirm((1 - finished) * core_hours, yes=job.confirmed)
+    simulators.confirm((1 - finished) * core_hours, yes=job.confirmed)
     return recipe
 
 
@@ -175,17 +168,16 @@ def simulate_cells(cells: Path, out: Path, job: SimulationJob) -> int:
     """Simulate a list of cells (CSV) into a NetCDF file that appears when it is complete.
 
     Of the job's campaign phases, instrument and grid are used. Returns the number of patterns.
-    Raises `CampaignError`, `SimulationError` or `StoreError` if the cells cannot be read, a pattern
-    is not finite, or the file cannot be written.
+    Raises `CampaignError` or `SimulationError` if the cells cannot be read or a pattern is not
+    finite, `OutputError` or `StoreError` if the file cannot be written.
     """
     campaign = job.campaign
     samples = read_cells(cells, campaign)
-    if out.is_dir() or not out.parent.is_dir():
-        raise SimulationError(f"{out} cannot be written: name a file in a directory that exists.")
+    check_writable(out)
     recipe = recipe_of(campaign)
     if job.simulator != "kinematic":
-        recipe, core_hours = choose(job.simulator, campaign, samples, job.gsas2)
-        confirm(core_hours, yes=job.confirmed)
+        recipe, core_hours = simulators.choose(job.simulator, campaign, samples, job.gsas2)
+        simulators.confirm(core_hours, yes=job.confirmed)
     dataset = schema.labelled(campaign, samples, recipe.simulator, recipe.version, code_commit())
     if recipe.simulator == "gsas2":
         dataset.attrs["call_path"] = recipe.gsas2.call_path
@@ -215,7 +207,7 @@ def simulate_cells(cells: Path, out: Path, job: SimulationJob) -> int:
 
 def _patterns(
     recipe: Recipe, samples: Samples, rows: int, cells: Path
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+) -> Iterator[tuple[slice, Floats32]]:
     """Yield patterns block by block, so that memory does not grow with the list."""
     for start in range(0, len(samples), rows):
         block = slice(start, min(start + rows, len(samples)))

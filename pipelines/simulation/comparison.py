@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.table import Table
 
+from bragg_data.arrays import Array, Floats32
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
@@ -29,10 +29,10 @@ class Comparison:
     """Patterns of n cells by both simulators, and the time of one core for each of them."""
 
     samples: Samples
-    fast: NDArray[np.float32]  # shape (n, points)
-    reference: NDArray[np.float32]  # shape (n, points), by GSAS-II
-    fast_seconds: NDArray[np.float64]  # shape (n,)
-    reference_seconds: NDArray[np.float64]
+    fast: Floats32  # shape (n, points)
+    reference: Floats32  # shape (n, points), by GSAS-II
+    fast_seconds: Array  # shape (n,)
+    reference_seconds: Array
     version: str  # of the interface to GSAS-II and of GSAS-II, as 1, GSAS-II 5838
 
     @property
@@ -41,13 +41,13 @@ class Comparison:
         return self.version.partition(", ")[2]
 
     @property
-    def maximum(self) -> NDArray[np.float64]:
+    def maximum(self) -> Array:
         """Largest difference over the maximum of GSAS-II's pattern, shape (n,)."""
         difference = np.abs(self.fast - self.reference.astype(np.float64))
         return np.asarray(difference.max(axis=1) / self.reference.max(axis=1))
 
     @property
-    def l2(self) -> NDArray[np.float64]:
+    def l2(self) -> Array:
         """L2 norm of the difference over that of GSAS-II's pattern, shape (n,)."""
         reference = self.reference.astype(np.float64)
         return np.asarray(
@@ -95,9 +95,7 @@ def compare(
     return Comparison(samples, fast, reference, fast_seconds, seconds, recipe.version)
 
 
-def _timed(
-    recipe: Recipe, sample: Samples
-) -> tuple[NDArray[np.float32], float] | gsas2.PatternsError:
+def _timed(recipe: Recipe, sample: Samples) -> tuple[Floats32, float] | gsas2.PatternsError:
     simulator = simulators.build_simulator(recipe)
     if isinstance(simulator, gsas2.Simulator):
         simulator.prepare(int(sample.phase[0]))  # once per campaign: not part of the time
@@ -109,7 +107,7 @@ def _timed(
     return pattern[0], time.perf_counter() - began
 
 
-def _fast(campaign: Campaign, samples: Samples) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _fast(campaign: Campaign, samples: Samples) -> tuple[Floats32, Array]:
     recipe = recipe_of(campaign)
     patterns = simulate_samples(recipe, samples)
     seconds = np.empty(len(samples))

@@ -18,6 +18,7 @@ from distributed import Client
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from bragg_data.arrays import Array, Floats32, Indices, Mask
 from bragg_data.campaign import Campaign
 from bragg_data.simulation import kinematic
 from bragg_data.simulation.measurement_effects import draw_labels, draw_profiles, simulator_for
@@ -70,14 +71,14 @@ def held_out_stream(task: int) -> np.random.SeedSequence:
 class SimulatedMeasurements:
     """Prepared profiles as if they had been measured, and their truth."""
 
-    profiles: NDArray[np.float32]
+    profiles: Floats32
     """Shape (n, points), background off, between 0 and 1; those without signal are left out."""
-    phase: NDArray[np.intp]  # shape (n,): phase codes
-    cells: NDArray[np.float64]  # shape (n, 6), in Å and degrees
-    span: NDArray[np.intp]  # shape (n, 2): first point with information, one past the last
+    phase: Indices  # shape (n,): phase codes
+    cells: Array  # shape (n, 6), in Å and degrees
+    span: Indices  # shape (n, 2): first point with information, one past the last
 
     @property
-    def covered(self) -> NDArray[np.bool_]:
+    def covered(self) -> Mask:
         """Where the profiles hold information, shape (n, points)."""
         point = np.arange(self.profiles.shape[1])
         return np.asarray((point >= self.span[:, :1]) & (point < self.span[:, 1:]))

@@ -17,10 +17,10 @@ import numpy as np
 import typer
 from distributed import Client, as_completed
 from icechunk.session import ForkSession
-from numpy.typing import NDArray
 from rich.markup import escape
 from threadpoolctl import ThreadpoolController
 
+from bragg_data.arrays import Array, Floats32
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
@@ -92,7 +92,7 @@ def build_simulator(recipe: Recipe) -> kinematic.Simulator | gsas2.Simulator:
     return simulator
 
 
-def simulate_samples(recipe: Recipe, samples: Samples) -> NDArray[np.float32]:
+def simulate_samples(recipe: Recipe, samples: Samples) -> Floats32:
     """Return the patterns of samples, shape (n, points).
 
     One thread, wherever it runs: the order of the sums, and so the last bit, is always the same.
@@ -318,7 +318,7 @@ def probe(location: str | None) -> Probe:
 
 
 def check_call_paths(
-    recipe: Recipe, code: int, cell: NDArray[np.float64]
+    recipe: Recipe, code: int, cell: Array
 ) -> tuple[int, gsas2.PathCheck | Exception]:
     """Compare the two ways to call GSAS-II on one cell, shape (6,), of a phase.
 

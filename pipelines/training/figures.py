@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
 
+from bragg_data.arrays import AnyFloats, Integers
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
 
@@ -72,11 +72,11 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]]) -> Fig
 
 
 def reconstructions(
-    tof: NDArray[np.floating],
-    profiles: NDArray[np.floating],
-    reconstructed: NDArray[np.floating],
+    tof: AnyFloats,
+    profiles: AnyFloats,
+    reconstructed: AnyFloats,
     titles: Sequence[str],
-    systems: NDArray[np.integer],
+    systems: Integers,
 ) -> Figure:
     """Draw n profiles (n, points) and what an auto-encoder makes of them (the paper's Fig. 5).
 
@@ -110,10 +110,7 @@ def reconstructions(
 
 
 def parity(
-    cells: NDArray[np.floating],
-    predicted: NDArray[np.floating],
-    systems: NDArray[np.integer],
-    free: Mapping[int, Sequence[str]],
+    cells: AnyFloats, predicted: AnyFloats, systems: Integers, free: Mapping[int, Sequence[str]]
 ) -> Figure:
     """Draw predicted against true cell parameters, and below them the errors.
 
@@ -147,7 +144,7 @@ def parity(
     return figure
 
 
-def confusion(matrix: NDArray[np.integer], names: Sequence[str]) -> Figure:
+def confusion(matrix: Integers, names: Sequence[str]) -> Figure:
     """Draw how many samples of each kind were taken for which: true (row), predicted (column)."""
     count = len(names)
     figure = Figure(figsize=(2.2 + 1.1 * count, 1.7 + 0.9 * count), layout="constrained")
@@ -170,10 +167,7 @@ def confusion(matrix: NDArray[np.integer], names: Sequence[str]) -> Figure:
 
 
 def error_map(
-    cells: NDArray[np.floating],
-    squared: NDArray[np.floating],
-    systems: NDArray[np.integer],
-    free: Mapping[int, Sequence[str]],
+    cells: AnyFloats, squared: AnyFloats, systems: Integers, free: Mapping[int, Sequence[str]]
 ) -> Figure:
     """Draw the squared errors (n,), in Å² and rad², against the true cells, as :func:`parity`.
 
@@ -215,9 +209,7 @@ def error_map(
     return figure
 
 
-def _dots(
-    axis: Axes, x: NDArray[np.floating], y: NDArray[np.floating], code: int, label: str = ""
-) -> None:
+def _dots(axis: Axes, x: AnyFloats, y: AnyFloats, code: int, label: str = "") -> None:
     color = SYSTEM_COLORS[CrystalSystem(code)]
     axis.plot(x, y, ".", color=color, markersize=2.5, rasterized=True, label=label)
 

@@ -21,10 +21,10 @@ import numpy as np
 import xarray as xr
 from dask_ml.model_selection import GridSearchCV
 from distributed import Client, as_completed, get_worker
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.model_selection import KFold
 
+from bragg_data.arrays import Array, Floats32, Indices, Integers8
 from bragg_data.crystallography.cell import CrystalSystem
 from bragg_data.preprocessing import preprocessing
 from bragg_data.splits import Part
@@ -42,7 +42,7 @@ _CHUNKS_PER_TASK = 8  # of profiles to prepare
 # A forest, and facts about its growth: plain JSON values.
 _GrownForest = tuple[Forest, Mapping[str, Any]]
 # A .npy file of prepared profiles, shape (n, n_features), and the rows of each forest in it.
-_Matrix = tuple[Path, Mapping[str, NDArray[np.intp]]]
+_Matrix = tuple[Path, Mapping[str, Indices]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Plan:
 
     name: str  # of the phase, or "integrated"
     settings: ForestSettings
-    rows: NDArray[np.intp]  # samples that it is grown on, in stored order, shape (n,)
-    values: NDArray[np.float32]  # their targets, shape (n, n_outputs)
+    rows: Indices  # samples that it is grown on, in stored order, shape (n,)
+    values: Floats32  # their targets, shape (n, n_outputs)
     seed: int  # of the trees
 
 
@@ -66,7 +66,7 @@ class ForestTask:
 
     dataset: xr.Dataset  # a snapshot, which the workers open themselves, by its address
     targets: Targets
-    part: NDArray[np.int8]  # the Part of each sample, shape (n,)
+    part: Integers8  # the Part of each sample, shape (n,)
     preset: ForestPreset
     integrated: bool  # one forest for all phases, instead of one per phase
     seed: int  # of the choice of samples, the folds and the trees
@@ -151,7 +151,7 @@ class _TreeGroup(NamedTuple):
 def _prepared_matrix(
     client: Client,
     dataset: xr.Dataset,
-    groups: Mapping[str, NDArray[np.intp]],
+    groups: Mapping[str, Indices],
     prepared_by: str,
     directory: Path,
 ) -> Iterator[_Matrix]:
@@ -187,9 +187,7 @@ def _profiles(tag: str, uri: str, prepared_by: str) -> Profiles:
     return profiles_of(open_snapshot(tag, uri), preprocessing(prepared_by).function)
 
 
-def _write_rows(
-    source: tuple[str, str, str], path: Path, first: int, samples: NDArray[np.intp]
-) -> int:
+def _write_rows(source: tuple[str, str, str], path: Path, first: int, samples: Indices) -> int:
     """On a worker: prepare the profiles of samples, and write them from a row of the file on."""
     profiles = _profiles(*source)
     selected = np.zeros(len(profiles), dtype=bool)
@@ -229,7 +227,7 @@ class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         }
         return replace(self.settings, **values)
 
-    def fit(self, X: NDArray[np.intp], y: NDArray[np.float32]) -> MappedForest:
+    def fit(self, X: Indices, y: Floats32) -> MappedForest:
         """Grow the forest on the rows X: with few trees in a fold, with all on all samples."""
         settings = self.forest_settings()
         if len(X) < self.n_rows:
@@ -245,7 +243,7 @@ class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self.forest_ = join(forests)
         return self
 
-    def predict(self, X: NDArray[np.intp]) -> NDArray[np.float64]:
+    def predict(self, X: Indices) -> Array:
         """Return the forest's predictions for the rows X, shape (n, n_outputs)."""
         return self.forest_.predict(np.load(self.path, mmap_mode="r")[X[:, 0]])
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import nn
 
+from bragg_data.arrays import Array, Floats32, Integers
 from bragg_data.campaign import Campaign
 from bragg_data.model_provenance import ModelScore, Scores
 from bragg_data.preprocessing import CROP_SHORT_TOF, preprocessing
@@ -39,7 +39,7 @@ from pipelines.training.stage import FittedModel, TrainingContext
 _MEAN_CELL = "constant (mean cell)"
 _SAMPLES_PER_DRAW = 128  # samples of a data set for each draw that models are compared on
 # Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees.
-Prediction = tuple[NDArray[np.integer], NDArray[np.float64]]
+Prediction = tuple[Integers, Array]
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class HeldOutTest:
     """Samples that models are tested on."""
 
     title: str  # for a reader
-    batches: Callable[[], Iterable[NDArray[np.float32]]]  # reads the profiles, shape (m, points)
-    phase: NDArray[np.integer]  # the truth, shape (n,)
-    cells: NDArray[np.float64]  # the truth, shape (n, 6)
+    batches: Callable[[], Iterable[Floats32]]  # reads the profiles, shape (m, points)
+    phase: Integers  # the truth, shape (n,)
+    cells: Array  # the truth, shape (n, 6)
     constants: Mapping[str, Prediction]  # constant answers
 
 
@@ -59,8 +59,8 @@ class HeldOutScores:
 
     scores: Scores  # by "all" and crystal system; of a classifier those that need no cell
     score: ModelScore  # the number that models are compared by
-    cells: NDArray[np.float64]  # shape (n, 6); NaN of a classifier
-    confusion: NDArray[np.integer]  # samples by true and predicted phase
+    cells: Array  # shape (n, 6); NaN of a classifier
+    confusion: Integers  # samples by true and predicted phase
 
 
 def stored_test(context: TrainingContext, split: str) -> HeldOutTest:
@@ -87,7 +87,7 @@ def draws_test(context: TrainingContext, draws: SimulatedMeasurements) -> HeldOu
 
 
 def _constants(
-    campaign: Campaign, phase: NDArray[np.integer], cells: NDArray[np.float64], count: int
+    campaign: Campaign, phase: Integers, cells: Array, count: int
 ) -> dict[str, Prediction]:
     """Return constant answers to ``count`` samples, from the labels of training samples.
 

@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bragg_data.arrays import AnyFloats, Floats32, Integers8
 from bragg_data.preprocessing import preprocessing
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of
@@ -123,9 +123,7 @@ def train_caenn(context: TrainingContext, preset: Preset) -> FittedModel:
     return fitted
 
 
-def reconstructed_profiles(
-    fitted: FittedModel, profiles: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def reconstructed_profiles(fitted: FittedModel, profiles: Floats32) -> Floats32:
     """Return prepared profiles (n, points) after the auto-encoder of a CAENN."""
     autoencoder = cast("Caenn", fitted.model).autoencoder.eval()
     device = next(autoencoder.parameters()).device
@@ -192,7 +190,7 @@ def _calibrate(
     context: TrainingContext,
     network: Robust,
     draws: Sequence[SimulatedMeasurements],
-    function: Callable[[Any], NDArray[np.floating]],
+    function: Callable[[Any], AnyFloats],
 ) -> dict[str, float]:
     """Calibrate probabilities, intervals and the rejection limit; return what came out.
 
@@ -217,8 +215,8 @@ def _calibrate(
 
 
 def _samples_in_memory(
-    draws: Sequence[SimulatedMeasurements], function: Callable[[Any], NDArray[np.floating]]
-) -> tuple[Samples, NDArray[np.int8]]:
+    draws: Sequence[SimulatedMeasurements], function: Callable[[Any], AnyFloats]
+) -> tuple[Samples, Integers8]:
     """Return draws for training and draws for validation as prepared samples, and their parts."""
     prepared = np.concatenate([function(d.profiles) for d in draws]).astype(np.float32)
     part = np.repeat([Part.training, Part.validation], [len(d.phase) for d in draws])

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Integers8
 from bragg_data.campaign import Samples as Labels
 from bragg_data.splits import Part, extra_data_split
 from bragg_data.store.repository import Store
@@ -135,7 +135,7 @@ def train_model(
 def _context(
     dataset: xr.Dataset,
     labels: Labels,
-    part: NDArray[np.int8],
+    part: Integers8,
     environment: TrainingEnvironment,
     task: TrainingTask,
     run_: Run,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from torch import nn
 
+from bragg_data.arrays import AnyFloats, Integers8, Mask
 from bragg_data.preprocessing import preprocessing
 from bragg_data.splits import Part
 from bragg_data.store.repository import Store
@@ -42,7 +42,7 @@ class TrainingContext:
     # Its n profiles, not prepared, and labels, with those of further data sets.
     samples: Samples
     targets: Targets
-    part: NDArray[np.int8]  # the Part of each sample, shape (n,)
+    part: Integers8  # the Part of each sample, shape (n,)
     seed: int  # of weights, orders and choices
     device: torch.device
     cache: Path | None  # directory for prepared profiles
@@ -72,7 +72,7 @@ class Stage:
     samples: Samples  # prepared
     settings: FitSettings
     criteria: fitting.Criteria = fitting.Criteria()  # noqa: RUF009 - frozen
-    subset: NDArray[np.bool_] | None = None  # samples to use, shape (n,); None for all
+    subset: Mask | None = None  # samples to use, shape (n,); None for all
 
 
 def fit_stage(context: TrainingContext, fitted: FittedModel, preset: Preset, stage: Stage) -> None:
@@ -169,10 +169,7 @@ def encoded_samples(
 
 
 def _mapped(
-    context: TrainingContext,
-    samples: Samples,
-    function: Callable[[Any], NDArray[np.floating]],
-    name: str,
+    context: TrainingContext, samples: Samples, function: Callable[[Any], AnyFloats], name: str
 ) -> Samples:
     """Return the samples with a function applied to their profiles, cached under a name."""
     profiles = samples.profiles.mapped(function)
@@ -210,7 +207,7 @@ def samples_from_view(context: TrainingContext, name: str, uri: str) -> Samples 
     return None
 
 
-def choose_samples(context: TrainingContext, count: int | None) -> NDArray[np.bool_] | None:
+def choose_samples(context: TrainingContext, count: int | None) -> Mask | None:
     """Choose ``count`` training samples at random, rare phases whole, and all validation samples.
 
     Return which samples, shape (n,), are chosen; None stands for all.

@@ -26,14 +26,10 @@ from bragg_data.refinement.linear_fit import (
 from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
 from pipelines import predict
+from pipelines.cli.options import OutputError
 from pipelines.cli.style import SYSTEM_COLORS
 from pipelines.prediction.interface import load_model
-from pipelines.prediction.workflow import (
-    LoadedModel,
-    PredictedProfile,
-    PredictError,
-    predict_measurements,
-)
+from pipelines.prediction.workflow import LoadedModel, PredictedProfile, predict_measurements
 from pipelines.report import page as report_page
 from pipelines.report.charts import fixed, miller, probability, space_group
 from pipelines.report.fits import candidate_fits, find_misfits, runner_up
@@ -387,7 +383,7 @@ def test_predict_writes_it(tracking: Tracking, file: Path, tmp_path: Path) -> No
     assert page.text("h1") == values["crystal_system"]
     assert values["warnings"][0] in page.text()
     arguments[2] = str(tmp_path / "no" / "out.html")
-    with pytest.raises(PredictError, match="directory that exists"):
+    with pytest.raises(OutputError, match="directory that exists"):
         CliRunner().invoke(predict.app, arguments, catch_exceptions=False)
 
 
