@@ -286,7 +286,7 @@ def test_a_table_for_spreadsheets_and_a_picture(
         (["--csv", "--json"], "not both"),
         (["--plot", str(tmp_path / "no" / "x.png")], "directory that exists"),
     ):
-        with pytest.raises(PredictError, match=message):
+        with pytest.raises(ValueError, match=message):
             CliRunner().invoke(
                 predict.app,
                 [str(noisy_file), *arguments, "--tracking", tracking.uri],
