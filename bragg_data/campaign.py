@@ -304,23 +304,19 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
     names = table["phase"].fillna("") if "phase" in table.columns else [""] * len(table)
     codes = np.empty(len(table), dtype=np.int8)
     for row, (system, name) in enumerate(zip(table["crystal_system"], names, strict=True)):
-        cell = cells[row : row + 1]
+        cell, where = cells[row : row + 1], f"Cells file {path}, line {table.index[row] + 2}"
+        if not np.isfinite(cell).all():
+            raise CampaignError(f"{where}: a cell parameter is not a number.")
         try:
-            codes[row] = _checked_code(str(system).strip(), name.strip(), cell, campaign)
+            if not np.isfinite(cell).all():
+                raise CampaignError("a cell parameter is not a number.")
+            codes[row] = _phase_code(str(system).strip(), name.strip(), campaign.phases)
+            check_volume(cell)
+            campaign.phases[codes[row]].lattice.check(cell)
         except (CampaignError, CrystalError) as error:
-            line = table.index[row] + 2
-            raise CampaignError(f"Cells file {path}, line {line}: {error}") from error
+            raise CampaignError(f"{where}: {error}") from error
     systems = np.array([p.crystal_system for p in campaign.phases], dtype=np.int8)
     return Samples(codes, systems[codes], cells)
-
-
-def _checked_code(system: str, name: str, cell: Array, campaign: Campaign) -> int:
-    if not np.isfinite(cell).all():
-        raise CampaignError("a cell parameter is not a number.")
-    code = _phase_code(system, name, campaign.phases)
-    check_volume(cell)
-    campaign.phases[code].lattice.check(cell)
-    return code
 
 
 def _phase_code(system: str, name: str, phases: Sequence[Phase]) -> int:

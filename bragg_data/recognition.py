@@ -83,18 +83,17 @@ def recognise(path: Path, choice: Choice | None = None) -> RecognisedFile:
         raise ProfileError(f"{path} is a folder: name one of its files.")
     if path.suffix.lower() == ".toml":
         return _campaign(path)
-    text = "" if not path.is_file() or _is_binary(path) else read_text(path)
+    text = ""
+    if path.is_file():
+        with path.open("rb") as file:
+            begin = file.read(4096)
+        if b"\0" not in begin or begin.startswith((b"\xff\xfe", b"\xfe\xff")):  # not binary
+            text = read_text(path)
     if form := instrument_format(text):
         return _instrument(path, text, form, choice)
     if is_cif(text):
         return _cif(path, text, choice)
     return _profiles(path, choice)
-
-
-def _is_binary(path: Path) -> bool:
-    with path.open("rb") as file:
-        begin = file.read(4096)
-    return b"\0" in begin and not begin.startswith((b"\xff\xfe", b"\xfe\xff"))
 
 
 def _campaign(path: Path) -> RecognisedFile:

@@ -60,7 +60,10 @@ class View:
         definition = self.model
         if self.function is not None:
             pinned = pinned_inputs()
-            definition = _digest(self.function(*(pinned[name] for name in self.inputs)))
+            values = np.asarray(self.function(*(pinned[name] for name in self.inputs)), "<f8")
+            rounded = np.round(values, _DECIMALS) + 0.0  # no negative zeros
+            content = repr(rounded.shape).encode() + rounded.tobytes()
+            definition = hashlib.sha256(content).hexdigest()
         return hashlib.sha256(json.dumps([self.key, definition]).encode()).hexdigest()[:16]
 
     @property
@@ -88,11 +91,6 @@ def pinned_inputs() -> dict[str, NDArray[Any]]:
         covered[1, gap] = False
     intensity = np.where(covered, signal + sigma * noise, 0.0)
     return {"intensity": intensity, "sigma": np.where(covered, sigma, 0.0), "covered": covered}
-
-
-def _digest(values: NDArray[Any]) -> str:
-    rounded = np.round(np.asarray(values, dtype="<f8"), _DECIMALS) + 0.0  # no negative zeros
-    return hashlib.sha256(repr(rounded.shape).encode() + rounded.tobytes()).hexdigest()
 
 
 # deprecated: hashes of the functions' source text, which stored values of an earlier version carry

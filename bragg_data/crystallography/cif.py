@@ -154,7 +154,7 @@ def structure_names(text: str, where: str) -> tuple[str, ...]:
 
 
 def _has_atoms(block: CifBlock) -> bool:
-    columns = [block.columns.get(tag, ()) for tag in _FRACT]
+    columns = (block.columns.get(tag, ()) for tag in _FRACT)
     return all(any(not gemmi.cif.is_null(value) for value in column) for column in columns)
 
 

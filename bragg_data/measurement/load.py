@@ -103,8 +103,10 @@ def load_measurements(
         instruments = read_instruments(calibration)
         profiles = [with_bins_of_calibration(profile, text) for profile in profiles]
     if two_theta is not None and len(profiles) > 1 and any(p.two_theta for p in profiles):
-        profiles = _at_angle(profiles, two_theta)
-        two_theta = None
+        at_angle = profiles_at_angle(profiles, two_theta)
+        if len(at_angle) != 1:
+            raise ProfileError(_several(at_angle or profiles))
+        profiles, two_theta = at_angle, None
     elif bank is None and len(profiles) > 1:
         profiles = _at_the_models_angle(profiles, campaign.instrument)
     repeated = len({p.bank for p in profiles}) < len(profiles)
@@ -133,13 +135,6 @@ def _several(profiles: Sequence[Profile]) -> str:
 def profiles_at_angle(profiles: Sequence[Profile], two_theta: float) -> list[Profile]:
     """Return the profiles whose headers state an angle within 2° of the given one."""
     return [p for p in profiles if p.two_theta is not None and abs(p.two_theta - two_theta) < 2.0]
-
-
-def _at_angle(profiles: list[Profile], two_theta: float) -> list[Profile]:
-    chosen = profiles_at_angle(profiles, two_theta)
-    if len(chosen) != 1:
-        raise ProfileError(_several(chosen or profiles))
-    return chosen
 
 
 def measurement_from_profile(

@@ -58,15 +58,10 @@ def read_columns(lines: Sequence[str], path: Path, bank: int | None, reading: Re
     index, declared = named or ({"tof": 0, "intensity": 1}, None)
     if named is None and width > 2:
         index["sigma"] = 2
-    strange = (
-        None
-        if named is None
-        else [
-            name
-            for column, name in enumerate(names[1] if names else [])
-            if column not in index.values() and name not in _NOT_READ
-        ]
-    )
+    strange = None
+    if named is not None and names is not None:
+        others = (name for k, name in enumerate(names[1]) if k not in index.values())
+        strange = [name for name in others if name not in _NOT_READ]
     doubts += _doubts_of_names(comments, strange, index, width)
     sigma = table[:, index["sigma"]] if "sigma" in index else None
     if "weight" in index and sigma is None:
@@ -95,7 +90,8 @@ def read_columns(lines: Sequence[str], path: Path, bank: int | None, reading: Re
         header=header,
         declared=declared or axis.declared_by_header(comments),
         edges=edges,
-        maybe_edges=not (known_centres or _of_gsas2_or_fullprof(text)),
+        # GSAS-II's exports and FullProf's files are over centres.
+        maybe_edges=not (known_centres or re.search("ycalc|winplotr", text, re.IGNORECASE)),
         warnings=warnings,
     )
     return checked_profile(raw, reading.x_unit)
@@ -138,10 +134,6 @@ def _doubts_of_names(
             f"intensity and its standard deviation."
         ]
     return []
-
-
-def _of_gsas2_or_fullprof(text: str) -> bool:
-    return "ycalc" in text.lower() or "winplotr" in text.lower()
 
 
 def _fields(line: str) -> list[str]:
@@ -265,7 +257,9 @@ def _named_columns(
         for meaning, variants in _COLUMN_NAMES.items()
         if (matches := [name for name in names if name in variants])
     }
-    declared = _declared(line, names[columns.get("tof", 0)])
+    name = names[columns.get("tof", 0)]
+    unit = re.search(rf"(?<!\w){re.escape(name)}\s*([(\[][^)\]]*[)\]])", line, re.IGNORECASE)
+    declared = axis.declared_by_name(name + (unit[1] if unit else ""))
     if "tof" not in columns and declared is not None:
         columns["tof"] = 0
         if "intensity" not in columns:
@@ -274,9 +268,3 @@ def _named_columns(
         return None
     candidates.remove(line)
     return columns, declared
-
-
-def _declared(line: str, name: str) -> axis.Declared | None:
-    """Return what a column is by its name and the unit in brackets behind it."""
-    unit = re.search(rf"(?<!\w){re.escape(name)}\s*([(\[][^)\]]*[)\]])", line, re.IGNORECASE)
-    return axis.declared_by_name(name + (unit[1] if unit else ""))

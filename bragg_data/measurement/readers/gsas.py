@@ -202,6 +202,7 @@ def read_gsas_bank(
     on_centres: list[str] = []
     if reading.bin_edges is None and block.kind in ("FXYE", "ALT") and len(edges) > 1:
         on_centres = _on_centres(block, edges)
+    declared = axis.declared_by_header([block.title, *block.comments])
     raw = RawProfile(
         path=path,
         format=f"GSAS {block.kind}",
@@ -212,7 +213,7 @@ def read_gsas_bank(
         bank=block.bank,
         title=block.title,
         header=block.header,
-        declared="us" if block.binning == "TIME_MAP" else _declared(block),
+        declared="us" if block.binning == "TIME_MAP" else declared,
         counts=True,
         edges=reading.bin_edges is not False,
         maybe_centres=bool(on_centres),
@@ -252,7 +253,7 @@ def _warnings_of_lines(block: GsasBlock, time_maps: Mapping[str, Array]) -> list
             for number, line in enumerate(lines, 1)
             if (len(line) - start) % width
             or (len(line) != usual and number < len(lines))
-            or _apart(line[start:], width)
+            or " " in line[start + width - 1 :: width]  # numbers are aligned on the right
         ]
         if 0 < len(odd) < _LEAST_SHARE * len(lines):
             warnings.append(
@@ -273,15 +274,6 @@ def _warnings_of_lines(block: GsasBlock, time_maps: Mapping[str, Array]) -> list
     if block.kind == "STD" and "STD" not in block.record.upper().split():
         warnings.append(f"The record of bank {block.bank} names no type of data: STD is assumed.")
     return warnings
-
-
-def _apart(line: str, width: int) -> bool:
-    """Return whether a point of a line ends in a blank: numbers are aligned on the right."""
-    return " " in line[width - 1 :: width]
-
-
-def _declared(block: GsasBlock) -> axis.Declared | None:
-    return axis.declared_by_header([block.title, *block.comments])
 
 
 @np.errstate(all="ignore")  # times that are not finite are refused later

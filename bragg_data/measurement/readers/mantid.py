@@ -15,17 +15,9 @@ import numpy as np
 
 from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import DIFC_PER_METRE
-from bragg_data.measurement.readers import axis
+from bragg_data.measurement.readers import axis, hdf5
 from bragg_data.measurement.readers.checks import RawProfile, histogram
 from bragg_data.measurement.readers.common import ProfileError
-from bragg_data.measurement.readers.hdf5 import (
-    attribute,
-    dataset_at,
-    group_at,
-    numbers,
-    text_at,
-    text_of,
-)
 
 MOST_SPECTRA = 500  # of a file; more are detectors, not banks
 _EVENTS = 30_000_000
@@ -52,17 +44,17 @@ _MOVED_SOURCE = re.compile(
 
 def spectra_of(entry: h5py.Group, path: Path, bank: int | None) -> Iterator[RawProfile]:
     """Yield the spectra of a processed workspace."""
-    events = group_at(entry, "event_workspace")
-    group = group_at(entry, "workspace") or events
-    x_axis = None if group is None else dataset_at(group, "axis1")
+    events = hdf5.group_at(entry, "event_workspace")
+    group = hdf5.group_at(entry, "workspace") or events
+    x_axis = None if group is None else hdf5.dataset_at(group, "axis1")
     if group is None or x_axis is None:
         raise ProfileError(
             f"{path}, {entry.name}, is no workspace of spectra (such as a table or peaks): save "
             f"the focused profile with SaveNexusProcessed."
         )
-    unit = text_of(attribute(x_axis, "units"))
-    x = numbers(x_axis)
-    numbered = dataset_at(group, "axis2")
+    unit = hdf5.text_of(hdf5.attribute(x_axis, "units"))
+    x = hdf5.numbers(x_axis)
+    numbered = hdf5.dataset_at(group, "axis2")
     rows = _events(group, x, path) if group == events else _matrix(group, path)
     values, errors = rows
     if not (values.ndim == 2 and x.shape[-1] in (values.shape[1], values.shape[1] + 1)) or (
@@ -79,9 +71,9 @@ def spectra_of(entry: h5py.Group, path: Path, bank: int | None) -> Iterator[RawP
         )
     spectra = _spectrum_numbers(numbered, len(values))
     geometry = _geometry(entry)
-    name = text_at(entry, "instrument/name")
+    name = hdf5.text_at(entry, "instrument/name")
     header = {"instrument": name} if name else {}
-    density = text_of(attribute(x_axis, "distribution")) not in ("0", "", "False")
+    density = hdf5.text_of(hdf5.attribute(x_axis, "distribution")) not in ("0", "", "False")
     notes = () if density or x.shape[-1] > values.shape[1] else (_COUNTS_AT_POINTS,)
     for row, number in enumerate(spectra):
         if bank not in (None, number):
@@ -93,7 +85,7 @@ def spectra_of(entry: h5py.Group, path: Path, bank: int | None) -> Iterator[RawP
             intensity=values[row],
             sigma=None,
             bank=number,
-            title=text_at(entry, "title") or text_at(entry, "workspace_name"),
+            title=hdf5.text_at(entry, "title") or hdf5.text_at(entry, "workspace_name"),
             header=header | _header_of(geometry.get(number)),
             declared=_MANTID_UNITS.get(unit, "other"),
             counts=not density,
@@ -109,17 +101,19 @@ _COUNTS_AT_POINTS = (
 
 
 def _matrix(group: h5py.Group, path: Path) -> tuple[Array, Array | None]:
-    signal, errors = dataset_at(group, "values"), dataset_at(group, "errors")
+    signal, errors = hdf5.dataset_at(group, "values"), hdf5.dataset_at(group, "errors")
     if signal is None:
         raise ProfileError(f"{path}, {group.name}, holds no values.")
-    values = numbers(signal)
-    deviations = None if errors is None or errors.shape != signal.shape else numbers(errors)
+    values = hdf5.numbers(signal)
+    deviations = None if errors is None or errors.shape != signal.shape else hdf5.numbers(errors)
     return values, deviations
 
 
 def _events(group: h5py.Group, x: Array, path: Path) -> tuple[Array, Array]:
     """Return the counts of events in the bins of the workspace, and their standard deviations."""
-    columns = [dataset_at(group, name) for name in ("indices", "tof", "weight", "error_squared")]
+    columns = [
+        hdf5.dataset_at(group, name) for name in ("indices", "tof", "weight", "error_squared")
+    ]
     indices, times, weight, squared = columns
     if indices is None or times is None or x.ndim > 2:
         raise ProfileError(f"{path}, {group.name}, holds neither a histogram nor events.")
@@ -127,9 +121,9 @@ def _events(group: h5py.Group, x: Array, path: Path) -> tuple[Array, Array]:
         raise ProfileError(
             f"{path} holds {times.size} events: save a histogram (ConvertToMatrixWorkspace)."
         )
-    ends, tof = numbers(indices).astype(np.int64), numbers(times)
-    weights = np.ones_like(tof) if weight is None else numbers(weight)
-    variances = weights if squared is None else numbers(squared)
+    ends, tof = hdf5.numbers(indices).astype(np.int64), hdf5.numbers(times)
+    weights = np.ones_like(tof) if weight is None else hdf5.numbers(weight)
+    variances = weights if squared is None else hdf5.numbers(squared)
     if not (len(tof) == len(weights) == len(variances)) or len(ends) < 2:
         raise ProfileError(f"{path}, {group.name}, has events of unequal numbers.")
     if (np.diff(ends) < 0).any() or ends[0] < 0 or ends[-1] > len(tof):
@@ -147,7 +141,7 @@ def _events(group: h5py.Group, x: Array, path: Path) -> tuple[Array, Array]:
 def _spectrum_numbers(dataset: h5py.Dataset | None, count: int) -> list[int]:
     """Return the numbers of spectra, or their places from 1 where they have none."""
     if dataset is not None and dataset.shape == (count,) and dataset.dtype.kind in "iuf":
-        values = numbers(dataset)
+        values = hdf5.numbers(dataset)
         whole = np.isfinite(values).all() and (values == np.round(values)).all()
         if whole and values.min() > 0 and values.max() < 1e9 and len(set(values)) == count:
             return [int(value) for value in values]
@@ -172,14 +166,14 @@ def _header_of(position: _Position | None) -> dict[str, str]:
 
 def _geometry(entry: h5py.Group) -> dict[int, _Position]:
     """Return where each spectrum's detectors stand, by its number: the mean of them."""
-    detector = group_at(entry, "instrument/detector")
+    detector = hdf5.group_at(entry, "instrument/detector")
     if detector is None:
         return {}
     names = ("spectra", "detector_index", "detector_count", "detector_positions")
-    datasets = [dataset_at(detector, name) for name in names]
+    datasets = [hdf5.dataset_at(detector, name) for name in names]
     if any(dataset is None or dataset.dtype.kind not in "iuf" for dataset in datasets):
         return {}
-    spectra, index, count, positions = (numbers(d) for d in datasets if d is not None)
+    spectra, index, count, positions = (hdf5.numbers(d) for d in datasets if d is not None)
     if positions.ndim != 2 or positions.shape[1] != 3 or not len(spectra) == len(count) > 0:
         return {}
     primary = _primary_flight_path(entry)
@@ -203,10 +197,10 @@ def _primary_flight_path(entry: h5py.Group) -> float:
     From the parameter map, where a component was moved, or the instrument's definition in XML,
     which is searched rather than parsed. The sample stands at the origin.
     """
-    moved = _MOVED_SOURCE.search(text_at(entry, "instrument/instrument_parameter_map/data"))
+    moved = _MOVED_SOURCE.search(hdf5.text_at(entry, "instrument/instrument_parameter_map/data"))
     if moved:
         return _length(moved[1].split(","))
-    definition = text_at(entry, "instrument/instrument_xml/data")
+    definition = hdf5.text_at(entry, "instrument/instrument_xml/data")
     for kind in _SOURCE_TYPE.findall(definition):
         name = re.search(r"\bname=\"([^\"]{1,100})\"", kind)
         place = name and re.search(_COMPONENT.format(re.escape(name[1])), definition)

@@ -20,21 +20,9 @@ from numpy.typing import NDArray
 
 from bragg_data.arrays import Array
 from bragg_data.errors import first_line
-from bragg_data.measurement.readers import axis
+from bragg_data.measurement.readers import axis, hdf5
 from bragg_data.measurement.readers.checks import RawProfile, histogram
 from bragg_data.measurement.readers.common import HDF4, ProfileError
-from bragg_data.measurement.readers.hdf5 import (
-    attribute,
-    class_of,
-    dataset_at,
-    group_at,
-    names_in,
-    node_at,
-    numbers,
-    text_at,
-    text_of,
-    texts_of,
-)
 from bragg_data.measurement.readers.mantid import MOST_SPECTRA, spectra_of
 from bragg_data.measurement.readers.nexus_process import FIELDS, META, REFUSED
 
@@ -52,9 +40,11 @@ def read_nexus(path: Path, bank: int | None) -> list[RawProfile]:
             raise ProfileError(f"{path} is of HDF4, which is not read: save it as NeXus of HDF5.")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            workspaces = [name for name in names_in(file) if name.startswith("mantid_workspace_")]
+            workspaces = [
+                name for name in hdf5.names_in(file) if name.startswith("mantid_workspace_")
+            ]
             if workspaces:
-                entries = [group_at(file, name) for name in sorted(workspaces, key=_in_order)]
+                entries = [hdf5.group_at(file, name) for name in sorted(workspaces, key=_in_order)]
                 banks = [raw for e in entries if e is not None for raw in spectra_of(e, path, bank)]
             else:
                 banks = list(_plottable(file, path))
@@ -128,10 +118,10 @@ def _plottable(file: h5py.File, path: Path) -> list[RawProfile]:
 def _default(group: h5py.Group) -> h5py.Group | None:
     """Follow the attribute ``default`` from the root to an NXdata group."""
     for _ in range(10):
-        if class_of(group) == "NXdata":
+        if hdf5.class_of(group) == "NXdata":
             return group
-        name = text_of(attribute(group, "default"))
-        below = group_at(group, name) if name else None
+        name = hdf5.text_of(hdf5.attribute(group, "default"))
+        below = hdf5.group_at(group, name) if name else None
         if below is None:
             return None
         group = below
@@ -141,11 +131,11 @@ def _default(group: h5py.Group) -> h5py.Group | None:
 def _nxdata_groups(group: h5py.Group, depth: int = 4) -> list[h5py.Group]:
     """Return the NXdata groups with a signal below a group."""
     below: list[h5py.Group] = []
-    for name in names_in(group):
-        node = node_at(group, name) if depth else None
+    for name in hdf5.names_in(group):
+        node = hdf5.node_at(group, name) if depth else None
         if not isinstance(node, h5py.Group):
             continue
-        if class_of(node) != "NXdata":
+        if hdf5.class_of(node) != "NXdata":
             below += _nxdata_groups(node, depth - 1)
         elif _signal(node):
             below.append(node)
@@ -156,12 +146,12 @@ def _nxdata_groups(group: h5py.Group, depth: int = 4) -> list[h5py.Group]:
 
 def _signal(group: h5py.Group) -> str:
     """Return the name of the dataset that an NXdata group plots."""
-    named = text_of(attribute(group, "signal"))
-    if named and dataset_at(group, named) is not None:
+    named = hdf5.text_of(hdf5.attribute(group, "signal"))
+    if named and hdf5.dataset_at(group, named) is not None:
         return named
-    for name in names_in(group):  # as before 2014
-        dataset = dataset_at(group, name)
-        if dataset is not None and text_of(attribute(dataset, "signal")) == "1":
+    for name in hdf5.names_in(group):  # as before 2014
+        dataset = hdf5.dataset_at(group, name)
+        if dataset is not None and hdf5.text_of(hdf5.attribute(dataset, "signal")) == "1":
             return name
     return ""
 
@@ -170,7 +160,7 @@ def _nxdata(group: h5py.Group, path: Path) -> list[RawProfile]:
     """Return the spectra of an NXdata group."""
     where = f"{path}, {group.name},"
     name = _signal(group)
-    signal = dataset_at(group, name) if name else None
+    signal = hdf5.dataset_at(group, name) if name else None
     if signal is None:
         raise ProfileError(f"{where} does not name its signal.")
     if signal.ndim not in (1, 2):
@@ -178,7 +168,7 @@ def _nxdata(group: h5py.Group, path: Path) -> list[RawProfile]:
             f"{where} has a signal over {signal.ndim} axes: a profile has one, or banks and one."
         )
     names = _axes(group, signal)
-    values = numbers(signal)
+    values = hdf5.numbers(signal)
     errors = _errors(group, name, signal)
     dimension, over = _profile_axis(group, names, values.shape, where)
     if dimension == 0 and values.ndim == 2:
@@ -187,10 +177,10 @@ def _nxdata(group: h5py.Group, path: Path) -> list[RawProfile]:
     if len(rows) > MOST_SPECTRA:
         raise ProfileError(f"{where} holds {len(rows)} spectra: focus them into banks.")
     edges = len(over.values) > rows.shape[1]
-    counts, notes = _meaning(text_of(attribute(signal, "units")), edges=edges)
-    title = text_at(group, "title")
-    parent = group_at(group.file, group.name.rpartition("/")[0] or "/")
-    title = title or ("" if parent is None else text_at(parent, "title"))
+    counts, notes = _meaning(hdf5.text_of(hdf5.attribute(signal, "units")), edges=edges)
+    title = hdf5.text_at(group, "title")
+    parent = hdf5.group_at(group.file, group.name.rpartition("/")[0] or "/")
+    title = title or ("" if parent is None else hdf5.text_at(parent, "title"))
     header = _angles(group, names[1 - dimension], len(rows)) if values.ndim == 2 else []
     alone = len(rows) == 1
     banks = []
@@ -232,24 +222,24 @@ def _meaning(units: str, *, edges: bool) -> tuple[bool, tuple[str, ...]]:
 def _axes(group: h5py.Group, signal: h5py.Dataset) -> list[str]:
     """Return the name of the axis of each dimension; empty where there is none."""
     for node in (group, signal):
-        listed = texts_of(attribute(node, "axes"))
+        listed = hdf5.texts_of(hdf5.attribute(node, "axes"))
         if len(listed) == signal.ndim or (listed and signal.ndim == 1):
             return ["" if name == "." else name for name in listed][: signal.ndim]
     names = [""] * signal.ndim
-    for name in names_in(group):  # as before 2014
-        dataset = dataset_at(group, name)
-        number = "" if dataset is None else text_of(attribute(dataset, "axis"))
+    for name in hdf5.names_in(group):  # as before 2014
+        dataset = hdf5.dataset_at(group, name)
+        number = "" if dataset is None else hdf5.text_of(hdf5.attribute(dataset, "axis"))
         if number.isdecimal() and 0 < int(number[:4]) <= signal.ndim:
             names[int(number[:4]) - 1] = name
     return names
 
 
 def _errors(group: h5py.Group, name: str, signal: h5py.Dataset) -> Array | None:
-    named = text_of(attribute(signal, "uncertainties"))
+    named = hdf5.text_of(hdf5.attribute(signal, "uncertainties"))
     for candidate in (f"{name}_errors", named, f"{name}_error", "errors"):
-        dataset = dataset_at(group, candidate) if candidate else None
+        dataset = hdf5.dataset_at(group, candidate) if candidate else None
         if dataset is not None and dataset.shape == signal.shape:
-            return numbers(dataset)
+            return hdf5.numbers(dataset)
     return None
 
 
@@ -259,7 +249,7 @@ def _profile_axis(
     """Return the dimension over which a profile runs, and its axis."""
     candidates = []
     for dimension, (name, size) in enumerate(zip(names, shape, strict=True)):
-        dataset = dataset_at(group, name) if name else None
+        dataset = hdf5.dataset_at(group, name) if name else None
         if dataset is not None and dataset.shape in ((size,), (size + 1,)):
             candidates.append((dimension, _axis_of(name, dataset)))
     known = [c for c in candidates if c[1].declared not in _OF_NO_PROFILE]
@@ -274,7 +264,7 @@ def _profile_axis(
 
 def _angles(group: h5py.Group, name: str, count: int) -> list[dict[str, str]]:
     """Return headers with the angles of spectra, where their axis holds these; else none."""
-    dataset = dataset_at(group, name) if name else None
+    dataset = hdf5.dataset_at(group, name) if name else None
     if dataset is None or dataset.shape != (count,) or dataset.dtype.kind not in "iuf":
         return []
     angles = _axis_of(name, dataset)
@@ -285,9 +275,9 @@ def _angles(group: h5py.Group, name: str, count: int) -> list[dict[str, str]]:
 
 def _axis_of(name: str, dataset: h5py.Dataset) -> _Axis:
     """Return the values of an axis, in a unit that can be declared."""
-    values = numbers(dataset)
-    label = text_of(attribute(dataset, "long_name"))
-    unit = text_of(attribute(dataset, "units")).lower().replace("μ", "µ").replace(" ", "")
+    values = hdf5.numbers(dataset)
+    label = hdf5.text_of(hdf5.attribute(dataset, "long_name"))
+    unit = hdf5.text_of(hdf5.attribute(dataset, "units")).lower().replace("μ", "µ").replace(" ", "")
     by_name = axis.declared_by_name(name) or axis.declared_by_name(label)
     if unit in _TIMES:
         return _Axis(values * _TIMES[unit], "us")
