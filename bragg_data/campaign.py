@@ -308,8 +308,6 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
         if not np.isfinite(cell).all():
             raise CampaignError(f"{where}: a cell parameter is not a number.")
         try:
-            if not np.isfinite(cell).all():
-                raise CampaignError("a cell parameter is not a number.")
             codes[row] = _phase_code(str(system).strip(), name.strip(), campaign.phases)
             check_volume(cell)
             campaign.phases[codes[row]].lattice.check(cell)
