@@ -21,11 +21,15 @@ from bragg_data.instrument.instprm import (
     read_banks,
     read_instruments,
 )
-from bragg_data.measurement.conventions import text_of_calibration, with_bins_of_calibration
 from bragg_data.measurement.load import profiles_at_angle
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
 from bragg_data.measurement.readers.pdcif import is_cif
-from bragg_data.measurement.resampling import match_bank, nominal_calibration
+from bragg_data.measurement.resampling import (
+    match_bank,
+    nominal_calibration,
+    text_of_calibration,
+    with_bins_of_calibration,
+)
 
 Kind = Literal["profile", "instrument", "structure", "campaign"]
 

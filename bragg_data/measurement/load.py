@@ -16,21 +16,19 @@ from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
 from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, read_instruments
-from bragg_data.measurement.conventions import (
-    doubt_of_d_spacings,
-    half_bin,
-    text_of_calibration,
-    with_bins_of_calibration,
-)
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
 from bragg_data.measurement.resampling import (
     GriddedProfile,
+    doubt_of_d_spacings,
+    half_bin,
     in_time_of_flight,
     match_bank,
     measured_tof,
     measurement_warnings,
     nominal_calibration,
     resample_to_grid,
+    text_of_calibration,
+    with_bins_of_calibration,
 )
 from bragg_data.preprocessing import (
     PreprocessingError,

@@ -6,10 +6,14 @@ import numpy as np
 
 from bragg_data.instrument.diffractometer import Instrument, angles_apart
 from bragg_data.instrument.instprm import InstrumentError
-from bragg_data.measurement.conventions import HALF_BIN_OF_NOTE, doubt_of_d_spacings, half_bin
 from bragg_data.measurement.load import ANGLE_TOLERANCE, has_significant_peaks
 from bragg_data.measurement.readers import Profile, ProfileError
-from bragg_data.measurement.resampling import in_time_of_flight
+from bragg_data.measurement.resampling import (
+    HALF_BIN_OF_NOTE,
+    doubt_of_d_spacings,
+    half_bin,
+    in_time_of_flight,
+)
 
 _MASKED = 0.05  # of the points without information, from which they are reported
 

@@ -60,8 +60,8 @@ def read_columns(lines: Sequence[str], path: Path, bank: int | None, reading: Re
         index["sigma"] = 2
     strange = None
     if named is not None and names is not None:
-        others = (name for k, name in enumerate(names[1]) if k not in index.values())
-        strange = [name for name in others if name not in _NOT_READ]
+        unused = (name for k, name in enumerate(names[1]) if k not in index.values())
+        strange = [name for name in unused if name not in _NOT_READ]
     doubts += _doubts_of_names(comments, strange, index, width)
     sigma = table[:, index["sigma"]] if "sigma" in index else None
     if "weight" in index and sigma is None:

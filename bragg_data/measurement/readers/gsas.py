@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from bragg_data.arrays import Array
-from bragg_data.measurement.readers import axis, common, consistency
-from bragg_data.measurement.readers.checks import RawProfile, checked_profile
+from bragg_data.measurement.readers import axis, common
+from bragg_data.measurement.readers.checks import RawProfile, checked_profile, warnings_of_binning
 from bragg_data.measurement.readers.common import Profile, ProfileError, Reading
 from bragg_data.measurement.readers.time_maps import integer, time_maps_of
 
@@ -198,7 +198,7 @@ def read_gsas_bank(
             f"there: check that the file is complete."
         )
     if in_file:
-        warnings += consistency.warnings_of_binning(edges, block.binning, block.coefficients)
+        warnings += warnings_of_binning(edges, block.binning, block.coefficients)
     on_centres: list[str] = []
     if reading.bin_edges is None and block.kind in ("FXYE", "ALT") and len(edges) > 1:
         on_centres = _on_centres(block, edges)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.instrument.instprm import Instrument, TofGrid
-from bragg_data.measurement.conventions import doubt_of_d_spacings
 from bragg_data.measurement.load import load_measurements
 from bragg_data.measurement.readers import Profile, ProfileError, Reading, read_profiles
 from bragg_data.measurement.resampling import (
+    doubt_of_d_spacings,
     in_time_of_flight,
     match_bank,
     measurement_warnings,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bragg_data.measurement.readers import ProfileError, read_profiles
-from bragg_data.measurement.readers.consistency import warnings_of_axis, warnings_of_values
+from bragg_data.measurement.readers.checks import warnings_of_axis, warnings_of_values
 from tests.fuzzing.originals import PROFILES
 
 LOG = 2000.0 * 1.004 ** np.arange(200)
