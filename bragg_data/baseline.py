@@ -20,9 +20,7 @@ from bragg_data.measurement.resampling import measured_tof, resample_to_grid
 from bragg_data.preprocessing import minmax
 
 DEGREE = 2  # of the Chebyshev polynomial (section V-C1 of the paper)
-AREA_TOLERANCE = (
-    1e-4  # of the two areas' difference, here relative to that under the profile (V-C1)
-)
+AREA_TOLERANCE = 1e-4  # of the areas' difference, relative to that under the profile (V-C1)
 
 # A threshold leaves at least this share of the points below it, and as many above. At either end
 # the condition is met for no reason: with nearly all points below the threshold least squares make

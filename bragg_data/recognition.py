@@ -234,10 +234,7 @@ def _at_angle(profiles: list[Profile], two_theta: float) -> list[Profile]:
 def _calibration(
     path: Path, profile: Profile, requested: Path | None
 ) -> tuple[Path | None, Sequence[Instrument], list[str]]:
-    """Return an instrument file and its banks: the requested one, or that which the header names.
-
-    The named one is used if it lies next to the profile.
-    """
+    """Return an instrument file and its banks: requested, or named in the header and next to it."""
     if requested is not None:
         return requested, read_instruments(requested), []
     name = re.split(r"[\\/]", profile.header.get(_NAMED_FILE, "").strip())[-1]

@@ -137,7 +137,15 @@ class Lattice:
         clipped = np.array(free, dtype=np.float64)
         cells = self.cells(clipped)
         outside = ~encloses_volume(cells)
-        clipped[outside] = _clipped_to_volume(cells[outside])[:, self.free_columns]
+        cells = cells[outside]
+        from_right = np.clip(cells[:, 3:], 0.0, 180.0) - 90.0
+        # Three angles close a corner if each is less than the sum of the others, and all below
+        # 360°: four planes, the faces of a tetrahedron about (90°, 90°, 90°).
+        distance = (from_right @ _ANGLE_LIMITS.T).max(axis=1)
+        share = np.minimum(1.0, (90.0 - _ANGLE_MARGIN) / np.maximum(distance, 1.0))
+        angles = 90.0 + share[:, None] * from_right
+        moved = np.concatenate([np.clip(cells[:, :3], *_LENGTHS), angles], axis=1)
+        clipped[outside] = moved[:, self.free_columns]
         return clipped
 
 
@@ -190,16 +198,6 @@ def encloses_volume(cells: Array) -> Mask:
         angles = (cells[:, 3:] > 0) & (cells[:, 3:] < 180)
         inside = (lengths & angles).all(axis=1)
         return np.asarray(inside & (_squared_volume_factor(cells) > _FLAT))
-
-
-def _clipped_to_volume(cells: Array) -> Array:
-    from_right = np.clip(cells[:, 3:], 0.0, 180.0) - 90.0
-    # Three angles close a corner if each is less than the sum of the others, and all below 360°:
-    # four planes, the faces of a tetrahedron about (90°, 90°, 90°).
-    distance = (from_right @ _ANGLE_LIMITS.T).max(axis=1)
-    share = np.minimum(1.0, (90.0 - _ANGLE_MARGIN) / np.maximum(distance, 1.0))
-    angles = 90.0 + share[:, None] * from_right
-    return np.concatenate([np.clip(cells[:, :3], *_LENGTHS), angles], axis=1)
 
 
 def check_volume(cells: Array) -> None:

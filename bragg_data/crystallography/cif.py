@@ -72,8 +72,9 @@ class CifBlock:
         """Return the first value of some tags that is not ?, . or empty; else an empty text."""
         for tag in tags:
             for raw in self.columns.get(tag, ())[:1]:
-                if raw and not gemmi.cif.is_null(raw):
-                    return gemmi.cif.as_string(raw).strip()
+                value = "" if gemmi.cif.is_null(raw) else gemmi.cif.as_string(raw).strip()
+                if value:
+                    return value
         return ""
 
     def numbers(self, tag: str) -> Array:

@@ -120,8 +120,8 @@ def _completed(listed: frozenset[str]) -> gemmi.SpaceGroup | None:
 
 def _named(block: CifBlock, cell: gemmi.UnitCell) -> tuple[_Named, list[str]]:
     """Return what the Hall or Hermann-Mauguin symbol or the number names, and what was assumed."""
-    hall, symbol = block.text(*_HALL), _symbol_of(block)
-    number = block.text(*NUMBERS)
+    hall, number = block.text(*_HALL), block.text(*NUMBERS)
+    symbol = " ".join(block.text(*_SYMBOLS).replace("_", "").split())
     if hall:
         try:
             group = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(hall))
@@ -140,14 +140,6 @@ def _named(block: CifBlock, cell: gemmi.UnitCell) -> tuple[_Named, list[str]]:
         text = f"Space group number {number} alone: its standard setting {group.hm} is assumed."
         return _Named(groups, f"space group number {number}"), [text]
     return _Named((), ""), []
-
-
-def _symbol_of(block: CifBlock) -> str:
-    for tag in _SYMBOLS:
-        text = block.text(tag)
-        if text:
-            return " ".join(text.replace("_", "").split())
-    return ""
 
 
 def _groups_of_symbol(text: str, code: str, cell: gemmi.UnitCell) -> tuple[gemmi.SpaceGroup, ...]:

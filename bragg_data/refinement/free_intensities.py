@@ -20,7 +20,6 @@ from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_ato
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.result import (
-    PatternFit,
     RefinementResult,
     fitted_points,
     pattern_fit_on_grid,
@@ -214,13 +213,18 @@ class _Lattice:
         su, reduced, correlation = uncertainties(jacobian, residual, n_parameters)
         moved = self._cell(point[:count] + su[:count])
         size = 1 / max(broadening[0], 1e-3)
+        y, pattern = self.gridded.intensity[self.fitted], peaks @ intensities * self.sigma
+        rest = (y - pattern) / self.sigma
+        weights, *_ = np.linalg.lstsq(self.polynomials, rest, rcond=None)
+        background = self.polynomials @ weights * self.sigma
+        curves = pattern + background, background, y - pattern - background
         return RefinementResult(
             phase=self.code,
             cell=cell,
             su=np.abs(moved - cell),
             parameters={"size": size, "microstrain": float(broadening[1])},
             parameters_su={"size": float(su[count] * size**2), "microstrain": float(su[-1])},
-            pattern_fit=self._pattern_fit(peaks @ intensities * self.sigma, chi2, reduced),
+            pattern_fit=pattern_fit_on_grid(self.gridded, self.fitted, curves, 1.0, chi2, reduced),
             chi2=chi2,
             n_points=points,
             n_parameters=n_parameters,
@@ -228,11 +232,3 @@ class _Lattice:
             converged=converged,
             intensities="free",
         )
-
-    def _pattern_fit(self, pattern: Array, chi2: float, reduced: float) -> PatternFit:
-        y = self.gridded.intensity[self.fitted]
-        rest = (y - pattern) / self.sigma
-        weights, *_ = np.linalg.lstsq(self.polynomials, rest, rcond=None)
-        background = self.polynomials @ weights * self.sigma
-        curves = pattern + background, background, y - pattern - background
-        return pattern_fit_on_grid(self.gridded, self.fitted, curves, 1.0, chi2, reduced)

@@ -112,10 +112,7 @@ def _doubts_of_rows(comments: Sequence[str], width: int) -> list[str]:
 def _doubts_of_names(
     comments: Sequence[str], strange: list[str] | None, index: Mapping[str, int], width: int
 ) -> list[str]:
-    """Warn of columns whose meaning was guessed, or which were not read.
-
-    ``strange`` are the names of columns that mean nothing here; None without names.
-    """
+    """Warn of columns whose meaning was guessed, or not read; names without meaning are strange."""
     if {"sigma", "weight"} <= index.keys():
         return ["Columns are named as standard deviation and as weight: the former is used."]
     if strange and not {"sigma", "weight"} & index.keys():

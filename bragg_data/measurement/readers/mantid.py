@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -86,7 +85,7 @@ def spectra_of(entry: h5py.Group, path: Path, bank: int | None) -> Iterator[RawP
             sigma=None,
             bank=number,
             title=hdf5.text_at(entry, "title") or hdf5.text_at(entry, "workspace_name"),
-            header=header | _header_of(geometry.get(number)),
+            header=header | geometry.get(number, {}),
             declared=_MANTID_UNITS.get(unit, "other"),
             counts=not density,
             warnings=notes,
@@ -148,24 +147,18 @@ def _spectrum_numbers(dataset: h5py.Dataset | None, count: int) -> list[int]:
     return list(range(1, count + 1))
 
 
-class _Position(NamedTuple):
-    two_theta: float  # degrees
-    flight_path: float  # m, in all; 0 where the primary one is not known
-
-
-def _header_of(position: _Position | None) -> dict[str, str]:
-    if position is None:
-        return {}
-    header = {"two_theta": repr(position.two_theta)}
-    if position.flight_path:
-        sine = math.sin(math.radians(position.two_theta / 2))
-        header["total flight path"] = repr(position.flight_path)
-        header["difc"] = repr(DIFC_PER_METRE * position.flight_path * sine)
+def _header_of(two_theta: float, flight_path: float) -> dict[str, str]:
+    """Return an angle and a flight path in m, which is 0 where it is not known, as a header."""
+    header = {"two_theta": repr(two_theta)}
+    if flight_path:
+        sine = math.sin(math.radians(two_theta / 2))
+        header["total flight path"] = repr(flight_path)
+        header["difc"] = repr(DIFC_PER_METRE * flight_path * sine)
     return header
 
 
-def _geometry(entry: h5py.Group) -> dict[int, _Position]:
-    """Return where each spectrum's detectors stand, by its number: the mean of them."""
+def _geometry(entry: h5py.Group) -> dict[int, dict[str, str]]:
+    """Return a header for each spectrum, by its number: where its detectors stand on average."""
     detector = hdf5.group_at(entry, "instrument/detector")
     if detector is None:
         return {}
@@ -177,7 +170,7 @@ def _geometry(entry: h5py.Group) -> dict[int, _Position]:
     if positions.ndim != 2 or positions.shape[1] != 3 or not len(spectra) == len(count) > 0:
         return {}
     primary = _primary_flight_path(entry)
-    places = {}
+    headers = {}
     for number, low, n in zip(spectra, index, count, strict=False):
         if not (0 <= low < len(positions) and 0 < n <= len(positions)):
             continue
@@ -187,8 +180,8 @@ def _geometry(entry: h5py.Group) -> dict[int, _Position]:
         distance, angle = np.mean(rows[:, :2], axis=0)
         if 0 < angle < 180 and np.ptp(rows[:, 1]) < _ANGLE_SPREAD and 0 < distance < 1000:
             path = primary + distance if primary else 0.0
-            places[int(number)] = _Position(round(float(angle), 9), round(float(path), 9))
-    return places
+            headers[int(number)] = _header_of(round(float(angle), 9), round(float(path), 9))
+    return headers
 
 
 def _primary_flight_path(entry: h5py.Group) -> float:

@@ -67,22 +67,23 @@ def _in_order(name: str) -> tuple[int, str]:
 
 def _not_empty(banks: list[RawProfile], bank: int | None, path: Path) -> list[RawProfile]:
     """Leave out spectra without counts, as masked panels are, and say so."""
-    counted = [np.nan_to_num(raw.intensity).any() for raw in banks]
-    if bank is not None or all(counted):
+    counted = [raw for raw in banks if np.nan_to_num(raw.intensity).any()]
+    if bank is not None or len(counted) == len(banks):
         return banks
-    empty = ", ".join(str(raw.bank) for raw, any_ in zip(banks, counted, strict=True) if not any_)
-    if not any(counted):
+    if not counted:
         raise ProfileError(f"{path} holds no intensity: every value of its spectra is zero.")
+    empty = ", ".join(str(raw.bank) for raw in banks if raw not in counted)
     note = f"Spectra without counts were left out: {empty[:60]}."
-    return [
-        replace(raw, warnings=(*raw.warnings, note))
-        for raw, any_ in zip(banks, counted, strict=True)
-        if any_
-    ]
+    return [replace(raw, warnings=(*raw.warnings, note)) for raw in counted]
 
 
-_TIMES = {"ns": 1e-3, "nanosecond": 1e-3, "nanoseconds": 1e-3}  # in µs; the others are axis's
-_LENGTHS = {"angstrom": 1.0, "angstroms": 1.0, "å": 1.0, "a": 1.0, "ang": 1.0, "nm": 10.0}
+# Units in those that are declared; other times are axis's.
+_UNITS: dict[str, tuple[float, axis.Declared]] = {
+    **dict.fromkeys(("ns", "nanosecond", "nanoseconds"), (1e-3, "us")),
+    **dict.fromkeys(("angstrom", "angstroms", "å", "a", "ang"), (1.0, "d")),
+    "nm": (10.0, "d"),
+    **dict.fromkeys(("rad", "radian", "radians"), (180 / np.pi, "angle")),
+}
 _OF_NO_PROFILE = None, "other", "angle"
 _INVERSE = re.compile(r"(?:1/|per_?)(angstrom|å|a|nm)s?|(angstrom|å|a|nm)s?(?:\^|\*\*)?-1")
 
@@ -279,18 +280,15 @@ def _axis_of(name: str, dataset: h5py.Dataset) -> _Axis:
     label = hdf5.text_of(hdf5.attribute(dataset, "long_name"))
     unit = hdf5.text_of(hdf5.attribute(dataset, "units")).lower().replace("μ", "µ").replace(" ", "")
     by_name = axis.declared_by_name(name) or axis.declared_by_name(label)
-    if unit in _TIMES:
-        return _Axis(values * _TIMES[unit], "us")
+    if unit in _UNITS:
+        scale, declared = _UNITS[unit]
+        return _Axis(values * scale, "other" if (declared, by_name) == ("d", "other") else declared)
     time = axis.declared_by_name(f"time ({unit})") if unit else None
     if time in axis.MICROSECONDS:
         return _Axis(values, time)
-    if unit in _LENGTHS:
-        return _Axis(values * _LENGTHS[unit], "other" if by_name == "other" else "d")
     if inverse := _INVERSE.fullmatch(unit):
         nanometres = "nm" in (inverse[1], inverse[2])
         return _Axis(values / 10 if nanometres else values, "Q")
-    if unit in ("rad", "radian", "radians"):
-        return _Axis(np.degrees(values), "angle")
     if unit:
         return _Axis(values, axis.declared_by_name(unit) or by_name or "other")
     return _Axis(values, by_name)
