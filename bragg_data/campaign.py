@@ -20,7 +20,6 @@ from bragg_data.campaign_file import (
     CampaignFile,
     MeasurementEffects,
     PhaseTable,
-    Range,
     parse_campaign_file,
 )
 from bragg_data.crystallography.cell import (
@@ -219,19 +218,15 @@ def _free_parameters(config: PhaseTable, phase: Phase, generator: np.random.Gene
     # Sobol points fill a cube of 2^m points evenly; a prefix of a longer sequence still does well.
     power = int(np.ceil(np.log2(max(config.samples, 2))))
     unit = qmc.Sobol(len(names), rng=generator).random_base2(power)[: config.samples]
-    return np.stack(
-        [_stretch(unit[:, k], config.cell[name]) for k, name in enumerate(names)], axis=1
-    )
-
-
-def _stretch(unit: Array, ranges: tuple[Range, ...]) -> Array:
-    """Map [0, 1) onto the union of intervals, each in proportion to its length."""
-    low, high = np.array([r.interval for r in ranges], dtype=np.float64).T
-    length = high - low
-    ends = np.cumsum(length)
-    position = unit * ends[-1]
-    index = np.minimum(np.searchsorted(ends, position, side="right"), len(ranges) - 1)
-    return np.asarray(low[index] + position - (ends - length)[index])
+    columns = []
+    for name, share in zip(names, unit.T, strict=True):
+        # [0, 1) is mapped onto the union of intervals, each in proportion to its length.
+        low, high = np.array([r.interval for r in config.cell[name]], dtype=np.float64).T
+        ends = np.cumsum(high - low)
+        position = share * ends[-1]
+        index = np.minimum(np.searchsorted(ends, position, side="right"), len(low) - 1)
+        columns.append(low[index] + position - (ends - (high - low))[index])
+    return np.stack(columns, axis=1)
 
 
 def _matches(rule: str, cells: Array, phase: str) -> Mask:

@@ -261,7 +261,11 @@ def read_pseudo_experiments(
                 difc, tzero = truth["difC"], truth["Zero"]
                 instruments = [campaign.instrument.with_parameters(difc=difc, tzero=tzero)]
             measurement = measurement_from_profile(profile, campaign, instruments)
-            experiments.append(PseudoExperiment(measurement, _label(truth, campaign), truth))
+            code = [p.crystal_system.name for p in campaign.phases].index(truth["crystal_system"])
+            lattice = campaign.phases[code].lattice
+            cell = lattice.cells([[truth[name] for name in lattice.free_parameters]])[0]
+            label = Label(code, tuple(cell.tolist()))
+            experiments.append(PseudoExperiment(measurement, label, truth))
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ProfileError):
             raise
@@ -270,11 +274,3 @@ def read_pseudo_experiments(
             f"an NPZ file with tof (n,), y and sigma (m, n), and a JSON file of the same name."
         ) from error
     return experiments
-
-
-def _label(truth: Mapping[str, Any], campaign: Campaign) -> Label:
-    systems = [phase.crystal_system.name for phase in campaign.phases]
-    code = systems.index(truth["crystal_system"])
-    lattice = campaign.phases[code].lattice
-    free = np.array([[truth[parameter] for parameter in lattice.free_parameters]])
-    return Label(code, tuple(float(v) for v in lattice.cells(free)[0]))

@@ -114,8 +114,12 @@ class Store:
 
     def tags(self) -> list[Tag]:
         """Return the tags, in the order of their names (v2 before v10)."""
+
+        def in_order(name: str) -> list[tuple[str, int]]:
+            return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
+
         with storage_errors(f"reading the tags of {self.uri}"):
-            names = sorted(self.repository.list_tags(), key=_natural)
+            names = sorted(self.repository.list_tags(), key=in_order)
             ids = map(self.repository.lookup_tag, names)
             snapshots = [self.repository.lookup_snapshot(id_) for id_ in ids]
         return [Tag(n, s.id, s.written_at) for n, s in zip(names, snapshots, strict=True)]
@@ -304,8 +308,3 @@ def _path(uri: str | Path) -> Path:
             f"begins with file:///."
         )
     return Path(unquote(parts.path))
-
-
-def _natural(name: str) -> list[tuple[str, int]]:
-    """Sort key that puts v2 before v10."""
-    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]

@@ -20,15 +20,7 @@ from bragg_data.measurement.readers.gsas import (
 )
 from bragg_data.measurement.readers.nexus_process import read_nexus_apart
 
-__all__ = [
-    "AS_USUAL",
-    "Profile",
-    "ProfileError",
-    "Reading",
-    "Unit",
-    "profile_from_arrays",
-    "read_profiles",
-]
+__all__ = ["Profile", "ProfileError", "Reading", "Unit", "profile_from_arrays", "read_profiles"]
 
 AS_USUAL = Reading()
 """As files say themselves, and by the usual conventions."""
