@@ -1,19 +1,27 @@
-"""Every code block of the tutorials is executed, in the order of the page."""
+"""Every code block of the tutorials is executed, in the order of the page.
+
+Commands run in this process, which has imported what takes seconds in each; the first of all,
+servers and programs are processes of their own.
+"""
 
 import contextlib
+import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from pipelines import __main__ as bragg
 from tests.conftest import FIRST_COMMAND, link_indices
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +51,29 @@ def environment(tmp_path, indices) -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
 
 
+def execute(block: str, first_run: Callable[[], Path]) -> None:
+    """Execute a block's lines as a shell does: ``bragg COMMAND … [> FILE]``."""
+    for line in block.replace("\\\n", " ").splitlines():
+        if line == FIRST_COMMAND:
+            # Executed as a process in an empty directory, once for all tests: here are its results.
+            ignore = shutil.ignore_patterns("index", "training")
+            shutil.copytree(first_run() / "data", "data", ignore=ignore, dirs_exist_ok=True)
+            continue
+        command, _, file = line.partition(" > ")
+        name, *arguments = shlex.split(command)
+        assert name == "bragg", line
+        with (
+            Path(file or os.devnull).open("w", encoding="utf-8") as output,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(io.StringIO()) as errors,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(sys, "argv", [name, *arguments])
+            with pytest.raises(SystemExit) as exit_:
+                bragg.main()
+        assert exit_.value.code == 0, f"{line}\n{errors.getvalue()}"
+
+
 def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -56,36 +87,30 @@ def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", sorted(TUTORIALS.glob("*.md")), ids=lambda page: page.stem)
-def test_every_block_runs(page, tmp_path, environment, request):
-    if f"{FIRST_COMMAND}\n" in page.read_text(encoding="utf-8"):
-        # Executed in an empty directory once for all tests: here it finds its results.
-        built = request.getfixturevalue("first_run") / "data"
-        ignore = shutil.ignore_patterns("index", "training")
-        shutil.copytree(built, tmp_path / "data", ignore=ignore, dirs_exist_ok=True)
+def test_every_block_runs(page, tmp_path, environment, tracking_in, request, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracking_in(tmp_path / "data")
     for block in blocks_of(page):
         if block.language in ("text", "toml"):
-            (tmp_path / block.title).write_text(block.text, encoding="utf-8")
-            continue
-        command = (
-            ["bash", "-euc", block.text]
-            if block.language == "bash"
-            else [sys.executable, "-c", block.text]
-        )
-        if block.title == BACKGROUND:
+            Path(block.title).write_text(block.text, encoding="utf-8")
+        elif block.title == BACKGROUND:
             (port,) = re.findall(r"--port (\d+)", block.text)
             server = subprocess.Popen(
-                command, cwd=tmp_path, env=environment, start_new_session=True
+                ["bash", "-euc", block.text], env=environment, start_new_session=True
             )
             try:
                 wait_until_it_answers(f"http://127.0.0.1:{port}", server)
             finally:
                 os.killpg(server.pid, signal.SIGTERM)
                 server.wait(60)
-            continue
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+        elif block.language == "bash":
+            execute(block.text, lambda: request.getfixturevalue("first_run"))
+        else:
+            command = [sys.executable, "-c", block.text]
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.slow
