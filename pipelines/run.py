@@ -72,7 +72,7 @@ def main(
         task = TrainingTask(_MODEL, preset)
         presets = context.find_object(Presets) or DEFAULT_PRESETS
         version, is_champion = train_model(
-            dataset, TrainingEnvironment(place), task, presets=presets, promotion="replace"
+            dataset, TrainingEnvironment(place, presets=presets), task, promotion="replace"
         )
         if not is_champion:
             uri = version.uri

@@ -71,7 +71,7 @@ def main(
 
     began = time.monotonic()
     presets = context.find_object(Presets) or DEFAULT_PRESETS
-    environment = TrainingEnvironment(Tracking(tracking), state, cache, cluster)
+    environment = TrainingEnvironment(Tracking(tracking), state, cache, cluster, presets)
     if resume is not None:
         task, dataset = load_task(environment, resume)
         tasks = [task]
@@ -83,7 +83,7 @@ def main(
         dataset = repository.open(data or options.default_tag(repository))
     promotion: PromotionPolicy = "force" if promote else "if better"
     trained = [
-        train_model(dataset, environment, task, presets=presets, promotion=promotion, resume=resume)
+        train_model(dataset, environment, task, promotion=promotion, resume=resume)
         for task in tasks
     ]
     for version, is_champion in trained:

@@ -32,7 +32,6 @@ from pipelines.registry.registration import register
 from pipelines.simulation import draws as simulated
 from pipelines.simulation.draws import SimulatedMeasurements
 from pipelines.training import figures
-from pipelines.training.presets import Presets
 from pipelines.training.recipes import reconstructed_profiles
 from pipelines.training.stage import FittedModel, TrainingContext
 
@@ -113,9 +112,7 @@ def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
     return HeldOutScores(scores, score, cells, total.confusion)
 
 
-def test_model(
-    context: TrainingContext, predictor: Predictor, fitted: FittedModel, presets: Presets
-) -> Predictor:
+def test_model(context: TrainingContext, predictor: Predictor, fitted: FittedModel) -> Predictor:
     """Score a model on its held-out samples and on simulated measurements; log and print it.
 
     Returned is the model, with its scores and those of the baselines in the provenance. The library
@@ -124,12 +121,12 @@ def test_model(
     """
     provenance, targets = predictor.provenance, context.targets
     model = provenance.model
-    on_draws_test = draws_test(context, _comparison_draws(context, presets))
+    on_draws_test = draws_test(context, _comparison_draws(context))
     on_draws = score_model(predictor, on_draws_test)
     metrics = {"draws": on_draws.scores}
     library: dict[str, Prediction] = {}
     if model == names.ROBUST:
-        draws = _draws(context, presets.test_draws)
+        draws = _draws(context, context.environment.presets.test_draws)
         test = draws_test(context, draws)
         result = score_model(predictor, test)
         metrics["draws_test"] = result.scores  # what versions of this model are compared by
@@ -182,9 +179,7 @@ def _library_match(context: TrainingContext, draws: SimulatedMeasurements) -> Pr
     return phase, cells
 
 
-def register_proposal_network(
-    context: TrainingContext, guided: Predictor, presets: Presets
-) -> None:
+def register_proposal_network(context: TrainingContext, guided: Predictor) -> None:
     """Register the guided network's proposal network as a model of its own.
 
     It shows how well a network alone does, without the physics.
@@ -193,18 +188,17 @@ def register_proposal_network(
     provenance = replace(guided.provenance, model="perceptron", baselines=None)
     predictor = replace(guided, kind="perceptron", model=network, provenance=provenance)
     result = score_model(predictor, stored_test(context, provenance.split.name))
-    draws = _comparison_draws(context, presets)
-    on_draws = score_model(predictor, draws_test(context, draws))
+    on_draws = score_model(predictor, draws_test(context, _comparison_draws(context)))
     context.run.log_metrics({"test_proposal": result.scores, "draws_proposal": on_draws.scores})
     say(f"Its proposal network alone, a perceptron: mse_paper {result.score.value:.2e}")
     provenance = replace(provenance, test=result.scores, draws=on_draws.scores, score=result.score)
     register(context.run, replace(predictor, provenance=provenance))
 
 
-def _comparison_draws(context: TrainingContext, presets: Presets) -> SimulatedMeasurements:
+def _comparison_draws(context: TrainingContext) -> SimulatedMeasurements:
     """Return the draws on which all models of a data set are scored, fewer for a small one."""
     share = context.dataset.sizes["sample"] // _SAMPLES_PER_DRAW
-    return _draws(context, min(presets.comparison_draws, max(share, 2)))
+    return _draws(context, min(context.environment.presets.comparison_draws, max(share, 2)))
 
 
 def _draws(context: TrainingContext, per_phase: int) -> SimulatedMeasurements:
@@ -214,7 +208,8 @@ def _draws(context: TrainingContext, per_phase: int) -> SimulatedMeasurements:
 
 
 def _draws_cache(context: TrainingContext) -> Path | None:
-    return None if context.cache is None else context.cache / "draws"
+    cache = context.environment.cache_directory
+    return None if cache is None else cache / "draws"
 
 
 def _print_result(

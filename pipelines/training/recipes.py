@@ -23,7 +23,6 @@ from bragg_models.predictors import Predictor, build
 from bragg_models.training.inference import Samples, outputs
 from bragg_models.training.settings import Criteria, LabelledBatch, Validation, full_precision
 from pipelines.cli.console import Progress, say
-from pipelines.cli.options import ClusterOptions
 from pipelines.cluster.client import open_cluster
 from pipelines.simulation.draws import Purpose, SimulatedMeasurements, draw_on_cluster
 from pipelines.training import stage
@@ -41,7 +40,7 @@ def train_multitask(
     """Train the multitask network, or only its classifier (sections IV-A and IV-C1)."""
     parameters = 0 if classifier else len(context.targets.parameters)
     config = _config(context, preset, parameters=parameters)
-    network = build("multitask", config, seed=context.seed)
+    network = build("multitask", config, seed=context.task.seed)
     fitted = FittedModel("multitask", network, preset.preprocessing)
     ((name, settings),) = preset.stages.items()
     samples = stage.prepared_samples(context, preset.preprocessing)
@@ -76,7 +75,7 @@ def train_conditional(
         "separate_features": deep,
         **preset.network,
     }
-    network = cast("Conditional", build("conditional", config, seed=context.seed))
+    network = cast("Conditional", build("conditional", config, seed=context.task.seed))
     network.classifier.load_state_dict(source.state_dict())
     for features in network.features:
         features.load_state_dict(source.features.state_dict())
@@ -106,7 +105,7 @@ def train_caenn(context: TrainingContext, preset: Preset) -> FittedModel:
     profile = context.dataset.intensity[:1].values
     points = preprocessing(preset.preprocessing).function(profile).shape[1]
     config = _config(context, preset, points=points)
-    network = cast("Caenn", build("caenn", config, seed=context.seed))
+    network = cast("Caenn", build("caenn", config, seed=context.task.seed))
     fitted = FittedModel("caenn", network, preset.preprocessing)
     samples = stage.prepared_samples(context, preset.preprocessing)
     subset = stage.choose_samples(context, preset.training_samples)
@@ -142,7 +141,7 @@ def _untrained(context: TrainingContext, preset: Preset, kind: str, **config: bo
     """Return a network with the physics of the campaign and seeded initial weights."""
     campaign = campaign_of(context.dataset)
     values = guided_config(campaign, context.targets, **config, **preset.network)
-    network = build(kind, values, seed=context.seed)
+    network = build(kind, values, seed=context.task.seed)
     fill_physics_tables(network, campaign, context.targets)
     return FittedModel(kind, network.to(context.device), preset.preprocessing)
 
@@ -155,7 +154,7 @@ def _fit_proposal(
     stage.fit_stage(context, fitted, preset, Stage(name, proposal, samples, settings))
 
 
-def train_robust(context: TrainingContext, preset: Preset, cluster: ClusterOptions) -> FittedModel:
+def train_robust(context: TrainingContext, preset: Preset) -> FittedModel:
     """Train the network for measured profiles on simulated measurements, and calibrate it.
 
     Training (domain randomisation), calibration on instruments that were calibrated, and on
@@ -163,9 +162,9 @@ def train_robust(context: TrainingContext, preset: Preset, cluster: ClusterOptio
     cluster draws the profiles.
     """
     fitted = _untrained(context, preset, "robust", sample_parameters=True)
-    campaign, seed = campaign_of(context.dataset), context.seed
+    campaign, seed = campaign_of(context.dataset), context.task.seed
     count = preset.calibration_draws
-    with open_cluster(cluster) as client:
+    with open_cluster(context.environment.cluster) as client:
         training = draw_on_cluster(client, campaign, preset.training_draws, Purpose.TRAINING, seed)
         calibration = draw_on_cluster(client, campaign, count, Purpose.CALIBRATION, seed)
         drifted = draw_on_cluster(client, campaign, count, Purpose.DRIFTED_CALIBRATION, seed)

@@ -34,7 +34,7 @@ from pipelines.training import recipes
 from pipelines.training.forests import ForestTask, grow
 from pipelines.training.held_out import register_proposal_network, test_model
 from pipelines.training.names import FORESTS, TrainError
-from pipelines.training.presets import DEFAULT_PRESETS, ForestPreset, Preset, Presets
+from pipelines.training.presets import ForestPreset, Preset
 from pipelines.training.stage import FittedModel, TrainingContext
 from pipelines.training.task import TrainingEnvironment, TrainingTask, save_task
 
@@ -44,17 +44,17 @@ def train_model(
     environment: TrainingEnvironment,
     task: TrainingTask,
     *,
-    presets: Presets = DEFAULT_PRESETS,
     promotion: registration.PromotionPolicy = "if better",
     resume: str | None = None,
 ) -> tuple[registry.ModelVersion, bool]:
     """Train, score on held-out samples, log to MLflow and register.
 
-    The settings are among the presets; ``resume`` is the run to continue. Returned are the
-    registered version, and whether it is the champion now. Raises `TrainError` if the task is not
-    possible, or the data set has too few samples.
+    The settings are among the environment's presets; ``resume`` is the run to continue. Returned
+    are the registered version, and whether it is the champion now. Raises `TrainError` if the task
+    is not possible, or the data set has too few samples.
     """
     task.check()
+    presets = environment.presets
     presets.check(task.model, task.preset)
     name = campaign_of(dataset).name
     labels, split = samples_of(dataset), {"name": task.split, **SPLIT}
@@ -67,7 +67,7 @@ def train_model(
     if task.model == "robust":
         split["test_draws"] = presets.test_draws  # so its test set has a name of its own
     if task.model in CLASS_CONDITIONAL and task.classifier is None:
-        classifier = _find_classifier(dataset, environment, task, split, presets)
+        classifier = _find_classifier(dataset, environment, task, split)
         task = replace(task, classifier=classifier)
     settings: ForestPreset | Preset = (
         presets.forests[task.preset]
@@ -108,7 +108,7 @@ def train_model(
         context = _context(dataset, labels, part, environment, task, run_)
         run_.log_dataset(dataset, "training")
         began = time.monotonic()
-        fitted = _fit(context, environment, settings, task)
+        fitted = _fit(context, settings)
         run_.log_metrics({"fit_seconds": time.monotonic() - began})
         predictor = Predictor(
             fitted.kind,
@@ -119,10 +119,10 @@ def train_model(
             replace(provenance, facts=fitted.facts),
             fitted.classifier,
         )
-        predictor = test_model(context, predictor, fitted, presets)
+        predictor = test_model(context, predictor, fitted)
         version = registration.register(run_, predictor)
         if fitted.kind == "guided":
-            register_proposal_network(context, predictor, presets)
+            register_proposal_network(context, predictor)
     shutil.rmtree(state, ignore_errors=True)
     # A model of another split is trained for a comparison, not to be used.
     if task.split != "random" and promotion != "force":
@@ -169,22 +169,16 @@ def _context(
         samples,
         targets,
         np.concatenate([of_set for _, _, of_set in sets]),
-        task.seed,
-        choose_device(task.device),
-        environment.state / "cache" if environment.cache else None,
         tuple(str(d.attrs["content_hash"]) for d, _, _ in sets),
-        environment.run_state(run_.id),
+        choose_device(task.device),
+        task,
+        environment,
         run_,
     )
 
 
-def _fit(
-    context: TrainingContext,
-    environment: TrainingEnvironment,
-    settings: ForestPreset | Preset,
-    task: TrainingTask,
-) -> FittedModel:
-    classifier = None
+def _fit(context: TrainingContext, settings: ForestPreset | Preset) -> FittedModel:
+    task, environment, classifier = context.task, context.environment, None
     if task.classifier is not None:
         version = registry.find(environment.tracking, task.classifier)
         classifier = registration.load_version(environment.tracking.uri, version)
@@ -193,7 +187,7 @@ def _fit(
         kind = "integrated-forest" if classifier is None else "forest"
         part = context.part[: context.dataset.sizes["sample"]]
         data = context.dataset, context.targets, part
-        forests = ForestTask(*data, settings, classifier is None, context.seed)
+        forests = ForestTask(*data, settings, classifier is None, task.seed)
         directory = environment.state.absolute() / "forests"
         with open_cluster(environment.cluster) as client:
             grown, facts = grow(client, forests, directory, method=task.forest_method)
@@ -207,7 +201,7 @@ def _fit(
     if task.model == "guided":
         return recipes.train_guided(context, settings)
     if task.model == "robust":
-        return recipes.train_robust(context, settings, environment.cluster)
+        return recipes.train_robust(context, settings)
     return recipes.train_multitask(context, settings, classifier=task.model == "classifier")
 
 
@@ -216,7 +210,6 @@ def _find_classifier(
     environment: TrainingEnvironment,
     task: TrainingTask,
     split: Mapping[str, Any],
-    presets: Presets,
 ) -> str:
     """Return the newest classifier of the same split of the same data, trained if there is none."""
     name = registry.registered_name(campaign_of(dataset).name, "classifier")
@@ -227,4 +220,4 @@ def _find_classifier(
             return version.uri
     say(f"{task.model} needs a classifier that decides the phase, and there is none yet.")
     classifier = replace(task, model="classifier", extra_data=(), epochs=None, max_seconds=None)
-    return train_model(dataset, environment, classifier, presets=presets)[0].uri
+    return train_model(dataset, environment, classifier)[0].uri

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from catalog.tracking import Run
 from catalog.views import view_of
 from pipelines.cli.console import Progress, duration, say
 from pipelines.training.presets import Preset
+from pipelines.training.task import TrainingEnvironment, TrainingTask
 
 _REPORTED = ("mse_paper", "accuracy", "mae", "wrong")  # scores in the line of an epoch
 
@@ -43,11 +43,10 @@ class TrainingContext:
     samples: Samples
     targets: Targets
     part: Integers8  # the Part of each sample, shape (n,)
-    seed: int  # of weights, orders and choices
+    contents: tuple[str, ...]  # names the contents of each data set in the cache
     device: torch.device
-    cache: Path | None  # directory for prepared profiles
-    contents: tuple[str, ...]  # names the contents of each data set there
-    checkpoints: Path  # directory for the state of unfinished stages
+    task: TrainingTask
+    environment: TrainingEnvironment
     run: Run
 
 
@@ -95,12 +94,12 @@ def fit_stage(context: TrainingContext, fitted: FittedModel, preset: Preset, sta
             stage.network,
             fitting.TrainingData(context.targets, stage.samples, training, validation),
             settings,
-            seed=context.seed,
+            seed=context.task.seed,
             criteria=stage.criteria,
             execution=fitting.Execution(
                 device=context.device,
                 max_seconds=preset.max_seconds,
-                checkpoint=context.checkpoints / f"{name}.safetensors",
+                checkpoint=context.environment.run_state(context.run.id) / f"{name}.safetensors",
                 on_step=on_step,
             ),
         )
@@ -172,14 +171,14 @@ def _mapped(
     context: TrainingContext, samples: Samples, function: Callable[[Any], AnyFloats], name: str
 ) -> Samples:
     """Return the samples with a function applied to their profiles, cached under a name."""
-    profiles = samples.profiles.mapped(function)
-    if context.cache is None:
+    profiles, cache = samples.profiles.mapped(function), context.environment.cache_directory
+    if cache is None:
         return replace(samples, profiles=profiles)
     parts = profiles.parts if isinstance(profiles, Joined) else (profiles,)
     try:
         with Progress(f"Caching {name}", len(profiles), "profiles") as progress:
             stored = [
-                cached(part, context.cache, f"{content} {name}", on_chunk=progress.advance)
+                cached(part, cache, f"{content} {name}", on_chunk=progress.advance)
                 for part, content in zip(parts, context.contents, strict=True)
             ]
     except CacheError as error:
@@ -222,6 +221,6 @@ def choose_samples(context: TrainingContext, count: int | None) -> Mask | None:
         chosen |= training & (phase == code)
     rest = np.flatnonzero(training & ~chosen)
     share = max(count - int(chosen.sum()), 0)
-    generator = np.random.default_rng(np.random.SeedSequence([context.seed, 2]))
+    generator = np.random.default_rng(np.random.SeedSequence([context.task.seed, 2]))
     chosen[generator.permutation(rest)[:share]] = True
     return np.asarray(chosen | (context.part == Part.validation))

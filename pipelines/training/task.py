@@ -11,7 +11,7 @@ from bragg_data.store.repository import Store
 from catalog.tracking import Tracking
 from pipelines.cli.options import ClusterOptions
 from pipelines.training.names import ALL, DEFAULT_STATE, EXTRA_DATA_MODELS, TRAINABLE, TrainError
-from pipelines.training.presets import Presets
+from pipelines.training.presets import DEFAULT_PRESETS, Presets
 
 _FILE = "task.json"
 _OLD_FILE = "order.json"  # deprecated: name of the file in the version before
@@ -59,6 +59,12 @@ class TrainingEnvironment:
     cache: bool = True  # whether prepared profiles are cached there
     # Where forests are grown and simulated measurements are drawn.
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    presets: Presets = DEFAULT_PRESETS
+
+    @property
+    def cache_directory(self) -> Path | None:
+        """Directory for prepared profiles; None where they are not cached."""
+        return self.state / "cache" if self.cache else None
 
     def run_state(self, run_id: str) -> Path:
         """Return the directory of an unfinished run."""
