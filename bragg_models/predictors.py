@@ -61,7 +61,6 @@ class Prediction:
     limit: float | None = None  # unexplained share above which a profile is rejected
 
     def __getitem__(self, rows: slice) -> Prediction:
-        """Return the predictions for some of the profiles."""
         return replace(self, **{n: v[rows] for n, v in vars(self).items() if np.ndim(v)})
 
 

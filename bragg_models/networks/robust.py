@@ -105,10 +105,7 @@ class Robust(CellSearch):
         return PhaseFits(logits, chosen, self._spread_of(best, compared, chosen), misfit, proposal)
 
     def _starts(self, compared: Tensor, proposed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cells to search from, (n, phases, k, p), and their misfits, (n, phases, k).
-
-        The first of the cells is the proposed one, the others are similar known cells.
-        """
+        """Return cells to search from, (n, phases, k, p), the proposed first, and their misfits."""
         phases = len(self.config.pattern.phases)
         roots = self.pattern.blurred(compared**2, _BLUR).sqrt()
         known = [self.most_similar(k, roots, _BLUR)[:, :_KNOWN_STARTS] for k in range(phases)]

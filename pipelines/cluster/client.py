@@ -141,10 +141,7 @@ def _open_local(workers: int) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _repeat_lost_signals() -> Iterator[None]:
-    """Send SIGINT or SIGTERM again if Python drops the exception of its handler.
-
-    Python drops exceptions in finalisers and in callbacks of the garbage collector; Dask has both.
-    """
+    """Send a signal again if Python drops its exception, as in finalisers, which Dask has."""
     main = threading.main_thread()
     if threading.current_thread() is not main:
         yield  # only the main thread handles signals
@@ -172,10 +169,7 @@ def _repeat_lost_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _early_interrupts_unlogged() -> Iterator[None]:
-    """Drop the traceback that Dask logs when Ctrl-C comes before a call has begun.
-
-    ``distributed.utils.sync`` cancels its future then, which it has not assigned yet.
-    """
+    """Drop the traceback of Ctrl-C before distributed's ``sync`` has assigned its future."""
 
     def of_interest(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -191,11 +185,7 @@ def _early_interrupts_unlogged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C in this context, and for good in the processes that it starts.
-
-    A terminal sends it to the workers too, which would die with tracebacks while the driver cleans
-    up.
-    """
+    """Ignore Ctrl-C here, and in processes started here for good: a terminal sends it to all."""
     if threading.current_thread() is not threading.main_thread():
         yield  # handlers can be changed in the main thread only
         return
@@ -208,10 +198,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment_restored() -> Iterator[None]:
-    """Restore the environment variables that this module and Dask's nannies set for workers.
-
-    Otherwise libraries that this process loads later would be limited to one thread as well.
-    """
+    """Restore the workers' variables: they would limit libraries of this process as well."""
     names = (*SINGLE_THREAD, "PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_", "__DASK_PARENT_PID")
     before = {name: os.environ[name] for name in names if name in os.environ}
     try:

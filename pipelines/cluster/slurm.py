@@ -298,7 +298,6 @@ class _Watch(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Read the queue every few seconds until a failure or the end."""
         while not self._stop_requested.wait(self._interval):
             jobs = dict(self._cluster.workers)  # before the queue, which then holds all of them
             try:

@@ -152,7 +152,6 @@ class _Validator:
         matches: Matches | None,
         fits: Mapping[str, measured.RefinedProfiles] | None = None,
     ) -> measured.Validation:
-        """Score all models and baselines on a set of profiles."""
         models = measured.measured_baselines(self.campaign, self.labels, matches, fits)
         models += [evaluated_model(c, self.predictors[c.label]) for c in self.chosen]
         return measured.validate(labelled, self.targets, models, self.settings.bootstrap)
@@ -223,7 +222,6 @@ class _Validator:
         report.add_scores(after_paper, f"{labelled.name}, paper's preprocessing")
 
     def evaluate_draws(self, tracking: Tracking, bank: Instrument | None) -> None:
-        """Add the results on simulated measurements."""
         chosen = [c for c in self.chosen if c.label in self.with_intervals]
         if not chosen:
             raise EvaluateError(

@@ -63,7 +63,6 @@ def assess_acceptance(
 
 
 def _objection(fit: RefinementResult, fraction: float) -> str | None:
-    """Return what speaks against a refinement."""
     if _significance(fit) < _SIGNIFICANCE:
         return "No peaks stand above the background: there is nothing to refine on."
     explained = explained_fraction(fit.pattern_fit)

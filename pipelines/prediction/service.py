@@ -266,7 +266,6 @@ def array_from_npy(file: bytes, points: int) -> Floats32:
 
 
 def _content(request: schemas.FileRequest) -> bytes:
-    """Return the bytes of the file of a request."""
     if request.data is None:
         return str(request.text).encode()
     try:

@@ -143,7 +143,6 @@ def _columns(predictor: Predictor) -> dict[str, tuple[str, str]]:
 
 
 def _model_card(predictor: Predictor, name: str, columns: Mapping[str, tuple[str, str]]) -> str:
-    """Return what a model predicts, its training data, scores and limits, in Markdown."""
     campaign, test = predictor.campaign, predictor.provenance.test or {}
     scored = {key: form for key, form in _SCORES.items() if any(key in v for v in test.values())}
     scores = {
@@ -181,7 +180,6 @@ def _ranges(phase: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _entry(name: str, provenance: ModelProvenance) -> registry.RegistryEntry:
-    """Return the registered model that a version belongs to."""
     kind = registry.kind_of(provenance.model)
     predicted = "Crystal systems" if kind is ModelKind.CLASSIFIER else "Crystal system and cell"
     profiles = "measured" if kind is ModelKind.MEASURED else "neutron time-of-flight"

@@ -97,7 +97,6 @@ def _lightened(color: str) -> str:
 
 
 def _section(number: int, profile: PredictedProfile) -> dict[str, object]:
-    """Return what the template shows of one prediction."""
     campaign, measurement = profile.campaign, profile.measurement
     fits = candidate_fits(profile)
     shown = next((fit for fit in fits if fit.pattern_fit is not None), None)
@@ -145,7 +144,6 @@ def _model_fit(fits: Sequence[CandidateFit]) -> CandidateFit | None:
 
 
 def _refined_summary(profile: PredictedProfile) -> dict[str, object] | None:
-    """Return the best refinement with its free parameters and their uncertainties."""
     if not profile.refined:
         return None
     best = profile.refined[0]

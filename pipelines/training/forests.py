@@ -155,10 +155,7 @@ def _prepared_matrix(
     prepared_by: str,
     directory: Path,
 ) -> Iterator[_Matrix]:
-    """Write the prepared profiles of groups of samples, each worker a part of the file.
-
-    The groups are numbers of samples, by name; they may overlap. The file is removed at the end.
-    """
+    """Write the prepared profiles of (overlapping) groups of samples to a temporary file."""
     samples = np.unique(np.concatenate(list(groups.values())))
     profiles = profiles_of(dataset, preprocessing(prepared_by).function)
     features = profiles.prepare(dataset["intensity"][samples[:1]].values).shape[1]

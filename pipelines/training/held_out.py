@@ -215,7 +215,6 @@ def _draws_cache(context: TrainingContext) -> Path | None:
 def _print_result(
     context: TrainingContext, predictor: Predictor, test: HeldOutTest, result: HeldOutScores
 ) -> None:
-    """Print scores on held-out samples, with those of a constant answer and the paper's."""
     provenance, targets = predictor.provenance, context.targets
     say()
     if provenance.model == names.CLASSIFIER:
@@ -247,7 +246,6 @@ def _print_result(
 def _log_figures(
     context: TrainingContext, fitted: FittedModel, test: HeldOutTest, result: HeldOutScores
 ) -> None:
-    """Draw the training and its errors, and log the figures."""
     targets = context.targets
     systems = targets.crystal_systems[test.phase]
     free = {int(lattice.crystal_system): lattice.free_parameters for lattice in targets.lattices}

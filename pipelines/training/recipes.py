@@ -191,10 +191,7 @@ def _calibrate(
     draws: Sequence[SimulatedMeasurements],
     function: Callable[[Any], AnyFloats],
 ) -> dict[str, float]:
-    """Calibrate probabilities, intervals and the rejection limit; return what came out.
-
-    The draws are of calibrated instruments, and of drifted ones.
-    """
+    """Calibrate a network on draws of calibrated instruments, and of drifted ones."""
     network.eval()
     fits = []
     size = sum(len(part.profiles) for part in draws)
@@ -286,7 +283,6 @@ def _integer_class(
 def _classification_scores(
     context: TrainingContext, samples: Samples, network: nn.Module
 ) -> Validation:
-    """Return accuracy and cross entropy on the validation samples."""
     wrong, loss, n = 0, 0.0, 0
     for batch in in_order(samples.profiles, context.part == Part.validation):
         probabilities, _ = outputs(network, batch.profiles, context.device)
@@ -306,7 +302,6 @@ def _misclassified(scores: Validation) -> float:
 def _regression_scores(
     context: TrainingContext, samples: Samples, code: int, network: nn.Module
 ) -> Validation:
-    """Return the errors of one phase's regressor."""
     validation = (context.part == Part.validation) & (context.samples.phase == code)
     targets = context.targets
     free = targets.free[code]
@@ -327,7 +322,6 @@ def _regression_scores(
 def _reconstruction_scores(
     context: TrainingContext, samples: Samples, network: nn.Module
 ) -> Validation:
-    """Return the errors of reconstructed validation profiles."""
     network.eval()
     absolute = squared = count = 0.0
     for batch in in_order(samples.profiles, context.part == Part.validation):

@@ -140,7 +140,6 @@ def _context(
     task: TrainingTask,
     run_: Run,
 ) -> TrainingContext:
-    """Return the context of a training, with the samples of further data sets."""
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
     sets = [(dataset, labels, part)]
     for tag in task.extra_data:
