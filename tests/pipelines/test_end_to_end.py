@@ -16,18 +16,14 @@ from pathlib import Path
 import pytest
 
 from bragg_data.store.repository import open_snapshot
+from pipelines import predict
+from pipelines import run as main_job
 from pipelines.cli.console import run
 from tests.conftest import FIRST_COMMAND
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 EXAMPLES = Path(__file__).parents[2] / "pipelines" / "examples"
-
-
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +42,30 @@ def test_run_simulates_trains_and_predicts(home: Path) -> None:
     assert dataset.intensity.sizes == {"sample": 640, "tof": 2807}
 
 
-def test_again_makes_nothing_twice(home: Path) -> None:
-    again = command("pipelines.run", *FIRST_COMMAND.split()[2:], cwd=home)
-    assert again.returncode == 0, again.stderr
-    assert "nothing to do" in again.stdout
-    assert "it stays" in again.stdout
-    assert "models:/batio3-nomad/2" not in again.stdout
+def test_again_makes_nothing_twice(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    with pytest.raises(SystemExit) as exit_:
+        run(main_job.app, FIRST_COMMAND.split()[2:])
+    again = capfd.readouterr()
+    assert exit_.value.code == 0, again.err
+    assert "nothing to do" in again.out
+    assert "it stays" in again.out
+    assert "models:/batio3-nomad/2" not in again.out
 
 
-def test_predict_answers_afterwards(home: Path) -> None:
-    done = command(
-        "pipelines.predict",
-        str(EXAMPLES / "pseudo_experiment.xye"),
-        "--instrument",
-        str(EXAMPLES / "pseudo_experiment.instprm"),
-        "--json",
-        cwd=home,
-    )
-    assert done.returncode == 0, done.stderr
-    (answer,) = json.loads(done.stdout)
+def test_predict_answers_afterwards(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    instrument = str(EXAMPLES / "pseudo_experiment.instprm")
+    profile = str(EXAMPLES / "pseudo_experiment.xye")
+    with pytest.raises(SystemExit) as exit_:
+        run(predict.app, [profile, "--instrument", instrument, "--json"])
+    done = capfd.readouterr()
+    assert exit_.value.code == 0, done.err
+    (answer,) = json.loads(done.out)
     truth = json.loads((EXAMPLES / "examples.json").read_text())["pseudo_experiment.xye"]
     # However few its training samples, our network finds the cell of a noisy profile.
     assert answer["phase"] == "tetragonal"
