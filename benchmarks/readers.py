@@ -27,9 +27,7 @@ BARS = {"FXYE": 0.050, "HIPPO": 0.5}  # s
 
 
 def fxye(path: Path, x: np.ndarray, y: np.ndarray) -> None:
-    rows = "".join(
-        f"{t:15.5f}{c:18.8f}{s:18.8f}\n" for t, c, s in zip(x, y, np.sqrt(y), strict=True)
-    )
+    rows = "".join(f"{t:15.5f}{c:18.8f}{s:18.8f}\n" for t, c, s in zip(x, y, y**0.5, strict=True))
     record = f"BANK 1 {len(x)} {len(x)} SLOG {x[0]:.1f} {x[-1]:.1f} 0.00004 0 FXYE\n"
     path.write_text("title\n# a comment\n" + record + rows)
 

@@ -81,9 +81,7 @@ def squared_errors(
     :func:`errors`.
     """
     squared = _squared(np.asarray(predicted_cells, dtype=np.float64) - cells)
-    literal, free = (
-        np.einsum("np,np->n", squared, counted[phase]) for counted in _counted(targets)
-    )
+    literal, free = (np.einsum("np,np->n", squared, count[phase]) for count in _counted(targets))
     return literal, free
 
 

@@ -142,9 +142,8 @@ class CellSearch(nn.Module):
             return start, start[:, 0]
         measured = profiles > 0
         weights = measured.float()
-        end = torch.arange(profiles.shape[1], device=profiles.device) >= (
-            profiles.shape[1] - _END[1]
-        )
+        points = profiles.shape[1]
+        end = torch.arange(points, device=profiles.device) >= points - _END[1]
         near = self._near_the_end(code, start)
         weights[near[:, None] & end] = 0
         values, misfit = self.descend(Observed(code, profiles, weights), start)
@@ -188,13 +187,11 @@ class CellSearch(nn.Module):
             trial, columns = values[active].clone(), refined[active]
             moved = (trial.gather(1, columns) + step[active]).clamp(limits[0], limits[1])
             trial.scatter_(1, columns, moved)
-            trial_misfit, next_step, next_gain = self._step(
-                observed[active], trial, damping[active]
-            )
+            trial_misfit, new_step, new_gain = self._step(observed[active], trial, damping[active])
             better = trial_misfit < misfit[active]
             taken, refused = active[better], active[~better]
             values[taken], misfit[taken] = trial[better], trial_misfit[better]
-            step[taken], gain[taken] = next_step[better], next_gain[better]
+            step[taken], gain[taken] = new_step[better], new_gain[better]
             damping[taken] *= 0.2
             damping[refused] *= 10
             step[refused] *= 0.3

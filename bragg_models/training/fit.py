@@ -160,12 +160,10 @@ class _Training:
         stream = np.random.SeedSequence([self.seed, epoch, 1]).generate_state(2, np.uint64)
         generator = torch.Generator().manual_seed(int(stream[0] >> np.uint64(1)))
         order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
-        batch_settings = BatchSettings(
+        sizes = BatchSettings(
             settings.batch_size, settings.buffer_chunks, settings.samples_per_epoch
         )
-        batches = shuffled(
-            data.samples.profiles, data.training, batch_settings, order, self.balance
-        )
+        batches = shuffled(data.samples.profiles, data.training, sizes, order, self.balance)
         devices = [self.device] if self.device.type == "cuda" else []
         sums: dict[str, float] = {}
         step, rate = 0, settings.learning_rate

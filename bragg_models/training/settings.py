@@ -87,9 +87,7 @@ class FitSettings:
     epochs: int
     batch_size: int = 512
     learning_rate: float = 1e-3
-    weight_decay: float = (
-        0.0  # L2 regularisation: a multiple of each weight is added to its gradient
-    )
+    weight_decay: float = 0.0  # L2: a multiple of each weight is added to its gradient
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: float = 0.0  # of sgd
     # one_cycle: a linear rise over the first tenth of the steps, then a cosine down to zero; steps:

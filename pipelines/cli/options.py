@@ -166,9 +166,7 @@ class SlurmOptions:
     interface: Annotated[str | None, _slurm(help="Network interface, as in ib0.")] = None
     host: Annotated[str | None, _slurm(help="Address of this machine for the nodes.")] = None
     python: Annotated[str | None, _slurm(help="Python on the nodes.")] = None
-    shared_directory: Annotated[Path | None, _slurm(help="Directory that the nodes read too.")] = (
-        None
-    )
+    shared_directory: Annotated[Path | None, _slurm(help="Directory the nodes read too.")] = None
 
     def __post_init__(self) -> None:
         _ = self.job_limits, self.variables
@@ -212,9 +210,7 @@ class ClusterOptions:
         ),
     ] = "local"
     """None where the command chooses: this process for little work, else ``local``."""
-    workers: Annotated[int | None, _cluster(min=1, help="Processes; by default one per core.")] = (
-        None
-    )
+    workers: Annotated[int | None, _cluster(min=1, help="Processes; default: one per core.")] = None
     slurm: SlurmOptions = field(default_factory=SlurmOptions)
 
     def __post_init__(self) -> None:

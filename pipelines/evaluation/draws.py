@@ -250,11 +250,9 @@ def calibration_figure(
     return figure
 
 
-def _draw_coverage_by_width(
-    axis: Axes, predictions: DrawPredictions, phases: Sequence[Phase]
-) -> None:
+def _draw_coverage_by_width(axis: Axes, drawn: DrawPredictions, phases: Sequence[Phase]) -> None:
     for code, phase, parameter in _free_parameters(phases):
-        covered, width = predictions.intervals_of(code, parameter)
+        covered, width = drawn.intervals_of(code, parameter)
         if len(covered) < _FEWEST:
             continue
         groups = np.array_split(np.argsort(width), min(_GROUPS, len(width) // _FEWEST))

@@ -156,11 +156,9 @@ def with_paper_preprocessing(
         gridded.append(replace(labelled.gridded[row], covered=covered))
     if not rows:
         return None
-    numbers = np.array(rows, dtype=np.intp)
-    selected = replace(
-        labelled.select(numbers), gridded=tuple(gridded), prepared=np.stack(prepared)
-    )
-    return selected, numbers
+    chosen = np.array(rows, dtype=np.intp)
+    selected = replace(labelled.select(chosen), gridded=tuple(gridded), prepared=np.stack(prepared))
+    return selected, chosen
 
 
 @dataclass(frozen=True)

@@ -211,9 +211,7 @@ class _Validator:
             report.text += f"\n{note}\n"
             return
         after_paper, after_ours = (
-            self.result_of(
-                p, None if library is None else measured.library_matches(library, [p])[0]
-            )
+            self.result_of(p, measured.library_matches(library, [p])[0] if library else None)
             for p in (selected[0], labelled.select(selected[1]))
         )
         suffix = f" of {n}, the paper's preprocessing"

@@ -102,11 +102,9 @@ def compare_versions(
         pinned = profiles, labels.phase[rows].astype(np.intp), labels.cells[rows]
     scores = {uri: _score(p, pinned, quiet=quiet) for uri, p in predictors.items()}
     objections = gate.objections(scores[candidate.uri], scores[champion.uri] if champion else None)
-    baselines = BaselineComparison.from_provenance(provenance)
-    if baselines is not None and baselines.not_beaten:
-        objections.append(
-            f"it is not better than {' and '.join(baselines.not_beaten)} ({baselines})"
-        )
+    baseline = BaselineComparison.from_provenance(provenance)
+    if baseline is not None and baseline.not_beaten:
+        objections.append(f"it is not better than {' and '.join(baseline.not_beaten)} ({baseline})")
     return VersionComparison(versions, scores, objections, dataset, len(pinned[0]))
 
 

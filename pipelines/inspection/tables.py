@@ -62,9 +62,7 @@ def _common_rows(file: RecognisedFile) -> dict[str, str]:
     known = {p.sigma_known for p in profiles}
     estimated = "estimated from the intensities: the file has none"
     sigma = "in the file" if known == {True} else estimated if known == {False} else "in some banks"
-    origins = dict.fromkeys(
-        re.sub(r", bank -?\d+", "", bank.origin) or "none" for bank in file.banks
-    )
+    origins = dict.fromkeys(re.sub(r", bank -?\d+", "", b.origin) or "none" for b in file.banks)
     return {
         "title": escape(" ".join(profiles[0].title.split())[:90]),
         "axis": ", ".join(axes),

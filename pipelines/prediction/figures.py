@@ -38,9 +38,8 @@ def prediction_figure(profiles: Sequence[PredictedProfile], campaign: Campaign) 
             f"{name} {cell[CELL_PARAMETERS.index(name)]:.4f} {UNITS[name]}"
             for name in phase.lattice.free_parameters
         )
-        title = (
-            f"{profile.measurement.profile.name}: {phase.crystal_system.name}, {values} ({note})"
-        )
+        system = phase.crystal_system.name
+        title = f"{profile.measurement.profile.name}: {system}, {values} ({note})"
         draw(axis, campaign, gridded, fit, title, (phase, cell))
     axes[-1].set_xlabel("time of flight (µs)")
     return figure

@@ -30,9 +30,7 @@ from pipelines.prediction.batching import ModelHolder, ServedModel
 from pipelines.prediction.result import PredictionResult, to_json
 from pipelines.prediction.workflow import PredictError
 
-_NPY = (
-    "What numpy.save writes of real numbers, shape (n, points). No parsing of text: the fast way."
-)
+_NPY = "What numpy.save writes of real numbers, shape (n, points). No parsing of text: fast."
 _RETRY_SECONDS = 1
 _FILE_THREADS = 2
 

@@ -205,9 +205,8 @@ def _calibrate(
     phase = np.concatenate([part.phase for part in draws])
     values, _ = context.targets.encode(phase, np.concatenate([part.cells for part in draws]))
     calibrated = np.arange(size) < len(draws[0].profiles)
-    return calibrate(
-        network, concatenate_fits(fits), phase, values, context.targets.free, calibrated
-    )
+    joined = concatenate_fits(fits)
+    return calibrate(network, joined, phase, values, context.targets.free, calibrated)
 
 
 def _samples_in_memory(
