@@ -159,7 +159,7 @@ def _estimated_sigma(profile: Array) -> Array:
 
 # pybaselines' Baseline.arpls replaces the weights in each step: standard deviations and dead
 # detectors have no lasting effect on it, and predictions would change with its baseline.
-def _baseline(profile: Array, sigma: Array, iterations: int = 50) -> Array:
+def _baseline(profile: Array, sigma: Array) -> Array:
     known = sigma > 0
     typical = np.median(sigma[known])
     # Deviations far from the typical one, or below what doubles resolve, say nothing more.
@@ -178,7 +178,7 @@ def _baseline(profile: Array, sigma: Array, iterations: int = 50) -> Array:
     penalty *= STIFFNESS
     # A tiny weight everywhere keeps the equations solvable across long gaps.
     weight = np.ones(points)
-    for _ in range(iterations):
+    for _ in range(50):
         total = weight * precision + 1e-9
         bands = penalty.copy()
         bands[2] += total

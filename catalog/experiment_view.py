@@ -21,9 +21,7 @@ _COLUMNS = {
     f"metrics.`{TEST_METRICS}/all/mse_paper`": 180,
     f"metrics.`{TEST_METRICS}/all/wrong`": 110,
     f"metrics.`{MEASURED_METRICS}/all/mse_paper`": 180,
-    f"metrics.`{TEST_METRICS}/all/mae_a`": 150,
-    f"metrics.`{TEST_METRICS}/all/mae_c`": 150,
-    f"metrics.`{TEST_METRICS}/all/mae_alpha`": 150,
+    **{f"metrics.`{TEST_METRICS}/all/mae_{name}`": 150 for name in ("a", "c", "alpha")},
     "attributes.`Duration`": 90,
     "attributes.`Dataset`": 260,
 }

@@ -156,16 +156,10 @@ def _phase_change(
     name: str, old: _Part, new: _Part, both: int, differences: Array | None
 ) -> PhaseChange:
     systems = dict.fromkeys(part.crystal_system for part in (old, new) if part.crystal_system)
-    return PhaseChange(
-        phase=name,
-        crystal_system=" or ".join(systems),
-        both=both,
-        only_old=len(old.rows) - both,
-        only_new=len(new.rows) - both,
-        old_ranges=free_ranges(old.cells, old.free_parameters),
-        new_ranges=free_ranges(new.cells, new.free_parameters),
-        intensities=None if differences is None else _comparison(both, differences),
-    )
+    before, after = (free_ranges(part.cells, part.free_parameters) for part in (old, new))
+    counts = both, len(old.rows) - both, len(new.rows) - both
+    intensities = None if differences is None else _comparison(both, differences)
+    return PhaseChange(name, " or ".join(systems), *counts, before, after, intensities)
 
 
 def _chosen(common: Mapping[str, int], max_compared: int) -> dict[str, NDArray[np.intp]]:

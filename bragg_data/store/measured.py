@@ -219,7 +219,6 @@ def labels_from(
             lattice.check(cells)
         except ValueError as error:  # CrystalError is one
             raise StoreError(f"Line {line} of the labels: {error}".rstrip(".") + ".") from error
-        label = Label(codes[0], tuple(float(v) for v in cells[0]))
         for sample in samples:
-            labels[sample] = label
+            labels[sample] = Label(codes[0], tuple(cells[0].tolist()))
     return labels

@@ -175,14 +175,10 @@ def content_hash(identity: str, digests: NDArray[np.uint8]) -> str:
     return _sha256(identity.encode("ascii") + np.ascontiguousarray(digests, np.uint8).tobytes())
 
 
-def samples_of(dataset: xr.Dataset, rows: slice = slice(None)) -> Samples:
-    """Return the labels of some rows of a data set as samples."""
-    part = dataset[[*CELL_PARAMETERS, "phase", "crystal_system"]].isel(sample=rows)
-    return Samples(
-        phase=part.phase.values,
-        crystal_system=part.crystal_system.values,
-        cells=np.stack([part[name].values for name in CELL_PARAMETERS], axis=1),
-    )
+def samples_of(dataset: xr.Dataset) -> Samples:
+    """Return the labels of a data set as samples."""
+    cells = np.stack([dataset[name].values for name in CELL_PARAMETERS], axis=1)
+    return Samples(dataset.phase.values, dataset.crystal_system.values, cells)
 
 
 def free_ranges(cells: Array, free_parameters: Sequence[str]) -> dict[str, tuple[float, float]]:

@@ -109,14 +109,11 @@ _BANK_VALUES = {
 }
 
 
-def header_from_comments(general: Sequence[str], of_bank: Sequence[str] = ()) -> dict[str, str]:
-    """Return what comments contain, as keys in lower case and values.
-
-    Lines before the first bank are ``general``; those before this one take precedence.
-    """
+def header_from_comments(lines: Sequence[str]) -> dict[str, str]:
+    """Return what comments contain, as keys in lower case and values; later ones count."""
     header: dict[str, str] = {}
     free = []
-    for line in (*general, *of_bank):
+    for line in lines:
         text = line.strip().lstrip(COMMENT).strip()
         values = {key: m[1] for key, pattern in _BANK_VALUES.items() if (m := pattern.search(text))}
         if values:
