@@ -74,14 +74,16 @@ def execute(block: str, first_run: Callable[[], Path]) -> None:
         assert exit_.value.code == 0, f"{line}\n{errors.getvalue()}"
 
 
-def wait_until_it_answers(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(url, timeout=5)
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"{url} did not answer")
+def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until a server answers; False if it ends before."""
+    deadline = time.monotonic() + 150
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            time.sleep(0.2)
+    return False
 
 
 @pytest.mark.slow
@@ -95,14 +97,23 @@ def test_every_block_runs(page, tmp_path, environment, tracking_in, request, mon
             Path(block.title).write_text(block.text, encoding="utf-8")
         elif block.title == BACKGROUND:
             (port,) = re.findall(r"--port (\d+)", block.text)
-            server = subprocess.Popen(
-                ["bash", "-euc", block.text], env=environment, start_new_session=True
-            )
+            printed = Path("printed.txt")
+            with printed.open("w", encoding="utf-8") as log:
+                server = subprocess.Popen(
+                    ["bash", "-euc", block.text],
+                    env=environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             try:
-                wait_until_it_answers(f"http://127.0.0.1:{port}", server)
+                assert answers(f"http://127.0.0.1:{port}/health", server), printed.read_text()
             finally:
-                os.killpg(server.pid, signal.SIGTERM)
+                os.killpg(server.pid, signal.SIGINT)
                 server.wait(60)
+            # of a page on this machine that shows the runs
+            address = rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs"
+            assert re.search(address, printed.read_text()), printed.read_text()
         elif block.language == "bash":
             execute(block.text, lambda: request.getfixturevalue("first_run"))
         else:

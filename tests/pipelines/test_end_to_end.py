@@ -1,15 +1,8 @@
-"""The main job as a user starts it, on a small part of the campaign, and the page that shows it."""
+"""The main job as a user starts it, on a small part of the campaign."""
 
 import json
-import os
-import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from importlib import import_module
 from pathlib import Path
 
@@ -104,37 +97,3 @@ def test_mistakes_get_a_sentence(
     assert remedy in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
-
-
-def test_ui_serves_the_runs_on_this_machine_only(home: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    printed = home / "ui.log"
-    with printed.open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.ui", "--port", str(port)],
-            cwd=home,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        assert answers(f"http://127.0.0.1:{port}/health", server), printed.read_text()
-        address = rf"http://127\.0\.0\.1:{port}/#/experiments/\d+/runs"
-        assert re.search(address, printed.read_text()), printed.read_text()
-    finally:
-        os.killpg(server.pid, signal.SIGINT)
-        server.wait(timeout=60)
-
-
-def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
-    """Wait until a server answers; False if it ends before."""
-    deadline = time.monotonic() + 150
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            time.sleep(0.2)
-    return False
