@@ -14,8 +14,8 @@ All are exact convolutions with a pseudo-Voigt; of the Lorentzian part GSAS-II c
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,24 @@ _SHAPES = {
     "ALFBT": ("alph0t", "beta0t", "alph1t", "beta1t"),
 }
 _OF_TWO_KINDS = (*_POSITIONS["ZD2TOT"], *_SHAPES["ALFBT"])
+_KEYWORDS = _SHAPES | {"NPROF": ("npr",), "TWOTH": ("2thetabank",)}
+_KEYWORDS["TOFRG"] = "tof-min", "step", "tof-max"
+_UNREAD = re.compile(r"LIST_|NPOINTS$|(WAVE|GEOM|ASYM|ABS|MUR)$")
+_ORDERS = (  # of names, in comments and lines; a code may follow each of the positions
+    ("dtt1", "dtt2", "dtt_1overd", "zero"),
+    ("zero", "dtt1", "dtt2", "dtt_1overd", "2thetabank"),
+    ("dtt1t", "dtt2t", "x-cross", "width", "zerot"),
+    _POSITIONS["ZD2TOT"],
+    *_SHAPES.values(),
+    ("alph0", "beta0", "alph1", "kappa"),
+)
+_NAMES = {"code", *(name for order in _ORDERS for name in order)}
+_OF_EVERY_PATTERN = {
+    *(_ORDERS[1][:3] + _ORDERS[1][4:] + _SHAPES["SIGMA"] + _SHAPES["GAMMA"] + _SHAPES["ALFBE"]),
+    *("tof-min", "tof-max"),
+}
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[EDed][-+]?\d+)?", re.ASCII)
+_LEAST_CODE = 10  # of a refined parameter: ten times its number, and a factor
 _OF_PATTERN = "dtt1", "sigma-2", "gamma-2", "alph0"  # each names a line of a .pcr file
 _OF_EPITHERMAL = "dtt1t", "alph0t"  # only with NPROF 10
 _ENTRIES = {  # of a .instprm file
@@ -70,10 +88,12 @@ _ENTRIES = {  # of a .instprm file
     "Y": "gamma-2",
     "Z": "gamma-0",
 }
+_USED = _NAMES | {"npr", "tof-min", "tof-max", "sigma-q", "alphq", "betaq"}
 _WITHOUT_COUNTERPART = "sigma-q", "alphq", "betaq"
 _SAME_PATH = 0.4  # relative difference from which the flight paths of two banks contradict
 
 _Values = dict[str, float]
+_Notes = list[str]
 
 
 def recognised(text: str) -> bool:
@@ -91,12 +111,17 @@ def read_fullprof_banks(text: str, where: str) -> list[OriginalBank]:
     if _IRF.search(text):
         blocks = re.split(r"(?m)^(?=[ \t]*NPROF[ \t=])", text)[1:]
         numbers = [int(n) for n in _BANK.findall(text)]
+        notes = []
         if not len(set(numbers)) == len(numbers) == len(blocks):
             numbers = list(range(1, len(blocks) + 1))
-        banks = [_irf_bank(*pair, where) for pair in zip(numbers, blocks, strict=True)]
+            notes = ["no comment numbers each bank (! Bank 1): they are numbered in their order."]
+        banks = [_irf_bank(*pair, where, notes) for pair in zip(numbers, blocks, strict=True)]
     else:
         patterns = _patterns(text, where)
-        banks = [_bank_of_values(number, v, where) for number, v in enumerate(patterns, start=1)]
+        banks = [
+            _with_notes(_bank_of_values(number, values, where), notes)
+            for number, (values, notes) in enumerate(patterns, start=1)
+        ]
     return [_with_doubt(bank, banks) for bank in banks]
 
 
@@ -118,38 +143,74 @@ def _with_doubt(bank: OriginalBank, banks: list[OriginalBank]) -> OriginalBank:
     return with_warnings(bank, (*i.warnings, doubt))
 
 
-def _irf_bank(number: int, block: str, where: str) -> OriginalBank:
+def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> OriginalBank:
     values, table, comment = _Values(), list[list[float]](), list[str]()
+    here, notes = f"{where}, bank {number}", [*notes]
+    points, seen = -1, []
     for line in block.splitlines():
         words = line.split()
         if line.lstrip().startswith("!"):
             comment = [_CROSSINGS.get(w, w) for w in line.lower().replace("!", " ").split()]
         elif words and words[0][0].isalpha():
-            key, *rest = line.replace("=", " ").split()
+            key, *rest = line.partition("!")[0].replace("=", " ").split()
             key, numbers = key.upper(), _numbers(rest)
-            names = _POSITIONS.get(key, _SHAPES.get(key, (key.lower(),)))
+            seen.append(key)
+            if key == "END":
+                break
+            if _UNREAD.match(key):
+                points = int(min(numbers[0], 1e6)) if numbers and key[0] in "LN" else points
+                continue
+            names = _POSITIONS.get(key, _KEYWORDS.get(key, ()))
+            if not names:
+                notes.append(f"bank {number}: the keyword '{key[:20]}' is unknown, and not read.")
+                continue
+            if len(numbers) < len(rest) and not (key == "NPROF" and not numbers):
+                bad = rest[len(numbers)][:20]
+                raise InstrumentError(f"{here}: {bad!r} of {key} is no number.")
             named = "dtt1" in comment or "dtt1t" in comment
             if key in _POSITIONS and len(comment) == len(numbers) and named:
                 names = tuple(comment)
+                _check_order(names, here)
             if key in _POSITIONS and len(numbers) > len(names):
                 raise InstrumentError(
                     f"{where}, bank {number}, gives {len(numbers)} values for {key} without a "
                     f"comment that names them (! Dtt1 Dtt2 Dtt_1overd Zero)."
                 )
+            if (n := len(numbers)) != len(names) and key not in _POSITIONS:
+                notes.append(f"bank {number}: {key} has {n} values where {len(names)} are read.")
             values |= dict(zip(names, numbers, strict=False))
-            if key == "TOFRG" and len(numbers) == 3:
-                values |= {"tof-min": numbers[0], "tof-max": numbers[2]}
         elif words:
             table.append(_numbers(words))
-    values["2thetabank"] = values.pop("twoth", values.get("2thetabank", 0.0))
-    values["npr"] = values.pop("nprof", -1.0)
-    return _bank_of_values(number, values, where, table)
+    needed = ("TOFRG", "TWOTH", "END", *(() if table else _SHAPES))[:6]
+    if missing := [key for key in needed if key not in seen]:
+        notes.append(f"bank {number} lacks {', '.join(missing)}: the file may be cut off.")
+    if len(set(seen)) < len(seen):
+        notes.append(f"bank {number} has a keyword twice: the last one was used.")
+    if table and points not in (-1, len(table)):
+        notes.append(f"bank {number} announces {points} points and has {len(table)}.")
+    values.setdefault("npr", -1.0)
+    return _with_notes(_bank_of_values(number, values, where, table), notes)
 
 
-def _patterns(text: str, where: str) -> list[_Values]:
+def _with_notes(bank: OriginalBank, notes: _Notes) -> OriginalBank:
+    return with_warnings(bank, (*bank.instrument.warnings, *notes)) if notes else bank
+
+
+def _check_order(names: Sequence[str], where: str) -> None:
+    """Raise an InstrumentError if a comment names values that are unknown, or in another order."""
+    read = [name for name in names if name != "code"]
+    if not any(read == [name for name in order if name in read] for order in _ORDERS):
+        raise InstrumentError(
+            f"{where}: the comment '{' '.join(names)[:60]}' does not name the values as FullProf "
+            f"does."
+        )
+
+
+def _patterns(text: str, where: str) -> list[tuple[_Values, _Notes]]:
     """Return the values of each pattern of a ``.pcr`` file, by the comments that name them."""
     named: dict[str, list[_Values]] = defaultdict(list)
-    for values in _named_values(text):
+    notes: _Notes = []
+    for values in _named_values(text, where, notes):
         for name in (*_OF_PATTERN, *_OF_EPITHERMAL, "npr", "tof-min", "lambda1"):
             if name in values:
                 named[name].append(values)
@@ -160,6 +221,8 @@ def _patterns(text: str, where: str) -> list[_Values]:
             else "no comment names Zero and Dtt1, so the calibration cannot be read"
         )
         raise InstrumentError(f"{where}: {reason}.")
+    if not any("job" in values for values in named["npr"]):
+        notes.append("no line of numbers follows the comment that names Job.")
     patterns = []
     of_phase = [v for v in named["npr"] if "job" not in v] or named["npr"]
     for k, position in enumerate(named["dtt1"]):
@@ -176,21 +239,55 @@ def _patterns(text: str, where: str) -> list[_Values]:
         if len(named["tof-min"]) > k:
             window = named["tof-min"][k]
             values |= {key: window[key] for key in ("tof-min", "tof-max") if key in window}
-        patterns.append(values)
+        missing = _OF_EVERY_PATTERN - {"beta1" if "kappa" in values else "", *values}
+        lacks = f"bank {k + 1} lacks {', '.join(sorted(missing))}: zero, or what is usual, is used."
+        patterns.append((values, [*notes, lacks] if missing else notes))
     return patterns
 
 
-def _named_values(text: str) -> Iterator[_Values]:
-    """Yield the numbers of each line that follows a comment, by the words of the comment."""
-    for heading, line in pairwise(text.splitlines()):
-        if heading.startswith("!") and not line.startswith("!"):
-            names = (_CROSSINGS.get(w, w) for w in heading[1:].lower().split())
-            yield dict(zip(names, _numbers(line.split()), strict=False))
+def _named_values(text: str, where: str, notes: _Notes) -> Iterator[_Values]:
+    """Yield the numbers of each line that follows a comment, by the words of the comment.
+
+    Doubts are added to ``notes``. Raises an InstrumentError if names are in another order.
+    """
+    lines = text.splitlines()
+    for heading, line, codes in zip(lines, lines[1:], [*lines[2:], ""], strict=False):
+        if not heading.startswith("!") or line.startswith("!"):
+            continue
+        names = [_CROSSINGS.get(w, w) for w in heading[1:].partition("->")[0].lower().split()]
+        numbers = _numbers(line.split())
+        if {*_OF_PATTERN, *_OF_EPITHERMAL} & set(names):
+            position = {"dtt1", "dtt1t"} & set(names)
+            if position and "code" in names[::2]:
+                raise InstrumentError(f"{where}: a code stands before its value: {heading[:60]}.")
+            known = [index for index, name in enumerate(names) if name in _NAMES]
+            _check_order(names[known[0] : known[-1] + 1], where)
+            words = [] if position or codes.startswith("!") else codes.split()
+            of_codes = _numbers(words)
+            small = len(of_codes) < len(words) or any(0 < abs(c) < _LEAST_CODE for c in of_codes)
+            if len(numbers) > len(names) or small:
+                notes.append(f"values and codes below '{heading[:60].strip()}' do not fit.")
+        if "npr" in names and len(numbers) > len(names):
+            notes.append(f"more values than names below '{heading[:60].strip()}'.")
+        yield dict(zip(names, numbers, strict=False))
 
 
 def _bank_of_values(
     number: int, values: Mapping[str, float], where: str, table: list[list[float]] | None = None
 ) -> OriginalBank:
+    used = {name: value for name, value in values.items() if name in _USED}
+    rows = tuple(map(tuple, table or []))
+    return _converted(number, tuple(sorted(used.items())), rows, where)
+
+
+@lru_cache(maxsize=64)  # programs write other things of a refinement again than its instrument
+def _converted(
+    number: int,
+    entries_read: tuple[tuple[str, float], ...],
+    table: tuple[tuple[float, ...], ...],
+    where: str,
+) -> OriginalBank:
+    values = dict(entries_read)
     here = f"{where}, bank {number}"
     if not 0 <= values["npr"] < 100:
         raise InstrumentError(f"{here}: NPROF is no number of a profile function (9, 10 or 13).")
@@ -271,7 +368,9 @@ def _bank_of_two_kinds(
     return bank_of_functions(start, d, (tof, shape), name, "textbook")
 
 
-def _columns(table: list[list[float]], here: str) -> tuple[NDArray[np.float64], PeakShape]:
+def _columns(
+    table: tuple[tuple[float, ...], ...], here: str
+) -> tuple[NDArray[np.float64], PeakShape]:
     if len(table) < 4 or {len(row) for row in table} != {6}:
         raise InstrumentError(
             f"{here}: a table of peak shapes needs four lines or more, of six numbers (d, Sigma^2, "
@@ -292,8 +391,7 @@ def _numbers(words: list[str]) -> list[float]:
     """Return the numbers that a line begins with."""
     numbers = []
     for word in words:
-        try:
-            numbers.append(float(word))
-        except ValueError:
+        if not _NUMBER.fullmatch(word):
             break
+        numbers.append(float(word.upper().replace("D", "E")))
     return numbers

@@ -25,7 +25,9 @@ from bragg_data.instrument.peak_shape import PeakShape, peak_shape
 _RECORD = re.compile(
     r"^(?:INS {3}(?:BANK|HTYPE|FPATH)|(?:INS|HST) [ \d]\d|EXPR {2}HTYP)", re.MULTILINE
 )
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[EDed][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[EDed][-+]?\d+)?(?![.\w])", re.ASCII)
+_READ = re.compile(r"BANK$|HTYPE$|FPATH1$|ICONS$|BNKPAR$|I ITYP$|TRNGE$|PRCF(?![2-9])|PAB")
+_LETTERS = re.compile(r"\s+[A-Z](?![A-Za-z])")  # flags of an .EXP file
 
 # The coefficients of the instrument in each profile function; those of the sample follow.
 _COEFFICIENTS = {
@@ -53,12 +55,18 @@ def read_gsas_banks(text: str, where: str) -> list[OriginalBank]:
     # 12 characters name a record: "INS  3 ICONS", "INS   HTYPE ", "HST  3PRCF 1", "EXPR  HTYP1 ".
     general: _Records = {}
     banks: dict[int, _Records] = {}
+    doubts = []
     for line in text.splitlines():
         kind, number, name = line[:4], line[4:6].strip(), line[6:12].strip()
         if kind in ("INS ", "HST ") and re.fullmatch("[0-9]+", number):
-            banks.setdefault(int(number), {})[name] = line[12:]
+            records = banks.setdefault(int(number), {})
         elif kind in ("INS ", "EXPR"):
-            general[name] = line[12:]
+            records = general
+        else:
+            continue
+        if name in records and _READ.match(name):
+            doubts.append(f"the record '{line[:12].strip()}' occurs again: the last one was used.")
+        records[name] = line[12:]
     kinds = " ".join(general.get(name, "") for name in ("HTYPE", "HTYP1")).split()
     if kinds and not any(kind.startswith("PNT") for kind in kinds):
         reason = "constant wavelength; only time of flight is supported"
@@ -67,23 +75,42 @@ def read_gsas_banks(text: str, where: str) -> list[OriginalBank]:
         raise InstrumentError(f"{where} is of type {kinds[0]}: {reason}.")
     if "HTYP1" in general:
         banks = {n: b for n, b in banks.items() if len(kinds) < n or kinds[n - 1].startswith("PNT")}
-    banks = {number: records for number, records in banks.items() if "ICONS" in records}
+    banks = {number: banks[number] for number in sorted(banks) if "ICONS" in banks[number]}
     if not banks:
         raise InstrumentError(
             f"{where} is a file of GSAS without constants (ICONS) of any time-of-flight bank. Give "
             f"the instrument parameter file (.prm, .iparm, .instprm)."
         )
     path = _numbers(general.get("FPATH1", ""))
-    return [_bank(n, records, path[0] if path else None, where) for n, records in banks.items()]
+    if re.search(r"^INS ", text, re.MULTILINE):  # not in an .EXP file
+        announced = _numbers(general.get("BANK", ""))[:1]
+        if announced != [len(banks)]:
+            number = f"{announced[0]:g}" if announced else "no number of"
+            doubts.append(f"the file announces {number} banks (INS   BANK) and has {len(banks)}.")
+        if not kinds:
+            doubts.append("the type (HTYPE) is missing: time of flight is assumed.")
+        if not path:
+            doubts.append("the primary flight path (FPATH1) is missing: the total one is unknown.")
+    primary = path[0] if path else None
+    return [_bank(n, records, primary, where, doubts) for n, records in banks.items()]
 
 
-def _bank(number: int, records: _Records, path: float | None, where: str) -> OriginalBank:
+def _bank(
+    number: int, records: _Records, path: float | None, where: str, doubts: list[str]
+) -> OriginalBank:
     here = f"{where}, bank {number},"
-    difc, difa, tzero = (*_numbers(records["ICONS"]), 0.0, 0.0, 0.0)[:3]
+    constants = _numbers(records["ICONS"])
+    difc, difa, tzero = (*constants, 0.0, 0.0, 0.0)[:3]
     geometry = _numbers(records.get("BNKPAR", ""))
     if len(geometry) < 2:
         raise InstrumentError(f"{here} lacks flight path and 2θ (BNKPAR).")
     function, names, coefficients, warnings = _profile(number, records, here)
+    warnings = [*doubts, *warnings]
+    if len(constants) < 3:
+        warnings.append(f"bank {number}: ICONS lacks difA or Zero, and zero is used.")
+    starts = [match.start() // 10 for match in _NUMBER.finditer(records["ICONS"])][:3]
+    if starts != [0, 1, 2][: len(starts)]:
+        warnings.append(f"bank {number}: difC, difA or Zero (ICONS) is not in its columns.")
     if any(any(_numbers(v)) for key, v in records.items() if key.startswith("ICOFF")):
         warnings.append(
             f"bank {number}: the incident spectrum (ICOFF) was not used; profiles have to be "
@@ -127,11 +154,11 @@ def _profile(
     header = _numbers(records.get("PRCF1", records.get("PRCF", "")))
     if not header:
         raise InstrumentError(f"{here} has no profile function (PRCF).")
-    function = abs(int(header[0]))
-    if function not in _COEFFICIENTS:
+    if abs(header[0]) not in _COEFFICIENTS:
         raise InstrumentError(
-            f"{here} has the profile function {function}; known are 1 to 5 of time of flight."
+            f"{here} has the profile function {header[0]:g}; known are 1 to 5 of time of flight."
         )
+    function = abs(int(header[0]))
     prefix = "PRCF1" if "PRCF1" in records else "PRCF"
     coefficients: list[float] = []
     for line in range(1, 10):
@@ -144,6 +171,12 @@ def _profile(
             f"{len(names)} are needed."
         )
     warnings = []
+    announced = header[1] if len(header) > 1 else 0.0
+    if not announced <= len(coefficients) < announced + 4:  # lines may be filled up
+        warnings.append(
+            f"bank {number}: profile function {function} has {len(coefficients)} coefficients, "
+            f"another number than its record (PRCF) announces."
+        )
     sample = [c for c in coefficients[len(names) :] if c]
     if sample:
         warnings.append(
@@ -203,4 +236,8 @@ def _spacings(records: _Records, instrument: Instrument) -> _Array:
 
 
 def _numbers(text: str) -> list[float]:
+    """Return the numbers of a record, up to its first letter."""
+    text = _LETTERS.split(text, maxsplit=1)[0]
+    if damaged := _NUMBER.sub(" ", text).split():
+        raise InstrumentError(f"{damaged[0][:20]!r} in '{text.strip()[:60]}' is no number.")
     return [float(n.upper().replace("D", "E")) for n in _NUMBER.findall(text)]

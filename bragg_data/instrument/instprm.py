@@ -123,10 +123,17 @@ def _named_text(file: Path | str) -> tuple[str, str]:
 
 @lru_cache(maxsize=16)  # a fit takes up to seconds
 def _banks_of_text(text: str, where: str) -> tuple[OriginalBank, ...]:
-    if gsas_iparm.recognised(text):
-        return tuple(gsas_iparm.read_gsas_banks(text, where))
-    if fullprof.recognised(text):
-        return tuple(fullprof.read_fullprof_banks(text, where))
+    for program, read in (
+        (gsas_iparm, gsas_iparm.read_gsas_banks),
+        (fullprof, fullprof.read_fullprof_banks),
+    ):
+        if program.recognised(text):
+            try:
+                return tuple(read(text, where))
+            except InstrumentError as error:
+                if where in str(error):
+                    raise
+                raise InstrumentError(f"{where}: {error}") from error
     sections = list(_sections(text))
     if sections and all(key == "Bank" for key, _ in sections[-1].entries):
         raise InstrumentError(

@@ -15,7 +15,8 @@ A damaged file is "valid" if a strict parser, which shares nothing with the read
 an exact file of its format, and takes from it the very numbers that the reader took. Strict means:
 every count agrees with what it counts (channels, records, coefficients, banks, maps); times are
 regular within 5 % of a step, and those of the binning; numbers are plain, in their columns, as
-many in each row; names, keywords and units are exact; standard deviations are the roots of the
+many in each row; names, keywords and units are exact, but for titles and comments that name no
+value, and in any order where each line names what it has; standard deviations are the roots of the
 counts if nine in ten are; in a CIF the operations are those of the symbol, and volume, formula,
 Z, multiplicities and density agree with cell and atoms. What remains is a changed digit of
 an independent number, a row removed at the end of a file without counts, or a part of several

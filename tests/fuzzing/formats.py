@@ -121,7 +121,7 @@ def _instrument(name: str) -> Format:
     strict: Callable[[bytes], Numbers | None] = strict_instruments.instprm
     if name != "instprm":
         path = Path(tempfile.gettempdir()) / f"canonical{suffix}"
-        canonical = strict_instruments.like(text, columns)
+        canonical = strict_instruments.like(text, columns, unordered=name != "pcr")
         strict = partial(_strict_like, canonical=canonical, path=path)
     return Format(name, suffix, [text.encode()], _read_instrument, InstrumentError, strict)
 

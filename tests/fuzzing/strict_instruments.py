@@ -16,6 +16,7 @@ FIELDS = (
     *("beta_0", "beta_1", "beta_q", "sig_0", "sig_1", "sig_2", "sig_q", "x", "y", "z"),
 )
 _HEADING = re.compile(r"#\W*Bank\W*(\d+)\W", re.IGNORECASE)
+_FREE = re.compile(r"COMM|  Instrumental|! *(TOF-TWOTH|Tof-min\(us|Scale)| 0\.71| +1234567890")
 _GEOMETRY = 0.4  # relative difference of difC from that of path and angle, in use nearly to it
 
 
@@ -78,17 +79,21 @@ def plausible(values: Sequence[float]) -> bool:
     )
 
 
-def like(original: str, fixed_columns: int = 0) -> Callable[[bytes], str | None]:
+def like(
+    original: str, fixed_columns: int = 0, unordered: bool = False
+) -> Callable[[bytes], str | None]:
     """Return a function that makes a file canonical, if it is the original with other numbers.
 
     In each line, numbers behind ``fixed_columns`` may differ; all else has to be the same, but
-    for the number of blanks between words.
+    for the number of blanks between words. Titles, and comments that name no value that is read,
+    may differ. Lines that name what they have may be ``unordered``.
     """
     patterns = []
     for line in original.splitlines():
         head, rest = line[:fixed_columns], line[fixed_columns:]
-        if line.startswith("!"):
-            head, rest = line, ""
+        if _FREE.match(line):
+            patterns.append(("", re.compile(r".*")))
+            continue
         words = [
             f"({NUMBER})" if re.fullmatch(NUMBER, word) else re.escape(word)
             for word in rest.split()
@@ -96,17 +101,28 @@ def like(original: str, fixed_columns: int = 0) -> Callable[[bytes], str | None]
         patterns.append((head.rstrip(), re.compile(r"\s*" + r"\s+".join(words) + r"\s*")))
 
     def canonical(content: bytes) -> str | None:
-        lines = content.removeprefix(b"\xef\xbb\xbf").decode("latin-1").splitlines()
+        text = content.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
+        lines = re.split("\r\n?|\n", text)
         while lines and not lines[-1].strip():
             lines.pop()
         if len(lines) != len(patterns):
             return None
-        result = []
-        for line, (head, pattern) in zip(lines, patterns, strict=True):
-            if line[: len(head)] != head or not pattern.fullmatch(line[len(head) :]):
+        result = [""] * len(patterns)
+        for index in sorted(range(len(patterns)), key=lambda k: patterns[k][1].pattern == ".*"):
+            head, pattern = patterns[index]
+            of_any = lines if unordered else [lines[index]]
+            fitting = (
+                x for x in of_any if x[: len(head)] == head and pattern.fullmatch(x[len(head) :])
+            )
+            line = next(fitting, None)
+            if line is None:
                 return None
+            if unordered:
+                lines.remove(line)
             rest = line[len(head) :]
-            result.append(head + (" " * (fixed_columns - len(head)) + rest if rest.strip() else ""))
+            result[index] = head + (
+                " " * (fixed_columns - len(head)) + rest if rest.strip() else ""
+            )
         return "\n".join(result) + "\n"
 
     return canonical

@@ -11,12 +11,10 @@ from tests.fuzzing.mutations import MUTATIONS
 from tests.fuzzing.originals import PROFILES
 from tests.fuzzing.strict_profiles import profiles
 
-EXAMPLES = {"cif": 60}  # of 200: expanding structures takes longer
-SILENT = pytest.mark.xfail(reason="numbers of these files are not checked against each other yet")
-OPEN = {"gsas prm": SILENT, "irf": SILENT, "pcr": SILENT}
+EXAMPLES = {"cif": 60, "irf": 120, "pcr": 80}  # of 200: structures and fits take longer
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=OPEN.get(n, ())) for n in FORMATS])
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.filterwarnings("ignore")
 def test_damage_is_not_silent(name: str, tmp_path: Path) -> None:
     counts, faults = fuzz(FORMATS[name](), EXAMPLES.get(name, 200), 0, tmp_path)

@@ -114,8 +114,9 @@ def test_incomplete_and_repeated_lines():
     assert read_instrument(cut).difc == pytest.approx(5000.5, rel=2e-4)
     again = head.replace("NPROF", "! Bank 3\nNPROF") + COEFFICIENTS.format(alph0=0.0)
     assert read_instrument(again).bank == 1
-    with pytest.raises(InstrumentError, match="have to be positive"):
-        read_instrument(head + "\n".join([*lines, "5.0 nan 1.0 0.1 0.1 0.0"]))
+    for row, message in (("nan", "four lines or more, of six"), ("-1.0", "have to be positive")):
+        with pytest.raises(InstrumentError, match=message):
+            read_instrument(head + "\n".join([*lines, f"5.0 {row} 1.0 0.1 0.1 0.0"]))
 
 
 def test_an_angle_that_the_other_banks_contradict():
@@ -124,10 +125,50 @@ def test_an_angle_that_the_other_banks_contradict():
     banks[2] = banks[2].replace("144.0", "30.0")
     (first, _, last) = read_instruments("".join(banks))
     assert [i.bank for i in (first, last)] == [1, 3]  # each says 3
-    assert first.warnings == ()
-    assert "a flight path of 38.2 m, and the median of the banks is 10.4 m" in last.warnings[0]
+    assert "are numbered in their order" in first.warnings[0]
+    assert len(first.warnings) == 1
+    assert "a flight path of 38.2 m, and the median of the banks is 10.4 m" in last.warnings[1]
     (alone,) = read_instruments(banks[0].replace("144.0", "0.0"))
     assert "which no diffractometer has" in alone.geometry_doubt
+
+
+IRF = HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "doubt"),
+    [
+        (IRF, "GAMMA ", "GAMMAx ", "the keyword 'GAMMAX' is unknown"),
+        (IRF, "GAMMA   0.5  2.5  0.1\n", "", "lacks GAMMA: the file may be cut off"),
+        (IRF, "2.5  0.1", "2.5  0 .1", "GAMMA has 4 values where 3 are read"),
+        (IRF, "SIGMA", "GAMMA 0.5 2.5 0.1\nSIGMA", "has a keyword twice"),
+        (IRF, "END\n", "", "lacks END"),
+        (HEAD.format(nprof=9) + table(), "SHIFT  30", "SHIFT  31", "31 points and has 30"),
+        (pcr(), "Gamma-0", "Gamma0", "bank 1 lacks gamma-0"),
+        (pcr(), "2.0      33.0     3.0", "2.0      33.0     3,0", "bank 1 lacks sigma-0"),
+        (pcr(), "2.5        0.1", "2.5        0 .1", "do not fit"),
+        (pcr(), "          0.00         91.00        131.00", "2.0 33.0 3.0", "do not fit"),
+    ],
+)
+def test_damage_is_reported(text, old, new, doubt):
+    assert text.count(old) == 1
+    assert doubt in " ".join(read_instrument(text.replace(old, new)).warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "message"),
+    [
+        (IRF, "2.5  0.1", "2,5  0.1", "'2,5' of GAMMA is no number"),
+        (IRF, "Dtt_1overD ", "Dtt_1overX ", "does not name the values as FullProf"),
+        (pcr(), "Code      Dtt1      Code  ", "Code      Dtt1      ", "a code stands before"),
+        (pcr(), "Dtt_1overd", "Dtt_1us", "does not name the values"),
+        (pcr(), "Sigma-0", "9 Sigma-0", "does not name the values"),
+        (pcr(), "Gamma-1       Gamma-0", "Gamma-0       Gamma-1", "does not name the values"),
+    ],
+)
+def test_damage_is_refused(text, old, new, message):
+    with pytest.raises(InstrumentError, match=message):
+        read_instruments(text.replace(old, new))
 
 
 @pytest.mark.parametrize(

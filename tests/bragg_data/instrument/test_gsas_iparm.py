@@ -135,6 +135,37 @@ def test_refusals(text, message):
         read_instruments(text)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "doubt"),
+    [
+        ("INS   BANK      2", "INS   BANK      3", "announces 3 banks (INS   BANK) and has 2"),
+        ("INS   BANK      2\n", "", "announces no number of banks"),
+        ("INS   FPATH1", "INS   FPATHX", "flight path (FPATH1) is missing"),
+        ("INS  2PRCF11", "INS  2PRCFX1", "has 17 coefficients, another number"),
+        ("INS  2PRCF11", "INS  1PRCF11", "the record 'INS  1PRCF11' occurs again"),
+        ("10000.50     -1.50      3.25", "10000.50     -1.50  Z", "lacks difA or Zero"),
+        ("10000.50     -1.50      3.25", "10000.50     -1.50          ", "is not in its columns"),
+        ("INS   HTYPE", "INS   HTYPX", "the type (HTYPE) is missing"),
+    ],
+)
+def test_damage_is_reported(old, new, doubt):
+    text = prm(*(records(n, 3, (*PSEUDO_VOIGT, *[0.0] * 12)) for n in (1, 2)))
+    assert text.count(old) == 1
+    assert doubt in " ".join(read_instruments(text.replace(old, new))[1].warnings)
+
+
+@pytest.mark.parametrize("damaged", ["-1,50", "-1.5.0", "-1.5_0", "−1.50", "-1.5E+x"])
+def test_damaged_numbers_are_refused(damaged):
+    text = prm(records(1, 3, (*PSEUDO_VOIGT, *[0.0] * 12)))
+    with pytest.raises(InstrumentError, match=r"Instrument file: .* is no number"):
+        read_instruments(text.replace("-1.50", damaged))
+
+
+def test_banks_come_in_the_order_of_their_numbers():
+    text = prm(*(records(n, 3, (*PSEUDO_VOIGT, *[0.0] * 12)) for n in (2, 1)))
+    assert [i.bank for i in read_instruments(text)] == [1, 2]
+
+
 # ---- functions that are fitted -------------------------------------------------------------------
 
 
