@@ -24,19 +24,22 @@ from pipelines import train
 from pipelines.evaluation.scoring import SPLIT
 from pipelines.registry.registration import load_version
 from pipelines.training.names import TrainError
-from pipelines.training.presets import DEFAULT_PRESETS, Preset
+from pipelines.training.presets import DEFAULT_PRESETS, Preset, Presets
+from tests.small_bench import short_presets
 
 pytestmark = pytest.mark.training
 
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other
 
 
-def command(store: Store, tracking: Tracking, *more: str) -> str:
+def command(
+    store: Store, tracking: Tracking, *more: str, presets: Presets = DEFAULT_PRESETS
+) -> str:
     state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
     arguments = [*more, "--store", store.uri, "--tracking", tracking.uri, "--state", str(state)]
     if "--epochs" not in more:
         arguments += ["--epochs", "2"]
-    result = CliRunner().invoke(train.app, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(train.app, arguments, obj=presets, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -208,7 +211,8 @@ def test_a_blocked_split_is_scored_but_does_not_answer(
     small_store: Store, tracking: Tracking
 ) -> None:
     before = registry.champion(tracking, "small")
-    output = command(small_store, tracking, "classifier", "transfer", "--split", "blocked")
+    models = "classifier", "transfer"
+    output = command(small_store, tracking, *models, "--split", "blocked", presets=short_presets())
     after = registry.champion(tracking, "small")
     assert before is not None
     assert after is not None
@@ -230,12 +234,15 @@ def test_a_missing_classifier_is_trained_and_networks_use_extra_data(
 ) -> None:
     tracking = tracking_in(tmp_path)
     extra = ("--epochs", "1", "--extra-data", "small-v1")
-    output = command(small_store, tracking, "deep", *extra)
+    short = short_presets()
+    output = command(small_store, tracking, "deep", *extra, presets=short)
     assert "needs a classifier" in output
     assert registry.versions(tracking, "small-classifier")[0].tags["model"] == "classifier"
     # The old name of the option still works.
     old_name = "--beside"  # deprecated
-    command(small_store, tracking, "multitask", "--epochs", "1", old_name, "small-v1")
+    command(
+        small_store, tracking, "multitask", "--epochs", "1", old_name, "small-v1", presets=short
+    )
     for version in registry.versions(tracking, "small"):
         assert load_version(tracking.uri, version).provenance.extra_data == ("small-v1",)
         inputs = tracking.client.get_run(version.run_id).inputs.dataset_inputs
