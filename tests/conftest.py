@@ -147,12 +147,12 @@ def small_dataset(small_store: Store) -> xr.Dataset:
 
 
 @pytest.fixture(scope="session")
-def nomad_refiner(indices: Path) -> Refiner:
+def nomad_refiner() -> Refiner:
     """Of the paper's campaign."""
     from bragg_data.campaign import load_campaign
     from bragg_data.refinement.rietveld import Refiner
 
-    return Refiner(load_campaign("batio3-nomad"), cache=indices)
+    return Refiner(load_campaign("batio3-nomad"))
 
 
 # ---- models trained on it ----------------------------------------------------------------------

@@ -79,6 +79,16 @@ def mixing(variance: Array, fwhm: Array) -> tuple[Array, Array]:
     return width, 1.36603 * r - 0.47719 * r**2 + 0.11116 * r**3
 
 
+def share_at_width(ratio: Array) -> Array:
+    """Return the Lorentzian share η where W is this many times the Gaussian σ: :func:`mixing`.
+
+    It is 0 where W is below the Gaussian full width.
+    """
+    lorentz = np.concatenate([[0.0], np.geomspace(1e-3, 1e4, 2000)])
+    width, share = mixing(np.ones(len(lorentz)), lorentz)
+    return np.interp(ratio, width, share, left=0.0)
+
+
 def gaussian_part(
     offset: Array,
     rise: Array,

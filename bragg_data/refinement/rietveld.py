@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from operator import attrgetter
-from pathlib import Path
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -33,14 +32,11 @@ _chi2 = attrgetter("chi2")
 
 
 class Refiner:
-    """Refines profiles on a campaign's grid. Building it takes seconds, a refinement tenths.
+    """Refines profiles on a campaign's grid. Building it takes seconds, a refinement tenths."""
 
-    The cache is a directory where the simulator keeps what takes seconds to build; None for none.
-    """
-
-    def __init__(self, campaign: Campaign, *, cache: Path | None = None) -> None:
+    def __init__(self, campaign: Campaign) -> None:
         self.campaign = campaign
-        self.simulator = Simulator(*campaign.setup, width_range=_WIDTHS, cache=cache)
+        self.simulator = Simulator(*campaign.setup, width_range=_WIDTHS)
         self._libraries = ThreadpoolController().select(user_api="blas")
 
     def refine(

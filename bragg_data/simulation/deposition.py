@@ -14,7 +14,6 @@ from bragg_data.kernels import kernel
 
 TAPS = 6  # a quintic B-spline reaches over six nodes of the source grid
 REACH = 3.0  # σ from the centre, where the step of GSAS-II's erfcx is below 1e-5 of a peak
-_STATIONS = 513  # of a table over the window: linear between them is good to 1e-5 of a width
 _TILE = 1024  # lines handled together: their buffers stay in the first-level cache
 
 
@@ -137,29 +136,7 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
             count = min(_TILE, n_lines - begin)
             sample = (u_scale[i], difc[i], tzero[i])
             lines_of_sample(metrics[i], lines, *sample, target, tables, begin, count, buffers)
-            factor = np.float32(scale[i] / 120.0)
-            for k in range(count):
-                j = np.int32(position[k])
-                node[k] = j - 2
-                x = np.float32(position[k] - j)
-                y = np.float32(1.0) - x
-                a = amplitude[k] * factor
-                x2 = x * x
-                y2 = y * y
-                w[0, k] = a * y2 * y2 * y
-                w[1, k] = a * _second(x)
-                w[2, k] = a * _third(x2, x)
-                w[3, k] = a * _third(y2, y)
-                w[4, k] = a * _second(y)
-                w[5, k] = a * x2 * x2 * x
-            for k in range(count):
-                j = node[k]
-                row[j] += w[0, k]
-                row[j + 1] += w[1, k]
-                row[j + 2] += w[2, k]
-                row[j + 3] += w[3, k]
-                row[j + 4] += w[4, k]
-                row[j + 5] += w[5, k]
+            _spread(row, position, amplitude, np.float32(scale[i] / 120.0), count, w, node)
             for k in range(count):
                 if target.d_step_low < d[k] < target.d_step_high:
                     j = np.int32(position[k])
@@ -168,6 +145,35 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
                     rates = _between(shapes[2], j, x64), _between(shapes[3], j, x64)
                     peak = (amplitude[k] * scale[i], tof[k], width, eta, *rates)
                     add_step(step_out[i], peak, target)
+
+
+@kernel(fastmath=True)
+def _spread(  # type: ignore[no-untyped-def] # pragma: no cover
+    row, position, amplitude, factor, count, w, node
+):
+    """Add lines to a row of the source grid, with quintic B-splines."""
+    for k in range(count):
+        j = np.int32(position[k])
+        node[k] = j - 2
+        x = np.float32(position[k] - j)
+        y = np.float32(1.0) - x
+        a = amplitude[k] * factor
+        x2 = x * x
+        y2 = y * y
+        w[0, k] = a * y2 * y2 * y
+        w[1, k] = a * _second(x)
+        w[2, k] = a * _third(x2, x)
+        w[3, k] = a * _third(y2, y)
+        w[4, k] = a * _second(y)
+        w[5, k] = a * x2 * x2 * x
+    for k in range(count):
+        j = node[k]
+        row[j] += w[0, k]
+        row[j + 1] += w[1, k]
+        row[j + 2] += w[2, k]
+        row[j + 3] += w[3, k]
+        row[j + 4] += w[4, k]
+        row[j + 5] += w[5, k]
 
 
 @kernel(fastmath=True)
@@ -250,113 +256,81 @@ def excess_of_bound(y):  # type: ignore[no-untyped-def] # pragma: no cover
 @kernel(fastmath=True)
 def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     out, step_out, metrics, lines, n_lines, u_scale, difc, tzero, scale, size, microstrain,
-    width_scale, target, tables, shapes, broadening, nodes, barycentric, mixing,
+    width_scale, target, tables, rates, broadening,
 ):  # fmt: skip
     """Deposit reflections whose widths differ from sample to sample.
 
-    As :func:`deposit`, but the amplitude is shared among operators, ``out`` of shape (n_operators,
-    n, n_source): the Gaussian and the Lorentzian part at several widths, by Lagrange interpolation
-    in ln(W / W nominal). Fewer operators are independent.
-
-    Of broadening per sample (n,): ``size`` in µm, ``microstrain`` in 1e-6, and ``width_scale``, a
-    factor on all widths; ``shapes`` (4, n_source): ln of the nominal full width, unused, rise and
-    decay at the nodes of the source grid; ``nodes`` in ln(W / W nominal) and their ``barycentric``
-    weights, (n_nodes,); ``mixing`` (2 * n_nodes, n_operators): coefficients of the operators in the
-    Gaussian, then the Lorentzian parts at the nodes.
+    As :func:`deposit`; of broadening per sample (n,): ``size`` in µm, ``microstrain`` in 1e-6, and
+    ``width_scale``, a factor on all widths; ``rates`` (2, n_source): rise and decay at the nodes.
     """
-    n_nodes = len(nodes)
-    n_operators = out.shape[0]
-    n_source = out.shape[2]
     buffers = buffers_for(len(tables.rates))
-    _, tof, position, amplitude = buffers[:4]
-    w = np.empty(TAPS, np.float32)
-    share = np.empty(n_operators, np.float32)
-    widths = np.empty(_STATIONS)
-    etas = np.empty(_STATIONS)
-    at_nodes = np.empty(2 * n_nodes)
-    shares = np.empty((_STATIONS, n_operators), np.float32)
-    to_station = (_STATIONS - 1) / (n_source - 1)
+    d, tof, position, amplitude = buffers[:4]
+    w = np.empty((TAPS, _TILE), np.float32)
+    node = np.empty(_TILE, np.int32)
     for i in range(len(metrics)):
-        broadened = (difc[i], tzero[i], size[i], microstrain[i], width_scale[i])
-        interpolation = (nodes, barycentric, mixing, at_nodes)
-        _fill_stations(widths, etas, shares, *broadened, target, shapes, broadening, *interpolation)
         for begin in range(0, n_lines, _TILE):
             count = min(_TILE, n_lines - begin)
             sample = (u_scale[i], difc[i], tzero[i])
             lines_of_sample(metrics[i], lines, *sample, target, tables, begin, count, buffers)
+            _spread(out[i], position, amplitude, np.float32(scale[i] / 120.0), count, w, node)
             for k in range(count):
-                if amplitude[k] == 0.0:
-                    continue
-                j = int(position[k])
-                x = position[k] - j
-                station = position[k] * to_station
-                before = min(int(station), _STATIONS - 2)
-                between = station - before
-                x32 = np.float32(x)
-                y32 = np.float32(1.0) - x32
-                x2 = x32 * x32
-                y2 = y32 * y32
-                a = np.float32(amplitude[k] * scale[i] / 120.0)
-                w[0] = a * y2 * y2 * y32
-                w[1] = a * _second(x32)
-                w[2] = a * _third(x2, x32)
-                w[3] = a * _third(y2, y32)
-                w[4] = a * _second(y32)
-                w[5] = a * x2 * x2 * x32
-                right = np.float32(between)
-                left = np.float32(1.0) - right
-                for m in range(n_operators):
-                    share[m] = left * shares[before, m] + right * shares[before + 1, m]
-                for m in range(n_operators):
-                    for s in range(TAPS):
-                        out[m, i, j - 2 + s] += share[m] * w[s]
-                if target.d_step_high > 0.0:
-                    width, eta = _between(widths, before, between), _between(etas, before, between)
-                    rates = _between(shapes[2], j, x), _between(shapes[3], j, x)
-                    peak = (amplitude[k] * scale[i], tof[k], width, eta, *rates)
+                if target.d_step_low < d[k] < target.d_step_high and amplitude[k] != 0.0:
+                    log_width, eta = _width_and_mixing(
+                        d[k], difc[i], size[i], microstrain[i], broadening
+                    )
+                    j = np.int32(position[k])
+                    x = position[k] - j
+                    at_line = _between(rates[0], j, x), _between(rates[1], j, x)
+                    width = width_scale[i] * math.exp(log_width)
+                    peak = (amplitude[k] * scale[i], tof[k], width, eta, *at_line)
                     add_step(step_out[i], peak, target)
 
 
 @kernel(fastmath=True)
-def _fill_stations(  # type: ignore[no-untyped-def] # pragma: no cover
-    widths, etas, shares, difc, tzero, size, microstrain, width_scale, target, shapes, broadening,
-    nodes, barycentric, mixing, at_nodes,
+def coefficients(  # type: ignore[no-untyped-def] # pragma: no cover
+    out, difc, tzero, size, microstrain, width_scale, target, stations, broadening, nodes,
+    barycentric, members,
 ):  # fmt: skip
-    """Fill W, η and the operators' shares of one sample at stations evenly spread over positions.
+    """Fill the coefficients ``out`` (n, zones, stations, K) of the profiles of each sample.
 
-    All of them vary smoothly with the position, so that lines take them from a table.
+    Lagrange interpolation in ln(W / W nominal) between the ``nodes``, with their ``barycentric``
+    weights, of the coefficients ``members`` (4 · nodes, zones, stations, K): of the Gaussian part,
+    of the Lorentzian part, and of the derivatives of both by ln d, as a sample's calibration puts
+    other d-spacings there than the nominal one. ``stations`` are times of flight in µs, and ln W
+    and d there, nominal, each of shape (zones, stations).
     """
+    tofs, log_widths, nominal_d = stations
     n_nodes = len(nodes)
-    n_source = shapes.shape[1]
-    for station in range(_STATIONS):
-        position = station * (n_source - 1) / (_STATIONS - 1)
-        j = min(int(position), n_source - 2)
-        tof = target.tof_low * math.exp((position - target.pad) * target.source_step)
-        d = (tof - tzero) / difc
-        for _ in range(3):
-            slope = difc + 2.0 * target.difa * d - target.difb / (d * d)
-            d -= (difc * d + target.difa * d * d + target.difb / d + tzero - tof) / slope
-        log_width, eta = _width_and_mixing(d, difc, size, microstrain, broadening)
-        log_width += math.log(width_scale)
-        widths[station] = math.exp(log_width)
-        etas[station] = eta
-        t = log_width - _between(shapes[0], j, position - j)
-        total = 0.0
-        for m in range(n_nodes):
-            gap = t - nodes[m]
-            if abs(gap) < 1e-9:
-                gap = 1e-9
-            at_nodes[m] = barycentric[m] / gap
-            total += barycentric[m] / gap
-        for m in range(n_nodes):
-            weight = at_nodes[m] / total
-            at_nodes[m] = (1.0 - eta) * weight
-            at_nodes[n_nodes + m] = eta * weight
-        for k in range(shares.shape[1]):
-            share = 0.0
-            for m in range(2 * n_nodes):
-                share += at_nodes[m] * mixing[m, k]
-            shares[station, k] = share
+    at_nodes = np.empty(n_nodes, np.float32)
+    for i in range(len(out)):
+        for zone in range(out.shape[1]):
+            for station in range(out.shape[2]):
+                tof = tofs[zone, station]
+                d = (tof - tzero[i]) / difc[i]
+                for _ in range(3):
+                    slope = difc[i] + 2.0 * target.difa * d - target.difb / (d * d)
+                    tof_of_d = difc[i] * d + target.difa * d * d + target.difb / d + tzero[i]
+                    d -= (tof_of_d - tof) / slope
+                log_width, eta = _width_and_mixing(d, difc[i], size[i], microstrain[i], broadening)
+                t = log_width + math.log(width_scale[i]) - log_widths[zone, station]
+                total = 0.0
+                for m in range(n_nodes):
+                    gap = t - nodes[m]
+                    if abs(gap) < 1e-9:
+                        gap = 1e-9
+                    at_nodes[m] = barycentric[m] / gap
+                    total += barycentric[m] / gap
+                stretch = np.float32(d / nominal_d[zone, station] - 1.0)
+                row = out[i, zone, station]
+                row[:] = np.float32(0.0)
+                for m in range(n_nodes):
+                    lorentz = np.float32(eta / total) * at_nodes[m]
+                    gauss = np.float32((1.0 - eta) / total) * at_nodes[m]
+                    for k in range(len(row)):
+                        row[k] += gauss * members[m, zone, station, k]
+                        row[k] += lorentz * members[n_nodes + m, zone, station, k]
+                        row[k] += stretch * gauss * members[2 * n_nodes + m, zone, station, k]
+                        row[k] += stretch * lorentz * members[3 * n_nodes + m, zone, station, k]
 
 
 @kernel(fastmath=True)

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -17,10 +16,10 @@ from bragg_data.crystallography.structure import Phase, displaced, free_coordina
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.instrument.peak_shape import Convention
 from bragg_data.kernels import kernel
-from bragg_data.simulation.deposition import deposit, deposit_varied
+from bragg_data.simulation.deposition import coefficients, deposit, deposit_varied
 from bragg_data.simulation.deposition_tables import Tables, build_tables
 from bragg_data.simulation.peak_response import VERSION as VERSION
-from bragg_data.simulation.peak_response import PeakResponse, WidthInterpolation, WidthOperators
+from bragg_data.simulation.peak_response import PeakResponse, WidthInterpolation, Widths
 from bragg_data.simulation.sample_parameters import (
     SampleParameters,
     checked_samples,
@@ -44,8 +43,7 @@ class Simulator:
 
     Size in µm and microstrain in 1e-6 are the nominal isotropic Lorentzian broadening.
     ``width_range``, of ln(W / W nominal), is prepared for samples with widths of their own, so that
-    operators are built once; left out, the samples of each call decide. They take seconds to build;
-    ``cache`` is a directory for them, of which files can be deleted at any time, or None.
+    their basis of peak shapes is built once; left out, the samples of each call decide.
     """
 
     def __init__(
@@ -58,13 +56,12 @@ class Simulator:
         *,
         convention: Convention = "gsas2",
         width_range: tuple[float, float] | None = None,
-        cache: Path | None = None,
     ) -> None:
         self.phases = tuple(phase.at_angle(instrument.two_theta) for phase in phases)
         self.instrument, self.grid = instrument, grid
         self._warn_of_wavelengths()
         self.response = PeakResponse(instrument, grid, size, microstrain, convention)
-        self._widths = WidthInterpolation(self.response, width_range, cache)
+        self._widths = WidthInterpolation(self.response, width_range)
         self._nominal = nominal_sample(instrument, size, microstrain) | {"width_scale": 1.0}
         self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
 
@@ -88,7 +85,7 @@ class Simulator:
         phase, cells, per_sample = samples
         patterns = np.empty((len(cells), self.grid.points), dtype=np.float32)
         # Displacement factors alone change no peak shape.
-        varied = self._widths.operators(per_sample) if parameters.keys() - {"u_scale"} else None
+        varied = self._widths.widths(per_sample) if parameters.keys() - {"u_scale"} else None
         for code in np.unique(phase).tolist():
             rows = np.flatnonzero(phase == code)
             # Cells of a like shape are neighbours: they share a tight selection of lines.
@@ -100,7 +97,7 @@ class Simulator:
                 order = np.lexsort(shifts[rows].T) if shifts.shape[1] else np.arange(len(rows))
             rows = rows[order]
             # Small batches keep deposits in the cache while operators pass over them.
-            for batch in np.array_split(rows, -(-len(rows) // (32 if varied else 128))):
+            for batch in np.array_split(rows, -(-len(rows) // (64 if varied else 128))):
                 of_batch = {name: value[batch] for name, value in per_sample.items()}
                 displacements = None if shifts is None else shifts[batch]
                 patterns[batch] = self._batch(code, cells[batch], of_batch, varied, displacements)
@@ -130,7 +127,7 @@ class Simulator:
         code: int,
         cells: _Array,
         per_sample: dict[str, _Array],
-        varied: WidthOperators | None,
+        varied: Widths | None,
         shifts: _Array | None,
     ) -> NDArray[np.float32]:
         difc, response = per_sample["difc"], self.response
@@ -143,21 +140,27 @@ class Simulator:
         scale = HISTOGRAM_SCALE * abs(np.sin(np.radians(self.instrument.two_theta / 2)))
         scale = scale / cell_volume(cells)
         metric = self.phases[code].lattice.independent_metric(cells)
-        operators = (response.operator,) if varied is None else varied.operators
-        deposits = np.zeros((len(operators), len(cells), response.n_source), dtype=np.float32)
+        n_source = response.n_source if varied is None else varied.basis.n_source
+        deposits = np.zeros((len(cells), n_source), dtype=np.float32)
+        names = ("difc", "tzero", "size", "microstrain", "width_scale")
         for rows, lines, n_lines in self._lines_of_rows(code, whole, shifts, metric, difc):
             calibrated = (per_sample[name][rows] for name in ("u_scale", "difc", "tzero"))
             common = (patterns[rows], metric[rows], lines, n_lines, *calibrated, scale[rows])
-            of_grid = (response.target, tables)
             if varied is None:
-                deposit(deposits[0, rows], *common, *of_grid, response.shapes)
+                deposit(deposits[rows], *common, response.target, tables, response.shapes)
             else:
-                widths = (per_sample[k][rows] for k in ("size", "microstrain", "width_scale"))
-                shapes = (response.log_shapes, response.broadening)
-                nodes = (varied.nodes, varied.barycentric, varied.mixing)
-                deposit_varied(deposits[:, rows], *common, *widths, *of_grid, *shapes, *nodes)
-        for operator, part in zip(operators, deposits, strict=True):
-            operator.add(part, patterns)
+                widths = (per_sample[name][rows] for name in names[2:])
+                of_grid = (varied.target, tables, varied.rates, response.broadening)
+                deposit_varied(deposits[rows], *common, *widths, *of_grid)
+        if varied is None:
+            response.operator.add(deposits, patterns)
+            return patterns
+        members = varied.basis.members
+        shares = np.empty((len(cells), *members.shape[1:]), dtype=np.float32)
+        of_widths = (varied.target, varied.stations, response.broadening)
+        interpolation = (varied.nodes, varied.barycentric, members)
+        coefficients(shares, *(per_sample[name] for name in names), *of_widths, *interpolation)
+        patterns += varied.basis.convolve(deposits, shares)
         return patterns
 
     def _lines_of_rows(

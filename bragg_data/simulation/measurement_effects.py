@@ -13,7 +13,6 @@ calibration of the instrument has drifted. Training on such draws is known as do
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -57,14 +56,11 @@ class Draws:
 
 
 def simulator_for(
-    campaign: Campaign,
-    phases: Sequence[Phase] | None = None,
-    instrument: Instrument | None = None,
-    cache: Path | None = None,
+    campaign: Campaign, phases: Sequence[Phase] | None = None, instrument: Instrument | None = None
 ) -> Simulator:
     """Return a simulator of a campaign, prepared for the range of widths that is drawn."""
     setup = phases or campaign.phases, instrument or campaign.instrument, *campaign.setup[2:]
-    return Simulator(*setup, width_range=(-0.4, 1.0), cache=cache)
+    return Simulator(*setup, width_range=(-0.4, 1.0))
 
 
 def draw_cells(campaign: Campaign, code: int, count: int, generator: np.random.Generator) -> _Array:

@@ -7,12 +7,8 @@ a peak the matrix is stored in tiles; its far tails are smooth, and go through a
 """
 
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,72 +90,6 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
             near -= weights[low:high, k, None] * far[first[low:high] + k, targets]
         tiles.append((low, point, _spline_coefficients(near).astype(np.float32)))
     return PeakOperator(tuple(tiles), first, weights, far)
-
-
-def independent(
-    operators: Sequence[PeakOperator], tolerance: float
-) -> tuple[NDArray[np.float64], tuple[PeakOperator, ...]]:
-    """Return n operators whose linear combinations these are, and the coefficients.
-
-    The principal components of the near tiles, each source node scaled by its greatest value;
-    singular values below ``tolerance`` times the greatest are left out. The operators are built on
-    one grid with one band; the coefficients have shape (len(operators), n).
-    """
-    gram = np.zeros((len(operators), len(operators)))
-    for tiles in zip(*(o.tiles for o in operators), strict=True):
-        values = np.stack([matrix for _, _, matrix in tiles])
-        values /= np.maximum(np.abs(values).max(axis=(0, 2), keepdims=True), 1e-30)
-        flat = values.reshape(len(operators), -1)
-        gram += flat @ flat.T
-    power, vectors = np.linalg.eigh(gram)
-    mixing = vectors[:, ::-1][:, np.sqrt(np.maximum(power[::-1] / power[-1], 0)) > tolerance]
-
-    def mixed(parts: Sequence[NDArray[np.float32]], weights: NDArray[np.float64]) -> NDArray[Any]:
-        return np.tensordot(weights.astype(np.float32), np.stack(parts), axes=1)
-
-    combined = []
-    for weights in mixing.T:
-        tiles = tuple(
-            (node, point, mixed([o.tiles[k][2] for o in operators], weights))
-            for k, (node, point, _) in enumerate(operators[0].tiles)
-        )
-        far = mixed([o.far for o in operators], weights)
-        combined.append(replace(operators[0], tiles=tiles, far=far))
-    return np.ascontiguousarray(mixing), tuple(combined)
-
-
-def save_operators(
-    path: Path, mixing: NDArray[np.float64], operators: Sequence[PeakOperator]
-) -> None:
-    """Write the result of :func:`independent`, complete or not at all."""
-    first = operators[0]
-    places = np.array([(node, point) for node, point, _ in first.tiles])
-    coarse = {"coarse_first": first.coarse_first, "coarse_weights": first.coarse_weights}
-    arrays = {f"far_{k}": operator.far for k, operator in enumerate(operators)}
-    for k, operator in enumerate(operators):
-        arrays |= {f"tile_{k}_{t}": matrix for t, (*_, matrix) in enumerate(operator.tiles)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, mixing=mixing, places=places, **coarse, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_operators(path: Path) -> tuple[NDArray[np.float64], tuple[PeakOperator, ...]] | None:
-    """Read the file of :func:`save_operators`; None if it is missing or incomplete."""
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            mixing, places = file["mixing"], file["places"].tolist()
-            coarse, operators = (file["coarse_first"], file["coarse_weights"]), []
-            for k in range(mixing.shape[1]):
-                tiles = ((*place, file[f"tile_{k}_{t}"]) for t, place in enumerate(places))
-                operators.append(PeakOperator(tuple(tiles), *coarse, file[f"far_{k}"]))
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
-        return None
-    return mixing, tuple(operators)
 
 
 def _outside(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,18 +1,14 @@
-"""The peak shape of an instrument over a time-of-flight grid, as operators for some widths."""
+"""The peak shape of an instrument over a time-of-flight grid, and what draws it."""
 
-import hashlib
 import warnings
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import erfcx
 
+from bragg_data.arrays import Array
 from bragg_data.instrument import peak_shape as shapes
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid
 from bragg_data.instrument.peak_shape import Convention, PeakShape, mixing, peak_shape
@@ -20,12 +16,14 @@ from bragg_data.simulation import peak_operator
 from bragg_data.simulation.deposition import REACH
 from bragg_data.simulation.deposition_tables import Target
 from bragg_data.simulation.peak_operator import PAD, QUINTIC, PeakOperator
+from bragg_data.simulation.shape_basis import MARGIN, ShapeBasis, build_basis, n_blocks_of, stations
 
 VERSION = "1"
 """Version of the mathematics, part of a data set's identity: it grows when patterns change."""
 
 _NODES = (4, 4)  # widths that operators are built for, and further ones per factor e between them
-_INDEPENDENT = 2e-4  # of a peak: operators that are as near to a mixture of others are left out
+_INDEPENDENT = 1e-4  # of a peak: shapes that come as near to a mixture of others are left out
+_STRETCH = 2e-3  # relative change of d, for the slopes of profiles
 _TOLERANCE = 3e-4  # of a single peak's maximum; sums of peaks come out several times better
 
 
@@ -48,47 +46,41 @@ class PeakResponse:
         self.size, self.microstrain, self.convention = size, microstrain, convention
         self._erfcx = shapes.erfcx_blended if convention == "gsas2" else erfcx
         self._tof = grid.tof
-        self._oversampling, self._band = self._resolution()
+        self.oversampling, self._band = self._resolution()
 
-    def _tof_at(self, position: NDArray[np.float64]) -> NDArray[np.float64]:
+    def tof_at(self, position: Array) -> Array:
+        """Return times of flight in µs at positions, in steps of the grid (any shape)."""
         return np.asarray(self.grid.start * np.exp(self.grid.relative_step * position))
 
-    def d_spacing_at(self, position: NDArray[np.float64]) -> NDArray[np.float64]:
+    def d_spacing_at(self, position: Array) -> Array:
         """Return the d-spacing in ångström at positions, in steps of the grid (any shape)."""
-        return self.instrument.d_spacing_from_tof(self._tof_at(position))
+        return self.instrument.d_spacing_from_tof(self.tof_at(position))
 
-    def shape_at(self, position: NDArray[np.float64]) -> PeakShape:
+    def shape_at(self, position: Array) -> PeakShape:
         """Return the nominal peak shape at positions, in steps of the grid (any shape)."""
         # Beyond the window no peak ever stands: there the shape only has to be smooth.
         d = self.d_spacing_at(np.clip(position, 0, self.grid.points - 1))
         return peak_shape(self.instrument, d, size=self.size, microstrain=self.microstrain)
 
-    def _kernel(self, part: str, width_factor: float = 1.0) -> Callable[..., NDArray[np.float64]]:
-        """Return the exact profile as :data:`~bragg_data.simulation.peak_operator.Kernel`."""
+    def parts(self, offset: Array, rise: Array, decay: Array, width: Array) -> tuple[Array, Array]:
+        """Return the Gaussian and the Lorentzian part in 1/µs; arguments as of gaussian_part."""
+        gauss = shapes.gaussian_part(offset, rise, decay, width, self._erfcx)
+        return gauss, shapes.lorentzian_part(offset, rise, decay, width, self.convention)
 
-        def kernel(position: NDArray[np.float64], points: slice) -> NDArray[np.float64]:
-            offset = self._tof[points] - self._tof_at(position)[:, None]
-            shape = self.shape_at(position)
-            width, eta = (value[:, None] for value in mixing(shape.variance, shape.fwhm))
-            width = width * width_factor
-            rise, decay = shape.rise[:, None], shape.decay[:, None]
-            value = np.zeros(offset.shape)
-            if part != "lorentzian":
-                share = 1 - eta if part == "both" else 1.0
-                value += share * shapes.gaussian_part(offset, rise, decay, width, self._erfcx)
-            if part != "gaussian":
-                share = eta if part == "both" else 1.0
-                value += share * shapes.lorentzian_part(offset, rise, decay, width, self.convention)
-            return value
-
-        return kernel
+    def _kernel(self, position: Array, points: slice) -> Array:
+        """Return the exact profile: a :data:`~bragg_data.simulation.peak_operator.Kernel`."""
+        offset = self._tof[points] - self.tof_at(position)[:, None]
+        shape = self.shape_at(position)
+        width, eta = (value[:, None] for value in mixing(shape.variance, shape.fwhm))
+        gauss, lorentz = self.parts(offset, shape.rise[:, None], shape.decay[:, None], width)
+        return (1 - eta) * gauss + eta * lorentz
 
     def _resolution(self) -> tuple[int, int]:
         """Choose how fine the source grid is and how wide the near field."""
         position = np.linspace(0, self.grid.points - 1, 257)
         shape = self.shape_at(position)
         bad = ~((shape.rise > 0) & (shape.decay > 0))
-        tof, d = self._tof_at(position), self.d_spacing_at(position)
+        tof, d = self.tof_at(position), self.d_spacing_at(position)
         if bad.any():
             raise InstrumentError(
                 f"Bank {self.instrument.bank} gives peaks no decay between {tof[bad].min():.0f} "
@@ -107,22 +99,17 @@ class PeakResponse:
     @property
     def n_source(self) -> int:
         """Nodes of the source grid."""
-        return (self.grid.points - 1) * self._oversampling + 1 + 2 * PAD
+        return (self.grid.points - 1) * self.oversampling + 1 + 2 * PAD
 
     @property
-    def _nodes(self) -> NDArray[np.float64]:
-        return (np.arange(self.n_source) - PAD) / self._oversampling
+    def _nodes(self) -> Array:
+        return (np.arange(self.n_source) - PAD) / self.oversampling
 
     @cached_property
-    def shapes(self) -> NDArray[np.float64]:
+    def shapes(self) -> Array:
         """Full width W (µs), Lorentzian share η, rise and decay (1/µs) at the source nodes."""
         shape = self.shape_at(self._nodes)
         return np.stack([*mixing(shape.variance, shape.fwhm), shape.rise, shape.decay])
-
-    @cached_property
-    def log_shapes(self) -> NDArray[np.float64]:
-        """As :attr:`shapes`, with ln W in place of W."""
-        return np.concatenate([np.log(self.shapes[:1]), self.shapes[1:]])
 
     @cached_property
     def broadening(self) -> tuple[float, ...]:
@@ -148,7 +135,7 @@ class PeakResponse:
             tof_low=self.grid.start,
             tof_high=self.grid.stop,
             grid_step=self.grid.relative_step,
-            source_step=self.grid.relative_step / self._oversampling,
+            source_step=self.grid.relative_step / self.oversampling,
             pad=PAD,
             difa=self.instrument.difa,
             difb=self.instrument.difb,
@@ -159,7 +146,9 @@ class PeakResponse:
     @cached_property
     def operator(self) -> PeakOperator:
         """The operator of the nominal peak; warns if it is good to worse than 3e-4 of a peak."""
-        operator = self.build("both")
+        operator = peak_operator.build_operator(
+            self._kernel, self.grid.points, self.oversampling, self._band
+        )
         error = self.interpolation_error(operator)
         if error > _TOLERANCE:
             warnings.warn(
@@ -170,63 +159,70 @@ class PeakResponse:
             )
         return operator
 
-    def build(self, part: str, width_factor: float = 1.0) -> PeakOperator:
-        """Build an operator: of the ``gaussian`` part, the ``lorentzian`` part or ``both``.
-
-        A part is not weighted with its share of the peak; the factor is on the nominal full width.
-        """
-        kernel = self._kernel(part, width_factor)
-        return peak_operator.build_operator(
-            kernel, self.grid.points, self._oversampling, self._band
-        )
-
     def interpolation_error(self, operator: PeakOperator) -> float:
         """Largest error of the operator for single peaks, relative to each peak's maximum."""
         position = np.random.default_rng(0).uniform(0, self.grid.points - 1, 40)
         deposits = np.zeros((len(position), self.n_source), dtype=np.float32)
-        node = position * self._oversampling + PAD
+        node = position * self.oversampling + PAD
         for row, (x, j) in enumerate(zip(*np.modf(node), strict=True)):
             weights = [QUINTIC(x + 5 - k) for k in range(6)]
             deposits[row, int(j) - 2 : int(j) + 4] = weights
         patterns = np.zeros((len(position), self.grid.points), dtype=np.float32)
         operator.add(deposits, patterns)
-        exact = self._kernel("both")(position, slice(0, self.grid.points))
+        exact = self._kernel(position, slice(0, self.grid.points))
         return float((np.abs(patterns - exact).max(axis=1) / exact.max(axis=1)).max())
 
 
-class WidthOperators(NamedTuple):
-    """Operators of the Gaussian, then the Lorentzian part, at nodes of ln(W / W nominal).
+class Widths(NamedTuple):
+    """A basis of peak shapes, and what the coefficients of a sample's profiles need."""
 
-    They are alike: ``mixing`` (2 * n_nodes, n) expresses each by fewer ``operators``.
-    """
-
-    nodes: NDArray[np.float64]
-    barycentric: NDArray[np.float64]
-    mixing: NDArray[np.float64]
-    operators: tuple[PeakOperator, ...]
+    basis: ShapeBasis
+    nodes: Array  # of ln(W / W nominal), at each of which it has four members
+    barycentric: Array  # weights of the nodes
+    stations: tuple[Array, Array, Array]  # (zones, stations) T in µs, ln W and d, nominal
+    rates: Array  # (2, n_source) rise and decay at the source nodes, 1/µs
+    target: Target  # the source grid
 
 
 class WidthInterpolation:
-    """Builds the operators for a range of widths, which takes seconds, and keeps them.
+    """Builds the basis of peak shapes for a range of widths, which takes half a second.
 
-    The range of ln(W / W nominal) is prepared whatever the samples; None takes their range. The
-    files in the cache, a directory, can be deleted at any time; None for none.
+    The range of ln(W / W nominal) is prepared whatever the samples; None takes their range.
     """
 
-    def __init__(
-        self, response: PeakResponse, width_range: tuple[float, float] | None, cache: Path | None
-    ) -> None:
-        self._response, self._width_range, self._cache = response, width_range, cache
-        self._operators = lru_cache(maxsize=2)(self._build)
+    def __init__(self, response: PeakResponse, width_range: tuple[float, float] | None) -> None:
+        self._response, self._width_range = response, width_range
+        self._widths = lru_cache(maxsize=4)(self._build)
+        self._position = stations(n_blocks_of(response.grid.points))
 
-    def operators(self, samples: Mapping[str, NDArray[np.float64]]) -> WidthOperators:
-        """Return the operators for samples with these parameters, each of shape (n,)."""
-        return self._operators(*self._range(samples))
+    def widths(self, samples: Mapping[str, Array]) -> Widths:
+        """Return the basis for samples with these parameters, each of shape (n,)."""
+        scale = samples["width_scale"]
+        scales = (
+            min(0.9, float(np.floor(scale.min() * 10) / 10)),
+            max(1.1, float(np.ceil(scale.max() * 10) / 10)),
+        )
+        return self._widths(*self._range(samples), *scales)
 
-    def _range(self, samples: Mapping[str, NDArray[np.float64]]) -> tuple[float, float]:
+    def _shape(self, position: Array, stretch: float = 1.0) -> PeakShape:
+        """Return the nominal shape, with d times a factor, also a little beyond the window."""
+        response = self._response
+        inside = response.shape_at(np.linspace(0, response.grid.points - 1, 257))
+        d = response.d_spacing_at(position)
+        shape = peak_shape(
+            response.instrument, stretch * d, size=response.size, microstrain=response.microstrain
+        )
+        return shape._replace(
+            rise=np.maximum(shape.rise, 0.3 * inside.rise.min()),
+            decay=np.maximum(shape.decay, 0.3 * inside.decay.min()),
+        )
+
+    def _range(self, samples: Mapping[str, Array]) -> tuple[float, float]:
         """Range of ln(W / W nominal) over samples and the window, rounded outwards."""
-        d, nominal = self._nominal_widths
-        low, high = np.inf, -np.inf
+        position = self._position.ravel()
+        d, shape = self._response.d_spacing_at(position), self._shape(position)
+        nominal = mixing(shape.variance, shape.fwhm)[0]
+        low, high = self._width_range or (np.inf, -np.inf)
         for difc in (samples["difc"].min(), samples["difc"].max()):
             shape = peak_shape(
                 self._response.instrument.with_parameters(difc=float(difc)),
@@ -237,44 +233,53 @@ class WidthInterpolation:
             variance = np.broadcast_to(shape.variance, shape.fwhm.shape)
             width, _ = mixing(variance, shape.fwhm)
             ratio = np.log(width * samples["width_scale"][:, None] / nominal)
-            low, high = min(low, ratio.min()), max(high, ratio.max())
-        parts = 10
-        if self._width_range:
-            if self._width_range[0] <= low and high <= self._width_range[1]:
-                return self._width_range
-            parts = 2  # coarser, so that what is built for these samples serves the next ones
-        low, high = np.floor((low - 0.01) * parts), np.ceil((high + 0.01) * parts)
-        return float(low / parts), float(high / parts)
+            low, high = min(low, ratio.min() - 0.01), max(high, ratio.max() + 0.01)
+        return float(np.floor(low * 10) / 10), float(np.ceil(high * 10) / 10)
 
-    @cached_property
-    def _nominal_widths(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """d-spacings all over the window, and the nominal widths there in µs."""
+    def _build(self, low: float, high: float, smallest: float, largest: float) -> Widths:
         response = self._response
-        position = np.linspace(0, response.grid.points - 1, 65)
-        return response.d_spacing_at(position), mixing(*response.shape_at(position)[2:])[0]
-
-    def _build(self, low: float, high: float) -> WidthOperators:
         count = _NODES[0] + int(np.ceil(_NODES[1] * (high - low)))
         angle = (2 * np.arange(count) + 1) * np.pi / (2 * count)
         nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle)
         barycentric = np.where(np.arange(count) % 2, -1.0, 1.0) * np.sin(angle)
-        file = None if self._cache is None else self._cache / f"{self._key(low, high)}.npz"
-        cached = None if file is None else peak_operator.load_operators(file)
-        if cached is not None:
-            return WidthOperators(nodes, barycentric, *cached)
-        parts = [name for name in ("gaussian", "lorentzian") for _ in nodes]
-        factors = [float(np.exp(node)) for node in nodes] * 2
-        with ThreadPoolExecutor() as pool:
-            operators = list(pool.map(self._response.build, parts, factors))
-        built = peak_operator.independent(operators, _INDEPENDENT)
-        with suppress(OSError):  # it is built again the next time
-            if file is not None:
-                peak_operator.save_operators(file, *built)
-        return WidthOperators(nodes, barycentric, *built)
+        factors = np.exp(nodes)[:, None, None]
+        relative_step = response.grid.relative_step
 
-    def _key(self, low: float, high: float) -> str:
-        """Return a name for the operators of a range of widths, and all that they depend on."""
-        r = self._response
-        of_response = (VERSION, r.instrument, r.grid, r.size, r.microstrain, r.convention)
-        dependencies = (*of_response, low, high, _NODES, _INDEPENDENT)
-        return hashlib.sha256(repr(dependencies).encode()).hexdigest()[:16]
+        def profiles(position: Array, offsets: Array) -> tuple[Array, Array]:
+            offset = response.tof_at(position)[:, None] * np.expm1(relative_step * offsets)
+            shape = self._shape(position)
+            rise, decay = shape.rise[:, None], shape.decay[:, None]
+            width = factors * mixing(shape.variance, shape.fwhm)[0][:, None]
+            gauss, lorentz = response.parts(offset, rise, decay, width)
+            # The Gaussian width is the instrument's, but for a common scale: what remains is
+            # the Lorentzian one.
+            needed = []
+            for scale in np.linspace(smallest, largest, 3):
+                eta = shapes.share_at_width(
+                    width / (scale * np.sqrt(np.maximum(shape.variance, 1e-10)))[:, None]
+                )
+                needed.append((1 - eta) * gauss + eta * lorentz)
+            # Where another calibration puts another d-spacing, only exponentials change.
+            other = self._shape(position, 1 + _STRETCH)
+            moved = response.parts(offset, other.rise[:, None], other.decay[:, None], width)
+            slopes = [(m - p) / _STRETCH for m, p in zip(moved, (gauss, lorentz), strict=True)]
+            return np.stack(needed), np.concatenate([gauss, lorentz, *slopes])
+
+        shape = self._shape(self._position)
+        width = mixing(shape.variance, shape.fwhm)[0]
+        tof = response.tof_at(self._position)
+        step = tof * relative_step
+        widest = float((width / step).max()) * np.exp(high)
+        tail = float((1 / np.minimum(shape.rise, shape.decay) / step).max())
+        bands = (
+            int(np.ceil(max(2.5 * widest, 4 * min(tail, 12.0), 16.0))),
+            int(np.ceil(max(16 * widest, 6 * min(tail, 64.0), 96.0))),
+        )
+        basis = build_basis(
+            profiles, response.grid.points, response.oversampling, bands, _INDEPENDENT
+        )
+        source = self._shape(np.arange(basis.n_source) / basis.oversampling - MARGIN)
+        target = response.target._replace(pad=MARGIN * basis.oversampling)
+        at_stations = tof, np.log(width), response.d_spacing_at(self._position)
+        rates = np.stack([source.rise, source.decay])
+        return Widths(basis, nodes, barycentric, at_stations, rates, target)

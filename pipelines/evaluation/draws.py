@@ -31,7 +31,7 @@ from bragg_models.predictors import Prediction
 from pipelines.cli.style import SYSTEM_COLORS, UNITS
 from pipelines.cluster.client import gather_with_progress
 from pipelines.evaluation.tables import ResultTable
-from pipelines.prediction.library import INDEX_DIRECTORY, match_library
+from pipelines.prediction.library import match_library
 from pipelines.prediction.workflow import LoadedModel
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
@@ -60,7 +60,7 @@ Start = tuple[int, Array]
 def model_and_simulator(model: RegisteredModel) -> tuple[LoadedModel, Simulator]:
     """Return a registered model, and the simulator of its campaign; the last one is cached."""
     predictor = load_version(model.tracking_uri, model.version)
-    simulator = measurement_effects.simulator_for(predictor.campaign, cache=INDEX_DIRECTORY)
+    simulator = measurement_effects.simulator_for(predictor.campaign)
     return LoadedModel(predictor, model.version, model.tracking_uri), simulator
 
 

@@ -22,7 +22,6 @@ from pipelines.evaluation import draws
 from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.acceptance import assess_acceptance
-from pipelines.prediction.library import INDEX_DIRECTORY
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.simulation.draws import Purpose, random_stream, task_sizes
 
@@ -112,12 +111,12 @@ def _foreign_simulator(
     campaign = loaded.predictor.campaign
     if kind in _FOREIGN_PHASES:
         phases = [phase_on_orthogonal_axes(kind, *_FOREIGN_PHASES[kind])]
-        return simulator_for(campaign, phases, cache=INDEX_DIRECTORY)
+        return simulator_for(campaign, phases)
     if kind == _WRONG_DIFC:
         other_bank = campaign.instrument.with_parameters(difc=0.81 * campaign.instrument.difc)
     elif kind != _OTHER_BANK:
         return simulator
-    return simulator_for(campaign, instrument=other_bank, cache=INDEX_DIRECTORY)
+    return simulator_for(campaign, instrument=other_bank)
 
 
 def _foreign_profiles(

@@ -28,7 +28,7 @@ from pipelines.evaluation.candidates import Candidate, choose_candidates, evalua
 from pipelines.evaluation.names import EQUATION_1, EvaluateError
 from pipelines.evaluation.rejection import find_other_bank, rejection_table
 from pipelines.evaluation.tables import ResultTable
-from pipelines.prediction.library import INDEX_DIRECTORY, PatternLibrary, index_library
+from pipelines.prediction.library import PatternLibrary, index_library
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
 
@@ -166,7 +166,7 @@ class _Validator:
             library = index_library(self.dataset, campaign, progress=True)
             matches = searched = measured.library_matches(library, sets)
             if self.settings.refine:
-                refiner = Refiner(campaign, cache=INDEX_DIRECTORY)
+                refiner = Refiner(campaign)
                 starts: dict[str, Predictor | None] = {measured.FROM_LIBRARY: None}
                 for label, predictor in self.with_intervals.items():
                     starts[f"{label} and {measured.FROM_LIBRARY}"] = predictor

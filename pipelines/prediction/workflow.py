@@ -25,13 +25,7 @@ from catalog import registry
 from pipelines.cli.console import Progress
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import acceptance
-from pipelines.prediction.library import (
-    INDEX_DIRECTORY,
-    PatternLibrary,
-    match_library,
-    match_result,
-    open_library,
-)
+from pipelines.prediction.library import PatternLibrary, match_library, match_result, open_library
 from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase, Refinement
 
 # Suffixes of profiles in a folder; a file that is named may have any.
@@ -73,7 +67,7 @@ class LoadedModel:
     @cached_property
     def refiner(self) -> Refiner:
         """The refiner of the model's campaign."""
-        return Refiner(self.predictor.campaign, cache=INDEX_DIRECTORY)
+        return Refiner(self.predictor.campaign)
 
 
 @dataclass(frozen=True, eq=False)

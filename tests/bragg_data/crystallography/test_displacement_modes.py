@@ -1,7 +1,5 @@
 """Free atomic coordinates: what symmetry allows, and that displaced atoms keep the space group."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -79,9 +77,9 @@ def test_displaced_atoms_keep_the_space_group(campaign: Campaign) -> None:
 
 
 @pytest.mark.slow
-def test_the_simulator_displaces_atoms(campaign: Campaign, indices: Path) -> None:
+def test_the_simulator_displaces_atoms(campaign: Campaign) -> None:
     c = campaign
-    simulator = simulator_for(c, cache=indices)
+    simulator = simulator_for(c)
     cells = np.array([[3.99, 3.99, 4.03, 90, 90, 90]] * 4)
     shifts = np.array([[0.02, 0.01, -0.03], [0, 0, 0], [0.02, 0.01, -0.03], [-0.02, 0, 0]])
     phase = np.full(4, 1)

@@ -364,32 +364,3 @@ def test_lines_carry_the_intensity_of_their_reflections(symbol, free):
 def test_a_cell_of_another_lattice_is_refused(simulator):
     with pytest.raises(CrystalError, match="must equal a"):
         simulator.simulate(np.array([0]), np.array([[4.0, 4.0, 4.1, 90, 90, 90]]))
-
-
-@pytest.mark.slow
-def test_operators_of_varied_widths_are_cached_and_rebuilt(campaign, tmp_path):
-    grid = TofGrid(start=9000.0, relative_step=campaign.grid.relative_step, points=500)
-
-    def pattern(cache, microstrain=1e3):
-        simulator = Simulator(
-            campaign.phases,
-            campaign.instrument,
-            grid,
-            size=1.0,
-            microstrain=microstrain,
-            width_range=(-0.2, 0.2),
-            cache=cache,
-        )
-        cells = np.array([[4.01, 4.01, 4.01, 90, 90, 90]])
-        return simulator.simulate(np.array([0]), cells, size=1.1)
-
-    expected = pattern(None)
-    np.testing.assert_array_equal(pattern(tmp_path / "cache"), expected)
-    (file,) = (tmp_path / "cache").iterdir()
-    np.testing.assert_array_equal(pattern(tmp_path / "cache"), expected)
-    file.write_bytes(file.read_bytes()[:1000])
-    np.testing.assert_array_equal(pattern(tmp_path / "cache"), expected)
-    assert pattern(tmp_path / "cache", 1100.0).shape == expected.shape
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-    (tmp_path / "file").write_text("")
-    np.testing.assert_array_equal(pattern(tmp_path / "file"), expected)

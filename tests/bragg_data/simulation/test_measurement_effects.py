@@ -1,7 +1,5 @@
 """Draws of measurement effects: reproducible, in range, and like measured profiles."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -38,8 +36,8 @@ def campaign() -> Campaign:
 
 
 @pytest.fixture(scope="module")
-def simulator(campaign: Campaign, indices: Path) -> Simulator:
-    return simulator_for(campaign, cache=indices)
+def simulator(campaign: Campaign) -> Simulator:
+    return simulator_for(campaign)
 
 
 def some(campaign: Campaign, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
