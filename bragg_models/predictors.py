@@ -63,6 +63,14 @@ class Prediction:
     def __getitem__(self, rows: slice) -> Prediction:
         return replace(self, **{n: v[rows] for n, v in vars(self).items() if np.ndim(v)})
 
+    def widened(self, errors: Array) -> Prediction:
+        """Return predictions whose intervals hold for lengths with these relative errors, (n,)."""
+        if self.intervals is None:
+            return self
+        intervals = self.intervals.copy()
+        intervals[:, :3] *= 1 + errors[:, None, None] * np.array([-1.0, 1.0])
+        return replace(self, intervals=intervals)
+
 
 @dataclass(frozen=True)
 class Predictor:

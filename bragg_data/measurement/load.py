@@ -72,8 +72,8 @@ class Measurement:
     warnings: list[str]  # what a user has to know, in sentences
     # (points,) Background subtracted, between 0 and 1: the view measured_aligned.
     prepared: Array
-    # Relative, of every length: half a bin where edges and centres are unclear, else 0. It is part
-    # of the calibration's uncertainty, next to which a refinement's may be small.
+    # Relative, of every length: half a bin where edges and centres are unclear, else 0. Predicted
+    # intervals are wider by it; the standard uncertainties of a refinement are not.
     half_bin: float = 0.0
 
 

@@ -309,7 +309,8 @@ def measurement_warnings(
             f"as centres. GSAS-II takes them for lower edges, that is half a bin "
             f"({100 * size:.2g} % of every length) later: if the calibration was refined there "
             f"on such files, give --bin-edges; if these are centres, --bin-centres. Until then "
-            f"half a bin counts as uncertainty of the calibration."
+            f"predicted intervals of lengths hold for both; the standard uncertainties of a "
+            f"refined cell do not."
         )
     coverage = float(gridded.covered.mean())
     if coverage < 0.99:
@@ -340,7 +341,7 @@ def text_of_calibration(calibration: Path) -> str:
 def half_bin(profile: Profile) -> float:
     """Return half a bin as a relative error of every length, where edges and centres are unclear.
 
-    It is part of the calibration's uncertainty; 0 where the file, its kind or the user decides.
+    It is 0 where the file, its kind or the user decides.
     """
     if not (profile.maybe_edges or profile.maybe_centres):
         return 0.0

@@ -108,7 +108,9 @@ class Service:
         measurements = await self._files.run(read)
         prepared = np.stack([m.prepared for m in measurements]).astype(np.float32)
         calibrated = np.array([m.calibration is not None and not m.nominal for m in measurements])
-        results = _results(model, await self._batcher.predict(model, prepared, calibrated))
+        prediction = await self._batcher.predict(model, prepared, calibrated)
+        half_bins = np.array([m.half_bin for m in measurements])
+        results = _results(model, prediction.widened(half_bins))
         named = [
             replace(
                 result,

@@ -194,6 +194,7 @@ def predict_measurements(
     prepared = np.stack([m.prepared for m in measurements])
     calibrated = [m.calibration is not None and not m.nominal for m in measurements]
     prediction = predictor.predict(prepared, calibrated=calibrated)
+    prediction = prediction.widened(np.array([m.half_bin for m in measurements]))
     matches = None
     if library is not None:
         covered = np.stack([m.gridded.covered for m in measurements])

@@ -285,8 +285,8 @@ def _on_centres(block: GsasBlock, times: Array) -> list[str]:
     return [
         f"Mantid lists bin centres. They were read as GSAS-II reads them, as lower bin edges, half "
         f"a bin ({half:.2g} %) later: right with a calibration that was refined in GSAS-II on such "
-        f"files. With any other give --bin-centres. Half a bin counts as uncertainty of the "
-        f"calibration."
+        f"files. With any other give --bin-centres. Until one is given, predicted intervals of "
+        f"lengths hold for both; the standard uncertainties of a refined cell do not."
     ]
 
 

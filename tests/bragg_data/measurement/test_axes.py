@@ -520,7 +520,7 @@ def test_half_a_bin_counts_as_uncertainty_where_it_is_unclear(
     expected = tof[:-1] + np.diff(tof) / 2 if choice else tof
     np.testing.assert_allclose(measurement.profile.tof, expected, rtol=1e-7)
     assert measurement.half_bin == pytest.approx(half, rel=0.01)
-    notes = [text for text in measurement.warnings if "uncertainty of the calibration" in text]
+    notes = [text for text in measurement.warnings if "intervals of lengths hold for both" in text]
     assert len(notes) == (half > 0)
     assert all("half a bin (0.047 % of every length) later" in note for note in notes)
 
@@ -539,7 +539,9 @@ def test_the_centres_of_mantid_in_a_gsas_file_are_unclear(
         reading = Reading(bin_edges=choice)
         (measurement,) = load_measurements(path, campaign, calibration, reading=reading)
         assert measurement.half_bin == pytest.approx(half, rel=0.01)
-        notes = [text for text in measurement.warnings if "uncertainty of the calibration" in text]
+        notes = [
+            text for text in measurement.warnings if "intervals of lengths hold for both" in text
+        ]
         assert len(notes) == (half > 0)
 
 

@@ -83,8 +83,8 @@ def paper_pseudo(small_campaign: Campaign, tmp_path_factory: pytest.TempPathFact
     On a flat background (the second profile) the condition has none.
     """
     x = np.linspace(-1, 1, small_campaign.grid.points)
-    background = np.tile(200 * np.exp(-1.5 * x), (len(TRUTH), 1))
-    background[1] = 200.0
+    background = np.tile(800 * np.exp(-1.5 * x), (len(TRUTH), 1))
+    background[1] = 800.0
     path = tmp_path_factory.mktemp("paper") / "experiment.npz"
     return write_pseudo_experiments(path, small_campaign, background)
 

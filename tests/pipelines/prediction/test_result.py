@@ -187,6 +187,17 @@ def test_an_interval_as_wide_as_the_campaign_is_not_determined(
         json.dumps(document, allow_nan=False)
 
 
+def test_intervals_of_lengths_hold_where_edges_and_centres_are_unclear() -> None:
+    prediction = robust_prediction(0.001)
+    assert prediction.intervals is not None
+    widened = prediction.widened(np.array([5e-4])).intervals
+    assert widened is not None
+    np.testing.assert_allclose(widened[0, 0], [3.989 * (1 - 5e-4), 3.991 * (1 + 5e-4)], rtol=1e-12)
+    np.testing.assert_array_equal(widened[0, 3:], prediction.intervals[0, 3:])
+    without = replace(prediction, intervals=None)
+    assert without.widened(np.array([5e-4])) is without
+
+
 def test_the_unexplained_fraction_is_that_of_the_predicted_phase() -> None:
     prediction = replace(
         robust_prediction(0.001), accepted=np.array([False]), unexplained=np.array([0.62])
