@@ -273,7 +273,7 @@ class WidthInterpolation:
         tail = float((1 / np.minimum(shape.rise, shape.decay) / step).max())
         bands = (
             int(np.ceil(max(2.5 * widest, 4 * min(tail, 12.0), 16.0))),
-            int(np.ceil(max(16 * widest, 6 * min(tail, 64.0), 96.0))),
+            int(np.ceil(max(12 * widest, 6 * min(tail, 64.0), 96.0))),
         )
         basis = build_basis(
             profiles, response.grid.points, response.oversampling, bands, _INDEPENDENT

@@ -9,7 +9,8 @@ with coefficients c that are smooth in u. Reflections are deposited once; the de
 on the source grid, is multiplied by the coefficients, and each φ_k is a convolution: near the peak
 on the source grid, further out on two coarser grids. Each finer level corrects what interpolation
 from the coarser ones gets wrong (a multilevel sum: A. Brandt & A. A. Lubrecht, J. Comput. Phys. 90
-(1990) 348). Blocks of points share their matrices, so that all of it is products of small matrices.
+(1990) 348). Blocks of points share their matrices, so that nearly all of it is products of small
+matrices.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.arrays import Array, Floats32
+from bragg_data.kernels import kernel
 
 BLOCK = 64  # points that are handled together
 MARGIN = 64  # points before the window, as the stencil of the coarsest grid reaches
@@ -80,9 +82,8 @@ class ShapeBasis:
             shares = coefficients[:, zone].transpose(0, 2, 1) @ self.to_nodes[:, first:last]
             products = []
             for stride, level, room in zip(strides, levels, slabs, strict=True):
-                of_nodes = shares[..., ::stride].reshape(n, rank, high - low, -1)
                 slab = room[: high - low]
-                np.multiply(of_nodes.transpose(2, 0, 1, 3), level[low:high, :, None], out=slab)
+                _modulate(level[low:high], shares, stride, slab)
                 products.append(slab.reshape(-1, rank * slab.shape[3]))
             for product, matrix, result in zip(products[:2], matrices, results, strict=True):
                 np.matmul(product, matrix[zone], out=result[low:high].reshape(len(product), -1))
@@ -98,6 +99,24 @@ class ShapeBasis:
         near += _interpolated(middle, self.up[0])
         patterns = near.transpose(1, 0, 2).reshape(n, -1)
         return patterns[:, MARGIN : MARGIN + self.points]
+
+
+@kernel(fastmath=True)
+def _modulate(level, shares, stride, out):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Fill ``out`` (blocks, n, K, size): a level (blocks, n, size) times shares (n, K, nodes)."""
+    blocks, n, rank, size = out.shape
+    for block in range(blocks):
+        for i in range(n):
+            values = level[block, i]
+            for k in range(rank):
+                share = shares[i, k, block * size * stride : (block + 1) * size * stride]
+                row = out[block, i, k]
+                if stride == 1:
+                    for j in range(size):
+                        row[j] = values[j] * share[j]
+                else:
+                    for j in range(size):
+                        row[j] = values[j] * share[j * stride]
 
 
 def build_basis(
