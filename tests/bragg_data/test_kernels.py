@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bragg_data import kernels
 
 INNER = "from bragg_data.kernels import kernel\n@kernel()\ndef inner(x):\n    return {}\n"
@@ -27,6 +29,7 @@ def _printed(packages: Path) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_a_kernel_follows_the_sources_of_those_it_calls(tmp_path: Path) -> None:
     package = tmp_path / "bragg_data"
     package.mkdir()

@@ -14,6 +14,7 @@ from tests.fuzzing.strict_profiles import profiles
 EXAMPLES = {"cif": 60, "irf": 120, "pcr": 80}  # of 200: structures and fits take longer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.filterwarnings("ignore")
 def test_damage_is_not_silent(name: str, tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @needs_real
 @pytest.mark.parametrize("file", FILES)
 def test_widths_on_all_banks_of_real_files(file):
@@ -260,6 +261,7 @@ def irf(nprof: int, **changes: object) -> str:
     return IRF.format(nprof=nprof, **(values | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("two_theta", "difc", "alfbe"),
     [
@@ -307,6 +309,7 @@ TWO_KINDS = {  # Zero, Dtt1; Zerot, Dtt1t, Dtt2t, x-cross, Width; alph0 … beta
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TWO_KINDS)
 def test_epithermal_and_thermal_neutrons_of_fullprof(case):
     window, (zero, dtt1, zerot, dtt1t, dtt2t, cross, sharp), ab, (sig, gam) = TWO_KINDS[case]
@@ -342,6 +345,7 @@ def test_epithermal_and_thermal_neutrons_of_fullprof(case):
     assert_as_stated(bank, width, maximum)
 
 
+@pytest.mark.slow
 def test_exponentials_of_fullprof_with_a_lorentzian_part():
     """GSAS-II's Lorentzian part differs: with the same constants maxima would be 1.3e-3 off."""
     text = irf(

@@ -84,6 +84,7 @@ def test_the_same_bank_in_every_form(text, bank):
     assert read_instrument(i.text) == i
 
 
+@pytest.mark.slow
 def test_the_moderator_and_two_kinds_of_neutrons_in_a_refinement():
     moderator = pcr(npr=13, alph0=0.5).replace("beta1", "kappa").replace("0.009\n", "48.0\n")
     moderator = moderator.replace("    0.04    0.6", "    32.0    2.1")
@@ -104,6 +105,7 @@ def test_the_moderator_and_two_kinds_of_neutrons_in_a_refinement():
     assert np.abs(ours / theirs - 1).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_incomplete_and_repeated_lines():
     """A table with widths of zero, a window without its end, a bank that is named twice."""
     head, lines = HEAD.format(nprof=9), table().splitlines()

@@ -502,6 +502,7 @@ def plot(path: Path) -> Path:
     return nxdata(path, values, {"tof": "us"}, {"signal": "y", "axes": "tof"})
 
 
+@pytest.mark.slow
 def test_a_file_on_which_the_library_hangs_is_refused(tmp_path: Path) -> None:
     """A free part of no size in the heap of texts, which HDF5 1.14 passes over for ever."""
     path = plot(tmp_path / "w.nxs")
@@ -513,6 +514,7 @@ def test_a_file_on_which_the_library_hangs_is_refused(tmp_path: Path) -> None:
         read_nexus_apart(path, None, seconds=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [mantid, plot])
 def test_a_damaged_file_is_refused_in_a_sentence(
     tmp_path: Path, write: Callable[[Path], Path]

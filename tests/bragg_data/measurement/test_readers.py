@@ -256,6 +256,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("damaged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VALID)
 def test_a_damaged_file_is_read_or_refused_in_a_sentence(folder: Path, kind: str) -> None:
     outcomes: Counter[str] = Counter()

@@ -319,6 +319,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutated")
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(content=mutated())
 def test_a_damaged_file_is_read_or_refused(folder: Path, content: bytes) -> None:

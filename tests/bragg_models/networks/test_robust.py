@@ -270,6 +270,7 @@ def test_evaluation_on_new_draws(robust_bench: Bench, predictor: Predictor, tmp_
     assert figure.stat().st_size > 20_000
 
 
+@pytest.mark.training
 def test_models_without_intervals_cannot_be_evaluated_on_draws(
     small_store: Store, trained: Tracking
 ) -> None:

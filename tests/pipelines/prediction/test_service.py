@@ -516,6 +516,7 @@ def test_a_file_is_read_and_prepared_outside_of_the_event_loop(
     assert threads[0] is not threading.main_thread()
 
 
+@pytest.mark.training
 def test_more_than_can_wait_is_refused_with_a_time_to_retry(trained: Tracking) -> None:
     async def main() -> None:
         app = create_app(trained, max_waiting=1)
