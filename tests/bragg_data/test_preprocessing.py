@@ -252,6 +252,7 @@ def test_the_library_match_knows_a_reference_cell_under_noise() -> None:
         assert np.argmax(similarity) == i
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (SHARED / "reference").is_dir(), reason="the pseudo-experiments are not next to the project"
 )

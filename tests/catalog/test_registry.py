@@ -354,6 +354,7 @@ def test_profiles_that_do_not_fit_are_refused(predictor: Predictor) -> None:
         predictor.predict(np.full((1, 800), np.nan))
 
 
+@pytest.mark.slow
 def test_a_watched_run_logs_system_metrics(
     tmp_path: Path, tracking_in: Callable[[Path], Tracking], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_normalised_profile_without_deviations_is_accepted(
     assert measurement.prepared.max() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the measured profiles")
 @pytest.mark.parametrize("folder", ["measured", "real"])
 def test_all_measured_profiles_have_peaks(folder: str) -> None:

@@ -116,6 +116,7 @@ def test_patterns_are_the_simulator_s(
         assert similarity.min() > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_a_wrong_cell_is_refined(
     code: int, paper: Campaign, network: tuple[Guided, Targets]
@@ -162,6 +163,7 @@ def test_cells_far_from_the_proposal_are_refined(
     np.testing.assert_allclose(refined[:, 3:], cells[:, 3:], atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_wrongly_proposed_phase_is_corrected(
     paper: Campaign, network: tuple[Guided, Targets]
 ) -> None:

@@ -85,6 +85,7 @@ def test_unknown_command_is_a_single_sentence_with_near_names(name: str, near: s
     assert near in refused.stderr
 
 
+@pytest.mark.slow
 def test_command_gets_its_arguments_and_returns_its_exit_code(tmp_path: Path) -> None:
     refused = bragg("compare-simulators", "--png", str(tmp_path / "missing" / "x.png"))
     assert refused.returncode == 2

@@ -329,6 +329,7 @@ def test_a_campaign(report: Report, command: Command, tmp_path: Path) -> None:
 # ---- the terminal ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_table_of_many_banks(command: Command, tmp_path: Path) -> None:
     rise = (0.3, 0.2, 0.03, 0.007, 4.0, 60.0, 2.0, *[0.0] * 5)  # has to be fitted
     difc = [records(n, 1, rise).replace(f"{5000.25 * n:10.2f}", "   3000.25") for n in range(1, 3)]
