@@ -64,7 +64,7 @@ class Prediction:
         return replace(self, **{n: v[rows] for n, v in vars(self).items() if np.ndim(v)})
 
     def widened(self, errors: Array) -> Prediction:
-        """Return predictions whose intervals hold for lengths with these relative errors, (n,)."""
+        """Return predictions with intervals that allow for relative errors of lengths, (n,)."""
         if self.intervals is None:
             return self
         intervals = self.intervals.copy()

@@ -131,7 +131,7 @@ def _several(profiles: Sequence[Profile]) -> str:
 
 
 def profiles_at_angle(profiles: Sequence[Profile], two_theta: float) -> list[Profile]:
-    """Return the profiles whose headers state an angle within 2° of the given one."""
+    """Return the profiles whose headers state an angle within 2° of this."""
     return [p for p in profiles if p.two_theta is not None and abs(p.two_theta - two_theta) < 2.0]
 
 

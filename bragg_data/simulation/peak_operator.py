@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 from scipy.linalg import solve_banded
 
+from bragg_data.arrays import Array, Indices
 from bragg_data.kernels import kernel
 
-Kernel = Callable[[NDArray[np.float64], slice], NDArray[np.float64]]
+Kernel = Callable[[Array, slice], Array]
 """From grid positions (in steps of the pattern's grid, shape (m,)) and a range of the pattern's
 points to the profile of a peak at each position, shape (m, number of points), in 1/µs."""
 
@@ -78,7 +79,7 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
         rows = slice(begin, begin + 64)
         distance = np.abs(coarse[rows, None] - np.arange(points))
         peaks = kernel(coarse[rows].astype(np.float64), slice(0, points))
-        far[rows] = _outside(distance / band) * peaks
+        far[rows] = outside(distance / band, 1.0) * peaks
     tiles = []
     margin = band + math.ceil(PAD / oversampling)
     for point in range(0, points, _TILE):
@@ -88,32 +89,36 @@ def build_operator(kernel: Kernel, points: int, oversampling: int, band: int) ->
         near = kernel(position[low:high], targets)
         for k in range(_TAPS):
             near -= weights[low:high, k, None] * far[first[low:high] + k, targets]
-        tiles.append((low, point, _spline_coefficients(near).astype(np.float32)))
+        tiles.append((low, point, spline_coefficients(near).astype(np.float32)))
     return PeakOperator(tuple(tiles), first, weights, far)
 
 
-def _outside(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0 up to x = 1/4, 1 from x = 1, smooth between: the share of a peak that is far field."""
-    z = np.clip((x - 0.25) / 0.75, 0.0, 1.0)
+def outside(x: Array, end: float) -> Array:
+    """Return the share of a peak that a coarser grid takes: 0 up to x = 1/4, 1 from the end on."""
+    z = np.clip((x - 0.25) / (end - 0.25), 0.0, 1.0)
     return np.asarray(z**4 * (35 + z * (-84 + z * (70 - 20 * z))))
 
 
 def _lagrange(
-    position: NDArray[np.float64], start: float, spacing: float
+    position: Array, start: float, spacing: float
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     x = (position - start) / spacing
     first = np.floor(x).astype(np.int32) - 2
-    t = x - first
-    nodes = np.arange(_TAPS)
-    weights = np.ones((len(position), _TAPS))
-    for k in nodes:
-        for m in nodes[nodes != k]:
-            weights[:, k] *= (t - m) / (k - m)
-    return first, weights.astype(np.float32)
+    return first, lagrange_polynomials(x - first, np.arange(_TAPS)).astype(np.float32)
 
 
-def _spline_coefficients(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quintic B-spline coefficients of values on consecutive nodes (zero beyond), along axis 0."""
+def lagrange_polynomials(x: Array, nodes: Indices | Array) -> Array:
+    """Return the Lagrange polynomials of some nodes at x (n,), shape (n, nodes)."""
+    weights = np.ones((len(x), len(nodes)))
+    for k in range(len(nodes)):
+        for m in range(len(nodes)):
+            if m != k:
+                weights[:, k] *= (x - nodes[m]) / (nodes[k] - nodes[m])
+    return weights
+
+
+def spline_coefficients(values: Array) -> Array:
+    """Return quintic B-spline coefficients of values at nodes (zero beyond), along axis 0."""
     centre, next_, second = (float(QUINTIC(3.0 + k)) for k in range(3))
     bands = np.tile(np.array([second, next_, centre, next_, second])[:, None], (1, len(values)))
     return np.asarray(solve_banded((2, 2), bands, values))

@@ -194,6 +194,11 @@ class WidthInterpolation:
         self._response, self._width_range = response, width_range
         self._widths = lru_cache(maxsize=4)(self._build)
         self._position = stations(n_blocks_of(response.grid.points))
+        inside = response.shape_at(np.linspace(0, response.grid.points - 1, 257))
+        self._least = 0.3 * inside.rise.min(), 0.3 * inside.decay.min()
+        self._d = response.d_spacing_at(self._position)
+        shape = self._shape(self._position)
+        self._log_width = np.log(mixing(shape.variance, shape.fwhm)[0])
 
     def widths(self, samples: Mapping[str, Array]) -> Widths:
         """Return the basis for samples with these parameters, each of shape (n,)."""
@@ -207,22 +212,19 @@ class WidthInterpolation:
     def _shape(self, position: Array, stretch: float = 1.0) -> PeakShape:
         """Return the nominal shape, with d times a factor, also a little beyond the window."""
         response = self._response
-        inside = response.shape_at(np.linspace(0, response.grid.points - 1, 257))
         d = response.d_spacing_at(position)
         shape = peak_shape(
             response.instrument, stretch * d, size=response.size, microstrain=response.microstrain
         )
         return shape._replace(
-            rise=np.maximum(shape.rise, 0.3 * inside.rise.min()),
-            decay=np.maximum(shape.decay, 0.3 * inside.decay.min()),
+            rise=np.maximum(shape.rise, self._least[0]),
+            decay=np.maximum(shape.decay, self._least[1]),
         )
 
     def _range(self, samples: Mapping[str, Array]) -> tuple[float, float]:
         """Range of ln(W / W nominal) over samples and the window, rounded outwards."""
-        position = self._position.ravel()
-        d, shape = self._response.d_spacing_at(position), self._shape(position)
-        nominal = mixing(shape.variance, shape.fwhm)[0]
-        low, high = self._width_range or (np.inf, -np.inf)
+        d, nominal = self._d.ravel(), self._log_width.ravel()
+        low, high = np.inf, -np.inf
         for difc in (samples["difc"].min(), samples["difc"].max()):
             shape = peak_shape(
                 self._response.instrument.with_parameters(difc=float(difc)),
@@ -232,9 +234,15 @@ class WidthInterpolation:
             )
             variance = np.broadcast_to(shape.variance, shape.fwhm.shape)
             width, _ = mixing(variance, shape.fwhm)
-            ratio = np.log(width * samples["width_scale"][:, None] / nominal)
-            low, high = min(low, ratio.min() - 0.01), max(high, ratio.max() + 0.01)
-        return float(np.floor(low * 10) / 10), float(np.ceil(high * 10) / 10)
+            ratio = np.log(width * samples["width_scale"][:, None]) - nominal
+            low, high = min(low, ratio.min()), max(high, ratio.max())
+        parts = 10
+        if self._width_range:
+            if self._width_range[0] <= low and high <= self._width_range[1]:
+                return self._width_range
+            parts = 2  # coarser, so that what is built for these samples serves the next ones
+        low, high = np.floor((low - 0.01) * parts), np.ceil((high + 0.01) * parts)
+        return float(low / parts), float(high / parts)
 
     def _build(self, low: float, high: float, smallest: float, largest: float) -> Widths:
         response = self._response
@@ -266,13 +274,12 @@ class WidthInterpolation:
             return np.stack(needed), np.concatenate([gauss, lorentz, *slopes])
 
         shape = self._shape(self._position)
-        width = mixing(shape.variance, shape.fwhm)[0]
         tof = response.tof_at(self._position)
         step = tof * relative_step
-        widest = float((width / step).max()) * np.exp(high)
+        widest = float((np.exp(self._log_width) / step).max()) * np.exp(high)
         tail = float((1 / np.minimum(shape.rise, shape.decay) / step).max())
         bands = (
-            int(np.ceil(max(2.5 * widest, 4 * min(tail, 12.0), 16.0))),
+            int(np.ceil(max(3 * widest, 4 * min(tail, 12.0), 16.0))),
             int(np.ceil(max(12 * widest, 6 * min(tail, 64.0), 96.0))),
         )
         basis = build_basis(
@@ -280,6 +287,6 @@ class WidthInterpolation:
         )
         source = self._shape(np.arange(basis.n_source) / basis.oversampling - MARGIN)
         target = response.target._replace(pad=MARGIN * basis.oversampling)
-        at_stations = tof, np.log(width), response.d_spacing_at(self._position)
+        at_stations = tof, self._log_width, self._d
         rates = np.stack([source.rise, source.decay])
         return Widths(basis, nodes, barycentric, at_stations, rates, target)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from bragg_data.arrays import Array, Floats32
 from bragg_data.kernels import kernel
+from bragg_data.simulation.peak_operator import lagrange_polynomials, outside, spline_coefficients
 
 BLOCK = 64  # points that are handled together
 MARGIN = 64  # points before the window, as the stencil of the coarsest grid reaches
@@ -44,7 +45,6 @@ class ShapeBasis:
 
     oversampling: int
     points: int
-    n_blocks: int
     members: Floats32  # (members, zones, stations, K) their coefficients
     to_nodes: Floats32  # (stations, nodes of a zone) polynomials
     near: Floats32  # (zones, K · BLOCK · oversampling, BLOCK + 2 · reach)
@@ -56,14 +56,14 @@ class ShapeBasis:
     @property
     def n_source(self) -> int:
         """Nodes of the source grid."""
-        return self.n_blocks * BLOCK * self.oversampling
+        return n_blocks_of(self.points) * BLOCK * self.oversampling
 
     def convolve(self, deposits: Floats32, coefficients: Floats32) -> Floats32:
         """Return the patterns (n, points) of deposits, (n, n_source) coefficients of B-splines.
 
         ``coefficients`` (n, zones, stations, K) are those of each sample's profiles.
         """
-        n, rank, blocks = len(deposits), coefficients.shape[-1], self.n_blocks
+        n, rank, blocks = len(deposits), coefficients.shape[-1], n_blocks_of(self.points)
         # Blocks first: those of a zone are the rows of a product, in one piece of memory.
         levels = [_impulses(deposits, self.oversampling)]
         for matrix in self.down:
@@ -146,8 +146,8 @@ def build_basis(
     near, middle, far = [], [], []
     for _, _, shapes in of_zones:
         exact, on_middle, on_far = np.split(shapes[:rank], bounds, axis=1)
-        on_far = on_far * _outside(np.abs(on_2 * s2) / bands[1])
-        beyond = on_middle * _outside(np.abs(on_1 * s1) / bands[0])
+        on_far = on_far * outside(np.abs(on_2 * s2) / bands[1], 0.75)
+        beyond = on_middle * outside(np.abs(on_1 * s1) / bands[0], 0.75)
         near.append(_level(exact, beyond, (s1 * oversampling, s1), BLOCK, bands[0]))
         middle.append(_level(beyond, on_far, (s2 // s1, s2 // s1), BLOCK // s1, reach))
         far.append(on_far)
@@ -155,9 +155,8 @@ def build_basis(
     return ShapeBasis(
         oversampling=oversampling,
         points=points,
-        n_blocks=n_blocks,
         members=coefficients.astype(np.float32),
-        to_nodes=_polynomials(nodes, stations(1)[0] + MARGIN).T.astype(np.float32),
+        to_nodes=lagrange_polynomials(nodes, stations(1)[0] + MARGIN).T.astype(np.float32),
         near=np.stack(near).astype(np.float32),
         middle=np.stack(middle).astype(np.float32),
         far=np.stack(far).astype(np.float32),
@@ -218,31 +217,15 @@ def _level(exact: Array, coarse: Array, ratios: tuple[int, int], block: int, rea
 def _between(nodes: int, ratio: int) -> Floats32:
     """Return the weights (nodes, nodes / ratio + 5) of a block's nodes on the coarser grid."""
     weights = np.zeros((nodes, nodes // ratio + _TAPS - 1))
+    node, of_cell = np.arange(nodes), _lagrange(ratio)
     for tap in range(_TAPS):
-        node = np.arange(nodes)
-        weights[node, node // ratio + tap] = _lagrange(ratio)[node % ratio, tap]
+        weights[node, node // ratio + tap] = of_cell[node % ratio, tap]
     return weights.astype(np.float32)
 
 
 def _lagrange(ratio: int) -> Array:
     """Return the weights (ratio, 6) of coarse nodes, cell − 2 … cell + 3, for nodes of a cell."""
-    return _polynomials(2 + np.arange(ratio) / ratio, np.arange(_TAPS).astype(np.float64))
-
-
-def _polynomials(x: Array, nodes: Array) -> Array:
-    """Return the Lagrange polynomials (n, nodes) at x (n,)."""
-    weights = np.ones((len(x), len(nodes)))
-    for k in range(len(nodes)):
-        for m in range(len(nodes)):
-            if m != k:
-                weights[:, k] *= (x - nodes[m]) / (nodes[k] - nodes[m])
-    return weights
-
-
-def _outside(x: Array) -> Array:
-    """0 up to x = 1/4, 1 from x = 3/4, smooth between: the share that a coarser level takes."""
-    z = np.clip((x - 0.25) / 0.5, 0.0, 1.0)
-    return np.asarray(z**4 * (35 + z * (-84 + z * (70 - 20 * z))))
+    return lagrange_polynomials(2 + np.arange(ratio) / ratio, np.arange(_TAPS))
 
 
 def _overlapped(parts: Floats32, beyond: int, before: int) -> Floats32:
@@ -270,23 +253,9 @@ def _interpolated(coarse: Floats32, matrix: Floats32) -> Floats32:
     return np.asarray(np.ascontiguousarray(windows) @ matrix)
 
 
-def _inverse_filter() -> Floats32:
-    """Return the matrix (BLOCK + 2 · _RING, BLOCK) from spline coefficients to impulses.
-
-    The inverse of the quintic B-spline's filter: M. Unser, A. Aldroubi & M. Eden, IEEE Trans.
-    Signal Process. 41 (1993) 834.
-    """
-    wide = 16 * _RING
-    z = 2 * np.pi * np.fft.rfftfreq(wide)
-    response = np.fft.irfft(120 / (66 + 52 * np.cos(z) + 2 * np.cos(2 * z)), wide)
-    matrix = np.zeros((BLOCK + 2 * _RING, BLOCK))
-    for j in range(BLOCK):
-        for k in range(-_RING, _RING + 1):
-            matrix[j + _RING + k, j] = response[k % wide]
-    return matrix.astype(np.float32)
-
-
-_INVERSE = _inverse_filter()
+# From spline coefficients (BLOCK + 2 · _RING) to the impulses of a block: the inverse of the
+# quintic B-spline's filter is symmetric.
+_INVERSE = spline_coefficients(np.eye(BLOCK + 2 * _RING))[:, _RING:-_RING].astype(np.float32)
 
 
 def _impulses(deposits: Floats32, oversampling: int) -> Floats32:

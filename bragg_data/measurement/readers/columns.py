@@ -112,7 +112,7 @@ def _doubts_of_rows(comments: Sequence[str], width: int) -> list[str]:
 def _doubts_of_names(
     comments: Sequence[str], strange: list[str] | None, index: Mapping[str, int], width: int
 ) -> list[str]:
-    """Warn of columns whose meaning was guessed, or not read; names without meaning are strange."""
+    """Warn of columns whose meaning is inferred, or not read; strange names have none."""
     if {"sigma", "weight"} <= index.keys():
         return ["Columns are named as standard deviation and as weight: the former is used."]
     if strange and not {"sigma", "weight"} & index.keys():
