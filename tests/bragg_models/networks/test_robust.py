@@ -137,7 +137,11 @@ def test_rows_do_not_depend_on_each_other(
 ) -> None:
     some = predictor.predict(draws[0][5:8])
     part = prediction[5:8]
-    np.testing.assert_allclose(some.cells, part.cells, rtol=1e-5)
+    # Products of other shapes round otherwise, so a search may end elsewhere within the noise.
+    half_width = np.ptp(part.intervals, axis=-1) / 2
+    free = np.isfinite(half_width)
+    np.testing.assert_allclose(some.cells, part.cells, rtol=1e-4)
+    assert np.all(np.abs(some.cells - part.cells)[free] <= 0.1 * half_width[free])
     np.testing.assert_allclose(some.probabilities, part.probabilities, atol=1e-3)
 
 
