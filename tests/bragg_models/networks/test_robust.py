@@ -142,7 +142,7 @@ def test_rows_do_not_depend_on_each_other(
     free = np.isfinite(half_width)
     np.testing.assert_allclose(some.cells, part.cells, rtol=1e-4)
     assert np.all(np.abs(some.cells - part.cells)[free] <= 0.1 * half_width[free])
-    np.testing.assert_allclose(some.probabilities, part.probabilities, atol=1e-3)
+    np.testing.assert_allclose(some.probabilities, part.probabilities, atol=5e-3)
 
 
 def test_clean_patterns_are_explained(predictor: Predictor, robust_bench: Bench) -> None:
