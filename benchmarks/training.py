@@ -1,32 +1,22 @@
-"""Measure training on the store against the same loop fed from tensors in memory, and its memory.
+"""Measure training on the store against the same loop fed from tensors in memory.
 
-python benchmarks/training.py throughput [--samples 60000] [--rounds 5]
-python benchmarks/training.py memory [--samples 209119] [--directory /tmp]
+python benchmarks/training.py [--samples 60000] [--rounds 5]
 """
 
 import tempfile
-import threading
 import time
 from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-import icechunk
 import numpy as np
-import psutil
 import torch
 import typer
-import xarray as xr
-import zarr
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from bragg_data.preprocessing import preprocessing
-from bragg_data.store.block_writer import COMPRESSOR
 from bragg_data.store.repository import DEFAULT_URI, open_snapshot
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data import batches
@@ -38,10 +28,6 @@ from bragg_models.training import fit as training
 from bragg_models.training.fit import fit
 from bragg_models.training.inference import Samples
 from bragg_models.training.settings import Criteria, FitSettings, TrainingData
-
-app = typer.Typer(add_completion=False)
-
-DataTag = Annotated[str, typer.Option(help="Of the data set.")]
 
 
 class Perceptron(nn.Module):
@@ -83,9 +69,8 @@ def from_memory(
 training.shuffled = from_memory
 
 
-@app.command()
-def throughput(
-    data: DataTag = "batio3-nomad-v1",
+def main(
+    data: Annotated[str, typer.Option(help="Tag of the data set.")] = "batio3-nomad-v1",
     store: Annotated[str, typer.Option(help="Path of the store.")] = DEFAULT_URI,
     samples: Annotated[int, typer.Option(min=1, help="The first ones of the data set.")] = 60_000,
     multitask_samples: Annotated[int, typer.Option(help="In its epoch, as it is slow.")] = 10_000,
@@ -139,104 +124,5 @@ def throughput(
     Console(width=100).print(table)
 
 
-def anonymous() -> int:
-    """Anonymous memory of this process, in bytes."""
-    memory = psutil.Process().memory_info()
-    return memory.rss - memory.shared
-
-
-def train_once(
-    store: str, group: str, rows: int, source: str, directory: str, tag: str, uri: str
-) -> tuple[int, int, float]:
-    """Train for one epoch, and validate; return anonymous bytes before, at most, and seconds."""
-    origin = open_snapshot(tag, uri)
-    campaign, labels = campaign_of(origin), samples_of(origin)
-    repository = icechunk.Repository.open(icechunk.local_filesystem_storage(store))
-    opened = xr.open_zarr(
-        repository.readonly_session("main").store, group=group, consolidated=False, chunks=None
-    )
-    turns = np.arange(rows) % len(labels.phase)
-    phase, cells = labels.phase[turns], labels.cells[turns]
-    targets = targets_of(campaign.phases, phase, cells)
-    chosen = np.random.default_rng(0).random(rows) < 0.95
-    torch.manual_seed(0)
-    # A narrow one: the reading sets the pace.
-    network = Perceptron(opened.sizes["tof"], len(targets.names), len(targets.parameters), 32)
-    before = most = anonymous()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.02):
-            most = max(most, anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.perf_counter()
-    try:
-        profiles = profiles_of(opened, preprocessing("profile_minmax@1").function)
-        if source == "cache":
-            profiles = cached(profiles, Path(directory), f"{group} {rows}")
-        task = Samples(profiles, phase, cells)
-        data = TrainingData(targets, task, chosen, ~chosen)
-        list(fit(network, data, FitSettings(1, 512), seed=0))
-    finally:
-        done.set()
-        watcher.join()
-    return before, most, time.perf_counter() - began
-
-
-def write_copies(dataset: xr.Dataset, path: Path, group: str, rows: int) -> None:
-    """Write the profiles repeatedly, until there are `rows`, in the campaign's chunks."""
-    storage = icechunk.local_filesystem_storage(str(path))
-    repository = icechunk.Repository.open_or_create(storage)
-    session = repository.writable_session("main")
-    profiles = profiles_of(dataset, lambda values: values)
-    chunk, points = profiles.rows_per_chunk, dataset.sizes["tof"]
-    layout = {"shape": (rows, points), "chunks": (chunk, points), "dtype": "float32"}
-    array = zarr.open_group(session.store, mode="a").create_array(
-        f"{group}/intensity", compressors=COMPRESSOR, dimension_names=("sample", "tof"), **layout
-    )
-    whole = len(profiles) // chunk * chunk  # chunks stay whole in every turn
-    chosen = np.arange(len(profiles)) < whole
-    low = 0
-    while low < rows:
-        with closing(in_order(profiles, chosen)) as whole_chunks:
-            for batch in whole_chunks:
-                some = batch.profiles[: rows - low]
-                array[low : low + len(some)] = some
-                low += len(some)
-                if low >= rows:
-                    break
-    session.commit(f"{rows} profiles")
-
-
-@app.command()
-def memory(
-    data: DataTag = "batio3-nomad-v1",
-    store: Annotated[str, typer.Option(help="Path of the store.")] = DEFAULT_URI,
-    samples: Annotated[int, typer.Option(min=1, help="Of the smaller data set.")] = 209_119,
-    source: Annotated[str, typer.Option(help="store or cache.")] = "store",
-    times: Annotated[int, typer.Option(min=1, help="How much larger the other is.")] = 5,
-    directory: Annotated[Path, typer.Option(help="For both, and their caches.")] = Path("/tmp"),
-) -> None:
-    """Train an epoch on a data set and on one several times as large: their anonymous memory."""
-    dataset = open_snapshot(data, store)
-    table = Table(title=f"Anonymous memory of training from the {source}, MiB")
-    for column in ("samples", "before", "at most", "for training", "seconds"):
-        table.add_column(column, justify="right")
-    with tempfile.TemporaryDirectory(dir=directory) as temporary:
-        copies = Path(temporary) / "store"
-        for rows in (samples, samples * times):
-            write_copies(dataset, copies, f"of-{rows}", rows)
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                before, most, seconds = pool.submit(
-                    train_once, str(copies), f"of-{rows}", rows, source, temporary, data, store
-                ).result()
-            mib = [f"{value / 2**20:,.0f}" for value in (before, most, most - before)]
-            table.add_row(f"{rows:,}", *mib, f"{seconds:.0f}")
-    Console(width=100).print(table)
-
-
 if __name__ == "__main__":
-    app()
+    typer.run(main)
