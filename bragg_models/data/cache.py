@@ -60,12 +60,12 @@ def cached(
     except OSError as error:
         raise CacheError(
             f"Profiles cannot be cached in {directory}: {error.strerror or error}. Choose another "
-            f"directory, or train without a cache."
+            f"directory, or go without a cache."
         ) from error
     if values is None:
         raise CacheError(
             f"The cache {path} was written, but reads otherwise: its disk cannot be trusted. "
-            f"Choose another directory, or train without a cache."
+            f"Choose another directory, or go without a cache."
         )
     intensity = xr.DataArray(values, dims=profiles.intensity.dims)
     return Profiles(intensity, profiles.rows_per_chunk, lambda ready: ready, values)
@@ -113,7 +113,7 @@ def _build(
                     raise CacheError(
                         f"A cache of {size / 1e9:.1f} GB does not fit on the disk of "
                         f"{path.parent}, which has {free / 1e9:.1f} GB free. Choose another "
-                        f"directory, or train without a cache."
+                        f"directory, or go without a cache."
                     )
                 header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 from sklearn.utils.extmath import randomized_svd
-from threadpoolctl import threadpool_limits
 
 from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Integers, Mask
-from bragg_data.kernels import kernel
 from bragg_data.preprocessing import sqrt_unit
 from bragg_models.data.batches import in_order, profiles_of
 from bragg_models.library.search import LibraryError, check_shape
 
 COMPONENTS = 256  # principal components of the compressed vectors
+CANDIDATES = 24  # patterns per query whose correlation is computed in full, at first
+_QUERIES = 256  # at a time: with 170,000 patterns their bounds are 170 MB
 _SUBSAMPLE = 6000  # patterns from which the components are computed
 _BLOCK = 8192  # patterns that are compressed at a time
 _SLACK = 2e-6  # rounding of the bounds, in single precision
@@ -31,19 +31,6 @@ class Neighbours(NamedTuple):
     row: Indices  # (q, k), in the data set
     correlation: Array  # (q, k), at most 1
     proven: Mask  # (q,): no other pattern can be nearer than the last of the k
-
-
-@dataclass(frozen=True)
-class NearestSettings:
-    """How a library is searched."""
-
-    # Patterns per query whose correlation is computed in full, at first. With fewer, fewer results
-    # are proven at once; more take longer.
-    candidates: int = 24
-    widening: int = 8  # factor on the candidates where the result is not proven by the first ones
-    queries: int = 512  # size of a block of products: 512 by 8192 are 16 MiB
-    tile: int = 8192
-    workers: int = 2  # threads
 
 
 # faiss would need all full vectors in memory (1.9 GB for 170,000 patterns), or, compressed, could
@@ -116,11 +103,12 @@ class CompressedLibrary:
         return replace(self, rows=rows, compressed=compressed, position=self.position[part])
 
     def nearest(
-        self, profiles: AnyFloats, k: int = 1, settings: NearestSettings = NearestSettings()
+        self, profiles: AnyFloats, k: int = 1, *, candidates: int = CANDIDATES, widening: int = 8
     ) -> Neighbours:
         """Return the k patterns that correlate best with each of some profiles (q, points).
 
-        These are on the library's grid, without background, not yet square-rooted. Raises
+        These are on the library's grid, without background, not yet square-rooted. Where the result
+        is not proven by the first ``candidates``, ``widening`` times as many are compared. Raises
         `LibraryError` if the profiles have another length, or the library has fewer than k
         patterns, and `bragg_data.preprocessing.PreprocessingError` if a profile has no positive
         value.
@@ -131,39 +119,30 @@ class CompressedLibrary:
                 f"The library has {len(self.rows)} patterns, fewer than the {k} asked for."
             )
         queries = np.ascontiguousarray(sqrt_unit(profiles), dtype=np.float32)
-        size = settings.queries
-        blocks = [queries[low : low + size] for low in range(0, len(queries), size)]
-        # One thread of linear algebra per worker: more would only wait for each other.
-        with (
-            threadpool_limits(limits=1, user_api="blas"),
-            ThreadPoolExecutor(settings.workers) as pool,
-        ):
-            parts = list(pool.map(lambda block: self._proven(block, k, settings), blocks))
+        count = max(candidates, k)
+        parts = []
+        for low in range(0, len(queries), _QUERIES):
+            block = queries[low : low + _QUERIES]
+            neighbours = self._nearest(block, k, count)
+            if len(doubtful := np.flatnonzero(~neighbours.proven)):
+                improved = self._nearest(block[doubtful], k, widening * count)
+                for values, new_values in zip(neighbours, improved, strict=True):
+                    values[doubtful] = new_values
+            parts.append(neighbours)
         return Neighbours(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def _proven(self, queries: Floats32, k: int, settings: NearestSettings) -> Neighbours:
-        count = min(max(settings.candidates, k), len(self.rows))
-        neighbours = self._nearest(queries, k, count, settings.tile)
-        doubtful = np.flatnonzero(~neighbours.proven)
-        if len(doubtful):
-            more = min(settings.widening * count, len(self.rows))
-            improved = self._nearest(queries[doubtful], k, more, settings.tile)
-            for values, new_values in zip(neighbours, improved, strict=True):
-                values[doubtful] = new_values
-        return neighbours
-
-    def _nearest(self, queries: Floats32, k: int, count: int, tile: int) -> Neighbours:
-        bounds = np.full((len(queries), count), -np.inf, dtype=np.float32)
-        chosen = np.zeros((len(queries), count), dtype=np.int64)
-        compressed = compress(queries, self.basis)
-        for low in range(0, len(self.rows), tile):
-            _keep_largest(compressed @ self.compressed[low : low + tile].T, low, bounds, chosen)
-        squared = _squared_distances(queries, self.full, self.position[chosen])
+    def _nearest(self, queries: Floats32, k: int, count: int) -> Neighbours:
+        count = min(count, len(self.rows))
+        bounds = torch.from_numpy(compress(queries, self.basis) @ self.compressed.T)
+        largest, indices = bounds.topk(count, dim=1)
+        chosen = np.sort(indices.numpy(), axis=1)  # of equal ones the first is the nearest
+        squared = np.empty(chosen.shape)
+        for query, position, result in zip(queries, self.position[chosen], squared, strict=True):
+            np.square(self.full[position] - query).sum(axis=1, out=result)
         order = np.argsort(squared, axis=1, kind="stable")[:, :k]
-        best = 1.0 - np.take_along_axis(squared, order, axis=1).astype(np.float64) / 2
-        proven = best[:, -1] >= bounds.min(axis=1) + _SLACK
-        if count == len(self.rows):
-            proven[:] = True
+        best = 1.0 - np.take_along_axis(squared, order, axis=1) / 2
+        proven = best[:, -1] >= largest[:, -1].numpy() + _SLACK
+        proven |= count == len(self.rows)
         return Neighbours(self.rows[np.take_along_axis(chosen, order, axis=1)], best, proven)
 
 
@@ -201,36 +180,3 @@ def compress(vectors: Floats32, basis: Floats32) -> Floats32:
     # Computed as a difference of vectors: 1 - |z|² would lose half of the digits.
     rest = np.linalg.norm(vectors - inside @ basis.T, axis=1, keepdims=True)
     return np.concatenate([inside, rest], axis=1)
-
-
-@kernel()
-def _keep_largest(values, first, best, chosen):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Merge a tile of values, whose first column is number ``first``, into the largest so far.
-
-    ``best`` and ``chosen`` (both n, count) hold the largest values of each row and their column
-    numbers, unsorted. In shuffled patterns a new value is rarely among them.
-    """
-    for i in range(values.shape[0]):
-        lowest = np.argmin(best[i])
-        bar = best[i, lowest]
-        for j in range(values.shape[1]):
-            if values[i, j] > bar:
-                best[i, lowest] = values[i, j]
-                chosen[i, lowest] = first + j
-                lowest = np.argmin(best[i])
-                bar = best[i, lowest]
-
-
-@kernel(fastmath=True)
-def _squared_distances(queries, full, positions):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Return the squared distances of each query (n, points) from some rows of ``full``, (n, m)."""
-    distances = np.empty(positions.shape, dtype=np.float32)
-    for i in range(positions.shape[0]):
-        for j in range(positions.shape[1]):
-            row = positions[i, j]
-            total = np.float32(0.0)
-            for point in range(queries.shape[1]):
-                difference = queries[i, point] - full[row, point]
-                total += difference * difference
-            distances[i, j] = total
-    return distances

@@ -7,22 +7,20 @@ simulated again, and the correlation with these patterns is the result, which eq
 """
 
 import hashlib
-import json
-import os
-import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from filelock import FileLock
 
 from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Integers, Mask
 from bragg_data.preprocessing import sqrt_unit
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.store.schema import samples_of
-from bragg_models.data.batches import Profiles, in_order, profiles_of
+from bragg_models.data.batches import Profiles, profiles_of
+from bragg_models.data.cache import cached
 from bragg_models.library.compressed import principal_components
 from bragg_models.library.search import Matches, prepared_queries
 
@@ -30,13 +28,12 @@ COMPONENTS = 128  # principal components that are stored of each pattern
 # Patterns of each phase that are compared in full. On noisy, miscalibrated pseudo-experiments the
 # best pattern of the right phase was among the first 33 of 209,119.
 CANDIDATES = 48
-_VERSION = 1  # of the files
+_VERSION = 2  # of the files
 _SAMPLED = 24  # chunks from which the components are computed
 _BINS = 32  # of the sums of squares, for profiles that cover a part of the window
 _TOLERANCE = 1e-3  # between a stored pattern and its simulation, of the pattern's maximum
 _CHECKED = 16  # patterns that are compared with their simulation
 _BLOCK = 64  # queries that are compared at a time
-_FILES = ("basis", "components", "squares")
 
 
 class IndexUnavailableError(OSError):
@@ -45,7 +42,7 @@ class IndexUnavailableError(OSError):
 
 @dataclass(frozen=True, eq=False)
 class LibraryIndex:
-    """See the module; from :func:`open_index` and :func:`build_index`."""
+    """See the module; from :func:`open_index`."""
 
     simulator: Simulator  # computes the data set's patterns
     phase: Integers  # (n,): labels of the data set
@@ -91,68 +88,43 @@ class LibraryIndex:
         return np.sqrt(np.maximum(simulated, 0))
 
 
-def open_index(dataset: xr.Dataset, simulator: Simulator, directory: Path) -> LibraryIndex | None:
-    """Open the index of a snapshot; None if :func:`build_index` has not built it there yet.
-
-    The simulator is that of the snapshot's campaign; the fast one reproduces patterns of GSAS-II as
-    well. The directory has all indices, each named by the hash of its contents; they can be deleted
-    at any time.
-    """
-    labels = samples_of(dataset)
-    place, key = _place(dataset, directory)
-    try:
-        if json.loads((place / "index.json").read_text(encoding="utf-8"))["key"] != key:
-            return None
-        basis, components, squares = (
-            np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _FILES
-        )
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        return None
-    expected = (len(labels.phase), basis.shape[1]), (len(labels.phase), _BINS)
-    if (components.shape, squares.shape) != expected:
-        return None
-    arrays = basis, components, squares
-    return LibraryIndex(simulator, labels.phase, labels.cells, len(simulator.phases), *arrays)
-
-
-def build_index(
+def open_index(
     dataset: xr.Dataset,
     simulator: Simulator,
     directory: Path,
     *,
     on_batch: Callable[[int], None] | None = None,
 ) -> LibraryIndex:
-    """Build the index of a snapshot, which reads all patterns once, and open it.
+    """Open the index of a snapshot, which is built if there is none: that reads all patterns once.
 
-    ``on_batch`` is called with the number of patterns of every chunk that is done. Raises
+    The simulator is that of the snapshot's campaign; the fast one reproduces patterns of GSAS-II as
+    well. The directory has all indices, named by hashes of their contents; they can be deleted at
+    any time. ``on_batch`` is called with the number of patterns of every chunk that is done. Raises
     `IndexUnavailableError` if the index cannot be written there, or the simulator does not
     reproduce the stored patterns.
     """
-    place, key = _place(dataset, directory)
+    labels, roots = samples_of(dataset), profiles_of(dataset, sqrt_unit)
+    key = f"{dataset.attrs['content_hash']} {_VERSION} {COMPONENTS} {_BINS}"
+    path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-basis.npy"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_suffix(".lock")):
-            index = open_index(dataset, simulator, directory)  # another process may have built it
-            if index is None:
-                _check(dataset, simulator)
-                _build(place, key, profiles_of(dataset, sqrt_unit), on_batch)
-                index = open_index(dataset, simulator, directory)
+        try:
+            basis = np.load(path, allow_pickle=False)
+        except (OSError, EOFError, ValueError):
+            _check(dataset, simulator)
+            basis = _save_basis(path, roots)
+        compressed = roots.mapped(lambda r: np.hstack([r @ basis, _sums(np.square(r))]))
+        key = f"{key} {hashlib.sha256(basis.tobytes()).hexdigest()}"
+        stored = cached(compressed, directory, key, on_chunk=on_batch).prepared
     except OSError as error:
         if isinstance(error, IndexUnavailableError):
             raise
         raise IndexUnavailableError(
-            f"The library's index cannot be kept in {directory}: {error.strerror or error}."
+            f"The library's index cannot be kept in {directory}: {error.strerror or error}"
         ) from error
-    if index is None:
-        raise IndexUnavailableError(
-            f"The library's index {place} was written, but reads otherwise."
-        )
-    return index
-
-
-def _place(dataset: xr.Dataset, directory: Path) -> tuple[Path, str]:
-    key = f"{dataset.attrs['content_hash']} {_VERSION} {COMPONENTS} {_BINS}"
-    return directory / hashlib.sha256(key.encode()).hexdigest()[:16], key
+    assert stored is not None  # a cache has it
+    arrays = basis, stored[:, : basis.shape[1]], stored[:, basis.shape[1] :]
+    return LibraryIndex(simulator, labels.phase, labels.cells, len(simulator.phases), *arrays)
 
 
 def _check(dataset: xr.Dataset, simulator: Simulator) -> None:
@@ -170,37 +142,19 @@ def _check(dataset: xr.Dataset, simulator: Simulator) -> None:
         )
 
 
-def _build(
-    place: Path, key: str, profiles: Profiles, on_batch: Callable[[int], None] | None
-) -> None:
-    partial = place.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+def _save_basis(path: Path, roots: Profiles) -> Floats32:
+    """Return the principal components of some chunks, which are written to a file."""
+    every = np.ones(len(roots), dtype=bool)
+    sampled = np.unique(np.linspace(0, len(roots.bounds) - 2, _SAMPLED).astype(int))
+    sample = np.concatenate([roots.read(int(chunk), every)[0] for chunk in sampled])
+    basis = principal_components(sample, COMPONENTS)
+    partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.npy")
     try:
-        every = np.ones(len(profiles), dtype=bool)
-        bounds = profiles.bounds
-        sampled = np.unique(np.linspace(0, len(bounds) - 2, _SAMPLED).astype(int))
-        sample = np.concatenate([profiles.read(int(chunk), every)[0] for chunk in sampled])
-        basis = principal_components(sample, COMPONENTS)
-        components = np.empty((len(profiles), basis.shape[1]), dtype=np.float32)
-        squares = np.empty((len(profiles), _BINS), dtype=np.float32)
-        for batch in in_order(profiles, every):
-            components[batch.rows] = batch.profiles @ basis
-            squares[batch.rows] = _sums(np.square(batch.profiles))
-            if on_batch is not None:
-                on_batch(len(batch.rows))
-        for name, values in zip(_FILES, (basis, components, squares), strict=True):
-            # Written, not mapped: a full disk is an error then, and not the end of the process.
-            with (partial / f"{name}.npy").open("wb") as file:
-                np.save(file, values)
-                file.flush()
-                os.fsync(file.fileno())
-        about = json.dumps({"key": key, "patterns": len(profiles)})
-        (partial / "index.json").write_text(about, encoding="utf-8")
-        shutil.rmtree(place, ignore_errors=True)
-        partial.replace(place)
+        np.save(partial, basis)
+        partial.replace(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+    return basis
 
 
 def _edges(points: int) -> Indices:

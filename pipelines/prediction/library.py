@@ -1,6 +1,8 @@
 """The snapshot that a model was trained on, as a library of patterns to compare profiles with."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.store.repository import StoreError, open_snapshot
-from bragg_models.library.index import IndexUnavailableError, LibraryIndex, build_index, open_index
+from bragg_models.library.index import IndexUnavailableError, LibraryIndex, open_index
 from bragg_models.library.search import Matches, library_match
 from bragg_models.predictors import Predictor
 from pipelines.cli.console import Progress, errors
@@ -96,12 +98,20 @@ def index_library(
     size = dataset.sizes["sample"]
     if size <= _MAX_UNINDEXED:
         return PatternLibrary(dataset)
-    simulator = simulator_of(campaign)
-    index = open_index(dataset, simulator, INDEX_DIRECTORY)
-    if index is None:
+    simulator, index = simulator_of(campaign), None
+    with ExitStack() as stack:
+
+        @cache
+        def bar() -> Progress:
+            """Return the progress bar, which is shown if an index is built."""
+            text = "Indexing the library"
+            return stack.enter_context(Progress(text, size, "patterns", quiet=not progress))
+
+        def on_batch(count: int) -> None:
+            bar().advance(count)
+
         try:
-            with Progress("Indexing the library", size, "patterns", quiet=not progress) as bar:
-                index = build_index(dataset, simulator, INDEX_DIRECTORY, on_batch=bar.advance)
+            index = open_index(dataset, simulator, INDEX_DIRECTORY, on_batch=on_batch)
         except IndexUnavailableError as error:
             errors.print(f"{escape(str(error))} Continuing without an index.", soft_wrap=True)
     # The tables that the simulator builds on first use count as opening the library.
