@@ -46,10 +46,6 @@ def main(
     promote: Annotated[bool, Option("--promote", help="Make it the champion by force.")] = False,
     state: Annotated[Path, Option(help="Directory of checkpoints and caches.")] = DEFAULT_STATE,
     cache: Annotated[bool, Option(help="Cache prepared profiles on disk, for speed.")] = True,
-    grow: Annotated[
-        str,
-        Option(metavar="search|joined", help="Forests: Dask-ML's grid search, or trees joined."),
-    ] = "search",
     *,
     cluster: options.ClusterOptions,
 ) -> None:
@@ -77,7 +73,7 @@ def main(
         tasks = [task]
     else:
         extra = (*(extra_data or ()), *(beside or ()))  # deprecated: beside
-        common = TrainingTask("all", preset, seed, device, split, extra, epochs, max_seconds, grow)
+        common = TrainingTask("all", preset, seed, device, split, extra, epochs, max_seconds)
         tasks = tasks_for(model or ["multitask"], common, presets)
         repository = Store(store)
         dataset = repository.open(data or options.default_tag(repository))

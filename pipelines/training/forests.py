@@ -1,4 +1,4 @@
-"""Growing the forests of a campaign on a Dask cluster: a forest a task, or a few trees a task.
+"""Growing the forests of a campaign on a Dask cluster: a forest a task.
 
 The workers map a file of prepared profiles into memory, so that they exist once per machine.
 """
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -73,33 +73,27 @@ class ForestTask:
 
 
 def grow(
-    client: Client, task: ForestTask, directory: Path, *, method: str = "search"
+    client: Client, task: ForestTask, directory: Path
 ) -> tuple[tuple[Forest, ...], Mapping[str, Any]]:
     """Grow the forests of a campaign on the workers of a cluster.
 
-    The number of workers and the distribution of the work make no difference: each group of trees
-    has a stream of random numbers of its own. With a single candidate both methods give the same
-    forest. Raises `TrainError` if a phase has too few training samples.
+    Dask-ML's GridSearchCV chooses among the preset's candidates by cross-validation and grows the
+    best on all samples. The number of workers and the distribution of the work make no difference:
+    each group of trees has a stream of random numbers of its own. Raises `TrainError` if a phase
+    has too few training samples.
 
-    ``directory`` is for the prepared profiles, shared by this machine and the workers. The method
-    ``search`` chooses, by Dask-ML's GridSearchCV, among the preset's candidates by cross-validation
-    and grows the best on all samples, a forest a task; ``joined`` grows a few trees per task, by
-    the preset's settings as they are, and joins them in a fixed order. Returned are the forests,
-    one per phase in the order of the codes, or the integrated one alone; and JSON values for the
-    log, by the forest's name.
+    ``directory`` is for the prepared profiles, shared by this machine and the workers. Returned are
+    the forests, one per phase in the order of the codes, or the integrated one alone; and JSON
+    values for the log, by the forest's name.
     """
     plans, preset, dataset = plans_of(task), task.preset, task.dataset
     began = time.monotonic()
     groups = {plan.name: plan.rows for plan in plans}
     with _prepared_matrix(client, dataset, groups, preset.preprocessing, directory) as matrix:
         prepared = time.monotonic()
-        if method == "search":
-            grown = _grow_by_search(client, plans, preset.search, matrix, task.seed)
-        else:
-            grown = _grow_joined(client, plans, matrix)
+        grown = _grow_by_search(client, plans, preset.search, matrix, task.seed)
         size = matrix[0].stat().st_size
     facts = {
-        "method": method,
         "matrix_bytes": size,
         "prepare_seconds": prepared - began,
         "grow_seconds": time.monotonic() - prepared,
@@ -137,14 +131,6 @@ def plans_of(task: ForestTask) -> list[Plan]:
         )
         plans.append(Plan(name, settings, rows, values, int(stream.generate_state(1)[0])))
     return plans
-
-
-class _TreeGroup(NamedTuple):
-    """A group of trees that a worker grew: how many, how long it took, and where."""
-
-    trees: int
-    seconds: float
-    worker: str
 
 
 @contextmanager
@@ -235,19 +221,17 @@ class MappedForest(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         for group in groups_of(settings):
             began = time.monotonic()
             forests.append(grow_group(profiles, y, settings, group, seed=self.seed))
-            self.groups_.append(_tree_group(forests[-1], began))
-            get_worker().log_event(self.topic, self.groups_[-1]._asdict())
+            worker = get_worker()
+            where = f"{worker.address} (process {os.getpid()})"
+            trees, seconds = forests[-1].trees, time.monotonic() - began
+            self.groups_.append({"trees": trees, "seconds": seconds, "worker": where})
+            worker.log_event(self.topic, self.groups_[-1])
         self.forest_ = join(forests)
         return self
 
     def predict(self, X: Indices) -> Array:
         """Return the forest's predictions for the rows X, shape (n, n_outputs)."""
         return self.forest_.predict(np.load(self.path, mmap_mode="r")[X[:, 0]])
-
-
-def _tree_group(forest: Forest, began: float) -> _TreeGroup:
-    worker = f"{get_worker().address} (process {os.getpid()})"
-    return _TreeGroup(forest.trees, time.monotonic() - began, worker)
 
 
 def _grow_by_search(
@@ -274,8 +258,19 @@ def _grow_by_search(
         searched.fit(rows[plan.name][:, None], plan.values)
         best = searched.best_estimator_
         table = {name: np.asarray(column).tolist() for name, column in searched.cv_results_.items()}
-        facts = _facts(plan, best.forest_, best.forest_settings(), best.groups_)
-        return best.forest_, {**facts, "search": table}
+        forest, workers = best.forest_, Counter[str]()
+        for group in best.groups_:
+            workers[group["worker"]] += group["trees"]
+        return forest, {
+            "settings": asdict(best.forest_settings()),
+            "samples": len(plan.rows),
+            "trees": forest.trees,
+            "nodes": len(forest.feature),
+            "bytes": forest.nbytes,
+            "seconds_per_tree": sum(group["seconds"] for group in best.groups_) / forest.trees,
+            "trees_by_worker": dict(workers),
+            "search": table,
+        }
 
     fits = int(np.prod([len(values) for values in candidates.values()])) * search.folds
     total = sum(
@@ -286,7 +281,8 @@ def _grow_by_search(
     with Progress("Growing trees", total, "trees") as progress:
 
         def on_event(event: tuple[float, Mapping[str, Any]]) -> None:
-            _advance(progress, _TreeGroup(**event[1]))
+            trees, seconds = event[1]["trees"], event[1]["seconds"]
+            progress.advance(trees, f"{duration(seconds / trees)} per tree")
 
         client.subscribe_topic(topic, on_event)
         try:
@@ -295,69 +291,3 @@ def _grow_by_search(
                 return dict(zip(names, pool.map(grow, ordered), strict=True))
         finally:
             client.unsubscribe_topic(topic)
-
-
-def _advance(progress: Progress, group: _TreeGroup) -> None:
-    progress.advance(group.trees, f"{duration(group.seconds / group.trees)} per tree")
-
-
-def _grow_joined(client: Client, plans: Sequence[Plan], matrix: _Matrix) -> dict[str, _GrownForest]:
-    """Grow a few trees per task and join them in a fixed order."""
-    path, rows = matrix
-    parts: dict[str, dict[int, tuple[Forest, _TreeGroup]]] = {plan.name: {} for plan in plans}
-    labels = {plan.name: path.with_name(f"{path.stem}-{k}.npz") for k, plan in enumerate(plans)}
-    total = sum(plan.settings.trees for plan in plans)
-    try:
-        for plan in plans:  # in files, which outlive any worker
-            np.savez(labels[plan.name], rows=rows[plan.name], values=plan.values)
-        with Progress("Growing trees", total, "trees") as progress:
-            futures = {}
-            for plan in plans:
-                for group in groups_of(plan.settings):
-                    task = path, labels[plan.name], plan.settings, group, plan.seed
-                    future = client.submit(_grow_group, *task, pure=False)
-                    futures[future] = plan.name, group
-            for future in as_completed(list(futures)):
-                name, group = futures.pop(future)
-                parts[name][group] = future.result()
-                future.release()
-                _advance(progress, parts[name][group][1])
-    finally:
-        for label in labels.values():
-            label.unlink(missing_ok=True)
-    forests: dict[str, _GrownForest] = {}
-    for plan in plans:
-        grown = [parts[plan.name].pop(group) for group in groups_of(plan.settings)]
-        forest = join([part for part, _ in grown])
-        facts = _facts(plan, forest, plan.settings, [group for _, group in grown])
-        forests[plan.name] = forest, facts
-    return forests
-
-
-def _grow_group(
-    path: Path, labels: Path, settings: ForestSettings, group: int, seed: int
-) -> tuple[Forest, _TreeGroup]:
-    """On a worker: grow a group of trees on a part of the mapped profiles."""
-    began = time.monotonic()
-    with np.load(labels) as file:
-        rows, values = file["rows"], file["values"]
-    profiles = np.load(path, mmap_mode="r")[rows]
-    forest = grow_group(profiles, values, settings, group, seed=seed)
-    return forest, _tree_group(forest, began)
-
-
-def _facts(
-    plan: Plan, forest: Forest, settings: ForestSettings, groups: Sequence[_TreeGroup]
-) -> Mapping[str, Any]:
-    workers: Counter[str] = Counter()
-    for group in groups:
-        workers[group.worker] += group.trees
-    return {
-        "settings": asdict(settings),
-        "samples": len(plan.rows),
-        "trees": forest.trees,
-        "nodes": len(forest.feature),
-        "bytes": forest.nbytes,
-        "seconds_per_tree": sum(group.seconds for group in groups) / forest.trees,
-        "trees_by_worker": dict(workers),
-    }

@@ -189,7 +189,7 @@ def _fit(context: TrainingContext, settings: ForestPreset | Preset) -> FittedMod
         forests = ForestTask(*data, settings, classifier is None, task.seed)
         directory = environment.state.absolute() / "forests"
         with open_cluster(environment.cluster) as client:
-            grown, facts = grow(client, forests, directory, method=task.forest_method)
+            grown, facts = grow(client, forests, directory)
         model = ForestModel(grown, forests.integrated)
         return FittedModel(kind, model, settings.preprocessing, classifier, facts=dict(facts))
     if classifier is not None:

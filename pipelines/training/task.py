@@ -15,7 +15,7 @@ from pipelines.training.presets import DEFAULT_PRESETS, Presets
 
 _FILE = "task.json"
 _OLD_FILE = "order.json"  # deprecated: name of the file in the version before
-_OLD_NAMES = {"extra_data": "beside", "forest_method": "how"}  # deprecated
+_DROPPED = ("forest_method", "how")  # deprecated: what saved tasks of earlier versions have
 _OLD_CHECKPOINT = "glance.safetensors"  # deprecated: name of the proposal network's checkpoint
 
 
@@ -31,18 +31,12 @@ class TrainingTask:
     extra_data: tuple[str, ...] = ()  # tags of further data sets to train on
     epochs: int | None = None  # replaces the preset's, as the next
     max_seconds: float | None = None
-    forest_method: str = "search"  # or "joined": how the work of growing forests is divided
     classifier: str | None = None  # address of that which a class-conditional model builds on
 
     def check(self) -> None:
         """Refuse, with a `TrainError`, what cannot be trained."""
         if self.split not in ("random", "blocked"):
             raise TrainError(f"There is no split '{self.split}'. Choose random or blocked.")
-        if self.forest_method not in ("search", "joined"):
-            raise TrainError(
-                f"There is no method '{self.forest_method}' to grow forests. Choose search or "
-                f"joined."
-            )
         if self.extra_data and self.model not in EXTRA_DATA_MODELS:
             raise TrainError(
                 f"{self.model} cannot be trained on further data sets (--extra-data "
@@ -118,10 +112,9 @@ def load_task(environment: TrainingEnvironment, run_id: str) -> tuple[TrainingTa
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         values = dict(saved["order" if path == old else "task"])
-        for name, old_name in _OLD_NAMES.items():
-            if old_name in values:
-                values[name] = values.pop(old_name)
-        task = TrainingTask(**{**values, "extra_data": tuple(values["extra_data"])})
+        values = {key: value for key, value in values.items() if key not in _DROPPED}
+        extra = values.pop("beside", values.get("extra_data"))  # deprecated: beside
+        task = TrainingTask(**{**values, "extra_data": tuple(extra)})
         return task, Store(saved["store"]).open(saved["tag"])
     except (KeyError, TypeError, ValueError) as error:
         raise TrainError(f"{path} is damaged ({error}): train the model again.") from error

@@ -255,7 +255,5 @@ def test_unknown_models_and_runs_are_refused(small_store: Store, tracking: Track
         command(small_store, tracking, "transformer")
     with pytest.raises(TrainError, match="Choose random or blocked"):
         command(small_store, tracking, "--split", "odd")
-    with pytest.raises(TrainError, match="Choose search or joined"):
-        command(small_store, tracking, "--grow", "wild")
     with pytest.raises(TrainError, match="no checkpoint"):
         command(small_store, tracking, "--resume", "0123")

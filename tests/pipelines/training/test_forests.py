@@ -1,4 +1,4 @@
-"""Forests on a cluster: grown on the workers, the same by every way."""
+"""Forests on a cluster: grown on the workers, the same on every cluster."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ def part(small_dataset: xr.Dataset) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def joined(
+def expected(
     client: Client,
     small_dataset: xr.Dataset,
     targets: Targets,
@@ -68,8 +68,7 @@ def joined(
     return grow(
         client,
         ForestTask(small_dataset, targets, part, PRESET, False, 3),
-        tmp_path_factory.mktemp("joined"),
-        method="joined",
+        tmp_path_factory.mktemp("forests"),
     )
 
 
@@ -102,12 +101,12 @@ def processes(facts: dict, names: tuple[str, ...]) -> set[int]:
     return {int(worker.rpartition("process ")[2].rstrip(")")) for worker in workers}
 
 
-def test_search_grows_the_same_forests_as_joined_and_both_grow_them_on_workers(
+def test_search_grows_the_same_forests_again_on_workers(
     client: Client,
     small_dataset: xr.Dataset,
     targets: Targets,
     part: np.ndarray,
-    joined: tuple[tuple[Forest, ...], dict],
+    expected: tuple[tuple[Forest, ...], dict],
     on_trees: Callable[[Callable[[int], object]], None],
     tmp_path: Path,
 ) -> None:
@@ -116,13 +115,11 @@ def test_search_grows_the_same_forests_as_joined_and_both_grow_them_on_workers(
     forests, facts = grow(
         client, ForestTask(small_dataset, targets, part, PRESET, False, 3), tmp_path
     )
-    assert_equal(forests, joined[0])
+    assert_equal(forests, expected[0])
     workers = set(client.run(os.getpid).values())
     assert os.getpid() not in workers
-    for facts_ in (facts, joined[1]):
-        assert processes(facts_, targets.names) <= workers
-        assert all(sum(facts_[n]["trees_by_worker"].values()) == 10 for n in targets.names)
-    assert processes(joined[1], targets.names) == workers  # one forest by more than one
+    assert processes(facts, targets.names) <= workers
+    assert all(sum(facts[n]["trees_by_worker"].values()) == 10 for n in targets.names)
     table = facts["cubic"]["search"]
     assert table["params"] == [{"max_features": 1.0}]
     assert -1 < table["mean_test_score"][0] < 0
@@ -136,7 +133,7 @@ def test_jobs_of_slurm_grow_the_same_forests(
     small_dataset: xr.Dataset,
     targets: Targets,
     part: np.ndarray,
-    joined: tuple[tuple[Forest, ...], dict],
+    expected: tuple[tuple[Forest, ...], dict],
     tmp_path: Path,
 ) -> None:
     assert slurm.is_dir()
@@ -157,7 +154,7 @@ def test_jobs_of_slurm_grow_the_same_forests(
         )
         numbers = jobs.run(lambda: os.environ["SLURM_JOB_ID"])
         workers = set(jobs.run(os.getpid).values())
-    assert_equal(forests, joined[0])
+    assert_equal(forests, expected[0])
     assert len(set(numbers.values())) == 2
     assert processes(facts, targets.names) <= workers
     assert not any((tmp_path / "forests").iterdir())
@@ -184,44 +181,39 @@ def test_number_of_workers_makes_no_difference(
     small_dataset: xr.Dataset,
     targets: Targets,
     part: np.ndarray,
-    joined: tuple[tuple[Forest, ...], dict],
+    expected: tuple[tuple[Forest, ...], dict],
     tmp_path: Path,
 ) -> None:
     with open_client("local", workers=1) as client:
         forests, _ = grow(
-            client,
-            ForestTask(small_dataset, targets, part, PRESET, False, 3),
-            tmp_path,
-            method="joined",
+            client, ForestTask(small_dataset, targets, part, PRESET, False, 3), tmp_path
         )
-    assert_equal(forests, joined[0])
+    assert_equal(forests, expected[0])
 
 
 def test_worker_killed_meanwhile_does_not_matter(
     small_dataset: xr.Dataset,
     targets: Targets,
     part: np.ndarray,
-    joined: tuple[tuple[Forest, ...], dict],
+    expected: tuple[tuple[Forest, ...], dict],
     on_trees: Callable[[Callable[[int], object]], None],
     tmp_path: Path,
 ) -> None:
     killed: list[int] = []
     with open_client("local", workers=2) as client:
+        pids = sorted(client.run(os.getpid).values())
 
         def kill_once(_: int) -> None:
             if not killed:
-                killed.append(min(client.run(os.getpid).values()))
+                killed.append(pids[0])
                 os.kill(killed[0], signal.SIGKILL)
 
         on_trees(kill_once)
         forests, _ = grow(
-            client,
-            ForestTask(small_dataset, targets, part, PRESET, False, 3),
-            tmp_path,
-            method="joined",
+            client, ForestTask(small_dataset, targets, part, PRESET, False, 3), tmp_path
         )
     assert killed
-    assert_equal(forests, joined[0])
+    assert_equal(forests, expected[0])
 
 
 def test_test_samples_are_not_touched_and_the_choice_is_seeded(
@@ -249,7 +241,7 @@ def test_an_integrated_forest_is_better_than_a_constant(
     client: Client, small_dataset: xr.Dataset, targets: Targets, part: np.ndarray, tmp_path: Path
 ) -> None:
     task = ForestTask(small_dataset, targets, part, PRESET, True, 0)
-    (forest,), _ = grow(client, task, tmp_path, method="joined")
+    (forest,), _ = grow(client, task, tmp_path)
     model = ForestModel((forest,), integrated=True)
     predictor = Predictor("forest", model, targets, PRESET.preprocessing, 800, ModelProvenance())
     rows = np.flatnonzero(part == Part.test)

@@ -293,11 +293,6 @@ def test_impossible_requests_are_refused_before_anything_is_done(bench: Bench) -
         ("caenn", "--preset", "fast"): "There is no preset 'fast' of caenn",
         ("forest", "--preset", "fast"): "There is no preset 'fast' of forest",
         ("multitask", "--split", "halves"): "There is no split 'halves'. Choose random or blocked",
-        (
-            "forest",
-            "--grow",
-            "slowly",
-        ): "There is no method 'slowly' to grow forests. Choose search or",
         ("forest", "--extra-data", "small-v1"): "forest cannot be trained on further data sets",
         ("all", "--extra-data", "small-v1"): "forest cannot be trained on further data sets",
         ("robust", "--extra-data", "small-v1"): "robust cannot be trained on further data sets",
@@ -359,8 +354,9 @@ def killed(bench: Bench, stage: str, *arguments: str) -> str:
 def as_the_version_before_saved_it(directory: Path) -> None:
     saved = json.loads((directory / "task.json").read_text())
     task = saved.pop("task")
-    names = {"extra_data": "beside", "forest_method": "how"}  # deprecated
+    names = {"extra_data": "beside"}  # deprecated
     saved["order"] = {names.get(name, name): value for name, value in task.items()}
+    saved["order"]["how"] = "search"
     (directory / "order.json").write_text(json.dumps(saved))
     (directory / "task.json").unlink()
 

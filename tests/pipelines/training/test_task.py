@@ -18,9 +18,7 @@ from pipelines.training.task import (
     tasks_for,
 )
 
-TASK = TrainingTask(
-    "guided", "standard", 3, "cpu", "blocked", ("small-v1",), 4, 2.5, "joined", "models:/x/1"
-)
+TASK = TrainingTask("guided", "standard", 3, "cpu", "blocked", ("small-v1",), 4, 2.5, "models:/x/1")
 
 
 @pytest.fixture
