@@ -1,10 +1,7 @@
 """The paper's preprocessing of measured profiles, to the letter (its section V-C1).
 
-Kept so that the paper can be repeated. It refuses a profile for which the paper's condition has no
-answer, which is every second one at hand (see :func:`paper_background`). The program itself
-uses :func:`bragg_data.preprocessing.prepare_measured`, which follows backgrounds that no parabola
-can and knows the noise: on the pseudo-experiments it misses the background by 0.3 % of the highest
-peak (root mean square, median), the paper's by 1.5 %.
+Kept so that the paper can be repeated; the program itself uses
+:func:`bragg_data.preprocessing.prepare_measured`. docs/explanation/paper.md compares them.
 """
 
 from typing import NamedTuple
@@ -22,10 +19,8 @@ from bragg_data.preprocessing import minmax
 DEGREE = 2  # of the Chebyshev polynomial (section V-C1 of the paper)
 AREA_TOLERANCE = 1e-4  # of the areas' difference, relative to that under the profile (V-C1)
 
-# A threshold leaves at least this share of the points below it, and as many above. At either end
-# the condition is met for no reason: with nearly all points below the threshold least squares make
-# the areas equal, peaks and all; and a parabola through the few lowest points can have any area: on
-# the pseudo-experiments it is then about twice as far from the background as the profile's median.
+# A threshold leaves at least this share of the points below it, and as many above: at either end
+# the condition is met for no reason.
 LEAST_SHARE = 0.05
 
 _REMEDY = "Use prepare_measured, whose background follows the profile."
@@ -51,27 +46,14 @@ def paper_background(tof: Array, intensity: Array) -> PaperBackground:
               \Big|\int \min(y, t) - \int p_t\Big| < 10^{-4} \int \min(y, t)
 
     with Chebyshev polynomials of the first kind, the window mapped to x of −1 … 1, and both areas
-    over the whole window by the trapezoidal rule (section V-C1). Times of flight (n,) ascend, in
-    µs; at least 20. The window is their span: leave out points that hold no information (dead
-    detectors), over which the areas then go in straight lines.
+    over the whole window by the trapezoidal rule (section V-C1); of several thresholds the highest
+    that leaves :data:`LEAST_SHARE` of the points on either side. docs/explanation/paper.md explains
+    this reading, and why half of all profiles have no such threshold.
 
-    Raises a BackgroundError if no threshold makes the areas agree, saying how close they come, or
-    the profile is constant, too short, or no numbers.
-
-    How we read what the paper leaves open. The fit is in T (what the interval is mapped to does
-    not matter: it spans the same parabolas) and unweighted. The areas' difference is relative.
-
-    Existence: least squares leave no area between p and the points below t (but for the unequal
-    steps in T), so the condition says that t is the mean of p *over the points above t*. Under a
-    peak p is lower than t: a root needs a part of the background itself above t, where the fit to
-    the rest carries p there. On a background that is flat within its noise there is none. And where
-    the difference passes zero it may do so in a jump, as a point enters the fit: that is no root,
-    unless 1e-4 is met nearby. Of the 45 pseudo-experiments and 12 measured banks at hand 27 have
-    a root, in 20 the clipped profile's area is the larger at every t, and 10 only jump.
-
-    Choice: the highest threshold of those that leave :data:`LEAST_SHARE` of the points on either
-    side, as most points then speak for the background. All pieces between neighbouring data values
-    are looked through from the top, and bisection finds t within the first that qualifies.
+    Times of flight (n,) ascend, in µs; at least 20. The window is their span: leave out points that
+    hold no information (dead detectors), over which the areas then go in straight lines. Raises a
+    BackgroundError if no threshold makes the areas agree, saying how close they come, or the
+    profile is constant, too short, or no numbers.
     """
     tof, y = np.asarray(tof, dtype=np.float64), np.asarray(intensity, dtype=np.float64)
     _refuse(tof, y)
@@ -103,11 +85,9 @@ def paper_background(tof: Array, intensity: Array) -> PaperBackground:
 def _pieces(basis: Array, width: Array, y: Array) -> tuple[Array, Array, Array]:
     """Return the pieces of the threshold's axis between neighbouring data, ascending.
 
-    On a piece y₍ₖ₎ < t ≤ y₍ₖ₊₁₎ the points below t are the same k, so the polynomial is fixed and
-    the area under min(y, t) grows linearly. From piece to piece the polynomial jumps. All k fits
-    at once are the solutions of normal equations summed up along the sorted points. Returned are
-    the lower and upper end of each piece that leaves enough points on either side, (pieces,), and
-    the relative difference of the areas at the two ends, (pieces, 2).
+    On a piece the points below t are the same, so the polynomial is fixed and the area under
+    min(y, t) grows linearly. Returned are the lower and upper end of each piece that leaves enough
+    points on either side, (pieces,), and the areas' relative difference at both ends, (pieces, 2).
     """
     n, whole = len(y), width @ basis
     order = np.argsort(y, kind="stable")
@@ -115,6 +95,7 @@ def _pieces(basis: Array, width: Array, y: Array) -> tuple[Array, Array, Array]:
     least = max(DEGREE + 1, int(np.ceil(LEAST_SHARE * n)))
     count = np.arange(least, n - least + 1)
     count = count[y[count] > y[count - 1]]
+    # All fits at once: normal equations, summed up along the sorted points.
     products = np.cumsum(basis[:, :, None] * basis[:, None, :], axis=0)[count - 1]
     moments = np.cumsum(basis * y[:, None], axis=0)[count - 1]
     # Least norm instead of an error where the points below leave the parabola open.
@@ -176,10 +157,7 @@ def nearest_points(tof: Array, grid_tof: Array) -> NDArray[np.intp]:
     """Return the measured point nearest to each time of flight of a grid, shape (points,) (V-C1).
 
     Both in µs, ``tof`` ascending. Of two points that are equally near, the earlier; beyond the ends
-    the last point, however far: the caller checks the distance. The paper matches "each pair
-    (x, I(x))" of the measurement with the closest simulated time. Where the measured points are
-    finer than the grid several would land on one of its points, and where they are coarser some of
-    its points would stay empty; so each point of the grid takes the measured point nearest to it.
+    the last point, however far: the caller checks the distance.
     """
     right = np.clip(np.searchsorted(tof, grid_tof), 1, len(tof) - 1)
     return np.where(grid_tof - tof[right - 1] <= tof[right] - grid_tof, right - 1, right)
@@ -200,11 +178,6 @@ def paper_preprocessed(
     Raises a BackgroundError if the paper's condition has no answer on this profile, a ProfileError
     if it covers too little of the grid or the calibration does not grow with d, a
     PreprocessingError if nothing but the background is left on the grid.
-
-    To the letter, and so with its weak sides: the minimum is that of the noise, or of where the
-    parabola overshoots, and lifts the background above the 0 that it has in a simulation (to 0.04,
-    median on the pseudo-experiments); a wild point sets the scale; and intensities are not turned
-    into densities per µs of the campaign's axis, which tilts them by a percent or two.
     """
     known = profile.sigma > 0
     # The same refusals and the same coverage as for the project's own preprocessing.
