@@ -11,16 +11,10 @@ from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.cif import read_text, structure_names
 from bragg_data.crystallography.structure import Phase, phase_from_cif
+from bragg_data.instrument import instprm
 from bragg_data.instrument.conversion import OriginalBank
 from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.facilities import UNNAMED, Diffractometer, diffractometer_named
-from bragg_data.instrument.instprm import (
-    Instrument,
-    InstrumentError,
-    instrument_format,
-    read_banks,
-    read_instruments,
-)
 from bragg_data.measurement.load import profiles_at_angle
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
 from bragg_data.measurement.readers.pdcif import is_cif
@@ -44,7 +38,7 @@ class MeasuredBank:
     """A profile as read, and what is known of its calibration."""
 
     profile: Profile
-    calibration: Instrument | None  # the bank of an instrument file, or of the header alone
+    calibration: instprm.Instrument | None  # the bank of an instrument file, or of the header alone
     origin: str  # where the calibration comes from; empty where there is none
     nominal: bool = False  # whether it is the header's difC alone
 
@@ -93,7 +87,7 @@ def recognise(path: Path, choice: Choice | None = None) -> RecognisedFile:
             begin = file.read(4096)
         if b"\0" not in begin or begin.startswith((b"\xff\xfe", b"\xfe\xff")):  # not binary
             text = read_text(path)
-    if form := instrument_format(text):
+    if form := instprm.instrument_format(text):
         return _instrument(path, text, form, choice)
     if is_cif(text):
         return _cif(path, text, choice)
@@ -109,7 +103,7 @@ def _campaign(path: Path) -> RecognisedFile:
         "campaign",
         "TOML",
         diffractometer_named(campaign.instprm),
-        instruments=read_banks(campaign.instprm),
+        instruments=instprm.read_banks(campaign.instprm),
         phases=tuple(campaign.phases),
         campaign=campaign,
         warnings=campaign.assumptions,
@@ -117,12 +111,12 @@ def _campaign(path: Path) -> RecognisedFile:
 
 
 def _instrument(path: Path, text: str, form: str, choice: Choice) -> RecognisedFile:
-    banks = read_banks(path)
+    banks = instprm.read_banks(path)
     numbers = [b.instrument.bank for b in banks]
     chosen = tuple(b for b in banks if choice.bank in (None, b.instrument.bank))
     if not chosen:
         known = ", ".join(map(str, numbers))
-        raise InstrumentError(f"{path} holds no bank {choice.bank}. It holds: {known}.")
+        raise instprm.InstrumentError(f"{path} holds no bank {choice.bank}. It holds: {known}.")
     repeated = ", ".join(str(n) for n in dict.fromkeys(numbers) if numbers.count(n) > 1)
     note = f"Several banks have the number {repeated}: their angle or difC has to choose."
     return RecognisedFile(
@@ -233,10 +227,10 @@ def _at_angle(profiles: list[Profile], two_theta: float) -> list[Profile]:
 
 def _calibration(
     path: Path, profile: Profile, requested: Path | None
-) -> tuple[Path | None, Sequence[Instrument], list[str]]:
+) -> tuple[Path | None, Sequence[instprm.Instrument], list[str]]:
     """Return an instrument file and its banks: requested, or named in the header and next to it."""
     if requested is not None:
-        return requested, read_instruments(requested), []
+        return requested, instprm.read_instruments(requested), []
     name = re.split(r"[\\/]", profile.header.get(_NAMED_FILE, "").strip())[-1]
     if not name:
         return None, (), []
@@ -245,12 +239,14 @@ def _calibration(
         return None, (), [f"The file names the instrument file {name}, which is not next to it."]
     file = path.parent / neighbours[0].name
     try:
-        return file, read_instruments(file), []
-    except InstrumentError as error:
+        return file, instprm.read_instruments(file), []
+    except instprm.InstrumentError as error:
         return None, (), [f"The file names an instrument file that cannot be used: {error}"]
 
 
-def _nearly_equal(profile: Profile, bank: Instrument, instruments: Sequence[Instrument]) -> str:
+def _nearly_equal(
+    profile: Profile, bank: instprm.Instrument, instruments: Sequence[instprm.Instrument]
+) -> str:
     """Return a doubt where other banks fit a profile's difC or angle as well as the chosen one."""
     if profile.difc is None and profile.two_theta is None:
         return ""  # chosen by its number
@@ -269,7 +265,7 @@ def _nearly_equal(profile: Profile, bank: Instrument, instruments: Sequence[Inst
 
 
 def _measured(
-    profile: Profile, file: Path | None, instruments: Sequence[Instrument]
+    profile: Profile, file: Path | None, instruments: Sequence[instprm.Instrument]
 ) -> tuple[MeasuredBank, str]:
     """Return a profile with the bank of the calibration that it belongs to, and a doubt if any."""
     note = ""
@@ -283,7 +279,7 @@ def _measured(
             by = "its only bank" if len(instruments) == 1 else f"by its {by}"
             origin = f"{file.name}, bank {bank.bank}, {by}"
             return MeasuredBank(profile, bank, origin), _nearly_equal(profile, bank, instruments)
-    nominal = nominal_calibration(profile, Instrument(profile.bank or 1, 90.0, 1.0))
+    nominal = nominal_calibration(profile, instprm.Instrument(profile.bank or 1, 90.0, 1.0))
     if nominal is None:
         return MeasuredBank(profile, None, ""), note
     return MeasuredBank(profile, nominal, "difC of the header", nominal=True), note

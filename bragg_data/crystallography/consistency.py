@@ -12,16 +12,8 @@ import gemmi
 import numpy as np
 import periodictable
 
+from bragg_data.crystallography import cif
 from bragg_data.crystallography.atoms import IMPOSSIBLE, Atoms, closest_contact
-from bragg_data.crystallography.cif import (
-    MULTIPLICITIES,
-    NUMBERS,
-    OPERATIONS,
-    SITE_TAGS,
-    AsymmetricUnit,
-    CifBlock,
-    Site,
-)
 from bragg_data.crystallography.scattering import element_of, scatterer
 
 _ELEMENT = re.compile(r"(\d*[A-Z][a-z]?)\s*(\d*\.?\d*)")
@@ -36,7 +28,7 @@ _MANY = 2_000_000  # pairs of images beyond which distances take more than a sec
 _SYSTEMS = {"rhombohedral": "trigonal", "isometric": "cubic", "anorthic": "triclinic"}
 
 
-def contradictions(unit: AsymmetricUnit, group: gemmi.SpaceGroup, atoms: Atoms) -> list[str]:
+def contradictions(unit: cif.AsymmetricUnit, group: gemmi.SpaceGroup, atoms: Atoms) -> list[str]:
     """Return what of a data block contradicts its cell, space group or atoms, in sentences."""
     return [
         *_of_tags(unit.block),
@@ -50,7 +42,7 @@ def contradictions(unit: AsymmetricUnit, group: gemmi.SpaceGroup, atoms: Atoms) 
     ]
 
 
-def formula_of(block: CifBlock) -> dict[str, float]:
+def formula_of(block: cif.CifBlock) -> dict[str, float]:
     """Return the number of each element in the formula of a data block; empty without one."""
     formula: dict[str, float] = {}
     for symbol, count in _ELEMENT.findall(block.text("_chemical_formula_sum")):
@@ -65,7 +57,7 @@ def _natural(symbol: str) -> str:
     return "H" if element == "D" else element
 
 
-def contents_of(sites: Sequence[Site], atoms: Atoms) -> dict[str, float]:
+def contents_of(sites: Sequence[cif.Site], atoms: Atoms) -> dict[str, float]:
     """Return the number of atoms of each element in the cell, by their occupancies."""
     contents: dict[str, float] = {}
     for site in atoms.site:
@@ -84,24 +76,24 @@ def agree(contents: dict[str, float], formula: dict[str, float], units: float) -
     return bool(np.allclose(ratios, units, rtol=_COMPOSITION))
 
 
-def units_of(block: CifBlock) -> float:
+def units_of(block: cif.CifBlock) -> float:
     """Return the number of formula units in the cell, NaN if it is not given."""
     numbers = block.numbers("_cell_formula_units_z")
     return float(numbers[0]) if len(numbers) else float("nan")
 
 
-def _of_tags(block: CifBlock) -> list[str]:
+def _of_tags(block: cif.CifBlock) -> list[str]:
     notes = []
     for tag in block.columns:
-        if tag in SITE_TAGS or tag in _OTHER_TAGS:
+        if tag in cif.SITE_TAGS or tag in _OTHER_TAGS:
             continue
-        near = difflib.get_close_matches(tag, SITE_TAGS, 1, _SIMILAR)
+        near = difflib.get_close_matches(tag, cif.SITE_TAGS, 1, _SIMILAR)
         if near and near[0] not in block.columns:
             notes.append(f"The tag {tag[:60]} is unknown, and {near[0]} missing: it was not read.")
     return notes
 
 
-def _of_volume(block: CifBlock, cell: gemmi.UnitCell) -> list[str]:
+def _of_volume(block: cif.CifBlock, cell: gemmi.UnitCell) -> list[str]:
     text = block.text("_cell_volume")
     volume = gemmi.cif.as_number(text) if text else np.nan
     decimals = text.partition("(")[0].partition(".")[2]
@@ -113,14 +105,14 @@ def _of_volume(block: CifBlock, cell: gemmi.UnitCell) -> list[str]:
     ]
 
 
-def _of_group(block: CifBlock, group: gemmi.SpaceGroup) -> list[str]:
+def _of_group(block: cif.CifBlock, group: gemmi.SpaceGroup) -> list[str]:
     notes = []
-    for text in block.texts(*OPERATIONS):
+    for text in block.texts(*cif.OPERATIONS):
         try:
             gemmi.Op(text.strip())
         except (ValueError, RuntimeError):
             notes.append(f"The symmetry operation '{text[:40]}' cannot be read: it was left out.")
-    number = block.text(*NUMBERS)
+    number = block.text(*cif.NUMBERS)
     if number.isdigit() and int(number) != group.number:
         notes.append(f"The space group {group.xhm()} is number {group.number}, not {number[:9]}.")
     system = block.text("_space_group_crystal_system", "_symmetry_cell_setting").lower()
@@ -131,9 +123,9 @@ def _of_group(block: CifBlock, group: gemmi.SpaceGroup) -> list[str]:
     return notes
 
 
-def _of_multiplicities(unit: AsymmetricUnit, atoms: Atoms) -> list[str]:
+def _of_multiplicities(unit: cif.AsymmetricUnit, atoms: Atoms) -> list[str]:
     actual = np.bincount(atoms.site, minlength=len(unit.rows))
-    for tag in MULTIPLICITIES:
+    for tag in cif.MULTIPLICITIES:
         if tag in unit.block.columns:
             listed = unit.block.numbers(tag)[unit.rows]
             for odd in np.flatnonzero(np.isfinite(listed) & (listed != actual))[:1]:
@@ -144,7 +136,7 @@ def _of_multiplicities(unit: AsymmetricUnit, atoms: Atoms) -> list[str]:
     return []
 
 
-def _of_contents(unit: AsymmetricUnit, atoms: Atoms) -> list[str]:
+def _of_contents(unit: cif.AsymmetricUnit, atoms: Atoms) -> list[str]:
     notes, block, sites = [], unit.block, unit.sites
     formula, contents, units = formula_of(block), contents_of(sites, atoms), units_of(block)
     if formula and not agree(contents, formula, units):
@@ -169,7 +161,7 @@ def _of_contents(unit: AsymmetricUnit, atoms: Atoms) -> list[str]:
     return notes
 
 
-def _of_values(unit: AsymmetricUnit) -> list[str]:
+def _of_values(unit: cif.AsymmetricUnit) -> list[str]:
     names, notes = unit.labels, []
     for row, site in zip(unit.rows, unit.sites, strict=True):
         if max(map(abs, site.position)) > _FURTHEST:
@@ -182,7 +174,7 @@ def _of_values(unit: AsymmetricUnit) -> list[str]:
     return notes
 
 
-def _of_labels(unit: AsymmetricUnit) -> list[str]:
+def _of_labels(unit: cif.AsymmetricUnit) -> list[str]:
     """Report sites with labels of another element, where most are of their own, or equal labels."""
     names, notes = unit.labels, []
     if repeated := next((n for k, n in enumerate(names) if n in names[:k]), ""):
@@ -199,7 +191,7 @@ def _of_labels(unit: AsymmetricUnit) -> list[str]:
     return notes
 
 
-def _of_distances(unit: AsymmetricUnit, group: gemmi.SpaceGroup, atoms: Atoms) -> list[str]:
+def _of_distances(unit: cif.AsymmetricUnit, group: gemmi.SpaceGroup, atoms: Atoms) -> list[str]:
     if 27 * len(unit.sites) * len(atoms.site) > _MANY:
         return []
     contact = closest_contact(unit, group)

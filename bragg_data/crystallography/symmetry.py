@@ -7,15 +7,9 @@ from typing import NamedTuple, cast
 import gemmi
 import numpy as np
 
+from bragg_data.crystallography import cif
 from bragg_data.crystallography.atoms import IMPOSSIBLE, Atoms, all_atoms, closest_contact
 from bragg_data.crystallography.cell import CrystalError
-from bragg_data.crystallography.cif import (
-    MULTIPLICITIES,
-    NUMBERS,
-    OPERATIONS,
-    AsymmetricUnit,
-    CifBlock,
-)
 from bragg_data.crystallography.consistency import agree, contents_of, formula_of, units_of
 
 _SENSIBLE = 0.65  # of the sum of covalent radii: shorter than any bond (V=O has 0.72, N≡N 0.77)
@@ -43,7 +37,7 @@ class _Named(NamedTuple):
     text: str
 
 
-def space_group_of(unit: AsymmetricUnit) -> tuple[gemmi.SpaceGroup, tuple[str, ...]]:
+def space_group_of(unit: cif.AsymmetricUnit) -> tuple[gemmi.SpaceGroup, tuple[str, ...]]:
     """Return the space group of a data block in its setting, and what was assumed.
 
     Listed operations count most, then the Hall symbol, the Hermann-Mauguin symbol and the number.
@@ -91,10 +85,10 @@ def _triplets(group: gemmi.SpaceGroup) -> frozenset[str]:
     return frozenset(op.wrap().triplet() for op in group.operations())
 
 
-def _listed(block: CifBlock) -> tuple[frozenset[str], gemmi.SpaceGroup | None]:
+def _listed(block: cif.CifBlock) -> tuple[frozenset[str], gemmi.SpaceGroup | None]:
     """Return the operations of a list, and their space group if they are all of one's."""
     listed: dict[str, gemmi.Op] = {}
-    for text in block.texts(*OPERATIONS):
+    for text in block.texts(*cif.OPERATIONS):
         try:
             operation = gemmi.Op(text.strip()).wrap()
         except (ValueError, RuntimeError):
@@ -118,9 +112,9 @@ def _completed(listed: frozenset[str]) -> gemmi.SpaceGroup | None:
         return None
 
 
-def _named(block: CifBlock, cell: gemmi.UnitCell) -> tuple[_Named, list[str]]:
+def _named(block: cif.CifBlock, cell: gemmi.UnitCell) -> tuple[_Named, list[str]]:
     """Return what the Hall or Hermann-Mauguin symbol or the number names, and what was assumed."""
-    hall, number = block.text(*_HALL), block.text(*NUMBERS)
+    hall, number = block.text(*_HALL), block.text(*cif.NUMBERS)
     symbol = " ".join(block.text(*_SYMBOLS).replace("_", "").split())
     if hall:
         try:
@@ -187,7 +181,7 @@ def _on_the_unique_axis(group: gemmi.SpaceGroup, cell: gemmi.UnitCell) -> gemmi.
     return settings[0] if len(settings) == 1 else group
 
 
-def _choose_origin(named: _Named, unit: AsymmetricUnit) -> tuple[gemmi.SpaceGroup, list[str]]:
+def _choose_origin(named: _Named, unit: cif.AsymmetricUnit) -> tuple[gemmi.SpaceGroup, list[str]]:
     if len(named.groups) == 1:
         return named.groups[0], []
     atoms = [all_atoms(unit, group) for group in named.groups]
@@ -216,8 +210,8 @@ def _choose_origin(named: _Named, unit: AsymmetricUnit) -> tuple[gemmi.SpaceGrou
     )
 
 
-def _agree_with_multiplicities(unit: AsymmetricUnit, atoms: Sequence[Atoms]) -> list[bool]:
-    for tag in MULTIPLICITIES:
+def _agree_with_multiplicities(unit: cif.AsymmetricUnit, atoms: Sequence[Atoms]) -> list[bool]:
+    for tag in cif.MULTIPLICITIES:
         listed = unit.block.numbers(tag)
         if len(listed) and np.isfinite(listed[unit.rows]).all():
             return [np.array_equal(np.bincount(a.site), listed[unit.rows]) for a in atoms]
@@ -225,7 +219,7 @@ def _agree_with_multiplicities(unit: AsymmetricUnit, atoms: Sequence[Atoms]) -> 
 
 
 def _sensible(
-    unit: AsymmetricUnit, groups: Sequence[gemmi.SpaceGroup], atoms: Sequence[Atoms]
+    unit: cif.AsymmetricUnit, groups: Sequence[gemmi.SpaceGroup], atoms: Sequence[Atoms]
 ) -> list[bool]:
     """Return which of two origins gives sensible distances: alone, or with atoms less crowded."""
     contacts = [closest_contact(unit, group).ratio for group in groups]

@@ -21,17 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erfc
 
-from bragg_data.instrument.conversion import (
-    OriginalBank,
-    back_to_back,
-    bank_of_functions,
-    bank_of_moderator,
-    bank_of_table,
-    fitted_bank,
-    fitted_if_different,
-    spacings_between,
-    with_warnings,
-)
+from bragg_data.instrument import conversion
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
 from bragg_data.instrument.peak_shape import PeakShape, peak_shape
 
@@ -101,7 +91,7 @@ def recognised(text: str) -> bool:
     return bool(_IRF.search(text) or _PCR.search(text))
 
 
-def read_fullprof_banks(text: str, where: str) -> list[OriginalBank]:
+def read_fullprof_banks(text: str, where: str) -> list[conversion.OriginalBank]:
     """Read the banks of a file of FullProf; errors name it as ``where``.
 
     The banks of a ``.pcr`` file are its patterns, with the widths of its first phase. Raises an
@@ -125,7 +115,9 @@ def read_fullprof_banks(text: str, where: str) -> list[OriginalBank]:
     return [_with_doubt(bank, banks) for bank in banks]
 
 
-def _with_doubt(bank: OriginalBank, banks: list[OriginalBank]) -> OriginalBank:
+def _with_doubt(
+    bank: conversion.OriginalBank, banks: list[conversion.OriginalBank]
+) -> conversion.OriginalBank:
     """Return a bank with a warning if its flight path, by difC and 2θ, is not the others'.
 
     FullProf's files give no flight path to check against.
@@ -140,10 +132,10 @@ def _with_doubt(bank: OriginalBank, banks: list[OriginalBank]) -> OriginalBank:
         f", and the median of the banks is {usual:.1f} m. The angle is a default or wrong; lengths "
         f"depend on Dtt1 alone."
     )
-    return with_warnings(bank, (*i.warnings, doubt))
+    return conversion.with_warnings(bank, (*i.warnings, doubt))
 
 
-def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> OriginalBank:
+def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> conversion.OriginalBank:
     values, table, comment = _Values(), list[list[float]](), list[str]()
     here, notes = f"{where}, bank {number}", [*notes]
     points, seen = -1, []
@@ -192,8 +184,8 @@ def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> OriginalBan
     return _with_notes(_bank_of_values(number, values, where, table), notes)
 
 
-def _with_notes(bank: OriginalBank, notes: _Notes) -> OriginalBank:
-    return with_warnings(bank, (*bank.instrument.warnings, *notes)) if notes else bank
+def _with_notes(bank: conversion.OriginalBank, notes: _Notes) -> conversion.OriginalBank:
+    return conversion.with_warnings(bank, (*bank.instrument.warnings, *notes)) if notes else bank
 
 
 def _check_order(names: Sequence[str], where: str) -> None:
@@ -274,7 +266,7 @@ def _named_values(text: str, where: str, notes: _Notes) -> Iterator[_Values]:
 
 def _bank_of_values(
     number: int, values: Mapping[str, float], where: str, table: list[list[float]] | None = None
-) -> OriginalBank:
+) -> conversion.OriginalBank:
     used = {name: value for name, value in values.items() if name in _USED}
     rows = tuple(map(tuple, table or []))
     return _converted(number, tuple(sorted(used.items())), rows, where)
@@ -286,7 +278,7 @@ def _converted(
     entries_read: tuple[tuple[str, float], ...],
     table: tuple[tuple[float, ...], ...],
     where: str,
-) -> OriginalBank:
+) -> conversion.OriginalBank:
     values = dict(entries_read)
     here = f"{where}, bank {number}"
     if not 0 <= values["npr"] < 100:
@@ -318,29 +310,33 @@ def _converted(
     start = instrument_of_entries(entries, number, where)
     if table:
         columns = _columns(table, here)
-        return bank_of_table(start, *columns, "FullProf's table of peak shapes", "textbook")
+        return conversion.bank_of_table(
+            start, *columns, "FullProf's table of peak shapes", "textbook"
+        )
     if "sigma-1" not in values or "alph0" not in values:
         raise InstrumentError(f"{here} has no peak shape (SIGMA and ALFBE, or a table).")
     window = np.array([values.get("tof-min", 0.0), values.get("tof-max", 0.0)])
-    d = spacings_between(window / start.difc, start.two_theta)
+    d = conversion.spacings_between(window / start.difc, start.two_theta)
     name = f"FullProf's profile function {function} ({_FUNCTIONS[function]})"
     if function == 13:
         kappa = values.get("kappa", values.get("beta1", 0.0))
-        return bank_of_moderator(start, (alpha_0, rise, values.get("beta0", 0.0), kappa), d, name)
+        return conversion.bank_of_moderator(
+            start, (alpha_0, rise, values.get("beta0", 0.0), kappa), d, name
+        )
     if function == 10:
         return _bank_of_two_kinds(start, values, d, here, name)
     decay = start.beta_0 + start.beta_1 / d**4
     if (alpha_0 + rise / d).min() <= 0 or decay.min() <= 0:
         raise InstrumentError(f"{here}: rise or decay are not positive over its times of flight.")
-    original = back_to_back(start.with_parameters(alpha=rise), alpha_0, "textbook")
+    original = conversion.back_to_back(start.with_parameters(alpha=rise), alpha_0, "textbook")
     if alpha_0:
-        return fitted_bank(original, start, d, name)
-    return fitted_if_different(OriginalBank(start, original, d), name)
+        return conversion.fitted_bank(original, start, d, name)
+    return conversion.fitted_if_different(conversion.OriginalBank(start, original, d), name)
 
 
 def _bank_of_two_kinds(
     start: Instrument, v: Mapping[str, float], d: NDArray[np.float64], here: str, name: str
-) -> OriginalBank:
+) -> conversion.OriginalBank:
     """Return the bank of profile function 10, of epithermal and thermal neutrons."""
     if missing := [key for key in _OF_TWO_KINDS if key not in v]:
         raise InstrumentError(f"{here}: NPROF 10 needs {', '.join(missing)} (ZD2TOT and ALFBT).")
@@ -365,7 +361,7 @@ def _bank_of_two_kinds(
 
     if not (min(tof(d).min(), shape(d).rise.min(), shape(d).decay.min()) > 0):
         raise InstrumentError(f"{here}: rise or decay are not positive over its times of flight.")
-    return bank_of_functions(start, d, (tof, shape), name, "textbook")
+    return conversion.bank_of_functions(start, d, (tof, shape), name, "textbook")
 
 
 def _columns(

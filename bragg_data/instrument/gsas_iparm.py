@@ -9,16 +9,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.instrument.conversion import (
-    OriginalBank,
-    back_to_back,
-    bank_of_functions,
-    bank_of_moderator,
-    fitted_bank,
-    spacings_between,
-    usual_spacings,
-    with_warnings,
-)
+from bragg_data.instrument import conversion
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
 from bragg_data.instrument.peak_shape import PeakShape, peak_shape
 
@@ -47,7 +38,7 @@ def recognised(text: str) -> bool:
     return bool(_RECORD.search(text))
 
 
-def read_gsas_banks(text: str, where: str) -> list[OriginalBank]:
+def read_gsas_banks(text: str, where: str) -> list[conversion.OriginalBank]:
     """Read the banks of a file of GSAS; errors name it as ``where``.
 
     Raises an InstrumentError if it is of constant wavelength, or lacks or distorts a record.
@@ -97,7 +88,7 @@ def read_gsas_banks(text: str, where: str) -> list[OriginalBank]:
 
 def _bank(
     number: int, records: _Records, path: float | None, where: str, doubts: list[str]
-) -> OriginalBank:
+) -> conversion.OriginalBank:
     here = f"{where}, bank {number},"
     constants = _numbers(records["ICONS"])
     difc, difa, tzero = (*constants, 0.0, 0.0, 0.0)[:3]
@@ -139,12 +130,14 @@ def _bank(
         return _bank_of_table(instrument, d, table, f"GSAS's table of peak shapes (PAB{function})")
     if function == 2:
         name = "GSAS's profile function 2 (Ikeda-Carpenter)"
-        return bank_of_moderator(instrument, moderator, d, name)
+        return conversion.bank_of_moderator(instrument, moderator, d, name)
     if alpha_0:
-        original = back_to_back(instrument.with_parameters(alpha=moderator[1]), alpha_0)
-        return fitted_bank(original, instrument, d, "GSAS's profile function 1 with alp-0")
-    bank = OriginalBank(instrument, back_to_back(instrument), d)
-    return with_warnings(bank, instrument.warnings)
+        original = conversion.back_to_back(instrument.with_parameters(alpha=moderator[1]), alpha_0)
+        return conversion.fitted_bank(
+            original, instrument, d, "GSAS's profile function 1 with alp-0"
+        )
+    bank = conversion.OriginalBank(instrument, conversion.back_to_back(instrument), d)
+    return conversion.with_warnings(bank, instrument.warnings)
 
 
 def _profile(
@@ -206,7 +199,9 @@ def _table(function: int, records: _Records, here: str) -> _Array | None:
     return table
 
 
-def _bank_of_table(start: Instrument, d: _Array, table: _Array, name: str) -> OriginalBank:
+def _bank_of_table(
+    start: Instrument, d: _Array, table: _Array, name: str
+) -> conversion.OriginalBank:
     """Return the bank of a table: T = difC d + difA d² + Zero + shift, interpolated as α and β."""
     spacings, shift, rise, decay = table
     low, high = max(d[0], spacings[0]), min(d[-1], spacings[-1])
@@ -223,7 +218,7 @@ def _bank_of_table(start: Instrument, d: _Array, table: _Array, name: str) -> Or
             rise=np.interp(x, spacings, rise), decay=np.interp(x, spacings, decay)
         )
 
-    return bank_of_functions(start, d, (tof, shape), name)
+    return conversion.bank_of_functions(start, d, (tof, shape), name)
 
 
 def _spacings(records: _Records, instrument: Instrument) -> _Array:
@@ -231,8 +226,8 @@ def _spacings(records: _Records, instrument: Instrument) -> _Array:
     window = _numbers(records.get("TRNGE", "")) or _numbers(records.get("I ITYP", ""))[1:3]
     if len(window) == 2:
         ends = (1000 * np.array(window) - instrument.tzero) / instrument.difc
-        return spacings_between(ends, instrument.two_theta)
-    return usual_spacings(instrument.two_theta)
+        return conversion.spacings_between(ends, instrument.two_theta)
+    return conversion.usual_spacings(instrument.two_theta)
 
 
 def _numbers(text: str) -> list[float]:

@@ -9,13 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bragg_data.instrument import consistency, fullprof, gsas_iparm, topas
-from bragg_data.instrument.conversion import (
-    OriginalBank,
-    back_to_back,
-    bank_of_table,
-    usual_spacings,
-)
+from bragg_data.instrument import consistency, conversion, fullprof, gsas_iparm, topas
 from bragg_data.instrument.diffractometer import (
     KEYS,
     NOTE,
@@ -86,7 +80,7 @@ def read_instruments(instprm: Path | str) -> tuple[Instrument, ...]:
     return tuple(bank.instrument for bank in read_banks(instprm))
 
 
-def read_banks(file: Path | str, widths: Path | None = None) -> tuple[OriginalBank, ...]:
+def read_banks(file: Path | str, widths: Path | None = None) -> tuple[conversion.OriginalBank, ...]:
     """Read all banks of an instrument file, with the peaks as the file defines them.
 
     ``.instprm`` of GSAS-II, ``.prm``, ``.iparm`` and ``.EXP`` of GSAS, ``.irf`` and ``.pcr`` of
@@ -122,7 +116,7 @@ def _named_text(file: Path | str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=16)  # a fit takes up to seconds
-def _banks_of_text(text: str, where: str) -> tuple[OriginalBank, ...]:
+def _banks_of_text(text: str, where: str) -> tuple[conversion.OriginalBank, ...]:
     for program, read in (
         (gsas_iparm, gsas_iparm.read_gsas_banks),
         (fullprof, fullprof.read_fullprof_banks),
@@ -169,7 +163,9 @@ def _decoded(content: bytes) -> str:
         raise
 
 
-def _bank(entries: dict[str, str], notes: list[str], number: int, where: str) -> OriginalBank:
+def _bank(
+    entries: dict[str, str], notes: list[str], number: int, where: str
+) -> conversion.OriginalBank:
     bank = _bank_of_entries(entries, notes, number, where)
     doubts = consistency.doubts_of_entries(entries, KEYS, f"{bank.instrument.bank}")
     warnings = dict.fromkeys([*bank.instrument.warnings, *doubts])
@@ -178,12 +174,12 @@ def _bank(entries: dict[str, str], notes: list[str], number: int, where: str) ->
 
 def _bank_of_entries(
     entries: dict[str, str], notes: list[str], number: int, where: str
-) -> OriginalBank:
+) -> conversion.OriginalBank:
     table = entries.pop(_TABLE, "")
     instrument = instrument_of_entries(entries, number, where, notes)
     if not table:
-        d = usual_spacings(instrument.two_theta)
-        return OriginalBank(instrument, back_to_back(instrument), d)
+        d = conversion.usual_spacings(instrument.two_theta)
+        return conversion.OriginalBank(instrument, conversion.back_to_back(instrument), d)
     try:
         rows = np.array(
             [line.split(",") for line in table.split("\n") if line.strip()], dtype=float
@@ -204,7 +200,7 @@ def _bank_of_entries(
         )
     start = i.with_parameters(beta_q=0.0, sig_q=0.0)
     shape = PeakShape(rise, decay, variance, i.x * d + i.y * d**2 + i.z)
-    return bank_of_table(start, d, shape, "GSAS-II's table pdabc")
+    return conversion.bank_of_table(start, d, shape, "GSAS-II's table pdabc")
 
 
 def _sections(text: str) -> Iterator[_Section]:

@@ -11,31 +11,14 @@ import numpy as np
 from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.signal import find_peaks
 
+from bragg_data import preprocessing
 from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
 from bragg_data.instrument.diffractometer import angles_apart
 from bragg_data.instrument.instprm import Instrument, read_instruments
+from bragg_data.measurement import resampling
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
-from bragg_data.measurement.resampling import (
-    GriddedProfile,
-    doubt_of_d_spacings,
-    half_bin,
-    in_time_of_flight,
-    match_bank,
-    measured_tof,
-    measurement_warnings,
-    nominal_calibration,
-    resample_to_grid,
-    text_of_calibration,
-    with_bins_of_calibration,
-)
-from bragg_data.preprocessing import (
-    PreprocessingError,
-    background_subtracted,
-    noise_from_scatter,
-    prepare_measured,
-)
 
 ANGLE_TOLERANCE = 5.0  # degrees between the angles of two banks that count as the same
 
@@ -65,7 +48,7 @@ class Measurement:
     """A profile on a campaign's grid, ready for predictions."""
 
     profile: Profile  # as read, over time of flight
-    gridded: GriddedProfile  # on the campaign's grid, with its background
+    gridded: resampling.GriddedProfile  # on the campaign's grid, with its background
     # Used for resampling; None if times were taken as those of the campaign's instrument.
     calibration: Instrument | None
     nominal: bool  # whether the calibration is the header's, or none
@@ -97,9 +80,9 @@ def load_measurements(
     profiles = read_profiles(path, bank, reading)
     instruments = None
     if calibration is not None:
-        text = text_of_calibration(calibration)
+        text = resampling.text_of_calibration(calibration)
         instruments = read_instruments(calibration)
-        profiles = [with_bins_of_calibration(profile, text) for profile in profiles]
+        profiles = [resampling.with_bins_of_calibration(profile, text) for profile in profiles]
     if two_theta is not None and len(profiles) > 1 and any(p.two_theta for p in profiles):
         at_angle = profiles_at_angle(profiles, two_theta)
         if len(at_angle) != 1:
@@ -147,14 +130,14 @@ def measurement_from_profile(
     """
     instrument, nominal = campaign.instrument, instruments is None
     if instruments is None:
-        calibration = nominal_calibration(profile, instrument)
+        calibration = resampling.nominal_calibration(profile, instrument)
     else:
-        calibration = match_bank(profile, instruments)
-    size = half_bin(profile)
-    as_read, profile = profile, in_time_of_flight(profile, calibration or instrument)
-    doubts = doubt_of_d_spacings(profile, calibration or instrument)
-    gridded = resample_to_grid(profile, campaign.grid, instrument, calibration)
-    window = measured_tof(campaign.grid.tof[[0, -1]], instrument, calibration)
+        calibration = resampling.match_bank(profile, instruments)
+    size = resampling.half_bin(profile)
+    as_read, profile = profile, resampling.in_time_of_flight(profile, calibration or instrument)
+    doubts = resampling.doubt_of_d_spacings(profile, calibration or instrument)
+    gridded = resampling.resample_to_grid(profile, campaign.grid, instrument, calibration)
+    window = resampling.measured_tof(campaign.grid.tof[[0, -1]], instrument, calibration)
     inside = (profile.tof >= window[0]) & (profile.tof <= window[1])
     if not has_significant_peaks(profile.intensity[inside], profile.sigma[inside]):
         raise ProfileError(
@@ -162,11 +145,13 @@ def measurement_from_profile(
             f"µs: no narrow peak stands out of its background and noise, so there is nothing to "
             f"determine a cell from. Check the file and its bank, or measure longer."
         )
-    warnings = measurement_warnings(as_read, gridded, instrument, calibration, nominal=nominal)
+    warnings = resampling.measurement_warnings(
+        as_read, gridded, instrument, calibration, nominal=nominal
+    )
     warnings += doubts
     try:
-        prepared = prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
-    except PreprocessingError as error:  # nothing stands above the background
+        prepared = preprocessing.prepare_measured(gridded.intensity, gridded.sigma, gridded.covered)
+    except preprocessing.PreprocessingError as error:  # nothing stands above the background
         raise ProfileError(f"{profile.name}: {error}") from error
     return Measurement(profile, gridded, calibration, nominal, warnings, prepared, size)
 
@@ -208,10 +193,10 @@ def has_significant_peaks(intensity: Array, sigma: Array) -> bool:
     y, deviation, n = intensity[informative], sigma[informative], int(informative.sum())
     if n < 3 or np.ptp(y) == 0:
         return False
-    signal = background_subtracted(intensity, sigma)[informative]
+    signal = preprocessing.background_subtracted(intensity, sigma)[informative]
     # That of a peak itself, the root of its counts, is larger than that of the background.
     usual = median_filter(deviation, size=max(n // 16, 1), mode="reflect")
-    scatter = noise_from_scatter(y, _NOISE_WINDOW, "reflect")
+    scatter = preprocessing.noise_from_scatter(y, _NOISE_WINDOW, "reflect")
     noise = np.maximum(np.minimum(usual, deviation), scatter)
     least = _LEAST_PROMINENCE * np.ptp(np.quantile(y, [0.02, 0.98]))
     a_count = np.sqrt(np.diff(np.unique(y)).min())  # over the root of its intensity

@@ -6,14 +6,9 @@ import numpy as np
 
 from bragg_data.instrument.diffractometer import Instrument, angles_apart
 from bragg_data.instrument.instprm import InstrumentError
+from bragg_data.measurement import resampling
 from bragg_data.measurement.load import ANGLE_TOLERANCE, has_significant_peaks
 from bragg_data.measurement.readers import Profile, ProfileError
-from bragg_data.measurement.resampling import (
-    HALF_BIN_OF_NOTE,
-    doubt_of_d_spacings,
-    half_bin,
-    in_time_of_flight,
-)
 
 _MASKED = 0.05  # of the points without information, from which they are reported
 
@@ -37,7 +32,7 @@ def tof_range(profile: Profile, calibration: Instrument | None) -> tuple[float, 
         if calibration is None:
             return None
         try:
-            profile = in_time_of_flight(profile, calibration)
+            profile = resampling.in_time_of_flight(profile, calibration)
         except ProfileError:
             return None
     return float(profile.tof[0]), float(profile.tof[-1])
@@ -56,7 +51,7 @@ def profile_doubts(profile: Profile, calibration: Instrument | None) -> Iterator
         )
     if not has_significant_peaks(y, sigma):
         yield f"{bank} has no significant peaks: no narrow peak stands out of background and noise."
-    if profile.maybe_edges and (size := half_bin(profile)) > HALF_BIN_OF_NOTE:
+    if profile.maybe_edges and (size := resampling.half_bin(profile)) > resampling.HALF_BIN_OF_NOTE:
         yield (
             f"{bank}: its times were taken as bin centres. If they are lower edges, as GSAS-II "
             f"takes those of columns, all lengths are half a bin ({100 * size:.2g} %) off: "
@@ -80,8 +75,8 @@ def _calibration(profile: Profile, calibration: Instrument, bank: str) -> Iterat
             f"{calibration.two_theta:g}°."
         )
     try:
-        profile = in_time_of_flight(profile, calibration)
-        yield from doubt_of_d_spacings(profile, calibration)
+        profile = resampling.in_time_of_flight(profile, calibration)
+        yield from resampling.doubt_of_d_spacings(profile, calibration)
         calibration.d_spacing_from_tof(profile.tof)
     except (InstrumentError, ProfileError) as error:
         yield str(error)
