@@ -22,6 +22,11 @@ ROWS = 32  # rows that are computed together: their patterns stay in a processor
 _LIMIT = 1.2  # bound of scaled parameters: a little beyond the campaign's range
 _SMALLEST_STEP = 3e-6  # in scaled parameters; after a smaller step the search has converged
 _NOISY = 1e-4, 3e-4  # the same for noisy profiles, and the least relative gain of a step
+_LONGEST_STEP = 0.2, 1.0  # of scaled cell parameters, of sample parameters in their units
+# Peaks narrower than the instrument's ring: below this share of the highest point of a pattern's
+# square root its derivatives say nothing, and a search would stop among them.
+_RINGING = 1e-3
+_CHANCE = 5.0  # a search is given up if this many times the next step's gain would not help it
 _END = 24.0, 48  # points from the window's end: reflections near it, and points then left out
 _OVERSAMPLING = 8  # more cells are drawn than used, so that they are even in peak positions
 _SCALES = 0.5, 4.0  # unit of the sample parameters: ln of a factor, and points²
@@ -86,29 +91,39 @@ class CellSearch(nn.Module):
             self.register_buffer(name, values)
         self._known: dict[tuple[int, float, torch.device], tuple[Tensor, Tensor]] = {}
 
-    def most_similar(self, code: int, roots: Tensor, blur: float) -> Tensor:
+    def most_similar(self, code: int, roots: Tensor, blur: float) -> tuple[Tensor, Tensor]:
         """Return the known cells of a phase that are most similar to n profiles, best first.
 
-        Scaled, of shape (n, starts, n_parameters). ``roots`` (n, compared points) are square roots
-        of profiles, which are blurred by a Gaussian of standard deviation ``blur`` (in points), as
-        the patterns of the cells are.
+        Scaled, of shape (n, starts, n_parameters), and their numbers (n, starts) among those of
+        :meth:`known_patterns`. ``roots`` (n, compared points) are square roots of profiles, which
+        are blurred by a Gaussian of standard deviation ``blur`` (in points), as the patterns of the
+        cells are.
         """
-        stride = max(int(blur / 1.25), 1)  # samples a blurred pattern without loss
-        sharp, key = (code, 0.0, roots.device), (code, blur, roots.device)
-        if sharp not in self._known:
-            cells = self._known_cells(code).to(roots.device)
+        cells, known = self.known_roots(code, blur, roots.device)
+        similarity = roots[:, :: _stride(blur)] @ known.T
+        number = similarity.topk(min(self.config.starts, len(cells))).indices
+        return cells[number], number
+
+    def known_roots(self, code: int, blur: float, device: torch.device) -> tuple[Tensor, Tensor]:
+        """As :meth:`known_patterns`; square roots of blurred patterns, of unit norm, thinned."""
+        key = code, blur, device
+        if key not in self._known:
+            cells, sharp = self.known_patterns(code, device)
+            blurred = self.pattern.blurred(sharp, blur)[:, :: _stride(blur)].sqrt()
+            self._known[key] = cells, nn.functional.normalize(blurred, dim=1)
+        return self._known[key]
+
+    def known_patterns(self, code: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the known cells of a phase, scaled, and patterns (draws, compared points)."""
+        key = code, 0.0, device
+        if key not in self._known:
+            cells = self._known_cells(code).to(device)
             patterns = [
                 self.pattern(code, self.physical(part), slopes=False)[0]
                 for part in torch.split(cells, ROWS)
             ]
-            self._known[sharp] = cells, torch.cat(patterns)
-        if key not in self._known:
-            cells, sharp_patterns = self._known[sharp]
-            blurred = self.pattern.blurred(sharp_patterns, blur)[:, ::stride].sqrt()
-            self._known[key] = cells, nn.functional.normalize(blurred, dim=1)
-        cells, known = self._known[key]
-        similarity = roots[:, ::stride] @ known.T
-        return cells[similarity.topk(min(self.config.starts, len(cells))).indices]
+            self._known[key] = cells, torch.cat(patterns)
+        return self._known[key]
 
     def _known_cells(self, code: int) -> Tensor:
         """Return cells over the whole range, (draws, n_parameters), scaled, always the same.
@@ -130,13 +145,16 @@ class CellSearch(nn.Module):
         chosen = torch.multinomial(torch.cat(density).cpu(), self.config.draws, generator=generator)
         return cells[chosen.to(cells.device)]
 
-    def search(self, code: int | Tensor, profiles: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def search(
+        self, code: int | Tensor, profiles: Tensor, start: Tensor, hopeless: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Refine each start (n, n_parameters), scaled, and return values and misfits (n,).
 
         At first without the window's end where a reflection is near it: a reflection that a
         proposed cell puts on the wrong side of it would bias all others. The misfit is the share of
         a profile's square that is not explained. ``code`` and ``profiles`` as in
-        :class:`Observed`.
+        :class:`Observed`. ``hopeless`` (n,) are misfits above which a search is given up where it
+        improves too slowly to get below.
         """
         if not len(start):
             return start, start[:, 0]
@@ -146,14 +164,15 @@ class CellSearch(nn.Module):
         end = torch.arange(points, device=profiles.device) >= points - _END[1]
         near = self._near_the_end(code, start)
         weights[near[:, None] & end] = 0
-        values, misfit = self.descend(Observed(code, profiles, weights), start)
-        near |= self._near_the_end(code, values)
+        values, misfit = self._descended(Observed(code, profiles, weights), start, hopeless)
+        near |= self._near_the_end(code, values[:, : start.shape[1]])
         # Where nothing was measured at the end, nothing was left out.
         rows = torch.nonzero(near & measured[:, -_END[1] :].any(dim=1))[:, 0]
         if len(rows):
             whole = Observed(code, profiles, measured.float())[rows]
-            values[rows], misfit[rows] = self.descend(whole, values[rows])
-        return values, misfit
+            limit = None if hopeless is None else hopeless[rows]
+            values[rows], misfit[rows] = self._descended(whole, values[rows], limit)
+        return values[:, : start.shape[1]], misfit
 
     def _near_the_end(self, code: int | Tensor, values: Tensor) -> Tensor:
         return self.pattern.near_the_end(code, self.physical(values), _END[0])
@@ -161,20 +180,27 @@ class CellSearch(nn.Module):
     def descend(self, observed: Observed, start: Tensor) -> tuple[Tensor, Tensor]:
         """Refine cells (n, n_parameters), scaled, row by row until they converge.
 
-        By Levenberg-Marquardt steps; returns values and misfits as :meth:`search`. Rows that have
-        converged are dropped, so that the batches stay full.
+        By Levenberg-Marquardt steps; returns values and misfits as :meth:`search`.
         """
-        free = self.pattern.free(observed.code)
+        values, misfit = self._descended(observed, start)
+        return values[:, : start.shape[1]], misfit
+
+    def _descended(
+        self, observed: Observed, start: Tensor, hopeless: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`descend`; values include the sample parameters, and the start may, too.
+
+        Rows that have converged, or are given up, are dropped, so that the batches stay full.
+        """
+        free, n_cell = self.pattern.free(observed.code), len(self.half_range)
         # The sample parameters are the columns after those of the cell.
         n_sample = len(_SAMPLE_BOUNDS) if self.config.sample_parameters else 0
-        values = torch.cat([start, start.new_zeros(len(start), n_sample)], dim=1)
-        sample_columns = start.shape[1] + torch.arange(n_sample, device=free.device)
+        missing = n_cell + n_sample - start.shape[1]
+        values = torch.cat([start, start.new_zeros(len(start), missing)], dim=1)
+        sample_columns = n_cell + torch.arange(n_sample, device=free.device)
         refined = torch.cat([free, sample_columns.expand(len(free), -1)], dim=1)
         refined = refined.expand(len(values), -1)
-        limits = torch.full((2, refined.shape[1]), _LIMIT, dtype=values.dtype, device=start.device)
-        limits[0] *= -1
-        if n_sample:
-            limits[:, free.shape[1] :] = torch.tensor(_SAMPLE_BOUNDS, dtype=values.dtype).T
+        limits = self._limits(free.shape[1], values)
         damping = torch.full_like(values[:, 0], 1e-4)
         misfit, step, gain = self._step(observed, values, damping)
         active = torch.arange(len(values), device=values.device)
@@ -182,6 +208,9 @@ class CellSearch(nn.Module):
         for _ in range(self.config.steps):
             far = step[active].abs().amax(dim=1) > smallest
             active = active[far & (gain[active] > least * misfit[active])]
+            if hopeless is not None:
+                reached = misfit[active] - _CHANCE * gain[active]
+                active = active[reached < hopeless[active]]
             if not len(active):
                 break
             trial, columns = values[active].clone(), refined[active]
@@ -195,7 +224,13 @@ class CellSearch(nn.Module):
             damping[taken] *= 0.2
             damping[refused] *= 10
             step[refused] *= 0.3
-        return values[:, : start.shape[1]], misfit
+        return values, misfit
+
+    def _limits(self, n_free: int, like: Tensor) -> Tensor:
+        """Return the bounds (2, n_refined) of refined parameters, of the cell and of the sample."""
+        bounds = [(-_LIMIT, _LIMIT)] * n_free
+        bounds += _SAMPLE_BOUNDS if self.config.sample_parameters else ()
+        return like.new_tensor(bounds).T
 
     def _step(
         self, observed: Observed, values: Tensor, damping: Tensor
@@ -222,7 +257,7 @@ class CellSearch(nn.Module):
         they are refined. ``damping`` (n,) is Marquardt's parameter.
 
         Returns the misfit (n,), the share of the profile's square that is not explained, 1 where
-        nothing is compared; the step (n, n_refined) of the scaled parameters, at most 0.2; the
+        nothing is compared; the step (n, n_refined) of the scaled parameters, limited; the
         decrease of the misfit (n,) that the linearised problem predicts; and JᵀJ of the refined
         parameters and the logarithm of the scale, (n, n_refined + 1, n_refined + 1).
         """
@@ -238,25 +273,48 @@ class CellSearch(nn.Module):
         if sample_parameters is not None:
             scales = torch.cat([scales, scales.new_tensor(_SCALES).expand(len(scales), -1)], dim=1)
         slopes = slopes * scales[..., None]
-        slopes = slopes / (2 * root[:, None]) * weights[:, None]
+        clear = root > _RINGING * root.amax(dim=1, keepdim=True)
+        slopes = slopes / (2 * root[:, None]) * (weights * clear)[:, None]
         v, e = observed.profiles * weights, root * weights
         scale = ((v * e).sum(dim=1) / (e * e).sum(dim=1).clamp(min=1e-30))[:, None]
         rest = v - scale * e
         columns = torch.cat([slopes * scale[:, None], (scale * e)[:, None]], dim=1)
         normal = (columns @ columns.transpose(1, 2)).double()
         right = (columns @ rest[:, :, None]).double()
-        diagonal = torch.diag_embed(torch.diagonal(normal, dim1=1, dim2=2))
-        tiny = 1e-12 * torch.eye(normal.shape[1], dtype=torch.float64, device=normal.device)
-        solved = torch.linalg.solve(normal + damping[:, None, None] * diagonal + tiny, right)
+        inside = self._inside(code, cell, sample, right[:, :-1, 0])
+        right = right * inside[..., None]
+        curvature = normal * inside[:, None] * inside[..., None]
+        diagonal = torch.diagonal(curvature, dim1=1, dim2=2)
+        # Those at a bound stay there.
+        diagonal = torch.diag_embed(damping[:, None] * diagonal + (1 - inside) + 1e-12)
+        solved = torch.linalg.solve(curvature + diagonal, right)
         total = (v * v).sum(dim=1)
         square = total.clamp(min=1e-30).double()
         misfit = torch.where(total > 0, (rest**2).sum(dim=1) / square, 1.0)
-        gain = (solved * (2 * right - normal @ solved)).sum(dim=(1, 2)) / square
-        return misfit, solved[:, :-1, 0].clamp(-0.2, 0.2), gain, normal
+        gain = (solved * (2 * right - curvature @ solved)).sum(dim=(1, 2)) / square
+        longest = torch.full_like(solved[:, :-1, 0], _LONGEST_STEP[0])
+        longest[:, longest.shape[1] - sample.shape[1] :] = _LONGEST_STEP[1]
+        return misfit, solved[:, :-1, 0].clamp(-longest, longest), gain, normal
+
+    def _inside(self, code: int | Tensor, cell: Tensor, sample: Tensor, descent: Tensor) -> Tensor:
+        """Return 0 for refined parameters at a bound that ``descent`` would cross, 1 for others.
+
+        Shape (n, n_refined + 1): the logarithm of the scale has no bound.
+        """
+        free = self.pattern.free(code)
+        low, high = self._limits(free.shape[1], cell)[:, : descent.shape[1]]
+        refined = torch.cat([cell.gather(1, free.expand(len(cell), -1)), sample], dim=1)
+        outside = ((refined <= low) & (descent < 0)) | ((refined >= high) & (descent > 0))
+        return torch.cat([~outside, outside.new_ones(len(outside), 1)], dim=1).double()
 
     def physical(self, values: Tensor) -> Tensor:
         """Return scaled parameters in ångström and degrees, same shape."""
         return values * self.half_range + self.middle
+
+
+def _stride(blur: float) -> int:
+    """Return how many points apart samples of a blurred pattern may be, without loss."""
+    return max(int(blur / 1.25), 1)
 
 
 def _rename_weights(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -72,11 +72,13 @@ class Guided(CellSearch):
             if not len(rows):
                 break
             roots = self.pattern.blurred(profiles[rows] ** 2, blur).sqrt()
-            starts = start[rows][:, None] if from_start else self.most_similar(code, roots, blur)
-            count = starts.shape[1]
+            similar = (
+                start[rows][:, None] if from_start else self.most_similar(code, roots, blur)[0]
+            )
+            count = similar.shape[1]
             roots = roots.repeat_interleave(count, dim=0)
             blurred = Observed(code, roots, torch.ones_like(roots), blur)
-            nearer, _ = self.descend(blurred, starts.flatten(0, 1))
+            nearer, _ = self.descend(blurred, similar.flatten(0, 1))
             refined, refined_misfit = self.search(
                 code, profiles[rows].repeat_interleave(count, dim=0), nearer.clamp(-1, 1)
             )

@@ -16,7 +16,8 @@ in units of the standard uncertainty that follows from the misfit.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ _KNOWN_STARTS = 7  # known cells of each phase from which the search may start
 _BLUR = 5.0  # points
 _UNEXPLAINED = 0.08  # misfit above which more starts are used; nine in ten draws are below
 _HOPELESS = 10.0  # phases whose starts have a misfit this much larger than the best: not searched
+_GIVEN_UP = 3.0  # a search is given up that cannot get below this many times the best misfit
 _RESOLUTION = 1e-6  # misfits below this are rounding (single precision), and may be negative
 _BEST = 3e-3  # misfit of a measured profile with the best statistics
 _DRIFT = 3e-4  # relative error of lengths from an instrument that was not calibrated
@@ -51,6 +53,7 @@ class PhaseFits(NamedTuple):
 class Robust(CellSearch):
     """See the module; the proposal network is trained, and a few coefficients are calibrated."""
 
+    batch_size = 128  # of what a thread fits at a time
     head: Tensor
     stretch: Tensor
     limit: Tensor
@@ -90,13 +93,16 @@ class Robust(CellSearch):
             searched = least < _HOPELESS * least.amin(dim=1, keepdim=True).clamp(min=_RESOLUTION)
         else:
             searched = nn.functional.one_hot(phase, proposal.shape[1]).bool()
-        # Of each phase that is searched: the best start; of the proposed one the proposal as well.
-        start_now = start_misfit == least[..., None]
-        start_now[torch.arange(len(start_now)), first, 0] = True
-        self._search_starts(compared, cells, start_now & searched[..., None], values, misfit)
+        # The best start of all, and the proposal; then the best start of each other phase, which is
+        # given up where it cannot compete.
+        best_start = (start_misfit == least[..., None]) & searched[..., None]
+        begin = best_start & (least == least.amin(dim=1, keepdim=True))[..., None]
+        begin[torch.arange(len(begin)), first, 0] = True
+        self._search_starts(compared, cells, begin, values, misfit)
+        self._search_starts(compared, cells, best_start & ~begin, values, misfit)
         unexplained = misfit.amin(dim=1) > _UNEXPLAINED
         if unexplained.any():
-            rest = ~start_now & (searched & unexplained[:, None])[..., None]
+            rest = ~(begin | best_start) & (searched & unexplained[:, None])[..., None]
             self._search_starts(compared, cells, rest, values, misfit)
         misfit = misfit.clamp(max=1.0)
         logits = self.phase_logits(proposal, misfit)
@@ -108,37 +114,34 @@ class Robust(CellSearch):
         """Return cells to search from, (n, phases, k, p), the proposed first, and their misfits."""
         phases = len(self.config.pattern.phases)
         roots = self.pattern.blurred(compared**2, _BLUR).sqrt()
-        known = [self.most_similar(k, roots, _BLUR)[:, :_KNOWN_STARTS] for k in range(phases)]
-        proposed_cells = proposed[:, None, None].expand(-1, phases, 1, -1)
-        cells = torch.cat([proposed_cells, torch.stack(known, dim=1)], dim=2)
-        return cells, self._misfits(compared, cells)
+        cells, misfits = [], []
+        for code in range(phases):
+            known, number = self.most_similar(code, roots, _BLUR)
+            known, number = known[:, :_KNOWN_STARTS], number[:, :_KNOWN_STARTS]
+            patterns = self.known_patterns(code, roots.device)[1]
+            cells.append(torch.cat([proposed[:, None], known], dim=1))
+            parts = []
+            for part in torch.split(torch.arange(len(proposed), device=roots.device), ROWS):
+                of_proposed = self.pattern(code, self.physical(proposed[part]), slopes=False)[0]
+                computed = torch.cat([of_proposed[:, None], patterns[number[part]]], dim=1)
+                parts.append(_misfits(compared[part], computed))
+            misfits.append(torch.cat(parts))
+        return torch.stack(cells, dim=1), torch.stack(misfits, dim=1)
 
     def _search_starts(
         self, compared: Tensor, cells: Tensor, chosen: Tensor, values: Tensor, misfit: Tensor
     ) -> None:
         """Search from the chosen cells; update values and misfits, in place, where they improve."""
         row, code, number = torch.nonzero(chosen, as_tuple=True)
-        refined, refined_misfit = self.search(code, compared[row], cells[row, code, number])
+        hopeless = _GIVEN_UP * misfit.amin(dim=1)[row]
+        refined, refined_misfit = self.search(
+            code, compared[row], cells[row, code, number], hopeless
+        )
         position = row * misfit.shape[1] + code
         before = misfit.clone()
         misfit.view(-1).scatter_reduce_(0, position, refined_misfit, "amin")
         better = (refined_misfit == misfit[row, code]) & (refined_misfit < before[row, code])
         values[row[better], code[better]] = refined[better]
-
-    def _misfits(self, profiles: Tensor, cells: Tensor) -> Tensor:
-        """Return the misfits of cells of all phases, (n, phases, k, p), to n profiles."""
-        shape = cells.shape[:3]
-        code = torch.arange(shape[1], device=cells.device)[None, :, None].expand(shape).flatten()
-        row = torch.arange(shape[0], device=cells.device)[:, None, None].expand(shape).flatten()
-        parts = []
-        for part in torch.split(torch.arange(len(code), device=cells.device), ROWS):
-            physical = self.physical(cells.flatten(0, 2)[part])
-            e = self.pattern(code[part], physical, slopes=False)[0].sqrt()
-            v = profiles[row[part]]
-            e = e * (v > 0)
-            parts.append((v * e).sum(dim=1) ** 2 / (e * e).sum(dim=1).clamp(min=1e-30))
-        explained = torch.cat(parts) / (profiles**2).sum(dim=1)[row].clamp(min=1e-30)
-        return (1 - explained).double().reshape(shape)
 
     def phase_logits(self, proposal: Tensor, misfit: Tensor) -> Tensor:
         """Return the logits of the phases, (n, n_phases), from the fields of :class:`PhaseFits`."""
@@ -179,18 +182,48 @@ class Robust(CellSearch):
         their 90 % intervals, (n, n_parameters); and the share of the profile's square (n,) that
         this phase leaves unexplained: above ``limit`` the profile belongs to none of the phases.
         """
-        is_calibrated = torch.from_numpy(calibrated).to(self.head.device)
-        parts = []
+        fits, is_calibrated = self.fit_profiles(profiles), torch.from_numpy(calibrated)
+        is_calibrated = is_calibrated.to(self.head.device)
         with torch.inference_mode():
-            for low in range(0, len(profiles), self.batch_size):
-                rows = slice(low, low + self.batch_size)
-                fits = self.fit_phases(torch.from_numpy(profiles[rows]).to(self.head.device))
-                phase = fits.logits.argmax(dim=1)
-                stretch = self.stretch[(~is_calibrated[rows]).long(), phase]
-                half = stretch * self.error_unit(fits, is_calibrated[rows])
-                unexplained = _of_phase(fits.misfit, phase)
-                parts.append((fits.logits.softmax(dim=1), fits.values, half, unexplained))
-        return tuple(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+            phase = fits.logits.argmax(dim=1)
+            stretch = self.stretch[(~is_calibrated).long(), phase]
+            half = stretch * self.error_unit(fits, is_calibrated)
+            unexplained = _of_phase(fits.misfit, phase)
+            results = fits.logits.softmax(dim=1), fits.values, half, unexplained
+        return tuple(values.cpu().numpy() for values in results)
+
+    def fit_profiles(
+        self, profiles: Floats32, on_rows: Callable[[int], None] | None = None
+    ) -> PhaseFits:
+        """As :meth:`fit_phases`, of any number of prepared profiles, with all threads of torch.
+
+        Each thread computes batches of its own: within small batches two threads are no faster
+        than one, and far slower where other work interrupts one of them. ``on_rows`` is called
+        with the number of profiles of each finished batch.
+        """
+
+        def fit(low: int) -> PhaseFits:
+            batch = torch.from_numpy(profiles[low : low + self.batch_size])
+            with torch.inference_mode():
+                fits = self.fit_phases(batch.to(self.head.device))
+            if on_rows is not None:
+                on_rows(len(batch))
+            return fits
+
+        batches = range(0, max(len(profiles), 1), self.batch_size)
+        threads = torch.get_num_threads() if self.head.device.type == "cpu" else 1
+        if threads == 1 or len(batches) == 1:
+            parts = list(map(fit, batches))
+        else:
+            for code in range(len(self.config.pattern.phases)):
+                self.known_roots(code, _BLUR, self.head.device)  # tables that all batches share
+            torch.set_num_threads(1)
+            try:
+                with ThreadPoolExecutor(threads) as pool:
+                    parts = list(pool.map(fit, batches))
+            finally:
+                torch.set_num_threads(threads)
+        return PhaseFits(*map(torch.cat, zip(*parts, strict=True)))
 
     def error_unit(self, fits: PhaseFits, calibrated: Tensor) -> Tensor:
         """Return the unit in which errors of scaled parameters are counted, (n, n_parameters).
@@ -202,12 +235,6 @@ class Robust(CellSearch):
         drift = torch.where(self.is_length, drift, torch.zeros_like(drift))
         drift = drift * (~calibrated)[:, None]
         return (fits.spread**2 + drift**2).sqrt().clamp(min=1e-9)
-
-
-def concatenate_fits(parts: Sequence[PhaseFits]) -> PhaseFits:
-    """Return the fits of several batches as one."""
-    # Copied out of inference mode, so that the head can be fitted to them.
-    return PhaseFits(*(torch.cat(values).cpu().clone() for values in zip(*parts, strict=True)))
 
 
 def calibrate(
@@ -225,6 +252,8 @@ def calibrate(
     :class:`~bragg_models.targets.Targets`. The coefficients of the probabilities are fitted to the
     ``calibrated`` (n,) draws, for which cross entropy, accuracy and limit are returned.
     """
+    # Copied out of inference mode, so that the head can be fitted to them.
+    fits = PhaseFits(*(values.cpu().clone() for values in fits))
     truth = torch.from_numpy(np.asarray(phase)).long()
     is_calibrated = torch.from_numpy(calibrated)
     network.head = _fitted_head(network, fits, truth, is_calibrated)
@@ -267,6 +296,15 @@ def _conformal_quantile(scores: Tensor, coverage: float) -> Tensor:
 
 def _of_phase(misfit: Tensor, phase: Tensor) -> Tensor:
     return misfit.gather(1, phase[:, None])[:, 0]
+
+
+def _misfits(profiles: Tensor, patterns: Tensor) -> Tensor:
+    """Return the misfits (n, k) of patterns (n, k, points) to profiles, as double precision."""
+    compared = (profiles > 0).float()[..., None]
+    overlap = (patterns.sqrt() @ profiles[..., None])[..., 0]
+    square = (patterns @ compared)[..., 0].clamp(min=1e-30)
+    total = (profiles**2).sum(dim=1, keepdim=True).clamp(min=1e-30)
+    return (1 - overlap**2 / square / total).double()
 
 
 def _fitted_head(network: Robust, fits: PhaseFits, truth: Tensor, is_calibrated: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from bragg_models.data.batches import Profiles, in_order
 from bragg_models.metrics import Errors, errors, summary
 from bragg_models.networks.guided import fill_physics_tables, guided_config
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
-from bragg_models.networks.robust import Robust, calibrate, concatenate_fits
+from bragg_models.networks.robust import Robust, calibrate
 from bragg_models.predictors import Predictor, build
 from bragg_models.training.inference import Samples, outputs
 from bragg_models.training.settings import Criteria, LabelledBatch, Validation, full_precision
@@ -193,20 +193,14 @@ def _calibrate(
 ) -> dict[str, float]:
     """Calibrate a network on draws of calibrated instruments, and of drifted ones."""
     network.eval()
-    fits = []
-    size = sum(len(part.profiles) for part in draws)
-    with Progress("Calibrating", size, "profiles") as progress, torch.inference_mode():
-        for part in draws:
-            prepared = np.asarray(function(part.profiles), dtype=np.float32)
-            for low in range(0, len(prepared), network.batch_size):
-                batch = torch.from_numpy(prepared[low : low + network.batch_size])
-                fits.append(network.fit_phases(batch.to(context.device)))
-                progress.advance(len(batch))
+    prepared = np.concatenate([function(part.profiles) for part in draws]).astype(np.float32)
+    size = len(prepared)
+    with Progress("Calibrating", size, "profiles") as progress:
+        fits = network.fit_profiles(prepared, progress.advance)
     phase = np.concatenate([part.phase for part in draws])
     values, _ = context.targets.encode(phase, np.concatenate([part.cells for part in draws]))
     calibrated = np.arange(size) < len(draws[0].profiles)
-    joined = concatenate_fits(fits)
-    return calibrate(network, joined, phase, values, context.targets.free, calibrated)
+    return calibrate(network, fits, phase, values, context.targets.free, calibrated)
 
 
 def _samples_in_memory(
