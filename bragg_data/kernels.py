@@ -17,13 +17,19 @@ _PACKAGES = Path(__file__).parents[1]
 
 
 def kernel(*, fastmath: bool = False) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
-    """Return a decorator that compiles a function for threads without the interpreter's lock."""
+    """Return a decorator that compiles a function for threads without the interpreter's lock.
+
+    A division by zero gives infinity or NaN, as in numpy: a loop that looks for it is not
+    vectorised.
+    """
 
     def compiled(function: Callable[..., _R]) -> Callable[..., _R]:
         chosen = config.CACHE_DIR  # numba reads it where it decorates
         try:
             config.CACHE_DIR = chosen or str(cache_directory(_PACKAGES))
-            decorated = njit(nogil=True, cache=True, fastmath=fastmath)(function)
+            decorated = njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy")(
+                function
+            )
         finally:
             config.CACHE_DIR = chosen
         return cast(Callable[..., _R], decorated)

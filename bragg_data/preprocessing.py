@@ -10,19 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solveh_banded
 from scipy.ndimage import binary_opening, median_filter
 
 from bragg_data.arrays import Array, Mask
+from bragg_data.smooth_baseline import smooth_baselines
 
 # Points cut off the ends (section IV-B of the paper: 2,496 of 2,807 points remain).
 CROP_SHORT_TOF, CROP_LONG_TOF = 256, 55
-
-# Weight of the baseline's curvature: it follows nothing shorter than 200 points (2π·λ^¼). A peak of
-# the campaign's instrument is 5 to 10 points wide, incident spectra bend over 1,000. On NOMAD's
-# Si 640e (bank 4) the baseline agrees with GSAS-II's refined background to 0.17 % of the peak
-# maximum (root mean square), at 1e5 to 0.20 %, at 1e7 to 0.16 %.
-STIFFNESS = 1e6
 
 BINS = 280  # of equal width, into which `smoothed` cuts a grid; at NOMAD's bank 4 of 10 points
 SMOOTHING = 8  # width, in bins, of the running mean that `smoothed` takes three times
@@ -106,30 +100,22 @@ def smoothed(profiles: Profiles) -> Profiles:
 
 
 def background_subtracted(profiles: Profiles, sigma: Profiles | None = None) -> Profiles:
-    """Subtract a smooth baseline from each profile.
-
-    The baseline minimises weighted squared residuals plus :data:`STIFFNESS` times its squared
-    second differences; points above it by more than the scatter of those below lose their weight,
-    until the weights converge: asymmetrically reweighted penalised least squares (Baek, Park, Ahn &
-    Choo, Analyst 140 (2015) 250), with residuals here in units of each point's standard deviation,
-    as noise is many times larger at short times of flight than at long ones.
+    """Subtract a smooth baseline (:mod:`bragg_data.smooth_baseline`) from each profile.
 
     Standard deviations have the shape of the profiles, (n, points) or (points,), and are 0 where a
     point holds no information. None estimates them from the scatter of neighbours, and takes runs
     of zeros (dead detectors) as without information: any at either end, of 20 points elsewhere.
-    Points without information become 0; nothing is clipped: noise stays on both sides of 0.
+    Points without information become 0, and so do all if fewer than three have any; nothing is
+    clipped: noise stays on both sides of 0.
     """
     rows = np.atleast_2d(np.asarray(profiles, dtype=np.float64))
-    deviations = None if sigma is None else np.atleast_2d(np.asarray(sigma, dtype=np.float64))
-    result = np.zeros_like(rows)
-    for i, row in enumerate(rows):
-        deviation = _estimated_sigma(row) if deviations is None else deviations[i]
-        known = np.flatnonzero(deviation > 0)
-        if len(known) < 3:
-            continue
-        span = slice(known[0], known[-1] + 1)
-        corrected = row[span] - _baseline(row[span], deviation[span])
-        result[i, span] = np.where(deviation[span] > 0, corrected, 0.0)
+    if sigma is None:
+        deviations = np.stack([_estimated_sigma(row) for row in rows])
+    else:
+        deviations = np.atleast_2d(np.asarray(sigma, dtype=np.float64))
+    known = deviations > 0
+    known &= known.sum(axis=1, keepdims=True) >= 3
+    result = np.where(known, rows - smooth_baselines(rows, deviations), 0.0)
     return result.reshape(profiles.shape).astype(profiles.dtype)
 
 
@@ -157,47 +143,6 @@ def _estimated_sigma(profile: Array) -> Array:
     return np.where(binary_opening(profile == 0, np.ones(20, dtype=bool)), 0.0, sigma)
 
 
-# pybaselines' Baseline.arpls replaces the weights in each step: standard deviations and dead
-# detectors have no lasting effect on it, and predictions would change with its baseline.
-def _baseline(profile: Array, sigma: Array) -> Array:
-    known = sigma > 0
-    typical = np.median(sigma[known])
-    # Deviations far from the typical one, or below what doubles resolve, say nothing more.
-    floor = max(0.01 * typical, 1e-9 * np.abs(profile).max(), 1e-300)
-    typical = max(typical, floor)
-    deviation = np.where(known, np.clip(sigma, floor, 100 * typical), np.inf)
-    precision = (typical / deviation) ** 2
-    # STIFFNESS · DᵀD of second differences, upper bands
-    points = len(profile)
-    penalty = np.zeros((3, points))
-    differences = np.array([1.0, -2.0, 1.0])
-    for offset in range(3):
-        for k in range(3 - offset):
-            start = k + offset
-            penalty[2 - offset, start : start + points - 2] += differences[k] * differences[start]
-    penalty *= STIFFNESS
-    # A tiny weight everywhere keeps the equations solvable across long gaps.
-    weight = np.ones(points)
-    for _ in range(50):
-        total = weight * precision + 1e-9
-        bands = penalty.copy()
-        bands[2] += total
-        baseline = solveh_banded(bands, total * profile)
-        residual = ((profile - baseline) / deviation)[known]
-        below = residual[residual < 0]
-        if len(below) < 3 or below.std() == 0:
-            break
-        mean, spread = below.mean(), below.std()
-        updated = np.zeros(points)
-        argument = 2 * (residual - (2 * spread - mean)) / spread
-        updated[known] = 1 / (1 + np.exp(np.clip(argument, -50, 50)))
-        change = np.linalg.norm(updated - weight) / np.linalg.norm(weight)
-        weight = updated
-        if change < 1e-3:
-            break
-    return np.asarray(baseline)
-
-
 def prepare_measured(intensity: Array, sigma: Array, covered: Mask) -> Array:
     """Make measured profiles look like simulated ones: background off, between 0 and 1.
 
@@ -207,19 +152,23 @@ def prepare_measured(intensity: Array, sigma: Array, covered: Mask) -> Array:
     points), as :func:`bragg_data.measurement.resampling.resample_to_grid` returns them. Raises a
     PreprocessingError if nothing stands above the background.
     """
-    if intensity.ndim > 1:
-        return np.stack(
-            [prepare_measured(*row) for row in zip(intensity, sigma, covered, strict=True)]
-        )
-    known = covered & (sigma > 0)
-    signal = background_subtracted(intensity, np.where(known, sigma, 0.0))
-    clear = known & (signal > 5 * sigma)
-    highest = signal[clear if clear.any() else known].max(initial=0.0)
-    if highest <= 0:
+    prepared = prepare_or_zero(intensity, sigma, covered)
+    if not prepared.any(axis=-1).all():
         raise PreprocessingError(
             "The profile has no signal above its background. Check the file and its bank."
         )
-    return np.where(known, np.clip(signal / highest, 0.0, 1.0), 0.0)
+    return prepared
+
+
+def prepare_or_zero(intensity: Array, sigma: Array, covered: Mask) -> Array:
+    """As :func:`prepare_measured`; profiles with nothing above their background become 0."""
+    known = covered & (sigma > 0)
+    signal = background_subtracted(intensity, np.where(known, sigma, 0.0))
+    clear = known & (signal > 5 * sigma)
+    counted = np.where(clear.any(axis=-1, keepdims=True), clear, known)
+    highest = np.max(signal, axis=-1, keepdims=True, where=counted, initial=0.0)
+    scaled = signal / np.where(highest > 0, highest, np.inf)
+    return np.where(known, np.clip(scaled, 0.0, 1.0), 0.0)
 
 
 def _refuse_flat(scale: Profiles) -> None:

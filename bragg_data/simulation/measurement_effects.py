@@ -22,7 +22,7 @@ from bragg_data.campaign import Campaign
 from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
-from bragg_data.preprocessing import PreprocessingError, prepare_measured
+from bragg_data.preprocessing import prepare_or_zero
 from bragg_data.simulation.kinematic import Simulator
 
 _Array = NDArray[np.float64]
@@ -46,13 +46,8 @@ class Draws:
 
         Profiles with nothing above their background are 0.
         """
-        profiles = np.zeros(self.intensity.shape, dtype=np.float32)
-        for row, values in enumerate(zip(self.intensity, self.sigma, self.covered, strict=True)):
-            try:
-                profiles[row] = prepare_measured(*values)
-            except PreprocessingError:
-                continue
-        return profiles
+        prepared = prepare_or_zero(self.intensity, self.sigma, self.covered)
+        return np.asarray(prepared, dtype=np.float32)
 
 
 def simulator_for(
