@@ -131,9 +131,8 @@ class IkedaCarpenter:
     """Peak of a moderator (GSAS's function 2, FullProf's 13) with the instrument's pseudo-Voigt.
 
     Fast decay 1/(alpha_0 + alpha_1 λ) and slow decay 1/slow in 1/µs, with the share
-    exp(−81.799/(switch λ²)) of slow neutrons. Ikeda & Carpenter, Nucl. Instrum. Methods A239
-    (1985) 536; GSAS Technical Manual, time-of-flight profile function 2. The peak begins at its
-    position.
+    exp(−81.799/(switch λ²)) of slow neutrons. Ikeda & Carpenter, Nucl. Instrum. Methods A239 (1985)
+    536; GSAS Technical Manual, time-of-flight profile function 2. The peak begins at its position.
     """
 
     instrument: Instrument  # angle, variance and Lorentzian width

@@ -67,9 +67,8 @@ def library_match(
     Queries (q, points) are profiles on the data set's grid without background, not yet
     square-rooted; ``covered`` (q, points) are the points that were measured. That many ``workers``
     read and multiply chunks; ``on_chunk`` is called with the number of chunks done, and of all
-    chunks.
-    Raises `LibraryError` if a query has another number of points, is not finite where covered,
-    covers fewer than three points, or is nowhere positive.
+    chunks. Raises `LibraryError` if a query has another number of points, is not finite where
+    covered, covers fewer than three points, or is nowhere positive.
     """
     profiles = profiles_of(dataset, lambda values: values)
     roots, mask = prepared_queries(queries, covered, int(profiles.intensity.sizes["tof"]))
