@@ -191,6 +191,18 @@ class Campaign:
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
+def number_text(text: str) -> str:
+    """Write a number of a campaign's definition without an exponent: 1000, not 1E+3."""
+    return f"{Decimal(text):f}"
+
+
+def ranges_text(ranges: Sequence[Mapping[str, str | None]]) -> str:
+    """Write a parameter's ranges in a campaign's definition: 3.9 to 4.1 by 0.01 and 4.2 to 4.3."""
+    spans = [{name: number_text(text) for name, text in r.items() if text} for r in ranges]
+    grid, interval = "{first} to {last} by {step}", "{low} to {high}"
+    return " and ".join((grid if "first" in s else interval).format(**s) for s in spans)
+
+
 def _plain(value: Any) -> Any:
     """Return JSON values in which equal numbers are equal texts (1.0 and 1.00)."""
     if isinstance(value, Decimal):

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from bragg_data.arrays import Array
-from bragg_data.campaign import Campaign, Samples
+from bragg_data.campaign import Campaign, Samples, number_text, ranges_text
 from bragg_data.store.schema import campaign_of, free_ranges, samples_of
 
 SAME_CELL = 1e-9  # cells whose six parameters differ by less, relatively, are the same sample
@@ -203,10 +201,10 @@ def _facts(dataset: xr.Dataset, campaign: Campaign) -> dict[str, str]:
         "sampling": definition["sampling"],
         "seed": str(definition["seed"]),
         "instrument": f"bank {campaign.instrument.bank}, {campaign.instrument.sha256[:_SHORT]}",
-        "grid": f"{tof['points']:,} points from {_number(tof['start'])} µs, "
-        f"ΔT/T = {_number(tof['relative_step'])}",
-        "broadening": f"size {_number(broadening['size'])} µm, "
-        f"microstrain {_number(broadening['microstrain'])}e-6",
+        "grid": f"{tof['points']:,} points from {number_text(tof['start'])} µs, "
+        f"ΔT/T = {number_text(tof['relative_step'])}",
+        "broadening": f"size {number_text(broadening['size'])} µm, "
+        f"microstrain {number_text(broadening['microstrain'])}e-6",
         "phases": ", ".join(phase.name for phase in campaign.phases),
     }
     for phase, config in zip(campaign.phases, definition["phases"], strict=True):
@@ -215,7 +213,7 @@ def _facts(dataset: xr.Dataset, campaign: Campaign) -> dict[str, str]:
             "space group": phase.space_group,
             "CIF": config["cif"]["sha256"][:_SHORT],
             **{
-                f"{name} / {'Å' if name in 'abc' else '°'}": " and ".join(map(_range, ranges))
+                f"{name} / {'Å' if name in 'abc' else '°'}": ranges_text(ranges)
                 for name, ranges in config["cell"].items()
             },
             "excluded": ", ".join(config["exclude"]) or "nothing",
@@ -232,15 +230,3 @@ def _facts(dataset: xr.Dataset, campaign: Campaign) -> dict[str, str]:
         "rows per chunk": f"{attrs['rows_per_chunk']:,}",
         "schema version": str(attrs["schema_version"]),
     }
-
-
-def _number(text: str) -> str:
-    """Write a number of a campaign's definition without an exponent: 1000, not 1E+3."""
-    return f"{Decimal(text):f}"
-
-
-def _range(limits: Mapping[str, Any]) -> str:
-    if limits["first"] is None:
-        return f"{_number(limits['low'])} to {_number(limits['high'])}"
-    first, last, step = (_number(limits[name]) for name in ("first", "last", "step"))
-    return f"{first} to {last} by {step}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import xarray as xr
 from jinja2 import StrictUndefined, Template
 
+from bragg_data.campaign import ranges_text
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.model_provenance import ModelProvenance, SnapshotReference, SplitSettings
 from bragg_data.provenance import code_commit
@@ -149,7 +150,10 @@ def _model_card(predictor: Predictor, name: str, columns: Mapping[str, tuple[str
         group: [form.format(v[key]) if key in v else "" for key, (_, form) in scored.items()]
         for group, v in test.items()
     }
-    free = (", ".join(_ranges(phase)) for phase in campaign.definition["phases"])
+    free = (
+        ", ".join(f"{p} {ranges_text(spans)} {UNITS[p]}" for p, spans in phase["cell"].items())
+        for phase in campaign.definition["phases"]
+    )
     text = Path(__file__).with_name(_CARD).read_text(encoding="utf-8")
     template: Template = Template(
         text, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
@@ -165,18 +169,6 @@ def _model_card(predictor: Predictor, name: str, columns: Mapping[str, tuple[str
         scores=scores,
         comparison=BaselineComparison.from_provenance(predictor.provenance),
     )
-
-
-def _ranges(phase: Mapping[str, Any]) -> Iterable[str]:
-    """Yield the ranges of a phase's free parameters, from a campaign's definition."""
-    for name, ranges in phase["cell"].items():
-        spans = (
-            f"{float(span['first']):g} to {float(span['last']):g} by {float(span['step']):g}"
-            if span["first"] is not None
-            else f"{float(span['low']):g} to {float(span['high']):g}"
-            for span in ranges
-        )
-        yield f"{name} {' and '.join(spans)} {UNITS[name]}"
 
 
 def _entry(name: str, provenance: ModelProvenance) -> registry.RegistryEntry:
