@@ -24,16 +24,10 @@ def random_split(
 ) -> NDArray[np.int8]:
     """Split samples, (n,), at random within each crystal system, as the paper does (section V-B).
 
-    On the paper's campaign the test samples are 200 cubic, 9,544 trigonal and 32,080 tetragonal
-    ones, and 800, 38,175 and 128,320 are left, from which the validation samples are taken: the
-    best weights are chosen on them, never on the test samples. ``test`` is the share of each system
-    that is kept for testing, ``validation`` that of the rest. Two samples of a system or more give
-    at least one to train on; small shares of few samples may round to none.
-
-    The split depends on the seed and on the labels, in stored order, alone. Each crystal system has
-    a random stream of its own, so that adding another system changes nothing. On a grid of 1e-3 Å a
-    random split leaves near twins of most test samples among the training samples, so its scores
-    say little about cells between and beyond the grid's points.
+    ``test`` is the share of each system that is kept for testing, ``validation`` that of the rest.
+    Two samples of a system or more give at least one to train on; small shares of few samples may
+    round to none. The split depends on the seed and on the labels, in stored order, alone. Each
+    crystal system has a random stream of its own, so that adding another changes nothing.
     """
     part = np.full(len(crystal_system), Part.training, dtype=np.int8)
     for system in np.unique(crystal_system).tolist():

@@ -159,9 +159,7 @@ class ForestModel:
 
         Class-conditional forests need the ``phase`` (n,) of each profile, as a classifier predicts
         it: its probability is 1, and values that are not free are 0. An integrated forest predicts
-        the phase itself: its probability is the share of the trees whose rounded code it is. (The
-        paper rounds the mean of the codes, which is tetragonal (1) where half of the trees predict
-        cubic (0) and half trigonal (2); votes do not depend on the order of the codes.) Raises
+        the phase itself: its probability is the share of the trees whose rounded code it is. Raises
         `ForestError` if class-conditional forests get no phases.
         """
         if self.integrated:

@@ -26,9 +26,6 @@ class Targets:
     set by symmetry when a prediction is decoded. Each is scaled to [-1, 1] over the campaign:
 
     .. math:: z = (p - p_\text{mid}) / p_\text{half}
-
-    The paper (section IV-C) regresses a, c and alpha for every sample, also where symmetry fixes
-    them. With the mask the outputs are the same for BaTiO3, and the code serves all seven systems.
     """
 
     names: tuple[str, ...]  # the phases, in the order of their codes

@@ -4,9 +4,8 @@ For a library that prints, writes files, keeps state, crashes or hangs. The proc
 directory is removed, when its parent drops it or dies; if both are killed at once, the next start
 removes the directory.
 
-Pebble and loky run functions in pools with time limits, but neither gives a worker a scratch
-directory, removes it after a SIGKILL of both processes, captures the output for error messages, or
-ends a worker whose parent died while a library holds the interpreter. So this module stays.
+Neither Pebble nor loky gives a worker a scratch directory, quotes its output in errors, or ends a
+worker whose parent died while a library holds the interpreter.
 """
 
 import contextlib

@@ -37,20 +37,12 @@ class Neighbours(NamedTuple):
 # not prove that a result is exact; here they stay in a file, and the bound below proves it.
 @dataclass(frozen=True)
 class CompressedLibrary:
-    r"""Stored patterns, prepared for comparison with very many profiles.
+    """Stored patterns, prepared for an exact comparison with very many profiles.
 
     The measure is that of :func:`~bragg_models.library.search.library_match` where everything is
-    covered: with patterns as unit vectors of square roots, r = s · q. All products of 40,000
-    queries with 170,000 patterns are 40 Tflop. So each vector is split into its part z in the span
-    of some principal components and the length ρ of the rest; by the Cauchy-Schwarz inequality
-
-    .. math:: r = s \cdot q \le z_s \cdot z_q + \rho_s \rho_q .
-
-    The patterns with the largest bounds are candidates, and their r is computed in full, as
-    1 - abs(s - q)² / 2, which distinguishes near twins in single precision. Where the k-th r is not
-    below the smallest bound among the candidates, the result is proven to be exact; elsewhere more
-    candidates are compared. Apart from a block of products, only the compressed vectors (about
-    1 KiB for each pattern) are in memory; the full ones are in a file.
+    covered; docs/explanation/models.md has the bound by which most patterns are passed over. Apart
+    from a block of products, only the compressed vectors (about 1 KiB for each pattern) are in
+    memory; the full ones are in a file.
     """
 
     rows: Indices  # (n,), in the data set, in ascending order
