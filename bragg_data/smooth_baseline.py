@@ -1,13 +1,13 @@
 """Smooth baselines of profiles, by penalised least squares whose weights leave the peaks out.
 
-Several profiles share each step of a compiled loop: the equations of one are a chain in which
-every division waits for the one before.
+Several profiles share each step of a compiled loop: the equations of each are a chain
+in which every division waits for the previous.
 """
 
 import numpy as np
 
 from bragg_data.arrays import Array
-from bragg_data.kernels import kernel
+from bragg_data.kernels import exponential, kernel
 
 # Weight of the baseline's curvature: it follows nothing shorter than 200 points (2π·λ^¼). A peak of
 # the campaign's instrument is 5 to 10 points wide, incident spectra bend over 1,000. On NOMAD's
@@ -117,7 +117,7 @@ def _solve(
 ) -> None:
     """Solve the pentadiagonal equations of each lane, L D Lᵀ z = right-hand side."""
     for i in range(busy):
-        one, two = max(i - 1, 0), max(i - 2, 0)
+        before, earlier = max(i - 1, 0), max(i - 2, 0)
         for k in range(_LANES):
             # Whether the second differences that begin at i, i - 1 and i - 2 lie in the profile.
             a = stiffness if i + 2 < length[k] else 0.0
@@ -125,18 +125,18 @@ def _solve(
             c = stiffness if 1 < i < length[k] else 0.0
             # A tiny weight everywhere keeps the equations solvable across long gaps.
             total = weight[k, i] * precision[k, i] + 1e-9
-            off = -2.0 * (b + c) - c * first[k, one]
-            l1, l2 = off * pivot[k, one], c * pivot[k, two]
+            off = -2.0 * (b + c) - c * first[k, before]
+            l1, l2 = off * pivot[k, before], c * pivot[k, earlier]
             pivot[k, i] = 1.0 / (a + 4.0 * b + c + total - l1 * off - l2 * c)
             first[k, i], second[k, i] = l1, l2
-            z[k, i] = total * y[k, i] - l1 * z[k, one] - l2 * z[k, two]
+            z[k, i] = total * y[k, i] - l1 * z[k, before] - l2 * z[k, earlier]
     for k in range(_LANES):
-        last, before = 0.0, 0.0
+        last, last_but = 0.0, 0.0
         below, far = 0.0, 0.0
         for i in range(length[k] - 1, -1, -1):
-            value = z[k, i] * pivot[k, i] - below * last - far * before
+            value = z[k, i] * pivot[k, i] - below * last - far * last_but
             far = second[k, i + 1] if i + 1 < length[k] else 0.0
-            below, before, last = first[k, i], last, value
+            below, last_but, last = first[k, i], last, value
             z[k, i] = value
 
 
@@ -159,35 +159,10 @@ def _reweight(y: Array, z: Array, inverse: Array, weight: Array) -> float:
     change, size = 0.0, 0.0
     for i in range(len(y)):
         argument = slope * ((y[i] - z[i]) * inverse[i] - low)
-        updated = 1.0 / (1.0 + _exp(min(max(argument, -50.0), 50.0)))
+        updated = 1.0 / (1.0 + exponential(min(max(argument, -50.0), 50.0)))
         updated = updated if inverse[i] > 0.0 else 0.0
         difference = updated - weight[i]
         change += difference * difference
         size += weight[i] * weight[i]
         weight[i] = updated
     return float(np.sqrt(change / size))
-
-
-@kernel(fastmath=True)
-def _exp(x: float) -> float:
-    """Return the exponential of -50 to 50 to 1e-14, in operations that compilers vectorise."""
-    t = x * (1 / 64)
-    p = 1.0 + t * (1 / 13)
-    p = 1.0 + t * p * (1 / 12)
-    p = 1.0 + t * p * (1 / 11)
-    p = 1.0 + t * p * (1 / 10)
-    p = 1.0 + t * p * (1 / 9)
-    p = 1.0 + t * p * (1 / 8)
-    p = 1.0 + t * p * (1 / 7)
-    p = 1.0 + t * p * (1 / 6)
-    p = 1.0 + t * p * (1 / 5)
-    p = 1.0 + t * p * (1 / 4)
-    p = 1.0 + t * p * (1 / 3)
-    p = 1.0 + t * p * (1 / 2)
-    p = 1.0 + t * p
-    p = p * p
-    p = p * p
-    p = p * p
-    p = p * p
-    p = p * p
-    return p * p

@@ -94,30 +94,34 @@ class Lines:
         if not parts[1].any():
             parts, group = parts[:1], group[:1]
         strengths = np.zeros(self.strengths.shape)
-        lines = (self.reflections.hkl, self.reflections.multiplicity, self.member)
-        atoms = (2 * np.pi * phase.positions, parts, group, len(self.u_groups))
-        _add_strengths(strengths, selected, *lines, *atoms)
+        hkl = self.reflections.hkl
+        largest = int(np.abs(hkl).max())
+        # Of every index along every axis: three products make the wave of a reflection.
+        turns = phase.positions[..., None] * np.arange(-largest, largest + 1)
+        waves = np.exp(2j * np.pi * turns)
+        lines = (hkl + largest, self.reflections.multiplicity, self.member)
+        _add_strengths(strengths, selected, *lines, waves, parts, group, len(self.u_groups))
         return strengths.astype(np.float32)
 
 
 @kernel(fastmath=True)
 def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
-    strengths, selected, hkl, multiplicity, member, positions, parts, group, groups
+    strengths, selected, place, multiplicity, member, waves, parts, group, groups
 ):
     """As :func:`_strengths` of :func:`_coefficients`, without arrays of all atoms' waves."""
     cosines, sines = np.empty(groups), np.empty(groups)
-    for r in range(len(hkl)):
+    for r in range(len(place)):
         if not selected[member[r]]:
             continue
         for part in range(len(parts)):
             lengths, of_part = parts[part], group[part]
             cosines[:] = 0.0
             sines[:] = 0.0
-            for atom in range(len(positions)):
-                x = positions[atom]
-                angle = hkl[r, 0] * x[0] + hkl[r, 1] * x[1] + hkl[r, 2] * x[2]
-                cosines[of_part[atom]] += lengths[atom] * math.cos(angle)
-                sines[of_part[atom]] += lengths[atom] * math.sin(angle)
+            for atom in range(len(waves)):
+                wave = waves[atom, 0, place[r, 0]] * waves[atom, 1, place[r, 1]]
+                wave *= lengths[atom] * waves[atom, 2, place[r, 2]]
+                cosines[of_part[atom]] += wave.real
+                sines[of_part[atom]] += wave.imag
             pair = 0
             for g in range(groups):
                 for other in range(g, groups):

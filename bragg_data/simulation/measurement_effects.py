@@ -2,7 +2,7 @@ r"""Measurement effects: random differences between a simulated pattern and a me
 
 A measured profile counts neutrons: with I the pattern of the sample, scaled to a maximum of 1,
 
-.. math:: n_i \sim \text{Poisson}\big(N\, \phi_i\, (\epsilon_i I_i + q_i J_i + b_i)\big), \quad
+.. math:: n_i \sim \text{Poisson}\big(N\, \phi_i\, (\epsilon_i (I_i + q J_i) + b_i)\big), \quad
           y_i = n_i / \phi_i
 
 with N the counts at the highest peak, φ the incident spectrum, by which profiles are divided, ε
@@ -15,19 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
+from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign
 from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.preprocessing import prepare_or_zero
+from bragg_data.simulation.counting import TERMS, Measurements, count_neutrons
 from bragg_data.simulation.kinematic import Simulator
 
 _Array = NDArray[np.float64]
-_GROUP = 8  # samples with the same displaced coordinates: new structure factors take milliseconds
-_BACKGROUND_TERMS = 6
+_GROUP = 16  # samples with the same displaced coordinates: new structure factors take a millisecond
 _NEARLY_CUBIC = 0.3  # share of the cells
 
 
@@ -118,28 +118,27 @@ def draw_profiles(
     samples["difc"] = instrument.difc * (1 + effects.difc * drift[0])
     samples["tzero"] = instrument.tzero + effects.tzero * drift[1]
     patterns = _patterns(simulator, phase, cells, samples, effects.shift, generator)
-    patterns /= np.maximum(patterns.max(axis=1, keepdims=True), 1e-30)
-    tof = simulator.grid.tof
-    # An impurity has peaks as sharp as the sample's, at other places: those of another sample.
-    impurity = np.where(
-        generator.random(count) < effects.impurity_probability, effects.impurity, 0.0
+    tof, spectrum_error = simulator.grid.tof, effects.spectrum_error
+    impure = generator.random(count) < effects.impurity_probability
+    measured = Measurements(
+        counts=even(effects.counts),
+        impurity=np.where(impure, effects.impurity, 0.0) * generator.random(count),
+        background=even(effects.background),
+        background_terms=generator.normal(0, 0.5, (count, TERMS)) / np.arange(1, TERMS + 1),
+        error_terms=generator.normal(0, spectrum_error, (count, TERMS)) / np.arange(1, TERMS + 1),
+        summit=generator.uniform(0.3, 0.8, count),
+        fall=generator.random(count) * np.log(effects.spectrum),
     )
-    impurity *= generator.random(count)
-    patterns *= np.exp(_smooth(generator, count, tof, effects.spectrum_error))
-    patterns += impurity[:, None] * np.roll(patterns, 1, axis=0)
-    background = even(effects.background)[:, None]
-    background = background * np.exp(_smooth(generator, count, tof, 0.5))
-    spectrum = np.exp(-_hump(generator, count, tof) * np.log(effects.spectrum))
-    counts = even(effects.counts)[:, None]
-    observed = generator.poisson(counts * spectrum * (patterns + background)).astype(np.float64)
+    intensity, sigma = count_neutrons(patterns, tof, measured, generator)
     first, last = (tof[0] * (tof[-1] / tof[0]) ** share for share in effects.signal_end)
     end = generator.uniform(first, last, count)
     begin = tof[0] * (tof[-1] / tof[0]) ** (effects.signal_start * generator.random(count) ** 2)
     covered = (tof < end[:, None]) & (tof >= begin[:, None])
-    sigma = np.sqrt(np.maximum(observed, 1.0)) / spectrum
+    intensity *= covered
+    sigma *= covered
     return Draws(
-        intensity=np.where(covered, observed / spectrum, 0.0),
-        sigma=np.where(covered, sigma, 0.0),
+        intensity=intensity,
+        sigma=sigma,
         covered=covered,
         phase=np.asarray(phase, dtype=np.intp),
         cells=np.asarray(cells, dtype=np.float64),
@@ -153,10 +152,14 @@ def _patterns(
     samples: dict[str, _Array],
     shift: float,
     generator: np.random.Generator,
-) -> _Array:
-    patterns = np.empty((len(phase), simulator.grid.points))
+) -> Floats32:
+    patterns = np.empty((len(phase), simulator.grid.points), dtype=np.float32)
     for code in np.unique(phase):
         rows = np.flatnonzero(phase == code)
+        # Cells of a like shape share coordinates, and so the selection of their reflections.
+        metric = simulator.phases[code].lattice.independent_metric(cells[rows])
+        relative = metric / metric[:, :1]
+        rows = rows[np.argsort(relative[:, np.ptp(relative, axis=0).argmax()], kind="stable")]
         modes = len(simulator.free_coordinates(int(code)))
         groups = -(-len(rows) // _GROUP)
         shifts = generator.normal(0, shift, (groups, modes)).repeat(_GROUP, axis=0)[: len(rows)]
@@ -165,25 +168,3 @@ def _patterns(
             phase[rows], cells[rows], **of_phase, shifts=shifts if modes else None
         )
     return patterns
-
-
-def _share_of_window(tof: _Array) -> _Array:
-    return np.asarray(np.log(tof / tof[0]) / np.log(tof[-1] / tof[0]))
-
-
-def _smooth(generator: np.random.Generator, count: int, tof: _Array, deviation: float) -> _Array:
-    """Return smooth functions over the window, (count, points), of about this deviation."""
-    x = _share_of_window(tof) * 2 - 1
-    terms = np.asarray(chebyshev.chebvander(x, _BACKGROUND_TERMS - 1))[:, 1:]
-    fading = 1 / np.arange(1, _BACKGROUND_TERMS)
-    weights = generator.normal(0, deviation, (count, len(fading))) * fading
-    return np.asarray(weights @ terms.T)
-
-
-def _hump(generator: np.random.Generator, count: int, tof: _Array) -> _Array:
-    """Return functions that are 0 at the spectrum's maximum, up to 1 at the ends."""
-    x = _share_of_window(tof)
-    summit = generator.uniform(0.3, 0.8, count)[:, None]
-    depth = generator.random(count)[:, None]
-    distance = (x - summit) / np.maximum(summit, 1 - summit)
-    return np.asarray(depth * distance**2)

@@ -34,7 +34,7 @@ _KNOWN_STARTS = 7  # known cells of each phase from which the search may start
 _BLUR = 5.0  # points
 _UNEXPLAINED = 0.08  # misfit above which more starts are used; nine in ten draws are below
 _HOPELESS = 10.0  # phases whose starts have a misfit this much larger than the best: not searched
-_GIVEN_UP = 3.0  # a search is given up that cannot get below this many times the best misfit
+_ABANDONED = 3.0  # a search is abandoned that cannot get below this many times the best misfit
 _RESOLUTION = 1e-6  # misfits below this are rounding (single precision), and may be negative
 _BEST = 3e-3  # misfit of a measured profile with the best statistics
 _DRIFT = 3e-4  # relative error of lengths from an instrument that was not calibrated
@@ -133,7 +133,7 @@ class Robust(CellSearch):
     ) -> None:
         """Search from the chosen cells; update values and misfits, in place, where they improve."""
         row, code, number = torch.nonzero(chosen, as_tuple=True)
-        hopeless = _GIVEN_UP * misfit.amin(dim=1)[row]
+        hopeless = _ABANDONED * misfit.amin(dim=1)[row]
         refined, refined_misfit = self.search(
             code, compared[row], cells[row, code, number], hopeless
         )
