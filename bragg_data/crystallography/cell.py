@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import gemmi
@@ -45,7 +46,7 @@ class Lattice:
     # Each other parameter, and the free one that it equals or a fixed angle in degrees.
     tied: tuple[tuple[str, str | float], ...]
 
-    @property
+    @cached_property
     def metric_terms(self) -> tuple[tuple[int, ...], ...]:
         """The terms of :func:`reciprocal_metric` that are always equal, grouped, without zero ones.
 
@@ -219,7 +220,7 @@ def check_volume(cells: Array) -> None:
 
 
 def _squared_volume_factor(cells: Array) -> Array:
-    ca, cb, cg = np.cos(np.radians(cells[:, 3:])).T
+    ca, cb, cg = np.cos(cells[:, 3:] * (np.pi / 180)).T
     return np.asarray(1 - ca**2 - cb**2 - cg**2 + 2 * ca * cb * cg)
 
 
@@ -240,7 +241,7 @@ def reciprocal_metric(cells: Array) -> Array:
     degrees, shape (n, 6) in Å⁻²; the mixed terms carry their factor of two.
     """
     a, b, c = cells[:, :3].T
-    ca, cb, cg = np.cos(np.radians(cells[:, 3:])).T
+    ca, cb, cg = np.cos(cells[:, 3:] * (np.pi / 180)).T
     s = _squared_volume_factor(cells)
     return np.stack(
         [

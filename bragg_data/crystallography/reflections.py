@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -83,51 +83,82 @@ class Lines:
     u_groups: Array  # (n_groups,) displacement parameters in Å²
     reflections: Reflections
     member: NDArray[np.intp]  # (n_reflections,) line of each reflection
+    phase: Phase
 
-    def strengths_of(self, phase: Phase, selected: Mask) -> NDArray[np.float32]:
-        """Return :attr:`strengths` with the atoms of a phase that differs in its positions alone.
+    @cached_property
+    def largest(self) -> int:
+        """The largest Miller index."""
+        return int(np.abs(self.reflections.hkl).max())
 
-        Of the ``selected`` lines, (n,); those of all others are 0.
+    @cached_property
+    def _groups(self) -> "_Groups":
+        groups = _groups(self.phase)
+        real = slice(None if groups.parts[1].any() else 1)
+        return groups._replace(parts=groups.parts[real], member=groups.member[real])
+
+    def strengths_of(
+        self, positions: Array, selected: Mask, directions: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return :attr:`strengths` with the atoms at other positions (n_atoms, 3), fractional.
+
+        Of the ``selected`` lines, (n,); those of all others are 0. Also their derivatives, (m,
+        n_pairs, n), as atoms move along m ``directions`` (m, n_atoms, 3), fractional; by default
+        there are none.
         """
-        groups = _groups(phase)
-        parts, group = groups.parts, groups.member
-        if not parts[1].any():
-            parts, group = parts[:1], group[:1]
-        strengths = np.zeros(self.strengths.shape)
-        hkl = self.reflections.hkl
-        largest = int(np.abs(hkl).max())
-        # Of every index along every axis: three products make the wave of a reflection.
-        turns = phase.positions[..., None] * np.arange(-largest, largest + 1)
-        waves = np.exp(2j * np.pi * turns)
-        lines = (hkl + largest, self.reflections.multiplicity, self.member)
-        _add_strengths(strengths, selected, *lines, waves, parts, group, len(self.u_groups))
-        return strengths.astype(np.float32)
+        along = np.zeros((0, *positions.shape)) if directions is None else directions
+        changes = np.zeros((1 + len(along), *self.strengths.shape))
+        lines = (self.reflections.hkl, self.reflections.multiplicity, self.member)
+        # One wave per axis, atom and index.
+        index = np.arange(-self.largest, self.largest + 1)
+        angle = 2 * np.pi * positions.T[..., None] * index
+        waves = np.stack([np.cos(angle), np.sin(angle)])
+        atoms = (self._groups.parts, self._groups.member, len(self.u_groups))
+        _add_strengths(changes, selected, *lines, waves, 2 * np.pi * along, *atoms)
+        return changes[0], changes[1:]
 
 
 @kernel(fastmath=True)
 def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
-    strengths, selected, place, multiplicity, member, waves, parts, group, groups
+    out, selected, hkl, multiplicity, member, waves, along, parts, group, groups
 ):
-    """As :func:`_strengths` of :func:`_coefficients`, without arrays of all atoms' waves."""
-    cosines, sines = np.empty(groups), np.empty(groups)
-    for r in range(len(place)):
-        if not selected[member[r]]:
+    """As :func:`_strengths` of :func:`_coefficients`, without arrays of all atoms' waves.
+
+    Added to ``out`` (1 + m, n_pairs, n_lines), derivatives along (m, n_atoms, 3) after strengths;
+    ``waves`` (2, 3, n_atoms, indices): cosines and sines of each axis.
+    """
+    modes, atoms, middle = len(along), waves.shape[2], waves.shape[3] // 2
+    f = np.empty((1 + modes, groups, 2))  # and its derivatives; real and imaginary part
+    for r in range(len(hkl)):
+        line = member[r]
+        if not selected[line]:
             continue
+        h, k, l = hkl[r, 0], hkl[r, 1], hkl[r, 2]  # noqa: E741
         for part in range(len(parts)):
-            lengths, of_part = parts[part], group[part]
-            cosines[:] = 0.0
-            sines[:] = 0.0
-            for atom in range(len(waves)):
-                wave = waves[atom, 0, place[r, 0]] * waves[atom, 1, place[r, 1]]
-                wave *= lengths[atom] * waves[atom, 2, place[r, 2]]
-                cosines[of_part[atom]] += wave.real
-                sines[of_part[atom]] += wave.imag
+            f[:] = 0.0
+            for atom in range(atoms):
+                x, y = waves[0, 0, atom, middle + h], waves[1, 0, atom, middle + h]
+                c, s = waves[0, 1, atom, middle + k], waves[1, 1, atom, middle + k]
+                x, y = x * c - y * s, x * s + y * c
+                c, s = waves[0, 2, atom, middle + l], waves[1, 2, atom, middle + l]
+                length, g = parts[part, atom], group[part, atom]
+                x, y = length * (x * c - y * s), length * (x * s + y * c)
+                f[0, g, 0] += x
+                f[0, g, 1] += y
+                for mode in range(modes):
+                    turn = h * along[mode, atom, 0] + k * along[mode, atom, 1]
+                    turn += l * along[mode, atom, 2]
+                    f[1 + mode, g, 0] -= turn * y
+                    f[1 + mode, g, 1] += turn * x
             pair = 0
             for g in range(groups):
                 for other in range(g, groups):
-                    share = cosines[g] * cosines[other] + sines[g] * sines[other]
-                    share *= 1 if g == other else 2
-                    strengths[pair, member[r]] += multiplicity[r] * share
+                    weight = multiplicity[r] * (1 if g == other else 2)
+                    a, b, c, d = f[0, g, 0], f[0, g, 1], f[0, other, 0], f[0, other, 1]
+                    out[0, pair, line] += weight * (a * c + b * d)
+                    for mode in range(1, 1 + modes):
+                        change = f[mode, g, 0] * c + f[mode, g, 1] * d
+                        change += f[mode, other, 0] * a + f[mode, other, 1] * b
+                        out[mode, pair, line] += weight * change
                     pair += 1
 
 
@@ -145,6 +176,7 @@ def unique_lines(phase: Phase, limits: tuple[int, int, int]) -> Lines:
         reflections.u_groups,
         reflections,
         member,
+        phase,
     )
 
 
@@ -220,6 +252,12 @@ class _Groups(NamedTuple):
     parts: Array  # (2, n_atoms) part of b times occupancy; occupancy where b is resonant
     member: NDArray[np.intp]  # (2, n_atoms) group of each atom
     resonances: tuple[Resonance, ...]
+
+
+def displacement_groups(phase: Phase) -> tuple[Array, tuple[Resonance, ...]]:
+    """Return ``u_groups`` and ``resonances`` of a phase's :class:`Reflections`."""
+    groups = _groups(phase)
+    return groups.u_groups, groups.resonances
 
 
 def _groups(phase: Phase) -> _Groups:

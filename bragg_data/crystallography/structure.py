@@ -257,14 +257,6 @@ def free_coordinates(phase: Phase) -> Array:
     return np.array(independent[::-1]).reshape(-1, len(phase.positions), 3)
 
 
-def displaced(phase: Phase, modes: Array, shifts: Array) -> Phase:
-    """Return a phase with its atoms displaced along its :func:`free_coordinates`.
-
-    Modes have shape (m, n_atoms, 3); shifts, (m,), are in Å of the CIF's cell.
-    """
-    return replace(phase, positions=phase.positions + np.tensordot(shifts, modes, axes=1))
-
-
 def _distance(a: Array, b: Array) -> float:
     """Return the largest difference of fractional coordinates, whole cells apart."""
     difference = a - b

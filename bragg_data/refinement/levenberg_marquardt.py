@@ -1,9 +1,10 @@
-"""Levenberg–Marquardt minimisation within bounds, for models of which each pattern is expensive.
+"""Levenberg–Marquardt minimisation within bounds.
 
 Levenberg, Quarterly of Applied Mathematics 2 (1944) 164; Marquardt, SIAM Journal on Applied
-Mathematics 11 (1963) 431. Not scipy's nor lmfit's: a Jacobian costs as much as ten patterns and is
-reused here as long as it predicts the steps well, a fit that cannot win is given up on the way, and
-a step to a point that has no pattern is rejected instead of ending the fit.
+Mathematics 11 (1963) 431; the damping follows how well a step was predicted (H. B. Nielsen,
+Technical University of Denmark, report IMM-REP-1999-05). Not scipy's nor lmfit's: a fit that cannot
+win is given up on the way, a step to a point that has no pattern is rejected instead of ending the
+fit, and a pattern comes with its derivatives, for little more than without them.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,14 @@ from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
 
 _MOST_STEPS = 60
-_RELIABLE = 0.5  # fraction of the predicted decrease below which the Jacobian is calculated again
+_LEAST_DAMPING, _MOST_DAMPING = 1e-5, 1e6
 
 
 class Evaluation(NamedTuple):
-    """Weighted differences (n,) of a model at a point, and its weighted pattern (points,)."""
+    """Weighted differences (n,) of a model at a point, and their derivatives (n, k)."""
 
     residual: Array
-    pattern: Array
+    jacobian: Array
 
 
 class Minimum(NamedTuple):
@@ -31,45 +32,38 @@ class Minimum(NamedTuple):
 
     point: Array  # (k,)
     residual: Array  # (n,) weighted differences there
-    jacobian: Array  # (n, k) their derivatives there, or a few steps before
+    jacobian: Array  # (n, k) their derivatives there
     converged: bool  # whether no step promised more
 
 
 def minimise(
     evaluate: Callable[[Array], Evaluation],
-    derivatives: Callable[[Array, Evaluation], Array],
     start: Array,
     bounds: tuple[Array, Array],
     tolerance: Callable[[float], float],
-    give_up: Callable[[float, float, bool], bool],
+    give_up: Callable[[float, float], bool],
 ) -> Minimum:
     """Minimise the sum of squared residuals of a model, from a point (k,) where it is defined.
 
-    ``evaluate`` raises a CrystalError where the model is not defined; ``derivatives`` returns those
-    of the residuals at an evaluated point, (n, k).
-    ``tolerance`` maps χ² to the predicted decrease of χ² below which a step is not worth while.
-    ``give_up`` is called before each step with χ², its predicted decrease, and whether the Jacobian
-    was calculated at this point; it ends the minimisation where it returns True.
+    ``evaluate`` raises a CrystalError where the model is not defined. ``tolerance`` maps χ² to the
+    predicted decrease of χ² below which a step is not worth while. ``give_up`` is called before
+    each step with χ² and its predicted decrease; it ends the minimisation where it returns True.
     """
     low, high = bounds
     x, here = start, evaluate(start)
-    jacobian, fresh = derivatives(x, here), True
     # Where one step after the other leads uphill, damping rises faster and faster.
     damping, rise, converged = 1e-3, 10.0, False
     for _ in range(_MOST_STEPS):
-        normal, right = jacobian.T @ jacobian, -(jacobian.T @ here.residual)
+        normal, right = here.jacobian.T @ here.jacobian, -(here.jacobian.T @ here.residual)
         if not np.trace(normal) > 0:
             break  # nothing of the pattern is in the measurement
         step = _bounded_step(normal, right, damping, low - x, high - x)
         predicted = float(2 * right @ step - step @ normal @ step)
         chi2 = float(here.residual @ here.residual)
         if predicted < tolerance(chi2):  # in a bound's corner, hardly below zero
-            converged = fresh
-            if fresh:
-                break
-            jacobian, fresh = derivatives(x, here), True
-            continue
-        if give_up(chi2, predicted, fresh):
+            converged = True
+            break
+        if give_up(chi2, predicted):
             break
         decrease = -np.inf
         with suppress(CrystalError):  # no pattern there
@@ -77,14 +71,11 @@ def minimise(
             decrease = chi2 - float(trial.residual @ trial.residual)
         if decrease > 0:
             x, here = x + step, trial
-            damping, rise = max(0.1 * damping, 1e-5), 10.0
-            fresh = False
-        if not decrease >= _RELIABLE * predicted:
-            if fresh:
-                damping, rise = min(rise * damping, 1e6), 10 * rise
-            else:
-                jacobian, fresh = derivatives(x, here), True
-    return Minimum(x, here.residual, jacobian, converged)
+            change = max(0.1, 1 - (2 * decrease / predicted - 1) ** 3)
+            damping, rise = max(change * damping, _LEAST_DAMPING), 10.0
+        else:
+            damping, rise = min(rise * damping, _MOST_DAMPING), 10 * rise
+    return Minimum(x, *here, converged)
 
 
 def _bounded_step(normal: Array, right: Array, damping: float, low: Array, high: Array) -> Array:

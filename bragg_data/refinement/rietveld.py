@@ -7,10 +7,10 @@ Journal on Numerical Analysis 10 (1973) 413, with Kaufman's Jacobian, BIT 15 (19
 only θ, a dozen numbers, is searched for (:mod:`bragg_data.refinement.levenberg_marquardt`).
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from operator import attrgetter
+from typing import TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -20,7 +20,6 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.operating_system import available_cores
 from bragg_data.refinement.result import RefinementError, RefinementResult, fitted_points, rank_fits
 from bragg_data.refinement.single_phase import HOPELESS, ROUGHLY, PhaseFit, WeightedProfile
 from bragg_data.simulation.kinematic import Simulator
@@ -28,6 +27,8 @@ from bragg_data.simulation.kinematic import Simulator
 _WIDTHS = (-0.3, 0.7)  # ln(W / W nominal) that broadening reaches in practice
 _FEWEST = 60  # covered points
 _NEARLY_CUBIC = 0.012  # relative distortion, up to which the opposite one is fitted, too
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _chi2 = attrgetter("chi2")
 
 
@@ -52,36 +53,36 @@ class Refiner:
         fitted_points(gridded, _FEWEST)
         usable = usable_starts(self.campaign.phases, starts)
         profile = WeightedProfile(self.campaign, self.simulator, gridded)
-        coarse, failures = [], []
-        for phase in dict.fromkeys(phase for phase, _ in usable):
-            try:
-                coarse.append(self._coarse(profile, phase, [c for p, c in usable if p == phase]))
-            except RefinementError as error:
-                failures.append(error)
-        if not coarse:
-            raise failures[0]
         names = ("u_scale", "inverse_size", "microstrain", *(("tzero",) if tzero else ()))
-        first, *remaining = sorted(coarse, key=_chi2)
-        best = profile.search((first.phase, first.free), names, first.parameters)
+        failures: list[RefinementError] = []
 
-        def rival(fit: PhaseFit) -> PhaseFit | None:
+        def of_each(do: Callable[[_T], _R], values: Iterable[_T]) -> Iterator[_R]:
+            for value in values:
+                try:
+                    yield do(value)
+                except RefinementError as error:
+                    failures.append(error)
+
+        def rival(fit: PhaseFit) -> PhaseFit:
             # Broadening is the sample's, whatever its phase, and so is the lattice, nearly.
             start = fit.phase, self._nearer(profile, fit, best)
-            with suppress(RefinementError):
-                return profile.search(start, names, best.parameters, rival=best)
-            return None
+            return profile.search(start, names, best.parameters, rival=best)
 
-        # Threads of linear algebra would wait for each other.
-        with self._libraries.limit(limits=1), ThreadPoolExecutor(min(available_cores(), 4)) as pool:
-            fits = [best, *filter(None, pool.map(rival, remaining))]
+        # A fit's matrices are small: a second thread would only wait.
+        with self._libraries.limit(limits=1):
+            cells = {phase: [c for p, c in usable if p == phase] for phase, _ in usable}
+            coarse = sorted(
+                of_each(lambda item: self._coarse(profile, *item), cells.items()), key=_chi2
+            )
+            if not coarse:
+                raise failures[0]
+            first, *remaining = coarse
+            best = profile.search((first.phase, first.free), names, first.parameters)
+            fits = [best, *of_each(rival, remaining)]
             best = min(fits, key=_chi2)
-            fits = list(pool.map(lambda fit: self._with_twin(profile, fit, names, best), fits))
-        results = []
-        for fit in fits:
-            try:
-                results.append(profile.result(fit))
-            except RefinementError as error:  # no peaks where it was measured
-                failures.append(error)
+            fits = [self._with_twin(profile, fit, names, best) for fit in fits]
+            # Some have no peaks where it was measured.
+            results = list(of_each(profile.result, fits))
         if not results:
             raise failures[-1]
         return rank_fits(results)

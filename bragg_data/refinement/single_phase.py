@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import AnyFloats, Array
 from bragg_data.campaign import Campaign
-from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, encloses_volume
+from bragg_data.crystallography.cell import CrystalError
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.levenberg_marquardt import Evaluation, minimise
 from bragg_data.refinement.linear_fit import background_polynomials, fit_scale_and_background
@@ -29,15 +29,15 @@ _LOOSE = 0.05  # Å: coordinates are restrained to the CIF's with this standard 
 _MOST_COORDINATES = 12  # of a phase with more, a powder's profile does not determine them
 
 
-# Lowest and highest value, step of the derivative.
+# Lowest and highest value.
 _RANGES = {
-    "u_scale": (0.1, 5.0, 0.01),
-    "inverse_size": (0.0, 6.0, 0.05),  # 1/µm: the width is proportional to it
-    "microstrain": (0.0, 4000.0, 30.0),  # 1e-6
-    "tzero": (-np.inf, np.inf, 0.3),  # µs
+    "u_scale": (0.1, 5.0),
+    "inverse_size": (0.0, 6.0),  # 1/µm: the width is proportional to it
+    "microstrain": (0.0, 4000.0),  # 1e-6
+    "tzero": (-np.inf, np.inf),  # µs
 }
-_SHIFT = (-0.3, 0.3, 0.003)  # of a free coordinate, in Å
-_CELL_STEPS = {name: 1e-4 if name in "abc" else 2e-3 for name in CELL_PARAMETERS}
+_SHIFT = (-0.3, 0.3)  # of a free coordinate, in Å
+_LEAST_INVERSE = 1e-3  # 1/µm
 
 
 def runaway_bounds(free_parameters: Sequence[str], free: Array, far: float) -> tuple[Array, Array]:
@@ -78,20 +78,24 @@ class WeightedProfile:
         self._weight = 1 / gridded.sigma[self._fitted]
         polynomials = background_polynomials(campaign.grid.points)
         self._basis, _ = np.linalg.qr(polynomials[self._fitted] * self._weight[:, None])
-        self.y = self._without_background(gridded.intensity[self._fitted] * self._weight)
+        (self.y,) = self._weighted(gridded.intensity[None]).T
 
-    def _without_background(self, values: Array) -> Array:
-        return values - self._basis @ (self._basis.T @ values)
-
-    def patterns(self, phase: int, free: Array, names: Sequence[str], values: Array) -> Array:
-        """Return the weighted patterns (points, n) without background of n rows of parameters."""
-        lattice = self.campaign.phases[phase].lattice
-        arguments = _simulator_arguments(dict(zip(names, values.T, strict=True)))
-        simulated = self.simulator.simulate(
-            np.full(len(free), phase), lattice.cells(free), **arguments
-        )
+    def _weighted(self, simulated: AnyFloats) -> Array:
+        """Return patterns (n, points of the grid) as columns, weighted and without background."""
         weighted = simulated[:, self._fitted].astype(np.float64).T * self._weight[:, None]
-        return self._without_background(weighted)
+        return weighted - self._basis @ (self._basis.T @ weighted)
+
+    def linearised(
+        self, phase: int, free: Array, names: Sequence[str], values: Array
+    ) -> tuple[Array, Array]:
+        """Return the weighted pattern (points,) and its derivatives (points, n)."""
+        of_simulator = _of_simulator(names, values)
+        simulated = self.simulator.linearise(phase, free, *of_simulator)
+        if "inverse_size" in names:
+            index = names.index("inverse_size")
+            simulated[1 + len(free) + index] *= -(of_simulator[1][index] ** 2)
+        weighted = self._weighted(simulated)
+        return weighted[:, 0], weighted[:, 1:]
 
     def scale(self, pattern: Array) -> float:
         """Return the factor on a pattern with which it fits best, at least 0."""
@@ -105,14 +109,18 @@ class WeightedProfile:
         reflections in the window or none.
         """
         used = {n: v for n, v in (parameters or {}).items() if n in _RANGES}
-        values = np.tile(list(used.values()), (len(free), 1))
+        arguments = dict(
+            zip(*_of_simulator(tuple(used), np.array(list(used.values()))), strict=True)
+        )
+        cells = self.campaign.phases[phase].lattice.cells(free)
         try:
-            patterns = self.patterns(phase, free, tuple(used), values)
+            simulated = self.simulator.simulate(np.full(len(free), phase), cells, **arguments)
         except CrystalError:
             if len(free) == 1:
                 return np.array([np.inf])
             return np.concatenate([self.chi2(phase, row[None], parameters) for row in free])
-        return np.array([((self.y - self.scale(p) * p) ** 2).sum() for p in patterns.T])
+        patterns = self._weighted(simulated).T
+        return np.array([((self.y - self.scale(p) * p) ** 2).sum() for p in patterns])
 
     def search(
         self,
@@ -149,14 +157,13 @@ class WeightedProfile:
         def tolerance_at(chi2: float) -> float:
             return promise * max(chi2 / len(self.y), 1.0)
 
-        def give_up(chi2: float, predicted: float, fresh: bool) -> bool:
+        def give_up(chi2: float, predicted: float) -> bool:
             if chi2 > hopeless:
                 return chi2 - predicted > hopeless
-            return fresh and chi2 - _DARING * predicted > to_beat
+            return chi2 - _DARING * predicted > to_beat
 
         try:
-            functions = model.evaluate, model.jacobian
-            minimum = minimise(*functions, model.start, model.bounds, tolerance_at, give_up)
+            minimum = minimise(model.evaluate, model.start, model.bounds, tolerance_at, give_up)
         except CrystalError as error:
             raise RefinementError(
                 f"Phase {self.campaign.phases[phase].name} cannot be refined: {error}"
@@ -176,10 +183,9 @@ class WeightedProfile:
         su, _, correlation = uncertainties(fit.jacobian, fit.residual, n_parameters)
         cell = lattice.cells(fit.free[None])[0]
         moved = lattice.cells((fit.free + su[:count])[None])[0]
-        arguments = _simulator_arguments(dict(zip(fit.names, fit.values[:, None], strict=True)))
-        (pattern,) = self.simulator.simulate(np.array([fit.phase]), cell[None], **arguments)
-        parameters = {n: float(v[0]) for n, v in arguments.items() if n != "shifts"}
-        parameters |= {n: v for n, v in fit.parameters.items() if n.startswith("shift_")}
+        names, values = _of_simulator(fit.names, fit.values)
+        (pattern,) = self.simulator.linearise(fit.phase, fit.free, names, values, slopes=False)
+        parameters = dict(zip(names, values.tolist(), strict=True))
         parameters_su = dict(zip(fit.names, map(float, su[count:]), strict=True))
         if "size" in parameters:
             parameters_su["size"] = parameters_su.pop("inverse_size") * parameters["size"] ** 2
@@ -209,7 +215,7 @@ class _Model:
         initial: Mapping[str, float],
     ) -> None:
         campaign, (phase, free) = profile.campaign, start
-        self._profile, self._phase, self._lattice = profile, phase, campaign.phases[phase].lattice
+        self._profile, self._phase = profile, phase
         self.names, self._count = names, len(free)
         values = {
             "u_scale": 1.0,
@@ -218,48 +224,31 @@ class _Model:
             "tzero": campaign.instrument.tzero,
             **{name: value for name, value in initial.items() if name in _RANGES},
         }
-        ranges = np.array([_RANGES.get(name, _SHIFT) for name in names]).reshape(-1, 3).T
-        of_cell = self._lattice.free_parameters
-        self._steps = np.concatenate([[_CELL_STEPS[name] for name in of_cell], ranges[2]])
-        low, high = runaway_bounds(of_cell, free, _FAR)
+        ranges = np.array([_RANGES.get(name, _SHIFT) for name in names]).reshape(-1, 2).T
+        low, high = runaway_bounds(campaign.phases[phase].lattice.free_parameters, free, _FAR)
         self.bounds = np.concatenate([low, ranges[0]]), np.concatenate([high, ranges[1]])
         point = np.concatenate([free, [values.get(name, 0.0) for name in names]])
         self.start = np.clip(point, self.bounds[0] + 1e-9, self.bounds[1] - 1e-9)
         restrained = [0.0 if name in _RANGES else 1 / _LOOSE for name in names]
         self._restraint = np.array([0.0] * len(free) + restrained)
 
-    def _patterns(self, points: Array) -> Array:
-        free, values = points[:, : self._count], points[:, self._count :]
-        return self._profile.patterns(self._phase, free, self.names, values)
-
     def evaluate(self, point: Array) -> Evaluation:
-        """Return the residuals at a point, restraints last; a CrystalError if it has no pattern."""
-        pattern = self._patterns(point[None])[:, 0]
-        difference = self._profile.y - self._profile.scale(pattern) * pattern
-        return Evaluation(np.concatenate([difference, self._restraint * point]), pattern)
+        """Return the residuals at a point, restraints last; a CrystalError if it has no pattern.
 
-    def jacobian(self, point: Array, evaluation: Evaluation) -> Array:
-        """Return the derivatives of the residuals at the best scale (Kaufman)."""
-        pattern = evaluation.pattern
-        step = np.where(point + self._steps < self.bounds[1], self._steps, -self._steps)
-        # Where a step leads to a cell without volume it goes the other way, or nowhere.
-        for instead in (-step, np.zeros_like(step)):
-            cells = self._lattice.cells((point + np.diag(step))[:, : self._count])
-            step = np.where(encloses_volume(cells), step, instead)
-        change = self._patterns(point + np.diag(step)) - pattern[:, None]
-        change /= np.where(step == 0, 1.0, step)
-        length = max(float(pattern @ pattern), 1e-300)
-        of_pattern = change - np.outer(pattern, pattern @ change) / length
-        return np.concatenate(
-            [-self._profile.scale(pattern) * of_pattern, np.diag(self._restraint)]
+        Derivatives are those at the best scale (Kaufman).
+        """
+        free, values = np.split(point, [self._count])
+        pattern, slopes = self._profile.linearised(self._phase, free, self.names, values)
+        scale, length = self._profile.scale(pattern), max(float(pattern @ pattern), 1e-300)
+        of_pattern = slopes - np.outer(pattern, pattern @ slopes) / length
+        return Evaluation(
+            np.concatenate([self._profile.y - scale * pattern, self._restraint * point]),
+            np.concatenate([-scale * of_pattern, np.diag(self._restraint)]),
         )
 
 
-def _simulator_arguments(values: dict[str, Array]) -> dict[str, Array]:
-    """Return parameters as the simulator takes them: the size, and all shifts in one array."""
-    if "inverse_size" in values:
-        values["size"] = 1 / np.maximum(values.pop("inverse_size"), 1e-3)
-    shifts = [values.pop(name) for name in list(values) if name.startswith("shift_")]
-    if shifts:
-        values["shifts"] = np.stack(shifts, axis=1)
-    return values
+def _of_simulator(names: Sequence[str], values: Array) -> tuple[list[str], Array]:
+    """Return names and values (n,) of parameters as the simulator takes them: sizes in µm."""
+    inverse = np.array([name == "inverse_size" for name in names], dtype=bool)
+    sizes = 1 / np.maximum(values, _LEAST_INVERSE)
+    return [n.removeprefix("inverse_") for n in names], np.where(inverse, sizes, values)

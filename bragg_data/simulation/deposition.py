@@ -1,8 +1,7 @@
 """Compiled loops of the fast simulator: reflections become amplitudes on the source grid.
 
 Plain loops over arrays, compiled by numba with one thread. Exponentials and logarithms come from
-tables with a short Taylor series, because those vectorise and libm's do not. Numba caches compiled
-code by the date of this file alone, so compiled functions that are called here are defined here.
+tables with a short Taylor series, because those vectorise and libm's do not.
 """
 
 import math
@@ -11,6 +10,7 @@ import numpy as np
 
 from bragg_data.instrument.peak_shape import BLEND, ERFCX_SWITCH, FWHM_PER_SIGMA
 from bragg_data.kernels import kernel
+from bragg_data.simulation.width_coefficients import width_and_mixing
 
 TAPS = 6  # a quintic B-spline reaches over six nodes of the source grid
 REACH = 3.0  # σ from the centre, where the step of GSAS-II's erfcx is below 1e-5 of a peak
@@ -275,7 +275,7 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
             _spread(out[i], position, amplitude, np.float32(scale[i] / 120.0), count, w, node)
             for k in range(count):
                 if target.d_step_low < d[k] < target.d_step_high and amplitude[k] != 0.0:
-                    log_width, eta = _width_and_mixing(
+                    log_width, eta = width_and_mixing(
                         d[k], difc[i], size[i], microstrain[i], broadening
                     )
                     j = np.int32(position[k])
@@ -284,65 +284,3 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
                     width = width_scale[i] * math.exp(log_width)
                     peak = (amplitude[k] * scale[i], tof[k], width, eta, *at_line)
                     add_step(step_out[i], peak, target)
-
-
-@kernel(fastmath=True)
-def coefficients(  # type: ignore[no-untyped-def] # pragma: no cover
-    out, difc, tzero, size, microstrain, width_scale, target, stations, broadening, nodes,
-    barycentric, members,
-):  # fmt: skip
-    """Fill the coefficients ``out`` (n, zones, stations, K) of the profiles of each sample.
-
-    Lagrange interpolation in ln(W / W nominal) between the ``nodes``, with their ``barycentric``
-    weights, of the coefficients ``members`` (4 · nodes, zones, stations, K): of the Gaussian part,
-    of the Lorentzian part, and of the derivatives of both by ln d, as a sample's calibration puts
-    other d-spacings there than the nominal one. ``stations`` are times of flight in µs, and ln W
-    and d there, nominal, each of shape (zones, stations).
-    """
-    tofs, log_widths, nominal_d = stations
-    n_nodes = len(nodes)
-    at_nodes = np.empty(n_nodes, np.float32)
-    for i in range(len(out)):
-        for zone in range(out.shape[1]):
-            for station in range(out.shape[2]):
-                tof = tofs[zone, station]
-                d = (tof - tzero[i]) / difc[i]
-                for _ in range(3):
-                    slope = difc[i] + 2.0 * target.difa * d - target.difb / (d * d)
-                    tof_of_d = difc[i] * d + target.difa * d * d + target.difb / d + tzero[i]
-                    d -= (tof_of_d - tof) / slope
-                log_width, eta = _width_and_mixing(d, difc[i], size[i], microstrain[i], broadening)
-                t = log_width + math.log(width_scale[i]) - log_widths[zone, station]
-                total = 0.0
-                for m in range(n_nodes):
-                    gap = t - nodes[m]
-                    if abs(gap) < 1e-9:
-                        gap = 1e-9
-                    at_nodes[m] = barycentric[m] / gap
-                    total += barycentric[m] / gap
-                stretch = np.float32(d / nominal_d[zone, station] - 1.0)
-                row = out[i, zone, station]
-                row[:] = np.float32(0.0)
-                for m in range(n_nodes):
-                    lorentz = np.float32(eta / total) * at_nodes[m]
-                    gauss = np.float32((1.0 - eta) / total) * at_nodes[m]
-                    for k in range(len(row)):
-                        row[k] += gauss * members[m, zone, station, k]
-                        row[k] += lorentz * members[n_nodes + m, zone, station, k]
-                        row[k] += stretch * gauss * members[2 * n_nodes + m, zone, station, k]
-                        row[k] += stretch * lorentz * members[3 * n_nodes + m, zone, station, k]
-
-
-@kernel(fastmath=True)
-def _width_and_mixing(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Return ln W (µs) and η of one reflection: peak_shape and mixing of the peak shape in one."""
-    d2 = d * d
-    sig_0, sig_1, sig_2, sig_q, x, y, z = constants
-    variance = sig_0 + sig_1 * d2 + sig_2 * d2 * d2 + sig_q * d
-    gauss = FWHM_PER_SIGMA * math.sqrt(max(variance, 1e-10))
-    lorentz = x * d + y * d2 + z + difc * (1e-4 * d2 / size + 1e-6 * d * microstrain)
-    g = max(lorentz, 1e-5) / gauss
-    fifth = 1.0 + g * (2.69269 + g * (2.42843 + g * (4.47163 + g * (0.07842 + g))))
-    log_fifth = 0.2 * math.log(fifth)
-    r = g * math.exp(-log_fifth)
-    return math.log(gauss) + log_fifth, r * (1.36603 + r * (-0.47719 + 0.11116 * r))

@@ -9,17 +9,28 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.crystallography.cell import cell_volume
-from bragg_data.crystallography.reflections import Lines, largest_indices, unique_lines
+from bragg_data.crystallography.cell import cell_volume, check_volume
+from bragg_data.crystallography.reflections import (
+    Lines,
+    displacement_groups,
+    largest_indices,
+    unique_lines,
+)
 from bragg_data.crystallography.scattering import is_resonant, resonance_range
-from bragg_data.crystallography.structure import Phase, displaced, free_coordinates
+from bragg_data.crystallography.structure import Phase, free_coordinates
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.instrument.peak_shape import Convention
 from bragg_data.kernels import kernel
-from bragg_data.simulation.deposition import coefficients, deposit, deposit_varied
+from bragg_data.simulation.deposition import deposit, deposit_varied
 from bragg_data.simulation.deposition_tables import Tables, build_tables
+from bragg_data.simulation.derivatives import cell_slopes, deposit_with_slopes, row_kinds
 from bragg_data.simulation.peak_response import VERSION as VERSION
-from bragg_data.simulation.peak_response import PeakResponse, WidthInterpolation, Widths
+from bragg_data.simulation.peak_response import (
+    WIDTH_PARAMETERS,
+    PeakResponse,
+    WidthInterpolation,
+    Widths,
+)
 from bragg_data.simulation.sample_parameters import (
     SampleParameters,
     checked_samples,
@@ -63,7 +74,9 @@ class Simulator:
         self.response = PeakResponse(instrument, grid, size, microstrain, convention)
         self._widths = WidthInterpolation(self.response, width_range)
         self._nominal = nominal_sample(instrument, size, microstrain) | {"width_scale": 1.0}
-        self._lines = lru_cache(maxsize=4 * len(self.phases))(self._make_lines)
+        self._lines = lru_cache(maxsize=8 * len(self.phases))(unique_lines)
+        self._tables = lru_cache(maxsize=4 * len(self.phases))(self._make_tables)
+        self._scale = HISTOGRAM_SCALE * abs(np.sin(np.radians(instrument.two_theta / 2)))
 
     def simulate(
         self,
@@ -103,9 +116,78 @@ class Simulator:
                 patterns[batch] = self._batch(code, cells[batch], of_batch, varied, displacements)
         return patterns
 
+    def linearise(
+        self,
+        code: int,
+        free: _Array,
+        names: Sequence[str],
+        values: _Array,
+        *,
+        slopes: bool = True,
+        precision: type[np.floating] = np.float32,
+    ) -> NDArray[np.floating]:
+        """Return the pattern of one sample of a phase, and its derivatives: (1 + n, points).
+
+        By the free cell parameters (n_free,), in Å and degrees, and by the parameters ``names``:
+        those of :class:`SampleParameters`, and ``shift_1``, ``shift_2`` …, displacements along all
+        free coordinates in Å. Without ``slopes`` it is the pattern alone, (1, points). It agrees
+        with :meth:`simulate` to single precision. Only the step of GSAS-II's erfcx, and reflections
+        that cross an end of the window, have no part in the derivatives. Raises a CrystalError if
+        the cell encloses no volume.
+        """
+        lattice = self.phases[code].lattice
+        cells = lattice.cells(free[None])
+        check_volume(cells)
+        given = dict(zip(names, values.tolist(), strict=True))
+        sample = {name: given.get(name, nominal) for name, nominal in self._nominal.items()}
+        per_sample = {name: np.array([value]) for name, value in sample.items()}
+        widths = self._widths.widths(per_sample)
+        if precision == np.float64:
+            widths = widths._replace(basis=widths.basis.as_double())
+        basis = widths.basis
+        lines, tables = self._lines_of_cells(code, cells, sample["difc"], sample["u_scale"])
+        metric = lattice.independent_metric(cells)[0]
+        strengths, moved = lines.strengths.astype(np.float64), np.zeros((0, *lines.strengths.shape))
+        shifts = np.array([value for name, value in given.items() if name.startswith("shift_")])
+        if len(shifts):
+            needed = metric @ lines.products <= self._needed(sample["difc"])
+            directions = self.free_coordinates(code) if slopes else None
+            positions = self._positions(code, shifts)
+            strengths, moved = lines.strengths_of(positions, needed, directions)
+        metric_slopes, volume_slopes = cell_slopes(lattice, free)
+        kinds = row_kinds(len(free), names) if slopes else row_kinds(0, ())
+        deposits = np.zeros((basis.n_source, len(kinds)))
+        step = np.zeros(self.grid.points, dtype=np.float32)
+        of_lines = (metric, metric_slopes, lines.products, strengths, moved)
+        of_sample = tuple(sample[name] for name in ("u_scale", *WIDTH_PARAMETERS))
+        scale = self._scale / cell_volume(cells)[0]
+        of_grid = (widths.target, tables, widths.rates, self.response.broadening)
+        deposit_with_slopes(deposits, step, kinds, *of_lines, of_sample, scale, *of_grid)
+        of_widths = self._widths.coefficients(widths, per_sample, derivatives=slopes)[0]
+        coefficients = np.zeros((len(kinds), *of_widths.shape[1:]), dtype=precision)
+        coefficients[0] = of_widths[0]
+        for row, name in enumerate(names if slopes else (), start=1 + len(free)):
+            if name in WIDTH_PARAMETERS:
+                coefficients[row] = of_widths[1 + WIDTH_PARAMETERS.index(name)]
+        rows = np.ascontiguousarray(deposits.T, dtype=precision)
+        patterns = basis.linearise(rows, coefficients)
+        if slopes:
+            patterns[1 : 1 + len(free)] -= np.outer(volume_slopes, patterns[0])
+        patterns[0] += step
+        return patterns
+
     def free_coordinates(self, code: int) -> _Array:
         """Return the displacement modes of a phase; see :func:`free_coordinates`."""
         return free_coordinates(self.phases[code])
+
+    def _needed(self, difc: float) -> float:
+        """Return up to which 1/d² strengths are computed: a little more than is deposited."""
+        return 1.01 * (difc / self.grid.start) ** 2
+
+    def _positions(self, code: int, shifts: _Array) -> _Array:
+        """Return the fractional positions of displaced atoms, (n_atoms, 3)."""
+        modes = self.free_coordinates(code)
+        return np.asarray(self.phases[code].positions + np.tensordot(shifts, modes, axes=1))
 
     def _warn_of_wavelengths(self) -> None:
         """Warn of wavelengths beyond the tables of resonant elements."""
@@ -131,36 +213,27 @@ class Simulator:
         shifts: _Array | None,
     ) -> NDArray[np.float32]:
         difc, response = per_sample["difc"], self.response
-        # Rounded up, so that a few lists serve all cells; the rows alone decide which one.
-        limits = largest_indices(cells, self.grid.start / float(difc.max()))
-        h, k, l = (4 * -(-limit // 4) for limit in limits)  # noqa: E741
-        x_max = (float(difc.max()) / self.grid.start) ** 2 * float(per_sample["u_scale"].max())
-        whole, tables = self._lines(code, (h, k, l), 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
+        u_scale = float(per_sample["u_scale"].max())
+        whole, tables = self._lines_of_cells(code, cells, float(difc.max()), u_scale)
         patterns = np.zeros((len(cells), self.grid.points), dtype=np.float32)
-        scale = HISTOGRAM_SCALE * abs(np.sin(np.radians(self.instrument.two_theta / 2)))
-        scale = scale / cell_volume(cells)
+        scale = self._scale / cell_volume(cells)
         metric = self.phases[code].lattice.independent_metric(cells)
         n_source = response.n_source if varied is None else varied.basis.n_source
         deposits = np.zeros((len(cells), n_source), dtype=np.float32)
-        names = ("difc", "tzero", "size", "microstrain", "width_scale")
         for rows, lines, n_lines in self._lines_of_rows(code, whole, shifts, metric, difc):
             calibrated = (per_sample[name][rows] for name in ("u_scale", "difc", "tzero"))
             common = (patterns[rows], metric[rows], lines, n_lines, *calibrated, scale[rows])
             if varied is None:
                 deposit(deposits[rows], *common, response.target, tables, response.shapes)
             else:
-                widths = (per_sample[name][rows] for name in names[2:])
+                widths = (per_sample[name][rows] for name in WIDTH_PARAMETERS[2:])
                 of_grid = (varied.target, tables, varied.rates, response.broadening)
                 deposit_varied(deposits[rows], *common, *widths, *of_grid)
         if varied is None:
             response.operator.add(deposits, patterns)
             return patterns
-        members = varied.basis.members
-        shares = np.empty((len(cells), *members.shape[1:]), dtype=np.float32)
-        of_widths = (varied.target, varied.stations, response.broadening)
-        interpolation = (varied.nodes, varied.barycentric, members)
-        coefficients(shares, *(per_sample[name] for name in names), *of_widths, *interpolation)
-        patterns += varied.basis.convolve(deposits, shares)
+        coefficients = self._widths.coefficients(varied, per_sample)
+        patterns += varied.basis.convolve(deposits, coefficients[:, 0])
         return patterns
 
     def _lines_of_rows(
@@ -173,13 +246,11 @@ class Simulator:
         ends, strengths = [0, len(metric)], lines.strengths
         if shifts is not None:
             ends[1:1] = (np.flatnonzero(np.any(np.diff(shifts, axis=0), axis=1)) + 1).tolist()
-            # A little more than is deposited.
-            q_high = 1.01 * float((difc.max() / self.grid.start) ** 2)
-            needed = (metric @ lines.products).min(axis=0) <= q_high
+            needed = (metric @ lines.products).min(axis=0) <= self._needed(float(difc.max()))
         for low, high in pairwise(ends):
             if shifts is not None:
-                phase = displaced(self.phases[code], self.free_coordinates(code), shifts[low])
-                strengths = lines.strengths_of(phase, needed)
+                positions = self._positions(code, shifts[low])
+                strengths = lines.strengths_of(positions, needed)[0].astype(np.float32)
             selected = (np.empty_like(lines.products), np.empty_like(strengths))
             for first in range(low, high, _ALIKE):
                 rows = slice(first, min(first + _ALIKE, high))
@@ -187,18 +258,26 @@ class Simulator:
                 count = _select(metric[rows], q_high, (lines.products, strengths), selected)
                 yield rows, selected, count
 
-    def _make_lines(
-        self, code: int, limits: tuple[int, int, int], x_max: float
+    def _lines_of_cells(
+        self, code: int, cells: _Array, difc: float, u_scale: float
     ) -> tuple[Lines, Tables]:
-        phase = self.phases[code]
-        lines = unique_lines(phase, limits)
+        """Return all lines that cells may have in the window, with values up to these ones."""
+        # Rounded up, so that a few lists serve all cells; the rows alone decide which one.
+        limits = largest_indices(cells, self.grid.start / difc)
+        h, k, l = (4 * -(-limit // 4) for limit in limits)  # noqa: E741
+        x_max = (difc / self.grid.start) ** 2 * u_scale
+        lines = self._lines(self.phases[code], (h, k, l))
+        return lines, self._tables(code, 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
+
+    def _make_tables(self, code: int, x_max: float) -> Tables:
+        u_groups, resonances = displacement_groups(self.phases[code])
         tof = self.grid.start, self.grid.stop
-        if not lines.reflections.resonances:
-            return lines, build_tables(lines.u_groups, x_max, tof)
+        if not resonances:
+            return build_tables(u_groups, x_max, tof)
         # A little more than any calibration of samples puts into the window.
         low, high = self.instrument.d_spacing_from_tof(np.array(tof))
         d = 0.9 * float(low), 1.1 * float(high)
-        return lines, build_tables(lines.u_groups, x_max, tof, lines.reflections.resonances, d)
+        return build_tables(u_groups, x_max, tof, resonances, d)
 
 
 @kernel()

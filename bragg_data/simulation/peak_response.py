@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import erfcx
@@ -16,14 +16,18 @@ from bragg_data.simulation import peak_operator
 from bragg_data.simulation.deposition import REACH
 from bragg_data.simulation.deposition_tables import Target
 from bragg_data.simulation.peak_operator import PAD, QUINTIC, PeakOperator
-from bragg_data.simulation.shape_basis import MARGIN, ShapeBasis, build_basis, n_blocks_of, stations
+from bragg_data.simulation.shape_basis import MARGIN, ShapeBasis, build_basis, stations
+from bragg_data.simulation.width_coefficients import coefficients, width_range
 
 VERSION = "1"
 """Version of the mathematics, part of a data set's identity: it grows when patterns change."""
 
 _NODES = (4, 4)  # widths that operators are built for, and further ones per factor e between them
-_INDEPENDENT = 1e-4  # of a peak: shapes that come as near to a mixture of others are left out
+_INDEPENDENT = 9e-5  # of a peak: shapes that come as near to a mixture of others are left out
 _STRETCH = 2e-3  # relative change of d, for the slopes of profiles
+WIDTH_PARAMETERS = ("difc", "tzero", "size", "microstrain", "width_scale")
+"""What changes a sample's peak shapes."""
+
 _TOLERANCE = 3e-4  # of a single peak's maximum; sums of peaks come out several times better
 
 
@@ -177,9 +181,7 @@ class Widths(NamedTuple):
     """A basis of peak shapes, and what the coefficients of a sample's profiles need."""
 
     basis: ShapeBasis
-    nodes: Array  # of ln(W / W nominal), at each of which it has four members
-    barycentric: Array  # weights of the nodes
-    stations: tuple[Array, Array, Array]  # (zones, stations) T in µs, ln W and d, nominal
+    interval: tuple[float, float]  # of ln(W / W nominal), over which they are polynomials
     rates: Array  # (2, n_source) rise and decay at the source nodes, 1/µs
     target: Target  # the source grid
 
@@ -190,15 +192,16 @@ class WidthInterpolation:
     The range of ln(W / W nominal) is prepared whatever the samples; None takes their range.
     """
 
-    def __init__(self, response: PeakResponse, width_range: tuple[float, float] | None) -> None:
-        self._response, self._width_range = response, width_range
+    def __init__(self, response: PeakResponse, prepared: tuple[float, float] | None) -> None:
+        self._response, self._prepared = response, prepared
         self._widths = lru_cache(maxsize=4)(self._build)
-        self._position = stations(n_blocks_of(response.grid.points))
+        self._position = stations(response.grid.points)
         inside = response.shape_at(np.linspace(0, response.grid.points - 1, 257))
         self._least = 0.3 * inside.rise.min(), 0.3 * inside.decay.min()
-        self._d = response.d_spacing_at(self._position)
         shape = self._shape(self._position)
-        self._log_width = np.log(mixing(shape.variance, shape.fwhm)[0])
+        log_width = np.log(mixing(shape.variance, shape.fwhm)[0])
+        d = response.d_spacing_at(self._position)
+        self._stations = response.tof_at(self._position), log_width, d
 
     def widths(self, samples: Mapping[str, Array]) -> Widths:
         """Return the basis for samples with these parameters, each of shape (n,)."""
@@ -208,6 +211,24 @@ class WidthInterpolation:
             max(1.1, float(np.ceil(scale.max() * 10) / 10)),
         )
         return self._widths(*self._range(samples), *scales)
+
+    def coefficients(
+        self, widths: Widths, samples: Mapping[str, Array], *, derivatives: bool = False
+    ) -> Array:
+        """Return what :meth:`ShapeBasis.convolve` takes: (n, rows, zones, stations, K).
+
+        One row; with ``derivatives`` five more, by the parameters of :data:`WIDTH_PARAMETERS`.
+        """
+        members = widths.basis.members
+        shape = len(samples["size"]), 6 if derivatives else 1, *members.shape[1:]
+        out = np.empty(shape, dtype=members.dtype)
+        coefficients(out, *self._arguments(samples), widths.interval, members)
+        return out
+
+    def _arguments(self, samples: Mapping[str, Array]) -> tuple[Any, ...]:
+        response = self._response
+        values = tuple(samples[name] for name in WIDTH_PARAMETERS)
+        return values, response.target, self._stations, response.broadening
 
     def _shape(self, position: Array, stretch: float = 1.0) -> PeakShape:
         """Return the nominal shape, with d times a factor, also a little beyond the window."""
@@ -223,23 +244,11 @@ class WidthInterpolation:
 
     def _range(self, samples: Mapping[str, Array]) -> tuple[float, float]:
         """Range of ln(W / W nominal) over samples and the window, rounded outwards."""
-        d, nominal = self._d.ravel(), self._log_width.ravel()
-        low, high = np.inf, -np.inf
-        for difc in (samples["difc"].min(), samples["difc"].max()):
-            shape = peak_shape(
-                self._response.instrument.with_parameters(difc=float(difc)),
-                d,
-                size=samples["size"][:, None],
-                microstrain=samples["microstrain"][:, None],
-            )
-            variance = np.broadcast_to(shape.variance, shape.fwhm.shape)
-            width, _ = mixing(variance, shape.fwhm)
-            ratio = np.log(width * samples["width_scale"][:, None]) - nominal
-            low, high = min(low, ratio.min()), max(high, ratio.max())
+        low, high = width_range(*self._arguments(samples))
         parts = 10
-        if self._width_range:
-            if self._width_range[0] <= low and high <= self._width_range[1]:
-                return self._width_range
+        if self._prepared:
+            if self._prepared[0] <= low and high <= self._prepared[1]:
+                return self._prepared
             parts = 2  # coarser, so that what is built for these samples serves the next ones
         low, high = np.floor((low - 0.01) * parts), np.ceil((high + 0.01) * parts)
         return float(low / parts), float(high / parts)
@@ -248,9 +257,10 @@ class WidthInterpolation:
         response = self._response
         count = _NODES[0] + int(np.ceil(_NODES[1] * (high - low)))
         angle = (2 * np.arange(count) + 1) * np.pi / (2 * count)
-        nodes = 0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle)
-        barycentric = np.where(np.arange(count) % 2, -1.0, 1.0) * np.sin(angle)
-        factors = np.exp(nodes)[:, None, None]
+        factors = np.exp(0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle))[:, None, None]
+        # From values at the nodes to coefficients of Chebyshev polynomials.
+        transform = np.cos(np.arange(count)[:, None] * angle) * 2 / count
+        transform[0] /= 2
         relative_step = response.grid.relative_step
 
         def profiles(position: Array, offsets: Array) -> tuple[Array, Array]:
@@ -271,12 +281,13 @@ class WidthInterpolation:
             other = self._shape(position, 1 + _STRETCH)
             moved = response.parts(offset, other.rise[:, None], other.decay[:, None], width)
             slopes = [(m - p) / _STRETCH for m, p in zip(moved, (gauss, lorentz), strict=True)]
-            return np.stack(needed), np.concatenate([gauss, lorentz, *slopes])
+            members = np.stack([gauss, lorentz, *slopes])
+            polynomials = np.einsum("jm,pm...->pj...", transform, members)
+            return np.stack(needed), polynomials.reshape(-1, *members.shape[2:])
 
-        shape = self._shape(self._position)
-        tof = response.tof_at(self._position)
-        step = tof * relative_step
-        widest = float((np.exp(self._log_width) / step).max()) * np.exp(high)
+        tof, log_width, _ = self._stations
+        shape, step = self._shape(self._position), tof * relative_step
+        widest = float((np.exp(log_width) / step).max()) * np.exp(high)
         tail = float((1 / np.minimum(shape.rise, shape.decay) / step).max())
         bands = (
             int(np.ceil(max(3 * widest, 4 * min(tail, 12.0), 16.0))),
@@ -287,6 +298,4 @@ class WidthInterpolation:
         )
         source = self._shape(np.arange(basis.n_source) / basis.oversampling - MARGIN)
         target = response.target._replace(pad=MARGIN * basis.oversampling)
-        at_stations = tof, self._log_width, self._d
-        rates = np.stack([source.rise, source.decay])
-        return Widths(basis, nodes, barycentric, at_stations, rates, target)
+        return Widths(basis, (low, high), np.stack([source.rise, source.decay]), target)

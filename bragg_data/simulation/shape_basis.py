@@ -13,20 +13,19 @@ from the coarser ones gets wrong (a multilevel sum: A. Brandt & A. A. Lubrecht, 
 matrices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bragg_data.arrays import Array, Floats32
+from bragg_data.arrays import AnyFloats, Array
 from bragg_data.kernels import kernel
 from bragg_data.simulation.peak_operator import lagrange_polynomials, outside, spline_coefficients
 
 BLOCK = 64  # points that are handled together
 MARGIN = 64  # points before the window, as the stencil of the coarsest grid reaches
 COARSE = (4, 32)  # spacings of the coarser grids, in points
-ZONE = 8  # blocks
+ZONE = 8  # blocks, at most
 STATIONS = 7  # Chebyshev nodes of a zone, between which coefficients are polynomials
 _TAPS = 6  # of interpolation from a coarser grid: the nodes cell − 2 … cell + 3
 _RING = 20  # nodes after which the inverse of the spline's filter is below single precision
@@ -40,76 +39,157 @@ reproduce, (…, n, m), and the members of which all are combinations, (members,
 class ShapeBasis:
     """The matrices of all zones; see the module.
 
-    Source node j stands at (j / oversampling − MARGIN) points; windows are padded to whole blocks.
+    Source node j stands at (j / oversampling − MARGIN) points; windows are padded to whole zones.
     """
 
     oversampling: int
     points: int
-    members: Floats32  # (members, zones, stations, K) their coefficients
-    to_nodes: Floats32  # (stations, nodes of a zone) polynomials
-    near: Floats32  # (zones, K · BLOCK · oversampling, BLOCK + 2 · reach)
-    middle: Floats32  # (zones, K · BLOCK / 4, BLOCK / 4 + 2 · reach): all in their level's nodes
-    far: Floats32  # (zones, K, 2 · n): by offset, n far nodes
-    down: tuple[Floats32, Floats32]  # restriction of a block to the next coarser grid
-    up: tuple[Floats32, Floats32]  # interpolation of a block from it
+    members: AnyFloats  # (members, zones, stations, K) their coefficients
+    to_nodes: AnyFloats  # (stations, nodes of a zone) polynomials
+    near: AnyFloats  # (zones, K · BLOCK · oversampling, BLOCK + 2 · reach)
+    middle: AnyFloats  # (zones, K · BLOCK / 4, BLOCK / 4 + 2 · reach): all in their level's nodes
+    far: AnyFloats  # (zones, K, 2 · n): by offset, n far nodes
+    down: tuple[AnyFloats, AnyFloats]  # restriction of a block to the next coarser grid
+    up: tuple[AnyFloats, AnyFloats]  # interpolation of a block from it
 
     @property
     def n_source(self) -> int:
         """Nodes of the source grid."""
-        return n_blocks_of(self.points) * BLOCK * self.oversampling
+        return int(len(self.near) * self.to_nodes.shape[1])
 
-    def convolve(self, deposits: Floats32, coefficients: Floats32) -> Floats32:
+    def as_double(self) -> "ShapeBasis":
+        """Return the same matrices in double precision, for checks of derivatives."""
+        members, to_nodes, near, middle, far, *grids = (
+            matrix.astype(np.float64)
+            for matrix in (
+                self.members, self.to_nodes, self.near, self.middle, self.far, *self.down, *self.up
+            )
+        )  # fmt: skip
+        down, up = (grids[0], grids[1]), (grids[2], grids[3])
+        return ShapeBasis(
+            self.oversampling, self.points, members, to_nodes, near, middle, far, down, up
+        )
+
+    def convolve(self, deposits: AnyFloats, coefficients: AnyFloats) -> AnyFloats:
         """Return the patterns (n, points) of deposits, (n, n_source) coefficients of B-splines.
 
         ``coefficients`` (n, zones, stations, K) are those of each sample's profiles.
         """
-        n, rank, blocks = len(deposits), coefficients.shape[-1], n_blocks_of(self.points)
+        return self._drawn(*self._products(self._levels(deposits), coefficients))
+
+    def linearise(self, deposits: AnyFloats, coefficients: AnyFloats) -> AnyFloats:
+        """Return the pattern of one sample, and its derivatives: (1 + n, points).
+
+        The first rows of ``deposits`` and ``coefficients`` are the sample's, as for
+        :meth:`convolve`; the others are their derivatives. Where rows of ``coefficients`` are
+        zero, profiles do not depend on the parameter.
+        """
+        levels = self._levels(deposits)
+        if len(deposits) == 1:
+            return self._drawn(*self._products(levels, coefficients))
+        results = self._products_of_one(levels, coefficients[0])
+        changed = np.flatnonzero(coefficients.any(axis=(1, 2, 3)))[1:]
+        if len(changed):
+            of_sample = [level[:, :1].repeat(len(changed), axis=1) for level in levels]
+            changes = self._products(of_sample, coefficients[changed])
+            for result, change in zip(results, changes, strict=True):
+                result[:, changed] += change
+        return self._drawn(*results)
+
+    def _levels(self, deposits: AnyFloats) -> list[AnyFloats]:
+        """Return deposits on all grids, (blocks, n, nodes) each."""
         # Blocks first: those of a zone are the rows of a product, in one piece of memory.
         levels = [_impulses(deposits, self.oversampling)]
         for matrix in self.down:
-            levels.append(_overlapped(levels[-1] @ matrix, _TAPS - 1, 2))
+            levels.append(_overlapped(_times(levels[-1], matrix), _TAPS - 1, 2))
+        return levels
+
+    def _products(
+        self, levels: Sequence[AnyFloats], coefficients: AnyFloats
+    ) -> tuple[AnyFloats, AnyFloats, AnyFloats]:
+        """Return what the blocks of each grid draw, (blocks, n, nodes): parts that overlap."""
+        blocks, n, _ = levels[0].shape
+        zones, rank = len(self.near), coefficients.shape[-1]
+        size, dtype = blocks // zones, levels[0].dtype
         matrices = self.near, self.middle
-        results = [np.empty((blocks, n, m.shape[2]), np.float32) for m in matrices]
-        far = np.zeros((n, blocks * levels[2].shape[2]), np.float32)
-        strides = [1, *(spacing * self.oversampling for spacing in COARSE)]
-        shape = min(ZONE, blocks), n, rank
-        slabs = [np.empty((*shape, level.shape[2]), np.float32) for level in levels]
-        n_far = self.far.shape[2] // 2
-        for zone, low in enumerate(range(0, blocks, ZONE)):
-            high = min(low + ZONE, blocks)
-            first = (low - _zone_starts(blocks)[zone]) * BLOCK * self.oversampling
-            last = first + (high - low) * BLOCK * self.oversampling
-            shares = coefficients[:, zone].transpose(0, 2, 1) @ self.to_nodes[:, first:last]
-            products = []
-            for stride, level, room in zip(strides, levels, slabs, strict=True):
-                slab = room[: high - low]
-                _modulate(level[low:high], shares, stride, slab)
-                products.append(slab.reshape(-1, rank * slab.shape[3]))
-            for product, matrix, result in zip(products[:2], matrices, results, strict=True):
-                np.matmul(product, matrix[zone], out=result[low:high].reshape(len(product), -1))
-            for block, product in enumerate(products[2].reshape(high - low, n, -1), start=low):
-                start = n_far - block * levels[2].shape[2]
-                for node, of_node in enumerate(product.reshape(n, rank, -1).transpose(2, 0, 1)):
-                    far += of_node @ self.far[zone][:, start - node : start - node + far.shape[1]]
+        results = [np.empty((blocks, n, m.shape[2]), dtype) for m in matrices]
+        slabs = [np.empty((size, n, rank, level.shape[2]), dtype) for level in levels]
+        far = np.zeros((n, self.far.shape[2] // 2), dtype)
+        for zone, here in enumerate(self._zones(blocks)):
+            shares = coefficients[:, zone].transpose(0, 2, 1) @ self.to_nodes
+            for stride, level, slab in zip(self._strides, levels, slabs, strict=True):
+                _modulate(level[here], shares, stride, slab)
+            for slab, matrix, result in zip(slabs, matrices, results, strict=False):
+                rows = slab.reshape(size * n, -1)
+                np.matmul(rows, matrix[zone], out=result[here].reshape(len(rows), -1))
+            _add_far(slabs[2], self.far[zone], here.start, far)
+        return results[0], results[1], self._blocks(far)
+
+    def _products_of_one(
+        self, levels: Sequence[AnyFloats], coefficients: AnyFloats
+    ) -> tuple[AnyFloats, AnyFloats, AnyFloats]:
+        """As :meth:`_products`, of deposits with the same coefficients (zones, stations, K)."""
+        blocks, n, _ = levels[0].shape
+        rank, dtype = coefficients.shape[-1], levels[0].dtype
+        far = np.zeros((n, self.far.shape[2] // 2), dtype)
+        slab = np.empty((blocks // len(self.near), n, rank, levels[2].shape[2]), dtype)
+        matrices = self.near, self.middle
+        # The matrices of one sample: (nodes, blocks, targets), sums over the members for each node.
+        sums = [
+            np.empty((level.shape[2], blocks, m.shape[2]), dtype)
+            for level, m in zip(levels, matrices, strict=False)
+        ]
+        for zone, here in enumerate(self._zones(blocks)):
+            share = self.to_nodes.T @ coefficients[zone]
+            for stride, matrix, total in zip(self._strides, matrices, sums, strict=False):
+                of_nodes = share[::stride].reshape(len(slab), -1, rank).transpose(1, 0, 2)
+                members = matrix[zone].reshape(rank, len(total), -1).transpose(1, 0, 2)
+                np.matmul(of_nodes, members, out=total[:, here])
+            shares = np.ascontiguousarray(share.T)[None]
+            _modulate(levels[2][here], shares, self._strides[2], slab)
+            _add_far(slab, self.far[zone], here.start, far)
         near, middle = (
-            _overlapped(result, result.shape[2] - size, (result.shape[2] - size) // 2)
-            for result, size in zip(results, (BLOCK, BLOCK // COARSE[0]), strict=True)
+            np.matmul(level, total.transpose(1, 0, 2))
+            for level, total in zip(levels, sums, strict=False)
         )
-        middle += _interpolated(far.reshape(n, blocks, -1).transpose(1, 0, 2), self.up[1])
+        return near, middle, self._blocks(far)
+
+    @property
+    def _strides(self) -> tuple[int, ...]:
+        return 1, *(spacing * self.oversampling for spacing in COARSE)
+
+    def _zones(self, blocks: int) -> list[slice]:
+        size = blocks // len(self.near)
+        return [slice(low, low + size) for low in range(0, blocks, size)]
+
+    def _blocks(self, far: AnyFloats) -> AnyFloats:
+        size = BLOCK // COARSE[1]
+        return np.asarray(far.reshape(len(far), -1, size).transpose(1, 0, 2))
+
+    def _drawn(self, near: AnyFloats, middle: AnyFloats, far: AnyFloats) -> AnyFloats:
+        """Return the patterns (n, points) of what blocks draw on all grids."""
+        near, middle = (
+            _overlapped(part, part.shape[2] - size, (part.shape[2] - size) // 2)
+            for part, size in ((near, BLOCK), (middle, BLOCK // COARSE[0]))
+        )
+        middle += _interpolated(far, self.up[1])
         near += _interpolated(middle, self.up[0])
-        patterns = near.transpose(1, 0, 2).reshape(n, -1)
+        patterns = near.transpose(1, 0, 2).reshape(near.shape[1], -1)
         return patterns[:, MARGIN : MARGIN + self.points]
 
 
 @kernel(fastmath=True)
 def _modulate(level, shares, stride, out):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Fill ``out`` (blocks, n, K, size): a level (blocks, n, size) times shares (n, K, nodes)."""
+    """Fill ``out`` (blocks, n, K, size): a level (blocks, n, size) times shares (n, K, nodes).
+
+    One sample's ``shares`` (1, K, nodes) serve all rows.
+    """
     blocks, n, rank, size = out.shape
     for block in range(blocks):
         for i in range(n):
             values = level[block, i]
             for k in range(rank):
-                share = shares[i, k, block * size * stride : (block + 1) * size * stride]
+                share = shares[i if len(shares) > 1 else 0, k, block * size * stride :]
                 row = out[block, i, k]
                 if stride == 1:
                     for j in range(size):
@@ -117,6 +197,22 @@ def _modulate(level, shares, stride, out):  # type: ignore[no-untyped-def] # pra
                 else:
                     for j in range(size):
                         row[j] = values[j] * share[j * stride]
+
+
+@kernel(fastmath=True)
+def _add_far(slab, far, first_block, out):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Add what a zone, (blocks, n, K, nodes), draws on the coarsest grid to ``out`` (n, n_far)."""
+    blocks, n, rank, nodes = slab.shape
+    n_far = out.shape[1]
+    for i in range(n):
+        row = out[i]
+        for k in range(rank):
+            for block in range(blocks):
+                for node in range(nodes):
+                    value = slab[block, i, k, node]
+                    shape = far[k, n_far - (first_block + block) * nodes - node :]
+                    for x in range(n_far):
+                        row[x] += value * shape[x]
 
 
 def build_basis(
@@ -128,15 +224,15 @@ def build_basis(
     the ``tolerance`` is relative to the maximum of each profile.
     """
     s1, s2 = COARSE
-    n_blocks = n_blocks_of(points)
-    reach, n_far = -(-bands[1] // s1), n_blocks * BLOCK // s2
+    zones, of_zone = zones_of(points)
+    reach, n_far = -(-bands[1] // s1), zones * of_zone * BLOCK // s2
     fine = np.arange(-(bands[0] + BLOCK) * oversampling, (bands[0] + BLOCK) * oversampling + 1)
     on_1 = np.arange(-reach - BLOCK // s1, reach + BLOCK // s1 + 1)
     on_2 = np.arange(-n_far, n_far)
     offsets = np.concatenate([fine / oversampling, on_1 * s1, on_2 * s2]).astype(np.float64)
     bounds = [len(fine), len(fine) + len(on_1)]
     of_zones = []
-    for position in stations(n_blocks):
+    for position in stations(points):
         needed, members = profiles(position, offsets)
         needed = needed.reshape(-1, len(offsets))
         needed = needed / needed.max(axis=1, keepdims=True)
@@ -151,12 +247,12 @@ def build_basis(
         near.append(_level(exact, beyond, (s1 * oversampling, s1), BLOCK, bands[0]))
         middle.append(_level(beyond, on_far, (s2 // s1, s2 // s1), BLOCK // s1, reach))
         far.append(on_far)
-    nodes = np.arange(ZONE * BLOCK * oversampling) / oversampling
+    nodes = np.arange(of_zone * BLOCK * oversampling) / oversampling - MARGIN
     return ShapeBasis(
         oversampling=oversampling,
         points=points,
         members=coefficients.astype(np.float32),
-        to_nodes=lagrange_polynomials(nodes, stations(1)[0] + MARGIN).T.astype(np.float32),
+        to_nodes=lagrange_polynomials(nodes, stations(points)[0]).T.astype(np.float32),
         near=np.stack(near).astype(np.float32),
         middle=np.stack(middle).astype(np.float32),
         far=np.stack(far).astype(np.float32),
@@ -165,21 +261,19 @@ def build_basis(
     )
 
 
-def n_blocks_of(points: int) -> int:
-    """Return the blocks of a padded window."""
-    return -(-(points + 3 * MARGIN) // BLOCK)
+def zones_of(points: int) -> tuple[int, int]:
+    """Return the zones of a padded window, and the blocks of each."""
+    blocks = -(-(points + 3 * MARGIN) // BLOCK)
+    zones = -(-blocks // ZONE)
+    return zones, -(-blocks // zones)
 
 
-def stations(n_blocks: int) -> Array:
+def stations(points: int) -> Array:
     """Return the positions (zones, stations), in points, at which coefficients are computed."""
+    zones, of_zone = zones_of(points)
     angle = (2 * np.arange(STATIONS) + 1) * np.pi / (2 * STATIONS)
-    within = 0.5 * ZONE * BLOCK * (1 - np.cos(angle))
-    return _zone_starts(n_blocks)[:, None] * BLOCK + within - MARGIN
-
-
-def _zone_starts(n_blocks: int) -> NDArray[np.intp]:
-    """Return the blocks at which the stations of zones begin: the last ones end with the window."""
-    return np.minimum(np.arange(0, n_blocks, ZONE), max(n_blocks - ZONE, 0))
+    within = 0.5 * of_zone * BLOCK * (1 - np.cos(angle))
+    return np.arange(zones)[:, None] * of_zone * BLOCK + within - MARGIN
 
 
 def _rank(profiles: Array, shapes: Array, tolerance: float) -> int:
@@ -211,10 +305,12 @@ def _level(exact: Array, coarse: Array, ratios: tuple[int, int], block: int, rea
             weight = of_nodes[node % per_node, a] * of_targets[target % per_target, b]
             index = np.clip(apart + b - a + _TAPS, 0, padded.shape[1] - 1)
             matrix -= weight * padded[:, index]
+    # Where a peak is smooth enough for the coarser grid, nothing is left but its rounding.
+    matrix[:, np.abs(target * step - node) > reach * step] = 0.0
     return np.asarray(matrix.reshape(-1, matrix.shape[2]))
 
 
-def _between(nodes: int, ratio: int) -> Floats32:
+def _between(nodes: int, ratio: int) -> AnyFloats:
     """Return the weights (nodes, nodes / ratio + 5) of a block's nodes on the coarser grid."""
     weights = np.zeros((nodes, nodes // ratio + _TAPS - 1))
     node, of_cell = np.arange(nodes), _lagrange(ratio)
@@ -228,41 +324,66 @@ def _lagrange(ratio: int) -> Array:
     return lagrange_polynomials(2 + np.arange(ratio) / ratio, np.arange(_TAPS))
 
 
-def _overlapped(parts: Floats32, beyond: int, before: int) -> Floats32:
+def _times(parts: AnyFloats, matrix: AnyFloats) -> AnyFloats:
+    """Return the product of parts (blocks, n, k) with a matrix, as one product."""
+    blocks, n, size = parts.shape
+    return np.asarray((parts.reshape(-1, size) @ matrix).reshape(blocks, n, -1))
+
+
+def _overlapped(parts: AnyFloats, beyond: int, before: int) -> AnyFloats:
     """Return the sum (blocks, n, size) of parts (blocks, n, size + beyond), ``before`` early."""
-    count, n, wide = parts.shape
-    size = wide - beyond
-    total = np.zeros((count, n, size), np.float32)
-    first = -(-before // size)
-    for shift in range(-first, -(-(wide - before) // size)):
-        low, high = max(shift * size + before, 0), min((shift + 1) * size + before, wide)
-        at = low - shift * size - before
-        source = slice(max(-shift, 0), count - max(shift, 0))
-        target = slice(max(shift, 0), count - max(-shift, 0))
-        total[target, :, at : at + high - low] += parts[source, :, low:high]
+    total = np.zeros((*parts.shape[:2], parts.shape[2] - beyond), parts.dtype)
+    _add_parts(parts, before, total)
     return total
 
 
-def _interpolated(coarse: Floats32, matrix: Floats32) -> Floats32:
+@kernel(fastmath=True)
+def _add_parts(parts, before, total):  # type: ignore[no-untyped-def] # pragma: no cover
+    blocks, n, wide = parts.shape
+    size = total.shape[2]
+    for block in range(blocks):
+        for i in range(n):
+            x = max(before - block * size, 0)
+            last = min(wide, (blocks - block) * size + before)
+            while x < last:
+                position = block * size - before + x
+                target, first = position // size, position % size
+                count = min(size - first, last - x)
+                row, part = total[target, i, first : first + count], parts[block, i, x : x + count]
+                for j in range(count):
+                    row[j] += part[j]
+                x += count
+
+
+def _interpolated(coarse: AnyFloats, matrix: AnyFloats) -> AnyFloats:
     """Return values (blocks, n, …) on the finer grid, of coarse ones (blocks, n, size)."""
+    windows = np.zeros((*coarse.shape[:2], len(matrix)), coarse.dtype)
+    _fill_windows(coarse, windows)
+    return _times(windows, matrix)
+
+
+@kernel(fastmath=True)
+def _fill_windows(coarse, windows):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Fill windows (blocks, n, size + 5) with values of their block, 2 before and 3 behind."""
     blocks, n, size = coarse.shape
-    flat = np.zeros((n, (blocks + 6) * size), np.float32)
-    flat[:, 3 * size : -3 * size] = coarse.transpose(1, 0, 2).reshape(n, -1)
-    view = np.lib.stride_tricks.sliding_window_view(flat, size + _TAPS - 1, axis=1)
-    windows = view[:, 3 * size - 2 :: size][:, :blocks].transpose(1, 0, 2)
-    return np.asarray(np.ascontiguousarray(windows) @ matrix)
+    for block in range(blocks):
+        for x in range(windows.shape[2]):
+            position = block * size - 2 + x
+            if 0 <= position < blocks * size:
+                for i in range(n):
+                    windows[block, i, x] = coarse[position // size, i, position % size]
 
 
 # From spline coefficients (BLOCK + 2 · _RING) to the impulses of a block: the inverse of the
 # quintic B-spline's filter is symmetric.
-_INVERSE = spline_coefficients(np.eye(BLOCK + 2 * _RING))[:, _RING:-_RING].astype(np.float32)
+_INVERSE = spline_coefficients(np.eye(BLOCK + 2 * _RING))[:, _RING:-_RING]
 
 
-def _impulses(deposits: Floats32, oversampling: int) -> Floats32:
+def _impulses(deposits: AnyFloats, oversampling: int) -> AnyFloats:
     """Return impulses (blocks, n, nodes) that draw what the splines of deposits draw."""
     padded = np.pad(deposits, ((0, 0), (_RING, _RING)))
     size = BLOCK + 2 * _RING
     windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=1)[:, ::BLOCK]
-    pieces = np.ascontiguousarray(windows.transpose(1, 0, 2)) @ _INVERSE
+    pieces = np.ascontiguousarray(windows.transpose(1, 0, 2)) @ _INVERSE.astype(deposits.dtype)
     parts = pieces.reshape(-1, oversampling, len(deposits), BLOCK).transpose(0, 2, 1, 3)
     return parts.reshape(len(parts), len(deposits), -1)

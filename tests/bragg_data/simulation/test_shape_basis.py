@@ -6,7 +6,6 @@ import pytest
 from bragg_data.campaign import load_campaign
 from bragg_data.instrument import peak_shape as shapes
 from bragg_data.instrument.instprm import Instrument, TofGrid
-from bragg_data.simulation.deposition import coefficients
 from bragg_data.simulation.peak_operator import QUINTIC
 from bragg_data.simulation.peak_response import PeakResponse, WidthInterpolation
 from bragg_data.simulation.shape_basis import MARGIN
@@ -27,18 +26,14 @@ def largest_error(instrument: Instrument, grid: TofGrid) -> float:
         "microstrain": rng.uniform(0.0, 3000.0, SAMPLES),
         "width_scale": rng.uniform(0.9, 1.1, SAMPLES),
     }
-    widths = WidthInterpolation(response, None).widths(sample)
+    interpolation = WidthInterpolation(response, None)
+    widths = interpolation.widths(sample)
     basis = widths.basis
     deposits = np.zeros((SAMPLES, basis.n_source), dtype=np.float32)
     fraction, node = np.modf((position + MARGIN) * basis.oversampling)
     for row, (x, j) in enumerate(zip(fraction, node.astype(int), strict=True)):
         deposits[row, j - 2 : j + 4] = [QUINTIC(x + 5 - k) for k in range(6)]
-    shares = np.empty((SAMPLES, *basis.members.shape[1:]), dtype=np.float32)
-    coefficients(
-        shares, *sample.values(), widths.target, widths.stations, response.broadening,
-        widths.nodes, widths.barycentric, basis.members,
-    )  # fmt: skip
-    patterns = basis.convolve(deposits, shares)
+    patterns = basis.convolve(deposits, interpolation.coefficients(widths, sample)[:, 0])
     tof = grid.start * np.exp(grid.relative_step * position)
     shape = shapes.peak_shape(
         instrument,
