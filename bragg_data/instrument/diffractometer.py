@@ -183,6 +183,9 @@ class TofGrid:
         return float(self.start * np.exp(self.relative_step * (self.points - 1)))
 
 
+ANGLE_TOLERANCE = 5.0  # degrees between the angles of two banks that count as the same
+
+
 def angles_apart(first: float, second: float) -> float:
     """Return how far two scattering angles are apart, in degrees, on either side of the beam."""
     return abs(abs(first) - abs(second))

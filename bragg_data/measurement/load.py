@@ -15,12 +15,10 @@ from bragg_data import preprocessing
 from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
-from bragg_data.instrument.diffractometer import angles_apart
+from bragg_data.instrument.diffractometer import ANGLE_TOLERANCE, angles_apart
 from bragg_data.instrument.instprm import Instrument, read_instruments
 from bragg_data.measurement import resampling
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
-
-ANGLE_TOLERANCE = 5.0  # degrees between the angles of two banks that count as the same
 
 # Significant peaks: noise or a smooth curve alone would be predicted as some cell, too.
 _WIDTHS = (1, 3, 9)  # points over which the signal is averaged: peaks may be finely sampled

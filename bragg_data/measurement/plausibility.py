@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bragg_data.instrument.diffractometer import Instrument, angles_apart
+from bragg_data.instrument.diffractometer import Instrument
 from bragg_data.instrument.instprm import InstrumentError
 from bragg_data.measurement import resampling
-from bragg_data.measurement.load import ANGLE_TOLERANCE, has_significant_peaks
+from bragg_data.measurement.load import has_significant_peaks
 from bragg_data.measurement.readers import Profile, ProfileError
 
 _MASKED = 0.05  # of the points without information, from which they are reported
@@ -58,28 +58,13 @@ def profile_doubts(profile: Profile, calibration: Instrument | None) -> Iterator
             f"give --bin-edges."
         )
     if calibration is not None:
-        yield from _calibration(profile, calibration, bank)
-
-
-def _calibration(profile: Profile, calibration: Instrument, bank: str) -> Iterator[str]:
-    if calibration.geometry_doubt:
-        yield calibration.geometry_doubt
-    angle = profile.two_theta
-    if (
-        angle is not None
-        and not calibration.geometry_doubt
-        and angles_apart(angle, calibration.two_theta) > ANGLE_TOLERANCE
-    ):
-        yield (
-            f"{bank}: the header says 2θ {angle:g}° and the calibration is of a bank at "
-            f"{calibration.two_theta:g}°."
-        )
-    try:
-        profile = resampling.in_time_of_flight(profile, calibration)
-        yield from resampling.doubt_of_d_spacings(profile, calibration)
-        calibration.d_spacing_from_tof(profile.tof)
-    except (InstrumentError, ProfileError) as error:
-        yield str(error)
+        yield from resampling.doubts_of_angle(profile, calibration)
+        try:
+            profile = resampling.in_time_of_flight(profile, calibration)
+            yield from resampling.doubt_of_d_spacings(profile, calibration)
+            calibration.d_spacing_from_tof(profile.tof)
+        except (InstrumentError, ProfileError) as error:
+            yield str(error)
 
 
 def counts_at_maximum(profile: Profile) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bragg_data.arrays import Array, Mask
 from bragg_data.instrument import fullprof
-from bragg_data.instrument.diffractometer import Instrument, angles_apart
+from bragg_data.instrument.diffractometer import ANGLE_TOLERANCE, Instrument, angles_apart
 from bragg_data.instrument.instprm import InstrumentError, TofGrid
 from bragg_data.measurement.readers import Profile, ProfileError
 
@@ -283,21 +283,15 @@ def measurement_warnings(
         )
     if calibration is not None:
         warnings += [] if nominal else [f"Instrument file, {w}" for w in calibration.warnings]
-        doubt = calibration.geometry_doubt
-        warnings += [doubt] if doubt else []
-        if angle and not doubt and angles_apart(angle, calibration.two_theta) > 5:
-            warnings.append(
-                f"The file's header says 2θ {angle:g}° and the calibration is of a bank at "
-                f"{calibration.two_theta:g}°: check that it is of this instrument."
-            )
+        warnings += doubts_of_angle(profile, calibration)
         if abs(calibration.difc / instrument.difc - 1) > 0.05:
             warnings.append(
                 f"The measurement's difC {calibration.difc:g} and the model's {instrument.difc:g} "
                 f"differ by more than 5 %: this is another bank or instrument, with other peak "
                 f"widths."
             )
-        angle = angle if doubt else calibration.two_theta
-    if angle is not None and angles_apart(angle, instrument.two_theta) > 5:
+        angle = angle if calibration.geometry_doubt else calibration.two_theta
+    if angle is not None and angles_apart(angle, instrument.two_theta) > ANGLE_TOLERANCE:
         warnings.append(
             f"The profile was measured at 2θ {angle:g}° and the model's instrument stands at "
             f"{instrument.two_theta:g}°."
@@ -318,6 +312,19 @@ def measurement_warnings(
             f"The measurement covers {100 * coverage:.0f} % of the model's times of flight."
         )
     return warnings
+
+
+def doubts_of_angle(profile: Profile, calibration: Instrument) -> list[str]:
+    """Return doubts about the angle of a calibration, in itself or by the header, in sentences."""
+    if calibration.geometry_doubt:
+        return [calibration.geometry_doubt]
+    angle = profile.two_theta
+    if angle is None or angles_apart(angle, calibration.two_theta) <= ANGLE_TOLERANCE:
+        return []
+    return [
+        f"{profile.name}: the header says 2θ {angle:g}° and the calibration is of a bank at "
+        f"{calibration.two_theta:g}°: check that it is of this instrument."
+    ]
 
 
 def text_of_calibration(calibration: Path) -> str:

@@ -11,9 +11,8 @@ from distributed import Client
 from bragg_data.campaign import Campaign
 from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
-from bragg_data.instrument.diffractometer import angles_apart
+from bragg_data.instrument.diffractometer import ANGLE_TOLERANCE, angles_apart
 from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
-from bragg_data.measurement.load import ANGLE_TOLERANCE
 from bragg_data.simulation import measurement_effects
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.simulation.measurement_effects import Draws, draw_profiles, simulator_for

@@ -24,7 +24,6 @@ _NOT_READ = frozenset(
     ]
 )
 _LONGEST = 500  # characters of a line of names or numbers
-_COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _EDGES = re.compile(r"bin edges|(?:lower|left) edges|edges of bins", re.IGNORECASE)
 _CENTRES = re.compile(r"(?:bin |mid)(?:centre|center|point)s?|midpoints", re.IGNORECASE)
 
