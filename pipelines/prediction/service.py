@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.errors import first_line
 from bragg_data.measurement.load import Measurement
 from bragg_models.predictors import Prediction, PredictorError
 from catalog.tracking import Tracking
@@ -237,32 +238,21 @@ def array_from_npy(file: bytes, points: int) -> Floats32:
 
     Raises `PredictError` if it is no NPY file, or holds no real numbers of that shape.
     """
-    stream = io.BytesIO(file)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
     try:
-        shape, by_column, dtype = read_header[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, KeyError, EOFError) as error:
+        profiles = np.lib.format.read_array(io.BytesIO(file), allow_pickle=False)
+    except (ValueError, EOFError, MemoryError) as error:
         raise PredictError(
-            "The body is no NPY file. Send what numpy.save writes, or JSON to POST /predict."
+            f"The body is no NPY file ({first_line(error)}). Send what numpy.save writes of real "
+            f"numbers, or JSON to POST /predict."
         ) from error
-    most, rows = schemas.MAX_PROFILES, shape[0] if len(shape) == 2 else 0
-    if dtype.kind != "f" or by_column or not 1 <= rows <= most or shape[1] != points:
+    most, shape = schemas.MAX_PROFILES, profiles.shape
+    if profiles.dtype.kind != "f" or shape[1:] != (points,) or not 1 <= len(profiles) <= most:
         raise PredictError(
-            f"Real numbers of shape (n, {points}) are expected, in C order, n at most {most}; the "
-            f"file holds {dtype} of shape {shape}{', in Fortran order' if by_column else ''}."
-        )
-    values = stream.read()
-    expected = rows * points * dtype.itemsize
-    if len(values) != expected:
-        raise PredictError(
-            f"The NPY file is cut off or too long: {len(values)} bytes follow its header, its "
-            f"shape needs {expected}."
+            f"Real numbers of shape (n, {points}) are expected, n at most {most}; the file holds "
+            f"{profiles.dtype} of shape {shape}."
         )
     with np.errstate(over="ignore"):  # the model refuses infinity with a message of its own
-        return np.frombuffer(values, dtype).reshape(rows, points).astype(np.float32)
+        return np.ascontiguousarray(profiles, dtype=np.float32)
 
 
 def _content(request: schemas.FileRequest) -> bytes:
