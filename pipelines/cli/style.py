@@ -11,11 +11,11 @@ SYMBOLS = dict(zip(CELL_PARAMETERS, "abcαβγ", strict=True))
 UNITS = {name: "Å" if name in "abc" else "°" for name in CELL_PARAMETERS}
 
 
-def free_parameters_text(cell: Array, phase: Phase) -> str:
+def free_parameters_text(cell: Array, phase: Phase, form: str = "g") -> str:
     """Return the free parameters of a cell, shape (6,), as text: ``a = 4 Å, α = 89.8°``."""
     values = zip(CELL_PARAMETERS, cell, strict=True)
     return ", ".join(
-        f"{SYMBOLS[name]} = {value:g}{' Å' if name in 'abc' else '°'}"
+        f"{SYMBOLS[name]} = {value:{form}}{' Å' if name in 'abc' else '°'}"
         for name, value in values
         if name in phase.lattice.free_parameters
     )

@@ -13,11 +13,11 @@ from bragg_data.refinement.linear_fit import fit_cells
 from bragg_models.metrics import errors, prediction_sets, summary
 from bragg_models.predictors import Predictor
 from bragg_models.targets import Targets
-from pipelines.cli.style import UNITS
+from pipelines.cli.style import UNITS, free_parameters_text
 from pipelines.evaluation import names as known
 from pipelines.evaluation import tables
 from pipelines.evaluation.measured import LabelledProfiles, RefinedProfiles, Validation
-from pipelines.prediction.figures import draw
+from pipelines.prediction.figures import Panel, draw
 
 _DRAWN = 3  # samples of a set, as in the paper's Fig. 6
 
@@ -220,17 +220,13 @@ def validation_figures(validation: Validation, campaign: Campaign) -> dict[str, 
             continue
         label = validation.labels.get(key, key)
         fits = fit_cells(campaign, phase[rows], cells[rows], gridded)
-        figure = Figure(figsize=(11, 0.4 + 3.4 * len(rows)), layout="constrained")
-        axes = figure.subplots(len(rows), 1, squeeze=False).ravel()
-        for axis, row, fit in zip(axes, rows, fits, strict=True):
-            structure = campaign.phases[int(phase[row])]
-            cell = dict(zip(CELL_PARAMETERS, cells[row], strict=True))
-            free = ", ".join(f"{p} {cell[p]:.4f}" for p in structure.lattice.free_parameters)
-            sample = f"{labelled.name}, {labelled.samples[row]}"
-            title = f"{sample}: {label}, {structure.name}, {free}"
-            draw(axis, campaign, labelled.gridded[row], fit, title, (structure, cells[row]))
-        axes[-1].set_xlabel("time of flight (µs)")
-        figures[label] = figure
+        panels = []
+        for row, fit in zip(rows, fits, strict=True):
+            structure, cell = campaign.phases[int(phase[row])], cells[row]
+            title = f"{labelled.name}, {labelled.samples[row]}: {label}, {structure.name}, "
+            title += free_parameters_text(cell, structure, ".4f")
+            panels.append(Panel(labelled.gridded[row], fit, title, structure, cell))
+        figures[label] = draw(panels, campaign)
     return figures
 
 

@@ -1,6 +1,7 @@
 """Figures of predictions: measurement, calculated pattern of the predicted cell, and difference."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,12 +9,11 @@ from matplotlib.figure import Figure
 
 from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
-from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.linear_fit import fit_cells, reflection_positions
 from bragg_data.refinement.result import PatternFit
-from pipelines.cli.style import SYSTEM_COLORS, UNITS
+from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
 from pipelines.prediction.workflow import PredictedProfile
 
 MAX_PANELS = 12  # predictions in one figure
@@ -22,10 +22,8 @@ _MEASURED, _DIFFERENCE = "#4d4d4d", "#8a8a8a"
 
 def prediction_figure(profiles: Sequence[PredictedProfile], campaign: Campaign) -> Figure:
     """Draw predictions (Fig. 6 of the paper) below each other, the first :data:`MAX_PANELS`."""
-    shown = profiles[:MAX_PANELS]
-    figure = Figure(figsize=(11, 0.4 + 3.6 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), 1, squeeze=False).ravel()
-    for axis, profile in zip(axes, shown, strict=True):
+    panels = []
+    for profile in profiles[:MAX_PANELS]:
         gridded, phase, cell = profile.measurement.gridded, profile.phase, profile.cell
         if not profile.refined:
             code = profile.prediction.phase[profile.row]
@@ -34,49 +32,53 @@ def prediction_figure(profiles: Sequence[PredictedProfile], campaign: Campaign) 
         else:
             best, note = profile.refined[0], "refined"
             phase, cell, fit = profile.phases[best.phase], best.cell, best.pattern_fit
-        values = ", ".join(
-            f"{name} {cell[CELL_PARAMETERS.index(name)]:.4f} {UNITS[name]}"
-            for name in phase.lattice.free_parameters
-        )
         system = phase.crystal_system.name
+        values = free_parameters_text(cell, phase, ".4f")
         title = f"{profile.measurement.profile.name}: {system}, {values} ({note})"
-        draw(axis, campaign, gridded, fit, title, (phase, cell))
+        panels.append(Panel(gridded, fit, title, phase, cell))
+    return draw(panels, campaign)
+
+
+class Panel(NamedTuple):
+    """A measurement with its calculated pattern, if there is one, of a phase and its cell."""
+
+    gridded: GriddedProfile
+    fit: PatternFit | None
+    title: str  # R_wp is added
+    phase: Phase
+    cell: Array  # shape (6,)
+
+    def draw(self, axis: Axes, campaign: Campaign) -> None:
+        """Draw both with the reflections, and the difference below."""
+        gridded, fit, title, phase, cell = self
+        tof, color = campaign.grid.tof, SYSTEM_COLORS[phase.crystal_system]
+        measured = np.where(gridded.covered, gridded.intensity, np.nan)
+        axis.plot(tof, measured, ".", color=_MEASURED, markersize=2, label="measured")
+        top, low = float(np.nanmax(measured)), float(np.nanmin(measured))
+        height = max(top - low, 1e-300)
+        if fit is not None:
+            axis.plot(tof, fit.calculated, color=color, linewidth=1, label="calculated")
+            axis.plot(tof, fit.background, ":", color=color, linewidth=0.8, label="background")
+            foot = low - 0.06 * height
+            ticks = reflection_positions(phase, cell, campaign)[0]
+            axis.vlines(ticks, foot - 0.04 * height, foot, color=color, linewidth=0.6)
+            middle = foot - 0.08 * height - float(np.nanmax(np.abs(fit.difference)))
+            axis.axhline(middle, color=_DIFFERENCE, linewidth=0.5)
+            shifted = fit.difference + middle
+            axis.plot(tof, shifted, color=_DIFFERENCE, linewidth=0.7, label="difference")
+            title += f", Rwp {100 * fit.rwp:.1f} %"
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_ylabel("intensity")
+        axis.set_xlim(tof[0], tof[-1])
+        axis.legend(frameon=False, fontsize=8, ncols=4, loc="upper left")
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw(panels: Sequence[Panel], campaign: Campaign) -> Figure:
+    """Draw measurements with calculated patterns, reflections and differences below each other."""
+    figure = Figure(figsize=(11, 0.4 + 3.6 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False).ravel()
+    for axis, panel in zip(axes, panels, strict=True):
+        panel.draw(axis, campaign)
     axes[-1].set_xlabel("time of flight (µs)")
     return figure
-
-
-def draw(
-    axis: Axes,
-    campaign: Campaign,
-    gridded: GriddedProfile,
-    fit: PatternFit | None,
-    title: str,
-    structure: tuple[Phase, Array],
-) -> None:
-    """Draw one measurement with its calculated pattern, reflections, and the difference below.
-
-    R_wp is added to the title. The structure, of which the colour and the reflections are, is a
-    phase and a cell, shape (6,).
-    """
-    tof, (phase, cell) = campaign.grid.tof, structure
-    color = SYSTEM_COLORS[phase.crystal_system]
-    measured = np.where(gridded.covered, gridded.intensity, np.nan)
-    axis.plot(tof, measured, ".", color=_MEASURED, markersize=2, label="measured")
-    top, low = float(np.nanmax(measured)), float(np.nanmin(measured))
-    height = max(top - low, 1e-300)
-    if fit is not None:
-        axis.plot(tof, fit.calculated, color=color, linewidth=1, label="calculated")
-        axis.plot(tof, fit.background, ":", color=color, linewidth=0.8, label="background")
-        foot = low - 0.06 * height
-        ticks = reflection_positions(phase, cell, campaign)[0]
-        axis.vlines(ticks, foot - 0.04 * height, foot, color=color, linewidth=0.6)
-        middle = foot - 0.08 * height - float(np.nanmax(np.abs(fit.difference)))
-        axis.axhline(middle, color=_DIFFERENCE, linewidth=0.5)
-        shifted = fit.difference + middle
-        axis.plot(tof, shifted, color=_DIFFERENCE, linewidth=0.7, label="difference")
-        title += f", Rwp {100 * fit.rwp:.1f} %"
-    axis.set_title(title, loc="left", fontsize=9)
-    axis.set_ylabel("intensity")
-    axis.set_xlim(tof[0], tof[-1])
-    axis.legend(frameon=False, fontsize=8, ncols=4, loc="upper left")
-    axis.spines[["top", "right"]].set_visible(False)
