@@ -45,7 +45,7 @@ def serving(uri: str):
 
 
 def main(
-    model: Annotated[str | None, typer.Option(help="By default the only champion.")] = None,
+    model: Annotated[str | None, typer.Option(help="By default the champion.")] = None,
 ) -> None:
     loaded = load_model(model)
     predictor, data = loaded.predictor, loaded.predictor.provenance.data

@@ -126,9 +126,7 @@ class Campaign:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the CIFs leave open, and how it was read: sentences that name their phase."""
-        return tuple(
-            f"Phase '{phase.name}': {text}" for phase in self.phases for text in phase.assumptions
-        )
+        return tuple(f"Phase '{p.name}': {text}" for p in self.phases for text in p.assumptions)
 
     @cached_property
     def samples(self) -> Samples:
@@ -265,8 +263,7 @@ def load_campaign(name_or_path: str | Path) -> Campaign:
         if not path.is_file():
             known = ", ".join(sorted(p.stem.replace("_", "-") for p in BUILT_IN.glob("*.toml")))
             raise CampaignError(
-                f"Campaign '{name_or_path}' is not known. Give the path of a .toml file, or one "
-                f"of: {known}."
+                f"Campaign '{name_or_path}' is not known. Give a .toml file, or one of: {known}."
             )
     try:
         toml = path.read_text(encoding="utf-8")

@@ -154,9 +154,7 @@ def prepare_measured(intensity: Array, sigma: Array, covered: Mask) -> Array:
     """
     prepared = prepare_or_zero(intensity, sigma, covered)
     if not prepared.any(axis=-1).all():
-        raise PreprocessingError(
-            "The profile has no signal above its background. Check the file and its bank."
-        )
+        raise PreprocessingError("The profile has no signal above background. Check file and bank.")
     return prepared
 
 
@@ -207,6 +205,6 @@ def preprocessing(key: str) -> Preprocessing:
     """Return a preprocessing by its ``name@version``; a PreprocessingError if it is unknown."""
     if key not in PREPROCESSING:
         raise PreprocessingError(
-            f"Preprocessing '{key}' is not known. Known: {', '.join(PREPROCESSING)}."
+            f"No preprocessing is called '{key}'. Known: {', '.join(PREPROCESSING)}."
         )
     return PREPROCESSING[key]

@@ -167,9 +167,7 @@ class ForestModel:
             votes = forest.votes(profiles, 0, len(targets.names))
             return votes, forest.predict(profiles)[:, 1:]
         if phase is None:
-            raise ForestError(
-                "Class-conditional forests need the phase of each profile. Pass phase."
-            )
+            raise ForestError("Class-conditional forests need the phase of each profile: pass it.")
         values = np.zeros((len(profiles), len(targets.parameters)))
         for code, forest in enumerate(self.forests):
             rows = np.flatnonzero(phase == code)
@@ -266,15 +264,11 @@ def forest_from_trees(trees: Sequence[Any]) -> Forest:
 
 def _forest_from_tree(tree: Any) -> Forest:
     if tree.n_features >= LEAF:
-        raise ForestError(
-            f"The trees have {tree.n_features} features; a saved forest has at most {LEAF - 1}."
-        )
+        raise ForestError(f"{tree.n_features} features are more than a saved forest's {LEAF - 1}.")
     is_leaf = tree.children_left == -1
     inner = np.flatnonzero(~is_leaf)
     if not np.array_equal(tree.children_left[inner], inner + 1):
-        raise ForestError(
-            "The trees were not grown depth-first. Leave max_leaf_nodes at its default."
-        )
+        raise ForestError("Trees were not grown depth-first: leave max_leaf_nodes at its default.")
     feature = np.where(is_leaf, LEAF, tree.feature).astype(np.uint16)
     right = np.where(is_leaf, np.cumsum(is_leaf) - 1, tree.children_right).astype(np.int32)
     threshold = tree.threshold.astype(np.float32)

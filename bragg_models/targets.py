@@ -151,5 +151,5 @@ def targets_of(phases: Sequence[Phase], phase: Integers, cells: Array) -> Target
 
 def _free_in_any(lattices: Sequence[Lattice]) -> tuple[str, ...]:
     return tuple(
-        name for name in CELL_PARAMETERS if any(name in lat.free_parameters for lat in lattices)
+        p for p in CELL_PARAMETERS if any(p in lattice.free_parameters for lattice in lattices)
     )

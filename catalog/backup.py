@@ -52,8 +52,7 @@ class Backup:
             return cls(**values)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TrackingServerError(
-                f"{directory} is no complete backup ({error}). Name a directory that backup "
-                f"printed."
+                f"{directory} is no complete backup ({error}). Name one that backup printed."
             ) from error
 
 
@@ -181,9 +180,7 @@ def _run_postgresql(program: str, *arguments: str, uri: str) -> None:
     environment = os.environ | {name: value for name, value in settings.items() if value}
     database = [f"--dbname={url.database}"] if program == "pg_restore" else []
     if shutil.which(program) is None:
-        raise TrackingServerError(
-            f"{program} is not installed: it belongs to PostgreSQL's client programs."
-        )
+        raise TrackingServerError(f"{program} is not installed: it is one of PostgreSQL's clients.")
     command = [program, *database, *arguments]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, env=environment)

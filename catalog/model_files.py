@@ -85,9 +85,7 @@ def _create(run: Run, entry: RegistryEntry) -> None:
     """Create a registered model, or add the tags that an existing one does not have."""
     client = run.tracking.client
     try:
-        client.create_registered_model(
-            entry.name, tags=dict(entry.tags), description=entry.description
-        )
+        client.create_registered_model(entry.name, dict(entry.tags), entry.description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -85,9 +85,7 @@ def main(
     suffix = f"; written: {', '.join(written)}" if written else ""
     say(f"Run {report.run_id} in {tracking}{suffix}")
     predict = command_line("predict", "FILE", "--plot", "prediction.png", tracking=tracking)
-    next_commands(
-        ("make ui", "the run's tables and figures in a browser"), (predict, "predict one profile")
-    )
+    next_commands(("make ui", "tables and figures in a browser"), (predict, "predict one profile"))
 
 
 app = options.app_of(main)

@@ -129,8 +129,7 @@ def select_block(text: str, where: str, name: str | None = None) -> CifBlock:
     blocks = [b for b in blocks_of(text, where) if _has_atoms(b)]
     if not blocks:
         raise CrystalError(
-            f"{where} holds no atoms: a CIF with _cell_length_a … and _atom_site_fract_x … is "
-            f"needed."
+            f"{where} holds no atoms: give a CIF with _cell_length_a … and _atom_site_fract_x …"
         )
     known = ", ".join(block.name for block in blocks)
     if name is not None:

@@ -62,8 +62,7 @@ def _neutron(symbol: str) -> Neutron:
         known = neutron.b_c
     except (ValueError, AttributeError) as error:
         raise CrystalError(
-            f"Element '{symbol}' has no neutron scattering length. Correct the atom types of the "
-            f"CIF."
+            f"Element '{symbol}' has no neutron scattering length. Correct the CIF's atom types."
         ) from error
     if known is None:
         raise CrystalError(

@@ -300,8 +300,7 @@ def fitted_bank(original: Density, start: Instrument, d: Array, function: str) -
     warning = (
         f"bank {start.bank}: {function} was fitted over d {d[0]:.2f}–{d[-1]:.2f} Å. Widths differ "
         f"by at most {100 * width:.1f} %, peaks by {100 * height:.1f} % of their maximum, and "
-        f"maxima by {maximum:.1e} of T; difC, difA, difB and Zero were changed by {shift:.1e} of T "
-        f"to this end."
+        f"maxima by {maximum:.1e} of T; difC, difA, difB and Zero changed by {shift:.1e} of T."
     )
     return with_warnings(bank, (*start.warnings, warning))
 
@@ -348,9 +347,7 @@ def _coefficients(values: Array, *terms: Array) -> tuple[float, ...]:
     """Return non-negative coefficients of terms for values, in relative least squares."""
     scale = np.abs(values)
     scale = np.maximum(scale, 1e-3 * scale.max())  # some may be zero
-    return tuple(
-        float(c) for c in nnls(np.stack(terms, axis=1) / scale[:, None], values / scale)[0]
-    )
+    return tuple(nnls(np.stack(terms, axis=1) / scale[:, None], values / scale)[0].tolist())
 
 
 def _rough_width(instrument: Instrument, d: Array) -> Array:

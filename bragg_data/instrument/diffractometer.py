@@ -203,13 +203,11 @@ def instrument_of_entries(
     kind, bank_text = entries.get("Type", "PNT"), entries.get("Bank", f"{number}")
     if kind[:3] in ("PNC", "PXC"):
         raise InstrumentError(
-            f"{where} is of type {kind[:20]!r}: constant wavelength; only time of flight is "
-            f"supported (PNT)."
+            f"{where} is {kind[:20]!r}: constant wavelength; only time of flight is supported."
         )
     if not kind.startswith("PNT"):
         raise InstrumentError(
-            f"{where} has an instrument of type {kind[:20]!r}; only PNT (neutron time of flight) "
-            f"is simulated."
+            f"{where} has an instrument of type {kind[:20]!r}; only PNT (neutron TOF) is simulated."
         )
     values: dict[str, float] = {}
     for key, attribute in KEYS.items():
@@ -225,14 +223,11 @@ def instrument_of_entries(
                 f"{where} gives {entries[key][:40]!r} for '{key}' where a number is needed."
             ) from error
     if not re.fullmatch(r"\d{1,9}(\.0*)?", bank_text):
-        raise InstrumentError(
-            f"{where} numbers a bank {bank_text[:20]!r}; a whole number is needed."
-        )
+        raise InstrumentError(f"{where} numbers a bank {bank_text[:20]!r}; give a whole number.")
     bank = int(float(bank_text))
     if not (all(abs(value) < _LARGEST for value in values.values()) and values["difc"] > 0):
         raise InstrumentError(
-            f"{where}, bank {bank}: difC must be positive and every value a number below "
-            f"{_LARGEST:g}."
+            f"{where}, bank {bank}: difC must be positive, all values numbers below {_LARGEST:g}."
         )
     if values["alpha"] <= 0:
         raise InstrumentError(f"{where}, bank {bank}: alpha (the rise) must be positive.")

@@ -193,8 +193,7 @@ def _check_order(names: Sequence[str], where: str) -> None:
     read = [name for name in names if name != "code"]
     if not any(read == [name for name in order if name in read] for order in _ORDERS):
         raise InstrumentError(
-            f"{where}: the comment '{' '.join(names)[:60]}' does not name the values as FullProf "
-            f"does."
+            f"{where}: the comment '{' '.join(names)[:60]}' names the values unlike FullProf."
         )
 
 
@@ -310,9 +309,7 @@ def _converted(
     start = instrument_of_entries(entries, number, where)
     if table:
         columns = _columns(table, here)
-        return conversion.bank_of_table(
-            start, *columns, "FullProf's table of peak shapes", "textbook"
-        )
+        return conversion.bank_of_table(start, *columns, "FullProf's table of shapes", "textbook")
     if "sigma-1" not in values or "alph0" not in values:
         raise InstrumentError(f"{here} has no peak shape (SIGMA and ALFBE, or a table).")
     window = np.array([values.get("tof-min", 0.0), values.get("tof-max", 0.0)])

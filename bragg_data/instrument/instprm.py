@@ -135,9 +135,7 @@ def _banks_of_text(text: str, where: str) -> tuple[conversion.OriginalBank, ...]
         )
     banks = [(entries, section.notes) for section in sections for entries in _banks(section, where)]
     if not banks:
-        raise InstrumentError(
-            f"{where} is no GSAS-II instrument parameter file: it has no 'key:value' lines."
-        )
+        raise InstrumentError(f"{where} is no GSAS-II instrument file: no line is 'key:value'.")
     return tuple(_bank(*bank, number, where) for number, bank in enumerate(banks, start=1))
 
 
@@ -181,9 +179,7 @@ def _bank_of_entries(
         d = conversion.usual_spacings(instrument.two_theta)
         return conversion.OriginalBank(instrument, conversion.back_to_back(instrument), d)
     try:
-        rows = np.array(
-            [line.split(",") for line in table.split("\n") if line.strip()], dtype=float
-        )
+        rows = np.array([row.split(",") for row in table.split("\n") if row.strip()], dtype=float)
         d, _, rise, decay, variance = rows[np.argsort(rows[:, 0])].T
     except (ValueError, IndexError) as error:
         raise InstrumentError(

@@ -169,8 +169,7 @@ def _at_the_models_angle(profiles: list[Profile], instrument: Instrument) -> lis
     if not chosen:
         raise ProfileError(
             f"{profiles[0].source} holds banks {known}, none at the angle of the model's "
-            f"instrument ({instrument.two_theta:g}°). Name one with --bank, or take a model of "
-            f"that bank."
+            f"instrument ({instrument.two_theta:g}°). Name one with --bank, or another model."
         )
     return chosen
 

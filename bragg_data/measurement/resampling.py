@@ -278,8 +278,7 @@ def measurement_warnings(
         warnings.append(
             f"The file does not say at which angle its bank {profile.bank} stands: it was taken to "
             f"be bank {calibration.bank} (2θ {calibration.two_theta:g}°) of the instrument file. "
-            f"Numbers in data and instrument files need not agree: check, or give the angle "
-            f"(--two-theta)."
+            f"Numbers in data and instrument files need not agree: check, or give --two-theta."
         )
     if calibration is not None:
         warnings += [] if nominal else [f"Instrument file, {w}" for w in calibration.warnings]
@@ -287,8 +286,7 @@ def measurement_warnings(
         if abs(calibration.difc / instrument.difc - 1) > 0.05:
             warnings.append(
                 f"The measurement's difC {calibration.difc:g} and the model's {instrument.difc:g} "
-                f"differ by more than 5 %: this is another bank or instrument, with other peak "
-                f"widths."
+                f"differ by more than 5 %: another bank or instrument has other peak widths."
             )
         angle = angle if calibration.geometry_doubt else calibration.two_theta
     if angle is not None and angles_apart(angle, instrument.two_theta) > ANGLE_TOLERANCE:
@@ -306,11 +304,9 @@ def measurement_warnings(
             f"predicted intervals of lengths hold for both; the standard uncertainties of a "
             f"refined cell do not."
         )
-    coverage = float(gridded.covered.mean())
-    if coverage < 0.99:
-        warnings.append(
-            f"The measurement covers {100 * coverage:.0f} % of the model's times of flight."
-        )
+    share = 100 * float(gridded.covered.mean())
+    if share < 99:
+        warnings.append(f"The profile covers {share:.0f} % of the model's times of flight.")
     return warnings
 
 

@@ -170,9 +170,7 @@ class Simulator:
             documented = self._pattern("scripting", phase, cell, sample)
         except Exception as error:
             name = self.phases[phase].name
-            raise Gsas2Error(
-                f"GSAS-II fails on a cell of phase '{name}': {_message_of(error)}."
-            ) from error
+            raise Gsas2Error(f"GSAS-II fails on phase '{name}': {_message_of(error)}.") from error
         between = time.monotonic()
         problem, difference = "", np.inf
         try:

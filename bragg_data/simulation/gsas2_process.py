@@ -116,8 +116,7 @@ class Project:
             except ResonanceError as error:
                 raise Gsas2Error(
                     f"Phase '{phase.name}' holds an element with a resonance, and the instrument "
-                    f"file lacks the flight path, which gives the wavelengths: add it there in m, "
-                    f"as fltPath."
+                    f"file lacks the flight path, which gives the wavelengths: add fltPath, in m."
                 ) from error
             instrument = instrument.with_parameters(flight_path=20.0)
         # Complete, since GSAS-II needs the keys with value zero, too.

@@ -84,10 +84,8 @@ class IsolatedProcess:
                 pass_fds=(theirs.fileno(), lock),
             )
             stack.pop_all()
-        self._connection = Connection(ours.detach())
-        self.close = weakref.finalize(
-            self, _end, self.process, self._connection, self.scratch, lock
-        )
+        self._channel = Connection(ours.detach())
+        self.close = weakref.finalize(self, _end, self.process, self._channel, self.scratch, lock)
         try:
             self._request(target, arguments, seconds, "start")
         except BaseException:
@@ -110,8 +108,8 @@ class IsolatedProcess:
     def _request(self, name: str, arguments: tuple[Any, ...], seconds: float, what: str) -> Any:
         with self._lock:  # else a thread would get the result of another thread
             try:
-                self._connection.send((name, arguments, seconds))
-                result = self._connection.recv() if self._connection.poll(seconds) else None
+                self._channel.send((name, arguments, seconds))
+                result = self._channel.recv() if self._channel.poll(seconds) else None
             except (EOFError, OSError) as error:
                 raise self._death() from error
             except BaseException:  # the late result would be taken for that of the next call
@@ -142,10 +140,8 @@ class IsolatedProcess:
         )
 
 
-def _end(
-    process: subprocess.Popen[bytes], connection: Connection, scratch: Path, lock: int
-) -> None:
-    connection.close()  # on which the process ends
+def _end(process: subprocess.Popen[bytes], channel: Connection, scratch: Path, lock: int) -> None:
+    channel.close()  # on which the process ends
     try:
         process.wait(timeout=2)
     except subprocess.TimeoutExpired:

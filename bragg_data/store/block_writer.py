@@ -71,8 +71,7 @@ class BlockWriter(ABC):
             except Timeout as error:
                 raise StoreError(
                     f"Another process is writing this data set ({self.group} on branch "
-                    f"{self.branch} of {self.store.uri}). Wait until it ends, then run the same "
-                    f"command again."
+                    f"{self.branch} of {self.store.uri}). Wait until it ends, then run this again."
                 ) from error
         try:
             with storage_errors(f"creating {self.group} in {self.store.uri}"):
@@ -223,8 +222,7 @@ def write_chunk(fork: ForkSession, group: str, name: str, block: int, values: ND
         # Two forks that write parts of one chunk would silently lose rows.
         if values.shape != chunk:
             raise StoreError(
-                f"Block {block} has shape {values.shape}; a block is one chunk, here of shape "
-                f"{chunk}."
+                f"Block {block} has shape {values.shape}; a block is one chunk, {chunk}."
             )
         array[start : start + rows] = values
 

@@ -95,9 +95,7 @@ def _ranges(samples: Samples, campaign: Campaign) -> Finding:
 def _counts(samples: Samples, campaign: Campaign) -> Finding:
     expected = np.bincount(campaign.samples.phase[: len(samples)], minlength=len(campaign.phases))
     counts = np.bincount(samples.phase, minlength=len(campaign.phases))
-    message = ", ".join(
-        f"{count:,} {phase.name}" for count, phase in zip(counts, campaign.phases, strict=True)
-    )
+    message = ", ".join(f"{n:,} {p.name}" for n, p in zip(counts, campaign.phases, strict=True))
     if not np.array_equal(counts, expected):
         message = f"{message}; the campaign has {expected.tolist()}."
         return Finding("counts", True, False, message)
@@ -147,9 +145,7 @@ def _peaks(dataset: xr.Dataset, samples: Samples, campaign: Campaign, count: int
             worst = max(worst, float(misses.max(initial=0.0)))
     if not checked:
         return Finding("peaks", False, True, "no peak is isolated, so none was checked")
-    message = (
-        f"{checked:,} peaks of {count} profiles, the worst off by {worst:.0%} of the tolerance"
-    )
+    message = f"{checked:,} peaks of {count} profiles, off by at most {worst:.0%} of the tolerance"
     if wrong:
         message = f"{wrong} of {count} profiles have peaks where their cell puts none; {message}"
     return Finding("peaks", True, not wrong, message)

@@ -186,9 +186,7 @@ class Store:
     def check_new_tag(self, tag: str) -> None:
         """Raise a StoreError if a tag has this name already, or if it cannot be one."""
         if not _TAG.fullmatch(tag):
-            raise StoreError(
-                f"'{tag}' cannot be a tag: use letters, digits, dots, dashes and underscores."
-            )
+            raise StoreError(f"'{tag}' is no tag: use letters, digits, dots, dashes, underscores.")
         known = [known.name for known in self.tags()]
         if tag in known:
             raise StoreError(

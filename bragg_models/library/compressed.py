@@ -107,9 +107,7 @@ class CompressedLibrary:
         """
         check_shape(profiles, self.full.shape[1])
         if k > len(self.rows):
-            raise LibraryError(
-                f"The library has {len(self.rows)} patterns, fewer than the {k} asked for."
-            )
+            raise LibraryError(f"The library has {len(self.rows)} patterns, fewer than {k}.")
         queries = np.ascontiguousarray(sqrt_unit(profiles), dtype=np.float32)
         count = max(candidates, k)
         parts = []

@@ -210,9 +210,7 @@ class _Training:
 def _optimizer(network: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     trained = [p for p in network.parameters() if p.requires_grad]
     if not trained:
-        raise TrainingError(
-            "The network has no weight to train: all are frozen. Unfreeze some of them."
-        )
+        raise TrainingError("The network has no weight to train: all are frozen. Unfreeze some.")
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(trained, rate, settings.momentum, weight_decay=decay, fused=True)
@@ -299,8 +297,7 @@ def _restore(
             if differing:
                 raise CheckpointError(
                     f"The checkpoint {path} is of another training, which differs in "
-                    f"{' and '.join(differing)}. Continue it as it was started, or delete it to "
-                    f"start again."
+                    f"{' and '.join(differing)}. Continue it as it was started, or delete it."
                 )
             state = network.state_dict()
             best = {name: file.get_tensor(f"best/{name}") for name in state}

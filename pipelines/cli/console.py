@@ -75,10 +75,7 @@ def run(
         if type(error).__module__.partition(".")[0] in _OURS:
             fail(str(error))
             sys.exit(2)
-        fail(
-            f"{type(error).__name__}: {error}. This is not expected: set {_DEBUG}=1 to see where "
-            f"it comes from."
-        )
+        fail(f"{type(error).__name__}: {error}. This is not expected: {_DEBUG}=1 shows where.")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -106,8 +106,7 @@ def _threads(client: Client) -> int:
         if client.status == "running":
             return sum(client.nthreads().values())
     raise BlocksError(
-        "The cluster does not answer any more. What was committed stays: run the same command "
-        "again to resume."
+        "The cluster does not answer any more. What was committed stays: run it again to resume."
     )
 
 

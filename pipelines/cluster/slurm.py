@@ -378,6 +378,4 @@ def _cancel(name: str) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         left = {f"SLURM does not answer ({error})": ""}
     if left:
-        logger.error(
-            "Jobs may be left in SLURM's queue: %s. See 'squeue --name %s'.", ", ".join(left), name
-        )
+        logger.error("Jobs may be left in the queue: %s (squeue --name %s).", ", ".join(left), name)

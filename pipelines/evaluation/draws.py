@@ -311,9 +311,7 @@ def summarise(rows: Sequence[Convergence], count: int, phases: Sequence[Phase]) 
         ],
     )
     if without_fit := sum(not row.start for row in rows):
-        table.notes.append(
-            f"{without_fit} draws are left out: no fit is possible even from the truth."
-        )
+        table.notes.append(f"{without_fit} draws are left out: even the truth leads to no fit.")
     for start, label in STARTS.items():
         of_start = [row for row in rows if row.start == start]
         if not of_start:

@@ -113,8 +113,7 @@ def refinement_table(
     """Return errors of refinements (by start), compared with their standard uncertainties."""
     headings = (f"{name} ({UNITS[name]})" for name in targets.parameters)
     table = tables.ResultTable(
-        f"Refined: {labelled.name}, {len(labelled.samples)} profiles (mean errors where the "
-        f"system is correct)",
+        f"Refined: {labelled.name}, {len(labelled.samples)} profiles (errors of correct systems)",
         ("from", "systems correct", *headings, "errors / su,\nspread", "within 2 su"),
     )
     for start, fit in fits.items():

@@ -262,8 +262,7 @@ def _content(request: schemas.FileRequest) -> bytes:
         return base64.b64decode("".join(request.data.split()), validate=True)
     except ValueError as error:
         raise PredictError(
-            f"{request.name}: data is no base64. Send the file's bytes in base64, or its text as "
-            f"text."
+            f"{request.name}: data is no base64. Send the file's bytes in base64, or as text."
         ) from error
 
 

@@ -46,9 +46,7 @@ class SimulationJob:
 
     def __post_init__(self) -> None:
         if self.simulator not in ("auto", "kinematic", "gsas2"):
-            raise SimulationError(
-                f"There is no simulator '{self.simulator}'. Choose auto, kinematic or gsas2."
-            )
+            raise SimulationError(f"No simulator '{self.simulator}': use auto, kinematic or gsas2.")
 
 
 def simulate_campaign(job: SimulationJob, store: Store) -> Tag:

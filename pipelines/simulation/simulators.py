@@ -163,8 +163,7 @@ def simulator_of_data_sets(existing: Sequence[DataSet], simulator: str) -> str:
         if data_set.tag is None and simulator not in ("auto", data_set.simulator):
             raise SimulationError(
                 f"{_begun(data_set)}; {simulator} cannot resume it, because two simulators never "
-                f"mix under one tag. Finish it with --simulator {data_set.simulator}, or name "
-                f"another --store."
+                f"mix under one tag. Use --simulator {data_set.simulator}, or another --store."
             )
     return simulator
 
@@ -190,9 +189,7 @@ def _begun(data_set: DataSet) -> str:
 def gsas2_options(path: Path | None, pattern_seconds: float) -> Gsas2Options:
     """Return where GSAS-II is and how many seconds a pattern may take, from 1 s to a day."""
     if not 1 <= pattern_seconds <= 86_400:
-        raise SimulationError(
-            f"--pattern-limit {pattern_seconds:g} is not between 1 and 86,400 seconds."
-        )
+        raise SimulationError(f"--pattern-limit {pattern_seconds:g} is not between 1 and 86,400 s.")
     location = str(path.expanduser().absolute()) if path else None
     return Gsas2Options(location, pattern_seconds)
 

@@ -137,7 +137,7 @@ def test_every_entry_keeps_rows_and_precision(key: str) -> None:
 
 
 def test_an_unknown_preprocessing_is_refused() -> None:
-    with pytest.raises(PreprocessingError, match=r"'profile_minmax' is not known. Known: profile_"):
+    with pytest.raises(PreprocessingError, match=r"'profile_minmax'. Known: profile_"):
         preprocessing("profile_minmax")
 
 
@@ -212,7 +212,7 @@ def test_a_prepared_measurement_looks_like_a_simulation() -> None:
 
 
 def test_nothing_above_the_background_is_refused() -> None:
-    with pytest.raises(PreprocessingError, match="no signal above its background"):
+    with pytest.raises(PreprocessingError, match="no signal above background"):
         prepare_measured(np.zeros(300), np.ones(300), np.ones(300, dtype=bool))
 
 

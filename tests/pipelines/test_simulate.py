@@ -428,10 +428,10 @@ def test_a_finished_data_set_is_not_simulated_again(tmp_path, cluster, command):
     [
         (("--limit", 0), "'--limit'.*greater than or equal to 1"),
         (("--workers", 0), "'--workers'.*greater than or equal to 1"),
-        (("--simulator", "magic"), "no simulator 'magic'. Choose auto, kinematic or gsas2"),
+        (("--simulator", "magic"), "No simulator 'magic': use auto, kinematic or gsas2"),
         (("--campaign", "moon"), "Campaign 'moon' is not known.*one of: .*batio3-nomad"),
         (("--campaign", "/nowhere/x.toml"), "cannot be read: No such file"),
-        (("--tag", "a/b"), "cannot be a tag: use letters"),
+        (("--tag", "a/b"), "is no tag: use letters"),
         (("--store", "s3://bucket"), "begins with file:///"),
         (("--cells", "cells.csv"), "--cells .* and --out .* belong together"),
         (("--cells", "x.csv", "--out", "x.nc", "--tag", "t", "--workers", 2), "--tag, --workers"),

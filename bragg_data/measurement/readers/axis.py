@@ -114,8 +114,7 @@ def unit_of(
         )
     return unit, (
         f"The file does not name the unit of its times: from {low:g} to {high:g} they were taken "
-        f"as {unit}, as times of flight in µs end beyond {_SHORTEST_END:g}. Name another one with "
-        f"--x-unit.",
+        f"as {unit}, as times of flight in µs end beyond {_SHORTEST_END:g}. Name another --x-unit.",
     )
 
 

@@ -79,9 +79,7 @@ def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
     intensity, sigma = raw.intensity, raw.sigma
     where = str(raw.path) if raw.bank is None else f"{raw.path}, bank {raw.bank},"
     if len(raw.x) < MINIMUM_POINTS:
-        raise ProfileError(
-            f"{where} has {len(raw.x)} points; a profile needs at least {MINIMUM_POINTS}."
-        )
+        raise ProfileError(f"{where} has {len(raw.x)} points; it needs at least {MINIMUM_POINTS}.")
     unit, inferred = axis.unit_of(raw.x, raw.declared, requested, where)
     with np.errstate(over="ignore"):  # refused below
         x = raw.x * axis.MICROSECONDS.get(unit, 1.0)
@@ -113,9 +111,7 @@ def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
         sigma = np.sqrt(np.maximum(intensity, positive.min()))
     sigma = np.where(missing | (sigma < 0), 0.0, sigma)
     if max(np.abs(intensity).max(), sigma.max()) > _LARGEST:
-        raise ProfileError(
-            f"{where} has an intensity beyond {_LARGEST:g}: no detector counts so much."
-        )
+        raise ProfileError(f"{where} has an intensity over {_LARGEST:g}: no detector reaches it.")
     by_d = 2 * np.pi / x if unit == "Q" else x  # widths of d make counts the density of a peak
     if raw.edges:
         width = np.abs(np.diff(by_d))
@@ -193,9 +189,7 @@ def profile_from_arrays(
     columns = (tof, intensity) if sigma is None else (tof, intensity, sigma)
     if {column.shape for column in columns} != {(len(tof),)}:
         shapes = ", ".join(str(column.shape) for column in columns)
-        raise ProfileError(
-            f"A profile needs one-dimensional arrays of one length; their shapes are {shapes}."
-        )
+        raise ProfileError(f"A profile needs arrays of one length and dimension; got {shapes}.")
     header = {} if two_theta is None else {"two_theta": repr(two_theta)}
     raw = RawProfile(Path("arrays"), tof, intensity, sigma, bank=bank, header=header)
     return checked_profile(raw, "us")

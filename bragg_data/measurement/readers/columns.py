@@ -165,8 +165,7 @@ def _numbers(
         usual = texts[0].count(","), texts[0].count(";")
         odd = next(text for text in texts if (text.count(","), text.count(";")) != usual)
         raise ProfileError(
-            f"{path} separates the numbers of its lines in different ways: {texts[0][:40]!r} and "
-            f"{odd[:40]!r}."
+            f"{path} separates its numbers in different ways: {texts[0][:40]!r} and {odd[:40]!r}."
         )
     rows: list[list[float]] = []
     for number, text in data:
@@ -179,7 +178,7 @@ def _numbers(
             ) from error
         if rows and len(row) != len(rows[0]):
             raise ProfileError(
-                f"{path} has {len(row)} columns at line {number} and {len(rows[0])} before."
+                f"{path} has {len(row)} columns at line {number}, not {len(rows[0])}."
             )
         rows.append(row)
     return rows

@@ -184,7 +184,7 @@ def read_gsas_bank(
         raise  # it is a ValueError, too
     except (ValueError, IndexError) as error:
         raise ProfileError(
-            f"{where} has {block.kind} data that cannot be read: {str(error)[:80]}."
+            f"{where} has unreadable {block.kind} data: {str(error)[:80]}."
         ) from error
     present, warnings = len(counts), _warnings_of_lines(block, time_maps)
     if present < _LEAST_SHARE * block.channels:
@@ -299,15 +299,11 @@ def _free(lines: Sequence[str], need: int, where: str) -> Array:
     widths = set(map(len, rows))
     if min(widths, default=need) < need:
         short = next(line for line, row in zip(lines, rows, strict=True) if len(row) < need)
-        raise ProfileError(
-            f"{where} has a line of fewer than {need} numbers: {short.strip()[:60]!r}."
-        )
+        raise ProfileError(f"{where} has a line without {need} numbers: {short.strip()[:60]!r}.")
     if len(widths) > 1:
         usual = len(rows[0])
         odd = next(line for line, row in zip(lines, rows, strict=True) if len(row) != usual)
-        raise ProfileError(
-            f"{where} has lines of {usual} numbers and others: {odd.strip()[:60]!r}."
-        )
+        raise ProfileError(f"{where} has rows of {usual} numbers and others: {odd.strip()[:60]!r}.")
     if widths != {need}:
         rows = [row[:need] for row in rows]
     numbers = map(float, chain.from_iterable(rows))

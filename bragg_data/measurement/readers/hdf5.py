@@ -71,17 +71,13 @@ def numbers(dataset: h5py.Dataset) -> Array:
         raise ProfileError(f"{where} holds no numbers.")
     _refuse_what_is_elsewhere(dataset, where)
     if dataset.size > _VALUES:
-        raise ProfileError(
-            f"{where} has {dataset.size} values: no profile, or not focused into banks yet."
-        )
+        raise ProfileError(f"{where} has {dataset.size} values: no profile, or not focused yet.")
     return np.asarray(dataset[()], dtype=np.float64)
 
 
 def _refuse_what_is_elsewhere(dataset: h5py.Dataset, where: str) -> None:
     if dataset.is_virtual or dataset.external:
-        raise ProfileError(
-            f"{where} is stored in another file, which is not opened: save it with its data."
-        )
+        raise ProfileError(f"{where} is in another file, which is not read: save it with its data.")
     if dataset.chunks and np.prod(dataset.chunks, dtype=float) * dataset.dtype.itemsize > _BYTES:
         raise ProfileError(f"{where} is stored in chunks that are too large.")
 

@@ -110,9 +110,7 @@ def _matrix(group: h5py.Group, path: Path) -> tuple[Array, Array | None]:
 
 def _events(group: h5py.Group, x: Array, path: Path) -> tuple[Array, Array]:
     """Return the counts of events in the bins of the workspace, and their standard deviations."""
-    columns = [
-        hdf5.dataset_at(group, name) for name in ("indices", "tof", "weight", "error_squared")
-    ]
+    columns = [hdf5.dataset_at(group, key) for key in ("indices", "tof", "weight", "error_squared")]
     indices, times, weight, squared = columns
     if indices is None or times is None or x.ndim > 2:
         raise ProfileError(f"{path}, {group.name}, holds neither a histogram nor events.")

@@ -46,9 +46,7 @@ def read_nexus_apart(path: Path, bank: int | None, seconds: float = SECONDS) -> 
     if done.returncode == REFUSED:
         raise ProfileError(done.stderr.decode("utf-8", "replace").strip())
     if done.returncode:
-        raise ProfileError(
-            f"{path} is a damaged HDF5 file, on which its library fails. Save or copy it again."
-        )
+        raise ProfileError(f"{path} is a damaged HDF5 file: its library fails. Copy it again.")
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
         banks = json.loads(arrays[META].tobytes())
         return [

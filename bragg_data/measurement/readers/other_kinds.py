@@ -16,8 +16,7 @@ def refuse_other_kinds(text: str, path: Path) -> None:
     head = text[:_HEAD]
     if gsas_iparm.recognised(head) or fullprof.recognised(head) or _INSTPRM.search(head):
         raise ProfileError(
-            f"{path} is an instrument file, not a profile: give it with --instrument, next to the "
-            f"profile."
+            f"{path} is an instrument file, not a profile: give it with --instrument."
         )
     if _REFLECTIONS.search(head):
         raise ProfileError(

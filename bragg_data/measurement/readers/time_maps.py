@@ -44,9 +44,7 @@ def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, Array]
         stops = [*starts[1:], values[-1]]
         lengths = [math.ceil((b - a) / s) for a, b, s in zip(starts, stops, steps, strict=True)]
     except (ValueError, IndexError, ZeroDivisionError, OverflowError) as error:
-        raise ProfileError(
-            f"{path} has a time map that cannot be read: {str(error)[:80]}."
-        ) from error
+        raise ProfileError(f"{path} has an unreadable time map: {str(error)[:80]}.") from error
     if min(lengths, default=-1) < 0 or sum(lengths) > 10**6 or min(steps) <= 0:
         raise ProfileError(f"{path} has a time map whose times do not ascend in steps.")
     parts = [a + s * np.arange(n) for a, s, n in zip(starts, steps, lengths, strict=True)]

@@ -161,11 +161,11 @@ def test_damage_is_reported(text, old, new, doubt):
     ("text", "old", "new", "message"),
     [
         (IRF, "2.5  0.1", "2,5  0.1", "'2,5' of GAMMA is no number"),
-        (IRF, "Dtt_1overD ", "Dtt_1overX ", "does not name the values as FullProf"),
+        (IRF, "Dtt_1overD ", "Dtt_1overX ", "names the values unlike FullProf"),
         (pcr(), "Code      Dtt1      Code  ", "Code      Dtt1      ", "a code stands before"),
-        (pcr(), "Dtt_1overd", "Dtt_1us", "does not name the values"),
-        (pcr(), "Sigma-0", "9 Sigma-0", "does not name the values"),
-        (pcr(), "Gamma-1       Gamma-0", "Gamma-0       Gamma-1", "does not name the values"),
+        (pcr(), "Dtt_1overd", "Dtt_1us", "names the values unlike"),
+        (pcr(), "Sigma-0", "9 Sigma-0", "names the values unlike"),
+        (pcr(), "Gamma-1       Gamma-0", "Gamma-0       Gamma-1", "names the values unlike"),
     ],
 )
 def test_damage_is_refused(text, old, new, message):

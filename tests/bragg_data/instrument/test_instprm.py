@@ -146,5 +146,5 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(InstrumentError, match="not found"):
         read_instrument(tmp_path / "no.instprm")
     (tmp_path / "other.txt").write_text("hello\n")
-    with pytest.raises(InstrumentError, match="no 'key:value' lines"):
+    with pytest.raises(InstrumentError, match="no line is 'key:value'"):
         read_instrument(tmp_path / "other.txt")

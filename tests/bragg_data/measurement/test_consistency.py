@@ -107,7 +107,7 @@ def test_contradictions_of_files_are_reported(
     [
         ("fxye", "BANK 1 60", "BAN 1 60", "looks like a bank record"),
         ("fxy", "BANK 1 60", "tof 1 60", "looks like a bank record"),
-        ("fxye", "\n     2008.0000 ", "\n     2008.0000 7 ", "lines of 3 numbers and others"),
+        ("fxye", "\n     2008.0000 ", "\n     2008.0000 7 ", "rows of 3 numbers and others"),
         ("fxye", "BANK 1 60", "BANK -1 60", "bank record that cannot be read"),
         ("esd", "CONST 2000 8", "CONST 2000 1_0", "bank record that cannot be read"),
         ("xye", "60.00000", "6_0.00000", "cannot be read at line 4"),

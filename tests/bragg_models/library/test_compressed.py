@@ -118,7 +118,7 @@ def test_impossible_searches_are_refused(
         library.only(nothing)
     with pytest.raises(LibraryError, match="library's grid first"):
         library.nearest(patterns[:2, :100])
-    with pytest.raises(LibraryError, match="710 patterns, fewer than the 800"):
+    with pytest.raises(LibraryError, match="710 patterns, fewer than 800"):
         library.nearest(patterns[:2], 800)
     with pytest.raises(PreprocessingError, match="no"):
         library.nearest(np.zeros((1, 800)))

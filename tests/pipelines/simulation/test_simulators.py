@@ -129,7 +129,7 @@ def test_resume_with_another_simulator_is_refused(tmp_path):
     assert done.returncode == 2
     assert re.fullmatch(
         r"Error: This campaign was begun with the simulator kinematic \(1\), which has done 8 of "
-        r"67 patterns; gsas2 cannot resume it.*Finish it with --simulator kinematic, or name "
+        r"67 patterns; gsas2 cannot resume it.*Use --simulator kinematic, or "
         r"another --store\.\n",
         done.stderr,
     )
@@ -223,7 +223,7 @@ class TestCallPath:
 
 @pytest.mark.parametrize("seconds", [0, 0.5, float("nan"), float("inf"), 1e7])
 def test_a_time_limit_that_is_none_is_refused(seconds):
-    with pytest.raises(SimulationError, match=r"--pattern-limit .* between 1 and 86,400 seconds"):
+    with pytest.raises(SimulationError, match=r"--pattern-limit .* between 1 and 86,400 s"):
         gsas2_options(None, seconds)
 
 
