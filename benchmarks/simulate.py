@@ -1,16 +1,21 @@
-"""Measure the fast simulator: patterns per second, fidelity, and the ratio to GSAS-II.
+"""Measure the fast simulator: patterns per second, fidelity, derivatives, refinement, draws.
 
-    python benchmarks/simulate.py [--threads N] [--repeats N] [--call-paths CELLS]
+    python benchmarks/simulate.py [--json] [--threads N] [--repeats N] [--call-paths CELLS]
 
 Patterns per second are medians over the repeats, for each crystal system, with the nominal widths
 and with every per-sample vector in use. Fidelity is against the 36 GSAS-II patterns in tests/data,
-and the seconds that GSAS-II took for each of them are stored with them. With ``--call-paths`` the
-two ways to call GSAS-II are timed instead, on some cells of each phase.
+and the seconds that GSAS-II took for each of them are stored with them. A pattern with all its
+derivatives is compared with the same pattern by itself, one at a time. Refinements are of simulated
+measurements, from starts near the truth for every phase. With ``--call-paths`` the two ways to call
+GSAS-II are timed instead, on some cells of each phase.
 """
 
+import json
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +28,16 @@ from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.crystallography.cell import CrystalSystem
+from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation import gsas2
 from bragg_data.simulation.kinematic import Simulator
+from bragg_data.simulation.measurement_effects import (
+    Draws,
+    draw_labels,
+    draw_profiles,
+    simulator_for,
+)
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "data" / "gsas2_reference_nomad_bank4.npz"
 ROWS = 512
@@ -56,6 +69,81 @@ def rate(simulator: Simulator, jobs: list[dict[str, Any]], threads: int, repeats
     return count / float(np.median(seconds))
 
 
+def median_seconds(do: Callable[[int], object], count: int) -> list[float]:
+    """Return the seconds of each of ``count`` calls, after two that are not counted."""
+    for index in (0, 0):
+        do(index)
+    seconds = []
+    for index in range(count):
+        began = time.perf_counter()
+        do(index)
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def derivatives_over_pattern(campaign: Campaign, repeats: int) -> dict[str, float]:
+    """Return how many patterns a pattern with all its derivatives costs, for each phase."""
+    simulator = Simulator(*campaign.setup, width_range=(-0.4, 1.0))
+    ratios = {}
+    for code, phase in enumerate(campaign.phases):
+        cell = campaign.samples.cells[campaign.samples.phase == code][0]
+        free = cell[phase.lattice.free_columns]
+        of_sample = {name: v[0] for name, v in vectors(1, *calibration(campaign)).items()}
+        modes = len(simulator.free_coordinates(code))
+        names = (*of_sample, *(f"shift_{k + 1}" for k in range(modes)))
+        values = np.array([*of_sample.values(), *[0.01] * modes])
+
+        def draw(_: int, slopes: bool, code=code, free=free, names=names, values=values) -> object:
+            return simulator.linearise(code, free, names, values, slopes=slopes)
+
+        both, alone = (
+            float(np.median(median_seconds(partial(draw, slopes=slopes), 10 * repeats)))
+            for slopes in (True, False)
+        )
+        ratios[f"{phase.lattice.crystal_system.name}, {len(names) + len(free)}"] = both / alone
+    return ratios
+
+
+def measured_looking(campaign: Campaign, per_phase: int) -> tuple[Draws, float]:
+    """Return draws of every phase with measurement effects, and how many come per second."""
+    generator = np.random.default_rng(4)
+    simulator = simulator_for(campaign)
+    phase, cells = draw_labels(campaign, per_phase, generator)
+    draw_profiles(simulator, phase[::50], cells[::50], generator, campaign.measurement_effects)
+    began = time.perf_counter()
+    draws = draw_profiles(simulator, phase, cells, generator, campaign.measurement_effects)
+    return draws, len(phase) / (time.perf_counter() - began)
+
+
+def refinement_seconds(campaign: Campaign, draws: Draws, count: int) -> tuple[list[float], float]:
+    """Return the seconds of each refinement against all phases, and the share of right phases."""
+    refiner = Refiner(campaign)
+    rows = np.random.default_rng(0).choice(len(draws.phase), count, replace=False)
+    right = []
+
+    def refine(index: int) -> None:
+        row = rows[index]
+        profile = GriddedProfile(draws.intensity[row], draws.sigma[row], draws.covered[row])
+        cell, truth = draws.cells[row], draws.phase[row]
+        length = float(cell[:3].prod() ** (1 / 3))
+        near = {"a": 0.999 * length, "c": 1.002 * length, "alpha": 89.9}
+        starts = []
+        for code, phase in enumerate(campaign.phases):
+            free = np.array([near.get(name, length) for name in phase.lattice.free_parameters])
+            if code == truth:
+                free = cell[phase.lattice.free_columns] * (1 + 3e-4 * (free < 50))
+            starts.append((code, phase.lattice.cells(free[None])[0]))
+        right.append(refiner.refine(profile, starts)[0].phase == truth)
+
+    seconds = median_seconds(refine, count)
+    return seconds, float(np.mean(right[2:]))
+
+
+def calibration(campaign: Campaign) -> tuple[float, float]:
+    """Return difC and Zero."""
+    return campaign.instrument.difc, campaign.instrument.tzero
+
+
 def compare_call_paths(campaign: Campaign, cells: int) -> Table:
     """Return the seconds per pattern of both ways to call GSAS-II, in turn, and their ratio."""
     simulator = gsas2.Simulator(*campaign.setup)
@@ -79,10 +167,12 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
     repeats: Annotated[int, typer.Option(min=1)] = 7,
     call_paths: Annotated[int, typer.Option(help="Cells of each phase.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no tables.")] = False,
 ) -> None:
     campaign = load_campaign("batio3-nomad")
+    console = Console(width=120, highlight=False)
     if call_paths:
-        Console(width=100).print(compare_call_paths(campaign, call_paths))
+        console.print(compare_call_paths(campaign, call_paths))
         return
     samples = campaign.samples
     simulator = Simulator(*campaign.setup)
@@ -99,6 +189,8 @@ def main(
     headings = "phase,patterns/s,every vector,GSAS-II s/pattern,times faster"
     for column in [*headings.split(","), "max |Δ| / max", "relative L2", "scale"]:
         table.add_column(column, justify="right")
+    found: dict[str, Any] = {"patterns_per_second": {"shared": {}, "general": {}}}
+    worst_of_all = {"max": 0.0, "l2": 0.0}
     with threadpool_limits(limits=1):
         ours = simulator.simulate(phase, cells)
         for code, of_campaign in enumerate(campaign.phases):
@@ -108,21 +200,46 @@ def main(
                 for rows in chosen.reshape(-1, ROWS)
             ]
             plain = rate(simulator, jobs, threads, repeats)
-            drawn = vectors(ROWS, campaign.instrument.difc, campaign.instrument.tzero)
-            varied_jobs = [job | drawn for job in jobs[:threads]]
-            varied = rate(simulator, varied_jobs, threads, min(repeats, 3))
+            drawn = vectors(ROWS, *calibration(campaign))
+            varied = rate(simulator, [job | drawn for job in jobs[:threads]], threads, repeats)
             rows = phase == code
             theirs = reference["y"][rows].astype(np.float64)
             difference = np.abs(ours[rows] - theirs)
             seconds = float(np.median(reference["cpu_seconds"][rows]))
             l2 = np.linalg.norm(difference, axis=1) / np.linalg.norm(theirs, axis=1)
             scale = (ours[rows] * theirs).sum(axis=1) / (theirs**2).sum(axis=1)
-            worst = (difference.max(axis=1) / theirs.max(axis=1)).max()
+            worst = float((difference.max(axis=1) / theirs.max(axis=1)).max())
             # GSAS-II on as many cores would share the work as well.
             times = f"{seconds:.2f}", f"{plain * seconds / threads:,.0f}"
             fidelity = f"{worst:.1e}", f"{l2.max():.1e}", f"{scale.mean():.6f}"
             table.add_row(of_campaign.name, f"{plain:,.0f}", f"{varied:,.0f}", *times, *fidelity)
-    Console(width=120).print(table)
+            system = of_campaign.lattice.crystal_system.name
+            found["patterns_per_second"]["shared"][system] = plain
+            found["patterns_per_second"]["general"][system] = varied
+            worst_of_all["max"] = max(worst_of_all["max"], worst)
+            worst_of_all["l2"] = max(worst_of_all["l2"], float(l2.max()))
+        ratios = derivatives_over_pattern(campaign, repeats)
+        draws, per_second = measured_looking(campaign, 700)
+        of_refinements, right = refinement_seconds(campaign, draws, 15 * repeats)
+    milliseconds = 1e3 * np.percentile(of_refinements, [50, 95])
+    found |= {
+        "fidelity": worst_of_all,
+        "derivatives_over_pattern": max(ratios.values()),
+        "refinement_ms": {"median": milliseconds[0], "p95": milliseconds[1]},
+        "draws_per_second": per_second,
+        "device": "cpu",
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console.print(table)
+    of_phases = ", ".join(f"{ratio:.1f} ({name})" for name, ratio in ratios.items())
+    console.print(
+        f"Pattern with all derivatives, in patterns (parameters): {of_phases}\n"
+        f"Refinement against all phases: median {milliseconds[0]:.0f} ms, 95 % "
+        f"{milliseconds[1]:.0f} ms; right phase first: {right:.1%} of {len(of_refinements)}\n"
+        f"Simulated measurements, one thread: {per_second:,.0f} per second"
+    )
 
 
 if __name__ == "__main__":
