@@ -23,7 +23,7 @@ VERSION = "1"
 """Version of the mathematics, part of a data set's identity: it grows when patterns change."""
 
 _NODES = (4, 4)  # widths that operators are built for, and further ones per factor e between them
-_INDEPENDENT = 9e-5  # of a peak: shapes that come as near to a mixture of others are left out
+_INDEPENDENT = 8e-5  # of a peak: shapes that come as near to a mixture of others are left out
 _STRETCH = 2e-3  # relative change of d, for the slopes of profiles
 WIDTH_PARAMETERS = ("difc", "tzero", "size", "microstrain", "width_scale")
 """What changes a sample's peak shapes."""

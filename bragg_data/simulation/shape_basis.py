@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bragg_data.arrays import AnyFloats, Array
+from bragg_data.arrays import AnyFloats, Array, Floats32
 from bragg_data.kernels import kernel
 from bragg_data.simulation.peak_operator import lagrange_polynomials, outside, spline_coefficients
 
 BLOCK = 64  # points that are handled together
 MARGIN = 64  # points before the window, as the stencil of the coarsest grid reaches
 COARSE = (4, 32)  # spacings of the coarser grids, in points
-ZONE = 8  # blocks, at most
-STATIONS = 7  # Chebyshev nodes of a zone, between which coefficients are polynomials
+ZONE = 6  # blocks, at most
+STATIONS = 6  # Chebyshev nodes of a zone, between which coefficients are polynomials
 _TAPS = 6  # of interpolation from a coarser grid: the nodes cell − 2 … cell + 3
 _RING = 20  # nodes after which the inverse of the spline's filter is below single precision
 
@@ -246,16 +246,16 @@ def build_basis(
         beyond = on_middle * outside(np.abs(on_1 * s1) / bands[0], 0.75)
         near.append(_level(exact, beyond, (s1 * oversampling, s1), BLOCK, bands[0]))
         middle.append(_level(beyond, on_far, (s2 // s1, s2 // s1), BLOCK // s1, reach))
-        far.append(on_far)
+        far.append(on_far.astype(np.float32))
     nodes = np.arange(of_zone * BLOCK * oversampling) / oversampling - MARGIN
     return ShapeBasis(
         oversampling=oversampling,
         points=points,
         members=coefficients.astype(np.float32),
         to_nodes=lagrange_polynomials(nodes, stations(points)[0]).T.astype(np.float32),
-        near=np.stack(near).astype(np.float32),
-        middle=np.stack(middle).astype(np.float32),
-        far=np.stack(far).astype(np.float32),
+        near=np.stack(near),
+        middle=np.stack(middle),
+        far=np.stack(far),
         down=(_between(BLOCK * oversampling, s1 * oversampling), _between(BLOCK // s1, s2 // s1)),
         up=(_between(BLOCK, s1).T, _between(BLOCK // s1, s2 // s1).T),
     )
@@ -286,7 +286,9 @@ def _rank(profiles: Array, shapes: Array, tolerance: float) -> int:
     return len(shapes)
 
 
-def _level(exact: Array, coarse: Array, ratios: tuple[int, int], block: int, reach: int) -> Array:
+def _level(
+    exact: Array, coarse: Array, ratios: tuple[int, int], block: int, reach: int
+) -> Floats32:
     """Return the matrix (K · nodes, block + 2 · reach) of a level: what the coarser one lacks.
 
     ``exact`` (K, m) are values by offset in nodes, ``coarse`` those of the coarser level in its
@@ -307,7 +309,7 @@ def _level(exact: Array, coarse: Array, ratios: tuple[int, int], block: int, rea
             matrix -= weight * padded[:, index]
     # Where a peak is smooth enough for the coarser grid, nothing is left but its rounding.
     matrix[:, np.abs(target * step - node) > reach * step] = 0.0
-    return np.asarray(matrix.reshape(-1, matrix.shape[2]))
+    return matrix.reshape(-1, matrix.shape[2]).astype(np.float32)
 
 
 def _between(nodes: int, ratio: int) -> AnyFloats:
