@@ -44,9 +44,7 @@ def serving(uri: str):
             server.terminate()
 
 
-def main(
-    model: Annotated[str | None, typer.Option(help="By default the champion.")] = None,
-) -> None:
+def main(model: Annotated[str | None, typer.Option(help="Default: the champion.")] = None) -> None:
     loaded = load_model(model)
     predictor, data = loaded.predictor, loaded.predictor.provenance.data
     dataset = open_snapshot(data.tag, data.uri)

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
-from numpy.typing import NDArray
 
-from bragg_data.arrays import Array, Mask
+from bragg_data.arrays import Array, Indices, Mask
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.measurement.readers.common import MINIMUM_POINTS, Profile
 from bragg_data.measurement.resampling import measured_tof, resample_to_grid
@@ -153,7 +152,7 @@ def _refuse(tof: Array, y: Array) -> None:
         )
 
 
-def nearest_points(tof: Array, grid_tof: Array) -> NDArray[np.intp]:
+def nearest_points(tof: Array, grid_tof: Array) -> Indices:
     """Return the measured point nearest to each time of flight of a grid, shape (points,) (V-C1).
 
     Both in µs, ``tof`` ascending. Of two points that are equally near, the earlier; beyond the ends

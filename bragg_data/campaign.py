@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from bragg_data.arrays import Array, Mask
+from bragg_data.arrays import Array, Integers, Integers8, Mask
 from bragg_data.campaign_file import CampaignError as CampaignError
 from bragg_data.campaign_file import (
     CampaignFile,
@@ -40,14 +39,14 @@ BUILT_IN = Path(__file__).parent / "campaigns"
 class Samples:
     """The labels of the samples of a campaign."""
 
-    phase: NDArray[np.int8]  # (n,) codes: indices of the campaign's phases
-    crystal_system: NDArray[np.int8]  # (n,) codes of CrystalSystem
+    phase: Integers8  # (n,) codes: indices of the campaign's phases
+    crystal_system: Integers8  # (n,) codes of CrystalSystem
     cells: Array  # (n, 6) a, b, c in ångström; alpha, beta, gamma in degrees
 
     def __len__(self) -> int:
         return len(self.phase)
 
-    def __getitem__(self, rows: slice | NDArray[np.integer]) -> "Samples":
+    def __getitem__(self, rows: slice | Integers) -> "Samples":
         return Samples(self.phase[rows], self.crystal_system[rows], self.cells[rows])
 
 

@@ -5,7 +5,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import Array, Integers, Integers8
 
 # Edges of the boxes of a blocked split, in Å along a, b, c and degrees along alpha, beta, gamma.
 _EDGES = np.array([0.02] * 3 + [2.5] * 3)
@@ -20,8 +20,8 @@ class Part(IntEnum):
 
 
 def random_split(
-    crystal_system: NDArray[np.integer], *, seed: int, test: float = 0.2, validation: float = 0.05
-) -> NDArray[np.int8]:
+    crystal_system: Integers, *, seed: int, test: float = 0.2, validation: float = 0.05
+) -> Integers8:
     """Split samples, (n,), at random within each crystal system, as the paper does (section V-B).
 
     ``test`` is the share of each system that is kept for testing, ``validation`` that of the rest.
@@ -42,13 +42,13 @@ def random_split(
 
 
 def blocked_split(
-    crystal_system: NDArray[np.integer],
+    crystal_system: Integers,
     cells: Array,
     *,
     seed: int,
     test: float = 0.2,
     validation: float = 0.05,
-) -> NDArray[np.int8]:
+) -> Integers8:
     """Split by blocks of cells within each crystal system, so that test samples have no twins.
 
     The space of cells, shape (n, 6) in Å and degrees, is cut into boxes of 0.02 Å and 2.5°; a box
@@ -74,12 +74,12 @@ def blocked_split(
 
 
 def extra_data_split(
-    crystal_system: NDArray[np.integer],
+    crystal_system: Integers,
     cells: Array,
-    part: NDArray[np.int8],
-    extra_crystal_system: NDArray[np.integer],
+    part: Integers8,
+    extra_crystal_system: Integers,
     extra_cells: Array,
-) -> NDArray[np.int8]:
+) -> Integers8:
     """Return which samples, (m,), of extra data may join the training of a blocked split, (n,).
 
     ``Part.training`` where no sample of the box is for validation or testing, elsewhere

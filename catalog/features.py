@@ -14,8 +14,8 @@ import numpy as np
 import xarray as xr
 import zarr
 from icechunk.session import ForkSession
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Floats32
 from bragg_data.provenance import code_commit
 from bragg_data.store import block_writer, schema
 from bragg_data.store.block_writer import BlockResult
@@ -97,9 +97,7 @@ def lineage_of(view: View, dataset: xr.Dataset, uri: str = "", digest: str = "")
     }
 
 
-def write_features(
-    fork: ForkSession, group: str, block: int, values: NDArray[np.float32]
-) -> BlockResult:
+def write_features(fork: ForkSession, group: str, block: int, values: Floats32) -> BlockResult:
     """Write the features (n, m) of one block through a fork; this is what workers do.
 
     Raises what :func:`bragg_data.store.block_writer.write_chunk` raises.

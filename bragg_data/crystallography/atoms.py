@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import gemmi
 import numpy as np
-from numpy.typing import NDArray
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import Array, Indices
 from bragg_data.crystallography.cif import AsymmetricUnit
 from bragg_data.crystallography.scattering import element_of
 
@@ -21,7 +20,7 @@ _ROUNDING, _MERGED = 0.1, 0.4  # Å; images in between are one atom, though coor
 class Atoms(NamedTuple):
     """All atoms of a unit cell."""
 
-    site: NDArray[np.intp]  # (n,) of the asymmetric unit
+    site: Indices  # (n,) of the asymmetric unit
     positions: Array  # (n, 3) fractional
 
 

@@ -8,9 +8,9 @@ from typing import cast
 
 import gemmi
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from bragg_data.arrays import Array, Mask
+from bragg_data.arrays import Array, Indices, Mask
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError
 from bragg_data.crystallography.scattering import scatterer
 from bragg_data.errors import first_line
@@ -90,7 +90,7 @@ class AsymmetricUnit:
     block: CifBlock
     cell: gemmi.UnitCell
     sites: tuple[Site, ...]
-    rows: NDArray[np.intp]  # of the sites in the CIF
+    rows: Indices  # of the sites in the CIF
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -198,18 +198,16 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
     )
 
 
-def _completed_cell(
-    parameters: Array, lattice: Lattice, where: str
-) -> tuple[Array, tuple[str, ...]]:
+def _completed_cell(values: Array, lattice: Lattice, where: str) -> tuple[Array, tuple[str, ...]]:
     """Return a cell with its gaps filled by the constraints of its lattice, and a report."""
-    missing = np.isnan(parameters)
+    missing = np.isnan(values)
     if not missing.any():
-        return parameters, ()
-    filled = lattice.cells(parameters[None, lattice.free_columns])[0]
+        return values, ()
+    filled = lattice.cells(values[None, lattice.free_columns])[0]
     names = ", ".join(n for n, gap in zip(CELL_PARAMETERS, missing, strict=True) if gap)
     if np.isnan(filled).any():
         raise CrystalError(f"{where} has no complete unit cell: it lacks {names}.")
-    complete = np.where(missing, filled, parameters)
+    complete = np.where(missing, filled, values)
     return complete, (f"The cell lacks {names}: filled in from its crystal system.",)
 
 

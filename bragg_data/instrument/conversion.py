@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
+from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
 from bragg_data.instrument.peak_shape import (
     FWHM_PER_SIGMA,
@@ -20,7 +20,6 @@ from bragg_data.instrument.peak_shape import (
     peak_shape,
 )
 
-Array = NDArray[np.float64]
 Density = Callable[[float, Array], Array]
 """Peak of unit area in 1/µs, of a d-spacing in Å and offsets in µs from its position, any shape."""
 
@@ -195,9 +194,7 @@ def bank_of_functions(
     """Fit positions in µs and peak shapes that are any functions of the d-spacing, over d (n,)."""
     tof, shape = functions
     terms = np.stack([np.ones_like(d), d, d**2, 1 / d], axis=1) / tof(d)[:, None]
-    zero, linear, square, inverse = map(
-        float, np.linalg.lstsq(terms, np.ones_like(d), rcond=None)[0]
-    )
+    zero, linear, square, inverse = np.linalg.lstsq(terms, np.ones_like(d), rcond=None)[0].tolist()
     positions = {"tzero": zero, "difc": linear, "difa": square, "difb": inverse}
     begin = start.with_parameters(**positions, **shape_parameters(d, shape(d)))
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.instrument import consistency
 
-_Value = TypeVar("_Value", float, NDArray[np.float64])
+_Value = TypeVar("_Value", float, Array)
 
 _SHAPE = ("alpha", "beta-0", "beta-1", "beta-q", "sig-0", "sig-1", "sig-2", "sig-q", "X", "Y", "Z")
 
@@ -119,7 +119,7 @@ class Instrument:
         """Return the time of flight in µs of a d-spacing in ångström (any shape)."""
         return self.difc * d + self.difa * d * d + self.difb / d + self.tzero
 
-    def d_spacing_from_tof(self, tof: NDArray[np.float64]) -> NDArray[np.float64]:
+    def d_spacing_from_tof(self, tof: Array) -> Array:
         """Return the d-spacing in ångström of a time of flight in µs (any shape).
 
         Newton's method on :meth:`tof_from_d_spacing`; the terms other than difc are small, so it
@@ -173,7 +173,7 @@ class TofGrid:
     points: int
 
     @property
-    def tof(self) -> NDArray[np.float64]:
+    def tof(self) -> Array:
         """The points of the grid in µs, shape (points,)."""
         return np.asarray(self.start * np.exp(self.relative_step * np.arange(self.points)))
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import erfc
 
+from bragg_data.arrays import Array
 from bragg_data.instrument import conversion
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
 from bragg_data.instrument.peak_shape import PeakShape, peak_shape
@@ -332,23 +332,21 @@ def _converted(
 
 
 def _bank_of_two_kinds(
-    start: Instrument, v: Mapping[str, float], d: NDArray[np.float64], here: str, name: str
+    start: Instrument, v: Mapping[str, float], d: Array, here: str, name: str
 ) -> conversion.OriginalBank:
     """Return the bank of profile function 10, of epithermal and thermal neutrons."""
     if missing := [key for key in _OF_TWO_KINDS if key not in v]:
         raise InstrumentError(f"{here}: NPROF 10 needs {', '.join(missing)} (ZD2TOT and ALFBT).")
 
-    def mean(
-        x: NDArray[np.float64], epithermal: NDArray[np.float64], thermal: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def mean(x: Array, epithermal: Array, thermal: Array) -> Array:
         share = erfc(v["width"] * (v["x-cross"] - 1 / x)) / 2
         return np.asarray(share * epithermal + (1 - share) * thermal)
 
-    def tof(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def tof(x: Array) -> Array:
         thermal = v["zerot"] + v["dtt1t"] * x - v["dtt2t"] / x
         return mean(x, v.get("zero", 0.0) + v["dtt1"] * x, thermal)
 
-    def shape(x: NDArray[np.float64]) -> PeakShape:
+    def shape(x: Array) -> PeakShape:
         rise, decay = (
             mean(x, v[zero] + v.get(linear, 0.0) * x, v[f"{zero}t"] - v[f"{linear}t"] / x)
             for zero, linear in (("alph0", "alph1"), ("beta0", "beta1"))
@@ -361,9 +359,7 @@ def _bank_of_two_kinds(
     return conversion.bank_of_functions(start, d, (tof, shape), name, "textbook")
 
 
-def _columns(
-    table: tuple[tuple[float, ...], ...], here: str
-) -> tuple[NDArray[np.float64], PeakShape]:
+def _columns(table: tuple[tuple[float, ...], ...], here: str) -> tuple[Array, PeakShape]:
     if len(table) < 4 or {len(row) for row in table} != {6}:
         raise InstrumentError(
             f"{here}: a table of peak shapes needs four lines or more, of six numbers (d, Sigma^2, "

@@ -7,8 +7,8 @@ time-of-flight profile functions. A negative function has a table of rise and de
 import re
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.instrument import conversion
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
 from bragg_data.instrument.peak_shape import PeakShape, peak_shape
@@ -30,7 +30,6 @@ _COEFFICIENTS = {
 _COEFFICIENTS[5] = _COEFFICIENTS[3]
 
 _Records = dict[str, str]
-_Array = NDArray[np.float64]
 
 
 def recognised(text: str) -> bool:
@@ -133,9 +132,7 @@ def _bank(
         return conversion.bank_of_moderator(instrument, moderator, d, name)
     if alpha_0:
         original = conversion.back_to_back(instrument.with_parameters(alpha=moderator[1]), alpha_0)
-        return conversion.fitted_bank(
-            original, instrument, d, "GSAS's profile function 1 with alp-0"
-        )
+        return conversion.fitted_bank(original, instrument, d, "GSAS's function 1 with alp-0")
     bank = conversion.OriginalBank(instrument, conversion.back_to_back(instrument), d)
     return conversion.with_warnings(bank, instrument.warnings)
 
@@ -179,7 +176,7 @@ def _profile(
     return function, names, coefficients, warnings
 
 
-def _table(function: int, records: _Records, here: str) -> _Array | None:
+def _table(function: int, records: _Records, here: str) -> Array | None:
     """Return the table of a profile function of negative type: d, shift in µs, rise and decay."""
     if _numbers(records.get("PRCF1", records.get("PRCF", "")))[0] > 0:
         return None
@@ -199,9 +196,7 @@ def _table(function: int, records: _Records, here: str) -> _Array | None:
     return table
 
 
-def _bank_of_table(
-    start: Instrument, d: _Array, table: _Array, name: str
-) -> conversion.OriginalBank:
+def _bank_of_table(start: Instrument, d: Array, table: Array, name: str) -> conversion.OriginalBank:
     """Return the bank of a table: T = difC d + difA d² + Zero + shift, interpolated as α and β."""
     spacings, shift, rise, decay = table
     low, high = max(d[0], spacings[0]), min(d[-1], spacings[-1])
@@ -209,10 +204,10 @@ def _bank_of_table(
         low, high = spacings[0], spacings[-1]
     d = np.geomspace(low, high, len(d))
 
-    def tof(x: _Array) -> _Array:
+    def tof(x: Array) -> Array:
         return np.asarray(start.tof_from_d_spacing(x) + np.interp(x, spacings, shift))
 
-    def shape(x: _Array) -> PeakShape:
+    def shape(x: Array) -> PeakShape:
         widths = peak_shape(start, x, size=np.inf, microstrain=0.0)
         return widths._replace(
             rise=np.interp(x, spacings, rise), decay=np.interp(x, spacings, decay)
@@ -221,7 +216,7 @@ def _bank_of_table(
     return conversion.bank_of_functions(start, d, (tof, shape), name)
 
 
-def _spacings(records: _Records, instrument: Instrument) -> _Array:
+def _spacings(records: _Records, instrument: Instrument) -> Array:
     """Return d-spacings in a bank's window of times (ms), or those of usual wavelengths."""
     window = _numbers(records.get("TRNGE", "")) or _numbers(records.get("I ITYP", ""))[1:3]
     if len(window) == 2:

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erfc, erfcx, exp1
 
+from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import Instrument
-
-Array = NDArray[np.float64]
 
 Convention = Literal["gsas2", "textbook"]
 """``textbook`` is the exact convolution. ``gsas2`` is what the program computes, which instrument

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array, Floats32, Integers
 from bragg_data.crystallography.structure import Phase
 from bragg_data.defaults import PATTERN_SECONDS
 from bragg_data.instrument.instprm import Instrument, TofGrid
@@ -127,11 +127,8 @@ class Simulator:
             ) from error
 
     def simulate(
-        self,
-        phase: NDArray[np.integer],
-        cells: NDArray[np.float64],
-        **parameters: Unpack[SampleParameters],
-    ) -> NDArray[np.float32]:
+        self, phase: Integers, cells: Array, **parameters: Unpack[SampleParameters]
+    ) -> Floats32:
         """Return the patterns of samples, and raise errors, as the fast simulator does.
 
         Raises a PatternsError if GSAS-II fails on patterns, or takes too long; all others were
@@ -157,7 +154,7 @@ class Simulator:
             raise PatternsError(reasons, final)
         return patterns
 
-    def check(self, phase: int, cell: NDArray[np.float64]) -> PathCheck:
+    def check(self, phase: int, cell: Array) -> PathCheck:
         """Compare the two call paths of GSAS-II on one cell, shape (6,), of a phase.
 
         Raises a Gsas2Error if there is no GSAS-II that works, or it does not understand the phase,
@@ -189,8 +186,8 @@ class Simulator:
         self._process = None
 
     def _pattern(
-        self, call_path: CallPath, code: int, cell: NDArray[np.float64], sample: dict[str, float]
-    ) -> NDArray[np.float64]:
+        self, call_path: CallPath, code: int, cell: Array, sample: dict[str, float]
+    ) -> Array:
         arguments, seconds = (call_path, code, cell.tolist(), sample), self.options.pattern_seconds
         try:
             return np.asarray(self._call(*arguments, seconds=seconds))

@@ -14,14 +14,12 @@ from typing import Any
 
 import gemmi
 import numpy as np
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import cell_volume
 from bragg_data.crystallography.scattering import ResonanceError, element_of
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
-
-_Array = NDArray[np.float64]
 
 VERSION = "1"
 """Version of the way in which GSAS-II is called, part of a data set's identity next to its own."""
@@ -60,7 +58,7 @@ class Gsas2Worker:
         location: str | None,
         phases: Sequence[Phase] = (),
         instrument: Instrument | None = None,
-        tof: _Array | None = None,
+        tof: Array | None = None,
     ) -> None:
         self._g2 = _import(location)
         self._phases, self._instrument, self._tof = phases, instrument, tof
@@ -80,11 +78,11 @@ class Gsas2Worker:
         """Make the project of a phase."""
         self._project(code)
 
-    def memory(self, code: int, cell: list[float], sample: dict[str, float]) -> _Array:
+    def memory(self, code: int, cell: list[float], sample: dict[str, float]) -> Array:
         """Return a pattern, shape (points,), by GSAS-II's functions in memory."""
         return self._project(code).memory(cell, sample)
 
-    def scripting(self, code: int, cell: list[float], sample: dict[str, float]) -> _Array:
+    def scripting(self, code: int, cell: list[float], sample: dict[str, float]) -> Array:
         """Return a pattern, shape (points,), by the documented scripting interface."""
         return self._project(code).scripting(cell, sample)
 
@@ -105,7 +103,7 @@ class Project:
     """
 
     def __init__(
-        self, g2: SimpleNamespace, phase: Phase, instrument: Instrument, tof: _Array, code: int
+        self, g2: SimpleNamespace, phase: Phase, instrument: Instrument, tof: Array, code: int
     ) -> None:
         self._g2, self._source = g2, phase
         instprm = Path(f"instrument-{code}.instprm").absolute()
@@ -166,7 +164,7 @@ class Project:
                 )
             general["Isotope"][element] = mass
 
-    def _check(self, shift: _Array) -> None:
+    def _check(self, shift: Array) -> None:
         """Refuse a phase to which GSAS-II gives another symmetry, or other atoms, than gemmi."""
         group = self._phase.data["General"]["SGData"]
         name, symbol = self._source.name, self._source.space_group
@@ -183,7 +181,7 @@ class Project:
                 f"digits (0.333333, not 0.333)."
             )
 
-    def scripting(self, cell: list[float], sample: dict[str, float]) -> _Array:
+    def scripting(self, cell: list[float], sample: dict[str, float]) -> Array:
         """Return a pattern, shape (points,), by the documented scripting interface."""
         histogram, phase = self._histogram.data, self._phase.data
         self._set(histogram, phase, cell, sample)
@@ -196,7 +194,7 @@ class Project:
             raise RuntimeError("GSAS-II computes no pattern for this cell")
         return pattern
 
-    def memory(self, cell: list[float], sample: dict[str, float]) -> _Array:
+    def memory(self, cell: list[float], sample: dict[str, float]) -> Array:
         """Return a pattern, shape (points,), by GSAS-II's functions in memory."""
         io, math = self._g2.io, self._g2.math
         if self._in_memory is None:
@@ -245,7 +243,7 @@ class Project:
             instrument[key][:2] = [sample[name], sample[name]]
 
 
-def setting(phase: Phase) -> tuple[str, _Array]:
+def setting(phase: Phase) -> tuple[str, Array]:
     """Return GSAS-II's symbol of a phase's space group, and the shift to its origin.
 
     GSAS-II marks rhombohedral axes by an R behind the symbol (a table number would mean hexagonal
@@ -271,7 +269,7 @@ def setting(phase: Phase) -> tuple[str, _Array]:
     )
 
 
-def operations_of(operations: gemmi.GroupOps, shift: _Array) -> set[tuple[int, ...]]:
+def operations_of(operations: gemmi.GroupOps, shift: Array) -> set[tuple[int, ...]]:
     """Return symmetry operations about a shifted origin, with translations in 24ths."""
     result = set()
     for op in operations:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from bragg_data.arrays import Array, Indices
 from bragg_data.crystallography.cell import check_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
@@ -34,7 +35,7 @@ def checked_samples(
     cells: ArrayLike,
     parameters: SampleParameters,
     nominal: Mapping[str, float],
-) -> tuple[NDArray[np.intp], NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+) -> tuple[Indices, Array, dict[str, Array]]:
     """Return the arguments of simulators as arrays: phase codes, cells, and all parameters.
 
     Raises a CrystalError if a cell encloses no volume, or is not of its phase's lattice; a

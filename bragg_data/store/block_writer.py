@@ -18,6 +18,7 @@ from icechunk.session import ForkSession, Session
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from bragg_data.arrays import Integers8
 from bragg_data.errors import first_line
 from bragg_data.store import schema
 from bragg_data.store.repository import Store, StoreError, open_dataset, storage_errors
@@ -31,7 +32,7 @@ class BlockResult:
     """The result of one block."""
 
     block: int
-    status: NDArray[np.int8]  # (n,): done; failed, or pending where another sample failed
+    status: Integers8  # (n,): done; failed, or pending where another sample failed
     fork: ForkSession | None = None  # holds the written chunk; None unless all are done
     sha256: bytes = b""  # of the chunk
     reason: str = ""  # why the block failed
@@ -221,9 +222,7 @@ def write_chunk(fork: ForkSession, group: str, name: str, block: int, values: ND
         chunk = min(rows, array.shape[0] - start), array.shape[1]
         # Two forks that write parts of one chunk would silently lose rows.
         if values.shape != chunk:
-            raise StoreError(
-                f"Block {block} has shape {values.shape}; a block is one chunk, {chunk}."
-            )
+            raise StoreError(f"Block {block} is {values.shape}; a block is one chunk, {chunk}.")
         array[start : start + rows] = values
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandera.xarray as pa
 import xarray as xr
-from numpy.typing import NDArray
 from pandera.errors import SchemaErrors
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import AnyFloats, Array
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.crystallography.cell import CELL_PARAMETERS, d_spacing
 from bragg_data.crystallography.reflections import unique_reflections
@@ -151,7 +150,7 @@ def _peaks(dataset: xr.Dataset, samples: Samples, campaign: Campaign, count: int
     return Finding("peaks", True, not wrong, message)
 
 
-def peak_misses(profile: NDArray[np.floating], label: Samples, campaign: Campaign) -> Array:
+def peak_misses(profile: AnyFloats, label: Samples, campaign: Campaign) -> Array:
     """Return how far the first peaks are from where one sample's cell puts them.
 
     Over the tolerance, for each peak that was checked, those of the longest d first. In a profile
@@ -213,7 +212,7 @@ def _leakage(samples: Samples) -> Iterator[Finding]:
         )
 
 
-def drift(dataset: xr.Dataset, measured: NDArray[np.floating]) -> Finding:
+def drift(dataset: xr.Dataset, measured: AnyFloats) -> Finding:
     r"""Return how far measured profiles are from a data set: whether it is made for them.
 
     Square-rooted profiles of unit norm are compared with the span of the data's principal

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import Array, Indices
 from bragg_data.campaign import Campaign, Samples, number_text, ranges_text
 from bragg_data.store.schema import campaign_of, free_ranges, samples_of
 
@@ -112,7 +111,7 @@ def changes(old: xr.Dataset, new: xr.Dataset, *, max_compared: int = MOST_COMPAR
 class _Part:
     """The samples of one phase in one data set."""
 
-    rows: NDArray[np.intp]  # (n,)
+    rows: Indices  # (n,)
     cells: Array  # (n, 6), in Å and degrees
     crystal_system: str = ""
     free_parameters: tuple[str, ...] = ()
@@ -128,7 +127,7 @@ def _part(samples: Samples, campaign: Campaign, name: str) -> _Part:
     return _Part(np.empty(0, np.intp), np.empty((0, 6)))
 
 
-def _same_cells(old: _Part, new: _Part) -> NDArray[np.intp]:
+def _same_cells(old: _Part, new: _Part) -> Indices:
     """Pair the samples whose cells are the same: rows (n_pairs, 2) in old and new, old ascending.
 
     Rounding would be simpler, but it parts neighbours on either side of a rounding boundary; the
@@ -160,7 +159,7 @@ def _phase_change(
     return PhaseChange(name, " or ".join(systems), *counts, before, after, intensities)
 
 
-def _chosen(common: Mapping[str, int], max_compared: int) -> dict[str, NDArray[np.intp]]:
+def _chosen(common: Mapping[str, int], max_compared: int) -> dict[str, Indices]:
     """Choose evenly which common samples of each phase to compare.
 
     Each phase that has some gets an equal part; what one cannot fill is left to the larger ones.
@@ -175,7 +174,7 @@ def _chosen(common: Mapping[str, int], max_compared: int) -> dict[str, NDArray[n
     return chosen
 
 
-def _largest_differences(old: xr.Dataset, new: xr.Dataset, pairs: NDArray[np.intp]) -> Array:
+def _largest_differences(old: xr.Dataset, new: xr.Dataset, pairs: Indices) -> Array:
     """Return the largest difference of each pair of patterns, rows (n, 2), over their maximum."""
     before = old.intensity[pairs[:, 0]].values.astype(np.float64)
     after = new.intensity[pairs[:, 1]].values.astype(np.float64)

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import Array, Floats32, Integers8
 from bragg_data.campaign import Campaign, CampaignError, Samples
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, CrystalSystem
 
@@ -113,7 +113,7 @@ def labelled(
     return xr.Dataset(variables, attrs=attrs)
 
 
-def bookkeeping(status: NDArray[np.int8], digests: NDArray[np.uint8]) -> dict[str, xr.Variable]:
+def bookkeeping(status: Integers8, digests: NDArray[np.uint8]) -> dict[str, xr.Variable]:
     """Return the variables ``status`` (sample) and ``block_sha256`` (block, digest_byte)."""
     values = zip(BOOKKEEPING.items(), (status, digests), strict=True)
     return {name: xr.Variable(spec.dims, v, dict(spec.attrs)) for (name, spec), v in values}
@@ -152,7 +152,7 @@ def campaign_of(dataset: xr.Dataset) -> Campaign:
     return Campaign(texts[0], json.loads(texts[1]), texts[2])
 
 
-def block_digest(samples: Samples, intensity: NDArray[np.float32]) -> bytes:
+def block_digest(samples: Samples, intensity: Floats32) -> bytes:
     """Return the SHA-256 of one block of n samples.
 
     The bytes, all little-endian, arrays in C order: cells (n, 6) as float64 in the order a, b, c,

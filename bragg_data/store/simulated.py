@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 import zarr
 from icechunk.session import ForkSession
-from numpy.typing import NDArray
 
+from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import repository, schema
 from bragg_data.store.block_writer import BlockResult, BlockWriter, create_group, write_chunk
@@ -101,7 +101,7 @@ class Writer(BlockWriter):
 
 
 def write_block(
-    fork: ForkSession, group: str, block: int, samples: Samples, intensity: NDArray[np.float32]
+    fork: ForkSession, group: str, block: int, samples: Samples, intensity: Floats32
 ) -> BlockResult:
     """Write the samples and patterns (n, points) of a block through a fork, as workers do.
 

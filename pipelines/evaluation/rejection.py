@@ -102,9 +102,7 @@ def find_other_bank(path: Path, campaign: Campaign) -> Instrument:
 
 
 @lru_cache(maxsize=2)
-def _foreign_simulator(
-    model: RegisteredModel, kind: str, other_bank: Instrument | None
-) -> Simulator:
+def _foreign_simulator(model: RegisteredModel, kind: str, other: Instrument | None) -> Simulator:
     """Return the simulator of a kind of foreign profiles; building one takes seconds."""
     loaded, simulator = draws.model_and_simulator(model)
     campaign = loaded.predictor.campaign
@@ -112,10 +110,10 @@ def _foreign_simulator(
         phases = [phase_on_orthogonal_axes(kind, *_FOREIGN_PHASES[kind])]
         return simulator_for(campaign, phases)
     if kind == _WRONG_DIFC:
-        other_bank = campaign.instrument.with_parameters(difc=0.81 * campaign.instrument.difc)
+        other = campaign.instrument.with_parameters(difc=0.81 * campaign.instrument.difc)
     elif kind != _OTHER_BANK:
         return simulator
-    return simulator_for(campaign, instrument=other_bank)
+    return simulator_for(campaign, instrument=other)
 
 
 def _foreign_profiles(

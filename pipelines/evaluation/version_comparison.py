@@ -123,9 +123,7 @@ def evaluation_rows(dataset: xr.Dataset, predictors: Mapping[str, Predictor], co
             split = provenance.split
             allowed &= part_of(split.name, labels, split.to_json()) == Part.test
         elif dataset.attrs["tag"] in provenance.extra_data:
-            raise PromotionError(
-                f"{uri} was trained on {dataset.attrs['tag']}: name another --data."
-            )
+            raise PromotionError(f"{uri} was trained on {dataset.attrs['tag']}: give other --data.")
     rows = np.flatnonzero(allowed)
     if len(rows) < min(count, 100):
         raise PromotionError(

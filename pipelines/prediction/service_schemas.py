@@ -11,9 +11,7 @@ MAX_PROFILES = 512
 """Profiles in one request, and in one batch for the model."""
 
 
-_INSTRUMENT = (
-    "The measurement's instrument file, as text: of GSAS-II, GSAS (.prm, .EXP) or FullProf."
-)
+_INSTRUMENT = "The measurement's instrument file as text: GSAS-II, GSAS (.prm, .EXP) or FullProf."
 
 
 class _Request(BaseModel):
@@ -69,9 +67,7 @@ class ReadyInfo(ModelInfo):
     """The model version that predicts now, and whether newer ones can be found."""
 
     refreshed_at: str | None = Field(description="When the registry last named it, ISO 8601.")
-    refresh_error: str | None = Field(
-        description="Why the registry cannot be read; null if it can."
-    )
+    refresh_error: str | None = Field(description="Why the registry cannot be read, or null.")
 
 
 class PredictionsResponse(BaseModel):

@@ -154,16 +154,14 @@ def draw_chart(
     x, y = axis.scale(_LEFT, _RIGHT), Scale(low - margin, high + margin, _MAIN, _TOP)
     d_low, d_high = axis.instrument.d_spacing_from_tof(axis.tof[[0, -1]]).tolist()
     d_ticks = Scale(d_low, d_high, 0, 1).ticks(10)
-    d_positions = x(axis.instrument.tof_from_d_spacing(np.array(d_ticks))).tolist()
+    positions = x(axis.instrument.tof_from_d_spacing(np.array(d_ticks))).tolist()
     edges = np.flatnonzero(np.diff(np.pad(gridded.covered, 1, constant_values=True)))
     ends = x(axis.tof[np.minimum(edges, len(axis.tof) - 1)]).reshape(-1, 2)
     points = zip(x(axis.tof).tolist(), y(measured).tolist(), strict=True)
     chart: dict[str, object] = {
         "x": x,
         "y": y,
-        "d_ticks": [
-            (at, tick_label(d, d_ticks)) for at, d in zip(d_positions, d_ticks, strict=True)
-        ],
+        "d_ticks": [(at, tick_label(d, d_ticks)) for at, d in zip(positions, d_ticks, strict=True)],
         "gaps": ends.tolist(),  # where nothing was measured
         "measured": "".join(f"M{a:.1f} {b:.1f}h0" for a, b in points if b == b),  # dots
     }

@@ -177,9 +177,7 @@ def _numbers(
                 f"{path} cannot be read at line {number}: {text[:60]!r} is not numbers."
             ) from error
         if rows and len(row) != len(rows[0]):
-            raise ProfileError(
-                f"{path} has {len(row)} columns at line {number}, not {len(rows[0])}."
-            )
+            raise ProfileError(f"{path}: {len(row)} columns at line {number}, not {len(rows[0])}.")
         rows.append(row)
     return rows
 

@@ -183,9 +183,7 @@ def read_gsas_bank(
     except ProfileError:
         raise  # it is a ValueError, too
     except (ValueError, IndexError) as error:
-        raise ProfileError(
-            f"{where} has unreadable {block.kind} data: {str(error)[:80]}."
-        ) from error
+        raise ProfileError(f"{where} has unreadable {block.kind} data: {error!s:.80}.") from error
     present, warnings = len(counts), _warnings_of_lines(block, time_maps)
     if present < _LEAST_SHARE * block.channels:
         raise ProfileError(

@@ -15,9 +15,7 @@ def refuse_other_kinds(text: str, path: Path) -> None:
     """Raise a ProfileError if a text is an instrument file or a list of reflections."""
     head = text[:_HEAD]
     if gsas_iparm.recognised(head) or fullprof.recognised(head) or _INSTPRM.search(head):
-        raise ProfileError(
-            f"{path} is an instrument file, not a profile: give it with --instrument."
-        )
+        raise ProfileError(f"{path} is an instrument file, no profile: give it with --instrument.")
     if _REFLECTIONS.search(head):
         raise ProfileError(
             f"{path} is a list of reflections (h, k, l), not a profile: give the measured points."

@@ -57,7 +57,7 @@ measured/nomad_si640e/bank4_pattern.csv 1 2998 1137.8138 0.12653402 0.00306404 1
 """
 ROWS = {words[0]: words[1:] for line in READ.split("\n") if (words := line.split())}
 
-INSTRUMENT, STRUCTURE = "is an instrument file, not a profile", "a CIF without a measured profile"
+INSTRUMENT, STRUCTURE = "is an instrument file, no profile", "a CIF without a measured profile"
 WAVELENGTH = "is constant wavelength, 2θ {}°; only time of flight is supported"
 REFUSED = {
     "real/constant_wavelength/PBSO4.CWN": WAVELENGTH.format("10–155.9"),
