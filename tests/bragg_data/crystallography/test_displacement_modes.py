@@ -1,16 +1,19 @@
 """Free atomic coordinates: what symmetry allows, and that displaced atoms keep the space group."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign, load_campaign
-from bragg_data.crystallography.structure import (
-    displaced,
-    free_coordinates,
-    phase_on_orthogonal_axes,
-)
+from bragg_data.crystallography.structure import Phase, free_coordinates, phase_on_orthogonal_axes
 from bragg_data.simulation.measurement_effects import simulator_for
 from tests.exact_pattern import exact_patterns
+
+
+def displaced(phase: Phase, modes: np.ndarray, shifts: np.ndarray) -> Phase:
+    """The phase with its atoms displaced along its free coordinates, in Å of the CIF's cell."""
+    return replace(phase, positions=phase.positions + np.tensordot(shifts, modes, axes=1))
 
 
 @pytest.fixture(scope="module")
