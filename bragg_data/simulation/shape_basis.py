@@ -299,14 +299,21 @@ def _level(
     node = np.arange(block * step)[:, None]
     target = np.arange(-reach, block + reach)[None, :]
     matrix = exact[:, exact.shape[1] // 2 + target * step - node]
+    # What the coarser level draws: from each node to the coarse grid, and from there to targets.
     of_nodes, of_targets = _lagrange(per_node), _lagrange(per_target)
-    apart = target // per_target - node // per_node + coarse.shape[1] // 2
+    first, last = -reach // per_target, (block + reach - 1) // per_target + _TAPS - 1
+    on_coarse = np.arange(first, last + 1)
+    middle = coarse.shape[1] // 2 + _TAPS
     padded = np.pad(coarse, ((0, 0), (_TAPS, _TAPS)))
+    drawn = np.zeros((len(coarse), len(node), len(on_coarse)))
     for a in range(_TAPS):
-        for b in range(_TAPS):
-            weight = of_nodes[node % per_node, a] * of_targets[target % per_target, b]
-            index = np.clip(apart + b - a + _TAPS, 0, padded.shape[1] - 1)
-            matrix -= weight * padded[:, index]
+        index = np.clip(on_coarse - node // per_node - a + middle, 0, padded.shape[1] - 1)
+        drawn += of_nodes[node % per_node, a] * padded[:, index]
+    to_targets = np.zeros((len(on_coarse), target.shape[1]))
+    for b in range(_TAPS):
+        cell = target[0] // per_target - first + b
+        to_targets[cell, np.arange(target.shape[1])] = of_targets[target[0] % per_target, b]
+    matrix -= drawn @ to_targets
     # Where a peak is smooth enough for the coarser grid, nothing is left but its rounding.
     matrix[:, np.abs(target * step - node) > reach * step] = 0.0
     return matrix.reshape(-1, matrix.shape[2]).astype(np.float32)
