@@ -195,7 +195,7 @@ def main(
     headings = "phase,patterns/s,every vector,GSAS-II s/pattern,times faster"
     for column in [*headings.split(","), "max |Δ| / max", "relative L2", "scale"]:
         table.add_column(column, justify="right")
-    found: dict[str, Any] = {"patterns_per_second": {"shared": {}, "general": {}}}
+    measured: dict[str, Any] = {"patterns_per_second": {"shared": {}, "general": {}}}
     worst_of_all = {"max": 0.0, "l2": 0.0}
     with threadpool_limits(limits=1):
         ours = simulator.simulate(phase, cells)
@@ -220,15 +220,15 @@ def main(
             fidelity = f"{worst:.1e}", f"{l2.max():.1e}", f"{scale.mean():.6f}"
             table.add_row(of_campaign.name, f"{plain:,.0f}", f"{varied:,.0f}", *times, *fidelity)
             system = of_campaign.lattice.crystal_system.name
-            found["patterns_per_second"]["shared"][system] = plain
-            found["patterns_per_second"]["general"][system] = varied
+            measured["patterns_per_second"]["shared"][system] = plain
+            measured["patterns_per_second"]["general"][system] = varied
             worst_of_all["max"] = max(worst_of_all["max"], worst)
             worst_of_all["l2"] = max(worst_of_all["l2"], float(l2.max()))
         ratios = derivatives_over_pattern(campaign, repeats)
         draws, per_second = measured_looking(campaign, 200, threads)
         of_refinements, right = refinement_seconds(campaign, draws, 15 * repeats)
     milliseconds = 1e3 * np.percentile(of_refinements, [50, 95])
-    found |= {
+    measured |= {
         "fidelity": worst_of_all,
         "derivatives_over_pattern": max(ratios.values()),
         "refinement_ms": {"median": milliseconds[0], "p95": milliseconds[1]},
@@ -236,7 +236,7 @@ def main(
         "device": "cpu",
     }
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(measured, indent=2))
         return
     console.print(table)
     of_phases = ", ".join(f"{ratio:.1f} ({name})" for name, ratio in ratios.items())

@@ -87,7 +87,7 @@ class ShapeBasis:
         levels = self._levels(deposits)
         if len(deposits) == 1:
             return self._drawn(*self._products(levels, coefficients))
-        results = self._products_of_one(levels, coefficients[0])
+        results = self._products_of_sample(levels, coefficients[0])
         changed = np.flatnonzero(coefficients.any(axis=(1, 2, 3)))[1:]
         if len(changed):
             of_sample = [level[:, :1].repeat(len(changed), axis=1) for level in levels]
@@ -125,7 +125,7 @@ class ShapeBasis:
             _add_far(slabs[2], self.far[zone], here.start, far)
         return results[0], results[1], self._blocks(far)
 
-    def _products_of_one(
+    def _products_of_sample(
         self, levels: Sequence[AnyFloats], coefficients: AnyFloats
     ) -> tuple[AnyFloats, AnyFloats, AnyFloats]:
         """As :meth:`_products`, of deposits with the same coefficients (zones, stations, K)."""

@@ -96,6 +96,7 @@ def test_test_samples_in_blocks_have_no_twins(
             assert 0 < np.mean(twins) < share
 
 
+@pytest.mark.slow
 def test_a_box_is_never_divided(samples: Samples) -> None:
     part = blocked_split(samples.crystal_system, samples.cells, seed=3)
     of_system = samples.crystal_system == CrystalSystem.tetragonal

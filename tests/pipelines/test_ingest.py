@@ -112,6 +112,7 @@ def test_the_view_is_the_input_of_a_model_to_the_last_bit(store: Store) -> None:
     assert stored.measured_aligned.attrs["source"] == "intensity, sigma, covered"
 
 
+@pytest.mark.slow
 def test_the_same_profiles_keep_their_tag_and_more_get_another(store: Store) -> None:
     again = ("--instrument", CALIBRATION, "--into", "more", "--store", store.uri)
     assert "Tag more-v1" in run(NOISY, *again)

@@ -132,6 +132,7 @@ def test_what_a_structure_leaves_open_is_stored_and_shown(command, tmp_path):
     assert (json.loads(out)["warnings"], err) == ([sentence], "")
 
 
+@pytest.mark.slow
 def test_picture(uri, command, tmp_path):
     picture = tmp_path / "patterns.png"
     code, out, err = command("--store", uri, "--png", picture)

@@ -84,6 +84,7 @@ COEFFICIENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [1, 2, 3, 4, 5])
 def test_the_profile_functions_of_gsas(function):
     """Bank 2 of the records stands at −90°, difC 10000.5, difA −1.5 and Zero 3.25."""

@@ -173,6 +173,7 @@ def test_damage_is_refused(text, old, new, message):
         read_instruments(text.replace(old, new))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", [pcr(alph0=-0.02), HEAD.format(nprof=9) + table(alph0=-0.02)], ids=["pcr", "table"]
 )

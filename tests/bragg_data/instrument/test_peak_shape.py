@@ -55,6 +55,7 @@ def test_scaled_exponential_integral_far_out():
             assert got == pytest.approx(float(exact), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convention", ["gsas2", "textbook"])
 def test_unit_area(convention):
     offset = np.linspace(-60_000, 60_000, 1_200_001)

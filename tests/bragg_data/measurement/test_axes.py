@@ -481,6 +481,7 @@ END
 HALF = 0.5 * 0.000938  # of the grid's steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("header", "fullprof", "choice", "half"),
     [

@@ -90,6 +90,7 @@ def test_spectra_of_a_workspace_are_banks(tmp_path: Path) -> None:
         read_profiles(tmp_path / "w.nxs", 3)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     units=st.sampled_from(["TOF", "dSpacing", "MomentumTransfer"]),
@@ -282,6 +283,7 @@ def nxdata(
 FACTORS = {"us": 1, "microsecond": 1, "µs": 1, "ms": 1e-3, "s": 1e-6, "ns": 1e3, "microseconds": 1}
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     unit=st.sampled_from(sorted(FACTORS)),

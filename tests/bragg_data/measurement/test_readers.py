@@ -327,6 +327,7 @@ def test_numbers_beyond_reason(
     assert expected in outcome(path, content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VALID)
 def test_a_long_line_does_not_hang(tmp_path: Path, kind: str) -> None:
     for piece in ("(", "[", " ", "9", "9 ", "a ", "#", ";"):

@@ -51,8 +51,10 @@ def largest_error(simulator: Simulator, code: int, free: list[float]) -> float:
     count = len(free)
 
     def pattern(values: np.ndarray) -> np.ndarray:
-        cell, others = values[:count], values[count:]
-        (only,) = simulator.linearise(code, cell, names, others, slopes=False, precision=np.float64)
+        cell, parameters = values[:count], values[count:]
+        (only,) = simulator.linearise(
+            code, cell, names, parameters, slopes=False, precision=np.float64
+        )
         return only
 
     _, *slopes = simulator.linearise(
@@ -70,12 +72,14 @@ def largest_error(simulator: Simulator, code: int, free: list[float]) -> float:
     return max(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", CELLS)
 def test_derivatives_are_exact(campaign: Campaign, system: str) -> None:
     code = list(CELLS).index(system)
     assert largest_error(simulator(campaign), code, CELLS[system]) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Scattering lengths of Gd")
 def test_derivatives_with_resonances_are_exact(campaign: Campaign) -> None:
     """Scattering lengths of gadolinium change with the wavelength, so with the cell."""
@@ -93,23 +97,23 @@ def test_derivatives_with_resonances_are_exact(campaign: Campaign) -> None:
 
 @pytest.mark.parametrize("system", CELLS)
 def test_the_pattern_is_that_of_many_samples(campaign: Campaign, system: str) -> None:
-    one, code = Simulator(*campaign.setup, width_range=(-0.4, 1.0)), list(CELLS).index(system)
-    names, values, _ = point(one, code, CELLS[system])
-    free, others = np.split(values, [len(CELLS[system])])
-    given = dict(zip(SAMPLE, others, strict=False))
-    shifts = others[len(SAMPLE) :][None] if len(names) > len(SAMPLE) else None
+    simulated, code = Simulator(*campaign.setup, width_range=(-0.4, 1.0)), list(CELLS).index(system)
+    names, values, _ = point(simulated, code, CELLS[system])
+    free, parameters = np.split(values, [len(CELLS[system])])
+    given = dict(zip(SAMPLE, parameters, strict=False))
+    shifts = parameters[len(SAMPLE) :][None] if len(names) > len(SAMPLE) else None
     cells = campaign.phases[code].lattice.cells(free[None])
-    (expected,) = one.simulate(np.array([code]), cells, shifts=shifts, **given)
-    (pattern,) = one.linearise(code, free, names, others, slopes=False)
-    first, *_ = one.linearise(code, free, names, others)
+    (expected,) = simulated.simulate(np.array([code]), cells, shifts=shifts, **given)
+    (pattern,) = simulated.linearise(code, free, names, parameters, slopes=False)
+    first, *_ = simulated.linearise(code, free, names, parameters)
     np.testing.assert_allclose(pattern, expected, rtol=0, atol=3e-6 * expected.max())
     np.testing.assert_allclose(first, expected, rtol=0, atol=3e-6 * expected.max())
 
 
-def test_parameters_that_are_not_given_are_nominal(campaign: Campaign) -> None:
-    one = simulator(campaign)
+def test_parameters_left_out_are_nominal(campaign: Campaign) -> None:
+    simulated = simulator(campaign)
     free, names = np.array([4.01]), ("u_scale",)
-    patterns = one.linearise(0, free, names, np.array([1.0]))
+    patterns = simulated.linearise(0, free, names, np.array([1.0]))
     assert patterns.shape == (3, campaign.grid.points)
-    (expected,) = one.simulate(np.array([0]), np.array([[4.01] * 3 + [90.0] * 3]))
+    (expected,) = simulated.simulate(np.array([0]), np.array([[4.01] * 3 + [90.0] * 3]))
     np.testing.assert_allclose(patterns[0], expected, rtol=0, atol=5e-5 * expected.max())

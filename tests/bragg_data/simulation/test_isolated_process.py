@@ -255,6 +255,7 @@ def test_time_limit_of_a_call(child: IsolatedProcess, method: str) -> None:
         child.call("add", 1, seconds=SECONDS)
 
 
+@pytest.mark.slow
 def test_time_limit_of_the_start(temporary: Path) -> None:
     before = psutil.Process().children()
     with pytest.raises(IsolatedProcessTimeoutError, match=r"longer than 0\.5 s to start"):
@@ -335,6 +336,7 @@ def test_close_ends_it_and_may_be_repeated(temporary: Path) -> None:
         child.call("add", 1, seconds=SECONDS)
 
 
+@pytest.mark.slow
 def test_child_without_close_ends_with_its_last_reference(
     temporary: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -210,6 +210,7 @@ def test_a_cell_without_volume_is_refused(simulator):
         simulator.simulate(np.array([2]), np.array([[4.0, 4.0, 4.0, 120, 120, 120]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "points"), [(1360.0, 2321), (2000.0, 1909), (3000.0, 700), (1500.0, 2400)]
 )
@@ -309,6 +310,7 @@ def test_imaginary_scattering_length_averages_friedel_mates():
     np.testing.assert_allclose(unique.f_squared(d), np.mean(both, axis=0), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cif", "free"),
     [

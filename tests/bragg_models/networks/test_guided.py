@@ -89,6 +89,7 @@ def test_peaks_are_at_the_positions_of_bragg_s_law(
         assert (distance < 1e-3).any(), phase.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_patterns_are_the_simulator_s(
     code: int, paper: Campaign, network: tuple[Guided, Targets]
@@ -201,6 +202,7 @@ def test_cells_of_every_crystal_system_are_refined(
         np.testing.assert_allclose(cells[:, 3:], sample.cells[:, 3:], atol=0.05, err_msg=phase.name)
 
 
+@pytest.mark.slow
 def test_a_saved_model_predicts_as_before(
     paper: Campaign, network: tuple[Guided, Targets], tmp_path: Path
 ) -> None:

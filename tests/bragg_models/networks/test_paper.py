@@ -187,6 +187,7 @@ def test_the_auto_encoder_returns_the_number_of_points_of_its_input(
         assert torch.equal(network(profiles_of(points))[1], network.regressor(latent)[1])
 
 
+@pytest.mark.slow
 def test_the_auto_encoder_can_be_trained() -> None:
     """Its decoder sees the latent maps in the order in which the encoder wrote them."""
     network = build("caenn", {**SHORT, "points": 90})

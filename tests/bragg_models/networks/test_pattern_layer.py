@@ -187,6 +187,7 @@ def test_tied_parameters_have_no_effect(model: tuple[Campaign, Targets, Pattern]
             assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_a_line_beyond_the_end_of_the_window_is_gone(
     model: tuple[Campaign, Targets, Pattern],
 ) -> None:

@@ -100,6 +100,7 @@ def test_same_seed_same_weights_to_the_last_bit(data: TrainingData) -> None:
         assert not np.array_equal(first, train(2, settings)[0])
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_restored_not_the_last(data: TrainingData) -> None:
     network = new_network()
     # Far too fast: the error goes up and down from epoch to epoch.

@@ -161,6 +161,7 @@ def test_a_refresh_that_fails_without_a_message_is_recorded() -> None:
     assert holder.refreshed_at is None
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_is_reported_and_runs_again() -> None:
     async def main() -> None:
         runs, reasons = [], []

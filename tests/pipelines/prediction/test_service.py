@@ -544,6 +544,7 @@ def test_more_than_can_wait_is_refused_with_a_time_to_retry(trained: Tracking) -
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_ready_reports_a_refresh_that_fails(trained: Tracking) -> None:
     """The registry breaks after the model was loaded: the model stays, the reason is shown."""
     holder = ModelHolder(trained, None)

@@ -465,6 +465,7 @@ def dumped(browser: str, path: Path, directory: Path) -> Page:
     return Page(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_a_file(browser: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(text, encoding="utf-8")
@@ -523,6 +524,7 @@ window.addEventListener("load", all);
 """
 
 
+@pytest.mark.slow
 def test_the_chart_can_be_zoomed_and_nothing_is_too_wide(
     browser: str, text: str, tmp_path: Path
 ) -> None:

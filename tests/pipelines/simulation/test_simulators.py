@@ -112,6 +112,7 @@ def test_missing_gsas2_is_a_single_sentence(tmp_path, nowhere):
     assert Store(store).unfinished() == []
 
 
+@pytest.mark.slow
 def test_broken_gsas2_is_a_single_sentence(tmp_path, broken):
     campaign = tiny_campaign(tmp_path)
     options = Gsas2Options(str(broken))
