@@ -284,8 +284,7 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
 
     Its columns are crystal_system, a, b, c (Å), alpha, beta, gamma (degrees) and optionally phase,
     which is needed where several phases share a crystal system. Raises a CampaignError if the file
-    is unreadable, lacks a column, or holds a cell that no phase of the campaign can have; the line
-    of the file is named.
+    is unreadable, lacks a column, or holds a cell that no phase of the campaign can have.
     """
     try:
         # Blank lines are kept until the end, so that a row knows its line.

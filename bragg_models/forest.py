@@ -101,8 +101,7 @@ class Forest:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Forest:
         """Return a forest from arrays of unknown origin, named as by :meth:`arrays`.
 
-        Raises `ForestError` if one is missing or they are inconsistent: following them could lead
-        anywhere.
+        Raises `ForestError` if one is missing or they are inconsistent.
         """
         try:
             forest = cls(**{field.name: arrays[field.name] for field in fields(cls)})

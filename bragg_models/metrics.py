@@ -77,8 +77,7 @@ def squared_errors(
 ) -> tuple[Array, Array]:
     """Return the contribution of each sample to eq. (1) in both readings, (n,), in Å² and rad².
 
-    Their means are ``mse_paper`` and ``mse_paper_free`` of :func:`summary`; arguments as in
-    :func:`errors`.
+    Their means are ``mse_paper`` and ``mse_paper_free`` of :func:`summary`; see :func:`errors`.
     """
     squared = _squared(np.asarray(predicted_cells, dtype=np.float64) - cells)
     literal, free = (np.einsum("np,np->n", squared, count[phase]) for count in _counted(targets))
@@ -163,8 +162,7 @@ def summary(targets: Targets, total: Errors) -> dict[str, dict[str, float]]:
         The same with a tied length counted once: c only where it is free. For comparison with a
         model that predicts a alone.
     ``mae_a``, ``mae_c`` …
-        Mean absolute error, in Å or degrees, of each parameter over the samples in which it is
-        free.
+        Mean absolute error, in Å or degrees, of each parameter where it is free.
     """
     systems = targets.crystal_systems
     same_system = systems[:, None] == systems[None, :]

@@ -50,8 +50,7 @@ class Prediction:
 
     probabilities: Array  # (n, n_phases), of each of the campaign's phases
     phase: Indices  # (n,): index of the most probable phase, or of the known one
-    # (n, 6): cell of that phase, in Å and degrees. It always encloses a volume; NaN from a model
-    # that only classifies.
+    # (n, 6): cell of that phase, in Å and degrees. It encloses a volume; NaN from a classifier.
     cells: Array
     # (n, 6, 2): ends of the 90 % intervals of the free cell parameters, NaN where one is not free.
     intervals: Array | None = None

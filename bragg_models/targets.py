@@ -53,8 +53,7 @@ class Targets:
     def encode(self, phase: Integers, cells: Array) -> tuple[Floats32, Mask]:
         """Return the scaled parameters of n samples, and which are free: (n, n_parameters) each.
 
-        ``phase`` has shape (n,), ``cells`` (n, 6), in Å and degrees; values that are not free are
-        zero.
+        ``phase`` has shape (n,), ``cells`` (n, 6), in Å and degrees; values not free are zero.
         """
         free = self.free[phase]
         columns = [CELL_PARAMETERS.index(name) for name in self.parameters]

@@ -53,8 +53,7 @@ def serve(
 ) -> None:
     """Serve runs, models and their files; Ctrl-C stops it.
 
-    Files go through the server, so that nobody who trains or predicts needs the database or the
-    directory.
+    Files go through the server, so that nobody needs the database or the directory.
     """
     from sqlalchemy.engine import make_url
 

@@ -117,8 +117,7 @@ def phase_on_orthogonal_axes(
 def read_phase(cif: Path | str, name: str, block: str | None = None) -> Phase:
     """Read a phase from a CIF file, or from the text of one, and warn of what was assumed.
 
-    Raises the errors of :func:`phase_from_cif`, and a CrystalError if the file is missing or
-    unreadable.
+    Raises the errors of :func:`phase_from_cif`, and a CrystalError if there is no such file.
     """
     where = str(cif) if isinstance(cif, Path) else f"CIF of phase '{name}'"
     text = read_text(cif) if isinstance(cif, Path) else cif

@@ -54,8 +54,7 @@ def read_instrument(instprm: Path | str, bank: int | None = None) -> Instrument:
     """Read one bank of an instrument file, or of the text of one; see :func:`read_banks`.
 
     The bank's number may be left out where the file holds one bank only. Raises an InstrumentError
-    if the file cannot be read, is of no time-of-flight instrument, lacks a needed value, or does
-    not hold the bank.
+    if the file cannot be read, is of no time-of-flight instrument, or lacks a value or the bank.
     """
     banks = read_instruments(instprm)
     where = str(instprm) if isinstance(instprm, Path) else "Instrument file"
@@ -230,8 +229,7 @@ def _sections(text: str) -> Iterator[_Section]:
 def _banks(section: _Section, where: str) -> list[dict[str, str]]:
     """Return the banks of a section: several where their headings are missing.
 
-    Then all keys occur again for each bank. A single key that occurs again is refused unless it
-    has the same value.
+    Then all keys occur again for each bank. A single key that occurs again needs the same value.
     """
     heading = {"Bank": section.bank} if section.bank else {}
     number = dict(section.entries).get("Bank", section.bank)

@@ -2,8 +2,7 @@
 
 ``TOF_x_axis_calibration(t0, value, t1, value, t2, value)`` places reflections at t0 + t1 d + t2 d²
 (TOPAS Technical Reference, macros of time of flight), which are Zero, difC and difA. Peak shapes
-are convolutions of the user's choice, and the angle is not in the file: both come from another
-file.
+are convolutions of the user's choice; they and the angle come from another file.
 """
 
 import re

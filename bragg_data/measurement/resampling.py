@@ -224,8 +224,7 @@ def _angle_is_doubtful(instrument: Instrument, instruments: Sequence[Instrument]
 def nominal_calibration(profile: Profile, instrument: Instrument) -> Instrument | None:
     """Return the calibration that the header alone gives: its difC, without difA, difB and Zero.
 
-    Off by 0.1 to 0.4 % in every length, but better than another instrument's. None if the header
-    has no difC.
+    Off by 0.1 to 0.4 % in every length, but better than another's. None if the header has no difC.
     """
     if profile.difc is None:
         return None

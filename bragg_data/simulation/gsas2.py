@@ -2,8 +2,7 @@
 
 GSAS-II (Toby & Von Dreele, J. Appl. Cryst. 46 (2013) 544) is unsafe with threads, prints, writes
 files into its directory and keeps global state: see :mod:`bragg_data.simulation.isolated_process`.
-It gets everything that a campaign defines, and its reading of it is compared before anything is
-computed.
+Its reading of a campaign is compared before anything is computed.
 """
 
 import sys
@@ -132,8 +131,7 @@ class Simulator:
         """Return the patterns of samples, and raise errors, as the fast simulator does.
 
         Raises a PatternsError if GSAS-II fails on patterns, or takes too long; all others were
-        computed before. A Gsas2Error if there is no GSAS-II that works, or it does not understand a
-        phase.
+        computed before. A Gsas2Error if no GSAS-II works, or it does not understand a phase.
         """
         samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
         codes, cells, per_sample = samples

@@ -45,8 +45,7 @@ class BlockWriter(ABC):
     A context manager. On the first run it creates the group; on the next ones it resumes it. The
     group has ``status`` (sample) and ``block_sha256`` (block, digest_byte) next to the array.
     ``provenance`` are attributes of this run, such as the code's commit; if they differ from those
-    of earlier runs, all are recorded. Entering raises `StoreError` if another process is writing
-    the same group.
+    of earlier runs, all are recorded. Entering raises `StoreError` if another process writes it.
     """
 
     def __init__(

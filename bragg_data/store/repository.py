@@ -215,8 +215,7 @@ def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
 
     By its tag, for example ``batio3-nomad-v1``, and the path or file:// URI of the store. It is
     what :mod:`bragg_data.store.schema` describes, with the attributes ``tag``, ``snapshot_id`` and
-    ``uri`` in addition. Raises a StoreError if there is no such store or tag, naming the known
-    tags.
+    ``uri`` in addition. Raises a StoreError if there is no such store or tag.
     """
     return Store(uri).open(tag)
 

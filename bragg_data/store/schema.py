@@ -155,9 +155,8 @@ def campaign_of(dataset: xr.Dataset) -> Campaign:
 def block_digest(samples: Samples, intensity: Floats32) -> bytes:
     """Return the SHA-256 of one block of n samples.
 
-    The bytes, all little-endian, arrays in C order: cells (n, 6) as float64 in the order a, b, c,
-    alpha, beta, gamma; crystal_system (n) as int8; phase (n) as int8; intensity (n, points) as
-    float32.
+    Little-endian bytes, in C order: cells (n, 6) as float64 in the order a, b, c, alpha, beta,
+    gamma; crystal_system (n) as int8; phase (n) as int8; intensity (n, points) as float32.
     """
     digest = hashlib.sha256(np.ascontiguousarray(samples.cells, dtype="<f8").data)
     for codes in (samples.crystal_system, samples.phase):

@@ -105,8 +105,7 @@ def write_block(
 ) -> BlockResult:
     """Write the samples and patterns (n, points) of a block through a fork, as workers do.
 
-    The fork is returned in the result, to be committed. If a pattern is not finite, nothing is
-    written.
+    The result holds the fork, to be committed. Nothing is written if a pattern is not finite.
 
     Raises what :func:`~bragg_data.store.block_writer.write_chunk` raises.
     """

@@ -102,8 +102,7 @@ class CompressedLibrary:
         These are on the library's grid, without background, not yet square-rooted. Where the result
         is not proven by the first ``candidates``, ``widening`` times as many are compared. Raises
         `LibraryError` if the profiles have another length, or the library has fewer than k
-        patterns, and `bragg_data.preprocessing.PreprocessingError` if a profile has no positive
-        value.
+        patterns, and `PreprocessingError` if a profile has no positive value.
         """
         check_shape(profiles, self.full.shape[1])
         if k > len(self.rows):

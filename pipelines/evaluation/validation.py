@@ -249,8 +249,7 @@ def _log_to_training_runs(
 ) -> None:
     """Log the models' scores to the runs that trained them, where they can be compared.
 
-    The sets count as one; those whose calibration was not given are left out, unless there are no
-    others.
+    The sets count as one; those without a calibration are left out, unless there are no others.
     """
     pooled = [r for r in results if r.labelled.calibrated] or results
     for c in models:

@@ -161,8 +161,7 @@ def _score(predictor: Predictor, pinned: _Pinned, *, quiet: bool = False) -> Ver
 def log_comparison(tracking: Tracking, comparison: VersionComparison, gate: Gate) -> None:
     """Log a comparison as a run of the registered model's experiment.
 
-    Metrics are ``test/candidate/…`` and ``test/champion/…``, or ``draws/…`` of versions for
-    measured profiles.
+    Metrics are ``test/candidate/…`` and ``test/champion/…``, or ``draws/…``.
     """
     candidate = comparison.versions["candidate"]
     started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")

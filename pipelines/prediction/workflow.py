@@ -121,8 +121,7 @@ def result_from_prediction(
 ) -> PredictionResult:
     """Return one row of a model's predictions as plain values.
 
-    ``model`` is the address of its version; ``refined`` are refinements of the profile, the most
-    plausible phase first.
+    ``model`` is the address of its version; ``refined`` the most plausible first.
     """
     phases = campaign.phases
     phase = phases[int(prediction.phase[row])]
@@ -175,8 +174,7 @@ def find_profiles(paths: Sequence[Path]) -> list[Path]:
 def read_measurements(path: Path, campaign: Campaign, options: ProfileOptions) -> list[Measurement]:
     """Read the profiles of a file and bring them to a campaign's grid, ready for predictions.
 
-    Errors are those of :func:`bragg_data.measurement.load.load_measurements`; every message names
-    the file.
+    Errors are those of :func:`bragg_data.measurement.load.load_measurements`; all name the file.
     """
     chosen = options.instrument, options.bank, options.two_theta
     return load_measurements(path, campaign, *chosen, options.reading)

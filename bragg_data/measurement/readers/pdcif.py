@@ -65,8 +65,7 @@ def is_cif(text: str) -> bool:
 def read_pdcif(text: str, path: Path, bank: int | None, reading: Reading) -> list[RawProfile]:
     """Return the measured profiles of a CIF's data blocks, or raise a ProfileError.
 
-    Several are numbered in their order; a single one is taken to be the given bank, as a CIF does
-    not number them.
+    Several are numbered in their order; a single one is taken to be the given bank.
     """
     try:
         blocks = blocks_of(text, str(path))
@@ -174,8 +173,7 @@ def _axis(block: CifBlock, count: int, where: str) -> tuple[Array, axis.Declared
 def _sigma(block: CifBlock, name: str, y: Array) -> tuple[Array | None, list[str]]:
     """Return standard uncertainties (0: no information; None: none in the file), and warnings.
 
-    From a column of their own, behind the values in brackets, from the weights of a refinement, or
-    of counts.
+    From a column of their own, behind the values in brackets, from weights or counts.
     """
     columns = block.columns
     for tag in (f"{name}_su", f"{name}_esd"):
