@@ -241,7 +241,8 @@ class _Cluster(SLURMCluster):  # type: ignore[misc]
             # Workers of a job start and end together. With a short target duration the tasks in
             # hand ask for all jobs allowed. Jobs end after 30 checks, a second each, without tasks:
             # new jobs may wait in the queue for long.
-            worker_key=_job_of_worker,
+            # The job's name, bragg-RUN-NUMBER; that of a worker may end in -NUMBER.
+            worker_key=lambda worker: "-".join(str(worker.name).split("-")[:3]),
             target_duration="100 ms",
             wait_count=30,
         )
@@ -264,11 +265,6 @@ class _Cluster(SLURMCluster):  # type: ignore[misc]
             del self.worker_spec[name]
             self.workers.pop(name).status = Status.closed
         return len(lost)
-
-
-def _job_of_worker(worker: Any) -> str:
-    """Return a job's name, bragg-RUN-NUMBER, from that of a worker, which may end in -NUMBER."""
-    return "-".join(str(worker.name).split("-")[:3])
 
 
 class _Watch(threading.Thread):

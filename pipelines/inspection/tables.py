@@ -202,11 +202,6 @@ def _grouped(warnings: Iterable[str]) -> list[str]:
     ]
 
 
-def _sharpest(banks: Sequence[MeasuredBank]) -> MeasuredBank:
-    """Return the bank at the largest angle, where the resolution is best; else the first."""
-    return max(banks, key=lambda b: abs(b.calibration.two_theta) if b.calibration else 0.0)
-
-
 def _next(file: RecognisedFile, typed: Sequence[str]) -> list[tuple[str, str]]:
     path = file.path
     if file.kind == "campaign":
@@ -226,5 +221,7 @@ def _next(file: RecognisedFile, typed: Sequence[str]) -> list[tuple[str, str]]:
     words: list[object] = [path, "--instrument", calibration, *typed]
     numbers = [bank.profile.bank for bank in file.banks]
     if len(numbers) > 1 and all(bank.profile.two_theta is None for bank in file.banks):
-        words += ["--bank", _sharpest(file.banks).profile.bank]
+        # The resolution is best at the largest angle.
+        angles = [abs(b.calibration.two_theta) if b.calibration else 0.0 for b in file.banks]
+        words += ["--bank", numbers[angles.index(max(angles))]]
     return [(command_line("predict", *words), "predict crystal system and cell")]
