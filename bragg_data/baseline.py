@@ -34,7 +34,6 @@ class PaperBackground(NamedTuple):
 
     background: Array  # the Chebyshev polynomial at the points, shape (n,)
     threshold: float  # the signal threshold t: the polynomial is fitted to points below it
-    relative_area_error: float  # (area under min(y, t) - under the polynomial) / the former
 
 
 def paper_background(tof: Array, intensity: Array) -> PaperBackground:
@@ -76,7 +75,7 @@ def paper_background(tof: Array, intensity: Array) -> PaperBackground:
             area = width @ np.minimum(scaled, threshold)
             error = float(_relative(area - width @ polynomial, area))
             if abs(error) < AREA_TOLERANCE:
-                return PaperBackground(polynomial * unit, threshold * unit, error)
+                return PaperBackground(polynomial * unit, threshold * unit)
             low, high = (low, threshold) if error > 0 else (threshold, high)
     raise BackgroundError(_why_none(closest, difference, upper * unit, y))
 

@@ -1,10 +1,13 @@
 """Simulate a campaign into the versioned store on a cluster, or a list of cells into a file."""
 
 import contextlib
+import errno
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import h5netcdf  # type: ignore[import-untyped]
 import numpy as np
@@ -15,7 +18,6 @@ from rich.markup import escape
 
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples, read_cells
-from bragg_data.operating_system import reserve_space
 from bragg_data.provenance import code_commit
 from bragg_data.simulation import kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options, PatternsError
@@ -201,6 +203,17 @@ def simulate_cells(cells: Path, out: Path, job: SimulationJob) -> int:
     finally:
         partial.unlink(missing_ok=True)
     return len(samples)
+
+
+def reserve_space(file: BinaryIO, size: int) -> None:
+    """Make sure that a file can grow to a size in bytes; raises an OSError if it cannot.
+
+    Where the system cannot reserve the space (macOS), the free space of the disk is looked up.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(Path(file.name).parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
 
 
 def _patterns(

@@ -9,21 +9,14 @@ import pytest
 
 from bragg_data.campaign import Campaign
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.operating_system import available_cores, reserve_space
 from bragg_data.refinement.rietveld import Refiner
+from pipelines.simulation.campaign import reserve_space
 
 
 @pytest.fixture
 def macos(monkeypatch: pytest.MonkeyPatch) -> None:
     """The module os as on macOS."""
-    for name in ("sched_getaffinity", "posix_fallocate"):
-        monkeypatch.delattr(os, name, raising=False)
-
-
-def test_number_of_cores(request: pytest.FixtureRequest) -> None:
-    assert 1 <= available_cores() <= (os.cpu_count() or 1)
-    request.getfixturevalue("macos")
-    assert available_cores() == os.cpu_count()
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
 
 
 @pytest.mark.usefixtures("macos")
