@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
-from bragg_data.simulation.isolated_process import SINGLE_THREAD, IsolatedProcess
+from bragg_data.isolated_process import SINGLE_THREAD, IsolatedProcess
 
 TARGET = f"{__package__}.children:Served"
 BUSY = "busy"

@@ -1,7 +1,7 @@
 """GSAS-II as a simulator, always in a process of its own.
 
 GSAS-II (Toby & Von Dreele, J. Appl. Cryst. 46 (2013) 544) is unsafe with threads, prints, writes
-files into its directory and keeps global state: see :mod:`bragg_data.simulation.isolated_process`.
+files into its directory and keeps global state: see :mod:`bragg_data.isolated_process`.
 Its reading of a campaign is compared before anything is computed.
 """
 
@@ -19,13 +19,13 @@ from bragg_data.arrays import Array, Floats32, Integers
 from bragg_data.crystallography.structure import Phase
 from bragg_data.defaults import PATTERN_SECONDS
 from bragg_data.instrument.instprm import Instrument, TofGrid
-from bragg_data.simulation.gsas2_process import HOW_TO_INSTALL
-from bragg_data.simulation.gsas2_process import Gsas2Error as Gsas2Error
-from bragg_data.simulation.isolated_process import (
+from bragg_data.isolated_process import (
     IsolatedProcess,
     IsolatedProcessError,
     IsolatedProcessTimeoutError,
 )
+from bragg_data.simulation.gsas2_process import HOW_TO_INSTALL
+from bragg_data.simulation.gsas2_process import Gsas2Error as Gsas2Error
 from bragg_data.simulation.sample_parameters import (
     SampleParameters,
     checked_samples,

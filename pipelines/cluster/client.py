@@ -18,7 +18,7 @@ from distributed.comm import connect
 from distributed.system import MEMORY_LIMIT
 from threadpoolctl import threadpool_limits
 
-from bragg_data.simulation.isolated_process import SINGLE_THREAD
+from bragg_data.isolated_process import SINGLE_THREAD
 from pipelines.cli import options
 from pipelines.cli.console import Progress
 

@@ -24,7 +24,7 @@ from dask.utils import parse_timedelta
 from distributed import Client, Security
 from distributed.core import Status
 
-from bragg_data.simulation.isolated_process import SINGLE_THREAD
+from bragg_data.isolated_process import SINGLE_THREAD
 from pipelines.cli.options import ALLOWED_FAILURES, ClusterError, SlurmOptions
 
 # The import of dask_jobqueue lets Ctrl-C end the process with exit code 0, as if all were done.

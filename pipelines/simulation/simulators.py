@@ -22,9 +22,9 @@ from threadpoolctl import ThreadpoolController
 
 from bragg_data.arrays import Array, Floats32
 from bragg_data.campaign import Campaign, Samples
+from bragg_data.isolated_process import IsolatedProcessError
 from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
-from bragg_data.simulation.isolated_process import IsolatedProcessError
 from bragg_data.store import schema
 from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DataSet, DiskFullError

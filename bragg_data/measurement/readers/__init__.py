@@ -4,10 +4,12 @@ Conventions are those of GSAS-II, so that a calibration refined with it holds.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from bragg_data.isolated_process import IsolatedProcess, IsolatedProcessTimeoutError
 from bragg_data.measurement.readers import common, pdcif
 from bragg_data.measurement.readers.checks import RawProfile, checked_profile, profile_from_arrays
 from bragg_data.measurement.readers.columns import read_columns
@@ -18,7 +20,6 @@ from bragg_data.measurement.readers.gsas import (
     is_bank_record,
     read_gsas_bank,
 )
-from bragg_data.measurement.readers.nexus_process import read_nexus_apart
 
 __all__ = ["Profile", "ProfileError", "Reading", "Unit", "profile_from_arrays", "read_profiles"]
 
@@ -65,6 +66,28 @@ def read_profiles(
     blocks, time_maps = gsas_blocks(lines, path)
     chosen = _chosen(blocks, path, bank, reading.position)
     return [read_gsas_bank(block, time_maps, path, reading) for block in chosen]
+
+
+def read_nexus_apart(path: Path, bank: int | None, seconds: float = 60.0) -> list[RawProfile]:
+    """Return the banks of a NeXus file, read in a process of its own; a ProfileError if it cannot.
+
+    The HDF5 library hangs or dies on damaged files. The file may take so many ``seconds``.
+    """
+    target = "bragg_data.measurement.readers.nexus:NexusReader"
+    try:
+        with closing(IsolatedProcess(target, Path.cwd(), name="nexus")) as process:
+            banks: list[RawProfile] = process.call("read", path, bank, seconds=seconds)
+    except ProfileError:
+        raise
+    except IsolatedProcessTimeoutError as error:
+        raise ProfileError(
+            f"{path} is a damaged HDF5 file, or too large: it was not read within {seconds:g} s."
+        ) from error
+    except Exception as error:
+        raise ProfileError(
+            f"{path} is a damaged HDF5 file: its library fails. Copy it again."
+        ) from error
+    return banks
 
 
 def _checked(

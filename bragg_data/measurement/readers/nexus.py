@@ -5,18 +5,15 @@ are banks. Any other file is read by its default plot, or its NXdata groups:
 https://manual.nexusformat.org/datarules.html#find-the-plottable-data.
 """
 
-import io
-import json
+import os
 import re
 import resource
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from bragg_data.arrays import Array
 from bragg_data.errors import first_line
@@ -24,7 +21,6 @@ from bragg_data.measurement.readers import axis, hdf5
 from bragg_data.measurement.readers.checks import RawProfile, histogram
 from bragg_data.measurement.readers.common import HDF4, ProfileError
 from bragg_data.measurement.readers.mantid import MOST_SPECTRA, spectra_of
-from bragg_data.measurement.readers.nexus_process import FIELDS, META, REFUSED
 
 _COUNTS = re.compile(r"counts?|neutrons?", re.IGNORECASE)
 
@@ -33,7 +29,7 @@ def read_nexus(path: Path, bank: int | None) -> list[RawProfile]:
     """Return the banks of a NeXus file, as they are there; a ProfileError if it holds no profile.
 
     ``bank`` is the one that will be chosen, if any: it may be one of many detectors. The HDF5
-    library may hang or die on a damaged file: call :mod:`.nexus_process`.
+    library may hang or die on a damaged file: see :class:`NexusReader`.
     """
     with path.open("rb") as file:
         if file.read(4) == HDF4:
@@ -300,27 +296,14 @@ _MEMORY = 1 << 33  # bytes of address space
 _PROCESSOR_TIME = 20  # s; the largest files that are read take a few
 
 
-def _main(path: Path, name: str, bank: int | None) -> None:
-    """Write the banks of a file to the output, for :func:`.nexus_process.read_nexus_apart`."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (_PROCESSOR_TIME, _PROCESSOR_TIME))
-    try:
-        banks = read_nexus(path, bank)
-    except ProfileError as error:
-        sys.stderr.write(str(error).replace(str(path), name))
-        sys.exit(REFUSED)
-    meta = [{field: getattr(raw, field) for field in FIELDS} for raw in banks]
-    arrays: dict[str, Array | NDArray[np.uint8]] = {
-        META: np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    }
-    for k, raw in enumerate(banks):
-        arrays |= {f"x{k}": raw.x, f"y{k}": raw.intensity}
-        if raw.sigma is not None:
-            arrays[f"sigma{k}"] = raw.sigma
-    stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **arrays)
-    sys.stdout.buffer.write(stream.getbuffer())
+class NexusReader:
+    """Reads files in a process of its own, in the caller's working directory, within limits."""
 
+    def __init__(self, directory: Path) -> None:
+        os.chdir(directory)
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (_PROCESSOR_TIME, _PROCESSOR_TIME))
 
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    def read(self, path: Path, bank: int | None) -> list[RawProfile]:
+        """Return what :func:`read_nexus` does."""
+        return read_nexus(path, bank)

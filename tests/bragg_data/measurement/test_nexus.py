@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from bragg_data.campaign import Campaign, load_campaign
 from bragg_data.measurement.load import load_measurements
-from bragg_data.measurement.readers import ProfileError, Reading, read_profiles
+from bragg_data.measurement.readers import ProfileError, Reading, read_nexus_apart, read_profiles
 from bragg_data.measurement.readers.checks import checked_profile
-from bragg_data.measurement.readers.nexus_process import read_nexus_apart
 from bragg_data.measurement.resampling import in_time_of_flight
 
 N = 40

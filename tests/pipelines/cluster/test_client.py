@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from distributed.utils import sync
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from bragg_data.simulation.isolated_process import SINGLE_THREAD
+from bragg_data.isolated_process import SINGLE_THREAD
 from pipelines.cli.options import ClusterError, SlurmOptions
 from pipelines.cluster.client import open_client
 from tests.conftest import TEST_CLUSTER

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from bragg_data.simulation.isolated_process import (
+from bragg_data.isolated_process import (
     SINGLE_THREAD,
     IsolatedProcess,
     IsolatedProcessError,
