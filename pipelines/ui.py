@@ -1,14 +1,13 @@
 """Start the MLflow UI on this project's runs and models, on this machine only."""
 
 import os
-import subprocess
 import sys
 from typing import Annotated
 
 from typer import Option
 
 from pipelines.cli import options
-from pipelines.cli.console import ServerError, run, say
+from pipelines.cli.console import run, say
 
 
 def main(
@@ -33,19 +32,8 @@ def main(
     # One process serves one person: MLflow's four take four times the memory, and longer to start.
     command += ["--port", str(port), "--workers", "1", "--backend-store-uri", place.uri]
     environment = os.environ | SERVER_SETTINGS | {"MLFLOW_TRACKING_URI": place.uri}
-    server = subprocess.Popen(command, env=environment)
-    try:
-        code = server.wait()
-    except KeyboardInterrupt:
-        code = 0
-    finally:
-        server.terminate()
-        server.wait()
-    if code:
-        raise ServerError(
-            f"The MLflow server ended with code {code}. If the port is in use, name another: "
-            f"python -m pipelines.ui --port {port + 1}"
-        )
+    sys.stdout.flush()
+    os.execve(sys.executable, command, environment)
 
 
 app = options.app_of(main)
