@@ -71,7 +71,7 @@ def read_profiles(
 def read_nexus_apart(path: Path, bank: int | None, seconds: float = 60.0) -> list[RawProfile]:
     """Return the banks of a NeXus file, read in a process of its own; a ProfileError if it cannot.
 
-    The HDF5 library hangs or dies on damaged files. The file may take so many ``seconds``.
+    The HDF5 library hangs or dies on damaged files; ``seconds`` are its time limit.
     """
     target = "bragg_data.measurement.readers.nexus:NexusReader"
     try:
