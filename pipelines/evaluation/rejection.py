@@ -13,9 +13,13 @@ from bragg_data.campaign_file import MeasurementEffects
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.instrument.diffractometer import ANGLE_TOLERANCE, angles_apart
 from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
-from bragg_data.simulation import measurement_effects
 from bragg_data.simulation.kinematic import Simulator
-from bragg_data.simulation.measurement_effects import Draws, draw_profiles, simulator_for
+from bragg_data.simulation.measurement_effects import (
+    Draws,
+    draw_labels,
+    draw_profiles,
+    simulator_for,
+)
 from pipelines.cluster.client import gather_with_progress
 from pipelines.evaluation import draws
 from pipelines.evaluation.names import EvaluateError
@@ -129,9 +133,8 @@ def _foreign_profiles(
         lengths = generator.normal(1, 1e-3, (count, 1))
         cells = phase.cell * np.where(np.arange(6) < 3, lengths, 1)
         return draw_profiles(simulator, np.zeros(count, dtype=int), cells, generator)
-    code, cells = measurement_effects.draw_labels(
-        campaign, -(-count // len(campaign.phases)), generator
-    )
+    of_each = -(-count // len(campaign.phases))
+    code, cells = draw_labels(campaign, of_each, generator)
     chosen = generator.permutation(len(code))[:count]
     effects = campaign.measurement_effects
     if kind == _BACKGROUND:

@@ -36,9 +36,7 @@ def read_nexus(path: Path, bank: int | None) -> list[RawProfile]:
             raise ProfileError(f"{path} is of HDF4, which is not read: save it as NeXus of HDF5.")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            workspaces = [
-                name for name in hdf5.names_in(file) if name.startswith("mantid_workspace_")
-            ]
+            workspaces = [key for key in hdf5.names_in(file) if key.startswith("mantid_workspace_")]
             if workspaces:
                 entries = [hdf5.group_at(file, name) for name in sorted(workspaces, key=_in_order)]
                 banks = [raw for e in entries if e is not None for raw in spectra_of(e, path, bank)]
