@@ -102,7 +102,7 @@ def _load(
     return begin, end - begin
 
 
-@kernel(fastmath=True)
+@kernel()  # exact arithmetic: a profile's baseline must not depend on its lane
 def _solve(
     y: Array,
     precision: Array,
