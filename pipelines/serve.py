@@ -5,7 +5,7 @@ from typing import Annotated
 from typer import Option
 
 from pipelines.cli import options
-from pipelines.cli.console import ServerError, next_commands, run, say
+from pipelines.cli.console import check_can_listen, next_commands, run, say
 
 
 def main(
@@ -30,6 +30,7 @@ def main(
     from catalog.tracking import Tracking
     from pipelines.prediction.service import create_app
 
+    check_can_listen(host, port)
     database = Tracking(tracking)
     version = registry.find(database, model or registry.champion_uri(database))
     if threads is not None:
@@ -42,17 +43,7 @@ def main(
     limit = int(1e6 * max_megabytes)
     service = create_app(database, model, refresh_seconds=refresh, max_bytes=limit)
     config = uvicorn.Config(service, host, port, log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
-    try:
-        server.run()
-    except SystemExit:  # what uvicorn raises when it cannot listen
-        if server.started:
-            raise
-    if not server.started:
-        raise ServerError(
-            f"Nothing can listen on {host}:{port}: the port is taken, or the address is not this "
-            f"machine's. Name another with --port."
-        )
+    uvicorn.Server(config).run()
 
 
 app = options.app_of(main)

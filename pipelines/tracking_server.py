@@ -9,7 +9,7 @@ import typer
 from rich.filesize import decimal
 from typer import Argument, Option
 
-from pipelines.cli.console import Progress, next_commands, run, say
+from pipelines.cli.console import Progress, check_can_listen, next_commands, run, say
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -68,6 +68,7 @@ def serve(
     command += [(home.absolute() / ARTIFACTS).as_uri()]
     if allowed_hosts is not None:
         command += ["--allowed-hosts", allowed_hosts]
+    check_can_listen(host, port)
     say(f"MLflow on [bold]http://{host}:{port}[/], runs in {make_url(uri)!r}, files in {home}")
     address = f"http://{host}:{port}"
     next_commands((f"export MLFLOW_TRACKING_URI={address}", "the setting of all commands"))

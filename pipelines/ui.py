@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from pipelines.cli import options
-from pipelines.cli.console import run, say
+from pipelines.cli.console import check_can_listen, run, say
 
 
 def main(
@@ -27,6 +27,7 @@ def main(
         say(f"Models of {name}: [bold]{experiment_url(address, experiment_id)}[/]")
     if is_server:
         return
+    check_can_listen("127.0.0.1", port)
     say(f"Open [bold]{address}[/] (Ctrl-C stops it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     # One process serves one person: MLflow's four take four times the memory, and longer to start.

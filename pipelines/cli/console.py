@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -36,6 +37,18 @@ _RATE_SECONDS = 30.0  # over which the rate is measured
 
 class ServerError(RuntimeError):
     """A server that cannot be started."""
+
+
+def check_can_listen(host: str, port: int) -> None:
+    """Raise a ServerError if nothing can listen there."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ServerError(
+            f"Nothing can listen on {host}:{port}: the port is taken, or the address is not this "
+            f"machine's. Name another with --port."
+        ) from error
 
 
 def say(text: str = "") -> None:

@@ -1,8 +1,10 @@
 """The commands by their names, their help without heavy imports, and the options they share."""
 
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from pipelines.__main__ import commands
-from pipelines.cli.console import command_line
+from pipelines.cli.console import ServerError, command_line
 from pipelines.cli.options import (
     DEFAULT_TRACKING_URI,
     DEFAULT_URI,
@@ -173,3 +175,18 @@ def test_slurm_options_belong_to_slurm() -> None:
         ClusterOptions("cloud")
     with pytest.raises(ClusterError, match="at least 1, belongs to the cluster 'local'"):
         ClusterOptions("slurm", workers=2)
+
+
+@pytest.mark.parametrize("command", ["ui", "serve", "tracking_server serve"])
+def test_a_port_that_is_taken_is_named(command: str, tmp_path: Path) -> None:
+    name, *rest = command.split()
+    app = import_module(f"pipelines.{name}").app
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        place = ["--tracking", f"sqlite:///{tmp_path}/runs.db"]
+        if rest:
+            place = ["--home", str(tmp_path)]
+        result = CliRunner().invoke(app, [*rest, "--port", port, *place])
+    assert isinstance(result.exception, ServerError)
+    assert port in str(result.exception)
+    assert "--port" in str(result.exception)
