@@ -23,14 +23,14 @@ _U_TO_B = 8 * np.pi * np.pi
 _NAMED = 6  # sites that a message names
 _CELL_TAGS = [f"_cell_length_{n}" for n in CELL_PARAMETERS[:3]]
 _CELL_TAGS += [f"_cell_angle_{n}" for n in CELL_PARAMETERS[3:]]
-_FRACT = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
+COORDINATES = ("_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z")
 _ANISO = ("11", "22", "33", "12", "13", "23")
 OPERATIONS = ("_space_group_symop_operation_xyz", "_symmetry_equiv_pos_as_xyz")
 NUMBERS = ("_space_group_it_number", "_symmetry_int_tables_number")
 MULTIPLICITIES = ("_atom_site_symmetry_multiplicity", "_atom_site_site_symmetry_multiplicity")
 _LABELS = ("_atom_site_label", "_atom_site_type_symbol")
 SITE_TAGS = (
-    *(*_CELL_TAGS, *_FRACT, *_LABELS, *OPERATIONS, *NUMBERS, *MULTIPLICITIES),
+    *(*_CELL_TAGS, *COORDINATES, *_LABELS, *OPERATIONS, *NUMBERS, *MULTIPLICITIES),
     *(f"_atom_site_{n}" for n in ("occupancy", "u_iso_or_equiv", "b_iso_or_equiv", "aniso_label")),
     *(f"_atom_site_aniso_{kind}_{ij}" for kind in "ub" for ij in _ANISO),
     *("_space_group_name_h-m_alt", "_symmetry_space_group_name_h-m", "_space_group_name_hall"),
@@ -59,7 +59,7 @@ class CifBlock:
 
     name: str
     columns: dict[str, tuple[str, ...]]
-    repeated: tuple[str, ...]  # tags with two values that differ; the first one counts
+    repeated: tuple[str, ...]  # tags given twice, of which the first counts
 
     def texts(self, *tags: str) -> tuple[str, ...]:
         """Return the values of the first of some tags that is there, without quotes."""
@@ -129,7 +129,7 @@ def select_block(text: str, where: str, name: str | None = None) -> CifBlock:
     blocks = [b for b in blocks_of(text, where) if _has_atoms(b)]
     if not blocks:
         raise CrystalError(
-            f"{where} holds no atoms: give a CIF with _cell_length_a … and _atom_site_fract_x …"
+            f"{where} holds no atoms: it needs _cell_length_a …, _atom_site_fract_x …, and so on."
         )
     known = ", ".join(block.name for block in blocks)
     if name is not None:
@@ -154,7 +154,7 @@ def structure_names(text: str, where: str) -> tuple[str, ...]:
 
 
 def _has_atoms(block: CifBlock) -> bool:
-    columns = (block.columns.get(tag, ()) for tag in _FRACT)
+    columns = (block.columns.get(tag, ()) for tag in COORDINATES)
     return all(any(not gemmi.cif.is_null(value) for value in column) for column in columns)
 
 
@@ -189,8 +189,9 @@ def _block(block: gemmi.cif.Block) -> CifBlock:
             entries = {tag: tuple(values[i :: len(tags)]) for i, tag in enumerate(tags)}
         for tag, column in entries.items():
             name = tag.lower().replace(".", "_")
-            if columns.setdefault(name, column) != column:
+            if name in columns:
                 repeated.append(name)
+            columns.setdefault(name, column)
     return CifBlock(block.name, columns, tuple(repeated))
 
 
@@ -216,7 +217,10 @@ def sites_of(
     Raises a CrystalError for atoms without an element, coordinates or a sensible occupancy.
     """
     labels, symbols, notes = _symbols(block, where)
-    positions = np.stack([_coordinates(block, tag) for tag in _FRACT], axis=1)
+    for tag in (tag for tag in SITE_TAGS if "_site_" in tag and "aniso" not in tag):
+        if len(block.columns.get(tag, labels)) != len(labels):
+            raise CrystalError(f"{where}: {tag} has other rows than the labels of its atoms.")
+    positions = np.stack([_coordinates(block, tag) for tag in COORDINATES], axis=1)
     occupancy = _column(block, "_atom_site_occupancy", len(labels))
     u_iso, of_u = _displacements(block, labels, cell)
     dummy = np.isnan(positions).all(axis=1)
@@ -253,7 +257,7 @@ def sites_of(
 def _symbols(block: CifBlock, where: str) -> tuple[Sequence[str], list[str], list[str]]:
     types = block.texts("_atom_site_type_symbol")
     labels = block.texts("_atom_site_label") or types
-    if len(labels) != len(block.columns[_FRACT[0]]):
+    if len(labels) != len(block.columns[COORDINATES[0]]):
         raise CrystalError(f"{where}: its atoms have neither _atom_site_label nor a type.")
     symbols: list[str] = []
     from_label = np.zeros(len(labels), dtype=bool)

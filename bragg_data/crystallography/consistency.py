@@ -17,6 +17,7 @@ from bragg_data.crystallography.atoms import IMPOSSIBLE, Atoms, closest_contact
 from bragg_data.crystallography.scattering import element_of, scatterer
 
 _ELEMENT = re.compile(r"(\d*[A-Z][a-z]?)\s*(\d*\.?\d*)")
+_LABEL = re.compile(r"[A-Za-z]+[\w()'*+,/\"]*")  # an element, a number, letters and marks
 _VOLUME = 2e-4  # relative, beyond the last place: cells are rounded after the volume is computed
 _COMPOSITION = 0.02  # relative: refined occupancies against a formula of integers
 _DENSITY = 0.01  # relative
@@ -90,6 +91,9 @@ def _of_tags(block: cif.CifBlock) -> list[str]:
         near = difflib.get_close_matches(tag, cif.SITE_TAGS, 1, _SIMILAR)
         if near and near[0] not in block.columns:
             notes.append(f"The tag {tag[:60]} is unknown, and {near[0]} missing: it was not read.")
+    at = [list(block.columns).index(tag) for tag in cif.COORDINATES]
+    if at != [at[0], at[0] + 1, at[0] + 2]:
+        notes.append("The columns of x, y and z are not side by side: check which is which.")
     return notes
 
 
@@ -179,6 +183,9 @@ def _of_labels(unit: cif.AsymmetricUnit) -> list[str]:
     names, notes = unit.labels, []
     if repeated := next((n for k, n in enumerate(names) if n in names[:k]), ""):
         notes.append(f"Several sites have the label {repeated[:20]}: all are used.")
+    unlike = [name for name in names if not _LABEL.fullmatch(name)]
+    if len(unlike) == 1 < len(names):
+        notes.append(f"The label {unlike[0][:20]} is unlike all others: check its line.")
     elements = [scatterer(names[row], label=True) for row in unit.rows]
     odd = [
         (names[row], site.symbol)

@@ -159,7 +159,7 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
     except CrystalError as error:
         raise CrystalError(f"{where}: {error}") from error
     repeated = [tag for tag in content.repeated if tag.startswith(("_cell", "_atom", "_s"))]
-    of_tags = (f"Given twice with other values: {', '.join(repeated)}; the first counts.",)
+    of_tags = (f"Given twice: {', '.join(repeated)}; the first counts.",)
     for symbol in sorted({site.symbol for site in sites}):
         # A resonance is refused by the simulator that cannot model it.
         try:

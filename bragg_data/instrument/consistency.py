@@ -1,7 +1,8 @@
 """What in the constants of a bank cannot be, or is missing, in sentences."""
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,20 +12,31 @@ _OTHER_KEYS = frozenset(
     {"Type", "Bank", "Azimuth", "Source", "InstrName", "Probe", "Lam", "SH/L", "Polariz.", "pdabc"}
     | {"U", "V", "W", "difa-fixed", "Probability"}
 )
+_NUMBERS = "Azimuth", "Lam", "U", "V", "W"  # of those, and nothing is computed from them
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 _EXTRA = 0.1  # share of difC·d that the other terms of a position do not reach
 _WAVELENGTHS = 0.5, 5.0  # Å
 
 
 def doubts_of_entries(
-    entries: Mapping[str, str], keys: Mapping[str, str], number: str
+    entries: Mapping[str, str], keys: Mapping[str, str], of_file: Iterable[str], number: str
 ) -> Iterator[str]:
-    """Yield which entries of a section are unknown or missing; ``keys`` are those that are read."""
+    """Yield which entries of a section are unknown, missing or distorted.
+
+    ``keys`` are those that are read, and ``of_file`` those of all sections.
+    """
     unknown = [key for key in entries if key not in keys and key not in _OTHER_KEYS]
     if unknown:
         yield f"bank {number} has the unknown entry '{unknown[0][:20]}', which was not read."
     missing = [key for key in keys if key not in entries and key != "Z"]  # Z is of 2019
     if missing:
         yield f"bank {number} lacks {', '.join(missing)}: zero is used."
+    known = {*keys, *_OTHER_KEYS} - {*entries, *missing, "pdabc"}
+    if others := [key for key in of_file if key in known]:
+        yield f"bank {number} lacks {', '.join(others)[:40]}, which other banks of the file have."
+    distorted = [key for key in _NUMBERS if key in entries and not _NUMBER.match(entries[key])]
+    if distorted:
+        yield f"bank {number} has no number as {', '.join(distorted)}: the file may be damaged."
 
 
 def doubts_of_constants(number: int, constants: Mapping[str, float]) -> Iterator[str]:

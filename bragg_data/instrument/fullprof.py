@@ -105,6 +105,8 @@ def read_fullprof_banks(text: str, where: str) -> list[conversion.OriginalBank]:
         if not len(set(numbers)) == len(numbers) == len(blocks):
             numbers = list(range(1, len(blocks) + 1))
             notes = ["no comment numbers each bank (! Bank 1): they are numbered in their order."]
+        if not re.match(r"\s*[^!\s]", text) or _IRF.match(text):
+            notes.append("the title in the first line is missing: the file may be cut off.")
         banks = [_irf_bank(*pair, where, notes) for pair in zip(numbers, blocks, strict=True)]
     else:
         patterns = _patterns(text, where)
@@ -256,11 +258,17 @@ def _named_values(text: str, where: str, notes: _Notes) -> Iterator[_Values]:
             words = [] if position or codes.startswith("!") else codes.split()
             of_codes = _numbers(words)
             small = len(of_codes) < len(words) or any(0 < abs(c) < _LEAST_CODE for c in of_codes)
-            if len(numbers) > len(names) or small:
+            given = [] if position else [number for number in numbers if number]
+            if len(numbers) > len(names) or small or _are_codes(given):
                 notes.append(f"values and codes below '{heading[:60].strip()}' do not fit.")
         if "npr" in names and len(numbers) > len(names):
             notes.append(f"more values than names below '{heading[:60].strip()}'.")
         yield dict(zip(names, numbers, strict=False))
+
+
+def _are_codes(numbers: Sequence[float]) -> bool:
+    """Return whether all of some numbers are codes: ten times a parameter's number, plus one."""
+    return bool(numbers) and all(n > _LEAST_CODE and n % 10 == 1 for n in numbers)
 
 
 def _bank_of_values(

@@ -19,6 +19,12 @@ _RECORD = re.compile(
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[EDed][-+]?\d+)?(?![.\w])", re.ASCII)
 _READ = re.compile(r"BANK$|HTYPE$|FPATH1$|ICONS$|BNKPAR$|I ITYP$|TRNGE$|PRCF(?![2-9])|PAB")
 _LETTERS = re.compile(r"\s+[A-Z](?![A-Za-z])")  # flags of an .EXP file
+# Records of a bank in instrument files, read or not, and lines that are comments.
+_KNOWN = re.compile(
+    r"ICONS|BNKPAR|I (ITYP|HEAD)|PRCF[ 1-9]{0,2}|PAB\d[ \d]\d|I(COFF|ECO[FR])\d*|INAME|IRAD|"
+    r"[MV]FIL|BAKGD\d*|BNKNAM|BNKTC\d+|OFST.*|DETAZM|DCS.*|DCALIB|ABSCOR|SDS.*"
+)
+_COMMENT = re.compile(r"\s*(#|!|COMM|ID\b|$)")
 
 # The coefficients of the instrument in each profile function; those of the sample follow.
 _COEFFICIENTS = {
@@ -50,9 +56,13 @@ def read_gsas_banks(text: str, where: str) -> list[conversion.OriginalBank]:
         kind, number, name = line[:4], line[4:6].strip(), line[6:12].strip()
         if kind in ("INS ", "HST ") and re.fullmatch("[0-9]+", number):
             records = banks.setdefault(int(number), {})
+            if kind == "INS " and not _KNOWN.fullmatch(name):
+                doubts.append(f"the record '{line[:12].strip()}' is unknown, and was not read.")
         elif kind in ("INS ", "EXPR"):
             records = general
         else:
+            if "BANK" in general and not _COMMENT.match(line):
+                doubts.append(f"the line '{line.strip()[:20]}' is no record, and was not read.")
             continue
         if name in records and _READ.match(name):
             doubts.append(f"the record '{line[:12].strip()}' occurs again: the last one was used.")
@@ -98,9 +108,15 @@ def _bank(
     warnings = [*doubts, *warnings]
     if len(constants) < 3:
         warnings.append(f"bank {number}: ICONS lacks difA or Zero, and zero is used.")
-    starts = [match.start() // 10 for match in _NUMBER.finditer(records["ICONS"])][:3]
-    if starts != [0, 1, 2][: len(starts)]:
+    if not _in_columns(records["ICONS"]):
         warnings.append(f"bank {number}: difC, difA or Zero (ICONS) is not in its columns.")
+    if geometry[0] < 0:
+        warnings.append(
+            f"bank {number}: its flight path of {geometry[0]:g} m (BNKPAR) is negative."
+        )
+    kind = _numbers(records.get("I ITYP", ""))
+    if len(kind) < 4 or not kind[1] < kind[2]:
+        warnings.append(f"bank {number}: its window of times (I ITYP) is missing or incomplete.")
     if any(any(_numbers(v)) for key, v in records.items() if key.startswith("ICOFF")):
         warnings.append(
             f"bank {number}: the incident spectrum (ICOFF) was not used; profiles have to be "
@@ -223,6 +239,18 @@ def _spacings(records: _Records, instrument: Instrument) -> Array:
         ends = (1000 * np.array(window) - instrument.tzero) / instrument.difc
         return conversion.spacings_between(ends, instrument.two_theta)
     return conversion.usual_spacings(instrument.two_theta)
+
+
+def _in_columns(record: str) -> bool:
+    """Return whether each of the first three fields of ten characters has one number.
+
+    The first two end their fields; behind the third follows a whole number, or nothing.
+    """
+    record = _LETTERS.split(record, maxsplit=1)[0]
+    spans = [match.span() for match in _NUMBER.finditer(record)]
+    fields = [start // 10 for start, _ in spans if start < 30]
+    aligned = all(end % 10 == 0 for _, end in spans[:2])
+    return aligned and fields == [0, 1, 2][: len(spans)] and "." not in record[30:35]
 
 
 def _numbers(text: str) -> list[float]:

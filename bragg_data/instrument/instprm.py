@@ -1,7 +1,7 @@
 """Instrument files: ``.instprm`` of GSAS-II, and those of other programs by their content."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,7 @@ __all__ = [
 # "#Bank 4: GSAS-II instrument parameter file …", also without "#", or "#GSAS-II instrument …"
 _BANK_LINE = re.compile(r"#?\s*Bank\s+(\d+)\s*(?::|$)", re.IGNORECASE)
 _FILE_LINE = re.compile(r"(?:#|GSAS).*instrument parameter")
+_FILE_LINE_OF_ONE = re.compile(r"#?\s*GSAS")
 _QUOTES = '"""', "'''"
 _NEEDED = {"2-theta", "difC"}  # of every bank
 _KEY = re.compile(
@@ -135,7 +136,8 @@ def _banks_of_text(text: str, where: str) -> tuple[conversion.OriginalBank, ...]
     banks = [(entries, section.notes) for section in sections for entries in _banks(section, where)]
     if not banks:
         raise InstrumentError(f"{where} is no GSAS-II instrument file: no line is 'key:value'.")
-    return tuple(_bank(*bank, number, where) for number, bank in enumerate(banks, start=1))
+    keys = dict.fromkeys(key for entries, _ in banks for key in entries)
+    return tuple(_bank(*bank, keys, number, where) for number, bank in enumerate(banks, start=1))
 
 
 def instrument_format(text: str) -> str:
@@ -161,10 +163,10 @@ def _decoded(content: bytes) -> str:
 
 
 def _bank(
-    entries: dict[str, str], notes: list[str], number: int, where: str
+    entries: dict[str, str], notes: list[str], of_file: Iterable[str], number: int, where: str
 ) -> conversion.OriginalBank:
     bank = _bank_of_entries(entries, notes, number, where)
-    doubts = consistency.doubts_of_entries(entries, KEYS, f"{bank.instrument.bank}")
+    doubts = consistency.doubts_of_entries(entries, KEYS, of_file, f"{bank.instrument.bank}")
     warnings = dict.fromkeys([*bank.instrument.warnings, *doubts])
     return replace(bank, instrument=replace(bank.instrument, warnings=tuple(warnings)))
 
@@ -205,9 +207,14 @@ def _sections(text: str) -> Iterator[_Section]:
     for line in lines:
         heading = _BANK_LINE.match(line)
         if heading or _FILE_LINE.match(line):
+            notes = []
             if any(key != "Bank" for key, _ in section.entries):
                 yield section
-            section = _Section(heading[1] if heading else "", [], [])
+            elif heading and section.bank:
+                notes = [f"The heading of bank {section.bank} has no entries below it."]
+            if not heading and not _FILE_LINE_OF_ONE.match(line):
+                notes.append(f"The heading '{line[:20]}' numbers no bank (#Bank 1:).")
+            section = _Section(heading[1] if heading else "", [], notes)
         elif line.startswith(NOTE):
             section.notes.append(line.removeprefix(NOTE))
         elif quote := next((q for q in _QUOTES if q in line and line[0] != "#"), None):

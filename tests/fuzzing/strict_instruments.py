@@ -17,6 +17,7 @@ FIELDS = (
 )
 _HEADING = re.compile(r"#\W*Bank\W*(\d+)\W", re.IGNORECASE)
 _FREE = re.compile(r"COMM|  Instrumental|! *(TOF-TWOTH|Tof-min\(us|Scale)| 0\.71| +1234567890")
+_RULE = re.compile(r"(\\-){5,}")  # in a comment
 _GEOMETRY = 0.4  # relative difference of difC from that of path and angle, in use nearly to it
 
 
@@ -42,6 +43,7 @@ def instprm(content: bytes) -> list[tuple[float, ...]] | None:
             banks[-1][1][key] = value
     values = []
     for number, entries in banks:
+        entries = {"Bank": f"{number}"} | entries if number else entries
         entries.setdefault("Z", "0")  # written since 2019
         entries.setdefault("Azimuth", "0")
         if set(entries) != set(KEYS) or entries["Type"][:3] != "PNT":
@@ -95,7 +97,7 @@ def like(
             patterns.append(("", re.compile(r".*")))
             continue
         words = [
-            f"({NUMBER})" if re.fullmatch(NUMBER, word) else re.escape(word)
+            f"({NUMBER})" if re.fullmatch(NUMBER, word) else _RULE.sub(r"\\W+", re.escape(word))
             for word in rest.split()
         ]
         patterns.append((head.rstrip(), re.compile(r"\s*" + r"\s+".join(words) + r"\s*")))
@@ -103,8 +105,7 @@ def like(
     def canonical(content: bytes) -> str | None:
         text = content.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
         lines = re.split("\r\n?|\n", text)
-        while lines and not lines[-1].strip():
-            lines.pop()
+        lines = [line for line in lines if line.strip() and not (fixed_columns and line[0] == "#")]
         if len(lines) != len(patterns):
             return None
         result = [""] * len(patterns)

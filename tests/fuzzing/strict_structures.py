@@ -99,7 +99,7 @@ def _structure(document: gemmi.cif.Document) -> Structure | None:
     cell = np.array([_number(values[tag][0]) for tag in CELL])
     if not ((cell[:3] > 1).all() and (cell[:3] < 100).all() and (abs(cell[3:] - 90) < 80).all()):
         return None
-    name = " ".join(values[NAME][0].split())
+    name = " ".join(values[NAME][0].split()).replace(" :", ":")
     group = gemmi.find_spacegroup_by_name(name)
     if group is None or name not in (group.xhm(), group.hm, group.short_name()):
         return None
@@ -139,7 +139,7 @@ def _structure(document: gemmi.cif.Document) -> Structure | None:
 
 
 def _symbol(label: str, kind: str) -> str:
-    of_label = re.fullmatch(r"([A-Za-z]{1,2})\d+", label)
+    of_label = re.fullmatch(r"([A-Za-z]{1,2})\d*", label)
     of_type = re.fullmatch(r"(\d*)([A-Za-z]{1,2})(?:\d?[-+])?", kind)
     if not of_label or not of_type or of_label[1].capitalize() != of_type[2].capitalize():
         raise ValueError(label, kind)

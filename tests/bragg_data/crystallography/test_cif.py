@@ -97,6 +97,14 @@ def test_a_cell_without_volume_is_refused() -> None:
         phase_from_cif(RUTILE.replace("_cell_angle_beta 90", "_cell_angle_beta 0"), "x")
 
 
+def test_columns_of_two_lists_of_atoms_are_refused() -> None:
+    tags = "_label _type_symbol _fract_x _fract_y _fract_z"
+    cell, atoms = RUTILE[: RUTILE.index("loop_")], RUTILE[RUTILE.index("loop_") :]
+    first = "loop_\n" + tags.replace("_", "_atom_site_", 1).replace(" _", "\n_atom_site_") + "\n"
+    with pytest.raises(CrystalError, match="_atom_site_occupancy has other rows than the labels"):
+        phase_from_cif(cell + first + "Ti1 Ti 0 0 0\n" + atoms, "x")
+
+
 def test_an_origin_that_fits_both_ways_is_refused() -> None:
     # Cuprite without a formula: read at the other origin it is CuO2, with the same distances.
     with pytest.raises(CrystalError, match=r"'P n -3 m:1' or 'P n -3 m:2'"):
@@ -154,9 +162,7 @@ def test_a_tag_with_two_values_is_reported() -> None:
         "x",
     )
     assert phase.cell[2] == 2.9587
-    assert phase.assumptions == (
-        "Given twice with other values: _cell_length_c; the first counts.",
-    )
+    assert phase.assumptions == ("Given twice: _cell_length_c; the first counts.",)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,13 @@ def test_a_complete_cif_causes_no_report(name: str) -> None:
         ("Ti1 Ti 0 0 0 1", "Ti1 Ti 3 0 0 1", "Site Ti1 is far outside the cell"),
         ("O .3048 .3048 0 1", "O .3048 .3048 0 0", "Occupancy 0 of O1"),
         ("_atom_site_occupancy", "_atom_site_occupanncy", "and _atom_site_occupancy missing"),
+        ("O1 O .3048", "O-1 O .3048", "The label O-1 is unlike all others"),
+        ("_cell_volume", "_cell_volume 62.435\n_cell_volume", "Given twice: _cell_volume;"),
+        (
+            "_atom_site_fract_y\n_atom_site_fract_z",
+            "_atom_site_fract_z\n_atom_site_fract_y",
+            "x, y and z are not side by side",
+        ),
     ],
 )
 def test_contradictions_are_reported(old: str, new: str, expected: str) -> None:
@@ -168,6 +175,4 @@ def test_a_cif_of_maud_with_a_duplicate_tag() -> None:
         [site.u_iso for site in phase.sites], [0.24 / (8 * np.pi**2), 0.004], rtol=1e-6
     )
     (text,) = phase.assumptions
-    assert (
-        text == "Given twice with other values: _symmetry_space_group_name_h-m; the first counts."
-    )
+    assert text == "Given twice: _symmetry_space_group_name_h-m; the first counts."

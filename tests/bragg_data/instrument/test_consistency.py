@@ -18,6 +18,10 @@ from tests.fuzzing.originals import INSTPRM
         ("difA:-1.5", "difA:-150", "shift positions by"),
         ("2-theta:31.0", "2-theta:310", "are no geometry of a diffractometer"),
         ("Bank:1\n", "Bank:3\n", "heading names bank 1, and its entry bank 3"),
+        ("Type:PNT\n", "", "bank 1 lacks Type, which other banks of the file have."),
+        ("Azimuth:0.0", "Azimuth:", "bank 1 has no number as Azimuth"),
+        ("#Bank 1:", "#Bank *:", "The heading '#Bank *: GSAS-II ins' numbers no bank"),
+        ("Type:PNT", "#Bank 1: x\nType:PNT", "The heading of bank 1 has no entries below it."),
     ],
 )
 def test_doubtful_entries_are_reported(old: str, new: str, expected: str) -> None:

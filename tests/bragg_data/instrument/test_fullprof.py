@@ -150,6 +150,8 @@ IRF = HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0)
         (pcr(), "2.0      33.0     3.0", "2.0      33.0     3,0", "bank 1 lacks sigma-0"),
         (pcr(), "2.5        0.1", "2.5        0 .1", "do not fit"),
         (pcr(), "          0.00         91.00        131.00", "2.0 33.0 3.0", "do not fit"),
+        (pcr(), "        2.0      33.0     3.0      0.0\n", "", "do not fit"),
+        (IRF, "  Instrumental Resolution Parameters for TOF\n", "", "the title in the first line"),
     ],
 )
 def test_damage_is_reported(text, old, new, doubt):

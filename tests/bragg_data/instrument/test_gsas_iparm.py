@@ -145,6 +145,12 @@ def test_refusals(text, message):
         ("INS  2PRCF11", "INS  1PRCF11", "the record 'INS  1PRCF11' occurs again"),
         ("10000.50     -1.50      3.25", "10000.50     -1.50  Z", "lacks difA or Zero"),
         ("10000.50     -1.50      3.25", "10000.50     -1.50          ", "is not in its columns"),
+        ("10000.50     -1.50      3.25", "10000     -1.50      3.25", "is not in its columns"),
+        ("10000.50     -1.50      3.25", "10000.50     -1.50   0 3.25", "is not in its columns"),
+        ("1.2500    -90.00", "-1.250    -90.00", "its flight path of -1.25 m (BNKPAR) is negative"),
+        ("INS  2I ITYP", "INS  2I ITXP", "window of times (I ITYP) is missing or incomplete"),
+        ("INS  2PRCF15", "INS  2PRCF0", "the record 'INS  2PRCF0' is unknown"),
+        ("INS  2PRCF15", "00\nINS  2PRCF15", "the line '00' is no record"),
         ("INS   HTYPE", "INS   HTYPX", "the type (HTYPE) is missing"),
     ],
 )
