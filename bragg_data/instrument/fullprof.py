@@ -27,7 +27,7 @@ from bragg_data.instrument.peak_shape import PeakShape, peak_shape
 
 _IRF = re.compile(r"^[ \t]*NPROF[ \t]*[ \t=][ \t]*\d", re.MULTILINE)
 _PCR = re.compile(r"^!\s*Job\s+Npr\b", re.MULTILINE)
-_BANK = re.compile(r"^!.*\bBank\s+(\d+)", re.MULTILINE)
+_BANK = re.compile(r"^!.*\bBank\s+(\d+)\b", re.MULTILINE)
 _FUNCTIONS = {9: "back-to-back exponentials", 10: "epithermal and thermal", 13: "Ikeda-Carpenter"}
 _POSITIONS = {  # in which order, if no comment names them
     "ZD2TOF": ("zero", "dtt1", "dtt2", "dtt_1overd"),
@@ -162,6 +162,8 @@ def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> conversion.
                 bad = rest[len(numbers)][:20]
                 raise InstrumentError(f"{here}: {bad!r} of {key} is no number.")
             named = "dtt1" in comment or "dtt1t" in comment
+            if key in _POSITIONS and named and len(comment) != len(numbers):
+                notes.append(f"bank {number}: {key} has {len(numbers)} of {len(comment)} values.")
             if key in _POSITIONS and len(comment) == len(numbers) and named:
                 names = tuple(comment)
                 _check_order(names, here)

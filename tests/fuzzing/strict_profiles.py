@@ -144,7 +144,7 @@ def _gsas(text: str) -> list[Bank] | None:
     maps: dict[str, Array] = {}
     banks: list[tuple[re.Match[str], list[str], list[float | None]]] = []
     geometry: list[float | None] = []
-    at = 0 if _RECORD.fullmatch(lines[0]) else 1
+    at = 0 if _RECORD.fullmatch(lines[0]) or _MAP.fullmatch(lines[0]) else 1
     while at < len(lines):
         line = lines[at]
         at += 1

@@ -44,7 +44,11 @@ _KINDS = ("FXYE", "FXY", "ALT", "ESD", "STD")
 _MARKED = re.compile(r"\n[^\S\n]*[BbTtEe#\x1a]")  # first letters of lines that are not data
 # Without this much behind it, "Bank 4" in a column file would be taken for a record.
 _RECORD = re.compile(r"\s*BANK\s+\d+\s+\d+\s+\d+\s+[A-Z]", re.IGNORECASE)
-_DAMAGED = re.compile(r"\d+\s+\d+\s+(?:SLOG|CONST?|COND|RALF|TIME_MAP)\b", re.IGNORECASE)
+_DAMAGED = re.compile(
+    r"\d+\s+\d+\s+(?:SLOG|CONST?|COND|RALF|TIME_MAP)\b|"
+    r"(?:\d+[\s,;]+){3}.*\b(?:FXYE|FXY|ALT|ESD|STD)\s*$",
+    re.IGNORECASE,
+)
 _BINNINGS = frozenset(["SLOG", "CONS", "CONST", "COND", "RALF", "TIME_MAP", "LOG6"])
 _LONGEST = 200  # characters in which a record is looked for
 _ROW = re.compile(r"[-+\d.eE\s]+")  # a line of numbers
@@ -258,7 +262,16 @@ def _warnings_of_lines(block: GsasBlock, time_maps: Mapping[str, Array]) -> list
                 f"Bank {block.bank} has lines of data that differ from the others in length or "
                 f"columns, first {odd[0].strip()[:60]!r}: check its numbers."
             )
+    rows = [line for line in block.comments if _ROW.fullmatch(line) and len(line.split()) > 3]
+    if rows:
+        warnings.append(f"A line of numbers stands outside of any bank: {rows[0].strip()[:60]!r}.")
     name = "".join(f"{c:.0f}" for c in block.coefficients[:1])
+    mapped = block.binning == "TIME_MAP" and name in time_maps
+    if mapped and len(time_maps[name]) - block.channels not in (0, 1):
+        warnings.append(
+            f"Bank {block.bank} has {block.channels} channels, and its time map "
+            f"{len(time_maps[name]) - 1}: one of them is wrong."
+        )
     if block.binning == "TIME_MAP" and name not in time_maps and len(time_maps) == 1:
         warnings.append(
             f"Bank {block.bank} refers to time map {name[:20]!r}: {next(iter(time_maps))[:20]!r} "

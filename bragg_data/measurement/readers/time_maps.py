@@ -49,7 +49,8 @@ def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, Array]
         raise ProfileError(f"{path} has a time map whose times do not ascend in steps.")
     parts = [a + s * np.arange(n) for a, s, n in zip(starts, steps, lengths, strict=True)]
     channels = [1 + sum(lengths[:k]) for k in range(len(lengths))]
-    if values[0:-1:3] != channels or len(values) != count or next(cells, ""):
+    whole = all((b - a) % s == 0 for a, b, s in zip(starts[:-1], stops, steps, strict=False))
+    if values[0:-1:3] != channels or len(values) != count or next(cells, "") or not whole:
         raise ProfileError(
             f"{path} has a time map that contradicts itself: its steps begin at the channels "
             f"{', '.join(map(str, channels[:9]))}, and it names others or has more or fewer values."

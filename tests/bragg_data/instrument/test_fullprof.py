@@ -151,6 +151,8 @@ IRF = HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0)
         (pcr(), "2.5        0.1", "2.5        0 .1", "do not fit"),
         (pcr(), "          0.00         91.00        131.00", "2.0 33.0 3.0", "do not fit"),
         (pcr(), "        2.0      33.0     3.0      0.0\n", "", "do not fit"),
+        (IRF, "0.25        -9.0", "0.25", "D2TOF has 3 of 4 values"),
+        (IRF, "Bank 3", "Bank 3_0", "no comment numbers each bank"),
         (IRF, "  Instrumental Resolution Parameters for TOF\n", "", "the title in the first line"),
     ],
 )
