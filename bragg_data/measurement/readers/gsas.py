@@ -255,6 +255,7 @@ def _warnings_of_lines(block: GsasBlock, time_maps: Mapping[str, Array]) -> list
             for number, line in enumerate(lines, 1)
             if (len(line) - start) % width
             or (len(line) != usual and number < len(lines))
+            or len(line) > usual > 0
             or " " in line[start + width - 1 :: width]  # numbers are aligned on the right
         ]
         if 0 < len(odd) < _LEAST_SHARE * len(lines):
