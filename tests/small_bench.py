@@ -30,13 +30,13 @@ def short_presets(**changes: Preset) -> Presets:
     networks = {}
     for name, presets in PRESETS.items():
         quick = presets["quick"]
-        epochs = {"guided": PROPOSAL_EPOCHS, "robust": 20}.get(name, 1)
+        epochs = {"guided": PROPOSAL_EPOCHS, "robust": 12}.get(name, 1)
         stages = {stage: replace(s, epochs=epochs) for stage, s in quick.stages.items()}
         ours = name in ("guided", "robust")
         network = {"draws": 256, "starts": 8} if ours else quick.network
         quick = replace(quick, stages=stages, max_passes=1, network=network, max_seconds=None)
         if name == "robust":
-            quick = replace(quick, training_draws=300, calibration_draws=100)
+            quick = replace(quick, training_draws=900, calibration_draws=100)
         networks[name] = {**presets, "quick": changes.get(name, quick)}
     return Presets(networks, test_draws=20, comparison_draws=2)
 

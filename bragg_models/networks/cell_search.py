@@ -30,7 +30,7 @@ _CHANCE = 5.0  # a search is given up if this many times the next step's gain wo
 _END = 24.0, 48  # points from the window's end: reflections near it, and points then left out
 _OVERSAMPLING = 8  # more cells are drawn than used, so that they are even in peak positions
 _SCALES = 0.5, 4.0  # unit of the sample parameters: ln of a factor, and points²
-_SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 15.0)  # their bounds in these units
+_SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 4.0)  # their bounds in these units; noise fits wider ones
 _OLD_PREFIX, _PREFIX = "glance.", "proposal."  # deprecated: name of the weights in saved models
 
 
@@ -40,7 +40,7 @@ class Perceptron(nn.Module):
     def __init__(self, config: PerceptronConfig) -> None:
         super().__init__()
         self.config = config
-        widths = (config.points, *config.hidden)
+        widths = (config.points // config.pooling, *config.hidden)
         self.layers = nn.Sequential(*dense(widths, nn.SiLU))
         self.phase = nn.Linear(widths[-1], config.phases)
         self.cell = nn.Linear(widths[-1], config.parameters)
@@ -50,8 +50,9 @@ class Perceptron(nn.Module):
 
         Of square roots of intensities (n, points), of unit norm (``profile_sqrt_unit``).
         """
+        pooled = nn.functional.avg_pool1d(profiles[:, None], self.config.pooling)[:, 0]
         # At unit norm a value is about 1/√points.
-        hidden = self.layers(profiles * self.config.points**0.5)
+        hidden = self.layers(pooled * self.config.points**0.5)
         return self.phase(hidden), self.cell(hidden)
 
 

@@ -90,10 +90,12 @@ class Guided(CellSearch):
         return values, misfit
 
 
-def guided_config(campaign: Campaign, targets: Targets, **changes: Any) -> Mapping[str, Any]:
+def guided_config(
+    campaign: Campaign, targets: Targets, *, pooling: int = 1, **changes: Any
+) -> Mapping[str, Any]:
     """Return the configuration of a network for a campaign, as plain JSON values.
 
-    ``changes`` are values other than the defaults of
+    ``pooling`` is the proposal network's; ``changes`` are values other than the defaults of
     :class:`~bragg_models.networks.guided_config.GuidedConfig`.
     """
     proposal = {
@@ -101,6 +103,7 @@ def guided_config(campaign: Campaign, targets: Targets, **changes: Any) -> Mappi
         "phases": len(targets.names),
         "parameters": len(targets.parameters),
         "hidden": list(PerceptronConfig.hidden),
+        "pooling": pooling,
     }
     pattern = asdict(pattern_tables(campaign, targets)[0])
     return {"proposal": proposal, "pattern": pattern, **changes}

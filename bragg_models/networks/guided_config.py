@@ -51,6 +51,7 @@ class PerceptronConfig:
     phases: int
     parameters: int
     hidden: tuple[int, ...] = (512, 512)  # widths of its hidden layers
+    pooling: int = 1  # neighbouring points whose mean is an input
 
 
 @dataclass(frozen=True)

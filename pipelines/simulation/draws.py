@@ -7,7 +7,7 @@ tested or calibrated on what it was trained on.
 import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from distributed import Client
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from bragg_data.arrays import Array, Floats32, Indices, Mask
+from bragg_data.arrays import AnyFloats, Array, Indices, Mask
 from bragg_data.campaign import Campaign
 from bragg_data.simulation import kinematic
 from bragg_data.simulation.measurement_effects import draw_labels, draw_profiles, simulator_for
@@ -71,8 +71,9 @@ def held_out_stream(task: int) -> np.random.SeedSequence:
 class SimulatedMeasurements:
     """Prepared profiles as if they had been measured, and their truth."""
 
-    profiles: Floats32
-    """Shape (n, points), background off, between 0 and 1; those without signal are left out."""
+    profiles: AnyFloats
+    """Shape (n, points), background off, between 0 and 1; those without signal are left out. In
+    half precision as they are drawn: finer than the noise."""
     phase: Indices  # shape (n,): phase codes
     cells: Array  # shape (n, 6), in Å and degrees
     span: Indices  # shape (n, 2): first point with information, one past the last
@@ -121,8 +122,8 @@ def held_out_draws(
             progress.advance(count * len(campaign.phases))
     draws = _concatenated(parts)
     if path is not None:
-        save_arrays(path, **vars(draws) | {"profiles": draws.profiles.astype(np.float16)})
-    return draws
+        save_arrays(path, **vars(draws))
+    return replace(draws, profiles=draws.profiles.astype(np.float32))
 
 
 def task_sizes(count: int, per_task: int = _PER_TASK) -> list[int]:
@@ -161,8 +162,7 @@ def load_arrays(path: Path, *names: str) -> list[NDArray[np.generic]] | None:
 
 def _concatenated(parts: Sequence[SimulatedMeasurements]) -> SimulatedMeasurements:
     columns = zip(*(vars(part).values() for part in parts), strict=True)
-    profiles, *labels = map(np.concatenate, columns)
-    return SimulatedMeasurements(profiles.astype(np.float32), *labels)
+    return SimulatedMeasurements(*map(np.concatenate, columns))
 
 
 @lru_cache(maxsize=1)
@@ -187,7 +187,6 @@ def _draw(
     covered = draws.covered[with_signal]
     points = covered.shape[1]
     span = np.stack([covered.argmax(axis=1), points - covered[:, ::-1].argmax(axis=1)], axis=1)
-    # Half precision is finer than the noise.
     return SimulatedMeasurements(
         prepared[with_signal].astype(np.float16),
         phase[with_signal],

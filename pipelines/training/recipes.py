@@ -14,7 +14,7 @@ from bragg_data.arrays import AnyFloats, Floats32, Integers8
 from bragg_data.preprocessing import preprocessing
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of
-from bragg_models.data.batches import Profiles, in_order
+from bragg_models.data.batches import Profiles, in_order, joined
 from bragg_models.metrics import Errors, errors, summary
 from bragg_models.networks.guided import fill_physics_tables, guided_config
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
@@ -193,7 +193,8 @@ def _calibrate(
 ) -> dict[str, float]:
     """Calibrate a network on draws of calibrated instruments, and of drifted ones."""
     network.eval()
-    prepared = np.concatenate([function(part.profiles) for part in draws]).astype(np.float32)
+    profiles = np.concatenate([part.profiles for part in draws]).astype(np.float32)
+    prepared = np.asarray(function(profiles), dtype=np.float32)
     size = len(prepared)
     with Progress("Calibrating", size, "profiles") as progress:
         fits = network.fit_profiles(prepared, progress.advance)
@@ -206,17 +207,20 @@ def _calibrate(
 def _samples_in_memory(
     draws: Sequence[SimulatedMeasurements], function: Callable[[Any], AnyFloats]
 ) -> tuple[Samples, Integers8]:
-    """Return draws for training and draws for validation as prepared samples, and their parts."""
-    prepared = np.concatenate([function(d.profiles) for d in draws]).astype(np.float32)
+    """Return draws for training and draws for validation as samples, and their parts.
+
+    Profiles stay in half precision and are prepared where they are used. Each task of a cluster
+    drew all phases, so chunks of a few tasks are mixtures of them.
+    """
+
+    def prepare(values: AnyFloats) -> Floats32:
+        return np.asarray(function(values.astype(np.float32)), dtype=np.float32)
+
     part = np.repeat([Part.training, Part.validation], [len(d.phase) for d in draws])
-    # Shuffled, as training takes whole chunks and the phases follow one another.
-    order = np.random.default_rng(0).permutation(len(prepared))
-    prepared = prepared[order]
-    phase = np.concatenate([d.phase for d in draws])[order]
-    cells = np.concatenate([d.cells for d in draws])[order]
-    intensity = xr.DataArray(prepared, dims=("sample", "tof"))
-    profiles = Profiles(intensity, _ROWS, lambda values: values, prepared)
-    return Samples(profiles, phase.astype(np.int8), cells), part[order].astype(np.int8)
+    intensities = (xr.DataArray(d.profiles, dims=("sample", "tof")) for d in draws)
+    profiles = joined([Profiles(intensity, _ROWS, prepare) for intensity in intensities])
+    phase = np.concatenate([d.phase for d in draws]).astype(np.int8)
+    return Samples(profiles, phase, np.concatenate([d.cells for d in draws])), part.astype(np.int8)
 
 
 def _config(context: TrainingContext, preset: Preset, **values: int) -> Mapping[str, Any]:
