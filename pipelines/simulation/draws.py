@@ -5,11 +5,14 @@ tested or calibrated on what it was trained on.
 """
 
 import hashlib
+import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -95,7 +98,7 @@ def draw_on_cluster(
     counts = task_sizes(per_phase)
     seeds = [random_stream(purpose, seed, task) for task in range(len(counts))]
     recipe, calibrated = recipe_of(campaign), purpose not in _DRIFTED
-    futures = client.map(_draw, seeds, counts, recipe=recipe, calibrated=calibrated, pure=False)
+    futures = client.map(draw_task, seeds, counts, recipe=recipe, calibrated=calibrated, pure=False)
     sizes = [count * len(campaign.phases) for count in counts]
     return _concatenated(gather_with_progress(futures, sizes, "Drawing", "profiles"))
 
@@ -118,12 +121,26 @@ def held_out_draws(
     size = per_phase * len(campaign.phases)
     with Progress("Drawing held-out profiles", size, "profiles", quiet=quiet) as progress:
         for task, count in enumerate(task_sizes(per_phase)):
-            parts.append(_draw(held_out_stream(task), count, recipe=recipe, calibrated=True))
+            parts.append(draw_task(held_out_stream(task), count, recipe=recipe, calibrated=True))
             progress.advance(count * len(campaign.phases))
     draws = _concatenated(parts)
     if path is not None:
         save_arrays(path, **vars(draws))
     return replace(draws, profiles=draws.profiles.astype(np.float32))
+
+
+def draws_per_second(campaign: Campaign, tasks: int = 20, processes: int = 2) -> float:
+    """Return how many draws a second some processes make, prepared for training.
+
+    Everything varies. A task is 100 draws of each phase; what is built once is not counted.
+    """
+    make = partial(draw_task, per_phase=_PER_TASK, recipe=recipe_of(campaign), calibrated=True)
+    seeds = [random_stream(Purpose.TRAINING, 0, task) for task in range(tasks)]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        list(pool.map(make, seeds[: 2 * processes]))
+        began = time.perf_counter()
+        drawn = sum(len(part.phase) for part in pool.map(make, seeds))
+        return drawn / (time.perf_counter() - began)
 
 
 def task_sizes(count: int, per_task: int = _PER_TASK) -> list[int]:
@@ -171,7 +188,7 @@ def _campaign_and_simulator(recipe: Recipe) -> tuple[Campaign, kinematic.Simulat
     return campaign, simulator_for(campaign)
 
 
-def _draw(
+def draw_task(
     seed: np.random.SeedSequence, per_phase: int, *, recipe: Recipe, calibrated: bool
 ) -> SimulatedMeasurements:
     """Draw profiles: the task of a worker."""

@@ -18,7 +18,7 @@ from bragg_models.data.batches import Profiles, in_order, joined
 from bragg_models.metrics import Errors, errors, summary
 from bragg_models.networks.guided import fill_physics_tables, guided_config
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
-from bragg_models.networks.robust import Robust, calibrate
+from bragg_models.networks.robust import Robust, calibrate, single_thread
 from bragg_models.predictors import Predictor, build
 from bragg_models.training.inference import Samples, outputs
 from bragg_models.training.settings import Criteria, LabelledBatch, Validation, full_precision
@@ -170,7 +170,8 @@ def train_robust(context: TrainingContext, preset: Preset) -> FittedModel:
         drifted = draw_on_cluster(client, campaign, count, Purpose.DRIFTED_CALIBRATION, seed)
     function = preprocessing(preset.preprocessing).function
     samples, part = _samples_in_memory([training, calibration], function)
-    _fit_proposal(replace(context, samples=samples, part=part), fitted, preset, samples)
+    with single_thread():
+        _fit_proposal(replace(context, samples=samples, part=part), fitted, preset, samples)
     network = cast("Robust", fitted.model)
     facts = _calibrate(context, network, [calibration, drifted], function)
     fitted.facts = {
