@@ -32,8 +32,9 @@ def doubts_of_entries(
     if missing:
         yield f"bank {number} lacks {', '.join(missing)}: zero is used."
     known = {*keys, *_OTHER_KEYS} - {*entries, *missing, "pdabc"}
-    if others := [key for key in of_file if key in known]:
-        yield f"bank {number} lacks {', '.join(others)[:40]}, which other banks of the file have."
+    if elsewhere := [key for key in of_file if key in known]:
+        names = ", ".join(elsewhere)[:40]
+        yield f"bank {number} lacks {names}, which other banks of the file have."
     distorted = [key for key in _NUMBERS if key in entries and not _NUMBER.match(entries[key])]
     if distorted:
         yield f"bank {number} has no number as {', '.join(distorted)}: the file may be damaged."

@@ -33,7 +33,7 @@ __all__ = [
 # "#Bank 4: GSAS-II instrument parameter file …", also without "#", or "#GSAS-II instrument …"
 _BANK_LINE = re.compile(r"#?\s*Bank\s+(\d+)\s*(?::|$)", re.IGNORECASE)
 _FILE_LINE = re.compile(r"(?:#|GSAS).*instrument parameter")
-_FILE_LINE_OF_ONE = re.compile(r"#?\s*GSAS")
+_FILE_LINE_OF_BANK = re.compile(r"#?\s*GSAS")
 _QUOTES = '"""', "'''"
 _NEEDED = {"2-theta", "difC"}  # of every bank
 _KEY = re.compile(
@@ -212,7 +212,7 @@ def _sections(text: str) -> Iterator[_Section]:
                 yield section
             elif heading and section.bank:
                 notes = [f"The heading of bank {section.bank} has no entries below it."]
-            if not heading and not _FILE_LINE_OF_ONE.match(line):
+            if not heading and not _FILE_LINE_OF_BANK.match(line):
                 notes.append(f"The heading '{line[:20]}' numbers no bank (#Bank 1:).")
             section = _Section(heading[1] if heading else "", [], notes)
         elif line.startswith(NOTE):
