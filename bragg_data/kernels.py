@@ -7,9 +7,11 @@ functions and types, may have changed or gone since.
 import functools
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar, cast
 
+from filelock import FileLock
 from numba import config, njit
 
 _R = TypeVar("_R")
@@ -32,9 +34,32 @@ def kernel(*, fastmath: bool = False) -> Callable[[Callable[..., _R]], Callable[
             )
         finally:
             config.CACHE_DIR = chosen
+        compile_ = decorated.compile
+
+        def compile_once(signature: object) -> object:
+            # What is inlined depends on what was on disk, and the last bits of results on that: one
+            # process compiles, the others load what it saved.
+            with _compiling():
+                return compile_(signature)
+
+        decorated.compile = compile_once
         return cast(Callable[..., _R], decorated)
 
     return compiled
+
+
+@functools.cache
+def _lock() -> FileLock | None:
+    directory = cache_directory(_PACKAGES)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:  # nothing is saved there either
+        return None
+    return FileLock(directory / "compiling.lock")
+
+
+def _compiling() -> AbstractContextManager[object]:
+    return _lock() or nullcontext()
 
 
 @functools.cache

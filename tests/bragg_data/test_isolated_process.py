@@ -23,7 +23,7 @@ from bragg_data.isolated_process import (
 )
 from tests.children import BUSY, TARGET
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SECONDS = 60.0  # far more than anything here takes
 
 

@@ -28,8 +28,7 @@ def home(first_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_simulates_trains_and_predicts(home: Path) -> None:
     output = (home / "printed.txt").read_text(encoding="utf-8")
-    assert "models:/batio3-nomad-measured/1" in output
-    assert "refined" in output
+    assert "models:/batio3-nomad/1" in output
     assert "noisy pseudo-experiment" in output
     assert "make ui" in output
     dataset = open_snapshot("batio3-nomad-v1", home / "data" / "store")
@@ -46,7 +45,7 @@ def test_again_makes_nothing_twice(
     assert exit_.value.code == 0, again.err
     assert "nothing to do" in again.out
     assert "it stays" in again.out
-    assert "models:/batio3-nomad-measured/2" not in again.out
+    assert "models:/batio3-nomad/2" not in again.out
 
 
 def test_predict_answers_afterwards(

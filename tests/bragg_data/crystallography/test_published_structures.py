@@ -186,7 +186,7 @@ ODD = {
         lambda: (
             "data_a\n_cell_length_a 9.9\n".replace("9.9", "8.884") + cif("barite").split("\n", 1)[1]
         ),
-        "",
+        "Given twice",
     ),
     "tisi2: no origin": (lambda: cif("tisi2", "F d d d"), "origin 1"),
     "baddeleyite: short": (lambda: cif("baddeleyite", "P21/c"), ""),

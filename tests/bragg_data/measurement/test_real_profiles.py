@@ -54,7 +54,7 @@ def test_strontium_titanate_on_gem(tmp_path: Path) -> None:
 
     c/a, 1.00127 of the cubic cell's, is within a peak's width; the mean length is not.
     """
-    case, refiner, profile = prepared("srtio3-bank3", "converted", tmp_path)
+    case, refiner, profile = prepared("srtio3-bank3", "campaign", tmp_path)
     start = refiner.campaign.phases[0].cell * np.repeat([1.001, 1.0], 3)
     deviations = errors(case, refiner, profile, start)
     assert abs(deviations.mean()) < 3  # 3e-4

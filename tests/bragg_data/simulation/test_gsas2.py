@@ -224,7 +224,7 @@ def test_check_measures_the_difference_of_the_two_call_paths(tmp_path):
     assert check.difference == pytest.approx(1e-3, rel=0.01)
     assert check.call_path == "scripting"
     assert min(check.memory_seconds, check.scripting_seconds) > 0
-    with pytest.raises(Gsas2Error, match="fails on a cell of phase 'cubic': it took longer than"):
+    with pytest.raises(Gsas2Error, match="fails on phase 'cubic': it took longer than"):
         simulator.check(0, cubes(fake_gsas2.SLOW).cells[0])
     simulator.close()
 

@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 import requests
 
+from bragg_data import preprocessing
 from bragg_data.campaign import BUILT_IN, Campaign
-from bragg_data.measurement import load
 from bragg_data.measurement.load import Measurement
 from bragg_data.store.repository import Store
 from catalog import registry
@@ -493,13 +493,13 @@ def test_a_file_is_read_and_prepared_outside_of_the_event_loop(
     trained: Tracking, small_campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
-    prepare = load.prepare_measured
+    prepare = preprocessing.prepare_measured
 
     def recorded(*values: np.ndarray) -> np.ndarray:
         threads.append(threading.current_thread())
         return prepare(*values)
 
-    monkeypatch.setattr(load, "prepare_measured", recorded)
+    monkeypatch.setattr(preprocessing, "prepare_measured", recorded)
     tof = small_campaign.grid.tof
     y = 50 + 2000 * np.exp(-0.5 * ((tof - 9000) / 40) ** 2)
     text = "\n".join(f"{t:.4f} {v:.6e} {v**0.5:.4f}" for t, v in zip(tof, y, strict=True))
