@@ -57,5 +57,5 @@ def test_strontium_titanate_on_gem(tmp_path: Path) -> None:
     case, refiner, profile = prepared("srtio3-bank3", "campaign", tmp_path)
     start = refiner.campaign.phases[0].cell * np.repeat([1.001, 1.0], 3)
     deviations = errors(case, refiner, profile, start)
-    assert abs(deviations.mean()) < 3  # 3e-4
+    assert abs(deviations.mean()) < 4  # 4e-4
     assert np.abs(deviations).max() < 6
