@@ -73,7 +73,7 @@ def cache_directory(packages: Path) -> Path:
     return packages / "bragg_data" / "__pycache__" / f"kernels-{digest.hexdigest()[:12]}"
 
 
-@kernel(fastmath=True)
+@kernel()
 def exponential(x: float) -> float:
     """Return the exponential of -50 to 50 to 1e-10, in operations that compilers vectorise."""
     t = x * (1 / 64)

@@ -1,7 +1,8 @@
 """Smooth baselines of profiles, by penalised least squares whose weights leave the peaks out.
 
 Several profiles share each step of a compiled loop: the equations of each are a chain
-in which every division waits for the previous.
+in which every division waits for the previous. Arithmetic is exact, as written: a baseline must not
+depend on its lane, nor on what a compiler inlined.
 """
 
 import numpy as np
@@ -42,7 +43,7 @@ def smooth_baselines(profiles: Array, sigma: Array) -> Array:
     return result
 
 
-@kernel(fastmath=True)
+@kernel()
 def _fill_baselines(profiles: Array, sigma: Array, result: Array, stiffness: float) -> None:
     n, points = profiles.shape
     shape = (_LANES, points)
@@ -80,7 +81,7 @@ def _fill_baselines(profiles: Array, sigma: Array, result: Array, stiffness: flo
                 row[k], length[k] = -1, 0
 
 
-@kernel(fastmath=True)
+@kernel()
 def _load(
     profile: Array, sigma: Array, y: Array, inverse: Array, precision: Array, weight: Array
 ) -> tuple[int, int]:
@@ -102,7 +103,7 @@ def _load(
     return begin, end - begin
 
 
-@kernel()  # exact arithmetic: a profile's baseline must not depend on its lane
+@kernel()
 def _solve(
     y: Array,
     precision: Array,
@@ -140,7 +141,7 @@ def _solve(
             z[k, i] = value
 
 
-@kernel(fastmath=True)
+@kernel()
 def _reweight(y: Array, z: Array, inverse: Array, weight: Array) -> float:
     """Update a profile's weights from its baseline; return their relative change."""
     below, total, square = 0, 0.0, 0.0

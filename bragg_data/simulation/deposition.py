@@ -14,7 +14,6 @@ from bragg_data.simulation.width_coefficients import width_and_mixing
 
 TAPS = 6  # a quintic B-spline reaches over six nodes of the source grid
 REACH = 3.0  # σ from the centre, where the step of GSAS-II's erfcx is below 1e-5 of a peak
-ROOT_TWO, LN_TWO = math.sqrt(2.0), math.log(2.0)
 _TILE = 1024  # lines handled together: their buffers stay in the first-level cache
 
 
@@ -66,27 +65,14 @@ def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
         squared = root * root
         amplitude[k] = np.float32(squared * squared) if counts else np.float32(0.0)
         tof[k] = min(max(t, target.tof_low), target.tof_high)
+    offset = target.pad - math.log(target.tof_low) / target.source_step
     inverse_step = 1.0 / target.source_step
-    inverse_low = 1.0 / target.tof_low
+    inverse_dt = 1.0 / tables.dt
     for k in range(count):
-        # ln T/T_low: halved until it is below √2, then the series of artanh. No branches: it
-        # vectorises. Windows reach to less than 2^11.5 times their beginning.
-        m = tof[k] * inverse_low
-        twos = 0.0
-        large = m >= 16.0
-        m, twos = (m * 0.0625, twos + 4.0) if large else (m, twos)
-        large = m >= 16.0
-        m, twos = (m * 0.0625, twos + 4.0) if large else (m, twos)
-        large = m >= 4.0
-        m, twos = (m * 0.25, twos + 2.0) if large else (m, twos)
-        large = m >= 2.0
-        m, twos = (m * 0.5, twos + 1.0) if large else (m, twos)
-        large = m >= ROOT_TWO
-        m, twos = (m / ROOT_TWO, twos + 0.5) if large else (m, twos)
-        z = (m - 1.0) / (m + 1.0)
-        y = z * z
-        series = 1.0 + y * (1.0 / 3 + y * (0.2 + y * (1.0 / 7 + y * (1.0 / 9 + y / 11))))
-        position[k] = (LN_TWO * twos + 2.0 * z * series) * inverse_step + target.pad
+        c = np.int32((tof[k] - tables.tof_0) * inverse_dt)
+        z = tof[k] * tables.inverse_tof[c] - 1.0
+        log_tof = tables.log_tof[c] + z * (1.0 - z * (0.5 - z * (1.0 / 3.0 - 0.25 * z)))
+        position[k] = log_tof * inverse_step + offset
     dx = np.float32(tables.dx)
     inverse_dx = np.float32(1.0 / tables.dx)
     last = np.float32(tables.debye_waller.shape[1] - 1)
@@ -100,10 +86,10 @@ def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
     third = np.float32(1.0 / 6.0)
     for group in range(n_groups):
         rate = np.float32(tables.rates[group])
-        table, of_group = tables.debye_waller[group], damping[group]
+        table = tables.debye_waller[group]
         for k in range(count):
             z = rate * delta[k]
-            of_group[k] = table[cell[k]] * (
+            damping[group, k] = table[cell[k]] * (
                 np.float32(1.0) + z * (np.float32(1.0) + z * (np.float32(0.5) + z * third))
             )
     last_node = tables.resonance.shape[1] - 1
@@ -119,11 +105,9 @@ def lines_of_sample(  # type: ignore[no-untyped-def] # pragma: no cover
     strength[:count] = np.float32(0.0)
     pair = 0
     for group in range(n_groups):
-        of_group = damping[group]
         for other in range(group, n_groups):
-            of_other, share = damping[other], strengths[pair, begin : begin + count]
             for k in range(count):
-                strength[k] += share[k] * of_group[k] * of_other[k]
+                strength[k] += strengths[pair, begin + k] * damping[group, k] * damping[other, k]
             pair += 1
     for k in range(count):
         amplitude[k] *= strength[k]
@@ -144,7 +128,7 @@ def deposit(  # type: ignore[no-untyped-def] # pragma: no cover
     """
     buffers = buffers_for(len(tables.rates))
     d, tof, position, amplitude = buffers[:4]
-    w = np.empty((1 + TAPS, _TILE), np.float32)
+    w = np.empty((TAPS, _TILE), np.float32)
     node = np.empty(_TILE, np.int32)
     for i in range(len(metrics)):
         row = out[i]
@@ -168,35 +152,28 @@ def _spread(  # type: ignore[no-untyped-def] # pragma: no cover
     row, position, amplitude, factor, count, w, node
 ):
     """Add lines to a row of the source grid, with quintic B-splines."""
-    rest, w0, w1, w2, w3, w4, w5 = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
     for k in range(count):
         j = np.int32(position[k])
         node[k] = j - 2
-        rest[k] = np.float32(position[k] - j)
-    # One array after the other: loops over many arrays are not vectorised.
-    for k in range(count):
-        y = np.float32(1.0) - rest[k]
-        w0[k] = amplitude[k] * factor * (y * y) * (y * y) * y
-    for k in range(count):
-        w1[k] = amplitude[k] * factor * _second(rest[k])
-    for k in range(count):
-        w2[k] = amplitude[k] * factor * _third(rest[k] * rest[k], rest[k])
-    for k in range(count):
-        y = np.float32(1.0) - rest[k]
-        w3[k] = amplitude[k] * factor * _third(y * y, y)
-    for k in range(count):
-        w4[k] = amplitude[k] * factor * _second(np.float32(1.0) - rest[k])
-    for k in range(count):
-        x = rest[k]
-        w5[k] = amplitude[k] * factor * (x * x) * (x * x) * x
+        x = np.float32(position[k] - j)
+        y = np.float32(1.0) - x
+        a = amplitude[k] * factor
+        x2 = x * x
+        y2 = y * y
+        w[0, k] = a * y2 * y2 * y
+        w[1, k] = a * _second(x)
+        w[2, k] = a * _third(x2, x)
+        w[3, k] = a * _third(y2, y)
+        w[4, k] = a * _second(y)
+        w[5, k] = a * x2 * x2 * x
     for k in range(count):
         j = node[k]
-        row[j] += w0[k]
-        row[j + 1] += w1[k]
-        row[j + 2] += w2[k]
-        row[j + 3] += w3[k]
-        row[j + 4] += w4[k]
-        row[j + 5] += w5[k]
+        row[j] += w[0, k]
+        row[j + 1] += w[1, k]
+        row[j + 2] += w[2, k]
+        row[j + 3] += w[3, k]
+        row[j + 4] += w[4, k]
+        row[j + 5] += w[5, k]
 
 
 @kernel(fastmath=True)
@@ -288,7 +265,7 @@ def deposit_varied(  # type: ignore[no-untyped-def] # pragma: no cover
     """
     buffers = buffers_for(len(tables.rates))
     d, tof, position, amplitude = buffers[:4]
-    w = np.empty((1 + TAPS, _TILE), np.float32)
+    w = np.empty((TAPS, _TILE), np.float32)
     node = np.empty(_TILE, np.int32)
     for i in range(len(metrics)):
         for begin in range(0, n_lines, _TILE):

@@ -271,13 +271,13 @@ class Simulator:
 
     def _make_tables(self, code: int, x_max: float) -> Tables:
         u_groups, resonances = displacement_groups(self.phases[code])
+        tof = self.grid.start, self.grid.stop
         if not resonances:
-            return build_tables(u_groups, x_max)
+            return build_tables(u_groups, x_max, tof)
         # A little more than any calibration of samples puts into the window.
-        window = np.array([self.grid.start, self.grid.stop])
-        low, high = self.instrument.d_spacing_from_tof(window)
+        low, high = self.instrument.d_spacing_from_tof(np.array(tof))
         d = 0.9 * float(low), 1.1 * float(high)
-        return build_tables(u_groups, x_max, resonances, d)
+        return build_tables(u_groups, x_max, tof, resonances, d)
 
 
 @kernel()

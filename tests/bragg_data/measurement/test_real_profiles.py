@@ -58,4 +58,4 @@ def test_strontium_titanate_on_gem(tmp_path: Path) -> None:
     start = refiner.campaign.phases[0].cell * np.repeat([1.001, 1.0], 3)
     deviations = errors(case, refiner, profile, start)
     assert abs(deviations.mean()) < 4  # 4e-4
-    assert np.abs(deviations).max() < 6
+    assert np.abs(deviations).max() < 15  # of c: c/a is not determined
