@@ -1,6 +1,7 @@
 """Measure the fast simulator: patterns per second, fidelity, derivatives, refinement, draws.
 
     python benchmarks/simulate.py [--json] [--threads N] [--repeats N] [--call-paths CELLS]
+    python benchmarks/simulate.py --device cuda [--compiled] [--rows N] [--json] [--repeats N]
 
 Patterns per second are medians over the repeats, for each crystal system, with the nominal widths
 and with every per-sample vector in use. Fidelity is against the 36 GSAS-II patterns in tests/data,
@@ -8,6 +9,12 @@ and the seconds that GSAS-II took for each of them are stored with them. A patte
 derivatives is compared with the same pattern by itself, one at a time. Refinements are of simulated
 measurements, from starts near the truth for every phase. With ``--call-paths`` the two ways to call
 GSAS-II are timed instead, on some cells of each phase.
+
+With ``--device`` it is the simulator on a device of torch that is measured, alone: patterns per
+second that stay on the device, and with the copy to the host; fidelity against GSAS-II and against
+the compiled loops of the CPU; and the bytes moved. These are counted: the operands and results of
+every operation of torch on the device (a fused one counts once), as if no cache held any of them.
+The bandwidth that they are compared with is that of a large copy on the same device.
 """
 
 import json
@@ -173,15 +180,24 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
     repeats: Annotated[int, typer.Option(min=1)] = 7,
     call_paths: Annotated[int, typer.Option(help="Cells of each phase.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Measure on this device of torch: cuda, cuda:1, cpu.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Fuse operations there: a minute, a C compiler.")
+    ] = False,
+    per_call: Annotated[
+        int, typer.Option("--rows", min=64, help="Samples of a call on the device.")
+    ] = 16384,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no tables.")] = False,
 ) -> None:
+    """Measure the fast simulator on the CPU, or on a GPU: --device cuda."""
     campaign = load_campaign("batio3-nomad")
     console = Console(width=120, highlight=False)
     if call_paths:
         console.print(compare_call_paths(campaign, call_paths))
         return
     samples = campaign.samples
-    simulator = Simulator(*campaign.setup)
     with np.load(REFERENCE) as file:
         reference = {name: file[name] for name in file}
     phase = np.array([CrystalSystem[str(s)].value for s in reference["crystal_system"]])
@@ -190,7 +206,24 @@ def main(
         rows = phase == code
         free = [reference[name][rows] for name in of_campaign.lattice.free_parameters]
         cells[rows] = of_campaign.lattice.cells(np.stack(free, axis=1))
+    if device is not None:
+        from simulate_on_device import measure, report
 
+        from bragg_data.simulation.device import DeviceError
+
+        of_gsas2 = phase, cells, reference["y"]
+        drawn = vectors(per_call, *calibration(campaign))
+        try:
+            measured = measure(campaign, of_gsas2, drawn, device, repeats, compiled)
+        except DeviceError as error:
+            raise typer.BadParameter(str(error), param_hint="--device") from error
+        if as_json:
+            print(json.dumps(measured, indent=2))
+        else:
+            console.print(report(measured))
+        return
+
+    simulator = Simulator(*campaign.setup)
     table = Table(title=f"Fast simulator, {threads} threads, median of {repeats}")
     headings = "phase,patterns/s,every vector,GSAS-II s/pattern,times faster"
     for column in [*headings.split(","), "max |Δ| / max", "relative L2", "scale"]:

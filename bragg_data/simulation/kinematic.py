@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ from bragg_data.simulation.sample_parameters import (
 HISTOGRAM_SCALE = 1e5  # GSAS-II's default histogram scale factor
 _ALIKE = 16  # samples that share one selection of lines
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _Array = NDArray[np.float64]
 _Selected = tuple[NDArray[np.float32], NDArray[np.float32]]  # products and strengths of Lines
 
@@ -55,6 +58,11 @@ class Simulator:
     Size in µm and microstrain in 1e-6 are the nominal isotropic Lorentzian broadening.
     ``width_range``, of ln(W / W nominal), is prepared for samples with widths of their own, so that
     their basis of peak shapes is built once; left out, the samples of each call decide.
+
+    With a ``device`` of torch, such as ``cuda``, patterns are computed there, in batches that pay
+    from a few thousand samples on; ``compiled`` makes that several times as fast on a GPU, after up
+    to a minute of compilation, and needs a C compiler. A DeviceError is raised if there is no such
+    device.
     """
 
     def __init__(
@@ -67,6 +75,8 @@ class Simulator:
         *,
         convention: Convention = "gsas2",
         width_range: tuple[float, float] | None = None,
+        device: str | None = None,
+        compiled: bool = False,
     ) -> None:
         self.phases = tuple(phase.at_angle(instrument.two_theta) for phase in phases)
         self.instrument, self.grid = instrument, grid
@@ -77,6 +87,12 @@ class Simulator:
         self._lines = lru_cache(maxsize=8 * len(self.phases))(unique_lines)
         self._tables = lru_cache(maxsize=4 * len(self.phases))(self._make_tables)
         self._scale = HISTOGRAM_SCALE * abs(np.sin(np.radians(instrument.two_theta / 2)))
+        self._on_device = None
+        if device is not None:  # torch, which takes seconds to load, is for those who ask
+            from bragg_data.simulation.response_on_device import ResponseOnDevice
+
+            of_peaks = self.response, self._widths
+            self._on_device = ResponseOnDevice(*of_peaks, device, compiled=compiled)
 
     def simulate(
         self,
@@ -94,11 +110,52 @@ class Simulator:
         phase then. Each different row takes a few milliseconds. Raises a CrystalError if a cell
         encloses no volume, or is not of its phase's lattice.
         """
+        if self._on_device is not None:
+            on_device = self.simulate_on_device(phase, cells, shifts=shifts, **parameters)
+            return self._on_device.device.to_host(on_device)
         samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
         phase, cells, per_sample = samples
         patterns = np.empty((len(cells), self.grid.points), dtype=np.float32)
         # Displacement factors alone change no peak shape.
         varied = self._widths.widths(per_sample) if parameters.keys() - {"u_scale"} else None
+        # Small batches keep deposits in the cache while operators pass over them.
+        for code, rows in self._batches(phase, cells, shifts, 64 if varied else 128):
+            of_batch = {name: value[rows] for name, value in per_sample.items()}
+            displacements = None if shifts is None else shifts[rows]
+            patterns[rows] = self._batch(code, cells[rows], of_batch, varied, displacements)
+        return patterns
+
+    def simulate_on_device(
+        self,
+        phase: NDArray[np.integer],
+        cells: _Array,
+        *,
+        shifts: _Array | None = None,
+        **parameters: Unpack[SampleParameters],
+    ) -> "Tensor":
+        """Return :meth:`simulate`'s patterns as a tensor that stays on the device, float32.
+
+        Work on the device may still be under way when this returns. Raises a TypeError if the
+        simulator was made without a device.
+        """
+        response = self._on_device
+        if response is None:
+            raise TypeError("Give Simulator() the device of torch to simulate on, such as 'cuda'.")
+        samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
+        phase, cells, per_sample = samples
+        varied = response.widths(per_sample) if parameters.keys() - {"u_scale"} else None
+        patterns = response.device.zeros(len(cells), self.grid.points)
+        for code, rows in self._batches(phase, cells, shifts, response.batch(varied)):
+            of_batch = {name: value[rows] for name, value in per_sample.items()}
+            displacements = None if shifts is None else shifts[rows]
+            of_rows = self._batch(code, cells[rows], of_batch, varied, displacements)
+            patterns[response.device.send(rows)] = of_rows
+        return patterns
+
+    def _batches(
+        self, phase: NDArray[np.integer], cells: _Array, shifts: _Array | None, size: int
+    ) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """Yield phases and up to ``size`` of their rows, of which cells or shifts are alike."""
         for code in np.unique(phase).tolist():
             rows = np.flatnonzero(phase == code)
             # Cells of a like shape are neighbours: they share a tight selection of lines.
@@ -108,13 +165,8 @@ class Simulator:
                 order = np.argsort(relative[:, np.ptp(relative, axis=0).argmax()], kind="stable")
             else:
                 order = np.lexsort(shifts[rows].T) if shifts.shape[1] else np.arange(len(rows))
-            rows = rows[order]
-            # Small batches keep deposits in the cache while operators pass over them.
-            for batch in np.array_split(rows, -(-len(rows) // (64 if varied else 128))):
-                of_batch = {name: value[batch] for name, value in per_sample.items()}
-                displacements = None if shifts is None else shifts[batch]
-                patterns[batch] = self._batch(code, cells[batch], of_batch, varied, displacements)
-        return patterns
+            for batch in np.array_split(rows[order], -(-len(rows) // size)):
+                yield code, batch
 
     def linearise(
         self,
@@ -211,16 +263,22 @@ class Simulator:
         per_sample: dict[str, _Array],
         varied: Widths | None,
         shifts: _Array | None,
-    ) -> NDArray[np.float32]:
+    ) -> Any:
+        """Return the patterns of samples of one phase: on the device, if there is one."""
         difc, response = per_sample["difc"], self.response
         u_scale = float(per_sample["u_scale"].max())
         whole, tables = self._lines_of_cells(code, cells, float(difc.max()), u_scale)
-        patterns = np.zeros((len(cells), self.grid.points), dtype=np.float32)
         scale = self._scale / cell_volume(cells)
         metric = self.phases[code].lattice.independent_metric(cells)
+        of_rows = partial(self._lines_of_rows, code, whole, shifts, metric, difc)
+        if self._on_device is not None:
+            selected = of_rows(self._on_device.alike(whole.strengths.shape[1]))
+            of_cells = metric, scale, per_sample, tables
+            return self._on_device.patterns(selected, *of_cells, varied)
+        patterns = np.zeros((len(cells), self.grid.points), dtype=np.float32)
         n_source = response.n_source if varied is None else varied.basis.n_source
         deposits = np.zeros((len(cells), n_source), dtype=np.float32)
-        for rows, lines, n_lines in self._lines_of_rows(code, whole, shifts, metric, difc):
+        for rows, lines, n_lines in of_rows(_ALIKE):
             calibrated = (per_sample[name][rows] for name in ("u_scale", "difc", "tzero"))
             common = (patterns[rows], metric[rows], lines, n_lines, *calibrated, scale[rows])
             if varied is None:
@@ -237,9 +295,15 @@ class Simulator:
         return patterns
 
     def _lines_of_rows(
-        self, code: int, lines: Lines, shifts: _Array | None, metric: _Array, difc: _Array
+        self,
+        code: int,
+        lines: Lines,
+        shifts: _Array | None,
+        metric: _Array,
+        difc: _Array,
+        alike: int,
     ) -> Iterator[tuple[slice, _Selected, int]]:
-        """Yield a few rows at a time, the lines that they have in common, and their number.
+        """Yield up to ``alike`` rows, the lines that they have in common, and their number.
 
         With displacements, of runs of rows in which they are equal.
         """
@@ -252,8 +316,8 @@ class Simulator:
                 positions = self._positions(code, shifts[low])
                 strengths = lines.strengths_of(positions, needed)[0].astype(np.float32)
             selected = (np.empty_like(lines.products), np.empty_like(strengths))
-            for first in range(low, high, _ALIKE):
-                rows = slice(first, min(first + _ALIKE, high))
+            for first in range(low, high, alike):
+                rows = slice(first, min(first + alike, high))
                 q_high = (difc[rows].max() / self.grid.start) ** 2
                 count = _select(metric[rows], q_high, (lines.products, strengths), selected)
                 yield rows, selected, count

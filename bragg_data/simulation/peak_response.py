@@ -134,7 +134,7 @@ class PeakResponse:
                 middle = np.abs(shapes.ERFCX_SWITCH * np.sqrt(2) - rate * sigma)
                 falls |= middle - shapes.BLEND * np.sqrt(2) < REACH
             if falls.any():
-                low, high = 0.99 * d[falls].min(), 1.01 * d[falls].max()
+                low, high = 0.99 * float(d[falls].min()), 1.01 * float(d[falls].max())
         return Target(
             tof_low=self.grid.start,
             tof_high=self.grid.stop,
@@ -189,7 +189,8 @@ class Widths(NamedTuple):
 class WidthInterpolation:
     """Builds the basis of peak shapes for a range of widths, which takes half a second.
 
-    The range of ln(W / W nominal) is prepared whatever the samples; None takes their range.
+    The range of ln(W / W nominal) is prepared whatever the samples; None takes their range. The
+    ``stations`` are where coefficients are computed: T (µs), ln W and d (Å), nominal.
     """
 
     def __init__(self, response: PeakResponse, prepared: tuple[float, float] | None) -> None:
@@ -201,16 +202,22 @@ class WidthInterpolation:
         shape = self._shape(self._position)
         log_width = np.log(mixing(shape.variance, shape.fwhm)[0])
         d = response.d_spacing_at(self._position)
-        self._stations = response.tof_at(self._position), log_width, d
+        self.stations = response.tof_at(self._position), log_width, d
 
-    def widths(self, samples: Mapping[str, Array]) -> Widths:
-        """Return the basis for samples with these parameters, each of shape (n,)."""
+    def widths(
+        self, samples: Mapping[str, Array], limits: tuple[float, float] | None = None
+    ) -> Widths:
+        """Return the basis for samples with these parameters, each of shape (n,).
+
+        ``limits`` are of their ln(W / W nominal), where they are known.
+        """
         scale = samples["width_scale"]
         scales = (
             min(0.9, float(np.floor(scale.min() * 10) / 10)),
             max(1.1, float(np.ceil(scale.max() * 10) / 10)),
         )
-        return self._widths(*self._range(samples), *scales)
+        limits = limits or width_range(*self._arguments(samples))
+        return self._widths(*self._range(*limits), *scales)
 
     def coefficients(
         self, widths: Widths, samples: Mapping[str, Array], *, derivatives: bool = False
@@ -228,7 +235,7 @@ class WidthInterpolation:
     def _arguments(self, samples: Mapping[str, Array]) -> tuple[Any, ...]:
         response = self._response
         values = tuple(samples[name] for name in WIDTH_PARAMETERS)
-        return values, response.target, self._stations, response.broadening
+        return values, response.target, self.stations, response.broadening
 
     def _shape(self, position: Array, stretch: float = 1.0) -> PeakShape:
         """Return the nominal shape, with d times a factor, also a little beyond the window."""
@@ -242,9 +249,8 @@ class WidthInterpolation:
             decay=np.maximum(shape.decay, self._least[1]),
         )
 
-    def _range(self, samples: Mapping[str, Array]) -> tuple[float, float]:
-        """Range of ln(W / W nominal) over samples and the window, rounded outwards."""
-        low, high = width_range(*self._arguments(samples))
+    def _range(self, low: float, high: float) -> tuple[float, float]:
+        """Return the range to prepare for samples' ln(W / W nominal), rounded outwards."""
         parts = 10
         if self._prepared:
             if self._prepared[0] <= low and high <= self._prepared[1]:
@@ -285,7 +291,7 @@ class WidthInterpolation:
             polynomials = np.einsum("jm,pm...->pj...", transform, members)
             return np.stack(needed), polynomials.reshape(-1, *members.shape[2:])
 
-        tof, log_width, _ = self._stations
+        tof, log_width, _ = self.stations
         shape, step = self._shape(self._position), tof * relative_step
         widest = float((np.exp(log_width) / step).max()) * np.exp(high)
         tail = float((1 / np.minimum(shape.rise, shape.decay) / step).max())

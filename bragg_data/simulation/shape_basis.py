@@ -28,7 +28,7 @@ COARSE = (4, 32)  # spacings of the coarser grids, in points
 ZONE = 6  # blocks, at most
 STATIONS = 6  # Chebyshev nodes of a zone, between which coefficients are polynomials
 _TAPS = 6  # of interpolation from a coarser grid: the nodes cell − 2 … cell + 3
-_RING = 20  # nodes after which the inverse of the spline's filter is below single precision
+RING = 20  # nodes after which the inverse of the spline's filter is below single precision
 
 Profiles = Callable[[Array, Array], tuple[Array, Array]]
 """From positions (n,) and offsets (m,) in points to profiles in 1/µs: those that the basis has to
@@ -383,16 +383,16 @@ def _fill_windows(coarse, windows):  # type: ignore[no-untyped-def] # pragma: no
                     windows[block, i, x] = coarse[position // size, i, position % size]
 
 
-# From spline coefficients (BLOCK + 2 · _RING) to the impulses of a block: the inverse of the
+# From spline coefficients (BLOCK + 2 · RING) to the impulses of a block: the inverse of the
 # quintic B-spline's filter is symmetric.
-_INVERSE = spline_coefficients(np.eye(BLOCK + 2 * _RING))[:, _RING:-_RING]
+IMPULSES = spline_coefficients(np.eye(BLOCK + 2 * RING))[:, RING:-RING]
 
 
 def _impulses(deposits: AnyFloats, oversampling: int) -> AnyFloats:
     """Return impulses (blocks, n, nodes) that draw what the splines of deposits draw."""
-    padded = np.pad(deposits, ((0, 0), (_RING, _RING)))
-    size = BLOCK + 2 * _RING
+    padded = np.pad(deposits, ((0, 0), (RING, RING)))
+    size = BLOCK + 2 * RING
     windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=1)[:, ::BLOCK]
-    pieces = np.ascontiguousarray(windows.transpose(1, 0, 2)) @ _INVERSE.astype(deposits.dtype)
+    pieces = np.ascontiguousarray(windows.transpose(1, 0, 2)) @ IMPULSES.astype(deposits.dtype)
     parts = pieces.reshape(-1, oversampling, len(deposits), BLOCK).transpose(0, 2, 1, 3)
     return parts.reshape(len(parts), len(deposits), -1)

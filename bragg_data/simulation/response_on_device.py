@@ -1,0 +1,317 @@
+"""The peak response on a torch device: deposits, operator and basis of peak shapes for tensors.
+
+Tables, lines, operators and bases are those of the compiled loops; what is done to every reflection
+and point is done here in few operations on large batches, one product for all zones or tiles.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from bragg_data.arrays import AnyFloats, Array, Floats32
+from bragg_data.simulation.deposition import TAPS
+from bragg_data.simulation.deposition_on_device import (
+    OfPhase,
+    OfSamples,
+    Steps,
+    add_steps,
+    b_spline,
+    deposit_lines,
+    lines_between,
+    steps_of,
+    width_and_mixing,
+)
+from bragg_data.simulation.deposition_tables import Tables, Target
+from bragg_data.simulation.device import Device, single_precision
+from bragg_data.simulation.peak_operator import PeakOperator
+from bragg_data.simulation.peak_response import (
+    WIDTH_PARAMETERS,
+    PeakResponse,
+    WidthInterpolation,
+    Widths,
+)
+from bragg_data.simulation.shape_basis import BLOCK, COARSE, IMPULSES, MARGIN, RING
+
+_LINES = 1 << 24  # of all samples that share one selection of lines, before it is made
+_VALUES = 1 << 27  # of the largest array of a batch: 0.5 GB
+_MOST = 8192  # samples of a batch
+
+
+class ResponseOnDevice:
+    """What draws patterns on a device.
+
+    ``compiled`` fuses the operations on reflections by torch.compile. Raises a DeviceError if there
+    is no such device.
+    """
+
+    def __init__(
+        self, response: PeakResponse, widths: WidthInterpolation, name: str, *, compiled: bool
+    ) -> None:
+        self.device = Device(name)
+        self._response, self._widths = response, widths
+        self._stations = _Stations(self.device, response, widths.stations)
+        self.deposit_lines: Callable[..., None] = deposit_lines
+        self.add_steps: Callable[..., None] = add_steps
+        if compiled:
+            self.deposit_lines = torch.compile(deposit_lines, dynamic=True)
+            self.add_steps = torch.compile(add_steps, dynamic=True)
+
+    def widths(self, samples: Mapping[str, Array]) -> Widths:
+        """Return :meth:`WidthInterpolation.widths`, with the widths computed on the device."""
+        values = [samples[name] for name in WIDTH_PARAMETERS]
+        ratio = self._stations.widths(*self.device.send(np.stack(values))[..., None])[0]
+        low, high = torch.stack([ratio.min(), ratio.max()]).tolist()
+        return self._widths.widths(samples, (low, high))
+
+    def batch(self, varied: Widths | None) -> int:
+        """Return how many samples to take in a batch."""
+        basis = None if varied is None else varied.basis
+        values = basis.n_source * basis.far.shape[1] if basis else self._response.n_source
+        return min(max(_VALUES // values, 16), _MOST)
+
+    def alike(self, lines: int) -> int:
+        """Return how many samples share a selection of so many lines."""
+        return max(_LINES // lines, 1)
+
+    def patterns(
+        self,
+        selected: Iterable[tuple[slice, tuple[Floats32, Floats32], int]],
+        metric: Array,
+        scale: Array,
+        samples: Mapping[str, Array],
+        tables: Tables,
+        varied: Widths | None,
+    ) -> Tensor:
+        """Return the patterns (n, points) of samples of one phase.
+
+        Of their ``metric`` (n, n_terms) and ``scale`` (n,), and the lines ``selected`` for some
+        rows at a time, with how many they are.
+        """
+        device, response = self.device, self._response
+        values = (scale, *(samples[name] for name in ("u_scale", *WIDTH_PARAMETERS)))
+        together = device.send(np.column_stack([metric, *values]))
+        terms = metric.shape[1]
+        columns = together[:, terms:].tensor_split(len(values), dim=1)
+        of_samples = OfSamples(together[:, :terms], *columns)
+        target = response.target if varied is None else varied.target
+        n_source = response.n_source if varied is None else varied.basis.n_source
+        patterns = device.zeros(len(metric), response.grid.points)
+        deposits = device.zeros(len(metric), n_source)
+        for rows, lines, count in selected:
+            some = lines[0][:, :count], lines[1][:, :count]
+            out = deposits[rows], patterns[rows]
+            self._deposit(*out, of_samples.rows(rows), metric[rows], some, target, tables, varied)
+        draws = device.once(varied or response, lambda: self._drawn_by(varied))[1]
+        with single_precision():
+            return patterns.add_(draws(deposits, of_samples))
+
+    def _deposit(
+        self,
+        out: Tensor,
+        patterns: Tensor,
+        samples: OfSamples,
+        metric: Array,
+        lines: tuple[Floats32, Floats32],
+        target: Target,
+        tables: Tables,
+        varied: Widths | None,
+    ) -> None:
+        device = self.device
+        resonance = device.once(tables, lambda: device.send(tables.resonance))
+        damping = tuple(tables.rates.tolist()), resonance, float(tables.d_0), float(tables.dd)
+        phase = OfPhase(device.send(lines[0]).double(), device.send(lines[1]), *damping)
+        pieces, taps = device.once(b_spline, lambda: b_spline(device))
+        self.deposit_lines(out, samples, phase, target, pieces, taps)
+        steps = device.once(varied or self._response, lambda: self._drawn_by(varied))[0]
+        if steps.sides:
+            ends = target.d_step_high**-2, target.d_step_low**-2
+            some = device.send(lines_between(metric, lines[0], *ends))
+            few = phase._replace(
+                products=phase.products[:, some], strengths=phase.strengths[:, some]
+            )
+            self.add_steps(patterns, samples, few, target, steps)
+
+    def _drawn_by(self, varied: Widths | None) -> tuple[Steps, Callable[..., Tensor]]:
+        """Return the steps of erfcx, and what makes patterns of deposits and samples."""
+        device, response = self.device, self._response
+        if varied is None:
+            steps = steps_of(device, response.target, response.shapes, (0.0, 0.0))
+            tiles = _Tiles(device, response.operator, response.oversampling)
+            return steps, tiles.operate
+        steps = steps_of(device, response.target, response.shapes, varied.interval)
+        steps = steps._replace(
+            shapes=device.send(varied.rates.astype(np.float32)), broadening=response.broadening
+        )
+        return steps, _Basis(device, varied, self._stations).convolve
+
+
+class _Tiles:
+    """The matrices of a :class:`PeakOperator`: tile t takes nodes from first + t · stride on."""
+
+    def __init__(self, device: Device, operator: PeakOperator, oversampling: int) -> None:
+        self._points = operator.far.shape[1]
+        self._stride = oversampling * (operator.tiles[1][1] if len(operator.tiles) > 1 else 1)
+        starts = [node - self._stride * t for t, (node, _, _) in enumerate(operator.tiles)]
+        first = min(starts)
+        shapes = [
+            (s - first + len(m), m.shape[1])
+            for s, (_, _, m) in zip(starts, operator.tiles, strict=True)
+        ]
+        nodes, points = np.max(shapes, axis=0).tolist()
+        near = np.zeros((len(starts), nodes, points), dtype=np.float32)
+        for tile, start, (_, _, matrix) in zip(near, starts, operator.tiles, strict=True):
+            tile[start - first :][: len(matrix), : matrix.shape[1]] = matrix
+        n_source, n_coarse = len(operator.coarse_first), len(operator.far)
+        coarse = np.zeros((n_source, n_coarse), dtype=np.float32)
+        columns = operator.coarse_first[:, None].astype(np.intp) + np.arange(TAPS)
+        np.put_along_axis(coarse, columns, operator.coarse_weights, axis=1)
+        far = np.zeros((n_coarse, len(near) * points), dtype=np.float32)
+        far[:, : self._points] = operator.far
+        # Zeros on both sides of the source grid, so that all tiles take as many nodes.
+        before = max(0, -first)
+        self._first = before + first
+        columns_needed = max(
+            before + n_source, self._first + self._stride * (len(near) - 1) + nodes
+        )
+        behind = columns_needed - before - n_source
+        self._beyond = before, behind + -columns_needed % 4
+        self._near, self._coarse, self._far = (device.send(m) for m in (near, coarse, far))
+
+    def operate(self, deposits: Tensor, _: OfSamples) -> Tensor:
+        """Return the patterns (n, points) of deposits, (n, n_source) coefficients of B-splines."""
+        n, (tiles, nodes, points) = len(deposits), self._near.shape
+        patterns = (deposits @ self._coarse) @ self._far
+        room = pad(deposits, self._beyond)
+        strides = self._stride, room.shape[1], 1
+        windows = room.as_strided((tiles, n, nodes), strides, self._first)
+        patterns.view(n, tiles, points).transpose(0, 1).baddbmm_(windows, self._near)
+        return patterns[:, : self._points]
+
+
+class _Stations:
+    """Where coefficients of the profiles are computed: T (µs), ln W and d (Å) there, nominal."""
+
+    def __init__(self, device: Device, response: PeakResponse, stations: Sequence[Array]) -> None:
+        self._tof, self._log_width, self._d = (device.send(s.reshape(1, -1)) for s in stations)
+        self._instrument, self._broadening = response.instrument, response.broadening
+
+    def widths(
+        self, difc: Tensor, tzero: Tensor, size: Tensor, microstrain: Tensor, width_scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ln(W / W nominal), η, and the relative difference of d: (n, stations).
+
+        Of the values of samples, (n, 1).
+        """
+        difa, difb = self._instrument.difa, self._instrument.difb
+        d = (self._tof - tzero) / difc
+        for _ in range(3 if difa or difb else 0):
+            slope = difc + 2 * difa * d - difb / (d * d)
+            d = d - (difc * d + difa * d * d + difb / d + tzero - self._tof) / slope
+        log_width, eta = width_and_mixing(d, difc, size, microstrain, self._broadening)
+        ratio = log_width + torch.log(width_scale) - self._log_width
+        return ratio, eta, d / self._d - 1
+
+
+class _Basis:
+    """The matrices of a :class:`ShapeBasis`, whose coefficients are good over an interval."""
+
+    def __init__(self, device: Device, widths: Widths, stations: _Stations) -> None:
+        basis = widths.basis
+        self._basis, self._interval, self._stations = basis, widths.interval, stations
+        zones, rank, wide = basis.far.shape
+        n_far, places = wide // 2, basis.members.shape[1] * basis.members.shape[2]
+        # What each node of the coarsest grid draws: its zone's shapes, moved to its place.
+        node = np.arange(n_far).reshape(zones, -1, 1, 1)
+        far = np.take_along_axis(basis.far[:, None], n_far - node + np.arange(n_far), axis=3)
+        members = basis.members.reshape(4, -1, places, rank).transpose(2, 1, 0, 3)
+
+        def send(matrix: AnyFloats) -> Tensor:
+            return device.send(matrix.astype(np.float32))
+
+        self._members = send(members.reshape(places, -1, 4 * rank))
+        self._to_nodes, self._impulses = send(basis.to_nodes), send(IMPULSES)
+        self._near, self._middle = send(basis.near), send(basis.middle)
+        self._far = send(far.reshape(-1, n_far))
+        self._down, self._up = [[send(m) for m in both] for both in (basis.down, basis.up)]
+
+    def coefficients(self, samples: OfSamples) -> Tensor:
+        """Return the coefficients of each sample's profiles, (zones, n, K, stations).
+
+        See :func:`bragg_data.simulation.width_coefficients.coefficients`.
+        """
+        ratio, eta, stretch = self._stations.widths(*samples[-len(WIDTH_PARAMETERS) :])
+        low, high = self._interval
+        z = 2 / (high - low) * (ratio - low) - 1
+        polynomials = [torch.ones_like(z), z]
+        for _ in range(self._members.shape[1] - 2):
+            polynomials.append(2 * z * polynomials[-1] - polynomials[-2])
+        values = torch.stack(polynomials, dim=2).float().transpose(0, 1)
+        parts = (values @ self._members).view(*values.shape[:2], 4, -1)
+        shares = torch.stack([1 - eta, eta, (1 - eta) * stretch, eta * stretch], dim=2)
+        combined = (shares.float().transpose(0, 1)[..., None] * parts).sum(dim=2)
+        of_zones = combined.view(len(self._near), -1, *combined.shape[1:])
+        return of_zones.permute(0, 2, 3, 1).contiguous()
+
+    def convolve(self, deposits: Tensor, samples: OfSamples) -> Tensor:
+        """Return the patterns (n, points) of deposits, (n, n_source) coefficients of B-splines.
+
+        See :meth:`bragg_data.simulation.shape_basis.ShapeBasis.convolve`.
+        """
+        n = len(deposits)
+        near, middle, far = self._slabs(deposits, self.coefficients(samples))
+        drawn = far.permute(2, 0, 1, 4, 3).reshape(n, -1) @ self._far
+        for slab, matrix, up, size in (
+            (middle, self._middle, self._up[1], BLOCK // COARSE[0]),
+            (near, self._near, self._up[0], BLOCK),
+        ):
+            wide = matrix.shape[2]
+            parts = (slab.reshape(len(matrix), -1, matrix.shape[1]) @ matrix).view(-1, n, wide)
+            # Values of each block on the coarser grid, 2 before and 3 behind it.
+            windows = pad(drawn, (2, 3)).unfold(1, len(up), drawn.shape[1] // len(parts))
+            drawn = _add_parts(windows @ up, parts, (wide - size) // 2).flatten(1)
+        return drawn[:, MARGIN : MARGIN + self._basis.points]
+
+    def _slabs(self, deposits: Tensor, coefficients: Tensor) -> list[Tensor]:
+        """Return deposits times the coefficients on each grid, (zones, blocks, n, K, nodes)."""
+        oversampling, (zones, n, rank, _) = self._basis.oversampling, coefficients.shape
+        shares = coefficients @ self._to_nodes
+        level = self._as_impulses(deposits)
+        slabs = []
+        for spacing, down in zip((None, *COARSE), (None, *self._down), strict=True):
+            if down is not None:
+                parts = level @ down
+                total = parts.new_zeros(n, len(parts), parts.shape[2] - 5)
+                level = _add_parts(total, parts, 2).transpose(0, 1)
+            blocks, nodes = len(level) // zones, level.shape[2]
+            of_nodes = shares[..., :: (spacing or 0) * oversampling or 1]
+            of_blocks = of_nodes.reshape(zones, n, rank, blocks, nodes).permute(0, 3, 1, 2, 4)
+            slab = level.new_empty(zones, blocks, n, rank, nodes)
+            torch.mul(level.reshape(zones, blocks, n, 1, nodes), of_blocks, out=slab)
+            slabs.append(slab)
+        return slabs
+
+    def _as_impulses(self, deposits: Tensor) -> Tensor:
+        """Return impulses (blocks, n, nodes) that draw what the splines of deposits draw."""
+        padded = pad(deposits, (RING, RING))
+        n, columns = padded.shape
+        shape = deposits.shape[1] // BLOCK, n, BLOCK + 2 * RING
+        pieces = padded.as_strided(shape, (BLOCK, columns, 1)) @ self._impulses
+        of_blocks = pieces.view(-1, self._basis.oversampling, n, BLOCK).transpose(1, 2)
+        return of_blocks.flatten(2)
+
+
+def _add_parts(total: Tensor, parts: Tensor, before: int) -> Tensor:
+    """Add parts (blocks, n, wide), which begin ``before`` early, to a total (n, blocks, size)."""
+    _, blocks, size = total.shape
+    wide = parts.shape[2]
+    for shift in range(-before // size, (wide - before - 1) // size + 1):
+        first, last = before + shift * size, before + (shift + 1) * size
+        kept = slice(max(first, 0), min(last, wide))
+        of_block = slice(kept.start - first, kept.stop - first)
+        source = slice(max(0, -shift), min(blocks, blocks - shift))
+        target = slice(max(0, shift), min(blocks, blocks + shift))
+        total[:, target, of_block] += parts[source, :, kept].transpose(0, 1)
+    return total
