@@ -51,7 +51,7 @@ class OfPhase(NamedTuple):
 
     products: Tensor  # (n_terms, n_lines), double
     strengths: Tensor  # (n_pairs, n_lines)
-    rates: tuple[float, ...]  # of each group
+    rates: Tensor  # (n_groups,) 2π² U
     resonance: Tensor  # (n_groups, n_d), n_d ≥ 0
     d_0: float
     dd: float
@@ -91,14 +91,13 @@ def steps_of(
 
 def lines_between(metric: Array, products: Floats32, low: float, high: float) -> Indices:
     """Return the lines that have 1/d² between two values for some metric between these ones."""
-    size = metric[:, :1]  # of a diagonal element, so it is positive
-    relative = metric / size
-    ends = np.stack([relative.min(axis=0), relative.max(axis=0)])[..., None] * products
-    least, most = ends.min(axis=0).sum(axis=0), ends.max(axis=0).sum(axis=0)
-    margin = 1e-5 * np.abs(most)
-    return np.flatnonzero(
-        ((least - margin) * size.min() <= high) & ((most + margin) * size.max() >= low)
-    )
+    size = metric[:, 0]  # of a diagonal element, so it is positive
+    relative = np.ascontiguousarray((metric / size[:, None]).T)
+    low_term, high_term = relative.min(axis=1), relative.max(axis=1)
+    middle = 0.5 * (low_term + high_term).astype(np.float32) @ products
+    half = 0.5 * (high_term - low_term).astype(np.float32) @ np.abs(products) + 1e-5 * middle
+    least, most = (middle - half) * size.min(), (middle + half) * size.max()
+    return np.flatnonzero((least <= high) & (most >= low))
 
 
 def lines_of_samples(

@@ -56,8 +56,7 @@ class ResponseOnDevice:
         self.deposit_lines: Callable[..., None] = deposit_lines
         self.add_steps: Callable[..., None] = add_steps
         if compiled:
-            self.deposit_lines = torch.compile(deposit_lines, dynamic=True)
-            self.add_steps = torch.compile(add_steps, dynamic=True)
+            self.deposit_lines, self.add_steps = _fused(deposit_lines), _fused(add_steps)
 
     def widths(self, samples: Mapping[str, Array]) -> Widths:
         """Return :meth:`WidthInterpolation.widths`, with the widths computed on the device."""
@@ -120,8 +119,9 @@ class ResponseOnDevice:
         varied: Widths | None,
     ) -> None:
         device = self.device
-        resonance = device.once(tables, lambda: device.send(tables.resonance))
-        damping = tuple(tables.rates.tolist()), resonance, float(tables.d_0), float(tables.dd)
+        both = tables.rates.astype(np.float32), tables.resonance
+        rates, resonance = device.once(tables, lambda: [device.send(table) for table in both])
+        damping = rates, resonance, float(tables.d_0), float(tables.dd)
         phase = OfPhase(device.send(lines[0]).double(), device.send(lines[1]), *damping)
         pieces, taps = device.once(b_spline, lambda: b_spline(device))
         self.deposit_lines(out, samples, phase, target, pieces, taps)
@@ -146,6 +146,21 @@ class ResponseOnDevice:
             shapes=device.send(varied.rates.astype(np.float32)), broadening=response.broadening
         )
         return steps, _Basis(device, varied, self._stations).convolve
+
+
+def _fused(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function of samples and a phase compiled once for any number of both's rows."""
+    compiled = torch.compile(function)
+
+    def call(out: Tensor, samples: OfSamples, phase: OfPhase, *others: object) -> None:
+        torch._dynamo.maybe_mark_dynamic(out, 1)
+        for values in (out, *samples):
+            torch._dynamo.maybe_mark_dynamic(values, 0)
+        for values in (phase.products, phase.strengths):
+            torch._dynamo.maybe_mark_dynamic(values, 1)
+        compiled(out, samples, phase, *others)
+
+    return call
 
 
 class _Tiles:
