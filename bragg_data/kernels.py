@@ -7,59 +7,35 @@ functions and types, may have changed or gone since.
 import functools
 import hashlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar, cast
 
-from filelock import FileLock
 from numba import config, njit
 
 _R = TypeVar("_R")
+_FINITE = {"nnan", "ninf", "nsz"}  # flags of LLVM that no result depends on
 _PACKAGES = Path(__file__).parents[1]
 
 
-def kernel(*, fastmath: bool = False) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+def kernel(*, finite: bool = False) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
     """Return a decorator that compiles a function for threads without the interpreter's lock.
 
     A division by zero gives infinity or NaN, as in numpy: a loop that looks for it is not
-    vectorised.
+    vectorised. A ``finite`` function never sees either, so that minima vectorise. Arithmetic is
+    not rearranged: results do not depend on what the compiler makes of it, to the last bit.
     """
 
     def compiled(function: Callable[..., _R]) -> Callable[..., _R]:
         chosen = config.CACHE_DIR  # numba reads it where it decorates
         try:
             config.CACHE_DIR = chosen or str(cache_directory(_PACKAGES))
-            decorated = njit(nogil=True, cache=True, fastmath=fastmath, error_model="numpy")(
-                function
-            )
+            flags = _FINITE if finite else False
+            decorated = njit(nogil=True, cache=True, fastmath=flags, error_model="numpy")(function)
         finally:
             config.CACHE_DIR = chosen
-        compile_ = decorated.compile
-
-        def compile_once(signature: object) -> object:
-            # What is inlined depends on what was on disk, and the last bits of results on that: one
-            # process compiles, the others load what it saved.
-            with _compiling():
-                return compile_(signature)
-
-        decorated.compile = compile_once
         return cast(Callable[..., _R], decorated)
 
     return compiled
-
-
-@functools.cache
-def _lock() -> FileLock | None:
-    directory = cache_directory(_PACKAGES)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError:  # nothing is saved there either
-        return None
-    return FileLock(directory / "compiling.lock")
-
-
-def _compiling() -> AbstractContextManager[object]:
-    return _lock() or nullcontext()
 
 
 @functools.cache

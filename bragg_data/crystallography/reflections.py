@@ -117,7 +117,7 @@ class Lines:
         return changes[0], changes[1:]
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _add_strengths(  # type: ignore[no-untyped-def] # pragma: no cover
     out, selected, hkl, multiplicity, member, waves, along, parts, group, groups
 ):

@@ -56,7 +56,7 @@ def count_neutrons(
     return mean, spectrum
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _fill_means(  # type: ignore[no-untyped-def] # pragma: no cover
     patterns,
     share,
@@ -89,7 +89,7 @@ def _fill_means(  # type: ignore[no-untyped-def] # pragma: no cover
             spectrum[i, j] = incident
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _fill_counts(mean, noise):  # type: ignore[no-untyped-def] # pragma: no cover
     """Replace means of many counts by counts."""
     for i in range(len(mean)):
@@ -99,7 +99,7 @@ def _fill_counts(mean, noise):  # type: ignore[no-untyped-def] # pragma: no cove
             mean[i, j] = max(count, 0.0)
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _fill_profiles(counts, spectrum):  # type: ignore[no-untyped-def] # pragma: no cover
     """Replace counts by intensities, and incident spectra by standard deviations."""
     for i in range(len(counts)):

@@ -49,7 +49,7 @@ def cell_slopes(lattice: Lattice, free: Array) -> tuple[Array, Array]:
     return metric.imag.T / _STEP, np.log(cell_volume(cells)).imag / _STEP
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def deposit_with_slopes(  # type: ignore[no-untyped-def] # pragma: no cover
     out, step_out, kinds, metric, metric_slopes, products, strengths, strength_slopes, sample,
     scale, target, tables, rates, broadening,
@@ -143,11 +143,12 @@ def deposit_with_slopes(  # type: ignore[no-untyped-def] # pragma: no cover
             log_width, eta = width_and_mixing(d, difc, size, microstrain, broadening)
             rise = rates[0, node] + x * (rates[0, node + 1] - rates[0, node])
             decay = rates[1, node] + x * (rates[1, node + 1] - rates[1, node])
-            peak = (amplitude, tof, width_scale * math.exp(log_width), eta, rise, decay)
+            width = width_scale * math.exp(log_width)
+            peak = (amplitude, position, tof, width, eta, rise, decay)
             add_step(step_out, peak, target)
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _quintic(x):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return the quintic B-spline on [0, 6] and its derivative at x."""
     y = min(x, 6.0 - x)

@@ -85,7 +85,7 @@ class Simulator:
         self._widths = WidthInterpolation(self.response, width_range)
         self._nominal = nominal_sample(instrument, size, microstrain) | {"width_scale": 1.0}
         self._lines = lru_cache(maxsize=8 * len(self.phases))(unique_lines)
-        self._tables = lru_cache(maxsize=4 * len(self.phases))(self._make_tables)
+        self._tables = lru_cache(maxsize=None)(self._make_tables)
         self._scale = HISTOGRAM_SCALE * abs(np.sin(np.radians(instrument.two_theta / 2)))
         self._on_device = None
         if device is not None:  # torch, which takes seconds to load, is for those who ask
@@ -197,7 +197,7 @@ class Simulator:
         if precision == np.float64:
             widths = widths._replace(basis=widths.basis.as_double())
         basis = widths.basis
-        lines, tables = self._lines_of_cells(code, cells, sample["difc"], sample["u_scale"])
+        lines, tables = self._lines_of_cells(code, cells, sample["difc"]), self._tables(code)
         metric = lattice.independent_metric(cells)[0]
         strengths, moved = lines.strengths.astype(np.float64), np.zeros((0, *lines.strengths.shape))
         shifts = np.array([value for name, value in given.items() if name.startswith("shift_")])
@@ -266,8 +266,7 @@ class Simulator:
     ) -> Any:
         """Return the patterns of samples of one phase: on the device, if there is one."""
         difc, response = per_sample["difc"], self.response
-        u_scale = float(per_sample["u_scale"].max())
-        whole, tables = self._lines_of_cells(code, cells, float(difc.max()), u_scale)
+        whole, tables = self._lines_of_cells(code, cells, float(difc.max())), self._tables(code)
         scale = self._scale / cell_volume(cells)
         metric = self.phases[code].lattice.independent_metric(cells)
         of_rows = partial(self._lines_of_rows, code, whole, shifts, metric, difc)
@@ -322,26 +321,20 @@ class Simulator:
                 count = _select(metric[rows], q_high, (lines.products, strengths), selected)
                 yield rows, selected, count
 
-    def _lines_of_cells(
-        self, code: int, cells: _Array, difc: float, u_scale: float
-    ) -> tuple[Lines, Tables]:
-        """Return all lines that cells may have in the window, with values up to these ones."""
+    def _lines_of_cells(self, code: int, cells: _Array, difc: float) -> Lines:
+        """Return all lines that cells may have in the window, with values of difC up to this."""
         # Rounded up, so that a few lists serve all cells; the rows alone decide which one.
         limits = largest_indices(cells, self.grid.start / difc)
         h, k, l = (4 * -(-limit // 4) for limit in limits)  # noqa: E741
-        x_max = (difc / self.grid.start) ** 2 * u_scale
-        lines = self._lines(self.phases[code], (h, k, l))
-        return lines, self._tables(code, 2.0 ** np.ceil(np.log2(max(x_max, 1.0))))
+        return self._lines(self.phases[code], (h, k, l))
 
-    def _make_tables(self, code: int, x_max: float) -> Tables:
-        u_groups, resonances = displacement_groups(self.phases[code])
-        tof = self.grid.start, self.grid.stop
-        if not resonances:
-            return build_tables(u_groups, x_max, tof)
+    def _make_tables(self, code: int) -> Tables:
         # A little more than any calibration of samples puts into the window.
-        low, high = self.instrument.d_spacing_from_tof(np.array(tof))
-        d = 0.9 * float(low), 1.1 * float(high)
-        return build_tables(u_groups, x_max, tof, resonances, d)
+        window = np.array([self.grid.start, self.grid.stop])
+        low, high = self.instrument.d_spacing_from_tof(window)
+        return build_tables(
+            *displacement_groups(self.phases[code]), (0.9 * float(low), 1.1 * float(high))
+        )
 
 
 @kernel()

@@ -50,7 +50,7 @@ class PeakOperator:
             out[:, point : point + points] += deposits[:, node : node + nodes] @ matrix
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _coarsen(deposits, first, weights, coarse):  # type: ignore[no-untyped-def] # pragma: no cover
     for i in range(len(deposits)):
         for j in range(deposits.shape[1]):

@@ -296,8 +296,8 @@ class WidthInterpolation:
         widest = float((np.exp(log_width) / step).max()) * np.exp(high)
         tail = float((1 / np.minimum(shape.rise, shape.decay) / step).max())
         bands = (
-            int(np.ceil(max(3 * widest, 4 * min(tail, 12.0), 16.0))),
-            int(np.ceil(max(12 * widest, 6 * min(tail, 64.0), 96.0))),
+            int(np.ceil(max(3 * widest, 3 * min(tail, 12.0), 12.0))),
+            int(np.ceil(max(14 * widest, 7 * min(tail, 64.0), 112.0))),
         )
         basis = build_basis(
             profiles, response.grid.points, response.oversampling, bands, _INDEPENDENT

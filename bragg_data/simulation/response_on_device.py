@@ -33,7 +33,7 @@ from bragg_data.simulation.peak_response import (
     WidthInterpolation,
     Widths,
 )
-from bragg_data.simulation.shape_basis import BLOCK, COARSE, IMPULSES, MARGIN, RING
+from bragg_data.simulation.shape_basis import BLOCK, COARSE, IMPULSES, MARGIN, NEAR, RING
 
 _LINES = 1 << 24  # of all samples that share one selection of lines, before it is made
 _VALUES = 1 << 27  # of the largest array of a batch: 0.5 GB
@@ -68,7 +68,7 @@ class ResponseOnDevice:
     def batch(self, varied: Widths | None) -> int:
         """Return how many samples to take in a batch."""
         basis = None if varied is None else varied.basis
-        values = basis.n_source * basis.far.shape[1] if basis else self._response.n_source
+        values = basis.n_source * basis.members.shape[3] if basis else self._response.n_source
         return min(max(_VALUES // values, 16), _MOST)
 
     def alike(self, lines: int) -> int:
@@ -236,11 +236,7 @@ class _Basis:
     def __init__(self, device: Device, widths: Widths, stations: _Stations) -> None:
         basis = widths.basis
         self._basis, self._interval, self._stations = basis, widths.interval, stations
-        zones, rank, wide = basis.far.shape
-        n_far, places = wide // 2, basis.members.shape[1] * basis.members.shape[2]
-        # What each node of the coarsest grid draws: its zone's shapes, moved to its place.
-        node = np.arange(n_far).reshape(zones, -1, 1, 1)
-        far = np.take_along_axis(basis.far[:, None], n_far - node + np.arange(n_far), axis=3)
+        rank, places = basis.members.shape[3], int(np.prod(basis.members.shape[1:3]))
         members = basis.members.reshape(4, -1, places, rank).transpose(2, 1, 0, 3)
 
         def send(matrix: AnyFloats) -> Tensor:
@@ -249,7 +245,7 @@ class _Basis:
         self._members = send(members.reshape(places, -1, 4 * rank))
         self._to_nodes, self._impulses = send(basis.to_nodes), send(IMPULSES)
         self._near, self._middle = send(basis.near), send(basis.middle)
-        self._far = send(far.reshape(-1, n_far))
+        self._far = send(basis.far.reshape(-1, basis.far.shape[2]))
         self._down, self._up = [[send(m) for m in both] for both in (basis.down, basis.up)]
 
     def coefficients(self, samples: OfSamples) -> Tensor:
@@ -277,16 +273,17 @@ class _Basis:
         """
         n = len(deposits)
         near, middle, far = self._slabs(deposits, self.coefficients(samples))
-        drawn = far.permute(2, 0, 1, 4, 3).reshape(n, -1) @ self._far
+        drawn = far.permute(2, 0, 3, 1, 4).reshape(n, -1) @ self._far
         for slab, matrix, up, size in (
             (middle, self._middle, self._up[1], BLOCK // COARSE[0]),
-            (near, self._near, self._up[0], BLOCK),
+            (near, self._near, self._up[0], NEAR),
         ):
             wide = matrix.shape[2]
             parts = (slab.reshape(len(matrix), -1, matrix.shape[1]) @ matrix).view(-1, n, wide)
             # Values of each block on the coarser grid, 2 before and 3 behind it.
-            windows = pad(drawn, (2, 3)).unfold(1, len(up), drawn.shape[1] // len(parts))
-            drawn = _add_parts(windows @ up, parts, (wide - size) // 2).flatten(1)
+            windows = pad(drawn, (2, 3)).unfold(1, len(up), len(up) - 5)
+            fine = (windows @ up).view(n, len(parts), size)
+            drawn = _add_parts(fine, parts, (wide - size) // 2).flatten(1)
         return drawn[:, MARGIN : MARGIN + self._basis.points]
 
     def _slabs(self, deposits: Tensor, coefficients: Tensor) -> list[Tensor]:
@@ -294,12 +291,13 @@ class _Basis:
         oversampling, (zones, n, rank, _) = self._basis.oversampling, coefficients.shape
         shares = coefficients @ self._to_nodes
         level = self._as_impulses(deposits)
-        slabs = []
+        slabs: list[Tensor] = []
         for spacing, down in zip((None, *COARSE), (None, *self._down), strict=True):
             if down is not None:
                 parts = level @ down
                 total = parts.new_zeros(n, len(parts), parts.shape[2] - 5)
-                level = _add_parts(total, parts, 2).transpose(0, 1)
+                size = BLOCK // COARSE[0] if len(slabs) == 1 else total.shape[2]
+                level = _add_parts(total, parts, 2).view(n, -1, size).transpose(0, 1)
             blocks, nodes = len(level) // zones, level.shape[2]
             of_nodes = shares[..., :: (spacing or 0) * oversampling or 1]
             of_blocks = of_nodes.reshape(zones, n, rank, blocks, nodes).permute(0, 3, 1, 2, 4)
@@ -312,9 +310,9 @@ class _Basis:
         """Return impulses (blocks, n, nodes) that draw what the splines of deposits draw."""
         padded = pad(deposits, (RING, RING))
         n, columns = padded.shape
-        shape = deposits.shape[1] // BLOCK, n, BLOCK + 2 * RING
-        pieces = padded.as_strided(shape, (BLOCK, columns, 1)) @ self._impulses
-        of_blocks = pieces.view(-1, self._basis.oversampling, n, BLOCK).transpose(1, 2)
+        shape = deposits.shape[1] // NEAR, n, NEAR + 2 * RING
+        pieces = padded.as_strided(shape, (NEAR, columns, 1)) @ self._impulses
+        of_blocks = pieces.view(-1, self._basis.oversampling, n, NEAR).transpose(1, 2)
         return of_blocks.flatten(2)
 
 

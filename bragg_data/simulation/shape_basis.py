@@ -22,7 +22,8 @@ from bragg_data.arrays import AnyFloats, Array, Floats32
 from bragg_data.kernels import kernel
 from bragg_data.simulation.peak_operator import lagrange_polynomials, outside, spline_coefficients
 
-BLOCK = 64  # points that are handled together
+BLOCK = 64  # points that are handled together on the coarser grids
+NEAR = 32  # and on the finest one: products with a band, of which a larger block has less
 MARGIN = 64  # points before the window, as the stencil of the coarsest grid reaches
 COARSE = (4, 32)  # spacings of the coarser grids, in points
 ZONE = 6  # blocks, at most
@@ -44,11 +45,12 @@ class ShapeBasis:
 
     oversampling: int
     points: int
+    ranks: tuple[int, ...]  # shapes that each zone needs, of K
     members: AnyFloats  # (members, zones, stations, K) their coefficients
     to_nodes: AnyFloats  # (stations, nodes of a zone) polynomials
-    near: AnyFloats  # (zones, K · BLOCK · oversampling, BLOCK + 2 · reach)
+    near: AnyFloats  # (zones, K · NEAR · oversampling, NEAR + 2 · reach)
     middle: AnyFloats  # (zones, K · BLOCK / 4, BLOCK / 4 + 2 · reach): all in their level's nodes
-    far: AnyFloats  # (zones, K, 2 · n): by offset, n far nodes
+    far: AnyFloats  # (zones, K · nodes, n): from a zone's nodes to those of the window
     down: tuple[AnyFloats, AnyFloats]  # restriction of a block to the next coarser grid
     up: tuple[AnyFloats, AnyFloats]  # interpolation of a block from it
 
@@ -67,7 +69,16 @@ class ShapeBasis:
         )  # fmt: skip
         down, up = (grids[0], grids[1]), (grids[2], grids[3])
         return ShapeBasis(
-            self.oversampling, self.points, members, to_nodes, near, middle, far, down, up
+            self.oversampling,
+            self.points,
+            self.ranks,
+            members,
+            to_nodes,
+            near,
+            middle,
+            far,
+            down,
+            up,
         )
 
     def convolve(self, deposits: AnyFloats, coefficients: AnyFloats) -> AnyFloats:
@@ -97,89 +108,84 @@ class ShapeBasis:
         return self._drawn(*results)
 
     def _levels(self, deposits: AnyFloats) -> list[AnyFloats]:
-        """Return deposits on all grids, (blocks, n, nodes) each."""
+        """Return deposits on all grids, (blocks, n, nodes) each; a block of the last is a zone."""
         # Blocks first: those of a zone are the rows of a product, in one piece of memory.
-        levels = [_impulses(deposits, self.oversampling)]
-        for matrix in self.down:
-            levels.append(_overlapped(_times(levels[-1], matrix), _TAPS - 1, 2))
-        return levels
+        near = _impulses(deposits, self.oversampling)
+        on_middle = _overlapped(_times(near, self.down[0]), _TAPS - 1, 2)
+        middle = _in_blocks(on_middle, BLOCK // COARSE[0])
+        on_far = _overlapped(_times(middle, self.down[1]), _TAPS - 1, 2)
+        return [near, middle, _in_blocks(on_far, on_far.shape[1] // len(self.near))]
 
-    def _products(
-        self, levels: Sequence[AnyFloats], coefficients: AnyFloats
-    ) -> tuple[AnyFloats, AnyFloats, AnyFloats]:
+    def _products(self, levels: Sequence[AnyFloats], coefficients: AnyFloats) -> list[AnyFloats]:
         """Return what the blocks of each grid draw, (blocks, n, nodes): parts that overlap."""
-        blocks, n, _ = levels[0].shape
-        zones, rank = len(self.near), coefficients.shape[-1]
-        size, dtype = blocks // zones, levels[0].dtype
-        matrices = self.near, self.middle
-        results = [np.empty((blocks, n, m.shape[2]), dtype) for m in matrices]
-        slabs = [np.empty((size, n, rank, level.shape[2]), dtype) for level in levels]
-        far = np.zeros((n, self.far.shape[2] // 2), dtype)
-        for zone, here in enumerate(self._zones(blocks)):
-            shares = coefficients[:, zone].transpose(0, 2, 1) @ self.to_nodes
-            for stride, level, slab in zip(self._strides, levels, slabs, strict=True):
-                _modulate(level[here], shares, stride, slab)
-            for slab, matrix, result in zip(slabs, matrices, results, strict=False):
-                rows = slab.reshape(size * n, -1)
-                np.matmul(rows, matrix[zone], out=result[here].reshape(len(rows), -1))
-            _add_far(slabs[2], self.far[zone], here.start, far)
-        return results[0], results[1], self._blocks(far)
+        n, zones, dtype = levels[0].shape[1], len(self.near), levels[0].dtype
+        results = [
+            np.empty((len(level), n, matrix.shape[2]), dtype)
+            for level, matrix in zip(levels, self._matrices, strict=True)
+        ]
+        room = np.empty(n * coefficients.shape[-1] * self.to_nodes.shape[1], dtype)
+        to_nodes = [np.ascontiguousarray(self.to_nodes[:, ::stride]) for stride in self._strides]
+        for zone, rank in enumerate(self.ranks):
+            of_zone = np.ascontiguousarray(coefficients[:, zone, :, :rank].transpose(0, 2, 1))
+            for level, polynomials, matrix, result in zip(
+                levels, to_nodes, self._matrices, results, strict=True
+            ):
+                here, size = _of_zone(level, zone, zones), level.shape[2]
+                shares = of_zone @ polynomials
+                slab = room[: len(here) * n * rank * size].reshape(len(here), n, rank, size)
+                _modulate(here, shares, slab)
+                rows = slab.reshape(len(here) * n, -1)
+                out = _of_zone(result, zone, zones).reshape(len(rows), -1)
+                np.matmul(rows, matrix[zone, : rows.shape[1]], out=out)
+        return results
 
     def _products_of_sample(
         self, levels: Sequence[AnyFloats], coefficients: AnyFloats
-    ) -> tuple[AnyFloats, AnyFloats, AnyFloats]:
+    ) -> list[AnyFloats]:
         """As :meth:`_products`, of deposits with the same coefficients (zones, stations, K)."""
-        blocks, n, _ = levels[0].shape
-        rank, dtype = coefficients.shape[-1], levels[0].dtype
-        far = np.zeros((n, self.far.shape[2] // 2), dtype)
-        slab = np.empty((blocks // len(self.near), n, rank, levels[2].shape[2]), dtype)
-        matrices = self.near, self.middle
-        # The matrices of one sample: (nodes, blocks, targets), sums over the members for each node.
-        sums = [
-            np.empty((level.shape[2], blocks, m.shape[2]), dtype)
-            for level, m in zip(levels, matrices, strict=False)
-        ]
-        for zone, here in enumerate(self._zones(blocks)):
-            share = self.to_nodes.T @ coefficients[zone]
-            for stride, matrix, total in zip(self._strides, matrices, sums, strict=False):
-                of_nodes = share[::stride].reshape(len(slab), -1, rank).transpose(1, 0, 2)
-                members = matrix[zone].reshape(rank, len(total), -1).transpose(1, 0, 2)
-                np.matmul(of_nodes, members, out=total[:, here])
-            shares = np.ascontiguousarray(share.T)[None]
-            _modulate(levels[2][here], shares, self._strides[2], slab)
-            _add_far(slab, self.far[zone], here.start, far)
-        near, middle = (
-            np.matmul(level, total.transpose(1, 0, 2))
-            for level, total in zip(levels, sums, strict=False)
-        )
-        return near, middle, self._blocks(far)
+        zones, results = len(self.near), []
+        for level, stride, matrix in zip(levels, self._strides, self._matrices, strict=True):
+            blocks, _, size = level.shape
+            # The matrix of each block: for each node, a sum over the shapes.
+            sums = np.empty((size, blocks, matrix.shape[2]), level.dtype)
+            for zone, rank in enumerate(self.ranks):
+                share = self.to_nodes[:, ::stride].T @ coefficients[zone, :, :rank]
+                of_nodes = share.reshape(-1, size, rank).transpose(1, 0, 2)
+                members = matrix[zone, : rank * size].reshape(rank, size, -1).transpose(1, 0, 2)
+                out = _of_zone(sums.transpose(1, 0, 2), zone, zones).transpose(1, 0, 2)
+                np.matmul(of_nodes, members, out=out)
+            results.append(np.matmul(level, sums.transpose(1, 0, 2)))
+        return results
+
+    @property
+    def _matrices(self) -> tuple[AnyFloats, AnyFloats, AnyFloats]:
+        return self.near, self.middle, self.far
 
     @property
     def _strides(self) -> tuple[int, ...]:
         return 1, *(spacing * self.oversampling for spacing in COARSE)
 
-    def _zones(self, blocks: int) -> list[slice]:
-        size = blocks // len(self.near)
-        return [slice(low, low + size) for low in range(0, blocks, size)]
-
-    def _blocks(self, far: AnyFloats) -> AnyFloats:
-        size = BLOCK // COARSE[1]
-        return np.asarray(far.reshape(len(far), -1, size).transpose(1, 0, 2))
-
     def _drawn(self, near: AnyFloats, middle: AnyFloats, far: AnyFloats) -> AnyFloats:
         """Return the patterns (n, points) of what blocks draw on all grids."""
-        near, middle = (
-            _overlapped(part, part.shape[2] - size, (part.shape[2] - size) // 2)
-            for part, size in ((near, BLOCK), (middle, BLOCK // COARSE[0]))
-        )
-        middle += _interpolated(far, self.up[1])
-        near += _interpolated(middle, self.up[0])
-        patterns = near.transpose(1, 0, 2).reshape(near.shape[1], -1)
-        return patterns[:, MARGIN : MARGIN + self.points]
+        total = far.sum(axis=0)
+        for parts, size, matrix in (
+            (middle, BLOCK // COARSE[0], self.up[1]),
+            (near, NEAR, self.up[0]),
+        ):
+            beyond = parts.shape[2] - size
+            coarser, total = total, _overlapped(parts, beyond, beyond // 2)
+            total += _interpolated(coarser, matrix)
+        return np.asarray(total[:, MARGIN : MARGIN + self.points])
 
 
-@kernel(fastmath=True)
-def _modulate(level, shares, stride, out):  # type: ignore[no-untyped-def] # pragma: no cover
+def _of_zone(level: AnyFloats, zone: int, zones: int) -> AnyFloats:
+    """Return the blocks of a zone."""
+    size = len(level) // zones
+    return level[zone * size : (zone + 1) * size]
+
+
+@kernel(finite=True)
+def _modulate(level, shares, out):  # type: ignore[no-untyped-def] # pragma: no cover
     """Fill ``out`` (blocks, n, K, size): a level (blocks, n, size) times shares (n, K, nodes).
 
     One sample's ``shares`` (1, K, nodes) serve all rows.
@@ -189,30 +195,10 @@ def _modulate(level, shares, stride, out):  # type: ignore[no-untyped-def] # pra
         for i in range(n):
             values = level[block, i]
             for k in range(rank):
-                share = shares[i if len(shares) > 1 else 0, k, block * size * stride :]
+                share = shares[i if len(shares) > 1 else 0, k, block * size :]
                 row = out[block, i, k]
-                if stride == 1:
-                    for j in range(size):
-                        row[j] = values[j] * share[j]
-                else:
-                    for j in range(size):
-                        row[j] = values[j] * share[j * stride]
-
-
-@kernel(fastmath=True)
-def _add_far(slab, far, first_block, out):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Add what a zone, (blocks, n, K, nodes), draws on the coarsest grid to ``out`` (n, n_far)."""
-    blocks, n, rank, nodes = slab.shape
-    n_far = out.shape[1]
-    for i in range(n):
-        row = out[i]
-        for k in range(rank):
-            for block in range(blocks):
-                for node in range(nodes):
-                    value = slab[block, i, k, node]
-                    shape = far[k, n_far - (first_block + block) * nodes - node :]
-                    for x in range(n_far):
-                        row[x] += value * shape[x]
+                for j in range(size):
+                    row[j] = values[j] * share[j]
 
 
 def build_basis(
@@ -226,7 +212,7 @@ def build_basis(
     s1, s2 = COARSE
     zones, of_zone = zones_of(points)
     reach, n_far = -(-bands[1] // s1), zones * of_zone * BLOCK // s2
-    fine = np.arange(-(bands[0] + BLOCK) * oversampling, (bands[0] + BLOCK) * oversampling + 1)
+    fine = np.arange(-(bands[0] + NEAR) * oversampling, (bands[0] + NEAR) * oversampling + 1)
     on_1 = np.arange(-reach - BLOCK // s1, reach + BLOCK // s1 + 1)
     on_2 = np.arange(-n_far, n_far)
     offsets = np.concatenate([fine / oversampling, on_1 * s1, on_2 * s2]).astype(np.float64)
@@ -237,26 +223,30 @@ def build_basis(
         needed = needed.reshape(-1, len(offsets))
         needed = needed / needed.max(axis=1, keepdims=True)
         of_zones.append((members, needed, np.linalg.svd(needed, full_matrices=False)[2]))
-    rank = max(_rank(needed, shapes, tolerance) for _, needed, shapes in of_zones)
+    ranks = tuple(_rank(needed, shapes, tolerance) for _, needed, shapes in of_zones)
+    rank = max(ranks)
     coefficients = np.stack([m @ shapes[:rank].T for m, _, shapes in of_zones], axis=1)
+    for zone, needed_ones in enumerate(ranks):
+        coefficients[:, zone, :, needed_ones:] = 0.0
     near, middle, far = [], [], []
     for _, _, shapes in of_zones:
         exact, on_middle, on_far = np.split(shapes[:rank], bounds, axis=1)
         on_far = on_far * outside(np.abs(on_2 * s2) / bands[1], 0.75)
         beyond = on_middle * outside(np.abs(on_1 * s1) / bands[0], 0.75)
-        near.append(_level(exact, beyond, (s1 * oversampling, s1), BLOCK, bands[0]))
+        near.append(_level(exact, beyond, (s1 * oversampling, s1), NEAR, bands[0]))
         middle.append(_level(beyond, on_far, (s2 // s1, s2 // s1), BLOCK // s1, reach))
-        far.append(on_far.astype(np.float32))
+        far.append(on_far)
     nodes = np.arange(of_zone * BLOCK * oversampling) / oversampling - MARGIN
     return ShapeBasis(
         oversampling=oversampling,
         points=points,
+        ranks=ranks,
         members=coefficients.astype(np.float32),
         to_nodes=lagrange_polynomials(nodes, stations(points)[0]).T.astype(np.float32),
         near=np.stack(near),
         middle=np.stack(middle),
-        far=np.stack(far),
-        down=(_between(BLOCK * oversampling, s1 * oversampling), _between(BLOCK // s1, s2 // s1)),
+        far=_of_nodes(np.stack(far), of_zone * BLOCK // s2),
+        down=(_between(NEAR * oversampling, s1 * oversampling), _between(BLOCK // s1, s2 // s1)),
         up=(_between(BLOCK, s1).T, _between(BLOCK // s1, s2 // s1).T),
     )
 
@@ -319,6 +309,16 @@ def _level(
     return matrix.reshape(-1, matrix.shape[2]).astype(np.float32)
 
 
+def _of_nodes(shapes: Array, of_zone: int) -> Floats32:
+    """Return the matrices (zones, K · nodes, n) of shapes (zones, K, 2 · n) by offset."""
+    zones, rank, wide = shapes.shape
+    n = wide // 2
+    node = np.arange(n).reshape(zones, 1, of_zone, 1)
+    zone, k = np.ogrid[:zones, :rank]
+    values = shapes[zone[..., None, None], k[..., None, None], n + np.arange(n) - node]
+    return np.asarray(values.reshape(zones, rank * of_zone, n), dtype=np.float32)
+
+
 def _between(nodes: int, ratio: int) -> AnyFloats:
     """Return the weights (nodes, nodes / ratio + 5) of a block's nodes on the coarser grid."""
     weights = np.zeros((nodes, nodes // ratio + _TAPS - 1))
@@ -339,60 +339,51 @@ def _times(parts: AnyFloats, matrix: AnyFloats) -> AnyFloats:
     return np.asarray((parts.reshape(-1, size) @ matrix).reshape(blocks, n, -1))
 
 
+def _in_blocks(values: AnyFloats, size: int) -> AnyFloats:
+    """Return values (n, nodes) as blocks, (blocks, n, size)."""
+    return np.ascontiguousarray(values.reshape(len(values), -1, size).transpose(1, 0, 2))
+
+
 def _overlapped(parts: AnyFloats, beyond: int, before: int) -> AnyFloats:
-    """Return the sum (blocks, n, size) of parts (blocks, n, size + beyond), ``before`` early."""
-    total = np.zeros((*parts.shape[:2], parts.shape[2] - beyond), parts.dtype)
+    """Return the sum (n, nodes) of parts (blocks, n, size + beyond), each ``before`` early."""
+    blocks, n, wide = parts.shape
+    total = np.zeros((n, blocks * (wide - beyond)), parts.dtype)
     _add_parts(parts, before, total)
     return total
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _add_parts(parts, before, total):  # type: ignore[no-untyped-def] # pragma: no cover
     blocks, n, wide = parts.shape
-    size = total.shape[2]
-    for block in range(blocks):
-        for i in range(n):
-            x = max(before - block * size, 0)
-            last = min(wide, (blocks - block) * size + before)
-            while x < last:
-                position = block * size - before + x
-                target, first = position // size, position % size
-                count = min(size - first, last - x)
-                row, part = total[target, i, first : first + count], parts[block, i, x : x + count]
-                for j in range(count):
-                    row[j] += part[j]
-                x += count
+    size = total.shape[1] // blocks
+    for i in range(n):
+        for block in range(blocks):
+            start = block * size - before
+            first, last = max(-start, 0), min(wide, total.shape[1] - start)
+            row, part = total[i, start + first : start + last], parts[block, i, first:last]
+            for x in range(last - first):
+                row[x] += part[x]
 
 
 def _interpolated(coarse: AnyFloats, matrix: AnyFloats) -> AnyFloats:
-    """Return values (blocks, n, …) on the finer grid, of coarse ones (blocks, n, size)."""
-    windows = np.zeros((*coarse.shape[:2], len(matrix)), coarse.dtype)
-    _fill_windows(coarse, windows)
-    return _times(windows, matrix)
+    """Return values (n, nodes) on the finer grid, of coarse ones, by the matrix of a block."""
+    padded = np.pad(coarse, ((0, 0), (2, _TAPS - 3)))
+    size = len(matrix) - _TAPS + 1
+    windows = np.lib.stride_tricks.sliding_window_view(padded, len(matrix), axis=1)[:, ::size]
+    fine = windows.reshape(-1, len(matrix)) @ matrix
+    return np.asarray(fine.reshape(len(coarse), -1))
 
 
-@kernel(fastmath=True)
-def _fill_windows(coarse, windows):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Fill windows (blocks, n, size + 5) with values of their block, 2 before and 3 behind."""
-    blocks, n, size = coarse.shape
-    for block in range(blocks):
-        for x in range(windows.shape[2]):
-            position = block * size - 2 + x
-            if 0 <= position < blocks * size:
-                for i in range(n):
-                    windows[block, i, x] = coarse[position // size, i, position % size]
-
-
-# From spline coefficients (BLOCK + 2 · RING) to the impulses of a block: the inverse of the
+# From spline coefficients (NEAR + 2 · RING) to the impulses of a block: the inverse of the
 # quintic B-spline's filter is symmetric.
-IMPULSES = spline_coefficients(np.eye(BLOCK + 2 * RING))[:, RING:-RING]
+IMPULSES = spline_coefficients(np.eye(NEAR + 2 * RING))[:, RING:-RING]
 
 
 def _impulses(deposits: AnyFloats, oversampling: int) -> AnyFloats:
     """Return impulses (blocks, n, nodes) that draw what the splines of deposits draw."""
     padded = np.pad(deposits, ((0, 0), (RING, RING)))
-    size = BLOCK + 2 * RING
-    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=1)[:, ::BLOCK]
+    size = NEAR + 2 * RING
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=1)[:, ::NEAR]
     pieces = np.ascontiguousarray(windows.transpose(1, 0, 2)) @ IMPULSES.astype(deposits.dtype)
-    parts = pieces.reshape(-1, oversampling, len(deposits), BLOCK).transpose(0, 2, 1, 3)
+    parts = pieces.reshape(-1, oversampling, len(deposits), NEAR).transpose(0, 2, 1, 3)
     return parts.reshape(len(parts), len(deposits), -1)

@@ -8,7 +8,7 @@ from bragg_data.instrument.peak_shape import FWHM_PER_SIGMA
 from bragg_data.kernels import kernel
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def width_and_mixing(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return ln W (µs) and η of one reflection: peak_shape and mixing of the peak shape in one."""
     d2 = d * d
@@ -23,7 +23,7 @@ def width_and_mixing(d, difc, size, microstrain, constants):  # type: ignore[no-
     return math.log(gauss) + log_fifth, r * (1.36603 + r * (-0.47719 + 0.11116 * r))
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _slopes(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return the derivatives of ln W, then of η, by d, difc, size and microstrain."""
     d2 = d * d
@@ -56,7 +56,7 @@ def _slopes(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-d
     return of_width, of_eta
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def _d_spacing(tof, difc, difa, difb, tzero):  # type: ignore[no-untyped-def] # pragma: no cover
     d = (tof - tzero) / difc
     for _ in range(3):
@@ -65,7 +65,7 @@ def _d_spacing(tof, difc, difa, difb, tzero):  # type: ignore[no-untyped-def] # 
     return d
 
 
-@kernel(fastmath=True)
+@kernel()
 def width_range(samples, target, stations, broadening):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return the least and the greatest ln(W / W nominal) of samples; see :func:`coefficients`."""
     difc, tzero, size, microstrain, width_scale = samples
@@ -81,7 +81,7 @@ def width_range(samples, target, stations, broadening):  # type: ignore[no-untyp
     return low, high
 
 
-@kernel(fastmath=True)
+@kernel(finite=True)
 def coefficients(  # type: ignore[no-untyped-def] # pragma: no cover
     out, samples, target, stations, broadening, interval, members
 ):
@@ -100,9 +100,9 @@ def coefficients(  # type: ignore[no-untyped-def] # pragma: no cover
     count = len(members) // 4
     rank = out.shape[4]
     steep = 2.0 / (high - low)
-    values, slopes = np.empty(count), np.empty(count)
-    four = np.empty((4, rank))  # Gaussian and Lorentzian part, and their derivatives by ln d
-    by_width = np.empty((4, rank))
+    values, slopes = np.empty(count, out.dtype), np.empty(count, out.dtype)
+    # Gaussian and Lorentzian part, and their derivatives by ln d.
+    four, by_width = np.empty((4, rank), out.dtype), np.empty((4, rank), out.dtype)
     for i in range(len(out)):
         for zone in range(out.shape[2]):
             for station in range(out.shape[3]):
@@ -119,8 +119,9 @@ def coefficients(  # type: ignore[no-untyped-def] # pragma: no cover
                 four[:] = 0.0
                 for part in range(4):
                     for m in range(count):
+                        value, member = values[m], members[part * count + m, zone, station]
                         for k in range(rank):
-                            four[part, k] += values[m] * members[part * count + m, zone, station, k]
+                            four[part, k] += value * member[k]
                 stretch = d / nominal_d[zone, station] - 1.0
                 rest = 1.0 - eta
                 row = out[i, 0, zone, station]
