@@ -212,37 +212,30 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
             f"Phase '{phase.name}' has no reflection or too many up to the indices {limits}. "
             f"Check the cell (lengths in ångström) and the range of times of flight."
         )
-    axes = np.meshgrid(*(np.arange(-m, m + 1) for m in limits), indexing="ij")
-    hkl = np.stack(axes, axis=-1).reshape(-1, 3)
-    hkl = hkl[np.any(hkl != 0, axis=1)]
     operations = phase.group_ops
-    rotations = {tuple(map(tuple, op.rot)) for op in operations.sym_ops}
-    scale = operations.sym_ops[0].DEN
-    laue = [np.array(r) // scale for r in rotations]
-    laue += [-r for r in laue]
+    rotations = np.array([op.rot for op in operations.sym_ops]) // operations.sym_ops[0].DEN
+    laue = np.unique(np.concatenate([rotations, -rotations]), axis=0)
 
-    # The representative of an orbit is its member with the largest code.
-    best = _code(hkl)
-    for rotation in laue:
-        np.maximum(best, _code(hkl @ rotation), out=best)
-    digits = np.unravel_index(np.unique(best), (_BASE, _BASE, _BASE))
+    # Codes are linear in the indices; those of equivalents are products with rotated weights. The
+    # representative of an orbit is its member with the largest code.
+    weights = np.array([_BASE * _BASE, _BASE, 1])
+    h, k, l = np.ix_(*(np.arange(-limit, limit + 1) for limit in limits))  # noqa: E741
+    best = np.zeros([2 * limit + 1 for limit in limits], dtype=np.int64)
+    for x, y, z in laue @ weights:
+        np.maximum(best, (x * h + y * k) + z * l, out=best)
+    offset = weights.sum() * (_BASE // 2)
+    digits = np.unravel_index(np.unique(best[best > 0]) + offset, (_BASE, _BASE, _BASE))
     hkl = np.stack(digits, axis=1) - _BASE // 2
     hkl = hkl[~operations.systematic_absences(hkl.astype(np.int32))]
 
-    code = _code(hkl)
-    fixed = np.sum([_code(hkl @ rotation) == code for rotation in laue], axis=0)
-    multiplicity = len(laue) / fixed
+    code = hkl @ weights
+    multiplicity = len(laue) / (hkl @ (laue @ weights).T == code[:, None]).sum(axis=1)
     groups = _groups(phase)
     coefficients = _coefficients(phase, groups, hkl)
     # Rounded, so that equivalent d tie whatever the arithmetic.
     order = np.lexsort((code, np.round(d_spacing(hkl, phase.cell[None])[0] ** -2, 6)))
     of_groups = groups.u_groups, groups.resonances
     return Reflections(hkl[order], multiplicity[order], coefficients[order], *of_groups)
-
-
-def _code(hkl: NDArray[np.int64]) -> NDArray[np.int64]:
-    shifted = hkl + _BASE // 2
-    return np.asarray((shifted[:, 0] * _BASE + shifted[:, 1]) * _BASE + shifted[:, 2])
 
 
 class _Groups(NamedTuple):
