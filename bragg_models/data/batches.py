@@ -67,6 +67,7 @@ class Profiles:
     rows_per_chunk: int  # whole chunks are read, each decompressed once
     prepare: Callable[[Floats32], Floats32]  # of a chunk: (n, points), (n, m)
     prepared: Floats32 | None = None  # (n, m), if in memory or mapped; read instead
+    dtype: type[np.floating] = np.float32  # of prepared profiles
 
     def __len__(self) -> int:
         return int(self.intensity.sizes["sample"])
@@ -94,16 +95,19 @@ class Profiles:
         if len(inside) < len(values):
             values = values[inside]
         if self.prepared is None:
-            values = np.ascontiguousarray(self.prepare(values), dtype=np.float32)
+            values = np.ascontiguousarray(self.prepare(values), dtype=self.dtype)
         return values, inside + low
 
-    def mapped(self, function: Callable[[Floats32], AnyFloats]) -> Profiles:
+    def mapped(
+        self, function: Callable[[Floats32], AnyFloats], dtype: type[np.floating] = np.float32
+    ) -> Profiles:
         """Return the profiles with a further function applied to them."""
         prepare = self.prepare
         return Profiles(
             self.intensity,
             self.rows_per_chunk,
-            lambda values: np.asarray(function(prepare(values)), dtype=np.float32),
+            lambda values: np.asarray(function(prepare(values)), dtype=dtype),
+            dtype=dtype,
         )
 
 
@@ -144,9 +148,11 @@ class Joined(Profiles):
         values, rows = part.read(chunk, selected[row : row + len(part)])
         return values, rows + row
 
-    def mapped(self, function: Callable[[Floats32], AnyFloats]) -> Profiles:
+    def mapped(
+        self, function: Callable[[Floats32], AnyFloats], dtype: type[np.floating] = np.float32
+    ) -> Profiles:
         """Return the profiles with a further function applied to them."""
-        return joined([part.mapped(function) for part in self.parts])
+        return joined([part.mapped(function, dtype) for part in self.parts])
 
 
 def joined(parts: Sequence[Profiles]) -> Profiles:
@@ -154,7 +160,8 @@ def joined(parts: Sequence[Profiles]) -> Profiles:
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
-    return Joined(first.intensity, first.rows_per_chunk, first.prepare, None, tuple(parts))
+    of_first = (first.intensity, first.rows_per_chunk, first.prepare)
+    return Joined(*of_first, dtype=first.dtype, parts=tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -165,13 +172,17 @@ class Batch:
     rows: Indices
 
 
-def in_order(profiles: Profiles, selected: Mask) -> Iterator[Batch]:
-    """Yield the selected samples (n,) chunk by chunk, in stored order; others are not read."""
+def in_order(profiles: Profiles, selected: Mask, *, workers: int = 1) -> Iterator[Batch]:
+    """Yield the selected samples (n,) chunk by chunk, in stored order; others are not read.
+
+    That many ``workers`` read and prepare chunks ahead.
+    """
 
     def read(chunk: int) -> Batch:
         return Batch(*profiles.read(chunk, selected))
 
-    with prefetched(read, profiles.chunks_with(selected).tolist(), depth=2) as batches:
+    chunks = profiles.chunks_with(selected).tolist()
+    with prefetched(read, chunks, depth=workers + 1, workers=workers) as batches:
         yield from batches
 
 

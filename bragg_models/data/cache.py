@@ -18,6 +18,7 @@ from filelock import FileLock
 from bragg_data.arrays import Floats32
 from bragg_models.data.batches import Profiles, in_order
 
+_WORKERS = 2  # read and prepare chunks
 _SAMPLED = 8  # blocks of a cache that are checked whenever it is opened
 
 
@@ -68,7 +69,8 @@ def cached(
             f"Choose another directory, or go without a cache."
         )
     intensity = xr.DataArray(values, dims=profiles.intensity.dims)
-    return Profiles(intensity, profiles.rows_per_chunk, lambda ready: ready, values)
+    rows = profiles.rows_per_chunk
+    return Profiles(intensity, rows, lambda ready: ready, values, profiles.dtype)
 
 
 def _opened(path: Path, key: str, profiles: Profiles) -> Floats32 | None:
@@ -84,7 +86,7 @@ def _opened(path: Path, key: str, profiles: Profiles) -> Floats32 | None:
         return None
     if (
         stored != (key, rows, list(values.shape), -(-len(values) // rows))
-        or values.dtype != np.float32
+        or values.dtype != profiles.dtype
         or len(values) != len(profiles)
     ):
         return None
@@ -105,17 +107,18 @@ def _build(
     shape: tuple[int, ...] = ()
     # Written, not mapped: a full disk is an error then, and not the end of the process.
     with partial.open("wb") as file:
-        for batch in in_order(profiles, np.ones(len(profiles), dtype=bool)):
+        for batch in in_order(profiles, np.ones(len(profiles), dtype=bool), workers=_WORKERS):
             if not shape:
                 shape = (len(profiles), *batch.profiles.shape[1:])
-                size, free = 4 * math.prod(shape), shutil.disk_usage(path.parent).free
+                dtype = np.dtype(profiles.dtype)
+                size, free = dtype.itemsize * math.prod(shape), shutil.disk_usage(path.parent).free
                 if free < size + spare:
                     raise CacheError(
                         f"A cache of {size / 1e9:.1f} GB does not fit on the disk of "
                         f"{path.parent}, which has {free / 1e9:.1f} GB free. Choose another "
                         f"directory, or go without a cache."
                     )
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
             hashes.append(hashlib.sha256(batch.profiles.data).hexdigest())
             file.write(batch.profiles.data)
@@ -127,7 +130,7 @@ def _build(
     content = {
         "key": key,
         "shape": shape,
-        "dtype": "float32",
+        "dtype": np.dtype(profiles.dtype).name,
         "rows_per_chunk": profiles.rows_per_chunk,
         "sha256": hashes,
     }

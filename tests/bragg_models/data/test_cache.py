@@ -84,6 +84,16 @@ def test_a_cache_is_built_once(profiles: Profiles, tmp_path: Path) -> None:
     cached(profiles, tmp_path, "doubled@1")
 
 
+def test_half_precision_stays_half_precision(profiles: Profiles, tmp_path: Path) -> None:
+    halves = profiles.mapped(lambda x: x[:, :3] / 7, np.float16)
+    for _ in range(2):
+        again = cached(halves, tmp_path, "halves@1")
+        assert again.prepared is not None
+        assert again.prepared.dtype == np.float16
+        np.testing.assert_array_equal(everything_of(again), everything_of(halves))
+    assert the_file(tmp_path).stat().st_size < 2 * 3 * N + 200
+
+
 @pytest.mark.parametrize("damage", ["bit", "end", "gone", "json", "key", "half"])
 def test_a_damaged_cache_is_rebuilt(profiles: Profiles, tmp_path: Path, damage: str) -> None:
     right = everything_of(profiles)

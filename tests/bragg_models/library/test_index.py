@@ -94,5 +94,21 @@ def test_patterns_of_another_simulation_have_no_index(
 
 def test_few_candidates_are_enough(index: LibraryIndex, small_dataset: xr.Dataset) -> None:
     queries = noisy(small_dataset, 40)
-    exact = library_match(small_dataset, queries)
-    assert (replace(index, candidates=8).match(queries).phase == exact.phase).all()
+    covered = np.ones(queries.shape, dtype=bool)
+    covered[:20, :150] = False
+    exact = library_match(small_dataset, queries, covered)
+    matches = replace(index, shortlist=48, candidates=4).match(queries, covered)
+    best = np.arange(len(queries)), exact.phase
+    np.testing.assert_array_equal(matches.row[best], exact.row[best])
+    assert np.abs(exact.correlation - matches.correlation).max() < 1e-3
+
+
+def test_profiles_together_have_the_matches_of_each(
+    index: LibraryIndex, small_dataset: xr.Dataset
+) -> None:
+    queries = noisy(small_dataset, 40)
+    covered = np.random.default_rng(2).random(queries.shape) < 0.4
+    covered[::3] = True
+    together = index.match(queries, covered)
+    for query, mask, row in zip(queries, covered, together.row, strict=True):
+        np.testing.assert_array_equal(index.match(query[None], mask[None]).row, [row])
