@@ -30,9 +30,9 @@ _SPLINE = (
 
 
 class OfSamples(NamedTuple):
-    """What the deposit of samples needs, in double precision; columns (n, 1) but for the metric."""
+    """What the deposit of samples needs, in double precision, (n,) each but for the metric."""
 
-    metric: Tensor  # (n, n_terms) in Å⁻²
+    metric: Tensor  # (n_terms, n) in Å⁻²
     scale: Tensor  # S sin θ / V
     u_scale: Tensor
     difc: Tensor
@@ -43,7 +43,7 @@ class OfSamples(NamedTuple):
 
     def rows(self, rows: slice) -> "OfSamples":
         """Return the values of some of the samples."""
-        return OfSamples(*(values[rows] for values in self))
+        return OfSamples(*(values[..., rows].contiguous() for values in self))
 
 
 class OfPhase(NamedTuple):
@@ -103,13 +103,14 @@ def lines_between(metric: Array, products: Floats32, low: float, high: float) ->
 def lines_of_samples(
     samples: OfSamples, phase: OfPhase, target: Target
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return d (Å), T (µs), grid position and amplitude of reflections, (n, n_lines).
+    """Return d (Å), T (µs), grid position and amplitude of reflections, (n_lines, n).
 
     See :func:`bragg_data.simulation.deposition.lines_of_sample`.
     """
-    q = samples.metric[:, :1] * phase.products[0]
-    for term in range(1, len(phase.products)):
-        q = torch.addcmul(q, samples.metric[:, term : term + 1], phase.products[term])
+    products, strengths = phase.products[..., None], phase.strengths[..., None]
+    q = products[0] * samples.metric[0]
+    for term in range(1, len(products)):
+        q = torch.addcmul(q, products[term], samples.metric[term])
     d = torch.rsqrt(q)
     of_d = samples.difc + target.difa * d
     if target.difb:
@@ -131,7 +132,7 @@ def lines_of_samples(
         for group, factor in enumerate(phase.resonance):
             value = factor[cell]
             damping[group] = damping[group] * (value + between * (factor[cell + 1] - value))
-    pairs = iter(phase.strengths)
+    pairs = iter(strengths)
     strength = torch.zeros_like(x)
     for group, first in enumerate(damping):
         row = next(pairs) * first
@@ -143,32 +144,33 @@ def lines_of_samples(
 
 
 def b_spline(device: Device) -> tuple[Tensor, Tensor]:
-    """Return coefficients (6, TAPS, 1) of the pieces of the quintic B-spline, and their nodes."""
+    """Return the coefficients (6, TAPS, 1, 1) of the quintic B-spline's pieces, and their nodes."""
     pieces = np.array(_SPLINE, dtype=np.float32).T / np.float32(120)
-    return device.send(pieces)[..., None], device.send(np.arange(TAPS) - 2)[:, None]
+    nodes = device.send(np.arange(TAPS) - 2)
+    return device.send(pieces)[..., None, None], nodes[:, None, None]
 
 
 def deposit_lines(
     out: Tensor, samples: OfSamples, phase: OfPhase, target: Target, pieces: Tensor, taps: Tensor
 ) -> None:
-    """Add reflections to ``out`` (n, n_source), coefficients of quintic B-splines.
+    """Add reflections to ``out`` (n_source, n), coefficients of quintic B-splines.
 
     See :func:`bragg_data.simulation.deposition.deposit`, and :func:`b_spline` for the last two.
+    Samples are neighbours in memory, so that additions at the same time are to different places.
     """
     _, _, position, amplitude = lines_of_samples(samples, phase, target)
     node = position.long()
-    x = (position - node).float()[:, None]
+    x = (position - node).float()
     weights = pieces[0] * x + pieces[1]
     for coefficient in pieces[2:]:
         weights = torch.addcmul(coefficient, weights, x)
-    weights = weights * amplitude[:, None]
-    out.scatter_add_(1, (node[:, None] + taps).flatten(1), weights.flatten(1))
+    out.scatter_add_(0, (node + taps).flatten(0, 1), (weights * amplitude).flatten(0, 1))
 
 
 def add_steps(
     patterns: Tensor, samples: OfSamples, phase: OfPhase, target: Target, steps: Steps
 ) -> None:
-    """Add the difference of GSAS-II's erfcx and the blended one to patterns (n, points).
+    """Add the difference of GSAS-II's erfcx and the blended one to patterns (points, n).
 
     See :func:`bragg_data.simulation.deposition.add_step`.
     """
@@ -188,28 +190,28 @@ def add_steps(
     root = sqrt(2) * sigma
     norm = amplitude * (1 - eta) * rise * decay / (2 * (rise + decay))
     points = (position - target.pad) * (target.source_step / target.grid_step)
-    count = patterns.shape[1]
+    count = patterns.shape[0]
     for side in steps.sides:
         shift = (rise if side > 0 else decay) * sigma * sigma
         middle = side * (ERFCX_SWITCH * root - shift)
         low = torch.maximum(middle - BLEND * root, -REACH * sigma)
         high = torch.minimum(middle + BLEND * root, REACH * sigma)
         first = torch.ceil(points + torch.log1p((low / centre).clamp(min=-0.5)) / target.grid_step)
-        offset = torch.arange(steps.points, device=patterns.device)
+        offset = torch.arange(steps.points, device=patterns.device)[:, None, None]
         # Points relative to the centre, so that single precision suffices from here on.
-        from_centre = (first - points).float()[..., None] + offset
-        delta = centre[..., None] * torch.expm1(target.grid_step * from_centre)
-        y = (shift[..., None] + side * delta) / root[..., None]
+        from_centre = (first - points).float() + offset
+        delta = centre * torch.expm1(target.grid_step * from_centre)
+        y = (shift + side * delta) / root
         z = (y - ERFCX_SWITCH) / BLEND
         blend = 0.5 + z * (0.9375 + z * z * (-0.625 + 0.1875 * z * z))
         change = (y >= ERFCX_SWITCH).float() - blend
-        u = delta / sigma[..., None]
-        change = change * torch.exp(-0.5 * u * u) * norm[..., None] * _excess_of_bound(y)
-        at = first.long()[..., None] + offset
-        inside = (delta >= low[..., None]) & (delta <= high[..., None]) & (z.abs() < 1)
+        u = delta / sigma
+        change = change * torch.exp(-0.5 * u * u) * norm * _excess_of_bound(y)
+        at = first.long() + offset
+        inside = (delta >= low) & (delta <= high) & (z.abs() < 1)
         inside = inside & (at >= 0) & (at < count)
         at, change = at.clamp(0, count - 1), torch.where(inside, change, 0.0)
-        patterns.scatter_add_(1, at.flatten(1), change.flatten(1))
+        patterns.scatter_add_(0, at.flatten(0, 1), change.flatten(0, 1))
 
 
 def _excess_of_bound(y: Tensor) -> Tensor:

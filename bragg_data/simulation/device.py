@@ -39,11 +39,11 @@ class Device:
 
     def once(self, key: object, build: Callable[[], Any]) -> Any:
         """Return what belongs to an object, built the first time and kept for a while."""
-        if id(key) not in self._moved:
-            if len(self._moved) >= _KEPT:
-                del self._moved[next(iter(self._moved))]
-            self._moved[id(key)] = key, build()  # the key too, so that no other gets its id
-        return self._moved[id(key)][1]
+        kept = self._moved.pop(id(key), None) or (key, build())  # no other gets the id of a key
+        self._moved[id(key)] = kept
+        if len(self._moved) > _KEPT:
+            del self._moved[next(iter(self._moved))]
+        return kept[1]
 
     def zeros(self, n: int, columns: int) -> Tensor:
         """Return zeros of shape (n, columns), in single precision."""

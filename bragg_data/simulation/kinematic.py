@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -269,15 +269,14 @@ class Simulator:
         whole, tables = self._lines_of_cells(code, cells, float(difc.max())), self._tables(code)
         scale = self._scale / cell_volume(cells)
         metric = self.phases[code].lattice.independent_metric(cells)
-        of_rows = partial(self._lines_of_rows, code, whole, shifts, metric, difc)
+        runs = self._strengths_of_rows(code, whole, shifts, metric, difc)
         if self._on_device is not None:
-            selected = of_rows(self._on_device.alike(whole.strengths.shape[1]))
             of_cells = metric, scale, per_sample, tables
-            return self._on_device.patterns(selected, *of_cells, varied)
+            return self._on_device.patterns(runs, whole, *of_cells, varied)
         patterns = np.zeros((len(cells), self.grid.points), dtype=np.float32)
         n_source = response.n_source if varied is None else varied.basis.n_source
         deposits = np.zeros((len(cells), n_source), dtype=np.float32)
-        for rows, lines, n_lines in of_rows(_ALIKE):
+        for rows, lines, n_lines in self._lines_of_rows(runs, whole, metric, difc):
             calibrated = (per_sample[name][rows] for name in ("u_scale", "difc", "tzero"))
             common = (patterns[rows], metric[rows], lines, n_lines, *calibrated, scale[rows])
             if varied is None:
@@ -293,30 +292,31 @@ class Simulator:
         patterns += varied.basis.convolve(deposits, coefficients[:, 0])
         return patterns
 
+    def _strengths_of_rows(
+        self, code: int, lines: Lines, shifts: _Array | None, metric: _Array, difc: _Array
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield rows and the strengths of the lines: runs of rows of equal displacements."""
+        if shifts is None:
+            yield slice(0, len(metric)), lines.strengths
+            return
+        ends = np.flatnonzero(np.any(np.diff(shifts, axis=0), axis=1)) + 1
+        needed = (metric @ lines.products).min(axis=0) <= self._needed(float(difc.max()))
+        for low, high in pairwise([0, *ends.tolist(), len(metric)]):
+            strengths = lines.strengths_of(self._positions(code, shifts[low]), needed)[0]
+            yield slice(low, high), strengths.astype(np.float32)
+
     def _lines_of_rows(
         self,
-        code: int,
+        runs: Iterator[tuple[slice, NDArray[np.float32]]],
         lines: Lines,
-        shifts: _Array | None,
         metric: _Array,
         difc: _Array,
-        alike: int,
     ) -> Iterator[tuple[slice, _Selected, int]]:
-        """Yield up to ``alike`` rows, the lines that they have in common, and their number.
-
-        With displacements, of runs of rows in which they are equal.
-        """
-        ends, strengths = [0, len(metric)], lines.strengths
-        if shifts is not None:
-            ends[1:1] = (np.flatnonzero(np.any(np.diff(shifts, axis=0), axis=1)) + 1).tolist()
-            needed = (metric @ lines.products).min(axis=0) <= self._needed(float(difc.max()))
-        for low, high in pairwise(ends):
-            if shifts is not None:
-                positions = self._positions(code, shifts[low])
-                strengths = lines.strengths_of(positions, needed)[0].astype(np.float32)
+        """Yield a few rows at a time, the lines that they have in common, and their number."""
+        for run, strengths in runs:
             selected = (np.empty_like(lines.products), np.empty_like(strengths))
-            for first in range(low, high, alike):
-                rows = slice(first, min(first + alike, high))
+            for first in range(run.start, run.stop, _ALIKE):
+                rows = slice(first, min(first + _ALIKE, run.stop))
                 q_high = (difc[rows].max() / self.grid.start) ** 2
                 count = _select(metric[rows], q_high, (lines.products, strengths), selected)
                 yield rows, selected, count

@@ -4,14 +4,15 @@ Tables, lines, operators and bases are those of the compiled loops; what is done
 and point is done here in few operations on large batches, one product for all zones or tiles.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bragg_data.arrays import AnyFloats, Array, Floats32
+from bragg_data.arrays import AnyFloats, Array, Floats32, Indices
+from bragg_data.crystallography.reflections import Lines
 from bragg_data.simulation.deposition import TAPS
 from bragg_data.simulation.deposition_on_device import (
     OfPhase,
@@ -61,7 +62,7 @@ class ResponseOnDevice:
     def widths(self, samples: Mapping[str, Array]) -> Widths:
         """Return :meth:`WidthInterpolation.widths`, with the widths computed on the device."""
         values = [samples[name] for name in WIDTH_PARAMETERS]
-        ratio = self._stations.widths(*self.device.send(np.stack(values))[..., None])[0]
+        ratio = self._stations.widths(*self.device.send(np.stack(values)))[0]
         low, high = torch.stack([ratio.min(), ratio.max()]).tolist()
         return self._widths.widths(samples, (low, high))
 
@@ -71,13 +72,10 @@ class ResponseOnDevice:
         values = basis.n_source * basis.members.shape[3] if basis else self._response.n_source
         return min(max(_VALUES // values, 16), _MOST)
 
-    def alike(self, lines: int) -> int:
-        """Return how many samples share a selection of so many lines."""
-        return max(_LINES // lines, 1)
-
     def patterns(
         self,
-        selected: Iterable[tuple[slice, tuple[Floats32, Floats32], int]],
+        runs: Iterable[tuple[slice, Floats32]],
+        lines: Lines,
         metric: Array,
         scale: Array,
         samples: Mapping[str, Array],
@@ -86,53 +84,70 @@ class ResponseOnDevice:
     ) -> Tensor:
         """Return the patterns (n, points) of samples of one phase.
 
-        Of their ``metric`` (n, n_terms) and ``scale`` (n,), and the lines ``selected`` for some
-        rows at a time, with how many they are.
+        Of their ``metric`` (n, n_terms) and ``scale`` (n,). The runs: rows, and the strengths that
+        ``lines`` have in them.
         """
         device, response = self.device, self._response
         values = (scale, *(samples[name] for name in ("u_scale", *WIDTH_PARAMETERS)))
-        together = device.send(np.column_stack([metric, *values]))
-        terms = metric.shape[1]
-        columns = together[:, terms:].tensor_split(len(values), dim=1)
-        of_samples = OfSamples(together[:, :terms], *columns)
+        together = device.send(np.concatenate([metric.T, np.stack(values)]))
+        of_samples = OfSamples(together[: -len(values)], *together[-len(values) :])
         target = response.target if varied is None else varied.target
         n_source = response.n_source if varied is None else varied.basis.n_source
-        patterns = device.zeros(len(metric), response.grid.points)
-        deposits = device.zeros(len(metric), n_source)
-        for rows, lines, count in selected:
-            some = lines[0][:, :count], lines[1][:, :count]
-            out = deposits[rows], patterns[rows]
-            self._deposit(*out, of_samples.rows(rows), metric[rows], some, target, tables, varied)
-        draws = device.once(varied or response, lambda: self._drawn_by(varied))[1]
-        with single_precision():
-            return patterns.add_(draws(deposits, of_samples))
-
-    def _deposit(
-        self,
-        out: Tensor,
-        patterns: Tensor,
-        samples: OfSamples,
-        metric: Array,
-        lines: tuple[Floats32, Floats32],
-        target: Target,
-        tables: Tables,
-        varied: Widths | None,
-    ) -> None:
-        device = self.device
-        both = tables.rates.astype(np.float32), tables.resonance
-        rates, resonance = device.once(tables, lambda: [device.send(table) for table in both])
-        damping = rates, resonance, float(tables.d_0), float(tables.dd)
-        phase = OfPhase(device.send(lines[0]).double(), device.send(lines[1]), *damping)
+        steps, draws = device.once(varied or response, lambda: self._drawn_by(varied))
         pieces, taps = device.once(b_spline, lambda: b_spline(device))
-        self.deposit_lines(out, samples, phase, target, pieces, taps)
-        steps = device.once(varied or self._response, lambda: self._drawn_by(varied))[0]
-        if steps.sides:
-            ends = target.d_step_high**-2, target.d_step_low**-2
-            some = device.send(lines_between(metric, lines[0], *ends))
-            few = phase._replace(
-                products=phase.products[:, some], strengths=phase.strengths[:, some]
+        products, whole = device.once(lines, lambda: self._of_lines(lines))
+        damping = device.once(tables, lambda: self._damping(tables))
+        parts = list(self._selected(runs, lines, metric, samples["difc"], target, steps))
+        # All selections are sent at once: small copies take longer than what they carry.
+        chosen = [indices for *_, both in parts for indices in both]
+        moved = device.send(np.concatenate(chosen))
+        places = iter(torch.tensor_split(moved, np.cumsum([len(c) for c in chosen])[:-1].tolist()))
+        deposits, patterns = [], []
+        for rows, strengths, _ in parts:
+            of_rows, n = of_samples.rows(rows), rows.stop - rows.start
+            of_lines = whole if strengths is lines.strengths else device.send(strengths)
+            deposits.append(device.zeros(n_source, n))
+            patterns.append(device.zeros(response.grid.points, n))
+            some, few = (
+                OfPhase(products[:, place], of_lines[:, place], *damping)
+                for place in (next(places), next(places))
             )
-            self.add_steps(patterns, samples, few, target, steps)
+            self.deposit_lines(deposits[-1], of_rows, some, target, pieces, taps)
+            if few.products.shape[1]:
+                self.add_steps(patterns[-1], of_rows, few, target, steps)
+        with single_precision():
+            drawn: Tensor = draws(torch.cat(deposits, dim=1), of_samples)
+            return drawn.add_(torch.cat(patterns, dim=1)).t()
+
+    def _of_lines(self, lines: Lines) -> tuple[Tensor, Tensor]:
+        return self.device.send(lines.products).double(), self.device.send(lines.strengths)
+
+    def _damping(self, tables: Tables) -> tuple[Tensor, Tensor, float, float]:
+        both = tables.rates.astype(np.float32), tables.resonance
+        rates, resonance = (self.device.send(table) for table in both)
+        return rates, resonance, float(tables.d_0), float(tables.dd)
+
+    def _selected(
+        self,
+        runs: Iterable[tuple[slice, Floats32]],
+        lines: Lines,
+        metric: Array,
+        difc: Array,
+        target: Target,
+        steps: Steps,
+    ) -> Iterator[tuple[slice, Floats32, tuple[Indices, Indices]]]:
+        """Yield rows, strengths, the lines that any row may need, and those with steps."""
+        alike = max(_LINES // lines.products.shape[1], 1)
+        for run, strengths in runs:
+            for first in range(run.start, run.stop, alike):
+                rows = slice(first, min(first + alike, run.stop))
+                q_high = (difc[rows].max() / target.tof_low) ** 2
+                some = lines_between(metric[rows], lines.products, 0.0, q_high)
+                few = some[:0]
+                if steps.sides:
+                    ends = target.d_step_high**-2, target.d_step_low**-2
+                    few = lines_between(metric[rows], lines.products, *ends)
+                yield rows, strengths, (some, few)
 
     def _drawn_by(self, varied: Widths | None) -> tuple[Steps, Callable[..., Tensor]]:
         """Return the steps of erfcx, and what makes patterns of deposits and samples."""
@@ -153,9 +168,9 @@ def _fused(function: Callable[..., None]) -> Callable[..., None]:
     compiled = torch.compile(function)
 
     def call(out: Tensor, samples: OfSamples, phase: OfPhase, *others: object) -> None:
-        torch._dynamo.maybe_mark_dynamic(out, 1)
+        torch._dynamo.maybe_mark_dynamic(out, 0)
         for values in (out, *samples):
-            torch._dynamo.maybe_mark_dynamic(values, 0)
+            torch._dynamo.maybe_mark_dynamic(values, values.ndim - 1)
         for values in (phase.products, phase.strengths):
             torch._dynamo.maybe_mark_dynamic(values, 1)
         compiled(out, samples, phase, *others)
@@ -176,6 +191,7 @@ class _Tiles:
             for s, (_, _, m) in zip(starts, operator.tiles, strict=True)
         ]
         nodes, points = np.max(shapes, axis=0).tolist()
+        nodes += -nodes % 16  # products of matrices are slow where rows begin anywhere
         near = np.zeros((len(starts), nodes, points), dtype=np.float32)
         for tile, start, (_, _, matrix) in zip(near, starts, operator.tiles, strict=True):
             tile[start - first :][: len(matrix), : matrix.shape[1]] = matrix
@@ -188,22 +204,18 @@ class _Tiles:
         # Zeros on both sides of the source grid, so that all tiles take as many nodes.
         before = max(0, -first)
         self._first = before + first
-        columns_needed = max(
-            before + n_source, self._first + self._stride * (len(near) - 1) + nodes
-        )
-        behind = columns_needed - before - n_source
-        self._beyond = before, behind + -columns_needed % 4
+        behind = self._first + self._stride * (len(near) - 1) + nodes - before - n_source
+        self._beyond = before, max(0, behind)
         self._near, self._coarse, self._far = (device.send(m) for m in (near, coarse, far))
 
     def operate(self, deposits: Tensor, _: OfSamples) -> Tensor:
-        """Return the patterns (n, points) of deposits, (n, n_source) coefficients of B-splines."""
-        n, (tiles, nodes, points) = len(deposits), self._near.shape
-        patterns = (deposits @ self._coarse) @ self._far
-        room = pad(deposits, self._beyond)
-        strides = self._stride, room.shape[1], 1
-        windows = room.as_strided((tiles, n, nodes), strides, self._first)
-        patterns.view(n, tiles, points).transpose(0, 1).baddbmm_(windows, self._near)
-        return patterns[:, : self._points]
+        """Return the patterns (points, n) of deposits, (n_source, n) coefficients of B-splines."""
+        n, (tiles, nodes, points) = deposits.shape[1], self._near.shape
+        patterns = self._far.t() @ (self._coarse.t() @ deposits)
+        room = pad(deposits, (0, 0, *self._beyond))
+        windows = room.as_strided((tiles, nodes, n), (self._stride * n, n, 1), self._first * n)
+        patterns.view(tiles, points, n).baddbmm_(self._near.transpose(1, 2), windows)
+        return patterns[: self._points]
 
 
 class _Stations:
@@ -218,8 +230,11 @@ class _Stations:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return ln(W / W nominal), η, and the relative difference of d: (n, stations).
 
-        Of the values of samples, (n, 1).
+        Of the values of samples, (n,).
         """
+        difc, tzero, size, microstrain, width_scale = (
+            values[:, None] for values in (difc, tzero, size, microstrain, width_scale)
+        )
         difa, difb = self._instrument.difa, self._instrument.difb
         d = (self._tof - tzero) / difc
         for _ in range(3 if difa or difb else 0):
@@ -267,12 +282,12 @@ class _Basis:
         return of_zones.permute(0, 2, 3, 1).contiguous()
 
     def convolve(self, deposits: Tensor, samples: OfSamples) -> Tensor:
-        """Return the patterns (n, points) of deposits, (n, n_source) coefficients of B-splines.
+        """Return the patterns (points, n) of deposits, (n_source, n) coefficients of B-splines.
 
         See :meth:`bragg_data.simulation.shape_basis.ShapeBasis.convolve`.
         """
-        n = len(deposits)
-        near, middle, far = self._slabs(deposits, self.coefficients(samples))
+        n = deposits.shape[1]
+        near, middle, far = self._slabs(deposits.t().contiguous(), self.coefficients(samples))
         drawn = far.permute(2, 0, 3, 1, 4).reshape(n, -1) @ self._far
         for slab, matrix, up, size in (
             (middle, self._middle, self._up[1], BLOCK // COARSE[0]),
@@ -284,7 +299,7 @@ class _Basis:
             windows = pad(drawn, (2, 3)).unfold(1, len(up), len(up) - 5)
             fine = (windows @ up).view(n, len(parts), size)
             drawn = _add_parts(fine, parts, (wide - size) // 2).flatten(1)
-        return drawn[:, MARGIN : MARGIN + self._basis.points]
+        return drawn[:, MARGIN : MARGIN + self._basis.points].t()
 
     def _slabs(self, deposits: Tensor, coefficients: Tensor) -> list[Tensor]:
         """Return deposits times the coefficients on each grid, (zones, blocks, n, K, nodes)."""
