@@ -58,7 +58,7 @@ class LibraryIndex:
     components: NDArray[np.float16]  # (n, components) of the patterns' square roots, of unit norm
     order: Indices  # (n,): rows of the data set, phase by phase
     bounds: Indices  # (n_phases + 1,) of the phases in this order
-    coarse: Integers8  # (n, coarse): the first components in this order, on any scale
+    coarse: Integers8  # (coarse, n): the first components in this order, on any scale
     squares: Floats32  # (bins, n): sums of squares over parts of the window in this order
     shortlist: int = SHORTLIST
     candidates: int = CANDIDATES
@@ -89,7 +89,7 @@ class LibraryIndex:
         missing = 1 - _binned(masks)
         bins = np.flatnonzero(missing.any(axis=0))
         estimates = 1 - missing[:, bins] @ self.squares[bins]
-        first = np.ascontiguousarray(components[:, : self.coarse.shape[1]])
+        first = np.ascontiguousarray(components[:, : len(self.coarse)])
         _correlate(self.coarse, first, estimates)
         sizes = np.diff(self.bounds)
         lengths = np.minimum(sizes, self.shortlist)
@@ -133,16 +133,21 @@ class LibraryIndex:
         return row, correlation
 
 
-@kernel(fastmath=True)
+@kernel()
 def _correlate(patterns, queries, values):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Turn squared norms (q, n) into products of patterns (n, m) and queries (q, m) over norms."""
-    for low in range(0, len(patterns), _ROWS):
+    """Turn squared norms (q, n) into products of patterns (m, n) and queries (q, m) over norms."""
+    total = np.empty(_ROWS, dtype=np.float32)
+    for low in range(0, patterns.shape[1], _ROWS):
+        count = min(_ROWS, patterns.shape[1] - low)
         for q in range(len(queries)):
-            for i in range(low, min(low + _ROWS, len(patterns))):
-                total = np.float32(0.0)
-                for k in range(patterns.shape[1]):
-                    total += np.float32(patterns[i, k]) * queries[q, k]
-                values[q, i] = total / math.sqrt(max(values[q, i], np.float32(1e-30)))
+            total[:] = np.float32(0.0)
+            for k in range(len(patterns)):
+                factor = queries[q, k]
+                for i in range(count):
+                    total[i] += np.float32(patterns[k, low + i]) * factor
+            for i in range(count):
+                norm = math.sqrt(max(values[q, low + i], np.float32(1e-30)))
+                values[q, low + i] = total[i] / norm
 
 
 def _largest(values: AnyFloats, count: int) -> Indices:
@@ -190,7 +195,7 @@ def open_index(
     order = np.argsort(labels.phase, kind="stable")
     bounds = np.searchsorted(labels.phase[order], np.arange(len(simulator.phases) + 1))
     components, squares = np.split(np.asarray(stored, np.float16), [basis.shape[1]], axis=1)
-    first = components[:, :COARSE][order].astype(np.float32)
+    first = np.ascontiguousarray(components[:, :COARSE][order].T, dtype=np.float32)
     coarse = np.rint(first * (127 / np.abs(first).max())).astype(np.int8)
     in_order = np.ascontiguousarray(squares[order].T, dtype=np.float32)
     arrays = (basis, components, order, bounds, coarse, in_order)
