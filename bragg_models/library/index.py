@@ -40,7 +40,7 @@ _SAMPLED = 24  # chunks from which the components are computed
 _BINS = 32  # of the sums of squares, for profiles that cover a part of the window
 _TOLERANCE = 1e-3  # between a stored pattern and its simulation, of the pattern's maximum
 _BLOCK = 16  # queries that are compared at a time
-_ROWS = 1024  # patterns that are compared with all of these while they are in a core's cache
+_ROWS = 8192  # patterns that are compared with all of these while they are in a core's cache
 
 
 class IndexUnavailableError(OSError):
@@ -136,18 +136,23 @@ class LibraryIndex:
 @kernel()
 def _correlate(patterns, queries, values):  # type: ignore[no-untyped-def] # pragma: no cover
     """Turn squared norms (q, n) into products of patterns (m, n) and queries (q, m) over norms."""
-    total = np.empty(_ROWS, dtype=np.float32)
+    room = np.empty(_ROWS, dtype=np.float32)
     for low in range(0, patterns.shape[1], _ROWS):
-        count = min(_ROWS, patterns.shape[1] - low)
+        part = slice(low, min(low + _ROWS, patterns.shape[1]))
         for q in range(len(queries)):
+            total = room[: part.stop - low]
             total[:] = np.float32(0.0)
             for k in range(len(patterns)):
-                factor = queries[q, k]
-                for i in range(count):
-                    total[i] += np.float32(patterns[k, low + i]) * factor
-            for i in range(count):
-                norm = math.sqrt(max(values[q, low + i], np.float32(1e-30)))
-                values[q, low + i] = total[i] / norm
+                _add(total, patterns[k, part], queries[q, k])
+            of_query = values[q, part]
+            for i in range(len(total)):
+                of_query[i] = total[i] / math.sqrt(max(of_query[i], np.float32(1e-30)))
+
+
+@kernel()
+def _add(total, values, factor):  # type: ignore[no-untyped-def] # pragma: no cover
+    for i in range(len(total)):
+        total[i] += np.float32(values[i]) * factor
 
 
 def _largest(values: AnyFloats, count: int) -> Indices:
