@@ -50,6 +50,15 @@ class Perceptron(nn.Module):
 
         Of square roots of intensities (n, points), of unit norm (``profile_sqrt_unit``).
         """
+        if self.training:
+            return self._outputs(profiles)
+        # Always as many rows: products of other shapes round otherwise, and a search begins here.
+        padded = nn.functional.pad(profiles, (0, 0, 0, -len(profiles) % ROWS))
+        parts = zip(*map(self._outputs, padded.split(ROWS)), strict=True)
+        logits, cells = (torch.cat(part)[: len(profiles)] for part in parts)
+        return logits, cells
+
+    def _outputs(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
         pooled = nn.functional.avg_pool1d(profiles[:, None], self.config.pooling)[:, 0]
         # At unit norm a value is about 1/√points.
         hidden = self.layers(pooled * self.config.points**0.5)
@@ -280,8 +289,8 @@ class CellSearch(nn.Module):
         scale = ((v * e).sum(dim=1) / (e * e).sum(dim=1).clamp(min=1e-30))[:, None]
         rest = v - scale * e
         columns = torch.cat([slopes * scale[:, None], (scale * e)[:, None]], dim=1)
-        normal = (columns @ columns.transpose(1, 2)).double()
-        right = (columns @ rest[:, :, None]).double()
+        normal = products(columns, columns.transpose(1, 2)).double()
+        right = products(columns, rest[:, :, None]).double()
         inside = self._inside(code, cell, sample, right[:, :-1, 0])
         right = right * inside[..., None]
         curvature = normal * inside[:, None] * inside[..., None]
@@ -311,6 +320,16 @@ class CellSearch(nn.Module):
     def physical(self, values: Tensor) -> Tensor:
         """Return scaled parameters in ångström and degrees, same shape."""
         return values * self.half_range + self.middle
+
+
+def products(first: Tensor, second: Tensor) -> Tensor:
+    """Return products of n matrices, each the same to the last bit whatever n is.
+
+    A single one torch would compute in another way, which rounds otherwise.
+    """
+    if len(first) != 1:
+        return first @ second
+    return (first.expand(2, -1, -1) @ second.expand(2, -1, -1))[:1]
 
 
 def _stride(blur: float) -> int:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bragg_data.arrays import AnyFloats, Array, Floats32, Integers, Mask
-from bragg_models.networks.cell_search import ROWS, CellSearch, Observed
+from bragg_models.networks.cell_search import ROWS, CellSearch, Observed, products
 from bragg_models.networks.guided_config import GuidedConfig
 
 COVERAGE = 0.9  # share of genuine draws whose parameters lie in the intervals
@@ -314,8 +314,8 @@ def _of_phase(misfit: Tensor, phase: Tensor) -> Tensor:
 def _misfits(profiles: Tensor, patterns: Tensor) -> Tensor:
     """Return the misfits (n, k) of patterns (n, k, points) to profiles, as double precision."""
     compared = (profiles > 0).float()[..., None]
-    overlap = (patterns.sqrt() @ profiles[..., None])[..., 0]
-    square = (patterns @ compared)[..., 0].clamp(min=1e-30)
+    overlap = products(patterns.sqrt(), profiles[..., None])[..., 0]
+    square = products(patterns, compared)[..., 0].clamp(min=1e-30)
     total = (profiles**2).sum(dim=1, keepdim=True).clamp(min=1e-30)
     return (1 - overlap**2 / square / total).double()
 
