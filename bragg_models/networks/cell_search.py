@@ -54,7 +54,7 @@ class Perceptron(nn.Module):
             return self._outputs(profiles)
         # Always as many rows: products of other shapes round otherwise, and a search begins here.
         padded = nn.functional.pad(profiles, (0, 0, 0, -len(profiles) % ROWS))
-        parts = zip(*map(self._outputs, padded.split(ROWS)), strict=True)
+        parts = zip(*map(self._outputs, torch.split(padded, ROWS)), strict=True)
         logits, cells = (torch.cat(part)[: len(profiles)] for part in parts)
         return logits, cells
 

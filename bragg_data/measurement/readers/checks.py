@@ -27,6 +27,7 @@ _OF_COUNTS = 0.02  # relative difference of a variance from a constant times the
 _NEARLY_ALL = 0.9
 _NEGATIVE = 5.0  # standard deviations
 _LONGEST = 1e6  # µs: no diffractometer's slowest neutrons need a second
+_SHORTEST = 1e3  # µs: nor are all of its neutrons so fast
 _BELOW = 6.0  # standard deviations below all of the four nearest points: peaks only stand out
 _BINS = 4.0  # by which the first time may be off its record, where Mantid rounds
 _GROWTH = 0.02  # relative difference of steps from those of the record
@@ -96,6 +97,8 @@ def checked_profile(raw: RawProfile, requested: Unit | None = None) -> Profile:
     doubts = warnings_of_values(x, intensity, sigma)
     if not raw.computed:
         doubts += warnings_of_axis(x, "µs" if unit in axis.MICROSECONDS else unit)
+    if unit in axis.MICROSECONDS and x[-1] < _SHORTEST:
+        doubts.append(f"Times of flight end at {x[-1]:g} µs: check the unit of the axis.")
     doubts += warnings_of_header(raw.header)
     intensity = np.where(missing, 0.0, intensity)
     if not intensity.any():
@@ -298,8 +301,12 @@ def warnings_of_binning(times: Array, binning: str, c: Sequence[float]) -> list[
         return []
     steps = np.diff(times) if growth == 0 else np.diff(np.log(times))
     step = float(np.median(steps))
+    odd = False
+    if binning == "RALF" and c[0] == c[2]:  # its first step is given, too, and no bin is cut off
+        first = c[0] * c[3]
+        odd = abs(c[1] - first) > max(1.0, 0.05 * first) or abs(steps[-1] / step - 1) > 0.08
     expected = growth or c[1]
-    off = abs(times[0] - start) > _BINS * (step if growth == 0 else step * times[0])
+    off = odd or abs(times[0] - start) > _BINS * (step if growth == 0 else step * times[0])
     off |= not abs(step - expected) < _GROWTH * abs(expected)
     if stop:
         off |= not abs(np.log(times[-1] / stop)) <= 3 * step  # nor where it is no number

@@ -9,6 +9,7 @@ import numpy as np
 from bragg_data.measurement.readers import axis, common, gsas
 from bragg_data.measurement.readers.checks import RawProfile, checked_profile
 from bragg_data.measurement.readers.common import Profile, ProfileError, Reading
+from bragg_data.measurement.readers.digits import warnings_of_digits
 
 _COLUMN_NAMES = {
     "tof": {"tof", "tof_us", "time_of_flight", "time-of-flight", "t", "time", "x"},
@@ -24,6 +25,7 @@ _NOT_READ = frozenset(
     ]
 )
 _LONGEST = 500  # characters of a line of names or numbers
+_OVERFLOW = re.compile(r"\*+(\s*[\s,;]\s*[-+\d.eE]+)+")  # a number wider than its field
 _EDGES = re.compile(r"bin edges|(?:lower|left) edges|edges of bins", re.IGNORECASE)
 _CENTRES = re.compile(r"(?:bin |mid)(?:centre|center|point)s?|midpoints", re.IGNORECASE)
 
@@ -47,9 +49,14 @@ def read_columns(lines: Sequence[str], path: Path, bank: int | None, reading: Re
             break
     gsas.refuse_damaged_record(comments, path)
     if table is None:
-        table = np.array(_numbers(data, comments, path))
+        words = _numbers(data, comments, path)
+        table = np.array(words, dtype=float)
+    else:
+        words = [line.split() for line in lines[number - 1 :] if line.strip()]
     width = table.shape[1]
-    doubts = _doubts_of_rows(comments, width)
+    doubts = _doubts_of_rows(comments, width) + warnings_of_digits(words)
+    if any("\xa0" in line and line.lstrip()[:1] not in common.COMMENT for line in lines):
+        doubts.append("Numbers are separated by non-breaking spaces: they were read as blanks.")
     if width < 2:
         raise ProfileError(f"{path} has one column; time of flight and intensity are expected.")
     names = _names_of(comments, width)
@@ -103,6 +110,7 @@ def _doubts_of_rows(comments: Sequence[str], width: int) -> list[str]:
         words = _fields(bare)
         numbers = sum(map(_starts_with_number, words))
         rows = len(words) == width and 2 * numbers >= width and (numbers == width or bare == line)
+        rows = rows or bool(_OVERFLOW.fullmatch(line))
         if rows or (bare == line and re.fullmatch(r"[^A-DF-Za-df-z]*\d[^A-DF-Za-df-z]*", bare)):
             return [f"A line that looks like a row was left out: {line[:60]!r}."]
     return []
@@ -151,7 +159,8 @@ def _starts_with_number(line: str) -> bool:
 
 def _numbers(
     data: Sequence[tuple[int, str]], comments: Sequence[str], path: Path
-) -> list[list[float]]:
+) -> list[list[str]]:
+    """Return the words of each row, which are numbers, as many in each."""
     if not data:
         raise ProfileError(
             f"{path} holds no numbers. Expected: columns of time of flight in µs, intensity and "
@@ -167,11 +176,12 @@ def _numbers(
         raise ProfileError(
             f"{path} separates its numbers in different ways: {texts[0][:40]!r} and {odd[:40]!r}."
         )
-    rows: list[list[float]] = []
+    rows: list[list[str]] = []
     for number, text in data:
+        row = split(text.replace("_", "?"))  # float() takes 1_0 for 10.
         try:
-            # float() takes 1_0 for 10.
-            row = [float(word) for word in split(text.replace("_", "?"))]
+            for word in row:
+                float(word)
         except ValueError as error:
             raise ProfileError(
                 f"{path} cannot be read at line {number}: {text[:60]!r} is not numbers."

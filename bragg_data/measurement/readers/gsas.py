@@ -95,6 +95,8 @@ def gsas_blocks(lines: Sequence[str], path: Path) -> tuple[list[GsasBlock], dict
             target = map_lines[-1][1]
         elif stripped[0] == "#":
             of_bank.append(line)
+            if blocks and _ROW.fullmatch(row := stripped.lstrip("#")):
+                blocks[-1].comments.append(row)  # no data, and doubtful there
         elif target is not None and stripped.strip(" \t\x1a").upper() in ("END", ""):
             target = []  # what follows is no data
         else:

@@ -37,7 +37,8 @@ def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, Array]
     """Read ``TIME_MAP number values records TIME_MAP clock/ns`` and its (channel, time, step)."""
     words = record[8:].split()
     try:
-        count, clock = integer(words[1]), float(words[4]) / 1000
+        count, records = integer(words[1]), integer(words[2])
+        clock = float(words[4]) / 1000
         cells = (word for row in rows for word in row.split())
         values = [integer(word) for word in islice(cells, count)]
         starts, steps = values[1:-1:3], values[2::3]
@@ -50,9 +51,11 @@ def _time_map(record: str, rows: Sequence[str], path: Path) -> tuple[str, Array]
     parts = [a + s * np.arange(n) for a, s, n in zip(starts, steps, lengths, strict=True)]
     channels = [1 + sum(lengths[:k]) for k in range(len(lengths))]
     whole = all((b - a) % s == 0 for a, b, s in zip(starts[:-1], stops, steps, strict=False))
-    if values[0:-1:3] != channels or len(values) != count or next(cells, "") or not whole:
+    complete = len(values) == count and len(rows) == records and not next(cells, "")
+    if values[0:-1:3] != channels or not complete or not whole:
         raise ProfileError(
             f"{path} has a time map that contradicts itself: its steps begin at the channels "
-            f"{', '.join(map(str, channels[:9]))}, and it names others or has more or fewer values."
+            f"{', '.join(map(str, channels[:9]))}, and it names others, or counts of values or "
+            f"lines are wrong."
         )
     return words[0], np.append(np.concatenate(parts), stops[-1]) * clock
