@@ -36,7 +36,8 @@ from bragg_data.simulation.peak_response import (
 )
 from bragg_data.simulation.shape_basis import BLOCK, COARSE, IMPULSES, MARGIN, NEAR, RING
 
-_LINES = 1 << 24  # of all samples that share one selection of lines, before it is made
+# Lines of all samples that share one selection, before it is made: each takes 200 bytes, or 20.
+_LINES, _LINES_COMPILED = 1 << 24, 1 << 26
 _VALUES = 1 << 27  # of the largest array of a batch: 0.5 GB
 _MOST = 8192  # samples of a batch
 
@@ -56,6 +57,7 @@ class ResponseOnDevice:
         self._stations = _Stations(self.device, response, widths.stations)
         self.deposit_lines: Callable[..., None] = deposit_lines
         self.add_steps: Callable[..., None] = add_steps
+        self._lines = _LINES_COMPILED if compiled else _LINES
         if compiled:
             self.deposit_lines, self.add_steps = _fused(deposit_lines), _fused(add_steps)
 
@@ -137,7 +139,7 @@ class ResponseOnDevice:
         steps: Steps,
     ) -> Iterator[tuple[slice, Floats32, tuple[Indices, Indices]]]:
         """Yield rows, strengths, the lines that any row may need, and those with steps."""
-        alike = max(_LINES // lines.products.shape[1], 1)
+        alike = max(self._lines // lines.products.shape[1], 1)
         for run, strengths in runs:
             for first in range(run.start, run.stop, alike):
                 rows = slice(first, min(first + alike, run.stop))
