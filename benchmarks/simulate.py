@@ -207,7 +207,7 @@ def main(
         free = [reference[name][rows] for name in of_campaign.lattice.free_parameters]
         cells[rows] = of_campaign.lattice.cells(np.stack(free, axis=1))
     if device is not None:
-        from simulate_on_device import measure, report
+        from _simulate_on_device import measure, report
 
         from bragg_data.simulation.device import DeviceError
 

@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", sorted((PROJECT / "benchmarks").glob("*.py")), ids=lambda p: p.stem
+    "path", sorted((PROJECT / "benchmarks").glob("[!_]*.py")), ids=lambda p: p.stem
 )
 def test_benchmark_explains_its_options(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

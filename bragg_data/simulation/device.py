@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bragg_data.arrays import AnyFloats, Floats32, Indices
 
-_KEPT = 16  # objects of which the tensors stay on the device
+_STORED = 16  # objects of which the tensors stay on the device
 
 
 class DeviceError(ValueError):
@@ -39,11 +39,11 @@ class Device:
 
     def once(self, key: object, build: Callable[[], Any]) -> Any:
         """Return what belongs to an object, built the first time and kept for a while."""
-        kept = self._moved.pop(id(key), None) or (key, build())  # no other gets the id of a key
-        self._moved[id(key)] = kept
-        if len(self._moved) > _KEPT:
+        stored = self._moved.pop(id(key), None) or (key, build())  # no other gets the id of a key
+        self._moved[id(key)] = stored
+        if len(self._moved) > _STORED:
             del self._moved[next(iter(self._moved))]
-        return kept[1]
+        return stored[1]
 
     def zeros(self, n: int, columns: int) -> Tensor:
         """Return zeros of shape (n, columns), in single precision."""

@@ -169,13 +169,13 @@ def _fused(function: Callable[..., None]) -> Callable[..., None]:
     """Return a function of samples and a phase compiled once for any number of both's rows."""
     compiled = torch.compile(function)
 
-    def call(out: Tensor, samples: OfSamples, phase: OfPhase, *others: object) -> None:
+    def call(out: Tensor, samples: OfSamples, phase: OfPhase, *constants: object) -> None:
         torch._dynamo.maybe_mark_dynamic(out, 0)
         for values in (out, *samples):
             torch._dynamo.maybe_mark_dynamic(values, values.ndim - 1)
         for values in (phase.products, phase.strengths):
             torch._dynamo.maybe_mark_dynamic(values, 1)
-        compiled(out, samples, phase, *others)
+        compiled(out, samples, phase, *constants)
 
     return call
 
@@ -339,9 +339,9 @@ def _add_parts(total: Tensor, parts: Tensor, before: int) -> Tensor:
     wide = parts.shape[2]
     for shift in range(-before // size, (wide - before - 1) // size + 1):
         first, last = before + shift * size, before + (shift + 1) * size
-        kept = slice(max(first, 0), min(last, wide))
-        of_block = slice(kept.start - first, kept.stop - first)
+        inside = slice(max(first, 0), min(last, wide))
+        of_block = slice(inside.start - first, inside.stop - first)
         source = slice(max(0, -shift), min(blocks, blocks - shift))
         target = slice(max(0, shift), min(blocks, blocks + shift))
-        total[:, target, of_block] += parts[source, :, kept].transpose(0, 1)
+        total[:, target, of_block] += parts[source, :, inside].transpose(0, 1)
     return total

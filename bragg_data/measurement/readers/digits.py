@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-_FEW = 50  # one in so many numbers, or one, may be odd; more are a way of writing
+_FEW = 50  # a share of 1 / this many numbers, at least one, may be odd: more are a way of writing
 _LIKE = 3  # others with as many digits before the point, with which a number is compared
 
 

@@ -120,7 +120,7 @@ def test_tensors_stay_on_the_device(campaign, simulator, on_device):
         simulator.simulate_on_device(*rows)
 
 
-def test_precision_of_others_products_is_theirs(campaign, on_device):
+def test_the_precision_of_other_products_stays(campaign, on_device):
     rows, _ = samples(campaign, 1)
     torch.set_float32_matmul_precision("high")
     try:

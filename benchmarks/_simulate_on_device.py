@@ -38,7 +38,7 @@ class Traffic(TorchDispatchMode):
             self.add(args, kwargs, result)
         return result
 
-    def as_one(self, function: Callable[..., None]) -> Callable[..., None]:
+    def as_a_unit(self, function: Callable[..., None]) -> Callable[..., None]:
         """Return a function that counts as one operation: it is fused."""
 
         def counted(*args: object) -> None:
@@ -55,7 +55,7 @@ def bytes_per_pattern(simulator: Simulator, job: dict[str, Any], compiled: bool)
     assert response is not None
     functions = response.deposit_lines, response.add_steps
     if compiled:
-        response.deposit_lines, response.add_steps = map(traffic.as_one, functions)
+        response.deposit_lines, response.add_steps = map(traffic.as_a_unit, functions)
     with traffic:
         simulator.simulate_on_device(**job)
     response.deposit_lines, response.add_steps = functions
