@@ -51,6 +51,9 @@ class SplitSettings:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+ACCEPTED = "accepted"  # scores of the profiles that a model accepts, where it rejects some
+
+
 @dataclass(frozen=True)
 class ModelScore:
     """The number that versions of a model are compared by, on its held-out test; low is good.

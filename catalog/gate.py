@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from bragg_data.model_provenance import ModelProvenance
+from bragg_data.model_provenance import ACCEPTED, ModelProvenance
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Gate:
 class BaselineComparison:
     """Errors of a model and of baselines on the same held-out samples; lower is better.
 
+    Of a model that rejects profiles, on those that it accepts: a rejected result is not used.
     A model has to be better than all baselines to become the champion by itself: worse than a
     constant, its predictions and intervals say nothing about a profile.
     """
@@ -74,6 +75,9 @@ class BaselineComparison:
         score, test, baselines = provenance.score, provenance.test, provenance.baselines
         if score is None or test is None or not baselines:
             return None
+        if ACCEPTED in test:  # the baselines are of these
+            accepted = test[ACCEPTED]
+            return cls(score.name, int(accepted["n"]), accepted[score.name], baselines)
         return cls(score.name, int(test["all"]["n"]), score.value, baselines)
 
     @property

@@ -120,22 +120,24 @@ def predict_batches(
     *,
     description: str,
     quiet: bool = False,
-) -> tuple[Indices, Cells, Array]:
+) -> tuple[Indices, Cells, Array, Mask]:
     """Predict batches of ``count`` profiles together, with a progress bar.
 
     The phases, shape (count,), are known if the model is not to decide them. Returned are phases,
-    cells and probabilities, shapes (count,), (count, 6) and (count, n_phases).
+    cells and probabilities, shapes (count,), (count, 6) and (count, n_phases), and which profiles
+    the model accepts, (count,).
     """
     predictions, done = [], 0
     with Progress(description, count, "profiles", quiet=quiet) as progress:
         for profiles in batches:
             known = None if phase is None else phase[done : done + len(profiles)]
             p = predictor.predict(profiles, known)
-            predictions.append((p.phase, p.cells, p.probabilities))
+            accepted = np.ones(len(profiles), dtype=bool) if p.accepted is None else p.accepted
+            predictions.append((p.phase, p.cells, p.probabilities, accepted))
             done += len(profiles)
             progress.advance(len(profiles))
-    phases, cells, probabilities = zip(*predictions, strict=True)
-    return np.concatenate(phases), np.concatenate(cells), np.concatenate(probabilities)
+    phases, cells, probabilities, accepted_ = map(np.concatenate, zip(*predictions, strict=True))
+    return phases, cells, probabilities, accepted_
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def evaluation_rows(dataset: xr.Dataset, predictors: Mapping[str, Predictor], co
 def _score(predictor: Predictor, pinned: _Pinned, *, quiet: bool = False) -> VersionScores:
     """Score a version on the pinned profiles, and time it."""
     (profiles, true_phase, true_cells), targets = pinned, predictor.targets
-    phase, cells, probabilities = predict_batches(
+    phase, cells, probabilities, _ = predict_batches(
         predictor, in_batches(profiles), len(profiles), description="Evaluating", quiet=quiet
     )
     has_cells = bool(np.isfinite(cells).all())

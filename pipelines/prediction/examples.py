@@ -13,7 +13,7 @@ from bragg_data.measurement.load import load_measurements
 from catalog.tracking import Tracking
 from pipelines.cli.style import UNITS
 from pipelines.prediction.interface import load_model
-from pipelines.prediction.workflow import PredictedProfile, predict_measurements
+from pipelines.prediction.workflow import PredictedProfile, predict_measurements, refine_predictions
 
 # Directory of the profiles; ``examples.json`` holds their descriptions and their truth.
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -25,7 +25,7 @@ Example = Mapping[str, Any]
 
 
 def predict_examples(tracking: Tracking, uri: str) -> list[tuple[PredictedProfile, Example]]:
-    """Predict all examples with a registered model; return each prediction with its example."""
+    """Predict and refine all examples with a registered model; return each with its example."""
     model = load_model(uri, tracking=tracking.uri, progress=True)
     examples = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))
     measurements = []
@@ -36,11 +36,12 @@ def predict_examples(tracking: Tracking, uri: str) -> list[tuple[PredictedProfil
         campaign = model.predictor.campaign
         measurements += load_measurements(EXAMPLES / file, campaign, instrument)[:1]
     predictions = predict_measurements(measurements, model)
+    predictions = refine_predictions(predictions, model.refiner, progress=True)
     return list(zip(predictions, examples.values(), strict=True))
 
 
 def comparison_table(prediction: PredictedProfile, example: Example) -> Table:
-    """Return a table of a prediction, the library match, the truth and the errors."""
+    """Return a table of a prediction, library match, refinement, the truth and the errors."""
     name = Path(prediction.measurement.profile.source).name
     title = f"{example['what']} ({name})"
     table = Table("", "crystal system", title=title, title_justify="left")
@@ -55,6 +56,10 @@ def comparison_table(prediction: PredictedProfile, example: Example) -> Table:
     if library:
         best = library.candidates[0]
         rows.append(("library match", best.crystal_system, best.cell.to_array()[_COLUMNS]))
+    if prediction.refined:
+        fit = prediction.refined[0]
+        system = prediction.phases[fit.phase].crystal_system.name
+        rows.append(("refined", system, fit.cell[_COLUMNS]))
     for label, system, values in rows:
         color = "green" if system == example["crystal_system"] else "red"
         texts = []

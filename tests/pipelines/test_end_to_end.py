@@ -3,16 +3,22 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from bragg_data.store.repository import open_snapshot
+from catalog import registry
+from catalog.tracking import Tracking
 from pipelines import predict
 from pipelines import run as main_job
 from pipelines.cli.console import run
+from pipelines.training.task import TrainingEnvironment
 from tests.conftest import FIRST_COMMAND
+from tests.small_bench import short_presets
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -29,6 +35,8 @@ def home(first_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_simulates_trains_and_predicts(home: Path) -> None:
     output = (home / "printed.txt").read_text(encoding="utf-8")
     assert "models:/batio3-nomad/1" in output
+    assert "guided, made for clean ones, predicts them" in output
+    assert "refined" in output
     assert "noisy pseudo-experiment" in output
     assert "make ui" in output
     dataset = open_snapshot("batio3-nomad-v1", home / "data" / "store")
@@ -46,6 +54,25 @@ def test_again_makes_nothing_twice(
     assert "nothing to do" in again.out
     assert "it stays" in again.out
     assert "models:/batio3-nomad/2" not in again.out
+
+
+@pytest.mark.training
+def test_a_model_that_does_not_pass_leaves_another_champion(
+    small_dataset: xr.Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    presets = short_presets()
+    quick = presets.networks["robust"]["quick"]
+    poor = replace(
+        quick, training_draws=50, calibration_draws=30, network={"draws": 8, "starts": 1}
+    )
+    presets = short_presets(robust=poor)
+    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    environment = TrainingEnvironment(tracking, state=tmp_path, presets=presets)
+    models = ("robust", "guided")
+    result = main_job.train_first(small_dataset, environment, "quick", models)
+    assert result == ("guided", registry.champion_uri(tracking))
+    assert registry.champion(tracking, registry.registered_name("small", "robust")) is None
+    assert "stays a candidate" in capfd.readouterr().out
 
 
 def test_predict_answers_afterwards(

@@ -116,6 +116,10 @@ def test_the_comparison_is_what_training_recorded() -> None:
     )
     read = ModelProvenance.from_json(provenance.to_json())
     assert BaselineComparison.from_provenance(read) == WORSE
+    # Of a model that rejects profiles, the others are compared.
+    rejecting = replace(read, test={**read.test, "accepted": {"n": 2990.0, "mse_paper": 1e-6}})
+    compared = BaselineComparison.from_provenance(rejecting)
+    assert compared == replace(WORSE, n_samples=2990, model=1e-6)
     assert BaselineComparison.from_provenance(ModelProvenance()) is None
     # Models of an earlier version recorded no baselines.
     assert BaselineComparison.from_provenance(replace(provenance, baselines=None)) is None
