@@ -1,8 +1,8 @@
 """Smooth baselines of profiles, by penalised least squares whose weights leave the peaks out.
 
 Several profiles share each step of a compiled loop: the equations of each are a chain
-in which every division waits for the previous. Arithmetic is exact, as written: a baseline must not
-depend on its lane, nor on what a compiler inlined.
+in which every division waits for the previous. Lanes are neighbours in memory there, and all that
+the loop works on is one array, so that it is done for all lanes at once.
 """
 
 import numpy as np
@@ -18,6 +18,7 @@ STIFFNESS = 1e6
 _STEPS = 50  # at most; most profiles converge in 10 to 15
 _CONVERGED = 1e-3  # relative change of the weights
 _LANES = 8  # profiles at a time
+_DIAGONAL, _Z, _FIRST, _SECOND, _PIVOT = range(5)  # of each point's equation
 
 
 def smooth_baselines(profiles: Array, sigma: Array) -> Array:
@@ -47,13 +48,10 @@ def smooth_baselines(profiles: Array, sigma: Array) -> Array:
 def _fill_baselines(profiles: Array, sigma: Array, result: Array, stiffness: float) -> None:
     n, points = profiles.shape
     shape = (_LANES, points)
-    y, inverse, precision, weight = (
-        np.zeros(shape),
-        np.zeros(shape),
-        np.zeros(shape),
-        np.ones(shape),
-    )
-    z, first, second, pivot = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    y, inverse, precision = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    weight, z = np.ones(shape), np.zeros(shape)
+    equations = np.zeros((points + 4, 5, _LANES))  # two empty rows before and behind
+    equations[:, _DIAGONAL] = 1.0  # of lanes without a profile
     row, step = np.full(_LANES, -1), np.zeros(_LANES, np.int64)
     begin, length = np.zeros(_LANES, np.int64), np.zeros(_LANES, np.int64)
     waiting = 0
@@ -70,7 +68,15 @@ def _fill_baselines(profiles: Array, sigma: Array, result: Array, stiffness: flo
             busy = max(busy, length[k])
         if busy == 0:
             return
-        _solve(y, precision, weight, z, first, second, pivot, length, busy, stiffness)
+        for k in range(_LANES):
+            for i in range(length[k]):
+                # A tiny weight everywhere keeps the equations solvable across long gaps.
+                total = weight[k, i] * precision[k, i] + 1e-9
+                equations[i + 2, _DIAGONAL, k], equations[i + 2, _Z, k] = total, total * y[k, i]
+        _solve(equations, length, busy, stiffness)
+        for k in range(_LANES):
+            for i in range(length[k]):
+                z[k, i] = equations[i + 2, _Z, k]
         for k in range(_LANES):
             if row[k] < 0:
                 continue
@@ -104,44 +110,34 @@ def _load(
 
 
 @kernel()
-def _solve(
-    y: Array,
-    precision: Array,
-    weight: Array,
-    z: Array,
-    first: Array,
-    second: Array,
-    pivot: Array,
-    length: Array,
-    busy: int,
-    stiffness: float,
-) -> None:
-    """Solve the pentadiagonal equations of each lane, L D Lᵀ z = right-hand side."""
-    for i in range(busy):
-        before, earlier = max(i - 1, 0), max(i - 2, 0)
+def _solve(e: Array, length: Array, busy: int, stiffness: float) -> None:
+    """Solve the pentadiagonal equations of each lane, L D Lᵀ z = right-hand side, in their place.
+
+    ``e`` (busy + 4, 5, lanes) holds the weights on the diagonal and the right-hand sides.
+    """
+    for i in range(2, busy + 2):
         for k in range(_LANES):
             # Whether the second differences that begin at i, i - 1 and i - 2 lie in the profile.
-            a = stiffness if i + 2 < length[k] else 0.0
-            b = stiffness if 0 < i < length[k] - 1 else 0.0
-            c = stiffness if 1 < i < length[k] else 0.0
-            # A tiny weight everywhere keeps the equations solvable across long gaps.
-            total = weight[k, i] * precision[k, i] + 1e-9
-            off = -2.0 * (b + c) - c * first[k, before]
-            l1, l2 = off * pivot[k, before], c * pivot[k, earlier]
-            pivot[k, i] = 1.0 / (a + 4.0 * b + c + total - l1 * off - l2 * c)
-            first[k, i], second[k, i] = l1, l2
-            z[k, i] = total * y[k, i] - l1 * z[k, before] - l2 * z[k, earlier]
-    for k in range(_LANES):
-        last, last_but = 0.0, 0.0
-        below, far = 0.0, 0.0
-        for i in range(length[k] - 1, -1, -1):
-            value = z[k, i] * pivot[k, i] - below * last - far * last_but
-            far = second[k, i + 1] if i + 1 < length[k] else 0.0
-            below, last_but, last = first[k, i], last, value
-            z[k, i] = value
+            end = length[k] + 2
+            a = stiffness if i + 2 < end else 0.0
+            b = stiffness if 2 < i < end - 1 else 0.0
+            c = stiffness if 3 < i < end else 0.0
+            off = -2.0 * (b + c) - c * e[i - 1, _FIRST, k]
+            l1, l2 = off * e[i - 1, _PIVOT, k], c * e[i - 2, _PIVOT, k]
+            e[i, _PIVOT, k] = 1.0 / (a + 4.0 * b + c + e[i, _DIAGONAL, k] - l1 * off - l2 * c)
+            e[i, _FIRST, k], e[i, _SECOND, k] = l1, l2
+            z = e[i, _Z, k] - l1 * e[i - 1, _Z, k] - l2 * e[i - 2, _Z, k]
+            e[i, _Z, k] = z if i < end else 0.0
+    # Beyond the end of a lane's profile the elements of L are 0.
+    e[busy + 2 : busy + 4, _FIRST : _SECOND + 1] = 0.0
+    for i in range(busy + 1, 1, -1):
+        for k in range(_LANES):
+            value = e[i, _Z, k] * e[i, _PIVOT, k]
+            value -= e[i + 1, _FIRST, k] * e[i + 1, _Z, k]
+            e[i, _Z, k] = value - e[i + 2, _SECOND, k] * e[i + 2, _Z, k]
 
 
-@kernel()
+@kernel(finite=True)
 def _reweight(y: Array, z: Array, inverse: Array, weight: Array) -> float:
     """Update a profile's weights from its baseline; return their relative change."""
     below, total, square = 0, 0.0, 0.0
@@ -157,13 +153,15 @@ def _reweight(y: Array, z: Array, inverse: Array, weight: Array) -> float:
     if spread <= 1e-9 * abs(mean):
         return 0.0
     low, slope = 2 * spread - mean, 2 / spread
-    change, size = 0.0, 0.0
+    updated = np.empty(len(y))
     for i in range(len(y)):
         argument = slope * ((y[i] - z[i]) * inverse[i] - low)
-        updated = 1.0 / (1.0 + exponential(min(max(argument, -50.0), 50.0)))
-        updated = updated if inverse[i] > 0.0 else 0.0
-        difference = updated - weight[i]
+        value = 1.0 / (1.0 + exponential(min(max(argument, -50.0), 50.0)))
+        updated[i] = value if inverse[i] > 0.0 else 0.0
+    change, size = 0.0, 0.0
+    for i in range(len(y)):  # sums keep their order, and are no part of a loop that vectorises
+        difference = updated[i] - weight[i]
         change += difference * difference
         size += weight[i] * weight[i]
-        weight[i] = updated
+        weight[i] = updated[i]
     return float(np.sqrt(change / size))
