@@ -9,15 +9,27 @@ from bragg_data.kernels import kernel
 
 
 @kernel(finite=True)
-def width_and_mixing(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
-    """Return ln W (µs) and η of one reflection: peak_shape and mixing of the peak shape in one."""
+def _widths(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Return the Gaussian variance (µs²) and width, the Lorentzian width (µs), and that of strain.
+
+    The last in units of difC; with the ratio of widths g, and the fifth power of W over the
+    Gaussian width.
+    """
     d2 = d * d
     sig_0, sig_1, sig_2, sig_q, x, y, z = constants
     variance = sig_0 + sig_1 * d2 + sig_2 * d2 * d2 + sig_q * d
     gauss = FWHM_PER_SIGMA * math.sqrt(max(variance, 1e-10))
-    lorentz = x * d + y * d2 + z + difc * (1e-4 * d2 / size + 1e-6 * d * microstrain)
+    strain = 1e-4 * d2 / size + 1e-6 * d * microstrain
+    lorentz = x * d + y * d2 + z + difc * strain
     g = max(lorentz, 1e-5) / gauss
     fifth = 1.0 + g * (2.69269 + g * (2.42843 + g * (4.47163 + g * (0.07842 + g))))
+    return variance, gauss, lorentz, strain, g, fifth
+
+
+@kernel(finite=True)
+def width_and_mixing(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Return ln W (µs) and η of one reflection: peak_shape and mixing of the peak shape in one."""
+    _, gauss, _, _, g, fifth = _widths(d, difc, size, microstrain, constants)
     log_fifth = 0.2 * math.log(fifth)
     r = g * math.exp(-log_fifth)
     return math.log(gauss) + log_fifth, r * (1.36603 + r * (-0.47719 + 0.11116 * r))
@@ -26,20 +38,15 @@ def width_and_mixing(d, difc, size, microstrain, constants):  # type: ignore[no-
 @kernel(finite=True)
 def _slopes(d, difc, size, microstrain, constants):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return the derivatives of ln W, then of η, by d, difc, size and microstrain."""
+    variance, gauss, lorentz, strain, g, fifth = _widths(d, difc, size, microstrain, constants)
     d2 = d * d
-    sig_0, sig_1, sig_2, sig_q, x, y, z = constants
-    variance = sig_0 + sig_1 * d2 + sig_2 * d2 * d2 + sig_q * d
-    gauss = FWHM_PER_SIGMA * math.sqrt(max(variance, 1e-10))
+    _, sig_1, sig_2, sig_q, x, y, _ = constants
     gauss_d = 0.0
     if variance > 1e-10:
         gauss_d = 0.5 * gauss / variance * (2.0 * sig_1 * d + 4.0 * sig_2 * d2 * d + sig_q)
-    strain = 1e-4 * d2 / size + 1e-6 * d * microstrain
-    lorentz = x * d + y * d2 + z + difc * strain
     by_d = x + 2.0 * y * d + difc * (2e-4 * d / size + 1e-6 * microstrain)
     changes = (by_d, strain, -difc * 1e-4 * d2 / (size * size), difc * 1e-6 * d)
     free = 1.0 if lorentz > 1e-5 else 0.0
-    g = max(lorentz, 1e-5) / gauss
-    fifth = 1.0 + g * (2.69269 + g * (2.42843 + g * (4.47163 + g * (0.07842 + g))))
     fifth_g = 2.69269 + g * (4.85686 + g * (13.41489 + g * (0.31368 + 5.0 * g)))
     root = fifth**-0.2
     r = g * root
