@@ -103,7 +103,7 @@ def main(
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
 
 
-def seconds(function: Callable, *arguments):
+def timed(function: Callable, *arguments):
     began = time.perf_counter()
     result = function(*arguments)
     return time.perf_counter() - began, result
@@ -113,14 +113,14 @@ def time_library(dataset: xr.Dataset, simulator: Simulator, drawn: Draws) -> Non
     profiles, covered = drawn.prepared(), drawn.covered
     with TemporaryDirectory() as directory:
         for name in ("build", "open"):
-            spent, index = seconds(open_index, dataset, simulator, Path(directory))
+            spent, index = timed(open_index, dataset, simulator, Path(directory))
             print(f"{name}: {spent:.2f} s")
         for name in ("first", "again"):
             rows = [[row] for row in range(len(profiles))]
-            each = [seconds(index.match, profiles[row], covered[row])[0] for row in rows]
+            each = [timed(index.match, profiles[row], covered[row])[0] for row in rows]
             median, p95 = 1e3 * np.percentile(each, [50, 95])
             print(f"query, {name}: median {median:.1f} ms, 95 % {p95:.1f} ms")
-        spent, matches = seconds(index.match, profiles, covered)
+        spent, matches = timed(index.match, profiles, covered)
         print(f"{len(profiles)} queries together: {1e3 * spent / len(profiles):.1f} ms each")
     exact = library_match(dataset, profiles, covered)
     best = np.arange(len(profiles)), exact.phase

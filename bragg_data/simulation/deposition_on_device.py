@@ -4,7 +4,7 @@ Positions are computed in double precision, areas and patterns in single precisi
 added in any order, so that the last digits of results differ from call to call.
 """
 
-from math import ceil, log, pi, sqrt
+from math import ceil, log, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bragg_data.arrays import Array, Floats32, Indices
 from bragg_data.instrument.peak_shape import BLEND, ERFCX_SWITCH, FWHM_PER_SIGMA
-from bragg_data.simulation.deposition import REACH, TAPS
+from bragg_data.simulation.deposition import EXCESS, REACH, TAPS
 from bragg_data.simulation.deposition_tables import Target
 from bragg_data.simulation.device import Device
 
@@ -206,7 +206,7 @@ def add_steps(
         blend = 0.5 + z * (0.9375 + z * z * (-0.625 + 0.1875 * z * z))
         change = (y >= ERFCX_SWITCH).float() - blend
         u = delta / sigma
-        change = change * torch.exp(-0.5 * u * u) * norm * _excess_of_bound(y)
+        change = change * torch.exp(-0.5 * u * u) * norm * _excess_of_bound(y, z)
         at = first.long() + offset
         inside = (delta >= low) & (delta <= high) & (z.abs() < 1)
         inside = inside & (at >= 0) & (at < count)
@@ -214,13 +214,10 @@ def add_steps(
         patterns.scatter_add_(0, at.flatten(0, 1), change.flatten(0, 1))
 
 
-def _excess_of_bound(y: Tensor) -> Tensor:
-    """Return :func:`bragg_data.simulation.deposition.excess_of_bound`, of y > 4.5."""
-    s = 1 / (y * y)
-    total = torch.ones_like(y)
-    for n in range(10, 0, -1):
-        total = 1 - (n - 0.5) * s * total
-    return 2 / sqrt(pi) / (y + torch.sqrt(y * y + 4 / pi)) - total / (y * sqrt(pi))
+def _excess_of_bound(y: Tensor, z: Tensor) -> Tensor:
+    """Return :func:`bragg_data.simulation.deposition.excess_of_bound`."""
+    c_0, c_1, c_2, c_3, c_4 = EXCESS
+    return (c_0 + z * (c_1 + z * (c_2 + z * (c_3 + z * c_4)))) / y**5
 
 
 def width_and_mixing(

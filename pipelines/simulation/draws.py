@@ -5,14 +5,11 @@ tested or calibrated on what it was trained on.
 """
 
 import hashlib
-import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import lru_cache, partial
-from multiprocessing import get_context
+from functools import lru_cache
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -127,20 +124,6 @@ def held_out_draws(
     if path is not None:
         save_arrays(path, **vars(draws))
     return replace(draws, profiles=draws.profiles.astype(np.float32))
-
-
-def draws_per_second(campaign: Campaign, tasks: int = 20, processes: int = 2) -> float:
-    """Return how many draws a second some processes make, prepared for training.
-
-    Everything varies. A task is 100 draws of each phase; what is built once is not counted.
-    """
-    make = partial(draw_task, per_phase=_PER_TASK, recipe=recipe_of(campaign), calibrated=True)
-    seeds = [random_stream(Purpose.TRAINING, 0, task) for task in range(tasks)]
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        list(pool.map(make, seeds[: 2 * processes]))
-        began = time.perf_counter()
-        drawn = sum(len(part.phase) for part in pool.map(make, seeds))
-        return drawn / (time.perf_counter() - began)
 
 
 def task_sizes(count: int, per_task: int = _PER_TASK) -> list[int]:
