@@ -207,11 +207,12 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
     reflections; their order is that of d in the cell of the CIF (then of the indices), whatever the
     box. Raises a CrystalError if the box holds no reflection, or more than memory does.
     """
+    impossible = CrystalError(
+        f"Phase '{phase.name}' has no reflection or too many up to the indices {limits}. "
+        f"Check the cell (lengths in ångström) and the range of times of flight."
+    )
     if not 0 < max(limits) < _BASE // 4 or np.prod(np.array(limits) * 2.0 + 1) > _MAX_INDICES:
-        raise CrystalError(
-            f"Phase '{phase.name}' has no reflection or too many up to the indices {limits}. "
-            f"Check the cell (lengths in ångström) and the range of times of flight."
-        )
+        raise impossible
     operations = phase.group_ops
     rotations = np.array([op.rot for op in operations.sym_ops]) // operations.sym_ops[0].DEN
     laue = np.unique(np.concatenate([rotations, -rotations]), axis=0)
@@ -227,6 +228,8 @@ def unique_reflections(phase: Phase, limits: tuple[int, int, int]) -> Reflection
     digits = np.unravel_index(np.unique(best[best > 0]) + offset, (_BASE, _BASE, _BASE))
     hkl = np.stack(digits, axis=1) - _BASE // 2
     hkl = hkl[~operations.systematic_absences(hkl.astype(np.int32))]
+    if not len(hkl):
+        raise impossible
 
     code = hkl @ weights
     multiplicity = len(laue) / (hkl @ (laue @ weights).T == code[:, None]).sum(axis=1)

@@ -47,6 +47,7 @@ class OriginalBank:
     original: Density
     d: Array  # (n,) Å, ascending, over which the original is used
     reference: Instrument | None = None  # of whose positions the original is, if of another's
+    window: tuple[float, float] | None = None  # first and last time in µs, where a file states them
 
     def widths(self) -> tuple[Array, Array]:
         """Return full widths at half maximum in µs, of the original and of this project, (n,)."""

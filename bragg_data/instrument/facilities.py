@@ -71,3 +71,10 @@ def diffractometer_named(text: str) -> Diffractometer:
         named.pop().name if len(named) == 1 else "",
         facilities.pop() if len(facilities) == 1 else "",
     )
+
+
+def diffractometer_of_file(name: str, text: str) -> Diffractometer:
+    """Return the diffractometer that a file's text names, or its own name: GEM_2017.instprm."""
+    named = diffractometer_named(text)
+    word = re.match(r"[A-Za-z-]+", name)
+    return named if named.name or not word else _NAMES.get(_key(word[0]), named)

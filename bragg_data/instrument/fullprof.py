@@ -15,6 +15,7 @@ All are exact convolutions with a pseudo-Voigt; of the Lorentzian part GSAS-II c
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -278,7 +279,9 @@ def _bank_of_values(
 ) -> conversion.OriginalBank:
     used = {name: value for name, value in values.items() if name in _USED}
     rows = tuple(map(tuple, table or []))
-    return _converted(number, tuple(sorted(used.items())), rows, where)
+    window = values.get("tof-min", 0.0), values.get("tof-max", 0.0)
+    bank = _converted(number, tuple(sorted(used.items())), rows, where)
+    return replace(bank, window=window if 0 < window[0] < window[1] else None)
 
 
 @lru_cache(maxsize=64)  # programs write other things of a refinement again than its instrument

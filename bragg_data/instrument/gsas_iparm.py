@@ -5,6 +5,7 @@ time-of-flight profile functions. A negative function has a table of rise and de
 """
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -92,7 +93,10 @@ def read_gsas_banks(text: str, where: str) -> list[conversion.OriginalBank]:
         if not path:
             doubts.append("the primary flight path (FPATH1) is missing: the total one is unknown.")
     primary = path[0] if path else None
-    return [_bank(n, records, primary, where, doubts) for n, records in banks.items()]
+    return [
+        replace(_bank(n, records, primary, where, doubts), window=_window(records))
+        for n, records in banks.items()
+    ]
 
 
 def _bank(
@@ -234,11 +238,19 @@ def _bank_of_table(start: Instrument, d: Array, table: Array, name: str) -> conv
 
 def _spacings(records: _Records, instrument: Instrument) -> Array:
     """Return d-spacings in a bank's window of times (ms), or those of usual wavelengths."""
-    window = _numbers(records.get("TRNGE", "")) or _numbers(records.get("I ITYP", ""))[1:3]
-    if len(window) == 2:
-        ends = (1000 * np.array(window) - instrument.tzero) / instrument.difc
+    window = _window(records)
+    if window is not None:
+        ends = (np.array(window) - instrument.tzero) / instrument.difc
         return conversion.spacings_between(ends, instrument.two_theta)
     return conversion.usual_spacings(instrument.two_theta)
+
+
+def _window(records: _Records) -> tuple[float, float] | None:
+    """Return a bank's window of times in µs; None where it is missing or impossible."""
+    window = _numbers(records.get("TRNGE", "")) or _numbers(records.get("I ITYP", ""))[1:3]
+    if len(window) != 2 or not 0 <= window[0] < window[1]:
+        return None
+    return 1000 * window[0], 1000 * window[1]
 
 
 def _in_columns(record: str) -> bool:

@@ -1,0 +1,261 @@
+"""The part of an instrument's range that a campaign simulates, and its grid."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bragg_data.arrays import Array
+from bragg_data.campaign_design.cells import PhaseRanges
+from bragg_data.campaign_design.options import DesignError
+from bragg_data.crystallography.cell import CrystalError
+from bragg_data.crystallography.reflections import largest_indices, unique_lines
+from bragg_data.instrument.conversion import OriginalBank
+from bragg_data.instrument.diffractometer import DIFC_PER_METRE, Instrument
+from bragg_data.instrument.facilities import Diffractometer
+from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
+
+SHORTEST = 0.3  # Å; below, peaks of most structures overlap beyond use
+_LINES = 120  # of the phase with the fewest: networks compare up to 80
+_FEWEST = 60  # of it, where peaks overlap so much that more would show nothing
+_MOST = 2000  # of any phase: more take long to simulate, and overlap
+_OVERLAP = 0.4  # distance of neighbouring lines over FWHM below which they show nothing
+_SIGNIFICANT = 0.005  # height of a line, over the highest, that the window has to contain
+_PER_FWHM = 5.0  # points of the grid; NOMAD's bank 4 has 5.8 in the paper's campaign
+_PER_FWHM_OF_MANY, _MANY = 4.0, 6000  # where that were more points than this
+_MOST_POINTS = 12_000
+_FEWEST_POINTS = 256
+
+# The time between two pulses in µs: a little longer is the window of diffractometers that use the
+# first frame. Real ones end at: NOMAD 17,500, GEM 18,000 to 22,000, SEPD 30,000, iMATERIA 40,000.
+_FRAMES = {"SNS": 16_667, "ISIS": 20_000, "Lujan": 50_000, "IPNS": 33_333, "J-PARC": 40_000}
+_OF_FRAME = 1.13  # as in the paper's campaign
+_SECOND_TARGET = {"WISH": 100_000}  # of ISIS
+_OF_CHOSEN_FRAMES = {"POWGEN", "VULCAN", "HRPD", "SuperHRPD", "SNAP", "ENGIN-X", "TAKUMI"}
+_SHORTEST_WAVELENGTH, _LONGEST_WAVELENGTH = 0.15, 5.0  # Å, where a file states no window
+_LONGER_WAVELENGTH, _LONG_PATH = 6.5, 40.0  # Å, with flight paths of that many m: POWGEN
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """A bank of an instrument, the d-spacings that it can measure, and how that is known."""
+
+    instrument: Instrument
+    shortest: float  # Å
+    longest: float
+    origin: str  # of these ends, in words
+
+    @cached_property
+    def _resolution(self) -> tuple[Array, Array]:
+        d = np.geomspace(self.shortest, self.longest, 40)
+        return np.log(d), np.log(fwhm(self.instrument, d) / self.instrument.tof_from_d_spacing(d))
+
+    def relative_width(self, d: Array) -> Array:
+        """Return FWHM over T, without broadening by the sample, at d-spacings in Å (any shape)."""
+        return np.asarray(np.exp(np.interp(np.log(d), *self._resolution)))
+
+
+def fwhm(
+    instrument: Instrument, d: Array, *, size: float = math.inf, microstrain: float = 0.0
+) -> Array:
+    """Return the full widths at half maximum in µs of peaks at d-spacings (n,) in Å."""
+    shape = peak_shape(instrument, d, size=size, microstrain=microstrain)
+    scale = mixing(shape.variance, shape.fwhm)[0] + 1 / shape.rise + 1 / shape.decay
+    columns = type(shape)(*(value[:, None] for value in shape))
+    for _ in range(2):  # the second time on the scale of the peak itself
+        x = np.linspace(-4.0, 6.0, 1001) * scale[:, None]
+        y = peak(x, columns)
+        scale = np.array([_width(*curve) for curve in zip(x, y, strict=True)])
+    return scale
+
+
+def _width(x: Array, y: Array) -> float:
+    top = min(max(int(np.argmax(y)), 1), len(y) - 2)
+    left = np.interp(y[top] / 2, y[: top + 1], x[: top + 1])
+    right = np.interp(y[top] / 2, y[top:][::-1], x[top:][::-1])
+    return float(right - left)
+
+
+def band_of(bank: OriginalBank, diffractometer: Diffractometer) -> Band | None:
+    """Return what a bank can measure, or None if its constants give peaks nowhere.
+
+    The file's window of times, or else the pulses of its source, or else usual wavelengths.
+    """
+    i = bank.instrument
+    sine = abs(math.sin(math.radians(i.two_theta / 2)))
+    if i.geometry_doubt and i.flight_path > 0:  # the angle is wrong, the path usually not
+        sine = i.difc / (DIFC_PER_METRE * i.flight_path)
+    path = i.difc / (DIFC_PER_METRE * max(sine, 1e-3))
+    name, facility = diffractometer.name, diffractometer.facility
+    frame = _SECOND_TARGET.get(name) or _FRAMES.get(facility)
+    shortest = _SHORTEST_WAVELENGTH / (2 * max(sine, 1e-3))
+    if bank.window is not None:
+        first, last = ((end - i.tzero) / i.difc for end in bank.window)
+        shortest, origin = max(first, 1e-2), "the window of times in the instrument file"
+    elif name and frame and name not in _OF_CHOSEN_FRAMES:
+        last = (_OF_FRAME * frame - i.tzero) / i.difc
+        origin = f"the pulses of {facility}, every {frame:,} µs"
+    else:
+        wavelength = _LONGER_WAVELENGTH if path >= _LONG_PATH else _LONGEST_WAVELENGTH
+        last = wavelength / (2 * max(sine, 1e-3))
+        origin = f"wavelengths up to {wavelength:g} Å (the file states no window of times)"
+    return where_peaks_are(Band(i, max(shortest, SHORTEST / 2), last, origin))
+
+
+def where_peaks_are(band: Band) -> Band | None:
+    """Return the longest part of a band in which T grows with d and peaks have widths."""
+    if not band.longest > 1.05 * band.shortest:
+        return None
+    i, d = band.instrument, np.geomspace(band.shortest, band.longest, 600)
+    with np.errstate(all="ignore"):
+        tof, shape = i.tof_from_d_spacing(d), peak_shape(i, d, size=math.inf, microstrain=0.0)
+        slope = i.difc + 2 * i.difa * d - i.difb / (d * d)
+        good = (tof > 0.2 * i.difc * d) & (slope > 0.2 * i.difc) & (shape.fwhm >= 0)
+        good &= (shape.rise > 0) & (shape.decay > 0) & (shape.variance > 0)
+        good &= np.isfinite(tof) & (mixing(shape.variance, np.abs(shape.fwhm))[0] < tof / 4)
+        good &= (1 / shape.decay < tof / 4) & (1 / shape.rise < tof / 4)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(int)))
+    runs = edges.reshape(-1, 2)
+    if not len(runs):
+        return None
+    first, last = runs[np.argmax(runs[:, 1] - runs[:, 0])]
+    if d[last - 1] < 1.05 * d[first]:
+        return None
+    return Band(i, float(d[first]), float(d[last - 1]), band.origin)
+
+
+@dataclass(frozen=True, eq=False)
+class LineTable:
+    """Lines of a phase in the cell of its CIF, from long to short d, and in its largest cell."""
+
+    d: Array  # (n,) Å
+    longest: Array  # (n,) Å in any cell of the ranges
+    strength: Array  # (n,) multiplicity times |F|²
+
+    def within(self, shortest: float, longest: float) -> Array:
+        """Return the d-spacings in Å of the lines between two."""
+        return self.d[(self.d >= shortest) & (self.d <= longest)]
+
+
+def lines_of(phase: PhaseRanges, two_theta: float) -> LineTable:
+    """Return the lines of a phase down to 0.3 Å, or 2000 of them."""
+    structure, cells = phase.phase.at_angle(two_theta), phase.cells
+    table = LineTable(*np.zeros((3, 0)))
+    shortest = float(cells[:, :3].max())
+    while shortest > SHORTEST and len(table.d) < _MOST:
+        shortest = max(0.8 * shortest, SHORTEST)
+        try:
+            lines = unique_lines(structure, largest_indices(cells, shortest))
+        except CrystalError:  # none yet, or more than memory takes
+            if len(table.d):
+                break
+            continue
+        metric = structure.lattice.independent_metric(cells)
+        d = (metric @ np.asarray(lines.products, dtype=np.float64)) ** -0.5
+        of_reflections = d[0][lines.member]
+        f_squared = lines.reflections.f_squared(of_reflections)
+        weights = lines.reflections.multiplicity * f_squared
+        strength = np.bincount(lines.member, weights=weights).astype(np.float64)
+        seen = (d[0] >= shortest) & (strength > 1e-6 * strength.max())
+        order = np.flatnonzero(seen)[np.argsort(-d[0][seen])]
+        table = LineTable(d[0][order], d[:, order].max(axis=0), strength[order])
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The d-spacings in Å that a campaign simulates on a bank."""
+
+    band: Band
+    shortest: float
+    longest: float
+    complete: bool  # whether the line of longest d is inside
+    lines: tuple[int, ...]  # of each phase
+
+    @property
+    def tof(self) -> tuple[float, float]:
+        """The ends in µs."""
+        ends = self.band.instrument.tof_from_d_spacing(np.array([self.shortest, self.longest]))
+        return float(ends[0]), float(ends[1])
+
+    @cached_property
+    def widths(self) -> Array:
+        """FWHM over T, without broadening by the sample, over the window."""
+        return self.band.relative_width(np.geomspace(self.shortest, self.longest, 40))
+
+
+def window_of(band: Band, tables: Sequence[LineTable]) -> Window | None:
+    """Return the window that the lines of all phases need, within a band; None without lines.
+
+    It ends behind the significant line of longest d, in the largest cell, and begins where the
+    phase with the fewest lines has 120 of them, or the lines are no longer resolved.
+    """
+    heights = [_heights(band, table) for table in tables]
+    if not all(h.any() for h in heights):
+        return None
+    ends = [
+        t.longest[h > _SIGNIFICANT * h.max()].max() for t, h in zip(tables, heights, strict=True)
+    ]
+    width = float(band.relative_width(np.array([max(ends)]))[0])
+    beyond = any((t.strength[t.longest > band.longest] > 0).any() for t in tables)
+    longest = band.longest if beyond else min(max(ends) * (1.01 + 3 * width), band.longest)
+    begins = [_begin(band, table.within(band.shortest, longest)) for table in tables]
+    enough = [
+        float(inside[_MOST - 1]) if len(inside) >= _MOST else 0.0
+        for inside in (table.within(band.shortest, longest) for table in tables)
+    ]
+    shortest = max(min(begins), *enough, SHORTEST, band.shortest)
+    shortest = min(shortest, longest / 1.3)
+    shortest = max(shortest, band.shortest)
+    counts = tuple(len(table.within(shortest, longest)) for table in tables)
+    return Window(band, shortest, longest, not beyond, counts)
+
+
+def _heights(band: Band, table: LineTable) -> Array:
+    """Return the heights of lines, |F|² m d⁴ over the FWHM; 0 outside the band."""
+    inside = (table.d >= max(band.shortest, SHORTEST)) & (table.d <= band.longest)
+    return np.where(inside, table.strength * table.d**3 / band.relative_width(table.d), 0.0)
+
+
+def _begin(band: Band, d: Array) -> float:
+    """Return the d-spacing in Å from which the lines (n,), descending, are enough."""
+    if len(d) <= _FEWEST:
+        return SHORTEST
+    distance = np.convolve(-np.diff(np.log(d)), np.full(15, 1 / 15), "same")
+    overlapping = np.flatnonzero(distance < _OVERLAP * band.relative_width(d[1:]))
+    overlapping = overlapping[overlapping >= _FEWEST]
+    last = min([_LINES, len(d), *overlapping[:1].tolist()]) - 1
+    return float(d[last]) * 0.99 if last < len(d) - 1 else SHORTEST
+
+
+def best_window(windows: Sequence[Window]) -> Window:
+    """Return the window of the best resolution among those that see enough lines."""
+    most = max(min(w.lines) for w in windows)
+    enough = [w for w in windows if min(w.lines) >= min(_FEWEST, 0.7 * most)]
+    return min(enough, key=lambda w: float(np.median(w.widths)))
+
+
+def grid_of(window: Window, width: float, measured: float | None) -> tuple[float, float, int]:
+    """Return start in µs, relative step and points of a grid for peaks of FWHM over T ``width``.
+
+    ``measured`` is the relative step of a measured file. Raises a DesignError if no grid of at most
+    12,000 points resolves the peaks.
+    """
+    start, stop = window.tof
+    step = width / _PER_FWHM if measured is None else measured
+    if measured is None and math.log(stop / start) / step > _MANY:
+        step = min(width / _PER_FWHM_OF_MANY, math.log(stop / start) / _MANY)
+    step = max(step, math.log(stop / start) / (_MOST_POINTS - 1))
+    step = min(step, math.log(stop / start) / (_FEWEST_POINTS - 1))
+    if step > width / 2:
+        raise DesignError(
+            f"Peaks of bank {window.band.instrument.bank} are {width:.1e} of T wide: a grid of "
+            f"{_MOST_POINTS:,} points from {start:.0f} to {stop:.0f} µs does not resolve them. "
+            f"Choose another bank (--bank)."
+        )
+    step = float(f"{step:.4g}")
+    start = float(f"{start:.5g}")
+    points = int(math.log(stop / start) / step) + 1
+    return start, step, min(points, _MOST_POINTS)
