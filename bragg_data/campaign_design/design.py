@@ -4,12 +4,13 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.campaign_design.cells import PhaseRanges, phases_of, ranges_text, with_ranges
 from bragg_data.campaign_design.options import DesignError, DesignOptions
@@ -23,6 +24,7 @@ from bragg_data.campaign_design.window import (
     fwhm,
     grid_of,
     lines_of,
+    spacings_of,
     where_peaks_are,
     window_of,
 )
@@ -41,7 +43,6 @@ from bragg_data.simulation.kinematic import Simulator
 SIMULATION_SHARE = 0.1  # of the budget
 _SAMPLES = 1024, 16_384  # of each phase
 _TIMED = 128  # patterns of each phase: a batch of the simulator
-_REGULAR = 0.02  # relative scatter of the steps of a logarithmic binning
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +54,8 @@ class CampaignDesign:
     assumptions: tuple[str, ...]  # what was chosen and why, in sentences
     warnings: tuple[str, ...]  # doubts about the files and options, in sentences
     campaign: Campaign  # the same, loaded
+    d_spacings: tuple[Array, ...]  # of the lines of each phase's CIF in the window, in Å
     measured: Profile | None = None  # of ``like``, over times of flight
-
-
-def bank_numbers(instrument: Path) -> tuple[int, ...]:
-    """Return the numbers of the banks of an instrument file, in its order, each once.
-
-    Raises an InstrumentError if it cannot be read.
-    """
-    return tuple(dict.fromkeys(bank.instrument.bank for bank in read_banks(instrument)))
 
 
 def design_campaign(options: DesignOptions, directory: Path) -> CampaignDesign:
@@ -87,10 +81,10 @@ def design_campaign(options: DesignOptions, directory: Path) -> CampaignDesign:
     of_sample = {"size": broadening.size, "microstrain": broadening.microstrain}
     d = np.geomspace(window.shortest, window.longest, 60)
     width = float((fwhm(i, d, **of_sample) / i.tof_from_d_spacing(d)).min())
-    start, step, points = grid_of(window, width, _measured_step(profile, width))
+    start, step, points = grid_of(window, width, None if profile is None else profile.tof)
     grid = TofGrid(start, step, points)
     rate, of_simulator = _rate(phases, window, grid, broadening)
-    samples = _samples(options.budget, rate, len(phases))
+    samples = samples_within(options.budget, rate, len(phases))
     name = campaign_name(options.name, phases, options.instrument)
     assumptions = (
         *(f"Phase '{p.phase.name}' ({p.phase.space_group}): {ranges_text(p)}." for p in phases),
@@ -119,9 +113,32 @@ def design_campaign(options: DesignOptions, directory: Path) -> CampaignDesign:
         toml, {p.phase.name: p.phase.cif for p in phases}, window.band.instrument.text
     )
     _ = campaign.samples  # refuses cells that do not belong to their phase
-    return CampaignDesign(
-        name, toml, assumptions, tuple(dict.fromkeys([*notes, *of_simulator])), campaign, profile
-    )
+    doubts = tuple(dict.fromkeys([*notes, *of_simulator]))
+    angle = i.two_theta
+    spacings = tuple(lines_of(p, angle).within(window.shortest, window.longest) for p in phases)
+    return CampaignDesign(name, toml, assumptions, doubts, campaign, spacings, profile)
+
+
+def design_each_bank(
+    options: DesignOptions, directory: Path
+) -> tuple[list[CampaignDesign], list[str]]:
+    """Design a campaign for each bank of an instrument file, named NAME-bankN.
+
+    Returns them, and why banks are left out, in sentences. Errors are those of
+    :func:`design_campaign`, if it refuses all banks.
+    """
+    base = campaign_name(options.name, phases_of(options.cifs), options.instrument)
+    numbers = dict.fromkeys(bank.instrument.bank for bank in read_banks(options.instrument))
+    designs, refused = [], []
+    for number in numbers:
+        of_bank = replace(options, bank=number, name=f"{base}-bank{number}")
+        try:
+            designs.append(design_campaign(of_bank, directory))
+        except DesignError as error:
+            refused.append(error)
+    if not designs:
+        raise refused[0]
+    return designs, [str(error) for error in refused]
 
 
 def _chosen_window(
@@ -140,8 +157,8 @@ def _chosen_window(
     usable = [b for b in unique if options.bank in (None, b.instrument.bank)]
     if not usable:
         raise DesignError(
-            f"{file} gives several banks the same number ({known}), so that a campaign cannot name "
-            f"one: renumber them."
+            f"{file} gives several banks the same number ({known}), so that a campaign cannot "
+            f"choose one: renumber them."
         )
     measured = _measured_banks(options, usable)
     bands = [(band_of(bank, diffractometer), profile) for bank, profile in measured]
@@ -165,7 +182,11 @@ def _chosen_window(
         )
     window = best_window([w for w, _ in windows])
     profile = next(profile for w, profile in windows if w is window)
-    return window, profile, _reason(window, [w for w, _ in windows], options)
+    reason = _reason(window, [w for w, _ in windows], options)
+    if len(unique) < len(banks):
+        repeated = sorted({n for n in numbers if numbers.count(n) > 1})
+        reason += f" Several banks have the number {str(repeated)[1:-1]}: renumber them to use one."
+    return window, profile, reason
 
 
 def _measured_banks(
@@ -178,12 +199,22 @@ def _measured_banks(
     instruments = [bank.instrument for bank in banks]
     matched: list[tuple[OriginalBank, Profile | None]] = []
     reasons = []
-    for profile in read_profiles(options.like):
+    profiles = read_profiles(options.like)
+    numbers = [profile.bank for profile in profiles]
+    if (
+        len(profiles) > 1
+        and numbers.count(options.bank) == 1
+        and not any(p.difc or p.two_theta for p in profiles)
+    ):  # nothing but the number of the bank chooses
+        profiles = [profiles[numbers.index(options.bank)]]
+    for profile in profiles:
         try:
             bank = match_bank(profile, instruments)
             profile = in_time_of_flight(with_bins_of_calibration(profile, text), bank)
         except ProfileError as error:
-            reasons.append(str(error))
+            known = profile.difc or profile.two_theta or profile.bank or len(instruments) == 1
+            also = "" if known else f"{profile.name} does not name its bank: give it with --bank."
+            reasons.append(also or str(error))
             continue
         if (profile.sigma > 0).sum() > 2:
             matched.append((banks[instruments.index(bank)], profile))
@@ -197,7 +228,7 @@ def _measured_banks(
 def _within_profile(band: Band, profile: Profile) -> Band | None:
     """Return the part of a band that a profile covers; None if that is nothing."""
     i, tof = band.instrument, profile.tof[profile.sigma > 0]
-    first, last = ((end - i.tzero) / i.difc for end in (tof[0], tof[-1]))
+    first, last = spacings_of(i, float(tof[0]), float(tof[-1]))
     wider = Band(i, max(first, SHORTEST / 2), last, f"the last point of {profile.source}")
     return where_peaks_are(wider)
 
@@ -247,16 +278,6 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def _measured_step(profile: Profile | None, width: float) -> float | None:
-    """Return the relative step of a measured file, if it is regular and resolves peaks."""
-    if profile is None:
-        return None
-    steps = np.diff(np.log(profile.tof))
-    usual = float(np.median(steps))
-    regular = float(np.mean(np.abs(steps / usual - 1) < _REGULAR)) > 0.9
-    return usual if regular and width / 20 < usual < width / 2 else None
-
-
 def _rate(
     phases: Sequence[PhaseRanges], window: Window, grid: TofGrid, broadening: Broadening
 ) -> tuple[float, list[str]]:
@@ -281,7 +302,7 @@ def _rate(
     return _TIMED * len(phases) / sum(seconds), [str(w.message) for w in caught]
 
 
-def _samples(budget: float, rate: float, phases: int) -> int:
+def samples_within(budget: float, rate: float, phases: int) -> int:
     """Return the number of samples of each phase that a budget in minutes allows: a power of 2."""
     affordable = SIMULATION_SHARE * 60 * budget * rate / phases
     return int(2 ** math.floor(math.log2(min(max(affordable, _SAMPLES[0]), _SAMPLES[1]))))

@@ -12,8 +12,9 @@ from bragg_data.campaign_design.cells import PhaseRanges
 from bragg_data.campaign_design.options import DesignError
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.reflections import largest_indices, unique_lines
+from bragg_data.crystallography.scattering import ResonanceError
 from bragg_data.instrument.conversion import OriginalBank
-from bragg_data.instrument.diffractometer import DIFC_PER_METRE, Instrument
+from bragg_data.instrument.diffractometer import DIFC_PER_METRE, Instrument, InstrumentError
 from bragg_data.instrument.facilities import Diffractometer
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
 
@@ -26,7 +27,9 @@ _SIGNIFICANT = 0.005  # height of a line, over the highest, that the window has 
 _PER_FWHM = 5.0  # points of the grid; NOMAD's bank 4 has 5.8 in the paper's campaign
 _PER_FWHM_OF_MANY, _MANY = 4.0, 6000  # where that were more points than this
 _MOST_POINTS = 12_000
-_FEWEST_POINTS = 256
+_FEWEST_POINTS, _LEAST_POINTS = 256, 64  # by the choice of the step, and of a campaign file
+_FINEST, _COARSEST = 20.0, 1.8  # points per FWHM of a measured file whose binning is taken
+_REGULAR = 0.02  # relative scatter of the steps of a logarithmic binning
 
 # The time between two pulses in µs: a little longer is the window of diffractometers that use the
 # first frame. Real ones end at: NOMAD 17,500, GEM 18,000 to 22,000, SEPD 30,000, iMATERIA 40,000.
@@ -92,16 +95,27 @@ def band_of(bank: OriginalBank, diffractometer: Diffractometer) -> Band | None:
     frame = _SECOND_TARGET.get(name) or _FRAMES.get(facility)
     shortest = _SHORTEST_WAVELENGTH / (2 * max(sine, 1e-3))
     if bank.window is not None:
-        first, last = ((end - i.tzero) / i.difc for end in bank.window)
+        first, last = spacings_of(i, *bank.window)
         shortest, origin = max(first, 1e-2), "the window of times in the instrument file"
     elif name and frame and name not in _OF_CHOSEN_FRAMES:
-        last = (_OF_FRAME * frame - i.tzero) / i.difc
+        last = spacings_of(i, _OF_FRAME * frame)[0]
         origin = f"the pulses of {facility}, every {frame:,} µs"
     else:
         wavelength = _LONGER_WAVELENGTH if path >= _LONG_PATH else _LONGEST_WAVELENGTH
         last = wavelength / (2 * max(sine, 1e-3))
         origin = f"wavelengths up to {wavelength:g} Å (the file states no window of times)"
     return where_peaks_are(Band(i, max(shortest, SHORTEST / 2), last, origin))
+
+
+def spacings_of(instrument: Instrument, *tof: float) -> list[float]:
+    """Return the d-spacings in Å of times in µs, by difC alone where no d has such a time."""
+    spacings = []
+    for time in tof:
+        try:
+            spacings.append(float(instrument.d_spacing_from_tof(np.array(time))))
+        except InstrumentError:
+            spacings.append((time - instrument.tzero) / instrument.difc)
+    return spacings
 
 
 def where_peaks_are(band: Band) -> Band | None:
@@ -148,6 +162,8 @@ def lines_of(phase: PhaseRanges, two_theta: float) -> LineTable:
         shortest = max(0.8 * shortest, SHORTEST)
         try:
             lines = unique_lines(structure, largest_indices(cells, shortest))
+        except ResonanceError:
+            raise
         except CrystalError:  # none yet, or more than memory takes
             if len(table.d):
                 break
@@ -237,25 +253,38 @@ def best_window(windows: Sequence[Window]) -> Window:
     return min(enough, key=lambda w: float(np.median(w.widths)))
 
 
-def grid_of(window: Window, width: float, measured: float | None) -> tuple[float, float, int]:
+def grid_of(window: Window, width: float, times: Array | None) -> tuple[float, float, int]:
     """Return start in µs, relative step and points of a grid for peaks of FWHM over T ``width``.
 
-    ``measured`` is the relative step of a measured file. Raises a DesignError if no grid of at most
-    12,000 points resolves the peaks.
+    ``times`` (n,) in µs of a measured file are the grid's, within the window, where they are
+    logarithmic and resolve the peaks. Raises a DesignError if no grid of at most 12,000 points
+    resolves the peaks.
     """
     start, stop = window.tof
-    step = width / _PER_FWHM if measured is None else measured
-    if measured is None and math.log(stop / start) / step > _MANY:
-        step = min(width / _PER_FWHM_OF_MANY, math.log(stop / start) / _MANY)
-    step = max(step, math.log(stop / start) / (_MOST_POINTS - 1))
-    step = min(step, math.log(stop / start) / (_FEWEST_POINTS - 1))
+    span, digits, measured = math.log(stop / start), 5, _regular_step(times)
+    step = min(width / _PER_FWHM_OF_MANY, max(width / _PER_FWHM, span / _MANY))
+    step = max(step, span / (_MOST_POINTS - 1))
     if step > width / 2:
         raise DesignError(
             f"Peaks of bank {window.band.instrument.bank} are {width:.1e} of T wide: a grid of "
             f"{_MOST_POINTS:,} points from {start:.0f} to {stop:.0f} µs does not resolve them. "
             f"Choose another bank (--bank)."
         )
-    step = float(f"{step:.4g}")
-    start = float(f"{start:.5g}")
+    step = float(f"{min(step, span / (_FEWEST_POINTS - 1)):.4g}")
+    finest = max(width / _FINEST, span / (_MOST_POINTS - 1))
+    if times is not None and measured is not None and finest < measured < width / _COARSEST:
+        inside = times[times >= start]
+        start, step, digits = float(inside[0]), measured, 9
+    start = float(f"{start:.{digits}g}")
     points = int(math.log(stop / start) / step) + 1
-    return start, step, min(points, _MOST_POINTS)
+    return start, step, max(min(points, _MOST_POINTS), _LEAST_POINTS)
+
+
+def _regular_step(times: Array | None) -> float | None:
+    """Return the relative step of times (n,), if it is the same all over."""
+    if times is None:
+        return None
+    steps = np.diff(np.log(times))
+    usual = float(np.median(steps))
+    regular = np.abs(steps / usual - 1) < _REGULAR
+    return float(f"{steps[regular].mean():.8g}") if regular.mean() > 0.9 else None
