@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import Array, Floats32
 from bragg_data.campaign import Campaign
 from bragg_data.campaign_design.cells import PhaseRanges, phases_of, ranges_text, with_ranges
 from bragg_data.campaign_design.options import DesignError, DesignOptions
@@ -42,7 +42,17 @@ from bragg_data.simulation.kinematic import Simulator
 
 SIMULATION_SHARE = 0.1  # of the budget
 _SAMPLES = 1024, 16_384  # of each phase
+_STORED = 3e7  # intensities per second that the store compresses and writes
 _TIMED = 128  # patterns of each phase: a batch of the simulator
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """Patterns of a phase as they will be simulated."""
+
+    cells: Array  # (3, 6) the smallest, the largest and the CIF's, in Å and degrees
+    patterns: Floats32  # (3, points)
+    d_spacings: Array  # (n,) of the lines of the CIF's cell in the window, in Å
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +64,7 @@ class CampaignDesign:
     assumptions: tuple[str, ...]  # what was chosen and why, in sentences
     warnings: tuple[str, ...]  # doubts about the files and options, in sentences
     campaign: Campaign  # the same, loaded
-    d_spacings: tuple[Array, ...]  # of the lines of each phase's CIF in the window, in Å
+    examples: tuple[Example, ...]  # of each phase
     measured: Profile | None = None  # of ``like``, over times of flight
 
 
@@ -83,7 +93,7 @@ def design_campaign(options: DesignOptions, directory: Path) -> CampaignDesign:
     width = float((fwhm(i, d, **of_sample) / i.tof_from_d_spacing(d)).min())
     start, step, points = grid_of(window, width, None if profile is None else profile.tof)
     grid = TofGrid(start, step, points)
-    rate, of_simulator = _rate(phases, window, grid, broadening)
+    examples, rate, of_simulator = _simulated(phases, window, grid, broadening)
     samples = samples_within(options.budget, rate, len(phases))
     name = campaign_name(options.name, phases, options.instrument)
     assumptions = (
@@ -114,9 +124,7 @@ def design_campaign(options: DesignOptions, directory: Path) -> CampaignDesign:
     )
     _ = campaign.samples  # refuses cells that do not belong to their phase
     doubts = tuple(dict.fromkeys([*notes, *of_simulator]))
-    angle = i.two_theta
-    spacings = tuple(lines_of(p, angle).within(window.shortest, window.longest) for p in phases)
-    return CampaignDesign(name, toml, assumptions, doubts, campaign, spacings, profile)
+    return CampaignDesign(name, toml, assumptions, doubts, campaign, examples, profile)
 
 
 def design_each_bank(
@@ -278,28 +286,32 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def _rate(
+def _simulated(
     phases: Sequence[PhaseRanges], window: Window, grid: TofGrid, broadening: Broadening
-) -> tuple[float, list[str]]:
-    """Return how many patterns are simulated per second, on average over phases, and warnings."""
+) -> tuple[tuple[Example, ...], float, list[str]]:
+    """Return examples, patterns stored per second on average over phases, and warnings."""
     i, of_sample = window.band.instrument, (broadening.size, broadening.microstrain)
     random = np.random.default_rng(0)
-    seconds = []
+    examples, seconds = [], 0.0
     # Workers compute in one thread each.
     with warnings.catch_warnings(record=True) as caught, threadpool_limits(1):
         warnings.simplefilter("always")
         simulator = Simulator([p.phase for p in phases], i, grid, *of_sample)
         for code, p in enumerate(phases):
+            shown = np.concatenate([p.phase.lattice.cells([p.low, p.high]), p.phase.cell[None]])
+            patterns = simulator.simulate(np.full(len(shown), code), shown)
+            if not patterns.max() > 0:
+                raise DesignError(f"Phase '{p.phase.name}' scatters nothing in the window.")
+            d = lines_of(p, i.two_theta).within(window.shortest, window.longest)
+            examples.append(Example(shown, patterns, d))
             cells = p.phase.lattice.cells(random.uniform(p.low, p.high, (_TIMED, len(p.low))))
             times = []
             for _ in range(3):  # the first one builds what is built once; this machine may be busy
                 began = time.perf_counter()
-                patterns = simulator.simulate(np.full(_TIMED, code), cells)
+                simulator.simulate(np.full(_TIMED, code), cells)
                 times.append(time.perf_counter() - began)
-            seconds.append(min(times))
-            if not patterns.max() > 0:
-                raise DesignError(f"Phase '{p.phase.name}' scatters nothing in the window.")
-    return _TIMED * len(phases) / sum(seconds), [str(w.message) for w in caught]
+            seconds += min(times) / _TIMED + grid.points / _STORED
+    return tuple(examples), len(phases) / seconds, [str(w.message) for w in caught]
 
 
 def samples_within(budget: float, rate: float, phases: int) -> int:

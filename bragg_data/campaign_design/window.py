@@ -22,6 +22,8 @@ SHORTEST = 0.3  # Å; below, peaks of most structures overlap beyond use
 _LINES = 120  # of the phase with the fewest: networks compare up to 80
 _FEWEST = 60  # of it, where peaks overlap so much that more would show nothing
 _MOST = 2000  # of any phase: more take long to simulate, and overlap
+_SPAN = 3.0  # longest over shortest d at least, where no other limit is in the way …
+_LEAST_SPAN = 1.3  # … but the band's
 _OVERLAP = 0.4  # distance of neighbouring lines over FWHM below which they show nothing
 _SIGNIFICANT = 0.005  # height of a line, over the highest, that the window has to contain
 _PER_FWHM = 5.0  # points of the grid; NOMAD's bank 4 has 5.8 in the paper's campaign
@@ -222,9 +224,9 @@ def window_of(band: Band, tables: Sequence[LineTable]) -> Window | None:
         float(inside[_MOST - 1]) if len(inside) >= _MOST else 0.0
         for inside in (table.within(band.shortest, longest) for table in tables)
     ]
-    shortest = max(min(begins), *enough, SHORTEST, band.shortest)
-    shortest = min(shortest, longest / 1.3)
-    shortest = max(shortest, band.shortest)
+    sufficient = min(*begins, longest / _SPAN)
+    shortest = max(sufficient, *enough, SHORTEST, band.shortest)
+    shortest = max(min(shortest, longest / _LEAST_SPAN), band.shortest)
     counts = tuple(len(table.within(shortest, longest)) for table in tables)
     return Window(band, shortest, longest, not beyond, counts)
 

@@ -10,7 +10,6 @@ from matplotlib.ticker import MaxNLocator
 
 from bragg_data.arrays import Array
 from bragg_data.campaign_design import CampaignDesign
-from bragg_data.simulation.kinematic import Simulator
 from pipelines.cli.style import SYSTEM_COLORS, free_parameters_text
 
 
@@ -36,16 +35,12 @@ def draw_design(design: CampaignDesign, file: Path) -> None:
     """
     campaign = design.campaign
     phases, grid = campaign.phases[:_PANELS], campaign.grid
-    simulator = Simulator(*campaign.setup)
     figure = Figure(figsize=(10, 1.2 + 2.4 * len(phases)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(phases), sharex=True))
     tof = grid.tof / 1000
-    for code, (axis, phase) in enumerate(zip(axes, phases, strict=True)):
-        samples = campaign.samples
-        cells = samples.cells[samples.phase == code][:, phase.lattice.free_columns]
-        ends = phase.lattice.cells([cells.min(axis=0), cells.max(axis=0)])
-        shown = np.stack([ends[0], ends[1], phase.cell])
-        patterns = simulator.simulate(np.full(3, code), shown)
+    examples = design.examples[: len(phases)]
+    for axis, phase, example in zip(axes, phases, examples, strict=True):
+        shown, patterns, d = example.cells, example.patterns, example.d_spacings
         color = SYSTEM_COLORS[phase.crystal_system]
         if design.measured is not None:
             _draw_measured(axis, design, float(patterns[2].max()))
@@ -55,7 +50,6 @@ def draw_design(design: CampaignDesign, file: Path) -> None:
             style = _STYLES.get(name, {"color": color, "lw": 1.0})
             label = f"{name}: {free_parameters_text(cell, phase, '.5g')}"
             axis.plot(tof, pattern, label=label, **style)
-        d = design.d_spacings[code]
         lines = campaign.instrument.tof_from_d_spacing(d) / 1000
         low = -0.06 * float(patterns[2].max())
         axis.vlines(lines, 2 * low, low, color=color, lw=0.5)
