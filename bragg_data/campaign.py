@@ -34,6 +34,9 @@ from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid, 
 BUILT_IN = Path(__file__).parent / "campaigns"
 """Directory of the campaigns that ship with the project."""
 
+# Of a campaign's definition: everything else decides what the pattern of a cell is.
+_OF_THE_DRAW = {"name", "seed", "sampling", "phases", "cell", "exclude", "samples"}
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -171,6 +174,17 @@ class Campaign:
             if phase["block"] is None:  # identities of before there were blocks
                 del phase["block"]
         return resolved
+
+    @property
+    def phase_identities(self) -> tuple[str, ...]:
+        """What the patterns of each phase depend on, next to their cells, as JSON texts.
+
+        That is all of the definition but how the phase is called and which cells are drawn.
+        """
+        common = {k: v for k, v in self.definition.items() if k not in _OF_THE_DRAW}
+        phases = self.definition["phases"]
+        structures = ({k: v for k, v in p.items() if k not in _OF_THE_DRAW} for p in phases)
+        return tuple(json.dumps([common, structure], sort_keys=True) for structure in structures)
 
     def identity(self, simulator: str, version: str, limit: int | None = None) -> str:
         """Return the SHA-256 (hex) that identifies the data set of a simulator and its version.

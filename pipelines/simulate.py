@@ -41,7 +41,8 @@ def main(
 ) -> None:
     """Simulate a campaign into the versioned store, or a list of cells into a file.
 
-    Whatever interrupts it, the same command completes exactly what is missing.
+    Whatever interrupts it, the same command completes exactly what is missing. With GSAS-II,
+    patterns that other data sets of the store have are copied.
     """
     from bragg_data.campaign import load_campaign
     from bragg_data.store.repository import Store

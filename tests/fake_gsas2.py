@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bragg_data.instrument.instprm import TofGrid
+from bragg_data.simulation import kinematic
+
 SLOW, CRASHING, CRASHING_ONCE, FAILING = 4.01, 4.02, 4.03, 4.04
 """Lattice parameter a, in ångström, of cells that take for ever, end the process (always, or the
 first time), or raise an error; the pattern of any other cell is flat, of height a."""
@@ -39,6 +42,31 @@ class FakeGsas2:
 
     def scripting(self, code: int, cell: list[float], sample: dict[str, float]) -> NDArray:
         return 1.001 * self.memory(code, cell, sample)
+
+
+class RecordingGsas2(FakeGsas2):
+    """Patterns of the fast simulator, one at a time; the file ``calls`` gets a line for each.
+
+    They fail while there is a file ``failing`` next to it that holds the cell's a.
+    """
+
+    def __init__(self, location, phases=(), instrument=None, tof=None):
+        super().__init__(location, phases, instrument, tof)
+        self.place = Path(location)
+        if tof is not None:
+            grid = TofGrid(tof[0], tof[1] / tof[0] - 1, len(tof))
+            self.simulator = kinematic.Simulator(phases, instrument, grid, 1.0, 1000.0)
+
+    def memory(self, code: int, cell: list[float], sample: dict[str, float]) -> NDArray:
+        failing = self.place / "failing"
+        if failing.exists() and float(failing.read_text()) == cell[0]:
+            raise ValueError("no reflections in range")
+        with (self.place / "calls").open("a") as calls:
+            calls.write(f"{code} {cell}\n")
+        return self.scripting(code, cell, sample)
+
+    def scripting(self, code: int, cell: list[float], _sample: dict[str, float]) -> NDArray:
+        return self.simulator.simulate(np.array([code]), np.array([cell]))[0]
 
 
 class DyingGsas2:

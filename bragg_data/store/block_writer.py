@@ -5,9 +5,11 @@ single committer, under a lock, merges the forks and writes the status of their 
 commit: whatever dies, the store records exactly which samples it holds.
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
 import numpy as np
@@ -21,7 +23,7 @@ from zarr.codecs import BloscCodec
 from bragg_data.arrays import Integers8
 from bragg_data.errors import first_line
 from bragg_data.store import schema
-from bragg_data.store.repository import Store, StoreError, open_dataset, storage_errors
+from bragg_data.store.repository import Snapshot, Store, StoreError, open_dataset, storage_errors
 
 # The low bits of a pattern are noise to any compressor: zstd takes twice the time for 3 % less.
 COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
@@ -37,6 +39,7 @@ class BlockResult:
     sha256: bytes = b""  # of the chunk
     reason: str = ""  # why the block failed
     final: bool = False  # another attempt is useless
+    copied: Mapping[Snapshot, int] = field(default_factory=dict)  # samples from other data sets
 
 
 class BlockWriter(ABC):
@@ -45,7 +48,9 @@ class BlockWriter(ABC):
     A context manager. On the first run it creates the group; on the next ones it resumes it. The
     group has ``status`` (sample) and ``block_sha256`` (block, digest_byte) next to the array.
     ``provenance`` are attributes of this run, such as the code's commit; if they differ from those
-    of earlier runs, all are recorded. Entering raises `StoreError` if another process writes it.
+    of earlier runs, all are recorded. The attribute ``reused_from`` is a JSON list of the snapshots
+    from which samples were copied, and of how many; ``copied`` has those of this run. Entering
+    raises `StoreError` if another process writes it.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class BlockWriter(ABC):
     ) -> None:
         self.store, self.branch, self.group, self.count = store, branch, group, count
         self.failures: dict[int, str] = {}
+        self.copied: Counter[Snapshot] = Counter()
         self._session: Session | None = None  # a clean one, to fork from
         self._provenance, self._lock_name = provenance, lock
 
@@ -145,7 +151,7 @@ class BlockWriter(ABC):
             return
         # On copies: after a commit that fails this object still describes the store.
         status, digests = self._status.copy(), self._digests.copy()
-        failures = dict(self.failures)
+        failures, copied = dict(self.failures), Counter[Snapshot]()
         for result in results:
             status[self.rows(result.block)] = result.status
             if result.fork is None:
@@ -153,6 +159,7 @@ class BlockWriter(ABC):
             else:
                 digests[result.block] = np.frombuffer(result.sha256, np.uint8)
                 failures.pop(result.block, None)
+                copied.update(result.copied)
         n_done = int((status == schema.DONE).sum())
         with storage_errors(f"committing to {self.store.uri}"), self.store.committing():
             session = self.store.repository.writable_session(self.branch)
@@ -164,10 +171,22 @@ class BlockWriter(ABC):
             attrs.pop("failures", None)
             if failures:
                 attrs["failures"] = {str(block): reason for block, reason in failures.items()}
+            if copied:
+                attrs["reused_from"] = _lineage(str(attrs.get("reused_from", "[]")), copied)
             group.attrs.put(attrs)
             session.commit(f"{n_done} of {self.count} samples of {self.group}")
         self._status, self._digests, self.failures = status, digests, failures
+        self.copied += copied
         self._session = None
+
+
+def _lineage(known: str, copied: Counter[Snapshot]) -> str:
+    """Add the samples that were copied to those of earlier commits."""
+    entries = json.loads(known)
+    counts = [entry.pop("patterns") for entry in entries]
+    earlier = (Snapshot(**entry) for entry in entries)
+    total = Counter(dict(zip(earlier, counts, strict=True))) + copied
+    return json.dumps([s._asdict() | {"patterns": count} for s, count in total.items()])
 
 
 def create_group(

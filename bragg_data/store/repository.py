@@ -9,12 +9,12 @@ import itertools
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
 import icechunk
@@ -25,7 +25,8 @@ from filelock import FileLock
 from icechunk.session import Session
 from zarr.errors import GroupNotFoundError
 
-from bragg_data.campaign import Campaign
+from bragg_data.arrays import Floats32
+from bragg_data.campaign import Campaign, Samples
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.store import schema
 
@@ -55,6 +56,20 @@ class Tag:
     name: str
     snapshot_id: str
     written_at: datetime
+
+
+class Snapshot(NamedTuple):
+    """A data set at one time: its tag, or the branch that it is on yet."""
+
+    snapshot_id: str
+    group: str
+    tag: str | None = None
+    branch: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The tag, or the branch."""
+        return str(self.tag or self.branch)
 
 
 @dataclass(frozen=True)
@@ -148,15 +163,25 @@ class Store:
     def data_sets_of(self, campaign: Campaign, limit: int | None = None) -> list[DataSet]:
         """Return the data sets of a campaign (its first samples), by whichever simulator."""
         with storage_errors(f"reading the data sets of {self.uri}"):
-            # A tag stays when its branch goes on.
-            tags = {tag.snapshot_id: tag.name for tag in self.tags()}.values()
-            groups = [(self._group(tag), {"tag": tag}) for tag in tags]
-            groups += [(group, {"branch": branch}) for branch, group in self._open_branches()]
             return [
-                _data_set(group, **where)
-                for group, where in groups
+                _data_set(group, snapshot.tag, snapshot.branch)
+                for snapshot, group in self._snapshots()
                 if campaign.identity(*_simulator_of(group), limit) == group.attrs["identity"]
             ]
+
+    def snapshots(self) -> list[tuple[Snapshot, Mapping[str, Any]]]:
+        """Return the snapshots of all data sets, those without a tag last, and their attributes."""
+        with storage_errors(f"reading the data sets of {self.uri}"):
+            return [(snapshot, dict(group.attrs)) for snapshot, group in self._snapshots()]
+
+    def _snapshots(self) -> Iterator[tuple[Snapshot, zarr.Group]]:
+        # A tag stays when its branch goes on.
+        for id_, tag in {tag.snapshot_id: tag.name for tag in self.tags()}.items():
+            group = self._group(tag)
+            yield Snapshot(id_, group.basename, tag=tag), group
+        for branch, group in self._open_branches():
+            id_ = self.repository.lookup_branch(branch)
+            yield Snapshot(id_, group.basename, branch=branch), group
 
     def unfinished(self) -> list[DataSet]:
         """Return the data sets that have no tag yet."""
@@ -225,26 +250,37 @@ def verify(dataset: xr.Dataset) -> str:
 
     Raises `StoreError` if the contents of a block, or of the whole, are not what was written.
     """
-    rows, n = int(dataset.attrs["rows_per_chunk"]), dataset.sizes["sample"]
     samples = schema.samples_of(dataset)
-    stored = dataset.block_sha256.values
-    for block, start in enumerate(range(0, n, rows)):
-        part = slice(start, start + rows)
-        with storage_errors(f"reading block {block}"):
-            digest = schema.block_digest(samples[part], dataset.intensity[part].values)
-        if digest != stored[block].tobytes():
-            raise StoreError(
-                f"Block {block} (samples {start} to {min(start + rows, n) - 1}) is not what was "
-                f"written: its SHA-256 differs from the stored one. Restore the store from a copy, "
-                f"or simulate the campaign into a new one."
-            )
-    content = schema.content_hash(dataset.attrs["identity"], stored)
+    for block in range(dataset.sizes["block"]):
+        read_block(dataset, samples, block)
+    content = schema.content_hash(dataset.attrs["identity"], dataset.block_sha256.values)
     if content != dataset.attrs["content_hash"]:
         raise StoreError(
             f"The contents hash to {content}, but the data set's attribute is "
             f"{dataset.attrs['content_hash']}. Restore the store from a copy."
         )
     return content
+
+
+def read_block(dataset: xr.Dataset, samples: Samples, block: int) -> Floats32:
+    """Return the intensities of a block (n, points) of a data set, whose labels are ``samples``.
+
+    Raises a StoreError if labels and intensities are not what was written.
+    """
+    rows = int(dataset.attrs["rows_per_chunk"])
+    part = slice(block * rows, min((block + 1) * rows, len(samples)))
+    with storage_errors(f"reading block {block}"):
+        intensity: Floats32 = dataset.intensity[part].values
+    if (
+        schema.block_digest(samples[part], intensity)
+        != dataset.block_sha256.values[block].tobytes()
+    ):
+        raise StoreError(
+            f"Block {block} (samples {part.start} to {part.stop - 1}) is not what was written: its "
+            f"SHA-256 differs from the stored one. Restore the store from a copy, or simulate the "
+            f"campaign into a new one."
+        )
+    return intensity
 
 
 def open_dataset(session: Session, group: str) -> xr.Dataset:

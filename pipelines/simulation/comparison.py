@@ -79,8 +79,8 @@ def compare(
         simulate_samples(recipe_of(campaign), samples[np.tile(rows, _REPEATS)])
         fast_seconds[rows] = (time.perf_counter() - began) / (_REPEATS * len(rows))
     with open_client("local", workers=workers) as client:
-        recipe, core_hours = simulators.choose("gsas2", campaign, samples, options, client)
-        simulators.confirm(core_hours, yes=yes)
+        recipe, seconds = simulators.choose("gsas2", campaign, samples, options, client)
+        simulators.confirm(simulators.estimate(seconds, samples.phase), yes=yes)
         single = [samples[np.array([row])] for row in range(len(samples))]
         futures = client.map(_timed, single, recipe=recipe, pure=False)
         sizes = [1] * len(futures)

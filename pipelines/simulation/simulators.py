@@ -9,6 +9,8 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -20,7 +22,7 @@ from icechunk.session import ForkSession
 from rich.markup import escape
 from threadpoolctl import ThreadpoolController
 
-from bragg_data.arrays import Array, Floats32
+from bragg_data.arrays import Array, Floats32, Integers, Mask
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.isolated_process import IsolatedProcessError
 from bragg_data.simulation import gsas2, kinematic
@@ -28,6 +30,7 @@ from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store import schema
 from bragg_data.store.block_writer import BlockResult, failed_block
 from bragg_data.store.repository import DataSet, DiskFullError
+from bragg_data.store.reuse import Reuse
 from bragg_data.store.simulated import write_block
 from pipelines.cli.console import Progress, duration, say
 
@@ -107,18 +110,30 @@ _threads = lru_cache(maxsize=1)(ThreadpoolController)
 
 
 def simulate_block(
-    recipe: Recipe, group: str, block: int, samples: Samples, fork: ForkSession
+    recipe: Recipe,
+    group: str,
+    block: int,
+    samples: Samples,
+    fork: ForkSession,
+    reuse: Reuse | None = None,
 ) -> BlockResult | DiskFullError | SimulationError:
     """Simulate one block and write it: the task of a worker.
 
-    An error that every other block would fail with as well is returned, not raised, because Dask's
-    workers print exceptions to the terminal.
+    Patterns that ``reuse`` finds in other data sets are copied; where that fails, the block is
+    simulated as a whole. An error that every other block would fail with as well is returned, not
+    raised, because Dask's workers print exceptions to the terminal.
     """
+    new, copies = np.ones(len(samples), np.bool_), np.empty((0, 0), np.float32)
+    if reuse is not None:
+        with suppress(Exception):
+            copies = reuse.read()
+            new = reuse.new
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the driver has shown them
-            intensity = simulate_samples(recipe, samples)
-        return write_block(fork, group, block, samples, intensity)
+            intensity = _complete(recipe, samples, new, copies)
+        result = write_block(fork, group, block, samples, intensity)
+        return replace(result, copied=reuse.copied) if reuse and len(copies) else result
     except (DiskFullError, SimulationError) as error:
         return error
     except gsas2.Gsas2Error as error:
@@ -127,14 +142,27 @@ def simulate_block(
         return SimulationError(str(error))
     except gsas2.PatternsError as error:
         status = np.full(len(samples), schema.PENDING, np.int8)
-        status[list(error.reasons)] = schema.FAILED
+        rows = np.flatnonzero(new)
+        failed = {int(rows[row]): reason for row, reason in error.reasons.items()}
+        status[list(failed)] = schema.FAILED
         reasons = (
             f"cell ({', '.join(f'{value:g}' for value in samples.cells[row])}): {reason}"
-            for row, reason in error.reasons.items()
+            for row, reason in failed.items()
         )
         return BlockResult(block, status, reason="; ".join(reasons), final=error.final)
     except Exception as error:
         return failed_block(block, len(samples), error)
+
+
+def _complete(recipe: Recipe, samples: Samples, new: Mask, copies: Floats32) -> Floats32:
+    """Return the patterns of all samples: copies, (m, points), and simulated ones where new."""
+    if not len(copies):
+        return simulate_samples(recipe, samples)
+    intensity = np.empty((len(new), copies.shape[1]), np.float32)
+    intensity[~new] = copies
+    if new.any():
+        intensity[new] = simulate_samples(recipe, samples[np.flatnonzero(new)])
+    return intensity
 
 
 # ---- the choice ---------------------------------------------------------------------------------
@@ -200,8 +228,10 @@ def choose(
     samples: Samples,
     options: Gsas2Options,
     client: Client | None = None,
-) -> tuple[Recipe, float]:
-    """Choose the simulator of some samples and the way to call it; estimate the core-hours.
+) -> tuple[Recipe, Array]:
+    """Choose the simulator of some samples and the way to call it.
+
+    Returned are its recipe, and how many seconds a pattern of each phase takes on one core.
 
     For ``auto`` (``kinematic`` needs no choice), GSAS-II is chosen if every worker can import it.
     Then one cell of each phase is simulated in both ways to call it: the faster way is used if they
@@ -227,14 +257,13 @@ def choose(
     simulate_samples(recipe, few)  # compiles, and computes its tables
     began = time.monotonic()
     simulate_samples(recipe, few)
-    each = (time.monotonic() - began) / len(few)
-    return _estimated(recipe, each * len(samples), len(samples))
+    return recipe, np.full(len(campaign.phases), (time.monotonic() - began) / len(few))
 
 
 def _choose_call_path(
     recipe: Recipe, samples: Samples, client: Client | None
-) -> tuple[Recipe, float]:
-    codes, first, counts = np.unique(samples.phase, return_index=True, return_counts=True)
+) -> tuple[Recipe, Array]:
+    codes, first = np.unique(samples.phase, return_index=True)
     cells = zip(codes.tolist(), samples.cells[first], strict=True)
     tasks = [(recipe, code, cell) for code, cell in cells]
     checks: dict[int, gsas2.PathCheck] = {}
@@ -261,23 +290,25 @@ def _choose_call_path(
         )
     else:
         say(f"Called in memory, it agrees with its scripting interface to {worst.difference:.0e}")
-    seconds = sum(
-        count * getattr(checks[code], f"{call_path}_seconds")
-        for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
-    )
-    recipe = recipe._replace(gsas2=recipe.gsas2._replace(call_path=call_path))
-    return _estimated(recipe, seconds, len(samples))
+    seconds = np.zeros(int(codes.max()) + 1)
+    for code, check in checks.items():
+        seconds[code] = getattr(check, f"{call_path}_seconds")
+    return recipe._replace(gsas2=recipe.gsas2._replace(call_path=call_path)), seconds
 
 
-def _estimated(recipe: Recipe, seconds: float, count: int) -> tuple[Recipe, float]:
-    """Print how long `count` patterns will take on one core."""
-    core_hours = seconds / 3600
+def estimate(seconds: Array, phase: Integers) -> float:
+    """Print how long patterns take on one core, and return that in hours.
+
+    Of the seconds that one takes of each phase, (n_phases,), and their phase codes, (n,).
+    """
+    total = float(seconds[phase].sum())
+    core_hours = total / 3600
     hours = f"{core_hours:,.1f}" if core_hours >= 0.1 else f"{core_hours:.1g}"
     say(
-        f"Estimate: {hours} core-hours for {count:,} patterns ({duration(seconds)} on one core), "
-        f"from a timed sample"
+        f"Estimate: {hours} core-hours for {len(phase):,} patterns ({duration(total)} on one "
+        f"core), from a timed sample"
     )
-    return recipe, core_hours
+    return core_hours
 
 
 def confirm(core_hours: float, *, yes: bool) -> None:

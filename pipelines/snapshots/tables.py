@@ -32,7 +32,8 @@ def summary_of(store: Store, tag: Tag) -> dict[str, Any]:
     """Return contents and provenance of a tagged snapshot, as JSON values.
 
     Among them are the number of samples of each crystal system, the range of each free parameter
-    by phase (Å and degrees), and the way to call the simulator, empty where there is only one.
+    by phase (Å and degrees), the way to call the simulator, empty where there is only one, and the
+    snapshots from which patterns were copied.
     """
     dataset = store.open(tag.name)
     attrs = dataset.attrs
@@ -51,6 +52,7 @@ def summary_of(store: Store, tag: Tag) -> dict[str, Any]:
         **{name: attrs[name] for name in simulated},
         "structure_assumptions": json.loads(attrs.get("structure_assumptions", "[]")),
         "call_path": attrs.get("call_path", ""),
+        "reused_from": json.loads(attrs.get("reused_from", "[]")),
         "content_hash": attrs["content_hash"],
     }
 
@@ -134,6 +136,9 @@ def print_snapshot(summary: dict[str, Any], dataset: xr.Dataset) -> None:
         "identity": summary["identity"],
         "content hash": summary["content_hash"],
     }
+    for donor in summary["reused_from"]:
+        name = f"{donor['tag'] or donor['branch']} ({donor['snapshot_id']})"
+        rows[f"copied from {name}"] = f"{donor['patterns']:,} patterns"
     print_rows(rows)
     for assumption in summary["structure_assumptions"]:
         say(f"[yellow]{escape(assumption)}[/]")
