@@ -19,6 +19,8 @@ from pydantic import (
 
 from bragg_data.arrays import Array
 
+_MOST = 10_000_000  # points of a range, or samples of a phase: more fit into no memory
+
 
 class CampaignError(ValueError):
     """A campaign file, or a list of cells, that cannot be simulated."""
@@ -49,6 +51,8 @@ class Range(Table):
                 raise ValueError(f"a range ends ({last}) before it begins ({first})")
             if (last - first) % step:
                 raise ValueError(f"{last} is not a whole number of steps of {step} from {first}")
+            if (last - first) / step >= _MOST:
+                raise ValueError(f"a range has more than {_MOST:,} points")
         elif None not in interval and grid == (None, None, None):
             low, high = self.interval
             if high < low:
@@ -87,7 +91,7 @@ class PhaseTable(Table):
     # Ranges of each free parameter (a, b, c in ångström; alpha, beta, gamma in degrees).
     cell: dict[str, Annotated[tuple[Range, ...], BeforeValidator(_as_list), Field(min_length=1)]]
     exclude: tuple[str, ...] = ()  # rules such as a = c: cells that meet one are left out
-    samples: Annotated[int, Field(gt=0)] | None = None  # with Sobol sampling
+    samples: Annotated[int, Field(gt=0, le=_MOST)] | None = None  # with Sobol sampling
 
 
 class InstrumentTable(Table):
@@ -186,7 +190,7 @@ class CampaignFile(Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     description: str = ""
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     sampling: Literal["grid", "sobol"] = "grid"
     instrument: InstrumentTable
     tof: TofTable
