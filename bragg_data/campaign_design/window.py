@@ -14,7 +14,12 @@ from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.reflections import largest_indices, unique_lines
 from bragg_data.crystallography.scattering import ResonanceError
 from bragg_data.instrument.conversion import OriginalBank
-from bragg_data.instrument.diffractometer import DIFC_PER_METRE, Instrument, InstrumentError
+from bragg_data.instrument.diffractometer import (
+    DIFC_PER_METRE,
+    Instrument,
+    InstrumentError,
+    TofGrid,
+)
 from bragg_data.instrument.facilities import Diffractometer
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
 
@@ -255,12 +260,11 @@ def best_window(windows: Sequence[Window]) -> Window:
     return min(enough, key=lambda w: float(np.median(w.widths)))
 
 
-def grid_of(window: Window, width: float, times: Array | None) -> tuple[float, float, int]:
-    """Return start in µs, relative step and points of a grid for peaks of FWHM over T ``width``.
+def grid_of(window: Window, width: float, times: Array | None) -> tuple[TofGrid, bool]:
+    """Return a grid for peaks of FWHM over T ``width``, and whether its points are ``times``.
 
-    ``times`` (n,) in µs of a measured file are the grid's, within the window, where they are
-    logarithmic and resolve the peaks. Raises a DesignError if no grid of at most 12,000 points
-    resolves the peaks.
+    Those, (n,) in µs, of a measured file are taken, within the window, if they are logarithmic and
+    resolve the peaks. Raises a DesignError if no grid of at most 12,000 points resolves the peaks.
     """
     start, stop = window.tof
     span, digits, measured = math.log(stop / start), 5, _regular_step(times)
@@ -274,12 +278,12 @@ def grid_of(window: Window, width: float, times: Array | None) -> tuple[float, f
         )
     step = float(f"{min(step, span / (_FEWEST_POINTS - 1)):.4g}")
     finest = max(width / _FINEST, span / (_MOST_POINTS - 1))
-    if times is not None and measured is not None and finest < measured < width / _COARSEST:
-        inside = times[times >= start]
-        start, step, digits = float(inside[0]), measured, 9
+    taken = measured is not None and finest < measured < width / _COARSEST
+    if taken and times is not None and measured is not None:
+        start, step, digits = float(times[times >= start][0]), measured, 9
     start = float(f"{start:.{digits}g}")
     points = int(math.log(stop / start) / step) + 1
-    return start, step, max(min(points, _MOST_POINTS), _LEAST_POINTS)
+    return TofGrid(start, step, max(min(points, _MOST_POINTS), _LEAST_POINTS)), taken
 
 
 def _regular_step(times: Array | None) -> float | None:

@@ -59,7 +59,8 @@ def draw_design(design: CampaignDesign, file: Path) -> None:
             title_fontproperties={"weight": "bold", "size": 9},
             alignment="left",
             fontsize=8,
-            frameon=False,
+            edgecolor="none",
+            framealpha=0.8,
         )
         axis.set_ylim(2.3 * low, 1.05 * float(patterns.max()))
         axis.yaxis.set_major_locator(MaxNLocator(5))
