@@ -91,7 +91,7 @@ def design_campaign(options: DesignOptions, directory: Path) -> CampaignDesign:
     of_sample = {"size": broadening.size, "microstrain": broadening.microstrain}
     d = np.geomspace(window.shortest, window.longest, 60)
     width = float((fwhm(i, d, **of_sample) / i.tof_from_d_spacing(d)).min())
-    grid, taken = grid_of(window, width, None if profile is None else profile.tof)
+    grid, every = grid_of(window, width, None if profile is None else profile.tof)
     examples, rate, of_simulator = _simulated(phases, window, grid, broadening)
     samples = samples_within(options.budget, rate, len(phases))
     name = campaign_name(options.name, phases, options.instrument)
@@ -107,7 +107,7 @@ def design_campaign(options: DesignOptions, directory: Path) -> CampaignDesign:
         ),
         f"Grid: {grid.points:,} points from {grid.start:g} to {grid.stop:.0f} µs "
         f"({window.shortest:.3f} to {window.longest:.3f} Å), {width / grid.relative_step:.1f} to "
-        f"the narrowest peak's width of {100 * width:.2g} % of T" + _of_file(profile, taken),
+        f"the narrowest peak's width of {100 * width:.2g} % of T" + _of_file(profile, every),
         f"Samples: {samples:,} of each phase ({rate:,.0f} patterns/s; "
         f"{100 * SIMULATION_SHARE:.0f} % of {options.budget:g} minutes).",
     )
@@ -254,15 +254,16 @@ def _reason(window: Window, windows: Sequence[Window], options: DesignOptions) -
     )
 
 
-def _of_file(profile: Profile | None, taken: bool) -> str:
+def _of_file(profile: Profile | None, every: int) -> str:
     """Return the end of a sentence: what of a measured file the grid has."""
     if profile is None:
         return "."
-    if taken:
-        return f"; range and points of {profile.source} where structures have lines."
+    if every:
+        points = "points" if every == 1 else f"each point of {every}"
+        return f"; range and {points} of {profile.source} where structures have lines."
     return (
         f"; range of {profile.source} where structures have lines, but not its points, which are "
-        f"not logarithmic, or too coarse or fine."
+        f"not logarithmic, or too coarse."
     )
 
 

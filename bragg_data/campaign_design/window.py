@@ -35,7 +35,7 @@ _PER_FWHM = 5.0  # points of the grid; NOMAD's bank 4 has 5.8 in the paper's cam
 _PER_FWHM_OF_MANY, _MANY = 4.0, 6000  # where that were more points than this
 _MOST_POINTS = 12_000
 _FEWEST_POINTS, _LEAST_POINTS = 256, 64  # by the choice of the step, and of a campaign file
-_FINEST, _COARSEST = 20.0, 1.8  # points per FWHM of a measured file whose binning is taken
+_FINEST, _COARSEST = 10.0, 1.8  # points per FWHM of a measured file whose points are all taken
 _REGULAR = 0.02  # relative scatter of the steps of a logarithmic binning
 
 # The time between two pulses in µs: a little longer is the window of diffractometers that use the
@@ -133,9 +133,10 @@ def where_peaks_are(band: Band) -> Band | None:
     with np.errstate(all="ignore"):
         tof, shape = i.tof_from_d_spacing(d), peak_shape(i, d, size=math.inf, microstrain=0.0)
         slope = i.difc + 2 * i.difa * d - i.difb / (d * d)
-        good = (tof > 0.2 * i.difc * d) & (slope > 0.2 * i.difc) & (shape.fwhm >= 0)
+        good = (tof > 0.2 * i.difc * d) & (slope > 0.2 * i.difc)
+        # A negative Lorentzian width counts as 0, as in GSAS-II.
         good &= (shape.rise > 0) & (shape.decay > 0) & (shape.variance > 0)
-        good &= np.isfinite(tof) & (mixing(shape.variance, np.abs(shape.fwhm))[0] < tof / 4)
+        good &= np.isfinite(tof) & (mixing(shape.variance, shape.fwhm)[0] < tof / 4)
         good &= (1 / shape.decay < tof / 4) & (1 / shape.rise < tof / 4)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(int)))
     runs = edges.reshape(-1, 2)
@@ -203,6 +204,13 @@ class Window:
         ends = self.band.instrument.tof_from_d_spacing(np.array([self.shortest, self.longest]))
         return float(ends[0]), float(ends[1])
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the bank's angle, or a Lorentzian width in the window, cannot be right."""
+        i, d = self.band.instrument, np.geomspace(self.shortest, self.longest, 40)
+        shape = peak_shape(i, d, size=math.inf, microstrain=0.0)
+        return bool(i.geometry_doubt) or bool(shape.fwhm.min() < 0)
+
     @cached_property
     def widths(self) -> Array:
         """FWHM over T, without broadening by the sample, over the window."""
@@ -254,17 +262,21 @@ def _begin(band: Band, d: Array) -> float:
 
 
 def best_window(windows: Sequence[Window]) -> Window:
-    """Return the window of the best resolution among those that see enough lines."""
+    """Return the window of the best resolution among those that see enough lines.
+
+    Banks of which a Lorentzian width or the geometry is impossible come last.
+    """
     most = max(min(w.lines) for w in windows)
     enough = [w for w in windows if min(w.lines) >= min(_FEWEST, 0.7 * most)]
-    return min(enough, key=lambda w: float(np.median(w.widths)))
+    return min(enough, key=lambda w: (w.is_doubtful, float(np.median(w.widths))))
 
 
-def grid_of(window: Window, width: float, times: Array | None) -> tuple[TofGrid, bool]:
-    """Return a grid for peaks of FWHM over T ``width``, and whether its points are ``times``.
+def grid_of(window: Window, width: float, times: Array | None) -> tuple[TofGrid, int]:
+    """Return a grid for peaks of FWHM over T ``width``, and which of ``times`` it has: every n-th.
 
     Those, (n,) in µs, of a measured file are taken, within the window, if they are logarithmic and
-    resolve the peaks. Raises a DesignError if no grid of at most 12,000 points resolves the peaks.
+    resolve the peaks; otherwise n is 0. Raises a DesignError if no grid of at most 12,000 points
+    resolves the peaks.
     """
     start, stop = window.tof
     span, digits, measured = math.log(stop / start), 5, _regular_step(times)
@@ -277,13 +289,15 @@ def grid_of(window: Window, width: float, times: Array | None) -> tuple[TofGrid,
             f"Choose another bank (--bank)."
         )
     step = float(f"{min(step, span / (_FEWEST_POINTS - 1)):.4g}")
-    finest = max(width / _FINEST, span / (_MOST_POINTS - 1))
-    taken = measured is not None and finest < measured < width / _COARSEST
-    if taken and times is not None and measured is not None:
-        start, step, digits = float(times[times >= start][0]), measured, 9
+    every = 0
+    if times is not None and measured is not None and measured < width / _COARSEST:
+        finest = max(width / _FINEST, span / (_MOST_POINTS - 1))
+        fewest = math.ceil(span / (_MOST_POINTS - 1) / measured)
+        every = 1 if measured >= finest else max(math.floor(step / measured), fewest)
+        start, step, digits = float(times[times >= start][0]), every * measured, 9
     start = float(f"{start:.{digits}g}")
     points = int(math.log(stop / start) / step) + 1
-    return TofGrid(start, step, max(min(points, _MOST_POINTS), _LEAST_POINTS)), taken
+    return TofGrid(start, step, max(min(points, _MOST_POINTS), _LEAST_POINTS)), every
 
 
 def _regular_step(times: Array | None) -> float | None:
