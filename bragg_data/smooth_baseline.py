@@ -49,10 +49,14 @@ def _fill_baselines(profiles: Array, sigma: Array, result: Array, stiffness: flo
     n, points = profiles.shape
     shape = (_LANES, points)
     y, inverse, precision = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    weight, z = np.ones(shape), np.zeros(shape)
+    weight, z = np.zeros(shape), np.zeros(shape)
     equations = np.zeros((points + 4, 5, _LANES))  # two empty rows before and behind
-    equations[:, _DIAGONAL] = 1.0  # of lanes without a profile
-    row, step = np.full(_LANES, -1), np.zeros(_LANES, np.int64)
+    row, step = np.zeros(_LANES, np.int64), np.zeros(_LANES, np.int64)
+    # In loops, here and below: what assigns to a slice takes seconds to compile.
+    for k in range(_LANES):
+        row[k] = -1
+        for i in range(points + 4):
+            equations[i, _DIAGONAL, k] = 1.0  # of lanes without a profile
     begin, length = np.zeros(_LANES, np.int64), np.zeros(_LANES, np.int64)
     waiting = 0
     while True:
@@ -83,7 +87,8 @@ def _fill_baselines(profiles: Array, sigma: Array, result: Array, stiffness: flo
             end, step[k] = length[k], step[k] + 1
             change = _reweight(y[k, :end], z[k, :end], inverse[k, :end], weight[k, :end])
             if change < _CONVERGED or step[k] == _STEPS:
-                result[row[k], begin[k] : begin[k] + end] = z[k, :end]
+                for i in range(end):
+                    result[row[k], begin[k] + i] = z[k, i]
                 row[k], length[k] = -1, 0
 
 
@@ -92,11 +97,17 @@ def _load(
     profile: Array, sigma: Array, y: Array, inverse: Array, precision: Array, weight: Array
 ) -> tuple[int, int]:
     """Put a profile into a lane; return its first point with information, and its length or 0."""
-    known = np.flatnonzero(sigma > 0)
-    if len(known) < 3:
+    begin, end, highest = 0, 0, 0.0
+    known, count = np.empty(len(sigma)), 0
+    for i in range(len(sigma)):
+        highest = max(highest, abs(profile[i]))
+        if sigma[i] > 0:
+            begin, end = begin if count else i, i + 1
+            known[count] = sigma[i]
+            count += 1
+    if count < 3:
         return 0, 0
-    begin, end = known[0], known[-1] + 1
-    typical, highest = np.median(sigma[known]), np.abs(profile).max()
+    typical = float(np.median(known[:count]))
     # Deviations far from the typical one, or below what doubles resolve, say nothing more.
     floor = max(0.01 * typical, 1e-9 * highest, 1e-300)
     typical = max(typical, floor)
@@ -129,7 +140,9 @@ def _solve(e: Array, length: Array, busy: int, stiffness: float) -> None:
             z = e[i, _Z, k] - l1 * e[i - 1, _Z, k] - l2 * e[i - 2, _Z, k]
             e[i, _Z, k] = z if i < end else 0.0
     # Beyond the end of a lane's profile the elements of L are 0.
-    e[busy + 2 : busy + 4, _FIRST : _SECOND + 1] = 0.0
+    for i in range(busy + 2, busy + 4):
+        for k in range(_LANES):
+            e[i, _FIRST, k], e[i, _SECOND, k] = 0.0, 0.0
     for i in range(busy + 1, 1, -1):
         for k in range(_LANES):
             value = e[i, _Z, k] * e[i, _PIVOT, k]
