@@ -1,13 +1,15 @@
 """Lineage: from a registered model back to the atoms and the instrument it was trained on."""
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bragg_data.errors import first_line
 from bragg_data.model_provenance import ModelProvenance
-from catalog import registry
+from catalog import packages, registry
 from catalog.model_files import read_model_json
 from catalog.tracking import Tracking
 from catalog.views import VIEWS
@@ -28,6 +30,16 @@ class Node:
         return {"kind": self.kind, "name": self.name, **self.facts, "made_from": sources}
 
 
+@dataclass(frozen=True)
+class _TrainingRun:
+    """What a link states about the run that trained a model."""
+
+    id: str
+    name: str
+    packages: Mapping[str, str]  # versions by name
+    additional: tuple[Node, ...] = ()  # snapshots besides the training data
+
+
 def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     """Follow a registered model back to where it comes from, by its address alone.
 
@@ -37,6 +49,29 @@ def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     """
     version = registry.find(tracking, uri)
     described = read_model_json(tracking.uri, version, "model.json")
+    chain, provenance = _chain(version, described, _registered_run(tracking, version.run_id))
+    if provenance.classifier_uri:
+        classifier = trace(tracking, provenance.classifier_uri)[0]
+        chain = replace(chain, sources=(*chain.sources, classifier))
+    return chain, provenance
+
+
+def trace_package(name: str) -> tuple[Node, ModelProvenance]:
+    """As :func:`trace` for a packaged model, from its manifest; raises `PackageError` too."""
+    version = registry.packaged_version(name)
+    directory = Path(version.source)
+    packages.check_package(directory)
+    manifest = packages.Manifest.read(directory)
+    described = json.loads((directory / "model.json").read_text(encoding="utf-8"))
+    run = _TrainingRun(manifest.run["id"], manifest.run["name"], manifest.environment)
+    chain, provenance = _chain(version, described, run)
+    facts = {**chain.facts, "packaged version": manifest.version, "command": manifest.command}
+    return replace(chain, facts=facts), provenance
+
+
+def _chain(
+    version: registry.ModelVersion, described: Mapping[str, Any], run: _TrainingRun
+) -> tuple[Node, ModelProvenance]:
     try:
         provenance = ModelProvenance.from_json(described["provenance"])
         preprocessing = str(described["preprocessing"])
@@ -51,9 +86,7 @@ def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     view = VIEWS.get(preprocessing)
     definition = {"what": view.description, "definition": view.definition_hash} if view else {}
     sources: tuple[Node, ...] = (Node("view", preprocessing, definition, (_snapshot(provenance),)),)
-    sources = (_run(tracking, version.run_id, provenance, sources),)
-    if provenance.classifier_uri:
-        sources += (trace(tracking, provenance.classifier_uri)[0],)
+    sources = (_run_node(run, provenance, sources),)
     score = provenance.score
     facts = {
         "aliases": ", ".join(version.aliases),
@@ -64,22 +97,12 @@ def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     return Node("model", version.uri, _non_empty(facts), sources), provenance
 
 
-def _run(
-    tracking: Tracking, run_id: str, provenance: ModelProvenance, sources: tuple[Node, ...]
-) -> Node:
+def _registered_run(tracking: Tracking, run_id: str) -> _TrainingRun:
     run = tracking.client.get_run(run_id)
-    packages = [
-        f"{key.removeprefix('version.')} {number}"
+    versions = {
+        key.removeprefix("version."): str(number)
         for key, number in sorted(run.data.tags.items())
         if key.startswith("version.")
-    ]
-    facts = {
-        "id": run_id,
-        "preset": provenance.preset,
-        "seed": str(provenance.seed),
-        "split": ", ".join(f"{key} {value}" for key, value in provenance.split.to_json().items()),
-        "commit": provenance.code_commit,
-        "packages": ", ".join(packages),
     }
     additional = tuple(
         Node("snapshot", entry.dataset.name, {"id": entry.dataset.digest, "context": tag.value})
@@ -87,7 +110,19 @@ def _run(
         for tag in entry.tags
         if tag.value != "training"
     )
-    return Node("run", run.info.run_name, _non_empty(facts), (*sources, *additional))
+    return _TrainingRun(run_id, str(run.info.run_name), versions, additional)
+
+
+def _run_node(run: _TrainingRun, provenance: ModelProvenance, sources: tuple[Node, ...]) -> Node:
+    facts = {
+        "id": run.id,
+        "preset": provenance.preset,
+        "seed": str(provenance.seed),
+        "split": ", ".join(f"{key} {value}" for key, value in provenance.split.to_json().items()),
+        "commit": provenance.code_commit,
+        "packages": ", ".join(f"{name} {number}" for name, number in run.packages.items()),
+    }
+    return Node("run", run.name, _non_empty(facts), (*sources, *run.additional))
 
 
 def _snapshot(provenance: ModelProvenance) -> Node:
@@ -103,7 +138,7 @@ def _snapshot(provenance: ModelProvenance) -> Node:
         "commit": data.code_commit,
     }
     campaign = Node("campaign", provenance.campaign, digest, tuple(parts))
-    return Node("snapshot", data.tag, facts, (campaign,))
+    return Node("snapshot", data.tag, _non_empty(facts), (campaign,))
 
 
 def _sha256(text: str) -> dict[str, str]:

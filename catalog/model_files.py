@@ -21,7 +21,7 @@ from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
 from bragg_data.errors import first_line
-from catalog import registry
+from catalog import packages, registry
 from catalog.registry import ModelError, ModelVersion, RegistryEntry
 from catalog.tracking import Run
 
@@ -126,9 +126,15 @@ def _save(path: Path, package: ModelPackage) -> None:
 def downloaded_model(tracking_uri: str, version: ModelVersion) -> Iterator[Path]:
     """Yield the downloaded and checked files of a registered model, deleted afterwards.
 
-    Only the files are requested: a worker needs no database, and of a server HTTP alone. Raises
-    `ModelError` if they are gone, or are not those of a model of this project.
+    Only the files are requested: a worker needs no database, and of a server HTTP alone. Those of a
+    packaged model are read where they are. Raises `ModelError` if they are gone, or are not those
+    of a model of this project, and `PackageError` if a package is damaged.
     """
+    if version.packaged:
+        packages.check_package(Path(version.source))
+        _check_formats(Path(version.source))
+        yield Path(version.source)
+        return
     with tempfile.TemporaryDirectory(prefix="bragg-model-") as temporary:
         package = _downloaded(tracking_uri, version, "", temporary)
         directory = package / _data_path(version, package / "MLmodel")

@@ -19,6 +19,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from catalog import packages
 from catalog.tracking import Tracking
 
 CHAMPION = "champion"  # alias of the version that predicts unless another is named
@@ -26,6 +27,8 @@ CANDIDATE = "candidate"  # alias of the newest version, which may become the cha
 PREVIOUS = "previous"  # alias of the previous champion
 # Tags of registered models: what a model predicts from what, and the campaign of its data.
 KIND_TAG, CAMPAIGN_TAG = "bragg.kind", "bragg.campaign"
+
+_PACKAGED = "packaged"  # instead of a number, of a version that is a package
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -83,7 +86,14 @@ class ModelVersion:
     @property
     def uri(self) -> str:
         """The address that always means this version."""
+        if self.packaged:
+            return f"{packages.PREFIX}{self.name}"
         return f"models:/{self.name}/{self.version}"
+
+    @property
+    def packaged(self) -> bool:
+        """Whether it is a package, which is in no registry."""
+        return self.version == _PACKAGED
 
     @property
     def kind(self) -> ModelKind:
@@ -114,10 +124,14 @@ def set_alias(tracking: Tracking, version: ModelVersion, alias: str) -> None:
 
 
 def find(tracking: Tracking, uri: str) -> ModelVersion:
-    """Return the version that ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` means now.
+    """Return the version that an address means now.
 
-    Raises `ModelError` if the address is malformed, or there is no such version.
+    Addresses are ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` and those of packages. Raises
+    `ModelError` if one is malformed, or there is no such version, and `PackageError` if there is no
+    such package.
     """
+    if uri.startswith(packages.PREFIX):
+        return packaged_version(uri.removeprefix(packages.PREFIX))
     match = _URI.fullmatch(uri)
     if match is None:
         raise ModelError(
@@ -139,6 +153,41 @@ def find(tracking: Tracking, uri: str) -> ModelVersion:
         raise ModelError(f"Model {uri} is not in {tracking.uri}. {remedy}") from error
 
 
+def packaged_version(name: str = packages.DEFAULT_PACKAGE) -> ModelVersion:
+    """Return a packaged model as a version; raises `PackageError` if there is none of this name."""
+    directory = packages.directory_of(name)
+    manifest = packages.Manifest.read(directory)
+    tags = {
+        "model": manifest.model,
+        "data": manifest.data.get("tag", ""),
+        "content_hash": manifest.data.get("content_hash", ""),
+        "trained_at": manifest.trained_at,
+        "campaign": manifest.campaign,
+    }
+    return ModelVersion(name, _PACKAGED, manifest.run.get("id", ""), (), tags, str(directory))
+
+
+def find_or_packaged(tracking: Tracking | None, uri: str | None) -> ModelVersion:
+    """Return the version that predicts: that of an address, the champion, or the packaged model.
+
+    The packaged model predicts where no model is named and none is the champion. ``tracking`` is
+    None where there is no database. Raises as :func:`find` and :func:`champion_uri` do.
+    """
+    if uri is not None and uri.startswith(packages.PREFIX):
+        return packaged_version(uri.removeprefix(packages.PREFIX))
+    if tracking is None:
+        if uri is not None:
+            raise ModelError(
+                f"Model {uri} is not registered: there is no MLflow database here. Name one with "
+                f"--tracking, or train a model with python -m pipelines.train."
+            )
+        return packaged_version()
+    if uri is not None:
+        return find(tracking, uri)
+    entry = _default_entry(tracking)
+    return (entry and champion(tracking, entry.name)) or packaged_version()
+
+
 def champion(tracking: Tracking, name: str) -> ModelVersion | None:
     """Return the champion of a registered model, if there is one."""
     try:
@@ -157,6 +206,17 @@ def champion_uri(tracking: Tracking) -> str:
     Of a campaign with a champion for measured profiles, this one. Raises `ModelError` if there is
     no model, or there are models of several campaigns.
     """
+    entry = _default_entry(tracking)
+    if entry is None:
+        raise ModelError(
+            f"No model is registered in {tracking.uri} yet. Train one first: "
+            f"python -m pipelines.train"
+        )
+    return f"models:/{entry.name}@{CHAMPION}"
+
+
+def _default_entry(tracking: Tracking) -> RegistryEntry | None:
+    """Return the registered model that predicts unless another is named; None without models."""
     entries = [entry for entry in entries_of(tracking) if entry.kind is not ModelKind.CLASSIFIER]
     measured = {
         entry.campaign
@@ -164,17 +224,12 @@ def champion_uri(tracking: Tracking) -> str:
         if entry.kind is ModelKind.MEASURED and champion(tracking, entry.name) is not None
     }
     entries = [e for e in entries if (e.kind is ModelKind.MEASURED) == (e.campaign in measured)]
-    if not entries:
-        raise ModelError(
-            f"No model is registered in {tracking.uri} yet. Train one first: "
-            f"python -m pipelines.train"
-        )
     if len(entries) > 1:
         raise ModelError(
             f"Several models are registered: {', '.join(e.name for e in entries)}. Name one, as in "
             f"--model models:/{entries[0].name}@champion"
         )
-    return f"models:/{entries[0].name}@{CHAMPION}"
+    return entries[0] if entries else None
 
 
 def entries_of(tracking: Tracking) -> list[RegistryEntry]:

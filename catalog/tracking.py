@@ -50,6 +50,15 @@ class TrackingError(RuntimeError):
     """A tracking database or server that cannot be used."""
 
 
+def open_existing(uri: str = DEFAULT_TRACKING_URI) -> Tracking | None:
+    """Open a database or server; None for a database that does not exist, which is not created.
+
+    Raises `TrackingError` if it cannot be used.
+    """
+    path = uri.removeprefix(_SQLITE)
+    return None if uri.startswith(_SQLITE) and not Path(path).exists() else Tracking(uri)
+
+
 class Tracking:
     """An MLflow tracking database or server: runs, models and their files.
 

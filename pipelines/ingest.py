@@ -38,7 +38,7 @@ def main(
     from bragg_data.provenance import code_commit
     from bragg_data.store import measured
     from bragg_data.store.repository import Store
-    from pipelines.prediction.workflow import find_profiles
+    from pipelines.prediction.files import find_profiles
     from pipelines.snapshots.tables import print_measurements, read_labels, read_measurements
 
     loaded = load_campaign(campaign)

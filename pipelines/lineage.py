@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def main(
     model: Annotated[
-        str | None, Argument(metavar="URI", help="models:/NAME@ALIAS or /VERSION; or the champion.")
+        str | None,
+        Argument(
+            metavar="URI", help="models:/NAME@ALIAS or /VERSION, packaged:NAME; or the champion."
+        ),
     ] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     as_dot: Annotated[bool, Option("--dot", help="Print a graph for Graphviz's dot.")] = False,
@@ -28,12 +31,15 @@ def main(
 
     Only the registry is read: the model carries the campaign file, the CIFs and the instrument.
     """
-    from catalog import registry
-    from catalog.lineage import dot, trace
+    from catalog import packages, registry
+    from catalog.lineage import dot, trace, trace_package
     from catalog.tracking import Tracking
 
-    place = Tracking(tracking)
-    chain, provenance = trace(place, model or registry.champion_uri(place))
+    if model is not None and model.startswith(packages.PREFIX):
+        chain, provenance = trace_package(model.removeprefix(packages.PREFIX))
+    else:
+        place = Tracking(tracking)
+        chain, provenance = trace(place, model or registry.champion_uri(place))
     if campaign:
         print(provenance.campaign_toml)
     elif as_dot:

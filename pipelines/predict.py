@@ -67,30 +67,38 @@ def main(
 ) -> None:
     """Predict crystal system and cell parameters of measured profiles.
 
-    The registered champion predicts; the library match is the stored pattern that correlates best
-    with the profile, of each crystal system, and on noisy profiles the better guide as long as the
-    model was trained on clean ones. With --refine every phase is fitted to the whole pattern; where
-    no structure of the model explains the peaks, lattices are fitted to their positions alone, and
-    the prediction is not accepted. More than 100 files are predicted by the workers of a cluster,
-    by default of this machine. A file that cannot be read is named at the end; the results of all
-    others are complete.
+    The registered champion predicts, and before there is one the packaged model (BaTiO₃ on NOMAD).
+    The library match is the stored pattern that correlates best with the profile, of each crystal
+    system, and on noisy profiles the better guide as long as the model was trained on clean ones.
+    With --refine every phase is fitted to the whole pattern; where no structure of the model
+    explains the peaks, lattices are fitted to their positions alone, and the prediction is not
+    accepted. More than 100 files are predicted by the workers of a cluster, by default of this
+    machine. A file that cannot be read is named at the end; the results of all others are complete.
     """
+    from pipelines.prediction.files import PredictError, find_profiles
+
+    if as_json and as_csv:
+        raise PredictError("Give --json or --csv, not both.")
+    paths = find_profiles(files)
+    options.check_writable(plot, page)
+    if profile.instrument is not None and not profile.instrument.exists():
+        file = profile.instrument
+        raise PredictError(
+            f"Instrument file {file} not found. Give the path of a GSAS-II .instprm file."
+        )
+    # After the checks: these take seconds.
     from pipelines.prediction import distributed
     from pipelines.prediction.interface import load_model
     from pipelines.prediction.render import print_results
     from pipelines.prediction.result import to_json, write_csv
-    from pipelines.prediction.workflow import PredictError, find_profiles
 
-    if as_json and as_csv:
-        raise PredictError("Give --json or --csv, not both.")
     progress = not (as_json or as_csv)
-    paths = find_profiles(files)
-    options.check_writable(plot, page)
+    many = len(paths) > distributed.MAX_LOCAL_FILES
     loaded = load_model(
         model,
         tracking=tracking,
         store=store,
-        use_library=len(paths) <= distributed.MAX_LOCAL_FILES if library is None else library,
+        use_library=False if library is None and many else library,
         progress=progress,
     )
     results, profiles, failures = distributed.predict_anywhere(

@@ -17,7 +17,7 @@ def main(
     threads: Annotated[int | None, Option(min=1, help="Threads; by default one per core.")] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
-    """Serve a registered model over HTTP; Ctrl-C stops it.
+    """Serve a registered model over HTTP, before there is one the packaged one; Ctrl-C stops it.
 
     POST /predict takes profiles on the model's grid, POST /predict/file the text of a measured
     file. GET /model describes grid, phases and units, /health and /ready the state of the service,
@@ -26,13 +26,13 @@ def main(
     import torch
     import uvicorn
 
-    from catalog import registry
-    from catalog.tracking import Tracking
+    from catalog.tracking import open_existing
     from pipelines.prediction.service import create_app
+    from pipelines.registry.packages import version_that_predicts
 
     check_can_listen(host, port)
-    database = Tracking(tracking)
-    version = registry.find(database, model or registry.champion_uri(database))
+    database = open_existing(tracking)
+    version = version_that_predicts(database, model)
     if threads is not None:
         torch.set_num_threads(threads)
     say(f"Serving {version.uri} ({version.tags.get('model', 'model')}) on http://{host}:{port}")
@@ -41,7 +41,7 @@ def main(
         (f"curl http://{host}:{port}/openapi.json", "the interface"),
     )
     limit = int(1e6 * max_megabytes)
-    service = create_app(database, model, refresh_seconds=refresh, max_bytes=limit)
+    service = create_app(database or tracking, model, refresh_seconds=refresh, max_bytes=limit)
     config = uvicorn.Config(service, host, port, log_level="warning", access_log=False)
     uvicorn.Server(config).run()
 

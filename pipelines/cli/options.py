@@ -48,7 +48,8 @@ CampaignOption = Annotated[
     str, Option("--campaign", metavar="NAME|FILE.toml", help="Built-in campaign, or a file.")
 ]
 ModelOption = Annotated[
-    str | None, Option("--model", metavar="URI", help="models:/NAME@ALIAS or models:/NAME/VERSION.")
+    str | None,
+    Option("--model", metavar="URI", help="models:/NAME@ALIAS or /VERSION, or packaged:NAME."),
 ]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 YesOption = Annotated[bool, Option("--yes", help="Begin without asking, however long.")]

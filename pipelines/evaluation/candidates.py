@@ -14,7 +14,7 @@ from bragg_data.store.repository import Store
 from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor, load_predictor
 from bragg_models.targets import Targets
-from catalog import registry
+from catalog import packages, registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
 from pipelines.evaluation import names as known
@@ -81,7 +81,7 @@ def choose_candidates(
         order = {model: number for number, model in enumerate(known.MODELS)}
         chosen = sorted(newest.values(), key=lambda c: order.get(c.model, len(order)))
     for name in names:
-        if name.startswith("models:"):
+        if name.startswith(("models:", packages.PREFIX)):
             version = registry.find(tracking, name)
             if version.tags.get("content_hash") != content:
                 raise EvaluateError(

@@ -15,7 +15,7 @@ from bragg_data.errors import first_line
 from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import registry
 from catalog.model_files import downloaded_model
-from catalog.tracking import Tracking
+from catalog.tracking import Tracking, open_existing
 from pipelines.prediction.service_schemas import MAX_PROFILES, ModelInfo, ReadyInfo
 
 # Profiles that wait for the model; of 2,807 points they take 46 MB.
@@ -59,7 +59,8 @@ class ServedModel:
 class ModelHolder:
     """The model that predicts now, looked up periodically: a new champion needs no restart."""
 
-    def __init__(self, tracking: Tracking, uri: str | None) -> None:
+    def __init__(self, tracking: Tracking | str, uri: str | None) -> None:
+        # A database by its address: there may be none yet.
         self.tracking, self._uri = tracking, uri
         # The one thread in which models are loaded and called: OpenMP keeps a team of threads for
         # each thread that ever computed, and two of them on all cores work at half speed.
@@ -84,16 +85,29 @@ class ModelHolder:
             refresh_error=self.error or None,
         )
 
+    def _version(self) -> registry.ModelVersion:
+        if isinstance(self.tracking, str):
+            self.tracking = open_existing(self.tracking) or self.tracking
+        place = None if isinstance(self.tracking, str) else self.tracking
+        was_registered = self.current is not None and not self.current.version.packaged
+        if self._uri is None and place is not None and was_registered:
+            # A champion that is gone is an error: its clients want no model of another campaign.
+            return registry.find(place, registry.champion_uri(place))
+        return registry.find_or_packaged(place, self._uri)
+
+    @property
+    def _tracking_uri(self) -> str:
+        return self.tracking if isinstance(self.tracking, str) else self.tracking.uri
+
     def refresh(self) -> None:
         """Load the version that the address means now, if it has changed; keep the old one if not.
 
         A failure is recorded in ``error``, and the loaded version stays.
         """
         try:
-            uri = self._uri or registry.champion_uri(self.tracking)
-            version = registry.find(self.tracking, uri)
+            version = self._version()
             if self.current is None or self.current.version.uri != version.uri:
-                with downloaded_model(self.tracking.uri, version) as directory:
+                with downloaded_model(self._tracking_uri, version) as directory:
                     predictor = self.executor.submit(_load_and_warm_up, directory).result()
                 self.current = ServedModel(version, predictor)
         except Exception as error:

@@ -11,9 +11,10 @@ from bragg_data.arrays import Floats32, Mask
 from catalog import registry
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.cluster.client import gather_with_progress, open_cluster
+from pipelines.prediction.files import PredictError
 from pipelines.prediction.library import match_library, match_result
 from pipelines.prediction.result import PredictionResult
-from pipelines.prediction.workflow import LoadedModel, PredictedProfile, PredictError, predict_files
+from pipelines.prediction.workflow import LoadedModel, PredictedProfile, predict_files
 from pipelines.registry.registration import load_version
 
 MAX_LOCAL_FILES = 100  # files that are predicted in this process, with a library match by default
@@ -46,9 +47,11 @@ def predict_anywhere(
     paths = [path.absolute() for path in files]
     parts = [paths[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
     # Of refinements the workers open the library for the starts themselves.
-    where = model.tracking_uri, model.version, model.store, refine
+    where = model.tracking_uri, model.version, model.store, refine and model.has_store
     with open_cluster(cluster) as client:
-        futures = client.map(_predict_on_worker, parts, options=options, where=where, pure=False)
+        futures = client.map(
+            _predict_on_worker, parts, options=options, where=where, refine=refine, pure=False
+        )
         sizes, quiet = [len(part) for part in parts], not model.progress
         computed = gather_with_progress(futures, sizes, "Predicting", "files", quiet=quiet)
     results: list[PredictionResult] = []
@@ -99,10 +102,11 @@ def _predict_on_worker(
     files: Sequence[Path],
     options: ProfileOptions,
     where: tuple[str, registry.ModelVersion, str | None, bool],
+    refine: bool,
 ) -> tuple[list[PredictionResult], list[_Query], dict[Path, Exception]]:
     """Return predictions of some files, the profiles for the library match, and the failures."""
     model = _model_of_worker(*where)
-    profiles, failures = predict_files(files, options, model, refine=model.use_library)
+    profiles, failures = predict_files(files, options, model, refine=refine)
     measurements = [profile.measurement for profile in profiles]
     queries = [(m.prepared.astype(np.float32), m.gridded.covered) for m in measurements]
     return [profile.result() for profile in profiles], queries, failures

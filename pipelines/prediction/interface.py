@@ -11,11 +11,13 @@ from numpy.typing import ArrayLike
 from bragg_data.instrument.instprm import read_instruments
 from bragg_data.measurement.load import load_measurements, measurement_from_profile
 from bragg_data.measurement.readers import AS_USUAL, Reading, profile_from_arrays
-from catalog import DEFAULT_TRACKING_URI, registry
-from catalog.tracking import Tracking
+from catalog import DEFAULT_TRACKING_URI
+from catalog.tracking import open_existing
 from pipelines.prediction import workflow
+from pipelines.prediction.files import PredictError
 from pipelines.prediction.result import PredictionResult
-from pipelines.prediction.workflow import LoadedModel, PredictedProfile, PredictError
+from pipelines.prediction.workflow import LoadedModel, PredictedProfile
+from pipelines.registry.packages import version_that_predicts
 from pipelines.registry.registration import load_version
 
 # A file, or the arrays (tof in µs, intensity per µs) or (tof, intensity, sigma).
@@ -27,31 +29,39 @@ def load_model(
     *,
     tracking: str | None = None,
     store: str | None = None,
-    use_library: bool = True,
+    use_library: bool | None = None,
     progress: bool = False,
 ) -> LoadedModel:
-    """Load a registered model once, for many predictions.
+    """Load a registered or packaged model once, for many predictions.
 
-    Raises `ModelError` if there is no such model, or it must not be loaded.
+    Where no model is named and none is registered, the packaged model is loaded, and a line on
+    standard error states so. Raises `ModelError` or `PackageError` if there is no such model, or it
+    must not be loaded.
 
     Parameters
     ----------
     uri
-        ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; None for the only champion.
+        ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``packaged:NAME``; None for the only
+        champion.
     tracking
         MLflow's tracking URI; by default that of the environment (``MLFLOW_TRACKING_URI``), or the
         database of the commands.
     store
         Address of the store for the library match, if it is not where the model was trained.
     use_library
-        Whether the stored patterns are compared with the profiles.
+        Whether the stored patterns are compared with the profiles; by default where the model comes
+        from a store: a packaged model needs ``store``.
     progress
         Whether progress bars are shown.
     """
-    place = Tracking(tracking or os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI))
-    version = registry.find(place, uri or registry.champion_uri(place))
-    predictor = load_version(place.uri, version)
-    return LoadedModel(predictor, version, place.uri, store, use_library, progress)
+    address = tracking or os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI)
+    place = open_existing(address)  # looking for a model creates no database
+    version = version_that_predicts(place, uri)
+    where = address if place is None else place.uri
+    if use_library is None:
+        use_library = store is not None or not version.packaged
+    predictor = load_version(where, version)
+    return LoadedModel(predictor, version, where, store, use_library, progress)
 
 
 def predict(

@@ -12,6 +12,7 @@ from rich.markup import escape
 from bragg_data.arrays import AnyFloats, Mask
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.structure import Phase
+from bragg_data.defaults import DEFAULT_URI
 from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.store.repository import StoreError, open_snapshot
 from bragg_models.library.index import IndexUnavailableError, LibraryIndex, open_index
@@ -79,7 +80,7 @@ def open_library(
     """
     data = model.provenance.data
     try:
-        dataset = open_snapshot(data.tag, store or data.uri)
+        dataset = open_snapshot(data.tag, store or data.uri or DEFAULT_URI)
         if dataset.attrs["content_hash"] == data.content_hash:
             return index_library(dataset, model.campaign, progress=progress)
         where = f"{data.tag} in {dataset.attrs['uri']}"

@@ -168,7 +168,10 @@ class PredictionResult:
         Mapping[str, float], Field(description="Of each phase of the model's campaign.")
     ]
     cell: Cell
-    model: Annotated[str, Field(description="Address of the model version.")]
+    model: Annotated[
+        str,
+        Field(description="Address of the model version, models:/NAME/VERSION or packaged:NAME."),
+    ]
     file: str | None = None
     bank: int | None = None
     warnings: tuple[str, ...] = ()

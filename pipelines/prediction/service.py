@@ -28,8 +28,8 @@ from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import batching, workflow
 from pipelines.prediction import service_schemas as schemas
 from pipelines.prediction.batching import ModelHolder, ServedModel
+from pipelines.prediction.files import PredictError
 from pipelines.prediction.result import PredictionResult, to_json
-from pipelines.prediction.workflow import PredictError
 
 _NPY = "What numpy.save writes of real numbers, shape (n, points). No parsing of text: fast."
 _RETRY_SECONDS = 1
@@ -137,16 +137,17 @@ def _response(model: ServedModel, results: Sequence[PredictionResult]) -> JSONRe
 
 
 def create_app(
-    tracking: Tracking,
+    tracking: Tracking | str,
     uri: str | None = None,
     *,
     refresh_seconds: float = 5.0,
     max_bytes: int = 32_000_000,
     max_waiting: int = batching.MAX_WAITING_PROFILES,
 ) -> FastAPI:
-    """Return the service of the model at ``uri``, or of the only champion.
+    """Return the service of the model at ``uri``, of the only champion, or of the packaged model.
 
-    The version that the address means is looked up every ``refresh_seconds``. A body has at most
+    ``tracking`` is a database, or its address, where it may be created later. The version that the
+    address means is looked up every ``refresh_seconds``. A body has at most
     ``max_bytes``; while ``max_waiting`` profiles wait, requests get 503 and Retry-After.
     """
     service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting)

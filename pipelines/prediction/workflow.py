@@ -25,16 +25,9 @@ from catalog import registry
 from pipelines.cli.console import Progress
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import acceptance
+from pipelines.prediction.files import PredictError
 from pipelines.prediction.library import PatternLibrary, match_library, match_result, open_library
 from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase, Refinement
-
-# Suffixes of profiles in a folder; a file that is named may have any.
-PROFILE_SUFFIXES = (".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat", ".nxs", ".h5", ".hdf5")
-
-
-class PredictError(ValueError):
-    """A request for predictions that cannot be met."""
-
 
 FILE_ERRORS = (  # errors that concern one file and leave the results of the others
     ProfileError,
@@ -48,7 +41,7 @@ FILE_ERRORS = (  # errors that concern one file and leave the results of the oth
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A registered model in memory, with its library and its refiner, opened on first use."""
+    """A registered or packaged model in memory; library and refiner are opened on first use."""
 
     predictor: Predictor
     version: registry.ModelVersion
@@ -56,6 +49,11 @@ class LoadedModel:
     store: str | None = None  # address of the library; None for where the model was trained
     use_library: bool = True  # whether the stored patterns are compared with the profiles
     progress: bool = False  # whether progress bars are shown
+
+    @property
+    def has_store(self) -> bool:
+        """Whether its stored patterns may be at hand; a package comes without them."""
+        return self.store is not None or not self.version.packaged
 
     @cached_property
     def library(self) -> PatternLibrary | None:
@@ -155,20 +153,6 @@ def _refined_phase(fit: RefinementResult, phase: Phase) -> RefinedPhase:
         intensities=fit.intensities,
         converged=fit.converged,
     )
-
-
-def find_profiles(paths: Sequence[Path]) -> list[Path]:
-    """Return files, and the profiles in folders; raises `PredictError` if one holds none."""
-    files: list[Path] = []
-    for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() else []
-        profiles = [f for f in below if f.suffix.lower() in PROFILE_SUFFIXES and f.is_file()]
-        if path.is_dir() and not profiles:
-            raise PredictError(
-                f"The folder {path} holds no profile ({', '.join(PROFILE_SUFFIXES)}). Name files."
-            )
-        files += profiles or [path]
-    return files
 
 
 def read_measurements(path: Path, campaign: Campaign, options: ProfileOptions) -> list[Measurement]:

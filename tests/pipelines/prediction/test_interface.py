@@ -15,7 +15,8 @@ from bragg_data.measurement.readers import ProfileError
 from catalog.tracking import Tracking
 from pipelines import predict as predict_command
 from pipelines import prediction
-from pipelines.prediction.workflow import LoadedModel, PredictError
+from pipelines.prediction.files import PredictError
+from pipelines.prediction.workflow import LoadedModel
 from tests.pipelines.prediction.samples import TRUE_CELL, clean_pattern, write_noisy_file
 from tests.servers import ROOT, serving
 

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -17,14 +16,13 @@ from typer.testing import CliRunner
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.crystallography.structure import read_phase
-from bragg_data.instrument.instprm import InstrumentError
 from bragg_data.measurement.readers import ProfileError
 from bragg_data.simulation.kinematic import Simulator
 from catalog.registry import ModelError
 from catalog.tracking import Tracking
 from pipelines import predict
+from pipelines.prediction.files import PredictError
 from pipelines.prediction.result import json_schema, with_uncertainty
-from pipelines.prediction.workflow import PredictError
 from tests.pipelines.prediction.samples import (
     CALIBRATION,
     TRUE_CELL,
@@ -186,7 +184,7 @@ def test_two_theta_chooses_the_bank_of_the_calibration(
             ProfileError,
             "outside the instrument's range",
         ),
-        (lambda _: None, ProfileError, "not found"),
+        (lambda _: None, PredictError, "not found"),
     ],
 )
 def test_bad_profiles_are_refused(tracking, tmp_path, make, error, remedy) -> None:
@@ -200,19 +198,12 @@ def test_bad_profiles_are_refused(tracking, tmp_path, make, error, remedy) -> No
 def test_bad_calibration_and_model_are_refused(
     tracking: Tracking, noisy_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InstrumentError, match=r"not found\. Give the path"):
+    with pytest.raises(PredictError, match=r"not found\. Give the path"):
         predict_json(tracking, noisy_file, "--instrument", tmp_path / "no.instprm")
     with pytest.raises(ModelError, match="Registered models: small"):
         predict_json(tracking, noisy_file, "--model", "models:/large@champion")
     with pytest.raises(ModelError, match="no address of a registered model"):
         predict_json(tracking, noisy_file, "--model", "small")
-
-
-def test_without_any_model_the_remedy_is_named(
-    tmp_path: Path, noisy_file: Path, tracking_in: Callable[[Path], Tracking]
-) -> None:
-    with pytest.raises(ModelError, match=r"python -m pipelines\.train"):
-        predict_json(tracking_in(tmp_path), noisy_file)
 
 
 def test_small_store_is_what_the_model_names(small_dataset: xr.Dataset) -> None:

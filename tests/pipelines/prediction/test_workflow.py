@@ -14,12 +14,12 @@ from bragg_models.predictors import Prediction, Predictor
 from catalog.tracking import Tracking
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction.figures import prediction_figure
+from pipelines.prediction.files import find_profiles
 from pipelines.prediction.interface import load_model
 from pipelines.prediction.result import to_json
 from pipelines.prediction.workflow import (
     LoadedModel,
     PredictedProfile,
-    find_profiles,
     predict_files,
     predict_measurements,
     read_measurements,
