@@ -317,7 +317,8 @@ def forest_values(targets: Targets, phase: Integers, cells: Array, *, integrated
     fixes it (c = a, alpha = 90°), as in section IV-C2. ``cells`` (n, 6) are in Å and degrees.
     """
     columns = [CELL_PARAMETERS.index(name) for name in targets.parameters]
-    scaled = ((cells[:, columns] - targets.middle) / targets.half_range).astype(np.float32)
+    middle, half_range = targets.middle[phase], targets.half_range[phase]
+    scaled = ((cells[:, columns] - middle) / half_range).astype(np.float32)
     if integrated:
         return np.column_stack([phase.astype(np.float32), scaled])
     return scaled[:, targets.free[phase[0]]]

@@ -178,7 +178,7 @@ class Predictor:
         intervals = np.full((len(cells), len(CELL_PARAMETERS), 2), np.nan)
         for column, name in enumerate(self.targets.parameters):
             rows = self.targets.free[phase, column]
-            half = half_widths[rows, column] * self.targets.half_range[column]
+            half = half_widths[rows, column] * self.targets.half_range[phase[rows], column]
             entry = CELL_PARAMETERS.index(name)
             intervals[rows, entry] = cells[rows, entry, None] + np.stack([-half, half], axis=1)
         limit = float(model.limit)

@@ -26,12 +26,15 @@ class Targets:
     set by symmetry when a prediction is decoded. Each is scaled to [-1, 1] over the campaign:
 
     .. math:: z = (p - p_\text{mid}) / p_\text{half}
+
+    with one scale for the phases whose ranges of the parameter overlap, so that phases that are
+    distortions of each other share it, and the cells of different compounds do not.
     """
 
     names: tuple[str, ...]  # the phases, in the order of their codes
     lattices: tuple[Lattice, ...]  # their crystal systems and metric constraints
-    middle: Array  # (n_parameters,): of each parameter's range, in Å or degrees
-    half_range: Array  # the same for half its width
+    middle: Array  # (n_phases, n_parameters): of each parameter's range, in Å or degrees
+    half_range: Array  # the same for half its width; over all phases where it is not free
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -57,7 +60,7 @@ class Targets:
         """
         free = self.free[phase]
         columns = [CELL_PARAMETERS.index(name) for name in self.parameters]
-        scaled = (cells[:, columns] - self.middle) / self.half_range
+        scaled = (cells[:, columns] - self.middle[phase]) / self.half_range[phase]
         return np.where(free, scaled, 0.0).astype(np.float32), free
 
     def decode(self, values: AnyFloats, phase: Integers) -> Array:
@@ -67,7 +70,8 @@ class Targets:
         outside the domain of their lattice are clipped
         (:meth:`~bragg_data.crystallography.cell.Lattice.clip_to_domain`).
         """
-        physical = np.asarray(values, dtype=np.float64) * self.half_range + self.middle
+        scaled = np.asarray(values, dtype=np.float64)
+        physical = scaled * self.half_range[phase] + self.middle[phase]
         cells = np.empty((len(values), 6))
         for code, lattice in enumerate(self.lattices):
             rows = np.flatnonzero(phase == code)
@@ -86,12 +90,14 @@ class Targets:
             }
             for name, lattice in zip(self.names, self.lattices, strict=True)
         ]
-        ranges = zip(self.parameters, self.middle.tolist(), self.half_range.tolist(), strict=True)
+        ranges = zip(
+            self.parameters, self.middle.T.tolist(), self.half_range.T.tolist(), strict=True
+        )
         parameters: list[dict[str, object]] = [
             {
                 "name": name,
                 "unit": "Å" if name in "abc" else "degree",
-                "middle": middle,
+                "middle": middle,  # by phase
                 "half_range": half,
             }
             for name, middle, half in ranges
@@ -112,8 +118,14 @@ class Targets:
             )
             names = tuple(phase["name"] for phase in values["phases"])
             described = [entry["name"] for entry in values["parameters"]]
+            # Older models have one scale, a number, for all phases.
             middle, half = (
-                np.array([entry[key] for entry in values["parameters"]], dtype=float)
+                np.array(
+                    [np.broadcast_to(entry[key], len(names)) for entry in values["parameters"]]
+                )
+                .astype(float)
+                .reshape(-1, len(names))
+                .T
                 for key in ("middle", "half_range")
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -137,15 +149,35 @@ def targets_of(phases: Sequence[Phase], phase: Integers, cells: Array) -> Target
     samples too: the ranges define the campaign, they are not fitted).
     """
     lattices = tuple(p.lattice for p in phases)
-    limits = []
-    for name in _free_in_any(lattices):
-        where_free = np.array([name in lattice.free_parameters for lattice in lattices])[phase]
-        column = cells[where_free, CELL_PARAMETERS.index(name)]
-        limits.append((column.min(), column.max()) if len(column) else (0.0, 0.0))
-    low, high = np.array(limits).T
+    names = _free_in_any(lattices)
+    ends = np.zeros((2, len(phases), len(names)))
+    for column, name in enumerate(names):
+        ranges = {}
+        for code, lattice in enumerate(lattices):
+            values = cells[phase == code, CELL_PARAMETERS.index(name)]
+            if name in lattice.free_parameters and len(values):
+                ranges[code] = float(values.min()), float(values.max())
+        if ranges:
+            lows, highs = zip(*ranges.values(), strict=True)
+            ends[:, :, column] = [[min(lows)], [max(highs)]]
+        for code, joined in _joined_ranges(ranges).items():
+            ends[:, code, column] = joined
+    low, high = ends
     half = (high - low) / 2
     half[half == 0] = 1.0  # of a tiny campaign: a parameter with a single value is not scaled
     return Targets(tuple(p.name for p in phases), lattices, (low + high) / 2, half)
+
+
+def _joined_ranges(ranges: Mapping[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
+    """Return for each key the union of its range and of those that overlap it, also in a chain."""
+    joined: list[tuple[list[int], float, float]] = []
+    for code, (low, high) in sorted(ranges.items(), key=lambda entry: entry[1]):
+        if joined and low <= joined[-1][2]:
+            codes, first, last = joined[-1]
+            joined[-1] = [*codes, code], first, max(last, high)
+        else:
+            joined.append(([code], low, high))
+    return {code: (low, high) for codes, low, high in joined for code in codes}
 
 
 def _free_in_any(lattices: Sequence[Lattice]) -> tuple[str, ...]:

@@ -297,6 +297,6 @@ def _coefficients(phase: Phase, groups: _Groups, hkl: NDArray[np.int64]) -> Arra
         for atom, group in enumerate(member):
             sums[:, group] += lengths[atom] * waves[:, atom]
         parts += [sums.real, sums.imag]
-    scale = max(np.abs(part).max() for part in parts)
-    rows = [part for part in parts if np.abs(part).max() > 1e-10 * scale]
+    largest = [np.abs(part).max(initial=0.0) for part in parts]
+    rows = [p for p, size in zip(parts, largest, strict=True) if size >= 1e-10 * max(largest)]
     return np.stack(rows, axis=1)

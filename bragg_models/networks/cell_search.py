@@ -28,6 +28,7 @@ _LONGEST_STEP = 0.2, 1.0  # of scaled cell parameters, of sample parameters in t
 _RINGING = 1e-3
 _CHANCE = 5.0  # a search is given up if this many times the next step's gain would not help it
 _END = 24.0, 48  # points from the window's end: reflections near it, and points then left out
+_FEWEST_KNOWN = 256  # known cells of a phase, however small its range
 _OVERSAMPLING = 8  # more cells are drawn than used, so that they are even in peak positions
 _SCALES = 0.5, 4.0  # unit of the sample parameters: ln of a factor, and points²
 _SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 4.0)  # their bounds in these units; noise fits wider ones
@@ -82,8 +83,9 @@ class Observed:
 class CellSearch(nn.Module):
     """A proposal network, which is trained, and the search by the pattern layer.
 
-    ``config`` and the buffers ``middle`` and ``half_range``, shape (n_parameters,), belong to it:
-    see :func:`bragg_models.networks.guided.fill_physics_tables`.
+    Without a proposal network the search starts from known cells alone. ``config`` and the buffers
+    ``middle`` and ``half_range``, shape (n_phases, n_parameters), belong to it: see
+    :func:`bragg_models.networks.guided.fill_physics_tables`.
     """
 
     batch_size = 512  # profiles; the search makes small batches of them itself
@@ -94,12 +96,22 @@ class CellSearch(nn.Module):
         super().__init__()
         self.config = config
         self.pattern = Pattern(config.pattern)
-        self.proposal = Perceptron(config.proposal)
-        self.register_load_state_dict_pre_hook(_rename_weights)  # type: ignore[no-untyped-call]
+        self.proposal = None if config.proposal is None else Perceptron(config.proposal)
+        self.register_load_state_dict_pre_hook(_update_saved)  # type: ignore[no-untyped-call]
         for name in ("middle", "half_range"):
-            values = torch.ones(config.proposal.parameters, dtype=torch.float64)
-            self.register_buffer(name, values)
+            shape = len(config.pattern.phases), len(config.pattern.is_length)
+            self.register_buffer(name, torch.ones(shape, dtype=torch.float64))
         self._known: dict[tuple[int, float, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def propose(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the proposal network's outputs; without one all phases alike, and mean cells."""
+        if self.proposal is not None:
+            outputs: tuple[Tensor, Tensor] = self.proposal(profiles)
+            return outputs
+        n_phases, n_parameters = self.half_range.shape
+        return profiles.new_zeros(len(profiles), n_phases), profiles.new_zeros(
+            len(profiles), n_parameters
+        )
 
     def most_similar(self, code: int, roots: Tensor, blur: float) -> tuple[Tensor, Tensor]:
         """Return the known cells of a phase that are most similar to n profiles, best first.
@@ -110,7 +122,7 @@ class CellSearch(nn.Module):
         cells are.
         """
         cells, known = self.known_roots(code, blur, roots.device)
-        similarity = roots[:, :: _stride(blur)] @ known.T
+        similarity = roots[:, :: thinning(blur)] @ known.T
         number = similarity.topk(min(self.config.starts, len(cells))).indices
         return cells[number], number
 
@@ -119,7 +131,7 @@ class CellSearch(nn.Module):
         key = code, blur, device
         if key not in self._known:
             cells, sharp = self.known_patterns(code, device)
-            blurred = self.pattern.blurred(sharp, blur)[:, :: _stride(blur)].sqrt()
+            blurred = self.pattern.blurred(sharp, blur)[:, :: thinning(blur)].sqrt()
             self._known[key] = cells, nn.functional.normalize(blurred, dim=1)
         return self._known[key]
 
@@ -129,30 +141,35 @@ class CellSearch(nn.Module):
         if key not in self._known:
             cells = self._known_cells(code).to(device)
             patterns = [
-                self.pattern(code, self.physical(part), slopes=False)[0]
+                self.pattern(code, self.physical(part, code), slopes=False)[0]
                 for part in torch.split(cells, ROWS)
             ]
             self._known[key] = cells, torch.cat(patterns)
         return self._known[key]
 
     def _known_cells(self, code: int) -> Tensor:
-        """Return cells over the whole range, (draws, n_parameters), scaled, always the same.
+        """Return cells over the whole range, (n_cells, n_parameters), scaled, always the same.
 
         Their density is even in the positions of the peaks, not in the parameters: near its limit
         of 120° a rhombohedral angle shifts peaks ten times as far as elsewhere.
         """
-        free, half = list(self.config.pattern.phases[code].free), self.half_range
+        free, half = list(self.config.pattern.phases[code].free), self.half_range[code]
         engine = SobolEngine(len(free), scramble=True, seed=0)  # type: ignore[no-untyped-call]
         drawn = engine.draw(_OVERSAMPLING * self.config.draws)
         cells = torch.zeros(len(drawn), len(half), dtype=torch.float64, device=half.device)
         cells[:, free] = 2 * drawn.to(cells) - 1
         density = []
         for part in torch.split(cells, 32 * ROWS):
-            sensitivity = self.pattern.sensitivity(code, self.physical(part))
+            sensitivity = self.pattern.sensitivity(code, self.physical(part, code))
             scaled = sensitivity * half[free, None] * half[free]
             density.append(torch.linalg.det(scaled).clamp(min=1e-12).sqrt())
+        count = self.config.draws
+        if self.config.blurs:
+            # The volume of the range in points^n_free, over that which one start covers.
+            volume = 2 ** len(free) * float(torch.cat(density).mean())
+            count = min(count, max(int(volume / self.config.blurs[0] ** len(free)), _FEWEST_KNOWN))
         generator = torch.Generator().manual_seed(0)
-        chosen = torch.multinomial(torch.cat(density).cpu(), self.config.draws, generator=generator)
+        chosen = torch.multinomial(torch.cat(density).cpu(), count, generator=generator)
         return cells[chosen.to(cells.device)]
 
     def search(
@@ -185,14 +202,17 @@ class CellSearch(nn.Module):
         return values[:, : start.shape[1]], misfit
 
     def _near_the_end(self, code: int | Tensor, values: Tensor) -> Tensor:
-        return self.pattern.near_the_end(code, self.physical(values), _END[0])
+        return self.pattern.near_the_end(code, self.physical(values, code), _END[0])
 
-    def descend(self, observed: Observed, start: Tensor) -> tuple[Tensor, Tensor]:
+    def descend(
+        self, observed: Observed, start: Tensor, hopeless: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Refine cells (n, n_parameters), scaled, row by row until they converge.
 
-        By Levenberg-Marquardt steps; returns values and misfits as :meth:`search`.
+        By Levenberg-Marquardt steps; returns values and misfits, and may give up, as
+        :meth:`search`.
         """
-        values, misfit = self._descended(observed, start)
+        values, misfit = self._descended(observed, start, hopeless)
         return values[:, : start.shape[1]], misfit
 
     def _descended(
@@ -202,7 +222,7 @@ class CellSearch(nn.Module):
 
         Rows that have converged, or are given up, are dropped, so that the batches stay full.
         """
-        free, n_cell = self.pattern.free(observed.code), len(self.half_range)
+        free, n_cell = self.pattern.free(observed.code), self.half_range.shape[1]
         # The sample parameters are the columns after those of the cell.
         n_sample = len(_SAMPLE_BOUNDS) if self.config.sample_parameters else 0
         missing = n_cell + n_sample - start.shape[1]
@@ -272,14 +292,15 @@ class CellSearch(nn.Module):
         parameters and the logarithm of the scale, (n, n_refined + 1, n_refined + 1).
         """
         code, weights = observed.code, observed.weights
-        parameters = len(self.half_range)
+        parameters = self.half_range.shape[1]
         cell, sample = values[:, :parameters], values[:, parameters:]
         sample_parameters = sample * sample.new_tensor(_SCALES) if sample.shape[1] else None
         pattern, slopes = self.pattern(
-            code, self.physical(cell), blur=observed.blur, sample_parameters=sample_parameters
+            code, self.physical(cell, code), blur=observed.blur, sample_parameters=sample_parameters
         )
         root = pattern.sqrt()
-        scales = self.half_range[self.pattern.free(code)].float()
+        free = self.pattern.free(code)
+        scales = self.half_range[code].expand(len(free), -1).gather(1, free).float()
         if sample_parameters is not None:
             scales = torch.cat([scales, scales.new_tensor(_SCALES).expand(len(scales), -1)], dim=1)
         slopes = slopes * scales[..., None]
@@ -317,9 +338,12 @@ class CellSearch(nn.Module):
         outside = ((refined <= low) & (descent < 0)) | ((refined >= high) & (descent > 0))
         return torch.cat([~outside, outside.new_ones(len(outside), 1)], dim=1).double()
 
-    def physical(self, values: Tensor) -> Tensor:
-        """Return scaled parameters in ångström and degrees, same shape."""
-        return values * self.half_range + self.middle
+    def physical(self, values: Tensor, code: int | Tensor) -> Tensor:
+        """Return scaled parameters (n, n_parameters) in ångström and degrees, same shape.
+
+        ``code`` is the phase of all rows, or that of each, (n,).
+        """
+        return values * self.half_range[code] + self.middle[code]
 
 
 def products(first: Tensor, second: Tensor) -> Tensor:
@@ -332,13 +356,18 @@ def products(first: Tensor, second: Tensor) -> Tensor:
     return (first.expand(2, -1, -1) @ second.expand(2, -1, -1))[:1]
 
 
-def _stride(blur: float) -> int:
+def thinning(blur: float) -> int:
     """Return how many points apart samples of a blurred pattern may be, without loss."""
     return max(int(blur / 1.25), 1)
 
 
-def _rename_weights(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Give the weights of a saved model their present names."""
+def _update_saved(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Give the weights of a saved model their present names and shapes."""
+    for name in ("middle", "half_range"):
+        if (values := state.get(prefix + name)) is not None and values.ndim == 1:
+            # deprecated: one scale for all phases
+            shape: Tensor = getattr(module, name)
+            state[prefix + name] = values.expand_as(shape).clone()
     old = f"{prefix}{_OLD_PREFIX}"
     for name in [name for name in state if name.startswith(old)]:
         state[f"{prefix}{_PREFIX}{name.removeprefix(old)}"] = state.pop(name)

@@ -37,7 +37,7 @@ class Guided(CellSearch):
         that are zero hold no information and are not compared. ``phase`` (n,) are known phases, if
         the network is not to determine them.
         """
-        logits, proposed = self.proposal(profiles)
+        logits, proposed = self.propose(profiles)
         proposed = proposed.double().clamp(-1, 1)
         values = proposed.clone()
         compared = profiles[:, self.config.pattern.first :].float()
@@ -91,14 +91,14 @@ class Guided(CellSearch):
 
 
 def guided_config(
-    campaign: Campaign, targets: Targets, *, pooling: int = 1, **changes: Any
+    campaign: Campaign, targets: Targets, *, pooling: int | None = 1, **changes: Any
 ) -> Mapping[str, Any]:
     """Return the configuration of a network for a campaign, as plain JSON values.
 
-    ``pooling`` is the proposal network's; ``changes`` are values other than the defaults of
-    :class:`~bragg_models.networks.guided_config.GuidedConfig`.
+    ``pooling`` is the proposal network's, None for a search without one; ``changes`` are values
+    other than the defaults of :class:`~bragg_models.networks.guided_config.GuidedConfig`.
     """
-    proposal = {
+    proposal = pooling and {
         "points": campaign.grid.points,
         "phases": len(targets.names),
         "parameters": len(targets.parameters),

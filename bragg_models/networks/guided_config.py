@@ -58,7 +58,7 @@ class PerceptronConfig:
 class GuidedConfig:
     """Configuration of the guided and of the robust network."""
 
-    proposal: PerceptronConfig
+    proposal: PerceptronConfig | None  # None: searches start from known cells alone
     pattern: PatternConfig
     steps: int = 12  # most Levenberg-Marquardt steps of one search
     draws: int = 4096  # known cells over the campaign's range with which a profile is compared
@@ -66,6 +66,9 @@ class GuidedConfig:
     # A profile is explained if the misfit, the squared difference as a share of the profile's
     # square, is below this. The layer itself is accurate to a few 1e-6.
     met: float = 2e-5
+    # Standard deviations, in points, of Gaussians under which pattern and profile are compared
+    # first: the widest should be as wide as peaks may be away from those of the nearest known cell.
+    blurs: tuple[float, ...] = ()
     # Refine a common factor on the displacement parameters and the peak width of each sample too.
     sample_parameters: bool = False
 
@@ -75,8 +78,10 @@ def guided_config_from_json(**values: Any) -> GuidedConfig:
     values = {_RENAMED.get(name, name): value for name, value in values.items()}
     if missing := {"proposal", "pattern"} - values.keys():
         raise TypeError(f"Missing: {', '.join(sorted(missing))}")
-    proposal = PerceptronConfig(**with_tuples(values.pop("proposal")))
-    return GuidedConfig(proposal, _pattern_config(**values.pop("pattern")), **values)
+    described = values.pop("proposal")
+    proposal = None if described is None else PerceptronConfig(**with_tuples(described))
+    pattern = _pattern_config(**values.pop("pattern"))
+    return GuidedConfig(proposal, pattern, **with_tuples(values))
 
 
 def _pattern_config(*, phases: Sequence[Mapping[str, Any]], **values: Any) -> PatternConfig:

@@ -26,16 +26,19 @@ import torch
 from torch import Tensor, nn
 
 from bragg_data.arrays import AnyFloats, Array, Floats32, Integers, Mask
-from bragg_models.networks.cell_search import ROWS, CellSearch, Observed, products
+from bragg_models.networks.cell_search import ROWS, CellSearch, Observed, products, thinning
 from bragg_models.networks.guided_config import GuidedConfig
 
 COVERAGE = 0.9  # share of genuine draws whose parameters lie in the intervals
 ACCEPTED = 0.985  # share of genuine draws with a correctly predicted phase that are accepted
+_FIRST_STARTS = 3  # of the most similar phase, of networks whose configuration has blurs
 _KNOWN_STARTS = 7  # known cells of each phase from which the search may start
-_BLUR = 5.0  # points
+_BLUR = 5.0  # points, of networks whose configuration has no blurs
 _UNEXPLAINED = 0.08  # misfit above which more starts are used; nine in ten draws are below
 _HOPELESS = 10.0  # phases whose starts have a misfit this much larger than the best: not searched
 _ABANDONED = 3.0  # a search is abandoned that cannot get below this many times the best misfit
+_COARSE = 0.03  # misfit, under a blur, of a start far from its minimum
+_AGREE = 1.02  # searches whose misfits differ by less than this factor have the same minimum
 _RESOLUTION = 1e-6  # misfits below this are rounding (single precision), and may be negative
 _BEST = 3e-3  # misfit of a measured profile with the best statistics
 _DRIFT = 3e-4  # relative error of lengths from an instrument that was not calibrated
@@ -51,6 +54,14 @@ class PhaseFits(NamedTuple):
     proposal: Tensor  # (n, n_phases): logarithms of the proposal network's probabilities
 
 
+class _Best(NamedTuple):
+    """The best of the searches so far, updated in place."""
+
+    values: Tensor  # (n, n_phases, n_parameters), scaled
+    misfit: Tensor  # (n, n_phases)
+    blurred: Tensor  # (n_blurs, n): the least misfit of any phase under each of the blurs
+
+
 class Robust(CellSearch):
     """See the module; the proposal network is trained, and a few coefficients are calibrated."""
 
@@ -62,7 +73,7 @@ class Robust(CellSearch):
 
     def __init__(self, config: GuidedConfig) -> None:
         super().__init__(config)
-        phases, parameters = len(config.pattern.phases), config.proposal.parameters
+        phases, parameters = self.half_range.shape
         # α, β, γ, then b of each phase.
         head = torch.zeros(3 + phases, dtype=torch.float64)
         head[0], head[2] = 2.0, 1.0
@@ -82,67 +93,116 @@ class Robust(CellSearch):
 
         These are square roots of intensities, of unit norm; points that are zero are not compared.
         """
-        logits, proposed = self.proposal(profiles)
+        logits, proposed = self.propose(profiles)
         proposal = logits.double().log_softmax(dim=1)
         compared = profiles[:, self.config.pattern.first :].float()
         first = proposal.argmax(dim=1) if phase is None else phase
         values = proposed.double()[:, None].repeat(1, proposal.shape[1], 1)
         misfit = torch.full_like(proposal, torch.inf)
+        blurred = misfit.new_full((len(self.config.blurs), len(misfit)), torch.inf)
+        best = _Best(values, misfit, blurred)
         cells, start_misfit = self._starts(compared, values[:, 0].clamp(-1, 1))
         least = start_misfit.amin(dim=2)
         if phase is None:
-            searched = least < _HOPELESS * least.amin(dim=1, keepdim=True).clamp(min=_RESOLUTION)
+            smallest = _COARSE if self.config.blurs else _RESOLUTION
+            searched = least < _HOPELESS * least.amin(dim=1, keepdim=True).clamp(min=smallest)
         else:
             searched = nn.functional.one_hot(phase, proposal.shape[1]).bool()
-        # The best start of all, and the proposal; then the best start of each other phase, which is
-        # given up where it cannot compete.
+        # The best starts of the most similar phase, and the proposal; then the best start of each
+        # other phase, which is given up where it cannot compete.
         best_start = (start_misfit == least[..., None]) & searched[..., None]
-        begin = best_start & (least == least.amin(dim=1, keepdim=True))[..., None]
-        begin[torch.arange(len(begin)), first, 0] = True
-        self._search_starts(compared, cells, begin, values, misfit)
-        self._search_starts(compared, cells, best_start & ~begin, values, misfit)
-        unexplained = misfit.amin(dim=1) > _UNEXPLAINED
-        if unexplained.any():
-            rest = ~(begin | best_start) & (searched & unexplained[:, None])[..., None]
-            self._search_starts(compared, cells, rest, values, misfit)
+        count = _FIRST_STARTS if self.config.blurs else 1
+        limit = start_misfit.kthvalue(min(count, start_misfit.shape[2]), dim=2).values
+        begin = (start_misfit <= limit[..., None]) & searched[..., None]
+        begin &= (least == least.amin(dim=1, keepdim=True))[..., None]
+        if self.proposal is not None:
+            begin[torch.arange(len(begin)), first, 0] = True
+        reached = self._search_starts(compared, cells, begin, best)
+        self._search_starts(compared, cells, best_start & ~begin, best)
+        least = misfit.amin(dim=1)
+        open_ = least > _UNEXPLAINED
+        if self.config.blurs:  # a minimum that one start alone leads to may not be the deepest
+            open_ |= (reached <= _AGREE * least[:, None, None]).sum(dim=(1, 2)) < 2
+        if open_.any():
+            rest = ~(begin | best_start) & (searched & open_[:, None])[..., None]
+            self._search_starts(compared, cells, rest, best)
         misfit = misfit.clamp(max=1.0)
         logits = self.phase_logits(proposal, misfit)
-        best = logits.argmax(dim=1) if phase is None else phase
-        chosen = values[torch.arange(len(best)), best]
-        return PhaseFits(logits, chosen, self._spread_of(best, compared, chosen), misfit, proposal)
+        code = logits.argmax(dim=1) if phase is None else phase
+        chosen = values[torch.arange(len(code)), code]
+        return PhaseFits(logits, chosen, self._spread_of(code, compared, chosen), misfit, proposal)
 
     def _starts(self, compared: Tensor, proposed: Tensor) -> tuple[Tensor, Tensor]:
         """Return cells to search from, (n, phases, k, p), the proposed first, and their misfits."""
-        phases = len(self.config.pattern.phases)
-        roots = self.pattern.blurred(compared**2, _BLUR).sqrt()
+        blur, coarse = self._blur, self._blur if self.config.blurs else 0.0
+        stride = 1 if coarse == 0 else thinning(blur)
+        roots = self.pattern.blurred(compared**2, blur).sqrt()
+        observed = compared if coarse == 0 else (roots * (compared > 0))[:, ::stride]
         cells, misfits = [], []
-        for code in range(phases):
-            known, number = self.most_similar(code, roots, _BLUR)
+        for code in range(len(self.config.pattern.phases)):
+            known, number = self.most_similar(code, roots, blur)
             known, number = known[:, :_KNOWN_STARTS], number[:, :_KNOWN_STARTS]
-            patterns = self.known_patterns(code, roots.device)[1]
+            if coarse == 0:
+                patterns = self.known_patterns(code, roots.device)[1]
+            else:
+                patterns = self.known_roots(code, blur, roots.device)[1] ** 2
             cells.append(torch.cat([proposed[:, None], known], dim=1))
             parts = []
             for part in torch.split(torch.arange(len(proposed), device=roots.device), ROWS):
-                of_proposed = self.pattern(code, self.physical(proposed[part]), slopes=False)[0]
-                computed = torch.cat([of_proposed[:, None], patterns[number[part]]], dim=1)
-                parts.append(_misfits(compared[part], computed))
+                cell = self.physical(proposed[part], code)
+                pattern = self.pattern(code, cell, slopes=False, blur=coarse)[0][:, None, ::stride]
+                computed = torch.cat([pattern, patterns[number[part]]], dim=1)
+                parts.append(_misfits(observed[part], computed))
             misfits.append(torch.cat(parts))
         return torch.stack(cells, dim=1), torch.stack(misfits, dim=1)
 
+    @property
+    def _blur(self) -> float:
+        return next(iter(self.config.blurs), _BLUR)
+
     def _search_starts(
-        self, compared: Tensor, cells: Tensor, chosen: Tensor, values: Tensor, misfit: Tensor
-    ) -> None:
-        """Search from the chosen cells; update values and misfits, in place, where they improve."""
+        self, compared: Tensor, cells: Tensor, chosen: Tensor, best: _Best
+    ) -> Tensor:
+        """Search from the chosen cells; update the best, in place, where they improve.
+
+        Returns the misfits that the searches reached, (n, n_phases, k), infinite of the others.
+        """
+        values, misfit, blurred = best
         row, code, number = torch.nonzero(chosen, as_tuple=True)
+        start, able = self._approached(compared, cells[row, code, number], row, code, blurred)
+        row, code, number, start = row[able], code[able], number[able], start[able]
         hopeless = _ABANDONED * misfit.amin(dim=1)[row]
-        refined, refined_misfit = self.search(
-            code, compared[row], cells[row, code, number], hopeless
-        )
+        refined, refined_misfit = self.search(code, compared[row], start, hopeless)
         position = row * misfit.shape[1] + code
         before = misfit.clone()
         misfit.view(-1).scatter_reduce_(0, position, refined_misfit, "amin")
         better = (refined_misfit == misfit[row, code]) & (refined_misfit < before[row, code])
         values[row[better], code[better]] = refined[better]
+        reached = misfit.new_full(chosen.shape, torch.inf)
+        reached[row, code, number] = refined_misfit
+        return reached
+
+    def _approached(
+        self, compared: Tensor, start: Tensor, row: Tensor, code: Tensor, best: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Follow starts (m, n_parameters) of rows and phases (m,) on less and less blurred data.
+
+        Returns where they lead, and which of them can compete. ``best`` (n_blurs, n), the least
+        misfits so far of each of the n profiles, is updated in place.
+        """
+        able = torch.ones(len(row), dtype=torch.bool, device=row.device)
+        for level, blur in enumerate(self.config.blurs):
+            rows = row[able]
+            if not len(rows):
+                break
+            measured = (compared[rows] > 0).float()
+            roots = self.pattern.blurred(compared[rows] ** 2, blur).sqrt() * measured
+            observed = Observed(code[able], roots, measured, blur)
+            values, misfit = self.descend(observed, start[able], _ABANDONED * best[level, rows])
+            best[level].scatter_reduce_(0, rows, misfit, "amin")
+            start[able] = values.clamp(-1, 1)
+            able[able.clone()] = misfit <= _ABANDONED * best[level, rows]
+        return start, able
 
     def phase_logits(self, proposal: Tensor, misfit: Tensor) -> Tensor:
         """Return the logits of the phases, (n, n_phases), from the fields of :class:`PhaseFits`."""
@@ -217,7 +277,9 @@ class Robust(CellSearch):
             parts = list(map(fit, batches))
         else:
             for code in range(len(self.config.pattern.phases)):
-                self.known_roots(code, _BLUR, self.head.device)  # tables that all batches share
+                self.known_roots(
+                    code, self._blur, self.head.device
+                )  # tables that all batches share
             with single_thread(), ThreadPoolExecutor(threads) as pool:
                 parts = list(pool.map(fit, batches))
         return PhaseFits(*map(torch.cat, zip(*parts, strict=True)))
@@ -228,7 +290,8 @@ class Robust(CellSearch):
         It is the standard uncertainty, combined with the drift of an uncalibrated instrument:
         an error of difC changes all lengths, and no angle.
         """
-        drift = _DRIFT * self.physical(fits.values) / self.half_range
+        phase = fits.logits.argmax(dim=1)
+        drift = _DRIFT * self.physical(fits.values, phase) / self.half_range[phase]
         drift = torch.where(self.is_length, drift, torch.zeros_like(drift))
         drift = drift * (~calibrated)[:, None]
         return (fits.spread**2 + drift**2).sqrt().clamp(min=1e-9)

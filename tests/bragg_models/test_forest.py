@@ -191,7 +191,7 @@ def test_training_values_are_those_of_the_paper(targets: Targets) -> None:
     _, phase, cells = patterns(targets, 50)
     values = forest_values(targets, phase, cells, integrated=True)
     np.testing.assert_array_equal(values[:, 0], phase)
-    physical = values[:, 1:] * targets.half_range + targets.middle
+    physical = values[:, 1:] * targets.half_range[phase] + targets.middle[phase]
     np.testing.assert_allclose(physical, cells[:, [0, 2, 3]], atol=1e-4)  # c = a, alpha = 90 too
     tetragonal = phase == 1
     conditional = forest_values(targets, phase[tetragonal], cells[tetragonal], integrated=False)

@@ -76,7 +76,7 @@ def test_peaks_are_at_the_positions_of_bragg_s_law(
     for code, phase in enumerate(structures.phases):
         sample = structures.samples[np.flatnonzero(structures.samples.phase == code)[:1]]
         values, _ = targets.encode(sample.phase, sample.cells)
-        physical = guided.physical(torch.from_numpy(values).double())
+        physical = guided.physical(torch.from_numpy(values).double(), code)
         position, _ = guided.pattern.line_positions(code, physical)
         hkl = np.array(
             [[1, 1, 1], [2, 0, 0], [3, 1, 2], [0, 1, 3], [2, 2, 0], [4, 0, 0], [1, 0, 2]]
@@ -127,7 +127,7 @@ def test_a_wrong_cell_is_refined(
     cell = np.array([[truth[0], truth[0], truth[1], *[truth[2]] * 3]])
     values, _ = targets.encode(np.array([code]), cell)
     wrong = {0: (0.006, 0, 0), 1: (0.004, -0.004, 0), 2: (0.003, 0, 0.2)}[code]
-    propose(guided, code, values[0] + np.array(wrong) / targets.half_range)
+    propose(guided, code, values[0] + np.array(wrong) / targets.half_range[code])
     profile = np.asarray(sqrt_unit(simulated(paper, np.array([code]), cell)), dtype=np.float32)
     with torch.inference_mode():
         logits, scaled = guided(torch.from_numpy(profile))

@@ -68,7 +68,7 @@ def exact_profiles(network: Robust, code: int, values: np.ndarray) -> np.ndarray
     """Return profiles, (n, points), that are patterns of the network's own layer."""
     layer = network.pattern
     with torch.no_grad():
-        physical = network.physical(torch.from_numpy(values))
+        physical = network.physical(torch.from_numpy(values), code)
         pattern = layer(code, physical, slopes=False)[0].numpy()
     profiles = np.zeros((len(values), layer.config.points), dtype=np.float32)
     profiles[:, layer.config.first :] = pattern
@@ -187,8 +187,8 @@ def test_the_drift_of_an_instrument_widens_lengths_and_not_angles(
     network = robust_network(campaign, targets)
     assert targets.parameters == ("a", "c", "alpha")
     assert network.config.pattern.is_length == (True, True, False)
-    network.middle = torch.tensor([40.0, 10.0, 20.0], dtype=torch.float64)
-    network.half_range = torch.ones(3, dtype=torch.float64)
+    network.middle = torch.tensor([[40.0, 10.0, 20.0]] * 3, dtype=torch.float64)
+    network.half_range = torch.ones(3, 3, dtype=torch.float64)
     spread = torch.full((1, 3), 1e-3, dtype=torch.float64)
     zero = torch.zeros(1, 3, dtype=torch.float64)
     fits = PhaseFits(zero, zero, spread, zero, zero)
