@@ -6,7 +6,7 @@ Registered models record the name of this module: MLflow calls :func:`_load_pyfu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -62,6 +62,12 @@ class Prediction:
 
     def __getitem__(self, rows: slice) -> Prediction:
         return replace(self, **{n: v[rows] for n, v in vars(self).items() if np.ndim(v)})
+
+    @classmethod
+    def concatenated(cls, predictions: Sequence[Prediction]) -> Prediction:
+        """Return the predictions of several batches of profiles by one model as one."""
+        columns = {n: [getattr(p, n) for p in predictions] for n in vars(predictions[0])}
+        return cls(**{n: np.concatenate(v) if np.ndim(v[0]) else v[0] for n, v in columns.items()})
 
     def widened(self, errors: Array) -> Prediction:
         """Return predictions with intervals that allow for relative errors of lengths, (n,)."""

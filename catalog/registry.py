@@ -46,7 +46,11 @@ class ModelKind(StrEnum):
 
 
 _SUFFIXES = {ModelKind.CLASSIFIER: "-classifier", ModelKind.MEASURED: "-measured"}
-_KINDS = {"classifier": ModelKind.CLASSIFIER, "robust": ModelKind.MEASURED}
+_KINDS = {
+    "classifier": ModelKind.CLASSIFIER,
+    "robust": ModelKind.MEASURED,
+    "search": ModelKind.MEASURED,
+}
 
 
 class ModelError(LookupError):

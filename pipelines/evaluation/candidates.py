@@ -65,7 +65,7 @@ def choose_candidates(
     there is no such version.
     """
     campaign, content, tag = (dataset.attrs[key] for key in ("campaign", "content_hash", "tag"))
-    models = (*known.MODELS, known.ROBUST)
+    models = (*known.MODELS, *known.MEASURED)
     registered = dict.fromkeys(registry.registered_name(campaign, model) for model in models)
     on_data = [
         Candidate(version)

@@ -4,7 +4,8 @@
 CLASS_CONDITIONAL = ("forest", "transfer", "deep")
 
 INTEGRATED = ("integrated-forest", "multitask", "caenn", "guided")
-CLASSIFIER, INTEGER, ROBUST = "classifier", "multitask-integer", "robust"
+CLASSIFIER, INTEGER, ROBUST, SEARCH = "classifier", "multitask-integer", "robust", "search"
+MEASURED = (ROBUST, SEARCH)  # for measured profiles: tested on simulated measurements
 # The models that are trained on a data set, in the order of the tables.
 MODELS = (CLASSIFIER, *CLASS_CONDITIONAL, *INTEGRATED, INTEGER)
 
@@ -17,6 +18,7 @@ LABELS = {
     "guided": "guided (ours)",
     "perceptron": "its proposal network alone",
     ROBUST: "robust (ours)",
+    SEARCH: "search (ours)",
     INTEGER: "multitask, class as integer",
 }
 

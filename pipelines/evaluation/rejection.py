@@ -27,19 +27,12 @@ from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.acceptance import assess_acceptance
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.simulation.draws import Purpose, random_stream, task_sizes
+from pipelines.simulation.foreign import FOREIGN_PHASES, foreign_cells
 
 _PER_TASK = 25  # profiles
 _REFINED_SHARE = 5  # one of this number of profiles is refined
 
-_FOREIGN_PHASES = {
-    "silicon": ("F d -3 m:2", (5.4311, 5.4311, 5.4311), "Si1 Si 0.125 0.125 0.125 0.006"),
-    "diamond": ("F d -3 m:2", (3.5671, 3.5671, 3.5671), "C1 C 0.125 0.125 0.125 0.002"),
-    "rutile": (
-        "P 42/m n m",
-        (4.5937, 4.5937, 2.9587),
-        "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005",
-    ),
-}
+_FOREIGN_PHASES = ("silicon", "diamond", "rutile")
 _GENUINE, _BACKGROUND, _SHUFFLED = "genuine", "background alone", "shuffled points"
 _WRONG_DIFC, _OTHER_BANK = "difC 19 % too small", "another bank"
 # Kinds of profiles whose rejection is evaluated; only the genuine ones are to be accepted.
@@ -111,7 +104,7 @@ def _foreign_simulator(model: RegisteredModel, kind: str, other: Instrument | No
     loaded, simulator = draws.model_and_simulator(model)
     campaign = loaded.predictor.campaign
     if kind in _FOREIGN_PHASES:
-        phases = [phase_on_orthogonal_axes(kind, *_FOREIGN_PHASES[kind])]
+        phases = [phase_on_orthogonal_axes(kind, *FOREIGN_PHASES[kind])]
         return simulator_for(campaign, phases)
     if kind == _WRONG_DIFC:
         other = campaign.instrument.with_parameters(difc=0.81 * campaign.instrument.difc)
@@ -130,8 +123,7 @@ def _foreign_profiles(
     generator = np.random.default_rng(stream)
     if kind in _FOREIGN_PHASES:
         (phase,) = simulator.phases
-        lengths = generator.normal(1, 1e-3, (count, 1))
-        cells = phase.cell * np.where(np.arange(6) < 3, lengths, 1)
+        cells = foreign_cells(phase, count, generator)
         return draw_profiles(simulator, np.zeros(count, dtype=int), cells, generator)
     of_each = -(-count // len(campaign.phases))
     code, cells = draw_labels(campaign, of_each, generator)

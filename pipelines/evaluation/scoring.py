@@ -8,14 +8,14 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
-from bragg_data.arrays import Array, Floats32, Indices, Integers, Integers8, Mask
+from bragg_data.arrays import Array, Floats32, Integers, Integers8, Mask
 from bragg_data.campaign import Samples
 from bragg_data.crystallography.cell import CrystalSystem
 from bragg_data.splits import Part, blocked_split, random_split
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import Batch, in_order, profiles_of
 from bragg_models.metrics import Errors, bootstrap_intervals, errors, squared_errors, summary
-from bragg_models.predictors import Predictor
+from bragg_models.predictors import Prediction, Predictor
 from bragg_models.targets import Targets
 from pipelines.cli.console import Progress
 from pipelines.evaluation.names import EvaluateError
@@ -120,24 +120,19 @@ def predict_batches(
     *,
     description: str,
     quiet: bool = False,
-) -> tuple[Indices, Cells, Array, Mask]:
+) -> Prediction:
     """Predict batches of ``count`` profiles together, with a progress bar.
 
-    The phases, shape (count,), are known if the model is not to decide them. Returned are phases,
-    cells and probabilities, shapes (count,), (count, 6) and (count, n_phases), and which profiles
-    the model accepts, (count,).
+    The phases, shape (count,), are known if the model is not to decide them.
     """
     predictions, done = [], 0
     with Progress(description, count, "profiles", quiet=quiet) as progress:
         for profiles in batches:
             known = None if phase is None else phase[done : done + len(profiles)]
-            p = predictor.predict(profiles, known)
-            accepted = np.ones(len(profiles), dtype=bool) if p.accepted is None else p.accepted
-            predictions.append((p.phase, p.cells, p.probabilities, accepted))
+            predictions.append(predictor.predict(profiles, known))
             done += len(profiles)
             progress.advance(len(profiles))
-    phases, cells, probabilities, accepted_ = map(np.concatenate, zip(*predictions, strict=True))
-    return phases, cells, probabilities, accepted_
+    return Prediction.concatenated(predictions)
 
 
 @dataclass(frozen=True)

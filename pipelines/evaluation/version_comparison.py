@@ -138,9 +138,10 @@ def evaluation_rows(dataset: xr.Dataset, predictors: Mapping[str, Predictor], co
 def _score(predictor: Predictor, pinned: _Pinned, *, quiet: bool = False) -> VersionScores:
     """Score a version on the pinned profiles, and time it."""
     (profiles, true_phase, true_cells), targets = pinned, predictor.targets
-    phase, cells, probabilities, _ = predict_batches(
+    prediction = predict_batches(
         predictor, in_batches(profiles), len(profiles), description="Evaluating", quiet=quiet
     )
+    phase, cells = prediction.phase, prediction.cells
     has_cells = bool(np.isfinite(cells).all())
     predicted = phase, cells if has_cells else true_cells
     scores = summary(targets, errors(targets, true_phase, true_cells, *predicted))
@@ -152,7 +153,7 @@ def _score(predictor: Predictor, pinned: _Pinned, *, quiet: bool = False) -> Ver
     return VersionScores(
         scores["all"]["mse_paper"] if has_cells else math.nan,
         scores["all"]["accuracy"],
-        calibration_error(probabilities, true_phase),
+        calibration_error(prediction.probabilities, true_phase),
         statistics.median(seconds),
         {k: v["mse_paper"] for k, v in scores.items() if k != "all"} if has_cells else {},
     )

@@ -21,7 +21,7 @@ from bragg_data.preprocessing import CROP_SHORT_TOF, preprocessing
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.metrics import errors, squared_errors, summary
-from bragg_models.predictors import Predictor
+from bragg_models.predictors import Prediction, Predictor
 from bragg_models.training.settings import EpochResult
 from pipelines.cli.console import say
 from pipelines.cli.style import UNITS
@@ -31,16 +31,19 @@ from pipelines.prediction.library import PatternLibrary, match_library
 from pipelines.registry.registration import register
 from pipelines.simulation import draws as simulated
 from pipelines.simulation.draws import SimulatedMeasurements
+from pipelines.simulation.foreign import foreign_profiles
 from pipelines.training import figures
+from pipelines.training.expectation import EXPECTED, expectation, rejected_share
 from pipelines.training.recipes import reconstructed_profiles
 from pipelines.training.stage import FittedModel, TrainingContext
 
 _MEAN_CELL = "constant (mean cell)"
 # A model that rejects more of genuine profiles is compared with the baselines on all of them.
 _LEAST_ACCEPTED = 0.95
+_FOREIGN_DRAWS = 100  # of each compound
 _SAMPLES_PER_DRAW = 128  # samples of a data set for each draw that models are compared on
 # Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees.
-Prediction = tuple[Integers, Array]
+Labels = tuple[Integers, Array]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class HeldOutTest:
     batches: Callable[[], Iterable[Floats32]]  # reads the profiles, shape (m, points)
     phase: Integers  # the truth, shape (n,)
     cells: Array  # the truth, shape (n, 6)
-    constants: Mapping[str, Prediction]  # constant answers
+    constants: Mapping[str, Labels]  # constant answers
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class HeldOutScores:
 
     scores: Scores  # by "all" and crystal system; of a classifier those that need no cell
     score: ModelScore  # the number that models are compared by
-    cells: Array  # shape (n, 6); NaN of a classifier
+    prediction: Prediction  # cells are NaN of a classifier
     confusion: Integers  # samples by true and predicted phase
     compared: Mask  # shape (n,): on which samples the model is compared with baselines
 
@@ -88,9 +91,7 @@ def draws_test(context: TrainingContext, draws: SimulatedMeasurements) -> HeldOu
     return HeldOutTest("Simulated measurements", batches, *truth, constants)
 
 
-def _constants(
-    campaign: Campaign, phase: Integers, cells: Array, count: int
-) -> dict[str, Prediction]:
+def _constants(campaign: Campaign, phase: Integers, cells: Array, count: int) -> dict[str, Labels]:
     """Return constant answers to ``count`` samples, from the labels of training samples.
 
     The cell of the commonest phase is their mean, or its CIF's, which is that at room temperature.
@@ -103,23 +104,24 @@ def _constants(
 def score_model(predictor: Predictor, test: HeldOutTest) -> HeldOutScores:
     """Predict the samples of a test and score the predictions."""
     targets, n = predictor.targets, len(test.phase)
-    phase, cells, _, accepted = scoring.predict_batches(
-        predictor, test.batches(), n, description="Testing"
-    )
+    prediction = scoring.predict_batches(predictor, test.batches(), n, description="Testing")
+    phase, cells = prediction.phase, prediction.cells
     total = errors(targets, test.phase, test.cells, phase, cells)
     scores = summary(targets, total)
     wrong = float((phase != test.phase).sum())
     scores["all"]["wrong"] = wrong
     if predictor.provenance.model == names.CLASSIFIER:
         score = ModelScore("error_rate", wrong / n)
-        return HeldOutScores(finite(scores), score, cells, total.confusion, np.ones(n, dtype=bool))
+        everything = np.ones(n, dtype=bool)
+        return HeldOutScores(finite(scores), score, prediction, total.confusion, everything)
     score = ModelScore("mse_paper", scores["all"]["mse_paper"])
+    accepted = np.ones(n, dtype=bool) if prediction.accepted is None else prediction.accepted
     compared = accepted | (accepted.mean() < _LEAST_ACCEPTED)
     if not compared.all():
         predictions = test.phase, test.cells, phase, cells
         total_compared = errors(targets, *(values[compared] for values in predictions))
         scores[ACCEPTED] = summary(targets, total_compared)["all"]
-    return HeldOutScores(scores, score, cells, total.confusion, compared)
+    return HeldOutScores(scores, score, prediction, total.confusion, compared)
 
 
 def test_model(context: TrainingContext, predictor: Predictor, fitted: FittedModel) -> Predictor:
@@ -135,13 +137,19 @@ def test_model(context: TrainingContext, predictor: Predictor, fitted: FittedMod
     on_draws_test = draws_test(context, _comparison_draws(context))
     on_draws = score_model(predictor, on_draws_test)
     metrics = {"draws": on_draws.scores}
-    library: dict[str, Prediction] = {}
-    if model == names.ROBUST:
+    library: dict[str, Labels] = {}
+    facts = dict(provenance.facts)
+    if model in names.MEASURED:
         draws = _draws(context, context.environment.presets.test_draws)
         test = draws_test(context, draws)
         result = score_model(predictor, test)
         metrics["draws_test"] = result.scores  # what versions of this model are compared by
         library["library match"] = _library_match(context, draws)
+        foreign = foreign_profiles(campaign_of(context.dataset), _FOREIGN_DRAWS)
+        rejected = rejected_share(predictor, foreign)
+        expected = expectation(targets, result.prediction, test.phase, test.cells, rejected)
+        facts[EXPECTED] = expected.to_json()
+        metrics["expected"] = {"all": expected.metrics}
     else:
         test = stored_test(context, provenance.split.name)
         result = score_model(predictor, test)
@@ -151,7 +159,7 @@ def test_model(context: TrainingContext, predictor: Predictor, fitted: FittedMod
         n = len(test.phase)
         cells = scoring.predict_batches(
             predictor, test.batches(), n, test.phase, description="Testing"
-        )[1]
+        ).cells
         total = errors(targets, *truth, test.phase, cells)
         metrics["test_true_system"] = summary(targets, total)
     context.run.log_metrics(metrics)
@@ -165,6 +173,8 @@ def test_model(context: TrainingContext, predictor: Predictor, fitted: FittedMod
             scores = summary(targets, errors(targets, *known, phase[compared], cells[compared]))
             baselines[name] = scores["all"][result.score.name]
     _print_result(context, predictor, test, result)
+    if model in names.MEASURED:
+        say(f"Expected of measured profiles: {expected}.")
     say(
         f"{on_draws_test.title}, {len(on_draws_test.phase):,}: accuracy "
         f"{on_draws.scores['all']['accuracy']:.2%}, {on_draws.score.name} "
@@ -172,10 +182,11 @@ def test_model(context: TrainingContext, predictor: Predictor, fitted: FittedMod
     )
     _log_figures(context, fitted, test, result)
     provenance = replace(provenance, test=result.scores, draws=on_draws.scores, score=result.score)
-    return replace(predictor, provenance=replace(provenance, baselines=baselines))
+    provenance = replace(provenance, baselines=baselines, facts=facts)
+    return replace(predictor, provenance=provenance)
 
 
-def _library_match(context: TrainingContext, draws: SimulatedMeasurements) -> Prediction:
+def _library_match(context: TrainingContext, draws: SimulatedMeasurements) -> Labels:
     """Return the library match of held-out draws, computed once and cached by content."""
     content = hashlib.sha256(str(context.dataset.attrs["content_hash"]).encode())
     for array in (draws.profiles, draws.span):
@@ -266,9 +277,9 @@ def _log_figures(
     if fitted.histories:
         curves = {name: [_point(e) for e in epochs] for name, epochs in fitted.histories.items()}
         drawn["learning_curves"] = figures.learning_curves(curves)
-    if np.isfinite(result.cells).all():
-        drawn["parity"] = figures.parity(test.cells, result.cells, systems, free)
-        squared, _ = squared_errors(targets, test.phase, test.cells, result.cells)
+    if np.isfinite(result.prediction.cells).all():
+        drawn["parity"] = figures.parity(test.cells, result.prediction.cells, systems, free)
+        squared, _ = squared_errors(targets, test.phase, test.cells, result.prediction.cells)
         drawn["error_map"] = figures.error_map(test.cells, squared, systems, free)
     if fitted.kind == "caenn":
         drawn["reconstructions"] = _reconstructions(context, fitted, test)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.evaluation.names import INTEGER, ROBUST
+from pipelines.evaluation.names import INTEGER, MEASURED
 
 # Where the commands store checkpoints and cached profiles, relative to the working directory.
 DEFAULT_STATE = Path("data/training")
@@ -14,8 +14,8 @@ _CONDITIONAL = ("classifier", "forest", "transfer", "deep")
 ALL = (*_CONDITIONAL, "multitask", "integrated-forest", "caenn", "guided")
 # All models that are trained on a data set. The last is the paper's ablation.
 MODELS = (*ALL, INTEGER)
-# All models. The last is trained on simulated measurements (domain randomisation).
-TRAINABLE = (*MODELS, ROBUST)
+# All models. The last are trained, or calibrated alone, on simulated measurements.
+TRAINABLE = (*MODELS, *MEASURED)
 # The models that can be trained on further data sets.
 EXTRA_DATA_MODELS = tuple(name for name in MODELS if name not in FORESTS)
 

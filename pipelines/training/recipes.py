@@ -16,9 +16,10 @@ from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of
 from bragg_models.data.batches import Profiles, in_order, joined
 from bragg_models.metrics import Errors, errors, summary
+from bragg_models.networks.calibration import calibrate
 from bragg_models.networks.guided import fill_physics_tables, guided_config
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
-from bragg_models.networks.robust import Robust, calibrate, single_thread
+from bragg_models.networks.robust import Robust, single_thread
 from bragg_models.predictors import Predictor, build
 from bragg_models.training.inference import Samples, outputs
 from bragg_models.training.settings import Criteria, LabelledBatch, Validation, full_precision
@@ -159,19 +160,22 @@ def train_robust(context: TrainingContext, preset: Preset) -> FittedModel:
 
     Training (domain randomisation), calibration on instruments that were calibrated, and on
     instruments whose calibration has drifted, have streams of random numbers of their own; the
-    cluster draws the profiles.
+    cluster draws the profiles. A search without a proposal network is calibrated alone.
     """
     fitted = _untrained(context, preset, "robust", sample_parameters=True)
     campaign, seed = campaign_of(context.dataset), context.task.seed
     count = preset.calibration_draws
     with open_cluster(context.environment.cluster) as client:
-        training = draw_on_cluster(client, campaign, preset.training_draws, Purpose.TRAINING, seed)
+        if preset.stages:
+            drawn = preset.training_draws, Purpose.TRAINING, seed
+            training = draw_on_cluster(client, campaign, *drawn)
         calibration = draw_on_cluster(client, campaign, count, Purpose.CALIBRATION, seed)
         drifted = draw_on_cluster(client, campaign, count, Purpose.DRIFTED_CALIBRATION, seed)
     function = preprocessing(preset.preprocessing).function
-    samples, part = _samples_in_memory([training, calibration], function)
-    with single_thread():
-        _fit_proposal(replace(context, samples=samples, part=part), fitted, preset, samples)
+    if preset.stages:
+        samples, part = _samples_in_memory([training, calibration], function)
+        with single_thread():
+            _fit_proposal(replace(context, samples=samples, part=part), fitted, preset, samples)
     network = cast("Robust", fitted.model)
     facts = _calibrate(context, network, [calibration, drifted], function)
     fitted.facts = {

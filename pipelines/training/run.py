@@ -27,7 +27,7 @@ from catalog.gate import BaselineComparison
 from catalog.tracking import Run
 from pipelines.cli.console import say
 from pipelines.cluster.client import open_cluster
-from pipelines.evaluation.names import CLASS_CONDITIONAL
+from pipelines.evaluation.names import CLASS_CONDITIONAL, MEASURED
 from pipelines.evaluation.scoring import SPLIT, part_of
 from pipelines.registry import registration
 from pipelines.training import recipes
@@ -64,7 +64,7 @@ def train_model(
             f"Data set {dataset.attrs['tag']} has {len(part)} samples, too few to train, "
             f"validate and test on. Simulate more: python -m pipelines.simulate --limit 2000"
         )
-    if task.model == "robust":
+    if task.model in MEASURED:
         split["test_draws"] = presets.test_draws  # so its test set has a name of its own
     if task.model in CLASS_CONDITIONAL and task.classifier is None:
         classifier = _find_classifier(dataset, environment, task, split)
@@ -76,7 +76,7 @@ def train_model(
     )
     provenance = registration.provenance_of(dataset, asdict(task), split, asdict(settings))
     data = f"simulated measurements of the campaign of {dataset.attrs['tag']}"
-    if task.model != "robust":
+    if task.model not in MEASURED:
         n_training, n_validation, n_test = (int((part == p).sum()) for p in Part)
         data = (
             f"{dataset.attrs['tag']}, {task.split} split: {n_training:,} samples for training, "
@@ -199,7 +199,7 @@ def _fit(context: TrainingContext, settings: ForestPreset | Preset) -> FittedMod
         return recipes.train_caenn(context, settings)
     if task.model == "guided":
         return recipes.train_guided(context, settings)
-    if task.model == "robust":
+    if task.model in MEASURED:
         return recipes.train_robust(context, settings)
     return recipes.train_multitask(context, settings, classifier=task.model == "classifier")
 

@@ -17,10 +17,11 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.model_provenance import ModelProvenance
 from bragg_data.simulation.kinematic import Simulator
+from bragg_models.networks.calibration import calibrate
 from bragg_models.networks.cell_search import Observed
 from bragg_models.networks.guided import fill_physics_tables, guided_config
 from bragg_models.networks.paper import NetworkError
-from bragg_models.networks.robust import ACCEPTED, PhaseFits, Robust, calibrate
+from bragg_models.networks.robust import ACCEPTED, PhaseFits, Robust
 from bragg_models.predictors import Predictor, build
 from bragg_models.targets import Targets, targets_of
 from tests.tiny_campaign import tiny_campaign
