@@ -75,8 +75,8 @@ def _caenn(autoencoder: FitSettings, regressor: FitSettings, **more: Any) -> Pre
 
 
 # In points. From 30 points away, about a hundredth of a d-spacing on most grids, searches find
-# minima that they miss with 5 alone: of 200 draws of kyanite (triclinic, ± 2 %, ± 1°) from 256 known
-# cells, 1 % end in a wrong one instead of 13 %.
+# minima that they miss with 5 alone: of 200 draws of kyanite (triclinic, ± 2 %, ± 1°) 1 % end in a
+# wrong one, instead of 13 %.
 _BLURS = (30.0, 12.0, 5.0)
 
 
