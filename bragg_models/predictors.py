@@ -66,8 +66,13 @@ class Prediction:
     @classmethod
     def concatenated(cls, predictions: Sequence[Prediction]) -> Prediction:
         """Return the predictions of several batches of profiles by one model as one."""
-        columns = {n: [getattr(p, n) for p in predictions] for n in vars(predictions[0])}
-        return cls(**{n: np.concatenate(v) if np.ndim(v[0]) else v[0] for n, v in columns.items()})
+        first = predictions[0]
+        arrays = {
+            name: np.concatenate([getattr(p, name) for p in predictions])
+            for name, value in vars(first).items()
+            if np.ndim(value)
+        }
+        return replace(first, **arrays)
 
     def widened(self, errors: Array) -> Prediction:
         """Return predictions with intervals that allow for relative errors of lengths, (n,)."""

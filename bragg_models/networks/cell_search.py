@@ -30,7 +30,7 @@ _CHANCE = 5.0  # a search is given up if this many times the next step's gain wo
 _END = 24.0, 48  # points from the window's end: reflections near it, and points then left out
 _FEWEST_KNOWN = 256  # known cells of a phase, however small its range
 _OVERSAMPLING = 8  # more cells are drawn than used, so that they are even in peak positions
-_SCALES = 0.5, 4.0  # unit of the sample parameters: ln of a factor, and points²
+_SCALES = 0.5, 4.0, 2.0  # units of sample parameters: ln of a factor; points²; points (Lorentzian)
 _SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 4.0)  # their bounds in these units; noise fits wider ones
 _OLD_PREFIX, _PREFIX = "glance.", "proposal."  # deprecated: name of the weights in saved models
 
@@ -224,7 +224,7 @@ class CellSearch(nn.Module):
         """
         free, n_cell = self.pattern.free(observed.code), self.half_range.shape[1]
         # The sample parameters are the columns after those of the cell.
-        n_sample = len(_SAMPLE_BOUNDS) if self.config.sample_parameters else 0
+        n_sample = self.n_sample
         missing = n_cell + n_sample - start.shape[1]
         values = torch.cat([start, start.new_zeros(len(start), missing)], dim=1)
         sample_columns = n_cell + torch.arange(n_sample, device=free.device)
@@ -256,10 +256,30 @@ class CellSearch(nn.Module):
             step[refused] *= 0.3
         return values, misfit
 
+    @property
+    def n_sample(self) -> int:
+        """The number of sample parameters that are refined with the cell."""
+        return len(_SAMPLE_BOUNDS) if self.config.sample_parameters else 0
+
+    @property
+    def _units(self) -> tuple[float, float]:
+        return _SCALES[0], _SCALES[2 if self.config.lorentzian else 1]
+
+    @property
+    def _sample_bounds(self) -> list[tuple[float, float]]:
+        """Bounds of the sample parameters in their units."""
+        if not self.config.sample_parameters:
+            return []
+        u_scale, gaussian = _SAMPLE_BOUNDS
+        if not self.config.lorentzian:
+            return [u_scale, gaussian]
+        low, high = (end / _SCALES[2] for end in self.config.lorentzian)
+        return [u_scale, (low, high)]
+
     def _limits(self, n_free: int, like: Tensor) -> Tensor:
         """Return the bounds (2, n_refined) of refined parameters, of the cell and of the sample."""
         bounds = [(-_LIMIT, _LIMIT)] * n_free
-        bounds += _SAMPLE_BOUNDS if self.config.sample_parameters else ()
+        bounds += self._sample_bounds
         return like.new_tensor(bounds).T
 
     def _step(
@@ -294,15 +314,20 @@ class CellSearch(nn.Module):
         code, weights = observed.code, observed.weights
         parameters = self.half_range.shape[1]
         cell, sample = values[:, :parameters], values[:, parameters:]
-        sample_parameters = sample * sample.new_tensor(_SCALES) if sample.shape[1] else None
+        units = sample.new_tensor(self._units)
+        sample_parameters = sample * units if sample.shape[1] else None
         pattern, slopes = self.pattern(
-            code, self.physical(cell, code), blur=observed.blur, sample_parameters=sample_parameters
+            code,
+            self.physical(cell, code),
+            blur=observed.blur,
+            sample_parameters=sample_parameters,
+            lorentzian=bool(self.config.lorentzian),
         )
         root = pattern.sqrt()
         free = self.pattern.free(code)
         scales = self.half_range[code].expand(len(free), -1).gather(1, free).float()
         if sample_parameters is not None:
-            scales = torch.cat([scales, scales.new_tensor(_SCALES).expand(len(scales), -1)], dim=1)
+            scales = torch.cat([scales, units.float().expand(len(scales), -1)], dim=1)
         slopes = slopes * scales[..., None]
         clear = root > _RINGING * root.amax(dim=1, keepdim=True)
         slopes = slopes / (2 * root[:, None]) * (weights * clear)[:, None]

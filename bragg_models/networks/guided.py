@@ -24,6 +24,7 @@ from bragg_models.networks.pattern_tables import pattern_tables
 from bragg_models.targets import Targets
 
 _BLURS = 5.0, 12.0  # points, the narrower first: peaks so far apart still overlap
+_MARGIN = 1.5
 _CLEARLY_BETTER = 0.5  # another phase replaces the proposed one below this ratio of misfits
 
 
@@ -91,13 +92,25 @@ class Guided(CellSearch):
 
 
 def guided_config(
-    campaign: Campaign, targets: Targets, *, pooling: int | None = 1, **changes: Any
+    campaign: Campaign,
+    targets: Targets,
+    *,
+    pooling: int | None = 1,
+    lorentzian: bool = False,
+    **changes: Any,
 ) -> Mapping[str, Any]:
     """Return the configuration of a network for a campaign, as plain JSON values.
 
-    ``pooling`` is the proposal network's, None for a search without one; ``changes`` are values
+    ``pooling`` is the proposal network's, None for a search without one. With ``lorentzian`` the
+    peaks' broadening has the range of the campaign's measurement effects. ``changes`` are values
     other than the defaults of :class:`~bragg_models.networks.guided_config.GuidedConfig`.
     """
+    if lorentzian:
+        # Microstrain broadens by a constant share of T; the margin is for small crystallites.
+        points = 1e-6 / campaign.grid.relative_step
+        widest = campaign.measurement_effects.microstrain[1]
+        high = _MARGIN * (widest - campaign.microstrain) * points + 2.0
+        changes["lorentzian"] = [-campaign.microstrain * points, high]
     proposal = pooling and {
         "points": campaign.grid.points,
         "phases": len(targets.names),
@@ -105,7 +118,7 @@ def guided_config(
         "hidden": list(PerceptronConfig.hidden),
         "pooling": pooling,
     }
-    pattern = asdict(pattern_tables(campaign, targets)[0])
+    pattern = asdict(pattern_tables(campaign, targets, skewed=lorentzian)[0])
     return {"proposal": proposal, "pattern": pattern, **changes}
 
 

@@ -33,6 +33,9 @@ class PatternConfig:
     first: int  # first point that is compared
     base: int  # first point on which a reflection may lie
     reach: int = 384  # points on either side of a reflection over which its peak is computed
+    # By how many points a Lorentzian broadening of FWHM Γ points shifts the peaks, which are not
+    # symmetric: s = c₁ g + c₂ g² with g = ln(1 + Γ/w); here w, c₁ and c₂.
+    skew: tuple[float, ...] = (1.0, 0.0, 0.0)
     rank: int = 6  # basis shapes from which the peaks along the window are composed
 
     @property
@@ -71,6 +74,9 @@ class GuidedConfig:
     blurs: tuple[float, ...] = ()
     # Refine a common factor on the displacement parameters and the peak width of each sample too.
     sample_parameters: bool = False
+    # Least and largest Lorentzian broadening relative to the campaign's, FWHM in points, which is
+    # refined then, as that of microstrain, instead of a Gaussian one.
+    lorentzian: tuple[float, ...] = ()
 
 
 def guided_config_from_json(**values: Any) -> GuidedConfig:

@@ -131,6 +131,7 @@ class Pattern(nn.Module):
         slopes: bool = True,
         blur: float = 0.0,
         sample_parameters: Tensor | None = None,
+        lorentzian: bool = False,
     ) -> tuple[Tensor, Tensor]:
         r"""Return patterns and their derivatives.
 
@@ -145,8 +146,9 @@ class Pattern(nn.Module):
         first) with respect to the columns of :meth:`free`, then to the sample parameters if there
         are any, empty without ``slopes``. ``sample_parameters`` (n, 2) are the logarithm of a
         factor on all displacement parameters, and the variance of a Gaussian that broadens the
-        peaks, in points² (negative where they are narrower). ``blur`` is the standard deviation, in
-        points, of a Gaussian with which the pattern is convolved.
+        peaks, in points² (negative where they are narrower), or if ``lorentzian`` the FWHM, in
+        points, of a Lorentzian. ``blur`` is the standard deviation, in points, of a Gaussian with
+        which the pattern is convolved.
         """
         c, lines = self.config, self._lines(code)
         position, inverse, *slopes_of_position = (
@@ -191,9 +193,15 @@ class Pattern(nn.Module):
             dim=1,
         )
         if sample_parameters is not None:
-            together = together * torch.exp(curvature * sample_parameters[:, 1:, None].float())
+            # Of a Gaussian of variance v the transform is exp(-2π²f²v), of a Lorentzian of FWHM Γ
+            # exp(-πfΓ).
+            broadening = sample_parameters[:, 1:, None].float()
+            exponent, rate = curvature * broadening, curvature
+            if lorentzian:
+                exponent, rate = self._lorentzian(broadening)
+            together = together * torch.exp(exponent)
             if slopes:
-                together = torch.cat([together, curvature * together[:, :1]], dim=1)
+                together = torch.cat([together, rate * together[:, :1]], dim=1)
         if blur:
             together = together * torch.exp(curvature * blur**2)
         spread = torch.fft.irfft(together, n=self._length)
@@ -226,6 +234,18 @@ class Pattern(nn.Module):
             index = (node + offset - 1)[:, None].expand(source.shape)
             deposit.scatter_add_(2, index, source * weight[:, None])
         return deposit
+
+    def _lorentzian(self, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logarithm of a Lorentzian's transform with its shift, and its derivative.
+
+        The FWHM (n, 1, 1) is in points; both results are (n, 1, length).
+        """
+        frequency = (-self._transfer()[2] / 2).sqrt()  # times π
+        unit, first, second = self.config.skew
+        ratio = (1 + width / unit).clamp(min=1e-3)
+        g = ratio.log()
+        shift, slope = (first + second * g) * g, (first + 2 * second * g) / (ratio * unit)
+        return -frequency * (width + 2j * shift), -frequency * (1 + 2j * slope)
 
     def _transfer(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the Fourier transforms of the shapes, of minus their slopes, and of a Gaussian.

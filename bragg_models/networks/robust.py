@@ -214,7 +214,7 @@ class Robust(CellSearch):
     def _spread_of(self, code: Tensor, profiles: Tensor, values: Tensor) -> Tensor:
         """Return the standard uncertainties of scaled parameters where they are free."""
         damping = torch.full_like(values[:, 0], 1e-9)
-        padded = torch.cat([values, values.new_zeros(len(values), 2)], dim=1)
+        padded = torch.cat([values, values.new_zeros(len(values), self.n_sample)], dim=1)
         observed = Observed(code, profiles, (profiles > 0).float())
         spread = torch.zeros_like(values)
         for low in range(0, len(values), ROWS):

@@ -133,7 +133,9 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     },
     "guided": {"quick": Preset(_proposal(4)), "standard": Preset(_proposal(12))},
     "search": {
-        name: Preset({}, {"pooling": None, "blurs": _BLURS}, calibration_draws=draws)
+        name: Preset(
+            {}, {"pooling": None, "blurs": _BLURS, "lorentzian": True}, calibration_draws=draws
+        )
         for name, draws in (("quick", 300), ("standard", 3000))
     },
     # Systems right on 9,000 draws, by the proposal network alone: 96.4 % after 24 epochs of 25,000
