@@ -66,13 +66,12 @@ class Prediction:
     @classmethod
     def concatenated(cls, predictions: Sequence[Prediction]) -> Prediction:
         """Return the predictions of several batches of profiles by one model as one."""
-        first = predictions[0]
-        arrays = {
-            name: np.concatenate([getattr(p, name) for p in predictions])
-            for name, value in vars(first).items()
-            if np.ndim(value)
+        names = vars(predictions[0])
+        columns = {n: [getattr(p, n) for p in predictions] for n in names}
+        values: dict[str, Any] = {
+            n: np.concatenate(v) if np.ndim(v[0]) else v[0] for n, v in columns.items()
         }
-        return replace(first, **arrays)
+        return cls(**values)
 
     def widened(self, errors: Array) -> Prediction:
         """Return predictions with intervals that allow for relative errors of lengths, (n,)."""
