@@ -1,145 +1,123 @@
-"""The main job, end to end: simulate, train, register, and predict the bundled examples."""
+"""Everything with one command: from a campaign, or structures and an instrument, to a model."""
 
-import time
-from collections.abc import Sequence
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.rule import Rule
-from typer import Option
+from rich.markup import escape
+from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import (
-    command_line,
-    console,
-    duration,
-    next_commands,
-    print_rows,
-    run,
-    say,
-)
+from pipelines.cli.console import command_line, duration, next_commands, print_json, run, say
+from pipelines.new_campaign import BudgetOption, LikeOption, RangeOption
+from pipelines.training.names import DEFAULT_STATE
 
 if TYPE_CHECKING:
-    import xarray as xr
+    from pipelines.end_to_end.material import Outcome
 
-    from pipelines.training.task import TrainingEnvironment
 
-_MODEL = "robust"  # the network for measured profiles
-_FALLBACK = "guided"  # for clean profiles, where the other is no better than simple baselines
-_MEASURED = (
-    f"{_FALLBACK}, made for clean ones, predicts them: train {_MODEL} on the whole campaign",
-    f"{_MODEL}, made for them, predicts them",
-)
+class RunError(ValueError):
+    """Options that contradict each other."""
 
 
 def main(
     context: typer.Context,
+    campaign: Annotated[
+        str | None, Argument(metavar="[CAMPAIGN.toml]", help="By default the paper's.")
+    ] = None,
+    cif: Annotated[
+        list[str] | None, Option("--cif", metavar="FILE.cif", help="A structure (repeatable).")
+    ] = None,
+    like: LikeOption = None,
+    ranges: RangeOption = [],  # noqa: B006 (Typer's default of a repeatable option)
+    name: Annotated[str | None, Option(help="Name of the campaign.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        Option("--profile", metavar="FILE", help="Measured, to predict and refine (repeatable)."),
+    ] = None,
+    budget: BudgetOption = 8.0,
     limit: Annotated[int | None, Option(min=1, help="Only the first samples.")] = None,
-    workers: options.WorkersOption = None,
-    preset: Annotated[str, Option(help="How the model is trained.")] = "quick",
+    preset: Annotated[str, Option(help="Of the paper's campaign: how it is trained.")] = "quick",
+    as_json: options.JsonOption = False,
     store: options.StoreOption = options.DEFAULT_URI,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
+    state: Annotated[Path, Option(help="Directory of checkpoints and caches.")] = DEFAULT_STATE,
+    *,
+    profile: options.ProfileOptions,
+    cluster: options.ClusterOptions,
 ) -> None:
-    """Simulate the paper's campaign, train a first model, predict and refine two examples.
+    """Simulate, calibrate, test and register a model, and predict your profiles with it.
 
-    The model is the network for measured profiles; where it is no better than the library match or
-    a constant, one for clean profiles is trained, too, and predicts, as it does with --limit.
-
-    Existing results are used again; after an interruption the same command continues.
+    From a campaign file; or from structures (--cif) and an instrument (--instrument, --bank), for
+    which a campaign is designed and written. What to expect of the model is printed: its errors on
+    simulated measurements that it was not calibrated on. Without any of these the paper's campaign
+    is run, and bundled examples are predicted. Existing results are used again; after an
+    interruption the same command continues.
     """
-    from bragg_data.campaign import load_campaign
-    from bragg_data.store.repository import Store
-    from bragg_data.store.schema import counts_per_system
-    from catalog.tracking import Tracking
-    from pipelines.prediction.examples import comparison_table, predict_examples
-    from pipelines.simulation.campaign import SimulationJob, simulate_campaign
     from pipelines.training.presets import DEFAULT_PRESETS, Presets
-    from pipelines.training.task import TrainingEnvironment
 
-    began = time.monotonic()
-    DEFAULT_PRESETS.check(_MODEL, preset)
-    place = Tracking(tracking)
-    repository = Store(store, create=True)
+    if campaign is None and not cif:
+        if files or as_json:
+            raise RunError("Name a campaign file, or structures with --cif and --instrument.")
+        from pipelines.end_to_end.paper import run_paper
 
-    _head("1  Simulate the campaign")
-    campaign = load_campaign(options.DEFAULT_CAMPAIGN)
-    cluster = options.ClusterOptions(workers=workers)
-    job = SimulationJob(campaign, "kinematic", limit=limit, cluster=cluster)
-    tag = simulate_campaign(job, repository)
-    dataset = repository.open(tag.name)
-    simulated = time.monotonic()
+        presets = context.find_object(Presets) or DEFAULT_PRESETS
+        run_paper((store, tracking), cluster, limit, preset, presets)
+        return
+    if campaign is not None and cif:
+        raise RunError("Name a campaign file, or structures (--cif), not both.")
+    if cif and profile.instrument is None:
+        raise RunError("Structures (--cif) need an instrument file: --instrument FILE.")
+    from pipelines.end_to_end import material
+    from pipelines.prediction.distributed import raise_failures
+    from pipelines.prediction.files import find_profiles
 
-    _head("2  Train and register a first model")
-    presets = context.find_object(Presets) or DEFAULT_PRESETS
-    environment = TrainingEnvironment(place, presets=presets)
-    # The cells of a few samples do not cover the ranges that measured profiles are drawn from.
-    models = (_MODEL, _FALLBACK) if limit is None else (_FALLBACK,)
-    model, uri = train_first(dataset, environment, preset, models)
-    trained = time.monotonic()
+    paths = find_profiles(files or [])
+    places = material.Places(store, tracking, state, cluster)
+    # With --json nothing else is on standard output.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        if cif and profile.instrument is not None:
+            from bragg_data.campaign_design import DesignOptions
 
-    _head("3  Predict the bundled examples")
-    predictions = predict_examples(place, uri)
-    for prediction, example in predictions:
-        console.print(comparison_table(prediction, example))
-    finished = time.monotonic()
-
-    _head("What exists now")
-    counts = ", ".join(f"{n:,} {system}" for system, n in counts_per_system(dataset).items() if n)
-    print_rows(
-        {
-            "Data set": f"[bold]{tag.name}[/] ({counts}) in {repository.uri}",
-            "Model": f"[bold]{predictions[0][0].model}[/] ({model}) in {place.uri}",
-            "Measured profiles": _MEASURED[model == _MODEL],
-            "Time": f"{duration(finished - began)}: simulation {duration(simulated - began)}, "
-            f"training {duration(trained - simulated)}, prediction {duration(finished - trained)}",
-        }
-    )
-    calibrated = command_line("predict", "FILE", "--instrument", "YOURS.instprm")
-    longer = command_line("train", _MODEL, "--preset", "standard")
-    next_commands(
-        ("make ui", "compare runs and models in a browser"),
-        (command_line("inspect", tag.name, "--png", "patterns.png"), "look into the data"),
-        (calibrated, "predict your profiles"),
-        (longer, "train the network for measured profiles longer"),
-        ("python -m pipelines", "list all commands"),
-    )
-    say("(in the virtual environment: source .venv/bin/activate)")
-
-
-def train_first(
-    dataset: "xr.Dataset", environment: "TrainingEnvironment", preset: str, models: Sequence[str]
-) -> tuple[str, str]:
-    """Train models until one is the champion of its kind; return the last and its address.
-
-    A champion that was trained on the same contents stays, also where a store was made again.
-    """
-    from catalog import registry
-    from pipelines.training.run import train_model
-    from pipelines.training.task import TrainingTask
-
-    for model in models:
-        name = registry.registered_name(str(dataset.attrs["campaign"]), model)
-        uri = f"models:/{name}@{registry.CHAMPION}"
-        champion = registry.champion(environment.tracking, name)
-        content_hash = dataset.attrs["content_hash"]
-        if champion is not None and champion.tags.get("content_hash") == content_hash:
-            say(
-                f"{champion.uri} was trained on this data set: it stays. "
-                f"python -m pipelines.train trains another."
+            stated = DesignOptions(
+                tuple(cif), profile.instrument, profile.bank, like, tuple(ranges), budget, name
             )
-            break
-        # A champion of other data cannot be compared with this model.
-        task = TrainingTask(model, preset)
-        version, is_champion = train_model(dataset, environment, task, promotion="replace")
-        if is_champion:
-            break
-        uri = version.uri
-    return model, uri
+            campaign = str(material.designed_campaign(stated, Path()))
+        outcome = material.run_campaign(str(campaign), places, budget, limit)
+        failures: dict[Path, Exception] = {}
+        if paths:
+            page = Path(f"{outcome.campaign}-report.html")
+            reading = replace(profile, bank=None) if cif else profile
+            outcome, failures = material.predict_profiles(outcome, paths, reading, places, page)
+        _print_outcome(outcome, profile, store, tracking)
+    if as_json:
+        print_json(outcome.to_json())
+    raise_failures(failures, len(paths))
 
 
-def _head(text: str) -> None:
-    console.print()
-    console.print(Rule(f"[bold]{text}[/]", align="left"))
+def _print_outcome(
+    outcome: Outcome, profile: options.ProfileOptions, store: str, tracking: str
+) -> None:
+    champion = "champion" if outcome.champion else "a candidate: it did not pass the gate"
+    say(f"\n[bold]{outcome.version.uri}[/], {champion}, from {outcome.tag} in {escape(store)}")
+    if outcome.expected is not None:
+        say(f"Expect {outcome.expected}.")
+    say(f"After {duration(outcome.seconds)}")
+    instrument = profile.instrument or "YOURS.instprm"
+    model = ("--model", outcome.version.uri)
+    predict = command_line(
+        "predict", "FILE", "--instrument", instrument, "--refine", *model, tracking=tracking
+    )
+    next_commands(
+        (predict, "predict and refine a profile"),
+        (command_line("lineage", outcome.version.uri, tracking=tracking), "where it comes from"),
+        ("make ui", "compare runs and models in a browser"),
+    )
 
 
 app = options.app_of(main)

@@ -78,6 +78,8 @@ def _caenn(autoencoder: FitSettings, regressor: FitSettings, **more: Any) -> Pre
 # minima that they miss with 5 alone: of 200 draws of kyanite (triclinic, ± 2 %, ± 1°) 1 % end in a
 # wrong one, instead of 13 %.
 _BLURS = (30.0, 12.0, 5.0)
+# Values of the network's configuration with which a search starts from known cells.
+SEARCH_NETWORK: Mapping[str, Any] = {"pooling": None, "blurs": _BLURS, "lorentzian": True}
 
 
 def _proposal(epochs: int) -> Mapping[str, FitSettings]:

@@ -46,12 +46,14 @@ def train_model(
     *,
     promotion: registration.PromotionPolicy = "if better",
     resume: str | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> tuple[registry.ModelVersion, bool]:
     """Train, score on held-out samples, log to MLflow and register.
 
-    The settings are among the environment's presets; ``resume`` is the run to continue. Returned
-    are the registered version, and whether it is the champion now. Raises `TrainError` if the task
-    is not possible, or the data set has too few samples.
+    The settings are among the environment's presets; ``resume`` is the run to continue; ``notes``
+    are JSON values that the model's provenance records among its facts. Returned are the
+    registered version, and whether it is the champion now. Raises `TrainError` if the task is not
+    possible, or the data set has too few samples.
     """
     task.check()
     presets = environment.presets
@@ -116,7 +118,7 @@ def train_model(
             context.targets,
             fitted.preprocessing,
             dataset.sizes["tof"],
-            replace(provenance, facts=fitted.facts),
+            replace(provenance, facts={**fitted.facts, **(notes or {})}),
             fitted.classifier,
         )
         predictor = test_model(context, predictor, fitted)

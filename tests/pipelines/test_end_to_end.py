@@ -16,6 +16,7 @@ from catalog.tracking import Tracking
 from pipelines import predict
 from pipelines import run as main_job
 from pipelines.cli.console import run
+from pipelines.end_to_end.paper import train_first
 from pipelines.training.task import TrainingEnvironment
 from tests.conftest import FIRST_COMMAND
 from tests.small_bench import short_presets
@@ -69,7 +70,7 @@ def test_a_model_that_does_not_pass_leaves_another_champion(
     tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
     environment = TrainingEnvironment(tracking, state=tmp_path, presets=presets)
     models = ("robust", "guided")
-    result = main_job.train_first(small_dataset, environment, "quick", models)
+    result = train_first(small_dataset, environment, "quick", models)
     assert result == ("guided", registry.champion_uri(tracking))
     assert registry.champion(tracking, registry.registered_name("small", "robust")) is None
     assert "stays a candidate" in capfd.readouterr().out

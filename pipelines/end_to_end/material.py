@@ -1,0 +1,214 @@
+"""Any material on any instrument, end to end: from a campaign to a champion, and to its results.
+
+A search from known cells needs no training: it is calibrated and tested first. Only where it
+confuses phases, and time is left, a network is trained to propose them; the better of the two on
+the same held-out profiles becomes the champion.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from rich.markup import escape
+
+from bragg_data.campaign import load_campaign
+from bragg_data.campaign_design import CampaignDesign, DesignOptions, design_campaign
+from bragg_data.store.repository import Store
+from bragg_data.store.schema import campaign_of
+from catalog import registry
+from catalog.registry import ModelVersion
+from catalog.tracking import Tracking
+from pipelines.cli.console import say
+from pipelines.cli.options import ClusterOptions, OutputError, ProfileOptions
+from pipelines.end_to_end.paper import head
+from pipelines.evaluation.names import ROBUST, SEARCH
+from pipelines.inspection.designs import draw_design
+from pipelines.prediction import distributed
+from pipelines.prediction.interface import load_model
+from pipelines.prediction.render import print_results
+from pipelines.prediction.result import PredictionResult, to_json
+from pipelines.prediction.workflow import LoadedModel
+from pipelines.registry.registration import load_version
+from pipelines.report.page import render_report
+from pipelines.simulation.campaign import SimulationJob, simulate_campaign
+from pipelines.training.expectation import EXPECTED, Expectation
+from pipelines.training.presets import SEARCH_NETWORK, Presets
+from pipelines.training.run import train_model
+from pipelines.training.task import TrainingEnvironment, TrainingTask
+
+# Profiles of all phases together that a model is calibrated on, and tested on: coverage of the
+# intervals is then known to 1 %, in a minute or two.
+_DRAWS = 1000
+_FEWEST_DRAWS = 100  # of each phase
+_TRAINING_DRAWS = 60_000  # of all phases together
+# Share of profiles with the right phase above which a network is not trained.
+_CLEAR = 0.99
+# Share of the budget after which a network is not begun: it takes longer than the search did.
+_LAST_BEGIN = 0.45
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where data, models and the state of a training are, and where tasks run."""
+
+    store: str
+    tracking: str
+    state: Path
+    cluster: ClusterOptions
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made."""
+
+    campaign: str
+    tag: str
+    version: ModelVersion
+    champion: bool
+    expected: Expectation | None  # None of a model that was registered without one
+    seconds: float
+    results: tuple[PredictionResult, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "campaign": self.campaign,
+            "tag": self.tag,
+            "model": self.version.uri,
+            "champion": self.champion,
+            "expected": None if self.expected is None else self.expected.to_json(),
+            "seconds": round(self.seconds, 1),
+            "answers": [to_json(result) for result in self.results],
+        }
+
+
+def write_campaign(design: CampaignDesign, directory: Path) -> Path:
+    """Write a designed campaign with its figure; return its file.
+
+    A file of the same design stays, also where the number of samples, which depends on how busy
+    the machine is, differs. Raises `OutputError` if the file is there and another.
+    """
+    path = directory / f"{design.name}.toml"
+    if path.exists():
+        texts = (path.read_text(encoding="utf-8", errors="replace"), design.toml)
+        present, designed = (re.sub(r"(?m)^samples\b.*|#.*", "", text) for text in texts)
+        if present == designed:
+            return path
+        raise OutputError(
+            f"{path} exists and is another campaign: run it by its name (bragg run {path}), or "
+            f"name the new one (--name)."
+        )
+    path.write_text(design.toml, encoding="utf-8")
+    draw_design(design, path.with_suffix(".png"))
+    return path
+
+
+def designed_campaign(stated: DesignOptions, directory: Path) -> Path:
+    """Design a campaign, print what was assumed, and return its file; errors as the design's."""
+    head("Design the campaign")
+    design = design_campaign(stated, directory)
+    path = write_campaign(design, directory)
+    for assumption in design.assumptions:
+        say(f"  • {escape(assumption)}")
+    for warning in design.warnings:
+        say(f"  [yellow]• {escape(warning)}[/]")
+    say(f"Campaign {escape(str(path))}, figure {escape(str(path.with_suffix('.png')))}")
+    return path
+
+
+def run_campaign(path: str | Path, places: Places, budget: float, limit: int | None) -> Outcome:
+    """Simulate a campaign, find the best model for its measured profiles, and register it.
+
+    What exists is used again. ``budget`` is in minutes. Errors are those of the steps.
+    """
+    began = time.monotonic()
+    campaign = load_campaign(path)
+    repository = Store(places.store, create=True)
+    head("Simulate")
+    job = SimulationJob(campaign, "kinematic", limit=limit, cluster=places.cluster)
+    tag = simulate_campaign(job, repository)
+    dataset = repository.open(tag.name)
+    head("Calibrate and test a model")
+    version, champion = _best_model(dataset, places, began + 60 * budget)
+    expected = expected_of(version, Tracking(places.tracking))
+    return Outcome(campaign.name, tag.name, version, champion, expected, time.monotonic() - began)
+
+
+def expected_of(version: ModelVersion, tracking: Tracking) -> Expectation | None:
+    """Return what a registered model's test showed; None if that was not recorded."""
+    facts = load_version(tracking.uri, version).provenance.facts
+    values = facts.get(EXPECTED)
+    return None if values is None else Expectation.from_json(values)
+
+
+def _best_model(dataset: xr.Dataset, places: Places, end: float) -> tuple[ModelVersion, bool]:
+    """Return the best model for a data set's measured profiles, and whether it is the champion."""
+    tracking = Tracking(places.tracking)
+    name = registry.registered_name(str(dataset.attrs["campaign"]), SEARCH)
+    champion = registry.champion(tracking, name)
+    if champion is not None and champion.tags.get("content_hash") == dataset.attrs["content_hash"]:
+        say(f"{champion.uri} was made for this data set: it stays.")
+        return champion, True
+    presets = _presets(len(campaign_of(dataset).phases))
+    environment = TrainingEnvironment(tracking, places.state, True, places.cluster, presets)
+    begun = time.monotonic()
+    # A champion of other data cannot be compared with this model.
+    task = TrainingTask(SEARCH, "quick")
+    version, is_champion = train_model(dataset, environment, task, promotion="replace")
+    expected = expected_of(version, tracking)
+    taken, left = time.monotonic() - begun, end - time.monotonic()
+    if expected is None or expected.accuracy >= _CLEAR:
+        say("The search alone identifies the phases: no network is trained.")
+    elif left < taken * (1 - _LAST_BEGIN) / _LAST_BEGIN:
+        say("A network might identify the phases better; there is no time left for one (--budget).")
+    else:
+        say("Some phases are confused: a network is trained to propose them, and compared.")
+        notes = {"compared_with": {version.uri: expected.to_json()}}
+        task = replace(task, model=ROBUST)
+        second, better = train_model(dataset, environment, task, notes=notes)
+        if better:
+            return second, True
+    return version, is_champion
+
+
+def _presets(n_phases: int) -> Presets:
+    count = max(_DRAWS // n_phases, _FEWEST_DRAWS)
+    networks = {model: dict(presets) for model, presets in Presets().networks.items()}
+    for model in (SEARCH, ROBUST):
+        preset = networks[model]["quick"]
+        settings = {**SEARCH_NETWORK, "pooling": preset.network["pooling"]}
+        networks[model]["quick"] = replace(
+            preset,
+            network=settings,
+            calibration_draws=count,
+            training_draws=_TRAINING_DRAWS // n_phases if preset.stages else 0,
+        )
+    return Presets(networks=networks, test_draws=count)
+
+
+def predict_profiles(
+    outcome: Outcome, files: Sequence[Path], profile: ProfileOptions, places: Places, page: Path
+) -> tuple[Outcome, dict[Path, Exception]]:
+    """Predict and refine profiles with the model of a run, print the results and write a report.
+
+    Returned are the outcome with its results, and the errors of files that have none.
+    """
+    head("Predict and refine")
+    model: LoadedModel = load_model(
+        outcome.version.uri, tracking=places.tracking, store=places.store, progress=True
+    )
+    cluster = replace(places.cluster, cluster=None)
+    results, profiles, failures = distributed.predict_anywhere(
+        files, profile, model, cluster, refine=True, draw=True
+    )
+    if results:
+        print_results(results)
+        page.write_text(
+            render_report(profiles, model.predictor, total=len(results)), encoding="utf-8"
+        )
+        say(f"Report in [bold]{escape(str(page))}[/]")
+    return replace(outcome, results=tuple(results)), failures
