@@ -4,11 +4,11 @@ one command in an empty folder.
     python benchmarks/gallery.py FOLDER [--only NAME …] [--budget MIN] [--out FILE.json]
 
 FOLDER holds the measured profiles, instruments and structures (`real/` and `measured/`); cases
-whose files are missing there are left out. Printed are, for each case, the time, whether the model
+whose files are missing there are left out. Printed are for each case the time, whether the model
 became the champion, its errors on held-out simulated measurements (relative, of the lengths), the
-coverage of its 90 % intervals, the shares of genuine profiles accepted and of foreign ones rejected,
-and for measured profiles the largest relative differences of model and refinement from the
-reference.
+coverage of its 90 % intervals, the shares of genuine profiles accepted and of foreign ones
+rejected; and for measured profiles the largest relative differences of model and refinement from
+the reference.
 """
 
 import argparse
