@@ -1,7 +1,8 @@
 """What to expect of a model for measured profiles, from held-out simulated measurements."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +14,8 @@ from bragg_models.targets import Targets
 from pipelines.cli.style import UNITS
 from pipelines.evaluation.scoring import in_batches, predict_batches
 
+_DECIDED = 0.9  # probability of a phase, of it and another one, with which a profile decides for it
+_NEARLY_ALL = 0.99
 EXPECTED = "expected"  # in the facts of a model's provenance
 
 
@@ -22,10 +25,13 @@ class Expectation:
 
     accuracy: float  # share of genuine profiles with the right phase
     mae: Mapping[str, float]  # of the right phase's free parameters, in Å or degrees
-    relative_mae: float  # of its lengths, relative
-    coverage: float  # share of its parameters that lie in their 90 % intervals
+    relative_mae: float | None  # of its lengths, relative; None if no phase is right
+    coverage: float | None  # share of its parameters that lie in their 90 % intervals
     accepted: float  # share of genuine profiles that are accepted
     rejected: float  # share of foreign profiles that are rejected
+    # Share of the profiles of either phase that decide between the two, by the names of pairs of
+    # which not nearly all do.
+    undecided: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -43,12 +49,15 @@ class Expectation:
 
     def __str__(self) -> str:
         """Return one sentence for a reader."""
-        errors = ", ".join(f"{name} within {v:.2g} {UNITS[name]}" for name, v in self.mae.items())
-        return (
-            f"{errors} on average; phase right in {self.accuracy:.1%}; {self.coverage:.0%} of the "
-            f"parameters inside their 90 % intervals; genuine samples accepted in "
-            f"{self.accepted:.1%}, foreign ones rejected in {self.rejected:.1%}"
+        decisions = (
+            f"phase right in {self.accuracy:.1%}; genuine samples accepted in {self.accepted:.1%}, "
+            f"foreign ones rejected in {self.rejected:.1%}"
         )
+        if self.coverage is None:
+            return decisions
+        errors = ", ".join(f"{name} within {v:.2g} {UNITS[name]}" for name, v in self.mae.items())
+        inside = f"{self.coverage:.0%} of the parameters inside their 90 % intervals"
+        return f"{errors} on average; {inside}; {decisions}"
 
 
 def expectation(
@@ -72,11 +81,24 @@ def expectation(
             for n, k in columns.items()
             if free[:, k].any()
         },
-        relative_mae=float((difference / cells)[lengths].mean()) if lengths.any() else float("nan"),
-        coverage=float(inside[free].mean()) if free.any() else float("nan"),
+        relative_mae=float((difference / cells)[lengths].mean()) if lengths.any() else None,
+        coverage=float(inside[free].mean()) if free.any() else None,
         accepted=float(np.mean(accepted)),
         rejected=rejected,
+        undecided=_undecided(targets.names, prediction.probabilities, phase),
     )
+
+
+def _undecided(names: Sequence[str], probabilities: Array, phase: Integers) -> dict[str, float]:
+    shares = {}
+    for first, second in combinations(range(len(names)), 2):
+        rows = (phase == first) | (phase == second)
+        true, of_pair = phase[rows], probabilities[rows][:, [first, second]]
+        of_true = np.where(true == first, of_pair[:, 0], of_pair[:, 1])
+        decided = of_true >= _DECIDED * of_pair.sum(axis=1)
+        if rows.any() and decided.mean() < _NEARLY_ALL:
+            shares[f"{names[first]} and {names[second]}"] = float(decided.mean())
+    return shares
 
 
 def rejected_share(predictor: Predictor, profiles: Floats32) -> float:

@@ -175,6 +175,8 @@ def test_model(context: TrainingContext, predictor: Predictor, fitted: FittedMod
     _print_result(context, predictor, test, result)
     if model in names.MEASURED:
         say(f"Expected of measured profiles: {expected}.")
+        for pair, share in expected.undecided.items():
+            say(f"{pair}: {share:.1%} of their profiles decide between the two.")
     say(
         f"{on_draws_test.title}, {len(on_draws_test.phase):,}: accuracy "
         f"{on_draws.scores['all']['accuracy']:.2%}, {on_draws.score.name} "
