@@ -101,6 +101,7 @@ class CellSearch(nn.Module):
         for name in ("middle", "half_range"):
             shape = len(config.pattern.phases), len(config.pattern.is_length)
             self.register_buffer(name, torch.ones(shape, dtype=torch.float64))
+        self._spacing: dict[int, float] = {}  # of the known cells of a phase, in points
         self._known: dict[tuple[int, float, torch.device], tuple[Tensor, Tensor]] = {}
 
     def propose(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,6 +169,7 @@ class CellSearch(nn.Module):
             # The volume of the range in points^n_free, over that which one start covers.
             volume = 2 ** len(free) * float(torch.cat(density).mean())
             count = min(count, max(int(volume / self.config.blurs[0] ** len(free)), _FEWEST_KNOWN))
+            self._spacing[code] = (volume / count) ** (1 / len(free))
         generator = torch.Generator().manual_seed(0)
         chosen = torch.multinomial(torch.cat(density).cpu(), count, generator=generator)
         return cells[chosen.to(cells.device)]

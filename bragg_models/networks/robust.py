@@ -109,9 +109,11 @@ class Robust(CellSearch):
         # The best starts of the most similar phase, and the proposal; then the best start of each
         # other phase, which is given up where it cannot compete.
         best_start = (start_misfit == least[..., None]) & searched[..., None]
-        count = _FIRST_STARTS if self.config.blurs else 1
-        limit = start_misfit.kthvalue(min(count, start_misfit.shape[2]), dim=2).values
-        begin = (start_misfit <= limit[..., None]) & searched[..., None]
+        # Of cells with one or two free parameters two starts are enough.
+        free = torch.tensor([len(p.free) for p in self.config.pattern.phases]).to(least.device)
+        count = free.clamp(2, _FIRST_STARTS) if self.config.blurs else torch.ones_like(free)
+        limit = start_misfit.sort(dim=2).values.gather(2, (count - 1).expand_as(least)[..., None])
+        begin = (start_misfit <= limit) & searched[..., None]
         begin &= (least == least.amin(dim=1, keepdim=True))[..., None]
         if self.proposal is not None:
             begin[torch.arange(len(begin)), first, 0] = True
@@ -189,17 +191,21 @@ class Robust(CellSearch):
         misfits so far of each of the n profiles, is updated in place.
         """
         able = torch.ones(len(row), dtype=torch.bool, device=row.device)
+        spacing = torch.tensor([self._spacing.get(k, 0.0) for k in range(len(self.half_range))])
+        far = 2 * spacing.to(row.device)[code]
         for level, blur in enumerate(self.config.blurs):
-            rows = row[able]
+            # Known cells that are close to each other need no wide blur.
+            near = able & (blur <= far.clamp(min=min(self.config.blurs[-2:])))
+            rows = row[near]
             if not len(rows):
-                break
+                continue
             measured = (compared[rows] > 0).float()
             roots = self.pattern.blurred(compared[rows] ** 2, blur).sqrt() * measured
-            observed = Observed(code[able], roots, measured, blur)
-            values, misfit = self.descend(observed, start[able], _ABANDONED * best[level, rows])
+            observed = Observed(code[near], roots, measured, blur)
+            values, misfit = self.descend(observed, start[near], _ABANDONED * best[level, rows])
             best[level].scatter_reduce_(0, rows, misfit, "amin")
-            start[able] = values.clamp(-1, 1)
-            able[able.clone()] = misfit <= _ABANDONED * best[level, rows]
+            start[near] = values.clamp(-1, 1)
+            able[near] = misfit <= _ABANDONED * best[level, rows]
         return start, able
 
     def phase_logits(self, proposal: Tensor, misfit: Tensor) -> Tensor:
