@@ -66,8 +66,8 @@ def main(
             raise RunError("Name a campaign file, or structures with --cif and --instrument.")
         from pipelines.end_to_end.paper import run_paper
 
-        presets = context.find_object(Presets) or DEFAULT_PRESETS
-        run_paper((store, tracking), cluster, limit, preset, presets)
+        of_paper = context.find_object(Presets) or DEFAULT_PRESETS
+        run_paper((store, tracking), cluster, limit, preset, of_paper)
         return
     if campaign is not None and cif:
         raise RunError("Name a campaign file, or structures (--cif), not both.")
@@ -88,7 +88,8 @@ def main(
                 tuple(cif), profile.instrument, profile.bank, like, tuple(ranges), budget, name
             )
             campaign = str(material.designed_campaign(stated, Path()))
-        outcome = material.run_campaign(str(campaign), places, budget, limit)
+        presets = context.find_object(Presets)
+        outcome = material.run_campaign(str(campaign), places, budget, limit, presets)
         failures: dict[Path, Exception] = {}
         if paths:
             page = Path(f"{outcome.campaign}-report.html")

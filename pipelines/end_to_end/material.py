@@ -120,10 +120,17 @@ def designed_campaign(stated: DesignOptions, directory: Path) -> Path:
     return path
 
 
-def run_campaign(path: str | Path, places: Places, budget: float, limit: int | None) -> Outcome:
+def run_campaign(
+    path: str | Path,
+    places: Places,
+    budget: float,
+    limit: int | None,
+    presets: Presets | None = None,
+) -> Outcome:
     """Simulate a campaign, find the best model for its measured profiles, and register it.
 
-    What exists is used again. ``budget`` is in minutes. Errors are those of the steps.
+    What exists is used again. ``budget`` is in minutes; ``presets`` are by default such that
+    training takes minutes. Errors are those of the steps.
     """
     began = time.monotonic()
     campaign = load_campaign(path)
@@ -133,7 +140,7 @@ def run_campaign(path: str | Path, places: Places, budget: float, limit: int | N
     tag = simulate_campaign(job, repository)
     dataset = repository.open(tag.name)
     head("Calibrate and test a model")
-    version, champion = _best_model(dataset, places, began + 60 * budget)
+    version, champion = _best_model(dataset, places, began + 60 * budget, presets)
     expected = expected_of(version, Tracking(places.tracking))
     return Outcome(campaign.name, tag.name, version, champion, expected, time.monotonic() - began)
 
@@ -145,7 +152,9 @@ def expected_of(version: ModelVersion, tracking: Tracking) -> Expectation | None
     return None if values is None else Expectation.from_json(values)
 
 
-def _best_model(dataset: xr.Dataset, places: Places, end: float) -> tuple[ModelVersion, bool]:
+def _best_model(
+    dataset: xr.Dataset, places: Places, end: float, presets: Presets | None
+) -> tuple[ModelVersion, bool]:
     """Return the best model for a data set's measured profiles, and whether it is the champion."""
     tracking = Tracking(places.tracking)
     name = registry.registered_name(str(dataset.attrs["campaign"]), SEARCH)
@@ -153,7 +162,7 @@ def _best_model(dataset: xr.Dataset, places: Places, end: float) -> tuple[ModelV
     if champion is not None and champion.tags.get("content_hash") == dataset.attrs["content_hash"]:
         say(f"{champion.uri} was made for this data set: it stays.")
         return champion, True
-    presets = _presets(len(campaign_of(dataset).phases))
+    presets = presets or _presets(len(campaign_of(dataset).phases))
     environment = TrainingEnvironment(tracking, places.state, True, places.cluster, presets)
     begun = time.monotonic()
     # A champion of other data cannot be compared with this model.

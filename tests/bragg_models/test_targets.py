@@ -162,3 +162,47 @@ def test_damaged_description_is_refused(targets: Targets) -> None:
     swapped["parameters"].reverse()
     with pytest.raises(TargetsError, match="gamma, beta, alpha"):
         Targets.from_json(swapped)
+
+
+def test_compounds_have_scales_of_their_own_and_distortions_share_one() -> None:
+    """Barium titanate in three phases, and silicon."""
+    phases = [PHASES[0], PHASES[2], PHASES[3], PHASES[1]]
+    phase = np.repeat(np.arange(4), 2)
+    cells = np.full((8, 6), 90.0)
+    cells[:, 0] = [3.9, 4.1, 3.95, 4.05, 4.0, 4.15, 5.3, 5.5]
+    cells[:, 1] = cells[:, 2] = cells[:, 0]
+    cells[2:4, 2] = 4.0, 4.2
+    cells[4:6, 3:] = [[88.0] * 3, [89.0] * 3]
+    targets = targets_of(phases, phase, cells)
+    assert targets.parameters == ("a", "c", "alpha")
+    np.testing.assert_allclose(targets.middle[:, 0], [4.025, 4.025, 4.025, 5.4])
+    np.testing.assert_allclose(targets.half_range[:, 0], [0.125, 0.125, 0.125, 0.1])
+    # Where a parameter is not free, the scale is that of the others.
+    np.testing.assert_allclose(targets.middle[:, 1], 4.1)
+    np.testing.assert_allclose(targets.half_range[:, 1], 0.1)
+    np.testing.assert_allclose(targets.middle[:, 2], 88.5)
+    values, _ = targets.encode(phase, cells)
+    np.testing.assert_allclose(values[6:, 0], [-1, 1], atol=1e-6)
+    np.testing.assert_allclose(targets.decode(values, phase), cells, atol=1e-6)
+    copy = Targets.from_json(json.loads(json.dumps(targets.to_json())))
+    np.testing.assert_array_equal(copy.middle, targets.middle)
+    np.testing.assert_array_equal(copy.half_range, targets.half_range)
+
+
+def test_ranges_that_overlap_in_a_chain_are_one_scale() -> None:
+    phase = np.repeat(np.arange(3), 2)
+    lengths = np.array([4.0, 4.2, 4.35, 4.6, 4.15, 4.4])  # the third joins the first two
+    cells = np.column_stack([lengths, lengths, lengths, *np.full((3, 6), 90.0)])
+    targets = targets_of([PHASES[0], PHASES[1], PHASES[0]], phase, cells)
+    np.testing.assert_allclose(targets.middle[:, 0], 4.3)
+    np.testing.assert_allclose(targets.half_range[:, 0], 0.3)
+
+
+def test_descriptions_of_older_models_have_one_scale(targets: Targets) -> None:
+    older = targets.to_json()
+    for number, entry in enumerate(older["parameters"]):
+        entry |= {"middle": 5.0 + number, "half_range": 0.5}
+    read = Targets.from_json(json.loads(json.dumps(older)))
+    assert read.middle.shape == read.half_range.shape == (len(GROUPS), 6)
+    np.testing.assert_array_equal(read.middle, np.tile(5.0 + np.arange(6), (len(GROUPS), 1)))
+    np.testing.assert_array_equal(read.half_range, 0.5)

@@ -8,6 +8,7 @@ import pytest
 
 from bragg_data.campaign import BUILT_IN
 from bragg_data.crystallography.cell import CrystalError
+from bragg_data.crystallography.reflections import _coefficients, _groups
 from bragg_data.crystallography.scattering import ResonanceError, scattering_length
 from bragg_data.crystallography.structure import read_phase, scaled_to_volume_per_atom
 
@@ -106,3 +107,12 @@ def test_a_cell_is_scaled_to_the_volume_per_atom_of_another() -> None:
     # Without volume there is no scale, and no NaN.
     with pytest.raises(CrystalError, match="encloses no volume"):
         scaled_to_volume_per_atom(rutile, cubic, np.array([4.0] * 3 + [125.0] * 3))
+
+
+def test_a_window_without_reflections_has_no_structure_factors() -> None:
+    phase = read_phase(BUILT_IN / "batio3_cubic.cif", "cubic")
+    groups = _groups(phase)
+    one = _coefficients(phase, groups, np.array([[1, 1, 0]]))
+    none = _coefficients(phase, groups, np.zeros((0, 3), dtype=np.int64))
+    assert one.shape[2] == none.shape[2] == len(groups.u_groups)
+    assert len(none) == 0

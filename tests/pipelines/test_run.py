@@ -1,0 +1,144 @@
+"""From structures and an instrument to predictions with one command, in an empty folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bragg_data.campaign import BUILT_IN
+from catalog import registry
+from catalog.tracking import Tracking
+from pipelines import run as main_job
+from pipelines.cli.console import run
+from pipelines.training import held_out
+from pipelines.training.presets import PRESETS, Presets
+from tests.conftest import link_indices
+
+EXAMPLES = Path(__file__).parents[2] / "pipelines" / "examples"
+TETRAGONAL = str(BUILT_IN / "batio3_tetragonal.cif")
+INSTRUMENT = str(EXAMPLES / "pseudo_experiment.instprm")
+PROFILE = str(EXAMPLES / "pseudo_experiment.xye")
+MATERIAL = (
+    "--cif",
+    TETRAGONAL,
+    "--instrument",
+    INSTRUMENT,
+    "--name",
+    "mine",
+    "--range",
+    "0.5%",
+    "--workers",
+    "1",
+)
+NAMES = ("campaign", "tag", "model", "champion", "expected", "seconds", "answers")
+SHARES = ("accuracy", "coverage", "accepted", "rejected")
+
+
+def small_presets() -> Presets:
+    search = replace(PRESETS["search"]["quick"], calibration_draws=40)
+    return Presets({**PRESETS, "search": {"quick": search}}, test_draws=20, comparison_draws=2)
+
+
+def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[str, str]:
+    """Run the command with short presets in a folder; return what it printed, and its errors."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(held_out, "_FOREIGN_DRAWS", 5)
+    result = CliRunner().invoke(
+        main_job.app, [*arguments], obj=small_presets(), catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    return result.stdout, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.training
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_from_a_structure_and_an_instrument_to_a_refined_profile(
+    tmp_path: Path, indices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link_indices(tmp_path, indices)
+    stated = (*MATERIAL, "--limit", "300", "--profile", PROFILE)
+    printed, progress = run_in(tmp_path, monkeypatch, *stated, "--json")
+    result = json.loads(printed)  # nothing else is on standard output
+    assert tuple(result) == NAMES
+    assert (result["campaign"], result["tag"]) == ("mine", "mine-v1")
+    assert result["champion"] is True
+    tracking = Tracking(f"sqlite:///{tmp_path}/data/mlflow.db")
+    assert result["model"] == "models:/mine-measured/1"
+    assert registry.champion_uri(tracking) == "models:/mine-measured@champion"
+    expected = result["expected"]
+    assert expected["accuracy"] == 1.0  # of one phase
+    assert set(expected["mae"]) == {"a", "c"}
+    assert expected["relative_mae"] < 1e-3
+    assert all(0 <= expected[name] <= 1 for name in SHARES)
+    assert expected["coverage"] > 0.7
+    assert expected["accepted"] > 0.7
+    assert expected["rejected"] > 0.7
+    assert "Campaign mine.toml" in progress
+    (answer,) = result["answers"]
+    truth = json.loads((EXAMPLES / "examples.json").read_text())["pseudo_experiment.xye"]
+    for cell in (answer["cell"], answer["refined"]["cell"]):
+        assert cell["a"] == pytest.approx(truth["a"], rel=5e-4)
+        assert cell["c"] == pytest.approx(truth["c"], rel=5e-4)
+    page = (tmp_path / "mine-report.html").read_text(encoding="utf-8")
+    assert "pseudo_experiment.xye" in page
+    assert (tmp_path / "mine.png").stat().st_size > 0
+
+    # Again: nothing is made twice.
+    printed, progress = run_in(tmp_path, monkeypatch, *stated[:-2])
+    assert "nothing to do" in printed
+    assert "models:/mine-measured/1 was made for this data set: it stays." in printed
+    assert f"Expect a within {expected['mae']['a']:.2g} Å" in printed
+    assert len(registry.versions(tracking, "mine-measured")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("small.toml", "--cif", TETRAGONAL), "structures (--cif), not both."),
+        (("--cif", TETRAGONAL), "need an instrument file: --instrument FILE."),
+        (("--profile", PROFILE), "Name a campaign file, or structures with --cif"),
+        (("--json",), "Name a campaign file, or structures with --cif"),
+        (("missing.toml",), "Campaign file missing.toml cannot be read"),
+        ((*MATERIAL, "--profile", "missing.xye"), "missing.xye"),
+    ],
+)
+def test_what_is_not_possible_is_a_single_sentence(
+    arguments: tuple[str, ...],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        run(main_job.app, [*arguments])
+    printed, error = capfd.readouterr()
+    assert exit_.value.code == 2
+    assert reason in error
+    assert printed == ""
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "mine.toml").exists()
+
+
+@pytest.mark.slow
+def test_another_campaign_of_the_same_name_is_not_replaced(
+    tmp_path: Path,
+    indices: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    link_indices(tmp_path, indices)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("name = 'mine'\n")
+    with pytest.raises(SystemExit) as exit_:
+        run(main_job.app, [*MATERIAL, "--json"])
+    printed, error = capfd.readouterr()
+    assert exit_.value.code == 2
+    assert printed == ""
+    last = error.strip().splitlines()[-1]
+    assert "mine.toml exists and is another campaign: run it by its name" in last
+    assert (tmp_path / "mine.toml").read_text() == "name = 'mine'\n"
