@@ -60,6 +60,8 @@ def main(
 
     Bank, range of times, grid, ranges of the cells, number of samples and measurement effects are
     chosen and explained; the file may be edited. A figure shows patterns as they will be simulated.
+    From the file, run makes a data set, a model and predictions of your profiles; it also takes the
+    structures and the instrument directly.
     """
     from bragg_data.campaign_design import (
         DesignError,

@@ -52,10 +52,11 @@ def main(
     """Train models on a snapshot of the store, score them, and register them in MLflow.
 
     The paper's: classifier; on top of it, a regressor for each crystal system: forest, transfer,
-    deep; all at once: multitask, integrated-forest, caenn. Ours: guided, and robust for measured
-    profiles, which is registered as CAMPAIGN-measured: where there is one, predict uses its
-    champion. A model becomes the champion of its name if it beats the constant answers (robust:
-    the library match too) and has a lower error than the champion on the same test samples, or
+    deep; all at once: multitask, integrated-forest, caenn. Ours: guided; and for measured profiles
+    robust, and search, which starts from known cells in place of a network and is only calibrated.
+    These two are registered as CAMPAIGN-measured: where there is one, predict uses its champion. A
+    model becomes the champion of its name if it beats the constant answers (robust and search: the
+    library match too) and has a lower error than the champion on the same test samples, or
     with --promote. An interrupted training continues at its last epoch with --resume RUN.
     """
     from bragg_data.store.repository import Store

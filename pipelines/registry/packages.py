@@ -28,7 +28,7 @@ def version_that_predicts(tracking: Tracking | None, uri: str | None) -> ModelVe
     if uri is None and version.packaged:
         tags = version.tags
         where = "No model is registered here" if tracking is None else "There is no champion"
-        train = command_line("run", "--campaign", "YOURS.toml")
+        train = command_line("run", "--cif", "YOURS.cif", "--instrument", "YOURS.instprm")
         errors.print(
             f"{where}: the packaged model of {escape(tags['campaign'])} ({tags['model']}, trained "
             f"{tags['trained_at'][:10]}) predicts, without library match. For a model of your own: "

@@ -71,6 +71,7 @@ def test_an_example_is_predicted_and_refined_from_an_empty_folder(empty: Path) -
     assert result.exit_code == 0, result.stderr
     assert result.stderr.count("\n") == 1
     assert "No model is registered here: the packaged model of batio3-nomad" in result.stderr
+    assert "python -m pipelines.run --cif YOURS.cif --instrument YOURS.instprm" in result.stderr
     (prediction,) = json.loads(result.stdout)
     jsonschema.validate(prediction, json_schema())
     truth = json.loads((EXAMPLES / "examples.json").read_text(encoding="utf-8"))[PROFILE.name]
