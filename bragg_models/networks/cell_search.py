@@ -101,7 +101,8 @@ class CellSearch(nn.Module):
         for name in ("middle", "half_range"):
             shape = len(config.pattern.phases), len(config.pattern.is_length)
             self.register_buffer(name, torch.ones(shape, dtype=torch.float64))
-        self._spacing: dict[int, float] = {}  # of the known cells of a phase, in points
+        # Of a phase the least of the blurs under which its known cells cover the range.
+        self._retrieval_blurs: dict[int, float] = {}
         self._known: dict[tuple[int, float, torch.device], tuple[Tensor, Tensor]] = {}
 
     def propose(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,8 +169,12 @@ class CellSearch(nn.Module):
         if self.config.blurs:
             # The volume of the range in points^n_free, over that which one start covers.
             volume = 2 ** len(free) * float(torch.cat(density).mean())
-            count = min(count, max(int(volume / self.config.blurs[0] ** len(free)), _FEWEST_KNOWN))
-            self._spacing[code] = (volume / count) ** (1 / len(free))
+            for blur in sorted(self.config.blurs):
+                cells_needed = int(volume / blur ** len(free))
+                if cells_needed <= count:
+                    break
+            self._retrieval_blurs[code] = blur
+            count = min(count, max(cells_needed, _FEWEST_KNOWN))
         generator = torch.Generator().manual_seed(0)
         chosen = torch.multinomial(torch.cat(density).cpu(), count, generator=generator)
         return cells[chosen.to(cells.device)]

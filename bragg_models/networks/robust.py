@@ -134,21 +134,24 @@ class Robust(CellSearch):
 
     def _starts(self, compared: Tensor, proposed: Tensor) -> tuple[Tensor, Tensor]:
         """Return cells to search from, (n, phases, k, p), the proposed first, and their misfits."""
-        blur, coarse = self._blur, self._blur if self.config.blurs else 0.0
-        stride = 1 if coarse == 0 else thinning(blur)
-        roots = self.pattern.blurred(compared**2, blur).sqrt()
-        observed = compared if coarse == 0 else (roots * (compared > 0))[:, ::stride]
         cells, misfits = [], []
+        blurred: dict[float, Tensor] = {}
         for code in range(len(self.config.pattern.phases)):
-            known, number = self.most_similar(code, roots, blur)
+            blur = self.retrieval_blur(code, compared.device)
+            if blur not in blurred:
+                blurred[blur] = self.pattern.blurred(compared**2, blur).sqrt()
+            known, number = self.most_similar(code, blurred[blur], blur)
             known, number = known[:, :_KNOWN_STARTS], number[:, :_KNOWN_STARTS]
-            if coarse == 0:
-                patterns = self.known_patterns(code, roots.device)[1]
+            if self.config.blurs:
+                coarse, stride = blur, thinning(blur)
+                observed = (blurred[blur] * (compared > 0))[:, ::stride]
+                patterns = self.known_roots(code, blur, compared.device)[1] ** 2
             else:
-                patterns = self.known_roots(code, blur, roots.device)[1] ** 2
+                coarse, stride, observed = 0.0, 1, compared
+                patterns = self.known_patterns(code, compared.device)[1]
             cells.append(torch.cat([proposed[:, None], known], dim=1))
             parts = []
-            for part in torch.split(torch.arange(len(proposed), device=roots.device), ROWS):
+            for part in torch.split(torch.arange(len(proposed), device=compared.device), ROWS):
                 cell = self.physical(proposed[part], code)
                 pattern = self.pattern(code, cell, slopes=False, blur=coarse)[0][:, None, ::stride]
                 computed = torch.cat([pattern, patterns[number[part]]], dim=1)
@@ -156,9 +159,12 @@ class Robust(CellSearch):
             misfits.append(torch.cat(parts))
         return torch.stack(cells, dim=1), torch.stack(misfits, dim=1)
 
-    @property
-    def _blur(self) -> float:
-        return next(iter(self.config.blurs), _BLUR)
+    def retrieval_blur(self, code: int, device: torch.device) -> float:
+        """Return the blur, in points, under which profiles are compared with known cells."""
+        if not self.config.blurs:
+            return _BLUR
+        self.known_patterns(code, device)  # whose number decides
+        return self._retrieval_blurs[code]
 
     def _search_starts(
         self, compared: Tensor, cells: Tensor, chosen: Tensor, best: _Best
@@ -191,11 +197,10 @@ class Robust(CellSearch):
         misfits so far of each of the n profiles, is updated in place.
         """
         able = torch.ones(len(row), dtype=torch.bool, device=row.device)
-        spacing = torch.tensor([self._spacing.get(k, 0.0) for k in range(len(self.half_range))])
-        far = 2 * spacing.to(row.device)[code]
+        blurs = [self.retrieval_blur(k, row.device) for k in range(len(self.half_range))]
+        widest = torch.tensor(blurs, device=row.device)[code]
         for level, blur in enumerate(self.config.blurs):
-            # Known cells that are close to each other need no wide blur.
-            near = able & (blur <= far.clamp(min=min(self.config.blurs[-2:])))
+            near = able & (blur <= widest)
             rows = row[near]
             if not len(rows):
                 continue
@@ -281,9 +286,8 @@ class Robust(CellSearch):
             parts = list(map(fit, batches))
         else:
             for code in range(len(self.config.pattern.phases)):
-                self.known_roots(
-                    code, self._blur, self.head.device
-                )  # tables that all batches share
+                blur = self.retrieval_blur(code, self.head.device)
+                self.known_roots(code, blur, self.head.device)  # tables that all batches share
             with single_thread(), ThreadPoolExecutor(threads) as pool:
                 parts = list(pool.map(fit, batches))
         return PhaseFits(*map(torch.cat, zip(*parts, strict=True)))
