@@ -28,6 +28,8 @@ _LONGEST_STEP = 0.2, 1.0  # of scaled cell parameters, of sample parameters in t
 _RINGING = 1e-3
 _CHANCE = 5.0  # a search is given up if this many times the next step's gain would not help it
 _END = 24.0, 48  # points from the window's end: reflections near it, and points then left out
+_CANDIDATES = 64  # similar cells among which starts are chosen
+_APART = 0.2  # in scaled parameters: of starts, so that they do not all lead to the same minimum
 _FEWEST_KNOWN = 256  # known cells of a phase, however small its range
 _OVERSAMPLING = 8  # more cells are drawn than used, so that they are even in peak positions
 _SCALES = 0.5, 4.0, 2.0  # units of sample parameters: ln of a factor; points²; points (Lorentzian)
@@ -125,7 +127,11 @@ class CellSearch(nn.Module):
         """
         cells, known = self.known_roots(code, blur, roots.device)
         similarity = roots[:, :: thinning(blur)] @ known.T
-        number = similarity.topk(min(self.config.starts, len(cells))).indices
+        if not self.config.blurs:
+            number = similarity.topk(min(self.config.starts, len(cells))).indices
+            return cells[number], number
+        similar = similarity.topk(min(_CANDIDATES, len(cells)))
+        number = _apart(cells[similar.indices], similar, min(self.config.starts, len(cells)))
         return cells[number], number
 
     def known_roots(self, code: int, blur: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -376,6 +382,24 @@ class CellSearch(nn.Module):
         ``code`` is the phase of all rows, or that of each, (n,).
         """
         return values * self.half_range[code] + self.middle[code]
+
+
+def _apart(cells: Tensor, similar: torch.return_types.topk, count: int) -> Tensor:
+    """Return the numbers (n, count) of the most similar cells that are apart from each other.
+
+    ``cells`` (n, candidates, n_parameters), scaled, are those of ``similar``, best first. Where
+    too few are apart, others fill up.
+    """
+    rank = similar.values.clone()
+    chosen = []
+    for _ in range(count):
+        best = rank.argmax(dim=1)
+        chosen.append(best)
+        of_best = cells.gather(1, best[:, None, None].expand(-1, 1, cells.shape[2]))
+        near = (cells - of_best).abs().amax(dim=2) < _APART
+        rank = torch.where(near, rank - 2.0, rank)  # similarities are between 0 and 1
+        rank.scatter_(1, best[:, None], -torch.inf)
+    return similar.indices.gather(1, torch.stack(chosen, dim=1))
 
 
 def products(first: Tensor, second: Tensor) -> Tensor:

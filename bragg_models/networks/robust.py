@@ -109,10 +109,8 @@ class Robust(CellSearch):
         # The best starts of the most similar phase, and the proposal; then the best start of each
         # other phase, which is given up where it cannot compete.
         best_start = (start_misfit == least[..., None]) & searched[..., None]
-        # Of cells with one or two free parameters two starts are enough.
-        free = torch.tensor([len(p.free) for p in self.config.pattern.phases]).to(least.device)
-        count = free.clamp(2, _FIRST_STARTS) if self.config.blurs else torch.ones_like(free)
-        limit = start_misfit.sort(dim=2).values.gather(2, (count - 1).expand_as(least)[..., None])
+        count = min(_FIRST_STARTS if self.config.blurs else 1, start_misfit.shape[2])
+        limit = start_misfit.kthvalue(count, dim=2, keepdim=True).values
         begin = (start_misfit <= limit) & searched[..., None]
         begin &= (least == least.amin(dim=1, keepdim=True))[..., None]
         if self.proposal is not None:

@@ -19,18 +19,18 @@ FOREIGN_PHASES: Mapping[str, tuple[str, tuple[float, float, float], str]] = {
         (4.5937, 4.5937, 2.9587),
         "Ti1 Ti 0 0 0 0.005\nO1 O 0.3048 0.3048 0 0.005",
     ),
-    # Of campaigns that hold one of these three.
+    # For campaigns that hold one of these three.
+    "zircon": (
+        "I 41/a m d:2",
+        (6.604, 6.604, 5.979),
+        "Zr1 Zr 0 0.75 0.125 0.004\nSi1 Si 0 0.25 0.375 0.004\nO1 O 0 0.066 0.195 0.007",
+    ),
     "ceria": (
         "F m -3 m",
         (5.4113, 5.4113, 5.4113),
         "Ce1 Ce 0 0 0 0.004\nO1 O 0.25 0.25 0.25 0.007",
     ),
     "copper": ("F m -3 m", (3.6149, 3.6149, 3.6149), "Cu1 Cu 0 0 0 0.007"),
-    "zircon": (
-        "I 41/a m d:2",
-        (6.604, 6.604, 5.979),
-        "Zr1 Zr 0 0.75 0.125 0.004\nSi1 Si 0 0.25 0.375 0.004\nO1 O 0 0.066 0.195 0.007",
-    ),
 }
 _NUMBER = 3  # compounds
 _SCATTER = 1e-3  # standard deviation of lengths, relative: temperature and composition

@@ -32,7 +32,7 @@ def test_no_foreign_compound_is_of_the_elements_of_one_of_the_campaign(
 
 
 def test_profiles_are_always_the_same(campaign: Campaign) -> None:
-    assert [phase.name for phase in foreign_phases(campaign)] == ["diamond", "ceria", "copper"]
+    assert [phase.name for phase in foreign_phases(campaign)] == ["diamond", "zircon", "ceria"]
     profiles = foreign_profiles(campaign, 2)
     assert profiles.shape == (6, campaign.grid.points)
     assert profiles.dtype == np.float32
