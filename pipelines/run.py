@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,6 +78,7 @@ def main(
     from pipelines.prediction.distributed import raise_failures
     from pipelines.prediction.files import find_profiles
 
+    began = time.monotonic()
     paths = find_profiles(files or [])
     places = material.Places(store, tracking, state, cluster)
     # With --json nothing else is on standard output.
@@ -95,6 +97,7 @@ def main(
             page = Path(f"{outcome.campaign}-report.html")
             reading = replace(profile, bank=None) if cif else profile
             outcome, failures = material.predict_profiles(outcome, paths, reading, places, page)
+        outcome = replace(outcome, seconds=time.monotonic() - began)
         _print_outcome(outcome, profile, store, tracking)
     if as_json:
         print_json(outcome.to_json())

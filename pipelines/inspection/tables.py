@@ -205,10 +205,10 @@ def _grouped(warnings: Iterable[str]) -> list[str]:
 def _next(file: RecognisedFile, typed: Sequence[str]) -> list[tuple[str, str]]:
     path = file.path
     if file.kind == "campaign":
-        return [(command_line("simulate", "--campaign", path), "simulate it into the store")]
+        return [(command_line("run", path), "simulate it, and make a model that predicts")]
     if file.kind == "structure":
-        command = command_line("simulate", "--campaign", "YOURS.toml")
-        return [(command, f'simulate it, in a campaign with cif = "{path.name}"')]
+        command = command_line("run", "--cif", path, "--instrument", "YOURS.instprm")
+        return [(command, "make a model that predicts its profiles")]
     if file.kind == "instrument":
         predict = command_line("predict", "PROFILE", "--instrument", path)
         commands = [(predict, "predict with this calibration")]

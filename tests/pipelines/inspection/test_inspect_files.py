@@ -323,7 +323,7 @@ def test_a_campaign(report: Report, command: Command, tmp_path: Path) -> None:
     _, out, _ = command(path)
     assert "tiny: a few cells of barium titanate" in out
     assert "256 points, 11 to 13.973 ms" in out
-    assert f"python -m pipelines.simulate --campaign {path}" in out
+    assert f"python -m pipelines.run {path}" in out
 
 
 # ---- the terminal ------------------------------------------------------------------------------
