@@ -29,7 +29,7 @@ from bragg_models.networks.guided_config import GuidedConfig
 
 COVERAGE = 0.9  # share of genuine draws whose parameters lie in the intervals
 ACCEPTED = 0.985  # share of genuine draws with a correctly predicted phase that are accepted
-_FIRST_STARTS = 3  # of the most similar phase, of networks whose configuration has blurs
+_FIRST_STARTS = 5  # of the most similar phase, of networks whose configuration has blurs
 _KNOWN_STARTS = 7  # known cells of each phase from which the search may start
 _BLUR = 5.0  # points, of networks whose configuration has no blurs
 _UNEXPLAINED = 0.08  # misfit above which more starts are used; nine in ten draws are below
