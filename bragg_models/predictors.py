@@ -28,10 +28,10 @@ from bragg_data.model_provenance import ModelProvenance
 from bragg_data.preprocessing import PreprocessingError, preprocessing
 from bragg_models.forest import ForestError, ForestModel
 from bragg_models.networks import guided_config, paper
-from bragg_models.networks.cell_search import Perceptron
 from bragg_models.networks.guided import Guided
 from bragg_models.networks.guided_config import guided_config_from_json, with_tuples
 from bragg_models.networks.paper import Caenn, Multitask, NetworkError, feature_network
+from bragg_models.networks.perceptron import Perceptron
 from bragg_models.networks.robust import Robust, single_thread
 from bragg_models.targets import Targets, TargetsError
 from bragg_models.training.inference import outputs, transformed

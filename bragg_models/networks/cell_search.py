@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from bragg_models.networks.guided_config import GuidedConfig, PerceptronConfig
-from bragg_models.networks.paper import dense
+from bragg_models.networks.guided_config import GuidedConfig
 from bragg_models.networks.pattern_layer import Pattern
+from bragg_models.networks.perceptron import ROWS, Perceptron
 
-ROWS = 32  # rows that are computed together: their patterns stay in a processor's cache
 _LIMIT = 1.2  # bound of scaled parameters: a little beyond the campaign's range
 _SMALLEST_STEP = 3e-6  # in scaled parameters; after a smaller step the search has converged
 _NOISY = 1e-4, 3e-4  # the same for noisy profiles, and the least relative gain of a step
@@ -29,43 +28,12 @@ _RINGING = 1e-3
 _CHANCE = 5.0  # a search is given up if this many times the next step's gain would not help it
 _END = 24.0, 48  # points from the window's end: reflections near it, and points then left out
 _CANDIDATES = 64  # similar cells among which starts are chosen
-_APART = 0.1  # in scaled parameters: of starts, so that they do not all lead to the same minimum
+_APART = 0.3  # in scaled parameters: of starts, so that they do not all lead to the same minimum
 _FEWEST_KNOWN = 256  # known cells of a phase, however small its range
 _OVERSAMPLING = 8  # more cells are drawn than used, so that they are even in peak positions
 _SCALES = 0.5, 4.0, 2.0  # units of sample parameters: ln of a factor; points²; points (Lorentzian)
 _SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 4.0)  # their bounds in these units; noise fits wider ones
 _OLD_PREFIX, _PREFIX = "glance.", "proposal."  # deprecated: name of the weights in saved models
-
-
-class Perceptron(nn.Module):
-    """Dense layers with one head for the phase and one for the cell parameters."""
-
-    def __init__(self, config: PerceptronConfig) -> None:
-        super().__init__()
-        self.config = config
-        widths = (config.points // config.pooling, *config.hidden)
-        self.layers = nn.Sequential(*dense(widths, nn.SiLU))
-        self.phase = nn.Linear(widths[-1], config.phases)
-        self.cell = nn.Linear(widths[-1], config.parameters)
-
-    def forward(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits (n, n_phases) and the scaled cell parameters (n, n_parameters).
-
-        Of square roots of intensities (n, points), of unit norm (``profile_sqrt_unit``).
-        """
-        if self.training:
-            return self._outputs(profiles)
-        # Always as many rows: products of other shapes round otherwise, and a search begins here.
-        padded = nn.functional.pad(profiles, (0, 0, 0, -len(profiles) % ROWS))
-        parts = zip(*map(self._outputs, torch.split(padded, ROWS)), strict=True)
-        logits, cells = (torch.cat(part)[: len(profiles)] for part in parts)
-        return logits, cells
-
-    def _outputs(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = nn.functional.avg_pool1d(profiles[:, None], self.config.pooling)[:, 0]
-        # At unit norm a value is about 1/√points.
-        hidden = self.layers(pooled * self.config.points**0.5)
-        return self.phase(hidden), self.cell(hidden)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from bragg_data.arrays import Array, Floats32, Mask
-from bragg_models.networks.cell_search import ROWS, CellSearch, Observed, products, thinning
+from bragg_models.networks.cell_search import CellSearch, Observed, products, thinning
 from bragg_models.networks.guided_config import GuidedConfig
+from bragg_models.networks.perceptron import ROWS
 
 COVERAGE = 0.9  # share of genuine draws whose parameters lie in the intervals
 ACCEPTED = 0.985  # share of genuine draws with a correctly predicted phase that are accepted

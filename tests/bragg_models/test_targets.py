@@ -164,7 +164,7 @@ def test_damaged_description_is_refused(targets: Targets) -> None:
         Targets.from_json(swapped)
 
 
-def test_compounds_have_scales_of_their_own_and_distortions_share_one() -> None:
+def test_distortions_share_a_scale_and_compounds_do_not() -> None:
     """Barium titanate in three phases, and silicon."""
     phases = [PHASES[0], PHASES[2], PHASES[3], PHASES[1]]
     phase = np.repeat(np.arange(4), 2)
@@ -189,7 +189,7 @@ def test_compounds_have_scales_of_their_own_and_distortions_share_one() -> None:
     np.testing.assert_array_equal(copy.half_range, targets.half_range)
 
 
-def test_ranges_that_overlap_in_a_chain_are_one_scale() -> None:
+def test_ranges_that_overlap_in_a_chain_share_a_scale() -> None:
     phase = np.repeat(np.arange(3), 2)
     lengths = np.array([4.0, 4.2, 4.35, 4.6, 4.15, 4.4])  # the third joins the first two
     cells = np.column_stack([lengths, lengths, lengths, *np.full((3, 6), 90.0)])
@@ -198,7 +198,7 @@ def test_ranges_that_overlap_in_a_chain_are_one_scale() -> None:
     np.testing.assert_allclose(targets.half_range[:, 0], 0.3)
 
 
-def test_descriptions_of_older_models_have_one_scale(targets: Targets) -> None:
+def test_descriptions_of_older_models_have_a_common_scale(targets: Targets) -> None:
     older = targets.to_json()
     for number, entry in enumerate(older["parameters"]):
         entry |= {"middle": 5.0 + number, "half_range": 0.5}

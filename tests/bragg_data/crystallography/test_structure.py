@@ -112,7 +112,7 @@ def test_a_cell_is_scaled_to_the_volume_per_atom_of_another() -> None:
 def test_a_window_without_reflections_has_no_structure_factors() -> None:
     phase = read_phase(BUILT_IN / "batio3_cubic.cif", "cubic")
     groups = _groups(phase)
-    one = _coefficients(phase, groups, np.array([[1, 1, 0]]))
+    single = _coefficients(phase, groups, np.array([[1, 1, 0]]))
     none = _coefficients(phase, groups, np.zeros((0, 3), dtype=np.int64))
-    assert one.shape[2] == none.shape[2] == len(groups.u_groups)
+    assert single.shape[2] == none.shape[2] == len(groups.u_groups)
     assert len(none) == 0

@@ -1,4 +1,4 @@
-"""Foreign samples: never of a campaign's own compounds, and always the same."""
+"""Foreign samples: never of a campaign's present compounds, and always the same."""
 
 import numpy as np
 import pytest
@@ -16,19 +16,19 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 
 class _Campaign:
     def __init__(self, *names: str) -> None:
-        self.phases = [phase_on_orthogonal_axes("own", *FOREIGN_PHASES[name]) for name in names]
+        self.phases = [phase_on_orthogonal_axes("present", *FOREIGN_PHASES[name]) for name in names]
 
 
-@pytest.mark.parametrize("own", [(), *((name,) for name in FOREIGN_PHASES), ("silicon", "copper")])
-def test_no_foreign_compound_is_of_the_elements_of_one_of_the_campaign(
-    own: tuple[str, ...],
-) -> None:
-    names = [phase.name for phase in foreign_phases(_Campaign(*own))]
+@pytest.mark.parametrize(
+    "present", [(), *((name,) for name in FOREIGN_PHASES), ("silicon", "copper")]
+)
+def test_no_foreign_compound_has_the_elements_of_a_phase(present: tuple[str, ...]) -> None:
+    names = [phase.name for phase in foreign_phases(_Campaign(*present))]
     assert len(set(names)) == 3
-    assert not set(names) & set(own)
-    known = [set(phase.symbols) for phase in _Campaign(*own).phases]
-    for phase in foreign_phases(_Campaign(*own)):
-        assert set(phase.symbols) not in known
+    assert not set(names) & set(present)
+    knpresent = [set(phase.symbols) for phase in _Campaign(*present).phases]
+    for phase in foreign_phases(_Campaign(*present)):
+        assert set(phase.symbols) not in knpresent
 
 
 def test_profiles_are_always_the_same(campaign: Campaign) -> None:

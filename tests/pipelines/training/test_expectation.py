@@ -37,7 +37,7 @@ def prediction(**values: np.ndarray | None) -> Prediction:
     return Prediction(np.full((4, 2), 0.5), np.array([0, 1, 1, 1]), cells, **fields)
 
 
-def test_values_of_predictions_made_by_hand() -> None:
+def test_values_of_handwritten_predictions() -> None:
     expected = expectation(TARGETS, prediction(), PHASE, CELLS, 0.9)
     assert expected.accuracy == 0.75
     # Of the right phase's free parameters alone: b and c of a cubic cell repeat a.
