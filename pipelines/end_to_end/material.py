@@ -24,7 +24,7 @@ from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 from pipelines.cli.console import say
 from pipelines.cli.options import ClusterOptions, OutputError, ProfileOptions
-from pipelines.end_to_end.paper import head
+from pipelines.end_to_end.paper import champion_of_data, head
 from pipelines.evaluation.names import ROBUST, SEARCH
 from pipelines.inspection.designs import draw_design
 from pipelines.prediction import distributed
@@ -140,8 +140,7 @@ def run_campaign(
     tag = simulate_campaign(job, repository)
     dataset = repository.open(tag.name)
     head("Calibrate and test a model")
-    version, champion = _best_model(dataset, places, began + 60 * budget, presets)
-    expected = expected_of(version, Tracking(places.tracking))
+    version, champion, expected = _best_model(dataset, places, began + 60 * budget, presets)
     return Outcome(campaign.name, tag.name, version, champion, expected, time.monotonic() - began)
 
 
@@ -154,14 +153,14 @@ def expected_of(version: ModelVersion, tracking: Tracking) -> Expectation | None
 
 def _best_model(
     dataset: xr.Dataset, places: Places, end: float, presets: Presets | None
-) -> tuple[ModelVersion, bool]:
-    """Return the best model for a data set's measured profiles, and whether it is the champion."""
+) -> tuple[ModelVersion, bool, Expectation | None]:
+    """Return the best model for measured profiles, whether it is the champion, what to expect."""
     tracking = Tracking(places.tracking)
     name = registry.registered_name(str(dataset.attrs["campaign"]), SEARCH)
-    champion = registry.champion(tracking, name)
-    if champion is not None and champion.tags.get("content_hash") == dataset.attrs["content_hash"]:
+    champion = champion_of_data(tracking, name, dataset)
+    if champion is not None:
         say(f"{champion.uri} was made for this data set: it stays.")
-        return champion, True
+        return champion, True, expected_of(champion, tracking)
     presets = presets or _presets(len(campaign_of(dataset).phases))
     environment = TrainingEnvironment(tracking, places.state, True, places.cluster, presets)
     begun = time.monotonic()
@@ -180,8 +179,8 @@ def _best_model(
         task = replace(task, model=ROBUST)
         second, better = train_model(dataset, environment, task, notes=notes)
         if better:
-            return second, True
-    return version, is_champion
+            return second, True, expected_of(second, tracking)
+    return version, is_champion, expected
 
 
 def _presets(n_phases: int) -> Presets:

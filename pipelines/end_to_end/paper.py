@@ -88,6 +88,16 @@ def run_paper(
     say("(in the virtual environment: source .venv/bin/activate)")
 
 
+def champion_of_data(
+    tracking: Tracking, name: str, dataset: xr.Dataset
+) -> registry.ModelVersion | None:
+    """Return the champion of a name if it was trained on contents like a data set's, or None."""
+    champion = registry.champion(tracking, name)
+    if champion is None or champion.tags.get("content_hash") != dataset.attrs["content_hash"]:
+        return None
+    return champion
+
+
 def train_first(
     dataset: xr.Dataset, environment: TrainingEnvironment, preset: str, models: Sequence[str]
 ) -> tuple[str, str]:
@@ -98,9 +108,8 @@ def train_first(
     for model in models:
         name = registry.registered_name(str(dataset.attrs["campaign"]), model)
         uri = f"models:/{name}@{registry.CHAMPION}"
-        champion = registry.champion(environment.tracking, name)
-        content_hash = dataset.attrs["content_hash"]
-        if champion is not None and champion.tags.get("content_hash") == content_hash:
+        champion = champion_of_data(environment.tracking, name, dataset)
+        if champion is not None:
             say(
                 f"{champion.uri} was trained on this data set: it stays. "
                 f"python -m pipelines.train trains another."
