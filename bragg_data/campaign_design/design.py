@@ -15,19 +15,8 @@ from bragg_data.campaign import Campaign
 from bragg_data.campaign_design.cells import PhaseRanges, phases_of, ranges_text, with_ranges
 from bragg_data.campaign_design.options import DesignError, DesignOptions
 from bragg_data.campaign_design.text import Broadening, Choices, campaign_name, campaign_text
-from bragg_data.campaign_design.window import (
-    SHORTEST,
-    Band,
-    Window,
-    band_of,
-    best_window,
-    fwhm,
-    grid_of,
-    lines_of,
-    spacings_of,
-    where_peaks_are,
-    window_of,
-)
+from bragg_data.campaign_design.window import Window, best_window, grid_of, lines_of, window_of
+from bragg_data.instrument.band import SHORTEST, Band, band_of, fwhm, spacings_of, where_peaks_are
 from bragg_data.instrument.conversion import OriginalBank
 from bragg_data.instrument.facilities import diffractometer_of_file
 from bragg_data.instrument.instprm import TofGrid, read_banks

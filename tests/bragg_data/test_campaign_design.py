@@ -17,8 +17,9 @@ from bragg_data.campaign_design import (
 )
 from bragg_data.campaign_design.cells import PhaseRanges, phases_of, with_ranges
 from bragg_data.campaign_design.design import samples_within
-from bragg_data.campaign_design.window import band_of, fwhm, lines_of, window_of
+from bragg_data.campaign_design.window import lines_of, window_of
 from bragg_data.crystallography.cell import encloses_volume
+from bragg_data.instrument.band import band_of, fwhm
 from bragg_data.instrument.facilities import UNNAMED, Diffractometer, diffractometer_of_file
 from bragg_data.instrument.instprm import read_banks
 from tests.bragg_data.crystallography.test_published_structures import cif
