@@ -9,6 +9,7 @@ from scipy.optimize import least_squares, nnls
 
 from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
+from bragg_data.instrument.incident import IncidentSpectrum
 from bragg_data.instrument.peak_shape import (
     FWHM_PER_SIGMA,
     Convention,
@@ -48,6 +49,7 @@ class OriginalBank:
     d: Array  # (n,) Å, ascending, over which the original is used
     reference: Instrument | None = None  # of whose positions the original is, if of another's
     window: tuple[float, float] | None = None  # first and last time in µs, where a file states them
+    incident: IncidentSpectrum | None = None  # by which profiles have to be divided, if stated
 
     def widths(self) -> tuple[Array, Array]:
         """Return full widths at half maximum in µs, of the original and of this project, (n,)."""

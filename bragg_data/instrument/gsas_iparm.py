@@ -12,6 +12,7 @@ import numpy as np
 from bragg_data.arrays import Array
 from bragg_data.instrument import conversion
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
+from bragg_data.instrument.incident import IncidentSpectrum, incident_spectrum
 from bragg_data.instrument.peak_shape import PeakShape, peak_shape
 
 _RECORD = re.compile(
@@ -94,7 +95,11 @@ def read_gsas_banks(text: str, where: str) -> list[conversion.OriginalBank]:
             doubts.append("the primary flight path (FPATH1) is missing: the total one is unknown.")
     primary = path[0] if path else None
     return [
-        replace(_bank(n, records, primary, where, doubts), window=_window(records))
+        replace(
+            _bank(n, records, primary, where, doubts),
+            window=_window(records),
+            incident=_incident(records),
+        )
         for n, records in banks.items()
     ]
 
@@ -251,6 +256,13 @@ def _window(records: _Records) -> tuple[float, float] | None:
     if len(window) != 2 or not 0 <= window[0] < window[1]:
         return None
     return 1000 * window[0], 1000 * window[1]
+
+
+def _incident(records: _Records) -> IncidentSpectrum | None:
+    """Return a bank's incident spectrum; None where it is missing, or of an unknown kind."""
+    kind = _numbers(records.get("I ITYP", ""))[:1]
+    values = [v for n in "123" for v in _numbers(records.get(f"ICOFF{n}", ""))]
+    return incident_spectrum(round(kind[0]), tuple(values)) if kind else None
 
 
 def _in_columns(record: str) -> bool:

@@ -107,6 +107,25 @@ def test_an_incident_spectrum_is_reported():
     assert read_instrument(text + spectrum[:12] + "  .000000E+00  .000000E+00\n").warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [  # GSAS Technical Manual, at T = 2 ms
+        (1, 1 + 2 * np.exp(-0.1 * 2) + 3 * np.exp(-0.2 * 2**2)),
+        (2, 1 + 2 * np.exp(-0.1 / 4) / 32 + 3 * np.exp(-0.2 * 2**2)),
+        (4, 1 + 2 * np.exp(-0.1 / 4) / 32 + 3 * 0.0 + 0.2 * -1.0),  # at 2/T − 1 = 0
+    ],
+)
+def test_an_incident_spectrum_is_evaluated(kind: int, expected: float) -> None:
+    """Times are in ms there, and the first coefficient is the constant."""
+    lines = [line for line in records(1, 3, PSEUDO_VOIGT).splitlines() if "ITYP" not in line]
+    lines += [f"INS  1I ITYP    {kind}    1.0000   23.9997     40986"]
+    lines += ["INS  1ICOFF1   1.0   2.0   0.1   3.0", "INS  1ICOFF2   0.2   0.0   0.0   0.0"]
+    lines += ["INS  1ICOFF3   0.0   0.0   0.0   0.0"]
+    (bank,) = read_banks(prm("\n".join(lines) + "\n"))
+    assert bank.incident is not None
+    assert bank.incident(np.array([2000.0])) == pytest.approx([expected], rel=1e-12)
+
+
 def test_default_angles_are_doubted():
     """505.557 · 10.25 m · sin 75° is 5005; a default of 150° and 25 m would give 12208."""
     text = prm(records(1, 3, (*PSEUDO_VOIGT, *[0.0] * 12)))
