@@ -60,7 +60,7 @@ class Gsas2Worker:
         instrument: Instrument | None = None,
         tof: Array | None = None,
     ) -> None:
-        self._g2 = _import(location)
+        self._g2 = import_gsas2(location)
         self._phases, self._instrument, self._tof = phases, instrument, tof
         self._projects: dict[int, Project] = {}
 
@@ -291,7 +291,7 @@ def operations_of_gsas2(group: Mapping[str, Any]) -> set[tuple[int, ...]]:
     return result
 
 
-def _import(location: str | None) -> SimpleNamespace:
+def import_gsas2(location: str | None) -> SimpleNamespace:
     """Import GSAS-II and check that its compiled parts work."""
     if location:
         # The package itself may be named, too. Where pip installs it, modules of an older layout
