@@ -221,19 +221,24 @@ def champion_uri(tracking: Tracking) -> str:
 
 def _default_entry(tracking: Tracking) -> RegistryEntry | None:
     """Return the registered model that predicts unless another is named; None without models."""
-    entries = [entry for entry in entries_of(tracking) if entry.kind is not ModelKind.CLASSIFIER]
-    measured = {
-        entry.campaign
-        for entry in entries
-        if entry.kind is ModelKind.MEASURED and champion(tracking, entry.name) is not None
-    }
-    entries = [e for e in entries if (e.kind is ModelKind.MEASURED) == (e.campaign in measured)]
+    entries = default_entries(tracking)
     if len(entries) > 1:
         raise ModelError(
             f"Several models are registered: {', '.join(e.name for e in entries)}. Name one, as in "
             f"--model models:/{entries[0].name}@champion"
         )
     return entries[0] if entries else None
+
+
+def default_entries(tracking: Tracking) -> list[RegistryEntry]:
+    """Return the model of each campaign that predicts, the one for measured profiles if any."""
+    entries = [entry for entry in entries_of(tracking) if entry.kind is not ModelKind.CLASSIFIER]
+    measured = {
+        entry.campaign
+        for entry in entries
+        if entry.kind is ModelKind.MEASURED and champion(tracking, entry.name) is not None
+    }
+    return [e for e in entries if (e.kind is ModelKind.MEASURED) == (e.campaign in measured)]
 
 
 def entries_of(tracking: Tracking) -> list[RegistryEntry]:

@@ -78,9 +78,7 @@ def main(
     options.check_writable(png)
     if bank == "all" and png is not None:
         raise DesignError("--bank all draws a figure of each bank: omit --png.")
-    if bank not in (None, "all") and not re.fullmatch("[0-9]{1,9}", bank):
-        raise DesignError(f"'{bank}' is no bank: give its number, or all.")
-    number = None if bank in (None, "all") else int(bank)
+    number = bank_number(bank)
     stated = DesignOptions(tuple(cif), instrument, number, like, tuple(ranges), budget, name, seed)
     if bank == "all":
         designs, refused = design_each_bank(stated, out)
@@ -94,6 +92,17 @@ def main(
     for reason in refused:
         say(f"[yellow]Left out: {escape(reason)}[/]")
     next_commands(*((command_line("run", file), "simulate, train and test") for file in files))
+
+
+def bank_number(bank: str | None) -> int | None:
+    """Return the number of a bank; None of no bank and of all. Raises a DesignError of others."""
+    from bragg_data.campaign_design import DesignError
+
+    if bank is None or bank == "all":
+        return None
+    if not re.fullmatch("[0-9]{1,9}", bank):
+        raise DesignError(f"'{bank}' is no bank: give its number, or all.")
+    return int(bank)
 
 
 def _write(design: CampaignDesign, file: Path, *, force: bool) -> None:

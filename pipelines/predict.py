@@ -67,13 +67,14 @@ def main(
 ) -> None:
     """Predict crystal system and cell parameters of measured profiles.
 
-    The registered champion predicts, and before there is one the packaged model (BaTiO₃ on NOMAD).
-    The library match is the stored pattern that correlates best with the profile, of each crystal
-    system, and on noisy profiles the better guide as long as the model was trained on clean ones.
-    With --refine every phase is fitted to the whole pattern; where no structure of the model
-    explains the peaks, lattices are fitted to their positions alone, and the prediction is not
-    accepted. More than 100 files are predicted by the workers of a cluster, by default of this
-    machine. A file that cannot be read is named at the end; the results of all others are complete.
+    The registered champion predicts, and before there is one the packaged model (BaTiO₃ on NOMAD);
+    of models for several banks (--model models:/X-bank*-measured@champion) each its bank's profile,
+    and the predictions are combined. The library match is the stored pattern that correlates best
+    with the profile, of each crystal system, and on noisy profiles the better guide as long as the
+    model was trained on clean ones. With --refine every phase is fitted to the whole pattern; where
+    no structure of the model explains the peaks, lattices are fitted to their positions alone, and
+    the prediction is not accepted. More than 100 files are predicted by the workers of a cluster,
+    by default of this machine. A file that cannot be read is named at the end.
     """
     from pipelines.prediction.files import PredictError, find_profiles
 
@@ -86,15 +87,14 @@ def main(
         raise PredictError(
             f"Instrument file {file} not found. Give the path of a GSAS-II .instprm file."
         )
-    # After the checks: these take seconds.
     from pipelines.prediction import distributed
-    from pipelines.prediction.interface import load_model
+    from pipelines.prediction.interface import load_models
     from pipelines.prediction.render import print_results
     from pipelines.prediction.result import to_json, write_csv
 
     progress = not (as_json or as_csv)
     many = len(paths) > distributed.MAX_LOCAL_FILES
-    loaded = load_model(
+    loaded = load_models(
         model,
         tracking=tracking,
         store=store,
@@ -110,9 +110,10 @@ def main(
         write_csv(results, sys.stdout)
     elif results:
         print_results(results)
-        say(f"Model {loaded.version.uri}, trained on {loaded.predictor.provenance.data.tag}")
+        for of_bank in loaded:
+            say(f"Model {of_bank.version.uri}, trained on {of_bank.predictor.provenance.data.tag}")
     if profiles:
-        _write_figures(profiles, loaded.predictor, plot, page, len(results))
+        _write_figures(profiles, [m.predictor for m in loaded], plot, page, len(results))
     if profile.instrument is None and results and progress:
         again = command_line("predict", files[0], "--instrument", "YOURS.instprm")
         next_commands((again, "predict with the measurement's own calibration"))
@@ -121,7 +122,7 @@ def main(
 
 def _write_figures(
     profiles: Sequence[PredictedProfile],
-    predictor: Predictor,
+    predictors: Sequence[Predictor],
     plot: Path | None,
     page: Path | None,
     total: int,
@@ -131,12 +132,12 @@ def _write_figures(
     if plot is not None:
         from pipelines.prediction.figures import MAX_PANELS, prediction_figure
 
-        prediction_figure(profiles, predictor.campaign).savefig(plot, dpi=130)
+        prediction_figure(profiles).savefig(plot, dpi=130)
         written.append(("Drawn in", plot, MAX_PANELS))
     if page is not None:
         from pipelines.report.page import MAX_SECTIONS, render_report
 
-        page.write_text(render_report(profiles, predictor, total=total), encoding="utf-8")
+        page.write_text(render_report(profiles, *predictors, total=total), encoding="utf-8")
         written.append(("Report in", page, MAX_SECTIONS))
     for what, path, most in written:
         part = f" (the first {most})" if total > most else ""

@@ -15,11 +15,11 @@ from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, duration, next_commands, print_json, run, say
-from pipelines.new_campaign import BudgetOption, LikeOption, RangeOption
+from pipelines.new_campaign import BankOption, BudgetOption, LikeOption, RangeOption, bank_number
 from pipelines.training.names import DEFAULT_STATE
 
 if TYPE_CHECKING:
-    from pipelines.end_to_end.material import Outcome
+    from pipelines.end_to_end.material import RunResult
 
 
 class RunError(ValueError):
@@ -28,12 +28,14 @@ class RunError(ValueError):
 
 def main(
     context: typer.Context,
-    campaign: Annotated[
-        str | None, Argument(metavar="[CAMPAIGN.toml]", help="By default the paper's.")
+    campaigns: Annotated[
+        list[str] | None,
+        Argument(metavar="[CAMPAIGN.toml]...", help="Several: of the banks of one instrument."),
     ] = None,
     cif: Annotated[
         list[str] | None, Option("--cif", metavar="FILE.cif", help="A structure (repeatable).")
     ] = None,
+    bank: BankOption = None,
     like: LikeOption = None,
     ranges: RangeOption = [],  # noqa: B006 (Typer's default of a repeatable option)
     name: Annotated[str | None, Option(help="Name of the campaign.")] = None,
@@ -49,20 +51,21 @@ def main(
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
     state: Annotated[Path, Option(help="Directory of checkpoints and caches.")] = DEFAULT_STATE,
     *,
-    profile: options.ProfileOptions,
+    reading: options.ReadingOptions,
     cluster: options.ClusterOptions,
 ) -> None:
     """Simulate, calibrate, test and register a model, and predict your profiles with it.
 
     From a campaign file; or from structures (--cif) and an instrument (--instrument, --bank), for
-    which a campaign is designed and written. What to expect of the model is printed: its errors on
-    simulated measurements that it was not calibrated on. Without any of these the paper's campaign
-    is run, and bundled examples are predicted. Existing results are used again; after an
-    interruption the same command continues.
+    which a campaign is designed and written. With --bank all each bank of the instrument gets a
+    campaign and a model, and predictions of a sample's banks are combined. What to expect of the
+    model is printed: its errors on simulated measurements that it was not calibrated on. Without
+    any of these the paper's campaign is run, and bundled examples are predicted. Existing results
+    are used again; after an interruption the same command continues.
     """
     from pipelines.training.presets import DEFAULT_PRESETS, Presets
 
-    if campaign is None and not cif:
+    if not campaigns and not cif:
         if files or as_json:
             raise RunError("Name a campaign file, or structures with --cif and --instrument.")
         from pipelines.end_to_end.paper import run_paper
@@ -70,56 +73,60 @@ def main(
         of_paper = context.find_object(Presets) or DEFAULT_PRESETS
         run_paper((store, tracking), cluster, limit, preset, of_paper)
         return
-    if campaign is not None and cif:
+    if campaigns and cif:
         raise RunError("Name a campaign file, or structures (--cif), not both.")
-    if cif and profile.instrument is None:
+    if cif and reading.instrument is None:
         raise RunError("Structures (--cif) need an instrument file: --instrument FILE.")
     from pipelines.end_to_end import material
     from pipelines.prediction.distributed import raise_failures
     from pipelines.prediction.files import find_profiles
 
-    began = time.monotonic()
+    began, number = time.monotonic(), bank_number(bank)
     paths = find_profiles(files or [])
     places = material.Places(store, tracking, state, cluster)
     # With --json nothing else is on standard output.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        if cif and profile.instrument is not None:
+        if cif and reading.instrument is not None:
             from bragg_data.campaign_design import DesignOptions
 
             stated = DesignOptions(
-                tuple(cif), profile.instrument, profile.bank, like, tuple(ranges), budget, name
+                tuple(cif), reading.instrument, number, like, tuple(ranges), budget, name
             )
-            campaign = str(material.designed_campaign(stated, Path()))
+            designed = material.designed_campaigns(stated, Path(), each_bank=bank == "all")
+            campaigns = [str(path) for path in designed]
         presets = context.find_object(Presets)
-        outcome = material.run_campaign(str(campaign), places, budget, limit, presets)
+        result = material.run_campaigns(campaigns or (), places, budget, limit, presets)
         failures: dict[Path, Exception] = {}
         if paths:
-            page = Path(f"{outcome.campaign}-report.html")
-            reading = replace(profile, bank=None) if cif else profile
-            outcome, failures = material.predict_profiles(outcome, paths, reading, places, page)
-        outcome = replace(outcome, seconds=time.monotonic() - began)
-        _print_outcome(outcome, profile, store, tracking)
+            # A designed campaign is of the bank that was named, and its profiles by their headers.
+            profile = options.ProfileOptions(**vars(reading), bank=None if cif else number)
+            page = Path(f"{result.name}-report.html")
+            result, failures = material.predict_profiles(result, paths, profile, places, page)
+        result = replace(result, seconds=time.monotonic() - began)
+        _print_result(result, reading, store, tracking)
     if as_json:
-        print_json(outcome.to_json())
+        print_json(result.to_json())
     raise_failures(failures, len(paths))
 
 
-def _print_outcome(
-    outcome: Outcome, profile: options.ProfileOptions, store: str, tracking: str
+def _print_result(
+    result: RunResult, reading: options.ReadingOptions, store: str, tracking: str
 ) -> None:
-    champion = "champion" if outcome.champion else "a candidate: it did not pass the gate"
-    say(f"\n[bold]{outcome.version.uri}[/], {champion}, from {outcome.tag} in {escape(store)}")
-    if outcome.expected is not None:
-        say(f"Expect {outcome.expected}.")
-    say(f"After {duration(outcome.seconds)}")
-    instrument = profile.instrument or "YOURS.instprm"
-    model = ("--model", outcome.version.uri)
+    for outcome in result.outcomes:
+        champion = "champion" if outcome.champion else "a candidate: it did not pass the gate"
+        say(f"\n[bold]{outcome.version.uri}[/], {champion}, from {outcome.tag} in {escape(store)}")
+        if outcome.expected is not None:
+            say(f"Expect {outcome.expected}.")
+    say(f"After {duration(result.seconds)}")
+    instrument, model = reading.instrument or "YOURS.instprm", result.model
     predict = command_line(
-        "predict", "FILE", "--instrument", instrument, "--refine", *model, tracking=tracking
+        *("predict", "FILE", "--instrument", instrument, "--refine", "--model", model),
+        tracking=tracking,
     )
+    version = result.best.version.uri
     next_commands(
         (predict, "predict and refine a profile"),
-        (command_line("lineage", outcome.version.uri, tracking=tracking), "where it comes from"),
+        (command_line("lineage", version, tracking=tracking), "where it comes from"),
         ("make ui", "compare runs and models in a browser"),
     )
 

@@ -115,14 +115,15 @@ def design_each_bank(
 ) -> tuple[list[CampaignDesign], list[str]]:
     """Design a campaign for each bank of an instrument file, named NAME-bankN.
 
-    Returns them, and why banks are left out, in sentences. Errors are those of
-    :func:`design_campaign`, if it refuses all banks.
+    Each gets the same share of the budget. Returns them, and why banks are left out, in sentences.
+    Errors are those of :func:`design_campaign`, if it refuses all banks.
     """
     base = campaign_name(options.name, phases_of(options.cifs), options.instrument)
     numbers = dict.fromkeys(bank.instrument.bank for bank in read_banks(options.instrument))
     designs, refused = [], []
     for number in numbers:
-        of_bank = replace(options, bank=number, name=f"{base}-bank{number}")
+        name, budget = f"{base}-bank{number}", options.budget / len(numbers)
+        of_bank = replace(options, bank=number, name=name, budget=budget)
         try:
             designs.append(design_campaign(of_bank, directory))
         except DesignError as error:

@@ -16,7 +16,7 @@ from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.errors import first_line
 from bragg_data.instrument.diffractometer import ANGLE_TOLERANCE, angles_apart
-from bragg_data.instrument.instprm import Instrument, read_instruments
+from bragg_data.instrument.instprm import Instrument, InstrumentError, read_instruments
 from bragg_data.measurement import resampling
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
 
@@ -75,12 +75,7 @@ def load_measurements(
     neither the grid nor the calibration, has no significant peaks, the instrument is one of
     constant wavelength, or several banks could be meant.
     """
-    profiles = read_profiles(path, bank, reading)
-    instruments = None
-    if calibration is not None:
-        text = resampling.text_of_calibration(calibration)
-        instruments = read_instruments(calibration)
-        profiles = [resampling.with_bins_of_calibration(profile, text) for profile in profiles]
+    profiles, instruments = _read(path, calibration, bank, reading)
     if two_theta is not None and len(profiles) > 1 and any(p.two_theta for p in profiles):
         at_angle = profiles_at_angle(profiles, two_theta)
         if len(at_angle) != 1:
@@ -96,6 +91,70 @@ def load_measurements(
         difc = profiles[0].difc if instruments is None else None
         profiles = [replace(profiles[0], two_theta=two_theta, difc=difc)]
     return [measurement_from_profile(profile, campaign, instruments) for profile in profiles]
+
+
+def _read(
+    path: Path, calibration: Path | None, bank: int | None, reading: Reading
+) -> tuple[list[Profile], Sequence[Instrument] | None]:
+    """Return a file's profiles, and the banks of the measurement's calibration."""
+    profiles = read_profiles(path, bank, reading)
+    if calibration is None:
+        return profiles, None
+    text = resampling.text_of_calibration(calibration)
+    instruments = read_instruments(calibration)
+    return [resampling.with_bins_of_calibration(p, text) for p in profiles], instruments
+
+
+def load_each_bank(
+    path: Path,
+    campaigns: Sequence[Campaign],
+    calibration: Path | None = None,
+    bank: int | None = None,
+    reading: Reading = AS_USUAL,
+) -> list[tuple[int, Measurement]]:
+    """Read the profiles of a file and bring each to the grid of its bank's campaign.
+
+    Returned are the numbers among ``campaigns``, which are of different banks of one instrument,
+    and the measurements. The bank is that of the header's difC, angle or number, or else of the
+    calibration that these choose. Profiles that cannot be used, and those of banks without a
+    campaign, are named in the warnings of the others; if that are all, the first one's ProfileError
+    or InstrumentError is raised.
+    """
+    profiles, instruments = _read(path, calibration, bank, reading)
+    banks = [campaign.instrument for campaign in campaigns]
+    measured: list[tuple[int, Measurement]] = []
+    errors: list[ProfileError | InstrumentError] = []
+    for profile in profiles:
+        try:
+            number = _number_of_bank(profile, banks, instruments)
+            measurement = measurement_from_profile(profile, campaigns[number], instruments)
+        except (ProfileError, InstrumentError) as error:
+            errors.append(error)
+        else:
+            measured.append((number, measurement))
+    if not measured:
+        raise errors[0]
+    notes = [f"Another bank was left out: {error}" for error in errors]
+    return [(n, replace(m, warnings=[*m.warnings, *notes])) for n, m in measured]
+
+
+def _number_of_bank(
+    profile: Profile, banks: Sequence[Instrument], instruments: Sequence[Instrument] | None
+) -> int:
+    """Return which of some banks a profile is of."""
+    if instruments is not None:
+        own = resampling.match_bank(profile, instruments)
+        known = replace(profile, bank=own.bank, difc=own.difc, two_theta=own.two_theta)
+    else:
+        known = profile
+    try:
+        bank = resampling.match_bank(known, banks)
+    except ProfileError as error:
+        angles = ", ".join(f"{i.bank} (2θ {i.two_theta:g}°)" for i in banks)
+        raise ProfileError(
+            f"{profile.name} is of no bank that has a model; these have: {angles}."
+        ) from error
+    return next(number for number, i in enumerate(banks) if i is bank)
 
 
 def _several(profiles: Sequence[Profile]) -> str:

@@ -78,14 +78,13 @@ class Gsas2Command:
 
 
 @dataclass(frozen=True)
-class ProfileOptions:
-    """How measured profiles are read."""
+class ReadingOptions:
+    """How measured profiles are read, all banks of them."""
 
     instrument: Annotated[
         Path | None,
         Option(metavar="FILE.instprm", help="Calibration of the measurement (recommended)."),
     ] = None
-    bank: Annotated[int | None, Option(help="Only this bank of the files.")] = None
     two_theta: Annotated[
         float | None,
         Option(
@@ -123,7 +122,6 @@ class ProfileOptions:
     def words(self) -> list[str]:
         """The options as they are typed, without the instrument file."""
         values = {
-            "--bank": self.bank,
             "--two-theta": self.two_theta,
             "--position": self.position,
             "--x-unit": self.x_unit,
@@ -132,6 +130,18 @@ class ProfileOptions:
         typed = [word for name, v in values.items() if v is not None for word in (name, f"{v}")]
         bins = {None: [], True: ["--bin-edges"], False: ["--bin-centres"]}
         return typed + bins[self.bin_edges]
+
+
+@dataclass(frozen=True)
+class ProfileOptions(ReadingOptions):
+    """How measured profiles are read, all banks of them or one."""
+
+    bank: Annotated[int | None, Option(help="Only this bank of the files.")] = None
+
+    @property
+    def words(self) -> list[str]:
+        """The options as they are typed, without the instrument file."""
+        return ([] if self.bank is None else ["--bank", f"{self.bank}"]) + super().words
 
 
 @dataclass(frozen=True)

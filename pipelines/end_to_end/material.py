@@ -5,6 +5,7 @@ confuses phases, and time is left, a network is trained to propose them; the bet
 the same held-out profiles becomes the champion.
 """
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -16,10 +17,15 @@ import xarray as xr
 from rich.markup import escape
 
 from bragg_data.campaign import load_campaign
-from bragg_data.campaign_design import CampaignDesign, DesignOptions, design_campaign
+from bragg_data.campaign_design import (
+    CampaignDesign,
+    DesignOptions,
+    design_campaign,
+    design_each_bank,
+)
 from bragg_data.store.repository import Store
 from bragg_data.store.schema import campaign_of
-from catalog import registry
+from catalog import banks, registry
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 from pipelines.cli.console import say
@@ -31,7 +37,6 @@ from pipelines.prediction import distributed
 from pipelines.prediction.interface import load_model
 from pipelines.prediction.render import print_results
 from pipelines.prediction.result import PredictionResult, to_json
-from pipelines.prediction.workflow import LoadedModel
 from pipelines.registry.registration import load_version
 from pipelines.report.page import render_report
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
@@ -40,9 +45,9 @@ from pipelines.training.presets import SEARCH_NETWORK, Presets
 from pipelines.training.run import train_model
 from pipelines.training.task import TrainingEnvironment, TrainingTask
 
-# Profiles of all phases together that a model is calibrated on, and tested on: coverage of the
-# intervals is then known to 1 %, in a minute or two.
-_DRAWS = 1000
+# Profiles of all phases together that a model is calibrated on, and tested on: of the most,
+# coverage of the intervals is known to 1 %, in a minute or two.
+_DRAWS, _DRAWS_PER_MINUTE = (300, 1000), 250
 _FEWEST_DRAWS = 100  # of each phase
 _TRAINING_DRAWS = 60_000  # of all phases together
 # Share of profiles with the right phase above which a network is not trained.
@@ -70,8 +75,6 @@ class Outcome:
     version: ModelVersion
     champion: bool
     expected: Expectation | None  # None of a model that was registered without one
-    seconds: float
-    results: tuple[PredictionResult, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -81,8 +84,43 @@ class Outcome:
             "model": self.version.uri,
             "champion": self.champion,
             "expected": None if self.expected is None else self.expected.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The models of a run, one for each bank, and what they predict."""
+
+    outcomes: tuple[Outcome, ...]
+    results: tuple[PredictionResult, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> Outcome:
+        """The one of the smallest expected errors."""
+        return min(
+            self.outcomes, key=lambda o: (o.expected and o.expected.relative_mae) or math.inf
+        )
+
+    @property
+    def model(self) -> str:
+        """The address of the model, or of those of all banks."""
+        of_banks = banks.address_of([outcome.campaign for outcome in self.outcomes])
+        return of_banks if of_banks and len(self.outcomes) > 1 else self.best.version.uri
+
+    @property
+    def name(self) -> str:
+        """The name of the campaign, of several banks without the bank."""
+        name = self.outcomes[0].campaign
+        return name if len(self.outcomes) == 1 else re.sub(r"-bank\d+$", "", name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, of several banks first those of the smallest errors."""
+        return {
+            **self.best.to_json(),
             "seconds": round(self.seconds, 1),
             "answers": [to_json(result) for result in self.results],
+            "banks": [outcome.to_json() for outcome in self.outcomes],
         }
 
 
@@ -107,41 +145,57 @@ def write_campaign(design: CampaignDesign, directory: Path) -> Path:
     return path
 
 
-def designed_campaign(stated: DesignOptions, directory: Path) -> Path:
-    """Design a campaign, print what was assumed, and return its file; errors as the design's."""
+def designed_campaigns(stated: DesignOptions, directory: Path, *, each_bank: bool) -> list[Path]:
+    """Design a campaign, or one for each bank, print what was assumed, and return the files.
+
+    Errors are the design's, and those of :func:`write_campaign`.
+    """
     head("Design the campaign")
-    design = design_campaign(stated, directory)
-    path = write_campaign(design, directory)
-    for assumption in design.assumptions:
-        say(f"  • {escape(assumption)}")
-    for warning in design.warnings:
-        say(f"  [yellow]• {escape(warning)}[/]")
-    say(f"Campaign {escape(str(path))}, figure {escape(str(path.with_suffix('.png')))}")
-    return path
+    refused: list[str] = []
+    if each_bank:
+        designs, refused = design_each_bank(stated, directory)
+    else:
+        designs = [design_campaign(stated, directory)]
+    paths = []
+    for design in designs:
+        path = write_campaign(design, directory)
+        for assumption in design.assumptions:
+            say(f"  • {escape(assumption)}")
+        for warning in design.warnings:
+            say(f"  [yellow]• {escape(warning)}[/]")
+        say(f"Campaign {escape(str(path))}, figure {escape(str(path.with_suffix('.png')))}")
+        paths.append(path)
+    for reason in refused:
+        say(f"[yellow]Left out: {escape(reason)}[/]")
+    return paths
 
 
-def run_campaign(
-    path: str | Path,
+def run_campaigns(
+    paths: Sequence[str],
     places: Places,
     budget: float,
     limit: int | None,
     presets: Presets | None = None,
-) -> Outcome:
-    """Simulate a campaign, find the best model for its measured profiles, and register it.
+) -> RunResult:
+    """Simulate campaigns, find the best model of each for its measured profiles, and register it.
 
-    What exists is used again. ``budget`` is in minutes; ``presets`` are by default such that
-    training takes minutes. Errors are those of the steps.
+    What exists is used again. ``budget`` is in minutes, for all of them; ``presets`` are by default
+    such that training takes minutes. Errors are those of the steps.
     """
-    began = time.monotonic()
-    campaign = load_campaign(path)
-    repository = Store(places.store, create=True)
-    head("Simulate")
-    job = SimulationJob(campaign, "kinematic", limit=limit, cluster=places.cluster)
-    tag = simulate_campaign(job, repository)
-    dataset = repository.open(tag.name)
-    head("Calibrate and test a model")
-    version, champion, expected = _best_model(dataset, places, began + 60 * budget, presets)
-    return Outcome(campaign.name, tag.name, version, champion, expected, time.monotonic() - began)
+    campaigns = [load_campaign(path) for path in paths]
+    repository, share = Store(places.store, create=True), budget / len(campaigns)
+    outcomes = []
+    for campaign in campaigns:
+        began = time.monotonic()
+        of = f" {escape(campaign.name)}" if len(campaigns) > 1 else ""
+        head(f"Simulate{of}")
+        job = SimulationJob(campaign, "kinematic", limit=limit, cluster=places.cluster)
+        tag = simulate_campaign(job, repository)
+        dataset = repository.open(tag.name)
+        head(f"Calibrate and test a model{of}")
+        outcome = _best_model(dataset, places, began, share, presets)
+        outcomes.append(Outcome(campaign.name, tag.name, *outcome))
+    return RunResult(tuple(outcomes))
 
 
 def expected_of(version: ModelVersion, tracking: Tracking) -> Expectation | None:
@@ -152,7 +206,7 @@ def expected_of(version: ModelVersion, tracking: Tracking) -> Expectation | None
 
 
 def _best_model(
-    dataset: xr.Dataset, places: Places, end: float, presets: Presets | None
+    dataset: xr.Dataset, places: Places, began: float, budget: float, presets: Presets | None
 ) -> tuple[ModelVersion, bool, Expectation | None]:
     """Return the best model for measured profiles, whether it is the champion, what to expect."""
     tracking = Tracking(places.tracking)
@@ -161,14 +215,14 @@ def _best_model(
     if champion is not None:
         say(f"{champion.uri} was made for this data set: it stays.")
         return champion, True, expected_of(champion, tracking)
-    presets = presets or _presets(len(campaign_of(dataset).phases))
+    presets = presets or _presets(len(campaign_of(dataset).phases), budget)
     environment = TrainingEnvironment(tracking, places.state, True, places.cluster, presets)
     begun = time.monotonic()
     # A champion of other data cannot be compared with this model.
     task = TrainingTask(SEARCH, "quick")
     version, is_champion = train_model(dataset, environment, task, promotion="replace")
     expected = expected_of(version, tracking)
-    taken, left = time.monotonic() - begun, end - time.monotonic()
+    taken, left = time.monotonic() - begun, began + 60 * budget - time.monotonic()
     if expected is None or expected.accuracy >= _CLEAR:
         say("The search alone identifies the phases: no network is trained.")
     elif left < taken * (1 - _LAST_BEGIN) / _LAST_BEGIN:
@@ -183,8 +237,9 @@ def _best_model(
     return version, is_champion, expected
 
 
-def _presets(n_phases: int) -> Presets:
-    count = max(_DRAWS // n_phases, _FEWEST_DRAWS)
+def _presets(n_phases: int, budget: float) -> Presets:
+    draws = min(max(round(_DRAWS_PER_MINUTE * budget), _DRAWS[0]), _DRAWS[1])
+    count = max(draws // n_phases, _FEWEST_DRAWS)
     networks = {model: dict(presets) for model, presets in Presets().networks.items()}
     for model in (SEARCH, ROBUST):
         preset = networks[model]["quick"]
@@ -199,24 +254,24 @@ def _presets(n_phases: int) -> Presets:
 
 
 def predict_profiles(
-    outcome: Outcome, files: Sequence[Path], profile: ProfileOptions, places: Places, page: Path
-) -> tuple[Outcome, dict[Path, Exception]]:
-    """Predict and refine profiles with the model of a run, print the results and write a report.
+    result: RunResult, files: Sequence[Path], profile: ProfileOptions, places: Places, page: Path
+) -> tuple[RunResult, dict[Path, Exception]]:
+    """Predict and refine profiles with the models of a run, print the results, write a report.
 
-    Returned are the outcome with its results, and the errors of files that have none.
+    Returned are the run with its results, and the errors of files that have none.
     """
     head("Predict and refine")
-    model: LoadedModel = load_model(
-        outcome.version.uri, tracking=places.tracking, store=places.store, progress=True
-    )
+    models = [
+        load_model(o.version.uri, tracking=places.tracking, store=places.store, progress=True)
+        for o in result.outcomes
+    ]
     cluster = replace(places.cluster, cluster=None)
     results, profiles, failures = distributed.predict_anywhere(
-        files, profile, model, cluster, refine=True, draw=True
+        files, profile, models, cluster, refine=True, draw=True
     )
     if results:
         print_results(results)
-        page.write_text(
-            render_report(profiles, model.predictor, total=len(results)), encoding="utf-8"
-        )
+        predictors = [model.predictor for model in models]
+        page.write_text(render_report(profiles, *predictors, total=len(results)), encoding="utf-8")
         say(f"Report in [bold]{escape(str(page))}[/]")
-    return replace(outcome, results=tuple(results)), failures
+    return replace(result, results=tuple(results)), failures

@@ -224,8 +224,8 @@ def validation_figures(validation: Validation, campaign: Campaign) -> dict[str, 
             structure, cell = campaign.phases[int(phase[row])], cells[row]
             title = f"{labelled.name}, {labelled.samples[row]}: {label}, {structure.name}, "
             title += free_parameters_text(cell, structure, ".4f")
-            panels.append(Panel(labelled.gridded[row], fit, title, structure, cell))
-        figures[label] = draw(panels, campaign)
+            panels.append(Panel(labelled.gridded[row], fit, title, structure, cell, campaign))
+        figures[label] = draw(panels)
     return figures
 
 

@@ -11,6 +11,8 @@ from bragg_data.arrays import Floats32, Mask
 from catalog import registry
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.cluster.client import gather_with_progress, open_cluster
+from pipelines.prediction.banks import predict_banks
+from pipelines.prediction.combination import with_combined
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.library import match_library, match_result
 from pipelines.prediction.result import PredictionResult
@@ -28,7 +30,7 @@ _Query = tuple[Floats32, Mask]  # a profile and what of it was measured
 def predict_anywhere(
     files: Sequence[Path],
     options: ProfileOptions,
-    model: LoadedModel,
+    models: Sequence[LoadedModel],
     cluster: ClusterOptions,
     *,
     refine: bool = False,
@@ -38,11 +40,16 @@ def predict_anywhere(
 
     If no cluster is named, this process predicts up to :data:`MAX_LOCAL_FILES` files. Workers have
     to be able to read the files. Returned are the results in the order of the files; the same, or
-    of many the first to ``draw``, as arrays; and the errors of files, which name their file.
+    of many the first to ``draw``, as arrays; and the errors of files, which name their file. Of
+    several models each predicts the profiles of its bank, in this process.
     """
+    if len(models) > 1:
+        profiles, failures = predict_banks(files, options, models, refine=refine)
+        return with_combined([profile.result() for profile in profiles]), profiles, failures
+    (model,) = models
     if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
         profiles, failures = predict_files(files, options, model, refine=refine)
-        return [profile.result() for profile in profiles], profiles, failures
+        return with_combined([profile.result() for profile in profiles]), profiles, failures
     absolute = {path.absolute(): path for path in files}
     paths = [path.absolute() for path in files]
     parts = [paths[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
@@ -73,7 +80,7 @@ def predict_anywhere(
         ]
     drawn = [file for file in files if file not in failures][:_MAX_DRAWN] if draw else []
     profiles, _ = predict_files(drawn, options, model, refine=refine)
-    return results, profiles, failures
+    return with_combined(results), profiles, failures
 
 
 def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:

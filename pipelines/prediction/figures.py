@@ -20,11 +20,12 @@ MAX_PANELS = 12  # predictions in one figure
 _MEASURED, _DIFFERENCE = "#4d4d4d", "#8a8a8a"
 
 
-def prediction_figure(profiles: Sequence[PredictedProfile], campaign: Campaign) -> Figure:
+def prediction_figure(profiles: Sequence[PredictedProfile]) -> Figure:
     """Draw predictions (Fig. 6 of the paper) below each other, the first :data:`MAX_PANELS`."""
     panels = []
     for profile in profiles[:MAX_PANELS]:
         gridded, phase, cell = profile.measurement.gridded, profile.phase, profile.cell
+        campaign = profile.campaign
         if not profile.refined:
             code = profile.prediction.phase[profile.row]
             (fit,) = fit_cells(campaign, [code], cell[None], [gridded])
@@ -35,8 +36,8 @@ def prediction_figure(profiles: Sequence[PredictedProfile], campaign: Campaign) 
         system = phase.crystal_system.name
         values = free_parameters_text(cell, phase, ".4f")
         title = f"{profile.measurement.profile.name}: {system}, {values} ({note})"
-        panels.append(Panel(gridded, fit, title, phase, cell))
-    return draw(panels, campaign)
+        panels.append(Panel(gridded, fit, title, phase, cell, campaign))
+    return draw(panels)
 
 
 class Panel(NamedTuple):
@@ -47,10 +48,11 @@ class Panel(NamedTuple):
     title: str  # R_wp is added
     phase: Phase
     cell: Array  # shape (6,)
+    campaign: Campaign
 
-    def draw(self, axis: Axes, campaign: Campaign) -> None:
+    def draw(self, axis: Axes) -> None:
         """Draw both with the reflections, and the difference below."""
-        gridded, fit, title, phase, cell = self
+        gridded, fit, title, phase, cell, campaign = self
         tof, color = campaign.grid.tof, SYSTEM_COLORS[phase.crystal_system]
         measured = np.where(gridded.covered, gridded.intensity, np.nan)
         axis.plot(tof, measured, ".", color=_MEASURED, markersize=2, label="measured")
@@ -74,11 +76,11 @@ class Panel(NamedTuple):
         axis.spines[["top", "right"]].set_visible(False)
 
 
-def draw(panels: Sequence[Panel], campaign: Campaign) -> Figure:
+def draw(panels: Sequence[Panel]) -> Figure:
     """Draw measurements with calculated patterns, reflections and differences below each other."""
     figure = Figure(figsize=(11, 0.4 + 3.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False).ravel()
     for axis, panel in zip(axes, panels, strict=True):
-        panel.draw(axis, campaign)
+        panel.draw(axis)
     axes[-1].set_xlabel("time of flight (µs)")
     return figure

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 from bragg_data.instrument.instprm import read_instruments
 from bragg_data.measurement.load import load_measurements, measurement_from_profile
 from bragg_data.measurement.readers import AS_USUAL, Reading, profile_from_arrays
-from catalog import DEFAULT_TRACKING_URI
-from catalog.tracking import open_existing
+from catalog import DEFAULT_TRACKING_URI, banks
+from catalog.registry import ModelVersion
+from catalog.tracking import Tracking, open_existing
 from pipelines.prediction import workflow
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.result import PredictionResult
@@ -54,10 +55,49 @@ def load_model(
     progress
         Whether progress bars are shown.
     """
+    place, where = _place_of(tracking)
+    version = version_that_predicts(place, uri)
+    return _loaded_version(version, where, store, use_library, progress=progress)
+
+
+def load_models(
+    uri: str | None = None,
+    *,
+    tracking: str | None = None,
+    store: str | None = None,
+    use_library: bool | None = None,
+    progress: bool = False,
+) -> list[LoadedModel]:
+    """Load the models of an address: one, or of several banks the champion for each.
+
+    ``uri`` may be of several models, ``models:/X-bank*-measured@champion``; without it they are
+    loaded where all registered models are those of banks of one instrument. The other parameters
+    and errors are those of :func:`load_model`.
+    """
+    place, where = _place_of(tracking)
+    versions = [] if place is None else banks.champions(place, uri)
+    versions = versions or [version_that_predicts(place, uri)]
+    return [
+        _loaded_version(version, where, store, use_library, progress=progress)
+        for version in versions
+    ]
+
+
+def _place_of(tracking: str | None) -> tuple[Tracking | None, str]:
+    """Return the database or server, if it is there, and its address."""
     address = tracking or os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_TRACKING_URI)
     place = open_existing(address)  # looking for a model creates no database
-    version = version_that_predicts(place, uri)
-    where = address if place is None else place.uri
+    return place, address if place is None else place.uri
+
+
+def _loaded_version(
+    version: ModelVersion,
+    where: str,
+    store: str | None,
+    use_library: bool | None,
+    *,
+    progress: bool,
+) -> LoadedModel:
     if use_library is None:
         use_library = store is not None or not version.packaged
     predictor = load_version(where, version)

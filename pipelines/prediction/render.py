@@ -8,7 +8,14 @@ from rich.table import Table
 
 from pipelines.cli.console import console, say
 from pipelines.cli.style import UNITS
-from pipelines.prediction.result import PredictionResult, cell_texts, notes_on, tables_of
+from pipelines.prediction.combined_result import CombinedBanks
+from pipelines.prediction.result import (
+    PredictionResult,
+    cell_texts,
+    notes_on,
+    tables_of,
+    with_uncertainty,
+)
 
 _MAX_TABLES = 12  # results that are shown with all candidates
 _STYLES = {"": "dim", "90 % interval": ""}  # of rows, by their label; others are bold
@@ -29,6 +36,32 @@ def print_results(results: Sequence[PredictionResult]) -> None:
             _print_table(headings, rows, numbers=3)
         for label, text in notes_on(result):
             say(f"{f'[bold red]{label}[/]' if label else '[yellow]![/]'} {escape(text)}")
+    for file, together in {r.file: r.combined for r in results if r.combined}.items():
+        _print_combined(f"{file}, all banks", together)
+
+
+def _print_combined(title: str, together: CombinedBanks) -> None:
+    """Print what several banks show together."""
+    rows = [
+        [
+            f"{label} {name}",
+            f"{with_uncertainty(p.value, p.uncertainty)} {UNITS[name]}",
+            f"{p.chi2:.2g} of {len(p.banks) - 1}",
+            ", ".join(f"{bank}: {value:.5f}" for bank, value in p.banks.items()),
+        ]
+        for label, parameters in (("predicted", together.cell), ("refined", together.refined))
+        for name, p in parameters.items()
+    ]
+    phase = f"{escape(together.phase)}, p {together.probabilities[together.phase]:.3f}"
+    table = Table(
+        "", "value", "χ²", "banks", title=f"{escape(title)}: {phase}", title_justify="left"
+    )
+    table.columns[3].overflow = "fold"
+    for row in rows:
+        table.add_row(*map(escape, row), style="bold")
+    console.print(table)
+    for text in together.warnings:
+        say(f"[yellow]![/] {escape(text)}")
 
 
 def _print_table(

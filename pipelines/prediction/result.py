@@ -20,6 +20,7 @@ from pydantic import Field, JsonValue, TypeAdapter, computed_field
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from pipelines.cli.style import UNITS
+from pipelines.prediction.combined_result import CombinedBanks
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,10 @@ class PredictionResult:
     acceptance: Acceptance = Acceptance()
     library_match: LibraryMatch | None = None
     refined: Refinement | None = None
+    combined: Annotated[
+        CombinedBanks | None,
+        Field(description="Of all banks of the sample; null where there is no other bank."),
+    ] = None
 
     @computed_field  # type: ignore[prop-decorator] # mypy knows no decorated properties
     @property

@@ -203,6 +203,15 @@ def predict_files(
             read.append((file, read_measurements(file, model.predictor.campaign, options)))
         except FILE_ERRORS as error:
             failures[file] = error
+    profiles, not_predicted = predict_read(read, model, refine=refine)
+    return profiles, failures | not_predicted
+
+
+def predict_read(
+    read: Sequence[tuple[Path, list[Measurement]]], model: LoadedModel, *, refine: bool = False
+) -> tuple[list[PredictedProfile], dict[Path, Exception]]:
+    """As :func:`predict_files`, of the measurements of files that have been read."""
+    failures: dict[Path, Exception] = {}
     profiles: list[PredictedProfile] = []
     try:
         if read:

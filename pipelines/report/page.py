@@ -17,6 +17,8 @@ from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_models.predictors import Predictor
 from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
 from pipelines.prediction.acceptance import parameter_ranges
+from pipelines.prediction.combination import with_combined
+from pipelines.prediction.combined_result import CombinedBanks
 from pipelines.prediction.result import NOT_DETERMINED, with_uncertainty
 from pipelines.prediction.workflow import PredictedProfile
 from pipelines.report import charts
@@ -33,10 +35,11 @@ _DIRECTORY = Path(__file__).parent
 
 
 def render_report(
-    profiles: Sequence[PredictedProfile], predictor: Predictor, *, total: int | None = None
+    profiles: Sequence[PredictedProfile], *predictors: Predictor, total: int | None = None
 ) -> str:
     """Return predictions, at least one, as a page of HTML that loads nothing from anywhere.
 
+    The predictors are those that made them. What several banks of a file show together comes first.
     Of more than :data:`MAX_SECTIONS` the first ones are shown, which the page states; these may
     themselves be the first of a ``total``.
     """
@@ -48,8 +51,12 @@ def render_report(
         .render(
             sections=[_section(number, profile) for number, profile in enumerate(shown, start=1)],
             total=total or len(profiles),
-            predictor=predictor,
-            uri=profiles[0].model,
+            combined=_combined(shown),
+            predictors=predictors,
+            uris=[
+                next((p.model for p in profiles if p.campaign == predictor.campaign), None)
+                for predictor in predictors
+            ],
             style=Markup((_DIRECTORY / "report.css").read_text(encoding="utf-8")),
             script=Markup(script),
             # Only this script may run, whatever the header of a file contains.
@@ -61,6 +68,12 @@ def render_report(
             not_determined=NOT_DETERMINED,
         )
     )
+
+
+def _combined(profiles: Sequence[PredictedProfile]) -> dict[str, CombinedBanks]:
+    """Return what several banks show together, by the name of their file."""
+    results = with_combined([profile.result() for profile in profiles])
+    return {Path(str(r.file)).name: r.combined for r in results if r.combined is not None}
 
 
 @cache
@@ -81,6 +94,7 @@ def _environment() -> Environment:
         "px": "{:.1f}".format,
         "tick": charts.tick_label,
         "groups": _parameter_groups,
+        "with_uncertainty": lambda p: with_uncertainty(p.value, p.uncertainty),
     }
     return environment
 

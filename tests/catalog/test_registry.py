@@ -31,7 +31,7 @@ from bragg_models.predictors import (
     output_columns,
 )
 from bragg_models.targets import targets_of
-from catalog import model_files, registry
+from catalog import banks, model_files, registry
 from catalog.experiment_view import configure_experiment, experiment_url
 from catalog.model_files import ModelPackage
 from catalog.registry import ModelError, ModelKind, ModelVersion, RegistryEntry
@@ -201,6 +201,34 @@ def test_the_champion_for_measured_profiles_is_the_default(
     place.client.copy_model_version(version.uri, "large")
     with pytest.raises(ModelError, match="registered: large, small-measured"):
         registry.champion_uri(place)
+
+
+def test_the_champions_of_several_banks(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking], predictor: Predictor
+) -> None:
+    place = tracking_in(tmp_path)
+    with place.run("small", "a run", {}) as run:
+        entry = RegistryEntry("x-bank10-measured", ModelKind.MEASURED, "x-bank10")
+        version = registered(run, predictor, tmp_path / "predictor", entry)
+    assert banks.champions(place, None) == []  # no champion
+    registry.set_alias(place, version, registry.CHAMPION)
+    assert banks.champions(place, None) == []  # one model, which is found by its name
+    for name in ("x-bank2", "x-bank3", "y"):
+        place.client.copy_model_version(version.uri, f"{name}-measured")
+    registry.set_alias(place, registry.find(place, "models:/x-bank2-measured/1"), "champion")
+    of_banks = "models:/x-bank*-measured@champion"
+    names = ["x-bank2-measured", "x-bank10-measured"]  # of the third there is a candidate alone
+    assert [v.name for v in banks.champions(place, of_banks)] == names
+    assert [v.name for v in banks.champions(place, None)] == names
+    assert banks.champions(place, "models:/x-bank2-measured@champion") == []
+    registry.set_alias(place, registry.find(place, "models:/y-measured/1"), "champion")
+    assert banks.champions(place, None) == []
+    for address in ("models:/z-bank*@champion", "models:/x-bank*-measured/1"):
+        with pytest.raises(ModelError, match=r"No champion in .* matches"):
+            banks.champions(place, address)
+    assert banks.address_of(["x-bank1", "x-bank2"]) == of_banks
+    assert banks.address_of(["x-bank1", "y-bank2"]) is None
+    assert banks.address_of(["x", "x-bank2"]) is None
 
 
 def test_tools_of_mlflow_read_it_too(

@@ -4,12 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from bragg_data.campaign import BUILT_IN
+from bragg_data.crystallography.structure import read_phase
+from bragg_data.instrument.instprm import TofGrid, read_instruments
+from bragg_data.simulation.kinematic import Simulator
 from catalog import registry
 from catalog.tracking import Tracking
+from pipelines import predict
 from pipelines import run as main_job
 from pipelines.cli.console import run
 from pipelines.training import held_out
@@ -32,7 +37,7 @@ MATERIAL = (
     "--workers",
     "1",
 )
-NAMES = ("campaign", "tag", "model", "champion", "expected", "seconds", "answers")
+NAMES = ("campaign", "tag", "model", "champion", "expected", "seconds", "answers", "banks")
 SHARES = ("accuracy", "coverage", "accepted", "rejected")
 
 
@@ -66,6 +71,7 @@ def test_from_a_structure_and_an_instrument_to_a_refined_profile(
     assert tuple(result) == NAMES
     assert (result["campaign"], result["tag"]) == ("mine", "mine-v1")
     assert result["champion"] is True
+    assert result["banks"] == [{name: result[name] for name in NAMES[:5]}]
     tracking = Tracking(f"sqlite:///{tmp_path}/data/mlflow.db")
     assert result["model"] == "models:/mine-measured/1"
     assert registry.champion_uri(tracking) == "models:/mine-measured@champion"
@@ -93,6 +99,68 @@ def test_from_a_structure_and_an_instrument_to_a_refined_profile(
     assert "models:/mine-measured/1 was made for this data set: it stays." in printed
     assert f"Expect a within {expected['mae']['a']:.2g} Å" in printed
     assert len(registry.versions(tracking, "mine-measured")) == 1
+
+
+def write_banks(path: Path, instrument: Path) -> None:
+    """Write a GSAS file of tetragonal BaTiO3, a = 3.99 and c = 4.03 Å, with each bank."""
+    phase, cell = read_phase(Path(TETRAGONAL), "batio3", None), [[3.99, 3.99, 4.03, 90, 90, 90]]
+    grid, lines = TofGrid(4000.0, 0.0008, 2500), ["BaTiO3"]
+    for bank in read_instruments(instrument):
+        pattern = Simulator([phase], bank, grid, 1.0, 1000.0).simulate([0], np.array(cell))[0]
+        per_bin = grid.tof / grid.tof.mean()  # whose widths grow with T
+        expected = (20_000 * pattern / pattern.max() + 500) * per_bin
+        counts = np.random.default_rng(bank.bank).poisson(expected)
+        # As edges of the bins.
+        rows = zip(grid.tof * (1 - grid.relative_step / 2), counts, strict=True)
+        lines.append(f"# Total flight path 21.5m, tth {bank.two_theta}deg, DIFC {bank.difc:.2f}")
+        lines.append(f"BANK {bank.bank} 2500 2500 SLOG 4000 29532 0.0008 0 FXYE")
+        lines += [f"{t:.6f} {count} {count**0.5:.4f}" for t, count in rows]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.training
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_all_banks_get_a_model_and_are_combined(
+    tmp_path: Path, indices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link_indices(tmp_path, indices)
+    one = Path(INSTRUMENT).read_text()
+    instrument, file = tmp_path / "two.instprm", tmp_path / "two.gsa"
+    sharper = one.replace("Bank:4", "Bank:5").replace("#Bank 4", "#Bank 5")
+    sharper = sharper.replace("difC:9497.8802", "difC:10490")
+    sharper = sharper.replace("2-theta:122.0", "2-theta:150.0").replace("sig-1:284.918", "sig-1:90")
+    instrument.write_text(one + sharper)
+    write_banks(file, instrument)
+    stated = (*MATERIAL[:2], "--instrument", str(instrument), *MATERIAL[4:], "--bank", "all")
+    printed, progress = run_in(
+        tmp_path, monkeypatch, *stated, "--limit", "300", "--profile", str(file), "--json"
+    )
+    result = json.loads(printed)
+    assert tuple(result) == NAMES
+    assert [of["campaign"] for of in result["banks"]] == ["mine-bank4", "mine-bank5"]
+    best = min(result["banks"], key=lambda of: of["expected"]["relative_mae"])
+    assert {name: result[name] for name in NAMES[:5]} == best
+    answers = result["answers"]
+    assert [answer["bank"] for answer in answers] == [4, 5]
+    assert [a["model"] for a in answers] == [of["model"] for of in result["banks"]]
+    assert answers[0]["combined"] == answers[1]["combined"]
+    combined = answers[0]["combined"]
+    for values in (combined["cell"], combined["refined"]):
+        assert values["a"]["value"] == pytest.approx(3.99, rel=5e-4)
+        assert values["c"]["value"] == pytest.approx(4.03, rel=5e-4)
+        assert list(values["a"]["banks"]) == ["Bank 4", "Bank 5"]
+    assert "two.gsa, all banks: batio3_tetragonal, p 1.000" in " ".join(progress.split())
+    assert "All banks of two.gsa" in (tmp_path / "mine-report.html").read_text(encoding="utf-8")
+
+    # From now on the command that predicts finds the models of both banks.
+    predicted = CliRunner().invoke(
+        predict.app, [str(file), "--instrument", str(instrument), "--json"], catch_exceptions=False
+    )
+    assert [answer["cell"] for answer in json.loads(predicted.stdout)] == [
+        answer["cell"] for answer in answers
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bragg_data.campaign import Campaign, load_campaign
-from bragg_data.measurement.load import has_significant_peaks, load_measurements
+from bragg_data.measurement.load import has_significant_peaks, load_each_bank, load_measurements
 from bragg_data.measurement.readers import ProfileError, read_profiles
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.refinement.linear_fit import simulator_of
@@ -164,3 +164,81 @@ def test_all_pseudo_experiments_have_peaks(name: str) -> None:
     values = np.load(SHARED / "reference" / f"{name}.npz")
     for intensity, sigma in zip(values["y"], values["sigma"], strict=True):
         assert has_significant_peaks(intensity, sigma)
+
+
+# ---- several banks, each with a campaign of its own --------------------------------------------
+
+
+def other_bank(campaign: Campaign, number: int, angle: float, scale: float) -> Campaign:
+    """The same campaign on a bank at another angle, whose times are shorter by a factor."""
+    difc = scale * campaign.instrument.difc
+    instprm = campaign.instprm.replace("Bank:4", f"Bank:{number}").replace(
+        "#Bank 4", f"#Bank {number}"
+    )
+    instprm = instprm.replace("2-theta:122.0", f"2-theta:{angle}")
+    instprm = instprm.replace("difC:9496.17", f"difC:{difc:.4f}").replace("Zero:4.84", "Zero:0")
+    toml = campaign.toml.replace("start = 1360.0\n", f"start = {scale * 1360.0:.6f}\n")
+    toml = toml.replace("bank = 4", f"bank = {number}")
+    return Campaign(toml, campaign.cifs, instprm)
+
+
+def banks_file(path: Path, campaigns: dict[int, Campaign], header: bool, flat: int = 0) -> Path:
+    """A GSAS file with a bank for each campaign; one of them flat."""
+    lines = ["Banks"]
+    for number, campaign in campaigns.items():
+        tof, i = campaign.grid.tof, campaign.instrument
+        y = expected_counts(campaign, 5000, 100)
+        y = np.full(len(y), 100.0) if number == flat else y
+        y = np.random.default_rng(number).poisson(y).clip(1)
+        if header:
+            lines.append(f"# Total flight path 21.51m, tth {i.two_theta}deg, DIFC {i.difc:.2f}")
+        lines.append(
+            f"BANK {number} {len(tof)} {len(tof)} SLOG {tof[0]:.0f} {tof[-1]:.0f} 0.0012 0 FXYE"
+        )
+        # Lower edges, as of GSAS.
+        edges = np.concatenate([tof[:1] - np.diff(tof)[:1] / 2, (tof[1:] + tof[:-1]) / 2])
+        columns = zip(edges, y, np.sqrt(y), strict=True)
+        lines += [f"{t:20.6f}{v:20.6f}{s:20.6f}" for t, v, s in columns]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def banks(campaign: Campaign) -> dict[int, Campaign]:
+    return {3: other_bank(campaign, 3, 65.0, 0.6), 4: campaign}
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_each_bank_goes_to_its_campaign(
+    banks: dict[int, Campaign], tmp_path: Path, header: bool
+) -> None:
+    """By the angles of the header, or else by the numbers, whatever the order of the campaigns."""
+    file = banks_file(tmp_path / "banks.gsa", banks, header)
+    instprm = tmp_path / "all.instprm"
+    instprm.write_text("".join(c.instprm for c in banks.values()))
+    for calibration in (None, instprm):
+        read = load_each_bank(file, [banks[4], banks[3]], calibration)
+        assert [(number, m.profile.bank) for number, m in read] == [(1, 3), (0, 4)]
+        for number, measurement in read:
+            own = [banks[4], banks[3]][number]
+            expected = expected_counts(own, 1, 0)
+            least = 0.6 if calibration is None else 0.95  # by the header's nominal difC
+            assert np.corrcoef(measurement.prepared, expected)[0, 1] > least
+    (only,) = load_each_bank(file, [banks[4], banks[3]], instprm, bank=3)
+    assert only[0] == 1
+
+
+def test_banks_that_cannot_be_used_are_named_with_the_others(
+    banks: dict[int, Campaign], tmp_path: Path
+) -> None:
+    file = banks_file(tmp_path / "banks.gsa", banks, header=True)
+    ((number, measurement),) = load_each_bank(file, [banks[4]])
+    assert (number, measurement.profile.bank) == (0, 4)
+    left_out = f"Another bank was left out: {file}, bank 3 is of no bank that has a model"
+    assert any(warning.startswith(left_out) for warning in measurement.warnings)
+    flat = banks_file(tmp_path / "flat.gsa", banks, header=True, flat=4)
+    ((number, measurement),) = load_each_bank(flat, [banks[4], banks[3]])
+    assert number == 1
+    assert "has no significant peaks" in measurement.warnings[-1]
+    with pytest.raises(ProfileError, match="bank 3 is of no bank that has a model; these have: 4"):
+        load_each_bank(flat, [banks[4]])

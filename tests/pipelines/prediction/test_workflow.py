@@ -103,7 +103,7 @@ def test_a_figure_needs_no_volume(model: LoadedModel, file: Path) -> None:
     bad = predicted(model, file, NO_VOLUME)
     far = predicted(model, file, np.array([0.3, 0.3, 0.3, 90.0, 90.0, 90.0]))
     good = predicted(model, file, np.array(TRUE_CELL))
-    axes = prediction_figure([bad, far, good], model.predictor.campaign).axes
+    axes = prediction_figure([bad, far, good]).axes
     # Measured; of the good one also calculated, background, difference and its zero.
     assert [len(axis.lines) for axis in axes] == [1, 1, 5]
     title = axes[2].get_title(loc="left")
