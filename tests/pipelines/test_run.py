@@ -1,6 +1,7 @@
 """From structures and an instrument to predictions with one command, in an empty folder."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,28 @@ def test_from_a_structure_and_an_instrument_to_a_refined_profile(
     assert "models:/mine-measured/1 was made for this data set: it stays." in printed
     assert f"Expect a within {expected['mae']['a']:.2g} Å" in printed
     assert len(registry.versions(tracking, "mine-measured")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.training
+@pytest.mark.timeout(300)
+def test_a_run_on_slurm(
+    tmp_path: Path, indices: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert slurm.is_dir()
+    link_indices(tmp_path, indices)
+    jobs = ("--cluster", "slurm", "--jobs", "1:2", "--cores", "1", "--memory", "1GB")
+    here = ("--walltime", "00:10:00", "--host", "127.0.0.1", "--shared-directory", str(tmp_path))
+    stated = (*MATERIAL[:-2], "--limit", "300", *jobs, *here, "--json")
+    printed, _ = run_in(tmp_path, monkeypatch, *stated)
+    result = json.loads(printed)
+    assert (result["tag"], result["champion"]) == ("mine-v1", True)
+    assert result["expected"]["relative_mae"] < 1e-3
+    show = ["scontrol", "show", "jobs", "--oneliner"]
+    jobs_of_run = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    assert "JobId=" in jobs_of_run
+    assert "JobState=RUNNING" not in jobs_of_run  # all are over
 
 
 def write_banks(path: Path, instrument: Path) -> None:
