@@ -140,7 +140,7 @@ def main() -> None:
         e, last = result["expected"], ["", ""]
         if case.reference is not None and result["answers"]:
             answer = result["answers"][0]
-            cells = [answer["cell"], (answer["refined"] or {}).get("cell")]
+            cells = [answer["evidence"][0]["cell"], (answer["refined"] or {}).get("cell")]
             last = ["none" if c is None else f"{difference(c, case.reference):.1e}" for c in cells]
         print(
             f"{name} | {result['wall']:.0f} | {result['champion']} | {e['relative_mae']:.1e} | "

@@ -28,7 +28,7 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.instrument.instprm import read_instruments
 from bragg_data.measurement.load import load_measurements
 from bragg_data.refinement.rietveld import Refiner
-from pipelines.prediction.result import with_uncertainty
+from pipelines.cli.style import with_uncertainty
 
 console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
 
@@ -201,14 +201,15 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="left" if left else "right", no_wrap=left)
     for row in rows:
         case, prediction = row["case"], row["prediction"]
-        three = prediction, prediction["library_match"], prediction["refined"]
+        model = prediction["evidence"][0]
+        three = model, prediction["library_match"], prediction["refined"]
         all_errors = [errors_of(case, cell["phase"], cell["cell"]) for cell in three]
         worst = [f"{max(errors, key=abs):+.2f}" for errors in all_errors]
         fit, right = prediction["refined"], case.phases[0].name
         cell = " ".join(
             f"{p} {with_uncertainty(fit['cell'][p], fit['su'][p])}" for p in fit["free_parameters"]
         )
-        starts = f"{prediction['phase']} {worst[0]}", f"{three[1]['phase']} {worst[1]}"
+        starts = f"{model['phase']} {worst[0]}", f"{three[1]['phase']} {worst[1]}"
         quality = f"{100 * fit['rwp']:.2f} %", f"{fit['reduced_chi2']:.1f}"
         refined = f"{fit['phase']} {cell} Å", worst[2], f"{all_errors[2].mean():+.2f}", *quality
         accurate = ", ".join("yes" if cell["phase"] == right else "no" for cell in three)

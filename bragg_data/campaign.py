@@ -175,6 +175,14 @@ class Campaign:
                 del phase["block"]
         return resolved
 
+    def parameter_ranges(self, phase: int) -> dict[str, list[tuple[float, float]]]:
+        """Return the ranges of a phase's free cell parameters, in ångström or degrees."""
+        ranges = self.definition["phases"][phase]["cell"]
+        return {
+            name: [(float(r["low"] or r["first"]), float(r["high"] or r["last"])) for r in of_name]
+            for name, of_name in ranges.items()
+        }
+
     @property
     def phase_identities(self) -> tuple[str, ...]:
         """What the patterns of each phase depend on, next to their cells, as JSON texts.

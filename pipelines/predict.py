@@ -89,8 +89,8 @@ def main(
         )
     from pipelines.prediction import distributed
     from pipelines.prediction.interface import load_models
-    from pipelines.prediction.render import print_results
-    from pipelines.prediction.result import to_json, write_csv
+    from pipelines.prediction.render import print_results, write_csv
+    from pipelines.prediction.result import to_json
 
     progress = not (as_json or as_csv)
     many = len(paths) > distributed.MAX_LOCAL_FILES

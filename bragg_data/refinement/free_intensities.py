@@ -19,11 +19,11 @@ from bragg_data.crystallography.reflections import unique_lines
 from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
 from bragg_data.instrument.peak_shape import mixing, peak, peak_shape
 from bragg_data.measurement.resampling import GriddedProfile
+from bragg_data.refinement.evidence import rank_fits
 from bragg_data.refinement.result import (
     RefinementResult,
     fitted_points,
     pattern_fit_on_grid,
-    rank_fits,
     uncertainties,
 )
 from bragg_data.refinement.rietveld import usable_starts

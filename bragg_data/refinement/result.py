@@ -1,4 +1,4 @@
-"""What a refinement returns, and how refinements of one profile are compared."""
+"""What a refinement returns, and its uncertainties."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,6 +69,17 @@ def pattern_fit_on_grid(
 
 
 @dataclass(frozen=True, eq=False)
+class Expansion:
+    """A fit near its minimum, and what was expected, of k free parameters: the cell's first."""
+
+    normal: Array  # (k, k) JᵀJ of the weighted differences, without restraints
+    restraint: Array  # (k,) inverse variances of the restraints that the fit was under
+    precision: Array  # (k,) inverse variances of what is expected
+    deviation: Array  # (k,) from the expected values; 0 where any value is as likely
+    log_prior: float  # logarithm of the prior density at deviations of 0
+
+
+@dataclass(frozen=True, eq=False)
 class RefinementResult:
     """The refined structure, or lattice, of one phase.
 
@@ -94,6 +105,7 @@ class RefinementResult:
     converged: bool  # whether the minimisation ended by itself
     # structure: calculated from the atoms; free: one for each reflection (free_intensities.py).
     intensities: str = "structure"
+    expansion: Expansion | None = None  # to compare phases by (evidence.py)
 
 
 def uncertainties(
@@ -121,24 +133,3 @@ def serial_correlation(residual: Array) -> float:
     begins = np.flatnonzero(np.diff(np.signbit(residual), prepend=not np.signbit(residual[0])))
     sums = np.add.reduceat(residual, begins)
     return max(float(sums @ sums) / square / _INDEPENDENT, 1.0)
-
-
-def rank_fits(fits: Sequence[RefinementResult]) -> list[RefinementResult]:
-    """Order fits of one profile by an information criterion, the most plausible first.
-
-    By χ²/s + k ln n (Schwarz, Annals of Statistics 6 (1978) 461) with k parameters, n points and
-    the noise s, which is the best fit's reduced χ² where that is above 1, times its correlation: a
-    lower symmetry has to fit clearly better.
-    """
-
-    def reduced(fit: RefinementResult) -> float:
-        return fit.chi2 / max(fit.n_points - fit.n_parameters, 1)
-
-    best = min(fits, key=reduced)
-    # What is wrong with all of them does not count.
-    noise = max(reduced(best), 1.0) * best.correlation
-
-    def criterion(fit: RefinementResult) -> float:
-        return fit.chi2 / noise + fit.n_parameters * float(np.log(fit.n_points))
-
-    return sorted(fits, key=criterion)

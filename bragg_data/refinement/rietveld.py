@@ -20,7 +20,8 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
-from bragg_data.refinement.result import RefinementError, RefinementResult, fitted_points, rank_fits
+from bragg_data.refinement.evidence import rank_fits
+from bragg_data.refinement.result import RefinementError, RefinementResult, fitted_points
 from bragg_data.refinement.single_phase import HOPELESS, ROUGHLY, PhaseFit, WeightedProfile
 from bragg_data.simulation.kinematic import Simulator
 

@@ -12,6 +12,7 @@ from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.levenberg_marquardt import Evaluation, minimise
 from bragg_data.refinement.linear_fit import background_polynomials, fit_scale_and_background
 from bragg_data.refinement.result import (
+    Expansion,
     RefinementError,
     RefinementResult,
     serial_correlation,
@@ -37,6 +38,9 @@ _RANGES = {
     "tzero": (-np.inf, np.inf),  # µs
 }
 _SHIFT = (-0.3, 0.3)  # of a free coordinate, in Å
+# What the others' values are expected in. All phases have the same, so that it cancels.
+_WIDTHS = {"u_scale": 4.9, "inverse_size": 6.0, "microstrain": 4000.0, "tzero": 10.0}
+_LEAST_SPREAD = 0.005  # Å of coordinates, below which a CIF is never right
 _LEAST_INVERSE = 1e-3  # 1/µm
 
 
@@ -201,6 +205,32 @@ class WeightedProfile:
             n_parameters=n_parameters,
             correlation=correlation,
             converged=fit.converged,
+            expansion=self._expansion(fit),
+        )
+
+    def _expansion(self, fit: PhaseFit) -> Expansion:
+        """Return what the evidence for a fit is calculated from (evidence.py).
+
+        Coordinates are expected where the CIF has them, as far off as those of the samples that
+        models are trained on; of all else any value of the range is as likely.
+        """
+        is_shift = np.array([False] * len(fit.free) + [name not in _RANGES for name in fit.names])
+        phase, ranges = self.campaign.phases[fit.phase], self.campaign.parameter_ranges(fit.phase)
+        low, high = runaway_bounds(phase.lattice.free_parameters, fit.free, _FAR)
+        widths = [
+            float(np.ptp(ranges.get(name, 0.0))) or far
+            for name, far in zip(phase.lattice.free_parameters, high - low, strict=True)
+        ]
+        widths += [_WIDTHS.get(name, 1.0) for name in fit.names]
+        spread = max(self.campaign.measurement_effects.shift, _LEAST_SPREAD)
+        density = np.where(is_shift, np.sqrt(2 * np.pi) * spread, widths)
+        jacobian = fit.jacobian[: len(self.y)]
+        return Expansion(
+            normal=jacobian.T @ jacobian,
+            restraint=is_shift / _LOOSE**2,
+            precision=np.where(is_shift, 1 / spread**2, 12 / np.square(widths)),
+            deviation=is_shift * np.concatenate([fit.free, fit.values]),
+            log_prior=-float(np.log(density).sum()),
         )
 
 

@@ -1,5 +1,7 @@
 """Colours of the crystal systems, symbols and units of the cell parameters."""
 
+import numpy as np
+
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
 from bragg_data.crystallography.structure import Phase
@@ -19,3 +21,17 @@ def free_parameters_text(cell: Array, phase: Phase, form: str = "g") -> str:
         for name, value in values
         if name in phase.lattice.free_parameters
     )
+
+
+def with_uncertainty(value: float, su: float) -> str:
+    """Format a value with its standard uncertainty in units of the last digit.
+
+    By the rule of 19, as in Acta Crystallographica: 3.98851(4), 4.0235(12). A value without
+    uncertainty is exact: 90.
+    """
+    if not su > 0:
+        return f"{value:g}" if float(f"{value:g}") == value else f"{value:.5f}"
+    digits = max(0, -int(np.floor(np.log10(su))))
+    if round(su * 10**digits) == 1:
+        digits += 1  # two digits up to 19
+    return f"{value:.{digits}f}({round(su * 10**digits)})"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.refinement.linear_fit import explained_fraction
@@ -16,8 +17,11 @@ from bragg_models.predictors import Prediction
 from pipelines.cli.style import UNITS
 from pipelines.prediction.result import Acceptance, Interval, Intervals
 
+NORMAL_90 = 1.645  # standard deviations on either side that nine in ten normal values are within
 EXPLAINED = 0.85  # fraction of the signal that a refinement of a genuine sample explains at least
 _EXPLAINED_IF_REJECTED = 0.95  # the same where the model has rejected the profile
+_TRAIN = "Use a model that was trained for longer, or refine."
+_MEASURE = "Measure for longer, or a bank with more of the peaks."
 _SIGNIFICANCE = 5.0  # standard deviations by which the signal has to exceed the noise
 
 
@@ -78,15 +82,6 @@ def _objection(fit: RefinementResult, fraction: float) -> str | None:
     return None
 
 
-def parameter_ranges(campaign: Campaign, phase: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the ranges of a phase's free cell parameters in a campaign, in ångström or degrees."""
-    ranges = campaign.definition["phases"][phase]["cell"]
-    return {
-        name: [(float(r["low"] or r["first"]), float(r["high"] or r["last"])) for r in of_name]
-        for name, of_name in ranges.items()
-    }
-
-
 def estimate_intervals(prediction: Prediction, row: int, campaign: Campaign) -> Intervals | None:
     """Return the 90 % intervals of the free cell parameters, or None from a model without them.
 
@@ -96,21 +91,40 @@ def estimate_intervals(prediction: Prediction, row: int, campaign: Campaign) -> 
     if prediction.intervals is None:
         return None
     code = int(prediction.phase[row])
+    return _intervals(prediction.intervals[row], code, campaign, _TRAIN)
+
+
+def refined_intervals(
+    fit: RefinementResult, campaign: Campaign, half_bin: float, drift: float
+) -> Intervals:
+    """Return the 90 % intervals of a refined cell's free parameters.
+
+    Its standard uncertainties, combined with the ``drift`` of an instrument that was not
+    calibrated for the measurement, a relative standard deviation of lengths; and wider by
+    ``half_bin``, the relative error of lengths where bin edges and centres are unclear.
+    """
+    is_length = np.arange(6) < 3
+    spread = np.hypot(fit.su, drift * fit.cell * is_length)
+    half = NORMAL_90 * spread + half_bin * fit.cell * is_length
+    return _intervals(fit.cell[:, None] + half[:, None] * [-1, 1], fit.phase, campaign, _MEASURE)
+
+
+def _intervals(intervals: Array, code: int, campaign: Campaign, remedy: str) -> Intervals:
+    """Return the intervals (6, 2) of a phase's free parameters, where they are determined."""
     ends: dict[str, Interval | None] = {}
     not_determined = {}
-    ranges = parameter_ranges(campaign, code)
+    ranges = campaign.parameter_ranges(code)
     for name in campaign.phases[code].lattice.free_parameters:
-        low, high = map(float, prediction.intervals[row, CELL_PARAMETERS.index(name)])
+        low, high = map(float, intervals[CELL_PARAMETERS.index(name)])
         lowest = min((low_end for low_end, _ in ranges.get(name, ())), default=-np.inf)
         highest = max((high_end for _, high_end in ranges.get(name, ())), default=np.inf)
         unit, ends[name] = UNITS[name], None
         if not np.isfinite([low, high]).all():
-            not_determined[name] = "The model gives no finite interval."
+            not_determined[name] = "There is no finite interval."
         elif highest > lowest and high - low >= highest - lowest:
             not_determined[name] = (
                 f"The 90 % interval (± {(high - low) / 2:,.4g} {unit}) is as wide as the range of "
-                f"the training data ({lowest:g} to {highest:g} {unit}). Use a model that was "
-                f"trained for longer, or refine."
+                f"the training data ({lowest:g} to {highest:g} {unit}). {remedy}"
             )
         else:
             ends[name] = Interval(low, high)

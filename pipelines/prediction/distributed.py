@@ -13,6 +13,7 @@ from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.cluster.client import gather_with_progress, open_cluster
 from pipelines.prediction.banks import predict_banks
 from pipelines.prediction.combination import with_combined
+from pipelines.prediction.decision import decide
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.library import match_library, match_result
 from pipelines.prediction.result import PredictionResult
@@ -75,7 +76,7 @@ def predict_anywhere(
         predictor = model.predictor
         tag, phases = predictor.provenance.data.tag, tuple(predictor.campaign.phases)
         results = [
-            replace(result, library_match=match_result(matches, row, phases, tag))
+            decide(result, match_result(matches, row, phases, tag))
             for row, result in enumerate(results)
         ]
     drawn = [file for file in files if file not in failures][:_MAX_DRAWN] if draw else []

@@ -56,8 +56,7 @@ def comparison_table(prediction: PredictedProfile, example: Example) -> Table:
     if library:
         best = library.candidates[0]
         rows.append(("library match", best.crystal_system, best.cell.to_array()[_COLUMNS]))
-    if prediction.refined:
-        fit = prediction.refined[0]
+    if (fit := prediction.fit) is not None:
         system = prediction.phases[fit.phase].crystal_system.name
         rows.append(("refined", system, fit.cell[_COLUMNS]))
     for label, system, values in rows:

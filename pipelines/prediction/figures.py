@@ -25,13 +25,13 @@ def prediction_figure(profiles: Sequence[PredictedProfile]) -> Figure:
     panels = []
     for profile in profiles[:MAX_PANELS]:
         gridded, phase, cell = profile.measurement.gridded, profile.phase, profile.cell
-        campaign = profile.campaign
-        if not profile.refined:
+        campaign, best = profile.campaign, profile.fit
+        if best is None:
             code = profile.prediction.phase[profile.row]
             (fit,) = fit_cells(campaign, [code], cell[None], [gridded])
             note = f"p {float(profile.prediction.probabilities[profile.row].max()):.3f}"
         else:
-            best, note = profile.refined[0], "refined"
+            note = "refined"
             phase, cell, fit = profile.phases[best.phase], best.cell, best.pattern_fit
         system = phase.crystal_system.name
         values = free_parameters_text(cell, phase, ".4f")

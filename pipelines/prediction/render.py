@@ -1,21 +1,17 @@
-"""Predictions as tables on a terminal."""
+"""Predictions as tables: on a terminal, and as comma-separated values."""
 
+import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines.cli.console import console, say
-from pipelines.cli.style import UNITS
+from pipelines.cli.style import UNITS, with_uncertainty
 from pipelines.prediction.combined_result import CombinedBanks
-from pipelines.prediction.result import (
-    PredictionResult,
-    cell_texts,
-    notes_on,
-    tables_of,
-    with_uncertainty,
-)
+from pipelines.prediction.result import Cell, PredictionResult, cell_texts, notes_on, tables_of
 
 _MAX_TABLES = 12  # results that are shown with all candidates
 _STYLES = {"": "dim", "90 % interval": ""}  # of rows, by their label; others are bold
@@ -91,3 +87,42 @@ def _print_lines(results: Sequence[PredictionResult]) -> None:
     rejected = sum(result.accepted is False for result in results)
     if rejected:
         say(f"[yellow]![/] {rejected:,} of {len(results):,} are not accepted; --json has reasons.")
+
+
+def table_row(result: PredictionResult) -> dict[str, str | float | int | bool | None]:
+    """Return a result as a row of a table for spreadsheets, with units in the column names."""
+    row: dict[str, str | float | int | bool | None] = {
+        "file": result.file,
+        "bank": result.bank,
+        "crystal system": result.crystal_system,
+        "phase": result.phase,
+        "probability": result.probability,
+        **_cell_columns("", result.cell),
+    }
+    if result.library_match is not None:
+        best = result.library_match.candidates[0]
+        row |= {
+            "library crystal system": best.crystal_system,
+            "library correlation": best.correlation,
+            **_cell_columns("library ", best.cell),
+        }
+    for name, interval in (result.intervals or {}).items():
+        low, high = interval or (None, None)
+        row |= {f"{name} low ({UNITS[name]})": low, f"{name} high ({UNITS[name]})": high}
+    if result.accepted is not None:
+        row["accepted"] = result.accepted
+    return row | {"model": result.model, "warnings": " ".join(result.warnings)}
+
+
+def _cell_columns(prefix: str, cell: Cell) -> dict[str, float | None]:
+    return {f"{prefix}{name} ({UNITS[name]})": value for name, value in cell.values().items()}
+
+
+def write_csv(results: Sequence[PredictionResult], stream: TextIO) -> None:
+    """Write results as comma-separated values, a row for each (:func:`table_row`)."""
+    rows = [table_row(result) for result in results]
+    longest = max(rows, key=len, default={})
+    names = dict.fromkeys(name for row in (longest, *rows) for name in row)
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)

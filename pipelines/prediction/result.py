@@ -6,12 +6,11 @@ Computation happens on arrays; what leaves it is a :class:`PredictionResult`. JS
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Annotated, NamedTuple, TextIO, cast
+from typing import Annotated, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +18,7 @@ from pydantic import Field, JsonValue, TypeAdapter, computed_field
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from pipelines.cli.style import UNITS
+from pipelines.cli.style import UNITS, with_uncertainty
 from pipelines.prediction.combined_result import CombinedBanks
 
 
@@ -54,6 +53,22 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """90 % intervals of the free cell parameters.
+
+    Attributes
+    ----------
+    ends
+        By parameter; None where the interval is as wide as the campaign's range.
+    not_determined
+        Reasons, by the parameters whose ends are None.
+    """
+
+    ends: Mapping[str, Interval | None]
+    not_determined: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,8 @@ class RefinedPhase:
         ),
     ]
     converged: bool
+    probability: Annotated[float | None, Field(description="By refinements alone.")] = None
+    interval_estimates: Annotated[Intervals | None, Field(exclude=True)] = None
 
 
 @dataclass(frozen=True)
@@ -144,24 +161,24 @@ class Acceptance:
 
 
 @dataclass(frozen=True)
-class Intervals:
-    """90 % intervals of the free cell parameters.
+class Evidence:
+    """What one source alone makes of a profile."""
 
-    Attributes
-    ----------
-    ends
-        By parameter; None where the interval is as wide as the campaign's range.
-    not_determined
-        Reasons, by the parameters whose ends are None.
-    """
-
-    ends: Mapping[str, Interval | None]
-    not_determined: Mapping[str, str] = field(default_factory=dict)
+    source: Annotated[str, Field(description="model, library or refinement.")]
+    weight: Annotated[float, Field(description="In the decision; they add up to 1.")]
+    crystal_system: str
+    phase: str
+    probabilities: Annotated[Mapping[str, float], Field(description="Of the phases that it knows.")]
+    cell: Annotated[Cell, Field(description="Of its most probable phase.")]
+    intervals: Annotated[
+        Mapping[str, Interval | None] | None,
+        Field(description="90 % intervals of the free cell parameters, null where not determined."),
+    ] = None
 
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """Crystal system and cell of one measured profile, and what supports them."""
+    """Crystal system and cell of one measured profile, decided from all evidence."""
 
     crystal_system: str
     phase: str
@@ -184,6 +201,12 @@ class PredictionResult:
         CombinedBanks | None,
         Field(description="Of all banks of the sample; null where there is no other bank."),
     ] = None
+    cell_from: Annotated[
+        str, Field(description="Where cell and intervals are from: model, library or refinement.")
+    ] = "model"
+    evidence: Annotated[
+        tuple[Evidence, ...], Field(description="Of each source, model first.")
+    ] = ()
 
     @computed_field  # type: ignore[prop-decorator] # mypy knows no decorated properties
     @property
@@ -219,8 +242,8 @@ class PredictionResult:
 
     @property
     def probability(self) -> float:
-        """Probability of the predicted phase."""
-        return max(self.probabilities.values())
+        """Probability of the decided phase."""
+        return self.probabilities[self.phase]
 
     @property
     def name(self) -> str:
@@ -286,20 +309,6 @@ NOT_DETERMINED = "not determined"
 """Instead of an interval that carries no information."""
 
 
-def with_uncertainty(value: float, su: float) -> str:
-    """Format a value with its standard uncertainty in units of the last digit.
-
-    By the rule of 19, as in Acta Crystallographica: 3.98851(4), 4.0235(12). A value without
-    uncertainty is exact: 90.
-    """
-    if not su > 0:
-        return f"{value:g}" if float(f"{value:g}") == value else f"{value:.5f}"
-    digits = max(0, -int(np.floor(np.log10(su))))
-    if round(su * 10**digits) == 1:
-        digits += 1  # two digits up to 19
-    return f"{value:.{digits}f}({round(su * 10**digits)})"
-
-
 def cell_texts(cell: Cell) -> list[str]:
     """Return the six parameters as text."""
     return [
@@ -309,16 +318,25 @@ def cell_texts(cell: Cell) -> list[str]:
 
 
 def tables_of(result: PredictionResult) -> list[tuple[list[str], list[list[str]]]]:
-    """Return headings and rows of tables: prediction with library matches, and refinement."""
+    """Return headings and rows of tables: decision, model and library matches; refinements."""
     headings = ["", "crystal system", *(f"{n} ({unit})" for n, unit in UNITS.items()), "confidence"]
+    parts = result.evidence if len(result.evidence) > 1 else ()
     confidence = f"p {result.probability:.3f}"
-    rows = [["model", result.crystal_system, *cell_texts(result.cell), confidence]]
+    rows = [
+        [
+            "decision" if parts else "model",
+            result.crystal_system,
+            *cell_texts(result.cell),
+            confidence,
+        ]
+    ]
     if result.intervals:
-        ends = {
-            name: NOT_DETERMINED if ends is None else f"±{(ends.high - ends.low) / 2:.4f}"
-            for name, ends in result.intervals.items()
-        }
-        rows.append(["90 % interval", "", *(ends.get(name, "") for name in UNITS), ""])
+        rows.append(_interval_row(result.intervals))
+    for part in parts[:1]:
+        confidence = f"p {part.probabilities[part.phase]:.3f}"
+        rows.append(["model", part.crystal_system, *cell_texts(part.cell), confidence])
+        if part.intervals and part.intervals != result.intervals:
+            rows.append(_interval_row(part.intervals))
     for rank, match in enumerate(result.library_match.candidates if result.library_match else ()):
         label, correlation = "" if rank else "library match", f"r {match.correlation:.4f}"
         rows.append([label, match.crystal_system, *cell_texts(match.cell), correlation])
@@ -337,6 +355,13 @@ def tables_of(result: PredictionResult) -> list[tuple[list[str], list[list[str]]
     return [(headings, rows), *([(of_refinement, refined)] if refined else [])]
 
 
+def _interval_row(intervals: Mapping[str, Interval | None]) -> list[str]:
+    half = {name: (ends.high - ends.low) / 2 for name, ends in intervals.items() if ends}
+    texts = {n: f"±{value:{'.4f' if value >= 1e-4 else '.1g'}}" for n, value in half.items()}
+    ends = {name: texts.get(name, NOT_DETERMINED) for name in intervals}
+    return ["90 % interval", "", *(ends.get(name, "") for name in UNITS), ""]
+
+
 def notes_on(result: PredictionResult) -> list[tuple[str, str]]:
     """Return what has to be known about a result: a label, which may be empty, and a sentence."""
     undetermined = (result.not_determined or {}).items()
@@ -345,42 +370,3 @@ def notes_on(result: PredictionResult) -> list[tuple[str, str]]:
         *(("Not accepted:", reason) for reason in result.reasons or ()),
         *(("", warning) for warning in result.warnings),
     ]
-
-
-def table_row(result: PredictionResult) -> dict[str, str | float | int | bool | None]:
-    """Return a result as a row of a table for spreadsheets, with units in the column names."""
-    row: dict[str, str | float | int | bool | None] = {
-        "file": result.file,
-        "bank": result.bank,
-        "crystal system": result.crystal_system,
-        "phase": result.phase,
-        "probability": result.probability,
-        **_cell_columns("", result.cell),
-    }
-    if result.library_match is not None:
-        best = result.library_match.candidates[0]
-        row |= {
-            "library crystal system": best.crystal_system,
-            "library correlation": best.correlation,
-            **_cell_columns("library ", best.cell),
-        }
-    for name, interval in (result.intervals or {}).items():
-        low, high = interval or (None, None)
-        row |= {f"{name} low ({UNITS[name]})": low, f"{name} high ({UNITS[name]})": high}
-    if result.accepted is not None:
-        row["accepted"] = result.accepted
-    return row | {"model": result.model, "warnings": " ".join(result.warnings)}
-
-
-def _cell_columns(prefix: str, cell: Cell) -> dict[str, float | None]:
-    return {f"{prefix}{name} ({UNITS[name]})": value for name, value in cell.values().items()}
-
-
-def write_csv(results: Sequence[PredictionResult], stream: TextIO) -> None:
-    """Write results as comma-separated values, a row for each (:func:`table_row`)."""
-    rows = [table_row(result) for result in results]
-    longest = max(rows, key=len, default={})
-    names = dict.fromkeys(name for row in (longest, *rows) for name in row)
-    writer = csv.DictWriter(stream, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 
 from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
@@ -15,6 +16,7 @@ from bragg_data.instrument.instprm import InstrumentError
 from bragg_data.measurement.load import Measurement, load_measurements
 from bragg_data.measurement.readers import ProfileError
 from bragg_data.preprocessing import PreprocessingError
+from bragg_data.refinement.evidence import log_evidence
 from bragg_data.refinement.free_intensities import refine_lattices
 from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_data.refinement.result import RefinementError, RefinementResult
@@ -25,9 +27,10 @@ from catalog import registry
 from pipelines.cli.console import Progress
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import acceptance
+from pipelines.prediction.decision import decide
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.library import PatternLibrary, match_library, match_result, open_library
-from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase, Refinement
+from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase
 
 FILE_ERRORS = (  # errors that concern one file and leave the results of the others
     ProfileError,
@@ -79,7 +82,7 @@ class PredictedProfile:
     model: str  # address of the version
     snapshot: str  # tag of the library
     matches: Matches | None = None  # of the batch
-    refined: tuple[RefinementResult, ...] = ()  # the most plausible phase first
+    refined: tuple[RefinementResult, ...] = ()  # that with the most evidence first
     notes: tuple[str, ...] = ()  # warnings in addition to those of the measurement
 
     @property
@@ -89,56 +92,82 @@ class PredictedProfile:
 
     @property
     def phase(self) -> Phase:
-        """The predicted phase."""
+        """The phase that the model predicts."""
         return self.phases[int(self.prediction.phase[self.row])]
 
     @property
     def cell(self) -> Array:
-        """The predicted cell, shape (6,); NaN from a model that classifies only."""
+        """The cell that the model predicts, shape (6,); NaN from one that classifies only."""
         return np.asarray(self.prediction.cells[self.row])
 
     def result(self) -> PredictionResult:
-        """Return the prediction as plain values."""
-        profile, matches, row = self.measurement.profile, self.matches, self.row
-        match = match_result(matches, row, self.phases, self.snapshot) if matches else None
-        return replace(
-            result_from_prediction(self.prediction, row, self.campaign, self.model, self.refined),
-            file=profile.source,
-            bank=profile.bank,
-            warnings=(*self.measurement.warnings, *self.notes, *self.campaign.assumptions),
-            library_match=match,
+        """Return the decision about the profile as plain values."""
+        return self._result
+
+    @cached_property
+    def _result(self) -> PredictionResult:
+        measurement, matches, row = self.measurement, self.matches, self.row
+        predicted = replace(
+            result_from_prediction(self.prediction, row, self.campaign, self.model),
+            file=measurement.profile.source,
+            bank=measurement.profile.bank,
+            warnings=(*measurement.warnings, *self.notes, *self.campaign.assumptions),
         )
+        match = match_result(matches, row, self.phases, self.snapshot) if matches else None
+        decided = decide(predicted, match, refined_phases(self.refined, self.campaign, measurement))
+        fits = self._ranked(decided)
+        return replace(decided, acceptance=acceptance.assess_acceptance(self.prediction, row, fits))
+
+    def _ranked(self, decided: PredictionResult) -> list[RefinementResult]:
+        """Return the refinements in the order of a decision."""
+        odds = [decided.probabilities[phase.name] for phase in self.phases]
+        return sorted(self.refined, key=lambda fit: -odds[fit.phase])
+
+    @property
+    def fit(self) -> RefinementResult | None:
+        """The refinement of the decided phase, or of the most plausible one that is refined."""
+        return next(iter(self._ranked(self.result())), None)
 
 
 def result_from_prediction(
-    prediction: Prediction,
-    row: int,
-    campaign: Campaign,
-    model: str,
-    refined: Sequence[RefinementResult] = (),
+    prediction: Prediction, row: int, campaign: Campaign, model: str
 ) -> PredictionResult:
     """Return one row of a model's predictions as plain values.
 
-    ``model`` is the address of its version; ``refined`` the most plausible first.
+    ``model`` is the address of its version.
     """
     phases = campaign.phases
     phase = phases[int(prediction.phase[row])]
     probabilities = zip(phases, prediction.probabilities[row], strict=True)
-    candidates = tuple(_refined_phase(fit, phases[fit.phase]) for fit in refined)
-    return PredictionResult(
+    predicted = PredictionResult(
         crystal_system=phase.crystal_system.name,
         phase=phase.name,
         probabilities={phase.name: float(value) for phase, value in probabilities},
         cell=Cell.from_array(prediction.cells[row]),
         model=model,
         interval_estimates=acceptance.estimate_intervals(prediction, row, campaign),
-        acceptance=acceptance.assess_acceptance(prediction, row, refined),
-        refined=Refinement(candidates) if candidates else None,
+        acceptance=acceptance.assess_acceptance(prediction, row),
         warnings=campaign.assumptions,
     )
+    return decide(predicted)
 
 
-def _refined_phase(fit: RefinementResult, phase: Phase) -> RefinedPhase:
+def refined_phases(
+    fits: Sequence[RefinementResult], campaign: Campaign, measurement: Measurement
+) -> list[RefinedPhase]:
+    """Return the refinements of a measurement as plain values, with intervals and probabilities."""
+    if not fits:
+        return []
+    calibrated = measurement.calibration is not None and not measurement.nominal
+    drift = measurement.half_bin, 0.0 if calibrated else campaign.measurement_effects.difc
+    support = zip(fits, softmax(log_evidence(fits)).tolist(), strict=True)
+    return [_refined_phase(fit, campaign, drift, probability) for fit, probability in support]
+
+
+def _refined_phase(
+    fit: RefinementResult, campaign: Campaign, drift: tuple[float, float], probability: float
+) -> RefinedPhase:
+    phase = campaign.phases[fit.phase]
     return RefinedPhase(
         crystal_system=phase.crystal_system.name,
         phase=phase.name,
@@ -152,6 +181,8 @@ def _refined_phase(fit: RefinementResult, phase: Phase) -> RefinedPhase:
         explained=explained_fraction(fit.pattern_fit),
         intensities=fit.intensities,
         converged=fit.converged,
+        probability=probability,
+        interval_estimates=acceptance.refined_intervals(fit, campaign, *drift),
     )
 
 

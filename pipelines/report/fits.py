@@ -71,8 +71,8 @@ def candidate_fits(profile: PredictedProfile) -> list[CandidateFit]:
         for source, code, cell in cells
         if np.isfinite(cell).all()
     ]
-    if profile.refined:
-        best, code = profile.refined[0], profile.refined[0].phase
+    if (best := profile.fit) is not None:
+        code = best.phase
         reflections = linear_fit.reflection_positions(phases[code], best.cell, profile.campaign)
         refined = phases[code], best.cell, probabilities[code], *reflections, best.pattern_fit
         fits.insert(0, CandidateFit("refined", code, *refined))

@@ -13,13 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS, cell_volume, encloses_volume
+from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_models.predictors import Predictor
-from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS
-from pipelines.prediction.acceptance import parameter_ranges
+from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS, with_uncertainty
 from pipelines.prediction.combination import with_combined
 from pipelines.prediction.combined_result import CombinedBanks
-from pipelines.prediction.result import NOT_DETERMINED, with_uncertainty
+from pipelines.prediction.result import NOT_DETERMINED, Interval, PredictionResult
 from pipelines.prediction.workflow import PredictedProfile
 from pipelines.report import charts
 from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation
@@ -32,6 +32,7 @@ WELL, PARTLY = 0.9, 0.5
 # Misfits on the page, and how many more of those without a reflection nearby.
 _MAX_PLACES, _MAX_FOREIGN = 12, 4
 _DIRECTORY = Path(__file__).parent
+_SOURCES = {"model": "model", "library": "library", "refinement": "refined"}  # of fits
 
 
 def render_report(
@@ -91,6 +92,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "symbol": lambda name: Markup(f'<i class="symbol">{SYMBOLS[name]}</i>'),
         "miller": charts.miller,
+        "decimals": _decimals,
         "px": "{:.1f}".format,
         "tick": charts.tick_label,
         "groups": _parameter_groups,
@@ -112,31 +114,39 @@ def _lightened(color: str) -> str:
 
 def _section(number: int, profile: PredictedProfile) -> dict[str, object]:
     campaign, measurement = profile.campaign, profile.measurement
-    fits = candidate_fits(profile)
+    result, fits = profile.result(), candidate_fits(profile)
+    decided = _decided(result, fits)
+    fits.sort(key=lambda fit: fit is not decided)
     shown = next((fit for fit in fits if fit.pattern_fit is not None), None)
     places = find_misfits(shown, measurement.gridded, campaign) if shown else []
     # A peak without a reflection of the cell is worth more attention than a strong one with it.
     listed = places[:_MAX_PLACES]
     listed += [place for place in places[_MAX_PLACES:] if not place.hkl][:_MAX_FOREIGN]
     axis = TofAxis.from_measurement(measurement, campaign)
-    has_volume = bool(encloses_volume(profile.cell[None])[0])
-    is_axial = has_volume and {"a", "c"} <= set(profile.phase.lattice.free_parameters)
-    probabilities = profile.prediction.probabilities[profile.row]
+    phase, cell = _phase_of(profile, result.phase), result.cell.to_array()
+    has_volume = bool(encloses_volume(cell[None])[0])
+    is_axial = has_volume and {"a", "c"} <= set(phase.lattice.free_parameters)
     source = Path(measurement.profile.source)
     return {
         "id": f"prediction-{number}",
         "name": source.name,
-        "result": profile.result(),
+        "result": result,
         "predicted": profile,
+        "phase": phase,  # the decided one
         "refined": _refined_summary(profile),
-        "volume": float(cell_volume(profile.cell[None])[0]) if has_volume else None,
-        "axial_ratio": float(profile.cell[2] / profile.cell[0]) if is_axial else None,
+        "volume": float(cell_volume(cell[None])[0]) if has_volume else None,
+        "axial_ratio": float(cell[2] / cell[0]) if is_axial else None,
         "probabilities": [
-            (profile.phases[code], float(probabilities[code]))
-            for code in np.argsort(-probabilities, kind="stable")
+            (_phase_of(profile, name), p)
+            for name, p in sorted(result.probabilities.items(), key=lambda item: -item[1])
+        ],
+        "parts": [
+            (part, CandidateFit(part.source, 0, of, part.cell.to_array(), 0.0))
+            for part in result.evidence
+            for of in [_phase_of(profile, part.phase)]
         ],
         "fits": fits,
-        "model_fit": _model_fit(fits),
+        "decided": decided,
         "shown": shown,  # in the large chart
         "runner_up": runner_up(profile, fits),
         "evidence": collect_evidence(
@@ -153,21 +163,30 @@ def _section(number: int, profile: PredictedProfile) -> dict[str, object]:
     }
 
 
-def _model_fit(fits: Sequence[CandidateFit]) -> CandidateFit | None:
-    return next((fit for fit in fits if fit.source == "model"), None)
+def _phase_of(profile: PredictedProfile, name: str) -> Phase:
+    return next(phase for phase in profile.phases if phase.name == name)
+
+
+def _decided(result: PredictionResult, fits: Sequence[CandidateFit]) -> CandidateFit | None:
+    source = _SOURCES[result.cell_from]
+    return next((f for f in fits if f.source == source and f.phase.name == result.phase), None)
+
+
+def _decimals(ends: Interval) -> int:
+    return max(1 - int(np.floor(np.log10(max(ends.high - ends.low, 1e-9)))), 0)
 
 
 def _refined_summary(profile: PredictedProfile) -> dict[str, object] | None:
-    if not profile.refined:
+    best = profile.fit
+    if best is None:
         return None
-    best = profile.refined[0]
     phase = profile.phases[best.phase]
     columns = {name: CELL_PARAMETERS.index(name) for name in phase.lattice.free_parameters}
     return {
         "phase": phase,
         "cell": {n: with_uncertainty(best.cell[k], best.su[k]) for n, k in columns.items()},
         "fit": best.pattern_fit,
-        "agrees": phase == profile.phase,
+        "agrees": phase.name == profile.result().phase,
         "intensities": best.intensities,
     }
 
@@ -192,37 +211,36 @@ def collect_evidence(
     ``fits`` are those of the refined, the predicted and the library's cells, ``places`` the misfits
     of the best of them.
     """
-    result, model_fit = profile.result(), _model_fit(fits)
-    # The refinement, where there is one, is the best that the prediction can do.
-    judged = next((fit for fit in fits if fit.source != "library" and fit.pattern_fit), model_fit)
+    result = profile.result()
+    phase, cell = _phase_of(profile, result.phase), result.cell.to_array()
+    judged = _decided(result, fits)
     library = [fit for fit in fits if fit.source == "library"]
     rivals = [
-        (fit.pattern_fit.rwp, fit)
-        for fit in library
-        if fit.pattern_fit and fit.phase != profile.phase
+        (fit.pattern_fit.rwp, fit) for fit in library if fit.pattern_fit and fit.phase != phase
     ]
     rwp, rival = min(rivals, key=lambda pair: pair[0], default=(np.inf, None))
     pattern_fit = judged.pattern_fit if judged else None
     explained = explained_fraction(pattern_fit) if pattern_fit else None
     share = explained or 0.0
-    ranges = parameter_ranges(profile.campaign, int(profile.prediction.phase[profile.row]))
-    values = dict(zip(CELL_PARAMETERS, profile.cell.tolist(), strict=True))
+    ranges = profile.campaign.parameter_ranges(profile.phases.index(phase))
+    values = dict(zip(CELL_PARAMETERS, cell.tolist(), strict=True))
     return {
         "confident": result.probability >= CONFIDENT and not result.not_determined,
         "library": library[0] if library else None,
-        # The library's cell minus the predicted one.
+        # The library's cell minus the decided one.
         "difference": {
-            name: float(library[0].cell[k] - profile.cell[k])
+            name: float(library[0].cell[k] - cell[k])
             for k, name in enumerate(CELL_PARAMETERS)
-            if model_fit and library and name in profile.phase.lattice.free_parameters
+            if judged and library and name in phase.lattice.free_parameters
         },
         "explained": explained,
         "grade": "good" if share >= WELL else "care" if share >= PARTLY else "against",
+        "rwp": pattern_fit.rwp if pattern_fit else None,
         "rival": rival,  # the best fit of another phase
         "fits_best": pattern_fit is not None and pattern_fit.rwp <= rwp,
         "n_places": len(places),
         "n_foreign": sum(not place.hkl for place in places),
-        "ranges": ranges if model_fit else {},  # of training
+        "ranges": ranges if judged else {},  # of training
         "is_inside": all(
             any(low <= values[name] <= high for low, high in of_name)
             for name, of_name in ranges.items()

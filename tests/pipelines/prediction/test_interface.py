@@ -73,7 +73,10 @@ def test_command_service_and_python_predict_the_same(
     assert response["answers"] == response["predictions"]  # deprecated
     # The service compares with no library.
     assert by_command["library_match"] is not None
-    assert_same(by_service, by_command | {"library_match": None})
+    alone = CliRunner().invoke(predict_command.app, [*arguments, "--no-library"])
+    assert_same(by_service, json.loads(alone.stdout)[0])
+    of_model = [document["evidence"][0] for document in (by_service, by_command)]
+    assert_same(*(part | {"weight": 1.0} for part in of_model))
 
 
 def test_arrays_are_predicted_as_their_file(model: LoadedModel, file: Path) -> None:

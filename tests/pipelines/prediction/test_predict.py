@@ -21,8 +21,9 @@ from bragg_data.simulation.kinematic import Simulator
 from catalog.registry import ModelError
 from catalog.tracking import Tracking
 from pipelines import predict
+from pipelines.cli.style import with_uncertainty
 from pipelines.prediction.files import PredictError
-from pipelines.prediction.result import json_schema, with_uncertainty
+from pipelines.prediction.result import json_schema
 from tests.pipelines.prediction.samples import (
     CALIBRATION,
     TRUE_CELL,

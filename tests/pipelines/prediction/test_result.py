@@ -14,6 +14,7 @@ import pytest
 from bragg_data.campaign import Campaign
 from bragg_models.predictors import Prediction
 from pipelines.prediction.acceptance import assess_acceptance, estimate_intervals
+from pipelines.prediction.render import write_csv
 from pipelines.prediction.result import (
     Acceptance,
     Cell,
@@ -26,7 +27,6 @@ from pipelines.prediction.result import (
     Refinement,
     json_schema,
     to_json,
-    write_csv,
 )
 from pipelines.prediction.workflow import result_from_prediction
 

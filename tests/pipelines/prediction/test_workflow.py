@@ -79,8 +79,9 @@ def test_a_cell_without_volume_costs_no_phase_its_start(model: LoadedModel, file
     np.testing.assert_allclose(best.cell, TRUE_CELL, rtol=1e-3)
     assert {fit.phase for fit in refined.refined} == {0, 1, 2}
     result = refined.result()
-    assert result.cell.alpha == 125.0  # as predicted
+    assert result.evidence[0].cell.alpha == 125.0  # as the model alone predicts
     assert result.refined is not None
+    assert (result.cell, result.cell_from) == (result.refined.best.cell, "refinement")
     assert result.refined.best.phase == "trigonal"
 
 
