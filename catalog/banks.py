@@ -32,10 +32,10 @@ def champions(tracking: Tracking, uri: str | None) -> list[ModelVersion]:
         return []
     match, known = _ADDRESS.fullmatch(uri), registry.names(tracking)
     chosen = [name for name in known if match and fnmatchcase(name, match["name"])]
-    found = [version for name in chosen if (version := registry.champion(tracking, name))]
-    if not found:
+    versions = [version for name in chosen if (version := registry.champion(tracking, name))]
+    if not versions:
         raise ModelError(
             f"No champion in {tracking.uri} matches {uri}. The address of several models is like "
             f"models:/X-bank*-measured@champion. Registered models: {', '.join(known) or 'none'}."
         )
-    return sorted(found, key=lambda version: [int(n) for n in re.findall(r"\d+", version.name)])
+    return sorted(versions, key=lambda version: [int(n) for n in re.findall(r"\d+", version.name)])

@@ -51,6 +51,7 @@ class Site:
     position: tuple[float, float, float]  # fractional coordinates
     occupancy: float
     u_iso: float  # isotropic displacement parameter, in Å²
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def sites_of(
     rows = np.flatnonzero(used)
     columns = (values[rows].tolist() for values in (positions, occupancy, u_iso))
     sites = tuple(
-        Site(symbols[row], (x, y, z), share, u)
+        Site(symbols[row], (x, y, z), share, u, labels[row])
         for row, (x, y, z), share, u in zip(rows, *columns, strict=True)
     )
     return AsymmetricUnit(where, block, cell, sites, rows), tuple(notes)

@@ -248,6 +248,7 @@ class _Groups(NamedTuple):
     parts: Array  # (2, n_atoms) part of b times occupancy; occupancy where b is resonant
     member: NDArray[np.intp]  # (2, n_atoms) group of each atom
     resonances: tuple[Resonance, ...]
+    of_atoms: NDArray[np.intp]  # (n_groups,) the phase's displacement group that each belongs to
 
 
 def displacement_groups(phase: Phase) -> tuple[Array, tuple[Resonance, ...]]:
@@ -256,13 +257,25 @@ def displacement_groups(phase: Phase) -> tuple[Array, tuple[Resonance, ...]]:
     return groups.u_groups, groups.resonances
 
 
+def displacement_parameters(phase: Phase) -> NDArray[np.intp]:
+    """Return which displacement parameter of a phase each of its ``u_groups`` has, (n_groups,).
+
+    Numbers count the phase's :attr:`Phase.displacement_groups`, or its different values in
+    ascending order; resonant elements have two groups for one parameter.
+    """
+    return _groups(phase).of_atoms
+
+
 def _groups(phase: Phase) -> _Groups:
     resonant = {symbol for symbol in set(phase.symbols) if is_resonant(symbol)}
+    of_atoms = phase.displacement_groups or np.unique(phase.u_iso, return_inverse=True)[1].tolist()
     if not resonant:
-        u_groups, member = np.unique(phase.u_iso, return_inverse=True)
+        _, first, member = np.unique(of_atoms, return_index=True, return_inverse=True)
+        u_groups = phase.u_iso[first]
         scattering = phase.scattering_lengths
         parts = np.stack([scattering.real, scattering.imag])
-        return _Groups(u_groups, parts, np.stack([member, member]), ())
+        of_groups = np.arange(len(u_groups))
+        return _Groups(u_groups, parts, np.stack([member, member]), (), of_groups)
     if phase.two_theta is None:
         raise ResonanceError(
             f"Phase '{phase.name}' holds {', '.join(sorted(resonant))}, of which the scattering "
@@ -271,12 +284,13 @@ def _groups(phase: Phase) -> _Groups:
     symbols = [s if s in resonant else "" for s in phase.symbols]
     lengths = np.array([1 + 1j if s in resonant else scattering_length(s) for s in phase.symbols])
     parts = np.stack([lengths.real, lengths.imag]) * phase.occupancies
-    keys = [(u, symbol, 0) for u, symbol in zip(phase.u_iso, symbols, strict=True)]
-    of_parts = [keys, [(u, symbol, 1 if symbol else 0) for u, symbol, _ in keys]]
+    keys = [(group, symbol, 0) for group, symbol in zip(of_atoms, symbols, strict=True)]
+    of_parts = [keys, [(group, symbol, 1 if symbol else 0) for group, symbol, _ in keys]]
     groups = sorted({key for keys in of_parts for key in keys})
+    u_iso = dict(zip(of_atoms, phase.u_iso.tolist(), strict=True))
     sin_theta = math.sin(math.radians(phase.two_theta / 2))
     return _Groups(
-        np.array([u for u, _, _ in groups]),
+        np.array([u_iso[group] for group, _, _ in groups]),
         parts,
         np.array([[groups.index(key) for key in keys] for keys in of_parts], dtype=np.intp),
         tuple(
@@ -284,6 +298,7 @@ def _groups(phase: Phase) -> _Groups:
             for g, (_, symbol, part) in enumerate(groups)
             if symbol
         ),
+        np.array([group for group, _, _ in groups], dtype=np.intp),
     )
 
 

@@ -52,6 +52,14 @@ def element_of(symbol: str) -> str:
     return symbol.lstrip("0123456789")
 
 
+def atomic_mass(symbol: str) -> float:
+    """Return the mass of an element or isotope in u."""
+    element = element_of(symbol)
+    number = symbol[: -len(element)]
+    atom = periodictable.elements.isotope(f"{number}-{element}" if number else symbol)
+    return float(atom.mass)
+
+
 def _neutron(symbol: str) -> Neutron:
     element = element_of(symbol)
     mass = symbol[: -len(element)] if element else ""

@@ -1,6 +1,7 @@
 """Crystal structures: phases from CIF files, their scattering lengths and free coordinates."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Self
 
 import gemmi
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.atoms import all_atoms, coincident_sites
@@ -23,7 +24,12 @@ from bragg_data.crystallography.cell import (
 )
 from bragg_data.crystallography.cif import Site, cell_of, read_text, select_block, sites_of
 from bragg_data.crystallography.consistency import contradictions
-from bragg_data.crystallography.scattering import ResonanceError, is_resonant, scattering_length
+from bragg_data.crystallography.scattering import (
+    ResonanceError,
+    atomic_mass,
+    is_resonant,
+    scattering_length,
+)
 from bragg_data.crystallography.symmetry import space_group_of
 
 _SAME = 1e-3  # fractional: closer positions are the same
@@ -42,9 +48,13 @@ class Phase:
     occupancies: Array  # (n_atoms,)
     u_iso: Array  # (n_atoms,) in Å²
     sites: tuple[Site, ...]  # the asymmetric unit, from which symmetry makes all atoms
+    site_of_atom: tuple[int, ...]  # place in `sites` of each atom
     cif: str  # the text of the CIF
     assumptions: tuple[str, ...] = ()  # sentences: what the CIF leaves open, and how it was read
     two_theta: float | None = None  # degrees; gives the wavelengths of resonant elements
+    # (n_atoms,) group of each atom, whose displacement parameters are equal and change together;
+    # None: atoms with the same displacement parameter form one.
+    displacement_groups: tuple[int, ...] | None = None
 
     @property
     def crystal_system(self) -> CrystalSystem:
@@ -67,6 +77,12 @@ class Phase:
         assert group is not None  # the symbol was written by gemmi itself
         return group.operations()
 
+    @property
+    def cell_mass(self) -> float:
+        """Mass of the atoms of a unit cell in u."""
+        masses = [atomic_mass(symbol) for symbol in self.symbols]
+        return float(np.dot(masses, self.occupancies))
+
     def at_angle(self, two_theta: float) -> Self:
         """Return the phase as it scatters to an angle in degrees.
 
@@ -76,6 +92,15 @@ class Phase:
         if abs(two_theta) == self.two_theta or not any(map(is_resonant, set(self.symbols))):
             return self
         return replace(self, two_theta=abs(two_theta))
+
+    def with_displacement_groups(self, groups: Sequence[int], u_iso: ArrayLike) -> Self:
+        """Return the phase with a displacement parameter for each group of its atoms.
+
+        ``groups`` (n_atoms,) count from 0, without gaps; ``u_iso`` (n_groups,) are in Å².
+        """
+        members = tuple(int(group) for group in groups)
+        values = np.asarray(u_iso, dtype=np.float64)[list(members)]
+        return replace(self, displacement_groups=members, u_iso=values)
 
 
 def scaled_to_volume_per_atom(phase: Phase, reference: Phase, reference_cell: Array) -> Array:
@@ -185,6 +210,7 @@ def phase_from_cif(text: str, name: str, block: str | None = None, where: str = 
         occupancies=np.array([site.occupancy for site in of_site]),
         u_iso=np.array([site.u_iso for site in of_site]),
         sites=sites,
+        site_of_atom=tuple(int(site) for site in atoms.site),
         cif=text,
         assumptions=(
             *of_group,

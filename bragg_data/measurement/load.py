@@ -143,8 +143,8 @@ def _number_of_bank(
 ) -> int:
     """Return which of some banks a profile is of."""
     if instruments is not None:
-        own = resampling.match_bank(profile, instruments)
-        known = replace(profile, bank=own.bank, difc=own.difc, two_theta=own.two_theta)
+        same_bank = resampling.match_bank(profile, instruments)
+        known = replace(profile, bank=same_bank.bank, difc=own.difc, two_theta=own.two_theta)
     else:
         known = profile
     try:

@@ -18,6 +18,7 @@ from bragg_data.crystallography.cell import CrystalError
 
 _MOST_STEPS = 60
 _LEAST_DAMPING, _MOST_DAMPING = 1e-5, 1e6
+_NO_DAMPING = 1e-9  # keeps what the data do not determine where it is
 
 
 class Evaluation(NamedTuple):
@@ -33,7 +34,7 @@ class Minimum(NamedTuple):
     point: Array  # (k,)
     residual: Array  # (n,) weighted differences there
     jacobian: Array  # (n, k) their derivatives there
-    converged: bool  # whether no step promised more
+    converged: bool  # whether the gradient test was passed
 
 
 def minimise(
@@ -41,28 +42,34 @@ def minimise(
     start: Array,
     bounds: tuple[Array, Array],
     tolerance: Callable[[float], float],
-    give_up: Callable[[float, float], bool],
+    give_up: Callable[[float, float], bool] = lambda chi2, predicted: False,  # noqa: ARG005
+    *,
+    steps: int = _MOST_STEPS,
 ) -> Minimum:
     """Minimise the sum of squared residuals of a model, from a point (k,) where it is defined.
 
-    ``evaluate`` raises a CrystalError where the model is not defined. ``tolerance`` maps χ² to the
-    predicted decrease of χ² below which a step is not worth while. ``give_up`` is called before
-    each step with χ² and its predicted decrease; it ends the minimisation where it returns True.
+    ``evaluate`` raises a CrystalError where the model is not defined. It converges by its gradient
+    alone: where the part of the residual that lies along the derivatives, which is the decrease of
+    χ² that an undamped step within the bounds predicts, is below ``tolerance`` of χ². Steps that
+    damping makes short prove nothing. ``give_up`` is called before each step with χ² and its
+    predicted decrease; it ends the minimisation where it returns True. So does the number of
+    ``steps``.
     """
     low, high = bounds
     x, here = start, evaluate(start)
     # Where one step after the other leads uphill, damping rises faster and faster.
     damping, rise, converged = 1e-3, 10.0, False
-    for _ in range(_MOST_STEPS):
+    for _ in range(steps):
         normal, right = here.jacobian.T @ here.jacobian, -(here.jacobian.T @ here.residual)
         if not np.trace(normal) > 0:
             break  # nothing of the pattern is in the measurement
-        step = _bounded_step(normal, right, damping, low - x, high - x)
-        predicted = float(2 * right @ step - step @ normal @ step)
         chi2 = float(here.residual @ here.residual)
-        if predicted < tolerance(chi2):  # in a bound's corner, hardly below zero
+        undamped = _bounded_step(normal, right, _NO_DAMPING, low - x, high - x)
+        if _predicted(normal, right, undamped) < tolerance(chi2):
             converged = True
             break
+        step = _bounded_step(normal, right, damping, low - x, high - x)
+        predicted = _predicted(normal, right, step)
         if give_up(chi2, predicted):
             break
         decrease = -np.inf
@@ -73,9 +80,16 @@ def minimise(
             x, here = x + step, trial
             change = max(0.1, 1 - (2 * decrease / predicted - 1) ** 3)
             damping, rise = max(change * damping, _LEAST_DAMPING), 10.0
+        elif damping >= _MOST_DAMPING:
+            break  # not even the shortest step leads downhill: the derivatives are not the model's
         else:
             damping, rise = min(rise * damping, _MOST_DAMPING), 10 * rise
     return Minimum(x, *here, converged)
+
+
+def _predicted(normal: Array, right: Array, step: Array) -> float:
+    """Return the decrease of χ² that a step predicts; in a bound's corner, hardly below zero."""
+    return float(2 * right @ step - step @ normal @ step)
 
 
 def _bounded_step(normal: Array, right: Array, damping: float, low: Array, high: Array) -> Array:

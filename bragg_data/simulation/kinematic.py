@@ -1,7 +1,7 @@
 """The fast simulator: GSAS-II's kinematic time-of-flight pattern as a linear operator."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Unpack
@@ -23,7 +23,14 @@ from bragg_data.instrument.peak_shape import Convention
 from bragg_data.kernels import kernel
 from bragg_data.simulation.deposition import deposit, deposit_varied
 from bragg_data.simulation.deposition_tables import Tables, build_tables
-from bragg_data.simulation.derivatives import cell_slopes, deposit_with_slopes, row_kinds
+from bragg_data.simulation.derivatives import (
+    LineFactors,
+    cell_slopes,
+    damping_of,
+    deposit_with_slopes,
+    no_factors,
+    row_kinds,
+)
 from bragg_data.simulation.peak_response import VERSION as VERSION
 from bragg_data.simulation.peak_response import (
     WIDTH_PARAMETERS,
@@ -177,15 +184,18 @@ class Simulator:
         *,
         slopes: bool = True,
         precision: type[np.floating] = np.float32,
+        factors: Callable[[Lines], LineFactors] | None = None,
     ) -> NDArray[np.floating]:
         """Return the pattern of one sample of a phase, and its derivatives: (1 + n, points).
 
         By the free cell parameters (n_free,), in Å and degrees, and by the parameters ``names``:
-        those of :class:`SampleParameters`, and ``shift_1``, ``shift_2`` …, displacements along all
-        free coordinates in Å. Without ``slopes`` it is the pattern alone, (1, points). It agrees
-        with :meth:`simulate` to single precision. Only the step of GSAS-II's erfcx, and reflections
-        that cross an end of the window, have no part in the derivatives. Raises a CrystalError if
-        the cell encloses no volume.
+        those of :class:`SampleParameters`; ``difa``; ``u_iso_1`` …, the displacement parameters of
+        the phase's groups in Å²; ``shift_1`` …, displacements along all free coordinates in Å; and
+        ``factor_1`` …, by which the ``factors`` on the intensities of lines change. Without
+        ``slopes`` it is the pattern alone, (1, points). It agrees with :meth:`simulate` to single
+        precision. Only the step of GSAS-II's erfcx, and reflections that cross an end of the
+        window, have no part in the derivatives. Raises a CrystalError if the cell encloses no
+        volume.
         """
         lattice = self.phases[code].lattice
         cells = lattice.cells(free[None])
@@ -194,6 +204,8 @@ class Simulator:
         sample = {name: given.get(name, nominal) for name, nominal in self._nominal.items()}
         per_sample = {name: np.array([value]) for name, value in sample.items()}
         widths = self._widths.widths(per_sample)
+        if "difa" in given:
+            widths = widths._replace(target=widths.target._replace(difa=given["difa"]))
         if precision == np.float64:
             widths = widths._replace(basis=widths.basis.as_double())
         basis = widths.basis
@@ -210,11 +222,13 @@ class Simulator:
         kinds = row_kinds(len(free), names) if slopes else row_kinds(0, ())
         deposits = np.zeros((basis.n_source, len(kinds)))
         step = np.zeros(self.grid.points, dtype=np.float32)
-        of_lines = (metric, metric_slopes, lines.products, strengths, moved)
+        of_lines = factors(lines) if factors else no_factors(strengths.shape[1])
+        structure = (metric, metric_slopes, lines.products, strengths, moved, of_lines)
         of_sample = tuple(sample[name] for name in ("u_scale", *WIDTH_PARAMETERS))
         scale = self._scale / cell_volume(cells)[0]
-        of_grid = (widths.target, tables, widths.rates, self.response.broadening)
-        deposit_with_slopes(deposits, step, kinds, *of_lines, of_sample, scale, *of_grid)
+        damping = damping_of(self.phases[code], tables, given)
+        of_grid = (widths.target, tables, damping, widths.rates, self.response.broadening)
+        deposit_with_slopes(deposits, step, kinds, *structure, of_sample, scale, *of_grid)
         of_widths = self._widths.coefficients(widths, per_sample, derivatives=slopes)[0]
         coefficients = np.zeros((len(kinds), *of_widths.shape[1:]), dtype=precision)
         coefficients[0] = of_widths[0]

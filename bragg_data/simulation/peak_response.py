@@ -24,6 +24,7 @@ VERSION = "1"
 
 _NODES = (4, 4)  # widths that operators are built for, and further ones per factor e between them
 _INDEPENDENT = 8e-5  # of a peak: shapes that come as near to a mixture of others are left out
+_EXTREME = (-2.0, 4.0)  # of ln(W / W nominal): beyond, operators would take gigabytes
 _STRETCH = 2e-3  # relative change of d, for the slopes of profiles
 WIDTH_PARAMETERS = ("difc", "tzero", "size", "microstrain", "width_scale")
 """What changes a sample's peak shapes."""
@@ -198,7 +199,11 @@ class WidthInterpolation:
         self._widths = lru_cache(maxsize=4)(self._build)
         self._position = stations(response.grid.points)
         inside = response.shape_at(np.linspace(0, response.grid.points - 1, 257))
-        self._least = 0.3 * inside.rise.min(), 0.3 * inside.decay.min()
+        self._least = (
+            0.3 * inside.rise.min(),
+            0.3 * inside.decay.min(),
+            0.02 * inside.variance.min(),
+        )
         shape = self._shape(self._position)
         log_width = np.log(mixing(shape.variance, shape.fwhm)[0])
         d = response.d_spacing_at(self._position)
@@ -247,11 +252,13 @@ class WidthInterpolation:
         return shape._replace(
             rise=np.maximum(shape.rise, self._least[0]),
             decay=np.maximum(shape.decay, self._least[1]),
+            variance=np.maximum(shape.variance, self._least[2]),
         )
 
     def _range(self, low: float, high: float) -> tuple[float, float]:
         """Return the range to prepare for samples' ln(W / W nominal), rounded outwards."""
         parts = 10
+        low, high = max(low, _EXTREME[0]), min(high, _EXTREME[1])
         if self._prepared:
             if self._prepared[0] <= low and high <= self._prepared[1]:
                 return self._prepared

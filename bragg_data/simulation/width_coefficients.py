@@ -117,7 +117,8 @@ def coefficients(  # type: ignore[no-untyped-def] # pragma: no cover
                 d = _d_spacing(tof, difc[i], target.difa, target.difb, tzero[i])
                 log_width, eta = width_and_mixing(d, difc[i], size[i], microstrain[i], broadening)
                 t = log_width + math.log(width_scale[i]) - log_widths[zone, station]
-                z = steep * (t - low) - 1.0
+                # Only where constants give hardly a width, beyond a window, it leaves the interval.
+                z = min(max(steep * (t - low) - 1.0, -1.0), 1.0)
                 values[0], slopes[0] = 1.0, 0.0
                 values[1], slopes[1] = z, steep
                 for m in range(2, count):

@@ -1,0 +1,60 @@
+r"""How well the calibration of a bank is known: the part of an uncertainty that no counting shows.
+
+An error of difC is the same relative error of every length. It has a part of the flight path and
+of the times, and one of the angle, :math:`\delta d/d = \cot\theta\,\delta\theta`, so that banks at
+small angles are known worse. Where the calibration's own uncertainty is not stated, these are
+defaults for each kind of calibration: 17 banks of eight diffractometers with certified or published
+cells deviate by what ``other`` says (docs/explanation/uncertainty.md).
+"""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from bragg_data.refinement.measured_bank import MeasuredBank
+
+
+class CalibrationKind(StrEnum):
+    """Where the calibration of a measurement comes from."""
+
+    SAME = "same"
+    """A standard measured in the same cycle, or the user says so."""
+    OTHER = "other"
+    """An instrument file of another cycle, or of one that is not known."""
+    HEADER = "header"
+    """The geometry in the header of the profile alone."""
+
+
+class _Default(NamedTuple):
+    of_path: float  # relative
+    of_angle: float  # radians
+    text: str
+
+
+_DEFAULTS = {
+    CalibrationKind.SAME: _Default(1e-4, 1e-4, "a calibration of the same cycle"),
+    CalibrationKind.OTHER: _Default(3e-4, 6e-4, "an instrument file of an unknown cycle"),
+    CalibrationKind.HEADER: _Default(2e-3, 2e-3, "the header's geometry"),
+}
+
+
+def calibration_su(bank: MeasuredBank, kind: CalibrationKind) -> float:
+    """Return the relative standard uncertainty of every length by the calibration of a bank.
+
+    Half a bin, as a limit of a uniform distribution (over √3), is added where the file does not
+    show whether its times are edges or centres.
+    """
+    default = _DEFAULTS[kind]
+    theta = np.radians(min(abs(bank.instrument.two_theta), 180.0) / 2)
+    of_angle = default.of_angle / max(float(np.tan(theta)), 1e-2)
+    return float(np.sqrt(default.of_path**2 + of_angle**2 + bank.half_bin**2 / 3))
+
+
+def explanation(bank: MeasuredBank, kind: CalibrationKind) -> str:
+    """Return a sentence on the uncertainty by the calibration of a bank."""
+    half = ", and half a bin, which the file leaves open" if bank.half_bin else ""
+    return (
+        f"Calibration of {bank.label}: {_DEFAULTS[kind].text}{half}; every length is known to "
+        f"{1e4 * calibration_su(bank, kind):.1f}e-4."
+    )

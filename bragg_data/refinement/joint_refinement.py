@@ -1,0 +1,237 @@
+"""Joint refinement: phases of known structure against measured banks, on the measured points.
+
+From coarse to fine: cells on blurred profiles, then broadening, displacement parameters and
+calibrations, then what the data show to be needed, by Schwarz's criterion (Annals of Statistics 6
+(1978) 461): background terms, displacement parameters of sites, coordinates, absorption,
+extinction, preferred orientation.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from bragg_data.arrays import Array
+from bragg_data.crystallography.cell import CrystalError
+from bragg_data.crystallography.structure import Phase
+from bragg_data.refinement.cell_capture import BLURS, captured_cells
+from bragg_data.refinement.joint_model import JointModel, bank_model, blurred
+from bragg_data.refinement.joint_parameters import (
+    Parameter,
+    broadening,
+    cell_parameters,
+    coordinates,
+    displacements,
+    factor,
+    offsets,
+    site_displacements,
+    with_site_groups,
+)
+from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.joint_summary import summarise
+from bragg_data.refinement.levenberg_marquardt import Minimum, minimise
+from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
+from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.result import RefinementError, serial_correlation
+
+_FIRST_TERMS = 10  # of the background, before the data decide
+_TERMS = (4, 6, 8, 10, 12, 15, 18, 22, 26, 30, 36)
+_ROUGHLY, _CONVERGED = 1.0, 0.02  # decrease of χ² over the noise that a step still has to promise
+_HOPELESS = 0.3  # share of the signal that cells have to explain to be refined further
+_ROUNDS = 4  # of additions by evidence
+_AXES = tuple(f"{ORIENTATION} {hkl}" for hkl in ("0 0 1", "1 0 0", "1 1 0", "1 1 1"))
+
+
+@dataclass(frozen=True)
+class JointOptions:
+    """What a joint refinement is asked for."""
+
+    calibration_su: tuple[float, ...]  # relative, of each bank's difC
+    evidence: bool = True  # whether more parameters are added where the data show the need
+    refine_offsets: bool | None = None  # of difC; None for where there are several banks
+
+
+class JointRefiner:
+    """Some phases on some banks. Building it takes a second for each bank."""
+
+    def __init__(self, banks: Sequence[MeasuredBank], phases: Sequence[Phase]) -> None:
+        if not banks or not phases:
+            raise RefinementError("A refinement needs at least one bank and one phase.")
+        self.phases = tuple(with_site_groups(phase) for phase in phases)
+        self.models = tuple(bank_model(bank, self.phases, _FIRST_TERMS) for bank in banks)
+        self._levels = {blur: blurred(self.models, blur) for blur in (0.0, *BLURS)}
+        self._libraries = ThreadpoolController().select(user_api="blas")
+
+    def refine(self, options: JointOptions, cells: Sequence[Array] | None = None) -> JointResult:
+        """Refine from the cells of the CIFs, or from others (6,), one for each phase.
+
+        A RefinementError is raised if no phase has a pattern on the banks.
+        """
+        began = time.perf_counter()
+        starts = [np.asarray(c) for c in cells or [phase.cell for phase in self.phases]]
+        with self._libraries.limit(limits=1):
+            try:
+                explained, cells = captured_cells(self._levels, self.phases, starts)
+                if explained < _HOPELESS:
+                    state = _State(self._model(options, cells, cells_alone=True))
+                    state = state.minimised(_ROUGHLY)
+                else:
+                    state = _State(self._model(options, cells)).minimised(_ROUGHLY)
+                    state = state.with_terms().minimised(_ROUGHLY)
+                    if options.evidence:
+                        state = _with_evidence(state, self.phases)
+                    state = state.with_terms().minimised(_CONVERGED)
+            except CrystalError as error:
+                raise RefinementError(f"These phases cannot be refined: {error}") from error
+            assert state.minimum is not None
+            return summarise(
+                state.model, state.minimum, options.calibration_su, time.perf_counter() - began
+            )
+
+    def _model(
+        self, options: JointOptions, cells: Sequence[Array], *, cells_alone: bool = False
+    ) -> JointModel:
+        parameters: list[Parameter] = []
+        for code, (phase, cell) in enumerate(zip(self.phases, cells, strict=True)):
+            parameters += cell_parameters(code, phase, cell)
+            if cells_alone:
+                continue
+            parameters += broadening(code, phase, [model.bank for model in self.models])
+            parameters += displacements(code, phase)
+        several = len(self.models) > 1 and not cells_alone
+        if several if options.refine_offsets is None else options.refine_offsets:
+            parameters += offsets([model.bank for model in self.models], options.calibration_su)
+        return JointModel(self.models, self.phases, tuple(parameters))
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A model, and where its search stands."""
+
+    model: JointModel
+    minimum: Minimum | None = None
+
+    def minimised(self, tolerance: float) -> "_State":
+        """Return the state after a search down to a promise of ``tolerance`` times the noise."""
+        model, n = self.model, self.model.n_points
+
+        def at(chi2: float) -> float:
+            return tolerance * max(chi2 / n, 1.0)
+
+        low, high = model.bounds
+        reach = 1e-9 * (high - low)
+        start = np.clip(model.start, low + reach, high - reach)
+        minimum = minimise(model.evaluate, start, model.bounds, at)
+        values = minimum.point.tolist()
+        parameters = tuple(
+            replace(p, start=v) for p, v in zip(model.parameters, values, strict=True)
+        )
+        noise = _noise(minimum.residual[:n], n - len(values))
+        return _State(replace(model, parameters=parameters, noise=noise), minimum)
+
+    def with_terms(self) -> "_State":
+        """Return the state with the number of background terms of each bank that it shows."""
+        banks = tuple(
+            replace(bank, terms=_terms(self.model, b, self.model.start))
+            for b, bank in enumerate(self.model.banks)
+        )
+        if [b.terms for b in banks] == [b.terms for b in self.model.banks]:
+            return self
+        return _State(replace(self.model, banks=banks), None)
+
+
+def _noise(residual: Array, degrees: int) -> float:
+    """Return the factor on variances that a residual shows: reduced χ² times correlation."""
+    reduced = float(residual @ residual) / max(degrees, 1)
+    return max(reduced, 1.0) * serial_correlation(residual)
+
+
+def _terms(model: JointModel, number: int, point: Array) -> int:
+    """Return the number of background terms of a bank by Schwarz's criterion."""
+    of_bank = model.banks[number]
+    patterns = [
+        of_bank.bank.at_points(model.simulated(number, code, point, slopes=False)[0])
+        for code in range(len(model.phases))
+    ]
+    columns = np.concatenate([*patterns, of_bank.bank.polynomials(_TERMS[-1])], axis=1)
+    weights = 1 / of_bank.bank.sigma
+    q, _ = np.linalg.qr(columns * weights[:, None])
+    y = of_bank.bank.intensity * weights
+    squares = (q.T @ y) ** 2
+    n, fixed = len(y), len(patterns)
+    left = np.array([y @ y - squares[: fixed + terms].sum() for terms in _TERMS])
+    residual = y - q @ (q.T @ y)
+    # Of neighbouring residuals alone is correlated what no background would change.
+    noise = max(float(residual @ residual) / (n - len(squares)), 1.0)
+    best = int(np.argmin(left / noise + np.array(_TERMS) * np.log(n)))
+    return _TERMS[best]
+
+
+def _with_evidence(state: _State, phases: Sequence[Phase]) -> _State:
+    """Return the state with the parameters that the data need, the most needed ones first."""
+    for _ in range(_ROUNDS):
+        groups = list(_candidates(state.model, phases))
+        gains = _gains(state.model, groups)
+        n = np.log(state.model.n_points)
+        worth = [
+            gain / state.model.noise - n * len(group)
+            for gain, group in zip(gains, groups, strict=True)
+        ]
+        if not worth or max(worth) <= 0:
+            return state
+        added = groups[int(np.argmax(worth))]
+        state = _State(_extended(state.model, added)).minimised(_ROUGHLY)
+    return state
+
+
+def _candidates(model: JointModel, phases: Sequence[Phase]) -> Iterator[list[Parameter]]:
+    """Yield groups of parameters that might be needed."""
+    used = {(p.phase, key) for p in model.parameters for key in p.keys}
+    names = {p.name for p in model.parameters}
+    for code, phase in enumerate(phases):
+        sites = site_displacements(code, phase)
+        if sites and sites[0].name not in names:
+            yield sites
+        if (code, "shift_1") not in used and (shifts := coordinates(code, phase)):
+            yield shifts
+        if not any((code, axis) in used for axis in _AXES):
+            yield from ([factor(axis, code, phase.name)] for axis in _AXES)
+        if (code, EXTINCTION) not in used:
+            yield [factor(EXTINCTION, code, phase.name)]
+    if (None, ABSORPTION) not in used:
+        yield [factor(ABSORPTION, None, "sample")]
+
+
+def _gains(model: JointModel, groups: Sequence[Sequence[Parameter]]) -> list[float]:
+    """Return the decreases of χ² that undamped steps with more parameters predict.
+
+    None where a step is at once against a bound, or too long to mean anything.
+    """
+    added = [parameter for group in groups for parameter in group]
+    extended = _extended(model, added)
+    here = extended.evaluate(extended.start)
+    present = len(model.parameters)
+    basis, _ = np.linalg.qr(here.jacobian[:, :present])
+    residual = here.residual - basis @ (basis.T @ here.residual)
+    columns = here.jacobian[:, present:]
+    columns = columns - basis @ (basis.T @ columns)
+    low, high = extended.bounds
+    gains, place = [], 0
+    for group in groups:
+        mine = slice(place, place + len(group))
+        place += len(group)
+        step, *_ = np.linalg.lstsq(columns[:, mine], -residual, rcond=1e-10)
+        reached = extended.start[present:][mine] + step
+        here_low, here_high = low[present:][mine], high[present:][mine]
+        if len(group) == 1 and not here_low[0] < reached[0] < here_high[0]:
+            gains.append(0.0)
+            continue
+        left = residual + columns[:, mine] @ step
+        gains.append(float(residual @ residual - left @ left))
+    return gains
+
+
+def _extended(model: JointModel, added: Sequence[Parameter]) -> JointModel:
+    return replace(model, parameters=(*model.parameters, *added))

@@ -1,0 +1,212 @@
+"""From the minimum of a joint refinement to its result: uncertainties, fractions, what is left."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from bragg_data.arrays import Array
+from bragg_data.refinement.joint_model import BankFit, JointModel
+from bragg_data.refinement.joint_parameters import at_bounds
+from bragg_data.refinement.joint_result import (
+    JointResult,
+    RefinedBank,
+    RefinedPhaseResult,
+    merged,
+    unexplained_lines,
+)
+from bragg_data.refinement.levenberg_marquardt import Minimum
+from bragg_data.refinement.result import serial_correlation
+
+_EXPLAINED = 0.6  # share of the signal below which phases do not explain a profile
+_SIGNIFICANT = 30.0  # decrease of χ² over the noise, by the peaks of a phase
+_OFF = 3.0  # calibration uncertainties, from which a bank disagrees with the others
+_MOST_LINES = 12  # that are listed
+
+
+def summarise(
+    model: JointModel, minimum: Minimum, calibration_su: Sequence[float], seconds: float
+) -> JointResult:
+    """Return the result at a minimum."""
+    point, n = minimum.point, model.n_points
+    fits = [model.fit_bank(b, point, slopes=False) for b in range(len(model.banks))]
+    residual = np.concatenate([fit.residual for fit in fits])
+    linear = sum(len(model.phases) + bank.terms for bank in model.banks)
+    degrees = max(n - len(point) - linear, 1)
+    reduced = float(residual @ residual) / degrees
+    squares = [fit.residual @ fit.residual + 1e-300 for fit in fits]
+    of_banks = [serial_correlation(fit.residual) for fit in fits]
+    correlation = float(np.average(of_banks, weights=squares))
+    noise = reduced * correlation
+    normal = minimum.jacobian.T @ minimum.jacobian
+    total = np.linalg.pinv(normal, hermitian=True) * noise
+    is_offset = np.array([p.keys[0] == "offset" for p in model.parameters], dtype=bool)
+    statistical = np.zeros_like(total)
+    rest = np.ix_(~is_offset, ~is_offset)
+    statistical[rest] = np.linalg.pinv(normal[rest], hermitian=True) * noise
+    su_total, su = (np.sqrt(np.maximum(np.diag(c), 0.0)) for c in (total, statistical))
+    su = np.where(is_offset, su_total, su)
+    banks = tuple(_bank(model, b, point, fits[b].scales, su) for b in range(len(fits)))
+    weights, su_weights = _weights(model, fits, noise)
+    common = 1 / np.sqrt(sum(1 / s**2 for s in calibration_su))
+    present = _worth(fits) > _SIGNIFICANT * noise
+    phases = tuple(
+        replace(_phase(model, code, point, (su, su_total), weight, common), present=seen)
+        for code, (weight, seen) in enumerate(
+            zip(zip(weights, su_weights, strict=True), present.tolist(), strict=True)
+        )
+    )
+    signal = sum(float(bank.y @ bank.y) for bank in model.banks)
+    chi2 = float(residual @ residual)
+    explained = 1 - max(chi2 - n, 0.0) / max(signal - n, 1e-9)
+    lines = [d for b in banks for d in unexplained_lines(b.bank, b.calculated, b.background)]
+    weighted = [bank.bank.intensity / bank.bank.sigma for bank in model.banks]
+    ended = at_bounds(model.parameters, point)
+    reasons = []
+    if explained < _EXPLAINED:
+        reasons.append(
+            f"The phases explain {100 * max(explained, 0):.0f} % of the signal above the "
+            f"background; at least {100 * _EXPLAINED:.0f} % are needed."
+        )
+    absent = [phase.name for phase in phases if not phase.present]
+    if not present.any():
+        reasons.append("No peak of the phases stands out of the noise.")
+    if not minimum.converged:
+        reasons.append("The refinement did not converge: its gradient test was not passed.")
+    remarks = [f"{name} was not found." for name in absent]
+    for bank, su_of_bank in zip(banks, calibration_su, strict=True):
+        if abs(bank.offset) > _OFF * su_of_bank:
+            remarks.append(
+                f"{bank.bank.label} disagrees with the others: its difC is off by "
+                f"{1e4 * bank.offset:+.1f}e-4, {abs(bank.offset) / su_of_bank:.1f} times what its "
+                f"calibration allows."
+            )
+    return JointResult(
+        phases=phases,
+        banks=banks,
+        rwp=float(np.sqrt(chi2 / sum(float(w @ w) for w in weighted))),
+        reduced_chi2=reduced,
+        explained=explained,
+        converged=minimum.converged,
+        n_points=n,
+        n_parameters=len(point) + linear,
+        at_bounds=tuple(ended),
+        unexplained_lines=merged(lines)[:_MOST_LINES],
+        reasons=tuple(reasons),
+        remarks=tuple(remarks),
+        seconds=seconds,
+    )
+
+
+def _bank(model: JointModel, number: int, point: Array, scales: Array, su: Array) -> RefinedBank:
+    of_bank = model.banks[number]
+    bank = of_bank.bank
+    patterns = [
+        bank.at_points(model.simulated(number, code, point, slopes=False)[0])[:, 0]
+        for code in range(len(model.phases))
+    ]
+    peaks = np.stack(patterns, axis=1) @ scales
+    polynomials = bank.polynomials(of_bank.terms) / bank.sigma[:, None]
+    coefficients, *_ = np.linalg.lstsq(polynomials, (bank.intensity - peaks) / bank.sigma)
+    background = polynomials @ coefficients * bank.sigma
+    rest = (bank.intensity - peaks - background) / bank.sigma
+    above = bank.intensity / bank.sigma
+    offset = [
+        k for k, p in enumerate(model.parameters) if p.keys[0] == "offset" and p.bank == number
+    ]
+    return RefinedBank(
+        bank=bank,
+        calculated=peaks + background,
+        background=background,
+        terms=of_bank.terms,
+        rwp=float(np.sqrt((rest @ rest) / (above @ above))),
+        offset=float(point[offset[0]]) if offset else 0.0,
+        su_offset=float(su[offset[0]]) if offset else 0.0,
+    )
+
+
+def _worth(fits: Sequence[BankFit]) -> Array:
+    """Return the increase of χ² that leaving out each phase would bring, (n_phases,)."""
+    worth = np.zeros(len(fits[0].scales))
+    for fit in fits:
+        covariance = np.diag(np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True))
+        worth += np.where(covariance > 0, fit.scales**2 / np.maximum(covariance, 1e-300), 0.0)
+    return worth
+
+
+def _weights(model: JointModel, fits: Sequence[BankFit], noise: float) -> tuple[Array, Array]:
+    """Return the weight percentages of the phases and their uncertainties, over all banks.
+
+    A scale counts unit cells: weights are scales times the mass of a cell (Hill & Howard, J. Appl.
+    Cryst. 20 (1987) 467).
+    """
+    masses = np.array([phase.cell_mass for phase in model.phases])
+    shares, weights = [], []
+    for fit in fits:
+        amounts = fit.scales * masses
+        if not amounts.sum() > 0:
+            continue
+        share = amounts / amounts.sum()
+        covariance = np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True) * noise
+        change = (np.eye(len(masses)) - share[:, None]) * masses / amounts.sum()
+        variance = np.diag(change @ covariance @ change.T)
+        shares.append(share)
+        weights.append(1 / np.maximum(variance, 1e-12))
+    if not shares:
+        return np.zeros(len(masses)), np.zeros(len(masses))
+    mean = np.average(shares, axis=0, weights=weights)
+    su = np.sqrt(1 / np.sum(weights, axis=0))
+    return 100 * mean / mean.sum(), 100 * su * (len(masses) > 1)
+
+
+def _phase(
+    model: JointModel,
+    code: int,
+    point: Array,
+    uncertainties: tuple[Array, Array],
+    weight: tuple[float, float],
+    common: float,
+) -> RefinedPhaseResult:
+    phase, (su, su_total) = model.phases[code], uncertainties
+    free = np.array(phase.cell, dtype=np.float64)[phase.lattice.free_columns]
+    su_free, extra = np.zeros(len(free)), np.zeros(len(free))
+    parameters: dict[str, tuple[float, float]] = {}
+    u_groups: dict[int, float] = {}
+    several = any(p.keys[0] == "offset" for p in model.parameters)
+    for k, parameter in enumerate(model.parameters):
+        if parameter.phase not in (None, code):
+            continue
+        key, value, error = parameter.keys[0], float(point[k]), float(su[k])
+        if key.startswith("cell_"):
+            place = int(key.removeprefix("cell_"))
+            free[place], su_free[place] = value, error
+            is_length = phase.lattice.free_parameters[place] in "abc"
+            if several:
+                extra[place] = np.sqrt(max(float(su_total[k]) ** 2 - error**2, 0.0))
+            else:
+                extra[place] = common * value if is_length else 0.0
+        elif key.startswith("u_iso"):
+            for group in parameter.keys:
+                number = int(group.removeprefix("u_iso_")) - 1
+                u_groups[number] = u_groups.get(number, 0.0) + value
+        elif key != "offset":
+            parameters[parameter.name.partition(": ")[2]] = value, error
+    u_iso = {}
+    for member, place in zip(phase.displacement_groups or (), phase.site_of_atom, strict=True):
+        site = phase.sites[place]
+        u_iso[site.label or site.symbol] = max(u_groups.get(member, site.u_iso), 0.0)
+    cell = phase.lattice.cells(free[None])[0]
+    moved = [phase.lattice.cells((free + change)[None])[0] - cell for change in (su_free, extra)]
+    return RefinedPhaseResult(
+        name=phase.name,
+        space_group=phase.space_group,
+        free_parameters=phase.lattice.free_parameters,
+        cell=cell,
+        su=np.abs(moved[0]),
+        su_calibration=np.abs(moved[1]),
+        weight_percent=float(weight[0]),
+        su_weight_percent=float(weight[1]),
+        u_iso=u_iso,
+        parameters=parameters,
+        present=True,
+    )

@@ -1,0 +1,108 @@
+"""Refine known structures against measured profiles: cells, displacements, weight fractions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.markup import escape
+from typer import Argument, Option
+
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, print_json, run, say
+
+
+def main(
+    files: Annotated[
+        list[Path],
+        Argument(metavar="FILE...", help="Profiles of one sample, or several samples' one by one."),
+    ],
+    cif: Annotated[
+        list[str], Option("--cif", metavar="FILE.cif[:BLOCK]", help="A structure (repeatable).")
+    ],
+    instrument: Annotated[
+        Path, Option(metavar="FILE", help=".instprm, .prm, .iparm, .EXP, .irf or .pcr.")
+    ],
+    bank: Annotated[
+        list[int],
+        Option(help="Only this bank (repeatable); of files without numbers one for each file."),
+    ] = [],  # noqa: B006 (Typer's default of a repeatable option)
+    calibration: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Calibration of the same cycle: positions are taken from it."),
+    ] = None,
+    two_theta: Annotated[float | None, Option(min=-180, max=180, help="2θ (°) of a bank.")] = None,
+    d_min: Annotated[float, Option(min=0.0, help="Shortest d-spacing to refine (Å).")] = 0.0,
+    d_max: Annotated[float | None, Option(min=0.0, help="Longest d-spacing to refine (Å).")] = None,
+    x_unit: Annotated[
+        Literal["us", "ms", "s", "d", "Q"] | None,
+        Option(help="Unit of the axis, if a file does not name it."),
+    ] = None,
+    bin_edges: Annotated[
+        bool | None,
+        Option("--bin-edges/--bin-centres", help="Whether times are lower edges or centres."),
+    ] = None,
+    evidence: Annotated[
+        bool,
+        Option(
+            "--evidence/--simple",
+            help="Add sites' displacements, coordinates, absorption, extinction and preferred "
+            "orientation where the data show them.",
+        ),
+    ] = True,
+    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw the fits.")] = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Refine known structures against measured profiles; no campaign is needed.
+
+    All banks of a file, or of several files of different banks, are refined together: one cell for
+    each phase, one displacement parameter for each site; scale, background and an error of the
+    calibration for each bank. Files that repeat banks are samples of their own. Cells within 3 % of
+    the CIF's are searched. A length is printed with two uncertainties, a = 5.43142(4)(60) Å: of the
+    measurement, and of the calibration.
+    """
+    from bragg_data.measurement.readers import Reading
+    from bragg_data.refinement.calibration_uncertainty import calibration_su, explanation
+    from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
+    from pipelines.refinement.inputs import Request, read_samples, read_structures
+    from pipelines.refinement.output import draw, print_result, to_json
+
+    options.check_writable(plot)
+    reading = Reading(None, x_unit, bin_edges)
+    phases, assumptions = read_structures(cif)
+    d_range = d_min, float("inf") if d_max is None else d_max
+    request = Request(
+        tuple(files), instrument, tuple(bank), calibration, two_theta, reading, d_range
+    )
+    results = []
+    for number, sample in enumerate(read_samples(request)):
+        su = tuple(calibration_su(of_bank, sample.kind) for of_bank in sample.banks)
+        result = JointRefiner(sample.banks, phases).refine(JointOptions(su, evidence))
+        results.append(to_json(sample, result))
+        results[-1]["warnings"] = [*assumptions, *sample.warnings]
+        results[-1]["calibration"] = [explanation(of_bank, sample.kind) for of_bank in sample.banks]
+        if not as_json:
+            print_result(sample, result)
+            for text in dict.fromkeys(
+                explanation(of_bank, sample.kind) for of_bank in sample.banks
+            ):
+                say(f"[dim]{escape(text)}[/]")
+        if plot is not None:
+            file = plot if number == 0 else plot.with_stem(f"{plot.stem}-{number + 1}")
+            draw(result, file)
+            if not as_json:
+                say(f"Written: {escape(str(file))}")
+    if as_json:
+        print_json(results)
+        return
+    for text in assumptions:
+        say(f"[yellow]![/] {escape(text)}")
+    words = [word for file in cif for word in ("--cif", file)]
+    again = command_line("refine", *files, *words, "--instrument", instrument, "--json")
+    next_commands((again, "the same, for a program"))
+
+
+app = options.app_of(main)
+
+if __name__ == "__main__":
+    run(app)

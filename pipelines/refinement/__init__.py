@@ -1,0 +1,1 @@
+"""Refinement of known structures on measured banks: inputs, results as JSON and on the terminal."""

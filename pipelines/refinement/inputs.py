@@ -1,0 +1,159 @@
+"""From files to banks that are refined together: profiles, their calibrations, structures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bragg_data.crystallography.cell import CrystalError
+from bragg_data.crystallography.cif import read_text
+from bragg_data.crystallography.structure import Phase, phase_from_cif
+from bragg_data.instrument.conversion import OriginalBank
+from bragg_data.instrument.instprm import InstrumentError, read_banks
+from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
+from bragg_data.measurement.resampling import (
+    match_bank,
+    text_of_calibration,
+    with_bins_of_calibration,
+)
+from bragg_data.refinement.calibration_uncertainty import CalibrationKind
+from bragg_data.refinement.measured_bank import MeasuredBank, measured_bank
+from bragg_data.refinement.result import RefinementError
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The banks of one sample, which are refined together."""
+
+    files: tuple[Path, ...]
+    banks: tuple[MeasuredBank, ...]
+    kind: CalibrationKind
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Profiles, and what is known of their banks."""
+
+    files: tuple[Path, ...]
+    instrument: Path
+    banks: tuple[int, ...] = ()
+    calibration: Path | None = None  # of the same cycle: its positions replace the instrument's
+    two_theta: float | None = None
+    reading: Reading = AS_USUAL
+    d_range: tuple[float, float] = (0.0, float("inf"))
+
+
+def read_structures(files: Sequence[str]) -> tuple[list[Phase], list[str]]:
+    """Read structures, FILE.cif or FILE.cif:BLOCK, and what was assumed of them, in sentences.
+
+    A CrystalError is raised for what cannot be read.
+    """
+    phases: list[Phase] = []
+    warnings: list[str] = []
+    for file in files:
+        path, block = Path(file), None
+        if not path.exists() and ":" in file:
+            path, block = Path(file.rpartition(":")[0]), file.rpartition(":")[2]
+        name = block or path.stem
+        if any(phase.name == name for phase in phases):
+            name = f"{name}-{len(phases) + 1}"
+        phase = phase_from_cif(read_text(path), name, block, str(path))
+        phases.append(phase)
+        warnings += [f"{path}: {assumption}" for assumption in phase.assumptions]
+    if not phases:
+        raise CrystalError("No structure is given: name one with --cif.")
+    return phases, warnings
+
+
+def read_samples(request: Request) -> list[Sample]:
+    """Read the banks of all files: one sample, or one of each file where banks are repeated.
+
+    A bank without a calibration, or without points, is left out with a warning, unless it was asked
+    for, or is the only one. Raises ProfileError, InstrumentError or RefinementError.
+    """
+    of_files = _profiles(request)
+    instruments = read_banks(request.instrument)
+    positions = read_banks(request.calibration) if request.calibration else None
+    texts = [text_of_calibration(request.instrument)]
+    texts += [text_of_calibration(request.calibration)] if request.calibration else []
+    kind = CalibrationKind.SAME if positions else CalibrationKind.OTHER
+    banks: list[tuple[Path, MeasuredBank]] = []
+    warnings: list[str] = []
+    errors: list[Exception] = []
+    for file, profile in of_files:
+        try:
+            for text in texts:
+                profile = with_bins_of_calibration(profile, text)
+            original = _matched(profile, instruments)
+            if positions:
+                original = _with_positions(original, _matched(profile, positions))
+            bank = measured_bank(
+                profile,
+                original.instrument,
+                window=original.window,
+                incident=original.incident,
+                d_range=request.d_range,
+            )
+        except (ProfileError, InstrumentError, RefinementError) as error:
+            errors.append(error)
+            warnings.append(f"Left out: {error}")
+            continue
+        warnings += [*profile.warnings, *original.instrument.warnings]
+        banks.append((file, bank))
+    if errors and (request.banks or not banks):
+        raise errors[0]
+    known = tuple(dict.fromkeys(warnings))
+    constants = [bank.instrument for _, bank in banks]
+    repeated = len({(i.bank, i.difc) for i in constants}) < len(constants)
+    files = list(dict.fromkeys(file for file, _ in banks))
+    if not repeated:
+        return [Sample(tuple(files), tuple(bank for _, bank in banks), kind, known)]
+    return [
+        Sample((path,), tuple(bank for file, bank in banks if file == path), kind, known)
+        for path in files
+    ]
+
+
+def _profiles(request: Request) -> list[tuple[Path, Profile]]:
+    """Return the profiles that are asked for; a bank of each file where files state none."""
+    profiles = [(f, p) for f in request.files for p in read_profiles(f, None, request.reading)]
+    if request.two_theta is not None:
+        if len(profiles) != 1:
+            raise ProfileError("--two-theta is of a single profile: name its file and its bank.")
+        return [(f, replace(p, two_theta=request.two_theta, difc=None)) for f, p in profiles]
+    if not request.banks:
+        return profiles
+    if len(profiles) == len(request.files) == len(request.banks):
+        return [
+            (file, replace(profile, bank=bank))
+            for (file, profile), bank in zip(profiles, request.banks, strict=True)
+        ]
+    chosen = [(f, p) for f, p in profiles if p.bank in request.banks]
+    missing = set(request.banks) - {p.bank for _, p in chosen}
+    if missing:
+        present = ", ".join(str(p.bank) for _, p in profiles)
+        raise ProfileError(
+            f"{', '.join(map(str, request.files))}: no bank {min(missing)}; there are {present}. "
+            f"Of files without bank numbers give one --bank for each file."
+        )
+    return chosen
+
+
+def _matched(profile: Profile, banks: Sequence[OriginalBank]) -> OriginalBank:
+    instruments = [bank.instrument for bank in banks]
+    instrument = match_bank(profile, instruments)
+    return banks[next(k for k, i in enumerate(instruments) if i is instrument)]
+
+
+def _with_positions(bank: OriginalBank, calibration: OriginalBank) -> OriginalBank:
+    """Return a bank with the positions of another calibration, and its own widths."""
+    c = calibration.instrument
+    instrument = bank.instrument.with_parameters(
+        difc=c.difc, difa=c.difa, difb=c.difb, tzero=c.tzero
+    )
+    return replace(
+        bank,
+        instrument=instrument,
+        incident=bank.incident or calibration.incident,
+        window=calibration.window or bank.window,
+    )

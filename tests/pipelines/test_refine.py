@@ -1,0 +1,127 @@
+"""The refine command: files in, JSON of its contract out, and one sentence for what is wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from bragg_data.measurement.readers import Profile
+from pipelines import refine
+from pipelines.cli.console import run
+from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
+
+SILICON = STRUCTURES / "silicon.cif"
+SAMPLE = {"size": 2.0, "microstrain": 900.0}
+
+
+def command(capsys, *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        run(refine.app, [*map(str, arguments)])
+    return (int(exit_.value.code or 0), *capsys.readouterr())
+
+
+def write(file: Path, profile: Profile) -> Path:
+    np.savetxt(file, np.stack([profile.tof, profile.intensity, profile.sigma], axis=1), "%.4f")
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two banks of silicon as files of columns, and their instrument."""
+    directory = tmp_path_factory.mktemp("silicon")
+    first = nomad()
+    sine = np.sin(np.radians(45)) / np.sin(np.radians(first.two_theta / 2))
+    second = first.with_parameters(bank=2, two_theta=90.0, difc=first.difc * sine)
+    text = first.with_parameters(bank=1).section + second.section
+    (directory / "two.instprm").write_text(text, encoding="utf-8")
+    sample = [(structure("silicon"), [5.4331], SAMPLE)]
+    for bank in (first.with_parameters(bank=1), second):
+        tof = bins(4500.0, 16_000.0, 1.5e-3) * (sine if bank.bank == 2 else 1.0)
+        measured = bank_of(sample, bank, tof, seed=bank.bank)
+        write(directory / f"bank{bank.bank}.xye", measured.profile)
+    return directory
+
+
+def test_banks_of_several_files_make_a_joint_result(folder, capsys, tmp_path):
+    files = folder / "bank1.xye", folder / "bank2.xye"
+    options = "--cif", SILICON, "--instrument", folder / "two.instprm", "--bin-centres"
+    png = tmp_path / "fit.png"
+    code, out, _ = command(capsys, *files, *options, "--bank", 1, "--bank", 2, "--json")
+    assert code == 0
+    (result,) = json.loads(out)
+    assert result["files"] == [str(file) for file in files]
+    assert result["banks"] == [1, 2]
+    assert result["accepted"] is True
+    assert result["reasons"] == result["unexplained_lines"] == result["at_bounds"] == []
+    (phase,) = result["phases"]
+    assert phase["name"] == "silicon"
+    assert phase["weight_percent"] == 100
+    total = np.hypot(phase["su"]["a"], phase["su_calibration"]["a"])
+    assert abs(phase["cell"]["a"] - 5.4331) < 3 * total
+    assert phase["u_iso"].keys() == {"Si1"}
+    assert 0 < result["rwp"] < 0.2
+    assert 0.8 < result["reduced_chi2"] < 1.2
+    assert result["seconds"] > 0
+    code, out, _ = command(capsys, *files, *options, "--bank", 1, "--bank", 2, "--plot", png)
+    assert code == 0
+    assert "a = 5.43" in out
+    assert "accepted" in out
+    assert imread(png).ndim == 3
+
+
+def test_files_that_repeat_a_bank_are_separate_samples(folder, capsys):
+    file, instrument = folder / "bank1.xye", folder / "two.instprm"
+    again = folder / "again.xye"
+    again.write_bytes(file.read_bytes())
+    banks = ("--bank", 1, "--bank", 1)
+    code, out, _ = command(
+        capsys, file, again, *banks, "--cif", SILICON, "--instrument", instrument, "--json",
+        "--bin-centres",
+    )  # fmt: skip
+    assert code == 0
+    first, second = json.loads(out)
+    assert first["files"] == [str(file)]
+    assert second["files"] == [str(again)]
+    assert first["phases"] == second["phases"]
+
+
+def test_half_a_bin_that_is_open_is_part_of_the_uncertainty(folder, capsys):
+    options = "--cif", SILICON, "--instrument", folder / "two.instprm", "--bank", 1, "--json"
+    su = []
+    for reading in ([], ["--bin-centres"]):
+        _, out, _ = command(capsys, folder / "bank1.xye", *options, *reading)
+        su.append(json.loads(out)[0]["phases"][0]["su_calibration"]["a"] / 5.4331)
+    assert np.sqrt(su[0] ** 2 - su[1] ** 2) == pytest.approx(0.75e-3 / np.sqrt(3), rel=0.02)
+
+
+def test_a_calibration_of_the_same_cycle_gives_positions(folder, capsys, tmp_path):
+    same_cycle = nomad().with_parameters(bank=1, difc=nomad().difc * 1.001)
+    (tmp_path / "same.instprm").write_text(same_cycle.section, encoding="utf-8")
+    options = ["--cif", SILICON, "--instrument", folder / "two.instprm", "--bank", 1, "--json"]
+    options += ["--bin-centres", "--calibration", tmp_path / "same.instprm"]
+    code, out, _ = command(capsys, folder / "bank1.xye", *options)
+    assert code == 0
+    (phase,) = json.loads(out)[0]["phases"]
+    assert phase["cell"]["a"] == pytest.approx(5.4331 / 1.001, abs=4 * phase["su"]["a"])
+    assert phase["su_calibration"]["a"] < 2e-4 * 5.4331
+
+
+def test_what_cannot_be_refined_ends_with_a_sentence(folder, capsys, tmp_path):
+    file, instrument = folder / "bank1.xye", folder / "two.instprm"
+    short = tmp_path / "short.xye"
+    short.write_text("".join(file.read_text().splitlines(keepends=True)[:30]))
+    cases = {
+        "bank 7": (file, "--bank", 7, "--cif", SILICON, "--instrument", instrument),
+        "too few": (short, "--bank", 1, "--cif", SILICON, "--instrument", instrument),
+        "nothing.cif": (file, "--cif", tmp_path / "nothing.cif", "--instrument", instrument),
+        "nothing.prm": (file, "--cif", SILICON, "--instrument", tmp_path / "nothing.prm"),
+        "does not say at which angle": (file, "--cif", SILICON, "--instrument", instrument),
+    }
+    for sentence, arguments in cases.items():
+        code, out, err = command(capsys, *arguments)
+        assert code == 2, sentence
+        assert not out
+        assert sentence in err
+        assert err.count("\n") == 1
