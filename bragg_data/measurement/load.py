@@ -144,7 +144,9 @@ def _number_of_bank(
     """Return which of some banks a profile is of."""
     if instruments is not None:
         same_bank = resampling.match_bank(profile, instruments)
-        known = replace(profile, bank=same_bank.bank, difc=own.difc, two_theta=own.two_theta)
+        known = replace(
+            profile, bank=same_bank.bank, difc=same_bank.difc, two_theta=same_bank.two_theta
+        )
     else:
         known = profile
     try:
