@@ -149,12 +149,12 @@ def test_all_banks_get_a_model_and_are_combined(
     tmp_path: Path, indices: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link_indices(tmp_path, indices)
-    one = Path(INSTRUMENT).read_text()
+    bank_4 = Path(INSTRUMENT).read_text()
     instrument, file = tmp_path / "two.instprm", tmp_path / "two.gsa"
-    sharper = one.replace("Bank:4", "Bank:5").replace("#Bank 4", "#Bank 5")
+    sharper = bank_4.replace("Bank:4", "Bank:5").replace("#Bank 4", "#Bank 5")
     sharper = sharper.replace("difC:9497.8802", "difC:10490")
     sharper = sharper.replace("2-theta:122.0", "2-theta:150.0").replace("sig-1:284.918", "sig-1:90")
-    instrument.write_text(one + sharper)
+    instrument.write_text(bank_4 + sharper)
     write_banks(file, instrument)
     stated = (*MATERIAL[:2], "--instrument", str(instrument), *MATERIAL[4:], "--bank", "all")
     printed, progress = run_in(

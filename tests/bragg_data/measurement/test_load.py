@@ -220,17 +220,15 @@ def test_each_bank_goes_to_its_campaign(
         read = load_each_bank(file, [banks[4], banks[3]], calibration)
         assert [(number, m.profile.bank) for number, m in read] == [(1, 3), (0, 4)]
         for number, measurement in read:
-            own = [banks[4], banks[3]][number]
-            expected = expected_counts(own, 1, 0)
+            first = [banks[4], banks[3]][number]
+            expected = expected_counts(first, 1, 0)
             least = 0.6 if calibration is None else 0.95  # by the header's nominal difC
             assert np.corrcoef(measurement.prepared, expected)[0, 1] > least
     (only,) = load_each_bank(file, [banks[4], banks[3]], instprm, bank=3)
     assert only[0] == 1
 
 
-def test_banks_that_cannot_be_used_are_named_with_the_others(
-    banks: dict[int, Campaign], tmp_path: Path
-) -> None:
+def test_banks_that_cannot_be_used_are_named(banks: dict[int, Campaign], tmp_path: Path) -> None:
     file = banks_file(tmp_path / "banks.gsa", banks, header=True)
     ((number, measurement),) = load_each_bank(file, [banks[4]])
     assert (number, measurement.profile.bank) == (0, 4)

@@ -118,7 +118,7 @@ def test_banks_that_are_not_accepted_are_left_out_unless_all_are() -> None:
     assert combine([bank(1, accepted=False), bank(2, accepted=False)]).banks == ("Bank 1", "Bank 2")
 
 
-def test_refined_cells_are_combined_by_their_own_uncertainties() -> None:
+def test_refined_cells_are_combined_by_their_uncertainties() -> None:
     banks = [bank(1, 4.01, refinement=refined(4.0, 1e-4)), bank(2, refinement=refined(4.0, 1e-4))]
     together = combine([*banks, bank(3, refinement=refined(4.2, 1e-4, "tetragonal"))])
     assert together.refined["a"].value == pytest.approx(4.0)
@@ -126,7 +126,7 @@ def test_refined_cells_are_combined_by_their_own_uncertainties() -> None:
     assert list(together.refined["a"].banks) == ["Bank 1", "Bank 2"]
 
 
-def test_a_parameter_that_a_bank_does_not_determine_is_that_of_the_others() -> None:
+def test_a_parameter_that_one_bank_alone_determines() -> None:
     together = combine([bank(1, sigma=None), bank(2, 4.001)])
     assert together.cell["a"].banks == {"Bank 2": 4.001}
     assert combine([bank(1, sigma=None), bank(2, sigma=None)]).cell == {}
