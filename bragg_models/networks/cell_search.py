@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.quasirandom import SobolEngine
+from torch import Tensor
 
 from bragg_models.networks.guided_config import GuidedConfig
-from bragg_models.networks.pattern_layer import Pattern
+from bragg_models.networks.known_cells import KnownCells
 from bragg_models.networks.perceptron import ROWS, Perceptron
 
 _LIMIT = 1.2  # bound of scaled parameters: a little beyond the campaign's range
@@ -27,12 +26,10 @@ _LONGEST_STEP = 0.2, 1.0  # of scaled cell parameters, of sample parameters in t
 _RINGING = 1e-3
 _CHANCE = 5.0  # a search is given up if this many times the next step's gain would not help it
 _END = 24.0, 48  # points from the window's end: reflections near it, and points then left out
-_CANDIDATES = 64  # similar cells among which starts are chosen
-_APART = 0.3  # in scaled parameters: of starts, so that they do not all lead to the same minimum
-_FEWEST_KNOWN = 256  # known cells of a phase, however small its range
-_OVERSAMPLING = 8  # more cells are drawn than used, so that they are even in peak positions
 _SCALES = 0.5, 4.0, 2.0  # units of sample parameters: ln of a factor; points²; points (Lorentzian)
 _SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 4.0)  # their bounds in these units; noise fits wider ones
+# Unit of the background's terms, in heights of the highest peak, and their bounds in it.
+_SMOOTH, _SMOOTH_BOUNDS = 0.02, (-10.0, 10.0)
 _OLD_PREFIX, _PREFIX = "glance.", "proposal."  # deprecated: name of the weights in saved models
 
 
@@ -50,7 +47,7 @@ class Observed:
         return Observed(code, self.profiles[rows], self.weights[rows], self.blur)
 
 
-class CellSearch(nn.Module):
+class CellSearch(KnownCells):
     """A proposal network, which is trained, and the search by the pattern layer.
 
     Without a proposal network the search starts from known cells alone. ``config`` and the buffers
@@ -59,21 +56,15 @@ class CellSearch(nn.Module):
     """
 
     batch_size = 512  # profiles; the search makes small batches of them itself
-    middle: Tensor
-    half_range: Tensor
+    background: Tensor
 
     def __init__(self, config: GuidedConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.pattern = Pattern(config.pattern)
+        super().__init__(config)
         self.proposal = None if config.proposal is None else Perceptron(config.proposal)
         self.register_load_state_dict_pre_hook(_update_saved)  # type: ignore[no-untyped-call]
-        for name in ("middle", "half_range"):
-            shape = len(config.pattern.phases), len(config.pattern.is_length)
-            self.register_buffer(name, torch.ones(shape, dtype=torch.float64))
-        # Of a phase the least of the blurs under which its known cells cover the range.
-        self._retrieval_blurs: dict[int, float] = {}
-        self._known: dict[tuple[int, float, torch.device], tuple[Tensor, Tensor]] = {}
+        axis = torch.linspace(-1, 1, config.pattern.points - config.pattern.first).arccos()
+        terms = (torch.arange(config.background_terms)[:, None] * axis).cos()
+        self.register_buffer("background", terms, persistent=False)
 
     def propose(self, profiles: Tensor) -> tuple[Tensor, Tensor]:
         """Return the proposal network's outputs; without one all phases alike, and mean cells."""
@@ -84,74 +75,6 @@ class CellSearch(nn.Module):
         return profiles.new_zeros(len(profiles), n_phases), profiles.new_zeros(
             len(profiles), n_parameters
         )
-
-    def most_similar(self, code: int, roots: Tensor, blur: float) -> tuple[Tensor, Tensor]:
-        """Return the known cells of a phase that are most similar to n profiles, best first.
-
-        Scaled, of shape (n, starts, n_parameters), and their numbers (n, starts) among those of
-        :meth:`known_patterns`. ``roots`` (n, compared points) are square roots of profiles, which
-        are blurred by a Gaussian of standard deviation ``blur`` (in points), as the patterns of the
-        cells are.
-        """
-        cells, known = self.known_roots(code, blur, roots.device)
-        similarity = roots[:, :: thinning(blur)] @ known.T
-        if not self.config.blurs:
-            number = similarity.topk(min(self.config.starts, len(cells))).indices
-            return cells[number], number
-        similar = similarity.topk(min(_CANDIDATES, len(cells)))
-        number = _apart(cells[similar.indices], similar, min(self.config.starts, len(cells)))
-        return cells[number], number
-
-    def known_roots(self, code: int, blur: float, device: torch.device) -> tuple[Tensor, Tensor]:
-        """As :meth:`known_patterns`; square roots of blurred patterns, of unit norm, thinned."""
-        key = code, blur, device
-        if key not in self._known:
-            cells, sharp = self.known_patterns(code, device)
-            blurred = self.pattern.blurred(sharp, blur)[:, :: thinning(blur)].sqrt()
-            self._known[key] = cells, nn.functional.normalize(blurred, dim=1)
-        return self._known[key]
-
-    def known_patterns(self, code: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the known cells of a phase, scaled, and patterns (draws, compared points)."""
-        key = code, 0.0, device
-        if key not in self._known:
-            cells = self._known_cells(code).to(device)
-            patterns = [
-                self.pattern(code, self.physical(part, code), slopes=False)[0]
-                for part in torch.split(cells, ROWS)
-            ]
-            self._known[key] = cells, torch.cat(patterns)
-        return self._known[key]
-
-    def _known_cells(self, code: int) -> Tensor:
-        """Return cells over the whole range, (n_cells, n_parameters), scaled, always the same.
-
-        Their density is even in the positions of the peaks, not in the parameters: near its limit
-        of 120° a rhombohedral angle shifts peaks ten times as far as elsewhere.
-        """
-        free, half = list(self.config.pattern.phases[code].free), self.half_range[code]
-        engine = SobolEngine(len(free), scramble=True, seed=0)  # type: ignore[no-untyped-call]
-        drawn = engine.draw(_OVERSAMPLING * self.config.draws)
-        cells = torch.zeros(len(drawn), len(half), dtype=torch.float64, device=half.device)
-        cells[:, free] = 2 * drawn.to(cells) - 1
-        density = []
-        for part in torch.split(cells, 32 * ROWS):
-            sensitivity = self.pattern.sensitivity(code, self.physical(part, code))
-            scaled = sensitivity * half[free, None] * half[free]
-            density.append(torch.linalg.det(scaled).clamp(min=1e-12).sqrt())
-        count = self.config.draws
-        if self.config.blurs:
-            # The volume of the range in points^n_free, over that which one start covers.
-            volume = 2 ** len(free) * float(torch.cat(density).mean())
-            for blur in sorted(self.config.blurs):
-                cells_needed = int(volume / blur ** len(free))
-                if cells_needed <= count:
-                    break
-            self._retrieval_blurs[code] = blur
-            count = min(count, max(cells_needed, _FEWEST_KNOWN))
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.multinomial(torch.cat(density).cpu(), count, generator=generator)
-        return cells[chosen.to(cells.device)]
 
     def search(
         self, code: int | Tensor, profiles: Tensor, start: Tensor, hopeless: Tensor | None = None
@@ -199,19 +122,19 @@ class CellSearch(nn.Module):
     def _descended(
         self, observed: Observed, start: Tensor, hopeless: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`descend`; values include the sample parameters, and the start may, too.
+        """As :meth:`descend`; values include the additional ones, and the start may, too.
 
         Rows that have converged, or are given up, are dropped, so that the batches stay full.
         """
         free, n_cell = self.pattern.free(observed.code), self.half_range.shape[1]
-        # The sample parameters are the columns after those of the cell.
-        n_sample = self.n_sample
-        missing = n_cell + n_sample - start.shape[1]
+        # The additional parameters are the columns after those of the cell.
+        additional = self.n_additional(observed.blur)
+        missing = n_cell + additional - start.shape[1]
         values = torch.cat([start, start.new_zeros(len(start), missing)], dim=1)
-        sample_columns = n_cell + torch.arange(n_sample, device=free.device)
-        refined = torch.cat([free, sample_columns.expand(len(free), -1)], dim=1)
+        columns_after = n_cell + torch.arange(additional, device=free.device)
+        refined = torch.cat([free, columns_after.expand(len(free), -1)], dim=1)
         refined = refined.expand(len(values), -1)
-        limits = self._limits(free.shape[1], values)
+        limits = self._limits(free.shape[1], values)[:, : refined.shape[1]]
         damping = torch.full_like(values[:, 0], 1e-4)
         misfit, step, gain = self._step(observed, values, damping)
         active = torch.arange(len(values), device=values.device)
@@ -238,9 +161,12 @@ class CellSearch(nn.Module):
         return values, misfit
 
     @property
-    def n_sample(self) -> int:
-        """The number of sample parameters that are refined with the cell."""
+    def _n_sample(self) -> int:
         return len(_SAMPLE_BOUNDS) if self.config.sample_parameters else 0
+
+    def n_additional(self, blur: float = 0.0) -> int:
+        """Return how many parameters of sample and background are refined with the cell."""
+        return self._n_sample + (0 if blur else len(self.background))
 
     @property
     def _units(self) -> tuple[float, float]:
@@ -258,9 +184,10 @@ class CellSearch(nn.Module):
         return [u_scale, (low, high)]
 
     def _limits(self, n_free: int, like: Tensor) -> Tensor:
-        """Return the bounds (2, n_refined) of refined parameters, of the cell and of the sample."""
+        """Return the bounds (2, n) of parameters: of the cell, of the sample, of the background."""
         bounds = [(-_LIMIT, _LIMIT)] * n_free
         bounds += self._sample_bounds
+        bounds += [_SMOOTH_BOUNDS] * len(self.background)
         return like.new_tensor(bounds).T
 
     def _step(
@@ -284,8 +211,8 @@ class CellSearch(nn.Module):
         .. math:: \min_{s,\delta} \sum_i w_i \Big(v_i - s e_i - s \sum_p
             \frac{\partial e_i}{\partial p} \delta_p\Big)^2
 
-        for scaled values (n, n_parameters), or (n, n_parameters + 2) with the sample parameters if
-        they are refined. ``damping`` (n,) is Marquardt's parameter.
+        for scaled values (n, n_parameters), or with :meth:`n_additional` columns more, those of the
+        sample and of the background. ``damping`` (n,) is Marquardt's parameter.
 
         Returns the misfit (n,), the share of the profile's square that is not explained, 1 where
         nothing is compared; the step (n, n_refined) of the scaled parameters, limited; the
@@ -294,7 +221,8 @@ class CellSearch(nn.Module):
         """
         code, weights = observed.code, observed.weights
         parameters = self.half_range.shape[1]
-        cell, sample = values[:, :parameters], values[:, parameters:]
+        cell, additional = values[:, :parameters], values[:, parameters:]
+        sample, smooth = additional[:, : self._n_sample], additional[:, self._n_sample :]
         units = sample.new_tensor(self._units)
         sample_parameters = sample * units if sample.shape[1] else None
         pattern, slopes = self.pattern(
@@ -304,12 +232,18 @@ class CellSearch(nn.Module):
             sample_parameters=sample_parameters,
             lorentzian=bool(self.config.lorentzian),
         )
+        if smooth.shape[1]:
+            level = _SMOOTH * pattern.amax(dim=1, keepdim=True)
+            of_terms = level[..., None] * self.background
+            pattern = (pattern + level * (smooth.float() @ self.background)).clamp(min=1e-12)
         root = pattern.sqrt()
         free = self.pattern.free(code)
         scales = self.half_range[code].expand(len(free), -1).gather(1, free).float()
         if sample_parameters is not None:
             scales = torch.cat([scales, units.float().expand(len(scales), -1)], dim=1)
         slopes = slopes * scales[..., None]
+        if smooth.shape[1]:
+            slopes = torch.cat([slopes, of_terms], dim=1)
         clear = root > _RINGING * root.amax(dim=1, keepdim=True)
         slopes = slopes / (2 * root[:, None]) * (weights * clear)[:, None]
         v, e = observed.profiles * weights, root * weights
@@ -318,7 +252,7 @@ class CellSearch(nn.Module):
         columns = torch.cat([slopes * scale[:, None], (scale * e)[:, None]], dim=1)
         normal = products(columns, columns.transpose(1, 2)).double()
         right = products(columns, rest[:, :, None]).double()
-        inside = self._inside(code, cell, sample, right[:, :-1, 0])
+        inside = self._inside(code, cell, additional, right[:, :-1, 0])
         right = right * inside[..., None]
         curvature = normal * inside[:, None] * inside[..., None]
         diagonal = torch.diagonal(curvature, dim1=1, dim2=2)
@@ -330,44 +264,21 @@ class CellSearch(nn.Module):
         misfit = torch.where(total > 0, (rest**2).sum(dim=1) / square, 1.0)
         gain = (solved * (2 * right - curvature @ solved)).sum(dim=(1, 2)) / square
         longest = torch.full_like(solved[:, :-1, 0], _LONGEST_STEP[0])
-        longest[:, longest.shape[1] - sample.shape[1] :] = _LONGEST_STEP[1]
+        longest[:, longest.shape[1] - additional.shape[1] :] = _LONGEST_STEP[1]
         return misfit, solved[:, :-1, 0].clamp(-longest, longest), gain, normal
 
-    def _inside(self, code: int | Tensor, cell: Tensor, sample: Tensor, descent: Tensor) -> Tensor:
+    def _inside(
+        self, code: int | Tensor, cell: Tensor, additional: Tensor, descent: Tensor
+    ) -> Tensor:
         """Return 0 for refined parameters at a bound that ``descent`` would cross, 1 for others.
 
         Shape (n, n_refined + 1): the logarithm of the scale has no bound.
         """
         free = self.pattern.free(code)
         low, high = self._limits(free.shape[1], cell)[:, : descent.shape[1]]
-        refined = torch.cat([cell.gather(1, free.expand(len(cell), -1)), sample], dim=1)
+        refined = torch.cat([cell.gather(1, free.expand(len(cell), -1)), additional], dim=1)
         outside = ((refined <= low) & (descent < 0)) | ((refined >= high) & (descent > 0))
         return torch.cat([~outside, outside.new_ones(len(outside), 1)], dim=1).double()
-
-    def physical(self, values: Tensor, code: int | Tensor) -> Tensor:
-        """Return scaled parameters (n, n_parameters) in ångström and degrees, same shape.
-
-        ``code`` is the phase of all rows, or that of each, (n,).
-        """
-        return values * self.half_range[code] + self.middle[code]
-
-
-def _apart(cells: Tensor, similar: torch.return_types.topk, count: int) -> Tensor:
-    """Return the numbers (n, count) of the most similar cells that are apart from each other.
-
-    ``cells`` (n, candidates, n_parameters), scaled, are those of ``similar``, best first. Where
-    too few are apart, others fill up.
-    """
-    rank = similar.values.clone()
-    chosen = []
-    for _ in range(count):
-        best = rank.argmax(dim=1)
-        chosen.append(best)
-        of_best = cells.gather(1, best[:, None, None].expand(-1, 1, cells.shape[2]))
-        near = (cells - of_best).abs().amax(dim=2) < _APART
-        rank = torch.where(near, rank - 2.0, rank)  # similarities are between 0 and 1
-        rank.scatter_(1, best[:, None], -torch.inf)
-    return similar.indices.gather(1, torch.stack(chosen, dim=1))
 
 
 def products(first: Tensor, second: Tensor) -> Tensor:
@@ -380,12 +291,7 @@ def products(first: Tensor, second: Tensor) -> Tensor:
     return (first.expand(2, -1, -1) @ second.expand(2, -1, -1))[:1]
 
 
-def thinning(blur: float) -> int:
-    """Return how many points apart samples of a blurred pattern may be, without loss."""
-    return max(int(blur / 1.25), 1)
-
-
-def _update_saved(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def _update_saved(module: CellSearch, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Give the weights of a saved model their present names and shapes."""
     for name in ("middle", "half_range"):
         if (values := state.get(prefix + name)) is not None and values.ndim == 1:

@@ -77,6 +77,9 @@ class GuidedConfig:
     # Least and largest Lorentzian broadening relative to the campaign's, FWHM in points, which is
     # refined then, as that of microstrain, instead of a Gaussian one.
     lorentzian: tuple[float, ...] = ()
+    # Chebyshev polynomials of a smooth background, which are fitted with the cell where nothing is
+    # blurred: where peaks overlap, the one that was subtracted before contains a part of them.
+    background_terms: int = 0
 
 
 def guided_config_from_json(**values: Any) -> GuidedConfig:

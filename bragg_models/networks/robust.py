@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from bragg_data.arrays import Array, Floats32, Mask
-from bragg_models.networks.cell_search import CellSearch, Observed, products, thinning
+from bragg_models.networks.cell_search import CellSearch, Observed, products
 from bragg_models.networks.guided_config import GuidedConfig
+from bragg_models.networks.known_cells import thinning
 from bragg_models.networks.perceptron import ROWS
 
 COVERAGE = 0.9  # share of genuine draws whose parameters lie in the intervals
@@ -224,7 +225,7 @@ class Robust(CellSearch):
     def _spread_of(self, code: Tensor, profiles: Tensor, values: Tensor) -> Tensor:
         """Return the standard uncertainties of scaled parameters where they are free."""
         damping = torch.full_like(values[:, 0], 1e-9)
-        padded = torch.cat([values, values.new_zeros(len(values), self.n_sample)], dim=1)
+        padded = torch.cat([values, values.new_zeros(len(values), self.n_additional())], dim=1)
         observed = Observed(code, profiles, (profiles > 0).float())
         spread = torch.zeros_like(values)
         for low in range(0, len(values), ROWS):
