@@ -2,18 +2,21 @@
 one command in an empty folder.
 
     python benchmarks/gallery.py FOLDER [--only NAME …] [--budget MIN] [--out FILE.json]
+        [--pictures FOLDER]
 
 FOLDER holds the measured profiles, instruments and structures (`real/` and `measured/`); cases
 whose files are missing there are left out. Printed are for each case the time, whether the model
 became the champion, its errors on held-out simulated measurements (relative, of the lengths), the
 coverage of its 90 % intervals, the shares of genuine profiles accepted and of foreign ones
 rejected; and for measured profiles the largest relative differences of model and refinement from
-the reference.
+the reference, of several banks together. A picture of each case is the refined profile, or else the
+patterns of the campaign.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+from pipelines.cli.options import ProfileOptions
+from pipelines.prediction.banks import predict_banks
+from pipelines.prediction.figures import prediction_figure
+from pipelines.prediction.interface import load_model
 
 ROOT = Path(__file__).parents[1]
 STRUCTURES = ROOT / "tests/data/structures"
@@ -52,6 +62,8 @@ def gallery(folder: Path) -> dict[str, Case]:
     powgen = real / "powgen_nac/POWGEN_1066.instprm"
     mn3o4 = real / "powgen_mn3o4"
     silicon = STRUCTURES / "silicon.cif"
+    si640e = "NOMAD_2023A_five_banks_Shifter_Si_640e_instrument_file.instprm"
+    nomad = measured / "nomad_si640e" / si640e
     return {
         "LaB6, POWGEN": Case((real / "powgen_lab6/lab6_srm660b.cif",), powgen),
         "NAC, POWGEN": Case(
@@ -78,6 +90,20 @@ def gallery(folder: Path) -> dict[str, Case]:
             real / "sepd_si/arg_si.xys",
             {"a": 5.43148},
         ),
+        "Si, NOMAD": Case(
+            (silicon,),
+            nomad,
+            measured / "nomad_si640e/bank4_pattern.csv",
+            {"a": 5.43118},
+            ("--bank", "4"),
+        ),
+        "diamond, NOMAD, all banks": Case(
+            (STRUCTURES / "diamond.cif",),
+            nomad,
+            measured / "nomad_diamond/NOM_127827.gsa",
+            {"a": 3.56713},
+            ("--bank", "all"),
+        ),
         "SrTiO3, GEM": Case(
             (STRUCTURES / "srtio3.cif",),
             measured / "gem_srtio3/SRTIO3_5K.EXP",
@@ -91,8 +117,8 @@ def gallery(folder: Path) -> dict[str, Case]:
     }
 
 
-def run(case: Case, budget: float | None) -> dict[str, Any]:
-    """Run the command in an empty folder; return its JSON, with the wall time."""
+def run(case: Case, budget: float | None, picture: Path | None) -> dict[str, Any]:
+    """Run the command in an empty folder, draw a picture; return its JSON, with the wall time."""
     words = [w for cif in case.cifs for w in ("--cif", str(cif))]
     words += ["--instrument", str(case.instrument), "--json", *case.options]
     words += [] if budget is None else ["--budget", str(budget)]
@@ -105,9 +131,28 @@ def run(case: Case, budget: float | None) -> dict[str, Any]:
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         seconds = time.monotonic() - began
+        if picture is not None and not done.returncode:
+            draw(case, json.loads(done.stdout), Path(folder), picture)
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1:], "wall": seconds}
     return {**json.loads(done.stdout), "wall": seconds}
+
+
+def draw(case: Case, result: dict[str, Any], folder: Path, picture: Path) -> None:
+    """Draw the refined profile of the sharpest bank, or the patterns of the campaign, as a PNG."""
+    drawn = folder / f"{result['campaign']}.png"
+    if case.profile is not None and result["answers"]:
+        model = load_model(
+            result["model"], tracking=f"sqlite:///{folder}/data/mlflow.db", use_library=False
+        )
+        options = ProfileOptions(case.instrument)
+        banks, failures = predict_banks([case.profile], options, [model], refine=True)
+        if failures:
+            return
+        prediction_figure(banks[:1]).savefig(drawn, dpi=100)
+    image = Image.open(drawn).convert("RGB")
+    image.thumbnail((1000, 1000))
+    image.quantize(64).save(picture, optimize=True)
 
 
 def difference(cell: dict[str, float], reference: dict[str, float]) -> float:
@@ -122,6 +167,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME")
     parser.add_argument("--budget", type=float)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
     results = {}
     print("case | time (s) | champion | MAE | coverage | accepted | rejected | model | refined")
@@ -131,7 +177,10 @@ def main() -> None:
         if case.missing:
             print(f"{name} | left out: there is no {case.missing[0].name}")
             continue
-        result = results[name] = run(case, options.budget)
+        picture = (
+            options.pictures and options.pictures / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png"
+        )
+        result = results[name] = run(case, options.budget, picture)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
         if "error" in result:
@@ -141,6 +190,9 @@ def main() -> None:
         if case.reference is not None and result["answers"]:
             answer = result["answers"][0]
             cells = [answer["evidence"][0]["cell"], (answer["refined"] or {}).get("cell")]
+            if combined := answer["combined"]:
+                of_banks = combined["cell"], combined["refined"]
+                cells = [{n: p["value"] for n, p in of.items()} or None for of in of_banks]
             last = ["none" if c is None else f"{difference(c, case.reference):.1e}" for c in cells]
         print(
             f"{name} | {result['wall']:.0f} | {result['champion']} | {e['relative_mae']:.1e} | "

@@ -85,11 +85,17 @@ def expectation(
         coverage=float(inside[free].mean()) if free.any() else None,
         accepted=float(np.mean(accepted)),
         rejected=rejected,
-        undecided=_undecided(targets.names, prediction.probabilities, phase),
+        undecided=undecided_pairs(targets.names, prediction.probabilities, phase),
     )
 
 
-def _undecided(names: Sequence[str], probabilities: Array, phase: Integers) -> dict[str, float]:
+def undecided_pairs(
+    names: Sequence[str], probabilities: Array, phase: Integers
+) -> dict[str, float]:
+    """Return the share of profiles that decide between two phases, of pairs where some do not.
+
+    Of the profiles (n,) of either phase by their probabilities (n, n_phases).
+    """
     shares = {}
     for first, second in combinations(range(len(names)), 2):
         rows = (phase == first) | (phase == second)

@@ -27,12 +27,14 @@ from pipelines.cli.console import Progress, say
 from pipelines.cluster.client import open_cluster
 from pipelines.simulation.draws import Purpose, SimulatedMeasurements, draw_on_cluster
 from pipelines.training import stage
+from pipelines.training.expectation import undecided_pairs
 from pipelines.training.presets import Preset
 from pipelines.training.stage import FittedModel, Stage, TrainingContext
 
 _BATCH = 256  # profiles that an auto-encoder validates at a time
 _ROWS = 512  # rows of a chunk of profiles in memory
 _SMALLEST_PROBABILITY = 1e-12
+_FIRST_DRAWS = 200  # from which undecided phases are reported, before calibration and training
 
 
 def train_multitask(
@@ -177,6 +179,8 @@ def train_robust(context: TrainingContext, preset: Preset) -> FittedModel:
         with single_thread():
             _fit_proposal(replace(context, samples=samples, part=part), fitted, preset, samples)
     network = cast("Robust", fitted.model)
+    if network.proposal is None and len(campaign.phases) > 1:
+        _report_undecided(context, network, calibration, function)
     facts = _calibrate(context, network, [calibration, drifted], function)
     fitted.facts = {
         **facts,
@@ -188,6 +192,28 @@ def train_robust(context: TrainingContext, preset: Preset) -> FittedModel:
         f"{facts['cross_entropy']:.3f}"
     )
     return fitted
+
+
+def _report_undecided(
+    context: TrainingContext,
+    network: Robust,
+    draws: SimulatedMeasurements,
+    function: Callable[[Any], AnyFloats],
+) -> None:
+    """Print the pairs of phases that some profiles do not tell apart, from a few of the draws."""
+    every = -(-len(draws.phase) // _FIRST_DRAWS)
+    rows = slice(None, None, every)
+    profiles, phase = draws.profiles[rows].astype(np.float32), draws.phase[rows]
+    head, stretch, limit = network.head, network.stretch, network.limit
+    fits = network.eval().fit_profiles(np.asarray(function(profiles), dtype=np.float32))
+    values, _ = context.targets.encode(phase, draws.cells[rows])
+    calibrate(network, fits, phase, values, context.targets.free, np.ones(len(phase), dtype=bool))
+    with torch.inference_mode():
+        probabilities = network.phase_logits(fits.proposal, fits.misfit).softmax(dim=1)
+    network.head, network.stretch, network.limit = head, stretch, limit
+    pairs = undecided_pairs(context.targets.names, probabilities.cpu().numpy(), phase)
+    for pair, share in pairs.items():
+        say(f"{pair}: about {share:.0%} of their profiles decide between the two.")
 
 
 def _calibrate(

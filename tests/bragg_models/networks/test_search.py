@@ -26,6 +26,7 @@ STRUCTURES = Path(__file__).parents[2] / "data" / "structures"
 CELLS = {
     "silicon": {"a": 5.431},
     "rutile": {"a": 4.5937, "c": 2.9587},
+    "hydroxyapatite": {"a": 9.4166, "c": 6.8745},
     "kyanite": {
         "a": 7.1262,
         "b": 7.852,
@@ -176,6 +177,22 @@ def test_very_different_compounds_are_identified_and_refined(tmp_path: Path) -> 
     assert not foreign.accepted.any(), foreign.unexplained
     assert np.isfinite(foreign.cells).all()
     assert np.isfinite(foreign.probabilities).all()
+
+
+@pytest.mark.slow
+def test_overlapping_peaks_are_not_biased_by_the_background(tmp_path: Path) -> None:
+    """Most of the 386 lines overlap, and the subtracted background contains a part of them."""
+    campaign = search_campaign(tmp_path, "hydroxyapatite", more=CLEAN)
+    profiles, _, cells = draws_of(campaign, 12, 1)
+
+    def errors(**changes: int) -> np.ndarray:
+        found = search_predictor(campaign, draws=256, **changes).predict(profiles).cells
+        return np.asarray(found[:, [0, 2]] / cells[:, [0, 2]] - 1)
+
+    alone, with_terms = errors(background_terms=0), errors()
+    assert np.abs(with_terms).mean() < 1e-4
+    assert np.abs(alone).mean() > 3 * np.abs(with_terms).mean()
+    assert abs(with_terms.mean()) < 3e-5
 
 
 def test_old_weights_with_a_common_scale_give_the_same(tmp_path: Path) -> None:
