@@ -2,15 +2,15 @@
 one command in an empty folder.
 
     python benchmarks/gallery.py FOLDER [--only NAME …] [--budget MIN] [--out FILE.json]
-        [--pictures FOLDER]
+    python benchmarks/gallery.py FOLDER [--only NAME …] --pictures FOLDER
 
 FOLDER holds the measured profiles, instruments and structures (`real/` and `measured/`); cases
 whose files are missing there are left out. Printed are for each case the time, whether the model
 became the champion, its errors on held-out simulated measurements (relative, of the lengths), the
 coverage of its 90 % intervals, the shares of genuine profiles accepted and of foreign ones
 rejected; and for measured profiles the largest relative differences of model and refinement from
-the reference, of several banks together. A picture of each case is the refined profile, or else the
-patterns of the campaign.
+the reference, of several banks together. With --pictures nothing is run: a picture of each case is
+its refined profile, or else the patterns of the campaign.
 """
 
 import argparse
@@ -27,10 +27,12 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.cli.options import ProfileOptions
-from pipelines.prediction.banks import predict_banks
-from pipelines.prediction.figures import prediction_figure
-from pipelines.prediction.interface import load_model
+from bragg_data.campaign_design import DesignOptions, design_campaign
+from bragg_data.measurement.load import load_measurements
+from bragg_data.refinement.rietveld import Refiner
+from pipelines.inspection.designs import draw_design
+from pipelines.prediction.figures import Panel
+from pipelines.prediction.figures import draw as draw_panels
 
 ROOT = Path(__file__).parents[1]
 STRUCTURES = ROOT / "tests/data/structures"
@@ -117,8 +119,8 @@ def gallery(folder: Path) -> dict[str, Case]:
     }
 
 
-def run(case: Case, budget: float | None, picture: Path | None) -> dict[str, Any]:
-    """Run the command in an empty folder, draw a picture; return its JSON, with the wall time."""
+def run(case: Case, budget: float | None) -> dict[str, Any]:
+    """Run the command in an empty folder; return its JSON, with the wall time."""
     words = [w for cif in case.cifs for w in ("--cif", str(cif))]
     words += ["--instrument", str(case.instrument), "--json", *case.options]
     words += [] if budget is None else ["--budget", str(budget)]
@@ -131,28 +133,33 @@ def run(case: Case, budget: float | None, picture: Path | None) -> dict[str, Any
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         seconds = time.monotonic() - began
-        if picture is not None and not done.returncode:
-            draw(case, json.loads(done.stdout), Path(folder), picture)
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1:], "wall": seconds}
     return {**json.loads(done.stdout), "wall": seconds}
 
 
-def draw(case: Case, result: dict[str, Any], folder: Path, picture: Path) -> None:
-    """Draw the refined profile of the sharpest bank, or the patterns of the campaign, as a PNG."""
-    drawn = folder / f"{result['campaign']}.png"
-    if case.profile is not None and result["answers"]:
-        model = load_model(
-            result["model"], tracking=f"sqlite:///{folder}/data/mlflow.db", use_library=False
-        )
-        options = ProfileOptions(case.instrument)
-        banks, failures = predict_banks([case.profile], options, [model], refine=True)
-        if failures:
-            return
-        prediction_figure(banks[:1]).savefig(drawn, dpi=100)
-    image = Image.open(drawn).convert("RGB")
-    image.thumbnail((1000, 1000))
-    image.quantize(64).save(picture, optimize=True)
+def draw(case: Case, picture: Path) -> None:
+    """Draw the refined profile, or without one the patterns of the campaign, as a small PNG."""
+    bank = next((int(word) for word in case.options if word.isdigit()), None)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder) / "picture.png"
+        stated = DesignOptions(tuple(map(str, case.cifs)), case.instrument, bank)
+        design = design_campaign(stated, Path(folder))
+        campaign = design.campaign
+        if case.profile is None or case.reference is None:
+            draw_design(design, drawn)
+        else:
+            (measurement,) = load_measurements(case.profile, campaign, case.instrument)
+            phase, gridded = campaign.phases[0], measurement.gridded
+            lengths = [case.reference[name] for name in phase.lattice.free_parameters]
+            start = phase.lattice.cells([lengths])[0]
+            fit = Refiner(campaign).refine(gridded, [(0, start)])[0]
+            name = f"{phase.name}, bank {campaign.instrument.bank}"
+            panel = Panel(gridded, fit.pattern_fit, name, phase, fit.cell, campaign)
+            draw_panels([panel]).savefig(drawn, dpi=100)
+        image = Image.open(drawn).convert("RGB")
+    image.thumbnail((900, 1200))
+    image.quantize(32).save(picture, optimize=True)
 
 
 def difference(cell: dict[str, float], reference: dict[str, float]) -> float:
@@ -177,10 +184,12 @@ def main() -> None:
         if case.missing:
             print(f"{name} | left out: there is no {case.missing[0].name}")
             continue
-        picture = (
-            options.pictures and options.pictures / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png"
-        )
-        result = results[name] = run(case, options.budget, picture)
+        if options.pictures:
+            draw(
+                case, options.pictures / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png"
+            )
+            continue
+        result = results[name] = run(case, options.budget)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
         if "error" in result:
