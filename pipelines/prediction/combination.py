@@ -56,7 +56,7 @@ def combine(results: Sequence[PredictionResult]) -> CombinedBanks:
     probabilities = dict(zip(names, (share / share.sum()).tolist(), strict=True))
     phase = names[int(np.argmax(share))]
     predicted = {label: r for label, r in used.items() if r.phase == phase}
-    cell = _combined(_predicted_values(predicted))
+    cell = _combined(_predicted_values(used, phase))
     refined = _combined(_refined_values(used, phase))
     warnings = [f"{label} {_OF_LEFT_OUT}" for label in banks if label not in used]
     warnings += [
@@ -95,11 +95,13 @@ def _labels(results: Sequence[PredictionResult]) -> list[str]:
     ]
 
 
-def _predicted_values(banks: Mapping[str, PredictionResult]) -> dict[str, list[_Value]]:
+def _predicted_values(banks: Mapping[str, PredictionResult], phase: str) -> dict[str, list[_Value]]:
+    """Return what the models alone predict, of those that predict the phase."""
     values: dict[str, list[_Value]] = {}
     for label, result in banks.items():
-        for name, ends in (result.intervals or {}).items():
-            value = getattr(result.cell, name)
+        part = result.evidence[0] if result.evidence else result
+        for name, ends in (part.intervals or {}).items() if part.phase == phase else ():
+            value = getattr(part.cell, name)
             if ends is not None and value is not None:
                 sigma = (ends.high - ends.low) / 2 / _NORMAL_90
                 values.setdefault(name, []).append(_Value(label, value, sigma))
@@ -111,8 +113,14 @@ def _refined_values(banks: Mapping[str, PredictionResult], phase: str) -> dict[s
     for label, result in banks.items():
         fits = result.refined.candidates if result.refined else ()
         fit = next((f for f in fits if f.phase == phase and f.converged), None)
-        for name in fit.free_parameters if fit else ():
-            value, su = getattr(fit and fit.cell, name), getattr(fit and fit.su, name)
+        if fit is None:
+            continue
+        # Which contain the drift of an instrument without a calibration of its own.
+        estimates = fit.interval_estimates.ends if fit.interval_estimates else {}
+        for name in fit.free_parameters:
+            value, su, ends = getattr(fit.cell, name), getattr(fit.su, name), estimates.get(name)
+            if ends is not None:
+                su = (ends.high - ends.low) / 2 / _NORMAL_90
             if value is not None and su is not None:
                 values.setdefault(name, []).append(_Value(label, value, su))
     return values
