@@ -97,7 +97,7 @@ def gallery(folder: Path) -> dict[str, Case]:
             nomad,
             measured / "nomad_si640e/bank4_pattern.csv",
             {"a": 5.43118},
-            ("--bank", "4"),
+            ("--bank", "4", "--two-theta", "120.4"),
         ),
         "diamond, NOMAD, all banks": Case(
             (STRUCTURES / "diamond.cif",),
@@ -140,7 +140,9 @@ def run(case: Case, budget: float | None) -> dict[str, Any]:
 
 def draw(case: Case, picture: Path) -> None:
     """Draw the refined profile, or without one the patterns of the campaign, as a small PNG."""
-    bank = next((int(word) for word in case.options if word.isdigit()), None)
+    options = dict(zip(case.options[::2], case.options[1::2], strict=True))
+    bank = int(options["--bank"]) if options.get("--bank", "all").isdigit() else None
+    two_theta = float(options["--two-theta"]) if "--two-theta" in options else None
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "picture.png"
         stated = DesignOptions(tuple(map(str, case.cifs)), case.instrument, bank)
@@ -149,7 +151,9 @@ def draw(case: Case, picture: Path) -> None:
         if case.profile is None or case.reference is None:
             draw_design(design, drawn)
         else:
-            (measurement,) = load_measurements(case.profile, campaign, case.instrument)
+            (measurement,) = load_measurements(
+                case.profile, campaign, case.instrument, two_theta=two_theta
+            )
             phase, gridded = campaign.phases[0], measurement.gridded
             lengths = [case.reference[name] for name in phase.lattice.free_parameters]
             start = phase.lattice.cells([lengths])[0]

@@ -144,7 +144,7 @@ def write_banks(path: Path, instrument: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.training
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_all_banks_get_a_model_and_are_combined(
     tmp_path: Path, indices: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
