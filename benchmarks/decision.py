@@ -46,6 +46,7 @@ def main(
     seed: int = 1,
     model: Annotated[str, typer.Option(help="Address of a model.")] = "packaged:batio3-nomad",
     drifted: Annotated[bool, typer.Option(help="Instruments without a calibration.")] = False,
+    refine: Annotated[bool, typer.Option(help="Or the model's predictions alone.")] = True,
     pseudo: Annotated[list[Path] | None, typer.Option(help="Pseudo-experiments (NPZ).")] = None,
     rows: Annotated[Path | None, typer.Option(help="JSON lines, one per draw.")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Write the figures.")] = None,
@@ -53,7 +54,7 @@ def main(
     loaded = load_model(model, use_library=False)
     figures = {}
     if draws:
-        results = list(rows_of_draws(loaded, draws, seed, rows, drifted=drifted))
+        results = list(rows_of_draws(loaded, draws, seed, rows, drifted=drifted, refine=refine))
         figures["draws"] = summary(results, loaded)
     for path in pseudo or []:
         for calibrated in (True, False):
@@ -68,7 +69,7 @@ def main(
 
 
 def rows_of_draws(
-    model: LoadedModel, count: int, seed: int, path: Path | None, *, drifted: bool
+    model: LoadedModel, count: int, seed: int, path: Path | None, *, drifted: bool, refine: bool
 ) -> Iterator[Row]:
     campaign = model.predictor.campaign
     simulator, effects = simulator_for(campaign), campaign.measurement_effects
@@ -92,7 +93,9 @@ def rows_of_draws(
                         Measurement(profile, gridded, calibration, drifted, [], prepared)
                     )
                     truths.append((int(drawn.phase[row]), drawn.cells[row].tolist()))
-            predicted = refine_predictions(predict_measurements(measurements, model), model.refiner)
+            predicted = predict_measurements(measurements, model)
+            if refine:
+                predicted = refine_predictions(predicted, model.refiner)
             done[task] = [row_of(*pair, task=task) for pair in zip(predicted, truths, strict=True)]
             if path is not None:
                 with path.open("a", encoding="utf-8") as file:

@@ -12,7 +12,13 @@ The misfits m of the phases and the proposed probabilities p together give the p
 
 with coefficients fitted by maximum likelihood on held-out draws. The 90 % intervals are conformal
 (Lei et al., J. Am. Stat. Assoc. 113 (2018) 1094): the quantile, over held-out draws, of the error
-in units of the standard uncertainty that follows from the misfit.
+in a unit, which is the standard uncertainty σ that follows from the misfit m, times
+
+.. math:: (m / m_0)^{\beta_1} (\sigma / \sigma_0)^{\beta_2} .
+
+Peaks that differ from the nominal ones shift a cell however well it fits: errors shrink less than σ
+where the misfit is small. Without these powers, which are fitted by quantile regression, intervals
+of sharp measurements would be too narrow, and those of others too wide.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,6 +48,10 @@ _AGREE = 1.02  # searches whose misfits differ by less than this factor have the
 _RESOLUTION = 1e-6  # misfits below this are rounding (single precision), and may be negative
 _BEST = 3e-3  # misfit of a measured profile with the best statistics
 _DRIFT = 3e-4  # relative error of lengths from an instrument that was not calibrated
+# Of models that were saved without powers, of lengths: β₁; the limit over m at either end of the
+# misfits that draws have, and over m₀, of which the intervals stay as wide as they were. Chosen on
+# 6,000 draws of BaTiO₃ on NOMAD, whose coverage it evens out from 0.81–0.96 to 0.88–0.92 by misfit.
+_OLD_POWER, _OLD_MISFITS = -0.3, (30.0, 12.0, 1.0)
 
 
 class PhaseFits(NamedTuple):
@@ -69,6 +79,7 @@ class Robust(CellSearch):
     head: Tensor
     stretch: Tensor
     limit: Tensor
+    sharpness: Tensor
     is_length: Tensor
 
     def __init__(self, config: GuidedConfig) -> None:
@@ -81,6 +92,11 @@ class Robust(CellSearch):
         # Of measurements with, then without their own calibration.
         self.register_buffer("stretch", torch.ones(2, phases, parameters, dtype=torch.float64))
         self.register_buffer("limit", torch.ones(1, dtype=torch.float64))
+        # Powers of the misfit and of the standard uncertainty; the logarithms of both at the lower
+        # end, the middle (m₀, σ₀) and the upper end of what draws have.
+        shape = phases, parameters, 2, 4
+        self.register_buffer("sharpness", torch.zeros(shape, dtype=torch.float64))
+        self.register_load_state_dict_pre_hook(_add_sharpness)  # type: ignore[no-untyped-call]
         self.register_buffer("is_length", torch.tensor(config.pattern.is_length), persistent=False)
 
     def forward(self, profiles: Tensor, phase: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -302,7 +318,27 @@ class Robust(CellSearch):
         drift = _DRIFT * self.physical(fits.values, phase) / self.half_range[phase]
         drift = torch.where(self.is_length, drift, torch.zeros_like(drift))
         drift = drift * (~calibrated)[:, None]
-        return (fits.spread**2 + drift**2).sqrt().clamp(min=1e-9)
+        power, low, middle, high = self.sharpness[phase].unbind(dim=-1)
+        logarithms = sharpness_features(fits).clamp(low, high) - middle
+        spread = fits.spread * (power * logarithms).sum(dim=-1).exp()
+        return (spread**2 + drift**2).sqrt().clamp(min=1e-9)
+
+
+def sharpness_features(fits: PhaseFits) -> Tensor:
+    """Return logarithms of the misfit and of the uncertainties, (n, n_parameters, 2)."""
+    misfit = of_phase(fits.misfit, fits.logits.argmax(dim=1))[:, None].expand_as(fits.spread)
+    return torch.stack([misfit, fits.spread], dim=-1).clamp(min=1e-12).log()
+
+
+def _add_sharpness(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Give a saved model that has no powers the usual one."""
+    if f"{prefix}sharpness" in state or not isinstance(module, Robust):
+        return
+    values = torch.zeros_like(module.sharpness)
+    ends = torch.log(state[f"{prefix}limit"].to(values) / values.new_tensor(_OLD_MISFITS))
+    values[..., 0, 0] = torch.where(module.is_length, _OLD_POWER, 0.0)
+    values[..., 0, 1:] = ends
+    state[f"{prefix}sharpness"] = values
 
 
 @contextmanager

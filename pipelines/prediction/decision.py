@@ -43,7 +43,7 @@ class Weights(NamedTuple):
 
 # Of a model whose probabilities were calibrated on simulated measurements, and of one that knows
 # the patterns of ideal samples alone. See docs/explanation/intervals.md, "One decision".
-CALIBRATED = Weights(model=1 / 3, library=0.0, refinement=2 / 3, doubt=1e-3)
+CALIBRATED = Weights(model=0.4, library=0.0, refinement=0.6, doubt=1e-3)
 UNCALIBRATED = Weights(model=0.2, library=0.2, refinement=0.6, doubt=0.05)
 _DOUBT = 1e-3  # share of the others' probability that goes to all phases alike
 
