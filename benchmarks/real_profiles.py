@@ -1,20 +1,24 @@
-"""Measure predictions for real profiles: silicon, diamond and SrTiO3, from TOML to cell.
+"""Refine real profiles the way a user does, and compare with certified cells and with GSAS-II.
 
-    python benchmarks/real_profiles.py MEASURED_FOLDER [--work DIR]
+    python benchmarks/real_profiles.py FOLDER [--json OUT] [--gsas2] [--case NAME]
 
-MEASURED_FOLDER holds nomad_si640e, nomad_diamond and gem_srtio3. For each profile a campaign is
-written and simulated, a model trained, the profile ingested, validated and predicted, by the
-commands that a user types. The remaining error is traced to the calibration by refining with others
-than the campaign's: the header's nominal difC, or (GEM) the instrument file of another cycle.
+FOLDER holds cases.toml (benchmarks/_real_cases.py has the format): profiles, instruments,
+structures and what is known of the sample. Each case is one `bragg refine` in a process of its own,
+each profile of a series and of a case to refuse by itself. Printed are for each result the lengths
+with statistical and calibration uncertainty, the reference, z = (result − reference) over the
+root of the sum of squares of both and the reference's own, R_wp, and the seconds of the whole
+command. With --gsas2 GSAS-II refines the same points with the same calibration, staged as is usual
+there. A run of all cases replaces the table in docs/measured.md.
 """
 
 import json
-import shlex
+import math
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,247 +27,289 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bragg_data.campaign import load_campaign
-from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.instrument.instprm import read_instruments
-from bragg_data.measurement.load import load_measurements
-from bragg_data.refinement.rietveld import Refiner
-from pipelines.cli.style import with_uncertainty
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # a script's own directory is on the path, the project's is not
+
+from benchmarks._gsas2_refinement import refine_by_gsas2  # noqa: E402
+from benchmarks._real_cases import Case, CasesError, ProfileFile, load_cases  # noqa: E402
+
+_PAGE = ROOT / "docs/measured.md"
+_BEGIN, _END = "<!-- real_profiles.py: begin -->", "<!-- real_profiles.py: end -->"
+_SECONDS = 600.0  # time limit of a refinement
 
 console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
 
 
-@dataclass(frozen=True)
-class Structure:
-    """A phase of a campaign. Its cell is the truth, or that of a rival structure."""
+def refine(
+    case: Case, profiles: Sequence[ProfileFile], directory: Path
+) -> tuple[list[dict[str, Any]], str, float]:
+    """Run `bragg refine`; its results, the error if it refuses, and the seconds it took.
 
-    name: str
-    group: str
-    a: float
-    c: float
-    atoms: str  # label, element, x, y, z, Uiso (Å²)
+    Raises a RuntimeError if it fails without saying why.
+    """
+    instrument, calibration = case.instrument_paths
+    words = [sys.executable, "-m", "pipelines.refine"]
+    words += list(dict.fromkeys(str(case.path(p.file)) for p in profiles))
+    for cif in case.cif_paths(directory):
+        words += ["--cif", str(cif)]
+    words += ["--instrument", str(instrument), "--json"]
+    words += ["--calibration", str(calibration)] if case.calibration else []
+    for profile in profiles:
+        words += [] if profile.bank is None else ["--bank", str(profile.bank)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=directory,
+            env=environment,
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{case.name}: it took longer than {_SECONDS:g} s") from error
+    seconds = time.perf_counter() - began
+    if done.returncode == 0:
+        results: list[dict[str, Any]] = json.loads(done.stdout)
+        return results, "", seconds
+    reason = " ".join(done.stderr.split())
+    if "Traceback" in reason or not reason:
+        raise RuntimeError(f"{case.name}: {done.stderr[-2000:] or done.stdout[-2000:]}")
+    return [], reason, seconds
 
-    @property
-    def known(self) -> dict[str, float]:
-        return {"a": self.a} if self.a == self.c else {"a": self.a, "c": self.c}
+
+def z_scores(
+    cell: Mapping[str, float], variances: Sequence[Mapping[str, float]], case: Case
+) -> dict[str, float]:
+    """Return (result − reference)/standard uncertainty of each length with a reference.
+
+    ``variances`` are standard uncertainties in Å to be combined with the reference's own.
+    """
+    scores = {}
+    for name, reference in case.reference.items():
+        parts = [float(u.get(name) or 0.0) for u in variances] + [case.uncertainty[name]]
+        scores[name] = (cell[name] - reference) / max(math.hypot(*parts), 1e-12)
+    return scores
 
 
-@dataclass(frozen=True)
-class Case:
-    """A measured profile: its bank, a campaign's grid, the right phase, and a rival."""
+def gsas2_result(case: Case, profiles: Sequence[ProfileFile], location: str | None) -> Any:
+    """Return cell, esd and Rwp by GSAS-II, or why there are none."""
+    began = time.perf_counter()
+    try:
+        result = refine_by_gsas2(case, profiles, location)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    first = result["phases"][0]
+    return result | {
+        "cell": first["cell"],
+        "esd": first["esd"],
+        "rwp": result["rwp"] / 100,
+        "seconds": time.perf_counter() - began,
+    }
 
-    name: str
-    file: str
-    instrument: str
-    bank: int
-    two_theta: float
-    grid: tuple[float, float, int]  # start (µs), relative step, points
-    microstrain: float
-    phases: tuple[Structure, Structure]
+
+def listed_gsas2(case: Case, profiles: Sequence[ProfileFile]) -> dict[str, Any] | None:
+    """Return the result of GSAS-II that the file of cases lists for a single profile."""
+    if not case.gsas2 or len(profiles) != 1:
+        return None
+    values = case.gsas2[case.profiles.index(profiles[0])].model_dump(exclude_none=True)
+    names = [name for name in "abc" if name in values]
+    return {
+        "cell": {name: values[name] for name in names},
+        "esd": {name: values.get(f"esd_{name}", 0.0) for name in names},
+        "rwp": values["rwp"] / 100,
+    }
 
 
-def _diamond_like(element: str, a: float, u: float) -> tuple[Structure, Structure]:
-    """Return diamond's structure, and lonsdaleite's, whose layers are the same, stacked ABAB."""
-    cubic = f"{element}1 {element} 0.125 0.125 0.125 {u}"
-    hexagonal = f"{element}1 {element} 0.333333 0.666667 0.0625 {u}"
-    return (
-        Structure("cubic", "F d -3 m:2", a, a, cubic),
-        Structure("hexagonal", "P 63/m m c", a / 2**0.5, a * 2 / 3**0.5, hexagonal),
+def row_of(
+    case: Case, profiles: Sequence[ProfileFile], gsas2: dict[str, Any] | None, directory: Path
+) -> dict[str, Any]:
+    """Run a case, or a profile of a series, and compare."""
+    results, reason, seconds = refine(case, profiles, directory)
+    accepted = [result for result in results if result["accepted"]]
+    row: dict[str, Any] = {
+        "case": case.name,
+        "files": [profile.file for profile in profiles],
+        "phases": [],
+        "reference": case.reference,
+        "reference_kind": case.reference_kind,
+        "z": {},
+        "z_gsas2": {},
+        "gsas2": gsas2,
+        "rwp": None,
+        "seconds": round(seconds, 2),
+        "refused": not results or len(accepted) < len(results),
+        "refusal_expected": case.refuse,
+        "reasons": [reason] if reason else [t for r in results for t in r["reasons"]],
+        "weight_percent": {},
+        "weight_error": {},
+    }
+    if results:
+        best = results[0]
+        row |= {"phases": best["phases"], "rwp": best["rwp"]}
+        row |= {k: best.get(k) for k in ("banks", "reduced_chi2", "unexplained_lines", "at_bounds")}
+        row["refine_seconds"] = best["seconds"]
+        first = best["phases"][0]
+        uncertainties = [first["su"], first["su_calibration"]]
+        row["z"] = z_scores(first["cell"], uncertainties, case)
+        row["weight_percent"] = {p["name"]: p["weight_percent"] for p in best["phases"]}
+        row["weight_error"] = {
+            name: row["weight_percent"].get(name, 0.0) - weighed
+            for name, weighed in case.weight_percent.items()
+        }
+    if gsas2 and "cell" in gsas2 and set(case.reference) <= set(gsas2["cell"]):
+        row["z_gsas2"] = z_scores(gsas2["cell"], [gsas2["esd"]], case)
+    return row
+
+
+def with_uncertainties(value: float, *uncertainties: float) -> str:
+    """Return a value with its uncertainties in units of its last digit, by the rule of 19."""
+    sizes = [u for u in uncertainties if u > 0]
+    if not sizes:
+        return f"{value:.5f}"
+    digits = max(0, -math.floor(math.log10(min(sizes))))
+    digits += round(min(sizes) * 10**digits) == 1
+    return f"{value:.{digits}f}" + "".join(f"({round(u * 10**digits)})" for u in uncertainties)
+
+
+def cells_of_table(row: Mapping[str, Any]) -> list[str]:
+    """Return the row of the table as text."""
+    first = row["phases"][0] if row["phases"] else None
+    lengths = list(row["reference"]) or ([n for n in "abc" if first["su"].get(n)] if first else [])
+
+    def listed(values: Mapping[str, float], form: str) -> str:
+        return ", ".join(f"{name} {format(values[name], form)}" for name in values)
+
+    result = ", ".join(
+        f"{n} " + with_uncertainties(first["cell"][n], first["su"][n], first["su_calibration"][n])
+        for n in lengths
+        if first
     )
-
-
-_A, _C = 5.511663, 7.804635
-_MEAN = (_A * _A * _C / 4) ** (1 / 3)
-_TETRAGONAL = """Sr1 Sr 0 0.5 0.25 0.0021
-Ti1 Ti 0 0 0 0.0021
-O1 O 0 0 0.25 0.0040
-O2 O 0.244 0.744 0 0.0030"""
-_CUBIC = """Sr1 Sr 0 0 0 0.0021
-Ti1 Ti 0.5 0.5 0.5 0.0021
-O1 O 0.5 0.5 0 0.0040"""
-_SRTIO3 = (
-    Structure("tetragonal", "I 4/m c m", _A, _C, _TETRAGONAL),
-    Structure("cubic", "P m -3 m", _MEAN, _MEAN, _CUBIC),
-)
-_NOMAD = (
-    "nomad_si640e/NOMAD_2023A_five_banks_Shifter_Si_640e_instrument_file.instprm",
-    4,
-    120.4,
-    # The paper's steps from 2,000 to 16,000 µs, where GSAS-II refined this instrument file: below,
-    # it has no Gaussian width; above, the profiles end in a cut line.
-    (2000.0, 0.0009381, 2217),
-    1000.0,
-)
-_GEM = "gem_srtio3/gem05984.gss", "gem_srtio3/SRTIO3_5K.EXP"
-_GEM_OF_ANOTHER_CYCLE = "gem_srtio3/GEM.instprm"
-_SILICON, _DIAMOND = _diamond_like("Si", 5.43118, 0.0059), _diamond_like("C", 3.56713, 0.0020)
-CASES = (
-    Case("silicon", "nomad_si640e/bank4_pattern.csv", *_NOMAD, _SILICON),
-    Case("diamond", "nomad_diamond/NOM_127827.gsa", *_NOMAD, _DIAMOND),
-    Case("srtio3-bank3", *_GEM, 3, 91.37, (2260.0, 0.001, 2160), 500.0, _SRTIO3),
-    Case("srtio3-bank4", *_GEM, 4, 154.46, (2040.0, 0.0008, 2710), 500.0, _SRTIO3),
-)
-
-
-def write_campaign(case: Case, measured: Path, directory: Path) -> None:
-    """Write campaign, CIFs and calibrations; cells lie within 3 % of the known ones."""
-    directory.mkdir(parents=True, exist_ok=True)
-    banks = read_instruments(measured / case.instrument)
-    (bank,) = (b for b in banks if abs(b.two_theta - case.two_theta) < 0.1)
-    calibration = bank.with_parameters(bank=case.bank)
-    (directory / "campaign.instprm").write_text(calibration.instprm)
-    start, step, points = case.grid
-    toml = f"""name = "{case.name}"
-seed = 1
-sampling = "sobol"
-instrument.file = "campaign.instprm"
-tof = {{ start = {start}, relative_step = {step}, points = {points} }}
-broadening.microstrain = {case.microstrain}
-"""
-    for phase in case.phases:
-        ranges = "\n".join(
-            f"cell.{name} = {{ low = {0.97 * value:.5f}, high = {1.03 * value:.5f} }}"
-            for name, value in phase.known.items()
+    expected = listed(row["reference"], ".6g")
+    rwp = f"{100 * row['rwp']:.2f} %" if row["rwp"] is not None else ""
+    gsas2, theirs = row["gsas2"] or {}, ""
+    if "cell" in gsas2:
+        theirs = ", ".join(
+            f"{n} {with_uncertainties(gsas2['cell'][n], gsas2['esd'][n])}"
+            for n in lengths
+            if n in gsas2["cell"]
         )
-        toml += f"""
-[[phases]]
-name = "{phase.name}"
-cif = "{phase.name}.cif"
-samples = {1000 if len(phase.known) == 1 else 3000}
-{ranges}
-"""
-        gamma = 120 if phase.name == "hexagonal" else 90
-        (directory / f"{phase.name}.cif").write_text(
-            f"data_{phase.name}\n_symmetry_space_group_name_H-M '{phase.group}'\n"
-            f"_cell_length_a {phase.a:.6f}\n_cell_length_b {phase.a:.6f}\n"
-            f"_cell_length_c {phase.c:.6f}\n"
-            f"_cell_angle_alpha 90\n_cell_angle_beta 90\n_cell_angle_gamma {gamma}\nloop_\n"
-            f"_atom_site_label\n_atom_site_type_symbol\n_atom_site_fract_x\n_atom_site_fract_y\n"
-            f"_atom_site_fract_z\n_atom_site_U_iso_or_equiv\n{phase.atoms}\n"
-        )
-    (directory / "campaign.toml").write_text(toml)
+        theirs += f"; {100 * gsas2['rwp']:.2f} %"
+    weights = ", ".join(f"{n} {error:+.2f} %" for n, error in row["weight_error"].items())
+    status = "refused" if row["refused"] else ""
+    status += " (expected)" if row["refused"] and row["refusal_expected"] else ""
+    status = status or ("accepted, wrongly" if row["refusal_expected"] else "")
+    name = row["case"] if len(row["files"]) != 1 else f"{row['case']}: {row['files'][0]}"
+    z = listed(row["z"], "+.2f")
+    notes = "; ".join(filter(None, [status, weights]))
+    return [name, result, expected, z, rwp, theirs, f"{row['seconds']:.1f}", notes]
 
 
-def predict(case: Case, measured: Path, directory: Path, figures: Path) -> dict[str, Any]:
-    """Go from a campaign file to the refined cell."""
-    began, seconds, warned = time.perf_counter(), dict[str, float](), list[str]()
-    file, right = measured / case.file, case.phases[0]
-    here, images = shlex.quote(str(directory)), shlex.quote(str(figures / case.name))
-    data = f"--store {here}/store"
-    tracking = f"--tracking {shlex.quote(f'sqlite:///{directory.absolute()}/mlflow.db')}"
-    bank = f"--bank {case.bank}"
-    if file.suffix != ".gsa":  # whose header states the angle
-        bank += f" --two-theta {case.two_theta}"
-
-    def command(name: str, line: str) -> str:
-        words, start = [sys.executable, "-m", f"pipelines.{name}"], time.perf_counter()
-        words += shlex.split(line)
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}")
-        seconds[name] = round(time.perf_counter() - start, 1)
-        warned.extend(f"{name}: {t}" for t in done.stderr.splitlines() if "Warning" in t)
-        return done.stdout
-
-    write_campaign(case, measured, directory)
-    (directory / "labels.csv").write_text(
-        f"file,bank,phase,{','.join(right.known)}\n"
-        f"{file.name},{case.bank},{right.name},{','.join(map(str, right.known.values()))}\n"
-    )
-    profile = f"{shlex.quote(str(file))} {bank}"
-    campaign = f"--campaign {here}/campaign.toml"
-    command("simulate", f"{campaign} --yes {data}")
-    command("train", f"guided --preset quick --state {here}/training {data} {tracking}")
-    calibration = f"--instrument {here}/campaign.instprm --labels {here}/labels.csv"
-    command("ingest", f"{profile} {calibration} --into measured {campaign} {data}")
-    written = f"--json {here}/validation.json --figures {images}"
-    command("validate", f"--data measured-v1 {written} {data} {tracking}")
-    (validated,) = json.loads((directory / "validation.json").read_text())[0]["samples"]
-    options = f"--instrument {here}/campaign.instprm --refine --json --plot {images}.png"
-    (prediction,) = json.loads(command("predict", f"{profile} {options} {tracking}"))
-    same = validated["predictions"]["guided"], prediction
-    assert abs(same[0]["cell"]["a"] / same[1]["cell"]["a"] - 1) < 1e-5, "validate, predict differ"
-    times = {"seconds": seconds, "all_seconds": time.perf_counter() - began}
-    return {"case": case, "prediction": prediction, **times, "warned": warned}
+_HEADINGS = ["case", "result (Å)", "reference", "z", "R_wp", "GSAS-II", "s", "notes"]
 
 
-def errors_of(case: Case, phase: str, cell: dict[str, float]) -> np.ndarray:
-    """Return the relative errors of a, b and c in 1e-4."""
-    known = next(p.known for p in case.phases if p.name == phase)
-    return np.array([1e4 * (cell[name] / known.get(name, known["a"]) - 1) for name in "abc"])
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return sentences about all rows."""
+    judged = [row for row in rows if row["reference_kind"] in ("certificate", "published")]
+    lines = []
+    for name, who in (("z", "this project"), ("z_gsas2", "GSAS-II, without a calibration part")):
+        scores = np.array([z for row in judged for z in row[name].values()])
+        if len(scores):
+            rms = float(np.sqrt((scores**2).mean()))
+            largest = float(np.abs(scores).max())
+            lines.append(f"{who}: rms z {rms:.2f}, largest |z| {largest:.2f} of {len(scores)}")
+    pairs = [
+        (row["phases"][0]["cell"][n] - row["gsas2"]["cell"][n])
+        / max(math.hypot(row["phases"][0]["su"].get(n) or 0.0, row["gsas2"]["esd"][n]), 1e-12)
+        for row in rows
+        if row["phases"] and row["gsas2"] and "cell" in row["gsas2"]
+        for n in "abc"
+        if row["gsas2"]["esd"].get(n)
+    ]
+    ratios = [
+        row["rwp"] / row["gsas2"]["rwp"]
+        for row in rows
+        if row["rwp"] is not None and row["gsas2"] and "cell" in row["gsas2"]
+    ]
+    if pairs:
+        within = sum(abs(pair) <= 1.5 for pair in pairs)
+        lines.append(f"within 1.5 combined statistical uncertainties of GSAS-II: {within} of "
+                     f"{len(pairs)} lengths")  # fmt: skip
+    if ratios:
+        lines.append(f"R_wp at most 1.03 of GSAS-II's: {sum(r <= 1.03 for r in ratios)} of "
+                     f"{len(ratios)}, median ratio {np.median(ratios):.3f}")  # fmt: skip
+    wrong = [row["case"] for row in rows if row["refused"] != row["refusal_expected"]]
+    lines.append(f"refused or accepted as expected: {len(rows) - len(wrong)} of {len(rows)}"
+                 + (f" (not {', '.join(dict.fromkeys(wrong))})" if wrong else ""))  # fmt: skip
+    errors = [abs(e) for row in rows for e in row["weight_error"].values()]
+    if errors:
+        lines.append(f"weight fractions: mean error {np.mean(errors):.2f} %, of {len(errors)}")
+    return lines
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Relative errors in 1e-4, of the length that is furthest off")
-    headings = "profile,is,model,library,refined,error,mean,Rwp,χ² red.,system right,s"
-    for name in headings.split(","):
-        left = name in ("profile", "is", "refined")
-        table.add_column(name, justify="left" if left else "right", no_wrap=left)
-    for row in rows:
-        case, prediction = row["case"], row["prediction"]
-        model = prediction["evidence"][0]
-        three = model, prediction["library_match"], prediction["refined"]
-        all_errors = [errors_of(case, cell["phase"], cell["cell"]) for cell in three]
-        worst = [f"{max(errors, key=abs):+.2f}" for errors in all_errors]
-        fit, right = prediction["refined"], case.phases[0].name
-        cell = " ".join(
-            f"{p} {with_uncertainty(fit['cell'][p], fit['su'][p])}" for p in fit["free_parameters"]
-        )
-        starts = f"{model['phase']} {worst[0]}", f"{three[1]['phase']} {worst[1]}"
-        quality = f"{100 * fit['rwp']:.2f} %", f"{fit['reduced_chi2']:.1f}"
-        refined = f"{fit['phase']} {cell} Å", worst[2], f"{all_errors[2].mean():+.2f}", *quality
-        accurate = ", ".join("yes" if cell["phase"] == right else "no" for cell in three)
-        table.add_row(case.name, right, *starts, *refined, accurate, f"{row['all_seconds']:.0f}")
-    console.print(table)
-
-
-def explain(case: Case, measured: Path, directory: Path, table: Table) -> None:
-    """Refine with several calibrations, a row of the table for each."""
-    refiner = Refiner(load_campaign(directory / "campaign.toml"))
-    campaign, right = refiner.campaign, case.phases[0]
-    # Not from the known cell, where a fit may stop at once.
-    start = campaign.phases[0].cell * np.repeat([1.001, 1.0], 3)
-    angle = None if case.file.endswith(".gsa") else case.two_theta
-    calibrations: dict[str, Path | None] = {"campaign": directory / "campaign.instprm"}
-    if case.name == "diamond":
-        calibrations["header"] = None
-    elif case.name != "silicon":
-        calibrations["another cycle"] = measured / _GEM_OF_ANOTHER_CYCLE
-    for name, path in calibrations.items():
-        (profile,) = load_measurements(measured / case.file, campaign, path, case.bank, angle)
-        assert profile.calibration is not None
-        for zero in (False, True) if name == "campaign" else (False,):
-            (fit,) = refiner.refine(profile.gridded, [(0, start)], tzero=zero)
-            cell = dict(zip(CELL_PARAMETERS, fit.cell.tolist(), strict=True))
-            errors = errors_of(case, right.name, cell)
-            table.add_row(
-                case.name,
-                name + ", Zero refined" * zero,
-                f"{profile.calibration.difc:.2f}",
-                *(f"{value:+.2f}" for value in (errors[0], errors[2], errors.mean())),
-                f"{100 * fit.pattern_fit.rwp:.2f} %",
-            )
+def page_with_table(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a page whose part between the marks is the table and its summary."""
+    table = ["| " + " | ".join(_HEADINGS) + " |", "|" + "---|" * len(_HEADINGS)]
+    table += [
+        "| " + " | ".join(t.replace("|", "/") for t in cells_of_table(r)) + " |" for r in rows
+    ]
+    text = "\n".join([_BEGIN, "", *table, "", *(f"- {line}" for line in summary(rows)), "", _END])
+    if page.count(_BEGIN) != 1 or page.count(_END) != 1:
+        return f"{page.rstrip()}\n\n{text}\n".lstrip()
+    before, after = page.split(_BEGIN)[0], page.split(_END)[1]
+    return before + text + after
 
 
 def main(
-    measured: Annotated[Path, typer.Argument(help="Folder of the measured profiles.")],
-    work: Annotated[Path | None, typer.Option(help="By default a temporary directory.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder with cases.toml.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the rows to this file.")
+    ] = None,
+    gsas2: Annotated[bool, typer.Option("--gsas2", help="Refine by GSAS-II, too.")] = False,
+    case: Annotated[list[str] | None, typer.Option(help="Only this case; may be repeated.")] = None,
+    gsas2_path: Annotated[
+        str | None, typer.Option(envvar="BRAGG_GSAS2_PATH", help="Directory that holds GSASII.")
+    ] = None,
+    page: Annotated[
+        Path, typer.Option(help="Page whose table is replaced when all cases are run.")
+    ] = _PAGE,
 ) -> None:
+    try:
+        cases = load_cases(folder)
+    except CasesError as error:
+        sys.exit(str(error))
+    names = [c.name for c in cases]
+    if unknown := set(case or ()) - set(names):
+        sys.exit(f"There is no case {', '.join(sorted(unknown))}: the file has {', '.join(names)}.")
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        work = work or Path(temporary)
-        (work / "figures").mkdir(parents=True, exist_ok=True)
-        rows: list[dict[str, Any]] = []
-        for case in CASES:
-            rows.append(predict(case, measured, work / case.name, work / "figures"))
-            console.print(f"{case.name}: seconds {rows[-1]['seconds']}", soft_wrap=True)
-        show(rows)
-        for warning in dict.fromkeys(text for row in rows for text in row["warned"]):
-            console.print(warning, soft_wrap=True)
-        headings = ("profile", "calibration", "difC", "a", "c", "mean", "Rwp")
-        table = Table(*headings, title="From the known cell, under other calibrations")
-        for case in CASES:
-            explain(case, measured, work / case.name, table)
-        console.print(table)
+        for of_file in cases:
+            if case and of_file.name not in case:
+                continue
+            for profiles in of_file.runs:
+                theirs = listed_gsas2(of_file, profiles)
+                if gsas2 and not of_file.refuse:
+                    theirs = gsas2_result(of_file, profiles, gsas2_path)
+                try:
+                    rows.append(row_of(of_file, profiles, theirs, Path(temporary)))
+                except RuntimeError as error:
+                    sys.exit(str(error))
+                console.print("  ".join(filter(None, cells_of_table(rows[-1]))), soft_wrap=True)
+                for reason in rows[-1]["reasons"]:
+                    console.print(f"    {reason}", soft_wrap=True)
+    table = Table(*_HEADINGS, title="Lengths with (statistical)(calibration) uncertainties")
+    for row in rows:
+        table.add_row(*cells_of_table(row))
+    console.print(table)
+    for line in summary(rows):
+        console.print(line, soft_wrap=True)
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    if not case:
+        content = page.read_text(encoding="utf-8") if page.is_file() else ""
+        page.write_text(page_with_table(content, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
