@@ -16,6 +16,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, Future, LocalCluster, Security, WorkerPlugin, as_completed
 from distributed.comm import connect
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_mp_context
 from threadpoolctl import threadpool_limits
 
 from bragg_data.isolated_process import SINGLE_THREAD
@@ -111,8 +112,16 @@ class _SingleThread(WorkerPlugin):  # type: ignore[misc]
         self._limits.restore_original_limits()
 
 
+def _preload() -> None:
+    """Let the process that local workers fork from import what simulations need, once for all."""
+    context = get_mp_context()
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["distributed", "pandas", "pipelines.simulation.simulators"])
+
+
 @contextlib.contextmanager
 def _open_local(workers: int) -> Iterator[Client]:
+    _preload()
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="bragg-workers-", ignore_cleanup_errors=True)
