@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bragg_data.instrument.instprm import TofGrid
-from bragg_data.simulation import kinematic
 
 SLOW, CRASHING, CRASHING_ONCE, FAILING = 4.01, 4.02, 4.03, 4.04
 """Lattice parameter a, in ångström, of cells that take for ever, end the process (always, or the
@@ -54,6 +53,9 @@ class RecordingGsas2(FakeGsas2):
         super().__init__(location, phases, instrument, tof)
         self.place = Path(location)
         if tof is not None:
+            # Slow to import, and not needed for the version.
+            from bragg_data.simulation import kinematic
+
             grid = TofGrid(tof[0], tof[1] / tof[0] - 1, len(tof))
             self.simulator = kinematic.Simulator(phases, instrument, grid, 1.0, 1000.0)
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares, nnls
 
 from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import Instrument, InstrumentError, instrument_of_entries
@@ -224,6 +223,8 @@ def fitted_bank(original: Density, start: Instrument, d: Array, function: str) -
     ``start`` has the positions from which the offsets of the original count, and a rough shape;
     ``function`` names the original. Raises an InstrumentError if no fit succeeds.
     """
+    from scipy.optimize import least_squares  # slow to import, and seldom needed
+
     spacings = np.geomspace(d[0], d[-1], _SPACINGS)
     tof = start.tof_from_d_spacing(spacings)
     offsets = _rough_width(start, spacings)[:, None] * _OFFSETS
@@ -345,6 +346,8 @@ def shape_parameters(d: Array, shape: PeakShape) -> dict[str, float]:
 
 def _coefficients(values: Array, *terms: Array) -> tuple[float, ...]:
     """Return non-negative coefficients of terms for values, in relative least squares."""
+    from scipy.optimize import nnls
+
     scale = np.abs(values)
     scale = np.maximum(scale, 1e-3 * scale.max())  # some may be zero
     return tuple(nnls(np.stack(terms, axis=1) / scale[:, None], values / scale)[0].tolist())
