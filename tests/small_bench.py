@@ -38,7 +38,7 @@ def short_presets(**changes: Preset) -> Presets:
         if name == "robust":
             quick = replace(quick, training_draws=900, calibration_draws=100)
         networks[name] = {**presets, "quick": changes.get(name, quick)}
-    return Presets(networks, test_draws=20, comparison_draws=2)
+    return Presets(networks, test_draws=20, comparison_draws=2, foreign_draws=10)
 
 
 @dataclass

@@ -49,6 +49,7 @@ from pipelines.training.task import TrainingEnvironment, TrainingTask
 # coverage of the intervals is known to 1 %, in a minute or two.
 _DRAWS, _DRAWS_PER_MINUTE = (300, 1000), 250
 _FEWEST_DRAWS = 100  # of each phase
+_FOREIGN_DRAWS = 100  # of each compound
 _TRAINING_DRAWS = 60_000  # of all phases together
 # Share of profiles with the right phase above which a network is not trained.
 _CLEAR = 0.99
@@ -250,7 +251,7 @@ def _presets(n_phases: int, budget: float) -> Presets:
             calibration_draws=count,
             training_draws=_TRAINING_DRAWS // n_phases if preset.stages else 0,
         )
-    return Presets(networks=networks, test_draws=count)
+    return Presets(networks=networks, test_draws=count, foreign_draws=_FOREIGN_DRAWS)
 
 
 def predict_profiles(

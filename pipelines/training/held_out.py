@@ -40,7 +40,6 @@ from pipelines.training.stage import FittedModel, TrainingContext
 _MEAN_CELL = "constant (mean cell)"
 # A model that rejects more of genuine profiles is compared with the baselines on all of them.
 _LEAST_ACCEPTED = 0.95
-_FOREIGN_DRAWS = 100  # of each compound
 _SAMPLES_PER_DRAW = 128  # samples of a data set for each draw that models are compared on
 # Phase codes, shape (n,), and cells, shape (n, 6), in ångström and degrees.
 Labels = tuple[Integers, Array]
@@ -145,7 +144,8 @@ def test_model(context: TrainingContext, predictor: Predictor, fitted: FittedMod
         result = score_model(predictor, test)
         metrics["draws_test"] = result.scores  # what versions of this model are compared by
         library["library match"] = _library_match(context, draws)
-        foreign = foreign_profiles(campaign_of(context.dataset), _FOREIGN_DRAWS)
+        of_each = context.environment.presets.foreign_draws
+        foreign = foreign_profiles(campaign_of(context.dataset), of_each)
         rejected = rejected_share(predictor, foreign)
         expected = expectation(targets, result.prediction, test.phase, test.cells, rejected)
         facts[EXPECTED] = expected.to_json()

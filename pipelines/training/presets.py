@@ -228,6 +228,7 @@ class Presets:
     # that every model is scored on: the guided network's search takes a second for each of these.
     test_draws: int = 300
     comparison_draws: int = 20
+    foreign_draws: int = 100  # of each compound that a campaign does not hold
 
     def check(self, model: str, preset: str) -> None:
         """Refuse, with a `TrainError` that names those it has, a preset that a model lacks."""

@@ -23,7 +23,6 @@ import pytest
 
 from pipelines import __main__ as bragg
 from pipelines.end_to_end import material
-from pipelines.training import held_out
 from tests.conftest import FIRST_COMMAND, link_indices
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +96,7 @@ def test_every_block_runs(page, tmp_path, environment, tracking_in, request, mon
     # Models are calibrated and tested on fewer profiles than a user's.
     monkeypatch.setattr(material, "_DRAWS", 60)
     monkeypatch.setattr(material, "_FEWEST_DRAWS", 60)
-    monkeypatch.setattr(held_out, "_FOREIGN_DRAWS", 10)
+    monkeypatch.setattr(material, "_FOREIGN_DRAWS", 10)
     for block in blocks_of(page):
         if block.language in ("text", "toml"):
             Path(block.title).write_text(block.text, encoding="utf-8")

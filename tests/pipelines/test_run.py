@@ -18,7 +18,6 @@ from catalog.tracking import Tracking
 from pipelines import predict
 from pipelines import run as main_job
 from pipelines.cli.console import run
-from pipelines.training import held_out
 from pipelines.training.presets import PRESETS, Presets
 from tests.conftest import link_indices
 
@@ -44,13 +43,13 @@ SHARES = ("accuracy", "coverage", "accepted", "rejected")
 
 def small_presets() -> Presets:
     search = replace(PRESETS["search"]["quick"], calibration_draws=40)
-    return Presets({**PRESETS, "search": {"quick": search}}, test_draws=20, comparison_draws=2)
+    presets = {**PRESETS, "search": {"quick": search}}
+    return Presets(presets, test_draws=20, comparison_draws=2, foreign_draws=5)
 
 
 def run_in(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[str, str]:
     """Run the command with short presets in a folder; return what it printed, and its errors."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(held_out, "_FOREIGN_DRAWS", 5)
     result = CliRunner().invoke(
         main_job.app, [*arguments], obj=small_presets(), catch_exceptions=False
     )
