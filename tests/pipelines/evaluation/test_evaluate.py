@@ -26,6 +26,7 @@ from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.scoring import EvaluatedModel, held_out_sets, score_set
 from pipelines.evaluation.tables import PaperTables, number, with_interval
 from pipelines.registry.registration import load_version
+from tests.small_bench import short_presets
 
 pytestmark = pytest.mark.training
 
@@ -58,7 +59,7 @@ def tracking(
     common += ["--no-cache", "--state", str(tmp_path_factory.mktemp("state"))]
     for model, seed in (("multitask", "0"), ("multitask", "1"), ("transfer", "0")):
         arguments = [model, "--seed", seed, *common]
-        CliRunner().invoke(train.app, arguments, catch_exceptions=False)
+        CliRunner().invoke(train.app, arguments, obj=short_presets(), catch_exceptions=False)
     return place
 
 

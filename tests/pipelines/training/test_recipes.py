@@ -362,7 +362,7 @@ def as_the_version_before_saved_it(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "stage", "epochs"), [("multitask", "multitask", 12), ("caenn", "regressor", 12)]
+    ("model", "stage", "epochs"), [("multitask", "multitask", 6), ("caenn", "regressor", 6)]
 )
 def test_killed_and_resumed_it_comes_to_the_same_scores(
     bench: Bench,
