@@ -23,11 +23,13 @@ from bragg_data.instrument.instprm import read_banks
 from bragg_data.instrument.peak_shape import peak_shape
 from bragg_data.isolated_process import IsolatedProcess
 from bragg_data.measurement import resampling
-from bragg_data.measurement.readers import Profile, read_profiles
+from bragg_data.measurement.readers import Profile, ProfileError, read_profiles
 from bragg_data.simulation.gsas2_process import import_gsas2, setting
 
 _SMALLEST_D = 0.4  # Å, from which on GSAS-II uses a profile by default
 _LARGEST_SIZE = 10.0  # µm, from which peaks are not broadened by it
+# Of strain (1e-6) and size (µm), and the value that replaces those beyond.
+_LIMITS = {"Mustrain": (0.0, 2e4, 0.0), "Size": (0.02, _LARGEST_SIZE, _LARGEST_SIZE)}
 _STRAIN = 300.0  # 1e-6, to begin with
 _TERMS = 12  # of the background
 _CYCLES = 8
@@ -49,15 +51,18 @@ def refine_by_gsas2(
 ) -> dict[str, Any]:
     """Refine a case's phases against profiles of it, as :meth:`Gsas2Refinement.refine` does.
 
-    ``location`` is that of ``Gsas2Worker``. Raises the errors of the readers, a Gsas2Error where
-    there is no GSAS-II, and a RuntimeError if it fails.
+    Banks that the instrument file does not have are left out. ``location`` is that of
+    ``Gsas2Worker``. Raises the errors of the readers, a Gsas2Error where there is no GSAS-II, and a
+    RuntimeError if it fails.
     """
-    originals = read_banks(case.instrument_paths[1])
-    banks = [
-        _bank(profile, originals)
-        for file in profiles
-        for profile in read_profiles(case.path(file.file), file.bank)
-    ]
+    originals, banks = read_banks(case.instrument_paths[1]), []
+    measured = [q for p in profiles for q in read_profiles(case.path(p.file), p.bank)]
+    for profile in measured:
+        try:
+            banks.append(_bank(profile, originals))
+        except ProfileError:
+            if len(measured) == 1:
+                raise
     with closing(IsolatedProcess(_TARGET, location, name="gsas2-refinement")) as process:
         result: dict[str, Any] = process.call(
             "refine", banks, case.structures(), _TERMS, seconds=_SECONDS
@@ -112,8 +117,9 @@ class Gsas2Refinement:
         for phase in self._project.phases():
             phase.set_refinements({"Cell": True})
         self._fit()
-        self._broadening("Mustrain", (0.0, 2e4), 0.0)
-        self._broadening("Size", (0.02, _LARGEST_SIZE), _LARGEST_SIZE)
+        for name in _LIMITS:
+            self._free(name)
+            self._fit()
         for flags in ("U", "XU", "XU"):  # of the first phase: few lines are the others'
             for atom in self._project.phases()[0].atoms():
                 atom.refinement_flags = flags
@@ -158,42 +164,46 @@ class Gsas2Refinement:
             of_histogram["Size"][1][0] = _LARGEST_SIZE
             of_histogram["Mustrain"][1][0] = _STRAIN
 
-    def _broadening(self, name: str, limits: tuple[float, float], otherwise: float) -> None:
-        """Refine strain or size of each bank; where it leaves its limits, it is fixed instead.
+    def _broadening(self) -> dict[tuple[str, str, str], tuple[list[float], list[bool]]]:
+        """Values and flags of strain and size of each phase and bank."""
+        return {
+            (name, phase.name, bank): (of_bank[name][1], of_bank[name][2])
+            for name in _LIMITS
+            for phase in self._project.phases()
+            for bank, of_bank in phase.data["Histograms"].items()
+        }
 
-        A fit that left them may have lost the lines: the next one begins where the last did.
-        """
-        sc, before = self._g2.sc, Path("before.gpx").absolute()
-        fixed: set[tuple[str, str]] = set()
-        while True:
-            self._project.save()
-            shutil.copy(self._project.filename, before)
-            of_banks = {
-                (phase.name, bank): of_bank[name]
-                for phase in self._project.phases()
-                for bank, of_bank in phase.data["Histograms"].items()
-            }
-            for key, (_, values, flags, *_) in of_banks.items():
-                flags[0] = key not in fixed
-                values[0] = otherwise if key in fixed else values[0]
-            self._fit()
-            outside = {
-                key
-                for key, (_, values, *_) in of_banks.items()
-                if key not in fixed and not limits[0] < values[0] <= limits[1]
-            }
-            if not outside:
-                return
-            fixed |= outside
-            shutil.copy(before, self._project.filename)
-            self._project = sc.G2Project(gpxfile=self._project.filename)
+    def _free(self, name: str) -> None:
+        for (kind, *_), (_, flags) in self._broadening().items():
+            flags[0] = flags[0] or kind == name
 
     def _fit(self) -> None:
+        """Refine; a strain or size that leaves its limits is fixed, and the fit is repeated.
+
+        A fit that left them may have lost the lines: the next begins where that one did.
+        """
+        file, before = Path(self._project.filename), Path("before.gpx").absolute()
         self._project.data["Controls"]["data"]["max cyc"] = _CYCLES
-        self._project.do_refinements([{}])
-        rvals = self._project.data.get("Covariance", {}).get("data", {}).get("Rvals", {})
-        if not np.isfinite(rvals.get("Rwp", np.nan)):
-            raise RuntimeError(f"GSAS-II's refinement fails ({rvals.get('msg', 'no message')})")
+        while True:
+            self._project.save()
+            shutil.copy(file, before)
+            self._project.do_refinements([{}])
+            rvals = self._project.data.get("Covariance", {}).get("data", {}).get("Rvals", {})
+            if not np.isfinite(rvals.get("Rwp", np.nan)):
+                raise RuntimeError(f"GSAS-II's refinement fails ({rvals.get('msg', 'no message')})")
+            outside = [
+                key
+                for key, (values, flags) in self._broadening().items()
+                if flags[0] and not _LIMITS[key[0]][0] <= values[0] <= _LIMITS[key[0]][1]
+            ]
+            if not outside:
+                return
+            shutil.copy(before, file)
+            self._project = self._g2.sc.G2Project(gpxfile=str(file))
+            again = self._broadening()
+            for key in outside:
+                values, flags = again[key]
+                values[0], flags[0] = _LIMITS[key[0]][2], False
 
     def _result(self) -> dict[str, Any]:
         rvals = self._project.data["Covariance"]["data"]["Rvals"]
