@@ -176,7 +176,7 @@ def load_cases(folder: Path) -> list[Case]:
     for number, table in enumerate(tables, 1):
         where = f"case '{table['name']}'" if "name" in table else f"case {number}"
         try:
-            cases.append(Case.model_validate({**table, "root": folder}))
+            cases.append(Case.model_validate({**table, "root": folder.absolute()}))
         except ValidationError as error:
             for fault in error.errors():
                 place = ".".join(str(part) for part in fault["loc"])

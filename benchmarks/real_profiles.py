@@ -6,9 +6,9 @@ FOLDER holds cases.toml (benchmarks/_real_cases.py has the format): profiles, in
 structures and what is known of the sample. Each case is one `bragg refine` in a process of its own,
 each profile of a series and of a case to refuse by itself. Printed are for each result the lengths
 with statistical and calibration uncertainty, the reference, z = (result − reference) over the
-root of the sum of squares of both and the reference's own, R_wp, and the seconds of the whole
-command. With --gsas2 GSAS-II refines the same points with the same calibration, staged as is usual
-there. A run of all cases replaces the table in docs/measured.md.
+root of the sum of squares of both and the reference's own, R_wp, and the seconds of the refinement
+and of the whole command. With --gsas2 GSAS-II refines the same points with the same calibration,
+staged as is usual there. A run of all cases replaces the table in docs/measured.md.
 """
 
 import json
@@ -36,28 +36,30 @@ from benchmarks._real_cases import Case, CasesError, ProfileFile, load_cases  # 
 _PAGE = ROOT / "docs/measured.md"
 _BEGIN, _END = "<!-- real_profiles.py: begin -->", "<!-- real_profiles.py: end -->"
 _SECONDS = 600.0  # time limit of a refinement
+_UNCERTAINTIES = "su", "su_calibration"
 
 console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
 
 
 def refine(
     case: Case, profiles: Sequence[ProfileFile], directory: Path
-) -> tuple[list[dict[str, Any]], str, float]:
-    """Run `bragg refine`; its results, the error if it refuses, and the seconds it took.
+) -> tuple[list[dict[str, Any]], str]:
+    """Run `bragg refine`; its results, and the error if it refuses.
 
     Raises a RuntimeError if it fails without saying why.
     """
     instrument, calibration = case.instrument_paths
     words = [sys.executable, "-m", "pipelines.refine"]
     words += list(dict.fromkeys(str(case.path(p.file)) for p in profiles))
-    for cif in case.cif_paths(directory):
+    names = {}  # of the case, by those of the files, which the command uses
+    for cif, phase in zip(case.cif_paths(directory), case.phases, strict=True):
         words += ["--cif", str(cif)]
+        names[cif.stem] = phase.name
     words += ["--instrument", str(instrument), "--json"]
     words += ["--calibration", str(calibration)] if case.calibration else []
     for profile in profiles:
         words += [] if profile.bank is None else ["--bank", str(profile.bank)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    began = time.perf_counter()
     try:
         done = subprocess.run(
             words,
@@ -69,28 +71,32 @@ def refine(
             timeout=_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"{case.name}: it took longer than {_SECONDS:g} s") from error
-    seconds = time.perf_counter() - began
+        raise RuntimeError(f"it took longer than {_SECONDS:g} s") from error
     if done.returncode == 0:
         results: list[dict[str, Any]] = json.loads(done.stdout)
-        return results, "", seconds
+        for phase in (phase for result in results for phase in result["phases"]):
+            phase["name"] = names.get(phase["name"], phase["name"])
+            for key in ("cell", "su", "su_calibration"):  # null where nothing was determined
+                phase[key] = {k: v for k, v in (phase[key] or {}).items() if v is not None}
+        return results, ""
     reason = " ".join(done.stderr.split())
     if "Traceback" in reason or not reason:
-        raise RuntimeError(f"{case.name}: {done.stderr[-2000:] or done.stdout[-2000:]}")
-    return [], reason, seconds
+        raise RuntimeError(f"it failed: {done.stderr[-2000:] or done.stdout[-2000:]}")
+    return [], reason
 
 
 def z_scores(
-    cell: Mapping[str, float], variances: Sequence[Mapping[str, float]], case: Case
+    cell: Mapping[str, float], uncertainties: Sequence[Mapping[str, float]], case: Case
 ) -> dict[str, float]:
     """Return (result − reference)/standard uncertainty of each length with a reference.
 
-    ``variances`` are standard uncertainties in Å to be combined with the reference's own.
+    ``uncertainties`` are standard uncertainties in Å to be combined with the reference's own.
     """
     scores = {}
     for name, reference in case.reference.items():
-        parts = [float(u.get(name) or 0.0) for u in variances] + [case.uncertainty[name]]
-        scores[name] = (cell[name] - reference) / max(math.hypot(*parts), 1e-12)
+        if name in cell:
+            parts = *(u.get(name, 0.0) for u in uncertainties), case.uncertainty[name]
+            scores[name] = (cell[name] - reference) / max(math.hypot(*parts), 1e-12)
     return scores
 
 
@@ -127,11 +133,18 @@ def row_of(
     case: Case, profiles: Sequence[ProfileFile], gsas2: dict[str, Any] | None, directory: Path
 ) -> dict[str, Any]:
     """Run a case, or a profile of a series, and compare."""
-    results, reason, seconds = refine(case, profiles, directory)
+    began, error = time.perf_counter(), ""
+    try:
+        results, reason = refine(case, profiles, directory)
+    except RuntimeError as failure:  # one case does not take the others' results away
+        results, reason = [], ""
+        error = str(failure)
+    seconds = time.perf_counter() - began
     accepted = [result for result in results if result["accepted"]]
     row: dict[str, Any] = {
         "case": case.name,
         "files": [profile.file for profile in profiles],
+        "one_of": len(case.runs),  # refinements of the case
         "phases": [],
         "reference": case.reference,
         "reference_kind": case.reference_kind,
@@ -140,8 +153,9 @@ def row_of(
         "gsas2": gsas2,
         "rwp": None,
         "seconds": round(seconds, 2),
-        "refused": not results or len(accepted) < len(results),
+        "refused": not error and len(accepted) < max(len(results), 1),
         "refusal_expected": case.refuse,
+        "error": error,
         "reasons": [reason] if reason else [t for r in results for t in r["reasons"]],
         "weight_percent": {},
         "weight_error": {},
@@ -151,12 +165,11 @@ def row_of(
         row |= {"phases": best["phases"], "rwp": best["rwp"]}
         row |= {k: best.get(k) for k in ("banks", "reduced_chi2", "unexplained_lines", "at_bounds")}
         row["refine_seconds"] = best["seconds"]
-        first = best["phases"][0]
-        uncertainties = [first["su"], first["su_calibration"]]
-        row["z"] = z_scores(first["cell"], uncertainties, case)
+        first = next(p for p in best["phases"] if p["name"] == case.phases[0].name)
+        row["z"] = z_scores(first["cell"], [first[u] for u in _UNCERTAINTIES], case)
         row["weight_percent"] = {p["name"]: p["weight_percent"] for p in best["phases"]}
         row["weight_error"] = {
-            name: row["weight_percent"].get(name, 0.0) - weighed
+            name: (row["weight_percent"].get(name) or 0.0) - weighed
             for name, weighed in case.weight_percent.items()
         }
     if gsas2 and "cell" in gsas2 and set(case.reference) <= set(gsas2["cell"]):
@@ -183,9 +196,10 @@ def cells_of_table(row: Mapping[str, Any]) -> list[str]:
         return ", ".join(f"{name} {format(values[name], form)}" for name in values)
 
     result = ", ".join(
-        f"{n} " + with_uncertainties(first["cell"][n], first["su"][n], first["su_calibration"][n])
+        f"{n} "
+        + with_uncertainties(first["cell"][n], *(first[u].get(n, 0.0) for u in _UNCERTAINTIES))
         for n in lengths
-        if first
+        if first and n in first["cell"]
     )
     expected = listed(row["reference"], ".6g")
     rwp = f"{100 * row['rwp']:.2f} %" if row["rwp"] is not None else ""
@@ -198,13 +212,14 @@ def cells_of_table(row: Mapping[str, Any]) -> list[str]:
         )
         theirs += f"; {100 * gsas2['rwp']:.2f} %"
     weights = ", ".join(f"{n} {error:+.2f} %" for n, error in row["weight_error"].items())
-    status = "refused" if row["refused"] else ""
+    status = "refused" if row["refused"] else "failed" if row["error"] else ""
     status += " (expected)" if row["refused"] and row["refusal_expected"] else ""
     status = status or ("accepted, wrongly" if row["refusal_expected"] else "")
-    name = row["case"] if len(row["files"]) != 1 else f"{row['case']}: {row['files'][0]}"
+    name = row["case"] if row["one_of"] == 1 else f"{row['case']}: {row['files'][0]}"
     z = listed(row["z"], "+.2f")
     notes = "; ".join(filter(None, [status, weights]))
-    return [name, result, expected, z, rwp, theirs, f"{row['seconds']:.1f}", notes]
+    seconds = ", ".join(f"{row[n]:.1f}" for n in ("refine_seconds", "seconds") if n in row)
+    return [name, result, expected, z, rwp, theirs, seconds, notes]
 
 
 _HEADINGS = ["case", "result (Å)", "reference", "z", "R_wp", "GSAS-II", "s", "notes"]
@@ -222,11 +237,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             lines.append(f"{who}: rms z {rms:.2f}, largest |z| {largest:.2f} of {len(scores)}")
     pairs = [
         (row["phases"][0]["cell"][n] - row["gsas2"]["cell"][n])
-        / max(math.hypot(row["phases"][0]["su"].get(n) or 0.0, row["gsas2"]["esd"][n]), 1e-12)
+        / max(math.hypot(row["phases"][0]["su"].get(n, 0.0), row["gsas2"]["esd"][n]), 1e-12)
         for row in rows
         if row["phases"] and row["gsas2"] and "cell" in row["gsas2"]
         for n in "abc"
-        if row["gsas2"]["esd"].get(n)
+        if row["gsas2"]["esd"].get(n) and n in row["phases"][0]["cell"]
     ]
     ratios = [
         row["rwp"] / row["gsas2"]["rwp"]
@@ -240,7 +255,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if ratios:
         lines.append(f"R_wp at most 1.03 of GSAS-II's: {sum(r <= 1.03 for r in ratios)} of "
                      f"{len(ratios)}, median ratio {np.median(ratios):.3f}")  # fmt: skip
-    wrong = [row["case"] for row in rows if row["refused"] != row["refusal_expected"]]
+    wrong = [
+        row["case"] for row in rows if row["error"] or row["refused"] != row["refusal_expected"]
+    ]
     lines.append(f"refused or accepted as expected: {len(rows) - len(wrong)} of {len(rows)}"
                  + (f" (not {', '.join(dict.fromkeys(wrong))})" if wrong else ""))  # fmt: skip
     errors = [abs(e) for row in rows for e in row["weight_error"].values()]
@@ -292,12 +309,9 @@ def main(
                 theirs = listed_gsas2(of_file, profiles)
                 if gsas2 and not of_file.refuse:
                     theirs = gsas2_result(of_file, profiles, gsas2_path)
-                try:
-                    rows.append(row_of(of_file, profiles, theirs, Path(temporary)))
-                except RuntimeError as error:
-                    sys.exit(str(error))
+                rows.append(row_of(of_file, profiles, theirs, Path(temporary)))
                 console.print("  ".join(filter(None, cells_of_table(rows[-1]))), soft_wrap=True)
-                for reason in rows[-1]["reasons"]:
+                for reason in filter(None, [rows[-1]["error"], *rows[-1]["reasons"]]):
                     console.print(f"    {reason}", soft_wrap=True)
     table = Table(*_HEADINGS, title="Lengths with (statistical)(calibration) uncertainties")
     for row in rows:
@@ -310,6 +324,7 @@ def main(
     if not case:
         content = page.read_text(encoding="utf-8") if page.is_file() else ""
         page.write_text(page_with_table(content, rows), encoding="utf-8")
+    sys.exit(any(row["error"] for row in rows))
 
 
 if __name__ == "__main__":

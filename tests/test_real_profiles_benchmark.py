@@ -1,5 +1,6 @@
 """The benchmark of real profiles, on a folder with a made-up case: a simulated profile."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,13 @@ import pytest
 
 from benchmarks._gsas2_refinement import refine_by_gsas2
 from benchmarks._real_cases import CasesError, load_cases
-from benchmarks.real_profiles import page_with_table, summary, with_uncertainties, z_scores
+from benchmarks.real_profiles import (
+    main,
+    page_with_table,
+    summary,
+    with_uncertainties,
+    z_scores,
+)
 from bragg_data.campaign import load_campaign
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.instrument.instprm import TofGrid
@@ -113,6 +120,7 @@ def test_uncertainties_stand_behind_the_value() -> None:
 ROW = {
     "case": "made-up",
     "files": ["silicon.xye"],
+    "one_of": 1,
     "phases": [{"cell": {"a": 5.4323}, "su": {"a": 1e-4}, "su_calibration": {"a": 2e-4}}],
     "reference": {"a": 5.4321},
     "reference_kind": "published",
@@ -123,6 +131,7 @@ ROW = {
     "seconds": 1.5,
     "refused": False,
     "refusal_expected": False,
+    "error": "",
     "weight_error": {"silicon": -0.5},
 }
 
@@ -130,7 +139,7 @@ ROW = {
 def test_the_table_is_replaced_and_the_rest_of_the_page_stays() -> None:
     first = page_with_table("# Page\n\nText.\n", [ROW])
     assert first.startswith("# Page\n\nText.\n")
-    assert "| made-up: silicon.xye | a 5.43230(10)(20) | a 5.4321 | a +0.80 | 5.50 % |" in first
+    assert "| made-up | a 5.43230(10)(20) | a 5.4321 | a +0.80 | 5.50 % |" in first
     after = first + "\nMore.\n"
     assert page_with_table(after, [ROW]) == after
     assert page_with_table(after, [ROW | {"rwp": 0.06}]) == after.replace(
@@ -145,6 +154,27 @@ def test_the_summary_judges_all_rows() -> None:
     assert "within 1.5 combined statistical uncertainties of GSAS-II: 2 of 2 lengths" in lines
     assert "refused or accepted as expected: 1 of 2 (not x)" in lines
     assert "weight fractions: mean error 0.50 %, of 1" in lines
+
+
+@pytest.mark.slow
+def test_each_case_is_refined_as_a_user_does(folder: Path, tmp_path: Path) -> None:
+    written, page = tmp_path / "rows.json", tmp_path / "page.md"
+    with pytest.raises(SystemExit) as exit_:
+        main(folder, written, page=page)
+    assert not exit_.value.code
+    first, second = json.loads(written.read_text())
+    assert (first["case"], first["refused"], first["weight_percent"]["silicon"]) == (
+        "made-up",
+        False,
+        100,
+    )
+    assert abs(first["phases"][0]["cell"]["a"] - A) < 3 * first["phases"][0]["su"]["a"] < 5e-4
+    assert abs(first["z"]["a"]) < 3
+    assert first["z_gsas2"] == pytest.approx({"a": 1e-4 / np.hypot(1e-4, 1e-4)}, rel=1e-3)
+    assert 0 < first["rwp"] < 0.1
+    assert (second["case"], second["refused"]) == ("not-diamond", True)
+    assert "| made-up | a 5.432" in page.read_text()
+    assert "refused or accepted as expected: 2 of 2" in page.read_text()
 
 
 def test_gsas2_refines_the_simulated_cell(folder: Path, gsas2_location: str | None) -> None:
