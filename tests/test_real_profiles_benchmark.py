@@ -8,13 +8,7 @@ import pytest
 
 from benchmarks._gsas2_refinement import refine_by_gsas2
 from benchmarks._real_cases import CasesError, load_cases
-from benchmarks.real_profiles import (
-    main,
-    page_with_table,
-    summary,
-    with_uncertainties,
-    z_scores,
-)
+from benchmarks.real_profiles import main, page_with_table, summary, with_uncertainties, z_scores
 from bragg_data.campaign import load_campaign
 from bragg_data.crystallography.structure import phase_on_orthogonal_axes
 from bragg_data.instrument.instprm import TofGrid
