@@ -357,7 +357,7 @@ def tables_of(result: PredictionResult) -> list[tuple[list[str], list[list[str]]
 
 def _interval_row(intervals: Mapping[str, Interval | None]) -> list[str]:
     half = {name: (ends.high - ends.low) / 2 for name, ends in intervals.items() if ends}
-    texts = {n: f"±{value:{'.4f' if value >= 1e-4 else '.1g'}}" for n, value in half.items()}
+    texts = {n: f"±{value:{'.4f' if value >= 1e-4 else '.5f'}}" for n, value in half.items()}
     ends = {name: texts.get(name, NOT_DETERMINED) for name in intervals}
     return ["90 % interval", "", *(ends.get(name, "") for name in UNITS), ""]
 
