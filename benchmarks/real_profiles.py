@@ -190,7 +190,8 @@ def with_uncertainties(value: float, *uncertainties: float) -> str:
 def cells_of_table(row: Mapping[str, Any]) -> list[str]:
     """Return the row of the table as text."""
     first = row["phases"][0] if row["phases"] else None
-    lengths = list(row["reference"]) or ([n for n in "abc" if first["su"].get(n)] if first else [])
+    free = first["free_parameters"] if first else []
+    lengths = list(row["reference"]) or [name for name in free if name in "abc"]
 
     def listed(values: Mapping[str, float], form: str) -> str:
         return ", ".join(f"{name} {format(values[name], form)}" for name in values)
@@ -240,7 +241,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         / max(math.hypot(row["phases"][0]["su"].get(n, 0.0), row["gsas2"]["esd"][n]), 1e-12)
         for row in rows
         if row["phases"] and row["gsas2"] and "cell" in row["gsas2"]
-        for n in "abc"
+        for n in row["phases"][0]["free_parameters"]
         if row["gsas2"]["esd"].get(n) and n in row["phases"][0]["cell"]
     ]
     ratios = [
@@ -251,7 +252,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if pairs:
         within = sum(abs(pair) <= 1.5 for pair in pairs)
         lines.append(f"within 1.5 combined statistical uncertainties of GSAS-II: {within} of "
-                     f"{len(pairs)} lengths")  # fmt: skip
+                     f"{len(pairs)} cell parameters")  # fmt: skip
     if ratios:
         lines.append(f"R_wp at most 1.03 of GSAS-II's: {sum(r <= 1.03 for r in ratios)} of "
                      f"{len(ratios)}, median ratio {np.median(ratios):.3f}")  # fmt: skip

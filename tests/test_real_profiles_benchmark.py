@@ -115,7 +115,14 @@ ROW = {
     "case": "made-up",
     "files": ["silicon.xye"],
     "one_of": 1,
-    "phases": [{"cell": {"a": 5.4323}, "su": {"a": 1e-4}, "su_calibration": {"a": 2e-4}}],
+    "phases": [
+        {
+            "free_parameters": ["a"],
+            "cell": {"a": 5.4323},
+            "su": {"a": 1e-4},
+            "su_calibration": {"a": 2e-4},
+        }
+    ],
     "reference": {"a": 5.4321},
     "reference_kind": "published",
     "z": {"a": 0.8},
@@ -145,7 +152,9 @@ def test_the_summary_judges_all_rows() -> None:
     wrong = ROW | {"case": "x", "refused": True, "z": {"a": -2.0}, "weight_error": {}}
     lines = summary([ROW, wrong])
     assert "this project: rms z 1.52, largest |z| 2.00 of 2" in lines
-    assert "within 1.5 combined statistical uncertainties of GSAS-II: 2 of 2 lengths" in lines
+    assert (
+        "within 1.5 combined statistical uncertainties of GSAS-II: 2 of 2 cell parameters" in lines
+    )
     assert "refused or accepted as expected: 1 of 2 (not x)" in lines
     assert "weight fractions: mean error 0.50 %, of 1" in lines
 
