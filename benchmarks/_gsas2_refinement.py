@@ -108,7 +108,7 @@ class Gsas2Refinement:
         """
         self._project = self._g2.sc.G2Project(newgpx=str(Path("refinement.gpx").absolute()))
         for number, bank in enumerate(banks):
-            self._add_histogram(number, bank, terms, one_phase=len(phases) == 1)
+            self._add_histogram(number, bank, terms, single=len(phases) == 1)
         for phase in phases:
             self._add_phase(phase)
         for phase in self._project.phases():
@@ -126,7 +126,7 @@ class Gsas2Refinement:
             self._fit()
         return self._result()
 
-    def _add_histogram(self, number: int, bank: Bank, terms: int, *, one_phase: bool) -> None:
+    def _add_histogram(self, number: int, bank: Bank, terms: int, *, single: bool) -> None:
         file = Path(f"{number}.instprm").absolute()
         file.write_text(bank.instprm, encoding="utf-8")
         histogram = self._project.add_simulated_powder_histogram(
@@ -142,7 +142,7 @@ class Gsas2Refinement:
         data["Background"][0][:] = ["chebyschev-1", True, 1, low]
         histogram.set_refinements({"Background": {"no. coeffs": terms, "refine": True}})
         # Of several phases the scales of each are refined.
-        data["Sample Parameters"]["Scale"] = [1.0, one_phase]
+        data["Sample Parameters"]["Scale"] = [1.0, single]
 
     def _add_phase(self, phase: Phase) -> None:
         symbol, shift = setting(phase)

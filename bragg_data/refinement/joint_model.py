@@ -8,7 +8,7 @@ Analysis 10 (1973) 413, with Kaufman's Jacobian, BIT 15 (1975) 49).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from bragg_data.arrays import AnyFloats, Array
 from bragg_data.crystallography.structure import Phase
+from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.refinement.joint_parameters import LEAST_INVERSE, Parameter
 from bragg_data.refinement.levenberg_marquardt import Evaluation
 from bragg_data.refinement.line_factors import is_factor, line_factors
@@ -83,11 +84,13 @@ def blurred(models: Sequence[BankModel], blur: float) -> tuple[BankModel, ...]:
 
 
 def bank_model(bank: MeasuredBank, phases: Sequence[Phase], terms: int) -> BankModel:
-    """Return the model of a bank; its simulator takes about a second to build."""
-    simulator = Simulator(
-        phases, bank.instrument, bank.grid, _SIZE, _MICROSTRAIN, width_range=_WIDTHS
-    )
-    return BankModel(bank, simulator, terms)
+    """Return the model of a bank; the first one of its kind takes about a second to build."""
+    return BankModel(bank, _simulator(tuple(phases), bank.instrument, bank.grid), terms)
+
+
+@lru_cache(maxsize=16)  # frames of a series have banks alike
+def _simulator(phases: tuple[Phase, ...], instrument: Instrument, grid: TofGrid) -> Simulator:
+    return Simulator(phases, instrument, grid, _SIZE, _MICROSTRAIN, width_range=_WIDTHS)
 
 
 class BankFit(NamedTuple):

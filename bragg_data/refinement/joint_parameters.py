@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -76,6 +77,7 @@ def broadening(code: int, phase: Phase, banks: Sequence[MeasuredBank]) -> list[P
     ]
 
 
+@lru_cache(maxsize=256)  # so that refiners of the same phases share their simulators
 def with_site_groups(phase: Phase) -> Phase:
     """Return a phase whose sites have a displacement parameter each, or its elements if many.
 

@@ -2,12 +2,13 @@
 
 From coarse to fine: cells on blurred profiles, then broadening, displacement parameters and
 calibrations, then what the data show to be needed, by Schwarz's criterion (Annals of Statistics 6
-(1978) 461): background terms, displacement parameters of sites, coordinates, absorption,
-extinction, preferred orientation.
+(1978) 461): displacement parameters of sites, coordinates, absorption, extinction, preferred
+orientation.
 """
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +41,8 @@ _FIRST_TERMS = 10  # of the background, before the data decide
 _TERMS = (4, 6, 8, 10, 12, 15, 18, 22, 26, 30, 36)
 _ROUGHLY, _CONVERGED = 1.0, 0.02  # decrease of χ² over the noise that a step still has to promise
 _HOPELESS = 0.3  # share of the signal that cells have to explain to be refined further
+_IMPERFECT = 1.03  # noise from which the misfit may be that of a wrong minimum
+_TWIN = 1.0  # relative change of a cell over the width of a peak, towards another minimum
 _ROUNDS = 4  # of additions by evidence
 _AXES = tuple(f"{ORIENTATION} {hkl}" for hkl in ("0 0 1", "1 0 0", "1 1 0", "1 1 1"))
 
@@ -75,20 +78,24 @@ class JointRefiner:
             try:
                 explained, cells = captured_cells(self._levels, self.phases, starts)
                 if explained < _HOPELESS:
-                    state = _State(self._model(options, cells, cells_alone=True))
+                    state = State(self._model(options, cells, cells_alone=True))
                     state = state.minimised(_ROUGHLY)
                 else:
-                    state = _State(self._model(options, cells)).minimised(_ROUGHLY)
-                    state = state.with_terms().minimised(_ROUGHLY)
+                    state = State(self._model(options, cells)).minimised(_ROUGHLY)
+                    state = _with_twins(state.with_terms().minimised(_ROUGHLY))
                     if options.evidence:
                         state = _with_evidence(state, self.phases)
                     state = state.with_terms().minimised(_CONVERGED)
             except CrystalError as error:
                 raise RefinementError(f"These phases cannot be refined: {error}") from error
-            assert state.minimum is not None
-            return summarise(
-                state.model, state.minimum, options.calibration_su, time.perf_counter() - began
-            )
+            return self.summarised(state, options.calibration_su, time.perf_counter() - began)
+
+    def summarised(
+        self, state: "State", calibration_su: Sequence[float], seconds: float = 0.0
+    ) -> JointResult:
+        """Return the result of a state whose search has ended."""
+        assert state.minimum is not None
+        return summarise(state.model, state.minimum, calibration_su, seconds)
 
     def _model(
         self, options: JointOptions, cells: Sequence[Array], *, cells_alone: bool = False
@@ -107,13 +114,13 @@ class JointRefiner:
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
+class State:
     """A model, and where its search stands."""
 
     model: JointModel
     minimum: Minimum | None = None
 
-    def minimised(self, tolerance: float) -> "_State":
+    def minimised(self, tolerance: float) -> "State":
         """Return the state after a search down to a promise of ``tolerance`` times the noise."""
         model, n = self.model, self.model.n_points
 
@@ -129,9 +136,9 @@ class _State:
             replace(p, start=v) for p, v in zip(model.parameters, values, strict=True)
         )
         noise = _noise(minimum.residual[:n], n - len(values))
-        return _State(replace(model, parameters=parameters, noise=noise), minimum)
+        return State(replace(model, parameters=parameters, noise=noise), minimum)
 
-    def with_terms(self) -> "_State":
+    def with_terms(self) -> "State":
         """Return the state with the number of background terms of each bank that it shows."""
         banks = tuple(
             replace(bank, terms=_terms(self.model, b, self.model.start))
@@ -139,7 +146,49 @@ class _State:
         )
         if [b.terms for b in banks] == [b.terms for b in self.model.banks]:
             return self
-        return _State(replace(self.model, banks=banks), None)
+        return State(replace(self.model, banks=banks), None)
+
+
+def _with_twins(state: State) -> State:
+    """Return the state, or the better one on the other side of a higher symmetry.
+
+    Lines that hardly split may be split either way: both are minima. The other one lies along the
+    combinations of a phase's cell parameters that are determined worst, about a peak width away.
+    It is looked for where the fit is not perfect.
+    """
+    assert state.minimum is not None
+    if state.model.noise < _IMPERFECT:
+        return state
+    jacobian = state.minimum.jacobian
+    covariance = np.linalg.pinv(jacobian.T @ jacobian, hermitian=True)
+    width = min(float(np.median(m.bank.full_width / m.bank.tof)) for m in state.model.banks)
+    best = state
+    for code in range(len(state.model.phases)):
+        cell = [
+            k
+            for k, p in enumerate(state.model.parameters)
+            if p.phase == code and p.keys[0].startswith("cell_")
+        ]
+        if len(cell) < 2:
+            continue
+        values = state.model.start[cell]
+        of_cell = covariance[np.ix_(cell, cell)] / np.outer(values, values)
+        worst = np.linalg.eigh(of_cell)[1][:, -min(len(cell) - 1, 2) :].T
+        for direction in (*worst, *-worst):
+            moved = dict(zip(cell, values * (1 + _TWIN * width * direction), strict=True))
+            parameters = tuple(
+                replace(p, start=float(moved.get(k, p.start)))
+                for k, p in enumerate(state.model.parameters)
+            )
+            with suppress(CrystalError):
+                twin = State(replace(state.model, parameters=parameters)).minimised(_ROUGHLY)
+                best = min(best, twin, key=_chi2)
+    return best
+
+
+def _chi2(state: State) -> float:
+    assert state.minimum is not None
+    return float(state.minimum.residual @ state.minimum.residual)
 
 
 def _noise(residual: Array, degrees: int) -> float:
@@ -149,7 +198,7 @@ def _noise(residual: Array, degrees: int) -> float:
 
 
 def _terms(model: JointModel, number: int, point: Array) -> int:
-    """Return the number of background terms of a bank by Schwarz's criterion."""
+    """Return the number of background terms of a bank by Akaike's criterion."""
     of_bank = model.banks[number]
     patterns = [
         of_bank.bank.at_points(model.simulated(number, code, point, slopes=False)[0])
@@ -165,24 +214,26 @@ def _terms(model: JointModel, number: int, point: Array) -> int:
     residual = y - q @ (q.T @ y)
     # Of neighbouring residuals alone is correlated what no background would change.
     noise = max(float(residual @ residual) / (n - len(squares)), 1.0)
-    best = int(np.argmin(left / noise + np.array(_TERMS) * np.log(n)))
+    # Smooth terms cannot imitate lines, so that Akaike's weaker penalty (IEEE Trans. Autom. Control
+    # 19 (1974) 716) is safe; a background that is too stiff biases what overlaps.
+    best = int(np.argmin(left / noise + 2.0 * np.array(_TERMS)))
     return _TERMS[best]
 
 
-def _with_evidence(state: _State, phases: Sequence[Phase]) -> _State:
+def _with_evidence(state: State, phases: Sequence[Phase]) -> State:
     """Return the state with the parameters that the data need, the most needed ones first."""
     for _ in range(_ROUNDS):
         groups = list(_candidates(state.model, phases))
-        gains = _gains(state.model, groups)
+        decreases = gains(state.model, groups)
         n = np.log(state.model.n_points)
         worth = [
             gain / state.model.noise - n * len(group)
-            for gain, group in zip(gains, groups, strict=True)
+            for gain, group in zip(decreases, groups, strict=True)
         ]
         if not worth or max(worth) <= 0:
             return state
         added = groups[int(np.argmax(worth))]
-        state = _State(_extended(state.model, added)).minimised(_ROUGHLY)
+        state = State(_extended(state.model, added)).minimised(_ROUGHLY)
     return state
 
 
@@ -204,7 +255,7 @@ def _candidates(model: JointModel, phases: Sequence[Phase]) -> Iterator[list[Par
         yield [factor(ABSORPTION, None, "sample")]
 
 
-def _gains(model: JointModel, groups: Sequence[Sequence[Parameter]]) -> list[float]:
+def gains(model: JointModel, groups: Sequence[Sequence[Parameter]]) -> list[float]:
     """Return the decreases of χ² that undamped steps with more parameters predict.
 
     None where a step is at once against a bound, or too long to mean anything.
@@ -218,7 +269,8 @@ def _gains(model: JointModel, groups: Sequence[Sequence[Parameter]]) -> list[flo
     columns = here.jacobian[:, present:]
     columns = columns - basis @ (basis.T @ columns)
     low, high = extended.bounds
-    gains, place = [], 0
+    decreases: list[float] = []
+    place = 0
     for group in groups:
         mine = slice(place, place + len(group))
         place += len(group)
@@ -226,11 +278,11 @@ def _gains(model: JointModel, groups: Sequence[Sequence[Parameter]]) -> list[flo
         reached = extended.start[present:][mine] + step
         here_low, here_high = low[present:][mine], high[present:][mine]
         if len(group) == 1 and not here_low[0] < reached[0] < here_high[0]:
-            gains.append(0.0)
+            decreases.append(0.0)
             continue
         left = residual + columns[:, mine] @ step
-        gains.append(float(residual @ residual - left @ left))
-    return gains
+        decreases.append(float(residual @ residual - left @ left))
+    return decreases
 
 
 def _extended(model: JointModel, added: Sequence[Parameter]) -> JointModel:

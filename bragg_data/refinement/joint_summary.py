@@ -1,7 +1,6 @@
 """From the minimum of a joint refinement to its result: uncertainties, fractions, what is left."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -49,9 +48,13 @@ def summarise(
     banks = tuple(_bank(model, b, point, fits[b].scales, su) for b in range(len(fits)))
     weights, su_weights = _weights(model, fits, noise)
     common = 1 / np.sqrt(sum(1 / s**2 for s in calibration_su))
+    # Where banks disagree by more than their calibrations allow, these are worse than stated
+    # (Birge, Phys. Rev. 40 (1932) 207).
+    disagreement = sum((b.offset / s) ** 2 for b, s in zip(banks, calibration_su, strict=True))
+    birge = float(np.sqrt(max(disagreement / max(len(banks) - 1, 1), 1.0)))
     present = _worth(fits) > _SIGNIFICANT * noise
     phases = tuple(
-        replace(_phase(model, code, point, (su, su_total), weight, common), present=seen)
+        _phase(model, code, point, (su, birge * su_total), weight, common, present=seen)
         for code, (weight, seen) in enumerate(
             zip(zip(weights, su_weights, strict=True), present.tolist(), strict=True)
         )
@@ -166,6 +169,8 @@ def _phase(
     uncertainties: tuple[Array, Array],
     weight: tuple[float, float],
     common: float,
+    *,
+    present: bool,
 ) -> RefinedPhaseResult:
     phase, (su, su_total) = model.phases[code], uncertainties
     free = np.array(phase.cell, dtype=np.float64)[phase.lattice.free_columns]
@@ -189,7 +194,7 @@ def _phase(
             for group in parameter.keys:
                 number = int(group.removeprefix("u_iso_")) - 1
                 u_groups[number] = u_groups.get(number, 0.0) + value
-        elif key != "offset":
+        elif parameter.bank is None:
             parameters[parameter.name.partition(": ")[2]] = value, error
     u_iso = {}
     for member, place in zip(phase.displacement_groups or (), phase.site_of_atom, strict=True):
@@ -208,5 +213,5 @@ def _phase(
         su_weight_percent=float(weight[1]),
         u_iso=u_iso,
         parameters=parameters,
-        present=True,
+        present=present,
     )

@@ -84,9 +84,12 @@ def read_samples(request: Request) -> list[Sample]:
         try:
             for text in texts:
                 profile = with_bins_of_calibration(profile, text)
-            original = _matched(profile, instruments)
-            if positions:
-                original = _with_positions(original, _matched(profile, positions))
+            if positions is None:
+                original = _matched(profile, instruments)
+            else:  # banks may be numbered differently in both files: the angle decides
+                at = _matched(profile, positions)
+                like = replace(profile, two_theta=at.instrument.two_theta, difc=None)
+                original = _with_positions(_matched(like, instruments), at)
             bank = measured_bank(
                 profile,
                 original.instrument,

@@ -186,8 +186,8 @@ def test_overlapping_peaks_are_not_biased_by_the_background(tmp_path: Path) -> N
     profiles, _, cells = draws_of(campaign, 12, 1)
 
     def errors(**changes: int) -> np.ndarray:
-        found = search_predictor(campaign, draws=256, **changes).predict(profiles).cells
-        return np.asarray(found[:, [0, 2]] / cells[:, [0, 2]] - 1)
+        predicted = search_predictor(campaign, draws=256, **changes).predict(profiles).cells
+        return np.asarray(predicted[:, [0, 2]] / cells[:, [0, 2]] - 1)
 
     alone, with_terms = errors(background_terms=0), errors()
     assert np.abs(with_terms).mean() < 1e-4

@@ -126,7 +126,7 @@ def test_refined_cells_are_combined_by_their_uncertainties() -> None:
     assert list(together.refined["a"].banks) == ["Bank 1", "Bank 2"]
 
 
-def test_a_parameter_that_one_bank_alone_determines() -> None:
+def test_a_parameter_that_a_single_bank_determines() -> None:
     together = combine([bank(1, sigma=None), bank(2, 4.001)])
     assert together.cell["a"].banks == {"Bank 2": 4.001}
     assert combine([bank(1, sigma=None), bank(2, sigma=None)]).cell == {}
