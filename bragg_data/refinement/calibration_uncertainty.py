@@ -3,8 +3,8 @@ r"""How well the calibration of a bank is known: the part of an uncertainty that
 An error of difC is the same relative error of every length. It has a part of the flight path and
 of the times, and one of the angle, :math:`\delta d/d = \cot\theta\,\delta\theta`, so that banks at
 small angles are known worse. Where the calibration's own uncertainty is not stated, these are
-defaults for each kind of calibration: 17 banks of eight diffractometers with certified or published
-cells deviate by what ``other`` says (docs/explanation/uncertainty.md).
+defaults for each kind of calibration. Those of ``other`` were chosen on banks of diffractometers
+with certified or published cells (docs/measured.md), from which they deviate by as much.
 """
 
 from enum import StrEnum

@@ -17,6 +17,8 @@ _LOOSE_U = 0.02  # Å², of displacement parameters about the CIF's or the usual
 _MOST_SHIFTS = 24  # of a phase with more, a powder's profile does not determine them
 _MOST_SITES = 8  # displacement parameters of a phase: more sites are tied by element, or all
 
+# What a trace of a phase does not determine stays near the usual values: 1/µm, 1e-6.
+_LOOSE_SIZE, _LOOSE_STRAIN = 3.0, 3000.0
 _BROADEST = 4.0  # broadening over the instrument's full width
 _U_ISO = (0.0, 0.2)  # Å²
 _SHIFT = (-0.4, 0.4)  # Å
@@ -72,8 +74,26 @@ def broadening(code: int, phase: Phase, banks: Sequence[MeasuredBank]) -> list[P
     size = min(float((width / (1e-4 * d)).min()) for d, width in relative)
     strain = min(float(1e6 * width.min()) for _, width in relative)
     return [
-        Parameter(f"{phase.name}: 1/size", ("inverse_size",), 0.1, 0.0, size, code),
-        Parameter(f"{phase.name}: microstrain", ("microstrain",), 300.0, 0.0, strain, code),
+        Parameter(
+            f"{phase.name}: 1/size",
+            ("inverse_size",),
+            0.1,
+            0.0,
+            size,
+            code,
+            expected=0.1,
+            su=_LOOSE_SIZE,
+        ),
+        Parameter(
+            f"{phase.name}: microstrain",
+            ("microstrain",),
+            300.0,
+            0.0,
+            strain,
+            code,
+            expected=300.0,
+            su=_LOOSE_STRAIN,
+        ),
     ]
 
 

@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
+from bragg_data.crystallography.pseudosymmetry import pseudosymmetric_cells
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.cell_capture import BLURS, captured_cells
 from bragg_data.refinement.joint_model import JointModel, bank_model, blurred
@@ -153,37 +154,57 @@ def _with_twins(state: State) -> State:
     """Return the state, or the better one on the other side of a higher symmetry.
 
     Lines that hardly split may be split either way: both are minima. The other one lies along the
-    combinations of a phase's cell parameters that are determined worst, about a peak width away.
-    It is looked for where the fit is not perfect.
+    combinations of a phase's cell parameters that are determined worst, about a peak width away, or
+    where an operation of the lattice, but for a small distortion, puts the cell. It is looked for
+    where the fit is not perfect.
     """
-    assert state.minimum is not None
     if state.model.noise < _IMPERFECT:
         return state
+    best = state
+    for start in [*_along_worst_directions(state), *_rotated_cells(state)]:
+        with suppress(CrystalError):
+            best = min(best, State(start).minimised(_ROUGHLY), key=_chi2)
+    return best
+
+
+def _along_worst_directions(state: State) -> Iterator[JointModel]:
+    """Yield models with the cell of a phase moved along its least certain combinations."""
+    assert state.minimum is not None
     jacobian = state.minimum.jacobian
     covariance = np.linalg.pinv(jacobian.T @ jacobian, hermitian=True)
     width = min(float(np.median(m.bank.full_width / m.bank.tof)) for m in state.model.banks)
-    best = state
     for code in range(len(state.model.phases)):
-        cell = [
-            k
-            for k, p in enumerate(state.model.parameters)
-            if p.phase == code and p.keys[0].startswith("cell_")
-        ]
+        cell = _of_cell(state.model, code)
         if len(cell) < 2:
             continue
         values = state.model.start[cell]
         of_cell = covariance[np.ix_(cell, cell)] / np.outer(values, values)
         worst = np.linalg.eigh(of_cell)[1][:, -min(len(cell) - 1, 2) :].T
         for direction in (*worst, *-worst):
-            moved = dict(zip(cell, values * (1 + _TWIN * width * direction), strict=True))
-            parameters = tuple(
-                replace(p, start=float(moved.get(k, p.start)))
-                for k, p in enumerate(state.model.parameters)
-            )
-            with suppress(CrystalError):
-                twin = State(replace(state.model, parameters=parameters)).minimised(_ROUGHLY)
-                best = min(best, twin, key=_chi2)
-    return best
+            yield _moved(state.model, cell, values * (1 + _TWIN * width * direction))
+
+
+def _rotated_cells(state: State) -> Iterator[JointModel]:
+    """Yield models with the cell of a phase as other axes of a nearly more symmetric lattice."""
+    for code, phase in enumerate(state.model.phases):
+        cell = _of_cell(state.model, code)
+        for free in pseudosymmetric_cells(phase, state.model.start[cell]):
+            yield _moved(state.model, cell, free)
+
+
+def _of_cell(model: JointModel, code: int) -> list[int]:
+    """Return the places of a phase's cell parameters."""
+    return [
+        k
+        for k, p in enumerate(model.parameters)
+        if p.phase == code and p.keys[0].startswith("cell_")
+    ]
+
+
+def _moved(model: JointModel, cell: Sequence[int], values: Array) -> JointModel:
+    moved = dict(zip(cell, values.tolist(), strict=True))
+    parameters = (replace(p, start=moved.get(k, p.start)) for k, p in enumerate(model.parameters))
+    return replace(model, parameters=tuple(parameters))
 
 
 def _chi2(state: State) -> float:

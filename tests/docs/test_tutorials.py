@@ -94,7 +94,7 @@ def test_every_block_runs(page, tmp_path, environment, tracking_in, request, mon
     monkeypatch.chdir(tmp_path)
     tracking_in(tmp_path / "data")
     # Models are calibrated and tested on fewer profiles than a user's.
-    monkeypatch.setattr(material, "_DRAWS", 60)
+    monkeypatch.setattr(material, "_DRAWS", (60, 60))
     monkeypatch.setattr(material, "_FEWEST_DRAWS", 60)
     monkeypatch.setattr(material, "_FOREIGN_DRAWS", 10)
     for block in blocks_of(page):
