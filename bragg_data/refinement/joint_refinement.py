@@ -44,7 +44,7 @@ _ROUGHLY, _CONVERGED = 1.0, 0.02  # decrease of χ² over the noise that a step 
 _HOPELESS = 0.3  # share of the signal that cells have to explain to be refined further
 _IMPERFECT = 1.03  # noise from which the misfit may be that of a wrong minimum
 _TWIN = 1.0  # relative change of a cell over the width of a peak, towards another minimum
-_ROUNDS = 4  # of additions by evidence
+_ROUNDS = 6  # of additions by evidence
 _AXES = tuple(f"{ORIENTATION} {hkl}" for hkl in ("0 0 1", "1 0 0", "1 1 0", "1 1 1"))
 
 
@@ -242,19 +242,28 @@ def _terms(model: JointModel, number: int, point: Array) -> int:
 
 
 def _with_evidence(state: State, phases: Sequence[Phase]) -> State:
-    """Return the state with the parameters that the data need, the most needed ones first."""
+    """Return the state with the parameters that the data need, the most needed ones first.
+
+    Those that a linear estimate promises to be worth while are added, and stay if they are.
+    """
+    refused: set[str] = set()
     for _ in range(_ROUNDS):
-        groups = list(_candidates(state.model, phases))
-        decreases = gains(state.model, groups)
-        n = np.log(state.model.n_points)
+        groups = [g for g in _candidates(state.model, phases) if g[0].name not in refused]
+        penalties = [np.log(state.model.n_points) * len(group) for group in groups]
         worth = [
-            gain / state.model.noise - n * len(group)
-            for gain, group in zip(decreases, groups, strict=True)
+            decrease / state.model.noise - penalty
+            for decrease, penalty in zip(gains(state.model, groups), penalties, strict=True)
         ]
         if not worth or max(worth) <= 0:
             return state
-        added = groups[int(np.argmax(worth))]
-        state = State(_extended(state.model, added)).minimised(_ROUGHLY)
+        best = int(np.argmax(worth))
+        extended = State(_extended(state.model, groups[best])).minimised(_ROUGHLY)
+        decrease = _chi2(state) - _chi2(extended)
+        assert extended.minimum is not None
+        if extended.minimum.converged and decrease / state.model.noise > penalties[best]:
+            state = extended
+        else:
+            refused.add(groups[best][0].name)
     return state
 
 

@@ -101,7 +101,9 @@ def read_samples(request: Request) -> list[Sample]:
             errors.append(error)
             warnings.append(f"Left out: {error}")
             continue
-        warnings += [*profile.warnings, *original.instrument.warnings]
+        # Here the incident spectrum is used.
+        of_bank = [w for w in original.instrument.warnings if "(ICOFF) was not used" not in w]
+        warnings += [*profile.warnings, *of_bank]
         banks.append((file, bank))
     if errors and (request.banks or not banks):
         raise errors[0]
