@@ -27,7 +27,8 @@ BLURS = (12.0, 4.0, 1.5)
 _SURE = 0.9  # share of the signal explained from which a cell needs no other start
 _ENOUGH = 0.75  # share of the signal explained from which a cell counts as near
 _RANGE = 0.03  # relative, of lengths, that is searched; angles in rad
-_STARTS = 4  # of those that are sampled
+_MANY, _SURE_OF_MANY = 4, 0.985  # free cell parameters, and the share for as many
+_STARTS = 8  # of those that are sampled
 _STEPS = 15  # of each search
 
 
@@ -43,15 +44,18 @@ def captured_cells(
         blur: JointModel(tuple(of_banks), tuple(phases), ()) for blur, of_banks in levels.items()
     }
     best = _refined(models, starts, ())
-    if best[0] >= _SURE:
+    if best[0] >= (_SURE_OF_MANY if len(phases[0].lattice.free_columns) >= _MANY else _SURE):
         return best
     best = max(best, _refined(models, starts, BLURS), key=itemgetter(0))
-    if best[0] >= _ENOUGH or len(phases) > 1:
+    # Where many lines overlap, cells with many parameters explain much at wrong minima, too.
+    many = len(phases[0].lattice.free_columns) >= _MANY
+    enough = _SURE_OF_MANY if many else _ENOUGH
+    if best[0] >= enough or len(phases) > 1:
         return best
     for start in _sampled(models[BLURS[1]], starts[0]):
         with suppress(CrystalError):
             best = max(best, _refined(models, [start], BLURS[1:]), key=itemgetter(0))
-        if best[0] >= _ENOUGH:
+        if best[0] >= enough:
             break
     return best
 
