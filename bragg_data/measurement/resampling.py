@@ -117,7 +117,8 @@ def _range(tof: Array, calibration: Instrument) -> str:
     return f"{text} ({d[0]:.3f}–{d[1]:.3f} Å)"
 
 
-def _midpoints(x: Array) -> Array:
+def midpoints(x: Array) -> Array:
+    """Return the edges (n + 1,) of bins about ascending centres (n,)."""
     inner = (x[1:] + x[:-1]) / 2
     return np.concatenate([[2 * x[0] - inner[0]], inner, [2 * x[-1] - inner[-1]]])
 
@@ -127,7 +128,7 @@ def _resampled(profile: Profile, target: Array) -> tuple[Array, Array, Mask]:
     tof, good = profile.tof, profile.sigma > 0
     y, variance = np.where(good, profile.intensity, 0.0), profile.sigma**2
     # Average over each target bin, by running sums at the edges of the measured bins.
-    edges, bins = _midpoints(tof), _midpoints(target)
+    edges, bins = midpoints(tof), midpoints(target)
     width = np.diff(edges)
 
     def within(density: Array) -> Array:

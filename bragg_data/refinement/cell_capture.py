@@ -82,19 +82,12 @@ def _refined(
             count = len(phase.lattice.free_columns)
             cells.append(phase.lattice.cells(minimum.point[None, place : place + count])[0])
             place += count
-        explained = _explained(here, minimum.residual[:n])
+        explained = here.explained(minimum.residual[:n])
     return explained, cells
 
 
 def _tolerance(n: int, chi2: float) -> float:
     return 3.0 * max(chi2 / n, 1.0)
-
-
-def _explained(model: JointModel, residual: Array) -> float:
-    """Return the share of the signal above background and noise that a fit explains."""
-    signal = sum(float(bank.y @ bank.y) for bank in model.banks)
-    n = len(residual)
-    return 1 - max(float(residual @ residual) - n, 0.0) / max(signal - n, 1e-9)
 
 
 def _sampled(model: JointModel, start: Array) -> list[Array]:

@@ -152,6 +152,12 @@ class JointModel:
         banks = range(len(self.banks))
         return np.concatenate([self.fit_bank(b, point, slopes=False).residual for b in banks])
 
+    def explained(self, residual: Array) -> float:
+        """Return the share of the signal above noise that a fit of residuals (n,) explains."""
+        signal = sum(float(bank.y @ bank.y) for bank in self.banks)
+        n = len(residual)
+        return 1 - max(float(residual @ residual) - n, 0.0) / max(signal - n, 1e-9)
+
     def fit_bank(self, number: int, point: Array, *, slopes: bool = True) -> BankFit:
         """Return a bank's residual at a point (k,), with its derivatives if asked for."""
         model = self.banks[number]

@@ -54,7 +54,6 @@ class JointOptions:
 
     calibration_su: tuple[float, ...]  # relative, of each bank's difC
     evidence: bool = True  # whether more parameters are added where the data show the need
-    refine_offsets: bool | None = None  # of difC; None for where there are several banks
 
 
 class JointRefiner:
@@ -108,8 +107,7 @@ class JointRefiner:
                 continue
             parameters += broadening(code, phase, [model.bank for model in self.models])
             parameters += displacements(code, phase)
-        several = len(self.models) > 1 and not cells_alone
-        if several if options.refine_offsets is None else options.refine_offsets:
+        if len(self.models) > 1 and not cells_alone:
             parameters += offsets([model.bank for model in self.models], options.calibration_su)
         return JointModel(self.models, self.phases, tuple(parameters))
 

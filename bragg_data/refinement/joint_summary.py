@@ -59,9 +59,8 @@ def summarise(
             zip(zip(weights, su_weights, strict=True), present.tolist(), strict=True)
         )
     )
-    signal = sum(float(bank.y @ bank.y) for bank in model.banks)
     chi2 = float(residual @ residual)
-    explained = 1 - max(chi2 - n, 0.0) / max(signal - n, 1e-9)
+    explained = model.explained(residual)
     lines = [d for b in banks for d in unexplained_lines(b.bank, b.calculated, b.background)]
     weighted = [bank.bank.intensity / bank.bank.sigma for bank in model.banks]
     ended = at_bounds(model.parameters, point)

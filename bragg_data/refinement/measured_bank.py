@@ -14,7 +14,7 @@ from bragg_data.instrument.band import Band, fwhm, spacings_of, where_peaks_are
 from bragg_data.instrument.incident import IncidentSpectrum
 from bragg_data.instrument.instprm import Instrument, TofGrid
 from bragg_data.measurement.readers import Profile
-from bragg_data.measurement.resampling import half_bin, in_time_of_flight
+from bragg_data.measurement.resampling import half_bin, in_time_of_flight, midpoints
 from bragg_data.refinement.result import RefinementError
 
 _PER_FWHM = 3.2  # points of the calculated grid; a spline through them is good to 1e-3 of a peak
@@ -145,16 +145,14 @@ def measured_bank(
     # Peaks just outside of the points reach in with their tails: the grid is longer than they are.
     good &= (tof > first * (1 + 0.5 * _BEYOND)) & (tof < grid.stop * (1 - 0.5 * _BEYOND))
     _refuse_few(profile, good, "where its calibration gives peaks a width")
-    middle = 0.5 * (tof[1:] + tof[:-1])
-    low = np.concatenate([[2 * tof[0] - middle[0]], middle])
-    high = np.concatenate([middle, [2 * tof[-1] - middle[-1]]])
+    edges = midpoints(tof)
     return MeasuredBank(
         profile=profile,
         instrument=instrument,
         tof=tof[good],
         intensity=(profile.intensity / spectrum)[good],
         sigma=(sigma / spectrum)[good],
-        edges=np.stack([low, high], axis=1)[good],
+        edges=np.stack([edges[:-1], edges[1:]], axis=1)[good],
         grid=grid,
         half_bin=size,
     )
