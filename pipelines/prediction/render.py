@@ -27,7 +27,8 @@ def print_results(results: Sequence[PredictionResult]) -> None:
         return
     for result in results:
         (headings, rows), *refinement = tables_of(result)
-        _print_table(headings, rows, numbers=2, title=escape(result.name))
+        say(f"[bold]{escape(result.name)}[/]")  # a table folds its title, and paths with it
+        _print_table(headings, rows, numbers=2)
         for headings, rows in refinement:
             _print_table(headings, rows, numbers=3)
         for label, text in notes_on(result):
@@ -49,9 +50,8 @@ def _print_combined(title: str, together: CombinedBanks) -> None:
         for name, p in parameters.items()
     ]
     phase = f"{escape(together.phase)}, p {together.probabilities[together.phase]:.3f}"
-    table = Table(
-        "", "value", "χ²", "banks", title=f"{escape(title)}: {phase}", title_justify="left"
-    )
+    say(f"[bold]{escape(title)}[/]: {phase}")
+    table = Table("", "value", "χ²", "banks")
     table.columns[3].overflow = "fold"
     for row in rows:
         table.add_row(*map(escape, row), style="bold")
@@ -60,11 +60,9 @@ def _print_combined(title: str, together: CombinedBanks) -> None:
         say(f"[yellow]![/] {escape(text)}")
 
 
-def _print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: int, title: str | None = None
-) -> None:
+def _print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> None:
     """Print a table, the columns with numbers from a certain one on."""
-    table = Table(*headings[:numbers], title=title, title_justify="left")
+    table = Table(*headings[:numbers])
     for heading in headings[numbers:]:
         table.add_column(heading, justify="right")
     for row in rows:
