@@ -62,41 +62,30 @@ def main(
     measurement, and of the calibration.
     """
     from bragg_data.measurement.readers import Reading
-    from bragg_data.refinement.calibration_uncertainty import calibration_su, explanation
-    from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
-    from pipelines.refinement.inputs import Request, read_samples, read_structures
-    from pipelines.refinement.output import draw, print_result, to_json
+    from pipelines.refinement.inputs import Request
+    from pipelines.refinement.interface import refine_samples
+    from pipelines.refinement.output import draw, print_result
+    from pipelines.refinement.result import to_json
 
     options.check_writable(plot)
     reading = Reading(None, x_unit, bin_edges)
-    phases, assumptions = read_structures(cif)
     d_range = d_min, float("inf") if d_max is None else d_max
     request = Request(
         tuple(files), instrument, tuple(bank), calibration, two_theta, reading, d_range
     )
     results = []
-    for number, sample in enumerate(read_samples(request)):
-        su = tuple(calibration_su(of_bank, sample.kind) for of_bank in sample.banks)
-        result = JointRefiner(sample.banks, phases).refine(JointOptions(su, evidence))
-        results.append(to_json(sample, result))
-        results[-1]["warnings"] = [*assumptions, *sample.warnings]
-        results[-1]["calibration"] = [explanation(of_bank, sample.kind) for of_bank in sample.banks]
+    for number, (result, fit) in enumerate(refine_samples(request, cif, evidence=evidence)):
+        results.append(to_json(result))
         if not as_json:
-            print_result(sample, result)
-            for text in dict.fromkeys(
-                explanation(of_bank, sample.kind) for of_bank in sample.banks
-            ):
-                say(f"[dim]{escape(text)}[/]")
+            print_result(result)
         if plot is not None:
             file = plot if number == 0 else plot.with_stem(f"{plot.stem}-{number + 1}")
-            draw(result, file)
+            draw(fit, file)
             if not as_json:
                 say(f"Written: {escape(str(file))}")
     if as_json:
         print_json(results)
         return
-    for text in assumptions:
-        say(f"[yellow]![/] {escape(text)}")
     words = [word for file in cif for word in ("--cif", file)]
     again = command_line("refine", *files, *words, "--instrument", instrument, "--json")
     next_commands((again, "the same, for a program"))

@@ -46,10 +46,15 @@ class MeasuredBank:
         return self.profile.name
 
     @property
+    def number(self) -> int:
+        """The number of the bank in its file, or that of the calibration."""
+        number = self.profile.bank
+        return int(self.instrument.bank if number is None else number)
+
+    @property
     def label(self) -> str:
-        """A short name: the number of the bank in its file, or that of the calibration."""
-        number = self.instrument.bank if self.profile.bank is None else self.profile.bank
-        return f"bank {number}"
+        """A short name."""
+        return f"bank {self.number}"
 
     @property
     def sin_theta(self) -> float:

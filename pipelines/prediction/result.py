@@ -13,39 +13,11 @@ from html import escape
 from typing import Annotated, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import Field, JsonValue, TypeAdapter, computed_field
 
-from bragg_data.arrays import Array
-from bragg_data.crystallography.cell import CELL_PARAMETERS
 from pipelines.cli.style import UNITS, with_uncertainty
 from pipelines.prediction.combined_result import CombinedBanks
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Cell parameters: a, b, c in ångström; alpha, beta, gamma in degrees. Null: not predicted."""
-
-    a: float | None
-    b: float | None
-    c: float | None
-    alpha: float | None
-    beta: float | None
-    gamma: float | None
-
-    @classmethod
-    def from_array(cls, values: ArrayLike) -> Cell:
-        """Return the cell of an array of shape (6,), where NaN stands for no value."""
-        array = np.asarray(values, dtype=np.float64)
-        return cls(*(float(value) if np.isfinite(value) else None for value in array))
-
-    def to_array(self) -> Array:
-        """Return an array of shape (6,), NaN where there is no value."""
-        return np.array(list(self.values().values()), dtype=np.float64)
-
-    def values(self) -> dict[str, float | None]:
-        """Return the parameters by their names."""
-        return {name: getattr(self, name) for name in CELL_PARAMETERS}
+from pipelines.refinement.result import Cell as Cell
 
 
 class Interval(NamedTuple):

@@ -15,7 +15,11 @@ from bragg_data.measurement.resampling import (
     text_of_calibration,
     with_bins_of_calibration,
 )
-from bragg_data.refinement.calibration_uncertainty import CalibrationKind
+from bragg_data.refinement.calibration_uncertainty import (
+    CalibrationKind,
+    calibration_su,
+    explanation,
+)
 from bragg_data.refinement.measured_bank import MeasuredBank, measured_bank
 from bragg_data.refinement.result import RefinementError
 
@@ -28,6 +32,16 @@ class Sample:
     banks: tuple[MeasuredBank, ...]
     kind: CalibrationKind
     warnings: tuple[str, ...]
+
+    @property
+    def calibration_su(self) -> tuple[float, ...]:
+        """Relative standard uncertainty of every length by the calibration of each bank."""
+        return tuple(calibration_su(bank, self.kind) for bank in self.banks)
+
+    @property
+    def explanations(self) -> tuple[str, ...]:
+        """A sentence on each of these uncertainties."""
+        return tuple(explanation(bank, self.kind) for bank in self.banks)
 
 
 @dataclass(frozen=True)

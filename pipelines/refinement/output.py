@@ -1,4 +1,4 @@
-"""Joint refinements as JSON, on the terminal, and as a figure."""
+"""Joint refinements on the terminal, and as a figure."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,119 +7,51 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.refinement.joint_result import JointResult, RefinedPhaseResult
-from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.joint_result import JointResult
 from pipelines.cli.console import console, say
 from pipelines.cli.style import SYMBOLS, UNITS, with_uncertainty
-from pipelines.refinement.inputs import Sample
+from pipelines.refinement.result import JointBank, JointPhase, JointRefinement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_DIGITS = 8  # of numbers in JSON
-
-
-def to_json(sample: Sample, result: JointResult) -> dict[str, object]:
-    """Return a joint refinement as plain JSON values; null where something is not determined."""
-    return {
-        "files": [str(file) for file in sample.files],
-        "banks": [_bank_number(bank.bank) for bank in result.banks],
-        "phases": [_phase(phase) for phase in result.phases],
-        "rwp": _number(result.rwp),
-        "reduced_chi2": _number(result.reduced_chi2),
-        "explained": _number(result.explained),
-        "accepted": result.accepted,
-        "reasons": list(result.reasons),
-        "converged": result.converged,
-        "unexplained_lines": [round(d, 4) for d in result.unexplained_lines],
-        "at_bounds": list(result.at_bounds),
-        "remarks": list(result.remarks),
-        "warnings": list(sample.warnings),
-        "points": result.n_points,
-        "parameters": result.n_parameters,
-        "of_banks": [
-            {
-                "bank": _bank_number(bank.bank),
-                "two_theta": bank.bank.instrument.two_theta,
-                "d_min": _number(float(bank.bank.d.min())),
-                "d_max": _number(float(bank.bank.d.max())),
-                "points": len(bank.bank.tof),
-                "rwp": _number(bank.rwp),
-                "background_terms": bank.terms,
-                "difc_offset": _number(bank.offset),
-                "su_difc_offset": _number(bank.su_offset),
-            }
-            for bank in result.banks
-        ],
-        "seconds": round(result.seconds, 4),
-    }
-
-
-def _bank_number(bank: MeasuredBank) -> int:
-    number = bank.profile.bank
-    return int(bank.instrument.bank if number is None else number)
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None
-
-
-def _phase(phase: RefinedPhaseResult) -> dict[str, object]:
-    def by_name(values: np.ndarray) -> dict[str, float | None]:
-        return dict(zip(CELL_PARAMETERS, map(_number, values.tolist()), strict=True))
-
-    return {
-        "name": phase.name,
-        "space_group": phase.space_group,
-        "free_parameters": list(phase.free_parameters),
-        "cell": by_name(phase.cell) if phase.present else None,
-        "su": by_name(phase.su) if phase.present else None,
-        "su_calibration": by_name(phase.su_calibration) if phase.present else None,
-        "weight_percent": _number(phase.weight_percent),
-        "su_weight_percent": _number(phase.su_weight_percent),
-        "u_iso": {site: _number(value) for site, value in phase.u_iso.items()},
-        "parameters": {
-            name: {"value": _number(value), "su": _number(su)}
-            for name, (value, su) in phase.parameters.items()
-        },
-    }
-
-
-def print_result(sample: Sample, result: JointResult) -> None:
+def print_result(result: JointRefinement) -> None:
     """Print a joint refinement: phases, banks, and what to know."""
-    names = ", ".join(escape(str(file)) for file in sample.files)
+    names = ", ".join(map(escape, result.files))
     acceptance = "[green]accepted[/]" if result.accepted else "[bold red]not accepted[/]"
-    say(
-        f"[bold]{names}[/]: {acceptance}; R_wp {100 * result.rwp:.2f} %, χ² red. "
-        f"{result.reduced_chi2:.2f}, {result.n_parameters} parameters, {result.n_points:,} points, "
-        f"{result.seconds:.2f} s"
+    say(f"[bold]{names}[/]: {acceptance}; {quality(result)}, {result.seconds:.2f} s")
+    print_tables(result)
+    for text in dict.fromkeys(result.calibration):
+        say(f"[dim]{escape(text)}[/]")
+
+
+def quality(result: JointRefinement) -> str:
+    """Return how good the fit is, and from how much."""
+    return (
+        f"R_wp {_percent(result.rwp)}, χ² red. {_nan(result.reduced_chi2):.2f}, "
+        f"{result.parameters} parameters, {result.points:,} points"
     )
+
+
+def print_tables(result: JointRefinement) -> None:
+    """Print tables of the phases and of several banks, and what to know."""
     several = len(result.phases) > 1
     table = Table("phase", "cell", *(["wt %"] if several else []), "U (Å²)", "sample")
     for phase in result.phases:
-        weight = with_uncertainty(phase.weight_percent, phase.su_weight_percent)
-        u_iso = " ".join(f"{site} {value:.4f}" for site, value in phase.u_iso.items())
-        of_sample = [f"{n} {with_uncertainty(*v)}" for n, v in phase.parameters.items()]
+        weight = with_uncertainty(_nan(phase.weight_percent), _nan(phase.su_weight_percent))
+        u_iso = " ".join(f"{site} {_nan(value):.4f}" for site, value in phase.u_iso.items())
+        of_sample = [
+            f"{n} {with_uncertainty(_nan(v.value), _nan(v.su))}"
+            for n, v in phase.parameters.items()
+        ]
         row = [weight] if several else []
-        cell = cell_text(phase) if phase.present else "not found"
-        table.add_row(escape(phase.name), cell, *row, u_iso, ", ".join(of_sample))
+        table.add_row(escape(phase.name), cell_text(phase), *row, u_iso, ", ".join(of_sample))
     console.print(table)
-    if len(result.banks) > 1:
+    if len(result.of_banks) > 1:
         banks = Table("bank", "2θ (°)", "d (Å)", "points", "R_wp (%)", "background", "difC (1e-4)")
-        for bank in result.banks:
-            b = bank.bank
-            offset = with_uncertainty(1e4 * bank.offset, 1e4 * bank.su_offset)
-            banks.add_row(
-                b.label.removeprefix("bank "),
-                f"{b.instrument.two_theta:g}",
-                f"{b.d.min():.3f}–{b.d.max():.3f}",
-                f"{len(b.tof):,}",
-                f"{100 * bank.rwp:.2f}",
-                f"{bank.terms} terms",
-                offset if bank.su_offset else "–",
-            )
+        for bank in result.of_banks:
+            banks.add_row(*bank_texts(bank))
         console.print(banks)
     for reason in result.reasons:
         say(f"[bold red]Not accepted:[/] {escape(reason)}")
@@ -128,21 +60,51 @@ def print_result(sample: Sample, result: JointResult) -> None:
         say(f"[yellow]![/] Lines at d = {lines} Å are not explained.")
     if result.at_bounds:
         say(f"[yellow]![/] At a bound: {escape(', '.join(result.at_bounds))}.")
-    for text in (*result.remarks, *sample.warnings):
+    for text in (*result.remarks, *result.warnings):
         say(f"[yellow]![/] {escape(text)}")
 
 
-def cell_text(phase: RefinedPhaseResult) -> str:
-    """Return the free parameters with both uncertainties: ``a = 5.43142(4)(60) Å``."""
-    texts = []
+def bank_texts(bank: JointBank) -> list[str]:
+    """Return a bank as a row of a table: number, 2θ, d, points, R_wp, background, error of difC."""
+    offset = with_uncertainty(1e4 * _nan(bank.difc_offset), 1e4 * _nan(bank.su_difc_offset))
+    return [
+        f"{bank.bank}",
+        f"{bank.two_theta:g}",
+        f"{_nan(bank.d_min):.3f}–{_nan(bank.d_max):.3f}",
+        f"{bank.points:,}",
+        f"{100 * _nan(bank.rwp):.2f}",
+        f"{bank.background_terms} terms",
+        offset if bank.su_difc_offset else "–",
+    ]
+
+
+def cell_texts(phase: JointPhase) -> dict[str, str]:
+    """Return the free parameters with both uncertainties, without units: 5.43142(4)(60)."""
+    if phase.cell is None or phase.su is None or phase.su_calibration is None:
+        return {}
+    cell, su, calibration = (v.values() for v in (phase.cell, phase.su, phase.su_calibration))
+    texts = {}
     for name in phase.free_parameters:
-        k = CELL_PARAMETERS.index(name)
-        value = with_uncertainty(float(phase.cell[k]), float(phase.su[k]))
+        value = with_uncertainty(_nan(cell[name]), _nan(su[name]))
         digits = len(value.partition("(")[0].partition(".")[2])
-        if phase.su_calibration[k] > 0 and "(" in value:
-            value += f"({max(round(float(phase.su_calibration[k]) * 10**digits), 1)})"
-        texts.append(f"{SYMBOLS[name]} = {value} {UNITS[name]}")
-    return ", ".join(texts)
+        if (second := calibration[name] or 0.0) > 0 and "(" in value:
+            value += f"({max(round(second * 10**digits), 1)})"
+        texts[name] = value
+    return texts
+
+
+def cell_text(phase: JointPhase) -> str:
+    """Return the free parameters with both uncertainties: ``a = 5.43142(4)(60) Å``."""
+    texts = [f"{SYMBOLS[name]} = {text} {UNITS[name]}" for name, text in cell_texts(phase).items()]
+    return ", ".join(texts) or "not found"
+
+
+def _nan(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _percent(share: float | None) -> str:
+    return f"{100 * _nan(share):.2f} %"
 
 
 def draw(result: JointResult, file: Path) -> None:

@@ -3,15 +3,20 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from pydantic import ValidationError
 
 from bragg_data.measurement.readers import Profile
 from pipelines import refine
 from pipelines.cli.console import run
+from pipelines.refinement import refine as refine_in_python
+from pipelines.refinement.result import json_schema, to_json
 from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
 
+ROOT = Path(__file__).parents[2]
 SILICON = STRUCTURES / "silicon.cif"
 SAMPLE = {"size": 2.0, "microstrain": 900.0}
 
@@ -51,6 +56,7 @@ def test_banks_of_several_files_make_a_joint_result(folder, capsys, tmp_path):
     code, out, _ = command(capsys, *files, *options, "--bank", 1, "--bank", 2, "--json")
     assert code == 0
     (result,) = json.loads(out)
+    jsonschema.validate(result, json_schema())
     assert result["files"] == [str(file) for file in files]
     assert result["banks"] == [1, 2]
     assert result["accepted"] is True
@@ -69,6 +75,24 @@ def test_banks_of_several_files_make_a_joint_result(folder, capsys, tmp_path):
     assert "a = 5.43" in out
     assert "accepted" in out
     assert imread(png).ndim == 3
+
+
+def test_python_gives_what_the_command_prints(folder, capsys):
+    file, instrument = folder / "bank1.xye", folder / "two.instprm"
+    options = "--cif", SILICON, "--instrument", instrument, "--bank", 1, "--json"
+    _, out, _ = command(capsys, file, *options)
+    (printed,) = json.loads(out)
+    (result,) = refine_in_python(file, SILICON, instrument, banks=[1])
+    assert to_json(result) | {"seconds": 0} == printed | {"seconds": 0}
+    assert result.phases[0].cell.a == printed["phases"][0]["cell"]["a"]
+    with pytest.raises(ValidationError, match="frozen"):
+        result.rwp = 0.0
+
+
+def test_the_published_schema_is_current():
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    published = ROOT / "docs" / "reference" / "joint-refinement.schema.json"
+    assert published.read_text(encoding="utf-8") == text
 
 
 def test_files_that_repeat_a_bank_are_separate_samples(folder, capsys):
