@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 # N processes, each with one computing thread. Some of all tests wait for servers and clusters a while.
 quick: N ?= 2
 test: N ?= 3
+# Some containers turn byte code off: then each process compiles all that it imports from source.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
 
 .DEFAULT_GOAL := help

@@ -46,14 +46,17 @@ MARKER_OF_FIXTURE = {
     "first_run": "slow",
 }
 LONG = ("slow", "training", "slurm", "cluster")
+# Of a minute and more each; the first trains the models that later modules read.
+LONGEST = ("test_recipes", "test_simulate", "test_tutorials", "test_tracking_server", "test_slurm")
 FIRST_COMMAND = "bragg run --limit 640"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use; modules with most long tests begin.
+    """Mark tests by the fixtures that they use; the longest modules begin, then most long tests.
 
     With several processes a module stays in one, which has its fixtures: where the long ones begin,
-    no process ends long after the others.
+    no process ends long after the others. Where one builds what is shared, the others have other
+    tests to run meanwhile.
     """
     long: Counter[Path] = Counter()
     for item in items:
@@ -61,7 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixture in MARKER_OF_FIXTURE:
                 item.add_marker(MARKER_OF_FIXTURE[fixture])
         long[item.path] += any(item.get_closest_marker(name) for name in LONG)
-    items.sort(key=lambda item: -long[item.path])
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (rank.get(item.path.stem, len(rank)), -long[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)
