@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import erfc, erfcx, exp1
+from scipy.special import erfc, erfcx
 
 from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import Instrument
+from bragg_data.instrument.exponential_integral import scaled_exp1_imag
 
 Convention = Literal["gsas2", "textbook"]
 """``textbook`` is the exact convolution. ``gsas2`` is what the program computes, which instrument
@@ -19,7 +19,6 @@ ERFCX_SWITCH = 6.0  # argument from which GSAS-II replaces erfcx by erfcx_bound
 BLEND = 1.2  # half width, in the argument of erfcx, over which the fast simulator blends that step
 FWHM_PER_SIGMA = 2.35482  # of a Gaussian, in the digits of GSAS-II
 _SMALLEST_WIDTH = 1e-5  # µs; GSAS-II clamps both widths here
-_ASYMPTOTIC = 40.0  # |z| from which the asymptotic series of E1 is good to 3e-10
 
 
 class PeakShape(NamedTuple):
@@ -157,26 +156,7 @@ def lorentzian_part(
     sign = -1.0 if convention == "gsas2" else 1.0
     p = sign * rise * offset + 1j * (rise * half)
     q = -decay * offset + 1j * (decay * half)
-    return np.asarray(-(2 / np.pi) * norm * (_scaled_exp1_imag(p) + _scaled_exp1_imag(q)))
-
-
-def _scaled_exp1_imag(z: NDArray[np.complex128]) -> Array:
-    """Return Im[e^z E1(z)] without overflow: directly near 0, by the asymptotic series far out.
-
-    Abramowitz & Stegun 5.1.51. Near the negative axis the series misses a Stokes term of the
-    order e^(-|z|), which at the switch is below double precision.
-    """
-    far = np.abs(z) >= _ASYMPTOTIC
-    result = np.empty(z.shape)
-    near = z[~far]
-    result[~far] = (np.exp(near) * exp1(near)).imag
-    inverse = 1.0 / z[far]
-    # Ten terms: 10! / 40^10 = 3e-10.
-    series = np.ones_like(inverse)
-    for n in range(10, 0, -1):
-        series = 1.0 - n * inverse * series
-    result[far] = (inverse * series).imag
-    return result
+    return np.asarray(-(2 / np.pi) * norm * (scaled_exp1_imag(p) + scaled_exp1_imag(q)))
 
 
 def peak(offset: Array, shape: PeakShape, convention: Convention = "gsas2") -> Array:

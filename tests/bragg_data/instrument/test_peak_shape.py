@@ -6,6 +6,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import erfcx
 
+from bragg_data.instrument.exponential_integral import scaled_exp1_imag
 from bragg_data.instrument.instprm import read_instrument
 from bragg_data.instrument.peak_shape import (
     FWHM_PER_SIGMA,
@@ -53,6 +54,20 @@ def test_scaled_exponential_integral_far_out():
             terms = [mpmath.mpc(-r * x, r * WIDTH / 2) for r in (RISE, DECAY)]
             exact = -2 * norm / mpmath.pi * sum((mpmath.exp(z) * mpmath.e1(z)).imag for z in terms)
             assert got == pytest.approx(float(exact), rel=1e-9)
+
+
+def test_scaled_exponential_integral_everywhere():
+    """Over all angles, most of them close to the cut, and distances through both switches."""
+    rng = np.random.default_rng(0)
+    size = np.concatenate([np.geomspace(1e-3, 80, 200), [0.999, 1.0, 39.999, 40.0]])
+    angle = np.pi - np.pi * rng.random(len(size)) ** 3
+    z = size * np.exp(1j * angle)
+    z[::5] = z[::5].conj()
+    with mpmath.workdps(40):
+        exact = [complex(mpmath.exp(v) * mpmath.e1(v)) for v in map(mpmath.mpc, z)]
+    error = scaled_exp1_imag(z) - np.imag(exact)
+    assert np.abs(error / exact)[size < 39].max() < 1e-13
+    assert np.abs(error / exact).max() < 3e-10
 
 
 @pytest.mark.slow
