@@ -117,13 +117,14 @@ class Campaign:
         return TofGrid(float(tof.start), float(tof.relative_step), tof.points)
 
     @cached_property
+    def structures(self) -> tuple[Phase, ...]:
+        """The phases as in their CIFs, in the order of their codes."""
+        return tuple(phase_from_cif(self.cifs[p.name], p.name, p.block) for p in self._file.phases)
+
+    @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases, in the order of their codes."""
-        two_theta = self.instrument.two_theta
-        return tuple(
-            phase_from_cif(self.cifs[p.name], p.name, p.block).at_angle(two_theta)
-            for p in self._file.phases
-        )
+        """The phases as they scatter to the bank, in the order of their codes."""
+        return tuple(phase.at_angle(self.instrument.two_theta) for phase in self.structures)
 
     @property
     def assumptions(self) -> tuple[str, ...]:

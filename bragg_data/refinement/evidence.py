@@ -19,6 +19,7 @@ between them is no good reason to prefer one: ln Z is divided by the square root
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -30,20 +31,46 @@ from bragg_data.refinement.result import Expansion, RefinementResult
 _DISTRUST = 0.5
 
 
+class Fitted(Protocol):
+    """What a fit shows of how good it is."""
+
+    @property
+    def chi2(self) -> float:
+        """Weighted sum of squares."""
+
+    @property
+    def n_points(self) -> int:
+        """Number of points."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters."""
+
+    @property
+    def correlation(self) -> float:
+        """Factor on variances by residuals that are alike, at least 1."""
+
+
 def log_evidence(fits: Sequence[RefinementResult]) -> Array:
     """Return the logarithms of the evidence for each of n fits to one profile, shape (n,).
 
     Only their differences have a meaning. Where a fit has no expansion, all are compared by
-    Schwarz's approximation, -(χ²/s + k ln n)/2 with k parameters and n points (Annals of Statistics
-    6 (1978) 461).
+    :func:`schwarz_evidence`.
     """
-    best = min(fits, key=_reduced_chi2)
-    noise = max(_reduced_chi2(best), 1.0) * best.correlation
     expansions = [fit.expansion for fit in fits if fit.expansion is not None]
-    if len(expansions) == len(fits):
-        pairs = zip(fits, expansions, strict=True)
-        values = np.array([_laplace(fit.chi2, expansion, noise) for fit, expansion in pairs])
-        return np.asarray(values / noise**_DISTRUST)
+    if len(expansions) < len(fits):
+        return schwarz_evidence(fits)
+    noise, pairs = _noise(fits), zip(fits, expansions, strict=True)
+    values = np.array([_laplace(fit.chi2, expansion, noise) for fit, expansion in pairs])
+    return np.asarray(values / noise**_DISTRUST)
+
+
+def schwarz_evidence(fits: Sequence[Fitted]) -> Array:
+    """Return the evidence as :func:`log_evidence` by Schwarz's approximation, shape (n,).
+
+    It is -(χ²/s + k ln n)/2 with k parameters and n points (Annals of Statistics 6 (1978) 461).
+    """
+    noise = _noise(fits)
     penalties = np.array([fit.n_parameters * np.log(fit.n_points) for fit in fits])
     values = -(np.array([fit.chi2 for fit in fits]) / noise + penalties) / 2
     return np.asarray(values / noise**_DISTRUST)
@@ -55,7 +82,12 @@ def rank_fits(fits: Sequence[RefinementResult]) -> list[RefinementResult]:
     return [fits[k] for k in order]
 
 
-def _reduced_chi2(fit: RefinementResult) -> float:
+def _noise(fits: Sequence[Fitted]) -> float:
+    best = min(fits, key=_reduced_chi2)
+    return max(_reduced_chi2(best), 1.0) * best.correlation
+
+
+def _reduced_chi2(fit: Fitted) -> float:
     return fit.chi2 / max(fit.n_points - fit.n_parameters, 1)
 
 

@@ -54,6 +54,7 @@ class JointResult:
     banks: tuple[RefinedBank, ...]
     rwp: float
     reduced_chi2: float
+    correlation: float  # factor on variances by residuals that are alike, at least 1
     explained: float  # share of the weighted signal above the background
     converged: bool
     n_points: int
@@ -63,6 +64,11 @@ class JointResult:
     reasons: tuple[str, ...]  # why the result is not accepted; empty if it is
     remarks: tuple[str, ...]  # what was decided by evidence, and what to know
     seconds: float
+
+    @property
+    def chi2(self) -> float:
+        """Weighted sum of squares of all banks."""
+        return self.reduced_chi2 * max(self.n_points - self.n_parameters, 1)
 
     @property
     def accepted(self) -> bool:

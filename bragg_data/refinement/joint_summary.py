@@ -88,6 +88,7 @@ def summarise(
         banks=banks,
         rwp=float(np.sqrt(chi2 / sum(float(w @ w) for w in weighted))),
         reduced_chi2=reduced,
+        correlation=correlation,
         explained=explained,
         converged=minimum.converged,
         n_points=n,

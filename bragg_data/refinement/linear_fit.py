@@ -12,6 +12,7 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CrystalError, check_volume, d_spacing
 from bragg_data.crystallography.reflections import largest_indices, unique_reflections
 from bragg_data.crystallography.structure import Phase
+from bragg_data.instrument.instprm import Instrument
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.result import PatternFit, RefinementError, pattern_fit_on_grid
 from bragg_data.simulation.kinematic import Simulator
@@ -110,14 +111,30 @@ def explained_fraction(fit: PatternFit) -> float:
 def reflection_positions(
     phase: Phase, cell: ArrayLike, campaign: Campaign, *, visible: float = _VISIBLE
 ) -> tuple[Array, NDArray[np.int64]]:
+    """Return times of flight and indices of a cell's reflections on a campaign's grid.
+
+    As :func:`reflections_within`.
+    """
+    ends = float(campaign.grid.tof[0]), float(campaign.grid.tof[-1])
+    return reflections_within(phase, cell, campaign.instrument, ends, visible=visible)
+
+
+def reflections_within(
+    phase: Phase,
+    cell: ArrayLike,
+    instrument: Instrument,
+    ends: tuple[float, float],
+    *,
+    visible: float = _VISIBLE,
+) -> tuple[Array, NDArray[np.int64]]:
     """Return times of flight (n,), ascending in µs, and indices (n, 3) of a cell's reflections.
 
-    None for a cell, (6,) in Å and degrees, that cannot be simulated. ``visible`` is the fraction of
-    the greatest intensity per width (T · m |F|² d⁴ over T) below which a reflection is left out.
+    Between two times in µs. None for a cell, (6,) in Å and degrees, that cannot be simulated.
+    ``visible`` is the fraction of the greatest intensity per width (T · m |F|² d⁴ over T) below
+    which a reflection is left out.
     """
     cells = np.asarray(cell, dtype=np.float64)[None]
-    tof = campaign.grid.tof
-    shortest = tof[0] / campaign.instrument.difc
+    shortest = ends[0] / instrument.difc
     try:
         check_volume(cells)
         reflections = unique_reflections(phase, largest_indices(cells, shortest))
@@ -125,8 +142,8 @@ def reflection_positions(
         return np.empty(0), np.empty((0, 3), dtype=np.int64)
     d = d_spacing(reflections.hkl, cells)[0]
     inside = d >= shortest
-    position = np.where(inside, campaign.instrument.tof_from_d_spacing(d), 0.0)
-    inside &= (position > tof[0]) & (position < tof[-1])
+    position = np.where(inside, instrument.tof_from_d_spacing(d), 0.0)
+    inside &= (position > ends[0]) & (position < ends[1])
     height = np.where(inside, reflections.multiplicity * reflections.f_squared(d) * d**3, 0.0)
     visible_rows = np.flatnonzero(height > visible * height.max(initial=0.0))
     order = visible_rows[np.argsort(position[visible_rows])]

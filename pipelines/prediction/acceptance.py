@@ -16,6 +16,7 @@ from bragg_data.refinement.result import RefinementResult
 from bragg_models.predictors import Prediction
 from pipelines.cli.style import UNITS
 from pipelines.prediction.result import Acceptance, Interval, Intervals
+from pipelines.refinement.result import JointPhase
 
 NORMAL_90 = 1.645  # standard deviations on either side that nine in ten normal values are within
 EXPLAINED = 0.85  # fraction of the signal that a refinement of a genuine sample explains at least
@@ -107,6 +108,19 @@ def refined_intervals(
     spread = np.hypot(fit.su, drift * fit.cell * is_length)
     half = NORMAL_90 * spread + half_bin * fit.cell * is_length
     return _intervals(fit.cell[:, None] + half[:, None] * [-1, 1], fit.phase, campaign, _MEASURE)
+
+
+def joint_intervals(phase: JointPhase, code: int, campaign: Campaign) -> Intervals:
+    """Return the 90 % intervals of a cell that was refined against several banks at once.
+
+    The uncertainties of the measurement and of the calibration are added in quadrature.
+    """
+    assert phase.cell is not None
+    assert phase.su is not None
+    assert phase.su_calibration is not None
+    cell = phase.cell.to_array()
+    half = NORMAL_90 * np.hypot(phase.su.to_array(), phase.su_calibration.to_array())
+    return _intervals(cell[:, None] + half[:, None] * [-1, 1], code, campaign, _MEASURE)
 
 
 def _intervals(intervals: Array, code: int, campaign: Campaign, remedy: str) -> Intervals:

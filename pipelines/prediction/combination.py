@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.prediction.combined_result import CombinedBanks, CombinedParameter
-from pipelines.prediction.result import PredictionResult
+from pipelines.prediction.result import PredictionResult, RefinedPhase
 
 # Probabilities are calibrated on about a thousand profiles: one below this is not known to be
 # smaller, and one bank alone does not exclude a phase that all others see.
@@ -48,8 +48,7 @@ def combine(results: Sequence[PredictionResult]) -> CombinedBanks:
             f"predictions cannot be combined. Name models of one campaign's banks (--model)."
         )
     banks = dict(zip(_labels(results), results, strict=True))
-    accepted = {label: r for label, r in banks.items() if r.accepted is not False}
-    used = accepted or banks
+    used = banks_that_count(results)
     table = np.array([[r.probabilities[name] for name in names] for r in used.values()])
     logarithm = np.log(np.maximum(table, _LEAST_PROBABILITY)).sum(axis=0)
     share = np.exp(logarithm - logarithm.max())
@@ -65,7 +64,7 @@ def combine(results: Sequence[PredictionResult]) -> CombinedBanks:
         if r.phase != phase
     ]
     for of, parameters in (("predicted", cell), ("refined", refined)):
-        warnings += _disagreements(of, parameters)
+        warnings += disagreements(of, parameters)
     system = next((r.crystal_system for r in predicted.values()), None)
     return CombinedBanks(phase, system, probabilities, cell, refined, tuple(used), tuple(warnings))
 
@@ -73,14 +72,35 @@ def combine(results: Sequence[PredictionResult]) -> CombinedBanks:
 def with_combined(results: Sequence[PredictionResult]) -> list[PredictionResult]:
     """Return results with what those of the same file show together, where there are several.
 
-    Those of a file follow each other. Raises as :func:`combine`.
+    Those of a file follow each other; those that have it keep it. Raises as :func:`combine`.
     """
     combined: list[PredictionResult] = []
     for _, group in groupby(results, key=lambda result: result.file):
         of_sample = list(group)
-        together = combine(of_sample) if len(of_sample) > 1 else None
+        together = of_sample[0].combined
+        if together is None and len(of_sample) > 1:
+            together = combine(of_sample)
         combined += [replace(result, combined=together) for result in of_sample]
     return combined
+
+
+def banks_that_count(results: Sequence[PredictionResult]) -> dict[str, PredictionResult]:
+    """Return the banks of a sample that are accepted, or all if none is, by their names."""
+    banks = dict(zip(_labels(results), results, strict=True))
+    return {label: r for label, r in banks.items() if r.accepted is not False} or banks
+
+
+def refined_by(bank: PredictionResult, phase: str) -> RefinedPhase | None:
+    """Return a bank's own refinement of a phase, if it converged."""
+    fits = bank.refined.candidates if bank.refined else ()
+    return next((f for f in fits if f.phase == phase and f.converged), None)
+
+
+def combined_values(banks: Mapping[str, PredictionResult], phase: str) -> dict[str, float]:
+    """Return the free parameters of a phase that banks determine: as refined, or as predicted."""
+    predicted = _combined(_predicted_values(banks, phase))
+    refined = _combined(_refined_values(banks, phase))
+    return {name: parameter.value for name, parameter in (predicted | refined).items()}
 
 
 def _labels(results: Sequence[PredictionResult]) -> list[str]:
@@ -111,8 +131,7 @@ def _predicted_values(banks: Mapping[str, PredictionResult], phase: str) -> dict
 def _refined_values(banks: Mapping[str, PredictionResult], phase: str) -> dict[str, list[_Value]]:
     values: dict[str, list[_Value]] = {}
     for label, result in banks.items():
-        fits = result.refined.candidates if result.refined else ()
-        fit = next((f for f in fits if f.phase == phase and f.converged), None)
+        fit = refined_by(result, phase)
         if fit is None:
             continue
         # Which contain the drift of an instrument without a calibration of its own.
@@ -162,7 +181,8 @@ def _weighted(values: Sequence[_Value]) -> tuple[float, float]:
     return mean, sum(weights) ** -0.5
 
 
-def _disagreements(of: str, parameters: Mapping[str, CombinedParameter]) -> list[str]:
+def disagreements(of: str, parameters: Mapping[str, CombinedParameter]) -> list[str]:
+    """Return sentences on banks that are off, as ``of`` names what their values are."""
     sentences = []
     for bank in dict.fromkeys(bank for p in parameters.values() for bank in p.discrepant):
         off = ", ".join(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import Field
+
+from pipelines.refinement.result import JointRefinement
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,20 @@ class CombinedBanks:
     ]
     banks: Annotated[tuple[str, ...], Field(description="Banks that take part.")]
     warnings: Annotated[tuple[str, ...], Field(description="Disagreements, and banks left out.")]
+    joint: Annotated[
+        JointRefinement | None,
+        Field(
+            description="Refinement of the most plausible phase against all banks at once, on the "
+            "measured points; null where there is none."
+        ),
+    ] = None
+    joint_rwp: Annotated[
+        Mapping[str, float],
+        Field(
+            description="R_wp of each phase that was refined so, a fraction; the phase with the "
+            "most evidence, that of joint, first."
+        ),
+    ] = field(default_factory=dict)
+    not_joint: Annotated[
+        str | None, Field(description="Why there is no joint refinement, where one was asked for.")
+    ] = None

@@ -15,6 +15,7 @@ from pipelines.prediction.banks import predict_banks
 from pipelines.prediction.combination import with_combined
 from pipelines.prediction.decision import decide
 from pipelines.prediction.files import PredictError
+from pipelines.prediction.joint import with_banks
 from pipelines.prediction.library import match_library, match_result
 from pipelines.prediction.result import PredictionResult
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile, predict_files
@@ -46,11 +47,13 @@ def predict_anywhere(
     """
     if len(models) > 1:
         profiles, failures = predict_banks(files, options, models, refine=refine)
-        return with_combined([profile.result() for profile in profiles]), profiles, failures
+        profiles = with_banks(profiles, options.instrument, refine=refine)
+        return [profile.result() for profile in profiles], profiles, failures
     (model,) = models
     if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
         profiles, failures = predict_files(files, options, model, refine=refine)
-        return with_combined([profile.result() for profile in profiles]), profiles, failures
+        profiles = with_banks(profiles, options.instrument, refine=refine)
+        return [profile.result() for profile in profiles], profiles, failures
     absolute = {path.absolute(): path for path in files}
     paths = [path.absolute() for path in files]
     parts = [paths[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
@@ -81,6 +84,7 @@ def predict_anywhere(
         ]
     drawn = [file for file in files if file not in failures][:_MAX_DRAWN] if draw else []
     profiles, _ = predict_files(drawn, options, model, refine=refine)
+    profiles = with_banks(profiles, options.instrument, refine=refine)
     return with_combined(results), profiles, failures
 
 
@@ -115,6 +119,8 @@ def _predict_on_worker(
     """Return predictions of some files, the profiles for the library match, and the failures."""
     model = _model_of_worker(*where)
     profiles, failures = predict_files(files, options, model, refine=refine)
+    if refine:  # otherwise the library match, which comes later, has a part in it
+        profiles = with_banks(profiles, options.instrument, refine=True)
     measurements = [profile.measurement for profile in profiles]
     queries = [(m.prepared.astype(np.float32), m.gridded.covered) for m in measurements]
     return [profile.result() for profile in profiles], queries, failures

@@ -12,6 +12,7 @@ from pipelines.cli.console import console, say
 from pipelines.cli.style import UNITS, with_uncertainty
 from pipelines.prediction.combined_result import CombinedBanks
 from pipelines.prediction.result import Cell, PredictionResult, cell_texts, notes_on, tables_of
+from pipelines.refinement.output import print_tables, quality
 
 _MAX_TABLES = 12  # results that are shown with all candidates
 _STYLES = {"": "dim", "90 % interval": ""}  # of rows, by their label; others are bold
@@ -58,6 +59,18 @@ def _print_combined(title: str, together: CombinedBanks) -> None:
     console.print(table)
     for text in together.warnings:
         say(f"[yellow]![/] {escape(text)}")
+    if together.joint is not None:
+        acceptance = "" if together.joint.accepted else ", [bold red]not accepted[/]"
+        say(f"[bold]{escape(title)}, refined jointly[/]{acceptance}: {quality(together.joint)}")
+        print_tables(together.joint)
+        rest = list(together.joint_rwp.items())[1:]
+        if rest:
+            with_rwp = ", ".join(f"{escape(name)} {100 * rwp:.2f} %" for name, rwp in rest)
+            say(f"R_wp of the other phases: {with_rwp}")
+        for text in dict.fromkeys(together.joint.calibration):
+            say(f"[dim]{escape(text)}[/]")
+    if together.not_joint is not None:
+        say(f"[yellow]![/] {escape(together.not_joint)}")
 
 
 def _print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> None:

@@ -174,7 +174,11 @@ class PredictionResult:
         Field(description="Of all banks of the sample; null where there is no other bank."),
     ] = None
     cell_from: Annotated[
-        str, Field(description="Where cell and intervals are from: model, library or refinement.")
+        str,
+        Field(
+            description="Where cell and intervals are from: model, library, refinement, or joint "
+            "refinement of all banks."
+        ),
     ] = "model"
     evidence: Annotated[
         tuple[Evidence, ...], Field(description="Of each source, model first.")

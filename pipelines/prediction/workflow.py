@@ -18,6 +18,7 @@ from bragg_data.measurement.readers import ProfileError
 from bragg_data.preprocessing import PreprocessingError
 from bragg_data.refinement.evidence import log_evidence
 from bragg_data.refinement.free_intensities import refine_lattices
+from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_data.refinement.result import RefinementError, RefinementResult
 from bragg_data.refinement.rietveld import Refiner
@@ -27,10 +28,12 @@ from catalog import registry
 from pipelines.cli.console import Progress
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import acceptance
+from pipelines.prediction.combined_result import CombinedBanks
 from pipelines.prediction.decision import decide
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.library import PatternLibrary, match_library, match_result, open_library
 from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase
+from pipelines.refinement.result import JointPhase
 
 FILE_ERRORS = (  # errors that concern one file and leave the results of the others
     ProfileError,
@@ -72,6 +75,15 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, eq=False)
+class BanksOfSample:
+    """What the banks of a profile's sample show together, and what that means for the profile."""
+
+    combined: CombinedBanks
+    fit: JointResult | None  # the joint refinement as arrays, if there is one
+    decides: JointPhase | None  # the jointly refined phase whose cell is the profile's, if it is
+
+
+@dataclass(frozen=True, eq=False)
 class PredictedProfile:
     """A measured profile with its prediction, as arrays; :meth:`result` returns plain values."""
 
@@ -84,6 +96,7 @@ class PredictedProfile:
     matches: Matches | None = None  # of the batch
     refined: tuple[RefinementResult, ...] = ()  # that with the most evidence first
     notes: tuple[str, ...] = ()  # warnings in addition to those of the measurement
+    together: BanksOfSample | None = None  # of a sample with other banks, when these are predicted
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -116,7 +129,22 @@ class PredictedProfile:
         match = match_result(matches, row, self.phases, self.snapshot) if matches else None
         decided = decide(predicted, match, refined_phases(self.refined, self.campaign, measurement))
         fits = self._ranked(decided)
-        return replace(decided, acceptance=acceptance.assess_acceptance(self.prediction, row, fits))
+        decided = replace(
+            decided, acceptance=acceptance.assess_acceptance(self.prediction, row, fits)
+        )
+        return decided if self.together is None else self._with_banks(decided, self.together)
+
+    def _with_banks(self, decided: PredictionResult, together: BanksOfSample) -> PredictionResult:
+        decided, phase = replace(decided, combined=together.combined), together.decides
+        if phase is None or phase.cell is None:
+            return decided
+        code = next(k for k, p in enumerate(self.phases) if p.name == phase.name)
+        return replace(
+            decided,
+            cell=phase.cell,
+            interval_estimates=acceptance.joint_intervals(phase, code, self.campaign),
+            cell_from="joint refinement",
+        )
 
     def _ranked(self, decided: PredictionResult) -> list[RefinementResult]:
         """Return the refinements in the order of a decision."""

@@ -99,11 +99,11 @@ def read_samples(request: Request) -> list[Sample]:
             for text in texts:
                 profile = with_bins_of_calibration(profile, text)
             if positions is None:
-                original = _matched(profile, instruments)
+                original = matched_bank(profile, instruments)
             else:  # banks may be numbered differently in both files: the angle decides
-                at = _matched(profile, positions)
+                at = matched_bank(profile, positions)
                 like = replace(profile, two_theta=at.instrument.two_theta, difc=None)
-                original = _with_positions(_matched(like, instruments), at)
+                original = _with_positions(matched_bank(like, instruments), at)
             bank = measured_bank(
                 profile,
                 original.instrument,
@@ -122,8 +122,7 @@ def read_samples(request: Request) -> list[Sample]:
     if errors and (request.banks or not banks):
         raise errors[0]
     known = tuple(dict.fromkeys(warnings))
-    constants = [bank.instrument for _, bank in banks]
-    repeated = len({(i.bank, i.difc) for i in constants}) < len(constants)
+    repeated = are_repeated([bank for _, bank in banks])
     files = list(dict.fromkeys(file for file, _ in banks))
     if not repeated:
         return [Sample(tuple(files), tuple(bank for _, bank in banks), kind, known)]
@@ -131,6 +130,12 @@ def read_samples(request: Request) -> list[Sample]:
         Sample((path,), tuple(bank for file, bank in banks if file == path), kind, known)
         for path in files
     ]
+
+
+def are_repeated(banks: Sequence[MeasuredBank]) -> bool:
+    """Return whether some of the banks are the same bank of the instrument."""
+    constants = [bank.instrument for bank in banks]
+    return len({(i.bank, i.difc) for i in constants}) < len(constants)
 
 
 def _profiles(request: Request) -> list[tuple[Path, Profile]]:
@@ -158,7 +163,11 @@ def _profiles(request: Request) -> list[tuple[Path, Profile]]:
     return chosen
 
 
-def _matched(profile: Profile, banks: Sequence[OriginalBank]) -> OriginalBank:
+def matched_bank(profile: Profile, banks: Sequence[OriginalBank]) -> OriginalBank:
+    """Return the bank of an instrument file that a profile is of; a ProfileError if there is none.
+
+    It is chosen as by :func:`bragg_data.measurement.resampling.match_bank`.
+    """
     instruments = [bank.instrument for bank in banks]
     instrument = match_bank(profile, instruments)
     return banks[next(k for k, i in enumerate(instruments) if i is instrument)]

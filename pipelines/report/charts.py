@@ -142,44 +142,69 @@ _TOP, _MAIN, _TICKS, _UPPER, _BOTTOM = 44, 344, 362, 388, 492
 _FACTORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # of the difference
 
 
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """A measured profile and its fit over time of flight in µs; NaN where there is nothing."""
+
+    tof: Array  # shape (n,)
+    measured: Array
+    calculated: Array | None = None
+    background: Array | None = None
+
+
 def draw_chart(
     measurement: Measurement, fit: CandidateFit | None, places: Sequence[Misfit], axis: TofAxis
 ) -> dict[str, object]:
     """Draw measurement, fit if any, its reflections, difference and misfits, as SVG paths."""
     gridded, pattern_fit = measurement.gridded, fit.pattern_fit if fit else None
     measured = np.where(gridded.covered, gridded.intensity, np.nan) / axis.stretch
-    curves = [measured, *([pattern_fit.calculated / axis.stretch] if pattern_fit else [])]
-    low, high = float(np.nanmin(curves)), float(np.nanmax(curves))
-    margin = 0.04 * (high - low)
-    x, y = axis.scale(_LEFT, _RIGHT), Scale(low - margin, high + margin, _MAIN, _TOP)
-    d_low, d_high = axis.instrument.d_spacing_from_tof(axis.tof[[0, -1]]).tolist()
-    d_ticks = Scale(d_low, d_high, 0, 1).ticks(10)
-    positions = x(axis.instrument.tof_from_d_spacing(np.array(d_ticks))).tolist()
+    curves, reflections = Curves(axis.tof, measured), np.empty(0)
+    if fit is not None and pattern_fit is not None:
+        calculated, background = pattern_fit.calculated, pattern_fit.background
+        curves = Curves(axis.tof, measured, calculated / axis.stretch, background / axis.stretch)
+        reflections = axis.tof_in_file(fit.tof)
+    chart, x = draw_curves(curves, axis.instrument, reflections), axis.scale(_LEFT, _RIGHT)
     edges = np.flatnonzero(np.diff(np.pad(gridded.covered, 1, constant_values=True)))
     ends = x(axis.tof[np.minimum(edges, len(axis.tof) - 1)]).reshape(-1, 2)
-    points = zip(x(axis.tof).tolist(), y(measured).tolist(), strict=True)
+    return chart | {
+        "gaps": ends.tolist(),  # where nothing was measured
+        "places": [float(x(axis.tof_in_file(place.tof))) for place in places],
+    }
+
+
+def draw_curves(curves: Curves, instrument: Instrument, reflections: Array) -> dict[str, object]:
+    """Draw a profile, its fit if any, with reflections (µs), and the difference, as SVG paths."""
+    tof, measured, calculated = curves.tof, curves.measured, curves.calculated
+    shown = [measured, *([] if calculated is None else [calculated])]
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    margin = 0.04 * (high - low)
+    x = Scale(float(tof[0]), float(tof[-1]), _LEFT, _RIGHT)
+    y = Scale(low - margin, high + margin, _MAIN, _TOP)
+    d_low, d_high = instrument.d_spacing_from_tof(tof[[0, -1]]).tolist()
+    d_ticks = Scale(d_low, d_high, 0, 1).ticks(10)
+    positions = x(instrument.tof_from_d_spacing(np.array(d_ticks))).tolist()
+    points = zip(x(tof).tolist(), y(measured).tolist(), strict=True)
     chart: dict[str, object] = {
         "x": x,
         "y": y,
         "d_ticks": [(at, tick_label(d, d_ticks)) for at, d in zip(positions, d_ticks, strict=True)],
-        "gaps": ends.tolist(),  # where nothing was measured
+        "gaps": [],
+        "places": [],
         "measured": "".join(f"M{a:.1f} {b:.1f}h0" for a, b in points if b == b),  # dots
     }
-    if fit is None or pattern_fit is None:
+    if calculated is None or curves.background is None:
         return chart
-    difference = pattern_fit.difference / axis.stretch
+    difference = measured - calculated
     # On the scale of the chart above, or magnified by a round factor: small looks small.
     span = (y.high - y.low) * (_BOTTOM - _UPPER) / (_MAIN - _TOP) / 2
     largest = float(np.nanmax(np.abs(difference)))
     factor = max((f for f in _FACTORS if largest * f <= span), default=_FACTORS[0])
     scale = Scale(-span / factor, span / factor, _BOTTOM, _UPPER)
-    reflections = x(axis.tof_in_file(fit.tof)).tolist()
     return chart | {
-        "calculated": line(x(axis.tof), y(pattern_fit.calculated / axis.stretch)),
-        "background": line(x(axis.tof), y(pattern_fit.background / axis.stretch)),
-        "difference": line(x(axis.tof), scale(difference)),
-        "reflections": "".join(f"M{t:.1f} {_MAIN + 6}V{_TICKS - 2}" for t in reflections),
-        "places": [float(x(axis.tof_in_file(place.tof))) for place in places],
+        "calculated": line(x(tof), y(calculated)),
+        "background": line(x(tof), y(curves.background)),
+        "difference": line(x(tof), scale(difference)),
+        "reflections": "".join(f"M{t:.1f} {_MAIN + 6}V{_TICKS - 2}" for t in x(reflections)),
         "difference_scale": scale,
         "factor": factor,  # of the difference
     }

@@ -17,13 +17,13 @@ from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_models.predictors import Predictor
 from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS, with_uncertainty
-from pipelines.prediction.combination import with_combined
-from pipelines.prediction.combined_result import CombinedBanks
 from pipelines.prediction.result import NOT_DETERMINED, Interval, PredictionResult
 from pipelines.prediction.workflow import PredictedProfile
+from pipelines.refinement.output import cell_texts
 from pipelines.report import charts
 from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation
 from pipelines.report.fits import CandidateFit, Misfit, candidate_fits, find_misfits, runner_up
+from pipelines.report.joint import banks_sections
 
 MAX_SECTIONS = 20  # predictions on one page
 CONFIDENT = 0.95  # probability from which a model counts as confident
@@ -32,7 +32,13 @@ WELL, PARTLY = 0.9, 0.5
 # Misfits on the page, and how many more of those without a reflection nearby.
 _MAX_PLACES, _MAX_FOREIGN = 12, 4
 _DIRECTORY = Path(__file__).parent
-_SOURCES = {"model": "model", "library": "library", "refinement": "refined"}  # of fits
+# Of fits. The bank's own refinement is drawn where the cell is that of all banks.
+_SOURCES = {
+    "model": "model",
+    "library": "library",
+    "refinement": "refined",
+    "joint refinement": "refined",
+}
 
 
 def render_report(
@@ -52,7 +58,7 @@ def render_report(
         .render(
             sections=[_section(number, profile) for number, profile in enumerate(shown, start=1)],
             total=total or len(profiles),
-            combined=_combined(shown),
+            banks=banks_sections(shown),
             predictors=predictors,
             uris=[
                 next((p.model for p in profiles if p.campaign == predictor.campaign), None)
@@ -69,12 +75,6 @@ def render_report(
             not_determined=NOT_DETERMINED,
         )
     )
-
-
-def _combined(profiles: Sequence[PredictedProfile]) -> dict[str, CombinedBanks]:
-    """Return what several banks show together, by the name of their file."""
-    results = with_combined([profile.result() for profile in profiles])
-    return {Path(str(r.file)).name: r.combined for r in results if r.combined is not None}
 
 
 @cache
@@ -134,6 +134,8 @@ def _section(number: int, profile: PredictedProfile) -> dict[str, object]:
         "predicted": profile,
         "phase": phase,  # the decided one
         "refined": _refined_summary(profile),
+        # The free parameters with both uncertainties, if the cell is that of all banks.
+        "joint": _joint_texts(profile),
         "volume": float(cell_volume(cell[None])[0]) if has_volume else None,
         "axial_ratio": float(cell[2] / cell[0]) if is_axial else None,
         "probabilities": [
@@ -189,6 +191,11 @@ def _refined_summary(profile: PredictedProfile) -> dict[str, object] | None:
         "agrees": phase.name == profile.result().phase,
         "intensities": best.intensities,
     }
+
+
+def _joint_texts(profile: PredictedProfile) -> dict[str, str]:
+    phase = profile.together.decides if profile.together else None
+    return {} if phase is None else cell_texts(phase)
 
 
 def _parameter_groups(fit: CandidateFit) -> list[tuple[list[str], float, bool]]:

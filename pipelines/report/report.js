@@ -326,7 +326,7 @@
     }
   }
 
-  const charts = [...document.querySelectorAll("figure.chart")].map((f, k) => new Chart(f, k));
+  const charts = [...document.querySelectorAll("article figure.chart")].map((f, k) => new Chart(f, k));
   const drawAll = () => {
     for (const chart of charts) chart.draw();
     // For tests of the page: it is ready, and nothing is wider than the window.

@@ -173,6 +173,14 @@ def test_all_banks_get_a_model_and_are_combined(
         assert values["a"]["value"] == pytest.approx(3.99, rel=5e-4)
         assert values["c"]["value"] == pytest.approx(4.03, rel=5e-4)
         assert list(values["a"]["banks"]) == ["Bank 4", "Bank 5"]
+    (phase,) = combined["joint"]["phases"]
+    for name, true in (("a", 3.99), ("c", 4.03)):
+        total = np.hypot(phase["su"][name], phase["su_calibration"][name])
+        assert abs(phase["cell"][name] - true) < 3 * total
+        assert all(phase["su"][name] < a["refined"]["su"][name] for a in answers)
+    assert [(a["cell_from"], a["cell"]) for a in answers] == [
+        ("joint refinement", phase["cell"])
+    ] * 2
     assert combined["phase"] == "batio3_tetragonal"
     assert combined["probabilities"] == {"batio3_tetragonal": 1.0}
     assert "all banks: batio3_tetragonal, p 1.000" in " ".join(progress.split())
