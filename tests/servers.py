@@ -51,3 +51,10 @@ def dask_workers(process: psutil.Process) -> list[psutil.Process]:
     below = process.children(recursive=True)
     forked = [child for child in below if child.ppid() != process.pid]
     return [child for child in forked if "forkserver" in " ".join(child.cmdline())]
+
+
+def open_experiment(uri: str) -> str:
+    """Return the id of an experiment in an MLflow database; here processes import little else."""
+    from catalog.tracking import Tracking
+
+    return Tracking(uri).experiment("same")

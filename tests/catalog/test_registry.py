@@ -37,6 +37,7 @@ from catalog.model_files import ModelPackage
 from catalog.registry import ModelError, ModelKind, ModelVersion, RegistryEntry
 from catalog.tracking import Run, Tracking, TrackingError
 from pipelines.registry.registration import load_version
+from tests.servers import open_experiment
 
 SMALL = RegistryEntry("small", ModelKind.CELL, "small", "all of them")
 
@@ -314,15 +315,11 @@ def test_a_tracking_uri_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
         Tracking("nonsense://somewhere")
 
 
-def _open(uri: str) -> str:
-    return Tracking(uri).experiment("same")
-
-
 @pytest.mark.slow
 def test_processes_that_make_the_database_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert len(set(pool.map(_open, [uri] * 3))) == 1
+        assert len(set(pool.map(open_experiment, [uri] * 3))) == 1
 
 
 def test_the_shared_view_is_written_once(tracking: Tracking) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -172,12 +171,13 @@ def test_what_passes_is_promoted(restored: Bench) -> None:
 
 
 PROMOTE = """
-import sys, time
+import sys
 from catalog import registry
 from catalog.tracking import Tracking
 tracking = Tracking(sys.argv[1])
 version = registry.find(tracking, f"models:/small/{sys.argv[2]}")
-time.sleep(max(0.0, float(sys.argv[4]) - time.time()))
+print("ready", flush=True)
+sys.stdin.readline()
 try:
     registry.promote(tracking, version, reason="a race", expected=sys.argv[3])
     print("promoted")
@@ -189,16 +189,23 @@ except registry.PromotionError as error:
 def test_of_two_simultaneous_promotions_the_second_is_refused(restored: Bench) -> None:
     ours = restored.versions("guided")[0]
     rivals = [restored.versions(name)[0].version for name in ("forest", "caenn")]
-    start = str(time.time() + 10)
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", PROMOTE, restored.tracking.uri, rival, ours.version, start],
+            [sys.executable, "-c", PROMOTE, restored.tracking.uri, rival, ours.version],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
         )
         for rival in rivals
     ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
     outcomes = [child.communicate()[0].strip() for child in children]
     assert sorted(text == "promoted" for text in outcomes) == [False, True], outcomes
     refused = next(text for text in outcomes if text != "promoted")

@@ -33,7 +33,7 @@ from tests.small_bench import short_presets
 
 pytestmark = pytest.mark.slow
 
-WRITERS, RUNS, METRICS = 16, 2, 3
+WRITERS, RUNS, METRICS = 8, 2, 3
 NO_POSTGRESQL = "needs PostgreSQL's own programs (initdb, pg_ctl, pg_dump)"
 
 
