@@ -5,14 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # N processes, each with one computing thread. Some of all tests wait for servers and clusters a while.
-quick: N ?= 2
+quick fast: N ?= 2
 test: N ?= 3
 # Some containers turn byte code off: then each process compiles all that it imports from source.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quick test check docs ui clean
+.PHONY: help setup run quick fast test check docs ui clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -30,7 +30,10 @@ setup: $(STAMP)  ## make the virtual environment and install the pinned dependen
 run: $(STAMP)  ## simulate the whole campaign, train and register a first model, predict the examples
 	$(BIN)/python -m pipelines.run
 
-quick: $(STAMP) check  ## check the code and pass the fast tests: a minute
+quick: $(STAMP)  ## check the code and pass the fast tests, at the same time: a minute
+	@$(MAKE) --no-print-directory --jobs=2 check fast
+
+fast: $(STAMP)
 	$(PYTEST) -q -m "not (slow or training or cluster or slurm or postgresql or gsas2)"
 
 test: $(STAMP) check  ## check the code and pass all tests, in three processes (make test N=8: in eight)

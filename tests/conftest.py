@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 import pipelines  # noqa: F401 (how Dask starts workers has to be set before its import)
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
     from tests.small_bench import Bench
+
+settings.register_profile("tests", deadline=None)  # a loaded machine breaks no test
+settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
 TEST_CLUSTER = ROOT / "deploy" / "slurm" / "test_cluster"

@@ -129,7 +129,7 @@ def test_what_is_no_profile_is_refused(tof: np.ndarray, y: np.ndarray, message: 
         paper_background(tof, y)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(hnp.arrays(np.float64, 40, elements=st.floats(-1e9, 1e9) | st.integers(-3, 3).map(float)))
 def test_any_numbers_meet_the_condition_or_are_refused(y: np.ndarray) -> None:
     tof = 1000 * 1.01 ** np.arange(40)
@@ -145,7 +145,7 @@ def test_any_numbers_meet_the_condition_or_are_refused(y: np.ndarray) -> None:
 # ---- onto the grid -----------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 1000), min_size=2, max_size=30, unique=True),
     st.lists(st.floats(-100, 1100), min_size=1, max_size=30),

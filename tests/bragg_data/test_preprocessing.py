@@ -49,7 +49,7 @@ profiles = hnp.arrays(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(profiles)
 def test_minmax_spans_0_to_1_and_undoes_scale_and_offset(rows: np.ndarray) -> None:
     rows = rows + np.linspace(0, 10, rows.shape[1])  # never constant
@@ -70,7 +70,7 @@ def test_cropped_leaves_the_papers_points() -> None:
         cropped(ramp[:, :300])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(profiles)
 def test_smoothed_is_a_share_of_the_signal_whatever_its_scale(rows: np.ndarray) -> None:
     rows = rows.copy()
@@ -99,7 +99,7 @@ def test_smoothed_spreads_a_peak_by_its_width_and_moves_with_it() -> None:
         smoothed(np.zeros((1, 300)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(profiles)
 def test_similarity_of_a_profile_with_itself_is_1_and_less_with_different_ones(
     rows: np.ndarray,
@@ -181,7 +181,7 @@ def test_rows_are_treated_alone() -> None:
     np.testing.assert_array_equal(both[1], background_subtracted(rows[1]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.float64, 120, elements=st.floats(-1e9, 1e9)),
     hnp.arrays(np.float64, 120, elements=st.floats(0, 1e9)),

@@ -55,7 +55,7 @@ def test_predictions_are_those_of_scikit_learn(kind: type, outputs: int) -> None
             first += tree.tree_.n_leaves
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.floats(-1e6, 1e6), st.integers(-3, 3))
 def test_thresholds_in_single_precision_give_the_same_leaves(threshold: float, steps: int) -> None:
     grown = RandomForestRegressor(1, bootstrap=False).fit(

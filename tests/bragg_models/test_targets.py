@@ -80,7 +80,7 @@ def test_any_output_of_a_network_obeys_the_constraints_of_the_phase(targets: Tar
     assert (cubic[:, 3:] == 90.0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     code=st.integers(0, len(GROUPS) - 1),
     values=st.lists(st.floats(-1e9, 1e9), min_size=6, max_size=6),

@@ -63,7 +63,7 @@ BINS = {"tof": (TOF[1:] + TOF[:-1]) / 2, "intensity": COUNTS[:-1] / np.diff(TOF)
 STEPS = std(COUNTS, f"BANK 1 {N} 4 CONST 2000 10 0 0 STD")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     indent=st.sampled_from(["", " ", "  ", "\t", " " * 7]),
     case=st.sampled_from([str.upper, str.lower, str.title]),
@@ -94,7 +94,7 @@ def test_a_bank_in_the_title_of_columns_is_no_record(folder: Path) -> None:
 # ---- commas ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     separator=st.sampled_from([" ", "\t", ";", "  ; "]),
     digits=st.integers(1, 6),
@@ -178,7 +178,7 @@ def test_constant_wavelength_is_refused_by_name(folder: Path, kind: str) -> None
         read(folder, CONSTANT_WAVELENGTH[kind])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     start=st.floats(0.5, 30),
     stop=st.floats(60, 175),

@@ -90,7 +90,7 @@ def test_spectra_of_a_workspace_are_banks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     units=st.sampled_from(["TOF", "dSpacing", "MomentumTransfer"]),
     edges=st.booleans(),
@@ -283,7 +283,7 @@ FACTORS = {"us": 1, "microsecond": 1, "µs": 1, "ms": 1e-3, "s": 1e-6, "ns": 1e3
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     unit=st.sampled_from(sorted(FACTORS)),
     errors=st.sampled_from(["counts_errors", "errors", None]),

@@ -42,7 +42,7 @@ def read(folder: Path, text: str, **reading: object) -> Profile:
 TIME, TOTAL = "_pd_meas_time_of_flight", "_pd_meas_intensity_total"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     x=st.sampled_from([TIME, "_pd_meas.time_of_flight", "_PD_meas_Time_of_flight"]),
     y=st.sampled_from([TOTAL, "_pd_proc_intensity_total", "_pd_proc.intensity_norm"]),

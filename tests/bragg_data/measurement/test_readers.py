@@ -262,7 +262,7 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(folder: Path, kind: str
     outcomes: Counter[str] = Counter()
     path, valid = folder / f"damaged.{kind}", VALID[kind].encode()
 
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+    @settings(max_examples=EXAMPLES, derandomize=True)
     @given(changes=damages)
     def damage(changes: list[tuple[str, int, int, bytes]]) -> None:
         content = valid
@@ -277,7 +277,7 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(folder: Path, kind: str
 
 @pytest.mark.parametrize("suffix", ["gsa", "instprm"])
 def test_random_bytes_are_refused_in_a_sentence(folder: Path, suffix: str) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
+    @settings(max_examples=EXAMPLES, derandomize=True)
     @given(content=st.binary(max_size=300))
     def check_bytes(content: bytes) -> None:
         assert outcome(folder / f"random.{suffix}", content) != "read"

@@ -320,7 +320,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(content=mutated())
 def test_a_damaged_file_is_read_or_refused(folder: Path, content: bytes) -> None:
     path = folder / "damaged.gsa"

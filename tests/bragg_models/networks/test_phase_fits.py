@@ -112,7 +112,7 @@ def test_starts_that_are_exact_give_finite_predictions(
     assert negative  # the case occurred
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     code=st.integers(0, 2),
     values=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
