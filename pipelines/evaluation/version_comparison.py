@@ -26,7 +26,7 @@ from pipelines.evaluation.tables import ResultTable, finite
 from pipelines.registry.registration import load_version
 from pipelines.simulation.draws import held_out_draws
 
-_TIMED_PREDICTIONS = 30
+_TIMED_PREDICTIONS = 10
 _Pinned = tuple[Floats32, Indices, Array]
 
 
