@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from bragg_data.arrays import AnyFloats, Integers
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem
@@ -219,7 +219,7 @@ def _log_scale(axis: Axes) -> None:
     low, high = axis.get_ylim()
     if high / low > 1e3:
         axis.yaxis.set_major_locator(LogLocator(numticks=6))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_locator(NullLocator())  # not labelled, and slow to draw
 
 
 def _plain(axis: Axes) -> None:
