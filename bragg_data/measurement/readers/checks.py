@@ -263,7 +263,8 @@ def warnings_of_values(x: Array, y: Array, sigma: Array | None) -> list[str]:
         for shift in (-2, -1, 1, 2):
             low = np.minimum(low, np.roll(y, shift))
             noise = np.maximum(noise, np.roll(sigma, shift))
-        below = (y < low - _BELOW * noise) & (noise > 0) & ~missing & (sigma > 0)
+        with np.errstate(over="ignore"):  # of a damaged deviation of 1e308
+            below = (y < low - _BELOW * noise) & (noise > 0) & ~missing & (sigma > 0)
         below[[0, 1, -2, -1]] = False
         if below.any():
             warnings.append(
