@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from rich.markup import escape
 from typer import Argument, Option
@@ -23,25 +23,7 @@ def main(
     instrument: Annotated[
         Path, Option(metavar="FILE", help=".instprm, .prm, .iparm, .EXP, .irf or .pcr.")
     ],
-    bank: Annotated[
-        list[int],
-        Option(help="Only this bank (repeatable); of files without numbers one for each file."),
-    ] = [],  # noqa: B006 (Typer's default of a repeatable option)
-    calibration: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Calibration of the same cycle: positions are taken from it."),
-    ] = None,
-    two_theta: Annotated[float | None, Option(min=-180, max=180, help="2θ (°) of a bank.")] = None,
-    d_min: Annotated[float, Option(min=0.0, help="Shortest d-spacing to refine (Å).")] = 0.0,
-    d_max: Annotated[float | None, Option(min=0.0, help="Longest d-spacing to refine (Å).")] = None,
-    x_unit: Annotated[
-        Literal["us", "ms", "s", "d", "Q"] | None,
-        Option(help="Unit of the axis, if a file does not name it."),
-    ] = None,
-    bin_edges: Annotated[
-        bool | None,
-        Option("--bin-edges/--bin-centres", help="Whether times are lower edges or centres."),
-    ] = None,
+    banks: options.BankOptions,
     evidence: Annotated[
         bool,
         Option(
@@ -61,18 +43,13 @@ def main(
     the CIF's are searched. A length is printed with two uncertainties, a = 5.43142(4)(60) Å: of the
     measurement, and of the calibration.
     """
-    from bragg_data.measurement.readers import Reading
-    from pipelines.refinement.inputs import Request
+    from pipelines.refinement.inputs import request_of
     from pipelines.refinement.interface import refine_samples
     from pipelines.refinement.output import draw, print_result
     from pipelines.refinement.result import to_json
 
     options.check_writable(plot)
-    reading = Reading(None, x_unit, bin_edges)
-    d_range = d_min, float("inf") if d_max is None else d_max
-    request = Request(
-        tuple(files), instrument, tuple(bank), calibration, two_theta, reading, d_range
-    )
+    request = request_of(files, instrument, banks)
     results = []
     for number, (result, fit) in enumerate(refine_samples(request, cif, evidence=evidence)):
         results.append(to_json(result))

@@ -7,7 +7,6 @@ compared on blurred profiles first, and the best ones are refined.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 
@@ -40,48 +39,47 @@ def captured_cells(
     Before it, the share of the signal that they explain as they are.
     ``levels`` are the banks' models as they are, blur 0, and at each of :data:`BLURS`.
     """
-    models = {
-        blur: JointModel(tuple(of_banks), tuple(phases), ()) for blur, of_banks in levels.items()
-    }
-    best = _refined(models, starts, ())
+    best = refined_cells(levels, phases, starts, ())
     if best[0] >= (_SURE_OF_MANY if len(phases[0].lattice.free_columns) >= _MANY else _SURE):
         return best
-    best = max(best, _refined(models, starts, BLURS), key=itemgetter(0))
+    best = max(best, refined_cells(levels, phases, starts, BLURS), key=itemgetter(0))
     # Where many lines overlap, cells with many parameters explain much at wrong minima, too.
     many = len(phases[0].lattice.free_columns) >= _MANY
     enough = _SURE_OF_MANY if many else _ENOUGH
     if best[0] >= enough or len(phases) > 1:
         return best
-    for start in _sampled(models[BLURS[1]], starts[0]):
+    for start in _sampled(levels[BLURS[1]], phases[0], starts[0]):
         with suppress(CrystalError):
-            best = max(best, _refined(models, [start], BLURS[1:]), key=itemgetter(0))
+            best = max(best, refined_cells(levels, phases, [start], BLURS[1:]), key=itemgetter(0))
         if best[0] >= enough:
             break
     return best
 
 
-def _refined(
-    models: Mapping[float, JointModel], starts: Sequence[Array], blurs: Sequence[float]
+def refined_cells(
+    levels: Mapping[float, Sequence[BankModel]],
+    phases: Sequence[Phase],
+    starts: Sequence[Array],
+    blurs: Sequence[float],
 ) -> tuple[float, list[Array]]:
-    """Return the share of the signal that cells explain, and the cells, refined one by one."""
+    """Return the share of the signal that cells explain, and the cells (6,), all else fixed.
+
+    They are refined at some blurs, one after the other, then as they are.
+    """
     cells = [np.asarray(start) for start in starts]
     explained = 0.0
     for blur in (*blurs, 0.0):
         parameters = tuple(
             p
-            for code, (phase, cell) in enumerate(zip(models[blur].phases, cells, strict=True))
+            for code, (phase, cell) in enumerate(zip(phases, cells, strict=True))
             for p in cell_parameters(code, phase, cell)
         )
-        here = replace(models[blur], parameters=parameters)
+        here = JointModel(tuple(levels[blur]), tuple(phases), parameters)
         n = here.n_points
         minimum = minimise(
             here.evaluate, here.start, here.bounds, partial(_tolerance, n), steps=_STEPS
         )
-        cells, place = [], 0
-        for phase in here.phases:
-            count = len(phase.lattice.free_columns)
-            cells.append(phase.lattice.cells(minimum.point[None, place : place + count])[0])
-            place += count
+        cells = [here.cell(code, minimum.point) for code in range(len(phases))]
         explained = here.explained(minimum.residual[:n])
     return explained, cells
 
@@ -90,9 +88,8 @@ def _tolerance(n: int, chi2: float) -> float:
     return 3.0 * max(chi2 / n, 1.0)
 
 
-def _sampled(model: JointModel, start: Array) -> list[Array]:
-    """Return the cells of one phase that fit blurred profiles best, the best first."""
-    phase = model.phases[0]
+def _sampled(banks: Sequence[BankModel], phase: Phase, start: Array) -> list[Array]:
+    """Return the cells of a phase that fit blurred profiles best, the best first."""
     names, columns = phase.lattice.free_parameters, phase.lattice.free_columns
     free = start[columns]
     is_length = np.array([name in "abc" for name in names])
@@ -101,11 +98,11 @@ def _sampled(model: JointModel, start: Array) -> list[Array]:
     cube = qmc.Sobol(len(free), rng=np.random.default_rng(0)).random(count)
     cells = phase.lattice.cells(free + (2 * cube - 1) * reach)
     left = np.zeros(count)
-    for bank in model.banks:
+    for bank in banks:
         for first in range(0, count, 64):
             rows = slice(first, min(first + 64, count))
             codes = np.zeros(rows.stop - rows.start, dtype=int)
-            patterns = bank.weighted(bank.simulator.simulate(codes, cells[rows]))
+            patterns = bank.weighted(bank.simulators[0].simulate(codes, cells[rows]))
             scale = np.maximum(bank.y @ patterns, 0) ** 2 / np.maximum((patterns**2).sum(0), 1e-300)
             left[rows] -= scale
     return [cells[k] for k in np.argsort(left)[:_STARTS]]

@@ -30,10 +30,10 @@ _WIDTHS = (-0.2, 0.9)  # of ln(W / W nominal)
 
 @dataclass(frozen=True, eq=False)
 class BankModel:
-    """A bank, the simulator of all phases on it, and the number of its background terms."""
+    """A bank, the simulators of the phases on it, and the number of its background terms."""
 
     bank: MeasuredBank
-    simulator: Simulator
+    simulators: tuple[Simulator, ...]  # of each phase by itself
     terms: int
     blur: float = 0.0  # full width in µs over the peak's, by which everything is blurred
 
@@ -85,12 +85,17 @@ def blurred(models: Sequence[BankModel], blur: float) -> tuple[BankModel, ...]:
 
 def bank_model(bank: MeasuredBank, phases: Sequence[Phase], terms: int) -> BankModel:
     """Return the model of a bank; the first one of its kind takes about a second to build."""
-    return BankModel(bank, _simulator(tuple(phases), bank.instrument, bank.grid), terms)
+    simulators = tuple(_known_simulator(phase, bank.instrument, bank.grid) for phase in phases)
+    return BankModel(bank, simulators, terms)
 
 
-@lru_cache(maxsize=16)  # frames of a series have banks alike
-def _simulator(phases: tuple[Phase, ...], instrument: Instrument, grid: TofGrid) -> Simulator:
-    return Simulator(phases, instrument, grid, _SIZE, _MICROSTRAIN, width_range=_WIDTHS)
+def simulator_of(phase: Phase, instrument: Instrument, grid: TofGrid) -> Simulator:
+    """Return a simulator of a phase by itself, prepared for samples' widths."""
+    return Simulator([phase], instrument, grid, _SIZE, _MICROSTRAIN, width_range=_WIDTHS)
+
+
+# Frames of a series have banks alike, and mixtures phases.
+_known_simulator = lru_cache(maxsize=256)(simulator_of)
 
 
 class BankFit(NamedTuple):
@@ -100,6 +105,7 @@ class BankFit(NamedTuple):
     scales: Array  # (n_phases,)
     columns: Array  # (n, n_phases)
     jacobian: Array  # (n, k); empty if not asked for
+    of_scales: Array  # (n_phases, k) how scales follow the parameters; empty if not asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +178,29 @@ class JointModel:
         scales = nnls(columns / length, model.y)[0] / length
         residual = model.y - columns @ scales
         jacobian = np.zeros((len(residual), len(self.parameters) if slopes else 0))
+        of_scales = np.zeros((len(self.phases), jacobian.shape[1]))
         if slopes:
             for (change, entries), scale in zip(changes, scales, strict=True):
                 for k, place, slope in entries:
                     jacobian[:, k] -= scale * slope * change[:, place]
-            q, _ = np.linalg.qr(columns[:, scales > 0])
-            jacobian -= q @ (q.T @ jacobian)
-        return BankFit(residual, scales, columns, jacobian)
+            present = scales > 0
+            q, r = np.linalg.qr(columns[:, present])
+            along = q.T @ jacobian
+            of_scales[present] = np.linalg.lstsq(r, along)[0]
+            jacobian -= q @ along
+        return BankFit(residual, scales, columns, jacobian, of_scales)
+
+    def cell(self, code: int, point: Array) -> Array:
+        """Return the cell (6,) of a phase at a point, in Å and degrees."""
+        return np.asarray(self.phases[code].lattice.cells(self._free(code, point)[None])[0])
+
+    def _free(self, code: int, point: Array) -> Array:
+        phase = self.phases[code]
+        free = np.array(phase.cell, dtype=np.float64)[phase.lattice.free_columns]
+        for k, parameter in enumerate(self.parameters):
+            if parameter.phase == code and (key := parameter.keys[0]).startswith("cell_"):
+                free[int(key.removeprefix("cell_"))] = point[k]
+        return free
 
     def simulated(
         self, number: int, code: int, point: Array, *, slopes: bool
@@ -188,7 +210,7 @@ class JointModel:
         Also which parameter each derivative belongs to, its place, and the factor on it.
         """
         model, phase = self.banks[number], self.phases[code]
-        free = np.array(phase.cell, dtype=np.float64)[phase.lattice.free_columns]
+        free = self._free(code, point)
         given: dict[str, float] = {}
         entries: list[tuple[int, str, float]] = []
         for k, parameter in enumerate(self.parameters):
@@ -196,9 +218,7 @@ class JointModel:
                 continue
             for key in parameter.keys:
                 name, value, slope = _of_simulator(key, float(point[k]), model.bank)
-                if name.startswith("cell_"):
-                    free[int(name.removeprefix("cell_"))] = value
-                else:  # of an element and of a site: their sum counts
+                if not name.startswith("cell_"):  # of an element and of a site: their sum counts
                     given[name] = given.get(name, 0.0) + value
                 entries.append((k, name, slope))
         given = {n: max(v, 0.0) if n.startswith("u_iso") else v for n, v in given.items()}
@@ -210,8 +230,8 @@ class JointModel:
         if factors:
             cell = phase.lattice.cells(free[None])[0]
             on_lines = line_factors(factors, cell, model.bank.sin_theta)
-        simulated = model.simulator.linearise(
-            code, free, names, values, slopes=slopes, factors=on_lines
+        simulated = model.simulators[code].linearise(
+            0, free, names, values, slopes=slopes, factors=on_lines
         )
         place = {name: len(free) + k for k, name in enumerate((*plain, *factors))}
         place |= {f"cell_{k}": k for k in range(len(free))}

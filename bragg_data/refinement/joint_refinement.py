@@ -90,6 +90,14 @@ class JointRefiner:
                 raise RefinementError(f"These phases cannot be refined: {error}") from error
             return self.summarised(state, options.calibration_su, time.perf_counter() - began)
 
+    def near(self, cells: Sequence[Array], options: JointOptions) -> "State":
+        """Return the minimum next to cells (6,) that are nearly right, without any search.
+
+        A CrystalError is raised if there is no pattern.
+        """
+        state = State(self._model(options, cells)).minimised(_ROUGHLY)
+        return state.with_terms().minimised(_ROUGHLY)
+
     def summarised(
         self, state: "State", calibration_su: Sequence[float], seconds: float = 0.0
     ) -> JointResult:

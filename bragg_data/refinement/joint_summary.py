@@ -15,11 +15,13 @@ from bragg_data.refinement.joint_result import (
     unexplained_lines,
 )
 from bragg_data.refinement.levenberg_marquardt import Minimum
+from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.result import serial_correlation
 
 _EXPLAINED = 0.6  # share of the signal below which phases do not explain a profile
 _SIGNIFICANT = 30.0  # decrease of χ² over the noise, by the peaks of a phase
 _OFF = 3.0  # calibration uncertainties, from which a bank disagrees with the others
+_BACKGROUND = 10  # terms, where there are no phases
 _MOST_LINES = 12  # that are listed
 
 
@@ -28,7 +30,7 @@ def summarise(
 ) -> JointResult:
     """Return the result at a minimum."""
     point, n = minimum.point, model.n_points
-    fits = [model.fit_bank(b, point, slopes=False) for b in range(len(model.banks))]
+    fits = [model.fit_bank(b, point) for b in range(len(model.banks))]
     residual = np.concatenate([fit.residual for fit in fits])
     linear = sum(len(model.phases) + bank.terms for bank in model.banks)
     degrees = max(n - len(point) - linear, 1)
@@ -38,7 +40,7 @@ def summarise(
     correlation = float(np.average(of_banks, weights=squares))
     noise = reduced * correlation
     normal = minimum.jacobian.T @ minimum.jacobian
-    total = np.linalg.pinv(normal, hermitian=True) * noise
+    total = np.asarray(np.linalg.pinv(normal, hermitian=True) * noise, dtype=np.float64)
     is_offset = np.array([p.keys[0] == "offset" for p in model.parameters], dtype=bool)
     statistical = np.zeros_like(total)
     rest = np.ix_(~is_offset, ~is_offset)
@@ -46,7 +48,7 @@ def summarise(
     su_total, su = (np.sqrt(np.maximum(np.diag(c), 0.0)) for c in (total, statistical))
     su = np.where(is_offset, su_total, su)
     banks = tuple(_bank(model, b, point, fits[b].scales, su) for b in range(len(fits)))
-    weights, su_weights = _weights(model, fits, noise)
+    weights, su_weights = _weights(model, fits, noise, total)
     common = 1 / np.sqrt(sum(1 / s**2 for s in calibration_su))
     # Where banks disagree by more than their calibrations allow, these are worse than stated
     # (Birge, Phys. Rev. 40 (1932) 207).
@@ -137,8 +139,12 @@ def _worth(fits: Sequence[BankFit]) -> Array:
     return worth
 
 
-def _weights(model: JointModel, fits: Sequence[BankFit], noise: float) -> tuple[Array, Array]:
+def _weights(
+    model: JointModel, fits: Sequence[BankFit], noise: float, covariance: Array
+) -> tuple[Array, Array]:
     """Return the weight percentages of the phases and their uncertainties, over all banks.
+
+    ``covariance`` (k, k) is that of the parameters, which scales follow.
 
     A scale counts unit cells: weights are scales times the mass of a cell (Hill & Howard, J. Appl.
     Cryst. 20 (1987) 467).
@@ -150,9 +156,10 @@ def _weights(model: JointModel, fits: Sequence[BankFit], noise: float) -> tuple[
         if not amounts.sum() > 0:
             continue
         share = amounts / amounts.sum()
-        covariance = np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True) * noise
+        of_scales = np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True) * noise
+        of_scales = of_scales + fit.of_scales @ covariance @ fit.of_scales.T
         change = (np.eye(len(masses)) - share[:, None]) * masses / amounts.sum()
-        variance = np.diag(change @ covariance @ change.T)
+        variance = np.diag(change @ of_scales @ change.T)
         shares.append(share)
         weights.append(1 / np.maximum(variance, 1e-12))
     if not shares:
@@ -214,4 +221,38 @@ def _phase(
         u_iso=u_iso,
         parameters=parameters,
         present=present,
+    )
+
+
+def unexplained(banks: Sequence[MeasuredBank]) -> JointResult:
+    """Return the result of no phases at all: a background, and all lines unexplained."""
+    refined, lines, squares, total = [], list[float](), 0.0, 0.0
+    for bank in banks:
+        basis = bank.polynomials(_BACKGROUND)
+        weights = 1 / bank.sigma
+        for _ in range(20):  # peaks are above the background: they do not count
+            coefficients = np.linalg.lstsq(basis * weights[:, None], bank.intensity * weights)[0]
+            background = basis @ coefficients
+            weights = np.where(bank.intensity > background + 2 * bank.sigma, 0.01, 1) / bank.sigma
+        left, above = (bank.intensity - background) / bank.sigma, bank.intensity / bank.sigma
+        rwp = float(np.sqrt((left @ left) / (above @ above)))
+        refined.append(RefinedBank(bank, background, background, _BACKGROUND, rwp, 0.0, 0.0))
+        lines += unexplained_lines(bank, background, background)
+        squares, total = squares + float(left @ left), total + float(above @ above)
+    n = sum(len(bank.tof) for bank in banks)
+    return JointResult(
+        phases=(),
+        banks=tuple(refined),
+        rwp=float(np.sqrt(squares / total)),
+        reduced_chi2=squares / max(n - _BACKGROUND * len(banks), 1),
+        explained=0.0,
+        correlation=1.0,
+        converged=True,
+        n_points=n,
+        n_parameters=_BACKGROUND * len(banks),
+        at_bounds=(),
+        unexplained_lines=merged(lines)[:_MOST_LINES],
+        reasons=("None of the structures explains a significant part of the profile.",),
+        remarks=(),
+        seconds=0.0,
     )

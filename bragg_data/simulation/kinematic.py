@@ -32,12 +32,7 @@ from bragg_data.simulation.derivatives import (
     row_kinds,
 )
 from bragg_data.simulation.peak_response import VERSION as VERSION
-from bragg_data.simulation.peak_response import (
-    WIDTH_PARAMETERS,
-    PeakResponse,
-    WidthInterpolation,
-    Widths,
-)
+from bragg_data.simulation.peak_response import WIDTH_PARAMETERS, Widths, peak_response
 from bragg_data.simulation.sample_parameters import (
     SampleParameters,
     checked_samples,
@@ -57,10 +52,10 @@ _Selected = tuple[NDArray[np.float32], NDArray[np.float32]]  # products and stre
 class Simulator:
     """Patterns of a campaign's phases on one instrument, thousands per second.
 
-    Building it takes about a second. It holds no state that results depend on: the same rows in
-    one call give the same bits, whatever was simulated before. It warns if peaks are so narrow on
-    the grid that patterns are good to worse than 3e-4 of a peak; an InstrumentError is raised if
-    the instrument's constants give peaks no decay somewhere on it.
+    The first one on an instrument takes about a second. It holds no state that results depend on:
+    the same rows in one call give the same bits, whatever was simulated before. It warns if peaks
+    are so narrow on the grid that patterns are good to worse than 3e-4 of a peak; an
+    InstrumentError is raised if the instrument's constants give peaks no decay somewhere on it.
 
     Size in µm and microstrain in 1e-6 are the nominal isotropic Lorentzian broadening.
     ``width_range``, of ln(W / W nominal), is prepared for samples with widths of their own, so that
@@ -88,8 +83,8 @@ class Simulator:
         self.phases = tuple(phase.at_angle(instrument.two_theta) for phase in phases)
         self.instrument, self.grid = instrument, grid
         self._warn_of_wavelengths()
-        self.response = PeakResponse(instrument, grid, size, microstrain, convention)
-        self._widths = WidthInterpolation(self.response, width_range)
+        of_peaks = peak_response(instrument, grid, size, microstrain, convention, width_range)
+        self.response, self._widths = of_peaks
         self._nominal = nominal_sample(instrument, size, microstrain) | {"width_scale": 1.0}
         self._lines = lru_cache(maxsize=8 * len(self.phases))(unique_lines)
         self._tables = lru_cache(maxsize=None)(self._make_tables)
@@ -98,7 +93,6 @@ class Simulator:
         if device is not None:  # torch, which takes seconds to load, is for those who ask
             from bragg_data.simulation.response_on_device import ResponseOnDevice
 
-            of_peaks = self.response, self._widths
             self._on_device = ResponseOnDevice(*of_peaks, device, compiled=compiled)
 
     def simulate(

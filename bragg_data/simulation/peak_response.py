@@ -196,7 +196,7 @@ class WidthInterpolation:
 
     def __init__(self, response: PeakResponse, prepared: tuple[float, float] | None) -> None:
         self._response, self._prepared = response, prepared
-        self._widths = lru_cache(maxsize=4)(self._build)
+        self._widths = lru_cache(maxsize=8)(self._build)
         self._position = stations(response.grid.points)
         inside = response.shape_at(np.linspace(0, response.grid.points - 1, 257))
         self._least = (
@@ -262,7 +262,9 @@ class WidthInterpolation:
         if self._prepared:
             if self._prepared[0] <= low and high <= self._prepared[1]:
                 return self._prepared
-            parts = 2  # coarser, so that what is built for these samples serves the next ones
+            # Coarser and no narrower, so that what is built for these serves the next ones.
+            parts = 1
+            low, high = min(low, self._prepared[0] + 0.01), max(high, self._prepared[1] - 0.01)
         low, high = np.floor((low - 0.01) * parts), np.ceil((high + 0.01) * parts)
         return float(low / parts), float(high / parts)
 
@@ -312,3 +314,17 @@ class WidthInterpolation:
         source = self._shape(np.arange(basis.n_source) / basis.oversampling - MARGIN)
         target = response.target._replace(pad=MARGIN * basis.oversampling)
         return Widths(basis, (low, high), np.stack([source.rise, source.decay]), target)
+
+
+@lru_cache(maxsize=32)
+def peak_response(
+    instrument: Instrument,
+    grid: TofGrid,
+    size: float,
+    microstrain: float,
+    convention: Convention,
+    width_range: tuple[float, float] | None,
+) -> tuple[PeakResponse, WidthInterpolation]:
+    """Return how peaks look, which is the same for all phases: it takes most of the time."""
+    response = PeakResponse(instrument, grid, size, microstrain, convention)
+    return response, WidthInterpolation(response, width_range)

@@ -145,6 +145,31 @@ class ProfileOptions(ReadingOptions):
 
 
 @dataclass(frozen=True)
+class BankOptions:
+    """Which banks of measured profiles are refined together, and how they are read."""
+
+    bank: Annotated[
+        list[int],
+        Option(help="Only this bank (repeatable); of files without numbers one for each file."),
+    ] = field(default_factory=list)
+    calibration: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Calibration of the same cycle: positions are taken from it."),
+    ] = None
+    two_theta: Annotated[float | None, Option(min=-180, max=180, help="2θ (°) of a bank.")] = None
+    d_min: Annotated[float, Option(min=0.0, help="Shortest d-spacing to refine (Å).")] = 0.0
+    d_max: Annotated[float | None, Option(min=0.0, help="Longest d-spacing to refine (Å).")] = None
+    x_unit: Annotated[
+        Literal["us", "ms", "s", "d", "Q"] | None,
+        Option(help="Unit of the axis, if a file does not name it."),
+    ] = None
+    bin_edges: Annotated[
+        bool | None,
+        Option("--bin-edges/--bin-centres", help="Whether times are lower edges or centres."),
+    ] = None
+
+
+@dataclass(frozen=True)
 class SlurmOptions:
     """Resources to request from SLURM; None stands for the value of Dask's configuration.
 

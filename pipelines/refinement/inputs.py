@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bragg_data.campaign import load_campaign
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.cif import read_text
 from bragg_data.crystallography.structure import Phase, phase_from_cif
+from bragg_data.errors import first_line
 from bragg_data.instrument.conversion import OriginalBank
 from bragg_data.instrument.instprm import InstrumentError, read_banks
 from bragg_data.measurement.readers import AS_USUAL, Profile, ProfileError, Reading, read_profiles
@@ -22,6 +24,7 @@ from bragg_data.refinement.calibration_uncertainty import (
 )
 from bragg_data.refinement.measured_bank import MeasuredBank, measured_bank
 from bragg_data.refinement.result import RefinementError
+from pipelines.cli.options import BankOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,41 @@ class Request:
     two_theta: float | None = None
     reading: Reading = AS_USUAL
     d_range: tuple[float, float] = (0.0, float("inf"))
+
+
+def request_of(files: Sequence[Path], instrument: Path, options: BankOptions) -> Request:
+    """Return the request that a command's options make."""
+    d_range = options.d_min, float("inf") if options.d_max is None else options.d_max
+    reading = Reading(None, options.x_unit, options.bin_edges)
+    of_cycle, banks = options.calibration, tuple(options.bank)
+    return Request(tuple(files), instrument, banks, of_cycle, options.two_theta, reading, d_range)
+
+
+def read_known_structures(places: Sequence[Path]) -> tuple[list[Phase], list[str]]:
+    """Read all structures of folders, campaign files and CIFs; and why some cannot be used.
+
+    Phases of the same name are numbered. A CrystalError is raised if there are none.
+    """
+    phases: list[Phase] = []
+    problems: list[str] = []
+    for place in places:
+        if place.suffix == ".toml":
+            phases += load_campaign(place).phases
+            continue
+        for file in sorted(place.rglob("*.[cC][iI][fF]")) if place.is_dir() else [place]:
+            try:
+                phases.append(phase_from_cif(read_text(file), file.stem, None, str(file)))
+            except CrystalError as error:
+                problems.append(first_line(error))
+    if not phases:
+        where = ", ".join(map(str, places))
+        raise CrystalError(f"{where}: no structure can be read. {' '.join(problems[:3])}".strip())
+    names: dict[str, int] = {}
+    for k, phase in enumerate(phases):
+        names[phase.name] = names.get(phase.name, 0) + 1
+        if (number := names[phase.name]) > 1:
+            phases[k] = replace(phase, name=f"{phase.name}-{number}")
+    return phases, problems
 
 
 def read_structures(files: Sequence[str]) -> tuple[list[Phase], list[str]]:

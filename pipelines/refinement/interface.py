@@ -1,14 +1,26 @@
 """The Python interface for notebooks: known structures against the banks of samples."""
 
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bragg_data.measurement.readers import AS_USUAL, Reading
+from bragg_data.refinement.identification import identify, informative_banks
 from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.joint_result import JointResult
-from pipelines.refinement.inputs import Request, read_samples, read_structures
+from bragg_data.refinement.retrieval import pattern_library
+from pipelines.cli.console import Progress
+from pipelines.refinement.inputs import (
+    Request,
+    read_known_structures,
+    read_samples,
+    read_structures,
+)
 from pipelines.refinement.result import JointRefinement, joint_refinement
+
+_MOST_WARNINGS = 3  # that are listed one by one
 
 
 class RefinedSample(NamedTuple):
@@ -66,6 +78,42 @@ def refine_samples(
         refiner = JointRefiner(sample.banks, phases)
         fit = refiner.refine(JointOptions(sample.calibration_su, evidence))
         yield RefinedSample(joint_refinement(sample, fit, assumptions), fit)
+
+
+def identify_samples(
+    request: Request, places: Sequence[Path], *, evidence: bool = True, quiet: bool = False
+) -> Iterator[RefinedSample]:
+    """Yield what the samples of some files consist of, of the structures in folders and files.
+
+    Errors are those of :func:`refine`. Patterns of all structures are simulated for banks that are
+    new, and kept.
+    """
+    phases, problems = read_known_structures(places)
+    for sample in read_samples(request):
+        banks = [sample.banks[b] for b in informative_banks(sample.banks)]
+        total = len(phases) * len(banks)
+        with Progress("Simulating", total, "patterns", quiet=quiet) as bar:
+            library, left_out = pattern_library(phases, banks, cache_directory(), bar.advance)
+        options = JointOptions(sample.calibration_su, evidence)
+        fit, alternatives = identify(sample.banks, library, options)
+        warnings = (
+            [*problems, *left_out]
+            if len(problems) + len(left_out) <= _MOST_WARNINGS
+            else [
+                f"{len(problems) + len(left_out)} structures cannot be used. The first one: "
+                f"{[*problems, *left_out][0]}"
+            ]
+        )
+        yield RefinedSample(joint_refinement(sample, fit, warnings, alternatives), fit)
+
+
+def cache_directory() -> Path:
+    """Return where patterns of structures are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "bragg"
+    except RuntimeError:  # no home
+        return Path(tempfile.gettempdir()) / "bragg"
 
 
 def _several(files: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:

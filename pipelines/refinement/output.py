@@ -60,6 +60,10 @@ def print_tables(result: JointRefinement) -> None:
         say(f"[yellow]![/] Lines at d = {lines} Å are not explained.")
     if result.at_bounds:
         say(f"[yellow]![/] At a bound: {escape(', '.join(result.at_bounds))}.")
+    for phase in result.phases:
+        if phase.alternatives:
+            like = ", ".join(phase.alternatives)
+            say(f"[yellow]![/] Hard to tell from {escape(phase.name)}: {escape(like)}.")
     for text in (*result.remarks, *result.warnings):
         say(f"[yellow]![/] {escape(text)}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, cast
 
 import numpy as np
@@ -99,6 +100,13 @@ class JointPhase(_Frozen):
         ),
     ]
 
+    alternatives: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Other structures that explain nearly as much, where phases are identified."
+        ),
+    ] = ()
+
 
 class JointBank(_Frozen):
     """A bank of a joint refinement."""
@@ -164,16 +172,20 @@ def json_schema() -> dict[str, JsonValue]:
 
 
 def joint_refinement(
-    sample: Sample, fit: JointResult, assumptions: Sequence[str] = ()
+    sample: Sample,
+    fit: JointResult,
+    assumptions: Sequence[str] = (),
+    alternatives: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> JointRefinement:
     """Return the plain values of a sample's refinement, null where something is not determined.
 
-    ``assumptions`` are sentences on how its structures were read.
+    ``assumptions`` are sentences on how its structures were read, ``alternatives`` the structures
+    that a phase is hard to tell from, by its name.
     """
     return JointRefinement(
         files=tuple(str(file) for file in sample.files),
         banks=tuple(bank.bank.number for bank in fit.banks),
-        phases=tuple(_phase(phase) for phase in fit.phases),
+        phases=tuple(_phase(p, alternatives.get(p.name, ())) for p in fit.phases),
         rwp=_number(fit.rwp),
         reduced_chi2=_number(fit.reduced_chi2),
         explained=_number(fit.explained),
@@ -207,7 +219,7 @@ def _bank(bank: RefinedBank) -> JointBank:
     )
 
 
-def _phase(phase: RefinedPhaseResult) -> JointPhase:
+def _phase(phase: RefinedPhaseResult, alternatives: tuple[str, ...]) -> JointPhase:
     def by_name(values: Array) -> Cell | None:
         return Cell(*map(_number, values.tolist())) if phase.present else None
 
@@ -225,6 +237,7 @@ def _phase(phase: RefinedPhaseResult) -> JointPhase:
             name: RefinedValue(value=_number(value), su=_number(su))
             for name, (value, su) in phase.parameters.items()
         },
+        alternatives=alternatives,
     )
 
 

@@ -62,7 +62,7 @@ def test_patterns_are_averaged_over_the_measured_bins(silicon: Phase) -> None:
     bank = measured_bank(profile(tof, np.ones(len(tof)), counts=100, seed=0), nomad())
     model = bank_model(bank, [silicon], 4)
     cell = np.array([5.431])
-    simulated = model.simulator.linearise(0, cell, (), np.zeros(0), slopes=False)
+    simulated = model.simulators[0].linearise(0, cell, (), np.zeros(0), slopes=False)
     shares = (np.arange(32) + 0.5) / 32
     fine = bank.edges[:, :1] + np.diff(bank.edges, axis=1) * shares
     exact = exact_pattern(

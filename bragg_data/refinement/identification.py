@@ -1,0 +1,290 @@
+"""Which of many structures are in a sample: from a measured profile to phases and their fractions.
+
+One phase after the other: the structures that would explain most of what is left are retrieved
+(:mod:`bragg_data.refinement.retrieval`), their cells are refined on what is left, and the best one
+is refined together with the phases so far. It stays if it earns its parameters by Schwarz's
+criterion (Annals of Statistics 6 (1978) 461); phases that no longer do are dropped.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from operator import attrgetter
+from typing import NamedTuple
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from bragg_data.arrays import Array
+from bragg_data.crystallography.cell import CrystalError
+from bragg_data.crystallography.structure import Phase
+from bragg_data.refinement.cell_capture import BLURS, refined_cells
+from bragg_data.refinement.joint_model import bank_model, blurred
+from bragg_data.refinement.joint_parameters import with_site_groups
+from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, State
+from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.joint_summary import unexplained
+from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.phase_evidence import (
+    CAUTION,
+    OWN,
+    chi2,
+    earned,
+    errors,
+    reduced,
+    share,
+    worth,
+)
+from bragg_data.refinement.retrieval import PatternLibrary
+
+_MANY = 6  # of each blur of the retrieval, that are refined
+_BANKS = 2  # with most information, on which candidates are refined
+_TERMS = 10  # of the background, for candidates
+_MOST_PHASES = 12
+_LEAST_SHARE = 0.004  # of the calculated signal, below which nothing is sure
+_TRIALS = 3  # candidates that are refined with the phases so far, the best one and …
+_WORTH_A_TRIAL = 0.6  # … those that are worth so much of it
+_MOST_REFUSED = 5  # candidates, after which nothing more is looked for
+_USUAL_STRAIN = 0.005  # relative, between a sample and the CIF of its structure
+_ALIKE = 0.9  # correlation of blurred patterns, from which structures are compared in detail
+_NEARLY = (
+    0.5  # of what a structure leaves unexplained: no other one by so little less explains it worse
+)
+
+
+class Identification(NamedTuple):
+    """The phases that were identified, and structures that would explain them nearly as well."""
+
+    result: JointResult  # of no phases where none was identified; its time is the whole search's
+    alternatives: dict[str, tuple[str, ...]]  # names of structures, by phase
+
+
+class _Candidate(NamedTuple):
+    place: int  # among the phases of the library
+    cell: Array
+    decrease: float  # of χ²
+    worth: float  # that decrease of χ² over what it leaves, less the penalty
+    penalty: float  # for a cell that is far from the CIF's
+
+
+def identify(
+    banks: Sequence[MeasuredBank],
+    library: PatternLibrary,
+    options: JointOptions,
+    report: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+) -> Identification:
+    """Find the phases of a sample among those of a library that was made for its banks."""
+    began = time.perf_counter()
+    places: list[int] = []
+    cells: list[Array] = []
+    refused: set[int] = set()
+    alternatives: dict[str, tuple[str, ...]] = {}
+    searched = [banks[b] for b in informative_banks(banks)]
+    near = replace(
+        options, calibration_su=tuple(options.calibration_su[b] for b in informative_banks(banks))
+    )
+    state: State | None = None
+    with ThreadpoolController().limit(limits=1, user_api="blas"):
+        while len(places) < _MOST_PHASES and len(refused) < _MOST_REFUSED:
+            likely = _candidates(searched, state, library, refused | set(places))
+            if not likely:
+                break
+            best, trial = _best_trial(searched, library, likely, (places, cells), near)
+            name = library.phases[best.place].name
+            if trial is None or not earned(trial, state, -1):
+                refused |= {candidate.place for candidate in likely}
+                report(f"{name} is not needed")
+                continue
+            report(f"{name}: reduced χ² {reduced(trial):.3g}")
+            refused.clear()
+            places, state = _pruned(searched, library, [*places, best.place], trial, near)
+            cells = _cells(state)
+        if state is not None:
+            places, state = _pruned(searched, library, places, state, near, strictly=True)
+            places, state, alternatives = _with_alternatives(searched, library, places, state, near)
+            cells = _cells(state)
+        phases = tuple(library.phases[place] for place in places)
+        result = (
+            JointRefiner(banks, phases).refine(options, cells) if places else unexplained(banks)
+        )
+    seconds = time.perf_counter() - began
+    return Identification(replace(result, seconds=seconds), alternatives)
+
+
+def informative_banks(banks: Sequence[MeasuredBank]) -> list[int]:
+    """Return the places of the banks that structures are searched on, for which a library is made.
+
+    Those that stand out of the noise most clearly.
+    """
+    information = [float(((b.intensity - b.intensity.mean()) / b.sigma).std()) for b in banks]
+    return sorted(np.argsort(information)[::-1][:_BANKS].tolist())
+
+
+def _left(banks: Sequence[MeasuredBank], state: State | None) -> list[MeasuredBank]:
+    """Return banks of what the phases so far leave of the intensities."""
+    if state is None:
+        return list(banks)
+    assert state.minimum is not None
+    residual = state.minimum.residual[: state.model.n_points]
+    error, _ = errors(state, times=OWN)
+    left, first = [], 0
+    for bank in banks:
+        rows = slice(first, first + len(bank.tof))
+        first = rows.stop
+        sigma = bank.sigma * error[rows]
+        left.append(replace(bank, intensity=residual[rows] * bank.sigma, sigma=sigma))
+    return left
+
+
+def _candidates(
+    banks: Sequence[MeasuredBank], state: State | None, library: PatternLibrary, refused: set[int]
+) -> list[_Candidate]:
+    """Return the few structures that explain most of what is left, in refined cells, best first.
+
+    None if even the best one explains far less than its parameters cost.
+    """
+    left = _left(banks, state)
+    refined = [
+        _on_residual(left, library.phases[place], place, scale)
+        for place, scale in library.candidates(left, _MANY)
+        if place not in refused
+    ]
+    likely = [c for c in refined if c is not None and c.decrease > CAUTION]
+    likely.sort(key=attrgetter("worth"), reverse=True)
+    return [c for c in likely[:_TRIALS] if c.worth > _WORTH_A_TRIAL * likely[0].worth]
+
+
+def _best_trial(
+    banks: Sequence[MeasuredBank],
+    library: PatternLibrary,
+    likely: Sequence[_Candidate],
+    present: tuple[Sequence[int], Sequence[Array]],
+    options: JointOptions,
+) -> tuple[_Candidate, State | None]:
+    """Return the best one of some candidates with the phases so far, and their refined state.
+
+    Where structures explain as much, as those of metals, the one whose cell is least changed.
+    """
+    places, cells = present
+    trials = [
+        (c, _refined(banks, library, [*places, c.place], [*cells, c.cell], options)) for c in likely
+    ]
+    noise = min((reduced(state) for _, state in trials if state), default=1.0)
+
+    def misfit(trial: tuple[_Candidate, State | None]) -> float:
+        candidate, state = trial
+        return chi2(state) / noise + candidate.penalty if state else np.inf
+
+    return min(trials, key=misfit)
+
+
+def _on_residual(
+    left: Sequence[MeasuredBank], phase: Phase, place: int, scale: float
+) -> _Candidate | None:
+    """Return a structure in the cell that explains most of what is left; None if it has none."""
+    phase = with_site_groups(phase)
+    start = np.array(phase.cell, dtype=np.float64)
+    start[:3] *= scale
+    models = tuple(bank_model(bank, (phase,), _TERMS) for bank in left)
+    levels = {blur: blurred(models, blur) for blur in (0.0, *BLURS)}
+    with suppress(CrystalError):
+        explained, (cell,) = refined_cells(levels, [phase], [start], BLURS[1:])
+        total, n = sum(float(m.y @ m.y) for m in models), sum(len(m.y) for m in models)
+        strain = float(np.abs(np.log(cell[:3] / np.array(phase.cell[:3]))).max())
+        penalty = (strain / _USUAL_STRAIN) ** 2
+        worth = n * explained / (1 - explained + n / total) - penalty
+        return _Candidate(place, cell, explained * total, worth, penalty)
+    return None
+
+
+def _with_alternatives(
+    banks: Sequence[MeasuredBank],
+    library: PatternLibrary,
+    places: Sequence[int],
+    state: State,
+    options: JointOptions,
+) -> tuple[list[int], State, dict[str, tuple[str, ...]]]:
+    """Return the phases, with likelier ones of the same patterns in their stead, and their state.
+
+    And the names of those that explain what a phase explains nearly as well, by phase.
+    """
+    chosen = list(places)
+    alternatives: dict[str, tuple[str, ...]] = {}
+    for code, place in enumerate(places):
+        assert state.minimum is not None
+        phase, cells = library.phases[place], _cells(state)
+        scale = float(np.cbrt(np.prod(cells[code][:3]) / np.prod(phase.cell[:3])))
+        left = []
+        for b, bank in enumerate(banks):
+            fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+            own = fit.residual + fit.scales[code] * fit.columns[:, code]
+            left.append(replace(bank, intensity=own * bank.sigma))
+        similar = library.similar(place, scale, left, _ALIKE)[: _MANY + 1]
+        refined = [_on_residual(left, library.phases[k], k, s) for k, s in similar]
+        best = refined[0]
+        if best is None:
+            continue
+        rest = [c for c in refined[1:] if c and c.place not in chosen]
+        total = sum(float((b.intensity / b.sigma) @ (b.intensity / b.sigma)) for b in left)
+        most = max(c.decrease for c in [best, *rest])
+        least = most - _NEARLY * (total - most) - CAUTION
+        near = sorted((c for c in rest if c.decrease > least), key=attrgetter("penalty"))
+        like = [best, *near]
+        for candidate in near[: _TRIALS - 1]:
+            swapped = [*chosen[:code], candidate.place, *chosen[code + 1 :]]
+            moved = [*cells[:code], candidate.cell, *cells[code + 1 :]]
+            trial = _refined(banks, library, swapped, moved, options)
+            if trial is None:
+                continue
+            gain = (chi2(state) - chi2(trial)) / min(reduced(state), reduced(trial))
+            if gain + best.penalty - candidate.penalty > 0:
+                chosen, state, best = swapped, trial, candidate
+        alike = [c.place for c in like if c is not best]
+        alternatives[library.phases[best.place].name] = tuple(library.phases[k].name for k in alike)
+    return chosen, state, alternatives
+
+
+def _refined(
+    banks: Sequence[MeasuredBank],
+    library: PatternLibrary,
+    places: Sequence[int],
+    cells: Sequence[Array],
+    options: JointOptions,
+) -> State | None:
+    """Return phases refined together from cells; None where they have no pattern."""
+    refiner = JointRefiner(banks, [library.phases[place] for place in places])
+    with suppress(CrystalError):
+        return refiner.near(cells, options)
+    return None
+
+
+def _pruned(
+    banks: Sequence[MeasuredBank],
+    library: PatternLibrary,
+    places: Sequence[int],
+    state: State,
+    options: JointOptions,
+    *,
+    strictly: bool = False,
+) -> tuple[list[int], State]:
+    """Return the phases without those that others have made superfluous."""
+    remaining, cells = list(places), _cells(state)
+    for place in places if strictly else places[:-1]:
+        k = remaining.index(place)
+        if len(remaining) == 1 or (not strictly and worth(state, k) > 10 * CAUTION):
+            continue
+        fewer = remaining[:k] + remaining[k + 1 :]
+        without = _refined(banks, library, fewer, cells[:k] + cells[k + 1 :], options)
+        if without is None:
+            continue
+        lost = strictly and share(state, k) < _LEAST_SHARE
+        if lost or not earned(state, without, k, strictly=strictly):
+            remaining, state = fewer, without
+            cells = _cells(state)
+    return remaining, state
+
+
+def _cells(state: State) -> list[Array]:
+    """Return the cells (6,) of the phases of a state."""
+    return [state.model.cell(code, state.model.start) for code in range(len(state.model.phases))]

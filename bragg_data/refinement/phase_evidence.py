@@ -1,0 +1,121 @@
+"""Whether a phase is in a sample: what it explains, over what it costs and what lines misfit."""
+
+import numpy as np
+from scipy.ndimage import maximum_filter1d
+
+from bragg_data.arrays import Array, Mask
+from bragg_data.refinement.joint_refinement import State
+from bragg_data.refinement.result import serial_correlation
+
+CAUTION = 30.0
+"""Decrease of χ² over noise, beyond what Schwarz's criterion asks for."""
+
+OWN = 3.0
+"""Relative errors of other phases' lines, above which a signal is a phase's own."""
+
+_MOSTLY = 0.97  # share of the signal explained, from which the rest may well be misfit
+_STANDS_OUT = 9.0  # square of a residual over its error, that no usual misfit explains
+_PART = 0.1  # of other phases' signal, below which that of a phase is lost in it
+_USUAL_MISFIT = 0.05  # relative, of the shapes and intensities of lines
+
+
+def earned(state: State, before: State | None, code: int, *, strictly: bool = False) -> bool:
+    """Return whether a state with another phase, at place ``code``, is worth its parameters.
+
+    Where lines are, only what exceeds their usual misfit counts, and half of it has to be where
+    the phase's lines are not lost in those of the others.
+    """
+    assert state.minimum is not None
+    # Broadening and displacements are restrained: they hardly count.
+    added = _cell_parameters(state) - (_cell_parameters(before) if before else 0)
+    n = state.model.n_points
+    penalty = np.log(n) * (added + len(state.model.banks)) + CAUTION
+    error, own = errors(state, code)
+    after, earlier = state.minimum.residual[:n] / error, _residual(state, before) / error
+    # What other phases still have to explain makes neighbouring residuals alike; only where little
+    # is left this is a misfit of the phases that there are.
+    explained = state.model.explained(state.minimum.residual[:n])
+    noise = max(float(after @ after) / n, 1.0)
+    if strictly or explained > _MOSTLY:
+        noise *= serial_correlation(after)
+    decrease = (earlier**2 - after**2) / noise
+    return bool(decrease.sum() > penalty and decrease[own].sum() > penalty / 2)
+
+
+def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mask]:
+    r"""Return the error of each point (n,), over its statistical one, with the model's.
+
+    :math:`\sqrt{1 + f^2 S^2/\sigma^2}` with the calculated signal S, and the relative error f of
+    shapes and intensities that makes residuals as large as they are, save for what stands out; it
+    is no larger than usual, whatever phases are still missing. Also where the signal of a phase is
+    no small part of that of the others. ``times`` enlarges f.
+    """
+    assert state.minimum is not None
+    signal, others, own = [], [], []
+    for b, model in enumerate(state.model.banks):
+        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+        width = max(int(np.median(model.bank.full_width / np.gradient(model.bank.tof))), 1)
+        mine = fit.columns[:, code] * fit.scales[code]
+        total = fit.columns @ fit.scales
+        signal.append(maximum_filter1d(np.abs(total), width))
+        others.append(maximum_filter1d(np.abs(total - mine), width))
+        own.append(np.abs(mine))
+    s = np.concatenate(signal)
+    square = np.square(state.minimum.residual[: len(s)])
+
+    def excess(f: float) -> float:
+        return float(np.minimum(square / (1 + (f * s) ** 2), _STANDS_OUT).mean()) - 1
+
+    low, high = 0.0, _USUAL_MISFIT
+    if excess(low) <= 0:
+        high = 0.0
+    for _ in range(20 if high else 0):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    part = max(_PART, OWN * high)
+    return np.sqrt(1 + (times * high * s) ** 2), np.concatenate(own) > part * np.concatenate(others)
+
+
+def worth(state: State, code: int) -> float:
+    """Return the increase of χ² over the noise if a phase were left out and all else stayed."""
+    assert state.minimum is not None
+    worth = 0.0
+    for b in range(len(state.model.banks)):
+        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+        covariance = np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True)
+        worth += float(fit.scales[code]) ** 2 / max(float(covariance[code, code]), 1e-300)
+    return worth / state.model.noise
+
+
+def share(state: State, code: int) -> float:
+    """Return the share of a phase in the calculated signal."""
+    assert state.minimum is not None
+    mine = total = 0.0
+    for b in range(len(state.model.banks)):
+        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+        signal = np.abs(fit.columns).sum(axis=0) * fit.scales
+        mine, total = mine + float(signal[code]), total + float(signal.sum())
+    return mine / max(total, 1e-300)
+
+
+def _cell_parameters(state: State) -> int:
+    return sum(len(phase.lattice.free_columns) for phase in state.model.phases)
+
+
+def reduced(state: State) -> float:
+    """Return χ² over the number of points, at least 1."""
+    return max(chi2(state) / state.model.n_points, 1.0)
+
+
+def chi2(state: State) -> float:
+    """Return the sum of squared residuals, restraints included."""
+    assert state.minimum is not None
+    return float(state.minimum.residual @ state.minimum.residual)
+
+
+def _residual(state: State, before: State | None) -> Array:
+    """Return the weighted residual (n,) of an earlier state: without phases, the measurement."""
+    if before is None:
+        return np.concatenate([bank.y for bank in state.model.banks])
+    assert before.minimum is not None
+    return before.minimum.residual[: state.model.n_points]

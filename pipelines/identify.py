@@ -1,0 +1,77 @@
+"""Identify which of many structures are in a sample, with their cells and weight fractions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.markup import escape
+from typer import Argument, Option
+
+from pipelines.cli import options
+from pipelines.cli.console import command_line, next_commands, print_json, run, say
+
+
+def main(
+    files: Annotated[
+        list[Path],
+        Argument(metavar="FILE...", help="Profiles of one sample, or several samples' one by one."),
+    ],
+    phases: Annotated[
+        list[Path],
+        Option(metavar="FOLDER", help="Folder of CIFs, campaign file, or CIF (repeatable)."),
+    ],
+    instrument: Annotated[
+        Path, Option(metavar="FILE", help=".instprm, .prm, .iparm, .EXP, .irf or .pcr.")
+    ],
+    banks: options.BankOptions,
+    evidence: Annotated[
+        bool,
+        Option(
+            "--evidence/--simple",
+            help="In the end add sites' displacements, coordinates, absorption, extinction and "
+            "preferred orientation where the data show them.",
+        ),
+    ] = True,
+    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw the fits.")] = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Identify which of many structures are in a sample.
+
+    The structures whose patterns explain most of what is left of the profiles are refined, one
+    after the other, as long as they earn their parameters; cells may differ from the CIFs' by 3 %.
+    The result is that of a joint refinement of all banks (bragg refine): cells, weight fractions,
+    and lines that no structure explains. Structures that explain as much nearly as well, as those
+    of many metals, are named. Patterns are simulated once for each folder and bank, and kept.
+    """
+    from pipelines.refinement.inputs import request_of
+    from pipelines.refinement.interface import identify_samples
+    from pipelines.refinement.output import draw, print_result
+    from pipelines.refinement.result import to_json
+
+    options.check_writable(plot)
+    request = request_of(files, instrument, banks)
+    results = []
+    for number, (result, fit) in enumerate(
+        identify_samples(request, phases, evidence=evidence, quiet=as_json)
+    ):
+        results.append(to_json(result))
+        if not as_json:
+            print_result(result)
+        if plot is not None:
+            file = plot if number == 0 else plot.with_stem(f"{plot.stem}-{number + 1}")
+            draw(fit, file)
+            if not as_json:
+                say(f"Written: {escape(str(file))}")
+    if as_json:
+        print_json(results)
+        return
+    words = [word for place in phases for word in ("--phases", place)]
+    again = command_line("identify", *files, *words, "--instrument", instrument, "--json")
+    next_commands((again, "the same, for a program"))
+
+
+app = options.app_of(main)
+
+if __name__ == "__main__":
+    run(app)
