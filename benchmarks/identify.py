@@ -100,7 +100,7 @@ def main(
     structures, _ = read_known_structures([folder])
     phases = [phase for phase in structures if usable(phase, instrument)]
     library = None
-    found = missed = wrong = named = 0
+    identified_count = missed = wrong = named = 0
     errors: list[float] = []
     scores: list[float] = []
     seconds: list[float] = []
@@ -119,7 +119,7 @@ def main(
             if like:
                 matched[like[0]] = name
         large = [name for name, percent in sample.fractions.items() if percent >= 2]
-        found += sum(name in matched for name in large)
+        identified_count += sum(name in matched for name in large)
         lost = [name for name in large if name not in matched]
         missed += len(lost)
         extra = identified.keys() - matched.values()
@@ -134,7 +134,7 @@ def main(
     row = {
         "mixtures": mixtures,
         "structures": len(phases),
-        "found": found / max(found + missed, 1),
+        "identified": identified_count / max(identified_count + missed, 1),
         "wrong": wrong / max(named, 1),
         "fractions_rms": float(np.sqrt(np.mean(np.square(errors)))),
         "fractions_z_rms": float(np.sqrt(np.mean(np.square(scores)))),

@@ -28,7 +28,7 @@ from bragg_data.refinement.joint_summary import unexplained
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.phase_evidence import (
     CAUTION,
-    OWN,
+    DISTINCT,
     chi2,
     earned,
     errors,
@@ -43,7 +43,7 @@ _BANKS = 2  # with most information, on which candidates are refined
 _TERMS = 10  # of the background, for candidates
 _MOST_PHASES = 12
 _LEAST_SHARE = 0.004  # of the calculated signal, below which nothing is sure
-_TRIALS = 3  # candidates that are refined with the phases so far, the best one and …
+_ATTEMPTS = 3  # candidates that are refined with the phases so far, the best one and …
 _WORTH_A_TRIAL = 0.6  # … those that are worth so much of it
 _MOST_REFUSED = 5  # candidates, after which nothing more is looked for
 _USUAL_STRAIN = 0.005  # relative, between a sample and the CIF of its structure
@@ -127,7 +127,7 @@ def _left(banks: Sequence[MeasuredBank], state: State | None) -> list[MeasuredBa
         return list(banks)
     assert state.minimum is not None
     residual = state.minimum.residual[: state.model.n_points]
-    error, _ = errors(state, times=OWN)
+    error, _ = errors(state, times=DISTINCT)
     left, first = [], 0
     for bank in banks:
         rows = slice(first, first + len(bank.tof))
@@ -152,7 +152,7 @@ def _candidates(
     ]
     likely = [c for c in refined if c is not None and c.decrease > CAUTION]
     likely.sort(key=attrgetter("worth"), reverse=True)
-    return [c for c in likely[:_TRIALS] if c.worth > _WORTH_A_TRIAL * likely[0].worth]
+    return [c for c in likely[:_ATTEMPTS] if c.worth > _WORTH_A_TRIAL * likely[0].worth]
 
 
 def _best_trial(
@@ -167,16 +167,16 @@ def _best_trial(
     Where structures explain as much, as those of metals, the one whose cell is least changed.
     """
     places, cells = present
-    trials = [
+    attempts = [
         (c, _refined(banks, library, [*places, c.place], [*cells, c.cell], options)) for c in likely
     ]
-    noise = min((reduced(state) for _, state in trials if state), default=1.0)
+    noise = min((reduced(state) for _, state in attempts if state), default=1.0)
 
     def misfit(trial: tuple[_Candidate, State | None]) -> float:
         candidate, state = trial
         return chi2(state) / noise + candidate.penalty if state else np.inf
 
-    return min(trials, key=misfit)
+    return min(attempts, key=misfit)
 
 
 def _on_residual(
@@ -218,8 +218,8 @@ def _with_alternatives(
         left = []
         for b, bank in enumerate(banks):
             fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
-            own = fit.residual + fit.scales[code] * fit.columns[:, code]
-            left.append(replace(bank, intensity=own * bank.sigma))
+            share_of_phase = fit.residual + fit.scales[code] * fit.columns[:, code]
+            left.append(replace(bank, intensity=share_of_phase * bank.sigma))
         similar = library.similar(place, scale, left, _ALIKE)[: _MANY + 1]
         refined = [_on_residual(left, library.phases[k], k, s) for k, s in similar]
         best = refined[0]
@@ -231,7 +231,7 @@ def _with_alternatives(
         least = most - _NEARLY * (total - most) - CAUTION
         near = sorted((c for c in rest if c.decrease > least), key=attrgetter("penalty"))
         like = [best, *near]
-        for candidate in near[: _TRIALS - 1]:
+        for candidate in near[: _ATTEMPTS - 1]:
             swapped = [*chosen[:code], candidate.place, *chosen[code + 1 :]]
             moved = [*cells[:code], candidate.cell, *cells[code + 1 :]]
             trial = _refined(banks, library, swapped, moved, options)

@@ -10,8 +10,8 @@ from bragg_data.refinement.result import serial_correlation
 CAUTION = 30.0
 """Decrease of χ² over noise, beyond what Schwarz's criterion asks for."""
 
-OWN = 3.0
-"""Relative errors of other phases' lines, above which a signal is a phase's own."""
+DISTINCT = 3.0
+"""Relative errors of other phases' lines, above which a signal is not lost in them."""
 
 _MOSTLY = 0.97  # share of the signal explained, from which the rest may well be misfit
 _STANDS_OUT = 9.0  # square of a residual over its error, that no usual misfit explains
@@ -30,7 +30,7 @@ def earned(state: State, before: State | None, code: int, *, strictly: bool = Fa
     added = _cell_parameters(state) - (_cell_parameters(before) if before else 0)
     n = state.model.n_points
     penalty = np.log(n) * (added + len(state.model.banks)) + CAUTION
-    error, own = errors(state, code)
+    error, distinct = errors(state, code)
     after, earlier = state.minimum.residual[:n] / error, _residual(state, before) / error
     # What other phases still have to explain makes neighbouring residuals alike; only where little
     # is left this is a misfit of the phases that there are.
@@ -39,7 +39,7 @@ def earned(state: State, before: State | None, code: int, *, strictly: bool = Fa
     if strictly or explained > _MOSTLY:
         noise *= serial_correlation(after)
     decrease = (earlier**2 - after**2) / noise
-    return bool(decrease.sum() > penalty and decrease[own].sum() > penalty / 2)
+    return bool(decrease.sum() > penalty and decrease[distinct].sum() > penalty / 2)
 
 
 def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mask]:
@@ -51,15 +51,15 @@ def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mas
     no small part of that of the others. ``times`` enlarges f.
     """
     assert state.minimum is not None
-    signal, others, own = [], [], []
+    signal, overlap, separate = [], [], []
     for b, model in enumerate(state.model.banks):
         fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
         width = max(int(np.median(model.bank.full_width / np.gradient(model.bank.tof))), 1)
         mine = fit.columns[:, code] * fit.scales[code]
         total = fit.columns @ fit.scales
         signal.append(maximum_filter1d(np.abs(total), width))
-        others.append(maximum_filter1d(np.abs(total - mine), width))
-        own.append(np.abs(mine))
+        overlap.append(maximum_filter1d(np.abs(total - mine), width))
+        separate.append(np.abs(mine))
     s = np.concatenate(signal)
     square = np.square(state.minimum.residual[: len(s)])
 
@@ -72,8 +72,10 @@ def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mas
     for _ in range(20 if high else 0):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    part = max(_PART, OWN * high)
-    return np.sqrt(1 + (times * high * s) ** 2), np.concatenate(own) > part * np.concatenate(others)
+    part = max(_PART, DISTINCT * high)
+    return np.sqrt(1 + (times * high * s) ** 2), np.concatenate(separate) > part * np.concatenate(
+        overlap
+    )
 
 
 def worth(state: State, code: int) -> float:

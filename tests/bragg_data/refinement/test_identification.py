@@ -28,9 +28,9 @@ def phases() -> dict[str, Phase]:
 
 @pytest.fixture(scope="module")
 def library(phases) -> PatternLibrary:
-    made, problems = pattern_library(list(phases.values()), [measured({"silicon": 1.0}, phases)])
+    library, problems = pattern_library(list(phases.values()), [measured({"silicon": 1.0}, phases)])
     assert problems == []
-    return made
+    return library
 
 
 def measured(
@@ -45,8 +45,8 @@ def measured(
     return bank_of(samples, nomad(), TOF, counts=counts, seed=3)
 
 
-def names(found: Identification) -> Sequence[str]:
-    return [phase.name for phase in found.result.phases]
+def names(identification: Identification) -> Sequence[str]:
+    return [phase.name for phase in identification.result.phases]
 
 
 def test_the_phases_of_a_mixture_with_their_cells_and_fractions(phases, library):
