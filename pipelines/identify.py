@@ -66,9 +66,8 @@ def main(
     if as_json:
         print_json(results)
         return
-    words = [word for place in phases for word in ("--phases", place)]
-    again = command_line("identify", *files, *words, "--instrument", instrument, "--json")
-    next_commands((again, "the same, for a program"))
+    again = command_line("refine", *files, "--cif", "FILE.cif", "--instrument", instrument)
+    next_commands((again, "refine what was identified, or other structures"))
 
 
 app = options.app_of(main)

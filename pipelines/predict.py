@@ -11,7 +11,7 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, errors, next_commands, print_json, run, say
+from pipelines.cli.console import errors, print_json, run, say
 
 if TYPE_CHECKING:
     from bragg_models.predictors import Predictor
@@ -89,7 +89,7 @@ def main(
         )
     from pipelines.prediction import distributed
     from pipelines.prediction.interface import load_models
-    from pipelines.prediction.render import print_results, write_csv
+    from pipelines.prediction.render import print_next, print_results, write_csv
     from pipelines.prediction.result import to_json
 
     progress = not (as_json or as_csv)
@@ -114,9 +114,8 @@ def main(
             say(f"Model {of_bank.version.uri}, trained on {of_bank.predictor.provenance.data.tag}")
     if profiles:
         _write_figures(profiles, [m.predictor for m in loaded], plot, page, len(results))
-    if profile.instrument is None and results and progress:
-        again = command_line("predict", files[0], "--instrument", "YOURS.instprm")
-        next_commands((again, "predict with the measurement's own calibration"))
+    if progress:
+        print_next(files[0], profile.instrument, results)
     distributed.raise_failures(failures, len(paths))
 
 

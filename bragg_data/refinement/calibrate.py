@@ -62,7 +62,7 @@ def calibrate(bank: MeasuredBank, phase: Phase, name: str, su: float) -> Calibra
         model = replace(state.model, parameters=(*state.model.parameters, *added))
         state = State(model).minimised(1.0)
     state = state.minimised(0.02)
-    result = refiner.summarised(state, (su,))
+    result = refiner.summarised(state, JointOptions((su,)))
     new, covariance = _constants(state, old)
     d, shift = _positions(bank, result)
     drawn = new.tof_from_d_spacing(d)

@@ -7,7 +7,7 @@ criterion (Annals of Statistics 6 (1978) 461); phases that no longer do are drop
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
@@ -20,8 +20,8 @@ from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.cell_capture import BLURS, refined_cells
-from bragg_data.refinement.joint_model import bank_model, blurred
-from bragg_data.refinement.joint_parameters import with_site_groups
+from bragg_data.refinement.joint_model import JointModel, bank_model, blurred
+from bragg_data.refinement.joint_parameters import cell_parameters, with_site_groups
 from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, State
 from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.joint_summary import unexplained
@@ -30,12 +30,14 @@ from bragg_data.refinement.phase_evidence import (
     CAUTION,
     DISTINCT,
     chi2,
+    coincides,
     earned,
     errors,
     reduced,
     share,
     worth,
 )
+from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.retrieval import PatternLibrary
 
 _MANY = 6  # of each blur of the retrieval, that are refined
@@ -47,10 +49,10 @@ _ATTEMPTS = 3  # candidates that are refined with the phases so far, the best on
 _WORTH_A_TRIAL = 0.6  # … those that are worth so much of it
 _MOST_REFUSED = 5  # candidates, after which nothing more is looked for
 _USUAL_STRAIN = 0.005  # relative, between a sample and the CIF of its structure
+_OF_CAN = 0.01  # relative, of the cell of what holds the sample
+_OF_DUPLICATE = 0.015  # relative, of the cell of a structure with the pattern of a phase
 _ALIKE = 0.9  # correlation of blurred patterns, from which structures are compared in detail
-_NEARLY = (
-    0.5  # of what a structure leaves unexplained: no other one by so little less explains it worse
-)
+_NEARLY = 0.5  # of what a structure leaves: others that leave no more explain nearly as much
 
 
 class Identification(NamedTuple):
@@ -74,11 +76,16 @@ def identify(
     options: JointOptions,
     report: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> Identification:
-    """Find the phases of a sample among those of a library that was made for its banks."""
+    """Find the phases of a sample among those of a library that was made for its banks.
+
+    Cans are among them; ``report`` is called with a sentence on each step.
+    """
     began = time.perf_counter()
-    places: list[int] = []
-    cells: list[Array] = []
+    # What holds the sample is there from the start.
+    places = [k for k, phase in enumerate(library.phases) if phase.name in options.cans]
+    cells = [np.array(library.phases[place].cell, dtype=np.float64) for place in places]
     refused: set[int] = set()
+    duplicates: dict[int, set[int]] = {}
     alternatives: dict[str, tuple[str, ...]] = {}
     searched = [banks[b] for b in informative_banks(banks)]
     near = replace(
@@ -87,37 +94,87 @@ def identify(
     state: State | None = None
     with ThreadpoolController().limit(limits=1, user_api="blas"):
         while len(places) < _MOST_PHASES and len(refused) < _MOST_REFUSED:
-            likely = _candidates(searched, state, library, refused | set(places))
+            excluded = refused.union(places, *duplicates.values())
+            likely = _candidates(searched, state, library, excluded)
             if not likely:
                 break
             best, trial = _best_trial(searched, library, likely, (places, cells), near)
             name = library.phases[best.place].name
-            if trial is None or not earned(trial, state, -1):
+            if trial is None or coincides(trial, -1) or not earned(trial, state, -1):
                 refused |= {candidate.place for candidate in likely}
                 report(f"{name} is not needed")
                 continue
             report(f"{name}: reduced χ² {reduced(trial):.3g}")
             refused.clear()
+            duplicates[best.place] = _duplicates(searched, library, best)
             places, state = _pruned(searched, library, [*places, best.place], trial, near)
-            cells = _cells(state)
+            cells = [
+                cell if phase.name not in options.cans or _is_near(cell, phase) else phase.cell
+                for phase, cell in zip(
+                    (library.phases[p] for p in places), _cells(state), strict=True
+                )
+            ]
         if state is not None:
             places, state = _pruned(searched, library, places, state, near, strictly=True)
-            places, state, alternatives = _with_alternatives(searched, library, places, state, near)
+            places, state, alternatives = _with_alternatives(
+                searched, library, places, state, near, duplicates
+            )
             cells = _cells(state)
         phases = tuple(library.phases[place] for place in places)
-        result = (
-            JointRefiner(banks, phases).refine(options, cells) if places else unexplained(banks)
-        )
+        result = _refined_on_all(banks, searched, phases, cells, (options, near))
     seconds = time.perf_counter() - began
     return Identification(replace(result, seconds=seconds), alternatives)
+
+
+def _duplicates(
+    banks: Sequence[MeasuredBank], library: PatternLibrary, phase: _Candidate
+) -> set[int]:
+    """Return the places of structures with the pattern of a phase, in nearly the cells of theirs.
+
+    They could but stand for a second cell of it.
+    """
+    scale = float(np.cbrt(np.prod(phase.cell[:3]) / np.prod(library.phases[phase.place].cell[:3])))
+    similar = library.similar(phase.place, scale, banks, _ALIKE)
+    return {place for place, of_other in similar if abs(np.log(of_other)) < _OF_DUPLICATE}
+
+
+def _is_near(cell: Array, phase: Phase) -> bool:
+    """Return whether a can's cell is its own: among lines of unknown phases it may run away."""
+    return bool(np.abs(cell[:3] / phase.cell[:3] - 1).max() < _OF_CAN)
+
+
+def _refined_on_all(
+    banks: Sequence[MeasuredBank],
+    searched: Sequence[MeasuredBank],
+    phases: Sequence[Phase],
+    cells: Sequence[Array],
+    options: tuple[JointOptions, JointOptions],
+) -> JointResult:
+    """Return the refinement of all banks; of those alone that were searched if that cannot be.
+
+    A phase may have no line on another bank. ``options`` are for all and for these.
+    """
+    if not phases:
+        return unexplained(banks)
+    try:
+        return JointRefiner(banks, phases).refine(options[0], cells)
+    except RefinementError as error:
+        if len(searched) == len(banks):
+            raise
+        result = JointRefiner(searched, phases).refine(options[1], cells)
+        remark = f"Refined on the banks that were searched alone: {error}"
+        return replace(result, remarks=(*result.remarks, remark))
 
 
 def informative_banks(banks: Sequence[MeasuredBank]) -> list[int]:
     """Return the places of the banks that structures are searched on, for which a library is made.
 
-    Those that stand out of the noise most clearly.
+    Those that stand out of the noise most clearly, and have narrow peaks.
     """
-    information = [float(((b.intensity - b.intensity.mean()) / b.sigma).std()) for b in banks]
+    information = [
+        float(((b.intensity - b.intensity.mean()) / b.sigma).std() / b.grid.relative_step)
+        for b in banks
+    ]
     return sorted(np.argsort(information)[::-1][:_BANKS].tolist())
 
 
@@ -147,8 +204,7 @@ def _candidates(
     left = _left(banks, state)
     refined = [
         _on_residual(left, library.phases[place], place, scale)
-        for place, scale in library.candidates(left, _MANY)
-        if place not in refused
+        for place, scale in library.candidates(left, _MANY, refused)
     ]
     likely = [c for c in refined if c is not None and c.decrease > CAUTION]
     likely.sort(key=attrgetter("worth"), reverse=True)
@@ -189,12 +245,14 @@ def _on_residual(
     models = tuple(bank_model(bank, (phase,), _TERMS) for bank in left)
     levels = {blur: blurred(models, blur) for blur in (0.0, *BLURS)}
     with suppress(CrystalError):
-        explained, (cell,) = refined_cells(levels, [phase], [start], BLURS[1:])
-        total, n = sum(float(m.y @ m.y) for m in models), sum(len(m.y) for m in models)
+        _, (cell,) = refined_cells(levels, [phase], [start], BLURS[1:])
+        there = JointModel(models, (phase,), tuple(cell_parameters(0, phase, cell)))
+        remaining = there.residual(there.start)
+        total, misfit = sum(float(m.y @ m.y) for m in models), float(remaining @ remaining)
         strain = float(np.abs(np.log(cell[:3] / np.array(phase.cell[:3]))).max())
         penalty = (strain / _USUAL_STRAIN) ** 2
-        worth = n * explained / (1 - explained + n / total) - penalty
-        return _Candidate(place, cell, explained * total, worth, penalty)
+        worth = len(remaining) * (total - misfit) / max(misfit, 1e-300) - penalty
+        return _Candidate(place, cell, total - misfit, worth, penalty)
     return None
 
 
@@ -204,6 +262,7 @@ def _with_alternatives(
     places: Sequence[int],
     state: State,
     options: JointOptions,
+    duplicates: Mapping[int, set[int]],
 ) -> tuple[list[int], State, dict[str, tuple[str, ...]]]:
     """Return the phases, with likelier ones of the same patterns in their stead, and their state.
 
@@ -214,6 +273,8 @@ def _with_alternatives(
     for code, place in enumerate(places):
         assert state.minimum is not None
         phase, cells = library.phases[place], _cells(state)
+        if phase.name in options.cans:
+            continue
         scale = float(np.cbrt(np.prod(cells[code][:3]) / np.prod(phase.cell[:3])))
         left = []
         for b, bank in enumerate(banks):
@@ -225,7 +286,8 @@ def _with_alternatives(
         best = refined[0]
         if best is None:
             continue
-        rest = [c for c in refined[1:] if c and c.place not in chosen]
+        taken = set(chosen).union(*(d for k, d in duplicates.items() if k != place))
+        rest = [c for c in refined[1:] if c and c.place not in taken]
         total = sum(float((b.intensity / b.sigma) @ (b.intensity / b.sigma)) for b in left)
         most = max(c.decrease for c in [best, *rest])
         least = most - _NEARLY * (total - most) - CAUTION
@@ -272,6 +334,8 @@ def _pruned(
     remaining, cells = list(places), _cells(state)
     for place in places if strictly else places[:-1]:
         k = remaining.index(place)
+        if library.phases[place].name in options.cans:
+            continue
         if len(remaining) == 1 or (not strictly and worth(state, k) > 10 * CAUTION):
             continue
         fewer = remaining[:k] + remaining[k + 1 :]

@@ -54,6 +54,7 @@ class JointOptions:
 
     calibration_su: tuple[float, ...]  # relative, of each bank's difC
     evidence: bool = True  # whether more parameters are added where the data show the need
+    cans: tuple[str, ...] = ()  # names of phases that are no part of the sample's weight
 
 
 class JointRefiner:
@@ -88,7 +89,7 @@ class JointRefiner:
                     state = state.with_terms().minimised(_CONVERGED)
             except CrystalError as error:
                 raise RefinementError(f"These phases cannot be refined: {error}") from error
-            return self.summarised(state, options.calibration_su, time.perf_counter() - began)
+            return self.summarised(state, options, time.perf_counter() - began)
 
     def near(self, cells: Sequence[Array], options: JointOptions) -> "State":
         """Return the minimum next to cells (6,) that are nearly right, without any search.
@@ -99,11 +100,12 @@ class JointRefiner:
         return state.with_terms().minimised(_ROUGHLY)
 
     def summarised(
-        self, state: "State", calibration_su: Sequence[float], seconds: float = 0.0
+        self, state: "State", options: JointOptions, seconds: float = 0.0
     ) -> JointResult:
         """Return the result of a state whose search has ended."""
         assert state.minimum is not None
-        return summarise(state.model, state.minimum, calibration_su, seconds)
+        su, cans = options.calibration_su, options.cans
+        return summarise(state.model, state.minimum, su, cans, seconds)
 
     def _model(
         self, options: JointOptions, cells: Sequence[Array], *, cells_alone: bool = False

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import Array, Mask
 from bragg_data.refinement.joint_model import BankFit, JointModel
 from bragg_data.refinement.joint_parameters import at_bounds
 from bragg_data.refinement.joint_result import (
@@ -26,9 +26,13 @@ _MOST_LINES = 12  # that are listed
 
 
 def summarise(
-    model: JointModel, minimum: Minimum, calibration_su: Sequence[float], seconds: float
+    model: JointModel,
+    minimum: Minimum,
+    calibration_su: Sequence[float],
+    cans: Sequence[str],
+    seconds: float,
 ) -> JointResult:
-    """Return the result at a minimum."""
+    """Return the result at a minimum; phases with the names of ``cans`` have no weight fraction."""
     point, n = minimum.point, model.n_points
     fits = [model.fit_bank(b, point) for b in range(len(model.banks))]
     residual = np.concatenate([fit.residual for fit in fits])
@@ -48,7 +52,8 @@ def summarise(
     su_total, su = (np.sqrt(np.maximum(np.diag(c), 0.0)) for c in (total, statistical))
     su = np.where(is_offset, su_total, su)
     banks = tuple(_bank(model, b, point, fits[b].scales, su) for b in range(len(fits)))
-    weights, su_weights = _weights(model, fits, noise, total)
+    counted = np.array([phase.name not in cans for phase in model.phases])
+    weights, su_weights = _weights(model, fits, noise, total, counted)
     common = 1 / np.sqrt(sum(1 / s**2 for s in calibration_su))
     # Where banks disagree by more than their calibrations allow, these are worse than stated
     # (Birge, Phys. Rev. 40 (1932) 207).
@@ -73,7 +78,7 @@ def summarise(
             f"background; at least {100 * _EXPLAINED:.0f} % are needed."
         )
     absent = [phase.name for phase in phases if not phase.present]
-    if not present.any():
+    if not present[counted].any():
         reasons.append("No peak of the phases stands out of the noise.")
     if not minimum.converged:
         reasons.append("The refinement did not converge: its gradient test was not passed.")
@@ -140,16 +145,17 @@ def _worth(fits: Sequence[BankFit]) -> Array:
 
 
 def _weights(
-    model: JointModel, fits: Sequence[BankFit], noise: float, covariance: Array
+    model: JointModel, fits: Sequence[BankFit], noise: float, covariance: Array, counted: Mask
 ) -> tuple[Array, Array]:
     """Return the weight percentages of the phases and their uncertainties, over all banks.
 
-    ``covariance`` (k, k) is that of the parameters, which scales follow.
+    ``covariance`` (k, k) is that of the parameters, which scales follow. NaN of phases that are not
+    ``counted``.
 
     A scale counts unit cells: weights are scales times the mass of a cell (Hill & Howard, J. Appl.
     Cryst. 20 (1987) 467).
     """
-    masses = np.array([phase.cell_mass for phase in model.phases])
+    masses = np.array([phase.cell_mass for phase in model.phases]) * counted
     shares, weights = [], []
     for fit in fits:
         amounts = fit.scales * masses
@@ -163,10 +169,12 @@ def _weights(
         shares.append(share)
         weights.append(1 / np.maximum(variance, 1e-12))
     if not shares:
-        return np.zeros(len(masses)), np.zeros(len(masses))
+        nothing = np.where(counted, 0.0, np.nan)
+        return nothing, nothing
     mean = np.average(shares, axis=0, weights=weights)
     su = np.sqrt(1 / np.sum(weights, axis=0))
-    return 100 * mean / mean.sum(), 100 * su * (len(masses) > 1)
+    present = np.where(counted, 100.0, np.nan)
+    return present * mean / mean.sum(), present * su * (counted.sum() > 1)
 
 
 def _phase(
@@ -235,7 +243,7 @@ def unexplained(banks: Sequence[MeasuredBank]) -> JointResult:
             background = basis @ coefficients
             weights = np.where(bank.intensity > background + 2 * bank.sigma, 0.01, 1) / bank.sigma
         left, above = (bank.intensity - background) / bank.sigma, bank.intensity / bank.sigma
-        rwp = float(np.sqrt((left @ left) / (above @ above)))
+        rwp = float(np.sqrt((left @ left) / max(float(above @ above), 1e-300)))
         refined.append(RefinedBank(bank, background, background, _BACKGROUND, rwp, 0.0, 0.0))
         lines += unexplained_lines(bank, background, background)
         squares, total = squares + float(left @ left), total + float(above @ above)
@@ -243,7 +251,7 @@ def unexplained(banks: Sequence[MeasuredBank]) -> JointResult:
     return JointResult(
         phases=(),
         banks=tuple(refined),
-        rwp=float(np.sqrt(squares / total)),
+        rwp=float(np.sqrt(squares / max(total, 1e-300))),
         reduced_chi2=squares / max(n - _BACKGROUND * len(banks), 1),
         explained=0.0,
         correlation=1.0,

@@ -5,6 +5,7 @@ from scipy.ndimage import maximum_filter1d
 
 from bragg_data.arrays import Array, Mask
 from bragg_data.refinement.joint_refinement import State
+from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.result import serial_correlation
 
 CAUTION = 30.0
@@ -16,6 +17,8 @@ DISTINCT = 3.0
 _MOSTLY = 0.97  # share of the signal explained, from which the rest may well be misfit
 _STANDS_OUT = 9.0  # square of a residual over its error, that no usual misfit explains
 _PART = 0.1  # of other phases' signal, below which that of a phase is lost in it
+_LOST = 10.0  # relative errors of other phases' lines, below which a signal is lost in them
+_COINCIDE = 0.9  # share of a phase's signal that is lost
 _USUAL_MISFIT = 0.05  # relative, of the shapes and intensities of lines
 
 
@@ -42,6 +45,29 @@ def earned(state: State, before: State | None, code: int, *, strictly: bool = Fa
     return bool(decrease.sum() > penalty and decrease[distinct].sum() > penalty / 2)
 
 
+def coincides(state: State, code: int) -> bool:
+    """Return whether nearly all of a phase's signal is lost in that of the others.
+
+    What it seems to explain is then their misfit.
+    """
+    assert state.minimum is not None
+    part = max(_PART, _LOST * _usual_misfit(state))
+    below = total = 0.0
+    for b in range(len(state.model.banks)):
+        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+        signal = np.abs(fit.columns[:, code]) * fit.scales[code]
+        rest = np.abs(fit.columns @ fit.scales - fit.columns[:, code] * fit.scales[code])
+        below, total = (
+            below + float(signal[part * rest > signal].sum()),
+            total + float(signal.sum()),
+        )
+    return below > _COINCIDE * total
+
+
+def _points_of_width(bank: MeasuredBank) -> int:
+    return max(int(np.median(bank.full_width / np.gradient(bank.tof))), 1)
+
+
 def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mask]:
     r"""Return the error of each point (n,), over its statistical one, with the model's.
 
@@ -54,28 +80,41 @@ def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mas
     signal, overlap, separate = [], [], []
     for b, model in enumerate(state.model.banks):
         fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
-        width = max(int(np.median(model.bank.full_width / np.gradient(model.bank.tof))), 1)
+        width = _points_of_width(model.bank)
         mine = fit.columns[:, code] * fit.scales[code]
         total = fit.columns @ fit.scales
         signal.append(maximum_filter1d(np.abs(total), width))
         overlap.append(maximum_filter1d(np.abs(total - mine), width))
         separate.append(np.abs(mine))
+    s, f = np.concatenate(signal), _usual_misfit(state)
+    part = max(_PART, DISTINCT * f)
+    return np.sqrt(1 + (times * f * s) ** 2), np.concatenate(separate) > part * np.concatenate(
+        overlap
+    )
+
+
+def _usual_misfit(state: State) -> float:
+    """Return the relative error of lines that makes residuals as large as they are, at most 5 %."""
+    assert state.minimum is not None
+    signal = []
+    for b, model in enumerate(state.model.banks):
+        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+        signal.append(
+            maximum_filter1d(np.abs(fit.columns @ fit.scales), _points_of_width(model.bank))
+        )
     s = np.concatenate(signal)
     square = np.square(state.minimum.residual[: len(s)])
 
     def excess(f: float) -> float:
         return float(np.minimum(square / (1 + (f * s) ** 2), _STANDS_OUT).mean()) - 1
 
+    if excess(0.0) <= 0:
+        return 0.0
     low, high = 0.0, _USUAL_MISFIT
-    if excess(low) <= 0:
-        high = 0.0
-    for _ in range(20 if high else 0):
+    for _ in range(20):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-    part = max(_PART, DISTINCT * high)
-    return np.sqrt(1 + (times * high * s) ** 2), np.concatenate(separate) > part * np.concatenate(
-        overlap
-    )
+    return high
 
 
 def worth(state: State, code: int) -> float:

@@ -10,7 +10,8 @@ have become longer in one direction than in another.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,8 +34,19 @@ from bragg_data.simulation.kinematic import VERSION
 _REACH = 0.03  # relative change of lengths that is searched
 _SCALES = np.exp(np.linspace(-1, 1, 121) * np.log1p(_REACH))
 _SMOOTH = 25.0  # σ in steps of the grid of what counts as background, 8 full widths of a peak
-_MOST_FILES = 40  # of the cache
+_MOST_FILES = 20  # of the cache
 _BLURS = (0.0, 3.0, 9.0)  # σ in steps of the grid
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    NotImplementedError,
+    BadZipFile,
+    zlib.error,
+)
 
 Complex = NDArray[np.complex64]
 
@@ -61,12 +73,16 @@ class PatternLibrary:
             of_banks.append(of_blurs)
         return of_banks
 
-    def candidates(self, banks: Sequence[MeasuredBank], count: int) -> list[tuple[int, float]]:
+    def candidates(
+        self, banks: Sequence[MeasuredBank], count: int, excluded: Collection[int] = ()
+    ) -> list[tuple[int, float]]:
         """Return the structures that lower χ² the most, up to ``count`` of each blur.
 
         As their places among the phases, and factors on the lengths of their cells. ``banks`` hold
-        the intensities that remain to be explained.
+        the intensities that remain to be explained. Those at ``excluded`` places do not count.
         """
+        if not self.phases:
+            return []
         data = [_on_grid(bank) for bank in banks]
         chosen: dict[int, float] = {}
         for blur in range(len(_BLURS)):
@@ -77,6 +93,7 @@ class PatternLibrary:
                 gains += _gains(of_bank[blur], weights, values, step, points, _BLURS[blur])
             best = gains.argmax(axis=1)
             largest = gains.max(axis=1)
+            largest[list(excluded)] = 0.0
             for place in np.argsort(-largest)[:count].tolist():
                 if largest[place] > 0:
                     chosen.setdefault(place, float(_SCALES[best[place]]))
@@ -116,11 +133,13 @@ def pattern_library(
     They are kept in the directory ``cache``, and simulated again where anything has changed.
     ``on_pattern`` is called for each structure and bank.
     """
-    of_banks, problems = [], dict[str, str]()
+    of_banks, failures = [], list[dict[str, str]]()
     for bank in banks:
         patterns, of_bank = _patterns(phases, bank, cache, on_pattern)
         of_banks.append(patterns)
-        problems |= of_bank
+        failures.append(of_bank)
+    # A bank may be without any line of a structure.
+    problems = {name: why for name, why in failures[0].items() if all(name in f for f in failures)}
     highest = np.max([patterns.max(axis=1, initial=0.0) for patterns in of_banks], axis=0)
     for phase, height in zip(phases, highest.tolist(), strict=True):
         if not height > 0:
@@ -141,13 +160,14 @@ def _patterns(
 ) -> tuple[NDArray[np.float32], dict[str, str]]:
     """Return the patterns on a bank, largest value 1, and why some phases have none, by name."""
     recipe = [VERSION, repr(bank.instrument), repr(bank.grid)]
-    recipe += [f"{phase.name} {phase.space_group} {phase.cif}" for phase in phases]
+    recipe += [repr((p.name, p.space_group, p.cell.tolist(), p.sites, p.cif)) for p in phases]
     digest = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:24]
     file = None if cache is None else cache / f"patterns-{digest}.npz"
     if file is not None:
-        with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(file) as known:
+        with suppress(*_DAMAGE), np.load(file) as known:
             names, reasons = known["names"].tolist(), known["reasons"].tolist()
-            return known["patterns"], dict(zip(names, reasons, strict=True))
+            if known["patterns"].shape == (len(phases), bank.grid.points):
+                return known["patterns"], dict(zip(names, reasons, strict=True))
     patterns = np.zeros((len(phases), bank.grid.points), dtype=np.float32)
     problems: dict[str, str] = {}
     for k, phase in enumerate(phases):
@@ -162,11 +182,14 @@ def _patterns(
         with suppress(OSError):  # a cache saves time alone
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(f".{os.getpid()}.tmp")
-            with temporary.open("wb") as stream:
-                reasons = np.array(list(problems.values()), dtype=np.str_)
-                names = np.array(list(problems), dtype=np.str_)
-                np.savez(stream, patterns=patterns, names=names, reasons=reasons)
-            temporary.replace(file)
+            try:
+                with temporary.open("wb") as stream:
+                    reasons = np.array(list(problems.values()), dtype=np.str_)
+                    names = np.array(list(problems), dtype=np.str_)
+                    np.savez(stream, patterns=patterns, names=names, reasons=reasons)
+                temporary.replace(file)
+            finally:
+                temporary.unlink(missing_ok=True)
             _tidy(file.parent)
     return patterns, problems
 

@@ -157,6 +157,13 @@ class BankOptions:
         Option(metavar="FILE", help="Calibration of the same cycle: positions are taken from it."),
     ] = None
     two_theta: Annotated[float | None, Option(min=-180, max=180, help="2θ (°) of a bank.")] = None
+    can: Annotated[
+        list[str],
+        Option(
+            metavar="FILE.cif",
+            help="Structure of what holds the sample: refined, but no part of its weight.",
+        ),
+    ] = field(default_factory=list)
     d_min: Annotated[float, Option(min=0.0, help="Shortest d-spacing to refine (Å).")] = 0.0
     d_max: Annotated[float | None, Option(min=0.0, help="Longest d-spacing to refine (Å).")] = None
     x_unit: Annotated[

@@ -3,12 +3,13 @@
 import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.cli.console import console, say
+from pipelines.cli.console import command_line, console, next_commands, say
 from pipelines.cli.style import UNITS, with_uncertainty
 from pipelines.prediction.combined_result import CombinedBanks
 from pipelines.prediction.result import Cell, PredictionResult, cell_texts, notes_on, tables_of
@@ -98,6 +99,17 @@ def _print_lines(results: Sequence[PredictionResult]) -> None:
     rejected = sum(result.accepted is False for result in results)
     if rejected:
         say(f"[yellow]![/] {rejected:,} of {len(results):,} are not accepted; --json has reasons.")
+
+
+def print_next(file: Path, instrument: Path | None, results: Sequence[PredictionResult]) -> None:
+    """Print what to type next: with a calibration, or to identify what is not the model's."""
+    if instrument is None and results:
+        again = command_line("predict", file, "--instrument", "YOURS.instprm")
+        next_commands((again, "predict with the measurement's own calibration"))
+    elif any(result.accepted is False for result in results):
+        words = "--phases", "CIFS", "--instrument", instrument
+        other = command_line("identify", file, *words)
+        next_commands((other, "which of the structures in a folder CIFS it is a mixture of"))
 
 
 def table_row(result: PredictionResult) -> dict[str, str | float | int | bool | None]:

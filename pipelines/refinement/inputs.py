@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from bragg_data.campaign import load_campaign
 from bragg_data.crystallography.cell import CrystalError
-from bragg_data.crystallography.cif import read_text
+from bragg_data.crystallography.cif import read_text, structure_names
 from bragg_data.crystallography.structure import Phase, phase_from_cif
 from bragg_data.errors import first_line
 from bragg_data.instrument.conversion import OriginalBank
@@ -58,6 +59,7 @@ class Request:
     two_theta: float | None = None
     reading: Reading = AS_USUAL
     d_range: tuple[float, float] = (0.0, float("inf"))
+    cans: tuple[str, ...] = ()  # structures of what holds the sample
 
 
 def request_of(files: Sequence[Path], instrument: Path, options: BankOptions) -> Request:
@@ -65,7 +67,8 @@ def request_of(files: Sequence[Path], instrument: Path, options: BankOptions) ->
     d_range = options.d_min, float("inf") if options.d_max is None else options.d_max
     reading = Reading(None, options.x_unit, options.bin_edges)
     of_cycle, banks = options.calibration, tuple(options.bank)
-    return Request(tuple(files), instrument, banks, of_cycle, options.two_theta, reading, d_range)
+    of_profiles = tuple(files), instrument, banks, of_cycle, options.two_theta, reading, d_range
+    return Request(*of_profiles, tuple(options.can))
 
 
 def read_known_structures(places: Sequence[Path]) -> tuple[list[Phase], list[str]]:
@@ -81,17 +84,26 @@ def read_known_structures(places: Sequence[Path]) -> tuple[list[Phase], list[str
             continue
         for file in sorted(place.rglob("*.[cC][iI][fF]")) if place.is_dir() else [place]:
             try:
-                phases.append(phase_from_cif(read_text(file), file.stem, None, str(file)))
+                text = read_text(file)
+                blocks = structure_names(text, str(file))
             except CrystalError as error:
                 problems.append(first_line(error))
+                continue
+            for block in blocks if len(blocks) > 1 else [None]:
+                name = file.stem if block is None else block
+                try:
+                    phases.append(phase_from_cif(text, name, block, str(file)))
+                except CrystalError as error:
+                    problems.append(first_line(error))
     if not phases:
         where = ", ".join(map(str, places))
         raise CrystalError(f"{where}: no structure can be read. {' '.join(problems[:3])}".strip())
-    names: dict[str, int] = {}
+    names: set[str] = set()
     for k, phase in enumerate(phases):
-        names[phase.name] = names.get(phase.name, 0) + 1
-        if (number := names[phase.name]) > 1:
-            phases[k] = replace(phase, name=f"{phase.name}-{number}")
+        free = (f"{phase.name}-{number}" for number in count(2))
+        name = phase.name if phase.name not in names else next(n for n in free if n not in names)
+        names.add(name)
+        phases[k] = replace(phase, name=name)
     return phases, problems
 
 

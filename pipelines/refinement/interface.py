@@ -1,16 +1,21 @@
 """The Python interface for notebooks: known structures against the banks of samples."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from bragg_data.measurement.readers import AS_USUAL, Reading
+from bragg_data.crystallography.structure import Phase
+from bragg_data.errors import first_line
+from bragg_data.instrument.instprm import InstrumentError, read_banks
+from bragg_data.measurement.readers import AS_USUAL, ProfileError, Reading
 from bragg_data.refinement.identification import identify, informative_banks
 from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.retrieval import pattern_library
+from bragg_data.refinement.series import Event, SeriesRefiner, events
 from pipelines.cli.console import Progress
 from pipelines.refinement.inputs import (
     Request,
@@ -19,6 +24,7 @@ from pipelines.refinement.inputs import (
     read_structures,
 )
 from pipelines.refinement.result import JointRefinement, joint_refinement
+from pipelines.refinement.series import FrameResult
 
 _MOST_WARNINGS = 3  # that are listed one by one
 
@@ -73,10 +79,11 @@ def refine_samples(
 
     Without ``evidence`` no parameters are added where the data show the need.
     """
-    phases, assumptions = read_structures(structures)
+    phases, assumptions = read_structures([*structures, *request.cans])
+    cans = tuple(phase.name for phase in phases[len(structures) :])
     for sample in read_samples(request):
         refiner = JointRefiner(sample.banks, phases)
-        fit = refiner.refine(JointOptions(sample.calibration_su, evidence))
+        fit = refiner.refine(JointOptions(sample.calibration_su, evidence, cans))
         yield RefinedSample(joint_refinement(sample, fit, assumptions), fit)
 
 
@@ -85,16 +92,19 @@ def identify_samples(
 ) -> Iterator[RefinedSample]:
     """Yield what the samples of some files consist of, of the structures in folders and files.
 
-    Errors are those of :func:`refine`. Patterns of all structures are simulated for banks that are
-    new, and kept.
+    Errors are those of :func:`refine`, and a CampaignError of a campaign file. Patterns of all
+    structures are simulated for banks that are new, and kept.
     """
     phases, problems = read_known_structures(places)
+    cans = [replace(can, name=f"can {can.name}") for can in _structures(request.cans)]
+    phases = [*cans, *phases]
     for sample in read_samples(request):
         banks = [sample.banks[b] for b in informative_banks(sample.banks)]
         total = len(phases) * len(banks)
         with Progress("Simulating", total, "patterns", quiet=quiet) as bar:
             library, left_out = pattern_library(phases, banks, cache_directory(), bar.advance)
-        options = JointOptions(sample.calibration_su, evidence)
+        names = tuple(can.name for can in cans)
+        options = JointOptions(sample.calibration_su, evidence, names)
         fit, alternatives = identify(sample.banks, library, options)
         warnings = (
             [*problems, *left_out]
@@ -107,13 +117,55 @@ def identify_samples(
         yield RefinedSample(joint_refinement(sample, fit, warnings, alternatives), fit)
 
 
-def cache_directory() -> Path:
-    """Return where patterns of structures are kept between runs."""
+def refine_series(
+    request: Request,
+    structures: Sequence[str],
+    values: Sequence[float],
+    *,
+    single: bool = False,
+    quiet: bool = False,
+) -> tuple[list[FrameResult], list[Event]]:
+    """Refine each file of a request as a frame of a series; return the frames, and what happens.
+
+    A file that cannot be read or refined is a frame without a result. Errors of structures, of the
+    instrument file, and of all files are those of :func:`refine`.
+    """
+    phases, assumptions = read_structures([*structures, *request.cans])
+    cans = tuple(phase.name for phase in phases[len(structures) :])
+    read_banks(request.instrument)  # whose errors are no frame's
+    of_sample, holders = phases[: len(structures)], phases[len(structures) :]
+    refiner = SeriesRefiner(of_sample, holders, single=single)
+    errors: list[Exception] = []
+    frames: list[FrameResult] = []
+    fits: list[JointResult | None] = []
+    with Progress("Refining", len(request.files), "frames", quiet=quiet) as bar:
+        for file, value in zip(request.files, values, strict=True):
+            try:
+                (sample,) = read_samples(replace(request, files=(file,)))
+                options = JointOptions(sample.calibration_su, evidence=False, cans=cans)
+                fits.append(fit := refiner.refine(sample.banks, options))
+                frames.append(FrameResult(file, value, joint_refinement(sample, fit, assumptions)))
+            except (OSError, ProfileError, InstrumentError, RefinementError) as error:
+                errors.append(error)
+                fits.append(None)
+                frames.append(FrameResult(file, value, None, first_line(error)))
+            bar.advance()
+    if len(errors) == len(frames):
+        raise errors[0]
+    return frames, events(fits)
+
+
+def _structures(files: Sequence[str]) -> list[Phase]:
+    return read_structures(files)[0] if files else []
+
+
+def cache_directory() -> Path | None:
+    """Return where patterns of structures are kept between runs; None without a home."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "bragg"
     except RuntimeError:  # no home
-        return Path(tempfile.gettempdir()) / "bragg"
+        return None
 
 
 def _several(files: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:

@@ -39,7 +39,8 @@ def print_tables(result: JointRefinement) -> None:
     several = len(result.phases) > 1
     table = Table("phase", "cell", *(["wt %"] if several else []), "U (Å²)", "sample")
     for phase in result.phases:
-        weight = with_uncertainty(_nan(phase.weight_percent), _nan(phase.su_weight_percent))
+        percent, su = phase.weight_percent, phase.su_weight_percent
+        weight = "can" if percent is None else with_uncertainty(percent, _nan(su))
         u_iso = " ".join(f"{site} {_nan(value):.4f}" for site, value in phase.u_iso.items())
         of_sample = [
             f"{n} {with_uncertainty(_nan(v.value), _nan(v.su))}"

@@ -84,7 +84,9 @@ class JointPhase(_Frozen):
             "be added in quadrature."
         ),
     ]
-    weight_percent: Annotated[float | None, Field(description="Of the phases that are refined.")]
+    weight_percent: Annotated[
+        float | None, Field(description="Of the sample's phases; null of what holds it (--can).")
+    ]
     su_weight_percent: Annotated[
         float | None, Field(description="Standard uncertainty, of the measurement; 0 of one phase.")
     ]

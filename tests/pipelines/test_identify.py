@@ -64,6 +64,18 @@ def test_the_phases_of_a_profile(folder, capsys, tmp_path, monkeypatch):
         assert text in out
 
 
+def test_a_can_of_the_command_has_no_weight(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = "--instrument", folder / "nomad.instprm", "--bin-centres", "--simple"
+    cans = "--can", STRUCTURES / "rutile.cif"
+    phases = "--phases", STRUCTURES / "silicon.cif"
+    code, out, error = command(capsys, folder / "mixture.xye", *phases, *options, *cans, "--json")
+    assert code == 0, error
+    (result,) = json.loads(out)
+    weights = {phase["name"]: phase["weight_percent"] for phase in result["phases"]}
+    assert weights == {"can rutile": None, "silicon": 100}
+
+
 def test_a_folder_without_structures_is_a_single_sentence(folder, capsys, tmp_path):
     code, out, error = command(
         capsys,

@@ -79,6 +79,20 @@ def test_a_foreign_phase_is_not_explained_away(phases):
         assert any(abs(line - d) < 0.005 for line in identification.result.unexplained_lines)
 
 
+def test_a_can_is_there_from_the_start_and_counts_for_nothing(phases):
+    bank = measured({"calcite": 0.5, "silicon": 0.25, "rutile": 0.25}, phases)
+    can = replace(phases["calcite"], name="can")
+    rest = [phase for name, phase in phases.items() if name != "calcite"]
+    library, _ = pattern_library([can, *rest], [bank])
+    result = identify([bank], library, replace(OPTIONS, cans=("can",))).result
+    by_name = {phase.name: phase for phase in result.phases}
+    assert by_name.keys() == {"can", "silicon", "rutile"}
+    assert np.isnan(by_name["can"].weight_percent)
+    for name in ("silicon", "rutile"):
+        phase = by_name[name]
+        assert abs(phase.weight_percent - 50) < 4 * phase.su_weight_percent
+
+
 def test_nothing_is_identified_in_noise(phases, library):
     bank = measured({"silicon": 1.0}, phases)
     noise = np.random.default_rng(0).poisson(400.0, len(bank.tof)).astype(float)
@@ -88,6 +102,20 @@ def test_nothing_is_identified_in_noise(phases, library):
     assert result.unexplained_lines == ()
     assert result.reasons == ("None of the structures explains a significant part of the profile.",)
     assert result.reduced_chi2 == pytest.approx(1.0, abs=0.1)
+
+
+def test_nothing_is_identified_in_zeros_or_among_no_structures(phases, library):
+    bank = measured({"silicon": 1.0}, phases)
+    n = len(bank.tof)
+    zero = replace(bank, intensity=np.zeros(n), sigma=np.ones(n))
+    assert identify([zero], library, OPTIONS).result.phases == ()
+    cadmium = replace(
+        phases["silicon"], name="cd", symbols=("Cd",) * len(phases["silicon"].symbols)
+    )
+    empty, problems = pattern_library([cadmium], [bank])
+    assert empty.phases == ()
+    assert problems[0].startswith("cd is left out: Element 'Cd' has a resonance")
+    assert identify([bank], empty, OPTIONS).result.phases == ()
 
 
 def test_structures_of_the_same_pattern_are_named(phases):
@@ -113,11 +141,12 @@ def test_patterns_are_simulated_once(phases, tmp_path, monkeypatch):
     changed = replace(phases["rutile"], cif=phases["rutile"].cif + "\n# edited")
     pattern_library([phases["silicon"], changed], [bank], tmp_path, **calls)
     assert len(simulated) == 4
-    for file in tmp_path.glob("*.npz"):
-        file.write_bytes(b"damaged")
-    mended, _ = pattern_library(some, [bank], tmp_path, **calls)
-    assert len(simulated) == 6
-    np.testing.assert_array_equal(first.banks[0], mended.banks[0])
+    for count, damage in ((6, b"damaged"), (8, b""), (10, b"\x93NUMPY")):
+        for file in tmp_path.glob("*.npz"):
+            file.write_bytes(damage)
+        mended, _ = pattern_library(some, [bank], tmp_path, **calls)
+        assert len(simulated) == count
+        np.testing.assert_array_equal(first.banks[0], mended.banks[0])
     monkeypatch.setattr(retrieval, "_MOST_FILES", 1)
     pattern_library([phases["rutile"]], [bank], tmp_path, **calls)
     assert len(list(tmp_path.glob("*.npz"))) == 1

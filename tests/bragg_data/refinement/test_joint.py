@@ -171,6 +171,29 @@ def test_weight_fractions_of_a_mixture() -> None:
     assert result.accepted
 
 
+def test_what_holds_the_sample_is_no_part_of_its_weight() -> None:
+    phases = [structure("silicon"), structure("rutile"), structure("diamond")]
+    amounts = np.array([1.0, 0.5])
+    masses = np.array([phase.cell_mass for phase in phases[:2]])
+    cells = [5.431], [4.5937, 2.9587], [3.5671]
+    sample = [
+        (phase, cell, SAMPLE | {"amount": amount})
+        for phase, cell, amount in zip(phases, cells, (*amounts, 2.0), strict=True)
+    ]
+    bank = bank_of(sample, nomad(), TOF, counts=20_000)
+    result = JointRefiner([bank], phases).refine(replace(OPTIONS, cans=("diamond",)))
+    assert result.accepted
+    *of_sample, can = result.phases
+    for phase, weight in zip(of_sample, 100 * amounts * masses / (amounts @ masses), strict=True):
+        assert abs(phase.weight_percent - weight) < 4 * phase.su_weight_percent
+    assert np.isnan(can.weight_percent)
+    assert np.isnan(can.su_weight_percent)
+    assert abs(can.cell[0] - 3.5671) < 4 * can.su[0]
+    alone = JointRefiner([bank], phases[::2]).refine(replace(OPTIONS, cans=("diamond",)))
+    assert alone.phases[0].weight_percent == 100
+    assert alone.phases[0].su_weight_percent == 0
+
+
 def test_lines_of_another_phase_are_reported(silicon: Phase) -> None:
     sample = [
         (silicon, [5.431], SAMPLE),

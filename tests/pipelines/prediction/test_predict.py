@@ -329,6 +329,7 @@ def test_another_compound_is_not_accepted_and_its_lattice_refined(
         [*map(str, options), "--tracking", tracking.uri, "--report", str(page)],
         catch_exceptions=False,
     )
+    assert f"pipelines.identify {path} --phases CIFS --instrument" in shown.output
     assert "positions alone" in shown.output
     assert (
         "A lattice explains the peak positions, no structure their intensities" in page.read_text()

@@ -1,0 +1,98 @@
+"""The series command: frames in; cells, events, a table and a figure out."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from bragg_data.measurement.readers import ProfileError
+from pipelines import series
+from pipelines.cli.console import run
+from pipelines.refinement.series import values_of_files
+from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
+
+CELLS = {10: 5.4310, 20: 5.4315, 30: 5.4320, 40: 5.4325}
+
+
+def command(capsys, *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        run(series.app, [*map(str, arguments)])
+    return (int(exit_.value.code or 0), *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Four frames of silicon, a file that is none, and the instrument."""
+    directory = tmp_path_factory.mktemp("frames")
+    (directory / "nomad.instprm").write_text(nomad().section, encoding="utf-8")
+    for kelvin, cell in CELLS.items():
+        sample = [(structure("silicon"), [cell], {"size": 1.0, "microstrain": 700.0})]
+        profile = bank_of(sample, nomad(), bins(8000.0, 23_000.0, 1.5e-3), seed=kelvin).profile
+        columns = np.stack([profile.tof, profile.intensity, profile.sigma], axis=1)
+        np.savetxt(directory / f"si_{kelvin}K.xye", columns, "%.4f")
+    (directory / "si_50K.xye").write_text("no numbers\n", encoding="utf-8")
+    return directory
+
+
+def test_cells_follow_the_frames(folder, capsys, tmp_path):
+    files = [folder / f"si_{kelvin}K.xye" for kelvin in (*CELLS, 50)]
+    options = "--cif", STRUCTURES / "silicon.cif", "--instrument", folder / "nomad.instprm"
+    options += "--bin-centres", "--along", "temperature"
+    table, png = tmp_path / "series.csv", tmp_path / "series.png"
+    code, out, error = command(capsys, *files, *options, "--csv", table, "--plot", png, "--json")
+    assert code == 0, error
+    *entries, last = json.loads(out)
+    assert [entry["value"] for entry in entries] == [*CELLS, 50]
+    assert [entry["frame"] for entry in entries] == list(range(5))
+    for entry, cell in zip(entries, CELLS.values(), strict=False):
+        (phase,) = entry["phases"]
+        assert abs(phase["cell"]["a"] - cell) < 4 * phase["su"]["a"]
+    assert [(e["frame"], e["kind"]) for e in last["events"]] == [(4, "blank")]
+    with table.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["temperature"]) for row in rows] == [*CELLS, 50]
+    assert float(rows[1]["silicon a (Å)"]) == pytest.approx(5.4315, abs=3e-4)
+    assert rows[4]["silicon a (Å)"] == ""
+    assert imread(png).ndim == 3
+    code, out, _ = command(capsys, *files[:2], *options)
+    assert code == 0
+    assert "5.431" in out
+
+
+def test_what_a_series_runs_along(tmp_path):
+    files = [tmp_path / "run_7.gsa", tmp_path / "run_9.gsa"]
+    assert values_of_files(files, None, None) == [7, 9]
+    assert values_of_files([tmp_path / "a.gsa", tmp_path / "b.gsa"], None, None) == [0, 1]
+    assert values_of_files([tmp_path / "a1.gsa", tmp_path / "b1.gsa"], None, None) == [0, 1]
+    table = tmp_path / "table.txt"
+    table.write_text("#filename\tStress [MPa]\trun_9\nrun_9.gsa\t-5.5\trun_7\nrun_7\t3\tx\n")
+    assert values_of_files(files, table, "stress") == [3, -5.5]
+    with pytest.raises(ProfileError, match="has the columns stress, run_9: name one of them"):
+        values_of_files(files, table, "load")
+    with pytest.raises(ProfileError, match=r"no line for other\.gsa"):
+        values_of_files([*files, tmp_path / "other.gsa"], table, "stress")
+    with pytest.raises(ProfileError, match="cannot be read"):
+        values_of_files(files, tmp_path / "missing.csv", "stress")
+
+
+def test_without_any_frame_the_reason_is_a_single_sentence(folder, capsys, tmp_path):
+    options = "--cif", STRUCTURES / "silicon.cif", "--instrument", folder / "nomad.instprm"
+    code, _, error = command(
+        capsys, folder / "si_50K.xye", *options, "--plot", tmp_path / "series.png"
+    )
+    assert code == 2
+    assert "si_50K.xye" in error
+    assert not (tmp_path / "series.png").exists()
+
+
+def test_a_missing_instrument_is_a_single_sentence(folder, capsys):
+    file = folder / "si_10K.xye"
+    code, _, error = command(
+        capsys, file, "--cif", STRUCTURES / "silicon.cif", "--instrument", folder / "none.instprm"
+    )
+    assert code == 2
+    assert "none.instprm" in error
+    assert len(error.strip().splitlines()) == 1
