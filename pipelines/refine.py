@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, next_commands, print_json, run, say
+from pipelines.cli.console import command_line, next_commands, run
 
 
 def main(
@@ -45,23 +44,12 @@ def main(
     """
     from pipelines.refinement.inputs import request_of
     from pipelines.refinement.interface import refine_samples
-    from pipelines.refinement.output import draw, print_result
-    from pipelines.refinement.result import to_json
+    from pipelines.refinement.output import show_samples
 
     options.check_writable(plot)
     request = request_of(files, instrument, banks)
-    results = []
-    for number, (result, fit) in enumerate(refine_samples(request, cif, evidence=evidence)):
-        results.append(to_json(result))
-        if not as_json:
-            print_result(result)
-        if plot is not None:
-            file = plot if number == 0 else plot.with_stem(f"{plot.stem}-{number + 1}")
-            draw(fit, file)
-            if not as_json:
-                say(f"Written: {escape(str(file))}")
+    show_samples(refine_samples(request, cif, evidence=evidence), plot, as_json=as_json)
     if as_json:
-        print_json(results)
         return
     words = [word for file in cif for word in ("--cif", file)]
     again = command_line("refine", *files, *words, "--instrument", instrument, "--json")

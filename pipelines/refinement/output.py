@@ -1,5 +1,6 @@
 """Joint refinements on the terminal, and as a figure."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,12 +9,33 @@ from rich.markup import escape
 from rich.table import Table
 
 from bragg_data.refinement.joint_result import JointResult
-from pipelines.cli.console import console, say
+from pipelines.cli.console import console, print_json, say
 from pipelines.cli.style import SYMBOLS, UNITS, with_uncertainty
-from pipelines.refinement.result import JointBank, JointPhase, JointRefinement
+from pipelines.refinement.result import JointBank, JointPhase, JointRefinement, to_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def show_samples(
+    samples: Iterable[tuple[JointRefinement, JointResult]], plot: Path | None, *, as_json: bool
+) -> None:
+    """Print the refinement of each sample as soon as it is there, or all as JSON; draw the fits.
+
+    The figure of another sample than the first has its number in the name.
+    """
+    results = []
+    for number, (result, fit) in enumerate(samples):
+        results.append(to_json(result))
+        if not as_json:
+            print_result(result)
+        if plot is not None:
+            file = plot if number == 0 else plot.with_stem(f"{plot.stem}-{number + 1}")
+            draw(fit, file)
+            if not as_json:
+                say(f"Written: {escape(str(file))}")
+    if as_json:
+        print_json(results)
 
 
 def print_result(result: JointRefinement) -> None:
