@@ -29,7 +29,6 @@ from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.phase_evidence import (
     CAUTION,
     DISTINCT,
-    chi2,
     coincides,
     earned,
     errors,
@@ -230,7 +229,7 @@ def _best_trial(
 
     def misfit(trial: tuple[_Candidate, State | None]) -> float:
         candidate, state = trial
-        return chi2(state) / noise + candidate.penalty if state else np.inf
+        return state.chi2 / noise + candidate.penalty if state else np.inf
 
     return min(attempts, key=misfit)
 
@@ -271,14 +270,12 @@ def _with_alternatives(
     chosen = list(places)
     alternatives: dict[str, tuple[str, ...]] = {}
     for code, place in enumerate(places):
-        assert state.minimum is not None
         phase, cells = library.phases[place], _cells(state)
         if phase.name in options.cans:
             continue
         scale = float(np.cbrt(np.prod(cells[code][:3]) / np.prod(phase.cell[:3])))
         left = []
-        for b, bank in enumerate(banks):
-            fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+        for bank, fit in zip(banks, state.fits, strict=True):
             share_of_phase = fit.residual + fit.scales[code] * fit.columns[:, code]
             left.append(replace(bank, intensity=share_of_phase * bank.sigma))
         similar = library.similar(place, scale, left, _ALIKE)[: _MANY + 1]
@@ -299,7 +296,7 @@ def _with_alternatives(
             trial = _refined(banks, library, swapped, moved, options)
             if trial is None:
                 continue
-            gain = (chi2(state) - chi2(trial)) / min(reduced(state), reduced(trial))
+            gain = (state.chi2 - trial.chi2) / min(reduced(state), reduced(trial))
             if gain + best.penalty - candidate.penalty > 0:
                 chosen, state, best = swapped, trial, candidate
         alike = [c.place for c in like if c is not best]

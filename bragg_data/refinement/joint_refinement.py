@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -19,7 +21,7 @@ from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.pseudosymmetry import pseudosymmetric_cells
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.cell_capture import BLURS, captured_cells
-from bragg_data.refinement.joint_model import JointModel, bank_model, blurred
+from bragg_data.refinement.joint_model import BankFit, JointModel, bank_model, blurred
 from bragg_data.refinement.joint_parameters import (
     Parameter,
     broadening,
@@ -129,6 +131,19 @@ class State:
     model: JointModel
     minimum: Minimum | None = None
 
+    @property
+    def chi2(self) -> float:
+        """Sum of squared residuals, restraints included."""
+        assert self.minimum is not None
+        return float(self.minimum.residual @ self.minimum.residual)
+
+    @cached_property
+    def fits(self) -> tuple[BankFit, ...]:
+        """Where each bank stands at the minimum, without derivatives."""
+        assert self.minimum is not None
+        point, banks = self.minimum.point, range(len(self.model.banks))
+        return tuple(self.model.fit_bank(b, point, slopes=False) for b in banks)
+
     def minimised(self, tolerance: float) -> "State":
         """Return the state after a search down to a promise of ``tolerance`` times the noise."""
         model, n = self.model, self.model.n_points
@@ -171,7 +186,7 @@ def _with_twins(state: State) -> State:
     best = state
     for start in [*_along_worst_directions(state), *_rotated_cells(state)]:
         with suppress(CrystalError):
-            best = min(best, State(start).minimised(_ROUGHLY), key=_chi2)
+            best = min(best, State(start).minimised(_ROUGHLY), key=attrgetter("chi2"))
     return best
 
 
@@ -213,11 +228,6 @@ def _moved(model: JointModel, cell: Sequence[int], values: Array) -> JointModel:
     moved = dict(zip(cell, values.tolist(), strict=True))
     parameters = (replace(p, start=moved.get(k, p.start)) for k, p in enumerate(model.parameters))
     return replace(model, parameters=tuple(parameters))
-
-
-def _chi2(state: State) -> float:
-    assert state.minimum is not None
-    return float(state.minimum.residual @ state.minimum.residual)
 
 
 def _noise(residual: Array, degrees: int) -> float:
@@ -266,7 +276,7 @@ def _with_evidence(state: State, phases: Sequence[Phase]) -> State:
             return state
         best = int(np.argmax(worth))
         extended = State(_extended(state.model, groups[best])).minimised(_ROUGHLY)
-        decrease = _chi2(state) - _chi2(extended)
+        decrease = state.chi2 - extended.chi2
         assert extended.minimum is not None
         if extended.minimum.converged and decrease / state.model.noise > penalties[best]:
             state = extended

@@ -50,11 +50,9 @@ def coincides(state: State, code: int) -> bool:
 
     What it seems to explain is then their misfit.
     """
-    assert state.minimum is not None
     part = max(_PART, _LOST * _usual_misfit(state))
     below = total = 0.0
-    for b in range(len(state.model.banks)):
-        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+    for fit in state.fits:
         signal = np.abs(fit.columns[:, code]) * fit.scales[code]
         rest = np.abs(fit.columns @ fit.scales - fit.columns[:, code] * fit.scales[code])
         below, total = (
@@ -76,10 +74,8 @@ def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mas
     is no larger than usual, whatever phases are still missing. Also where the signal of a phase is
     no small part of that of the others. ``times`` enlarges f.
     """
-    assert state.minimum is not None
     signal, overlap, separate = [], [], []
-    for b, model in enumerate(state.model.banks):
-        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+    for model, fit in zip(state.model.banks, state.fits, strict=True):
         width = _points_of_width(model.bank)
         mine = fit.columns[:, code] * fit.scales[code]
         total = fit.columns @ fit.scales
@@ -97,8 +93,7 @@ def _usual_misfit(state: State) -> float:
     """Return the relative error of lines that makes residuals as large as they are, at most 5 %."""
     assert state.minimum is not None
     signal = []
-    for b, model in enumerate(state.model.banks):
-        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+    for model, fit in zip(state.model.banks, state.fits, strict=True):
         signal.append(
             maximum_filter1d(np.abs(fit.columns @ fit.scales), _points_of_width(model.bank))
         )
@@ -119,10 +114,8 @@ def _usual_misfit(state: State) -> float:
 
 def worth(state: State, code: int) -> float:
     """Return the increase of χ² over the noise if a phase were left out and all else stayed."""
-    assert state.minimum is not None
     worth = 0.0
-    for b in range(len(state.model.banks)):
-        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+    for fit in state.fits:
         covariance = np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True)
         worth += float(fit.scales[code]) ** 2 / max(float(covariance[code, code]), 1e-300)
     return worth / state.model.noise
@@ -130,10 +123,8 @@ def worth(state: State, code: int) -> float:
 
 def share(state: State, code: int) -> float:
     """Return the share of a phase in the calculated signal."""
-    assert state.minimum is not None
     mine = total = 0.0
-    for b in range(len(state.model.banks)):
-        fit = state.model.fit_bank(b, state.minimum.point, slopes=False)
+    for fit in state.fits:
         signal = np.abs(fit.columns).sum(axis=0) * fit.scales
         mine, total = mine + float(signal[code]), total + float(signal.sum())
     return mine / max(total, 1e-300)
@@ -145,13 +136,7 @@ def _cell_parameters(state: State) -> int:
 
 def reduced(state: State) -> float:
     """Return χ² over the number of points, at least 1."""
-    return max(chi2(state) / state.model.n_points, 1.0)
-
-
-def chi2(state: State) -> float:
-    """Return the sum of squared residuals, restraints included."""
-    assert state.minimum is not None
-    return float(state.minimum.residual @ state.minimum.residual)
+    return max(state.chi2 / state.model.n_points, 1.0)
 
 
 def _residual(state: State, before: State | None) -> Array:
