@@ -86,10 +86,9 @@ def identify(
     refused: set[int] = set()
     duplicates: dict[int, set[int]] = {}
     alternatives: dict[str, tuple[str, ...]] = {}
-    searched = [banks[b] for b in informative_banks(banks)]
-    near = replace(
-        options, calibration_su=tuple(options.calibration_su[b] for b in informative_banks(banks))
-    )
+    informative = informative_banks(banks)
+    searched = [banks[b] for b in informative]
+    near = replace(options, calibration_su=tuple(options.calibration_su[b] for b in informative))
     state: State | None = None
     with ThreadpoolController().limit(limits=1, user_api="blas"):
         while len(places) < _MOST_PHASES and len(refused) < _MOST_REFUSED:
@@ -132,9 +131,14 @@ def _duplicates(
 
     They could but stand for a second cell of it.
     """
-    scale = float(np.cbrt(np.prod(phase.cell[:3]) / np.prod(library.phases[phase.place].cell[:3])))
+    scale = _scale(phase.cell, library.phases[phase.place])
     similar = library.similar(phase.place, scale, banks, _ALIKE)
     return {place for place, of_other in similar if abs(np.log(of_other)) < _OF_DUPLICATE}
+
+
+def _scale(cell: Array, phase: Phase) -> float:
+    """Return the mean factor on the lengths of the CIF's cell."""
+    return float(np.cbrt(np.prod(cell[:3]) / np.prod(phase.cell[:3])))
 
 
 def _is_near(cell: Array, phase: Phase) -> bool:
@@ -273,7 +277,7 @@ def _with_alternatives(
         phase, cells = library.phases[place], _cells(state)
         if phase.name in options.cans:
             continue
-        scale = float(np.cbrt(np.prod(cells[code][:3]) / np.prod(phase.cell[:3])))
+        scale = _scale(cells[code], phase)
         left = []
         for bank, fit in zip(banks, state.fits, strict=True):
             share_of_phase = fit.residual + fit.scales[code] * fit.columns[:, code]

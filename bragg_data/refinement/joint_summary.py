@@ -59,7 +59,7 @@ def summarise(
     # (Birge, Phys. Rev. 40 (1932) 207).
     disagreement = sum((b.offset / s) ** 2 for b, s in zip(banks, calibration_su, strict=True))
     birge = float(np.sqrt(max(disagreement / max(len(banks) - 1, 1), 1.0)))
-    present = _worth(fits) > _SIGNIFICANT * noise
+    present = increases_of_chi2(fits) > _SIGNIFICANT * noise
     phases = tuple(
         _phase(model, code, point, (su, birge * su_total), weight, common, present=seen)
         for code, (weight, seen) in enumerate(
@@ -135,7 +135,7 @@ def _bank(model: JointModel, number: int, point: Array, scales: Array, su: Array
     )
 
 
-def _worth(fits: Sequence[BankFit]) -> Array:
+def increases_of_chi2(fits: Sequence[BankFit]) -> Array:
     """Return the increase of χ² that leaving out each phase would bring, (n_phases,)."""
     worth = np.zeros(len(fits[0].scales))
     for fit in fits:

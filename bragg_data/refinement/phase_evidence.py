@@ -5,6 +5,7 @@ from scipy.ndimage import maximum_filter1d
 
 from bragg_data.arrays import Array, Mask
 from bragg_data.refinement.joint_refinement import State
+from bragg_data.refinement.joint_summary import increases_of_chi2
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.result import serial_correlation
 
@@ -114,11 +115,7 @@ def _usual_misfit(state: State) -> float:
 
 def worth(state: State, code: int) -> float:
     """Return the increase of χ² over the noise if a phase were left out and all else stayed."""
-    worth = 0.0
-    for fit in state.fits:
-        covariance = np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True)
-        worth += float(fit.scales[code]) ** 2 / max(float(covariance[code, code]), 1e-300)
-    return worth / state.model.noise
+    return float(increases_of_chi2(state.fits)[code]) / state.model.noise
 
 
 def share(state: State, code: int) -> float:
