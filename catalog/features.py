@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from icechunk.session import ForkSession
+from numpy.typing import NDArray
 
 from bragg_data.arrays import Floats32
 from bragg_data.provenance import code_commit
@@ -38,6 +39,8 @@ class FeatureWriter(block_writer.BlockWriter):
     `size` is the number of features, `model` address and digest of the registered model that
     computes them, if one does.
     """
+
+    array = "values"
 
     def __init__(
         self,
@@ -70,6 +73,9 @@ class FeatureWriter(block_writer.BlockWriter):
         shape = self.count, self.size
         block_writer.create_group(session, self.group, dataset, "values", shape, values)
         session.commit(f"create {self.group}: {self.count} samples, {self.size} features")
+
+    def _digest(self, _block: int, values: NDArray[Any], /) -> bytes:
+        return _digest_of(values)
 
     def _check(self, dataset: xr.Dataset) -> None:
         """Accept it: :meth:`_create` has compared its identity."""
@@ -108,8 +114,12 @@ def write_features(fork: ForkSession, group: str, block: int, values: Floats32) 
         reason = f"The features of {invalid.sum()} samples are not finite."
         return BlockResult(block, status, reason=reason)
     block_writer.write_chunk(fork, group, "values", block, values)
-    digest = hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").data).digest()
-    return BlockResult(block, np.full(len(values), schema.DONE, np.int8), fork, digest)
+    done = np.full(len(values), schema.DONE, np.int8)
+    return BlockResult(block, done, fork, _digest_of(values))
+
+
+def _digest_of(values: NDArray[Any]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").data).digest()
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,8 @@ def load(view: str | View, dataset: str, uri: str = DEFAULT_URI) -> xr.Dataset:
     for stored in _materialised(store, source):
         if stored.view == chosen.key and stored.complete:
             session = store.repository.readonly_session(snapshot_id=stored.snapshot_id)
-            values = open_dataset(session, group_of(chosen))["values"]
+            remedy = f"Compute it again with: {_command(chosen.key, dataset)}"
+            values = open_dataset(session, group_of(chosen), remedy)["values"]
             attrs = {**stored.lineage, "snapshot_id": stored.snapshot_id}
             return labels.assign({chosen.name: values.assign_attrs(attrs)})
     if chosen.function is None:

@@ -65,7 +65,8 @@ def _inspect_file(path: Path, profile: options.ProfileOptions, *, as_json: bool)
 def _inspect_store(
     tag: str | None, store: str, png: Path | None, *, as_json: bool, check: bool
 ) -> None:
-    from bragg_data.store.repository import Store, StoreError, storage_errors, verify
+    from bragg_data.store.repository import Store, StoreError, storage_errors
+    from bragg_data.store.verification import verify
     from pipelines.snapshots import tables
 
     repository = Store(store)

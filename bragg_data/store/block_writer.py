@@ -8,7 +8,7 @@ commit: whatever dies, the store records exactly which samples it holds.
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -18,7 +18,7 @@ import zarr
 from filelock import Timeout
 from icechunk.session import ForkSession, Session
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from bragg_data.arrays import Integers8
 from bragg_data.errors import first_line
@@ -26,7 +26,8 @@ from bragg_data.store import schema
 from bragg_data.store.repository import Snapshot, Store, StoreError, open_dataset, storage_errors
 
 # The low bits of a pattern are noise to any compressor: zstd takes twice the time for 3 % less.
-COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+# The checksum makes a changed byte an error for whoever reads it; no compressor here has its own.
+COMPRESSORS = (BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec())
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class BlockWriter(ABC):
     from which samples were copied, and of how many; ``copied`` has those of this run. Entering
     raises `StoreError` if another process writes it.
     """
+
+    array: str  # name of the one that is written block by block
 
     def __init__(
         self,
@@ -135,6 +138,33 @@ class BlockWriter(ABC):
         undone = np.logical_or.reduceat(self._status != schema.DONE, starts)
         return sorted((int(b) for b in np.flatnonzero(undone)), key=self.failures.__contains__)
 
+    @abstractmethod
+    def _digest(self, block: int, values: NDArray[Any], /) -> bytes:
+        """Return the SHA-256 of a block, from the values (n, m) of the array."""
+
+    def recheck(self, on_block: Callable[[int], object] = lambda _: None) -> list[int]:
+        """Read the blocks that are done, and return those that are not what was written.
+
+        They are missing from now on, as if they had never been written. ``on_block`` is called
+        with the number of samples of each block that is read.
+        """
+        session = self.store.repository.readonly_session(branch=self.branch)
+        damaged = []
+        for block in sorted(set(range(self.n_blocks)) - set(self.missing())):
+            rows = self.rows(block)
+            try:
+                with storage_errors(f"reading block {block}"):
+                    group = zarr.open_group(session.store, path=self.group, mode="r")
+                    array = array_of(group, self.array)
+                    digest = self._digest(block, np.asarray(array[rows]))
+            except StoreError:
+                digest = b""
+            if digest != self._digests[block].tobytes():
+                damaged.append(block)
+                self._status[rows] = schema.PENDING
+            on_block(rows.stop - rows.start)
+        return damaged
+
     def fork(self) -> ForkSession:
         """Return a fork for a worker. It may outlive commits of other blocks."""
         with storage_errors(f"opening {self.group} in {self.store.uri}"):
@@ -208,7 +238,7 @@ def create_group(
         chunks=(rows, shape[1]),
         dtype=variable.dtype,
         fill_value=np.nan,
-        compressors=COMPRESSOR,
+        compressors=COMPRESSORS,
         dimension_names=variable.dims,
         attributes=dict(variable.attrs),
     )
@@ -223,7 +253,7 @@ def write_variables(session: Session, group: str, dataset: xr.Dataset) -> None:
     encoding = {}
     for name, v in dataset.variables.items():
         chunks = (rows, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape
-        encoding[name] = {"chunks": chunks, "compressors": (COMPRESSOR,), "_FillValue": None}
+        encoding[name] = {"chunks": chunks, "compressors": COMPRESSORS, "_FillValue": None}
     dataset.to_zarr(session.store, group=group, consolidated=False, encoding=encoding)
 
 

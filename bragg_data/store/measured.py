@@ -22,7 +22,7 @@ from bragg_data.crystallography.cell import check_volume
 from bragg_data.measurement.load import Label, Measurement
 from bragg_data.measurement.readers import Profile
 from bragg_data.store import schema
-from bragg_data.store.block_writer import COMPRESSOR, write_variables
+from bragg_data.store.block_writer import COMPRESSORS, write_variables
 from bragg_data.store.repository import NATIVE, Store, StoreError, Tag, branch_name, storage_errors
 
 # Where a measured profile comes from: an entry of the attribute ``measurements``.
@@ -147,7 +147,7 @@ def write_measured(
             group.attrs.update(record)
             for key in ("tof", "intensity", "sigma"):
                 values = getattr(measurement.profile, key)
-                group.create_array(key, data=values, chunks=values.shape, compressors=COMPRESSOR)
+                group.create_array(key, data=values, chunks=values.shape, compressors=COMPRESSORS)
         snapshot = session.commit(f"ingest {name}: {len(measurements)} profiles")
         repository.create_tag(new_tag, snapshot)
     return store.tag(new_tag)

@@ -5,12 +5,11 @@ finished one permanently. Data sets are written by :mod:`bragg_data.store.simula
 """
 
 import errno
-import itertools
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,28 +24,21 @@ from filelock import FileLock
 from icechunk.session import Session
 from zarr.errors import GroupNotFoundError
 
-from bragg_data.arrays import Floats32
-from bragg_data.campaign import Campaign, Samples
+from bragg_data.campaign import Campaign
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.store import schema
+from bragg_data.store.reading import RESTORE, remedy_of
+from bragg_data.store.reading import DiskFullError as DiskFullError
+from bragg_data.store.reading import StoreError as StoreError
+from bragg_data.store.reading import open_dataset as open_dataset
+from bragg_data.store.reading import storage_errors as storage_errors
 
 # Groups on the branch of a data set: what is computed from it, measured profiles as they were read.
 _OTHER_GROUPS = FEATURES, NATIVE = "features", "native"
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-# A full disk, an exhausted quota and a limit on file sizes, and how Icechunk spells them.
-_FULL = {code: f"(os error {code})" for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
-
 # Icechunk warns that commits side by side to a local directory are unsafe; ours are under a lock.
 icechunk.set_logs_filter("error")
-
-
-class StoreError(RuntimeError):
-    """A store that cannot be opened, read or written as requested."""
-
-
-class DiskFullError(StoreError):
-    """The disk (or a quota, or a limit on file sizes) takes no more."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +127,10 @@ class Store:
 
         with storage_errors(f"reading the tags of {self.uri}"):
             names = sorted(self.repository.list_tags(), key=in_order)
-            ids = map(self.repository.lookup_tag, names)
-            snapshots = [self.repository.lookup_snapshot(id_) for id_ in ids]
+        snapshots = []
+        for name in names:
+            with storage_errors(f"reading snapshot '{name}' of {self.uri}", RESTORE):
+                snapshots.append(self.repository.lookup_snapshot(self.repository.lookup_tag(name)))
         return [Tag(n, s.id, s.written_at) for n, s in zip(names, snapshots, strict=True)]
 
     def tag(self, name: str) -> Tag:
@@ -150,9 +144,10 @@ class Store:
     def open(self, tag: str) -> xr.Dataset:
         """Open a tagged data set; see :func:`open_snapshot`."""
         snapshot_id = self.tag(tag).snapshot_id
-        with storage_errors(f"opening snapshot '{tag}' of {self.uri}"):
+        remedy = remedy_of({"tag": tag, "uri": self.uri})
+        with storage_errors(f"opening snapshot '{tag}' of {self.uri}", remedy):
             session = self.repository.readonly_session(tag=tag)
-            dataset = open_dataset(session, self._group(tag).basename)
+            dataset = open_dataset(session, self._group(tag).basename, remedy)
         return dataset.assign_attrs(tag=tag, snapshot_id=snapshot_id, uri=self.uri)
 
     def size(self, tag: str) -> int:
@@ -162,7 +157,7 @@ class Store:
 
     def data_sets_of(self, campaign: Campaign, limit: int | None = None) -> list[DataSet]:
         """Return the data sets of a campaign (its first samples), by whichever simulator."""
-        with storage_errors(f"reading the data sets of {self.uri}"):
+        with storage_errors(f"reading the data sets of {self.uri}", RESTORE):
             return [
                 _data_set(group, snapshot.tag, snapshot.branch)
                 for snapshot, group in self._snapshots()
@@ -171,7 +166,7 @@ class Store:
 
     def snapshots(self) -> list[tuple[Snapshot, Mapping[str, Any]]]:
         """Return the snapshots of all data sets, those without a tag last, and their attributes."""
-        with storage_errors(f"reading the data sets of {self.uri}"):
+        with storage_errors(f"reading the data sets of {self.uri}", RESTORE):
             return [(snapshot, dict(group.attrs)) for snapshot, group in self._snapshots()]
 
     def _snapshots(self) -> Iterator[tuple[Snapshot, zarr.Group]]:
@@ -185,7 +180,7 @@ class Store:
 
     def unfinished(self) -> list[DataSet]:
         """Return the data sets that have no tag yet."""
-        with storage_errors(f"reading the branches of {self.uri}"):
+        with storage_errors(f"reading the branches of {self.uri}", RESTORE):
             return [_data_set(group, branch=branch) for branch, group in self._open_branches()]
 
     def _open_branches(self) -> Iterator[tuple[str, zarr.Group]]:
@@ -245,60 +240,17 @@ def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
     return Store(uri).open(tag)
 
 
-def verify(dataset: xr.Dataset) -> str:
-    """Return the content hash of a data set, recomputed from its labels and intensities.
-
-    Raises `StoreError` if the contents of a block, or of the whole, are not what was written.
-    """
-    samples = schema.samples_of(dataset)
-    for block in range(dataset.sizes["block"]):
-        read_block(dataset, samples, block)
-    content = schema.content_hash(dataset.attrs["identity"], dataset.block_sha256.values)
-    if content != dataset.attrs["content_hash"]:
-        raise StoreError(
-            f"The contents hash to {content}, but the data set's attribute is "
-            f"{dataset.attrs['content_hash']}. Restore the store from a copy."
-        )
-    return content
-
-
-def read_block(dataset: xr.Dataset, samples: Samples, block: int) -> Floats32:
-    """Return the intensities of a block (n, points) of a data set, whose labels are ``samples``.
-
-    Raises a StoreError if labels and intensities are not what was written.
-    """
-    rows = int(dataset.attrs["rows_per_chunk"])
-    part = slice(block * rows, min((block + 1) * rows, len(samples)))
-    with storage_errors(f"reading block {block}"):
-        intensity: Floats32 = dataset.intensity[part].values
-    if (
-        schema.block_digest(samples[part], intensity)
-        != dataset.block_sha256.values[block].tobytes()
-    ):
-        raise StoreError(
-            f"Block {block} (samples {part.start} to {part.stop - 1}) is not what was written: its "
-            f"SHA-256 differs from the stored one. Restore the store from a copy, or simulate the "
-            f"campaign into a new one."
-        )
-    return intensity
-
-
-def open_dataset(session: Session, group: str) -> xr.Dataset:
-    """Open a group of a session, lazily."""
-    # Without chunks xarray reads lazily by itself, and nobody needs dask.
-    dataset: xr.Dataset = xr.open_zarr(session.store, group=group, consolidated=False, chunks=None)
-    return dataset
-
-
 def _simulator_of(group: zarr.Group) -> tuple[str, str]:
     return str(group.attrs["simulator"]), str(group.attrs["simulator_version"])
 
 
 def _data_set(group: zarr.Group, tag: str | None = None, branch: str | None = None) -> DataSet:
-    status = np.asarray(cast("zarr.Array[Any]", group["status"])[:])
-    done = int((status == schema.DONE).sum())
+    status = cast("zarr.Array[Any]", group["status"])
+    (total,) = status.shape
+    # Whatever has a tag is complete; there, a status that cannot be read does not matter.
+    done = total if tag else int((np.asarray(status[:]) == schema.DONE).sum())
     failed = len(cast("dict[str, str]", group.attrs.get("failures", {})))
-    return DataSet(*_simulator_of(group), done, len(status), tag, branch, failed)
+    return DataSet(*_simulator_of(group), done, total, tag, branch, failed)
 
 
 def _groups(session: Session) -> Iterator[zarr.Group]:
@@ -306,28 +258,6 @@ def _groups(session: Session) -> Iterator[zarr.Group]:
     with suppress(GroupNotFoundError):
         root = zarr.open_group(session.store, mode="r")
         yield from (group for name, group in root.groups() if name not in _OTHER_GROUPS)
-
-
-@contextmanager
-def storage_errors(action: str) -> Iterator[None]:
-    """Raise errors of Icechunk and of the file system as a StoreError of one sentence.
-
-    It contains the action within the context, as "reading the tags of …". Where the disk takes no
-    more, it is a DiskFullError.
-    """
-    try:
-        yield
-    except (icechunk.IcechunkError, OSError) as error:
-        # Icechunk's own sentence, behind a cross and broken into lines; a call stack follows.
-        lines = [line.strip(" ×x|") for line in str(error).strip().splitlines()]
-        reason = " ".join(itertools.takewhile(bool, lines)).rstrip(".")
-        full = isinstance(error, OSError) and error.errno in _FULL
-        if full or any(spelling in " ".join(lines) for spelling in _FULL.values()):
-            raise DiskFullError(
-                f"The disk is full, or a quota or a limit on file sizes is reached ({action}). "
-                f"Free some space and run the same command again: what is committed stays."
-            ) from error
-        raise StoreError(f"Failed {action}: {reason or type(error).__name__}.") from error
 
 
 def _path(uri: str | Path) -> Path:

@@ -11,7 +11,8 @@ import xarray as xr
 from bragg_data.arrays import Floats32, Indices, Mask
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import schema
-from bragg_data.store.repository import Snapshot, Store, open_dataset, read_block, storage_errors
+from bragg_data.store.repository import Snapshot, Store, open_dataset, storage_errors
+from bragg_data.store.verification import read_block
 
 
 class Donor(NamedTuple):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bragg_data.arrays import Array, Floats32, Integers8
 from bragg_data.campaign import Campaign, CampaignError, Samples
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, CrystalSystem
+from bragg_data.store.reading import remedy_of, storage_errors
 
 SCHEMA_VERSION = 1  # changes whenever a reader of the old layout would misread the new one
 PENDING, DONE, FAILED = 0, 1, -1  # values of ``status``
@@ -175,9 +176,10 @@ def content_hash(identity: str, digests: NDArray[np.uint8]) -> str:
 
 
 def samples_of(dataset: xr.Dataset) -> Samples:
-    """Return the labels of a data set as samples."""
-    cells = np.stack([dataset[name].values for name in CELL_PARAMETERS], axis=1)
-    return Samples(dataset.phase.values, dataset.crystal_system.values, cells)
+    """Return the labels of a data set as samples; a `StoreError` if they are damaged."""
+    with storage_errors("reading the labels", remedy_of(dataset.attrs)):
+        cells = np.stack([dataset[name].values for name in CELL_PARAMETERS], axis=1)
+        return Samples(dataset.phase.values, dataset.crystal_system.values, cells)
 
 
 def free_ranges(cells: Array, free_parameters: Sequence[str]) -> dict[str, tuple[float, float]]:

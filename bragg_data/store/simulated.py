@@ -1,11 +1,13 @@
 """Writing a data set into the store: its labels at once, its patterns block by block."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 from icechunk.session import ForkSession
+from numpy.typing import NDArray
 
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples
@@ -20,6 +22,8 @@ class Writer(BlockWriter):
     It is that of :meth:`bragg_data.campaign.Campaign.identity`. ``provenance`` is of this run:
     ``code_commit``, and ``call_path``, which is how GSAS-II is called.
     """
+
+    array = "intensity"
 
     def __init__(
         self,
@@ -68,6 +72,9 @@ class Writer(BlockWriter):
                 f"installation draws for the same campaign. Use the package versions that began "
                 f"it, or another store."
             )
+
+    def _digest(self, block: int, values: NDArray[Any], /) -> bytes:
+        return schema.block_digest(self.samples[self.rows(block)], values)
 
     def finish(self, tag: str | None = None) -> Tag:
         """Validate the complete data set and tag it, as the next free NAME-vN by default.

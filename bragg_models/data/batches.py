@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 from typing import TypeVar
 
@@ -20,6 +20,9 @@ import numpy as np
 import xarray as xr
 
 from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Integers, Mask
+from bragg_data.store import schema
+from bragg_data.store.repository import storage_errors
+from bragg_data.store.verification import check_block
 
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
@@ -68,6 +71,8 @@ class Profiles:
     prepare: Callable[[Floats32], Floats32]  # of a chunk: (n, points), (n, m)
     prepared: Floats32 | None = None  # (n, m), if in memory or mapped; read instead
     dtype: type[np.floating] = np.float32  # of prepared profiles
+    check: Callable[[int, Floats32], object] | None = None  # of a chunk as read; raises if damaged
+    _checked: set[int] = field(default_factory=set, compare=False)
 
     def __len__(self) -> int:
         return int(self.intensity.sizes["sample"])
@@ -91,7 +96,11 @@ class Profiles:
         rows = slice(low, low + self.rows_per_chunk)
         inside = np.flatnonzero(selected[rows])
         stored = self.intensity.isel(sample=rows) if self.prepared is None else self.prepared[rows]
-        values = np.asarray(stored)
+        with storage_errors(f"reading block {chunk}"):
+            values = np.asarray(stored)
+        if self.check is not None and chunk not in self._checked:
+            self.check(chunk, values)
+            self._checked.add(chunk)
         if len(inside) < len(values):
             values = values[inside]
         if self.prepared is None:
@@ -108,15 +117,24 @@ class Profiles:
             self.rows_per_chunk,
             lambda values: np.asarray(function(prepare(values)), dtype=dtype),
             dtype=dtype,
+            check=self.check,
         )
 
 
 def profiles_of(dataset: xr.Dataset, prepare: Callable[[Floats32], Floats32]) -> Profiles:
-    """Return the profiles of an opened snapshot (or of any data set with ``intensity``)."""
+    """Return the profiles of an opened snapshot (or of any data set with ``intensity``).
+
+    Each chunk of a whole snapshot is compared with its stored hash when it is first read, so that
+    nothing is computed from damaged profiles: a `StoreError` is raised then.
+    """
     intensity = dataset["intensity"]
     chunks = intensity.encoding.get("chunks") or intensity.encoding.get("preferred_chunks")
     rows = chunks[intensity.dims.index("sample")] if isinstance(chunks, tuple) else 512
-    return Profiles(intensity, int(rows), prepare)
+    blocks = dataset.sizes.get("block")  # of a selection of samples more than it has chunks
+    check = None
+    if blocks == -(-len(intensity) // rows) and dataset.attrs.get("rows_per_chunk") == rows:
+        check = partial(check_block, dataset, schema.samples_of(dataset))
+    return Profiles(intensity, int(rows), prepare, check=check)
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,15 @@ def run(
         fail(f"{error.format_message().rstrip('.')}. See --help.")
         sys.exit(2)
     except Exception as error:
+        from bragg_data.store.reading import is_damage  # imported where it is needed: it takes long
+
         if os.environ.get(_DEBUG):
             traceback.print_exc()
         if type(error).__module__.partition(".")[0] in _OURS:
             fail(str(error))
+            sys.exit(2)
+        if is_damage(error):
+            fail("What is stored is damaged. To find and repair it: bragg store verify")
             sys.exit(2)
         fail(f"{type(error).__name__}: {error}. This is not expected: {_DEBUG}=1 shows where.")
         sys.exit(1)

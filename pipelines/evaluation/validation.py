@@ -31,6 +31,7 @@ from pipelines.evaluation.tables import ResultTable
 from pipelines.prediction.library import PatternLibrary, index_library
 from pipelines.registry.feature_views import RegisteredModel
 from pipelines.registry.registration import load_version
+from pipelines.snapshots.verification import verify_snapshot
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class _Validator:
         # All refinements come before the tables.
         fits: list[dict[str, measured.RefinedProfiles]] = [{} for _ in sets]
         if self.settings.library:
+            verify_snapshot(self.dataset)
             library = index_library(self.dataset, campaign, progress=True)
             matches = searched = measured.library_matches(library, sets)
             if self.settings.refine:

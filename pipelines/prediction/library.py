@@ -20,6 +20,7 @@ from bragg_models.library.search import Matches, library_match
 from bragg_models.predictors import Predictor
 from pipelines.cli.console import Progress, errors
 from pipelines.prediction.result import Cell, LibraryCandidate, LibraryMatch
+from pipelines.snapshots.verification import verify_snapshot
 
 # Indices of libraries, relative to the working directory: they can be deleted at any time.
 INDEX_DIRECTORY = Path("data/index")
@@ -82,6 +83,7 @@ def open_library(
     try:
         dataset = open_snapshot(data.tag, store or data.uri or DEFAULT_URI)
         if dataset.attrs["content_hash"] == data.content_hash:
+            verify_snapshot(dataset, quiet=not progress)
             return index_library(dataset, model.campaign, progress=progress)
         where = f"{data.tag} in {dataset.attrs['uri']}"
         reason = f"{where} is not the snapshot that the model was trained on."

@@ -25,6 +25,7 @@ from catalog.views import VIEWS, FeatureError, View
 from pipelines.cli.console import console, print_rows, say
 from pipelines.cluster.blocks import do_blocks, failures_text
 from pipelines.registry.registration import load_version
+from pipelines.snapshots.verification import verify_snapshot
 
 _NOT_SHOWN = ("view", "description", "rows_per_chunk", "failures")  # of the lineage
 
@@ -54,10 +55,13 @@ def materialise(
     `PredictorError` if the model cannot be read, and `BlocksError` or `StoreError` if the cluster
     or the store fails.
     """
+    verify_snapshot(dataset)
     size = features_of(view, model, *views.inputs_of(view, dataset, slice(1))).shape[1]
     identity = ("", "") if model is None else (model.version.uri, _digest_of(model))
     with FeatureWriter(store, dataset, view, size, identity) as writer:
         source = str(dataset.attrs["tag"]), str(dataset.attrs["uri"])
+        if damaged := writer.recheck():
+            say(f"{len(damaged)} finished blocks are damaged: they are computed again")
         missing = len(writer.missing())
         say(
             f"View [bold]{view.key}[/] of {source[0]}: {size:,} features of {writer.count:,} "

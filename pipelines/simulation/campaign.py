@@ -32,6 +32,7 @@ from pipelines.cluster.blocks import do_blocks, failures_text
 from pipelines.cluster.client import open_cluster
 from pipelines.simulation import simulators
 from pipelines.simulation.simulators import Recipe, SimulationError, recipe_of, simulate_samples
+from pipelines.snapshots.verification import verify_snapshot
 
 # Simulators of which patterns are copied from other data sets. Not the fast one: the last bit of
 # its patterns depends on how many are computed together (matrix products of few rows take another
@@ -77,6 +78,7 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
         if simulator == "gsas2" or data_set.version == kinematic.VERSION
     ]
     if finished:
+        verify_snapshot(store.open(finished[0]))
         say(
             f"This data set is in the store already, as [bold]{finished[0]}[/] (same campaign, "
             f"simulator and number of samples): nothing to do."
@@ -100,6 +102,7 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
         writer = stack.enter_context(
             Writer(store, job.campaign, *by, limit=job.limit, provenance=provenance)
         )
+        _recheck(writer)
         missing = len(writer.missing())
         _print_plan(job.campaign, recipe, store, writer, missing)
         try:
@@ -151,6 +154,19 @@ def _chosen_recipe(
     core_hours = (1 - finished) * simulators.estimate(seconds, samples.phase[new])
     simulators.confirm(core_hours, yes=job.confirmed)
     return recipe, reuse
+
+
+def _recheck(writer: Writer) -> None:
+    """Read what an earlier run finished: what is damaged or gone is simulated again."""
+    if not writer.n_done:
+        return
+    with Progress("Verifying", writer.n_done, "patterns") as progress:
+        damaged = writer.recheck(progress.advance)
+    if damaged:
+        say(
+            f"[yellow]{len(damaged)} finished blocks are damaged or missing (the first is "
+            f"{damaged[0]}): they are simulated again[/]"
+        )
 
 
 def _check_first_patterns(recipe: Recipe, campaign: Campaign) -> None:

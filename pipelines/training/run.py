@@ -30,6 +30,7 @@ from pipelines.cluster.client import open_cluster
 from pipelines.evaluation.names import CLASS_CONDITIONAL, MEASURED
 from pipelines.evaluation.scoring import SPLIT, part_of
 from pipelines.registry import registration
+from pipelines.snapshots.verification import verify_snapshot
 from pipelines.training import recipes
 from pipelines.training.forests import ForestTask, grow
 from pipelines.training.held_out import register_proposal_network, test_model
@@ -56,6 +57,7 @@ def train_model(
     possible, or the data set has too few samples.
     """
     task.check()
+    verify_snapshot(dataset)
     presets = environment.presets
     presets.check(task.model, task.preset)
     name = campaign_of(dataset).name
@@ -146,6 +148,7 @@ def _context(
     sets = [(dataset, labels, part)]
     for tag in task.extra_data:
         extra = Store(dataset.attrs["uri"]).open(tag)
+        verify_snapshot(extra)
         names = [p.name for p in campaign_of(extra).phases]
         if names != list(targets.names) or not np.array_equal(extra.tof, dataset.tof):
             raise TrainError(

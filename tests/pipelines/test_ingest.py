@@ -12,8 +12,9 @@ from bragg_data.measurement.load import load_measurements
 from bragg_data.measurement.readers import ProfileError, read_profiles
 from bragg_data.preprocessing import prepare_measured
 from bragg_data.store.measured import measurement_records, native_profile
-from bragg_data.store.repository import Store, StoreError, verify
+from bragg_data.store.repository import Store, StoreError
 from bragg_data.store.schema import campaign_of
+from bragg_data.store.verification import verify
 from catalog import features
 from catalog.views import VIEWS, FeatureError, inputs_of
 from pipelines import ingest, inspect

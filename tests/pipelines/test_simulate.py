@@ -18,8 +18,9 @@ import xarray as xr
 
 from bragg_data.campaign import Campaign, Samples, load_campaign
 from bragg_data.simulation import kinematic
-from bragg_data.store.repository import DiskFullError, Store, StoreError, open_snapshot, verify
+from bragg_data.store.repository import DiskFullError, Store, StoreError, open_snapshot
 from bragg_data.store.simulated import Writer, write_block
+from bragg_data.store.verification import verify
 from pipelines import simulate
 from pipelines.cli.console import run
 from pipelines.cli.options import ClusterOptions

@@ -21,8 +21,9 @@ from bragg_data.simulation import gsas2, gsas2_process, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Error, Gsas2Options, PatternsError, Simulator
 from bragg_data.simulation.gsas2_process import commit_of_repository, operations_of, setting
 from bragg_data.store import schema
-from bragg_data.store.repository import Store, open_dataset, verify
+from bragg_data.store.repository import Store, open_dataset
 from bragg_data.store.simulated import BlockResult, Writer, write_block
+from bragg_data.store.verification import verify
 from pipelines.simulation.simulators import build_simulator, recipe_of, simulate_block
 from tests import fake_gsas2
 from tests.bragg_data.crystallography.test_published_structures import cif as published

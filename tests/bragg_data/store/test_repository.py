@@ -14,16 +14,10 @@ import zarr
 
 from bragg_data.campaign import Campaign
 from bragg_data.store import schema
-from bragg_data.store.repository import (
-    DataSet,
-    DiskFullError,
-    Store,
-    StoreError,
-    open_snapshot,
-    verify,
-)
+from bragg_data.store.repository import DataSet, DiskFullError, Store, StoreError, open_snapshot
 from bragg_data.store.schema import campaign_of
 from bragg_data.store.simulated import BlockResult, Writer, write_block
+from bragg_data.store.verification import verify
 from tests.tiny_campaign import tiny_campaign, tiny_patterns
 
 
@@ -129,7 +123,10 @@ def test_verify_finds_a_changed_number(tmp_path, campaign):
     fill(tmp_path / "store", campaign)
     dataset = open_snapshot("tiny-v1", tmp_path / "store").load()
     dataset.intensity[20, 100] *= 1.001
-    with pytest.raises(StoreError, match=r"Block 2 \(samples 16 to 23\).*Restore the store"):
+    with pytest.raises(
+        StoreError,
+        match=r"Block 2 \(samples 16 to 23\) of tiny-v1.*bragg store repair tiny-v1 --store file",
+    ):
         verify(dataset)
 
 

@@ -11,9 +11,10 @@ from distributed import LocalCluster
 from bragg_data.campaign import BUILT_IN, Campaign, load_campaign
 from bragg_data.simulation import gsas2
 from bragg_data.simulation.gsas2 import Gsas2Options
-from bragg_data.store.repository import Store, verify
+from bragg_data.store.repository import Store
 from bragg_data.store.reuse import find_reusable
 from bragg_data.store.simulated import Writer, write_block
+from bragg_data.store.verification import verify
 from pipelines.cli.options import ClusterOptions
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
 from pipelines.simulation.simulators import SimulationError, build_simulator

@@ -12,8 +12,9 @@ import pytest
 
 from bragg_data.simulation import gsas2, kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
-from bragg_data.store.repository import DataSet, Store, StoreError, verify
+from bragg_data.store.repository import DataSet, Store, StoreError
 from bragg_data.store.simulated import Writer, write_block
+from bragg_data.store.verification import verify
 from pipelines.simulation.simulators import (
     Probe,
     SimulationError,

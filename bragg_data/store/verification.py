@@ -1,0 +1,165 @@
+"""Verification: whether a snapshot is what was written, block by block, once and remembered.
+
+Each block of a data set has a SHA-256 over its labels and intensities. A snapshot that was found
+intact is recorded next to the store's data, or, where that cannot be written, in the user's cache;
+the record holds as long as the store's files are the same by name, size and time.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import xarray as xr
+
+from bragg_data.arrays import Floats32
+from bragg_data.campaign import Samples
+from bragg_data.store import schema
+from bragg_data.store.reading import StoreError, remedy_of, storage_errors
+
+OnBlock = Callable[[int], object]  # called with the number of samples of every block that is read
+
+_READERS = 2  # blocks that are read and hashed at a time
+_DIRECTORY = "verified"  # of the records, in the store
+_COVERED = ("chunks", "manifests", "snapshots")  # directories of the store that a record covers
+_in_memory: set[tuple[str, str]] = set()  # where no record can be written
+
+
+def rows_of(dataset: xr.Dataset, block: int) -> slice:
+    """Return the samples of a block."""
+    rows = int(dataset.attrs["rows_per_chunk"])
+    return slice(block * rows, min((block + 1) * rows, dataset.sizes["sample"]))
+
+
+def check_block(dataset: xr.Dataset, samples: Samples, block: int, intensity: Floats32) -> None:
+    """Raise a StoreError if the intensities (n, points) of a block are not what was written.
+
+    ``samples`` are the labels of the whole data set.
+    """
+    rows = rows_of(dataset, block)
+    digest = schema.block_digest(samples[rows], intensity)
+    if digest != dataset.block_sha256.values[block].tobytes():
+        raise StoreError(
+            f"Block {block} (samples {rows.start} to {rows.stop - 1}) of "
+            f"{dataset.attrs.get('tag', dataset.attrs['campaign'])} is not what was written: its "
+            f"SHA-256 differs from the stored one. {remedy_of(dataset.attrs)}"
+        )
+
+
+def read_block(dataset: xr.Dataset, samples: Samples, block: int) -> Floats32:
+    """Return the intensities of a block (n, points) of a data set, whose labels are ``samples``.
+
+    Raises a StoreError if labels and intensities are not what was written.
+    """
+    with storage_errors(f"reading block {block}", remedy_of(dataset.attrs)):
+        intensity: Floats32 = dataset.intensity[rows_of(dataset, block)].values
+    check_block(dataset, samples, block, intensity)
+    return intensity
+
+
+def damaged_blocks(dataset: xr.Dataset, on_block: OnBlock | None = None) -> Iterator[StoreError]:
+    """Read and hash all blocks of an opened data set; yield an error for each that is damaged."""
+    samples = schema.samples_of(dataset)
+    with storage_errors("reading the hashes of the blocks", remedy_of(dataset.attrs)):
+        dataset.block_sha256.load()  # once, before the threads
+
+    def error_of(block: int) -> StoreError | None:
+        try:
+            read_block(dataset, samples, block)
+        except StoreError as error:
+            return error
+        return None
+
+    blocks = range(dataset.sizes["block"])
+    pool = ThreadPoolExecutor(_READERS)
+    try:
+        for block, error in enumerate(pool.map(error_of, blocks)):
+            if on_block is not None:
+                rows = rows_of(dataset, block)
+                on_block(rows.stop - rows.start)
+            if error is not None:
+                yield error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def verify(dataset: xr.Dataset, on_block: OnBlock | None = None) -> str:
+    """Return the content hash of a data set, recomputed from its labels and intensities.
+
+    Raises `StoreError` if the contents of a block, or of the whole, are not what was written.
+    """
+    for error in damaged_blocks(dataset, on_block):
+        raise error
+    content = schema.content_hash(dataset.attrs["identity"], dataset.block_sha256.values)
+    if content != dataset.attrs["content_hash"]:
+        raise StoreError(
+            f"The contents hash to {content}, but the data set's attribute is "
+            f"{dataset.attrs['content_hash']}. {remedy_of(dataset.attrs)}"
+        )
+    return content
+
+
+def verify_once(dataset: xr.Dataset, on_block: OnBlock | None = None) -> None:
+    """Verify a snapshot, opened by its tag, unless a record states that it was found intact.
+
+    Raises as :func:`verify` does.
+    """
+    store, snapshot = Path(_path_of(dataset)), str(dataset.attrs["snapshot_id"])
+    newest, state = _state(store, None)
+    if _is_recorded(store, snapshot):
+        return
+    verify(dataset, on_block)
+    # The state is that of before: what changes while it is read is read again.
+    text = json.dumps({"snapshot": snapshot, "newest": newest, "state": state})
+    for directory in _directories(store):
+        with suppress(OSError):
+            directory.mkdir(parents=True, exist_ok=True)
+            partial = directory / f".{snapshot}-{os.getpid()}"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(directory / f"{snapshot}.json")
+            return
+    _in_memory.add((snapshot, state))
+
+
+def _path_of(dataset: xr.Dataset) -> str:
+    from urllib.parse import unquote, urlsplit
+
+    return unquote(urlsplit(dataset.attrs["uri"]).path)
+
+
+def _is_recorded(store: Path, snapshot: str) -> bool:
+    for directory in _directories(store):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((directory / f"{snapshot}.json").read_text(encoding="utf-8"))
+            if record["state"] == _state(store, int(record["newest"]))[1]:
+                return True
+    return (snapshot, _state(store, None)[1]) in _in_memory
+
+
+def _directories(store: Path) -> Iterator[Path]:
+    """Yield where a record may be: in the store, and in the cache of a user who only reads it."""
+    yield store / _DIRECTORY
+    with suppress(RuntimeError):  # no home directory
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        place = hashlib.sha256(str(store).encode()).hexdigest()[:16]
+        yield Path(base) / "bragg" / _DIRECTORY / place
+
+
+def _state(store: Path, newest: int | None) -> tuple[int, str]:
+    """Return the time of the newest file (ns), and a digest of all that are not newer.
+
+    Files that are added later do not count; one that is changed or deleted does.
+    """
+    files = []
+    for name in _COVERED:
+        with suppress(FileNotFoundError), os.scandir(store / name) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    about = entry.stat()
+                    files.append((about.st_mtime_ns, entry.name, about.st_size))
+    newest = max((time for time, *_ in files), default=0) if newest is None else newest
+    counted = sorted(file for file in files if file[0] <= newest)
+    return newest, hashlib.sha256(repr(counted).encode()).hexdigest()

@@ -1,0 +1,27 @@
+"""Verifying a snapshot before something is computed from it."""
+
+import xarray as xr
+
+from bragg_data.store.verification import verify_once
+from pipelines.cli.console import Progress
+
+
+def verify_snapshot(dataset: xr.Dataset, *, quiet: bool = False) -> None:
+    """Read and hash a snapshot, opened by its tag, unless it is known to be intact.
+
+    Raises a `StoreError` that names the first damaged block, and the command that repairs it.
+    """
+    bars: list[Progress] = []
+
+    def on_block(count: int) -> None:
+        if not bars:  # shown only where something is read
+            name = f"Verifying {dataset.attrs['tag']}"
+            bars.append(Progress(name, dataset.sizes["sample"], "patterns", quiet=quiet))
+            bars[0].__enter__()
+        bars[0].advance(count)
+
+    try:
+        verify_once(dataset, on_block)
+    finally:
+        for bar in bars:
+            bar.__exit__()
