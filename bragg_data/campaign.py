@@ -1,7 +1,7 @@
 """A campaign file (TOML): phases, instrument and grid, and the ordered list of samples."""
 
 import hashlib
-import itertools
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from bragg_data.arrays import Array, Integers, Integers8, Mask
-from bragg_data.campaign_file import CampaignError as CampaignError
 from bragg_data.campaign_file import (
+    MOST_BYTES,
     CampaignFile,
     MeasurementEffects,
     PhaseTable,
     parse_campaign_file,
 )
+from bragg_data.campaign_file import CampaignError as CampaignError
 from bragg_data.crystallography.cell import (
     CELL_PARAMETERS,
     EQUAL_LENGTHS,
@@ -29,10 +30,14 @@ from bragg_data.crystallography.cell import (
     check_volume,
 )
 from bragg_data.crystallography.structure import Phase, phase_from_cif, read_phase
+from bragg_data.errors import first_line
+from bragg_data.files import read_bounded
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid, read_instrument
 
 BUILT_IN = Path(__file__).parent / "campaigns"
 """Directory of the campaigns that ship with the project."""
+
+_MOST_CELLS_BYTES = 50_000_000  # of a list of cells: about a million
 
 # Of a campaign's definition: everything else decides what the pattern of a cell is.
 _OF_THE_DRAW = {"name", "seed", "sampling", "phases", "cell", "exclude", "samples"}
@@ -243,7 +248,7 @@ def _free_parameters(config: PhaseTable, phase: Phase, generator: np.random.Gene
         )
     if config.samples is None:
         axes = [np.concatenate([r.values() for r in config.cell[name]]) for name in names]
-        return np.array(list(itertools.product(*axes)), dtype=np.float64).reshape(-1, len(names))
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(names))
     # Here alone, because it takes a second to import, in every worker.
     from scipy.stats import qmc
 
@@ -288,7 +293,7 @@ def load_campaign(name_or_path: str | Path) -> Campaign:
                 f"Campaign '{name_or_path}' is not known. Give a .toml file, or one of: {known}."
             )
     try:
-        toml = path.read_text(encoding="utf-8")
+        toml = read_bounded(path, MOST_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise CampaignError(f"Campaign file {path} cannot be read: {reason}.") from error
@@ -312,13 +317,14 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
     try:
         # Blank lines are kept until the end, so that a row knows its line.
         table = pd.read_csv(
-            path,
+            io.BytesIO(read_bounded(path, _MOST_CELLS_BYTES)),
             skipinitialspace=True,
             skip_blank_lines=False,
             dtype={"phase": str, "crystal_system": str},
         ).dropna(how="all")
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise CampaignError(f"Cells file {path} cannot be read as CSV: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise CampaignError(f"Cells file {path} cannot be read as CSV: {reason}.") from error
     missing = [c for c in ("crystal_system", *CELL_PARAMETERS) if c not in table.columns]
     if missing:
         raise CampaignError(f"Cells file {path} lacks the column(s) {', '.join(missing)}.")

@@ -1,5 +1,6 @@
 """The schema of a campaign file (TOML), which :mod:`bragg_data.campaign` resolves."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
@@ -18,8 +19,20 @@ from pydantic import (
 )
 
 from bragg_data.arrays import Array
+from bragg_data.errors import first_line
 
-_MOST = 10_000_000  # points of a range, or samples of a phase: more fit into no memory
+MOST_BYTES = 500_000  # of a file; 127 phases with comments take less than half of it
+_LONGEST_LINE = 1_000  # characters: TOML's parser takes the square of a key's length in memory
+_MOST_SAMPLES = 3_500_000  # of all phases, before cells are excluded: they are listed in memory
+_MOST_CHUNK_BYTES = 256_000_000  # every worker holds a few chunks
+
+# In Å or degrees. Values of grids are exact in double precision up to 12 decimal places.
+_Number = Annotated[Decimal, Field(ge=-1_000, le=1_000)]
+_OfGrid = Annotated[Decimal, Field(ge=-1_000, le=1_000, decimal_places=12)]
+
+_SCALE = 10**12
+_MOST_EXPONENT = 40  # of ten
+_LONGEST_TOF = 10_000_000  # µs; a pulse lasts 100,000 µs at the slowest source
 
 
 class CampaignError(ValueError):
@@ -35,11 +48,11 @@ class Table(BaseModel):
 class Range(Table):
     """A grid (first, last, step; both ends included) or a continuous interval (low, high)."""
 
-    first: Decimal | None = None
-    last: Decimal | None = None
-    step: Annotated[Decimal, Field(gt=0)] | None = None
-    low: Decimal | None = None
-    high: Decimal | None = None
+    first: _OfGrid | None = None
+    last: _OfGrid | None = None
+    step: Annotated[_OfGrid, Field(gt=0)] | None = None
+    low: _Number | None = None
+    high: _Number | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -51,8 +64,6 @@ class Range(Table):
                 raise ValueError(f"a range ends ({last}) before it begins ({first})")
             if (last - first) % step:
                 raise ValueError(f"{last} is not a whole number of steps of {step} from {first}")
-            if (last - first) / step >= _MOST:
-                raise ValueError(f"a range has more than {_MOST:,} points")
         elif None not in interval and grid == (None, None, None):
             low, high = self.interval
             if high < low:
@@ -71,11 +82,16 @@ class Range(Table):
         """Low and high of an interval."""
         return self.low or Decimal(0), self.high or Decimal(0)
 
+    def __len__(self) -> int:
+        """Return the number of points of a grid."""
+        first, last, step = self.grid
+        return int((last - first) / step) + 1
+
     def values(self) -> Array:
         """Return all points of a grid: decimals are exact, so rounding never moves its end."""
-        first, last, step = self.grid
-        count = int((last - first) / step) + 1
-        return np.array([float(first + step * i) for i in range(count)])
+        first, _, step = (int(number * _SCALE) for number in self.grid)
+        # Integers below 2^53, divided once: the floating-point numbers next to the decimals.
+        return np.asarray((first + step * np.arange(len(self))) / _SCALE)
 
 
 def _as_list(value: Any) -> Any:
@@ -85,13 +101,19 @@ def _as_list(value: Any) -> Any:
 class PhaseTable(Table):
     """One ``[[phases]]``: a structure, and the cells to be simulated."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_.-]+$")]
     cif: str  # relative to the campaign file
     block: str | None = None  # the data block, of a CIF with several structures
     # Ranges of each free parameter (a, b, c in ångström; alpha, beta, gamma in degrees).
     cell: dict[str, Annotated[tuple[Range, ...], BeforeValidator(_as_list), Field(min_length=1)]]
     exclude: tuple[str, ...] = ()  # rules such as a = c: cells that meet one are left out
-    samples: Annotated[int, Field(gt=0, le=_MOST)] | None = None  # with Sobol sampling
+    samples: Annotated[int, Field(gt=0)] | None = None  # with Sobol sampling
+
+    @property
+    def n_samples(self) -> int:
+        """Samples before any are excluded."""
+        sizes = (sum(len(r) for r in ranges) for ranges in self.cell.values())
+        return math.prod(sizes) if self.samples is None else self.samples
 
 
 class InstrumentTable(Table):
@@ -104,16 +126,26 @@ class InstrumentTable(Table):
 class TofTable(Table):
     """``[tof]``: the grid of the patterns, T_i = start · exp(relative_step · i), start in µs."""
 
-    start: Annotated[Decimal, Field(gt=0)]
-    relative_step: Annotated[Decimal, Field(gt=0)]
+    start: Annotated[Decimal, Field(ge=1, le=1_000_000)]
+    relative_step: Annotated[Decimal, Field(ge=Decimal("1e-6"), le=Decimal("0.1"))]
     points: Annotated[int, Field(ge=64, le=100_000)]
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        # In logarithms: the last point itself may exceed all numbers.
+        stop = math.log(self.start) + float(self.relative_step) * (self.points - 1)
+        if stop > math.log(_LONGEST_TOF):
+            raise ValueError(
+                f"the grid ends beyond {_LONGEST_TOF:,} µs: make relative_step or points smaller"
+            )
+        return self
 
 
 class BroadeningTable(Table):
     """``[broadening]``: isotropic Lorentzian crystallite size in µm and microstrain in 1e-6."""
 
-    size: Annotated[Decimal, Field(gt=0)] = Decimal("1.0")
-    microstrain: Annotated[Decimal, Field(ge=0)] = Decimal("1000.0")
+    size: Annotated[Decimal, Field(ge=Decimal("1e-4"), le=1_000_000)] = Decimal("1.0")
+    microstrain: Annotated[Decimal, Field(ge=0, le=1_000_000)] = Decimal("1000.0")
 
 
 class RowsPerChunk(Table):
@@ -188,9 +220,9 @@ class MeasurementEffects(Table):
 class CampaignFile(Table):
     """The schema of a campaign file."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Annotated[str, Field(max_length=100, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     description: str = ""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
     sampling: Literal["grid", "sobol"] = "grid"
     instrument: InstrumentTable
     tof: TofTable
@@ -221,7 +253,28 @@ class CampaignFile(Table):
                     f"phase '{phase.name}': sobol sampling takes intervals of low and high, "
                     f"and the number of samples"
                 )
+        if (samples := sum(phase.n_samples for phase in self.phases)) > _MOST_SAMPLES:
+            raise ValueError(
+                f"the phases have {samples:,} samples; at most {_MOST_SAMPLES:,} fit: make "
+                f"ranges shorter, steps longer, or several campaigns"
+            )
+        for simulator, rows in self.rows_per_chunk:
+            if 4 * rows * self.tof.points > _MOST_CHUNK_BYTES:
+                most = _MOST_CHUNK_BYTES // (4 * self.tof.points)
+                raise ValueError(
+                    f"rows_per_chunk.{simulator} is {rows:,}; a chunk of 256 MB holds {most:,} "
+                    f"patterns of {self.tof.points:,} points"
+                )
         return self
+
+
+def _decimal(text: str) -> Decimal:
+    """Keep 0.001 exact, so that grids are built from integers."""
+    number = Decimal(text)
+    # Beyond that, converting it to an integer may take all memory.
+    if not number.is_finite() or (number and abs(number.adjusted()) > _MOST_EXPONENT):
+        raise ValueError(f"{text[:40]} is no number from 1e-{_MOST_EXPONENT} to 1e{_MOST_EXPONENT}")
+    return number
 
 
 def parse_campaign_file(toml: str) -> CampaignFile:
@@ -230,11 +283,19 @@ def parse_campaign_file(toml: str) -> CampaignFile:
     A text that is not valid TOML, or breaks the schema, raises a CampaignError that names the first
     wrong place.
     """
+    if long := next((n for n, t in enumerate(toml.split("\n"), 1) if len(t) > _LONGEST_LINE), 0):
+        raise CampaignError(
+            f"The campaign file has a line of more than {_LONGEST_LINE:,} characters ({long}): "
+            f"write lists on several lines."
+        )
     try:
-        # Decimals keep 0.001 exact, so that grids are built from integers.
-        return CampaignFile.model_validate(tomllib.loads(toml, parse_float=Decimal))
-    except tomllib.TOMLDecodeError as error:
-        raise CampaignError(f"The campaign file is not valid TOML: {error}.") from error
+        content = tomllib.loads(toml, parse_float=_decimal)
+    except RecursionError as error:
+        raise CampaignError("The campaign file is not valid TOML: too deeply nested.") from error
+    except (ValueError, ArithmeticError) as error:  # integers of thousands of digits, too
+        raise CampaignError(f"The campaign file is not valid TOML: {first_line(error)}.") from error
+    try:
+        return CampaignFile.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -14,10 +14,13 @@ from bragg_data.arrays import Array, Indices, Mask
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError
 from bragg_data.crystallography.scattering import scatterer
 from bragg_data.errors import first_line
+from bragg_data.files import read_bounded
 
 DEFAULT_U = 0.005
 """Isotropic displacement parameter in Å² of sites that have none: inorganic solids near 295 K."""
 
+_MOST_BYTES = 20_000_000  # with intensities of a single crystal a few MB; gemmi takes 20-fold
+_MOST_ROWS = 1_000  # of atoms: comparing their distances takes the square of the time
 _LARGEST_OCCUPANCY = 1.2  # refined values exceed 1 by their uncertainty; others are mistakes
 _U_TO_B = 8 * np.pi * np.pi
 _NAMED = 6  # sites that a message names
@@ -106,19 +109,22 @@ class AsymmetricUnit:
 def read_text(path: Path) -> str:
     """Return the text of a CIF file, which is UTF-8 with or without a mark, UTF-16 or Latin-1.
 
-    A CrystalError is raised if the file is missing or unreadable.
+    A CrystalError is raised if the file is missing, unreadable, or larger than 20 MB.
     """
     try:
+        content = read_bounded(path, _MOST_BYTES)
         try:
-            return path.read_text(encoding="utf-8").removeprefix("\ufeff")
+            text = content.decode().removeprefix("\ufeff")
         except UnicodeDecodeError:
-            with path.open("rb") as file:
-                marked = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-            return path.read_text(encoding="utf-16" if marked else "latin-1")
+            marked = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+            text = content.decode("utf-16" if marked else "latin-1")
     except FileNotFoundError as error:
         raise CrystalError(f"CIF file {path} not found. Give the path of a CIF file.") from error
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
+        raise CrystalError(f"CIF file {path} cannot be read: {error.strerror}.") from error
+    except UnicodeError as error:
         raise CrystalError(f"CIF file {path} cannot be read: {error}.") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def select_block(text: str, where: str, name: str | None = None) -> CifBlock:
@@ -218,6 +224,8 @@ def sites_of(
     Raises a CrystalError for atoms without an element, coordinates or a sensible occupancy.
     """
     labels, symbols, notes = _symbols(block, where)
+    if len(labels) > _MOST_ROWS:
+        raise CrystalError(f"{where} lists {len(labels):,} atoms; at most {_MOST_ROWS:,} are read.")
     for tag in (tag for tag in SITE_TAGS if "_site_" in tag and "aniso" not in tag):
         if len(block.columns.get(tag, labels)) != len(labels):
             raise CrystalError(f"{where}: {tag} has other rows than the labels of its atoms.")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bragg_data.files import read_bounded
 from bragg_data.instrument import consistency, conversion, fullprof, gsas_iparm, topas
 from bragg_data.instrument.diffractometer import (
     KEYS,
@@ -19,6 +20,8 @@ from bragg_data.instrument.diffractometer import (
     instrument_of_entries,
 )
 from bragg_data.instrument.peak_shape import PeakShape
+
+MOST_BYTES = 10_000_000  # of a file; with tables of many banks a few hundred kB
 
 __all__ = [
     "Instrument",
@@ -105,13 +108,14 @@ def _named_text(file: Path | str) -> tuple[str, str]:
     if isinstance(file, Path):
         where = text
         try:
-            text = _decoded(file.read_bytes())
+            text = _decoded(read_bounded(file, MOST_BYTES))
         except FileNotFoundError as error:
             raise InstrumentError(
                 f"Instrument file {file} not found. Give the path of a GSAS-II .instprm file."
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise InstrumentError(f"Instrument file {file} cannot be read: {error}.") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InstrumentError(f"Instrument file {file} cannot be read: {reason}.") from error
     return where, text
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from bragg_data.arrays import Array, Mask
+from bragg_data.files import read_bounded
 from bragg_data.instrument import fullprof
 from bragg_data.instrument.diffractometer import ANGLE_TOLERANCE, Instrument, angles_apart
-from bragg_data.instrument.instprm import InstrumentError, TofGrid
+from bragg_data.instrument.instprm import MOST_BYTES, InstrumentError, TofGrid
 from bragg_data.measurement.readers import Profile, ProfileError
 
 _MINIMUM_COVERAGE = 0.2  # of the campaign's grid (and at least 200 points of it) by a profile
@@ -329,8 +330,7 @@ def text_of_calibration(calibration: Path) -> str:
     A ProfileError is raised for GSAS's and GSAS-II's files of constant wavelength, by their name.
     """
     try:
-        with calibration.open("rb") as file:
-            text = file.read(1 << 20).decode("latin-1")
+        text = read_bounded(calibration, MOST_BYTES).decode("latin-1")
     except OSError:
         return ""  # refused where it is read
     if match := re.search(r"^(?:INS\s+HTYPE\s+|Type:\s*)(P[NX]C\w*)", text, re.MULTILINE):

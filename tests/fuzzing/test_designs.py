@@ -20,6 +20,7 @@ NOMAD, TETRAGONAL = BUILT_IN / "nomad_bank4.instprm", str(BUILT_IN / "batio3_tet
 def check_sentence(error: Exception) -> None:
     assert str(error).endswith(".")
     assert "\n" not in str(error)
+    assert len(str(error)) < 5000
 
 
 def designed(options: DesignOptions, directory: Path) -> bool:

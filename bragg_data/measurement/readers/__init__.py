@@ -23,6 +23,8 @@ from bragg_data.measurement.readers.gsas import (
 
 __all__ = ["Profile", "ProfileError", "Reading", "Unit", "profile_from_arrays", "read_profiles"]
 
+_MOST_POINTS = 200_000  # of a profile: diffractometers of time of flight record up to 30,000
+
 AS_USUAL = Reading()
 """As files say themselves, and by the usual conventions."""
 
@@ -43,6 +45,17 @@ def read_profiles(
     With ``bank`` only those of this number are read. A file that does not number its only profile
     is taken to hold this one. A ProfileError names the file, and what is wrong with it.
     """
+    profiles = _profiles(path, bank, reading)
+    for profile in profiles:
+        if (points := len(profile.tof)) > _MOST_POINTS:
+            raise ProfileError(
+                f"{profile.name} has {points:,} points; at most {_MOST_POINTS:,} can be used. "
+                f"Rebin it."
+            )
+    return profiles
+
+
+def _profiles(path: Path, bank: int | None, reading: Reading) -> list[Profile]:
     text = "" if common.is_hdf(path) else common.text_from_file(path)
     if pdcif.is_cif(text):
         return _checked(pdcif.read_pdcif(text, path, bank, reading), path, bank, reading)

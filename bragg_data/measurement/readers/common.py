@@ -1,5 +1,6 @@
 """A measured profile, how its file may be read, and the reading of headers."""
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from typing import Literal
 import numpy as np
 
 from bragg_data.arrays import Array
+from bragg_data.files import read_bounded
 
 MINIMUM_POINTS = 20  # a profile with fewer is refused
+_MOST_BYTES, _MOST_LINES = 100_000_000, 1_000_000  # of a text file, with all its banks
 COMMENT = "#!'\"/*"
 
 Unit = Literal["us", "ms", "s", "d", "Q"]
@@ -73,19 +76,19 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 def is_hdf(path: Path) -> bool:
     """Return whether a file begins as HDF4 or HDF5 files do."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:  # a pipe would wait
             return file.read(8).startswith((HDF4, _HDF5))
     except OSError:
         return False  # reported where it is read as text
 
 
 def text_from_file(path: Path) -> str:
-    """Return the text of a profile's file; a ProfileError if it is unreadable, binary or empty."""
+    """Return the text of a profile's file.
+
+    Raises a ProfileError if it is unreadable, binary, empty, or too long.
+    """
     try:
-        with path.open("rb") as file:
-            content = file.read(1 << 16)
-            if b"\0" not in content:  # as nearly all binary files have it there
-                content += file.read()
+        content = read_bounded(path, _MOST_BYTES)
     except FileNotFoundError as error:
         raise ProfileError(f"Profile {path} not found. Give the path of a file.") from error
     except OSError as error:
@@ -98,6 +101,8 @@ def text_from_file(path: Path) -> str:
     content = content.removeprefix(b"\xef\xbb\xbf")  # the mark some editors begin UTF-8 with
     if not content.strip():
         raise ProfileError(f"{path} is empty.")
+    if (lines := content.count(b"\n")) > _MOST_LINES:
+        raise ProfileError(f"{path} has {lines:,} lines; at most {_MOST_LINES:,} are read.")
     return content.decode("latin-1")
 
 
