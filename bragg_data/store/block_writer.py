@@ -15,7 +15,6 @@ from typing import Any, Self, cast
 import numpy as np
 import xarray as xr
 import zarr
-from filelock import Timeout
 from icechunk.session import ForkSession, Session
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -74,26 +73,21 @@ class BlockWriter(ABC):
 
     def __enter__(self) -> Self:
         with storage_errors(f"locking {self.group} in {self.store.uri}"):
-            self._lock = self.store.lock(self._lock_name)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout as error:
-                raise StoreError(
-                    f"Another process is writing this data set ({self.group} on branch "
-                    f"{self.branch} of {self.store.uri}). Wait until it ends, then run this again."
-                ) from error
+            what = f"this data set ({self.group} on branch {self.branch})"
+            self._lock = self.store.exclusive(self._lock_name, what)
+            self._lock.__enter__()
         try:
             with storage_errors(f"creating {self.group} in {self.store.uri}"):
                 with self.store.committing():
                     self._create()
                 self._resume()
         except BaseException:
-            self._lock.release()
+            self._lock.__exit__(None, None, None)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._lock.__exit__(None, None, None)
 
     @abstractmethod
     def _create(self) -> None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ import icechunk
 import numpy as np
 import xarray as xr
 import zarr
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from icechunk.session import Session
 from zarr.errors import GroupNotFoundError
 
@@ -147,13 +147,13 @@ class Store:
         remedy = remedy_of({"tag": tag, "uri": self.uri})
         with storage_errors(f"opening snapshot '{tag}' of {self.uri}", remedy):
             session = self.repository.readonly_session(tag=tag)
-            dataset = open_dataset(session, self._group(tag).basename, remedy)
+            dataset = open_dataset(session, self.group_of(tag).basename, remedy)
         return dataset.assign_attrs(tag=tag, snapshot_id=snapshot_id, uri=self.uri)
 
     def size(self, tag: str) -> int:
         """Return the bytes that a tagged data set takes on the disk."""
         with storage_errors(f"measuring snapshot '{tag}' of {self.uri}"):
-            return sum(array.nbytes_stored() for _, array in self._group(tag).arrays())
+            return sum(array.nbytes_stored() for _, array in self.group_of(tag).arrays())
 
     def data_sets_of(self, campaign: Campaign, limit: int | None = None) -> list[DataSet]:
         """Return the data sets of a campaign (its first samples), by whichever simulator."""
@@ -172,7 +172,7 @@ class Store:
     def _snapshots(self) -> Iterator[tuple[Snapshot, zarr.Group]]:
         # A tag stays when its branch goes on.
         for id_, tag in {tag.snapshot_id: tag.name for tag in self.tags()}.items():
-            group = self._group(tag)
+            group = self.group_of(tag)
             yield Snapshot(id_, group.basename, tag=tag), group
         for branch, group in self._open_branches():
             id_ = self.repository.lookup_branch(branch)
@@ -185,7 +185,7 @@ class Store:
 
     def _open_branches(self) -> Iterator[tuple[str, zarr.Group]]:
         """Yield branch and group of data sets without a tag; after a tag, features may follow."""
-        tagged = {self._group(tag.name).attrs.get("content_hash") for tag in self.tags()}
+        tagged = {self.group_of(tag.name).attrs.get("content_hash") for tag in self.tags()}
         for branch in sorted(self.repository.list_branches() - {"main"}):
             groups = list(_groups(self.repository.readonly_session(branch=branch)))
             if not any(group.attrs.get("content_hash", "") in tagged for group in groups):
@@ -195,7 +195,8 @@ class Store:
         """Return the branch of an opened data set."""
         return branch_name(dataset.attrs["campaign"], dataset.attrs["identity"])
 
-    def _group(self, tag: str) -> zarr.Group:
+    def group_of(self, tag: str) -> zarr.Group:
+        """Return the group of a tagged data set."""
         return next(_groups(self.repository.readonly_session(tag=tag)))
 
     def next_tag(self, name: str) -> str:
@@ -219,6 +220,22 @@ class Store:
         directory = self.path / "locks"
         directory.mkdir(exist_ok=True)
         return FileLock(directory / f"{name}.lock", fallback_to_soft=False)
+
+    @contextmanager
+    def exclusive(self, name: str, what: str) -> Iterator[None]:
+        """Hold a lock by its name; a `StoreError` if another process has it."""
+        lock = self.lock(name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"Another process is writing {what} in {self.uri}. Wait until it ends, then run "
+                f"this again."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def committing(self) -> FileLock:
         """Return the lock for commits, branches and tags; concurrent commits lose changes."""

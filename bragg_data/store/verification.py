@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import xarray as xr
 
@@ -21,6 +22,7 @@ from bragg_data.store import schema
 from bragg_data.store.reading import StoreError, remedy_of, storage_errors
 
 OnBlock = Callable[[int], object]  # called with the number of samples of every block that is read
+State = tuple[int, str]  # time of the newest file of a store (ns), digest of all that there are
 
 _READERS = 2  # blocks that are read and hashed at a time
 _DIRECTORY = "verified"  # of the records, in the store
@@ -61,10 +63,14 @@ def read_block(dataset: xr.Dataset, samples: Samples, block: int) -> Floats32:
 
 
 def damaged_blocks(dataset: xr.Dataset, on_block: OnBlock | None = None) -> Iterator[StoreError]:
-    """Read and hash all blocks of an opened data set; yield an error for each that is damaged."""
-    samples = schema.samples_of(dataset)
-    with storage_errors("reading the hashes of the blocks", remedy_of(dataset.attrs)):
+    """Read and hash all blocks of an opened data set; yield an error for each that is damaged.
+
+    Where all blocks are what their hashes are of, these may be damaged: that is an error as well.
+    """
+    with storage_errors("reading labels and hashes", remedy_of(dataset.attrs)):
+        dataset.drop_vars("intensity").load()
         dataset.block_sha256.load()  # once, before the threads
+    samples = schema.samples_of(dataset)
 
     def error_of(block: int) -> StoreError | None:
         try:
@@ -74,13 +80,19 @@ def damaged_blocks(dataset: xr.Dataset, on_block: OnBlock | None = None) -> Iter
         return None
 
     blocks = range(dataset.sizes["block"])
-    pool = ThreadPoolExecutor(_READERS)
+    pool, intact = ThreadPoolExecutor(_READERS), True
     try:
         for block, error in enumerate(pool.map(error_of, blocks)):
             if on_block is not None:
                 rows = rows_of(dataset, block)
                 on_block(rows.stop - rows.start)
             if error is not None:
+                intact = False
+                yield error
+        if intact:
+            try:
+                _check_content(dataset)
+            except StoreError as error:
                 yield error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -93,13 +105,16 @@ def verify(dataset: xr.Dataset, on_block: OnBlock | None = None) -> str:
     """
     for error in damaged_blocks(dataset, on_block):
         raise error
+    return str(dataset.attrs["content_hash"])
+
+
+def _check_content(dataset: xr.Dataset) -> None:
     content = schema.content_hash(dataset.attrs["identity"], dataset.block_sha256.values)
     if content != dataset.attrs["content_hash"]:
         raise StoreError(
             f"The contents hash to {content}, but the data set's attribute is "
             f"{dataset.attrs['content_hash']}. {remedy_of(dataset.attrs)}"
         )
-    return content
 
 
 def verify_once(dataset: xr.Dataset, on_block: OnBlock | None = None) -> None:
@@ -107,13 +122,22 @@ def verify_once(dataset: xr.Dataset, on_block: OnBlock | None = None) -> None:
 
     Raises as :func:`verify` does.
     """
-    store, snapshot = Path(_path_of(dataset)), str(dataset.attrs["snapshot_id"])
-    newest, state = _state(store, None)
-    if _is_recorded(store, snapshot):
-        return
-    verify(dataset, on_block)
-    # The state is that of before: what changes while it is read is read again.
-    text = json.dumps({"snapshot": snapshot, "newest": newest, "state": state})
+    # Of before: what changes while it is read is read again.
+    state = state_of(dataset)
+    if not _is_recorded(_path_of(dataset), str(dataset.attrs["snapshot_id"])):
+        verify(dataset, on_block)
+        remember(dataset, state)
+
+
+def state_of(dataset: xr.Dataset) -> State:
+    """Return the state of the files of an opened snapshot's store."""
+    return _state(_path_of(dataset), None)
+
+
+def remember(dataset: xr.Dataset, state: State) -> None:
+    """Record that a snapshot was found intact, in a state from before it was read."""
+    store, snapshot = _path_of(dataset), str(dataset.attrs["snapshot_id"])
+    text = json.dumps({"snapshot": snapshot, "newest": state[0], "state": state[1]})
     for directory in _directories(store):
         with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
@@ -121,13 +145,11 @@ def verify_once(dataset: xr.Dataset, on_block: OnBlock | None = None) -> None:
             partial.write_text(text, encoding="utf-8")
             partial.replace(directory / f"{snapshot}.json")
             return
-    _in_memory.add((snapshot, state))
+    _in_memory.add((snapshot, state[1]))
 
 
-def _path_of(dataset: xr.Dataset) -> str:
-    from urllib.parse import unquote, urlsplit
-
-    return unquote(urlsplit(dataset.attrs["uri"]).path)
+def _path_of(dataset: xr.Dataset) -> Path:
+    return Path(unquote(urlsplit(dataset.attrs["uri"]).path))
 
 
 def _is_recorded(store: Path, snapshot: str) -> bool:
@@ -148,7 +170,7 @@ def _directories(store: Path) -> Iterator[Path]:
         yield Path(base) / "bragg" / _DIRECTORY / place
 
 
-def _state(store: Path, newest: int | None) -> tuple[int, str]:
+def _state(store: Path, newest: int | None) -> State:
     """Return the time of the newest file (ns), and a digest of all that are not newer.
 
     Files that are added later do not count; one that is changed or deleted does.

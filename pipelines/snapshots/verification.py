@@ -2,7 +2,8 @@
 
 import xarray as xr
 
-from bragg_data.store.verification import verify_once
+from bragg_data.store.repository import Store, StoreError
+from bragg_data.store.verification import damaged_blocks, remember, state_of, verify_once
 from pipelines.cli.console import Progress
 
 
@@ -25,3 +26,18 @@ def verify_snapshot(dataset: xr.Dataset, *, quiet: bool = False) -> None:
     finally:
         for bar in bars:
             bar.__exit__()
+
+
+def damage_of(store: Store, tag: str) -> list[str]:
+    """Read and hash a whole data set; return a sentence for everything that is damaged."""
+    problems = []
+    try:
+        dataset = store.open(tag)
+        state = state_of(dataset)
+        with Progress(f"Verifying {tag}", dataset.sizes["sample"], "patterns") as progress:
+            problems += [str(error) for error in damaged_blocks(dataset, progress.advance)]
+        if not problems:
+            remember(dataset, state)
+    except StoreError as error:
+        problems.append(str(error))
+    return problems

@@ -1,0 +1,35 @@
+"""Repair of the hashes themselves, which have a file of their own from 17 blocks on."""
+
+import pytest
+
+from bragg_data.store.repair import repair
+from bragg_data.store.repository import Store, StoreError
+from bragg_data.store.simulated import Writer, write_block
+from bragg_data.store.verification import verify
+from tests.damage import chunk_file, flip
+from tests.tiny_campaign import tiny_campaign, tiny_patterns
+
+TAG = "tiny-v1"
+
+
+@pytest.mark.parametrize("damaged_block", [None, 7])
+def test_hashes_that_are_lost_are_computed_from_the_patterns(tmp_path, damaged_block):
+    store = Store(tmp_path / "store", create=True)
+    with Writer(store, tiny_campaign(tmp_path, rows=2), "kinematic", "0") as writer:
+        results = []
+        for block in writer.missing():
+            samples = writer.samples[writer.rows(block)]
+            patterns = tiny_patterns(samples)
+            results.append(write_block(writer.fork(), writer.group, block, samples, patterns))
+        writer.commit(results)
+        writer.finish(TAG)
+    content = store.open(TAG).attrs["content_hash"]
+    if damaged_block is not None:
+        chunk_file(store, TAG, damaged_block).unlink()
+    flip(chunk_file(store, TAG, 0, "block_sha256"))
+    with pytest.raises(StoreError, match=f"bragg store repair {TAG}"):
+        verify(store.open(TAG))
+    repaired = repair(store, TAG, tiny_patterns)
+    assert repaired.arrays == ("block_sha256",)
+    assert repaired.blocks == (() if damaged_block is None else (damaged_block,))
+    assert verify(Store(store.path).open(TAG)) == content
