@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run
+from pipelines.cli.refinement_options import BankOptions, RefinementOutput
 
 
 def main(
@@ -23,7 +24,8 @@ def main(
     instrument: Annotated[
         Path, Option(metavar="FILE", help=".instprm, .prm, .iparm, .EXP, .irf or .pcr.")
     ],
-    banks: options.BankOptions,
+    banks: BankOptions,
+    output: RefinementOutput,
     evidence: Annotated[
         bool,
         Option(
@@ -32,7 +34,6 @@ def main(
             "preferred orientation where the data show them.",
         ),
     ] = True,
-    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw the fits.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Identify which of many structures are in a sample.
@@ -47,10 +48,10 @@ def main(
     from pipelines.refinement.interface import identify_samples
     from pipelines.refinement.output import show_samples
 
-    options.check_writable(plot)
+    output.check()
     request = request_of(files, instrument, banks)
     samples = identify_samples(request, phases, evidence=evidence, quiet=as_json)
-    show_samples(samples, plot, as_json=as_json)
+    show_samples(samples, output, as_json=as_json)
     if as_json:
         return
     again = command_line("refine", *files, "--cif", "FILE.cif", "--instrument", instrument)

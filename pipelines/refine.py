@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run
+from pipelines.cli.refinement_options import BankOptions, RefinementOutput
 
 
 def main(
@@ -22,7 +23,8 @@ def main(
     instrument: Annotated[
         Path, Option(metavar="FILE", help=".instprm, .prm, .iparm, .EXP, .irf or .pcr.")
     ],
-    banks: options.BankOptions,
+    banks: BankOptions,
+    output: RefinementOutput,
     evidence: Annotated[
         bool,
         Option(
@@ -31,7 +33,6 @@ def main(
             "orientation where the data show them.",
         ),
     ] = True,
-    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw the fits.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Refine known structures against measured profiles; no campaign is needed.
@@ -46,9 +47,9 @@ def main(
     from pipelines.refinement.interface import refine_samples
     from pipelines.refinement.output import show_samples
 
-    options.check_writable(plot)
+    output.check()
     request = request_of(files, instrument, banks)
-    show_samples(refine_samples(request, cif, evidence=evidence), plot, as_json=as_json)
+    show_samples(refine_samples(request, cif, evidence=evidence), output, as_json=as_json)
     if as_json:
         return
     words = [word for file in cif for word in ("--cif", file)]

@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import console, next_commands, print_json, run, say
+from pipelines.cli.refinement_options import BankOptions
 
 if TYPE_CHECKING:
     from pipelines.refinement.series import FrameResult
@@ -26,7 +27,7 @@ def main(
     instrument: Annotated[
         Path, Option(metavar="FILE", help=".instprm, .prm, .iparm, .EXP, .irf or .pcr.")
     ],
-    banks: options.BankOptions,
+    banks: BankOptions,
     single: Annotated[
         bool, Option("--one-of", help="A frame holds one of the structures, not several at a time.")
     ] = False,

@@ -8,12 +8,30 @@ from scipy.ndimage import median_filter, uniform_filter1d
 from scipy.signal import find_peaks
 
 from bragg_data.arrays import Array
+from bragg_data.crystallography.structure import Phase
+from bragg_data.instrument.instprm import Instrument
 from bragg_data.refinement.measured_bank import MeasuredBank
 
 _SIGNIFICANT = 8.0  # of an unexplained line, in units of its uncertainty, …
 _VISIBLE = 0.01  # … and of its height over the highest line's
 _NEAR = 2.5  # full widths about a calculated line within which a misfit is the line's shape
 _OF_LINE = 0.4  # of a calculated line's height: a misfit of its shape or intensity
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedSite:
+    """A site of the asymmetric unit, with standard uncertainties; 0 where symmetry fixes a value.
+
+    Also 0 where it was not refined.
+    """
+
+    label: str
+    symbol: str
+    position: Array  # (3,) fractional
+    su_position: Array  # (3,)
+    occupancy: float
+    u_iso: float  # Å²
+    su_u_iso: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +46,15 @@ class RefinedPhaseResult:
     su_calibration: Array  # (6,) of the instrument's calibration
     weight_percent: float
     su_weight_percent: float
-    u_iso: dict[str, float]  # by site, in Å²
+    sites: tuple[RefinedSite, ...]
+    structure: Phase  # with the refined cell, coordinates and displacement parameters
     parameters: dict[str, tuple[float, float]]  # of the sample: values and uncertainties
     present: bool  # whether its scale is positive
+
+    @property
+    def u_iso(self) -> dict[str, float]:
+        """Displacement parameters in Å² by site."""
+        return {site.label: site.u_iso for site in self.sites}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +64,17 @@ class RefinedBank:
     bank: MeasuredBank
     calculated: Array  # (n,) with the background
     background: Array  # (n,)
+    scales: Array  # (n_phases,) of the phases, in unit cells of the simulator
     terms: int  # of the background
     rwp: float
     offset: float  # relative change of difC
     su_offset: float
+
+    @property
+    def instrument(self) -> Instrument:
+        """The calibration with the refined difC."""
+        i = self.bank.instrument
+        return i.with_parameters(difc=i.difc * (1 + self.offset)) if self.offset else i
 
 
 @dataclass(frozen=True, eq=False)

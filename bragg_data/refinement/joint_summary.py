@@ -1,16 +1,19 @@
 """From the minimum of a joint refinement to its result: uncertainties, fractions, what is left."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from bragg_data.arrays import Array, Mask
+from bragg_data.crystallography.structure import Phase, free_coordinates
 from bragg_data.refinement.joint_model import BankFit, JointModel
 from bragg_data.refinement.joint_parameters import at_bounds
 from bragg_data.refinement.joint_result import (
     JointResult,
     RefinedBank,
     RefinedPhaseResult,
+    RefinedSite,
     merged,
     unexplained_lines,
 )
@@ -61,7 +64,9 @@ def summarise(
     birge = float(np.sqrt(max(disagreement / max(len(banks) - 1, 1), 1.0)))
     present = increases_of_chi2(fits) > _SIGNIFICANT * noise
     phases = tuple(
-        _phase(model, code, point, (su, birge * su_total), weight, common, present=seen)
+        _phase(
+            model, code, point, (su, birge * su_total, statistical), weight, common, present=seen
+        )
         for code, (weight, seen) in enumerate(
             zip(zip(weights, su_weights, strict=True), present.tolist(), strict=True)
         )
@@ -128,6 +133,7 @@ def _bank(model: JointModel, number: int, point: Array, scales: Array, su: Array
         bank=bank,
         calculated=peaks + background,
         background=background,
+        scales=scales,
         terms=of_bank.terms,
         rwp=float(np.sqrt((rest @ rest) / (above @ above))),
         offset=float(point[offset[0]]) if offset else 0.0,
@@ -181,17 +187,17 @@ def _phase(
     model: JointModel,
     code: int,
     point: Array,
-    uncertainties: tuple[Array, Array],
+    uncertainties: tuple[Array, Array, Array],
     weight: tuple[float, float],
     common: float,
     *,
     present: bool,
 ) -> RefinedPhaseResult:
-    phase, (su, su_total) = model.phases[code], uncertainties
+    phase, (su, su_total, covariance) = model.phases[code], uncertainties
     free = np.array(phase.cell, dtype=np.float64)[phase.lattice.free_columns]
     su_free, extra = np.zeros(len(free)), np.zeros(len(free))
     parameters: dict[str, tuple[float, float]] = {}
-    u_groups: dict[int, float] = {}
+    shifts: list[float] = []
     several = any(p.keys[0] == "offset" for p in model.parameters)
     for k, parameter in enumerate(model.parameters):
         if parameter.phase not in (None, code):
@@ -205,17 +211,11 @@ def _phase(
                 extra[place] = np.sqrt(max(float(su_total[k]) ** 2 - error**2, 0.0))
             else:
                 extra[place] = common * value if is_length else 0.0
-        elif key.startswith("u_iso"):
-            for group in parameter.keys:
-                number = int(group.removeprefix("u_iso_")) - 1
-                u_groups[number] = u_groups.get(number, 0.0) + value
-        elif parameter.bank is None:
+        elif parameter.bank is None and not key.startswith("u_iso"):
             parameters[parameter.name.partition(": ")[2]] = value, error
-    u_iso = {}
-    for member, place in zip(phase.displacement_groups or (), phase.site_of_atom, strict=True):
-        site = phase.sites[place]
-        u_iso[site.label or site.symbol] = max(u_groups.get(member, site.u_iso), 0.0)
+            shifts += [value] if key.startswith("shift_") else []
     cell = phase.lattice.cells(free[None])[0]
+    sites = _sites(model, code, point, covariance)
     moved = [phase.lattice.cells((free + change)[None])[0] - cell for change in (su_free, extra)]
     return RefinedPhaseResult(
         name=phase.name,
@@ -226,10 +226,52 @@ def _phase(
         su_calibration=np.abs(moved[1]),
         weight_percent=float(weight[0]),
         su_weight_percent=float(weight[1]),
-        u_iso=u_iso,
+        sites=sites,
+        structure=_refined_structure(phase, cell, sites, np.array(shifts)),
         parameters=parameters,
         present=present,
     )
+
+
+def _sites(
+    model: JointModel, code: int, point: Array, covariance: Array
+) -> tuple[RefinedSite, ...]:
+    """Return the sites of a phase at a point (k,) of covariance (k, k)."""
+    phase = model.phases[code]
+    modes = free_coordinates(phase)
+    groups = phase.displacement_groups or (0,) * len(phase.positions)
+    sites = []
+    for number, site in enumerate(phase.sites):
+        atom = phase.site_of_atom.index(number)  # the first one is the site itself
+        moves, u_slopes = np.zeros((3, len(point))), np.zeros(len(point))
+        for k, parameter in enumerate(model.parameters):
+            for key in parameter.keys if parameter.phase == code else ():
+                name, _, index = key.rpartition("_")
+                if name == "shift":
+                    moves[:, k] += modes[int(index) - 1, atom]
+                elif name == "u_iso" and int(index) - 1 == groups[atom]:
+                    u_slopes[k] += 1.0
+        su = np.sqrt(np.maximum(np.einsum("ik,kl,il->i", moves, covariance, moves), 0.0))
+        su_u = float(np.sqrt(max(float(u_slopes @ covariance @ u_slopes), 0.0)))
+        u_iso = max(float(u_slopes @ point), 0.0) if u_slopes.any() else site.u_iso
+        of_site = site.label or site.symbol, site.symbol, np.array(site.position) + moves @ point
+        sites.append(RefinedSite(*of_site, su, site.occupancy, u_iso, su_u))
+    return tuple(sites)
+
+
+def _refined_structure(
+    phase: Phase, cell: Array, sites: Sequence[RefinedSite], shifts: Array
+) -> Phase:
+    """Return a phase in its refined cell, with its sites moved along its free coordinates."""
+    moved = tuple(
+        replace(old, position=(x, y, z), u_iso=new.u_iso)
+        for old, new in zip(phase.sites, sites, strict=True)
+        for x, y, z in [new.position.tolist()]
+    )
+    along = np.tensordot(shifts, free_coordinates(phase), axes=1) if len(shifts) else 0.0
+    u_iso = np.array([sites[place].u_iso for place in phase.site_of_atom])
+    positions = np.asarray(phase.positions + along)
+    return replace(phase, cell=cell, sites=moved, positions=positions, u_iso=u_iso)
 
 
 def unexplained(banks: Sequence[MeasuredBank]) -> JointResult:
@@ -244,7 +286,8 @@ def unexplained(banks: Sequence[MeasuredBank]) -> JointResult:
             weights = np.where(bank.intensity > background + 2 * bank.sigma, 0.01, 1) / bank.sigma
         left, above = (bank.intensity - background) / bank.sigma, bank.intensity / bank.sigma
         rwp = float(np.sqrt((left @ left) / max(float(above @ above), 1e-300)))
-        refined.append(RefinedBank(bank, background, background, _BACKGROUND, rwp, 0.0, 0.0))
+        curves = background, background, np.empty(0)
+        refined.append(RefinedBank(bank, *curves, _BACKGROUND, rwp, 0.0, 0.0))
         lines += unexplained_lines(bank, background, background)
         squares, total = squares + float(left @ left), total + float(above @ above)
     n = sum(len(bank.tof) for bank in banks)

@@ -11,8 +11,10 @@ GSAS-II for time of flight, averaged over the equivalents of a reflection.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import cell_volume
@@ -25,6 +27,7 @@ ABSORPTION, EXTINCTION, ORIENTATION = "absorption", "extinction", "orientation"
 The last is followed by the indices of its axis, as in ``orientation 0 0 1``.
 """
 
+_Number = TypeVar("_Number", bound=np.number)
 _STEP = 1e-20  # of complex derivatives
 
 
@@ -71,9 +74,8 @@ class LinesOfPhase:
 
     def absorption(self, value: complex) -> Array:
         """Return the transmission of a cylinder of μR = value · λ."""
-        thickness, s = value * 2 * self.sin_theta * self.d, self.sin_theta**2
-        linear, square = 1.7133 - 0.0368 * s, 0.0927 + 0.375 * s
-        return np.where(np.isfinite(self.d), np.exp(-linear * thickness + square * thickness**2), 1)
+        thickness = value * 2 * self.sin_theta * self.d
+        return np.where(np.isfinite(self.d), transmission(thickness, self.sin_theta), 1)
 
     def extinction(self, value: complex) -> Array:
         """Return Sabine's extinction."""
@@ -102,6 +104,13 @@ class LinesOfPhase:
         imaginary = np.bincount(member, weight * of_reflections.imag, len(self.d))
         mean = (real + 1j * imaginary) / np.maximum(total, 1e-30)
         return np.where(total > 0, mean, 1.0)
+
+
+def transmission(thickness: NDArray[_Number], sin_theta: float) -> NDArray[_Number]:
+    """Return the transmission of cylinders of μR (any shape)."""
+    s = sin_theta**2
+    linear, square = 1.7133 - 0.0368 * s, 0.0927 + 0.375 * s
+    return cast("NDArray[_Number]", np.exp(-linear * thickness + square * thickness**2))
 
 
 def is_factor(name: str) -> bool:

@@ -31,8 +31,9 @@ HOW_TO_INSTALL = (
 )
 _TRANSFORM = "Transform the CIF to the standard setting, or use --simulator kinematic."
 
-_NAMES = ("path", "sc", "io", "math", "groups", "processes")
-_MODULES = ("path", "scriptable", "strIO", "strMath", "spc", "mpsubs")  # without the prefix GSASII
+_NAMES = ("path", "sc", "io", "math", "groups", "processes", "profiles")
+# Without the prefix GSASII.
+_MODULES = ("path", "scriptable", "strIO", "strMath", "spc", "mpsubs", "pwd")
 
 # What GetPhaseData returns; the parts without a name are no controls.
 _PHASE_DATA = (
@@ -124,62 +125,13 @@ class Project:
         self._histogram = self._project.add_simulated_powder_histogram(
             "simulated", str(instprm), Tmin=1.0, Tmax=2.0, Npoints=100
         )
-        symbol, shift = setting(phase)
-        if g2.groups.SpcGroup(symbol)[0]:
-            raise Gsas2Error(
-                f"Phase '{phase.name}' has the space group {phase.space_group}, which GSAS-II "
-                f"does not know. {_TRANSFORM}"
-            )
-        self._phase = self._project.add_phase(
-            phasename=phase.name,
-            spacegroup=symbol,
-            cell=[float(v) for v in phase.cell],
-            histograms=[self._histogram],
-        )
-        for number, site in enumerate(phase.sites):
-            position, name = np.array(site.position) + shift, f"{site.symbol}{number}"
-            element = element_of(site.symbol)
-            self._phase.add_atom(*position, element, name, occ=site.occupancy, uiso=site.u_iso)
-        self._set_isotopes()
-        self._check(shift)
+        self._phase = add_phase(g2, self._project, phase, [self._histogram])
         data = self._histogram.data
         n = len(tof)
         data["data"][1] = [tof.copy(), *(np.zeros(n) if k else np.ones(n) for k in (1, 0, 1, 1, 1))]
         data["Limits"] = [(tof[0], tof[-1]), [tof[0], tof[-1]]]
         data["Background"][0][:] = ["chebyschev-1", False, 1, 0.0]
         self._in_memory: tuple[Any, Any, Any] | None = None
-
-    def _set_isotopes(self) -> None:
-        """Choose the isotope of each element, which GSAS-II knows once for all of its atoms."""
-        general = self._phase.data["General"]
-        symbols = {site.symbol for site in self._source.sites}
-        for symbol in sorted(symbols - {element_of(symbol) for symbol in symbols}):
-            element = element_of(symbol)
-            mass = symbol.removesuffix(element)
-            mixed = sum(element_of(other) == element for other in symbols) > 1
-            if mixed or mass not in general["Isotopes"][element]:
-                raise Gsas2Error(
-                    f"Phase '{self._source.name}' holds {symbol}, which GSAS-II does not know, or "
-                    f"not next to other {element}. Use --simulator kinematic."
-                )
-            general["Isotope"][element] = mass
-
-    def _check(self, shift: Array) -> None:
-        """Refuse a phase to which GSAS-II gives another symmetry, or other atoms, than gemmi."""
-        group = self._phase.data["General"]["SGData"]
-        name, symbol = self._source.name, self._source.space_group
-        if operations_of(self._source.group_ops, shift) != operations_of_gsas2(group):
-            raise Gsas2Error(
-                f"Phase '{name}' has the space group {symbol}, which GSAS-II reads as "
-                f"{group['SpGrp']} ({group['SGLaue']}) with other operations. {_TRANSFORM}"
-            )
-        multiplicity = [atom.mult for atom in self._phase.atoms()]
-        if sum(multiplicity) != len(self._source.symbols):
-            raise Gsas2Error(
-                f"Phase '{name}' has {len(self._source.symbols)} atoms in the cell, but GSAS-II "
-                f"counts {sum(multiplicity)}: give the coordinates of special positions with more "
-                f"digits (0.333333, not 0.333)."
-            )
 
     def scripting(self, cell: list[float], sample: dict[str, float]) -> Array:
         """Return a pattern, shape (points,), by the documented scripting interface."""
@@ -241,6 +193,65 @@ class Project:
         instrument = histogram["Instrument Parameters"][0]
         for key, name in (("difC", "difc"), ("Zero", "tzero")):
             instrument[key][:2] = [sample[name], sample[name]]
+
+
+def add_phase(g2: SimpleNamespace, project: Any, source: Phase, histograms: Sequence[Any]) -> Any:
+    """Add a phase to a project of GSAS-II, and return GSAS-II's object of it.
+
+    ``g2`` are GSAS-II's modules. Raises a Gsas2Error if GSAS-II reads the phase in another way.
+    """
+    symbol, shift = setting(source)
+    if g2.groups.SpcGroup(symbol)[0]:
+        raise Gsas2Error(
+            f"Phase '{source.name}' has the space group {source.space_group}, which GSAS-II does "
+            f"not know. {_TRANSFORM}"
+        )
+    phase = project.add_phase(
+        phasename=source.name,
+        spacegroup=symbol,
+        cell=[float(v) for v in source.cell],
+        histograms=histograms,
+    )
+    for number, site in enumerate(source.sites):
+        position, name = np.array(site.position) + shift, f"{site.symbol}{number}"
+        element = element_of(site.symbol)
+        phase.add_atom(*position, element, name, occ=site.occupancy, uiso=site.u_iso)
+    _set_isotopes(phase, source)
+    _check(phase, source, shift)
+    return phase
+
+
+def _set_isotopes(phase: Any, source: Phase) -> None:
+    """Choose the isotope of each element, which GSAS-II knows once for all of its atoms."""
+    general = phase.data["General"]
+    symbols = {site.symbol for site in source.sites}
+    for symbol in sorted(symbols - {element_of(symbol) for symbol in symbols}):
+        element = element_of(symbol)
+        mass = symbol.removesuffix(element)
+        mixed = sum(element_of(other) == element for other in symbols) > 1
+        if mixed or mass not in general["Isotopes"][element]:
+            raise Gsas2Error(
+                f"Phase '{source.name}' holds {symbol}, which GSAS-II does not know, or "
+                f"not next to other {element}. Use --simulator kinematic."
+            )
+        general["Isotope"][element] = mass
+
+
+def _check(phase: Any, source: Phase, shift: Array) -> None:
+    """Refuse a phase to which GSAS-II gives another symmetry, or other atoms, than gemmi."""
+    group = phase.data["General"]["SGData"]
+    if operations_of(source.group_ops, shift) != operations_of_gsas2(group):
+        raise Gsas2Error(
+            f"Phase '{source.name}' has the space group {source.space_group}, which GSAS-II reads "
+            f"as {group['SpGrp']} ({group['SGLaue']}) with other operations. {_TRANSFORM}"
+        )
+    multiplicity = [atom.mult for atom in phase.atoms()]
+    if sum(multiplicity) != len(source.symbols):
+        raise Gsas2Error(
+            f"Phase '{source.name}' has {len(source.symbols)} atoms in the cell, but GSAS-II "
+            f"counts {sum(multiplicity)}: give the coordinates of special positions with more "
+            f"digits (0.333333, not 0.333)."
+        )
 
 
 def setting(phase: Phase) -> tuple[str, Array]:

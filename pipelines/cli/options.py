@@ -65,13 +65,16 @@ class ClusterError(RuntimeError):
     """A cluster that does not exist, cannot be reached, or refuses the work."""
 
 
+Gsas2PathOption = Annotated[
+    Path | None, _gsas2(envvar="BRAGG_GSAS2_PATH", help="Directory with the package GSASII.")
+]
+
+
 @dataclass(frozen=True)
 class Gsas2Command:
     """Where GSAS-II is, and how long it may take."""
 
-    gsas2_path: Annotated[
-        Path | None, _gsas2(envvar="BRAGG_GSAS2_PATH", help="Directory with the package GSASII.")
-    ] = None
+    gsas2_path: Gsas2PathOption = None
     pattern_limit: Annotated[
         float, _gsas2(min=0.0, metavar="SECONDS", help="Time limit of a pattern.")
     ] = PATTERN_SECONDS
@@ -142,38 +145,6 @@ class ProfileOptions(ReadingOptions):
     def words(self) -> list[str]:
         """The options as they are typed, without the instrument file."""
         return ([] if self.bank is None else ["--bank", f"{self.bank}"]) + super().words
-
-
-@dataclass(frozen=True)
-class BankOptions:
-    """Which banks of measured profiles are refined together, and how they are read."""
-
-    bank: Annotated[
-        list[int],
-        Option(help="Only this bank (repeatable); of files without numbers one for each file."),
-    ] = field(default_factory=list)
-    calibration: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Calibration of the same cycle: positions are taken from it."),
-    ] = None
-    two_theta: Annotated[float | None, Option(min=-180, max=180, help="2θ (°) of a bank.")] = None
-    can: Annotated[
-        list[str],
-        Option(
-            metavar="FILE.cif",
-            help="Structure of what holds the sample: refined, but no part of its weight.",
-        ),
-    ] = field(default_factory=list)
-    d_min: Annotated[float, Option(min=0.0, help="Shortest d-spacing to refine (Å).")] = 0.0
-    d_max: Annotated[float | None, Option(min=0.0, help="Longest d-spacing to refine (Å).")] = None
-    x_unit: Annotated[
-        Literal["us", "ms", "s", "d", "Q"] | None,
-        Option(help="Unit of the axis, if a file does not name it."),
-    ] = None
-    bin_edges: Annotated[
-        bool | None,
-        Option("--bin-edges/--bin-centres", help="Whether times are lower edges or centres."),
-    ] = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from bragg_data.refinement.calibration_uncertainty import (
 )
 from bragg_data.refinement.measured_bank import MeasuredBank, measured_bank
 from bragg_data.refinement.result import RefinementError
-from pipelines.cli.options import BankOptions
+from pipelines.cli.refinement_options import BankOptions
 
 
 @dataclass(frozen=True, eq=False)

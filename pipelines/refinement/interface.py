@@ -1,9 +1,10 @@
 """The Python interface for notebooks: known structures against the banks of samples."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from bragg_data.crystallography.structure import Phase
@@ -19,6 +20,7 @@ from bragg_data.refinement.series import Event, SeriesRefiner, events
 from pipelines.cli.console import Progress
 from pipelines.refinement.inputs import (
     Request,
+    Sample,
     read_known_structures,
     read_samples,
     read_structures,
@@ -34,6 +36,16 @@ class RefinedSample(NamedTuple):
 
     result: JointRefinement
     fit: JointResult
+
+
+def _refined(
+    sample: Sample,
+    fit: JointResult,
+    assumptions: Sequence[str],
+    alternatives: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> RefinedSample:
+    result = joint_refinement(sample, fit, assumptions, alternatives)
+    return RefinedSample(result.with_fit(fit), fit)
 
 
 def refine(
@@ -84,7 +96,7 @@ def refine_samples(
     for sample in read_samples(request):
         refiner = JointRefiner(sample.banks, phases)
         fit = refiner.refine(JointOptions(sample.calibration_su, evidence, cans))
-        yield RefinedSample(joint_refinement(sample, fit, assumptions), fit)
+        yield _refined(sample, fit, assumptions)
 
 
 def identify_samples(
@@ -114,7 +126,7 @@ def identify_samples(
                 f"{[*problems, *left_out][0]}"
             ]
         )
-        yield RefinedSample(joint_refinement(sample, fit, warnings, alternatives), fit)
+        yield _refined(sample, fit, warnings, alternatives)
 
 
 def refine_series(

@@ -8,32 +8,44 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from bragg_data.handover.export import Written
 from bragg_data.refinement.joint_result import JointResult
 from pipelines.cli.console import console, print_json, say
+from pipelines.cli.refinement_options import RefinementOutput
 from pipelines.cli.style import SYMBOLS, UNITS, with_uncertainty
 from pipelines.refinement.result import JointBank, JointPhase, JointRefinement, to_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from pipelines.refinement.interface import RefinedSample
+
 
 def show_samples(
-    samples: Iterable[tuple[JointRefinement, JointResult]], plot: Path | None, *, as_json: bool
+    samples: Iterable["RefinedSample"], output: RefinementOutput, *, as_json: bool
 ) -> None:
-    """Print the refinement of each sample as soon as it is there, or all as JSON; draw the fits.
+    """Print the refinement of each sample as soon as it is there, or all as JSON; write files.
 
-    The figure of another sample than the first has its number in the name.
+    The files of another sample than the first have its number in their names.
     """
     results = []
     for number, (result, fit) in enumerate(samples):
         results.append(to_json(result))
         if not as_json:
             print_result(result)
-        if plot is not None:
-            file = plot if number == 0 else plot.with_stem(f"{plot.stem}-{number + 1}")
-            draw(fit, file)
-            if not as_json:
-                say(f"Written: {escape(str(file))}")
+
+        def of_sample(file: Path, number: int = number) -> Path:
+            return file if number == 0 else file.with_stem(f"{file.stem}-{number + 1}")
+
+        written = []
+        if output.plot is not None:
+            draw(fit, file := of_sample(output.plot))
+            written.append(Written((file,)))
+        written += [result.export(of_sample(f), output.gsas2_path) for f in output.export]
+        for files, notes in written if not as_json else ():
+            say(f"Written: {escape(', '.join(map(str, files)))}")
+            for note in notes:
+                say(f"  {escape(note)}")
     if as_json:
         print_json(results)
 

@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.refinement.result import RefinementError
 
 if TYPE_CHECKING:
+    import xarray as xr
+
+    from bragg_data.handover.export import Written
     from bragg_data.refinement.joint_result import JointResult, RefinedBank, RefinedPhaseResult
     from pipelines.refinement.inputs import Sample
 
@@ -159,6 +164,56 @@ class JointRefinement(_Frozen):
     calibration: Annotated[
         tuple[str, ...], Field(description="How well each bank's calibration is known, and why.")
     ]
+
+    _fit: JointResult | None = PrivateAttr(default=None)  # no part of the JSON
+
+    def with_fit(self, fit: JointResult) -> Self:
+        """Return the result with the arrays of its fit."""
+        result = self.model_copy()
+        result._fit = fit
+        return result
+
+    @property
+    def fit(self) -> JointResult:
+        """The fit with its arrays: sites, scales, curves. Raises a RefinementError without one."""
+        if self._fit is None:
+            raise RefinementError(
+                "This result has no arrays: it was read from JSON, or is a frame of a series or a "
+                "part of a prediction. Refine the file by itself."
+            )
+        return self._fit
+
+    @property
+    def profiles(self) -> dict[int, xr.Dataset]:
+        """Measured and calculated profiles over time of flight (µs), by the number of the bank.
+
+        With d-spacings in Å as a coordinate. Errors are those of :attr:`fit`.
+        """
+        import xarray as xr
+
+        from bragg_data.handover.curves import UNITS, curves
+
+        profiles = {}
+        for bank in self.fit.banks:
+            columns = {name: ("tof", values) for name, values in curves(bank).items()}
+            dataset = xr.Dataset(columns).set_coords(["tof", "d"])
+            for name, unit in UNITS.items():
+                dataset[name].attrs["units"] = unit
+            profiles[bank.bank.number] = dataset.assign_attrs(rwp=bank.rwp)
+        return profiles
+
+    def export(self, file: str | Path, gsas2_path: str | Path | None = None) -> Written:
+        """Write the refinement for another program, in the format of the suffix.
+
+        Returns the files that were written, and sentences on what the program calculates
+        differently. ``gsas2_path`` is the directory of the package GSASII, where it cannot be
+        imported otherwise. Raises a HandoverError for an unknown suffix, a Gsas2Error where there
+        is no GSAS-II, and the error of :attr:`fit`.
+        """
+        from bragg_data.handover.export import Refinement, export
+
+        location = None if gsas2_path is None else str(gsas2_path)
+        return export(Refinement(self.fit, self.calibration, location), Path(file))
 
 
 def to_json(result: JointRefinement) -> dict[str, JsonValue]:

@@ -9,11 +9,13 @@ import pytest
 from matplotlib.image import imread
 from pydantic import ValidationError
 
+from bragg_data.crystallography.structure import phase_from_cif
 from bragg_data.measurement.readers import Profile
+from bragg_data.refinement.result import RefinementError
 from pipelines import refine
 from pipelines.cli.console import run
 from pipelines.refinement import refine as refine_in_python
-from pipelines.refinement.result import json_schema, to_json
+from pipelines.refinement.result import JointRefinement, json_schema, to_json
 from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
 
 ROOT = Path(__file__).parents[2]
@@ -149,3 +151,36 @@ def test_what_cannot_be_refined_ends_with_a_sentence(folder, capsys, tmp_path):
         assert not out
         assert sentence in err
         assert err.count("\n") == 1
+
+
+def test_results_are_exported_by_the_command_and_in_python(folder, capsys, tmp_path):
+    file, instrument = folder / "bank1.xye", folder / "two.instprm"
+    options = "--cif", SILICON, "--instrument", instrument, "--bank", 1
+    cif, csv = tmp_path / "out.cif", tmp_path / "out.csv"
+    code, out, _ = command(capsys, file, *options, "--export", cif, "--export", csv)
+    assert code == 0
+    assert f"Written: {cif}" in out.replace("\n", "")
+    assert f"Written: {csv}" in out.replace("\n", "")
+    (result,) = refine_in_python(file, SILICON, instrument, banks=[1])
+    again = phase_from_cif(cif.read_text(), "again", "silicon")
+    assert again.cell[0] == pytest.approx(result.phases[0].cell.a, abs=2e-3)
+    (number,) = result.profiles
+    profile = result.profiles[number]
+    assert profile["calculated"].dims == ("tof",)
+    assert profile["d"].attrs["units"] == "Å"
+    left = (profile["measured"] - profile["calculated"]) / profile["su"]
+    above = profile["measured"] / profile["su"]
+    assert np.sqrt((left**2).sum() / (above**2).sum()) == pytest.approx(result.rwp, rel=1e-6)
+    assert len(csv.read_text().splitlines()) == profile.sizes["tof"] + 1
+    written = result.export(tmp_path / "python.csv")
+    assert written.files[0].read_text() == csv.read_text()
+    with pytest.raises(RefinementError, match="no arrays"):
+        JointRefinement.model_validate(to_json(result)).export(tmp_path / "json.csv")
+
+
+def test_a_suffix_without_a_format_is_refused_before_anything_is_refined(folder, capsys, tmp_path):
+    arguments = folder / "bank1.xye", "--cif", SILICON, "--instrument", folder / "two.instprm"
+    code, out, err = command(capsys, *arguments, "--export", tmp_path / "out.docx")
+    assert code == 2
+    assert not out
+    assert ".cif" in err

@@ -1,0 +1,1 @@
+"""Joint refinements for other programs: CIF, GSAS-II, FullProf, TOPAS, and tables."""

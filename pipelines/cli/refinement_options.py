@@ -1,0 +1,66 @@
+"""Options that the commands share which refine known structures on measured banks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Option
+
+from pipelines.cli.options import Gsas2PathOption, check_writable
+
+
+@dataclass(frozen=True)
+class BankOptions:
+    """Which banks of measured profiles are refined together, and how they are read."""
+
+    bank: Annotated[
+        list[int],
+        Option(help="Only this bank (repeatable); of files without numbers one for each file."),
+    ] = field(default_factory=list)
+    calibration: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Calibration of the same cycle: positions are taken from it."),
+    ] = None
+    two_theta: Annotated[float | None, Option(min=-180, max=180, help="2θ (°) of a bank.")] = None
+    can: Annotated[
+        list[str],
+        Option(
+            metavar="FILE.cif",
+            help="Structure of what holds the sample: refined, but no part of its weight.",
+        ),
+    ] = field(default_factory=list)
+    d_min: Annotated[float, Option(min=0.0, help="Shortest d-spacing to refine (Å).")] = 0.0
+    d_max: Annotated[float | None, Option(min=0.0, help="Longest d-spacing to refine (Å).")] = None
+    x_unit: Annotated[
+        Literal["us", "ms", "s", "d", "Q"] | None,
+        Option(help="Unit of the axis, if a file does not name it."),
+    ] = None
+    bin_edges: Annotated[
+        bool | None,
+        Option("--bin-edges/--bin-centres", help="Whether times are lower edges or centres."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RefinementOutput:
+    """Files that are written of a refinement."""
+
+    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw the fits.")] = None
+    export: Annotated[
+        list[Path],
+        Option(
+            metavar="FILE",
+            help=".cif, .csv, or .gpx (GSAS-II): the result for other programs (repeatable).",
+        ),
+    ] = field(default_factory=list)
+    gsas2_path: Gsas2PathOption = None
+
+    def check(self) -> None:
+        """Raise an OutputError or a HandoverError if one of the files cannot be written."""
+        from bragg_data.handover.export import check_format
+
+        check_writable(self.plot, *self.export)
+        for file in self.export:
+            check_format(file)
