@@ -16,10 +16,9 @@ import xarray as xr
 from filelock import FileLock
 
 from bragg_data.arrays import Floats32
-from bragg_models.data.batches import Profiles, in_order
+from bragg_models.data.batches import Profiles, in_order, prefetched
 
 _WORKERS = 2  # read and prepare chunks
-_SAMPLED = 8  # blocks of a cache that are checked whenever it is opened
 
 
 class CacheError(OSError):
@@ -38,7 +37,9 @@ def cached(
 
     The file, ``<hash of the key>.npy``, is built if there is none of this key, or if it is
     incomplete or damaged, by one process at a time, with a few chunks in memory. It can be deleted
-    at any time. Its batches are those of the profiles themselves to the last bit.
+    at any time. Whenever it is opened all of it is compared with its hashes, and when it is built
+    each chunk of a snapshot with the snapshot's. Its batches are those of the profiles themselves
+    to the last bit.
 
     The key identifies the content: the data set and its preparation. ``on_chunk`` is called with
     the number of profiles of every chunk that is written. The cache leaves ``spare`` bytes of the
@@ -74,7 +75,7 @@ def cached(
 
 
 def _opened(path: Path, key: str, profiles: Profiles) -> Floats32 | None:
-    """Map a cache that is complete, of this key, and undamaged in a few of its chunks."""
+    """Map a cache that is complete, of this key, and undamaged in all of its chunks."""
     rows = profiles.rows_per_chunk
     try:
         about = json.loads(path.with_suffix(".json").read_text())
@@ -90,11 +91,13 @@ def _opened(path: Path, key: str, profiles: Profiles) -> Floats32 | None:
         or len(values) != len(profiles)
     ):
         return None
-    for chunk in np.unique(np.linspace(0, len(hashes) - 1, _SAMPLED).astype(int)):
+
+    def is_intact(chunk: int) -> bool:
         content = values[chunk * rows : (chunk + 1) * rows].data
-        if hashlib.sha256(content).hexdigest() != hashes[chunk]:
-            return None
-    return values
+        return bool(hashlib.sha256(content).hexdigest() == hashes[chunk])
+
+    with prefetched(is_intact, range(len(hashes)), depth=2 * _WORKERS, workers=_WORKERS) as chunks:
+        return values if all(chunks) else None
 
 
 def _build(

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
@@ -177,12 +178,13 @@ def open_index(
     """
     labels, roots = samples_of(dataset), profiles_of(dataset, sqrt_unit)
     key = f"{dataset.attrs['content_hash']} {_VERSION} {COMPONENTS} {_BINS}"
-    path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-basis.npy"
+    path = directory / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-basis.npz"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            basis = np.load(path, allow_pickle=False)
-        except (OSError, EOFError, ValueError):
+            with np.load(path, allow_pickle=False) as file:  # which has a checksum
+                basis = file["basis"]
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             basis = principal_components(_sample(dataset, simulator), COMPONENTS)
             _save(path, basis)
         compressed = roots.mapped(lambda r: np.hstack([r @ basis, _sums(np.square(r))]), np.float16)
@@ -236,9 +238,9 @@ def _sample(dataset: xr.Dataset, simulator: Simulator) -> Floats32:
 
 def _save(path: Path, basis: Floats32) -> None:
     """Write a file at once."""
-    partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.npy")
+    partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.npz")
     try:
-        np.save(partial, basis)
+        np.savez(partial, basis=basis)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

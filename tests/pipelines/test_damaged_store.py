@@ -7,16 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bragg_data.campaign import Campaign
+from bragg_data.campaign import Campaign, Samples
+from bragg_data.preprocessing import sqrt_unit
 from bragg_data.simulation import kinematic
-from bragg_data.store.repository import Store
-from bragg_data.store.simulated import Writer
+from bragg_data.store import block_writer
+from bragg_data.store.repair import repair
+from bragg_data.store.repository import Store, StoreError
+from bragg_data.store.simulated import Writer, write_block
+from bragg_models.data.batches import profiles_of
+from bragg_models.data.cache import cached
+from bragg_models.library.search import library_match
 from catalog import features
 from pipelines import features as features_command
 from pipelines import simulate, train
 from pipelines.cli.console import run
 from tests.damage import chunk_file, flip
 from tests.small_store import TAG
+from tests.small_store import simulate as simulate_into
 
 REMEDY = f"bragg store repair {TAG}"
 
@@ -42,6 +49,10 @@ def command(capsys):
         return (int(exit_.value.code or 0), *capsys.readouterr())
 
     return execute
+
+
+def small_patterns(campaign: Campaign, samples: Samples) -> np.ndarray:
+    return kinematic.Simulator(*campaign.setup).simulate(samples.phase, samples.cells)
 
 
 def damage(store: Store, how: str) -> None:
@@ -79,14 +90,10 @@ def test_nothing_is_computed_from_a_damaged_store(
 def test_simulate_does_again_what_is_damaged_of_an_unfinished_data_set(
     tmp_path, campaign_file, small_campaign: Campaign, small_store, command
 ):
-    from bragg_data.simulation.kinematic import Simulator
-    from bragg_data.store.simulated import write_block
-
     store = Store(tmp_path / "store", create=True)
-    simulator = Simulator(*small_campaign.setup)
     with Writer(store, small_campaign, "kinematic", kinematic.VERSION) as writer:
         samples = writer.samples[writer.rows(2)]
-        intensity = simulator.simulate(samples.phase, samples.cells)
+        intensity = small_patterns(small_campaign, samples)
         writer.commit([write_block(writer.fork(), writer.group, 2, samples, intensity)])
     largest: Path = max((store.path / "chunks").iterdir(), key=lambda file: file.stat().st_size)
     largest.unlink()
@@ -97,3 +104,40 @@ def test_simulate_does_again_what_is_damaged_of_an_unfinished_data_set(
     again, expected = Store(store.path).open(TAG), small_store.open(TAG)
     assert again.attrs["content_hash"] == expected.attrs["content_hash"]
     np.testing.assert_array_equal(again.intensity.values, expected.intensity.values)
+
+
+def test_a_cache_is_never_built_from_what_is_damaged(
+    small_campaign: Campaign, small_store, tmp_path, monkeypatch
+):
+    """In stores of earlier versions, whose chunks have no checksums, a flipped byte is a value."""
+    with monkeypatch.context() as patch:
+        patch.setattr(block_writer, "COMPRESSORS", block_writer.COMPRESSORS[:1])
+        store = Store(tmp_path / "old", create=True)
+        simulate_into(store, small_campaign, TAG)
+    flip(chunk_file(store, TAG, 3), 0.5)
+    caches = tmp_path / "caches"
+    damaged = profiles_of(store.open(TAG), sqrt_unit)
+    with pytest.raises(StoreError, match=r"Block 3 .* is not what was written"):
+        cached(damaged, caches, "roots")
+    assert not list(caches.glob("*.npy"))
+    with pytest.raises(StoreError, match="Block 3"):
+        library_match(store.open(TAG), np.ones((1, 800)))
+    repair(store, TAG, lambda samples: small_patterns(small_campaign, samples))
+    again = cached(profiles_of(Store(store.path).open(TAG), sqrt_unit), caches, "roots")
+    expected = sqrt_unit(small_store.open(TAG).intensity.values)
+    np.testing.assert_array_equal(again.prepared, expected)
+
+
+def test_features_that_are_damaged_are_refused_and_computed_again(store, command):
+    materialise = "materialise", "profile_cropped", "--store", store.path, "--workers", 1
+    assert command(features_command.app, *materialise)[0] == 0
+    expected = features.load("profile_cropped", TAG, store.uri).profile_cropped.values
+    files = sorted((store.path / "chunks").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    features_of_blocks = [file for file in files[-40:] if file.stat().st_size > 50_000][-12:]
+    flip(features_of_blocks[5])
+    with pytest.raises(ValueError, match="checksum"):
+        _ = features.load("profile_cropped", TAG, store.uri).profile_cropped.values
+    code, out, _ = command(features_command.app, *materialise)
+    assert (code, "1 finished blocks are damaged: they are computed again" in out) == (0, True)
+    again = features.load("profile_cropped", TAG, store.uri).profile_cropped.values
+    np.testing.assert_array_equal(again, expected)

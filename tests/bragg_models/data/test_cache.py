@@ -119,6 +119,18 @@ def test_a_damaged_cache_is_rebuilt(profiles: Profiles, tmp_path: Path, damage: 
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("chunk", range(11))
+def test_a_flipped_bit_is_noticed_in_every_chunk(tmp_path: Path, chunk: int) -> None:
+    values = np.random.default_rng(0).random((110, 40), dtype=np.float32)
+    right = Profiles(xr.DataArray(values, dims=("sample", "tof")), 10, np.sqrt)
+    cached(right, tmp_path, "roots@1")
+    content = bytearray(the_file(tmp_path).read_bytes())
+    content[-(110 * 40 * 4) + chunk * 1600 + 800] ^= 1
+    the_file(tmp_path).write_bytes(content)
+    again = cached(right, tmp_path, "roots@1")
+    np.testing.assert_array_equal(again.prepared, np.sqrt(values))
+
+
 def test_a_full_disk_is_reported_and_nothing_is_left(profiles: Profiles, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"GB free\..*without a cache"):
         cached(profiles, tmp_path, "doubled@1", spare=1 << 60)

@@ -12,6 +12,7 @@ from bragg_data.refinement.linear_fit import simulator_of
 from bragg_data.simulation.kinematic import Simulator
 from bragg_models.library.index import IndexUnavailableError, LibraryIndex, open_index
 from bragg_models.library.search import LibraryError, library_match
+from tests.damage import flip
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +63,25 @@ def test_unusable_queries_are_refused(index: LibraryIndex) -> None:
         index.match(-np.ones((1, points)))
 
 
-@pytest.mark.parametrize("ending", [".json", "-basis.npy", ".npy"])
+@pytest.mark.parametrize("ending", [".json", "-basis.npz", ".npy"])
 def test_a_damaged_index_is_rebuilt(
     index: LibraryIndex, small_dataset: xr.Dataset, directory: Path, ending: str
 ) -> None:
     paths = [path for path in directory.iterdir() if path.name.endswith(ending)]
-    (path,) = (p for p in paths if ending != ".npy" or "basis" not in p.name)
+    (path,) = paths
     path.unlink()  # a mapped file must not become shorter
     path.write_bytes(b"{")
     again = open_index(small_dataset, index.simulator, directory)
     np.testing.assert_array_equal(again.components, index.components)
+
+
+def test_a_flipped_bit_of_the_basis_is_noticed(
+    index: LibraryIndex, small_dataset: xr.Dataset, directory: Path
+) -> None:
+    (path,) = directory.glob("*-basis.npz")
+    flip(path)
+    again = open_index(small_dataset, index.simulator, directory)
+    np.testing.assert_array_equal(again.basis, index.basis)
 
 
 def test_a_directory_that_cannot_be_written_is_refused(
