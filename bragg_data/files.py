@@ -1,8 +1,13 @@
-"""Reading of users' files: regular ones alone, up to a stated size."""
+"""Files of users: read up to a stated size, kept in a folder of the user, locked by their side."""
 
+import contextlib
 import errno
+import os
 import stat
+import tempfile
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -12,14 +17,57 @@ def read_bounded(path: Path, most: int) -> bytes:
     which is the reason, as a message states it.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except ValueError as error:  # a null character in its name
         raise FileNotFoundError(errno.ENOENT, "no file has such a name", str(path)) from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is a device or a pipe, and no regular file", str(path))
-    if found.st_size > most:
+    if status.st_size > most:
         raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:g} MB", str(path))
     with path.open("rb") as file:
-        return file.read(found.st_size)
+        return file.read(status.st_size)
+
+
+def user_cache() -> Path | None:
+    """Return where this user keeps what can be made again; None without a home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "bragg"
+    except RuntimeError:  # no home
+        return None
+
+
+def writable_cache() -> Path | None:
+    """Return the user's cache, or one for temporary files; None if neither can be written.
+
+    In a directory that others can write to, only a folder of this user counts that no one else can
+    change: somebody else could have made it.
+    """
+    temporary = Path(tempfile.gettempdir()) / f"bragg-{os.getuid()}"
+    for folder in (user_cache(), temporary):
+        if folder is not None and is_private(folder):
+            return folder
+    return None
+
+
+def is_private(folder: Path) -> bool:
+    """Return whether a folder, made if it is missing, is written by this user and no one else."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+        return mine and not status.st_mode & 0o022 and os.access(folder, os.W_OK)
+    return False
+
+
+def lock_for(path: Path) -> contextlib.AbstractContextManager[object]:
+    """Return the lock of a file among processes; of one in a folder to be read alone, none.
+
+    The lock lies next to what it protects, where the group that may write there may take it,
+    whatever the umask of who was first; a kill releases it.
+    """
+    if not os.access(path.parent, os.W_OK):
+        return contextlib.nullcontext()
+    return FileLock(f"{path}.lock", mode=0o664, fallback_to_soft=False)

@@ -6,11 +6,15 @@ functions and types, may have changed or gone since.
 
 import functools
 import hashlib
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
 from numba import config, njit
+
+from bragg_data.files import writable_cache
 
 _R = TypeVar("_R")
 _FINITE = {"nnan", "ninf", "nsz"}  # flags of LLVM that no result depends on
@@ -28,9 +32,10 @@ def kernel(*, finite: bool = False) -> Callable[[Callable[..., _R]], Callable[..
     def compiled(function: Callable[..., _R]) -> Callable[..., _R]:
         chosen = config.CACHE_DIR  # numba reads it where it decorates
         try:
-            config.CACHE_DIR = chosen or str(cache_directory(_PACKAGES))
-            flags = _FINITE if finite else False
-            decorated = njit(nogil=True, cache=True, fastmath=flags, error_model="numpy")(function)
+            directory = chosen or cache_directory(_PACKAGES)
+            config.CACHE_DIR = str(directory or "")
+            options = {"nogil": True, "cache": bool(directory), "error_model": "numpy"}
+            decorated = njit(fastmath=_FINITE if finite else False, **options)(function)
         finally:
             config.CACHE_DIR = chosen
         return cast(Callable[..., _R], decorated)
@@ -39,14 +44,38 @@ def kernel(*, finite: bool = False) -> Callable[[Callable[..., _R]], Callable[..
 
 
 @functools.cache
-def cache_directory(packages: Path) -> Path:
-    """Return where the machine code of the kernels below a directory lies: each source its own."""
+def cache_directory(packages: Path) -> Path | None:
+    """Return where the machine code of the kernels below a directory lies: each source its own.
+
+    That is next to the sources, or where these cannot be written in the user's cache, or among the
+    temporary files; None, with a warning, if there is no place.
+    """
     digest = hashlib.sha256()
     for path in sorted(packages.glob("bragg_*/**/*.py")):
         source = path.read_bytes()
         if b"@kernel" in source or b"NamedTuple" in source:  # the kernels and their types
             digest.update(source)
-    return packages / "bragg_data" / "__pycache__" / f"kernels-{digest.hexdigest()[:12]}"
+    name = f"kernels-{digest.hexdigest()[:12]}"
+    directory = packages / "bragg_data" / "__pycache__" / name
+    if _is_writable(directory):
+        return directory
+    cache = writable_cache()
+    if cache is None:
+        warnings.warn(
+            "The compiled loops cannot be kept, so that each process compiles them again, for half "
+            "a minute. Set XDG_CACHE_HOME to a folder that you can write.",
+            stacklevel=2,
+        )
+        return None
+    return cache / name
+
+
+def _is_writable(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK)
 
 
 @kernel()

@@ -6,19 +6,18 @@ earlier version of this project registered them.
 """
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from bragg_data.files import lock_for, writable_cache
 from catalog import packages
 from catalog.tracking import Tracking
 
@@ -363,11 +362,13 @@ def _replace(
         tracking.client.set_model_version_tag(version.name, version.version, key, value)
 
 
-def _lock(tracking: Tracking, name: str) -> FileLock:
-    """Return the lock of a name's aliases, among the processes of this machine.
+def _lock(tracking: Tracking, name: str) -> AbstractContextManager[object]:
+    """Return the lock of a name's aliases, next to the database or in the user's cache.
 
-    Decisions from different machines through one server are distinguished by the expected champion.
+    Decisions of different users through one server are distinguished by the expected champion.
     """
     key = sha256(f"{tracking.uri} {name}".encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"bragg-promotion-{key}.lock"
-    return FileLock(path, fallback_to_soft=False)
+    if tracking.database is not None:
+        return lock_for(tracking.database.with_name(f".promotion-{key}"))
+    cache = writable_cache()
+    return nullcontext() if cache is None else lock_for(cache / f"promotion-{key}")

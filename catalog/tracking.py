@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
@@ -22,6 +21,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
 
 from bragg_data.errors import first_line
+from bragg_data.files import lock_for
 from catalog import DEFAULT_TRACKING_URI
 
 if TYPE_CHECKING:
@@ -71,10 +71,11 @@ class Tracking:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        self.database: Path | None = None  # the file of a database; None of a server
         self._artifacts: Path | None = None
         if uri.startswith(_SQLITE):
             path = Path(uri.removeprefix(_SQLITE)).absolute()
-            self._artifacts = path.parent / "mlartifacts"
+            self.database, self._artifacts = path, path.parent / "mlartifacts"
             uri = f"{_SQLITE}{path}"
         self.uri = uri
         try:
@@ -83,7 +84,7 @@ class Tracking:
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # Several processes that create the database at the same time break it.
-                with FileLock(f"{path}.lock", fallback_to_soft=False):
+                with lock_for(path):
                     self.client = self._connected()
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise TrackingError(

@@ -219,7 +219,7 @@ class Store:
         """Return a lock among all processes that share the file system; a kill releases it."""
         directory = self.path / "locks"
         directory.mkdir(exist_ok=True)
-        return FileLock(directory / f"{name}.lock", fallback_to_soft=False)
+        return FileLock(directory / f"{name}.lock", mode=0o664, fallback_to_soft=False)
 
     @contextmanager
     def exclusive(self, name: str, what: str) -> Iterator[None]:

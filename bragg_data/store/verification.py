@@ -18,6 +18,7 @@ import xarray as xr
 
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Samples
+from bragg_data.files import user_cache
 from bragg_data.store import schema
 from bragg_data.store.reading import StoreError, remedy_of, storage_errors
 
@@ -164,10 +165,8 @@ def _is_recorded(store: Path, snapshot: str) -> bool:
 def _directories(store: Path) -> Iterator[Path]:
     """Yield where a record may be: in the store, and in the cache of a user who only reads it."""
     yield store / _DIRECTORY
-    with suppress(RuntimeError):  # no home directory
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        place = hashlib.sha256(str(store).encode()).hexdigest()[:16]
-        yield Path(base) / "bragg" / _DIRECTORY / place
+    if (cache := user_cache()) is not None:
+        yield cache / _DIRECTORY / hashlib.sha256(str(store).encode()).hexdigest()[:16]
 
 
 def _state(store: Path, newest: int | None) -> State:

@@ -1,6 +1,5 @@
 """The Python interface for notebooks: known structures against the banks of samples."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 from bragg_data.crystallography.structure import Phase
 from bragg_data.errors import first_line
+from bragg_data.files import user_cache
 from bragg_data.instrument.instprm import InstrumentError, read_banks
 from bragg_data.measurement.readers import AS_USUAL, ProfileError, Reading
 from bragg_data.refinement.identification import identify, informative_banks
@@ -114,7 +114,7 @@ def identify_samples(
         banks = [sample.banks[b] for b in informative_banks(sample.banks)]
         total = len(phases) * len(banks)
         with Progress("Simulating", total, "patterns", quiet=quiet) as bar:
-            library, left_out = pattern_library(phases, banks, cache_directory(), bar.advance)
+            library, left_out = pattern_library(phases, banks, user_cache(), bar.advance)
         names = tuple(can.name for can in cans)
         options = JointOptions(sample.calibration_su, evidence, names)
         fit, alternatives = identify(sample.banks, library, options)
@@ -169,15 +169,6 @@ def refine_series(
 
 def _structures(files: Sequence[str]) -> list[Phase]:
     return read_structures(files)[0] if files else []
-
-
-def cache_directory() -> Path | None:
-    """Return where patterns of structures are kept between runs; None without a home."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "bragg"
-    except RuntimeError:  # no home
-        return None
 
 
 def _several(files: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:

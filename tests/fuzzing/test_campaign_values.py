@@ -48,23 +48,24 @@ GRID = {"sampling": '"grid"', "cell.a": "{first = 3.9, last = 4.0, step = 0.01}"
 GRID |= {"cell.c": "{first = 4.1, last = 4.2, step = 0.01}"}
 """In place of Sobol sampling."""
 
-integers = st.one_of(
-    st.integers(-5, 5), st.integers(-(10**20), 10**20), st.integers(0, 22).map(lambda k: 10**k)
+integers = (
+    st.integers(-5, 5)
+    | st.integers(-(10**20), 10**20)
+    | st.integers(0, 22).map(lambda power: 10**power)
 )
 decimals = st.builds("{}.{}e{}".format, st.integers(-9, 9), st.integers(0, 99), integers)
-numbers = st.one_of(
-    integers.map(str), decimals, st.sampled_from(["nan", "-inf", "9" * 900, "0." + "0" * 900 + "1"])
+extremes = st.sampled_from(["nan", "-inf", "9" * 900, "0." + "0" * 900 + "1"])
+numbers = integers.map(str) | decimals | extremes
+names = st.sampled_from(
+    ["/dev/zero", "/dev/stdin", ".", "", "a\0b", "n" * 900, "pipe", "large.cif"]
 )
-strings = st.one_of(
-    st.text(max_size=20),
-    st.sampled_from(["/dev/zero", "/dev/stdin", ".", "", "a\0b", "n" * 900, "pipe", "large.cif"]),
-).map(json.dumps)
-scalars = st.one_of(numbers, strings, st.sampled_from(["true", "1979-05-27", "[", "{}"]))
-values = st.one_of(
-    scalars,
-    st.lists(scalars, max_size=4).map(lambda some: f"[{', '.join(some)}]"),
-    st.builds("{{first = {}, last = {}, step = {}}}".format, numbers, numbers, numbers),
-    st.builds("{{low = {}, high = {}}}".format, numbers, numbers),
+strings = (st.text(max_size=20) | names).map(json.dumps)
+scalars = numbers | strings | st.sampled_from(["true", "1979-05-27", "[", "{}"])
+values = (
+    scalars
+    | st.lists(scalars, max_size=4).map(lambda some: f"[{', '.join(some)}]")
+    | st.builds("{{first = {}, last = {}, step = {}}}".format, numbers, numbers, numbers)
+    | st.builds("{{low = {}, high = {}}}".format, numbers, numbers)
 )
 
 
