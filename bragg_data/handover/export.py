@@ -1,12 +1,14 @@
 """A joint refinement written to a file, in the format that its suffix names."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from bragg_data.handover import fullprof, topas
 from bragg_data.handover.curves import write_csv
 from bragg_data.handover.gsas2 import write_project
-from bragg_data.handover.pdcif import cif_of_refinement
+from bragg_data.handover.pdcif import ASCII, cif_of_refinement
 from bragg_data.refinement.joint_result import JointResult
 
 _CLOSE = 1e-3  # between R_wp of GSAS-II and this project's
@@ -32,8 +34,9 @@ class Written(NamedTuple):
 
 
 def export(refinement: Refinement, file: Path) -> Written:
-    """Write a refinement: ``.cif``, ``.csv``, or ``.gpx`` of GSAS-II.
+    """Write a refinement: ``.cif``, ``.csv``, or for GSAS-II, TOPAS and FullProf by their suffixes.
 
+    ``.gpx``, ``.inp`` and ``.pcr``; next to the last two a data file of each bank.
     Raises a HandoverError for another suffix, or if there are no phases to hand over; a Gsas2Error
     if there is no GSAS-II that works.
     """
@@ -71,8 +74,37 @@ def _gpx(refinement: Refinement, file: Path) -> Written:
     return Written((file,), (*notes, *calculated.notes))
 
 
+def _pcr(refinement: Refinement, file: Path) -> Written:
+    banks = refinement.fit.banks
+    data = _data_files(refinement, file, "dat")
+    text, notes = fullprof.pcr_of_refinement(refinement.fit, [path.name for path in data])
+    file.write_text(text.translate(ASCII), encoding="ascii", errors="replace")
+    for bank, path in zip(banks, data, strict=True):
+        fullprof.write_data(bank, path)
+    return Written((file, *data), notes)
+
+
+def _inp(refinement: Refinement, file: Path) -> Written:
+    banks = refinement.fit.banks
+    data = _data_files(refinement, file, "xye")
+    text, notes = topas.inp_of_refinement(refinement.fit, [path.name for path in data])
+    file.write_text(text.translate(ASCII), encoding="ascii", errors="replace")
+    for bank, path in zip(banks, data, strict=True):
+        topas.write_data(bank, path)
+    return Written((file, *data), notes)
+
+
+def _data_files(refinement: Refinement, file: Path, suffix: str) -> list[Path]:
+    """Return the files of the banks, next to the one that names them; numbered in their order."""
+    stem = re.sub(r"[^\w.-]", "_", file.stem, flags=re.ASCII)
+    banks = range(1, len(refinement.fit.banks) + 1)
+    return [file.with_name(f"{stem}-bank{number}.{suffix}") for number in banks]
+
+
 _FORMATS: dict[str, Callable[[Refinement, Path], Written]] = {
     ".cif": _cif,
     ".csv": _csv,
     ".gpx": _gpx,
+    ".inp": _inp,
+    ".pcr": _pcr,
 }

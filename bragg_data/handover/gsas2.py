@@ -3,7 +3,7 @@
 What GSAS-II defines in another way is converted:
 
 * its patterns are evaluated at the points, and ours averaged over their bins: the variance of a
-  bin is added to the instrument's (:func:`bragg_data.handover.bins.with_bin_variance`);
+  bin is added to the instrument's (:func:`bragg_data.handover.widths.with_bin_variance`);
 * its background is a Chebyshev series over T, ours over ln T: what as many terms leave is the fixed
   background, a histogram of its own that belongs to no phase;
 * its absorption of a cylinder is Lobanov & Alte da Veiga's, ours Hewat's: the coefficient is fitted
@@ -27,9 +27,8 @@ from numpy.polynomial import chebyshev
 
 from bragg_data.arrays import Array, Indices
 from bragg_data.crystallography.structure import Phase
-from bragg_data.handover.bins import with_bin_variance
+from bragg_data.handover.widths import size_and_strain, with_bin_variance
 from bragg_data.isolated_process import IsolatedProcess, IsolatedProcessError
-from bragg_data.refinement.joint_parameters import LEAST_INVERSE
 from bragg_data.refinement.joint_result import JointResult, RefinedBank
 from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
 from bragg_data.refinement.measured_bank import MeasuredBank
@@ -146,14 +145,15 @@ def _phase(fit: JointResult, code: int) -> PhaseOfHistograms:
     orientation: tuple[float, tuple[int, ...]] = 1.0, (0, 0, 1)
     if axes:
         orientation = (values[axes[0]], tuple(int(n) for n in axes[0].split()[1:]))
+    size, microstrain = size_and_strain(phase)
     return PhaseOfHistograms(
         structure=phase.structure,
         labels=tuple(site.label for site in phase.sites),
         fractions=tuple(
             float(bank.scales[code]) / max(float(bank.scales.sum()), 1e-30) for bank in fit.banks
         ),
-        size=1 / max(values.get("1/size", 0.0), LEAST_INVERSE),
-        microstrain=values.get("microstrain", 0.0),
+        size=size,
+        microstrain=microstrain,
         extinction=values.get(EXTINCTION, 0.0),
         orientation=orientation,
     )

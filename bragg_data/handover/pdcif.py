@@ -21,7 +21,7 @@ from bragg_data.crystallography.reflections import largest_indices, unique_refle
 from bragg_data.handover.curves import curves
 from bragg_data.refinement.joint_result import JointResult, RefinedBank, RefinedPhaseResult
 
-_ASCII = str.maketrans(
+ASCII = str.maketrans(
     {"Å": "A", "µ": "u", "θ": "theta", "χ": "chi", "·": " ", "±": "+-", "²": "^2", "°": " deg",
      "−": "-", "–": "-", "σ": "sigma", "√": "sqrt"}
 )  # fmt: skip
@@ -103,7 +103,7 @@ def _value(value: str | float) -> str:
         return f"{value:.8g}"
     if re.fullmatch(r"-?\d+(\.\d+)?\(\d+\)|-?\d+(\.\d+)?", value):
         return value
-    text = value.translate(_ASCII).encode("ascii", "replace").decode()
+    text = value.translate(ASCII).encode("ascii", "replace").decode()
     if len(text) <= _LINE:
         return gemmi.cif.quote(text)
     lines = [line for part in text.split("\n") for line in textwrap.wrap(part, _LINE)]
@@ -114,7 +114,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
     """Return names of data blocks, each once."""
     result = ["overall"]
     for name in names:
-        plain = re.sub(r"[^A-Za-z0-9_.+-]", "_", name.translate(_ASCII)) or "phase"
+        plain = re.sub(r"[^A-Za-z0-9_.+-]", "_", name.translate(ASCII)) or "phase"
         distinct, number = plain, 1
         while distinct.lower() in (other.lower() for other in result):
             number += 1

@@ -52,7 +52,8 @@ class RefinementOutput:
         list[Path],
         Option(
             metavar="FILE",
-            help=".cif, .csv, or .gpx (GSAS-II): the result for other programs (repeatable).",
+            help="Result for other programs: .cif, .csv, .gpx (GSAS-II), .pcr (FullProf), .inp "
+            "(TOPAS); repeatable.",
         ),
     ] = field(default_factory=list)
     gsas2_path: Gsas2PathOption = None
