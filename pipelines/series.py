@@ -40,6 +40,9 @@ def main(
     ] = None,
     csv: Annotated[Path | None, Option(metavar="CSV", help="Write a line for each frame.")] = None,
     plot: Annotated[Path | None, Option(metavar="PNG", help="Draw cells along the series.")] = None,
+    report: Annotated[
+        Path | None, Option(metavar="HTML", help="Write a page on the frames and events.")
+    ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Refine known structures along a series of frames, and name what happens.
@@ -57,7 +60,7 @@ def main(
     from pipelines.refinement.result import to_json
     from pipelines.refinement.series import draw_series, values_of_files, write_csv
 
-    options.check_writable(csv, plot)
+    options.check_writable(csv, plot, report)
     label = along or "value"
     if label in ("frame", "file", "accepted", "rwp", "reason"):
         raise options.OutputError(f"--along {label} is the name of another column: choose one.")
@@ -68,6 +71,10 @@ def main(
         write_csv(frames, label, csv)
     if plot is not None:
         draw_series(frames, events, label, plot)
+    if report is not None:
+        from pipelines.report.refinement import render_series
+
+        report.write_text(render_series(frames, events, label), encoding="utf-8")
     if as_json:
         entries = [
             {"frame": number, "value": frame.value}
@@ -93,7 +100,7 @@ def main(
     console.print(table)
     for event in events:
         say(f"[yellow]![/] frame {event.frame}, {event.kind}: {escape(event.text)}")
-    for file in (csv, plot):
+    for file in (csv, plot, report):
         if file is not None:
             say(f"Written: {escape(str(file))}")
     if csv is None:

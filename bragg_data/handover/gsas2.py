@@ -107,8 +107,9 @@ def _histogram(bank: RefinedBank, fit: JointResult) -> Histogram:
     background = np.linalg.lstsq(columns[at] / sigma, bank.background / sigma[:, 0])[0]
     instrument = with_bin_variance(bank)
     instrument = instrument.with_parameters(flight_path=instrument.flight_path_of_difc)
-    absorption = next((p.parameters[ABSORPTION][0] for p in fit.phases
-                       if ABSORPTION in p.parameters), 0.0)  # fmt: skip
+    absorption = next(
+        (p.parameters[ABSORPTION][0] for p in fit.phases if ABSORPTION in p.parameters), 0.0
+    )
     return Histogram(
         name=measured.label,
         tof=tof,

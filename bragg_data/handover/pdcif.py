@@ -22,9 +22,21 @@ from bragg_data.handover.curves import curves
 from bragg_data.refinement.joint_result import JointResult, RefinedBank, RefinedPhaseResult
 
 ASCII = str.maketrans(
-    {"Å": "A", "µ": "u", "θ": "theta", "χ": "chi", "·": " ", "±": "+-", "²": "^2", "°": " deg",
-     "−": "-", "–": "-", "σ": "sigma", "√": "sqrt"}
-)  # fmt: skip
+    {
+        "Å": "A",
+        "µ": "u",
+        "θ": "theta",
+        "χ": "chi",
+        "·": " ",
+        "±": "+-",
+        "²": "^2",
+        "°": " deg",
+        "−": "-",
+        "–": "-",
+        "σ": "sigma",
+        "√": "sqrt",
+    }
+)
 _LINE = 78  # characters
 _POWERS = {"Zero": (0, "tzero"), "difC": (1, "difc"), "difA": (2, "difa"), "difB": (-1, "difb")}
 _CELL_TAGS = [f"_cell_length_{n}" for n in CELL_PARAMETERS[:3]]
@@ -268,10 +280,11 @@ def _add_bank(block: _Block, bank: RefinedBank, fit: JointResult, of_phases: Seq
         }
     )
     masses = [
-        number_with_su(p.weight_percent, p.su_weight_percent, 2) if np.isfinite(p.weight_percent)
+        number_with_su(p.weight_percent, p.su_weight_percent, 2)
+        if np.isfinite(p.weight_percent)
         else "."
         for p in fit.phases
-    ]  # fmt: skip
+    ]
     block.loop(
         {
             "_pd_phase_id": [f"{k + 1}" for k in range(len(of_phases))],
@@ -315,7 +328,11 @@ def _reflections(
     order = np.argsort(-spacings)
     inside = [k for k in order.tolist() if d.min() <= spacings[k] <= d.max()]
     return [
-        (reflections.hkl[k].tolist(), float(spacings[k]), float(squared[k]),
-         int(reflections.multiplicity[k]))
+        (
+            reflections.hkl[k].tolist(),
+            float(spacings[k]),
+            float(squared[k]),
+            int(reflections.multiplicity[k]),
+        )
         for k in inside
-    ]  # fmt: skip
+    ]

@@ -48,6 +48,9 @@ class RefinementOutput:
     """Files that are written of a refinement."""
 
     plot: Annotated[Path | None, Option(metavar="PNG", help="Draw the fits.")] = None
+    report: Annotated[Path | None, Option(metavar="HTML", help="Write a page on the result.")] = (
+        None
+    )
     export: Annotated[
         list[Path],
         Option(
@@ -62,6 +65,6 @@ class RefinementOutput:
         """Raise an OutputError or a HandoverError if one of the files cannot be written."""
         from bragg_data.handover.export import check_format
 
-        check_writable(self.plot, *self.export)
+        check_writable(self.plot, self.report, *self.export)
         for file in self.export:
             check_format(file)

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 def show_samples(
     samples: Iterable["RefinedSample"], output: RefinementOutput, *, as_json: bool
-) -> None:
+) -> list[JointRefinement]:
     """Print the refinement of each sample as soon as it is there, or all as JSON; write files.
 
-    The files of another sample than the first have its number in their names.
+    The files of another sample than the first have its number in their names. Returns the results,
+    from which the report is made.
     """
     results = []
     for number, (result, fit) in enumerate(samples):
-        results.append(to_json(result))
+        results.append(result)
         if not as_json:
             print_result(result)
 
@@ -47,7 +48,8 @@ def show_samples(
             for note in notes:
                 say(f"  {escape(note)}")
     if as_json:
-        print_json(results)
+        print_json([to_json(result) for result in results])
+    return results
 
 
 def print_result(result: JointRefinement) -> None:
@@ -73,15 +75,10 @@ def print_tables(result: JointRefinement) -> None:
     several = len(result.phases) > 1
     table = Table("phase", "cell", *(["wt %"] if several else []), "U (Å²)", "sample")
     for phase in result.phases:
-        percent, su = phase.weight_percent, phase.su_weight_percent
-        weight = "can" if percent is None else with_uncertainty(percent, _nan(su))
         u_iso = " ".join(f"{site} {_nan(value):.4f}" for site, value in phase.u_iso.items())
-        of_sample = [
-            f"{n} {with_uncertainty(_nan(v.value), _nan(v.su))}"
-            for n, v in phase.parameters.items()
-        ]
-        row = [weight] if several else []
-        table.add_row(escape(phase.name), cell_text(phase), *row, u_iso, ", ".join(of_sample))
+        row = [weight_text(phase)] if several else []
+        cell, sample = cell_text(phase), sample_text(phase)
+        table.add_row(escape(phase.name), cell, *row, u_iso, sample)
     console.print(table)
     if len(result.of_banks) > 1:
         banks = Table("bank", "2θ (°)", "d (Å)", "points", "R_wp (%)", "background", "difC (1e-4)")
@@ -101,6 +98,18 @@ def print_tables(result: JointRefinement) -> None:
             say(f"[yellow]![/] Hard to tell from {escape(phase.name)}: {escape(like)}.")
     for text in (*result.remarks, *result.warnings):
         say(f"[yellow]![/] {escape(text)}")
+
+
+def weight_text(phase: JointPhase) -> str:
+    """Return the weight percentage of a phase with its uncertainty, or that it is a can."""
+    percent = phase.weight_percent
+    return "can" if percent is None else with_uncertainty(percent, _nan(phase.su_weight_percent))
+
+
+def sample_text(phase: JointPhase) -> str:
+    """Return the sample's parameters of a phase: ``1/size 0.58(15), microstrain 20(30)``."""
+    values = phase.parameters.items()
+    return ", ".join(f"{n} {with_uncertainty(_nan(v.value), _nan(v.su))}" for n, v in values)
 
 
 def bank_texts(bank: JointBank) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -19,7 +19,9 @@ from bragg_data.campaign import Campaign
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.measurement.load import Measurement
 from bragg_data.preprocessing import background_subtracted
-from pipelines.report.fits import CandidateFit, Misfit
+
+if TYPE_CHECKING:
+    from pipelines.report.fits import CandidateFit, Misfit
 
 _BACKGROUND_STEP = 16  # grid points between the page's values of a fitted background
 
@@ -163,7 +165,7 @@ def draw_chart(
         calculated, background = pattern_fit.calculated, pattern_fit.background
         curves = Curves(axis.tof, measured, calculated / axis.stretch, background / axis.stretch)
         reflections = axis.tof_in_file(fit.tof)
-    chart, x = draw_curves(curves, axis.instrument, reflections), axis.scale(_LEFT, _RIGHT)
+    chart, x = draw_curves(curves, axis.instrument, [reflections]), axis.scale(_LEFT, _RIGHT)
     edges = np.flatnonzero(np.diff(np.pad(gridded.covered, 1, constant_values=True)))
     ends = x(axis.tof[np.minimum(edges, len(axis.tof) - 1)]).reshape(-1, 2)
     return chart | {
@@ -172,8 +174,13 @@ def draw_chart(
     }
 
 
-def draw_curves(curves: Curves, instrument: Instrument, reflections: Array) -> dict[str, object]:
-    """Draw a profile, its fit if any, with reflections (µs), and the difference, as SVG paths."""
+def draw_curves(
+    curves: Curves, instrument: Instrument, reflections: Sequence[Array]
+) -> dict[str, object]:
+    """Draw a profile, its fit if any, and the difference, as SVG paths.
+
+    With the reflections of each phase, in µs, in a row of its own.
+    """
     tof, measured, calculated = curves.tof, curves.measured, curves.calculated
     shown = [measured, *([] if calculated is None else [calculated])]
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
@@ -204,10 +211,24 @@ def draw_curves(curves: Curves, instrument: Instrument, reflections: Array) -> d
         "calculated": line(x(tof), y(calculated)),
         "background": line(x(tof), y(curves.background)),
         "difference": line(x(tof), scale(difference)),
-        "reflections": "".join(f"M{t:.1f} {_MAIN + 6}V{_TICKS - 2}" for t in x(reflections)),
+        "reflections": _ticks([x(of_phase) for of_phase in reflections]),
         "difference_scale": scale,
         "factor": factor,  # of the difference
     }
+
+
+def _ticks(positions: Sequence[Array]) -> list[str]:
+    """Return a path of ticks for each row of positions, which share the height for one or more."""
+    low, high = _MAIN + 6, _TICKS - 2
+    high += min(len(positions) - 1, 2) * 8
+    step = (high - low) / max(len(positions), 1)
+    return [
+        "".join(
+            f"M{t:.1f} {low + k * step:.1f}v{step - 1 if k + 1 < len(positions) else step:.1f}"
+            for t in row.tolist()
+        )
+        for k, row in enumerate(positions)
+    ]
 
 
 def chart_data(

@@ -63,11 +63,9 @@ def _section(profile: PredictedProfile, combined: CombinedBanks) -> BanksSection
 
 def _chart(bank: RefinedBank, fit: JointResult, phase: Phase) -> dict[str, object]:
     """Draw a bank on its measured points, with the reflections of the joint cell."""
-    measured = bank.bank
-    instrument = measured.instrument
-    instrument = instrument.with_parameters(difc=instrument.difc * (1 + bank.offset))
+    measured, instrument = bank.bank, bank.instrument
     (refined,) = fit.phases
     ends = float(measured.tof[0]), float(measured.tof[-1])
     reflections, _ = reflections_within(phase, refined.cell, instrument, ends)
     curves = Curves(measured.tof, measured.intensity, bank.calculated, bank.background)
-    return draw_curves(curves, instrument, reflections)
+    return draw_curves(curves, instrument, [reflections])

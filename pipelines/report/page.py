@@ -9,19 +9,19 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS, cell_volume, encloses_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_models.predictors import Predictor
-from pipelines.cli.style import SYMBOLS, SYSTEM_COLORS, UNITS, with_uncertainty
+from pipelines.cli.style import SYSTEM_COLORS, UNITS, with_uncertainty
 from pipelines.prediction.result import NOT_DETERMINED, Interval, PredictionResult
 from pipelines.prediction.workflow import PredictedProfile
 from pipelines.refinement.output import cell_texts
-from pipelines.report import charts
 from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation
+from pipelines.report.environment import both_shades, new_environment
 from pipelines.report.fits import CandidateFit, Misfit, candidate_fits, find_misfits, runner_up
 from pipelines.report.joint import banks_sections
 
@@ -68,7 +68,7 @@ def render_report(
             script=Markup(script),
             # Only this script may run, whatever the header of a file contains.
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            colors={s.name: (c, _lightened(c)) for s, c in SYSTEM_COLORS.items()},
+            colors={s.name: both_shades(c) for s, c in SYSTEM_COLORS.items()},
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             bragg=metadata.version("bragg"),
             units=UNITS,
@@ -79,37 +79,9 @@ def render_report(
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_DIRECTORY),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    formats = (charts.fixed, charts.probability, charts.significant, charts.space_group)
-    environment.filters |= {function.__name__: function for function in formats}
-    environment.filters |= {
-        "symbol": lambda name: Markup(f'<i class="symbol">{SYMBOLS[name]}</i>'),
-        "miller": charts.miller,
-        "decimals": _decimals,
-        "px": "{:.1f}".format,
-        "tick": charts.tick_label,
-        "groups": _parameter_groups,
-        "with_uncertainty": lambda p: with_uncertainty(p.value, p.uncertainty),
-    }
+    environment = new_environment()
+    environment.filters |= {"decimals": _decimals, "groups": _parameter_groups}
     return environment
-
-
-def _lightened(color: str) -> str:
-    """Return a colour, mixed with white until it is bright enough on a dark page."""
-    rgb = np.array([int(color[k : k + 2], 16) for k in (1, 3, 5)]) / 255
-    for white in np.linspace(0, 1, 21):
-        mixed = rgb + (1 - rgb) * white
-        linear = np.where(mixed <= 0.04045, mixed / 12.92, ((mixed + 0.055) / 1.055) ** 2.4)
-        if linear @ (0.2126, 0.7152, 0.0722) > 0.28:
-            break
-    return "#" + "".join(f"{round(255 * v):02x}" for v in mixed)
 
 
 def _section(number: int, profile: PredictedProfile) -> dict[str, object]:

@@ -157,8 +157,12 @@ def test_results_are_exported_by_the_command_and_in_python(folder, capsys, tmp_p
     file, instrument = folder / "bank1.xye", folder / "two.instprm"
     options = "--cif", SILICON, "--instrument", instrument, "--bank", 1
     cif, csv = tmp_path / "out.cif", tmp_path / "out.csv"
-    code, out, _ = command(capsys, file, *options, "--export", cif, "--export", csv)
+    page = tmp_path / "out.html"
+    files = "--export", cif, "--export", csv, "--report", page
+    code, out, _ = command(capsys, file, *options, *files)
     assert code == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert f"Written: {page}" in out.replace("\n", "")
     assert f"Written: {cif}" in out.replace("\n", "")
     assert f"Written: {csv}" in out.replace("\n", "")
     (result,) = refine_in_python(file, SILICON, instrument, banks=[1])

@@ -57,9 +57,11 @@ def test_cells_follow_the_frames(folder, capsys, tmp_path):
     assert float(rows[1]["silicon a (Å)"]) == pytest.approx(5.4315, abs=3e-4)
     assert rows[4]["silicon a (Å)"] == ""
     assert imread(png).ndim == 3
-    code, out, _ = command(capsys, *files[:2], *options)
+    page = tmp_path / "series.html"
+    code, out, _ = command(capsys, *files[:2], *options, "--report", page)
     assert code == 0
     assert "5.431" in out
+    assert "temperature" in page.read_text(encoding="utf-8")
 
 
 def test_what_a_series_runs_along(tmp_path):

@@ -118,9 +118,14 @@ def test_blocks_are_linked_and_reflections_are_of_their_phase(text):
     links = block.find_values("_pd_phase_block_id")
     assert [gemmi.cif.as_string(v) for v in links] == [ids["silicon"], ids["srtio3"]]
     table = block.find(
-        [*(f"_refln_index_{n}" for n in "hkl"), "_pd_refln_phase_id", "_refln_d_spacing",
-         "_refln_F_squared_calc", "_refln_symmetry_multiplicity"]
-    )  # fmt: skip
+        [
+            *(f"_refln_index_{n}" for n in "hkl"),
+            "_pd_refln_phase_id",
+            "_refln_d_spacing",
+            "_refln_F_squared_calc",
+            "_refln_symmetry_multiplicity",
+        ]
+    )
     silicon = [[float(v) for v in row] for row in table if row[3] == "1"]
     a = float(mixture().phases[0].cell[0])
     for h, k, l, _, d, f_squared, multiplicity in silicon:  # noqa: E741

@@ -30,8 +30,8 @@ from pipelines.cli.options import OutputError
 from pipelines.cli.style import SYSTEM_COLORS
 from pipelines.prediction.interface import load_model
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile, predict_measurements
-from pipelines.report import page as report_page
 from pipelines.report.charts import fixed, miller, probability, space_group
+from pipelines.report.environment import both_shades
 from pipelines.report.fits import candidate_fits, find_misfits, runner_up
 from pipelines.report.page import WELL, collect_evidence, render_report
 
@@ -407,7 +407,7 @@ def test_dark_colors_stand_out() -> None:
 
     paper = luminance("#121519")
     for color in SYSTEM_COLORS.values():
-        light = luminance(report_page._lightened(color))
+        light = luminance(both_shades(color)[1])
         assert (light + 0.05) / (paper + 0.05) > 4.5  # WCAG's bar for text
 
 
