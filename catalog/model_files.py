@@ -4,6 +4,7 @@ A model consists of JSON, safetensors, skops and Markdown files. Nothing else is
 because other formats (pickles, ``torch.export`` archives) can execute code when they are read.
 """
 
+import hashlib
 import json
 import tempfile
 import warnings
@@ -22,14 +23,20 @@ from mlflow.exceptions import MlflowException
 
 from bragg_data.errors import first_line
 from catalog import packages, registry
+from catalog.database import moved, path_of
 from catalog.registry import ModelError, ModelVersion, RegistryEntry
-from catalog.tracking import Run
+from catalog.tracking import Run, Tracking
 
 # Module that reads this project's models, by ``_load_pyfunc(path)`` for MLflow's tools.
 LOADER = "bragg_models.predictors"
+_RESTORE = (
+    "Restore a backup (python -m pipelines.tracking_server restore), name another version, or "
+    "train the model again."
+)
 _REQUIREMENTS = "torch numpy pandas safetensors pydantic gemmi periodictable numba"
 # torch.export archives (.pt2) are left out: torch 2.13 unpickles what it cannot read otherwise.
 _MODEL_FORMATS = {".json", ".safetensors", ".skops", ".md"}
+_HASHES = "bragg.sha256"  # tag of a version: JSON, SHA-256 of each of its files by name
 _MLFLOW_FILES = "MLmodel conda.yaml python_env.yaml requirements.txt registered_model_meta"
 
 
@@ -75,10 +82,35 @@ def register(
         source=logged.artifact_location,
         run_id=run.id,
         model_id=logged.model_id,
-        tags=tags,
+        tags={**tags, _HASHES: json.dumps(packages.hashes_of(package.directory))},
         description=description,
     )
     return registry.version_of(client, version)
+
+
+def record_hashes(tracking: Tracking, version: ModelVersion) -> bool:
+    """Record the hashes of a version that an earlier release registered, as its files are now.
+
+    Returns whether it had none. Raises `ModelError` as :func:`downloaded_model` does.
+    """
+    if _HASHES in version.tags:
+        return False
+    with downloaded_model(tracking.uri, version) as directory:
+        hashes = json.dumps(packages.hashes_of(directory))
+    tracking.client.set_model_version_tag(version.name, version.version, _HASHES, hashes)
+    return True
+
+
+def _check_hashes(version: ModelVersion, present: Mapping[str, str], *, whole: bool) -> None:
+    """Refuse files that are not those that were registered; all of them if ``whole``."""
+    if _HASHES not in version.tags:
+        return
+    expected = json.loads(version.tags[_HASHES])
+    names = expected.keys() | present if whole else present.keys()
+    if wrong := sorted(name for name in names if expected.get(name) != present.get(name)):
+        raise ModelError(
+            f"{version.uri} is damaged: {', '.join(wrong)} is not what was registered. {_RESTORE}"
+        )
 
 
 def _create(run: Run, entry: RegistryEntry) -> None:
@@ -139,6 +171,7 @@ def downloaded_model(tracking_uri: str, version: ModelVersion) -> Iterator[Path]
         package = _downloaded(tracking_uri, version, "", temporary)
         directory = package / _data_path(version, package / "MLmodel")
         _check_formats(package, _MLFLOW_FILES)
+        _check_hashes(version, packages.hashes_of(directory), whole=True)
         yield directory
 
 
@@ -151,6 +184,8 @@ def read_model_json(tracking_uri: str, version: ModelVersion, file: str) -> Mapp
         mlmodel = _downloaded(tracking_uri, version, "MLmodel", temporary)
         data = _data_path(version, mlmodel)
         path = _downloaded(tracking_uri, version, f"{data}/{file}", temporary)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        _check_hashes(version, {file: digest}, whole=False)
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
@@ -158,14 +193,15 @@ def read_model_json(tracking_uri: str, version: ModelVersion, file: str) -> Mapp
 
 
 def _downloaded(tracking_uri: str, version: ModelVersion, path: str, into: str) -> Path:
+    database = path_of(tracking_uri)
+    source = (database and moved(version.source, database)) or version.source
     try:
-        uri = f"{version.source}/{path}" if path else version.source
+        uri = f"{source}/{path}" if path else source
         return Path(download_artifacts(uri, dst_path=into, tracking_uri=tracking_uri))
     except (MlflowException, OSError) as error:
         reason = first_line(error).rstrip(".")
         raise ModelError(
-            f"The files of {version.uri} cannot be read: {reason}. Train the model again, or name "
-            f"another version."
+            f"The files of {version.uri} cannot be read: {reason}. {_RESTORE}"
         ) from error
 
 

@@ -63,7 +63,7 @@ class Manifest:
 
     def write(self, directory: Path) -> Self:
         """Write the manifest of a folder whose files are complete; returns it with their hashes."""
-        manifest = type(self)(**(asdict(self) | {"files": _hashes(directory)}))
+        manifest = type(self)(**(asdict(self) | {"files": hashes_of(directory)}))
         text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
         (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
         return manifest
@@ -86,7 +86,7 @@ def directory_of(name: str) -> Path:
 
 def check_package(directory: Path) -> None:
     """Raise a `PackageError` if a package's files are not exactly those of its manifest."""
-    expected, present = Manifest.read(directory).files, _hashes(directory)
+    expected, present = Manifest.read(directory).files, hashes_of(directory)
     wrong = sorted(
         name for name in expected.keys() | present if expected.get(name) != present.get(name)
     )
@@ -98,7 +98,8 @@ def check_package(directory: Path) -> None:
         )
 
 
-def _hashes(directory: Path) -> dict[str, str]:
+def hashes_of(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a folder and below, by its path in it."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {
         path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

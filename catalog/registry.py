@@ -17,9 +17,11 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from bragg_data.errors import first_line
 from bragg_data.files import lock_for, writable_cache
 from catalog import packages
-from catalog.tracking import Tracking
+from catalog.database import problem_of
+from catalog.tracking import Tracking, TrackingError
 
 CHAMPION = "champion"  # alias of the version that predicts unless another is named
 CANDIDATE = "candidate"  # alias of the newest version, which may become the champion
@@ -27,6 +29,8 @@ PREVIOUS = "previous"  # alias of the previous champion
 # Tags of registered models: what a model predicts from what, and the campaign of its data.
 KIND_TAG, CAMPAIGN_TAG = "bragg.kind", "bragg.campaign"
 
+# How MLflow reports that something does not exist, and not that it cannot be read.
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _PACKAGED = "packaged"  # instead of a number, of a version that is a package
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -130,8 +134,8 @@ def find(tracking: Tracking, uri: str) -> ModelVersion:
     """Return the version that an address means now.
 
     Addresses are ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` and those of packages. Raises
-    `ModelError` if one is malformed, or there is no such version, and `PackageError` if there is no
-    such package.
+    `ModelError` if one is malformed, or there is no such version, `PackageError` if there is no
+    such package, and `TrackingError` if the database or server cannot be read.
     """
     if uri.startswith(packages.PREFIX):
         return packaged_version(uri.removeprefix(packages.PREFIX))
@@ -147,8 +151,21 @@ def find(tracking: Tracking, uri: str) -> ModelVersion:
             return version_of(client, client.get_model_version_by_alias(name, match["alias"]))
         return version_of(client, client.get_model_version(name, match["version"]))
     except MlflowException as error:
-        if numbers := _numbers(tracking, name):
+        if error.error_code not in _MISSING:
+            raise TrackingError(problem_of(first_line(error), tracking.uri)) from error
+        if (numbers := _numbers(tracking, name)) and match["alias"] == CHAMPION:
+            remedy = (
+                f"It has no champion: that was deleted, or none was promoted. Promote a version "
+                f"({', '.join(map(str, reversed(numbers)))}): python -m pipelines.promote {name} "
+                f"{numbers[0]}"
+            )
+        elif numbers:
             remedy = f"It has the versions {', '.join(map(str, reversed(numbers)))}."
+        elif name in names(tracking):
+            remedy = (
+                f"{name} has no versions: all of them were deleted. Restore a backup (python -m "
+                f"pipelines.tracking_server restore), or train it again."
+            )
         elif registered := names(tracking):
             remedy = f"Registered models: {', '.join(registered)}."
         else:
@@ -195,11 +212,7 @@ def champion(tracking: Tracking, name: str) -> ModelVersion | None:
     """Return the champion of a registered model, if there is one."""
     try:
         return find(tracking, f"models:/{name}@{CHAMPION}")
-    except ModelError as error:
-        # A database that does not answer is not a registry without a champion.
-        code = getattr(error.__cause__, "error_code", None)
-        if code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
+    except ModelError:  # a database that does not answer is a TrackingError
         return None
 
 

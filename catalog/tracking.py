@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import xarray as xr
 from mlflow import MlflowClient
@@ -23,6 +24,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from bragg_data.errors import first_line
 from bragg_data.files import lock_for
 from catalog import DEFAULT_TRACKING_URI
+from catalog.database import (
+    ARTIFACTS,
+    SQLITE,
+    DatabaseError,
+    check_database,
+    moved,
+    path_of,
+    problem_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +48,6 @@ SERVER_SETTINGS = {
 }
 """Environment of an MLflow server that this project starts."""
 
-_SQLITE = "sqlite:///"
 _VERSIONS = ("torch", "numpy", "scikit-learn", "xarray", "icechunk", "mlflow", "gemmi")
 _WATCH_SECONDS = 10.0  # between two measurements of the machine
 # Limits of MLflow's log_batch, and of the digest of a data set.
@@ -55,8 +64,8 @@ def open_existing(uri: str = DEFAULT_TRACKING_URI) -> Tracking | None:
 
     Raises `TrackingError` if it cannot be used.
     """
-    path = uri.removeprefix(_SQLITE)
-    return None if uri.startswith(_SQLITE) and not Path(path).exists() else Tracking(uri)
+    path = path_of(uri)
+    return None if path is not None and not path.exists() else Tracking(uri)
 
 
 class Tracking:
@@ -70,26 +79,28 @@ class Tracking:
     def __init__(self, uri: str = DEFAULT_TRACKING_URI) -> None:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        self.database: Path | None = None  # the file of a database; None of a server
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised as well
+        self.database = path = path_of(uri)  # the file of a database; None of a server
         self._artifacts: Path | None = None
-        if uri.startswith(_SQLITE):
-            path = Path(uri.removeprefix(_SQLITE)).absolute()
-            self.database, self._artifacts = path, path.parent / "mlartifacts"
-            uri = f"{_SQLITE}{path}"
+        if path is not None:
+            self._artifacts = path.parent / ARTIFACTS
+            uri = f"{SQLITE}{path}"
         self.uri = uri
         try:
-            if self._artifacts is None:
+            if path is None:
                 self.client = self._connected()
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # Several processes that create the database at the same time break it.
                 with lock_for(path):
+                    check_database(path)
                     self.client = self._connected()
+        except DatabaseError as error:
+            raise TrackingError(str(error)) from error
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise TrackingError(
-                f"MLflow at {uri} cannot be used: {first_line(error)}. Give another URI with "
-                f"--tracking, for example {DEFAULT_TRACKING_URI}."
+                f"{problem_of(first_line(error), uri)} Give another URI with --tracking, for "
+                f"example {DEFAULT_TRACKING_URI}."
             ) from error
 
     def _connected(self) -> MlflowClient:
@@ -111,7 +122,20 @@ class Tracking:
                 known = self.client.get_experiment_by_name(name)
                 if known is None:  # else another process was faster
                     raise
+        self._check_place(known.artifact_location)
         return str(known.experiment_id)
+
+    def _check_place(self, location: str) -> None:
+        """Refuse to write artifacts where the folder of the database was before it was moved."""
+        path = path_of(self.uri)
+        if path is not None and moved(location, path):
+            old = Path(unquote(urlsplit(location).path))
+            if not old.exists():
+                raise TrackingError(
+                    f"The folder of {path} was moved: its runs have their files in {old.parent}, "
+                    f"which is gone. Correct their addresses once: python -m pipelines.tracking "
+                    f"relocate --tracking {self.uri}"
+                )
 
     def run(
         self, experiment: str, name: str, tags: Mapping[str, str], *, watch: bool = False

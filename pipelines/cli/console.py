@@ -22,7 +22,9 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from bragg_data.defaults import DEFAULT_URI
+from bragg_data.errors import first_line
 from catalog import DEFAULT_TRACKING_URI
+from catalog.database import problem_of
 
 _WIDTH = None if sys.stdout.isatty() else 120  # in a file or pipe, wider than a terminal
 
@@ -89,6 +91,9 @@ def run(
             traceback.print_exc()
         if type(error).__module__.partition(".")[0] in _OURS:
             fail(str(error))
+            sys.exit(2)
+        if type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy"):
+            fail(problem_of(first_line(error), "of runs and models"))
             sys.exit(2)
         if is_damage(error):
             fail("What is stored is damaged. To find and repair it: bragg store verify")

@@ -27,7 +27,9 @@ def version_that_predicts(tracking: Tracking | None, uri: str | None) -> ModelVe
     version = registry.find_or_packaged(tracking, uri)
     if uri is None and version.packaged:
         tags = version.tags
-        where = "No model is registered here" if tracking is None else "There is no champion"
+        where = "No model is registered here"
+        if tracking is not None and (names := registry.names(tracking)):
+            where = f"No version of {', '.join(names)} is the champion (deleted, or not promoted)"
         train = command_line("run", "--cif", "YOURS.cif", "--instrument", "YOURS.instprm")
         errors.print(
             f"{where}: the packaged model of {escape(tags['campaign'])} ({tags['model']}, trained "
