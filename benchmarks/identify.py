@@ -23,6 +23,7 @@ from rich.table import Table
 
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.structure import Phase
+from bragg_data.files import user_cache
 from bragg_data.instrument.instprm import Instrument, TofGrid, read_instruments
 from bragg_data.measurement.readers import Profile
 from bragg_data.refinement.identification import identify
@@ -31,7 +32,6 @@ from bragg_data.refinement.measured_bank import MeasuredBank, measured_bank
 from bragg_data.refinement.retrieval import pattern_library
 from bragg_data.simulation.kinematic import Simulator
 from pipelines.refinement.inputs import read_known_structures
-from pipelines.refinement.interface import cache_directory
 
 INSTRUMENT = Path(__file__).parents[1] / "bragg_data" / "campaigns" / "nomad_bank4.instprm"
 TOF = 4500 * np.exp(8e-4 * np.arange(int(np.log(25_000 / 4500) / 8e-4)))
@@ -108,7 +108,7 @@ def main(
         sample = mixture(phases, instrument, number)
         if library is None:
             began = time.perf_counter()
-            library, _ = pattern_library(phases, [sample.bank], cache_directory())
+            library, _ = pattern_library(phases, [sample.bank], user_cache())
             console.print(f"{len(library.phases)} structures: {time.perf_counter() - began:.0f} s")
         result, alternatives = identify([sample.bank], library, JointOptions((1e-4,)))
         seconds.append(result.seconds)

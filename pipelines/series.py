@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
-from rich.table import Table
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import console, next_commands, print_json, run, say
+from pipelines.cli.console import next_commands, print_json, run, say
 from pipelines.cli.refinement_options import BankOptions
 
 if TYPE_CHECKING:
-    from pipelines.refinement.series import FrameResult
+    from pipelines.refinement.frames import FrameResult
+
+_CLUSTER = options.ClusterOptions(cluster=None)  # this process for few frames
 
 
 def main(
@@ -28,9 +29,16 @@ def main(
         Path, Option(metavar="FILE", help=".instprm, .prm, .iparm, .EXP, .irf or .pcr.")
     ],
     banks: BankOptions,
+    cluster: options.ClusterOptions = _CLUSTER,
     single: Annotated[
-        bool, Option("--one-of", help="A frame holds one of the structures, not several at a time.")
-    ] = False,
+        bool | None,
+        Option(
+            "--one-of/--together",
+            help="A frame holds one of the structures, or any of them; by default structures of "
+            "one composition with nearly the same lines exclude each other.",
+        ),
+    ] = None,
+    apart: Annotated[bool, Option("--banks-apart", help="Refine each bank by itself.")] = False,
     values: Annotated[
         Path | None,
         Option(metavar="TABLE", help="File names in the first column, and what they run along."),
@@ -38,8 +46,11 @@ def main(
     along: Annotated[
         str | None, Option(metavar="NAME", help="Column of the table, or name of the axis.")
     ] = None,
+    reference: Annotated[
+        int, Option(min=0, help="Frame that lattice strains are relative to, counted from 0.")
+    ] = 0,
     csv: Annotated[Path | None, Option(metavar="CSV", help="Write a line for each frame.")] = None,
-    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw cells along the series.")] = None,
+    plot: Annotated[Path | None, Option(metavar="PNG", help="Draw what changes.")] = None,
     report: Annotated[
         Path | None, Option(metavar="HTML", help="Write a page on the frames and events.")
     ] = None,
@@ -47,59 +58,58 @@ def main(
 ) -> None:
     """Refine known structures along a series of frames, and name what happens.
 
-    Each frame is refined from its neighbour and from the CIFs, and the better fit counts. Phases
-    that appear or disappear, transitions, jumps of a cell or of the signal, blank frames and new
-    lines are listed with the number of the frame. Without --values a frame's value is the last
-    number in its file name, otherwise its place. A file that cannot be read is a blank frame.
+    Each frame is refined from its neighbour and, where that is surprising and at every 32nd frame,
+    from the CIFs; the better fit counts. Phases that appear or disappear, transitions, jumps of a
+    cell, of the signal or of the broadening, blank frames and new lines are listed with the number
+    of the frame. Without --values a frame's value is the last number in its file name, otherwise
+    its place. A file that cannot be read is a blank frame. What is finished is kept next to the
+    CSV file until that is written: after an interruption, the same command goes on from there.
     """
+    import shutil
     from dataclasses import asdict
 
+    from pipelines.refinement.frames import SeriesOptions, refine_series
     from pipelines.refinement.inputs import request_of
-    from pipelines.refinement.interface import refine_series
-    from pipelines.refinement.output import cell_texts
     from pipelines.refinement.result import to_json
-    from pipelines.refinement.series import draw_series, values_of_files, write_csv
+    from pipelines.refinement.series import (
+        draw_series,
+        print_series,
+        relative_to,
+        values_of_files,
+        write_csv,
+    )
 
     options.check_writable(csv, plot, report)
     label = along or "value"
-    if label in ("frame", "file", "accepted", "rwp", "reason"):
+    if label in ("frame", "file", "bank", "accepted", "rwp", "reason"):
         raise options.OutputError(f"--along {label} is the name of another column: choose one.")
     request = request_of(files, instrument, banks)
     at = values_of_files(files, values, along)
-    frames, events = refine_series(request, cif, at, single=single, quiet=as_json)
+    keep = csv and csv.with_name(f".{csv.name}.frames")
+    how = SeriesOptions(single=single, apart=apart, keep=keep, cluster=cluster, quiet=as_json)
+    frames, events = refine_series(request, cif, at, how)
+    strains = relative_to(frames, reference)
     if csv is not None:
-        write_csv(frames, label, csv)
+        write_csv(frames, strains, label, csv)
     if plot is not None:
-        draw_series(frames, events, label, plot)
+        draw_series(frames, strains, events, label, plot)
     if report is not None:
         from pipelines.report.refinement import render_series
 
         report.write_text(render_series(frames, events, label), encoding="utf-8")
+    if keep is not None:
+        shutil.rmtree(keep, ignore_errors=True)
     if as_json:
         entries = [
-            {"frame": number, "value": frame.value}
+            {"frame": frame.number, "value": frame.value}
             | (to_json(frame.result) if frame.result else _unread(frame))
-            for number, frame in enumerate(frames)
+            for frame in frames
         ]
         print_json([*entries, {"events": [asdict(event) for event in events]}])
         return
     if values is None and along is None and at != sorted(at) and at != sorted(at, reverse=True):
         say("[yellow]![/] The numbers of the files are not in order; neighbours are as listed.")
-    table = Table("frame", label, "file", "phase", "cell (Å, °)", "wt %", "R_wp (%)")
-    for number, frame in enumerate(frames):
-        first = f"{number}", f"{frame.value:g}", escape(frame.file.name)
-        if frame.result is None:
-            table.add_row(*first, f"[yellow]{escape(frame.reason)}[/]")
-            continue
-        rwp = f"{100 * (frame.result.rwp or 0):.2f}"
-        for phase in frame.result.phases:
-            cell = ", ".join(cell_texts(phase).values())
-            weight = "" if phase.weight_percent is None else f"{phase.weight_percent:.1f}"
-            table.add_row(*first, escape(phase.name), cell, weight, rwp)
-            first, rwp = ("", "", ""), ""
-    console.print(table)
-    for event in events:
-        say(f"[yellow]![/] frame {event.frame}, {event.kind}: {escape(event.text)}")
+    print_series(frames, events, label)
     for file in (csv, plot, report):
         if file is not None:
             say(f"Written: {escape(str(file))}")

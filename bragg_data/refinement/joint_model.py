@@ -55,7 +55,11 @@ class BankModel:
 
     def weighted(self, patterns: AnyFloats) -> Array:
         """Return patterns (m, points of the grid) as columns like :attr:`y`, (n, m)."""
-        return self._projected(self._blurred(self.bank.at_points(patterns)))
+        return self.weighted_points(self.bank.at_points(patterns))
+
+    def weighted_points(self, patterns: Array) -> Array:
+        """Return patterns at the points of the bank, (n, m), as columns like :attr:`y`."""
+        return self._projected(self._blurred(patterns))
 
     def _projected(self, values: Array) -> Array:
         weighted = values * self.weights[:, None]
@@ -104,6 +108,7 @@ class BankFit(NamedTuple):
     residual: Array  # (n,)
     scales: Array  # (n_phases,)
     columns: Array  # (n, n_phases)
+    patterns: Array  # (n, n_phases) as they are, without weights
     jacobian: Array  # (n, k); empty if not asked for
     of_scales: Array  # (n_phases, k) how scales follow the parameters; empty if not asked for
 
@@ -113,13 +118,14 @@ class JointModel:
     """Residuals of all banks as a function of the values of the parameters.
 
     ``noise`` is the factor on variances that the misfit shows, by which restraints are weighted
-    like the data.
+    like the data. ``offsets`` are relative errors of the banks' difC where these are known.
     """
 
     banks: tuple[BankModel, ...]
     phases: tuple[Phase, ...]
     parameters: tuple[Parameter, ...]
     noise: float = 1.0
+    offsets: tuple[float, ...] | None = None
 
     @property
     def bounds(self) -> tuple[Array, Array]:
@@ -151,6 +157,7 @@ class JointModel:
         return Evaluation(
             np.concatenate([*(f.residual for f in fits), rows @ (point - expected)]),
             np.concatenate([*(f.jacobian for f in fits), rows]),
+            tuple(fits),
         )
 
     def residual(self, point: Array) -> Array:
@@ -169,9 +176,12 @@ class JointModel:
         model = self.banks[number]
         changes = []
         columns = np.empty((len(model.y), len(self.phases)))
+        patterns = np.empty((len(model.bank.tof), len(self.phases)))
         for code in range(len(self.phases)):
             simulated, entries = self.simulated(number, code, point, slopes=slopes)
-            weighted = model.weighted(simulated)
+            at_points = model.bank.at_points(simulated)
+            patterns[:, code] = at_points[:, 0]
+            weighted = model.weighted_points(at_points)
             columns[:, code] = weighted[:, 0]
             changes.append((weighted[:, 1:], entries))
         length = np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
@@ -188,7 +198,7 @@ class JointModel:
             along = q.T @ jacobian
             of_scales[present] = np.linalg.lstsq(r, along)[0]
             jacobian -= q @ along
-        return BankFit(residual, scales, columns, jacobian, of_scales)
+        return BankFit(residual, scales, columns, patterns, jacobian, of_scales)
 
     def cell(self, code: int, point: Array) -> Array:
         """Return the cell (6,) of a phase at a point, in Å and degrees."""
@@ -221,6 +231,9 @@ class JointModel:
                 if not name.startswith("cell_"):  # of an element and of a site: their sum counts
                     given[name] = given.get(name, 0.0) + value
                 entries.append((k, name, slope))
+        known = {}
+        if self.offsets is not None:
+            known["difc"] = model.bank.instrument.difc * (1 + self.offsets[number])
         given = {n: max(v, 0.0) if n.startswith("u_iso") else v for n, v in given.items()}
         factors = {name: value for name, value in given.items() if is_factor(name)}
         plain = [name for name in given if name not in factors]
@@ -231,7 +244,7 @@ class JointModel:
             cell = phase.lattice.cells(free[None])[0]
             on_lines = line_factors(factors, cell, model.bank.sin_theta)
         simulated = model.simulators[code].linearise(
-            0, free, names, values, slopes=slopes, factors=on_lines
+            0, free, names, values, slopes=slopes, factors=on_lines, known=known
         )
         place = {name: len(free) + k for k, name in enumerate((*plain, *factors))}
         place |= {f"cell_{k}": k for k in range(len(free))}

@@ -7,10 +7,10 @@ orientation.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from operator import attrgetter
 
 import numpy as np
@@ -20,7 +20,7 @@ from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.pseudosymmetry import pseudosymmetric_cells
 from bragg_data.crystallography.structure import Phase
-from bragg_data.refinement.cell_capture import BLURS, captured_cells
+from bragg_data.refinement.cell_capture import BLURS, captured_cells, refined_cells
 from bragg_data.refinement.joint_model import BankFit, JointModel, bank_model, blurred
 from bragg_data.refinement.joint_parameters import (
     Parameter,
@@ -42,7 +42,11 @@ from bragg_data.refinement.result import RefinementError, serial_correlation
 
 _FIRST_TERMS = 10  # of the background, before the data decide
 _TERMS = (4, 6, 8, 10, 12, 15, 18, 22, 26, 30, 36)
-_ROUGHLY, _CONVERGED = 1.0, 0.02  # decrease of χ² over the noise that a step still has to promise
+_ROUGHLY, _NEARBY, _CONVERGED = (
+    1.0,
+    0.2,
+    0.02,
+)  # decrease of χ² over the noise that a step still has to promise
 _HOPELESS = 0.3  # share of the signal that cells have to explain to be refined further
 _IMPERFECT = 1.03  # noise from which the misfit may be that of a wrong minimum
 _TWIN = 1.0  # relative change of a cell over the width of a peak, towards another minimum
@@ -57,6 +61,7 @@ class JointOptions:
     calibration_su: tuple[float, ...]  # relative, of each bank's difC
     evidence: bool = True  # whether more parameters are added where the data show the need
     cans: tuple[str, ...] = ()  # names of phases that are no part of the sample's weight
+    offsets: tuple[float, ...] | None = None  # relative errors of each bank's difC, if known
 
 
 class JointRefiner:
@@ -68,7 +73,6 @@ class JointRefiner:
         self.phases = tuple(with_site_groups(phase) for phase in phases)
         self.models = tuple(bank_model(bank, self.phases, _FIRST_TERMS) for bank in banks)
         self._levels = {blur: blurred(self.models, blur) for blur in (0.0, *BLURS)}
-        self._libraries = ThreadpoolController().select(user_api="blas")
 
     def refine(self, options: JointOptions, cells: Sequence[Array] | None = None) -> JointResult:
         """Refine from the cells of the CIFs, or from others (6,), one for each phase.
@@ -76,22 +80,25 @@ class JointRefiner:
         A RefinementError is raised if no phase has a pattern on the banks.
         """
         began = time.perf_counter()
+        state = self.searched(options, cells)
+        return self.summarised(state, options, time.perf_counter() - began)
+
+    def searched(self, options: JointOptions, cells: Sequence[Array] | None = None) -> "State":
+        """Return the minimum that :meth:`refine` summarises."""
         starts = [np.asarray(c) for c in cells or [phase.cell for phase in self.phases]]
-        with self._libraries.limit(limits=1):
+        with _libraries().limit(limits=1):
             try:
                 explained, cells = captured_cells(self._levels, self.phases, starts)
                 if explained < _HOPELESS:
                     state = State(self._model(options, cells, cells_alone=True))
-                    state = state.minimised(_ROUGHLY)
-                else:
-                    state = State(self._model(options, cells)).minimised(_ROUGHLY)
-                    state = _with_twins(state.with_terms().minimised(_ROUGHLY))
-                    if options.evidence:
-                        state = _with_evidence(state, self.phases)
-                    state = state.with_terms().minimised(_CONVERGED)
+                    return state.minimised(_ROUGHLY)
+                state = State(self._model(options, cells)).minimised(_ROUGHLY)
+                state = _with_twins(state.with_terms().minimised(_ROUGHLY))
+                if options.evidence:
+                    state = _with_evidence(state, self.phases)
+                return state.with_terms().minimised(_CONVERGED)
             except CrystalError as error:
                 raise RefinementError(f"These phases cannot be refined: {error}") from error
-            return self.summarised(state, options, time.perf_counter() - began)
 
     def near(self, cells: Sequence[Array], options: JointOptions) -> "State":
         """Return the minimum next to cells (6,) that are nearly right, without any search.
@@ -100,6 +107,40 @@ class JointRefiner:
         """
         state = State(self._model(options, cells)).minimised(_ROUGHLY)
         return state.with_terms().minimised(_ROUGHLY)
+
+    def continued(
+        self,
+        options: JointOptions,
+        values: Mapping[str, float],
+        terms: Sequence[int],
+        held: Collection[str] = (),
+    ) -> "State":
+        """Return the minimum next to known values of parameters, by their names.
+
+        With these numbers of background terms of each bank; broadening and displacement parameters
+        that are ``held`` stay as usual. A CrystalError is raised if there is no pattern.
+        """
+        cells = []
+        for phase in self.phases:
+            free = np.array(phase.cell, dtype=np.float64)[phase.lattice.free_columns]
+            for k, name in enumerate(phase.lattice.free_parameters):
+                free[k] = values.get(f"{phase.name}: {name}", free[k])
+            cells.append(phase.lattice.cells(free[None])[0])
+        model = self._model(options, cells)
+        parameters = (
+            replace(p, start=values.get(p.name, p.start))
+            for p in model.parameters
+            if p.name not in held
+        )
+        banks = (replace(b, terms=t) for b, t in zip(model.banks, terms, strict=True))
+        model = replace(model, banks=tuple(banks), parameters=tuple(parameters))
+        with _libraries().limit(limits=1):
+            return State(model).minimised(_NEARBY)
+
+    def captured(self, cells: Sequence[Array]) -> list[Array]:
+        """Return cells (6,) nearer to the minimum, on blurred profiles; a CrystalError if none."""
+        with _libraries().limit(limits=1):
+            return refined_cells(self._levels, self.phases, cells, BLURS[1:])[1]
 
     def summarised(
         self, state: "State", options: JointOptions, seconds: float = 0.0
@@ -119,9 +160,14 @@ class JointRefiner:
                 continue
             parameters += broadening(code, phase, [model.bank for model in self.models])
             parameters += displacements(code, phase)
-        if len(self.models) > 1 and not cells_alone:
+        if len(self.models) > 1 and not cells_alone and options.offsets is None:
             parameters += offsets([model.bank for model in self.models], options.calibration_su)
-        return JointModel(self.models, self.phases, tuple(parameters))
+        return JointModel(self.models, self.phases, tuple(parameters), offsets=options.offsets)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +183,12 @@ class State:
         assert self.minimum is not None
         return float(self.minimum.residual @ self.minimum.residual)
 
-    @cached_property
+    @property
     def fits(self) -> tuple[BankFit, ...]:
-        """Where each bank stands at the minimum, without derivatives."""
+        """Where each bank stands at the minimum."""
         assert self.minimum is not None
-        point, banks = self.minimum.point, range(len(self.model.banks))
-        return tuple(self.model.fit_bank(b, point, slopes=False) for b in banks)
+        fits: tuple[BankFit, ...] = self.minimum.of_model
+        return fits
 
     def minimised(self, tolerance: float) -> "State":
         """Return the state after a search down to a promise of ``tolerance`` times the noise."""

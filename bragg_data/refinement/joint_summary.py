@@ -37,7 +37,7 @@ def summarise(
 ) -> JointResult:
     """Return the result at a minimum; phases with the names of ``cans`` have no weight fraction."""
     point, n = minimum.point, model.n_points
-    fits = [model.fit_bank(b, point) for b in range(len(model.banks))]
+    fits: tuple[BankFit, ...] = minimum.of_model
     residual = np.concatenate([fit.residual for fit in fits])
     linear = sum(len(model.phases) + bank.terms for bank in model.banks)
     degrees = max(n - len(point) - linear, 1)
@@ -54,7 +54,7 @@ def summarise(
     statistical[rest] = np.linalg.pinv(normal[rest], hermitian=True) * noise
     su_total, su = (np.sqrt(np.maximum(np.diag(c), 0.0)) for c in (total, statistical))
     su = np.where(is_offset, su_total, su)
-    banks = tuple(_bank(model, b, point, fits[b].scales, su) for b in range(len(fits)))
+    banks = tuple(_bank(model, b, point, fits[b], su) for b in range(len(fits)))
     counted = np.array([phase.name not in cans for phase in model.phases])
     weights, su_weights = _weights(model, fits, noise, total, counted)
     common = 1 / np.sqrt(sum(1 / s**2 for s in calibration_su))
@@ -113,14 +113,11 @@ def summarise(
     )
 
 
-def _bank(model: JointModel, number: int, point: Array, scales: Array, su: Array) -> RefinedBank:
+def _bank(model: JointModel, number: int, point: Array, fit: BankFit, su: Array) -> RefinedBank:
     of_bank = model.banks[number]
     bank = of_bank.bank
-    patterns = [
-        bank.at_points(model.simulated(number, code, point, slopes=False)[0])[:, 0]
-        for code in range(len(model.phases))
-    ]
-    peaks = np.stack(patterns, axis=1) @ scales
+    known = model.offsets or (0.0,) * len(model.banks)
+    peaks = fit.patterns @ fit.scales
     polynomials = bank.polynomials(of_bank.terms) / bank.sigma[:, None]
     coefficients, *_ = np.linalg.lstsq(polynomials, (bank.intensity - peaks) / bank.sigma)
     background = polynomials @ coefficients * bank.sigma
@@ -133,10 +130,10 @@ def _bank(model: JointModel, number: int, point: Array, scales: Array, su: Array
         bank=bank,
         calculated=peaks + background,
         background=background,
-        scales=scales,
+        scales=fit.scales,
         terms=of_bank.terms,
         rwp=float(np.sqrt((rest @ rest) / (above @ above))),
-        offset=float(point[offset[0]]) if offset else 0.0,
+        offset=float(point[offset[0]]) if offset else known[number],
         su_offset=float(su[offset[0]]) if offset else 0.0,
     )
 

@@ -9,7 +9,7 @@ fit, and a pattern comes with its derivatives, for little more than without them
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Evaluation(NamedTuple):
 
     residual: Array
     jacobian: Array
+    of_model: Any = None  # whatever else a model keeps of the point
 
 
 class Minimum(NamedTuple):
@@ -34,6 +35,7 @@ class Minimum(NamedTuple):
     point: Array  # (k,)
     residual: Array  # (n,) weighted differences there
     jacobian: Array  # (n, k) their derivatives there
+    of_model: Any  # whatever else the model keeps of the point
     converged: bool  # whether the gradient test was passed
 
 

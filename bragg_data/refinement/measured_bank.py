@@ -1,7 +1,7 @@
 """Measured banks as a refinement takes them: their own points, and patterns averaged over bins."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -64,27 +64,11 @@ class MeasuredBank:
     @property
     def d(self) -> Array:
         """The d-spacing of each point in Å."""
-        return self.instrument.d_spacing_from_tof(self.tof)
+        return _spacings(self.instrument, self.tof.tobytes())
 
     @cached_property
     def _averages(self) -> csr_array:
-        """Means of quintic B-splines (columns: nodes of the grid) over the bins (rows)."""
-        spline = BSpline.basis_element(np.arange(-_REACH, _REACH + 1), extrapolate=False)
-        integral = spline.antiderivative()
-        u = np.log(self.edges / self.grid.start) / self.grid.relative_step
-        first = np.floor(u[:, 0]).astype(int) - _REACH + 1
-        count = int((np.ceil(u[:, 1]) - np.floor(u[:, 0])).max()) + 2 * _REACH - 1
-        nodes = first[:, None] + np.arange(count)
-
-        def below(x: Array) -> Array:
-            return np.where(x >= _REACH, 1.0, np.nan_to_num(integral(np.clip(x, -_REACH, _REACH))))
-
-        share = below(u[:, 1:] - nodes) - below(u[:, :1] - nodes)
-        share /= np.diff(u, axis=1)
-        rows = np.repeat(np.arange(len(u)), count)
-        inside = ((nodes >= 0) & (nodes < self.grid.points)).ravel()
-        values = (share.ravel()[inside], (rows[inside], nodes.ravel()[inside]))
-        return csr_array(values, shape=(len(u), self.grid.points))
+        return _means_over_bins(self.edges.tobytes(), self.grid)
 
     def at_points(self, patterns: AnyFloats) -> Array:
         """Return patterns (m, points of the grid) averaged over the measured bins, (n, m)."""
@@ -99,9 +83,72 @@ class MeasuredBank:
     @cached_property
     def full_width(self) -> Array:
         """Full width at half maximum in µs of the instrument's peak at each point."""
-        d = np.geomspace(float(self.d[0]), float(self.d[-1]), 40)
-        widths = fwhm(self.instrument, d)
-        return np.interp(self.d, d, widths)
+        return np.interp(
+            self.d, *_full_widths(self.instrument, float(self.d[0]), float(self.d[-1]))
+        )
+
+
+def with_wide_bins(bank: MeasuredBank, per_width: float = 4.0) -> MeasuredBank:
+    """Return a bank with neighbouring bins joined, as far as some remain for each peak's width."""
+    width = bank.full_width / np.diff(bank.edges, axis=1)[:, 0]
+    count = int(width.min() / per_width)
+    if count < 2:
+        return bank
+    # Groups of bins that touch each other.
+    together = np.isclose(bank.edges[1:, 0], bank.edges[:-1, 1], rtol=1e-9, atol=0)
+    begins = np.flatnonzero(~np.concatenate([[False], together]))
+    since = (
+        np.arange(len(bank.tof))
+        - begins[np.searchsorted(begins, np.arange(len(bank.tof)), "right") - 1]
+    )
+    first = np.flatnonzero(since % count == 0)
+    share = np.diff(bank.edges, axis=1)[:, 0]
+    total = np.add.reduceat(share, first)
+    edges = np.stack([bank.edges[first, 0], bank.edges[[*(first[1:] - 1), -1], 1]], axis=1)
+    return replace(
+        bank,
+        tof=edges.mean(axis=1),
+        intensity=np.add.reduceat(bank.intensity * share, first) / total,
+        sigma=np.sqrt(np.add.reduceat((bank.sigma * share) ** 2, first)) / total,
+        edges=edges,
+    )
+
+
+# Frames of a series have bins and calibrations alike.
+@lru_cache(maxsize=256)
+def _spacings(instrument: Instrument, tof: bytes) -> Array:
+    """Return d-spacings (n,) in Å at times in µs."""
+    d = instrument.d_spacing_from_tof(np.frombuffer(tof))
+    d.flags.writeable = False
+    return d
+
+
+@lru_cache(maxsize=64)
+def _means_over_bins(edges: bytes, grid: TofGrid) -> csr_array:
+    """Return means of quintic B-splines (columns: nodes of the grid) over bins (rows)."""
+    spline = BSpline.basis_element(np.arange(-_REACH, _REACH + 1), extrapolate=False)
+    integral = spline.antiderivative()
+    u = np.log(np.frombuffer(edges).reshape(-1, 2) / grid.start) / grid.relative_step
+    first = np.floor(u[:, 0]).astype(int) - _REACH + 1
+    count = int((np.ceil(u[:, 1]) - np.floor(u[:, 0])).max()) + 2 * _REACH - 1
+    nodes = first[:, None] + np.arange(count)
+
+    def below(x: Array) -> Array:
+        return np.where(x >= _REACH, 1.0, np.nan_to_num(integral(np.clip(x, -_REACH, _REACH))))
+
+    share = below(u[:, 1:] - nodes) - below(u[:, :1] - nodes)
+    share /= np.diff(u, axis=1)
+    rows = np.repeat(np.arange(len(u)), count)
+    inside = ((nodes >= 0) & (nodes < grid.points)).ravel()
+    values = (share.ravel()[inside], (rows[inside], nodes.ravel()[inside]))
+    return csr_array(values, shape=(len(u), grid.points))
+
+
+@lru_cache(maxsize=256)
+def _full_widths(instrument: Instrument, first: float, last: float) -> tuple[Array, Array]:
+    """Return d-spacings (40,) in Å between two, and full widths there in µs."""
+    d = np.geomspace(first, last, 40)
+    return d, fwhm(instrument, d)
 
 
 def measured_bank(
@@ -133,13 +180,13 @@ def measured_bank(
     ends = tof[good][[0, -1]] * np.array([1 - _BEYOND, 1 + _BEYOND])
     shortest, longest = spacings_of(instrument, *ends.tolist())
     limits = max(shortest, d_range[0] * (1 - _BEYOND)), min(longest, d_range[1] * (1 + _BEYOND))
-    band = where_peaks_are(Band(instrument, max(limits[0], _SHORTEST), limits[1], ""))
-    if band is None:
+    likely = _where_widths_are_likely(instrument, max(limits[0], _SHORTEST), limits[1])
+    if likely is None:
         raise RefinementError(
             f"{profile.name}: the calibration of bank {instrument.bank} gives peaks no width "
             f"between {limits[0]:.3g} and {limits[1]:.3g} Å. Check that it is of this instrument."
         )
-    band, width = _where_widths_are_likely(band)
+    band, width = likely
     first, last = instrument.tof_from_d_spacing(np.array([band.shortest, band.longest]))
     step = max(
         float(width.min()) / _PER_FWHM,
@@ -163,12 +210,18 @@ def measured_bank(
     )
 
 
-def _where_widths_are_likely(band: Band) -> tuple[Band, Array]:
+@lru_cache(maxsize=256)
+def _where_widths_are_likely(
+    instrument: Instrument, shortest: float, longest: float
+) -> tuple[Band, Array] | None:
     """Return the longest part of a band without extremely narrow peaks, and relative widths there.
 
     Where polynomials for the widths are used beyond the range that they were fitted in, they fall
-    to zero before they are negative.
+    to zero before they are negative. None where peaks have no width anywhere in the band.
     """
+    band = where_peaks_are(Band(instrument, shortest, longest, ""))
+    if band is None:
+        return None
     d = np.geomspace(band.shortest, band.longest, 200)
     width = band.relative_width(d)
     likely = np.concatenate([[False], width > _NARROWEST * np.median(width), [False]])

@@ -1,168 +1,390 @@
-"""Many frames of one sample, refined one after the other, and what happens between them.
+"""Many frames of one sample, refined one after the other.
 
-Every frame is refined from its neighbour's cells and, independently, from those of the CIFs; the
-better minimum counts, so that a sudden change is not dragged along. Where a frame holds one of
-several structures, the one with the most evidence is chosen.
+A frame is refined from all parameters of its neighbour. Where this fit is surprising, as at a
+transition, it is refined independently of its neighbours too, from the CIFs, and the better fit
+counts: a sudden change is not dragged along. Structures that can hardly be distinguished, as those
+before and after a transition, exclude each other: the one with the most evidence is chosen, and
+they are compared after some frames in any case. Others are in a frame or not, each by itself.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
-from bragg_data.arrays import Array, Mask
-from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.arrays import Array
+from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.evidence import schwarz_evidence
-from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
-from bragg_data.refinement.joint_result import JointResult, RefinedPhaseResult
-from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.identification import informative_banks
+from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, State
+from bragg_data.refinement.joint_result import JointResult, RefinedPhaseResult, RefinedSite
+from bragg_data.refinement.measured_bank import MeasuredBank, with_wide_bins
+from bragg_data.refinement.phase_screening import emerging_cell, exclude_each_other, has_peaks
 from bragg_data.refinement.result import RefinementError
 
-_SUDDEN = 6.0  # times the usual scatter between neighbours, …
-_SIGNIFICANT = 5.0  # … and times the uncertainty of a difference: a jump
-_SCALE = 1.5  # ratio of the signals of neighbours
-_NO_PEAKS = "No peak of the phases stands out of the noise."
-_UNREADABLE = "The frame cannot be read or refined."
-_LASTING = 2  # frames that a phase or unexplained lines have to stay for
+EVERY = 32
+"""Frames after which a series is compared with the other structures in any case."""
+
+_SURPRISING = 8.0  # uncertainties of a cell parameter off the trend of its neighbours, …
+_WORSE = 0.03, 6.0  # … relative increase of the reduced χ², and in units of its scatter
+_UNDETERMINED = 0.7  # of the uncertainty that is expected before anything is measured
 
 
 @dataclass(frozen=True)
-class Event:
-    """What happened at a frame; frames are counted from 0."""
+class Neighbour:
+    """What is known from the frames before."""
 
-    frame: int
-    kind: (
-        str  # blank, not accepted, phase appears, phase disappears, transition, jump, scale, lines
-    )
-    text: str
+    choice: int = 0  # which structures a frame holds
+    present: tuple[str, ...] = ()  # names of the phases that are refined
+    values: Mapping[str, float] = field(default_factory=dict)  # of parameters, by their names
+    terms: tuple[int, ...] = ()  # of the background of each bank
+    reduced_chi2: float = np.inf
+    steps: Mapping[str, float] = field(default_factory=dict)  # of cell parameters, to this frame
+    su: Mapping[str, float] = field(default_factory=dict)  # of cell parameters
+    held: tuple[str, ...] = ()  # names of parameters that the data do not determine
+    age: int = 0  # frames since the structures were compared
+    seen: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # latest cells (6,)
+
+
+class _Fit(NamedTuple):
+    """A refined frame: which structures it holds, and where the search ended."""
+
+    choice: int
+    state: State
+    result: JointResult
 
 
 class SeriesRefiner:
-    """Refines frame after frame; it remembers the cells of the last one that was accepted.
+    """Refines frame after frame; :attr:`before` is what it knows from those that were accepted.
 
-    With ``single`` a frame holds one of the phases, otherwise any of them; in both cases in cans.
+    ``single``: a frame holds one of the phases, True, or any of them, False; None: structures of
+    one composition with nearly the same lines exclude each other. In all cases in cans.
     """
 
     def __init__(
-        self, phases: Sequence[Phase], cans: Sequence[Phase] = (), *, single: bool = False
+        self,
+        phases: Sequence[Phase],
+        cans: Sequence[Phase] = (),
+        *,
+        single: bool | None = None,
+        before: Neighbour | None = None,
     ) -> None:
-        self._choices = [[p, *cans] for p in phases] if single else [[*phases, *cans]]
-        self._cells: dict[str, Array] = {}
+        self._phases, self._cans, self._single = list(phases), list(cans), single
+        self._choices: list[list[Phase]] = []
+        self.before = before
+
+    def refine_all(
+        self, frames: Sequence[tuple[Sequence[MeasuredBank], JointOptions]]
+    ) -> list[JointResult | RefinementError]:
+        """Refine some frames; where the structures change in their midst, find the first one."""
+        results: list[JointResult | RefinementError] = []
+        for banks, options in frames:
+            before = self.before
+            try:
+                results.append(self.refine(banks, options))
+            except RefinementError as error:
+                results.append(error)
+                continue
+            if before and self.before and before.choice != self.before.choice:
+                self._change_earlier(frames[: len(results) - 1], results)
+        return results
 
     def refine(self, banks: Sequence[MeasuredBank], options: JointOptions) -> JointResult:
         """Return the refinement of the next frame; a RefinementError if it has no pattern."""
         began = time.perf_counter()
-        chosen, errors = [], list[RefinementError]()
-        for phases in self._choices:
-            try:
-                chosen.append(self._best(banks, phases, options))
-            except RefinementError as error:
-                errors.append(error)
-        if not chosen:
-            raise errors[0]
-        best = chosen[int(np.argmax(schwarz_evidence(chosen)))] if len(chosen) > 1 else chosen[0]
-        if best.accepted:
-            self._cells |= {phase.name: phase.cell for phase in best.phases if phase.present}
-        return replace(best, seconds=time.perf_counter() - began)
+        banks = [with_wide_bins(bank) for bank in banks]
+        if not self._choices:
+            self._choices = self._grouped(banks)
+        before = self.before
+        fit: _Fit | None = None
+        if before is not None and len(before.terms) == len(banks):
+            with suppress(CrystalError, RefinementError):
+                fit = self._continued(banks, options, before)
+        if fit is None or before is None:
+            fit = self._independent(banks, options)
+        elif self._is_surprising(fit.result, before):
+            if not has_peaks(fit.state):
+                return self._completed(fit, began)
+            with suppress(RefinementError):
+                fit = self._independent(banks, options, fit)
+            before = replace(before, age=0)
+        elif before.age >= EVERY and len(self._choices) > 1:
+            fit = self._compared(banks, options, fit)
+            before = replace(before, age=0)
+        if fit.result.accepted:
+            self._remember(fit, before)
+        return self._completed(fit, began)
 
-    def _best(
-        self, banks: Sequence[MeasuredBank], phases: Sequence[Phase], options: JointOptions
-    ) -> JointResult:
-        refiner = JointRefiner(banks, phases)
-        starts = [[np.array(phase.cell, dtype=np.float64) for phase in phases]]
-        if self._cells.keys() & {phase.name for phase in phases}:
-            starts.append([self._cells.get(p.name, np.array(p.cell)) for p in phases])
-        results, errors = [], list[RefinementError]()
-        for cells in starts:
-            try:
-                results.append(refiner.refine(options, cells))
-            except RefinementError as error:
-                errors.append(error)
-        if not results:
-            raise errors[0]
-        return min(results, key=lambda result: result.chi2)
+    def _grouped(self, banks: Sequence[MeasuredBank]) -> list[list[Phase]]:
+        """Return the structures that a frame may hold together, one list for each possibility."""
+        groups: list[list[Phase]] = []
+        for phase in self._phases:
+            for group in groups:
+                if self._single or (
+                    self._single is None and exclude_each_other(phase, group[0], banks)
+                ):
+                    group.append(phase)
+                    break
+            else:
+                groups.append([phase])
+        return [[*chosen, *self._cans] for chosen in product(*groups)]
 
+    def _independent(
+        self, banks: Sequence[MeasuredBank], options: JointOptions, fit: _Fit | None = None
+    ) -> _Fit:
+        """Refine a frame from the CIFs' cells; the structures are chosen on two banks.
 
-def events(results: Sequence[JointResult | None]) -> list[Event]:
-    """Return what happens in a series, in the order of its frames.
+        A fit from elsewhere stays where its structures are chosen, and it is the better one.
+        """
+        choice = 0
+        if len(self._choices) > 1:
+            of_some, near = _informative(banks, options)
+            results, errors = dict[int, JointResult](), list[RefinementError]()
+            for k, phases in enumerate(self._choices):
+                starts: list[list[Array] | None] = [None]
+                if fit is not None and fit.choice == k:
+                    known = {phase.name: phase.cell for phase in fit.result.phases}
+                    starts.append([known.get(p.name, np.array(p.cell)) for p in phases])
+                refiner = JointRefiner(of_some, phases)
+                for cells in starts:
+                    try:
+                        result = refiner.refine(near, cells)
+                    except RefinementError as error:
+                        errors.append(error)
+                        continue
+                    if k not in results or result.chi2 < results[k].chi2:
+                        results[k] = result
+            if not results:
+                raise errors[0]
+            choice = list(results)[int(np.argmax(schwarz_evidence(list(results.values()))))]
+        refiner = JointRefiner(banks, self._choices[choice])
+        state = refiner.searched(options)
+        independent = _Fit(choice, state, refiner.summarised(state, options))
+        if fit is None or fit.choice != choice:
+            return independent
+        return min(fit, independent, key=lambda fit: fit.result.chi2)
 
-    None are frames that cannot be read or refined.
-    """
-    blank = [not any(phase.present for phase in _of_sample(r)) for r in results]
-    listed = [
-        Event(k, "blank", _UNREADABLE if results[k] is None else _NO_PEAKS)
-        for k in np.flatnonzero(blank).tolist()
-    ]
-    frames = [(k, r) for k, r in enumerate(results) if r is not None and not blank[k]]
-    listed += [Event(k, "not accepted", " ".join(r.reasons)) for k, r in frames if r.reasons]
-    numbers = [k for k, _ in frames]
-    changes: dict[int, list[tuple[str, bool]]] = {}
-    for name in dict.fromkeys(phase.name for _, r in frames for phase in _of_sample(r)):
-        phases = [
-            next((p for p in r.phases if p.name == name and p.present), None) for _, r in frames
-        ]
-        seen = np.array([phase is not None for phase in phases], dtype=bool)
-        for place, begins in _changes(seen):
-            changes.setdefault(numbers[place], []).append((name, begins))
-        accepted = zip(numbers, phases, frames, strict=True)
-        listed += _jumps([(k, p) for k, p, (_, r) in accepted if p is not None and r.accepted])
-    for frame, of_frame in changes.items():
-        begun = [name for name, begins in of_frame if begins]
-        ended = [name for name, begins in of_frame if not begins]
-        if begun and ended:
-            text = f"{', '.join(ended)} turns into {', '.join(begun)}."
-            listed.append(Event(frame, "transition", text))
-            continue
-        listed += [Event(frame, "phase appears", f"{name} appears.") for name in begun]
-        listed += [Event(frame, "phase disappears", f"{name} disappears.") for name in ended]
-    signals = [sum(float((b.calculated - b.background).sum()) for b in r.banks) for _, r in frames]
-    for place in range(1, len(frames)):
-        ratio = signals[place] / max(signals[place - 1], 1e-300)
-        alike = len(frames[place][1].banks) == len(frames[place - 1][1].banks)
-        if alike and not 1 / _SCALE < ratio < _SCALE:
-            text = f"The signal changes by a factor of {ratio:.3g}."
-            listed.append(Event(numbers[place], "scale", text))
-    unexplained = np.array([bool(r.unexplained_lines) for _, r in frames], dtype=bool)
-    for place, begins in _changes(unexplained):
-        lines = ", ".join(f"{d:.3f}" for d in frames[place][1].unexplained_lines)
-        text = (
-            f"Lines at d = {lines} Å are not explained." if begins else "All lines are explained."
+    def _continued(
+        self, banks: Sequence[MeasuredBank], options: JointOptions, before: Neighbour
+    ) -> _Fit:
+        """Refine a frame from its neighbour; phases that were not there only where they show."""
+        phases = self._choices[before.choice]
+        there = [phase for phase in phases if phase.name in before.present]
+        refiner = JointRefiner(banks, there or phases)
+        state = refiner.continued(options, before.values, before.terms, before.held)
+        result = refiner.summarised(state, options)
+        values = dict(before.values)
+        for phase in phases if there else ():
+            if (
+                phase not in there
+                and (cell := emerging_cell(state, phase, before.seen.get(phase.name))) is not None
+            ):
+                values |= _named(phase, cell)
+                there.append(phase)
+        if there and len(there) > len(state.model.phases):
+            refiner = JointRefiner(banks, [phase for phase in phases if phase in there])
+            trial = refiner.continued(options, values, before.terms, before.held)
+            with_more = refiner.summarised(trial, options)
+            if sum(p.present for p in with_more.phases) > sum(p.present for p in result.phases):
+                return _Fit(before.choice, trial, with_more)
+        return _Fit(before.choice, state, result)
+
+    def _compared(self, banks: Sequence[MeasuredBank], options: JointOptions, fit: _Fit) -> _Fit:
+        """Return the fit of the structures with most evidence, the present ones or others.
+
+        They are compared on two banks, from what is known of them.
+        """
+        assumed = self.before
+        assert assumed is not None
+        of_some, near = _informative(banks, options)
+        terms = [assumed.terms[banks.index(bank)] for bank in of_some]
+        results: dict[int, JointResult] = {}
+        for choice, phases in enumerate(self._choices):
+            there = [p for p in phases if p.name in assumed.present or p not in self._shared]
+            refiner = JointRefiner(of_some, there)
+            starts = [np.array(assumed.seen.get(p.name, tuple(p.cell))) for p in there]
+            with suppress(CrystalError, RefinementError):
+                values = _transferred(assumed.values, there)
+                cells = starts if choice == fit.choice else refiner.captured(starts)
+                for phase, cell in zip(refiner.phases, cells, strict=True):
+                    values |= _named(phase, cell)
+                state = refiner.continued(near, values, terms)
+                results[choice] = refiner.summarised(state, near)
+        best = list(results)[int(np.argmax(schwarz_evidence(list(results.values()))))]
+        return fit if best == fit.choice else self._independent(banks, options, fit)
+
+    def _change_earlier(
+        self,
+        frames: Sequence[tuple[Sequence[MeasuredBank], JointOptions]],
+        results: list[JointResult | RefinementError],
+    ) -> None:
+        """Refine the frames before a change with the structures after it, as long as these win."""
+        after = self.before
+        assert after is not None
+        for place in range(len(frames) - 1, -1, -1):
+            banks, options = frames[place]
+            result = results[place]
+            with suppress(CrystalError, RefinementError):
+                wide = [with_wide_bins(bank) for bank in banks]
+                other = self._continued(wide, options, after)
+                if isinstance(result, JointResult) and not result.accepted:
+                    continue
+                if (
+                    isinstance(result, JointResult)
+                    and np.diff(schwarz_evidence([result, other.result])) > 0
+                ):
+                    results[place] = self._completed(other, time.perf_counter())
+                    continue
+            return
+
+    @property
+    def _shared(self) -> list[Phase]:
+        """The phases that all choices have in common."""
+        return [p for p in self._choices[0] if all(p in choice for choice in self._choices)]
+
+    @staticmethod
+    def _is_surprising(result: JointResult, before: Neighbour) -> bool:
+        """Return whether a fit that continues its neighbour's is unlike what came before."""
+        there = {phase.name: phase for phase in result.phases if phase.present}
+        if not result.accepted or not set(before.present) <= there.keys():
+            return True
+        allowed = max(_WORSE[0], _WORSE[1] * np.sqrt(2 / result.n_points))
+        if result.reduced_chi2 > before.reduced_chi2 * (1 + allowed):
+            return True
+        for phase in there.values():
+            for name in phase.free_parameters:
+                key, column = f"{phase.name}: {name}", CELL_PARAMETERS.index(name)
+                if key not in before.values:
+                    continue
+                step = phase.cell[column] - before.values[key]
+                off = step - before.steps.get(key, 0.0)
+                # Where a cell becomes more symmetric, its uncertainty grows.
+                su = min(phase.su[column], before.su.get(key, np.inf))
+                if min(abs(off), 2 * abs(step)) > _SURPRISING * np.sqrt(2) * su:
+                    return True
+        return False
+
+    def _remember(self, fit: _Fit, before: Neighbour | None) -> None:
+        choice, state, result = fit
+        present = tuple(phase.name for phase in result.phases if phase.present)
+        assert state.minimum is not None
+        values = {
+            parameter.name: value
+            for parameter, value in zip(
+                state.model.parameters, state.minimum.point.tolist(), strict=True
+            )
+            if parameter.phase is None or state.model.phases[parameter.phase].name in present
+        }
+        cells = {p.name: tuple(p.cell.tolist()) for p in result.phases if p.present}
+        known = before or Neighbour()
+        steps = {
+            f"{p.name}: {name}": values[f"{p.name}: {name}"] - known.values[f"{p.name}: {name}"]
+            for p in result.phases
+            for name in p.free_parameters
+            if f"{p.name}: {name}" in known.values.keys() & values.keys()
+        }
+        age = known.age + 1 if known.choice == choice else 0
+        covariance = np.linalg.pinv(
+            state.minimum.jacobian.T @ state.minimum.jacobian, hermitian=True
         )
-        listed.append(Event(numbers[place], "lines", text))
-    return sorted(listed, key=lambda event: event.frame)
+        su = np.sqrt(state.model.noise * np.maximum(np.diag(covariance), 0.0))
+        held = [
+            p.name
+            for p, u in zip(state.model.parameters, su.tolist(), strict=True)
+            if u > _UNDETERMINED * p.su
+        ]
+        self.before = Neighbour(
+            choice=choice,
+            present=present,
+            values=values,
+            terms=tuple(bank.terms for bank in state.model.banks),
+            reduced_chi2=result.reduced_chi2,
+            steps=steps,
+            su={
+                f"{p.name}: {name}": float(p.su[CELL_PARAMETERS.index(name)])
+                for p in result.phases
+                if p.present
+                for name in p.free_parameters
+            },
+            held=tuple(sorted({*held, *(known.held if age else ())})),
+            age=age,
+            seen={**known.seen, **cells},
+        )
+
+    def _completed(self, fit: _Fit, began: float) -> JointResult:
+        """Return a result with the phases that were not looked for, in the order of the choice."""
+        result = fit.result
+        known = {phase.name: phase for phase in result.phases}
+        names = {can.name for can in self._cans}
+        phases = tuple(
+            known.get(phase.name) or _absent(phase, is_can=phase.name in names)
+            for phase in self._choices[fit.choice]
+        )
+        missing = tuple(f"{p.name} was not found." for p in phases if p.name not in known)
+        seconds = time.perf_counter() - began
+        return replace(result, phases=phases, remarks=(*result.remarks, *missing), seconds=seconds)
 
 
-def _of_sample(result: JointResult | None) -> list[RefinedPhaseResult]:
-    """Return the phases of the sample, without what holds it."""
-    phases = () if result is None else result.phases
-    return [phase for phase in phases if not np.isnan(phase.weight_percent)]
+def _informative(
+    banks: Sequence[MeasuredBank], options: JointOptions
+) -> tuple[list[MeasuredBank], JointOptions]:
+    """Return the banks on which structures are compared, and the options for these."""
+    places = informative_banks(banks)
+    su = tuple(options.calibration_su[b] for b in places)
+    offsets = options.offsets and tuple(options.offsets[b] for b in places)
+    return [banks[b] for b in places], replace(options, calibration_su=su, offsets=offsets)
 
 
-def _changes(states: Mask) -> Iterator[tuple[int, bool]]:
-    """Yield the places where a state that lasts begins (True) or ends, but for the first frame."""
-    state = bool(states[0]) if len(states) else False
-    for place in range(1, len(states)):
-        ahead = states[place : place + _LASTING]
-        if len(ahead) == _LASTING and (ahead != state).all():
-            state = not state
-            yield place, state
+def _absent(phase: Phase, *, is_can: bool) -> RefinedPhaseResult:
+    nothing = np.zeros(6)
+    return RefinedPhaseResult(
+        name=phase.name,
+        space_group=phase.space_group,
+        free_parameters=phase.lattice.free_parameters,
+        cell=np.array(phase.cell),
+        su=nothing,
+        su_calibration=nothing,
+        weight_percent=np.nan if is_can else 0.0,
+        su_weight_percent=np.nan if is_can else 0.0,
+        sites=tuple(
+            RefinedSite(
+                site.label or site.symbol,
+                site.symbol,
+                np.array(site.position),
+                np.zeros(3),
+                site.occupancy,
+                site.u_iso,
+                0.0,
+            )
+            for site in phase.sites
+        ),
+        structure=phase,
+        parameters={},
+        present=False,
+    )
 
 
-def _jumps(frames: Sequence[tuple[int, RefinedPhaseResult]]) -> Iterator[Event]:
-    """Yield where a cell parameter changes far more than between other neighbours."""
-    if len(frames) < 2:
-        return
-    phases = [phase for _, phase in frames]
-    for name in phases[0].free_parameters:
-        column = CELL_PARAMETERS.index(name)
-        values = np.array([phase.cell[column] for phase in phases])
-        su = np.array([phase.su[column] for phase in phases])
-        steps = np.diff(values)
-        usual = float(np.median(steps))
-        scatter = 1.4826 * float(np.median(np.abs(steps - usual)))
-        limit = np.maximum(_SUDDEN * scatter, _SIGNIFICANT * np.hypot(su[1:], su[:-1]))
-        for k in np.flatnonzero(np.abs(steps - usual) > limit).tolist():
-            text = f"{phases[0].name}: {name} jumps from {values[k]:.5f} to {values[k + 1]:.5f}."
-            yield Event(frames[k + 1][0], "jump", text)
+def _named(phase: Phase, cell: Array) -> dict[str, float]:
+    """Return the free parameters of a cell by the names that a refinement gives them."""
+    free = cell[phase.lattice.free_columns].tolist()
+    return {
+        f"{phase.name}: {n}": v for n, v in zip(phase.lattice.free_parameters, free, strict=True)
+    }
+
+
+def _transferred(values: Mapping[str, float], phases: Sequence[Phase]) -> dict[str, float]:
+    """Return values with those of other phases for the ones that have none, but for cells.
+
+    Broadening and displacements hardly change where a structure is slightly distorted.
+    """
+    transferred: dict[str, float] = {}
+    for name, value in values.items():
+        what = name.partition(": ")[2]
+        if what and what not in CELL_PARAMETERS:
+            transferred |= {f"{phase.name}: {what}": value for phase in phases}
+    return transferred | dict(values)

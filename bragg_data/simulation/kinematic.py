@@ -1,9 +1,10 @@
 """The fast simulator: GSAS-II's kinematic time-of-flight pattern as a linear operator."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -179,13 +180,15 @@ class Simulator:
         slopes: bool = True,
         precision: type[np.floating] = np.float32,
         factors: Callable[[Lines], LineFactors] | None = None,
+        known: Mapping[str, float] = MappingProxyType({}),
     ) -> NDArray[np.floating]:
         """Return the pattern of one sample of a phase, and its derivatives: (1 + n, points).
 
         By the free cell parameters (n_free,), in Å and degrees, and by the parameters ``names``:
         those of :class:`SampleParameters`; ``difa``; ``u_iso_1`` …, the displacement parameters of
         the phase's groups in Å²; ``shift_1`` …, displacements along all free coordinates in Å; and
-        ``factor_1`` …, by which the ``factors`` on the intensities of lines change. Without
+        ``factor_1`` …, by which the ``factors`` on the intensities of lines change. Parameters of
+        :class:`SampleParameters` that are ``known`` have no derivatives. Without
         ``slopes`` it is the pattern alone, (1, points). It agrees with :meth:`simulate` to single
         precision. Only the step of GSAS-II's erfcx, and reflections that cross an end of the
         window, have no part in the derivatives. Raises a CrystalError if the cell encloses no
@@ -194,7 +197,7 @@ class Simulator:
         lattice = self.phases[code].lattice
         cells = lattice.cells(free[None])
         check_volume(cells)
-        given = dict(zip(names, values.tolist(), strict=True))
+        given = {**known, **dict(zip(names, values.tolist(), strict=True))}
         sample = {name: given.get(name, nominal) for name, nominal in self._nominal.items()}
         per_sample = {name: np.array([value]) for name, value in sample.items()}
         widths = self._widths.widths(per_sample)

@@ -7,16 +7,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from bragg_data.crystallography.structure import Phase
-from bragg_data.errors import first_line
 from bragg_data.files import user_cache
-from bragg_data.instrument.instprm import InstrumentError, read_banks
-from bragg_data.measurement.readers import AS_USUAL, ProfileError, Reading
+from bragg_data.measurement.readers import AS_USUAL, Reading
 from bragg_data.refinement.identification import identify, informative_banks
 from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.joint_result import JointResult
-from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.retrieval import pattern_library
-from bragg_data.refinement.series import Event, SeriesRefiner, events
 from pipelines.cli.console import Progress
 from pipelines.refinement.inputs import (
     Request,
@@ -26,7 +22,6 @@ from pipelines.refinement.inputs import (
     read_structures,
 )
 from pipelines.refinement.result import JointRefinement, joint_refinement
-from pipelines.refinement.series import FrameResult
 
 _MOST_WARNINGS = 3  # that are listed one by one
 
@@ -127,44 +122,6 @@ def identify_samples(
             ]
         )
         yield _refined(sample, fit, warnings, alternatives)
-
-
-def refine_series(
-    request: Request,
-    structures: Sequence[str],
-    values: Sequence[float],
-    *,
-    single: bool = False,
-    quiet: bool = False,
-) -> tuple[list[FrameResult], list[Event]]:
-    """Refine each file of a request as a frame of a series; return the frames, and what happens.
-
-    A file that cannot be read or refined is a frame without a result. Errors of structures, of the
-    instrument file, and of all files are those of :func:`refine`.
-    """
-    phases, assumptions = read_structures([*structures, *request.cans])
-    cans = tuple(phase.name for phase in phases[len(structures) :])
-    read_banks(request.instrument)  # whose errors are no frame's
-    of_sample, holders = phases[: len(structures)], phases[len(structures) :]
-    refiner = SeriesRefiner(of_sample, holders, single=single)
-    errors: list[Exception] = []
-    frames: list[FrameResult] = []
-    fits: list[JointResult | None] = []
-    with Progress("Refining", len(request.files), "frames", quiet=quiet) as bar:
-        for file, value in zip(request.files, values, strict=True):
-            try:
-                (sample,) = read_samples(replace(request, files=(file,)))
-                options = JointOptions(sample.calibration_su, evidence=False, cans=cans)
-                fits.append(fit := refiner.refine(sample.banks, options))
-                frames.append(FrameResult(file, value, joint_refinement(sample, fit, assumptions)))
-            except (OSError, ProfileError, InstrumentError, RefinementError) as error:
-                errors.append(error)
-                fits.append(None)
-                frames.append(FrameResult(file, value, None, first_line(error)))
-            bar.advance()
-    if len(errors) == len(frames):
-        raise errors[0]
-    return frames, events(fits)
 
 
 def _structures(files: Sequence[str]) -> list[Phase]:

@@ -131,6 +131,9 @@ class JointBank(_Frozen):
     su_difc_offset: Annotated[
         float | None, Field(description="Its standard uncertainty; 0 where it was not refined.")
     ]
+    signal: Annotated[
+        float | None, Field(description="Mean of the calculated profile above the background.")
+    ] = None
 
 
 class JointRefinement(_Frozen):
@@ -273,6 +276,7 @@ def _bank(bank: RefinedBank) -> JointBank:
         background_terms=bank.terms,
         difc_offset=_number(bank.offset),
         su_difc_offset=_number(bank.su_offset),
+        signal=_number(float((bank.calculated - bank.background).mean())),
     )
 
 

@@ -7,26 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from rich.markup import escape
+from rich.table import Table
 
 from bragg_data.measurement.readers import ProfileError
-from bragg_data.refinement.series import Event
+from pipelines.cli.console import console, say
 from pipelines.cli.style import SYMBOLS, UNITS
-from pipelines.refinement.result import JointPhase, JointRefinement
+from pipelines.refinement.events import Event
+from pipelines.refinement.frames import FrameResult
+from pipelines.refinement.output import cell_texts
+from pipelines.refinement.result import JointPhase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-
-
-class FrameResult(NamedTuple):
-    """A frame of a series."""
-
-    file: Path
-    value: float
-    result: JointRefinement | None  # None where the file cannot be used, for the reason
-    reason: str = ""
 
 
 def values_of_files(files: Sequence[Path], table: Path | None, along: str | None) -> list[float]:
@@ -73,9 +69,72 @@ def _values_of_table(files: Sequence[Path], table: Path, along: str | None) -> l
     return chosen
 
 
-def write_csv(frames: Sequence[FrameResult], label: str, file: Path) -> None:
+class Strain(NamedTuple):
+    """Change of a length of a cell, relative to the same length of another frame."""
+
+    value: float
+    su: float  # standard uncertainty of the measurements: an error of the calibration cancels
+
+
+Strains = dict[tuple[int, int, str], dict[str, Strain]]
+"""By place in the list of frames, place of a phase and its name: the strain of each length."""
+
+
+def relative_to(frames: Sequence[FrameResult], reference: int) -> Strains:
+    """Return lattice strains relative to a frame, or where it has not the phase the first that has.
+
+    Where banks are refined apart, relative to the same bank.
+    """
+    firsts: dict[tuple[tuple[int, ...], str], JointPhase] = {}
+    late = sorted(frames, key=lambda f: (f.number != reference, f.number))
+    for frame in late:
+        for phase in frame.result.phases if frame.result and frame.result.accepted else ():
+            if phase.cell and frame.result:
+                firsts.setdefault((frame.result.banks, phase.name), phase)
+    strains: Strains = {}
+    for place, frame in enumerate(frames):
+        for of_result, phase in enumerate(frame.result.phases if frame.result else ()):
+            assert frame.result is not None
+            first = firsts.get((frame.result.banks, phase.name))
+            if first and first.cell and first.su and phase.cell and phase.su:
+                strains[place, of_result, phase.name] = {
+                    name: Strain(
+                        x / x_0 - 1, 0.0 if first is phase else float(np.hypot(u / x, u_0 / x_0))
+                    )
+                    for name in phase.free_parameters
+                    if name in "abc"
+                    for x, x_0, u, u_0 in [
+                        [
+                            float(c.values()[name] or 0)
+                            for c in (phase.cell, first.cell, phase.su, first.su)
+                        ]
+                    ]
+                }
+    return strains
+
+
+def print_series(frames: Sequence[FrameResult], events: Sequence[Event], label: str) -> None:
+    """Print a table of the frames, and what happens."""
+    table = Table("frame", label, "file", "phase", "cell (Å, °)", "wt %", "R_wp (%)")
+    for frame in frames:
+        first = f"{frame.number}", f"{frame.value:g}", escape(frame.file.name)
+        if frame.result is None:
+            table.add_row(*first, f"[yellow]{escape(frame.reason)}[/]")
+            continue
+        rwp = f"{100 * (frame.result.rwp or 0):.2f}"
+        for phase in frame.result.phases:
+            cell = ", ".join(cell_texts(phase).values())
+            weight = "" if phase.weight_percent is None else f"{phase.weight_percent:.1f}"
+            table.add_row(*first, escape(phase.name), cell, weight, rwp)
+            first, rwp = ("", "", ""), ""
+    console.print(table)
+    for event in events:
+        say(f"[yellow]![/] frame {event.frame}, {event.kind}: {escape(event.text)}")
+
+
+def write_csv(frames: Sequence[FrameResult], strains: Strains, label: str, file: Path) -> None:
     """Write a line for each frame, units in the names of columns; empty where there is no value."""
-    rows = [_row(number, frame, label) for number, frame in enumerate(frames)]
+    rows = [_row(place, frame, strains, label) for place, frame in enumerate(frames)]
     columns = dict.fromkeys(name for row in rows for name in row)
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(columns))
@@ -83,13 +142,17 @@ def write_csv(frames: Sequence[FrameResult], label: str, file: Path) -> None:
         writer.writerows(rows)
 
 
-def _row(number: int, frame: FrameResult, label: str) -> dict[str, object]:
-    row: dict[str, object] = {"frame": number, "file": str(frame.file), label: frame.value}
+def _row(place: int, frame: FrameResult, strains: Strains, label: str) -> dict[str, object]:
+    row: dict[str, object] = {"frame": frame.number, "file": str(frame.file), label: frame.value}
     if frame.result is None:
         return row | {"accepted": False, "reason": frame.reason}
+    row |= {"banks": " ".join(map(str, frame.result.banks))}
     row |= {"accepted": frame.result.accepted, "rwp": frame.result.rwp}
-    for phase in frame.result.phases:
+    for code, phase in enumerate(frame.result.phases):
         row |= _of_phase(phase)
+        for name, strain in strains.get((place, code, phase.name), {}).items():
+            row[f"{phase.name} strain {name} (1e-6)"] = round(1e6 * strain.value, 2)
+            row[f"{phase.name} su strain {name} (1e-6)"] = round(1e6 * strain.su, 2)
     return row
 
 
@@ -110,47 +173,58 @@ def _of_phase(phase: JointPhase) -> dict[str, object]:
 
 
 def draw_series(
-    frames: Sequence[FrameResult], events: Sequence[Event], label: str, file: Path
+    frames: Sequence[FrameResult], strains: Strains, events: Sequence[Event], label: str, file: Path
 ) -> None:
-    """Draw cell parameters, weight fractions and R_wp along a series, and its events, to a PNG."""
+    """Draw to a PNG what changes along a series, with uncertainties, and its events.
+
+    Cells and strains, weight fractions, displacement parameters, microstrain and R_wp.
+    """
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(p.name for f in frames if f.result for p in f.result.phases))
-    free = dict.fromkeys(
-        n for f in frames if f.result for p in f.result.phases for n in p.free_parameters
-    )
-    several = len(names) > 1
-    count = len(free) + several + 1
-    figure = Figure(figsize=(8, 1.9 * count + 0.6), layout="constrained")
-    axes: list[Axes] = figure.subplots(count, squeeze=False, sharex=True)[:, 0].tolist()
-    for color, name in zip(_COLORS * len(names), names, strict=False):
-        phases = [
-            (f.value, p)
-            for f in frames
-            if f.result
-            for p in f.result.phases
-            if p.name == name and p.cell is not None
-        ]
-        for axis, parameter in zip(axes, free, strict=False):
-            points = [(x, p) for x, p in phases if parameter in p.free_parameters]
-            y = [getattr(p.cell, parameter) for _, p in points]
-            su = [getattr(p.su, parameter) for _, p in points]
-            axis.errorbar([x for x, _ in points], y, su, fmt=".", color=color, label=name, ms=4)
-            axis.set_ylabel(f"{SYMBOLS[parameter]} / {UNITS[parameter]}")
-        if several:
-            share = [(x, p) for x, p in phases if p.weight_percent is not None]
-            y, su = [p.weight_percent for _, p in share], [p.su_weight_percent for _, p in share]
-            axes[len(free)].errorbar([x for x, _ in share], y, su, fmt=".", color=color, ms=4)
-            axes[len(free)].set_ylabel("wt %")
-    fitted = [(f.value, 100 * f.result.rwp) for f in frames if f.result and f.result.rwp]
-    x, y = [value for value, _ in fitted], [rwp for _, rwp in fitted]
-    axes[-1].plot(x, y, ".", color="0.3", ms=4)
-    axes[-1].set(xlabel=label, ylabel="R_wp / %")
-    for event in events:
-        for axis in axes:
-            axis.axvline(frames[event.frame].value, color="0.7", linewidth=0.7, linestyle=":")
-    for axis in axes:
+    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+
+    def add(panel: str, curve: str, x: float, y: float | None, su: float | None = None) -> None:
+        if y is not None:
+            of_panel = panels.setdefault(panel, {})
+            of_panel.setdefault(curve, []).append((x, y, su or 0.0))
+
+    used = [frame.result for frame in frames if frame.result]
+    several = len({phase.name for result in used for phase in result.phases}) > 1
+    apart = len({result.banks for result in used}) > 1
+    for place, frame in enumerate(frames):
+        if frame.result is None:
+            continue
+        of_bank = f", bank {frame.result.banks[0]}" if apart else ""
+        for code, phase in enumerate(frame.result.phases):
+            curve, x = f"{phase.name}{of_bank}", frame.value
+            if phase.cell and phase.su:
+                for name in phase.free_parameters:
+                    y, su = (cell.values()[name] for cell in (phase.cell, phase.su))
+                    add(f"{SYMBOLS[name]} / {UNITS[name]}", curve, x, y, su)
+                of_phase = strains.get((place, code, phase.name), {})
+                for name, strain in of_phase.items():
+                    add(f"strain {name} / 1e-6", curve, x, 1e6 * strain.value, 1e6 * strain.su)
+                for site, u in phase.u_iso.items():
+                    add("U / Å²", f"{curve} {site}", x, u)
+                if micro := phase.parameters.get("microstrain"):
+                    add("microstrain / 1e-6", curve, x, micro.value, micro.su)
+            if several and phase.weight_percent is not None:
+                add("wt %", curve, x, phase.weight_percent, phase.su_weight_percent)
+        add("R_wp / %", f"all{of_bank}", frame.value, 100 * (frame.result.rwp or np.nan))
+    figure = Figure(figsize=(9, 1.9 * len(panels) + 0.6), layout="constrained")
+    axes: list[Axes] = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0].tolist()
+    for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
+        for color, (curve, points) in zip(_COLORS * len(curves), curves.items(), strict=False):
+            x, y, su = np.array(points).T
+            axis.errorbar(x, y, su, fmt=".", color=color, label=curve, ms=4, linewidth=0.8)
+        axis.set_ylabel(panel)
         axis.ticklabel_format(axis="y", useOffset=False)
-    if len(names) > 1:
-        axes[0].legend(frameon=False, fontsize=8, ncols=4)
+        if len(curves) > 1:
+            axis.legend(
+                frameon=False, fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5)
+            )
+        for event in events:
+            at = next(f.value for f in frames if f.number == event.frame)
+            axis.axvline(at, color="0.7", linewidth=0.7, linestyle=":")
+    axes[-1].set_xlabel(label)
     figure.savefig(file, format="png", dpi=130)

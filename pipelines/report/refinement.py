@@ -12,11 +12,11 @@ from markupsafe import Markup
 from bragg_data.handover.pdcif import number_with_su
 from bragg_data.refinement.joint_result import JointResult, RefinedBank
 from bragg_data.refinement.linear_fit import reflections_within
-from bragg_data.refinement.series import Event
 from pipelines.cli.style import SYMBOLS, UNITS
+from pipelines.refinement.events import Event
+from pipelines.refinement.frames import FrameResult
 from pipelines.refinement.output import bank_texts, cell_texts, sample_text, weight_text
 from pipelines.refinement.result import JointPhase, JointRefinement
-from pipelines.refinement.series import FrameResult
 from pipelines.report.charts import Curves, Scale, draw_curves
 from pipelines.report.environment import DIRECTORY, both_shades, new_environment
 
@@ -154,7 +154,8 @@ def _trends(
     series |= {label: series.pop(label) for label in ("wt %", "R_wp / %") if label in series}
     along = [frame.value for frame in frames]
     x = _padded(min(along), max(along), _ALONG)
-    at_events = [float(x(frames[event.frame].value)) for event in events]
+    values = {frame.number: frame.value for frame in frames}
+    at_events = [float(x(values[event.frame])) for event in events]
     trends = []
     for label, points in series.items():
         y = _padded(min(v - s for *_, v, s in points), max(v + s for *_, v, s in points), _HEIGHT)

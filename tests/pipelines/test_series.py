@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,11 @@ from matplotlib.image import imread
 from bragg_data.measurement.readers import ProfileError
 from pipelines import series
 from pipelines.cli.console import run
+from pipelines.cli.options import ClusterOptions
+from pipelines.cli.refinement_options import BankOptions
+from pipelines.refinement.frames import SeriesOptions, refine_series
+from pipelines.refinement.inputs import request_of
+from pipelines.refinement.result import to_json
 from pipelines.refinement.series import values_of_files
 from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
 
@@ -98,3 +108,105 @@ def test_a_missing_instrument_is_a_single_sentence(folder, capsys):
     assert code == 2
     assert "none.instprm" in error
     assert len(error.strip().splitlines()) == 1
+
+
+def frames_of_silicon(directory: Path, count: int) -> list[Path]:
+    (directory / "nomad.instprm").write_text(nomad().section, encoding="utf-8")
+    files = []
+    for k in range(count):
+        sample = [(structure("silicon"), [5.431 + 1e-4 * k], {"size": 1.0, "microstrain": 700.0})]
+        profile = bank_of(sample, nomad(), bins(8000.0, 23_000.0, 1.5e-3), seed=k).profile
+        columns = np.stack([profile.tof, profile.intensity, profile.sigma], axis=1)
+        files.append(directory / f"si_{k}.xye")
+        np.savetxt(files[-1], columns, "%.4f")
+    return files
+
+
+def without_times(text: str) -> list[dict]:
+    return [{**entry, "seconds": 0} for entry in json.loads(text)]
+
+
+def test_a_killed_series_goes_on_where_it_was(tmp_path, capsys):
+    """Killed with SIGKILL after the first part; the same command finishes with the same result."""
+    files = frames_of_silicon(tmp_path, 40)
+    table = tmp_path / "series.csv"
+    options = "--cif", STRUCTURES / "silicon.cif", "--instrument", tmp_path / "nomad.instprm"
+    options += "--bin-centres", "--cluster", "local", "--workers", 1, "--json"
+    words = [*map(str, (*files, *options, "--csv", table))]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.series", *words],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    journal = tmp_path / ".series.csv.frames"
+    try:
+        deadline = time.monotonic() + 120
+        while not list(journal.glob("*/Refining-*.json")):
+            assert time.monotonic() < deadline
+            assert started.poll() is None
+            time.sleep(0.02)
+    finally:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert not table.exists()
+    finished = {file: file.stat().st_mtime_ns for file in journal.glob("*/*.json")}
+    code, out, error = command(capsys, *words)
+    assert code == 0, error
+    resumed = without_times(out)
+    assert table.exists()
+    assert not journal.exists()
+    # In other processes, nothing kept, and without a cluster it is the same.
+    whole = refine_series(
+        request_of(files, tmp_path / "nomad.instprm", BankOptions(bin_edges=False)),
+        [str(STRUCTURES / "silicon.cif")],
+        list(range(40)),
+        SeriesOptions(cluster=ClusterOptions(cluster="local", workers=2), quiet=True),
+    )[0]
+    for entry, frame in zip(resumed[:-1], whole, strict=True):
+        assert frame.result is not None
+        known = to_json(frame.result) | {"frame": frame.number, "value": frame.value, "seconds": 0}
+        assert entry == known
+    assert finished
+
+
+def test_banks_apart_have_different_strains(tmp_path, capsys):
+    """Two banks that see strains of opposite sign, as at ±90° to a load."""
+    strains = {1: (0.0, 4e-4), 2: (0.0, -2e-4)}
+    sections, lines = [], {0: "", 1: ""}
+    for bank, of_bank in strains.items():
+        instrument = nomad().with_parameters(bank=bank)
+        sections.append(instrument.section)
+        for k, strain in enumerate(of_bank):
+            sample = [(structure("silicon"), [5.431 * (1 + strain)], {"microstrain": 700.0})]
+            measured = bank_of(
+                sample, instrument, bins(8000.0, 23_000.0, 1.5e-3), seed=10 * k + bank
+            )
+            widths = np.diff(measured.edges, axis=1)[:, 0]
+            n = len(measured.tof)
+            lines[k] += f"BANK {bank} {n} {n} SLOG {measured.edges[0, 0]:.4f} "
+            lines[k] += f"{measured.edges[-1, 0]:.4f} 0.0015 0 FXYE".ljust(40) + "\n"
+            for t, y, su in zip(
+                measured.edges[:, 0],
+                measured.intensity * widths,
+                measured.sigma * widths,
+                strict=True,
+            ):
+                lines[k] += f"{t:15.4f} {y:15.4f} {su:15.4f}\n"
+    (tmp_path / "two.instprm").write_text("\n".join(sections), encoding="utf-8")
+    files = []
+    for k, text in lines.items():
+        files.append(tmp_path / f"load_{k}.gsa")
+        files[-1].write_text("silicon\n" + text, encoding="utf-8")
+    table = tmp_path / "steel.csv"
+    options = "--cif", STRUCTURES / "silicon.cif", "--instrument", tmp_path / "two.instprm"
+    code, out, error = command(capsys, *files, *options, "--banks-apart", "--csv", table, "--json")
+    assert code == 0, error
+    *entries, _ = json.loads(out)
+    assert [(entry["frame"], entry["banks"]) for entry in entries] == [
+        (0, [1]), (0, [2]), (1, [1]), (1, [2])
+    ]  # fmt: skip
+    with table.open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for row, strain in zip(rows[2:], (400, -200), strict=True):
+        value, su = float(row["silicon strain a (1e-6)"]), float(row["silicon su strain a (1e-6)"])
+        assert abs(value - strain) < 4 * su < 100

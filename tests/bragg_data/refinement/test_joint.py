@@ -97,7 +97,7 @@ def test_derivatives_are_those_of_the_model() -> None:
     for k, parameter in enumerate(parameters):
         point[k] += moves.get(parameter.keys[0], 0.0)
         steps[k] = STEPS.get(parameter.keys[0], 1e-4)
-    _, jacobian = model.evaluate(point)
+    jacobian = model.evaluate(point).jacobian
     n = model.n_points
     for k, parameter in enumerate(parameters):
         step = np.zeros(len(point))

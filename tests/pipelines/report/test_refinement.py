@@ -7,10 +7,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bragg_data.refinement.calibration_uncertainty import CalibrationKind
-from bragg_data.refinement.series import Event
+from pipelines.refinement.events import Event
+from pipelines.refinement.frames import FrameResult
 from pipelines.refinement.inputs import Sample
 from pipelines.refinement.result import JointRefinement, joint_refinement
-from pipelines.refinement.series import FrameResult
 from pipelines.report.refinement import chart_of_bank, render_refinements, render_series
 from tests.bragg_data.handover.refined import mixture
 
@@ -71,9 +71,9 @@ def test_reflections_are_where_the_refined_cell_has_them(result):
 
 def test_frames_are_listed_with_their_events(result):
     frames = [
-        FrameResult(Path("f0.gsa"), 10.0, result),
-        FrameResult(Path("f1.gsa"), 20.0, result),
-        FrameResult(Path("f2.gsa"), 30.0, None, "f2.gsa cannot be read"),
+        FrameResult(0, Path("f0.gsa"), 10.0, result),
+        FrameResult(1, Path("f1.gsa"), 20.0, result),
+        FrameResult(2, Path("f2.gsa"), 30.0, None, "f2.gsa cannot be read"),
     ]
     event = Event(2, "blank", "the frame <is> blank")
     page = render_series(frames, [event], "temperature")
