@@ -1,5 +1,6 @@
 """Serve the champion over HTTP: profiles or files in, JSON out; a new champion needs no restart."""
 
+from pathlib import Path
 from typing import Annotated
 
 from typer import Option
@@ -14,6 +15,19 @@ def main(
     port: Annotated[int, Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     refresh: Annotated[float, Option(min=0.1, help="Seconds between looks for a champion.")] = 5.0,
     max_megabytes: Annotated[float, Option(min=0.001, help="Size of the longest request.")] = 32.0,
+    allowed_host: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="Host name under which it is reached; again for more."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        Option(
+            envvar="BRAGG_SERVICE_TOKENS",
+            exists=True,
+            dir_okay=False,
+            help="File of tokens, one a line, one of which every request has to send.",
+        ),
+    ] = None,
     threads: Annotated[int | None, Option(min=1, help="Threads; by default one per core.")] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
@@ -21,15 +35,19 @@ def main(
 
     POST /predict takes profiles on the model's grid, POST /predict/file the text of a measured
     file. GET /model describes grid, phases and units, /health and /ready the state of the service,
-    /openapi.json and /docs its interface. Every response names its model version.
+    /openapi.json and /docs its interface, /metrics what it does. Every response names its model
+    version, and each request is a line of standard error. An address that other machines reach
+    needs tokens.
     """
     import torch
     import uvicorn
 
     from catalog.tracking import open_existing
+    from pipelines.prediction.gate import DRAIN_SECONDS, TimedProtocol, log_requests, rules_of
     from pipelines.prediction.service import create_app
     from pipelines.registry.packages import version_that_predicts
 
+    rules = rules_of(host, allowed_host or (), token_file, max_bytes=int(1e6 * max_megabytes))
     check_can_listen(host, port)
     database = open_existing(tracking)
     version = version_that_predicts(database, model)
@@ -40,9 +58,18 @@ def main(
         (f"curl http://{host}:{port}/ready", "the model version"),
         (f"curl http://{host}:{port}/openapi.json", "the interface"),
     )
-    limit = int(1e6 * max_megabytes)
-    service = create_app(database or tracking, model, refresh_seconds=refresh, max_bytes=limit)
-    config = uvicorn.Config(service, host, port, log_level="warning", access_log=False)
+    log_requests()
+    service = create_app(database or tracking, model, refresh_seconds=refresh, rules=rules)
+    config = uvicorn.Config(
+        service,
+        host,
+        port,
+        http=TimedProtocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
     uvicorn.Server(config).run()
 
 

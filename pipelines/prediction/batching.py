@@ -1,12 +1,13 @@
 """The served model and its batches: many small requests become one call of the model."""
 
 import asyncio
+import collections
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from pipelines.prediction.service_schemas import MAX_PROFILES, ModelInfo, ReadyI
 MAX_WAITING_PROFILES = 8 * MAX_PROFILES
 
 MAX_WAITING_FILES = 32  # files that are being read or wait for it
+# Profiles of a batch, which is not interrupted: hopeless ones take up to 0.05 s each on a core.
+_BATCH = 16
 _RESTART_SECONDS = 1.0
 
 _T = TypeVar("_T")
@@ -142,6 +145,11 @@ class BoundedExecutor:
         self._executor = ThreadPoolExecutor(threads, "files")
         self._max_waiting, self._waiting = max_waiting, 0
 
+    @property
+    def waiting(self) -> int:
+        """Calls that run or wait."""
+        return self._waiting
+
     async def run(self, function: Callable[[], _T]) -> _T:
         """Return the result of a function; raises `OverloadedError` if too many calls wait."""
         if self._waiting >= self._max_waiting:
@@ -157,7 +165,7 @@ class BoundedExecutor:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Call:
     """Profiles for a certain model: on its grid, and predicted by no later one."""
 
@@ -165,15 +173,46 @@ class _Call:
     profiles: Floats32
     calibrated: Mask
     prediction: asyncio.Future[Prediction]
+    parts: list[Prediction] = field(default_factory=list)  # of the first profiles, predicted
+    taken: int = 0  # profiles that are predicted, or in the batch that is
+
+    @property
+    def left(self) -> int:
+        """Profiles that are not predicted yet."""
+        return len(self.profiles) - sum(len(part.phase) for part in self.parts)
+
+
+class _Slice(NamedTuple):
+    """Profiles of a call in a batch."""
+
+    call: _Call
+    rows: slice
+
+    @property
+    def profiles(self) -> Floats32:
+        return self.call.profiles[self.rows]
 
 
 class Batcher:
-    """Calls the model with all profiles that wait, in its thread, outside the event loop."""
+    """Calls the model with profiles that wait, in its thread, outside the event loop.
+
+    A batch takes profiles of all waiting requests in turn: one with hundreds does not hold up the
+    others, and a batch of hopeless profiles ends within a second. A request whose client left, or
+    one profile of which was refused, is dropped.
+    """
 
     def __init__(self, executor: Executor, *, max_waiting: int = MAX_WAITING_PROFILES) -> None:
         self._executor = executor
-        self._max_waiting, self._waiting = max_waiting, 0
-        self._queue: asyncio.Queue[_Call] = asyncio.Queue()
+        self._max_waiting = max_waiting
+        self._calls: collections.deque[_Call] = collections.deque()
+        self._arrived = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Profiles that wait, or are being predicted."""
+        return sum(
+            len(call.profiles) - sum(len(p.phase) for p in call.parts) for call in self._calls
+        )
 
     async def predict(
         self, model: ServedModel, profiles: Floats32, calibrated: Mask | None = None
@@ -184,56 +223,82 @@ class Batcher:
         champion while they wait. ``calibrated``, shape (n,): whether each comes from a calibrated
         instrument; left out, all do. Raises `OverloadedError` if too many profiles wait already.
         """
-        if self._waiting and self._waiting + len(profiles) > self._max_waiting:
+        waiting = self.waiting
+        if waiting and waiting + len(profiles) > self._max_waiting:
             raise OverloadedError(
-                f"{self._waiting} profiles are waiting already. Try again later, or send fewer."
+                f"{waiting} profiles are waiting already. Try again later, or send fewer."
             )
         if calibrated is None:
             calibrated = np.ones(len(profiles), dtype=bool)
         prediction: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self._waiting += len(profiles)
-        self._queue.put_nowait(_Call(model, profiles, calibrated, prediction))
-        return await prediction
+        call = _Call(model, profiles, calibrated, prediction)
+        self._calls.append(call)
+        self._arrived.set()
+        try:
+            return await prediction
+        finally:
+            self._calls.remove(call)
 
     async def run(self) -> None:
         """Predict until cancelled."""
-        left: _Call | None = None
+        loop = asyncio.get_running_loop()
         while True:
-            first = left or await self._queue.get()
-            batch, count, left = [first], len(first.profiles), None
-            while not self._queue.empty():
-                call = self._queue.get_nowait()
-                if count + len(call.profiles) > MAX_PROFILES or call.model is not first.model:
-                    left = call
-                    break
-                batch.append(call)
-                count += len(call.profiles)
-            loop = asyncio.get_running_loop()
+            batch = self._batch()
+            if not batch:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
             predictions: list[Prediction | Exception]
             try:
                 predictions = await loop.run_in_executor(self._executor, _predict, batch)
             except Exception as error:
                 predictions = [error] * len(batch)
-            self._waiting -= count
-            for prediction, call in zip(predictions, batch, strict=True):
+            for prediction, (call, _) in zip(predictions, batch, strict=True):
                 if call.prediction.done():
-                    continue  # the client is gone
+                    continue  # the client is gone, or an earlier profile was refused
                 if isinstance(prediction, Exception):
                     call.prediction.set_exception(prediction)
-                else:
-                    call.prediction.set_result(prediction)
+                    continue
+                call.parts.append(prediction)
+                if call.taken == len(call.profiles):
+                    call.prediction.set_result(Prediction.concatenated(call.parts))
+
+    def _batch(self) -> list[_Slice]:
+        """Take profiles of one model from the calls in turn, in equal shares."""
+        open_calls = [
+            call
+            for call in self._calls
+            if not call.prediction.done() and call.taken < len(call.profiles)
+        ]
+        if not open_calls:
+            return []
+        model = open_calls[0].model
+        same = [call for call in open_calls if call.model is model]
+        share = max(_BATCH // len(same), 1)
+        batch = []
+        room = _BATCH
+        for call in same:
+            count = min(share, len(call.profiles) - call.taken, room)
+            batch.append(_Slice(call, slice(call.taken, call.taken + count)))
+            call.taken += count
+            room -= count
+            self._calls.remove(call)  # to the end, behind those that wait longer
+            self._calls.append(call)
+            if not room:
+                break
+        return batch
 
 
-def _predict(batch: list[_Call]) -> list[Prediction | Exception]:
+def _predict(batch: list[_Slice]) -> list[Prediction | Exception]:
     try:
-        prediction = batch[0].model.predictor.predict(
-            np.concatenate([call.profiles for call in batch]),
-            calibrated=np.concatenate([call.calibrated for call in batch]),
+        prediction = batch[0].call.model.predictor.predict(
+            np.concatenate([part.profiles for part in batch]),
+            calibrated=np.concatenate([call.calibrated[rows] for call, rows in batch]),
         )
     except Exception as error:
         if len(batch) == 1:
             return [error]
         # One of the calls is at fault: the others get their predictions.
-        return [_predict([call])[0] for call in batch]
-    ends = np.cumsum([len(call.profiles) for call in batch]).tolist()
+        return [_predict([part])[0] for part in batch]
+    ends = np.cumsum([len(part.profiles) for part in batch]).tolist()
     return [prediction[low:end] for low, end in zip([0, *ends], ends, strict=False)]

@@ -4,18 +4,17 @@ import asyncio
 import base64
 import io
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
 import numpy as np
-from fastapi import Body, FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from pydantic import BaseModel, ValidationError
 
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign
@@ -29,41 +28,17 @@ from pipelines.prediction import batching, workflow
 from pipelines.prediction import service_schemas as schemas
 from pipelines.prediction.batching import ModelHolder, ServedModel
 from pipelines.prediction.files import PredictError
+from pipelines.prediction.gate import RETRY_SECONDS, Gate, Metrics, Rules
 from pipelines.prediction.result import PredictionResult, to_json
 
 _NPY = "What numpy.save writes of real numbers, shape (n, points). No parsing of text: fast."
-_RETRY_SECONDS = 1
 _FILE_THREADS = 2
+_SHORT = 200_000  # bytes of a body that is parsed in less time than it takes to ask a thread
+_FEW = 8  # profiles, the results of which are written in as short a time
+_DOCS = Path(__file__).with_name("service_docs.html")
 
-
-class BodyLimit:
-    """Refuses bodies that are too long, before they are in memory."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and count the bytes of its body."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        header = dict(scope["headers"]).get(b"content-length", b"")
-        # The server makes sure that no more comes than is announced.
-        announced = int(header) if header.isdigit() else 0
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            if announced <= self._max_bytes:
-                message = await receive()
-                received += len(message.get("body", b""))
-                if received <= self._max_bytes:
-                    return message
-            raise HTTPException(
-                413, f"The body is larger than {self._max_bytes / 1e6:g} MB. Send fewer profiles."
-            )
-
-        await self._app(scope, counted, send)
+_Request = TypeVar("_Request", bound=BaseModel)
+_Route = TypeVar("_Route", bound=Callable[..., object])
 
 
 class Service:
@@ -71,6 +46,7 @@ class Service:
 
     def __init__(self, holder: ModelHolder, refresh_seconds: float, max_waiting: int) -> None:
         self.holder = holder
+        self.metrics = Metrics()
         self._refresh_seconds = refresh_seconds
         self._batcher = batching.Batcher(holder.executor, max_waiting=max_waiting)
         self._files = batching.BoundedExecutor(_FILE_THREADS, batching.MAX_WAITING_FILES)
@@ -100,7 +76,8 @@ class Service:
 
     async def predict(self, model: ServedModel, profiles: Floats32) -> JSONResponse:
         """Return the response for profiles on the grid of a model, shape (n, points)."""
-        return _response(model, _results(model, await self._batcher.predict(model, profiles)))
+        prediction = await self._batcher.predict(model, profiles)
+        return await self._response(model, prediction, partial(_results, model, prediction))
 
     async def predict_file(self, request: schemas.FileRequest) -> JSONResponse:
         """Return the response for a measured file."""
@@ -111,17 +88,45 @@ class Service:
         calibrated = np.array([m.calibration is not None and not m.nominal for m in measurements])
         prediction = await self._batcher.predict(model, prepared, calibrated)
         half_bins = np.array([m.half_bin for m in measurements])
-        results = _results(model, prediction.widened(half_bins))
-        named = [
-            replace(
-                result,
-                file=request.name,
-                bank=m.profile.bank,
-                warnings=(*m.warnings, *result.warnings),
-            )
-            for result, m in zip(results, measurements, strict=True)
-        ]
-        return _response(model, named)
+
+        def named() -> list[PredictionResult]:
+            return [
+                replace(
+                    result,
+                    file=request.name,
+                    bank=m.profile.bank,
+                    warnings=(*m.warnings, *result.warnings),
+                )
+                for result, m in zip(
+                    _results(model, prediction.widened(half_bins)), measurements, strict=True
+                )
+            ]
+
+        return await self._response(model, prediction, named)
+
+    async def _response(
+        self,
+        model: ServedModel,
+        prediction: Prediction,
+        results: Callable[[], Sequence[PredictionResult]],
+    ) -> JSONResponse:
+        self.metrics.profiles += len(prediction.phase)
+
+        def written() -> JSONResponse:
+            return _response(model, results())
+
+        few = len(prediction.phase) <= _FEW
+        return written() if few else await asyncio.to_thread(written)
+
+    def metrics_text(self) -> str:
+        """Return the metrics of the service as Prometheus reads them."""
+        return self.metrics.text(
+            {
+                "bragg_profiles_waiting": self._batcher.waiting,
+                "bragg_files_waiting": self._files.waiting,
+                "bragg_model_loaded": float(self.holder.current is not None),
+            }
+        )
 
 
 def _results(model: ServedModel, prediction: Prediction) -> list[PredictionResult]:
@@ -141,14 +146,14 @@ def create_app(
     uri: str | None = None,
     *,
     refresh_seconds: float = 5.0,
-    max_bytes: int = 32_000_000,
+    rules: Rules | None = None,
     max_waiting: int = batching.MAX_WAITING_PROFILES,
 ) -> FastAPI:
     """Return the service of the model at ``uri``, of the only champion, or of the packaged model.
 
     ``tracking`` is a database, or its address, where it may be created later. The version that the
-    address means is looked up every ``refresh_seconds``. A body has at most
-    ``max_bytes``; while ``max_waiting`` profiles wait, requests get 503 and Retry-After.
+    address means is looked up every ``refresh_seconds``. Requests are let in by ``rules``; while
+    ``max_waiting`` profiles wait, they get 503 and Retry-After.
     """
     service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting)
     app = FastAPI(
@@ -156,10 +161,12 @@ def create_app(
         summary="From a measured Bragg profile to crystal system and cell.",
         version="1",
         lifespan=service.lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
-    app.add_middleware(BodyLimit, max_bytes=max_bytes)
+    app.add_middleware(Gate, rules=rules or Rules(), metrics=service.metrics)
     unavailable = (batching.NotReadyError, batching.OverloadedError)
-    for kind in (*workflow.FILE_ERRORS, RequestValidationError, *unavailable):
+    for kind in (*workflow.FILE_ERRORS, ValidationError, *unavailable):
         app.add_exception_handler(kind, _refuse)
     _add_routes(app, service)
     return app
@@ -168,24 +175,46 @@ def create_app(
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
     """Return the response for an error that is the request's, or due to the load."""
     detail, status, headers = str(error), 422, {}
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in ("body", *first["loc"]))
         # The input is not sent back: it may be long, or no text at all.
         detail = f"The request is wrong at {place}: {first['msg']}."
     elif isinstance(error, batching.NotReadyError):
         status = 503
     elif isinstance(error, batching.OverloadedError):
-        status, headers = 503, {"Retry-After": str(_RETRY_SECONDS)}
+        status, headers = 503, {"Retry-After": str(RETRY_SECONDS)}
     text = detail.encode(errors="replace").decode()
     return JSONResponse({"detail": text}, status_code=status, headers=headers)
 
 
+async def _parsed(request: Request, kind: type[_Request]) -> _Request:
+    """Return the JSON of a request; a long one is parsed outside the event loop."""
+    body = await request.body()
+    if len(body) < _SHORT:
+        return kind.model_validate_json(body)
+    return await asyncio.to_thread(kind.model_validate_json, body)
+
+
 def _add_routes(app: FastAPI, service: Service) -> None:
     problem: dict[str, Any] = {"model": schemas.Problem}
-    problems: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 413, 422, 503), problem)
-    of_model: dict[int | str, dict[str, Any]] = {503: problem}
-    post = partial(app.post, responses=problems, response_model=schemas.PredictionsResponse)
+    problems: dict[int | str, dict[str, Any]] = dict.fromkeys(
+        (400, 401, 408, 413, 422, 503), problem
+    )
+    of_model: dict[int | str, dict[str, Any]] = {401: problem, 503: problem}
+
+    def post(
+        path: str, summary: str, media_type: str, schema: dict[str, Any]
+    ) -> Callable[[_Route], _Route]:
+        body = {"required": True, "content": {media_type: {"schema": schema}}}
+        decorator: Callable[[_Route], _Route] = app.post(
+            path,
+            summary=summary,
+            responses=problems,
+            response_model=schemas.PredictionsResponse,
+            openapi_extra={"requestBody": body},
+        )
+        return decorator
 
     @app.get("/health", summary="The process is alive.")
     async def health() -> dict[str, str]:
@@ -207,28 +236,48 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             units={name: "Å" if name in "abc" else "degree" for name in CELL_PARAMETERS},
         )
 
-    @post("/predict", summary="Predict profiles on the grid.")
-    async def predict(request: schemas.ProfilesRequest) -> JSONResponse:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(_DOCS)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(service.metrics_text(), media_type="text/plain; version=0.0.4")
+
+    as_json, array = "application/json", {"type": "string", "format": "binary", "description": _NPY}
+
+    @post(
+        "/predict",
+        "Predict profiles on the grid.",
+        as_json,
+        schemas.ProfilesRequest.model_json_schema(),
+    )
+    async def predict(request: Request) -> JSONResponse:
+        profiles = (await _parsed(request, schemas.ProfilesRequest)).profiles
         loaded = service.holder.loaded
         points = loaded.predictor.points
-        lengths = {len(profile) for profile in request.profiles}
+        lengths = {len(profile) for profile in profiles}
         if lengths != {points}:
             raise PredictorError(
                 f"The model predicts profiles of {points} points; got {sorted(lengths)}. GET "
                 f"/model describes the grid; POST /predict/file takes a file with any grid."
             )
-        return await service.predict(loaded, np.array(request.profiles, dtype=np.float32))
+        return await service.predict(loaded, np.array(profiles, dtype=np.float32))
 
-    @post("/predict/array", summary="Predict profiles in an NPY file.")
-    async def predict_array(
-        file: Annotated[bytes, Body(media_type="application/octet-stream", description=_NPY)],
-    ) -> JSONResponse:
+    @post("/predict/array", "Predict profiles in an NPY file.", "application/octet-stream", array)
+    async def predict_array(request: Request) -> JSONResponse:
         loaded = service.holder.loaded
-        return await service.predict(loaded, array_from_npy(file, loaded.predictor.points))
+        profiles = array_from_npy(await request.body(), loaded.predictor.points)
+        return await service.predict(loaded, profiles)
 
-    @post("/predict/file", summary="Predict a measured file.")
-    async def predict_file(request: schemas.FileRequest) -> JSONResponse:
-        return await service.predict_file(request)
+    @post(
+        "/predict/file",
+        "Predict a measured file.",
+        as_json,
+        schemas.FileRequest.model_json_schema(),
+    )
+    async def predict_file(request: Request) -> JSONResponse:
+        return await service.predict_file(await _parsed(request, schemas.FileRequest))
 
 
 # ---- what clients send -------------------------------------------------------------------------
@@ -241,7 +290,7 @@ def array_from_npy(file: bytes, points: int) -> Floats32:
     """
     try:
         profiles = np.lib.format.read_array(io.BytesIO(file), allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
+    except (ValueError, TypeError, EOFError, OverflowError, MemoryError) as error:
         raise PredictError(
             f"The body is no NPY file ({first_line(error)}). Send what numpy.save writes of real "
             f"numbers, or JSON to POST /predict."

@@ -22,8 +22,8 @@ class ProfilesRequest(_Request):
     """Profiles on the model's grid, without background, in any scale."""
 
     profiles: Annotated[
-        list[Annotated[list[FiniteFloat], Field(min_length=1, max_length=100_000)]],
-        Field(min_length=1, max_length=MAX_PROFILES),
+        list[Annotated[list[FiniteFloat], Field(min_length=1, max_length=100_000, fail_fast=True)]],
+        Field(min_length=1, max_length=MAX_PROFILES, fail_fast=True),
     ]
 
 
@@ -50,6 +50,10 @@ class FileRequest(_Request):
         if (self.text is None) == (self.data is None):
             raise ValueError("give the file as text, or its bytes as data")
         return self
+
+
+PROFILES_SCHEMA = ProfilesRequest.model_json_schema()
+FILE_SCHEMA = FileRequest.model_json_schema()
 
 
 class ModelInfo(BaseModel):

@@ -127,6 +127,45 @@ def test_too_many_waiting_profiles_are_refused_and_the_rest_predicted(
     run(main)
 
 
+def test_hundreds_of_profiles_do_not_delay_a_single_profile(executor: ThreadPoolExecutor) -> None:
+    async def main() -> None:
+        batcher = Batcher(executor)
+        task = asyncio.create_task(batcher.run())
+        model = Waiting(1.0)
+        shared = served(model)
+        many = asyncio.create_task(batcher.predict(shared, profiles(1.0, 400)))
+        await asyncio.sleep(0.05)
+        single = asyncio.create_task(batcher.predict(shared, profiles(2.0)))
+        await asyncio.sleep(0.05)
+        model.released.set()
+        assert (await single).cells[0, 0] == 2.0
+        assert not many.done()
+        assert len(model.batches) <= 3
+        assert (await many).cells[:, 0].tolist() == [1.0] * 400
+        assert batcher.waiting == 0
+        task.cancel()
+
+    run(main)
+
+
+def test_a_cancelled_call_is_predicted_no_further(executor: ThreadPoolExecutor) -> None:
+    async def main() -> None:
+        batcher = Batcher(executor)
+        task = asyncio.create_task(batcher.run())
+        model = Waiting(1.0)
+        call = asyncio.create_task(batcher.predict(served(model), profiles(1.0, 400)))
+        await asyncio.sleep(0.05)
+        call.cancel()
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 0
+        model.released.set()
+        assert len((await batcher.predict(served(model), profiles(1.0, 2))).phase) == 2
+        assert sum(model.batches) < 30
+        task.cancel()
+
+    run(main)
+
+
 def test_files_that_wait_are_bounded() -> None:
     async def main() -> None:
         released = threading.Event()

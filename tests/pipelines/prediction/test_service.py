@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from pipelines.prediction.service import create_app
 from pipelines.prediction.workflow import FILE_ERRORS, read_measurements
 from tests.bragg_data.instrument.test_gsas_iparm import prm, records
 from tests.pipelines.prediction.test_batching import BrokenTracking
-from tests.servers import ROOT, free_port, serving
+from tests.servers import ROOT, answered, free_port, serving
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
@@ -102,7 +103,7 @@ def test_an_array_is_predicted_as_its_json_is(address: str, bench_of_service: Be
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "wrong at body"),
+        (b"", "no NPY file"),
         (b"\x93NUMPY\x01\x00\xff\xff{", "no NPY file"),
         (npy(np.array([{}, 1], dtype=object), allow_pickle=True), "no NPY file"),
         (pickle.dumps([1.0] * 800), "no NPY file"),
@@ -114,6 +115,7 @@ def test_an_array_is_predicted_as_its_json_is(address: str, bench_of_service: Be
         (npy(np.full((2, 800), 1e300)), "not finite"),
         (npy(np.ones((2, 800)))[:-1], "no NPY file"),
         (npy(np.ones((2, 800))).replace(b"(2, 800)", b"(9, 800)"), "no NPY file"),
+        (npy(np.ones((1, 800))).replace(b"(1, 800), }   ", b"(True, 800), }"), "."),
         (npy(np.ones((2, 800))).replace(b"(2, 800)", b"(9" + 15 * b"0" + b", 800)"), "no NPY file"),
     ],
 )
@@ -121,6 +123,60 @@ def test_a_bad_array_is_refused(address: str, body: bytes, message: str) -> None
     answer = post_array(address, body)
     assert answer.status_code == 422
     assert re.search(message, answer.json()["detail"])
+
+
+def test_hosts_ids_metrics_and_docs(address: str, bench_of_service: Bench) -> None:
+    foreign = requests.get(f"{address}/ready", headers={"Host": "example.org:80"}, timeout=5)
+    assert foreign.status_code == 400
+    assert "--allowed-host" in foreign.json()["detail"]
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8080"):
+        assert requests.get(f"{address}/ready", headers={"Host": host}, timeout=5).ok
+    mine = requests.get(f"{address}/health", headers={"X-Request-Id": "mine-1"}, timeout=5)
+    assert mine.headers["x-request-id"] == "mine-1"
+    unsafe = requests.get(f"{address}/health", headers={"X-Request-Id": "a b"}, timeout=5)
+    assert re.fullmatch("[0-9a-f]{16}", unsafe.headers["x-request-id"])
+    before = metrics_of(address)
+    assert post(address, profiles_of(bench_of_service.store, 3).tolist()).ok
+    after = metrics_of(address)
+    assert after["bragg_profiles_total"] - before["bragg_profiles_total"] == 3
+    served = 'bragg_requests_total{path="/predict",status="200"}'
+    assert after[served] - before.get(served, 0) == 1
+    assert after['bragg_request_seconds_bucket{path="/predict",le="+Inf"}'] >= after[served]
+    assert (after["bragg_profiles_waiting"], after["bragg_requests_active"]) == (0, 1)
+    page = requests.get(f"{address}/docs", timeout=5)
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.text)
+
+
+def metrics_of(address: str) -> dict[str, float]:
+    text = requests.get(f"{address}/metrics", timeout=5).text
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_long_json_does_not_delay_other_requests(address: str) -> None:
+    body = json.dumps({"profiles": [[0.5] * 800] * 480})
+    slowest = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        posted = pool.submit(requests.post, f"{address}/predict", data=body, timeout=60)
+        while not posted.done():
+            began = time.monotonic()
+            assert requests.get(f"{address}/health", timeout=5).ok
+            slowest = max(slowest, time.monotonic() - began)
+    assert slowest < 0.5
+
+
+def test_half_open_connections_are_closed(address: str) -> None:
+    port = int(address.rpartition(":")[2])
+    with ExitStack() as stack:
+        idle = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            for _ in range(50)
+        ]
+        for connection in idle[::2]:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n")
+        assert requests.get(f"{address}/health", timeout=5).ok
+        assert [connection.recv(1) for connection in idle] == [b""] * len(idle)
 
 
 def test_it_predicts_as_the_model_does(address: str, bench_of_service: Bench) -> None:
@@ -344,7 +400,7 @@ def test_invalid_json_and_long_bodies_are_refused(address: str) -> None:
     nan = '{"profiles": [[' + ",".join(["NaN"] * 800) + "]]}"
     for body, code in (
         (nan.encode(), 422),
-        (pickle.dumps({"profiles": [[1.0]]}), 400),
+        (pickle.dumps({"profiles": [[1.0]]}), 422),
         (b"{" * 1000, 422),
         (json.dumps({"profiles": [[0.123456789] * 400_000]}).encode(), 413),
     ):
@@ -433,6 +489,62 @@ def test_a_port_in_use_is_refused_with_a_sentence(bench_of_service: Bench) -> No
     assert "Name another with --port" in done.stderr
 
 
+def test_other_machines_need_a_token(bench_of_service: Bench, tmp_path: Path) -> None:
+    tracking = ["--tracking", bench_of_service.tracking.uri]
+    command = [sys.executable, "-m", "pipelines.serve", "--port", str(free_port()), *tracking]
+    tokens = tmp_path / "tokens"
+    tokens.write_text("short\n")
+    for options, message in (
+        (["--host", "0.0.0.0"], "--token-file"),
+        (["--token-file", str(tokens)], "at least 16 characters"),
+    ):
+        done = subprocess.run(
+            [*command, *options], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    tokens.write_text("first-secret-of-the-lab\nsecond-secret-of-the-lab\n")
+    options = ("--host", "0.0.0.0", "--token-file", str(tokens))
+    with serving("pipelines.serve", *tracking, *options, answers="health") as url:
+        refused = requests.get(f"{url}/model", timeout=5)
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"] == "Bearer"
+        headers = {"Authorization": "Bearer second-secret-of-the-lab"}
+        assert requests.get(f"{url}/metrics", headers=headers, timeout=5).ok
+        wrong = {"Authorization": "Bearer second-secret-of-the-la"}
+        assert requests.get(f"{url}/metrics", headers=wrong, timeout=5).status_code == 401
+
+
+def test_it_stops_within_ten_seconds_and_answers_what_it_began(
+    bench_of_service: Bench, tmp_path: Path
+) -> None:
+    port, profiles = free_port(), profiles_of(bench_of_service.store, 1)
+    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port)]
+    command += ["--tracking", bench_of_service.tracking.uri]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, cwd=ROOT, stderr=log) as server,
+    ):
+        url = f"http://127.0.0.1:{port}"
+        while not answered(f"{url}/ready"):
+            assert server.poll() is None
+            time.sleep(0.1)
+        half = socket.create_connection(("127.0.0.1", port))  # it must not hold the stop up
+        many = np.repeat(profiles, 512, axis=0)
+        with ThreadPoolExecutor(4) as pool:
+            posts = [pool.submit(post_array, url, npy(many)) for _ in range(4)]
+            while not metrics_of(url)["bragg_profiles_waiting"]:
+                time.sleep(0.01)
+            server.terminate()
+            began = time.monotonic()
+            server.wait(20)
+            assert time.monotonic() - began < 10
+            assert {done.result().status_code for done in posts} <= {200, 503}
+        half.close()
+    assert "POST '/predict/array' 200" in (tmp_path / "log").read_text()
+
+
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_schema_conformance"
@@ -460,7 +572,11 @@ async def asgi_post(app: Any, path: str, document: dict) -> tuple[int, dict[str,
     """Status, headers and JSON of a POST request in this process."""
     body = json.dumps(document).encode()
     messages: list[dict[str, Any]] = []
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers = [
+        (b"host", b"localhost:80"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -476,7 +592,12 @@ async def asgi_post(app: Any, path: str, document: dict) -> tuple[int, dict[str,
         "server": ("127.0.0.1", 80),
     }
 
+    sent_before: list[bytes] = []
+
     async def receive() -> dict[str, Any]:
+        if sent_before:
+            await asyncio.Future()  # the client stays
+        sent_before.append(body)
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: dict[str, Any]) -> None:
