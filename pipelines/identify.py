@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, next_commands, run, say
+from pipelines.cli.console import command_line, next_commands, run
 from pipelines.cli.refinement_options import BankOptions, RefinementOutput
 
 
@@ -48,19 +47,14 @@ def main(
     from pipelines.refinement.inputs import request_of
     from pipelines.refinement.interface import identify_samples
     from pipelines.refinement.output import show_samples
+    from pipelines.report.refinement import render_refinements
 
     output.check()
     request = request_of(files, instrument, banks)
     samples = identify_samples(request, phases, evidence=evidence, quiet=as_json)
-    results = show_samples(samples, output, as_json=as_json)
-    if output.report is not None:
-        from pipelines.report.refinement import render_refinements
-
-        output.report.write_text(render_refinements(results), encoding="utf-8")
+    show_samples(samples, output, render_refinements, as_json=as_json)
     if as_json:
         return
-    if output.report is not None:
-        say(f"Written: {escape(str(output.report))}")
     again = command_line("refine", *files, "--cif", "FILE.cif", "--instrument", instrument)
     next_commands((again, "refine what was identified, or other structures"))
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
-from pipelines.cli.console import command_line, next_commands, run, say
+from pipelines.cli.console import command_line, next_commands, run
 from pipelines.cli.refinement_options import BankOptions, RefinementOutput
 
 
@@ -47,18 +46,15 @@ def main(
     from pipelines.refinement.inputs import request_of
     from pipelines.refinement.interface import refine_samples
     from pipelines.refinement.output import show_samples
+    from pipelines.report.refinement import render_refinements
 
     output.check()
     request = request_of(files, instrument, banks)
-    results = show_samples(refine_samples(request, cif, evidence=evidence), output, as_json=as_json)
-    if output.report is not None:
-        from pipelines.report.refinement import render_refinements
-
-        output.report.write_text(render_refinements(results), encoding="utf-8")
+    show_samples(
+        refine_samples(request, cif, evidence=evidence), output, render_refinements, as_json=as_json
+    )
     if as_json:
         return
-    if output.report is not None:
-        say(f"Written: {escape(str(output.report))}")
     words = [word for file in cif for word in ("--cif", file)]
     again = command_line("refine", *files, *words, "--instrument", instrument, "--json")
     next_commands((again, "the same, for a program"))

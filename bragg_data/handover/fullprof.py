@@ -10,6 +10,7 @@ factors are those of the cell, and ATZ its mass. It is 3 % off that of a refinem
 SEPD's silicon (arg_si.pcr), and has to be refined.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -160,6 +161,7 @@ def _of_phase(
     """Yield the lines of a phase, the ``number``-th."""
     structure = phase.structure
     symbol, shift = setting(structure)
+    symbol = re.sub(" R$", ":R", symbol)
     values = {name: value for name, (value, _) in phase.parameters.items()}
     axis = next((name.split()[1:] for name in values if name.startswith(ORIENTATION)), list("001"))
     ratio = values.get(f"{ORIENTATION} {' '.join(axis)}", 1.0)
@@ -227,6 +229,9 @@ def _of_profile(
 
 
 def _type_of(symbol: str) -> str:
-    """Return FullProf's name of a scatterer: upper case, an isotope's mass behind its element."""
+    """Return FullProf's name of a scatterer, of up to four characters: LI7 of 7Li, GD57 of 157Gd.
+
+    In upper case, with the last figures of an isotope's mass behind the element.
+    """
     element = element_of(symbol)
-    return f"{element}{symbol.removesuffix(element)}".upper()
+    return f"{element}{symbol.removesuffix(element)[-2:]}".upper()

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from bragg_data.arrays import Array
 from bragg_data.handover.gsas2 import Histogram, PhaseOfHistograms
 from bragg_data.refinement.line_factors import transmission
-from bragg_data.simulation.gsas2_process import add_phase, import_gsas2
+from bragg_data.simulation.gsas2_process import Gsas2Error, add_phase, import_gsas2
 
 _EXACT = 1e-3  # relative difference of transmissions that is no note
 _LARGEST_SIZE = 1e3  # µm
@@ -30,8 +30,7 @@ class Gsas2Writer:
         """Write a project; return R_wp of each histogram as it calculates it, and notes.
 
         The project is read again from its file before GSAS-II calculates it, with all parameters
-        fixed. Raises a Gsas2Error if GSAS-II reads a phase in another way, and a RuntimeError if it
-        calculates nothing.
+        fixed. Raises a Gsas2Error if GSAS-II reads a phase in another way, or calculates nothing.
         """
         here = str(Path("project.gpx").absolute())  # GSAS-II leaves other files next to it
         project = self._g2.sc.G2Project(newgpx=here)
@@ -47,7 +46,7 @@ class Gsas2Writer:
         again.do_refinements([{}])
         rwp = [histogram.get_wR() for histogram in again.histograms()[::2]]
         if not all(value is not None and np.isfinite(value) for value in rwp):
-            raise RuntimeError("GSAS-II calculates no profile of its project.")
+            raise Gsas2Error("GSAS-II calculates no profile of its project.")
         shutil.copyfile(here, path)
         return [float(value) / 100 for value in rwp], notes
 

@@ -8,6 +8,7 @@ https://www.iucr.org/resources/cif/dictionaries.
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -51,8 +52,9 @@ def cif_of_refinement(
 
     Standard uncertainties of cells are those of the measurement and of the calibration, added in
     quadrature; ``explanations`` are sentences on the calibration. Both parts are listed in
-    ``_refine_special_details``.
+    ``_refine_special_details``. Phases that were not found are left out.
     """
+    fit = replace(fit, phases=tuple(phase for phase in fit.phases if phase.present))
     moment = (written or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     names = _distinct([p.name for p in fit.phases] + [f"bank_{b.bank.number}" for b in fit.banks])
     ids = [f"{moment}|{name}|bragg|{_instrument_name(fit)}" for name in names]
@@ -152,7 +154,7 @@ def _of_refinement(
         *explanations,
     ]
     for phase in fit.phases:
-        for name in phase.free_parameters if phase.present else ():
+        for name in phase.free_parameters:
             k = CELL_PARAMETERS.index(name)
             details.append(
                 f"{phase.name}, {name} = {phase.cell[k]:.6f}: measurement {phase.su[k]:.1e}, "
@@ -247,7 +249,6 @@ def _add_bank(block: _Block, bank: RefinedBank, fit: JointResult, of_phases: Seq
         + ", ".join(f"{name} {value:.6g}" for name, (value, _) in phase.parameters.items())
         for phase in fit.phases
     )
-    used = [p for p in fit.phases if p.present]
     block.pairs(
         {
             "_diffrn_radiation_probe": "neutron",
@@ -306,7 +307,6 @@ def _add_bank(block: _Block, bank: RefinedBank, fit: JointResult, of_phases: Seq
     rows = [
         (*hkl, f"{k + 1}", d, f_squared, m)
         for k, phase in enumerate(fit.phases)
-        if phase in used
         for hkl, d, f_squared, m in _reflections(phase, bank, columns["d"])
     ]
     tags = [f"_refln_index_{n}" for n in "hkl"]

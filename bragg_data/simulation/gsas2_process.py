@@ -26,8 +26,8 @@ VERSION = "1"
 
 HOW_TO_INSTALL = (
     "Install the conda package gsas2pkg (deploy/environment.yml does), or name the directory that "
-    "holds GSASII with --gsas2-path or the variable BRAGG_GSAS2_PATH. The fast simulator, "
-    "--simulator kinematic, needs none of it."
+    "holds GSASII with --gsas2-path or the variable BRAGG_GSAS2_PATH. Simulations need none of it "
+    "with --simulator kinematic."
 )
 _TRANSFORM = "Transform the CIF to the standard setting, or use --simulator kinematic."
 

@@ -62,9 +62,12 @@ class RefinementOutput:
     gsas2_path: Gsas2PathOption = None
 
     def check(self) -> None:
-        """Raise an OutputError or a HandoverError if one of the files cannot be written."""
+        """Raise an OutputError, a HandoverError or a Gsas2Error if a file cannot be written."""
         from bragg_data.handover.export import check_format
+        from bragg_data.simulation.gsas2 import installed_version
 
         check_writable(self.plot, self.report, *self.export)
         for file in self.export:
             check_format(file)
+        if any(file.suffix.lower() == ".gpx" for file in self.export):
+            installed_version(None if self.gsas2_path is None else str(self.gsas2_path))

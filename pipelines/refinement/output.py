@@ -1,6 +1,6 @@
 """Joint refinements on the terminal, and as a figure."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,9 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from bragg_data.handover.export import Written
+from bragg_data.handover.export import HandoverError, Written
 from bragg_data.refinement.joint_result import JointResult
+from bragg_data.simulation.gsas2_process import Gsas2Error
 from pipelines.cli.console import console, print_json, say
 from pipelines.cli.refinement_options import RefinementOutput
 from pipelines.cli.style import SYMBOLS, UNITS, with_uncertainty
@@ -22,14 +23,19 @@ if TYPE_CHECKING:
 
 
 def show_samples(
-    samples: Iterable["RefinedSample"], output: RefinementOutput, *, as_json: bool
-) -> list[JointRefinement]:
+    samples: Iterable["RefinedSample"],
+    output: RefinementOutput,
+    page: Callable[[Sequence[JointRefinement]], str],
+    *,
+    as_json: bool,
+) -> None:
     """Print the refinement of each sample as soon as it is there, or all as JSON; write files.
 
-    The files of another sample than the first have its number in their names. Returns the results,
-    from which the report is made.
+    The files of another sample than the first have its number in their names; ``page`` makes the
+    report of all. An export that fails raises its error in the end.
     """
-    results = []
+    results: list[JointRefinement] = []
+    errors: list[Exception] = []
     for number, (result, fit) in enumerate(samples):
         results.append(result)
         if not as_json:
@@ -42,14 +48,23 @@ def show_samples(
         if output.plot is not None:
             draw(fit, file := of_sample(output.plot))
             written.append(Written((file,)))
-        written += [result.export(of_sample(f), output.gsas2_path) for f in output.export]
+        for file in output.export:
+            try:
+                written.append(result.export(of_sample(file), output.gsas2_path))
+            except (HandoverError, Gsas2Error) as error:
+                errors.append(error)
         for files, notes in written if not as_json else ():
             say(f"Written: {escape(', '.join(map(str, files)))}")
             for note in notes:
                 say(f"  {escape(note)}")
+    if output.report is not None:
+        output.report.write_text(page(results), encoding="utf-8")
     if as_json:
         print_json([to_json(result) for result in results])
-    return results
+    elif output.report is not None:
+        say(f"Written: {escape(str(output.report))}")
+    if errors:
+        raise errors[0]
 
 
 def print_result(result: JointRefinement) -> None:

@@ -69,6 +69,10 @@ def test_without_gsas2_the_export_names_the_remedy(tmp_path):
         export(Refinement(mixture(), (), str(tmp_path)), tmp_path / "project.gpx")
     with pytest.raises(HandoverError, match=r"\.cif"):
         export(Refinement(mixture(), ()), tmp_path / "project.docx")
+    nothing = replace(mixture(), phases=())
+    with pytest.raises(HandoverError, match="no phase"):
+        export(Refinement(nothing, ()), tmp_path / "nothing.cif")
+    assert export(Refinement(nothing, ()), tmp_path / "nothing.csv").files[0].is_file()
 
 
 def test_gaps_and_ends_are_filled_with_points_without_weight():

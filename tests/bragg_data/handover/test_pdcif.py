@@ -1,6 +1,7 @@
 """CIFs of refinements: read back by this project, and valid by the dictionaries."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -152,3 +153,15 @@ def test_the_dictionaries_know_all_names_and_values(text, gsas2_location):
     assert unknown == NEW_IN_2_5
     wrong = text.replace("_cell_angle_alpha 90", "_cell_angle_alpha right")
     assert not dictionary.validate_cif(gemmi.cif.read_string(wrong))
+
+
+def test_a_phase_that_is_absent_is_left_out():
+    fit = mixture()
+    absent = replace(fit.phases[1], present=False)
+    text = cif_of_refinement(replace(fit, phases=(fit.phases[0], absent)))
+    assert [block.name for block in gemmi.cif.read_string(text)] == [
+        "overall",
+        "silicon",
+        "bank_1",
+        "bank_2",
+    ]
