@@ -166,7 +166,12 @@ def _of_phase(
     axis = next((name.split()[1:] for name in values if name.startswith(ORIENTATION)), list("001"))
     ratio = values.get(f"{ORIENTATION} {' '.join(axis)}", 1.0)
     rule, n = f"!{'-' * 79}", len(instruments)
-    yield from (rule, f"!  Data for PHASE number:   {number}", rule, phase.name.strip() or "phase")
+    yield from (
+        rule,
+        f"!  Data for PHASE number:   {number}",
+        rule,
+        phase.name.strip("! ") or "phase",
+    )
     yield from ("!", "!Nat Dis Ang Jbt Isy Str Furth        ATZ     Nvk More")
     yield f"{len(phase.sites):4d}   0   0   0   0   0   0 {structure.cell_mass:15.4f}   0   0"
     yield f"!Contributions (0/1) of this phase to the {n:2d} patterns"
@@ -181,10 +186,11 @@ def _of_phase(
     yield "!Atom   Typ       X        Y        Z     Biso       Occ     In Fin N_t Spc /Codes"
     order = len(structure.group_ops)
     for place, site in enumerate(phase.sites):
+        label = re.sub(r"\W", "_", site.label)
         x, y, z = (site.position + shift).tolist()
         occupancy = site.occupancy * structure.site_of_atom.count(place) / order
         yield (
-            f"{site.label:6s} {_type_of(site.symbol):4s} {x:10.6f} {y:10.6f} {z:10.6f} "
+            f"{label:6s} {_type_of(site.symbol):4s} {x:10.6f} {y:10.6f} {z:10.6f} "
             f"{_U_TO_B * site.u_iso:9.5f} {occupancy:10.6f}   0   0   0    0"
         )
         yield "                  0.00       0.00       0.00      0.00       0.00"

@@ -139,7 +139,7 @@ def _of_phase(
     extension = f":{group.ext}" if group.ext not in ("", "\x00") else ""
     factor = HISTOGRAM_SCALE * bank.bank.sin_theta / float(cell_volume(phase.cell[None])[0])
     yield "  str"
-    yield f'    phase_name "{phase.name}"'
+    yield f'    phase_name "{phase.name.replace(chr(34), "_")}"'
     yield f'    space_group "{group.hm.replace(" ", "")}{extension}"'
     for name, value in zip(CELL_PARAMETERS, phase.cell.tolist(), strict=True):
         yield f"    {_NAMES[name]} {value:.7f}"

@@ -34,10 +34,13 @@ def show_samples(
     The files of another sample than the first have its number in their names; ``page`` makes the
     report of all. An export that fails raises its error in the end.
     """
-    results: list[JointRefinement] = []
+    entries = []
+    on_page: list[JointRefinement] = []  # with their arrays, which many samples have many of
     errors: list[Exception] = []
     for number, (result, fit) in enumerate(samples):
-        results.append(result)
+        entries.append(to_json(result))
+        if output.report is not None:
+            on_page.append(result)
         if not as_json:
             print_result(result)
 
@@ -58,9 +61,9 @@ def show_samples(
             for note in notes:
                 say(f"  {escape(note)}")
     if output.report is not None:
-        output.report.write_text(page(results), encoding="utf-8")
+        output.report.write_text(page(on_page), encoding="utf-8")
     if as_json:
-        print_json([to_json(result) for result in results])
+        print_json(entries)
     elif output.report is not None:
         say(f"Written: {escape(str(output.report))}")
     if errors:

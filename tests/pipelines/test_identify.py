@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from bragg_data.crystallography.cif import structure_names
 from pipelines import identify
 from pipelines.cli.console import run
 from pipelines.refinement.result import json_schema
@@ -58,8 +59,11 @@ def test_the_phases_of_a_profile(folder, capsys, tmp_path, monkeypatch):
     (warning,) = [text for text in result["warnings"] if "broken.cif" in text]
     assert "cell" in warning
     assert len(list((tmp_path / "bragg").glob("patterns-*.npz"))) == 1
-    code, out, _ = command(capsys, folder / "mixture.xye", *options, "--simple")
+    files = "--export", tmp_path / "mixture.cif", "--report", tmp_path / "mixture.html"
+    code, out, _ = command(capsys, folder / "mixture.xye", *options, "--simple", *files)
     assert code == 0
+    assert set(structure_names(files[1].read_text(), "")) == {"silicon", "rutile"}
+    assert "rutile" in files[3].read_text(encoding="utf-8")
     for text in ("silicon", "rutile", "wt %", "accepted", "broken.cif"):
         assert text in out
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bragg_data.refinement.calibration_uncertainty import CalibrationKind
+from bragg_data.refinement.joint_summary import unexplained
 from pipelines.refinement.events import Event
 from pipelines.refinement.frames import FrameResult
 from pipelines.refinement.inputs import Sample
@@ -51,6 +52,15 @@ def test_a_page_has_all_banks_phases_and_sites(result):
         for site in phase.sites:
             assert f'<td data-label="site">{site.label}</td>' in page
     assert f"{100 * result.rwp:.2f}" in page
+
+
+def test_a_sample_without_phases_has_its_profiles():
+    nothing = unexplained([bank.bank for bank in mixture().banks])
+    sample = Sample((Path("foreign.gsa"),), (), CalibrationKind.OTHER, ())
+    page = render_refinements([joint_refinement(sample, nothing).with_fit(nothing)])
+    assert len(charts(page)) == 2
+    assert "Not accepted" in page
+    assert "<h2>Sites</h2>" not in page
 
 
 def test_a_page_loads_nothing_and_runs_nothing(result):
