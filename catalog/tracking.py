@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import xarray as xr
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,6 +33,7 @@ from catalog.database import (
     path_of,
     problem_of,
 )
+from catalog.outbox import Outbox, Row, answers, deliver_pending, send
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ SERVER_SETTINGS = {
 _VERSIONS = ("torch", "numpy", "scikit-learn", "xarray", "icechunk", "mlflow", "gemmi")
 _WATCH_SECONDS = 10.0  # between two measurements of the machine
 # Limits of MLflow's log_batch, and of the digest of a data set.
-_METRICS_PER_CALL, _PARAMETERS_PER_CALL, _PARAMETER_LENGTH = 1000, 100, 6000
+_PARAMETERS_PER_CALL, _PARAMETER_LENGTH = 100, 6000
 _DIGEST_LENGTH = 36
 
 
@@ -88,7 +89,10 @@ class Tracking:
         self.uri = uri
         try:
             if path is None:
+                # MLflow's default waits for minutes before it reports that nothing answers.
+                os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
                 self.client = self._connected()
+                deliver_pending(self.client, uri)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # Several processes that create the database at the same time break it.
@@ -183,14 +187,27 @@ class Tracking:
         if watch:
             monitor.start()
         try:
-            yield run
+            if watch and self.database is None:
+                with Outbox(self.client, self.uri, run.id) as run.outbox:
+                    yield run
+            else:
+                yield run
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             status = "KILLED"
             raise
+        except MlflowException as error:
+            if self.database is None and not answers(self.uri):
+                raise TrackingError(
+                    f"The tracking server {self.uri} does not answer. What was trained is kept: "
+                    f"continue when it is back, with python -m pipelines.train --resume {run.id} "
+                    f"--tracking {self.uri}"
+                ) from error
+            raise
         finally:
-            monitor.finish()
-            self.client.set_terminated(run.id, status)
+            if self.database is not None or answers(self.uri):
+                monitor.finish()
+                self.client.set_terminated(run.id, status)
 
 
 class Run:
@@ -200,6 +217,7 @@ class Run:
         self.tracking = tracking
         self.id = run_id
         self.experiment_id = experiment_id
+        self.outbox: Outbox | None = None  # of a training on a server
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log settings; nested mappings become dotted names."""
@@ -208,11 +226,16 @@ class Run:
             self.tracking.client.log_batch(self.id, params=flat[low : low + _PARAMETERS_PER_CALL])
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Log numbers; nested mappings become names with slashes, which are groups in the UI."""
+        """Log numbers; nested mappings become names with slashes, which are groups in the UI.
+
+        Those of a training on a server are sent in the background.
+        """
         now = int(time.time() * 1000)
-        flat = [Metric(k, float(v), now, step) for k, v in _flattened(metrics, "/")]
-        for low in range(0, len(flat), _METRICS_PER_CALL):
-            self.tracking.client.log_batch(self.id, metrics=flat[low : low + _METRICS_PER_CALL])
+        rows: list[Row] = [(k, float(v), now, step) for k, v in _flattened(metrics, "/")]
+        if self.outbox is not None:
+            self.outbox.put(rows)
+        else:
+            send(self.tracking.client, self.id, rows)
 
     def log_dataset(self, dataset: xr.Dataset, context: str) -> None:
         """Log an opened snapshot as data of this run, for a purpose such as "training"."""

@@ -96,6 +96,7 @@ def train_model(
         else tracking.resumed(resume)
     )
     with opened as run_:
+        say(f"Run {run_.id} in {tracking.uri}")
         if resume is None:
             configure_experiment(tracking, run_.experiment_id)
             run_.log_parameters(
