@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bragg_data.store.repository import open_snapshot
+    from bragg_data.store.series import open_series
 
-__all__ = ["open_snapshot"]
+__all__ = ["open_series", "open_snapshot"]
 
 
 def __getattr__(name: str) -> object:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> object:
         from bragg_data.store.repository import open_snapshot
 
         return open_snapshot
+    if name == "open_series":
+        from bragg_data.store.series import open_series
+
+        return open_series
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -83,8 +83,13 @@ class JointRefiner:
         state = self.searched(options, cells)
         return self.summarised(state, options, time.perf_counter() - began)
 
-    def searched(self, options: JointOptions, cells: Sequence[Array] | None = None) -> "State":
-        """Return the minimum that :meth:`refine` summarises."""
+    def searched(
+        self, options: JointOptions, cells: Sequence[Array] | None = None, *, twins: bool = True
+    ) -> "State":
+        """Return the minimum that :meth:`refine` summarises.
+
+        Without ``twins`` lines that hardly split may be split the wrong way.
+        """
         starts = [np.asarray(c) for c in cells or [phase.cell for phase in self.phases]]
         with _libraries().limit(limits=1):
             try:
@@ -93,7 +98,9 @@ class JointRefiner:
                     state = State(self._model(options, cells, cells_alone=True))
                     return state.minimised(_ROUGHLY)
                 state = State(self._model(options, cells)).minimised(_ROUGHLY)
-                state = _with_twins(state.with_terms().minimised(_ROUGHLY))
+                state = state.with_terms().minimised(_ROUGHLY)
+                if twins:
+                    state = _with_twins(state)
                 if options.evidence:
                     state = _with_evidence(state, self.phases)
                 return state.with_terms().minimised(_CONVERGED)

@@ -32,6 +32,7 @@ EVERY = 32
 
 _SURPRISING = 8.0  # uncertainties of a cell parameter off the trend of its neighbours, …
 _WORSE = 0.03, 6.0  # … relative increase of the reduced χ², and in units of its scatter
+_GOOD = 1.1  # noise up to which a fit needs no search for lines that split the other way
 _UNDETERMINED = 0.7  # of the uncertainty that is expected before anything is measured
 
 
@@ -141,31 +142,36 @@ class SeriesRefiner:
 
         A fit from elsewhere stays where its structures are chosen, and it is the better one.
         """
-        choice = 0
-        if len(self._choices) > 1:
-            of_some, near = _informative(banks, options)
-            results, errors = dict[int, JointResult](), list[RefinementError]()
-            for k, phases in enumerate(self._choices):
+        if len(self._choices) == 1:
+            refiner = JointRefiner(banks, self._choices[0])
+            state = refiner.searched(options)
+            independent = _Fit(0, state, refiner.summarised(state, options))
+            return min(fit or independent, independent, key=lambda fit: fit.result.chi2)
+        of_some, near = _informative(banks, options)
+        best: _Fit | None = None
+        for twins in (False, True):  # which take most of the time
+            fits: list[_Fit] = []
+            for choice, phases in enumerate(self._choices):
                 starts: list[list[Array] | None] = [None]
-                if fit is not None and fit.choice == k:
+                if fit is not None and fit.choice == choice:
                     known = {phase.name: phase.cell for phase in fit.result.phases}
                     starts.append([known.get(p.name, np.array(p.cell)) for p in phases])
                 refiner = JointRefiner(of_some, phases)
                 for cells in starts:
-                    try:
-                        result = refiner.refine(near, cells)
-                    except RefinementError as error:
-                        errors.append(error)
-                        continue
-                    if k not in results or result.chi2 < results[k].chi2:
-                        results[k] = result
-            if not results:
-                raise errors[0]
-            choice = list(results)[int(np.argmax(schwarz_evidence(list(results.values()))))]
-        refiner = JointRefiner(banks, self._choices[choice])
-        state = refiner.searched(options)
-        independent = _Fit(choice, state, refiner.summarised(state, options))
-        if fit is None or fit.choice != choice:
+                    with suppress(RefinementError):
+                        state = refiner.searched(near, cells, twins=twins)
+                        fits.append(_Fit(choice, state, refiner.summarised(state, near)))
+            if not fits:
+                raise RefinementError("None of the phases has a pattern on the banks.")
+            evidence = schwarz_evidence([candidate.result for candidate in fits])
+            best = fits[int(np.argmax(evidence))]
+            if best.state.model.noise < _GOOD:
+                break
+        assert best is not None
+        refiner = JointRefiner(banks, self._choices[best.choice])
+        state = refiner.searched(options, [p.cell for p in best.result.phases], twins=False)
+        independent = _Fit(best.choice, state, refiner.summarised(state, options))
+        if fit is None or fit.choice != best.choice:
             return independent
         return min(fit, independent, key=lambda fit: fit.result.chi2)
 

@@ -34,7 +34,8 @@ from bragg_data.store.reading import open_dataset as open_dataset
 from bragg_data.store.reading import storage_errors as storage_errors
 
 # Groups on the branch of a data set: what is computed from it, measured profiles as they were read.
-_OTHER_GROUPS = FEATURES, NATIVE = "features", "native"
+_OTHER_GROUPS = FEATURES, NATIVE, SERIES = "features", "native", "series"
+SERIES_PREFIX = "series."  # of the tags of refined series, which are no data sets of profiles
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # Icechunk warns that commits side by side to a local directory are unsafe; ours are under a lock.
@@ -126,7 +127,8 @@ class Store:
             return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
         with storage_errors(f"reading the tags of {self.uri}"):
-            names = sorted(self.repository.list_tags(), key=in_order)
+            tags = self.repository.list_tags()
+            names = sorted((t for t in tags if not t.startswith(SERIES_PREFIX)), key=in_order)
         snapshots = []
         for name in names:
             with storage_errors(f"reading snapshot '{name}' of {self.uri}", RESTORE):

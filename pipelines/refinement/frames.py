@@ -274,7 +274,7 @@ class _Journal:
             return
         request = task.request
         inputs = [request.instrument, request.calibration, *task.structures, *request.cans]
-        files = [_path(str(name)) for name in inputs if name is not None]
+        files = [structure_file(str(name)) for name in inputs if name is not None]
         digests = [_digest(file) for file in (*request.files, *files)]
         what = replace(request, files=()), task.structures, task.single, code_commit()
         identity = hashlib.sha256(json.dumps([repr(what), digests]).encode()).hexdigest()
@@ -300,7 +300,7 @@ class _Journal:
             new.replace(file)
 
 
-def _path(name: str) -> Path:
+def structure_file(name: str) -> Path:
     """Return the file of a structure, FILE.cif or FILE.cif:BLOCK."""
     return Path(name) if Path(name).exists() else Path(name.rpartition(":")[0])
 

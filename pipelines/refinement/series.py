@@ -12,8 +12,9 @@ from rich.table import Table
 
 from bragg_data.measurement.readers import ProfileError
 from pipelines.cli.console import console, say
-from pipelines.cli.style import SYMBOLS, UNITS
+from pipelines.cli.style import SYMBOLS, UNITS, with_uncertainty
 from pipelines.refinement.events import Event
+from pipelines.refinement.expansion import TEMPERATURES, Expansion, expansions
 from pipelines.refinement.frames import FrameResult
 from pipelines.refinement.output import cell_texts
 from pipelines.refinement.result import JointPhase
@@ -22,23 +23,44 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+_HEADER = 4000  # bytes of a file that may name its temperature
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def values_of_files(files: Sequence[Path], table: Path | None, along: str | None) -> list[float]:
-    """Return what a series runs along: a column of a table, numbers in file names, or 0, 1, ….
+    """Return what a series runs along: a column of a table, or numbers of headers or file names.
+
+    In a header it is the number after the name, in a file name the last one; 0, 1, … else.
 
     The table's first column holds the names of the files; its columns are separated by commas, tabs
     or semicolons. A ProfileError is raised if it does not have the column or a file.
     """
     if table is not None:
         return _values_of_table(files, table, along)
+    if along is not None and (of_headers := _values_of_headers(files, along)):
+        return of_headers
     numbers = [_NUMBER.findall(file.stem) for file in files]
     if all(numbers):
         values = [float(of_file[-1]) for of_file in numbers]
         if len(set(values)) == len(values):
             return values
     return [float(number) for number in range(len(files))]
+
+
+def _values_of_headers(files: Sequence[Path], along: str) -> list[float]:
+    """Return the number after a name in the first lines of each file; none if a file has none."""
+    pattern = re.compile(rf"\b{re.escape(along)}\b[^\d\n+-]{{0,20}}?([-+]?\d+(?:\.\d+)?)", re.I)
+    values = []
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                head = stream.read(_HEADER).decode("utf-8", "replace")
+        except OSError:
+            return []
+        if not (match := pattern.search(head)):
+            return []
+        values.append(float(match[1]))
+    return values
 
 
 def _values_of_table(files: Sequence[Path], table: Path, along: str | None) -> list[float]:
@@ -50,13 +72,23 @@ def _values_of_table(files: Sequence[Path], table: Path, along: str | None) -> l
     mark = max(",;\t", key=lines[0].count) if lines else ","
     rows = [[word.strip() for word in row] for row in csv.reader(lines, delimiter=mark)]
     names = [name.lstrip("#").split("[")[0].strip().lower() for name in rows[0]] if rows else []
-    if along is None or along.lower() not in names[1:]:
+    name, _, number = (along or "").partition(":")
+    if number.isdigit() and int(number) >= 2:
+        column = int(number) - 1
+    elif len({len(row) for row in rows}) > 1 and along is not None:
+        first = ", ".join(f"{k} {word}" for k, word in enumerate(rows[1][:12], start=1))
+        raise ProfileError(
+            f"{table} names {len(names)} columns and has {len(rows[1])}: give the number of one, "
+            f"as in --along {name or 'stress'}:3. Its first line has {first}."
+        )
+    elif name.lower() in names[1:]:
+        column = names.index(name.lower())
+    else:
         columns = ", ".join(names[1:])
         raise ProfileError(
             f"{table} has the columns {columns}: name one of them with --along. Columns are "
             f"separated by commas, semicolons or tabs."
         )
-    column = names.index(along.lower())
     values: dict[str, str] = {row[0]: row[column] for row in rows[1:] if len(row) > column}
     try:
         chosen = [float(values.get(file.name, values.get(file.stem, ""))) for file in files]
@@ -88,7 +120,7 @@ def relative_to(frames: Sequence[FrameResult], reference: int) -> Strains:
     firsts: dict[tuple[tuple[int, ...], str], JointPhase] = {}
     late = sorted(frames, key=lambda f: (f.number != reference, f.number))
     for frame in late:
-        for phase in frame.result.phases if frame.result and frame.result.accepted else ():
+        for phase in frame.result.phases if frame.result else ():
             if phase.cell and frame.result:
                 firsts.setdefault((frame.result.banks, phase.name), phase)
     strains: Strains = {}
@@ -130,6 +162,18 @@ def print_series(frames: Sequence[FrameResult], events: Sequence[Event], label: 
     console.print(table)
     for event in events:
         say(f"[yellow]![/] frame {event.frame}, {event.kind}: {escape(event.text)}")
+
+
+def print_expansions(frames: Sequence[FrameResult], label: str) -> None:
+    """Print the coefficients of thermal expansion, along a temperature."""
+    if label.lower() not in TEMPERATURES:
+        return
+    for curve in expansions(frames):
+        value = with_uncertainty(1e6 * curve.coefficient, 1e6 * curve.su)
+        say(
+            f"{escape(curve.phase)}: {curve.length} expands by {value}e-6 per degree, the mean "
+            f"from {curve.x[0]:g} to {curve.x[-1]:g}."
+        )
 
 
 def write_csv(frames: Sequence[FrameResult], strains: Strains, label: str, file: Path) -> None:
@@ -211,12 +255,18 @@ def draw_series(
             if several and phase.weight_percent is not None:
                 add("wt %", curve, x, phase.weight_percent, phase.su_weight_percent)
         add("R_wp / %", f"all{of_bank}", frame.value, 100 * (frame.result.rwp or np.nan))
+    smooth: dict[str, list[Expansion]] = {}
+    for of_length in () if apart else expansions(frames):
+        panel = f"{SYMBOLS[of_length.length]} / {UNITS[of_length.length]}"
+        smooth.setdefault(panel, []).append(of_length)
     figure = Figure(figsize=(9, 1.9 * len(panels) + 0.6), layout="constrained")
     axes: list[Axes] = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0].tolist()
     for axis, (panel, curves) in zip(axes, panels.items(), strict=True):
         for color, (curve, points) in zip(_COLORS * len(curves), curves.items(), strict=False):
             x, y, su = np.array(points).T
             axis.errorbar(x, y, su, fmt=".", color=color, label=curve, ms=4, linewidth=0.8)
+        for fit in smooth.get(panel, ()):
+            axis.plot(fit.x, fit.curve, color="0.35", linewidth=0.8, zorder=0)
         axis.set_ylabel(panel)
         axis.ticklabel_format(axis="y", useOffset=False)
         if len(curves) > 1:

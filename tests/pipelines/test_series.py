@@ -1,6 +1,7 @@
 """The series command: frames in; cells, events, a table and a figure out."""
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from bragg_data import open_series
 from bragg_data.measurement.readers import ProfileError
+from bragg_data.store.repository import Store, StoreError
 from pipelines import series
 from pipelines.cli.console import run
 from pipelines.cli.options import ClusterOptions
@@ -82,12 +85,57 @@ def test_what_a_series_runs_along(tmp_path):
     table = tmp_path / "table.txt"
     table.write_text("#filename\tStress [MPa]\trun_9\nrun_9.gsa\t-5.5\trun_7\nrun_7\t3\tx\n")
     assert values_of_files(files, table, "stress") == [3, -5.5]
+    assert values_of_files(files, table, "stress:2") == [3, -5.5]
     with pytest.raises(ProfileError, match="has the columns stress, run_9: name one of them"):
         values_of_files(files, table, "load")
     with pytest.raises(ProfileError, match=r"no line for other\.gsa"):
         values_of_files([*files, tmp_path / "other.gsa"], table, "stress")
+    # Names that are not those of the columns: as VULCAN's tables, with blanks among the names.
+    table.write_text("#filename  stress\tstrain\nrun_9.gsa\t0\t-5.5\nrun_7\t0\t3\n")
+    with pytest.raises(ProfileError, match=r"give the number of one.*2 0, 3 -5\.5"):
+        values_of_files(files, table, "stress")
+    assert values_of_files(files, table, "stress:3") == [3, -5.5]
     with pytest.raises(ProfileError, match="cannot be read"):
         values_of_files(files, tmp_path / "missing.csv", "stress")
+
+
+def test_values_of_headers(tmp_path):
+    files = [tmp_path / f"run{k}.gsa" for k in (1, 2)]
+    for file, kelvin in zip(files, ("231.4", "-12"), strict=True):
+        file.write_text(f"# NaNO3_230C at temperature {kelvin} C.\n1 2 3\n")
+    assert values_of_files(files, None, "temperature") == [231.4, -12]
+    assert values_of_files(files, None, "pressure") == [1, 2]  # of the names
+
+
+def test_a_series_in_the_store(folder, capsys, tmp_path):
+    files = [folder / f"si_{kelvin}K.xye" for kelvin in (*CELLS, 50)]
+    options = "--cif", STRUCTURES / "silicon.cif", "--instrument", folder / "nomad.instprm"
+    options += "--bin-centres", "--along", "temperature", "--store", tmp_path / "store"
+    for _ in range(2):  # the same series is written once
+        code, out, error = command(capsys, *files, *options, "--into", "silicon")
+        assert code == 0, error
+        assert "series.silicon-v1" in out
+    dataset = open_series("series.silicon-v1", tmp_path / "store")
+    assert dict(dataset.sizes) == {"frame": 5, "bank": 1, "phase": 1, "site": 1, "event": 1}
+    assert dataset.along.values.tolist() == [*CELLS, 50]
+    assert dataset.along.attrs["long_name"] == "temperature"
+    of_silicon = dataset.sel(phase="silicon")
+    z = (of_silicon.a.values[:4] - [*CELLS.values()]) / of_silicon.su_a.values[:4]
+    assert np.abs(z).max() < 4
+    assert np.isnan(of_silicon.a.values[4])
+    assert of_silicon.su_calibration_a.values[0] > 1e-4
+    assert of_silicon.a.attrs == {"units": "angstrom", "long_name": "cell length a"}
+    assert of_silicon.strain_a.values[1] == pytest.approx(1e6 * (5.4315 / 5.431 - 1), abs=60)
+    assert dataset.event_kind.values.tolist() == ["blank"]
+    assert dataset.event_frame.values.tolist() == [4]
+    assert "_cell_length_a" in json.loads(dataset.structures).popitem()[1]
+    assert json.loads(dataset.sha256)[0] == hashlib.sha256(files[0].read_bytes()).hexdigest()
+    assert Store(tmp_path / "store").tags() == []  # no data set of profiles
+    code, _, error = command(capsys, *files[:3], *options, "--into", "silicon")  # without events
+    assert code == 0, error
+    assert open_series("series.silicon-v2", tmp_path / "store").sizes["frame"] == 3
+    with pytest.raises(StoreError, match=r"Known ones: series.silicon-v1, series.silicon-v2"):
+        open_series("series.silicon-v3", tmp_path / "store")
 
 
 def test_without_any_frame_the_reason_is_a_single_sentence(folder, capsys, tmp_path):

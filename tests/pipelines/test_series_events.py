@@ -11,9 +11,10 @@ from bragg_data.refinement.joint_refinement import JointOptions
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.series import SeriesRefiner
 from pipelines.refinement.events import events
+from pipelines.refinement.expansion import expansions
 from pipelines.refinement.frames import FrameResult
 from pipelines.refinement.inputs import Sample
-from pipelines.refinement.result import JointRefinement, joint_refinement
+from pipelines.refinement.result import Cell, JointRefinement, joint_refinement
 from pipelines.refinement.series import relative_to
 from tests.measured_banks import bank_of, bins, nomad, structure
 
@@ -99,3 +100,23 @@ def test_strain_is_relative_to_a_frame(results):
     assert (2, 0, "silicon") not in strains  # blank
     # A frame without the phase is no reference: the first one that has it.
     assert relative_to(frames, 2)[0, 0, "silicon"]["a"].value == 0.0
+
+
+def test_thermal_expansion_has_the_right_coefficient(results):
+    """Cells of 12e-6 per K that bend a little, with errors of 2e-5 Å, and a blank frame."""
+    random = np.random.default_rng(3)
+    kelvin = np.arange(100.0, 400.0, 10.0)
+    cells = 5.43 * (1 + 12e-6 * (kelvin - 100) + 5e-9 * (kelvin - 100) ** 2)
+    silicon = results[0].phases[0]
+    frames = [FrameResult(0, Path("blank"), 95.0, None, "blank")]
+    for number, (x, a) in enumerate(zip(kelvin, cells, strict=True), start=1):
+        measured = Cell.from_array([a + 2e-5 * random.normal()] * 3 + [90] * 3)
+        phase = silicon.model_copy(update={"cell": measured, "su": Cell.from_array([2e-5] * 6)})
+        result = results[0].model_copy(update={"phases": (phase,)})
+        frames.append(FrameResult(number, Path(f"{x}"), float(x), result))
+    (curve,) = expansions(frames)
+    assert (curve.phase, curve.length) == ("silicon", "a")
+    expected = np.log(cells[-1] / cells[0]) / (kelvin[-1] - kelvin[0])
+    assert abs(curve.coefficient - expected) < 3 * curve.su
+    assert 3e-9 < curve.su < 3e-8
+    assert np.abs(curve.curve - np.interp(curve.x, kelvin, cells)).max() < 3e-5
