@@ -54,18 +54,16 @@ def repair_(
     *,
     gsas2: options.Gsas2Command,
 ) -> None:
-    """Compute the damaged blocks of a data set again; its content hash stays as it was."""
+    """Compute the damaged blocks of a data set again; its content hash stays as it was.
+
+    An unfinished data set, by its branch, begins again: `simulate` finds damaged blocks by itself.
+    """
     from bragg_data.store.repository import Store
     from pipelines.simulation.repair import repair_data_set
     from pipelines.simulation.simulators import gsas2_options
 
-    repository = Store(store)
     where = gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit)
-    repaired = repair_data_set(repository, tag, where, block)
-    names = f", {', '.join(repaired.arrays)} written again" if repaired.arrays else ""
-    new = ", new snapshot: materialise its feature views again" if repaired.rewritten else ""
-    say(f"[bold]{tag}[/]: {len(repaired.blocks)} blocks computed again{names}{new}")
-    say(f"Content hash {Store(store).open(tag).attrs['content_hash']}, as before")
+    say(repair_data_set(Store(store), tag, where, block))
     next_commands((command_line("store", "gc", store=store), "delete what nothing refers to"))
 
 

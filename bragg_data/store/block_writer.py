@@ -22,6 +22,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from bragg_data.arrays import Integers8
 from bragg_data.errors import first_line
 from bragg_data.store import schema
+from bragg_data.store.reading import RESTORE
 from bragg_data.store.repository import Snapshot, Store, StoreError, open_dataset, storage_errors
 
 # The low bits of a pattern are noise to any compressor: zstd takes twice the time for 3 % less.
@@ -54,6 +55,7 @@ class BlockWriter(ABC):
     """
 
     array: str  # name of the one that is written block by block
+    remedy = RESTORE  # sentence of what to do where the group cannot be read
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class BlockWriter(ABC):
 
     def _resume(self) -> None:
         session = self.store.repository.readonly_session(branch=self.branch)
-        dataset = open_dataset(session, self.group)
+        dataset = open_dataset(session, self.group, self.remedy)
         self._check(dataset)
         attrs = dataset.attrs
         self.rows_per_chunk = int(attrs["rows_per_chunk"])

@@ -173,6 +173,20 @@ def copy(store: Store, target: Path, on_file: Callable[[int], object] = lambda _
     return Store(target)
 
 
+def give_up(store: Store, branch: str) -> None:
+    """Begin an unfinished data set, of which nothing can be read any more, from its start.
+
+    Raises `StoreError` if there is no such branch, a tag depends on it, or it is being written.
+    """
+    repository = store.repository
+    action = f"giving up {branch} of {store.uri}"
+    with storage_errors(action), store.exclusive(branch, branch), store.committing():
+        history = {info.id for info in repository.ancestry(branch=branch)}
+        if history & {tag.snapshot_id for tag in store.tags()}:
+            raise StoreError(f"{branch} has a tag: repair that instead.")
+        repository.reset_branch(branch, repository.lookup_branch(_MAIN))
+
+
 def bytes_to_copy(store: Store) -> int:
     """Return the bytes that :func:`copy` copies."""
     files = (f for name in _DATA for f in (store.path / name).glob("*") if f.is_file())

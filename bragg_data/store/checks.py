@@ -16,7 +16,9 @@ from bragg_data.instrument.peak_shape import mixing, peak_shape
 from bragg_data.preprocessing import sqrt_unit
 from bragg_data.splits import Part, blocked_split, random_split
 from bragg_data.store import schema
+from bragg_data.store.reading import StoreError, remedy_of, storage_errors
 from bragg_data.store.schema import SchemaError, campaign_of, samples_of
+from bragg_data.store.verification import check_block, rows_of
 
 _PEAKS = 6  # of one profile that are checked, those of the longest d
 _STRONG, _WEAK = 0.15, 0.05  # fractions of the strongest: what is checked, and what may be near it
@@ -62,8 +64,12 @@ def check(
         _duplicates(samples),
     ]
     if intensities:
-        findings.append(_intensities(dataset, on_chunk))
-    findings.append(_peaks(dataset, samples, campaign, peaks))
+        findings += _intensities(dataset, samples, on_chunk)
+    try:
+        with storage_errors("reading profiles", remedy_of(dataset.attrs)):
+            findings.append(_peaks(dataset, samples, campaign, peaks))
+    except StoreError as error:
+        findings.append(Finding("peaks", True, False, str(error)))
     return [*findings, *_leakage(samples)]
 
 
@@ -108,21 +114,34 @@ def _duplicates(samples: Samples) -> Finding:
     return Finding("duplicates", True, double == 0, message)
 
 
-def _intensities(dataset: xr.Dataset, on_chunk: Callable[[int], None] | None) -> Finding:
+def _intensities(
+    dataset: xr.Dataset, samples: Samples, on_chunk: Callable[[int], None] | None
+) -> Iterator[Finding]:
+    """Read all profiles: whether they are what was written, and what profiles can be."""
     wrong = negative = flat = 0
-    rows, n = int(dataset.attrs["rows_per_chunk"]), dataset.sizes["sample"]
-    for start in range(0, n, rows):
-        part = dataset.intensity[start : start + rows].values
+    damaged: list[StoreError] = []
+    n = dataset.sizes["sample"]
+    for block in range(dataset.sizes["block"]):
+        rows = rows_of(dataset, block)
+        part = np.empty((0, 1))
+        try:
+            with storage_errors(f"reading block {block}", remedy_of(dataset.attrs)):
+                part = dataset.intensity[rows].values
+            check_block(dataset, samples, block, part)
+        except StoreError as error:
+            damaged.append(error)
         finite = np.isfinite(part).all(axis=1)
         wrong += int((~finite).sum())
         negative += int((part[finite] < 0).any(axis=1).sum())
         flat += int((np.ptp(part[finite], axis=1) == 0).sum())
         if on_chunk is not None:
-            on_chunk(len(part))
+            on_chunk(rows.stop - rows.start)
+    message = str(damaged[0]) if damaged else "all blocks are what was written"
+    yield Finding("hashes", True, not damaged, message)
     counts = (wrong, "not finite"), (negative, "negative"), (flat, "constant")
     problems = ", ".join(f"{count:,} {what}" for count, what in counts if count)
     message = f"of {n:,} profiles {problems}" if problems else f"all {n:,} profiles finite"
-    return Finding("intensities", True, not problems, message)
+    yield Finding("intensities", True, not problems, message)
 
 
 def _peaks(dataset: xr.Dataset, samples: Samples, campaign: Campaign, count: int) -> Finding:

@@ -161,7 +161,7 @@ class Store:
         """Return the data sets of a campaign (its first samples), by whichever simulator."""
         with storage_errors(f"reading the data sets of {self.uri}", RESTORE):
             return [
-                _data_set(group, snapshot.tag, snapshot.branch)
+                self._data_set(group, snapshot.tag, snapshot.branch)
                 for snapshot, group in self._snapshots()
                 if campaign.identity(*_simulator_of(group), limit) == group.attrs["identity"]
             ]
@@ -183,7 +183,7 @@ class Store:
     def unfinished(self) -> list[DataSet]:
         """Return the data sets that have no tag yet."""
         with storage_errors(f"reading the branches of {self.uri}", RESTORE):
-            return [_data_set(group, branch=branch) for branch, group in self._open_branches()]
+            return [self._data_set(group, branch=b) for b, group in self._open_branches()]
 
     def _open_branches(self) -> Iterator[tuple[str, zarr.Group]]:
         """Yield branch and group of data sets without a tag; after a tag, features may follow."""
@@ -192,6 +192,20 @@ class Store:
             groups = list(_groups(self.repository.readonly_session(branch=branch)))
             if not any(group.attrs.get("content_hash", "") in tagged for group in groups):
                 yield from ((branch, group) for group in groups)
+
+    def _data_set(
+        self, group: zarr.Group, tag: str | None = None, branch: str | None = None
+    ) -> DataSet:
+        status = cast("zarr.Array[Any]", group["status"])
+        (total,) = status.shape
+        done = total
+        # Whatever has a tag is complete; there, a status that cannot be read does not matter.
+        if tag is None:
+            remedy = remedy_of({"tag": branch, "uri": self.uri})
+            with storage_errors(f"reading the unfinished data set {branch}", remedy):
+                done = int((np.asarray(status[:]) == schema.DONE).sum())
+        failed = len(cast("dict[str, str]", group.attrs.get("failures", {})))
+        return DataSet(*_simulator_of(group), done, total, tag, branch, failed)
 
     def branch_of(self, dataset: xr.Dataset) -> str:
         """Return the branch of an opened data set."""
@@ -261,15 +275,6 @@ def open_snapshot(tag: str, uri: str | Path = DEFAULT_URI) -> xr.Dataset:
 
 def _simulator_of(group: zarr.Group) -> tuple[str, str]:
     return str(group.attrs["simulator"]), str(group.attrs["simulator_version"])
-
-
-def _data_set(group: zarr.Group, tag: str | None = None, branch: str | None = None) -> DataSet:
-    status = cast("zarr.Array[Any]", group["status"])
-    (total,) = status.shape
-    # Whatever has a tag is complete; there, a status that cannot be read does not matter.
-    done = total if tag else int((np.asarray(status[:]) == schema.DONE).sum())
-    failed = len(cast("dict[str, str]", group.attrs.get("failures", {})))
-    return DataSet(*_simulator_of(group), done, total, tag, branch, failed)
 
 
 def _groups(session: Session) -> Iterator[zarr.Group]:

@@ -13,6 +13,7 @@ from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import repository, schema
 from bragg_data.store.block_writer import BlockResult, BlockWriter, create_group, write_chunk
+from bragg_data.store.reading import remedy_of
 from bragg_data.store.repository import Store, StoreError, Tag, storage_errors
 
 
@@ -40,6 +41,7 @@ class Writer(BlockWriter):
         self.identity = campaign.identity(simulator, version, limit)
         self._simulator, self._version = simulator, version
         branch = repository.branch_name(campaign.name, self.identity)
+        self.remedy = remedy_of({"tag": branch, "uri": store.uri})
         where = store, branch, campaign.name, len(self.samples)
         known = {"code_commit": "unknown", **(provenance or {})}
         super().__init__(*where, lock=branch, provenance=known)

@@ -7,28 +7,39 @@ from bragg_data.campaign import Samples
 from bragg_data.simulation import kinematic
 from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store import repair
-from bragg_data.store.care import outdated
-from bragg_data.store.repair import Repaired
+from bragg_data.store.care import give_up, outdated
 from bragg_data.store.repository import Store
 from pipelines.cli.console import Progress
 from pipelines.simulation.simulators import SimulationError, recipe_of, simulate_samples
 
 
 def repair_data_set(
-    store: Store, tag: str, gsas2: Gsas2Options, blocks: Sequence[int] | None = None
-) -> Repaired:
+    store: Store, name: str, gsas2: Gsas2Options, blocks: Sequence[int] | None = None
+) -> str:
     """Repair a tagged data set, of which all blocks are read unless some are named.
 
-    Raises as :func:`bragg_data.store.repair.repair` does, and `SimulationError` or `Gsas2Error` if
-    the simulator that computed it is not installed.
+    An unfinished one, named by its branch, begins again: whatever of it can be read needs no
+    repair. Returns what was done, for a reader. Raises as :func:`bragg_data.store.repair.repair`
+    and :func:`bragg_data.store.care.give_up` do, and `SimulationError` or `Gsas2Error` if the
+    simulator that computed it is not installed.
     """
-    definition = repair.definition_of(store, tag)
+    if name in store.repository.list_branches():
+        give_up(store, name)
+        return f"[bold]{name}[/]: no blocks any more; its simulate command begins it again"
+    definition = repair.definition_of(store, name)
     count = len(definition.samples)
     if blocks:
         count = sum(len(definition.samples[definition.rows(block)]) for block in blocks)
     simulate = _simulator_of(definition, gsas2)
-    with Progress(f"Repairing {tag}", count, "patterns") as progress:
-        return repair.repair(store, tag, simulate, blocks=blocks or None, on_block=progress.advance)
+    with Progress(f"Repairing {name}", count, "patterns") as progress:
+        advance = progress.advance
+        done = repair.repair(store, name, simulate, blocks=blocks or None, on_block=advance)
+    arrays = f", {', '.join(done.arrays)} written again" if done.arrays else ""
+    new = ", new snapshot: materialise its feature views again" if done.rewritten else ""
+    return (
+        f"[bold]{name}[/]: {len(done.blocks)} blocks computed again{arrays}{new}\n"
+        f"Content hash {definition.attrs['content_hash']}, as before"
+    )
 
 
 def migrate_data_sets(store: Store, gsas2: Gsas2Options, *, dry_run: bool) -> list[str]:

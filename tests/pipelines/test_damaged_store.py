@@ -1,5 +1,6 @@
 """Commands on a damaged store: one sentence with block and remedy, and no result."""
 
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -18,8 +19,9 @@ from bragg_models.data.batches import profiles_of
 from bragg_models.data.cache import cached
 from bragg_models.library.search import library_match
 from catalog import features
+from pipelines import check, simulate, train
 from pipelines import features as features_command
-from pipelines import simulate, train
+from pipelines import store as store_command
 from pipelines.cli.console import run
 from tests.damage import chunk_file, flip
 from tests.small_store import TAG
@@ -141,3 +143,34 @@ def test_features_that_are_damaged_are_refused_and_computed_again(store, command
     assert (code, "1 finished blocks are damaged: they are computed again" in out) == (0, True)
     again = features.load("profile_cropped", TAG, store.uri).profile_cropped.values
     np.testing.assert_array_equal(again, expected)
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+def test_check_does_not_pass_what_is_damaged(store, command, how):
+    damage(store, how)
+    code, out, err = command(check.app, TAG, "--store", store.path)
+    assert (code, err) == (1, "")
+    assert re.search(r"[Bb]lock 3", out)
+    assert REMEDY in " ".join(out.split())
+
+
+def test_an_unfinished_data_set_without_manifests_begins_again(
+    tmp_path, campaign_file, small_campaign: Campaign, small_store, command
+):
+    place = ("--store", tmp_path / "store")
+    with Writer(Store(place[1], create=True), small_campaign, "kinematic", "1") as writer:
+        branch = writer.branch
+    for manifest in (tmp_path / "store" / "manifests").iterdir():
+        manifest.unlink()
+    options = "--campaign", campaign_file, "--simulator", "kinematic", "--workers", 1
+    code, out, err = command(simulate.app, *options, *place)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"bragg store repair {branch}" in err
+    code, out, err = command(store_command.app, "repair", branch, *place)
+    assert (code, "begins it again" in out, err) == (0, True, "")
+    code, out, _ = command(simulate.app, *options, *place)
+    assert code == 0
+    expected = small_store.open(TAG).attrs["content_hash"]
+    assert Store(place[1]).open(TAG).attrs["content_hash"] == expected
+    code, out, err = command(store_command.app, "repair", branch, *place)
+    assert (code, "has a tag: repair that instead" in err) == (2, True)

@@ -163,6 +163,22 @@ def test_gc_deletes_orphans_and_scratch_and_nothing_else(store, small_store, com
     assert is_as(store, small_store)
 
 
+def test_a_repair_that_was_killed_is_done_again(store, small_store, command):
+    """It leaves a branch without a data set, and chunks that nothing refers to."""
+    repository = store.repository
+    repository.create_branch(f"rewrite-{TAG}", repository.lookup_branch("main"))
+    (store.path / "chunks" / "0123456789ABCDEFGHJG").write_bytes(bytes(5000))
+    for manifest in (store.path / "manifests").iterdir():
+        manifest.unlink()
+    assert command("repair", TAG, "--store", store.path)[0] == 0
+    assert is_as(store, small_store)
+    Store(store.path).repository.create_branch(f"rewrite-{TAG}", repository.lookup_branch("main"))
+    assert command("gc", "--store", store.path)[0] == 0
+    assert f"rewrite-{TAG}" not in Store(store.path).repository.list_branches()
+    assert not (store.path / "chunks" / "0123456789ABCDEFGHJG").exists()
+    assert is_as(store, small_store)
+
+
 def test_gc_waits_for_who_writes(store, command):
     """Chunks of a data set that is being written belong to nothing until they are committed."""
     with store.exclusive("small-8b427006b5f7", "it"):

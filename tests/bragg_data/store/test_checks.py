@@ -43,6 +43,7 @@ def test_a_sound_data_set_passes(small_dataset: xr.Dataset) -> None:
         "ranges",
         "counts",
         "duplicates",
+        "hashes",
         "intensities",
         "peaks",
         "leakage, random split",
@@ -56,7 +57,7 @@ def test_labels_of_other_profiles_fail(loaded: xr.Dataset) -> None:
     loaded["intensity"] = loaded.intensity.copy(data=np.roll(loaded.intensity.values, 1, axis=0))
     loaded.intensity.encoding = {"chunks": (64, 800)}
     findings = failed(loaded)
-    assert set(findings) == {"peaks"}
+    assert set(findings) == {"hashes", "peaks"}
     assert "have peaks where their cell puts none" in findings["peaks"].message
 
 
