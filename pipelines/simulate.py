@@ -23,6 +23,9 @@ def main(
     tag: options.TagOption = None,
     limit: Annotated[int | None, Option(min=1, help="Only the first samples.")] = None,
     yes: options.YesOption = False,
+    dry_run: Annotated[
+        bool, Option(help="Print blocks, core-hours, disk and SLURM's script, and begin nothing.")
+    ] = False,
     cells: Annotated[
         Path | None,
         Option(
@@ -53,6 +56,11 @@ def main(
     where = gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit)
     loaded = load_campaign(campaign)
     job = simulation.SimulationJob(loaded, simulator, tag, limit, where, cluster, confirmed=yes)
+    if dry_run:
+        from pipelines.simulation.dry_run import print_dry_run
+
+        print_dry_run(job)
+        return
     if cells or out:
         if cells is None or out is None:
             raise SimulationError("--cells CELLS.csv and --out PATTERNS.nc belong together.")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import psutil
 import requests
@@ -24,17 +25,29 @@ def free_port() -> int:
 @contextmanager
 def serving(*arguments: str, answers: str) -> Iterator[str]:
     """Run python -m MODULE … --port PORT until it answers at a path; yields its address."""
+    with server_at(*arguments, answers=answers) as (address, _):
+        yield address
+
+
+@contextmanager
+def server_at(
+    *arguments: str, answers: str, log: IO[bytes] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """As serving; yields the process, too. Its standard error goes to a log, if there is one."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", *arguments, "--port", str(port)]
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, cwd=ROOT, stdout=log) as server:
+    with (
+        tempfile.TemporaryFile() as out,
+        subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=log) as server,
+    ):
         try:
             end = time.monotonic() + 90
             while not answered(f"{address}/{answers}"):
                 assert server.poll() is None, "the server ended"
                 assert time.monotonic() < end, "the server does not answer"
                 time.sleep(0.1)
-            yield address
+            yield address, server
         finally:
             server.terminate()
 

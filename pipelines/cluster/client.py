@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import getpass
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import dask
 from dask.system import CPU_COUNT
@@ -216,6 +219,21 @@ def _environment_restored() -> Iterator[None]:
         for name in names:
             os.environ.pop(name, None)
         os.environ.update(before)
+
+
+def dashboard_text(client: Client, cluster: str) -> str:
+    """Return the address of the dashboard, and for SLURM how to see it from another machine.
+
+    It is open to this machine alone, as it lets nobody log in.
+    """
+    port = urlsplit(client.dashboard_link).port
+    if cluster not in ("local", "slurm") or port is None:
+        return str(client.dashboard_link)
+    address = f"http://127.0.0.1:{port}/status"
+    if cluster == "local":
+        return address
+    here = f"{getpass.getuser()}@{socket.getfqdn()}"
+    return f"{address} (from elsewhere after: ssh -L {port}:127.0.0.1:{port} {here})"
 
 
 async def _reach(address: str, seconds: float) -> None:

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 _PROGRAMS = ("sbatch", "squeue", "scancel")
 _SECONDS = 30.0  # for a reply of a busy controller, and for cancelled jobs to end
 _RETRY_SECONDS = 60.0  # between submissions of a job that SLURM refuses while others run
+_JOB_ID = re.compile(r"^(?:Submitted batch job )?(\d+)(?:;\S+)?\s*$", re.MULTILINE)
 _FRUITLESS_JOBS = 3  # jobs in a row without a worker after which the run ends
 # Reasons for which SLURM accepts a job and then never starts it (squeue(1), JOB REASON CODES;
 # for an account or QOS without access, a sentence of slurmctld). `sbatch --test-only` does not
@@ -108,7 +109,8 @@ def _configured(key: str) -> Any:
 
 
 def _expanded(path: str | Path) -> str:
-    return os.path.expandvars(Path(path).expanduser())
+    # Absolute, as jobs run elsewhere.
+    return str(Path(os.path.expandvars(Path(path).expanduser())).absolute())
 
 
 @contextlib.contextmanager
@@ -148,7 +150,7 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
         stack.callback(_close, cluster, name)
         cluster.submit(options.job_limits)
         client = stack.enter_context(Client(cluster))
-        watch = stack.enter_context(_Watch(cluster, client, name))
+        watch = stack.enter_context(_Watch(cluster, client, name, options.job_limits[1]))
         try:
             yield client
         except Exception as error:
@@ -195,6 +197,8 @@ def _credentials(directory: Path) -> Security:
 class _Job(SLURMJob):  # type: ignore[misc]
     """A job that stores SLURM's refusal, which the base class only logs."""
 
+    # So the id is alone on its line, whatever banners and wrappers of a site print.
+    submit_command = "sbatch --parsable"
     refusal = ""
     refused_at = 0.0
 
@@ -207,7 +211,15 @@ class _Job(SLURMJob):  # type: ignore[misc]
             self.refused_at = time.monotonic()
             self.status = Status.running  # close() expects it
 
+    def _job_id_from_submit_output(self, out: str) -> str:
+        ids = _JOB_ID.findall(out)
+        if not ids:
+            raise ValueError(f"stderr:\nsbatch names no job; it prints {out.strip()[:200]!r}")
+        return str(ids[-1])  # banners come first
+
     async def close(self) -> None:
+        # By the run's name, too: with a wrong number alone it would be somebody else's job.
+        self.cancel_command = f"scancel --name {shlex.quote(self.job_name)}"
         await super().close()
         self.status = Status.closed
 
@@ -274,10 +286,11 @@ class _Watch(threading.Thread):
     in a job, one that ends later: it would wait for them for ever.
     """
 
-    def __init__(self, cluster: _Cluster, client: Client, name: str) -> None:
+    def __init__(self, cluster: _Cluster, client: Client, name: str, most_jobs: int) -> None:
         super().__init__(name="slurm-watch", daemon=True)
         self.failure = ""
         self._cluster, self._client, self._run_name = cluster, client, name
+        self._most_jobs = most_jobs
         self._fruitless = 0
         self._last_job = ""
         self._reasons: set[str] = set()
@@ -307,6 +320,13 @@ class _Watch(threading.Thread):
 
     async def _failure_of(self, jobs: dict[str, _Job], queue: dict[str, str]) -> str:
         """Return why the run cannot go on, or an empty text."""
+        known = {job.job_id for job in self._cluster.workers.values()}
+        unknown = set(queue) - known
+        if len(unknown) > 2 * self._most_jobs:  # as many may be about to end
+            return (
+                f"SLURM's queue holds {len(unknown)} jobs of this run that are not known here: the "
+                f"output of sbatch is not understood. Call it without a wrapper."
+            )
         lost = self._cluster.drop_lost(jobs, queue)
         if self._cluster.scheduler.workers:
             self._fruitless = 0

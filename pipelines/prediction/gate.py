@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 logger = logging.getLogger("bragg.access")
 
-DRAIN_SECONDS = 8
+DRAIN_SECONDS = 6
 """For requests that are in work when the service is asked to stop."""
 
 RETRY_SECONDS = 1

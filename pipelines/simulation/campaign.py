@@ -29,7 +29,7 @@ from bragg_data.store.simulated import Writer
 from pipelines.cli.console import Progress, duration, print_rows, say
 from pipelines.cli.options import ClusterOptions, check_writable
 from pipelines.cluster.blocks import do_blocks, failures_text
-from pipelines.cluster.client import open_cluster
+from pipelines.cluster.client import dashboard_text, open_cluster
 from pipelines.simulation import simulators
 from pipelines.simulation.simulators import Recipe, SimulationError, recipe_of, simulate_samples
 from pipelines.snapshots.verification import verify_snapshot
@@ -125,7 +125,7 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
 @contextlib.contextmanager
 def _open(options: ClusterOptions) -> Iterator[Client]:
     with open_cluster(options) as client:
-        say(f"Cluster {options.name}, dashboard {client.dashboard_link}")
+        say(f"Cluster {options.name}, dashboard {dashboard_text(client, options.name)}")
         yield client
 
 

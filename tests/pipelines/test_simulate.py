@@ -556,3 +556,21 @@ def test_out_needs_a_directory(tmp_path, command, cells):
     code, _, err = command("--cells", cells, "--out", tmp_path / "missing" / "x.nc")
     assert code == 2
     assert "in a directory that exists" in err
+
+
+def test_a_dry_run_prints_what_it_would_take_and_begins_nothing(tmp_path, capfd):
+    file = write_campaign(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    slurm = ["--cluster", "slurm", "--jobs", "2:4", "--cores", "2", "--memory", "1GB"]
+    where = ["--campaign", str(file), "--store", str(tmp_path / "store")]
+    with pytest.raises(SystemExit) as ended:
+        run(simulate.app, [*KINEMATIC, *where, "--dry-run", *slurm])
+    assert ended.value.code in (0, None)
+    printed = capfd.readouterr().out
+    assert "67 patterns of 256 points in 9 blocks of 8" in printed
+    assert re.search(r"Estimate: \S+ core-hours for 67 patterns", printed)
+    size = re.search(r"Disk: about ([\d.]+) kB in 9 files", printed)
+    assert 67 * 256 * 4 * 0.3 < float(size[1]) * 1000 < 67 * 256 * 4
+    assert "SLURM: 2 to 4 jobs" in printed
+    assert "#SBATCH --cpus-per-task=2" in printed
+    assert set(tmp_path.rglob("*")) == before

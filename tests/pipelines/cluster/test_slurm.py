@@ -1,10 +1,14 @@
+import asyncio
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +18,8 @@ import psutil
 import pytest
 
 from pipelines.cli.options import ClusterError, SlurmOptions
-from pipelines.cluster.client import open_client
+from pipelines.cluster.client import dashboard_text, open_client
+from pipelines.cluster.slurm import _Job
 from tests.conftest import TEST_CLUSTER
 
 pytestmark = pytest.mark.slurm
@@ -152,7 +157,8 @@ def driver(options: SlurmOptions, work: str) -> Iterator[subprocess.Popen[str]]:
     program = f"""
 import faulthandler, signal, time
 from pathlib import PosixPath
-from pipelines.cluster.client import open_client
+from pipelines.cluster.client import dashboard_text, open_client
+from pipelines.cluster.slurm import _Job
 from pipelines.cli.options import SlurmOptions
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR1)
@@ -299,3 +305,72 @@ def daemons(directory: Path) -> list[psutil.Process]:
                 if f"{directory}/" in " ".join([*process.cmdline(), *files]) and alive(process):
                     processes.append(process)
     return processes
+
+
+def test_banners_of_a_site_are_no_job(
+    options: SlurmOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An sbatch that greets with numbers submits a job once, and cancels nobody else's."""
+    wrapper = tmp_path.parent / f"{tmp_path.name}-bin" / "sbatch"
+    wrapper.parent.mkdir()
+    real = shutil.which("sbatch")
+    wrapper.write_text(
+        f'#!/bin/sh\necho "Welcome to cluster 5, 12 nodes"\necho x >> {wrapper}.calls\n'
+        f'exec {real} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    foreign = subprocess.run(
+        [str(real), "--parsable", "--output=/dev/null", "--wrap=sleep 600"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    try:
+        with open_client("slurm", slurm=changed(options, jobs="1:1")) as client:
+            places = client.gather(client.map(place, range(10)))
+            time.sleep(2)  # in which the watch looks at the queue
+            assert {where.job for where in places} == queue() - {foreign}
+            dashboard = dashboard_text(client, "slurm")
+            port = re.match(r"http://127\.0\.0\.1:(\d+)/status", dashboard)[1]
+            assert f"ssh -L {port}:127.0.0.1:{port} " in dashboard
+            assert urllib.request.urlopen(dashboard.split()[0], timeout=10).status == 200
+        assert len(Path(f"{wrapper}.calls").read_text().split()) == 1
+        assert queue() == {foreign}
+    finally:
+        subprocess.run(["scancel", foreign], check=True)
+        wait_until(lambda: not queue())
+
+
+@pytest.mark.parametrize(
+    ("out", "number"),
+    [
+        ("123\n", "123"),
+        ("123;cluster\n", "123"),
+        ("Welcome to 5\n99 users\nSubmitted batch job 123\n", "123"),
+        ("7\nmotd of 2026\n123\n", "123"),
+    ],
+)
+def test_the_number_of_a_job(out: str, number: str) -> None:
+    assert _Job._job_id_from_submit_output(object.__new__(_Job), out) == number
+
+
+def test_a_number_of_another_run_is_not_cancelled(slurm: Path) -> None:
+    assert slurm.is_dir()
+    submit = ["sbatch", "--parsable", "--output=/dev/null", "--job-name=foreign", "--wrap=sleep 60"]
+    foreign = subprocess.run(submit, capture_output=True, text=True, check=True).stdout.strip()
+    job = object.__new__(_Job)
+    job.name, job.job_id, job.job_name = "x", foreign, "bragg-mine"
+    asyncio.run(job.close())
+    assert foreign in queue()
+    subprocess.run(["scancel", foreign], check=True)
+    wait_until(lambda: not queue())
+
+
+def test_a_relative_shared_directory_is_that_of_the_submission(
+    options: SlurmOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    relative = changed(options, jobs="1:1", shared_directory=Path(tmp_path.name))
+    with open_client("slurm", slurm=relative) as client:
+        assert len(client.gather(client.map(place, range(3)))) == 3
