@@ -39,17 +39,17 @@ def main(
         bool | None,
         Option(
             "--library/--no-library",
-            help="Find the most similar stored patterns as well; by default for up to 100 files.",
+            help="Find the most similar stored patterns, too; by default for up to 100 files.",
         ),
     ] = None,
     refine: Annotated[
         bool,
         Option(
             "--refine",
-            help="Refine cell, displacement factor and broadening of each plausible phase against "
-            "the whole pattern, from the model's and the library's cells.",
+            help="Refine cell, displacement factor and broadening of each plausible phase.",
         ),
     ] = False,
+    phases: options.OtherPhasesOption = None,
     as_json: options.JsonOption = False,
     as_csv: Annotated[bool, Option("--csv", help="Print comma-separated values.")] = False,
     plot: Annotated[Path | None, Option(metavar="PNG", help="Draw calculated patterns.")] = None,
@@ -72,37 +72,33 @@ def main(
     and the predictions are combined. The library match is the stored pattern that correlates best
     with the profile, of each crystal system, and on noisy profiles the better guide as long as the
     model was trained on clean ones. With --refine every phase is fitted to the whole pattern; where
-    no structure of the model explains the peaks, lattices are fitted to their positions alone, and
-    the prediction is not accepted. More than 100 files are predicted by the workers of a cluster,
-    by default of this machine. A file that cannot be read is named at the end.
+    no structure of the model explains the peaks, lattices are fitted to their positions alone, the
+    prediction is not accepted, and mixtures of the model's phases, and of those of --phases, are
+    tried. More than 100 files are predicted by the workers of a cluster, by default of this
+    machine. A file that cannot be read is named at the end.
     """
-    from pipelines.prediction.files import PredictError, find_profiles
+    from pipelines.prediction.files import check_request, find_profiles
 
-    if as_json and as_csv:
-        raise PredictError("Give --json or --csv, not both.")
+    unused = None if refine else phases
+    check_request(
+        two_formats=as_json and as_csv, unused_phases=unused, instrument=profile.instrument
+    )
     paths = find_profiles(files)
     options.check_writable(plot, page)
-    if profile.instrument is not None and not profile.instrument.exists():
-        file = profile.instrument
-        raise PredictError(
-            f"Instrument file {file} not found. Give the path of a GSAS-II .instprm file."
-        )
     from pipelines.prediction import distributed
     from pipelines.prediction.interface import load_models
     from pipelines.prediction.render import print_next, print_results, write_csv
     from pipelines.prediction.result import to_json
+    from pipelines.refinement.inputs import read_known_structures
 
     progress = not (as_json or as_csv)
     many = len(paths) > distributed.MAX_LOCAL_FILES
-    loaded = load_models(
-        model,
-        tracking=tracking,
-        store=store,
-        use_library=False if library is None and many else library,
-        progress=progress,
-    )
+    use = False if library is None and many else library
+    loaded = load_models(model, tracking=tracking, store=store, use_library=use, progress=progress)
+    further = read_known_structures(phases)[0] if phases else ()
+    draw = bool(plot or page)
     results, profiles, failures = distributed.predict_anywhere(
-        paths, profile, loaded, cluster, refine=refine, draw=bool(plot or page)
+        paths, profile, loaded, cluster, refine=refine, draw=draw, further=further
     )
     if as_json:
         print_json([to_json(result) for result in results])

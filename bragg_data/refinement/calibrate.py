@@ -11,8 +11,9 @@ from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.refinement.joint_model import JointModel
 from bragg_data.refinement.joint_parameters import Parameter, broadening, displacements
-from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, State, gains
+from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, gains
 from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank
 
 _NOTE = "calibrated on {}: every length is known to {:.1e}"

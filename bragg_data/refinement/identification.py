@@ -19,39 +19,29 @@ from threadpoolctl import ThreadpoolController
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.structure import Phase
-from bragg_data.refinement.cell_capture import BLURS, refined_cells
-from bragg_data.refinement.joint_model import JointModel, bank_model, blurred
-from bragg_data.refinement.joint_parameters import cell_parameters, with_site_groups
-from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, State
+from bragg_data.refinement.candidate_phase import Candidate, left_by, refined_on
+from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.joint_summary import unexplained
 from bragg_data.refinement.measured_bank import MeasuredBank
-from bragg_data.refinement.phase_evidence import (
-    CAUTION,
-    DISTINCT,
-    coincides,
-    earned,
-    errors,
-    reduced,
-    share,
-    worth,
-)
+from bragg_data.refinement.phase_evidence import CAUTION, coincides, earned, reduced, worth
 from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.retrieval import PatternLibrary
+from bragg_data.refinement.sample_refinement import refine_sample
 
 _MANY = 6  # of each blur of the retrieval, that are refined
 _BANKS = 2  # with most information, on which candidates are refined
-_TERMS = 10  # of the background, for candidates
 _MOST_PHASES = 12
 _LEAST_SHARE = 0.004  # of the calculated signal, below which nothing is sure
 _ATTEMPTS = 3  # candidates that are refined with the phases so far, the best one and …
 _WORTH_A_TRIAL = 0.6  # … those that are worth so much of it
-_MOST_REFUSED = 5  # candidates, after which nothing more is looked for
-_USUAL_STRAIN = 0.005  # relative, between a sample and the CIF of its structure
+_MOST_REFUSED = 5  # candidates that are not needed, and times that the best one mends shapes
 _OF_CAN = 0.01  # relative, of the cell of what holds the sample
+_MINOR, _OF_MINOR = 0.25, 0.02  # share of the signal of a phase, and relative, of its cell
 _OF_DUPLICATE = 0.015  # relative, of the cell of a structure with the pattern of a phase
 _ALIKE = 0.9  # correlation of blurred patterns, from which structures are compared in detail
-_NEARLY = 0.5  # of what a structure leaves: others that leave no more explain nearly as much
+_NEARLY = 0.5  # of what a structure leaves: further that leave no more explain nearly as much
 
 
 class Identification(NamedTuple):
@@ -61,29 +51,25 @@ class Identification(NamedTuple):
     alternatives: dict[str, tuple[str, ...]]  # names of structures, by phase
 
 
-class _Candidate(NamedTuple):
-    place: int  # among the phases of the library
-    cell: Array
-    decrease: float  # of χ²
-    worth: float  # that decrease of χ² over what it leaves, less the penalty
-    penalty: float  # for a cell that is far from the CIF's
-
-
 def identify(
     banks: Sequence[MeasuredBank],
     library: PatternLibrary,
     options: JointOptions,
     report: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+    *,
+    metals: Sequence[str] = (),
 ) -> Identification:
     """Find the phases of a sample among those of a library that was made for its banks.
 
-    Cans are among them; ``report`` is called with a sentence on each step.
+    Cans are among them, and ``metals``, of which cans may be: they are identified like the further.
+    ``report`` is called with a sentence on each step.
     """
     began = time.perf_counter()
     # What holds the sample is there from the start.
     places = [k for k, phase in enumerate(library.phases) if phase.name in options.cans]
     cells = [np.array(library.phases[place].cell, dtype=np.float64) for place in places]
     refused: set[int] = set()
+    failures = 0
     duplicates: dict[int, set[int]] = {}
     alternatives: dict[str, tuple[str, ...]] = {}
     informative = informative_banks(banks)
@@ -91,19 +77,27 @@ def identify(
     near = replace(options, calibration_su=tuple(options.calibration_su[b] for b in informative))
     state: State | None = None
     with ThreadpoolController().limit(limits=1, user_api="blas"):
-        while len(places) < _MOST_PHASES and len(refused) < _MOST_REFUSED:
+        while len(places) < _MOST_PHASES and failures < _MOST_REFUSED:
             excluded = refused.union(places, *duplicates.values())
-            likely = _candidates(searched, state, library, excluded)
+            likely = [
+                candidate
+                for candidate in _candidates(searched, state, library, excluded)
+                if (phase := library.phases[candidate.place]).name not in metals
+                or _is_near(candidate.cell, phase)
+            ]
             if not likely:
                 break
             best, trial = _best_trial(searched, library, likely, (places, cells), near)
             name = library.phases[best.place].name
-            if trial is None or coincides(trial, -1) or not earned(trial, state, -1):
+            mends = trial is not None and (coincides(trial, -1) or _is_strange(trial, len(places)))
+            if trial is None or mends or not earned(trial, state, -1):
                 refused |= {candidate.place for candidate in likely}
+                failures += 1 if mends else len(likely)
                 report(f"{name} is not needed")
                 continue
             report(f"{name}: reduced χ² {reduced(trial):.3g}")
             refused.clear()
+            failures = 0
             duplicates[best.place] = _duplicates(searched, library, best)
             places, state = _pruned(searched, library, [*places, best.place], trial, near)
             cells = [
@@ -118,14 +112,17 @@ def identify(
                 searched, library, places, state, near, duplicates
             )
             cells = _cells(state)
+        options, near = (replace(o, cans=(*o.cans, *metals)) for o in (options, near))
         phases = tuple(library.phases[place] for place in places)
-        result = _refined_on_all(banks, searched, phases, cells, (options, near))
+        names = {phase.name for phase in phases}
+        further = [p for p in library.phases if p.name in metals and p.name not in names]
+        result = _refined_on_all(banks, searched, (phases, further), cells, (options, near))
     seconds = time.perf_counter() - began
     return Identification(replace(result, seconds=seconds), alternatives)
 
 
 def _duplicates(
-    banks: Sequence[MeasuredBank], library: PatternLibrary, phase: _Candidate
+    banks: Sequence[MeasuredBank], library: PatternLibrary, phase: Candidate
 ) -> set[int]:
     """Return the places of structures with the pattern of a phase, in nearly the cells of theirs.
 
@@ -146,25 +143,36 @@ def _is_near(cell: Array, phase: Phase) -> bool:
     return bool(np.abs(cell[:3] / phase.cell[:3] - 1).max() < _OF_CAN)
 
 
+def _is_strange(state: State, code: int) -> bool:
+    """Return whether a minor phase is in a cell far from its CIF's.
+
+    Somewhere in the range of cells lines of many structures are where shapes of further misfit.
+    """
+    scale = _scale(state.model.cell(code, state.model.start), state.model.phases[code])
+    return state.share(code) < _MINOR and abs(np.log(scale)) > _OF_MINOR
+
+
 def _refined_on_all(
     banks: Sequence[MeasuredBank],
     searched: Sequence[MeasuredBank],
-    phases: Sequence[Phase],
+    phases: tuple[Sequence[Phase], Sequence[Phase]],
     cells: Sequence[Array],
     options: tuple[JointOptions, JointOptions],
 ) -> JointResult:
     """Return the refinement of all banks; of those alone that were searched if that cannot be.
 
-    A phase may have no line on another bank. ``options`` are for all and for these.
+    A phase may have no line on another bank. ``options`` are for all and for these; the second ones
+    of ``phases`` are metals that were not identified.
     """
-    if not phases:
+    identified, metals = phases
+    if not identified:
         return unexplained(banks)
     try:
-        return JointRefiner(banks, phases).refine(options[0], cells)
+        return refine_sample(banks, identified, options[0], cells, metals=metals)
     except RefinementError as error:
         if len(searched) == len(banks):
             raise
-        result = JointRefiner(searched, phases).refine(options[1], cells)
+        result = refine_sample(searched, identified, options[1], cells)
         remark = f"Refined on the banks that were searched alone: {error}"
         return replace(result, remarks=(*result.remarks, remark))
 
@@ -181,32 +189,16 @@ def informative_banks(banks: Sequence[MeasuredBank]) -> list[int]:
     return sorted(np.argsort(information)[::-1][:_BANKS].tolist())
 
 
-def _left(banks: Sequence[MeasuredBank], state: State | None) -> list[MeasuredBank]:
-    """Return banks of what the phases so far leave of the intensities."""
-    if state is None:
-        return list(banks)
-    assert state.minimum is not None
-    residual = state.minimum.residual[: state.model.n_points]
-    error, _ = errors(state, times=DISTINCT)
-    left, first = [], 0
-    for bank in banks:
-        rows = slice(first, first + len(bank.tof))
-        first = rows.stop
-        sigma = bank.sigma * error[rows]
-        left.append(replace(bank, intensity=residual[rows] * bank.sigma, sigma=sigma))
-    return left
-
-
 def _candidates(
     banks: Sequence[MeasuredBank], state: State | None, library: PatternLibrary, refused: set[int]
-) -> list[_Candidate]:
+) -> list[Candidate]:
     """Return the few structures that explain most of what is left, in refined cells, best first.
 
     None if even the best one explains far less than its parameters cost.
     """
-    left = _left(banks, state)
+    left = left_by(banks, state)
     refined = [
-        _on_residual(left, library.phases[place], place, scale)
+        refined_on(left, library.phases[place], place, scale)
         for place, scale in library.candidates(left, _MANY, refused)
     ]
     likely = [c for c in refined if c is not None and c.decrease > CAUTION]
@@ -217,10 +209,10 @@ def _candidates(
 def _best_trial(
     banks: Sequence[MeasuredBank],
     library: PatternLibrary,
-    likely: Sequence[_Candidate],
+    likely: Sequence[Candidate],
     present: tuple[Sequence[int], Sequence[Array]],
     options: JointOptions,
-) -> tuple[_Candidate, State | None]:
+) -> tuple[Candidate, State | None]:
     """Return the best one of some candidates with the phases so far, and their refined state.
 
     Where structures explain as much, as those of metals, the one whose cell is least changed.
@@ -231,32 +223,11 @@ def _best_trial(
     ]
     noise = min((reduced(state) for _, state in attempts if state), default=1.0)
 
-    def misfit(trial: tuple[_Candidate, State | None]) -> float:
+    def misfit(trial: tuple[Candidate, State | None]) -> float:
         candidate, state = trial
         return state.chi2 / noise + candidate.penalty if state else np.inf
 
     return min(attempts, key=misfit)
-
-
-def _on_residual(
-    left: Sequence[MeasuredBank], phase: Phase, place: int, scale: float
-) -> _Candidate | None:
-    """Return a structure in the cell that explains most of what is left; None if it has none."""
-    phase = with_site_groups(phase)
-    start = np.array(phase.cell, dtype=np.float64)
-    start[:3] *= scale
-    models = tuple(bank_model(bank, (phase,), _TERMS) for bank in left)
-    levels = {blur: blurred(models, blur) for blur in (0.0, *BLURS)}
-    with suppress(CrystalError):
-        _, (cell,) = refined_cells(levels, [phase], [start], BLURS[1:])
-        there = JointModel(models, (phase,), tuple(cell_parameters(0, phase, cell)))
-        remaining = there.residual(there.start)
-        total, misfit = sum(float(m.y @ m.y) for m in models), float(remaining @ remaining)
-        strain = float(np.abs(np.log(cell[:3] / np.array(phase.cell[:3]))).max())
-        penalty = (strain / _USUAL_STRAIN) ** 2
-        worth = len(remaining) * (total - misfit) / max(misfit, 1e-300) - penalty
-        return _Candidate(place, cell, total - misfit, worth, penalty)
-    return None
 
 
 def _with_alternatives(
@@ -283,7 +254,7 @@ def _with_alternatives(
             share_of_phase = fit.residual + fit.scales[code] * fit.columns[:, code]
             left.append(replace(bank, intensity=share_of_phase * bank.sigma))
         similar = library.similar(place, scale, left, _ALIKE)[: _MANY + 1]
-        refined = [_on_residual(left, library.phases[k], k, s) for k, s in similar]
+        refined = [refined_on(left, library.phases[k], k, s) for k, s in similar]
         best = refined[0]
         if best is None:
             continue
@@ -331,7 +302,7 @@ def _pruned(
     *,
     strictly: bool = False,
 ) -> tuple[list[int], State]:
-    """Return the phases without those that others have made superfluous."""
+    """Return the phases without those that further have made superfluous."""
     remaining, cells = list(places), _cells(state)
     for place in places if strictly else places[:-1]:
         k = remaining.index(place)
@@ -343,7 +314,7 @@ def _pruned(
         without = _refined(banks, library, fewer, cells[:k] + cells[k + 1 :], options)
         if without is None:
             continue
-        lost = strictly and share(state, k) < _LEAST_SHARE
+        lost = strictly and (state.share(k) < _LEAST_SHARE or _is_strange(state, k))
         if lost or not earned(state, without, k, strictly=strictly):
             remaining, state = fewer, without
             cells = _cells(state)

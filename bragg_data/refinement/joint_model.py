@@ -36,11 +36,13 @@ class BankModel:
     simulators: tuple[Simulator, ...]  # of each phase by itself
     terms: int
     blur: float = 0.0  # full width in µs over the peak's, by which everything is blurred
+    error: Array | None = None  # (n,) of the points with the model's own, over their statistical
 
     @cached_property
     def weights(self) -> Array:
         """1/σ of each row, (n,)."""
-        return np.asarray(1 / self._blurred(self.bank.sigma[:, None])[:, 0])
+        sigma = self.bank.sigma if self.error is None else self.bank.sigma * self.error
+        return np.asarray(1 / self._blurred(sigma[:, None])[:, 0])
 
     @cached_property
     def basis(self) -> Array:

@@ -8,7 +8,7 @@ orientation.
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import attrgetter
@@ -21,7 +21,7 @@ from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.pseudosymmetry import pseudosymmetric_cells
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.cell_capture import BLURS, captured_cells, refined_cells
-from bragg_data.refinement.joint_model import BankFit, JointModel, bank_model, blurred
+from bragg_data.refinement.joint_model import JointModel, bank_model, blurred
 from bragg_data.refinement.joint_parameters import (
     Parameter,
     broadening,
@@ -34,19 +34,13 @@ from bragg_data.refinement.joint_parameters import (
     with_site_groups,
 )
 from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.joint_state import CONVERGED, NEARBY, ROUGHLY, State
 from bragg_data.refinement.joint_summary import summarise
-from bragg_data.refinement.levenberg_marquardt import Minimum, minimise
 from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
 from bragg_data.refinement.measured_bank import MeasuredBank
-from bragg_data.refinement.result import RefinementError, serial_correlation
+from bragg_data.refinement.result import RefinementError
 
 _FIRST_TERMS = 10  # of the background, before the data decide
-_TERMS = (4, 6, 8, 10, 12, 15, 18, 22, 26, 30, 36)
-_ROUGHLY, _NEARBY, _CONVERGED = (
-    1.0,
-    0.2,
-    0.02,
-)  # decrease of χ² over the noise that a step still has to promise
 _HOPELESS = 0.3  # share of the signal that cells have to explain to be refined further
 _IMPERFECT = 1.03  # noise from which the misfit may be that of a wrong minimum
 _TWIN = 1.0  # relative change of a cell over the width of a peak, towards another minimum
@@ -85,35 +79,44 @@ class JointRefiner:
 
     def searched(
         self, options: JointOptions, cells: Sequence[Array] | None = None, *, twins: bool = True
-    ) -> "State":
+    ) -> State:
         """Return the minimum that :meth:`refine` summarises.
 
         Without ``twins`` lines that hardly split may be split the wrong way.
         """
-        starts = [np.asarray(c) for c in cells or [phase.cell for phase in self.phases]]
-        with _libraries().limit(limits=1):
-            try:
-                explained, cells = captured_cells(self._levels, self.phases, starts)
-                if explained < _HOPELESS:
-                    state = State(self._model(options, cells, cells_alone=True))
-                    return state.minimised(_ROUGHLY)
-                state = State(self._model(options, cells)).minimised(_ROUGHLY)
-                state = state.with_terms().minimised(_ROUGHLY)
-                if twins:
-                    state = _with_twins(state)
-                if options.evidence:
-                    state = _with_evidence(state, self.phases)
-                return state.with_terms().minimised(_CONVERGED)
-            except CrystalError as error:
-                raise RefinementError(f"These phases cannot be refined: {error}") from error
+        return self.completed(self.captured_roughly(options, cells, twins=twins), options)
 
-    def near(self, cells: Sequence[Array], options: JointOptions) -> "State":
+    def captured_roughly(
+        self, options: JointOptions, cells: Sequence[Array] | None = None, *, twins: bool = True
+    ) -> State:
+        """Return the minimum with few parameters; with cells alone where they explain little.
+
+        Arguments and errors are those of :meth:`refine`.
+        """
+        starts = [np.asarray(c) for c in cells or [phase.cell for phase in self.phases]]
+        with _libraries().limit(limits=1), _as_refinement_error():
+            explained, cells = captured_cells(self._levels, self.phases, starts)
+            if explained < _HOPELESS:
+                state = State(self._model(options, cells, cells_alone=True))
+                return state.minimised(ROUGHLY)
+            state = State(self._model(options, cells)).minimised(ROUGHLY).searched_again()
+            return _with_twins(state) if twins else state
+
+    def completed(self, state: State, options: JointOptions) -> State:
+        """Return the minimum with all parameters that the data need, from where a search ended."""
+        if all(p.keys[0].startswith("cell_") for p in state.model.parameters):
+            return state  # hopeless
+        with _libraries().limit(limits=1), _as_refinement_error():
+            if options.evidence:
+                state = _with_evidence(state)
+            return state.with_terms().minimised(CONVERGED)
+
+    def near(self, cells: Sequence[Array], options: JointOptions) -> State:
         """Return the minimum next to cells (6,) that are nearly right, without any search.
 
         A CrystalError is raised if there is no pattern.
         """
-        state = State(self._model(options, cells)).minimised(_ROUGHLY)
-        return state.with_terms().minimised(_ROUGHLY)
+        return State(self._model(options, cells)).minimised(ROUGHLY).searched_again()
 
     def continued(
         self,
@@ -121,7 +124,7 @@ class JointRefiner:
         values: Mapping[str, float],
         terms: Sequence[int],
         held: Collection[str] = (),
-    ) -> "State":
+    ) -> State:
         """Return the minimum next to known values of parameters, by their names.
 
         With these numbers of background terms of each bank; broadening and displacement parameters
@@ -142,16 +145,14 @@ class JointRefiner:
         banks = (replace(b, terms=t) for b, t in zip(model.banks, terms, strict=True))
         model = replace(model, banks=tuple(banks), parameters=tuple(parameters))
         with _libraries().limit(limits=1):
-            return State(model).minimised(_NEARBY)
+            return State(model).minimised(NEARBY)
 
     def captured(self, cells: Sequence[Array]) -> list[Array]:
         """Return cells (6,) nearer to the minimum, on blurred profiles; a CrystalError if none."""
         with _libraries().limit(limits=1):
             return refined_cells(self._levels, self.phases, cells, BLURS[1:])[1]
 
-    def summarised(
-        self, state: "State", options: JointOptions, seconds: float = 0.0
-    ) -> JointResult:
+    def summarised(self, state: State, options: JointOptions, seconds: float = 0.0) -> JointResult:
         """Return the result of a state whose search has ended."""
         assert state.minimum is not None
         su, cans = options.calibration_su, options.cans
@@ -177,53 +178,12 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-@dataclass(frozen=True, eq=False)
-class State:
-    """A model, and where its search stands."""
-
-    model: JointModel
-    minimum: Minimum | None = None
-
-    @property
-    def chi2(self) -> float:
-        """Sum of squared residuals, restraints included."""
-        assert self.minimum is not None
-        return float(self.minimum.residual @ self.minimum.residual)
-
-    @property
-    def fits(self) -> tuple[BankFit, ...]:
-        """Where each bank stands at the minimum."""
-        assert self.minimum is not None
-        fits: tuple[BankFit, ...] = self.minimum.of_model
-        return fits
-
-    def minimised(self, tolerance: float) -> "State":
-        """Return the state after a search down to a promise of ``tolerance`` times the noise."""
-        model, n = self.model, self.model.n_points
-
-        def at(chi2: float) -> float:
-            return tolerance * max(chi2 / n, 1.0)
-
-        low, high = model.bounds
-        reach = 1e-9 * (high - low)
-        start = np.clip(model.start, low + reach, high - reach)
-        minimum = minimise(model.evaluate, start, model.bounds, at)
-        values = minimum.point.tolist()
-        parameters = tuple(
-            replace(p, start=v) for p, v in zip(model.parameters, values, strict=True)
-        )
-        noise = _noise(minimum.residual[:n], n - len(values))
-        return State(replace(model, parameters=parameters, noise=noise), minimum)
-
-    def with_terms(self) -> "State":
-        """Return the state with the number of background terms of each bank that it shows."""
-        banks = tuple(
-            replace(bank, terms=_terms(self.model, b, self.model.start))
-            for b, bank in enumerate(self.model.banks)
-        )
-        if [b.terms for b in banks] == [b.terms for b in self.model.banks]:
-            return self
-        return State(replace(self.model, banks=banks), None)
+@contextmanager
+def _as_refinement_error() -> Iterator[None]:
+    try:
+        yield
+    except CrystalError as error:
+        raise RefinementError(f"These phases cannot be refined: {error}") from error
 
 
 def _with_twins(state: State) -> State:
@@ -239,7 +199,7 @@ def _with_twins(state: State) -> State:
     best = state
     for start in [*_along_worst_directions(state), *_rotated_cells(state)]:
         with suppress(CrystalError):
-            best = min(best, State(start).minimised(_ROUGHLY), key=attrgetter("chi2"))
+            best = min(best, State(start).minimised(ROUGHLY), key=attrgetter("chi2"))
     return best
 
 
@@ -283,43 +243,14 @@ def _moved(model: JointModel, cell: Sequence[int], values: Array) -> JointModel:
     return replace(model, parameters=tuple(parameters))
 
 
-def _noise(residual: Array, degrees: int) -> float:
-    """Return the factor on variances that a residual shows: reduced χ² times correlation."""
-    reduced = float(residual @ residual) / max(degrees, 1)
-    return max(reduced, 1.0) * serial_correlation(residual)
-
-
-def _terms(model: JointModel, number: int, point: Array) -> int:
-    """Return the number of background terms of a bank by Akaike's criterion."""
-    of_bank = model.banks[number]
-    patterns = [
-        of_bank.bank.at_points(model.simulated(number, code, point, slopes=False)[0])
-        for code in range(len(model.phases))
-    ]
-    columns = np.concatenate([*patterns, of_bank.bank.polynomials(_TERMS[-1])], axis=1)
-    weights = 1 / of_bank.bank.sigma
-    q, _ = np.linalg.qr(columns * weights[:, None])
-    y = of_bank.bank.intensity * weights
-    squares = (q.T @ y) ** 2
-    n, fixed = len(y), len(patterns)
-    left = np.array([y @ y - squares[: fixed + terms].sum() for terms in _TERMS])
-    residual = y - q @ (q.T @ y)
-    # Of neighbouring residuals alone is correlated what no background would change.
-    noise = max(float(residual @ residual) / (n - len(squares)), 1.0)
-    # Smooth terms cannot imitate lines, so that Akaike's weaker penalty (IEEE Trans. Autom. Control
-    # 19 (1974) 716) is safe; a background that is too stiff biases what overlaps.
-    best = int(np.argmin(left / noise + 2.0 * np.array(_TERMS)))
-    return _TERMS[best]
-
-
-def _with_evidence(state: State, phases: Sequence[Phase]) -> State:
+def _with_evidence(state: State) -> State:
     """Return the state with the parameters that the data need, the most needed ones first.
 
     Those that a linear estimate promises to be worth while are added, and stay if they are.
     """
     refused: set[str] = set()
     for _ in range(_ROUNDS):
-        groups = [g for g in _candidates(state.model, phases) if g[0].name not in refused]
+        groups = [g for g in _candidates(state) if g[0].name not in refused]
         penalties = [np.log(state.model.n_points) * len(group) for group in groups]
         worth = [
             decrease / state.model.noise - penalty
@@ -328,7 +259,7 @@ def _with_evidence(state: State, phases: Sequence[Phase]) -> State:
         if not worth or max(worth) <= 0:
             return state
         best = int(np.argmax(worth))
-        extended = State(_extended(state.model, groups[best])).minimised(_ROUGHLY)
+        extended = State(_extended(state.model, groups[best])).minimised(ROUGHLY)
         decrease = state.chi2 - extended.chi2
         assert extended.minimum is not None
         if extended.minimum.converged and decrease / state.model.noise > penalties[best]:
@@ -338,11 +269,17 @@ def _with_evidence(state: State, phases: Sequence[Phase]) -> State:
     return state
 
 
-def _candidates(model: JointModel, phases: Sequence[Phase]) -> Iterator[list[Parameter]]:
-    """Yield groups of parameters that might be needed."""
+def _candidates(state: State) -> Iterator[list[Parameter]]:
+    """Yield groups of parameters that might be needed.
+
+    A trace has none of its own: what they explain is the misfit of other phases' lines.
+    """
+    model = state.model
     used = {(p.phase, key) for p in model.parameters for key in p.keys}
     names = {p.name for p in model.parameters}
-    for code, phase in enumerate(phases):
+    for code, phase in enumerate(model.phases):
+        if state.is_trace(code):
+            continue
         sites = site_displacements(code, phase)
         if sites and sites[0].name not in names:
             yield sites

@@ -41,11 +41,10 @@ def summarise(
     residual = np.concatenate([fit.residual for fit in fits])
     linear = sum(len(model.phases) + bank.terms for bank in model.banks)
     degrees = max(n - len(point) - linear, 1)
-    reduced = float(residual @ residual) / degrees
     squares = [fit.residual @ fit.residual + 1e-300 for fit in fits]
     of_banks = [serial_correlation(fit.residual) for fit in fits]
     correlation = float(np.average(of_banks, weights=squares))
-    noise = reduced * correlation
+    noise = float(residual @ residual) / degrees * correlation
     normal = minimum.jacobian.T @ minimum.jacobian
     total = np.asarray(np.linalg.pinv(normal, hermitian=True) * noise, dtype=np.float64)
     is_offset = np.array([p.keys[0] == "offset" for p in model.parameters], dtype=bool)
@@ -71,8 +70,11 @@ def summarise(
             zip(zip(weights, su_weights, strict=True), present.tolist(), strict=True)
         )
     )
-    chi2 = float(residual @ residual)
-    explained = model.explained(residual)
+    # Of statistical errors alone, as is usual.
+    left = np.concatenate([(b.bank.intensity - b.calculated) / b.bank.sigma for b in banks])
+    chi2 = float(left @ left)
+    plain = [b if b.error is None else replace(b, error=None) for b in model.banks]
+    explained = replace(model, banks=tuple(plain)).explained(left)
     lines = [d for b in banks for d in unexplained_lines(b.bank, b.calculated, b.background)]
     weighted = [bank.bank.intensity / bank.bank.sigma for bank in model.banks]
     ended = at_bounds(model.parameters, point)
@@ -99,7 +101,7 @@ def summarise(
         phases=phases,
         banks=banks,
         rwp=float(np.sqrt(chi2 / sum(float(w @ w) for w in weighted))),
-        reduced_chi2=reduced,
+        reduced_chi2=chi2 / degrees,
         correlation=correlation,
         explained=explained,
         converged=minimum.converged,
@@ -118,11 +120,12 @@ def _bank(model: JointModel, number: int, point: Array, fit: BankFit, su: Array)
     bank = of_bank.bank
     known = model.offsets or (0.0,) * len(model.banks)
     peaks = fit.patterns @ fit.scales
-    polynomials = bank.polynomials(of_bank.terms) / bank.sigma[:, None]
-    coefficients, *_ = np.linalg.lstsq(polynomials, (bank.intensity - peaks) / bank.sigma)
-    background = polynomials @ coefficients * bank.sigma
+    polynomials, weights = bank.polynomials(of_bank.terms), of_bank.weights
+    above = (bank.intensity - peaks) * weights
+    coefficients, *_ = np.linalg.lstsq(polynomials * weights[:, None], above)
+    background = polynomials @ coefficients
     rest = (bank.intensity - peaks - background) / bank.sigma
-    above = bank.intensity / bank.sigma
+    measured = bank.intensity / bank.sigma
     offset = [
         k for k, p in enumerate(model.parameters) if p.keys[0] == "offset" and p.bank == number
     ]
@@ -132,7 +135,7 @@ def _bank(model: JointModel, number: int, point: Array, fit: BankFit, su: Array)
         background=background,
         scales=fit.scales,
         terms=of_bank.terms,
-        rwp=float(np.sqrt((rest @ rest) / (above @ above))),
+        rwp=float(np.sqrt((rest @ rest) / (measured @ measured))),
         offset=float(point[offset[0]]) if offset else known[number],
         su_offset=float(su[offset[0]]) if offset else 0.0,
     )

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.ndimage import maximum_filter1d
 
 from bragg_data.arrays import Array, Mask
-from bragg_data.refinement.joint_refinement import State
+from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.joint_summary import increases_of_chi2
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.result import serial_correlation
@@ -16,10 +16,11 @@ DISTINCT = 3.0
 """Relative errors of other phases' lines, above which a signal is not lost in them."""
 
 _MOSTLY = 0.97  # share of the signal explained, from which the rest may well be misfit
-_STANDS_OUT = 9.0  # square of a residual over its error, that no usual misfit explains
+_MEDIAN = 0.455  # of squares of normal residuals over their errors
 _PART = 0.1  # of other phases' signal, below which that of a phase is lost in it
 _LOST = 10.0  # relative errors of other phases' lines, below which a signal is lost in them
 _COINCIDE = 0.9  # share of a phase's signal that is lost
+_SHAPE = 1.5  # full widths about a line that misfits usually, within which others are lost
 _USUAL_MISFIT = 0.05  # relative, of the shapes and intensities of lines
 
 
@@ -38,9 +39,8 @@ def earned(state: State, before: State | None, code: int, *, strictly: bool = Fa
     after, earlier = state.minimum.residual[:n] / error, _residual(state, before) / error
     # What other phases still have to explain makes neighbouring residuals alike; only where little
     # is left this is a misfit of the phases that there are.
-    explained = state.model.explained(state.minimum.residual[:n])
     noise = max(float(after @ after) / n, 1.0)
-    if strictly or explained > _MOSTLY:
+    if strictly or _mostly_explained(state):
         noise *= serial_correlation(after)
     decrease = (earlier**2 - after**2) / noise
     return bool(decrease.sum() > penalty and decrease[distinct].sum() > penalty / 2)
@@ -49,18 +49,28 @@ def earned(state: State, before: State | None, code: int, *, strictly: bool = Fa
 def coincides(state: State, code: int) -> bool:
     """Return whether nearly all of a phase's signal is lost in that of the others.
 
-    What it seems to explain is then their misfit.
+    What it seems to explain is then their misfit. Where little is left to explain, but shapes of
+    lines misfit, this reaches beyond their widths.
     """
-    part = max(_PART, _LOST * _usual_misfit(state))
+    misfit, widths = _usual_misfit(state), 0.0
+    if _mostly_explained(state):
+        widths = 2 * _SHAPE * misfit / _USUAL_MISFIT
+    part = max(_PART, _LOST * misfit)
     below = total = 0.0
-    for fit in state.fits:
+    for model, fit in zip(state.model.banks, state.fits, strict=True):
         signal = np.abs(fit.columns[:, code]) * fit.scales[code]
         rest = np.abs(fit.columns @ fit.scales - fit.columns[:, code] * fit.scales[code])
+        rest = maximum_filter1d(rest, 1 + int(widths * _points_of_width(model.bank)))
         below, total = (
             below + float(signal[part * rest > signal].sum()),
             total + float(signal.sum()),
         )
     return below > _COINCIDE * total
+
+
+def _mostly_explained(state: State) -> bool:
+    assert state.minimum is not None
+    return state.model.explained(state.minimum.residual[: state.model.n_points]) > _MOSTLY
 
 
 def _points_of_width(bank: MeasuredBank) -> int:
@@ -91,7 +101,11 @@ def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mas
 
 
 def _usual_misfit(state: State) -> float:
-    """Return the relative error of lines that makes residuals as large as they are, at most 5 %."""
+    """Return the relative error of lines that makes residuals as large as they are, at most 5 %.
+
+    By the median of the points where it would show: lines of phases that are missing are elsewhere,
+    or on fewer points.
+    """
     assert state.minimum is not None
     signal = []
     for model, fit in zip(state.model.banks, state.fits, strict=True):
@@ -99,10 +113,13 @@ def _usual_misfit(state: State) -> float:
             maximum_filter1d(np.abs(fit.columns @ fit.scales), _points_of_width(model.bank))
         )
     s = np.concatenate(signal)
-    square = np.square(state.minimum.residual[: len(s)])
+    shows = _USUAL_MISFIT * s > 1
+    if not shows.any():
+        return 0.0
+    s, square = s[shows], np.square(state.minimum.residual[: len(s)])[shows]
 
     def excess(f: float) -> float:
-        return float(np.minimum(square / (1 + (f * s) ** 2), _STANDS_OUT).mean()) - 1
+        return float(np.median(square / (1 + (f * s) ** 2))) - _MEDIAN
 
     if excess(0.0) <= 0:
         return 0.0
@@ -116,15 +133,6 @@ def _usual_misfit(state: State) -> float:
 def worth(state: State, code: int) -> float:
     """Return the increase of χ² over the noise if a phase were left out and all else stayed."""
     return float(increases_of_chi2(state.fits)[code]) / state.model.noise
-
-
-def share(state: State, code: int) -> float:
-    """Return the share of a phase in the calculated signal."""
-    mine = total = 0.0
-    for fit in state.fits:
-        signal = np.abs(fit.columns).sum(axis=0) * fit.scales
-        mine, total = mine + float(signal[code]), total + float(signal.sum())
-    return mine / max(total, 1e-300)
 
 
 def _cell_parameters(state: State) -> int:

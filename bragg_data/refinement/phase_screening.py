@@ -10,7 +10,7 @@ from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.identification import informative_banks
 from bragg_data.refinement.joint_model import simulator_of
-from bragg_data.refinement.joint_refinement import State
+from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank
 
 _STANDS_OUT = 15.0  # decrease of χ² over the noise from which a phase is looked for

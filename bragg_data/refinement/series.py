@@ -21,8 +21,9 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.evidence import schwarz_evidence
 from bragg_data.refinement.identification import informative_banks
-from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, State
+from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.joint_result import JointResult, RefinedPhaseResult, RefinedSite
+from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank, with_wide_bins
 from bragg_data.refinement.phase_screening import emerging_cell, exclude_each_other, has_peaks
 from bragg_data.refinement.result import RefinementError

@@ -47,6 +47,14 @@ DataOption = Annotated[
 CampaignOption = Annotated[
     str, Option("--campaign", metavar="NAME|FILE.toml", help="Built-in campaign, or a file.")
 ]
+OtherPhasesOption = Annotated[
+    list[Path] | None,
+    Option(
+        metavar="PLACE",
+        help="With --refine: other structures that may be in the sample, too; a folder of CIFs, a "
+        "campaign file or a CIF (repeatable).",
+    ),
+]
 ModelOption = Annotated[
     str | None,
     Option("--model", metavar="URI", help="models:/NAME@ALIAS or /VERSION, or packaged:NAME."),

@@ -10,6 +10,8 @@ from typer import Option
 
 from pipelines.cli.options import Gsas2PathOption, check_writable
 
+NO_CAN = "none"
+
 
 @dataclass(frozen=True)
 class BankOptions:
@@ -27,8 +29,10 @@ class BankOptions:
     can: Annotated[
         list[str],
         Option(
-            metavar="FILE.cif",
-            help="Structure of what holds the sample: refined, but no part of its weight.",
+            metavar=f"FILE.cif|{NO_CAN}",
+            help="Structure of what holds the sample: refined, but no part of its weight. Without "
+            "it refine and identify look for lines of vanadium, aluminium and niobium; "
+            f"with `{NO_CAN}` they do not.",
         ),
     ] = field(default_factory=list)
     d_min: Annotated[float, Option(min=0.0, help="Shortest d-spacing to refine (Å).")] = 0.0

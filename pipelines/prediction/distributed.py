@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bragg_data.arrays import Floats32, Mask
+from bragg_data.crystallography.structure import Phase
 from catalog import registry
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.cluster.client import gather_with_progress, open_cluster
@@ -17,6 +18,7 @@ from pipelines.prediction.decision import decide
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.joint import with_banks
 from pipelines.prediction.library import match_library, match_result
+from pipelines.prediction.mixture import with_mixtures
 from pipelines.prediction.result import PredictionResult
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile, predict_files
 from pipelines.registry.registration import load_version
@@ -37,22 +39,24 @@ def predict_anywhere(
     *,
     refine: bool = False,
     draw: bool = False,
+    further: Sequence[Phase] = (),
 ) -> tuple[list[PredictionResult], list[PredictedProfile], dict[Path, Exception]]:
     """Predict files in this process, or many of them and on request on a cluster.
 
     If no cluster is named, this process predicts up to :data:`MAX_LOCAL_FILES` files. Workers have
     to be able to read the files. Returned are the results in the order of the files; the same, or
     of many the first to ``draw``, as arrays; and the errors of files, which name their file. Of
-    several models each predicts the profiles of its bank, in this process.
+    several models each predicts the profiles of its bank, in this process. Refined samples that no
+    phase explains by itself are searched for several; with ``further`` all are, for these, too.
     """
     if len(models) > 1:
         profiles, failures = predict_banks(files, options, models, refine=refine)
-        profiles = with_banks(profiles, options.instrument, refine=refine)
+        profiles = _with_sample(profiles, options.instrument, further, refine=refine)
         return [profile.result() for profile in profiles], profiles, failures
     (model,) = models
     if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
         profiles, failures = predict_files(files, options, model, refine=refine)
-        profiles = with_banks(profiles, options.instrument, refine=refine)
+        profiles = _with_sample(profiles, options.instrument, further, refine=refine)
         return [profile.result() for profile in profiles], profiles, failures
     absolute = {path.absolute(): path for path in files}
     paths = [path.absolute() for path in files]
@@ -61,7 +65,13 @@ def predict_anywhere(
     where = model.tracking_uri, model.version, model.store, refine and model.has_store
     with open_cluster(cluster) as client:
         futures = client.map(
-            _predict_on_worker, parts, options=options, where=where, refine=refine, pure=False
+            _predict_on_worker,
+            parts,
+            options=options,
+            where=where,
+            refine=refine,
+            further=tuple(further),
+            pure=False,
         )
         sizes, quiet = [len(part) for part in parts], not model.progress
         computed = gather_with_progress(futures, sizes, "Predicting", "files", quiet=quiet)
@@ -84,8 +94,20 @@ def predict_anywhere(
         ]
     drawn = [file for file in files if file not in failures][:_MAX_DRAWN] if draw else []
     profiles, _ = predict_files(drawn, options, model, refine=refine)
-    profiles = with_banks(profiles, options.instrument, refine=refine)
+    profiles = _with_sample(profiles, options.instrument, further, refine=refine)
     return with_combined(results), profiles, failures
+
+
+def _with_sample(
+    profiles: Sequence[PredictedProfile],
+    instrument: Path | None,
+    further: Sequence[Phase],
+    *,
+    refine: bool,
+) -> list[PredictedProfile]:
+    """Return profiles with what all banks of their samples show."""
+    complete = with_banks(profiles, instrument, refine=refine)
+    return with_mixtures(complete, instrument, further) if refine else complete
 
 
 def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:
@@ -97,7 +119,7 @@ def raise_failures(failures: Mapping[Path, Exception], n_files: int) -> None:
         rest = len(reasons) - _MAX_REASONS
         more = f" (and {rest:,} more)" if rest > 0 else ""
         raise PredictError(
-            f"{len(reasons):,} of {n_files:,} files have no prediction; those of the others are "
+            f"{len(reasons):,} of {n_files:,} files have no prediction; those of the further are "
             f"complete. {' '.join(reasons[:_MAX_REASONS])}{more}"
         )
 
@@ -115,12 +137,13 @@ def _predict_on_worker(
     options: ProfileOptions,
     where: tuple[str, registry.ModelVersion, str | None, bool],
     refine: bool,
+    further: Sequence[Phase],
 ) -> tuple[list[PredictionResult], list[_Query], dict[Path, Exception]]:
     """Return predictions of some files, the profiles for the library match, and the failures."""
     model = _model_of_worker(*where)
     profiles, failures = predict_files(files, options, model, refine=refine)
     if refine:  # otherwise the library match, which comes later, has a part in it
-        profiles = with_banks(profiles, options.instrument, refine=True)
+        profiles = _with_sample(profiles, options.instrument, further, refine=True)
     measurements = [profile.measurement for profile in profiles]
     queries = [(m.prepared.astype(np.float32), m.gridded.covered) for m in measurements]
     return [profile.result() for profile in profiles], queries, failures

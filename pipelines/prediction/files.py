@@ -30,3 +30,17 @@ def find_profiles(paths: Sequence[Path]) -> list[Path]:
         missing = ", ".join(str(path) for path in files[:3])
         raise PredictError(f"Profile {missing} not found. Give the path of a file.")
     return files
+
+
+def check_request(
+    *, two_formats: bool, unused_phases: Sequence[Path] | None, instrument: Path | None
+) -> None:
+    """Raise a `PredictError` if options contradict each other, or the instrument is not there."""
+    if two_formats:
+        raise PredictError("Give --json or --csv, not both.")
+    if unused_phases:
+        raise PredictError("Structures of --phases are searched for with --refine: add it.")
+    if instrument is not None and not instrument.exists():
+        raise PredictError(
+            f"Instrument file {instrument} not found. Give the path of a GSAS-II .instprm file."
+        )

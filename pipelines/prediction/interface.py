@@ -16,6 +16,7 @@ from catalog.registry import ModelVersion
 from catalog.tracking import Tracking, open_existing
 from pipelines.prediction import workflow
 from pipelines.prediction.files import PredictError
+from pipelines.prediction.mixture import with_mixtures
 from pipelines.prediction.result import PredictionResult
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile
 from pipelines.registry.packages import version_that_predicts
@@ -151,11 +152,14 @@ def refine(
     """Predict one measured profile, and refine each plausible phase against the whole pattern.
 
     Parameters and errors are those of :func:`predict`. Where no refinement is possible, a warning
-    of the result gives the reason.
+    of the result gives the reason; where no phase explains the profile by itself, ``mixture`` names
+    those of the model that do together.
     """
     loaded = _loaded(model)
     predicted = _predicted(profile, loaded, instrument, bank, two_theta, reading)
-    return workflow.refine_predictions([predicted], loaded.refiner)[0].result()
+    refined = workflow.refine_predictions([predicted], loaded.refiner)
+    calibration = None if instrument is None else Path(instrument)
+    return with_mixtures(refined, calibration)[0].result()
 
 
 _load_by_address = lru_cache(maxsize=1)(load_model)

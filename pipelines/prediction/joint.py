@@ -41,7 +41,7 @@ from pipelines.refinement.result import JointPhase, JointRefinement, joint_refin
 
 _PLAUSIBLE, _MOST = 0.01, 3  # probability of phases that are refined, and how many at most
 _OFF = 3.0  # standard uncertainties, from which a bank's own cell disagrees with the joint one
-_ERRORS = (ProfileError, InstrumentError, RefinementError, CrystalError)
+ERRORS = (ProfileError, InstrumentError, RefinementError, CrystalError)
 
 
 class _Refined(NamedTuple):
@@ -101,9 +101,11 @@ def _refined_jointly(
     used = [p for p, counts in zip(profiles, _used(results), strict=True) if counts]
     try:
         starts = _starts(profiles[0].campaign.structures, banks, together)
-        sample, labels = _sample(dict(zip(banks, used, strict=True)), instrument)
+        sample, labels = sample_of(dict(zip(banks, used, strict=True)), instrument)
+        if len(labels) < 2:
+            raise RefinementError(" ".join(["at least two banks are needed.", *sample.warnings]))
         fits = _fits(sample, starts)
-    except _ERRORS as error:
+    except ERRORS as error:
         return replace(together, not_joint=f"The banks were not refined jointly: {error}"), None
     best = fits[0]
     (phase,) = best.result.phases
@@ -127,20 +129,24 @@ def _refined_jointly(
     return together, best
 
 
-def _sample(
+def sample_of(
     profiles: Mapping[str, PredictedProfile], instrument: Path | None
 ) -> tuple[Sample, list[str]]:
-    """Return the banks on their measured points, calibrated as for predictions, and their names."""
+    """Return the banks on their measured points, calibrated as for predictions, and their names.
+
+    ``instrument`` is the file that the profiles were read with. A RefinementError is raised if no
+    bank can be refined, or a bank is there several times.
+    """
     of_file = None if instrument is None else read_banks(instrument)
     banks: dict[str, MeasuredBank] = {}
     warnings = []
     for label, profile in profiles.items():
         try:
             banks[label] = _bank(profile, of_file)
-        except _ERRORS as error:
+        except ERRORS as error:
             warnings.append(f"{label} is left out: {error}")
-    if len(banks) < 2:
-        raise RefinementError(" ".join(["at least two banks are needed.", *warnings]))
+    if not banks:
+        raise RefinementError(" ".join(warnings))
     measured = tuple(banks.values())
     if are_repeated(measured):
         raise RefinementError(

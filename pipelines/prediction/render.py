@@ -14,6 +14,7 @@ from pipelines.cli.style import UNITS, with_uncertainty
 from pipelines.prediction.combined_result import CombinedBanks
 from pipelines.prediction.result import Cell, PredictionResult, cell_texts, notes_on, tables_of
 from pipelines.refinement.output import print_tables, quality
+from pipelines.refinement.result import JointRefinement
 
 _MAX_TABLES = 12  # results that are shown with all candidates
 _STYLES = {"": "dim", "90 % interval": ""}  # of rows, by their label; others are bold
@@ -35,6 +36,8 @@ def print_results(results: Sequence[PredictionResult]) -> None:
             _print_table(headings, rows, numbers=3)
         for label, text in notes_on(result):
             say(f"{f'[bold red]{label}[/]' if label else '[yellow]![/]'} {escape(text)}")
+    for file, mixture in {r.file: r.mixture for r in results if r.mixture}.items():
+        _print_joint(f"{file}, as a mixture", mixture)
     for file, together in {r.file: r.combined for r in results if r.combined}.items():
         _print_combined(f"{file}, all banks", together)
 
@@ -61,17 +64,21 @@ def _print_combined(title: str, together: CombinedBanks) -> None:
     for text in together.warnings:
         say(f"[yellow]![/] {escape(text)}")
     if together.joint is not None:
-        acceptance = "" if together.joint.accepted else ", [bold red]not accepted[/]"
-        say(f"[bold]{escape(title)}, refined jointly[/]{acceptance}: {quality(together.joint)}")
-        print_tables(together.joint)
+        _print_joint(f"{title}, refined jointly", together.joint)
         rest = list(together.joint_rwp.items())[1:]
         if rest:
             with_rwp = ", ".join(f"{escape(name)} {100 * rwp:.2f} %" for name, rwp in rest)
             say(f"R_wp of the other phases: {with_rwp}")
-        for text in dict.fromkeys(together.joint.calibration):
-            say(f"[dim]{escape(text)}[/]")
     if together.not_joint is not None:
         say(f"[yellow]![/] {escape(together.not_joint)}")
+
+
+def _print_joint(title: str, joint: JointRefinement) -> None:
+    acceptance = "" if joint.accepted else ", [bold red]not accepted[/]"
+    say(f"[bold]{escape(title)}[/]{acceptance}: {quality(joint)}")
+    print_tables(joint)
+    for text in dict.fromkeys(joint.calibration):
+        say(f"[dim]{escape(text)}[/]")
 
 
 def _print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: int) -> None:
@@ -106,10 +113,15 @@ def print_next(file: Path, instrument: Path | None, results: Sequence[Prediction
     if instrument is None and results:
         again = command_line("predict", file, "--instrument", "YOURS.instprm")
         next_commands((again, "predict with the measurement's own calibration"))
-    elif any(result.accepted is False for result in results):
+    elif any(result.accepted is False and not _is_explained(result) for result in results):
         words = "--phases", "CIFS", "--instrument", instrument
         other = command_line("identify", file, *words)
         next_commands((other, "which of the structures in a folder CIFS it is a mixture of"))
+
+
+def _is_explained(result: PredictionResult) -> bool:
+    mixture = result.mixture
+    return mixture is not None and mixture.accepted and not mixture.unexplained_lines
 
 
 def table_row(result: PredictionResult) -> dict[str, str | float | int | bool | None]:

@@ -18,6 +18,7 @@ from pydantic import Field, JsonValue, TypeAdapter, computed_field
 from pipelines.cli.style import UNITS, with_uncertainty
 from pipelines.prediction.combined_result import CombinedBanks
 from pipelines.refinement.result import Cell as Cell
+from pipelines.refinement.result import JointRefinement
 
 
 class Interval(NamedTuple):
@@ -183,6 +184,13 @@ class PredictionResult:
     evidence: Annotated[
         tuple[Evidence, ...], Field(description="Of each source, model first.")
     ] = ()
+    mixture: Annotated[
+        JointRefinement | None,
+        Field(
+            description="What the sample consists of, of the campaign's phases and structures that "
+            "were given, where it is refined and no phase by itself; also where that is not all."
+        ),
+    ] = None
 
     @computed_field  # type: ignore[prop-decorator] # mypy knows no decorated properties
     @property

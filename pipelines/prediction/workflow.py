@@ -33,7 +33,7 @@ from pipelines.prediction.decision import decide
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.library import PatternLibrary, match_library, match_result, open_library
 from pipelines.prediction.result import Cell, PredictionResult, RefinedPhase
-from pipelines.refinement.result import JointPhase
+from pipelines.refinement.result import JointPhase, JointRefinement
 
 FILE_ERRORS = (  # errors that concern one file and leave the results of the others
     ProfileError,
@@ -97,6 +97,7 @@ class PredictedProfile:
     refined: tuple[RefinementResult, ...] = ()  # that with the most evidence first
     notes: tuple[str, ...] = ()  # warnings in addition to those of the measurement
     together: BanksOfSample | None = None  # of a sample with other banks, when these are predicted
+    mixture: JointRefinement | None = None  # of the sample, where it is no phase by itself
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -130,7 +131,9 @@ class PredictedProfile:
         decided = decide(predicted, match, refined_phases(self.refined, self.campaign, measurement))
         fits = self._ranked(decided)
         decided = replace(
-            decided, acceptance=acceptance.assess_acceptance(self.prediction, row, fits)
+            decided,
+            acceptance=acceptance.assess_acceptance(self.prediction, row, fits),
+            mixture=self.mixture,
         )
         return decided if self.together is None else self._with_banks(decided, self.together)
 

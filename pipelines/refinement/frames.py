@@ -102,7 +102,8 @@ def refine_series(
     A file that cannot be read or refined is a frame without a result. Errors of structures and of
     the instrument file are raised, and a ProfileError where no frame can be used.
     """
-    read_structures([*structures, *request.cans])
+    cans = request.cans or ()
+    read_structures([*structures, *cans])
     read_banks(request.instrument)  # whose errors are no frame's
     files = tuple(file.absolute() for file in request.files)
     absolute = replace(
@@ -110,7 +111,7 @@ def refine_series(
         files=files,
         instrument=request.instrument.absolute(),
         calibration=request.calibration and request.calibration.absolute(),
-        cans=tuple(str(Path(can).absolute()) for can in request.cans),
+        cans=tuple(str(Path(can).absolute()) for can in cans),
     )
     of_structures = tuple(str(Path(name).absolute()) for name in structures)
     requests = [absolute]
@@ -273,7 +274,7 @@ class _Journal:
         if folder is None:
             return
         request = task.request
-        inputs = [request.instrument, request.calibration, *task.structures, *request.cans]
+        inputs = [request.instrument, request.calibration, *task.structures, *(request.cans or ())]
         files = [structure_file(str(name)) for name in inputs if name is not None]
         digests = [_digest(file) for file in (*request.files, *files)]
         what = replace(request, files=()), task.structures, task.single, code_commit()

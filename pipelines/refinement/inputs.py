@@ -25,7 +25,7 @@ from bragg_data.refinement.calibration_uncertainty import (
 )
 from bragg_data.refinement.measured_bank import MeasuredBank, measured_bank
 from bragg_data.refinement.result import RefinementError
-from pipelines.cli.refinement_options import BankOptions
+from pipelines.cli.refinement_options import NO_CAN, BankOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Request:
     two_theta: float | None = None
     reading: Reading = AS_USUAL
     d_range: tuple[float, float] = (0.0, float("inf"))
-    cans: tuple[str, ...] = ()  # structures of what holds the sample
+    cans: tuple[str, ...] | None = None  # structures of what holds the sample; None: unknown
 
 
 def request_of(files: Sequence[Path], instrument: Path, options: BankOptions) -> Request:
@@ -68,7 +68,8 @@ def request_of(files: Sequence[Path], instrument: Path, options: BankOptions) ->
     reading = Reading(None, options.x_unit, options.bin_edges)
     of_cycle, banks = options.calibration, tuple(options.bank)
     of_profiles = tuple(files), instrument, banks, of_cycle, options.two_theta, reading, d_range
-    return Request(*of_profiles, tuple(options.can))
+    cans = tuple(can for can in options.can if can != NO_CAN) if options.can else None
+    return Request(*of_profiles, cans)
 
 
 def read_known_structures(places: Sequence[Path]) -> tuple[list[Phase], list[str]]:

@@ -10,9 +10,10 @@ from bragg_data.crystallography.structure import Phase
 from bragg_data.files import user_cache
 from bragg_data.measurement.readers import AS_USUAL, Reading
 from bragg_data.refinement.identification import identify, informative_banks
-from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
+from bragg_data.refinement.joint_refinement import JointOptions
 from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.retrieval import pattern_library
+from bragg_data.refinement.sample_refinement import is_vanadium, other_metals, refine_sample
 from pipelines.cli.console import Progress
 from pipelines.refinement.inputs import (
     Request,
@@ -23,6 +24,7 @@ from pipelines.refinement.inputs import (
 )
 from pipelines.refinement.result import JointRefinement, joint_refinement
 
+_OF_CAN = "{} is taken for the can's, no part of the sample; with --can none it is a part of it."
 _MOST_WARNINGS = 3  # that are listed one by one
 
 
@@ -86,11 +88,12 @@ def refine_samples(
 
     Without ``evidence`` no parameters are added where the data show the need.
     """
-    phases, assumptions = read_structures([*structures, *request.cans])
+    phases, assumptions = read_structures([*structures, *(request.cans or ())])
     cans = tuple(phase.name for phase in phases[len(structures) :])
     for sample in read_samples(request):
-        refiner = JointRefiner(sample.banks, phases)
-        fit = refiner.refine(JointOptions(sample.calibration_su, evidence, cans))
+        options = JointOptions(sample.calibration_su, evidence, cans)
+        look_for = other_metals(phases) if request.cans is None else ()
+        fit = refine_sample(sample.banks, phases, options, metals=look_for)
         yield _refined(sample, fit, assumptions)
 
 
@@ -103,25 +106,52 @@ def identify_samples(
     structures are simulated for banks that are new, and kept.
     """
     phases, problems = read_known_structures(places)
-    cans = [replace(can, name=f"can {can.name}") for can in _structures(request.cans)]
-    phases = [*cans, *phases]
+    cans = None if request.cans is None else _structures(request.cans)
     for sample in read_samples(request):
-        banks = [sample.banks[b] for b in informative_banks(sample.banks)]
-        total = len(phases) * len(banks)
-        with Progress("Simulating", total, "patterns", quiet=quiet) as bar:
-            library, left_out = pattern_library(phases, banks, user_cache(), bar.advance)
-        names = tuple(can.name for can in cans)
-        options = JointOptions(sample.calibration_su, evidence, names)
-        fit, alternatives = identify(sample.banks, library, options)
-        warnings = (
-            [*problems, *left_out]
-            if len(problems) + len(left_out) <= _MOST_WARNINGS
-            else [
-                f"{len(problems) + len(left_out)} structures cannot be used. The first one: "
-                f"{[*problems, *left_out][0]}"
-            ]
-        )
-        yield _refined(sample, fit, warnings, alternatives)
+        refined = identify_sample(sample, phases, cans, evidence=evidence, quiet=quiet)
+        result = refined.result
+        warnings = *_shortened(problems), *result.warnings
+        yield refined._replace(result=result.model_copy(update={"warnings": warnings}))
+
+
+def identify_sample(
+    sample: Sample,
+    phases: Sequence[Phase],
+    cans: Sequence[Phase] | None = None,
+    *,
+    evidence: bool = True,
+    quiet: bool = True,
+) -> RefinedSample:
+    """Return what a sample consists of, of some phases; without ``cans`` usual ones are looked for.
+
+    A RefinementError is raised if nothing can be refined.
+    """
+    metals: list[str] = []
+    if cans is None:
+        of_cans = other_metals(phases)
+        # Cans are of vanadium, samples hardly ever: their weak lines stand for a large weight.
+        metals = [phase.name for phase in [*filter(is_vanadium, phases), *of_cans]]
+        phases = [*phases, *of_cans]
+    known = [replace(can, name=f"can {can.name}") for can in cans or ()]
+    phases = [*known, *phases]
+    banks = [sample.banks[b] for b in informative_banks(sample.banks)]
+    with Progress("Simulating", len(phases) * len(banks), "patterns", quiet=quiet) as bar:
+        library, left_out = pattern_library(phases, banks, user_cache(), bar.advance)
+    names = tuple(can.name for can in known)
+    options = JointOptions(sample.calibration_su, evidence, names)
+    fit, alternatives = identify(sample.banks, library, options, metals=metals)
+    taken = {phase.name for phase in fit.phases}.intersection(metals)
+    of_cans_too = [_OF_CAN.format(n) for n in sorted(taken) if not n.startswith("can ")]
+    warnings = _shortened([*left_out, *of_cans_too])
+    return _refined(sample, fit, warnings, alternatives)
+
+
+def _shortened(warnings: Sequence[str]) -> tuple[str, ...]:
+    """Return sentences on structures, of many the first ones."""
+    rest = len(warnings) - _MOST_WARNINGS
+    if rest <= 0:
+        return tuple(warnings)
+    return (*warnings[:_MOST_WARNINGS], f"Of {rest} structures more there are such warnings.")
 
 
 def _structures(files: Sequence[str]) -> list[Phase]:

@@ -15,8 +15,8 @@ from bragg_data.refinement.joint_parameters import (
     offsets,
     with_site_groups,
 )
-from bragg_data.refinement.joint_refinement import State
 from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.joint_summary import summarise
 from bragg_data.refinement.measured_bank import MeasuredBank
 from tests.measured_banks import bank_of, bins, nomad, structure

@@ -1,0 +1,77 @@
+"""Samples in cans, and traces among lines whose shapes no model describes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bragg_data.crystallography.structure import Phase
+from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
+from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.sample_refinement import is_vanadium, other_metals, refine_sample
+from tests.measured_banks import bank_of, bins, nomad, structure
+
+TOF = bins(4000.0, 17_000.0, 1.2e-3)
+BROADENING = {"size": 2.0, "microstrain": 900.0}
+OPTIONS = JointOptions((3e-4,), evidence=False)
+TAIL, BINS_OFF = 0.2, 5
+
+
+def measured(phases: Sequence[tuple[Phase, Sequence[float], float]], counts: float) -> MeasuredBank:
+    """Return a bank of phases with their cells and weights."""
+    samples = [
+        (phase, cell, BROADENING | {"amount": weight / phase.cell_mass})
+        for phase, cell, weight in phases
+    ]
+    return bank_of(samples, nomad(), TOF, counts=counts)
+
+
+def test_a_can_that_was_not_named_is_recognised_by_its_lines():
+    """Vanadium, cold, with two phases: no part of the weights, which come out without it."""
+    silicon, rutile = structure("silicon"), structure("rutile")
+    (vanadium,) = (metal for metal in other_metals([]) if metal.name == "can vanadium")
+    bank = measured(
+        [(silicon, [5.431], 70.0), (rutile, [4.5937, 2.9587], 30.0), (vanadium, [3.020], 250.0)],
+        20_000,
+    )
+    phases = [silicon, rutile]
+    result = refine_sample([bank], phases, OPTIONS, metals=other_metals(phases))
+    by_name = {phase.name: phase for phase in result.phases}
+    assert by_name.keys() == {"silicon", "rutile", "can vanadium"}
+    for name, weight in {"silicon": 70.0, "rutile": 30.0}.items():
+        assert abs(by_name[name].weight_percent - weight) < 3 * by_name[name].su_weight_percent
+    can = by_name["can vanadium"]
+    assert np.isnan(can.weight_percent)
+    assert abs(can.cell[0] - 3.020) < 3 * can.su[0]
+    assert result.reduced_chi2 == pytest.approx(1.0, abs=0.1)
+
+
+def test_traces_keep_their_cells_among_lines_with_tails():
+    """A fifth of the strong lines' intensity is 0.6 % further out, as of no profile function.
+
+    By counts alone calcite would mend these tails, its cell 0.4 % too large. No can is there.
+    """
+    silicon, calcite = structure("silicon"), structure("calcite")
+    bank = measured([(silicon, [5.433], 98.0), (calcite, [4.995, 17.09], 2.0)], 100_000)
+    tails = np.roll(bank.intensity, BINS_OFF)
+    bank = replace(bank, intensity=(1 - TAIL) * bank.intensity + TAIL * tails)
+    centre = 4.995 * (1 + TAIL * BINS_OFF * 1.2e-3)
+    phases = [silicon, calcite]
+    result = refine_sample([bank], phases, OPTIONS, metals=other_metals(phases))
+    by_counts = JointRefiner([bank], phases).refine(OPTIONS)
+    assert [phase.name for phase in result.phases] == ["silicon", "calcite"]
+    trace, mending = result.phases[1], by_counts.phases[1]
+    assert abs(trace.cell[0] / centre - 1) < 1e-3
+    assert abs(mending.cell[0] / centre - 1) > 3e-3
+    assert abs(trace.weight_percent - 2) < 0.5 < abs(mending.weight_percent - 2)
+    # R_wp and χ² are those of counts, as is usual.
+    assert by_counts.rwp < result.rwp < 1.15 * by_counts.rwp
+
+
+def test_metals_among_the_phases_are_no_cans():
+    metals = {metal.name: metal for metal in other_metals([])}
+    assert metals.keys() == {"can vanadium", "can aluminium", "can niobium"}
+    foil = replace(metals["can aluminium"], name="foil")
+    assert {metal.name for metal in other_metals([foil])} == metals.keys() - {"can aluminium"}
+    assert [is_vanadium(metal) for metal in metals.values()] == [True, False, False]
