@@ -114,9 +114,7 @@ def main(
         from bragg_data.store.series import write_series
         from pipelines.refinement.series_dataset import lineage, series_dataset
 
-        origin = lineage(
-            files, instrument, [*cif, *(request.cans or ())], repr((banks, single, apart))
-        )
+        origin = lineage(files, instrument, request.with_cans(cif), repr((banks, single, apart)))
         dataset = series_dataset(frames, events, strains, label).assign_attrs(origin)
         tag = write_series(repository, into, dataset)
     if keep is not None:

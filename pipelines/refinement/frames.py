@@ -103,7 +103,7 @@ def refine_series(
     the instrument file are raised, and a ProfileError where no frame can be used.
     """
     cans = request.cans or ()
-    read_structures([*structures, *cans])
+    read_structures(request.with_cans(structures))
     read_banks(request.instrument)  # whose errors are no frame's
     files = tuple(file.absolute() for file in request.files)
     absolute = replace(
@@ -274,7 +274,7 @@ class _Journal:
         if folder is None:
             return
         request = task.request
-        inputs = [request.instrument, request.calibration, *task.structures, *(request.cans or ())]
+        inputs = [request.instrument, request.calibration, *request.with_cans(task.structures)]
         files = [structure_file(str(name)) for name in inputs if name is not None]
         digests = [_digest(file) for file in (*request.files, *files)]
         what = replace(request, files=()), task.structures, task.single, code_commit()

@@ -61,6 +61,10 @@ class Request:
     d_range: tuple[float, float] = (0.0, float("inf"))
     cans: tuple[str, ...] | None = None  # structures of what holds the sample; None: unknown
 
+    def with_cans(self, structures: Sequence[str]) -> list[str]:
+        """Return the files of a sample's structures with those of what is known to hold it."""
+        return [*structures, *(self.cans or ())]
+
 
 def request_of(files: Sequence[Path], instrument: Path, options: BankOptions) -> Request:
     """Return the request that a command's options make."""

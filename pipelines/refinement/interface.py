@@ -88,7 +88,7 @@ def refine_samples(
 
     Without ``evidence`` no parameters are added where the data show the need.
     """
-    phases, assumptions = read_structures([*structures, *(request.cans or ())])
+    phases, assumptions = read_structures(request.with_cans(structures))
     cans = tuple(phase.name for phase in phases[len(structures) :])
     for sample in read_samples(request):
         options = JointOptions(sample.calibration_su, evidence, cans)
