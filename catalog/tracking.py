@@ -92,7 +92,8 @@ class Tracking:
                 # MLflow's default waits for minutes before it reports that nothing answers.
                 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
                 self.client = self._connected()
-                deliver_pending(self.client, uri)
+                if self.is_server:
+                    deliver_pending(self.client, uri)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # Several processes that create the database at the same time break it.
@@ -106,6 +107,11 @@ class Tracking:
                 f"{problem_of(first_line(error), uri)} Give another URI with --tracking, for "
                 f"example {DEFAULT_TRACKING_URI}."
             ) from error
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is an MLflow server, which may go away and come back."""
+        return self.uri.startswith(("http://", "https://"))
 
     def _connected(self) -> MlflowClient:
         with warnings.catch_warnings():
@@ -187,7 +193,7 @@ class Tracking:
         if watch:
             monitor.start()
         try:
-            if watch and self.database is None:
+            if watch and self.is_server:
                 with Outbox(self.client, self.uri, run.id) as run.outbox:
                     yield run
             else:
@@ -197,15 +203,18 @@ class Tracking:
             status = "KILLED"
             raise
         except MlflowException as error:
-            if self.database is None and not answers(self.uri):
-                raise TrackingError(
-                    f"The tracking server {self.uri} does not answer. What was trained is kept: "
-                    f"continue when it is back, with python -m pipelines.train --resume {run.id} "
-                    f"--tracking {self.uri}"
-                ) from error
-            raise
+            if not self.is_server or answers(self.uri):
+                raise
+            remedy = "Run the same command again when it is back."
+            if watch:  # a training
+                remedy = (
+                    f"What was trained is kept: continue when it is back, with python -m "
+                    f"pipelines.train --resume {run.id} --tracking {self.uri}"
+                )
+            message = f"The tracking server {self.uri} does not answer. {remedy}"
+            raise TrackingError(message) from error
         finally:
-            if self.database is not None or answers(self.uri):
+            if not self.is_server or answers(self.uri):
                 monitor.finish()
                 self.client.set_terminated(run.id, status)
 
