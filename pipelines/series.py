@@ -10,12 +10,13 @@ from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import next_commands, print_json, run, say
-from pipelines.cli.refinement_options import BankOptions
+from pipelines.cli.refinement_options import BankOptions, FrameOptions
 
 if TYPE_CHECKING:
     from pipelines.refinement.frames import FrameResult
 
 _CLUSTER = options.ClusterOptions(cluster=None)  # this process for few frames
+_FRAME = FrameOptions()
 
 
 def main(
@@ -30,15 +31,7 @@ def main(
     ],
     banks: BankOptions,
     cluster: options.ClusterOptions = _CLUSTER,
-    single: Annotated[
-        bool | None,
-        Option(
-            "--one-of/--together",
-            help="A frame holds one of the structures, or any of them; by default structures of "
-            "one composition with nearly the same lines exclude each other.",
-        ),
-    ] = None,
-    apart: Annotated[bool, Option("--banks-apart", help="Refine each bank by itself.")] = False,
+    frame: FrameOptions = _FRAME,
     values: Annotated[
         Path | None,
         Option(metavar="TABLE", help="File names in the first column, and what they run along."),
@@ -98,7 +91,7 @@ def main(
     at = values_of_files(files, values, along)
     output = csv or plot or report
     keep = output and output.with_name(f".{output.name}.frames")
-    how = SeriesOptions(single=single, apart=apart, keep=keep, cluster=cluster, quiet=as_json)
+    how = SeriesOptions(frame, keep, cluster, as_json)
     frames, events = refine_series(request, cif, at, how)
     strains = relative_to(frames, reference)
     if csv is not None:
@@ -114,16 +107,15 @@ def main(
         from bragg_data.store.series import write_series
         from pipelines.refinement.series_dataset import lineage, series_dataset
 
-        origin = lineage(files, instrument, request.with_cans(cif), repr((banks, single, apart)))
+        origin = lineage(files, instrument, request.with_cans(cif), repr((banks, frame)))
         dataset = series_dataset(frames, events, strains, label).assign_attrs(origin)
         tag = write_series(repository, into, dataset)
     if keep is not None:
         shutil.rmtree(keep, ignore_errors=True)
     if as_json:
         entries = [
-            {"frame": frame.number, "value": frame.value}
-            | (to_json(frame.result) if frame.result else _unread(frame))
-            for frame in frames
+            {"frame": f.number, "value": f.value} | (to_json(f.result) if f.result else _unread(f))
+            for f in frames
         ]
         print_json([*entries, {"events": [asdict(event) for event in events]}])
         return

@@ -1,14 +1,22 @@
 """The parameters of a joint refinement: what they change, their bounds, and their restraints."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from bragg_data.crystallography.cell import d_spacing
+from bragg_data.crystallography.reflections import largest_indices, unique_reflections
 from bragg_data.crystallography.scattering import element_of
 from bragg_data.crystallography.structure import Phase, free_coordinates
-from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
+from bragg_data.refinement.line_factors import (
+    ABSORPTION,
+    EXTINCTION,
+    INTENSITY,
+    ORIENTATION,
+    VISIBLE,
+)
 from bragg_data.refinement.measured_bank import MeasuredBank
 
 FAR = 0.04  # relative change of a length, or of an angle in rad, beyond which a fit has run away
@@ -19,6 +27,7 @@ _MOST_SITES = 8  # displacement parameters of a phase: more sites are tied by el
 
 # What a trace of a phase does not determine stays near the usual values: 1/µm, 1e-6.
 _LOOSE_SIZE, _LOOSE_STRAIN = 3.0, 3000.0
+_LOOSE_FACTOR = 3.0  # of the intensities of lines
 _BROADEST = 4.0  # broadening over the instrument's full width
 _U_ISO = (0.0, 0.2)  # Å²
 _SHIFT = (-0.4, 0.4)  # Å
@@ -27,6 +36,7 @@ _OF_FACTORS = {
     ABSORPTION: (0.0, 0.0, 2.0),
     EXTINCTION: (0.0, 0.0, 1e4),
     ORIENTATION: (1.0, 0.3, 3.0),
+    INTENSITY: (1.0, 1e-3, 50.0),
 }
 LEAST_INVERSE = 1e-3  # 1/µm: broader than any instrument shows
 
@@ -188,6 +198,32 @@ def coordinates(code: int, phase: Phase) -> list[Parameter]:
 def factor(name: str, code: int | None, label: str) -> Parameter:
     """Return a factor on the intensities of lines, of a phase or of all."""
     return Parameter(f"{label}: {name}", (name,), *_OF_FACTORS[name.split()[0]], code)
+
+
+def intensities(
+    code: int, phase: Phase, banks: Sequence[MeasuredBank], count: int
+) -> list[Parameter]:
+    """Return factors on the lines of longest d-spacing on each bank, ``count`` of a phase."""
+    return [
+        replace(
+            factor(f"{INTENSITY} {rank}", code, f"{phase.name}: {bank.label}"),
+            bank=number,
+            expected=1.0,
+            su=_LOOSE_FACTOR,
+        )
+        for number, bank in enumerate(banks)
+        for beyond in [_lines_beyond(phase, float(bank.d.max())) if count else 0]
+        for rank in range(beyond + 1, beyond + count + 1)
+    ]
+
+
+def _lines_beyond(phase: Phase, longest: float) -> int:
+    """Return the number of lines of a phase with d-spacings above this one, in Å."""
+    cells = np.array([phase.cell], dtype=np.float64)
+    reflections = unique_reflections(phase, largest_indices(cells, longest))
+    d = d_spacing(reflections.hkl, cells)[0]
+    visible = reflections.f_squared(d) > VISIBLE * reflections.f_squared(d).max(initial=0.0)
+    return len(np.unique(np.round(np.log(d[visible & (d > longest)]), 6)))
 
 
 def offsets(banks: Sequence[MeasuredBank], su: Sequence[float]) -> list[Parameter]:

@@ -29,6 +29,7 @@ from bragg_data.refinement.joint_parameters import (
     coordinates,
     displacements,
     factor,
+    intensities,
     offsets,
     site_displacements,
     with_site_groups,
@@ -56,6 +57,7 @@ class JointOptions:
     evidence: bool = True  # whether more parameters are added where the data show the need
     cans: tuple[str, ...] = ()  # names of phases that are no part of the sample's weight
     offsets: tuple[float, ...] | None = None  # relative errors of each bank's difC, if known
+    free_lines: int = 0  # of each phase and bank, whose intensities are free
 
 
 class JointRefiner:
@@ -162,14 +164,16 @@ class JointRefiner:
         self, options: JointOptions, cells: Sequence[Array], *, cells_alone: bool = False
     ) -> JointModel:
         parameters: list[Parameter] = []
+        measured = [model.bank for model in self.models]
         for code, (phase, cell) in enumerate(zip(self.phases, cells, strict=True)):
             parameters += cell_parameters(code, phase, cell)
             if cells_alone:
                 continue
-            parameters += broadening(code, phase, [model.bank for model in self.models])
+            parameters += broadening(code, phase, measured)
             parameters += displacements(code, phase)
+            parameters += intensities(code, phase, measured, options.free_lines)
         if len(self.models) > 1 and not cells_alone and options.offsets is None:
-            parameters += offsets([model.bank for model in self.models], options.calibration_su)
+            parameters += offsets(measured, options.calibration_su)
         return JointModel(self.models, self.phases, tuple(parameters), offsets=options.offsets)
 
 

@@ -27,7 +27,10 @@ ABSORPTION, EXTINCTION, ORIENTATION = "absorption", "extinction", "orientation"
 The last is followed by the indices of its axis, as in ``orientation 0 0 1``.
 """
 
+INTENSITY = "intensity"  # followed by the rank of a line, from the longest d-spacing on
+
 _Number = TypeVar("_Number", bound=np.number)
+VISIBLE = 1e-4  # of the largest |F|², from which a line counts
 _STEP = 1e-20  # of complex derivatives
 
 
@@ -45,6 +48,8 @@ class LinesOfPhase:
             return self.absorption(value)
         if name == EXTINCTION:
             return self.extinction(value)
+        if name.startswith(INTENSITY):
+            return self.intensity(value, int(name.split()[1]))
         return self.orientation(value, np.array(name.split()[1:], dtype=np.float64))
 
     @cached_property
@@ -89,6 +94,12 @@ class LinesOfPhase:
         large = np.sqrt(2 / (np.pi * safe)) * (1 - 1 / (8 * safe) - 3 / (128 * safe**2))
         return np.asarray(s * bragg + (1 - s) * np.where(x.real > 1, large, small))
 
+    def intensity(self, value: complex, rank: int) -> Array:
+        """Return a factor on one line alone, the ``rank``-th of those with intensity, from 1 on."""
+        visible = np.isfinite(self.d) & (self.f_squared > VISIBLE * self.f_squared.max())
+        order = np.argsort(np.where(visible, -self.d, np.inf))[: visible.sum()]
+        return np.where(np.isin(np.arange(len(self.d)), order[rank - 1 : rank]), value, 1.0)
+
     def orientation(self, value: complex, axis: Array) -> Array:
         """Return March and Dollase's factor of a ratio r = value about an axis hkl, (3,)."""
         equivalents, q = self._equivalents
@@ -115,7 +126,7 @@ def transmission(thickness: NDArray[_Number], sin_theta: float) -> NDArray[_Numb
 
 def is_factor(name: str) -> bool:
     """Return whether a parameter is a factor on lines."""
-    return name.startswith((ABSORPTION, EXTINCTION, ORIENTATION))
+    return name.startswith((ABSORPTION, EXTINCTION, INTENSITY, ORIENTATION))
 
 
 def _metric_tensor(cell: Array) -> Array:

@@ -34,6 +34,7 @@ EVERY = 32
 _SURPRISING = 8.0  # uncertainties of a cell parameter off the trend of its neighbours, …
 _WORSE = 0.03, 6.0  # … relative increase of the reduced χ², and in units of its scatter
 _GOOD = 1.1  # noise up to which a fit needs no search for lines that split the other way
+_CLEARLY = 2.0  # ln of the ratio of evidence, from which an earlier frame is changed
 _UNDETERMINED = 0.7  # of the uncertainty that is expected before anything is measured
 
 
@@ -92,7 +93,10 @@ class SeriesRefiner:
             except RefinementError as error:
                 results.append(error)
                 continue
-            if before and self.before and before.choice != self.before.choice:
+            if before is None or self.before is None or before is self.before:
+                continue
+            better = self.before.reduced_chi2 < before.reduced_chi2 * (1 - _WORSE[0])
+            if better or before.choice != self.before.choice:
                 self._change_earlier(frames[: len(results) - 1], results)
         return results
 
@@ -230,22 +234,20 @@ class SeriesRefiner:
         frames: Sequence[tuple[Sequence[MeasuredBank], JointOptions]],
         results: list[JointResult | RefinementError],
     ) -> None:
-        """Refine the frames before a change with the structures after it, as long as these win."""
+        """Refine the frames before a change from the one after it, as long as that is better."""
         after = self.before
         assert after is not None
         for place in range(len(frames) - 1, -1, -1):
             banks, options = frames[place]
             result = results[place]
+            if isinstance(result, RefinementError) or not result.accepted:
+                continue
             with suppress(CrystalError, RefinementError):
-                wide = [with_wide_bins(bank) for bank in banks]
-                other = self._continued(wide, options, after)
-                if isinstance(result, JointResult) and not result.accepted:
-                    continue
-                if (
-                    isinstance(result, JointResult)
-                    and np.diff(schwarz_evidence([result, other.result])) > 0
-                ):
-                    results[place] = self._completed(other, time.perf_counter())
+                began = time.perf_counter()
+                other = self._continued([with_wide_bins(bank) for bank in banks], options, after)
+                gain = float(np.diff(schwarz_evidence([result, other.result]))[0])
+                if other.result.accepted and gain > _CLEARLY:
+                    results[place] = self._completed(other, began)
                     continue
             return
 

@@ -75,3 +75,24 @@ class RefinementOutput:
             check_format(file)
         if any(file.suffix.lower() == ".gpx" for file in self.export):
             installed_version(None if self.gsas2_path is None else str(self.gsas2_path))
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """What a frame of a series holds, and how it is refined."""
+
+    single: Annotated[
+        bool | None,
+        Option(
+            "--one-of/--together",
+            help="A frame holds one of the structures, or any of them; by default structures of "
+            "one composition with nearly the same lines exclude each other.",
+        ),
+    ] = None
+    apart: Annotated[bool, Option("--banks-apart", help="Refine each bank by itself.")] = False
+    free_lines: Annotated[
+        int,
+        Option(
+            min=0, help="Lines of each phase whose intensities are free on each bank: for texture."
+        ),
+    ] = 0

@@ -27,6 +27,7 @@ from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.series import EVERY, Neighbour, SeriesRefiner
 from pipelines.cli.console import Progress
 from pipelines.cli.options import ClusterOptions
+from pipelines.cli.refinement_options import FrameOptions
 from pipelines.refinement.events import Event, events
 from pipelines.refinement.inputs import Request, Sample, read_samples, read_structures
 from pipelines.refinement.result import JointRefinement, joint_refinement, to_json
@@ -36,6 +37,7 @@ _LOCAL = 2 * EVERY  # frames that this process refines by itself, unless a clust
 _TRIES = 8  # frames from the beginning of a chunk, of which one has to be usable
 _FAILURES = OSError, ProfileError, InstrumentError, RefinementError
 
+_PLAIN = FrameOptions()
 _WHERE_IT_FITS = ClusterOptions(cluster=None)  # this process for few frames
 
 Record = dict[str, Any]
@@ -56,13 +58,10 @@ class FrameResult(NamedTuple):
 class SeriesOptions:
     """How a series is refined, and where.
 
-    ``single``: a frame holds one of the structures (True), any of them (False), or any but those
-    that can hardly be distinguished, of which it holds one (None). ``apart``: each bank by itself.
     ``keep``: a folder where what is finished is kept; the same series goes on from there.
     """
 
-    single: bool | None = None
-    apart: bool = False
+    frame: FrameOptions = _PLAIN
     keep: Path | None = None
     cluster: ClusterOptions = _WHERE_IT_FITS
     quiet: bool = False
@@ -77,7 +76,7 @@ class _Task:
 
     request: Request
     structures: tuple[str, ...]
-    single: bool | None
+    frame: FrameOptions
 
 
 _Result = tuple[list[Any], Record | None]
@@ -115,13 +114,13 @@ def refine_series(
     )
     of_structures = tuple(str(Path(name).absolute()) for name in structures)
     requests = [absolute]
-    if options.apart:
+    if options.frame.apart:
         numbers = _banks_of(absolute)
         requests = [replace(absolute, banks=(number,)) for number in numbers]
     frames, listed = list[FrameResult](), list[Event]()
     with _Workers(options, len(files) * len(requests)) as workers:
         for of_banks in requests:
-            task = _Task(of_banks, of_structures, options.single)
+            task = _Task(of_banks, of_structures, options.frame)
             of_series = [
                 _frame(number, *known)
                 for number, known in enumerate(
@@ -129,7 +128,7 @@ def refine_series(
                 )
             ]
             happened = events([frame.result for frame in of_series])
-            of_bank = f"bank {of_banks.banks[0]}: " if options.apart else ""
+            of_bank = f"bank {of_banks.banks[0]}: " if options.frame.apart else ""
             listed += [replace(event, text=of_bank + event.text) for event in happened]
             frames += of_series
     if not any(frame.result for frame in frames):
@@ -195,10 +194,10 @@ def _start(task: _Task, previous: _Result, offsets: dict[int, float]) -> _Result
     """Refine a frame on its own; the next one where it cannot be used."""
     phases, cans = _structures(task)
     for file in task.request.files:
-        refiner = SeriesRefiner(phases, cans, single=task.single)
+        refiner = SeriesRefiner(phases, cans, single=task.frame.single)
         try:
             sample = _sample(task.request, file)
-            result = refiner.refine(sample.banks, _options(sample, cans))
+            result = refiner.refine(sample.banks, _options(sample, cans, task))
         except _FAILURES:
             continue
         if refiner.before is not None:
@@ -216,7 +215,7 @@ def _part(task: _Task, previous: _Result, offsets: dict[int, float]) -> _Result:
     before = previous[1]
     phases, cans = _structures(task)
     neighbour = None if before is None else _neighbour(before)
-    refiner = SeriesRefiner(phases, cans, single=task.single, before=neighbour)
+    refiner = SeriesRefiner(phases, cans, single=task.frame.single, before=neighbour)
     records: list[Record] = []
     samples: list[tuple[int, Sample]] = []
     for file in task.request.files:
@@ -225,7 +224,7 @@ def _part(task: _Task, previous: _Result, offsets: dict[int, float]) -> _Result:
             samples.append((len(records) - 1, _sample(task.request, file)))
         except _FAILURES as error:
             records[-1]["reason"] = first_line(error)
-    frames = [(sample.banks, _options(sample, cans, offsets)) for _, sample in samples]
+    frames = [(sample.banks, _options(sample, cans, task, offsets)) for _, sample in samples]
     assumptions = [f"{p.name}: {text}" for p in (*phases, *cans) for text in p.assumptions]
     for (place, sample), fit in zip(samples, refiner.refine_all(frames), strict=True):
         if isinstance(fit, RefinementError):
@@ -249,11 +248,15 @@ def _sample(request: Request, file: Path) -> Sample:
 
 
 def _options(
-    sample: Sample, cans: Sequence[Phase], offsets: dict[int, float] | None = None
+    sample: Sample, cans: Sequence[Phase], task: _Task, offsets: dict[int, float] | None = None
 ) -> JointOptions:
-    names = tuple(can.name for can in cans)
-    known = tuple((offsets or {}).get(bank.number, 0.0) for bank in sample.banks)
-    return JointOptions(sample.calibration_su, False, names, known if offsets else None)
+    return JointOptions(
+        sample.calibration_su,
+        evidence=False,
+        cans=tuple(can.name for can in cans),
+        offsets=tuple(offsets.get(b.number, 0.0) for b in sample.banks) if offsets else None,
+        free_lines=task.frame.free_lines,
+    )
 
 
 @lru_cache(maxsize=4)  # simulators are known by their phases
@@ -277,7 +280,13 @@ class _Journal:
         inputs = [request.instrument, request.calibration, *request.with_cans(task.structures)]
         files = [structure_file(str(name)) for name in inputs if name is not None]
         digests = [_digest(file) for file in (*request.files, *files)]
-        what = replace(request, files=()), task.structures, task.single, code_commit()
+        what = (
+            replace(request, files=()),
+            task.structures,
+            task.frame.single,
+            task.frame.free_lines,
+            code_commit(),
+        )
         identity = hashlib.sha256(json.dumps([repr(what), digests]).encode()).hexdigest()
         self._folder = folder / identity[:16]
         self._folder.mkdir(parents=True, exist_ok=True)

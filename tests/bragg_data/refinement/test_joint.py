@@ -13,6 +13,7 @@ from bragg_data.refinement.joint_parameters import (
     coordinates,
     displacements,
     factor,
+    intensities,
     offsets,
     site_displacements,
     with_site_groups,
@@ -88,6 +89,7 @@ def test_derivatives_are_those_of_the_model() -> None:
         factor("orientation 0 0 1", 0, "srtio3"),
         factor("extinction", 0, "srtio3"),
         factor("absorption", None, "sample"),
+        *intensities(0, phase, [bank], 4)[2:],  # of lines well within the window
         *offsets([bank], [1e-3]),
     ]
     model = JointModel((bank_model(bank, [phase], 6),), (phase,), tuple(parameters))
