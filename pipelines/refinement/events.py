@@ -102,7 +102,7 @@ def _jumps(frames: Sequence[tuple[int, JointPhase]]) -> Iterator[Event]:
             np.array([cell.values()[name] if cell else None for cell in cells], dtype=np.float64)
             for cells in ([p.cell for _, p in frames], [p.su for _, p in frames])
         )
-        for k in _sudden(values, su):
+        for k in _sudden(values, su, [number for number, _ in frames]):
             text = f"{frames[0][1].name}: {name} jumps from {values[k]:.5f} to {values[k + 1]:.5f}."
             yield Event(frames[k + 1][0], "jump", text)
 
@@ -116,7 +116,7 @@ def _broadened(frames: Sequence[tuple[int, JointPhase]]) -> Iterator[Event]:
             continue
         values = np.array([v.value for v in of_frames if v], dtype=np.float64)
         su = np.array([v.su for v in of_frames if v], dtype=np.float64)
-        for k in _sudden(values, su):
+        for k in _sudden(values, su, [number for number, _ in frames]):
             ahead = values[k + 1 : k + 1 + _LASTING] - values[k]
             half = 0.5 * (values[k + 1] - values[k])
             if len(ahead) == _LASTING and (ahead / half > 1).all():
@@ -126,10 +126,15 @@ def _broadened(frames: Sequence[tuple[int, JointPhase]]) -> Iterator[Event]:
         yield Event(frame, "broadening", f"{frames[0][1].name}: {', '.join(of_frame)}.")
 
 
-def _sudden(values: Array, su: Array) -> list[int]:
-    """Return the places before steps beyond their uncertainty and the usual scatter."""
-    steps = np.diff(values)
-    usual = float(np.median(steps)) if len(steps) else 0.0
-    scatter = 1.4826 * float(np.median(np.abs(steps - usual))) if len(steps) else 0.0
+def _sudden(values: Array, su: Array, numbers: Sequence[int]) -> list[int]:
+    """Return the places before steps beyond their uncertainty and the usual scatter.
+
+    A step over frames that are missing is as many usual ones.
+    """
+    if len(values) < 2:
+        return []
+    steps, frames = np.diff(values), np.diff(numbers)
+    off = steps - frames * float(np.median(steps / frames))
+    scatter = 1.4826 * float(np.median(np.abs(off)))
     limit = np.maximum(_SUDDEN * scatter, _SIGNIFICANT * np.hypot(su[1:], su[:-1]))
-    return [int(k) for k in np.flatnonzero(np.abs(steps - usual) > limit)]
+    return [int(k) for k in np.flatnonzero(np.abs(off) > limit)]

@@ -85,6 +85,18 @@ def test_a_frame_without_data_is_blank(results):
     assert events([]) == []
 
 
+def test_a_step_over_missing_frames_is_no_jump(results):
+    """Steps of 3e-4 Å, ten times their uncertainty, and two frames that are missing."""
+    frames: list[JointRefinement | None] = []
+    for k in range(12):
+        silicon = results[0].phases[0]
+        cell = Cell.from_array([5.43 + 3e-4 * k] * 3 + [90] * 3)
+        phase = silicon.model_copy(update={"cell": cell, "su": Cell.from_array([2e-5] * 6)})
+        frames.append(results[0].model_copy(update={"phases": (phase,)}))
+    frames[5] = frames[6] = None
+    assert {event.kind for event in events(frames)} == {"blank"}
+
+
 def test_a_phase_that_is_seen_once_is_no_event(results):
     some = [results[0], results[1], results[9], results[3]]
     assert "phase appears" not in {event.kind for event in events(some)}
