@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,11 +23,13 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_mp_context
 from threadpoolctl import threadpool_limits
 
+from bragg_data.errors import first_line
 from bragg_data.isolated_process import SINGLE_THREAD
 from pipelines.cli import options
 from pipelines.cli.console import Progress
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is for the driver and the scheduler
+_ATTEMPTS, _RETRY_SECONDS = 3, 0.5  # at the start of workers that die
 _REPEAT_SECONDS = 0.2  # before a signal is sent again: not at once in the same finaliser
 
 
@@ -69,14 +72,29 @@ def open_client(
     else:
         opened = _open_running(cluster, connect_seconds)
     with _repeat_lost_signals(), _early_interrupts_unlogged(), opened as client:
+        _prepare(client, cluster)
+        yield client
+
+
+def _prepare(client: Client, cluster: str) -> None:
+    """Let the workers compute with one thread; those that die meanwhile are replaced by others."""
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
             client.register_plugin(_SingleThread())
+        except (OSError, TimeoutError) as error:
+            if attempt == _ATTEMPTS:
+                raise options.ClusterError(
+                    f"The workers of '{cluster}' die while they start ({first_line(error)}). Look "
+                    "for a lack of memory."
+                ) from error
+            time.sleep(_RETRY_SECONDS)
         except Exception as error:  # the worker's, or a bare Exception with its text
             raise options.ClusterError(
                 f"The workers of '{cluster}' cannot be prepared ({error}). They must be able to "
                 "import this project: install it in their Python."
             ) from error
-        yield client
+        else:
+            return
 
 
 def open_cluster(chosen: options.ClusterOptions) -> contextlib.AbstractContextManager[Client]:
@@ -135,20 +153,33 @@ def _open_local(workers: int) -> Iterator[Client]:
             # Dask's own code runs in it: they have to be in the environment that it inherits.
             os.environ.update(SINGLE_THREAD)
             with _interrupts_ignored():
-                cluster = stack.enter_context(
-                    LocalCluster(
-                        n_workers=workers,
-                        threads_per_worker=1,
-                        processes=True,
-                        memory_limit=int(_WORKERS_SHARE_OF_MEMORY * MEMORY_LIMIT / workers),
-                        dashboard_address="127.0.0.1:0",
-                        # A worker's heartbeat while the cluster closes is logged as an error.
-                        silence_logs=logging.CRITICAL,
-                        env=SINGLE_THREAD,
-                        scheduler_kwargs={"allowed_failures": options.ALLOWED_FAILURES},
-                    )
-                )
+                cluster = stack.enter_context(_local_cluster(workers))
         yield stack.enter_context(Client(cluster))
+
+
+def _local_cluster(workers: int) -> LocalCluster:
+    """Start workers; where one dies before it is there, all are started again."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=int(_WORKERS_SHARE_OF_MEMORY * MEMORY_LIMIT / workers),
+                dashboard_address="127.0.0.1:0",
+                # A worker's heartbeat while the cluster closes is logged as an error.
+                silence_logs=logging.CRITICAL,
+                env=SINGLE_THREAD,
+                scheduler_kwargs={"allowed_failures": options.ALLOWED_FAILURES},
+            )
+        except (RuntimeError, OSError, TimeoutError) as error:
+            if attempt == _ATTEMPTS:
+                raise options.ClusterError(
+                    f"{workers} worker processes cannot be started ({first_line(error)}). Look for "
+                    "a lack of memory, or take fewer with --workers."
+                ) from error
+            time.sleep(_RETRY_SECONDS)
+    raise AssertionError  # the last attempt returns or raises
 
 
 @contextlib.contextmanager

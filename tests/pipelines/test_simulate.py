@@ -16,6 +16,7 @@ import psutil
 import pytest
 import xarray as xr
 
+from benchmarks import killed_workers
 from bragg_data.campaign import Campaign, Samples, load_campaign
 from bragg_data.simulation import kinematic
 from bragg_data.store.repository import DiskFullError, Store, StoreError, open_snapshot
@@ -574,3 +575,13 @@ def test_a_dry_run_prints_what_it_would_take_and_begins_nothing(tmp_path, capfd)
     assert "SLURM: 2 to 4 jobs" in printed
     assert "#SBATCH --cpus-per-task=2" in printed
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_the_only_worker_dies_while_it_starts(tmp_path, undisturbed, delay):
+    file = write_campaign(tmp_path, rows=2, last=4.1)
+    assert killed_workers.ended(tmp_path, file, 1, delay) == (
+        "finished",
+        undisturbed(rows=2, last=4.1),
+    )
