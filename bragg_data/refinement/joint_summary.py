@@ -19,7 +19,7 @@ from bragg_data.refinement.joint_result import (
 )
 from bragg_data.refinement.levenberg_marquardt import Minimum
 from bragg_data.refinement.measured_bank import MeasuredBank
-from bragg_data.refinement.result import serial_correlation
+from bragg_data.refinement.result import inverse, serial_correlation
 
 _EXPLAINED = 0.6  # share of the signal below which phases do not explain a profile
 _SIGNIFICANT = 30.0  # decrease of χ² over the noise, by the peaks of a phase
@@ -46,11 +46,11 @@ def summarise(
     correlation = float(np.average(of_banks, weights=squares))
     noise = float(residual @ residual) / degrees * correlation
     normal = minimum.jacobian.T @ minimum.jacobian
-    total = np.asarray(np.linalg.pinv(normal, hermitian=True) * noise, dtype=np.float64)
+    total = inverse(normal) * noise
     is_offset = np.array([p.keys[0] == "offset" for p in model.parameters], dtype=bool)
     statistical = np.zeros_like(total)
     rest = np.ix_(~is_offset, ~is_offset)
-    statistical[rest] = np.linalg.pinv(normal[rest], hermitian=True) * noise
+    statistical[rest] = inverse(normal[rest]) * noise
     su_total, su = (np.sqrt(np.maximum(np.diag(c), 0.0)) for c in (total, statistical))
     su = np.where(is_offset, su_total, su)
     banks = tuple(_bank(model, b, point, fits[b], su) for b in range(len(fits)))
@@ -145,7 +145,7 @@ def increases_of_chi2(fits: Sequence[BankFit]) -> Array:
     """Return the increase of χ² that leaving out each phase would bring, (n_phases,)."""
     worth = np.zeros(len(fits[0].scales))
     for fit in fits:
-        covariance = np.diag(np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True))
+        covariance = np.diag(inverse(fit.columns.T @ fit.columns))
         worth += np.where(covariance > 0, fit.scales**2 / np.maximum(covariance, 1e-300), 0.0)
     return worth
 
@@ -168,7 +168,7 @@ def _weights(
         if not amounts.sum() > 0:
             continue
         share = amounts / amounts.sum()
-        of_scales = np.linalg.pinv(fit.columns.T @ fit.columns, hermitian=True) * noise
+        of_scales = inverse(fit.columns.T @ fit.columns) * noise
         of_scales = of_scales + fit.of_scales @ covariance @ fit.of_scales.T
         change = (np.eye(len(masses)) - share[:, None]) * masses / amounts.sum()
         variance = np.diag(change @ of_scales @ change.T)

@@ -117,8 +117,20 @@ def uncertainties(
     """
     reduced = float(residual @ residual) / max(len(residual) - n_parameters, 1)
     correlation = serial_correlation(residual)
-    covariance = np.linalg.pinv(jacobian.T @ jacobian) * reduced * correlation
+    covariance = inverse(jacobian.T @ jacobian) * reduced * correlation
     return np.sqrt(np.maximum(np.diag(covariance), 0)), reduced, correlation
+
+
+def inverse(normal: Array) -> Array:
+    """Return the pseudoinverse (k, k) of the normal matrix of parameters in different units.
+
+    Cells in Å change a pattern 1e9 times as much as strains in 1e-6: without scaling, what is
+    determined well but in small units would count as not determined at all, its uncertainty as 0.
+    """
+    scale = np.sqrt(np.diag(normal))
+    scale = np.where(scale > 0, scale, 1.0)
+    scaled = np.linalg.pinv(normal / np.outer(scale, scale), hermitian=True)
+    return np.asarray(scaled / np.outer(scale, scale), dtype=np.float64)
 
 
 def serial_correlation(residual: Array) -> float:

@@ -9,6 +9,7 @@ import pytest
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.result import inverse
 from bragg_data.refinement.sample_refinement import is_vanadium, other_metals, refine_sample
 from tests.measured_banks import bank_of, bins, nomad, structure
 
@@ -16,6 +17,7 @@ TOF = bins(4000.0, 17_000.0, 1.2e-3)
 BROADENING = {"size": 2.0, "microstrain": 900.0}
 OPTIONS = JointOptions((3e-4,), evidence=False)
 TAIL, BINS_OFF = 0.2, 5
+UNITS = np.array([1e6, 1e-4, 1.0])
 
 
 def measured(phases: Sequence[tuple[Phase, Sequence[float], float]], counts: float) -> MeasuredBank:
@@ -75,3 +77,17 @@ def test_metals_among_the_phases_are_no_cans():
     foil = replace(metals["can aluminium"], name="foil")
     assert {metal.name for metal in other_metals([foil])} == metals.keys() - {"can aluminium"}
     assert [is_vanadium(metal) for metal in metals.values()] == [True, False, False]
+
+
+def test_what_a_trace_does_not_determine_is_said_to_be_uncertain():
+    """In 1e-6 a strain changes the pattern 1e-10 times as much as the strong phase's cell in Å."""
+    silicon, rutile = structure("silicon"), structure("rutile")
+    bank = measured([(silicon, [5.431], 99.7), (rutile, [4.5937, 2.9587], 0.3)], 20_000)
+    result = refine_sample([bank], [silicon, rutile], OPTIONS)
+    _, su = result.phases[1].parameters["microstrain"]
+    assert su > 500  # a restraint of 3000 holds it, but not to nothing
+    jacobian = np.random.default_rng(0).normal(size=(200, 3)) * UNITS
+    exact = np.linalg.inv(jacobian.T @ jacobian / np.outer(UNITS, UNITS)) / np.outer(UNITS, UNITS)
+    np.testing.assert_allclose(inverse(jacobian.T @ jacobian), exact, rtol=1e-10)
+    singular = np.array([[1e12, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(inverse(singular), [[1e-12, 0.0], [0.0, 0.0]], rtol=1e-10)
