@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from bragg_data.store.repository import Store
     from catalog.tracking import Tracking
     from tests.small_bench import Bench
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As of a job in a shell's background; the commands that are tested would ignore Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("tests", deadline=None)  # a loaded machine breaks no test
 settings.load_profile("tests")
