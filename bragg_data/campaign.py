@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bragg_data.arrays import Array, Integers, Integers8, Mask
+from bragg_data.arrays import Array, Integers, Integers8
 from bragg_data.campaign_file import (
     MOST_BYTES,
     CampaignFile,
     MeasurementEffects,
-    PhaseTable,
     parse_campaign_file,
 )
 from bragg_data.campaign_file import CampaignError as CampaignError
 from bragg_data.crystallography.cell import (
     CELL_PARAMETERS,
-    EQUAL_LENGTHS,
     CrystalError,
     CrystalSystem,
     check_volume,
@@ -32,7 +30,9 @@ from bragg_data.crystallography.cell import (
 from bragg_data.crystallography.structure import Phase, phase_from_cif, read_phase
 from bragg_data.errors import first_line
 from bragg_data.files import read_bounded
+from bragg_data.growth import Growth, growths_of
 from bragg_data.instrument.instprm import Instrument, InstrumentError, TofGrid, read_instrument
+from bragg_data.sampling import cells_of_phase
 
 BUILT_IN = Path(__file__).parent / "campaigns"
 """Directory of the campaigns that ship with the project."""
@@ -40,7 +40,8 @@ BUILT_IN = Path(__file__).parent / "campaigns"
 _MOST_CELLS_BYTES = 50_000_000  # of a list of cells: about a million
 
 # Of a campaign's definition: everything else decides what the pattern of a cell is.
-_OF_THE_DRAW = {"name", "seed", "sampling", "phases", "cell", "exclude", "samples"}
+_OF_THE_DRAW = {"name", "seed", "sampling", "phases", "cell", "exclude", "samples", "growth"}
+_GROWTH = 1000  # spawn key of candidates; those of phases are 0 to 127
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Samples:
     phase: Integers8  # (n,) codes: indices of the campaign's phases
     crystal_system: Integers8  # (n,) codes of CrystalSystem
     cells: Array  # (n, 6) a, b, c in ångström; alpha, beta, gamma in degrees
+    # Of a whole data set that has grown: how many the campaign drew. Splits are those of these.
+    n_drawn: int | None = None
 
     def __len__(self) -> int:
         return len(self.phase)
@@ -65,6 +68,7 @@ class Campaign:
     toml: str
     cifs: Mapping[str, str]  # by the phase's name
     instprm: str  # of the bank alone
+    growth: str = ""  # what joined the samples, as JSON; see bragg_data.growth
 
     @cached_property
     def _file(self) -> CampaignFile:
@@ -143,30 +147,51 @@ class Campaign:
         A CampaignError is raised if a range contains cells that do not belong to the phase's
         crystal system, or that enclose no volume.
         """
-        cells: list[Array] = []
+        samples = self._drawn
+        for number, growth in enumerate(self.growths):
+            samples = samples[: growth.parent_samples]
+            further = self.candidates(samples, growth.seed, growth.candidates, number)
+            samples = _joined([samples, further[growth.rows]])
+        n_drawn = self.growths[0].parent_samples if self.growth else None
+        return replace(samples, n_drawn=n_drawn)
+
+    @cached_property
+    def growths(self) -> tuple[Growth, ...]:
+        """What joined the samples that the campaign file alone draws."""
+        return growths_of(self.growth)
+
+    def candidates(self, samples: Samples, seed: int, count: int, number: int) -> Samples:
+        """Draw about ``count`` candidates for the next growth of a data set with these samples.
+
+        They lie anywhere in the ranges, and are of the phases in the shares that the samples have.
+        ``number`` is that of the growths before.
+        """
+        parts = []
+        root = np.random.SeedSequence(self._file.seed, spawn_key=(_GROWTH, seed, number))
+        shares = np.bincount(samples.phase, minlength=len(self.phases)) / len(samples)
+        order, *streams = root.spawn(len(self.phases) + 1)
+        for code, (phase, share) in enumerate(zip(self.phases, shares, strict=True)):
+            if n_of_phase := int(np.ceil(share * count)):
+                generator = np.random.default_rng(streams[code])
+                config = self._file.phases[code]
+                cells = cells_of_phase(config, phase, generator, n_of_phase)
+                parts.append(_of_phase(code, phase, cells))
+        joined = _joined(parts)
+        return joined[np.random.default_rng(order).permutation(len(joined))]
+
+    @cached_property
+    def _drawn(self) -> Samples:
+        parts = []
         # One stream per phase: adding a phase leaves the others' samples as they were.
         streams = np.random.SeedSequence(self._file.seed).spawn(len(self._file.phases) + 1)
-        for config, phase, stream in zip(self._file.phases, self.phases, streams[1:], strict=True):
-            free = _free_parameters(config, phase, np.random.default_rng(stream))
-            of_phase = phase.lattice.cells(free)
-            for rule in config.exclude:
-                of_phase = of_phase[~_matches(rule, of_phase, config.name)]
-            where = f"Phase '{config.name}' of campaign '{self.name}'"
-            try:
-                phase.lattice.check(of_phase)
-            except CrystalError as error:
-                raise CampaignError(f"{where}: {error}") from error
-            if not len(of_phase):
-                raise CampaignError(f"{where} is empty.")
-            cells.append(of_phase)
-        counts = [len(c) for c in cells]
-        systems = [phase.crystal_system for phase in self.phases]
-        in_order = Samples(
-            phase=np.repeat(np.arange(len(cells)), counts).astype(np.int8),
-            crystal_system=np.repeat(systems, counts).astype(np.int8),
-            cells=np.concatenate(cells),
-        )
-        return in_order[np.random.default_rng(streams[0]).permutation(sum(counts))]
+        for code, (phase, stream) in enumerate(zip(self.phases, streams[1:], strict=True)):
+            config = self._file.phases[code]
+            cells = cells_of_phase(config, phase, np.random.default_rng(stream))
+            if not len(cells):
+                raise CampaignError(f"Phase '{config.name}' of campaign '{self.name}' is empty.")
+            parts.append(_of_phase(code, phase, cells))
+        in_order = _joined(parts)
+        return in_order[np.random.default_rng(streams[0]).permutation(len(in_order))]
 
     @cached_property
     def definition(self) -> dict[str, Any]:
@@ -179,6 +204,8 @@ class Campaign:
             phase["cif"] = {"sha256": hashlib.sha256(self.cifs[phase["name"]].encode()).hexdigest()}
             if phase["block"] is None:  # identities of before there were blocks
                 del phase["block"]
+        if self.growths:
+            resolved["growth"] = [dict(growth.draw) for growth in self.growths]
         return resolved
 
     def parameter_ranges(self, phase: int) -> dict[str, list[tuple[float, float]]]:
@@ -216,6 +243,19 @@ class Campaign:
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
+def _of_phase(code: int, phase: Phase, cells: Array) -> Samples:
+    codes = np.full(len(cells), code, np.int8)
+    return Samples(codes, np.full(len(cells), phase.crystal_system, np.int8), cells)
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    return Samples(
+        np.concatenate([part.phase for part in parts]),
+        np.concatenate([part.crystal_system for part in parts]),
+        np.concatenate([part.cells for part in parts]),
+    )
+
+
 def number_text(text: str) -> str:
     """Write a number of a campaign's definition without an exponent: 1000, not 1E+3."""
     return f"{Decimal(text):f}"
@@ -237,46 +277,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     return value
-
-
-def _free_parameters(config: PhaseTable, phase: Phase, generator: np.random.Generator) -> Array:
-    names = phase.lattice.free_parameters
-    if set(config.cell) != set(names):
-        raise CampaignError(
-            f"Phase '{config.name}' is {phase.crystal_system.name} ({phase.space_group}), free in "
-            f"{', '.join(names)}; its ranges name {', '.join(config.cell) or 'nothing'}."
-        )
-    if config.samples is None:
-        axes = [np.concatenate([r.values() for r in config.cell[name]]) for name in names]
-        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(names))
-    # Here alone, because it takes a second to import, in every worker.
-    from scipy.stats import qmc
-
-    # Sobol points fill a cube of 2^m points evenly; a prefix of a longer sequence still does well.
-    power = int(np.ceil(np.log2(max(config.samples, 2))))
-    unit = qmc.Sobol(len(names), rng=generator).random_base2(power)[: config.samples]
-    columns = []
-    for name, share in zip(names, unit.T, strict=True):
-        # [0, 1) is mapped onto the union of intervals, each in proportion to its length.
-        low, high = np.array([r.interval for r in config.cell[name]], dtype=np.float64).T
-        ends = np.cumsum(high - low)
-        position = share * ends[-1]
-        index = np.minimum(np.searchsorted(ends, position, side="right"), len(low) - 1)
-        columns.append(low[index] + position - (ends - (high - low))[index])
-    return np.stack(columns, axis=1)
-
-
-def _matches(rule: str, cells: Array, phase: str) -> Mask:
-    left, equals, right = (part.strip() for part in rule.partition("="))
-    try:
-        columns = dict(zip(CELL_PARAMETERS, cells.T, strict=True))
-        values, excluded = columns[left], columns[right] if right in columns else float(right)
-    except (KeyError, ValueError) as error:
-        raise CampaignError(
-            f"Phase '{phase}' excludes '{rule}'{'' if equals else ' (without =)'}: a rule names a "
-            f"cell parameter, =, and another cell parameter or a number, as in 'a = c'."
-        ) from error
-    return np.asarray(np.abs(values - excluded) <= EQUAL_LENGTHS)
 
 
 def load_campaign(name_or_path: str | Path) -> Campaign:

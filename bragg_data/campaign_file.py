@@ -82,6 +82,11 @@ class Range(Table):
         """Low and high of an interval."""
         return self.low or Decimal(0), self.high or Decimal(0)
 
+    @property
+    def ends(self) -> tuple[Decimal, Decimal]:
+        """Lowest and highest value, of a grid too."""
+        return self.interval if self.first is None else self.grid[:2]
+
     def __len__(self) -> int:
         """Return the number of points of a grid."""
         first, last, step = self.grid

@@ -24,6 +24,7 @@ class SnapshotReference:
     simulator: str = ""
     simulator_version: str = ""
     code_commit: str = ""
+    growth: str = ""  # what joined the samples that the campaign drew, as JSON
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[Any, Any]) -> Self:
@@ -115,7 +116,8 @@ class ModelProvenance:
     def to_json(self) -> Mapping[str, Any]:
         """Return plain JSON values; what is None is left out."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {"data": asdict(self.data), "split": self.split.to_json()}
+        data = {k: v for k, v in asdict(self.data).items() if v or k != "growth"}
+        values |= {"data": data, "split": self.split.to_json()}
         if self.score is not None:
             values["score"] = asdict(self.score)
         return {key: value for key, value in values.items() if value is not None}

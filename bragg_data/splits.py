@@ -17,6 +17,11 @@ class Part(IntEnum):
     training = 0
     validation = 1
     test = 2
+    unused = 3  # a sample that joined later, near samples that are for validation or testing
+
+
+TRAINED = (Part.training, Part.validation)
+"""The parts that a model may have seen."""
 
 
 def random_split(

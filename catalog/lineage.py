@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bragg_data.errors import first_line
+from bragg_data.growth import growths_of
 from bragg_data.model_provenance import ModelProvenance
 from catalog import packages, registry
 from catalog.model_files import read_model_json
@@ -137,8 +138,17 @@ def _snapshot(provenance: ModelProvenance) -> Node:
         "simulator": f"{data.simulator} {data.simulator_version}",
         "commit": data.code_commit,
     }
-    campaign = Node("campaign", provenance.campaign, digest, tuple(parts))
-    return Node("snapshot", data.tag, _non_empty(facts), (campaign,))
+    source = Node("campaign", provenance.campaign, digest, tuple(parts))
+    growths = growths_of(data.growth)
+    names = (*(growth.parent for growth in growths[1:]), data.tag) if growths else ()
+    for name, growth in zip(names, growths, strict=True):
+        if source.kind == "campaign":
+            content = {"content": growth.parent_content_hash}
+            source = Node("snapshot", growth.parent, content, (source,))
+        source = Node("snapshot", name, growth.facts, (source,))
+    if growths:
+        return replace(source, facts={**source.facts, **_non_empty(facts)})
+    return Node("snapshot", data.tag, _non_empty(facts), (source,))
 
 
 def _sha256(text: str) -> dict[str, str]:

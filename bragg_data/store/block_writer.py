@@ -240,6 +240,30 @@ def create_group(
     )
 
 
+def extend_group(session: Session, group: str, dataset: xr.Dataset, name: str) -> None:
+    """Make a complete group longer: ``dataset`` is what :func:`create_group` takes, of all samples.
+
+    Chunks are kept as they are and so shared with the snapshot that the session began with; of the
+    last block, if it was not full, all samples are pending again. Its array ``name`` is as long.
+    """
+    opened = zarr.open_group(session.store, path=group, mode="r+")
+    status, rows = array_of(opened, "status"), int(dataset.attrs["rows_per_chunk"])
+    n_before, n = status.shape[0], dataset.sizes["sample"]
+    for label, variable in dataset.variables.items():
+        if variable.dims[:1] == ("sample",):
+            array = array_of(opened, str(label))
+            array.resize((n, *array.shape[1:]))
+            array[n_before:] = variable.values[n_before:]
+    n_full = n_before // rows
+    for other, size in ((name, n), ("status", n), ("block_sha256", -(-n // rows))):
+        array = array_of(opened, other)
+        array.resize((size, *array.shape[1:]))
+    array_of(opened, "block_sha256")[n_full:] = 0
+    array_of(opened, "status")[n_full * rows :] = schema.PENDING
+    of_parent = {k: v for k, v in opened.attrs.items() if k not in ("content_hash", "failures")}
+    opened.attrs.put(of_parent | dict(dataset.attrs))
+
+
 def write_variables(session: Session, group: str, dataset: xr.Dataset) -> None:
     """Write a group, with its profiles in chunks of its attribute ``rows_per_chunk``.
 

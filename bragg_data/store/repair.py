@@ -168,12 +168,12 @@ def _in_place(
     chunks = _Chunks(store, session, definition.group)
     arrays = []
     for name, variable in definition.labelled.variables.items():
-        if chunks.replace_if_damaged(str(name), 0, variable.values):
+        if chunks.replace_if_damaged(str(name), variable.values):
             arrays.append(str(name))
     done = np.full(len(definition.samples), schema.DONE, np.int8)
-    if chunks.replace_if_damaged("status", 0, done):
+    if chunks.replace_if_damaged("status", done):
         arrays.append("status")
-    digests = chunks.read("block_sha256", 0)
+    digests = chunks.read_all("block_sha256")
     attrs = definition.attrs
     if digests is not None:
         content = schema.content_hash(attrs["identity"], digests)
@@ -199,7 +199,7 @@ def _in_place(
         digests = np.frombuffer(b"".join(known), np.uint8).reshape(-1, schema.DIGEST_BYTES)
         if schema.content_hash(attrs["identity"], digests) != attrs["content_hash"]:
             raise StoreError(_other_patterns(tag))
-        chunks.replace("block_sha256", 0, digests)
+        chunks.replace_if_damaged("block_sha256", digests)
         arrays.append("block_sha256")
     return Repaired(tuple(repaired), tuple(arrays), rewritten=False)
 
@@ -235,13 +235,28 @@ class _Chunks:
         except StoreError:
             return None
 
-    def replace_if_damaged(self, name: str, index: int, values: NDArray[Any]) -> bool:
-        """Replace a chunk that does not hold these values; return whether it was so."""
-        stored = self.read(name, index)
-        if stored is not None and np.array_equal(stored, values):
-            return False
-        self.replace(name, index, values)
-        return True
+    def _rows(self, name: str) -> list[tuple[int, slice]]:
+        """Return the number and the rows of each chunk of an array."""
+        group = zarr.open_group(self._session.store, path=self._group, mode="r")
+        array = array_of(group, name)
+        starts = enumerate(range(0, array.shape[0], array.chunks[0]))
+        return [(index, slice(start, start + array.chunks[0])) for index, start in starts]
+
+    def read_all(self, name: str) -> NDArray[Any] | None:
+        """Return the values of an array; None if a chunk is damaged."""
+        parts = [self.read(name, index) for index, _ in self._rows(name)]
+        intact = [part for part in parts if part is not None]
+        return np.concatenate(intact) if len(intact) == len(parts) else None
+
+    def replace_if_damaged(self, name: str, values: NDArray[Any]) -> bool:
+        """Replace the chunks that do not hold an array's values; return whether there are any."""
+        damaged = False
+        for index, rows in self._rows(name):
+            stored = self.read(name, index)
+            if stored is None or not np.array_equal(stored, values[rows]):
+                self.replace(name, index, values[rows])
+                damaged = True
+        return damaged
 
     def replace(self, name: str, index: int, values: NDArray[Any]) -> None:
         """Give the file of a chunk the bytes that hold these values, at once."""
@@ -337,7 +352,7 @@ def _write_again(
 ) -> tuple[int, ...]:
     """Write all blocks into a session; return those that were computed."""
     old = _Chunks(store, store.repository.readonly_session(tag=tag), definition.group)
-    stored = old.read("block_sha256", 0)
+    stored = old.read_all("block_sha256")
     group, n = definition.group, len(definition.samples)
     shape = n, definition.campaign.grid.points
     dataset = definition.labelled.assign_attrs(definition.attrs)

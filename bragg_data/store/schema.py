@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bragg_data.arrays import Array, Floats32, Integers8
 from bragg_data.campaign import Campaign, CampaignError, Samples
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalError, CrystalSystem
+from bragg_data.growth import ATTRIBUTE, growths_of
 from bragg_data.store.reading import remedy_of, storage_errors
 
 SCHEMA_VERSION = 1  # changes whenever a reader of the old layout would misread the new one
@@ -109,6 +110,8 @@ def labelled(
         "cifs": json.dumps(dict(campaign.cifs)),
         "instrument_instprm": campaign.instprm,
     }
+    if campaign.growth:
+        attrs[ATTRIBUTE] = campaign.growth
     if campaign.assumptions:
         attrs["structure_assumptions"] = json.dumps(campaign.assumptions, ensure_ascii=False)
     return xr.Dataset(variables, attrs=attrs)
@@ -150,7 +153,7 @@ def campaign_of(dataset: xr.Dataset) -> Campaign:
             f"The data set lacks the attribute {error}, so its campaign is not known. Use one that "
             f"pipelines.simulate wrote."
         ) from error
-    return Campaign(texts[0], json.loads(texts[1]), texts[2])
+    return Campaign(texts[0], json.loads(texts[1]), texts[2], dataset.attrs.get(ATTRIBUTE, ""))
 
 
 def block_digest(samples: Samples, intensity: Floats32) -> bytes:
@@ -179,7 +182,9 @@ def samples_of(dataset: xr.Dataset) -> Samples:
     """Return the labels of a data set as samples; a `StoreError` if they are damaged."""
     with storage_errors("reading the labels", remedy_of(dataset.attrs)):
         cells = np.stack([dataset[name].values for name in CELL_PARAMETERS], axis=1)
-        return Samples(dataset.phase.values, dataset.crystal_system.values, cells)
+        codes = dataset.phase.values, dataset.crystal_system.values
+    growths = growths_of(dataset.attrs.get(ATTRIBUTE, ""))
+    return Samples(*codes, cells, growths[0].parent_samples if growths else None)
 
 
 def free_ranges(cells: Array, free_parameters: Sequence[str]) -> dict[str, tuple[float, float]]:

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import repository, schema
-from bragg_data.store.block_writer import BlockResult, BlockWriter, create_group, write_chunk
+from bragg_data.store.block_writer import (
+    BlockResult,
+    BlockWriter,
+    create_group,
+    extend_group,
+    write_chunk,
+)
 from bragg_data.store.reading import remedy_of
 from bragg_data.store.repository import Store, StoreError, Tag, storage_errors
 
@@ -50,9 +56,11 @@ class Writer(BlockWriter):
         repo = self.store.repository
         if self.branch not in repo.list_branches():
             # main is never committed to, so that each branch begins empty.
-            repo.create_branch(self.branch, repo.lookup_branch("main"))
+            start = self._parent() if self.campaign.growths else repo.lookup_branch("main")
+            repo.create_branch(self.branch, start)
         session = repo.writable_session(self.branch)
-        if self.group in zarr.open_group(session.store, mode="a"):
+        root = zarr.open_group(session.store, mode="a")
+        if self.group in root and root[self.group].attrs["identity"] == self.identity:
             return
         rows = self.campaign.rows_per_chunk(self._simulator)
         n, points = len(self.samples), self.campaign.grid.points
@@ -60,8 +68,31 @@ class Writer(BlockWriter):
         dataset = schema.labelled(
             self.campaign, self.samples, self._simulator, self._version, commit
         ).assign_attrs(identity=self.identity, rows_per_chunk=rows)
-        create_group(session, self.group, dataset, "intensity", (n, points), schema.INTENSITY)
+        if self.group in root:  # of the parent, whose branch this one continues
+            self._check_simulator(str(root[self.group].attrs["simulator_version"]))
+            extend_group(session, self.group, dataset, "intensity")
+        else:
+            create_group(session, self.group, dataset, "intensity", (n, points), schema.INTENSITY)
         session.commit(f"create {self.group}: {n} samples, {self._simulator} {self._version}")
+
+    def _check_simulator(self, version: str) -> None:
+        if version != self._version:
+            raise StoreError(
+                f"{self.campaign.growths[-1].parent} was simulated with {self._simulator} "
+                f"{version}, and {self._version} is installed; the patterns of two versions never "
+                f"mix under one tag. Install that version, or simulate the campaign again."
+            )
+
+    def _parent(self) -> str:
+        """Return the snapshot of the data set that grows."""
+        growth = self.campaign.growths[-1]
+        content = self.store.open(growth.parent).attrs["content_hash"]
+        if content != growth.parent_content_hash:
+            raise StoreError(
+                f"Tag {growth.parent} of {self.store.uri} has other contents than the data set "
+                f"that is to grow ({content}, not {growth.parent_content_hash})."
+            )
+        return self.store.tag(growth.parent).snapshot_id
 
     def _check(self, dataset: xr.Dataset) -> None:
         stored = schema.samples_of(dataset)

@@ -4,12 +4,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import xarray as xr
 
 from bragg_data.arrays import Mask
 from bragg_data.campaign import Samples
 from bragg_data.model_provenance import ModelProvenance
-from bragg_data.splits import Part
+from bragg_data.splits import TRAINED
 from bragg_data.store.repository import Store
 from bragg_models.forest import ForestModel
 from bragg_models.predictors import Predictor, load_predictor
@@ -125,7 +126,7 @@ def load_candidate(
             f"{uri} has the phases {', '.join(predictor.targets.names)}; the data set has "
             f"{', '.join(targets.names)}. Leave it out by naming others with --models."
         )
-    if (part_of(candidate.split, labels, split) != Part.test)[~training].any():
+    if np.isin(part_of(candidate.split, labels, split), TRAINED)[~training].any():
         raise EvaluateError(
             f"{uri} was trained on a split ({split}) that does not keep these test samples from "
             f"it ({SPLIT}). Leave it out by naming others with --models."

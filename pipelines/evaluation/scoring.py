@@ -11,7 +11,7 @@ import xarray as xr
 from bragg_data.arrays import Array, Floats32, Integers, Integers8, Mask
 from bragg_data.campaign import Samples
 from bragg_data.crystallography.cell import CrystalSystem
-from bragg_data.splits import Part, blocked_split, random_split
+from bragg_data.splits import TRAINED, Part, blocked_split, extra_data_split, random_split
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import Batch, in_order, profiles_of
 from bragg_models.metrics import Errors, bootstrap_intervals, errors, squared_errors, summary
@@ -67,11 +67,20 @@ class HeldOutSet:
 
 
 def part_of(name: str, labels: Samples, values: Mapping[str, object]) -> Integers8:
-    """Return the part of each sample, shape (n,), in a split with this seed and these shares."""
+    """Return the part of each sample, shape (n,), in a split with this seed and these shares.
+
+    Of a data set that has grown, the samples that were drawn first are split as they were before.
+    Later ones are for training, or unused if a blocked split holds their box out.
+    """
     settings = {key: values[key] for key in SPLIT}
-    if name == "blocked":
-        return blocked_split(labels.crystal_system, labels.cells, **settings)  # type: ignore[arg-type]
-    return random_split(labels.crystal_system, **settings)  # type: ignore[arg-type]
+    systems, cells, n = labels.crystal_system, labels.cells, labels.n_drawn or len(labels)
+    if name != "blocked":
+        part = random_split(systems[:n], **settings)  # type: ignore[arg-type]
+        return np.append(part, np.full(len(labels) - n, Part.training, np.int8))
+    part = blocked_split(systems[:n], cells[:n], **settings)  # type: ignore[arg-type]
+    later = extra_data_split(systems[:n], cells[:n], part, systems[n:], cells[n:])
+    later[later == Part.test] = Part.unused
+    return np.append(part, later)
 
 
 def held_out_sets(
@@ -85,7 +94,7 @@ def held_out_sets(
     test_sets = []
     for name in SPLITS:
         part = part_of(name, labels, SPLIT)
-        test_sets.append(HeldOutSet(name, dataset, part == Part.test, part != Part.test))
+        test_sets.append(HeldOutSet(name, dataset, part == Part.test, np.isin(part, TRAINED)))
     if offgrid is not None:
         phases = [[p.name for p in campaign_of(d).phases] for d in (dataset, offgrid)]
         if phases[0] != phases[1] or not np.array_equal(dataset.tof, offgrid.tof):

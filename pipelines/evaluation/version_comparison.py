@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from bragg_data.arrays import Array, Floats32, Indices, Mask
+from bragg_data.growth import ATTRIBUTE, drawn_content_hash
 from bragg_data.splits import Part
 from bragg_data.store.repository import DEFAULT_URI, Store
 from bragg_data.store.schema import campaign_of, samples_of
@@ -116,10 +117,12 @@ def evaluation_rows(dataset: xr.Dataset, predictors: Mapping[str, Predictor], co
     samples to all versions, or a version was trained on the data set in addition to its own.
     """
     labels, content = samples_of(dataset), dataset.attrs["content_hash"]
+    content = drawn_content_hash(content, dataset.attrs.get(ATTRIBUTE, ""))
     allowed = np.ones(len(labels), dtype=bool)
     for uri, predictor in predictors.items():
         provenance = predictor.provenance
-        if provenance.data.content_hash == content:
+        data = provenance.data
+        if drawn_content_hash(data.content_hash, data.growth) == content:
             split = provenance.split
             allowed &= part_of(split.name, labels, split.to_json()) == Part.test
         elif dataset.attrs["tag"] in provenance.extra_data:

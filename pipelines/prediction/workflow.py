@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
-from bragg_data.arrays import Array
+from bragg_data.arrays import Array, Integers
 from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CrystalError, encloses_volume
 from bragg_data.crystallography.structure import Phase, scaled_to_volume_per_atom
@@ -267,6 +267,20 @@ def predict_files(
             failures[file] = error
     profiles, not_predicted = predict_read(read, model, refine=refine)
     return profiles, failures | not_predicted
+
+
+def measured_cells(
+    files: Sequence[Path], options: ProfileOptions, model: LoadedModel
+) -> tuple[Integers, Array]:
+    """Return phase (n,) and cell (n, 6) that a model predicts of all profiles of some files.
+
+    Raises the error of the first file that cannot be predicted.
+    """
+    profiles, failures = predict_files(files, options, model)
+    for error in failures.values():
+        raise error
+    rows = [(p.prediction.phase[p.row], p.prediction.cells[p.row]) for p in profiles]
+    return np.array([phase for phase, _ in rows]), np.array([cell for _, cell in rows])
 
 
 def predict_read(

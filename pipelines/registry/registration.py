@@ -12,6 +12,7 @@ from jinja2 import StrictUndefined, Template
 
 from bragg_data.campaign import ranges_text
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.growth import ATTRIBUTE, drawn_content_hash
 from bragg_data.model_provenance import ModelProvenance, SnapshotReference, SplitSettings
 from bragg_data.provenance import code_commit
 from bragg_data.store.schema import campaign_of
@@ -72,10 +73,13 @@ def provenance_of(
 def test_set(dataset: xr.Dataset, split: Mapping[str, Any]) -> str:
     """Return a short name of the held-out samples that a model is tested on.
 
-    Scores are comparable where it is the same. Of a model that is tested on simulated measurements
+    Scores are comparable where it is the same: a data set that has grown has the test samples of
+    the first one. Of a model that is tested on simulated measurements
     (``test_draws`` of each phase) it depends on all that determines them.
     """
-    values = [dataset.attrs["content_hash"], dict(split), "test"]
+    attrs = dataset.attrs
+    content = drawn_content_hash(attrs["content_hash"], attrs.get(ATTRIBUTE, ""))
+    values = [content, dict(split), "test"]
     if split.get("test_draws"):
         values.append(held_out_key(campaign_of(dataset), split["test_draws"]))
     return hashlib.sha256(repr(tuple(values)).encode()).hexdigest()[:16]

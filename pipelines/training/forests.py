@@ -27,7 +27,7 @@ from sklearn.model_selection import KFold
 from bragg_data.arrays import Array, Floats32, Indices, Integers8
 from bragg_data.crystallography.cell import CrystalSystem
 from bragg_data.preprocessing import preprocessing
-from bragg_data.splits import Part
+from bragg_data.splits import TRAINED
 from bragg_data.store.repository import open_snapshot
 from bragg_data.store.schema import samples_of
 from bragg_models.data.batches import Profiles, profiles_of
@@ -108,7 +108,7 @@ def plans_of(task: ForestTask) -> list[Plan]:
     Raises `TrainError` if a phase has too few training samples.
     """
     labels, targets, preset = samples_of(task.dataset), task.targets, task.preset
-    usable = task.part != Part.test
+    usable = np.isin(task.part, TRAINED)
     groups = [("integrated", preset.integrated, usable)]
     if not task.integrated:
         systems = [CrystalSystem(code).name for code in targets.crystal_systems]

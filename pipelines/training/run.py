@@ -63,7 +63,8 @@ def train_model(
     name = campaign_of(dataset).name
     labels, split = samples_of(dataset), {"name": task.split, **SPLIT}
     part = part_of(task.split, labels, split)
-    if not all((part == p).any() for p in Part):
+    used = Part.training, Part.validation, Part.test
+    if not all((part == p).any() for p in used):
         raise TrainError(
             f"Data set {dataset.attrs['tag']} has {len(part)} samples, too few to train, "
             f"validate and test on. Simulate more: python -m pipelines.simulate --limit 2000"
@@ -81,7 +82,7 @@ def train_model(
     provenance = registration.provenance_of(dataset, asdict(task), split, asdict(settings))
     data = f"simulated measurements of the campaign of {dataset.attrs['tag']}"
     if task.model not in MEASURED:
-        n_training, n_validation, n_test = (int((part == p).sum()) for p in Part)
+        n_training, n_validation, n_test = (int((part == p).sum()) for p in used)
         data = (
             f"{dataset.attrs['tag']}, {task.split} split: {n_training:,} samples for training, "
             f"{n_validation:,} for validation, {n_test:,} for testing"

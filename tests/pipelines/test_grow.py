@@ -1,0 +1,270 @@
+"""Growing a data set: the old tag stays, the store grows by the new samples, kills do no harm."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bragg_data.campaign import load_campaign
+from bragg_data.growth import chosen_text, growths_of
+from bragg_data.simulation import kinematic
+from bragg_data.splits import TRAINED, Part, blocked_split, random_split
+from bragg_data.store import repair
+from bragg_data.store.care import size_on_disk
+from bragg_data.store.repository import Store, open_snapshot
+from bragg_data.store.schema import samples_of
+from bragg_data.store.simulated import Writer, write_block
+from bragg_data.store.verification import verify
+from bragg_models.predictors import Predictor
+from catalog import registry
+from catalog.lineage import trace
+from catalog.tracking import Tracking
+from pipelines import grow, train
+from pipelines.evaluation.scoring import SPLIT, part_of
+from pipelines.registry.registration import load_version
+from pipelines.simulation.growth import GrowthRequest, grown_campaign
+from pipelines.simulation.simulators import SimulationError, recipe_of, simulate_samples
+from tests.small_bench import short_presets
+from tests.small_store import simulate
+from tests.tiny_campaign import tiny_campaign, write_campaign
+
+PROJECT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:Peaks of this instrument are narrow")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A store with tiny-v1 (67 samples in blocks of 8), and the path of its campaign file."""
+    store = Store(tmp_path / "store", create=True)
+    simulate(store, tiny_campaign(tmp_path), "tiny-v1")
+    return store, write_campaign(tmp_path)
+
+
+@pytest.fixture
+def small_predictor(trained: Tracking) -> Predictor:
+    return load_version(trained.uri, registry.find(trained, "models:/small/1"))
+
+
+def command(store: Store, campaign: Path, *more: object) -> str:
+    arguments = [campaign, "--store", store.uri, "--workers", 1, *more]
+    result = CliRunner().invoke(grow.app, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_chosen_rows_survive_their_text():
+    rows = np.array([0, 3, 511, 799])
+    growth = f'[{{"parent": "x", "parent_content_hash": "", "parent_samples": 1, "where": "wrong",\
+ "model": "", "profiles": "", "seed": 0, "candidates": 800, "chosen": "{chosen_text(rows, 800)}"}}]'
+    np.testing.assert_array_equal(growths_of(growth)[0].rows, rows)
+
+
+@pytest.mark.cluster
+def test_the_old_tag_stays_and_the_new_tag_begins_with_its_samples(tiny):
+    store, campaign = tiny
+    old = store.open("tiny-v1")
+    content, labels, patterns = verify(old), samples_of(old), old.intensity.values
+    out = command(store, campaign, "--where", "random", "--samples", 53)
+    assert "tiny-v1 grows by 53 samples: random" in out
+    assert verify(open_snapshot("tiny-v1", store.uri)) == content
+    new = open_snapshot("tiny-v2", store.uri)
+    verify(new)
+    assert new.sizes["sample"] == 120
+    np.testing.assert_array_equal(samples_of(new).cells[:67], labels.cells)
+    np.testing.assert_allclose(new.intensity.values[:67], patterns, rtol=1e-5)
+    # The cells are those that the campaign file, the seed and the recorded choice give.
+    (growth,) = growths_of(new.attrs["growth"])
+    assert (growth.parent, growth.parent_content_hash, growth.where) == (
+        "tiny-v1",
+        content,
+        "random",
+    )
+    drawn = load_campaign(campaign).candidates(labels, 0, growth.candidates, 0)
+    np.testing.assert_array_equal(samples_of(new).cells[67:], drawn[growth.rows].cells)
+    recipe = recipe_of(load_campaign(campaign))
+    computed = simulate_samples(recipe, samples_of(new)[slice(104, 112)])
+    np.testing.assert_array_equal(new.intensity.values[104:112], computed)
+
+
+@pytest.mark.cluster
+def test_a_named_parent_grows_once_and_the_newest_again(tiny):
+    store, campaign = tiny
+    request = "--where", "random", "--samples", 13
+    command(store, campaign, *request, "--data", "tiny-v1")
+    assert "nothing to do" in command(store, campaign, *request, "--data", "tiny-v1")
+    assert [tag.name for tag in store.tags()] == ["tiny-v1", "tiny-v2"]
+    command(store, campaign, *request)
+    third = store.open("tiny-v3")
+    verify(third)
+    assert [growth.parent for growth in growths_of(third.attrs["growth"])] == ["tiny-v1", "tiny-v2"]
+    labels = samples_of(third)
+    assert (len(labels), labels.n_drawn) == (93, 67)
+    assert len(np.unique(np.column_stack([labels.phase, labels.cells]), axis=0)) == 93
+
+
+def test_the_store_grows_by_the_new_samples_only(small_campaign, tmp_path):
+    store = Store(tmp_path / "store", create=True)
+
+    def fill(writer: Writer) -> None:
+        recipe = recipe_of(small_campaign)
+        results = []
+        for block in writer.missing():
+            part = writer.samples[writer.rows(block)]
+            patterns = simulate_samples(recipe, part)
+            results.append(write_block(writer.fork(), writer.group, block, part, patterns))
+        writer.commit(results)
+        written.append(len(results))
+        writer.finish()
+
+    written: list[int] = []
+    with Writer(store, small_campaign, "kinematic", kinematic.VERSION, limit=512) as writer:
+        fill(writer)
+    before, first = size_on_disk(store), store.open("small-v1")
+    content, size = first.attrs["content_hash"], store.size("small-v1")
+    grown = grown_campaign(first, GrowthRequest("random", 512))
+    with Writer(store, grown, "kinematic", kinematic.VERSION) as writer:
+        fill(writer)
+    assert written == [8, 8]
+    new = store.size("small-v2") - size
+    assert size_on_disk(store) - before < 1.05 * new
+    assert verify(store.open("small-v1")) == content
+
+
+def test_later_samples_change_no_test_set(small_dataset):
+    labels = samples_of(small_dataset)
+    grown = grown_campaign(small_dataset, GrowthRequest("random", 500)).samples
+    n = len(labels)
+    assert grown.n_drawn == n
+    split = {"name": "random", **SPLIT}
+    part = part_of("random", grown, split)
+    np.testing.assert_array_equal(part[:n], random_split(labels.crystal_system, seed=0))
+    assert (part[n:] == Part.training).all()
+    part = part_of("blocked", grown, split)
+    blocked = blocked_split(labels.crystal_system, labels.cells, seed=0)
+    np.testing.assert_array_equal(part[:n], blocked)
+    assert set(np.unique(part[n:])) == {Part.training, Part.unused}
+
+    def boxes(rows: np.ndarray) -> set[bytes]:
+        box = np.floor(grown.cells[rows] / np.array([0.02] * 3 + [2.5] * 3) + 1e-6)
+        return {row.tobytes() for row in np.column_stack([grown.crystal_system[rows], box])}
+
+    assert not boxes(np.isin(part, TRAINED)) & boxes(part == Part.test)
+
+
+def test_wrong_samples_are_where_the_model_is(small_dataset, small_predictor):
+    request = GrowthRequest("wrong", 300, model="models:/small/1")
+    grown = grown_campaign(small_dataset, request, small_predictor)
+    n = small_dataset.sizes["sample"]
+    chosen = grown.samples[slice(n, None)]
+    at_random = grown_campaign(small_dataset, GrowthRequest("random", 300)).samples[slice(n, None)]
+    recipe = recipe_of(grown)
+
+    def error(samples) -> float:
+        cells = small_predictor.predict(simulate_samples(recipe, samples)).cells
+        return float(np.abs(cells - samples.cells)[:, :3].mean())
+
+    assert error(chosen) > 1.15 * error(at_random)
+    again = grown_campaign(small_dataset, request, small_predictor)
+    assert again.growth == grown.growth
+    uncertain = grown_campaign(small_dataset, GrowthRequest("uncertain", 300), small_predictor)
+    assert error(uncertain.samples[slice(n, None)]) > 1.05 * error(at_random)
+
+
+def test_samples_near_measured_cells_are_chosen(small_dataset, small_predictor):
+    cell = np.array([4.05, 4.05, 4.05, 90.0, 90.0, 90.0])
+    request = GrowthRequest("measured", 30, profiles="0" * 64)
+    grown = grown_campaign(small_dataset, request, small_predictor, (np.array([0]), cell[None]))
+    chosen = grown.samples[slice(small_dataset.sizes["sample"], None)]
+    assert (chosen.phase == 0).mean() > 0.3  # of 7 % among the candidates
+    assert np.median(np.abs(chosen.cells[chosen.phase == 0, 0] - 4.05)) < 0.02
+
+
+@pytest.mark.cluster
+def test_killed_at_any_moment_the_same_command_finishes(tiny):
+    store, campaign = tiny
+    content = store.open("tiny-v1").attrs["content_hash"]
+    arguments = [campaign, "--where", "random", "--samples", 600, "--data", "tiny-v1"]
+    arguments += ["--store", store.uri, "--workers", 1]
+    run = [sys.executable, "-m", "pipelines.grow", *map(str, arguments)]
+
+    def done() -> int:
+        return next((s.done for s in Store(store.path).unfinished()), -1)
+
+    kills = 0
+    for least in (0, 67, 100):  # before the first block, and after some
+        process = subprocess.Popen(run, cwd=PROJECT, stdout=subprocess.DEVNULL)
+        while process.poll() is None and done() < least:
+            time.sleep(0.005)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 2
+    last = subprocess.run(run, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert [tag.name for tag in Store(store.path).tags()] == ["tiny-v1", "tiny-v2"]
+    assert verify(open_snapshot("tiny-v1", store.uri)) == content
+    grown = open_snapshot("tiny-v2", store.uri)
+    assert grown.sizes["sample"] == 667
+    undisturbed = grown_campaign(store.open("tiny-v1"), GrowthRequest("random", 600))
+    assert undisturbed.growth == grown.attrs["growth"]
+    verify(grown)
+
+
+def test_repair_finds_nothing_damaged_in_a_grown_data_set(tiny):
+    store, campaign = tiny
+    command(store, campaign, "--where", "random", "--samples", 53)
+    done = repair.repair(
+        Store(store.path),
+        "tiny-v2",
+        lambda s: simulate_samples(recipe_of(load_campaign(campaign)), s),
+    )
+    assert (done.blocks, done.arrays) == ((), ())  # what is intact is left as it is
+
+
+@pytest.mark.training
+def test_training_on_a_grown_tag_is_scored_on_the_same_samples(
+    small_store, campaign_file, trained, tmp_path
+):
+    store = Store(shutil.copytree(small_store.path, tmp_path / "store"))
+    where = "--tracking", trained.uri, "--where", "wrong", "--samples", 64
+    assert "wrong, by models:/small/" in command(store, campaign_file, *where)
+    before, parent = registry.find(trained, "models:/small/1"), store.open("small-v1").attrs
+    arguments = ["multitask", "--data", "small-v2", "--store", store.uri, "--epochs", "1"]
+    arguments += ["--tracking", trained.uri, "--state", str(tmp_path / "state"), "--workers", "1"]
+    result = CliRunner().invoke(train.app, arguments, obj=short_presets(), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    after = registry.find(trained, "models:/small/2")
+    assert after.tags["test_set"] == before.tags["test_set"]
+    assert after.tags["content_hash"] != before.tags["content_hash"]
+    chain, _ = trace(trained, after.uri)
+    (view,) = chain.sources[0].sources[:1]
+    grown = view.sources[0]
+    assert (grown.name, grown.facts["grown from"], grown.facts["where"]) == (
+        "small-v2",
+        "small-v1",
+        "wrong",
+    )
+    assert grown.facts["model"] == f"{before.uri}, run {before.run_id}"
+    assert grown.sources[0].facts["content"] == parent["content_hash"]
+    assert grown.sources[0].sources[0].kind == "campaign"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("everywhere", 5), "No rule 'everywhere': use random, uncertain, wrong, measured."),
+        (("measured", 5), "--where measured and --profiles FILE… belong together."),
+    ],
+)
+def test_impossible_requests_are_refused(arguments, message):
+    with pytest.raises(SimulationError) as error:
+        GrowthRequest(*arguments)
+    assert str(error.value) == message
