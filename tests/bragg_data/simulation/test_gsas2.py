@@ -1,5 +1,6 @@
 """GSAS-II in its own process. What surrounds it is tested without it, with another occupant."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def scratch(tmp_path, monkeypatch):
     monkeypatch.chdir(working)
     yield directory
     build_simulator.cache_clear()
+    gc.collect()  # the traceback of an error may hold a simulator
     assert list(directory.glob("bragg-*")) == []  # Dask keeps a directory of its own
     assert list(working.iterdir()) == []
 
