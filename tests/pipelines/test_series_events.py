@@ -70,7 +70,8 @@ def test_events_are_named_at_their_frames(results):
     listed = events(results)
     kinds = [(event.frame, event.kind) for event in listed]
     known = [(2, "blank"), (4, "jump"), (6, "scale"), (8, "phase appears")]
-    known += [(10, "broadening")] * 2  # of both phases
+    # Of silicon: what little there is of rutile does not show its broadening before.
+    known += [(10, "broadening")]
     assert kinds == known
     texts = [event.text for event in listed]
     assert texts[1].startswith("silicon: a jumps from 5.43")
