@@ -131,10 +131,19 @@ def deliver_pending(client: MlflowClient, uri: str) -> None:
     """Deliver the metrics of trainings that ended while their server was away."""
     folder = _folder(uri)
     for file in sorted(folder.glob("*.jsonl")) if folder is not None else ():
-        with suppress(OSError, ValueError):
+        try:
             for line in file.read_text(encoding="utf-8").splitlines():
-                send(client, file.stem, [(str(n), v, t, s) for n, v, t, s in json.loads(line)])
+                with suppress(ValueError):  # the last line of a training that was killed
+                    rows = [(str(n), v, t, s) for n, v, t, s in json.loads(line)]
+                    send(client, file.stem, rows)
             file.unlink(missing_ok=True)
+        except OSError:
+            continue
+        except MlflowException as error:  # no reason to keep a command from its work
+            warnings.warn(f"Metrics of run {file.stem} cannot be delivered: {error}", stacklevel=2)
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                with suppress(OSError):
+                    file.rename(file.with_suffix(".undeliverable"))
 
 
 def _folder(uri: str) -> Path | None:

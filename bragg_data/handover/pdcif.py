@@ -115,7 +115,7 @@ def _value(value: str | float) -> str:
     """Return a number as it is, and a text as a CIF quotes it."""
     if not isinstance(value, str):
         return f"{value:.8g}"
-    if re.fullmatch(r"-?\d+(\.\d+)?\(\d+\)|-?\d+(\.\d+)?", value):
+    if value == "." or re.fullmatch(r"-?\d+(\.\d+)?\(\d+\)|-?\d+(\.\d+)?", value):
         return value
     text = value.translate(ASCII).encode("ascii", "replace").decode()
     if len(text) <= _LINE:

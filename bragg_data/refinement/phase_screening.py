@@ -69,7 +69,7 @@ _patterns: dict[tuple[object, ...], Array] = {}
 
 def _pattern(phase: Phase, bank: MeasuredBank, cell: tuple[float, ...]) -> Array:
     """Return the pattern of a phase on the grid of a bank; the last ones are kept."""
-    key = id(phase), bank.instrument, bank.grid, cell
+    key = phase, bank.instrument, bank.grid, cell
     if key not in _patterns:
         if len(_patterns) > 200:
             _patterns.clear()

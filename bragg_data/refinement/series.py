@@ -242,6 +242,8 @@ class SeriesRefiner:
             result = results[place]
             if isinstance(result, RefinementError) or not result.accepted:
                 continue
+            if len(banks) != len(after.terms):  # one of them has no points here
+                return
             with suppress(CrystalError, RefinementError):
                 began = time.perf_counter()
                 other = self._continued([with_wide_bins(bank) for bank in banks], options, after)

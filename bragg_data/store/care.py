@@ -1,6 +1,7 @@
 """Care of a store over the years: what it holds, what nothing refers to, copies, its schema."""
 
 import os
+import re
 import shutil
 import time
 import uuid
@@ -124,7 +125,9 @@ def _nobody_writes(store: Store) -> Iterator[None]:
 def _scratch(store: Store) -> Iterator[Path]:
     """Yield what processes that died have left in the store and next to it."""
     places = store.path.glob(".repair-*"), store.path.glob("verified/.*")
-    next_to = store.path.parent.glob(f".{store.path.name}-*")
+    # Of an interrupted copy, by its whole name: a neighbour may well begin alike.
+    partial = re.compile(re.escape(f".{store.path.name}-") + "[0-9a-f]{32}")
+    next_to = (p for p in store.path.parent.glob(".*") if partial.fullmatch(p.name))
     for paths in (*places, next_to):
         for path in paths:
             with suppress(FileNotFoundError):

@@ -5,40 +5,30 @@ to them stay as they are. Where the store's index of the chunks (a manifest) is 
 is written again, its intact blocks copied, and its tag is pointed at the new snapshot.
 """
 
-import asyncio
 import json
 import os
-import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import icechunk
 import numpy as np
 import xarray as xr
 import zarr
 from icechunk.session import Session
 from numpy.typing import NDArray
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.store import schema
 from bragg_data.store.block_writer import array_of, create_group
-from bragg_data.store.reading import RESTORE, StoreError, reason_of, storage_errors
+from bragg_data.store.chunk_files import ChunkFiles, NotInPlaceError
+from bragg_data.store.reading import RESTORE, StoreError, storage_errors
 from bragg_data.store.repository import Store, branch_name
 from bragg_data.store.verification import OnBlock, read_block, verify
 
 Simulate = Callable[[Samples], Floats32]  # the patterns (n, points) of a block's samples
-
-_CHUNK_ID = re.compile(r"chunks?[/_](?:id=)?([0-9A-Z]{20})")
-
-
-class _NotInPlaceError(Exception):
-    """A chunk whose file is not known, as the manifest that names it is lost."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,7 @@ def repair(
     with storage_errors(action), store.exclusive(definition.branch, tag):
         try:
             repaired = _in_place(store, tag, definition, simulate, blocks, on_block)
-        except _NotInPlaceError:
+        except NotInPlaceError:
             repaired = None
         if repaired is None or not _is_intact(store, tag, repaired.blocks):
             return _rewritten(store, tag, definition, simulate, lambda _: None)
@@ -165,7 +155,14 @@ def _in_place(
     on_block: OnBlock,
 ) -> Repaired:
     session = store.repository.readonly_session(tag=tag)
-    chunks = _Chunks(store, session, definition.group)
+    chunks = ChunkFiles(store, session, definition.group)
+    attrs = definition.attrs
+    digests = chunks.read_all("block_sha256")
+    recovered = digests is None or not _is_content(digests, attrs)
+    # Nothing is written before it is known to be what was there.
+    if recovered or digests is None:
+        digests, blocks = _recovered_digests(chunks, definition, simulate, tag), None
+    _check_samples(chunks, definition, simulate, digests, tag)
     arrays = []
     for name, variable in definition.labelled.variables.items():
         if chunks.replace_if_damaged(str(name), variable.values):
@@ -173,35 +170,71 @@ def _in_place(
     done = np.full(len(definition.samples), schema.DONE, np.int8)
     if chunks.replace_if_damaged("status", done):
         arrays.append("status")
-    digests = chunks.read_all("block_sha256")
-    attrs = definition.attrs
-    if digests is not None:
-        content = schema.content_hash(attrs["identity"], digests)
-        digests = digests if content == attrs["content_hash"] else None
-    repaired, known = [], []
-    for block in range(definition.n_blocks) if blocks is None or digests is None else blocks:
+    repaired = []
+    for block in range(definition.n_blocks) if blocks is None else blocks:
         rows = definition.rows(block)
         samples = definition.samples[rows]
         values = chunks.read("intensity", block)
         digest = b"" if values is None else schema.block_digest(samples, values)
-        if digests is None or digest != digests[block].tobytes():
+        if digest != digests[block].tobytes():
             computed = simulate(samples)
-            again = schema.block_digest(samples, computed)
-            if digests is not None and again != digests[block].tobytes():
+            if schema.block_digest(samples, computed) != digests[block].tobytes():
                 raise StoreError(_other_patterns(tag, block))
-            if again != digest:
-                chunks.replace("intensity", block, computed)
-                repaired.append(block)
-            digest = again
-        known.append(digest)
+            chunks.replace("intensity", block, computed)
+            repaired.append(block)
         on_block(rows.stop - rows.start)
-    if digests is None:
-        digests = np.frombuffer(b"".join(known), np.uint8).reshape(-1, schema.DIGEST_BYTES)
-        if schema.content_hash(attrs["identity"], digests) != attrs["content_hash"]:
-            raise StoreError(_other_patterns(tag))
+    if recovered:
         chunks.replace_if_damaged("block_sha256", digests)
         arrays.append("block_sha256")
     return Repaired(tuple(repaired), tuple(arrays), rewritten=False)
+
+
+def _is_content(digests: NDArray[np.uint8], attrs: Mapping[str, Any]) -> bool:
+    return bool(schema.content_hash(attrs["identity"], digests) == attrs["content_hash"])
+
+
+def _recovered_digests(
+    chunks: ChunkFiles, definition: Definition, simulate: Simulate, tag: str
+) -> NDArray[np.uint8]:
+    """Return the digests of all blocks as stored or, where these are damaged, computed again.
+
+    A StoreError is raised if neither are those of the data set.
+    """
+    stored, computed = [], []
+    for block in range(definition.n_blocks):
+        values = chunks.read("intensity", block)
+        samples = definition.samples[definition.rows(block)]
+        stored.append(
+            bytes(schema.DIGEST_BYTES) if values is None else schema.block_digest(samples, values)
+        )
+    digests = np.frombuffer(b"".join(stored), np.uint8).reshape(-1, schema.DIGEST_BYTES)
+    if _is_content(digests, definition.attrs):
+        return digests
+    for block in range(definition.n_blocks):
+        samples = definition.samples[definition.rows(block)]
+        computed.append(schema.block_digest(samples, simulate(samples)))
+    digests = np.frombuffer(b"".join(computed), np.uint8).reshape(-1, schema.DIGEST_BYTES)
+    if not _is_content(digests, definition.attrs):
+        raise StoreError(_other_patterns(tag))
+    return digests
+
+
+def _check_samples(
+    chunks: ChunkFiles,
+    definition: Definition,
+    simulate: Simulate,
+    digests: NDArray[np.uint8],
+    tag: str,
+) -> None:
+    """Raise a StoreError unless a block, stored or computed again, has the samples drawn here."""
+    for block in range(definition.n_blocks):
+        values = chunks.read("intensity", block)
+        samples = definition.samples[definition.rows(block)]
+        if values is not None and schema.block_digest(samples, values) == digests[block].tobytes():
+            return
+    samples = definition.samples[definition.rows(0)]
+    if schema.block_digest(samples, simulate(samples)) != digests[0].tobytes():
+        raise StoreError(_other_patterns(tag))
 
 
 def _other_patterns(tag: str, block: int | None = None) -> str:
@@ -211,98 +244,6 @@ def _other_patterns(tag: str, block: int | None = None) -> str:
         f"were written, in the last bits at least. Use the package versions and the kind of "
         f"processor that wrote it, or restore the store from a copy."
     )
-
-
-class _Chunks:
-    """The chunks of a group in a snapshot, and the files that hold them."""
-
-    def __init__(self, store: Store, session: Session, group: str) -> None:
-        self._directory, self._session, self._group = store.path / "chunks", session, group
-
-    def _get(self, key: str) -> bytes | None:
-        prototype = default_buffer_prototype()
-        stored = asyncio.run(self._session.store.get(f"{self._group}/{key}", prototype))
-        return None if stored is None else stored.to_bytes()
-
-    def read(self, name: str, index: int) -> NDArray[Any] | None:
-        """Return the values of a chunk, without what is beyond the array; None if damaged."""
-        try:
-            group = zarr.open_group(self._session.store, path=self._group, mode="r")
-            array = array_of(group, name)
-            rows = array.chunks[0]
-            with storage_errors(f"reading {name}"):
-                return np.asarray(array[index * rows : (index + 1) * rows])
-        except StoreError:
-            return None
-
-    def _rows(self, name: str) -> list[tuple[int, slice]]:
-        """Return the number and the rows of each chunk of an array."""
-        group = zarr.open_group(self._session.store, path=self._group, mode="r")
-        array = array_of(group, name)
-        starts = enumerate(range(0, array.shape[0], array.chunks[0]))
-        return [(index, slice(start, start + array.chunks[0])) for index, start in starts]
-
-    def read_all(self, name: str) -> NDArray[Any] | None:
-        """Return the values of an array; None if a chunk is damaged."""
-        parts = [self.read(name, index) for index, _ in self._rows(name)]
-        intact = [part for part in parts if part is not None]
-        return np.concatenate(intact) if len(intact) == len(parts) else None
-
-    def replace_if_damaged(self, name: str, values: NDArray[Any]) -> bool:
-        """Replace the chunks that do not hold an array's values; return whether there are any."""
-        damaged = False
-        for index, rows in self._rows(name):
-            stored = self.read(name, index)
-            if stored is None or not np.array_equal(stored, values[rows]):
-                self.replace(name, index, values[rows])
-                damaged = True
-        return damaged
-
-    def replace(self, name: str, index: int, values: NDArray[Any]) -> None:
-        """Give the file of a chunk the bytes that hold these values, at once."""
-        key, content = self._encoded(name, index, values)
-        file = self._directory / self._file(key)
-        partial = self._directory.parent / f".repair-{uuid.uuid4().hex}"
-        try:
-            with partial.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _encoded(self, name: str, index: int, values: NDArray[Any]) -> tuple[str, bytes]:
-        """Return the key of a chunk, and its bytes by the codecs of its array."""
-        memory = MemoryStore()
-        metadata = self._get(f"{name}/zarr.json")
-        if metadata is None:
-            raise _NotInPlaceError(name)
-        prototype = default_buffer_prototype()
-        asyncio.run(memory.set("zarr.json", prototype.buffer.from_bytes(metadata)))
-        array = zarr.open_array(memory, mode="r+")
-        rows = array.chunks[0]
-        array[index * rows : index * rows + len(values)] = values
-        key = array.metadata.encode_chunk_key((index, *[0] * (array.ndim - 1)))
-        stored = asyncio.run(memory.get(key, prototype))
-        if stored is None:  # all of it is the fill value
-            raise _NotInPlaceError(name)
-        return f"{name}/{key}", stored.to_bytes()
-
-    def _file(self, key: str) -> str:
-        """Return the name of the file that holds a chunk."""
-        try:
-            content = self._get(key)
-        except icechunk.IcechunkError as error:
-            match = _CHUNK_ID.search(str(error))
-            if match is None:
-                raise _NotInPlaceError(reason_of(error)) from error
-            return match[1]
-        files = (f for f in self._directory.iterdir() if f.stat().st_size == len(content or b""))
-        names = [file.name for file in files if file.read_bytes() == content]
-        if len(names) != 1:
-            raise _NotInPlaceError(key)
-        return names[0]
 
 
 def rewrite(
@@ -351,7 +292,7 @@ def _write_again(
     on_block: OnBlock,
 ) -> tuple[int, ...]:
     """Write all blocks into a session; return those that were computed."""
-    old = _Chunks(store, store.repository.readonly_session(tag=tag), definition.group)
+    old = ChunkFiles(store, store.repository.readonly_session(tag=tag), definition.group)
     stored = old.read_all("block_sha256")
     group, n = definition.group, len(definition.samples)
     shape = n, definition.campaign.grid.points

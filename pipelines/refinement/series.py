@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+_SIGNED = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _HEADER = 4000  # bytes of a file that may name its temperature
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -49,7 +50,7 @@ def values_of_files(files: Sequence[Path], table: Path | None, along: str | None
 
 def _values_of_headers(files: Sequence[Path], along: str) -> list[float]:
     """Return the number after a name in the first lines of each file; none if a file has none."""
-    pattern = re.compile(rf"\b{re.escape(along)}\b[^\d\n+-]{{0,20}}?([-+]?\d+(?:\.\d+)?)", re.I)
+    pattern = re.compile(rf"\b{re.escape(along)}\b[^\d\n+-]{{0,20}}?{_SIGNED}", re.I)
     values = []
     for file in files:
         try:

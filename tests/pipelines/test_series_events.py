@@ -15,7 +15,7 @@ from pipelines.refinement.expansion import expansions
 from pipelines.refinement.frames import FrameResult
 from pipelines.refinement.inputs import Sample
 from pipelines.refinement.result import Cell, JointRefinement, joint_refinement
-from pipelines.refinement.series import relative_to
+from pipelines.refinement.series import relative_to, values_of_files
 from tests.measured_banks import bank_of, bins, nomad, structure
 
 TOF = bins(8000.0, 23_000.0, 1.5e-3)
@@ -133,3 +133,13 @@ def test_thermal_expansion_has_the_right_coefficient(results):
     assert abs(curve.coefficient - expected) < 3 * curve.su
     assert 3e-9 < curve.su < 3e-8
     assert np.abs(curve.curve - np.interp(curve.x, kelvin, cells)).max() < 3e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3.0000E+02 K", 300.0), ("1.5e2", 150.0), ("-.5", -0.5), ("= 20. K", 20.0), ("7", 7.0)],
+)
+def test_numbers_of_headers_have_exponents(tmp_path, text, value):
+    file = tmp_path / "frame.gsa"
+    file.write_text(f"# Temperature: {text}\n", encoding="utf-8")
+    assert values_of_files([file], None, "temperature") == [value]

@@ -143,11 +143,14 @@ def test_other_patterns_are_refused_and_nothing_is_written(store, command, monke
 def test_gc_deletes_orphans_and_scratch_and_nothing_else(store, small_store, command):
     orphan = store.path / "chunks" / "0123456789ABCDEFGHJG"
     orphan.write_bytes(bytes(5000))
-    scratch = [store.path / ".repair-x", store.path.parent / f".{store.path.name}-dead"]
-    scratch[1].mkdir()
+    next_to = store.path.parent
+    scratch = [store.path / ".repair-x", next_to / f".{store.path.name}-{'0a' * 16}"]
+    of_a_person = next_to / f".{store.path.name}-old"
+    for folder in (scratch[1], of_a_person):
+        folder.mkdir()
     for path in (scratch[0], scratch[1] / "file"):
         path.write_bytes(bytes(100))
-    for path in scratch:
+    for path in (*scratch, of_a_person):
         os.utime(path, (time.time() - 7200,) * 2)
     recent = store.path / ".repair-recent"
     recent.write_bytes(b"")
@@ -160,6 +163,7 @@ def test_gc_deletes_orphans_and_scratch_and_nothing_else(store, small_store, com
     assert "Deleted: 1 chunks" in out
     assert not any(path.exists() for path in (orphan, *scratch))
     assert recent.exists()
+    assert of_a_person.exists()
     assert is_as(store, small_store)
 
 

@@ -1,5 +1,6 @@
 """Repair of the hashes themselves, which have a file of their own from 17 blocks on."""
 
+import numpy as np
 import pytest
 
 from bragg_data.store.repair import repair
@@ -33,3 +34,22 @@ def test_hashes_that_are_lost_are_computed_from_the_patterns(tmp_path, damaged_b
     assert repaired.arrays == ("block_sha256",)
     assert repaired.blocks == (() if damaged_block is None else (damaged_block,))
     assert verify(Store(store.path).open(TAG)) == content
+
+
+def test_nothing_is_written_by_a_simulator_that_computes_other_patterns(tmp_path):
+    """As another processor may, in the last bits: what is intact stays, hashes or not."""
+    store = Store(tmp_path / "store", create=True)
+    with Writer(store, tiny_campaign(tmp_path, rows=2), "kinematic", "0") as writer:
+        results = []
+        for block in writer.missing():
+            samples = writer.samples[writer.rows(block)]
+            patterns = tiny_patterns(samples)
+            results.append(write_block(writer.fork(), writer.group, block, samples, patterns))
+        writer.commit(results)
+        writer.finish(TAG)
+    flip(chunk_file(store, TAG, 0, "block_sha256"))
+    chunk_file(store, TAG, 1).unlink()
+    before = {f: f.read_bytes() for f in sorted((store.path / "chunks").iterdir())}
+    with pytest.raises(StoreError, match="cannot be repaired here"):
+        repair(store, TAG, lambda samples: np.nextafter(tiny_patterns(samples), np.float32(9)))
+    assert {f: f.read_bytes() for f in sorted((store.path / "chunks").iterdir())} == before
