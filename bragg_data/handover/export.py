@@ -1,7 +1,7 @@
 """A joint refinement written to a file, in the format that its suffix names."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from bragg_data.handover import fullprof, topas
 from bragg_data.handover.curves import write_csv
 from bragg_data.handover.gsas2 import write_project
 from bragg_data.handover.pdcif import ASCII, cif_of_refinement
-from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.joint_result import JointResult, RefinedBank
 
 _CLOSE = 1e-3  # between R_wp of GSAS-II and this project's
 
@@ -75,22 +75,29 @@ def _gpx(refinement: Refinement, file: Path) -> Written:
 
 
 def _pcr(refinement: Refinement, file: Path) -> Written:
-    banks = refinement.fit.banks
     data = _data_files(refinement, file, "dat")
-    text, notes = fullprof.pcr_of_refinement(refinement.fit, [path.name for path in data])
-    file.write_text(text.translate(ASCII), encoding="ascii", errors="replace")
-    for bank, path in zip(banks, data, strict=True):
-        fullprof.write_data(bank, path)
-    return Written((file, *data), notes)
+    content = fullprof.pcr_of_refinement(refinement.fit, [path.name for path in data])
+    return _with_data(refinement, file, content, data, fullprof.write_data)
 
 
 def _inp(refinement: Refinement, file: Path) -> Written:
-    banks = refinement.fit.banks
     data = _data_files(refinement, file, "xye")
-    text, notes = topas.inp_of_refinement(refinement.fit, [path.name for path in data])
+    content = topas.inp_of_refinement(refinement.fit, [path.name for path in data])
+    return _with_data(refinement, file, content, data, topas.write_data)
+
+
+def _with_data(
+    refinement: Refinement,
+    file: Path,
+    content: tuple[str, tuple[str, ...]],
+    data: Sequence[Path],
+    write_data: Callable[[RefinedBank, Path], None],
+) -> Written:
+    """Write the text of an input file, content with its notes, and the profiles that it names."""
+    text, notes = content
     file.write_text(text.translate(ASCII), encoding="ascii", errors="replace")
-    for bank, path in zip(banks, data, strict=True):
-        topas.write_data(bank, path)
+    for bank, path in zip(refinement.fit.banks, data, strict=True):
+        write_data(bank, path)
     return Written((file, *data), notes)
 
 

@@ -15,7 +15,6 @@ from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, g
 from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank
-from bragg_data.refinement.result import inverse
 
 _NOTE = "calibrated on {}: every length is known to {:.1e}"
 _STATED = re.compile(r"calibrated on (\S+): every length is known to ([0-9.e+-]+)")
@@ -95,8 +94,7 @@ def stated_su(instrument: Instrument) -> float | None:
 def _constants(state: State, old: Instrument) -> tuple[Instrument, Array]:
     """Return the refined constants, and the covariance (3, 3) of difC, difA and Zero."""
     assert state.minimum is not None
-    jacobian, model = state.minimum.jacobian, state.model
-    covariance = inverse(jacobian.T @ jacobian) * model.noise
+    model, covariance = state.model, state.covariance
     place = {p.keys[0]: k for k, p in enumerate(model.parameters)}
     values = {key: float(state.minimum.point[k]) for key, k in place.items()}
     new = old.with_parameters(

@@ -39,7 +39,7 @@ from bragg_data.refinement.joint_state import CONVERGED, NEARBY, ROUGHLY, State
 from bragg_data.refinement.joint_summary import summarise
 from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
 from bragg_data.refinement.measured_bank import MeasuredBank
-from bragg_data.refinement.result import RefinementError, inverse
+from bragg_data.refinement.result import RefinementError
 
 _FIRST_TERMS = 10  # of the background, before the data decide
 _HOPELESS = 0.3  # share of the signal that cells have to explain to be refined further
@@ -209,9 +209,7 @@ def _with_twins(state: State) -> State:
 
 def _along_worst_directions(state: State) -> Iterator[JointModel]:
     """Yield models with the cell of a phase moved along its least certain combinations."""
-    assert state.minimum is not None
-    jacobian = state.minimum.jacobian
-    covariance = inverse(jacobian.T @ jacobian)
+    covariance = state.covariance
     width = min(float(np.median(m.bank.full_width / m.bank.tof)) for m in state.model.banks)
     for code in range(len(state.model.phases)):
         cell = _of_cell(state.model, code)

@@ -7,7 +7,7 @@ import numpy as np
 from bragg_data.arrays import Array
 from bragg_data.refinement.joint_model import BankFit, JointModel
 from bragg_data.refinement.levenberg_marquardt import Minimum, minimise
-from bragg_data.refinement.result import serial_correlation
+from bragg_data.refinement.result import inverse, serial_correlation
 
 # Decrease of χ² over the noise that a step still has to promise.
 ROUGHLY = 1.0
@@ -36,6 +36,19 @@ class State:
         assert self.minimum is not None
         fits: tuple[BankFit, ...] = self.minimum.of_model
         return fits
+
+    @property
+    def explained(self) -> float:
+        """Share of the signal above noise that the minimum explains."""
+        assert self.minimum is not None
+        return self.model.explained(self.minimum.residual[: self.model.n_points])
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance (k, k) of the parameters, scaled by the noise."""
+        assert self.minimum is not None
+        jacobian = self.minimum.jacobian
+        return inverse(jacobian.T @ jacobian) * self.model.noise
 
     def share(self, code: int) -> float:
         """Return the share of a phase in the calculated signal."""

@@ -40,7 +40,7 @@ def earned(state: State, before: State | None, code: int, *, strictly: bool = Fa
     # What other phases still have to explain makes neighbouring residuals alike; only where little
     # is left this is a misfit of the phases that there are.
     noise = max(float(after @ after) / n, 1.0)
-    if strictly or _mostly_explained(state):
+    if strictly or state.explained > _MOSTLY:
         noise *= serial_correlation(after)
     decrease = (earlier**2 - after**2) / noise
     return bool(decrease.sum() > penalty and decrease[distinct].sum() > penalty / 2)
@@ -53,7 +53,7 @@ def coincides(state: State, code: int) -> bool:
     lines misfit, this reaches beyond their widths.
     """
     misfit, widths = _usual_misfit(state), 0.0
-    if _mostly_explained(state):
+    if state.explained > _MOSTLY:
         widths = 2 * _SHAPE * misfit / _USUAL_MISFIT
     part = max(_PART, _LOST * misfit)
     below = total = 0.0
@@ -68,11 +68,6 @@ def coincides(state: State, code: int) -> bool:
     return below > _COINCIDE * total
 
 
-def _mostly_explained(state: State) -> bool:
-    assert state.minimum is not None
-    return state.model.explained(state.minimum.residual[: state.model.n_points]) > _MOSTLY
-
-
 def _points_of_width(bank: MeasuredBank) -> int:
     return max(int(np.median(bank.full_width / np.gradient(bank.tof))), 1)
 
@@ -81,22 +76,31 @@ def errors(state: State, code: int = -1, times: float = 1.0) -> tuple[Array, Mas
     r"""Return the error of each point (n,), over its statistical one, with the model's.
 
     :math:`\sqrt{1 + f^2 S^2/\sigma^2}` with the calculated signal S, and the relative error f of
-    shapes and intensities that makes residuals as large as they are, save for what stands out; it
-    is no larger than usual, whatever phases are still missing. Also where the signal of a phase is
+    shapes and intensities that makes most residuals as large as they are; it is no larger than
+    usual, whatever phases are still missing. Also where the signal of a phase is
     no small part of that of the others. ``times`` enlarges f.
     """
-    signal, overlap, separate = [], [], []
+    overlap, separate = [], []
     for model, fit in zip(state.model.banks, state.fits, strict=True):
         width = _points_of_width(model.bank)
         mine = fit.columns[:, code] * fit.scales[code]
-        total = fit.columns @ fit.scales
-        signal.append(maximum_filter1d(np.abs(total), width))
-        overlap.append(maximum_filter1d(np.abs(total - mine), width))
+        overlap.append(maximum_filter1d(np.abs(fit.columns @ fit.scales - mine), width))
         separate.append(np.abs(mine))
-    s, f = np.concatenate(signal), _usual_misfit(state)
+    s, f = _signal(state), _usual_misfit(state)
     part = max(_PART, DISTINCT * f)
     return np.sqrt(1 + (times * f * s) ** 2), np.concatenate(separate) > part * np.concatenate(
         overlap
+    )
+
+
+def _signal(state: State) -> Array:
+    """Return the highest calculated signal within a width of each point, (n,)."""
+    fits = zip(state.model.banks, state.fits, strict=True)
+    return np.concatenate(
+        [
+            maximum_filter1d(np.abs(fit.columns @ fit.scales), _points_of_width(model.bank))
+            for model, fit in fits
+        ]
     )
 
 
@@ -107,12 +111,7 @@ def _usual_misfit(state: State) -> float:
     or on fewer points.
     """
     assert state.minimum is not None
-    signal = []
-    for model, fit in zip(state.model.banks, state.fits, strict=True):
-        signal.append(
-            maximum_filter1d(np.abs(fit.columns @ fit.scales), _points_of_width(model.bank))
-        )
-    s = np.concatenate(signal)
+    s = _signal(state)
     shows = _USUAL_MISFIT * s > 1
     if not shows.any():
         return 0.0

@@ -76,11 +76,9 @@ def refine_sample(
     began = time.perf_counter()
     refiner = JointRefiner(banks, phases)
     state = refiner.captured_roughly(options, cells)
-    for metal in metals:
-        extended = _with_metal(banks, state, metal, options)
-        if extended is not None:
-            state, options = extended, replace(options, cans=(*options.cans, metal.name))
-    if len({phase.name for phase in phases} - set(options.cans)) > 1:
+    state, options = _with_metals(banks, state, metals, options)
+    several = len({phase.name for phase in phases} - set(options.cans)) > 1
+    if several and _shows_more(state):
         state = _with_errors_of_model(state)
     state = refiner.completed(state, options)
     return refiner.summarised(state, options, time.perf_counter() - began)
@@ -93,22 +91,38 @@ def _with_errors_of_model(state: State) -> State:
     them, decide on all phases: weak ones mend the lines of strong ones.
     """
     model, places = state.model, np.cumsum([len(m.y) for m in state.model.banks])[:-1]
-    if model.noise < _IMPERFECT or _explained(state) < _EXPLAINED:
-        return state
     error, _ = errors(state)
     weighted = zip(model.banks, np.split(error, places), strict=True)
     of_banks = tuple(replace(of_bank, error=of_points) for of_bank, of_points in weighted)
     return State(replace(model, banks=of_banks)).searched_again()
 
 
+def _with_metals(
+    banks: Sequence[MeasuredBank], state: State, metals: Sequence[Phase], options: JointOptions
+) -> tuple[State, JointOptions]:
+    """Return the minimum with the metals that are worth their parameters; these are cans."""
+    left: Sequence[MeasuredBank] = ()  # by the phases so far
+    for metal in metals:
+        if not _shows_more(state):
+            break
+        left = left or left_by(banks, state)
+        extended = _with_metal(banks, left, state, metal, options)
+        if extended is not None:
+            state, options = extended, replace(options, cans=(*options.cans, metal.name))
+            left = ()
+    return state, options
+
+
 def _with_metal(
-    banks: Sequence[MeasuredBank], state: State, metal: Phase, options: JointOptions
+    banks: Sequence[MeasuredBank],
+    left: Sequence[MeasuredBank],
+    state: State,
+    metal: Phase,
+    options: JointOptions,
 ) -> State | None:
-    """Return the minimum with a metal, if it is worth its parameters."""
+    """Return the minimum with a metal, if it is worth its parameters, from what is ``left``."""
     model = state.model
-    if model.noise < _IMPERFECT or _explained(state) < _EXPLAINED:
-        return None
-    candidate = refined_on(left_by(banks, state), metal, 0, 1.0)
+    candidate = refined_on(left, metal, 0, 1.0)
     if candidate is None or candidate.decrease < CAUTION or not _is_near(candidate.cell, metal):
         return None
     cells = [model.cell(code, model.start) for code in range(len(model.phases))]
@@ -129,6 +143,6 @@ def _is_near(cell: Array, metal: Phase) -> bool:
     return bool(np.abs(np.log(np.array(cell[:3]) / np.array(metal.cell[:3]))).max() < _STRAIN)
 
 
-def _explained(state: State) -> float:
-    assert state.minimum is not None
-    return state.model.explained(state.minimum.residual[: state.model.n_points])
+def _shows_more(state: State) -> bool:
+    """Return whether a sample that is known leaves more than noise."""
+    return state.model.noise >= _IMPERFECT and state.explained >= _EXPLAINED

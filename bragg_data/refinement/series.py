@@ -26,7 +26,7 @@ from bragg_data.refinement.joint_result import JointResult, RefinedPhaseResult, 
 from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank, with_wide_bins
 from bragg_data.refinement.phase_screening import emerging_cell, exclude_each_other, has_peaks
-from bragg_data.refinement.result import RefinementError, inverse
+from bragg_data.refinement.result import RefinementError
 
 EVERY = 32
 """Frames after which a series is compared with the other structures in any case."""
@@ -300,8 +300,7 @@ class SeriesRefiner:
             if f"{p.name}: {name}" in known.values.keys() & values.keys()
         }
         age = known.age + 1 if known.choice == choice else 0
-        covariance = inverse(state.minimum.jacobian.T @ state.minimum.jacobian)
-        su = np.sqrt(state.model.noise * np.maximum(np.diag(covariance), 0.0))
+        su = np.sqrt(np.maximum(np.diag(state.covariance), 0.0))
         held = [
             p.name
             for p, u in zip(state.model.parameters, su.tolist(), strict=True)

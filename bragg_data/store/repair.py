@@ -55,6 +55,10 @@ class Definition:
         start = block * self.rows_per_chunk
         return slice(start, min(start + self.rows_per_chunk, len(self.samples)))
 
+    def samples_of(self, block: int) -> Samples:
+        """Return the labels of a block."""
+        return self.samples[self.rows(block)]
+
     @property
     def branch(self) -> str:
         """The branch that it was written on."""
@@ -203,7 +207,7 @@ def _recovered_digests(
     stored, computed = [], []
     for block in range(definition.n_blocks):
         values = chunks.read("intensity", block)
-        samples = definition.samples[definition.rows(block)]
+        samples = definition.samples_of(block)
         stored.append(
             bytes(schema.DIGEST_BYTES) if values is None else schema.block_digest(samples, values)
         )
@@ -211,7 +215,7 @@ def _recovered_digests(
     if _is_content(digests, definition.attrs):
         return digests
     for block in range(definition.n_blocks):
-        samples = definition.samples[definition.rows(block)]
+        samples = definition.samples_of(block)
         computed.append(schema.block_digest(samples, simulate(samples)))
     digests = np.frombuffer(b"".join(computed), np.uint8).reshape(-1, schema.DIGEST_BYTES)
     if not _is_content(digests, definition.attrs):
@@ -229,10 +233,10 @@ def _check_samples(
     """Raise a StoreError unless a block, stored or computed again, has the samples drawn here."""
     for block in range(definition.n_blocks):
         values = chunks.read("intensity", block)
-        samples = definition.samples[definition.rows(block)]
+        samples = definition.samples_of(block)
         if values is not None and schema.block_digest(samples, values) == digests[block].tobytes():
             return
-    samples = definition.samples[definition.rows(0)]
+    samples = definition.samples_of(0)
     if schema.block_digest(samples, simulate(samples)) != digests[0].tobytes():
         raise StoreError(_other_patterns(tag))
 

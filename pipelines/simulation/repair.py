@@ -29,7 +29,7 @@ def repair_data_set(
     definition = repair.definition_of(store, name)
     count = len(definition.samples)
     if blocks:
-        count = sum(len(definition.samples[definition.rows(block)]) for block in blocks)
+        count = sum(len(definition.samples_of(block)) for block in blocks)
     simulate = _simulator_of(definition, gsas2)
     with Progress(f"Repairing {name}", count, "patterns") as progress:
         advance = progress.advance

@@ -13,8 +13,8 @@ from tests.tiny_campaign import tiny_campaign, tiny_patterns
 TAG = "tiny-v1"
 
 
-@pytest.mark.parametrize("damaged_block", [None, 7])
-def test_hashes_that_are_lost_are_computed_from_the_patterns(tmp_path, damaged_block):
+@pytest.fixture
+def store(tmp_path):
     store = Store(tmp_path / "store", create=True)
     with Writer(store, tiny_campaign(tmp_path, rows=2), "kinematic", "0") as writer:
         results = []
@@ -24,6 +24,11 @@ def test_hashes_that_are_lost_are_computed_from_the_patterns(tmp_path, damaged_b
             results.append(write_block(writer.fork(), writer.group, block, samples, patterns))
         writer.commit(results)
         writer.finish(TAG)
+    return store
+
+
+@pytest.mark.parametrize("damaged_block", [None, 7])
+def test_hashes_that_are_lost_are_computed_from_the_patterns(store, damaged_block):
     content = store.open(TAG).attrs["content_hash"]
     if damaged_block is not None:
         chunk_file(store, TAG, damaged_block).unlink()
@@ -36,17 +41,8 @@ def test_hashes_that_are_lost_are_computed_from_the_patterns(tmp_path, damaged_b
     assert verify(Store(store.path).open(TAG)) == content
 
 
-def test_nothing_is_written_by_a_simulator_that_computes_other_patterns(tmp_path):
+def test_nothing_is_written_by_a_simulator_that_computes_other_patterns(store):
     """As another processor may, in the last bits: what is intact stays, hashes or not."""
-    store = Store(tmp_path / "store", create=True)
-    with Writer(store, tiny_campaign(tmp_path, rows=2), "kinematic", "0") as writer:
-        results = []
-        for block in writer.missing():
-            samples = writer.samples[writer.rows(block)]
-            patterns = tiny_patterns(samples)
-            results.append(write_block(writer.fork(), writer.group, block, samples, patterns))
-        writer.commit(results)
-        writer.finish(TAG)
     flip(chunk_file(store, TAG, 0, "block_sha256"))
     chunk_file(store, TAG, 1).unlink()
     before = {f: f.read_bytes() for f in sorted((store.path / "chunks").iterdir())}
