@@ -31,7 +31,7 @@ from rich.table import Table
 from scipy.interpolate import make_interp_spline
 
 from bragg_data.arrays import Array
-from bragg_data.crystallography.structure import Phase, phase_from_cif, read_phase
+from bragg_data.crystallography.structure import Phase, phase_on_orthogonal_axes, read_phase
 from bragg_data.instrument.band import fwhm
 from bragg_data.instrument.instprm import Instrument, TofGrid, read_instruments
 from bragg_data.simulation.counting import TERMS, Measurements, count_neutrons
@@ -44,24 +44,7 @@ CIFS = {
     "orthorhombic": ROOT / "tests" / "data" / "structures" / "batio3_amm2.cif",
     "rhombohedral": ROOT / "bragg_data" / "campaigns" / "batio3_trigonal.cif",
 }
-CEO2 = """data_ceo2
-_cell_length_a 5.411
-_cell_length_b 5.411
-_cell_length_c 5.411
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_symmetry_space_group_name_H-M 'F m -3 m'
-loop_
-  _atom_site_label
-  _atom_site_type_symbol
-  _atom_site_fract_x
-  _atom_site_fract_y
-  _atom_site_fract_z
-  _atom_site_U_iso_or_equiv
-  Ce1 Ce 0 0 0 0.004
-  O1 O 0.25 0.25 0.25 0.006
-"""
+CEO2 = "Ce1 Ce 0 0 0 0.004\nO1 O 0.25 0.25 0.25 0.006"
 HOT, COLD = 480.0, 80.0  # K
 TRANSITIONS = {"tetragonal": 393.0, "orthorhombic": 278.0, "rhombohedral": 183.0}  # K, below
 BLANK, APPEARS, DROP = 0.11, 0.37, 0.64  # of the series: where the other events are
@@ -231,11 +214,11 @@ def main(
     warnings.simplefilter("ignore")
     banks = instruments(instrument)
     phases = {name: read_phase(file, name) for name, file in CIFS.items()}
-    phases["ceo2"] = phase_from_cif(CEO2, "ceo2")
+    phases["ceo2"] = phase_on_orthogonal_axes("ceo2", "F m -3 m", (5.411,) * 3, CEO2)
     with tempfile.TemporaryDirectory() if keep is None else nullcontext(keep) as name:
         folder = Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "ceo2.cif").write_text(CEO2, encoding="utf-8")
+        (folder / "ceo2.cif").write_text(phases["ceo2"].cif, encoding="utf-8")
         (folder / "nomad.instprm").write_text("\n".join(b.section for b in banks), "utf-8")
         files = []
         for number, columns in enumerate(simulate(frames, banks, phases, seed)):

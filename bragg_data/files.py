@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import tempfile
+import uuid
 from pathlib import Path
 
 from filelock import FileLock
@@ -28,6 +29,23 @@ def read_bounded(path: Path, most: int) -> bytes:
         raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:g} MB", str(path))
     with path.open("rb") as file:
         return file.read(status.st_size)
+
+
+def write_whole(file: Path, content: bytes, partial: Path | None = None) -> None:
+    """Give a file its content at once: whoever reads it sees the old one or all of the new.
+
+    It is written under another name on the same disk, hidden next to it unless ``partial`` is
+    given, reaches the disk, and is renamed. An OSError leaves the file as it was.
+    """
+    partial = partial or file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def user_cache() -> Path | None:

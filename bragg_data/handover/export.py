@@ -93,7 +93,7 @@ def _with_data(
     data: Sequence[Path],
     write_data: Callable[[RefinedBank, Path], None],
 ) -> Written:
-    """Write the text of an input file, content with its notes, and the profiles that it names."""
+    """Write an input file, of which there are text and notes, and the profiles that it names."""
     text, notes = content
     file.write_text(text.translate(ASCII), encoding="ascii", errors="replace")
     for bank, path in zip(refinement.fit.banks, data, strict=True):

@@ -1,7 +1,6 @@
 """The files that hold the chunks of a snapshot, whose bytes can be put back in place."""
 
 import asyncio
-import os
 import re
 import uuid
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from bragg_data.files import write_whole
 from bragg_data.store.block_writer import array_of
 from bragg_data.store.reading import StoreError, reason_of, storage_errors
 from bragg_data.store.repository import Store
@@ -73,16 +73,8 @@ class ChunkFiles:
     def replace(self, name: str, index: int, values: NDArray[Any]) -> None:
         """Give the file of a chunk the bytes that hold these values, at once."""
         key, content = self._encoded(name, index, values)
-        file = self._directory / self._file(key)
         partial = self._directory.parent / f".repair-{uuid.uuid4().hex}"
-        try:
-            with partial.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(self._directory / self._file(key), content, partial)
 
     def _encoded(self, name: str, index: int, values: NDArray[Any]) -> tuple[str, bytes]:
         """Return the key of a chunk, and its bytes by the codecs of its array."""

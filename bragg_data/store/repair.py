@@ -6,7 +6,6 @@ is written again, its intact blocks copied, and its tag is pointed at the new sn
 """
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples
+from bragg_data.files import write_whole
 from bragg_data.store import schema
 from bragg_data.store.block_writer import array_of, create_group
 from bragg_data.store.chunk_files import ChunkFiles, NotInPlaceError
@@ -331,8 +331,5 @@ def _point(path: Path, reference: str, snapshot: str) -> None:
     file = path / "refs" / reference / "ref.json"
     if json.loads(file.read_text(encoding="utf-8")).keys() != {"snapshot"}:
         raise StoreError(f"{file} is not a reference of this version of Icechunk. {RESTORE}")
-    partial = path / f".repair-{uuid.uuid4().hex}"
-    partial.write_text(json.dumps({"snapshot": snapshot}, separators=(",", ":")), encoding="utf-8")
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    content = json.dumps({"snapshot": snapshot}, separators=(",", ":")).encode()
+    write_whole(file, content, path / f".repair-{uuid.uuid4().hex}")

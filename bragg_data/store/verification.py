@@ -18,7 +18,7 @@ import xarray as xr
 
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Samples
-from bragg_data.files import user_cache
+from bragg_data.files import user_cache, write_whole
 from bragg_data.store import schema
 from bragg_data.store.reading import StoreError, remedy_of, storage_errors
 
@@ -142,9 +142,7 @@ def remember(dataset: xr.Dataset, state: State) -> None:
     for directory in _directories(store):
         with suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
-            partial = directory / f".{snapshot}-{os.getpid()}"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(directory / f"{snapshot}.json")
+            write_whole(directory / f"{snapshot}.json", text.encode())
             return
     _in_memory.add((snapshot, state[1]))
 

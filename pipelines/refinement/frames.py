@@ -19,6 +19,7 @@ import numpy as np
 
 from bragg_data.crystallography.structure import Phase
 from bragg_data.errors import first_line
+from bragg_data.files import write_whole
 from bragg_data.instrument.instprm import InstrumentError, read_banks
 from bragg_data.measurement.readers import ProfileError
 from bragg_data.provenance import code_commit
@@ -305,9 +306,7 @@ class _Journal:
         """Keep a part, all of it or nothing."""
         if self._folder is not None:
             file = self._folder / f"{what}-{bounds[0]}-{bounds[1]}.json"
-            new = file.with_suffix(".new")
-            new.write_text(json.dumps(result), "utf-8")
-            new.replace(file)
+            write_whole(file, json.dumps(result).encode())
 
 
 def structure_file(name: str) -> Path:

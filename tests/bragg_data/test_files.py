@@ -7,7 +7,7 @@ from bragg_data.campaign import CampaignError, load_campaign, read_cells
 from bragg_data.campaign_file import Range
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.crystallography.structure import read_phase
-from bragg_data.files import read_bounded
+from bragg_data.files import read_bounded, write_whole
 from bragg_data.instrument.instprm import InstrumentError, read_instrument
 from bragg_data.measurement.readers import ProfileError, read_profiles
 
@@ -84,3 +84,14 @@ def test_points_of_a_grid_are_the_numbers_next_to_its_decimals(first, last, step
     start, _, by = grid.grid
     expected = [float(start + by * n) for n in range(len(grid))]
     np.testing.assert_array_equal(grid.values(), expected)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "record.json"
+    write_whole(file, b"old")
+    with pytest.raises(TypeError):
+        write_whole(file, "no bytes")
+    assert file.read_bytes() == b"old"
+    write_whole(file, b"new")
+    assert [f.name for f in tmp_path.iterdir()] == ["record.json"]
+    assert file.read_bytes() == b"new"
