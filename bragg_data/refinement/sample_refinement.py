@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from operator import attrgetter
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.phase_evidence import CAUTION, coincides, earned, errors
+from bragg_data.refinement.retrieval import pattern_library
 
 _IMPERFECT = 1.03  # noise of a fit, from which something may be missing
 _EXPLAINED = 0.6  # share of the signal, below which the sample itself is not known
@@ -76,12 +78,37 @@ def refine_sample(
     began = time.perf_counter()
     refiner = JointRefiner(banks, phases)
     state = refiner.captured_roughly(options, cells)
+    if len(phases) > 1 and _shows_more(state):
+        state = _with_lost_phases(banks, refiner, state, options)
     state, options = _with_metals(banks, state, metals, options)
     several = len({phase.name for phase in phases} - set(options.cans)) > 1
     if several and _shows_more(state):
         state = _with_errors_of_model(state)
     state = refiner.completed(state, options)
     return refiner.summarised(state, options, time.perf_counter() - began)
+
+
+def _with_lost_phases(
+    banks: Sequence[MeasuredBank], refiner: JointRefiner, state: State, options: JointOptions
+) -> State:
+    """Return the minimum with each trace where it explains most of what the others leave.
+
+    All cells at once may end with a weak phase between its lines, where strong ones hide it.
+    """
+    for code, phase in enumerate(state.model.phases):
+        if not state.is_trace(code):
+            continue
+        left = left_by(banks, state)
+        library, _ = pattern_library([phase], left)
+        scales = {1.0, *(scale for _, scale in library.candidates(left, 1))}
+        candidates = [c for scale in scales if (c := refined_on(left, phase, code, scale))]
+        if not candidates:
+            continue
+        cells = [state.model.cell(k, state.model.start) for k in range(len(state.model.phases))]
+        cells[code] = max(candidates, key=attrgetter("worth")).cell
+        with suppress(CrystalError):
+            state = min(state, refiner.near(cells, options), key=attrgetter("chi2"))
+    return state
 
 
 def _with_errors_of_model(state: State) -> State:

@@ -71,6 +71,26 @@ def test_traces_keep_their_cells_among_lines_with_tails():
     assert by_counts.rwp < result.rwp < 1.15 * by_counts.rwp
 
 
+@pytest.mark.parametrize(
+    ("minor", "major", "strain"), [("rutile", "silicon", 0.008), ("calcite", "rutile", -0.012)]
+)
+def test_a_weak_phase_is_refined_where_its_lines_are(minor: str, major: str, strain: float):
+    """From the CIFs' cells all at once its lines end between those of the strong one, at 0 %."""
+    strong, weak = structure(major), structure(minor)
+    true = [
+        (np.array(phase.cell)[phase.lattice.free_columns] * (1 + change)).tolist()
+        for phase, change in ((strong, -0.004), (weak, strain))
+    ]
+    bank = measured([(strong, true[0], 96.0), (weak, true[1], 4.0)], 30_000)
+    lost = JointRefiner([bank], [strong, weak]).refine(OPTIONS)
+    result = refine_sample([bank], [strong, weak], OPTIONS)
+    assert lost.reduced_chi2 > 3
+    assert result.reduced_chi2 == pytest.approx(1.0, abs=0.1)
+    phase = result.phases[1]
+    assert abs(phase.weight_percent - 4.0) < min(3 * phase.su_weight_percent, 0.5)
+    assert abs(phase.cell[0] / true[1][0] - 1) < 3e-4
+
+
 def test_metals_among_the_phases_are_no_cans():
     metals = {metal.name: metal for metal in other_metals([])}
     assert metals.keys() == {"can vanadium", "can aluminium", "can niobium"}
