@@ -85,7 +85,10 @@ def register(
         tags={**tags, _HASHES: json.dumps(packages.hashes_of(package.directory))},
         description=description,
     )
-    return registry.version_of(client, version)
+    registered = registry.version_of(client, version)
+    if run.lineage is not None:
+        run.lineage.outputs.append(registry.lineage_of(run.tracking.uri, registered))
+    return registered
 
 
 def record_hashes(tracking: Tracking, version: ModelVersion) -> bool:

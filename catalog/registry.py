@@ -8,7 +8,7 @@ earlier version of this project registered them.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
@@ -21,6 +21,7 @@ from bragg_data.errors import first_line
 from bragg_data.files import lock_for, writable_cache
 from catalog import packages
 from catalog.database import problem_of
+from catalog.lineage_events import LineageDataset, LineageRun
 from catalog.tracking import Tracking, TrackingError
 
 CHAMPION = "champion"  # alias of the version that predicts unless another is named
@@ -314,6 +315,14 @@ def version_of(client: MlflowClient, entity: Any) -> ModelVersion:
     return ModelVersion(entity.name, number, run_id, aliases, tags, source)
 
 
+def lineage_of(tracking_uri: str, version: ModelVersion) -> LineageDataset:
+    """Return a version as lineage events name it."""
+    place = version.source if version.packaged else tracking_uri
+    keys = ("model", "data", "content_hash", "score")
+    facts = {key: version.tags[key] for key in keys if key in version.tags}
+    return LineageDataset(place, version.name, version.version, facts)
+
+
 def promote(
     tracking: Tracking,
     version: ModelVersion,
@@ -366,13 +375,17 @@ def rollback(tracking: Tracking, name: str, *, reason: str) -> tuple[ModelVersio
 def _replace(
     tracking: Tracking, present: ModelVersion | None, version: ModelVersion, how: str, reason: str
 ) -> None:
-    # In this order: if the process dies in between, the champion is unchanged and both exist.
-    if present is not None:
-        set_alias(tracking, present, PREVIOUS)
-    set_alias(tracking, version, CHAMPION)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    for key, value in (("promoted_at", now), ("promoted_by", how), ("promotion_reason", reason)):
-        tracking.client.set_model_version_tag(version.name, version.version, key, value)
+    facts = {"promoted_at": now, "promoted_by": how, "promotion_reason": reason}
+    candidate = lineage_of(tracking.uri, version)
+    promoted = replace(candidate, name=f"{version.name}@{CHAMPION}", facts=facts)
+    with LineageRun(f"promote.{version.name}", [candidate], [promoted]):
+        # In this order: if the process dies in between, the champion is unchanged and both exist.
+        if present is not None:
+            set_alias(tracking, present, PREVIOUS)
+        set_alias(tracking, version, CHAMPION)
+        for key, value in facts.items():
+            tracking.client.set_model_version_tag(version.name, version.version, key, value)
 
 
 def _lock(tracking: Tracking, name: str) -> AbstractContextManager[object]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -33,6 +34,7 @@ from catalog.database import (
     path_of,
     problem_of,
 )
+from catalog.lineage_events import LineageDataset, LineageRun
 from catalog.outbox import Outbox, Row, answers, deliver_pending, send
 
 if TYPE_CHECKING:
@@ -159,7 +161,8 @@ class Tracking:
         versions = {f"version.{package}": metadata.version(package) for package in _VERSIONS}
         tags = {**versions, **tags, "mlflow.source.type": "LOCAL"}
         entity = self.client.create_run(experiment_id, run_name=name, tags=tags)
-        return self._ended(Run(self, entity.info.run_id, experiment_id), watch=watch)
+        run = Run(self, entity.info.run_id, experiment_id)
+        return self._ended(run, _job(tags, experiment), watch=watch)
 
     def resumed(self, run_id: str) -> AbstractContextManager[Run]:
         """Open an unfinished run again; raises `TrackingError` if there is none of this id."""
@@ -170,7 +173,12 @@ class Tracking:
         if entity.info.status == "FINISHED":
             raise TrackingError(f"Run {run_id} is finished: there is nothing to resume.")
         self.client.update_run(run_id, status="RUNNING")
-        return self._ended(Run(self, run_id, entity.info.experiment_id), watch=True, again=True)
+        experiment = self.client.get_experiment(entity.info.experiment_id)
+        run, job = (
+            Run(self, run_id, experiment.experiment_id),
+            _job(entity.data.tags, experiment.name),
+        )
+        return self._ended(run, job, watch=True, again=True)
 
     def training_run(self, run_id: str, model: str) -> Run | None:
         """Return the run that trained a model, by its name; None if it is gone or trained another.
@@ -185,8 +193,9 @@ class Tracking:
         return Run(self, run_id, entity.info.experiment_id) if same else None
 
     @contextmanager
-    def _ended(self, run: Run, *, watch: bool, again: bool = False) -> Iterator[Run]:
+    def _ended(self, run: Run, job: str, *, watch: bool, again: bool = False) -> Iterator[Run]:
         status = "FAILED"
+        run.lineage = LineageRun(job, id=str(uuid.UUID(run.id)))
         monitor = SystemMetricsMonitor(
             run.id, sampling_interval=_WATCH_SECONDS, resume_logging=again, tracking_uri=self.uri
         )
@@ -194,10 +203,11 @@ class Tracking:
             monitor.start()
         try:
             if watch and self.is_server:
-                with Outbox(self.client, self.uri, run.id) as run.outbox:
+                with run.lineage, Outbox(self.client, self.uri, run.id) as run.outbox:
                     yield run
             else:
-                yield run
+                with run.lineage:
+                    yield run
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             status = "KILLED"
@@ -227,6 +237,7 @@ class Run:
         self.id = run_id
         self.experiment_id = experiment_id
         self.outbox: Outbox | None = None  # of a training on a server
+        self.lineage: LineageRun | None = None  # of an open run
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log settings; nested mappings become dotted names."""
@@ -255,6 +266,8 @@ class Run:
         entity = Dataset(attrs["tag"], attrs["snapshot_id"][:_DIGEST_LENGTH], "icechunk", source)
         entry = DatasetInput(entity, [InputTag("mlflow.data.context", context)])
         self.tracking.client.log_inputs(self.id, [entry])
+        if self.lineage is not None:
+            self.lineage.inputs.append(LineageDataset.of_snapshot(dataset))
 
     def log_text(self, text: str, file: str) -> None:
         """Log a text as an artifact, under a path relative to the run's."""
@@ -263,6 +276,12 @@ class Run:
     def log_figure(self, figure: Figure, file: str) -> None:
         """Log a figure as a PNG artifact, under a path relative to the run's."""
         self.tracking.client.log_figure(self.id, figure, file, save_kwargs={"dpi": 130})
+
+
+def _job(tags: Mapping[str, str], experiment: str) -> str:
+    """Return the name of a run's job among lineage events, such as ``train.batio3-nomad``."""
+    source = tags.get("mlflow.source.name", "run").removeprefix("pipelines.")
+    return f"{source}.{experiment}"
 
 
 def _flattened(values: Mapping[str, Any], separator: str) -> Iterator[tuple[str, Any]]:

@@ -97,9 +97,10 @@ def main(
     loaded = load_models(model, tracking=tracking, store=store, use_library=use, progress=progress)
     further = read_known_structures(phases)[0] if phases else ()
     draw = bool(plot or page)
-    results, profiles, failures = distributed.predict_anywhere(
-        paths, profile, loaded, cluster, refine=refine, draw=draw, further=further
-    )
+    with distributed.lineage_run(paths, loaded):
+        results, profiles, failures = distributed.predict_anywhere(
+            paths, profile, loaded, cluster, refine=refine, draw=draw, further=further
+        )
     if as_json:
         print_json([to_json(result) for result in results])
     elif as_csv:

@@ -42,6 +42,8 @@ def main(
     import torch
     import uvicorn
 
+    from catalog.lineage_events import LineageRun
+    from catalog.registry import lineage_of
     from catalog.tracking import open_existing
     from pipelines.prediction.gate import DRAIN_SECONDS, TimedProtocol, log_requests, rules_of
     from pipelines.prediction.service import create_app
@@ -70,7 +72,8 @@ def main(
         access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    uvicorn.Server(config).run()
+    with LineageRun("serve", [lineage_of(database.uri if database else tracking, version)]):
+        uvicorn.Server(config).run()
 
 
 app = options.app_of(main)

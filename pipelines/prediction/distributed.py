@@ -10,6 +10,7 @@ import numpy as np
 from bragg_data.arrays import Floats32, Mask
 from bragg_data.crystallography.structure import Phase
 from catalog import registry
+from catalog.lineage_events import LineageDataset, LineageRun
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.cluster.client import gather_with_progress, open_cluster
 from pipelines.prediction.banks import predict_banks
@@ -26,9 +27,17 @@ from pipelines.registry.registration import load_version
 MAX_LOCAL_FILES = 100  # files that are predicted in this process, with a library match by default
 _FILES_PER_TASK = 32
 _MAX_REASONS = 10  # failures that are listed in full
+_MAX_NAMED = 1000  # files that lineage events name
 _MAX_DRAWN = 20  # files that are predicted again for figures
 
 _Query = tuple[Floats32, Mask]  # a profile and what of it was measured
+
+
+def lineage_run(files: Sequence[Path], models: Sequence[LoadedModel]) -> LineageRun:
+    """Return what lineage events state about predictions of files by models."""
+    inputs = [registry.lineage_of(model.tracking_uri, model.version) for model in models]
+    inputs += [LineageDataset(str(file.absolute())) for file in files[:_MAX_NAMED]]
+    return LineageRun("predict", inputs)
 
 
 def predict_anywhere(

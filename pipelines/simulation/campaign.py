@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections import Counter
@@ -26,6 +27,7 @@ from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, Snapshot, Store, Tag, storage_errors
 from bragg_data.store.reuse import Reuse, find_reusable
 from bragg_data.store.simulated import Writer
+from catalog.lineage_events import LineageDataset, LineageRun
 from pipelines.cli.console import Progress, duration, print_rows, say
 from pipelines.cli.options import ClusterOptions, check_writable
 from pipelines.cluster.blocks import do_blocks, failures_text
@@ -86,7 +88,8 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
         return store.tag(finished[0])
     if job.tag is not None:
         store.check_new_tag(job.tag)
-    with contextlib.ExitStack() as stack:
+    lineage = LineageRun(f"simulate.{job.campaign.name}", _lineage_inputs(job.campaign, store))
+    with lineage, contextlib.ExitStack() as stack:
         client: Client | None = None
         if simulator == "kinematic":
             recipe, reuse = recipe_of(job.campaign), None
@@ -119,7 +122,16 @@ def simulate_campaign(job: SimulationJob, store: Store) -> Tag:
             remedy = ", with a longer --pattern-limit, or leave such cells out of the campaign"
             remedy = remedy if recipe.simulator == "gsas2" else ""
             raise SimulationError(f"Nothing is tagged: {failures_text(writer)}{remedy}.")
-        return writer.finish(job.tag)
+        tag = writer.finish(job.tag)
+        lineage.outputs.append(LineageDataset.of_snapshot(store.open(tag.name)))
+        return tag
+
+
+def _lineage_inputs(campaign: Campaign, store: Store) -> list[LineageDataset]:
+    digest = hashlib.sha256(campaign.toml.encode()).hexdigest()
+    parents = [store.open(growth.parent) for growth in campaign.growths[-1:]]
+    file = LineageDataset("bragg://campaigns", campaign.name, digest)
+    return [file, *map(LineageDataset.of_snapshot, parents)]
 
 
 @contextlib.contextmanager
