@@ -1,13 +1,19 @@
 """Show what a file was recognised as, or what a store holds."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.markup import escape
 from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, print_json, run, say
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _SUFFIXES = (  # of files, where a name that is none is not a snapshot's
     *(".gsa", ".gss", ".gda", ".fxye", ".xye", ".xy", ".dat", ".csv", ".txt", ".nxs", ".h5"),
@@ -31,6 +37,16 @@ def main(
     png: Annotated[
         Path | None, Option(metavar="FILE", help="Draw patterns (of the last snapshot).")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        Option(metavar="FILE.parquet", help="Write the labels (of the last snapshot) as Parquet."),
+    ] = None,
+    croissant: Annotated[
+        Path | None,
+        Option(
+            metavar="FOLDER", help="Write labels.parquet and a croissant.json that describes it."
+        ),
+    ] = None,
     check: Annotated[
         bool, Option("--verify", help="Read all of the store and compare the hashes.")
     ] = False,
@@ -45,7 +61,9 @@ def main(
     if path is not None and (path.exists() or path.suffix.lower() in _SUFFIXES):
         _inspect_file(path, profile, as_json=as_json)
     else:
-        _inspect_store(name, store, png, as_json=as_json, check=check)
+        requested = {"patterns": png, "labels": labels, "Croissant": croissant}
+        files = {what: file for what, file in requested.items() if file is not None}
+        _inspect_store(name, store, files, as_json=as_json, check=check)
 
 
 def _inspect_file(path: Path, profile: options.ProfileOptions, *, as_json: bool) -> None:
@@ -63,7 +81,7 @@ def _inspect_file(path: Path, profile: options.ProfileOptions, *, as_json: bool)
 
 
 def _inspect_store(
-    tag: str | None, store: str, png: Path | None, *, as_json: bool, check: bool
+    tag: str | None, store: str, files: Mapping[str, Path], *, as_json: bool, check: bool
 ) -> None:
     from bragg_data.store.repository import Store, StoreError, storage_errors
     from bragg_data.store.verification import verify
@@ -74,13 +92,11 @@ def _inspect_store(
     if tag is not None:
         repository.open(tag)  # refuses an unknown tag
         tags = [known for known in tags if known.name == tag]
-    if png is not None:
-        if not tags:
-            raise StoreError(f"{repository.uri} has no tags yet, so there is nothing to draw.")
-        from pipelines.snapshots.figures import draw_patterns
-
-        with storage_errors(f"writing {png}"):
-            draw_patterns(repository.open(tags[-1].name), png)
+    if files and not tags:
+        raise StoreError(f"{repository.uri} has no tags yet, so there is nothing to write.")
+    for what, file in files.items():
+        with storage_errors(f"writing {file}"):
+            _write(what, repository.open(tags[-1].name), file)
     summaries = [tables.summary_of(repository, known) for known in tags]
     if check:
         for known in tags:
@@ -100,14 +116,25 @@ def _inspect_store(
     if check:
         names = ", ".join(known.name for known in tags) or "no snapshot"
         say(f"Verified, byte for byte what was written: {names}")
-    if png is not None:
-        say(f"Drawn: patterns of {tags[-1].name} in {escape(str(png))}")
+    for what, file in files.items():
+        say(f"Written: {what} of {tags[-1].name} in {escape(str(file))}")
     if tags and tag is None:
         newest = "inspect", tags[-1].name
         next_commands(
             (command_line(*newest, store=store), "its ranges and provenance"),
             (command_line(*newest, "--verify", store=store), "read and check it all"),
         )
+
+
+def _write(what: str, dataset: xr.Dataset, file: Path) -> None:
+    from pipelines.snapshots import exchange, figures
+
+    write = {
+        "patterns": figures.draw_patterns,
+        "labels": exchange.write_labels,
+        "Croissant": exchange.write_croissant,
+    }
+    write[what](dataset, file)
 
 
 app = options.app_of(main)

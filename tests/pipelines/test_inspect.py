@@ -4,12 +4,15 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 
 from bragg_data.campaign import BUILT_IN, load_campaign
 from bragg_data.simulation import kinematic
 from bragg_data.store.repository import Store, open_snapshot
+from bragg_data.store.schema import campaign_of, counts_per_system, samples_of
 from bragg_data.store.simulated import Writer, write_block
 from pipelines import inspect
 from pipelines.cli.console import run
@@ -146,11 +149,44 @@ def test_picture(uri, command, tmp_path):
         assert (np.abs(pixels - rgb).max(axis=-1) < 0.02).sum() > 100
 
 
+def test_labels_as_parquet(uri, command, tmp_path):
+    code, out, err = command("tiny-v1", "--store", uri, "--labels", tmp_path / "labels.parquet")
+    assert (code, err) == (0, "")
+    assert "Written: labels of tiny-v1" in out
+    dataset, table = open_snapshot("tiny-v1", uri), pd.read_parquet(tmp_path / "labels.parquet")
+    cells = table[["a", "b", "c", "alpha", "beta", "gamma"]].to_numpy()
+    assert np.array_equal(cells, samples_of(dataset).cells)
+    assert table["crystal_system"].astype(str).value_counts().to_dict() == counts_per_system(
+        dataset
+    )
+    names = [phase.name for phase in campaign_of(dataset).phases]
+    assert list(table["phase"]) == [names[code] for code in dataset.phase.values]
+    schema = pq.read_schema(tmp_path / "labels.parquet")
+    assert schema.field("alpha").metadata[b"units"] == b"degree"
+    assert schema.metadata[b"content_hash"].decode() == dataset.attrs["content_hash"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # mlcroissant's own
+def test_a_data_set_is_described_in_croissant(uri, command, tmp_path):
+    croissant = pytest.importorskip("mlcroissant")
+    code, _, err = command("tiny-v1", "--store", uri, "--croissant", tmp_path / "described")
+    assert (code, err) == (0, "")
+    described = croissant.Dataset(str(tmp_path / "described" / "croissant.json"))
+    issues = described.metadata.issues
+    assert not issues.errors
+    assert all("recommended" in warning for warning in issues.warnings)
+    rows, samples = list(described.records("labels")), samples_of(open_snapshot("tiny-v1", uri))
+    assert [row["labels/a"] for row in rows] == list(samples.cells[:, 0])
+    systems = {row["labels/crystal_system"] for row in rows}
+    assert systems == {b"cubic", b"tetragonal", b"trigonal"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("tiny-v9",), "Snapshot 'tiny-v9' not found in file:///.* Known tags: tiny-v1, tiny-v2."),
         (("--png", "/nowhere/x.png"), "Failed writing /nowhere/x.png: .*No such file"),
+        (("--labels", "/nowhere/x.parquet"), "Failed writing /nowhere/x.parquet: .*No such file"),
     ],
 )
 def test_bad_usage_is_a_single_sentence(uri, command, arguments, message):
