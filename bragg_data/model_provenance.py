@@ -98,6 +98,11 @@ class ModelProvenance:
         return self.order.get("classifier")
 
     @property
+    def parent_uri(self) -> str | None:
+        """Address of the registered model from whose weights the training continued."""
+        return self.order.get("parent")
+
+    @property
     def extra_data(self) -> tuple[str, ...]:
         """Tags of additional data sets that the model was trained on."""
         key = "extra_data" if "extra_data" in self.order else "beside"  # deprecated key

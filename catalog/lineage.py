@@ -51,9 +51,9 @@ def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     version = registry.find(tracking, uri)
     described = read_model_json(tracking.uri, version, "model.json")
     chain, provenance = _chain(version, described, _registered_run(tracking, version.run_id))
-    if provenance.classifier_uri:
-        classifier = trace(tracking, provenance.classifier_uri)[0]
-        chain = replace(chain, sources=(*chain.sources, classifier))
+    models = provenance.classifier_uri, provenance.parent_uri
+    others = [trace(tracking, uri)[0] for uri in models if uri]
+    chain = replace(chain, sources=(*chain.sources, *others))
     return chain, provenance
 
 
@@ -119,6 +119,7 @@ def _run_node(run: _TrainingRun, provenance: ModelProvenance, sources: tuple[Nod
         "id": run.id,
         "preset": provenance.preset,
         "seed": str(provenance.seed),
+        "continues from": provenance.parent_uri or "",
         "split": ", ".join(f"{key} {value}" for key, value in provenance.split.to_json().items()),
         "commit": provenance.code_commit,
         "packages": ", ".join(f"{name} {number}" for name, number in run.packages.items()),

@@ -1,6 +1,7 @@
 """Train models on a snapshot of the store, score them, and register them in MLflow."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,10 @@ def main(
         list[str] | None, Option(metavar="TAG", help="Train networks on it too; again for more.")
     ] = None,
     beside: Annotated[list[str] | None, Option(hidden=True)] = None,  # deprecated
+    continue_from: Annotated[
+        str | None,
+        Option(metavar="URI|VERSION", help="Start from the weights of this registered version."),
+    ] = None,
     resume: Annotated[
         str | None, Option(metavar="RUN", help="Continue this run; needs no other option.")
     ] = None,
@@ -75,6 +80,7 @@ def main(
     else:
         extra = (*(extra_data or ()), *(beside or ()))  # deprecated: beside
         common = TrainingTask("all", preset, seed, device, split, extra, epochs, max_seconds)
+        common = replace(common, parent=continue_from)
         tasks = tasks_for(model or ["multitask"], common, presets)
         repository = Store(store)
         dataset = repository.open(data or options.default_tag(repository))

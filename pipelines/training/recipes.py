@@ -1,5 +1,6 @@
 """The training of the networks, the paper's and this project's, and the losses of the former."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +18,7 @@ from bragg_data.store.schema import campaign_of
 from bragg_models.data.batches import Profiles, in_order, joined
 from bragg_models.metrics import Errors, errors, summary
 from bragg_models.networks.calibration import calibrate
-from bragg_models.networks.guided import fill_physics_tables, guided_config
+from bragg_models.networks.guided import Guided, fill_physics_tables, guided_config
 from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
 from bragg_models.networks.robust import Robust, single_thread
 from bragg_models.predictors import Predictor, build
@@ -43,7 +44,7 @@ def train_multitask(
     """Train the multitask network, or only its classifier (sections IV-A and IV-C1)."""
     parameters = 0 if classifier else len(context.targets.parameters)
     config = _config(context, preset, parameters=parameters)
-    network = build("multitask", config, seed=context.task.seed)
+    network = _started(context, "multitask", config)
     fitted = FittedModel("multitask", network, preset.preprocessing)
     ((name, settings),) = preset.stages.items()
     samples = stage.prepared_samples(context, preset.preprocessing)
@@ -78,10 +79,11 @@ def train_conditional(
         "separate_features": deep,
         **preset.network,
     }
-    network = cast("Conditional", build("conditional", config, seed=context.task.seed))
-    network.classifier.load_state_dict(source.state_dict())
-    for features in network.features:
-        features.load_state_dict(source.features.state_dict())
+    network = cast("Conditional", _started(context, "conditional", config))
+    if context.parent is None:
+        network.classifier.load_state_dict(source.state_dict())
+        for features in network.features:
+            features.load_state_dict(source.features.state_dict())
     fitted = FittedModel("conditional", network, classifier.preprocessing)
     samples = stage.prepared_samples(context, classifier.preprocessing)
     ((_, settings),) = preset.stages.items()
@@ -108,7 +110,7 @@ def train_caenn(context: TrainingContext, preset: Preset) -> FittedModel:
     profile = context.dataset.intensity[:1].values
     points = preprocessing(preset.preprocessing).function(profile).shape[1]
     config = _config(context, preset, points=points)
-    network = cast("Caenn", build("caenn", config, seed=context.task.seed))
+    network = cast("Caenn", _started(context, "caenn", config))
     fitted = FittedModel("caenn", network, preset.preprocessing)
     samples = stage.prepared_samples(context, preset.preprocessing)
     subset = stage.choose_samples(context, preset.training_samples)
@@ -140,11 +142,24 @@ def train_guided(context: TrainingContext, preset: Preset) -> FittedModel:
     return fitted
 
 
+def _started(context: TrainingContext, kind: str, config: Mapping[str, Any]) -> nn.Module:
+    """Return the parent's network, to be trained on, or one with seeded initial weights."""
+    if context.parent is not None:
+        return copy.deepcopy(cast("nn.Module", context.parent.model))
+    return build(kind, config, seed=context.task.seed)
+
+
 def _untrained(context: TrainingContext, preset: Preset, kind: str, **config: bool) -> FittedModel:
-    """Return a network with the physics of the campaign and seeded initial weights."""
-    campaign = campaign_of(context.dataset)
-    values = guided_config(campaign, context.targets, **config, **preset.network)
+    """Return a network with the physics of the campaign and the weights to start from."""
+    campaign, parent = campaign_of(context.dataset), context.parent
+    changes = {**config, **preset.network}
+    proposal = cast("Guided | Robust", parent.model).proposal if parent else None
+    if proposal is not None:
+        changes["proposal"] = asdict(proposal.config)
+    values = guided_config(campaign, context.targets, **changes)
     network = build(kind, values, seed=context.task.seed)
+    if proposal is not None:
+        network.proposal.load_state_dict(proposal.state_dict())  # type: ignore[union-attr]
     fill_physics_tables(network, campaign, context.targets)
     return FittedModel(kind, network.to(context.device), preset.preprocessing)
 

@@ -63,6 +63,9 @@ def train_model(
     name = campaign_of(dataset).name
     labels, split = samples_of(dataset), {"name": task.split, **SPLIT}
     part = part_of(task.split, labels, split)
+    parent = None
+    if task.parent is not None:
+        task, parent = _parent(dataset, environment, task)
     used = Part.training, Part.validation, Part.test
     if not all((part == p).any() for p in used):
         raise TrainError(
@@ -79,6 +82,8 @@ def train_model(
         if task.model in FORESTS
         else presets.network(task.model, task.preset, task.epochs, task.max_seconds)
     )
+    if parent is not None:  # its features are those that its weights were trained on
+        settings = replace(settings, preprocessing=parent.preprocessing)
     provenance = registration.provenance_of(dataset, asdict(task), split, asdict(settings))
     data = f"simulated measurements of the campaign of {dataset.attrs['tag']}"
     if task.model not in MEASURED:
@@ -112,6 +117,8 @@ def train_model(
         state = environment.run_state(run_.id)
         save_task(state, task, dataset)
         context = _context(dataset, labels, part, environment, task, run_)
+        if parent is not None:  # outputs keep their scale, so that the weights keep their meaning
+            context = replace(context, parent=parent, targets=parent.targets)
         run_.log_dataset(dataset, "training")
         began = time.monotonic()
         fitted = _fit(context, settings)
@@ -136,6 +143,31 @@ def train_model(
     comparison = BaselineComparison.from_provenance(predictor.provenance)
     promoted = registration.promote_if_better(tracking, version, comparison, promotion)
     return version, promoted
+
+
+def _parent(
+    dataset: xr.Dataset, environment: TrainingEnvironment, task: TrainingTask
+) -> tuple[TrainingTask, Predictor]:
+    """Return the task with the address of the model that it continues from, and that model."""
+    campaign, uri = campaign_of(dataset), str(task.parent)
+    if uri.isdecimal():
+        uri = f"models:/{registry.registered_name(campaign.name, task.model)}/{uri}"
+    version = registry.find(environment.tracking, uri)
+    parent = registration.load_version(environment.tracking.uri, version)
+    provenance, targets = parent.provenance, parent.targets
+    if provenance.model != task.model:
+        raise TrainError(
+            f"{task.model} cannot continue from {uri}, which is a {provenance.model}: train that, "
+            f"or name a version of {task.model}."
+        )
+    lattices = tuple(phase.lattice for phase in campaign.phases)
+    expected = tuple(phase.name for phase in campaign.phases), lattices, campaign.grid
+    if (targets.names, targets.lattices, parent.campaign.grid) != expected:
+        raise TrainError(
+            f"{uri} has other phases or another time-of-flight grid than {dataset.attrs['tag']}: "
+            f"its weights are of no use there. Train without --continue-from."
+        )
+    return replace(task, parent=version.uri, classifier=provenance.classifier_uri), parent
 
 
 def _context(

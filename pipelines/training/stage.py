@@ -48,6 +48,7 @@ class TrainingContext:
     task: TrainingTask
     environment: TrainingEnvironment
     run: Run
+    parent: Predictor | None = None  # the model from whose weights the training continues
 
 
 @dataclass

@@ -10,7 +10,14 @@ import xarray as xr
 from bragg_data.store.repository import Store
 from catalog.tracking import Tracking
 from pipelines.cli.options import ClusterOptions
-from pipelines.training.names import ALL, DEFAULT_STATE, EXTRA_DATA_MODELS, TRAINABLE, TrainError
+from pipelines.training.names import (
+    ALL,
+    DEFAULT_STATE,
+    EXTRA_DATA_MODELS,
+    FORESTS,
+    TRAINABLE,
+    TrainError,
+)
 from pipelines.training.presets import DEFAULT_PRESETS, Presets
 
 _FILE = "task.json"
@@ -32,6 +39,7 @@ class TrainingTask:
     epochs: int | None = None  # replaces the preset's, as the next
     max_seconds: float | None = None
     classifier: str | None = None  # address of that which a class-conditional model builds on
+    parent: str | None = None  # address, or version, of the model whose weights it starts from
 
     def check(self) -> None:
         """Refuse, with a `TrainError`, what cannot be trained."""
@@ -41,6 +49,12 @@ class TrainingTask:
             raise TrainError(
                 f"{self.model} cannot be trained on further data sets (--extra-data "
                 f"{' '.join(self.extra_data)}). These models can: {', '.join(EXTRA_DATA_MODELS)}."
+            )
+        if self.parent and self.model in (*FORESTS, "search"):
+            reason = "its trees are grown" if self.model in FORESTS else "it has no weights"
+            raise TrainError(
+                f"{self.model} cannot continue from {self.parent}: {reason}. Train it without "
+                f"--continue-from."
             )
 
 

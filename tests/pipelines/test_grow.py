@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,10 @@ from pipelines.evaluation.scoring import SPLIT, part_of
 from pipelines.registry.registration import load_version
 from pipelines.simulation.growth import GrowthRequest, grown_campaign
 from pipelines.simulation.simulators import SimulationError, recipe_of, simulate_samples
-from tests.small_bench import short_presets
+from pipelines.training.names import TrainError
+from pipelines.training.presets import Presets
+from pipelines.training.task import TrainingTask
+from tests.small_bench import Bench, short_presets
 from tests.small_store import simulate
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
@@ -255,6 +259,59 @@ def test_training_on_a_grown_tag_is_scored_on_the_same_samples(
     assert grown.facts["model"] == f"{before.uri}, run {before.run_id}"
     assert grown.sources[0].facts["content"] == parent["content_hash"]
     assert grown.sources[0].sources[0].kind == "campaign"
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("model", ["multitask", "transfer", "caenn", "guided"])
+def test_training_continues_from_the_last_weights(bench: Bench, model):
+    parent = bench.versions(model)[0]
+    before = load_version(bench.tracking.uri, parent)
+    presets = stopped(short_presets())
+    arguments = [model, "--continue-from", parent.version, "--data", "small-v1"]
+    arguments += ["--store", bench.store.uri, "--workers", "1", *bench.places]
+    result = CliRunner().invoke(train.app, arguments, obj=presets, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    version = bench.versions(model)[0]
+    after = load_version(bench.tracking.uri, version)
+    # At a learning rate of nearly zero the weights are the parent's, and so are the outputs.
+    for name, value in after.model.state_dict().items():
+        np.testing.assert_allclose(value, before.model.state_dict()[name], atol=1e-5, err_msg=name)
+    assert after.targets.to_json() == before.targets.to_json()
+    assert after.preprocessing == before.preprocessing
+    assert after.provenance.parent_uri == parent.uri
+    chain, _ = trace(bench.tracking, version.uri)
+    assert parent.uri in [source.name for source in chain.sources]
+    assert chain.sources[0].facts["continues from"] == parent.uri
+
+
+def stopped(presets: Presets) -> Presets:
+    """Return presets of other seeds' weights that stay where a training begins."""
+    networks = {
+        name: {
+            "quick": replace(
+                of_model["quick"],
+                stages={
+                    stage: replace(s, learning_rate=1e-9, weight_decay=0.0)
+                    for stage, s in of_model["quick"].stages.items()
+                },
+            )
+        }
+        for name, of_model in presets.networks.items()
+    }
+    return replace(presets, networks=networks)
+
+
+@pytest.mark.training
+def test_a_parent_of_another_kind_is_refused(bench: Bench):
+    uri = bench.versions("multitask")[0].uri
+    with pytest.raises(TrainError, match=f"caenn cannot continue from {uri}, which is a multitask"):
+        bench("caenn", "--continue-from", uri)
+
+
+@pytest.mark.parametrize("model", ["forest", "integrated-forest", "search"])
+def test_what_has_no_weights_does_not_continue(model):
+    with pytest.raises(TrainError, match=f"{model} cannot continue from 3: (its trees|it has no)"):
+        TrainingTask(model, parent="3").check()
 
 
 @pytest.mark.parametrize(
