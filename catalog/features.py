@@ -56,7 +56,7 @@ class FeatureWriter(block_writer.BlockWriter):
         self.lineage = lineage_of(view, dataset, *model)
         where = store, branch, group_of(view), dataset.sizes["sample"]
         provenance = {"code_commit": code_commit()}
-        super().__init__(*where, lock=f"{branch}-{view.key}", provenance=provenance)
+        super().__init__(*where, lock=branch, provenance=provenance)
 
     def _create(self) -> None:
         session = self.store.repository.writable_session(self.branch)

@@ -1,6 +1,5 @@
 """Care of a store: verify and repair data sets, collect garbage, copy, show sizes, migrate."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -68,12 +67,18 @@ def repair_(
 
 
 @app.command()
-def gc(dry_run: DryRunOption = False, store: options.StoreOption = options.DEFAULT_URI) -> None:
+def gc(
+    days: Annotated[
+        float | None, Option(min=0, help="Age; by default 0, in object storage 7.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    store: options.StoreOption = options.DEFAULT_URI,
+) -> None:
     """Delete what no tag and no branch refers to, and what processes that died left behind."""
     from bragg_data.store.care import collect_garbage
     from bragg_data.store.repository import Store
 
-    garbage = collect_garbage(Store(store), dry_run=dry_run)
+    garbage = collect_garbage(Store(store), dry_run=dry_run, days=days)
     say(
         f"{'To delete' if dry_run else 'Deleted'}: {garbage.chunks:,} chunks, {garbage.files:,} "
         f"files of the index, {garbage.scratch:,} scratch files, {decimal(garbage.bytes)}"
@@ -87,19 +92,17 @@ def expire(
     store: options.StoreOption = options.DEFAULT_URI,
 ) -> None:
     """Forget old snapshots of the history; tags and the newest of each data set stay."""
-    from datetime import timedelta
-
     from bragg_data.store.care import expire as expire_snapshots
     from bragg_data.store.repository import Store
 
-    count = expire_snapshots(Store(store), timedelta(days=days), dry_run=dry_run)
+    count = expire_snapshots(Store(store), days, dry_run=dry_run)
     say(f"{'To expire' if dry_run else 'Expired'}: {count:,} snapshots")
     next_commands((command_line("store", "gc", store=store), "delete their files"))
 
 
 @app.command()
 def copy(
-    target: Annotated[Path, Argument(help="Directory that does not exist yet.")],
+    target: Annotated[str, Argument(help="Path or URI where nothing is yet.")],
     store: options.StoreOption = options.DEFAULT_URI,
 ) -> None:
     """Copy a store with its tags and content hashes, and verify the copy."""
@@ -109,7 +112,7 @@ def copy(
 
     repository = Store(store)
     with Progress("Copying", care.bytes_to_copy(repository), "bytes") as progress:
-        copied = care.copy(repository, target.absolute(), progress.advance)
+        copied = care.copy(repository, target, progress.advance)
     for tag in copied.tags():
         verify_snapshot(copied.open(tag.name))
     say(f"[bold]{escape(copied.uri)}[/]: {len(copied.tags())} data sets, verified")

@@ -80,8 +80,7 @@ class BlockWriter(ABC):
             self._lock.__enter__()
         try:
             with storage_errors(f"creating {self.group} in {self.store.uri}"):
-                with self.store.committing():
-                    self._create()
+                self.store.committed(self._create)
                 self._resume()
         except BaseException:
             self._lock.__exit__(None, None, None)
@@ -93,7 +92,7 @@ class BlockWriter(ABC):
 
     @abstractmethod
     def _create(self) -> None:
-        """Create the branch and the group, if they do not exist; called under the commit lock."""
+        """Create the branch and the group, if they do not exist; within `Store.committed`."""
 
     @abstractmethod
     def _check(self, dataset: xr.Dataset) -> None:
@@ -175,9 +174,21 @@ class BlockWriter(ABC):
         """
         if not results:
             return
-        # On copies: after a commit that fails this object still describes the store.
-        status, digests = self._status.copy(), self._digests.copy()
-        failures, copied = dict(self.failures), Counter[Snapshot]()
+        with storage_errors(f"committing to {self.store.uri}"):
+            self.store.committed(lambda: self._commit(results))
+        # After a commit that fails this object still describes the store.
+        self._enter(results, self._status, self._digests, self.failures)
+        self.copied += _copied(results)
+        self._session = None
+
+    def _enter(
+        self,
+        results: Sequence[BlockResult],
+        status: Integers8,
+        digests: NDArray[np.uint8],
+        failures: dict[int, str],
+    ) -> None:
+        """Enter results into the status and the digests of all blocks."""
         for result in results:
             status[self.rows(result.block)] = result.status
             if result.fork is None:
@@ -185,25 +196,30 @@ class BlockWriter(ABC):
             else:
                 digests[result.block] = np.frombuffer(result.sha256, np.uint8)
                 failures.pop(result.block, None)
-                copied.update(result.copied)
-        n_done = int((status == schema.DONE).sum())
-        with storage_errors(f"committing to {self.store.uri}"), self.store.committing():
-            session = self.store.repository.writable_session(self.branch)
-            session.merge(*(result.fork for result in results if result.fork is not None))
-            group = zarr.open_group(session.store, path=self.group, mode="r+")
-            array_of(group, "status")[:] = status
-            array_of(group, "block_sha256")[:] = digests
-            attrs = dict(group.attrs) | self._provenance
-            attrs.pop("failures", None)
-            if failures:
-                attrs["failures"] = {str(block): reason for block, reason in failures.items()}
-            if copied:
-                attrs["reused_from"] = _lineage(str(attrs.get("reused_from", "[]")), copied)
-            group.attrs.put(attrs)
-            session.commit(f"{n_done} of {self.count} samples of {self.group}")
-        self._status, self._digests, self.failures = status, digests, failures
-        self.copied += copied
-        self._session = None
+
+    def _commit(self, results: Sequence[BlockResult]) -> None:
+        session = self.store.repository.writable_session(self.branch)
+        session.merge(*(result.fork for result in results if result.fork is not None))
+        group = zarr.open_group(session.store, path=self.group, mode="r+")
+        # As they are now: in object storage another process may write the same data set.
+        status, digests = array_of(group, "status"), array_of(group, "block_sha256")
+        new_status, new_digests = np.asarray(status[:]), np.asarray(digests[:])
+        attrs: dict[str, Any] = dict(group.attrs) | self._provenance
+        failures = {int(b): reason for b, reason in attrs.pop("failures", {}).items()}
+        self._enter(results, new_status, new_digests, failures)
+        status[:], digests[:] = new_status, new_digests
+        if failures:
+            attrs["failures"] = {str(block): reason for block, reason in failures.items()}
+        if copied := _copied(results):
+            attrs["reused_from"] = _lineage(str(attrs.get("reused_from", "[]")), copied)
+        group.attrs.put(attrs)
+        n_done = int((new_status == schema.DONE).sum())
+        session.commit(f"{n_done} of {self.count} samples of {self.group}")
+
+
+def _copied(results: Sequence[BlockResult]) -> Counter[Snapshot]:
+    written = (result for result in results if result.fork is not None)
+    return sum((Counter(result.copied) for result in written), Counter[Snapshot]())
 
 
 def _lineage(known: str, copied: Counter[Snapshot]) -> str:

@@ -1,6 +1,5 @@
 """Care of a store over the years: what it holds, what nothing refers to, copies, its schema."""
 
-import os
 import re
 import shutil
 import time
@@ -10,16 +9,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import zarr
 
 from bragg_data.store import schema
 from bragg_data.store.block_writer import array_of
-from bragg_data.store.reading import StoreError, storage_errors
-from bragg_data.store.repository import Snapshot, Store
+from bragg_data.store.place import DATA, REFERENCES, place_of
+from bragg_data.store.reading import StoreError, open_dataset, storage_errors
+from bragg_data.store.repository import Snapshot, Store, groups_of
 
-_DATA = ("chunks", "manifests", "snapshots", "transactions")
-_REFERENCES = "refs"
+_DAYS_TO_COMMIT = 7  # in object storage: older chunks that nothing refers to were left behind
 _LEFT_BEHIND = timedelta(hours=1)  # age of a scratch file that no running process can have
 _MAIN = "main"
 
@@ -68,19 +68,23 @@ def _contents(store: Store, snapshot: Snapshot) -> Contents:
 
 def size_on_disk(store: Store) -> int:
     """Return the bytes of all files of a store."""
-    return sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+    return sum(int(file.size) for file in store.place.listed([""], below=True))
 
 
-def collect_garbage(store: Store, *, dry_run: bool) -> Garbage:
+def collect_garbage(store: Store, *, dry_run: bool, days: float | None = None) -> Garbage:
     """Delete what neither a tag nor a branch refers to, and scratch files that were left behind.
 
-    Raises `StoreError` if a data set is being written: its chunks belong to nothing yet.
+    Raises `StoreError` if a data set is being written: its chunks belong to nothing yet. In object
+    storage that cannot be seen: there, what is younger than 7 days stays. ``days`` is another age.
     """
+    if days is None:
+        days = 0 if store.place.directory else _DAYS_TO_COMMIT
+    limit = datetime.now(UTC) - timedelta(days=days)
     with storage_errors(f"collecting garbage in {store.uri}"), _nobody_writes(store):
         for branch in store.repository.list_branches():
             if branch.startswith("rewrite-") and not dry_run:  # of a repair that died
                 store.repository.delete_branch(branch)
-        gone = store.repository.garbage_collect(datetime.now(UTC), dry_run=dry_run)
+        gone = store.repository.garbage_collect(limit, dry_run=dry_run)
         scratch = list(_scratch(store))
         size = sum(_size(path) for path in scratch)
         if not dry_run:
@@ -90,12 +94,12 @@ def collect_garbage(store: Store, *, dry_run: bool) -> Garbage:
     return Garbage(gone.chunks_deleted, files, len(scratch), gone.bytes_deleted + size)
 
 
-def expire(store: Store, older_than: timedelta, *, dry_run: bool) -> int:
-    """Forget snapshots of the branches' histories that are older, except tags and newest ones.
+def expire(store: Store, days: float, *, dry_run: bool) -> int:
+    """Forget snapshots of the branches' histories older than ``days``, but tags and newest ones.
 
     Returns how many; their files are deleted by :func:`collect_garbage`.
     """
-    limit = datetime.now(UTC) - older_than
+    limit = datetime.now(UTC) - timedelta(days=days)
     repository = store.repository
     with storage_errors(f"expiring snapshots of {store.uri}"), _nobody_writes(store):
         named = {repository.lookup_tag(tag) for tag in repository.list_tags()}
@@ -114,8 +118,8 @@ def expire(store: Store, older_than: timedelta, *, dry_run: bool) -> int:
 @contextmanager
 def _nobody_writes(store: Store) -> Iterator[None]:
     """Hold the locks of all data sets, and that of commits."""
-    directory = store.path / "locks"
-    names = sorted(file.stem for file in directory.glob("*.lock")) if directory.exists() else []
+    names = sorted(str(file.base_name) for file in store.place.listed(["locks"]))
+    names = [name.removesuffix(".lock") for name in names if name.endswith(".lock")]
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(store.exclusive(name, f"a data set ({name})"))
@@ -124,10 +128,12 @@ def _nobody_writes(store: Store) -> Iterator[None]:
 
 def _scratch(store: Store) -> Iterator[Path]:
     """Yield what processes that died have left in the store and next to it."""
-    places = store.path.glob(".repair-*"), store.path.glob("verified/.*")
+    if (directory := store.place.directory) is None:
+        return
+    places = directory.glob(".repair-*"), directory.glob("verified/.*")
     # Of an interrupted copy, by its whole name: a neighbour may well begin alike.
-    partial = re.compile(re.escape(f".{store.path.name}-") + "[0-9a-f]{32}")
-    next_to = (p for p in store.path.parent.glob(".*") if partial.fullmatch(p.name))
+    partial = re.compile(re.escape(f".{directory.name}-") + "[0-9a-f]{32}")
+    next_to = (p for p in directory.parent.glob(".*") if partial.fullmatch(p.name))
     for paths in (*places, next_to):
         for path in paths:
             with suppress(FileNotFoundError):
@@ -147,53 +153,93 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def copy(store: Store, target: Path, on_file: Callable[[int], object] = lambda _: None) -> Store:
+def copy(
+    store: Store, target: str | Path, on_file: Callable[[int], object] = lambda _: None
+) -> Store:
     """Copy a store, with content hashes and tags as they are, while others may write to it.
 
-    The copy appears at ``target`` when it is complete. ``on_file`` is called with the bytes of each
-    file that is copied. Raises `StoreError` if something is there, or the copy cannot be written.
+    To a path or URI, where the copy appears when it is complete. ``on_file`` is called with the
+    bytes of each file that is copied. Raises `StoreError` if something is there, or the copy cannot
+    be written.
     """
-    if target.exists():
-        raise StoreError(f"{target} is there already. Name a directory that does not exist yet.")
-    partial = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
-    with storage_errors(f"copying {store.uri} to {target}"):
+    place = place_of(target)
+    place.check_reachable()
+    directory = place.directory
+    # In object storage an interrupted copy has no references, and is continued.
+    if directory.exists() if directory else place.listed([REFERENCES], below=True):
+        raise StoreError(f"{place.uri} is there already. Name a place where nothing is yet.")
+    partial = directory.with_name(f".{directory.name}-{uuid.uuid4().hex}") if directory else None
+    to = place_of(partial) if partial else place
+    with storage_errors(f"copying {store.uri} to {place.uri}"):
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # First, so that what they refer to is among the files, which never change.
-            shutil.copytree(store.path / _REFERENCES, partial / _REFERENCES)
-            files = [f for f in store.path.iterdir() if f.is_file() and not f.name.startswith(".")]
-            data = [f for name in _DATA for f in (store.path / name).glob("*") if f.is_file()]
-            for file in (*files, *data):
-                place = partial / file.relative_to(store.path)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copy2(file, place)
-                with place.open("rb") as stream:
-                    os.fsync(stream.fileno())
-                on_file(place.stat().st_size)
-            partial.rename(target)
+            # Read first, so that what they refer to is among the files, which never change.
+            references = [
+                (str(file.path), store.place.read(file.path))
+                for file in store.place.listed([REFERENCES], below=True)
+            ]
+            for file in _to_copy(store):
+                to.write(file.path, store.place.read(file.path), ".copy")
+                on_file(file.size)
+            for name, content in references:
+                to.write(name, content, ".copy")
+            if partial and directory:
+                partial.rename(directory)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return Store(target)
+            if partial:
+                shutil.rmtree(partial, ignore_errors=True)
+    return Store(place.uri)
 
 
-def give_up(store: Store, branch: str) -> None:
-    """Begin an unfinished data set, of which nothing can be read any more, from its start.
-
-    Raises `StoreError` if there is no such branch, a tag depends on it, or it is being written.
-    """
-    repository = store.repository
-    action = f"giving up {branch} of {store.uri}"
-    with storage_errors(action), store.exclusive(branch, branch), store.committing():
-        history = {info.id for info in repository.ancestry(branch=branch)}
-        if history & {tag.snapshot_id for tag in store.tags()}:
-            raise StoreError(f"{branch} has a tag: repair that instead.")
-        repository.reset_branch(branch, repository.lookup_branch(_MAIN))
+def _to_copy(store: Store) -> list[Any]:
+    files = store.place.listed(["", *DATA])
+    return [file for file in files if not file.base_name.startswith(".")]
 
 
 def bytes_to_copy(store: Store) -> int:
     """Return the bytes that :func:`copy` copies."""
-    files = (f for name in _DATA for f in (store.path / name).glob("*") if f.is_file())
-    return sum(file.stat().st_size for file in files)
+    return sum(int(file.size) for file in _to_copy(store))
+
+
+def give_up(store: Store, branch: str) -> None:
+    """Begin an unfinished data set again, which cannot be resumed as too little of it can be read.
+
+    One that grows begins with the data set that it grows from. Raises `StoreError` if there is no
+    such branch, it has a tag, it can be resumed, or it is being written.
+    """
+    repository = store.repository
+    action = f"giving up {branch} of {store.uri}"
+
+    def reset() -> None:
+        start = repository.lookup_branch(_MAIN)
+        tags = {tag.snapshot_id: tag.name for tag in store.tags()}
+        for info in repository.ancestry(branch=branch):
+            if info.id in tags:
+                if store.branch_of(store.open(tags[info.id])) == branch:
+                    raise StoreError(f"{branch} has a tag: repair that instead.")
+                start = info.id  # it grows from this one
+                break
+        if _can_be_resumed(store, branch):
+            raise StoreError(
+                f"{branch} can be read: run its simulate command again, which completes it and "
+                f"computes damaged blocks by itself."
+            )
+        repository.reset_branch(branch, start)
+
+    with storage_errors(action), store.exclusive(branch, branch):
+        store.committed(reset)
+
+
+def _can_be_resumed(store: Store, branch: str) -> bool:
+    """Whether labels, bookkeeping and the index of the blocks of a branch can be read."""
+    try:
+        with storage_errors(f"reading {branch}"):
+            session = store.repository.readonly_session(branch=branch)
+            for group in groups_of(session):
+                open_dataset(session, group.basename).drop_vars("intensity").load()
+                array_of(group, "intensity").nchunks_initialized  # noqa: B018
+    except StoreError:
+        return False
+    return True
 
 
 def outdated(store: Store) -> list[Contents]:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from bragg_data.files import write_whole
 from bragg_data.store.block_writer import array_of
 from bragg_data.store.reading import StoreError, reason_of, storage_errors
 from bragg_data.store.repository import Store
 
+_CHUNKS = "chunks"
 _CHUNK_ID = re.compile(r"chunks?[/_](?:id=)?([0-9A-Z]{20})")
 
 
@@ -29,7 +29,7 @@ class ChunkFiles:
     """The chunks of a group in a snapshot, and the files that hold them."""
 
     def __init__(self, store: Store, session: Session, group: str) -> None:
-        self._directory, self._session, self._group = store.path / "chunks", session, group
+        self._place, self._session, self._group = store.place, session, group
 
     def _get(self, key: str) -> bytes | None:
         prototype = default_buffer_prototype()
@@ -73,8 +73,7 @@ class ChunkFiles:
     def replace(self, name: str, index: int, values: NDArray[Any]) -> None:
         """Give the file of a chunk the bytes that hold these values, at once."""
         key, content = self._encoded(name, index, values)
-        partial = self._directory.parent / f".repair-{uuid.uuid4().hex}"
-        write_whole(self._directory / self._file(key), content, partial)
+        self._place.write(f"{_CHUNKS}/{self._file(key)}", content, f".repair-{uuid.uuid4().hex}")
 
     def _encoded(self, name: str, index: int, values: NDArray[Any]) -> tuple[str, bytes]:
         """Return the key of a chunk, and its bytes by the codecs of its array."""
@@ -102,8 +101,8 @@ class ChunkFiles:
             if match is None:
                 raise NotInPlaceError(reason_of(error)) from error
             return match[1]
-        files = (f for f in self._directory.iterdir() if f.stat().st_size == len(content or b""))
-        names = [file.name for file in files if file.read_bytes() == content]
+        files = (f for f in self._place.listed([_CHUNKS]) if f.size == len(content or b""))
+        names = [f.base_name for f in files if self._place.read(f.path) == content]
         if len(names) != 1:
             raise NotInPlaceError(key)
-        return names[0]
+        return str(names[0])

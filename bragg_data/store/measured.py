@@ -132,24 +132,28 @@ def write_measured(
     store.check_new_tag(new_tag)
     repository = store.repository
     branch = branch_name(name, dataset.attrs["identity"])
-    with storage_errors(f"writing {new_tag} in {store.uri}"), store.committing():
+
+    def write() -> None:
         if branch not in repository.list_branches():
             repository.create_branch(branch, repository.lookup_branch("main"))
         session = repository.writable_session(branch)
         root = zarr.open_group(session.store, mode="a")
-        if name in root:  # a process died between commit and tag
-            repository.create_tag(new_tag, repository.lookup_branch(branch))
-            return store.tag(new_tag)
-        write_variables(session, name, dataset)
-        records = json.loads(dataset.attrs["measurements"])
-        for measurement, record in zip(measurements, records, strict=True):
-            group = root.create_group(record["native"])
-            group.attrs.update(record)
-            for key in ("tof", "intensity", "sigma"):
-                values = getattr(measurement.profile, key)
-                group.create_array(key, data=values, chunks=values.shape, compressors=COMPRESSORS)
-        snapshot = session.commit(f"ingest {name}: {len(measurements)} profiles")
-        repository.create_tag(new_tag, snapshot)
+        if name not in root:  # else a process died between commit and tag
+            write_variables(session, name, dataset)
+            records = json.loads(dataset.attrs["measurements"])
+            for measurement, record in zip(measurements, records, strict=True):
+                group = root.create_group(record["native"])
+                group.attrs.update(record)
+                for key in ("tof", "intensity", "sigma"):
+                    values = getattr(measurement.profile, key)
+                    group.create_array(
+                        key, data=values, chunks=values.shape, compressors=COMPRESSORS
+                    )
+            session.commit(f"ingest {name}: {len(measurements)} profiles")
+        store.create_tag(new_tag, repository.lookup_branch(branch))
+
+    with storage_errors(f"writing {new_tag} in {store.uri}"):
+        store.committed(write)
     return store.tag(new_tag)
 
 

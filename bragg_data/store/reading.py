@@ -97,9 +97,18 @@ def reason_of(error: Exception) -> str:
         return f"its {file[1]} {file[2]} is missing"
     if file and any(sign in text for sign in _DAMAGED):
         return f"its {file[1]} {file[2]} is damaged"
+    if "service error" in text or "dispatch failure" in text:
+        cause = text.rpartition("-> ")[2].strip().rstrip(".")
+        return f"the object storage does not do it ({cause})"
     # Icechunk's own sentence, behind a cross and broken into lines; a call stack follows.
     lines = [line.strip(" ×x|") for line in text.strip().splitlines()]
     return " ".join(itertools.takewhile(bool, lines)).rstrip(".") or type(error).__name__
+
+
+def is_conflict(error: Exception) -> bool:
+    """Whether an error of Icechunk means that another process made the commit, branch or tag."""
+    signs = "branch update conflict", "tag already exists"
+    return isinstance(error, icechunk.ConflictError) or any(sign in str(error) for sign in signs)
 
 
 def is_damage(error: Exception) -> bool:

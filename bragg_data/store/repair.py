@@ -9,7 +9,6 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 
 from bragg_data.arrays import Floats32
 from bragg_data.campaign import Campaign, Samples
-from bragg_data.files import write_whole
 from bragg_data.store import schema
 from bragg_data.store.block_writer import array_of, create_group
 from bragg_data.store.chunk_files import ChunkFiles, NotInPlaceError
@@ -135,7 +133,7 @@ def repair(
 def _is_intact(store: Store, tag: str, blocks: Sequence[int]) -> bool:
     """Read back what was repaired, as any other process would."""
     try:
-        dataset = Store(store.path).open(tag)
+        dataset = Store(store.uri).open(tag)
         samples = schema.samples_of(dataset)
         for block in blocks:
             read_block(dataset, samples, block)
@@ -268,22 +266,27 @@ def _rewritten(
     store: Store, tag: str, definition: Definition, simulate: Simulate, on_block: OnBlock
 ) -> Repaired:
     repository, temporary = store.repository, f"rewrite-{tag}"
-    with store.committing():
+
+    def begin() -> None:
         if temporary in repository.list_branches():  # of a process that died
             repository.delete_branch(temporary)
         repository.create_branch(temporary, repository.lookup_branch("main"))
+
+    def end() -> None:
+        snapshot = session.commit(f"rewrite {definition.group}")
+        store.place.sync()
+        _point(store, f"tag.{tag}", snapshot)
+        if definition.branch in repository.list_branches():
+            repository.reset_branch(definition.branch, snapshot)
+
+    store.committed(begin)
     try:
         session = repository.writable_session(temporary)
         computed = _write_again(store, tag, definition, session, simulate, on_block)
-        with store.committing():
-            snapshot = session.commit(f"rewrite {definition.group}")
-            _point(store.path, f"tag.{tag}", snapshot)
-            if definition.branch in repository.list_branches():
-                repository.reset_branch(definition.branch, snapshot)
+        store.committed(end)
     finally:
-        with store.committing():
-            repository.delete_branch(temporary)
-    verify(Store(store.path).open(tag))
+        store.committed(lambda: repository.delete_branch(temporary))
+    verify(Store(store.uri).open(tag))
     return Repaired(computed, (), rewritten=True)
 
 
@@ -300,7 +303,9 @@ def _write_again(
     stored = old.read_all("block_sha256")
     group, n = definition.group, len(definition.samples)
     shape = n, definition.campaign.grid.points
-    dataset = definition.labelled.assign_attrs(definition.attrs)
+    dataset = definition.labelled.assign_attrs(
+        {**definition.attrs, "schema_version": schema.SCHEMA_VERSION}
+    )
     create_group(session, group, dataset, "intensity", shape, schema.INTENSITY)
     opened = zarr.open_group(session.store, path=group, mode="r+")
     digests, computed = np.zeros((definition.n_blocks, schema.DIGEST_BYTES), np.uint8), []
@@ -326,10 +331,10 @@ def _write_again(
     return tuple(computed)
 
 
-def _point(path: Path, reference: str, snapshot: str) -> None:
+def _point(store: Store, reference: str, snapshot: str) -> None:
     """Point a tag at another snapshot, at once; Icechunk itself never changes a tag."""
-    file = path / "refs" / reference / "ref.json"
-    if json.loads(file.read_text(encoding="utf-8")).keys() != {"snapshot"}:
+    file = f"refs/{reference}/ref.json"
+    if json.loads(store.place.read(file)).keys() != {"snapshot"}:
         raise StoreError(f"{file} is not a reference of this version of Icechunk. {RESTORE}")
     content = json.dumps({"snapshot": snapshot}, separators=(",", ":")).encode()
-    write_whole(file, content, path / f".repair-{uuid.uuid4().hex}")
+    store.place.write(file, content, f".repair-{uuid.uuid4().hex}")

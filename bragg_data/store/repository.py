@@ -1,20 +1,22 @@
 """The versioned store of labelled patterns: create it, list, open and verify its snapshots.
 
-An Icechunk repository in a directory. Each data set has a branch and a group; a tag names a
-finished one permanently. Data sets are written by :mod:`bragg_data.store.simulated`.
+An Icechunk repository in a directory or in object storage. Each data set has a branch and a group;
+a tag names a finished one permanently. :mod:`bragg_data.store.simulated` writes data sets.
 """
 
 import errno
+import itertools
+import random
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-from urllib.parse import unquote, urlsplit
+from typing import Any, NamedTuple, TypeVar, cast
 
 import icechunk
 import numpy as np
@@ -27,7 +29,8 @@ from zarr.errors import GroupNotFoundError
 from bragg_data.campaign import Campaign
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.store import schema
-from bragg_data.store.reading import RESTORE, remedy_of
+from bragg_data.store.place import REFERENCES, place_of
+from bragg_data.store.reading import RESTORE, is_conflict, remedy_of
 from bragg_data.store.reading import DiskFullError as DiskFullError
 from bragg_data.store.reading import StoreError as StoreError
 from bragg_data.store.reading import open_dataset as open_dataset
@@ -37,6 +40,9 @@ from bragg_data.store.reading import storage_errors as storage_errors
 _OTHER_GROUPS = FEATURES, NATIVE, SERIES = "features", "native", "series"
 SERIES_PREFIX = "series."  # of the tags of refined series, which are no data sets of profiles
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PATIENCE = 300.0  # seconds for a commit, while others commit to the same branch in object storage
+_PAUSE = 2.0  # seconds between two attempts, at most
+_T = TypeVar("_T")
 
 # Icechunk warns that commits side by side to a local directory are unsafe; ours are under a lock.
 icechunk.set_logs_filter("error")
@@ -79,46 +85,50 @@ class DataSet:
 
 
 class Store:
-    """An Icechunk repository in a directory, by its path or file:// URI.
+    """An Icechunk repository, by the path or file:// URI of its directory, or an s3:// URI.
 
-    ``create`` makes the repository if there is none. Raises a StoreError if the URI is not a
-    directory's, or the directory does not exist or is no store.
+    ``create`` makes the repository if there is none. Raises a StoreError if the URI is none of
+    these, object storage cannot be reached, or nothing is there or no store. ``path`` is the
+    directory, None of one in object storage.
     """
 
     def __init__(self, uri: str | Path = DEFAULT_URI, *, create: bool = False) -> None:
-        self.path = _path(uri)
-        self.uri = self.path.as_uri()
+        self.place = place_of(uri)
+        self.path, self.uri = self.place.directory, self.place.uri
+        self.place.check_reachable()
         with storage_errors(f"opening the store {self.uri}"):
-            if create and not self.path.exists():
+            if create:
                 self._create()
-            if not self.path.exists():
-                raise StoreError(
-                    f"There is no store at {self.uri}. Make one with: python -m pipelines.simulate"
-                )
-            storage = icechunk.local_filesystem_storage(str(self.path))
-            if create and self.path.is_dir() and not any(self.path.iterdir()):
-                icechunk.Repository.create(storage)
-            if not (self.path.is_dir() and icechunk.Repository.exists(storage)):
+            if not self._exists():
+                directory = self.place.directory
+                if not (directory.exists() if directory else self.place.listed([""], below=True)):
+                    raise StoreError(
+                        f"There is no store at {self.uri}. Make one with: python -m "
+                        f"pipelines.simulate"
+                    )
                 raise StoreError(
                     f"{self.uri} is there, but it is no store. Name the directory of a store or, "
                     f"for a new one, a directory that is empty or not there yet."
                 )
-            self.repository = icechunk.Repository.open(storage)
+            self.repository = icechunk.Repository.open(self.place.storage)
+
+    def _exists(self) -> bool:
+        directory = self.place.directory
+        is_place = directory is None or directory.is_dir()
+        return is_place and icechunk.Repository.exists(self.place.storage)
 
     def _create(self) -> None:
-        """Create the repository under another name and rename it: it is never incomplete."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex}")
-        new.mkdir()  # Icechunk would panic if it cannot be made
-        try:
-            icechunk.Repository.create(icechunk.local_filesystem_storage(str(new)))
-            new.rename(self.path)
-        except OSError as error:
-            # Another process was faster: its store is used.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        """Create the repository if there is nothing."""
+        directory = self.place.directory
+        if directory is None:
+            if not self._exists():
+                # Who was faster has made it; what else may be there is looked at next.
+                with suppress(icechunk.IcechunkError):
+                    icechunk.Repository.create(self.place.storage)
+        elif not directory.exists():
+            _create_directory(directory)
+        elif directory.is_dir() and not any(directory.iterdir()):
+            icechunk.Repository.create(self.place.storage)
 
     def tags(self) -> list[Tag]:
         """Return the tags, in the order of their names (v2 before v10)."""
@@ -189,7 +199,7 @@ class Store:
         """Yield branch and group of data sets without a tag; after a tag, features may follow."""
         tagged = {self.group_of(tag.name).attrs.get("content_hash") for tag in self.tags()}
         for branch in sorted(self.repository.list_branches() - {"main"}):
-            groups = list(_groups(self.repository.readonly_session(branch=branch)))
+            groups = list(groups_of(self.repository.readonly_session(branch=branch)))
             if not any(group.attrs.get("content_hash", "") in tagged for group in groups):
                 yield from ((branch, group) for group in groups)
 
@@ -213,7 +223,7 @@ class Store:
 
     def group_of(self, tag: str) -> zarr.Group:
         """Return the group of a tagged data set."""
-        return next(_groups(self.repository.readonly_session(tag=tag)))
+        return next(groups_of(self.repository.readonly_session(tag=tag)))
 
     def next_tag(self, name: str) -> str:
         """Return the next free tag NAME-vN."""
@@ -233,13 +243,21 @@ class Store:
 
     def lock(self, name: str) -> FileLock:
         """Return a lock among all processes that share the file system; a kill releases it."""
-        directory = self.path / "locks"
+        if self.place.directory is None:
+            raise StoreError(f"{self.uri} is in object storage, where nothing can be locked.")
+        directory = self.place.directory / "locks"
         directory.mkdir(exist_ok=True)
         return FileLock(directory / f"{name}.lock", mode=0o664, fallback_to_soft=False)
 
     @contextmanager
     def exclusive(self, name: str, what: str) -> Iterator[None]:
-        """Hold a lock by its name; a `StoreError` if another process has it."""
+        """Hold a lock by its name; a `StoreError` if another process has it.
+
+        In object storage there is none: who does the same there does it twice, to the same result.
+        """
+        if self.place.directory is None:
+            yield
+            return
         lock = self.lock(name)
         try:
             lock.acquire(timeout=0)
@@ -253,9 +271,41 @@ class Store:
         finally:
             lock.release()
 
-    def committing(self) -> FileLock:
-        """Return the lock for commits, branches and tags; concurrent commits lose changes."""
-        return self.lock("commit")
+    def committed(self, work: Callable[[], _T]) -> _T:
+        """Do what opens a session and commits it, or changes branches and tags.
+
+        In a directory under a lock, as concurrent commits lose changes there. In object storage a
+        commit is refused where another was first: then it is all done again, with a new session.
+        """
+        if self.place.directory is not None:
+            with self.lock("commit"):
+                return work()
+        with storage_errors(f"committing to {self.uri}"):
+            return retried(work)
+
+    def create_tag(self, name: str, snapshot_id: str) -> None:
+        """Name a snapshot for good, when all that it refers to is on the disk."""
+        self.place.sync()
+        self.repository.create_tag(name, snapshot_id)
+        self.place.sync([REFERENCES])
+
+
+def retried(work: Callable[[], _T]) -> _T:
+    """Do what commits, and again, in full, as long as another process commits first."""
+    end = time.monotonic() + _PATIENCE
+    for attempt in itertools.count():
+        try:
+            return work()
+        except (icechunk.ConflictError, icechunk.IcechunkError) as error:
+            if not is_conflict(error):
+                raise
+            if time.monotonic() > end:
+                raise StoreError(
+                    f"Other processes have been committing to the same branch for {_PATIENCE:g} s "
+                    f"without a pause. Run the same command again."
+                ) from error
+        time.sleep(random.uniform(0, min(_PAUSE, 0.05 * 2**attempt)))
+    raise AssertionError
 
 
 def branch_name(campaign: str, identity: str) -> str:
@@ -277,21 +327,25 @@ def _simulator_of(group: zarr.Group) -> tuple[str, str]:
     return str(group.attrs["simulator"]), str(group.attrs["simulator_version"])
 
 
-def _groups(session: Session) -> Iterator[zarr.Group]:
+def groups_of(session: Session) -> Iterator[zarr.Group]:
+    """Yield the groups of data sets of a session: one, or none yet."""
     # A branch has nothing at all on it between its creation and its first commit.
     with suppress(GroupNotFoundError):
         root = zarr.open_group(session.store, mode="r")
         yield from (group for name, group in root.groups() if name not in _OTHER_GROUPS)
 
 
-def _path(uri: str | Path) -> Path:
-    """Return the directory of a store, absolute because forks travel to other processes."""
-    if isinstance(uri, Path) or "://" not in uri:
-        return Path(uri).absolute()
-    parts = urlsplit(uri)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise StoreError(
-            f"Store '{uri}' is not on a file system of this machine. Give a path, or a URI that "
-            f"begins with file:///."
-        )
-    return Path(unquote(parts.path))
+def _create_directory(directory: Path) -> None:
+    """Create the repository under another name and rename it: it is never incomplete."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    new = directory.with_name(f".{directory.name}-{uuid.uuid4().hex}")
+    new.mkdir()  # Icechunk would panic if it cannot be made
+    try:
+        icechunk.Repository.create(icechunk.local_filesystem_storage(str(new)))
+        new.rename(directory)
+    except OSError as error:
+        # Another process was faster: its store is used.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

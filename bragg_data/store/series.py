@@ -43,7 +43,8 @@ def write_series(store: Store, name: str, dataset: xr.Dataset) -> str:
     group, repository = f"{SERIES_PREFIX}{name}", store.repository
     branch = branch_name(group, identity)
     written = dataset.assign_attrs(content_hash=identity, rows_per_chunk=1)
-    with storage_errors(f"writing {group} in {store.uri}"), store.committing():
+
+    def write() -> str:
         if branch not in repository.list_branches():
             repository.create_branch(branch, repository.lookup_branch("main"))
         snapshot = repository.lookup_branch(branch)
@@ -57,8 +58,11 @@ def write_series(store: Store, name: str, dataset: xr.Dataset) -> str:
                 return tag
         numbers = [int(tag.rpartition("-v")[2]) for tag in tags if tag.rpartition("-v")[0] == group]
         tag = f"{group}-v{max(numbers, default=0) + 1}"
-        repository.create_tag(tag, snapshot)
-    return tag
+        store.create_tag(tag, snapshot)
+        return tag
+
+    with storage_errors(f"writing {group} in {store.uri}"):
+        return store.committed(write)
 
 
 def check_name(store: Store, name: str) -> None:

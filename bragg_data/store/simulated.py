@@ -115,29 +115,35 @@ class Writer(BlockWriter):
         Raises `SchemaError` if something is missing or wrong, `StoreError` if the tag exists; then
         nothing is tagged.
         """
-        repo = self.store.repository
-        with storage_errors(f"tagging in {self.store.uri}"), self.store.committing():
-            session = repo.writable_session(self.branch)
-            group = zarr.open_group(session.store, path=self.group, mode="r+")
-            known = group.attrs.get("content_hash")
-            group.attrs["content_hash"] = schema.content_hash(self.identity, self._digests)
-            # Imported here, as workers never check and start a second sooner without pandera.
-            from bragg_data.store.checks import check
+        with storage_errors(f"tagging in {self.store.uri}"):
+            return self.store.tag(self.store.committed(lambda: self._finish(tag)))
 
-            # Workers have checked the intensities.
-            dataset = repository.open_dataset(session, self.group)
-            for finding in check(dataset, intensities=False):
-                if finding.hard and not finding.passed:
-                    raise schema.SchemaError(finding.message)
-            name = tag or self.store.next_tag(self.campaign.name)
-            self.store.check_new_tag(name)
-            if known == group.attrs["content_hash"]:
-                # A run before this one died between its last commit and the tag.
-                snapshot = repo.lookup_branch(self.branch)
-            else:
-                snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
-            repo.create_tag(name, snapshot)
-        return self.store.tag(name)
+    def _finish(self, tag: str | None) -> str:
+        repo = self.store.repository
+        session = repo.writable_session(self.branch)
+        group = zarr.open_group(session.store, path=self.group, mode="r+")
+        known = group.attrs.get("content_hash")
+        group.attrs["content_hash"] = schema.content_hash(self.identity, self._digests)
+        # Imported here, as workers never check and start a second sooner without pandera.
+        from bragg_data.store.checks import check
+
+        # Workers have checked the intensities.
+        dataset = repository.open_dataset(session, self.group)
+        for finding in check(dataset, intensities=False):
+            if finding.hard and not finding.passed:
+                raise schema.SchemaError(finding.message)
+        name = tag or self.store.next_tag(self.campaign.name)
+        self.store.check_new_tag(name)
+        if known == group.attrs["content_hash"]:
+            # A run before this one died between its last commit and the tag.
+            snapshot = repo.lookup_branch(self.branch)
+        else:
+            snapshot = session.commit(f"finish {self.group}: {len(self.samples)} samples")
+        if tag is None:  # another process that wrote the same may have tagged it meanwhile
+            name = next((t.name for t in self.store.tags() if t.snapshot_id == snapshot), name)
+        if name not in repo.list_tags():
+            self.store.create_tag(name, snapshot)
+        return name
 
 
 def write_block(

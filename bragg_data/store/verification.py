@@ -7,12 +7,10 @@ the record holds as long as the store's files are the same by name, size and tim
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import xarray as xr
 
@@ -20,6 +18,7 @@ from bragg_data.arrays import Floats32
 from bragg_data.campaign import Samples
 from bragg_data.files import user_cache, write_whole
 from bragg_data.store import schema
+from bragg_data.store.place import Place, place_of
 from bragg_data.store.reading import StoreError, remedy_of, storage_errors
 
 OnBlock = Callable[[int], object]  # called with the number of samples of every block that is read
@@ -125,19 +124,19 @@ def verify_once(dataset: xr.Dataset, on_block: OnBlock | None = None) -> None:
     """
     # Of before: what changes while it is read is read again.
     state = state_of(dataset)
-    if not _is_recorded(_path_of(dataset), str(dataset.attrs["snapshot_id"])):
+    if not _is_recorded(_place(dataset), str(dataset.attrs["snapshot_id"])):
         verify(dataset, on_block)
         remember(dataset, state)
 
 
 def state_of(dataset: xr.Dataset) -> State:
     """Return the state of the files of an opened snapshot's store."""
-    return _state(_path_of(dataset), None)
+    return _state(_place(dataset), None)
 
 
 def remember(dataset: xr.Dataset, state: State) -> None:
     """Record that a snapshot was found intact, in a state from before it was read."""
-    store, snapshot = _path_of(dataset), str(dataset.attrs["snapshot_id"])
+    store, snapshot = _place(dataset), str(dataset.attrs["snapshot_id"])
     text = json.dumps({"snapshot": snapshot, "newest": state[0], "state": state[1]})
     for directory in _directories(store):
         with suppress(OSError):
@@ -147,11 +146,11 @@ def remember(dataset: xr.Dataset, state: State) -> None:
     _in_memory.add((snapshot, state[1]))
 
 
-def _path_of(dataset: xr.Dataset) -> Path:
-    return Path(unquote(urlsplit(dataset.attrs["uri"]).path))
+def _place(dataset: xr.Dataset) -> Place:
+    return place_of(str(dataset.attrs["uri"]))
 
 
-def _is_recorded(store: Path, snapshot: str) -> bool:
+def _is_recorded(store: Place, snapshot: str) -> bool:
     for directory in _directories(store):
         with suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads((directory / f"{snapshot}.json").read_text(encoding="utf-8"))
@@ -160,25 +159,21 @@ def _is_recorded(store: Path, snapshot: str) -> bool:
     return (snapshot, _state(store, None)[1]) in _in_memory
 
 
-def _directories(store: Path) -> Iterator[Path]:
+def _directories(store: Place) -> Iterator[Path]:
     """Yield where a record may be: in the store, and in the cache of a user who only reads it."""
-    yield store / _DIRECTORY
+    if store.directory is not None:
+        yield store.directory / _DIRECTORY
     if (cache := user_cache()) is not None:
-        yield cache / _DIRECTORY / hashlib.sha256(str(store).encode()).hexdigest()[:16]
+        name = str(store.directory or store.uri)
+        yield cache / _DIRECTORY / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def _state(store: Path, newest: int | None) -> State:
+def _state(store: Place, newest: int | None) -> State:
     """Return the time of the newest file (ns), and a digest of all that are not newer.
 
     Files that are added later do not count; one that is changed or deleted does.
     """
-    files = []
-    for name in _COVERED:
-        with suppress(FileNotFoundError), os.scandir(store / name) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    about = entry.stat()
-                    files.append((about.st_mtime_ns, entry.name, about.st_size))
+    files = [(file.mtime_ns, file.base_name, file.size) for file in store.listed(_COVERED)]
     newest = max((time for time, *_ in files), default=0) if newest is None else newest
     counted = sorted(file for file in files if file[0] <= newest)
     return newest, hashlib.sha256(repr(counted).encode()).hexdigest()

@@ -36,7 +36,7 @@ _on_draws = partial(Option, rich_help_panel="Simulated measurements")
 _draws = partial(_on_draws, min=0, metavar="N")
 
 StoreOption = Annotated[
-    str, Option("--store", metavar="URI", help="Directory or file:// URI of the store.")
+    str, Option("--store", metavar="URI", help="Directory of the store, or s3://BUCKET/PREFIX.")
 ]
 TrackingOption = Annotated[
     str, Option("--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow's URI.")

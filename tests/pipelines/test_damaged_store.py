@@ -174,3 +174,17 @@ def test_an_unfinished_data_set_without_manifests_begins_again(
     assert Store(place[1]).open(TAG).attrs["content_hash"] == expected
     code, out, err = command(store_command.app, "repair", branch, *place)
     assert (code, "has a tag: repair that instead" in err) == (2, True)
+
+
+def test_repair_keeps_what_can_be_resumed(tmp_path, small_campaign: Campaign, command):
+    store = Store(tmp_path / "store", create=True)
+    with Writer(store, small_campaign, "kinematic", "1") as writer:
+        branch, samples = writer.branch, writer.samples[writer.rows(0)]
+        patterns = small_patterns(small_campaign, samples)
+        writer.commit([write_block(writer.fork(), writer.group, 0, samples, patterns)])
+    largest: Path = max((store.path / "chunks").iterdir(), key=lambda file: file.stat().st_size)
+    largest.unlink()  # a block, which simulate computes again
+    code, _, err = command(store_command.app, "repair", branch, "--store", store.path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "can be read: run its simulate command again" in err
+    assert Store(store.path).unfinished()[0].done == len(samples)

@@ -18,8 +18,8 @@ from bragg_data.growth import chosen_text, growths_of
 from bragg_data.simulation import kinematic
 from bragg_data.splits import TRAINED, Part, blocked_split, random_split
 from bragg_data.store import repair
-from bragg_data.store.care import size_on_disk
-from bragg_data.store.repository import Store, open_snapshot
+from bragg_data.store.care import give_up, size_on_disk
+from bragg_data.store.repository import Store, StoreError, open_snapshot
 from bragg_data.store.schema import samples_of
 from bragg_data.store.simulated import Writer, write_block
 from bragg_data.store.verification import verify
@@ -325,3 +325,21 @@ def test_impossible_requests_are_refused(arguments, message):
     with pytest.raises(SimulationError) as error:
         GrowthRequest(*arguments)
     assert str(error.value) == message
+
+
+def test_a_grown_data_set_that_cannot_be_resumed_begins_with_its_parent(tiny):
+    store, _ = tiny
+    content = store.open("tiny-v1").attrs["content_hash"]
+    manifests = set((store.path / "manifests").iterdir())
+    campaign = grown_campaign(store.open("tiny-v1"), GrowthRequest("random", 5))
+    with Writer(store, campaign, "kinematic", kinematic.VERSION) as writer:
+        branch = writer.branch
+    for manifest in set((store.path / "manifests").iterdir()) - manifests:
+        manifest.unlink()
+    store = Store(store.path)
+    give_up(store, branch)
+    simulate(store, campaign, "tiny-v2")
+    assert verify(store.open("tiny-v1")) == content
+    verify(store.open("tiny-v2"))
+    with pytest.raises(StoreError, match="has a tag: repair that instead"):
+        give_up(store, branch)

@@ -9,10 +9,12 @@ import time
 import numpy as np
 import pytest
 
-from bragg_data.store import block_writer
+from bragg_data.store import block_writer, schema
 from bragg_data.store.block_writer import COMPRESSORS
 from bragg_data.store.repository import Store
 from bragg_data.store.verification import verify
+from catalog.features import FeatureWriter
+from catalog.views import view_of
 from pipelines import store as store_command
 from pipelines.cli.console import run
 from tests.damage import chunk_file, flip
@@ -190,6 +192,14 @@ def test_gc_waits_for_who_writes(store, command):
     assert (code, "Another process is writing a data set" in err) == (2, True)
 
 
+def test_repair_waits_for_who_writes_features(store, command):
+    """A repair that writes the data set again would lose them."""
+    view = view_of("profile_cropped")
+    with FeatureWriter(store, store.open(TAG), view, 8):
+        code, _, err = command("repair", TAG, "--store", store.path)
+    assert (code, "Another process is writing" in err) == (2, True)
+
+
 def test_expire_forgets_the_history_and_keeps_the_tag(store, small_store, command):
     options = "--days", 0, "--store", store.path
     code, out, _ = command("expire", "--dry-run", *options)
@@ -236,6 +246,7 @@ def test_migrate_adds_checksums_and_keeps_tag_and_hash(
 ):
     with monkeypatch.context() as patch:
         patch.setattr(block_writer, "COMPRESSORS", COMPRESSORS[:1])  # as they were written before
+        patch.setattr(schema, "SCHEMA_VERSION", 0)
         store = Store(tmp_path / "old", create=True)
         simulate(store, small_campaign, TAG)
     flip(chunk_file(store, TAG, 3))
@@ -246,6 +257,7 @@ def test_migrate_adds_checksums_and_keeps_tag_and_hash(
     assert (code, f"To write again: {TAG}" in out) == (0, True)
     code, out, _ = command("migrate", "--store", store.path)
     assert (code, f"Written again: {TAG}" in out) == (0, True)
+    assert Store(store.path).open(TAG).attrs["schema_version"] == 1
     assert is_as(store, small_store)
     code, out, _ = command("migrate", "--store", store.path)
     assert (code, "Nothing to do." in out) == (0, True)

@@ -263,7 +263,7 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path):
             Store(tmp_path / name, create=True)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     with pytest.raises(StoreError, match="Give a path, or a URI that begins with file:///"):
-        Store("s3://bucket/store")
+        Store("ftp://bucket/store")
 
 
 def test_an_empty_directory_becomes_a_store(tmp_path):
@@ -405,3 +405,25 @@ def test_a_commit_that_fails_leaves_the_writer_as_the_store_is(tmp_path, campaig
         assert writer.n_done == 8
         assert writer.failures == {5: "it rained"}
         assert writer.missing() == [b for b in missing if b not in (4, 5)] + [5]
+
+
+def test_a_tag_follows_what_it_names_to_the_disk(tmp_path, campaign, monkeypatch):
+    """In a power failure the disk keeps what was synchronised; a tag is never all that it keeps."""
+    store, synced, at_tag, exact = Store(tmp_path / "store", create=True), set(), set(), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        exact(descriptor)
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if not (store.path / "refs" / "tag.tiny-v1").exists():
+            at_tag.update(synced)
+
+    with Writer(store, campaign, "kinematic", "0") as writer:
+        write(writer, range(writer.n_blocks))
+        monkeypatch.setattr(os, "fsync", fsync)
+        writer.finish()
+    folders = "chunks", "manifests", "snapshots", "transactions", "refs"
+    files = {path for folder in folders for path in (store.path / folder).rglob("*")}
+    of_tag = {path for path in files if path.parent.name == "tag.tiny-v1"}
+    assert len(of_tag) == 1
+    assert files - of_tag - {path.parent for path in of_tag} <= at_tag
+    assert of_tag | {store.path / "refs"} <= synced
