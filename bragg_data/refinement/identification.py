@@ -39,6 +39,9 @@ _WORTH_A_TRIAL = 0.6  # … those that are worth so much of it
 _MOST_REFUSED = 5  # candidates that are not needed, and times that the best one mends shapes
 _OF_CAN = 0.01  # relative, of the cell of what holds the sample
 _MINOR, _OF_MINOR = 0.25, 0.02  # share of the signal of a phase, and relative, of its cell
+_OF_COPY = (
+    0.004  # relative, from which the cell of a phase's copy starts that takes its lines' tails
+)
 _OF_DUPLICATE = 0.015  # relative, of the cell of a structure with the pattern of a phase
 _ALIKE = 0.9  # correlation of blurred patterns, from which structures are compared in detail
 _NEARLY = 0.5  # of what a structure leaves: further that leave no more explain nearly as much
@@ -70,7 +73,7 @@ def identify(
     cells = [np.array(library.phases[place].cell, dtype=np.float64) for place in places]
     refused: set[int] = set()
     failures = 0
-    duplicates: dict[int, set[int]] = {}
+    duplicates: dict[int, dict[int, float]] = {}
     alternatives: dict[str, tuple[str, ...]] = {}
     informative = informative_banks(banks)
     searched = [banks[b] for b in informative]
@@ -78,7 +81,7 @@ def identify(
     state: State | None = None
     with ThreadpoolController().limit(limits=1, user_api="blas"):
         while len(places) < _MOST_PHASES and failures < _MOST_REFUSED:
-            excluded = refused.union(places, *duplicates.values())
+            excluded = refused.union(places, _near_in_cifs(duplicates))
             likely = [
                 candidate
                 for candidate in _candidates(searched, state, library, excluded)
@@ -87,12 +90,28 @@ def identify(
             ]
             if not likely:
                 break
-            best, trial = _best_trial(searched, library, likely, (places, cells), near)
+            attempts = _attempts(searched, library, likely, (places, cells), near)
+            distinct = [
+                (candidate, trial)
+                for candidate, trial in attempts
+                if not coincides(trial, -1)
+                and not _is_strange(trial, len(places))
+                and not _is_second_cell(trial, len(places), candidate.place, duplicates)
+            ]
+            mend = bool(attempts) and not distinct
+            once = len(set(places)) == len(places)
+            if mend and once and state:
+                copied = _with_copy(searched, library, places, state, near)
+                if copied is not None:
+                    report(f"{copied.model.phases[-1].name}: its lines have tails")
+                    places, state = [*places, _strongest(places, state)], copied
+                    cells = _cells(state)
+                    continue
+            best, trial = distinct[0] if distinct else (likely[0], None)
             name = library.phases[best.place].name
-            mends = trial is not None and (coincides(trial, -1) or _is_strange(trial, len(places)))
-            if trial is None or mends or not earned(trial, state, -1):
+            if trial is None or not earned(trial, state, -1):
                 refused |= {candidate.place for candidate in likely}
-                failures += 1 if mends else len(likely)
+                failures += 1 if mend else len(likely)
                 report(f"{name} is not needed")
                 continue
             report(f"{name}: reduced χ² {reduced(trial):.3g}")
@@ -108,6 +127,7 @@ def identify(
             ]
         if state is not None:
             places, state = _pruned(searched, library, places, state, near, strictly=True)
+            places, state = _without_copy(searched, library, places, state, near)
             places, state, alternatives = _with_alternatives(
                 searched, library, places, state, near, duplicates
             )
@@ -123,14 +143,31 @@ def identify(
 
 def _duplicates(
     banks: Sequence[MeasuredBank], library: PatternLibrary, phase: Candidate
-) -> set[int]:
-    """Return the places of structures with the pattern of a phase, in nearly the cells of theirs.
+) -> dict[int, float]:
+    """Return the places of structures with the pattern of a phase.
 
-    They could but stand for a second cell of it.
+    With the factors on the lengths of their CIFs' cells at which they have it.
     """
     scale = _scale(phase.cell, library.phases[phase.place])
-    similar = library.similar(phase.place, scale, banks, _ALIKE)
-    return {place for place, of_other in similar if abs(np.log(of_other)) < _OF_DUPLICATE}
+    return dict(library.similar(phase.place, scale, banks, _ALIKE))
+
+
+def _near_in_cifs(duplicates: Mapping[int, Mapping[int, float]]) -> set[int]:
+    """Return the structures that could but stand for a second cell of a phase."""
+    pairs = [pair for of_phase in duplicates.values() for pair in of_phase.items()]
+    return {place for place, scale in pairs if abs(np.log(scale)) < _OF_DUPLICATE}
+
+
+def _is_second_cell(
+    state: State, code: int, place: int, duplicates: Mapping[int, Mapping[int, float]]
+) -> bool:
+    """Return whether a phase has the pattern of another one, in nearly its cell.
+
+    As what strong lines have beside the profile function, its tails.
+    """
+    scale = _scale(state.model.cell(code, state.model.start), state.model.phases[code])
+    same = [of_phase[place] for of_phase in duplicates.values() if place in of_phase]
+    return any(abs(np.log(scale / of_other)) < _OF_DUPLICATE for of_other in same)
 
 
 def _scale(cell: Array, phase: Phase) -> float:
@@ -192,10 +229,7 @@ def informative_banks(banks: Sequence[MeasuredBank]) -> list[int]:
 def _candidates(
     banks: Sequence[MeasuredBank], state: State | None, library: PatternLibrary, refused: set[int]
 ) -> list[Candidate]:
-    """Return the few structures that explain most of what is left, in refined cells, best first.
-
-    None if even the best one explains far less than its parameters cost.
-    """
+    """Return the few structures that explain most of what is left, in refined cells, best first."""
     left = left_by(banks, state)
     refined = [
         refined_on(left, library.phases[place], place, scale)
@@ -206,14 +240,14 @@ def _candidates(
     return [c for c in likely[:_ATTEMPTS] if c.worth > _WORTH_A_TRIAL * likely[0].worth]
 
 
-def _best_trial(
+def _attempts(
     banks: Sequence[MeasuredBank],
     library: PatternLibrary,
     likely: Sequence[Candidate],
     present: tuple[Sequence[int], Sequence[Array]],
     options: JointOptions,
-) -> tuple[Candidate, State | None]:
-    """Return the best one of some candidates with the phases so far, and their refined state.
+) -> list[tuple[Candidate, State]]:
+    """Return some candidates, each refined with the phases so far, the best one first.
 
     Where structures explain as much, as those of metals, the one whose cell is least changed.
     """
@@ -221,13 +255,50 @@ def _best_trial(
     attempts = [
         (c, _refined(banks, library, [*places, c.place], [*cells, c.cell], options)) for c in likely
     ]
-    noise = min((reduced(state) for _, state in attempts if state), default=1.0)
+    attempts = [(candidate, state) for candidate, state in attempts if state is not None]
+    noise = min((reduced(state) for _, state in attempts), default=1.0)
+    return sorted(attempts, key=lambda trial: trial[1].chi2 / noise + trial[0].penalty)
 
-    def misfit(trial: tuple[Candidate, State | None]) -> float:
-        candidate, state = trial
-        return state.chi2 / noise + candidate.penalty if state else np.inf
 
-    return min(attempts, key=misfit)
+def _strongest(places: Sequence[int], state: State) -> int:
+    return places[int(np.argmax([state.share(code) for code in range(len(places))]))]
+
+
+def _with_copy(
+    banks: Sequence[MeasuredBank],
+    library: PatternLibrary,
+    places: Sequence[int],
+    state: State,
+    options: JointOptions,
+) -> State | None:
+    """Return the strongest phase a second time, next to itself, if that explains a good deal.
+
+    It takes what its lines have beside the profile function, in which others would be seen.
+    """
+    strongest, cells = _strongest(places, state), _cells(state)
+    lengths = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    best = state
+    for by in (-_OF_COPY, _OF_COPY):
+        copy = cells[places.index(strongest)] * (1 + by * lengths)
+        trial = _refined(banks, library, [*places, strongest], [*cells, copy], options)
+        best = min(best, trial or state, key=attrgetter("chi2"))
+    return best if (state.chi2 - best.chi2) / reduced(best) > 3 * CAUTION else None
+
+
+def _without_copy(
+    banks: Sequence[MeasuredBank],
+    library: PatternLibrary,
+    places: Sequence[int],
+    state: State,
+    options: JointOptions,
+) -> tuple[list[int], State]:
+    """Return the phases once each, and their state."""
+    once = list(dict.fromkeys(places))
+    if len(once) == len(places):
+        return once, state
+    cells = _cells(state)
+    refiner = JointRefiner(banks, [library.phases[place] for place in once])
+    return once, refiner.near([cells[places.index(place)] for place in once], options)
 
 
 def _with_alternatives(
@@ -236,7 +307,7 @@ def _with_alternatives(
     places: Sequence[int],
     state: State,
     options: JointOptions,
-    duplicates: Mapping[int, set[int]],
+    duplicates: Mapping[int, Mapping[int, float]],
 ) -> tuple[list[int], State, dict[str, tuple[str, ...]]]:
     """Return the phases, with likelier ones of the same patterns in their stead, and their state.
 
@@ -258,7 +329,9 @@ def _with_alternatives(
         best = refined[0]
         if best is None:
             continue
-        taken = set(chosen).union(*(d for k, d in duplicates.items() if k != place))
+        taken = set(chosen).union(
+            *(_near_in_cifs({k: d}) for k, d in duplicates.items() if k != place)
+        )
         rest = [c for c in refined[1:] if c and c.place not in taken]
         total = sum(float((b.intensity / b.sigma) @ (b.intensity / b.sigma)) for b in left)
         most = max(c.decrease for c in [best, *rest])
@@ -306,7 +379,7 @@ def _pruned(
     remaining, cells = list(places), _cells(state)
     for place in places if strictly else places[:-1]:
         k = remaining.index(place)
-        if library.phases[place].name in options.cans:
+        if remaining.count(place) > 1 or library.phases[place].name in options.cans:
             continue
         if len(remaining) == 1 or (not strictly and worth(state, k) > 10 * CAUTION):
             continue
