@@ -253,9 +253,10 @@ def _attempts(
     """
     places, cells = present
     attempts = [
-        (c, _refined(banks, library, [*places, c.place], [*cells, c.cell], options)) for c in likely
+        (c, state)
+        for c in likely
+        if (state := _refined(banks, library, [*places, c.place], [*cells, c.cell], options))
     ]
-    attempts = [(candidate, state) for candidate, state in attempts if state is not None]
     noise = min((reduced(state) for _, state in attempts), default=1.0)
     return sorted(attempts, key=lambda trial: trial[1].chi2 / noise + trial[0].penalty)
 
