@@ -1,10 +1,11 @@
 """Measure the service under load: single profiles next to noise and requests of 512 profiles.
 
-    python benchmarks/service_load.py [--clients 64] [--seconds 60] [--model URI]
+    python benchmarks/service_load.py [--clients 64] [--seconds 60] [--model URI] [--pairs N]
 
 One client in eight sends 16 profiles of noise or 512 profiles at a time, the others single ones:
 first without and then with those, which leave 5 s after the end; then SIGTERM. Prints JSON.
-Clients and service share the machine.
+Clients and service share the machine. With --pairs the cost of a record (serve --record) instead:
+two services get the single profiles in turn, for --seconds each, the order of every pair reversed.
 """
 
 import io
@@ -95,10 +96,33 @@ def memory(address: str) -> int:
     return round(float(text.split()[1]) / 1e6)
 
 
+def cost_of_record(model: str, bodies: list[list[bytes]], pairs: int, seconds: float) -> None:
+    """Print throughput with a record over that without, of pairs of loads."""
+    services = "pipelines.serve", "--model", model
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryFile() as log,
+        server_at(*services, answers="ready", log=log) as (plain, _),
+        server_at(*services, "--record", folder, answers="ready", log=log) as (recording, _),
+    ):
+        rates = []
+        for pair in range(-1, pairs):  # the first is to warm up
+            both = {}
+            for address in (plain, recording)[:: 1 if pair % 2 else -1]:
+                rate = load(address, bodies, len(bodies), seconds)["good_per_s"]
+                both[address] = float(str(rate))
+            rates.append((both[plain], both[recording]))
+            print(json.dumps({"without": rates[-1][0], "with": rates[-1][1]}), flush=True)
+    ratio = np.array([b / a for a, b in rates[1:]])
+    error = ratio.std(ddof=1) / np.sqrt(len(ratio))
+    print(json.dumps({"ratio": round(ratio.mean(), 4), "standard_error": round(error, 4)}))
+
+
 def main(
     clients: Annotated[int, typer.Option(min=8)] = 64,
     seconds: Annotated[float, typer.Option(help="Of each of the two loads.")] = 60.0,
     model: str = "packaged:batio3-nomad",
+    pairs: Annotated[int, typer.Option(help="Of loads without and with a record.")] = 0,
 ) -> None:
     loaded = load_model(model)
     campaign = loaded.predictor.campaign
@@ -115,6 +139,9 @@ def main(
     noise = [rng.random((16, patterns.shape[1])), rng.exponential(size=(16, patterns.shape[1]))]
     single = [npy(pattern[None]) for pattern in patterns]
     hard = [npy(noise[0].astype(np.float32)), npy(patterns), npy(noise[1].astype(np.float32))]
+    if pairs:
+        cost_of_record(model, [single] * clients, pairs, seconds)
+        return
     result: dict[str, object] = {"model": loaded.version.uri, "cores": os.cpu_count()}
     with tempfile.TemporaryFile() as log:
         arguments = ("pipelines.serve", "--model", model)

@@ -104,6 +104,16 @@ def record_hashes(tracking: Tracking, version: ModelVersion) -> bool:
     return True
 
 
+def recorded_hashes(version: ModelVersion) -> Mapping[str, str]:
+    """Return the SHA-256 of each file of a version, as it was registered or packaged.
+
+    Empty of a version that an earlier release registered, until :func:`record_hashes`.
+    """
+    if version.packaged:
+        return packages.Manifest.read(Path(version.source)).files
+    return dict(json.loads(version.tags.get(_HASHES, "{}")))
+
+
 def _check_hashes(version: ModelVersion, present: Mapping[str, str], *, whole: bool) -> None:
     """Refuse files that are not those that were registered; all of them if ``whole``."""
     if _HASHES not in version.tags:
@@ -158,15 +168,20 @@ def _save(path: Path, package: ModelPackage) -> None:
 
 
 @contextmanager
-def downloaded_model(tracking_uri: str, version: ModelVersion) -> Iterator[Path]:
+def downloaded_model(
+    tracking_uri: str, version: ModelVersion, *, check: bool = True
+) -> Iterator[Path]:
     """Yield the downloaded and checked files of a registered model, deleted afterwards.
+
+    Without ``check`` their hashes are left to the caller: only their formats are checked.
 
     Only the files are requested: a worker needs no database, and of a server HTTP alone. Those of a
     packaged model are read where they are. Raises `ModelError` if they are gone, or are not those
     of a model of this project, and `PackageError` if a package is damaged.
     """
     if version.packaged:
-        packages.check_package(Path(version.source))
+        if check:
+            packages.check_package(Path(version.source))
         _check_formats(Path(version.source))
         yield Path(version.source)
         return
@@ -174,7 +189,8 @@ def downloaded_model(tracking_uri: str, version: ModelVersion) -> Iterator[Path]
         package = _downloaded(tracking_uri, version, "", temporary)
         directory = package / _data_path(version, package / "MLmodel")
         _check_formats(package, _MLFLOW_FILES)
-        _check_hashes(version, packages.hashes_of(directory), whole=True)
+        if check:
+            _check_hashes(version, packages.hashes_of(directory), whole=True)
         yield directory
 
 

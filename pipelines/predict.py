@@ -62,6 +62,7 @@ def main(
             "were prepared; of many predictions the first 20.",
         ),
     ] = None,
+    record: options.RecordOption = None,
     cluster: options.ClusterOptions = _CLUSTER,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
@@ -77,30 +78,32 @@ def main(
     tried. More than 100 files are predicted by the workers of a cluster, by default of this
     machine. A file that cannot be read is named at the end.
     """
-    from pipelines.prediction.files import check_request, find_profiles
+    from pipelines.prediction.files import check_recordable, check_request, find_profiles
 
     unused = None if refine else phases
-    check_request(
-        two_formats=as_json and as_csv, unused_phases=unused, instrument=profile.instrument
-    )
+    two_formats = as_json and as_csv
+    check_request(two_formats=two_formats, unused_phases=unused, instrument=profile.instrument)
+    check_recordable(record, elsewhere=bool(cluster.cluster or phases))
     paths = find_profiles(files)
     options.check_writable(plot, page)
     from pipelines.prediction import distributed
     from pipelines.prediction.interface import load_models
+    from pipelines.prediction.recorded_files import FilesRecorder
     from pipelines.prediction.render import print_next, print_results, write_csv
     from pipelines.prediction.result import to_json
     from pipelines.refinement.inputs import read_known_structures
 
-    progress = not (as_json or as_csv)
+    progress, draw = not (as_json or as_csv), bool(plot or page)
     many = len(paths) > distributed.MAX_LOCAL_FILES
     use = False if library is None and many else library
     loaded = load_models(model, tracking=tracking, store=store, use_library=use, progress=progress)
     further = read_known_structures(phases)[0] if phases else ()
-    draw = bool(plot or page)
+    recorder = None if record is None else FilesRecorder(record, paths, profile, loaded, refine)
     with distributed.lineage_run(paths, loaded):
         results, profiles, failures = distributed.predict_anywhere(
             paths, profile, loaded, cluster, refine=refine, draw=draw, further=further
         )
+    results = results if recorder is None else recorder.add(results, profiles)
     if as_json:
         print_json([to_json(result) for result in results])
     elif as_csv:

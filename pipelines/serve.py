@@ -29,6 +29,8 @@ def main(
         ),
     ] = None,
     threads: Annotated[int, Option(min=1, help="Threads; more help on idle cores alone.")] = 1,
+    record: options.RecordOption = None,
+    record_limit: options.RecordLimitOption = options.RECORD_MEGABYTES,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Serve a registered model over HTTP, before there is one the packaged one; Ctrl-C stops it.
@@ -36,8 +38,9 @@ def main(
     POST /predict takes profiles on the model's grid, POST /predict/file the text of a measured
     file. GET /model describes grid, phases and units, /health and /ready the state of the service,
     /openapi.json and /docs its interface, /metrics what it does. Every response names its model
-    version, and each request is a line of standard error. An address that other machines reach
-    needs tokens.
+    version, and each request is a line of standard error. With --record every answer gets an id,
+    by which bragg replay computes it again, and bragg monitor watches for drift. An address that
+    other machines reach needs tokens.
     """
     import torch
     import uvicorn
@@ -46,6 +49,7 @@ def main(
     from catalog.registry import lineage_of
     from catalog.tracking import open_existing
     from pipelines.prediction.gate import DRAIN_SECONDS, TimedProtocol, log_requests, rules_of
+    from pipelines.prediction.record import Record
     from pipelines.prediction.service import create_app
     from pipelines.registry.packages import version_that_predicts
 
@@ -59,9 +63,12 @@ def main(
     next_commands(
         (f"curl http://{host}:{port}/ready", "the model version"),
         (f"curl http://{host}:{port}/openapi.json", "the interface"),
+        *([(f"bragg monitor --record {record}", "watch for drift")] if record else []),
     )
     log_requests()
-    service = create_app(database or tracking, model, refresh_seconds=refresh, rules=rules)
+    answers = None if record is None else Record(record, record_limit, create=True)
+    place = database or tracking
+    service = create_app(place, model, refresh_seconds=refresh, rules=rules, record=answers)
     config = uvicorn.Config(
         service,
         host,

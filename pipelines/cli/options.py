@@ -59,6 +59,13 @@ ModelOption = Annotated[
     str | None,
     Option("--model", metavar="URI", help="models:/NAME@ALIAS or /VERSION, or packaged:NAME."),
 ]
+RECORD_MEGABYTES = 500.0
+RecordOption = Annotated[
+    Path | None, Option("--record", metavar="FOLDER", help="Record inputs and answers in a folder.")
+]
+RecordLimitOption = Annotated[
+    float, Option("--record-limit", min=1, metavar="MB", help="Size; the oldest are dropped.")
+]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 YesOption = Annotated[bool, Option("--yes", help="Begin without asking, however long.")]
 TagOption = Annotated[str | None, Option("--tag", help="Snapshot's name; by default NAME-vN.")]

@@ -173,8 +173,10 @@ class _Call:
     profiles: Floats32
     calibrated: Mask
     prediction: asyncio.Future[Prediction]
+    request: str  # its id
     parts: list[Prediction] = field(default_factory=list)  # of the first profiles, predicted
     taken: int = 0  # profiles that are predicted, or in the batch that is
+    batches: list[str] = field(default_factory=list)  # of each profile that is predicted
 
     @property
     def left(self) -> int:
@@ -191,6 +193,13 @@ class _Slice(NamedTuple):
     @property
     def profiles(self) -> Floats32:
         return self.call.profiles[self.rows]
+
+
+class _Predicted(NamedTuple):
+    """What became of a slice, and the name of the batch that it was predicted in."""
+
+    prediction: Prediction | Exception
+    batch: str
 
 
 class Batcher:
@@ -215,13 +224,19 @@ class Batcher:
         )
 
     async def predict(
-        self, model: ServedModel, profiles: Floats32, calibrated: Mask | None = None
-    ) -> Prediction:
+        self,
+        model: ServedModel,
+        profiles: Floats32,
+        calibrated: Mask | None = None,
+        request: str = "",
+    ) -> tuple[Prediction, list[str]]:
         """Return the predictions of profiles without background, shape (n, points).
 
         The model for whose grid they were prepared predicts, even if another one becomes the
         champion while they wait. ``calibrated``, shape (n,): whether each comes from a calibrated
-        instrument; left out, all do. Raises `OverloadedError` if too many profiles wait already.
+        instrument; left out, all do. Returned is also, for each profile, the batch that it was
+        predicted in, as ``REQUEST:FIRST:END`` of each part: on others, a network's result may
+        differ in its last bits. Raises `OverloadedError` if too many profiles wait already.
         """
         waiting = self.waiting
         if waiting and waiting + len(profiles) > self._max_waiting:
@@ -231,11 +246,11 @@ class Batcher:
         if calibrated is None:
             calibrated = np.ones(len(profiles), dtype=bool)
         prediction: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        call = _Call(model, profiles, calibrated, prediction)
+        call = _Call(model, profiles, calibrated, prediction, request)
         self._calls.append(call)
         self._arrived.set()
         try:
-            return await prediction
+            return await prediction, call.batches
         finally:
             self._calls.remove(call)
 
@@ -248,18 +263,19 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            predictions: list[Prediction | Exception]
+            predictions: list[_Predicted]
             try:
                 predictions = await loop.run_in_executor(self._executor, _predict, batch)
             except Exception as error:
-                predictions = [error] * len(batch)
-            for prediction, (call, _) in zip(predictions, batch, strict=True):
+                predictions = [_Predicted(error, "")] * len(batch)
+            for (prediction, name), (call, rows) in zip(predictions, batch, strict=True):
                 if call.prediction.done():
                     continue  # the client is gone, or an earlier profile was refused
                 if isinstance(prediction, Exception):
                     call.prediction.set_exception(prediction)
                     continue
                 call.parts.append(prediction)
+                call.batches += [name] * (rows.stop - rows.start)
                 if call.taken == len(call.profiles):
                     call.prediction.set_result(Prediction.concatenated(call.parts))
 
@@ -289,7 +305,8 @@ class Batcher:
         return batch
 
 
-def _predict(batch: list[_Slice]) -> list[Prediction | Exception]:
+def _predict(batch: list[_Slice]) -> list[_Predicted]:
+    name = " ".join(f"{call.request}:{rows.start}:{rows.stop}" for call, rows in batch)
     try:
         prediction = batch[0].call.model.predictor.predict(
             np.concatenate([part.profiles for part in batch]),
@@ -297,8 +314,9 @@ def _predict(batch: list[_Slice]) -> list[Prediction | Exception]:
         )
     except Exception as error:
         if len(batch) == 1:
-            return [error]
+            return [_Predicted(error, name)]
         # One of the calls is at fault: the others get their predictions.
         return [_predict([part])[0] for part in batch]
     ends = np.cumsum([len(part.profiles) for part in batch]).tolist()
-    return [prediction[low:end] for low, end in zip([0, *ends], ends, strict=False)]
+    starts = zip([0, *ends], ends, strict=False)
+    return [_Predicted(prediction[low:end], name) for low, end in starts]

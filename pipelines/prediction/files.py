@@ -44,3 +44,9 @@ def check_request(
         raise PredictError(
             f"Instrument file {instrument} not found. Give the path of a GSAS-II .instprm file."
         )
+
+
+def check_recordable(record: Path | None, *, elsewhere: bool) -> None:
+    """Raise a `PredictError` for a record of what a cluster computes, or other structures have."""
+    if record is not None and elsewhere:
+        raise PredictError("--record takes predictions of this process: no --cluster or --phases.")

@@ -19,6 +19,8 @@ import psutil
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from bragg_data.arrays import Mask
+
 logger = logging.getLogger("bragg.access")
 
 DRAIN_SECONDS = 6
@@ -69,6 +71,7 @@ class Metrics:
     seconds: Counter[tuple[str, float]] = field(default_factory=Counter)  # by route and bucket
     total_seconds: dict[str, float] = field(default_factory=dict)
     profiles: int = 0  # predicted
+    rejected: int = 0  # of these
     active: int = 0  # requests
 
     def add(self, route: str, status: int, seconds: float) -> None:
@@ -77,6 +80,11 @@ class Metrics:
         self.total_seconds[route] = self.total_seconds.get(route, 0.0) + seconds
         for bucket in (*_BUCKETS, float("inf")):
             self.seconds[route, bucket] += seconds <= bucket
+
+    def add_profiles(self, accepted: Mask | None, count: int) -> None:
+        """Count predicted profiles, and those that a model, if it can, does not accept."""
+        self.profiles += count
+        self.rejected += 0 if accepted is None else int((~accepted).sum())
 
     def text(self, gauges: Mapping[str, float]) -> str:
         """Return all counts, and the values of some moment, in Prometheus's format of text."""
@@ -92,7 +100,8 @@ class Metrics:
             total = self.total_seconds[route]
             lines.append(f'bragg_request_seconds_sum{{path="{route}"}} {total:.6f}')
             lines.append(f'bragg_request_seconds_count{{path="{route}"}} {counts[-1][1]}')
-        lines += ["# TYPE bragg_profiles_total counter", f"bragg_profiles_total {self.profiles}"]
+        for name, total in (("profiles", self.profiles), ("rejected_profiles", self.rejected)):
+            lines += [f"# TYPE bragg_{name}_total counter", f"bragg_{name}_total {total}"]
         now = {
             "bragg_requests_active": self.active,
             "process_resident_memory_bytes": psutil.Process().memory_info().rss,

@@ -191,6 +191,10 @@ class PredictionResult:
             "were given, where it is refined and no phase by itself; also where that is not all."
         ),
     ] = None
+    id: Annotated[
+        str | None,
+        Field(description="Of this answer in a record of answers (--record), for bragg replay."),
+    ] = None
 
     @computed_field  # type: ignore[prop-decorator] # mypy knows no decorated properties
     @property

@@ -1,35 +1,27 @@
 """The HTTP service: profiles or a file in, crystal systems and cells out, by the champion."""
 
 import asyncio
-import base64
-import io
-import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import JsonValue, ValidationError
 
-from bragg_data.arrays import Floats32
-from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.errors import first_line
-from bragg_data.measurement.load import Measurement
-from bragg_models.predictors import Prediction, PredictorError
 from catalog.tracking import Tracking
-from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import batching, workflow
 from pipelines.prediction import service_schemas as schemas
 from pipelines.prediction.batching import ModelHolder, ServedModel
-from pipelines.prediction.files import PredictError
 from pipelines.prediction.gate import RETRY_SECONDS, Gate, Metrics, Rules
-from pipelines.prediction.result import PredictionResult, to_json
+from pipelines.prediction.record import Exchange, Record, answer_id, new_id
+from pipelines.prediction.recorder import Answered, Recorder
+from pipelines.prediction.requests import ARRAY, FILE, PROFILES, PreparedRequest, prepare
 
 _NPY = "What numpy.save writes of real numbers, shape (n, points). No parsing of text: fast."
 _FILE_THREADS = 2
@@ -37,19 +29,25 @@ _SHORT = 200_000  # bytes of a body that is parsed in less time than it takes to
 _FEW = 8  # profiles, the results of which are written in as short a time
 _DOCS = Path(__file__).with_name("service_docs.html")
 
-_Request = TypeVar("_Request", bound=BaseModel)
 _Route = TypeVar("_Route", bound=Callable[..., object])
 
 
 class Service:
     """The state of the service: the model, its batches, and the threads that read files."""
 
-    def __init__(self, holder: ModelHolder, refresh_seconds: float, max_waiting: int) -> None:
+    def __init__(
+        self,
+        holder: ModelHolder,
+        refresh_seconds: float,
+        max_waiting: int,
+        record: Record | None = None,
+    ) -> None:
         self.holder = holder
         self.metrics = Metrics()
         self._refresh_seconds = refresh_seconds
         self._batcher = batching.Batcher(holder.executor, max_waiting=max_waiting)
         self._files = batching.BoundedExecutor(_FILE_THREADS, batching.MAX_WAITING_FILES)
+        self._recorder = None if record is None else Recorder(record)
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -58,65 +56,62 @@ class Service:
         def on_error(reason: str) -> None:
             self.holder.error = f"{reason}."
 
-        tasks = [
-            asyncio.create_task(batching.supervise(task, on_error))
-            for task in (self._refresh, self._batcher.run)
-        ]
+        work = [self._refresh, self._batcher.run]
+        work += [self._recorder.run] if self._recorder else []
+        tasks = [asyncio.create_task(batching.supervise(task, on_error)) for task in work]
         yield
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._files.shutdown()
         self.holder.executor.shutdown(cancel_futures=True)
+        if self._recorder is not None:
+            self._recorder.close()
 
     async def _refresh(self) -> None:
         while True:
             await asyncio.to_thread(self.holder.refresh)
             await asyncio.sleep(self._refresh_seconds)
 
-    async def predict(self, model: ServedModel, profiles: Floats32) -> JSONResponse:
-        """Return the response for profiles on the grid of a model, shape (n, points)."""
-        prediction = await self._batcher.predict(model, profiles)
-        return await self._response(model, prediction, partial(_results, model, prediction))
+    async def predict(self, route: str, body: bytes) -> JSONResponse:
+        """Return the response to a request; its answers are in the record before, if there is one.
 
-    async def predict_file(self, request: schemas.FileRequest) -> JSONResponse:
-        """Return the response for a measured file."""
-        model = self.holder.loaded
-        read = partial(measurements_from_request, request, model.predictor.campaign)
-        measurements = await self._files.run(read)
-        prepared = np.stack([m.prepared for m in measurements]).astype(np.float32)
-        calibrated = np.array([m.calibration is not None and not m.nominal for m in measurements])
-        prediction = await self._batcher.predict(model, prepared, calibrated)
-        half_bins = np.array([m.half_bin for m in measurements])
-
-        def named() -> list[PredictionResult]:
-            return [
-                replace(
-                    result,
-                    file=request.name,
-                    bank=m.profile.bank,
-                    warnings=(*m.warnings, *result.warnings),
-                )
-                for result, m in zip(
-                    _results(model, prediction.widened(half_bins)), measurements, strict=True
-                )
-            ]
-
-        return await self._response(model, prediction, named)
-
-    async def _response(
-        self,
-        model: ServedModel,
-        prediction: Prediction,
-        results: Callable[[], Sequence[PredictionResult]],
-    ) -> JSONResponse:
-        self.metrics.profiles += len(prediction.phase)
-
-        def written() -> JSONResponse:
-            return _response(model, results())
-
+        Errors are those of :func:`pipelines.prediction.requests.prepare`, and of an overload.
+        """
+        began, model = time.monotonic(), self.holder.loaded
+        prepared = await self._prepared(route, body, model)
+        exchange = Exchange(new_id(), route, body)
+        answered = Answered(exchange, model, prepared)
+        try:
+            prediction, batches = await self._batcher.predict(
+                model, prepared.profiles, prepared.calibrated, exchange.request
+            )
+        except BaseException:
+            if self._recorder is not None:  # others may have been computed together with it
+                self._recorder.put_soon(answered)
+            raise
+        self.metrics.add_profiles(prediction.accepted, len(prediction.phase))
         few = len(prediction.phase) <= _FEW
-        return written() if few else await asyncio.to_thread(written)
+        written = partial(prepared.answers, prediction)
+        answers = written() if few else await asyncio.to_thread(written)
+        ids: list[str] = []
+        if self._recorder is not None:
+            seconds = time.monotonic() - began
+            exchange = replace(exchange, answers=answers, batches=batches, seconds=seconds)
+            answered = replace(answered, exchange=exchange, prediction=prediction)
+            if await self._recorder.put(answered):
+                ids = [answer_id(exchange.request, row) for row in range(len(answers))]
+        response = partial(_response, model, answers, ids)
+        return response() if few else await asyncio.to_thread(response)
+
+    async def _prepared(self, route: str, body: bytes, model: ServedModel) -> PreparedRequest:
+        """Read a request; what takes long is read outside the event loop."""
+        read = partial(prepare, route, body, model.predictor, model.version.uri)
+        if route == FILE:
+            return await self._files.run(read)
+        if route == ARRAY or len(body) < _SHORT:
+            return read()
+        return await asyncio.to_thread(read)
 
     def metrics_text(self) -> str:
         """Return the metrics of the service as Prometheus reads them."""
@@ -125,20 +120,22 @@ class Service:
                 "bragg_profiles_waiting": self._batcher.waiting,
                 "bragg_files_waiting": self._files.waiting,
                 "bragg_model_loaded": float(self.holder.current is not None),
+                **(self._recorder.counts.gauges() if self._recorder else {}),
             }
         )
 
 
-def _results(model: ServedModel, prediction: Prediction) -> list[PredictionResult]:
-    campaign, uri = model.predictor.campaign, model.version.uri
-    rows = range(len(prediction.phase))
-    return [workflow.result_from_prediction(prediction, row, campaign, uri) for row in rows]
-
-
-def _response(model: ServedModel, results: Sequence[PredictionResult]) -> JSONResponse:
-    predictions = [to_json(result) for result in results]
+def _response(
+    model: ServedModel, answers: Sequence[Mapping[str, JsonValue]], ids: Sequence[str]
+) -> JSONResponse:
+    names: Sequence[str | None] = ids or [None] * len(answers)
+    predictions = [{**answer, "id": name} for answer, name in zip(answers, names, strict=True)]
     documents = {"predictions": predictions, "answers": predictions}  # deprecated: answers
-    return JSONResponse({"model": model.info.model_dump(), **documents})
+    of_ids = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}" if ids else ""
+    return JSONResponse(
+        {"model": model.info.model_dump(), **documents},
+        headers={"X-Answer-Id": of_ids} if ids else None,
+    )
 
 
 def create_app(
@@ -148,14 +145,16 @@ def create_app(
     refresh_seconds: float = 5.0,
     rules: Rules | None = None,
     max_waiting: int = batching.MAX_WAITING_PROFILES,
+    record: Record | None = None,
 ) -> FastAPI:
     """Return the service of the model at ``uri``, of the only champion, or of the packaged model.
 
     ``tracking`` is a database, or its address, where it may be created later. The version that the
     address means is looked up every ``refresh_seconds``. Requests are let in by ``rules``; while
-    ``max_waiting`` profiles wait, they get 503 and Retry-After.
+    ``max_waiting`` profiles wait, they get 503 and Retry-After. With a ``record`` every answer is
+    in it before it is sent.
     """
-    service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting)
+    service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting, record)
     app = FastAPI(
         title="Bragg",
         summary="From a measured Bragg profile to crystal system and cell.",
@@ -186,14 +185,6 @@ async def _refuse(_: Request, error: Exception) -> JSONResponse:
         status, headers = 503, {"Retry-After": str(RETRY_SECONDS)}
     text = detail.encode(errors="replace").decode()
     return JSONResponse({"detail": text}, status_code=status, headers=headers)
-
-
-async def _parsed(request: Request, kind: type[_Request]) -> _Request:
-    """Return the JSON of a request; a long one is parsed outside the event loop."""
-    body = await request.body()
-    if len(body) < _SHORT:
-        return kind.model_validate_json(body)
-    return await asyncio.to_thread(kind.model_validate_json, body)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
@@ -253,22 +244,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         schemas.ProfilesRequest.model_json_schema(),
     )
     async def predict(request: Request) -> JSONResponse:
-        profiles = (await _parsed(request, schemas.ProfilesRequest)).profiles
-        loaded = service.holder.loaded
-        points = loaded.predictor.points
-        lengths = {len(profile) for profile in profiles}
-        if lengths != {points}:
-            raise PredictorError(
-                f"The model predicts profiles of {points} points; got {sorted(lengths)}. GET "
-                f"/model describes the grid; POST /predict/file takes a file with any grid."
-            )
-        return await service.predict(loaded, np.array(profiles, dtype=np.float32))
+        return await service.predict(PROFILES, await request.body())
 
     @post("/predict/array", "Predict profiles in an NPY file.", "application/octet-stream", array)
     async def predict_array(request: Request) -> JSONResponse:
-        loaded = service.holder.loaded
-        profiles = array_from_npy(await request.body(), loaded.predictor.points)
-        return await service.predict(loaded, profiles)
+        return await service.predict(ARRAY, await request.body())
 
     @post(
         "/predict/file",
@@ -277,66 +257,4 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         schemas.FileRequest.model_json_schema(),
     )
     async def predict_file(request: Request) -> JSONResponse:
-        return await service.predict_file(await _parsed(request, schemas.FileRequest))
-
-
-# ---- what clients send -------------------------------------------------------------------------
-
-
-def array_from_npy(file: bytes, points: int) -> Floats32:
-    """Return the profiles, shape (n, points), of an NPY file; nothing in it is executed.
-
-    Raises `PredictError` if it is no NPY file, or holds no real numbers of that shape.
-    """
-    try:
-        profiles = np.lib.format.read_array(io.BytesIO(file), allow_pickle=False)
-    except (ValueError, TypeError, EOFError, OverflowError, MemoryError) as error:
-        raise PredictError(
-            f"The body is no NPY file ({first_line(error)}). Send what numpy.save writes of real "
-            f"numbers, or JSON to POST /predict."
-        ) from error
-    most, shape = schemas.MAX_PROFILES, profiles.shape
-    if profiles.dtype.kind != "f" or shape[1:] != (points,) or not 1 <= len(profiles) <= most:
-        raise PredictError(
-            f"Real numbers of shape (n, {points}) are expected, n at most {most}; the file holds "
-            f"{profiles.dtype} of shape {shape}."
-        )
-    with np.errstate(over="ignore"):  # the model refuses infinity with a message of its own
-        return np.ascontiguousarray(profiles, dtype=np.float32)
-
-
-def _content(request: schemas.FileRequest) -> bytes:
-    if request.data is None:
-        return str(request.text).encode()
-    try:
-        return base64.b64decode("".join(request.data.split()), validate=True)
-    except ValueError as error:
-        raise PredictError(
-            f"{request.name}: data is no base64. Send the file's bytes in base64, or as text."
-        ) from error
-
-
-def measurements_from_request(
-    request: schemas.FileRequest, campaign: Campaign
-) -> list[Measurement]:
-    """Read the profiles of a request and bring them to the campaign's grid.
-
-    Its name is used in messages only: on disk it could be a directory, too long, or the
-    calibration's. Raises `PredictError` if the texts cannot be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="bragg-service-") as directory:
-        path, calibration = Path(directory) / "profile", None
-        try:
-            path.write_bytes(_content(request))
-            if request.instrument is not None:
-                calibration = Path(directory) / "calibration"
-                calibration.write_text(request.instrument, encoding="utf-8")
-            chosen = request.model_dump(exclude={"text", "data", "name", "instrument"})
-            options = ProfileOptions(calibration, **chosen)
-            return workflow.read_measurements(path, campaign, options)
-        except UnicodeEncodeError as error:
-            raise PredictError(f"{request.name} is not a text: {error.reason}.") from error
-        except workflow.FILE_ERRORS as error:
-            # The temporary directory is of no use to the client.
-            message = str(error).replace(str(path), request.name)
-            raise PredictError(message.replace(f"{directory}/", "")) from error
+        return await service.predict(FILE, await request.body())

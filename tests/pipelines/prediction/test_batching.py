@@ -79,7 +79,7 @@ def test_a_waiting_profile_is_predicted_by_the_model_of_its_grid(
         await asyncio.sleep(0.05)
         old.released.set()
         new.released.set()
-        predictions = await asyncio.gather(*calls)
+        predictions = [prediction for prediction, _ in await asyncio.gather(*calls)]
         assert [float(p.probabilities[0, 0]) for p in predictions] == [1.0, 2.0, 1.0]
         assert [float(p.cells[0, 0]) for p in predictions] == [7.0, 8.0, 9.0]
         task.cancel()
@@ -96,12 +96,18 @@ def test_waiting_profiles_are_a_batch_and_a_bad_profile_fails_alone(
         model = Waiting(1.0)
         shared = served(model)
         values = [1.0, 2.0, -1.0, 3.0]
-        calls = [asyncio.create_task(batcher.predict(shared, profiles(v))) for v in values]
+        calls = [
+            asyncio.create_task(batcher.predict(shared, profiles(v), request=f"r{k}"))
+            for k, v in enumerate(values)
+        ]
         await asyncio.sleep(0.05)
         model.released.set()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [isinstance(result, ValueError) for result in results] == [v < 0 for v in values]
-        assert [float(r.cells[0, 0]) for r in results if isinstance(r, Prediction)] == [1, 2, 3]
+        good = [result for result in results if isinstance(result, tuple)]
+        assert [float(prediction.cells[0, 0]) for prediction, _ in good] == [1, 2, 3]
+        # The first began before the others came; these were predicted again, each alone.
+        assert [batches for _, batches in good] == [["r0:0:1"], ["r1:0:1"], ["r3:0:1"]]
         task.cancel()
 
     run(main)
@@ -121,7 +127,9 @@ def test_too_many_waiting_profiles_are_refused_and_the_rest_predicted(
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [isinstance(result, OverloadedError) for result in results] == [False, False, True]
         # When they are done there is room again.
-        assert len((await batcher.predict(shared, profiles(1.0, 10))).phase) == 10
+        prediction, batches = await batcher.predict(shared, profiles(1.0, 10), request="r")
+        assert len(prediction.phase) == len(batches) == 10
+        assert set(batches) == {"r:0:10"}
         task.cancel()
 
     run(main)
@@ -138,10 +146,12 @@ def test_hundreds_of_profiles_do_not_delay_a_single_profile(executor: ThreadPool
         single = asyncio.create_task(batcher.predict(shared, profiles(2.0)))
         await asyncio.sleep(0.05)
         model.released.set()
-        assert (await single).cells[0, 0] == 2.0
+        prediction, _ = await single
+        assert prediction.cells[0, 0] == 2.0
         assert not many.done()
         assert len(model.batches) <= 3
-        assert (await many).cells[:, 0].tolist() == [1.0] * 400
+        prediction, _ = await many
+        assert prediction.cells[:, 0].tolist() == [1.0] * 400
         assert batcher.waiting == 0
         task.cancel()
 
@@ -159,7 +169,8 @@ def test_a_cancelled_call_is_predicted_no_further(executor: ThreadPoolExecutor) 
         await asyncio.sleep(0.05)
         assert batcher.waiting == 0
         model.released.set()
-        assert len((await batcher.predict(served(model), profiles(1.0, 2))).phase) == 2
+        prediction, _ = await batcher.predict(served(model), profiles(1.0, 2))
+        assert len(prediction.phase) == 2
         assert sum(model.batches) < 30
         task.cancel()
 
