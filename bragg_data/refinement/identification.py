@@ -163,7 +163,7 @@ def _is_second_cell(
 ) -> bool:
     """Return whether a phase has the pattern of another one, in nearly its cell.
 
-    As what strong lines have beside the profile function, its tails.
+    As what strong lines have around the profile function, its tails.
     """
     scale = _scale(state.model.cell(code, state.model.start), state.model.phases[code])
     same = [of_phase[place] for of_phase in duplicates.values() if place in of_phase]
@@ -274,7 +274,7 @@ def _with_copy(
 ) -> State | None:
     """Return the strongest phase a second time, next to itself, if that explains a good deal.
 
-    It takes what its lines have beside the profile function, in which others would be seen.
+    It takes what its lines have around the profile function, in which others would be seen.
     """
     strongest, cells = _strongest(places, state), _cells(state)
     lengths = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
