@@ -23,7 +23,14 @@ from bragg_data.arrays import Integers8
 from bragg_data.errors import first_line
 from bragg_data.store import schema
 from bragg_data.store.reading import RESTORE
-from bragg_data.store.repository import Snapshot, Store, StoreError, open_dataset, storage_errors
+from bragg_data.store.repository import (
+    PART,
+    Snapshot,
+    Store,
+    StoreError,
+    open_dataset,
+    storage_errors,
+)
 
 # The low bits of a pattern are noise to any compressor: zstd takes twice the time for 3 % less.
 # The checksum makes a changed byte an error for whoever reads it; no compressor here has its own.
@@ -201,13 +208,18 @@ class BlockWriter(ABC):
         session = self.store.repository.writable_session(self.branch)
         session.merge(*(result.fork for result in results if result.fork is not None))
         group = zarr.open_group(session.store, path=self.group, mode="r+")
-        # As they are now: in object storage another process may write the same data set.
+        # As they are now: in object storage another process may write the same data set. Only of
+        # these blocks and those between: few parts of the arrays are written again.
         status, digests = array_of(group, "status"), array_of(group, "block_sha256")
-        new_status, new_digests = np.asarray(status[:]), np.asarray(digests[:])
+        numbers = [result.block for result in results]
+        blocks = slice(min(numbers), max(numbers) + 1)
+        rows = slice(self.rows(min(numbers)).start, self.rows(max(numbers)).stop)
+        new_status, new_digests = self._status.copy(), self._digests.copy()
+        new_status[rows], new_digests[blocks] = status[rows], digests[blocks]
         attrs: dict[str, Any] = dict(group.attrs) | self._provenance
         failures = {int(b): reason for b, reason in attrs.pop("failures", {}).items()}
         self._enter(results, new_status, new_digests, failures)
-        status[:], digests[:] = new_status, new_digests
+        status[rows], digests[blocks] = new_status[rows], new_digests[blocks]
         if failures:
             attrs["failures"] = {str(block): reason for block, reason in failures.items()}
         if copied := _copied(results):
@@ -283,12 +295,16 @@ def extend_group(session: Session, group: str, dataset: xr.Dataset, name: str) -
 def write_variables(session: Session, group: str, dataset: xr.Dataset) -> None:
     """Write a group, with its profiles in chunks of its attribute ``rows_per_chunk``.
 
-    Each other variable becomes one chunk, so that a query reads few and small files.
+    Each other variable becomes one chunk, so that a query reads few and small files, but for those
+    that every commit changes.
     """
     rows = int(dataset.attrs["rows_per_chunk"])
+    at_most = {"status": PART * rows, "block_sha256": PART}
     encoding = {}
     for name, v in dataset.variables.items():
         chunks = (rows, *v.shape[1:]) if v.dims == ("sample", "tof") else v.shape
+        if name in at_most:
+            chunks = (min(at_most[str(name)], v.shape[0]), *v.shape[1:])
         encoding[name] = {"chunks": chunks, "compressors": COMPRESSORS, "_FillValue": None}
     dataset.to_zarr(session.store, group=group, consolidated=False, encoding=encoding)
 

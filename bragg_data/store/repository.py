@@ -44,6 +44,11 @@ _PATIENCE = 300.0  # seconds for a commit, while others commit to the same branc
 _PAUSE = 2.0  # seconds between two attempts, at most
 _T = TypeVar("_T")
 
+PART = 4096  # blocks, in a part of the list of chunks: a commit writes the parts that it changes
+# Kept in memory: places of chunks, of 100 bytes, and arrays of snapshots, with all attributes. Each
+# commit makes a snapshot.
+_CACHED_CHUNKS, _CACHED_ARRAYS = 300_000, 2_000
+
 # Icechunk warns that commits side by side to a local directory are unsafe; ours are under a lock.
 icechunk.set_logs_filter("error")
 
@@ -84,6 +89,14 @@ class DataSet:
     failed_blocks: int = 0
 
 
+def _config() -> icechunk.RepositoryConfig:
+    by_blocks = {icechunk.ManifestSplitDimCondition.Axis(0): PART}
+    split = {icechunk.ManifestSplitCondition.AnyArray(): by_blocks}
+    parts = icechunk.ManifestConfig(splitting=icechunk.ManifestSplittingConfig.from_dict(split))
+    cache = icechunk.CachingConfig(num_chunk_refs=_CACHED_CHUNKS, num_snapshot_nodes=_CACHED_ARRAYS)
+    return icechunk.RepositoryConfig(manifest=parts, caching=cache)
+
+
 class Store:
     """An Icechunk repository, by the path or file:// URI of its directory, or an s3:// URI.
 
@@ -110,7 +123,7 @@ class Store:
                     f"{self.uri} is there, but it is no store. Name the directory of a store or, "
                     f"for a new one, a directory that is empty or not there yet."
                 )
-            self.repository = icechunk.Repository.open(self.place.storage)
+            self.repository = icechunk.Repository.open(self.place.storage, config=_config())
 
     def _exists(self) -> bool:
         directory = self.place.directory

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import cast
@@ -15,9 +15,8 @@ from bragg_data.store.block_writer import BlockResult, BlockWriter, failed_block
 from pipelines.cli.console import Progress
 
 ATTEMPTS = 3  # at a block in a run
-# A commit rewrites the list of all chunks, so blocks are committed in batches. A kill loses the
-# blocks being computed and those not committed: waiting as long as a block takes loses at most
-# twice as many.
+# A commit takes some 20 ms, whatever is in it, so blocks are committed in batches. A kill loses the
+# blocks being computed and those not committed: as many of these, at most, as there are workers.
 _BLOCKS_PER_COMMIT = 16
 _SECONDS_PER_COMMIT = 5.0
 
@@ -66,24 +65,26 @@ def do_blocks(
                     future = submit(block, writer.fork())
                     running[future] = block
                     future.add_done_callback(finished.put)
-                try:
-                    future = finished.get(timeout=1.0)
-                except Empty:
+                futures = _next(finished)
+                if not futures:
                     workers = _threads(client)
                     if time.monotonic() - committed > pause:
                         committed = commit()
                     progress.tick(_note(workers, writer, attempts))
                     continue
-                result = _result(client, future, running.pop(future), writer)
-                if result.fork is None and not result.final and attempts[result.block] < ATTEMPTS:
-                    todo.append(result.block)
-                    continue
-                waiting.append(result)
-                n_finished += 1
-                progress.advance(int((result.status == schema.DONE).sum()))
-                pause = max(_SECONDS_PER_COMMIT, workers * progress.seconds / n_finished)
+                for result in _results(client, {f: running.pop(f) for f in futures}, writer):
+                    block = result.block
+                    if result.fork is None and not result.final and attempts[block] < ATTEMPTS:
+                        todo.append(block)
+                        continue
+                    if attempts[block] == 1:
+                        del attempts[block]  # of a million, most need one
+                    waiting.append(result)
+                    n_finished += 1
+                    progress.advance(int((result.status == schema.DONE).sum()))
+                pause = max(_SECONDS_PER_COMMIT, workers * progress.seconds / max(n_finished, 1))
                 age = time.monotonic() - committed
-                if len(waiting) >= _BLOCKS_PER_COMMIT or age > pause:
+                if len(waiting) >= max(_BLOCKS_PER_COMMIT, workers) or age > pause:
                     committed, workers = commit(), _threads(client)
                     progress.tick(_note(workers, writer, attempts))
         finally:
@@ -119,13 +120,34 @@ def _note(workers: int, writer: BlockWriter, attempts: Counter[int]) -> str:
     return ", ".join(notes)
 
 
+def _next(finished: SimpleQueue[Future]) -> list[Future]:
+    """Wait for a second, or until a future is finished; return all that are."""
+    futures: list[Future] = []
+    with suppress(Empty):
+        futures.append(finished.get(timeout=1.0))
+        while True:
+            futures.append(finished.get_nowait())
+    return futures
+
+
+def _results(
+    client: Client, blocks: dict[Future, int], writer: BlockWriter
+) -> Iterator[BlockResult]:
+    """Fetch results together, as each request takes some ms; one by one where there is an error."""
+    try:
+        results = client.gather(list(blocks))
+    except Exception:
+        results = [_result(client, future, block, writer) for future, block in blocks.items()]
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        yield result
+
+
 def _result(client: Client, future: Future, block: int, writer: BlockWriter) -> BlockResult:
     try:
-        result = future.result()
+        return cast("BlockResult", future.result())
     except Exception as error:  # the worker died, for example
         _threads(client)
         rows = writer.rows(block)
         return failed_block(block, rows.stop - rows.start, error)
-    if isinstance(result, Exception):
-        raise result
-    return cast("BlockResult", result)
