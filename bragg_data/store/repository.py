@@ -90,7 +90,7 @@ class DataSet:
 
 
 def _config() -> icechunk.RepositoryConfig:
-    by_blocks = {icechunk.ManifestSplitDimCondition.Axis(0): PART}
+    by_blocks: dict[Any, int] = {icechunk.ManifestSplitDimCondition.Axis(0): PART}
     split = {icechunk.ManifestSplitCondition.AnyArray(): by_blocks}
     parts = icechunk.ManifestConfig(splitting=icechunk.ManifestSplittingConfig.from_dict(split))
     cache = icechunk.CachingConfig(num_chunk_refs=_CACHED_CHUNKS, num_snapshot_nodes=_CACHED_ARRAYS)
