@@ -84,18 +84,25 @@ def extra_data_split(
     part: Integers8,
     extra_crystal_system: Integers,
     extra_cells: Array,
+    *,
+    blocked: bool = True,
 ) -> Integers8:
-    """Return which samples, (m,), of extra data may join the training of a blocked split, (n,).
+    """Return which samples, (m,), of extra data may join the training of a split, (n,).
 
-    ``Part.training`` where no sample of the box is for validation or testing, elsewhere
-    ``Part.test``; ``part`` is what :func:`blocked_split` returned.
+    ``Part.training`` where no sample of the box, or, if the split is not blocked, of the same cell,
+    is for validation or testing, elsewhere ``Part.test``; ``part`` is what the split returned.
     """
+    of_cells = _boxes if blocked else _rounded
     held_out = part != Part.training
-    boxes = np.column_stack([crystal_system[held_out], _boxes(cells[held_out])])
+    boxes = np.column_stack([crystal_system[held_out], of_cells(cells[held_out])])
     closed = {row.tobytes() for row in np.unique(boxes, axis=0)}
-    extra = np.column_stack([extra_crystal_system, _boxes(extra_cells)])
+    extra = np.column_stack([extra_crystal_system, of_cells(extra_cells)])
     inside = np.array([row.tobytes() in closed for row in extra], dtype=bool)
     return np.where(inside, Part.test, Part.training).astype(np.int8)
+
+
+def _rounded(cells: Array) -> NDArray[np.int64]:
+    return np.rint(cells * 1e9).astype(np.int64)
 
 
 def _boxes(cells: Array) -> NDArray[np.int64]:

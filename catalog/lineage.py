@@ -52,8 +52,8 @@ def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     described = read_model_json(tracking.uri, version, "model.json")
     chain, provenance = _chain(version, described, _registered_run(tracking, version.run_id))
     models = provenance.classifier_uri, provenance.parent_uri
-    others = [trace(tracking, uri)[0] for uri in models if uri]
-    chain = replace(chain, sources=(*chain.sources, *others))
+    built_on = [trace(tracking, uri)[0] for uri in models if uri]
+    chain = replace(chain, sources=(*chain.sources, *built_on))
     return chain, provenance
 
 

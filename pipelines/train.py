@@ -36,6 +36,10 @@ def main(
     extra_data: Annotated[
         list[str] | None, Option(metavar="TAG", help="Train networks on it too; again for more.")
     ] = None,
+    extra_share: Annotated[
+        list[float] | None,
+        Option(metavar="SHARE", help="Of the loss that each has; by default by its samples."),
+    ] = None,
     beside: Annotated[list[str] | None, Option(hidden=True)] = None,  # deprecated
     continue_from: Annotated[
         str | None,
@@ -80,7 +84,8 @@ def main(
     else:
         extra = (*(extra_data or ()), *(beside or ()))  # deprecated: beside
         common = TrainingTask("all", preset, seed, device, split, extra, epochs, max_seconds)
-        common = replace(common, parent=continue_from)
+        shares = tuple(extra_share or ())
+        common = replace(common, parent=continue_from, extra_shares=shares)
         tasks = tasks_for(model or ["multitask"], common, presets)
         repository = Store(store)
         dataset = repository.open(data or options.default_tag(repository))

@@ -48,6 +48,7 @@ PART = 4096  # blocks, in a part of the list of chunks: a commit writes the part
 # Kept in memory: places of chunks, of 100 bytes, and arrays of snapshots, with all attributes. Each
 # commit makes a snapshot.
 _CACHED_CHUNKS, _CACHED_ARRAYS = 300_000, 2_000
+_SIMULATORS = "kinematic", "gsas2"
 
 # Icechunk warns that commits side by side to a local directory are unsafe; ours are under a lock.
 icechunk.set_logs_filter("error")
@@ -186,7 +187,8 @@ class Store:
             return [
                 self._data_set(group, snapshot.tag, snapshot.branch)
                 for snapshot, group in self._snapshots()
-                if campaign.identity(*_simulator_of(group), limit) == group.attrs["identity"]
+                if _simulator_of(group)[0] in _SIMULATORS
+                and campaign.identity(*_simulator_of(group), limit) == group.attrs["identity"]
             ]
 
     def snapshots(self) -> list[tuple[Snapshot, Mapping[str, Any]]]:

@@ -128,6 +128,9 @@ class _Training:
         self.validate = criteria.validate or self._validate
         samples = data.samples
         self.values, self.free = data.targets.encode(samples.phase, samples.cells)
+        self.weight = samples.weight
+        if self.weight is not None:
+            self.weight = (self.weight / self.weight[data.training].mean()).astype(np.float32)
         self.balance = None
         if settings.balance is not None:
             counts = np.bincount(samples.phase[data.training], minlength=len(data.targets.names))
@@ -194,7 +197,10 @@ class _Training:
         rows, phase = batch.rows, self.data.samples.phase[batch.rows].astype(np.int64)
         arrays = batch.profiles, phase, self.values[rows], self.free[rows]
         profiles, codes, values, free = (torch.from_numpy(a).to(self.device) for a in arrays)
-        labelled = LabelledBatch(profiles, codes, values, free, rows)
+        weight = None
+        if self.weight is not None:
+            weight = torch.from_numpy(self.weight[rows]).to(self.device)
+        labelled = LabelledBatch(profiles, codes, values, free, rows, weight)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         half = self.settings.mixed_precision and _computes_bfloat16(self.device)
@@ -251,7 +257,8 @@ def _identity(
     trained = [name for name, p in network.named_parameters() if p.requires_grad]
     labels = hashlib.sha256()
     samples = data.samples
-    for values in (samples.phase, samples.cells, data.training, data.validation):
+    weight = () if samples.weight is None else (samples.weight,)
+    for values in (samples.phase, samples.cells, data.training, data.validation, *weight):
         labels.update(np.ascontiguousarray(values).data)
     return {
         "settings": repr(settings),

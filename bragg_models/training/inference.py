@@ -37,6 +37,7 @@ class Samples:
     profiles: Profiles
     phase: Integers8  # (n,)
     cells: Array  # (n, 6), in ångström and degrees
+    weight: Array | None = None  # (n,) in the loss, on any scale; None is the same for all
 
 
 def evaluate(

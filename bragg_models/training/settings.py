@@ -23,6 +23,18 @@ class LabelledBatch:
     values: Tensor  # (n, n_parameters), float32: scaled as by Targets; 0 where not free
     free: Tensor  # (n, n_parameters), bool
     rows: Indices  # (n,): row numbers of the samples in the data set
+    weight: Tensor | None = None  # (n,) of the samples in the loss, 1 on average; None is 1 for all
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """Return the weighted mean over the samples of losses (n,) or (n, m)."""
+        if self.weight is not None:
+            losses = losses * self.weight.reshape(-1, *[1] * (losses.ndim - 1))
+        return losses.mean()
+
+    def squared_error(self, values: Tensor) -> Tensor:
+        """Return the weighted mean squared error of values (n, n_parameters) that are free."""
+        mask = self.free.float()
+        return self.mean((values.float() - self.values) ** 2 * mask) * mask.numel() / mask.sum()
 
 
 # Named losses of a network on a batch; ``loss`` is minimised, the others are logged. An objective
@@ -39,6 +51,11 @@ def full_precision(batch: LabelledBatch) -> torch.autocast:
     return torch.autocast(batch.profiles.device.type, enabled=False)
 
 
+def cross_entropies(logits: Tensor, batch: LabelledBatch) -> Tensor:
+    """Return the cross entropy of the phase of each sample, (n,), from logits (n, n_phases)."""
+    return nn.functional.cross_entropy(logits.float(), batch.phase, reduction="none")
+
+
 def multitask_objective(
     network: nn.Module, batch: LabelledBatch, _: torch.Generator, *, regression_weight: float = 1.0
 ) -> dict[str, Tensor]:
@@ -48,9 +65,8 @@ def multitask_objective(
     """
     logits, values = network(batch.profiles)
     with full_precision(batch):
-        mask = batch.free.float()
-        cross_entropy = nn.functional.cross_entropy(logits.float(), batch.phase)
-        squared = ((values.float() - batch.values) ** 2 * mask).sum() / mask.sum()
+        cross_entropy = batch.mean(cross_entropies(logits, batch))
+        squared = batch.squared_error(values)
         loss = cross_entropy + regression_weight * squared
     return {"loss": loss, "cross_entropy": cross_entropy, "mse": squared}
 

@@ -175,6 +175,7 @@ def _training_command(provenance: ModelProvenance) -> str:
         ("preset", provenance.preset),
         ("seed", provenance.seed),
         *(("extra-data", tag) for tag in provenance.extra_data),
+        *(("extra-share", share) for share in task.get("extra_shares") or ()),
         ("continue-from", provenance.parent_uri),
         ("epochs", task.get("epochs")),
         ("max-seconds", task.get("max_seconds")),

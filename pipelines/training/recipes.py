@@ -23,7 +23,13 @@ from bragg_models.networks.paper import Caenn, Conditional, Encoding, Multitask
 from bragg_models.networks.robust import Robust, single_thread
 from bragg_models.predictors import Predictor, build
 from bragg_models.training.inference import Samples, outputs
-from bragg_models.training.settings import Criteria, LabelledBatch, Validation, full_precision
+from bragg_models.training.settings import (
+    Criteria,
+    LabelledBatch,
+    Validation,
+    cross_entropies,
+    full_precision,
+)
 from pipelines.cli.console import Progress, say
 from pipelines.cluster.client import open_cluster
 from pipelines.simulation.draws import Purpose, SimulatedMeasurements, draw_on_cluster
@@ -286,7 +292,7 @@ def _classification(
     """Return the cross entropy of the phases (section IV-A of the paper)."""
     logits, _values = network(batch.profiles)
     with full_precision(batch):
-        loss = nn.functional.cross_entropy(logits.float(), batch.phase)
+        loss = batch.mean(cross_entropies(logits, batch))
     return {"loss": loss}
 
 
@@ -296,7 +302,7 @@ def _regression(
     """Return the mean squared error of the free parameters' columns (section IV-B)."""
     values = network(batch.profiles)
     with full_precision(batch):
-        loss = ((values.float() - batch.values[:, columns]) ** 2).mean()
+        loss = batch.mean((values.float() - batch.values[:, columns]) ** 2)
     return {"loss": loss}
 
 
@@ -306,7 +312,7 @@ def _reconstruction(
     """Return the mean absolute error of reconstructed profiles (section IV-C3)."""
     profiles = network(batch.profiles)
     with full_precision(batch):
-        loss = (profiles.float() - batch.profiles).abs().mean()
+        loss = batch.mean((profiles.float() - batch.profiles).abs())
     return {"loss": loss}
 
 
@@ -316,9 +322,8 @@ def _integer_class(
     """Return the paper's alternative loss: the class as an integer, by its squared error too."""
     code, values = network.raw_outputs(batch.profiles)  # type: ignore[operator]
     with full_precision(batch):
-        mask = batch.free.float()
-        integer = ((code[:, 0].float() - batch.phase) ** 2).mean()
-        squared = ((values.float() - batch.values) ** 2 * mask).sum() / mask.sum()
+        integer = batch.mean((code[:, 0].float() - batch.phase) ** 2)
+        squared = batch.squared_error(values)
         loss = integer + regression_weight * squared
     return {"loss": loss, "integer": integer, "mse": squared}
 

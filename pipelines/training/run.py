@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ import xarray as xr
 
 from bragg_data.arrays import Integers8
 from bragg_data.campaign import Samples as Labels
-from bragg_data.splits import Part, extra_data_split
-from bragg_data.store.repository import Store
+from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import joined, profiles_of
 from bragg_models.forest import ForestModel
@@ -32,6 +32,7 @@ from pipelines.evaluation.scoring import SPLIT, part_of
 from pipelines.registry import registration
 from pipelines.snapshots.verification import verify_snapshot
 from pipelines.training import recipes
+from pipelines.training.extra_data import StoredSamples, extra_samples, loss_weights
 from pipelines.training.forests import ForestTask, grow
 from pipelines.training.held_out import register_proposal_network, test_model
 from pipelines.training.names import FORESTS, TrainError
@@ -179,35 +180,30 @@ def _context(
     run_: Run,
 ) -> TrainingContext:
     targets = targets_of(campaign_of(dataset).phases, labels.phase, labels.cells)
-    sets = [(dataset, labels, part)]
-    for tag in task.extra_data:
-        extra = Store(dataset.attrs["uri"]).open(tag)
-        verify_snapshot(extra)
-        names = [p.name for p in campaign_of(extra).phases]
-        if names != list(targets.names) or not np.array_equal(extra.tof, dataset.tof):
-            raise TrainError(
-                f"{tag} has other phases or another time-of-flight grid than "
-                f"{dataset.attrs['tag']}: it cannot be used for training with it."
-            )
-        of_extra = samples_of(extra)
-        extra_part = np.full(len(of_extra.phase), Part.training, dtype=np.int8)
-        if task.split == "blocked":
-            extra_part = extra_data_split(
-                labels.crystal_system, labels.cells, part, of_extra.crystal_system, of_extra.cells
-            )
-        sets.append((extra, of_extra, extra_part))
-        run_.log_dataset(extra, "training, extra data")
+    sets = [StoredSamples(dataset, labels, part, str(dataset.attrs["content_hash"]))]
+    sets += [
+        extra_samples(sets[0], tag, blocked=task.split == "blocked") for tag in task.extra_data
+    ]
+    for extra, share in zip_longest(sets[1:], task.extra_shares):
+        of_loss = f", {share:.3g} of the loss" if share else ""
+        run_.log_dataset(extra.dataset, f"training, extra data{of_loss}")
+    phase = np.concatenate([of_set.labels.phase for of_set in sets])
+    part = np.concatenate([of_set.part for of_set in sets])
     samples = Samples(
-        joined([profiles_of(d, lambda values: values) for d, _, _ in sets]),
-        np.concatenate([of_set.phase for _, of_set, _ in sets]),
-        np.concatenate([of_set.cells for _, of_set, _ in sets]),
+        joined([profiles_of(of_set.dataset, lambda values: values) for of_set in sets]),
+        phase,
+        np.concatenate([of_set.labels.cells for of_set in sets]),
     )
+    if task.extra_shares:
+        number = np.repeat(np.arange(len(sets)), [len(of_set.part) for of_set in sets])
+        shares = 1 - sum(task.extra_shares), *task.extra_shares
+        samples = replace(samples, weight=loss_weights(phase, number, part, shares))
     return TrainingContext(
         dataset,
         samples,
         targets,
-        np.concatenate([of_set for _, _, of_set in sets]),
-        tuple(str(d.attrs["content_hash"]) for d, _, _ in sets),
+        part,
+        tuple(of_set.content for of_set in sets),
         choose_device(task.device),
         task,
         environment,

@@ -40,6 +40,7 @@ class TrainingTask:
     max_seconds: float | None = None
     classifier: str | None = None  # address of that which a class-conditional model builds on
     parent: str | None = None  # address, or version, of the model whose weights it starts from
+    extra_shares: tuple[float, ...] = ()  # of the loss that extra data have; none: by their sizes
 
     def check(self) -> None:
         """Refuse, with a `TrainError`, what cannot be trained."""
@@ -49,6 +50,12 @@ class TrainingTask:
             raise TrainError(
                 f"{self.model} cannot be trained on further data sets (--extra-data "
                 f"{' '.join(self.extra_data)}). These models can: {', '.join(EXTRA_DATA_MODELS)}."
+            )
+        shares, tags = self.extra_shares, self.extra_data
+        if shares and (len(shares) != len(tags) or min(shares) <= 0 or sum(shares) >= 1):
+            raise TrainError(
+                f"{len(tags)} of --extra-data need as many of --extra-share, above 0 and together "
+                f"below 1, not {', '.join(f'{share:g}' for share in shares)}."
             )
         if self.parent and self.model in (*FORESTS, "search"):
             reason = "its trees are grown" if self.model in FORESTS else "it has no weights"
@@ -128,7 +135,8 @@ def load_task(environment: TrainingEnvironment, run_id: str) -> tuple[TrainingTa
         values = dict(saved["order" if path == old else "task"])
         values = {key: value for key, value in values.items() if key not in _DROPPED}
         extra = values.pop("beside", values.get("extra_data"))  # deprecated: beside
-        task = TrainingTask(**{**values, "extra_data": tuple(extra)})
+        shares = tuple(values.get("extra_shares") or ())
+        task = TrainingTask(**{**values, "extra_data": tuple(extra), "extra_shares": shares})
         return task, Store(saved["store"]).open(saved["tag"])
     except (KeyError, TypeError, ValueError) as error:
         raise TrainError(f"{path} is damaged ({error}): train the model again.") from error

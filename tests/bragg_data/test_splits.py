@@ -152,6 +152,16 @@ def test_extra_data_equal_to_the_data_set_give_its_training_samples(samples: Sam
     np.testing.assert_array_equal(split == Part.training, part == Part.training)
 
 
+def test_the_same_cell_in_extra_data_is_held_out_of_a_random_split(samples: Samples) -> None:
+    part = random_split(samples.crystal_system, seed=4)
+    labels = samples.crystal_system, samples.cells
+    split = extra_data_split(*labels, part, *labels, blocked=False)
+    np.testing.assert_array_equal(split == Part.training, part == Part.training)
+    near = samples.cells + np.array([1e-4, 0, 0, 0, 0, 0])
+    near = extra_data_split(*labels, part, samples.crystal_system, near, blocked=False)
+    assert (near == Part.training).all()
+
+
 def test_a_box_of_extra_data_belongs_to_a_single_crystal_system() -> None:
     cell = np.array([[4.01, 4.01, 4.01, 90.0, 90.0, 90.0]])
     cubic, tetragonal = np.array([0], np.int8), np.array([1], np.int8)
