@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := build/tools
 # N processes, each with one computing thread. Some of all tests wait for servers and clusters a while.
 quick fast: N ?= 2
 test: N ?= 3
@@ -12,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quick fast test check docs ui clean
+.PHONY: help setup run quick fast test check docs ui lock sbom audit clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -52,6 +53,27 @@ docs: $(STAMP)  ## build the documentation into build/site
 
 ui: $(STAMP)  ## start the MLflow UI on this project's runs and print its address
 	$(BIN)/python -m pipelines.ui
+
+lock: $(STAMP)  ## write requirements.lock: the pinned packages with the hashes of their files
+	@mkdir -p build
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --dry-run --ignore-installed \
+	  --report build/lock.json --constraint constraints.txt '.[dev]'
+	$(BIN)/python deploy/lock.py build/lock.json
+
+$(TOOLS)/.installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --disable-pip-version-check --quiet \
+	  cyclonedx-bom==7.5.0 pip-licenses==5.5.5 pip-audit==2.10.1
+	@touch $@
+
+sbom: $(STAMP) $(TOOLS)/.installed  ## list what is installed, with licences: build/sbom.json, build/licences.md
+	$(TOOLS)/bin/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/sbom.json
+	$(TOOLS)/bin/pip-licenses --python $(BIN)/python --order license --format markdown \
+	  --output-file build/licences.md
+
+audit: $(TOOLS)/.installed  ## compare requirements.lock with an advisory database (needs its server)
+	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes --requirement requirements.lock
 
 clean:  ## remove the virtual environment and caches (never the data)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

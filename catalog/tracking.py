@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bragg_data.errors import first_line
 from bragg_data.files import lock_for
-from catalog import DEFAULT_TRACKING_URI
+from catalog import DEFAULT_TRACKING_URI, without_credentials
 from catalog.database import (
     ARTIFACTS,
     SQLITE,
@@ -88,7 +88,12 @@ class Tracking:
         if path is not None:
             self._artifacts = path.parent / ARTIFACTS
             uri = f"{SQLITE}{path}"
-        self.uri = uri
+        elif not uri.startswith(("http://", "https://")):
+            raise TrackingError(  # without the rest, which may have a password
+                f"'{uri.partition(':')[0]}:' is no MLflow database or server. Give another URI "
+                f"with --tracking, for example {DEFAULT_TRACKING_URI} or http://SERVER:5000."
+            )
+        self.uri = uri = without_credentials(uri)
         try:
             if path is None:
                 # MLflow's default waits for minutes before it reports that nothing answers.

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -57,6 +57,15 @@ def answered(url: str) -> bool:
         return requests.get(url, timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+def until(condition: Callable[[], object], seconds: float) -> float:
+    """Wait for a condition, and return how long it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "it did not happen"
+        time.sleep(0.05)
+    return time.monotonic() - began
 
 
 def dask_workers(process: psutil.Process) -> list[psutil.Process]:

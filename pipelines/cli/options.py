@@ -24,6 +24,7 @@ from bragg_data.defaults import DEFAULT_CAMPAIGN as DEFAULT_CAMPAIGN
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.defaults import PATTERN_SECONDS
 from catalog import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
+from catalog import without_credentials
 
 if TYPE_CHECKING:
     from bragg_data.measurement.readers import Reading
@@ -39,7 +40,14 @@ StoreOption = Annotated[
     str, Option("--store", metavar="URI", help="Directory of the store, or s3://BUCKET/PREFIX.")
 ]
 TrackingOption = Annotated[
-    str, Option("--tracking", metavar="URI", envvar="MLFLOW_TRACKING_URI", help="MLflow's URI.")
+    str,
+    Option(
+        "--tracking",
+        metavar="URI",
+        envvar="MLFLOW_TRACKING_URI",
+        parser=without_credentials,
+        help="MLflow's URI.",
+    ),
 ]
 DataOption = Annotated[
     str | None, Option("--data", metavar="TAG", help="Data set; by default the largest, newest.")

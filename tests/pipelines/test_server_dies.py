@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from bragg_data.store.repository import Store
 from catalog import registry
 from catalog.tracking import Tracking, TrackingError
-from tests.servers import ROOT, answered, free_port
+from tests.servers import ROOT, answered, free_port, until
 
 pytestmark = pytest.mark.slow
 
@@ -50,15 +50,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.start()
     yield server
     server.kill()
-
-
-def until(condition: Callable[[], object], seconds: float) -> float:
-    """Wait for a condition, and return how long it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "it did not happen"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 class Training:

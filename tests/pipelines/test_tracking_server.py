@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import pwd
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -28,13 +24,13 @@ from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import RegisteredModel, materialise
 from pipelines.registry.registration import load_version
 from pipelines.tracking_server import app
-from tests.servers import free_port, serving
+from tests.postgresql import PostgreSql
+from tests.servers import serving
 from tests.small_bench import short_presets
 
 pytestmark = pytest.mark.slow
 
 WRITERS, RUNS, METRICS = 8, 2, 3
-NO_POSTGRESQL = "needs PostgreSQL's own programs (initdb, pg_ctl, pg_dump)"
 
 
 @dataclass(frozen=True)
@@ -60,59 +56,17 @@ def running(home: Path, backend: str | None = None) -> Iterator[Server]:
         yield replace(server, address=address)
 
 
-@contextmanager
-def postgresql() -> Iterator[str]:
-    """A PostgreSQL server of its own; yields the URI of its administrator's database."""
-    pg_ctl = shutil.which("pg_ctl") or max(
-        map(str, Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")), default=None
-    )
-    if pg_ctl is None:
-        if os.environ.get("BRAGG_REQUIRE_POSTGRESQL") == "1":
-            pytest.fail(NO_POSTGRESQL)
-        pytest.skip(NO_POSTGRESQL)
-    programs = Path(pg_ctl).resolve().parent
-    # It refuses to run as root; and it cannot enter pytest's own directories as somebody else.
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    with tempfile.TemporaryDirectory(prefix="postgresql-") as directory:
-        shutil.chown(directory, user)
-        port = free_port()
-
-        def call(program: str, *arguments: str) -> None:
-            subprocess.run(
-                [programs / program, "-D", f"{directory}/data", *arguments],
-                check=True,
-                user=user if os.getuid() == 0 else None,
-                cwd=directory,
-                stdout=subprocess.DEVNULL,
-            )
-
-        call("initdb", "--auth=trust", "--username=team", "--no-sync")
-        options = f"-p {port} -k {directory} -c listen_addresses=127.0.0.1 -c fsync=off"
-        call("pg_ctl", "start", "-w", "-l", f"{directory}/log", "-o", options)
-        try:
-            yield f"postgresql://team@127.0.0.1:{port}"
-        finally:
-            call("pg_ctl", "stop", "-w", "-m", "fast")
-
-
-def database(server: str, name: str) -> str:
-    psycopg = pytest.importorskip("psycopg")
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{server}/{name}"
-
-
 @pytest.fixture(
     scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 )
 def backends(request: pytest.FixtureRequest) -> Iterator[Iterator[str | None]]:
     """One new, empty backend after the other."""
     with ExitStack() as stack:
-        server = stack.enter_context(postgresql()) if request.param == "postgresql" else None
+        server = stack.enter_context(PostgreSql()) if request.param == "postgresql" else None
 
         def new() -> Iterator[str | None]:
             for number in range(3):
-                yield None if server is None else database(server, f"bragg{number}")
+                yield None if server is None else server.database(f"bragg{number}")
 
         yield new()
 
