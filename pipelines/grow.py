@@ -1,6 +1,8 @@
 """Let a data set grow where a model is weak: draw further samples, and simulate only these."""
 
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +22,13 @@ def main(
             "cells do not explain the patterns; where its cells are wrong; near --profiles.",
         ),
     ] = "uncertain",
-    samples: Annotated[int, Option(min=1, help="How many samples join.")] = 1000,
+    samples: Annotated[
+        int | None, Option(min=1, help="How many samples join.", show_default="1000")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        Option(metavar="MIN", help="As many samples as these minutes allow, from timed ones."),
+    ] = None,
     profiles: Annotated[
         list[Path] | None, Option(metavar="FILE", help="Measured profiles; again for more.")
     ] = None,
@@ -53,12 +61,15 @@ def main(
     from pipelines.prediction.interface import load_model
     from pipelines.simulation import growth
     from pipelines.simulation.campaign import SimulationJob, print_data_set, simulate_campaign
-    from pipelines.simulation.simulators import gsas2_options
+    from pipelines.simulation.simulators import SimulationError, gsas2_options
 
     began = time.monotonic()
+    if budget is not None and (samples is not None or not 0 < budget < math.inf):
+        raise SimulationError("Give --samples N, or --budget MIN with MIN above 0.")
+    count = 0 if budget else samples or 1000
     location = gsas2_options(gsas2.gsas2_path, gsas2.pattern_limit)
     loaded, repository, files = load_campaign(campaign), Store(store), list(profiles or ())
-    request = growth.GrowthRequest(where, samples, seed, profiles=growth.profiles_hash(files))
+    request = growth.GrowthRequest(where, count, seed, profiles=growth.profiles_hash(files))
     rater = None
     if model is not None and where in growth.MODEL_RULES:
         rater = load_model(model, tracking=tracking, use_library=False)
@@ -74,9 +85,14 @@ def main(
 
             measured = measured_cells(files, options.ProfileOptions(instrument), rater)
         predictor = None if rater is None else rater.predictor
-        grown = growth.grown_campaign(parent, request, predictor, measured)
+        if budget:
+            count = growth.samples_within(
+                budget, parent, request, predictor, gsas2=location, cluster=cluster
+            )
+            say(f"{count:,} samples fit into {budget:g} minutes, from timed ones")
+        grown = growth.grown_campaign(parent, replace(request, samples=count), predictor, measured)
         by = f", by {request.model}" if request.model else ""
-        say(f"{parent.attrs['tag']} grows by {samples:,} samples: {where}{by}")
+        say(f"{parent.attrs['tag']} grows by {count:,} samples: {where}{by}")
     else:
         say(f"{grown.growths[-1].parent} was begun to grow by this command: it goes on")
     simulator = str(repository.open(grown.growths[-1].parent).attrs["simulator"])

@@ -1,6 +1,8 @@
 """Choosing the cells by which a data set grows: at random, or where a model is weak."""
 
 import hashlib
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +14,21 @@ import xarray as xr
 from bragg_data.arrays import Array, Floats32, Indices, Integers, Mask
 from bragg_data.campaign import Campaign, Samples
 from bragg_data.growth import Growth, chosen_text, growth_text
+from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import Store, StoreError
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.metrics import squared_errors
 from bragg_models.predictors import Predictor
 from pipelines.cli.console import Progress
-from pipelines.simulation.simulators import SimulationError, recipe_of, simulate_samples
+from pipelines.cli.options import ClusterOptions
+from pipelines.cluster.client import open_cluster
+from pipelines.simulation.simulators import (
+    SimulationError,
+    choose,
+    recipe_of,
+    seconds_per_pattern,
+    simulate_samples,
+)
 
 RULES = ("random", "uncertain", "wrong", "measured")
 MODEL_RULES = RULES[1:]  # those that need a model
@@ -38,7 +49,7 @@ class GrowthRequest:
     """By how many samples a data set grows, and by which rule they are chosen."""
 
     where: str
-    samples: int
+    samples: int  # 0: as many as a budget of time allows
     seed: int = 0
     model: str = ""  # address and run of the model that rates candidates
     profiles: str = ""  # SHA-256 of the measured profiles
@@ -57,7 +68,7 @@ class GrowthRequest:
         """Whether a growth is the result of this request; any model will do if none is named."""
         requested = self.where, self.seed, self.profiles, self.model or growth.model
         same = requested == (growth.where, growth.seed, growth.profiles, growth.model)
-        return same and len(growth.rows) == self.samples
+        return same and self.samples in (0, len(growth.rows))
 
 
 def parent_of(store: Store, campaign: Campaign, tag: str | None) -> xr.Dataset:
@@ -157,6 +168,38 @@ def grown_campaign(
         chosen=chosen_text(np.argsort(-keys)[: request.samples], len(candidates)),
     )
     return replace(campaign, growth=growth_text((*campaign.growths, growth)))
+
+
+def samples_within(
+    minutes: float,
+    dataset: xr.Dataset,
+    request: GrowthRequest,
+    predictor: Predictor | None,
+    *,
+    gsas2: Gsas2Options,
+    cluster: ClusterOptions,
+) -> int:
+    """Return by how many samples a data set can grow within some minutes, from timed ones.
+
+    The candidates are rated here, on one core; the patterns are simulated by all cores of the
+    cluster, of SLURM by those of as many jobs as are allowed.
+    """
+    campaign, samples = campaign_of(dataset), samples_of(dataset)
+    few, recipe = samples[:_BATCH], recipe_of(campaign)
+    cores = cluster.workers or os.cpu_count() or 1
+    if cluster.name == "slurm":
+        cores = cluster.slurm.job_limits[1] * (cluster.slurm.cores or 1)
+    if dataset.attrs["simulator"] == "gsas2":
+        with open_cluster(cluster) as client:
+            seconds = choose("gsas2", campaign, few, gsas2, client)[1]
+        seconds_of_each = float(seconds[few.phase].mean()) / cores
+    else:
+        seconds_of_each = seconds_per_pattern(recipe, few) / cores
+    if predictor is not None and request.where in ("uncertain", "wrong"):
+        began = time.monotonic()
+        _weakness(campaign, few, predictor, request.where)
+        seconds_of_each += _CANDIDATES * (time.monotonic() - began) / len(few)
+    return max(1, int(60 * minutes / seconds_of_each))
 
 
 def _is_new(candidates: Samples, samples: Samples) -> Mask:

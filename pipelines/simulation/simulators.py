@@ -253,11 +253,16 @@ def choose(
     reason, host = lacking[0].reason.partition(". ")[0], lacking[0].host
     say(f"Simulator auto is kinematic, the fast one, because on {host} {escape(reason)}")
     recipe = recipe_of(campaign)
+    return recipe, np.full(len(campaign.phases), seconds_per_pattern(recipe, samples))
+
+
+def seconds_per_pattern(recipe: Recipe, samples: Samples) -> float:
+    """Return how many seconds a pattern of the fast simulator takes, from some of the samples."""
     few = samples[:_TIMED_SAMPLES]
     simulate_samples(recipe, few)  # compiles, and computes its tables
     began = time.monotonic()
     simulate_samples(recipe, few)
-    return recipe, np.full(len(campaign.phases), (time.monotonic() - began) / len(few))
+    return (time.monotonic() - began) / len(few)
 
 
 def _choose_call_path(

@@ -98,6 +98,26 @@ def test_the_old_tag_stays_and_the_new_tag_begins_with_its_samples(tiny):
 
 
 @pytest.mark.cluster
+def test_a_budget_allows_what_was_timed(tiny):
+    store, campaign = tiny
+    request = "--where", "random", "--budget", 1 / 600
+    out = command(store, campaign, *request)
+    assert "samples fit into 0.00166667 minutes, from timed ones" in out
+    joined = store.open("tiny-v2").sizes["sample"] - 67
+    assert f"grows by {joined:,} samples" in out
+    assert 10 < joined < 10_000  # of 0.02 to 2 ms in 0.1 s
+    # Unfinished or finished, the number need not be the same when the command is repeated.
+    parent = *request, "--data", "tiny-v1"
+    assert "nothing to do" in command(store, campaign, *parent)
+
+
+def test_a_budget_and_a_number_contradict(tiny):
+    store, campaign = tiny
+    with pytest.raises(SimulationError, match="Give --samples N, or --budget MIN"):
+        command(store, campaign, "--samples", 5, "--budget", 1)
+
+
+@pytest.mark.cluster
 def test_a_named_parent_grows_once_and_the_newest_again(tiny):
     store, campaign = tiny
     request = "--where", "random", "--samples", 13
