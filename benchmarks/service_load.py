@@ -144,7 +144,7 @@ def main(
         return
     result: dict[str, object] = {"model": loaded.version.uri, "cores": os.cpu_count()}
     with tempfile.TemporaryFile() as log:
-        arguments = ("pipelines.serve", "--model", model)
+        arguments = ("pipelines.serve", "--model", model, "--workers", "0")
         with server_at(*arguments, answers="ready", log=log) as (address, server):
             good = clients - clients // 8
             mixed = [single] * good + [hard] * (clients // 8)

@@ -50,6 +50,9 @@ def main(
         ),
     ] = False,
     phases: options.OtherPhasesOption = None,
+    same_sample: Annotated[
+        bool, Option("--same-sample", help="The files are banks of one sample.")
+    ] = False,
     as_json: options.JsonOption = False,
     as_csv: Annotated[bool, Option("--csv", help="Print comma-separated values.")] = False,
     plot: Annotated[Path | None, Option(metavar="PNG", help="Draw calculated patterns.")] = None,
@@ -99,9 +102,10 @@ def main(
     loaded = load_models(model, tracking=tracking, store=store, use_library=use, progress=progress)
     further = read_known_structures(phases)[0] if phases else ()
     recorder = None if record is None else FilesRecorder(record, paths, profile, loaded, refine)
+    how = {"refine": refine, "draw": bool(plot or page), "same_sample": same_sample}
     with distributed.lineage_run(paths, loaded):
         results, profiles, failures = distributed.predict_anywhere(
-            paths, profile, loaded, cluster, refine=refine, draw=draw, further=further
+            paths, profile, loaded, cluster, further=further, **how
         )
     results = results if recorder is None else recorder.add(results, profiles)
     if as_json:

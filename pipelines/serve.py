@@ -1,12 +1,13 @@
 """Serve the champion over HTTP: profiles or files in, JSON out; a new champion needs no restart."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
 from pipelines.cli import options
-from pipelines.cli.console import check_can_listen, next_commands, run, say
+from pipelines.cli.console import check_can_listen, errors, next_commands, run, say
 
 
 def main(
@@ -31,16 +32,30 @@ def main(
     threads: Annotated[int, Option(min=1, help="Threads; more help on idle cores alone.")] = 1,
     record: options.RecordOption = None,
     record_limit: options.RecordLimitOption = options.RECORD_MEGABYTES,
+    workers: Annotated[
+        int, Option(min=0, max=64, help="Processes for refinements; without any none are made.")
+    ] = 1,
+    time_limit: Annotated[
+        float, Option(min=0.1, metavar="SECONDS", help="For the refinement of a profile.")
+    ] = 10.0,
+    phases: Annotated[
+        list[Path] | None,
+        Option(
+            metavar="PLACE",
+            help="Structures that requests may have samples searched for: a folder of CIFs, a "
+            "campaign file or a CIF (repeatable).",
+        ),
+    ] = None,
     tracking: options.TrackingOption = options.DEFAULT_TRACKING_URI,
 ) -> None:
     """Serve a registered model over HTTP, before there is one the packaged one; Ctrl-C stops it.
 
     POST /predict takes profiles on the model's grid, POST /predict/file the text of a measured
-    file. GET /model describes grid, phases and units, /health and /ready the state of the service,
-    /openapi.json and /docs its interface, /metrics what it does. Every response names its model
-    version, and each request is a line of standard error. With --record every answer gets an id,
-    by which bragg replay computes it again, and bragg monitor watches for drift. An address that
-    other machines reach needs tokens.
+    file, or the files of a sample, which it refines on request. GET /model describes grid, phases
+    and units, /health and /ready the state of the service, /openapi.json and /docs its interface,
+    /metrics what it does. Every response names its model version, and each request is a line of
+    standard error. With --record answers get an id, by which bragg replay computes them again, and
+    bragg monitor watches for drift. An address that other machines reach needs tokens.
     """
     import torch
     import uvicorn
@@ -48,27 +63,48 @@ def main(
     from catalog.lineage_events import LineageRun
     from catalog.registry import lineage_of
     from catalog.tracking import open_existing
-    from pipelines.prediction.gate import DRAIN_SECONDS, TimedProtocol, log_requests, rules_of
+    from pipelines.prediction.gate import (
+        DRAIN_SECONDS,
+        TimedProtocol,
+        local_address,
+        log_requests,
+        rules_of,
+    )
     from pipelines.prediction.record import Record
+    from pipelines.prediction.refining import RefinementWorkers, Setup
     from pipelines.prediction.service import create_app
-    from pipelines.registry.packages import version_that_predicts
+    from pipelines.refinement.inputs import read_known_structures
+    from pipelines.registry.packages import versions_that_predict
 
     rules = rules_of(host, allowed_host or (), token_file, max_bytes=int(1e6 * max_megabytes))
     check_can_listen(host, port)
     database = open_existing(tracking)
-    version = version_that_predicts(database, model)
+    versions = versions_that_predict(database, model)
+    searched, problems = read_known_structures(phases) if phases else ([], [])
     # Arrays are small: on cores that others use, too, two threads take five times as long as one.
     torch.set_num_threads(threads)
-    say(f"Serving {version.uri} ({version.tags.get('model', 'model')}) on http://{host}:{port}")
+    address = local_address(host, port)
+    names = ", ".join(f"{v.uri} ({v.tags.get('model', 'model')})" for v in versions)
+    say(f"Serving {names} on {address}")
+    for problem in problems:
+        errors.print(problem, markup=False, soft_wrap=True)
+    curl = "curl"
+    if token_file is not None:
+        curl += f' --header "Authorization: Bearer $(head -1 {shlex.quote(str(token_file))})"'
     next_commands(
-        (f"curl http://{host}:{port}/ready", "the model version"),
-        (f"curl http://{host}:{port}/openapi.json", "the interface"),
+        (f"{curl} {address}/ready", "the model version"),
+        (f"{curl} {address}/openapi.json", "the interface"),
         *([(f"bragg monitor --record {record}", "watch for drift")] if record else []),
     )
     log_requests()
-    answers = None if record is None else Record(record, record_limit, create=True)
-    place = database or tracking
-    service = create_app(place, model, refresh_seconds=refresh, rules=rules, record=answers)
+    service = create_app(
+        database or tracking,
+        model,
+        refresh_seconds=refresh,
+        rules=rules,
+        record=None if record is None else Record(record, record_limit, create=True),
+        workers=RefinementWorkers(workers, Setup(tuple(searched), time_limit)),
+    )
     config = uvicorn.Config(
         service,
         host,

@@ -31,15 +31,15 @@ def serving(*arguments: str, answers: str) -> Iterator[str]:
 
 @contextmanager
 def server_at(
-    *arguments: str, answers: str, log: IO[bytes] | None = None
+    *arguments: str, answers: str, log: IO[bytes] | None = None, out: IO[bytes] | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """As serving; yields the process, too. Its standard error goes to a log, if there is one."""
+    """As serving; yields the process, too. What it prints goes to files, if there are any."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", *arguments, "--port", str(port)]
     with (
-        tempfile.TemporaryFile() as out,
-        subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=log) as server,
+        tempfile.TemporaryFile() as unread,
+        subprocess.Popen(command, cwd=ROOT, stdout=out or unread, stderr=log) as server,
     ):
         try:
             end = time.monotonic() + 90

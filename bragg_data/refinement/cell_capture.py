@@ -19,6 +19,7 @@ from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.joint_model import BankModel, JointModel
 from bragg_data.refinement.joint_parameters import cell_parameters
 from bragg_data.refinement.levenberg_marquardt import minimise
+from bragg_data.refinement.time_limit import check_time
 
 BLURS = (12.0, 4.0, 1.5)
 """Full widths over the peaks', to which profiles are blurred."""
@@ -100,6 +101,7 @@ def _sampled(banks: Sequence[BankModel], phase: Phase, start: Array) -> list[Arr
     left = np.zeros(count)
     for bank in banks:
         for first in range(0, count, 64):
+            check_time()
             rows = slice(first, min(first + 64, count))
             codes = np.zeros(rows.stop - rows.start, dtype=int)
             patterns = bank.weighted(bank.simulators[0].simulate(codes, cells[rows]))

@@ -28,6 +28,7 @@ from bragg_data.refinement.result import (
 )
 from bragg_data.refinement.rietveld import usable_starts
 from bragg_data.refinement.single_phase import runaway_bounds
+from bragg_data.refinement.time_limit import check_time
 
 _MOST_LINES = 60  # of a lattice, those with the largest d: further down they overlap
 _FEWEST = 100  # points
@@ -147,6 +148,7 @@ class _Lattice:
 
     def solved(self, cell: Array, broadening: Sequence[float]) -> tuple[Array, Array, Array]:
         """Return residual, weighted peaks and intensities; no peaks for a cell without volume."""
+        check_time()
         if not encloses_volume(cell[None])[0]:
             return self.y, np.zeros((len(self.y), 0)), np.zeros(0)
         peaks = self.peaks(cell, *broadening)

@@ -15,6 +15,7 @@ import numpy as np
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
+from bragg_data.refinement.time_limit import check_time
 
 _MOST_STEPS = 60
 _LEAST_DAMPING, _MOST_DAMPING = 1e-5, 1e6
@@ -55,13 +56,14 @@ def minimise(
     χ² that an undamped step within the bounds predicts, is below ``tolerance`` of χ². Steps that
     damping makes short prove nothing. ``give_up`` is called before each step with χ² and its
     predicted decrease; it ends the minimisation where it returns True. So does the number of
-    ``steps``.
+    ``steps``. A TimeLimitError is raised where the time is over.
     """
     low, high = bounds
     x, here = start, evaluate(start)
     # Where one step after the other leads uphill, damping rises faster and faster.
     damping, rise, converged = 1e-3, 10.0, False
     for _ in range(steps):
+        check_time()
         normal, right = here.jacobian.T @ here.jacobian, -(here.jacobian.T @ here.residual)
         if not np.trace(normal) > 0:
             break  # nothing of the pattern is in the measurement

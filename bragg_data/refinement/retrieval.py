@@ -29,6 +29,7 @@ from bragg_data.crystallography.structure import Phase
 from bragg_data.errors import first_line
 from bragg_data.refinement.joint_model import simulator_of
 from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.time_limit import check_time
 from bragg_data.simulation.kinematic import VERSION
 
 _REACH = 0.03  # relative change of lengths that is searched
@@ -86,6 +87,7 @@ class PatternLibrary:
         data = [_on_grid(bank) for bank in banks]
         chosen: dict[int, float] = {}
         for blur in range(len(_BLURS)):
+            check_time()
             gains = np.zeros((len(self.phases), len(_SCALES)))
             for of_bank, (weights, values), (step, points) in zip(
                 self._transforms, data, self.grids, strict=True

@@ -14,9 +14,11 @@ import numpy as np
 from bragg_data.arrays import Floats32, Mask
 from bragg_data.errors import first_line
 from bragg_models.predictors import Prediction, Predictor, load_predictor
-from catalog import registry
+from catalog import banks, registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking, open_existing
+from pipelines.prediction.fairness import CLIENT, FairSlots, check_room
+from pipelines.prediction.files import PredictError
 from pipelines.prediction.service_schemas import MAX_PROFILES, ModelInfo, ReadyInfo
 
 # Profiles that wait for the model; of 2,807 points they take 46 MB.
@@ -32,10 +34,6 @@ _T = TypeVar("_T")
 
 class NotReadyError(RuntimeError):
     """No model is loaded yet."""
-
-
-class OverloadedError(RuntimeError):
-    """More requests than the service can hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,7 @@ class ServedModel:
 
 
 class ModelHolder:
-    """The model that predicts now, looked up periodically: a new champion needs no restart."""
+    """The models that predict now, looked up periodically: a new champion needs no restart."""
 
     def __init__(self, tracking: Tracking | str, uri: str | None) -> None:
         # A database by its address: there may be none yet.
@@ -68,38 +66,59 @@ class ModelHolder:
         # The one thread in which models are loaded and called: OpenMP keeps a team of threads for
         # each thread that ever computed, and two of them on all cores work at half speed.
         self.executor = ThreadPoolExecutor(1, "model")
-        self.current: ServedModel | None = None  # before the first one is loaded
+        self.banks: tuple[ServedModel, ...] = ()  # one model; of an instrument's banks each its own
         self.error = ""  # of the last refresh, if that failed
         self.refreshed_at: datetime | None = None  # the last time without failure
 
     @property
-    def loaded(self) -> ServedModel:
-        """The model that predicts now; raises `NotReadyError` if none is loaded yet."""
-        if self.current is None:
+    def current(self) -> ServedModel | None:
+        """The first model, or None before it is loaded."""
+        return next(iter(self.banks), None)
+
+    @property
+    def loaded_banks(self) -> tuple[ServedModel, ...]:
+        """The models that predict now; raises `NotReadyError` if none is loaded yet."""
+        if not self.banks:
             raise NotReadyError(self.error or "The model is being loaded.")
-        return self.current
+        return self.banks
+
+    @property
+    def loaded(self) -> ServedModel:
+        """The only model; raises as `loaded_banks`, and a `PredictError` if there are several."""
+        model, *further = self.loaded_banks
+        if further:
+            raise PredictError(
+                "This service has a model for each of several banks: POST /predict/file takes "
+                "files; for profiles on the grid of one bank's model, serve that (--model)."
+            )
+        return model
 
     def ready_info(self) -> ReadyInfo:
         """Return the version that predicts now, and why the registry cannot be read if so."""
         at = self.refreshed_at
+        first, *further = self.loaded_banks
         return ReadyInfo(
-            **self.loaded.info.model_dump(),
+            **first.info.model_dump(),
+            other_banks=[served.version.uri for served in further],
             refreshed_at=None if at is None else at.isoformat("T", "seconds"),
             refresh_error=self.error or None,
         )
 
-    def _version(self) -> registry.ModelVersion:
+    def _versions(self) -> list[registry.ModelVersion]:
         if isinstance(self.tracking, str):
             self.tracking = open_existing(self.tracking) or self.tracking
         place = None if isinstance(self.tracking, str) else self.tracking
+        if place is not None and (of_banks := banks.champions(place, self._uri)):
+            return of_banks
         was_registered = self.current is not None and not self.current.version.packaged
         if self._uri is None and place is not None and was_registered:
             # A champion that is gone is an error: its clients want no model of another campaign.
-            return registry.find(place, registry.champion_uri(place))
-        return registry.find_or_packaged(place, self._uri)
+            return [registry.find(place, registry.champion_uri(place))]
+        return [registry.find_or_packaged(place, self._uri)]
 
     @property
-    def _tracking_uri(self) -> str:
+    def tracking_uri(self) -> str:
+        """Where the models are registered."""
         return self.tracking if isinstance(self.tracking, str) else self.tracking.uri
 
     def refresh(self) -> None:
@@ -108,15 +127,20 @@ class ModelHolder:
         A failure is recorded in ``error``, and the loaded version stays.
         """
         try:
-            version = self._version()
-            if self.current is None or self.current.version.uri != version.uri:
-                with downloaded_model(self._tracking_uri, version) as directory:
-                    predictor = self.executor.submit(_load_and_warm_up, directory).result()
-                self.current = ServedModel(version, predictor)
+            known = {served.version.uri: served for served in self.banks}
+            self.banks = tuple(
+                known.get(version.uri) or self._loaded_version(version)
+                for version in self._versions()
+            )
         except Exception as error:
             self.error = f"{first_line(error)}."
         else:
             self.error, self.refreshed_at = "", datetime.now(UTC)
+
+    def _loaded_version(self, version: registry.ModelVersion) -> ServedModel:
+        with downloaded_model(self.tracking_uri, version) as directory:
+            predictor = self.executor.submit(_load_and_warm_up, directory).result()
+        return ServedModel(version, predictor)
 
 
 def _load_and_warm_up(directory: Path) -> Predictor:
@@ -138,27 +162,17 @@ async def supervise(task: Callable[[], Awaitable[None]], on_error: Callable[[str
         await asyncio.sleep(_RESTART_SECONDS)
 
 
-class BoundedExecutor:
-    """Threads for blocking work; at most ``max_waiting`` calls run or wait at the same time."""
+class FileReaders:
+    """Threads for blocking work, which clients get in turn."""
 
     def __init__(self, threads: int, max_waiting: int) -> None:
         self._executor = ThreadPoolExecutor(threads, "files")
-        self._max_waiting, self._waiting = max_waiting, 0
-
-    @property
-    def waiting(self) -> int:
-        """Calls that run or wait."""
-        return self._waiting
+        self.slots = FairSlots(threads, max_waiting, "files")
 
     async def run(self, function: Callable[[], _T]) -> _T:
         """Return the result of a function; raises `OverloadedError` if too many calls wait."""
-        if self._waiting >= self._max_waiting:
-            raise OverloadedError(f"{self._waiting} files are waiting already. Try again later.")
-        self._waiting += 1
-        try:
+        async with self.slots.slot():
             return await asyncio.get_running_loop().run_in_executor(self._executor, function)
-        finally:
-            self._waiting -= 1
 
     def shutdown(self) -> None:
         """Drop what waits."""
@@ -174,6 +188,7 @@ class _Call:
     calibrated: Mask
     prediction: asyncio.Future[Prediction]
     request: str  # its id
+    client: str
     parts: list[Prediction] = field(default_factory=list)  # of the first profiles, predicted
     taken: int = 0  # profiles that are predicted, or in the batch that is
     batches: list[str] = field(default_factory=list)  # of each profile that is predicted
@@ -205,8 +220,8 @@ class _Predicted(NamedTuple):
 class Batcher:
     """Calls the model with profiles that wait, in its thread, outside the event loop.
 
-    A batch takes profiles of all waiting requests in turn: one with hundreds does not hold up the
-    others, and a batch of hopeless profiles ends within a second. A request whose client left, or
+    A batch takes profiles of all waiting clients in turn, and of the requests of each: one with
+    hundreds does not hold up the others, and a batch of hopeless profiles ends within a second. A request whose client left, or
     one profile of which was refused, is dropped.
     """
 
@@ -214,14 +229,14 @@ class Batcher:
         self._executor = executor
         self._max_waiting = max_waiting
         self._calls: collections.deque[_Call] = collections.deque()
+        self._served: dict[str, int] = {}  # by waiting client, the number of its last batch
+        self._batches = 0
         self._arrived = asyncio.Event()
 
     @property
     def waiting(self) -> int:
         """Profiles that wait, or are being predicted."""
-        return sum(
-            len(call.profiles) - sum(len(p.phase) for p in call.parts) for call in self._calls
-        )
+        return sum(call.left for call in self._calls)
 
     async def predict(
         self,
@@ -238,15 +253,13 @@ class Batcher:
         predicted in, as ``REQUEST:FIRST:END`` of each part: on others, a network's result may
         differ in its last bits. Raises `OverloadedError` if too many profiles wait already.
         """
-        waiting = self.waiting
-        if waiting and waiting + len(profiles) > self._max_waiting:
-            raise OverloadedError(
-                f"{waiting} profiles are waiting already. Try again later, or send fewer."
-            )
+        client = CLIENT.get()
+        of_client = sum(call.left for call in self._calls if call.client == client)
+        check_room("profiles", len(profiles), self.waiting, of_client, self._max_waiting)
         if calibrated is None:
             calibrated = np.ones(len(profiles), dtype=bool)
         prediction: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        call = _Call(model, profiles, calibrated, prediction, request)
+        call = _Call(model, profiles, calibrated, prediction, request, client)
         self._calls.append(call)
         self._arrived.set()
         try:
@@ -289,19 +302,26 @@ class Batcher:
         if not open_calls:
             return []
         model = open_calls[0].model
-        same = [call for call in open_calls if call.model is model]
-        share = max(_BATCH // len(same), 1)
-        batch = []
-        room = _BATCH
-        for call in same:
-            count = min(share, len(call.profiles) - call.taken, room)
-            batch.append(_Slice(call, slice(call.taken, call.taken + count)))
-            call.taken += count
-            room -= count
-            self._calls.remove(call)  # to the end, behind those that wait longer
-            self._calls.append(call)
-            if not room:
-                break
+        clients: dict[str, list[_Call]] = {}
+        for call in open_calls:
+            if call.model is model:
+                clients.setdefault(call.client, []).append(call)
+        last = {client: self._served.get(client, 0) for client in clients}
+        self._served, self._batches = last, self._batches + 1
+        batch, room, share = [], _BATCH, max(_BATCH // len(clients), 1)
+        for client in sorted(clients, key=last.__getitem__):  # who waits longest first
+            of_client = min(share, room)
+            of_call = max(of_client // len(clients[client]), 1)
+            for call in clients[client]:
+                count = min(of_call, len(call.profiles) - call.taken, of_client)
+                if not count:
+                    break
+                batch.append(_Slice(call, slice(call.taken, call.taken + count)))
+                call.taken += count
+                of_client, room = of_client - count, room - count
+                last[client] = self._batches
+                self._calls.remove(call)  # to the end, behind those that wait longer
+                self._calls.append(call)
         return batch
 
 

@@ -49,24 +49,24 @@ def predict_anywhere(
     refine: bool = False,
     draw: bool = False,
     further: Sequence[Phase] = (),
+    same_sample: bool = False,
 ) -> tuple[list[PredictionResult], list[PredictedProfile], dict[Path, Exception]]:
     """Predict files in this process, or many of them and on request on a cluster.
 
     If no cluster is named, this process predicts up to :data:`MAX_LOCAL_FILES` files. Workers have
     to be able to read the files. Returned are the results in the order of the files; the same, or
     of many the first to ``draw``, as arrays; and the errors of files, which name their file. Of
-    several models each predicts the profiles of its bank, in this process. Refined samples that no
-    phase explains by itself are searched for several; with ``further`` all are, for these, too.
+    several models each predicts the profiles of its bank, in this process, where all banks of
+    ``same_sample`` are predicted, too. Refined samples that no phase explains by itself are
+    searched for several; with ``further`` all are, for these, too.
     """
-    if len(models) > 1:
-        profiles, failures = predict_banks(files, options, models, refine=refine)
-        profiles = _with_sample(profiles, options.instrument, further, refine=refine)
+    few = cluster.cluster is None and len(files) <= MAX_LOCAL_FILES
+    if few or same_sample or len(models) > 1:
+        profiles, failures = predict_here(
+            files, options, models, refine=refine, further=further, same_sample=same_sample
+        )
         return [profile.result() for profile in profiles], profiles, failures
     (model,) = models
-    if cluster.cluster is None and len(files) <= MAX_LOCAL_FILES:
-        profiles, failures = predict_files(files, options, model, refine=refine)
-        profiles = _with_sample(profiles, options.instrument, further, refine=refine)
-        return [profile.result() for profile in profiles], profiles, failures
     absolute = {path.absolute(): path for path in files}
     paths = [path.absolute() for path in files]
     parts = [paths[low : low + _FILES_PER_TASK] for low in range(0, len(files), _FILES_PER_TASK)]
@@ -105,6 +105,26 @@ def predict_anywhere(
     profiles, _ = predict_files(drawn, options, model, refine=refine)
     profiles = _with_sample(profiles, options.instrument, further, refine=refine)
     return with_combined(results), profiles, failures
+
+
+def predict_here(
+    files: Sequence[Path],
+    options: ProfileOptions,
+    models: Sequence[LoadedModel],
+    *,
+    refine: bool,
+    further: Sequence[Phase] = (),
+    same_sample: bool = False,
+) -> tuple[list[PredictedProfile], dict[Path, Exception]]:
+    """As :func:`predict_anywhere`, in this process; the profiles as arrays, and the errors."""
+    if len(models) > 1:
+        profiles, failures = predict_banks(files, options, models, refine=refine)
+    else:
+        profiles, failures = predict_files(files, options, models[0], refine=refine)
+    if same_sample and len(files) > 1:
+        name = " + ".join(map(str, files))
+        profiles = [replace(profile, of_sample=name) for profile in profiles]
+    return _with_sample(profiles, options.instrument, further, refine=refine), failures
 
 
 def _with_sample(

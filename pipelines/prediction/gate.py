@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bragg_data.arrays import Mask
+from pipelines.prediction.fairness import CLIENT
 
 logger = logging.getLogger("bragg.access")
 
@@ -138,6 +139,11 @@ class Rules:
         if length.isdigit() and int(length) > self.max_bytes:
             raise _RefusedError(413, self.too_long)
 
+    def client(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
+        """Return who sent a request: the token if there are any, otherwise the address."""
+        sent = headers.get(b"authorization", b"") if self.tokens else b""
+        return sent.decode("latin-1") or str((scope.get("client") or ("-",))[0])
+
     @property
     def too_long(self) -> str:
         """The reason for refusing a body."""
@@ -161,6 +167,13 @@ def rules_of(host: str, hosts: Sequence[str], token_file: Path | None, *, max_by
             f"on 127.0.0.1."
         )
     return Rules(max_bytes, Rules.hosts | {host.lower(), *map(str.lower, hosts)}, tuple(lines))
+
+
+def local_address(host: str, port: int) -> str:
+    """Return the address at which a service is reached from this machine."""
+    any_of = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # no address to send anything to
+    name = any_of.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def _is_local(host: str) -> bool:
@@ -216,6 +229,7 @@ class Gate:
         try:
             self._rules.check(scope["path"], headers)
             async with self._body(headers, receive) as body:
+                CLIENT.set(self._rules.client(scope, headers))
                 await self._run(scope, body, receive, counted)
         except _RefusedError as error:
             await _refuse(counted, *error.args)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from bragg_data.instrument.instprm import read_instruments
 from bragg_data.measurement.load import load_measurements, measurement_from_profile
 from bragg_data.measurement.readers import AS_USUAL, Reading, profile_from_arrays
-from catalog import DEFAULT_TRACKING_URI, banks
+from catalog import DEFAULT_TRACKING_URI
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking, open_existing
 from pipelines.prediction import workflow
@@ -19,7 +19,7 @@ from pipelines.prediction.files import PredictError
 from pipelines.prediction.mixture import with_mixtures
 from pipelines.prediction.result import PredictionResult
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile
-from pipelines.registry.packages import version_that_predicts
+from pipelines.registry.packages import version_that_predicts, versions_that_predict
 from pipelines.registry.registration import load_version
 
 # A file, or the arrays (tof in µs, intensity per µs) or (tof, intensity, sigma).
@@ -76,11 +76,9 @@ def load_models(
     and errors are those of :func:`load_model`.
     """
     place, where = _place_of(tracking)
-    versions = [] if place is None else banks.champions(place, uri)
-    versions = versions or [version_that_predicts(place, uri)]
     return [
         _loaded_version(version, where, store, use_library, progress=progress)
-        for version in versions
+        for version in versions_that_predict(place, uri)
     ]
 
 

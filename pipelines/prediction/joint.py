@@ -8,6 +8,7 @@ difC; which phase explains all of them best is a question with one answer.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.measured_bank import MeasuredBank, measured_bank
 from bragg_data.refinement.result import RefinementError
+from bragg_data.refinement.time_limit import TimeLimitError, limited
 from pipelines.cli.style import UNITS
 from pipelines.prediction.combination import (
     banks_that_count,
@@ -41,7 +43,7 @@ from pipelines.refinement.result import JointPhase, JointRefinement, joint_refin
 
 _PLAUSIBLE, _MOST = 0.01, 3  # probability of phases that are refined, and how many at most
 _OFF = 3.0  # standard uncertainties, from which a bank's own cell disagrees with the joint one
-ERRORS = (ProfileError, InstrumentError, RefinementError, CrystalError)
+ERRORS = (ProfileError, InstrumentError, RefinementError, CrystalError, TimeLimitError)
 
 
 class _Refined(NamedTuple):
@@ -52,14 +54,14 @@ class _Refined(NamedTuple):
 def with_banks(
     profiles: Sequence[PredictedProfile], instrument: Path | None, *, refine: bool
 ) -> list[PredictedProfile]:
-    """Return profiles with what those of the same file show together, where there are several.
+    """Return profiles with what those of the same sample show together, where there are several.
 
-    Those of a file follow each other. With ``refine`` their banks are refined jointly, too; where
+    Those of a sample follow each other. With ``refine`` their banks are refined jointly, too; where
     that is not possible, the combination has the reason. ``instrument`` is the file that the
     profiles were read with. Raises as :func:`pipelines.prediction.combination.combine`.
     """
     combined: list[PredictedProfile] = []
-    for _, group in groupby(profiles, key=lambda profile: profile.measurement.profile.source):
+    for _, group in groupby(profiles, key=attrgetter("sample")):
         of_sample = list(group)
         if len(of_sample) == 1:
             combined += of_sample
@@ -104,7 +106,8 @@ def _refined_jointly(
         sample, labels = sample_of(dict(zip(banks, used, strict=True)), instrument)
         if len(labels) < 2:
             raise RefinementError(" ".join(["at least two banks are needed.", *sample.warnings]))
-        fits = _fits(sample, starts)
+        with limited(len(labels)):
+            fits = _fits(sample, starts)
     except ERRORS as error:
         return replace(together, not_joint=f"The banks were not refined jointly: {error}"), None
     best = fits[0]

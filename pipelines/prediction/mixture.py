@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from bragg_data.crystallography.structure import Phase
+from bragg_data.refinement.time_limit import limited
 from pipelines.prediction.joint import ERRORS, sample_of
 from pipelines.prediction.workflow import PredictedProfile
 from pipelines.refinement.interface import identify_sample
@@ -17,10 +19,10 @@ def with_mixtures(
     """Return refined profiles, those of samples that are not accepted with what they consist of.
 
     Phases are those of the model, and ``further``; with these every sample is searched for them.
-    Profiles of a file follow each other. ``instrument`` is the file that they were read with.
+    Profiles of a sample follow each other. ``instrument`` is the file that they were read with.
     """
     identified: list[PredictedProfile] = []
-    for _, group in groupby(profiles, key=lambda profile: profile.measurement.profile.source):
+    for _, group in groupby(profiles, key=attrgetter("sample")):
         banks = list(group)
         if further or not any(profile.result().accepted for profile in banks):
             banks = _identified(banks, instrument, further)
@@ -35,7 +37,8 @@ def _identified(
         sample, _ = sample_of({f"bank {k}": bank for k, bank in enumerate(banks, 1)}, instrument)
         known = {phase.name for phase in banks[0].phases}
         phases = [*banks[0].phases, *(phase for phase in further if phase.name not in known)]
-        mixture = identify_sample(sample, phases).result
+        with limited(len(banks)):
+            mixture = identify_sample(sample, phases).result
     except ERRORS as error:
         note = f"Not searched for several phases: {error}"
         return [replace(bank, notes=(*bank.notes, note)) for bank in banks]

@@ -1,11 +1,9 @@
 """What clients of the service send: profiles or a file, brought to the grid of a model."""
 
-import base64
 import io
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Self
 
 import numpy as np
 from pydantic import JsonValue
@@ -16,11 +14,12 @@ from bragg_data.errors import first_line
 from bragg_data.measurement.load import Measurement
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_models.predictors import Prediction, Predictor, PredictorError
-from pipelines.cli.options import ProfileOptions
 from pipelines.prediction import service_schemas as schemas
 from pipelines.prediction import workflow
+from pipelines.prediction.combination import combine
 from pipelines.prediction.files import PredictError
-from pipelines.prediction.result import to_json
+from pipelines.prediction.result import PredictionResult, to_json
+from pipelines.prediction.service_inputs import measurements_from_request
 
 PROFILES, ARRAY, FILE = "/predict", "/predict/array", "/predict/file"  # routes
 
@@ -32,8 +31,15 @@ class PreparedRequest:
     profiles: Floats32  # without background, (n, points)
     campaign: Campaign
     model: str  # address of the version
-    measurements: Sequence[Measurement] = ()  # of a file, n
-    name: str | None = None  # of the file
+    measurements: Sequence[Measurement] = ()  # of files, n
+
+    @classmethod
+    def of_measurements(
+        cls, measurements: Sequence[Measurement], campaign: Campaign, model: str
+    ) -> Self:
+        """Return the request for profiles of files."""
+        profiles = np.stack([m.prepared for m in measurements]).astype(np.float32)
+        return cls(profiles, campaign, model, measurements)
 
     @property
     def calibrated(self) -> Mask:
@@ -54,6 +60,10 @@ class PreparedRequest:
 
     def answers(self, prediction: Prediction) -> list[dict[str, JsonValue]]:
         """Return the answers to the request, from the predictions of its profiles."""
+        return [to_json(result) for result in together(self.results(prediction))]
+
+    def results(self, prediction: Prediction) -> list[PredictionResult]:
+        """Return the results, each profile by itself."""
         if self.measurements:
             prediction = prediction.widened(np.array([m.half_bin for m in self.measurements]))
         rows = range(len(prediction.phase))
@@ -65,13 +75,21 @@ class PreparedRequest:
             results = [
                 replace(
                     result,
-                    file=self.name,
+                    file=m.profile.source,
                     bank=m.profile.bank,
                     warnings=(*m.warnings, *result.warnings),
                 )
                 for result, m in zip(results, self.measurements, strict=True)
             ]
-        return [to_json(result) for result in results]
+        return results
+
+
+def together(results: Sequence[PredictionResult]) -> list[PredictionResult]:
+    """Return the results of a sample's files with what they show together."""
+    if len(results) < 2 or results[0].file is None:  # of profiles on a grid nothing is known
+        return list(results)
+    combined = combine(results)
+    return [replace(result, combined=combined) for result in results]
 
 
 def prepare(route: str, body: bytes, predictor: Predictor, model: str) -> PreparedRequest:
@@ -85,9 +103,8 @@ def prepare(route: str, body: bytes, predictor: Predictor, model: str) -> Prepar
         return PreparedRequest(array_from_npy(body, predictor.points), campaign, model)
     if route == FILE:
         request = schemas.FileRequest.model_validate_json(body)
-        measurements = measurements_from_request(request, campaign)
-        profiles = np.stack([m.prepared for m in measurements]).astype(np.float32)
-        return PreparedRequest(profiles, campaign, model, measurements, request.name)
+        measurements = [m for _, m in measurements_from_request(request, [campaign])]
+        return PreparedRequest.of_measurements(measurements, campaign, model)
     rows = schemas.ProfilesRequest.model_validate_json(body).profiles
     lengths = {len(row) for row in rows}
     if lengths != {predictor.points}:
@@ -118,40 +135,3 @@ def array_from_npy(file: bytes, points: int) -> Floats32:
         )
     with np.errstate(over="ignore"):  # the model refuses infinity with a message of its own
         return np.ascontiguousarray(profiles, dtype=np.float32)
-
-
-def _content(request: schemas.FileRequest) -> bytes:
-    if request.data is None:
-        return str(request.text).encode()
-    try:
-        return base64.b64decode("".join(request.data.split()), validate=True)
-    except ValueError as error:
-        raise PredictError(
-            f"{request.name}: data is no base64. Send the file's bytes in base64, or as text."
-        ) from error
-
-
-def measurements_from_request(
-    request: schemas.FileRequest, campaign: Campaign
-) -> list[Measurement]:
-    """Read the profiles of a request and bring them to the campaign's grid.
-
-    Its name is used in messages only: on disk it could be a directory, too long, or the
-    calibration's. Raises `PredictError` if the texts cannot be read.
-    """
-    with tempfile.TemporaryDirectory(prefix="bragg-service-") as directory:
-        path, calibration = Path(directory) / "profile", None
-        try:
-            path.write_bytes(_content(request))
-            if request.instrument is not None:
-                calibration = Path(directory) / "calibration"
-                calibration.write_text(request.instrument, encoding="utf-8")
-            chosen = request.model_dump(exclude={"text", "data", "name", "instrument"})
-            options = ProfileOptions(calibration, **chosen)
-            return workflow.read_measurements(path, campaign, options)
-        except UnicodeEncodeError as error:
-            raise PredictError(f"{request.name} is not a text: {error.reason}.") from error
-        except workflow.FILE_ERRORS as error:
-            # The temporary directory is of no use to the client.
-            message = str(error).replace(str(path), request.name)
-            raise PredictError(message.replace(f"{directory}/", "")) from error

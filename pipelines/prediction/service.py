@@ -14,14 +14,20 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from pydantic import JsonValue, ValidationError
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.measurement.load import Measurement
 from catalog.tracking import Tracking
 from pipelines.prediction import batching, workflow
 from pipelines.prediction import service_schemas as schemas
 from pipelines.prediction.batching import ModelHolder, ServedModel
+from pipelines.prediction.combination import CombinationError
+from pipelines.prediction.fairness import OverloadedError
 from pipelines.prediction.gate import RETRY_SECONDS, Gate, Metrics, Rules
 from pipelines.prediction.record import Exchange, Record, answer_id, new_id
 from pipelines.prediction.recorder import Answered, Recorder
-from pipelines.prediction.requests import ARRAY, FILE, PROFILES, PreparedRequest, prepare
+from pipelines.prediction.refining import RefinementLostError, RefinementWorkers, Setup
+from pipelines.prediction.requests import ARRAY, FILE, PROFILES, PreparedRequest, prepare, together
+from pipelines.prediction.result import PredictionResult, to_json
+from pipelines.prediction.service_inputs import measurements_from_request
 
 _NPY = "What numpy.save writes of real numbers, shape (n, points). No parsing of text: fast."
 _FILE_THREADS = 2
@@ -40,13 +46,14 @@ class Service:
         holder: ModelHolder,
         refresh_seconds: float,
         max_waiting: int,
+        workers: RefinementWorkers,
         record: Record | None = None,
     ) -> None:
-        self.holder = holder
+        self.holder, self.workers = holder, workers
         self.metrics = Metrics()
         self._refresh_seconds = refresh_seconds
         self._batcher = batching.Batcher(holder.executor, max_waiting=max_waiting)
-        self._files = batching.BoundedExecutor(_FILE_THREADS, batching.MAX_WAITING_FILES)
+        self._files = batching.FileReaders(_FILE_THREADS, batching.MAX_WAITING_FILES)
         self._recorder = None if record is None else Recorder(record)
 
     @asynccontextmanager
@@ -64,6 +71,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._files.shutdown()
+        await asyncio.to_thread(self.workers.shutdown)
         self.holder.executor.shutdown(cancel_futures=True)
         if self._recorder is not None:
             self._recorder.close()
@@ -71,7 +79,50 @@ class Service:
     async def _refresh(self) -> None:
         while True:
             await asyncio.to_thread(self.holder.refresh)
+            if self.holder.banks and not self.workers.ready:
+                versions = [served.version for served in self.holder.banks]
+                await asyncio.to_thread(self.workers.start, self.holder.tracking_uri, versions)
             await asyncio.sleep(self._refresh_seconds)
+
+    async def predict_file(self, body: bytes) -> JSONResponse:
+        """Return the response to the files of a sample.
+
+        Only the answers of :meth:`predict` are recorded: of one model, a single profile, and not
+        refined; further ones are computed from more than a record holds.
+        """
+        parse = partial(schemas.FileRequest.model_validate_json, body)
+        request = parse() if len(body) < _SHORT else await asyncio.to_thread(parse)
+        models = self.holder.loaded_banks
+        if request.refine:
+            versions = [model.version for model in models]
+            answers = await self.workers.predict(self.holder.tracking_uri, versions, request)
+            self.metrics.profiles += len(answers)
+            return _response(models[0], answers, ())
+        if len(models) == 1:
+            return await self.predict(FILE, body)
+        campaigns = [model.predictor.campaign for model in models]
+        read = partial(measurements_from_request, request, campaigns)
+        measurements = await self._files.run(read)
+        of_banks = await asyncio.gather(
+            *(
+                self._of_bank(model, [m for bank, m in measurements if bank == number])
+                for number, model in enumerate(models)
+            )
+        )
+        parts = [iter(results) for results in of_banks]
+        results = together([next(parts[number]) for number, _ in measurements])
+        return _response(models[0], [to_json(result) for result in results], ())
+
+    async def _of_bank(
+        self, model: ServedModel, measurements: Sequence[Measurement]
+    ) -> list[PredictionResult]:
+        if not measurements:
+            return []
+        of_model = model.predictor.campaign, model.version.uri
+        prepared = PreparedRequest.of_measurements(measurements, *of_model)
+        prediction, _ = await self._batcher.predict(model, prepared.profiles, prepared.calibrated)
+        self.metrics.add_profiles(prediction.accepted, len(prediction.phase))
+        return prepared.results(prediction)
 
     async def predict(self, route: str, body: bytes) -> JSONResponse:
         """Return the response to a request; its answers are in the record before, if there is one.
@@ -95,7 +146,9 @@ class Service:
         written = partial(prepared.answers, prediction)
         answers = written() if few else await asyncio.to_thread(written)
         ids: list[str] = []
-        if self._recorder is not None:
+        if self._recorder is not None and len(prepared.measurements) > 1:
+            self._recorder.put_soon(answered)
+        elif self._recorder is not None:
             seconds = time.monotonic() - began
             exchange = replace(exchange, answers=answers, batches=batches, seconds=seconds)
             answered = replace(answered, exchange=exchange, prediction=prediction)
@@ -118,7 +171,8 @@ class Service:
         return self.metrics.text(
             {
                 "bragg_profiles_waiting": self._batcher.waiting,
-                "bragg_files_waiting": self._files.waiting,
+                "bragg_files_waiting": self._files.slots.waiting,
+                "bragg_refinements_waiting": self.workers.slots.waiting,
                 "bragg_model_loaded": float(self.holder.current is not None),
                 **(self._recorder.counts.gauges() if self._recorder else {}),
             }
@@ -146,15 +200,17 @@ def create_app(
     rules: Rules | None = None,
     max_waiting: int = batching.MAX_WAITING_PROFILES,
     record: Record | None = None,
+    workers: RefinementWorkers | None = None,
 ) -> FastAPI:
     """Return the service of the model at ``uri``, of the only champion, or of the packaged model.
 
     ``tracking`` is a database, or its address, where it may be created later. The version that the
     address means is looked up every ``refresh_seconds``. Requests are let in by ``rules``; while
-    ``max_waiting`` profiles wait, they get 503 and Retry-After. With a ``record`` every answer is
-    in it before it is sent.
+    ``max_waiting`` profiles wait, they get 503 and Retry-After. With a ``record`` an answer is
+    in it before it is sent. Refinements are done by ``workers``, if there are any.
     """
-    service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting, record)
+    workers = workers or RefinementWorkers(0, Setup())
+    service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting, workers, record)
     app = FastAPI(
         title="Bragg",
         summary="From a measured Bragg profile to crystal system and cell.",
@@ -164,8 +220,8 @@ def create_app(
         redoc_url=None,
     )
     app.add_middleware(Gate, rules=rules or Rules(), metrics=service.metrics)
-    unavailable = (batching.NotReadyError, batching.OverloadedError)
-    for kind in (*workflow.FILE_ERRORS, ValidationError, *unavailable):
+    unavailable = (batching.NotReadyError, RefinementLostError, OverloadedError)
+    for kind in (*workflow.FILE_ERRORS, CombinationError, ValidationError, *unavailable):
         app.add_exception_handler(kind, _refuse)
     _add_routes(app, service)
     return app
@@ -181,10 +237,21 @@ async def _refuse(_: Request, error: Exception) -> JSONResponse:
         detail = f"The request is wrong at {place}: {first['msg']}."
     elif isinstance(error, batching.NotReadyError):
         status = 503
-    elif isinstance(error, batching.OverloadedError):
+    elif isinstance(error, RefinementLostError | OverloadedError):
         status, headers = 503, {"Retry-After": str(RETRY_SECONDS)}
     text = detail.encode(errors="replace").decode()
     return JSONResponse({"detail": text}, status_code=status, headers=headers)
+
+
+def _description(model: ServedModel) -> schemas.ModelDescription:
+    campaign, grid = model.predictor.campaign, model.predictor.campaign.grid
+    return schemas.ModelDescription(
+        model=model.info,
+        points=model.predictor.points,
+        tof={"start": grid.start, "relative_step": grid.relative_step},
+        phases={phase.name: phase.crystal_system.name for phase in campaign.phases},
+        units={name: "Å" if name in "abc" else "degree" for name in CELL_PARAMETERS},
+    )
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
@@ -211,21 +278,20 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/ready", summary="A model is loaded.", responses=of_model)
+    @app.get("/ready", summary="A model is loaded, and refinements can begin.", responses=of_model)
     async def ready() -> schemas.ReadyInfo:
-        return service.holder.ready_info()
+        info = service.holder.ready_info()
+        if not service.workers.ready:
+            raise batching.NotReadyError(
+                service.holder.error or "The processes for refinements are starting."
+            )
+        return info
 
     @app.get("/model", summary="Grid, phases, units.", responses=of_model)
     async def model() -> schemas.ModelDescription:
-        loaded = service.holder.loaded
-        campaign, grid = loaded.predictor.campaign, loaded.predictor.campaign.grid
-        return schemas.ModelDescription(
-            model=loaded.info,
-            points=loaded.predictor.points,
-            tof={"start": grid.start, "relative_step": grid.relative_step},
-            phases={phase.name: phase.crystal_system.name for phase in campaign.phases},
-            units={name: "Å" if name in "abc" else "degree" for name in CELL_PARAMETERS},
-        )
+        first, *further = (_description(model) for model in service.holder.loaded_banks)
+        searched = [phase.name for phase in service.workers.setup.phases]
+        return first.model_copy(update={"other_banks": further, "searched": searched})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> FileResponse:
@@ -252,9 +318,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @post(
         "/predict/file",
-        "Predict a measured file.",
+        "Predict a measured file, or the files of a sample, and refine it.",
         as_json,
         schemas.FileRequest.model_json_schema(),
     )
     async def predict_file(request: Request) -> JSONResponse:
-        return await service.predict(FILE, await request.body())
+        return await service.predict_file(await request.body())

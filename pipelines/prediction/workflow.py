@@ -22,6 +22,7 @@ from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.linear_fit import explained_fraction
 from bragg_data.refinement.result import RefinementError, RefinementResult
 from bragg_data.refinement.rietveld import Refiner
+from bragg_data.refinement.time_limit import TimeLimitError, limited
 from bragg_models.library.search import LibraryError, Matches
 from bragg_models.predictors import Prediction, Predictor, PredictorError
 from catalog import registry
@@ -98,6 +99,12 @@ class PredictedProfile:
     notes: tuple[str, ...] = ()  # warnings in addition to those of the measurement
     together: BanksOfSample | None = None  # of a sample with other banks, when these are predicted
     mixture: JointRefinement | None = None  # of the sample, where it is no phase by itself
+    of_sample: str | None = None  # name of a sample that has several files
+
+    @property
+    def sample(self) -> str:
+        """The sample: that of its file, unless it has several."""
+        return self.of_sample or self.measurement.profile.source
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -317,8 +324,10 @@ def refine_predictions(
     with Progress("Refining", len(profiles), "profiles", quiet=not progress) as bar:
         for profile in profiles:
             try:
-                refined.append(replace(profile, refined=tuple(_refine(profile, refiner))))
-            except (RefinementError, CrystalError) as error:
+                with limited():
+                    fits = tuple(_refine(profile, refiner))
+                refined.append(replace(profile, refined=fits))
+            except (RefinementError, CrystalError, TimeLimitError) as error:
                 refined.append(replace(profile, notes=(f"Not refined: {error}",)))
             bar.advance()
     return refined

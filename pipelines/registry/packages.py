@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from bragg_data.model_provenance import ModelProvenance
-from catalog import registry
+from catalog import banks, registry
 from catalog.packages import Manifest, PackageError
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
@@ -38,6 +38,12 @@ def version_that_predicts(tracking: Tracking | None, uri: str | None) -> ModelVe
             soft_wrap=True,
         )
     return version
+
+
+def versions_that_predict(tracking: Tracking | None, uri: str | None) -> list[ModelVersion]:
+    """Return the champions for several banks, or the version of :func:`version_that_predicts`."""
+    versions = [] if tracking is None else banks.champions(tracking, uri)
+    return versions or [version_that_predicts(tracking, uri)]
 
 
 def write_package(tracking: Tracking, uri: str, directory: Path, command: str) -> Manifest:

@@ -11,14 +11,8 @@ import pytest
 
 from bragg_models.predictors import Prediction
 from catalog.tracking import Tracking
-from pipelines.prediction.batching import (
-    Batcher,
-    BoundedExecutor,
-    ModelHolder,
-    OverloadedError,
-    ServedModel,
-    supervise,
-)
+from pipelines.prediction.batching import Batcher, FileReaders, ModelHolder, ServedModel, supervise
+from pipelines.prediction.fairness import CLIENT, FairSlots, OverloadedError
 
 
 @dataclass
@@ -158,6 +152,76 @@ def test_hundreds_of_profiles_do_not_delay_a_single_profile(executor: ThreadPool
     run(main)
 
 
+def test_clients_get_equal_shares_of_batches(executor: ThreadPoolExecutor) -> None:
+    """One client's fifty requests are one client's, not fifty."""
+
+    async def main() -> None:
+        batcher = Batcher(executor)
+        model = Waiting(1.0)
+        shared = served(model)
+
+        async def call(client: str, value: float, count: int) -> Prediction:
+            CLIENT.set(client)
+            return await batcher.predict(shared, profiles(value, count))
+
+        many = [asyncio.create_task(call("many", 1.0, 20)) for _ in range(50)]
+        few = asyncio.create_task(call("few", 2.0, 16))
+        await asyncio.sleep(0.05)
+        task = asyncio.create_task(batcher.run())
+        model.released.set()
+        assert (await few).cells[:, 0].tolist() == [2.0] * 16
+        assert sum(model.batches) <= 48  # of 1,016
+        for waiting in (*many, task):
+            waiting.cancel()
+
+    run(main)
+
+
+def test_slots_go_to_clients_in_turn_and_back_from_those_that_leave() -> None:
+    async def main() -> None:
+        slots, order = FairSlots(1, 8, "pieces"), []
+        released = asyncio.Event()
+
+        async def work(client: str, number: int) -> None:
+            CLIENT.set(client)
+            async with slots.slot():
+                order.append((client, number))
+                await released.wait()
+
+        tasks = [asyncio.create_task(work("a", number)) for number in range(4)]
+        tasks += [asyncio.create_task(work("b", number)) for number in range(2)]
+        await asyncio.sleep(0.01)
+        tasks.pop(1).cancel()
+        await asyncio.sleep(0.01)
+        released.set()
+        await asyncio.gather(*tasks)
+        assert order == [("a", 0), ("b", 0), ("a", 2), ("b", 1), ("a", 3)]
+        assert slots.waiting == 0
+
+    run(main)
+
+
+def test_a_client_that_fills_the_queue_leaves_room_for_the_rest() -> None:
+    async def main() -> None:
+        slots = FairSlots(1, 3, "pieces")
+        released = asyncio.Event()
+
+        async def work(client: str) -> None:
+            CLIENT.set(client)
+            async with slots.slot():
+                await released.wait()
+
+        tasks = [asyncio.create_task(work(client)) for client in "aaaabbcde"]
+        await asyncio.sleep(0.01)
+        released.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        refused = [c for c, r in zip("aaaabbcde", results, strict=True) if r is not None]
+        assert refused == ["a", "b", "e"]  # three of a, one of each other, six in all
+        assert {type(r) for r in results} == {type(None), OverloadedError}
+
+    run(main)
+
+
 def test_a_cancelled_call_is_predicted_no_further(executor: ThreadPoolExecutor) -> None:
     async def main() -> None:
         batcher = Batcher(executor)
@@ -180,7 +244,7 @@ def test_a_cancelled_call_is_predicted_no_further(executor: ThreadPoolExecutor) 
 def test_files_that_wait_are_bounded() -> None:
     async def main() -> None:
         released = threading.Event()
-        files = BoundedExecutor(1, 2)
+        files = FileReaders(1, 2)
         calls = [asyncio.create_task(files.run(lambda: released.wait(20))) for _ in range(3)]
         await asyncio.sleep(0.05)
         released.set()

@@ -66,7 +66,7 @@ def test_command_service_and_python_predict_the_same(
     assert_same(by_python, by_command)
     body = {"text": file.read_text(), "name": str(file), "instrument": calibration.read_text()}
     with serving(
-        "pipelines.serve", "--tracking", trained.uri, "--threads", "1", answers="ready"
+        "pipelines.serve", "--tracking", trained.uri, "--workers", "0", answers="ready"
     ) as address:
         response = requests.post(f"{address}/predict/file", json=body, timeout=60).json()
     (by_service,) = response["predictions"]

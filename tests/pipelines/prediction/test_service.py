@@ -37,7 +37,7 @@ from pipelines.prediction.service import create_app
 from pipelines.prediction.workflow import FILE_ERRORS, read_measurements
 from tests.bragg_data.instrument.test_gsas_iparm import prm, records
 from tests.pipelines.prediction.test_batching import BrokenTracking
-from tests.servers import ROOT, answered, free_port, serving
+from tests.servers import ROOT, answered, free_port, server_at, serving
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
@@ -52,7 +52,7 @@ def bench_of_service(bench: Bench, everything: str) -> Bench:
 
 @pytest.fixture(scope="module")
 def address(bench_of_service: Bench) -> Iterator[str]:
-    options = ("--threads", "1", "--refresh", "0.2", "--max-megabytes", "2")
+    options = ("--workers", "0", "--refresh", "0.2", "--max-megabytes", "2")
     tracking = ("--tracking", bench_of_service.tracking.uri)
     with serving("pipelines.serve", *tracking, *options, answers="ready") as url:
         yield url
@@ -505,8 +505,20 @@ def test_other_machines_need_a_token(bench_of_service: Bench, tmp_path: Path) ->
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     tokens.write_text("first-secret-of-the-lab\nsecond-secret-of-the-lab\n")
-    options = ("--host", "0.0.0.0", "--token-file", str(tokens))
-    with serving("pipelines.serve", *tracking, *options, answers="health") as url:
+    options = ("--host", "0.0.0.0", "--token-file", str(tokens), "--workers", "0")
+    printed = tmp_path / "printed"
+    with (
+        printed.open("wb") as out,
+        server_at("pipelines.serve", *tracking, *options, answers="health", out=out) as (url, _),
+    ):
+        commands = re.findall("(curl .*?)(?:  |$)", printed.read_text(), re.MULTILINE)
+        assert [command.rpartition("/")[2] for command in commands] == ["ready", "openapi.json"]
+        for command in commands:  # as typed
+            command += " --retry 20 --fail-with-body --silent"  # the model may still be loaded
+            done = subprocess.run(
+                ["bash", "-c", command], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
         refused = requests.get(f"{url}/model", timeout=5)
         assert refused.status_code == 401
         assert refused.headers["www-authenticate"] == "Bearer"
@@ -521,7 +533,7 @@ def test_it_stops_within_ten_seconds_and_answers_what_it_began(
 ) -> None:
     port, profiles = free_port(), profiles_of(bench_of_service.store, 1)
     command = [sys.executable, "-m", "pipelines.serve", "--port", str(port)]
-    command += ["--tracking", bench_of_service.tracking.uri]
+    command += ["--tracking", bench_of_service.tracking.uri, "--workers", "0"]
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(command, cwd=ROOT, stderr=log) as server,
