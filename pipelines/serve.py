@@ -115,7 +115,8 @@ def main(
         access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    with LineageRun("serve", [lineage_of(database.uri if database else tracking, version)]):
+    where = database.uri if database else tracking
+    with LineageRun("serve", [lineage_of(where, version) for version in versions]):
         uvicorn.Server(config).run()
 
 
