@@ -50,9 +50,7 @@ def main(
         ),
     ] = False,
     phases: options.OtherPhasesOption = None,
-    same_sample: Annotated[
-        bool, Option("--same-sample", help="The files are banks of one sample.")
-    ] = False,
+    same_sample: options.SameSampleOption = False,
     as_json: options.JsonOption = False,
     as_csv: Annotated[bool, Option("--csv", help="Print comma-separated values.")] = False,
     plot: Annotated[Path | None, Option(metavar="PNG", help="Draw calculated patterns.")] = None,
@@ -96,7 +94,7 @@ def main(
     from pipelines.prediction.result import to_json
     from pipelines.refinement.inputs import read_known_structures
 
-    progress, draw = not (as_json or as_csv), bool(plot or page)
+    progress = not (as_json or as_csv)
     many = len(paths) > distributed.MAX_LOCAL_FILES
     use = False if library is None and many else library
     loaded = load_models(model, tracking=tracking, store=store, use_library=use, progress=progress)

@@ -42,7 +42,7 @@ def server_at(
         subprocess.Popen(command, cwd=ROOT, stdout=out or unread, stderr=log) as server,
     ):
         try:
-            end = time.monotonic() + 90
+            end = time.monotonic() + 240
             while not answered(f"{address}/{answers}"):
                 assert server.poll() is None, "the server ended"
                 assert time.monotonic() < end, "the server does not answer"

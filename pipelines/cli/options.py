@@ -63,6 +63,9 @@ OtherPhasesOption = Annotated[
         "campaign file or a CIF (repeatable).",
     ),
 ]
+SameSampleOption = Annotated[
+    bool, Option("--same-sample", help="The files hold the banks of one sample.")
+]
 ModelOption = Annotated[
     str | None,
     Option("--model", metavar="URI", help="models:/NAME@ALIAS or /VERSION, or packaged:NAME."),

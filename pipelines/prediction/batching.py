@@ -221,8 +221,8 @@ class Batcher:
     """Calls the model with profiles that wait, in its thread, outside the event loop.
 
     A batch takes profiles of all waiting clients in turn, and of the requests of each: one with
-    hundreds does not hold up the others, and a batch of hopeless profiles ends within a second. A request whose client left, or
-    one profile of which was refused, is dropped.
+    hundreds does not hold up the others, and a batch of hopeless profiles ends within a second. A
+    request whose client left, or one profile of which was refused, is dropped.
     """
 
     def __init__(self, executor: Executor, *, max_waiting: int = MAX_WAITING_PROFILES) -> None:

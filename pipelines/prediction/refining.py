@@ -39,6 +39,9 @@ from pipelines.registry.registration import load_version
 PROFILE_SECONDS = 10.0
 """For the refinement of a profile, which takes tenths, or seconds where no phase is in it."""
 
+Answer = dict[str, JsonValue]
+"""A result as JSON values."""
+
 _WHOLE = 6  # times as long may all refinements of a request take
 _REST_SECONDS = 30.0  # to read and predict, beyond which the process is ended
 _MOST_WAITING = 32  # requests
@@ -91,7 +94,7 @@ class RefinementProcess:
 
     def predict(
         self, versions: Sequence[registry.ModelVersion], request: FileRequest
-    ) -> list[JsonValue] | str:
+    ) -> list[Answer] | str:
         """Return the results of a request as JSON values, or why it is refused."""
         try:
             self._working = True
@@ -105,7 +108,7 @@ class RefinementProcess:
 
     def _predicted(
         self, versions: Sequence[registry.ModelVersion], request: FileRequest
-    ) -> list[JsonValue]:
+    ) -> list[Answer]:
         models = [self._load(version) for version in versions]
         with (
             as_files(request) as (names, options),
@@ -125,7 +128,7 @@ class RefinementProcess:
             notes = left_out(failures)
             results = [profile.result() for profile in profiles]
             results = [replace(r, warnings=(*r.warnings, *notes)) for r in results]
-            return [_renamed(to_json(result), names) for result in results]
+            return [cast("Answer", _renamed(to_json(result), names)) for result in results]
 
 
 def _renamed(value: JsonValue, names: dict[Path, str]) -> JsonValue:
@@ -174,7 +177,7 @@ class _Worker:
 
     def predict(
         self, tracking_uri: str, versions: Sequence[registry.ModelVersion], request: FileRequest
-    ) -> list[JsonValue]:
+    ) -> list[Answer]:
         seconds = self._setup.most_seconds + _REST_SECONDS
         try:
             if self.process is None or not self.process.alive:
@@ -191,7 +194,7 @@ class _Worker:
             ) from error
         if isinstance(outcome, str):
             raise PredictError(outcome)
-        return cast("list[JsonValue]", outcome)
+        return cast("list[Answer]", outcome)
 
     def leave(self) -> None:
         """End what is in work, of which nobody needs the result."""
@@ -221,7 +224,7 @@ class RefinementWorkers:
 
     async def predict(
         self, tracking_uri: str, versions: Sequence[registry.ModelVersion], request: FileRequest
-    ) -> list[JsonValue]:
+    ) -> list[Answer]:
         """Return the results of a request as JSON values.
 
         Raises `PredictError` for one that is refused or takes too long, `RefinementLostError`, and

@@ -162,7 +162,7 @@ def test_clients_get_equal_shares_of_batches(executor: ThreadPoolExecutor) -> No
 
         async def call(client: str, value: float, count: int) -> Prediction:
             CLIENT.set(client)
-            return await batcher.predict(shared, profiles(value, count))
+            return (await batcher.predict(shared, profiles(value, count)))[0]
 
         many = [asyncio.create_task(call("many", 1.0, 20)) for _ in range(50)]
         few = asyncio.create_task(call("few", 2.0, 16))
