@@ -52,9 +52,17 @@ def trace(tracking: Tracking, uri: str) -> tuple[Node, ModelProvenance]:
     described = read_model_json(tracking.uri, version, "model.json")
     chain, provenance = _chain(version, described, _registered_run(tracking, version.run_id))
     models = provenance.classifier_uri, provenance.parent_uri
-    built_on = [trace(tracking, uri)[0] for uri in models if uri]
+    built_on = [_traced_or_missing(tracking, uri) for uri in models if uri]
     chain = replace(chain, sources=(*chain.sources, *built_on))
     return chain, provenance
+
+
+def _traced_or_missing(tracking: Tracking, uri: str) -> Node:
+    """Return the chain of a model that another one was made from, which may have been deleted."""
+    try:
+        return trace(tracking, uri)[0]
+    except registry.ModelError as error:
+        return Node("model", uri, {"missing": first_line(error)})
 
 
 def trace_package(name: str) -> tuple[Node, ModelProvenance]:

@@ -56,7 +56,7 @@ class LineageDataset:
     def namespace(self) -> str:
         """What the names of datasets of one kind and host have in common."""
         parts = urlsplit(self.place)
-        if parts.hostname is None:
+        if "://" not in self.place or parts.hostname is None:
             return "file"
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname}{port}"
@@ -64,7 +64,9 @@ class LineageDataset:
     @property
     def path(self) -> str:
         """The name in the namespace, which begins with the path of the place."""
-        path = urlsplit(self.place).path.strip("/")
+        # In the path of a file ? and # mean themselves.
+        place = urlsplit(self.place).path if "://" in self.place else self.place
+        path = place.strip("/")
         return "/" + "/".join(part for part in (path, self.name) if part)
 
 
@@ -72,12 +74,13 @@ class LineageDataset:
 class LineageRun:
     """A run of a job, a context manager: it emits START, then COMPLETE, FAIL or ABORT.
 
-    Inputs and outputs may be added until it ends.
+    Inputs and outputs may be added until it ends, and the ``error`` of a part that failed.
     """
 
     job: str
     inputs: list[LineageDataset] = field(default_factory=list)
     outputs: list[LineageDataset] = field(default_factory=list)
+    error: str = ""
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def __enter__(self) -> Self:
@@ -88,7 +91,7 @@ class LineageRun:
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         if error is None:
-            self._emit("COMPLETE")
+            self._emit("FAIL" if self.error else "COMPLETE", self.error)
         elif isinstance(error, Exception):
             self._emit("FAIL", first_line(error))
         else:  # Ctrl-C or SIGTERM
@@ -150,6 +153,7 @@ class _Sender:
                 client.emit(_official(event))
             except Exception as error:
                 self._warn(first_line(error))
+        client.close(_PATIENCE)
 
     def finish(self) -> None:
         self._events.put(None)

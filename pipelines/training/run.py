@@ -1,5 +1,6 @@
 """One training from a data set to a registered model: reading, fitting, testing, logging."""
 
+import json
 import os
 import shutil
 import time
@@ -14,6 +15,7 @@ import xarray as xr
 
 from bragg_data.arrays import Integers8
 from bragg_data.campaign import Samples as Labels
+from bragg_data.growth import ATTRIBUTE, drawn_content_hash
 from bragg_data.splits import Part
 from bragg_data.store.schema import campaign_of, samples_of
 from bragg_models.data.batches import joined, profiles_of
@@ -85,6 +87,7 @@ def train_model(
     )
     if parent is not None:  # its features are those that its weights were trained on
         settings = replace(settings, preprocessing=parent.preprocessing)
+        _check_architecture(task, settings, parent)
     provenance = registration.provenance_of(dataset, asdict(task), split, asdict(settings))
     data = f"simulated measurements of the campaign of {dataset.attrs['tag']}"
     if task.model not in MEASURED:
@@ -168,7 +171,29 @@ def _parent(
             f"{uri} has other phases or another time-of-flight grid than {dataset.attrs['tag']}: "
             f"its weights are of no use there. Train without --continue-from."
         )
+    data, attrs = provenance.data, dataset.attrs
+    known = drawn_content_hash(data.content_hash, data.growth), provenance.split.name
+    held_out = drawn_content_hash(attrs["content_hash"], attrs.get(ATTRIBUTE, "")), task.split
+    if known != held_out and task.model not in MEASURED:
+        raise TrainError(
+            f"{uri} was trained on {data.tag} with the {provenance.split.name} split: it knows "
+            f"samples that would test it on {attrs['tag']} with the {task.split} split. Continue "
+            f"with that split on that data set, or on one that it has grown to."
+        )
     return replace(task, parent=version.uri, classifier=provenance.classifier_uri), parent
+
+
+def _check_architecture(
+    task: TrainingTask, settings: ForestPreset | Preset, parent: Predictor
+) -> None:
+    """Raise a `TrainError` if a preset has other layers than the model that is continued."""
+    layers = asdict(settings).get("network")
+    of_parent = parent.provenance.preset_values.get("network", layers)
+    if json.dumps(layers, sort_keys=True) != json.dumps(of_parent, sort_keys=True):
+        raise TrainError(
+            f"{task.parent} has other layers than preset {task.preset} of {task.model}: name the "
+            f"preset that it was trained with."
+        )
 
 
 def _context(

@@ -118,6 +118,17 @@ def test_the_state_of_a_run_that_fails(events: Events, error: BaseException, sta
     assert message == ("no peaks" if state == "FAIL" else None)
 
 
+def test_a_run_that_failed_in_part(events: Events) -> None:
+    with LineageRun("predict") as run:
+        run.error = "2 of 3 files have no prediction"
+    assert [event["eventType"] for event in events()] == ["START", "FAIL"]
+
+
+def test_files_keep_all_of_their_names() -> None:
+    assert LineageDataset("/data/run#12?.gsa").path == "/data/run#12?.gsa"
+    assert LineageDataset("/data/run#12?.gsa").namespace == "file"
+
+
 def test_names_have_no_password() -> None:
     stored = LineageDataset("s3://user:SECRET@store.org:9000/data/store", "tag-v1")
     assert (stored.namespace, stored.path) == ("s3://store.org:9000", "/data/store/tag-v1")

@@ -328,6 +328,26 @@ def test_a_parent_of_another_kind_is_refused(bench: Bench):
         bench("caenn", "--continue-from", uri)
 
 
+@pytest.mark.training
+def test_a_parent_that_knows_the_test_samples_is_refused(bench: Bench):
+    uri = bench.versions("multitask")[0].uri
+    message = r"on small-v1 with the random split: it knows samples that would test it"
+    with pytest.raises(TrainError, match=message):
+        bench("multitask", "--continue-from", uri, "--split", "blocked")
+
+
+@pytest.mark.training
+def test_a_preset_with_other_layers_than_its_parent_is_refused(bench: Bench):
+    uri = bench.versions("multitask")[0].uri
+    presets = short_presets()
+    of_model = {"quick": replace(presets.networks["multitask"]["quick"], network={"dense": (8,)})}
+    presets = replace(presets, networks={**presets.networks, "multitask": of_model})
+    arguments = ["multitask", "--continue-from", uri, "--data", "small-v1"]
+    arguments += ["--store", bench.store.uri, "--workers", "1", *bench.places]
+    with pytest.raises(TrainError, match=f"{uri} has other layers than preset quick"):
+        CliRunner().invoke(train.app, arguments, obj=presets, catch_exceptions=False)
+
+
 @pytest.mark.parametrize("model", ["forest", "integrated-forest", "search"])
 def test_what_has_no_weights_does_not_continue(model):
     with pytest.raises(TrainError, match=f"{model} cannot continue from 3: (its trees|it has no)"):
