@@ -87,7 +87,6 @@ def main(
     check_recordable(record, elsewhere=bool(cluster.cluster or phases))
     paths = find_profiles(files)
     options.check_writable(plot, page)
-    from bragg_data.errors import first_line
     from pipelines.prediction import distributed
     from pipelines.prediction.interface import load_models
     from pipelines.prediction.recorded_files import FilesRecorder
@@ -102,11 +101,9 @@ def main(
     further = read_known_structures(phases)[0] if phases else ()
     recorder = None if record is None else FilesRecorder(record, paths, profile, loaded, refine)
     how = {"refine": refine, "draw": bool(plot or page), "same_sample": same_sample}
-    with distributed.lineage_run(paths, loaded) as run_of_files:
-        results, profiles, failures = distributed.predict_anywhere(
-            paths, profile, loaded, cluster, further=further, **how
-        )
-        run_of_files.error = next((first_line(e) for e in failures.values()), "")
+    results, profiles, failures = distributed.predict_with_lineage(
+        paths, profile, loaded, cluster, further=further, **how
+    )
     results = results if recorder is None else recorder.add(results, profiles)
     if as_json:
         print_json([to_json(result) for result in results])

@@ -9,6 +9,7 @@ import numpy as np
 
 from bragg_data.arrays import Floats32, Mask
 from bragg_data.crystallography.structure import Phase
+from bragg_data.errors import first_line
 from catalog import registry
 from catalog.lineage_events import LineageDataset, LineageRun
 from pipelines.cli.options import ClusterOptions, ProfileOptions
@@ -33,11 +34,22 @@ _MAX_DRAWN = 20  # files that are predicted again for figures
 _Query = tuple[Floats32, Mask]  # a profile and what of it was measured
 
 
-def lineage_run(files: Sequence[Path], models: Sequence[LoadedModel]) -> LineageRun:
-    """Return what lineage events state about predictions of files by models."""
+def predict_with_lineage(
+    files: Sequence[Path],
+    options: ProfileOptions,
+    models: Sequence[LoadedModel],
+    cluster: ClusterOptions,
+    *,
+    further: Sequence[Phase],
+    **how: bool,
+) -> tuple[list[PredictionResult], list[PredictedProfile], dict[Path, Exception]]:
+    """As :func:`predict_anywhere`, with lineage events that name the models and the files."""
     inputs = [registry.lineage_of(model.tracking_uri, model.version) for model in models]
     inputs += [LineageDataset(str(file.absolute())) for file in files[:_MAX_NAMED]]
-    return LineageRun("predict", inputs)
+    with LineageRun("predict", inputs) as run:
+        predicted = predict_anywhere(files, options, models, cluster, further=further, **how)
+        run.error = next((first_line(error) for error in predicted[2].values()), "")
+    return predicted
 
 
 def predict_anywhere(
