@@ -173,11 +173,8 @@ def copy(
     with storage_errors(f"copying {store.uri} to {place.uri}"):
         try:
             # Read first, so that what they refer to is among the files, which never change.
-            references = [
-                (str(file.path), store.place.read(file.path))
-                for file in store.place.listed([REFERENCES], below=True)
-            ]
-            for file in _to_copy(store):
+            references = [(f.path, store.place.read(f.path)) for f in _references(store)]
+            for file in store.place.listed(DATA):
                 to.write(file.path, store.place.read(file.path), ".copy")
                 on_file(file.size)
             for name, content in references:
@@ -190,14 +187,14 @@ def copy(
     return Store(place.uri)
 
 
-def _to_copy(store: Store) -> list[Any]:
-    files = store.place.listed(["", *DATA])
-    return [file for file in files if not file.base_name.startswith(".")]
+def _references(store: Store) -> list[Any]:
+    top = [file for file in store.place.listed([""]) if not file.base_name.startswith(".")]
+    return top + store.place.listed([REFERENCES], below=True)
 
 
 def bytes_to_copy(store: Store) -> int:
     """Return the bytes that :func:`copy` copies."""
-    return sum(int(file.size) for file in _to_copy(store))
+    return sum(int(file.size) for file in store.place.listed(DATA))
 
 
 def give_up(store: Store, branch: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -221,6 +222,40 @@ def test_a_copy_has_the_same_tags_and_hashes(store, small_store, tmp_path, comma
     code, _, err = command("copy", copied.path, "--store", copied.path)
     assert (code, "is there already" in err) == (2, True)
     assert [path.name for path in copied.path.parent.iterdir()] == ["copy"]
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 8 MB of its own."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_keeps_no_part_of_a_copy(small_store, disk, command):
+    (disk / "other").write_bytes(bytes(7_500_000))
+    code, _, err = command("copy", disk / "copy", "--store", small_store.path)
+    assert (code, err.count("\n"), "The disk is full" in err) == (2, 1, True)
+    assert [path.name for path in disk.iterdir()] == ["other"]
+
+
+def test_a_store_on_a_read_only_disk_is_read(small_store, disk, command):
+    """What has to write ends with one sentence, and leaves nothing behind."""
+    store = shutil.copytree(
+        small_store.path, disk / "store", ignore=shutil.ignore_patterns("verified")
+    )
+    flip(chunk_file(Store(store), TAG, 3))
+    files = sorted(disk.rglob("*"))
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    code, out, err = command("verify", "--store", store)
+    assert (code, err, f"{TAG}: 1 damaged" in out) == (1, "", True)
+    assert command("stats", "--store", store)[0] == 0
+    for arguments in (("repair", TAG), ("gc",), ("expire",)):
+        code, _, err = command(*arguments, "--store", store)
+        assert (code, err.count("\n"), "Read-only file system" in err) == (2, 1, True), arguments
+    assert sorted(disk.rglob("*")) == files
 
 
 def test_a_damaged_store_is_copied_but_not_called_verified(store, tmp_path, command):
