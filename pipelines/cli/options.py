@@ -302,6 +302,22 @@ class DrawOptions:
         return self.other_bank or self.other
 
 
+@dataclass(frozen=True)
+class WatchOptions:
+    """How the record of a service's answers is watched."""
+
+    known: Annotated[
+        Path | None,
+        Option(metavar="CSV", help="Known cells: columns file (or pattern), a, b, c in Å."),
+    ] = None
+    reference: Annotated[
+        int, Option(min=20, help="First answers of a model, which later ones are compared with.")
+    ] = 100
+    rate: Annotated[
+        float, Option(min=1e-9, max=0.01, help="False alarms per profile, of all signals.")
+    ] = 1e-4
+
+
 class OutputError(ValueError):
     """A file that cannot be written where it was named."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from bragg_data.arrays import Array, Floats32, Indices, Mask
+from bragg_data.campaign import Campaign
 from bragg_data.growth import ATTRIBUTE, drawn_content_hash
 from bragg_data.splits import Part
 from bragg_data.store.repository import DEFAULT_URI, Store
@@ -38,6 +39,7 @@ class EvaluationData:
     store: str = DEFAULT_URI  # by default the store that the candidate was trained from
     tag: str | None = None  # of the data set; None for the candidate's
     n_samples: int = 2000
+    campaign: Campaign | None = None  # of the draws; None for the data set's
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def compare_versions(
         data.tag or provenance.data.tag
     )
     if candidate.kind is ModelKind.MEASURED:
-        campaign = campaign_of(dataset)
+        campaign = data.campaign or campaign_of(dataset)
         per_phase = -(-data.n_samples // len(campaign.phases))
         draws = held_out_draws(campaign, per_phase, quiet=quiet)
         pinned: _Pinned = draws.profiles, draws.phase, draws.cells

@@ -198,8 +198,8 @@ def load_version(tracking_uri: str, version: registry.ModelVersion) -> Predictor
 
 
 # ``if better``: than the baselines and the champion; ``replace``: than the baselines, for a
-# champion of other data; ``force``: whatever the comparisons say.
-PromotionPolicy = Literal["if better", "replace", "force"]
+# champion of other data; ``force``: whatever the comparisons say; ``never``: who calls decides.
+PromotionPolicy = Literal["if better", "replace", "force", "never"]
 
 
 def promote_if_better(
@@ -215,6 +215,8 @@ def promote_if_better(
     reason is printed if it is not.
     """
     registry.set_alias(tracking, version, registry.CANDIDATE)
+    if policy == "never":
+        return False
     present = registry.champion(tracking, version.name)
     rival = present if policy == "if better" else None
     forced = policy == "force"
