@@ -1,8 +1,10 @@
 """The commit of the code that runs."""
 
+import hashlib
 import json
 import os
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -25,6 +27,16 @@ def code_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         pass  # no git, no repository, or a file that is not tracked
     return _installed_commit()
+
+
+@cache
+def source_digest() -> str:
+    """Return the SHA-256 of what computes here, as it is, committed or not."""
+    digest = hashlib.sha256()
+    for folder in ("bragg_data", "pipelines"):
+        for file in sorted((_ROOT / folder).rglob("*.py")):
+            digest.update(file.relative_to(_ROOT).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str:

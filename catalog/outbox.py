@@ -7,6 +7,7 @@ stores the same number of the same step once.
 """
 
 import hashlib
+import http.client
 import json
 import threading
 import time
@@ -38,7 +39,7 @@ def answers(uri: str) -> bool:
             return True
     except urllib.error.HTTPError:  # it answers, but wants a password for example
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # or something else than HTTP
         return False
 
 

@@ -49,8 +49,9 @@ def main(
     from pipelines.refinement.output import show_samples
     from pipelines.report.refinement import render_refinements
 
-    output.check()
     request = request_of(files, instrument, banks)
+    known = (file for place in phases for file in (place, *place.rglob("*.[cC][iI][fF]")))
+    output.check([*request.inputs([]), *known])
     samples = identify_samples(request, phases, evidence=evidence, quiet=as_json)
     show_samples(samples, output, render_refinements, as_json=as_json)
     if as_json:

@@ -48,8 +48,8 @@ def main(
     from pipelines.refinement.output import show_samples
     from pipelines.report.refinement import render_refinements
 
-    output.check()
     request = request_of(files, instrument, banks)
+    output.check(request.inputs(cif))
     show_samples(
         refine_samples(request, cif, evidence=evidence), output, render_refinements, as_json=as_json
     )

@@ -59,8 +59,8 @@ def main(
     cell, of the signal or of the broadening, blank frames and new lines are listed with the number
     of the frame. Without --values a frame's value is the number after the name of --along in its
     header, the last number in its file name, or else its place. A file that cannot be read is a
-    blank frame. What is finished is kept next to the output until that is written: after an
-    interruption, the same command goes on from there.
+    blank frame. What is finished is kept next to the first of the output files until it is written:
+    after an interruption, the same command goes on from there.
     """
     import shutil
     from dataclasses import asdict
@@ -77,7 +77,9 @@ def main(
         write_csv,
     )
 
-    options.check_writable(csv, plot, report)
+    request = request_of(files, instrument, banks)
+    inputs = *request.inputs(cif), values
+    options.check_writable(csv, plot, report, inputs=inputs)
     label = (along or "value").partition(":")[0]
     if label in ("frame", "file", "bank", "accepted", "rwp", "reason"):
         raise options.OutputError(f"--along {label} is the name of another column: choose one.")
@@ -87,7 +89,6 @@ def main(
         from bragg_data.store.series import check_name
 
         check_name(repository := Store(store, create=True), into)
-    request = request_of(files, instrument, banks)
     at = values_of_files(files, values, along)
     output = csv or plot or report
     keep = output and output.with_name(f".{output.name}.frames")

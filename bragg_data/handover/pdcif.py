@@ -145,12 +145,16 @@ def _instrument_name(fit: JointResult) -> str:
 def _of_refinement(
     fit: JointResult, explanations: Sequence[str], moment: str
 ) -> dict[str, str | float | None]:
+    weights = ""
+    if fit.model_errors:
+        weights = " by weights that contain the errors of the calculated lines,"
     details = [
         "Rietveld refinement of all banks together: one cell for each phase, one displacement "
         "parameter for each site or element; scale, background and an error of difC for each bank.",
         "Standard uncertainties of the measurement are scaled by the square root of the reduced "
-        f"chi^2 times {fit.correlation:.3g} for the correlation of neighbouring residuals. Those "
-        "of cell parameters also contain the uncertainty of the calibration, in quadrature.",
+        f"chi^2{weights} times {fit.correlation:.3g} for the correlation of neighbouring "
+        "residuals. Those of cell parameters also contain the uncertainty of the calibration, in "
+        "quadrature.",
         *explanations,
     ]
     for phase in fit.phases:

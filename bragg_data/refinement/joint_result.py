@@ -95,6 +95,7 @@ class JointResult:
     reasons: tuple[str, ...]  # why the result is not accepted; empty if it is
     remarks: tuple[str, ...]  # what was decided by evidence, and what to know
     seconds: float
+    model_errors: bool = False  # whether weights contain the errors of the calculated lines
 
     @property
     def chi2(self) -> float:

@@ -103,6 +103,7 @@ def summarise(
         rwp=float(np.sqrt(chi2 / sum(float(w @ w) for w in weighted))),
         reduced_chi2=chi2 / degrees,
         correlation=correlation,
+        model_errors=any(bank.error is not None for bank in model.banks),
         explained=explained,
         converged=minimum.converged,
         n_points=n,

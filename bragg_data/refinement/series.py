@@ -226,6 +226,8 @@ class SeriesRefiner:
                     values |= _named(phase, cell)
                 state = refiner.continued(near, values, terms)
                 results[choice] = refiner.summarised(state, near)
+        if not results:
+            return fit
         best = list(results)[int(np.argmax(schwarz_evidence(list(results.values()))))]
         return fit if best == fit.choice else self._independent(banks, options, fit)
 

@@ -11,7 +11,7 @@ fields are annotated types; :func:`expand_options` makes options of the fields::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from inspect import Parameter
@@ -322,11 +322,16 @@ class OutputError(ValueError):
     """A file that cannot be written where it was named."""
 
 
-def check_writable(*paths: Path | None) -> None:
-    """Raise an OutputError if one of the paths is a directory, or in none that exists."""
+def check_writable(*paths: Path | None, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise an OutputError for a directory, a file in none that exists, and one of the inputs."""
+    read = {Path(file).resolve() for file in inputs if file is not None}
     for path in paths:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise OutputError(f"{path} cannot be written: name a file in a directory that exists.")
+        if path is not None and path.resolve() in read:
+            raise OutputError(
+                f"{path} is one of the inputs: name another file for what is written."
+            )
 
 
 def check_cluster(cluster: str, workers: int | None = None) -> None:

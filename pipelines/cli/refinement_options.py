@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +13,7 @@ from typer import Option
 from pipelines.cli.options import Gsas2PathOption, check_writable
 
 NO_CAN = "none"
+_DATA = {".pcr": ".dat", ".inp": ".xye"}  # data files that are written next to these
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,30 @@ class RefinementOutput:
     ] = field(default_factory=list)
     gsas2_path: Gsas2PathOption = None
 
-    def check(self) -> None:
-        """Raise an OutputError, a HandoverError or a Gsas2Error if a file cannot be written."""
+    def check(self, inputs: Iterable[str | Path | None] = ()) -> None:
+        """Raise an OutputError, a HandoverError or a Gsas2Error if a file cannot be written.
+
+        An OutputError is raised for one of the ``inputs``, too.
+        """
         from bragg_data.handover.export import check_format
         from bragg_data.simulation.gsas2 import installed_version
 
-        check_writable(self.plot, self.report, *self.export)
+        read = [Path(file) for file in inputs if file is not None]
+        check_writable(self.plot, self.report, *self.export, inputs=read)
+        for file in filter(None, (self.plot, *self.export)):
+            # Of further samples, and of the banks next to an input file of a program.
+            also = re.compile(rf"{re.escape(file.stem)}(-\d+)?(-bank\d+)?")
+            suffixes = file.suffix, _DATA.get(file.suffix.lower())
+            check_writable(
+                *(
+                    i
+                    for i in read
+                    if also.fullmatch(i.stem)
+                    and i.suffix in suffixes
+                    and i.parent.resolve() == file.parent.resolve()
+                ),
+                inputs=read,
+            )
         for file in self.export:
             check_format(file)
         if any(file.suffix.lower() == ".gpx" for file in self.export):

@@ -45,14 +45,13 @@ def expansions(frames: Sequence[FrameResult]) -> list[Expansion]:
         ]
         free = dict.fromkeys(n for _, p in of_phase for n in p.free_parameters if n in "abc")
         for length in free:
-            points = {
-                x: (p.cell.values()[length], p.su.values()[length])
+            points = sorted(
+                (x, p.cell.values()[length] or np.nan, p.su.values()[length] or 0.0)
                 for x, p in of_phase
                 if p.cell and p.su
-            }
-            x = np.array(sorted(points))
-            y, su = np.array([points[at] for at in x], dtype=np.float64).reshape(-1, 2).T
-            if len(x) >= _FEWEST and (su > 0).all():
+            )
+            x, y, su = np.array(points, dtype=np.float64).reshape(-1, 3).T
+            if len(np.unique(x)) >= _FEWEST and (su > 0).all():
                 curves.append(_expansion(phase, length, x, y, su))
     return curves
 
@@ -60,7 +59,7 @@ def expansions(frames: Sequence[FrameResult]) -> list[Expansion]:
 def _expansion(phase: str, length: str, x: Array, y: Array, su: Array) -> Expansion:
     middle, half = (x[0] + x[-1]) / 2, (x[-1] - x[0]) / 2
     best: tuple[float, Array, Array] | None = None
-    for degree in range(1, min(_HIGHEST, len(x) - 3) + 1):
+    for degree in range(1, min(_HIGHEST, len(np.unique(x)) - 3) + 1):
         columns = chebyshev.chebvander((x - middle) / half, degree)
         weighted = columns / su[:, None]
         coefficients = np.linalg.lstsq(weighted, y / su)[0]

@@ -22,7 +22,7 @@ from bragg_data.errors import first_line
 from bragg_data.files import write_whole
 from bragg_data.instrument.instprm import InstrumentError, read_banks
 from bragg_data.measurement.readers import ProfileError
-from bragg_data.provenance import code_commit
+from bragg_data.provenance import source_digest
 from bragg_data.refinement.joint_refinement import JointOptions
 from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.series import EVERY, Neighbour, SeriesRefiner
@@ -80,8 +80,12 @@ class _Task:
     frame: FrameOptions
 
 
-_Result = tuple[list[Any], Record | None]
-"""What a part of a series gives, and what the next one has to know of it: JSON."""
+class _Result(NamedTuple):
+    """What a part of a series gives, in JSON values."""
+
+    records: list[Any]
+    neighbour: Record | None  # what the next part has to know of it
+    lasting: bool = True  # not where a file could not be read, which may be so now alone
 
 
 class _Start(NamedTuple):
@@ -125,7 +129,7 @@ def refine_series(
             of_series = [
                 _frame(number, *known)
                 for number, known in enumerate(
-                    zip(request.files, values, _refined(task, workers, options), strict=True)
+                    zip(request.files, values, _refined(task, workers), strict=True)
                 )
             ]
             happened = events([frame.result for frame in of_series])
@@ -156,7 +160,7 @@ def _banks_of(request: Request) -> list[int]:
     raise errors[0]
 
 
-def _refined(task: _Task, workers: "_Workers", options: SeriesOptions) -> list[Record]:
+def _refined(task: _Task, workers: "_Workers") -> list[Record]:
     """Return the records of all frames of a series."""
     count = len(task.request.files)
     chunks = max(-(-count // _CHUNK), min(count // EVERY, _FEW), 1)
@@ -164,15 +168,14 @@ def _refined(task: _Task, workers: "_Workers", options: SeriesOptions) -> list[R
     # Where there are few chunks, some more frames for the errors of the calibrations.
     more = np.linspace(0, count, min(_FEW, count), endpoint=False).astype(int).tolist()
     places = sorted({*bounds[:-1], *(more if chunks < _FEW else ())})
-    journal = _Journal(options.keep, task)
     first = [[(place, min(place + _TRIES, count))] for place in places]
-    results = workers.run("Beginning", _start, task, first, [None] * len(places), {}, journal)
-    starts = {place: _Start(*result) for place, (result,) in zip(places, results, strict=True)}
+    results = workers.run("Beginning", _start, task, first, [None] * len(places), {})
+    starts = {place: _Start(*result[:2]) for place, (result,) in zip(places, results, strict=True)}
     offsets = _combined(list(starts.values()))
     chains = [list(pairwise([*range(low, high, EVERY), high])) for low, high in pairwise(bounds)]
     before = [starts[low].neighbour for low in bounds[:-1]]
-    done = workers.run("Refining", _part, task, chains, before, offsets, journal)
-    return [record for chain in done for records, _ in chain for record in records]
+    done = workers.run("Refining", _part, task, chains, before, offsets)
+    return [record for chain in done for part in chain for record in part.records]
 
 
 def _combined(starts: Sequence[_Start]) -> dict[int, float]:
@@ -194,12 +197,14 @@ def _combined(starts: Sequence[_Start]) -> dict[int, float]:
 def _start(task: _Task, previous: _Result, offsets: dict[int, float]) -> _Result:  # noqa: ARG001
     """Refine a frame on its own; the next one where it cannot be used."""
     phases, cans = _structures(task)
+    lasting = True
     for file in task.request.files:
         refiner = SeriesRefiner(phases, cans, single=task.frame.single)
         try:
             sample = _sample(task.request, file)
             result = refiner.refine(sample.banks, _options(sample, cans, task))
-        except _FAILURES:
+        except _FAILURES as error:
+            lasting = lasting and not _may_be_read_later(error)
             continue
         if refiner.before is not None:
             su = [float(s) for s in sample.calibration_su]
@@ -207,13 +212,13 @@ def _start(task: _Task, previous: _Result, offsets: dict[int, float]) -> _Result
                 [bank.bank.number, float(bank.offset), s]
                 for bank, s in zip(result.banks, su, strict=True)
             ]
-            return errors, asdict(refiner.before)
-    return [], None
+            return _Result(errors, asdict(refiner.before), lasting)
+    return _Result([], None, lasting)
 
 
 def _part(task: _Task, previous: _Result, offsets: dict[int, float]) -> _Result:
     """Refine the frames of a part of a series, after ``previous``."""
-    before = previous[1]
+    before, lasting = previous.neighbour, True
     phases, cans = _structures(task)
     neighbour = None if before is None else _neighbour(before)
     refiner = SeriesRefiner(phases, cans, single=task.frame.single, before=neighbour)
@@ -225,6 +230,7 @@ def _part(task: _Task, previous: _Result, offsets: dict[int, float]) -> _Result:
             samples.append((len(records) - 1, _sample(task.request, file)))
         except _FAILURES as error:
             records[-1]["reason"] = first_line(error)
+            lasting = lasting and not _may_be_read_later(error)
     frames = [(sample.banks, _options(sample, cans, task, offsets)) for _, sample in samples]
     assumptions = [f"{p.name}: {text}" for p in (*phases, *cans) for text in p.assumptions]
     for (place, sample), fit in zip(samples, refiner.refine_all(frames), strict=True):
@@ -232,7 +238,11 @@ def _part(task: _Task, previous: _Result, offsets: dict[int, float]) -> _Result:
             records[place]["reason"] = first_line(fit)
         else:
             records[place]["result"] = to_json(joint_refinement(sample, fit, assumptions))
-    return records, None if refiner.before is None else asdict(refiner.before)
+    return _Result(records, None if refiner.before is None else asdict(refiner.before), lasting)
+
+
+def _may_be_read_later(error: Exception) -> bool:
+    return isinstance(error, OSError) or isinstance(error.__cause__, OSError)
 
 
 def _neighbour(values: Record) -> Neighbour:
@@ -271,47 +281,39 @@ def _structures(task: _Task) -> tuple[list[Phase], list[Phase]]:
 
 
 class _Journal:
-    """What is finished of a series: a file for each part, in a folder by all that it depends on."""
+    """What is finished of a series: a file for each part, named by all that it depends on."""
 
-    def __init__(self, folder: Path | None, task: _Task) -> None:
-        self._folder = None
+    def __init__(self, folder: Path | None, task: _Task, digests: dict[Path, str]) -> None:
+        self._folder, self._digests = None, digests
         if folder is None:
             return
-        request = task.request
-        inputs = [request.instrument, request.calibration, *request.with_cans(task.structures)]
-        files = [structure_file(str(name)) for name in inputs if name is not None]
-        digests = [_digest(file) for file in (*request.files, *files)]
-        what = (
-            replace(request, files=()),
-            task.structures,
-            task.frame.single,
-            task.frame.free_lines,
-            code_commit(),
-        )
-        identity = hashlib.sha256(json.dumps([repr(what), digests]).encode()).hexdigest()
-        self._folder = folder / identity[:16]
+        request = replace(task.request, files=())
+        known = [_digest(file) for file in request.inputs(task.structures)]
+        what = request, task.structures, task.frame.single, task.frame.free_lines, source_digest()
+        self._folder = folder / _hash(repr(what), known)
         self._folder.mkdir(parents=True, exist_ok=True)
+        digests |= {file: _digest(file) for file in task.request.files if file not in digests}
 
-    def read(self, what: str, bounds: tuple[int, int]) -> _Result | None:
-        """Return a part that was finished; None if it was not."""
+    def _file(self, folder: Path, what: str, files: Sequence[Path], before: Any) -> Path:
+        return folder / f"{what}-{_hash([self._digests[file] for file in files], before)}.json"
+
+    def read(self, what: str, files: Sequence[Path], before: Any) -> _Result | None:
+        """Return a part that was finished, after what is known before it; None if it was not."""
         if self._folder is None:
             return None
         with suppress(OSError, ValueError):
-            text = (self._folder / f"{what}-{bounds[0]}-{bounds[1]}.json").read_text("utf-8")
-            records, neighbour = json.loads(text)
-            return records, neighbour
+            return _Result(*json.loads(self._file(self._folder, what, files, before).read_text()))
         return None
 
-    def write(self, what: str, bounds: tuple[int, int], result: _Result) -> None:
-        """Keep a part, all of it or nothing."""
-        if self._folder is not None:
-            file = self._folder / f"{what}-{bounds[0]}-{bounds[1]}.json"
-            write_whole(file, json.dumps(result).encode())
+    def write(self, what: str, files: Sequence[Path], before: Any, result: _Result) -> None:
+        """Keep a part, all of it or nothing, if it would be the same again."""
+        if self._folder is not None and result.lasting:
+            file = self._file(self._folder, what, files, before)
+            write_whole(file, json.dumps(result[:2]).encode())
 
 
-def structure_file(name: str) -> Path:
-    """Return the file of a structure, FILE.cif or FILE.cif:BLOCK."""
-    return Path(name) if Path(name).exists() else Path(name.rpartition(":")[0])
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def _digest(file: Path) -> str:
@@ -328,6 +330,7 @@ class _Workers:
         self._options, self._stack = options, ExitStack()
         self._is_local = options.cluster.cluster is None and frames <= _LOCAL
         self._client: Any = None
+        self._digests: dict[Path, str] = {}
 
     def __enter__(self) -> Self:
         if not self._is_local:
@@ -347,42 +350,51 @@ class _Workers:
         chains: Sequence[Sequence[tuple[int, int]]],
         before: Sequence[Record | None],
         offsets: dict[int, float],
-        journal: _Journal,
     ) -> list[list[_Result]]:
         """Return the results of chains of parts, given by first and last frame, in their order."""
+        journal = _Journal(self._options.keep, task, self._digests)
+        common = sorted(offsets.items())
         done: list[list[_Result]] = [[] for _ in chains]
-        futures: dict[Any, tuple[int, tuple[int, int]]] = {}
+        futures: dict[Any, tuple[int, tuple[int, int], Any]] = {}  # with what comes before
         total = sum(high - low for chain in chains for low, high in chain)
         known = 0
-        for chain, results in zip(chains, done, strict=True):
+
+        def files_of(bounds: tuple[int, int]) -> tuple[Path, ...]:
+            return task.request.files[slice(*bounds)]
+
+        for number, chain in enumerate(chains):
+            neighbour = before[number]
             for bounds in chain:
-                if (result := journal.read(doing, bounds)) is None:
+                if (finished := journal.read(doing, files_of(bounds), [neighbour, common])) is None:
                     break
-                results.append(result)
+                done[number].append(finished)
+                neighbour = finished.neighbour
                 known += bounds[1] - bounds[0]
         with Progress(doing, total, "frames", done=known, quiet=self._options.quiet) as bar:
             for number, chain in enumerate(chains):
-                previous: Any = done[number][-1] if done[number] else ([], before[number])
-                for bounds in chain[len(done[number]) :]:
-                    files = task.request.files[slice(*bounds)]
+                results = done[number]
+                previous: Any = results[-1] if results else _Result([], before[number])
+                for bounds in chain[len(results) :]:
+                    files = files_of(bounds)
                     part = replace(task, request=replace(task.request, files=files))
                     if self._client is None:
-                        previous = function(part, previous, offsets)
-                        journal.write(doing, bounds, previous)
-                        done[number].append(previous)
+                        result = function(part, previous, offsets)
+                        journal.write(doing, files, [previous.neighbour, common], result)
+                        results.append(result)
                         bar.advance(bounds[1] - bounds[0])
+                        previous = result
                     else:
-                        previous = self._client.submit(
-                            function, part, previous, offsets, pure=False
-                        )
-                        futures[previous] = number, bounds
+                        future = self._client.submit(function, part, previous, offsets, pure=False)
+                        futures[future] = number, bounds, previous
+                        previous = future
             if futures:
                 from distributed import as_completed
 
                 for future, result in as_completed(list(futures), with_results=True):
-                    number, bounds = futures[future]
-                    journal.write(doing, bounds, result)
+                    _, bounds, last = futures[future]
+                    last = last if isinstance(last, _Result) else last.result()
+                    journal.write(doing, files_of(bounds), [last.neighbour, common], result)
                     bar.advance(bounds[1] - bounds[0])
-                for future, (number, _) in futures.items():
+                for future, (number, *_) in futures.items():
                     done[number].append(future.result())
         return done

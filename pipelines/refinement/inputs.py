@@ -65,6 +65,11 @@ class Request:
         """Return the files of a sample's structures with those of what is known to hold it."""
         return [*structures, *(self.cans or ())]
 
+    def inputs(self, structures: Sequence[str]) -> list[Path]:
+        """Return all files that are read, with those of a sample's structures."""
+        of_structures = map(structure_file, self.with_cans(structures))
+        return [*self.files, self.instrument, *filter(None, [self.calibration]), *of_structures]
+
 
 def request_of(files: Sequence[Path], instrument: Path, options: BankOptions) -> Request:
     """Return the request that a command's options make."""
@@ -110,6 +115,11 @@ def read_known_structures(places: Sequence[Path]) -> tuple[list[Phase], list[str
         names.add(name)
         phases[k] = replace(phase, name=name)
     return phases, problems
+
+
+def structure_file(name: str) -> Path:
+    """Return the file of a structure, FILE.cif or FILE.cif:BLOCK."""
+    return Path(name) if Path(name).exists() else Path(name.rpartition(":")[0] or name)
 
 
 def read_structures(files: Sequence[str]) -> tuple[list[Phase], list[str]]:

@@ -32,7 +32,7 @@ def show_samples(
     """Print the refinement of each sample as soon as it is there, or all as JSON; write files.
 
     The files of another sample than the first have its number in their names; ``page`` makes the
-    report of all. An export that fails raises its error in the end.
+    report of all. A file that cannot be written is an error in the end.
     """
     entries = []
     on_page: list[JointRefinement] = []  # with their arrays, which many samples have many of
@@ -48,24 +48,27 @@ def show_samples(
             return file if number == 0 else file.with_stem(f"{file.stem}-{number + 1}")
 
         written = []
-        if output.plot is not None:
-            draw(fit, file := of_sample(output.plot))
-            written.append(Written((file,)))
+        try:
+            if output.plot is not None:
+                draw(fit, file := of_sample(output.plot))
+                written.append(Written((file,)))
+        except OSError as error:
+            errors.append(error)
         for file in output.export:
             try:
                 written.append(result.export(of_sample(file), output.gsas2_path))
-            except (HandoverError, Gsas2Error) as error:
+            except (HandoverError, Gsas2Error, OSError) as error:
                 errors.append(error)
         for files, notes in written if not as_json else ():
             say(f"Written: {escape(', '.join(map(str, files)))}")
             for note in notes:
                 say(f"  {escape(note)}")
-    if output.report is not None:
-        output.report.write_text(page(on_page), encoding="utf-8")
     if as_json:
         print_json(entries)
-    elif output.report is not None:
-        say(f"Written: {escape(str(output.report))}")
+    if output.report is not None:
+        output.report.write_text(page(on_page), encoding="utf-8")
+        if not as_json:
+            say(f"Written: {escape(str(output.report))}")
     if errors:
         raise errors[0]
 

@@ -14,7 +14,8 @@ from bragg_data.crystallography.cif import read_text
 from bragg_data.measurement.resampling import text_of_calibration
 from bragg_data.provenance import code_commit
 from pipelines.refinement.events import Event
-from pipelines.refinement.frames import FrameResult, structure_file
+from pipelines.refinement.frames import FrameResult
+from pipelines.refinement.inputs import structure_file
 from pipelines.refinement.result import JointPhase
 from pipelines.refinement.series import Strains
 

@@ -188,3 +188,31 @@ def test_a_suffix_without_a_format_is_refused_before_anything_is_refined(folder,
     assert code == 2
     assert not out
     assert ".cif" in err
+
+
+def test_a_file_that_cannot_be_written_costs_no_result(folder, capsys, tmp_path):
+    (tmp_path / "full.csv").symlink_to("/dev/full")
+    arguments = folder / "bank1.xye", "--cif", SILICON, "--instrument", folder / "two.instprm"
+    exports = "--bank", 1, "--export", tmp_path / "full.csv", "--export", tmp_path / "whole.cif"
+    code, out, err = command(capsys, *arguments, *exports, "--json")
+    assert code != 0
+    assert "No space left" in err
+    assert "Traceback" not in err
+    assert json.loads(out)[0]["accepted"]
+    assert "_pd_proc" in (tmp_path / "whole.cif").read_text()
+
+
+def test_no_input_is_overwritten(capsys, tmp_path):
+    profile = write_text(tmp_path / "mine-bank1.xye")
+    cif = write_text(tmp_path / "mine.cif")
+    arguments = profile, "--cif", cif, "--instrument", write_text(tmp_path / "two.instprm")
+    for file in (tmp_path / "mine.cif", tmp_path / "mine.inp"):  # data are next to an .inp
+        code, _, err = command(capsys, *arguments, "--export", file)
+        assert code == 2
+        assert "is one of the inputs" in err
+        assert profile.read_text() == cif.read_text() == "1 2 3"
+
+
+def write_text(file: Path) -> Path:
+    file.write_text("1 2 3")
+    return file

@@ -21,6 +21,7 @@ from pipelines import series
 from pipelines.cli.console import run
 from pipelines.cli.options import ClusterOptions
 from pipelines.cli.refinement_options import BankOptions
+from pipelines.refinement import frames
 from pipelines.refinement.frames import SeriesOptions, refine_series
 from pipelines.refinement.inputs import request_of
 from pipelines.refinement.result import to_json
@@ -258,3 +259,49 @@ def test_banks_apart_have_different_strains(tmp_path, capsys):
     for row, strain in zip(rows[2:], (400, -200), strict=True):
         value, su = float(row["silicon strain a (1e-6)"]), float(row["silicon su strain a (1e-6)"])
         assert abs(value - strain) < 4 * su < 100
+
+
+def test_what_may_be_read_later_is_not_kept_and_a_changed_frame_is_refined_alone(
+    tmp_path, monkeypatch
+):
+    """The first read of a frame fails, as of a network's disk; then another frame changes."""
+    files = frames_of_silicon(tmp_path, 6)
+    request = request_of(files, tmp_path / "nomad.instprm", BankOptions(bin_edges=False))
+    how = SeriesOptions(keep=tmp_path / "kept", quiet=True)
+    failing = {files[0]}
+    read, refined = frames.read_samples, []
+
+    def read_sometimes(request):
+        if not failing.isdisjoint(request.files):
+            raise ProfileError("not now") from OSError(5, "Input/output error")
+        refined.extend(request.files)
+        return read(request)
+
+    monkeypatch.setattr(frames, "read_samples", read_sometimes)
+
+    def cells() -> list[float | None]:
+        refined.clear()
+        results, _ = refine_series(request, [str(STRUCTURES / "silicon.cif")], range(6), how)
+        return [f.result and f.result.phases[0].cell.a for f in results]
+
+    assert [a is None for a in cells()] == [True] + 5 * [False]
+    failing.clear()
+    whole = cells()
+    assert None not in whole
+    assert cells() == whole
+    assert refined == []  # all is kept
+    files[5].write_text(files[0].read_text())
+    changed = cells()
+    assert changed[:5] == whole[:5]
+    assert changed[5] == pytest.approx(whole[0], abs=2e-5) != whole[5]
+
+
+def test_no_input_is_overwritten(folder, capsys, tmp_path):
+    table = tmp_path / "values.csv"
+    table.write_text("file,t\n")
+    files = sorted(folder.glob("*.xye"))
+    options = "--cif", STRUCTURES / "silicon.cif", "--instrument", folder / "nomad.instprm"
+    for words in (("--csv", files[0]), ("--values", table, "--plot", table)):
+        code, _, error = command(capsys, *files, *options, *words)
+        assert code == 2
+        assert "is one of the inputs" in error

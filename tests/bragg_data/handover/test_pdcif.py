@@ -165,3 +165,12 @@ def test_a_phase_that_is_absent_is_left_out():
         "bank_1",
         "bank_2",
     ]
+
+
+def test_uncertainties_by_the_errors_of_the_model_are_called_so():
+    fit = mixture()
+    assert not fit.model_errors
+    with_errors = cif_of_refinement(replace(fit, model_errors=True))
+    words = "errors of the calculated lines"
+    assert words in " ".join(with_errors.split())
+    assert words not in " ".join(cif_of_refinement(fit).split())

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from bragg_data.crystallography.structure import Phase, read_phase
+from bragg_data.refinement import series
 from bragg_data.refinement.joint_refinement import JointOptions
 from bragg_data.refinement.measured_bank import with_wide_bins
+from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.series import EVERY, SeriesRefiner
 from tests.measured_banks import bank_of, bins, nomad, structure
 
@@ -54,6 +56,23 @@ def test_a_blank_frame_costs_no_search_and_is_forgotten() -> None:
     assert not result.accepted
     assert not any(phase.present for phase in result.phases)
     assert refiner.before is before
+
+
+def test_a_frame_that_cannot_be_compared_keeps_its_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 32nd frame is compared with all structures; here none of them can be refined."""
+    silicon, rutile = structure("silicon"), structure("rutile")
+    refiner = SeriesRefiner([silicon, rutile], single=True)
+    frame = bank_of([(silicon, [5.431], SAMPLE)], nomad(), TOF, counts=10_000)
+    refiner.refine([frame], OPTIONS)
+    assert refiner.before is not None
+    banks = [with_wide_bins(frame)]
+    fit = refiner._continued(banks, OPTIONS, refiner.before)
+
+    def fails(*_: object) -> None:
+        raise RefinementError("too few points")
+
+    monkeypatch.setattr(series.JointRefiner, "summarised", fails)
+    assert refiner._compared(banks, OPTIONS, fit) is fit
 
 
 def test_a_frame_holds_a_structure_in_a_can() -> None:
