@@ -179,7 +179,7 @@ def child(*arguments: object) -> str:
 
 @contextmanager
 def slurm(cpus: int) -> Iterator[None]:
-    """Start SLURM with two nodes that state so many processors, whatever this machine has."""
+    """Start SLURM with two nodes that state this number of processors."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as directory:
         command = [TEST_CLUSTER, "start", directory, "--cpus", str(cpus)]
         started = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -195,13 +195,21 @@ def workers(
     workers: Annotated[list[int] | None, typer.Option(min=1)] = None,
     seconds: float = 3.0,
     each: Annotated[int, typer.Option(help="Blocks for each worker.")] = 6,
+    runs_file: Annotated[
+        Path | None, typer.Option(help="Keep runs there, with earlier ones.")
+    ] = None,
     figure: Path | None = None,
 ) -> None:
     """Run 1 to 64 sleeping workers."""
     counts = workers or [1, 2, 4, 8, 16, 32, 64]
     with slurm(cpus=max(8, max(counts) // 2)):
         # A driver of its own each, with nothing left in its memory.
-        runs = [Run(**json.loads(child("one", n, seconds, each))) for n in counts]
+        lines = [child("single-run", n, seconds, each) for n in counts]
+    if runs_file:
+        with runs_file.open("a+", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        lines = runs_file.read_text(encoding="utf-8").splitlines()
+    runs = sorted(Run(**json.loads(line)) for line in lines)
     rows = [
         {
             "workers": f"{run.workers}",
@@ -246,7 +254,7 @@ def draw(runs: list[Run], seconds: float, figure: Path) -> None:
 
 
 @app.command(hidden=True)
-def one(workers: int, seconds: float, each: int) -> None:
+def single_run(workers: int, seconds: float, each: int) -> None:
     """Print one run as JSON."""
     print(json.dumps(run_workers(workers, seconds, each)._asdict()))
 

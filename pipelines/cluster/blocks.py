@@ -7,7 +7,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import cast
 
-from distributed import Client, Future
+from distributed import Client, Future, KilledWorker
 from icechunk.session import ForkSession
 
 from bragg_data.store import schema
@@ -150,4 +150,8 @@ def _result(client: Client, future: Future, block: int, writer: BlockWriter) -> 
     except Exception as error:  # the worker died, for example
         _threads(client)
         rows = writer.rows(block)
+        if isinstance(error, KilledWorker):
+            error = RuntimeError(
+                "the workers that computed it died, each time: look for a lack of memory"
+            )
         return failed_block(block, rows.stop - rows.start, error)

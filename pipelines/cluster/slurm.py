@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import secrets
 import shlex
@@ -24,8 +23,8 @@ from dask.utils import parse_timedelta
 from distributed import Client, Security
 from distributed.core import Status
 
-from bragg_data.isolated_process import SINGLE_THREAD
-from pipelines.cli.options import ALLOWED_FAILURES, ClusterError, SlurmOptions
+from pipelines.cli.options import ClusterError, SlurmOptions
+from pipelines.cluster.job_settings import configured, expanded, settings_of
 
 # The import of dask_jobqueue lets Ctrl-C end the process with exit code 0, as if all were done.
 _on_interrupt = signal.getsignal(signal.SIGINT)
@@ -55,62 +54,11 @@ def job_script(options: SlurmOptions) -> str:
     Raises `ClusterError` if neither the options nor Dask's configuration state the cores and memory
     of a job.
     """
-    settings = _settings(options, "bragg", Path())
+    settings = settings_of(options, "bragg", Path())
     for name in ("scheduler_options", "silence_logs", "name"):
         del settings[name]
     script: str = _Job("tls://SCHEDULER", name="bragg-1", **settings).job_script()
     return script
-
-
-def _settings(options: SlurmOptions, name: str, directory: Path) -> dict[str, object]:
-    """Return the arguments of SLURMCluster; None stands for the value of the configuration."""
-    cores = options.cores or _configured("cores")
-    if not cores or not (options.memory or _configured("memory")):
-        raise ClusterError(
-            "SLURM needs to know how many cores and how much memory a job takes: give both as "
-            "options, or as 'cores' and 'memory' under jobqueue.slurm in ~/.config/dask/*.yaml."
-        )
-    environment = {**options.variables, **SINGLE_THREAD}
-    prologue = [f"export {key}={shlex.quote(value)}" for key, value in environment.items()]
-    python = options.python or _configured("python")
-    if not python:
-        # The same Python, which may know this project from the working directory alone.
-        project = shlex.quote(str(Path(__file__).resolve().parents[2]))
-        prologue.append(f"export PYTHONPATH={project}${{PYTHONPATH:+:$PYTHONPATH}}")
-    # Otherwise workers would start and die, each with a task, which would count as its failure.
-    prologue.append(
-        f"{shlex.quote(python or sys.executable)} -c 'import pipelines.cluster.client' || exit 1"
-    )
-    scheduler = {
-        "dashboard_address": "127.0.0.1:0",
-        "allowed_failures": ALLOWED_FAILURES,
-        **(_configured("scheduler-options") or {}),
-    }
-    if options.host:
-        scheduler["host"] = options.host
-    same = ("queue", "account", "walltime", "memory", "interface", "python")
-    return {
-        **{key: getattr(options, key) for key in same},
-        "name": name,
-        "job_name": name,
-        "cores": cores,
-        "processes": cores,
-        "job_extra_directives": [*(_configured("job-extra-directives") or ()), *options.directives],
-        "job_script_prologue": [*(_configured("job-script-prologue") or ()), *prologue],
-        "worker_extra_args": [*(_configured("worker-extra-args") or ()), "--no-dashboard"],
-        "log_directory": _expanded(_configured("log-directory") or str(directory)),
-        "scheduler_options": scheduler,
-        "silence_logs": logging.ERROR,
-    }
-
-
-def _configured(key: str) -> Any:
-    return dask.config.get(f"jobqueue.slurm.{key}")
-
-
-def _expanded(path: str | Path) -> str:
-    # Absolute, as jobs run elsewhere.
-    return str(Path(os.path.expandvars(Path(path).expanduser())).absolute())
 
 
 @contextlib.contextmanager
@@ -129,7 +77,7 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
         reason = getattr(error, "stderr", None) or str(error)
         reason = reason.decode() if isinstance(reason, bytes) else reason  # bytes after a timeout
         raise ClusterError(f"SLURM does not answer: {' '.join(reason.split())}") from error
-    shared = _expanded(options.shared_directory or _configured("shared-temp-directory") or "~")
+    shared = expanded(options.shared_directory or configured("shared-temp-directory") or "~")
     with contextlib.ExitStack() as stack:
         stack.enter_context(_cleanup_on_signals())
         try:
@@ -142,7 +90,7 @@ def open_slurm(options: SlurmOptions) -> Iterator[Client]:
                 "nodes share, as an option or as jobqueue.slurm.shared-temp-directory."
             ) from error
         path = Path(stack.enter_context(directory))
-        settings = _settings(options, name, path)
+        settings = settings_of(options, name, path)
         try:
             cluster = _Cluster(security=_credentials(path), **settings)
         except (OSError, ValueError, RuntimeError) as error:

@@ -218,6 +218,25 @@ def test_a_killed_series_goes_on_where_it_was(tmp_path, capsys):
     assert finished
 
 
+def test_a_series_in_jobs_of_slurm_is_that_of_one_process(slurm, tmp_path, capsys):
+    assert slurm.is_dir()
+    files = frames_of_silicon(tmp_path, 8)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    options = "--cif", STRUCTURES / "silicon.cif", "--instrument", tmp_path / "nomad.instprm"
+    words = [*files, *options, "--bin-centres", "--json"]
+    jobs = "--cluster", "slurm", "--jobs", "1:1", "--cores", 2, "--memory", "1500 MB"
+    jobs += "--walltime", "00:10:00", "--host", "127.0.0.1", "--shared-directory", shared
+    code, out, error = command(capsys, *words, *jobs)
+    assert code == 0, error
+    *frames, _ = json.loads(out)
+    cells = [frame["phases"][0]["cell"]["a"] for frame in frames]
+    assert cells == pytest.approx([5.431 + 1e-4 * k for k in range(8)], abs=3e-4)
+    _, here, _ = command(capsys, *words)
+    assert without_times(here) == without_times(out)
+    assert not any(shared.iterdir())
+
+
 def test_banks_apart_have_different_strains(tmp_path, capsys):
     """Two banks that see strains of opposite sign, as at ±90° to a load."""
     strains = {1: (0.0, 4e-4), 2: (0.0, -2e-4)}

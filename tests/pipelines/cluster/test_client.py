@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from bragg_data.isolated_process import SINGLE_THREAD
 from pipelines.cli.options import ClusterError, SlurmOptions
 from pipelines.cluster.client import open_client
+from pipelines.cluster.job_settings import lifetime_arguments, seconds_of
 from tests.conftest import TEST_CLUSTER
 
 pytestmark = pytest.mark.cluster
@@ -234,6 +235,8 @@ def test_template_of_the_slurm_configuration() -> None:
     assert "--nthreads 1 " in command
     assert "--nworkers 16 " in command
     assert "--interface ib0" in command
+    assert "--lifetime 3396s --lifetime-stagger 72s" in command  # 3,600 s at most with closing
+    assert "export TMPDIR=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}" in script
     assert script.index("module purge") < script.index("export OMP_NUM_THREADS=1")
     assert {"-p long", "-A other", "-t 2-00:00", "--cpus-per-task=4", "--mem=8G"} <= {
         line.removeprefix("#SBATCH ") for line in other
@@ -242,6 +245,30 @@ def test_template_of_the_slurm_configuration() -> None:
     assert "export A='b c'" in other
     assert "/opt/python -m distributed.cli.dask_worker" in other[-2]
     assert "--interface eth1" in other[-2]
+
+
+@pytest.mark.parametrize(
+    ("walltime", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("2:00:05", 7205),
+        ("1-2", 93_600),
+        ("1-2:03", 93_780),
+        ("1-02:03:04", 93_784),
+        ("0", 0),
+        ("UNLIMITED", 0),
+        ("soon", 0),
+        ("", 0),
+    ],
+)
+def test_walltimes_of_slurm(walltime: str, seconds: int) -> None:
+    assert seconds_of(walltime) == seconds
+    if not seconds:
+        assert lifetime_arguments(walltime) == []
+        return
+    _, lifetime, _, stagger = lifetime_arguments(walltime)
+    assert 0.85 * seconds < float(lifetime[:-1]) + float(stagger[:-1]) < seconds - 60
 
 
 def test_job_needs_cores_and_memory() -> None:
