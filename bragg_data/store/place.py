@@ -4,9 +4,9 @@ Endpoint, region and credentials of object storage are those of the standard var
 each process's environment: they are in no address, no file and no lineage.
 """
 
+import ctypes
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ DATA = ("chunks", "manifests", "snapshots", "transactions")  # folders of files 
 REFERENCES = "refs"  # branches and tags
 S3 = "s3"
 _KEYS = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _SECONDS = 5.0  # until a connection counts as failed
 
 
@@ -83,18 +84,19 @@ class Place:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, content, self.directory / partial)
 
-    def sync(self, folders: Sequence[str] = (*DATA, REFERENCES)) -> None:
-        """Wait until the files of some folders, and their names, are on the disk.
+    def sync(self) -> None:
+        """Wait until the files of the store, and their names, are on the disk.
 
-        Icechunk does not. Object storage acknowledges nothing before that.
+        Icechunk does not. Object storage acknowledges nothing before that. It is one call for the
+        file system: fsync takes milliseconds for each file, also where nothing is to be written.
         """
         if self.directory is None:
             return
-        for folder in folders:
-            for parent, _, files in os.walk(self.directory / folder):
-                for path in (*(os.path.join(parent, name) for name in files), parent):  # noqa: PTH118
-                    with suppress(FileNotFoundError), _opened(path) as descriptor:
-                        os.fsync(descriptor)
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            _sync_file_system(descriptor)
+        finally:
+            os.close(descriptor)
 
     def check_reachable(self) -> None:
         """Raise a `StoreError` at once if the bucket does not exist or cannot be reached."""
@@ -145,13 +147,12 @@ def place_of(uri: str | Path) -> Place:
     return Place(f"{S3}://{parts.netloc}/{prefix}", None, parts.netloc, prefix)
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _sync_file_system(descriptor: int) -> None:
+    syncfs = getattr(_LIBC, "syncfs", None)
+    if syncfs is None:  # it is Linux's
+        os.sync()
+    elif syncfs(descriptor):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _endpoint() -> str | None:

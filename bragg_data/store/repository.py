@@ -29,7 +29,7 @@ from zarr.errors import GroupNotFoundError
 from bragg_data.campaign import Campaign
 from bragg_data.defaults import DEFAULT_URI as DEFAULT_URI
 from bragg_data.store import schema
-from bragg_data.store.place import REFERENCES, place_of
+from bragg_data.store.place import place_of
 from bragg_data.store.reading import RESTORE, is_conflict, remedy_of
 from bragg_data.store.reading import DiskFullError as DiskFullError
 from bragg_data.store.reading import StoreError as StoreError
@@ -302,7 +302,7 @@ class Store:
         """Name a snapshot for good, when all that it refers to is on the disk."""
         self.place.sync()
         self.repository.create_tag(name, snapshot_id)
-        self.place.sync([REFERENCES])
+        self.place.sync()
 
 
 def retried(work: Callable[[], _T]) -> _T:

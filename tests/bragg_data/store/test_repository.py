@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 
 from bragg_data.campaign import Campaign
+from bragg_data.store import place as places
 from bragg_data.store import schema
 from bragg_data.store.repository import DataSet, DiskFullError, Store, StoreError, open_snapshot
 from bragg_data.store.schema import campaign_of
@@ -409,21 +410,22 @@ def test_a_commit_that_fails_leaves_the_writer_as_the_store_is(tmp_path, campaig
 
 def test_a_tag_follows_what_it_names_to_the_disk(tmp_path, campaign, monkeypatch):
     """In a power failure the disk keeps what was synchronised; a tag is never all that it keeps."""
-    store, synced, at_tag, exact = Store(tmp_path / "store", create=True), set(), set(), os.fsync
+    store, synced = Store(tmp_path / "store", create=True), []
+    exact = places._sync_file_system
 
-    def fsync(descriptor: int) -> None:
+    def sync(descriptor: int) -> None:
         exact(descriptor)
-        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
-        if not (store.path / "refs" / "tag.tiny-v1").exists():
-            at_tag.update(synced)
+        synced.append(set(store.path.rglob("*")))
 
     with Writer(store, campaign, "kinematic", "0") as writer:
         write(writer, range(writer.n_blocks))
-        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(places, "_sync_file_system", sync)
         writer.finish()
     folders = "chunks", "manifests", "snapshots", "transactions", "refs"
     files = {path for folder in folders for path in (store.path / folder).rglob("*")}
-    of_tag = {path for path in files if path.parent.name == "tag.tiny-v1"}
-    assert len(of_tag) == 1
-    assert files - of_tag - {path.parent for path in of_tag} <= at_tag
-    assert of_tag | {store.path / "refs"} <= synced
+    tag = {path for path in files if "tag.tiny-v1" in path.parts}
+    before, after = synced
+    assert len(tag) == 2
+    assert not tag & before
+    assert files - tag <= before
+    assert files <= after
