@@ -27,7 +27,9 @@ from tests.postgresql import PostgreSql
 from tests.servers import ROOT, answered, free_port, until
 from tests.small_store import TAG
 
-pytestmark = [pytest.mark.slow, pytest.mark.postgresql, pytest.mark.training]
+# On a busy machine the server may be slow to answer: the training says so, and goes on.
+SLOW_SERVER = pytest.mark.filterwarnings("ignore:The tracking server", "ignore:.* metrics of run")
+pytestmark = [SLOW_SERVER, pytest.mark.slow, pytest.mark.postgresql, pytest.mark.training]
 
 CANARY = "cAnArY-7f3d"
 EPOCHS = 200  # longer than what happens meanwhile
