@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bragg_data.instrument.instprm import TofGrid
+from bragg_data.instrument.diffractometer import TofGrid
 
 SLOW, CRASHING, CRASHING_ONCE, FAILING = 4.01, 4.02, 4.03, 4.04
 """Lattice parameter a, in ångström, of cells that take for ever, end the process (always, or the

@@ -19,7 +19,7 @@ from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import cell_volume
 from bragg_data.crystallography.scattering import ResonanceError, element_of
 from bragg_data.crystallography.structure import Phase
-from bragg_data.instrument.instprm import Instrument
+from bragg_data.instrument.diffractometer import Instrument
 
 VERSION = "1"
 """Version of the way in which GSAS-II is called, part of a data set's identity next to its own."""
