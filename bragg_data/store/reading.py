@@ -98,8 +98,10 @@ def reason_of(error: Exception) -> str:
     if file and any(sign in text for sign in _DAMAGED):
         return f"its {file[1]} {file[2]} is damaged"
     if "service error" in text or "dispatch failure" in text:
-        cause = text.rpartition("-> ")[2].strip().rstrip(".")
-        return f"the object storage does not do it ({cause})"
+        causes = re.findall(r"-> (?:[x×] )?(.*)", text)  # the innermost is the last
+        what = "does not answer" if "dispatch failure" in text else "refuses it"
+        cause = f" ({causes[-1].rstrip('.')})" if causes else ""
+        return f"the object storage {what}{cause}"
     # Icechunk's own sentence, behind a cross and broken into lines; a call stack follows.
     lines = [line.strip(" ×x|") for line in text.strip().splitlines()]
     return " ".join(itertools.takewhile(bool, lines)).rstrip(".") or type(error).__name__

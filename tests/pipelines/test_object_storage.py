@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import icechunk
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from benchmarks.commits import lost_commits
 from bragg_data.campaign import load_campaign
 from bragg_data.simulation import kinematic
 from bragg_data.store.chunk_files import ChunkFiles
+from bragg_data.store.reading import reason_of
 from bragg_data.store.repository import Store, open_snapshot
 from bragg_data.store.simulated import Writer
 from bragg_data.store.verification import verify
@@ -202,6 +204,25 @@ def test_what_cannot_be_reached_is_named_at_once(uri, environment, sentence, mon
     assert time.monotonic() - began < 5
     assert (code, out, err.count("\n"), "secret@" in err) == (2, "", 1, False)
     assert re.search(sentence, err)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("NoSuchBucket", "refuses it (NoSuchBucket: it does not exist)"),
+        ("dispatch failure", "does not answer (session error: dispatch failure)"),
+    ],
+)
+def test_the_cause_is_the_innermost_of_icechunk_s_errors(text, reason):
+    """As Icechunk 1.1.21 spells them; it takes 19 s to give up a server that was killed."""
+    inner = (
+        "NoSuchBucket: it does not exist" if text == "NoSuchBucket" else f"x session error: {text}"
+    )
+    error = icechunk.IcechunkError(
+        f"  x error listing objects service error\n  | \n  | context:\n  |    0: icechunk::x\n"
+        f"  |-> service error\n  `-> {inner}\n  | \n  | context:\n  |    0: icechunk::refs\n"
+    )
+    assert reason_of(error) == f"the object storage {reason}"
 
 
 @pytest.mark.parametrize("where", ["directory", "object storage"])
