@@ -1,15 +1,15 @@
 """Measure how simulations scale on SLURM, with workers that sleep for as long as GSAS-II computes.
 
     python benchmarks/scaling.py workers [--workers 1 --workers 8 …] [--seconds 3] [--figure PNG]
-    python benchmarks/scaling.py driver [--blocks 1000000] [--last 20000]
+    python benchmarks/scaling.py driver [--blocks 1000000] [--first 20000]
     python benchmarks/scaling.py commits [--blocks 200000]
 
 ``workers`` starts SLURM on this machine (``deploy/slurm/test_cluster``) and simulates in its jobs,
 of at most eight cores, as ``bragg simulate`` does; only the simulation of a block is replaced, by
 sleep. A worker is a Dask worker process with one thread. A block is one pattern, so that there are
-as many tasks as there can be. ``driver`` completes a data set of which all but the last blocks are
-there, without sleep, and prints the driver's memory meanwhile. ``commits`` times commits, and
-counts the bytes that they write, while a data set fills.
+as many tasks as there can be. ``driver`` computes the first blocks of a large data set, without
+sleep, and prints the driver's memory meanwhile. ``commits`` times commits, and counts the bytes
+that they write, while a data set fills.
 """
 
 import json
@@ -70,9 +70,13 @@ app = typer.Typer(add_completion=False, help=__doc__, rich_markup_mode=None)
 
 
 class CountingWriter(Writer):
-    """A writer that counts commits and their seconds."""
+    """A writer that counts commits and their seconds, of the first blocks of a data set."""
 
     commits, seconds = 0, 0.0
+    most: int | None = None
+
+    def missing(self) -> list[int]:
+        return super().missing()[: self.most]
 
     def commit(self, results: Sequence[BlockResult]) -> None:
         began = time.perf_counter()
@@ -260,37 +264,29 @@ def single_run(workers: int, seconds: float, each: int) -> None:
 
 
 @app.command()
-def driver(blocks: int = 1_000_000, last: int = 20_000) -> None:
-    """Complete a large data set, and see the driver's memory."""
+def driver(blocks: int = 1_000_000, first: int = 20_000) -> None:
+    """Begin a large data set, and see the driver's memory."""
     process, seen = psutil.Process(), list[tuple[int, float]]()
-    with tempfile.TemporaryDirectory() as place:
-        child("fill", place, blocks, blocks - last)
-        with new_writer(Path(place), blocks) as writer, open_client("local", workers=2) as client:
+    with (
+        tempfile.TemporaryDirectory() as place,
+        new_writer(Path(place), blocks) as writer,
+        open_client("local", workers=2) as client,
+    ):
+        writer.most = first
 
-            def watch() -> None:
-                while writer.n_done < blocks:
-                    seen.append((writer.n_done, private_mib(process)))
-                    time.sleep(5)
+        def watch() -> None:
+            while writer.n_done < first:
+                seen.append((writer.n_done, private_mib(process)))
+                time.sleep(10)
 
-            thread = threading.Thread(target=watch, daemon=True)
-            thread.start()
-            began, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
-            simulate(client, writer, 0.0)
-            took = time.perf_counter() - began
-            cpu = sum(process.cpu_times()[:2]) - cpu
-            print(f"{last / took:.0f} blocks/s, {1e3 * cpu / last:.1f} ms of the driver per block")
-    show(
-        f"Private memory of the driver, {blocks:,} blocks",
-        [{"blocks done": f"{done:,}", "MiB": f"{mib:.0f}"} for done, mib in seen],
-    )
-
-
-@app.command(hidden=True)
-def fill(place: Path, blocks: int, stop: int) -> None:
-    """Write the first blocks of a data set."""
-    with new_writer(place, blocks) as writer:
-        filled(writer, 0, stop)
-    print()
+        threading.Thread(target=watch, daemon=True).start()
+        began, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
+        simulate(client, writer, 0.0)
+        took = time.perf_counter() - began
+        cpu = sum(process.cpu_times()[:2]) - cpu
+        print(f"{first / took:.0f} blocks/s, {1e3 * cpu / first:.1f} ms of the driver per block")
+    rows = [{"blocks done": f"{done:,}", "MiB": f"{mib:.0f}"} for done, mib in seen]
+    show(f"Private memory of the driver, {blocks:,} blocks", rows)
 
 
 @app.command()
