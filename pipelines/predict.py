@@ -12,6 +12,7 @@ from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import errors, print_json, run, say
+from pipelines.cli.refinement_options import OtherPhasesOption, SameSampleOption
 
 if TYPE_CHECKING:
     from bragg_models.predictors import Predictor
@@ -49,8 +50,8 @@ def main(
             help="Refine cell, displacement factor and broadening of each plausible phase.",
         ),
     ] = False,
-    phases: options.OtherPhasesOption = None,
-    same_sample: options.SameSampleOption = False,
+    phases: OtherPhasesOption = None,
+    same_sample: SameSampleOption = False,
     as_json: options.JsonOption = False,
     as_csv: Annotated[bool, Option("--csv", help="Print comma-separated values.")] = False,
     plot: Annotated[Path | None, Option(metavar="PNG", help="Draw calculated patterns.")] = None,
@@ -95,8 +96,7 @@ def main(
     from pipelines.refinement.inputs import read_known_structures
 
     progress = not (as_json or as_csv)
-    many = len(paths) > distributed.MAX_LOCAL_FILES
-    use = False if library is None and many else library
+    use = False if library is None and len(paths) > distributed.MAX_LOCAL_FILES else library
     loaded = load_models(model, tracking=tracking, store=store, use_library=use, progress=progress)
     further = read_known_structures(phases)[0] if phases else ()
     recorder = None if record is None else FilesRecorder(record, paths, profile, loaded, refine)

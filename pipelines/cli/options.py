@@ -55,17 +55,6 @@ DataOption = Annotated[
 CampaignOption = Annotated[
     str, Option("--campaign", metavar="NAME|FILE.toml", help="Built-in campaign, or a file.")
 ]
-OtherPhasesOption = Annotated[
-    list[Path] | None,
-    Option(
-        metavar="PLACE",
-        help="With --refine: other structures that may be in the sample, too; a folder of CIFs, a "
-        "campaign file or a CIF (repeatable).",
-    ),
-]
-SameSampleOption = Annotated[
-    bool, Option("--same-sample", help="The files hold the banks of one sample.")
-]
 ModelOption = Annotated[
     str | None,
     Option("--model", metavar="URI", help="models:/NAME@ALIAS or /VERSION, or packaged:NAME."),

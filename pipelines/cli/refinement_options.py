@@ -14,6 +14,17 @@ from pipelines.cli.options import Gsas2PathOption, check_writable
 
 NO_CAN = "none"
 _DATA = {".pcr": ".dat", ".inp": ".xye"}  # data files that are written next to these
+OtherPhasesOption = Annotated[
+    list[Path] | None,
+    Option(
+        metavar="PLACE",
+        help="With --refine: other structures that may be in the sample, too; a folder of CIFs, a "
+        "campaign file or a CIF (repeatable).",
+    ),
+]
+SameSampleOption = Annotated[
+    bool, Option("--same-sample", help="The files hold the banks of one sample.")
+]
 
 
 @dataclass(frozen=True)

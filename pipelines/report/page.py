@@ -20,10 +20,12 @@ from pipelines.cli.style import SYSTEM_COLORS, UNITS, with_uncertainty
 from pipelines.prediction.result import NOT_DETERMINED, Interval, PredictionResult
 from pipelines.prediction.workflow import PredictedProfile
 from pipelines.refinement.output import cell_texts
+from pipelines.refinement.result import JointRefinement
 from pipelines.report.charts import TofAxis, chart_data, draw_chart, draw_preparation
 from pipelines.report.environment import both_shades, new_environment
 from pipelines.report.fits import CandidateFit, Misfit, candidate_fits, find_misfits, runner_up
 from pipelines.report.joint import banks_sections
+from pipelines.report.refinement import COLORS, sample_section
 
 MAX_SECTIONS = 20  # predictions on one page
 CONFIDENT = 0.95  # probability from which a model counts as confident
@@ -46,8 +48,9 @@ def render_report(
 ) -> str:
     """Return predictions, at least one, as a page of HTML that loads nothing from anywhere.
 
-    The predictors are those that made them. What several banks of a file show together comes first.
-    Of more than :data:`MAX_SECTIONS` the first ones are shown, which the page states; these may
+    The predictors are those that made them. What several banks of a sample show together comes
+    first, then what samples consist of that no phase explains by itself. Of more than
+    :data:`MAX_SECTIONS` the first ones are shown, which the page states; these may
     themselves be the first of a ``total``.
     """
     shown = profiles[:MAX_SECTIONS]
@@ -59,6 +62,7 @@ def render_report(
             sections=[_section(number, profile) for number, profile in enumerate(shown, start=1)],
             total=total or len(profiles),
             banks=banks_sections(shown),
+            mixtures=[sample_section(mixture) for mixture in _mixtures(shown)],
             predictors=predictors,
             uris=[
                 next((p.model for p in profiles if p.campaign == predictor.campaign), None)
@@ -68,7 +72,10 @@ def render_report(
             script=Markup(script),
             # Only this script may run, whatever the header of a file contains.
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            colors={s.name: both_shades(c) for s, c in SYSTEM_COLORS.items()},
+            colors={
+                name: both_shades(color)
+                for name, color in ({s.name: c for s, c in SYSTEM_COLORS.items()} | COLORS).items()
+            },
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             bragg=metadata.version("bragg"),
             units=UNITS,
@@ -135,6 +142,12 @@ def _section(number: int, profile: PredictedProfile) -> dict[str, object]:
         "measurement": measurement,
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else None,
     }
+
+
+def _mixtures(profiles: Sequence[PredictedProfile]) -> list[JointRefinement]:
+    """Return what samples consist of, each once."""
+    by_sample = {profile.sample: profile.mixture for profile in profiles}
+    return [mixture for mixture in by_sample.values() if mixture is not None]
 
 
 def _phase_of(profile: PredictedProfile, name: str) -> Phase:

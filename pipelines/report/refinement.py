@@ -22,6 +22,9 @@ from pipelines.report.environment import DIRECTORY, both_shades, new_environment
 
 _FIT = "#D55E00"  # of calculated profiles
 _PHASES = "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
+COLORS = {"fit": _FIT} | {f"phase{k}": color for k, color in enumerate(_PHASES, start=1)}
+"""Of calculated profiles and of the phases, by the names of the templates."""
+
 _MOST_PHASES = len(_PHASES)  # that have a colour of their own
 _ALONG, _HEIGHT = (86.0, 1068.0), (160.0, 14.0)  # of a trend's chart, in pixels
 
@@ -36,7 +39,7 @@ class _PhaseRow:
 
 def render_refinements(results: Sequence[JointRefinement]) -> str:
     """Return refinements with their fits as a page of HTML that loads nothing from anywhere."""
-    samples = [_sample(result) for result in results]
+    samples = [sample_section(result) for result in results]
     title = ", ".join(str(sample["name"]) for sample in samples)
     return _rendered(title=title, samples=samples, frames=[])
 
@@ -70,12 +73,11 @@ def render_series(frames: Sequence[FrameResult], events: Sequence[Event], along:
 
 def _rendered(**values: object) -> str:
     environment = new_environment()
-    colors = {"fit": _FIT} | {f"phase{k}": color for k, color in enumerate(_PHASES, start=1)}
     return environment.get_template("refinement.html").render(
         values
         | {
             "style": Markup((DIRECTORY / "report.css").read_text(encoding="utf-8")),
-            "colors": {name: both_shades(color) for name, color in colors.items()},
+            "colors": {name: both_shades(color) for name, color in COLORS.items()},
             "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "bragg": metadata.version("bragg"),
             "units": UNITS,
@@ -83,7 +85,8 @@ def _rendered(**values: object) -> str:
     )
 
 
-def _sample(result: JointRefinement) -> dict[str, object]:
+def sample_section(result: JointRefinement) -> dict[str, object]:
+    """Return the phases, banks and fits of a refinement as the pages' templates take them."""
     fit = result.fit
     return {
         "name": ", ".join(Path(file).name for file in result.files),

@@ -280,9 +280,7 @@ def test_banks_apart_have_different_strains(tmp_path, capsys):
         assert abs(value - strain) < 4 * su < 100
 
 
-def test_what_may_be_read_later_is_not_kept_and_a_changed_frame_is_refined_alone(
-    tmp_path, monkeypatch
-):
+def test_failed_reads_are_repeated_and_a_changed_frame_is_refined(tmp_path, monkeypatch):
     """The first read of a frame fails, as of a network's disk; then another frame changes."""
     files = frames_of_silicon(tmp_path, 6)
     request = request_of(files, tmp_path / "nomad.instprm", BankOptions(bin_edges=False))

@@ -119,7 +119,7 @@ def test_strain_is_relative_to_a_frame(results):
 def test_thermal_expansion_has_the_right_coefficient(results, times):
     """Cells of 12e-6 per K that bend a little, with errors of 2e-5 Å, and a blank frame."""
     random = np.random.default_rng(3)
-    kelvin = np.repeat(np.arange(100.0, 400.0, 10.0), times)  # each temperature so many times
+    kelvin = np.repeat(np.arange(100.0, 400.0, 10.0), times)
     cells = 5.43 * (1 + 12e-6 * (kelvin - 100) + 5e-9 * (kelvin - 100) ** 2)
     silicon = results[0].phases[0]
     frames = [FrameResult(0, Path("blank"), 95.0, None, "blank")]

@@ -14,10 +14,12 @@ from bragg_data.measurement.load import measurement_from_profile
 from bragg_data.refinement.rietveld import Refiner
 from bragg_models.predictors import Prediction
 from pipelines.prediction.files import PredictError, check_request
+from pipelines.prediction.interface import load_model
 from pipelines.prediction.mixture import with_mixtures
 from pipelines.prediction.render import print_next, print_results
 from pipelines.prediction.result import json_schema, to_json
 from pipelines.prediction.workflow import PredictedProfile, refine_predictions
+from pipelines.report.page import render_report
 from tests.measured_banks import bank_of, bins, nomad, structure
 
 A_CUBIC, A_SILICON, SILICON_PERCENT = 4.01, 5.4321, 22.0
@@ -78,6 +80,11 @@ def test_a_refused_mixture_is_explained_by_its_phases(
     assert [phase["name"] for phase in document["mixture"]["phases"]] == list(phases)
     print_results([result])
     print_next(Path("mixture.xye"), Path("nomad.instprm"), [result])
+    page = render_report([profile], load_model("packaged:batio3-nomad").predictor)
+    assert "What mixture.xye consists of" in page
+    assert page.count('<path class="reflections of-phase') >= 2  # rows of ticks of both phases
+    assert "is not explained" not in page
+    assert f"{second.weight_percent:.1f}"[:3] in page
     printed = " ".join(capsys.readouterr().out.split())
     assert "mixture.xye, as a mixture: R_wp" in printed
     assert "identify" not in printed
