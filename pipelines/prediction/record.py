@@ -174,13 +174,16 @@ class Record:
 
     def write(self, exchanges: Sequence[Exchange]) -> None:
         """Write requests and their answers in one transaction; drop the oldest beyond the limit."""
-        now = time.time()
+        now, origins = time.time(), dict[int, str]()
         with _problems(self.folder), self._database as database:
             database.execute("BEGIN IMMEDIATE")
             for e in exchanges:
-                text = json.dumps(e.origin, sort_keys=True)
-                origin = hashlib.sha256(text.encode()).hexdigest()[:16]
-                database.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (origin, text))
+                if id(e.origin) not in origins:
+                    text = json.dumps(e.origin, sort_keys=True)
+                    origins[id(e.origin)] = hashlib.sha256(text.encode()).hexdigest()[:16]
+                    values = origins[id(e.origin)], text
+                    database.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", values)
+                origin = origins[id(e.origin)]
                 rows = [
                     (e.request, row, batch, _json(answer), _json(statistics), e.seconds)
                     for row, (batch, answer, statistics) in enumerate(
@@ -188,10 +191,10 @@ class Record:
                     )
                 ]
                 size = len(e.body) + sum(len(row[2]) + len(row[3]) + len(row[4]) for row in rows)
-                values = e.request, now, origin, e.route, size, e.body
+                row_of_request = e.request, now, origin, e.route, size, e.body
                 columns = "(request, at, origin, route, size, body)"
                 database.execute(
-                    f"INSERT INTO requests {columns} VALUES (?, ?, ?, ?, ?, ?)", values
+                    f"INSERT INTO requests {columns} VALUES (?, ?, ?, ?, ?, ?)", row_of_request
                 )
                 database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
                 database.execute("UPDATE total SET size = size + ?", (size,))
