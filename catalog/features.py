@@ -55,8 +55,13 @@ class FeatureWriter(block_writer.BlockWriter):
         branch = store.branch_of(dataset)
         self.lineage = lineage_of(view, dataset, *model)
         where = store, branch, group_of(view), dataset.sizes["sample"]
-        provenance = {"code_commit": code_commit()}
-        super().__init__(*where, lock=branch, provenance=provenance)
+        # Views are written side by side, and not while the data set itself is.
+        super().__init__(
+            *where,
+            lock=f"{branch}-{view.key}",
+            shared_lock=branch,
+            provenance={"code_commit": code_commit()},
+        )
 
     def _create(self) -> None:
         session = self.store.repository.writable_session(self.branch)

@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -53,8 +54,9 @@ class BlockResult:
 class BlockWriter(ABC):
     """A group of the store that is being written: the one committer, holding the group's lock.
 
-    A context manager. On the first run it creates the group; on the next ones it resumes it. The
-    group has ``status`` (sample) and ``block_sha256`` (block, digest_byte) next to the array.
+    A context manager. On the first run it creates the group; on the next ones it resumes it. It
+    shares ``shared_lock`` with others. The group has ``status`` (sample) and ``block_sha256``
+    (block, digest_byte) next to the array.
     ``provenance`` are attributes of this run, such as the code's commit; if they differ from those
     of earlier runs, all are recorded. The attribute ``reused_from`` is a JSON list of the snapshots
     from which samples were copied, and of how many; ``copied`` has those of this run. Entering
@@ -72,30 +74,30 @@ class BlockWriter(ABC):
         count: int,
         *,
         lock: str,
+        shared_lock: str = "",
         provenance: dict[str, str],
     ) -> None:
         self.store, self.branch, self.group, self.count = store, branch, group, count
         self.failures: dict[int, str] = {}
         self.copied: Counter[Snapshot] = Counter()
         self._session: Session | None = None  # a clean one, to fork from
-        self._provenance, self._lock_name = provenance, lock
+        self._provenance, self._lock, self._shared_lock = provenance, lock, shared_lock
 
     def __enter__(self) -> Self:
-        with storage_errors(f"locking {self.group} in {self.store.uri}"):
-            what = f"this data set ({self.group} on branch {self.branch})"
-            self._lock = self.store.exclusive(self._lock_name, what)
-            self._lock.__enter__()
-        try:
+        with ExitStack() as held:
+            with storage_errors(f"locking {self.group} in {self.store.uri}"):
+                what = f"this data set ({self.group} on branch {self.branch})"
+                if self._shared_lock:
+                    held.enter_context(self.store.locked(self._shared_lock, what, shared=True))
+                held.enter_context(self.store.locked(self._lock, what))
             with storage_errors(f"creating {self.group} in {self.store.uri}"):
                 self.store.committed(self._create)
                 self._resume()
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.__exit__(None, None, None)
+        self._held.close()
 
     @abstractmethod
     def _create(self) -> None:

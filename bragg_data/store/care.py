@@ -17,7 +17,7 @@ from bragg_data.store import schema
 from bragg_data.store.block_writer import array_of
 from bragg_data.store.place import DATA, REFERENCES, place_of
 from bragg_data.store.reading import StoreError, open_dataset, storage_errors
-from bragg_data.store.repository import Snapshot, Store, groups_of
+from bragg_data.store.repository import REWRITE, Snapshot, Store, groups_of
 
 _DAYS_TO_COMMIT = 7  # in object storage: older chunks that nothing refers to were left behind
 _LEFT_BEHIND = timedelta(hours=1)  # age of a scratch file that no running process can have
@@ -81,8 +81,10 @@ def collect_garbage(store: Store, *, dry_run: bool, days: float | None = None) -
         days = 0 if store.place.directory else _DAYS_TO_COMMIT
     limit = datetime.now(UTC) - timedelta(days=days)
     with storage_errors(f"collecting garbage in {store.uri}"), _nobody_writes(store):
-        for branch in store.repository.list_branches():
-            if branch.startswith("rewrite-") and not dry_run:  # of a repair that died
+        for file in store.place.listed([REFERENCES], below=True):
+            branch = str(file.path).split("/")[1].removeprefix("branch.")
+            # Of a repair that died: in object storage another may be running.
+            if branch.startswith(REWRITE) and file.mtime < limit and not dry_run:
                 store.repository.delete_branch(branch)
         gone = store.repository.garbage_collect(limit, dry_run=dry_run)
         scratch = list(_scratch(store))
@@ -122,7 +124,7 @@ def _nobody_writes(store: Store) -> Iterator[None]:
     names = [name.removesuffix(".lock") for name in names if name.endswith(".lock")]
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(store.exclusive(name, f"a data set ({name})"))
+            stack.enter_context(store.locked(name, f"a data set ({name})"))
         yield
 
 
@@ -165,8 +167,9 @@ def copy(
     place = place_of(target)
     place.check_reachable()
     directory = place.directory
-    # In object storage an interrupted copy has no references, and is continued.
-    if directory.exists() if directory else place.listed([REFERENCES], below=True):
+    # In object storage an interrupted copy is no store yet, as it has no main, and is continued.
+    main = f"{REFERENCES}/branch.{_MAIN}/"
+    if directory.exists() if directory else place.listed([main]):
         raise StoreError(f"{place.uri} is there already. Name a place where nothing is yet.")
     partial = directory.with_name(f".{directory.name}-{uuid.uuid4().hex}") if directory else None
     to = place_of(partial) if partial else place
@@ -177,7 +180,7 @@ def copy(
             for file in store.place.listed(DATA):
                 to.write(file.path, store.place.read(file.path), ".copy")
                 on_file(file.size)
-            for name, content in references:
+            for name, content in sorted(references, key=lambda file: file[0].startswith(main)):
                 to.write(name, content, ".copy")
             if partial and directory:
                 partial.rename(directory)
@@ -222,7 +225,7 @@ def give_up(store: Store, branch: str) -> None:
             )
         repository.reset_branch(branch, start)
 
-    with storage_errors(action), store.exclusive(branch, branch):
+    with storage_errors(action), store.locked(branch, branch):
         store.committed(reset)
 
 

@@ -153,7 +153,7 @@ def write_measured(
         store.create_tag(new_tag, repository.lookup_branch(branch))
 
     with storage_errors(f"writing {new_tag} in {store.uri}"):
-        store.committed(write)
+        store.committed(write, synced=True)
     return store.tag(new_tag)
 
 

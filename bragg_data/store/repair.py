@@ -8,9 +8,11 @@ is written again, its intact blocks copied, and its tag is pointed at the new sn
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import icechunk
 import numpy as np
 import xarray as xr
 import zarr
@@ -23,7 +25,7 @@ from bragg_data.store import schema
 from bragg_data.store.block_writer import array_of, create_group
 from bragg_data.store.chunk_files import ChunkFiles, NotInPlaceError
 from bragg_data.store.reading import RESTORE, StoreError, storage_errors
-from bragg_data.store.repository import Store, branch_name
+from bragg_data.store.repository import REWRITE, Store, branch_name
 from bragg_data.store.verification import OnBlock, read_block, verify
 
 Simulate = Callable[[Samples], Floats32]  # the patterns (n, points) of a block's samples
@@ -120,7 +122,7 @@ def repair(
     definition = definition_of(store, tag)
     _check_blocks(definition, blocks)
     action = f"repairing {tag} of {store.uri}"
-    with storage_errors(action), store.exclusive(definition.branch, tag):
+    with storage_errors(action), store.locked(definition.branch, tag):
         try:
             repaired = _in_place(store, tag, definition, simulate, blocks, on_block)
         except NotInPlaceError:
@@ -258,34 +260,34 @@ def rewrite(
     """
     definition = definition_of(store, tag)
     action = f"writing {tag} of {store.uri} again"
-    with storage_errors(action), store.exclusive(definition.branch, tag):
+    with storage_errors(action), store.locked(definition.branch, tag):
         return _rewritten(store, tag, definition, simulate, on_block)
 
 
 def _rewritten(
     store: Store, tag: str, definition: Definition, simulate: Simulate, on_block: OnBlock
 ) -> Repaired:
-    repository, temporary = store.repository, f"rewrite-{tag}"
-
-    def begin() -> None:
-        if temporary in repository.list_branches():  # of a process that died
-            repository.delete_branch(temporary)
-        repository.create_branch(temporary, repository.lookup_branch("main"))
-
-    def end() -> None:
-        snapshot = session.commit(f"rewrite {definition.group}")
-        store.place.sync()
-        _point(store, f"tag.{tag}", snapshot)
-        if definition.branch in repository.list_branches():
-            repository.reset_branch(definition.branch, snapshot)
-
-    store.committed(begin)
+    # Of this process alone: in object storage another may do the same.
+    repository, temporary = store.repository, f"{REWRITE}{tag}-{uuid.uuid4().hex}"
+    main = repository.lookup_branch("main")
+    store.committed(lambda: repository.create_branch(temporary, main))
     try:
         session = repository.writable_session(temporary)
         computed = _write_again(store, tag, definition, session, simulate, on_block)
-        store.committed(end)
+        # Apart from what may be done again: a session is committed once.
+        snapshot = store.committed(lambda: session.commit(f"rewrite {definition.group}"))
+
+        def point() -> None:
+            _point(store, f"tag.{tag}", snapshot)
+            if definition.branch in repository.list_branches():
+                repository.reset_branch(definition.branch, snapshot)
+
+        store.committed(point, synced=True)
+        store.place.sync()
     finally:
-        store.committed(lambda: repository.delete_branch(temporary))
+        # An error here would hide why the repair failed; gc deletes what is left behind.
+        with suppress(StoreError, icechunk.IcechunkError):
+            store.committed(lambda: repository.delete_branch(temporary))
     verify(Store(store.uri).open(tag))
     return Repaired(computed, (), rewritten=True)
 

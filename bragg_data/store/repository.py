@@ -5,14 +5,16 @@ a tag names a finished one permanently. :mod:`bragg_data.store.simulated` writes
 """
 
 import errno
+import fcntl
 import itertools
+import os
 import random
 import re
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -38,6 +40,7 @@ from bragg_data.store.reading import storage_errors as storage_errors
 
 # Groups on the branch of a data set: what is computed from it, measured profiles as they were read.
 _OTHER_GROUPS = FEATURES, NATIVE, SERIES = "features", "native", "series"
+REWRITE = "rewrite-"  # of the branches on which data sets are written again
 SERIES_PREFIX = "series."  # of the tags of refined series, which are no data sets of profiles
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATIENCE = 300.0  # seconds for a commit, while others commit to the same branch in object storage
@@ -265,33 +268,38 @@ class Store:
         return FileLock(directory / f"{name}.lock", mode=0o664, fallback_to_soft=False)
 
     @contextmanager
-    def exclusive(self, name: str, what: str) -> Iterator[None]:
-        """Hold a lock by its name; a `StoreError` if another process has it.
+    def locked(self, name: str, what: str, *, shared: bool = False) -> Iterator[None]:
+        """Hold a lock by its name, alone or with all who share it; else a `StoreError`, at once.
 
-        In object storage there is none: who does the same there does it twice, to the same result.
+        In object storage there is none. Who writes the same there writes it twice, to the same
+        result; a repair that writes a data set again loses the features that are written meanwhile.
         """
         if self.place.directory is None:
             yield
             return
         lock = self.lock(name)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(
-                f"Another process is writing {what} in {self.uri}. Wait until it ends, then run "
-                f"this again."
-            ) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                if shared:
+                    stack.enter_context(_shared(lock))
+                else:
+                    stack.enter_context(lock.acquire(timeout=0))
+            except (Timeout, BlockingIOError) as error:
+                raise StoreError(
+                    f"Another process is writing {what} in {self.uri}. Wait until it ends, then "
+                    f"run this again."
+                ) from error
             yield
-        finally:
-            lock.release()
 
-    def committed(self, work: Callable[[], _T]) -> _T:
+    def committed(self, work: Callable[[], _T], *, synced: bool = False) -> _T:
         """Do what opens a session and commits it, or changes branches and tags.
 
         In a directory under a lock, as concurrent commits lose changes there. In object storage a
         commit is refused where another was first: then it is all done again, with a new session.
+        All that was written before is on the disk before others have to wait, if ``synced``.
         """
+        if synced:
+            self.place.sync()
         if self.place.directory is not None:
             with self.lock("commit"):
                 return work()
@@ -303,6 +311,19 @@ class Store:
         self.place.sync()
         self.repository.create_tag(name, snapshot_id)
         self.place.sync()
+
+
+@contextmanager
+def _shared(lock: FileLock) -> Iterator[None]:
+    """Share a lock with others who do; a BlockingIOError if a process holds it alone."""
+    descriptor = os.open(lock.lock_file, os.O_RDWR | os.O_CREAT)
+    try:
+        with suppress(PermissionError):  # of another user, who has done it
+            os.fchmod(descriptor, 0o664)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # FileLock's own, but shared
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def retried(work: Callable[[], _T]) -> _T:

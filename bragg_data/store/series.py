@@ -62,7 +62,7 @@ def write_series(store: Store, name: str, dataset: xr.Dataset) -> str:
         return tag
 
     with storage_errors(f"writing {group} in {store.uri}"):
-        return store.committed(write)
+        return store.committed(write, synced=True)
 
 
 def check_name(store: Store, name: str) -> None:

@@ -116,7 +116,7 @@ class Writer(BlockWriter):
         nothing is tagged.
         """
         with storage_errors(f"tagging in {self.store.uri}"):
-            return self.store.tag(self.store.committed(lambda: self._finish(tag)))
+            return self.store.tag(self.store.committed(lambda: self._finish(tag), synced=True))
 
     def _finish(self, tag: str | None) -> str:
         repo = self.store.repository

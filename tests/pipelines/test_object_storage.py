@@ -14,9 +14,12 @@ import pytest
 from benchmarks.commits import lost_commits
 from bragg_data.campaign import load_campaign
 from bragg_data.simulation import kinematic
+from bragg_data.store import repair
+from bragg_data.store.care import copy
 from bragg_data.store.chunk_files import ChunkFiles
+from bragg_data.store.place import Place
 from bragg_data.store.reading import reason_of
-from bragg_data.store.repository import Store, open_snapshot
+from bragg_data.store.repository import Store, StoreError, open_snapshot
 from bragg_data.store.simulated import Writer
 from bragg_data.store.verification import verify
 from catalog import features
@@ -30,7 +33,7 @@ from tests.servers import ROOT, free_port
 from tests.small_bench import train_multitask
 from tests.small_store import TAG
 from tests.small_store import simulate as simulate_into
-from tests.tiny_campaign import tiny_campaign, write_campaign
+from tests.tiny_campaign import tiny_campaign, tiny_patterns, write_campaign
 
 pytestmark = [
     pytest.mark.slow,
@@ -136,6 +139,57 @@ def test_copies_to_a_directory_and_back(store, tmp_path, command):
     assert open_snapshot(TAG, back).equals(open_snapshot(TAG, there))
     code, _, err = command(store_command.app, "copy", back, "--store", there)
     assert (code, "is there already" in err) == (2, True)
+
+
+def test_a_copy_that_dies_among_the_references_is_continued(store, monkeypatch):
+    there, exact = f"s3://{BUCKET}/interrupted", Place.write
+
+    def write(place, name, content, partial):
+        if name.startswith("refs/tag."):
+            raise ConnectionError("gone")
+        exact(place, name, content, partial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "write", write)
+        with pytest.raises(StoreError, match=r"copying.*gone"):
+            copy(store, there)
+    with pytest.raises(StoreError, match="it is no store"):
+        Store(there)
+    assert copy(store, there).tags() == store.tags()
+
+
+def test_a_repair_is_committed_once_and_not_hindered_by_another(store, small_store, monkeypatch):
+    """Where the last step is refused as others commit, and another repair ends or has died."""
+    refused, exact = [], repair._point
+
+    def point(*arguments):
+        exact(*arguments)
+        if not refused:
+            refused.append(True)
+            store.repository.delete_branch(f"rewrite-{TAG}")
+            raise icechunk.ConflictError("one", "another")
+
+    repository = store.repository
+    repository.create_branch(f"rewrite-{TAG}", repository.lookup_branch("main"))
+    monkeypatch.setattr(repair, "_point", point)
+    repair.rewrite(store, TAG, tiny_patterns)
+    assert refused
+    assert not [name for name in repository.list_branches() if name.startswith("rewrite-")]
+    again = Store(store.uri)
+    assert verify(again.open(TAG)) == small_store.open(TAG).attrs["content_hash"]
+    (branch,) = again.repository.list_branches() - {"main"}
+    assert again.repository.lookup_branch(branch) == again.tag(TAG).snapshot_id
+
+
+def test_the_reason_of_a_failed_repair_is_not_hidden(store):
+    def end(_count: int) -> None:
+        for name in store.repository.list_branches():
+            if name.startswith("rewrite-"):
+                store.repository.delete_branch(name)
+        raise StoreError("it rained")
+
+    with pytest.raises(StoreError, match=r"^it rained$"):
+        repair.rewrite(store, TAG, tiny_patterns, on_block=end)
 
 
 @pytest.mark.training

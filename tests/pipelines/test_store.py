@@ -12,7 +12,7 @@ import pytest
 
 from bragg_data.store import block_writer, schema
 from bragg_data.store.block_writer import COMPRESSORS
-from bragg_data.store.repository import Store
+from bragg_data.store.repository import Store, StoreError
 from bragg_data.store.verification import verify
 from catalog.features import FeatureWriter
 from catalog.views import view_of
@@ -179,7 +179,6 @@ def test_a_repair_that_was_killed_is_done_again(store, small_store, command):
         manifest.unlink()
     assert command("repair", TAG, "--store", store.path)[0] == 0
     assert is_as(store, small_store)
-    Store(store.path).repository.create_branch(f"rewrite-{TAG}", repository.lookup_branch("main"))
     assert command("gc", "--store", store.path)[0] == 0
     assert f"rewrite-{TAG}" not in Store(store.path).repository.list_branches()
     assert not (store.path / "chunks" / "0123456789ABCDEFGHJG").exists()
@@ -188,17 +187,40 @@ def test_a_repair_that_was_killed_is_done_again(store, small_store, command):
 
 def test_gc_waits_for_who_writes(store, command):
     """Chunks of a data set that is being written belong to nothing until they are committed."""
-    with store.exclusive("small-8b427006b5f7", "it"):
+    with store.locked("small-8b427006b5f7", "it"):
         code, _, err = command("gc", "--store", store.path)
     assert (code, "Another process is writing a data set" in err) == (2, True)
 
 
-def test_repair_waits_for_who_writes_features(store, command):
+def test_a_repair_is_refused_while_features_are_written(store, command):
     """A repair that writes the data set again would lose them."""
     view = view_of("profile_cropped")
-    with FeatureWriter(store, store.open(TAG), view, 8):
+    with (
+        FeatureWriter(store, store.open(TAG), view, 8) as writer,
+        FeatureWriter(store, store.open(TAG), view_of("profile_minmax"), 8) as other,
+    ):  # side by side
+        assert writer.missing() == other.missing() == list(range(12))
         code, _, err = command("repair", TAG, "--store", store.path)
     assert (code, "Another process is writing" in err) == (2, True)
+    assert command("repair", TAG, "--store", store.path)[0] == 0
+    with (
+        store.locked(writer.branch, "it"),
+        pytest.raises(StoreError, match="Another process is writing"),
+        FeatureWriter(store, store.open(TAG), view, 8),
+    ):
+        pass
+
+
+def test_gc_leaves_a_repair_that_runs(store, command):
+    """In object storage, where nothing is locked, what is younger than the days given stays."""
+    repository = store.repository
+    repository.create_branch("rewrite-it", repository.lookup_branch("main"))
+    assert command("gc", "--days", 1, "--store", store.path)[0] == 0
+    assert "rewrite-it" in repository.list_branches()
+    reference = store.path / "refs" / "branch.rewrite-it" / "ref.json"
+    os.utime(reference, (time.time() - 2 * 86_400,) * 2)
+    assert command("gc", "--days", 1, "--store", store.path)[0] == 0
+    assert "rewrite-it" not in repository.list_branches()
 
 
 def test_expire_forgets_the_history_and_keeps_the_tag(store, small_store, command):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from filelock import Timeout
 
 from bragg_data.campaign import Campaign
 from bragg_data.store import place as places
@@ -410,22 +411,23 @@ def test_a_commit_that_fails_leaves_the_writer_as_the_store_is(tmp_path, campaig
 
 def test_a_tag_follows_what_it_names_to_the_disk(tmp_path, campaign, monkeypatch):
     """In a power failure the disk keeps what was synchronised; a tag is never all that it keeps."""
-    store, synced = Store(tmp_path / "store", create=True), []
-    exact = places._sync_file_system
+    store, exact, synced = Store(tmp_path / "store", create=True), places._sync_file_system, []
 
     def sync(descriptor: int) -> None:
         exact(descriptor)
-        synced.append(set(store.path.rglob("*")))
+        try:
+            store.lock("commit").acquire(timeout=0).lock.release()
+            locked = False
+        except Timeout:
+            locked = True
+        synced.append((locked, {path for path in store.path.rglob("*") if path.is_file()}))
 
     with Writer(store, campaign, "kinematic", "0") as writer:
         write(writer, range(writer.n_blocks))
         monkeypatch.setattr(places, "_sync_file_system", sync)
         writer.finish()
-    folders = "chunks", "manifests", "snapshots", "transactions", "refs"
-    files = {path for folder in folders for path in (store.path / folder).rglob("*")}
-    tag = {path for path in files if "tag.tiny-v1" in path.parts}
-    before, after = synced
-    assert len(tag) == 2
-    assert not tag & before
-    assert files - tag <= before
-    assert files <= after
+    (was_locked, first), (_, at_tag), (_, last) = synced  # however many files there are
+    assert not was_locked
+    assert {path for path in last if path.parent.name == "chunks"} <= first
+    assert {path.parent.name for path in last - at_tag} == {"tag.tiny-v1"}
+    assert {path for path in store.path.rglob("*") if path.is_file()} == last
