@@ -218,7 +218,7 @@ def test_a_killed_series_goes_on_where_it_was(tmp_path, capsys):
     assert finished
 
 
-def test_a_series_in_jobs_of_slurm_is_that_of_one_process(slurm, tmp_path, capsys):
+def test_a_series_in_jobs_of_slurm_is_that_of_a_single_process(slurm, tmp_path, capsys):
     assert slurm.is_dir()
     files = frames_of_silicon(tmp_path, 4)
     shared = tmp_path / "shared"
