@@ -31,7 +31,7 @@ def main(
     ] = None,
     threads: Annotated[int, Option(min=1, help="Threads; more help on idle cores alone.")] = 1,
     record: options.RecordOption = None,
-    record_limit: options.RecordLimitOption = options.RECORD_MEGABYTES,
+    record_limit: options.RecordLimitOption = None,
     workers: Annotated[
         int, Option(min=0, max=64, help="Processes for refinements; without any none are made.")
     ] = 1,

@@ -64,7 +64,7 @@ RecordOption = Annotated[
     Path | None, Option("--record", metavar="FOLDER", help="Record inputs and answers in a folder.")
 ]
 RecordLimitOption = Annotated[
-    float, Option("--record-limit", min=1, metavar="MB", help="Size; the oldest are dropped.")
+    float | None, Option("--record-limit", min=1, metavar="MB", help="Size; at first 500.")
 ]
 JsonOption = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 YesOption = Annotated[bool, Option("--yes", help="Begin without asking, however long.")]

@@ -189,6 +189,7 @@ class _Call:
     prediction: asyncio.Future[Prediction]
     request: str  # its id
     client: str
+    on_begin: Callable[[], object]
     parts: list[Prediction] = field(default_factory=list)  # of the first profiles, predicted
     taken: int = 0  # profiles that are predicted, or in the batch that is
     batches: list[str] = field(default_factory=list)  # of each profile that is predicted
@@ -244,6 +245,7 @@ class Batcher:
         profiles: Floats32,
         calibrated: Mask | None = None,
         request: str = "",
+        on_begin: Callable[[], object] = lambda: None,
     ) -> tuple[Prediction, list[str]]:
         """Return the predictions of profiles without background, shape (n, points).
 
@@ -251,7 +253,8 @@ class Batcher:
         champion while they wait. ``calibrated``, shape (n,): whether each comes from a calibrated
         instrument; left out, all do. Returned is also, for each profile, the batch that it was
         predicted in, as ``REQUEST:FIRST:END`` of each part: on others, a network's result may
-        differ in its last bits. Raises `OverloadedError` if too many profiles wait already.
+        differ in its last bits; ``on_begin`` is called before the first. Raises `OverloadedError`
+        if too many profiles wait already.
         """
         client = CLIENT.get()
         of_client = sum(call.left for call in self._calls if call.client == client)
@@ -259,7 +262,7 @@ class Batcher:
         if calibrated is None:
             calibrated = np.ones(len(profiles), dtype=bool)
         prediction: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        call = _Call(model, profiles, calibrated, prediction, request, client)
+        call = _Call(model, profiles, calibrated, prediction, request, client, on_begin)
         self._calls.append(call)
         self._arrived.set()
         try:
@@ -316,6 +319,8 @@ class Batcher:
                 count = min(of_call, len(call.profiles) - call.taken, of_client)
                 if not count:
                     break
+                if not call.taken:
+                    call.on_begin()
                 batch.append(_Slice(call, slice(call.taken, call.taken + count)))
                 call.taken += count
                 of_client, room = of_client - count, room - count

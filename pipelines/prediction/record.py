@@ -10,6 +10,7 @@ import platform
 import secrets
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from bragg_data.errors import first_line
+from bragg_data.files import is_private
 from bragg_data.provenance import code_commit
 from bragg_models.predictors import Predictor
 from catalog.model_files import recorded_hashes
@@ -39,6 +41,7 @@ CREATE TABLE IF NOT EXISTS requests (
 );
 CREATE TABLE IF NOT EXISTS total (id INTEGER PRIMARY KEY, size INTEGER NOT NULL);
 INSERT OR IGNORE INTO total VALUES (1, 0);
+CREATE TABLE IF NOT EXISTS bound (id INTEGER PRIMARY KEY, size INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (
     request TEXT NOT NULL, row INTEGER NOT NULL, batch TEXT NOT NULL, answer TEXT NOT NULL,
     statistics TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (request, row)
@@ -150,20 +153,29 @@ def text_hashes(toml: str, cifs: Mapping[str, str], instprm: str) -> dict[str, s
 class Record:
     """The record in a folder; several processes may write to it and read it.
 
-    Raises `RecordError` if it cannot be opened; without ``create`` also if there is none.
+    Its limit stays as it is unless ``megabytes`` are given. Raises `RecordError` if it cannot be
+    opened; without ``create`` also if there is none.
     """
 
     def __init__(
-        self, folder: Path, megabytes: float = RECORD_MEGABYTES, *, create: bool = False
+        self, folder: Path, megabytes: float | None = None, *, create: bool = False
     ) -> None:
         path = folder / FILE
         if not create and not path.is_file():
             raise RecordError(
                 f"{folder} holds no record of answers. Begin one with bragg serve --record {folder}"
             )
-        self.folder, self._limit = folder, int(1e6 * megabytes)
+        self.folder = folder
+        if create and not is_private(folder) and folder.is_dir():
+            warnings.warn(
+                f"Others can write to the folder {folder}: they could replace the record. Let no "
+                f"one else write there: chmod go-w {folder}",
+                stacklevel=2,
+            )
         with _problems(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if create:
+                path.touch(0o600)  # SQLite would let others read it
             # Calls are one at a time: of the thread of the service's recorder, or of a command.
             self._database = sqlite3.connect(path, timeout=30, check_same_thread=False)
             # Commits survive a killed process; a power cut may cost the last ones, no more.
@@ -171,42 +183,70 @@ class Record:
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.execute("PRAGMA journal_size_limit = 4000000")
             self._database.executescript(_SCHEMA)
+            with self._database as database:
+                default = "INSERT OR IGNORE INTO bound VALUES (1, ?)"
+                database.execute(default, (int(1e6 * RECORD_MEGABYTES),))
+                if megabytes is not None:
+                    database.execute("UPDATE bound SET size = ?", (int(1e6 * megabytes),))
 
-    def write(self, exchanges: Sequence[Exchange]) -> None:
-        """Write requests and their answers in one transaction; drop the oldest beyond the limit."""
-        now, origins = time.time(), dict[int, str]()
+    def write(self, exchanges: Sequence[Exchange]) -> list[bool]:
+        """Write requests and their answers in one transaction; drop the oldest beyond the limit.
+
+        A request that is there already gets its answers. Returns for each whether it was written:
+        what is larger than the limit is not.
+        """
+        now = time.time()
         with _problems(self.folder), self._database as database:
             database.execute("BEGIN IMMEDIATE")
-            for e in exchanges:
-                if id(e.origin) not in origins:
-                    text = json.dumps(e.origin, sort_keys=True)
-                    origins[id(e.origin)] = hashlib.sha256(text.encode()).hexdigest()[:16]
-                    values = origins[id(e.origin)], text
-                    database.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", values)
-                origin = origins[id(e.origin)]
-                rows = [
-                    (e.request, row, batch, _json(answer), _json(statistics), e.seconds)
-                    for row, (batch, answer, statistics) in enumerate(
-                        zip(e.batches, e.answers, e.statistics, strict=True)
-                    )
-                ]
-                size = len(e.body) + sum(len(row[2]) + len(row[3]) + len(row[4]) for row in rows)
-                row_of_request = e.request, now, origin, e.route, size, e.body
-                columns = "(request, at, origin, route, size, body)"
-                database.execute(
-                    f"INSERT INTO requests {columns} VALUES (?, ?, ?, ?, ?, ?)", row_of_request
-                )
-                database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
-                database.execute("UPDATE total SET size = size + ?", (size,))
-            self._drop_oldest()
+            limit = self.limit
+            origins = {id(exchange.origin): exchange.origin for exchange in exchanges}  # few
+            keys = {of: self._key(origin) for of, origin in origins.items()}
+            written = [self._write(e, keys[id(e.origin)], now, limit) for e in exchanges]
+            self._drop_oldest(limit)
+        return written
+
+    def _key(self, origin: Origin) -> str:
+        """Return the key of what answers are computed by, which is in the database now."""
+        text = json.dumps(origin, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._database.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (key, text))
+        return key
+
+    def _write(self, e: Exchange, origin: str, now: float, limit: int) -> bool:
+        database = self._database
+        rows = [
+            (e.request, row, batch, _json(answer), _json(statistics), e.seconds)
+            for row, (batch, answer, statistics) in enumerate(
+                zip(e.batches, e.answers, e.statistics, strict=True)
+            )
+        ]
+        size = sum(len(row[2]) + len(row[3]) + len(row[4]) for row in rows)
+        if len(e.body) + size > limit:
+            return False
+        values = e.request, now, origin, e.route, len(e.body), e.body
+        new = database.execute(
+            "INSERT INTO requests (request, at, origin, route, size, body) "
+            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (request) DO NOTHING",
+            values,
+        ).rowcount
+        database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
+        of_answers = "UPDATE requests SET size = size + ? WHERE request = ?"
+        database.execute(of_answers, (size, e.request))
+        database.execute("UPDATE total SET size = size + ?", (new * len(e.body) + size,))
+        return True
 
     @property
     def size(self) -> int:
         """Bytes that requests and answers take."""
         return int(self._database.execute("SELECT size FROM total").fetchone()[0])
 
-    def _drop_oldest(self) -> None:
-        surplus = self.size - self._limit
+    @property
+    def limit(self) -> int:
+        """Bytes beyond which the oldest requests are dropped."""
+        return int(self._database.execute("SELECT size FROM bound").fetchone()[0])
+
+    def _drop_oldest(self, limit: int) -> None:
+        surplus = self.size - limit
         if surplus <= 0:
             return
         query = "SELECT number, size FROM requests ORDER BY number"
@@ -263,7 +303,8 @@ class Record:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # In ASCII: names of files that are not UTF-8 could not be written.
+    return json.dumps(value, separators=(",", ":"))
 
 
 @contextmanager

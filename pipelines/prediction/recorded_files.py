@@ -4,6 +4,7 @@ import base64
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from bragg_data.errors import first_line
+from bragg_data.files import read_bounded
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.prediction.distributed import MAX_LOCAL_FILES, predict_anywhere
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.input_statistics import statistics_of, with_decisions
-from pipelines.prediction.record import Exchange, Record, answer_id, new_id, origin_of
+from pipelines.prediction.record import Exchange, Record, RecordError, answer_id, new_id, origin_of
 from pipelines.prediction.result import PredictionResult, to_json
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile
 
 FILES = "bragg predict"  # the route of such a request
+_MOST_BYTES = 300_000_000  # of all files: a row of the database holds a little more, as base64
 _HERE = ClusterOptions(cluster=None)  # this process
 
 
@@ -45,9 +49,23 @@ class FilesRecorder:
         (self._model,) = models
         chosen = {**asdict(options), "instrument": None}
         instrument = options.instrument
+        stored, of_instrument, left = [], None, _MOST_BYTES
+        self._missing: dict[str, str] = {}  # files that cannot be stored, and why
+        for file in (*([instrument] if instrument else ()), *files):
+            try:
+                content = read_bounded(file, left)
+            except OSError as error:
+                self._missing[str(file)] = error.strerror or first_line(error)
+                continue
+            left -= len(content)
+            encoded = base64.b64encode(content).decode()
+            if instrument is not None and file is instrument:
+                of_instrument = [file.name, encoded]
+            else:
+                stored.append([str(file.absolute()), encoded])
         request = {
-            "files": [[str(f.absolute()), _encoded(f)] for f in files if f.is_file()],
-            "instrument": None if instrument is None else [instrument.name, _encoded(instrument)],
+            "files": stored,
+            "instrument": of_instrument,
             "options": chosen,
             "library": self._model.use_library,
             "store": self._model.store,
@@ -59,7 +77,27 @@ class FilesRecorder:
     def add(
         self, results: Sequence[PredictionResult], profiles: Sequence[PredictedProfile]
     ) -> list[PredictionResult]:
-        """Record the results, which belong to the profiles; return them with their ids."""
+        """Record the results, which belong to the profiles; return them with their ids.
+
+        Where they cannot be recorded there is a warning, and they are returned without ids.
+        """
+        try:
+            return self._recorded(results, profiles) if results else []
+        except (RecordError, ValueError) as error:  # no JSON holds a name that is not UTF-8
+            reason = error if isinstance(error, RecordError) else f"{first_line(error)}."
+            warnings.warn(
+                f"The predictions are not recorded, and have no ids. {reason}", stacklevel=2
+            )
+            return list(results)
+        finally:
+            self._record.close()
+
+    def _recorded(
+        self, results: Sequence[PredictionResult], profiles: Sequence[PredictedProfile]
+    ) -> list[PredictionResult]:
+        for file, reason in self._missing.items():
+            if any(f"{result.file}#".startswith(f"{file}#") for result in results):
+                raise RecordError(f"{file} cannot be stored: {reason}.")
         predictor, request = self._model.predictor, new_id()
         statistics = []
         for profile in profiles:
@@ -82,13 +120,12 @@ class FilesRecorder:
             [""] * len(answers),
             time.monotonic() - self._began,
         )
-        self._record.write([exchange])
-        self._record.close()
+        if not all(self._record.write([exchange])):
+            raise RecordError(
+                f"Together they are larger than the record may be, {self._record.limit / 1e6:g} MB "
+                f"(bragg serve --record-limit)."
+            )
         return [replace(r, id=answer_id(request, row)) for row, r in enumerate(results)]
-
-
-def _encoded(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode()
 
 
 def answers_of_files(body: bytes, model: LoadedModel) -> list[Mapping[str, JsonValue]]:
@@ -113,7 +150,7 @@ def answers_of_files(body: bytes, model: LoadedModel) -> list[Mapping[str, JsonV
         results, _, _ = predict_anywhere(
             list(stored), options, [model], _HERE, refine=request["refine"]
         )
-        text = json.dumps([to_json(result) for result in results], ensure_ascii=False)
+        text = json.dumps([to_json(result) for result in results])
     for place, path in stored.items():
         text = text.replace(json.dumps(str(place))[1:-1], json.dumps(path)[1:-1])
     return list(json.loads(text))

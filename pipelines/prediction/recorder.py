@@ -15,12 +15,13 @@ from pipelines.prediction.requests import PreparedRequest
 
 logger = logging.getLogger("bragg.record")
 
+_MOST_WAITING = 200_000_000  # bytes of requests; more come only where the disk hardly writes
 _WEIGHT = 0.02  # of the newest profile in the running means: of about the last fifty
 
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """A request with its profiles, and, unless it was given up, their prediction and answers."""
+    """A request with its profiles, and, when they are predicted, prediction and answers."""
 
     exchange: Exchange  # its origin and statistics are added by the recorder
     model: ServedModel
@@ -50,27 +51,37 @@ class Counts:
 
 
 class Recorder:
-    """Writes answers to the record in a thread of its own, before they are sent."""
+    """Writes answers to the record in a thread of its own, before they are sent.
+
+    A request is written when its first profile is in a batch, so that the record has all of the
+    batch before any answer, and its answers are added.
+    """
 
     def __init__(self, record: Record) -> None:
         self.counts = Counts()
         self._record = record
         self._executor = ThreadPoolExecutor(1, "record")
         self._waiting: deque[tuple[Answered, asyncio.Future[bool]]] = deque()
+        self._bytes = 0  # of the requests that wait
         self._arrived = asyncio.Event()
         self._origins: dict[str, Origin] = {}
 
     async def put(self, answered: Answered) -> bool:
         """Record a request and its answers; returns whether they are in the record now."""
+        return await self.put_soon(answered)
+
+    def put_soon(self, answered: Answered) -> asyncio.Future[bool]:
+        """Record a request, and its answers if it has any, before what is put later."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        size = len(answered.exchange.body)
+        if self._waiting and self._bytes + size > _MOST_WAITING:
+            self.counts.lost += len(answered.exchange.answers)
+            future.set_result(False)
+            return future
+        self._bytes += size
         self._waiting.append((answered, future))
         self._arrived.set()
-        return await future
-
-    def put_soon(self, answered: Answered) -> None:
-        """Record a request, of which nothing is answered, without waiting for it."""
-        self._waiting.append((answered, asyncio.get_running_loop().create_future()))
-        self._arrived.set()
+        return future
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -78,26 +89,26 @@ class Recorder:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            group, self._waiting = list(self._waiting), deque()
+            group, self._waiting, self._bytes = list(self._waiting), deque(), 0
             try:
                 written = await loop.run_in_executor(self._executor, self._write, group)
             except Exception as error:
                 if not isinstance(error, RecordError):
                     logger.exception("answers are not recorded")
                 logger.warning("%s", error)
-                written = False
-                self.counts.lost += sum(len(a.exchange.answers) for a, _ in group)
-            for _, future in group:
+                written = [False] * len(group)
+            for (answered, future), done in zip(group, written, strict=True):
+                self.counts.lost += 0 if done else len(answered.exchange.answers)
                 if not future.done():
-                    future.set_result(written)
+                    future.set_result(done)
 
-    def _write(self, group: Sequence[tuple[Answered, object]]) -> bool:
+    def _write(self, group: Sequence[tuple[Answered, object]]) -> list[bool]:
         exchanges = [self._complete(answered) for answered, _ in group]
-        self._record.write(exchanges)
-        for exchange in exchanges:
-            for statistics in exchange.statistics:
+        written = self._record.write(exchanges)
+        for exchange, done in zip(exchanges, written, strict=True):
+            for statistics in exchange.statistics if done else ():
                 self.counts.add(statistics)
-        return True
+        return written
 
     def _complete(self, answered: Answered) -> Exchange:
         """Return what is written of a request: with origin and statistics."""

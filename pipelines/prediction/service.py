@@ -132,27 +132,25 @@ class Service:
         began, model = time.monotonic(), self.holder.loaded
         prepared = await self._prepared(route, body, model)
         exchange = Exchange(new_id(), route, body)
-        answered = Answered(exchange, model, prepared)
-        try:
-            prediction, batches = await self._batcher.predict(
-                model, prepared.profiles, prepared.calibrated, exchange.request
-            )
-        except BaseException:
-            if self._recorder is not None:  # others may have been computed together with it
-                self._recorder.put_soon(answered)
-            raise
+        answered, recorder = Answered(exchange, model, prepared), self._recorder
+
+        def begin() -> None:
+            if recorder is not None:  # others may be computed together with it
+                recorder.put_soon(answered)
+
+        prediction, batches = await self._batcher.predict(
+            model, prepared.profiles, prepared.calibrated, exchange.request, begin
+        )
         self.metrics.add_profiles(prediction.accepted, len(prediction.phase))
         few = len(prediction.phase) <= _FEW
         written = partial(prepared.answers, prediction)
         answers = written() if few else await asyncio.to_thread(written)
         ids: list[str] = []
-        if self._recorder is not None and len(prepared.measurements) > 1:
-            self._recorder.put_soon(answered)
-        elif self._recorder is not None:
+        if recorder is not None and len(prepared.measurements) <= 1:
             seconds = time.monotonic() - began
             exchange = replace(exchange, answers=answers, batches=batches, seconds=seconds)
             answered = replace(answered, exchange=exchange, prediction=prediction)
-            if await self._recorder.put(answered):
+            if await recorder.put(answered):
                 ids = [answer_id(exchange.request, row) for row in range(len(answers))]
         response = partial(_response, model, answers, ids)
         return response() if few else await asyncio.to_thread(response)
@@ -206,8 +204,9 @@ def create_app(
 
     ``tracking`` is a database, or its address, where it may be created later. The version that the
     address means is looked up every ``refresh_seconds``. Requests are let in by ``rules``; while
-    ``max_waiting`` profiles wait, they get 503 and Retry-After. With a ``record`` an answer is
-    in it before it is sent. Refinements are done by ``workers``, if there are any.
+    ``max_waiting`` profiles wait, they get 503 and Retry-After. With a ``record`` an answer of one
+    model to profiles on its grid, or to a file with one, is in it before it is sent, but not of
+    refinements, which are done by ``workers``, if there are any.
     """
     workers = workers or RefinementWorkers(0, Setup())
     service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting, workers, record)

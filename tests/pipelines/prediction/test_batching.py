@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -115,11 +116,18 @@ def test_too_many_waiting_profiles_are_refused_and_the_rest_predicted(
         task = asyncio.create_task(batcher.run())
         model = Waiting(1.0)
         shared = served(model)
-        calls = [asyncio.create_task(batcher.predict(shared, profiles(1.0, 5))) for _ in range(3)]
+        begun: list[int] = []
+        calls = [
+            asyncio.create_task(
+                batcher.predict(shared, profiles(1.0, 5), on_begin=partial(begun.append, k))
+            )
+            for k in range(3)
+        ]
         await asyncio.sleep(0.05)
         model.released.set()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [isinstance(result, OverloadedError) for result in results] == [False, False, True]
+        assert begun == [0, 1]
         # When they are done there is room again.
         prediction, batches = await batcher.predict(shared, profiles(1.0, 10), request="r")
         assert len(prediction.phase) == len(batches) == 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shutil
@@ -18,8 +19,10 @@ from bragg_data.store.repository import Store
 from catalog import packages, registry
 from catalog.packages import directory_of
 from pipelines import predict, replay
+from pipelines.prediction import recorder
 from pipelines.prediction.examples import EXAMPLES
 from pipelines.prediction.record import FILE, Exchange, Record, RecordError
+from pipelines.prediction.recorder import Answered
 from pipelines.prediction.replay import _changed_snapshot
 from tests.damage import chunk_file, flip
 from tests.servers import server_at
@@ -48,6 +51,11 @@ def test_the_oldest_requests_are_dropped_beyond_the_limit(tmp_path: Path) -> Non
     assert record.input("r29") == ("/predict", bytes(100_000))
     assert json.loads(record.find("r29-0")[0].answer) == {"cell": {"a": 33.0}}
     assert [answer.id for answer in record.answers(last=2)] == ["r28-0", "r29-0"]
+    other = Record(tmp_path, create=True)  # as bragg predict --record opens it
+    assert other.limit == 1_000_000
+    assert other.write([exchange(30, bytes(1_000_001))]) == [False]
+    other.close()
+    assert len(record.answers()) == 9
     with pytest.raises(RecordError, match="no answer r3-0"):
         record.find("r3-0")
     record.close()
@@ -57,6 +65,41 @@ def test_the_oldest_requests_are_dropped_beyond_the_limit(tmp_path: Path) -> Non
     (tmp_path / FILE).write_bytes(bytes(5000))
     with pytest.raises(RecordError, match="cannot be used"):
         Record(tmp_path)
+
+
+def test_answers_are_added_to_a_request_that_is_there(tmp_path: Path) -> None:
+    record = Record(tmp_path, 1.0, create=True)
+    whole = exchange(1)
+    assert record.write([Exchange("r1", "/predict", b"body"), exchange(0)]) == [True, True]
+    assert [answer.id for answer in record.answers()] == ["r0-0"]
+    assert record.write([whole]) == [True]
+    assert [answer.id for answer in record.answers()] == ["r1-0", "r0-0"]
+    sizes = record._database.execute("SELECT size FROM requests").fetchall()
+    assert sizes[0] == sizes[1]
+    assert record.size == sizes[0][0] + sizes[1][0]
+
+
+def test_the_record_is_readable_by_its_user_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    Record(tmp_path, create=True).write([exchange(0)])
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    tmp_path.chmod(0o775)
+    with pytest.warns(UserWarning, match="Others can write to the folder"):
+        Record(tmp_path, create=True)
+
+
+def test_what_waits_for_the_disk_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_MOST_WAITING", 10)
+
+    async def main() -> list[bool]:
+        waiting = recorder.Recorder(Record(tmp_path, create=True))
+        put = [waiting.put_soon(Answered(exchange(k), *[None] * 3)) for k in range(3)]  # type: ignore[arg-type]
+        assert waiting.counts.lost == 1  # of 4 bytes each
+        return [future.done() for future in put]
+
+    assert asyncio.run(main()) == [False, False, True]
 
 
 def replayed(folder: Path, tracking: str, *arguments: object) -> tuple[int, dict[str, Any]]:
@@ -157,10 +200,21 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Pat
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     package = Path(shutil.copytree(directory_of("batio3-nomad"), tmp_path / "mine"))
-    words = [PROFILE, "--instrument", CALIBRATION, "--model", f"packaged:{package}", "--json"]
-    result = CliRunner().invoke(predict.app, [*map(str, words), "--refine", "--record", "record"])
+    shutil.copy(PROFILE, "Probe_ü.xye")
+    words = ["Probe_ü.xye", "--instrument", str(CALIBRATION), "--json", "--record", "record"]
+    words += ["--model", f"packaged:{package}"]
+    result = CliRunner().invoke(predict.app, [*words, "--refine"])
     assert result.exit_code == 0, result.stderr
     (prediction,) = json.loads(result.stdout)
+    record = Record(Path("record"))
+    record._database.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON requests BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+    )
+    with pytest.warns(UserWarning, match="not recorded, and have no ids.*disk full"):
+        result = CliRunner().invoke(predict.app, [*words, "missing.xye"])
+    assert json.loads(result.stdout)[0]["cell"]["a"] == pytest.approx(prediction["cell"]["a"], 1e-3)
+    assert json.loads(result.stdout)[0]["id"] is None
+    record.close()
     return package, tmp_path / "record", prediction["id"]
 
 
