@@ -1,5 +1,6 @@
 """Compute the missing blocks of the store on a cluster: retried, and committed in batches."""
 
+import ctypes
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ def do_blocks(
     def commit() -> float:
         writer.commit(waiting)
         waiting.clear()
+        _return_memory()
         return time.monotonic()
 
     with Progress(doing, writer.count, unit, done=writer.n_done) as progress:
@@ -90,6 +92,13 @@ def do_blocks(
         finally:
             writer.commit(waiting)
     return progress
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system, where the C library can do that."""
+    # What commits free stays in glibc's heaps otherwise: 7 MiB in a thousand blocks.
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def failures_text(writer: BlockWriter) -> str:
