@@ -44,7 +44,7 @@ def lost_commits(uri: str, commits: int, processes: int, *, lock: bool) -> tuple
     array = {"shape": (commits,), "chunks": (1,), "dtype": "i4", "fill_value": -1}
     zarr.create_array(session.store, name="numbers", **array)
     session.commit("begin")
-    with multiprocessing.get_context("forkserver").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
         pool.map(abs, range(4 * processes), 1)  # all have started
         began = time.time()
         tasks = zip(repeat(uri), range(commits), repeat(began + 0.5), repeat(lock), strict=False)

@@ -169,7 +169,7 @@ def _local_cluster(workers: int) -> LocalCluster:
                 dashboard_address="127.0.0.1:0",
                 # A worker's heartbeat while the cluster closes is logged as an error.
                 silence_logs=logging.CRITICAL,
-                env=SINGLE_THREAD,
+                env=SINGLE_THREAD | _storage_variables(),
                 scheduler_kwargs={"allowed_failures": options.ALLOWED_FAILURES},
             )
         except (RuntimeError, OSError, TimeoutError) as error:
@@ -180,6 +180,14 @@ def _local_cluster(workers: int) -> LocalCluster:
                 ) from error
             time.sleep(_RETRY_SECONDS)
     raise AssertionError  # the last attempt returns or raises
+
+
+def _storage_variables() -> dict[str, str]:
+    """Return what leads workers to object storage.
+
+    They inherit the environment of the process that forks them, which may have begun before.
+    """
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
 @contextlib.contextmanager
