@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TOOLS := build/tools
 # N processes, each with one computing thread. Some of all tests wait for servers and clusters a while.
 quick fast: N ?= 2
-test: N ?= 3
+test: N ?= 4
 # Some containers turn byte code off: then each process compiles all that it imports from source.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
@@ -37,7 +37,7 @@ quick: $(STAMP)  ## check the code and pass the fast tests, at the same time: a 
 fast: $(STAMP)
 	$(PYTEST) -q -m "not (slow or training or cluster or slurm or postgresql or gsas2)"
 
-test: $(STAMP) check  ## check the code and pass all tests, in three processes (make test N=8: in eight)
+test: $(STAMP) check  ## check the code and pass all tests, in four processes (make test N=8: in eight)
 	$(PYTEST) $(PYTEST_OPTIONS)
 
 check: $(STAMP)  ## format, lint, types, arrows and spelling
