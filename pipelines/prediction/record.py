@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,6 +179,7 @@ class Record:
                 path.touch(0o600)  # SQLite would let others read it
             # Calls are one at a time: of the thread of the service's recorder, or of a command.
             self._database = sqlite3.connect(path, timeout=30, check_same_thread=False)
+            weakref.finalize(self, self._database.close)
             # Commits survive a killed process; a power cut may cost the last ones, no more.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
