@@ -309,3 +309,20 @@ def slurm() -> Iterator[Path]:
         patch.setenv(*started.stdout.removeprefix("export ").strip().split("="))
         yield Path(directory)
         subprocess.run([TEST_CLUSTER, "stop", directory], check=True)
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command line in this process: exit code, standard output, standard error."""
+    from pipelines.cli.console import run
+
+    def execute(app, *arguments: object) -> tuple[int, str, str]:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as exit_:
+                run(app, [*map(str, arguments)])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return (int(exit_.value.code or 0), *capsys.readouterr())
+
+    return execute

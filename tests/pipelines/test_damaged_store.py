@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from catalog import features
 from pipelines import check, simulate, train
 from pipelines import features as features_command
 from pipelines import store as store_command
-from pipelines.cli.console import run
 from tests.damage import chunk_file, flip
 from tests.small_store import TAG
 from tests.small_store import simulate as simulate_into
@@ -35,22 +33,6 @@ def store(small_store, tmp_path) -> Store:
     """A copy of the small store."""
     shutil.copytree(small_store.path, tmp_path / "store", ignore=shutil.ignore_patterns("verified"))
     return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command line in this process: exit code, standard output, standard error."""
-
-    def execute(app, *arguments: object) -> tuple[int, str, str]:
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as exit_:
-                run(app, [*map(str, arguments)])
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return (int(exit_.value.code or 0), *capsys.readouterr())
-
-    return execute
 
 
 def small_patterns(campaign: Campaign, samples: Samples) -> np.ndarray:

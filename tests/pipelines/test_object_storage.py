@@ -1,7 +1,6 @@
 """Stores in S3-compatible object storage: a real server, the same commands, the same results."""
 
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -26,7 +25,6 @@ from catalog import features
 from pipelines import check, grow, inspect, simulate
 from pipelines import features as features_command
 from pipelines import store as store_command
-from pipelines.cli.console import run
 from pipelines.cluster.client import open_client
 from tests.object_storage import BUCKET, SECRET, object_storage
 from tests.servers import ROOT, free_port
@@ -45,22 +43,6 @@ pytestmark = [
 def storage():
     with object_storage() as address:
         yield address
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command line in this process: exit code, standard output, standard error."""
-
-    def execute(app, *arguments: object) -> tuple[int, str, str]:
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as exit_:
-                run(app, [*map(str, arguments)])
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return (int(exit_.value.code or 0), *capsys.readouterr())
-
-    return execute
 
 
 @pytest.fixture(scope="module")
