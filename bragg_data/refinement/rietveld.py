@@ -9,6 +9,7 @@ only θ, a dozen numbers, is searched for (:mod:`bragg_data.refinement.levenberg
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from operator import attrgetter
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from bragg_data.crystallography.cell import CELL_PARAMETERS, encloses_volume
 from bragg_data.crystallography.structure import Phase
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.evidence import rank_fits
+from bragg_data.refinement.known_lines import KnownLines
 from bragg_data.refinement.result import RefinementError, RefinementResult, fitted_points
 from bragg_data.refinement.single_phase import HOPELESS, ROUGHLY, PhaseFit, WeightedProfile
 from bragg_data.simulation.kinematic import Simulator
@@ -40,6 +42,11 @@ class Refiner:
         self.campaign = campaign
         self.simulator = Simulator(*campaign.setup, width_range=_WIDTHS)
         self._libraries = ThreadpoolController().select(user_api="blas")
+
+    @cached_property
+    def known_lines(self) -> KnownLines:
+        """What a profile is compared with before it is refined."""
+        return KnownLines(self.campaign)
 
     def refine(
         self, gridded: GriddedProfile, starts: Sequence[tuple[int, Array]], *, tzero: bool = False

@@ -102,6 +102,8 @@ def _refined_jointly(
     banks = banks_that_count(results)
     used = [p for p, counts in zip(profiles, _used(results), strict=True) if counts]
     try:
+        if all(profile.is_foreign for profile in profiles):
+            raise RefinementError("none of them shows lines of the model's structures.")
         starts = _starts(profiles[0].campaign.structures, banks, together)
         sample, labels = sample_of(dict(zip(banks, used, strict=True)), instrument)
         if len(labels) < 2:

@@ -18,13 +18,15 @@ def with_mixtures(
 ) -> list[PredictedProfile]:
     """Return refined profiles, those of samples that are not accepted with what they consist of.
 
-    Phases are those of the model, and ``further``; with these every sample is searched for them.
-    Profiles of a sample follow each other. ``instrument`` is the file that they were read with.
+    Samples that show lines of nothing that is known are left as they are. Phases are those of the
+    model, and ``further``; with these every sample is searched for them. Profiles of a sample
+    follow each other. ``instrument`` is the file that they were read with.
     """
     identified: list[PredictedProfile] = []
     for _, group in groupby(profiles, key=attrgetter("sample")):
         banks = list(group)
-        if further or not any(profile.result().accepted for profile in banks):
+        known = any(profile.result().accepted for profile in banks)
+        if further or not (known or all(profile.is_foreign for profile in banks)):
             banks = _identified(banks, instrument, further)
         identified += banks
     return identified

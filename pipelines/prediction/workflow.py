@@ -46,6 +46,10 @@ FILE_ERRORS = (  # errors that concern one file and leave the results of the oth
 )
 
 
+class _ForeignError(RefinementError):
+    """A profile without lines of anything that could be refined."""
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A registered or packaged model in memory; library and refiner are opened on first use."""
@@ -99,6 +103,7 @@ class PredictedProfile:
     notes: tuple[str, ...] = ()  # warnings in addition to those of the measurement
     together: BanksOfSample | None = None  # of a sample with other banks, when these are predicted
     mixture: JointRefinement | None = None  # of the sample, where it is no phase by itself
+    is_foreign: bool = False  # whether it shows no lines of anything that could be refined
     of_sample: str | None = None  # name of a sample that has several files
 
     @property
@@ -317,7 +322,8 @@ def refine_predictions(
     """Refine every prediction, from the model's cell and for each phase from the library's.
 
     Where no structure of the model explains the peaks, lattices are refined with free intensities,
-    and replace the refined structures if one of them explains the peaks. Where no refinement is
+    and replace the refined structures if one of them explains the peaks. A rejected profile that
+    has lines of nothing that is known is not refined, which takes a second. Where no refinement is
     possible a warning of the prediction gives the reason.
     """
     refined = []
@@ -328,7 +334,8 @@ def refine_predictions(
                     fits = tuple(_refine(profile, refiner))
                 refined.append(replace(profile, refined=fits))
             except (RefinementError, CrystalError, TimeLimitError) as error:
-                refined.append(replace(profile, notes=(f"Not refined: {error}",)))
+                foreign, note = isinstance(error, _ForeignError), f"Not refined: {error}"
+                refined.append(replace(profile, is_foreign=foreign, notes=(note,)))
             bar.advance()
     return refined
 
@@ -340,6 +347,14 @@ def _refine(profile: PredictedProfile, refiner: Refiner) -> list[RefinementResul
         raise RefinementError(
             "the model predicts no cell that encloses a volume, and there is no library match to "
             "start from. Open the library (--library), or use another model."
+        )
+    accepted = profile.prediction.accepted
+    is_rejected = accepted is not None and not accepted[profile.row]
+    if is_rejected and not refiner.known_lines.resemble(measurement.gridded, starts):
+        raise _ForeignError(
+            "the model rejects it, and its lines are neither where those of the model's structures "
+            "are, whatever the atoms, nor those of the usual cans. To search for other structures, "
+            "name them (--phases)."
         )
     fits = refiner.refine(measurement.gridded, starts, tzero=measurement.calibration is None)
     if acceptance.explains(fits[0]):

@@ -134,6 +134,7 @@ def errors(
     sample: Sample, refiner: Refiner, profile: GriddedProfile, cell: np.ndarray
 ) -> np.ndarray:
     """Refine the phase; relative errors of a, b, c in 1e-4."""
+    assert refiner.known_lines.resemble(profile)
     (fit,) = refiner.refine(profile, [(0, cell)])
     assert fit.converged
     return 1e4 * (np.array(fit.cell[:3]) / sample.lengths - 1)

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from bragg_data.instrument.peak_shape import peak, peak_shape
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.prediction import load_model
 from pipelines.prediction.distributed import predict_anywhere
@@ -109,6 +110,24 @@ def test_the_first_refinement_is_no_slower_than_later_ones(
         assert result["refined"]["phase"] == "cubic"
         assert abs(result["cell"]["a"] - 4.01) < 0.002
     assert seconds[0] < 2 * max(seconds[1:]) + 0.5
+
+
+def test_random_lines_are_not_refined(server: tuple[str, psutil.Process], tof: np.ndarray) -> None:
+    d = np.random.default_rng(2).uniform(0.4, 2.4, 20)
+    position = FIRST.tof_from_d_spacing(d)
+    shape = peak_shape(FIRST, d, size=2.0, microstrain=900.0)
+    lines = (peak(tof[:, None] - position, shape) * position).sum(axis=1)
+    counts = np.random.default_rng(3).poisson(3000 * lines / lines.max() + 100)
+    document = {"text": gsas({4: counts}, tof), "refine": True}
+    began = time.monotonic()
+    (result,) = post(server[0], **document).json()["predictions"]
+    assert time.monotonic() - began < 2  # 0.1 s, of a machine that does nothing else
+    assert result["accepted"] is False
+    assert (result["refined"], result["mixture"]) == (None, None)
+    assert any("neither where those of the model's" in warning for warning in result["warnings"])
+    # With structures to search for it is searched.
+    (result,) = post(server[0], **document, phases=True).json()["predictions"]
+    assert result["mixture"] is not None
 
 
 @pytest.mark.parametrize("phases", [False, True])
