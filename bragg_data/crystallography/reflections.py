@@ -266,6 +266,7 @@ def displacement_parameters(phase: Phase) -> NDArray[np.intp]:
     return _groups(phase).of_atoms
 
 
+@lru_cache(maxsize=32)
 def _groups(phase: Phase) -> _Groups:
     resonant = {symbol for symbol in set(phase.symbols) if is_resonant(symbol)}
     of_atoms = phase.displacement_groups or np.unique(phase.u_iso, return_inverse=True)[1].tolist()

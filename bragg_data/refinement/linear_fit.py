@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -56,18 +57,30 @@ def fit_cells(
     return fits
 
 
-def background_polynomials(points: int) -> Array:
-    """Return the polynomials (points, terms) of the background on a grid."""
+@lru_cache(maxsize=8)
+def _polynomials(points: int) -> Array:
     x = np.linspace(-1, 1, points)
     return np.asarray(chebyshev.chebvander(x, BACKGROUND_TERMS - 1), dtype=np.float64)
 
 
-def fit_scale_and_background(gridded: GriddedProfile, pattern: ArrayLike) -> PatternFit:
+def background_basis(gridded: GriddedProfile) -> Array:
+    """Return orthonormal columns (fitted points, terms) that span the weighted background.
+
+    The background consists of Chebyshev polynomials of the first kind over the grid's points, which
+    is over the logarithm of the time of flight.
+    """
+    fitted = gridded.informative
+    return np.linalg.qr(_polynomials(len(fitted))[fitted] / gridded.sigma[fitted, None])[0]
+
+
+def fit_scale_and_background(
+    gridded: GriddedProfile, pattern: ArrayLike, basis: Array | None = None
+) -> PatternFit:
     """Fit scale and background of a pattern to a measurement, by weighted linear least squares.
 
-    The pattern, (points,), is on the grid of the measurement. The background consists of Chebyshev
-    polynomials of the first kind over the grid's points, which is over the logarithm of the time of
-    flight. Raises a RefinementError if too few points are covered, or the pattern vanishes there.
+    The pattern, (points,), is on the grid of the measurement; the ``basis`` is its
+    :func:`background_basis`, where that is known. Raises a RefinementError if too few points are
+    covered, or the pattern vanishes there.
     """
     simulated = np.asarray(pattern, dtype=np.float64)
     fitted = gridded.informative
@@ -82,19 +95,18 @@ def fit_scale_and_background(gridded: GriddedProfile, pattern: ArrayLike) -> Pat
             f"The simulated pattern has no peak in the covered part of the grid "
             f"({fitted.sum()} points), so its scale cannot be fitted. Check the cell."
         )
-    polynomials = background_polynomials(len(simulated))
-    columns = np.column_stack([simulated / np.abs(simulated).max(), polynomials])
-    y, sigma = gridded.intensity[fitted], gridded.sigma[fitted]
-    weighted_columns = columns[fitted] / sigma[:, None]
-    weights, *_ = np.linalg.lstsq(weighted_columns, y / sigma)
-    if weights[0] < 0:  # peaks that point down explain nothing
-        background_alone, *_ = np.linalg.lstsq(weighted_columns[:, 1:], y / sigma)
-        weights = np.concatenate([[0.0], background_alone])
-    calculated, background = columns @ weights, polynomials @ weights[1:]
-    curves = calculated[fitted], background[fitted], y - calculated[fitted]
-    chi2 = float(np.square(curves[2] / sigma).sum())
-    scale = float(weights[0] / np.abs(simulated).max())
-    return pattern_fit_on_grid(gridded, fitted, curves, scale, chi2, chi2 / degrees_of_freedom)
+    basis = background_basis(gridded) if basis is None else basis
+    sigma, largest = gridded.sigma[fitted], float(np.abs(simulated).max())
+    y, peaks = gridded.intensity[fitted] / sigma, simulated[fitted] / largest / sigma
+    above, rest = peaks - basis @ (peaks @ basis), y - basis @ (y @ basis)
+    # Peaks that point down explain nothing.
+    scale = max(float(above @ rest) / max(float(above @ above), 1e-300), 0.0)
+    difference = rest - scale * above
+    background = y - difference - scale * peaks
+    curves = (y - difference) * sigma, background * sigma, difference * sigma
+    chi2 = float(difference @ difference)
+    of_fit = scale / largest, chi2, chi2 / degrees_of_freedom
+    return pattern_fit_on_grid(gridded, fitted, curves, *of_fit)
 
 
 def explained_fraction(fit: PatternFit) -> float:

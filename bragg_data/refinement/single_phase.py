@@ -10,7 +10,7 @@ from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.levenberg_marquardt import Evaluation, minimise
-from bragg_data.refinement.linear_fit import background_polynomials, fit_scale_and_background
+from bragg_data.refinement.linear_fit import background_basis, fit_scale_and_background
 from bragg_data.refinement.result import (
     Expansion,
     RefinementError,
@@ -60,6 +60,7 @@ class PhaseFit:
     values: Array  # (n,) of the other parameters
     residual: Array  # (points,) weighted differences
     jacobian: Array  # (points and restraints, n_free + n)
+    pattern: AnyFloats  # (points of the grid,) on the simulator's scale
     converged: bool  # whether it ended by itself
 
     @property
@@ -78,28 +79,28 @@ class WeightedProfile:
 
     def __init__(self, campaign: Campaign, simulator: Simulator, gridded: GriddedProfile) -> None:
         self.campaign, self.simulator = campaign, simulator
-        self._gridded, self._fitted = gridded, gridded.informative
+        self._gridded, self._fitted = gridded, np.flatnonzero(gridded.informative)
         self._weight = 1 / gridded.sigma[self._fitted]
-        polynomials = background_polynomials(campaign.grid.points)
-        self._basis, _ = np.linalg.qr(polynomials[self._fitted] * self._weight[:, None])
-        (self.y,) = self._weighted(gridded.intensity[None]).T
+        self._basis = background_basis(gridded)
+        (self.y,) = self._weighted(gridded.intensity[None])
+        self.signal = float(self.y @ self.y)  # χ² of a background alone
 
     def _weighted(self, simulated: AnyFloats) -> Array:
-        """Return patterns (n, points of the grid) as columns, weighted and without background."""
-        weighted = simulated[:, self._fitted].astype(np.float64).T * self._weight[:, None]
-        return weighted - self._basis @ (self._basis.T @ weighted)
+        """Return patterns (n, points of the grid) at (n, points), weighted, without background."""
+        weighted = simulated.take(self._fitted, axis=1) * self._weight
+        weighted -= weighted @ self._basis @ self._basis.T
+        return np.asarray(weighted)
 
     def linearised(
         self, phase: int, free: Array, names: Sequence[str], values: Array
-    ) -> tuple[Array, Array]:
-        """Return the weighted pattern (points,) and its derivatives (points, n)."""
+    ) -> tuple[Array, AnyFloats]:
+        """Return the weighted pattern and its derivatives (1 + n, points), and the pattern."""
         of_simulator = _of_simulator(names, values)
         simulated = self.simulator.linearise(phase, free, *of_simulator)
         if "inverse_size" in names:
             index = names.index("inverse_size")
             simulated[1 + len(free) + index] *= -(of_simulator[1][index] ** 2)
-        weighted = self._weighted(simulated)
-        return weighted[:, 0], weighted[:, 1:]
+        return self._weighted(simulated), simulated[0]
 
     def scale(self, pattern: Array) -> float:
         """Return the factor on a pattern with which it fits best, at least 0."""
@@ -123,7 +124,7 @@ class WeightedProfile:
             if len(free) == 1:
                 return np.array([np.inf])
             return np.concatenate([self.chi2(phase, row[None], parameters) for row in free])
-        patterns = self._weighted(simulated).T
+        patterns = self._weighted(simulated)
         return np.array([((self.y - self.scale(p) * p) ** 2).sum() for p in patterns])
 
     def search(
@@ -148,8 +149,6 @@ class WeightedProfile:
         modes = len(self.simulator.free_coordinates(phase)) if coordinates else 0
         shifts = tuple(f"shift_{k + 1}" for k in range(modes if modes <= _MOST_COORDINATES else 0))
         model = _Model(self, start, (*names, *shifts), initial)
-        # A rival only has to be compared.
-        promise = tolerance or (_CONVERGED if rival is None else _RIVAL)
         to_beat, hopeless = np.inf, np.inf
         if rival is not None:
             # A fit with more parameters than its rival has to fit better to be more plausible.
@@ -159,6 +158,8 @@ class WeightedProfile:
             hopeless = HOPELESS * rival.chi2
 
         def tolerance_at(chi2: float) -> float:
+            # A rival that does not win only has to be compared.
+            promise = tolerance or (_RIVAL if to_beat < chi2 else _CONVERGED)
             return promise * max(chi2 / len(self.y), 1.0)
 
         def give_up(chi2: float, predicted: float) -> bool:
@@ -174,7 +175,8 @@ class WeightedProfile:
             ) from error
         cell, values = np.split(minimum.point, [len(free)])
         residual, jacobian = minimum.residual[: len(self.y)], minimum.jacobian
-        return PhaseFit(phase, cell, model.names, values, residual, jacobian, minimum.converged)
+        of_fit = residual, jacobian, minimum.of_model, minimum.converged
+        return PhaseFit(phase, cell, model.names, values, *of_fit)
 
     def result(self, fit: PhaseFit) -> RefinementResult:
         """Return a fit with uncertainties and its pattern.
@@ -188,7 +190,6 @@ class WeightedProfile:
         cell = lattice.cells(fit.free[None])[0]
         moved = lattice.cells((fit.free + su[:count])[None])[0]
         names, values = _of_simulator(fit.names, fit.values)
-        (pattern,) = self.simulator.linearise(fit.phase, fit.free, names, values, slopes=False)
         parameters = dict(zip(names, values.tolist(), strict=True))
         parameters_su = dict(zip(fit.names, map(float, su[count:]), strict=True))
         if "size" in parameters:
@@ -199,7 +200,7 @@ class WeightedProfile:
             su=np.abs(moved - cell),
             parameters=parameters,
             parameters_su=parameters_su,
-            pattern_fit=fit_scale_and_background(self._gridded, pattern),
+            pattern_fit=fit_scale_and_background(self._gridded, fit.pattern, self._basis),
             chi2=fit.chi2,
             n_points=len(self.y),
             n_parameters=n_parameters,
@@ -268,13 +269,16 @@ class _Model:
         Derivatives are those at the best scale (Kaufman).
         """
         free, values = np.split(point, [self._count])
-        pattern, slopes = self._profile.linearised(self._phase, free, self.names, values)
-        scale, length = self._profile.scale(pattern), max(float(pattern @ pattern), 1e-300)
-        of_pattern = slopes - np.outer(pattern, pattern @ slopes) / length
-        return Evaluation(
-            np.concatenate([self._profile.y - scale * pattern, self._restraint * point]),
-            np.concatenate([-scale * of_pattern, np.diag(self._restraint)]),
-        )
+        rows, simulated = self._profile.linearised(self._phase, free, self.names, values)
+        pattern, slopes = rows[0], rows[1:]
+        scale, points = self._profile.scale(pattern), len(pattern)
+        residual = np.concatenate([self._profile.y - scale * pattern, self._restraint * point])
+        jacobian = np.zeros((len(point), len(residual)))
+        projections = slopes @ pattern / max(float(pattern @ pattern), 1e-300)
+        np.multiply(slopes, -scale, out=jacobian[:, :points])
+        jacobian[:, :points] += np.outer(scale * projections, pattern)
+        np.fill_diagonal(jacobian[:, points:], self._restraint)
+        return Evaluation(residual, jacobian.T, simulated)
 
 
 def _of_simulator(names: Sequence[str], values: Array) -> tuple[list[str], Array]:

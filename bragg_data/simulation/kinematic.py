@@ -200,12 +200,16 @@ class Simulator:
         given = {**known, **dict(zip(names, values.tolist(), strict=True))}
         sample = {name: given.get(name, nominal) for name, nominal in self._nominal.items()}
         per_sample = {name: np.array([value]) for name, value in sample.items()}
-        widths = self._widths.widths(per_sample)
-        if "difa" in given:
-            widths = widths._replace(target=widths.target._replace(difa=given["difa"]))
-        if precision == np.float64:
-            widths = widths._replace(basis=widths.basis.as_double())
-        basis = widths.basis
+        response, varied = self.response, {"difa", *WIDTH_PARAMETERS} & given.keys()
+        nominal = precision == np.float32 and not varied
+        if nominal:
+            n_source, target, rates = response.n_source, response.target, response.shapes[2:]
+        else:
+            widths = self._widths.widths(per_sample)
+            if precision == np.float64:
+                widths = widths._replace(basis=widths.basis.as_double())
+            n_source, rates = widths.basis.n_source, widths.rates
+            target = widths.target._replace(difa=given.get("difa", widths.target.difa))
         lines, tables = self._lines_of_cells(code, cells, sample["difc"]), self._tables(code)
         metric = lattice.independent_metric(cells)[0]
         strengths, moved = lines.strengths.astype(np.float64), np.zeros((0, *lines.strengths.shape))
@@ -217,23 +221,27 @@ class Simulator:
             strengths, moved = lines.strengths_of(positions, needed, directions)
         metric_slopes, volume_slopes = cell_slopes(lattice, free)
         kinds = row_kinds(len(free), names) if slopes else row_kinds(0, ())
-        deposits = np.zeros((basis.n_source, len(kinds)))
+        deposits = np.zeros((n_source, len(kinds)))
         step = np.zeros(self.grid.points, dtype=np.float32)
         of_lines = factors(lines) if factors else no_factors(strengths.shape[1])
         structure = (metric, metric_slopes, lines.products, strengths, moved, of_lines)
         of_sample = tuple(sample[name] for name in ("u_scale", *WIDTH_PARAMETERS))
         scale = self._scale / cell_volume(cells)[0]
         damping = damping_of(self.phases[code], tables, given)
-        of_grid = (widths.target, tables, damping, widths.rates, self.response.broadening)
+        of_grid = (target, tables, damping, rates, response.broadening)
         deposit_with_slopes(deposits, step, kinds, *structure, of_sample, scale, *of_grid)
-        of_widths = self._widths.coefficients(widths, per_sample, derivatives=slopes)[0]
-        coefficients = np.zeros((len(kinds), *of_widths.shape[1:]), dtype=precision)
-        coefficients[0] = of_widths[0]
-        for row, name in enumerate(names if slopes else (), start=1 + len(free)):
-            if name in WIDTH_PARAMETERS:
-                coefficients[row] = of_widths[1 + WIDTH_PARAMETERS.index(name)]
         rows = np.ascontiguousarray(deposits.T, dtype=precision)
-        patterns = basis.linearise(rows, coefficients)
+        if nominal:
+            patterns = np.zeros((len(rows), self.grid.points), dtype=np.float32)
+            response.operator.add(rows, patterns)
+        else:
+            of_widths = self._widths.coefficients(widths, per_sample, derivatives=slopes)[0]
+            coefficients = np.zeros((len(kinds), *of_widths.shape[1:]), dtype=precision)
+            coefficients[0] = of_widths[0]
+            for row, name in enumerate(names if slopes else (), start=1 + len(free)):
+                if name in WIDTH_PARAMETERS:
+                    coefficients[row] = of_widths[1 + WIDTH_PARAMETERS.index(name)]
+            patterns = widths.basis.linearise(rows, coefficients)
         if slopes:
             patterns[1 : 1 + len(free)] -= np.outer(volume_slopes, patterns[0])
         patterns[0] += step
