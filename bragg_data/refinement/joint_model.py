@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from bragg_data.arrays import AnyFloats, Array
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument, TofGrid
+from bragg_data.instrument.peak_shape import mixing, peak_shape
 from bragg_data.refinement.joint_parameters import LEAST_INVERSE, Parameter
 from bragg_data.refinement.levenberg_marquardt import Evaluation
 from bragg_data.refinement.line_factors import is_factor, line_factors
@@ -25,7 +26,8 @@ from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.simulation.kinematic import Simulator
 
 _SIZE, _MICROSTRAIN = 10.0, 300.0  # µm, 1e-6: around which widths are prepared
-_WIDTHS = (-0.2, 0.9)  # of ln(W / W nominal)
+# Of ln(W / W nominal), prepared from where a sample does not broaden, or from the first one on.
+_NARROWEST, _BROADEST = -1.0, 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,17 @@ def bank_model(bank: MeasuredBank, phases: Sequence[Phase], terms: int) -> BankM
 
 def simulator_of(phase: Phase, instrument: Instrument, grid: TofGrid) -> Simulator:
     """Return a simulator of a phase by itself, prepared for samples' widths."""
-    return Simulator([phase], instrument, grid, _SIZE, _MICROSTRAIN, width_range=_WIDTHS)
+    d = instrument.d_spacing_from_tof(grid.tof)
+    nominal, least = (
+        mixing(shape.variance, shape.fwhm)[0]
+        for shape in (
+            peak_shape(instrument, d, size=_SIZE, microstrain=_MICROSTRAIN),
+            peak_shape(instrument, d, size=1 / LEAST_INVERSE, microstrain=0.0),
+        )
+    )
+    narrowest = float(np.log(least / nominal).min())
+    widths = max(float(np.floor(10 * narrowest)) / 10, _NARROWEST), _BROADEST
+    return Simulator([phase], instrument, grid, _SIZE, _MICROSTRAIN, width_range=widths)
 
 
 # Frames of a series have banks alike, and mixtures phases.
@@ -139,6 +151,12 @@ class JointModel:
     def start(self) -> Array:
         """The start of each parameter, (k,)."""
         return np.array([p.start for p in self.parameters])
+
+    def longest_step(self, point: Array) -> Array:
+        """Return how much each parameter may change in a step from a point, (k,)."""
+        return np.array(
+            [p.longest_step(float(v)) for p, v in zip(self.parameters, point, strict=True)]
+        )
 
     @property
     def n_points(self) -> int:

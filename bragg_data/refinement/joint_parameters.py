@@ -60,6 +60,14 @@ class Parameter:
     expected: float = 0.0
     su: float = np.inf  # of the expectation, as a restraint
 
+    def longest_step(self, value: float) -> float:
+        """Return how much it may change at once: broadening may double, or reach an eighth.
+
+        Peaks broader than those that are prepared cost a second, and are mostly a step too long.
+        """
+        broadens = self.keys[0] in {"inverse_size", "microstrain"}
+        return max(value, self.high / (2 * _BROADEST)) if broadens else np.inf
+
 
 def cell_parameters(code: int, phase: Phase, cell: np.ndarray) -> list[Parameter]:
     """Return the free cell parameters of a phase, from a cell (6,) in Å and degrees."""

@@ -118,7 +118,8 @@ class JointRefiner:
 
         A CrystalError is raised if there is no pattern.
         """
-        return State(self._model(options, cells)).minimised(ROUGHLY).searched_again()
+        with _libraries().limit(limits=1):
+            return State(self._model(options, cells)).minimised(ROUGHLY).searched_again()
 
     def continued(
         self,

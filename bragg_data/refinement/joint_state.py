@@ -68,7 +68,7 @@ class State:
         low, high = model.bounds
         reach = 1e-9 * (high - low)
         start = np.clip(model.start, low + reach, high - reach)
-        minimum = minimise(model.evaluate, start, model.bounds, at)
+        minimum = minimise(model.evaluate, start, model.bounds, at, longest=model.longest_step)
         values = minimum.point.tolist()
         parameters = tuple(
             replace(p, start=v) for p, v in zip(model.parameters, values, strict=True)

@@ -48,6 +48,7 @@ def minimise(
     give_up: Callable[[float, float], bool] = lambda chi2, predicted: False,  # noqa: ARG005
     *,
     steps: int = _MOST_STEPS,
+    longest: Callable[[Array], Array] = lambda point: np.full(len(point), np.inf),
 ) -> Minimum:
     """Minimise the sum of squared residuals of a model, from a point (k,) where it is defined.
 
@@ -56,7 +57,8 @@ def minimise(
     χ² that an undamped step within the bounds predicts, is below ``tolerance`` of χ². Steps that
     damping makes short prove nothing. ``give_up`` is called before each step with χ² and its
     predicted decrease; it ends the minimisation where it returns True. So does the number of
-    ``steps``. A TimeLimitError is raised where the time is over.
+    ``steps``. No parameter changes by more than ``longest`` of the point (k,) in a step. A
+    TimeLimitError is raised where the time is over.
     """
     low, high = bounds
     x, here = start, evaluate(start)
@@ -72,7 +74,10 @@ def minimise(
         if _predicted(normal, right, undamped) < tolerance(chi2):
             converged = True
             break
-        step = _bounded_step(normal, right, damping, low - x, high - x)
+        far = longest(x)
+        step = _bounded_step(
+            normal, right, damping, np.maximum(low - x, -far), np.minimum(high - x, far)
+        )
         predicted = _predicted(normal, right, step)
         if give_up(chi2, predicted):
             break

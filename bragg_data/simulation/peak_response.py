@@ -25,6 +25,7 @@ VERSION = "1"
 _NODES = (4, 4)  # widths that operators are built for, and further ones per factor e between them
 _INDEPENDENT = 8e-5  # of a peak: shapes that come as near to a mixture of others are left out
 _EXTREME = (-2.0, 4.0)  # of ln(W / W nominal): beyond, operators would take gigabytes
+_SMOOTH = 45.0  # points: what is this wide is smooth enough for the first coarser grid everywhere
 _STRETCH = 2e-3  # relative change of d, for the slopes of profiles
 WIDTH_PARAMETERS = ("difc", "tzero", "size", "microstrain", "width_scale")
 """What changes a sample's peak shapes."""
@@ -263,7 +264,7 @@ class WidthInterpolation:
             if self._prepared[0] <= low and high <= self._prepared[1]:
                 return self._prepared
             # Coarser and no narrower, so that what is built for these serves the next ones.
-            parts = 1
+            parts = 2
             low, high = min(low, self._prepared[0] + 0.01), max(high, self._prepared[1] - 0.01)
         low, high = np.floor((low - 0.01) * parts), np.ceil((high + 0.01) * parts)
         return float(low / parts), float(high / parts)
@@ -305,7 +306,7 @@ class WidthInterpolation:
         widest = float((np.exp(log_width) / step).max()) * np.exp(high)
         tail = float((1 / np.minimum(shape.rise, shape.decay) / step).max())
         bands = (
-            int(np.ceil(max(3 * widest, 3 * min(tail, 12.0), 12.0))),
+            int(np.ceil(max(3 * min(widest, _SMOOTH), 3 * min(tail, 12.0), 12.0))),
             int(np.ceil(max(14 * widest, 7 * min(tail, 64.0), 112.0))),
         )
         basis = build_basis(

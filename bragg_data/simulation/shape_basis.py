@@ -14,7 +14,8 @@ matrices.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,25 +62,10 @@ class ShapeBasis:
 
     def as_double(self) -> "ShapeBasis":
         """Return the same matrices in double precision, for checks of derivatives."""
-        members, to_nodes, near, middle, far, *grids = (
-            matrix.astype(np.float64)
-            for matrix in (
-                self.members, self.to_nodes, self.near, self.middle, self.far, *self.down, *self.up
-            )
-        )  # fmt: skip
-        down, up = (grids[0], grids[1]), (grids[2], grids[3])
-        return ShapeBasis(
-            self.oversampling,
-            self.points,
-            self.ranks,
-            members,
-            to_nodes,
-            near,
-            middle,
-            far,
-            down,
-            up,
-        )
+        names = ("members", "to_nodes", "near", "middle", "far")
+        double = {name: getattr(self, name).astype(np.float64) for name in names}
+        down, up = ((a.astype(np.float64), b.astype(np.float64)) for a, b in (self.down, self.up))
+        return replace(self, down=down, up=up, **double)
 
     def convolve(self, deposits: AnyFloats, coefficients: AnyFloats) -> AnyFloats:
         """Return the patterns (n, points) of deposits, (n, n_source) coefficients of B-splines.
@@ -217,25 +203,28 @@ def build_basis(
     on_2 = np.arange(-n_far, n_far)
     offsets = np.concatenate([fine / oversampling, on_1 * s1, on_2 * s2]).astype(np.float64)
     bounds = [len(fine), len(fine) + len(on_1)]
-    of_zones = []
-    for position in stations(points):
+
+    def of_zone_at(position: Array) -> tuple[Array, Array]:
         needed, members = profiles(position, offsets)
-        needed = needed.reshape(-1, len(offsets))
-        needed = needed / needed.max(axis=1, keepdims=True)
-        of_zones.append((members, needed, np.linalg.svd(needed, full_matrices=False)[2]))
-    ranks = tuple(_rank(needed, shapes, tolerance) for _, needed, shapes in of_zones)
-    rank = max(ranks)
-    coefficients = np.stack([m @ shapes[:rank].T for m, _, shapes in of_zones], axis=1)
-    for zone, needed_ones in enumerate(ranks):
-        coefficients[:, zone, :, needed_ones:] = 0.0
-    near, middle, far = [], [], []
-    for _, _, shapes in of_zones:
-        exact, on_middle, on_far = np.split(shapes[:rank], bounds, axis=1)
+        shapes = _shapes(needed.reshape(-1, len(offsets)), tolerance)
+        return shapes, members @ shapes.T
+
+    def levels_of(shapes: Array) -> tuple[Floats32, Floats32, Array]:
+        exact, on_middle, on_far = np.split(shapes, bounds, axis=1)
         on_far = on_far * outside(np.abs(on_2 * s2) / bands[1], 0.75)
         beyond = on_middle * outside(np.abs(on_1 * s1) / bands[0], 0.75)
-        near.append(_level(exact, beyond, (s1 * oversampling, s1), NEAR, bands[0]))
-        middle.append(_level(beyond, on_far, (s2 // s1, s2 // s1), BLOCK // s1, reach))
-        far.append(on_far)
+        near = _level(exact, beyond, (s1 * oversampling, s1), NEAR, bands[0])
+        middle = _level(beyond, on_far, (s2 // s1, s2 // s1), BLOCK // s1, reach)
+        return near, middle, on_far
+
+    # Nearly all of it is done without the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
+        of_zones = list(pool.map(of_zone_at, stations(points)))
+        ranks = tuple(len(shapes) for shapes, _ in of_zones)
+        rank = max(ranks)
+        levels = pool.map(levels_of, (_padded(shapes, rank, 0) for shapes, _ in of_zones))
+        near, middle, far = zip(*levels, strict=True)
+    coefficients = np.stack([_padded(shares, rank, -1) for _, shares in of_zones], axis=1)
     nodes = np.arange(of_zone * BLOCK * oversampling) / oversampling - MARGIN
     return ShapeBasis(
         oversampling=oversampling,
@@ -266,14 +255,33 @@ def stations(points: int) -> Array:
     return np.arange(zones)[:, None] * of_zone * BLOCK + within - MARGIN
 
 
-def _rank(profiles: Array, shapes: Array, tolerance: float) -> int:
-    """Return how many of the shapes reproduce all profiles, of height 1, to the tolerance."""
-    residual = profiles.copy()
-    for rank, shape in enumerate(shapes):
-        if np.abs(residual).max() < tolerance:
-            return rank
-        residual -= np.outer(profiles @ shape, shape)
-    return len(shapes)
+def _shapes(profiles: Array, tolerance: float) -> Array:
+    """Return orthonormal shapes (K, m) that reproduce profiles (n, m) of height 1 to a tolerance.
+
+    They are the first singular vectors, from the products of the profiles: a few singular values
+    less than the tolerance are still far above the products' rounding.
+    """
+    profiles = profiles / profiles.max(axis=1, keepdims=True)
+    squares, mixtures = np.linalg.eigh(profiles @ profiles.T)
+    squares, mixtures = squares[::-1], mixtures[:, ::-1]
+    # Nothing that is left is larger than the first singular value which is left out.
+    rank = max(int(np.count_nonzero(squares > tolerance**2)), 1)
+    shapes = (mixtures[:, :rank].T @ profiles) / np.sqrt(squares[:rank, None])
+    shares = profiles @ shapes.T
+    residual = profiles - shares @ shapes
+    while rank > 1:
+        residual += np.outer(shares[:, rank - 1], shapes[rank - 1])
+        if np.abs(residual).max() >= tolerance:
+            break
+        rank -= 1
+    return np.asarray(shapes[:rank])
+
+
+def _padded(values: Array, size: int, axis: int) -> Array:
+    """Return values with zeros after them, up to a size of an axis."""
+    widths = [(0, 0)] * values.ndim
+    widths[axis] = (0, size - values.shape[axis])
+    return np.pad(values, widths)
 
 
 def _level(
