@@ -222,9 +222,9 @@ def build_basis(
         of_zones = list(pool.map(of_zone_at, stations(points)))
         ranks = tuple(len(shapes) for shapes, _ in of_zones)
         rank = max(ranks)
-        levels = pool.map(levels_of, (_padded(shapes, rank, 0) for shapes, _ in of_zones))
+        levels = pool.map(levels_of, (_widened(shapes.T, rank).T for shapes, _ in of_zones))
         near, middle, far = zip(*levels, strict=True)
-    coefficients = np.stack([_padded(shares, rank, -1) for _, shares in of_zones], axis=1)
+    coefficients = np.stack([_widened(shares, rank) for _, shares in of_zones], axis=1)
     nodes = np.arange(of_zone * BLOCK * oversampling) / oversampling - MARGIN
     return ShapeBasis(
         oversampling=oversampling,
@@ -277,11 +277,9 @@ def _shapes(profiles: Array, tolerance: float) -> Array:
     return np.asarray(shapes[:rank])
 
 
-def _padded(values: Array, size: int, axis: int) -> Array:
-    """Return values with zeros after them, up to a size of an axis."""
-    widths = [(0, 0)] * values.ndim
-    widths[axis] = (0, size - values.shape[axis])
-    return np.pad(values, widths)
+def _widened(values: Array, size: int) -> Array:
+    """Return values (…, K) with zeros up to a size of the last axis."""
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, size - values.shape[-1])])
 
 
 def _level(
