@@ -1,6 +1,6 @@
 """Identification of phases in simulated mixtures of structures of a folder.
 
-    python benchmarks/identify.py FOLDER [--mixtures 100] [--seed 0] [--json]
+    python benchmarks/identify.py FOLDER [--mixtures 100] [--foreign 0] [--seed 0] [--json]
 
 Each mixture has two to five structures, drawn at random, with weight fractions from a flat
 Dirichlet distribution, none below 1 %. On NOMAD's bank 4, with counts, background, cells up to 1 %
@@ -8,11 +8,18 @@ from the CIFs', displacements, size and strain of its own. A phase counts as fou
 structure that it is named to be hard to tell from, is identified. Errors of fractions are of
 mixtures in which every phase was identified by its own name. Structures with displacement
 parameters above 0.08 Å², which no refinement allows, are left out.
+
+With ``--foreign`` as many samples of one or two structures follow, of which the main one is not
+among those that are searched, nor is any with a pattern like its (in a cell within 3 %). They are
+identified, and refined with the structure that explains most of them. A sample is explained away
+if the result is accepted and names no unexplained line.
 """
 
 import json
-import time
 import warnings
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -28,14 +35,18 @@ from bragg_data.instrument.instprm import Instrument, TofGrid, read_instruments
 from bragg_data.measurement.readers import Profile
 from bragg_data.refinement.identification import identify
 from bragg_data.refinement.joint_refinement import JointOptions
+from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.measured_bank import MeasuredBank, measured_bank
-from bragg_data.refinement.retrieval import pattern_library
+from bragg_data.refinement.result import RefinementError
+from bragg_data.refinement.retrieval import PatternLibrary, pattern_library
+from bragg_data.refinement.sample_refinement import other_metals, refine_sample
 from bragg_data.simulation.kinematic import Simulator
 from pipelines.refinement.inputs import read_known_structures
 
 INSTRUMENT = Path(__file__).parents[1] / "bragg_data" / "campaigns" / "nomad_bank4.instprm"
 TOF = 4500 * np.exp(8e-4 * np.arange(int(np.log(25_000 / 4500) / 8e-4)))
 GRID = TofGrid(float(TOF[0]) * 0.97, 3e-4, int(np.log(TOF[-1] / TOF[0] * 1.06) / 3e-4))
+ALIKE = 0.9  # correlation of blurred patterns, from which identification names alternatives
 console = Console()
 
 
@@ -55,10 +66,12 @@ def usable(phase: Phase, instrument: Instrument) -> bool:
     return bool((phase.u_iso >= 0).all() and (phase.u_iso < 0.08).all())
 
 
-def mixture(phases: list[Phase], instrument: Instrument, seed: int) -> Mixture:
-    """Return a random mixture of some phases."""
+def mixture(
+    phases: list[Phase], instrument: Instrument, seed: int, counts: tuple[int, int] = (2, 5)
+) -> Mixture:
+    """Return a random mixture of some phases, from the least to the largest of ``counts``."""
     rng = np.random.default_rng(seed)
-    count = int(rng.integers(2, 6))
+    count = int(rng.integers(counts[0], counts[1] + 1))
     chosen = rng.choice(len(phases), count, replace=False)
     weights = np.maximum(rng.dirichlet(np.ones(count)), 0.01)
     weights /= weights.sum()
@@ -79,8 +92,8 @@ def mixture(phases: list[Phase], instrument: Instrument, seed: int) -> Mixture:
         )
         total += weight / phase.cell_mass * pattern
     peaks = np.interp(TOF, GRID.tof, total)
-    counts, x = 10 ** rng.uniform(3.7, 4.7), np.linspace(-1, 1, len(TOF))
-    expected = counts * (peaks / peaks.max() + 0.06 * (1 + 0.3 * x - 0.2 * x**2))
+    height, x = 10 ** rng.uniform(3.7, 4.7), np.linspace(-1, 1, len(TOF))
+    expected = height * (peaks / peaks.max() + 0.06 * (1 + 0.3 * x - 0.2 * x**2))
     y = rng.poisson(expected).astype(np.float64)
     profile = Profile(TOF, y, np.sqrt(np.maximum(y, 1)), bank=4)
     names = [phases[place].name for place in chosen]
@@ -88,28 +101,41 @@ def mixture(phases: list[Phase], instrument: Instrument, seed: int) -> Mixture:
     return Mixture(fractions, measured_bank(profile, instrument))
 
 
-def main(
-    folder: Annotated[Path, typer.Argument(help="Folder of CIFs.")],
-    mixtures: Annotated[int, typer.Option(min=1)] = 100,
-    seed: Annotated[int, typer.Option(help="Of the first mixture; the others follow.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
-) -> None:
-    """Identify the phases of simulated mixtures."""
-    warnings.simplefilter("ignore")
-    (instrument,) = read_instruments(INSTRUMENT)
-    structures, _ = read_known_structures([folder])
-    phases = [phase for phase in structures if usable(phase, instrument)]
-    library = None
+def foreign(
+    library: PatternLibrary, instrument: Instrument, seed: int
+) -> tuple[str, dict[str, JointResult]]:
+    """Return the name of a sample's main phase, which is unknown, and the results without it."""
+    sample = mixture(list(library.phases), instrument, seed, (1, 2))
+    main_phase = max(sample.fractions, key=lambda name: sample.fractions[name])
+    names = [phase.name for phase in library.phases]
+    alike = library.similar(names.index(main_phase), 1.0, [sample.bank], ALIKE)
+    unknown = {place for place, _ in alike}
+    remaining = [k for k in range(len(names)) if k not in unknown]
+    rest = replace(
+        library,
+        phases=tuple(library.phases[k] for k in remaining),
+        banks=tuple(patterns[remaining] for patterns in library.banks),
+    )
+    results = {"identify": identify([sample.bank], rest, JointOptions((1e-4,))).result}
+    (place, _), *_ = rest.candidates([sample.bank], 1)
+    wrong = rest.phases[place]
+    with suppress(RefinementError):
+        results["refine"] = refine_sample(
+            [sample.bank], [wrong], JointOptions((1e-4,)), metals=other_metals([wrong])
+        )
+    return main_phase, results
+
+
+def of_mixtures(
+    phases: list[Phase], library: PatternLibrary, instrument: Instrument, seed: int, mixtures: int
+) -> dict[str, float]:
+    """Return how well phases of mixtures are identified."""
     identified_count = missed = wrong = named = 0
     errors: list[float] = []
     scores: list[float] = []
     seconds: list[float] = []
     for number in range(seed, seed + mixtures):
         sample = mixture(phases, instrument, number)
-        if library is None:
-            began = time.perf_counter()
-            library, _ = pattern_library(phases, [sample.bank], user_cache())
-            console.print(f"{len(library.phases)} structures: {time.perf_counter() - began:.0f} s")
         result, alternatives = identify([sample.bank], library, JointOptions((1e-4,)))
         seconds.append(result.seconds)
         identified = {phase.name: phase for phase in result.phases}
@@ -131,9 +157,8 @@ def main(
                 scores.append(errors[-1] / float(phase.su_weight_percent))
         if lost or extra:
             console.print(f"{number}: not found {lost}, wrong {sorted(extra)}")
-    row = {
+    return {
         "mixtures": mixtures,
-        "structures": len(phases),
         "identified": identified_count / max(identified_count + missed, 1),
         "wrong": wrong / max(named, 1),
         "fractions_rms": float(np.sqrt(np.mean(np.square(errors)))),
@@ -142,6 +167,45 @@ def main(
         "seconds_median": float(np.median(seconds)),
         "seconds_largest": float(np.max(seconds)),
     }
+
+
+def of_foreign(
+    library: PatternLibrary, instrument: Instrument, seed: int, samples: int
+) -> dict[str, float]:
+    """Return what becomes of samples whose main phase is unknown."""
+    counts = Counter[str]()
+    for number in range(seed, seed + samples):
+        name, results = foreign(library, instrument, number)
+        for command, result in results.items():
+            fate = "refused" if not result.accepted else "lines_named"
+            if result.accepted and not result.unexplained_lines:
+                fate = "explained_away"
+                phases = {p.name: round(float(p.weight_percent), 1) for p in result.phases}
+                console.print(f"{number}: {name} explained away by {command}: {phases}")
+            counts[f"{command}_{fate}"] += 1
+            counts[f"{command}_samples"] += 1
+    return dict(sorted(counts.items()))
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of CIFs.")],
+    mixtures: Annotated[int, typer.Option(min=0)] = 100,
+    foreign_samples: Annotated[int, typer.Option("--foreign", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the first mixture; the others follow.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Identify the phases of simulated mixtures."""
+    warnings.simplefilter("ignore")
+    (instrument,) = read_instruments(INSTRUMENT)
+    structures, _ = read_known_structures([folder])
+    phases = [phase for phase in structures if usable(phase, instrument)]
+    bank = mixture(phases, instrument, seed).bank
+    library, _ = pattern_library(phases, [bank], user_cache())
+    row: dict[str, float] = {"structures": len(library.phases)}
+    if mixtures:
+        row |= of_mixtures(phases, library, instrument, seed, mixtures)
+    if foreign_samples:
+        row |= of_foreign(library, instrument, seed, foreign_samples)
     if as_json:
         print(json.dumps(row, indent=2))
         return

@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run
-from pipelines.cli.refinement_options import BankOptions, RefinementOutput
+from pipelines.cli.refinement_options import BankOptions, RefinementOutput, StandardOption
 
 
 def main(
@@ -34,6 +34,7 @@ def main(
             "preferred orientation where the data show them.",
         ),
     ] = True,
+    standard: StandardOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Identify which of many structures are in a sample.
@@ -49,7 +50,7 @@ def main(
     from pipelines.refinement.output import show_samples
     from pipelines.report.refinement import render_refinements
 
-    request = request_of(files, instrument, banks)
+    request = request_of(files, instrument, banks, standard)
     known = (file for place in phases for file in (place, *place.rglob("*.[cC][iI][fF]")))
     output.check([*request.inputs([]), *known])
     samples = identify_samples(request, phases, evidence=evidence, quiet=as_json)

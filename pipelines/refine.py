@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from pipelines.cli import options
 from pipelines.cli.console import command_line, next_commands, run
-from pipelines.cli.refinement_options import BankOptions, RefinementOutput
+from pipelines.cli.refinement_options import BankOptions, RefinementOutput, StandardOption
 
 
 def main(
@@ -33,6 +33,7 @@ def main(
             "orientation where the data show them.",
         ),
     ] = True,
+    standard: StandardOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Refine known structures against measured profiles; no campaign is needed.
@@ -48,7 +49,7 @@ def main(
     from pipelines.refinement.output import show_samples
     from pipelines.report.refinement import render_refinements
 
-    request = request_of(files, instrument, banks)
+    request = request_of(files, instrument, banks, standard)
     output.check(request.inputs(cif))
     show_samples(
         refine_samples(request, cif, evidence=evidence), output, render_refinements, as_json=as_json

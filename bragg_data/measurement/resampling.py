@@ -16,6 +16,7 @@ from bragg_data.instrument.instprm import MOST_BYTES, InstrumentError, TofGrid
 from bragg_data.measurement.readers import Profile, ProfileError
 
 _MINIMUM_COVERAGE = 0.2  # of the campaign's grid (and at least 200 points of it) by a profile
+_AS_NEAR = 0.05  # of what difC and angle may be off by, within which the number of a bank decides
 _COARSEST_STEP = 8.0  # grid steps between measured points, beyond which peaks fall between them
 HALF_BIN_OF_NOTE = 2e-5  # relative; shifts below this are lost in a calibration's uncertainty
 
@@ -171,7 +172,8 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
 
     The header decides: the bank whose difC lies within 3 % of the header's, or, if it names none,
     whose angle lies within 2° of the header's 2θ, on the same side of the beam if there is one; of
-    several the nearest. An angle that difC and the flight path contradict decides nothing. (Bank
+    several the nearest; of those that are as near, as the frames of one angle, that of the
+    profile's number. An angle that difC and the flight path contradict decides nothing. (Bank
     numbers of data and instrument files need not agree, nor be unique.) A header with neither
     leaves the number, and a file of one bank needs none. Raises a ProfileError if no bank fits, or
     several do, naming the known ones.
@@ -211,7 +213,13 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
             f"Give the file of this instrument, or the angle (--two-theta) of one of its banks: "
             f"{known}."
         )
-    return instruments[nearest]
+    near = [
+        instrument
+        for instrument, (_, side, far) in zip(instruments, order, strict=True)
+        if side == order[nearest][1] and far < distance[nearest] + _AS_NEAR
+    ]
+    numbered = [instrument for instrument in near if instrument.bank == profile.bank]
+    return numbered[0] if len(numbered) == 1 else instruments[nearest]
 
 
 def _angle_is_doubtful(instrument: Instrument, instruments: Sequence[Instrument]) -> bool:

@@ -25,7 +25,7 @@ from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.joint_summary import unexplained
 from bragg_data.refinement.measured_bank import MeasuredBank
-from bragg_data.refinement.phase_evidence import CAUTION, coincides, earned, reduced, worth
+from bragg_data.refinement.phase_evidence import CAUTION, coincides, doubts, earned, reduced, worth
 from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.retrieval import PatternLibrary
 from bragg_data.refinement.sample_refinement import refine_sample
@@ -39,9 +39,7 @@ _WORTH_A_TRIAL = 0.6  # … those that are worth so much of it
 _MOST_REFUSED = 5  # candidates that are not needed, and times that the best one mends shapes
 _OF_CAN = 0.01  # relative, of the cell of what holds the sample
 _MINOR, _OF_MINOR = 0.25, 0.02  # share of the signal of a phase, and relative, of its cell
-_OF_COPY = (
-    0.004  # relative, from which the cell of a phase's copy starts that takes its lines' tails
-)
+_OF_COPY = 0.004  # relative, of the start of a phase's copy's cell that takes its lines' tails
 _OF_DUPLICATE = 0.015  # relative, of the cell of a structure with the pattern of a phase
 _ALIKE = 0.9  # correlation of blurred patterns, from which structures are compared in detail
 _NEARLY = 0.5  # of what a structure leaves: further that leave no more explain nearly as much
@@ -68,17 +66,21 @@ def identify(
     ``report`` is called with a sentence on each step.
     """
     began = time.perf_counter()
-    # What holds the sample is there from the start.
-    places = [k for k, phase in enumerate(library.phases) if phase.name in options.cans]
+    # What holds the sample is there from the start, and so is a standard.
+    places = [k for k, phase in enumerate(library.phases) if phase.name in options.certain]
     cells = [np.array(library.phases[place].cell, dtype=np.float64) for place in places]
     refused: set[int] = set()
     failures = 0
-    duplicates: dict[int, dict[int, float]] = {}
     alternatives: dict[str, tuple[str, ...]] = {}
     informative = informative_banks(banks)
     searched = [banks[b] for b in informative]
     near = replace(options, calibration_su=tuple(options.calibration_su[b] for b in informative))
     state: State | None = None
+    duplicates: dict[int, dict[int, float]] = {
+        place: _duplicates(searched, library, Candidate(place, cell, 0.0, 0.0, 0.0))
+        for place, cell in zip(places, cells, strict=True)
+        if library.phases[place].name == options.standard
+    }
     with ThreadpoolController().limit(limits=1, user_api="blas"):
         while len(places) < _MOST_PHASES and failures < _MOST_REFUSED:
             excluded = refused.union(places, _near_in_cifs(duplicates))
@@ -138,16 +140,14 @@ def identify(
         further = [p for p in library.phases if p.name in metals and p.name not in names]
         result = _refined_on_all(banks, searched, (phases, further), cells, (options, near))
     seconds = time.perf_counter() - began
-    return Identification(replace(result, seconds=seconds), alternatives)
+    reasons = *result.reasons, *(doubts(result, (*phases, *further)) if result.accepted else ())
+    return Identification(replace(result, reasons=reasons, seconds=seconds), alternatives)
 
 
 def _duplicates(
     banks: Sequence[MeasuredBank], library: PatternLibrary, phase: Candidate
 ) -> dict[int, float]:
-    """Return the places of structures with the pattern of a phase.
-
-    With the factors on the lengths of their CIFs' cells at which they have it.
-    """
+    """Return structures with a phase's pattern: places, and factors on lengths of their cells."""
     scale = _scale(phase.cell, library.phases[phase.place])
     return dict(library.similar(phase.place, scale, banks, _ALIKE))
 
@@ -318,7 +318,7 @@ def _with_alternatives(
     alternatives: dict[str, tuple[str, ...]] = {}
     for code, place in enumerate(places):
         phase, cells = library.phases[place], _cells(state)
-        if phase.name in options.cans:
+        if phase.name in options.certain:
             continue
         scale = _scale(cells[code], phase)
         left = []
@@ -380,7 +380,7 @@ def _pruned(
     remaining, cells = list(places), _cells(state)
     for place in places if strictly else places[:-1]:
         k = remaining.index(place)
-        if remaining.count(place) > 1 or library.phases[place].name in options.cans:
+        if remaining.count(place) > 1 or library.phases[place].name in options.certain:
             continue
         if len(remaining) == 1 or (not strictly and worth(state, k) > 10 * CAUTION):
             continue

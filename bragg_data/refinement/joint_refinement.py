@@ -45,6 +45,8 @@ _FIRST_TERMS = 10  # of the background, before the data decide
 _HOPELESS = 0.3  # share of the signal that cells have to explain to be refined further
 _IMPERFECT = 1.03  # noise from which the misfit may be that of a wrong minimum
 _TWIN = 1.0  # relative change of a cell over the width of a peak, towards another minimum
+_UNKNOWN = 0.03  # relative, what no calibration is off by
+_LEAST_STANDARD = 0.05  # share of the signal
 _ROUNDS = 6  # of additions by evidence
 _AXES = tuple(f"{ORIENTATION} {hkl}" for hkl in ("0 0 1", "1 0 0", "1 1 0", "1 1 1"))
 
@@ -58,6 +60,12 @@ class JointOptions:
     cans: tuple[str, ...] = ()  # names of phases that are no part of the sample's weight
     offsets: tuple[float, ...] | None = None  # relative errors of each bank's difC, if known
     free_lines: int = 0  # of each phase and bank, whose intensities are free
+    standard: str | None = None  # name of a phase whose cell is certified, and calibrates
+
+    @property
+    def certain(self) -> tuple[str | None, ...]:
+        """Names of what is in the sample or around it without any doubt."""
+        return (*self.cans, self.standard)
 
 
 class JointRefiner:
@@ -111,7 +119,8 @@ class JointRefiner:
         with _libraries().limit(limits=1), _as_refinement_error():
             if options.evidence:
                 state = _with_evidence(state)
-            return state.with_terms().minimised(CONVERGED)
+            state = state.with_terms().minimised(CONVERGED)
+            return _calibrated(state, options.standard) if options.standard else state
 
     def near(self, cells: Sequence[Array], options: JointOptions) -> State:
         """Return the minimum next to cells (6,) that are nearly right, without any search.
@@ -159,6 +168,8 @@ class JointRefiner:
         """Return the result of a state whose search has ended."""
         assert state.minimum is not None
         su, cans = options.calibration_su, options.cans
+        if options.standard:  # no calibration is assumed
+            su = (_UNKNOWN,) * len(self.models)
         return summarise(state.model, state.minimum, su, cans, seconds)
 
     def _model(
@@ -189,6 +200,34 @@ def _as_refinement_error() -> Iterator[None]:
         yield
     except CrystalError as error:
         raise RefinementError(f"These phases cannot be refined: {error}") from error
+
+
+def _calibrated(state: State, standard: str) -> State:
+    """Return the minimum with a phase's cell as it is certified, and the difC of each bank free.
+
+    A RefinementError is raised where the phase gives little of the signal.
+    """
+    model = state.model
+    code = next(k for k, phase in enumerate(model.phases) if phase.name == standard)
+    if (share := state.share(code)) < _LEAST_STANDARD:
+        raise RefinementError(
+            f"The standard {standard} gives {100 * share:.1f} % of the signal; at least "
+            f"{100 * _LEAST_STANDARD:.0f} % are needed."
+        )
+    refined, certified = (
+        np.array(c[:3]) for c in (model.cell(code, model.start), model.phases[code].cell)
+    )
+    longer = float(np.exp(np.log(refined / certified).mean()))
+    cell = _of_cell(model, code)
+    parameters: list[Parameter] = []
+    for k, p in enumerate(model.parameters):
+        if k not in cell and p.keys[0] != "offset":
+            is_length = p.keys[0].startswith("cell_") and p.name.split()[-1] in ("a", "b", "c")
+            parameters.append(replace(p, start=p.start / longer) if is_length else p)
+    known = {p.bank: p.start for p in model.parameters if p.keys[0] == "offset"}
+    free = offsets([of_bank.bank for of_bank in model.banks], [np.inf] * len(model.banks))
+    parameters += [replace(p, start=(1 + known.get(p.bank, 0.0)) * longer - 1) for p in free]
+    return State(replace(model, parameters=tuple(parameters))).minimised(CONVERGED)
 
 
 def _with_twins(state: State) -> State:

@@ -1,9 +1,13 @@
 """Whether a phase is in a sample: what it explains, over what it costs and what lines misfit."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
 from bragg_data.arrays import Array, Mask
+from bragg_data.crystallography.structure import Phase
+from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.joint_summary import increases_of_chi2
 from bragg_data.refinement.measured_bank import MeasuredBank
@@ -21,6 +25,9 @@ _PART = 0.1  # of other phases' signal, below which that of a phase is lost in i
 _LOST = 10.0  # relative errors of other phases' lines, below which a signal is lost in them
 _COINCIDE = 0.9  # share of a phase's signal that is lost
 _SHAPE = 1.5  # full widths about a line that misfits usually, within which others are lost
+_IDENTIFIED = 0.85  # share of the signal that the right structures explain, at least
+_STRANGE = 0.02  # relative, of the lengths of a cell
+_WIDE = 0.1  # Å², of displacement parameters
 _USUAL_MISFIT = 0.05  # relative, of the shapes and intensities of lines
 
 
@@ -127,6 +134,31 @@ def _usual_misfit(state: State) -> float:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if excess(middle) > 0 else (low, middle)
     return high
+
+
+def doubts(result: JointResult, phases: Sequence[Phase]) -> tuple[str, ...]:
+    """Return in sentences why phases that were identified among ``phases`` may be wrong ones.
+
+    Several structures imitate much of another one's pattern, in cells and with displacements that
+    are not theirs.
+    """
+    reasons = []
+    if result.explained < _IDENTIFIED:
+        reasons.append(
+            f"The phases explain {100 * max(result.explained, 0):.0f} % of the signal; what is "
+            f"identified explains {100 * _IDENTIFIED:.0f} %."
+        )
+    known = {phase.name: phase for phase in phases}
+    for phase in result.phases:
+        strain = np.abs(phase.cell / known[phase.name].cell - 1)[:3].max()
+        if strain > _STRANGE:
+            reasons.append(
+                f"{phase.name} is in a cell {100 * strain:.1f} % from its CIF's, as would be "
+                f"another structure with such lines."
+            )
+        if any(site.u_iso - site.su_u_iso > _WIDE for site in phase.sites):
+            reasons.append(f"{phase.name} has displacements above {_WIDE} Å², as no atom has.")
+    return tuple(reasons)
 
 
 def worth(state: State, code: int) -> float:

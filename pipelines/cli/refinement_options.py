@@ -22,6 +22,13 @@ OtherPhasesOption = Annotated[
         "campaign file or a CIF (repeatable).",
     ),
 ]
+StandardOption = Annotated[
+    str | None,
+    Option(
+        metavar="FILE.cif[:BLOCK]",
+        help="Structure in the sample whose cell is certified: all lengths are relative to it.",
+    ),
+]
 SameSampleOption = Annotated[
     bool, Option("--same-sample", help="The files hold the banks of one sample.")
 ]

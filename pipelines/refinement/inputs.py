@@ -36,6 +36,7 @@ class Sample:
     banks: tuple[MeasuredBank, ...]
     kind: CalibrationKind
     warnings: tuple[str, ...]
+    standard: str | None = None  # name of the phase whose cell calibrates the banks
 
     @property
     def calibration_su(self) -> tuple[float, ...]:
@@ -45,6 +46,8 @@ class Sample:
     @property
     def explanations(self) -> tuple[str, ...]:
         """A sentence on each of these uncertainties."""
+        if self.standard:
+            return (f"Lengths are relative to the cell of {self.standard}, which gave each difC.",)
         return tuple(explanation(bank, self.kind) for bank in self.banks)
 
 
@@ -60,6 +63,7 @@ class Request:
     reading: Reading = AS_USUAL
     d_range: tuple[float, float] = (0.0, float("inf"))
     cans: tuple[str, ...] | None = None  # structures of what holds the sample; None: unknown
+    standard: str | None = None  # structure in the sample whose cell is certified
 
     def with_cans(self, structures: Sequence[str]) -> list[str]:
         """Return the files of a sample's structures with those of what is known to hold it."""
@@ -67,18 +71,21 @@ class Request:
 
     def inputs(self, structures: Sequence[str]) -> list[Path]:
         """Return all files that are read, with those of a sample's structures."""
-        of_structures = map(structure_file, self.with_cans(structures))
+        known = [*self.with_cans(structures), *filter(None, [self.standard])]
+        of_structures = map(structure_file, known)
         return [*self.files, self.instrument, *filter(None, [self.calibration]), *of_structures]
 
 
-def request_of(files: Sequence[Path], instrument: Path, options: BankOptions) -> Request:
+def request_of(
+    files: Sequence[Path], instrument: Path, options: BankOptions, standard: str | None = None
+) -> Request:
     """Return the request that a command's options make."""
     d_range = options.d_min, float("inf") if options.d_max is None else options.d_max
     reading = Reading(None, options.x_unit, options.bin_edges)
     of_cycle, banks = options.calibration, tuple(options.bank)
     of_profiles = tuple(files), instrument, banks, of_cycle, options.two_theta, reading, d_range
     cans = tuple(can for can in options.can if can != NO_CAN) if options.can else None
-    return Request(*of_profiles, cans)
+    return Request(*of_profiles, cans, standard)
 
 
 def read_known_structures(places: Sequence[Path]) -> tuple[list[Phase], list[str]]:

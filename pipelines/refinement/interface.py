@@ -88,10 +88,14 @@ def refine_samples(
 
     Without ``evidence`` no parameters are added where the data show the need.
     """
+    if (standard := request.standard) and standard not in structures:
+        structures = [*structures, standard]
     phases, assumptions = read_structures(request.with_cans(structures))
     cans = tuple(phase.name for phase in phases[len(structures) :])
+    name = phases[structures.index(standard)].name if standard else None
     for sample in read_samples(request):
-        options = JointOptions(sample.calibration_su, evidence, cans)
+        sample = replace(sample, standard=name)
+        options = JointOptions(sample.calibration_su, evidence, cans, standard=name)
         look_for = other_metals(phases) if request.cans is None else ()
         fit = refine_sample(sample.banks, phases, options, metals=look_for)
         yield _refined(sample, fit, assumptions)
@@ -107,7 +111,14 @@ def identify_samples(
     """
     phases, problems = read_known_structures(places)
     cans = None if request.cans is None else _structures(request.cans)
+    if request.standard:  # under its own name, whatever a folder holds
+        (standard,) = _structures([request.standard])
+        phases = [
+            standard,
+            *(replace(p, name=f"{p.name}-2") if p.name == standard.name else p for p in phases),
+        ]
     for sample in read_samples(request):
+        sample = replace(sample, standard=phases[0].name if request.standard else None)
         refined = identify_sample(sample, phases, cans, evidence=evidence, quiet=quiet)
         result = refined.result
         warnings = *_shortened(problems), *result.warnings
@@ -138,7 +149,7 @@ def identify_sample(
     with Progress("Simulating", len(phases) * len(banks), "patterns", quiet=quiet) as bar:
         library, left_out = pattern_library(phases, banks, user_cache(), bar.advance)
     names = tuple(can.name for can in known)
-    options = JointOptions(sample.calibration_su, evidence, names)
+    options = JointOptions(sample.calibration_su, evidence, names, standard=sample.standard)
     fit, alternatives = identify(sample.banks, library, options, metals=metals)
     taken = {phase.name for phase in fit.phases}.intersection(metals)
     of_cans_too = [_OF_CAN.format(n) for n in sorted(taken) if not n.startswith("can ")]

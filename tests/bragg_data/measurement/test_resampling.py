@@ -482,6 +482,15 @@ def test_a_bank_that_cannot_be_identified_is_refused(profile: Profile, message: 
         match_bank(profile, BANKS)
 
 
+def test_numbers_decide_between_frames_of_an_angle() -> None:
+    frames = [
+        Instrument(bank=n, two_theta=90.0, difc=difc, flight_path=63.18)
+        for n, difc in ((1, 22591.86), (2, 22581.63), (4, 22575.86))
+    ]
+    for number, expected in ((1, 1), (2, 2), (4, 4), (7, 2), (None, 2)):
+        assert match_bank(headed(number, 90.0, 22585.8), frames).bank == expected
+
+
 def test_a_single_bank_needs_no_number() -> None:
     assert match_bank(headed(None, None, None), BANKS[2:3]).bank == 4
 

@@ -111,6 +111,29 @@ def test_a_can_is_there_from_the_start_and_counts_for_nothing(phases):
         assert abs(phase.weight_percent - 50) < 4 * phase.su_weight_percent
 
 
+def test_a_standard_stands_for_what_has_its_pattern_and_calibrates(phases):
+    bank = measured({"silicon": 0.6, "rutile": 0.4}, phases)
+    like = replace(phases["silicon"], name="like", cell=np.array([5.449] * 3 + [90.0] * 3))
+    known = replace(phases["silicon"], name="standard", cell=np.array([5.4365] * 3 + [90.0] * 3))
+    library, _ = pattern_library([known, like, *phases.values()], [bank])
+    result = identify([bank], library, replace(OPTIONS, standard="standard")).result
+    assert [phase.name for phase in result.phases] == ["standard", "rutile"]
+    ratio = 5.4365 / CELLS["silicon"][0]  # its cell is said to be so much smaller
+    assert result.phases[0].cell[0] == 5.4365
+    assert abs(result.phases[1].cell[0] / ratio - CELLS["rutile"][0]) < 5e-4
+
+
+def test_a_structure_in_a_cell_far_from_its_cif_is_doubted(phases):
+    bank = measured({"silicon": 1.0}, phases)
+    like = replace(phases["silicon"], name="like", cell=np.array([5.572] * 3 + [90.0] * 3))
+    rest = [phase for name, phase in phases.items() if name != "silicon"]
+    library, _ = pattern_library([like, *rest], [bank])
+    identification = identify([bank], library, OPTIONS)
+    assert names(identification) == ["like"]
+    (reason,) = identification.result.reasons
+    assert reason.startswith("like is in a cell 2.3 % from its CIF's")
+
+
 def test_nothing_is_identified_in_noise(phases, library):
     bank = measured({"silicon": 1.0}, phases)
     noise = np.random.default_rng(0).poisson(400.0, len(bank.tof)).astype(float)

@@ -196,6 +196,37 @@ def test_what_holds_the_sample_is_no_part_of_its_weight() -> None:
     assert alone.phases[0].su_weight_percent == 0
 
 
+def test_the_certified_cell_of_a_phase_calibrates_all_banks() -> None:
+    phases = [
+        replace(structure("silicon"), cell=np.array([5.4312] * 3 + [90.0] * 3)),
+        structure("rutile"),
+    ]
+    sample = [
+        (phases[0], [5.4312], SAMPLE),
+        (phases[1], [4.5991, 2.9510], SAMPLE | {"amount": 2.0}),
+    ]
+    i = nomad()
+    sine = np.sin(np.radians(45)) / np.sin(np.radians(i.two_theta / 2))
+    second = i.with_parameters(bank=2, two_theta=90.0, difc=i.difc * sine)
+    banks = [bank_of(sample, i, TOF, true_difc=3e-3)]
+    banks += [bank_of(sample, second, TOF * sine, seed=1, true_difc=-8e-4)]
+    for some in (banks[:1], banks):
+        options = JointOptions((3e-4,) * len(some), evidence=False, standard="silicon")
+        result = JointRefiner(some, phases).refine(options)
+        assert result.accepted
+        silicon, rutile = result.phases
+        assert silicon.cell.tolist() == [5.4312] * 3 + [90.0] * 3
+        assert silicon.su_calibration.tolist() == [0.0] * 6
+        su = np.hypot(rutile.su, rutile.su_calibration)
+        assert (np.abs(rutile.cell - [4.5991, 4.5991, 2.9510, 90, 90, 90])[:3] < 4 * su[:3]).all()
+        assert (su[:3] < 1e-4 * rutile.cell[:3]).all()
+        for bank, true in zip(result.banks, (3e-3, -8e-4), strict=False):
+            assert abs(bank.offset - true) < 4 * bank.su_offset < 2e-4
+    little = bank_of([sample[0], (phases[1], sample[1][1], SAMPLE | {"amount": 500.0})], i, TOF)
+    with pytest.raises(RefinementError, match=r"The standard silicon gives .* at least 5 % are"):
+        JointRefiner([little], phases).refine(JointOptions((3e-4,), standard="silicon"))
+
+
 def test_lines_of_another_phase_are_reported(silicon: Phase) -> None:
     sample = [
         (silicon, [5.431], SAMPLE),
