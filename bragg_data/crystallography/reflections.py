@@ -16,7 +16,7 @@ from bragg_data.crystallography.scattering import (
     resonant_scattering_length,
     scattering_length,
 )
-from bragg_data.crystallography.structure import Phase
+from bragg_data.crystallography.structure import Phase, free_coordinates
 from bragg_data.kernels import kernel
 
 _MAX_INDICES = 50_000_000  # index triples in the box: a cell of 100 Å at d = 0.6 Å
@@ -95,6 +95,12 @@ class Lines:
         groups = _groups(self.phase)
         real = slice(None if groups.parts[1].any() else 1)
         return groups._replace(parts=groups.parts[real], member=groups.member[real])
+
+    @cached_property
+    def undisplaced(self) -> tuple[Array, Array]:
+        """:meth:`strengths_of` all lines, with the atoms where the CIF has them."""
+        every = np.ones(self.strengths.shape[1], dtype=bool)
+        return self.strengths_of(self.phase.positions, every, free_coordinates(self.phase))
 
     def strengths_of(
         self, positions: Array, selected: Mask, directions: Array | None = None

@@ -17,7 +17,7 @@ from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import Lattice, cell_volume, reciprocal_metric
 from bragg_data.crystallography.reflections import displacement_parameters
 from bragg_data.crystallography.structure import Phase
-from bragg_data.kernels import kernel
+from bragg_data.kernels import exponential, kernel
 from bragg_data.simulation.deposition import TAPS, add_step
 from bragg_data.simulation.deposition_tables import Tables
 from bragg_data.simulation.width_coefficients import width_and_mixing
@@ -29,6 +29,7 @@ U_ISO, FACTOR, SHIFT = 100, 1000, 10_000
 _KINDS = {"u_scale": U_SCALE, "difc": DIFC, "difa": DIFA, "tzero": TZERO}
 _COUNTED = {"u_iso": U_ISO, "factor": FACTOR, "shift": SHIFT}
 _RATE = 2 * math.pi**2  # of a Debye-Waller factor, by U
+_BLOCK = 64  # lines that are handled together
 _STEP = 1e-20  # of complex derivatives, which lose no digits however small it is
 
 
@@ -106,114 +107,140 @@ def deposit_with_slopes(  # type: ignore[no-untyped-def] # pragma: no cover
     u_scale, difc, tzero, size, microstrain, width_scale = sample
     n_terms, n_lines = products.shape
     n_groups, rows = len(of_groups.rates), len(kinds)
-    last_node = tables.resonance.shape[1] - 1
+    n_pairs = len(strengths)
     inverse_step = 1.0 / target.source_step
     offset = target.pad - math.log(target.tof_low) * inverse_step
     q_high = (difc / target.tof_low) ** 2
-    damping, by_q = np.empty(n_groups), np.empty(n_groups)
-    of_spline, of_slope = np.empty(rows), np.empty(rows)
+    first, second = np.empty(n_pairs, np.intp), np.empty(n_pairs, np.intp)
+    pair = 0
+    for g in range(n_groups):
+        for other in range(g, n_groups):
+            first[pair], second[pair] = g, other
+            pair += 1
+    # A block of lines at a time, so that the inner loops vectorise.
+    chosen, n = np.empty(_BLOCK, np.intp), 0
+    q, d, tof, position = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    damping, by_q = np.empty((n_groups, _BLOCK)), np.empty((n_groups, _BLOCK))
+    weight, share = np.empty((n_pairs, _BLOCK)), np.empty((n_pairs, _BLOCK))
+    factor, bare, bare_q = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    shift = np.empty(_BLOCK)  # of the position, in nodes, by 1/d²
+    at, moved = np.empty((rows, _BLOCK)), np.empty((rows, _BLOCK))
+    spline, slope = np.empty((TAPS, _BLOCK)), np.empty((TAPS, _BLOCK))
     for line in range(n_lines):
-        q = 0.0
+        q_line = 0.0
         for t in range(n_terms):
-            q += metric[t] * products[t, line]
-        if q <= 0.0 or q > q_high:
+            q_line += metric[t] * products[t, line]
+        if 0.0 < q_line <= q_high:
+            d_line = 1.0 / math.sqrt(q_line)
+            at_zero = difc * d_line + target.difa * d_line * d_line + target.difb / d_line
+            if target.tof_low < at_zero + tzero < target.tof_high:
+                chosen[n], q[n], d[n], tof[n] = line, q_line, d_line, at_zero + tzero
+                n += 1
+        if n == 0 or (n < _BLOCK and line + 1 < n_lines):
             continue
-        d = 1.0 / math.sqrt(q)
-        tof = difc * d + target.difa * d * d + target.difb / d + tzero
-        if not target.tof_low < tof < target.tof_high:
-            continue
-        by_d = difc + 2.0 * target.difa * d - target.difb * q
-        d_q = -0.5 * d / q
+        lines = chosen[:n]
+        for j in range(n):
+            position[j] = math.log(tof[j]) * inverse_step + offset
+            factor[j] = factors.values[lines[j]]
+            by_d = difc + 2.0 * target.difa * d[j] - target.difb * q[j]
+            shift[j] = inverse_step / tof[j] * by_d * (-0.5 * d[j] / q[j])
         for g in range(n_groups):
-            damping[g] = math.exp(-of_groups.rates[g] * u_scale * q)
-            by_q[g] = -of_groups.rates[g] * u_scale * damping[g]
-        for g in range(n_groups if last_node > 0 else 0):
-            node = min(max((d - tables.d_0) / tables.dd, 0.0), last_node - 1e-6)
+            rate = -of_groups.rates[g] * u_scale
+            for j in range(n):
+                damping[g, j] = exponential(max(rate * q[j], -50.0))
+                by_q[g, j] = rate * damping[g, j]
+        if tables.resonance.shape[1] > 1:
+            _resonate(damping[:, :n], by_q[:, :n], d, q, tables)
+        bare[:n] = 0.0
+        bare_q[:n] = 0.0
+        for pair in range(n_pairs):
+            one, two, of_lines = first[pair], second[pair], strengths[pair]
+            for j in range(n):
+                common = scale * d[j] ** 4
+                weight[pair, j] = common * damping[one, j] * damping[two, j]
+                share[pair, j] = of_lines[lines[j]] * weight[pair, j]
+                bare[j] += share[pair, j]
+                change = by_q[one, j] * damping[two, j] + damping[one, j] * by_q[two, j]
+                bare_q[j] += of_lines[lines[j]] * common * change
+        for row in range(rows):
+            kind, at_row, moved_row = kinds[row], at[row], moved[row]
+            at_row[:n] = 0.0
+            moved_row[:n] = 0.0
+            if kind == PATTERN:
+                for j in range(n):
+                    at_row[j] = bare[j] * factor[j]
+            elif kind == CELL:
+                for j in range(n):
+                    change = 0.0
+                    for t in range(n_terms):
+                        change += metric_slopes[t, row - 1] * products[t, lines[j]]
+                    at_row[j] = (bare_q[j] - 2.0 * bare[j] / q[j]) * factor[j] * change
+                    moved_row[j] = bare[j] * factor[j] * shift[j] * change
+            elif kind in (DIFC, DIFA, TZERO):
+                for j in range(n):
+                    change = d[j] if kind == DIFC else (d[j] * d[j] if kind == DIFA else 1.0)
+                    moved_row[j] = bare[j] * factor[j] * inverse_step / tof[j] * change
+            elif FACTOR <= kind < SHIFT:
+                for j in range(n):
+                    at_row[j] = bare[j] * factors.slopes[kind - FACTOR, lines[j]]
+            elif kind >= SHIFT:
+                for pair in range(n_pairs):
+                    of_shift = strength_slopes[kind - SHIFT, pair]
+                    for j in range(n):
+                        at_row[j] += of_shift[lines[j]] * weight[pair, j] * factor[j]
+            elif kind != WIDTH:  # u_scale, or a displacement parameter
+                for pair in range(n_pairs):
+                    one, two = first[pair], second[pair]
+                    rate = of_groups.rates[one] + of_groups.rates[two]
+                    if kind >= U_ISO:
+                        count = int(of_groups.parameter[one] == kind - U_ISO)
+                        count += int(of_groups.parameter[two] == kind - U_ISO)
+                        rate = _RATE * u_scale * count
+                    for j in range(n):
+                        at_row[j] -= share[pair, j] * factor[j] * q[j] * rate
+        for tap in range(TAPS):
+            for j in range(n):
+                x = position[j] - int(position[j]) + (5 - tap)
+                spline[tap, j], slope[tap, j] = _quintic(x)
+        for j in range(n):
+            node = int(position[j])
+            for tap in range(TAPS):
+                value, change = spline[tap, j], slope[tap, j]
+                for row in range(rows):
+                    out[node - 2 + tap, row] += at[row, j] * value + moved[row, j] * change
+            if target.d_step_low < d[j] < target.d_step_high:
+                x = position[j] - node
+                log_width, eta = width_and_mixing(d[j], difc, size, microstrain, broadening)
+                rise = rates[0, node] + x * (rates[0, node + 1] - rates[0, node])
+                decay = rates[1, node] + x * (rates[1, node + 1] - rates[1, node])
+                width = width_scale * math.exp(log_width)
+                amplitude = bare[j] * factor[j]
+                add_step(
+                    step_out, (amplitude, position[j], tof[j], width, eta, rise, decay), target
+                )
+        n = 0
+
+
+@kernel(finite=True)
+def _resonate(damping, by_q, d, q, tables):  # type: ignore[no-untyped-def] # pragma: no cover
+    """Multiply damping (n_groups, n) of lines and its derivative by q with scattering lengths."""
+    last_node = tables.resonance.shape[1] - 1
+    for g in range(len(damping)):
+        for j in range(damping.shape[1]):
+            node = min(max((d[j] - tables.d_0) / tables.dd, 0.0), last_node - 1e-6)
             c = int(node)
             change = tables.resonance[g, c + 1] - tables.resonance[g, c]
             factor = tables.resonance[g, c] + (node - c) * change
-            by_q[g] = by_q[g] * factor + damping[g] * change / tables.dd * d_q
-            damping[g] *= factor
-        strength, strength_q, pair = 0.0, 0.0, 0
-        for g in range(n_groups):
-            for other in range(g, n_groups):
-                share = strengths[pair, line]
-                strength += share * damping[g] * damping[other]
-                strength_q += share * (by_q[g] * damping[other] + damping[g] * by_q[other])
-                pair += 1
-        common = scale * d**4 * factors.values[line]
-        amplitude = common * strength
-        amplitude_q = common * (strength_q - 2.0 * strength / q)
-        per_tof = inverse_step / tof
-        position = math.log(tof) * inverse_step + offset
-        for row in range(rows):
-            kind = kinds[row]
-            at, moved = 0.0, 0.0
-            if kind == PATTERN:
-                at = amplitude
-            elif kind == CELL:
-                change = 0.0
-                for t in range(n_terms):
-                    change += metric_slopes[t, row - 1] * products[t, line]
-                at, moved = amplitude_q * change, amplitude * per_tof * by_d * d_q * change
-            elif kind == U_SCALE:
-                pair = 0
-                for g in range(n_groups):
-                    for other in range(g, n_groups):
-                        share = strengths[pair, line] * damping[g] * damping[other]
-                        at -= common * share * q * (of_groups.rates[g] + of_groups.rates[other])
-                        pair += 1
-            elif kind == DIFC:
-                moved = amplitude * per_tof * d
-            elif kind == DIFA:
-                moved = amplitude * per_tof * d * d
-            elif kind == TZERO:
-                moved = amplitude * per_tof
-            elif U_ISO <= kind < FACTOR:
-                pair = 0
-                for g in range(n_groups):
-                    for other in range(g, n_groups):
-                        count = int(of_groups.parameter[g] == kind - U_ISO)
-                        count += int(of_groups.parameter[other] == kind - U_ISO)
-                        if count:
-                            share = strengths[pair, line] * damping[g] * damping[other]
-                            at -= common * share * q * _RATE * u_scale * count
-                        pair += 1
-            elif FACTOR <= kind < SHIFT:
-                at = scale * d**4 * strength * factors.slopes[kind - FACTOR, line]
-            elif kind >= SHIFT:
-                pair = 0
-                for g in range(n_groups):
-                    for other in range(g, n_groups):
-                        share = strength_slopes[kind - SHIFT, pair, line]
-                        at += common * share * damping[g] * damping[other]
-                        pair += 1
-            of_spline[row], of_slope[row] = at, moved
-        node = int(position)
-        x = position - node
-        for tap in range(TAPS):
-            value, slope = _quintic(x + 5 - tap)
-            for row in range(rows):
-                out[node - 2 + tap, row] += of_spline[row] * value + of_slope[row] * slope
-        if target.d_step_low < d < target.d_step_high:
-            log_width, eta = width_and_mixing(d, difc, size, microstrain, broadening)
-            rise = rates[0, node] + x * (rates[0, node + 1] - rates[0, node])
-            decay = rates[1, node] + x * (rates[1, node + 1] - rates[1, node])
-            width = width_scale * math.exp(log_width)
-            peak = (amplitude, position, tof, width, eta, rise, decay)
-            add_step(step_out, peak, target)
+            slope = change / tables.dd * (-0.5 * d[j] / q[j])
+            by_q[g, j] = by_q[g, j] * factor + damping[g, j] * slope
+            damping[g, j] *= factor
 
 
 @kernel(finite=True)
 def _quintic(x):  # type: ignore[no-untyped-def] # pragma: no cover
     """Return the quintic B-spline on [0, 6] and its derivative at x."""
     y = min(x, 6.0 - x)
-    sign = 1.0 if x < 3.0 else -1.0
-    value, slope = y**5, 5.0 * y**4
-    if y > 1.0:
-        value -= 6.0 * (y - 1.0) ** 5
-        slope -= 30.0 * (y - 1.0) ** 4
-    if y > 2.0:
-        value += 15.0 * (y - 2.0) ** 5
-        slope += 75.0 * (y - 2.0) ** 4
-    return value / 120.0, sign * slope / 120.0
+    u, v = max(y - 1.0, 0.0), max(y - 2.0, 0.0)
+    sign = 1.0 / 120.0 if x < 3.0 else -1.0 / 120.0
+    value = (y**5 - 6.0 * u**5 + 15.0 * v**5) / 120.0
+    return value, sign * (5.0 * y**4 - 30.0 * u**4 + 75.0 * v**4)

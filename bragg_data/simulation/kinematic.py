@@ -42,6 +42,9 @@ from bragg_data.simulation.sample_parameters import (
 
 HISTOGRAM_SCALE = 1e5  # GSAS-II's default histogram scale factor
 _ALIKE = 16  # samples that share one selection of lines
+_MOST_KEPT = (
+    1 << 20
+)  # derivatives of strengths (8 MB) that are kept for atoms where the CIF has them
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,10 +218,13 @@ class Simulator:
         strengths, moved = lines.strengths.astype(np.float64), np.zeros((0, *lines.strengths.shape))
         shifts = np.array([value for name, value in given.items() if name.startswith("shift_")])
         if len(shifts):
-            needed = metric @ lines.products <= self._needed(sample["difc"])
-            directions = self.free_coordinates(code) if slopes else None
-            positions = self._positions(code, shifts)
-            strengths, moved = lines.strengths_of(positions, needed, directions)
+            if slopes and not shifts.any() and len(shifts) * strengths.size < _MOST_KEPT:
+                strengths, moved = lines.undisplaced  # where most searches begin
+            else:
+                needed = metric @ lines.products <= self._needed(sample["difc"])
+                directions = self.free_coordinates(code) if slopes else None
+                positions = self._positions(code, shifts)
+                strengths, moved = lines.strengths_of(positions, needed, directions)
         metric_slopes, volume_slopes = cell_slopes(lattice, free)
         kinds = row_kinds(len(free), names) if slopes else row_kinds(0, ())
         deposits = np.zeros((n_source, len(kinds)))
