@@ -154,13 +154,13 @@ def deposit_with_slopes(  # type: ignore[no-untyped-def] # pragma: no cover
         bare[:n] = 0.0
         bare_q[:n] = 0.0
         for pair in range(n_pairs):
-            one, two, of_lines = first[pair], second[pair], strengths[pair]
+            left, right, of_lines = first[pair], second[pair], strengths[pair]
             for j in range(n):
                 common = scale * d[j] ** 4
-                weight[pair, j] = common * damping[one, j] * damping[two, j]
+                weight[pair, j] = common * damping[left, j] * damping[right, j]
                 share[pair, j] = of_lines[lines[j]] * weight[pair, j]
                 bare[j] += share[pair, j]
-                change = by_q[one, j] * damping[two, j] + damping[one, j] * by_q[two, j]
+                change = by_q[left, j] * damping[right, j] + damping[left, j] * by_q[right, j]
                 bare_q[j] += of_lines[lines[j]] * common * change
         for row in range(rows):
             kind, at_row, moved_row = kinds[row], at[row], moved[row]
@@ -190,11 +190,11 @@ def deposit_with_slopes(  # type: ignore[no-untyped-def] # pragma: no cover
                         at_row[j] += of_shift[lines[j]] * weight[pair, j] * factor[j]
             elif kind != WIDTH:  # u_scale, or a displacement parameter
                 for pair in range(n_pairs):
-                    one, two = first[pair], second[pair]
-                    rate = of_groups.rates[one] + of_groups.rates[two]
+                    left, right = first[pair], second[pair]
+                    rate = of_groups.rates[left] + of_groups.rates[right]
                     if kind >= U_ISO:
-                        count = int(of_groups.parameter[one] == kind - U_ISO)
-                        count += int(of_groups.parameter[two] == kind - U_ISO)
+                        count = int(of_groups.parameter[left] == kind - U_ISO)
+                        count += int(of_groups.parameter[right] == kind - U_ISO)
                         rate = _RATE * u_scale * count
                     for j in range(n):
                         at_row[j] -= share[pair, j] * factor[j] * q[j] * rate
