@@ -8,6 +8,7 @@ that need them.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -75,6 +76,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         long[item.path] += any(item.get_closest_marker(name) for name in LONG)
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: (rank.get(item.path.stem, len(rank)), -long[item.path]))
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Look for no garbage among what is imported."""
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave the imported modules, half a million objects, out of each later collection."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
