@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quick fast test check docs ui lock sbom audit clean
+.PHONY: help setup run quick fast test all-tests check docs ui lock sbom audit clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -37,7 +37,10 @@ quick: $(STAMP)  ## check the code and pass the fast tests, at the same time: a 
 fast: $(STAMP)
 	$(PYTEST) -q -m "not (slow or training or cluster or slurm or postgresql or gsas2)"
 
-test: $(STAMP) check  ## check the code and pass all tests, in four processes (make test N=8: in eight)
+test: $(STAMP)  ## check the code and pass all tests, in four processes (make test N=8: in eight)
+	@$(MAKE) --no-print-directory --jobs=2 N=$(N) check all-tests
+
+all-tests: $(STAMP)
 	$(PYTEST) $(PYTEST_OPTIONS)
 
 check: $(STAMP)  ## format, lint, types, arrows and spelling

@@ -56,8 +56,11 @@ MARKER_OF_FIXTURE = {
     "first_run": "slow",
 }
 LONG = ("slow", "training", "slurm", "cluster")
-# Of a minute and more each; the first trains the models that later modules read.
-LONGEST = ("test_recipes", "test_simulate", "test_tutorials", "test_tracking_server", "test_slurm")
+# Of a minute and more each, also those of few tests; the first trains the models that others read.
+LONGEST = (
+    "test_recipes", "test_simulate", "test_tutorials", "test_faults", "test_server_dies",
+    "test_recovery", "test_grow", "test_tracking_server", "test_slurm",
+)  # fmt: skip
 FIRST_COMMAND = "bragg run --limit 640"
 
 
@@ -78,12 +81,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (rank.get(item.path.stem, len(rank)), -long[item.path]))
 
 
-def pytest_collection(session: pytest.Session) -> None:
+def pytest_collection() -> None:
     """Look for no garbage among what is imported."""
     gc.disable()
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+def pytest_collection_finish() -> None:
     """Leave the imported modules, half a million objects, out of each later collection."""
     gc.freeze()
     gc.enable()

@@ -7,11 +7,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 import psutil
 import requests
+
+from bragg_data.store.repository import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +69,23 @@ def until(condition: Callable[[], object], seconds: float) -> float:
         assert time.monotonic() - began < seconds, "it did not happen"
         time.sleep(0.05)
     return time.monotonic() - began
+
+
+def samples_done(store: Path) -> int:
+    """Return how many samples of an unfinished data set are committed; -1 if there is none.
+
+    Cheap where nothing was committed since: who waits takes no time from the process that computes.
+    """
+    try:
+        refs = {(ref, ref.stat().st_mtime_ns) for ref in (store / "refs").rglob("ref.json")}
+    except FileNotFoundError:  # just removed
+        return samples_done(store)
+    return _samples_done(store, frozenset(refs))
+
+
+@lru_cache(maxsize=1)
+def _samples_done(store: Path, refs: frozenset[tuple[Path, int]]) -> int:
+    return next((data_set.done for data_set in Store(store).unfinished()), -1) if refs else -1
 
 
 def dask_workers(process: psutil.Process) -> list[psutil.Process]:

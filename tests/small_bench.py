@@ -4,8 +4,10 @@ The presets are shortened: an epoch is one turn through the samples, not forty, 
 proposal network gets a few: the physics of the network does the rest.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from typer.testing import CliRunner
@@ -17,7 +19,8 @@ from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 from pipelines import train
 from pipelines.registry.registration import load_version
-from pipelines.training.presets import PRESETS, Preset, Presets
+from pipelines.training import held_out
+from pipelines.training.presets import DEFAULT_PRESETS, PRESETS, Preset, Presets
 
 torch.set_num_threads(1)  # on small arrays more threads only wait for each other
 
@@ -41,6 +44,17 @@ def short_presets(**changes: Preset) -> Presets:
     return Presets(networks, test_draws=20, comparison_draws=2, foreign_draws=10)
 
 
+def train_here(*arguments: str, presets: Presets = DEFAULT_PRESETS, figures: bool = False) -> str:
+    """Train by the command line in this process, and return what it prints.
+
+    Figures, which take longer to draw than small networks to train, are drawn where asked for.
+    """
+    with nullcontext() if figures else patch.object(held_out, "_log_figures"):
+        result = CliRunner().invoke(train.app, arguments, obj=presets, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
 @dataclass
 class Bench:
     """A store, a tracking database, and a directory for the state."""
@@ -49,6 +63,7 @@ class Bench:
     tracking: Tracking
     state: Path
     presets: Presets = field(default_factory=short_presets)
+    draws: bool = False  # figures
 
     @property
     def places(self) -> list[str]:
@@ -58,11 +73,8 @@ class Bench:
         where = [] if "--resume" in arguments else ["--store", self.store.uri, "--workers", "1"]
         if "--data" not in arguments and where:
             where += ["--data", "small-v1"]
-        result = CliRunner().invoke(
-            train.app, [*arguments, *where, *self.places], obj=self.presets, catch_exceptions=False
-        )
-        assert result.exit_code == 0, result.output
-        return result.output
+        words = *arguments, *where, *self.places
+        return train_here(*words, presets=self.presets, figures=self.draws)
 
     def versions(self, model: str) -> list[ModelVersion]:
         """The newest first."""
@@ -90,13 +102,11 @@ def train_multitask(store: Store, tracking: Tracking) -> None:
     """Train and register a multitask network, one epoch."""
     arguments = ["--store", store.uri, "--tracking", tracking.uri, "--epochs", "1"]
     state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
-    result = CliRunner().invoke(
-        train.app, [*arguments, "--state", str(state)], catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.output
+    train_here(*arguments, "--state", str(state))
 
 
 def train_all(store: Store, tracking: Tracking, directory: Path) -> None:
     """Train and register all models, and write what was printed."""
-    output = Bench(store, tracking, directory / "state")("all", "multitask-integer")
+    bench = Bench(store, tracking, directory / "state", draws=True)
+    output = bench("all", "multitask-integer")
     (directory / PRINTED).write_text(output, encoding="utf-8")

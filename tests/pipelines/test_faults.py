@@ -22,7 +22,8 @@ from bragg_data.store.verification import verify
 from pipelines.cluster.blocks import do_blocks, failures_text
 from pipelines.simulation.simulators import recipe_of, simulate_block, simulate_samples
 from tests.conftest import TEST_CLUSTER
-from tests.servers import ROOT, dask_workers, free_port
+from tests.servers import ROOT, dask_workers, free_port, samples_done
+from tests.small_store import simulate
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
 pytestmark = pytest.mark.cluster
@@ -35,10 +36,9 @@ IMPATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s"}
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The content hash of the campaign when nothing happens."""
     directory = tmp_path_factory.mktemp("undisturbed")
-    write_campaign(directory, **SMALL)
-    with driver(directory, "--workers", 1) as process:
-        assert process.wait(120) == 0
-    return verify(open_snapshot("tiny-v1", directory / "store"))
+    store = Store(directory / "store", create=True)
+    simulate(store, tiny_campaign(directory, **SMALL), "tiny-v1")
+    return verify(store.open("tiny-v1"))
 
 
 @contextmanager
@@ -64,14 +64,10 @@ def driver(
 
 def wait_for_blocks(store: Path, count: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 90
-    while True:
-        if (store / "refs").is_dir():
-            unfinished = Store(store).unfinished()
-            if unfinished and unfinished[0].done >= count:
-                return
+    while samples_done(store) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def assert_finished(process: subprocess.Popen[str], directory: Path, content: str) -> str:
@@ -169,6 +165,8 @@ def test_slurmctld_dies(tmp_path: Path, undisturbed: str, monkeypatch: pytest.Mo
                     and directory in " ".join(candidate.cmdline())
                 )
                 controller.kill()
+                with Path(directory, "slurm.conf").open("a", encoding="utf-8") as file:
+                    file.write("MessageTimeout=2\n")  # for each command that asks it from now on
                 errors = assert_finished(process, tmp_path, undisturbed)
             assert "Jobs may be left in the queue: SLURM does not answer" in errors
         finally:

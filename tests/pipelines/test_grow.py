@@ -27,7 +27,7 @@ from bragg_models.predictors import Predictor
 from catalog import registry
 from catalog.lineage import trace
 from catalog.tracking import Tracking
-from pipelines import grow, train
+from pipelines import grow
 from pipelines.evaluation.scoring import SPLIT, part_of
 from pipelines.registry.registration import load_version
 from pipelines.simulation.growth import GrowthRequest, grown_campaign
@@ -35,7 +35,8 @@ from pipelines.simulation.simulators import SimulationError, recipe_of, simulate
 from pipelines.training.names import TrainError
 from pipelines.training.presets import Presets
 from pipelines.training.task import TrainingTask
-from tests.small_bench import Bench, short_presets
+from tests.servers import samples_done
+from tests.small_bench import Bench, short_presets, train_here
 from tests.small_store import simulate
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
@@ -218,14 +219,11 @@ def test_killed_at_any_moment_the_same_command_finishes(tiny):
     arguments += ["--store", store.uri, "--workers", 1]
     run = [sys.executable, "-m", "pipelines.grow", *map(str, arguments)]
 
-    def done() -> int:
-        return next((s.done for s in Store(store.path).unfinished()), -1)
-
     kills = 0
     for least in (0, 67, 100):  # before the first block, and after some
         process = subprocess.Popen(run, cwd=PROJECT, stdout=subprocess.DEVNULL)
-        while process.poll() is None and done() < least:
-            time.sleep(0.005)
+        while process.poll() is None and samples_done(store.path) < least:
+            time.sleep(0.02)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
@@ -263,8 +261,7 @@ def test_training_on_a_grown_tag_is_scored_on_the_same_samples(
     before, parent = registry.find(trained, "models:/small/1"), store.open("small-v1").attrs
     arguments = ["multitask", "--data", "small-v2", "--store", store.uri, "--epochs", "1"]
     arguments += ["--tracking", trained.uri, "--state", str(tmp_path / "state"), "--workers", "1"]
-    result = CliRunner().invoke(train.app, arguments, obj=short_presets(), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    train_here(*arguments, presets=short_presets())
     after = registry.find(trained, "models:/small/2")
     assert after.tags["test_set"] == before.tags["test_set"]
     assert after.tags["content_hash"] != before.tags["content_hash"]
@@ -289,8 +286,7 @@ def test_training_continues_from_the_last_weights(bench: Bench, model):
     presets = stopped(short_presets())
     arguments = [model, "--continue-from", parent.version, "--data", "small-v1"]
     arguments += ["--store", bench.store.uri, "--workers", "1", *bench.places]
-    result = CliRunner().invoke(train.app, arguments, obj=presets, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    train_here(*arguments, presets=presets)
     version = bench.versions(model)[0]
     after = load_version(bench.tracking.uri, version)
     # At a learning rate of nearly zero the weights are the parent's, and so are the outputs.
@@ -345,7 +341,7 @@ def test_a_preset_with_other_layers_than_its_parent_is_refused(bench: Bench):
     arguments = ["multitask", "--continue-from", uri, "--data", "small-v1"]
     arguments += ["--store", bench.store.uri, "--workers", "1", *bench.places]
     with pytest.raises(TrainError, match=f"{uri} has other layers than preset quick"):
-        CliRunner().invoke(train.app, arguments, obj=presets, catch_exceptions=False)
+        train_here(*arguments, presets=presets)
 
 
 @pytest.mark.parametrize("model", ["forest", "integrated-forest", "search"])

@@ -29,7 +29,7 @@ from pipelines.cluster import blocks
 from pipelines.cluster.client import open_client
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
 from pipelines.simulation.simulators import SimulationError, recipe_of, simulate_samples
-from tests.servers import dask_workers
+from tests.servers import dask_workers, samples_done
 from tests.tiny_campaign import tiny_campaign, write_campaign
 
 PROJECT = Path(__file__).parents[2]
@@ -111,14 +111,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def done(uri: Path) -> int:
-    """Number of committed samples of the unfinished data set; -1 if there is none."""
-    if not (uri / "refs").is_dir():
-        return -1
-    return next((data_set.done for data_set in Store(uri).unfinished()), -1)
+        time.sleep(0.02)
 
 
 def test_distributed_equals_serial(tmp_path, cluster, undisturbed):
@@ -160,14 +153,14 @@ def test_killed_driver_resumes_exactly(tmp_path, cluster, undisturbed, blocks):
     store = tmp_path / "store"
     arguments = ("--campaign", toml, "--store", store, "--cluster", cluster)
     process = start(*arguments)
-    wait_until(lambda: done(store) >= blocks, process)
+    wait_until(lambda: samples_done(store) >= blocks, process)
     campaign = load_campaign(toml)
     with pytest.raises(StoreError, match=r"Another process.*Wait until it ends"):
         simulate_campaign(kinematic_job(campaign, cluster), Store(store))
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    committed = done(store)
+    committed = samples_done(store)
     assert blocks <= committed < len(campaign.samples)
     with Writer(Store(store), campaign, "kinematic", kinematic.VERSION) as writer:
         assert len(writer.missing()) == len(campaign.samples) - committed
@@ -181,7 +174,7 @@ def test_killed_worker_is_replaced(tmp_path, undisturbed):
     store = tmp_path / "store"
     toml = write_campaign(tmp_path, **options)
     process = start("--campaign", toml, "--store", store, "--workers", 2)
-    wait_until(lambda: done(store) >= 16, process)
+    wait_until(lambda: samples_done(store) >= 16, process)
     workers = dask_workers(psutil.Process(process.pid))
     assert len(workers) >= 2
     workers[0].kill()
@@ -196,14 +189,14 @@ def test_interrupted_driver_commits_and_reports_it(tmp_path, cluster, undisturbe
     toml = write_campaign(tmp_path, **options)
     store = tmp_path / "store"
     process = start("--campaign", toml, "--store", store, "--cluster", cluster)
-    wait_until(lambda: done(store) >= 32, process)
+    wait_until(lambda: samples_done(store) >= 32, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (code, "")
     message = re.search(r"Interrupted: (\d+) of \d+ patterns are in the store", out)
     assert message
     assert "Resume with the same command" in out
-    assert int(message[1]) == done(store)
+    assert int(message[1]) == samples_done(store)
     simulate_campaign(kinematic_job(load_campaign(toml), cluster), Store(store))
     assert open_snapshot("tiny-v1", store).attrs["content_hash"] == undisturbed(**options)
 
@@ -215,12 +208,12 @@ def test_ctrl_c_reaches_the_driver_alone(tmp_path):
     store = tmp_path / "store"
     arguments = ("--campaign", toml, "--store", store, "--workers", 1)
     process = start(*arguments, start_new_session=True)
-    wait_until(lambda: done(store) >= 16, process)
+    wait_until(lambda: samples_done(store) >= 16, process)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
     assert "Resume with the same command" in out
-    assert 16 <= done(store) < len(load_campaign(toml).samples)
+    assert 16 <= samples_done(store) < len(load_campaign(toml).samples)
 
 
 @pytest.mark.slurm
@@ -250,7 +243,7 @@ def test_slurm_with_a_cancelled_job(slurm, tmp_path, undisturbed):
         "--shared-directory",
         shared,
     )
-    wait_until(lambda: done(store) >= 16, process)
+    wait_until(lambda: samples_done(store) >= 16, process)
     queue = ["squeue", "--noheader", "--states=running", "--format=%i"]
     running = subprocess.run(queue, capture_output=True, text=True, check=True).stdout.split()
     subprocess.run(["scancel", running[0]], check=True)
@@ -286,7 +279,7 @@ def test_lost_scheduler_is_a_single_sentence_and_blames_no_block(tmp_path, clust
         process = start(
             "--campaign", tmp_path / "tiny.toml", "--store", store.path, "--cluster", address
         )
-        wait_until(lambda: done(store.path) >= 16, process)
+        wait_until(lambda: samples_done(store.path) >= 16, process)
         running.kill()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -381,7 +374,7 @@ def test_file_size_limit_is_a_single_sentence_and_can_be_resumed(tmp_path, clust
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert re.fullmatch(r"Error: The disk is full, .* run the same command again.*\n", err)
-    assert done(store) == 0
+    assert samples_done(store) == 0
     tag = simulate_campaign(kinematic_job(campaign, cluster), Store(store))
     assert verify(open_snapshot(tag.name, store)) == undisturbed(**options)
 

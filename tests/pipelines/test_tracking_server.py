@@ -19,14 +19,13 @@ from catalog import features, registry
 from catalog.backup import TrackingServerError
 from catalog.tracking import Tracking
 from catalog.views import view_of
-from pipelines import train
 from pipelines.cluster.client import open_client
 from pipelines.registry.feature_views import RegisteredModel, materialise
 from pipelines.registry.registration import load_version
 from pipelines.tracking_server import app
 from tests.postgresql import PostgreSql
 from tests.servers import serving
-from tests.small_bench import short_presets
+from tests.small_bench import short_presets, train_here
 
 pytestmark = pytest.mark.slow
 
@@ -127,10 +126,7 @@ def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
     shutil.copytree(small_store.path, tmp_path / "store")
     store = Store(tmp_path / "store")
     monkeypatch.chdir(tmp_path)
-    trained = CliRunner().invoke(
-        train.app, ["classifier", "--store", store.uri], obj=short_presets(), catch_exceptions=False
-    )
-    assert trained.exit_code == 0, trained.output
+    train_here("classifier", "--store", store.uri, presets=short_presets())
     assert not list(tmp_path.rglob("*.db"))  # no database of its own
     tracking = Tracking(server.address)
     (version,) = registry.versions(tracking, "small-classifier")

@@ -10,7 +10,6 @@ import torch
 import xarray as xr
 import yaml
 from mlflow.entities import Run
-from typer.testing import CliRunner
 
 from bragg_data.splits import Part, random_split
 from bragg_data.store.repository import Store, StoreError
@@ -20,12 +19,11 @@ from bragg_models.predictors import Predictor
 from catalog import registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking
-from pipelines import train
 from pipelines.evaluation.scoring import SPLIT
 from pipelines.registry.registration import load_version
 from pipelines.training.names import TrainError
 from pipelines.training.presets import DEFAULT_PRESETS, Preset, Presets
-from tests.small_bench import short_presets
+from tests.small_bench import short_presets, train_here
 
 pytestmark = pytest.mark.training
 
@@ -33,15 +31,13 @@ torch.set_num_threads(1)  # on small arrays more threads only wait for each othe
 
 
 def command(
-    store: Store, tracking: Tracking, *more: str, presets: Presets = DEFAULT_PRESETS
+    store: Store, tracking: Tracking, *more: str, presets: Presets = DEFAULT_PRESETS, **how: bool
 ) -> str:
     state = Path(tracking.uri.removeprefix("sqlite:///")).parent / "state"
     arguments = [*more, "--store", store.uri, "--tracking", tracking.uri, "--state", str(state)]
     if "--epochs" not in more:
         arguments += ["--epochs", "2"]
-    result = CliRunner().invoke(train.app, arguments, obj=presets, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
+    return train_here(*arguments, presets=presets, **how)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +203,14 @@ def test_presets_take_other_values() -> None:
     assert paper.preprocessing == "profile_minmax@1"
 
 
+@pytest.mark.usefixtures("output")
 def test_a_blocked_split_is_scored_but_does_not_answer(
     small_store: Store, tracking: Tracking
 ) -> None:
     before = registry.champion(tracking, "small")
     models = "classifier", "transfer"
-    output = command(small_store, tracking, *models, "--split", "blocked", presets=short_presets())
+    how = {"presets": short_presets(), "figures": True}
+    output = command(small_store, tracking, *models, "--split", "blocked", **how)
     after = registry.champion(tracking, "small")
     assert before is not None
     assert after is not None

@@ -28,7 +28,7 @@ from bragg_data.store.verification import verify
 from pipelines.simulation.simulators import build_simulator, recipe_of, simulate_block
 from tests import fake_gsas2
 from tests.bragg_data.crystallography.test_published_structures import cif as published
-from tests.servers import dask_workers
+from tests.servers import dask_workers, samples_done
 from tests.tiny_campaign import tiny_campaign
 
 DATA = Path(__file__).parents[2] / "data"
@@ -566,7 +566,7 @@ class TestGsas2:
         process = subprocess.Popen(
             command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        while not (store / "refs").is_dir() or not sum(u.done for u in Store(store).unfinished()):
+        while samples_done(store) < 1:
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
         nannies = [

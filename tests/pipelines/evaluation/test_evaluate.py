@@ -20,13 +20,13 @@ from bragg_models.targets import Targets, targets_of
 from catalog import registry
 from catalog.registry import ModelError
 from catalog.tracking import Tracking
-from pipelines import evaluate, train
+from pipelines import evaluate
 from pipelines.evaluation.candidates import Candidate, load_candidate
 from pipelines.evaluation.names import EvaluateError
 from pipelines.evaluation.scoring import EvaluatedModel, held_out_sets, score_set
 from pipelines.evaluation.tables import PaperTables, number, with_interval
 from pipelines.registry.registration import load_version
-from tests.small_bench import short_presets
+from tests.small_bench import short_presets, train_here
 
 pytestmark = pytest.mark.training
 
@@ -58,8 +58,7 @@ def tracking(
     common = ["--store", small_store.uri, "--tracking", place.uri, "--epochs", "1", "--data", TAG]
     common += ["--no-cache", "--state", str(tmp_path_factory.mktemp("state"))]
     for model, seed in (("multitask", "0"), ("multitask", "1"), ("transfer", "0")):
-        arguments = [model, "--seed", seed, *common]
-        CliRunner().invoke(train.app, arguments, obj=short_presets(), catch_exceptions=False)
+        train_here(model, "--seed", seed, *common, presets=short_presets())
     return place
 
 
