@@ -42,7 +42,7 @@ from bragg_data.simulation.sample_parameters import (
 
 HISTOGRAM_SCALE = 1e5  # GSAS-II's default histogram scale factor
 _ALIKE = 16  # samples that share one selection of lines
-_KEPT = 1 << 20  # derivatives of strengths (8 MB) of undisplaced atoms
+_AT_REST = 1 << 20  # derivatives of strengths (8 MB) of undisplaced atoms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -216,7 +216,7 @@ class Simulator:
         strengths, moved = lines.strengths.astype(np.float64), np.zeros((0, *lines.strengths.shape))
         shifts = np.array([value for name, value in given.items() if name.startswith("shift_")])
         if len(shifts):
-            if slopes and not shifts.any() and len(shifts) * strengths.size < _KEPT:
+            if slopes and not shifts.any() and len(shifts) * strengths.size < _AT_REST:
                 strengths, moved = lines.undisplaced  # where most searches begin
             else:
                 needed = metric @ lines.products <= self._needed(sample["difc"])
