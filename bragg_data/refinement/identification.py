@@ -69,13 +69,12 @@ def identify(
     # What holds the sample is there from the start, and so is a standard.
     places = [k for k, phase in enumerate(library.phases) if phase.name in options.certain]
     cells = [np.array(library.phases[place].cell, dtype=np.float64) for place in places]
-    refused: set[int] = set()
-    failures = 0
+    refused, failures = set[int](), 0
     alternatives: dict[str, tuple[str, ...]] = {}
     informative = informative_banks(banks)
     searched = [banks[b] for b in informative]
     near = replace(options, calibration_su=tuple(options.calibration_su[b] for b in informative))
-    state: State | None = None
+    state = _refined(searched, library, places, cells, near) if options.standard else None
     duplicates: dict[int, dict[int, float]] = {
         place: _duplicates(searched, library, Candidate(place, cell, 0.0, 0.0, 0.0))
         for place, cell in zip(places, cells, strict=True)

@@ -160,26 +160,33 @@ def _weights(
     ``counted``.
 
     A scale counts unit cells: weights are scales times the mass of a cell (Hill & Howard, J. Appl.
-    Cryst. 20 (1987) 467).
+    Cryst. 20 (1987) 467). Errors of the parameters are common to all banks.
     """
     masses = np.array([phase.cell_mass for phase in model.phases]) * counted
-    shares, weights = [], []
+    shares, variances, slopes = [], [], []
     for fit in fits:
         amounts = fit.scales * masses
         if not amounts.sum() > 0:
             continue
         share = amounts / amounts.sum()
         of_scales = inverse(fit.columns.T @ fit.columns) * noise
-        of_scales = of_scales + fit.of_scales @ covariance @ fit.of_scales.T
         change = (np.eye(len(masses)) - share[:, None]) * masses / amounts.sum()
-        variance = np.diag(change @ of_scales @ change.T)
         shares.append(share)
-        weights.append(1 / np.maximum(variance, 1e-12))
+        variances.append(np.diag(change @ of_scales @ change.T))
+        slopes.append(change @ fit.of_scales)
     if not shares:
         nothing = np.where(counted, 0.0, np.nan)
         return nothing, nothing
-    mean = np.average(shares, axis=0, weights=weights)
-    su = np.sqrt(1 / np.sum(weights, axis=0))
+    of_banks, along = np.array(variances), np.array(slopes)
+    by_parameters = np.einsum("bpk,kl,bpl->bp", along, covariance, along)
+    weights = 1 / np.maximum(of_banks + by_parameters, 1e-12)
+    weights /= weights.sum(axis=0)
+    mean = (weights * shares).sum(axis=0)
+    slope = np.einsum("bp,bpk->pk", weights, along)
+    variance = (weights**2 * of_banks).sum(axis=0) + np.einsum(
+        "pk,kl,pl->p", slope, covariance, slope
+    )
+    su = np.sqrt(np.maximum(variance, 1e-12))
     present = np.where(counted, 100.0, np.nan)
     return present * mean / mean.sum(), present * su * (counted.sum() > 1)
 

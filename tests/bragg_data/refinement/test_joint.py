@@ -196,6 +196,24 @@ def test_what_holds_the_sample_is_no_part_of_its_weight() -> None:
     assert alone.phases[0].su_weight_percent == 0
 
 
+def test_errors_that_banks_have_in_common_do_not_cancel_in_fractions() -> None:
+    """The same measurement twice determines weights by the root of 2 better, and no more."""
+    phases = [structure("silicon"), structure("rutile")]
+    sample = [
+        (phases[0], [5.4312], SAMPLE | {"amount": 0.02}),
+        (phases[1], [4.5937, 2.9587], SAMPLE),
+    ]
+    bank = bank_of(sample, nomad(), TOF)
+    su = [
+        JointRefiner([bank] * n, phases)
+        .refine(JointOptions((1e-4,) * n, evidence=False))
+        .phases[0]
+        .su_weight_percent
+        for n in (1, 2)
+    ]
+    assert su[1] / su[0] == pytest.approx(np.sqrt(0.5), rel=0.02)
+
+
 def test_the_certified_cell_of_a_phase_calibrates_all_banks() -> None:
     phases = [
         replace(structure("silicon"), cell=np.array([5.4312] * 3 + [90.0] * 3)),
