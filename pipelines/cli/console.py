@@ -1,5 +1,6 @@
 """The console of the commands: results, errors in one sentence, progress, next commands."""
 
+import io
 import json
 import os
 import shlex
@@ -59,8 +60,13 @@ def say(text: str = "") -> None:
 
 
 def print_json(value: object) -> None:
-    """Print plain JSON values."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print plain JSON values; where the output cannot hold a name of a file, in ASCII."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)
 
 
 def fail(message: str) -> None:
@@ -78,6 +84,8 @@ def run(
     first. Ctrl-C is exit code 130, SIGTERM 143; both let the command clean up.
     """
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):  # tables may hold names that are not UTF-8, too
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         code = app(arguments, prog_name=name, standalone_mode=False)

@@ -1,4 +1,8 @@
-"""Colours of the crystal systems, symbols and units of the cell parameters."""
+"""Colours of the crystal systems, symbols and units of the cell parameters, numbers in JSON."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +39,12 @@ def with_uncertainty(value: float, su: float) -> str:
     if round(su * 10**digits) == 1:
         digits += 1  # two digits up to 19
     return f"{value:.{digits}f}({round(su * 10**digits)})"
+
+
+def finite_or_null(value: Any) -> Any:
+    """Return JSON values with None in place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite_or_null(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,5 @@
 """The result of an evaluation: scores and costs as tables, JSON, metrics and Markdown."""
 
-import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from rich.filesize import decimal
 
 from bragg_data.arrays import Floats32
 from bragg_models.targets import Targets
+from pipelines.cli.style import finite_or_null
 from pipelines.evaluation import names as known
 from pipelines.evaluation import tables
 from pipelines.evaluation.scoring import EvaluatedModel
@@ -178,12 +178,3 @@ class EvaluationReport:
             "```",
         ]
         return "\n".join([*lines, "", *(table.markdown() for table in self.tables())])
-
-
-def finite_or_null(value: Any) -> Any:
-    """Return JSON values with None in place of numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite_or_null(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_or_null(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

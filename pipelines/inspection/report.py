@@ -1,6 +1,5 @@
 """What a file was recognised as: plain values, as JSON describes them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -13,6 +12,7 @@ from bragg_data.instrument.diffractometer import Instrument
 from bragg_data.measurement.plausibility import profile_doubts, tof_range
 from bragg_data.measurement.readers import Unit
 from bragg_data.recognition import Kind, MeasuredBank, RecognisedFile
+from pipelines.cli.style import finite_or_null
 
 _SCHEMA = "inspected-file.schema.json"
 
@@ -92,8 +92,8 @@ def report_of(file: RecognisedFile) -> FileReport:
 
 def to_json(report: FileReport) -> dict[str, JsonValue]:
     """Return a report as plain JSON values, described by :func:`json_schema`."""
-    text = _ADAPTER.dump_json(report, exclude_none=True)
-    return cast("dict[str, JsonValue]", json.loads(text))
+    values = _ADAPTER.dump_python(report, mode="json", exclude_none=True)
+    return cast("dict[str, JsonValue]", finite_or_null(values))
 
 
 def json_schema() -> dict[str, JsonValue]:

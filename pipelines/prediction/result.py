@@ -6,7 +6,6 @@ Computation happens on arrays; what leaves it is a :class:`PredictionResult`. JS
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +14,7 @@ from typing import Annotated, NamedTuple, cast
 import numpy as np
 from pydantic import Field, JsonValue, TypeAdapter, computed_field
 
-from pipelines.cli.style import UNITS, with_uncertainty
+from pipelines.cli.style import UNITS, finite_or_null, with_uncertainty
 from pipelines.prediction.combined_result import CombinedBanks
 from pipelines.refinement.result import Cell as Cell
 from pipelines.refinement.result import JointRefinement
@@ -257,8 +256,8 @@ _ADAPTER = TypeAdapter(PredictionResult)
 
 def to_json(result: PredictionResult) -> dict[str, JsonValue]:
     """Return a result as plain JSON values, described by :func:`json_schema`."""
-    # Through the text: it is there that NaN becomes null.
-    document = json.loads(_ADAPTER.dump_json(result))
+    # Not through the text, which holds no name of a file that is not UTF-8.
+    document = finite_or_null(_ADAPTER.dump_python(result, mode="json"))
     for candidate in (document["refined"] or {}).get("candidates", ()):
         # deprecated: the parameters among the other keys, and others_su
         candidate |= {**candidate["parameters"], "others_su": candidate["parameters_su"]}

@@ -5,7 +5,6 @@ JSON is written by :func:`to_json` alone, and :func:`json_schema` describes it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from bragg_data.refinement.result import RefinementError
+from pipelines.cli.style import finite_or_null
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -221,7 +221,7 @@ class JointRefinement(_Frozen):
 
 def to_json(result: JointRefinement) -> dict[str, JsonValue]:
     """Return a result as plain JSON values, described by :func:`json_schema`."""
-    return cast("dict[str, JsonValue]", json.loads(result.model_dump_json()))
+    return cast("dict[str, JsonValue]", finite_or_null(result.model_dump(mode="json")))
 
 
 def json_schema() -> dict[str, JsonValue]:

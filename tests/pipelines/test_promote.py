@@ -16,9 +16,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from bragg_data.arrays import Array, Mask
 from bragg_models.metrics import calibration_error
 from catalog import registry
-from catalog.gate import Gate, VersionScores
+from catalog.gate import Gate, PairedScores, VersionScores
 from catalog.lineage import Node, dot, trace
 from catalog.registry import ModelError, PromotionError
 from pipelines import lineage, promote
@@ -61,6 +62,43 @@ def test_the_gate_objects_to_what_is_worse(changes: dict[str, float], objection:
     assert gate.objections(slow, replace(GOOD, seconds=0.07)) == []
     unknown = replace(GOOD, mse_paper=math.nan)
     assert gate.objections(unknown, unknown) == []
+
+
+def judged(squared: Array, wrong: Mask) -> list[str]:
+    """Ask the gate about a candidate and a champion, by what each of their profiles adds."""
+    of_both = [
+        replace(GOOD, mse_paper=float(s.mean()), accuracy=float(1 - w.mean()))
+        for s, w in zip(squared, wrong, strict=True)
+    ]
+    return Gate().objections(*of_both, PairedScores(squared, wrong))
+
+
+def test_the_gate_allows_for_chance_among_the_profiles() -> None:
+    rng = np.random.default_rng(0)
+    squared = np.tile(1e-7 * rng.chisquare(1, 900), (2, 1))
+    wrong = np.zeros((2, 900), dtype=bool)
+    wrong[:, :3] = True
+    wrong[0, 3], squared[0, 3] = True, 1e-4  # one profile, which has most of the error
+    assert squared[0].mean() > 1.5 * squared[1].mean()
+    assert judged(squared, wrong) == []
+    wrong[0, 3:12], squared[0, 3:12] = True, 1e-4  # nine of them
+    error, accuracy = judged(squared, wrong)
+    assert error.startswith("its mse_paper is 1.")
+    assert accuracy.startswith("its accuracy is 98.6667%, the champion's 99.6667%")
+
+
+def test_the_gate_refuses_what_is_worse_for_most_profiles() -> None:
+    rng = np.random.default_rng(0)
+    squared = np.tile(1e-7 * rng.chisquare(1, 900), (2, 1))
+    wrong = np.zeros((2, 900), dtype=bool)
+    squared[0] *= 1.05 * rng.uniform(0.8, 1.2, 900)  # by a little, but nearly everywhere
+    (error,) = judged(squared, wrong)
+    assert error.startswith("its mse_paper is 9.75e-08, the champion's 9.19e-08")
+    # The mean of the champion's errors is that of one profile: it hides how the others are.
+    squared[0], squared[1, 0] = 2 * squared[1], 1e-3
+    squared[0, 0] = 5e-4
+    (error,) = judged(squared, wrong)
+    assert error.startswith("half of its squared errors are above")
 
 
 def ask(app: typer.Typer, bench: Bench, *arguments: str) -> tuple[int, str]:
