@@ -82,9 +82,8 @@ def main(
     """
     from pipelines.prediction.files import check_recordable, check_request, find_profiles
 
-    unused = None if refine else phases
-    two_formats = as_json and as_csv
-    check_request(two_formats=two_formats, unused_phases=unused, instrument=profile.instrument)
+    unused, twice = None if refine else phases, as_json and as_csv
+    check_request(two_formats=twice, unused_phases=unused, instrument=profile.instrument)
     check_recordable(record, elsewhere=bool(cluster.cluster or phases))
     paths = find_profiles(files)
     options.check_writable(plot, page)
@@ -99,10 +98,10 @@ def main(
     use = False if library is None and len(paths) > distributed.MAX_LOCAL_FILES else library
     loaded = load_models(model, tracking=tracking, store=store, use_library=use, progress=progress)
     further = read_known_structures(phases)[0] if phases else ()
-    recorder = None if record is None else FilesRecorder(record, paths, profile, loaded, refine)
-    how = {"refine": refine, "draw": bool(plot or page), "same_sample": same_sample}
+    how = {"refine": refine, "same_sample": same_sample}
+    recorder = None if record is None else FilesRecorder(record, paths, profile, loaded, **how)
     results, profiles, failures = distributed.predict_with_lineage(
-        paths, profile, loaded, cluster, further=further, **how
+        paths, profile, loaded, cluster, further=further, draw=bool(plot or page), **how
     )
     results = results if recorder is None else recorder.add(results, profiles)
     if as_json:
@@ -137,7 +136,8 @@ def _write_figures(
     if page is not None:
         from pipelines.report.page import MAX_SECTIONS, render_report
 
-        page.write_text(render_report(profiles, *predictors, total=total), encoding="utf-8")
+        text = render_report(profiles, *predictors, total=total)
+        page.write_text(text, encoding="utf-8", errors="replace")
         written.append(("Report in", page, MAX_SECTIONS))
     for what, path, most in written:
         part = f" (the first {most})" if total > most else ""

@@ -45,6 +45,7 @@ _HOPELESS = 10.0  # phases whose starts have a misfit this much larger than the 
 _ABANDONED = 3.0  # a search is abandoned that cannot get below this many times the best misfit
 _COARSE = 0.03  # misfit, under a blur, of a start far from its minimum
 _AGREE = 1.02  # searches whose misfits differ by less than this factor have the same minimum
+_ALIKE = 2.0  # phases whose misfits differ by less are compared by differences of intensities, too
 _RESOLUTION = 1e-6  # misfits below this are rounding (single precision), and may be negative
 _BEST = 3e-3  # misfit of a measured profile with the best statistics
 _DRIFT = 3e-4  # relative error of lengths from an instrument that was not calibrated
@@ -143,10 +144,28 @@ class Robust(CellSearch):
             rest = ~(begin | best_start) & (searched & open_[:, None])[..., None]
             self._search_starts(compared, cells, rest, best)
         misfit = misfit.clamp(max=1.0)
+        if self.config.intensities and len(misfit):
+            self._fit_intensities(compared, values, misfit)
         logits = self.phase_logits(proposal, misfit)
         code = logits.argmax(dim=1) if phase is None else phase
         chosen = values[torch.arange(len(code)), code]
         return PhaseFits(logits, chosen, self._spread_of(code, compared, chosen), misfit, proposal)
+
+    def _fit_intensities(self, compared: Tensor, values: Tensor, misfit: Tensor) -> None:
+        """Fit phases that explain a profile about as well as the best further; update in place.
+
+        Their misfits keep the least of the profile, in the ratios of those of the further fits.
+        """
+        least, first = misfit.min(dim=1)
+        alike = (misfit <= _ALIKE * least.clamp(min=_RESOLUTION)[:, None]) & (misfit < 1.0)
+        alike[torch.arange(len(first)), first] = True
+        row, code = torch.nonzero(alike, as_tuple=True)
+        best = torch.nonzero(code == first[row])[:, 0]  # one of each row, in order
+        fitted, of_fit = self.fit_intensities(row, code, compared, values[row, code], best)
+        of_row = torch.full_like(misfit, torch.inf)
+        of_row[row, code], values[row, code] = of_fit.clamp(min=_RESOLUTION), fitted
+        ratio = (of_row / of_row.amin(dim=1, keepdim=True))[row, code]
+        misfit[row, code] = (least[row] * ratio).clamp(max=1.0)
 
     def _starts(self, compared: Tensor, proposed: Tensor) -> tuple[Tensor, Tensor]:
         """Return cells to search from, (n, phases, k, p), the proposed first, and their misfits."""

@@ -92,7 +92,7 @@ def report_of(file: RecognisedFile) -> FileReport:
 
 def to_json(report: FileReport) -> dict[str, JsonValue]:
     """Return a report as plain JSON values, described by :func:`json_schema`."""
-    values = _ADAPTER.dump_python(report, mode="json", exclude_none=True)
+    values = _ADAPTER.dump_python(report, exclude_none=True)
     return cast("dict[str, JsonValue]", finite_or_null(values))
 
 

@@ -78,16 +78,17 @@ def signals_of(record: Record, model: str | None, known: KnownCells) -> tuple[st
     Raises `MonitorError` if the record holds no answer of it.
     """
     answers = record.answers()
-    models = {key: str(record.origin(key)["model"]) for key in {a.origin for a in answers}}
+    documents = [json.loads(answer.answer) for answer in answers]
     if answers and model is None:
-        model = models[answers[-1].origin]
-    answers = [answer for answer in answers if models[answer.origin] == model]
+        model = documents[-1]["model"]
+    rows = [row for row, document in enumerate(documents) if document["model"] == model]
+    answers = [answers[row] for row in rows]
     if not answers or model is None:
         raise MonitorError(f"The record {record.folder} holds no answers of {model or 'a model'}.")
     statistics = [answer.statistics for answer in answers]
     logs = {name: _log([s[name] for s in statistics]) for name in WATCHED}
     accepted = np.array([s["accepted"] for s in statistics], dtype=np.float64)
-    shifts = [_shift(json.loads(answer.answer), known) for answer in answers]
+    shifts = [_shift(documents[row], known) for row in rows]
     shift, su = np.array(shifts, dtype=np.float64).T
     return model, Signals(answers, logs, accepted, shift, su)
 

@@ -12,6 +12,7 @@ import numpy as np
 from bragg_data.arrays import AnyFloats, Array
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_models.predictors import Prediction
+from pipelines.prediction.workflow import PredictedProfile
 
 _LAGS = 2, 4  # points, of which the ratio of the autocorrelations gives the width
 _FWHM = float(np.sqrt(8 * np.log(2)))  # of a Gaussian, in standard deviations
@@ -72,6 +73,17 @@ def with_decisions(statistics: Sequence[Statistics], prediction: Prediction) -> 
         {**of_profile, "accepted": a if a is None else float(a), "misfit": m}
         for of_profile, a, m in zip(statistics, accepted, misfit, strict=True)
     ]
+
+
+def statistics_of_predicted(profiles: Sequence[PredictedProfile]) -> list[Statistics]:
+    """Return the statistics of predicted profiles of files, with decisions."""
+    statistics = []
+    for profile in profiles:
+        prepared, step = profile.measurement.prepared[None], profile.campaign.grid.relative_step
+        of_profile = statistics_of(prepared, step, [profile.measurement.gridded])
+        prediction = profile.prediction[slice(profile.row, profile.row + 1)]
+        statistics += with_decisions(of_profile, prediction)
+    return statistics
 
 
 def widths(profiles: AnyFloats) -> Array:

@@ -120,12 +120,18 @@ def _environment() -> Mapping[str, Any]:
     }
 
 
-def origin_of(predictor: Predictor, version: ModelVersion) -> Origin:
-    """Return what a model's answers are computed by, in JSON values.
+def origin_of(models: Sequence[tuple[Predictor, ModelVersion]]) -> Origin:
+    """Return what answers of a model, or of those of several banks, are computed by, as JSON.
 
     The version with the SHA-256 of its files, its snapshot, the SHA-256 of campaign, CIFs and
-    instrument, the code's commit, the versions of libraries, processor and threads.
+    instrument, the code's commit, the versions of libraries, processor and threads. Of several
+    those of the first, and of all as ``banks``.
     """
+    origins = [_origin_of(predictor, version) for predictor, version in models]
+    return {**origins[0], "banks": origins} if len(origins) > 1 else origins[0]
+
+
+def _origin_of(predictor: Predictor, version: ModelVersion) -> Origin:
     provenance, data = predictor.provenance, predictor.provenance.data
     return {
         "model": version.uri,
@@ -167,6 +173,7 @@ class Record:
                 f"{folder} holds no record of answers. Begin one with bragg serve --record {folder}"
             )
         self.folder = folder
+        self._keys: dict[int, tuple[str, Origin]] = {}  # by the identity of an origin
         if create and not is_private(folder) and folder.is_dir():
             warnings.warn(
                 f"Others can write to the folder {folder}: they could replace the record. Let no "
@@ -198,21 +205,33 @@ class Record:
         what is larger than the limit is not.
         """
         now = time.time()
-        with _problems(self.folder), self._database as database:
+        with _problems(self.folder), self._keys_as_before(), self._database as database:
             database.execute("BEGIN IMMEDIATE")
             limit = self.limit
             origins = {id(exchange.origin): exchange.origin for exchange in exchanges}  # few
-            keys = {of: self._key(origin) for of, origin in origins.items()}
+            keys = {of: self._key(of, origin) for of, origin in origins.items()}
             written = [self._write(e, keys[id(e.origin)], now, limit) for e in exchanges]
             self._drop_oldest(limit)
         return written
 
-    def _key(self, origin: Origin) -> str:
+    @contextmanager
+    def _keys_as_before(self) -> Iterator[None]:
+        """Forget the keys of a transaction that fails."""
+        before = dict(self._keys)
+        try:
+            yield
+        except BaseException:
+            self._keys = before
+            raise
+
+    def _key(self, of: int, origin: Origin) -> str:
         """Return the key of what answers are computed by, which is in the database now."""
-        text = json.dumps(origin, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._database.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (key, text))
-        return key
+        if of not in self._keys:
+            text = json.dumps(origin, sort_keys=True)
+            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+            self._database.execute("INSERT OR IGNORE INTO origins VALUES (?, ?)", (key, text))
+            self._keys[of] = key, origin  # which is kept, so that no other one gets its identity
+        return self._keys[of][0]
 
     def _write(self, e: Exchange, origin: str, now: float, limit: int) -> bool:
         database = self._database

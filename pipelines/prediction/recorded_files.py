@@ -17,7 +17,7 @@ from bragg_data.files import read_bounded
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.prediction.distributed import MAX_LOCAL_FILES, predict_anywhere
 from pipelines.prediction.files import PredictError
-from pipelines.prediction.input_statistics import statistics_of, with_decisions
+from pipelines.prediction.input_statistics import statistics_of_predicted
 from pipelines.prediction.record import Exchange, Record, RecordError, answer_id, new_id, origin_of
 from pipelines.prediction.result import PredictionResult, to_json
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile
@@ -28,9 +28,10 @@ _HERE = ClusterOptions(cluster=None)  # this process
 
 
 class FilesRecorder:
-    """Records what a command predicts of some files, by one model in one process.
+    """Records what a command predicts of some files in one process.
 
-    Raises `PredictError` if the request is another, before anything is computed.
+    Raises `PredictError` if there are more, before anything is computed; where the record cannot be
+    opened there is a warning, and nothing is recorded.
     """
 
     def __init__(
@@ -39,14 +40,14 @@ class FilesRecorder:
         files: Sequence[Path],
         options: ProfileOptions,
         models: Sequence[LoadedModel],
-        refine: bool,
+        **how: bool,
     ) -> None:
-        if len(models) > 1 or len(files) > MAX_LOCAL_FILES:
+        if len(files) > MAX_LOCAL_FILES:
             raise PredictError(
-                f"--record takes one model and at most {MAX_LOCAL_FILES} files; here are "
-                f"{len(models)} and {len(files)}. Name one with --model, or predict fewer files."
+                f"--record takes at most {MAX_LOCAL_FILES} files; here are {len(files)}. Predict "
+                f"fewer at a time."
             )
-        (self._model,) = models
+        self._models = models
         chosen = {**asdict(options), "instrument": None}
         instrument = options.instrument
         stored, of_instrument, left = [], None, _MOST_BYTES
@@ -62,17 +63,21 @@ class FilesRecorder:
             if instrument is not None and file is instrument:
                 of_instrument = [file.name, encoded]
             else:
-                stored.append([str(file.absolute()), encoded])
+                stored.append([str(file), encoded])
         request = {
             "files": stored,
             "instrument": of_instrument,
             "options": chosen,
-            "library": self._model.use_library,
-            "store": self._model.store,
-            "refine": refine,
+            "library": models[0].use_library,
+            "store": models[0].store,
+            **how,
         }
         self._body, self._began = json.dumps(request).encode(), time.monotonic()
-        self._record = Record(folder, create=True)
+        self._record: Record | None = None
+        try:
+            self._record = Record(folder, create=True)
+        except RecordError as error:
+            _warn(error)
 
     def add(
         self, results: Sequence[PredictionResult], profiles: Sequence[PredictedProfile]
@@ -81,57 +86,54 @@ class FilesRecorder:
 
         Where they cannot be recorded there is a warning, and they are returned without ids.
         """
+        if self._record is None or not results:
+            return list(results)
         try:
-            return self._recorded(results, profiles) if results else []
-        except (RecordError, ValueError) as error:  # no JSON holds a name that is not UTF-8
-            reason = error if isinstance(error, RecordError) else f"{first_line(error)}."
-            warnings.warn(
-                f"The predictions are not recorded, and have no ids. {reason}", stacklevel=2
-            )
+            return self._recorded(self._record, results, profiles)
+        except RecordError as error:
+            _warn(error)
             return list(results)
         finally:
             self._record.close()
 
     def _recorded(
-        self, results: Sequence[PredictionResult], profiles: Sequence[PredictedProfile]
+        self,
+        record: Record,
+        results: Sequence[PredictionResult],
+        profiles: Sequence[PredictedProfile],
     ) -> list[PredictionResult]:
         for file, reason in self._missing.items():
             if any(f"{result.file}#".startswith(f"{file}#") for result in results):
                 raise RecordError(f"{file} cannot be stored: {reason}.")
-        predictor, request = self._model.predictor, new_id()
-        statistics = []
-        for profile in profiles:
-            prepared = profile.measurement.prepared[None]
-            step, gridded = predictor.campaign.grid.relative_step, [profile.measurement.gridded]
-            of_profile = statistics_of(prepared, step, gridded)
-            prediction = profile.prediction[slice(profile.row, profile.row + 1)]
-            statistics += with_decisions(of_profile, prediction)
-        answers = [
-            to_json(replace(result, file=str(Path(str(result.file)).absolute())))
-            for result in results
-        ]
+        request = new_id()
         exchange = Exchange(
             request,
             FILES,
             self._body,
-            origin_of(predictor, self._model.version),
-            answers,
-            statistics,
-            [""] * len(answers),
+            origin_of([(model.predictor, model.version) for model in self._models]),
+            [to_json(result) for result in results],
+            statistics_of_predicted(profiles),
+            [""] * len(results),
             time.monotonic() - self._began,
         )
-        if not all(self._record.write([exchange])):
+        if not all(record.write([exchange])):
             raise RecordError(
-                f"Together they are larger than the record may be, {self._record.limit / 1e6:g} MB "
+                f"Together they are larger than the record may be, {record.limit / 1e6:g} MB "
                 f"(bragg serve --record-limit)."
             )
         return [replace(r, id=answer_id(request, row)) for row, r in enumerate(results)]
 
 
-def answers_of_files(body: bytes, model: LoadedModel) -> list[Mapping[str, JsonValue]]:
+def _warn(error: RecordError) -> None:
+    warnings.warn(f"The predictions are not recorded, and have no ids. {error}", stacklevel=3)
+
+
+def answers_of_files(body: bytes, models: Sequence[LoadedModel]) -> list[Mapping[str, JsonValue]]:
     """Compute the answers to a recorded request again, from its stored files."""
     request: Mapping[str, Any] = json.loads(body)
-    model = replace(model, use_library=request["library"], store=request["store"])
+    library = {"use_library": request["library"], "store": request["store"]}
+    models = [replace(model, **library) for model in models]
+    how = {name: request.get(name, False) for name in ("refine", "same_sample")}
     with tempfile.TemporaryDirectory(prefix="bragg-replay-") as directory:
         stored: dict[Path, str] = {}  # where each file is now: where it was
         parents = list(dict.fromkeys(str(Path(path).parent) for path, _ in request["files"]))
@@ -147,9 +149,7 @@ def answers_of_files(body: bytes, model: LoadedModel) -> list[Mapping[str, JsonV
             instrument.parent.mkdir()
             instrument.write_bytes(base64.b64decode(content))
         options = ProfileOptions(**{**request["options"], "instrument": instrument})
-        results, _, _ = predict_anywhere(
-            list(stored), options, [model], _HERE, refine=request["refine"]
-        )
+        results, _, _ = predict_anywhere(list(stored), options, models, _HERE, **how)
         text = json.dumps([to_json(result) for result in results])
     for place, path in stored.items():
         text = text.replace(json.dumps(str(place))[1:-1], json.dumps(path)[1:-1])

@@ -11,22 +11,23 @@ from bragg_models.predictors import Prediction
 from pipelines.prediction.batching import ServedModel
 from pipelines.prediction.input_statistics import Statistics, statistics_of, with_decisions
 from pipelines.prediction.record import Exchange, Origin, Record, RecordError, origin_of
-from pipelines.prediction.requests import PreparedRequest
+from pipelines.prediction.requests import BanksRequest
 
 logger = logging.getLogger("bragg.record")
 
 _MOST_WAITING = 200_000_000  # bytes of requests; more come only where the disk hardly writes
+_MOST_BEGUN = 50_000_000  # bytes of requests that are in a batch
 _WEIGHT = 0.02  # of the newest profile in the running means: of about the last fifty
 
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """A request with its profiles, and, when they are predicted, prediction and answers."""
+    """A request with its profiles, and, when they are predicted, predictions and answers."""
 
-    exchange: Exchange  # its origin and statistics are added by the recorder
-    model: ServedModel
-    prepared: PreparedRequest
-    prediction: Prediction | None = None
+    exchange: Exchange  # its origin, and statistics of the profiles, are added by the recorder
+    models: Sequence[ServedModel]
+    prepared: BanksRequest | None = None
+    predictions: Mapping[int, Prediction] = field(default_factory=dict)  # as the parts of prepared
 
 
 @dataclass
@@ -53,8 +54,8 @@ class Counts:
 class Recorder:
     """Writes answers to the record in a thread of its own, before they are sent.
 
-    A request is written when its first profile is in a batch, so that the record has all of the
-    batch before any answer, and its answers are added.
+    With an answer all requests are written that were in its batches: the record has what an answer
+    depends on before it is sent.
     """
 
     def __init__(self, record: Record) -> None:
@@ -63,25 +64,37 @@ class Recorder:
         self._executor = ThreadPoolExecutor(1, "record")
         self._waiting: deque[tuple[Answered, asyncio.Future[bool]]] = deque()
         self._bytes = 0  # of the requests that wait
+        self._begun: dict[str, Answered] = {}  # requests that are in a batch, not yet written
+        self._begun_bytes = 0
         self._arrived = asyncio.Event()
-        self._origins: dict[str, Origin] = {}
+        self._origins: dict[tuple[str, ...], Origin] = {}
+
+    def begin(self, answered: Answered) -> None:
+        """Keep a request, which is in a batch now, until an answer of the batch is recorded."""
+        request, size = answered.exchange.request, len(answered.exchange.body)
+        if request in self._begun:  # in a batch of another bank's model
+            return
+        while self._begun and self._begun_bytes + size > _MOST_BEGUN:  # their clients left
+            self._taken(next(iter(self._begun)))
+        self._begun[request] = answered
+        self._begun_bytes += size
+
+    def _taken(self, request: str) -> Answered | None:
+        begun = self._begun.pop(request, None)
+        self._begun_bytes -= 0 if begun is None else len(begun.exchange.body)
+        return begun
 
     async def put(self, answered: Answered) -> bool:
         """Record a request and its answers; returns whether they are in the record now."""
-        return await self.put_soon(answered)
-
-    def put_soon(self, answered: Answered) -> asyncio.Future[bool]:
-        """Record a request, and its answers if it has any, before what is put later."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         size = len(answered.exchange.body)
         if self._waiting and self._bytes + size > _MOST_WAITING:
             self.counts.lost += len(answered.exchange.answers)
-            future.set_result(False)
-            return future
+            return False
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._bytes += size
         self._waiting.append((answered, future))
         self._arrived.set()
-        return future
+        return await future
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -90,20 +103,27 @@ class Recorder:
             await self._arrived.wait()
             self._arrived.clear()
             group, self._waiting, self._bytes = list(self._waiting), deque(), 0
+            exchanges = [answered.exchange for answered, _ in group]
+            for exchange in exchanges:
+                self._taken(exchange.request)
+            names = {name for e in exchanges for batch in set(e.batches) for name in _names(batch)}
+            with_them = [begun for name in sorted(names) if (begun := self._taken(name))]
+            answered = [*with_them, *(answered for answered, _ in group)]
             try:
-                written = await loop.run_in_executor(self._executor, self._write, group)
+                written = await loop.run_in_executor(self._executor, self._write, answered)
+                written = written[len(with_them) :]
             except Exception as error:
                 if not isinstance(error, RecordError):
                     logger.exception("answers are not recorded")
                 logger.warning("%s", error)
                 written = [False] * len(group)
-            for (answered, future), done in zip(group, written, strict=True):
-                self.counts.lost += 0 if done else len(answered.exchange.answers)
+            for (entry, future), done in zip(group, written, strict=True):
+                self.counts.lost += 0 if done else len(entry.exchange.answers)
                 if not future.done():
                     future.set_result(done)
 
-    def _write(self, group: Sequence[tuple[Answered, object]]) -> list[bool]:
-        exchanges = [self._complete(answered) for answered, _ in group]
+    def _write(self, group: Sequence[Answered]) -> list[bool]:
+        exchanges = [self._complete(answered) for answered in group]
         written = self._record.write(exchanges)
         for exchange, done in zip(exchanges, written, strict=True):
             for statistics in exchange.statistics if done else ():
@@ -112,17 +132,27 @@ class Recorder:
 
     def _complete(self, answered: Answered) -> Exchange:
         """Return what is written of a request: with origin and statistics."""
-        uri, predictor = answered.model.version.uri, answered.model.predictor
-        if uri not in self._origins:
-            self._origins[uri] = origin_of(predictor, answered.model.version)
-        exchange = replace(answered.exchange, origin=self._origins[uri])
-        if answered.prediction is None:
+        models = answered.models
+        uris = tuple(model.version.uri for model in models)
+        if uris not in self._origins:
+            self._origins[uris] = origin_of([(m.predictor, m.version) for m in models])
+        exchange = replace(answered.exchange, origin=self._origins[uris])
+        if answered.prepared is None or not answered.predictions:
             return exchange
-        step = predictor.campaign.grid.relative_step
-        statistics = statistics_of(answered.prepared.profiles, step, answered.prepared.gridded)
-        return replace(exchange, statistics=with_decisions(statistics, answered.prediction))
+        statistics = {}
+        for number, prediction in answered.predictions.items():
+            part = answered.prepared.parts[number]
+            step = models[number].predictor.campaign.grid.relative_step
+            of_part = statistics_of(part.profiles, step, part.gridded)
+            statistics[number] = with_decisions(of_part, prediction)
+        return replace(exchange, statistics=answered.prepared.in_order(statistics))
 
     def close(self) -> None:
         """Write what waits, and close the record."""
         self._executor.shutdown()
         self._record.close()
+
+
+def _names(batch: str) -> list[str]:
+    """Return the requests in a batch, which is named as by the batcher."""
+    return [part.partition(".")[0] for part in batch.split()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from pydantic import JsonValue
@@ -29,6 +29,7 @@ from pipelines.prediction.combination import CombinationError
 from pipelines.prediction.distributed import predict_here
 from pipelines.prediction.fairness import FairSlots
 from pipelines.prediction.files import PredictError
+from pipelines.prediction.input_statistics import Statistics, statistics_of_predicted
 from pipelines.prediction.mixture import with_mixtures
 from pipelines.prediction.result import to_json
 from pipelines.prediction.service_inputs import as_files, left_out, renamed
@@ -41,6 +42,9 @@ PROFILE_SECONDS = 10.0
 
 Answer = dict[str, JsonValue]
 """A result as JSON values."""
+
+REFINED = "refined"
+"""The batch of a refined answer in a record: its request, by itself."""
 
 _WHOLE = 6  # times as long may all refinements of a request take
 _REST_SECONDS = 30.0  # to read and predict, beyond which the process is ended
@@ -71,6 +75,30 @@ class _ClientLeft(BaseException):
     """No error, which would be handled within."""
 
 
+class Refined(NamedTuple):
+    """The answers to a request, and the statistics of their profiles."""
+
+    answers: list[Answer]
+    statistics: list[Statistics]
+
+
+def refine_request(
+    request: FileRequest, models: Sequence[LoadedModel], phases: Sequence[Phase] = ()
+) -> Refined:
+    """Predict and refine the files of a request; errors are those of the files."""
+    with as_files(request) as (names, options):
+        profiles, failures = predict_here(
+            list(names), options, models, refine=True, further=phases, same_sample=True
+        )
+        if not profiles:
+            raise next(iter(failures.values()))
+        notes = left_out(failures)
+        results = [profile.result() for profile in profiles]
+        results = [replace(r, warnings=(*r.warnings, *notes)) for r in results]
+        answers = [cast("Answer", _renamed(to_json(result), names)) for result in results]
+        return Refined(answers, statistics_of_predicted(profiles))
+
+
 class RefinementProcess:
     """Predicts and refines requests; ready when it has refined a calculated profile."""
 
@@ -94,41 +122,20 @@ class RefinementProcess:
 
     def predict(
         self, versions: Sequence[registry.ModelVersion], request: FileRequest
-    ) -> list[Answer] | str:
+    ) -> Refined | str:
         """Return the results of a request as JSON values, or why it is refused."""
         try:
             self._working = True
-            return self._predicted(versions, request)
+            models = [self._load(version) for version in versions]
+            seconds = self._setup.most_seconds, self._setup.seconds
+            with time_limit(seconds[0]), time_limit_per_profile(seconds[1]):
+                return refine_request(request, models, self._setup.phases if request.phases else ())
         except (*workflow.FILE_ERRORS, CombinationError) as error:
             return str(error)
         except _ClientLeft:
             return "The client left."
         finally:
             self._working = False
-
-    def _predicted(
-        self, versions: Sequence[registry.ModelVersion], request: FileRequest
-    ) -> list[Answer]:
-        models = [self._load(version) for version in versions]
-        with (
-            as_files(request) as (names, options),
-            time_limit(self._setup.most_seconds),
-            time_limit_per_profile(self._setup.seconds),
-        ):
-            profiles, failures = predict_here(
-                list(names),
-                options,
-                models,
-                refine=True,
-                further=self._setup.phases if request.phases else (),
-                same_sample=True,
-            )
-            if not profiles:
-                raise next(iter(failures.values()))
-            notes = left_out(failures)
-            results = [profile.result() for profile in profiles]
-            results = [replace(r, warnings=(*r.warnings, *notes)) for r in results]
-            return [cast("Answer", _renamed(to_json(result), names)) for result in results]
 
 
 def _renamed(value: JsonValue, names: dict[Path, str]) -> JsonValue:
@@ -177,7 +184,7 @@ class _Worker:
 
     def predict(
         self, tracking_uri: str, versions: Sequence[registry.ModelVersion], request: FileRequest
-    ) -> list[Answer]:
+    ) -> Refined:
         seconds = self._setup.most_seconds + _REST_SECONDS
         try:
             if self.process is None or not self.process.alive:
@@ -194,7 +201,7 @@ class _Worker:
             ) from error
         if isinstance(outcome, str):
             raise PredictError(outcome)
-        return cast("list[Answer]", outcome)
+        return cast("Refined", outcome)
 
     def leave(self) -> None:
         """End what is in work, of which nobody needs the result."""
@@ -224,7 +231,7 @@ class RefinementWorkers:
 
     async def predict(
         self, tracking_uri: str, versions: Sequence[registry.ModelVersion], request: FileRequest
-    ) -> list[Answer]:
+    ) -> Refined:
         """Return the results of a request as JSON values.
 
         Raises `PredictError` for one that is refused or takes too long, `RefinementLostError`, and

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import JsonValue
+from threadpoolctl import threadpool_limits
 
 from bragg_data.errors import first_line
 from bragg_data.store.repository import Store, StoreError
 from bragg_data.store.verification import verify_once
-from bragg_models.predictors import DESCRIPTION, Prediction, Predictor, load_predictor
+from bragg_models.predictors import DESCRIPTION, Prediction, load_predictor
 from catalog import packages, registry
 from catalog.model_files import downloaded_model
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
 from pipelines.prediction.record import Origin, Record, RecordedAnswer, origin_of, text_hashes
 from pipelines.prediction.recorded_files import FILES, answers_of_files
-from pipelines.prediction.requests import PreparedRequest, prepare
+from pipelines.prediction.refining import REFINED, refine_request
+from pipelines.prediction.requests import BanksRequest, prepare_banks
+from pipelines.prediction.service_schemas import FileRequest
 from pipelines.prediction.workflow import LoadedModel
 
 _CACHED = 64  # batches
@@ -44,10 +47,9 @@ class Replay:
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """The model of an answer, if it is what it was, and what changed since."""
+    """The models of an answer, if they are what they were, and what changed since."""
 
-    version: ModelVersion | None
-    predictor: Predictor | None
+    loaded: tuple[LoadedModel, ...]
     changed: tuple[str, ...]
 
 
@@ -58,9 +60,10 @@ class Replayer:
     record: Record
     tracking: Tracking | None
     _models: dict[str, _Model] = field(default_factory=dict)
-    _requests: dict[str, PreparedRequest | None] = field(default_factory=dict)
+    _requests: dict[str, BanksRequest | None] = field(default_factory=dict)
     _batches: dict[tuple[str, str], Prediction] = field(default_factory=dict)
-    _files: dict[str, list[Mapping[str, JsonValue]]] = field(default_factory=dict)
+    # Of requests whose answers depend on one another.
+    _answers: dict[str, Sequence[Mapping[str, JsonValue]]] = field(default_factory=dict)
 
     def replay(self, answer: RecordedAnswer) -> Replay:
         """Compute an answer again."""
@@ -68,19 +71,14 @@ class Replayer:
         if answer.origin not in self._models:
             self._models[answer.origin] = self._opened(self.record.origin(answer.origin))
         model = self._models[answer.origin]
-        if model.predictor is None or model.version is None:
+        if not model.loaded:
             return Replay(answer.id, None, model.changed, seconds=time.monotonic() - began)
         changed = model.changed
         torch.set_num_threads(self.record.origin(answer.origin)["threads"])
-        where = "" if self.tracking is None else self.tracking.uri
-        if answer.route == FILES:
-            recomputed = self._of_files(answer, LoadedModel(model.predictor, model.version, where))
+        if answer.route == FILES or answer.batch == REFINED:
+            recomputed = self._of_files(answer, model.loaded)
         else:
-            loaded = model.predictor, model.version.uri
-            prediction, whole = self._prediction(answer, *loaded)
-            prepared = self._request(answer.request, *loaded)
-            assert prepared is not None  # an answer is stored with its request
-            (recomputed,) = prepared.only(answer.row).answers(prediction)
+            recomputed, whole = self._served(answer, model.loaded)
             if not whole:
                 changed += ("its batch: profiles that it was predicted with were dropped",)
         recomputed = json.loads(json.dumps(recomputed))
@@ -89,21 +87,26 @@ class Replayer:
         return Replay(answer.id, not differences, changed, differences, seconds)
 
     def _opened(self, origin: Origin) -> _Model:
+        if "banks" in origin:
+            banks = [self._opened(of_bank) for of_bank in origin["banks"]]
+            loaded = tuple(model for bank in banks for model in bank.loaded)
+            changed = tuple(dict.fromkeys(change for bank in banks for change in bank.changed))
+            return _Model(loaded if len(loaded) == len(banks) else (), changed)
         where = "" if self.tracking is None else self.tracking.uri
         try:
             version = registry.find_or_packaged(self.tracking, origin["model"])
             return self._loaded(origin, version, where)
         except LookupError as error:  # of registry and packages
-            return _Model(None, None, (f"model: {error}",))
+            return _Model((), (f"model: {error}",))
 
     def _loaded(self, origin: Origin, version: ModelVersion, where: str) -> _Model:
         with downloaded_model(where, version, check=False) as directory:
             damaged = list(_changed_files(origin, directory))
             if damaged:
-                return _Model(version, None, (*damaged, *_changed_snapshot(origin)))
+                return _Model((), (*damaged, *_changed_snapshot(origin)))
             predictor = load_predictor(directory)
         changed = list(_changed_snapshot(origin))
-        present = origin_of(predictor, version)
+        present = origin_of([(predictor, version)])
         changed += [
             f"{name}: {origin[name]} then, {present[name]} now"
             for name in ("code", "python", "processor")
@@ -114,45 +117,81 @@ class Replayer:
             for name, number in origin["libraries"].items()
             if present["libraries"].get(name) != number
         ]
-        return _Model(version, predictor, tuple(changed))
+        loaded = LoadedModel(predictor, version, where, use_library=False)
+        return _Model((loaded,), tuple(changed))
 
-    def _request(self, request: str, predictor: Predictor, uri: str) -> PreparedRequest | None:
+    def _request(self, request: str, models: Sequence[LoadedModel]) -> BanksRequest | None:
         if request not in self._requests:
             stored = self.record.input(request)
-            self._requests[request] = stored and prepare(*stored, predictor, uri)
+            of_models = [(model.predictor, model.version.uri) for model in models]
+            self._requests[request] = stored and prepare_banks(*stored, of_models)
         return self._requests[request]
 
+    def _served(
+        self, answer: RecordedAnswer, models: Sequence[LoadedModel]
+    ) -> tuple[Mapping[str, JsonValue], bool]:
+        """Return a served answer, and whether the batches that it depends on are whole."""
+        request = self._request(answer.request, models)
+        assert request is not None  # an answer is stored with its request
+        joint = request.joint
+        answers = self.record.find(answer.request) if joint else [answer]
+        parts: dict[int, list[Prediction]] = {}
+        all_whole = True
+        for recorded in answers:
+            number = request.order[recorded.row]
+            place = list(request.order[: recorded.row]).count(number)
+            prediction, whole = self._prediction(recorded, (number, place), models)
+            parts.setdefault(number, []).append(prediction)
+            all_whole &= whole
+        predictions = {n: Prediction.concatenated(of_part) for n, of_part in parts.items()}
+        recomputed = (request if joint else request.only(answer.row)).answers(predictions)
+        return recomputed[answer.row if joint else 0], all_whole
+
     def _prediction(
-        self, answer: RecordedAnswer, predictor: Predictor, uri: str
+        self, answer: RecordedAnswer, of_model: tuple[int, int], models: Sequence[LoadedModel]
     ) -> tuple[Prediction, bool]:
-        """Return the prediction of an answer's profile in its batch, and whether that is whole."""
+        """Return the prediction of an answer's profile in its batch, and whether that is whole.
+
+        ``of_model`` is the number of its model, and its place among the profiles for that.
+        """
         parts = []
+        number, row = of_model
         place, count, whole = 0, 0, True
         for part in answer.batch.split():
-            request, first, end = part.split(":")
-            prepared = self._request(request, predictor, uri)
+            name, first, end = part.split(":")
+            request = name.partition(".")[0]
+            prepared = self._request(request, models)
             if prepared is None:
                 whole = False
                 continue
-            rows = slice(int(first), int(end))
-            if request == answer.request and rows.start <= answer.row < rows.stop:
-                place = count + answer.row - rows.start
-            parts.append((prepared.profiles[rows], prepared.calibrated[rows]))
+            rows, of_bank = slice(int(first), int(end)), prepared.parts[number]
+            if request == answer.request and rows.start <= row < rows.stop:
+                place = count + row - rows.start
+            parts.append((of_bank.profiles[rows], of_bank.calibrated[rows]))
             count += len(parts[-1][0])
         key = answer.origin, answer.batch
         if key not in self._batches:
             profiles, calibrated = (np.concatenate(part) for part in zip(*parts, strict=True))
             while len(self._batches) >= _CACHED:
                 del self._batches[next(iter(self._batches))]
+            predictor = models[number].predictor
             self._batches[key] = predictor.predict(profiles, calibrated=calibrated)
         return self._batches[key][slice(place, place + 1)], whole
 
-    def _of_files(self, answer: RecordedAnswer, model: LoadedModel) -> Mapping[str, JsonValue]:
-        if answer.request not in self._files:
+    def _of_files(
+        self, answer: RecordedAnswer, models: Sequence[LoadedModel]
+    ) -> Mapping[str, JsonValue]:
+        if answer.request not in self._answers:
             stored = self.record.input(answer.request)
             assert stored is not None
-            self._files[answer.request] = answers_of_files(stored[1], model)
-        return self._files[answer.request][answer.row]
+            if answer.route == FILES:
+                self._answers[answer.request] = answers_of_files(stored[1], models)
+            else:
+                request = FileRequest.model_validate_json(stored[1])
+                with threadpool_limits(1):  # as in the processes of the service
+                    torch.set_num_threads(1)
+                    self._answers[answer.request] = refine_request(request, models).answers
+        return self._answers[answer.request][answer.row]
 
 
 def _changed_files(origin: Origin, directory: Path) -> Iterator[str]:

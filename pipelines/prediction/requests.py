@@ -1,9 +1,9 @@
 """What clients of the service send: profiles or a file, brought to the grid of a model."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from pydantic import JsonValue
@@ -22,6 +22,8 @@ from pipelines.prediction.result import PredictionResult, to_json
 from pipelines.prediction.service_inputs import measurements_from_request
 
 PROFILES, ARRAY, FILE = "/predict", "/predict/array", "/predict/file"  # routes
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +60,6 @@ class PreparedRequest:
         rows = slice(row, row + 1)
         return replace(self, profiles=self.profiles[rows], measurements=self.measurements[rows])
 
-    def answers(self, prediction: Prediction) -> list[dict[str, JsonValue]]:
-        """Return the answers to the request, from the predictions of its profiles."""
-        return [to_json(result) for result in together(self.results(prediction))]
-
     def results(self, prediction: Prediction) -> list[PredictionResult]:
         """Return the results, each profile by itself."""
         if self.measurements:
@@ -82,6 +80,35 @@ class PreparedRequest:
                 for result, m in zip(results, self.measurements, strict=True)
             ]
         return results
+
+
+@dataclass(frozen=True, eq=False)
+class BanksRequest:
+    """The profiles of a request for the models of one or several banks."""
+
+    parts: Mapping[int, PreparedRequest]  # by the number of the model; of models with profiles
+    order: Sequence[int]  # of each answer the number of its model; in a part they are in order
+
+    @property
+    def joint(self) -> bool:
+        """Whether an answer depends on the other profiles of the request."""
+        return len(self.order) > 1 and any(part.measurements for part in self.parts.values())
+
+    def only(self, row: int) -> "BanksRequest":
+        """Return the request for one of its answers."""
+        number = self.order[row]
+        place = list(self.order[:row]).count(number)
+        return BanksRequest({number: self.parts[number].only(place)}, [number])
+
+    def in_order(self, of_parts: Mapping[int, Sequence[_T]]) -> list[_T]:
+        """Return values of the profiles of each part in the order of the answers."""
+        values = {number: iter(of_part) for number, of_part in of_parts.items()}
+        return [next(values[number]) for number in self.order]
+
+    def answers(self, predictions: Mapping[int, Prediction]) -> list[dict[str, JsonValue]]:
+        """Return the answers to the request, from the predictions of its parts."""
+        results = self.in_order({n: self.parts[n].results(p) for n, p in predictions.items()})
+        return [to_json(result) for result in together(results)]
 
 
 def together(results: Sequence[PredictionResult]) -> list[PredictionResult]:
@@ -113,6 +140,24 @@ def prepare(route: str, body: bytes, predictor: Predictor, model: str) -> Prepar
             f"/model describes the grid; POST /predict/file takes a file with any grid."
         )
     return PreparedRequest(np.array(rows, dtype=np.float32), campaign, model)
+
+
+def prepare_banks(route: str, body: bytes, models: Sequence[tuple[Predictor, str]]) -> BanksRequest:
+    """As :func:`prepare`, for the models of one or several banks; only files have several."""
+    if len(models) == 1:
+        prepared = prepare(route, body, *models[0])
+        return BanksRequest({0: prepared}, [0] * len(prepared.profiles))
+    request = schemas.FileRequest.model_validate_json(body)
+    campaigns = [predictor.campaign for predictor, _ in models]
+    measurements = measurements_from_request(request, campaigns)
+    order = [number for number, _ in measurements]
+    parts = {
+        number: PreparedRequest.of_measurements(
+            [m for n, m in measurements if n == number], campaigns[number], models[number][1]
+        )
+        for number in sorted(set(order))
+    }
+    return BanksRequest(parts, order)
 
 
 def array_from_npy(file: bytes, points: int) -> Floats32:

@@ -256,8 +256,8 @@ _ADAPTER = TypeAdapter(PredictionResult)
 
 def to_json(result: PredictionResult) -> dict[str, JsonValue]:
     """Return a result as plain JSON values, described by :func:`json_schema`."""
-    # Not through the text, which holds no name of a file that is not UTF-8.
-    document = finite_or_null(_ADAPTER.dump_python(result, mode="json"))
+    # Neither through the text nor as JSON, which hold no name of a file that is not UTF-8.
+    document = finite_or_null(_ADAPTER.dump_python(result))
     for candidate in (document["refined"] or {}).get("candidates", ()):
         # deprecated: the parameters among the other keys, and others_su
         candidate |= {**candidate["parameters"], "others_su": candidate["parameters_su"]}

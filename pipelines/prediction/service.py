@@ -14,7 +14,6 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from pydantic import JsonValue, ValidationError
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.measurement.load import Measurement
 from catalog.tracking import Tracking
 from pipelines.prediction import batching, workflow
 from pipelines.prediction import service_schemas as schemas
@@ -24,10 +23,8 @@ from pipelines.prediction.fairness import OverloadedError
 from pipelines.prediction.gate import RETRY_SECONDS, Gate, Metrics, Rules
 from pipelines.prediction.record import Exchange, Record, answer_id, new_id
 from pipelines.prediction.recorder import Answered, Recorder
-from pipelines.prediction.refining import RefinementLostError, RefinementWorkers, Setup
-from pipelines.prediction.requests import ARRAY, FILE, PROFILES, PreparedRequest, prepare, together
-from pipelines.prediction.result import PredictionResult, to_json
-from pipelines.prediction.service_inputs import measurements_from_request
+from pipelines.prediction.refining import REFINED, RefinementLostError, RefinementWorkers, Setup
+from pipelines.prediction.requests import ARRAY, FILE, PROFILES, BanksRequest, prepare_banks
 
 _NPY = "What numpy.save writes of real numbers, shape (n, points). No parsing of text: fast."
 _FILE_THREADS = 2
@@ -85,79 +82,88 @@ class Service:
             await asyncio.sleep(self._refresh_seconds)
 
     async def predict_file(self, body: bytes) -> JSONResponse:
-        """Return the response to the files of a sample.
+        """Return the response to the files of a sample, recorded as those of :meth:`predict`.
 
-        Only the answers of :meth:`predict` are recorded: of one model, a single profile, and not
-        refined; further ones are computed from more than a record holds.
+        With a search for structures of the service they are not: a record does not hold these.
         """
+        began = time.monotonic()
         parse = partial(schemas.FileRequest.model_validate_json, body)
         request = parse() if len(body) < _SHORT else await asyncio.to_thread(parse)
-        models = self.holder.loaded_banks
-        if request.refine:
-            versions = [model.version for model in models]
-            answers = await self.workers.predict(self.holder.tracking_uri, versions, request)
-            self.metrics.profiles += len(answers)
-            return _response(models[0], answers, ())
-        if len(models) == 1:
+        if not request.refine:
             return await self.predict(FILE, body)
-        campaigns = [model.predictor.campaign for model in models]
-        read = partial(measurements_from_request, request, campaigns)
-        measurements = await self._files.run(read)
-        of_banks = await asyncio.gather(
-            *(
-                self._of_bank(model, [m for bank, m in measurements if bank == number])
-                for number, model in enumerate(models)
+        models = self.holder.loaded_banks
+        versions = [model.version for model in models]
+        refined = await self.workers.predict(self.holder.tracking_uri, versions, request)
+        self.metrics.profiles += len(refined.answers)
+        ids: list[str] = []
+        if not request.phases:
+            exchange = Exchange(
+                new_id(),
+                FILE,
+                body,
+                answers=refined.answers,
+                statistics=refined.statistics,
+                batches=[REFINED] * len(refined.answers),
+                seconds=time.monotonic() - began,
             )
-        )
-        parts = [iter(results) for results in of_banks]
-        results = together([next(parts[number]) for number, _ in measurements])
-        return _response(models[0], [to_json(result) for result in results], ())
-
-    async def _of_bank(
-        self, model: ServedModel, measurements: Sequence[Measurement]
-    ) -> list[PredictionResult]:
-        if not measurements:
-            return []
-        of_model = model.predictor.campaign, model.version.uri
-        prepared = PreparedRequest.of_measurements(measurements, *of_model)
-        prediction, _ = await self._batcher.predict(model, prepared.profiles, prepared.calibrated)
-        self.metrics.add_profiles(prediction.accepted, len(prediction.phase))
-        return prepared.results(prediction)
+            ids = await self._recorded(Answered(exchange, models))
+        return _response(models[0], refined.answers, ids)
 
     async def predict(self, route: str, body: bytes) -> JSONResponse:
         """Return the response to a request; its answers are in the record before, if there is one.
 
         Errors are those of :func:`pipelines.prediction.requests.prepare`, and of an overload.
         """
-        began, model = time.monotonic(), self.holder.loaded
-        prepared = await self._prepared(route, body, model)
+        began = time.monotonic()
+        models = self.holder.loaded_banks if route == FILE else (self.holder.loaded,)
+        request = await self._prepared(route, body, models)
         exchange = Exchange(new_id(), route, body)
-        answered, recorder = Answered(exchange, model, prepared), self._recorder
+        answered, recorder = Answered(exchange, models, request), self._recorder
 
         def begin() -> None:
             if recorder is not None:  # others may be computed together with it
-                recorder.put_soon(answered)
+                recorder.begin(answered)
 
-        prediction, batches = await self._batcher.predict(
-            model, prepared.profiles, prepared.calibrated, exchange.request, begin
+        predicted = await asyncio.gather(
+            *(
+                self._batcher.predict(
+                    *(models[number], part.profiles, part.calibrated),
+                    f"{exchange.request}.{number}",
+                    begin,
+                )
+                for number, part in request.parts.items()
+            )
         )
-        self.metrics.add_profiles(prediction.accepted, len(prediction.phase))
-        few = len(prediction.phase) <= _FEW
-        written = partial(prepared.answers, prediction)
+        predictions = {n: p for n, (p, _) in zip(request.parts, predicted, strict=True)}
+        for prediction in predictions.values():
+            self.metrics.add_profiles(prediction.accepted, len(prediction.phase))
+        few = len(request.order) <= _FEW
+        written = partial(request.answers, predictions)
         answers = written() if few else await asyncio.to_thread(written)
         ids: list[str] = []
-        if recorder is not None and len(prepared.measurements) <= 1:
-            seconds = time.monotonic() - began
+        if recorder is not None:
+            names = {n: batches for n, (_, batches) in zip(request.parts, predicted, strict=True)}
+            batches, seconds = request.in_order(names), time.monotonic() - began
             exchange = replace(exchange, answers=answers, batches=batches, seconds=seconds)
-            answered = replace(answered, exchange=exchange, prediction=prediction)
-            if await recorder.put(answered):
-                ids = [answer_id(exchange.request, row) for row in range(len(answers))]
-        response = partial(_response, model, answers, ids)
+            ids = await self._recorded(
+                replace(answered, exchange=exchange, predictions=predictions)
+            )
+        response = partial(_response, models[0], answers, ids)
         return response() if few else await asyncio.to_thread(response)
 
-    async def _prepared(self, route: str, body: bytes, model: ServedModel) -> PreparedRequest:
+    async def _recorded(self, answered: Answered) -> list[str]:
+        """Return the ids of answers that are in the record now, if there is one."""
+        if self._recorder is None or not await self._recorder.put(answered):
+            return []
+        exchange = answered.exchange
+        return [answer_id(exchange.request, row) for row in range(len(exchange.answers))]
+
+    async def _prepared(
+        self, route: str, body: bytes, models: Sequence[ServedModel]
+    ) -> BanksRequest:
         """Read a request; what takes long is read outside the event loop."""
-        read = partial(prepare, route, body, model.predictor, model.version.uri)
+        of_models = [(model.predictor, model.version.uri) for model in models]
+        read = partial(prepare_banks, route, body, of_models)
         if route == FILE:
             return await self._files.run(read)
         if route == ARRAY or len(body) < _SHORT:
@@ -204,9 +210,8 @@ def create_app(
 
     ``tracking`` is a database, or its address, where it may be created later. The version that the
     address means is looked up every ``refresh_seconds``. Requests are let in by ``rules``; while
-    ``max_waiting`` profiles wait, they get 503 and Retry-After. With a ``record`` an answer of one
-    model to profiles on its grid, or to a file with one, is in it before it is sent, but not of
-    refinements, which are done by ``workers``, if there are any.
+    ``max_waiting`` profiles wait, they get 503 and Retry-After. With a ``record`` an answer is in
+    it before it is sent, but for searches of structures. ``workers`` refine, if there are any.
     """
     workers = workers or RefinementWorkers(0, Setup())
     service = Service(ModelHolder(tracking, uri), refresh_seconds, max_waiting, workers, record)

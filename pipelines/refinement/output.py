@@ -66,7 +66,7 @@ def show_samples(
     if as_json:
         print_json(entries)
     if output.report is not None:
-        output.report.write_text(page(on_page), encoding="utf-8")
+        output.report.write_text(page(on_page), encoding="utf-8", errors="replace")
         if not as_json:
             say(f"Written: {escape(str(output.report))}")
     if errors:

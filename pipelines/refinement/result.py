@@ -221,7 +221,7 @@ class JointRefinement(_Frozen):
 
 def to_json(result: JointRefinement) -> dict[str, JsonValue]:
     """Return a result as plain JSON values, described by :func:`json_schema`."""
-    return cast("dict[str, JsonValue]", finite_or_null(result.model_dump(mode="json")))
+    return cast("dict[str, JsonValue]", finite_or_null(result.model_dump()))
 
 
 def json_schema() -> dict[str, JsonValue]:

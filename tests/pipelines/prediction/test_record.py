@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +99,34 @@ def test_what_waits_for_the_disk_is_bounded(
 
     async def main() -> list[bool]:
         waiting = recorder.Recorder(Record(tmp_path, create=True))
-        put = [waiting.put_soon(Answered(exchange(k), *[None] * 3)) for k in range(3)]  # type: ignore[arg-type]
+        put = [asyncio.ensure_future(waiting.put(Answered(exchange(k), ()))) for k in range(3)]
+        await asyncio.sleep(0)
         assert waiting.counts.lost == 1  # of 4 bytes each
         return [future.done() for future in put]
 
     assert asyncio.run(main()) == [False, False, True]
+
+
+def test_what_a_batch_held_is_kept_until_one_of_its_answers_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "_MOST_BEGUN", 10)
+    monkeypatch.setattr(recorder, "origin_of", lambda _: {"n": 1})
+    record = Record(tmp_path, create=True)
+
+    async def main() -> None:
+        recording = recorder.Recorder(record)
+        for k in range(3):  # of 4 bytes each: the first one's client has left for long
+            recording.begin(Answered(Exchange(f"r{k}", "/predict", b"body"), ()))
+        writing = asyncio.ensure_future(recording.run())
+        whole = replace(exchange(2), batches=["r1.0:0:1 r2.0:0:1"])
+        assert await recording.put(Answered(whole, ()))
+        writing.cancel()
+
+    asyncio.run(main())
+    stored = [record.input(f"r{k}") for k in range(3)]
+    assert stored == [None, ("/predict", b"body"), ("/predict", b"body")]
+    assert [answer.id for answer in record.answers()] == ["r2-0"]
 
 
 def replayed(folder: Path, tracking: str, *arguments: object) -> tuple[int, dict[str, Any]]:
@@ -194,6 +221,39 @@ def test_another_answer_is_named_with_what_changed(
     assert "library numpy: 1.0 then" in changed
 
 
+def test_a_record_that_cannot_be_opened_costs_no_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("record").write_text("no folder", encoding="utf-8")
+    words = [str(PROFILE), "--instrument", str(CALIBRATION), "--model", "packaged:batio3-nomad"]
+    with pytest.warns(UserWarning, match="have no ids. The record record cannot be used"):
+        result = CliRunner().invoke(predict.app, [*words, "--json", "--record", "record"])
+    assert result.exit_code == 0
+    assert [answer["id"] for answer in json.loads(result.stdout)] == [None]
+
+
+def test_files_of_one_sample_with_names_that_are_not_utf_8_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [os.fsdecode(b"Pr\xfcfling.xye"), "second.xye"]  # Latin-1
+    for name in names:
+        shutil.copy(PROFILE, name)
+    words = [*names, "--instrument", str(CALIBRATION), "--model", "packaged:batio3-nomad"]
+    words += ["--json", "--same-sample", "--record", "record"]
+    command = [sys.executable, "-m", "pipelines.predict", *words]
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, env=path, stdout=subprocess.PIPE, check=True)
+    answers = json.loads(done.stdout)
+    assert [answer["file"] for answer in answers] == names
+    assert answers[0]["combined"] is not None
+    ids = [answer["id"] for answer in answers]
+    code, result = replayed(tmp_path / "record", "sqlite:///nowhere.db", *ids)
+    assert [answer["differences"] for answer in result["answers"]] == [[], []]
+    assert code == 0
+
+
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, str]:
     """A package of one's own, and a record of what bragg predict made of an example with it."""
@@ -242,6 +302,17 @@ def test_a_file_of_the_command_line_is_replayed_and_changed_bytes_are_named(
     code, result = replayed(folder, nowhere, name)
     assert code == 1
     assert f"CIF of {name_of_phase} in model.json: another text" in result["answers"][0]["changed"]
+    described["provenance"]["campaign_toml"] = described["provenance"]["campaign_toml"].replace(
+        "seed = ", "seed = 1", 1
+    )
+    cifs[name_of_phase] = cifs[name_of_phase][:-1]
+    (package / "model.json").write_text(json.dumps(described), encoding="utf-8")
+    packages.Manifest.read(package).write(package)
+    code, result = replayed(folder, nowhere, name)
+    assert (code, result["answers"][0]["changed"][1:2]) == (
+        1,
+        ["campaign in model.json: another text"],
+    )
 
 
 def test_a_changed_block_is_named(small_store: Store, tmp_path: Path) -> None:
