@@ -6,6 +6,8 @@ One client in eight sends 16 profiles of noise or 512 profiles at a time, the ot
 first without and then with those, which leave 5 s after the end; then SIGTERM. Prints JSON.
 Clients and service share the machine. With --pairs the cost of a record (serve --record) instead:
 two services get the single profiles in turn, for --seconds each, the order of every pair reversed.
+Processor time for a request, of all threads of the service, is what other work on the machine
+disturbs least.
 """
 
 import io
@@ -21,6 +23,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
+import psutil
 import requests
 import typer
 
@@ -97,25 +100,38 @@ def memory(address: str) -> int:
 
 
 def cost_of_record(model: str, bodies: list[list[bytes]], pairs: int, seconds: float) -> None:
-    """Print throughput with a record over that without, of pairs of loads."""
-    services = "pipelines.serve", "--model", model
+    """Print processor time for a request with a record over that without, of pairs of loads."""
+    services = "pipelines.serve", "--model", model, "--workers", "0"
     with (
         tempfile.TemporaryDirectory() as folder,
         tempfile.TemporaryFile() as log,
-        server_at(*services, answers="ready", log=log) as (plain, _),
-        server_at(*services, "--record", folder, answers="ready", log=log) as (recording, _),
+        server_at(*services, answers="ready", log=log) as plain,
+        server_at(*services, "--record", folder, answers="ready", log=log) as recording,
     ):
-        rates = []
+        costs = []
         for pair in range(-1, pairs):  # the first is to warm up
             both = {}
-            for address in (plain, recording)[:: 1 if pair % 2 else -1]:
-                rate = load(address, bodies, len(bodies), seconds)["good_per_s"]
-                both[address] = float(str(rate))
-            rates.append((both[plain], both[recording]))
-            print(json.dumps({"without": rates[-1][0], "with": rates[-1][1]}), flush=True)
-    ratio = np.array([b / a for a, b in rates[1:]])
-    error = ratio.std(ddof=1) / np.sqrt(len(ratio))
-    print(json.dumps({"ratio": round(ratio.mean(), 4), "standard_error": round(error, 4)}))
+            for address, process in (plain, recording)[:: 1 if pair % 2 else -1]:
+                began = processor_seconds(process.pid)
+                rate = float(str(load(address, bodies, len(bodies), seconds)["good_per_s"]))
+                used = processor_seconds(process.pid) - began
+                both[address] = 1e3 * used / (rate * seconds), rate
+            costs.append((both[plain[0]], both[recording[0]]))
+            names = "without_ms", "without_per_s", "with_ms", "with_per_s"
+            values = (round(value, 3) for of_service in costs[-1] for value in of_service)
+            print(json.dumps(dict(zip(names, values, strict=True))), flush=True)
+    for place, name in enumerate(("processor_time", "throughput")):
+        ratio = np.array([b[place] / a[place] for a, b in costs[1:]])
+        error = ratio.std(ddof=1) / np.sqrt(len(ratio))
+        median = round(float(np.median(ratio)), 4)
+        result = {"ratio": round(ratio.mean(), 4), "standard_error": round(error, 4)}
+        print(json.dumps({"of": name, **result, "median": median}))
+
+
+def processor_seconds(process: int) -> float:
+    """Return what all threads of a process have used."""
+    times = psutil.Process(process).cpu_times()
+    return float(times.user + times.system)
 
 
 def main(

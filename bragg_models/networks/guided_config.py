@@ -80,7 +80,8 @@ class GuidedConfig:
     # Chebyshev polynomials of a smooth background, which are fitted with the cell where nothing is
     # blurred: where peaks overlap, the one that was subtracted before contains a part of them.
     background_terms: int = 0
-    # Fit differences of intensities in the end, for the cell and between phases that fit alike.
+    # Fit differences of intensities in the end, for the cell and between phases that fit alike. Not
+    # with background terms, which have the same effect, and leave weak peaks their weight.
     intensities: bool = False
 
 

@@ -231,9 +231,14 @@ def _changed_snapshot(origin: Origin) -> Iterator[str]:
 
 
 def _differences(then: JsonValue, now: JsonValue, path: str = "") -> Iterator[str]:
-    """Yield the paths at which JSON values differ; numbers have to be equal to the last bit."""
+    """Yield the paths at which JSON values differ; numbers have to be equal to the last bit.
+
+    The ``seconds`` that refinements took are not compared.
+    """
     if isinstance(then, dict) and isinstance(now, dict):
-        for key in [*then, *(key for key in now if key not in then)]:
+        for key in dict.fromkeys((*then, *now)):
+            if key == "seconds":
+                continue
             yield from _differences(then.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         for place, (a, b) in enumerate(zip(then, now, strict=True)):

@@ -65,7 +65,6 @@ _PAPER_AUTOENCODER = FitSettings(epochs=250, batch_size=20, learning_rate=1e-3)
 _PAPER_ON_CODES = replace(
     _PAPER_AUTOENCODER, epochs=500, weight_decay=1e-4, schedule="steps", milestones=(100, 250, 400)
 )
-_ROBUST: Mapping[str, Any] = {"pooling": 2, "intensities": True}
 _SCALE = {"scale": 50.0}  # of unit norm a value is about 1/√points
 _WIDE, _DEEP = {"dense": [512, 256]}, {"dense": [256]}
 
@@ -86,7 +85,6 @@ SEARCH_NETWORK: Mapping[str, Any] = {
     # Of hydroxyapatite on NOMAD, 386 lines, most of which overlap, errors fall from 3.8e-4 to
     # 0.5e-4; 4 terms leave 0.7e-4, 16 are no better.
     "background_terms": 8,
-    "intensities": True,
 }
 
 
@@ -153,8 +151,10 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     # Systems right on 9,000 draws, by the proposal network alone: 96.4 % after 24 epochs of 25,000
     # draws of each phase, 97.0 % after 6 epochs of 50,000, and 97.4 % from means of two points.
     "robust": {
-        "quick": Preset(_proposal(6), _ROBUST, training_draws=6000, calibration_draws=300),
-        "standard": Preset(_proposal(6), _ROBUST, training_draws=50_000, calibration_draws=3000),
+        "quick": Preset(_proposal(6), {"pooling": 2}, training_draws=6000, calibration_draws=300),
+        "standard": Preset(
+            _proposal(6), {"pooling": 2}, training_draws=50_000, calibration_draws=3000
+        ),
     },
 }
 

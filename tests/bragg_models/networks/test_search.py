@@ -195,6 +195,20 @@ def test_overlapping_peaks_are_not_biased_by_the_background(tmp_path: Path) -> N
     assert abs(with_terms.mean()) < 3e-5
 
 
+def test_noise_of_a_subtracted_background_does_not_bias_a_search(tmp_path: Path) -> None:
+    effects = "[measurement_effects]\ncounts = [1500, 5000]\nbackground = [0.5, 1.5]\n"
+    campaign = search_campaign(tmp_path, "rutile", more=effects)
+    profiles, _, cells = draws_of(campaign, 30, 1)
+
+    def error(**changes: int) -> float:
+        changes = {"background_terms": 0, **changes}
+        predicted = search_predictor(campaign, draws=256, **changes).predict(profiles)
+        relative = predicted.cells[:, [0, 2]] / cells[:, [0, 2]] - 1
+        return float((relative**2).mean())
+
+    assert error(intensities=True) < 0.5 * error()
+
+
 def test_old_weights_with_a_common_scale_give_the_same(tmp_path: Path) -> None:
     """As models were saved before phases had scales of their own."""
     campaign = search_campaign(tmp_path, "rutile")

@@ -107,7 +107,7 @@ def test_what_waits_for_the_disk_is_bounded(
     assert asyncio.run(main()) == [False, False, True]
 
 
-def test_what_a_batch_held_is_kept_until_one_of_its_answers_is_recorded(
+def test_a_batch_is_kept_until_an_answer_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "_MOST_BEGUN", 10)
@@ -233,7 +233,7 @@ def test_a_record_that_cannot_be_opened_costs_no_prediction(
     assert [answer["id"] for answer in json.loads(result.stdout)] == [None]
 
 
-def test_files_of_one_sample_with_names_that_are_not_utf_8_are_replayed(
+def test_names_that_are_not_utf_8_are_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

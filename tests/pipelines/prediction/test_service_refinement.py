@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
@@ -18,10 +19,16 @@ import pytest
 import requests
 
 from bragg_data.instrument.peak_shape import peak, peak_shape
+from catalog import packages
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.prediction import load_model
+from pipelines.prediction.batching import ModelHolder, ServedModel
 from pipelines.prediction.distributed import predict_anywhere
+from pipelines.prediction.record import Record
+from pipelines.prediction.refining import RefinementWorkers, Setup
+from pipelines.prediction.replay import Replayer
 from pipelines.prediction.result import json_schema, to_json
+from pipelines.prediction.service import Service
 from pipelines.refinement.inputs import read_known_structures
 from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
 from tests.servers import server_at
@@ -85,8 +92,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    options = ("--model", MODEL, "--phases", str(folder))
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("record")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, record: Path) -> Iterator[tuple[str, psutil.Process]]:
+    options = ("--model", MODEL, "--phases", str(folder), "--record", str(record))
     with (
         tempfile.TemporaryFile() as log,
         server_at("pipelines.serve", *options, answers="ready", log=log) as (url, process),
@@ -154,7 +166,9 @@ def test_a_sample_of_two_banks_is_refined_as_by_the_command(
     for prediction in predictions:
         jsonschema.validate(prediction, json_schema())
     without_time(predictions, documents := json.loads(expected))
-    assert predictions == documents
+    ids = [prediction.pop("id") for prediction in predictions]
+    assert all(ids) == (not phases)  # whose structures no record holds
+    assert predictions == [{k: v for k, v in d.items() if k != "id"} for d in documents]
     assert predictions[0]["combined"]["banks"] == ["Bank 4", "Bank 5"]
     identified = {p["name"]: p for p in predictions[0]["mixture"]["phases"]}
     assert ("silicon" in identified) == phases
@@ -174,7 +188,7 @@ def without_time(*documents: Any) -> None:
 
 @pytest.mark.parametrize("refine", [False, True])
 def test_files_of_a_sample_are_its_banks(
-    server: tuple[str, psutil.Process], tof: np.ndarray, refine: bool
+    server: tuple[str, psutil.Process], record: Path, tof: np.ndarray, refine: bool
 ) -> None:
     files = [
         {"text": gsas({bank.bank: counted({"cubic": 100.0}, bank, tof)}, tof), "name": name}
@@ -191,6 +205,9 @@ def test_files_of_a_sample_are_its_banks(
     assert first["combined"]["banks"] == ["Bank 4", "Bank 5"]
     assert any("left out: noise.gsa" in warning for warning in first["warnings"])
     assert "/tmp" not in answer.text
+    replayer = Replayer(Record(record), None)
+    replays = [replayer.replay(replayer.record.find(p["id"])[0]) for p in (first, second)]
+    assert [(replay.same, replay.differences) for replay in replays] == [(True, ())] * 2
     if refine:
         (phase,) = first["combined"]["joint"]["phases"]
         assert abs(phase["cell"]["a"] - 4.01) < 0.002
@@ -199,6 +216,40 @@ def test_files_of_a_sample_are_its_banks(
     assert refused.status_code == 422
     assert refused.json()["detail"].startswith("noise.gsa")
     assert time.monotonic() - began < 3  # 0.02 s, of a machine that does nothing else
+
+
+def test_answers_of_a_model_for_each_bank_are_replayed(tmp_path: Path, sample: str) -> None:
+    loaded = []
+    for name, calibration in (("first", FIRST), ("second", SECOND)):
+        package = Path(shutil.copytree(packages.directory_of("batio3-nomad"), tmp_path / name))
+        described = json.loads((package / "model.json").read_text(encoding="utf-8"))
+        described["provenance"]["instrument_instprm"] = calibration.section
+        (package / "model.json").write_text(json.dumps(described), encoding="utf-8")
+        packages.Manifest.read(package).write(package)
+        loaded.append(load_model(f"packaged:{package}"))
+    record = Record(tmp_path / "record", create=True)
+    workers = RefinementWorkers(0, Setup())
+    service = Service(ModelHolder("", None), 1.0, 1000, workers, record)
+    service.holder.banks = tuple(ServedModel(m.version, m.predictor) for m in loaded)
+    body = json.dumps({"text": sample, "instrument": CALIBRATION, "name": "mine.gsa"}).encode()
+
+    async def answers() -> list[dict[str, Any]]:
+        recorder = service._recorder
+        assert recorder is not None
+        running = [asyncio.ensure_future(w.run()) for w in (service._batcher, recorder)]
+        responses = await asyncio.gather(*(service.predict_file(body) for _ in range(3)))
+        for task in running:
+            task.cancel()
+        return [p for r in responses for p in json.loads(bytes(r.body))["predictions"]]
+
+    predictions = asyncio.run(answers())
+    assert [p["bank"] for p in predictions] == [4, 5] * 3
+    assert {p["model"] for p in predictions} == {m.version.uri for m in loaded}
+    stored = record.answers()
+    assert {p["id"] for p in predictions} == {answer.id for answer in stored}
+    assert any(len(answer.batch.split()) > 1 for answer in stored)  # of several requests
+    replays = [Replayer(record, None).replay(answer) for answer in stored]
+    assert [(replay.same, replay.differences) for replay in replays] == [(True, ())] * 6
 
 
 def test_what_cannot_be_refined_is_refused_with_a_sentence(
