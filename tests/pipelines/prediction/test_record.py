@@ -107,7 +107,7 @@ def test_what_waits_for_the_disk_is_bounded(
     assert asyncio.run(main()) == [False, False, True]
 
 
-def test_a_batch_is_kept_until_an_answer_is_recorded(
+def test_a_batch_is_recorded_with_its_first_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "_MOST_BEGUN", 10)
