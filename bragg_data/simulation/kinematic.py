@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from bragg_data.crystallography.cell import cell_volume, check_volume
 from bragg_data.crystallography.reflections import (
@@ -119,13 +120,15 @@ class Simulator:
         samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
         phase, cells, per_sample = samples
         patterns = np.empty((len(cells), self.grid.points), dtype=np.float32)
-        # Displacement factors alone change no peak shape.
-        varied = self._widths.widths(per_sample) if parameters.keys() - {"u_scale"} else None
-        # Small batches keep deposits in the cache while operators pass over them.
-        for code, rows in self._batches(phase, cells, shifts, 64 if varied else 128):
-            of_batch = {name: value[rows] for name, value in per_sample.items()}
-            displacements = None if shifts is None else shifts[rows]
-            patterns[rows] = self._batch(code, cells[rows], of_batch, varied, displacements)
+        # One thread, wherever it runs: the order of the sums, and so the last bit, is the same.
+        with _libraries().limit(limits=1):
+            # Displacement factors alone change no peak shape.
+            varied = self._widths.widths(per_sample) if parameters.keys() - {"u_scale"} else None
+            # Small batches keep deposits in the cache while operators pass over them.
+            for code, rows in self._batches(phase, cells, shifts, 64 if varied else 128):
+                of_batch = {name: value[rows] for name, value in per_sample.items()}
+                displacements = None if shifts is None else shifts[rows]
+                patterns[rows] = self._batch(code, cells[rows], of_batch, varied, displacements)
         return patterns
 
     def simulate_on_device(
@@ -358,6 +361,12 @@ class Simulator:
         return build_tables(
             *displacement_groups(self.phases[code]), (0.9 * float(low), 1.1 * float(high))
         )
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> ThreadpoolController:
+    """Return the libraries of linear algebra; looking for them takes as long as 30 patterns."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 @kernel()

@@ -20,7 +20,6 @@ import typer
 from distributed import Client, as_completed
 from icechunk.session import ForkSession
 from rich.markup import escape
-from threadpoolctl import ThreadpoolController
 
 from bragg_data.arrays import Array, Floats32, Integers, Mask
 from bragg_data.campaign import Campaign, Samples
@@ -96,17 +95,8 @@ def build_simulator(recipe: Recipe) -> kinematic.Simulator | gsas2.Simulator:
 
 
 def simulate_samples(recipe: Recipe, samples: Samples) -> Floats32:
-    """Return the patterns of samples, shape (n, points).
-
-    One thread, wherever it runs: the order of the sums, and so the last bit, is always the same.
-    """
-    simulator = build_simulator(recipe)
-    with _threads().limit(limits=1):
-        return simulator.simulate(samples.phase, samples.cells)
-
-
-# Looking for the libraries takes as long as 30 patterns.
-_threads = lru_cache(maxsize=1)(ThreadpoolController)
+    """Return the patterns of samples, shape (n, points)."""
+    return build_simulator(recipe).simulate(samples.phase, samples.cells)
 
 
 def simulate_block(

@@ -4,6 +4,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from bragg_data.campaign import load_campaign
 from bragg_data.crystallography.cell import (
@@ -366,3 +367,17 @@ def test_lines_carry_the_intensity_of_their_reflections(symbol, free):
 def test_a_cell_of_another_lattice_is_refused(simulator):
     with pytest.raises(CrystalError, match="must equal a"):
         simulator.simulate(np.array([0]), np.array([[4.0, 4.0, 4.1, 90, 90, 90]]))
+
+
+@pytest.mark.parametrize("parameters", [{}, {"size": np.linspace(0.5, 3.0, 300)}])
+def test_the_last_bit_is_the_same_with_any_number_of_threads(simulator, campaign, parameters):
+    samples = campaign.samples[slice(40_000, 40_300)]
+    alone, together = (
+        _simulated_with(threads, simulator, samples, parameters) for threads in (1, 2)
+    )
+    np.testing.assert_array_equal(alone, together)
+
+
+def _simulated_with(threads, simulator, samples, parameters):
+    with threadpool_limits(threads):
+        return simulator.simulate(samples.phase, samples.cells, **parameters)
