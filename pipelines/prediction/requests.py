@@ -167,7 +167,7 @@ def array_from_npy(file: bytes, points: int) -> Floats32:
     """
     try:
         profiles = np.lib.format.read_array(io.BytesIO(file), allow_pickle=False)
-    except (ValueError, TypeError, EOFError, OverflowError, MemoryError) as error:
+    except Exception as error:  # those of Python's tokenizer, too, which reads the head
         raise PredictError(
             f"The body is no NPY file ({first_line(error)}). Send what numpy.save writes of real "
             f"numbers, or JSON to POST /predict."

@@ -9,7 +9,9 @@ refused       the reader's own error, one sentence that names the file
 warned        other numbers, and a warning that the original does not cause
 valid         other numbers without a warning, of a file that nobody can know to be damaged (below)
 SILENT        other numbers without a warning: a fault
-TRACEBACK     any other exception: a fault
+TRACEBACK     any other exception, or 10 s of a processor and more: a fault
+
+No more than 1 GiB of memory may be taken.
 
 A damaged file is "valid" if a strict parser, which shares nothing with the reader, accepts it as
 an exact file of its format, and takes from it the very numbers that the reader took. Strict means:
@@ -25,8 +27,10 @@ needs them asks for them.
 """
 
 import random
+import resource
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -41,6 +45,7 @@ from rich.table import Table
 from tests.fuzzing.formats import FORMATS, Format, same
 from tests.fuzzing.mutations import mutated
 
+SECONDS, BYTES = 10.0, 1 << 30
 OUTCOMES = ("same", "refused", "warned", "valid", "SILENT", "TRACEBACK")
 
 
@@ -71,7 +76,10 @@ def fuzz(form: Format, count: int, seed: int, folder: Path) -> tuple[Counter[str
     faults = []
     for number in range(count):
         content, names = mutated(form.originals[number % len(form.originals)], rng)
+        began = time.process_time()
         result = outcome(form, content, form.numbers[number % len(form.originals)], path)
+        if (seconds := time.process_time() - began) > SECONDS:
+            result = f"TRACEBACK: {seconds:.0f} s"
         counts[result.partition(":")[0]] += 1
         if result.startswith(("SILENT", "TRACEBACK")):
             faults.append(f"{form.name} {number} ({', '.join(names)}) {result}")
@@ -100,7 +108,9 @@ def main(
         if show:
             print(*faults, sep="\n", flush=True)
     Console(width=110).print(table)
-    sys.exit(failed)
+    memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{memory / 2**20:.0f} MiB")
+    sys.exit(failed or memory > BYTES)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from pipelines.prediction.batching import ModelHolder
 from pipelines.prediction.service import create_app
 from pipelines.prediction.workflow import FILE_ERRORS, read_measurements
 from tests.bragg_data.instrument.test_gsas_iparm import prm, records
+from tests.fuzzing.service import fuzz
 from tests.pipelines.prediction.test_batching import BrokenTracking
 from tests.servers import ROOT, answered, free_port, server_at, serving
 
@@ -114,6 +115,7 @@ def test_an_array_is_predicted_as_its_json_is(address: str, bench_of_service: Be
         (npy(np.full((2, 800), np.nan)), "not finite"),
         (npy(np.full((2, 800), 1e300)), "not finite"),
         (npy(np.ones((2, 800)))[:-1], "no NPY file"),
+        (npy(np.ones((2, 800))).replace(b"'<f8'", b"'<f8 "), "no NPY file"),
         (npy(np.ones((2, 800))).replace(b"(2, 800)", b"(9, 800)"), "no NPY file"),
         (npy(np.ones((1, 800))).replace(b"(1, 800), }   ", b"(True, 800), }"), "."),
         (npy(np.ones((2, 800))).replace(b"(2, 800)", b"(9" + 15 * b"0" + b", 800)"), "no NPY file"),
@@ -578,6 +580,13 @@ def test_a_fuzzer_on_the_schema_finds_no_error_of_the_server(address: str, tmp_p
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert requests.get(f"{address}/ready", timeout=5).ok
+
+
+def test_damaged_requests_are_refused_with_a_sentence(address: str) -> None:
+    """As `python -m tests.fuzzing.service` sends them by thousands."""
+    statuses, _, faults = fuzz(address, count=200, seed=0, most_seconds=60)
+    assert not faults
+    assert statuses.keys() >= {200, 422}
 
 
 async def asgi_post(app: Any, path: str, document: dict) -> tuple[int, dict[str, str], dict]:
