@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from bragg_data.crystallography.cell import cell_volume, check_volume
 from bragg_data.crystallography.reflections import (
@@ -40,6 +39,7 @@ from bragg_data.simulation.sample_parameters import (
     checked_samples,
     nominal_sample,
 )
+from bragg_data.threads import one_thread
 
 HISTOGRAM_SCALE = 1e5  # GSAS-II's default histogram scale factor
 _ALIKE = 16  # samples that share one selection of lines
@@ -120,8 +120,7 @@ class Simulator:
         samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
         phase, cells, per_sample = samples
         patterns = np.empty((len(cells), self.grid.points), dtype=np.float32)
-        # One thread, wherever it runs: the order of the sums, and so the last bit, is the same.
-        with _libraries().limit(limits=1):
+        with one_thread():
             # Displacement factors alone change no peak shape.
             varied = self._widths.widths(per_sample) if parameters.keys() - {"u_scale"} else None
             # Small batches keep deposits in the cache while operators pass over them.
@@ -361,12 +360,6 @@ class Simulator:
         return build_tables(
             *displacement_groups(self.phases[code]), (0.9 * float(low), 1.1 * float(high))
         )
-
-
-@lru_cache(maxsize=1)
-def _libraries() -> ThreadpoolController:
-    """Return the libraries of linear algebra; looking for them takes as long as 30 patterns."""
-    return ThreadpoolController().select(user_api="blas")
 
 
 @kernel()

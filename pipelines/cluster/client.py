@@ -27,6 +27,7 @@ from bragg_data.errors import first_line
 from bragg_data.isolated_process import SINGLE_THREAD
 from pipelines.cli import options
 from pipelines.cli.console import Progress
+from pipelines.cluster import scheduler
 
 _WORKERS_SHARE_OF_MEMORY = 0.75  # the rest is for the driver and the scheduler
 _ATTEMPTS, _RETRY_SECONDS = 3, 0.5  # at the start of workers that die
@@ -170,7 +171,7 @@ def _local_cluster(workers: int) -> LocalCluster:
                 # A worker's heartbeat while the cluster closes is logged as an error.
                 silence_logs=logging.CRITICAL,
                 env=SINGLE_THREAD | _storage_variables(),
-                scheduler_kwargs={"allowed_failures": options.ALLOWED_FAILURES},
+                scheduler_kwargs=scheduler.OPTIONS,
             )
         except (RuntimeError, OSError, TimeoutError) as error:
             if attempt == _ATTEMPTS:

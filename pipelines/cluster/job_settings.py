@@ -11,7 +11,8 @@ from typing import Any
 import dask
 
 from bragg_data.isolated_process import SINGLE_THREAD
-from pipelines.cli.options import ALLOWED_FAILURES, ClusterError, SlurmOptions
+from pipelines.cli.options import ClusterError, SlurmOptions
+from pipelines.cluster.scheduler import OPTIONS
 
 _CLOSING_SECONDS = 60.0  # for a worker to start late, and to end in order
 
@@ -41,7 +42,7 @@ def settings_of(options: SlurmOptions, name: str, directory: Path) -> dict[str, 
     )
     scheduler = {
         "dashboard_address": "127.0.0.1:0",
-        "allowed_failures": ALLOWED_FAILURES,
+        **OPTIONS,
         **(configured("scheduler-options") or {}),
     }
     if options.host:

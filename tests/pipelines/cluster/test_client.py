@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 from dask.system import cpu_count
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Scheduler
 from distributed.utils import sync
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -97,6 +97,18 @@ def test_task_that_kills_its_workers_fails() -> None:
         with pytest.raises(Exception, match="6 different workers"):
             future.result(timeout=60)
         assert client.submit(wait_and_square, 3).result(timeout=30) == 9
+
+
+def metadata_of_tasks(dask_scheduler: Scheduler) -> list[object]:
+    return [span._metadata for span in dask_scheduler.extensions["spans"].spans.values()]
+
+
+def test_the_scheduler_keeps_nothing_of_each_task() -> None:
+    with open_client("local", workers=1) as client:
+        client.gather([client.submit(wait_and_square, k, pure=False) for k in range(3)])
+        metadata = client.run_on_scheduler(metadata_of_tasks)
+    assert metadata
+    assert not any(metadata)
 
 
 def test_exception_in_the_block_passes_through() -> None:
