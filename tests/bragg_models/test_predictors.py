@@ -6,28 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from bragg_data.campaign import Campaign
 from bragg_data.crystallography.cell import encloses_volume
 from bragg_data.model_provenance import ModelProvenance
 from bragg_models.predictors import FORMAT, Predictor, PredictorError, build, load_predictor
-from bragg_models.targets import Targets, targets_of
-from tests.tiny_campaign import tiny_campaign
+from bragg_models.targets import Targets
 
 torch.set_num_threads(1)
 
 POINTS = 256
 KINDS = ("multitask", "caenn", "perceptron")
-
-
-@pytest.fixture(scope="module")
-def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    return tiny_campaign(tmp_path_factory.mktemp("campaign"))
-
-
-@pytest.fixture(scope="module")
-def targets(campaign: Campaign) -> Targets:
-    samples = campaign.samples
-    return targets_of(campaign.phases, samples.phase, samples.cells)
 
 
 def untrained(kind: str, targets: Targets) -> Predictor:

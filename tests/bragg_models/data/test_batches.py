@@ -22,15 +22,7 @@ from bragg_models.data.batches import (
     shuffled,
 )
 from bragg_models.data.cache import cached
-
-N, ROWS = 1000, 64
-
-
-@pytest.fixture
-def profiles() -> Profiles:
-    """Profiles whose values are their row numbers."""
-    values = np.arange(N, dtype=np.float32)[:, None] * np.ones(5, dtype=np.float32)
-    return Profiles(xr.DataArray(values, dims=("sample", "tof")), ROWS, lambda x: x * 2)
+from tests.bragg_models.data.conftest import ROWS, N
 
 
 @pytest.fixture

@@ -24,20 +24,10 @@ from bragg_models.networks.paper import NetworkError
 from bragg_models.networks.robust import ACCEPTED, PhaseFits, Robust
 from bragg_models.predictors import Predictor, build
 from bragg_models.targets import Targets, targets_of
+from tests.bragg_models.networks.test_guided import propose
 from tests.tiny_campaign import tiny_campaign
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    return tiny_campaign(tmp_path_factory.mktemp("campaign"))
-
-
-@pytest.fixture(scope="module")
-def targets(campaign: Campaign) -> Targets:
-    samples = campaign.samples
-    return targets_of(campaign.phases, samples.phase, samples.cells)
 
 
 def robust_network(campaign: Campaign, targets: Targets) -> Robust:
@@ -52,17 +42,6 @@ def robust_network(campaign: Campaign, targets: Targets) -> Robust:
 def predictor(campaign: Campaign, targets: Targets) -> Predictor:
     network, points = robust_network(campaign, targets), campaign.grid.points
     return Predictor("robust", network, targets, "profile_sqrt_unit@1", points, ModelProvenance())
-
-
-def propose(network: Robust, code: int, values: np.ndarray) -> None:
-    """Make the proposal the same for every profile."""
-    proposal = network.proposal
-    with torch.no_grad():
-        for head in (proposal.phase, proposal.cell):
-            head.weight.zero_()
-            head.bias.zero_()
-        proposal.phase.bias[code] = 3.0
-        proposal.cell.bias.copy_(torch.from_numpy(values))
 
 
 def exact_profiles(network: Robust, code: int, values: np.ndarray) -> np.ndarray:
