@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,8 +45,10 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, tracking_in: Callable[[Path], Tracking]) -> Iterator[Server]:
     server = Server(tmp_path / "home")
+    server.home.mkdir()
+    tracking_in(server.home)
     server.start()
     yield server
     server.kill()
