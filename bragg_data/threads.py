@@ -9,7 +9,7 @@ from threadpoolctl import ThreadpoolController
 _libraries = lru_cache(maxsize=1)(ThreadpoolController)
 
 
-def one_thread() -> AbstractContextManager[object]:
+def single_threaded() -> AbstractContextManager[object]:
     """Let linear algebra within take one thread, whatever the environment allows."""
     limit: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
     return limit

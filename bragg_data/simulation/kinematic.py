@@ -39,7 +39,7 @@ from bragg_data.simulation.sample_parameters import (
     checked_samples,
     nominal_sample,
 )
-from bragg_data.threads import one_thread
+from bragg_data.threads import single_threaded
 
 HISTOGRAM_SCALE = 1e5  # GSAS-II's default histogram scale factor
 _ALIKE = 16  # samples that share one selection of lines
@@ -120,7 +120,7 @@ class Simulator:
         samples = checked_samples(self.phases, phase, cells, parameters, self._nominal)
         phase, cells, per_sample = samples
         patterns = np.empty((len(cells), self.grid.points), dtype=np.float32)
-        with one_thread():
+        with single_threaded():
             # Displacement factors alone change no peak shape.
             varied = self._widths.widths(per_sample) if parameters.keys() - {"u_scale"} else None
             # Small batches keep deposits in the cache while operators pass over them.
