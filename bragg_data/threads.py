@@ -1,15 +1,26 @@
-"""How many threads libraries of linear algebra take: the last bits of sums depend on it."""
+"""How many threads libraries of linear algebra take.
 
-from contextlib import AbstractContextManager
-from functools import lru_cache
+The last bits of sums depend on it. Products of small matrices take longer with two threads, and
+many times as long where other processes want the cores as well.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 from threadpoolctl import ThreadpoolController
 
-# Looking for the libraries takes as long as 30 patterns.
-_libraries = lru_cache(maxsize=1)(ThreadpoolController)
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let linear algebra within take one thread, whatever the environment allows.
+
+    It also decorates functions.
+    """
+    with _libraries().limit(limits=1):
+        yield
 
 
-def single_threaded() -> AbstractContextManager[object]:
-    """Let linear algebra within take one thread, whatever the environment allows."""
-    limit: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
-    return limit
+@cache  # looking for them takes as long as 30 patterns
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")

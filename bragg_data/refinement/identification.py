@@ -14,7 +14,6 @@ from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
@@ -29,6 +28,7 @@ from bragg_data.refinement.phase_evidence import CAUTION, coincides, doubts, ear
 from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.retrieval import PatternLibrary
 from bragg_data.refinement.sample_refinement import refine_sample
+from bragg_data.threads import single_threaded
 
 _MANY = 6  # of each blur of the retrieval, that are refined
 _BANKS = 2  # with most information, on which candidates are refined
@@ -80,7 +80,7 @@ def identify(
         for place, cell in zip(places, cells, strict=True)
         if library.phases[place].name == options.standard
     }
-    with ThreadpoolController().limit(limits=1, user_api="blas"):
+    with single_threaded():
         while len(places) < _MOST_PHASES and failures < _MOST_REFUSED:
             excluded = refused.union(places, _near_in_cifs(duplicates))
             likely = [

@@ -251,9 +251,9 @@ class JointModel:
                 if not name.startswith("cell_"):  # of an element and of a site: their sum counts
                     given[name] = given.get(name, 0.0) + value
                 entries.append((k, name, slope))
-        known = {}
-        if self.offsets is not None:
-            known["difc"] = model.bank.instrument.difc * (1 + self.offsets[number])
+        # With a difC the simulator does not build what draws nominal peaks alone.
+        off = self.offsets[number] if self.offsets is not None else 0.0
+        known = {"difc": model.bank.instrument.difc * (1 + off)}
         given = {n: max(v, 0.0) if n.startswith("u_iso") else v for n, v in given.items()}
         factors = {name: value for name, value in given.items() if is_factor(name)}
         plain = [name for name in given if name not in factors]

@@ -10,11 +10,9 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from operator import attrgetter
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
@@ -40,6 +38,7 @@ from bragg_data.refinement.joint_summary import summarise
 from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.result import RefinementError
+from bragg_data.threads import single_threaded
 
 _FIRST_TERMS = 10  # of the background, before the data decide
 _HOPELESS = 0.3  # share of the signal that cells have to explain to be refined further
@@ -104,7 +103,7 @@ class JointRefiner:
         Arguments and errors are those of :meth:`refine`.
         """
         starts = [np.asarray(c) for c in cells or [phase.cell for phase in self.phases]]
-        with _libraries().limit(limits=1), _as_refinement_error():
+        with single_threaded(), _as_refinement_error():
             explained, cells = captured_cells(self._levels, self.phases, starts)
             if explained < _HOPELESS:
                 state = State(self._model(options, cells, cells_alone=True))
@@ -116,7 +115,7 @@ class JointRefiner:
         """Return the minimum with all parameters that the data need, from where a search ended."""
         if all(p.keys[0].startswith("cell_") for p in state.model.parameters):
             return state  # hopeless
-        with _libraries().limit(limits=1), _as_refinement_error():
+        with single_threaded(), _as_refinement_error():
             if options.evidence:
                 state = _with_evidence(state)
             state = state.with_terms().minimised(CONVERGED)
@@ -127,7 +126,7 @@ class JointRefiner:
 
         A CrystalError is raised if there is no pattern.
         """
-        with _libraries().limit(limits=1):
+        with single_threaded():
             return State(self._model(options, cells)).minimised(ROUGHLY).searched_again()
 
     def continued(
@@ -156,12 +155,12 @@ class JointRefiner:
         )
         banks = (replace(b, terms=t) for b, t in zip(model.banks, terms, strict=True))
         model = replace(model, banks=tuple(banks), parameters=tuple(parameters))
-        with _libraries().limit(limits=1):
+        with single_threaded():
             return State(model).minimised(NEARBY)
 
     def captured(self, cells: Sequence[Array]) -> list[Array]:
         """Return cells (6,) nearer to the minimum, on blurred profiles; a CrystalError if none."""
-        with _libraries().limit(limits=1):
+        with single_threaded():
             return refined_cells(self._levels, self.phases, cells, BLURS[1:])[1]
 
     def summarised(self, state: State, options: JointOptions, seconds: float = 0.0) -> JointResult:
@@ -187,11 +186,6 @@ class JointRefiner:
         if len(self.models) > 1 and not cells_alone and options.offsets is None:
             parameters += offsets(measured, options.calibration_su)
         return JointModel(self.models, self.phases, tuple(parameters), offsets=options.offsets)
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from operator import attrgetter, itemgetter
 from typing import TypeVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from bragg_data.arrays import Array
 from bragg_data.campaign import Campaign
@@ -26,6 +25,7 @@ from bragg_data.refinement.known_lines import KnownLines
 from bragg_data.refinement.result import RefinementError, RefinementResult, fitted_points
 from bragg_data.refinement.single_phase import HOPELESS, ROUGHLY, PhaseFit, WeightedProfile
 from bragg_data.simulation.kinematic import Simulator
+from bragg_data.threads import single_threaded
 
 _WIDTHS = (-0.3, 0.7)  # ln(W / W nominal) that broadening reaches in practice
 _FEWEST = 60  # covered points
@@ -46,7 +46,6 @@ class Refiner:
     def __init__(self, campaign: Campaign) -> None:
         self.campaign = campaign
         self.simulator = Simulator(*campaign.setup, width_range=_WIDTHS)
-        self._libraries = ThreadpoolController().select(user_api="blas")
 
     @cached_property
     def known_lines(self) -> KnownLines:
@@ -82,7 +81,7 @@ class Refiner:
             return profile.search(start, names, best.parameters, rival=best)
 
         # A fit's matrices are small: a second thread would only wait.
-        with self._libraries.limit(limits=1):
+        with single_threaded():
             order = self._likeliest(profile, usable)
             coarse: list[PhaseFit] = []
             while order and not (coarse and min(map(_chi2, coarse)) < _EXPLAINED * profile.signal):

@@ -24,6 +24,7 @@ from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.phase_evidence import CAUTION, coincides, earned, errors
 from bragg_data.refinement.retrieval import pattern_library
+from bragg_data.threads import single_threaded
 
 _IMPERFECT = 1.03  # noise of a fit, from which something may be missing
 _EXPLAINED = 0.6  # share of the signal, below which the sample itself is not known
@@ -62,6 +63,7 @@ def _is_like(phase: Phase, metal: Phase) -> bool:
     return set(phase.symbols) == set(metal.symbols) and _is_near(phase.cell, metal)
 
 
+@single_threaded()
 def refine_sample(
     banks: Sequence[MeasuredBank],
     phases: Sequence[Phase],

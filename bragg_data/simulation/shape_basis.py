@@ -195,8 +195,7 @@ def build_basis(
     ``bands`` are distances in points beyond which profiles are smooth enough for each coarser grid;
     the ``tolerance`` is relative to the maximum of each profile.
     """
-    s1, s2 = COARSE
-    zones, of_zone = zones_of(points)
+    (s1, s2), (zones, of_zone) = COARSE, zones_of(points)
     reach, n_far = -(-bands[1] // s1), zones * of_zone * BLOCK // s2
     fine = np.arange(-(bands[0] + NEAR) * oversampling, (bands[0] + NEAR) * oversampling + 1)
     on_1 = np.arange(-reach - BLOCK // s1, reach + BLOCK // s1 + 1)
@@ -256,10 +255,9 @@ def stations(points: int) -> Array:
 
 
 def _shapes(profiles: Array, tolerance: float) -> Array:
-    """Return orthonormal shapes (K, m) that reproduce profiles (n, m) of height 1 to a tolerance.
+    """Return the first singular vectors (K, m), which reproduce profiles (n, m) to a tolerance.
 
-    They are the first singular vectors, from the products of the profiles: a few singular values
-    less than the tolerance are still far above the products' rounding.
+    From products of profiles of height 1, whose rounding is far below such a tolerance.
     """
     profiles = profiles / profiles.max(axis=1, keepdims=True)
     squares, mixtures = np.linalg.eigh(profiles @ profiles.T)
