@@ -35,6 +35,8 @@ _NEARLY_CUBIC = 0.012  # relative distortion, up to which the opposite one is fi
 _EXPLAINED = 0.15
 # Factor on χ² at the start for each cell parameter: more of them are right by chance more easily.
 _FLEXIBLE = 1.6
+# Between the best fit's cell and a start, and beyond: of the opposite distortion.
+_BETWEEN = np.array([0.0, 1.0, 0.5, 0.25, 0.1, -0.1, -0.25, -0.5])
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _chi2 = attrgetter("chi2")
@@ -122,7 +124,10 @@ class Refiner:
         return profile.search(start, ("u_scale",), {}, coordinates=False, tolerance=ROUGHLY)
 
     def _nearer(self, profile: WeightedProfile, start: tuple[int, Array], best: PhaseFit) -> Array:
-        """Return a phase's start, or the best fit's cell in its lattice if that is nearer."""
+        """Return the nearest cell between a phase's start and the best fit's cell in its lattice.
+
+        That one may be cubic: a search does not leave it, as neither distortion is better at first.
+        """
         phase, free = start
         lattice = self.campaign.phases[phase].lattice
         cell = self.campaign.phases[best.phase].lattice.cells(best.free[None])[0]
@@ -132,8 +137,8 @@ class Refiner:
             cell[[p for p, n in enumerate(CELL_PARAMETERS) if tied.get(n, n) == name]].mean()
             for name in lattice.free_parameters
         ]
-        both = np.array([free, mean])
-        return np.asarray(both[int(profile.chi2(phase, both, best.parameters).argmin())])
+        between = mean + _BETWEEN[:, None] * (free - mean)
+        return np.asarray(between[int(profile.chi2(phase, between, best.parameters).argmin())])
 
     def _with_twin(
         self, profile: WeightedProfile, fit: PhaseFit, names: tuple[str, ...], best: PhaseFit

@@ -11,6 +11,8 @@ from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.evidence import log_evidence
 from bragg_data.refinement.result import RefinementError, RefinementResult, serial_correlation
 from bragg_data.refinement.rietveld import Refiner
+from bragg_data.simulation.measurement_effects import draw_labels, draw_profiles, simulator_for
+from pipelines.simulation.draws import Purpose, random_stream
 
 SHARED = Path(__file__).parents[4] / "shared" / "reference"
 
@@ -131,6 +133,23 @@ def test_a_phase_starts_from_the_best_fit_of_another(refiner: Refiner) -> None:
     best = refiner.refine(gridded, starts_)[0]
     assert best.phase == 1
     assert np.abs(best.cell - cell).max() < 1e-3
+
+
+def test_a_distortion_is_found_from_a_cubic_fit(refiner: Refiner) -> None:
+    """At the cubic cell neither distortion is better at first, so that a search would stay there.
+
+    Of 1,500 draws this one needs it.
+    """
+    campaign = refiner.campaign
+    generator = np.random.default_rng(random_stream(Purpose.REFINEMENT, 0, 55))
+    labels = draw_labels(campaign, 4, generator)
+    effects = campaign.measurement_effects
+    draws = draw_profiles(simulator_for(campaign), *labels, generator, effects)
+    gridded = GriddedProfile(draws.intensity[11], draws.sigma[11], draws.covered[11])
+    cells = [[3.917] * 3 + [90.0] * 3, [3.911] * 2 + [3.929] + [90.0] * 3, [3.919] * 3 + [89.5] * 3]
+    best = refiner.refine(gridded, list(enumerate(map(np.array, cells))))[0]
+    assert best.phase == 2
+    assert np.abs(best.cell - draws.cells[11]).max() < 5 * best.su.max()
 
 
 def test_a_start_without_volume_does_not_replace_a_good_start(refiner: Refiner) -> None:
