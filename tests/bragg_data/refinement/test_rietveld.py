@@ -135,7 +135,7 @@ def test_a_phase_starts_from_the_best_fit_of_another(refiner: Refiner) -> None:
     assert np.abs(best.cell - cell).max() < 1e-3
 
 
-def test_a_distortion_is_found_from_a_cubic_fit(refiner: Refiner) -> None:
+def test_a_cubic_cell_is_left(refiner: Refiner) -> None:
     """At the cubic cell neither distortion is better at first, so that a search would stay there.
 
     Of 1,500 draws this one needs it.
