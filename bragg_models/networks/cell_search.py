@@ -32,8 +32,8 @@ _SAMPLE_BOUNDS = (-2.0, 2.0), (-0.5, 4.0)  # their bounds in these units; noise 
 _SMOOTH, _SMOOTH_BOUNDS = 0.02, (-10.0, 10.0)
 # Intensity, as a share of the highest peak, above which differences of roots count as such in the
 # end, below it as those of intensities. On draws for BaTiO3 on NOMAD (usual, three times the
-# background, twice the broadening) mean squared errors fall to 0.12, 0.05 and 0.23 of what they were;
-# with 0.05 to 0.20, 0.08 and 0.45.
+# background, twice the broadening) mean squared errors fall to 0.12, 0.05 and 0.23 of what they
+# were; with 0.05 to 0.20, 0.08 and 0.45.
 _FAINT = 1.0
 _OLD_PREFIX, _PREFIX = "glance.", "proposal."  # deprecated: name of the weights in saved models
 
