@@ -42,6 +42,7 @@ def history(
         half = 1.645 * 4.0e-4
         answer = {
             "file": f"sample-{k}.xye",
+            "model": MODEL,
             "accepted": statistics["accepted"] > 0,
             "cell": {"a": a},
             "intervals": {"a": [a - half, a + half]},
