@@ -270,6 +270,8 @@ def _rewritten(
     # Of this process alone: in object storage another may do the same.
     repository, temporary = store.repository, f"{REWRITE}{tag}-{uuid.uuid4().hex}"
     main = repository.lookup_branch("main")
+    has_branch = definition.branch in repository.list_branches()
+    tip = repository.lookup_branch(definition.branch) if has_branch else None
     store.committed(lambda: repository.create_branch(temporary, main))
     try:
         session = repository.writable_session(temporary)
@@ -278,9 +280,15 @@ def _rewritten(
         snapshot = store.committed(lambda: session.commit(f"rewrite {definition.group}"))
 
         def point() -> None:
+            now = repository.lookup_branch(definition.branch) if has_branch else None
+            if now not in (tip, snapshot):
+                raise StoreError(  # in object storage there are no locks
+                    f"{tag} was not written again: features of it, or another repair, were written "
+                    f"meanwhile. Run it again when they are finished."
+                )
             _point(store, f"tag.{tag}", snapshot)
-            if definition.branch in repository.list_branches():
-                repository.reset_branch(definition.branch, snapshot)
+            if has_branch and now != snapshot:
+                repository.reset_branch(definition.branch, snapshot, from_snapshot_id=tip)
 
         store.committed(point, synced=True)
         store.place.sync()

@@ -54,7 +54,8 @@ _CACHED_CHUNKS, _CACHED_ARRAYS = 300_000, 2_000
 _SIMULATORS = "kinematic", "gsas2"
 
 # Icechunk warns that commits side by side to a local directory are unsafe; ours are under a lock.
-icechunk.set_logs_filter("error")
+# Its sessions raise what they log.
+icechunk.set_logs_filter("error,icechunk::session=off")
 
 
 @dataclass(frozen=True)

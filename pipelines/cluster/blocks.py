@@ -1,10 +1,13 @@
 """Compute the missing blocks of the store on a cluster: retried, and committed in batches."""
 
 import ctypes
+import faulthandler
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import cast
 
@@ -101,6 +104,25 @@ def _return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@contextmanager
+def ends_process_after(seconds: float | None) -> Iterator[None]:
+    """End this process, a worker, if what is done within takes longer; None: never.
+
+    Another worker gets its task. A thread of C does it, which nothing that hangs can hold up:
+    neither compiled code with the interpreter's lock, nor what waits without it, for which Dask
+    takes the worker as alive.
+    """
+    if seconds is None:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere:  # for tracebacks
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
 def failures_text(writer: BlockWriter) -> str:
     """Return how many blocks failed, why the first did, and the remedy, without a full stop."""
     block, reason = min(writer.failures.items())
@@ -161,6 +183,7 @@ def _result(client: Client, future: Future, block: int, writer: BlockWriter) -> 
         rows = writer.rows(block)
         if isinstance(error, KilledWorker):
             error = RuntimeError(
-                "the workers that computed it died, each time: look for a lack of memory"
+                "the workers that computed it died, each time: look for a lack of memory, or for "
+                "what takes minutes, at which a worker is ended"
             )
         return failed_block(block, rows.stop - rows.start, error)

@@ -32,8 +32,12 @@ from bragg_data.store.repository import DataSet, DiskFullError
 from bragg_data.store.reuse import Reuse
 from bragg_data.store.simulated import write_block
 from pipelines.cli.console import Progress, duration, say
+from pipelines.cluster.blocks import ends_process_after
 
 _ASK_ABOVE_CORE_HOURS = 1.0  # longer campaigns are begun after a question, or with --yes
+# For a block of the fast simulator, which takes 0.1 s with everything compiled, and for each of its
+# patterns, of 0.1 ms.
+_BLOCK_SECONDS, _PATTERN_SECONDS = 300.0, 0.1
 _TIMED_SAMPLES = 256  # of the fast simulator, in which one pattern alone says nothing
 
 
@@ -118,11 +122,14 @@ def simulate_block(
         with suppress(Exception):
             copies = reuse.read()
             new = reuse.new
+    # GSAS-II's patterns have a limit each, in a process of their own.
+    fast = recipe.simulator == "kinematic"
+    limit = _BLOCK_SECONDS + _PATTERN_SECONDS * len(samples) if fast else None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ends_process_after(limit):
             warnings.simplefilter("ignore")  # the driver has shown them
             intensity = _complete(recipe, samples, new, copies)
-        result = write_block(fork, group, block, samples, intensity)
+            result = write_block(fork, group, block, samples, intensity)
         return replace(result, copied=reuse.copied) if reuse and len(copies) else result
     except (DiskFullError, SimulationError) as error:
         return error

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,12 +15,13 @@ import psutil
 import pytest
 import zarr
 from distributed import Client, LocalCluster
+from numba import njit
 
 from bragg_data.simulation import kinematic
 from bragg_data.store.repository import Store, open_snapshot
 from bragg_data.store.simulated import Writer, write_block
 from bragg_data.store.verification import verify
-from pipelines.cluster.blocks import do_blocks, failures_text
+from pipelines.cluster.blocks import do_blocks, ends_process_after, failures_text
 from pipelines.simulation.simulators import recipe_of, simulate_block, simulate_samples
 from tests.conftest import TEST_CLUSTER
 from tests.servers import ROOT, dask_workers, free_port, samples_done
@@ -173,6 +175,36 @@ def test_slurmctld_dies(tmp_path: Path, undisturbed: str, monkeypatch: pytest.Mo
             subprocess.run([TEST_CLUSTER, "stop", directory], check=True)
 
 
+@pytest.mark.parametrize("jump", [400, -400])
+def test_the_clock_of_a_driver_and_its_workers_jumps(
+    tmp_path: Path, undisturbed: str, jump: int
+) -> None:
+    """By more than Dask waits for a worker, and less than Icechunk lets a store differ (600 s).
+
+    Backwards no commit is possible, as snapshots are in the order of time: the command says so.
+    """
+    library = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+    if not library.is_file():
+        pytest.skip("faketime is not installed")
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    clock = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset)}
+    clock |= {"FAKETIME_CACHE_DURATION": "1", "DONT_FAKE_MONOTONIC": "1"}
+    write_campaign(tmp_path, **SMALL)
+    with driver(tmp_path, "--workers", 2, **clock) as process:
+        wait_for_blocks(tmp_path / "store", 16, process)
+        offset.write_text(f"{jump:+d}")
+        if jump > 0:
+            assert_finished(process, tmp_path, undisturbed)
+            return
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "the clock of this machine is not that of earlier commits" in errors
+    assert "Traceback" not in errors
+    with driver(tmp_path, "--workers", 2) as process:  # set right
+        assert_finished(process, tmp_path, undisturbed)
+
+
 @contextmanager
 def other_machine() -> Iterator[tuple[str, str]]:
     """A network namespace, as a machine of its own; yields its name and our address there."""
@@ -254,6 +286,28 @@ def filling_memory(*task: object) -> object:
     return simulate_block(*task)
 
 
+@njit  # holds the interpreter's lock: the worker cannot even say that it is there
+def never_ending(value: float) -> float:
+    while value != 0.5:
+        value = np.sin(value)
+    return value
+
+
+def hanging_in_compiled_code(*task: object) -> object:
+    with ends_process_after(3.0):
+        if task[2] == 2:
+            never_ending(1.0)
+        return simulate_block(*task)
+
+
+def waiting_for_ever(*task: object) -> object:
+    """Hang while the worker's heartbeats go on."""
+    with ends_process_after(3.0):
+        if task[2] == 2:
+            threading.Event().wait()
+        return simulate_block(*task)
+
+
 def not_finite(*task: object) -> object:
     """Simulate the blocks, of which 2 has a value that is no number."""
     recipe, group, block, samples, fork = task
@@ -267,6 +321,8 @@ def not_finite(*task: object) -> object:
     ("task", "reason"),
     [
         (filling_memory, "the workers that computed it died, each time: look for a lack of memory"),
+        (hanging_in_compiled_code, "what takes minutes, at which a worker is ended"),
+        (waiting_for_ever, "what takes minutes, at which a worker is ended"),
         (not_finite, "1 patterns are not finite"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import icechunk
 import numpy as np
 import pytest
+import zarr
 
 from benchmarks.commits import lost_commits
 from bragg_data.campaign import load_campaign
@@ -172,6 +173,26 @@ def test_the_reason_of_a_failed_repair_is_not_hidden(store):
 
     with pytest.raises(StoreError, match=r"^it rained$"):
         repair.rewrite(store, TAG, tiny_patterns, on_block=end)
+
+
+def test_a_repair_does_not_drop_what_is_written_meanwhile(store):
+    """Features, for example: in object storage no lock holds them up."""
+    repository = store.repository
+    (branch,) = repository.list_branches() - {"main"}
+    before = store.tag(TAG).snapshot_id
+    written = []
+
+    def write_once(_count: int) -> None:
+        if not written:
+            session = repository.writable_session(branch)
+            zarr.open_group(session.store, mode="r+").attrs["features"] = "new"
+            written.append(session.commit("features"))
+
+    with pytest.raises(StoreError, match="written meanwhile"):
+        repair.rewrite(store, TAG, tiny_patterns, on_block=write_once)
+    again = Store(store.uri)
+    assert again.repository.lookup_branch(branch) == written[0]
+    assert again.tag(TAG).snapshot_id == before
 
 
 @pytest.mark.training
