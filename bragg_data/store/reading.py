@@ -99,7 +99,7 @@ def reason_of(error: Exception) -> str:
         return f"its {file[1]} {file[2]} is damaged"
     if "timestamp ordering" in text or "clock has drifted" in text:
         return (
-            "the clock of this machine is not that of earlier commits or of the disk: set it right, "
+            "the clock of this machine is not that of earlier commits or of the disk: set it right "
             "or wait until it has passed the last commit, and run the same command again"
         )
     if "service error" in text or "dispatch failure" in text:
