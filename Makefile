@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TOOLS := build/tools
 # N processes, each with one computing thread. Some of all tests wait for servers and clusters a while.
 quick fast: N ?= 2
-test: N ?= 4
+test all-tests: N ?= 4
 # Some containers turn byte code off: then each process compiles all that it imports from source.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(N)

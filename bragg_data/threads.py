@@ -15,7 +15,8 @@ from threadpoolctl import ThreadpoolController
 def single_threaded() -> Iterator[None]:
     """Let linear algebra within take one thread, whatever the environment allows.
 
-    It also decorates functions.
+    The limit is the process's, and threadpoolctl lets one of its threads set it at a time: where
+    several are within, it ends with the first. It also decorates functions.
     """
     with _libraries().limit(limits=1):
         yield

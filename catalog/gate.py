@@ -11,6 +11,7 @@ from bragg_data.arrays import Array, Mask
 from bragg_data.model_provenance import ACCEPTED, ModelProvenance
 
 _TIMING = 1.25  # times as long as the champion's is within what ten timings are worth
+_DISASTER = 100.0  # times the limit: errors that rare profiles may not have either
 _MEDIAN_RATIO = 1.2  # of medians of squared errors, over the ratio of means that is allowed
 
 
@@ -18,8 +19,10 @@ _MEDIAN_RATIO = 1.2  # of medians of squared errors, over the ratio of means tha
 class VersionScores:
     """Scores of a version on the pinned evaluation set."""
 
-    mse_paper: float  # eq. (1) of the paper; NaN for classifiers, which predict no cell
-    accuracy: float  # share of profiles with the right phase
+    # Eq. (1) of the paper; NaN for classifiers, which predict no cell, infinite if not all cells
+    # are numbers.
+    mse_paper: float
+    accuracy: float  # share of profiles with the right crystal system
     calibration_error: float  # expected, of the probability of the predicted phase
     seconds: float  # median time of a processor for one profile, in one thread
     by_system: Mapping[str, float]  # mse_paper by crystal system
@@ -30,7 +33,7 @@ class PairedScores:
     """Scores of candidate (row 0) and champion (row 1) for each of the same n profiles."""
 
     squared: Array  # (2, n): what each adds to mse_paper; NaN for classifiers
-    wrong: Mask  # (2, n): the phase is another one
+    wrong: Mask  # (2, n): the crystal system is another one
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Gate:
 
     A limit is exceeded if it is in 95 % of bootstrap resamples of the profiles, the same ones for
     both versions (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). As a
-    mean of heavy-tailed errors hides what happens to most profiles, medians are compared, too.
+    mean of heavy-tailed errors hides what happens to most profiles, medians are compared, too; and
+    a hundred times the mean that is allowed is no chance, however few profiles cause it.
     """
 
     error_ratio: float = 1.0  # its mse_paper over the champion's
@@ -67,8 +71,9 @@ class Gate:
             return objections
         # A comparison with NaN is false: models without a cell are compared by the rest.
         surely = partial(_surely_above, None if paired is None else paired.squared)
-        if candidate.mse_paper > self.error_ratio * champion.mse_paper and surely(
-            np.mean, self.error_ratio
+        limit = self.error_ratio * champion.mse_paper
+        if candidate.mse_paper > _DISASTER * limit or (
+            candidate.mse_paper > limit and surely(np.mean, self.error_ratio)
         ):
             objections.append(
                 f"its mse_paper is {candidate.mse_paper:.3g}, the champion's "
@@ -100,9 +105,9 @@ def _surely_above(
 ) -> bool:
     """Whether a statistic of the first row is above ratio times the second's + rise by no chance.
 
-    True without scores.
+    True without scores of several profiles.
     """
-    if scores is None:
+    if scores is None or np.shape(scores)[1] < 2:
         return True
     from scipy import stats  # imported where it is needed: it takes long
 

@@ -16,6 +16,7 @@ from bragg_data.instrument.instprm import MOST_BYTES, InstrumentError, TofGrid
 from bragg_data.measurement.readers import Profile, ProfileError
 
 _MINIMUM_COVERAGE = 0.2  # of the campaign's grid (and at least 200 points of it) by a profile
+_EXACT = 3e-4  # of what a difC may be off by: one in 1e5
 _AS_NEAR = 0.05  # of what difC and angle may be off by, within which the number of a bank decides
 _COARSEST_STEP = 8.0  # grid steps between measured points, beyond which peaks fall between them
 HALF_BIN_OF_NOTE = 2e-5  # relative; shifts below this are lost in a calibration's uncertainty
@@ -213,10 +214,12 @@ def match_bank(profile: Profile, instruments: Sequence[Instrument]) -> Instrumen
             f"Give the file of this instrument, or the angle (--two-theta) of one of its banks: "
             f"{known}."
         )
+    # The very difC of a bank is no chance.
+    exact = profile.difc is not None and distance[nearest] < _EXACT
     near = [
         instrument
         for instrument, (_, side, far) in zip(instruments, order, strict=True)
-        if side == order[nearest][1] and far < distance[nearest] + _AS_NEAR
+        if side == order[nearest][1] and far < distance[nearest] + (_EXACT if exact else _AS_NEAR)
     ]
     numbered = [instrument for instrument in near if instrument.bank == profile.bank]
     return numbered[0] if len(numbered) == 1 else instruments[nearest]

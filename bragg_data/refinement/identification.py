@@ -63,15 +63,16 @@ def identify(
     """Find the phases of a sample among those of a library that was made for its banks.
 
     Cans are among them, and ``metals``, of which cans may be: they are identified like the further.
-    ``report`` is called with a sentence on each step.
+    ``report`` is called with a sentence on each step. Without the standard: a RefinementError.
     """
     began = time.perf_counter()
+    if options.standard and options.standard not in {phase.name for phase in library.phases}:
+        raise RefinementError(f"The standard {options.standard} has no lines on these banks.")
     # What holds the sample is there from the start, and so is a standard.
     places = [k for k, phase in enumerate(library.phases) if phase.name in options.certain]
     cells = [np.array(library.phases[place].cell, dtype=np.float64) for place in places]
-    refused, failures = set[int](), 0
+    refused, failures, informative = set[int](), 0, informative_banks(banks)
     alternatives: dict[str, tuple[str, ...]] = {}
-    informative = informative_banks(banks)
     searched = [banks[b] for b in informative]
     near = replace(options, calibration_su=tuple(options.calibration_su[b] for b in informative))
     state = _refined(searched, library, places, cells, near) if options.standard else None

@@ -203,11 +203,7 @@ def _calibrated(state: State, standard: str) -> State:
     """
     model = state.model
     code = next(k for k, phase in enumerate(model.phases) if phase.name == standard)
-    if (share := state.share(code)) < _LEAST_STANDARD:
-        raise RefinementError(
-            f"The standard {standard} gives {100 * share:.1f} % of the signal; at least "
-            f"{100 * _LEAST_STANDARD:.0f} % are needed."
-        )
+    _check_standard(state, code)
     refined, certified = (
         np.array(c[:3]) for c in (model.cell(code, model.start), model.phases[code].cell)
     )
@@ -221,7 +217,17 @@ def _calibrated(state: State, standard: str) -> State:
     known = {p.bank: p.start for p in model.parameters if p.keys[0] == "offset"}
     free = offsets([of_bank.bank for of_bank in model.banks], [np.inf] * len(model.banks))
     parameters += [replace(p, start=(1 + known.get(p.bank, 0.0)) * longer - 1) for p in free]
-    return State(replace(model, parameters=tuple(parameters))).minimised(CONVERGED)
+    calibrated = State(replace(model, parameters=tuple(parameters))).minimised(CONVERGED)
+    _check_standard(calibrated, code)  # other phases may have taken its place
+    return calibrated
+
+
+def _check_standard(state: State, code: int) -> None:
+    if (share := state.share(code)) < _LEAST_STANDARD:
+        raise RefinementError(
+            f"The standard {state.model.phases[code].name} gives {100 * share:.1f} % of the "
+            f"signal; at least {100 * _LEAST_STANDARD:.0f} % are needed."
+        )
 
 
 def _with_twins(state: State) -> State:

@@ -286,9 +286,9 @@ def _rewritten(
                     f"{tag} was not written again: features of it, or another repair, were written "
                     f"meanwhile. Run it again when they are finished."
                 )
-            _point(store, f"tag.{tag}", snapshot)
             if has_branch and now != snapshot:
                 repository.reset_branch(definition.branch, snapshot, from_snapshot_id=tip)
+            _point(store, f"tag.{tag}", snapshot)
 
         store.committed(point, synced=True)
         store.place.sync()

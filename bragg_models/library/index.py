@@ -12,20 +12,20 @@ import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Integers, Integers8, Mask
 from bragg_data.kernels import kernel
 from bragg_data.preprocessing import sqrt_unit
 from bragg_data.simulation.kinematic import Simulator
 from bragg_data.store.schema import samples_of
+from bragg_data.threads import single_threaded
 from bragg_models.data.batches import prefetched, profiles_of
 from bragg_models.data.cache import cached
 from bragg_models.library.compressed import principal_components
@@ -70,7 +70,7 @@ class LibraryIndex:
 
         Arguments and errors as of :func:`bragg_models.library.search.library_match`.
         """
-        with _libraries().limit(limits=1):  # its matrices are small: threads would only wait
+        with single_threaded():  # its matrices are small: threads would only wait
             return self._match(*prepared_queries(queries, covered, len(self.basis)))
 
     def _match(self, roots: Floats32, masks: Mask) -> Matches:
@@ -168,11 +168,6 @@ def _add(total, values, factors):  # type: ignore[no-untyped-def] # pragma: no c
     for i in range(len(total)):
         left = np.float32(a[i]) * f + np.float32(b[i]) * g
         total[i] += left + (np.float32(c[i]) * h + np.float32(d[i]) * e)
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
 
 
 def _largest(values: AnyFloats, count: int) -> Indices:

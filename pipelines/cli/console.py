@@ -63,7 +63,7 @@ def print_json(value: object) -> None:
     """Print plain JSON values; where the output cannot hold a name of a file, in ASCII."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     try:
-        text.encode(sys.stdout.encoding)
+        text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=2)
     print(text)

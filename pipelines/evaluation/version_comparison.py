@@ -152,15 +152,16 @@ def _score(
 ) -> tuple[VersionScores, Array, Mask]:
     """Score a version on the pinned profiles, and time it.
 
-    Also returned are the squared error of each profile, and whether its phase is wrong.
+    Also returned are the squared error of each profile, and whether its crystal system is wrong.
     """
     (profiles, true_phase, true_cells), targets = pinned, predictor.targets
     prediction = predict_batches(
         predictor, in_batches(profiles), len(profiles), description="Evaluating", quiet=quiet
     )
     phase, cells = prediction.phase, prediction.cells
-    has_cells = bool(np.isfinite(cells).all())
-    predicted = phase, cells if has_cells else true_cells
+    usable = np.asarray(np.isfinite(cells).all(axis=1))
+    has_cells = not np.isnan(cells).all()
+    predicted = phase, np.where(usable[:, np.newaxis], cells, true_cells)
     scores = summary(targets, errors(targets, true_phase, true_cells, *predicted))
     seconds = []
     with single_thread():
@@ -169,14 +170,15 @@ def _score(
             predictor.predict(profiles[:1])
             seconds.append(time.process_time() - began)
     of_version = VersionScores(
-        scores["all"]["mse_paper"] if has_cells else math.nan,
+        (scores["all"]["mse_paper"] if usable.all() else math.inf) if has_cells else math.nan,
         scores["all"]["accuracy"],
         calibration_error(prediction.probabilities, true_phase),
         statistics.median(seconds),
         {k: v["mse_paper"] for k, v in scores.items() if k != "all"} if has_cells else {},
     )
     squared, _ = squared_errors(targets, true_phase, true_cells, cells)  # NaN without cells
-    return of_version, squared, phase != true_phase
+    systems = targets.crystal_systems
+    return of_version, squared, systems[phase] != systems[true_phase]
 
 
 def log_comparison(tracking: Tracking, comparison: VersionComparison, gate: Gate) -> None:

@@ -161,8 +161,8 @@ def _train_and_judge(
     if share is not None and share < _LEAST_ACCEPTED:
         reaction.objections.append(
             f"it accepts {share:.0%} of the recorded profiles since the drift, and "
-            f"{_LEAST_ACCEPTED:.0%} are needed: they are of another sample, or the instrument "
-            f"changed in another way"
+            f"{_LEAST_ACCEPTED:.0%} are needed: they are of another sample, the instrument "
+            f"changed in another way, or no answer is of a single profile"
         )
     if reaction.objections:
         return
@@ -236,6 +236,7 @@ def _accepted(
             profiles.append(only.profiles)
             calibrated.append(only.calibrated)
         if not profiles:
+            shares[uri] = 0.0  # what cannot be asked is not known to be accepted
             continue
         together = np.concatenate(profiles), None, np.concatenate(calibrated)
         accepted = predictor.predict(*together).accepted

@@ -88,17 +88,26 @@ def refine_samples(
 
     Without ``evidence`` no parameters are added where the data show the need.
     """
-    if (standard := request.standard) and standard not in structures:
-        structures = [*structures, standard]
+    standard = request.standard and _file_and_block(request.standard)
+    files = list(map(_file_and_block, structures))
+    if standard and standard not in files:
+        structures, files = [*structures, str(request.standard)], [*files, standard]
     phases, assumptions = read_structures(request.with_cans(structures))
     cans = tuple(phase.name for phase in phases[len(structures) :])
-    name = phases[structures.index(standard)].name if standard else None
+    name = phases[files.index(standard)].name if standard else None
     for sample in read_samples(request):
         sample = replace(sample, standard=name)
         options = JointOptions(sample.calibration_su, evidence, cans, standard=name)
         look_for = other_metals(phases) if request.cans is None else ()
         fit = refine_sample(sample.banks, phases, options, metals=look_for)
         yield _refined(sample, fit, assumptions)
+
+
+def _file_and_block(structure: str) -> tuple[Path, str]:
+    """Return what FILE[:BLOCK] names, however it is written."""
+    file, _, block = structure.rpartition(":")
+    whole = not file or Path(structure).exists()
+    return Path(structure if whole else file).resolve(), "" if whole else block
 
 
 def identify_samples(

@@ -87,6 +87,17 @@ def test_the_gate_allows_for_chance_among_the_profiles() -> None:
     assert accuracy.startswith("its accuracy is 98.6667%, the champion's 99.6667%")
 
 
+def test_rare_disasters_and_cells_that_are_no_numbers_are_no_chance() -> None:
+    squared, wrong = np.full((2, 900), 1e-7), np.zeros((2, 900), dtype=bool)
+    squared[0, 0] = 1.0
+    (error,) = judged(squared, wrong)
+    assert error.startswith("its mse_paper is 0.00111")
+    broken = replace(GOOD, mse_paper=math.inf)  # as comparisons score them
+    (error,) = Gate().objections(broken, GOOD, PairedScores(np.full((2, 900), np.nan), wrong))
+    assert error.startswith("its mse_paper is inf")
+    assert Gate().objections(GOOD, GOOD, PairedScores(squared[:, 1:2], wrong[:, 1:2])) == []
+
+
 def test_the_gate_refuses_what_is_worse_for_most_profiles() -> None:
     rng = np.random.default_rng(0)
     squared = np.tile(1e-7 * rng.chisquare(1, 900), (2, 1))

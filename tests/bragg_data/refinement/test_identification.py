@@ -12,6 +12,7 @@ from bragg_data.refinement import retrieval
 from bragg_data.refinement.identification import Identification, identify
 from bragg_data.refinement.joint_refinement import JointOptions
 from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.retrieval import PatternLibrary, pattern_library
 from tests.measured_banks import bank_of, bins, nomad, structure
 
@@ -121,6 +122,12 @@ def test_a_standard_stands_for_what_has_its_pattern_and_calibrates(phases):
     ratio = 5.4365 / CELLS["silicon"][0]  # its cell is said to be so much smaller
     assert result.phases[0].cell[0] == 5.4365
     assert abs(result.phases[1].cell[0] / ratio - CELLS["rutile"][0]) < 5e-4
+
+
+def test_a_standard_without_lines_is_named(phases, library):
+    bank = measured({"silicon": 1.0}, phases)
+    with pytest.raises(RefinementError, match="The standard iron has no lines on these banks"):
+        identify([bank], library, replace(OPTIONS, standard="iron"))
 
 
 def test_a_structure_in_a_cell_far_from_its_cif_is_doubted(phases):
