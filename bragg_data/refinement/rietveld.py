@@ -33,6 +33,7 @@ _NEARLY_CUBIC = 0.012  # relative distortion, up to which the opposite one is fi
 # Share of a profile's weighted squares that a phase with nominal widths may leave, so that others
 # are only compared with it: 1 to 13 % remain of 120 draws (BaTiO3 on NOMAD).
 _EXPLAINED = 0.15
+_WELL = 2.0  # χ² of each point, above which others are not only compared
 # Factor on χ² at the start for each cell parameter: more of them are right by chance more easily.
 _FLEXIBLE = 1.6
 # Between the best fit's cell and a start, and beyond: of the opposite distortion.
@@ -92,6 +93,12 @@ class Refiner:
                 raise failures[0]
             first, *remaining = sorted(coarse, key=_chi2)
             best = profile.search((first.phase, first.free), names, first.parameters)
+            if order and best.chi2 > _WELL * len(profile.y):
+                # Broad peaks explain what another phase explains better, from its own start.
+                coarse += of_each(lambda start: self._coarse(profile, start), order)
+                order, (second, *remaining) = [], sorted(coarse, key=_chi2)
+                if second is not first:
+                    best = profile.search((second.phase, second.free), names, second.parameters)
             order += [(fit.phase, fit.free) for fit in remaining]
             fits = [best, *of_each(rival, order)]
             best = min(fits, key=_chi2)
