@@ -12,7 +12,7 @@ import numpy as np
 from bragg_data.arrays import Array, Mask
 from bragg_data.campaign_design.options import DesignError
 from bragg_data.crystallography.cell import CELL_PARAMETERS, CrystalSystem, encloses_volume
-from bragg_data.crystallography.cif import read_text, structure_names
+from bragg_data.crystallography.cif import file_and_block, read_text, structure_names
 from bragg_data.crystallography.structure import Phase, phase_from_cif
 
 _PERCENT = 2.0  # of each length, by default
@@ -74,7 +74,7 @@ def phases_of(cifs: Sequence[str]) -> list[PhaseRanges]:
     names: list[str] = []
     phases = []
     for text in cifs:
-        path, block = _file_and_block(text)
+        path, block = file_and_block(text)
         content = read_text(path)
         known = structure_names(content, str(path))
         if block is None and len(known) > 1:
@@ -90,14 +90,6 @@ def phases_of(cifs: Sequence[str]) -> list[PhaseRanges]:
         half = np.where(is_length, free * _PERCENT / 100, _DEGREES)
         phases.append(PhaseRanges(phase, path, block, free - half, free + half))
     return phases
-
-
-def _file_and_block(text: str) -> tuple[Path, str | None]:
-    path = Path(text)
-    file, colon, block = text.rpartition(":")
-    if colon and file and block and not path.exists():
-        return Path(file), block
-    return path, None
 
 
 def _name(text: str, taken: Sequence[str]) -> str:

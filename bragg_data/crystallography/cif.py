@@ -127,6 +127,15 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def file_and_block(text: str) -> tuple[Path, str | None]:
+    """Return the file and the data block that FILE.cif or FILE.cif:BLOCK names."""
+    path = Path(text)
+    file, colon, block = text.rpartition(":")
+    if colon and file and block and not path.exists():
+        return Path(file), block
+    return path, None
+
+
 def select_block(text: str, where: str, name: str | None = None) -> CifBlock:
     """Return the data block with atoms, which is named where there are several.
 

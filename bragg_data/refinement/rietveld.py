@@ -78,6 +78,10 @@ class Refiner:
                 except RefinementError as error:
                     failures.append(error)
 
+        def coarsely(start: tuple[int, Array]) -> PhaseFit:
+            """With nominal widths, cell and displacement factor alone."""
+            return profile.search(start, ("u_scale",), {}, coordinates=False, tolerance=ROUGHLY)
+
         def rival(start: tuple[int, Array]) -> PhaseFit:
             # Broadening is the sample's, whatever its phase, and so is the lattice, nearly.
             start = start[0], self._nearer(profile, start, best)
@@ -88,14 +92,14 @@ class Refiner:
             order = self._likeliest(profile, usable)
             coarse: list[PhaseFit] = []
             while order and not (coarse and min(map(_chi2, coarse)) < _EXPLAINED * profile.signal):
-                coarse += of_each(lambda start: self._coarse(profile, start), [order.pop(0)])
+                coarse += of_each(coarsely, [order.pop(0)])
             if not coarse:
                 raise failures[0]
             first, *remaining = sorted(coarse, key=_chi2)
             best = profile.search((first.phase, first.free), names, first.parameters)
             if order and best.chi2 > _WELL * len(profile.y):
                 # Broad peaks explain what another phase explains better, from its own start.
-                coarse += of_each(lambda start: self._coarse(profile, start), order)
+                coarse += of_each(coarsely, order)
                 order, (second, *remaining) = [], sorted(coarse, key=_chi2)
                 if second is not first:
                     best = profile.search((second.phase, second.free), names, second.parameters)
@@ -125,10 +129,6 @@ class Refiner:
             best = int(chi2.argmin())
             scored.append((float(chi2[best]) * _FLEXIBLE ** len(columns), phase, free[best]))
         return [(phase, free) for _, phase, free in sorted(scored, key=itemgetter(0))]
-
-    def _coarse(self, profile: WeightedProfile, start: tuple[int, Array]) -> PhaseFit:
-        """Refine cell and displacement factor with nominal widths."""
-        return profile.search(start, ("u_scale",), {}, coordinates=False, tolerance=ROUGHLY)
 
     def _nearer(self, profile: WeightedProfile, start: tuple[int, Array], best: PhaseFit) -> Array:
         """Return the nearest cell between a phase's start and the best fit's cell in its lattice.

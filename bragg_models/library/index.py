@@ -18,7 +18,6 @@ from zipfile import BadZipFile
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Integers, Integers8, Mask
 from bragg_data.kernels import kernel
@@ -204,7 +203,7 @@ def open_index(
         compressed = roots.mapped(lambda r: np.hstack([r @ basis, _sums(np.square(r))]), np.float16)
         key = f"{key} {hashlib.sha256(basis.tobytes()).hexdigest()}"
         # One thread of linear algebra for each chunk that is read at a time.
-        with threadpool_limits(limits=1, user_api="blas"):
+        with single_threaded():
             stored = cached(compressed, directory, key, on_chunk=on_batch).prepared
     except OSError as error:
         if isinstance(error, IndexUnavailableError):

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from threadpoolctl import threadpool_limits
 
 from bragg_data.arrays import AnyFloats, Array, Floats32, Indices, Mask
 from bragg_data.crystallography.cell import CELL_PARAMETERS
+from bragg_data.threads import single_threaded
 from bragg_models.data.batches import prefetched, profiles_of
 
 
@@ -93,7 +93,7 @@ def library_match(
     correlation = np.full((len(queries), n_phases), -1.0)
     # One thread of linear algebra per worker: more would only wait for each other.
     with (
-        threadpool_limits(limits=1, user_api="blas"),
+        single_threaded(),
         prefetched(compare, chunks, depth=workers + 1, workers=workers) as results,
     ):
         for done, (rows, correlations) in enumerate(results, start=1):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bragg_data.campaign import load_campaign
 from bragg_data.crystallography.cell import CrystalError
-from bragg_data.crystallography.cif import read_text, structure_names
+from bragg_data.crystallography.cif import file_and_block, read_text, structure_names
 from bragg_data.crystallography.structure import Phase, phase_from_cif
 from bragg_data.errors import first_line
 from bragg_data.instrument.conversion import OriginalBank
@@ -72,7 +72,7 @@ class Request:
     def inputs(self, structures: Sequence[str]) -> list[Path]:
         """Return all files that are read, with those of a sample's structures."""
         known = [*self.with_cans(structures), *filter(None, [self.standard])]
-        of_structures = map(structure_file, known)
+        of_structures = (file_and_block(structure)[0] for structure in known)
         return [*self.files, self.instrument, *filter(None, [self.calibration]), *of_structures]
 
 
@@ -124,11 +124,6 @@ def read_known_structures(places: Sequence[Path]) -> tuple[list[Phase], list[str
     return phases, problems
 
 
-def structure_file(name: str) -> Path:
-    """Return the file of a structure, FILE.cif or FILE.cif:BLOCK."""
-    return Path(name) if Path(name).exists() else Path(name.rpartition(":")[0] or name)
-
-
 def read_structures(files: Sequence[str]) -> tuple[list[Phase], list[str]]:
     """Read structures, FILE.cif or FILE.cif:BLOCK, and what was assumed of them, in sentences.
 
@@ -137,9 +132,7 @@ def read_structures(files: Sequence[str]) -> tuple[list[Phase], list[str]]:
     phases: list[Phase] = []
     warnings: list[str] = []
     for file in files:
-        path, block = Path(file), None
-        if not path.exists() and ":" in file:
-            path, block = Path(file.rpartition(":")[0]), file.rpartition(":")[2]
+        path, block = file_and_block(file)
         name = block or path.stem
         if any(phase.name == name for phase in phases):
             name = f"{name}-{len(phases) + 1}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from bragg_data.crystallography.cif import file_and_block
 from bragg_data.crystallography.structure import Phase
 from bragg_data.files import user_cache
 from bragg_data.measurement.readers import AS_USUAL, Reading
@@ -88,13 +89,13 @@ def refine_samples(
 
     Without ``evidence`` no parameters are added where the data show the need.
     """
-    standard = request.standard and _file_and_block(request.standard)
-    files = list(map(_file_and_block, structures))
-    if standard and standard not in files:
-        structures, files = [*structures, str(request.standard)], [*files, standard]
+    if request.standard and _place(request.standard) not in map(_place, structures):
+        structures = [*structures, request.standard]
     phases, assumptions = read_structures(request.with_cans(structures))
     cans = tuple(phase.name for phase in phases[len(structures) :])
-    name = phases[files.index(standard)].name if standard else None
+    name = None
+    if request.standard:
+        name = phases[list(map(_place, structures)).index(_place(request.standard))].name
     for sample in read_samples(request):
         sample = replace(sample, standard=name)
         options = JointOptions(sample.calibration_su, evidence, cans, standard=name)
@@ -103,11 +104,10 @@ def refine_samples(
         yield _refined(sample, fit, assumptions)
 
 
-def _file_and_block(structure: str) -> tuple[Path, str]:
-    """Return what FILE[:BLOCK] names, however it is written."""
-    file, _, block = structure.rpartition(":")
-    whole = not file or Path(structure).exists()
-    return Path(structure if whole else file).resolve(), "" if whole else block
+def _place(structure: str) -> tuple[Path, str | None]:
+    """Return the file, however it is written, and the data block of a structure."""
+    path, block = file_and_block(structure)
+    return path.resolve(), block
 
 
 def identify_samples(

@@ -10,12 +10,11 @@ import xarray as xr
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS
-from bragg_data.crystallography.cif import read_text
+from bragg_data.crystallography.cif import file_and_block, read_text
 from bragg_data.measurement.resampling import text_of_calibration
 from bragg_data.provenance import code_commit
 from pipelines.refinement.events import Event
 from pipelines.refinement.frames import FrameResult
-from pipelines.refinement.inputs import structure_file
 from pipelines.refinement.result import JointPhase
 from pipelines.refinement.series import Strains
 
@@ -134,7 +133,7 @@ def lineage(
     digests = [
         hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "" for file in files
     ]
-    texts = {name: read_text(structure_file(name)) for name in structures}
+    texts = {name: read_text(file_and_block(name)[0]) for name in structures}
     return {
         "sha256": json.dumps(digests),
         "structures": json.dumps(texts, ensure_ascii=False),

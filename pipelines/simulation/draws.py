@@ -16,12 +16,12 @@ from zipfile import BadZipFile
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from bragg_data.arrays import AnyFloats, Array, Indices, Mask
 from bragg_data.campaign import Campaign
 from bragg_data.simulation import kinematic
 from bragg_data.simulation.measurement_effects import draw_labels, draw_profiles, simulator_for
+from bragg_data.threads import single_threaded
 from pipelines.cli.console import Progress
 from pipelines.cluster.client import gather_with_progress
 from pipelines.simulation.simulators import Recipe, recipe_of
@@ -181,7 +181,7 @@ def draw_task(
     phase, cells = draw_labels(campaign, per_phase, generator)
     effects = campaign.measurement_effects
     # More threads of linear algebra than this one would wait for each other.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with single_threaded():
         draws = draw_profiles(simulator, phase, cells, generator, effects, calibrated=calibrated)
         prepared = draws.prepared()
     with_signal = prepared.max(axis=1) > 0
