@@ -60,8 +60,10 @@ def space_group_of(unit: cif.AsymmetricUnit) -> tuple[gemmi.SpaceGroup, tuple[st
             )
         return group, (f"The list of symmetry operations is incomplete: {group.xhm()} is used.",)
     if group is not None:
-        numbers = {g.number for g in named.groups}
-        if not numbers or group.number in numbers:
+        # A number alone names no setting.
+        if not named.groups or any(
+            g.number == group.number and (notes or g.hm == group.hm) for g in named.groups
+        ):
             return group, ()
         contact = closest_contact(unit, parents[0]).ratio if parents else 0.0
         if contact < IMPOSSIBLE:

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import takewhile
 
 import numpy as np
 from scipy.special import erfc
@@ -64,6 +65,8 @@ _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[EDed][-+]?\d+)?", re.ASCII)
 _LEAST_CODE = 10  # of a refined parameter: ten times its number, and a factor
 _OF_PATTERN = "dtt1", "sigma-2", "gamma-2", "alph0"  # each names a line of a .pcr file
 _OF_EPITHERMAL = "dtt1t", "alph0t"  # only with NPROF 10
+_NAMED_LINES = {*_OF_PATTERN, *_OF_EPITHERMAL, "npr", "tof-min", "scale"}
+_FAMILIES = re.compile(r"sigma-|gamma-|alpha?|beta|dtt")
 _ENTRIES = {  # of a .instprm file
     "2-theta": "2thetabank",
     "difC": "dtt1",
@@ -207,18 +210,18 @@ def _patterns(text: str, where: str) -> list[tuple[_Values, _Notes]]:
     named: dict[str, list[_Values]] = defaultdict(list)
     notes: _Notes = []
     for values in _named_values(text, where, notes):
-        for name in (*_OF_PATTERN, *_OF_EPITHERMAL, "npr", "tof-min", "lambda1"):
+        for name in (*_NAMED_LINES, "lambda1"):
             if name in values:
                 named[name].append(values)
     if not named["dtt1"]:
-        reason = (
-            "constant wavelength; only time of flight is supported"
-            if named["lambda1"]
-            else "no comment names Zero and Dtt1, so the calibration cannot be read"
-        )
+        reason = "no comment names Zero and Dtt1, so the calibration cannot be read"
+        if named["lambda1"]:
+            reason = "constant wavelength; only time of flight is supported"
         raise InstrumentError(f"{where}: {reason}.")
     if not any("job" in values for values in named["npr"]):
         notes.append("no line of numbers follows the comment that names Job.")
+    if len(named["scale"]) != len(named["sigma-2"]):
+        notes.append("lines of Scale and of Sigma-2 differ in number.")
     patterns = []
     of_phase = [v for v in named["npr"] if "job" not in v] or named["npr"]
     for k, position in enumerate(named["dtt1"]):
@@ -248,9 +251,13 @@ def _named_values(text: str, where: str, notes: _Notes) -> Iterator[_Values]:
     """
     lines = text.splitlines()
     for heading, line, codes in zip(lines, lines[1:], [*lines[2:], ""], strict=False):
-        if not heading.startswith("!") or line.startswith("!"):
+        if not heading.startswith("!"):
             continue
         names = [_CROSSINGS.get(w, w) for w in heading[1:].partition("->")[0].lower().split()]
+        if line.startswith("!"):
+            if _NAMED_LINES & set(names):
+                notes.append(f"no line of numbers follows '{heading[:60].strip()}'.")
+            continue
         numbers = _numbers(line.split())
         if {*_OF_PATTERN, *_OF_EPITHERMAL} & set(names):
             position = {"dtt1", "dtt1t"} & set(names)
@@ -262,16 +269,13 @@ def _named_values(text: str, where: str, notes: _Notes) -> Iterator[_Values]:
             of_codes = _numbers(words)
             small = len(of_codes) < len(words) or any(0 < abs(c) < _LEAST_CODE for c in of_codes)
             given = [] if position else [number for number in numbers if number]
-            if len(numbers) > len(names) or small or _are_codes(given):
+            unknown = [n for n in names if _FAMILIES.match(n) and n not in _USED]
+            codes_only = given and all(n > _LEAST_CODE and n % 10 == 1 for n in given)
+            if unknown or len(numbers) > len(names) or small or codes_only:
                 notes.append(f"values and codes below '{heading[:60].strip()}' do not fit.")
         if "npr" in names and len(numbers) > len(names):
             notes.append(f"more values than names below '{heading[:60].strip()}'.")
         yield dict(zip(names, numbers, strict=False))
-
-
-def _are_codes(numbers: Sequence[float]) -> bool:
-    """Return whether all of some numbers are codes: ten times a parameter's number, plus one."""
-    return bool(numbers) and all(n > _LEAST_CODE and n % 10 == 1 for n in numbers)
 
 
 def _bank_of_values(
@@ -391,9 +395,5 @@ def _columns(table: tuple[tuple[float, ...], ...], here: str) -> tuple[Array, Pe
 
 def _numbers(words: list[str]) -> list[float]:
     """Return the numbers that a line begins with."""
-    numbers = []
-    for word in words:
-        if not _NUMBER.fullmatch(word):
-            break
-        numbers.append(float(word.upper().replace("D", "E")))
-    return numbers
+    plain = takewhile(_NUMBER.fullmatch, words)
+    return [float(word.upper().replace("D", "E")) for word in plain]

@@ -17,7 +17,10 @@ FIELDS = (
 )
 _HEADING = re.compile(r"#\W*Bank\W*(\d+)\W", re.IGNORECASE)
 _FREE = re.compile(r"COMM|  Instrumental|! *(TOF-TWOTH|Tof-min\(us|Scale)| 0\.71| +1234567890")
-_RULE = re.compile(r"(\\-){5,}")  # in a comment
+_COLUMNS = re.compile(  # that are read, in comments of FullProf
+    r"job|npr|tof-m\w+|zero|code|dtt.*|2theta.*|(sigma|gamma)-.|(alpha?|beta)[01]|bank|\d+|!",
+    re.IGNORECASE,
+)
 _GEOMETRY = 0.4  # relative difference of difC from that of path and angle, in use nearly to it
 
 
@@ -87,8 +90,9 @@ def like(
     """Return a function that makes a file canonical, if it is the original with other numbers.
 
     In each line, numbers behind ``fixed_columns`` may differ; all else has to be the same, but
-    for the number of blanks between words. Titles, and comments that name no value that is read,
-    may differ. Lines that name what they have may be ``unordered``.
+    for the number of blanks between words and the case of letters outside fixed columns. Titles,
+    and words of comments that name no value that is read, may differ. Lines that name what they
+    have may be ``unordered``; then comments may be repeated, and those that name nothing be lost.
     """
     patterns = []
     for line in original.splitlines():
@@ -97,16 +101,24 @@ def like(
             patterns.append(("", re.compile(r".*")))
             continue
         words = [
-            f"({NUMBER})" if re.fullmatch(NUMBER, word) else _RULE.sub(r"\\W+", re.escape(word))
-            for word in rest.split()
+            f"({NUMBER})"
+            if re.fullmatch(NUMBER, word)
+            else r"\S+"
+            if line.startswith("!") and not _COLUMNS.fullmatch(word)
+            else re.escape(word)
+            for word in rest.replace("!", "! ").split()
         ]
-        patterns.append((head.rstrip(), re.compile(r"\s*" + r"\s+".join(words) + r"\s*")))
+        pattern = r"\s*" + r"\s+".join(words).replace(r"!\s+", r"!\s*") + r"\s*"
+        patterns.append((head.rstrip(), re.compile(pattern, 0 if fixed_columns else re.IGNORECASE)))
 
     def canonical(content: bytes) -> str | None:
         text = content.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
         lines = re.split("\r\n?|\n", text)
-        lines = [line for line in lines if line.strip() and not (fixed_columns and line[0] == "#")]
-        if len(lines) != len(patterns):
+        lines = [line for line in lines if line.strip() and line[0] != "#"]
+        if unordered:
+            comments = {line for line in lines if line[0] == "!"}
+            lines = [line for line in lines if line not in comments] + sorted(comments)
+        elif len(lines) != len(patterns):
             return None
         result = [""] * len(patterns)
         for index in sorted(range(len(patterns)), key=lambda k: patterns[k][1].pattern == ".*"):
@@ -116,6 +128,8 @@ def like(
                 x for x in of_any if x[: len(head)] == head and pattern.fullmatch(x[len(head) :])
             )
             line = next(fitting, None)
+            if line is None and unordered and pattern.pattern == ".*":
+                continue
             if line is None:
                 return None
             if unordered:
@@ -124,6 +138,6 @@ def like(
             result[index] = head + (
                 " " * (fixed_columns - len(head)) + rest if rest.strip() else ""
             )
-        return "\n".join(result) + "\n"
+        return None if unordered and lines else "\n".join(result) + "\n"
 
     return canonical

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gemmi
 import numpy as np
 import pytest
 from hypothesis import given
@@ -116,6 +117,13 @@ def test_operations_count_more_than_a_symbol() -> None:
     phase = phase_from_cif(lower, "rutile")
     assert phase.space_group == "P -1"
     assert "those of P -1, not of 'P n a m'" in phase.assumptions[0]
+    group = gemmi.find_spacegroup_by_name("C 1 2/c 1")
+    operations = "\n".join(f"'{op.triplet()}'" for op in group.operations())
+    loop = f"loop_\n_space_group_symop_operation_xyz\n{operations}\n"
+    assert not phase_from_cif(cif("diopside") + loop, "diopside").assumptions
+    other_axis = phase_from_cif(cif("diopside", "C 2/c 1 1") + loop, "diopside")
+    assert other_axis.space_group == "C 1 2/c 1"
+    assert "those of C 1 2/c 1, not of 'C 2/c 1 1'" in other_axis.assumptions[0]
 
 
 def test_a_list_of_all_atoms_is_not_multiplied() -> None:

@@ -250,3 +250,17 @@ def test_the_patterns_of_a_real_refinement():
     ours = read_instrument(REAL / "wish_nac" / "wish_ncaf_bank5_6.instprm")
     relative = instruments[0].tof_from_d_spacing(1.5) / ours.tof_from_d_spacing(1.5) - 1
     assert abs(relative) < 5e-4
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Sigma-Q", "Sigma-us"),
+        (" 0.7100414        0.0093    0.0000\n", ""),
+        ("!Nat", "!Nat Dis Ang Npr More\n!Nat"),
+        ("!  Scale", "!  Scale          Extinc       Bov\n 0.71  0.0\n!  Scale"),
+    ],
+)
+def test_lines_and_names_that_do_not_fit_are_reported(old, new):
+    assert not read_instrument(pcr()).warnings
+    assert read_instrument(pcr().replace(old, new)).warnings
