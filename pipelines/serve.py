@@ -65,6 +65,7 @@ def main(
     from catalog.tracking import open_existing
     from pipelines.prediction.gate import (
         DRAIN_SECONDS,
+        PunctualServer,
         TimedProtocol,
         local_address,
         log_requests,
@@ -117,7 +118,7 @@ def main(
     )
     where = database.uri if database else tracking
     with LineageRun("serve", [lineage_of(where, version) for version in versions]):
-        uvicorn.Server(config).run()
+        PunctualServer(config).run()
 
 
 app = options.app_of(main)

@@ -69,7 +69,7 @@ class Service:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._files.shutdown()
         await asyncio.to_thread(self.workers.shutdown)
-        self.holder.executor.shutdown(cancel_futures=True)
+        self.holder.executor.shutdown(wait=False, cancel_futures=True)
         if self._recorder is not None:
             self._recorder.close()
 

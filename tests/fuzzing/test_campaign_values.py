@@ -114,7 +114,7 @@ def test_values(folder: Path, changes: dict[str, str], *, grid: bool) -> None:
     file = folder / "campaign.toml"
     file.write_text("\n".join(lines), encoding="utf-8", errors="replace")
     tracemalloc.start()
-    began = time.monotonic()
+    began = time.process_time()
     try:
         campaign = load_campaign(file)
         assert len(campaign.samples) <= 3_500_000
@@ -125,7 +125,7 @@ def test_values(folder: Path, changes: dict[str, str], *, grid: bool) -> None:
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert time.monotonic() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     assert peak < BYTES
 
 
@@ -133,7 +133,7 @@ def test_values(folder: Path, changes: dict[str, str], *, grid: bool) -> None:
 def test_long_lines(tmp_path: Path, text: str) -> None:
     file = tmp_path / "long.toml"
     file.write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(CampaignError, match=r"1,000 characters|larger than 0\.5 MB"):
         load_campaign(file)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -195,14 +194,12 @@ def _none(store: Store) -> Tracking:
 
 def test_two_at_once_are_refused(store: Store) -> None:
     dataset, view = store.open(TAG), view_of("profile_minmax")
-    with FeatureWriter(store, dataset, view, 800):
-        began = time.monotonic()
-        with (
-            pytest.raises(StoreError, match=r"Another process is writing .*features/profile_min"),
-            FeatureWriter(store, dataset, view, 800),
-        ):
-            pass
-        assert time.monotonic() - began < 5
+    with (
+        FeatureWriter(store, dataset, view, 800),
+        pytest.raises(StoreError, match=r"Another process is writing .*features/profile_min"),
+        FeatureWriter(store, dataset, view, 800),
+    ):
+        pass
 
 
 def test_values_out_of_date_are_listed_with_the_remedy(

@@ -258,7 +258,7 @@ def test_what_cannot_be_reached_is_named_at_once(uri, environment, sentence, mon
         monkeypatch.setenv(name, value.replace("NOBODY", nobody))
     began = time.monotonic()
     code, out, err = command(store_command.app, "stats", "--store", uri)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # its retries alone would take minutes
     assert (code, out, err.count("\n"), "secret@" in err) == (2, "", 1, False)
     assert re.search(sentence, err)
 

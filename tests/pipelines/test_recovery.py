@@ -189,7 +189,7 @@ def test_all_comes_back_from_a_backup_and_no_secret_got_out(
         team.call(tracking_server.app, "backup", str(backups), *options)
         first.kill()
         server.kill()
-        until(lambda: training.has_printed("does not answer. The training continues"), 30)
+        until(lambda: training.has_printed("does not answer. The training continues"), 60)
         assert answer() == expected
 
     with PostgreSql() as second:

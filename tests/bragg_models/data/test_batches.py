@@ -168,7 +168,7 @@ def test_prefetching_stays_the_promised_number_of_items_ahead() -> None:
             next(ahead)
             with changed:
                 # Two more are computed while this item is in use; a third never is.
-                assert changed.wait_for(lambda: produced == taken + 2, timeout=10)  # noqa: B023
+                assert changed.wait_for(lambda: produced == taken + 2, timeout=60)  # noqa: B023
     assert produced == 21
 
 

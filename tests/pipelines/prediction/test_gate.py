@@ -1,12 +1,16 @@
 """What requests pass first: clients that leave, bodies that are long or do not come."""
 
 import asyncio
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from pipelines.prediction import gate
 from pipelines.prediction.gate import Gate, Metrics, Rules
+from tests.servers import ROOT, free_port
 
 SCOPE = {
     "type": "http",
@@ -94,3 +98,27 @@ def test_a_body_that_does_not_come_is_waited_for_in_vain(monkeypatch: pytest.Mon
     assert sent[0]["status"] == 408
     assert not work.begun.is_set()
     assert metrics.active == 0
+
+
+ENDLESS = """
+import sys, time
+import uvicorn
+from pipelines.prediction import gate
+async def app(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    print("ready", flush=True)
+    await receive()
+    time.sleep(300)
+gate._STOP_SECONDS = 0.5
+gate.PunctualServer(uvicorn.Config(app, port=int(sys.argv[1]), log_level="error")).run()
+"""
+
+
+def test_it_stops_whatever_still_computes() -> None:
+    command = [sys.executable, "-c", ENDLESS, str(free_port())]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        server.terminate()
+        assert server.wait(60) == 128 + signal.SIGTERM
