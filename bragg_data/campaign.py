@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from bragg_data.arrays import Array, Integers, Integers8
 from bragg_data.campaign_file import (
@@ -314,6 +313,8 @@ def read_cells(path: Path, campaign: Campaign) -> Samples:
     which is needed where several phases share a crystal system. Raises a CampaignError if the file
     is unreadable, lacks a column, or holds a cell that no phase of the campaign can have.
     """
+    import pandas as pd  # here alone, because it takes half a second
+
     try:
         # Blank lines are kept until the end, so that a row knows its line.
         table = pd.read_csv(

@@ -11,7 +11,6 @@ from functools import partial
 from operator import itemgetter
 
 import numpy as np
-from scipy.stats import qmc
 
 from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CrystalError
@@ -91,6 +90,8 @@ def _tolerance(n: int, chi2: float) -> float:
 
 def _sampled(banks: Sequence[BankModel], phase: Phase, start: Array) -> list[Array]:
     """Return the cells of a phase that fit blurred profiles best, the best first."""
+    from scipy.stats import qmc  # here alone, because it takes half a second
+
     names, columns = phase.lattice.free_parameters, phase.lattice.free_columns
     free = start[columns]
     is_length = np.array([name in "abc" for name in names])
