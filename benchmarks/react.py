@@ -34,7 +34,7 @@ from bragg_models.predictors import Predictor
 from catalog import registry
 from catalog.tracking import Tracking
 from pipelines.monitoring.plan import scaled
-from pipelines.prediction.record import FILE as DATABASE
+from pipelines.recording.record import FILE as DATABASE
 from pipelines.registry.registration import load_version
 from pipelines.simulation.foreign import foreign_cells, foreign_phases
 from pipelines.training.expectation import expectation

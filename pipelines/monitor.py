@@ -33,7 +33,7 @@ def main(
     """
     from catalog.tracking import open_existing
     from pipelines.monitoring.monitor import check_webhook, observe, send_alarms
-    from pipelines.prediction.record import Record
+    from pipelines.recording.record import Record
 
     options.check_writable(page)
     if webhook is not None:

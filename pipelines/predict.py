@@ -89,9 +89,9 @@ def main(
     options.check_writable(plot, page)
     from pipelines.prediction import distributed
     from pipelines.prediction.interface import load_models
-    from pipelines.prediction.recorded_files import FilesRecorder
     from pipelines.prediction.render import print_next, print_results, write_csv
     from pipelines.prediction.result import to_json
+    from pipelines.recording.recorded_files import FilesRecorder
     from pipelines.refinement.inputs import read_known_structures
 
     progress = not (as_json or as_csv)

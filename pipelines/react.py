@@ -41,7 +41,7 @@ def main(
     from catalog.tracking import open_existing
     from pipelines.monitoring.monitor import observe
     from pipelines.monitoring.reaction import ReactionPlaces, react
-    from pipelines.prediction.record import Record
+    from pipelines.recording.record import Record
 
     opened = Record(record)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():

@@ -29,8 +29,8 @@ def main(
     import statistics
 
     from catalog.tracking import open_existing
-    from pipelines.prediction.record import Record, RecordError
-    from pipelines.prediction.replay import Replayer
+    from pipelines.recording.record import Record, RecordError
+    from pipelines.service.replay import Replayer
 
     if not ids and not last:
         raise RecordError("Name answers by their ids, or the newest with --last N.")

@@ -63,7 +63,11 @@ def main(
     from catalog.lineage_events import LineageRun
     from catalog.registry import lineage_of
     from catalog.tracking import open_existing
-    from pipelines.prediction.gate import (
+    from pipelines.recording.record import Record
+    from pipelines.refinement.inputs import read_known_structures
+    from pipelines.registry.packages import versions_that_predict
+    from pipelines.service.app import create_app
+    from pipelines.service.gate import (
         DRAIN_SECONDS,
         PunctualServer,
         TimedProtocol,
@@ -71,11 +75,7 @@ def main(
         log_requests,
         rules_of,
     )
-    from pipelines.prediction.record import Record
-    from pipelines.prediction.refining import RefinementWorkers, Setup
-    from pipelines.prediction.service import create_app
-    from pipelines.refinement.inputs import read_known_structures
-    from pipelines.registry.packages import versions_that_predict
+    from pipelines.service.refining import RefinementWorkers, Setup
 
     rules = rules_of(host, allowed_host or (), token_file, max_bytes=int(1e6 * max_megabytes))
     check_can_listen(host, port)

@@ -26,7 +26,7 @@ from pipelines.monitoring.signals import (
     read_known_cells,
     signals_of,
 )
-from pipelines.prediction.record import Record
+from pipelines.recording.record import Record
 from pipelines.registry.registration import load_version
 from pipelines.training.expectation import EXPECTED
 

@@ -22,10 +22,10 @@ from pipelines.end_to_end.material import Places
 from pipelines.evaluation import version_comparison as versions
 from pipelines.monitoring.monitor import Observation
 from pipelines.monitoring.plan import Plan, plan_of, with_difc
-from pipelines.prediction.record import Record
-from pipelines.prediction.recorded_files import FILES
-from pipelines.prediction.requests import FILE, PreparedRequest, prepare
+from pipelines.recording.record import Record
+from pipelines.recording.recorded_files import FILES
 from pipelines.registry.registration import load_version
+from pipelines.service.requests import FILE, PreparedRequest, prepare
 from pipelines.simulation.campaign import SimulationJob, simulate_campaign
 from pipelines.training.presets import Preset, Presets
 from pipelines.training.run import train_model

@@ -19,8 +19,8 @@ from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.simulation import measurement_effects
 from bragg_data.simulation.kinematic import Simulator
 from pipelines.prediction.acceptance import NORMAL_90
-from pipelines.prediction.input_statistics import statistics_of
-from pipelines.prediction.record import Record, RecordedAnswer
+from pipelines.recording.input_statistics import statistics_of
+from pipelines.recording.record import Record, RecordedAnswer
 from pipelines.simulation.draws import Purpose, random_stream
 
 WATCHED = ("width", "background")  # of the input statistics

@@ -9,7 +9,7 @@ import pytest
 from pipelines.cli.options import WatchOptions
 from pipelines.monitoring.alarms import find_alarms
 from pipelines.monitoring.signals import Signals
-from pipelines.prediction.record import RecordedAnswer
+from pipelines.recording.record import RecordedAnswer
 
 N, CHANGE = 250, 200
 USUAL = WatchOptions()

@@ -19,7 +19,7 @@ from pipelines import monitor, react
 from pipelines.monitoring.monitor import check_webhook
 from pipelines.monitoring.plan import _text, scaled, with_difc
 from pipelines.monitoring.signals import MonitorError, Training, read_known_cells
-from pipelines.prediction.record import Exchange, Record
+from pipelines.recording.record import Exchange, Record
 
 MODEL = "packaged:batio3-nomad"
 

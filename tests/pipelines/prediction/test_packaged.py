@@ -19,11 +19,11 @@ from catalog.registry import ModelError
 from catalog.tracking import Tracking, open_existing
 from pipelines import lineage, package, predict
 from pipelines.prediction import load_model
-from pipelines.prediction.batching import ModelHolder
 from pipelines.prediction.examples import EXAMPLES
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.result import json_schema
 from pipelines.registry.registration import load_version
+from pipelines.service.batching import ModelHolder
 
 torch.set_num_threads(1)
 ADDRESS = "packaged:batio3-nomad"

@@ -23,11 +23,11 @@ from bragg_data.store.repository import Store
 from catalog import packages, registry
 from catalog.packages import directory_of
 from pipelines import predict, replay
-from pipelines.prediction import recorder
 from pipelines.prediction.examples import EXAMPLES
-from pipelines.prediction.record import FILE, Exchange, Record, RecordError
-from pipelines.prediction.recorder import Answered
-from pipelines.prediction.replay import _changed_snapshot
+from pipelines.recording.record import FILE, Exchange, Record, RecordError
+from pipelines.service import recorder
+from pipelines.service.recorder import Answered
+from pipelines.service.replay import _changed_snapshot
 from tests.damage import chunk_file, flip
 from tests.servers import server_at
 from tests.small_store import TAG

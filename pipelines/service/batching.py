@@ -17,9 +17,9 @@ from bragg_models.predictors import Prediction, Predictor, load_predictor
 from catalog import banks, registry
 from catalog.model_files import downloaded_model
 from catalog.tracking import Tracking, open_existing
-from pipelines.prediction.fairness import CLIENT, FairSlots, check_room
 from pipelines.prediction.files import PredictError
-from pipelines.prediction.service_schemas import MAX_PROFILES, ModelInfo, ReadyInfo
+from pipelines.service.fairness import CLIENT, FairSlots, check_room
+from pipelines.service.schemas import MAX_PROFILES, ModelInfo, ReadyInfo
 
 # Profiles that wait for the model; of 2,807 points they take 46 MB.
 MAX_WAITING_PROFILES = 8 * MAX_PROFILES

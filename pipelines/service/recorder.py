@@ -11,10 +11,10 @@ from itertools import islice
 import numpy as np
 
 from bragg_models.predictors import Prediction
-from pipelines.prediction.batching import ServedModel
-from pipelines.prediction.input_statistics import Statistics, statistics_of, with_decisions
-from pipelines.prediction.record import Exchange, Origin, Record, RecordError, origin_of
-from pipelines.prediction.requests import BanksRequest
+from pipelines.recording.input_statistics import Statistics, statistics_of, with_decisions
+from pipelines.recording.record import Exchange, Origin, Record, RecordError, origin_of
+from pipelines.service.batching import ServedModel
+from pipelines.service.requests import BanksRequest
 
 _OfParts = Mapping[int, Sequence[Statistics]]
 

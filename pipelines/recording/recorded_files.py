@@ -17,10 +17,10 @@ from bragg_data.files import read_bounded
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.prediction.distributed import MAX_LOCAL_FILES, predict_anywhere
 from pipelines.prediction.files import PredictError
-from pipelines.prediction.input_statistics import statistics_of_predicted
-from pipelines.prediction.record import Exchange, Record, RecordError, answer_id, new_id, origin_of
 from pipelines.prediction.result import PredictionResult, to_json
 from pipelines.prediction.workflow import LoadedModel, PredictedProfile
+from pipelines.recording.input_statistics import statistics_of_predicted
+from pipelines.recording.record import Exchange, Record, RecordError, answer_id, new_id, origin_of
 
 FILES = "bragg predict"  # the route of such a request
 _MOST_BYTES = 300_000_000  # of all files: a row of the database holds a little more, as base64

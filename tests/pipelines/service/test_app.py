@@ -32,12 +32,12 @@ from bragg_data.store.repository import Store
 from catalog import registry
 from catalog.tracking import Tracking
 from pipelines.cli.options import ProfileOptions
-from pipelines.prediction.batching import ModelHolder
-from pipelines.prediction.service import create_app
 from pipelines.prediction.workflow import FILE_ERRORS, read_measurements
+from pipelines.service.app import create_app
+from pipelines.service.batching import ModelHolder
 from tests.bragg_data.instrument.test_gsas_iparm import prm, records
 from tests.fuzzing.service import fuzz
-from tests.pipelines.prediction.test_batching import BrokenTracking
+from tests.pipelines.service.test_batching import BrokenTracking
 from tests.servers import ROOT, answered, free_port, server_at, serving
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from bragg_data.campaign import Campaign
 from bragg_data.measurement.load import Measurement, load_each_bank
 from pipelines.cli.options import ProfileOptions
-from pipelines.prediction import service_schemas as schemas
 from pipelines.prediction import workflow
 from pipelines.prediction.files import PredictError
+from pipelines.service import schemas
 
 
 def _content(request: schemas.SampleFile) -> bytes:

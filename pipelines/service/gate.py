@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bragg_data.arrays import Mask
-from pipelines.prediction.fairness import CLIENT
+from pipelines.service.fairness import CLIENT
 
 logger = logging.getLogger("bragg.access")
 

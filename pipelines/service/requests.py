@@ -14,12 +14,12 @@ from bragg_data.errors import first_line
 from bragg_data.measurement.load import Measurement
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_models.predictors import Prediction, Predictor, PredictorError
-from pipelines.prediction import service_schemas as schemas
 from pipelines.prediction import workflow
 from pipelines.prediction.combination import combine
 from pipelines.prediction.files import PredictError
 from pipelines.prediction.result import PredictionResult, to_json
-from pipelines.prediction.service_inputs import measurements_from_request
+from pipelines.service import schemas
+from pipelines.service.inputs import measurements_from_request
 
 PROFILES, ARRAY, FILE = "/predict", "/predict/array", "/predict/file"  # routes
 

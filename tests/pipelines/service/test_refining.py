@@ -22,14 +22,14 @@ from bragg_data.instrument.peak_shape import peak, peak_shape
 from catalog import packages
 from pipelines.cli.options import ClusterOptions, ProfileOptions
 from pipelines.prediction import load_model
-from pipelines.prediction.batching import ModelHolder, ServedModel
 from pipelines.prediction.distributed import predict_anywhere
-from pipelines.prediction.record import Record
-from pipelines.prediction.refining import RefinementWorkers, Setup
-from pipelines.prediction.replay import Replayer
 from pipelines.prediction.result import json_schema, to_json
-from pipelines.prediction.service import Service
+from pipelines.recording.record import Record
 from pipelines.refinement.inputs import read_known_structures
+from pipelines.service.app import Service
+from pipelines.service.batching import ModelHolder, ServedModel
+from pipelines.service.refining import RefinementWorkers, Setup
+from pipelines.service.replay import Replayer
 from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
 from tests.servers import server_at
 

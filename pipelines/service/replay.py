@@ -20,12 +20,12 @@ from catalog import packages, registry
 from catalog.model_files import downloaded_model
 from catalog.registry import ModelVersion
 from catalog.tracking import Tracking
-from pipelines.prediction.record import Origin, Record, RecordedAnswer, origin_of, text_hashes
-from pipelines.prediction.recorded_files import FILES, answers_of_files
-from pipelines.prediction.refining import REFINED, refine_request
-from pipelines.prediction.requests import BanksRequest, prepare_banks
-from pipelines.prediction.service_schemas import FileRequest
 from pipelines.prediction.workflow import LoadedModel
+from pipelines.recording.record import Origin, Record, RecordedAnswer, origin_of, text_hashes
+from pipelines.recording.recorded_files import FILES, answers_of_files
+from pipelines.service.refining import REFINED, refine_request
+from pipelines.service.requests import BanksRequest, prepare_banks
+from pipelines.service.schemas import FileRequest
 
 _CACHED = 64  # batches
 

@@ -12,8 +12,8 @@ import pytest
 
 from bragg_models.predictors import Prediction
 from catalog.tracking import Tracking
-from pipelines.prediction.batching import Batcher, FileReaders, ModelHolder, ServedModel, supervise
-from pipelines.prediction.fairness import CLIENT, FairSlots, OverloadedError
+from pipelines.service.batching import Batcher, FileReaders, ModelHolder, ServedModel, supervise
+from pipelines.service.fairness import CLIENT, FairSlots, OverloadedError
 
 
 @dataclass

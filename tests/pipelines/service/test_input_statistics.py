@@ -5,7 +5,7 @@ import pytest
 
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.preprocessing import prepare_measured
-from pipelines.prediction.input_statistics import statistics_of
+from pipelines.recording.input_statistics import statistics_of
 
 STEP, POINTS = 1e-3, 2000
 

@@ -27,15 +27,15 @@ from catalog import registry
 from pipelines.prediction import workflow
 from pipelines.prediction.combination import CombinationError
 from pipelines.prediction.distributed import predict_here
-from pipelines.prediction.fairness import FairSlots
 from pipelines.prediction.files import PredictError
-from pipelines.prediction.input_statistics import Statistics, statistics_of_predicted
 from pipelines.prediction.mixture import with_mixtures
 from pipelines.prediction.result import to_json
-from pipelines.prediction.service_inputs import as_files, left_out, renamed
-from pipelines.prediction.service_schemas import FileRequest
 from pipelines.prediction.workflow import LoadedModel
+from pipelines.recording.input_statistics import Statistics, statistics_of_predicted
 from pipelines.registry.registration import load_version
+from pipelines.service.fairness import FairSlots
+from pipelines.service.inputs import as_files, left_out, renamed
+from pipelines.service.schemas import FileRequest
 
 PROFILE_SECONDS = 10.0
 """For the refinement of a profile, which takes tenths, or seconds where no phase is in it."""

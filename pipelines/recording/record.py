@@ -30,7 +30,7 @@ from bragg_models.predictors import Predictor
 from catalog.model_files import recorded_hashes
 from catalog.registry import ModelVersion
 from pipelines.cli.options import RECORD_MEGABYTES
-from pipelines.prediction.input_statistics import Statistics
+from pipelines.recording.input_statistics import Statistics
 
 FILE = "record.sqlite"
 # Packages whose versions a result may depend on.

@@ -15,22 +15,22 @@ from pydantic import JsonValue, ValidationError
 
 from bragg_data.crystallography.cell import CELL_PARAMETERS
 from catalog.tracking import Tracking
-from pipelines.prediction import batching, workflow
-from pipelines.prediction import service_schemas as schemas
-from pipelines.prediction.batching import ModelHolder, ServedModel
+from pipelines.prediction import workflow
 from pipelines.prediction.combination import CombinationError
-from pipelines.prediction.fairness import OverloadedError
-from pipelines.prediction.gate import RETRY_SECONDS, Gate, Metrics, Rules
-from pipelines.prediction.record import Exchange, Record, answer_id, new_id
-from pipelines.prediction.recorder import Answered, Recorder
-from pipelines.prediction.refining import REFINED, RefinementLostError, RefinementWorkers, Setup
-from pipelines.prediction.requests import ARRAY, FILE, PROFILES, BanksRequest, prepare_banks
+from pipelines.recording.record import Exchange, Record, answer_id, new_id
+from pipelines.service import batching, schemas
+from pipelines.service.batching import ModelHolder, ServedModel
+from pipelines.service.fairness import OverloadedError
+from pipelines.service.gate import RETRY_SECONDS, Gate, Metrics, Rules
+from pipelines.service.recorder import Answered, Recorder
+from pipelines.service.refining import REFINED, RefinementLostError, RefinementWorkers, Setup
+from pipelines.service.requests import ARRAY, FILE, PROFILES, BanksRequest, prepare_banks
 
 _NPY = "What numpy.save writes of real numbers, shape (n, points). No parsing of text: fast."
 _FILE_THREADS = 2
 _SHORT = 200_000  # bytes of a body that is parsed in less time than it takes to ask a thread
 _FEW = 8  # profiles, the results of which are written in as short a time
-_DOCS = Path(__file__).with_name("service_docs.html")
+_DOCS = Path(__file__).with_name("docs.html")
 
 _Route = TypeVar("_Route", bound=Callable[..., object])
 
@@ -112,7 +112,7 @@ class Service:
     async def predict(self, route: str, body: bytes) -> JSONResponse:
         """Return the response to a request; its answers are in the record before, if there is one.
 
-        Errors are those of :func:`pipelines.prediction.requests.prepare`, and of an overload.
+        Errors are those of :func:`pipelines.service.requests.prepare`, and of an overload.
         """
         began = time.monotonic()
         models = self.holder.loaded_banks if route == FILE else (self.holder.loaded,)

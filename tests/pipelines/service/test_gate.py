@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.prediction import gate
-from pipelines.prediction.gate import Gate, Metrics, Rules
+from pipelines.service import gate
+from pipelines.service.gate import Gate, Metrics, Rules
 from tests.servers import ROOT, free_port
 
 SCOPE = {
@@ -103,7 +103,7 @@ def test_a_body_that_does_not_come_is_waited_for_in_vain(monkeypatch: pytest.Mon
 ENDLESS = """
 import sys, time
 import uvicorn
-from pipelines.prediction import gate
+from pipelines.service import gate
 async def app(scope, receive, send):
     await receive()
     await send({"type": "lifespan.startup.complete"})
