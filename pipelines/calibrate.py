@@ -50,6 +50,7 @@ def main(
     """
     from dataclasses import replace
 
+    from bragg_data.instrument.conversion import represented
     from bragg_data.measurement.readers import Reading
     from bragg_data.refinement.calibrate import calibrate
     from bragg_data.refinement.result import RefinementError
@@ -88,7 +89,8 @@ def main(
             refused.append(f"{of_bank.name}: {' '.join(done.result.reasons)}")
     if not calibrations:
         raise RefinementError(f"No bank could be calibrated. {' '.join(refused)}")
-    out.write_text("".join(c.instrument.section for c in calibrations), encoding="utf-8")
+    sections = (represented(c.instrument).section for c in calibrations)
+    out.write_text("".join(sections), encoding="utf-8")
     _draw(calibrations, png)
     if as_json:
         print_json([_row(c) for c in calibrations])

@@ -98,6 +98,6 @@ def exact_patterns(
     patterns = np.zeros((len(phases), len(tof)))
     # A few at a time: what is computed on the way stays in the processor's cache.
     for rows in np.array_split(np.flatnonzero(inside), inside.sum() // 8 + 1):
-        of_rows = PeakShape(*(np.asarray(value)[rows, None] for value in shape))
+        of_rows = PeakShape(*(None if v is None else v[rows] for v in shape)).columns()
         patterns += amplitude[:, rows] @ peak(tof - position[rows, None], of_rows, convention)
     return patterns

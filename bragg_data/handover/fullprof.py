@@ -25,6 +25,7 @@ from bragg_data.handover.widths import (
     with_broadening,
     without_odd_terms,
 )
+from bragg_data.instrument.conversion import represented
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.refinement.joint_result import JointResult, RefinedBank, RefinedPhaseResult
 from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
@@ -46,7 +47,7 @@ def pcr_of_refinement(fit: JointResult, data: Sequence[str]) -> tuple[str, tuple
     instruments = []
     for bank in fit.banks:
         ours = with_bin_variance(bank)
-        theirs = without_odd_terms(ours, bank.bank.d)
+        theirs = without_odd_terms(represented(ours), bank.bank.d)
         apart = difference_of_peaks(ours, theirs, fit.phases, bank.bank.d)
         notes.append(f"{bank.bank.label}: peaks of FullProf (NPROF 9) {apart}")
         instruments.append(theirs)

@@ -28,6 +28,7 @@ from numpy.polynomial import chebyshev
 from bragg_data.arrays import Array, Indices
 from bragg_data.crystallography.structure import Phase
 from bragg_data.handover.widths import size_and_strain, with_bin_variance
+from bragg_data.instrument.conversion import represented
 from bragg_data.isolated_process import IsolatedProcess, IsolatedProcessError
 from bragg_data.refinement.joint_result import JointResult, RefinedBank
 from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
@@ -105,7 +106,7 @@ def _histogram(bank: RefinedBank, fit: JointResult) -> Histogram:
     x = 2 * (tof - tof[0]) / (tof[-1] - tof[0]) - 1
     columns, sigma = chebyshev.chebvander(x, bank.terms - 1), measured.sigma[:, None]
     background = np.linalg.lstsq(columns[at] / sigma, bank.background / sigma[:, 0])[0]
-    instrument = with_bin_variance(bank)
+    instrument = represented(with_bin_variance(bank))
     instrument = instrument.with_parameters(flight_path=instrument.flight_path_of_difc)
     absorption = next(
         (p.parameters[ABSORPTION][0] for p in fit.phases if ABSORPTION in p.parameters), 0.0

@@ -248,6 +248,11 @@ def _add_bank(block: _Block, bank: RefinedBank, fit: JointResult, of_phases: Seq
     y = columns["measured"]
     expected = np.sqrt((1 - fit.n_parameters / fit.n_points) * len(y) / float(weight @ y**2))
     shape = ", ".join(f"{name} {getattr(instrument, name):.8g}" for name in _SHAPE)
+    if instrument.moderator is not None:
+        shape += (
+            ", but in place of rise and decay the pulse of Ikeda and Carpenter, with alpha_0, "
+            f"alpha_1, beta_0, kappa = {', '.join(f'{v:.8g}' for v in instrument.moderator)}"
+        )
     broadening = "; ".join(
         f"{phase.name}: "
         + ", ".join(f"{name} {value:.6g}" for name, (value, _) in phase.parameters.items())

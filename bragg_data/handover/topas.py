@@ -23,6 +23,7 @@ from bragg_data.arrays import Array
 from bragg_data.crystallography.cell import CELL_PARAMETERS, cell_volume
 from bragg_data.crystallography.scattering import element_of
 from bragg_data.handover.widths import difference_of_peaks, with_bin_variance, with_broadening
+from bragg_data.instrument.conversion import represented
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.refinement.joint_result import JointResult, RefinedBank, RefinedPhaseResult
 from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
@@ -42,8 +43,9 @@ def inp_of_refinement(fit: JointResult, data: Sequence[str]) -> tuple[str, tuple
     notes = list[str]()
     lines = ["' Refinement by bragg: all parameters fixed", ""]
     for number, (bank, file) in enumerate(zip(fit.banks, data, strict=True), start=1):
-        instrument, label = with_bin_variance(bank), bank.bank.label
-        apart = difference_of_peaks(instrument, instrument, fit.phases, bank.bank.d)
+        ours, label = with_bin_variance(bank), bank.bank.label
+        instrument = represented(ours)
+        apart = difference_of_peaks(ours, instrument, fit.phases, bank.bank.d)
         notes.append(f"{label}: peaks of TOPAS {apart}")
         background, left = _background(bank)
         if left > _SAME:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from bragg_data.arrays import Array
-from bragg_data.instrument.conversion import OriginalBank, back_to_back
+from bragg_data.instrument.conversion import OriginalBank, peaks_of
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.instrument.peak_shape import peak_shape
 from bragg_data.refinement.joint_parameters import LEAST_INVERSE
@@ -73,7 +73,7 @@ def difference_of_peaks(
     heights, maxima = [0.0], [0.0]
     for phase in phases:
         broad = with_broadening(theirs, phase)
-        exact = back_to_back(broad, convention="textbook")
+        exact = peaks_of(broad, convention="textbook")
         pair = OriginalBank(with_broadening(ours, phase), exact, spacings, broad)
         _, height, maximum = pair.difference()
         heights.append(height)

@@ -49,7 +49,7 @@ def fwhm(
     """Return the full widths at half maximum in µs of peaks at d-spacings (n,) in Å."""
     shape = peak_shape(instrument, d, size=size, microstrain=microstrain)
     scale = mixing(shape.variance, shape.fwhm)[0] + 1 / shape.rise + 1 / shape.decay
-    columns = type(shape)(*(value[:, None] for value in shape))
+    columns = shape.columns()
     for _ in range(2):  # the second time on the scale of the peak itself
         x = np.linspace(-4.0, 6.0, 1001) * scale[:, None]
         y = peak(x, columns)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -50,6 +51,12 @@ class OriginalBank:
     window: tuple[float, float] | None = None  # first and last time in µs, where a file states them
     incident: IncidentSpectrum | None = None  # by which profiles have to be divided, if stated
 
+    @property
+    def exact(self) -> Instrument:
+        """The instrument whose peaks this project draws: with its moderator, if it states one."""
+        reference = self.reference
+        return reference if reference and reference.moderator else self.instrument
+
     def widths(self) -> tuple[Array, Array]:
         """Return full widths at half maximum in µs, of the original and of this project, (n,)."""
         theirs, ours = self._widths_and_maxima()
@@ -68,7 +75,7 @@ class OriginalBank:
         for d in self.d:
             x = _OFFSETS * _rough_width(i, d)
             theirs = self.original(float(d), x)
-            ours = back_to_back(i)(
+            ours = peaks_of(i)(
                 float(d), x + float(reference.tof_from_d_spacing(d) - i.tof_from_d_spacing(d))
             )
             heights = max(heights, float(np.abs(ours / ours.max() - theirs / theirs.max()).max()))
@@ -81,7 +88,7 @@ class OriginalBank:
     def _widths_and_maxima(self) -> tuple[Array, Array]:
         """Widths and maxima of both, each (2, n)."""
         reference = self.reference or self.instrument
-        sides = ((reference, self.original), (self.instrument, back_to_back(self.instrument)))
+        sides = ((reference, self.original), (self.instrument, peaks_of(self.instrument)))
         theirs, ours = (
             np.array([_width_and_maximum(density, i, float(d)) for d in self.d]).T
             for i, density in sides
@@ -105,7 +112,7 @@ def spacings_between(ends: Array, two_theta: float) -> Array:
     return np.geomspace(low, high, 25) if high > 1.5 * low else usual_spacings(two_theta)
 
 
-def back_to_back(
+def peaks_of(
     instrument: Instrument, alpha_0: float = 0.0, convention: Convention = "gsas2"
 ) -> Density:
     """Return the peaks of an instrument, whose rise (1/µs) may have a term alpha_0, too."""
@@ -121,69 +128,39 @@ def tabulated(d: Array, shape: PeakShape, convention: Convention = "gsas2") -> D
     """Return peaks whose shape is interpolated between d-spacings (n,), ascending, in Å."""
 
     def density(spacing: float, offset: Array) -> Array:
-        of_peak = PeakShape(*(np.interp(np.array(spacing), d, v) for v in shape))
+        of_peak = PeakShape(*(np.interp(np.array(spacing), d, v) for v in shape[:4]))
         return peak(offset, of_peak, convention)
 
     return density
 
 
-@dataclass(frozen=True)
-class IkedaCarpenter:
-    """Peak of a moderator (GSAS's function 2, FullProf's 13) with the instrument's pseudo-Voigt.
+def bank_of_moderator(exact: Instrument, d: Array, function: str) -> OriginalBank:
+    """Fit peaks of back-to-back exponentials to those of a moderator, which the bank keeps.
 
-    Fast decay 1/(alpha_0 + alpha_1 λ) and slow decay 1/slow in 1/µs, with the share
-    exp(−81.799/(switch λ²)) of slow neutrons. Ikeda & Carpenter, Nucl. Instrum. Methods A239 (1985)
-    536; GSAS Technical Manual, time-of-flight profile function 2. The peak begins at its position.
+    Raises an InstrumentError if the moderator has no decay.
     """
-
-    instrument: Instrument  # angle, variance and Lorentzian width
-    alpha_0: float
-    alpha_1: float
-    slow: float
-    switch: float
-
-    def __call__(self, d: float, offset: Array) -> Array:
-        """Return the density at offsets in µs (any shape)."""
-        wavelength = 2 * d * abs(math.sin(math.radians(self.instrument.two_theta / 2)))
-        a, b = 1 / (self.alpha_0 + self.alpha_1 * wavelength), 1 / self.slow
-        b = b if abs(a - b) > 1e-4 * a else (1 - 1e-4) * a  # the formula divides by a − b
-        share = math.exp(-81.799 / (self.switch * wavelength**2))
-        u = np.linspace(0.0, math.log1p(70 * a * (self.slow + 1 / a)), 800)
-        t = np.expm1(u) * 0.2 / a
-        sharp = (a * t) ** 2 * np.exp(-a * t)
-        x = (a - b) * t
-        tail = np.exp(-b * t) - np.exp(-a * t) * (1 + x + x**2 / 2)
-        weight = a / 2 * ((1 - share) * sharp + 2 * share * a**2 * b / (a - b) ** 3 * tail)
-        weight *= np.gradient(t)
-        shape = peak_shape(self.instrument, np.array(d), size=math.inf, microstrain=0.0)
-        width, eta = mixing(shape.variance, shape.fwhm)
-        z = (np.asarray(offset)[..., None] - t) / width
-        gauss = np.exp(-((z * FWHM_PER_SIGMA) ** 2) / 2) * FWHM_PER_SIGMA / math.sqrt(2 * math.pi)
-        line = (eta * 2 / math.pi / (1 + 4 * z * z) + (1 - eta) * gauss) / width
-        return np.asarray((line * weight).sum(axis=-1))
-
-
-def bank_of_moderator(
-    start: Instrument, moderator: tuple[float, float, float, float], d: Array, function: str
-) -> OriginalBank:
-    """Fit this project's peaks to those of Ikeda & Carpenter.
-
-    The moderator is alpha_0, alpha_1, slow and switch of :class:`IkedaCarpenter`; ``start`` has the
-    positions and widths. Raises an InstrumentError if the moderator has no decay.
-    """
-    alpha_0, alpha_1, slow, switch = moderator
-    sine = abs(math.sin(math.radians(start.two_theta / 2)))
+    assert exact.moderator is not None
+    alpha_0, alpha_1, slow, switch = exact.moderator
+    sine = abs(math.sin(math.radians(exact.two_theta / 2)))
     fast = alpha_0 + 2 * sine * alpha_1 * d
     if not (min(slow, switch) >= _FASTEST and sine > 0 and fast.min() > 0):
         raise InstrumentError(
-            f"Bank {start.bank}: {function} has no moderator that could be (alpha {alpha_0:g} and "
-            f"{alpha_1:g}, beta {slow:g}, kappa {switch:g} at 2θ {start.two_theta:g}°): beta is a "
+            f"Bank {exact.bank}: {function} has no moderator that could be (alpha {alpha_0:g} and "
+            f"{alpha_1:g}, beta {slow:g}, kappa {switch:g} at 2θ {exact.two_theta:g}°): beta is a "
             f"time in µs, some tens, and so is kappa."
         )
-    ikeda = IkedaCarpenter(start, *moderator)
     rise = 1 / (alpha_0 + 2 * sine * alpha_1)
-    begin = start.with_parameters(alpha=max(rise, 0.01), beta_0=1 / slow, beta_1=0.01)
-    return fitted_bank(ikeda, begin, d, function)
+    begin = replace(exact, moderator=None, alpha=max(rise, 0.01), beta_0=1 / slow, beta_1=0.01)
+    return replace(fitted_bank(peaks_of(exact), begin, d, function), reference=exact)
+
+
+@lru_cache(maxsize=64)
+def represented(instrument: Instrument) -> Instrument:
+    """Return an instrument with back-to-back exponentials, as other programs need them."""
+    if instrument.moderator is None:
+        return instrument
+    d = usual_spacings(instrument.two_theta)
+    return bank_of_moderator(instrument, d, "the peak of Ikeda & Carpenter").instrument
 
 
 def bank_of_functions(
@@ -313,7 +290,7 @@ def bank_of_table(
     instrument = start.with_parameters(**shape_parameters(d, shape))
     original = tabulated(d, shape, convention)
     ours = peak_shape(instrument, d, size=math.inf, microstrain=0.0)
-    for table, values in zip(shape, ours, strict=True):
+    for table, values in zip(shape[:4], ours[:4], strict=True):
         if (np.abs(values - table) > _SAME * np.maximum(np.abs(table), 1e-9)).any():
             return fitted_bank(original, instrument, d, function)
     warning = f"bank {start.bank}: {function} was represented by coefficients to {100 * _SAME:g} %."
@@ -326,7 +303,7 @@ def with_warnings(bank: OriginalBank, warnings: tuple[str, ...]) -> OriginalBank
     lines = bank.instrument.instprm.splitlines()[1:]
     entries = dict(line.split(":", 1) for line in lines)
     instrument = instrument_of_entries(entries, 1, "Instrument file", warnings)
-    return OriginalBank(instrument, bank.original, bank.d, bank.reference)
+    return replace(bank, instrument=instrument)
 
 
 def shape_parameters(d: Array, shape: PeakShape) -> dict[str, float]:

@@ -75,6 +75,8 @@ class Instrument:
     y: float = 0.0
     z: float = 0.0
     flight_path: float = 0.0
+    # Of Ikeda & Carpenter, in place of rise and decay: α₀ in µs, α₁ in µs/Å, β₀ in µs, κ.
+    moderator: tuple[float, float, float, float] | None = None
     text: str = ""
     # What was assumed, left out or approximated in reading, in sentences.
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
@@ -146,7 +148,14 @@ class Instrument:
 
     @property
     def instprm(self) -> str:
-        """A complete ``.instprm`` file: the original entries, with the values of this object."""
+        """A complete ``.instprm`` file: the original entries, with the values of this object.
+
+        Raises an InstrumentError of a moderator, which the format does not have.
+        """
+        if self.moderator is not None:
+            raise InstrumentError(
+                f"Bank {self.bank} has a pulse of Ikeda & Carpenter, which no .instprm file has."
+            )
         lines = (line.partition(":") for line in self.text.splitlines() if not line.startswith("#"))
         entries = {key.strip(): value.strip() for key, colon, value in lines if colon}
         entries |= {"Type": "PNT", "Bank": f"{self.bank}"}
@@ -232,7 +241,9 @@ def instrument_of_entries(
     if values["alpha"] <= 0:
         raise InstrumentError(f"{where}, bank {bank}: alpha (the rise) must be positive.")
     text = _text_of(entries) + _lines_of(warnings)
-    instrument = Instrument(bank=bank, text=text, warnings=tuple(warnings), **values)
+    instrument = Instrument(
+        bank=bank, moderator=None, text=text, warnings=tuple(warnings), **values
+    )
     # Not in the text, by whose digest campaigns know the instrument.
     doubts = consistency.doubts_of_constants(
         bank, {name: getattr(instrument, name) for name in KEYS.values()}

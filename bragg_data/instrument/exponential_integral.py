@@ -14,8 +14,8 @@ _STEP = 0.1  # of ln z between the points of expansion: a term of a series adds 
 _TERMS = 13  # 0.07¹³ = 1e-15
 
 
-def scaled_exp1_imag(z: NDArray[np.complex128]) -> Array:
-    """Return Im[e^z E1(z)] for z of any shape, without overflow, to 3e-10 of its modulus.
+def scaled_exp1(z: NDArray[np.complex128]) -> NDArray[np.complex128]:
+    """Return e^z E1(z) for z of any shape, without overflow, to 3e-10 of its modulus.
 
     Far out by the asymptotic series (Abramowitz & Stegun 5.1.51), which near the negative axis
     misses a Stokes term of the order e^(-|z|), at the switch below double precision. Nearer by
@@ -23,10 +23,10 @@ def scaled_exp1_imag(z: NDArray[np.complex128]) -> Array:
     scipy's sum and continued fraction take five times as long.
     """
     flat = np.ascontiguousarray(z).ravel()
-    result = np.empty(len(flat))
+    result = np.empty(len(flat), dtype=complex)
     _fill(flat.real, flat.imag, *_expansions(), result)
     small = np.abs(flat) < 1
-    result[small] = (np.exp(flat[small]) * exp1(flat[small])).imag
+    result[small] = np.exp(flat[small]) * exp1(flat[small])
     return result.reshape(z.shape)
 
 
@@ -53,7 +53,7 @@ def _fill(
     imag: Array,
     points: NDArray[np.complex128],
     coefficients: NDArray[np.complex128],
-    result: Array,
+    result: NDArray[np.complex128],
 ) -> None:
     """Write the values for |z| ≥ 1; below the real axis they are minus those above."""
     for k in range(len(real)):
@@ -64,7 +64,7 @@ def _fill(
             a, b = 1.0, 0.0
             for n in range(10, 0, -1):
                 a, b = 1.0 - n * (u * a - v * b), -n * (u * b + v * a)
-            value = u * b + v * a
+            real_part, value = u * a - v * b, u * b + v * a
         elif square >= 1.0:
             row = int(0.5 * np.log(square) / _STEP)
             column = min(int(np.arctan2(y, x) / _STEP), points.shape[1] - 1)
@@ -74,7 +74,7 @@ def _fill(
             for n in range(_TERMS - 2, -1, -1):
                 c = coefficients[row, column, n]
                 a, b = a * u - b * v + c.real, a * v + b * u + c.imag
-            value = b
+            real_part, value = a, b
         else:
-            value = 0.0
-        result[k] = value if imag[k] >= 0 else -value
+            real_part, value = 0.0, 0.0
+        result[k] = complex(real_part, value if imag[k] >= 0 else -value)

@@ -334,15 +334,14 @@ def _converted(
     name = f"FullProf's profile function {function} ({_FUNCTIONS[function]})"
     if function == 13:
         kappa = values.get("kappa", values.get("beta1", 0.0))
-        return conversion.bank_of_moderator(
-            start, (alpha_0, rise, values.get("beta0", 0.0), kappa), d, name
-        )
+        moderator = alpha_0, rise, values.get("beta0", 0.0), kappa
+        return conversion.bank_of_moderator(replace(start, moderator=moderator), d, name)
     if function == 10:
         return _bank_of_two_kinds(start, values, d, here, name)
     decay = start.beta_0 + start.beta_1 / d**4
     if (alpha_0 + rise / d).min() <= 0 or decay.min() <= 0:
         raise InstrumentError(f"{here}: rise or decay are not positive over its times of flight.")
-    original = conversion.back_to_back(start.with_parameters(alpha=rise), alpha_0, "textbook")
+    original = conversion.peaks_of(start.with_parameters(alpha=rise), alpha_0, "textbook")
     if alpha_0:
         return conversion.fitted_bank(original, start, d, name)
     return conversion.fitted_if_different(conversion.OriginalBank(start, original, d), name)

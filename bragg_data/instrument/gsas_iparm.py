@@ -154,11 +154,11 @@ def _bank(
         return _bank_of_table(instrument, d, table, f"GSAS's table of peak shapes (PAB{function})")
     if function == 2:
         name = "GSAS's profile function 2 (Ikeda-Carpenter)"
-        return conversion.bank_of_moderator(instrument, moderator, d, name)
+        return conversion.bank_of_moderator(replace(instrument, moderator=moderator), d, name)
     if alpha_0:
-        original = conversion.back_to_back(instrument.with_parameters(alpha=moderator[1]), alpha_0)
+        original = conversion.peaks_of(instrument.with_parameters(alpha=moderator[1]), alpha_0)
         return conversion.fitted_bank(original, instrument, d, "GSAS's function 1 with alp-0")
-    bank = conversion.OriginalBank(instrument, conversion.back_to_back(instrument), d)
+    bank = conversion.OriginalBank(instrument, conversion.peaks_of(instrument), d)
     return conversion.with_warnings(bank, instrument.warnings)
 
 

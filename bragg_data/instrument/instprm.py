@@ -182,7 +182,7 @@ def _bank_of_entries(
     instrument = instrument_of_entries(entries, number, where, notes)
     if not table:
         d = conversion.usual_spacings(instrument.two_theta)
-        return conversion.OriginalBank(instrument, conversion.back_to_back(instrument), d)
+        return conversion.OriginalBank(instrument, conversion.peaks_of(instrument), d)
     try:
         rows = np.array([row.split(",") for row in table.split("\n") if row.strip()], dtype=float)
         d, _, rise, decay, variance = rows[np.argsort(rows[:, 0])].T

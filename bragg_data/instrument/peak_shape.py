@@ -1,14 +1,19 @@
-"""The time-of-flight peak of GSAS-II: a pseudo-Voigt convolved with back-to-back exponentials."""
+"""Time-of-flight peaks: a pseudo-Voigt convolved with the pulse of a moderator.
 
+The pulse is GSAS-II's, back-to-back exponentials, or that of Ikeda & Carpenter.
+"""
+
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import erfc, erfcx
 
 from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import Instrument
-from bragg_data.instrument.exponential_integral import scaled_exp1_imag
+from bragg_data.instrument.exponential_integral import scaled_exp1
 
 Convention = Literal["gsas2", "textbook"]
 """``textbook`` is the exact convolution. ``gsas2`` is what the program computes, which instrument
@@ -18,16 +23,32 @@ constants refined with it need: a minus sign in the rising exponential of the Lo
 ERFCX_SWITCH = 6.0  # argument from which GSAS-II replaces erfcx by erfcx_bound
 BLEND = 1.2  # half width, in the argument of erfcx, over which the fast simulator blends that step
 FWHM_PER_SIGMA = 2.35482  # of a Gaussian, in the digits of GSAS-II
+_STEEPEST = 500.0  # of α σ: a pulse as short as that is none, and its terms cancel
+_APART = 0.003  # of α and β, relative: nearer ones cancel
 _SMALLEST_WIDTH = 1e-5  # µs; GSAS-II clamps both widths here
 
 
+_Values = NDArray[np.inexact[Any]]
+
+
 class PeakShape(NamedTuple):
-    """Shape parameters of a peak, each an array over peaks."""
+    """Shape parameters of a peak, each an array over peaks.
+
+    With a share of slow neutrons the pulse is that of Ikeda & Carpenter, and ``rise`` the rate of
+    the fast ones; without, it is one of back-to-back exponentials.
+    """
 
     rise: Array  # 1/µs, as the decay
     decay: Array
     variance: Array  # of the Gaussian, µs²
     fwhm: Array  # of the Lorentzian, µs
+    slow_share: Array | None = None
+
+    def columns(self) -> "PeakShape":
+        """Return the parameters with a further axis, for the points of a profile."""
+        share = None if self.slow_share is None else self.slow_share[..., None]
+        rise, decay, variance, fwhm = (value[..., None] for value in self[:4])
+        return PeakShape(rise, decay, variance, fwhm, share)
 
 
 def peak_shape(
@@ -47,11 +68,18 @@ def peak_shape(
     d2 = d * d
     d4 = d2 * d2
     i = instrument
+    rise, decay, slow_share = i.alpha / d, i.beta_0 + i.beta_1 / d4 + i.beta_q / d2, None
+    if i.moderator is not None:
+        alpha_0, alpha_1, beta_0, kappa = i.moderator
+        wavelength = 2 * d * abs(math.sin(math.radians(i.two_theta / 2)))
+        rise, decay = 1 / (alpha_0 + alpha_1 * wavelength), np.full_like(d, 1 / beta_0)
+        slow_share = np.exp(-81.799 / (kappa * wavelength**2))
     return PeakShape(
-        rise=i.alpha / d,
-        decay=i.beta_0 + i.beta_1 / d4 + i.beta_q / d2,
+        rise=rise,
+        decay=decay,
         variance=i.sig_0 + i.sig_1 * d2 + i.sig_2 * d4 + i.sig_q * d,
         fwhm=i.x * d + i.y * d2 + i.z + 1e-4 * i.difc * d2 / size + 1e-6 * i.difc * d * microstrain,
+        slow_share=slow_share,
     )
 
 
@@ -103,18 +131,20 @@ def gaussian_part(
     ``scaled_erfc`` is erfcx or a stand-in for it: GSAS-II's, or the blended one.
     """
     s = (width / FWHM_PER_SIGMA) ** 2
-    root = np.sqrt(2 * s)
-    norm = rise * decay / (2 * (rise + decay))
-    total = np.zeros(np.broadcast_shapes(offset.shape, s.shape))
-    for y, u in (
-        ((rise * s + offset) / root, 0.5 * rise * (rise * s + 2 * offset)),
-        ((decay * s - offset) / root, 0.5 * decay * (decay * s - 2 * offset)),
-    ):
-        # erfcx overflows for negative arguments, where e^u erfc(y) is tame: u < 0 there.
-        tail = np.exp(-(offset**2) / (2 * s)) * scaled_erfc(np.maximum(y, 0.0))
-        head = np.exp(np.minimum(u, 0.0)) * erfc(np.minimum(y, 0.0))
-        total += np.where(y < 0, head, tail)
-    return np.asarray(norm * total)
+    norm = rise * decay / (rise + decay)
+    falling = _falling(offset, decay, s, scaled_erfc)
+    return np.asarray(norm * (_falling(-offset, rise, s, scaled_erfc) + falling))
+
+
+def _falling(
+    offset: Array, rate: Array, s: Array, scaled_erfc: Callable[[Array], Array] = erfcx
+) -> Array:
+    """Return a Gaussian of variance s, convolved with exp(−rate t) of t > 0."""
+    y = (rate * s - offset) / np.sqrt(2 * s)
+    # erfcx overflows for negative arguments, where e^u erfc(y) is tame: u < 0 there.
+    tail = np.exp(-(offset**2) / (2 * s)) * scaled_erfc(np.maximum(y, 0.0))
+    head = np.exp(np.minimum(0.5 * rate * (rate * s - 2 * offset), 0.0)) * erfc(np.minimum(y, 0.0))
+    return np.asarray(0.5 * np.where(y < 0, head, tail))
 
 
 def erfcx_bound(y: Array) -> Array:
@@ -156,7 +186,65 @@ def lorentzian_part(
     sign = -1.0 if convention == "gsas2" else 1.0
     p = sign * rise * offset + 1j * (rise * half)
     q = -decay * offset + 1j * (decay * half)
-    return np.asarray(-(2 / np.pi) * norm * (scaled_exp1_imag(p) + scaled_exp1_imag(q)))
+    return np.asarray(-(2 / np.pi) * norm * (scaled_exp1(p).imag + scaled_exp1(q).imag))
+
+
+def ikeda_carpenter_parts(offset: Array, shape: PeakShape, width: Array) -> tuple[Array, Array]:
+    r"""Return Gaussian and Lorentzian of full width W convolved with a moderator's pulse, in 1/µs.
+
+    The pulse begins at Δ = 0; with the share R of slow neutrons it is
+
+    .. math:: \tfrac{\alpha^3}{2} \Big\{(1-R)\, t^2 e^{-\alpha t} + \frac{2 R \beta}{x^3}
+        \big[e^{-\beta t} - e^{-\alpha t} (1 + x t + \tfrac{1}{2} x^2 t^2)\big]\Big\},
+        \quad x = \alpha - \beta.
+
+    Ikeda & Carpenter, Nucl. Instrum. Methods A239 (1985) 536. Convolutions with t^n e^{-αt} follow
+    from that with e^{-αt} in steps of n, by parts. Arguments as of :func:`gaussian_part`.
+    """
+    assert shape.slow_share is not None
+    s = (width / FWHM_PER_SIGMA) ** 2
+    a = np.minimum(shape.rise, _STEEPEST / np.sqrt(s))
+    b = np.where(np.abs(a - shape.decay) < _APART * a, (1 - _APART) * a, shape.decay)
+    # Of the Gaussian, then of 1/(Δ − iW/2), whose imaginary part is π times the Lorentzian.
+    of_fast = _falling(offset, a, s)
+    normal = np.exp(-(offset**2) / (2 * s)) * np.sqrt(s / (2 * np.pi))
+    first = normal + (offset - a * s) * of_fast
+    terms = of_fast, first, (offset - a * s) * first + s * of_fast
+    gauss = _of_pulse(_falling(offset, b, s), terms, a, b, shape.slow_share)
+    z = offset - 0.5j * width
+    pole = -scaled_exp1(-a * z)
+    first_pole = z * pole - 1 / a
+    poles = pole, first_pole, z * first_pole - 1 / a**2
+    lorentz = _of_pulse(-scaled_exp1(-b * z), poles, a, b, shape.slow_share)
+    return gauss.real, lorentz.imag / np.pi
+
+
+def _of_pulse(
+    slow: _Values, of_fast: tuple[_Values, _Values, _Values], a: Array, b: Array, share: Array
+) -> _Values:
+    """Return the sum of convolutions with e^{-bt}, and with t^n e^{-at} of n = 0, 1, 2."""
+    x, (zeroth, first, second) = a - b, of_fast
+    delayed = slow - zeroth - x * first - x**2 / 2 * second
+    return np.asarray(a**3 * ((1 - share) / 2 * second + share * b / x**3 * delayed))
+
+
+def parts(
+    offset: Array,
+    shape: PeakShape,
+    width: Array,
+    convention: Convention = "gsas2",
+    scaled_erfc: Callable[[Array], Array] | None = None,
+) -> tuple[Array, Array]:
+    """Return the Gaussian and the Lorentzian part of peaks of full width W, in 1/µs.
+
+    At offsets in µs against which the other arguments broadcast; ``scaled_erfc`` as of
+    :func:`gaussian_part`, without one that of the convention. A moderator's are exact.
+    """
+    if shape.slow_share is not None:
+        return ikeda_carpenter_parts(offset, shape, width)
+    scaled_erfc = scaled_erfc or (erfcx_gsas2 if convention == "gsas2" else erfcx)
+    gauss = gaussian_part(offset, shape.rise, shape.decay, width, scaled_erfc)
+    return gauss, lorentzian_part(offset, shape.rise, shape.decay, width, convention)
 
 
 def peak(offset: Array, shape: PeakShape, convention: Convention = "gsas2") -> Array:
@@ -165,7 +253,5 @@ def peak(offset: Array, shape: PeakShape, convention: Convention = "gsas2") -> A
     At offsets Δ = T − T_h in µs, of any shape, against which the shape's arrays broadcast.
     """
     width, eta = mixing(shape.variance, shape.fwhm)
-    lorentz = lorentzian_part(offset, shape.rise, shape.decay, width, convention)
-    scaled_erfc = erfcx_gsas2 if convention == "gsas2" else erfcx
-    gauss = gaussian_part(offset, shape.rise, shape.decay, width, scaled_erfc)
+    gauss, lorentz = parts(offset, shape, width, convention)
     return eta * lorentz + (1 - eta) * gauss

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bragg_data.instrument.conversion import OriginalBank, back_to_back, with_warnings
+from bragg_data.instrument.conversion import OriginalBank, peaks_of, with_warnings
 from bragg_data.instrument.diffractometer import InstrumentError
 
 _COMMENTS = re.compile(r"/\*.*?\*/|'[^\n]*", re.DOTALL)
@@ -101,6 +101,6 @@ def banks_with_positions(
             f"bank {i.bank}: positions are those of TOPAS (t0 {p.t0:g}, t1 {p.t1:g}, t2 {p.t2:g}); "
             f"2θ and peak shape are those of {origin}, whose difC is {100 * apart:.2f} % off."
         )
-        original = OriginalBank(moved, back_to_back(moved), bank.d)
+        original = OriginalBank(moved, peaks_of(moved), bank.d)
         result.append(with_warnings(original, (*i.warnings, warning)))
     return result

@@ -68,17 +68,16 @@ class PeakResponse:
         d = self.d_spacing_at(np.clip(position, 0, self.grid.points - 1))
         return peak_shape(self.instrument, d, size=self.size, microstrain=self.microstrain)
 
-    def parts(self, offset: Array, rise: Array, decay: Array, width: Array) -> tuple[Array, Array]:
-        """Return the Gaussian and the Lorentzian part in 1/µs; arguments as of gaussian_part."""
-        gauss = shapes.gaussian_part(offset, rise, decay, width, self._erfcx)
-        return gauss, shapes.lorentzian_part(offset, rise, decay, width, self.convention)
+    def parts(self, offset: Array, shape: PeakShape, width: Array) -> tuple[Array, Array]:
+        """Return the Gaussian and the Lorentzian part in 1/µs; arguments as of parts of peaks."""
+        return shapes.parts(offset, shape, width, self.convention, self._erfcx)
 
     def _kernel(self, position: Array, points: slice) -> Array:
         """Return the exact profile: a :data:`~bragg_data.simulation.peak_operator.Kernel`."""
         offset = self._tof[points] - self.tof_at(position)[:, None]
         shape = self.shape_at(position)
         width, eta = (value[:, None] for value in mixing(shape.variance, shape.fwhm))
-        gauss, lorentz = self.parts(offset, shape.rise[:, None], shape.decay[:, None], width)
+        gauss, lorentz = self.parts(offset, shape.columns(), width)
         return (1 - eta) * gauss + eta * lorentz
 
     def _resolution(self) -> tuple[int, int]:
@@ -127,7 +126,7 @@ class PeakResponse:
     def target(self) -> Target:
         """Where the compiled loops deposit amplitudes."""
         low = high = 0.0
-        if self.convention == "gsas2":
+        if self.convention == "gsas2" and self.instrument.moderator is None:
             width, _, rise, decay = self.shapes
             sigma = width / shapes.FWHM_PER_SIGMA
             d = self.d_spacing_at(self._nodes)
@@ -282,9 +281,8 @@ class WidthInterpolation:
         def profiles(position: Array, offsets: Array) -> tuple[Array, Array]:
             offset = response.tof_at(position)[:, None] * np.expm1(relative_step * offsets)
             shape = self._shape(position)
-            rise, decay = shape.rise[:, None], shape.decay[:, None]
             width = factors * mixing(shape.variance, shape.fwhm)[0][:, None]
-            gauss, lorentz = response.parts(offset, rise, decay, width)
+            gauss, lorentz = response.parts(offset, shape.columns(), width)
             # The Gaussian width is the instrument's, but for a common scale: what remains is
             # the Lorentzian one.
             needed = []
@@ -295,7 +293,7 @@ class WidthInterpolation:
                 needed.append((1 - eta) * gauss + eta * lorentz)
             # Where another calibration puts another d-spacing, only exponentials change.
             other = self._shape(position, 1 + _STRETCH)
-            moved = response.parts(offset, other.rise[:, None], other.decay[:, None], width)
+            moved = response.parts(offset, other.columns(), width)
             slopes = [(m - p) / _STRETCH for m, p in zip(moved, (gauss, lorentz), strict=True)]
             members = np.stack([gauss, lorentz, *slopes])
             polynomials = np.einsum("jm,pm...->pj...", transform, members)

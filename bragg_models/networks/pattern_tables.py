@@ -171,9 +171,8 @@ def _peaks(campaign: Campaign, stations: _Array, microstrain: float) -> _Array:
     d = _d_spacing_at(campaign, stations)
     shape = peaks.peak_shape(campaign.instrument, d, size=campaign.size, microstrain=microstrain)
     width, eta = (v[:, None] for v in peaks.mixing(shape.variance, shape.fwhm))
-    rise, decay = shape.rise[:, None], shape.decay[:, None]
-    profiles = (1 - eta) * peaks.gaussian_part(offset, rise, decay, width, peaks.erfcx_blended)
-    return np.asarray(profiles + eta * peaks.lorentzian_part(offset, rise, decay, width, "gsas2"))
+    gauss, lorentz = peaks.parts(offset, shape.columns(), width, "gsas2", peaks.erfcx_blended)
+    return np.asarray((1 - eta) * gauss + eta * lorentz)
 
 
 def lorentzian_skew(campaign: Campaign, base: int) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bragg_data.crystallography.structure import Phase
-from bragg_data.instrument.conversion import Density, OriginalBank, back_to_back
+from bragg_data.instrument.conversion import Density, OriginalBank, peaks_of
 from bragg_data.instrument.diffractometer import Instrument
 from bragg_data.measurement.plausibility import counts_at_maximum, d_range, tof_range
 from bragg_data.recognition import MeasuredBank, RecognisedFile
@@ -126,7 +126,7 @@ def _print_measured(banks: Sequence[MeasuredBank], reports: Sequence[BankReport]
                 _rounded(counts_at_maximum(profile)),
             ]
         )
-        density = back_to_back(of_file) if of_file else None
+        density = peaks_of(of_file) if of_file else None
         resolution.append(_resolution(of_file, density, spacings))
     known = any(bank.calibration is not None and not bank.nominal for bank in banks)
     _print_banks(headings, rows, resolution if known else [])

@@ -171,7 +171,7 @@ def _bank(profile: PredictedProfile, of_file: Sequence[OriginalBank] | None) -> 
     instrument = measurement.calibration or profile.campaign.instrument
     if of_file is not None:
         original = matched_bank(measurement.profile, of_file)
-        instrument, window, incident = original.instrument, original.window, original.incident
+        instrument, window, incident = original.exact, original.window, original.incident
     bank = measured_bank(measurement.profile, instrument, window=window, incident=incident)
     # As read: over times of flight an axis of d-spacings leaves nothing open.
     return replace(bank, half_bin=measurement.half_bin)

@@ -171,7 +171,7 @@ def read_samples(request: Request) -> list[Sample]:
                 original = _with_positions(matched_bank(like, instruments), at)
             bank = measured_bank(
                 profile,
-                original.instrument,
+                original.exact,
                 window=original.window,
                 incident=original.incident,
                 d_range=request.d_range,
@@ -181,7 +181,7 @@ def read_samples(request: Request) -> list[Sample]:
             warnings.append(f"Left out: {error}")
             continue
         # Here the incident spectrum is used.
-        of_bank = [w for w in original.instrument.warnings if "(ICOFF) was not used" not in w]
+        of_bank = [w for w in original.exact.warnings if "(ICOFF) was not used" not in w]
         warnings += [*profile.warnings, *of_bank]
         banks.append((file, bank))
     if errors and (request.banks or not banks):
@@ -239,8 +239,13 @@ def matched_bank(profile: Profile, banks: Sequence[OriginalBank]) -> OriginalBan
 
 
 def _with_positions(bank: OriginalBank, calibration: OriginalBank) -> OriginalBank:
-    """Return a bank with the positions of another calibration, and its own widths."""
-    c = calibration.instrument
+    """Return a bank with the positions of another calibration, and its own widths.
+
+    The positions that belong to a moderator's pulse come with it.
+    """
+    c = calibration.exact
+    if c.moderator is not None:
+        return replace(calibration, incident=bank.incident or calibration.incident)
     instrument = bank.instrument.with_parameters(
         difc=c.difc, difa=c.difa, difb=c.difb, tzero=c.tzero
     )

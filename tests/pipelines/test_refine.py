@@ -10,12 +10,14 @@ from matplotlib.image import imread
 from pydantic import ValidationError
 
 from bragg_data.crystallography.structure import phase_from_cif
+from bragg_data.instrument.instprm import read_banks
 from bragg_data.measurement.readers import Profile
 from bragg_data.refinement.result import RefinementError
 from pipelines import refine
 from pipelines.cli.console import run
 from pipelines.refinement import refine as refine_in_python
 from pipelines.refinement.result import JointRefinement, json_schema, to_json
+from tests.bragg_data.instrument.test_gsas_iparm import prm, records
 from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +134,25 @@ def test_a_calibration_of_the_same_cycle_gives_positions(folder, capsys, tmp_pat
     (phase,) = json.loads(out)[0]["phases"]
     assert phase["cell"]["a"] == pytest.approx(5.4331 / 1.001, abs=4 * phase["su"]["a"])
     assert phase["su_calibration"]["a"] < 2e-4 * 5.4331
+
+
+def test_the_pulse_of_a_moderator_is_drawn_also_of_a_calibration(folder, capsys, tmp_path):
+    file = tmp_path / "gem.prm"
+    coefficients = (0.0, 2.6, 34.0, 50.0, 0.0, 133.0, *[0.0] * 9)
+    file.write_text(prm(records(2, 2, coefficients)), encoding="utf-8")
+    (bank,) = read_banks(file)
+    sample = [(structure("silicon"), [5.4331], SAMPLE)]
+    measured = bank_of(sample, bank.exact, bins(4500.0, 23_000.0, 1.5e-3))
+    write(tmp_path / "gem.xye", measured.profile)
+    for instrument in (["--instrument", file], ["--instrument", folder / "two.instprm"]):
+        options = ["--cif", SILICON, *instrument, "--bin-centres", "--bank", 2, "--json"]
+        options += ["--calibration", file] if file not in instrument else []
+        _, out, _ = command(capsys, tmp_path / "gem.xye", *options)
+        (result,) = json.loads(out)
+        (phase,) = result["phases"]
+        assert phase["cell"]["a"] == pytest.approx(5.4331, abs=4 * phase["su"]["a"])
+        assert phase["su"]["a"] < 1e-4
+        assert result["reduced_chi2"] < 1.1
 
 
 def test_what_cannot_be_refined_ends_with_a_sentence(folder, capsys, tmp_path):

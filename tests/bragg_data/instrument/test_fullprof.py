@@ -89,8 +89,7 @@ def test_the_moderator_and_two_kinds_of_neutrons_in_a_refinement():
     moderator = pcr(npr=13, alph0=0.5).replace("beta1", "kappa").replace("0.009\n", "48.0\n")
     moderator = moderator.replace("    0.04    0.6", "    32.0    2.1")
     (bank,) = read_banks(moderator)
-    o = bank.original
-    assert (o.alpha_0, o.alpha_1, o.slow, o.switch) == (0.5, 2.1, 32.0, 48.0)
+    assert bank.exact.moderator == (0.5, 2.1, 32.0, 48.0)
     assert "profile function 13 (Ikeda-Carpenter) was fitted" in bank.instrument.warnings[0]
     two_kinds = pcr(npr=10, alph0=4.0).replace("    0.04    0.6    0.009", "    9.0    6.0    9.0")
     two_kinds = two_kinds.replace("-1.5       0.00     0.25", "0.0       0.00     0.0")

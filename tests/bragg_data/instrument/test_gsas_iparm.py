@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bragg_data.instrument.conversion import back_to_back
+from bragg_data.instrument.conversion import peaks_of, represented
 from bragg_data.instrument.instprm import (
     InstrumentError,
     read_banks,
@@ -243,17 +243,23 @@ def test_the_moderator_function_is_fitted_with_its_maxima():
     coefficients = (0.0, 2.6, 34.0, 50.0, 0.0, 133.0, *[0.0] * 9)
     (bank,) = read_banks(prm(records(2, 2, coefficients)))
     i, sine = bank.instrument, np.sin(np.radians(45.0))
+    exact = bank.exact
+    assert exact.moderator == coefficients[:4]
+    assert (exact.difc, exact.tzero, exact.sig_1, exact.warnings) == (10000.5, 3.25, 133.0, ())
+    with pytest.raises(InstrumentError, match=r"no \.instprm file has"):
+        _ = exact.instprm
+    assert represented(exact).difc == pytest.approx(i.difc, rel=1e-3)
     assert "function 2 (Ikeda-Carpenter) was fitted" in i.warnings[0]
     stated = float(re.search(r"differ by at most ([\d.]+) %", i.warnings[0])[1]) / 100
     assert stated < 0.1
     offset = np.linspace(-60, 240, 401)
     for d in (0.5, 1.0, 1.8):
         direct = ikeda_carpenter(offset, d, sine, 133 * d * d)
-        np.testing.assert_allclose(bank.original(d, offset), direct, atol=2e-3 * direct.max())
+        np.testing.assert_allclose(bank.original(d, offset), direct, atol=1e-5 * direct.max())
         width, maximum = width_and_maximum(offset, direct)
         position = 3.25 + 10000.5 * d - 1.5 * d * d
         shifted = offset + position - i.tof_from_d_spacing(d)
-        ours = width_and_maximum(offset, back_to_back(i)(d, shifted))
+        ours = width_and_maximum(offset, peaks_of(i)(d, shifted))
         assert abs(ours[0] / width - 1) < stated + 0.01
         assert abs(ours[1] - maximum) < 1e-3 * position
 

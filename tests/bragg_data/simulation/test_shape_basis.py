@@ -43,7 +43,7 @@ def largest_error(instrument: Instrument, grid: TofGrid) -> float:
     )
     scale = sample["width_scale"]
     wider = shape._replace(variance=shape.variance * scale**2, fwhm=shape.fwhm * scale)
-    columns = shapes.PeakShape(*(value[:, None] for value in wider))
+    columns = wider.columns()
     exact = shapes.peak(grid.tof - tof[:, None], columns, "textbook")
     return float((np.abs(patterns - exact).max(axis=1) / exact.max(axis=1)).max())
 
@@ -54,6 +54,14 @@ def test_peaks_are_right_all_over_the_window(start: float, points: int) -> None:
     campaign = load_campaign("batio3-nomad")
     grid = TofGrid(start, campaign.grid.relative_step, points)
     assert largest_error(campaign.instrument, grid) < 3e-4
+
+
+@pytest.mark.parametrize(("two_theta", "difc"), [(63.62, 4839.1), (154.46, 9050.2)])
+def test_peaks_of_a_moderator_are_right(two_theta: float, difc: float) -> None:
+    bank = Instrument(
+        1, two_theta, difc, tzero=-3.0, sig_1=60.0, x=3.0, moderator=(0.1, 2.4, 33.0, 50.0)
+    )
+    assert largest_error(bank, TofGrid(2200.0, 1e-3, 2000)) < 3e-4
 
 
 def test_sharp_peaks_with_long_decays_are_right() -> None:
