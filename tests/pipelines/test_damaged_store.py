@@ -53,12 +53,12 @@ def damage(store: Store, how: str) -> None:
 @pytest.mark.parametrize("how", ["flipped", "missing", "no manifests"])
 @pytest.mark.parametrize("name", ["train", "simulate", "materialise"])
 def test_nothing_is_computed_from_a_damaged_store(
-    store, tmp_path, campaign_file, command, name, how
+    store, tmp_path, campaign_file, command, tracking_in, name, how
 ):
     damage(store, how)
-    database = tmp_path / "mlflow.db"
+    database = tracking_in(tmp_path).uri
     arguments = {
-        "train": (train.app, "multitask", "--data", TAG, "--tracking", f"sqlite:///{database}"),
+        "train": (train.app, "multitask", "--data", TAG, "--tracking", database),
         "simulate": (simulate.app, "--campaign", campaign_file, "--simulator", "kinematic"),
         "materialise": (features_command.app, "materialise", "profile_cropped", "--data", TAG),
     }[name]
@@ -71,6 +71,7 @@ def test_nothing_is_computed_from_a_damaged_store(
     assert features.materialised(store) == [] if how != "no manifests" else True
 
 
+@pytest.mark.cluster
 def test_simulate_does_again_what_is_damaged_of_an_unfinished_data_set(
     tmp_path, campaign_file, small_campaign: Campaign, small_store, command
 ):
@@ -112,6 +113,7 @@ def test_a_cache_is_never_built_from_what_is_damaged(
     np.testing.assert_array_equal(again.prepared, expected)
 
 
+@pytest.mark.cluster
 def test_features_that_are_damaged_are_refused_and_computed_again(store, command):
     materialise = "materialise", "profile_cropped", "--store", store.path, "--workers", 1
     assert command(features_command.app, *materialise)[0] == 0
@@ -136,6 +138,7 @@ def test_check_does_not_pass_what_is_damaged(store, command, how):
     assert REMEDY in " ".join(out.split())
 
 
+@pytest.mark.cluster
 def test_an_unfinished_data_set_without_manifests_begins_again(
     tmp_path, campaign_file, small_campaign: Campaign, small_store, command
 ):

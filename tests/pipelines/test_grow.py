@@ -240,6 +240,7 @@ def test_killed_at_any_moment_the_same_command_finishes(tiny):
     verify(grown)
 
 
+@pytest.mark.cluster
 def test_repair_finds_nothing_damaged_in_a_grown_data_set(tiny):
     store, campaign = tiny
     command(store, campaign, "--where", "random", "--samples", 53)

@@ -175,6 +175,7 @@ def without_times(text: str) -> list[dict]:
     return [{**entry, "seconds": 0} for entry in json.loads(text)]
 
 
+@pytest.mark.cluster
 def test_a_killed_series_goes_on_where_it_was(tmp_path, capsys):
     """Killed with SIGKILL after the first part; the same command finishes with the same result."""
     files = frames_of_silicon(tmp_path, 40)

@@ -12,12 +12,14 @@ import pytest
 
 from bragg_data.files import lock_for
 from catalog import registry
-from catalog.tracking import Tracking
 from tests.servers import ROOT
 from tests.users import NOBODY, let_all_read, needs_two_users, python_as_nobody
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bragg_data.campaign import Campaign
+    from catalog.tracking import Tracking
 
 
 def files_below(directory: Path) -> set[Path]:
@@ -50,8 +52,10 @@ def test_a_second_user_predicts_from_a_registry_that_he_cannot_write(
     assert not {name for name in left if "promotion" in name or name.endswith(".lock")}
 
 
-def test_promotions_are_locked_next_to_the_database(tmp_path: Path) -> None:
-    tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_promotions_are_locked_next_to_the_database(
+    tmp_path: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
+    tracking = tracking_in(tmp_path)
     with registry._lock(tracking, "cells"):
         (lock,) = tmp_path.glob(".promotion-*.lock")
     assert stat.S_IMODE(lock.stat().st_mode) == 0o664  # also under another umask, for the group

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bragg_data.campaign import Campaign, load_campaign
+from bragg_data.measurement import readers
 from bragg_data.measurement.load import load_measurements
 from bragg_data.measurement.readers import ProfileError, Reading, read_nexus_apart, read_profiles
 from bragg_data.measurement.readers.checks import checked_profile
+from bragg_data.measurement.readers.nexus import read_nexus
 from bragg_data.measurement.resampling import in_time_of_flight
 
 N = 40
@@ -25,6 +27,12 @@ IDF = """<instrument name="GEM"><component type="moderator"><location z="-17" />
 <type name="moderator" is="Source"></type></instrument>"""
 # Bank 1 of two detectors at 89° and 91°, bank 2 of one: L2 (m), 2θ and φ (degrees).
 POSITIONS = np.array([[1.5, 89.0, 0.0], [2.5, 91.0, 180.0], [1.0, 120.0, 0.0]])
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in this process, except where `read_nexus_apart` itself is called."""
+    monkeypatch.setattr(readers, "read_nexus_apart", read_nexus)
 
 
 def mantid(path: Path, *, units: str = "TOF", x: np.ndarray = EDGES, **changes: object) -> Path:
@@ -85,8 +93,11 @@ def test_spectra_of_a_workspace_are_banks(tmp_path: Path) -> None:
     assert profiles[0].header["instrument"] == "GEM"
     (second,) = read_profiles(tmp_path / "w.nxs", 2)
     np.testing.assert_array_equal(second.intensity, profiles[1].intensity)
-    with pytest.raises(ProfileError, match=r"has no bank 3\. It holds banks 1, 2"):
-        read_profiles(tmp_path / "w.nxs", 3)
+    (apart,) = read_nexus_apart(tmp_path / "w.nxs", 2)
+    np.testing.assert_array_equal(checked_profile(apart).intensity, second.intensity)
+    for read in (read_profiles, read_nexus_apart):
+        with pytest.raises(ProfileError, match=r"has no bank 3\. It holds banks 1, 2"):
+            read(tmp_path / "w.nxs", 3)
 
 
 @pytest.mark.slow
@@ -480,7 +491,7 @@ def test_sizes_are_bounded(tmp_path: Path) -> None:
     for edit, message in ((huge, "200000000000 values"), (chunk, "chunks that are too large")):
         path = edited(tmp_path / f"{edit.__name__}.nxs", edit)
         with pytest.raises(ProfileError, match=message):
-            read_profiles(path)
+            read_nexus_apart(path, None)
 
 
 def test_files_without_a_profile(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from catalog.tracking import Tracking
 from pipelines.__main__ import commands
 from pipelines.cli.console import ServerError, command_line
 from pipelines.cli.options import (
@@ -185,14 +187,15 @@ def test_slurm_options_belong_to_slurm() -> None:
 
 
 @pytest.mark.parametrize("command", ["ui", "serve", "tracking_server serve"])
-def test_a_port_that_is_taken_is_named(command: str, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_named(
+    command: str, tmp_path: Path, tracking_in: Callable[[Path], Tracking]
+) -> None:
     name, *rest = command.split()
     app = import_module(f"pipelines.{name}").app
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        place = ["--tracking", f"sqlite:///{tmp_path}/runs.db"]
-        if rest:
-            place = ["--home", str(tmp_path)]
+        database = tracking_in(tmp_path)
+        place = ["--home", str(tmp_path)] if rest else ["--tracking", database.uri]
         result = CliRunner().invoke(app, [*rest, "--port", port, *place])
     assert isinstance(result.exception, ServerError)
     assert port in str(result.exception)

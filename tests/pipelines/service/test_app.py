@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import os
 import pickle
 import re
 import socket
@@ -31,6 +30,7 @@ from bragg_data.measurement.load import Measurement
 from bragg_data.store.repository import Store
 from catalog import registry
 from catalog.tracking import Tracking
+from pipelines import serve
 from pipelines.cli.options import ProfileOptions
 from pipelines.prediction.workflow import FILE_ERRORS, read_measurements
 from pipelines.service.app import create_app
@@ -42,6 +42,9 @@ from tests.servers import ROOT, answered, free_port, server_at, serving
 
 if TYPE_CHECKING:
     from tests.small_bench import Bench
+
+
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -465,45 +468,29 @@ def test_a_new_champion_predicts_without_restart_and_nothing_fails(
         registry.set_alias(bench_of_service.tracking, before, registry.CHAMPION)
 
 
-def test_without_a_model_it_is_not_ready(bench_of_service: Bench) -> None:
-    port = free_port()
+def test_without_a_model_it_is_not_ready(bench_of_service: Bench, command: Command) -> None:
     tracking = ["--tracking", bench_of_service.tracking.uri]
-    command = [sys.executable, "-m", "pipelines.serve", "--port", str(port), *tracking]
-    command += ["--model", "models:/nobody@champion"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "Registered models: small" in done.stderr
+    code, _, errors = command(
+        serve.app, "--port", free_port(), *tracking, "--model", "models:/nobody@champion"
+    )
+    assert code == 2
+    assert "Registered models: small" in errors
 
 
-def test_a_port_in_use_is_refused_with_a_sentence(bench_of_service: Bench) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        port = str(listener.getsockname()[1])
-        tracking = ["--tracking", bench_of_service.tracking.uri]
-        command = [sys.executable, "-m", "pipelines.serve", "--port", port, *tracking]
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ)
-        )
-    assert done.returncode == 2
-    assert "Name another with --port" in done.stderr
-
-
-def test_other_machines_need_a_token(bench_of_service: Bench, tmp_path: Path) -> None:
+def test_other_machines_need_a_token(
+    bench_of_service: Bench, tmp_path: Path, command: Command
+) -> None:
     tracking = ["--tracking", bench_of_service.tracking.uri]
-    command = [sys.executable, "-m", "pipelines.serve", "--port", str(free_port()), *tracking]
     tokens = tmp_path / "tokens"
     tokens.write_text("short\n")
     for options, message in (
         (["--host", "0.0.0.0"], "--token-file"),
         (["--token-file", str(tokens)], "at least 16 characters"),
     ):
-        done = subprocess.run(
-            [*command, *options], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        code, _, errors = command(serve.app, "--port", free_port(), *tracking, *options)
+        assert code == 2
+        assert message in errors
+        assert "Traceback" not in errors
     tokens.write_text("first-secret-of-the-lab\nsecond-secret-of-the-lab\n")
     options = ("--host", "0.0.0.0", "--token-file", str(tokens), "--workers", "0")
     printed = tmp_path / "printed"
@@ -513,11 +500,9 @@ def test_other_machines_need_a_token(bench_of_service: Bench, tmp_path: Path) ->
     ):
         commands = re.findall("(curl .*?)(?:  |$)", printed.read_text(), re.MULTILINE)
         assert [command.rpartition("/")[2] for command in commands] == ["ready", "openapi.json"]
-        for command in commands:  # as typed
-            command += " --retry 20 --fail-with-body --silent"  # the model may still be loaded
-            done = subprocess.run(
-                ["bash", "-c", command], capture_output=True, text=True, check=False
-            )
+        for line in commands:  # as typed
+            line += " --retry 20 --fail-with-body --silent"  # the model may still be loaded
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
         refused = requests.get(f"{url}/model", timeout=5)
         assert refused.status_code == 401

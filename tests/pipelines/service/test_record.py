@@ -7,8 +7,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +174,7 @@ def served(
     return folder, ids
 
 
+@pytest.mark.slow
 def test_every_answer_of_a_killed_service_is_computed_again_to_the_last_bit(
     served: tuple[Path, list[str]], trained: Tracking
 ) -> None:
@@ -194,6 +193,7 @@ def test_every_answer_of_a_killed_service_is_computed_again_to_the_last_bit(
     assert set(answer.statistics) >= {"width", "background", "noise", "accepted", "misfit"}
 
 
+@pytest.mark.slow
 def test_another_answer_is_named_with_what_changed(
     served: tuple[Path, list[str]], trained: Tracking, tmp_path: Path
 ) -> None:
@@ -242,9 +242,8 @@ def test_names_that_are_not_utf_8_are_replayed(
         shutil.copy(PROFILE, name)
     words = [*names, "--instrument", str(CALIBRATION), "--model", "packaged:batio3-nomad"]
     words += ["--json", "--same-sample", "--record", "record"]
-    command = [sys.executable, "-m", "pipelines.predict", *words]
-    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(command, env=path, stdout=subprocess.PIPE, check=True)
+    done = CliRunner().invoke(predict.app, words)
+    assert done.exit_code == 0, done.stderr
     answers = json.loads(done.stdout)
     assert [answer["file"] for answer in answers] == names
     assert answers[0]["combined"] is not None

@@ -15,6 +15,7 @@ from bragg_data.simulation.gsas2 import Gsas2Options
 from bragg_data.store.repository import DataSet, Store, StoreError
 from bragg_data.store.simulated import Writer, write_block
 from bragg_data.store.verification import verify
+from pipelines import simulate
 from pipelines.simulation.simulators import (
     Probe,
     SimulationError,
@@ -55,18 +56,6 @@ def broken(tmp_path):
     return package.parent
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.simulate", *map(str, arguments)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 def begin(store: Store, campaign, simulator: str, version: str) -> None:
     """Write the first block of a data set and stop."""
     with Writer(store, campaign, simulator, version) as writer:
@@ -77,39 +66,30 @@ def begin(store: Store, campaign, simulator: str, version: str) -> None:
 
 
 @pytest.mark.cluster
-def test_auto_is_kinematic_if_a_worker_has_no_gsas2(tmp_path, nowhere):
+def test_auto_is_kinematic_if_a_worker_has_no_gsas2(tmp_path, nowhere, command):
     toml, store = write_campaign(tmp_path), tmp_path / "store"
-    done = command("--campaign", toml, "--store", store, "--workers", 2, "--gsas2-path", nowhere)
-    assert (done.returncode, done.stderr) == (0, "")
+    place = "--campaign", toml, "--store", store
+    code, out, err = command(simulate.app, *place, "--workers", 2, "--gsas2-path", nowhere)
+    assert (code, err) == (0, "")
     because = rf"Simulator auto is kinematic, .* because on \S+ There is no GSAS-II in {nowhere}\n"
-    assert re.search(because, done.stdout)
-    assert re.search(r"Estimate: \S+ core-hours for 67 patterns", done.stdout)
+    assert re.search(because, out)
+    assert re.search(r"Estimate: \S+ core-hours for 67 patterns", out)
     assert Store(store).open("tiny-v1").attrs["simulator"] == "kinematic"
-    again = command("--campaign", toml, "--store", store)
-    assert "auto is kinematic, with which this campaign was begun" in again.stdout
-    assert "in the store already, as tiny-v1" in again.stdout
+    _, out, _ = command(simulate.app, *place)
+    assert "auto is kinematic, with which this campaign was begun" in out
+    assert "in the store already, as tiny-v1" in out
 
 
 @pytest.mark.cluster
-def test_missing_gsas2_is_a_single_sentence(tmp_path, nowhere):
+def test_missing_gsas2_is_a_single_sentence(tmp_path, nowhere, command):
     toml, store = write_campaign(tmp_path), tmp_path / "store"
-    done = command(
-        "--campaign",
-        toml,
-        "--store",
-        store,
-        "--simulator",
-        "gsas2",
-        "--gsas2-path",
-        nowhere,
-        "--workers",
-        1,
-    )
-    assert done.returncode == 2
+    place = "--campaign", toml, "--store", store, "--workers", 1
+    code, _, err = command(simulate.app, *place, "--simulator", "gsas2", "--gsas2-path", nowhere)
+    assert code == 2
     message = (
         rf"Error: On worker \S+: There is no GSAS-II in {nowhere}\. .*--simulator kinematic.*\n"
     )
-    assert re.fullmatch(message, done.stderr)
+    assert re.fullmatch(message, err)
     assert Store(store).unfinished() == []
 
 
@@ -123,22 +103,23 @@ def test_broken_gsas2_is_a_single_sentence(tmp_path, broken):
 
 
 @pytest.mark.cluster
-def test_resume_with_another_simulator_is_refused(tmp_path):
+def test_resume_with_another_simulator_is_refused(tmp_path, command):
     toml, campaign = write_campaign(tmp_path), tiny_campaign(tmp_path)
     store = Store(tmp_path / "store", create=True)
     begin(store, campaign, "kinematic", kinematic.VERSION)
-    done = command("--campaign", toml, "--store", store.path, "--simulator", "gsas2")
-    assert done.returncode == 2
+    place = "--campaign", toml, "--store", store.path
+    code, _, err = command(simulate.app, *place, "--simulator", "gsas2")
+    assert code == 2
     assert re.fullmatch(
         r"Error: This campaign was begun with the simulator kinematic \(1\), which has done 8 of "
         r"67 patterns; gsas2 cannot resume it.*Use --simulator kinematic, or "
         r"another --store\.\n",
-        done.stderr,
+        err,
     )
-    goes_on = command("--campaign", toml, "--store", store.path, "--workers", 1)
-    assert (goes_on.returncode, goes_on.stderr) == (0, "")
-    assert "Simulator auto is kinematic, with which this campaign was begun" in goes_on.stdout
-    assert "Resuming: 8 patterns are there, 8 blocks are missing" in goes_on.stdout
+    code, out, err = command(simulate.app, *place, "--workers", 1)
+    assert (code, err) == (0, "")
+    assert "Simulator auto is kinematic, with which this campaign was begun" in out
+    assert "Resuming: 8 patterns are there, 8 blocks are missing" in out
     verify(store.open("tiny-v1"))
 
 
