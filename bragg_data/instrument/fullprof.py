@@ -103,14 +103,14 @@ def read_fullprof_banks(text: str, where: str) -> list[conversion.OriginalBank]:
     converted.
     """
     if _IRF.search(text):
-        blocks = re.split(r"(?m)^(?=[ \t]*NPROF[ \t=])", text)[1:]
+        head, *blocks = re.split(r"(?m)^(?=[ \t]*NPROF[ \t=])", text)
         numbers = [int(n) for n in _BANK.findall(text)]
         notes = []
         if not len(set(numbers)) == len(numbers) == len(blocks):
             numbers = list(range(1, len(blocks) + 1))
             notes = ["no comment numbers each bank (! Bank 1): they are numbered in their order."]
-        if not re.match(r"\s*[^!\s]", text) or _IRF.match(text):
-            notes.append("the title in the first line is missing: the file may be cut off.")
+        if not re.fullmatch(r"\s*[^!\s].*\n(\s*!.*\n|\s*\n)*", head):
+            notes.append("one title has to be in the first line: the file may be cut off.")
         banks = [_irf_bank(*pair, where, notes) for pair in zip(numbers, blocks, strict=True)]
     else:
         patterns = _patterns(text, where)
@@ -145,7 +145,7 @@ def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> conversion.
     values, table, comment = _Values(), list[list[float]](), list[str]()
     here, notes = f"{where}, bank {number}", [*notes]
     points, seen = -1, []
-    for line in block.splitlines():
+    for at, line in enumerate(lines := block.splitlines()):
         words = line.split()
         if line.lstrip().startswith("!"):
             comment = [_CROSSINGS.get(w, w) for w in line.lower().replace("!", " ").split()]
@@ -154,6 +154,8 @@ def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> conversion.
             key, numbers = key.upper(), _numbers(rest)
             seen.append(key)
             if key == "END":
+                if _KEYWORDS.keys() & {x.split()[0].upper() for x in lines[at:] if x.strip()}:
+                    notes.append(f"bank {number} has lines behind END, which are not read.")
                 break
             if _UNREAD.match(key):
                 points = int(min(numbers[0], 1e6)) if numbers and key[0] in "LN" else points
@@ -271,7 +273,7 @@ def _named_values(text: str, where: str, notes: _Notes) -> Iterator[_Values]:
             given = [] if position else [number for number in numbers if number]
             unknown = [n for n in names if _FAMILIES.match(n) and n not in _USED]
             codes_only = given and all(n > _LEAST_CODE and n % 10 == 1 for n in given)
-            if unknown or len(numbers) > len(names) or small or codes_only:
+            if unknown or len(numbers) != len(names) or small or codes_only:
                 notes.append(f"values and codes below '{heading[:60].strip()}' do not fit.")
         if "npr" in names and len(numbers) > len(names):
             notes.append(f"more values than names below '{heading[:60].strip()}'.")
@@ -329,7 +331,7 @@ def _converted(
         return conversion.bank_of_table(start, *columns, "FullProf's table of shapes", "textbook")
     if "sigma-1" not in values or "alph0" not in values:
         raise InstrumentError(f"{here} has no peak shape (SIGMA and ALFBE, or a table).")
-    window = np.array([values.get("tof-min", 0.0), values.get("tof-max", 0.0)])
+    window = np.array([values.get(name, 0.0) for name in ("tof-min", "tof-max")])
     d = conversion.spacings_between(window / start.difc, start.two_theta)
     name = f"FullProf's profile function {function} ({_FUNCTIONS[function]})"
     if function == 13:

@@ -175,10 +175,9 @@ def _profile(
         )
     function = abs(int(header[0]))
     prefix = "PRCF1" if "PRCF1" in records else "PRCF"
-    coefficients: list[float] = []
-    for line in range(1, 10):
-        # "PRCF11", or "PRCF 1" in files of a single function.
-        coefficients += _numbers(records.get(f"{prefix}{line}", records.get(f"PRCF {line}", "")))
+    # "PRCF11", or "PRCF 1" in files of a single function.
+    lines = [records.get(f"{prefix}{n}", records.get(f"PRCF {n}", "")) for n in range(1, 10)]
+    coefficients = [value for line in lines for value in _numbers(line)]
     names = _COEFFICIENTS[function]
     if len(coefficients) < len(names):
         raise InstrumentError(
@@ -186,6 +185,8 @@ def _profile(
             f"{len(names)} are needed."
         )
     warnings = []
+    if any(match.end() % 15 for line in lines for match in _NUMBER.finditer(line)):
+        warnings.append(f"bank {number}: a coefficient of its profile is not in its columns.")
     announced = header[1] if len(header) > 1 else 0.0
     if not announced <= len(coefficients) < announced + 4:  # lines may be filled up
         warnings.append(

@@ -242,6 +242,15 @@ def offsets(banks: Sequence[MeasuredBank], su: Sequence[float]) -> list[Paramete
     ]
 
 
+def widths(banks: Sequence[MeasuredBank]) -> list[Parameter]:
+    """Return factors on the widths of each bank's peaks, where its calibration has others."""
+    limits = 1.0, 0.5, 1 + _BROADEST / 2
+    return [
+        Parameter(f"{bank.label}: width", ("width_scale",), *limits, None, b)
+        for b, bank in enumerate(banks)
+    ]
+
+
 def at_bounds(parameters: Sequence[Parameter], values: np.ndarray) -> list[str]:
     """Return the names of the parameters that ended at a bound that is no natural limit.
 

@@ -69,12 +69,28 @@ class RefinedBank:
     rwp: float
     offset: float  # relative change of difC
     su_offset: float
+    width: float = 1.0  # factor on the width W of all peaks
+    broadening: tuple[float, float] = (0.0, 0.0)  # 1/size and microstrain of what gives most of it
 
     @property
     def instrument(self) -> Instrument:
-        """The calibration with the refined difC."""
-        i = self.bank.instrument
-        return i.with_parameters(difc=i.difc * (1 + self.offset)) if self.offset else i
+        """The calibration with the refined difC, and widths.
+
+        The factor on widths is one on those of the sample, too: what these lack is here, as it is
+        for the phase of the strongest lines.
+        """
+        i, w = self.bank.instrument, self.width
+        if self.offset:
+            i = i.with_parameters(difc=i.difc * (1 + self.offset))
+        if w == 1:
+            return i
+        inverse_size, microstrain = ((w - 1) * i.difc * value for value in self.broadening)
+        return i.with_parameters(
+            **{name: w**2 * getattr(i, name) for name in ("sig_0", "sig_1", "sig_2", "sig_q")},
+            x=w * i.x + 1e-6 * microstrain,
+            y=w * i.y + 1e-4 * inverse_size,
+            z=w * i.z,
+        )
 
 
 @dataclass(frozen=True, eq=False)

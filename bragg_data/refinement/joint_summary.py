@@ -8,7 +8,7 @@ import numpy as np
 from bragg_data.arrays import Array, Mask
 from bragg_data.crystallography.structure import Phase, free_coordinates
 from bragg_data.refinement.joint_model import BankFit, JointModel
-from bragg_data.refinement.joint_parameters import at_bounds
+from bragg_data.refinement.joint_parameters import LEAST_INVERSE, at_bounds
 from bragg_data.refinement.joint_result import (
     JointResult,
     RefinedBank,
@@ -24,6 +24,7 @@ from bragg_data.refinement.result import inverse, serial_correlation
 _EXPLAINED = 0.6  # share of the signal below which phases do not explain a profile
 _SIGNIFICANT = 30.0  # decrease of χ² over the noise, by the peaks of a phase
 _OFF = 3.0  # calibration uncertainties, from which a bank disagrees with the others
+_WIDER = 0.05  # relative difference of widths from which it is mentioned
 _BACKGROUND = 10  # terms, where there are no phases
 _MOST_LINES = 12  # that are listed
 
@@ -97,6 +98,11 @@ def summarise(
                 f"{1e4 * bank.offset:+.1f}e-4, {abs(bank.offset) / su_of_bank:.1f} times what its "
                 f"calibration allows."
             )
+        if abs(bank.width - 1) > _WIDER:
+            remarks.append(
+                f"{bank.bank.label}: peaks are {bank.width:.2f} times as wide as its calibration "
+                f"and the sample's broadening give."
+            )
     return JointResult(
         phases=phases,
         banks=banks,
@@ -127,9 +133,14 @@ def _bank(model: JointModel, number: int, point: Array, fit: BankFit, su: Array)
     background = polynomials @ coefficients
     rest = (bank.intensity - peaks - background) / bank.sigma
     measured = bank.intensity / bank.sigma
-    offset = [
-        k for k, p in enumerate(model.parameters) if p.keys[0] == "offset" and p.bank == number
-    ]
+    places = {p.keys[0]: k for k, p in enumerate(model.parameters) if p.bank == number}
+    offset, width = places.get("offset"), places.get("width_scale")
+    strongest = int(np.argmax(fit.patterns.sum(axis=0) * fit.scales))
+    of_phase = {p.keys[0]: k for k, p in enumerate(model.parameters) if p.phase == strongest}
+    inverse_size, microstrain = (
+        float(point[of_phase[name]]) if name in of_phase else 0.0
+        for name in ("inverse_size", "microstrain")
+    )
     return RefinedBank(
         bank=bank,
         calculated=peaks + background,
@@ -137,8 +148,10 @@ def _bank(model: JointModel, number: int, point: Array, fit: BankFit, su: Array)
         scales=fit.scales,
         terms=of_bank.terms,
         rwp=float(np.sqrt((rest @ rest) / (measured @ measured))),
-        offset=float(point[offset[0]]) if offset else known[number],
-        su_offset=float(su[offset[0]]) if offset else 0.0,
+        offset=known[number] if offset is None else float(point[offset]),
+        su_offset=0.0 if offset is None else float(su[offset]),
+        width=1.0 if width is None else float(point[width]),
+        broadening=(max(inverse_size, LEAST_INVERSE), microstrain),
     )
 
 

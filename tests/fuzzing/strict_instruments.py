@@ -115,6 +115,8 @@ def like(
         text = content.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
         lines = re.split("\r\n?|\n", text)
         lines = [line for line in lines if line.strip() and line[0] != "#"]
+        if not unordered:  # a line that occurs again holds nothing new
+            lines = [line for k, line in enumerate(lines) if not k or line != lines[k - 1]]
         if unordered:
             comments = {line for line in lines if line[0] == "!"}
             lines = [line for line in lines if line not in comments] + sorted(comments)

@@ -34,7 +34,7 @@ _RECORD = re.compile(
     rf"BANK\S*\s+(\d+)\s+(\d+)\s+(\d+)\s+([A-Z_]+)((?:\s+{NUMBER})*)\s+(FXYE|FXY|ALT|ESD|STD)\s*",
     re.IGNORECASE,
 )
-_MAP = re.compile(r"TIME_MAP\S*\s+(\d+)\s+(\d+)\s+(\d+)\s+\S+\s+(\d+)\s*", re.IGNORECASE)
+_MAP = re.compile(r"TIME_MAP\D*(\d+)\s+(\d+)\s+(\d+)\s+\S+\s+(\d+)\s*", re.IGNORECASE)
 _STEP = 0.08  # of a step: times off by less are the rounding of times
 _COUNTING = 0.03  # relative difference of variance and counts
 
@@ -103,7 +103,8 @@ def _columns(text: str, kind: str) -> list[Bank] | None:
     rows = [line for line in lines if line[:1] not in ("#", "")]
     if re.search(r"[A-DF-Za-df-z]", rows[0]):
         header.append(rows.pop(0))
-    names = re.compile(r"#?\s*tof_us[,;] ?yobs,\s*weight,\s*[^,]*", re.IGNORECASE)
+    of_names = r"#?\s*tof_us[,;] ?(?:yobs,\s*weight|weight,\s*yobs),\s*[^,]*"
+    names = re.compile(of_names, re.IGNORECASE)
     comments = [line for line in header if not names.fullmatch(line)]
     if (kind == "csv") == (len(comments) == len(header)):
         return None
@@ -120,6 +121,8 @@ def _columns(text: str, kind: str) -> list[Bank] | None:
         sigma = columns[0]
     else:
         weight = columns[0]
+        if "weight" in re.split("[,;]", next(filter(names.fullmatch, header)).lower())[1]:
+            y, weight = weight, y
         sigma = np.where(weight > 0, 1 / np.sqrt(np.where(weight > 0, weight, 1)), 0)
         sigma[weight < 0] = -1
     if not _of_counts(y, sigma):
@@ -237,7 +240,7 @@ def _bank(
         if len(edges) - 1 != channels:
             raise ValueError
         edges = edges[:channels]
-    elif binning == "CONST":
+    elif binning in ("CONST", "CONS"):
         if len(c) != 4:
             raise ValueError
         edges = c[0] + c[1] * np.arange(channels)

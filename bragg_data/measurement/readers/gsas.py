@@ -285,7 +285,13 @@ def _warnings_of_lines(block: GsasBlock, time_maps: Mapping[str, Array]) -> list
             f"The record of bank {block.bank} names the unknown binning {block.binning[:20]!r}: "
             f"its times were read as they are."
         )
-    if block.kind == "STD" and "STD" not in block.record.upper().split():
+    words = block.record.upper().split()
+    if len(block.coefficients) > 4 or (block.kind in words and words[-1] != block.kind):
+        warnings.append(
+            f"The record of bank {block.bank} has other values than up to four and a type of data: "
+            f"{block.record.strip()[:60]!r}."
+        )
+    if block.kind == "STD" and "STD" not in words:
         warnings.append(f"The record of bank {block.bank} names no type of data: STD is assumed.")
     return warnings
 

@@ -152,7 +152,10 @@ IRF = HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0)
         (pcr(), "        2.0      33.0     3.0      0.0\n", "", "do not fit"),
         (IRF, "0.25        -9.0", "0.25", "D2TOF has 3 of 4 values"),
         (IRF, "Bank 3", "Bank 3_0", "no comment numbers each bank"),
-        (IRF, "  Instrumental Resolution Parameters for TOF\n", "", "the title in the first line"),
+        (IRF, "  Instrumental Resolution Parameters for TOF\n", "", "one title has to be"),
+        (IRF, "Resolution Parameters", "Resolution\nParameters", "one title has to be"),
+        (IRF, "END\n", "END\nGAMMA   0.5  2.5  0.1\nEND\n", "lines behind END"),
+        (pcr(), "33.0     3.0", "33.0", "do not fit"),
     ],
 )
 def test_damage_is_reported(text, old, new, doubt):

@@ -166,6 +166,7 @@ def test_refusals(text, message):
         ("10000.50     -1.50      3.25", "10000.50     -1.50          ", "is not in its columns"),
         ("10000.50     -1.50      3.25", "10000     -1.50      3.25", "is not in its columns"),
         ("10000.50     -1.50      3.25", "10000.50     -1.50   0 3.25", "is not in its columns"),
+        ("INS  2PRCF12   5.2", "INS  2PRCF12  5.2", "profile is not in its columns"),
         ("1.2500    -90.00", "-1.250    -90.00", "its flight path of -1.25 m (BNKPAR) is negative"),
         ("INS  2I ITYP", "INS  2I ITXP", "window of times (I ITYP) is missing or incomplete"),
         ("INS  2PRCF15", "INS  2PRCF0", "the record 'INS  2PRCF0' is unknown"),

@@ -93,6 +93,8 @@ def test_a_deviation_that_is_not_the_root_of_counts_is_reported(row, factor) -> 
         ("fxye", "BANK 1 60 60", "BANK 1 60 61", "promises 61 lines, and 60 are there"),
         ("esd", "   414.0  10.173", "  414.0  10.173", "differ from the others in length"),
         ("std", " 0 0 STD", " 0 0", "names no type of data: STD is assumed"),
+        ("esd", "CONST 2000", "CONST 2 2000", "has other values than up to four"),
+        ("time_map", "1 STD", "STD 1", "has other values than up to four"),
         ("time_map", " 22400 80 ", " 22400 30 ", "has 60 channels, and its time map 110"),
         ("std", "BANK", " 2 3 4 5\nBANK", "A line of numbers stands outside of any bank"),
         ("time_map", "TIME_MAP 1 STD", "TIME_MAP 7 STD", "refers to time map '7': '1' is used"),

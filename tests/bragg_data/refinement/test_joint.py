@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bragg_data.crystallography.structure import Phase
+from bragg_data.instrument.peak_shape import peak_shape
 from bragg_data.refinement.joint_model import JointModel, bank_model
 from bragg_data.refinement.joint_parameters import (
     broadening,
@@ -16,6 +17,7 @@ from bragg_data.refinement.joint_parameters import (
     intensities,
     offsets,
     site_displacements,
+    widths,
     with_site_groups,
 )
 from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
@@ -35,6 +37,7 @@ STEPS = {  # of differences, where patterns in single precision need larger ones
     "absorption": 3e-3,
     "orientation 0 0 1": 3e-3,
     "shift_1": 1e-3,
+    "width_scale": 3e-3,
 }
 
 
@@ -91,6 +94,7 @@ def test_derivatives_are_those_of_the_model() -> None:
         factor("absorption", None, "sample"),
         *intensities(0, phase, [bank], 4)[2:],  # of lines well within the window
         *offsets([bank], [1e-3]),
+        *widths([bank]),
     ]
     model = JointModel((bank_model(bank, [phase], 6),), (phase,), tuple(parameters))
     point = model.start.copy()
@@ -111,6 +115,30 @@ def test_derivatives_are_those_of_the_model() -> None:
         change -= q @ (q.T @ change)
         error = np.abs(jacobian[:n, k] - change).max()
         assert error < 5e-3 * np.abs(change).max(), parameter.name
+
+
+def test_a_bank_may_have_other_widths_than_its_calibration(silicon: Phase) -> None:
+    """Two banks, of which the second has peaks 1.3 times as wide as its file states."""
+    sample = {"size": 2.0, "microstrain": 300.0}
+    first, second = (
+        bank_of([(silicon, [5.4331], sample | {"width_scale": w})], nomad(), TOF, seed=k)
+        for k, w in enumerate((1.0, 1.3))
+    )
+    result = JointRefiner([first, second], [silicon]).refine(JointOptions((3e-4, 3e-4)))
+    assert [bank.width for bank in result.banks] == pytest.approx([1.0, 1.3], abs=0.03)
+    assert result.reduced_chi2 == pytest.approx(1.0, abs=0.1)
+    (remark,) = result.remarks
+    assert f"{result.banks[1].width:.2f} times as wide" in remark
+    # With the sample's broadening added as it is, other programs draw the same widths.
+    d, (_, bank) = np.array([0.7, 1.5]), result.banks
+    size, strain = (
+        1 / result.phases[0].parameters["1/size"][0],
+        (result.phases[0].parameters["microstrain"][0]),
+    )
+    theirs = peak_shape(bank.instrument, d, size=size, microstrain=strain)
+    ours = peak_shape(nomad(), d, size=size, microstrain=strain)
+    np.testing.assert_allclose(theirs.variance, bank.width**2 * ours.variance)
+    np.testing.assert_allclose(theirs.fwhm, bank.width * ours.fwhm, rtol=1e-3)
 
 
 def test_a_cell_is_refined_from_two_per_cent_away(
