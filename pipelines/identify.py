@@ -57,7 +57,8 @@ def main(
     show_samples(samples, output, render_refinements, as_json=as_json)
     if as_json:
         return
-    again = command_line("refine", *files, "--cif", "FILE.cif", "--instrument", instrument)
+    words = "--cif", "FILE.cif", "--instrument", instrument, *banks.words(standard)
+    again = command_line("refine", *files, *words)
     next_commands((again, "refine what was identified, or other structures"))
 
 

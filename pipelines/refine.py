@@ -56,8 +56,9 @@ def main(
     )
     if as_json:
         return
-    words = [word for file in cif for word in ("--cif", file)]
-    again = command_line("refine", *files, *words, "--instrument", instrument, "--json")
+    words: list[object] = [word for file in cif for word in ("--cif", file)]
+    words += ["--instrument", instrument, *banks.words(standard)]
+    again = command_line("refine", *files, *words, "--json")
     next_commands((again, "the same, for a program"))
 
 

@@ -125,13 +125,23 @@ class JointRefiner:
             state = state.with_terms().minimised(CONVERGED)
             return _calibrated(state, options.standard) if options.standard else state
 
-    def near(self, cells: Sequence[Array], options: JointOptions) -> State:
+    def near(
+        self,
+        cells: Sequence[Array],
+        options: JointOptions,
+        before: State | None = None,
+        codes: Sequence[int | None] = (),
+    ) -> State:
         """Return the minimum next to cells (6,) that are nearly right, without any search.
 
-        A CrystalError is raised if there is no pattern.
+        A CrystalError is raised if there is no pattern. All but cells starts where it was
+        ``before``; ``codes`` are the places that the phases had there.
         """
+        model = self._model(options, cells)
+        if before is not None:
+            model = _started(model, before.model, codes)
         with single_threaded():
-            return State(self._model(options, cells)).minimised(ROUGHLY).searched_again()
+            return State(model).minimised(ROUGHLY).searched_again()
 
     def continued(
         self,
@@ -190,6 +200,22 @@ class JointRefiner:
         if len(self.models) > 1 and not cells_alone and options.offsets is None:
             parameters += offsets(measured, options.calibration_su)
         return JointModel(self.models, self.phases, tuple(parameters), offsets=options.offsets)
+
+
+def _started(model: JointModel, before: JointModel, codes: Sequence[int | None]) -> JointModel:
+    """Return a model whose parameters but cells, and background, start where they were before."""
+    known = {(p.keys, p.phase, p.bank): p.start for p in before.parameters}
+    parameters = (
+        p
+        if p.keys[0].startswith("cell_")
+        else replace(
+            p,
+            start=known.get((p.keys, None if p.phase is None else codes[p.phase], p.bank), p.start),
+        )
+        for p in model.parameters
+    )
+    banks = (replace(b, terms=was.terms) for b, was in zip(model.banks, before.banks, strict=True))
+    return replace(model, banks=tuple(banks), parameters=tuple(parameters))
 
 
 @contextmanager
@@ -257,7 +283,7 @@ def _along_worst_directions(state: State) -> Iterator[JointModel]:
     width = min(float(np.median(m.bank.full_width / m.bank.tof)) for m in state.model.banks)
     for code in range(len(state.model.phases)):
         cell = _of_cell(state.model, code)
-        if len(cell) < 2:
+        if len(cell) < 2 or state.is_trace(code):
             continue
         values = state.model.start[cell]
         of_cell = covariance[np.ix_(cell, cell)] / np.outer(values, values)

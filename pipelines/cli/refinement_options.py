@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,6 +66,20 @@ class BankOptions:
         bool | None,
         Option("--bin-edges/--bin-centres", help="Whether times are lower edges or centres."),
     ] = None
+
+    def words(self, standard: str | None = None) -> list[object]:
+        """Return what to type for these options, and for a standard."""
+        words: list[object] = ["--standard", standard] if standard else []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name == "bin_edges" and value is not None:
+                words.append("--bin-edges" if value else "--bin-centres")
+            elif value:
+                name = f"--{option.name.replace('_', '-')}"
+                words += [
+                    w for v in (value if isinstance(value, list) else [value]) for w in (name, v)
+                ]
+        return words
 
 
 @dataclass(frozen=True)

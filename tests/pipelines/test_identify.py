@@ -10,7 +10,8 @@ import pytest
 
 from bragg_data.crystallography.cif import structure_names
 from pipelines import identify
-from pipelines.cli.console import run
+from pipelines.cli.console import command_line, run
+from pipelines.cli.refinement_options import BankOptions
 from pipelines.refinement.result import json_schema
 from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
 
@@ -66,6 +67,16 @@ def test_the_phases_of_a_profile(folder, capsys, tmp_path, monkeypatch):
     assert "rutile" in files[3].read_text(encoding="utf-8")
     for text in ("silicon", "rutile", "wt %", "accepted", "broken.cif"):
         assert text in out
+    assert "--bin-centres" in out.partition("Next")[2]
+
+
+def test_the_next_command_repeats_how_banks_are_read():
+    banks = BankOptions([2, 5], Path("cycle.instprm"), can=["v.cif"], d_min=0.7, bin_edges=False)
+    words = "--standard s.cif:A --bank 2 --bank 5 --calibration cycle.instprm --can v.cif"
+    assert command_line("refine", *banks.words("s.cif:A")).endswith(
+        f"refine {words} --d-min 0.7 --bin-centres"
+    )
+    assert BankOptions().words() == []
 
 
 def test_a_can_of_the_command_has_no_weight(folder, capsys, tmp_path, monkeypatch):

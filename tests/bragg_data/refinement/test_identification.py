@@ -10,8 +10,10 @@ import pytest
 from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement import retrieval
 from bragg_data.refinement.identification import Identification, identify
-from bragg_data.refinement.joint_refinement import JointOptions
+from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
+from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank
+from bragg_data.refinement.phase_evidence import is_small_part
 from bragg_data.refinement.result import RefinementError
 from bragg_data.refinement.retrieval import PatternLibrary, pattern_library
 from tests.measured_banks import bank_of, bins, nomad, structure
@@ -78,6 +80,22 @@ def test_a_foreign_phase_is_not_explained_away(phases):
     assert not identification.result.accepted
     for d in (2.287, 1.442):  # 113 and 300 of calcite
         assert any(abs(line - d) < 0.005 for line in identification.result.unexplained_lines)
+
+
+def test_a_phase_explains_much_of_what_is_left_and_an_imitation_little(phases):
+    bank = measured({"calcite": 0.5, "rutile": 0.4, "silicon": 0.1}, phases)
+
+    def state(*some: str) -> State:
+        refiner = JointRefiner([bank], [phases[name] for name in some])
+        cells = [
+            phases[n].lattice.cells(np.array([CELLS[n]]))[0] if n in CELLS else phases[n].cell
+            for n in some
+        ]
+        return refiner.near(cells, OPTIONS)
+
+    assert not is_small_part(state("calcite"), None)
+    assert not is_small_part(state("calcite", "rutile"), state("calcite"))
+    assert is_small_part(state("calcite", "diamond"), state("calcite"))
 
 
 @pytest.mark.parametrize(("rutile", "share", "steps"), [(0.03, 0.2, 4), (0.02, 0.1, 6)])
