@@ -145,7 +145,7 @@ def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> conversion.
     values, table, comment = _Values(), list[list[float]](), list[str]()
     here, notes = f"{where}, bank {number}", [*notes]
     points, seen = -1, []
-    for at, line in enumerate(lines := block.splitlines()):
+    for at, line in enumerate(lines := [x for x in block.splitlines() if x.strip()]):
         words = line.split()
         if line.lstrip().startswith("!"):
             comment = [_CROSSINGS.get(w, w) for w in line.lower().replace("!", " ").split()]
@@ -154,7 +154,7 @@ def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> conversion.
             key, numbers = key.upper(), _numbers(rest)
             seen.append(key)
             if key == "END":
-                if _KEYWORDS.keys() & {x.split()[0].upper() for x in lines[at:] if x.strip()}:
+                if {*_KEYWORDS, "END"} & {x.upper().split()[0] for x in lines[at + 1 :] if x}:
                     notes.append(f"bank {number} has lines behind END, which are not read.")
                 break
             if _UNREAD.match(key):
@@ -237,8 +237,7 @@ def _patterns(text: str, where: str) -> list[tuple[_Values, _Notes]]:
                     f"…, Gamma-2 …, alph0 …), as FullProf writes them."
                 )
             values |= lines[k]
-        if len(named["tof-min"]) > k:
-            window = named["tof-min"][k]
+        for window in named["tof-min"][k : k + 1]:
             values |= {key: window[key] for key in ("tof-min", "tof-max") if key in window}
         missing = _OF_EVERY_PATTERN - {"beta1" if "kappa" in values else "", *values}
         lacks = f"bank {k + 1} lacks {', '.join(sorted(missing))}: zero, or what is usual, is used."
@@ -261,6 +260,7 @@ def _named_values(text: str, where: str, notes: _Notes) -> Iterator[_Values]:
                 notes.append(f"no line of numbers follows '{heading[:60].strip()}'.")
             continue
         numbers = _numbers(line.split())
+        over = len(numbers) - len(names)
         if {*_OF_PATTERN, *_OF_EPITHERMAL} & set(names):
             position = {"dtt1", "dtt1t"} & set(names)
             if position and "code" in names[::2]:
@@ -273,10 +273,10 @@ def _named_values(text: str, where: str, notes: _Notes) -> Iterator[_Values]:
             given = [] if position else [number for number in numbers if number]
             unknown = [n for n in names if _FAMILIES.match(n) and n not in _USED]
             codes_only = given and all(n > _LEAST_CODE and n % 10 == 1 for n in given)
-            if unknown or len(numbers) != len(names) or small or codes_only:
+            if unknown or over or small or codes_only:
                 notes.append(f"values and codes below '{heading[:60].strip()}' do not fit.")
-        if "npr" in names and len(numbers) > len(names):
-            notes.append(f"more values than names below '{heading[:60].strip()}'.")
+        if ("npr" in names and over > 0) or ("scale" in names and over):
+            notes.append(f"other values than names below '{heading[:60].strip()}'.")
         yield dict(zip(names, numbers, strict=False))
 
 

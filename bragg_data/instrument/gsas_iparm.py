@@ -126,9 +126,14 @@ def _bank(
     kind = _numbers(records.get("I ITYP", ""))
     if len(kind) < 4 or not kind[1] < kind[2]:
         warnings.append(f"bank {number}: its window of times (I ITYP) is missing or incomplete.")
-    if any(any(_numbers(v)) for key, v in records.items() if key.startswith("ICOFF")):
+    stated = any(any(_numbers(v)) for key, v in records.items() if key.startswith("ICOFF"))
+    known = not kind or kind[0] in (0, 1, 2, 4)
+    if kind and kind[0] and (stated or not known):
+        which = (
+            "(ICOFF)" if _incident(records) else f"of type {kind[0]:g} (I ITYP) is not read, and"
+        )
         warnings.append(
-            f"bank {number}: the incident spectrum (ICOFF) was not used; profiles have to be "
+            f"bank {number}: the incident spectrum {which} was not used; profiles have to be "
             f"divided by it, or by that of vanadium."
         )
     shape = dict(zip(names, coefficients, strict=False))

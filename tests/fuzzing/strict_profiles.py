@@ -73,11 +73,13 @@ def regular(x: Array) -> bool:
     steps = np.diff(x)
     if len(x) < 20 or steps.min() <= 0:
         return False
+    x, last = x[:-1], steps[-1]  # the last bin may be cut off
     factor = (x[-1] / x[0]) ** (1 / (len(x) - 1))
     logarithmic = x[0] * factor ** np.arange(len(x))
     linear = np.linspace(x[0], x[-1], len(x))
-    return any(
-        bool((np.abs(x - ideal)[:-1] < _STEP * steps).all()) for ideal in (linear, logarithmic)
+    return bool(last < (1 + _STEP) * factor * steps[-2]) and any(
+        bool((np.abs(x - ideal) < _STEP * steps[:-1].min()).all())
+        for ideal in (linear, logarithmic)
     )
 
 
@@ -103,7 +105,7 @@ def _columns(text: str, kind: str) -> list[Bank] | None:
     rows = [line for line in lines if line[:1] not in ("#", "")]
     if re.search(r"[A-DF-Za-df-z]", rows[0]):
         header.append(rows.pop(0))
-    of_names = r"#?\s*tof_us[,;] ?(?:yobs,\s*weight|weight,\s*yobs),\s*[^,]*"
+    of_names = r"#?\s*tof_us[,; ] ?(?:yobs,\s*weight|weight,\s*yobs),\s*[^,]*"
     names = re.compile(of_names, re.IGNORECASE)
     comments = [line for line in header if not names.fullmatch(line)]
     if (kind == "csv") == (len(comments) == len(header)):
@@ -121,7 +123,10 @@ def _columns(text: str, kind: str) -> list[Bank] | None:
         sigma = columns[0]
     else:
         weight = columns[0]
-        if "weight" in re.split("[,;]", next(filter(names.fullmatch, header)).lower())[1]:
+        if (
+            "weight"
+            in re.split("[,; ]+", next(filter(names.fullmatch, header)).lower().lstrip("# "))[1]
+        ):
             y, weight = weight, y
         sigma = np.where(weight > 0, 1 / np.sqrt(np.where(weight > 0, weight, 1)), 0)
         sigma[weight < 0] = -1

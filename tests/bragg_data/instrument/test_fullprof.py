@@ -155,7 +155,9 @@ IRF = HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0)
         (IRF, "  Instrumental Resolution Parameters for TOF\n", "", "one title has to be"),
         (IRF, "Resolution Parameters", "Resolution\nParameters", "one title has to be"),
         (IRF, "END\n", "END\nGAMMA   0.5  2.5  0.1\nEND\n", "lines behind END"),
+        (IRF, "END\n", "END\nEND\n", "lines behind END"),
         (pcr(), "33.0     3.0", "33.0", "do not fit"),
+        (pcr(), "0.0093", "\n0.0093", "other values than names below"),
     ],
 )
 def test_damage_is_reported(text, old, new, doubt):

@@ -102,8 +102,15 @@ def test_coefficients_of_the_sample_are_reported():
 def test_an_incident_spectrum_is_reported():
     text = prm(records(1, 3, (*PSEUDO_VOIGT, *[0.0] * 12)))
     spectrum = "INS  1ICOFF1    .110505E+05    .717272E+08    .248796E+02    .127893E+05\n"
-    (warning,) = read_instrument(text + spectrum).warnings
+    (warning,) = read_instrument(text + spectrum).warnings  # four of twelve coefficients
+    assert "the incident spectrum of type 4 (I ITYP) is not read, and was not used" in warning
+    whole = spectrum + spectrum.replace("ICOFF1", "ICOFF2") + spectrum.replace("ICOFF1", "ICOFF3")
+    (warning,) = read_instrument(text + whole).warnings
     assert "the incident spectrum (ICOFF) was not used" in warning
+    of_monitor = text.replace("I ITYP    4", "I ITYP   10")
+    (warning,) = read_instrument(of_monitor).warnings
+    assert "the incident spectrum of type 10 (I ITYP) is not read, and was not used" in warning
+    assert not read_instrument(text.replace("I ITYP    4", "I ITYP    0") + spectrum).warnings
     assert read_instrument(text + spectrum[:12] + "  .000000E+00  .000000E+00\n").warnings == ()
 
 
