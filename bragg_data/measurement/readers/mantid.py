@@ -5,12 +5,13 @@ SaveNexusProcessed writes a group ``mantid_workspace_N`` for each workspace.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from bragg_data.arrays import Array
 from bragg_data.instrument.diffractometer import DIFC_PER_METRE
@@ -68,10 +69,14 @@ def spectra_of(entry: h5py.Group, path: Path, bank: int | None) -> Iterator[RawP
             f"{path} holds {len(values)} spectra: focus them into banks (DiffractionFocussing), "
             f"or name one with --bank."
         )
-    spectra = _spectrum_numbers(numbered, len(values))
+    kind = "" if numbered is None else hdf5.text_of(hdf5.attribute(numbered, "units"))
+    of_detectors = hdf5.dataset_at(entry, "instrument/detector/spectra")
+    listed = numbered if kind in ("spectraNumber", "") else of_detectors
+    spectra = _spectrum_numbers(listed, len(values))
     geometry = _geometry(entry)
     name = hdf5.text_at(entry, "instrument/name")
     header = {"instrument": name} if name else {}
+    angles = _angles(numbered, spectra) if kind == "Degrees" else {}
     density = hdf5.text_of(hdf5.attribute(x_axis, "distribution")) not in ("0", "", "False")
     notes = () if density or x.shape[-1] > values.shape[1] else (_COUNTS_AT_POINTS,)
     for row, number in enumerate(spectra):
@@ -85,7 +90,7 @@ def spectra_of(entry: h5py.Group, path: Path, bank: int | None) -> Iterator[RawP
             sigma=None,
             bank=number,
             title=hdf5.text_at(entry, "title") or hdf5.text_at(entry, "workspace_name"),
-            header=header | geometry.get(number, {}),
+            header=header | angles.get(number, {}) | geometry.get(number, {}),
             declared=_MANTID_UNITS.get(unit, "other"),
             counts=not density,
             warnings=notes,
@@ -105,7 +110,28 @@ def _matrix(group: h5py.Group, path: Path) -> tuple[Array, Array | None]:
         raise ProfileError(f"{path}, {group.name}, holds no values.")
     values = hdf5.numbers(signal)
     deviations = None if errors is None or errors.shape != signal.shape else hdf5.numbers(errors)
+    for row, bins in _masked_bins(group, values.shape):
+        values[row, bins] = np.nan if deviations is None else 0.0
+        if deviations is not None:
+            deviations[row, bins] = 0.0
     return values, deviations
+
+
+def _masked_bins(
+    group: h5py.Group, shape: tuple[int, ...]
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield rows and bins (n,) that MaskBins masked: what is left of them holds no information.
+
+    Each row of ``masked_spectra`` has an index, and where its bins begin in ``masked_bins``.
+    """
+    datasets = (hdf5.dataset_at(group, name) for name in ("masked_spectra", "masked_bins"))
+    spectra, bins = (None if d is None else hdf5.numbers(d).astype(np.int64) for d in datasets)
+    if spectra is None or bins is None or spectra.shape[1:] != (2,) or len(shape) != 2:
+        return
+    for (row, first), last in zip(spectra, [*spectra[1:, 1], len(bins)], strict=True):
+        of_row = bins[max(first, 0) : last]
+        if 0 <= row < shape[0]:
+            yield int(row), of_row[(of_row >= 0) & (of_row < shape[1])]
 
 
 def _events(group: h5py.Group, x: Array, path: Path) -> tuple[Array, Array]:
@@ -143,6 +169,14 @@ def _spectrum_numbers(dataset: h5py.Dataset | None, count: int) -> list[int]:
         if whole and values.min() > 0 and values.max() < 1e9 and len(set(values)) == count:
             return [int(value) for value in values]
     return list(range(1, count + 1))
+
+
+def _angles(dataset: h5py.Dataset | None, spectra: Sequence[int]) -> dict[int, dict[str, str]]:
+    """Return a header for each spectrum with 2θ, of an axis in degrees."""
+    if dataset is None or dataset.shape != (len(spectra),):
+        return {}
+    values = zip(spectra, hdf5.numbers(dataset).tolist(), strict=True)
+    return {number: _header_of(angle, 0.0) for number, angle in values if 0 < angle < 180}
 
 
 def _header_of(two_theta: float, flight_path: float) -> dict[str, str]:

@@ -170,6 +170,46 @@ def test_masked_values_and_spectra_without_counts(tmp_path: Path) -> None:
         read_profiles(mantid(tmp_path / "zero.nxs", values=0 * values))
 
 
+def test_masked_bins_hold_no_information(tmp_path: Path) -> None:
+    """What MaskBins leaves: lists of bins for some spectra, the second of which begins at 2."""
+
+    def mask(entry: h5py.Group) -> None:
+        group = entry["workspace"]
+        group["masked_spectra"] = np.array([[0, 0], [1, 2]], np.int32)
+        group["masked_bins"] = np.array([3, 4, 30], np.int32)
+        group["mask_weights"] = np.array([1.0, 0.5, 1.0])
+
+    first, second = read_profiles(edited(tmp_path / "w.nxs", mask))
+    assert np.flatnonzero(first.sigma == 0).tolist() == [3, 4]
+    assert np.flatnonzero(second.sigma == 0).tolist() == [30]
+    assert first.intensity[5] == COUNTS[0, 5] / WIDTHS[5]
+
+
+def test_angles_of_spectra(tmp_path: Path) -> None:
+    """An axis of 2θ, as ConvertSpectrumAxis makes it, of a workspace without detectors."""
+
+    def turn(entry: h5py.Group) -> None:
+        entry["workspace/axis2"][:] = [30.5, 121.25]
+        entry["workspace/axis2"].attrs["units"] = np.bytes_("Degrees")
+        del entry["instrument/detector"]
+
+    profiles = read_profiles(edited(tmp_path / "w.nxs", turn))
+    assert [(p.bank, p.two_theta) for p in profiles] == [(1, 30.5), (2, 121.25)]
+
+
+def test_spectra_that_their_axis_does_not_number(tmp_path: Path) -> None:
+    """An axis of text: the list of detectors has the numbers, in the order of the spectra."""
+
+    def name(entry: h5py.Group) -> None:
+        del entry["workspace/axis2"]
+        entry["workspace/axis2"] = np.frombuffer(b"high\nlow\n", "S1")
+        entry["workspace/axis2"].attrs["units"] = np.bytes_("TextAxis")
+        entry["instrument/detector/spectra"][:] = [7, 1]
+
+    profiles = read_profiles(edited(tmp_path / "w.nxs", name))
+    assert [(p.bank, p.two_theta) for p in profiles] == [(7, 90.0), (1, 120.0)]
+
+
 def test_spectra_of_unequal_lengths_are_padded(tmp_path: Path) -> None:
     x = np.stack([EDGES, EDGES])
     x[1, -10:] = np.nan
