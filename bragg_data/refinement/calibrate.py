@@ -9,9 +9,10 @@ import numpy as np
 from bragg_data.arrays import Array
 from bragg_data.crystallography.structure import Phase
 from bragg_data.instrument.instprm import Instrument
+from bragg_data.refinement.additions import gains
 from bragg_data.refinement.joint_model import JointModel
 from bragg_data.refinement.joint_parameters import Parameter, broadening, displacements
-from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner, gains
+from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank
