@@ -19,6 +19,7 @@ from bragg_data.refinement.time_limit import check_time
 
 _MOST_STEPS = 60
 _LEAST_DAMPING, _MOST_DAMPING = 1e-5, 1e6
+_LEAST_AFTER = 0.1  # after a step uphill: less hardly makes another step
 _NO_DAMPING = 1e-9  # keeps what the data do not determine where it is
 
 
@@ -70,14 +71,13 @@ def minimise(
         if not np.trace(normal) > 0:
             break  # nothing of the pattern is in the measurement
         chi2 = float(here.residual @ here.residual)
-        undamped = _bounded_step(normal, right, _NO_DAMPING, low - x, high - x)
+        undamped = _bounded_step(_damped(normal, _NO_DAMPING), right, low - x, high - x)
         if _predicted(normal, right, undamped) < tolerance(chi2):
             converged = True
             break
         far = longest(x)
-        step = _bounded_step(
-            normal, right, damping, np.maximum(low - x, -far), np.minimum(high - x, far)
-        )
+        ends = np.maximum(low - x, -far), np.minimum(high - x, far)
+        step = _bounded_step(_damped(normal, damping), right, *ends)
         predicted = _predicted(normal, right, step)
         if give_up(chi2, predicted):
             break
@@ -92,7 +92,8 @@ def minimise(
         elif damping >= _MOST_DAMPING:
             break  # not even the shortest step leads downhill: the derivatives are not the model's
         else:
-            damping, rise = min(rise * damping, _MOST_DAMPING), 10 * rise
+            damping = min(max(rise * damping, _LEAST_AFTER), _MOST_DAMPING)
+            rise *= 10
     return Minimum(x, *here, converged)
 
 
@@ -101,21 +102,38 @@ def _predicted(normal: Array, right: Array, step: Array) -> float:
     return float(2 * right @ step - step @ normal @ step)
 
 
-def _bounded_step(normal: Array, right: Array, damping: float, low: Array, high: Array) -> Array:
-    """Return a damped step within bounds: parameters that meet one stay, the others are solved for.
-
-    A step of all parameters that is clipped to the bounds may well lead uphill.
-    """
+def _damped(normal: Array, damping: float) -> Array:
+    """Return the normal matrix (k, k) with a factor on its diagonal."""
     diagonal = np.diag(normal) + 1e-12 * np.trace(normal)
-    system = normal + damping * np.diag(diagonal)
-    step = np.zeros(len(right))
-    free = np.ones(len(right), dtype=bool)
-    while free.any():
-        rest = right[free] - normal[np.ix_(free, ~free)] @ step[~free]
-        step[free] = np.linalg.solve(system[np.ix_(free, free)], rest)
-        beyond = free & ((step < low) | (step > high))
-        if not beyond.any():
+    return np.asarray(normal + damping * np.diag(diagonal))
+
+
+def _bounded_step(system: Array, right: Array, low: Array, high: Array) -> Array:
+    """Return the minimum of the quadratic form of a system of equations (k, k) within bounds.
+
+    By an active set: what meets a bound is held there until the form falls inwards (P. B. Stark &
+    R. L. Parker, Computational Statistics 10 (1995) 129). All that an unbounded step takes beyond
+    its bound may not be held at once: such a step may well lead uphill.
+    """
+    step, held = np.zeros(len(right)), np.zeros(len(right), dtype=bool)
+    for _ in range(3 * len(right)):
+        free = ~held
+        move = np.zeros(len(right))
+        slope = right - system @ step
+        move[free] = np.linalg.solve(system[np.ix_(free, free)], slope[free])
+        room = np.where(move > 0, high - step, low - step)
+        beyond = np.abs(move) > np.abs(room)
+        if beyond.any():
+            share = np.where(beyond, room / np.where(beyond, move, 1.0), np.inf)
+            first = int(share.argmin())
+            step += share[first] * move
+            step[first] = high[first] if move[first] > 0 else low[first]
+            held[first] = True
+            continue
+        step += move
+        slope = right - system @ step
+        inwards = held * np.where(step >= high, -slope, slope) / np.sqrt(np.diag(system))
+        if not inwards.max() > 0:
             break
-        step = np.clip(step, low, high)
-        free &= ~beyond
+        held[inwards.argmax()] = False
     return step

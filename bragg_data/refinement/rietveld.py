@@ -37,7 +37,7 @@ _WELL = 2.0  # χ² of each point, above which others are not only compared
 # Factor on χ² at the start for each cell parameter: more of them are right by chance more easily.
 _FLEXIBLE = 1.6
 # Between the best fit's cell and a start, and beyond: of the opposite distortion.
-_BETWEEN = np.array([0.0, 1.0, 0.5, 0.25, 0.1, -0.1, -0.25, -0.5])
+_BETWEEN = np.array([0.0, 1.0, 0.3, -0.2])
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _chi2 = attrgetter("chi2")
@@ -85,26 +85,29 @@ class Refiner:
         def rival(start: tuple[int, Array]) -> PhaseFit:
             # Broadening is the sample's, whatever its phase, and so is the lattice, nearly.
             start = start[0], self._nearer(profile, start, best)
-            return profile.search(start, names, best.parameters, rival=best)
+            broadening = {name: best.parameters[name] for name in names}
+            return profile.search(start, names, broadening, rival=best)
 
         # A fit's matrices are small: a second thread would only wait.
         with single_threaded():
-            order = self._likeliest(profile, usable)
+            order, further = self._likeliest(profile, usable)
             coarse: list[PhaseFit] = []
             while order and not (coarse and min(map(_chi2, coarse)) < _EXPLAINED * profile.signal):
                 coarse += of_each(coarsely, [order.pop(0)])
             if not coarse:
                 raise failures[0]
-            first, *remaining = sorted(coarse, key=_chi2)
+            first = min(coarse, key=_chi2)
             best = profile.search((first.phase, first.free), names, first.parameters)
-            if order and best.chi2 > _WELL * len(profile.y):
-                # Broad peaks explain what another phase explains better, from its own start.
-                coarse += of_each(coarsely, order)
-                order, (second, *remaining) = [], sorted(coarse, key=_chi2)
+            if best.chi2 > _WELL * len(profile.y):
+                # Broad peaks explain what another start explains better.
+                coarse, order = coarse + list(of_each(coarsely, order + further)), []
+                second = min(coarse, key=_chi2)
                 if second is not first:
-                    best = profile.search((second.phase, second.free), names, second.parameters)
-            order += [(fit.phase, fit.free) for fit in remaining]
-            fits = [best, *of_each(rival, order)]
+                    second = profile.search((second.phase, second.free), names, second.parameters)
+                    best = min(best, second, key=_chi2)
+            order += [(fit.phase, fit.free) for fit in sorted(coarse, key=_chi2)]
+            rivals = {phase: free for phase, free in reversed(order) if phase != best.phase}
+            fits = [best, *of_each(rival, rivals.items())]
             best = min(fits, key=_chi2)
             fits = [self._with_twin(profile, fit, names, best) for fit in fits]
             # Some have no peaks where it was measured.
@@ -115,20 +118,26 @@ class Refiner:
 
     def _likeliest(
         self, profile: WeightedProfile, starts: Sequence[tuple[int, Array]]
-    ) -> list[tuple[int, Array]]:
-        """Return the best start of each phase as phase and free cell, the likeliest first.
+    ) -> tuple[list[tuple[int, Array]], list[tuple[int, Array]]]:
+        """Return the best start of each phase as phase and free cell, and all further ones.
 
-        With nominal widths, which are simulated fastest. A start that is off by little less than a
-        phase with more parameters may be the right one.
+        Each the likeliest first, with nominal widths, which are simulated fastest. A start that is
+        off by little less than a phase with more parameters may be the right one.
         """
         scored = []
         for phase in dict.fromkeys(phase for phase, _ in starts):
             columns = self.campaign.phases[phase].lattice.free_columns
             free = np.array([cell for code, cell in starts if code == phase])[:, columns]
             chi2 = profile.chi2(phase, free)
-            best = int(chi2.argmin())
-            scored.append((float(chi2[best]) * _FLEXIBLE ** len(columns), phase, free[best]))
-        return [(phase, free) for _, phase, free in sorted(scored, key=itemgetter(0))]
+            worse = np.arange(len(chi2)) != chi2.argmin()
+            scored += [
+                (later, value * _FLEXIBLE ** len(columns), phase, cell)
+                for later, value, cell in zip(worse, chi2, free, strict=True)
+            ]
+        scored.sort(key=itemgetter(0, 1))
+        best = sum(not later for later, *_ in scored)
+        starts = [(phase, free) for *_, phase, free in scored]
+        return starts[:best], starts[best:]
 
     def _nearer(self, profile: WeightedProfile, start: tuple[int, Array], best: PhaseFit) -> Array:
         """Return the nearest cell between a phase's start and the best fit's cell in its lattice.

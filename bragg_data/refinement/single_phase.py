@@ -253,7 +253,7 @@ class _Model:
             "inverse_size": 1 / campaign.size,
             "microstrain": campaign.microstrain,
             "tzero": campaign.instrument.tzero,
-            **{name: value for name, value in initial.items() if name in _RANGES},
+            **initial,
         }
         ranges = np.array([_RANGES.get(name, _SHIFT) for name in names]).reshape(-1, 2).T
         low, high = runaway_bounds(campaign.phases[phase].lattice.free_parameters, free, _FAR)

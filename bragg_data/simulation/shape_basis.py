@@ -21,6 +21,7 @@ import numpy as np
 
 from bragg_data.arrays import AnyFloats, Array, Floats32
 from bragg_data.kernels import kernel
+from bragg_data.simulation.block_matrices import Members, blocks_of, products_of_sample
 from bragg_data.simulation.peak_operator import lagrange_polynomials, outside, spline_coefficients
 
 BLOCK = 64  # points that are handled together on the coarser grids
@@ -81,17 +82,16 @@ class ShapeBasis:
         :meth:`convolve`; the others are their derivatives. Where rows of ``coefficients`` are
         zero, profiles do not depend on the parameter.
         """
-        levels = self._levels(deposits)
         if len(deposits) == 1:
-            return self._drawn(*self._products(levels, coefficients))
-        results = self._products_of_sample(levels, coefficients[0])
+            return self.convolve(deposits, coefficients)
         changed = np.flatnonzero(coefficients.any(axis=(1, 2, 3)))[1:]
-        if len(changed):
-            of_sample = [level[:, :1].repeat(len(changed), axis=1) for level in levels]
-            changes = self._products(of_sample, coefficients[changed])
-            for result, change in zip(results, changes, strict=True):
-                result[:, changed] += change
-        return self._drawn(*results)
+        of_sample, drawn = coefficients[[0, *changed]], []
+        for level, stride, matrix, cell in zip(
+            self._levels(deposits), self._strides, self._matrices, self._cells, strict=True
+        ):
+            members = Members(matrix, self.ranks, self.to_nodes[:, ::stride], *cell)
+            drawn.append(products_of_sample(level, members, of_sample, changed))
+        return self._drawn(*drawn)
 
     def _levels(self, deposits: AnyFloats) -> list[AnyFloats]:
         """Return deposits on all grids, (blocks, n, nodes) each; a block of the last is a zone."""
@@ -116,36 +116,25 @@ class ShapeBasis:
             for level, polynomials, matrix, result in zip(
                 levels, to_nodes, self._matrices, results, strict=True
             ):
-                here, size = _of_zone(level, zone, zones), level.shape[2]
+                here, size = blocks_of(level, zone, zones), level.shape[2]
                 shares = of_zone @ polynomials
                 slab = room[: len(here) * n * rank * size].reshape(len(here), n, rank, size)
                 _modulate(here, shares, slab)
                 rows = slab.reshape(len(here) * n, -1)
-                out = _of_zone(result, zone, zones).reshape(len(rows), -1)
+                out = blocks_of(result, zone, zones).reshape(len(rows), -1)
                 np.matmul(rows, matrix[zone, : rows.shape[1]], out=out)
-        return results
-
-    def _products_of_sample(
-        self, levels: Sequence[AnyFloats], coefficients: AnyFloats
-    ) -> list[AnyFloats]:
-        """As :meth:`_products`, of deposits with the same coefficients (zones, stations, K)."""
-        zones, results = len(self.near), []
-        for level, stride, matrix in zip(levels, self._strides, self._matrices, strict=True):
-            blocks, _, size = level.shape
-            # The matrix of each block: for each node, a sum over the shapes.
-            sums = np.empty((size, blocks, matrix.shape[2]), level.dtype)
-            for zone, rank in enumerate(self.ranks):
-                share = self.to_nodes[:, ::stride].T @ coefficients[zone, :, :rank]
-                of_nodes = share.reshape(-1, size, rank).transpose(1, 0, 2)
-                members = matrix[zone, : rank * size].reshape(rank, size, -1).transpose(1, 0, 2)
-                out = _of_zone(sums.transpose(1, 0, 2), zone, zones).transpose(1, 0, 2)
-                np.matmul(of_nodes, members, out=out)
-            results.append(np.matmul(level, sums.transpose(1, 0, 2)))
         return results
 
     @property
     def _matrices(self) -> tuple[AnyFloats, AnyFloats, AnyFloats]:
         return self.near, self.middle, self.far
+
+    @property
+    def _cells(self) -> tuple[tuple[int, int], ...]:
+        """Nodes of a cell, after which matrices repeat, and by how many targets they are moved."""
+        ratio = COARSE[1] // COARSE[0]
+        of_zone = self.to_nodes.shape[1] // self._strides[2]
+        return (COARSE[0] * self.oversampling, COARSE[0]), (ratio, ratio), (of_zone, 0)
 
     @property
     def _strides(self) -> tuple[int, ...]:
@@ -162,12 +151,6 @@ class ShapeBasis:
             coarser, total = total, _overlapped(parts, beyond, beyond // 2)
             total += _interpolated(coarser, matrix)
         return np.asarray(total[:, MARGIN : MARGIN + self.points])
-
-
-def _of_zone(level: AnyFloats, zone: int, zones: int) -> AnyFloats:
-    """Return the blocks of a zone."""
-    size = len(level) // zones
-    return level[zone * size : (zone + 1) * size]
 
 
 @kernel(finite=True)

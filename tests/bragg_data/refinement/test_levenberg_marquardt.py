@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, lsq_linear
 
 from bragg_data.crystallography.cell import CrystalError
 from bragg_data.refinement.levenberg_marquardt import Evaluation, Minimum, minimise
@@ -51,6 +51,22 @@ def test_a_bound_holds_and_other_parameters_are_refined() -> None:
     expected = least_squares(lambda a: model.residual(np.array([a[0], 1.0])), [0.5]).x[0]
     assert result.point[1] == 1.0
     assert result.point[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_linear_problems_within_bounds_are_those_of_scipy(seed: int) -> None:
+    """Parameters that depend on each other and all want to leave their bounds."""
+    generator = np.random.default_rng(seed)
+    columns = generator.normal(size=(30, 1)) + 0.1 * generator.normal(size=(30, 5))
+    y, high = generator.normal(size=30), generator.uniform(0.01, 1.0, 5)
+
+    def evaluate(point: np.ndarray) -> Evaluation:
+        return Evaluation(columns @ point - y, columns)
+
+    result = minimise(evaluate, high / 2, (0 * high, high), lambda _: 1e-9)
+    assert result.converged
+    expected = lsq_linear(columns, y, (0, high), method="bvls", tol=1e-14)
+    np.testing.assert_allclose(result.point, expected.x, atol=1e-6)
 
 
 def test_points_without_a_pattern_are_rejected() -> None:
