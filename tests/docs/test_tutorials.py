@@ -23,7 +23,9 @@ import pytest
 
 from pipelines import __main__ as bragg
 from pipelines.end_to_end import material
+from pipelines.training import presets
 from tests.conftest import FIRST_COMMAND, link_indices
+from tests.small_bench import short_presets
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -93,7 +95,8 @@ def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
 def test_every_block_runs(page, tmp_path, environment, tracking_in, request, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracking_in(tmp_path / "data")
-    # Models are calibrated and tested on fewer profiles than a user's.
+    # Models are trained, calibrated and tested on fewer profiles than a user's.
+    monkeypatch.setattr(presets, "DEFAULT_PRESETS", short_presets())
     monkeypatch.setattr(material, "_DRAWS", (60, 60))
     monkeypatch.setattr(material, "_FEWEST_DRAWS", 60)
     monkeypatch.setattr(material, "_FOREIGN_DRAWS", 10)

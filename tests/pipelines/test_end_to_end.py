@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -59,7 +60,10 @@ def test_again_makes_nothing_twice(
 
 @pytest.mark.training
 def test_a_model_that_does_not_pass_leaves_another_champion(
-    small_dataset: xr.Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    small_dataset: xr.Dataset,
+    tmp_path: Path,
+    tracking_in: Callable[[Path], Tracking],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     presets = short_presets()
     quick = presets.networks["robust"]["quick"]
@@ -67,7 +71,7 @@ def test_a_model_that_does_not_pass_leaves_another_champion(
         quick, training_draws=50, calibration_draws=30, network={"draws": 8, "starts": 1}
     )
     presets = short_presets(robust=poor)
-    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    tracking = tracking_in(tmp_path)
     environment = TrainingEnvironment(tracking, state=tmp_path, presets=presets)
     models = ("robust", "guided")
     result = train_first(small_dataset, environment, "quick", models)
