@@ -51,7 +51,9 @@ def damage(store: Store, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "missing", "no manifests"])
-@pytest.mark.parametrize("name", ["train", "simulate", "materialise"])
+@pytest.mark.parametrize(
+    "name", ["train", "simulate", pytest.param("materialise", marks=pytest.mark.cluster)]
+)
 def test_nothing_is_computed_from_a_damaged_store(
     store, tmp_path, campaign_file, command, tracking_in, name, how
 ):

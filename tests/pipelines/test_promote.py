@@ -144,7 +144,7 @@ def test_training_promotes_a_model_with_a_lower_error(restored: Bench) -> None:
 
 def test_what_does_worse_is_not_promoted(restored: Bench) -> None:
     worse = restored.versions("multitask")[0]
-    code, output = ask(promote.app, restored, "small", worse.version, "--samples", "100")
+    code, output = ask(promote.app, restored, "small", worse.version, "--samples", "40")
     assert code == 1
     assert "The gate objects" in output
     assert "the champion's" in output
@@ -171,7 +171,7 @@ def test_by_force_with_a_reason_and_back(restored: Bench) -> None:
         "a try",
         "--json",
         "--samples",
-        "100",
+        "40",
     )
     assert code == 0
     result = json.loads(output)  # and nothing else
@@ -206,10 +206,10 @@ def test_what_passes_is_promoted(restored: Bench) -> None:
         "--reason",
         "a try",
         "--samples",
-        "100",
+        "40",
     )
     code, output = ask(
-        promote.app, restored, "small", ours.version, "--samples", "100", "--seconds", "5"
+        promote.app, restored, "small", ours.version, "--samples", "40", "--seconds", "5"
     )
     assert code == 0, output
     assert "is the champion" in output

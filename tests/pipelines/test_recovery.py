@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from bragg_data.store.repository import Store
 from catalog import lineage_events, registry
+from catalog.backup import TrackingServerError
 from catalog.tracking import Tracking
 from pipelines import simulate, tracking_server, train
 from tests.postgresql import PostgreSql
@@ -197,6 +198,8 @@ def test_all_comes_back_from_a_backup_and_no_secret_got_out(
         (backup,) = backups.iterdir()
         options = ["--home", str(tmp_path / "again"), "--backend", backend]
         team.call(tracking_server.app, "restore", str(backup), *options)
+        with pytest.raises(TrackingServerError, match="not empty"):  # it is not written over
+            team.call(tracking_server.app, "restore", str(backup), *options)
         team.serve_runs(tmp_path / "again", backend)
         assert _records(team.address, run_id) == expected_records
         until(lambda: not ask("ready").get("refresh_error"), 60)

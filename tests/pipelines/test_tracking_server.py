@@ -29,7 +29,7 @@ from tests.small_bench import short_presets, train_here
 
 pytestmark = pytest.mark.slow
 
-WRITERS, RUNS, METRICS = 8, 2, 3
+WRITERS, RUNS, METRICS = 8, 1, 3
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ class Server:
 
 
 @contextmanager
-def running(home: Path, backend: str | None = None) -> Iterator[Server]:
+def running(home: Path, backend: str | None, workers: int) -> Iterator[Server]:
     server = Server("", home, backend)
-    with serving(
-        "pipelines.tracking_server", "serve", "--workers", "2", *server.options, answers="health"
-    ) as address:
+    command = "pipelines.tracking_server", "serve", "--workers", str(workers), *server.options
+    with serving(*command, answers="health") as address:
         yield replace(server, address=address)
 
 
@@ -74,7 +73,7 @@ def backends(request: pytest.FixtureRequest) -> Iterator[Iterator[str | None]]:
 def server(
     backends: Iterator[str | None], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("server") / "home", next(backends)) as started:
+    with running(tmp_path_factory.mktemp("server") / "home", next(backends), 2) as started:
         yield started
 
 
@@ -114,6 +113,7 @@ def test_of_many_writers_at_once_none_is_lost(server: Server) -> None:
 
 
 @pytest.mark.training
+@pytest.mark.parametrize("backends", ["sqlite"], indirect=True)  # PostgreSQL's: test_recovery.py
 def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
     server: Server,
     backends: Iterator[str | None],
@@ -155,7 +155,7 @@ def test_all_follows_the_address_alone_and_comes_back_from_a_backup(
         app, ["restore", str(backup), *again.options], catch_exceptions=False
     )
     assert restored.exit_code == 0, restored.output
-    with running(again.home, again.backend) as other:
+    with running(again.home, again.backend, 1) as other:
         elsewhere = Tracking(other.address)
         (back,) = registry.versions(elsewhere, "small-classifier")
         answer = load_version(other.address, back).predict(profiles)

@@ -239,8 +239,11 @@ _COLLECTION = """
 """
 
 
-@pytest.mark.parametrize("work", [_FINALISER, _COLLECTION], ids=["finaliser", "collection"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("work", "number"),
+    [(_FINALISER, signal.SIGINT), (_COLLECTION, signal.SIGTERM)],
+    ids=["finaliser", "collection"],
+)
 def test_signal_where_python_drops_exceptions_is_obeyed(
     options: SlurmOptions, number: signal.Signals, work: str
 ) -> None:
