@@ -25,7 +25,6 @@ from bragg_data.handover.widths import (
     with_broadening,
     without_odd_terms,
 )
-from bragg_data.instrument.conversion import represented
 from bragg_data.instrument.instprm import Instrument
 from bragg_data.refinement.joint_result import JointResult, RefinedBank, RefinedPhaseResult
 from bragg_data.refinement.line_factors import ABSORPTION, EXTINCTION, ORIENTATION
@@ -47,9 +46,9 @@ def pcr_of_refinement(fit: JointResult, data: Sequence[str]) -> tuple[str, tuple
     instruments = []
     for bank in fit.banks:
         ours = with_bin_variance(bank)
-        theirs = without_odd_terms(represented(ours), bank.bank.d)
+        theirs = ours if ours.moderator else without_odd_terms(ours, bank.bank.d)
         apart = difference_of_peaks(ours, theirs, fit.phases, bank.bank.d)
-        notes.append(f"{bank.bank.label}: peaks of FullProf (NPROF 9) {apart}")
+        notes.append(f"{bank.bank.label}: peaks of FullProf (NPROF {_function(theirs)}) {apart}")
         instruments.append(theirs)
     notes += [
         f"{phase.name}: FullProf has another extinction; it is left out."
@@ -99,10 +98,10 @@ def _of_patterns(
     yield "!Nph Dum Ias Nre Cry Opt Aut"
     yield f"{n_phases:4d}   0   0   0   0   0   1"
     yield "!Job Npr Nba Nex Nsc Nor Iwg Ilo Res Ste Uni Cor Anm Int"
-    for k, of_bank in enumerate(nodes, start=1):
+    for k, (of_bank, i) in enumerate(zip(nodes, instruments, strict=True), start=1):
         yield (
-            f"  -1   9 {len(of_bank):3d}   0 {len(isotopes):3d}   1   0   0   0   0   1   0   0   0"
-            f"  !-> Patt#: {k}"
+            f"  -1 {_function(i):3d} {len(of_bank):3d}   0 {len(isotopes):3d}   1   0   0   0   0   1"
+            f"   0   0   0  !-> Patt#: {k}"
         )
     yield from ("!", "!File names of data(patterns) files", *data, "!")
     yield from ("!Mat Pcr NLI Rpa Sym Sho", "   0   2   0   0   0   0")
@@ -177,9 +176,9 @@ def _of_phase(
     yield f"{len(phase.sites):4d}   0   0   0   0   0   0 {structure.cell_mass:15.4f}   0   0"
     yield f"!Contributions (0/1) of this phase to the {n:2d} patterns"
     yield " ".join(["", *["1"] * n])
-    for k in range(1, n + 1):
+    for k, i in enumerate(instruments, start=1):
         yield f"!Irf Npr Jtyp  Nsp_Ref Ph_Shift for Pattern#  {k}"
-        yield "   0   9   -1      0      0"
+        yield f"   0 {_function(i):3d}   -1      0      0"
         yield f"! Pr1    Pr2    Pr3   Brind.   Rmua   Rmub   Rmuc     for Pattern#  {k}"
         direction = "  ".join(f"{float(h):.3f}" for h in axis)
         yield f"  {direction}  1.000  0.000  0.000  0.000"
@@ -205,6 +204,7 @@ def _of_profile(
 ) -> Iterator[str]:
     """Yield the lines of a phase on a pattern."""
     i = with_broadening(instrument, phase)
+    alpha_0, alpha_1, beta_0, beta_1 = i.moderator or (0.0, i.alpha, i.beta_0, i.beta_1)
     cell = phase.cell.tolist()
     volume = float(cell_volume(phase.cell[None])[0])
     yield "!  Scale          Extinc       Bov      Str1      Str2      Str3    Strain-Mode"
@@ -227,12 +227,17 @@ def _of_profile(
         "       betaQ"
     )
     yield (
-        f"{ratio:10.6f} {0:10.6f} {0:12.6f} {i.beta_0:12.8f} {i.alpha:12.8f} {i.beta_1:12.8f}"
+        f"{ratio:10.6f} {0:10.6f} {alpha_0:12.8f} {beta_0:12.8f} {alpha_1:12.8f} {beta_1:12.8f}"
         f" {0:10.6f} {0:10.6f}"
     )
     yield "      0.00      0.00      0.00      0.00      0.00      0.00      0.00      0.00"
     yield "!Absorption correction parameters"
     yield f"{absorption:10.5f}    0.00   0.00000    0.00            ABS: ABSCOR1  ABSCOR2"
+
+
+def _function(instrument: Instrument) -> int:
+    """Return the number of a profile function: of exponentials, or of Ikeda & Carpenter."""
+    return 9 if instrument.moderator is None else 13
 
 
 def _type_of(symbol: str) -> str:

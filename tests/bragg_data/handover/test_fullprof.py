@@ -103,6 +103,23 @@ def test_instrument_and_data_are_read_again(tmp_path):
         np.testing.assert_allclose(profile.sigma, bank.bank.sigma, atol=1e-6)
 
 
+def test_the_pulse_of_a_moderator_is_handed_over():
+    fit = mixture()
+    moderator = (0.1, 2.4, 33.0, 50.0)
+    banks = tuple(
+        replace(b, bank=replace(b.bank, instrument=replace(b.bank.instrument, moderator=moderator)))
+        for b in fit.banks
+    )
+    text, notes = pcr_of_refinement(replace(fit, banks=banks), ["a", "b"])
+    assert "NPROF 13) differ by up to 0.0 %" in notes[0]
+    for bank, again in zip(banks, read_banks(text), strict=True):
+        expected = with_broadening(with_bin_variance(bank), fit.phases[0])
+        assert again.exact.moderator == pytest.approx(moderator)
+        for name in ("difc", "tzero", "sig_1", "x"):
+            value = getattr(expected, name)
+            assert getattr(again.exact, name) == pytest.approx(value, rel=1e-5, abs=2e-6), name
+
+
 def test_isotopes_have_their_scattering_lengths():
     fit = mixture()
     phase = phase_from_cif(_B11, "hexaboride")
