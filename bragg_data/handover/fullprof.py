@@ -100,8 +100,8 @@ def _of_patterns(
     yield "!Job Npr Nba Nex Nsc Nor Iwg Ilo Res Ste Uni Cor Anm Int"
     for k, (of_bank, i) in enumerate(zip(nodes, instruments, strict=True), start=1):
         yield (
-            f"  -1 {_function(i):3d} {len(of_bank):3d}   0 {len(isotopes):3d}   1   0   0   0   0   1"
-            f"   0   0   0  !-> Patt#: {k}"
+            f"  -1 {_function(i):3d} {len(of_bank):3d}   0 {len(isotopes):3d}   1   0   0   0   0"
+            f"   1   0   0   0  !-> Patt#: {k}"
         )
     yield from ("!", "!File names of data(patterns) files", *data, "!")
     yield from ("!Mat Pcr NLI Rpa Sym Sho", "   0   2   0   0   0   0")
