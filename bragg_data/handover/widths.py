@@ -78,6 +78,8 @@ def difference_of_peaks(
         _, height, maximum = pair.difference()
         heights.append(height)
         maxima.append(maximum)
+    if max(heights) < 5e-4:
+        return "are the same."
     return (
         f"differ by up to {100 * max(heights):.1f} % of their maximum, and the maxima by "
         f"{max(maxima):.1e} of T."
