@@ -60,6 +60,11 @@ def atomic_mass(symbol: str) -> float:
     return float(atom.mass)
 
 
+def absorption_cross_section(symbol: str) -> float:
+    """Return the cross section of absorption at 1.798 Å in barn."""
+    return float(_neutron(symbol).absorption or 0.0)
+
+
 def _neutron(symbol: str) -> Neutron:
     element = element_of(symbol)
     mass = symbol[: -len(element)] if element else ""

@@ -26,6 +26,7 @@ from bragg_data.crystallography.cif import Site, cell_of, read_text, select_bloc
 from bragg_data.crystallography.consistency import contradictions
 from bragg_data.crystallography.scattering import (
     ResonanceError,
+    absorption_cross_section,
     atomic_mass,
     is_resonant,
     scattering_length,
@@ -82,6 +83,12 @@ class Phase:
         """Mass of the atoms of a unit cell in u."""
         masses = [atomic_mass(symbol) for symbol in self.symbols]
         return float(np.dot(masses, self.occupancies))
+
+    @property
+    def absorption(self) -> float:
+        """Linear absorption coefficient at 1.798 Å in 1/cm: barn over Å³."""
+        sections = [absorption_cross_section(symbol) for symbol in self.symbols]
+        return float(np.dot(sections, self.occupancies) / cell_volume(self.cell[None])[0])
 
     def at_angle(self, two_theta: float) -> Self:
         """Return the phase as it scatters to an angle in degrees.

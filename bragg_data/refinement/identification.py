@@ -18,6 +18,7 @@ from bragg_data.crystallography.structure import Phase
 from bragg_data.refinement.candidate_phase import Candidate
 from bragg_data.refinement.joint_refinement import JointOptions
 from bragg_data.refinement.joint_result import JointResult
+from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.joint_summary import unexplained
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.phase_evidence import (
@@ -76,6 +77,7 @@ def identify(
     cells = [np.array(library.phases[place].cell, dtype=np.float64) for place in places]
     refused, failures, small, informative = set[int](), 0, 0, informative_banks(banks)
     alternatives: dict[str, tuple[str, ...]] = {}
+    alone: State | None = None  # the last one whose lines have no tails that a copy explains
     searched = [banks[b] for b in informative]
     near = replace(options, calibration_su=tuple(options.calibration_su[b] for b in informative))
     search = PhaseSearch(searched, library, near)
@@ -106,8 +108,8 @@ def identify(
             ]
             mend = bool(attempts) and not distinct
             once = len(set(places)) == len(places)
-            if mend and once and state:
-                copied = search.with_copy(places, state)
+            if mend and once and state and state is not alone:
+                alone, copied = state, search.with_copy(places, state)
                 if copied is not None:
                     report(f"{copied.model.phases[-1].name}: its lines have tails")
                     places, state = [*places, strongest_of(places, state)], copied

@@ -14,6 +14,7 @@ from bragg_data.refinement.measured_bank import MeasuredBank
 
 _SIGNIFICANT = 8.0  # of an unexplained line, in units of its uncertainty, …
 _VISIBLE = 0.01  # … and of its height over the highest line's
+_CLEAR = 0.05  # of the highest line, above which no scatter of the differences hides a line
 _NEAR = 2.5  # full widths about a calculated line within which a misfit is the line's shape
 _OF_LINE = 0.4  # of a calculated line's height: a misfit of its shape or intensity
 
@@ -127,20 +128,24 @@ class JointResult:
 def unexplained_lines(bank: MeasuredBank, calculated: Array, background: Array) -> list[float]:
     """Return the d-spacings in Å of peaks of the difference that are no misfit of calculated lines.
 
-    A line is the mean difference over a full width that is 8 times its uncertainty, 1 % of the
-    highest line, and above what the misfit of calculated lines near it explains.
+    A line is the mean difference over a full width that is 8 times its uncertainty, or 5 % of the
+    highest line where differences scatter more; 1 % of the highest line; and above what the misfit
+    of calculated lines near it explains.
     """
     difference, signal = bank.intensity - calculated, calculated - background
     width = np.maximum(bank.full_width / np.gradient(bank.tof), 1.0)
     size = max(int(np.median(width)), 1)
     smooth = uniform_filter1d(difference, size, mode="nearest")
-    # The scatter of the differences, where it is larger than their uncertainties.
+    # The scatter of the differences, where it is larger than their uncertainties: of misfit. Where
+    # many lines are missing they are most of it.
     wide = max(101, 60 * size)
     spread = 1.4826 * median_filter(np.abs(smooth), min(wide, len(smooth)), mode="reflect")
+    top = float(np.max(signal, initial=0.0))
+    spread = np.minimum(spread, _CLEAR * top / _SIGNIFICANT)
     noise = np.maximum(bank.sigma / np.sqrt(size), spread)
     near = max(int(_NEAR * size), 1)
     highest = _running_maximum(signal, near)
-    limit = np.maximum(_SIGNIFICANT * noise, _VISIBLE * float(np.max(signal, initial=0.0)))
+    limit = np.maximum(_SIGNIFICANT * noise, _VISIBLE * top)
     limit = np.maximum(limit, _OF_LINE * highest)
     peaks, _ = find_peaks(smooth, distance=near)
     lines = [int(p) for p in peaks if smooth[p] > limit[p]]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from bragg_data.arrays import Array, Mask
+from bragg_data.crystallography.cell import cell_volume
 from bragg_data.crystallography.structure import Phase, free_coordinates
 from bragg_data.refinement.joint_model import BankFit, JointModel
 from bragg_data.refinement.joint_parameters import LEAST_INVERSE, at_bounds
@@ -26,6 +27,8 @@ _SIGNIFICANT = 30.0  # decrease of χ² over the noise, by the peaks of a phase
 _OFF = 3.0  # calibration uncertainties, from which a bank disagrees with the others
 _WIDER = 0.05  # relative difference of widths from which it is mentioned
 _BACKGROUND = 10  # terms, where there are no phases
+_USUAL_RADIUS = 5e-4  # cm, of the grains of a powder
+_FRACTION_OFF = 0.01  # relative, of a weight fraction by microabsorption, that matters
 _MOST_LINES = 12  # that are listed
 
 
@@ -91,6 +94,7 @@ def summarise(
     if not minimum.converged:
         reasons.append("The refinement did not converge: its gradient test was not passed.")
     remarks = [f"{name} was not found." for name in absent]
+    remarks += _microabsorption(model.phases, weights)
     for bank, su_of_bank in zip(banks, calibration_su, strict=True):
         if abs(bank.offset) > _OFF * su_of_bank:
             remarks.append(
@@ -202,6 +206,29 @@ def _weights(
     su = np.sqrt(np.maximum(variance, 1e-12))
     present = np.where(counted, 100.0, np.nan)
     return present * mean / mean.sum(), present * su * (counted.sum() > 1)
+
+
+def _microabsorption(phases: Sequence[Phase], weights: Array) -> list[str]:
+    """Return in a sentence whether usual grains change a weight fraction by more than 1 %.
+
+    Grains of radius R weaken a phase's lines by about exp(-1.5 (μ - mean μ) R) (Brindley, Phil.
+    Mag. 36 (1945) 347), with the linear absorption coefficients μ and their mean over the sample.
+    """
+    of_phases = np.array([phase.absorption for phase in phases])
+    density = [p.cell_mass / cell_volume(np.asarray(p.cell)[None])[0] for p in phases]
+    volumes = np.nan_to_num(weights) / density
+    if not volumes.sum() > 0:
+        return []
+    excess = np.where(volumes > 0, of_phases - of_phases @ volumes / volumes.sum(), 0.0)
+    most = int(np.argmax(np.abs(excess)))
+    radius = _FRACTION_OFF / max(1.5 * abs(float(excess[most])), 1e-9)  # cm
+    if radius > _USUAL_RADIUS:
+        return []
+    return [
+        f"Microabsorption is not corrected: the linear absorption of {phases[most].name} is "
+        f"{excess[most]:+.0f}/cm (1.8 Å) from the sample's mean; grains of more than "
+        f"{1e4 * radius:.1g} µm radius change fractions by more than {100 * _FRACTION_OFF:.0f} %."
+    ]
 
 
 def _phase(

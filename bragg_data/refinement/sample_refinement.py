@@ -22,11 +22,12 @@ from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.joint_result import JointResult
 from bragg_data.refinement.joint_state import State
 from bragg_data.refinement.measured_bank import MeasuredBank
-from bragg_data.refinement.phase_evidence import CAUTION, coincides, earned, errors
+from bragg_data.refinement.phase_evidence import CAUTION, coincides, earned, errors, unlikely_phases
 from bragg_data.refinement.retrieval import pattern_library
 from bragg_data.threads import single_threaded
 
 _IMPERFECT = 1.03  # noise of a fit, from which something may be missing
+_FARTHEST = 0.03  # relative, of a cell from its CIF's: the range that is searched
 _EXPLAINED = 0.6  # share of the signal, below which the sample itself is not known
 _STRAIN = 0.012  # relative, of a metal between the temperature of helium and that of a furnace
 # Space group, cell in Å and displacement parameter in Å² near room temperature (Wyckoff, Crystal
@@ -87,7 +88,10 @@ def refine_sample(
     if several and _shows_more(state):
         state = _with_errors_of_model(state)
     state = refiner.completed(state, options)
-    return refiner.summarised(state, options, time.perf_counter() - began)
+    result = refiner.summarised(state, options, time.perf_counter() - began)
+    clear = [phase for k, phase in enumerate(state.model.phases) if not state.is_trace(k)]
+    reasons = unlikely_phases(result, clear, _FARTHEST) if result.accepted else ()
+    return replace(result, reasons=(*result.reasons, *reasons))
 
 
 def _with_lost_phases(

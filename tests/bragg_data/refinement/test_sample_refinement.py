@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bragg_data.crystallography.structure import Phase
+from bragg_data.crystallography.structure import Phase, phase_on_orthogonal_axes
 from bragg_data.refinement.joint_refinement import JointOptions, JointRefiner
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.result import inverse
@@ -111,3 +111,36 @@ def test_what_a_trace_does_not_determine_is_said_to_be_uncertain():
     np.testing.assert_allclose(inverse(jacobian.T @ jacobian), exact, rtol=1e-10)
     singular = np.array([[1e12, 0.0], [0.0, 0.0]])
     np.testing.assert_allclose(inverse(singular), [[1e-12, 0.0], [0.0, 0.0]], rtol=1e-10)
+
+
+def test_lines_of_a_missing_phase_are_named_where_they_are_most_of_what_is_left():
+    silicon, baddeleyite = structure("silicon"), structure("baddeleyite")
+    cell = np.array(baddeleyite.cell)[baddeleyite.lattice.free_columns].tolist()
+    bank = measured([(silicon, [5.431], 50.0), (baddeleyite, cell, 50.0)], 20_000)
+    lines = refine_sample([bank], [silicon], OPTIONS).unexplained_lines
+    for d in (1.695, 1.542, 1.478, 1.324):  # 300, 301, 311 and -322 of baddeleyite
+        assert min(abs(line - d) for line in lines) < 0.004
+
+
+def test_a_structure_in_a_cell_beyond_those_searched_is_refused():
+    bank = measured([(silicon := structure("silicon"), [5.431], 100.0)], 20_000)
+    smaller = replace(silicon, cell=np.array([5.25] * 3 + [90.0] * 3))
+    result = refine_sample([bank], [smaller], OPTIONS)
+    assert abs(result.phases[0].cell[0] - 5.431) < 1e-3
+    assert any("in a cell 3.4 % from its CIF's" in reason for reason in result.reasons)
+    assert refine_sample([bank], [silicon], OPTIONS).accepted
+
+
+def test_an_absorber_among_the_phases_is_named_with_the_grains_that_matter():
+    """Boron nitride: 4 · 768.9 barn in 47.24 Å³; half of the weight is 40 % of the volume."""
+    silicon = structure("silicon")
+    atoms = "B1 B 0 0 0 0.004\nN1 N 0.25 0.25 0.25 0.004"
+    nitride = phase_on_orthogonal_axes("BN", "F -4 3 m", (3.615, 3.615, 3.615), atoms)
+    assert nitride.absorption == pytest.approx(65.1, abs=0.1)
+    assert silicon.absorption == pytest.approx(8 * 0.171 / 160.2, rel=1e-3)
+    bank = measured([(silicon, [5.431], 50.0), (nitride, [3.615], 50.0)], 20_000)
+    (remark,) = refine_sample([bank], [silicon, nitride], OPTIONS).remarks
+    assert "absorption of BN is +39/cm" in remark
+    assert "more than 2 µm" in remark
+    alone = refine_sample([bank], [nitride], OPTIONS)
+    assert not any("Microabsorption" in remark for remark in alone.remarks)
