@@ -5,11 +5,12 @@
 One client in eight sends 16 profiles of noise or 512 profiles at a time, the others single ones:
 first without and then with those, which leave 5 s after the end; then SIGTERM. Prints JSON.
 Clients and service share the machine. With --pairs the cost of a record (serve --record) instead:
-two services get the single profiles in turn, for --seconds each, the order of every pair reversed.
-Processor time for a request, of all threads of the service, is what other work on the machine
-disturbs least.
+in this process two services, one with a record, predict 128 of the single profiles in turn, the
+order of every pair reversed. Processor time for a request, of all threads, without HTTP, is what
+other work on the machine disturbs least.
 """
 
+import asyncio
 import io
 import itertools
 import json
@@ -20,16 +21,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import psutil
 import requests
 import typer
+from fastapi import FastAPI
 
 from bragg_data.arrays import Floats32
 from bragg_data.simulation.kinematic import Simulator
 from pipelines.prediction.interface import load_model
+from pipelines.recording.record import Record
+from pipelines.service import batching
+from pipelines.service.app import Service
+from pipelines.service.refining import RefinementWorkers, Setup
+from pipelines.service.requests import ARRAY
 from tests.servers import server_at
 
 HEADERS = {"Content-Type": "application/octet-stream"}
@@ -99,39 +106,43 @@ def memory(address: str) -> int:
     return round(float(text.split()[1]) / 1e6)
 
 
-def cost_of_record(model: str, bodies: list[list[bytes]], pairs: int, seconds: float) -> None:
+async def cost_of_record(model: str, bodies: list[bytes], clients: int, pairs: int) -> None:
     """Print processor time for a request with a record over that without, of pairs of loads."""
-    services = "pipelines.serve", "--model", model, "--workers", "0"
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tempfile.TemporaryFile() as log,
-        server_at(*services, answers="ready", log=log) as plain,
-        server_at(*services, "--record", folder, answers="ready", log=log) as recording,
-    ):
-        costs = []
-        for pair in range(-1, pairs):  # the first is to warm up
-            both = {}
-            for address, process in (plain, recording)[:: 1 if pair % 2 else -1]:
-                began = processor_seconds(process.pid)
-                rate = float(str(load(address, bodies, len(bodies), seconds)["good_per_s"]))
-                used = processor_seconds(process.pid) - began
-                both[address] = 1e3 * used / (rate * seconds), rate
-            costs.append((both[plain[0]], both[recording[0]]))
-            names = "without_ms", "without_per_s", "with_ms", "with_per_s"
-            values = (round(value, 3) for of_service in costs[-1] for value in of_service)
-            print(json.dumps(dict(zip(names, values, strict=True))), flush=True)
-    for place, name in enumerate(("processor_time", "throughput")):
-        ratio = np.array([b[place] / a[place] for a, b in costs[1:]])
-        error = ratio.std(ddof=1) / np.sqrt(len(ratio))
-        median = round(float(np.median(ratio)), 4)
-        result = {"ratio": round(ratio.mean(), 4), "standard_error": round(error, 4)}
-        print(json.dumps({"of": name, **result, "median": median}))
+    holder, nobody = batching.ModelHolder("sqlite:///none.db", model), RefinementWorkers(0, Setup())
+    holder.refresh()
+    n_requests = 128
 
+    async def processor_ms(service: Service) -> float:
+        left, began = iter(range(n_requests)), time.process_time()
 
-def processor_seconds(process: int) -> float:
-    """Return what all threads of a process have used."""
-    times = psutil.Process(process).cpu_times()
-    return float(times.user + times.system)
+        async def client() -> None:
+            for k in left:
+                await service.predict(ARRAY, bodies[k])
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return 1e3 * (time.process_time() - began) / n_requests
+
+    with tempfile.TemporaryDirectory() as folder:
+        record = Record(Path(folder), create=True)
+        services = [
+            Service(holder, 1e9, batching.MAX_WAITING_PROFILES, nobody, of) for of in (None, record)
+        ]
+        async with services[0].lifespan(FastAPI()), services[1].lifespan(FastAPI()):
+            costs = []
+            for pair in range(-1, pairs):  # the first is to warm up
+                order = (0, 1)[:: 1 if pair % 2 else -1]
+                both = {which: await processor_ms(services[which]) for which in order}
+                costs.append([both[0], both[1]])
+        without, recorded = np.array(costs[1:]).T
+    ratio, added = recorded / without, recorded - without
+    result = {
+        "without_ms": np.median(without),
+        "added_ms": np.median(added),
+        "ratio": ratio.mean(),
+        "standard_error": ratio.std(ddof=1) / np.sqrt(pairs),
+        "median": np.median(ratio),
+    }
+    print(json.dumps({name: round(float(value), 4) for name, value in result.items()}))
 
 
 def main(
@@ -156,7 +167,7 @@ def main(
     single = [npy(pattern[None]) for pattern in patterns]
     hard = [npy(noise[0].astype(np.float32)), npy(patterns), npy(noise[1].astype(np.float32))]
     if pairs:
-        cost_of_record(model, [single] * clients, pairs, seconds)
+        asyncio.run(cost_of_record(model, single, clients, pairs))
         return
     result: dict[str, object] = {"model": loaded.version.uri, "cores": os.cpu_count()}
     with tempfile.TemporaryFile() as log:

@@ -48,7 +48,9 @@ def statistics_of(
     else:
         counts = background = np.full(len(values), np.nan)
         # The median of |N(0, s)| is 0.6745 s, and a second difference has 6 times the variance.
-        noise = np.median(np.abs(np.diff(values, 2)), axis=1) / (0.6745 * np.sqrt(6))
+        # One order statistic: np.median takes two, and eight times as long.
+        curvature, middle = np.abs(np.diff(values, 2)), points // 2 - 1
+        noise = np.partition(curvature, middle, axis=1)[:, middle] / (0.6745 * np.sqrt(6))
     columns = {
         "width": width,
         "start": start,
@@ -92,10 +94,7 @@ def widths(profiles: AnyFloats) -> Array:
     NaN where the autocorrelation does not fall.
     """
     centred = profiles - profiles.mean(axis=1, keepdims=True)
-    near, far = (
-        np.einsum("ij,ij->i", centred[:, :-lag], centred[:, lag:], dtype=np.float64)
-        for lag in _LAGS
-    )
+    near, far = (np.vecdot(centred[:, :-lag], centred[:, lag:]) for lag in _LAGS)
     with np.errstate(invalid="ignore", divide="ignore"):
         fall = np.log(near / far) / (_LAGS[1] ** 2 - _LAGS[0] ** 2)  # 1 / 4σ²
         return np.asarray(_FWHM * np.sqrt(1 / (4 * np.where(fall > 0, fall, np.nan))))

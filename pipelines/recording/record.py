@@ -102,8 +102,11 @@ class RecordedAnswer:
 
 
 def new_id() -> str:
-    """Return a new id of a request."""
-    return secrets.token_hex(8)
+    """Return a new id of a request: the time in about milliseconds, then 32 random bits.
+
+    In the order of time the database appends, which takes half as long as inserting anywhere.
+    """
+    return f"{time.time_ns() >> 20:011x}{secrets.token_hex(4)}"
 
 
 def answer_id(request: str, row: int) -> str:
@@ -211,9 +214,10 @@ class Record:
             limit = self.limit
             origins = {id(exchange.origin): exchange.origin for exchange in exchanges}  # few
             keys = {of: self._key(of, origin) for of, origin in origins.items()}
-            written = [self._write(e, keys[id(e.origin)], now, limit) for e in exchanges]
+            sizes = [self._write(e, keys[id(e.origin)], now, limit) for e in exchanges]
+            database.execute("UPDATE total SET size = size + ?", (sum(filter(None, sizes)),))
             self._drop_oldest(limit)
-        return written
+        return [size is not None for size in sizes]
 
     @contextmanager
     def _keys_as_before(self) -> Iterator[None]:
@@ -234,7 +238,8 @@ class Record:
             self._keys[of] = key, origin  # which is kept, so that no other one gets its identity
         return self._keys[of][0]
 
-    def _write(self, e: Exchange, origin: str, now: float, limit: int) -> bool:
+    def _write(self, e: Exchange, origin: str, now: float, limit: int) -> int | None:
+        """Return by how many bytes the record grows; None if that is more than the limit."""
         database = self._database
         rows = [
             (e.request, row, batch, _json(answer), _json(statistics), e.seconds)
@@ -244,18 +249,17 @@ class Record:
         ]
         size = sum(len(row[2]) + len(row[3]) + len(row[4]) for row in rows)
         if len(e.body) + size > limit:
-            return False
-        values = e.request, now, origin, e.route, len(e.body), e.body
+            return None
         new = database.execute(
             "INSERT INTO requests (request, at, origin, route, size, body) "
             "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (request) DO NOTHING",
-            values,
+            (e.request, now, origin, e.route, len(e.body) + size, e.body),
         ).rowcount
+        if not new:
+            of_answers = "UPDATE requests SET size = size + ? WHERE request = ?"
+            database.execute(of_answers, (size, e.request))
         database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
-        of_answers = "UPDATE requests SET size = size + ? WHERE request = ?"
-        database.execute(of_answers, (size, e.request))
-        database.execute("UPDATE total SET size = size + ?", (new * len(e.body) + size,))
-        return True
+        return new * len(e.body) + size
 
     @property
     def size(self) -> int:

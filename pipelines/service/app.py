@@ -23,7 +23,7 @@ from pipelines.service.batching import ModelHolder, ServedModel
 from pipelines.service.fairness import OverloadedError
 from pipelines.service.gate import RETRY_SECONDS, Gate, Metrics, Rules
 from pipelines.service.recorder import Answered, Recorder
-from pipelines.service.refining import REFINED, RefinementLostError, RefinementWorkers, Setup
+from pipelines.service.refining import RefinementLostError, RefinementWorkers, Setup
 from pipelines.service.requests import ARRAY, FILE, PROFILES, BanksRequest, prepare_banks
 
 _NPY = "What numpy.save writes of real numbers, shape (n, points). No parsing of text: fast."
@@ -103,7 +103,7 @@ class Service:
                 body,
                 answers=refined.answers,
                 statistics=refined.statistics,
-                batches=[REFINED] * len(refined.answers),
+                batches=[self.workers.setup.batch] * len(refined.answers),
                 seconds=time.monotonic() - began,
             )
             ids = await self._recorded(Answered(exchange, models))

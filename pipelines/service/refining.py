@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 from pydantic import JsonValue
@@ -44,7 +44,7 @@ Answer = dict[str, JsonValue]
 """A result as JSON values."""
 
 REFINED = "refined"
-"""The batch of a refined answer in a record: its request, by itself."""
+"""How the batch of a refined answer begins in a record: its request, by itself."""
 
 _WHOLE = 6  # times as long may all refinements of a request take
 _REST_SECONDS = 30.0  # to read and predict, beyond which the process is ended
@@ -67,6 +67,16 @@ class Setup:
         """Of all refinements of a request."""
         return _WHOLE * self.seconds
 
+    @property
+    def batch(self) -> str:
+        """What a record names with a refined answer: the time limit, which it depends on."""
+        return f"{REFINED} {self.seconds!r}"
+
+    @classmethod
+    def of_batch(cls, batch: str) -> Self:
+        """Return that of a recorded answer; of an old record's the limit is the usual one."""
+        return cls(seconds=float(batch.removeprefix(REFINED) or PROFILE_SECONDS))
+
 
 # ---- in its process ----------------------------------------------------------------------------
 
@@ -82,11 +92,11 @@ class Refined(NamedTuple):
     statistics: list[Statistics]
 
 
-def refine_request(
-    request: FileRequest, models: Sequence[LoadedModel], phases: Sequence[Phase] = ()
-) -> Refined:
+def refine_request(request: FileRequest, models: Sequence[LoadedModel], setup: Setup) -> Refined:
     """Predict and refine the files of a request; errors are those of the files."""
-    with as_files(request) as (names, options):
+    phases = setup.phases if request.phases else ()
+    limits = time_limit(setup.most_seconds), time_limit_per_profile(setup.seconds)
+    with limits[0], limits[1], as_files(request) as (names, options):
         profiles, failures = predict_here(
             list(names), options, models, refine=True, further=phases, same_sample=True
         )
@@ -127,9 +137,7 @@ class RefinementProcess:
         try:
             self._working = True
             models = [self._load(version) for version in versions]
-            seconds = self._setup.most_seconds, self._setup.seconds
-            with time_limit(seconds[0]), time_limit_per_profile(seconds[1]):
-                return refine_request(request, models, self._setup.phases if request.phases else ())
+            return refine_request(request, models, self._setup)
         except (*workflow.FILE_ERRORS, CombinationError) as error:
             return str(error)
         except _ClientLeft:

@@ -23,7 +23,7 @@ from catalog.tracking import Tracking
 from pipelines.prediction.workflow import LoadedModel
 from pipelines.recording.record import Origin, Record, RecordedAnswer, origin_of, text_hashes
 from pipelines.recording.recorded_files import FILES, answers_of_files
-from pipelines.service.refining import REFINED, refine_request
+from pipelines.service.refining import REFINED, Setup, refine_request
 from pipelines.service.requests import BanksRequest, prepare_banks
 from pipelines.service.schemas import FileRequest
 
@@ -75,7 +75,7 @@ class Replayer:
             return Replay(answer.id, None, model.changed, seconds=time.monotonic() - began)
         changed = model.changed
         torch.set_num_threads(self.record.origin(answer.origin)["threads"])
-        if answer.route == FILES or answer.batch == REFINED:
+        if answer.route == FILES or answer.batch.startswith(REFINED):
             recomputed = self._of_files(answer, model.loaded)
         else:
             recomputed, whole = self._served(answer, model.loaded)
@@ -190,7 +190,8 @@ class Replayer:
                 request = FileRequest.model_validate_json(stored[1])
                 with threadpool_limits(1):  # as in the processes of the service
                     torch.set_num_threads(1)
-                    self._answers[answer.request] = refine_request(request, models).answers
+                    setup = Setup.of_batch(answer.batch)
+                    self._answers[answer.request] = refine_request(request, models, setup).answers
         return self._answers[answer.request][answer.row]
 
 

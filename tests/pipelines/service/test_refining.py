@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,11 @@ def test_files_of_a_sample_are_its_banks(
     if refine:
         (phase,) = first["combined"]["joint"]["phases"]
         assert abs(phase["cell"]["a"] - 4.01) < 0.002
+        # The time limit is the recorded one: with another limit it is another answer.
+        (stored,) = replayer.record.find(first["id"])
+        assert stored.batch == "refined 10.0"
+        hurried = Replayer(replayer.record, None).replay(replace(stored, batch="refined 0.001"))
+        assert any("ended at its time limit" in difference for difference in hurried.differences)
     refused = post(server[0], files=[noise], **document)
     assert refused.status_code == 422
     assert refused.json()["detail"].startswith("noise.gsa")
