@@ -150,7 +150,7 @@ def _irf_bank(number: int, block: str, where: str, notes: _Notes) -> conversion.
         if line.lstrip().startswith("!"):
             comment = [_CROSSINGS.get(w, w) for w in line.lower().replace("!", " ").split()]
         elif words and words[0][0].isalpha():
-            key, *rest = line.partition("!")[0].replace("=", " ").split()
+            key, *rest = re.sub(r"^(\s*\w+)\s*=", r"\1 ", line.partition("!")[0]).split()
             key, numbers = key.upper(), _numbers(rest)
             seen.append(key)
             if key == "END":

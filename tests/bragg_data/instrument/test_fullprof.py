@@ -169,6 +169,7 @@ def test_damage_is_reported(text, old, new, doubt):
     ("text", "old", "new", "message"),
     [
         (IRF, "2.5  0.1", "2,5  0.1", "'2,5' of GAMMA is no number"),
+        (IRF, "0.25        -9.0", "0.25        =9.0", "'=9.0' of D2TOF is no number"),
         (IRF, "Dtt_1overD ", "Dtt_1overX ", "names the values unlike FullProf"),
         (pcr(), "Code      Dtt1      Code  ", "Code      Dtt1      ", "a code stands before"),
         (pcr(), "Dtt_1overd", "Dtt_1us", "names the values unlike"),
