@@ -139,7 +139,7 @@ def _structure(document: gemmi.cif.Document) -> Structure | None:
 
 
 def _symbol(label: str, kind: str) -> str:
-    of_label = re.fullmatch(r"([A-Za-z]{1,2})\d*", label)
+    of_label = re.fullmatch(r"([A-Za-z]{1,2})(?:\d\w*|[-+*'])?", label)
     of_type = re.fullmatch(r"(\d*)([A-Za-z]{1,2})(?:\d?[-+])?", kind)
     if not of_label or not of_type or of_label[1].capitalize() != of_type[2].capitalize():
         raise ValueError(label, kind)
