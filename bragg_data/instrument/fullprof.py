@@ -109,7 +109,7 @@ def read_fullprof_banks(text: str, where: str) -> list[conversion.OriginalBank]:
         if not len(set(numbers)) == len(numbers) == len(blocks):
             numbers = list(range(1, len(blocks) + 1))
             notes = ["no comment numbers each bank (! Bank 1): they are numbered in their order."]
-        if not re.fullmatch(r"\s*[^!\s].*\n(\s*!.*\n|\s*\n)*", head):
+        if not re.fullmatch(r"\s*[^!\s].*\n([^\S\n]*(!.*)?\n)*", head):
             notes.append("one title has to be in the first line: the file may be cut off.")
         banks = [_irf_bank(*pair, where, notes) for pair in zip(numbers, blocks, strict=True)]
     else:

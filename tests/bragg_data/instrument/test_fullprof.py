@@ -153,7 +153,12 @@ IRF = HEAD.format(nprof=9) + COEFFICIENTS.format(alph0=0.0)
         (IRF, "0.25        -9.0", "0.25", "D2TOF has 3 of 4 values"),
         (IRF, "Bank 3", "Bank 3_0", "no comment numbers each bank"),
         (IRF, "  Instrumental Resolution Parameters for TOF\n", "", "one title has to be"),
-        (IRF, "Resolution Parameters", "Resolution\nParameters", "one title has to be"),
+        (
+            IRF,
+            "Resolution Parameters",
+            "Resolution" + 60 * "\n" + "Parameters",
+            "one title has to be",
+        ),
         (IRF, "END\n", "END\nGAMMA   0.5  2.5  0.1\nEND\n", "lines behind END"),
         (IRF, "END\n", "END\nEND\n", "lines behind END"),
         (pcr(), "33.0     3.0", "33.0", "do not fit"),
