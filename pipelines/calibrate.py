@@ -50,7 +50,6 @@ def main(
     """
     from dataclasses import replace
 
-    from bragg_data.instrument.conversion import represented
     from bragg_data.measurement.readers import Reading
     from bragg_data.refinement.calibrate import calibrate
     from bragg_data.refinement.result import RefinementError
@@ -74,7 +73,9 @@ def main(
             f"The structure of '{standard}' is not at hand: give its CIF (--cif)."
         )
     reading = Reading(None, None, bin_edges)
-    samples = read_samples(Request(tuple(files), instrument, tuple(bank), reading=reading))
+    request = Request(tuple(files), instrument, tuple(bank), reading=reading)
+    # Positions belong to the peaks that the new file can state.
+    samples = read_samples(request, exact=False)
     calibrations: list[Calibration] = []
     refused: list[str] = []
     for of_bank in (b for sample in samples for b in sample.banks):
@@ -89,8 +90,7 @@ def main(
             refused.append(f"{of_bank.name}: {' '.join(done.result.reasons)}")
     if not calibrations:
         raise RefinementError(f"No bank could be calibrated. {' '.join(refused)}")
-    sections = (represented(c.instrument).section for c in calibrations)
-    out.write_text("".join(sections), encoding="utf-8")
+    out.write_text("".join(c.instrument.section for c in calibrations), encoding="utf-8")
     _draw(calibrations, png)
     if as_json:
         print_json([_row(c) for c in calibrations])

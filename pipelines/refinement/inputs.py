@@ -144,11 +144,12 @@ def read_structures(files: Sequence[str]) -> tuple[list[Phase], list[str]]:
     return phases, warnings
 
 
-def read_samples(request: Request) -> list[Sample]:
+def read_samples(request: Request, *, exact: bool = True) -> list[Sample]:
     """Read the banks of all files: one sample, or one of each file where banks are repeated.
 
     A bank without a calibration, or without points, is left out with a warning, unless it was asked
-    for, or is the only one. Raises ProfileError, InstrumentError or RefinementError.
+    for, or is the only one. Without ``exact`` peaks are those of a .instprm file, also where the
+    instrument has a moderator's pulse. Raises ProfileError, InstrumentError or RefinementError.
     """
     of_files = _profiles(request)
     instruments = read_banks(request.instrument)
@@ -169,9 +170,10 @@ def read_samples(request: Request) -> list[Sample]:
                 at = matched_bank(profile, positions)
                 like = replace(profile, two_theta=at.instrument.two_theta, difc=None)
                 original = _with_positions(matched_bank(like, instruments), at)
+            calibration = original.exact if exact else original.instrument
             bank = measured_bank(
                 profile,
-                original.exact,
+                calibration,
                 window=original.window,
                 incident=original.incident,
                 d_range=request.d_range,
@@ -181,7 +183,7 @@ def read_samples(request: Request) -> list[Sample]:
             warnings.append(f"Left out: {error}")
             continue
         # Here the incident spectrum is used.
-        of_bank = [w for w in original.exact.warnings if "(ICOFF) was not used" not in w]
+        of_bank = [w for w in calibration.warnings if "(ICOFF) was not used" not in w]
         warnings += [*profile.warnings, *of_bank]
         banks.append((file, bank))
     if errors and (request.banks or not banks):
@@ -244,14 +246,14 @@ def _with_positions(bank: OriginalBank, calibration: OriginalBank) -> OriginalBa
     The positions that belong to a moderator's pulse come with it.
     """
     c = calibration.exact
-    if c.moderator is not None:
-        return replace(calibration, incident=bank.incident or calibration.incident)
-    instrument = bank.instrument.with_parameters(
-        difc=c.difc, difa=c.difa, difb=c.difb, tzero=c.tzero
-    )
-    return replace(
-        bank,
-        instrument=instrument,
+    of_both = replace(
+        bank if c.moderator is None else calibration,
         incident=bank.incident or calibration.incident,
         window=calibration.window or bank.window,
     )
+    if c.moderator is not None:
+        return of_both
+    instrument = bank.instrument.with_parameters(
+        difc=c.difc, difa=c.difa, difb=c.difb, tzero=c.tzero
+    )
+    return replace(of_both, instrument=instrument, reference=None)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from bragg_data.instrument.instprm import read_instruments
+from bragg_data.instrument.instprm import read_banks, read_instruments
 from bragg_data.refinement.calibrate import stated_su
 from bragg_data.refinement.standards import STANDARDS
 from pipelines import calibrate, refine
 from pipelines.cli.console import run
+from tests.bragg_data.instrument.test_gsas_iparm import prm, records
 from tests.measured_banks import STRUCTURES, bank_of, bins, nomad, structure
 from tests.pipelines.test_refine import write
 
@@ -59,6 +60,29 @@ def test_difc_and_zero_are_recovered_and_stated(tmp_path, capsys):
     assert phase["su_calibration"]["a"] == pytest.approx(row["su"] * 4.60, rel=0.06)
     total = np.hypot(phase["su"]["a"], phase["su_calibration"]["a"])
     assert abs(phase["cell"]["a"] - 4.60) < 3 * total
+
+
+def test_positions_are_those_of_the_peaks_that_the_file_states(tmp_path, capsys):
+    """A moderator's pulse begins at its position, exponentials fitted to it have their maximum."""
+    old, a = tmp_path / "gem.prm", STANDARDS["si640e"].a
+    old.write_text(prm(records(2, 2, (0.0, 2.6, 34.0, 50.0, 0.0, 133.0, *[0.0] * 9))))
+    (bank,) = read_banks(old)
+    true = bank.exact.with_parameters(difc=bank.exact.difc * 1.001)
+    sample = [(structure("silicon"), [a], SAMPLE)]
+    measured = bank_of(sample, true, bins(6000.0, 30_000.0, 1.5e-3), counts=50_000)
+    file, out = write(tmp_path / "standard.xye", measured.profile), tmp_path / "new.instprm"
+    options = file, "--bank", 2, "--bin-centres"
+    of_standard = "--standard", "si640e", "--instrument", old, "--out", out, "--json"
+    code, printed, _ = command(calibrate.app, capsys, *options, *of_standard)
+    assert code == 0
+    (row,), (new,) = json.loads(printed), read_instruments(out)
+    assert (row["difc"], row["tzero"]) == pytest.approx((new.difc, new.tzero), rel=1e-9)
+    cif = "--cif", STRUCTURES / "silicon.cif", "--json"
+    # Its positions are used with its peaks, too, where the instrument has the pulse itself.
+    for files in (["--instrument", out], ["--instrument", old, "--calibration", out]):
+        _, printed, _ = command(refine.app, capsys, *options, *files, *cif)
+        (phase,) = json.loads(printed)[0]["phases"]
+        assert phase["cell"]["a"] == pytest.approx(a, rel=2e-5)
 
 
 def test_another_sample_than_the_standard_is_refused(tmp_path, capsys):
