@@ -106,7 +106,7 @@ def _histogram(bank: RefinedBank, fit: JointResult) -> Histogram:
     x = 2 * (tof - tof[0]) / (tof[-1] - tof[0]) - 1
     columns, sigma = chebyshev.chebvander(x, bank.terms - 1), measured.sigma[:, None]
     background = np.linalg.lstsq(columns[at] / sigma, bank.background / sigma[:, 0])[0]
-    instrument = represented(with_bin_variance(bank))
+    instrument = represented(with_bin_variance(bank), measured.d)
     instrument = instrument.with_parameters(flight_path=instrument.flight_path_of_difc)
     absorption = next(
         (p.parameters[ABSORPTION][0] for p in fit.phases if ABSORPTION in p.parameters), 0.0

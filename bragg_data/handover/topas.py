@@ -44,7 +44,7 @@ def inp_of_refinement(fit: JointResult, data: Sequence[str]) -> tuple[str, tuple
     lines = ["' Refinement by bragg: all parameters fixed", ""]
     for number, (bank, file) in enumerate(zip(fit.banks, data, strict=True), start=1):
         ours, label = with_bin_variance(bank), bank.bank.label
-        instrument = represented(ours)
+        instrument = represented(ours, bank.bank.d)
         apart = difference_of_peaks(ours, instrument, fit.phases, bank.bank.d)
         notes.append(f"{label}: peaks of TOPAS {apart}")
         background, left = _background(bank)

@@ -154,12 +154,16 @@ def bank_of_moderator(exact: Instrument, d: Array, function: str) -> OriginalBan
     return replace(fitted_bank(peaks_of(exact), begin, d, function), reference=exact)
 
 
+def represented(instrument: Instrument, d: Array) -> Instrument:
+    """Return an instrument with back-to-back exponentials, as other programs need them, over d."""
+    return _represented(instrument, float(d.min()), float(d.max()))
+
+
 @lru_cache(maxsize=64)
-def represented(instrument: Instrument) -> Instrument:
-    """Return an instrument with back-to-back exponentials, as other programs need them."""
+def _represented(instrument: Instrument, shortest: float, longest: float) -> Instrument:
     if instrument.moderator is None:
         return instrument
-    d = usual_spacings(instrument.two_theta)
+    d = spacings_between(np.array([shortest, longest]), instrument.two_theta)
     return bank_of_moderator(instrument, d, "the peak of Ikeda & Carpenter").instrument
 
 
