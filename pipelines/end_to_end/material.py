@@ -45,9 +45,9 @@ from pipelines.training.presets import SEARCH_NETWORK, Presets
 from pipelines.training.run import train_model
 from pipelines.training.task import TrainingEnvironment, TrainingTask
 
-# Profiles of all phases together that a model is calibrated on, and tested on: of the most,
-# coverage of the intervals is known to 1 %, in a minute or two.
-_DRAWS, _DRAWS_PER_MINUTE = (300, 1000), 250
+# Profiles of all phases together that a model is calibrated on, and tested on: of the most, which
+# are twice as many for four phases, coverage of the intervals is known to 1 %, in minutes.
+_DRAWS, _DRAWS_PER_MINUTE, _DRAWS_OF_PHASE = (300, 1000), 250, 500
 _FEWEST_DRAWS = 100  # of each phase
 _FOREIGN_DRAWS = 100  # of each compound
 _TRAINING_DRAWS = 60_000  # of all phases together
@@ -239,7 +239,9 @@ def _best_model(
 
 
 def _presets(n_phases: int, budget: float) -> Presets:
-    draws = min(max(round(_DRAWS_PER_MINUTE * budget), _DRAWS[0]), _DRAWS[1])
+    fewest, most = _DRAWS
+    most = min(max(most, _DRAWS_OF_PHASE * n_phases), 2 * most)
+    draws = min(max(round(_DRAWS_PER_MINUTE * budget), fewest), most)
     count = max(draws // n_phases, _FEWEST_DRAWS)
     networks = {model: dict(presets) for model, presets in Presets().networks.items()}
     for model in (SEARCH, ROBUST):
