@@ -19,7 +19,7 @@ from bragg_data.crystallography.scattering import element_of, scatterer
 _ELEMENT = re.compile(r"(\d*[A-Z][a-z]?)\s*(\d*\.?\d*)")
 _LABEL = re.compile(r"[A-Za-z]+[\w()'*+,/\"]*")  # an element, a number, letters and marks
 _VOLUME = 2e-4  # relative, beyond the last place: cells are rounded after the volume is computed
-_EMPTY = 130.0  # Å³ for each atom: caesium has 116
+_FULL, _EMPTY = 4.0, 130.0  # Å³ for each atom: diamond has 5.7, caesium 116
 _COMPOSITION = 0.02  # relative: refined occupancies against a formula of integers
 _DENSITY = 0.01  # relative
 _AMU_PER_A3 = 1 / 0.602214076  # g/cm³
@@ -35,7 +35,7 @@ def contradictions(unit: cif.AsymmetricUnit, group: gemmi.SpaceGroup, atoms: Ato
     return [
         *_of_tags(unit.block),
         *_of_volume(unit.block, unit.cell),
-        *_of_space(unit.cell, atoms),
+        *_of_space(unit, atoms),
         *_of_group(unit.block, group),
         *_of_multiplicities(unit, atoms),
         *_of_contents(unit, atoms),
@@ -99,13 +99,14 @@ def _of_tags(block: cif.CifBlock) -> list[str]:
     return notes
 
 
-def _of_space(cell: gemmi.UnitCell, atoms: Atoms) -> list[str]:
-    each = cell.volume / max(len(atoms.site), 1)
-    if each < _EMPTY:
+def _of_space(unit: cif.AsymmetricUnit, atoms: Atoms) -> list[str]:
+    count = sum(contents_of(unit.sites, atoms).values())
+    each = unit.cell.volume / max(count, 1e-3)
+    if _FULL < each < _EMPTY:
         return []
     return [
-        f"The cell has {each:.0f} Å³ for each of its {len(atoms.site)} atoms: a length is wrong, or "
-        f"atoms are missing."
+        f"The cell has {each:.2g} Å³ for each of its {count:.3g} atoms: a length or an angle is "
+        f"wrong, or atoms are missing."
     ]
 
 

@@ -29,7 +29,7 @@ from bragg_data.instrument.peak_shape import PeakShape, peak_shape
 
 _IRF = re.compile(r"^[ \t]*NPROF[ \t]*[ \t=][ \t]*\d", re.MULTILINE)
 _PCR = re.compile(r"^!\s*Job\s+Npr\b", re.MULTILINE)
-_BANK = re.compile(r"^!.*\bBank\s+(\d+)\b", re.MULTILINE)
+_BANK = re.compile(r"^!.*\bBank\s+(\d+)(?![.\w])", re.MULTILINE)
 _FUNCTIONS = {9: "back-to-back exponentials", 10: "epithermal and thermal", 13: "Ikeda-Carpenter"}
 _POSITIONS = {  # in which order, if no comment names them
     "ZD2TOF": ("zero", "dtt1", "dtt2", "dtt_1overd"),

@@ -140,6 +140,7 @@ def like(
             result[index] = head + (
                 " " * (fixed_columns - len(head)) + rest if rest.strip() else ""
             )
-        return None if unordered and lines else "\n".join(result) + "\n"
+        left = unordered and any(line[0] != "!" for line in lines)
+        return None if left else "\n".join(result) + "\n"
 
     return canonical

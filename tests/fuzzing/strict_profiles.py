@@ -105,7 +105,7 @@ def _columns(text: str, kind: str) -> list[Bank] | None:
     rows = [line for line in lines if line[:1] not in ("#", "")]
     if re.search(r"[A-DF-Za-df-z]", rows[0]):
         header.append(rows.pop(0))
-    of_names = r"#?\s*_?tof_us[,; ] ?(?:yobs,\s*weight|weight,\s*yobs),\s*[^,]*"
+    of_names = r"#?\s*_?tof_us[,;\s]\s?(?:yobs[,;\s]\s?weight|weight[,;\s]\s?yobs)[,;\s]\s?[^,]*"
     names = re.compile(of_names, re.IGNORECASE)
     comments = [line for line in header if not names.fullmatch(line)]
     if (kind == "csv") == (len(comments) == len(header)):
@@ -125,7 +125,7 @@ def _columns(text: str, kind: str) -> list[Bank] | None:
         weight = columns[0]
         if (
             "weight"
-            in re.split("[,; ]+", next(filter(names.fullmatch, header)).lower().lstrip("# "))[1]
+            in re.split(r"[,;\s]+", next(filter(names.fullmatch, header)).lower().lstrip("# "))[1]
         ):
             y, weight = weight, y
         sigma = np.where(weight > 0, 1 / np.sqrt(np.where(weight > 0, weight, 1)), 0)

@@ -139,9 +139,9 @@ def _structure(document: gemmi.cif.Document) -> Structure | None:
 
 
 def _symbol(label: str, kind: str) -> str:
-    of_label = re.fullmatch(r"([A-Za-z]{1,2})(?:\d\w*|[-+*'])?", label)
+    of_label = re.match(r"[A-Za-z]+", label)
     of_type = re.fullmatch(r"(\d*)([A-Za-z]{1,2})(?:\d?[-+])?", kind)
-    if not of_label or not of_type or of_label[1].capitalize() != of_type[2].capitalize():
+    if not of_label or not of_type or not of_label[0].lower().startswith(of_type[2].lower()):
         raise ValueError(label, kind)
     mass, element = of_type[1], of_type[2].capitalize()
     if gemmi.Element(element).name != element:
