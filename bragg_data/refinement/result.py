@@ -11,6 +11,7 @@ from bragg_data.measurement.resampling import GriddedProfile
 # Mean square of sums over runs of one sign over that of single values, of independent normal ones:
 # runs have a mean length of 2 with variance 2, absolute values a mean of √(2/π).
 _INDEPENDENT = 1 + 4 / np.pi
+_WINDOW = 24  # points of a campaign's grid, a few widths of a peak
 
 
 class RefinementError(ValueError):
@@ -114,11 +115,17 @@ def uncertainties(
     """Return standard uncertainties (k,), reduced χ² and correlation at a minimum.
 
     From the derivatives (n, k) and residuals (points,) there, and the number of all parameters.
+    They are those of the noise or, where larger, of what is wrong where a parameter is determined,
+    such as another phase's line: from sums over windows, within which residuals may be alike
+    (Huber 1967; White, Econometrica 48 (1980) 817).
     """
-    reduced = float(residual @ residual) / max(len(residual) - n_parameters, 1)
-    correlation = serial_correlation(residual)
-    covariance = inverse(jacobian.T @ jacobian) * reduced * correlation
-    return np.sqrt(np.maximum(np.diag(covariance), 0)), reduced, correlation
+    points = len(residual)
+    reduced = float(residual @ residual) / max(points - n_parameters, 1)
+    covariance = inverse(jacobian.T @ jacobian)
+    slopes = jacobian[:points] * residual[:, None]  # which sum up to 0 at the minimum
+    moves = np.add.reduceat(slopes, np.arange(0, points, _WINDOW)) @ covariance
+    variances = np.maximum(np.diag(covariance) * max(reduced, 1.0), np.square(moves).sum(axis=0))
+    return np.sqrt(np.maximum(variances, 0)), reduced, serial_correlation(residual)
 
 
 def inverse(normal: Array) -> Array:

@@ -9,7 +9,12 @@ from bragg_data.campaign import Campaign
 from bragg_data.measurement.load import read_pseudo_experiments
 from bragg_data.measurement.resampling import GriddedProfile
 from bragg_data.refinement.evidence import log_evidence
-from bragg_data.refinement.result import RefinementError, RefinementResult, serial_correlation
+from bragg_data.refinement.result import (
+    RefinementError,
+    RefinementResult,
+    serial_correlation,
+    uncertainties,
+)
 from bragg_data.refinement.rietveld import Refiner
 from bragg_data.simulation.measurement_effects import draw_labels, draw_profiles, simulator_for
 from pipelines.simulation.draws import Purpose, random_stream
@@ -103,6 +108,21 @@ def test_residuals_that_are_alike_count_less() -> None:
     assert np.mean([serial_correlation(row) for row in noise]) == pytest.approx(1, abs=0.03)
     assert serial_correlation(np.repeat(noise[0, :450], 6)) == pytest.approx(6, rel=0.2)
     assert serial_correlation(np.zeros(9)) == 1
+
+
+def test_what_is_wrong_near_a_parameter_makes_it_less_certain_and_no_other() -> None:
+    """Two parameters, of the first and the second half, and errors of windows in the first one."""
+    generator = np.random.default_rng(0)
+    jacobian = np.kron(np.eye(2), np.ones((480, 1)))
+    values, su = [], []
+    for _ in range(200):
+        data = generator.normal(size=960)
+        data[:480] += np.repeat(generator.normal(size=20), 24)
+        values.append(data.reshape(2, 480).mean(axis=1))
+        su.append(uncertainties(jacobian, data - jacobian @ values[-1], 2)[0])
+    mean = np.mean(su, axis=0)
+    assert mean[0] == pytest.approx(np.std(values, axis=0)[0], rel=0.15)  # 0.23
+    assert np.sqrt(1 / 480) < mean[1] < 1.4 * np.sqrt(1 / 480)
 
 
 @pytest.mark.parametrize(
