@@ -60,6 +60,10 @@ class JointOptions:
         return (*self.cans, self.standard)
 
 
+Before = tuple[State, Sequence[int | None]]
+"""An earlier state, and the places that phases had there."""
+
+
 class JointRefiner:
     """Some phases on some banks. Building it takes a second for each bank."""
 
@@ -115,20 +119,15 @@ class JointRefiner:
             return _calibrated(state, options.standard) if options.standard else state
 
     def near(
-        self,
-        cells: Sequence[Array],
-        options: JointOptions,
-        before: State | None = None,
-        codes: Sequence[int | None] = (),
+        self, cells: Sequence[Array], options: JointOptions, before: Before | None = None
     ) -> State:
         """Return the minimum next to cells (6,) that are nearly right, without any search.
 
-        A CrystalError is raised if there is no pattern. All but cells starts where it was
-        ``before``; ``codes`` are the places that the phases had there.
+        All but cells starts where it was ``before``. A CrystalError is raised without a pattern.
         """
         model = self._model(options, cells)
         if before is not None:
-            model = _started(model, before.model, codes)
+            model = _started(model, before[0].model, before[1])
         with single_threaded():
             return State(model).minimised(ROUGHLY).searched_again()
 
@@ -193,15 +192,12 @@ class JointRefiner:
 
 def _started(model: JointModel, before: JointModel, codes: Sequence[int | None]) -> JointModel:
     """Return a model whose parameters but cells, and background, start where they were before."""
-    known = {(p.keys, p.phase, p.bank): p.start for p in before.parameters}
+    places = [None if p.phase is None else codes[p.phase] for p in model.parameters]
+    moved = (p for p in before.parameters if not p.keys[0].startswith("cell_"))
+    known = {(p.keys, p.phase, p.bank): p.start for p in moved}
     parameters = (
-        p
-        if p.keys[0].startswith("cell_")
-        else replace(
-            p,
-            start=known.get((p.keys, None if p.phase is None else codes[p.phase], p.bank), p.start),
-        )
-        for p in model.parameters
+        replace(p, start=known.get((p.keys, place, p.bank), p.start))
+        for p, place in zip(model.parameters, places, strict=True)
     )
     banks = (replace(b, terms=was.terms) for b, was in zip(model.banks, before.banks, strict=True))
     return replace(model, banks=tuple(banks), parameters=tuple(parameters))

@@ -98,7 +98,7 @@ class PhaseSearch:
         cells = cells_of(state)
         codes = [places.index(place) for place in once]
         refiner = JointRefiner(self.banks, [self.library.phases[place] for place in once])
-        return once, refiner.near([cells[code] for code in codes], self.options, state, codes)
+        return once, refiner.near([cells[code] for code in codes], self.options, (state, codes))
 
     def with_alternatives(
         self, places: Sequence[int], state: State, duplicates: Mapping[int, Mapping[int, float]]
@@ -161,7 +161,7 @@ class PhaseSearch:
         earlier, state = before
         codes = [earlier.index(place) if place in earlier else None for place in places]
         with suppress(CrystalError):
-            return refiner.near(cells, self.options, state, codes)
+            return refiner.near(cells, self.options, (state, codes) if state else None)
         return None
 
     def pruned(
