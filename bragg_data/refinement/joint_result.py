@@ -136,13 +136,16 @@ def unexplained_lines(bank: MeasuredBank, calculated: Array, background: Array) 
     width = np.maximum(bank.full_width / np.gradient(bank.tof), 1.0)
     size = max(int(np.median(width)), 1)
     smooth = uniform_filter1d(difference, size, mode="nearest")
-    # The scatter of the differences, where it is larger than their uncertainties: of misfit. Where
-    # many lines are missing they are most of it.
-    wide = max(101, 60 * size)
-    spread = 1.4826 * median_filter(np.abs(smooth), min(wide, len(smooth)), mode="reflect")
+    # The scatter of the differences, where it is larger than their uncertainties: from point to
+    # point, and that of misfit. Where many lines are missing they are most of the latter.
+    wide = min(max(101, 60 * size), len(smooth))
+    rough, spread = (
+        1.4826 * median_filter(np.abs(values), wide, mode="reflect")
+        for values in (np.diff(difference, prepend=difference[0]) / np.sqrt(2), smooth)
+    )
     top = float(np.max(signal, initial=0.0))
     spread = np.minimum(spread, _CLEAR * top / _SIGNIFICANT)
-    noise = np.maximum(bank.sigma / np.sqrt(size), spread)
+    noise = np.maximum(np.maximum(bank.sigma, rough) / np.sqrt(size), spread)
     near = max(int(_NEAR * size), 1)
     highest = _running_maximum(signal, near)
     limit = np.maximum(_SIGNIFICANT * noise, _VISIBLE * top)
