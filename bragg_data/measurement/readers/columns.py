@@ -14,7 +14,10 @@ from bragg_data.measurement.readers.digits import warnings_of_digits
 _COLUMN_NAMES = {
     "tof": {"tof", "tof_us", "time_of_flight", "time-of-flight", "t", "time", "x"},
     "intensity": {"intensity", "y", "yobs", "y_obs", "i", "iobs", "counts", "observed", "obs"},
-    "sigma": {"sigma", "e", "err", "error", "esd", "s", "dy", "sig", "uncertainty", "std"},
+    "sigma": {
+        *("sigma", "e", "err", "error", "esd", "s", "dy", "sig", "uncertainty", "std"),
+        *("standard uncertainty", "standard deviation", "standard error"),
+    },
     "weight": {"weight", "w"},
 }
 _NOT_READ = frozenset(

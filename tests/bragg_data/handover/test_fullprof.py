@@ -101,6 +101,7 @@ def test_instrument_and_data_are_read_again(tmp_path):
         np.testing.assert_allclose(profile.tof, bank.bank.tof, atol=1e-4)
         np.testing.assert_allclose(profile.intensity, bank.bank.intensity, rtol=1e-6)
         np.testing.assert_allclose(profile.sigma, bank.bank.sigma, atol=1e-6)
+        assert profile.warnings == ()  # as σ is read, not that of these counts, which is the same
 
 
 def test_the_pulse_of_a_moderator_is_handed_over():
