@@ -58,7 +58,9 @@ def space_group_of(unit: cif.AsymmetricUnit) -> tuple[gemmi.SpaceGroup, tuple[st
                 f"{where} names no known space group: its list of symmetry operations is no group "
                 f"in a tabulated setting. Complete it, or give the Hermann-Mauguin symbol instead."
             )
-        return group, (f"The list of symmetry operations is incomplete: {group.xhm()} is used.",)
+        return group, (
+            f"The list of symmetry operations is incomplete or damaged: {group.xhm()} is used.",
+        )
     if group is not None:
         # A number alone names no setting.
         if not named.groups or any(
@@ -102,7 +104,9 @@ def _listed(block: cif.CifBlock) -> tuple[frozenset[str], gemmi.SpaceGroup | Non
         group = gemmi.find_spacegroup_by_ops(gemmi.GroupOps(list(listed.values())))
     except (ValueError, RuntimeError):
         group = None
-    return frozenset(listed), group
+    # Gemmi looks at some of them.
+    alike = group is not None and frozenset(listed) == _triplets(group)
+    return frozenset(listed), group if alike else None
 
 
 def _completed(listed: frozenset[str]) -> gemmi.SpaceGroup | None:

@@ -15,7 +15,7 @@ from bragg_data.crystallography.cif import DEFAULT_U
 from bragg_data.crystallography.scattering import scatterer
 from bragg_data.crystallography.structure import phase_from_cif, read_phase
 from bragg_data.store.schema import labelled
-from tests.bragg_data.crystallography.test_published_structures import cif
+from tests.bragg_data.crystallography.test_published_structures import ROWS, cif
 from tests.bragg_data.crystallography.test_structure import RUTILE
 from tests.tiny_campaign import write_campaign
 
@@ -241,3 +241,15 @@ def test_assumptions_go_with_a_campaign_and_change_no_identity(tmp_path: Path) -
 def test_real_cifs(file: str, group: str, atoms: int) -> None:
     phase = read_phase(REAL / file, "real")
     assert (phase.space_group, len(phase.symbols)) == (group, atoms)
+
+
+def test_a_damaged_operation_is_reported() -> None:
+    group = gemmi.find_spacegroup_by_name("R 3 c:H")
+    listed = [op.triplet() for op in group.operations()]
+    loop = "loop_\n_space_group_symop_operation_xyz\n" + "\n".join(f"'{x}'" for x in listed)
+    damaged = loop.replace("'-y+2/3,", "'-y+2/2,", 1)
+    assert damaged != loop
+    name = next(n for n, row in ROWS.items() if row[1] == "R 3 c:H")
+    assert not phase_from_cif(cif(name) + loop, name).assumptions
+    (note,) = phase_from_cif(cif(name) + damaged, name).assumptions
+    assert "incomplete or damaged: R 3 c:H is used" in note
