@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -146,13 +147,20 @@ def _chosen_recipe(
 ) -> tuple[Recipe, Reuse | None]:
     """Choose simulator and call path, find what the store has, and ask before long campaigns."""
     campaign, samples = job.campaign, job.campaign.samples[slice(job.limit)]
-    recipe, seconds = simulators.choose(simulator, campaign, samples, job.gsas2, client)
+
+    @cache
+    def reusable(recipe: Recipe) -> Reuse:
+        by = {"simulator": recipe.simulator, "simulator_version": recipe.version}
+        by["call_path"] = recipe.gsas2.call_path
+        return find_reusable(store, campaign, by, job.limit)
+
+    recipe, seconds = simulators.choose(
+        simulator, campaign, samples, job.gsas2, client, lambda recipe: reusable(recipe).new
+    )
     simulators.check_resume(existing, recipe)
     reuse, new = None, np.ones(len(samples), np.bool_)
     if recipe.simulator in _REUSED:
-        by = {"simulator": recipe.simulator, "simulator_version": recipe.version}
-        by["call_path"] = recipe.gsas2.call_path
-        reuse = find_reusable(store, campaign, by, job.limit)
+        reuse = reusable(recipe)
         new = reuse.new
     if reuse and reuse.copied:
         counts = {donor.name: count for donor, count in reuse.copied.items()}

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -225,6 +225,7 @@ def choose(
     samples: Samples,
     options: Gsas2Options,
     client: Client | None = None,
+    new_samples: Callable[[Recipe], Mask] | None = None,
 ) -> tuple[Recipe, Array]:
     """Choose the simulator of some samples and the way to call it.
 
@@ -232,9 +233,10 @@ def choose(
 
     For ``auto`` (``kinematic`` needs no choice), GSAS-II is chosen if every worker can import it.
     Then one cell of each phase is simulated in both ways to call it: the faster way is used if they
-    agree. Without a client, this process simulates. Raises `SimulationError` for ``gsas2``, if a
-    worker has no GSAS-II, or the workers have different versions, and `Gsas2Error` if GSAS-II does
-    not understand a phase.
+    agree. Phases without ``new_samples`` of a recipe, (n,), were checked when theirs were
+    simulated. Without a client, this process simulates. Raises `SimulationError` for ``gsas2``, if
+    a worker has no GSAS-II, or the workers have different versions, and `Gsas2Error` if GSAS-II
+    does not understand a phase.
     """
     probes = _probes(client, options.location)
     lacking = [answer for answer in probes if answer.reason]
@@ -246,6 +248,14 @@ def choose(
             count = f"every worker ({len(probes)})" if client else "this Python"
             say(f"Simulator auto is gsas2: {count} can import GSAS-II")
         recipe = recipe_of(campaign, "gsas2", common_version(probes), options)
+        new = np.arange(len(samples))
+        if new_samples is not None:
+            new = np.flatnonzero(new_samples(recipe))
+            if not len(new):
+                return recipe, np.zeros(len(campaign.phases))
+        checked = _choose_call_path(recipe, samples[new], client)
+        if len(new) == len(samples) or checked[0] == recipe:
+            return checked
         return _choose_call_path(recipe, samples, client)
     reason, host = lacking[0].reason.partition(". ")[0], lacking[0].host
     say(f"Simulator auto is kinematic, the fast one, because on {host} {escape(reason)}")
