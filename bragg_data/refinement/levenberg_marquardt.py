@@ -115,6 +115,9 @@ def _bounded_step(system: Array, right: Array, low: Array, high: Array) -> Array
     R. L. Parker, Computational Statistics 10 (1995) 129). All that an unbounded step takes beyond
     its bound may not be held at once: such a step may well lead uphill.
     """
+    step = np.linalg.solve(system, right)
+    if ((low <= step) & (step <= high)).all():
+        return np.asarray(step)
     step, held = np.zeros(len(right)), np.zeros(len(right), dtype=bool)
     for _ in range(3 * len(right)):
         free = ~held
