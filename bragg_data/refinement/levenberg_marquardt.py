@@ -21,6 +21,9 @@ _MOST_STEPS = 60
 _LEAST_DAMPING, _MOST_DAMPING = 1e-5, 1e6
 _LEAST_AFTER = 0.1  # after a step uphill: less hardly makes another step
 _NO_DAMPING = 1e-9  # keeps what the data do not determine where it is
+_PATIENCE = 10  # steps, after which one that leads uphill has the weak directions looked at
+_WEAK = 0.02  # eigenvalue of the normal matrix with 1 on its diagonal
+_SHORT = 0.1  # of an undamped step, along which curvature is measured
 
 
 class Evaluation(NamedTuple):
@@ -65,12 +68,16 @@ def minimise(
     x, here = start, evaluate(start)
     # Where one step after the other leads uphill, damping rises faster and faster.
     damping, rise, converged = 1e-3, 10.0, False
-    for _ in range(steps):
+    further = np.zeros((len(x), len(x)))
+    for number in range(steps):
         check_time()
         normal, right = here.jacobian.T @ here.jacobian, -(here.jacobian.T @ here.residual)
         if not np.trace(normal) > 0:
             break  # nothing of the pattern is in the measurement
         chi2 = float(here.residual @ here.residual)
+        if number >= _PATIENCE and rise > 10.0:
+            further = _further_curvature(evaluate, x, chi2, normal, right, bounds)
+        normal += further
         undamped = _bounded_step(_damped(normal, _NO_DAMPING), right, low - x, high - x)
         if _predicted(normal, right, undamped) < tolerance(chi2):
             converged = True
@@ -95,6 +102,38 @@ def minimise(
             damping = min(max(rise * damping, _LEAST_AFTER), _MOST_DAMPING)
             rise *= 10
     return Minimum(x, *here, converged)
+
+
+def _further_curvature(
+    evaluate: Callable[[Array], Evaluation],
+    x: Array,
+    chi2: float,
+    normal: Array,
+    right: Array,
+    bounds: tuple[Array, Array],
+) -> Array:
+    """Return what the normal matrix (k, k) lacks of χ²'s curvature in directions it leaves open.
+
+    The pattern changes there by the square of the parameters' changes, as where two sites of equal
+    scattering exchange their displacement parameters, and undamped steps promise what they cannot
+    keep.
+    """
+    scale = np.sqrt(np.diag(normal) + 1e-12 * np.trace(normal))
+    values, vectors = np.linalg.eigh(normal / np.outer(scale, scale))
+    further = np.zeros_like(normal)
+    for value, vector in zip(values, vectors.T, strict=True):
+        slope = float(right @ (vector / scale))
+        if value > _WEAK or slope == 0:
+            continue
+        move = _SHORT * slope / max(value, _NO_DAMPING) * vector / scale
+        to = np.clip(x + move, *bounds)
+        step = float((to - x) * scale @ vector)
+        with suppress(CrystalError):
+            residual = evaluate(to).residual
+            change = float(residual @ residual) - chi2 + 2 * right @ (to - x)
+            if step and change > value * step**2:
+                further += (change / step**2 - value) * np.outer(vector * scale, vector * scale)
+    return further
 
 
 def _predicted(normal: Array, right: Array, step: Array) -> float:

@@ -84,3 +84,22 @@ def test_a_hopeless_fit_ends_at_its_start() -> None:
     result = minimum(Decay(), start, hopeless=1)
     np.testing.assert_array_equal(result.point, start)
     assert not result.converged
+
+
+def test_parameters_of_which_only_the_square_of_a_difference_counts() -> None:
+    """Such as displacement parameters of two sites that may be exchanged."""
+    evaluations = []
+
+    def evaluate(point: np.ndarray) -> Evaluation:
+        evaluations.append(point)
+        apart = point[0] - point[1]
+        slope = 0.1 + 100 * apart
+        residual = np.array([10 * (point.sum() - 2), 20 + 0.1 * apart + 50 * apart**2])
+        return Evaluation(residual, np.array([[10.0, 10.0], [slope, -slope]]))
+
+    bounds = np.full(2, -9.0), np.full(2, 9.0)
+    result = minimise(evaluate, np.array([1.5, 1.1]), bounds, lambda _: 1e-4)
+    assert result.converged
+    assert len(evaluations) < 40  # 61, where only the products of derivatives count
+    np.testing.assert_allclose(result.point, [1 - 0.0005, 1 + 0.0005], atol=1e-3)
+    assert result.residual @ result.residual < 20**2 + 1e-3
