@@ -29,7 +29,7 @@ from bragg_data.refinement.joint_parameters import (
     with_site_groups,
 )
 from bragg_data.refinement.joint_result import JointResult
-from bragg_data.refinement.joint_state import CONVERGED, NEARBY, ROUGHLY, State
+from bragg_data.refinement.joint_state import NEARBY, ROUGHLY, State
 from bragg_data.refinement.joint_summary import summarise
 from bragg_data.refinement.measured_bank import MeasuredBank
 from bragg_data.refinement.result import RefinementError
@@ -115,7 +115,7 @@ class JointRefiner:
         with single_threaded(), _as_refinement_error():
             if options.evidence:
                 state = with_additions(state)
-            state = state.with_terms().minimised(CONVERGED)
+            state = state.with_terms().finished()
             return _calibrated(state, options.standard) if options.standard else state
 
     def near(
@@ -232,7 +232,7 @@ def _calibrated(state: State, standard: str) -> State:
     known = {p.bank: p.start for p in model.parameters if p.keys[0] == "offset"}
     free = offsets([of_bank.bank for of_bank in model.banks], [np.inf] * len(model.banks))
     parameters += [replace(p, start=(1 + known.get(p.bank, 0.0)) * longer - 1) for p in free]
-    calibrated = State(replace(model, parameters=tuple(parameters))).minimised(CONVERGED)
+    calibrated = State(replace(model, parameters=tuple(parameters))).finished()
     _check_standard(calibrated, code)  # other phases may have taken its place
     return calibrated
 

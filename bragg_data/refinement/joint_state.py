@@ -58,12 +58,15 @@ class State:
             mine, total = mine + float(signal[code]), total + float(signal.sum())
         return mine / max(total, 1e-300)
 
-    def minimised(self, tolerance: float) -> "State":
-        """Return the state after a search down to a promise of ``tolerance`` times the noise."""
+    def minimised(self, tolerance: float, noise: float = 1.0) -> "State":
+        """Return the state after a search down to a promise of ``tolerance`` times the noise.
+
+        That is the reduced χ², or the factor ``noise`` on variances if it is larger.
+        """
         model, n = self.model, self.model.n_points
 
         def at(chi2: float) -> float:
-            return tolerance * max(chi2 / n, 1.0)
+            return tolerance * max(chi2 / n, noise)
 
         low, high = model.bounds
         reach = 1e-9 * (high - low)
@@ -75,6 +78,19 @@ class State:
         )
         noise = _noise(minimum.residual[:n], n - len(values))
         return State(replace(model, parameters=parameters, noise=noise), minimum)
+
+    def finished(self) -> "State":
+        """Return the state after the last search.
+
+        Rounding of the derivatives may keep it from an exact minimum in a direction that the data
+        leave open. Then it has converged where a fifth of the noise is promised at most: half a
+        standard uncertainty.
+        """
+        state = self.minimised(CONVERGED)
+        assert state.minimum is not None
+        if state.minimum.converged:
+            return state
+        return state.minimised(NEARBY, state.model.noise)
 
     def is_trace(self, code: int) -> bool:
         """Return whether a phase gives little of the calculated signal."""

@@ -75,15 +75,17 @@ def minimise(
         if not np.trace(normal) > 0:
             break  # nothing of the pattern is in the measurement
         chi2 = float(here.residual @ here.residual)
+        far = longest(x)
+        ends = np.maximum(low - x, -far), np.minimum(high - x, far)
         if number >= _PATIENCE and rise > 10.0:
-            further = _further_curvature(evaluate, x, chi2, normal, right, bounds)
+            further = _further_curvature(evaluate, x, chi2, normal, right, ends)
+            here = evaluate(x)  # shapes may have been prepared anew for where that looked
+            chi2 = float(here.residual @ here.residual)
         normal += further
         undamped = _bounded_step(_damped(normal, _NO_DAMPING), right, low - x, high - x)
         if _predicted(normal, right, undamped) < tolerance(chi2):
             converged = True
             break
-        far = longest(x)
-        ends = np.maximum(low - x, -far), np.minimum(high - x, far)
         step = _bounded_step(_damped(normal, damping), right, *ends)
         predicted = _predicted(normal, right, step)
         if give_up(chi2, predicted):
@@ -110,7 +112,7 @@ def _further_curvature(
     chi2: float,
     normal: Array,
     right: Array,
-    bounds: tuple[Array, Array],
+    ends: tuple[Array, Array],
 ) -> Array:
     """Return what the normal matrix (k, k) lacks of χ²'s curvature in directions it leaves open.
 
@@ -126,11 +128,11 @@ def _further_curvature(
         if value > _WEAK or slope == 0:
             continue
         move = _SHORT * slope / max(value, _NO_DAMPING) * vector / scale
-        to = np.clip(x + move, *bounds)
-        step = float((to - x) * scale @ vector)
+        move = np.clip(move, *ends)
+        step = float(move * scale @ vector)
         with suppress(CrystalError):
-            residual = evaluate(to).residual
-            change = float(residual @ residual) - chi2 + 2 * right @ (to - x)
+            residual = evaluate(x + move).residual
+            change = float(residual @ residual) - chi2 + 2 * right @ move
             if step and change > value * step**2:
                 further += (change / step**2 - value) * np.outer(vector * scale, vector * scale)
     return further
