@@ -79,7 +79,7 @@ def minimise(
         ends = np.maximum(low - x, -far), np.minimum(high - x, far)
         if number >= _PATIENCE and rise > 10.0:
             further = _further_curvature(evaluate, x, chi2, normal, right, ends)
-            here = evaluate(x)  # shapes may have been prepared anew for where that looked
+            here = evaluate(x)  # shapes may have been prepared again for where that looked
             chi2 = float(here.residual @ here.residual)
         normal += further
         undamped = _bounded_step(_damped(normal, _NO_DAMPING), right, low - x, high - x)
