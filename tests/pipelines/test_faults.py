@@ -268,7 +268,7 @@ def small_cluster() -> Iterator[Client]:
             n_workers=2,
             threads_per_worker=1,
             memory_limit="500 MB",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
             scheduler_kwargs={"allowed_failures": 0},
         ) as cluster,

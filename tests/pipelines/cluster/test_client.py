@@ -118,7 +118,7 @@ def test_exception_in_the_block_passes_through() -> None:
 
 def test_running_scheduler_is_used_with_a_single_thread_and_left_running() -> None:
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as running,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as running,
         Client(running, set_as_default=False) as other,
     ):
         address = running.scheduler_address
@@ -138,7 +138,7 @@ def test_workers_that_cannot_import_the_project_are_refused() -> None:
         sys.modules.update({"pipelines": None, "pipelines.cluster.client": None})  # type: ignore[dict-item]
 
     with (
-        LocalCluster(n_workers=1, dashboard_address=None, silence_logs=50) as running,
+        LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", silence_logs=50) as running,
         Client(running, set_as_default=False) as other,
     ):
         other.run(forget)

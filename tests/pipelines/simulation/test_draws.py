@@ -40,7 +40,9 @@ def test_training_and_calibration_draws_of_neighbouring_seeds_differ(
     small_campaign: Campaign,
 ) -> None:
     """Those of a calibration had the seed of the training, plus one."""
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as c:
+    with Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as c:
         drawn = [
             draw_on_cluster(c, small_campaign, 2, purpose, seed)
             for purpose, seed in (

@@ -71,7 +71,11 @@ VERSION = "1, fake"
 def cluster():
     """The address of a scheduler with a worker in this process, which a monkeypatch reaches."""
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address="127.0.0.1:0",
     ) as local:
         yield local.scheduler_address
 
