@@ -120,7 +120,7 @@ def _further_curvature(
     scattering exchange their displacement parameters, and undamped steps promise what they cannot
     keep.
     """
-    scale = np.sqrt(np.diag(normal) + 1e-12 * np.trace(normal))
+    scale = np.sqrt(_diagonal(normal))
     values, vectors = np.linalg.eigh(normal / np.outer(scale, scale))
     further = np.zeros_like(normal)
     for value, vector in zip(values, vectors.T, strict=True):
@@ -145,8 +145,12 @@ def _predicted(normal: Array, right: Array, step: Array) -> float:
 
 def _damped(normal: Array, damping: float) -> Array:
     """Return the normal matrix (k, k) with a factor on its diagonal."""
-    diagonal = np.diag(normal) + 1e-12 * np.trace(normal)
-    return np.asarray(normal + damping * np.diag(diagonal))
+    return np.asarray(normal + damping * np.diag(_diagonal(normal)))
+
+
+def _diagonal(normal: Array) -> Array:
+    """Return the diagonal (k,), above zero where the data do not see a parameter."""
+    return np.asarray(np.diag(normal) + 1e-12 * np.trace(normal))
 
 
 def _bounded_step(system: Array, right: Array, low: Array, high: Array) -> Array:
